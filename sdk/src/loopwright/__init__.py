@@ -1,0 +1,1 @@
+"""Loopwright's client: send feedback, follow it, operate the loop."""
