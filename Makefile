@@ -1,0 +1,59 @@
+# Paths are relative and quoted: the repository may lie under a path with spaces.
+.DEFAULT_GOAL := help
+.PHONY: help install setup demo up down test lint format lock clean
+.NOTPARALLEL:
+
+PYTHON := .venv/bin/python
+# The machine's own Python, used only to make .venv: PYTHON3=... names it, else the first that is new enough.
+PYTHON3 ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+CHECKED := services shared sdk deploy examples
+SERVICES := inference feedback processor trainer rollout console local
+UV = $$(command -v uv || echo .loopwright/uv/bin/uv)
+COMPILE = "$(UV)" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock" $(UPGRADE)
+
+help: ## What there is to do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  Variables: PYTHON3 (interpreter for .venv), TORCH_BACKEND (cpu: a much smaller PyTorch, not checked by hash),"
+	@echo "  KAFKA_BOOTSTRAP_SERVERS, REDIS_URL, LOOPWRIGHT_BASE_MODEL (yours instead of the local ones)."
+
+install: ## Make .venv from the hashed lock; skipped when nothing changed
+	@test -n "$(PYTHON3)" || { echo "make install: Python 3.11 or newer is needed; install it or name it: make PYTHON3=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON3)" requirements/install.py
+
+setup: install ## Fetch and build what the local stack runs on (Kafka, Redis, the base model)
+	@"$(PYTHON)" -m deploy.local setup
+
+demo: install ## One whole loop: ask, correct, train, gate, swap, ask again
+	@"$(PYTHON)" -m examples.demo
+
+up: install ## Start the local stack
+	@"$(PYTHON)" -m deploy.local up
+
+down: ## Stop the local stack
+	@test ! -x "$(PYTHON)" || "$(PYTHON)" -m deploy.local down
+
+test: setup ## Install what is missing and run all tests
+	@"$(PYTHON)" -m pytest $(ARGS)
+
+lint: install ## ruff and mypy --strict
+	@"$(PYTHON)" -m ruff check .
+	@"$(PYTHON)" -m ruff format --check .
+	@"$(PYTHON)" -m mypy --strict $(CHECKED)
+
+format: install ## Format and fix what ruff can fix
+	@"$(PYTHON)" -m ruff check --fix .
+	@"$(PYTHON)" -m ruff format .
+
+lock: ## Compile all locks again (UPGRADE=--upgrade for newer versions)
+	@$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt
+	@for service in $(SERVICES); do \
+		$(COMPILE) --extra "$$service" -c requirements/dev.txt pyproject.toml -o "requirements/$$service.txt" || exit 1; \
+	done
+	@$(COMPILE) -c requirements/dev.txt requirements/uv.in -o requirements/uv.txt
+
+clean: ## Remove what was installed, built and stored, data of the local stack included
+	@test ! -x "$(PYTHON)" || "$(PYTHON)" -m deploy.local down || true
+	rm -rf .venv .loopwright .pytest_cache .mypy_cache .ruff_cache .hypothesis
