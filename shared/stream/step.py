@@ -1,0 +1,98 @@
+"""What a step is: a pure function from the state of one partition and one record to outputs.
+
+The words of the engine's port. They import nothing of Kafka, so a step and its tests need no broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, dataclass_transform
+
+Headers = tuple[tuple[str, bytes], ...]
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def _value(cls: type[T]) -> type[T]:
+    """An immutable value to the type checker; at run time a plain dataclass, as `frozen=True` makes one four times
+    slower to construct, and the engine constructs several for each record."""
+    made: Callable[[type[T]], type[T]] = dataclass(slots=True, unsafe_hash=True)
+    return made(cls)
+
+
+@_value
+class Record:
+    """One record of an input topic. `timestamp`: the broker's append time, in ms since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+@_value
+class Tick:
+    """Time passing in one partition. Fed about once a second while all inputs of the partition are at their end.
+
+    `timestamp`: ms since the epoch, never less than that of a record or tick the step has seen before in this process.
+    A tick is not in the log: what it changes is durable only through the state and the outputs.
+    """
+
+    partition: int
+    timestamp: int
+
+
+@_value
+class Output:
+    """One record to produce. With `partition` None the key is hashed as JVM clients do (murmur2)."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+    partition: int | None = None
+
+    @classmethod
+    def beside(
+        cls, source: Record | Tick, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()
+    ) -> Output:
+        """An output in the partition that `source` came from, as internal topics are written."""
+        return cls(topic, key, value, headers, source.partition)
+
+
+class State(Protocol):
+    """The state of ONE partition, ordered by key bytes.
+
+    What the step writes is visible to it at once, durable only with the commit, and undone if the step raises.
+    Not thread-safe; valid only during the call that it was given to.
+    """
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None if there is none."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Raises `Oversized` where key and value do not fit into one changelog record, `ValueError` for the
+        engine's own key."""
+
+    def delete(self, key: bytes) -> None:
+        """No error if there is nothing to delete."""
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """`start <= key < end` in key order, as of the call: what the step writes while it iterates does not show.
+        Lazy: the caller bounds how much it reads."""
+
+
+class Step(Protocol):
+    """Deterministic: no I/O, no clock, no randomness.
+
+    Raising `Rejected` (or anything else) makes the record a dead letter with that class and message; the state it
+    wrote is undone and its outputs are dropped. Outputs may be a generator; it is read to its end before any is
+    produced. An output to a topic the engine was not given, or larger than a record may be, counts as raising.
+    """
+
+    def __call__(self, state: State, record: Record | Tick, /) -> Iterable[Output]: ...
