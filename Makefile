@@ -53,6 +53,7 @@ lock: ## Compile all locks again (UPGRADE=--upgrade for newer versions)
 		$(COMPILE) --extra "$$service" -c requirements/dev.txt pyproject.toml -o "requirements/$$service.txt" || exit 1; \
 	done
 	@$(COMPILE) -c requirements/dev.txt requirements/uv.in -o requirements/uv.txt
+	@$(COMPILE) --no-deps -c requirements/dev.txt requirements/redis.in -o requirements/redis.txt
 
 clean: ## Remove what was installed, built and stored, data of the local stack included
 	@test ! -x "$(PYTHON)" || "$(PYTHON)" -m deploy.local down || true

