@@ -16,8 +16,10 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def _value(cls: type[T]) -> type[T]:
-    """An immutable value to the type checker; at run time a plain dataclass, as `frozen=True` makes one four times
-    slower to construct, and the engine constructs several for each record."""
+    """An immutable value to the type checker; at run time a plain dataclass.
+
+    `frozen=True` makes construction three times slower, and the engine constructs several for each record.
+    """
     made: Callable[[type[T]], type[T]] = dataclass(slots=True, unsafe_hash=True)
     return made(cls)
 
@@ -37,9 +39,9 @@ class Record:
 
 @_value
 class Tick:
-    """Time passing in one partition. Fed about once a second while all inputs of the partition are at their end.
+    """Time passing in one partition: fed about once a second while all its inputs are at their end.
 
-    `timestamp`: ms since the epoch, never less than that of a record or tick the step has seen before in this process.
+    `timestamp`: ms since the epoch, never less than that of an earlier record or tick of the partition.
     A tick is not in the log: what it changes is durable only through the state and the outputs.
     """
 
@@ -68,7 +70,7 @@ class Output:
 class State(Protocol):
     """The state of ONE partition, ordered by key bytes.
 
-    What the step writes is visible to it at once, durable only with the commit, and undone if the step raises.
+    What the step writes is visible to it at once, durable only with the commit, undone if the step raises.
     Not thread-safe; valid only during the call that it was given to.
     """
 
@@ -76,23 +78,27 @@ class State(Protocol):
         """The value, or None if there is none."""
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Raises `Oversized` where key and value do not fit into one changelog record, `ValueError` for the
-        engine's own key."""
+        """Raises `Oversized` where key and value do not fit one record, `ValueError` for the engine's key."""
 
     def delete(self, key: bytes) -> None:
         """No error if there is nothing to delete."""
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """`start <= key < end` in key order, as of the call: what the step writes while it iterates does not show.
-        Lazy: the caller bounds how much it reads."""
+        """`start <= key < end` in key order, as of the call: writes made while iterating do not show.
+
+        Lazy: the caller bounds how much it reads.
+        """
 
 
 class Step(Protocol):
     """Deterministic: no I/O, no clock, no randomness.
 
-    Raising `Rejected` (or anything else) makes the record a dead letter with that class and message; the state it
-    wrote is undone and its outputs are dropped. Outputs may be a generator; it is read to its end before any is
-    produced. An output to a topic the engine was not given, or larger than a record may be, counts as raising.
+    Raising `Rejected` (or anything else) makes the record a dead letter with that class and message; the
+    state it wrote is undone and its outputs are dropped. The outputs may be a generator; it is read to its
+    end before any is produced. An output to a topic that the engine was not given, or too large for a record,
+    counts as raising.
+    A tick that raises is undone too, and logged; several in a row halt the engine.
     """
 
-    def __call__(self, state: State, record: Record | Tick, /) -> Iterable[Output]: ...
+    def __call__(self, state: State, record: Record | Tick) -> Iterable[Output]:
+        """What follows from `record`, given `state`."""

@@ -1,0 +1,103 @@
+# ruff: noqa: D102 - the contract of `State` is in step.py
+"""The state as a step sees it: the store beneath, the writes of this slice above, revocable by record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sortedcontainers import SortedList
+
+from shared.errors import Oversized
+from shared.stream.store import POSITIONS_KEY, Store
+
+_ABSENT = object()
+
+
+class Overlay:
+    """`State` over a store that it never writes.
+
+    The engine calls `savepoint` before each record, `undo` where the step raised, and `clear` once `writes`
+    is committed and applied to the store, or was aborted.
+    """
+
+    def __init__(self, store: Store, max_record_bytes: int) -> None:
+        self.writes: dict[bytes, bytes | None] = {}
+        """What the slice has changed so far: the newest value per key, None for a deletion."""
+        self._store = store
+        self._max = max_record_bytes
+        self._undo: list[tuple[bytes, object]] = []
+        self._order: SortedList | None = None  # the keys of `writes`, kept only once something was scanned
+
+    def get(self, key: bytes) -> bytes | None:
+        value = self.writes.get(key, _ABSENT)
+        return self._store.get(key) if value is _ABSENT else value  # type: ignore[return-value]
+
+    def put(self, key: bytes, value: bytes) -> None:
+        if len(key) + len(value) > self._max:
+            raise Oversized(
+                f"State of {len(key) + len(value)} bytes under key {key[:80]!r}: "
+                f"one record holds at most {self._max}. Keep it in several keys."
+            )
+        self._write(key, value)
+
+    def delete(self, key: bytes) -> None:
+        self._write(key, None)
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        if self._order is None:
+            self._order = SortedList(self.writes)
+        written = [(key, self.writes[key]) for key in self._order.irange(start, end, inclusive=(True, False))]
+        return _merged(self._store.scan(start, end), written)
+
+    def savepoint(self) -> None:
+        """What is written from here on is one record's."""
+        self._undo.clear()
+
+    def undo(self) -> None:
+        """Back to the last savepoint."""
+        for key, before in reversed(self._undo):
+            if before is _ABSENT:
+                del self.writes[key]
+                if self._order is not None:
+                    self._order.remove(key)
+            else:
+                self.writes[key] = before  # type: ignore[assignment]
+        self._undo.clear()
+
+    def clear(self) -> None:
+        """Forgets the slice's writes. The dict handed out as `writes` is left as it is."""
+        self.writes = {}
+        self._undo.clear()
+        self._order = None
+
+    def _write(self, key: bytes, value: bytes | None) -> None:
+        if key == POSITIONS_KEY:
+            raise ValueError("This key is the engine's own.")
+        before = self.writes.get(key, _ABSENT)
+        self._undo.append((key, before))
+        self.writes[key] = value
+        if before is _ABSENT and self._order is not None:
+            self._order.add(key)
+
+
+def _merged(
+    stored: Iterator[tuple[bytes, bytes]], written: list[tuple[bytes, bytes | None]]
+) -> Iterator[tuple[bytes, bytes]]:
+    """Both in key order; where both have a key, `written` is right."""
+    at, count = 0, len(written)
+    for key, value in stored:
+        while at < count and written[at][0] < key:
+            new_key, new_value = written[at]
+            at += 1
+            if new_value is not None:
+                yield new_key, new_value
+        if at < count and written[at][0] == key:
+            new_value = written[at][1]
+            at += 1
+            if new_value is not None:
+                yield key, new_value
+        elif key != POSITIONS_KEY:
+            yield key, value
+    for new_key, new_value in written[at:]:
+        if new_value is not None:
+            yield new_key, new_value

@@ -1,0 +1,35 @@
+"""The positions of one partition as they stand in the changelog, beside the state they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import orjson
+
+from shared.errors import Fatal
+
+
+@dataclass(slots=True)
+class Positions:
+    """The next offset to read per input topic, and how far the partition's time has come (ms since the epoch)."""
+
+    offsets: dict[str, int] = field(default_factory=dict)
+    time_ms: int = 0
+
+    def encode(self) -> bytes:
+        return orjson.dumps({"schema_version": 1, "offsets": self.offsets, "time_ms": self.time_ms})
+
+    @classmethod
+    def decode(cls, value: bytes) -> Positions:
+        """Raises `Fatal` where the changelog was not written by an engine of ours."""
+        try:
+            found = orjson.loads(value)
+            offsets = {str(topic): int(offset) for topic, offset in found["offsets"].items()}
+            return cls(offsets, int(found["time_ms"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Fatal(
+                f"The positions in the changelog cannot be read ({error}). Was it written by another program?"
+            ) from error
+
+    def copy(self) -> Positions:
+        return Positions(dict(self.offsets), self.time_ms)

@@ -1,0 +1,100 @@
+"""The contract of `Store`, over each implementation: a new one joins by one line in `OPENERS`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shared.stream.store import MemoryStore, Store
+
+
+class Opener(Protocol):
+    """Opens the store of one partition in a folder of its own."""
+
+    def __call__(self, folder: Path) -> Store: ...
+
+
+OPENERS: dict[str, Opener] = {"memory": lambda _folder: MemoryStore()}
+
+
+@pytest.fixture(params=OPENERS.values(), ids=OPENERS.keys())
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    opened: Store = request.param(tmp_path)
+    yield opened
+    opened.close()
+
+
+def test_a_new_store_is_empty_and_has_no_position(store: Store) -> None:
+    assert store.position() is None
+    assert store.keys() == 0
+    assert store.get(b"a") is None
+    assert list(store.scan(b"", b"\xff")) == []
+
+
+def test_a_batch_of_puts_and_deletes_is_applied_with_its_position(store: Store) -> None:
+    store.apply({b"a": b"1", b"b": b"2"}, 10)
+    store.apply({b"a": None, b"b": b"3", b"never": None, b"empty": b""}, 12)
+    assert store.position() == 12
+    assert [store.get(k) for k in (b"a", b"b", b"never", b"empty")] == [None, b"3", None, b""]
+    assert store.keys() == 2
+
+
+def test_a_position_moves_on_without_writes(store: Store) -> None:
+    store.apply({b"a": b"1"}, 10)
+    store.apply({}, 15)
+    assert store.position() == 15
+    assert store.get(b"a") == b"1"
+
+
+def test_a_scan_is_ordered_by_bytes_and_leaves_its_end_out(store: Store) -> None:
+    keys = [b"b", b"a\xff", b"a", b"", b"\x00", b"a\x00", b"\xff\xff"]
+    store.apply(dict.fromkeys(keys, b"v"), 1)
+    assert [key for key, _ in store.scan(b"", b"\xff\xff\xff")] == sorted(keys)
+    assert [key for key, _ in store.scan(b"a", b"b")] == [b"a", b"a\x00", b"a\xff"]
+    assert list(store.scan(b"b", b"a")) == []
+
+
+def test_a_scan_is_lazy(store: Store) -> None:
+    store.apply({b"%d" % n: b"" for n in range(1_000)}, 1)
+    scan = store.scan(b"", b"\xff")
+    assert next(scan) == (b"0", b"")
+
+
+def test_a_wiped_store_is_as_new_and_usable(store: Store) -> None:
+    store.apply({b"a": b"1"}, 10)
+    store.wipe()
+    assert store.position() is None
+    assert store.get(b"a") is None
+    store.apply({b"b": b"2"}, 3)
+    assert (store.position(), store.get(b"b")) == (3, b"2")
+
+
+def test_closing_twice_is_allowed(store: Store) -> None:
+    store.close()
+    store.close()
+
+
+BATCH = st.dictionaries(st.binary(max_size=2), st.none() | st.binary(max_size=2), max_size=8)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=st.lists(BATCH, max_size=8), start=st.binary(max_size=2), end=st.binary(max_size=2))
+def test_a_store_equals_a_sorted_dict(
+    store: Store, batches: list[dict[bytes, bytes | None]], start: bytes, end: bytes
+) -> None:
+    store.wipe()
+    model: dict[bytes, bytes] = {}
+    for position, batch in enumerate(batches):
+        store.apply(batch, position)
+        for key, value in batch.items():
+            if value is None:
+                model.pop(key, None)
+            else:
+                model[key] = value
+    assert list(store.scan(start, end)) == sorted((k, v) for k, v in model.items() if start <= k < end)
+    assert all(store.get(k) == v for k, v in model.items())
