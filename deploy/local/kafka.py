@@ -1,0 +1,130 @@
+"""One Apache Kafka broker in KRaft mode, as a child process on the loopback interface."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import uuid
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from deploy.local.children import Program
+from deploy.local.errors import StackError
+from deploy.local.java import find_java
+from deploy.local.ports import HOST
+
+HEAP = "512m"
+
+# With one broker there is one copy of everything. What is written here holds for a developer's machine;
+# topics get their own retention and timestamps from the topics job.
+SETTINGS = """\
+process.roles=broker,controller
+node.id=1
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+auto.create.topics.enable=false
+
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=6
+offsets.retention.minutes=525600
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=6
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+
+# A consumer that joins gets its partitions at once, and a dead one is noticed within its own session timeout.
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+group.consumer.min.session.timeout.ms=1000
+# The open transaction of a killed process blocks readers until it is aborted: look every second, not every 10.
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+
+# The cleaner's default buffer alone would take a quarter of the heap.
+log.cleaner.dedupe.buffer.size=33554432
+num.network.threads=2
+num.io.threads=4
+background.threads=4
+"""
+
+LOGGING = """\
+status=error
+appender.console.type=Console
+appender.console.name=console
+appender.console.layout.type=PatternLayout
+appender.console.layout.pattern=%d{ISO8601} %p %m (%c{1})%n
+rootLogger.level=info
+rootLogger.appenderRef.console.ref=console
+"""
+
+
+def java_command(java: str, libs: Path, main: str, *arguments: str) -> list[str]:
+    """A command that runs one of Kafka's main classes."""
+    # The wildcard is java's own; its class path cannot hold a colon.
+    return [java, f"-Xmx{HEAP}", "-XX:+UseSerialGC", "-cp", f"{libs.resolve()}/*", main, *arguments]
+
+
+def properties(*, port: int, controller_port: int) -> str:
+    """The broker's server.properties. It runs in its data folder: `log.dirs` could not name every path."""
+    return (
+        f"{SETTINGS}\n"
+        f"listeners=PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}\n"
+        f"advertised.listeners=PLAINTEXT://{HOST}:{port}\n"
+        f"controller.quorum.voters=1@{HOST}:{controller_port}\n"
+        "log.dirs=log\n"
+    )
+
+
+def prepare_kafka(*, libs: Path, data: Path, port: int, controller_port: int) -> Program:
+    """Write the broker's configuration, format its storage once, and return the program that runs it.
+
+    The ports may differ from start to start; what is stored under `data` stays readable.
+    """
+    java = find_java()
+    data.mkdir(parents=True, exist_ok=True)
+    config = data / "server.properties"
+    config.write_text(properties(port=port, controller_port=controller_port))
+    logging = data / "log4j2.properties"
+    logging.write_text(LOGGING)
+    if not (data / "log" / "meta.properties").exists():
+        format_storage(java, libs, config)
+    command = java_command(java, libs, "kafka.Kafka", str(config.resolve()))
+    command[1:1] = [f"-Dlog4j2.configurationFile={logging.resolve().as_uri()}", "-Djava.awt.headless=true"]
+    return Program(name="kafka", argv=command, cwd=data, stop_seconds=30)
+
+
+def format_storage(java: str, libs: Path, config: Path) -> None:
+    """Give the empty log folder its cluster id; Kafka starts on no other."""
+    # Kafka's ids are UUIDs in url-safe base64; it refuses one that starts with a dash.
+    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
+    command = java_command(
+        java, libs, "kafka.tools.StorageTool",
+        "format", "--config", str(config.resolve()), "--cluster-id", cluster, "--ignore-formatted",
+    )  # fmt: skip
+    said = subprocess.run(command, cwd=config.parent, capture_output=True, text=True, check=False)
+    if said.returncode != 0:
+        raise StackError(f"Kafka's storage could not be formatted:\n{said.stdout}{said.stderr}".strip())
+
+
+def answers(bootstrap: str, *, seconds: float = 5.0) -> bool:
+    """Whether a broker answers at this address."""
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    try:
+        return bool(admin.list_topics(timeout=seconds).brokers)
+    except KafkaException:
+        return False
+
+
+def wait_for_kafka(bootstrap: str, *, seconds: float) -> bool:
+    """Wait until a broker answers; False if none did in time."""
+    waiting = Retrying(
+        stop=stop_after_delay(seconds), wait=wait_fixed(0.2), retry=retry_if_result(lambda there: not there)
+    )
+    try:
+        return waiting(answers, bootstrap, seconds=2.0)
+    except RetryError:
+        return False

@@ -1,0 +1,100 @@
+"""Fetching Apache Kafka with Maven."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from deploy.local.errors import StackError
+from deploy.local.folders import is_ready, only_one, written_whole
+from deploy.local.java import REPLACED_BY, find_java
+
+KAFKA = "4.3.1"
+LOG4J = "2.25.2"
+JARS = (
+    f"org.apache.kafka:kafka_2.13:{KAFKA}",
+    # StorageTool and the rest of what Kafka's shell scripts run.
+    f"org.apache.kafka:kafka-tools:{KAFKA}",
+    f"org.apache.logging.log4j:log4j-core:{LOG4J}",
+    # Kafka's loggers speak slf4j 1.7; this is the binding for it.
+    f"org.apache.logging.log4j:log4j-slf4j-impl:{LOG4J}",
+)
+COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+
+Progress = Callable[[str], None]
+
+
+def pom() -> str:
+    """A Maven project that has nothing but these dependencies."""
+    dependencies = "\n".join(
+        f"    <dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId>"
+        f"<version>{version}</version></dependency>"
+        for group, artifact, version in (jar.split(":") for jar in JARS)
+    )
+    return f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>loopwright</groupId>
+  <artifactId>local-kafka</artifactId>
+  <version>1</version>
+  <dependencies>
+{dependencies}
+  </dependencies>
+</project>
+"""
+
+
+def ensure_jars(home: Path, progress: Progress) -> Path:
+    """The folder `home`/libs with Kafka's jars, fetched if it is not complete.
+
+    After an interruption Maven finds in its own cache what it had fetched by then.
+    """
+    libs, facts = home / "libs", {"jars": list(JARS)}
+    with only_one(home / "lock"):
+        if is_ready(libs, facts):
+            return libs
+        java = find_java()
+        maven = shutil.which("mvn")
+        if maven is None:
+            raise StackError(f"Maven is missing: install Maven 3.6+ (the mvn command), {REPLACED_BY}.")
+        progress(f"Kafka {KAFKA}: fetching its jars with Maven (about 55 MB)")
+        (home / "pom.xml").write_text(pom())
+        with written_whole(libs, facts) as part:
+            run_maven(maven, java, home / "pom.xml", part, progress)
+        progress(f"Kafka {KAFKA}: ready")
+        return libs
+
+
+def run_maven(maven: str, java: str, pom_file: Path, target: Path, progress: Progress) -> None:
+    """Let Maven copy the jars into `target`; every twentieth file it fetches is a line of progress."""
+    command = [
+        maven, "--batch-mode", "--strict-checksums", "-Dstyle.color=never",
+        "-f", str(pom_file.resolve()), COPY,
+        f"-DoutputDirectory={target.resolve()}", "-DincludeScope=runtime",
+    ]  # fmt: skip
+    env = dict(os.environ)
+    if not shutil.which("java"):
+        env.setdefault("JAVA_HOME", str(Path(java).resolve().parent.parent))
+    fetched = 0
+    errors: list[str] = []
+    with subprocess.Popen(
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if "Downloaded from" in line:
+                fetched += 1
+                if fetched % 20 == 0:
+                    progress(f"Kafka {KAFKA}: {fetched} files fetched")
+            elif "ERROR" in line:
+                errors.append(line.strip())
+    if child.returncode != 0:
+        said = "\n".join(errors[:5]) or f"it ended with {child.returncode} and said nothing"
+        raise StackError(f"Maven could not fetch Kafka {KAFKA}; run again to go on from here.\n{said}")

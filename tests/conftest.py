@@ -1,0 +1,93 @@
+"""What tests of every folder share: a real Kafka, a real Redis, a small model, and the mark of the folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local.children import end, spawn, tail
+from deploy.local.kafka import prepare_kafka, wait_for_kafka
+from deploy.local.kafka_jars import ensure_jars
+from deploy.local.model import ensure_base_model, ensure_tiny_model
+from deploy.local.ports import HOST, choose
+from deploy.local.redis import prepare_redis, wait_for_redis
+
+ROOT = Path(__file__).resolve().parent.parent
+PREPARED = ROOT / ".loopwright"
+KINDS = ("unit", "contract", "integration", "fault", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each test carries the name of its folder as its mark."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        if folder in KINDS:
+            item.add_marker(folder)
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of a real Kafka: KAFKA_BOOTSTRAP_SERVERS, else one broker for this session."""
+    given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+    if given:
+        yield given
+        return
+    folder = tmp_path_factory.mktemp("kafka")
+    ports = choose({"kafka": 0, "controller": 0})
+    program = prepare_kafka(
+        libs=ensure_jars(PREPARED / "kafka", print),
+        data=folder / "data",
+        port=ports["kafka"],
+        controller_port=ports["controller"],
+    )
+    log = folder / "kafka.log"
+    child = spawn(program, folder=folder, log=log)
+    try:
+        address = f"{HOST}:{ports['kafka']}"
+        assert wait_for_kafka(address, seconds=90), f"Kafka did not start:\n{tail(log)}"
+        yield address
+    finally:
+        end(child, seconds=program.stop_seconds)
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real Redis: REDIS_URL, else a server for this session."""
+    given = os.environ.get("REDIS_URL")
+    if given:
+        yield given
+        return
+    folder = tmp_path_factory.mktemp("redis")
+    port = choose({"redis": 0})["redis"]
+    program = prepare_redis(data=folder / "data", port=port)
+    log = folder / "redis.log"
+    child = spawn(program, folder=folder, log=log)
+    try:
+        url = f"redis://{HOST}:{port}/0"
+        assert wait_for_redis(url, seconds=30), f"Redis did not start:\n{tail(log)}"
+        yield url
+    finally:
+        end(child, seconds=program.stop_seconds)
+
+
+@pytest.fixture(scope="session")
+def base_model() -> Path:
+    """Folder of SmolLM2-135M-Instruct, prepared on first use (minutes); LOOPWRIGHT_BASE_MODEL replaces it."""
+    given = os.environ.get("LOOPWRIGHT_BASE_MODEL")
+    return Path(given) if given else ensure_base_model(PREPARED, print)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """Folder of a two-layer random Llama with SmolLM2's tokenizer: it runs everything and knows nothing."""
+    return ensure_tiny_model(PREPARED, print)
+
+
+@pytest.fixture
+def fresh() -> str:
+    """A prefix that no other test has: for topics, groups and keys on a shared broker or server."""
+    return f"t{secrets.token_hex(5)}"

