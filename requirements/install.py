@@ -45,7 +45,9 @@ def main() -> int:
     try:
         install(find_uv(), backend)
     except subprocess.CalledProcessError as error:
-        return refuse(f"a step of the installation failed with status {error.returncode} (see above); run it again.")
+        return refuse(
+            f"a step of the installation failed with status {error.returncode} (see above); run it again."
+        )
     except FileNotFoundError as error:
         return refuse(str(error))
     STAMP.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +136,15 @@ def find_uv() -> str:
         if candidate and uv_version(candidate) >= OLDEST_UV:
             return candidate
     print("Fetching uv, the installer, into .loopwright/uv", flush=True)
-    pip = ["-m", "pip", "install", "--quiet", "--require-hashes", "--requirement", str(ROOT / "requirements" / "uv.txt")]
+    pip = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--require-hashes",
+        "--requirement",
+        str(ROOT / "requirements" / "uv.txt"),
+    ]
     if importable("ensurepip"):
         run(sys.executable, "-m", "venv", "--clear", str(OWN_UV))
         run(str(OWN_UV / "bin" / "python"), *pip)

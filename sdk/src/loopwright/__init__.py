@@ -1,1 +1,51 @@
-"""Loopwright's client: send feedback, follow it, operate the loop."""
+"""Loopwright's client: send users' feedback, follow what became of it, operate the loop.
+
+from loopwright import Loopwright
+
+with Loopwright() as loop:
+    sent = loop.correct(response_id, user_id="u-17", text="Wellington is the capital.")
+    print(loop.receipt(response_id, sent.event_id).detail)
+"""
+
+from loopwright.async_client import AsyncLoopwright
+from loopwright.client import Loopwright
+from loopwright.errors import (
+    Conflict,
+    Denied,
+    Invalid,
+    LoopwrightError,
+    NotFound,
+    Overloaded,
+    Problem,
+    StillRunning,
+    Unavailable,
+    Unreachable,
+)
+from loopwright.identity import new_event_id
+from loopwright.models import Accepted, Command, CommandResult, Receipt, Status, Version
+from loopwright.retry import Retry
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Accepted",
+    "AsyncLoopwright",
+    "Command",
+    "CommandResult",
+    "Conflict",
+    "Denied",
+    "Invalid",
+    "Loopwright",
+    "LoopwrightError",
+    "NotFound",
+    "Overloaded",
+    "Problem",
+    "Receipt",
+    "Retry",
+    "Status",
+    "StillRunning",
+    "Unavailable",
+    "Unreachable",
+    "Version",
+    "new_event_id",
+]

@@ -1,0 +1,196 @@
+"""The client for programs with an event loop: `client.py` with `async` and `await`, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+
+import httpx
+from tenacity import AsyncRetrying, stop_after_attempt
+
+from loopwright import calls
+from loopwright.calls import POLL_S, Call, Value
+from loopwright.errors import StillRunning, Unreachable
+from loopwright.models import Accepted, Command, CommandKind, CommandResult, Kind, Receipt, Status, Version
+from loopwright.places import find_places
+from loopwright.retry import Retry, last_answer, worth_repeating
+
+A = TypeVar("A")
+
+
+class AsyncLoopwright:
+    """As `Loopwright`, for one event loop; close it, or use it in an `async with`."""
+
+    def __init__(
+        self,
+        *,
+        feedback_url: str | None = None,
+        console_url: str | None = None,
+        inference_url: str | None = None,
+        timeout: float = 10.0,
+        retry: Retry | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._places = find_places(feedback_url, console_url, inference_url)
+        self._retry = retry or Retry()
+        self._http = httpx.AsyncClient(timeout=timeout, transport=transport)
+
+    @property
+    def openai_base_url(self) -> str:
+        """What the official OpenAI client takes as `base_url` to chat with the line's serving version."""
+        return f"{self._places.inference}/v1"
+
+    async def send(
+        self,
+        response_id: str,
+        user_id: str,
+        kind: Kind,
+        value: Value,
+        event_id: str | None = None,
+        *,
+        choice: int = 0,
+        tags: Sequence[str] = (),
+        occurred_at: datetime | None = None,
+        line: str | None = None,
+    ) -> Accepted:
+        """Send one feedback event; returns once it is in the log for good.
+
+        `response_id` is the chat completion's `id`, `user_id` your name of the user (it is pseudonymised at the
+        door). Without an `event_id` a UUIDv7 is made; give one to make your own retries recognisable. `occurred_at`
+        is when the user said it, if that was not now.
+        """
+        return await self._run(
+            calls.send(
+                response_id,
+                user_id,
+                kind,
+                value,
+                event_id=event_id,
+                choice=choice,
+                tags=tags,
+                occurred_at=occurred_at,
+                line=line,
+            )
+        )
+
+    async def thumbs_up(
+        self, response_id: str, user_id: str, *, choice: int = 0, event_id: str | None = None
+    ) -> Accepted:
+        """The user liked the answer."""
+        return await self.send(response_id, user_id, "thumbs", "up", event_id, choice=choice)
+
+    async def thumbs_down(
+        self, response_id: str, user_id: str, *, choice: int = 0, event_id: str | None = None
+    ) -> Accepted:
+        """The user disliked the answer."""
+        return await self.send(response_id, user_id, "thumbs", "down", event_id, choice=choice)
+
+    async def rate(
+        self,
+        response_id: str,
+        user_id: str,
+        stars: Literal[1, 2, 3, 4, 5],
+        *,
+        choice: int = 0,
+        event_id: str | None = None,
+    ) -> Accepted:
+        """The user gave 1 (worst) to 5 stars."""
+        return await self.send(response_id, user_id, "rating", stars, event_id, choice=choice)
+
+    async def correct(
+        self, response_id: str, user_id: str, text: str, *, choice: int = 0, event_id: str | None = None
+    ) -> Accepted:
+        """The user says what the answer should have been."""
+        return await self.send(response_id, user_id, "correction", text, event_id, choice=choice)
+
+    async def comment(
+        self, response_id: str, user_id: str, text: str, *, choice: int = 0, event_id: str | None = None
+    ) -> Accepted:
+        """The user says what is missing or wrong."""
+        return await self.send(response_id, user_id, "comment", text, event_id, choice=choice)
+
+    async def prefer(
+        self,
+        response_id: str,
+        user_id: str,
+        *,
+        over: str | int | None = None,
+        under: str | int | None = None,
+        choice: int = 0,
+        event_id: str | None = None,
+    ) -> Accepted:
+        """This answer is better than `over`, or worse than `under`: a text, or another choice of the response."""
+        return await self.send(
+            response_id, user_id, "preference", calls.preference(over, under), event_id, choice=choice
+        )
+
+    async def retract(
+        self, response_id: str, user_id: str, retracted: str, *, event_id: str | None = None
+    ) -> Accepted:
+        """The user takes back the event `retracted`. This is an event of its own."""
+        return await self.send(response_id, user_id, "retract", retracted, event_id)
+
+    async def receipt(self, response_id: str, event_id: str) -> Receipt:
+        """What became of a feedback event, up to the version that serves."""
+        return await self._run(calls.receipt(response_id, event_id))
+
+    async def status(self) -> Status:
+        """What the loop is doing now."""
+        return await self._run(calls.status())
+
+    async def versions(self) -> list[Version]:
+        """All versions with their verdicts."""
+        return await self._run(calls.versions())
+
+    async def command(
+        self, kind: CommandKind, *, line: str = "assistant", version: str | None = None
+    ) -> Command:
+        """Give an operator's command; returns once it is in the log for good. See `wait_for_result`."""
+        return await self._run(calls.command(kind, line, version))
+
+    async def result(self, command_id: str) -> CommandResult | None:
+        """What came of a command, None while nothing is known."""
+        return await self._run(calls.result(command_id))
+
+    async def wait_for_result(
+        self, command_id: str, *, timeout: float = 600.0, poll: float = POLL_S
+    ) -> CommandResult:
+        """As `result`, but asks again every `poll` seconds; raises `StillRunning` after `timeout` seconds."""
+        end = time.monotonic() + timeout
+        while (found := await self.result(command_id)) is None:
+            if time.monotonic() + poll > end:
+                raise StillRunning(command_id, timeout)
+            await asyncio.sleep(poll)
+        return found
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, call: Call[A]) -> A:
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self._retry.attempts),
+            wait=self._retry.wait,
+            retry=partial(worth_repeating, call.repeatable),
+            retry_error_callback=last_answer,
+        )
+        url = self._places.of(call.service) + call.path
+        try:
+            answer = await retrying(self._http.request, call.method, url, json=call.body)
+        except httpx.TransportError as error:
+            base, variable = self._places.of(call.service), self._places.variable(call.service)
+            raise Unreachable(base, variable, str(error)) from error
+        return call.read(answer)

@@ -1,0 +1,153 @@
+"""Every request as a value: what is sent, and how the answer is read. Both clients run the same calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from loopwright.errors import Problem, Unavailable, problem_from
+from loopwright.identity import new_event_id
+from loopwright.models import Accepted, Command, CommandKind, CommandResult, Kind, Receipt, Status, Version
+
+Service = Literal["feedback", "console"]
+Value = str | int | Mapping[str, str | int]
+"""`"up"` or `"down"`, 1 to 5, the corrected answer, the comment, `{"over": ...}` or `{"under": ...}`, an event_id."""
+
+POLL_S = 0.5
+"""Seconds between two questions for a command's result."""
+
+A = TypeVar("A")
+M = TypeVar("M", bound=BaseModel)
+_VERSIONS = TypeAdapter(list[Version])
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[A]):
+    """One request to one service. `repeatable`: to send it twice does no more than to send it once."""
+
+    service: Service
+    method: str
+    path: str
+    read: Callable[[httpx.Response], A]
+    body: Mapping[str, Any] | None = None
+    repeatable: bool = True
+
+
+def send(
+    response_id: str,
+    user_id: str,
+    kind: Kind,
+    value: Value,
+    *,
+    event_id: str | None,
+    choice: int,
+    tags: Sequence[str],
+    occurred_at: datetime | None,
+    line: str | None,
+) -> Call[Accepted]:
+    """One feedback event. It always carries an event_id, so that a repetition is recognised and counts once."""
+    if occurred_at is not None and occurred_at.tzinfo is None:
+        raise ValueError(
+            "occurred_at has no time zone; give an aware datetime, for example datetime.now(UTC)"
+        )
+    body: dict[str, Any] = {
+        "event_id": event_id or new_event_id(),
+        "response_id": response_id,
+        "user_id": user_id,
+        "kind": kind,
+        "value": value,
+        "choice": choice,
+    }
+    if tags:
+        body["tags"] = list(tags)
+    if occurred_at is not None:
+        body["occurred_at"] = occurred_at.isoformat()
+    if line is not None:
+        body["line"] = line
+    return Call("feedback", "POST", "/v1/feedback", _one(Accepted), body)
+
+
+def preference(over: str | int | None, under: str | int | None) -> Mapping[str, str | int]:
+    """The value of a preference. Raises ValueError unless exactly one side is given."""
+    if over is not None and under is None:
+        return {"over": over}
+    if under is not None and over is None:
+        return {"under": under}
+    raise ValueError(
+        "a preference needs exactly one of over= and under=: the text or choice that it is compared with"
+    )
+
+
+def receipt(response_id: str, event_id: str) -> Call[Receipt]:
+    """What became of one feedback event."""
+    path = f"/v1/feedback/{quote(response_id, safe='')}/{quote(event_id, safe='')}"
+    return Call("feedback", "GET", path, _one(Receipt))
+
+
+def status() -> Call[Status]:
+    """What the loop is doing."""
+    return Call("console", "GET", "/api/status", _one(Status))
+
+
+def versions() -> Call[list[Version]]:
+    """All versions."""
+    return Call("console", "GET", "/api/versions", _read_versions)
+
+
+def command(kind: CommandKind, line: str, version: str | None) -> Call[Command]:
+    """An operator's command. Not repeatable: each arrival is a command of its own."""
+    body = {"kind": kind, "line": line} | ({"version": version} if version is not None else {})
+    return Call("console", "POST", "/api/commands", _one(Command), body, repeatable=False)
+
+
+def result(command_id: str) -> Call[CommandResult | None]:
+    """What came of a command; None while nothing is known."""
+    return Call("console", "GET", f"/api/commands/{quote(command_id, safe='')}", _read_result)
+
+
+def _one(model: type[M]) -> Callable[[httpx.Response], M]:
+    def read(response: httpx.Response) -> M:
+        return _parsed(response, TypeAdapter(model))
+
+    return read
+
+
+def _parsed(response: httpx.Response, adapter: TypeAdapter[A], inside: str | None = None) -> A:
+    """The answer's body, or the item `inside` it. Raises a `Problem`, also for a body that is not what it should be."""
+    if response.status_code >= 400:
+        raise problem_from(response)
+    try:
+        body = response.json()
+        if inside is not None and isinstance(body, dict):
+            body = body[inside]
+        return adapter.validate_python(body)
+    except (ValueError, KeyError) as error:
+        raise _foreign(response, error) from error
+
+
+def _foreign(response: httpx.Response, error: Exception) -> Problem:
+    fault = (
+        error.errors(include_input=False)[0]["msg"] if isinstance(error, ValidationError) else "not this JSON"
+    )
+    return Unavailable(
+        response.status_code,
+        "foreign_answer",
+        "Not an answer of Loopwright",
+        f"{response.request.url} answered with something else ({fault}); check the address and the versions of both.",
+    )
+
+
+def _read_versions(response: httpx.Response) -> list[Version]:
+    return _parsed(response, _VERSIONS, inside="versions")
+
+
+def _read_result(response: httpx.Response) -> CommandResult | None:
+    if response.status_code in (202, 404):
+        return None
+    return _parsed(response, TypeAdapter(CommandResult))

@@ -1,0 +1,20 @@
+"""The command `loopwright`. Exit status: 0 done, 1 refused by the service, 2 wrong usage, 3 no service answered."""
+
+from __future__ import annotations
+
+from loopwright.cli import feedback, operator
+from loopwright.cli.root import app
+
+app.command("send")(feedback.send)
+app.command("receipt")(feedback.receipt)
+app.command("status")(operator.status)
+app.command("versions")(operator.versions)
+app.add_typer(operator.rollout, name="rollout")
+app.add_typer(operator.train, name="train")
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    app()

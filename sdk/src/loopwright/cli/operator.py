@@ -1,0 +1,154 @@
+"""`loopwright status`, `versions`, `rollout` and `train`: what the operator sees and orders, by way of the console."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.tree import Tree
+
+from loopwright.cli.root import (
+    REFUSED,
+    AsJson,
+    ConsoleUrl,
+    LineName,
+    connected,
+    err,
+    escaped,
+    out,
+    print_json,
+)
+from loopwright.models import CommandKind
+
+rollout = typer.Typer(help="Decide which version serves.", no_args_is_help=True)
+train = typer.Typer(help="Decide when a version is trained.", no_args_is_help=True)
+
+NoWait = Annotated[
+    bool, typer.Option("--no-wait", help="Do not wait for the result; print the command's id.")
+]
+Patience = Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait for the result.")]
+
+
+def status(context: typer.Context, console_url: ConsoleUrl = None, as_json: AsJson = False) -> None:
+    """Show what the loop is doing.
+
+    Example: loopwright status
+    """
+    with connected(context, as_json, console_url=console_url) as loop:
+        found = loop.status().model_dump(mode="json")
+    if as_json:
+        print_json(found)
+        return
+    out.print(_branch(Tree("[bold]Loopwright[/]"), found))
+
+
+def versions(context: typer.Context, console_url: ConsoleUrl = None, as_json: AsJson = False) -> None:
+    """List all versions with their verdicts; the one that serves is marked.
+
+    Example: loopwright versions --json
+    """
+    with connected(context, as_json, console_url=console_url) as loop:
+        found = loop.versions()
+    if as_json:
+        print_json([version.model_dump(mode="json", exclude_none=True) for version in found])
+        return
+    table = Table("version", "verdict", "serving", "made", box=None)
+    for version in found:
+        made = version.created_at.astimezone().strftime("%Y-%m-%d %H:%M") if version.created_at else ""
+        mark = "[green]yes[/]" if version.serving else ""
+        table.add_row(escaped(version.version), escaped(version.verdict or "-"), mark, made)
+    out.print(table)
+
+
+@rollout.command("promote")
+def promote(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="The version to serve.", show_default=False)],
+    line: LineName = "assistant",
+    no_wait: NoWait = False,
+    timeout: Patience = 120.0,
+    console_url: ConsoleUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the one that serves.
+
+    Example: loopwright rollout promote assistant@v3-1f2e3d4c
+    """
+    _order(context, "promote", line, version, None if no_wait else timeout, console_url, as_json)
+
+
+@rollout.command("rollback")
+def rollback(
+    context: typer.Context,
+    version: Annotated[
+        str | None,
+        typer.Argument(help="Where to; without it, the version that served before.", show_default=False),
+    ] = None,
+    line: LineName = "assistant",
+    no_wait: NoWait = False,
+    timeout: Patience = 120.0,
+    console_url: ConsoleUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go back to the version that served before.
+
+    Example: loopwright rollout rollback
+    """
+    _order(context, "rollback", line, version, None if no_wait else timeout, console_url, as_json)
+
+
+@train.command("now")
+def train_now(
+    context: typer.Context,
+    line: LineName = "assistant",
+    no_wait: NoWait = False,
+    timeout: Patience = 3600.0,
+    console_url: ConsoleUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a version from what was collected, without waiting for the threshold.
+
+    Example: loopwright train now --no-wait
+    """
+    _order(context, "train_now", line, None, None if no_wait else timeout, console_url, as_json)
+
+
+def _order(
+    context: typer.Context,
+    kind: CommandKind,
+    line: str,
+    version: str | None,
+    patience: float | None,
+    console_url: str | None,
+    as_json: bool,
+) -> None:
+    """Give a command and, with `patience` in seconds, wait for what comes of it; exit status 1 if it was not done."""
+    with connected(context, as_json, console_url=console_url) as loop:
+        given = loop.command(kind, line=line, version=version)
+        if patience is None:
+            if as_json:
+                print_json({"command_id": given.command_id})
+            else:
+                out.print(f"accepted [bold]{escaped(given.command_id)}[/]")
+            return
+        with err.status(f"{kind}: accepted, waiting for the result"):
+            result = loop.wait_for_result(given.command_id, timeout=patience)
+    if as_json:
+        print_json(result.model_dump(mode="json", exclude_none=True))
+    else:
+        colour = "green" if result.status == "done" else "red"
+        out.print(f"[{colour}]{result.status}[/] {escaped(result.message)}".rstrip())
+    if result.status != "done":
+        raise typer.Exit(REFUSED)
+
+
+def _branch(tree: Tree, value: Any) -> Tree:
+    """Nested JSON as a tree, in the order it came."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value, 1)
+    for name, item in pairs:
+        if isinstance(item, dict | list):
+            _branch(tree.add(f"[bold]{escaped(str(name))}[/]"), item)
+        elif item is not None:
+            tree.add(f"{escaped(str(name))}: {escaped(str(item))}")
+    return tree

@@ -1,0 +1,48 @@
+"""Where the services are: given, else from the environment, else the local stack's addresses."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from loopwright.calls import Service
+
+FEEDBACK_VARIABLE = "LOOPWRIGHT_FEEDBACK_URL"
+CONSOLE_VARIABLE = "LOOPWRIGHT_CONSOLE_URL"
+INFERENCE_VARIABLE = "LOOPWRIGHT_INFERENCE_URL"
+_LOCAL = {
+    FEEDBACK_VARIABLE: "http://127.0.0.1:8001",
+    CONSOLE_VARIABLE: "http://127.0.0.1:8080",
+    INFERENCE_VARIABLE: "http://127.0.0.1:8000",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Base addresses, without a slash at the end."""
+
+    feedback: str
+    console: str
+    inference: str
+
+    def of(self, service: Service) -> str:
+        """Base address of a service that calls go to."""
+        return self.feedback if service == "feedback" else self.console
+
+    @staticmethod
+    def variable(service: Service) -> str:
+        """The environment variable that sets it."""
+        return FEEDBACK_VARIABLE if service == "feedback" else CONSOLE_VARIABLE
+
+
+def find_places(feedback: str | None, console: str | None, inference: str | None) -> Places:
+    """Each address as given, from its variable, or the local stack's."""
+    return Places(
+        _place(feedback, FEEDBACK_VARIABLE),
+        _place(console, CONSOLE_VARIABLE),
+        _place(inference, INFERENCE_VARIABLE),
+    )
+
+
+def _place(given: str | None, variable: str) -> str:
+    return (given or os.environ.get(variable) or _LOCAL[variable]).rstrip("/")
