@@ -1,0 +1,270 @@
+"""The log and the cache in memory: what tests use where no Kafka or Redis is wanted.
+
+They pass the same contract suites as the real adapters (`tests/contract/test_ports_contract.py`), and can be told
+to fail.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
+
+from shared.adapters.clock import ManualClock
+from shared.errors import BrokerUnavailable, Fatal, Fenced, LoopwrightError, Misconfigured, Oversized
+from shared.partitioning import partition_for
+from shared.ports import Acked, Clock, Position
+from shared.stream.step import Output, Record
+from shared.topics import MAX_MESSAGE_BYTES, TOPICS, may_write
+
+POLL_RECORDS = 500
+
+
+class MemoryLog:
+    """All topics in memory, in append order per partition. Thread-safe.
+
+    Topics exist as soon as they are named: those of `shared/topics.py` with their own number of partitions, others
+    with `partitions`.
+    """
+
+    def __init__(self, partitions: int = 6, clock: Clock | None = None) -> None:
+        self._p = partitions
+        self._clock = clock or ManualClock()
+        self._parts: dict[Position, list[Record | None]] = defaultdict(list)
+        self._changed = threading.Condition()
+        self._writers: dict[str, int] = defaultdict(int)
+
+    def partitions(self, topic: str) -> int:
+        return TOPICS[topic].partitions(self._p) if topic in TOPICS else self._p
+
+    def append(self, *records: Output) -> list[Acked]:
+        """Writes all of them, or none: at once visible to readers."""
+        with self._changed:
+            acked = [self._append(record) for record in records]
+            self._changed.notify_all()
+        return acked
+
+    def _append(self, record: Output) -> Acked:
+        partition = record.partition
+        if partition is None:
+            partition = partition_for(record.key or b"", self.partitions(record.topic))
+        kept = self._parts[record.topic, partition]
+        now = self._clock.now_ms()
+        kept.append(Record(record.topic, partition, len(kept), now, record.key, record.value, record.headers))
+        return Acked(record.topic, partition, len(kept) - 1)
+
+    def records(self, topic: str) -> list[Record]:
+        """Everything kept of a topic, partition by partition: for assertions."""
+        with self._changed:
+            return [
+                record
+                for partition in range(self.partitions(topic))
+                for record in self._parts[topic, partition]
+                if record is not None
+            ]
+
+    def trim(self, topic: str, partition: int, before: int) -> None:
+        """Removes what lies below the offset `before`, as retention does."""
+        with self._changed:
+            kept = self._parts[topic, partition]
+            kept[: min(before, len(kept))] = [None] * min(before, len(kept))
+
+    def end(self, position: Position) -> int:
+        with self._changed:
+            return len(self._parts[position])
+
+    def take(self, position: Position, start: int | None, limit: int) -> list[Record]:
+        """Up to `limit` records from the offset `start` on; None is the beginning. Raises `Fatal` as a reader does."""
+        with self._changed:
+            kept = self._parts[position]
+            if start is not None and start < len(kept) and kept[start] is None:
+                raise Fatal(f"the log no longer holds the position to go on from: {position} offset {start}")
+            return [record for record in kept[start or 0 :] if record is not None][:limit]
+
+    def wait_beyond(self, ends: Mapping[Position, int], timeout: float) -> None:
+        """Returns when any of these partitions is longer than its number here, or after `timeout` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: any(len(self._parts[p]) > end for p, end in ends.items()), timeout)
+
+    def claim(self, identity: str) -> int:
+        """Makes the caller the only transactional writer under this identity; returns its epoch."""
+        with self._changed:
+            self._writers[identity] += 1
+            return self._writers[identity]
+
+    def epoch(self, identity: str) -> int:
+        with self._changed:
+            return self._writers[identity]
+
+
+class MemoryPublisher:
+    """`Publisher` over a `MemoryLog`: acknowledges at once.
+
+    Set `failure` to an error to let every following future fail with it; with `lose_acks` the record arrives all
+    the same, as when an acknowledgement is lost on its way.
+    """
+
+    def __init__(self, log: MemoryLog, service: str) -> None:
+        self._log = log
+        self._service = service
+        self._open = True
+        self.failure: LoopwrightError | None = None
+        self.lose_acks = False
+
+    def publish(self, record: Output) -> Future[Acked]:
+        _refuse_foreign(self._service, record)
+        future: Future[Acked] = Future()
+        if not self._open:
+            future.set_exception(BrokerUnavailable("this publisher is closed"))
+        elif _size(record) > MAX_MESSAGE_BYTES:
+            future.set_exception(_oversized())
+        elif self.failure is not None:
+            if self.lose_acks:
+                self._log.append(record)
+            future.set_exception(self.failure)
+        else:
+            future.set_result(self._log.append(record)[0])
+        return future
+
+    def flush(self, timeout: float) -> int:
+        return 0
+
+    def close(self) -> None:
+        self._open = False
+
+
+class MemoryTransactionalPublisher:
+    """`TransactionalPublisher` over a `MemoryLog`: the newest one made under an identity fences the others."""
+
+    def __init__(self, log: MemoryLog, service: str, identity: str) -> None:
+        self._log = log
+        self._service = service
+        self._identity = identity
+        self._epoch = log.claim(identity)
+        self.failure: LoopwrightError | None = None
+
+    def publish_all(self, records: Sequence[Output]) -> None:
+        for record in records:
+            _refuse_foreign(self._service, record)
+        if self._log.epoch(self._identity) != self._epoch:
+            raise Fenced(f"another process writes under this identity: {self._identity}")
+        if self.failure is not None:
+            raise self.failure
+        for record in records:
+            if _size(record) > MAX_MESSAGE_BYTES:
+                raise _oversized()
+        self._log.append(*records)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class MemoryLogReader:
+    """`LogReader` over a `MemoryLog`; `partitions` narrows it, as in `KafkaLogReader`."""
+
+    def __init__(
+        self,
+        log: MemoryLog,
+        topics: Sequence[str],
+        starts: Mapping[Position, int] | None = None,
+        *,
+        partitions: Collection[int] | None = None,
+    ) -> None:
+        self._log = log
+        self._parts = [
+            (topic, partition)
+            for topic in topics
+            for partition in range(log.partitions(topic))
+            if partitions is None or partition in partitions
+        ]
+        self._next: dict[Position, int] = dict(starts or {})
+        self._ends = {position: log.end(position) for position in self._parts}
+
+    def poll(self, timeout: float) -> list[Record]:
+        seen = {position: self._log.end(position) for position in self._parts}
+        found = self._take()
+        if not found and timeout > 0:
+            self._log.wait_beyond(seen, timeout)
+            found = self._take()
+        return found
+
+    def _take(self) -> list[Record]:
+        found: list[Record] = []
+        for position in self._parts:
+            found += self._log.take(position, self._next.get(position), POLL_RECORDS - len(found))
+        for record in found:
+            self._next[record.topic, record.partition] = record.offset + 1
+        return found
+
+    def at_end(self) -> bool:
+        return all(
+            self._next.get(position, 0) >= end or not self._log.take(position, self._next.get(position), 1)
+            for position, end in self._ends.items()
+        )
+
+    def positions(self) -> dict[Position, int]:
+        return dict(self._next)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class MemoryCache:
+    """`Cache` whose time moves with its clock. `away = True` is an outage; `wipe()` loses everything."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or ManualClock()
+        self._kept: dict[str, tuple[bytes, float]] = {}
+        self._lock = threading.Lock()
+        self.away = False
+
+    def get(self, key: str) -> bytes | None:
+        with self._lock:
+            return self._live(key)
+
+    def put(self, key: str, value: bytes, *, ttl_s: float) -> None:
+        with self._lock:
+            if not self.away:
+                self._kept[key] = (value, self._clock.now_ms() + ttl_s * 1000)
+
+    def put_if_absent(self, key: str, value: bytes, *, ttl_s: float) -> bytes | None:
+        with self._lock:
+            found = self._live(key)
+            if found is None and not self.away:
+                self._kept[key] = (value, self._clock.now_ms() + ttl_s * 1000)
+            return found
+
+    def count(self, key: str, *, by: int = 1, ttl_s: float) -> int | None:
+        with self._lock:
+            if self.away:
+                return None
+            found = self._live(key)
+            until = self._kept[key][1] if found is not None else self._clock.now_ms() + ttl_s * 1000
+            total = int(found or 0) + by
+            self._kept[key] = (str(total).encode(), until)
+            return total
+
+    def alive(self) -> bool:
+        return not self.away
+
+    def wipe(self) -> None:
+        with self._lock:
+            self._kept.clear()
+
+    def _live(self, key: str) -> bytes | None:
+        value, until = self._kept.get(key, (None, 0.0))
+        return None if self.away or self._clock.now_ms() >= until else value
+
+
+def _refuse_foreign(service: str, record: Output) -> None:
+    if not may_write(service, record.topic):
+        raise Misconfigured(f"{service} may not write {record.topic}")
+
+
+def _oversized() -> Oversized:
+    return Oversized(f"the record is larger than a topic takes ({MAX_MESSAGE_BYTES} bytes)")
+
+
+def _size(record: Output) -> int:
+    return len(record.key or b"") + len(record.value or b"")

@@ -1,0 +1,32 @@
+"""Which partition a key belongs to: the choice of Kafka's Java clients, and of librdkafka's `murmur2_random`.
+
+Source: Apache Kafka, `org.apache.kafka.common.utils.Utils.murmur2` and `BuiltInPartitioner.partitionForKey` (Apache-2.0).
+A producer makes this choice by itself; readers that look for one key need it to read one partition instead of all.
+"""
+
+from __future__ import annotations
+
+_MASK = 0xFFFFFFFF
+_SEED = 0x9747B28C
+_M = 0x5BD1E995
+_R = 24
+
+
+def partition_for(key: bytes, partitions: int) -> int:
+    """The partition, of `partitions`, that a record with this key is written to."""
+    return (murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def murmur2(data: bytes) -> int:
+    """Kafka's 32-bit MurmurHash2, as an unsigned number."""
+    length = len(data)
+    h = (_SEED ^ length) & _MASK
+    whole = length & ~3
+    for at in range(0, whole, 4):
+        k = int.from_bytes(data[at : at + 4], "little") * _M & _MASK
+        k = (k ^ k >> _R) * _M & _MASK
+        h = (h * _M & _MASK) ^ k
+    if length > whole:
+        h = (h ^ int.from_bytes(data[whole:], "little")) * _M & _MASK
+    h = (h ^ h >> 13) * _M & _MASK
+    return h ^ h >> 15
