@@ -1,0 +1,1 @@
+"""What the processor decides: pure functions, no I/O, no clock."""

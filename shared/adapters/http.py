@@ -1,0 +1,143 @@
+"""What every HTTP door has: health routes, problem documents (RFC 9457), a bound on the body, an orderly stop.
+
+Only services with an HTTP door import this; it needs fastapi and uvicorn.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.errors import (
+    Conflict,
+    LoopwrightError,
+    NotYet,
+    Overloaded,
+    Oversized,
+    Rejected,
+    Retryable,
+    UnknownVersion,
+)
+from shared.telemetry import Readiness
+
+MAX_BODY_BYTES = 262_144
+_STATUS: tuple[tuple[type[LoopwrightError], int], ...] = (
+    (Conflict, 409),
+    (Oversized, 413),
+    (UnknownVersion, 404),
+    (Rejected, 422),
+    (NotYet, 404),
+    (Overloaded, 429),
+    (Retryable, 503),
+)
+
+
+def problem(status: int, code: str, title: str, detail: str, **extra: Any) -> JSONResponse:
+    """An RFC 9457 document. `detail` says what to do; `code` is for programs. 429 and 503 say when to try again."""
+    body = {
+        "type": f"urn:loopwright:problem:{code}",
+        "title": title,
+        "status": status,
+        "code": code,
+        "detail": detail,
+    }
+    headers = {"Retry-After": "1"} if status in (429, 503) else None
+    return JSONResponse(body | extra, status, headers, media_type="application/problem+json")
+
+
+def status_of(error: LoopwrightError) -> int:
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def add_doorway(app: FastAPI, readiness: Readiness, max_body: int = MAX_BODY_BYTES) -> FastAPI:
+    """Adds `/livez`, `/readyz`, `/metrics`, problem documents and the bound on bodies to `app`."""
+    app.add_middleware(BodyLimit, max_bytes=max_body)
+
+    @app.get("/livez", include_in_schema=False)
+    async def livez() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @app.get("/readyz", include_in_schema=False)
+    async def readyz() -> JSONResponse:
+        ready, checks = readiness.report()
+        return JSONResponse({"ready": ready, "checks": checks}, 200 if ready else 503)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(LoopwrightError)
+    async def known(_: Request, error: LoopwrightError) -> JSONResponse:
+        return problem(status_of(error), error.code, type(error).__name__, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        faults = [{"where": ".".join(map(str, e["loc"])), "fault": e["msg"]} for e in error.errors()[:20]]
+        detail = "; ".join(f"{fault['where']}: {fault['fault']}" for fault in faults)
+        return problem(422, "invalid", "The request is not valid", detail, errors=faults)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, "http", str(error.detail), str(error.detail))
+
+    return app
+
+
+class BodyLimit:
+    """Refuses bodies over `max_bytes` with 413, by the declared length or as soon as they grow past it."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._max:
+            await self._refuse(scope, receive, send)
+            return
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._max:
+                raise Oversized(f"the body is larger than {self._max} bytes; send less, or several requests")
+            return message
+
+        await self._app(scope, bounded, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = f"the body is larger than {self._max} bytes; send less, or several requests"
+        await problem(413, Oversized.code, "Oversized", detail)(scope, receive, send)
+
+
+class ServerThread:
+    """An app served beside a service's own main loop (the trainer's health). Stops with `stop()`."""
+
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+        self._server = uvicorn.Server(uvicorn.Config(app, host, port, log_config=None, access_log=False))
+        self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(5.0)
+
+
+def serve(app: ASGIApp, host: str, port: int) -> None:
+    """Serves until SIGTERM or SIGINT; requests under way are finished, for at most ten seconds."""
+    uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10)

@@ -1,0 +1,271 @@
+"""Kafka behind the ports `Publisher`, `TransactionalPublisher` and `LogReader`, by confluent-kafka.
+
+librdkafka's settings: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+
+from shared.errors import (
+    BrokerUnavailable,
+    Fatal,
+    Fenced,
+    LoopwrightError,
+    Misconfigured,
+    Overloaded,
+    Oversized,
+)
+from shared.ports import Acked, Position
+from shared.stream.step import Output, Record
+from shared.topics import MAX_MESSAGE_BYTES, TOPICS, may_write
+
+POLL_RECORDS = 500
+QUEUE_KB = 16_384
+CONNECT_S = 30.0
+
+
+def producer_config(servers: str, client_id: str) -> dict[str, Any]:
+    """Durable and ordered; keys hash as in JVM clients."""
+    return {
+        "bootstrap.servers": servers,
+        "client.id": client_id,
+        "acks": "all",
+        "enable.idempotence": True,
+        "partitioner": "murmur2_random",
+        "compression.type": "lz4",
+        "message.max.bytes": MAX_MESSAGE_BYTES,
+        "queue.buffering.max.kbytes": QUEUE_KB,
+        "linger.ms": 5,
+    }
+
+
+def translate(error: KafkaError) -> LoopwrightError:
+    """A Kafka error in the terms of `shared/errors.py`."""
+    name, text = error.name(), error.str()
+    if name in {"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"}:
+        return Fenced(f"another process writes under this identity: {text}")
+    if name == "MSG_SIZE_TOO_LARGE":
+        return Oversized(f"the record is larger than a topic takes ({MAX_MESSAGE_BYTES} bytes): {text}")
+    if name == "_QUEUE_FULL":
+        return Overloaded("the queue of records to send is full: Kafka does not keep up or is away")
+    if error.fatal():
+        return Fatal(f"Kafka client: {text}")
+    return BrokerUnavailable(f"Kafka: {text} ({name})")
+
+
+def _refuse_foreign(service: str, record: Output) -> None:
+    if not may_write(service, record.topic):
+        writers = ", ".join(sorted(TOPICS[record.topic].writers)) if record.topic in TOPICS else "nobody"
+        raise Misconfigured(f"{service} may not write {record.topic}; its writers: {writers}")
+
+
+def _arguments(record: Output) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"key": record.key, "value": record.value, "headers": list(record.headers)}
+    if record.partition is not None:
+        arguments["partition"] = record.partition
+    return arguments
+
+
+class KafkaPublisher:
+    """`Publisher` with its own delivery thread. `timeout_s` bounds the wait for an acknowledgement."""
+
+    def __init__(self, servers: str, service: str, *, timeout_s: float = 10.0) -> None:
+        config = producer_config(servers, service) | {"delivery.timeout.ms": round(timeout_s * 1000)}
+        self._service = service
+        self._producer = Producer(config)
+        self._open = True
+        self._deliveries = threading.Thread(target=self._serve, name=f"{service}-deliveries", daemon=True)
+        self._deliveries.start()
+
+    def publish(self, record: Output) -> Future[Acked]:
+        _refuse_foreign(self._service, record)
+        future: Future[Acked] = Future()
+        if not self._open:
+            future.set_exception(BrokerUnavailable("this publisher is closed"))
+            return future
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            if error is not None:
+                future.set_exception(translate(error))
+                return
+            topic, partition, offset = message.topic(), message.partition(), message.offset()
+            assert topic is not None and partition is not None and offset is not None
+            future.set_result(Acked(topic, partition, offset))
+
+        try:
+            self._producer.produce(record.topic, **_arguments(record), on_delivery=delivered)
+        except KafkaException as error:
+            future.set_exception(translate(error.args[0]))
+        except BufferError:
+            future.set_exception(
+                Overloaded("the queue of records to send is full: Kafka does not keep up or is away")
+            )
+        return future
+
+    def flush(self, timeout: float) -> int:
+        return self._producer.flush(timeout)
+
+    def close(self) -> None:
+        self._producer.flush(5.0)
+        self._open = False
+        self._deliveries.join()
+
+    def _serve(self) -> None:
+        while self._open:
+            self._producer.poll(0.1)
+
+
+class KafkaTransactionalPublisher:
+    """`TransactionalPublisher`. `identity` becomes the `transactional.id`: one live writer each."""
+
+    def __init__(self, servers: str, service: str, identity: str, *, timeout_s: float = 30.0) -> None:
+        self._service = service
+        self._timeout_s = timeout_s
+        self._producer = Producer(
+            producer_config(servers, service)
+            | {"transactional.id": identity, "transaction.timeout.ms": 10_000}
+        )
+        self._call(lambda: self._producer.init_transactions(timeout_s))
+
+    def publish_all(self, records: Sequence[Output]) -> None:
+        for record in records:
+            _refuse_foreign(self._service, record)
+        self._call(self._producer.begin_transaction)
+        try:
+            for record in records:
+                self._producer.produce(record.topic, **_arguments(record))
+            self._producer.commit_transaction(self._timeout_s)
+        except KafkaException as error:
+            cause = error.args[0]
+            if cause.txn_requires_abort():
+                self._call(lambda: self._producer.abort_transaction(self._timeout_s))
+            raise translate(cause) from error
+
+    def close(self) -> None:
+        self._producer.flush(5.0)
+
+    def _call(self, call: Any) -> None:
+        try:
+            call()
+        except KafkaException as error:
+            raise translate(error.args[0]) from error
+
+
+class KafkaLogReader:
+    """`LogReader` over whole topics, or over the given partitions of them. `starts` gives the next offset where one is
+    known; elsewhere it begins at the beginning. A start that retention has removed raises `Fatal` at `poll`: going on
+    would skip."""
+
+    def __init__(
+        self,
+        servers: str,
+        service: str,
+        topics: Sequence[str],
+        starts: Mapping[Position, int] | None = None,
+        *,
+        partitions: Collection[int] | None = None,
+    ) -> None:
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": servers,
+                "client.id": service,
+                "group.id": f"{service}-reader",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "error",
+                "enable.partition.eof": True,
+                "queued.max.messages.kbytes": QUEUE_KB,
+                "fetch.wait.max.ms": 50,
+            }
+        )
+        self._next: dict[Position, int] = dict(starts or {})
+        self._unfinished: set[Position] = set()
+        try:
+            self._assign(topics, partitions)
+        except KafkaException as error:
+            self._consumer.close()
+            raise translate(error.args[0]) from error
+
+    def _assign(self, topics: Sequence[str], wanted: Collection[int] | None) -> None:
+        parts: list[Position] = []
+        for topic in topics:
+            found = self._consumer.list_topics(topic, timeout=CONNECT_S).topics[topic]
+            if found.error is not None or not found.partitions:
+                raise Misconfigured(
+                    f"topic {topic} does not exist: run the topics job (`python -m shared.topics`)"
+                )
+            parts += [(topic, p) for p in sorted(found.partitions) if wanted is None or p in wanted]
+        self._unfinished = set(parts)
+        self._consumer.assign(
+            [TopicPartition(t, p, self._next.get((t, p), OFFSET_BEGINNING)) for t, p in parts]
+        )
+
+    def poll(self, timeout: float) -> list[Record]:
+        records = []
+        first = self._consumer.poll(timeout)
+        if first is None:
+            return []
+        for message in [first, *self._consumer.consume(POLL_RECORDS - 1, 0)]:
+            record = self._take(message)
+            if record is not None:
+                records.append(record)
+        return records
+
+    def _take(self, message: Message) -> Record | None:
+        error = message.error()
+        if error is not None and error.name() == "_PARTITION_EOF":
+            self._unfinished.discard((str(message.topic()), int(message.partition() or 0)))
+            return None
+        if error is not None and error.name() == "_AUTO_OFFSET_RESET":
+            raise Fatal(f"the log no longer holds the position to go on from: {error.str()}")
+        if error is not None:
+            if error.fatal():
+                raise translate(error)
+            return None
+        record = to_record(message)
+        self._next[(record.topic, record.partition)] = record.offset + 1
+        return record
+
+    def at_end(self) -> bool:
+        return not self._unfinished
+
+    def positions(self) -> dict[Position, int]:
+        return dict(self._next)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def to_record(message: Message) -> Record:
+    """A message without an error, as the services see it."""
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None and partition is not None and offset is not None
+    # The client's stubs allow text here; it hands out the bytes that were sent.
+    headers: Any = message.headers() or ()
+    key: Any = message.key()
+    value: Any = message.value()
+    return Record(
+        topic,
+        partition,
+        offset,
+        message.timestamp()[1],
+        key,
+        value,
+        tuple((name, text or b"") for name, text in headers),
+    )

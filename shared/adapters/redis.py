@@ -1,0 +1,62 @@
+"""Redis behind the port `Cache`: an outage reads as a miss, a write as lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import redis
+import structlog
+
+from shared.telemetry import CACHE_FAILURES
+
+T = TypeVar("T")
+TIMEOUT_S = 0.25
+log = structlog.get_logger(__name__)
+
+
+class RedisCache:
+    """`Cache`. Bounded waits: a dead Redis costs each call at most a quarter of a second."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = redis.Redis.from_url(
+            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry_on_timeout=False
+        )
+
+    def get(self, key: str) -> bytes | None:
+        return self._try(lambda: self._redis.get(key), None)
+
+    def put(self, key: str, value: bytes, *, ttl_s: float) -> None:
+        self._try(lambda: self._redis.set(key, value, px=round(ttl_s * 1000)), None)
+
+    def put_if_absent(self, key: str, value: bytes, *, ttl_s: float) -> bytes | None:
+        def keep_first() -> bytes | None:
+            # One transaction, as `SET NX GET` needs Redis 7.
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.set(key, value, px=round(ttl_s * 1000), nx=True)
+            pipe.get(key)
+            stored, found = pipe.execute()
+            return None if stored else found
+
+        return self._try(keep_first, None)
+
+    def count(self, key: str, *, by: int = 1, ttl_s: float) -> int | None:
+        def add() -> int:
+            pipe = self._redis.pipeline(transaction=True)
+            # An addition keeps the time to live that the first one set; `EXPIRE NX` needs Redis 7.
+            pipe.set(key, 0, px=round(ttl_s * 1000), nx=True)
+            pipe.incrby(key, by)
+            return int(pipe.execute()[1])
+
+        return self._try(add, None)
+
+    def alive(self) -> bool:
+        return self._try(lambda: bool(self._redis.ping()), False)
+
+    def _try(self, call: Callable[[], object], miss: T) -> T:
+        try:
+            return call()  # type: ignore[return-value]
+        except redis.RedisError as error:
+            CACHE_FAILURES.inc()
+            log.debug("cache_away", error=str(error))
+            return miss

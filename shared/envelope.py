@@ -1,0 +1,73 @@
+"""How a record travels: JSON value, CloudEvents 1.0 binary-mode headers, W3C `traceparent`.
+
+Sources: CloudEvents Kafka protocol binding 1.0.2, section 3.2; W3C Trace Context, section 3.2.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from shared.events import LogRecord
+from shared.stream.step import Output
+from shared.topics import Topic
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What the headers say of a record. `ce_id` with `ce_source` names one sending."""
+
+    ce_id: str
+    ce_source: str
+    ce_type: str
+    ce_time: str
+    traceparent: str | None = None
+
+    def headers(self) -> Headers:
+        fixed: Headers = (
+            ("ce_specversion", b"1.0"),
+            ("ce_id", self.ce_id.encode()),
+            ("ce_source", self.ce_source.encode()),
+            ("ce_type", self.ce_type.encode()),
+            ("ce_time", self.ce_time.encode()),
+            ("content-type", b"application/json"),
+        )
+        return (*fixed, ("traceparent", self.traceparent.encode())) if self.traceparent else fixed
+
+
+def traceparent_of(headers: Headers) -> str | None:
+    value = dict(headers).get("traceparent")
+    return value.decode("ascii", "replace") if value else None
+
+
+def new_traceparent() -> str:
+    """A fresh, sampled trace context."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def sealed(
+    topic: Topic,
+    key: str,
+    record: LogRecord,
+    *,
+    source: str,
+    ce_id: str,
+    at: datetime,
+    traceparent: str | None = None,
+    partition: int | None = None,
+) -> Output:
+    """`record` as it goes to `topic`. Pure: identity and time are the caller's.
+
+    `source` is the writing service's name, `ce_id` must be the same when the same record is sent again.
+    """
+    envelope = Envelope(
+        ce_id=ce_id,
+        ce_source=f"/loopwright/{source}",
+        ce_type=record.event_type,
+        ce_time=at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+        traceparent=traceparent,
+    )
+    return Output(topic.name, key.encode(), record.to_json(), envelope.headers(), partition)

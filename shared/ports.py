@@ -1,0 +1,112 @@
+"""What the services need of the world, as contracts.
+
+Real adapters and fakes pass the same suites, in `tests/contract`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from shared.stream.step import Output, Record
+
+Position = tuple[str, int]
+"""(topic, partition)"""
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """Wall time. Pure cores never see one; edges read it and pass what they read."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch."""
+
+    def wait(self, seconds: float) -> None:
+        """Blocks for so long (a fake moves its time instead)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """Where an acknowledged record stands in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Publisher(Protocol):
+    """Writes to the log. Thread-safe.
+
+    Bound to the name of one service: a topic that the table of writers does not give it raises `Misconfigured` at once.
+    """
+
+    def publish(self, record: Output) -> Future[Acked]:
+        """The future is done only when the log has acknowledged with acks=all, or fails with `BrokerUnavailable`
+        after the stated time-out, `Oversized` where the record is too large, or `Overloaded` where the local queue
+        is full. A record whose future failed may still arrive: send it again under the same identity."""
+
+    def flush(self, timeout: float) -> int:
+        """Waits for what is under way; returns how many are still not acknowledged."""
+
+    def close(self) -> None:
+        """Flushes within bounds, then refuses further records."""
+
+
+class TransactionalPublisher(Protocol):
+    """All or nothing, by one writer per identity: a second one fences the first."""
+
+    def publish_all(self, records: Sequence[Output]) -> None:
+        """Returns when all are committed. Raises `Fenced` (another process has this identity),
+        `BrokerUnavailable` (nothing was written, or the outcome is unknown: read before trying again)."""
+
+    def close(self) -> None: ...
+
+
+class LogReader(Protocol):
+    """Reads partitions from given positions on, committed records only, in offset order per partition.
+
+    One thread. Positions are the caller's to keep: the reader commits none.
+    """
+
+    def poll(self, timeout: float) -> list[Record]:
+        """Up to a bounded number of records; empty after `timeout` seconds without any."""
+
+    def at_end(self) -> bool:
+        """Whether all that was in the log when the reader was opened has been returned by `poll`."""
+
+    def positions(self) -> dict[Position, int]:
+        """The next offset per partition: start there to go on after what `poll` returned."""
+
+    def close(self) -> None: ...
+
+
+class ArtifactStore(Protocol):
+    """Immutable folders of files, named by content."""
+
+    def put(self, folder: Path) -> tuple[str, str]:
+        """Copies a folder in whole, then marks it ready. Returns (uri, digest). The same content gives the same uri
+        and is stored once. Raises `BadArtifact` for links, hidden files, or files of a refused kind (pickles)."""
+
+    def fetch(self, uri: str, digest: str) -> Path:
+        """A local folder to read, every file verified against the manifest and the manifest against `digest`.
+        Raises `BadArtifact` (altered, incomplete, not ours) or `NotYet` (not there)."""
+
+
+class Cache(Protocol):
+    """Redis: fast and losable. An outage reads as a miss, and a write as lost; neither raises. Thread-safe."""
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def put(self, key: str, value: bytes, *, ttl_s: float) -> None: ...
+
+    def put_if_absent(self, key: str, value: bytes, *, ttl_s: float) -> bytes | None:
+        """None if `value` was stored (or the cache is away), else what was there already."""
+
+    def count(self, key: str, *, by: int = 1, ttl_s: float) -> int | None:
+        """Adds, returns the new count; None where the cache is away. The first addition starts the `ttl_s`."""
+
+    def alive(self) -> bool:
+        """For readiness details only."""

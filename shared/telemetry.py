@@ -1,0 +1,87 @@
+"""Logs, metrics and readiness: every metric of Loopwright is declared here once, with what it means."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from dataclasses import dataclass
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+CHAT_REQUESTS = Counter("loopwright_chat_requests", "Chat completions by outcome", ["version", "status"])
+CHAT_SECONDS = Histogram("loopwright_chat_seconds", "Admission to last token, in seconds", ["version"])
+CHAT_TOKENS = Counter("loopwright_chat_tokens", "Tokens generated", ["version"])
+SPOOL_RECORDS = Gauge("loopwright_spool_records", "Response records on disk, not yet acknowledged by Kafka")
+SPOOL_LOST = Counter("loopwright_spool_lost", "Response records not kept because the spool was full")
+SERVING = Gauge("loopwright_serving", "1 for the version that serves the line", ["line", "version"])
+ROLLOUT_SEQ = Gauge("loopwright_rollout_seq", "Newest rollout record applied", ["line"])
+ARTIFACTS_REFUSED = Counter(
+    "loopwright_artifacts_refused", "Versions not taken over because of their artifact"
+)
+
+FEEDBACK_ACCEPTED = Counter("loopwright_feedback_accepted", "Feedback events acknowledged by Kafka", ["kind"])
+FEEDBACK_REFUSED = Counter("loopwright_feedback_refused", "Feedback refused at the door", ["code"])
+
+ENGINE_RECORDS = Counter(
+    "loopwright_engine_records", "Input records whose transaction committed", ["application"]
+)
+ENGINE_COMMITS = Counter("loopwright_engine_commits", "Transactions committed", ["application"])
+ENGINE_ABORTS = Counter("loopwright_engine_aborts", "Transactions aborted", ["application"])
+DEAD_LETTERED = Counter("loopwright_dead_letters", "Records sent to dead.letters", ["service", "code"])
+OUTCOMES = Counter("loopwright_outcomes", "Outcomes of feedback events", ["outcome"])
+
+TRAINING_RUNS = Counter("loopwright_training_runs", "Training runs ended, by verdict", ["line", "verdict"])
+USABLE_EXAMPLES = Gauge("loopwright_usable_examples", "Usable examples new since the last run", ["line"])
+TRAINED_TOKENS = Counter("loopwright_trained_tokens", "Tokens trained on, padding left out", ["line"])
+
+CACHE_FAILURES = Counter("loopwright_cache_failures", "Calls to Redis that failed (read as a miss)")
+
+
+def configure_logging(service: str, level: str = "INFO") -> None:
+    """One JSON object a line to standard error; the service's name in each."""
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s", force=True)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    ok: bool
+    detail: str
+
+
+class Readiness:
+    """What a service still misses before it can do its work, by name. Thread-safe.
+
+    A service names all its checks at start, so that none is forgotten; each begins as missing.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self._lock = threading.Lock()
+        self._checks = {name: Check(False, "starting") for name in names}
+
+    def set(self, name: str, ok: bool, detail: str = "") -> None:
+        with self._lock:
+            self._checks[name] = Check(ok, detail)
+
+    def report(self) -> tuple[bool, dict[str, str]]:
+        """(ready, {check: "ok" or what is missing})"""
+        with self._lock:
+            checks = dict(self._checks)
+        return all(c.ok for c in checks.values()), {
+            name: f"ok{': ' + c.detail if c.detail else ''}" if c.ok else c.detail or "not ready"
+            for name, c in checks.items()
+        }
