@@ -1,11 +1,11 @@
 """Makes `.venv`: the locked packages, checked by hash, and this repository in editable form.
 
-Runs on the machine's own Python with the standard library alone, because it comes before everything else. Skipped when
-nothing that it reads has changed since it last finished; an interrupted installation is taken up again, from uv's cache.
+Runs on the machine's own Python with the standard library alone, because it comes before everything else.
+Skipped when nothing that it reads has changed since it last finished; taken up again where it was interrupted.
 
 `TORCH_BACKEND=cpu` (or `cu128`, `rocm6.4`, ...: what uv's `--torch-backend` knows) takes PyTorch from PyTorch's own
-index, many gigabytes smaller for `cpu`. Those builds are other files than the locked ones, so this one package is pinned
-to the locked version but not checked by hash; all others are.
+index, many gigabytes smaller for `cpu`. Those builds are other files than the locked ones, so this one package is
+pinned to the locked version but not checked by hash; all others are.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ STATE = ROOT / ".loopwright"
 STAMP = STATE / "stamps" / "install"
 LOCK = ROOT / "requirements" / "dev.txt"
 REDIS_LOCK = ROOT / "requirements" / "redis.txt"
+UV_LOCK = ROOT / "requirements" / "uv.txt"
 OWN_UV = STATE / "uv"
 OLDEST_UV = (0, 7)
 
@@ -82,7 +83,15 @@ def install(uv: str, backend: str) -> None:
         torch = TORCH_PIN.search(lock)
         if torch is None:
             raise FileNotFoundError(f"{LOCK.name} does not pin torch; run `make lock`.")
-        run(uv, *into, "--torch-backend", backend, f"torch=={torch['version']}")
+        run(
+            uv,
+            *into,
+            "--torch-backend",
+            backend,
+            "--reinstall-package",
+            "torch",
+            f"torch=={torch['version']}",
+        )
         lock = without_torch(lock)
     print("Installing the locked packages into .venv", flush=True)
     run(uv, *into, "--require-hashes", "--no-deps", "--requirements", "-", stdin=lock)
@@ -143,7 +152,7 @@ def find_uv() -> str:
         "--quiet",
         "--require-hashes",
         "--requirement",
-        str(ROOT / "requirements" / "uv.txt"),
+        str(UV_LOCK),
     ]
     if importable("ensurepip"):
         run(sys.executable, "-m", "venv", "--clear", str(OWN_UV))

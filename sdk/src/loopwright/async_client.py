@@ -158,7 +158,11 @@ class AsyncLoopwright:
         return await self._run(calls.result(command_id))
 
     async def wait_for_result(
-        self, command_id: str, *, timeout: float = 600.0, poll: float = POLL_S
+        self,
+        command_id: str,
+        *,
+        timeout: float = 600.0,  # noqa: ASYNC109 - the mirror of the other client
+        poll: float = POLL_S,
     ) -> CommandResult:
         """As `result`, but asks again every `poll` seconds; raises `StillRunning` after `timeout` seconds."""
         end = time.monotonic() + timeout
@@ -189,7 +193,7 @@ class AsyncLoopwright:
         )
         url = self._places.of(call.service) + call.path
         try:
-            answer = await retrying(self._http.request, call.method, url, json=call.body)
+            answer: httpx.Response = await retrying(self._http.request, call.method, url, json=call.body)
         except httpx.TransportError as error:
             base, variable = self._places.of(call.service), self._places.variable(call.service)
             raise Unreachable(base, variable, str(error)) from error

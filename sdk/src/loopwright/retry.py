@@ -45,6 +45,8 @@ def worth_repeating(repeatable: bool, state: RetryCallState) -> bool:
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return True
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+        return False
     return repeatable and isinstance(error, httpx.TransportError)
 
 

@@ -35,7 +35,7 @@ def send(
     value: Annotated[
         str | None,
         typer.Argument(
-            help="up or down, 1 to 5, the right answer, the comment, or the event id to retract; - reads it from stdin.",
+            help="up or down, 1 to 5, the right answer, the comment, the event id to retract; - reads stdin.",
             show_default=False,
         ),
     ] = None,

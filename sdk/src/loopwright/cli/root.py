@@ -14,9 +14,12 @@ from rich.console import Console
 from loopwright.client import Loopwright
 from loopwright.errors import LoopwrightError, StillRunning, Unavailable, Unreachable
 from loopwright.places import CONSOLE_VARIABLE, FEEDBACK_VARIABLE
+from loopwright.retry import Retry
 
 REFUSED = 1
 NO_ANSWER = 3
+RETRY = Retry(attempts=4)
+"""Somebody is watching: give up after about two seconds."""
 
 app = typer.Typer(
     name="loopwright",
@@ -33,12 +36,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 FeedbackUrl = Annotated[
     str | None,
     typer.Option(
-        "--feedback-url", envvar=FEEDBACK_VARIABLE, help="Feedback door [default: http://127.0.0.1:8001]"
+        "--feedback-url",
+        envvar=FEEDBACK_VARIABLE,
+        help="The feedback door.",
+        show_default="http://127.0.0.1:8001",
     ),
 ]
 ConsoleUrl = Annotated[
     str | None,
-    typer.Option("--console-url", envvar=CONSOLE_VARIABLE, help="Console [default: http://127.0.0.1:8080]"),
+    typer.Option(
+        "--console-url", envvar=CONSOLE_VARIABLE, help="The console.", show_default="http://127.0.0.1:8080"
+    ),
 ]
 LineName = Annotated[
     str, typer.Option("--line", envvar="LOOPWRIGHT_LINE", help="The line of versions meant.")
@@ -60,7 +68,9 @@ def connected(
     """
     transport = context.obj if isinstance(context.obj, httpx.BaseTransport) else None
     try:
-        with Loopwright(feedback_url=feedback_url, console_url=console_url, transport=transport) as loop:
+        with Loopwright(
+            feedback_url=feedback_url, console_url=console_url, retry=RETRY, transport=transport
+        ) as loop:
             yield loop
     except LoopwrightError as error:
         if as_json:

@@ -1,0 +1,168 @@
+"""The command `loopwright`: what it prints, and the exit status that scripts go by."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from loopwright import Retry
+from loopwright.cli import app, root
+from tests.unit.sdk_server import Answer, Service, ok, refused
+
+ACCEPTED = {"event_id": "e-1", "status": "accepted", "actionable": True}
+COMMAND = {"command_id": "c-1"}
+COMMANDS = ["send", "receipt", "status", "versions", "rollout promote", "rollout rollback", "train now"]
+
+
+def loopwright(*arguments: str, answers: list[Answer] | None = None, stdin: str | None = None) -> Result:
+    return run(Service(answers or [ok({})]), *arguments, stdin=stdin)
+
+
+def run(service: Service, *arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), obj=service.transport(), input=stdin)
+
+
+def test_send_says_that_it_was_accepted_and_under_which_id() -> None:
+    service = Service([ok(ACCEPTED, 202)])
+    result = run(service, "send", "chat-1", "correction", "Wellington.", "--user", "alice", "--tag", "geo")
+    assert (result.exit_code, result.stdout) == (0, "accepted e-1\n")
+    (body,) = service.bodies()
+    assert (body["value"], body["tags"]) == ("Wellington.", ["geo"])
+
+
+def test_a_hint_is_shown_as_it_was_given() -> None:
+    vague = ACCEPTED | {"actionable": False, "hint": "Say [what] is wrong."}
+    result = loopwright("send", "chat-1", "comment", "bad", "-u", "alice", answers=[ok(vague, 202)])
+    assert "Say [what] is wrong." in result.stdout
+
+
+def test_a_long_correction_may_come_from_another_program() -> None:
+    service = Service([ok(ACCEPTED, 202)])
+    run(service, "send", "chat-1", "correction", "-", "-u", "alice", stdin="first\nsecond\n")
+    assert service.bodies()[0]["value"] == "first\nsecond"
+
+
+def test_a_preference_is_given_by_the_other_text() -> None:
+    service = Service([ok(ACCEPTED, 202)])
+    assert run(service, "send", "chat-1", "preference", "--over", "worse", "-u", "alice").exit_code == 0
+    assert service.bodies()[0]["value"] == {"over": "worse"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["thumbs", "sideways"],
+        ["thumbs"],
+        ["rating", "6"],
+        ["rating", "many"],
+        ["preference"],
+        ["preference", "text"],
+        ["preference", "--over", "a", "--under", "b"],
+        ["correction", "so", "--over", "a"],
+        ["applause", "loud"],
+    ],
+)
+def test_wrong_usage_is_found_before_anything_is_sent(arguments: list[str]) -> None:
+    service = Service([ok(ACCEPTED, 202)])
+    assert run(service, "send", "chat-1", *arguments, "-u", "alice").exit_code == 2
+    assert service.asked == []
+
+
+def test_a_refusal_is_one_line_on_stderr_and_status_1() -> None:
+    answers: list[Answer] = [refused(409, "conflict", "Send it under a new id.")]
+    result = loopwright("send", "chat-1", "thumbs", "up", "-u", "alice", answers=answers)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "loopwright: Title: Send it under a new id.\n"
+
+
+def test_a_refusal_is_json_for_programs() -> None:
+    answers: list[Answer] = [refused(409, "conflict", "Send it under a new id.")]
+    result = loopwright("send", "chat-1", "thumbs", "up", "-u", "alice", "--json", answers=answers)
+    assert result.exit_code == 1
+    assert json.loads(result.stderr)["error"]["code"] == "conflict"
+
+
+def test_no_answer_is_status_3_and_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOPWRIGHT_CONSOLE_URL", "http://desk:1")
+    monkeypatch.setattr(root, "RETRY", Retry(attempts=2, first_wait_s=0.0))
+    result = loopwright("status", answers=[httpx.ConnectError("refused")])
+    assert result.exit_code == 3
+    assert "http://desk:1 is not reachable" in result.stderr
+    assert "LOOPWRIGHT_CONSOLE_URL" in result.stderr
+
+
+def test_a_service_that_fails_is_status_3() -> None:
+    assert loopwright("status", answers=[httpx.Response(500)]).exit_code == 3
+
+
+def test_a_receipt_shows_the_stage_first() -> None:
+    told = {"response_id": "r", "event_id": "e", "outcome": "batched", "batch_id": "p0-7", "serving": False}
+    result = loopwright(
+        "receipt", "r", "e", answers=[ok(told | {"stage": "training", "detail": "Run r1 has it."})]
+    )
+    assert result.stdout.splitlines()[0] == "training Run r1 has it."
+    assert "batch_id  p0-7" in result.stdout
+    assert "verdict" not in result.stdout
+
+
+def test_status_shows_all_that_the_console_says() -> None:
+    told = {"lines": [{"line": "assistant", "stable": "assistant@v1-0a1b2c3d"}], "pending": 3}
+    result = loopwright("status", answers=[ok(told)])
+    assert "stable: assistant@v1-0a1b2c3d" in result.stdout
+    assert "pending: 3" in result.stdout
+    assert json.loads(loopwright("status", "--json", answers=[ok(told)]).stdout) == told
+
+
+def test_versions_mark_the_one_that_serves() -> None:
+    told = {
+        "versions": [
+            {"version": "assistant@base-0a1b2c3d", "serving": False},
+            {"version": "assistant@v1-1a1b2c3d", "verdict": "passed", "serving": True},
+        ]
+    }
+    lines = loopwright("versions", answers=[ok(told)]).stdout.splitlines()
+    assert [("yes" in line, "passed" in line) for line in lines[1:]] == [(False, False), (True, True)]
+    as_json = json.loads(loopwright("versions", "--json", answers=[ok(told)]).stdout)
+    assert [version["serving"] for version in as_json] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "body"),
+    [
+        (["rollout", "promote", "v1"], {"kind": "promote", "line": "assistant", "version": "v1"}),
+        (["rollout", "rollback"], {"kind": "rollback", "line": "assistant"}),
+        (["rollout", "rollback", "v0", "--line", "b"], {"kind": "rollback", "line": "b", "version": "v0"}),
+        (["train", "now"], {"kind": "train_now", "line": "assistant"}),
+    ],
+)
+def test_an_order_waits_for_what_comes_of_it(arguments: list[str], body: dict[str, str]) -> None:
+    service = Service([ok(COMMAND, 202), ok(COMMAND | {"status": "done", "message": "As ordered."})])
+    result = run(service, *arguments)
+    assert (result.exit_code, result.stdout) == (0, "done As ordered.\n")
+    assert json.loads(service.asked[0].content) == body
+    assert service.asked[1].url.path == "/api/commands/c-1"
+
+
+def test_an_order_that_is_refused_later_is_status_1() -> None:
+    late = ok(COMMAND | {"status": "refused", "message": "No such version."})
+    result = loopwright("rollout", "promote", "v9", "--json", answers=[ok(COMMAND, 202), late])
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["message"] == "No such version."
+
+
+def test_an_order_need_not_be_waited_for() -> None:
+    service = Service([ok(COMMAND, 202)])
+    assert run(service, "train", "now", "--no-wait").stdout == "accepted c-1\n"
+    assert json.loads(run(service, "train", "now", "--no-wait", "--json").stdout) == COMMAND
+    assert {request.method for request in service.asked} == {"POST"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_shows_an_example(command: str) -> None:
+    text = loopwright(*command.split(), "--help").stdout
+    assert f"Example: loopwright {command}" in text
+    assert "--json" in text
