@@ -1,6 +1,6 @@
 """Which partition a key belongs to: the choice of Kafka's Java clients, and of librdkafka's `murmur2_random`.
 
-Source: Apache Kafka, `org.apache.kafka.common.utils.Utils.murmur2` and `BuiltInPartitioner.partitionForKey` (Apache-2.0).
+Source: Apache Kafka, `org.apache.kafka.common.utils.Utils.murmur2` and `BuiltInPartitioner.partitionForKey`.
 A producer makes this choice by itself; readers that look for one key need it to read one partition instead of all.
 """
 
