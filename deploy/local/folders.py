@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 READY = "ready.json"
-"""Written last into a folder: without it the folder is not complete, with other facts it is of another release."""
+"""Written last into a folder: without it the folder is not complete; other facts mean another release."""
 
 
 def is_ready(folder: Path, facts: dict[str, Any]) -> bool:
@@ -26,7 +26,8 @@ def is_ready(folder: Path, facts: dict[str, Any]) -> bool:
 def written_whole(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
     """A temporary folder to fill; at the end of the block it is marked and takes `folder`'s place.
 
-    If the block raises, `folder` stays as it was. What an interrupted block left behind is removed by the next one. Hold `only_one` around it.
+    If the block raises, `folder` stays as it was. What an interrupted block left behind is removed by the
+    next one. Hold `only_one` around it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f"{folder.name}.part-*"):

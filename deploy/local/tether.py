@@ -3,7 +3,7 @@
     python tether.py PROGRAM.json        {"argv": [...], "env": {...}, "cwd": "..."}
 
 The program takes this process over by exec, so its pid is the one the parent knows. On Linux the kernel kills
-it at the parent's death. Elsewhere a watcher, forked before the exec, looks at the parent five times a second.
+it at the parent's death. Elsewhere a watcher, forked before the exec, looks five times a second.
 
 It reads a file rather than arguments because supervisor's configuration has no quoting that survives every
 path. It runs as `python -I -S` with the standard library alone: it must start in milliseconds.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 PARENT = "LOOPWRIGHT_TETHER"
-"""Holds the pid that the parent wrote down before it started us; each tether hands its own to its children."""
+"""The pid that the parent wrote down before it started us; each tether hands its own to its children."""
 
 PR_SET_PDEATHSIG = 1
 ORPHANED = 113

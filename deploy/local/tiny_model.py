@@ -32,7 +32,7 @@ def make(base: Path, folder: Path, seed: int) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     config.dtype = torch.bfloat16
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
