@@ -75,9 +75,9 @@ class _Turn:
 
     def response(self, response: ChatResponse, record: Record) -> Iterator[Output]:
         _require_key(record, response.response_id)
-        before, lapsed = self.joined(response.response_id)
+        yield from self.lapse(response.response_id)
+        before = self.joined(response.response_id)
         change = join.on_response(before, self.waiting(before, response.response_id), response, self.now_ms)
-        yield from self.outcomes(response.response_id, before, lapsed)
         if before is not None and change.joined == before:
             return
         self.state.put(answer_key(response.response_id), record.value or b"")
@@ -91,9 +91,9 @@ class _Turn:
     def feedback(self, record: Record) -> Iterator[Output]:
         event = parse_union(FEEDBACK, record.value)
         _require_key(record, event.response_id)
-        before, lapsed = self.joined(event.response_id)
+        yield from self.lapse(event.response_id)
+        before = self.joined(event.response_id)
         change = join.on_feedback(before, self.waiting(before, event.response_id), event, self.now_ms)
-        yield from self.outcomes(event.response_id, before, lapsed)
         tally_only = (
             any(d.outcome is OutcomeKind.TALLY_ONLY for d in change.decided) and event.kind == "comment"
         )
@@ -106,29 +106,26 @@ class _Turn:
 
     # --- state around a change ---
 
-    def joined(self, response_id: str) -> tuple[Joined | None, tuple[Decided, ...]]:
-        """What is known of a response as of now: a closed window counts as closed whether or not it was swept."""
+    def joined(self, response_id: str) -> Joined | None:
         value = self.state.get(joined_key(response_id))
-        if value is None:
-            return None, ()
-        joined = Joined.from_json(value)
-        if self.now_ms < join.expires_at(joined):
-            return joined, ()
-        return self.expire(response_id, joined)
+        return None if value is None else Joined.from_json(value)
 
-    def expire(self, response_id: str, joined: Joined) -> tuple[Joined | None, tuple[Decided, ...]]:
+    def lapse(self, response_id: str) -> Iterator[Output]:
+        """Closes the window if its time has come, swept or not: so what counts as late depends on the log alone."""
+        joined = self.joined(response_id)
+        if joined is None or self.now_ms < join.expires_at(joined):
+            return
+        if self.pending(joined.line, response_id) is not None:
+            yield from self.cut(joined.line, self.open_batch(joined.line), "age")
         self.state.delete(expiry_key(join.expires_at(joined), response_id))
-        if joined.expired:
-            self.state.delete(joined_key(response_id))
-            return None, ()
-        change = join.on_expiry(joined)
         self.state.delete(answer_key(response_id))
-        if self.now_ms >= join.expires_at(change.joined):
-            self.state.delete(joined_key(response_id))
-            return None, change.decided
-        self.state.put(joined_key(response_id), change.joined.to_json())
-        self.state.put(expiry_key(join.expires_at(change.joined), response_id), b"")
-        return change.joined, change.decided
+        self.state.delete(joined_key(response_id))
+        if joined.expired:
+            return
+        change = join.on_expiry(joined)
+        yield from self.outcomes(response_id, joined, change.decided)
+        if self.now_ms < join.expires_at(change.joined):
+            self.save(response_id, None, change.joined)
 
     def waiting(self, joined: Joined | None, response_id: str) -> frozenset[str]:
         pending = self.pending(joined.line, response_id) if joined else None
@@ -299,9 +296,7 @@ class _Turn:
         else:
             self.state.put(SWEPT, str(self.now_ms).encode())
         for key in lapsed:
-            response_id = key.split(b"/", 2)[2].decode()
-            before, decided = self.joined(response_id)
-            yield from self.outcomes(response_id, before, decided)
+            yield from self.lapse(key.split(b"/", 2)[2].decode())
 
 
 def _require_key(record: Record, response_id: str) -> None:

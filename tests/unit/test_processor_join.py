@@ -1,0 +1,253 @@
+"""I1-I4 in the processor's rules: each event one outcome, whatever the order of arrival."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.processor.core.batches import BatchLimits
+from shared.errors import Conflict, Malformed, Rejected
+from shared.events import LogRecord
+from shared.stream.step import Record
+from shared.topics import CHAT_RESPONSES, DAY_MS, WINDOW_DAYS
+from tests.unit.processor_bench import T0, Bench, feedback, response
+
+DAY = DAY_MS / 1000
+CUT = 1_000.0
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.mark.parametrize("response_first", [True, False])
+def test_a_correction_finds_its_response_in_either_order(bench: Bench, response_first: bool) -> None:
+    records: list[LogRecord] = [response(), feedback("correction", "A language.", "e1")]
+    for at, record in enumerate(records if response_first else reversed(records)):
+        bench.say(record, at)
+    bench.tick(CUT)
+    assert bench.dataset == {"r1": [("e1", "A language.")]}
+    assert bench.outcomes == {"e1": "batched"}
+
+
+def test_the_newest_edit_wins_and_the_older_is_superseded(bench: Bench) -> None:
+    bench.say(response())
+    bench.say(feedback("correction", "Old.", "e1", at_s=1), 1)
+    bench.say(feedback("correction", "New.", "e2", at_s=2), 2)
+    bench.tick(CUT)
+    assert bench.dataset == {"r1": [("e2", "New.")]}
+    assert bench.outcomes == {"e1": "superseded", "e2": "batched"}
+
+
+def test_an_edit_that_arrives_late_does_not_replace_a_newer_one(bench: Bench) -> None:
+    bench.say(response())
+    bench.say(feedback("correction", "New.", "e2", at_s=2), 3)
+    bench.say(feedback("correction", "Old.", "e1", at_s=1), 4)
+    bench.tick(CUT)
+    assert bench.dataset == {"r1": [("e2", "New.")]}
+    assert bench.outcomes == {"e1": "superseded", "e2": "batched"}
+
+
+def test_a_clock_that_runs_ahead_is_held_to_the_append_time(bench: Bench) -> None:
+    bench.say(response())
+    bench.say(feedback("thumbs", "up", "e1", at_s=9_999), 1)
+    bench.say(feedback("thumbs", "down", "e2", at_s=2), 2)
+    bench.tick(CUT)
+    assert bench.dataset == {"r1": [("e2", "down")]}
+
+
+def test_the_same_event_again_is_a_duplicate_and_counts_once(bench: Bench) -> None:
+    bench.say(response())
+    for at in range(3):
+        bench.say(feedback("thumbs", "down", "e1"), at)
+    bench.tick(CUT)
+    assert bench.dataset == {"r1": [("e1", "down")]}
+    assert sorted(bench.outcomes["e1"].split(",")) == ["batched", "duplicate", "duplicate"]
+    assert bench.tallies["u_ann"].down == 1
+
+
+def test_the_same_event_id_with_other_content_is_a_conflict_and_the_first_stands(bench: Bench) -> None:
+    bench.say(response())
+    bench.say(feedback("thumbs", "down", "e1"), 1)
+    bench.say(feedback("thumbs", "up", "e1"), 2)
+    bench.tick(CUT)
+    assert bench.dataset == {"r1": [("e1", "down")]}
+    assert [type(error) for error in bench.dead] == [Conflict]
+
+
+def test_a_response_sent_again_changes_nothing_and_another_under_its_id_is_a_conflict(bench: Bench) -> None:
+    bench.say(response())
+    assert bench.say(response(latency_ms=7.0), 1) == []
+    bench.say(response(text="Another answer."), 2)
+    assert [type(error) for error in bench.dead] == [Conflict]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 2, 0), (2, 1, 0), (2, 0, 1), (1, 0, 2)])
+def test_a_retracted_correction_leaves_nothing_in_any_order(order: tuple[int, ...]) -> None:
+    bench = Bench()
+    records: list[LogRecord] = [
+        response(),
+        feedback("correction", "Wrong again.", "e1", at_s=0),
+        feedback("retract", "e1", "e2", at_s=1),
+    ]
+    for at, index in enumerate(order):
+        bench.say(records[index], at + 1)
+    bench.tick(CUT)
+    assert bench.dataset == {}
+    assert bench.outcomes == {"e1": "retracted", "e2": "applied_retract"}
+
+
+def test_a_retraction_after_the_cut_takes_the_example_back(bench: Bench) -> None:
+    bench.say(response())
+    bench.say(feedback("correction", "A language.", "e1"), 1)
+    bench.tick(CUT)
+    bench.say(feedback("retract", "e1", "e2"), CUT + 1)
+    bench.tick(2 * CUT)
+    assert [example.op for batch in bench.batches for example in batch.examples] == ["upsert", "retract"]
+    assert bench.newest["r1"].messages == ()
+    assert bench.outcomes == {"e1": "batched", "e2": "applied_retract"}
+
+
+def test_an_example_taken_back_before_the_cut_is_never_in_a_batch(bench: Bench) -> None:
+    bench.say(response())
+    bench.say(feedback("correction", "A language.", "e1"), 1)
+    bench.say(feedback("retract", "e1", "e2"), 2)
+    bench.tick(CUT)
+    assert bench.batches == []
+
+
+def test_nobody_takes_back_what_another_said(bench: Bench) -> None:
+    bench.say(response())
+    bench.say(feedback("thumbs", "up", "e1", user="u_ann"), 1)
+    bench.say(feedback("retract", "e1", "e2", user="u_bob"), 2)
+    bench.tick(CUT)
+    assert bench.dataset == {"r1": [("e1", "up")]}
+    assert [type(error) for error in bench.dead] == [Rejected]
+
+
+def test_vague_comments_are_counted_but_not_trained(bench: Bench) -> None:
+    bench.say(response())
+    bench.say(feedback("comment", "bad answer", "e1"), 1)
+    bench.tick(CUT)
+    assert bench.batches == []
+    assert bench.outcomes == {"e1": "tally_only"}
+    assert bench.tallies["u_ann"].comments == 1
+
+
+def test_feedback_without_a_response_is_unmatched_when_the_window_closes(bench: Bench) -> None:
+    bench.say(feedback("thumbs", "up", "e1"))
+    bench.tick(WINDOW_DAYS * DAY - 1)
+    assert bench.outcomes == {}
+    bench.tick(WINDOW_DAYS * DAY + 11)
+    assert bench.outcomes == {"e1": "unmatched"}
+
+
+def test_feedback_after_the_window_is_late(bench: Bench) -> None:
+    bench.say(response())
+    bench.say(feedback("thumbs", "up", "e1"), WINDOW_DAYS * DAY - 1)
+    bench.say(feedback("thumbs", "down", "e2"), WINDOW_DAYS * DAY + 1)
+    bench.tick(WINDOW_DAYS * DAY + CUT)
+    assert bench.outcomes == {"e1": "batched", "e2": "late"}
+
+
+def test_in_the_end_nothing_is_remembered(bench: Bench) -> None:
+    bench.say(response())
+    bench.say(feedback("retract", "never-came", "e1"), 1)
+    bench.say(feedback("correction", "A language.", "e2"), 1)
+    bench.tick(CUT)
+    for at in (WINDOW_DAYS * DAY + 60, 2 * WINDOW_DAYS * DAY + 120, 2 * WINDOW_DAYS * DAY + 180):
+        bench.tick(at)
+    assert bench.outcomes == {"e1": "unmatched", "e2": "batched"}
+    left = {key for prefix in (b"a", b"j", b"x", b"p") for key, _ in bench.store.scan(prefix, prefix + b"~")}
+    assert left == set()
+
+
+def test_a_choice_the_response_does_not_have_is_not_trained(bench: Bench) -> None:
+    bench.say(feedback("thumbs", "up", "e1", choice=3))
+    bench.say(response(), 1)
+    bench.say(feedback("thumbs", "up", "e2", choice=4), 2)
+    bench.tick(CUT)
+    assert bench.batches == []
+    assert bench.outcomes == {"e1": "tally_only", "e2": "tally_only"}
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b"\xff\xfe", b"[]", b'{"line":1}', b"[" * 100_000])
+def test_bytes_that_are_no_record_are_malformed_and_change_nothing(bench: Bench, value: bytes) -> None:
+    bench.feed(Record(CHAT_RESPONSES.name, 0, 0, T0, b"r1", value))
+    assert [type(error) for error in bench.dead] == [Malformed]
+    assert bench.store.keys() == 0
+
+
+def test_a_record_under_a_foreign_key_is_malformed(bench: Bench) -> None:
+    bench.feed(Record(CHAT_RESPONSES.name, 0, 0, T0, b"r2", response("r1").to_json()))
+    assert [type(error) for error in bench.dead] == [Malformed]
+
+
+def test_a_tally_follows_edits_and_retractions(bench: Bench) -> None:
+    bench.say(feedback("thumbs", "down", "e1", at_s=0))
+    assert bench.tallies == {}
+    bench.say(response(), 1)
+    assert (bench.tallies["u_ann"].up, bench.tallies["u_ann"].down) == (0, 1)
+    bench.say(feedback("thumbs", "up", "e2", at_s=2), 2)
+    assert (bench.tallies["u_ann"].up, bench.tallies["u_ann"].down) == (1, 0)
+    bench.say(feedback("retract", "e2", "e3", at_s=3), 3)
+    assert (bench.tallies["u_ann"].up, bench.tallies["u_ann"].down) == (0, 0)
+
+
+# --- any order, any repetition ---
+
+KINDS = [
+    ("thumbs", "up"),
+    ("thumbs", "down"),
+    ("correction", "A language."),
+    ("correction", "A tool."),
+    ("rating", 4),
+]
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[LogRecord]:
+    """Up to three responses and what two users say of them, each event at a stated time; some taken back."""
+    responses = draw(st.integers(1, 3))
+    records: list[LogRecord] = [response(f"r{n}") for n in range(responses)]
+    for number in range(draw(st.integers(1, 10))):
+        kind, value = draw(st.sampled_from(KINDS))
+        who, target = draw(st.sampled_from(["u_ann", "u_bob"])), f"r{draw(st.integers(0, responses - 1))}"
+        event_id, at = f"e{number}", draw(st.integers(-50, -1))
+        records.append(feedback(kind, value, event_id, user=who, at_s=at, response_id=target))
+        if draw(st.booleans()):
+            taken_back = feedback("retract", event_id, f"x{number}", user=who, at_s=0, response_id=target)
+            records.append(taken_back)
+    return records
+
+
+@settings(max_examples=150, deadline=None)
+@given(histories(), st.integers(0, 2**32), st.sampled_from([1, 2, 64]))
+def test_any_interleaving_and_duplication_gives_the_same_dataset(
+    history: list[LogRecord], seed: int, per_batch: int
+) -> None:
+    """I3, I4: where the cuts fall is not part of it; nor is the order, nor how often a record was sent."""
+    plain, shuffled = Bench(), Bench(BatchLimits(examples=per_batch))
+    dice = random.Random(seed)
+    messy = history + dice.choices(history, k=dice.randrange(len(history) + 1))
+    dice.shuffle(messy)
+    for bench, records in ((plain, history), (shuffled, messy)):
+        for at, record in enumerate(records):
+            bench.say(record, at)
+            if bench is shuffled and dice.random() < 0.2:
+                bench.tick(at + 100)
+        bench.tick(10 * CUT)
+        assert bench.dead == []
+    assert shuffled.dataset == plain.dataset
+    # I1: nothing is waiting once all came and all was cut, and each log record got exactly one outcome.
+    events = len(messy) - sum(1 for record in messy if record.event_type == "loopwright.chat.response")
+    assert sum(len(kinds.split(",")) for kinds in shuffled.outcomes.values()) == events
+    final = {
+        event_id: [k for k in kinds.split(",") if k != "duplicate"]
+        for event_id, kinds in shuffled.outcomes.items()
+    }
+    assert all(len(kinds) == 1 for kinds in final.values()), final
