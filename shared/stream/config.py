@@ -30,9 +30,10 @@ class EngineConfig:
     application: str
     """The consumer group. Who changes it starts anew from the positions in the changelog."""
     instance: str
-    """Stable name of this process among those of the application. It names the `transactional.id`: a restart
-    under the same name aborts at once what its dead predecessor left open; two alive under one name fence
-    each other."""
+    """Stable name of this process among those of the application; it names the `transactional.id`.
+
+    A restart under the same name aborts at once what its dead predecessor left open; two alive under one name
+    fence each other."""
     inputs: tuple[str, ...]
     """Topics with the same number of partitions, earlier ones first at the same append time."""
     changelog: str
@@ -53,7 +54,7 @@ class EngineConfig:
     transaction_timeout: float = 4.0
     """Below the session's, so that a dead process' transaction is gone when its successor reads."""
     max_record_bytes: int = 1_000_000
-    """Key, value and headers of an output, or key and value of a state; below the topics' `max.message.bytes`."""
+    """Of an output with its key and headers, or a state with its key. Below the topics' `max.message.bytes`."""
     dead_letter_limit: DeadLetterLimit = field(default_factory=DeadLetterLimit)
     failed_ticks: int = 10
     """So many ticks of one partition raising in a row halt the engine."""
@@ -68,12 +69,13 @@ class EngineConfig:
                 f"{self.application}: transaction_timeout ({self.transaction_timeout} s) must be below "
                 f"session_timeout ({self.session_timeout} s)."
             )
-        taken = sorted(set(self.client) & (set(self.consumer()) | set(self.producer())) - {"client.id"})
-        if taken and set(taken) & _FIXED:
+        taken = sorted(_FIXED & set(self.client))
+        if taken:
             raise Misconfigured(f"{self.application}: these client settings are the engine's: {taken}.")
 
     @property
     def transactional_id(self) -> str:
+        """The identity under which this process writes."""
         return f"{self.application}-{self.instance}"
 
     def _common(self) -> ClientSettings:
@@ -83,7 +85,8 @@ class EngineConfig:
             # Reconnecting: soon, and never slower than once a second.
             "reconnect.backoff.ms": 100,
             "reconnect.backoff.max.ms": 1_000,
-            "log_level": 3,
+            # What goes wrong is told by the engine, once and in words.
+            "log_level": 2,
             **self.client,
         }
 
@@ -137,7 +140,7 @@ class EngineConfig:
 _FIXED = frozenset(
     {
         "acks", "auto.offset.reset", "bootstrap.servers", "enable.auto.commit", "enable.auto.offset.store",
-        "enable.idempotence", "enable.partition.eof", "group.id", "isolation.level", "partition.assignment.strategy",
-        "partitioner", "transactional.id",
+        "enable.idempotence", "enable.partition.eof", "group.id", "isolation.level",
+        "partition.assignment.strategy", "partitioner", "transactional.id",
     }
 )  # fmt: skip

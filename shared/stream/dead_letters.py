@@ -21,8 +21,8 @@ def error_class(error: BaseException) -> str:
 def dead_letter(topic: str, record: Record, error: BaseException, service: str, max_bytes: int) -> Output:
     """`record` as it goes to the dead letters: its own key, bytes and headers, and why.
 
-    A record that would be larger than `max_bytes` so goes without its bytes and headers; `dl_omitted` then says
-    how many bytes there were. They remain under the topic, partition and offset named, while retention keeps them.
+    A record that would be larger than `max_bytes` so goes without its bytes and headers; `dl_omitted` then
+    says how many there were. They stay at the topic, partition and offset named, while retention keeps them.
     """
     message = (str(error) or repr(error))[:MESSAGE_CHARACTERS]
     why = (
@@ -51,7 +51,7 @@ def record_bytes(key: bytes | None, value: bytes | None, headers: tuple[tuple[st
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterLimit:
-    """Too many: over `share` of the last `window` records, and over `more_than` of them, once `at_least` were seen.
+    """Too many: over `share` of the last `window` records and over `more_than`, once `at_least` were seen.
 
     Counted per process over all its partitions, from its start. The defaults let single bad records and short
     bursts pass, and stop at the latest after 100 records where every one fails.

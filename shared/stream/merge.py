@@ -20,8 +20,8 @@ class Merge:
     """Buffers what was read and gives it out by (append time, order of inputs, offset).
 
     An input that is empty here but not at its end in the log holds the others back: what it has yet to bring
-    may be older. An input at its end holds nobody back, so what arrives there later may be slightly older than
-    what was given out; among inputs with a backlog, however far apart, the order is exact.
+    may be older. An input at its end holds nobody back: what arrives there later may be slightly older than
+    what was given out. Among inputs with a backlog, however far apart, the order is exact.
     """
 
     def __init__(self, topics: Sequence[str]) -> None:

@@ -1,4 +1,3 @@
-# ruff: noqa: D102 - the contract of `State` is in step.py
 """The state as a step sees it: the store beneath, the writes of this slice above, revocable by record."""
 
 from __future__ import annotations

@@ -11,12 +11,13 @@ from shared.errors import Fatal
 
 @dataclass(slots=True)
 class Positions:
-    """The next offset to read per input topic, and how far the partition's time has come (ms since the epoch)."""
+    """The next offset to read per input topic, and how far the partition's time has come (ms since epoch)."""
 
     offsets: dict[str, int] = field(default_factory=dict)
     time_ms: int = 0
 
     def encode(self) -> bytes:
+        """The value of the changelog record."""
         return orjson.dumps({"schema_version": 1, "offsets": self.offsets, "time_ms": self.time_ms})
 
     @classmethod
@@ -32,4 +33,5 @@ class Positions:
             ) from error
 
     def copy(self) -> Positions:
+        """One that can be changed by itself."""
         return Positions(dict(self.offsets), self.time_ms)

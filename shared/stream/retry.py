@@ -1,4 +1,4 @@
-"""How large the next slice may be after transactions were aborted: bisecting towards what breaks them. Pure."""
+"""How large the next slice may be after aborts: bisecting towards the record that breaks them. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ RecordId = tuple[str, int, int]
 class SliceSize:
     """Three aborts at the same positions halve the slice; at one record, that record is given up.
 
-    "The same positions": the same first record. Aborts that no record can be blamed for (the broker is away, the
-    group rebalances) halve as well, as a slice may have been too much for the transaction's time, but never
-    give a record up.
+    "The same positions": the same first record. Aborts that no record can be blamed for (the broker is away,
+    the group rebalances) halve as well, as a slice may have been too much for the transaction's time, but
+    never give a record up.
     """
 
     def __init__(self, largest: int) -> None:
@@ -34,7 +34,7 @@ class SliceSize:
         return self._aborts
 
     def aborted(self, at: RecordId, *, blames_records: bool) -> bool:
-        """A slice beginning `at` was aborted. True: give that one record up, it goes to the dead letters."""
+        """A slice beginning `at` was aborted. True: give that one record up, to the dead letters."""
         if at != self._at:
             self._at, self._aborts, self._blamed = at, 0, 0
         self._aborts += 1

@@ -1,4 +1,3 @@
-# ruff: noqa: D102 - the contract of an implementation is its port's
 """Where the state of one partition lives between transactions: a copy of the changelog."""
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class Opener(Protocol):
 OPENERS: dict[str, Opener] = {"memory": lambda _folder: MemoryStore()}
 
 
-@pytest.fixture(params=OPENERS.values(), ids=OPENERS.keys())
+@pytest.fixture(params=list(OPENERS.values()), ids=list(OPENERS))
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     opened: Store = request.param(tmp_path)
     yield opened

@@ -1,0 +1,330 @@
+"""The engine: a pure step over keyed state, run exactly once over co-partitioned topics (design section 5).
+
+One thread, one consumer, one transactional producer. A turn of the loop reads, and when a slice is due runs it in one
+transaction. The consumer is never asked while a transaction is open, so rebalances find none.
+
+Correctness rests on four facts. Outputs, changelog, dead letters and positions are in one transaction. A former owner
+cannot add to them, as the group's generation and the transactional.id fence it. A new owner reads the changelog to
+its high watermark with a read_committed reader, so that every transaction of a former owner is decided before it
+starts. And the store is written only after the commit, with the changelog position it reflects.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+from confluent_kafka import KafkaException
+
+from shared.adapters.clock import SystemClock
+from shared.errors import DeadLetterFlood, Retryable
+from shared.ports import Clock
+from shared.stream.config import EngineConfig
+from shared.stream.inputs import Inputs
+from shared.stream.partition import OwnedPartition, Share
+from shared.stream.positions import Positions
+from shared.stream.restore import Restore
+from shared.stream.slices import Commit, Probe, Slices
+from shared.stream.step import Step
+from shared.stream.store import MemoryStore, OpenStore
+from shared.stream.transaction import Aborted, Transactions, Unresolved
+from shared.stream.view import EngineState, PartitionView, View
+
+log = structlog.get_logger(__name__)
+
+READ_S = 0.02
+"""The client returns only with all records asked for, or after the whole of this time."""
+VIEW_S = 0.5
+RETRY_S = 0.5
+
+
+class Engine:
+    """Runs `step` until told to stop. Construct, call `run` once; the views may be read from other threads."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        step: Step,
+        *,
+        open_store: OpenStore = MemoryStore,
+        clock: Clock | None = None,
+        on_commit: Callable[[Commit], None] | None = None,
+        on_abort: Callable[[str], None] | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        """Connects to nothing yet.
+
+        `clock` stamps ticks. `on_commit`, `on_abort` are called in the engine's thread. `probe` is called with the
+        name of each phase: before_transaction, after_produce, after_commit, after_store, during_restore.
+        """
+        self.config = config
+        self._step = step
+        self._open_store = open_store
+        self._clock = clock or SystemClock()
+        self._on_commit = on_commit
+        self._on_abort = on_abort
+        self._probe: Probe = probe or (lambda _phase: None)
+        self._view = View()
+        self._stop = threading.Event()
+        self._owned: dict[int, OwnedPartition] = {}
+        self._to_restore: list[int] | None = None
+        self._restore: Restore | None = None
+        self._restoring: dict[int, OwnedPartition] = {}
+        self._committed: dict[int, dict[str, int]] = {}
+        self._turn_of = 0
+        self._next_slice = 0.0
+        self._next_view = 0.0
+        self._backlog = False
+        self._member = False
+
+    @property
+    def state(self) -> EngineState:
+        """See `EngineState`."""
+        return self._view.status()[0]
+
+    @property
+    def reason(self) -> str:
+        """What it waits for, or why it stands still; for `/readyz`."""
+        return self._view.status()[1]
+
+    @property
+    def ready(self) -> bool:
+        """Whether records are processed as they come."""
+        return self._view.status()[0] == "running"
+
+    def partitions(self) -> tuple[PartitionView, ...]:
+        """The partitions owned at present."""
+        return self._view.partitions()
+
+    def run(self, stop: threading.Event) -> None:
+        """Works until `stop` is set, then leaves the group and returns.
+
+        After too many dead letters it leaves the group, says so in `state` and `reason`, and stands until `stop` is
+        set. Raises `Fenced`, `Misconfigured`, `Fatal` where this process cannot go on, and what a store raises.
+        """
+        self._stop = stop
+        config = self.config
+        self._inputs = Inputs(config)
+        self._transactions = Transactions(config.producer(), stop, self._wait_for)
+        self._slices = Slices(config, self._step, self._transactions, self._clock, self._probe)
+        try:
+            if self._start():
+                while not stop.is_set():
+                    self._turn()
+        except DeadLetterFlood as flood:
+            self._transactions.abort()
+            self._close()
+            self._say("halted", str(flood))
+            log.critical("halted", application=config.application, reason=str(flood))
+            stop.wait()
+        except Unresolved as unresolved:
+            log.warning("stopped in doubt", application=config.application, reason=str(unresolved))
+        except Exception as error:
+            self._say("failed", str(error))
+            raise
+        finally:
+            self._close()
+        self._say("stopped")
+
+    def _start(self) -> bool:
+        """Topics checked, identity taken, group joined. False if stopped meanwhile."""
+        self._say("starting")
+        while not self._stop.is_set():
+            try:
+                self._inputs.check_topics()
+                break
+            except Retryable as missing:
+                self._wait_for(f"for {missing}")
+            except KafkaException as error:
+                self._wait_for(f"for Kafka at {self.config.bootstrap_servers}: {error.args[0].str()}")
+            self._stop.wait(RETRY_S)
+        if self._stop.is_set() or not self._transactions.start():
+            return False
+        self._inputs.join()
+        self._say("starting", "joining the group")
+        return True
+
+    def _turn(self) -> None:
+        """Read, and run a slice if one is due. Acts on a rebalance first, so that nothing is run for others."""
+        if self._inputs.revoked is not None:
+            self._drop(self._inputs.revoked)
+        if self._inputs.assigned is not None:
+            self._to_restore, self._inputs.assigned = self._inputs.assigned, None
+        if self._to_restore is not None:
+            self._restore_on(self._to_restore)
+            return
+        size = self._slices.size.records
+        self._inputs.read(self._owned, self.config.slice_records, 0.0 if self._backlog else READ_S)
+        if self._inputs.revoked is not None or self._inputs.assigned is not None:
+            return
+        now = time.monotonic()
+        waiting = sum(partition.merge.count() for partition in self._owned.values())
+        if self._backlog or now >= self._next_slice or waiting >= size:
+            self._next_slice = now + self.config.commit_interval
+            shares = self._take(size, now)
+            self._backlog = sum(len(share.records) for share in shares) >= size
+            if shares:
+                self._run_slice(shares)
+            self._inputs.release(self._owned)
+        if now >= self._next_view:
+            self._look(now)
+
+    def _take(self, size: int, now: float) -> list[Share]:
+        """The next slice: each partition an equal part of what the others leave, a different one first each time."""
+        numbers = sorted(self._owned)
+        turn = self._turn_of % len(numbers) if numbers else 0
+        shares, weight_left = [], self.config.slice_bytes
+        for place, number in enumerate(numbers[turn:] + numbers[:turn]):
+            parts = len(numbers) - place
+            share = self._owned[number].take(
+                -(-size // parts),
+                -(-weight_left // parts),
+                now=now,
+                clock_ms=self._clock.now_ms(),
+                tick_interval=self.config.tick_interval,
+            )
+            size -= len(share.records)
+            if share.records or share.tick:
+                shares.append(share)
+        return shares
+
+    def _run_slice(self, shares: list[Share]) -> None:
+        try:
+            commit = self._transact(shares)
+        except Aborted as aborted:
+            log.warning("transaction aborted", application=self.config.application, reason=str(aborted))
+            if self._on_abort is not None:
+                self._on_abort(str(aborted))
+            self._backlog = False
+            self._stop.wait(min(1.0, 0.02 * 2**self._slices.size.aborts))
+            return
+        self._turn_of += 1
+        if commit is not None:
+            if self.state == "waiting":
+                self._say("running")
+            if self._on_commit is not None:
+                self._on_commit(commit)
+
+    def _transact(self, shares: list[Share]) -> Commit | None:
+        return self._slices.run(shares, self._inputs.group())
+
+    def _restore_on(self, numbers: list[int]) -> None:
+        """A part of the restore, then back to the group, which may want to rebalance again."""
+        try:
+            if self._restore is None:
+                self._committed = self._inputs.committed(numbers)
+                self._restoring = {n: OwnedPartition(n, self.config, self._open_store(n)) for n in numbers}
+                self._restore = Restore(self.config, {n: p.store for n, p in self._restoring.items()})
+            self._restore.advance()
+            self._say("restoring", self._progress(self._restore))
+            self._probe("during_restore")
+            if self._restore.done:
+                self._begin()
+        except (KafkaException, Retryable) as error:
+            self._end_restore()
+            text = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+            self._wait_for(f"to restore: {text}")
+            self._stop.wait(RETRY_S)
+        self._inputs.read(self._owned, 1, 0.0)
+
+    def _begin(self) -> None:
+        """The state is whole: go on from the positions that belong to it."""
+        self._owned, self._restoring = self._restoring, {}
+        self._end_restore()
+        self._to_restore = None
+        for number, partition in self._owned.items():
+            partition.positions = self._reconcile(number, partition.restored_positions())
+        self._inputs.begin({n: p.positions.offsets for n, p in self._owned.items()})
+        self._member = True
+        self._look(time.monotonic())
+        self._say("running", "" if self._owned else "no partition is assigned to this process")
+        log.info("assigned", application=self.config.application, partitions=sorted(self._owned))
+
+    def _reconcile(self, number: int, restored: Positions | None) -> Positions:
+        """The group's positions where it has any, else the changelog's. Both were written in one transaction, so
+        they differ only where the group's expired, or a person has set them."""
+        committed = self._committed.get(number, {})
+        if restored is None:
+            return Positions(dict(committed))
+        if any(restored.offsets.get(topic) != offset for topic, offset in committed.items()):
+            log.warning(
+                "positions were set from outside: the group's are not those of the state",
+                application=self.config.application,
+                partition=number,
+                group=committed,
+                state=restored.offsets,
+            )
+        return Positions(restored.offsets | committed, restored.time_ms)
+
+    def _progress(self, restore: Restore) -> str:
+        each = restore.progress.values()
+        done = sum(p.done for p in each)
+        left = sum(max(0, p.target - p.position) for p in each)
+        return f"{done} of {len(each)} partitions restored, {left} changelog offsets to go"
+
+    def _end_restore(self) -> None:
+        if self._restore is not None:
+            self._restore.close()
+            self._restore = None
+        for partition in self._restoring.values():
+            partition.close()
+        self._restoring = {}
+
+    def _drop(self, why: str) -> None:
+        """Partitions were revoked or lost; what was read of them and not committed is their next owner's."""
+        log.info("unassigned", application=self.config.application, partitions=sorted(self._owned), why=why)
+        self._inputs.revoked = None
+        self._to_restore = None
+        self._end_restore()
+        for partition in self._owned.values():
+            partition.close()
+        self._owned = {}
+        self._backlog = self._member = False
+        self._view.show(())
+        self._say("starting", f"partitions {why}; waiting for the group")
+
+    def _look(self, now: float) -> None:
+        """Refreshes what others see, and asks whether a broker that was away is back."""
+        self._next_view = now + VIEW_S
+        self._view.show(tuple(self._view_of(partition) for _, partition in sorted(self._owned.items())))
+        if self._inputs.trouble is not None and not self._inputs.broker_answers():
+            self._wait_for(f"for Kafka at {self.config.bootstrap_servers}: {self._inputs.trouble}")
+        elif self.state == "waiting":
+            self._say(*(("running", "") if self._member else ("starting", "joining the group")))
+
+    def _view_of(self, partition: OwnedPartition) -> PartitionView:
+        offsets, lag = partition.positions.offsets, {}
+        for topic in self.config.inputs:
+            end = self._inputs.high_watermark(topic, partition.number)
+            if end is not None:
+                lag[topic] = max(0, end - offsets.get(topic, 0))
+        return PartitionView(
+            partition=partition.number,
+            positions=dict(offsets),
+            lag=lag,
+            keys=partition.store.keys(),
+            records=partition.records,
+            dead_letters=partition.dead_letters,
+            time_ms=partition.positions.time_ms,
+            last_commit_ms=partition.last_commit_ms,
+        )
+
+    def _wait_for(self, what: str) -> None:
+        self._say("waiting", what)
+
+    def _say(self, state: EngineState, reason: str = "") -> None:
+        before = self.state
+        if self._view.say(state, reason) and before != state:
+            log.info("engine", application=self.config.application, state=state, reason=reason)
+
+    def _close(self) -> None:
+        """Leaves the group and drops what is not committed. May be called twice."""
+        self._end_restore()
+        for partition in self._owned.values():
+            partition.close()
+        self._owned = {}
+        self._view.show(())
+        self._inputs.close()
+        self._transactions.close()

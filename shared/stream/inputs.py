@@ -1,0 +1,214 @@
+"""The consumer of the input topics: membership in the group, reading into buffers of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+from shared.errors import Fatal, Misconfigured, NotYet
+from shared.stream.config import EngineConfig
+from shared.stream.partition import OwnedPartition
+from shared.stream.step import Headers, Record
+
+METADATA_S = 2.0
+
+
+class NotThere(NotYet):
+    """A topic that the engine needs does not exist yet."""
+
+    code = "no_topic"
+
+
+class Inputs:
+    """A member of the group.
+
+    Rebalances happen inside `read` and `close` only, and are left in `assigned` and `revoked` for the engine to act
+    on; until `begin` nothing is read of what was assigned. As the engine never reads while a transaction is
+    open, a revocation finds none to commit.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self.assigned: list[int] | None = None
+        """Partitions just assigned, not yet begun. The engine sets it back to None."""
+        self.revoked: str | None = None
+        """Why what was owned is owned no longer. The engine sets it back to None."""
+        self.trouble: str | None = None
+        """What the client last complained of."""
+        self._consumer = Consumer(config.consumer() | {"error_cb": self._complain})
+        self._per_buffer = 0
+        self._closed = False
+
+    def check_topics(self) -> int:
+        """P, after asserting that inputs and changelog agree. Raises `NotThere`, `KafkaException`."""
+        config = self._config
+        counts: dict[str, int] = {}
+        for topic in (*config.inputs, config.changelog):
+            found = self._consumer.list_topics(topic, timeout=METADATA_S).topics[topic]
+            if found.error is not None or not found.partitions:
+                raise NotThere(f"the topic {topic} to be created")
+            counts[topic] = len(found.partitions)
+        expected = config.partitions or counts[config.changelog]
+        if set(counts.values()) != {expected}:
+            raise Misconfigured(
+                f"{config.application}: inputs and changelog must have the same number of partitions"
+                f"{f' ({config.partitions})' if config.partitions else ''}, but have {counts}. The number is fixed "
+                "when a deployment is made: create the topics anew with the right one."
+            )
+        self._per_buffer = max(1, config.buffer_bytes // (expected * len(config.inputs)))
+        return expected
+
+    def join(self) -> None:
+        """Enters the group; partitions come by `read`."""
+        self._consumer.subscribe(
+            list(self._config.inputs),
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+
+    def committed(self, partitions: Sequence[int]) -> dict[int, dict[str, int]]:
+        """The group's committed positions, per partition and topic, where there are any.
+
+        Waits for pending offsets of undecided transactions. Raises `KafkaException`.
+        """
+        asked = [TopicPartition(topic, number) for number in partitions for topic in self._config.inputs]
+        found: dict[int, dict[str, int]] = {number: {} for number in partitions}
+        for each in self._consumer.committed(asked, timeout=METADATA_S):
+            if each.error is not None:
+                raise KafkaException(each.error)
+            if each.offset >= 0:
+                found[each.partition][each.topic] = each.offset
+        return found
+
+    def begin(self, positions: Mapping[int, Mapping[str, int]]) -> None:
+        """Reads each input from its position on; where none is known, from the beginning."""
+        self._consumer.assign(
+            [
+                TopicPartition(topic, number, known.get(topic, OFFSET_BEGINNING))
+                for number, known in positions.items()
+                for topic in self._config.inputs
+            ]
+        )
+
+    def read(self, owned: Mapping[int, OwnedPartition], limit: int, timeout: float) -> int:
+        """Moves what has come into the buffers of `owned`; returns how many records.
+
+        Takes the full `timeout` unless `limit` records are there. Records of partitions not in `owned` are left
+        to their owner. Raises `Fatal` where reading cannot go on.
+        """
+        count = 0
+        for message in self._consumer.consume(limit, timeout):
+            number: Any = message.partition()
+            partition = owned.get(number)
+            error = message.error()
+            if error is not None:
+                self._event(error, partition, message.topic(), message.offset())
+            elif partition is not None:
+                raw = message.headers()
+                record = Record(
+                    message.topic(),  # type: ignore[arg-type]
+                    number,
+                    message.offset(),  # type: ignore[arg-type]
+                    message.timestamp()[1],
+                    message.key(),
+                    message.value(),
+                    _headers(raw) if raw else (),
+                )
+                partition.merge.add(record)
+                count += 1
+        if count:
+            self.trouble = None
+            self._hold(owned)
+        return count
+
+    def release(self, owned: Mapping[int, OwnedPartition]) -> None:
+        """Reads on where a buffer was full and is half empty again."""
+        for partition in owned.values():
+            for topic in [
+                t for t in partition.paused if partition.merge.weight_of(t) <= self._per_buffer // 2
+            ]:
+                self._consumer.resume([TopicPartition(topic, partition.number)])
+                partition.paused.discard(topic)
+
+    def group(self) -> Any:
+        """The membership that a transaction commits positions under."""
+        return self._consumer.consumer_group_metadata()
+
+    def high_watermark(self, topic: str, partition: int) -> int | None:
+        """The end of an input as last heard, without asking the broker."""
+        found: tuple[int, int] | None = self._consumer.get_watermark_offsets(
+            TopicPartition(topic, partition), cached=True
+        )
+        return None if found is None or found[1] < 0 else found[1]
+
+    def broker_answers(self) -> bool:
+        """Asks for something small. Clears `trouble` if it comes."""
+        try:
+            self._consumer.list_topics(self._config.changelog, timeout=METADATA_S)
+        except KafkaException:
+            return False
+        self.trouble = None
+        return True
+
+    def close(self) -> None:
+        """Leaves the group, so that others take over at once. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._consumer.close()
+
+    def _hold(self, owned: Mapping[int, OwnedPartition]) -> None:
+        """Stops reading an input whose buffer is full: others of its partition are behind, or the step is."""
+        for partition in owned.values():
+            for topic in self._config.inputs:
+                if topic not in partition.paused and partition.merge.weight_of(topic) > self._per_buffer:
+                    self._consumer.pause([TopicPartition(topic, partition.number)])
+                    partition.paused.add(topic)
+
+    def _event(
+        self, error: KafkaError, partition: OwnedPartition | None, topic: str | None, offset: int | None
+    ) -> None:
+        name = error.name()
+        if name == "_PARTITION_EOF":
+            if partition is not None and topic is not None and offset is not None:
+                partition.reached_end(topic, offset)
+        elif name == "_AUTO_OFFSET_RESET":
+            raise Fatal(
+                f"{self._config.application}: the position to read {topic} from is no longer in the log "
+                f"({error.str()}): records were deleted before they were processed. To go on without them, reset "
+                "the group's offsets of this topic to the earliest."
+            )
+        elif error.fatal() or name in ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED"):
+            raise Fatal(f"{self._config.application}: the consumer cannot go on: {name}: {error.str()}")
+        else:
+            self._complain(error)
+
+    def _complain(self, error: KafkaError) -> None:
+        if error.name() != "_TRANSPORT":  # one connection of several; when all are down, that is said too
+            self.trouble = f"{error.name()}: {error.str()}"
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Takes note, and has nothing read before the state is restored."""
+        topics: dict[int, set[str]] = {}
+        for each in partitions:
+            topics.setdefault(each.partition, set()).add(each.topic)
+        if any(found != set(self._config.inputs) for found in topics.values()):
+            raise Misconfigured(
+                f"{self._config.application}: the same partition number of every input must land together, "
+                f"but assigned were {topics}. All members of the group must read {self._config.inputs} "
+                "with the range assignor."
+            )
+        consumer.assign([])
+        self.assigned = sorted(topics)
+
+    def _on_revoke(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
+        self.assigned, self.revoked = None, "handed over"
+
+    def _on_lost(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
+        self.assigned, self.revoked = None, "lost: the group gave this member up"
+
+
+def _headers(raw: Any) -> Headers:
+    return tuple((name, value if value is not None else b"") for name, value in raw)

@@ -1,0 +1,222 @@
+"""One slice: through the step, into one transaction, and after the commit into the stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from confluent_kafka import TopicPartition
+
+from shared.errors import DeadLetterFlood, Oversized
+from shared.ports import Clock
+from shared.stream.config import EngineConfig
+from shared.stream.dead_letters import DeadLetterRate, dead_letter, error_class, record_bytes
+from shared.stream.partition import Share
+from shared.stream.retry import RecordId, SliceSize
+from shared.stream.step import Output, Record, Step
+from shared.stream.store import POSITIONS_KEY
+from shared.stream.transaction import Aborted, Transactions
+
+log = structlog.get_logger(__name__)
+
+Probe = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One committed transaction, for metrics. `dead`: the error class of each dead letter."""
+
+    partitions: int
+    records: int
+    outputs: int
+    states: int
+    dead: tuple[str, ...]
+
+
+class Slices:
+    """Runs slices, and decides after an abort how the same records are tried again.
+
+    After `run` returns True, log and stores have the slice; after False, neither has anything of it, and the
+    records wait in their buffers again.
+    """
+
+    def __init__(
+        self, config: EngineConfig, step: Step, transactions: Transactions, clock: Clock, probe: Probe
+    ) -> None:
+        self.size = SliceSize(config.slice_records)
+        self._config = config
+        self._service = config.service or config.application
+        self._step = step
+        self._transactions = transactions
+        self._clock = clock
+        self._probe = probe
+        self._rate = DeadLetterRate(config.dead_letter_limit)
+        self._given_up: dict[RecordId, tuple[Exception, bool]] = {}
+        self._dead: list[str] = []
+        self._outputs = 0
+
+    def run(self, shares: list[Share], group: Any) -> Commit | None:
+        """Returns what was committed, None if there was nothing to commit.
+
+        Raises `Aborted` (tried again by the next slice; see `aborted`), `DeadLetterFlood`, `Fatal`, `Unresolved`.
+        """
+        mark = self._rate.mark()
+        try:
+            return self._run(shares, group)
+        except Aborted as aborted:
+            self._rate.back_to(mark)
+            self._aborted(shares, aborted)
+            raise
+
+    def _run(self, shares: list[Share], group: Any) -> Commit | None:
+        self._dead, self._outputs = [], 0
+        self._probe("before_transaction")
+        busy = [share for share in shares if self._step_through(share)]
+        for share in busy:
+            self._log_changes(share)
+        if busy:
+            self._transactions.send_positions(_positions(busy), group)
+            self._probe("after_produce")
+            self._transactions.commit()
+            self._probe("after_commit")
+        return self._committed(shares, busy)
+
+    def _step_through(self, share: Share) -> bool:
+        """Steps over the records of one partition and sends what follows. Whether there is anything to commit."""
+        step, overlay = self._step, share.partition.overlay
+        sending: list[Output] = []
+        for at, record in enumerate(share.records):
+            overlay.savepoint()
+            try:
+                if self._given_up:
+                    self._refuse_given_up(record)
+                outputs = [*step(overlay, record)]
+                for output in outputs:
+                    self._check(output)
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a step raises is the record's end, not ours
+                overlay.undo()
+                sending.append(self._die(share, record, error, at))
+            else:
+                sending += outputs
+        self._rate.processed(len(share.records))
+        if share.tick is not None:
+            sending += self._tick(share)
+        self._outputs += len(sending)
+        self._transactions.produce(sending)
+        return bool(share.records or sending or overlay.writes)
+
+    def _tick(self, share: Share) -> list[Output]:
+        """As for a record; but a tick has no bytes to keep, so where it raises that is logged, and not for ever."""
+        partition = share.partition
+        assert share.tick is not None
+        partition.overlay.savepoint()
+        try:
+            outputs = [*self._step(partition.overlay, share.tick)]
+            for output in outputs:
+                self._check(output)
+        except MemoryError:
+            raise
+        except Exception as error:
+            partition.overlay.undo()
+            partition.failed_ticks += 1
+            log.exception("a tick raised", application=self._config.application, partition=partition.number)
+            if partition.failed_ticks >= self._config.failed_ticks:
+                raise self._flood(
+                    f"{partition.failed_ticks} ticks in a row raised in partition {partition.number}, last: {error!r}"
+                ) from error
+            return []
+        partition.failed_ticks = 0
+        return outputs
+
+    def _check(self, output: Output) -> None:
+        if output.topic not in self._config.outputs:
+            raise ValueError(f"The step may not write the topic {output.topic!r}.")
+        size = record_bytes(output.key, output.value, output.headers)
+        if size > self._config.max_record_bytes:
+            raise Oversized(
+                f"An output to {output.topic} has {size} bytes; at most {self._config.max_record_bytes}."
+            )
+
+    def _die(self, share: Share, record: Record, error: Exception, at: int) -> Output:
+        kind = error_class(error)
+        if self._rate.died(at):
+            raise self._flood(f"last: {kind}: {error}") from error
+        share.dead += 1
+        self._dead.append(kind)
+        log.warning(
+            "dead letter",
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            error_class=kind,
+            error=str(error)[:500],
+        )
+        config = self._config
+        found = self._given_up.get((record.topic, record.partition, record.offset))
+        room = 0 if found and found[1] else config.max_record_bytes
+        return dead_letter(config.dead_letters, record, error, self._service, room)
+
+    def _flood(self, last: str) -> DeadLetterFlood:
+        limit = self._config.dead_letter_limit
+        return DeadLetterFlood(
+            f"{self._config.application} halted: more than {limit.share:.0%} of the last {limit.window} records (and "
+            f"more than {limit.more_than}) could not be processed; {last}. Nothing of this slice was written. Mend the "
+            "cause, or raise the limit, and start again: it goes on where it stood."
+        )
+
+    def _log_changes(self, share: Share) -> None:
+        """The changelog records of one partition: what changed, and last the positions it belongs to."""
+        topic, number = self._config.changelog, share.partition.number
+        writes = share.partition.overlay.writes
+        self._transactions.produce(Output(topic, key, value, (), number) for key, value in writes.items())
+
+        def delivered(offset: int) -> None:
+            share.changelog_offset = offset
+
+        self._transactions.produce_last(
+            Output(topic, POSITIONS_KEY, share.after.encode(), (), number), delivered
+        )
+
+    def _committed(self, shares: list[Share], busy: list[Share]) -> Commit | None:
+        for share in shares:
+            if share not in busy:
+                share.partition.nothing_to_commit(share)
+        if not busy:
+            return None
+        now = self._clock.now_ms()
+        states = sum(len(share.partition.overlay.writes) for share in busy)
+        for share in busy:
+            share.partition.committed(share, now)
+        self._probe("after_store")
+        self.size.committed()
+        self._given_up.clear()
+        records = sum(len(share.records) for share in busy)
+        return Commit(len(busy), records, self._outputs, states, tuple(self._dead))
+
+    def _aborted(self, shares: list[Share], aborted: Aborted) -> None:
+        """Rewinds, and gives the first record up where it alone was tried often enough."""
+        for share in shares:
+            share.partition.aborted(share)
+        first = next((share.records[0] for share in shares if share.records), None)
+        at = (first.topic, first.partition, first.offset) if first else ("", shares[0].partition.number, 0)
+        if self.size.aborted(at, blames_records=aborted.blames_records):
+            error = Oversized(str(aborted)) if aborted.oversized else aborted
+            # Where even its dead letter was refused, the record's bytes are left out.
+            self._given_up[at] = (error, at in self._given_up)
+
+    def _refuse_given_up(self, record: Record) -> None:
+        found = self._given_up.get((record.topic, record.partition, record.offset))
+        if found is not None:
+            raise found[0]
+
+
+def _positions(shares: list[Share]) -> list[TopicPartition]:
+    return [
+        TopicPartition(topic, share.partition.number, offset)
+        for share in shares
+        for topic, offset in share.after.offsets.items()
+    ]

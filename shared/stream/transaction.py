@@ -1,0 +1,242 @@
+"""The one transactional producer of a process: what may be tried again, what aborts, what ends the process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from shared.errors import Fatal, Fenced, Misconfigured, Retryable
+from shared.stream.step import Output
+
+CALL_S = 1.0
+"""The longest single wait inside the client, so that a stop is noticed."""
+STOP_GRACE_S = 5.0
+
+Delivered = Callable[[KafkaError | None, Message], None]
+
+_FENCED = frozenset({"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"})
+_MISCONFIGURED = frozenset(
+    {
+        "INVALID_TRANSACTION_TIMEOUT",
+        "TRANSACTIONAL_ID_AUTHORIZATION_FAILED",
+        "CLUSTER_AUTHORIZATION_FAILED",
+        "_INVALID_ARG",
+    }
+)
+_NO_RECORD_TO_BLAME = frozenset(
+    {
+        # the broker is away, slow, or moving its partitions
+        "_TRANSPORT", "_ALL_BROKERS_DOWN", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "_MSG_TIMED_OUT", "_PURGE_QUEUE",
+        "_PURGE_INFLIGHT", "_STATE", "REQUEST_TIMED_OUT", "NETWORK_EXCEPTION", "NOT_COORDINATOR",
+        "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS", "NOT_ENOUGH_REPLICAS",
+        "NOT_ENOUGH_REPLICAS_AFTER_APPEND", "NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE",
+        "CONCURRENT_TRANSACTIONS", "KAFKA_STORAGE_ERROR", "THROTTLING_QUOTA_EXCEEDED",
+        # the group is moving partitions
+        "ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS", "FENCED_INSTANCE_ID",
+        # the transaction outlived its time
+        "INVALID_TXN_STATE", "INVALID_PRODUCER_ID_MAPPING", "UNKNOWN_PRODUCER_ID",
+        "OUT_OF_ORDER_SEQUENCE_NUMBER",
+    }
+)  # fmt: skip
+
+
+class Aborted(Retryable):
+    """The transaction was aborted; nothing of it counts. The same records may be tried again."""
+
+    code = "aborted"
+
+    def __init__(self, message: str, *, blames_records: bool = False, oversized: bool = False) -> None:
+        """`blames_records`: the broker refused something that was sent, and may do so again."""
+        super().__init__(message)
+        self.blames_records = blames_records
+        self.oversized = oversized
+
+
+class Unresolved(Retryable):
+    """The process was stopped while the outcome of a commit was unknown. The next start reads it from the log."""
+
+    code = "unresolved"
+
+
+class Transactions:
+    """One transaction at a time.
+
+    Every method does what it says, or raises `Aborted` after it has aborted, `Fatal` (`Fenced`, `Misconfigured`)
+    where this process cannot go on, or `Unresolved` if stopped meanwhile.
+    """
+
+    def __init__(
+        self, settings: dict[str, Any], stop: threading.Event, waiting: Callable[[str], None]
+    ) -> None:
+        """`waiting` is told, again and again, what keeps a call from succeeding."""
+        self._identity = str(settings["transactional.id"])
+        self._producer = Producer(settings)
+        self._stop = stop
+        self._waiting = waiting
+        self._open = False
+
+    def start(self) -> bool:
+        """Takes over the identity: aborts what a predecessor left open, fences one that still lives.
+
+        False if stopped before the broker answered.
+        """
+        while not self._stop.is_set():
+            try:
+                self._producer.init_transactions(CALL_S)
+            except KafkaException as raised:
+                error = _cause(raised)
+                if not error.retriable() or error.fatal():
+                    raise self._ends(error) from raised
+                self._waiting(f"for Kafka's transaction coordinator: {error.str()}")
+            else:
+                return True
+        return False
+
+    def begin(self) -> None:
+        """Opens a transaction, if none is open."""
+        if self._open:
+            return
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as raised:
+            raise self._ends(_cause(raised)) from raised
+        self._open = True
+
+    def produce(self, outputs: Iterable[Output]) -> None:
+        """Sends in the open transaction, or opens one.
+
+        What the broker refuses shows when positions are sent or the transaction is committed, with its cause: a
+        callback for every record would cost more than all the rest here.
+        """
+        send = self._producer.produce
+        for output in outputs:
+            if not self._open:
+                self.begin()
+            partition = -1 if output.partition is None else output.partition
+            headers: Any = output.headers
+            try:
+                if headers:
+                    send(output.topic, output.value, output.key, partition, headers=list(headers))
+                else:
+                    send(output.topic, output.value, output.key, partition)
+            except BufferError:
+                self._produce_one(output)
+            except KafkaException as raised:
+                raise self.abort(_cause(raised)) from raised
+
+    def produce_last(self, output: Output, delivered: Callable[[int], None]) -> None:
+        """As `produce`, and tells the offset that the broker gave it: before `send_positions` returns."""
+
+        def acknowledged(error: KafkaError | None, message: Message) -> None:
+            offset = message.offset()
+            if error is None and offset is not None:
+                delivered(offset)
+
+        self._produce_one(output, acknowledged)
+
+    def _produce_one(self, output: Output, acknowledged: Delivered | None = None) -> None:
+        """Waits while the queue is full."""
+        self.begin()
+        partition = -1 if output.partition is None else output.partition
+        headers: Any = list(output.headers)
+        while True:
+            try:
+                self._producer.produce(
+                    output.topic, output.value, output.key, partition, acknowledged, headers=headers
+                )
+            except BufferError:
+                self._producer.poll(0.05)
+            except KafkaException as raised:
+                raise self.abort(_cause(raised)) from raised
+            else:
+                return
+
+    def send_positions(self, positions: list[TopicPartition], group: Any) -> None:
+        """Adds the consumed positions, then waits until the broker has everything of the open transaction."""
+        send = self._producer.send_offsets_to_transaction
+        self._finish(lambda: send(positions, group, CALL_S), bounded=True)
+        deadline = time.monotonic() + 2 * STOP_GRACE_S
+        while self._producer.flush(CALL_S):
+            if time.monotonic() > deadline:
+                break  # the commit waits on, and knows what became of it
+
+    def commit(self) -> None:
+        """Returns once committed. There is no third outcome: a call that timed out is asked again."""
+        self._finish(lambda: self._producer.commit_transaction(CALL_S), bounded=False)
+        self._open = False
+
+    def abort(self, error: KafkaError | None = None, why: str = "") -> Aborted:
+        """Aborts the open transaction, and returns what to raise."""
+        deadline: float | None = None
+        while self._open:
+            try:
+                self._producer.abort_transaction(CALL_S)
+            except KafkaException as raised:
+                cause = _cause(raised)
+                if not cause.retriable() or cause.fatal():
+                    raise self._ends(cause) from raised
+                self._waiting(f"to abort a transaction: {cause.str()}")
+                deadline = self._grace(deadline, cause)
+            else:
+                self._open = False
+        if error is None:
+            return Aborted(why)
+        name = error.name()
+        return Aborted(
+            f"{name}: {error.str()}",
+            blames_records=name not in _NO_RECORD_TO_BLAME,
+            oversized=name in ("MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE"),
+        )
+
+    def close(self) -> None:
+        """Drops what is not committed. Waits for nothing: the broker aborts what was open, after its time."""
+        self._producer.purge()
+        self._producer.flush(0.1)
+
+    def _finish(self, call: Callable[[], None], *, bounded: bool) -> None:
+        """`bounded`: give up by aborting; otherwise only the broker's answer ends it."""
+        deadline: float | None = None
+        until = time.monotonic() + 2 * STOP_GRACE_S if bounded else float("inf")
+        while True:
+            try:
+                call()
+            except KafkaException as raised:
+                error = _cause(raised)
+                if error.fatal() or error.name() in _FENCED:
+                    raise self._ends(error) from raised
+                if error.txn_requires_abort() or not error.retriable() or time.monotonic() > until:
+                    raise self.abort(error) from raised
+                self._waiting(f"for Kafka to take a transaction: {error.str()}")
+                deadline = self._grace(deadline, error)
+            else:
+                return
+
+    def _grace(self, deadline: float | None, error: KafkaError) -> float | None:
+        """After a stop, a short while more to learn the outcome."""
+        if not self._stop.is_set():
+            return None
+        now = time.monotonic()
+        if deadline is not None and now > deadline:
+            raise Unresolved(f"Stopped with a transaction in doubt: {error.str()}")
+        return deadline or now + STOP_GRACE_S
+
+    def _ends(self, error: KafkaError) -> Fatal:
+        name = error.name()
+        if name in _FENCED:
+            return Fenced(
+                f"The transactional.id {self._identity!r} was taken over, or the broker gave this process up "
+                f"after it stood still for longer than its transaction may take ({error.str()}). Nothing was "
+                "lost: start it again, and only one process under each instance name."
+            )
+        if name in _MISCONFIGURED:
+            return Misconfigured(f"Kafka refuses the producer {self._identity!r}: {error.str()}")
+        return Fatal(f"The producer {self._identity!r} cannot go on: {name}: {error.str()}. Start it again.")
+
+
+def _cause(raised: KafkaException) -> KafkaError:
+    cause: KafkaError = raised.args[0]
+    return cause

@@ -1,0 +1,219 @@
+"""What the tests of the stream engine share: topics, a counting step, a reader of what was committed, an oracle."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from shared.errors import Rejected
+from shared.stream.config import EngineConfig
+from shared.stream.engine import Engine
+from shared.stream.step import Output, Record, State, Tick
+from shared.stream.store import POSITIONS_KEY
+
+CREATE = {"message.timestamp.type": "CreateTime"}
+APPEND = {"message.timestamp.type": "LogAppendTime"}
+
+
+@dataclass(frozen=True)
+class Rig:
+    """The topics of one test on a shared broker."""
+
+    kafka: str
+    name: str
+    partitions: int = 2
+
+    @property
+    def a(self) -> str:
+        return f"{self.name}.a"
+
+    @property
+    def b(self) -> str:
+        return f"{self.name}.b"
+
+    @property
+    def out(self) -> str:
+        return f"{self.name}.out"
+
+    @property
+    def changelog(self) -> str:
+        return f"{self.name}.changelog"
+
+    @property
+    def dead(self) -> str:
+        return f"{self.name}.dead"
+
+    def create(self, **configs: dict[str, str]) -> Rig:
+        """Topics are stamped by the broker; `a=CREATE` lets a test say when its records were appended."""
+        admin = AdminClient({"bootstrap.servers": self.kafka})
+        wanted = {
+            "a": NewTopic(self.a, self.partitions, 1, config=configs.get("a", APPEND)),
+            "b": NewTopic(self.b, self.partitions, 1, config=configs.get("b", APPEND)),
+            "out": NewTopic(self.out, self.partitions, 1, config=configs.get("out", {})),
+            "changelog": NewTopic(self.changelog, self.partitions, 1, config={"cleanup.policy": "compact"}),
+            "dead": NewTopic(self.dead, 1, 1, config=configs.get("dead", {})),
+        }
+        for future in admin.create_topics(list(wanted.values())).values():
+            future.result()
+        return self
+
+    def config(self, instance: str = "one", **settings: object) -> EngineConfig:
+        given = {
+            "bootstrap_servers": self.kafka,
+            "application": self.name,
+            "instance": instance,
+            "inputs": (self.a, self.b),
+            "changelog": self.changelog,
+            "dead_letters": self.dead,
+            "outputs": frozenset({self.out}),
+        } | settings
+        return EngineConfig(**given)  # type: ignore[arg-type]
+
+    def send(
+        self, topic: str, records: Iterable[tuple[str, str]], *, timestamp: int = 0, partition: int = -1
+    ) -> None:
+        """(key, value) each, acknowledged when this returns."""
+        producer = Producer(
+            {"bootstrap.servers": self.kafka, "partitioner": "murmur2_random", "acks": "all", "linger.ms": 5}
+        )
+        failed = []
+        for key, value in records:
+            producer.produce(
+                topic,
+                value.encode(),
+                key.encode(),
+                partition,
+                lambda error, _message: failed.append(error) if error else None,
+                timestamp=timestamp,
+            )
+            producer.poll(0)
+        assert producer.flush(20) == 0
+        assert not failed
+
+    def read(self, topic: str, *, committed: bool = True, seconds: float = 15.0) -> list[Message]:
+        """Everything up to the end: for read_committed, to where no transaction is open any more."""
+        settings = {"bootstrap.servers": self.kafka, "group.id": f"{self.name}-reader"}
+        ends = Consumer(settings | {"isolation.level": "read_uncommitted"})
+        reader = Consumer(
+            settings
+            | {
+                "isolation.level": "read_committed" if committed else "read_uncommitted",
+                "enable.partition.eof": True,
+                "fetch.wait.max.ms": 50,
+            }
+        )
+        numbers = sorted(ends.list_topics(topic, timeout=10).topics[topic].partitions)
+        left = {n: ends.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1] for n in numbers}
+        reader.assign([TopicPartition(topic, n, OFFSET_BEGINNING) for n in numbers])
+        found, deadline = [], time.monotonic() + seconds
+        left = {n: end for n, end in left.items() if end}
+        while left:
+            assert time.monotonic() < deadline, f"{topic} is not decided up to {left}"
+            for message in reader.consume(1_000, 0.05):
+                at = message.offset()
+                if message.error() is None:
+                    found.append(message)
+                    at += 1
+                if at >= left.get(message.partition(), at + 1):
+                    del left[message.partition()]
+        ends.close()
+        reader.close()
+        return found
+
+    def changelog_state(self) -> dict[int, dict[bytes, bytes]]:
+        """Per partition, what a compacted changelog holds; the engine's own key left out."""
+        state: dict[int, dict[bytes, bytes]] = {n: {} for n in range(self.partitions)}
+        for message in self.read(self.changelog):
+            if message.value() is None:
+                state[message.partition()].pop(message.key(), None)
+            elif message.key() != POSITIONS_KEY:
+                state[message.partition()][message.key()] = message.value()
+        return state
+
+
+def counting(out: str) -> Callable[[State, Record | Tick], Iterator[Output]]:
+    """Counts the records of each key; one output each, with the count. A record `bad...` is rejected after it wrote."""
+
+    def step(state: State, record: Record | Tick) -> Iterator[Output]:
+        if isinstance(record, Tick):
+            return
+        key = record.key or b""
+        count = int(state.get(key) or 0) + 1
+        state.put(key, str(count).encode())
+        value = (record.value or b"").decode()
+        yield Output.beside(record, out, key, json.dumps([value, count]).encode())
+        if value.startswith("bad"):
+            raise Rejected(f"{value} is not to be counted")
+
+    return step
+
+
+@contextmanager
+def running(engine: Engine) -> Iterator[threading.Thread]:
+    """The engine in a thread, stopped at the end; what it raised is raised here."""
+    stop, raised = threading.Event(), list[BaseException]()
+
+    def work() -> None:
+        try:
+            engine.run(stop)
+        except BaseException as error:  # noqa: BLE001 - carried to the test's own thread
+            raised.append(error)
+
+    thread = threading.Thread(target=work, name="engine")
+    thread.start()
+    try:
+        yield thread
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not thread.is_alive()
+    if raised:
+        raise raised[0]
+
+
+def until(holds: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    """Looks ten times a second."""
+    deadline, pause = time.monotonic() + seconds, threading.Event()
+    while not holds():
+        assert time.monotonic() < deadline, f"not in {seconds} s: {what}"
+        pause.wait(0.1)
+
+
+def processed(engine: Engine, count: int) -> Callable[[], bool]:
+    return lambda: sum(p.records for p in engine.partitions()) >= count
+
+
+def complaints(rig: Rig, sent: dict[str, str]) -> list[str]:
+    """The oracle of I1 and I4 for the counting step: `sent` is {event: key}, each acknowledged once.
+
+    Every event has exactly one committed output, the counts of a key run 1, 2, 3 without gap or repeat, and the
+    changelog agrees with the last of them.
+    """
+    events: Counter[str] = Counter()
+    counts: dict[str, list[int]] = defaultdict(list)
+    for message in rig.read(rig.out):
+        event, count = json.loads(message.value())
+        events[event] += 1
+        counts[message.key().decode()].append(count)
+    found = []
+    if missing := set(sent) - set(events):
+        found.append(f"lost: {len(missing)} events")
+    if strange := set(events) - set(sent):
+        found.append(f"strange: {len(strange)} events")
+    if twice := [event for event, n in events.items() if n > 1]:
+        found.append(f"twice: {len(twice)} events")
+    per_key = Counter(sent.values())
+    if wrong := [key for key in per_key if counts[key] != list(range(1, per_key[key] + 1))]:
+        found.append(f"counts: {len(wrong)} keys")
+    logged = {k.decode(): int(v) for state in rig.changelog_state().values() for k, v in state.items()}
+    if logged != dict(per_key):
+        found.append("the changelog differs from what was sent")
+    return found
