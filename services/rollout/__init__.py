@@ -1,0 +1,1 @@
+"""Decides which version of a line serves whom. Design section 7."""

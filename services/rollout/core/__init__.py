@@ -1,0 +1,1 @@
+"""What the rollout decides: pure functions, no I/O, no clock."""

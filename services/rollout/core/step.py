@@ -1,0 +1,93 @@
+"""The rollout's step: state and records around the pure rules beside it.
+
+State of the one partition: `l/<line>` -> `LineState`, `c/<command_id>` -> the append time of a command carried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Literal
+
+from services.rollout.core import rules
+from services.rollout.core.rules import LineState
+from shared.envelope import sealed, traceparent_of
+from shared.errors import LoopwrightError, Rejected
+from shared.events import LogRecord, from_ms, parse_union
+from shared.stream.step import Output, Record, State, Tick
+from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS, Topic
+from shared.versions import COMMAND, EXECUTORS, Command, CommandResult, ModelVersion
+
+SERVICE: Final = "rollout"
+
+
+def rollout_step(state: State, record: Record | Tick) -> Iterator[Output]:
+    """`Step` over `model.versions` and `operator.commands`."""
+    if isinstance(record, Tick):
+        return
+    if record.topic == MODEL_VERSIONS.name:
+        yield from _version(state, ModelVersion.from_json(record.value), record)
+    elif record.topic == OPERATOR_COMMANDS.name:
+        yield from _command(state, parse_union(COMMAND, record.value), record)
+    else:
+        raise Rejected(f"the rollout has no rule for records of {record.topic}")
+
+
+def _version(state: State, version: ModelVersion, record: Record) -> Iterator[Output]:
+    decision = rules.on_version(_line(state, version.line), version, record.timestamp)
+    yield from _applied(state, decision, record)
+
+
+def _command(state: State, command: Command, record: Record) -> Iterator[Output]:
+    """Carries out what is the rollout's to carry out, once; every such command gets one result."""
+    done = b"c/" + command.command_id.encode()
+    if EXECUTORS.get(command.kind) != SERVICE or state.get(done) is not None:
+        return
+    state.put(done, str(record.timestamp).encode())
+    try:
+        decision = rules.on_command(_line(state, command.line), command, record.timestamp)
+    except Rejected as refusal:
+        yield _result(command, "refused", refusal, record)
+        return
+    yield from _applied(state, decision, record)
+    yield _result(command, "done", decision.message, record)
+
+
+def _line(state: State, line: str) -> LineState:
+    value = state.get(b"l/" + line.encode())
+    return LineState(line=line) if value is None else LineState.model_validate_json(value)
+
+
+def _applied(state: State, decision: rules.Decision, record: Record) -> Iterator[Output]:
+    state.put(
+        b"l/" + decision.state.line.encode(), decision.state.model_dump_json(exclude_none=True).encode()
+    )
+    if decision.record is not None:
+        line = decision.record.line
+        yield _output(MODEL_ROLLOUT, line, decision.record, f"{line}/{decision.record.seq}", record)
+
+
+def _result(
+    command: Command, status: Literal["done", "refused"], message: str | LoopwrightError, record: Record
+) -> Output:
+    result = CommandResult(
+        line=command.line,
+        command_id=command.command_id,
+        status=status,
+        message=str(message)[:2048],
+        executor=SERVICE,
+        finished_at=from_ms(record.timestamp),
+    )
+    return _output(OPERATOR_RESULTS, command.command_id, result, f"{command.command_id}/{SERVICE}", record)
+
+
+def _output(topic: Topic, key: str, made: LogRecord, ce_id: str, cause: Record) -> Output:
+    return sealed(
+        topic,
+        key,
+        made,
+        source=SERVICE,
+        ce_id=ce_id,
+        at=from_ms(cause.timestamp),
+        traceparent=traceparent_of(cause.headers),
+        partition=0,
+    )
