@@ -77,8 +77,9 @@ class LocalStack:
         self._ownership.take()
         try:
             programs = self._plan()
-            self._supervision = Supervision(self.root / "run", programs)
-            self._supervision.open()
+            supervision = Supervision(self.root / "run", programs)
+            supervision.open()
+            self._supervision = supervision
             self._write_record("starting")
             self._start_servers()
             self._make_topics()
@@ -91,7 +92,7 @@ class LocalStack:
     def stop(self) -> None:
         """Stop the services, then Redis, then Kafka. Calling it again does nothing."""
         try:
-            if self._supervision is not None:
+            if self._supervision is not None and self._supervision.alive:
                 self._progress("stopping")
                 self._supervision.halt(list(reversed(self.services)))
         finally:

@@ -56,8 +56,11 @@ def value(text: str | Path) -> str:
     return str(text).replace("%", "%%")
 
 
-def section(program: Program, *, priority: int, programs: Path, logs: Path) -> str:
-    """A program's part of the configuration."""
+def section(program: Program, *, priority: int, programs: Path) -> str:
+    """A program's part of the configuration.
+
+    supervisord runs in its run folder, and its paths are relative to it: it expands log files twice.
+    """
     command = shlex.join(program.write(programs))
     return f"""
 [program:{program.name}]
@@ -71,7 +74,7 @@ stopsignal=TERM
 stopwaitsecs={program.stop_seconds}
 killasgroup=true
 redirect_stderr=true
-stdout_logfile={value(logs / f"{program.name}.log")}
+stdout_logfile=logs/{program.name}.log
 stdout_logfile_maxbytes=20MB
 stdout_logfile_backups=3
 """
@@ -99,24 +102,24 @@ chmod=0700
 [supervisord]
 nodaemon=true
 silent=true
-logfile={value(self.logs / "supervisor.log")}
+logfile=logs/supervisor.log
 logfile_maxbytes=5MB
 logfile_backups=1
-pidfile={value(self.run / "supervisor.pid")}
-childlogdir={value(self.logs)}
+pidfile=supervisor.pid
+childlogdir=logs
 
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 """
         sections = [
-            section(program, priority=100 + number, programs=folder, logs=self.logs)
+            section(program, priority=100 + number, programs=folder)
             for number, program in enumerate(self.programs.values())
         ]
-        config = self.run / "supervisor.conf"
-        config.write_text(head + "".join(sections))
+        (self.run / "supervisor.conf").write_text(head + "".join(sections))
         supervisord = Program(
             name="supervisord",
-            argv=[sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(config)],
+            argv=[sys.executable, "-m", "supervisor.supervisord", "-n", "-c", "supervisor.conf"],
+            cwd=self.run,
         )
         log = self.logs / "supervisor.out"
         self._child = spawn(supervisord, folder=folder, log=log)
@@ -138,6 +141,11 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
         transport = SupervisorTransport(None, None, serverurl=f"unix://{self._socket}")
         with ServerProxy("http://127.0.0.1", transport=transport) as proxy:
             return getattr(proxy.supervisor, method)(*arguments)
+
+    @property
+    def alive(self) -> bool:
+        """Whether supervisord runs. If it does not, its programs do not either."""
+        return self._child is not None and self._child.poll() is None
 
     def launch(self, name: str) -> None:
         """Start one program; it need not have come up when this returns."""
