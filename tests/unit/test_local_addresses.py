@@ -1,0 +1,111 @@
+"""Ports, folders and secrets of the local stack."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from deploy.local import ports
+from deploy.local.errors import StackError
+from deploy.local.kafka import properties
+from deploy.local.ports import HOST, choose
+from deploy.local.record import Ownership, owner_of, pseudonym_key, read_record, write_record
+from deploy.local.supervision import SOCKET_BYTES, socket_path, value
+
+
+def test_a_free_port_is_taken_as_wanted_and_a_taken_one_replaced() -> None:
+    free = choose({"any": 0})["any"]
+    with socket.create_server((HOST, 0)) as other:
+        taken = other.getsockname()[1]
+        chosen = choose({"free": free, "taken": taken})
+    assert chosen["free"] == free
+    assert chosen["taken"] in ports.REPLACEMENTS
+
+
+def test_a_port_on_all_interfaces_counts_as_taken() -> None:
+    with socket.create_server(("", 0)) as other:
+        taken = other.getsockname()[1]
+        assert choose({"x": taken})["x"] != taken
+
+
+def test_no_port_is_given_twice() -> None:
+    free = choose({"any": 0})["any"]
+    chosen = choose({"a": free, "b": free, "c": 0})
+    assert len(set(chosen.values())) == 3
+
+
+def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "claim", lambda _: None)
+    with pytest.raises(StackError, match="no free port"):
+        choose({"kafka": 9092})
+
+
+def test_kafka_listens_on_loopback_only() -> None:
+    lines = dict(
+        line.split("=", 1) for line in properties(port=1, controller_port=2).splitlines() if "=" in line
+    )
+    assert lines["listeners"] == "PLAINTEXT://127.0.0.1:1,CONTROLLER://127.0.0.1:2"
+    assert lines["advertised.listeners"] == "PLAINTEXT://127.0.0.1:1"
+
+
+def test_the_socket_of_a_deep_folder_lies_in_a_private_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    deep = tmp_path / ("d" * SOCKET_BYTES)
+    path = socket_path(deep)
+    assert path.parent.parent == tmp_path
+    assert path.parent.stat().st_mode & 0o077 == 0
+    assert socket_path(deep) == path
+    assert socket_path(deep / "other") != path
+
+
+def test_a_socket_folder_that_others_can_enter_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    deep = tmp_path / ("d" * SOCKET_BYTES)
+    socket_path(deep).parent.chmod(0o755)
+    with pytest.raises(StackError, match="open to others"):
+        socket_path(deep)
+
+
+def test_a_socket_stays_in_a_short_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert socket_path(Path("/s/run")) == Path("/s/run/supervisor.sock")
+
+
+def test_a_percent_sign_is_escaped_for_supervisor() -> None:
+    assert value("/a 100%/b") == "/a 100%%/b"
+
+
+def test_one_stack_per_folder(tmp_path: Path) -> None:
+    first, second = Ownership(tmp_path), Ownership(tmp_path)
+    assert owner_of(tmp_path) is None
+    first.take()
+    assert owner_of(tmp_path) == os.getpid()
+    with pytest.raises(StackError, match=f"process {os.getpid()}"):
+        second.take()
+    first.release()
+    assert owner_of(tmp_path) is None
+    second.take()
+    second.release()
+
+
+def test_the_record_of_a_stack_that_was_killed_is_not_believed(tmp_path: Path) -> None:
+    owner = Ownership(tmp_path)
+    owner.take()
+    write_record(tmp_path, {"state": "ready"})
+    assert read_record(tmp_path) == {"state": "ready"}
+    owner.release()
+    assert read_record(tmp_path) is None
+
+
+def test_the_pseudonym_key_is_made_once_and_is_private(tmp_path: Path) -> None:
+    key = pseudonym_key(tmp_path / "root")
+    assert pseudonym_key(tmp_path / "root") == key
+    assert pseudonym_key(tmp_path / "other") != key
+    assert (tmp_path / "root" / "pseudonym.key").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["pseudonym.key"]
