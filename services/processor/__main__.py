@@ -1,0 +1,29 @@
+"""`python -m services.processor`"""
+
+from __future__ import annotations
+
+import sys
+
+import structlog
+
+from services.processor.app import build
+from services.processor.settings import ProcessorSettings
+from shared.errors import LoopwrightError
+from shared.settings import load
+from shared.stream.host import run_worker
+from shared.telemetry import configure_logging
+
+
+def main() -> None:
+    """Parses settings, builds the real parts once, runs."""
+    try:
+        settings = load(ProcessorSettings)
+    except LoopwrightError as error:
+        sys.exit(f"processor: {error}")
+    configure_logging("processor", settings.log_level)
+    structlog.get_logger().info("starting", **settings.masked())
+    run_worker(build(settings), settings.log_level)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The processor as a Faust application: `faust -A services.processor.app worker`, or `python -m services.processor`."""
+
+from __future__ import annotations
+
+import faust
+
+from services.processor.core.step import SERVICE, ProcessorStep
+from services.processor.settings import ProcessorSettings
+from shared.settings import load
+from shared.stream.config import EngineConfig
+from shared.stream.engine import Engine
+from shared.stream.host import count_abort, count_commit, faust_app
+from shared.topics import (
+    CHAT_RESPONSES,
+    DEAD_LETTERS,
+    FEEDBACK_EVENTS,
+    FEEDBACK_OUTCOMES,
+    FEEDBACK_TALLIES,
+    PROCESSOR_CHANGELOG,
+    TRAINING_BATCHES,
+)
+
+
+def engine_config(settings: ProcessorSettings) -> EngineConfig:
+    """Responses before feedback at the same append time: then nothing waits that need not."""
+    return EngineConfig(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        application=f"loopwright-{SERVICE}",
+        instance=settings.processor_instance,
+        inputs=(CHAT_RESPONSES.name, FEEDBACK_EVENTS.name),
+        changelog=PROCESSOR_CHANGELOG.name,
+        dead_letters=DEAD_LETTERS.name,
+        outputs=frozenset({TRAINING_BATCHES.name, FEEDBACK_OUTCOMES.name, FEEDBACK_TALLIES.name}),
+        service=SERVICE,
+        partitions=settings.partitions,
+    )
+
+
+def build(settings: ProcessorSettings) -> faust.App:
+    """The application, connected to nothing until it is started."""
+    config = engine_config(settings)
+    engine = Engine(
+        config,
+        ProcessorStep(settings.limits),
+        on_commit=lambda commit: count_commit(config.application, commit),
+        on_abort=lambda _: count_abort(config.application),
+    )
+    return faust_app(
+        f"loopwright-{SERVICE}",
+        engine,
+        host=settings.host,
+        port=settings.processor_port,
+        data_dir=settings.data_dir,
+    )
+
+
+def __getattr__(name: str) -> faust.App:
+    """`app` for Faust's command line, made when it is asked for: importing this module builds nothing."""
+    if name == "app":
+        return build(load(ProcessorSettings))
+    raise AttributeError(name)

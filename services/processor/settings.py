@@ -1,0 +1,37 @@
+"""The processor's settings."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.processor.core.batches import BatchLimits
+from shared.settings import Settings
+from shared.topics import BATCH_BYTES
+
+
+class ProcessorSettings(Settings):
+    """`LOOPWRIGHT_PROCESSOR_...` for what is its own."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LOOPWRIGHT_", extra="ignore", frozen=True, populate_by_name=True
+    )
+
+    processor_port: int = Field(8002, ge=0, le=65535)
+    processor_instance: str = Field(
+        "0", pattern=r"^[A-Za-z0-9_-]+$", description="stable name among its processes"
+    )
+    processor_batch_examples: int = Field(64, ge=1, le=64)
+    processor_batch_bytes: int = Field(BATCH_BYTES, ge=1024, le=BATCH_BYTES)
+    processor_batch_age_s: float = Field(
+        30.0, gt=0, description="a quiet partition cuts its open batch after so long"
+    )
+
+    @property
+    def limits(self) -> BatchLimits:
+        """When batches are cut."""
+        return BatchLimits(
+            self.processor_batch_examples,
+            self.processor_batch_bytes,
+            round(self.processor_batch_age_s * 1000),
+        )

@@ -1,0 +1,60 @@
+"""The rollout as a Faust application: `faust -A services.rollout.app worker`, or `python -m services.rollout`."""
+
+from __future__ import annotations
+
+import faust
+
+from services.rollout.core.step import SERVICE, rollout_step
+from services.rollout.settings import RolloutSettings
+from shared.settings import load
+from shared.stream.config import EngineConfig
+from shared.stream.engine import Engine
+from shared.stream.host import count_abort, count_commit, faust_app
+from shared.topics import (
+    DEAD_LETTERS,
+    MODEL_ROLLOUT,
+    MODEL_VERSIONS,
+    OPERATOR_COMMANDS,
+    OPERATOR_RESULTS,
+    ROLLOUT_CHANGELOG,
+)
+
+
+def engine_config(settings: RolloutSettings) -> EngineConfig:
+    """One partition, so one process decides; a second one stands by."""
+    return EngineConfig(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        application=f"loopwright-{SERVICE}",
+        instance="0",
+        inputs=(MODEL_VERSIONS.name, OPERATOR_COMMANDS.name),
+        changelog=ROLLOUT_CHANGELOG.name,
+        dead_letters=DEAD_LETTERS.name,
+        outputs=frozenset({MODEL_ROLLOUT.name, OPERATOR_RESULTS.name}),
+        service=SERVICE,
+        partitions=1,
+    )
+
+
+def build(settings: RolloutSettings) -> faust.App:
+    """The application, connected to nothing until it is started."""
+    config = engine_config(settings)
+    engine = Engine(
+        config,
+        rollout_step,
+        on_commit=lambda commit: count_commit(config.application, commit),
+        on_abort=lambda _: count_abort(config.application),
+    )
+    return faust_app(
+        f"loopwright-{SERVICE}",
+        engine,
+        host=settings.host,
+        port=settings.rollout_port,
+        data_dir=settings.data_dir,
+    )
+
+
+def __getattr__(name: str) -> faust.App:
+    """`app` for Faust's command line, made when it is asked for: importing this module builds nothing."""
+    if name == "app":
+        return build(load(RolloutSettings))
+    raise AttributeError(name)

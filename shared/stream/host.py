@@ -1,0 +1,133 @@
+"""The engine inside a Faust worker: life cycle, command line and web views are Faust's, the records are the engine's.
+
+Faust's own Kafka clients are off: they read uncommitted, acknowledge on exceptions and only log a failed send, so
+nothing that must not be lost or doubled passes through them (`docs/decisions/stream-engine.md`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import faust
+import structlog
+from faust.app.base import BootStrategy
+from faust.types.web import Request, Response
+from faust.web import View
+from mode import Service
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from shared.errors import Fatal
+from shared.stream.engine import Engine
+from shared.stream.slices import Commit
+from shared.telemetry import ENGINE_ABORTS, ENGINE_COMMITS, ENGINE_RECORDS
+
+log = structlog.get_logger(__name__)
+
+
+class EngineHost(Service):
+    """Runs an engine in a thread of its own for as long as the worker lives. A failed engine ends the worker."""
+
+    def __init__(self, engine: Engine, **options: Any) -> None:
+        super().__init__(**options)
+        self._engine = engine
+        self._halt = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    async def on_start(self) -> None:
+        """Starts the engine's thread; the worker does not wait for it to be ready."""
+        self._thread.start()
+
+    async def on_stop(self) -> None:
+        """Commits what is open, leaves the group; at most ten seconds."""
+        self._halt.set()
+        await asyncio.to_thread(self._thread.join, 10.0)
+
+    @Service.task
+    async def _watch(self) -> None:
+        while not self.should_stop:
+            if not self._thread.is_alive():
+                raise self._failure or Fatal("the engine ended")
+            await self.sleep(0.2)
+
+    def _run(self) -> None:
+        try:
+            self._engine.run(self._halt)
+        except BaseException as error:
+            self._failure = error
+            log.critical("engine_failed", error=str(error), kind=type(error).__name__)
+            raise
+
+
+class _NoKafka(BootStrategy):
+    enable_kafka = False
+
+
+class _App(faust.App):
+    BootStrategy = _NoKafka
+
+
+def count_commit(application: str, commit: Commit) -> None:
+    """For the engine's `on_commit`."""
+    ENGINE_COMMITS.labels(application).inc()
+    ENGINE_RECORDS.labels(application).inc(commit.records)
+
+
+def count_abort(application: str) -> None:
+    """For the engine's `on_abort`."""
+    ENGINE_ABORTS.labels(application).inc()
+
+
+def faust_app(name: str, engine: Engine, *, host: str, port: int, data_dir: Path) -> faust.App:
+    """A Faust application around `engine`, with `/livez`, `/readyz`, `/metrics` and `/partitions`."""
+    app = _App(
+        name,
+        autodiscover=False,
+        datadir=str(data_dir / name),
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_host=host,
+        web_bind=host,
+        web_port=port,
+        worker_redirect_stdouts=False,
+    )
+
+    class Host(EngineHost):
+        """Faust wants a class that it can construct without the engine."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(engine, **options)
+
+    app.service(Host)
+    _add_views(app, engine)
+    return app
+
+
+def _add_views(app: faust.App, engine: Engine) -> None:
+    @app.page("/livez")
+    async def livez(view: View, _: Request) -> Response:
+        return view.json({"status": "alive"})
+
+    @app.page("/readyz")
+    async def readyz(view: View, _: Request) -> Response:
+        detail = f"{engine.state}: {engine.reason}" if engine.reason else engine.state
+        checks = {"engine": f"ok: {detail}" if engine.ready else detail}
+        return view.json({"ready": engine.ready, "checks": checks}, status=200 if engine.ready else 503)
+
+    @app.page("/metrics")
+    async def metrics(view: View, _: Request) -> Response:
+        return view.bytes(generate_latest(), content_type=CONTENT_TYPE_LATEST.split(";")[0])
+
+    @app.page("/partitions")
+    async def partitions(view: View, _: Request) -> Response:
+        return view.json({"state": engine.state, "partitions": [asdict(p) for p in engine.partitions()]})
+
+
+def run_worker(app: faust.App, log_level: str) -> NoReturn:
+    """Runs until SIGTERM or SIGINT. Exits non-zero where the engine failed."""
+    worker = faust.Worker(app, loglevel=log_level, quiet=True, override_logging=False)
+    worker.execute_from_commandline()
