@@ -23,23 +23,27 @@ def create_topics(servers: str, p: int) -> list[str]:
     Raises `BrokerUnavailable`, or `Misconfigured` where an existing topic has another number of partitions.
     """
     admin = AdminClient({"bootstrap.servers": servers, "client.id": "topics-job"})
-    retrying = Retrying(
-        retry=retry_if_exception_type(BrokerUnavailable),
-        stop=stop_after_delay(WAIT_S),
-        wait=wait_exponential(multiplier=0.2, max=3),
-        reraise=True,
-    )
-    return retrying(_create, admin, p)
+    return _patient(WAIT_S)(_create, admin, p)
 
 
-def check_partitions(servers: str, p: int) -> None:
-    """What every service does at start. Raises `Misconfigured` (missing topic, other P) or `BrokerUnavailable`."""
+def check_partitions(servers: str, p: int, *, wait_s: float = 0.0) -> None:
+    """What every service does at start. Raises `Misconfigured` (missing topic, other P), or `BrokerUnavailable` where
+    no broker answered for `wait_s` seconds."""
     admin = AdminClient({"bootstrap.servers": servers, "client.id": "partition-check"})
-    existing = _existing(admin)
+    existing = _patient(wait_s)(_existing, admin)
     missing = sorted(TOPICS.keys() - existing.keys())
     if missing:
         raise Misconfigured(f"topics missing: {', '.join(missing)}; run `python -m shared.topics`")
     _refuse_other_p(existing, p)
+
+
+def _patient(seconds: float) -> Retrying:
+    return Retrying(
+        retry=retry_if_exception_type(BrokerUnavailable),
+        stop=stop_after_delay(seconds),
+        wait=wait_exponential(multiplier=0.2, max=3),
+        reraise=True,
+    )
 
 
 def _create(admin: AdminClient, p: int) -> list[str]:

@@ -1,0 +1,70 @@
+"""`python -m services.console`: reads the settings, makes the real parts once, serves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import structlog
+
+from services.console.app import SERVICE, Console, build_app
+from services.console.projection import FOLLOWED
+from services.console.settings import ConsoleSettings
+from services.console.watermarks import KafkaEnds
+from shared.adapters.clock import SystemClock
+from shared.adapters.follower import Follower
+from shared.adapters.http import serve
+from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
+from shared.adapters.redis import RedisCache
+from shared.adapters.topics_job import check_partitions
+from shared.errors import LoopwrightError
+from shared.settings import load
+from shared.telemetry import Readiness, configure_logging
+from shared.topics import FEEDBACK_EVENTS
+
+log = structlog.get_logger(__name__)
+START_S = 60.0
+
+
+def main() -> None:
+    try:
+        settings = load(ConsoleSettings)
+        configure_logging(SERVICE, settings.log_level)
+        log.info("settings", **settings.masked())
+        check_partitions(settings.kafka_bootstrap_servers, settings.partitions, wait_s=START_S)
+    except LoopwrightError as error:
+        sys.exit(f"{SERVICE}: {error}")
+    if not run(settings):
+        sys.exit(f"{SERVICE}: stopped because the log could not be followed; see the last error above")
+
+
+def run(settings: ConsoleSettings) -> bool:
+    """Serves until told to stop. False if it stopped because of an error."""
+    servers = settings.kafka_bootstrap_servers
+    readiness = Readiness("log")
+    ends = KafkaEnds(servers, SERVICE, FEEDBACK_EVENTS.name, settings.partitions)
+    console = Console(
+        settings=settings,
+        publisher=KafkaPublisher(servers, SERVICE, timeout_s=settings.ack_timeout_s),
+        cache=RedisCache(settings.redis_url),
+        clock=SystemClock(),
+        accepted=ends.count,
+    )
+    topics = [topic.name for topic in FOLLOWED]
+    follower = Follower(
+        "log", lambda: KafkaLogReader(servers, SERVICE, topics), console.apply, readiness, _stop
+    )
+    try:
+        serve(build_app(console, follower, readiness), settings.host, settings.port)
+    finally:
+        ends.close()
+    return not follower.failed
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""`python -m services.feedback`: reads the settings, makes the real parts once, serves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import structlog
+
+from services.feedback.app import build_app
+from services.feedback.door import SERVICE, Door
+from services.feedback.history import History
+from services.feedback.projection import OutcomeIndex, Standing
+from services.feedback.settings import FeedbackSettings
+from shared.adapters.clock import SystemClock
+from shared.adapters.follower import Follower
+from shared.adapters.http import serve
+from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
+from shared.adapters.redis import RedisCache
+from shared.adapters.topics_job import check_partitions
+from shared.errors import LoopwrightError
+from shared.pseudonym import Pseudonymiser
+from shared.settings import load
+from shared.telemetry import Readiness, configure_logging
+from shared.topics import FEEDBACK_OUTCOMES, MODEL_ROLLOUT, MODEL_VERSIONS
+
+log = structlog.get_logger(__name__)
+START_S = 60.0
+
+
+def main() -> None:
+    try:
+        settings = load(FeedbackSettings)
+        configure_logging(SERVICE, settings.log_level)
+        log.info("settings", **settings.masked())
+        key = settings.require_pseudonym_key()
+        check_partitions(settings.kafka_bootstrap_servers, settings.partitions, wait_s=START_S)
+    except LoopwrightError as error:
+        sys.exit(f"{SERVICE}: {error}")
+    if not run(settings, key):
+        sys.exit(f"{SERVICE}: stopped because the log could not be followed; see the last error above")
+
+
+def run(settings: FeedbackSettings, key: bytes) -> bool:
+    """Serves until told to stop. False if it stopped because of an error."""
+    servers = settings.kafka_bootstrap_servers
+    readiness = Readiness("versions", "outcomes")
+    cache = RedisCache(settings.redis_url)
+    standing = Standing()
+    index = OutcomeIndex(cache, ttl_s=settings.receipt_ttl_s, pending_ttl_s=settings.pending_ttl_s)
+    history = History(
+        lambda topic, partition: KafkaLogReader(servers, SERVICE, [topic], partitions=[partition]),
+        partitions=settings.partitions,
+        timeout_s=settings.scan_timeout_s,
+        slots=settings.scans,
+    )
+    door = Door(
+        settings=settings,
+        publisher=KafkaPublisher(servers, SERVICE, timeout_s=settings.ack_timeout_s),
+        cache=cache,
+        clock=SystemClock(),
+        pseudonyms=Pseudonymiser(key),
+        standing=standing,
+        index=index,
+        history=history,
+    )
+
+    def begin_again() -> None:
+        index.forget()
+        _stop()
+
+    topics = [MODEL_VERSIONS.name, MODEL_ROLLOUT.name]
+    followers = [
+        Follower(
+            "versions", lambda: KafkaLogReader(servers, SERVICE, topics), standing.apply, readiness, _stop
+        ),
+        Follower(
+            "outcomes",
+            lambda: KafkaLogReader(servers, SERVICE, [FEEDBACK_OUTCOMES.name], index.starts()),
+            index.apply,
+            readiness,
+            begin_again,
+        ),
+    ]
+    serve(build_app(door, followers, readiness), settings.host, settings.port)
+    return not any(follower.failed for follower in followers)
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

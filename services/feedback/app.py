@@ -1,0 +1,108 @@
+"""The HTTP app of feedback: routes, and what runs beside them while it serves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+from urllib.parse import unquote
+
+from fastapi import FastAPI, Header, Request
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from services.feedback.body import FEEDBACK_BODY, RESPONSE_BODY
+from services.feedback.door import Door
+from services.feedback.receipts import Receipt
+from shared.adapters.follower import Follower
+from shared.adapters.http import add_doorway, problem
+from shared.errors import BrokerUnavailable, LoopwrightError, Malformed
+from shared.events import MAX_RECORD_BYTES
+from shared.telemetry import FEEDBACK_REFUSED, Readiness
+
+TITLE = "Loopwright feedback"
+RECEIPT_PATH = "/v1/feedback/"
+
+
+def build_app(door: Door, followers: Sequence[Follower], readiness: Readiness) -> FastAPI:
+    """The first of `followers` is the one whose state receipts need whole."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        for follower in followers:
+            follower.start()
+        try:
+            yield
+        finally:
+            for follower in followers:
+                await run_in_threadpool(follower.stop)
+            await run_in_threadpool(door.publisher.close)
+
+    app = FastAPI(title=TITLE, version="1", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    _add_routes(app, door, followers[0])
+    return add_doorway(app, readiness, MAX_RECORD_BYTES)
+
+
+def _add_routes(app: FastAPI, door: Door, standing: Follower) -> None:
+    trace = Header(description="W3C trace context")
+    same = Header(description="an event_id; an alternative to the one in the body")
+
+    @app.post("/v1/feedback", status_code=202, openapi_extra=_described(FEEDBACK_BODY))
+    async def feedback(
+        request: Request,
+        idempotency_key: Annotated[str | None, same] = None,
+        traceparent: Annotated[str | None, trace] = None,
+    ) -> JSONResponse:
+        """Say something about a response. Acknowledged only once it is in the log for good."""
+        if not _is_json(request):
+            return _not_json()
+        try:
+            return await door.take_feedback(await request.body(), idempotency_key, traceparent)
+        except LoopwrightError as error:
+            FEEDBACK_REFUSED.labels(error.code).inc()
+            raise
+
+    @app.post("/v1/responses", status_code=202, openapi_extra=_described(RESPONSE_BODY))
+    async def responses(request: Request, traceparent: Annotated[str | None, trace] = None) -> JSONResponse:
+        """Record an answer of your own model, so that feedback on it can be learned from."""
+        if not _is_json(request):
+            return _not_json()
+        return await door.take_response(await request.body(), traceparent)
+
+    # Ids may hold a slash (sent as %2F), which only the raw path tells from a separator.
+    @app.get(RECEIPT_PATH + "{response_id}/{event_id:path}", response_model=Receipt)
+    async def receipt(request: Request) -> Receipt:
+        """What became of a feedback event, up to the version that serves."""
+        response_id, event_id = _ids(request)
+        if not standing.caught_up:
+            raise BrokerUnavailable(
+                "the versions have not been read to their end yet: try again in some seconds"
+            )
+        return await run_in_threadpool(door.receipt, response_id, event_id)
+
+
+def _ids(request: Request) -> tuple[str, str]:
+    raw: bytes = request.scope["raw_path"]
+    parts = raw.split(b"?")[0].decode("ascii", "replace").removeprefix(RECEIPT_PATH).split("/")
+    if len(parts) != 2 or not all(parts):
+        raise Malformed(
+            "the path is /v1/feedback/{response_id}/{event_id}, with a slash inside an id sent as %2F"
+        )
+    return unquote(parts[0]), unquote(parts[1])
+
+
+def _is_json(request: Request) -> bool:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
+
+
+def _not_json() -> JSONResponse:
+    FEEDBACK_REFUSED.labels("media_type").inc()
+    return problem(
+        415, "media_type", "Not JSON", "send the body as JSON, with Content-Type: application/json"
+    )
+
+
+def _described(adapter: Any) -> dict[str, Any]:
+    """The body for /docs; it is read by hand, so that depth is bounded and faults are told without what was sent."""
+    schema = adapter.json_schema(ref_template="#/components/schemas/{model}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -1,0 +1,96 @@
+"""A thread that follows topics from their beginning and hands on what it reads: for what a service holds in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from shared.errors import LoopwrightError, Retryable
+from shared.ports import LogReader
+from shared.stream.step import Record
+from shared.telemetry import Readiness
+
+POLL_S = 0.2
+REOPEN_S = 1.0
+STOP_S = 10.0
+log = structlog.get_logger(__name__)
+
+
+class Follower:
+    """Reads on in a thread of its own until `stop()`; `apply` is called in that thread only, in log order.
+
+    `check` names what it reports to `readiness`: ok as soon as it has once read everything that was in the log when
+    it began. While Kafka is away at the start it tries again. Whatever else ends it (an error of the log, an error in
+    `apply`) is reported and `on_failure` is called: what a service serves from memory would no longer be true.
+    """
+
+    def __init__(
+        self,
+        check: str,
+        open_reader: Callable[[], LogReader],
+        apply: Callable[[Sequence[Record]], None],
+        readiness: Readiness,
+        on_failure: Callable[[], None],
+    ) -> None:
+        self._check = check
+        self._open_reader = open_reader
+        self._apply = apply
+        self._readiness = readiness
+        self._on_failure = on_failure
+        self._stopping = threading.Event()
+        self._caught_up = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"follows-{check}", daemon=True)
+        self.failed = False
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything that was in the log at the beginning has been applied."""
+        return self._caught_up.is_set()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when the thread has ended (within bounds)."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join(STOP_S)
+
+    def _run(self) -> None:
+        try:
+            reader = self._opened()
+            if reader is not None:
+                self._follow(reader)
+        except LoopwrightError as error:
+            log.exception("follower_failed", check=self._check, code=error.code)
+        finally:
+            if not self._stopping.is_set():
+                self.failed = True
+                self._caught_up.clear()
+                self._readiness.set(
+                    self._check, False, "stopped by an error: see the log, then restart the service"
+                )
+                self._on_failure()
+
+    def _opened(self) -> LogReader | None:
+        while not self._stopping.is_set():
+            try:
+                return self._open_reader()
+            except Retryable as error:
+                self._readiness.set(self._check, False, f"cannot read the log yet: {error}")
+                self._stopping.wait(REOPEN_S)
+        return None
+
+    def _follow(self, reader: LogReader) -> None:
+        try:
+            while not self._stopping.is_set():
+                records = reader.poll(POLL_S)
+                if records:
+                    self._apply(records)
+                if not self.caught_up and reader.at_end():
+                    self._caught_up.set()
+                    self._readiness.set(self._check, True)
+        finally:
+            reader.close()
