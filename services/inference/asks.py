@@ -61,7 +61,8 @@ class Row:
         return self._stream.text
 
     def take(self, token: int, eos: frozenset[int]) -> None:
-        """The next token. Tells the client what it sets free; after the end, tokens are padding and ignored."""
+        """The next token. Tells the client what it sets free; after the end, tokens are padding and
+        ignored."""
         if self.finish_reason is not None:
             return
         self.tokens += 1
@@ -85,8 +86,8 @@ class Row:
 class Ask:
     """One admitted request, pinned to `version`. Ends exactly once, by `end`, whatever happens to it.
 
-    `on_piece` and `on_end` are called from the engine's thread (from the caller's where the engine never had it); they
-    must be quick and must not raise.
+    `on_piece` and `on_end` are called from the engine's thread (from the caller's where the engine never
+    had it); they must be quick and must not raise.
     """
 
     response_id: str
@@ -114,9 +115,6 @@ class Ask:
     def alone(self) -> bool:
         """A seeded answer depends on the whole batch, so it gets one of its own."""
         return self.sampling.key()[2] is not None
-
-    def tokens_needed(self) -> int:
-        return len(self.prompt) + self.max_tokens
 
     def completion_tokens(self) -> int:
         return sum(row.tokens for row in self.rows)

@@ -11,12 +11,13 @@ from transformers import StoppingCriteria
 from services.inference.asks import Row
 
 
-class BatchStreamer(StoppingCriteria):  # type: ignore[misc]  # transformers ships no types
+class BatchStreamer(StoppingCriteria):
     """One stopping criterion over the whole batch, and the streamer in one.
 
-    `generate` asks its stopping criteria after every step, *before* it calls a streamer, so a `BaseStreamer` would learn of
-    a stop string one step too late, and the row would cost a forward pass for nothing. Here a row sees its token, decides,
-    and the answer (a bool per row) takes it out of the batch at once.
+    `generate` asks its stopping criteria after every step, *before* it calls a streamer, so a
+    `BaseStreamer` would learn of a stop string one step too late, and the row would cost a forward pass for
+    nothing. Here a row sees its token, decides, and the answer (a bool per row) takes it out of the batch
+    at once.
     """
 
     def __init__(self, rows: Sequence[Row], eos: frozenset[int]) -> None:

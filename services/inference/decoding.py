@@ -11,9 +11,9 @@ UNFINISHED = "\ufffd"
 class TextStream:
     """Takes tokens, returns the text that can be sent.
 
-    A character whose bytes are spread over tokens comes when it is whole; text that may turn out to be the beginning of a
-    stop string is held back until it does not. The stop string itself, and what follows, is never returned. Cost per token
-    does not grow with the answer.
+    A character whose bytes are spread over tokens comes when it is whole; text that may turn out to be the
+    beginning of a stop string is held back until it does not. The stop string itself, and what follows, is
+    never returned. Cost per token does not grow with the answer.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stops: Sequence[str] = ()) -> None:

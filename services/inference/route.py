@@ -8,11 +8,12 @@ from shared.versions import RolloutRecord, VersionRef
 
 
 def route(record: RolloutRecord, user: str | None) -> VersionRef:
-    """The canary for `record.share` of the users, the stable for the others and for requests without a user.
+    """The canary for `record.share` of the users, the stable for the others and for requests without a
+    user.
 
-    `user` is the pseudonym. The same user gets the same answer on every replica for as long as the canary stands, and
-    whoever saw the canary at 5 % still sees it at 25 %: the user's point in [0, 1) does not depend on the share. Another
-    canary draws other users.
+    `user` is the pseudonym. The same user gets the same answer on every replica for as long as the canary
+    stands, and whoever saw the canary at 5 % still sees it at 25 %: the user's point in [0, 1) does not
+    depend on the share. Another canary draws other users.
     """
     if record.canary is None or user is None:
         return record.stable

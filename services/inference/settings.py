@@ -20,37 +20,77 @@ class InferenceSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", validation_alias=_own("device"))
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", validation_alias=_own("dtype"))
     threads: int = Field(
-        1, ge=1, le=256, validation_alias=_own("threads"), description="threads of torch within the one engine thread"
+        1,
+        ge=1,
+        le=256,
+        validation_alias=_own("threads"),
+        description="threads of torch within the one engine thread",
     )
 
     max_batch: int = Field(
-        16, ge=8, le=256, validation_alias=_own("max_batch"), description="answers generated at once; at least n's bound"
+        16,
+        ge=8,
+        le=256,
+        validation_alias=_own("max_batch"),
+        description="answers generated at once; at least n's bound",
     )
     max_batch_tokens: int = Field(
-        32_768, ge=1024, validation_alias=_own("max_batch_tokens"), description="padded prompt and answer tokens at once"
+        32_768,
+        ge=1024,
+        validation_alias=_own("max_batch_tokens"),
+        description="padded prompt and answer tokens at once",
     )
     batch_wait_ms: int = Field(
-        10, ge=0, le=1000, validation_alias=_own("batch_wait_ms"), description="how long a batch waits for company"
+        10,
+        ge=0,
+        le=1000,
+        validation_alias=_own("batch_wait_ms"),
+        description="how long a batch waits for company",
     )
     max_waiting: int = Field(
-        256, ge=1, validation_alias=_own("max_waiting"), description="requests in the queue; one more is refused with 429"
+        256,
+        ge=1,
+        validation_alias=_own("max_waiting"),
+        description="requests in the queue; one more is refused with 429",
     )
     max_context: int = Field(
-        4096, ge=64, validation_alias=_own("max_context"), description="prompt and answer in tokens; never above the model's"
+        4096,
+        ge=64,
+        validation_alias=_own("max_context"),
+        description="prompt and answer in tokens; never above the model's",
     )
     max_tokens: int = Field(
-        1024, ge=1, le=8192, validation_alias=_own("max_tokens"), description="the most tokens a request may ask for"
+        1024,
+        ge=1,
+        le=8192,
+        validation_alias=_own("max_tokens"),
+        description="the most tokens a request may ask for",
     )
     default_tokens: int = Field(
-        256, ge=1, le=8192, validation_alias=_own("default_tokens"), description="where a request names no bound"
+        256,
+        ge=1,
+        le=8192,
+        validation_alias=_own("default_tokens"),
+        description="where a request names no bound",
     )
 
     delivery: Literal["spool", "strict"] = Field("spool", validation_alias=_own("delivery"))
-    spool_mb: int = Field(256, ge=1, validation_alias=_own("spool_mb"), description="response records kept on disk")
+    spool_mb: int = Field(
+        256, ge=1, validation_alias=_own("spool_mb"), description="response records kept on disk"
+    )
     strict_timeout_s: float = Field(
-        5.0, gt=0, validation_alias=_own("strict_timeout_s"), description="delivery strict: wait for Kafka before 503"
+        5.0,
+        gt=0,
+        validation_alias=_own("strict_timeout_s"),
+        description="delivery strict: wait for Kafka before 503",
     )
     drain_s: int = Field(
-        20, ge=1, le=600, validation_alias=_own("drain_s"), description="for requests under way when told to stop"
+        20,
+        ge=1,
+        le=600,
+        validation_alias=_own("drain_s"),
+        description="for requests under way when told to stop",
     )
-    flush_s: float = Field(5.0, ge=0, validation_alias=_own("flush_s"), description="for the spool when told to stop")
+    flush_s: float = Field(
+        5.0, ge=0, validation_alias=_own("flush_s"), description="for the spool when told to stop"
+    )

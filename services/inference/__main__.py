@@ -1,0 +1,168 @@
+"""`python -m services.inference`: builds the real parts once, runs them, stops them in order."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from services.inference.adapters import Weights
+from services.inference.app import Parts, create_app
+from services.inference.engine import Engine
+from services.inference.prompts import Prompts
+from services.inference.recorder import Recorder, SpoolRecorder, SpoolSender, StrictRecorder
+from services.inference.rollout_reader import RolloutReader, wording
+from services.inference.serving import Serving
+from services.inference.settings import InferenceSettings
+from services.inference.spool import Spool
+from services.inference.takeover import TakeOver
+from shared.adapters.artifacts import LocalArtifactStore
+from shared.adapters.base_model import find_base
+from shared.adapters.clock import SystemClock
+from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
+from shared.adapters.topics_job import check_partitions
+from shared.errors import Fatal, LoopwrightError
+from shared.ports import LogReader, Publisher
+from shared.pseudonym import Pseudonymiser
+from shared.settings import load
+from shared.telemetry import Readiness, configure_logging
+from shared.topics import MODEL_ROLLOUT
+
+SERVICE = "inference"
+log = structlog.get_logger(__name__)
+
+
+class Inference:
+    """All parts of one process, and the order in which they start and stop."""
+
+    def __init__(self, settings: InferenceSettings) -> None:
+        self.settings = settings
+        self.failure: LoopwrightError | None = None
+        key = settings.require_pseudonym_key()
+        base = find_base(settings.base_model)
+        self.readiness = Readiness("model", "rollout", *(["spool"] if settings.delivery == "spool" else []))
+        prompts = Prompts(base.path, settings.max_context)
+        self.engine = Engine(
+            lambda: Weights(
+                base.path, prompts, device=settings.device, dtype=settings.dtype, threads=settings.threads
+            ),
+            prompts.decode,
+            base=base.ref(settings.line).version,
+            max_batch=settings.max_batch,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_waiting=settings.max_waiting,
+            batch_wait_s=settings.batch_wait_ms / 1000,
+        )
+        serving = Serving(settings.line, base.ref(settings.line), self.engine.unload)
+        recorder = self._delivery()
+        takeover = TakeOver(
+            serving,
+            LocalArtifactStore(settings.artifacts),
+            self.engine,
+            lambda refusals: self.readiness.set("rollout", ok=True, detail=wording(refusals)),
+        )
+        self.reader = RolloutReader(self._open_reader, takeover, self.publisher, self.readiness, self.fail)
+        self.app = create_app(
+            Parts(
+                settings,
+                serving,
+                self.engine,
+                prompts,
+                recorder,
+                self.readiness,
+                Pseudonymiser(key),
+                SystemClock(),
+                lambda: takeover.refusals,
+            )
+        )
+        config = uvicorn.Config(
+            self.app,
+            settings.host,
+            settings.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=settings.drain_s,
+        )
+        self.server = uvicorn.Server(config)
+
+    def _delivery(self) -> Recorder:
+        servers, strict = self.settings.kafka_bootstrap_servers, self.settings.delivery == "strict"
+        timeout = self.settings.strict_timeout_s if strict else 10.0
+        self.publisher: Publisher = KafkaPublisher(servers, SERVICE, timeout_s=timeout)
+        self.spool: Spool | None = None
+        self.sender: SpoolSender | None = None
+        if strict:
+            return StrictRecorder(self.publisher)
+        self.spool = Spool(self.settings.data_dir / SERVICE / "spool.sqlite", self.settings.spool_mb << 20)
+        self.sender = SpoolSender(self.spool, self.publisher)
+        return SpoolRecorder(self.spool, self.readiness)
+
+    def _open_reader(self) -> LogReader:
+        servers = self.settings.kafka_bootstrap_servers
+        check_partitions(servers, self.settings.partitions)
+        return KafkaLogReader(servers, SERVICE, [MODEL_ROLLOUT.name])
+
+    def fail(self, error: LoopwrightError) -> None:
+        """From any thread: this process cannot go on. It stops in order and says why."""
+        self.failure = error
+        self.server.should_exit = True
+
+    def run(self) -> None:
+        """Serves until told to stop. Raises the `LoopwrightError` that ended it, if one did."""
+        self.engine.loaded.add_done_callback(lambda future: self._loaded(future.exception()))
+        self.engine.start()
+        if self.sender is not None:
+            self.sender.start()
+        self.reader.start()
+        try:
+            self.server.run()
+        finally:
+            self.stop()
+        if self.failure is not None:
+            raise self.failure
+
+    def _loaded(self, error: BaseException | None) -> None:
+        if error is None:
+            self.readiness.set("model", ok=True, detail=self.settings.base_model)
+            return
+        self.fail(error if isinstance(error, LoopwrightError) else Fatal(f"the base model failed: {error}"))
+
+    def stop(self) -> None:
+        """No requests are left but cancelled ones; what they leave behind goes to the log, or stays in the
+        spool."""
+        self.engine.stop(5.0)
+        self.reader.stop()
+        if self.sender is not None and self.spool is not None:
+            self.sender.stop(self.settings.flush_s)
+            self.spool.close()
+        self.publisher.close()
+
+
+def _keep_exit_code() -> None:
+    """Uvicorn raises the signal that stopped it once more when it is done; a stop in order is no failure."""
+
+    def stopped(number: int, _: FrameType | None) -> None:
+        log.info("stopped", signal=signal.Signals(number).name)
+
+    handler: Callable[[int, FrameType | None], None] = stopped
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+
+
+def main() -> None:
+    try:
+        settings = load(InferenceSettings)
+        configure_logging(SERVICE, settings.log_level)
+        log.info("starting", **settings.masked())
+        _keep_exit_code()
+        Inference(settings).run()
+    except LoopwrightError as error:
+        sys.exit(f"{SERVICE}: {error}")
+
+
+if __name__ == "__main__":
+    main()
