@@ -6,8 +6,7 @@ import json
 
 import httpx
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from loopwright import Retry
 from loopwright.cli import app, root

@@ -1,0 +1,191 @@
+"""Each topic has the writers of the design: in the table, in what the services make, in what they open."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+import shared.topics
+from shared.topics import TOPICS, Topic
+from tests.unit.source_tree import below, services, tree
+
+# Design section 4: the topics and the services that write them, apart from each one's changelog.
+WRITERS = {
+    "chat.responses": {"inference", "feedback", "sdk"},
+    "feedback.events": {"feedback", "sdk"},
+    "erasure.requests": {"feedback"},
+    "processor.changelog": {"processor"},
+    "rollout.changelog": {"rollout"},
+    "training.batches": {"processor"},
+    "feedback.outcomes": {"processor"},
+    "feedback.tallies": {"processor"},
+    "dead.letters": {"inference", "feedback", "processor", "trainer", "rollout", "console"},
+    "model.versions": {"trainer"},
+    "model.rollout": {"rollout"},
+    "operator.commands": {"console"},
+    "operator.results": {"inference", "feedback", "processor", "trainer", "rollout"},
+}
+OPENED_BY_NAME = {"KafkaPublisher", "KafkaTransactionalPublisher"}
+CONSTANTS = {name: topic for name, topic in vars(shared.topics).items() if isinstance(topic, Topic)}
+
+
+def test_each_topic_has_the_writers_of_the_design() -> None:
+    assert {name: set(topic.writers) for name, topic in TOPICS.items()} == WRITERS
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A function that makes records of the log: which of its arguments is the topic."""
+
+    place: int
+    keyword: str = "topic"
+
+
+MAKERS = {"sealed": Maker(0), "Output": Maker(0), "Output.beside": Maker(1)}
+REPLAYED = {"services.inference.spool": "reads back from disk what was given to it as a record"}
+"""Modules that make records again from ones that were made before; the publisher refuses foreign topics there too."""
+
+
+def written_by(package: str) -> list[tuple[str, str]]:
+    """(place, topic) for each record that the modules of a package make; the topic is "?" where it cannot be read.
+
+    Records are made by `sealed(TOPIC, ...)`, `Output(TOPIC.name, ...)`, or a function of the same module that hands on
+    a topic of its own arguments to these; then its callers are what counts. The topic is named by its constant.
+    """
+    return [
+        found
+        for module in below(package)
+        if module not in REPLAYED
+        for found in _written(module, tree(module))
+    ]
+
+
+def _written(module: str, source: ast.Module) -> list[tuple[str, str]]:
+    makers = dict(MAKERS)
+    while True:
+        found, handing_on = _calls_of(makers, source)
+        if handing_on.keys() <= makers.keys():
+            return [(f"{module}:{line}", topic) for line, topic in found]
+        makers |= handing_on
+
+
+def _calls_of(makers: dict[str, Maker], source: ast.Module) -> tuple[list[tuple[int, str]], dict[str, Maker]]:
+    """What is made by calls of `makers`, and the functions that only hand a topic of theirs on to them."""
+    found: list[tuple[int, str]] = []
+    handing_on: dict[str, Maker] = {}
+    for function, call in _calls_with_function(source):
+        maker = makers.get(ast.unparse(call.func).removeprefix("self."))
+        if maker is None:
+            continue
+        argument = next((k.value for k in call.keywords if k.arg == maker.keyword), None)
+        if argument is None and len(call.args) > maker.place:
+            argument = call.args[maker.place]
+        names = [] if function is None else [a.arg for a in function.args.args if a.arg != "self"]
+        bare = ast.unparse(argument).removesuffix(".name") if argument is not None else ""
+        if function is not None and bare in names:
+            handing_on[function.name] = Maker(names.index(bare), bare)
+        else:
+            found.append((call.lineno, topic_named(argument)))
+    return found, handing_on
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _calls_with_function(
+    node: ast.AST, function: Function | None = None
+) -> Iterator[tuple[Function | None, ast.Call]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Call):
+            yield function, child
+        yield from _calls_with_function(child, child if isinstance(child, Function) else function)
+
+
+def topic_named(argument: ast.expr | None) -> str:
+    """The topic that an expression names by its constant or its text, else "?"."""
+    if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+        return argument.value
+    if argument is not None:
+        constant = re.fullmatch(r"(?:topics\.)?([A-Z_]+)(?:\.name)?", ast.unparse(argument))
+        if constant and constant[1] in CONSTANTS:
+            return CONSTANTS[constant[1]].name
+    return "?"
+
+
+def engine_outputs(package: str) -> list[tuple[str, str]]:
+    """(place, topic) for each topic that a service gives the stream engine to write: `outputs={...}`."""
+    return [
+        (f"{module}:{keyword.value.lineno}", topic_named(node))
+        for module in below(package)
+        for keyword in ast.walk(tree(module))
+        if isinstance(keyword, ast.keyword) and keyword.arg == "outputs"
+        for collection in ast.walk(keyword.value)
+        if isinstance(collection, ast.Set | ast.Tuple | ast.List)
+        for node in collection.elts
+    ]
+
+
+@pytest.mark.parametrize("service", services())
+def test_a_service_makes_records_only_for_the_topics_that_it_may_write(service: str) -> None:
+    package = f"services.{service}"
+    foreign = [
+        f"{place} writes {topic}"
+        for place, topic in [*written_by(package), *engine_outputs(package)]
+        if topic not in TOPICS or service not in TOPICS[topic].writers
+    ]
+    assert foreign == []
+
+
+def test_a_publisher_is_opened_only_under_the_services_own_name() -> None:
+    """Publishers refuse a foreign topic by the name they were opened with, so the name must be the service's."""
+    for service in services():
+        for module in below(f"services.{service}"):
+            for node in ast.walk(tree(module)):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in OPENED_BY_NAME:
+                    given = node.args[1] if len(node.args) > 1 else None
+                    assert given is not None, f"{module}:{node.lineno} gives no name"
+                    assert _value(module, given) == service, f"{module}:{node.lineno}"
+
+
+def _value(module: str, expression: ast.expr) -> object:
+    """The value of a literal, or of a name that some module of the service sets to one."""
+    if isinstance(expression, ast.Constant):
+        return expression.value
+    service = ".".join(module.split(".")[:2])
+    values = {
+        statement.value.value
+        for name in below(service)
+        for statement in tree(name).body
+        if isinstance(statement, ast.Assign | ast.AnnAssign)
+        if isinstance(statement.value, ast.Constant)
+        for target in (statement.targets if isinstance(statement, ast.Assign) else [statement.target])
+        if ast.unparse(target) == ast.unparse(expression).rsplit(".", 1)[-1]
+    }
+    return values.pop() if len(values) == 1 else None
+
+
+def test_the_reading_of_writers_follows_a_topic_that_is_handed_on() -> None:
+    """The negative control: each way of writing a foreign topic is seen, and an unreadable one is not passed over."""
+    source = """
+sealed(MODEL_ROLLOUT, k, r)
+Output("chat.responses", k, v)
+Output.beside(s, unknown, k, v)
+def make(topic, record):
+    return sealed(topic, "k", record)
+class Edge:
+    def out(self, key, topic):
+        return make(topic, key)
+    def both(self):
+        return [self.out("k", FEEDBACK_EVENTS), make(record=1, topic=TRAINING_BATCHES)]
+"""
+    assert sorted(topic for _, topic in _written("m", ast.parse(source))) == [
+        "?",
+        "chat.responses",
+        "feedback.events",
+        "model.rollout",
+        "training.batches",
+    ]
