@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 
 from shared.errors import Fatal, Retryable
 from shared.stream.config import EngineConfig
@@ -107,11 +107,13 @@ class Restore:
         if position is None and low == high:
             store.apply({}, high)
             position = high
-        self.progress[partition] = Progress(low if position is None else position, high)
-        return TopicPartition(self._topic, partition, OFFSET_BEGINNING if position is None else position)
+        start = low if position is None else position
+        self.progress[partition] = Progress(start, high)
+        # A number, not "beginning": to look that up takes a fresh client half a second.
+        return TopicPartition(self._topic, partition, start)
 
     def _refused(self, name: str, text: str) -> None:
-        if name in ("_AUTO_OFFSET_RESET", "TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED"):
+        if name in ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED"):
             raise Fatal(f"The changelog {self._topic} cannot be read: {name}: {text}")
         raise RestoreFailed(f"The changelog {self._topic} could not be read: {name}: {text}")
 

@@ -100,5 +100,5 @@ class Step(Protocol):
     A tick that raises is undone too, and logged; several in a row halt the engine.
     """
 
-    def __call__(self, state: State, record: Record | Tick) -> Iterable[Output]:
+    def __call__(self, state: State, record: Record | Tick, /) -> Iterable[Output]:
         """What follows from `record`, given `state`."""

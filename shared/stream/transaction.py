@@ -159,10 +159,15 @@ class Transactions:
         """Adds the consumed positions, then waits until the broker has everything of the open transaction."""
         send = self._producer.send_offsets_to_transaction
         self._finish(lambda: send(positions, group, CALL_S), bounded=True)
-        deadline = time.monotonic() + 2 * STOP_GRACE_S
-        while self._producer.flush(CALL_S):
-            if time.monotonic() > deadline:
-                break  # the commit waits on, and knows what became of it
+        try:
+            until = time.monotonic() + 2 * STOP_GRACE_S
+            while self._producer.flush(CALL_S) and time.monotonic() < until:
+                self._waiting(
+                    "for Kafka to take records"
+                )  # after that the commit waits on, and learns the outcome
+        except KafkaException as raised:
+            error = _cause(raised)
+            raise (self._ends(error) if error.fatal() else self.abort(error)) from raised
 
     def commit(self) -> None:
         """Returns once committed. There is no third outcome: a call that timed out is asked again."""
@@ -195,7 +200,6 @@ class Transactions:
     def close(self) -> None:
         """Drops what is not committed. Waits for nothing: the broker aborts what was open, after its time."""
         self._producer.purge()
-        self._producer.flush(0.1)
 
     def _finish(self, call: Callable[[], None], *, bounded: bool) -> None:
         """`bounded`: give up by aborting; otherwise only the broker's answer ends it."""

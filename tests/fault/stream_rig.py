@@ -9,8 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from shared.errors import Rejected
@@ -78,21 +79,20 @@ class Rig:
         return EngineConfig(**given)  # type: ignore[arg-type]
 
     def send(
-        self, topic: str, records: Iterable[tuple[str, str]], *, timestamp: int = 0, partition: int = -1
+        self, topic: str, records: Iterable[tuple[str, str]], times: Iterable[int] | None = None
     ) -> None:
-        """(key, value) each, acknowledged when this returns."""
+        """(key, value) each, all acknowledged when this returns. `times`: for topics with `CREATE`."""
         producer = Producer(
             {"bootstrap.servers": self.kafka, "partitioner": "murmur2_random", "acks": "all", "linger.ms": 5}
         )
         failed = []
-        for key, value in records:
+        for (key, value), time_ms in zip(records, times or repeat(0), strict=False):
             producer.produce(
                 topic,
                 value.encode(),
                 key.encode(),
-                partition,
-                lambda error, _message: failed.append(error) if error else None,
-                timestamp=timestamp,
+                callback=lambda error, _message: failed.append(error) if error else None,
+                timestamp=time_ms,
             )
             producer.poll(0)
         assert producer.flush(20) == 0
@@ -111,10 +111,10 @@ class Rig:
             }
         )
         numbers = sorted(ends.list_topics(topic, timeout=10).topics[topic].partitions)
-        left = {n: ends.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1] for n in numbers}
-        reader.assign([TopicPartition(topic, n, OFFSET_BEGINNING) for n in numbers])
+        marks = {n: ends.get_watermark_offsets(TopicPartition(topic, n), timeout=10) for n in numbers}
+        reader.assign([TopicPartition(topic, n, low) for n, (low, _) in marks.items()])
         found, deadline = [], time.monotonic() + seconds
-        left = {n: end for n, end in left.items() if end}
+        left = {n: high for n, (low, high) in marks.items() if high > low}
         while left:
             assert time.monotonic() < deadline, f"{topic} is not decided up to {left}"
             for message in reader.consume(1_000, 0.05):
@@ -185,6 +185,11 @@ def until(holds: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"not in {seconds} s: {what}"
         pause.wait(0.1)
+
+
+def drained(engine: Engine) -> Callable[[], bool]:
+    """Whether it owns partitions, and is at the end of all their inputs."""
+    return lambda: bool(engine.partitions()) and not any(sum(p.lag.values()) for p in engine.partitions())
 
 
 def processed(engine: Engine, count: int) -> Callable[[], bool]:

@@ -1,0 +1,74 @@
+"""A process of the counting engine, made to be killed: `python -m tests.fault.stream_worker '{...}'`.
+
+It ends by itself once all its inputs are drained. `kill`: [phase, n] kills it, as SIGKILL would, the n-th time
+it comes to that phase. `variant` names an engine that is broken on purpose.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+
+from confluent_kafka import Consumer, TopicPartition
+
+from shared.stream.engine import Engine
+from shared.stream.partition import Share
+from shared.stream.slices import Commit
+from tests.fault.stream_rig import Rig, counting
+
+
+class PositionsFirst(Engine):
+    """Broken on purpose: commits the positions, then runs the transaction. A crash in between loses records."""
+
+    def _transact(self, shares: list[Share]) -> Commit | None:
+        consumer: Consumer = self._inputs._consumer
+        consumer.commit(
+            offsets=[
+                TopicPartition(topic, share.partition.number, offset)
+                for share in shares
+                for topic, offset in share.after.offsets.items()
+            ],
+            asynchronous=False,
+        )
+        return super()._transact(shares)
+
+
+VARIANTS: dict[str, type[Engine]] = {"": Engine, "positions first": PositionsFirst}
+
+
+def main() -> None:
+    told = json.loads(sys.argv[1])
+    rig = Rig(told["kafka"], told["name"], told["partitions"])
+    phase, left = told.get("kill") or ("", 0)
+
+    def probe(now: str) -> None:
+        nonlocal left
+        if now == phase:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    config = rig.config(
+        told["instance"], session_timeout=2.0, transaction_timeout=1.5, slice_records=told["slice_records"]
+    )
+    engine = VARIANTS[told.get("variant", "")](config, counting(rig.out), probe=probe)
+    stop = threading.Event()
+    watch = threading.Thread(target=stop_when_drained, args=(engine, stop), daemon=True)
+    watch.start()
+    engine.run(stop)
+
+
+def stop_when_drained(engine: Engine, stop: threading.Event) -> None:
+    quiet = 0
+    while not stop.wait(0.1):
+        done = engine.ready and not any(sum(p.lag.values()) for p in engine.partitions())
+        quiet = quiet + 1 if done else 0
+        if quiet >= 10:
+            stop.set()
+
+
+if __name__ == "__main__":
+    main()
