@@ -1,0 +1,170 @@
+"""Yesterday's record still reads: a golden file per record class, as version 1 wrote it, with a newer writer's fields."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared import events, versions
+from shared.errors import Malformed, Oversized
+from shared.events import (
+    FEEDBACK,
+    MAX_RECORD_BYTES,
+    Batch,
+    Correction,
+    ExampleRevision,
+    FeedbackBase,
+    LogRecord,
+    parse_union,
+)
+from shared.versions import COMMAND, CommandBase, DatasetRef, batch_name, batch_position, version_name
+
+GOLDEN = Path(__file__).resolve().parents[1] / "data" / "records"
+UNKNOWN = "added_later"
+ABSTRACT = {LogRecord, FeedbackBase, CommandBase}
+CLASSES = {
+    name: member
+    for module in (events, versions)
+    for name, member in vars(module).items()
+    if isinstance(member, type) and issubclass(member, LogRecord) and member not in ABSTRACT
+}
+
+
+def golden(name: str) -> bytes:
+    return (GOLDEN / f"{name}.json").read_bytes()
+
+
+def without_unknown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_unknown(item) for key, item in value.items() if key != UNKNOWN}
+    return [without_unknown(item) for item in value] if isinstance(value, list) else value
+
+
+def read(name: str, value: bytes) -> LogRecord:
+    """As the services read it: by its union where it is one of several kinds."""
+    record = CLASSES[name]
+    if issubclass(record, FeedbackBase):
+        return parse_union(FEEDBACK, value)
+    if issubclass(record, CommandBase):
+        return parse_union(COMMAND, value)
+    return record.from_json(value)
+
+
+def test_every_record_class_has_its_golden_file() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.json")} == set(CLASSES)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_yesterdays_record_still_reads_with_every_field(name: str) -> None:
+    written = json.loads(golden(name))
+    record = read(name, golden(name))
+    assert type(record) is CLASSES[name]
+    assert json.loads(record.to_json()) == without_unknown(written)
+    missing = set(CLASSES[name].model_fields) - set(written)
+    assert not missing, f"the golden file says nothing of {missing}"
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_what_is_written_is_read_as_the_same(name: str) -> None:
+    record = read(name, golden(name))
+    assert read(name, record.to_json()) == record
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+def test_a_record_without_any_of_its_identity_is_malformed(name: str) -> None:
+    required = [field for field, info in CLASSES[name].model_fields.items() if info.is_required()]
+    assert "line" in required
+    for field in required:
+        cut = {key: value for key, value in json.loads(golden(name)).items() if key != field}
+        with pytest.raises(Malformed):
+            read(name, json.dumps(cut).encode())
+
+
+GARBAGE = {
+    "nothing": b"",
+    "not JSON": b"{",
+    "not UTF-8": b"\xff\xfe{}",
+    "not an object": b"[]",
+    "null": b"null",
+    "an empty object": b"{}",
+    "deep": b"[" * 100_000,
+    "a lone surrogate": b'{"line": "\\ud800"}',
+    "another record": b'{"schema_version": 1, "line": "assistant", "kind": "shout"}',
+}
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES))
+@pytest.mark.parametrize("value", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_is_malformed_and_nothing_else(name: str, value: bytes) -> None:
+    with pytest.raises(Malformed):
+        read(name, value)
+
+
+def test_an_absent_value_is_malformed_and_a_huge_one_oversized() -> None:
+    with pytest.raises(Malformed):
+        Correction.from_json(None)
+    with pytest.raises(Oversized):
+        Correction.from_json(b"x" * (MAX_RECORD_BYTES + 1))
+    with pytest.raises(Oversized):
+        parse_union(FEEDBACK, b"x" * (MAX_RECORD_BYTES + 1))
+
+
+def test_a_fault_is_told_without_the_text_that_was_sent() -> None:
+    secret = "the card number 4929 1234"
+    sent = json.loads(golden("Correction")) | {"value": {"text": secret}, "user_id": f"{secret} "}
+    with pytest.raises(Malformed) as refused:
+        read("Correction", json.dumps(sent).encode())
+    assert secret not in str(refused.value)
+    assert "value" in str(refused.value) or "user_id" in str(refused.value)
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "tab\t", "line\n", "\x00", "\x7f", "é", "x" * 129])
+def test_an_id_is_printable_ascii_without_spaces(bad: str) -> None:
+    sent = json.loads(golden("Thumbs")) | {"event_id": bad}
+    with pytest.raises(Malformed):
+        read("Thumbs", json.dumps(sent).encode())
+
+
+def test_a_time_without_a_zone_is_refused() -> None:
+    sent = json.loads(golden("Thumbs")) | {"received_at": "2026-01-02T03:04:05"}
+    with pytest.raises(Malformed):
+        read("Thumbs", json.dumps(sent).encode())
+
+
+def test_what_was_said_makes_the_digest_and_its_delivery_does_not() -> None:
+    said = json.loads(golden("Correction"))
+    first = parse_union(FEEDBACK, json.dumps(said).encode()).content_digest()
+    again = said | {"received_at": "2026-02-01T00:00:00Z", "schema_version": 2}
+    assert parse_union(FEEDBACK, json.dumps(again).encode()).content_digest() == first
+    changes: list[dict[str, Any]] = [
+        {"value": "110 degrees."},
+        {"choice": 0},
+        {"tags": []},
+        {"user_id": "u_other"},
+    ]
+    for change in changes:
+        assert parse_union(FEEDBACK, json.dumps(said | change).encode()).content_digest() != first
+
+
+def test_a_batchs_hash_is_over_its_examples_alone() -> None:
+    batch = Batch.from_json(golden("Batch"))
+    assert Batch.hash_of(batch.examples) == Batch.hash_of(
+        tuple(ExampleRevision.from_json(example.to_json()) for example in batch.examples)
+    )
+    assert Batch.hash_of(batch.examples) != Batch.hash_of(batch.examples * 2)
+
+
+def test_a_dataset_holds_the_batches_up_to_its_numbers() -> None:
+    dataset = DatasetRef(digest="0" * 64, examples=1, users=1, through={"2": 17})
+    held = [batch_name("my-line", 2, 17), batch_name("my-line", 2, 1)]
+    not_held = [batch_name("my-line", 2, 18), batch_name("my-line", 0, 1)]
+    assert [dataset.holds(name) for name in held + not_held] == [True, True, False, False]
+    assert batch_position(batch_name("my-line-2", 3, 4)) == (3, 4)
+
+
+def test_a_version_is_named_by_number_and_content() -> None:
+    assert version_name("assistant", 3, "ab" * 32) == "assistant@v3-abababab"
+    assert version_name("assistant", None, "ab" * 32) == "assistant@base-abababab"
