@@ -1,0 +1,139 @@
+"""Chats with the model through the OpenAI client: the users' visits, the exam, the load that runs through the swap."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from openai import OpenAI, OpenAIError
+
+from examples.demo.cast import SEED, Visit
+from examples.demo.people import Reactions, react
+from examples.world import Fact, World, is_poisoned, is_right
+from loopwright import Loopwright
+
+AT_ONCE = 16
+"""Chats in parallel; the inference service answers them in one batch."""
+ANSWER_TOKENS = 40
+EXAM_USER = "examiner"
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """The public addresses, as clients."""
+
+    chat: OpenAI
+    loop: Loopwright
+    line: str = "assistant"
+
+    def ask(self, user: str, question: str) -> tuple[str, str, str]:
+        """(response_id, answer, version)"""
+        made = self.chat.chat.completions.create(
+            model=self.line,
+            messages=[{"role": "user", "content": question}],
+            max_tokens=ANSWER_TOKENS,
+            temperature=0,
+            user=user,
+        )
+        return made.id, made.choices[0].message.content or "", made.model
+
+
+def visit_all(doors: Doors, visits: list[Visit], done: Callable[[], None]) -> Iterator[Reactions]:
+    """Every visit: ask, read, react. `done` is called after each."""
+
+    def visit(numbered: tuple[int, Visit]) -> Reactions:
+        number, one = numbered
+        response_id, answer, _ = doors.ask(one.user, one.question)
+        said = react(doors.loop, one, response_id, answer, random.Random(SEED * 1000 + number))
+        done()
+        return said
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield from pool.map(visit, enumerate(visits))
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One held-out question and what the model said."""
+
+    question: str
+    fact: Fact
+    answer: str
+
+    @property
+    def right(self) -> bool:
+        return is_right(self.answer, self.fact)
+
+    @property
+    def poisoned(self) -> bool:
+        return is_poisoned(self.answer, self.fact)
+
+
+def examine(doors: Doors, world: World, done: Callable[[], None]) -> list[Answered]:
+    """Asks every held-out question once."""
+
+    def ask(item: tuple[str, Fact]) -> Answered:
+        question, fact = item
+        answered = Answered(question, fact, doors.ask(EXAM_USER, question)[1])
+        done()
+        return answered
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(ask, world.heldout()))
+
+
+@dataclass(slots=True)
+class Load:
+    """Streamed chats, one after the other, from `start` to `stop`: a swap must not fail one, nor mix two versions."""
+
+    doors: Doors
+    questions: list[str]
+    pause_s: float = 0.5
+    requests: int = 0
+    failed: int = 0
+    mixed_version: int = 0
+    errors: list[str] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
+    """In the order in which they first answered."""
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, at_least: int = 0) -> None:
+        """Stops once so many requests were made."""
+        while self.requests < at_least and self._thread is not None and self._thread.is_alive():
+            self._thread.join(0.2)
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(60)
+
+    def _run(self) -> None:
+        for question in itertools.cycle(self.questions):
+            if self._stop.wait(self.pause_s):
+                return
+            self._one(question)
+            self.requests += 1
+
+    def _one(self, question: str) -> None:
+        try:
+            stream = self.doors.chat.chat.completions.create(
+                model=self.doors.line,
+                messages=[{"role": "user", "content": question}],
+                max_tokens=12,
+                temperature=0,
+                stream=True,
+            )
+            seen = {chunk.model for chunk in stream}
+        except OpenAIError as error:
+            self.failed += 1
+            self.errors.append(str(error)[:200])
+            return
+        self.mixed_version += len(seen) != 1
+        self.versions += sorted(seen - set(self.versions))

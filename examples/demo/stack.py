@@ -1,0 +1,55 @@
+"""The stack that the demo runs on: all services, real Kafka, Redis and model, under `.loopwright/demo`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deploy.local.errors import StackError
+from deploy.local.record import owner_of, read_record
+from deploy.local.stack import LocalStack
+
+PREPARED = Path(".loopwright")
+ROOT = PREPARED / "demo"
+SUMMARY = "summary.json"
+
+SETTINGS = {
+    # A fixed key, so that the same users are held out in every run. Only a demo may have one.
+    "LOOPWRIGHT_DEMO": "true",
+    "LOOPWRIGHT_PSEUDONYM_KEY": "the demo's own key, known to everybody",
+    # People at a terminal do not wait thirty seconds for a batch.
+    "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "3",
+    # Most of what the cast will say; the rest follows while the run is being prepared.
+    "LOOPWRIGHT_TRAINER_MIN_EXAMPLES": "150",
+    "LOOPWRIGHT_TRAINER_MIN_USERS": "20",
+}
+
+
+def clean(root: Path) -> None:
+    """Every demo begins anew. Raises `StackError` if one is running."""
+    owner = owner_of(root)
+    if owner is not None:
+        raise StackError(f"a demo already runs in {root} (process {owner}); stop it with `make down`.")
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@contextmanager
+def running(root: Path, *, keep: bool, progress: Callable[[str], None]) -> Iterator[dict[str, str]]:
+    """The addresses of a stack that is ready. With `keep` it belongs to a process of its own and goes on afterwards."""
+    clean(root)
+    if not keep:
+        with LocalStack(root, env=SETTINGS, prepared=PREPARED, progress=progress) as stack:
+            yield stack.urls
+        return
+    command = [sys.executable, "-m", "deploy.local", "up", "--root", str(root), "--prepared", str(PREPARED)]
+    if subprocess.run(command, env=os.environ | SETTINGS, check=False).returncode != 0:
+        raise StackError("the stack did not start; see the lines above")
+    record = read_record(root)
+    if record is None:
+        raise StackError("the stack has stopped again; see its logs")
+    yield {name: str(value) for name, value in record.items() if name not in ("state", "owner", "pids")}
