@@ -1,4 +1,4 @@
-"""Yesterday's record still reads: a golden file per record class, as version 1 wrote it, with a newer writer's fields."""
+"""Yesterday's record still reads: a golden file per record class, with fields of a newer writer."""
 
 from __future__ import annotations
 
