@@ -19,7 +19,7 @@ import structlog
 from confluent_kafka import KafkaException
 
 from shared.adapters.clock import SystemClock
-from shared.errors import DeadLetterFlood, Retryable
+from shared.errors import DeadLetterFlood, Fatal, Retryable
 from shared.ports import Clock
 from shared.stream.config import EngineConfig
 from shared.stream.inputs import Inputs
@@ -114,11 +114,7 @@ class Engine:
                 while not stop.is_set():
                     self._turn()
         except DeadLetterFlood as flood:
-            self._transactions.abort()
-            self._close()
-            self._say("halted", str(flood))
-            log.critical("halted", application=config.application, reason=str(flood))
-            stop.wait()
+            self._halt(flood)
         except Unresolved as unresolved:
             log.warning("stopped in doubt", application=config.application, reason=str(unresolved))
         except Exception as error:
@@ -127,6 +123,16 @@ class Engine:
         finally:
             self._close()
         self._say("stopped")
+
+    def _halt(self, flood: DeadLetterFlood) -> None:
+        self._say("halted", str(flood))
+        log.critical("halted", application=self.config.application, reason=str(flood))
+        try:
+            self._transactions.abort()
+        except (Fatal, Unresolved) as error:  # the broker aborts it, after its time
+            log.warning("not aborted", application=self.config.application, reason=str(error))
+        self._close()
+        self._stop.wait()
 
     def _start(self) -> bool:
         """Topics checked, identity taken, group joined. False if stopped meanwhile."""

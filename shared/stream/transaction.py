@@ -173,6 +173,7 @@ class Transactions:
         """Returns once committed. There is no third outcome: a call that timed out is asked again."""
         self._finish(lambda: self._producer.commit_transaction(CALL_S), bounded=False)
         self._open = False
+        self._producer.poll(0)  # for the acknowledgement of what was produced last, if it came only now
 
     def abort(self, error: KafkaError | None = None, why: str = "") -> Aborted:
         """Aborts the open transaction, and returns what to raise."""

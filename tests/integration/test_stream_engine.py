@@ -126,7 +126,7 @@ def test_ticks_come_about_every_second_while_a_partition_is_quiet(rig: Rig) -> N
 def test_a_topic_fully_ahead_of_another_is_merged_by_time_within_bounded_buffers(rig: Rig) -> None:
     """All of `a` lies in the log before any of `b`, of which each record is as old as one of `a`."""
     rig = Rig(rig.kafka, rig.name, partitions=1).create(a=CREATE, b=CREATE)
-    base, count = 1_700_000_000_000, 3_000
+    base, count = 1_700_000_000_000, 1_500
     for topic, shift in ((rig.a, 0), (rig.b, 1)):
         times = (base + 10 * (n // 100) + shift for n in range(count))
         rig.send(topic, [("k", f"{topic}{n}") for n in range(count)], times)
@@ -142,7 +142,7 @@ def test_a_topic_fully_ahead_of_another_is_merged_by_time_within_bounded_buffers
             )
         return []
 
-    # Room for 256 records of each input, against 3,000 of each: reading has to pause and to go on, many times.
+    # Room for 256 records of each input, against 1,500 of each: reading has to pause and go on, many times.
     engine = Engine(rig.config(buffer_bytes=512 * 1_100, slice_records=100), step)
     with running(engine):
         until(processed(engine, 2 * count), "both topics")

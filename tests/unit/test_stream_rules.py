@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from shared.errors import Conflict, Fatal, Misconfigured
 from shared.stream.config import EngineConfig
 from shared.stream.dead_letters import DeadLetterLimit, DeadLetterRate, dead_letter, record_bytes
+from shared.stream.inputs import Inputs
 from shared.stream.positions import Positions
 from shared.stream.retry import RecordId, SliceSize
 from shared.stream.step import Record
@@ -159,3 +161,24 @@ def test_inputs_are_named_once_each() -> None:
     for inputs in ((), ("a", "a")):
         with pytest.raises(Misconfigured, match="inputs"):
             config(inputs=inputs)
+
+
+class Assigned:
+    """Stands where the consumer does in the callback of a rebalance."""
+
+    def __init__(self) -> None:
+        self.reads: list[TopicPartition] | None = None
+
+    def assign(self, partitions: list[TopicPartition]) -> None:
+        self.reads = partitions
+
+
+def test_the_same_partition_of_every_input_must_land_together() -> None:
+    inputs, consumer = Inputs(config()), Assigned()
+    together = [TopicPartition(topic, number) for topic in "ab" for number in (2, 0)]
+    inputs._on_assign(consumer, together)  # type: ignore[arg-type]
+    assert inputs.assigned == [0, 2]
+    assert consumer.reads == []  # nothing is read before the state is restored
+    with pytest.raises(Misconfigured, match="land together"):
+        inputs._on_assign(consumer, together[:3])  # type: ignore[arg-type]
+    inputs.close()
