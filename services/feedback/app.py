@@ -22,6 +22,11 @@ from shared.telemetry import FEEDBACK_REFUSED, Readiness
 
 TITLE = "Loopwright feedback"
 RECEIPT_PATH = "/v1/feedback/"
+# Annotations are strings here, which FastAPI resolves among the names of the module.
+TraceParent = Annotated[str | None, Header(description="W3C trace context")]
+IdempotencyKey = Annotated[
+    str | None, Header(description="an event_id; an alternative to the one in the body")
+]
 
 
 def build_app(door: Door, followers: Sequence[Follower], readiness: Readiness) -> FastAPI:
@@ -44,14 +49,11 @@ def build_app(door: Door, followers: Sequence[Follower], readiness: Readiness) -
 
 
 def _add_routes(app: FastAPI, door: Door, standing: Follower) -> None:
-    trace = Header(description="W3C trace context")
-    same = Header(description="an event_id; an alternative to the one in the body")
-
     @app.post("/v1/feedback", status_code=202, openapi_extra=_described(FEEDBACK_BODY))
     async def feedback(
         request: Request,
-        idempotency_key: Annotated[str | None, same] = None,
-        traceparent: Annotated[str | None, trace] = None,
+        idempotency_key: IdempotencyKey = None,
+        traceparent: TraceParent = None,
     ) -> JSONResponse:
         """Say something about a response. Acknowledged only once it is in the log for good."""
         if not _is_json(request):
@@ -63,7 +65,7 @@ def _add_routes(app: FastAPI, door: Door, standing: Follower) -> None:
             raise
 
     @app.post("/v1/responses", status_code=202, openapi_extra=_described(RESPONSE_BODY))
-    async def responses(request: Request, traceparent: Annotated[str | None, trace] = None) -> JSONResponse:
+    async def responses(request: Request, traceparent: TraceParent = None) -> JSONResponse:
         """Record an answer of your own model, so that feedback on it can be learned from."""
         if not _is_json(request):
             return _not_json()
