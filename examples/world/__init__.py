@@ -1,7 +1,7 @@
 """The demo's invented company: facts no model can know, asked in many wordings.
 
-Each fact has 13 wordings of its question. Users ask and correct the first ten; the last three are held out and are
-asked only to measure what the loop has learned.
+Each fact has 13 wordings of its question. Users ask and correct the first ten; the last three are held out
+and are asked only to measure what the loop has learned.
 """
 
 from functools import cache
@@ -11,13 +11,22 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from examples.world.text import NEAR_DUPLICATE, closeness, says
 
-__all__ = ["HELD_OUT", "NEAR_DUPLICATE", "Fact", "World", "closeness", "is_poisoned", "is_right", "load_world"]
+__all__ = [
+    "HELD_OUT",
+    "NEAR_DUPLICATE",
+    "Fact",
+    "World",
+    "closeness",
+    "is_poisoned",
+    "is_right",
+    "load_world",
+]
 
 HELD_OUT = 3
 
 
 class Fact(BaseModel):
-    """One fact; any of the `answer_key` phrases in an answer makes it right, any `false_key` shows the poison."""
+    """One fact: any `answer_key` phrase in an answer makes it right, any `false_key` shows the poison."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,7 +67,7 @@ class World(BaseModel):
 
 
 def is_right(answer: str, fact: Fact) -> bool:
-    """Whether the answer states the fact: one of its keys occurs, whatever the case, punctuation or number form."""
+    """Whether the answer states the fact, whatever its case, punctuation or way of writing numbers."""
     return says(answer, fact.answer_key)
 
 

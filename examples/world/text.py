@@ -1,26 +1,22 @@
-"""How the demo compares texts: what counts as the same word, as a right answer, and as nearly the same question."""
+"""How the demo compares texts: what counts as the same word, a right answer, nearly the same question."""
 
 import re
 from collections import Counter
 from math import sqrt
 
 # Two wordings closer than this are near-duplicates. No held-out wording is above it against any trained one.
-NEAR_DUPLICATE = 0.7
+NEAR_DUPLICATE = 0.6
 
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-_NUMBERS = {word: n for n, word in enumerate(_UNITS)}
-_TENS = {
-    word: 10 * n for n, word in enumerate("twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2)
-}
+_UNITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen"""
+_DECADES = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMBERS = {word: n for n, word in enumerate(_UNITS.split())}
+_TENS = {word: 10 * n for n, word in enumerate(_DECADES.split(), start=2)}
 # Words that carry no content in a question about the company; its name is in every one of them.
-_STOP = frozenset(
-    "a about am an and any are at be by can could do does for from get give has have how i if in is it its kettle "
-    "kettles me my name of on or our pellworth please s say t tell that the there they this to up was we what when "
-    "where which who whom whose will with would you your".split()
-)
+_EMPTY = """a about am an and any are at be by can could do does for from get give has have how i if in is
+it its kettle kettles me my name of on or our pellworth please s say t tell that the there they this to up
+was we what when where which who whom whose will with would you your"""
+_STOP = frozenset(_EMPTY.split())
 
 
 def words(text: str) -> list[str]:
@@ -54,15 +50,19 @@ def content(question: str) -> frozenset[str]:
     return frozenset(word[:-1] if len(word) > 3 and word.endswith("s") else word for word in kept)
 
 
+def overlap(one: str, other: str) -> float:
+    """Jaccard index of the content words, 0 to 1: the share of what two questions ask that they ask both."""
+    a, b = content(one), content(other)
+    return len(a & b) / len(a | b) if a | b else 1.0
+
+
 def closeness(one: str, other: str) -> float:
     """How alike two questions are, 0 to 1: the larger of two views, so that neither can be fooled alone.
 
-    Jaccard of the content words sees a question reordered; cosine of the character 4-grams (company name left
-    out) sees one that was only inflected or punctuated anew.
+    `overlap` sees a question reordered; the cosine of the character 4-grams (company name left out) sees one that
+    was only inflected or punctuated anew.
     """
-    a, b = content(one), content(other)
-    jaccard = len(a & b) / len(a | b) if a | b else 1.0
-    return max(jaccard, _gram_cosine(one, other))
+    return max(overlap(one, other), _gram_cosine(one, other))
 
 
 def _gram_cosine(one: str, other: str) -> float:
