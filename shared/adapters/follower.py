@@ -12,7 +12,7 @@ from shared.ports import LogReader
 from shared.stream.step import Record
 from shared.telemetry import Readiness
 
-POLL_S = 0.2
+POLL_S = 0.1
 REOPEN_S = 1.0
 STOP_S = 10.0
 log = structlog.get_logger(__name__)
