@@ -166,11 +166,22 @@ class Weights:
         return self._peft.base_model
 
     def _drop(self, name: str) -> None:
-        if self._peft is not None and name in self._peft.peft_config:
-            self._peft.delete_adapter(name)
-        # Deleting makes peft choose another active adapter; the next use says again which.
+        """Another adapter is made active first: peft goes on naming a deleted one, and fails at its next use.
+        The last one is taken off with all of its layers, which leaves the plain base."""
+        if self._peft is None or name not in self._peft.peft_config:
+            return
+        others = [other for other in self._peft.peft_config if other != name]
         self._active = None
-        self._use(None)
+        if others:
+            self._tuner().enable_adapter_layers()
+            self._peft.set_adapter(others[0], inference_mode=True)
+            self._peft.delete_adapter(name)
+            self._tuner().disable_adapter_layers()
+            return
+        self._model = self._tuner().unload()
+        self._peft = None
+        if hasattr(self._model, "peft_config"):
+            del self._model.peft_config
 
     def _must_fit(self, version: str, state: dict[str, torch.Tensor]) -> None:
         """Before anything is touched: every weight has its layer in this base, in its shape, and is finite."""

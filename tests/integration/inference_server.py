@@ -1,0 +1,83 @@
+"""Inference with a real model in this process, on a log in memory: what its integration tests talk to."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from openai import OpenAI
+
+from services.inference.adapters import Weights
+from services.inference.app import Parts, create_app
+from services.inference.engine import Engine
+from services.inference.prompts import Prompts
+from services.inference.recorder import StrictRecorder
+from services.inference.serving import Serving
+from services.inference.settings import InferenceSettings
+from services.inference.takeover import TakeOver
+from shared.adapters.artifacts import LocalArtifactStore
+from shared.adapters.base_model import find_base
+from shared.adapters.clock import SystemClock
+from shared.adapters.fakes import MemoryLog, MemoryPublisher
+from shared.events import ChatResponse
+from shared.pseudonym import Pseudonymiser
+from shared.telemetry import Readiness
+from tests.inference_parts import LINE
+
+
+class Server:
+    """Everything but Kafka. In float32, so that an answer does not depend on its company in the batch."""
+
+    def __init__(self, model: Path, artifacts: Path) -> None:
+        self.log = MemoryLog()
+        self.base = find_base(str(model)).ref(LINE)
+        self.prompts = Prompts(model, 4096)
+        self.engine = Engine(
+            lambda: Weights(model, self.prompts, device="cpu", dtype="float32"),
+            self.prompts.decode,
+            base=self.base.version,
+        )
+        self.serving = Serving(LINE, self.base, self.engine.unload)
+        self.store = LocalArtifactStore(artifacts)
+        self.takeover = TakeOver(self.serving, self.store, self.engine, lambda _: None)
+        readiness = Readiness("model")
+        parts = Parts(
+            settings=InferenceSettings(line=LINE),
+            serving=self.serving,
+            engine=self.engine,
+            prompts=self.prompts,
+            recorder=StrictRecorder(MemoryPublisher(self.log, "inference")),
+            readiness=readiness,
+            pseudonyms=Pseudonymiser(b"k" * 32),
+            clock=SystemClock(),
+            refusals=lambda: self.takeover.refusals,
+        )
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=128)
+        config = uvicorn.Config(
+            create_app(parts), log_config=None, access_log=False, timeout_graceful_shutdown=5
+        )
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
+        self.engine.start()
+        self.engine.loaded.result(60)
+        readiness.set("model", ok=True)
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+
+    def client(self, **also: Any) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", **({"max_retries": 0, "timeout": 60} | also))
+
+    def records(self) -> dict[str, ChatResponse]:
+        found = [ChatResponse.from_json(record.value) for record in self.log.records("chat.responses")]
+        by_id = {record.response_id: record for record in found}
+        assert len(by_id) == len(found), "a request has more than one record"
+        return by_id
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(10)
+        self.engine.stop(5)
+        self.socket.close()

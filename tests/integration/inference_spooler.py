@@ -1,0 +1,17 @@
+"""Fills a spool until it is killed. Run by path as `inference_spooler.py SPOOL`; prints each number once it is kept."""
+
+from __future__ import annotations
+
+import sys
+from itertools import count
+from pathlib import Path
+
+from services.inference.spool import Spool
+from shared.stream.step import Output
+
+spool = Spool(Path(sys.argv[1]), 1 << 26)
+for number in count():
+    spool.add(
+        Output("chat.responses", f"r{number}".encode(), b"x" * 500, (("ce_id", f"r{number}".encode()),))
+    )
+    print(number, flush=True)
