@@ -5,6 +5,7 @@ Only services with an HTTP door import this; it needs fastapi and uvicorn.
 
 from __future__ import annotations
 
+import signal
 import threading
 from typing import Any
 
@@ -139,5 +140,8 @@ class ServerThread:
 
 
 def serve(app: ASGIApp, host: str, port: int) -> None:
-    """Serves until SIGTERM or SIGINT; requests under way are finished, for at most ten seconds."""
+    """Serves until SIGTERM or SIGINT; requests under way are finished, for at most ten seconds. Then it returns."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal once more when it has stopped: by default that would end the process right here.
+        signal.signal(number, lambda *_: None)
     uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10)

@@ -1,0 +1,132 @@
+"""The console as a process beside a real Kafka and Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from tenacity import RetryError, Retrying, retry_if_not_result, stop_after_delay, wait_fixed
+
+from shared.adapters import redis_keys
+from shared.adapters.kafka import KafkaPublisher
+from shared.adapters.redis import RedisCache
+from shared.adapters.topics_job import create_topics
+from shared.events import LogRecord, Outcome, OutcomeKind, Thumbs
+from shared.stream.step import Output
+from shared.versions import CommandResult, ModelVersion, RolloutRecord, VersionRef
+from tests.integration.service_process import Service, running
+
+P = 6
+NOW = datetime(2026, 3, 4, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def env(kafka: str, redis_url: str) -> dict[str, str]:
+    create_topics(kafka, P)
+    return {"KAFKA_BOOTSTRAP_SERVERS": kafka, "REDIS_URL": redis_url, "LOOPWRIGHT_PARTITIONS": str(P)}
+
+
+@pytest.fixture(scope="module")
+def console(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running("console", tmp_path_factory.mktemp("console"), env) as service:
+        yield service
+
+
+def put(kafka: str, service: str, topic: str, key: str, made: LogRecord) -> None:
+    publisher = KafkaPublisher(kafka, service)
+    publisher.publish(Output(topic, key.encode(), made.to_json())).result(10)
+    publisher.close()
+
+
+def until(ask: Callable[[], Any], true: Callable[[Any], bool]) -> Any:
+    try:
+        return Retrying(stop=stop_after_delay(20), wait=wait_fixed(0.1), retry=retry_if_not_result(true))(ask)
+    except RetryError as error:
+        pytest.fail(f"still {error.last_attempt.result()}")
+
+
+def base_of(line: str) -> VersionRef:
+    return VersionRef(version=f"{line}@base-00000000", kind="base", digest="0" * 64)
+
+
+def adopt_base(kafka: str, line: str) -> None:
+    base = base_of(line)
+    version = ModelVersion(line=line, ref=base, base=base.version, base_model="b", created_at=NOW)
+    put(kafka, "trainer", "model.versions", base.version, version)
+    record = RolloutRecord(
+        line=line, seq=1, action="adopt_base", stable=base, reason="the base", decided_at=NOW
+    )
+    put(kafka, "rollout", "model.rollout", line, record)
+
+
+def test_the_ledger_follows_the_log(console: Service, kafka: str, fresh: str) -> None:
+    def status() -> Any:
+        return console.http.get("/api/status").json()
+
+    before = status()
+    for n in range(3):
+        event = Thumbs(
+            line=fresh, response_id=f"{fresh}-{n}", event_id="e", user_id="u_1", value="up", received_at=NOW
+        )
+        put(kafka, "feedback", "feedback.events", event.response_id, event)
+    outcome = Outcome(
+        line=fresh, response_id=f"{fresh}-0", event_id="e", outcome=OutcomeKind.ERASED, decided_at=NOW
+    )
+    put(kafka, "processor", "feedback.outcomes", outcome.response_id, outcome)
+    after = until(status, lambda now: now["ledger"].get("erased", 0) == before["ledger"].get("erased", 0) + 1)
+    assert after["accepted"] >= before["accepted"] + 3
+    # Other tests of this broker write outcomes without events: then nothing is pending.
+    assert after["pending"] == max(0, after["accepted"] - sum(after["ledger"].values()))
+
+
+def test_serving_versions_and_live_figures_of_a_line(
+    console: Service, kafka: str, redis_url: str, fresh: str
+) -> None:
+    adopt_base(kafka, fresh)
+    RedisCache(redis_url).put(redis_keys.collected(fresh), b'{"usable": 2, "needed": 24}', ttl_s=60)
+    path = f"/api/status?line={fresh}"
+    shown = until(lambda: console.http.get(path).json(), lambda now: now["serving"] and now["versions"] == 1)
+    assert (shown["serving"]["version"], shown["serving"]["seq"]) == (base_of(fresh).version, 1)
+    assert shown["collected"] == {"usable": 2, "needed": 24}
+    versions = console.http.get(f"/api/versions?line={fresh}").json()
+    assert [(v["version"], v["serving"]) for v in versions] == [(base_of(fresh).version, True)]
+
+
+def test_a_command_goes_to_the_log_and_its_result_comes_back(
+    console: Service, kafka: str, fresh: str
+) -> None:
+    adopt_base(kafka, fresh)
+    order = {"kind": "promote", "line": fresh, "version": base_of(fresh).version}
+    given = until(lambda: console.http.post("/api/commands", json=order), lambda r: r.status_code == 202)
+    command_id = given.json()["command_id"]
+    path = f"/api/commands/{command_id}"
+    assert console.http.get(path).json()["status"] == "pending"
+    result = CommandResult(
+        line=fresh, command_id=command_id, status="refused", message="no", executor="rollout", finished_at=NOW
+    )
+    put(kafka, "rollout", "operator.results", command_id, result)
+    assert (
+        until(lambda: console.http.get(path).json(), lambda told: told["status"] == "refused")["message"]
+        == "no"
+    )
+
+
+def test_a_restart_tells_the_same(
+    console: Service, env: dict[str, str], kafka: str, fresh: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    adopt_base(kafka, fresh)
+    path = f"/api/versions?line={fresh}"
+    before = until(
+        lambda: console.http.get(path).json(), lambda versions: versions and versions[0]["serving"]
+    )
+    rollout = console.http.get(f"/api/rollout?line={fresh}").json()
+    with running("console", tmp_path_factory.mktemp("again"), env) as again:
+        assert again.http.get(path).json() == before
+        assert again.http.get(f"/api/rollout?line={fresh}").json() == rollout
+
+
+def test_it_stops_in_order_when_told_to(console: Service) -> None:
+    console.child.terminate()
+    assert console.child.wait(20) == 0, console.log.read_text()[-2000:]

@@ -1,0 +1,228 @@
+"""Feedback as a process beside a real Kafka and Redis: what it acknowledges is in the log, and receipts follow it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from fastapi import FastAPI
+from pydantic import SecretStr
+from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_fixed
+
+from services.feedback.app import build_app
+from services.feedback.door import Door
+from services.feedback.history import History
+from services.feedback.projection import OutcomeIndex, Standing
+from services.feedback.settings import FeedbackSettings
+from shared.adapters.clock import SystemClock
+from shared.adapters.fakes import MemoryCache, MemoryLog, MemoryLogReader
+from shared.adapters.follower import Follower
+from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
+from shared.adapters.topics_job import create_topics
+from shared.events import FEEDBACK, Outcome, OutcomeKind, parse_union
+from shared.partitioning import partition_for
+from shared.pseudonym import Pseudonymiser
+from shared.stream.step import Output, Record
+from shared.telemetry import Readiness
+from shared.versions import DatasetRef, GateReport, ModelVersion, RolloutRecord, VersionRef
+from tests.integration.service_process import Service, running
+
+P = 6
+KEY = "a key for these tests alone"
+NOW = datetime(2026, 3, 4, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def own_redis(redis_url: str) -> str:
+    """A database of Redis that is wiped here, and that no other test uses."""
+    return redis_url.rsplit("/", 1)[0] + "/7"
+
+
+@pytest.fixture(scope="module")
+def feedback(kafka: str, own_redis: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    create_topics(kafka, P)
+    env = {
+        "KAFKA_BOOTSTRAP_SERVERS": kafka,
+        "REDIS_URL": own_redis,
+        "LOOPWRIGHT_PARTITIONS": str(P),
+        "LOOPWRIGHT_PSEUDONYM_KEY": KEY,
+        "LOOPWRIGHT_FEEDBACK_PENDING_TTL_S": "0.2",
+    }
+    with running("feedback", tmp_path_factory.mktemp("feedback"), env) as service:
+        yield service
+
+
+def read(kafka: str, topic: str, key: str) -> list[Record]:
+    """What the topic holds under this key, in the one partition where it can be."""
+    reader = KafkaLogReader(kafka, "console", [topic], partitions=[partition_for(key.encode(), P)])
+    found: list[Record] = []
+    while not reader.at_end():
+        found += [record for record in reader.poll(0.2) if record.key == key.encode()]
+    reader.close()
+    return found
+
+
+def said(response_id: str, **more: Any) -> dict[str, Any]:
+    thumbs = {
+        "event_id": "e1",
+        "response_id": response_id,
+        "user_id": "alice",
+        "kind": "thumbs",
+        "value": "up",
+    }
+    return thumbs | more
+
+
+def until(http: httpx.Client, path: str, stage: str) -> dict[str, Any]:
+    """The receipt, as soon as it has come to `stage`."""
+
+    def asked() -> dict[str, Any]:
+        response = http.get(path)
+        assert response.status_code == 200, response.text
+        body: dict[str, Any] = response.json()
+        return body
+
+    waiting = Retrying(
+        stop=stop_after_delay(20),
+        wait=wait_fixed(0.1),
+        retry=retry_if_not_result(lambda body: body["stage"] == stage),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+    )
+    found: dict[str, Any] = waiting(asked)
+    assert found["stage"] == stage, found
+    return found
+
+
+def test_what_it_accepts_is_in_the_log_and_repetitions_are_recognised(
+    feedback: Service, kafka: str, fresh: str
+) -> None:
+    assert feedback.http.post("/v1/feedback", json=said(fresh)).status_code == 202
+    (record,) = read(kafka, "feedback.events", fresh)
+    event = parse_union(FEEDBACK, record.value)
+    assert (event.event_id, event.user_id) == ("e1", Pseudonymiser(KEY.encode()).of("alice"))
+    assert feedback.http.post("/v1/feedback", json=said(fresh)).json()["status"] == "duplicate"
+    assert feedback.http.post("/v1/feedback", json=said(fresh, value="down")).status_code == 409
+    assert len(read(kafka, "feedback.events", fresh)) == 1
+
+
+def test_a_receipt_follows_the_log_from_pending_to_serving(feedback: Service, kafka: str, fresh: str) -> None:
+    path = f"/v1/feedback/{fresh}/e1"
+    assert feedback.http.get(path).status_code == 404
+    feedback.http.post("/v1/feedback", json=said(fresh, line=fresh))
+    assert feedback.http.get(path).json()["stage"] == "pending"
+
+    processor = KafkaPublisher(kafka, "processor")
+    outcome = Outcome(
+        line=fresh,
+        response_id=fresh,
+        event_id="e1",
+        outcome=OutcomeKind.BATCHED,
+        batch_id=f"{fresh}-3-2",
+        decided_at=NOW,
+    )
+    processor.publish(Output("feedback.outcomes", fresh.encode(), outcome.to_json())).result(10)
+    assert until(feedback.http, path, "batched")["batch_id"] == f"{fresh}-3-2"
+
+    ref = VersionRef(version=f"{fresh}@v1-11111111", kind="lora", uri="file:///v1", digest="1" * 64)
+    base = VersionRef(version=f"{fresh}@base-00000000", kind="base", digest="0" * 64)
+    version = ModelVersion(
+        line=fresh,
+        ref=ref,
+        number=1,
+        base=base.version,
+        base_model="b",
+        run_id="run-1",
+        dataset=DatasetRef(digest="2" * 64, examples=1, users=1, through={"3": 2}),
+        gate=GateReport(verdict="passed", gated_against=base.version),
+        created_at=NOW,
+    )
+    trainer = KafkaTransactionalPublisher(kafka, "trainer", fresh)
+    trainer.publish_all([Output("model.versions", ref.version.encode(), version.to_json())])
+    assert until(feedback.http, path, "published")["version"] == ref.version
+
+    decided = RolloutRecord(
+        line=fresh, seq=2, action="promote", stable=ref, previous=base, reason="it passed", decided_at=NOW
+    )
+    rollout = KafkaPublisher(kafka, "rollout")
+    rollout.publish(Output("model.rollout", fresh.encode(), decided.to_json())).result(10)
+    receipt = until(feedback.http, path, "serving")
+    assert (receipt["serving"], receipt["run_id"], receipt["verdict"]) == (True, "run-1", "passed")
+    for publisher in (processor, trainer, rollout):
+        publisher.close()
+
+
+def test_wiping_redis_changes_no_receipt(feedback: Service, kafka: str, own_redis: str, fresh: str) -> None:
+    for event_id in ("e1", "e2"):
+        assert feedback.http.post("/v1/feedback", json=said(fresh, event_id=event_id)).status_code == 202
+    processor = KafkaPublisher(kafka, "processor")
+    outcome = Outcome(
+        line="assistant", response_id=fresh, event_id="e1", outcome=OutcomeKind.UNMATCHED, decided_at=NOW
+    )
+    processor.publish(Output("feedback.outcomes", fresh.encode(), outcome.to_json())).result(10)
+    processor.close()
+    paths = [f"/v1/feedback/{fresh}/{event_id}" for event_id in ("e1", "e2")]
+    until(feedback.http, paths[0], "unmatched")
+    before = [feedback.http.get(path).json() for path in paths]
+    with redis.Redis.from_url(own_redis) as cache:
+        cache.flushdb()
+    assert [feedback.http.get(path).json() for path in paths] == before
+    # Without its duplicate keys the door takes a repetition; the processor will know it.
+    assert feedback.http.post("/v1/feedback", json=said(fresh)).status_code == 202
+
+
+def test_a_response_of_an_own_model_is_in_the_log(feedback: Service, kafka: str, fresh: str) -> None:
+    made = {
+        "response_id": fresh,
+        "version": "gpt-x",
+        "messages": [{"role": "user", "content": "How hot?"}],
+        "choices": [{"index": 0, "text": "Very."}],
+    }
+    assert feedback.http.post("/v1/responses", json=made).status_code == 202
+    assert len(read(kafka, "chat.responses", fresh)) == 1
+
+
+async def test_a_broker_that_does_not_answer_gives_503_in_time(fresh: str) -> None:
+    publisher = KafkaPublisher("127.0.0.1:1", "feedback", timeout_s=1.0)
+    started = time.monotonic()
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(door_to(publisher)), base_url="http://feedback"
+    ) as http:
+        response = await http.post("/v1/feedback", json=said(fresh))
+    assert response.status_code == 503
+    assert response.headers["content-type"] == "application/problem+json"
+    assert time.monotonic() - started < 5
+    publisher.close()
+
+
+def door_to(publisher: KafkaPublisher) -> FastAPI:
+    """A door whose broker is away; the rest is in memory and of no interest."""
+    log, standing, cache = MemoryLog(P), Standing(), MemoryCache()
+    door = Door(
+        settings=FeedbackSettings(ack_timeout_s=1.0, pseudonym_key=SecretStr(KEY)),
+        publisher=publisher,
+        cache=cache,
+        clock=SystemClock(),
+        pseudonyms=Pseudonymiser(KEY.encode()),
+        standing=standing,
+        index=OutcomeIndex(cache, ttl_s=60, pending_ttl_s=1),
+        history=History(
+            lambda topic, partition: MemoryLogReader(log, [topic]), partitions=P, timeout_s=1, slots=1
+        ),
+    )
+    ready = Readiness("versions")
+    follower = Follower(
+        "versions", lambda: MemoryLogReader(log, ["model.versions"]), standing.apply, ready, lambda: None
+    )
+    return build_app(door, [follower], ready)
+
+
+def test_it_stops_in_order_when_told_to(feedback: Service) -> None:
+    feedback.child.terminate()
+    assert feedback.child.wait(20) == 0, feedback.log.read_text()[-2000:]
+    assert "alice" not in feedback.log.read_text()
+    assert KEY not in feedback.log.read_text()
