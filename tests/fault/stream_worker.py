@@ -23,6 +23,9 @@ from tests.fault.stream_rig import Rig, counting
 class PositionsFirst(Engine):
     """Broken on purpose: commits the positions, then runs the transaction. A crash in between loses records."""
 
+    pause = 0.0
+    """In seconds, between the two: the longer, the surer a kill from outside falls there."""
+
     def _transact(self, shares: list[Share]) -> Commit | None:
         consumer: Consumer = self._inputs._consumer
         consumer.commit(
@@ -33,6 +36,7 @@ class PositionsFirst(Engine):
             ],
             asynchronous=False,
         )
+        self._stop.wait(self.pause)
         return super()._transact(shares)
 
 
