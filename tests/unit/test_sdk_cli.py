@@ -104,38 +104,43 @@ def test_a_receipt_shows_the_stage_first() -> None:
         "receipt", "r", "e", answers=[ok(told | {"stage": "training", "detail": "Run r1 has it."})]
     )
     assert result.stdout.splitlines()[0] == "training Run r1 has it."
-    assert "batch_id  p0-7" in result.stdout
+    assert "batch_id        p0-7" in result.stdout
     assert "verdict" not in result.stdout
 
 
 def test_status_shows_all_that_the_console_says() -> None:
-    told = {"lines": [{"line": "assistant", "stable": "assistant@v1-0a1b2c3d"}], "pending": 3}
-    result = loopwright("status", answers=[ok(told)])
-    assert "stable: assistant@v1-0a1b2c3d" in result.stdout
-    assert "pending: 3" in result.stdout
-    assert json.loads(loopwright("status", "--json", answers=[ok(told)]).stdout) == told
+    told = {"line": "assistant", "ledger": {"batched": 2}, "accepted": 5, "pending": 3, "run": {"step": 4}}
+    shown = loopwright("status", answers=[ok(told)]).stdout
+    assert all(part in shown for part in ("line: assistant", "batched: 2", "pending: 3", "step: 4"))
+    as_json = json.loads(loopwright("status", "--json", answers=[ok(told)]).stdout)
+    assert {name: as_json[name] for name in told} == told
 
 
 def test_versions_mark_the_one_that_serves() -> None:
-    told = {
-        "versions": [
-            {"version": "assistant@base-0a1b2c3d", "serving": False},
-            {"version": "assistant@v1-1a1b2c3d", "verdict": "passed", "serving": True},
-        ]
-    }
+    told = [
+        {"version": "assistant@base-0a1b2c3d", "serving": False},
+        {"version": "assistant@v1-1a1b2c3d", "verdict": "passed", "serving": True},
+    ]
     lines = loopwright("versions", answers=[ok(told)]).stdout.splitlines()
     assert [("yes" in line, "passed" in line) for line in lines[1:]] == [(False, False), (True, True)]
     as_json = json.loads(loopwright("versions", "--json", answers=[ok(told)]).stdout)
     assert [version["serving"] for version in as_json] == [False, True]
 
 
+def test_the_line_may_be_set_once_for_all_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOPWRIGHT_LINE", "support")
+    service = Service([ok([])])
+    run(service, "versions")
+    assert service.asked[0].url.query == b"line=support"
+
+
 @pytest.mark.parametrize(
     ("arguments", "body"),
     [
-        (["rollout", "promote", "v1"], {"kind": "promote", "line": "assistant", "version": "v1"}),
-        (["rollout", "rollback"], {"kind": "rollback", "line": "assistant"}),
+        (["rollout", "promote", "v1"], {"kind": "promote", "version": "v1"}),
+        (["rollout", "rollback"], {"kind": "rollback"}),
         (["rollout", "rollback", "v0", "--line", "b"], {"kind": "rollback", "line": "b", "version": "v0"}),
-        (["train", "now"], {"kind": "train_now", "line": "assistant"}),
+        (["train", "now"], {"kind": "train_now"}),
     ],
 )
 def test_an_order_waits_for_what_comes_of_it(arguments: list[str], body: dict[str, str]) -> None:

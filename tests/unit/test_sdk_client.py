@@ -131,7 +131,7 @@ def test_addresses_come_from_the_environment_and_arguments_come_first(
     monkeypatch.setenv("LOOPWRIGHT_FEEDBACK_URL", "http://from-env:1")
     monkeypatch.setenv("LOOPWRIGHT_CONSOLE_URL", "http://from-env:2")
     monkeypatch.setenv("LOOPWRIGHT_INFERENCE_URL", "http://from-env:3/")
-    service = Service([ok({"versions": []})])
+    service = Service([ok([])])
     with Loopwright(feedback_url="http://given", transport=service.transport()) as client:
         client.versions()
         assert client.openai_base_url == "http://from-env:3/v1"
@@ -169,33 +169,61 @@ def test_a_duplicate_is_no_error() -> None:
     assert client_of(service).thumbs_up("r", "u").status == "duplicate"
 
 
-def test_versions_and_status_are_read_from_the_console() -> None:
-    service = Service(
-        [ok({"versions": [{"version": "assistant@base-0a1b2c3d", "serving": True}]}), ok({"seq": 3})]
-    )
-    client = client_of(service)
-    assert [version.serving for version in client.versions()] == [True]
-    assert client.status().model_extra == {"seq": 3}
-    assert [str(request.url) for request in service.asked] == [
-        "http://desk/api/versions",
-        "http://desk/api/status",
-    ]
+def test_versions_come_with_the_gates_figures() -> None:
+    figure = {"name": "wins", "n": 40, "value": 0.9, "low": 0.7, "high": 1.0, "bound": 0.5, "passed": True}
+    told = {
+        "version": "assistant@v1-0a1b2c3d",
+        "verdict": "passed",
+        "serving": True,
+        "figures": [figure],
+        "new": 1,
+    }
+    service = Service([ok([{"version": "assistant@base-0a1b2c3d", "verdict": None}, told])])
+    base, first = client_of(service).versions("assistant")
+    assert (base.verdict, base.serving, first.serving, first.figures[0].low) == (None, False, True, 0.7)
+    assert str(service.asked[0].url) == "http://desk/api/versions?line=assistant"
+
+
+def test_status_says_what_serves_and_why() -> None:
+    serving = {
+        "version": "assistant@v1-0a1b2c3d",
+        "seq": 2,
+        "since": "2026-03-01T12:00:00+00:00",
+        "reason": "It won.",
+    }
+    told = {
+        "line": "assistant",
+        "serving": serving,
+        "ledger": {"batched": 3},
+        "pending": None,
+        "run": {"step": 4},
+    }
+    service = Service([ok(told)])
+    status = client_of(service).status()
+    assert status.serving is not None
+    assert (status.serving.version, status.serving.paused) == ("assistant@v1-0a1b2c3d", False)
+    assert (status.ledger, status.pending, status.model_extra) == ({"batched": 3}, None, {"run": {"step": 4}})
+    assert str(service.asked[0].url) == "http://desk/api/status"
 
 
 def test_the_result_of_a_command_is_asked_for_until_it_is_known() -> None:
+    pending = {"command_id": "c-1", "status": "pending", "message": "waits to be carried out"}
     done = {"command_id": "c-1", "status": "done", "message": "v2 serves", "executor": "rollout"}
-    service = Service(
-        [ok({"command_id": "c-1"}, 202), refused(404), ok({"command_id": "c-1"}, 202), ok(done)]
-    )
+    service = Service([ok({"command_id": "c-1"}, 202), ok(pending, 202), ok(pending, 202), ok(done)])
     client = client_of(service)
     given = client.command("promote", version="assistant@v2-0a1b2c3d")
     assert client.wait_for_result(given.command_id, poll=0.0).message == "v2 serves"
-    assert service.bodies() == [{"kind": "promote", "line": "assistant", "version": "assistant@v2-0a1b2c3d"}]
+    assert service.bodies() == [{"kind": "promote", "version": "assistant@v2-0a1b2c3d"}]
     assert len(service.asked) == 4
 
 
+def test_a_command_that_was_never_given_is_not_waited_for() -> None:
+    with pytest.raises(NotFound):
+        client_of(Service([refused(404)])).wait_for_result("c-9")
+
+
 def test_waiting_for_a_result_ends_with_the_commands_id_in_hand() -> None:
-    service = Service([refused(404)])
+    service = Service([ok({}, 202)])
     with pytest.raises(StillRunning, match="c-1") as raised:
         client_of(service).wait_for_result("c-1", timeout=0.0, poll=0.01)
     assert raised.value.command_id == "c-1"
@@ -235,15 +263,22 @@ def test_an_address_that_is_none_is_not_tried_again() -> None:
     assert len(service.asked) == 1
 
 
-def test_a_command_that_may_have_arrived_is_not_given_twice() -> None:
-    service = Service([httpx.ReadTimeout("slow"), ok({"command_id": "c-2"}, 202)])
-    with pytest.raises(Unreachable):
+@pytest.mark.parametrize(
+    ("trouble", "error"),
+    [(httpx.ReadTimeout("slow"), Unreachable), (refused(503, wait="0"), Unavailable)],
+    ids=["no answer", "503"],
+)
+def test_a_command_that_may_have_been_taken_is_not_given_twice(
+    trouble: Answer, error: type[Exception]
+) -> None:
+    service = Service([trouble, ok({"command_id": "c-2"}, 202)])
+    with pytest.raises(error):
         client_of(service).command("train_now")
     assert len(service.asked) == 1
 
 
-def test_a_command_that_cannot_have_arrived_is_given_again() -> None:
-    service = Service([httpx.ConnectError("refused"), refused(503, wait="0"), ok({"command_id": "c-2"}, 202)])
+def test_a_command_that_cannot_have_been_taken_is_given_again() -> None:
+    service = Service([httpx.ConnectError("refused"), refused(429, wait="0"), ok({"command_id": "c-2"}, 202)])
     assert client_of(service).command("train_now").command_id == "c-2"
 
 
@@ -339,11 +374,11 @@ async def test_the_async_client_raises_the_same_errors() -> None:
 
 async def test_the_async_client_waits_for_results_too() -> None:
     done = {"command_id": "c-1", "status": "refused", "message": "no such version"}
-    service = Service([ok({"command_id": "c-1"}, 202), refused(404), ok(done)])
+    service = Service([ok({"command_id": "c-1"}, 202), ok({}, 202), ok(done)])
     async with AsyncLoopwright(retry=AT_ONCE, transport=service.transport()) as client:
         given = await client.command("rollback")
         assert (await client.wait_for_result(given.command_id, poll=0.0)).status == "refused"
-    service = Service([refused(404)])
+    service = Service([ok({}, 202)])
     async with AsyncLoopwright(retry=AT_ONCE, transport=service.transport()) as client:
         with pytest.raises(StillRunning):
             await client.wait_for_result("c-1", timeout=0.0, poll=0.01)

@@ -22,7 +22,7 @@ from loopwright.errors import (
     Unreachable,
 )
 from loopwright.identity import new_event_id
-from loopwright.models import Accepted, Command, CommandResult, Receipt, Status, Version
+from loopwright.models import Accepted, Command, CommandResult, Figure, Receipt, Serving, Status, Version
 from loopwright.retry import Retry
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ __all__ = [
     "CommandResult",
     "Conflict",
     "Denied",
+    "Figure",
     "Invalid",
     "Loopwright",
     "LoopwrightError",
@@ -42,6 +43,7 @@ __all__ = [
     "Problem",
     "Receipt",
     "Retry",
+    "Serving",
     "Status",
     "StillRunning",
     "Unavailable",

@@ -139,18 +139,21 @@ class AsyncLoopwright:
         """What became of a feedback event, up to the version that serves."""
         return await self._run(calls.receipt(response_id, event_id))
 
-    async def status(self) -> Status:
-        """What the loop is doing now."""
-        return await self._run(calls.status())
+    async def status(self, line: str | None = None) -> Status:
+        """What the loop is doing now, for one line; absent, the console's own."""
+        return await self._run(calls.status(line))
 
-    async def versions(self) -> list[Version]:
-        """All versions with their verdicts."""
-        return await self._run(calls.versions())
+    async def versions(self, line: str | None = None) -> list[Version]:
+        """All versions of a line with their verdicts, the base first."""
+        return await self._run(calls.versions(line))
 
     async def command(
-        self, kind: CommandKind, *, line: str = "assistant", version: str | None = None
+        self, kind: CommandKind, *, line: str | None = None, version: str | None = None
     ) -> Command:
-        """Give an operator's command; returns once it is in the log for good. See `wait_for_result`."""
+        """Give an operator's command; returns once it is in the log for good. See `wait_for_result`.
+
+        Where no answer says whether it was taken, it is not given again: `Unreachable` or `Unavailable` is raised.
+        """
         return await self._run(calls.command(kind, line, version))
 
     async def result(self, command_id: str) -> CommandResult | None:

@@ -90,25 +90,30 @@ def receipt(response_id: str, event_id: str) -> Call[Receipt]:
     return Call("feedback", "GET", path, _one(Receipt))
 
 
-def status() -> Call[Status]:
-    """What the loop is doing."""
-    return Call("console", "GET", "/api/status", _one(Status))
+def status(line: str | None) -> Call[Status]:
+    """What the loop is doing, for one line; absent, the console's own."""
+    return Call("console", "GET", "/api/status" + _of_line(line), _one(Status))
 
 
-def versions() -> Call[list[Version]]:
-    """All versions."""
-    return Call("console", "GET", "/api/versions", _read_versions)
+def versions(line: str | None) -> Call[list[Version]]:
+    """All versions of a line."""
+    return Call("console", "GET", "/api/versions" + _of_line(line), _read_versions)
 
 
-def command(kind: CommandKind, line: str, version: str | None) -> Call[Command]:
+def command(kind: CommandKind, line: str | None, version: str | None) -> Call[Command]:
     """An operator's command. Not repeatable: each arrival is a command of its own."""
-    body = {"kind": kind, "line": line} | ({"version": version} if version is not None else {})
+    given = {"kind": kind, "line": line, "version": version}
+    body = {name: value for name, value in given.items() if value is not None}
     return Call("console", "POST", "/api/commands", _one(Command), body, repeatable=False)
 
 
 def result(command_id: str) -> Call[CommandResult | None]:
     """What came of a command; None while nothing is known."""
     return Call("console", "GET", f"/api/commands/{quote(command_id, safe='')}", _read_result)
+
+
+def _of_line(line: str | None) -> str:
+    return f"?line={quote(line, safe='')}" if line is not None else ""
 
 
 def _one(model: type[M]) -> Callable[[httpx.Response], M]:
@@ -118,16 +123,13 @@ def _one(model: type[M]) -> Callable[[httpx.Response], M]:
     return read
 
 
-def _parsed(response: httpx.Response, adapter: TypeAdapter[A], inside: str | None = None) -> A:
-    """The answer's body, or the item `inside` it. Raises a `Problem`, also for a body that is not what it should be."""
+def _parsed(response: httpx.Response, adapter: TypeAdapter[A]) -> A:
+    """The answer's body. Raises a `Problem`, also for a body that is not what it should be."""
     if response.status_code >= 400:
         raise problem_from(response)
     try:
-        body = response.json()
-        if inside is not None and isinstance(body, dict):
-            body = body[inside]
-        return adapter.validate_python(body)
-    except (ValueError, KeyError) as error:
+        return adapter.validate_python(response.json())
+    except ValueError as error:
         raise _foreign(response, error) from error
 
 
@@ -144,10 +146,10 @@ def _foreign(response: httpx.Response, error: Exception) -> Problem:
 
 
 def _read_versions(response: httpx.Response) -> list[Version]:
-    return _parsed(response, _VERSIONS, inside="versions")
+    return _parsed(response, _VERSIONS)
 
 
 def _read_result(response: httpx.Response) -> CommandResult | None:
-    if response.status_code in (202, 404):
+    if response.status_code == 202:
         return None
     return _parsed(response, TypeAdapter(CommandResult))

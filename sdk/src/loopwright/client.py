@@ -144,16 +144,19 @@ class Loopwright:
         """What became of a feedback event, up to the version that serves."""
         return self._run(calls.receipt(response_id, event_id))
 
-    def status(self) -> Status:
-        """What the loop is doing now."""
-        return self._run(calls.status())
+    def status(self, line: str | None = None) -> Status:
+        """What the loop is doing now, for one line; absent, the console's own."""
+        return self._run(calls.status(line))
 
-    def versions(self) -> list[Version]:
-        """All versions with their verdicts."""
-        return self._run(calls.versions())
+    def versions(self, line: str | None = None) -> list[Version]:
+        """All versions of a line with their verdicts, the base first."""
+        return self._run(calls.versions(line))
 
-    def command(self, kind: CommandKind, *, line: str = "assistant", version: str | None = None) -> Command:
-        """Give an operator's command; returns once it is in the log for good. See `wait_for_result`."""
+    def command(self, kind: CommandKind, *, line: str | None = None, version: str | None = None) -> Command:
+        """Give an operator's command; returns once it is in the log for good. See `wait_for_result`.
+
+        Where no answer says whether it was taken, it is not given again: `Unreachable` or `Unavailable` is raised.
+        """
         return self._run(calls.command(kind, line, version))
 
     def result(self, command_id: str) -> CommandResult | None:

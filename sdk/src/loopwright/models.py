@@ -36,8 +36,9 @@ class Accepted(Answer):
 class Receipt(Answer):
     """What became of one feedback event: its outcome, followed on to the version that was trained on it.
 
-    `outcome` is `pending` until the event has one. `stage` is how far it came, `serving` whether a version with it in
-    its training answers users now, `detail` all this in a sentence.
+    `outcome` is `pending` until the event has one. `version` is the first that was trained on it,
+    `serving_version` the one with it in its training that answers users now, if `serving`. `stage` is how far it came,
+    `detail` all this in a sentence.
     """
 
     response_id: str
@@ -48,19 +49,61 @@ class Receipt(Answer):
     version: str | None = None
     verdict: str | None = None
     serving: bool = False
+    serving_version: str | None = None
     stage: str
     detail: str = ""
 
 
+class Serving(Answer):
+    """Which version answers a line's users, since when and why: the line's newest rollout record."""
+
+    version: str
+    seq: int
+    since: datetime
+    reason: str
+    canary: str | None = None
+    share: float = 0.0
+    paused: bool = False
+
+
 class Status(Answer):
-    """What the loop is doing now, as the console reports it (all fields are in `model_extra`)."""
+    """What the loop is doing now. More than these fields is in `model_extra`.
+
+    `serving` is None before the line's first rollout record. `ledger` counts feedback events by outcome; `accepted`
+    and `pending` are None where the log did not answer.
+    """
+
+    line: str
+    serving: Serving | None = None
+    ledger: dict[str, int] = {}
+    accepted: int | None = None
+    pending: int | None = None
+
+
+class Figure(Answer):
+    """One figure of the gate with its interval. `baseline` is the same for the version that it was compared with."""
+
+    name: str
+    n: int
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    baseline: float | None = None
+    bound: float | None = None
+    passed: bool | None = None
 
 
 class Version(Answer):
-    """One version of a model. `verdict` is the gate's; the base has none."""
+    """One version of a model. `verdict`, its `reasons` and `figures` are the gate's; the base has none."""
 
     version: str
+    kind: str | None = None
+    number: int | None = None
+    run_id: str | None = None
     verdict: str | None = None
+    reasons: tuple[str, ...] = ()
+    gated_against: str | None = None
+    figures: tuple[Figure, ...] = ()
     serving: bool = False
     created_at: datetime | None = None
 

@@ -11,7 +11,7 @@ import httpx
 from tenacity import RetryCallState
 
 TRY_AGAIN = frozenset({429, 503})
-"""Statuses by which a service says that it stored nothing and may be asked again."""
+"""Statuses by which a service asks to be asked again. After a 503 the thing may have been done all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class Retry:
 def worth_repeating(repeatable: bool, state: RetryCallState) -> bool:
     """Whether another attempt may help and cannot do the thing twice (tenacity's `retry`).
 
-    What is not `repeatable` is sent again only if it never arrived, or was refused with nothing done.
+    What is not `repeatable` is sent again only if it never arrived, or was refused for there being too many.
     """
     answer = _answer(state)
     if answer is not None:
-        return answer.status_code in TRY_AGAIN
+        return answer.status_code in TRY_AGAIN and (repeatable or answer.status_code == 429)
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return True

@@ -11,7 +11,7 @@ import typer
 
 from loopwright import calls
 from loopwright.calls import Value
-from loopwright.cli.root import AsJson, FeedbackUrl, connected, escaped, out, print_json
+from loopwright.cli.root import AsJson, FeedbackUrl, LineName, connected, escaped, out, print_json
 
 ResponseId = Annotated[str, typer.Argument(help="The chat completion's id.", show_default=False)]
 
@@ -52,9 +52,7 @@ def send(
             help="When it was said, if not now; local time.", formats=["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"]
         ),
     ] = None,
-    line: Annotated[
-        str | None, typer.Option(envvar="LOOPWRIGHT_LINE", help="The line that answered.")
-    ] = None,
+    line: LineName = None,
     feedback_url: FeedbackUrl = None,
     as_json: AsJson = False,
 ) -> None:
@@ -103,10 +101,10 @@ def receipt(
         print_json(found.model_dump(mode="json", exclude_none=True))
         return
     out.print(f"[bold]{escaped(found.stage)}[/] {escaped(found.detail)}")
-    for name in ("outcome", "batch_id", "run_id", "version", "verdict", "serving"):
+    for name in ("outcome", "batch_id", "run_id", "version", "verdict", "serving", "serving_version"):
         told = getattr(found, name)
         if told is not None:
-            out.print(f"  {name:<9} {escaped(str(told))}")
+            out.print(f"  {name:<15} {escaped(str(told))}")
 
 
 def meant(kind: Said, value: str | None, over: str | None, under: str | None) -> Value:

@@ -30,26 +30,30 @@ NoWait = Annotated[
 Patience = Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait for the result.")]
 
 
-def status(context: typer.Context, console_url: ConsoleUrl = None, as_json: AsJson = False) -> None:
+def status(
+    context: typer.Context, line: LineName = None, console_url: ConsoleUrl = None, as_json: AsJson = False
+) -> None:
     """Show what the loop is doing.
 
     Example: loopwright status
     """
     with connected(context, as_json, console_url=console_url) as loop:
-        found = loop.status().model_dump(mode="json")
+        found = loop.status(line).model_dump(mode="json")
     if as_json:
         print_json(found)
         return
     out.print(_branch(Tree("[bold]Loopwright[/]"), found))
 
 
-def versions(context: typer.Context, console_url: ConsoleUrl = None, as_json: AsJson = False) -> None:
+def versions(
+    context: typer.Context, line: LineName = None, console_url: ConsoleUrl = None, as_json: AsJson = False
+) -> None:
     """List all versions with their verdicts; the one that serves is marked.
 
     Example: loopwright versions --json
     """
     with connected(context, as_json, console_url=console_url) as loop:
-        found = loop.versions()
+        found = loop.versions(line)
     if as_json:
         print_json([version.model_dump(mode="json", exclude_none=True) for version in found])
         return
@@ -65,7 +69,7 @@ def versions(context: typer.Context, console_url: ConsoleUrl = None, as_json: As
 def promote(
     context: typer.Context,
     version: Annotated[str, typer.Argument(help="The version to serve.", show_default=False)],
-    line: LineName = "assistant",
+    line: LineName = None,
     no_wait: NoWait = False,
     timeout: Patience = 120.0,
     console_url: ConsoleUrl = None,
@@ -85,7 +89,7 @@ def rollback(
         str | None,
         typer.Argument(help="Where to; without it, the version that served before.", show_default=False),
     ] = None,
-    line: LineName = "assistant",
+    line: LineName = None,
     no_wait: NoWait = False,
     timeout: Patience = 120.0,
     console_url: ConsoleUrl = None,
@@ -101,7 +105,7 @@ def rollback(
 @train.command("now")
 def train_now(
     context: typer.Context,
-    line: LineName = "assistant",
+    line: LineName = None,
     no_wait: NoWait = False,
     timeout: Patience = 3600.0,
     console_url: ConsoleUrl = None,
@@ -117,7 +121,7 @@ def train_now(
 def _order(
     context: typer.Context,
     kind: CommandKind,
-    line: str,
+    line: str | None,
     version: str | None,
     patience: float | None,
     console_url: str | None,

@@ -49,7 +49,10 @@ ConsoleUrl = Annotated[
     ),
 ]
 LineName = Annotated[
-    str, typer.Option("--line", envvar="LOOPWRIGHT_LINE", help="The line of versions meant.")
+    str | None,
+    typer.Option(
+        "--line", envvar="LOOPWRIGHT_LINE", help="The line meant.", show_default="the service's own"
+    ),
 ]
 
 
