@@ -18,11 +18,15 @@ import pytest
 from openai import OpenAI
 
 from deploy.local.ports import choose
+from services.inference.__main__ import Inference
+from services.inference.settings import InferenceSettings
 from shared.adapters.artifacts import LocalArtifactStore
 from shared.adapters.base_model import find_base
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.adapters.topics_job import create_topics
+from shared.errors import Misconfigured
 from shared.events import ChatResponse
+from shared.settings import load
 from shared.stream.step import Output, Record
 from shared.versions import RolloutRecord
 from tests.inference_parts import make_adapter, reference, rollout
@@ -169,9 +173,8 @@ def test_without_kafka_it_lives_says_what_is_missing_and_stops_in_order(
         assert process.stopped() == 0, process.log.read_text()
 
 
-def test_without_a_pseudonym_key_it_does_not_start(tiny_model: Path, tmp_path: Path) -> None:
-    with running(
-        tmp_path, LOOPWRIGHT_BASE_MODEL=str(tiny_model), LOOPWRIGHT_PSEUDONYM_KEY="short"
-    ) as process:
-        assert process.child.wait(60) == 1
-        assert "LOOPWRIGHT_PSEUDONYM_KEY" in process.log.read_text()
+def test_without_a_pseudonym_key_it_does_not_start(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOPWRIGHT_BASE_MODEL", str(tiny_model))
+    monkeypatch.delenv("LOOPWRIGHT_PSEUDONYM_KEY", raising=False)
+    with pytest.raises(Misconfigured, match="LOOPWRIGHT_PSEUDONYM_KEY is not set"):
+        Inference(load(InferenceSettings))
