@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.source_tree import ROOT, below, imports, modules, reached, run_at_import, services
+from tests.unit.source_tree import PACKAGES, ROOT, below, imports, modules, reached, run_at_import, services
 
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets"}
 SERVERS = {"fastapi", "starlette", "uvicorn", "faust", "mode"}
@@ -76,7 +76,7 @@ def test_a_service_imports_only_what_its_extra_declares(service: str) -> None:
     distributions: dict[str, Any] = dict(packages_distributions())
     undeclared = {}
     for name, by in reached(below(f"services.{service}")).items():
-        if name in modules() or top(name) in sys.stdlib_module_names or by not in modules():
+        if top(name) in {*PACKAGES, "tests"} or top(name) in sys.stdlib_module_names or by not in modules():
             continue
         providers = {normal(d) for d in distributions.get(top(name), [f"{top(name)} (not installed)"])}
         if not providers & declared(service):
