@@ -1,6 +1,6 @@
 # Paths are relative and quoted: the repository may lie under a path with spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo up down test lint format lock clean
+.PHONY: help install setup demo up down env test lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -34,6 +34,9 @@ up: install ## Start the local stack
 
 down: ## Stop the local stack
 	@test ! -x "$(PYTHON)" || "$(PYTHON)" -m deploy.local down
+
+env: ## Write .env with new secrets for docker compose; one that is there stays as it is
+	@sh deploy/docker/env.sh
 
 test: setup ## Install what is missing and run all tests
 	@"$(PYTHON)" -m pytest $(ARGS)

@@ -1,0 +1,241 @@
+"""docker-compose.yml and its Dockerfile, read as files: who is reachable, who waits for whom, what keeps its data."""
+
+from __future__ import annotations
+
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.local.kafka import SETTINGS
+from deploy.local.kafka_jars import KAFKA
+from deploy.local.services import PORTS, TORCH, TUNING
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+CONTAINERS: dict[str, dict[str, Any]] = COMPOSE["services"]
+JOBS = {"topics", "model"}
+SERVERS = {"kafka", "redis"}
+SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSWORD")
+DATA = "/var/lib/loopwright/data"
+
+
+def stages() -> dict[str, tuple[str, list[str]]]:
+    """The Dockerfile's stages: name -> (what it stands on, its instructions, continued lines joined)."""
+    text = (ROOT / "deploy/docker/Dockerfile").read_text().replace("\\\n", " ")
+    found: dict[str, tuple[str, list[str]]] = {}
+    for line in (line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")):
+        if begins := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
+            found[begins[2]] = (begins[1], [])
+        else:
+            found[list(found)[-1]][1].append(line)
+    return found
+
+
+def mounts(container: str) -> dict[str, tuple[str, bool]]:
+    """Where each volume of a container lies: target -> (source, read-only)."""
+    found = {}
+    for mount in CONTAINERS[container].get("volumes", []):
+        source, target, mode = re.fullmatch(r"(\$\{[^}]*\}|[^:]+):([^:]+)(:ro)?", mount).groups()  # type: ignore[union-attr]
+        found[target] = (source, mode == ":ro")
+    return found
+
+
+def waits_for(container: str) -> dict[str, str]:
+    return {name: wait["condition"] for name, wait in CONTAINERS[container].get("depends_on", {}).items()}
+
+
+def test_it_runs_what_the_local_stack_runs() -> None:
+    assert set(CONTAINERS) == set(PORTS) | JOBS | SERVERS
+
+
+def test_a_published_port_is_open_to_this_machine_alone() -> None:
+    published = {name: container["ports"] for name, container in CONTAINERS.items() if "ports" in container}
+    assert published == {
+        name: [f"127.0.0.1:${{LOOPWRIGHT_{name.upper()}_PORT:-{port}}}:{port}"]
+        for name, port in PORTS.items()
+    }
+    assert [name for name, container in CONTAINERS.items() if "network_mode" in container] == []
+
+
+def test_no_secret_has_a_default() -> None:
+    given = {
+        value
+        for container in CONTAINERS.values()
+        for name, value in container.get("environment", {}).items()
+        if SECRET.search(name)
+    }
+    assert given == {"${LOOPWRIGHT_PSEUDONYM_KEY:?run `make env` first}", "${HF_TOKEN:-}"}
+
+
+def test_only_those_who_pseudonymise_get_the_key() -> None:
+    holders = {
+        name for name, container in CONTAINERS.items()
+        if "LOOPWRIGHT_PSEUDONYM_KEY" in container.get("environment", {})
+    }  # fmt: skip
+    users = {
+        path.relative_to(ROOT / "services").parts[0]
+        for path in (ROOT / "services").rglob("*.py")
+        if "pseudonym_key" in path.read_text()
+    }
+    assert holders == users != set()
+
+
+def test_the_example_of_the_environment_holds_no_secret() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    assigned = [line.lstrip("#").partition("=") for line in lines if re.match(r"#?[A-Z_]+=", line)]
+    secrets = {name: value for name, _, value in assigned if SECRET.search(name)}
+    assert secrets == {"LOOPWRIGHT_PSEUDONYM_KEY": "", "HF_TOKEN": ""}
+
+
+def test_every_variable_that_compose_reads_is_in_the_example() -> None:
+    read = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    shown = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert read == shown
+
+
+@pytest.mark.parametrize("name", sorted(set(CONTAINERS) - JOBS))
+def test_what_stays_up_is_checked_and_started_again(name: str) -> None:
+    container = CONTAINERS[name]
+    assert container["restart"] == "unless-stopped"
+    assert {"test", "interval", "timeout", "retries", "start_period"} <= set(container["healthcheck"])
+
+
+@pytest.mark.parametrize("name", sorted(PORTS))
+def test_a_service_is_healthy_when_it_says_that_it_is_ready(name: str) -> None:
+    port = str(PORTS[name])
+    assert CONTAINERS[name]["healthcheck"]["test"] == ["CMD", "python", "-IS", "/app/ready.py", port]
+    assert CONTAINERS[name]["environment"][f"LOOPWRIGHT_{name.upper()}_PORT"] == port
+
+
+@pytest.mark.parametrize("name", sorted(JOBS))
+def test_a_job_ends_and_stays_ended(name: str) -> None:
+    assert CONTAINERS[name]["restart"] == "no"
+    assert "healthcheck" not in CONTAINERS[name]
+
+
+def test_whoever_waits_waits_for_health_or_for_success() -> None:
+    for name in CONTAINERS:
+        for other, condition in waits_for(name).items():
+            wanted = "service_completed_successfully" if other in JOBS else "service_healthy"
+            assert condition == wanted, f"{name} waits for {other}"
+
+
+def test_the_start_has_an_order_in_which_the_topics_come_before_every_service() -> None:
+    graph = {name: set(waits_for(name)) for name in CONTAINERS}
+    order = list(TopologicalSorter(graph).static_order())
+    assert order.index("kafka") < order.index("topics") < min(order.index(name) for name in PORTS)
+    assert all("topics" in graph[name] for name in PORTS)
+    assert all("model" in graph[name] for name in TORCH)
+
+
+@pytest.mark.parametrize("name", sorted(CONTAINERS))
+def test_nothing_runs_as_root_or_gains_rights(name: str) -> None:
+    container = CONTAINERS[name]
+    if "build" in container:
+        users = [line for line in stages()[container["build"]["target"]][1] if line.startswith("USER")]
+        assert users == ["USER 10001:10001"]
+        assert "user" not in container and container["read_only"] is True
+    else:
+        assert container["user"] not in {"root", "0"}
+    assert container["cap_drop"] == ["ALL"]
+    assert container["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in container and "cap_add" not in container
+
+
+def test_images_are_short_names_with_a_version() -> None:
+    images = {container["image"] for container in CONTAINERS.values() if "image" in container}
+    images |= {below for below, _ in stages().values() if below not in stages()}
+    assert images == {f"apache/kafka:{KAFKA}", "redis:7-alpine", "python:3.11-slim"}
+
+
+def test_each_target_holds_the_code_of_one_service_and_runs_it() -> None:
+    for name in PORTS:
+        assert CONTAINERS[name]["build"]["target"] == name
+        _, lines = stages()[name]
+        copied = {line.split()[1] for line in lines if line.startswith("COPY")}
+        assert copied == {"shared", "services/__init__.py", f"services/{name}", "deploy/docker/ready.py"}
+        assert lines[-1] == f'CMD ["python", "-m", "services.{name}"]'
+
+
+def test_an_older_engine_can_build_it() -> None:
+    text = (ROOT / "deploy/docker/Dockerfile").read_text()
+    assert re.findall(r"^# *syntax *=|--link|--mount|<<", text, re.MULTILINE) == []
+
+
+def test_each_service_keeps_its_data_in_a_volume_of_its_own() -> None:
+    kept = {name: mounts(name)[DATA] for name in CONTAINERS if DATA in mounts(name)}
+    assert kept == {name: (name, False) for name in ("inference", "processor", "rollout", "trainer")}
+    assert mounts("kafka") == {CONTAINERS["kafka"]["environment"]["KAFKA_LOG_DIRS"]: ("kafka", False)}
+
+
+def test_every_volume_is_declared_and_used() -> None:
+    named = {source for name in CONTAINERS for source, _ in mounts(name).values() if "$" not in source}
+    assert named == set(COMPOSE["volumes"])
+
+
+def test_the_trainer_writes_artifacts_and_inference_only_reads_them() -> None:
+    target = "/var/lib/loopwright/artifacts"
+    holders = {name: mounts(name)[target] for name in CONTAINERS if target in mounts(name)}
+    assert holders == {"inference": ("artifacts", True), "trainer": ("artifacts", False)}
+
+
+def test_only_the_job_that_prepares_models_writes_them() -> None:
+    target = "/var/lib/loopwright/models"
+    holders = {name: mounts(name)[target][1] for name in CONTAINERS if target in mounts(name)}
+    assert holders == {"inference": True, "trainer": True, "model": False}
+    assert {mounts(name)["/models"][1] for name in holders} == {True}
+
+
+def test_the_broker_is_set_as_the_local_one() -> None:
+    local = dict(line.split("=", 1) for line in SETTINGS.splitlines() if line and not line.startswith("#"))
+    given = CONTAINERS["kafka"]["environment"]
+    here = {
+        name.removeprefix("KAFKA_").lower().replace("_", "."): value
+        for name, value in given.items()
+        if name.startswith("KAFKA_")
+    }
+    assert {name: here.get(name) for name in local} == local
+
+
+def test_redis_keeps_as_little_as_the_local_one() -> None:
+    command = CONTAINERS["redis"]["command"]
+    told = dict(zip(command[1::2], command[2::2], strict=True))
+    assert (told["--save"], told["--appendonly"], told["--maxmemory-policy"]) == ("", "no", "allkeys-lru")
+    assert "volumes" not in CONTAINERS["redis"] and CONTAINERS["redis"]["tmpfs"] == ["/data"]
+
+
+def test_torch_is_tuned_as_on_one_machine() -> None:
+    told = dict(
+        pair.split("=", 1)
+        for line in stages()["inference-packages"][1] if line.startswith("ENV")
+        for pair in line.split()[1:]
+    )  # fmt: skip
+    assert {name: told.get(name) for name in TUNING} == TUNING
+
+
+def test_the_trainer_adds_to_the_packages_of_inference_and_changes_none() -> None:
+    def pins(lock: str) -> set[str]:
+        text = (ROOT / "requirements" / f"{lock}.txt").read_text()
+        return {line.split()[0] for line in text.splitlines() if re.match(r"[A-Za-z0-9]", line)}
+
+    assert stages()["trainer-packages"][0] == "inference-packages"
+    names = {pin.partition("==")[0] for pin in pins("inference")}
+    assert {pin for pin in pins("trainer") if pin.partition("==")[0] in names} == pins("inference")
+
+
+def test_the_build_sees_no_data_and_no_secrets() -> None:
+    rules = [
+        rule
+        for rule in (ROOT / ".dockerignore").read_text().splitlines()
+        if rule and not rule.startswith("#")
+    ]
+    assert rules[0] == "*"
+    allowed = {rule[1:] for rule in rules if rule.startswith("!")}
+    assert allowed == {
+        "requirements/*.txt", "requirements/install.py", "shared", "services",
+        "deploy/__init__.py", "deploy/local", "deploy/docker",
+    }  # fmt: skip

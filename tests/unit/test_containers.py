@@ -1,0 +1,151 @@
+"""What runs when containers are made: the environment file, the packages, the model job, the health check."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from deploy.docker import model
+from deploy.docker.packages import only
+from deploy.docker.ready import missing
+from deploy.local.errors import StackError
+from shared.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What `make env` needs of the repository, below a path with a space."""
+    root = tmp_path / "a checkout"
+    (root / "deploy/docker").mkdir(parents=True)
+    shutil.copy(ROOT / "deploy/docker/env.sh", root / "deploy/docker")
+    shutil.copy(ROOT / ".env.example", root)
+    return root
+
+
+def make_env(checkout: Path) -> subprocess.CompletedProcess[str]:
+    command = ["sh", str(checkout / "deploy/docker/env.sh")]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def key_in(env: Path) -> str:
+    return next(line for line in env.read_text().splitlines() if line.startswith("LOOPWRIGHT_PSEUDONYM_KEY="))
+
+
+def test_the_environment_file_is_the_owners_alone_and_its_key_is_accepted(checkout: Path) -> None:
+    assert make_env(checkout).returncode == 0
+    assert stat.S_IMODE((checkout / ".env").stat().st_mode) == 0o600
+    key = key_in(checkout / ".env").partition("=")[2]
+    assert Settings(pseudonym_key=key).require_pseudonym_key() == key.encode()
+    assert len(key) == 64
+
+
+def test_every_environment_file_has_secrets_of_its_own(checkout: Path) -> None:
+    make_env(checkout)
+    first = key_in(checkout / ".env")
+    (checkout / ".env").unlink()
+    make_env(checkout)
+    assert key_in(checkout / ".env") != first
+
+
+def test_an_environment_file_that_is_there_is_never_changed(checkout: Path) -> None:
+    make_env(checkout)
+    before = (checkout / ".env").read_text()
+    again = make_env(checkout)
+    assert (again.returncode, (checkout / ".env").read_text()) == (0, before)
+    assert {path.name for path in checkout.iterdir()} == {".env", ".env.example", "deploy"}
+
+
+def test_a_secret_that_an_older_environment_file_lacks_is_named(checkout: Path) -> None:
+    (checkout / ".env").write_text("LOOPWRIGHT_LINE=mine\n")
+    said = make_env(checkout)
+    assert said.returncode == 1 and "LOOPWRIGHT_PSEUDONYM_KEY" in said.stderr
+    assert (checkout / ".env").read_text() == "LOOPWRIGHT_LINE=mine\n"
+
+
+def test_only_the_named_packages_of_a_lock_are_kept_with_their_hashes() -> None:
+    lock = "# made by\na==1 \\\n    --hash=sha256:aa\n    # via b\nab==2 \\\n    --hash=sha256:bb\n"
+    assert only(lock, ["a"]) == "a==1 \\\n    --hash=sha256:aa\n    # via b\n"
+
+
+def test_a_package_that_is_not_in_the_lock_is_refused() -> None:
+    with pytest.raises(SystemExit, match="gguf"):
+        only("a==1 \\\n    --hash=sha256:aa\n", ["gguf"])
+
+
+def test_the_model_job_finds_its_converter_in_the_lock() -> None:
+    kept = only((ROOT / "requirements/local.txt").read_text(), ["gguf"])
+    assert kept.startswith("gguf==") and "--hash=sha256:" in kept
+
+
+def test_a_folder_that_the_containers_do_not_see_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="LOOPWRIGHT_MODELS_DIR"):
+        model.prepare(str(tmp_path / "missing"), tmp_path)
+
+
+def test_a_folder_of_the_users_own_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    assert model.prepare(str(tmp_path), tmp_path / "state") == str(tmp_path.resolve())
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_hubs_model_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+
+    class Found:
+        path = folder
+
+    monkeypatch.setattr(model, "find_base", lambda name: asked.append(name) or Found)
+    (tmp_path / "models").mkdir()
+    assert [model.prepare("some/model", tmp_path) for _ in range(2)] == [str(folder)] * 2
+    assert asked == ["some/model"]
+
+
+@contextmanager
+def a_service(status: int, body: bytes) -> Iterator[int]:
+    """Something that answers /readyz so; yields its port."""
+
+    class Door(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/readyz" else 404)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_ready_service_misses_nothing() -> None:
+    with a_service(200, b"{}") as port:
+        assert missing(port) is None
+
+
+def test_a_service_that_is_not_ready_says_what_it_misses() -> None:
+    with a_service(503, b'{"checks": {"model": "starting"}}') as port:
+        assert missing(port) == '503 {"checks": {"model": "starting"}}'
+
+
+def test_a_port_where_nobody_listens_is_not_ready() -> None:
+    with a_service(200, b"{}") as port:
+        pass
+    assert str(missing(port)).startswith("does not answer")
