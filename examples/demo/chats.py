@@ -106,10 +106,13 @@ class Load:
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
         self._thread.start()
 
-    def stop(self, *, at_least: int = 0) -> None:
-        """Stops once so many requests were made."""
-        while self.requests < at_least and self._thread is not None and self._thread.is_alive():
+    def reach(self, requests: int) -> None:
+        """Waits until so many were made."""
+        while self.requests < requests and self._thread is not None and self._thread.is_alive():
             self._thread.join(0.2)
+
+    def stop(self) -> None:
+        """Lets the chat under way end."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(60)

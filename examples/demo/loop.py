@@ -21,6 +21,8 @@ BATCHED_WITHIN_S = 60.0
 TRAINED_WITHIN_S = 900.0
 SERVING_WITHIN_S = 60.0
 LOAD_REQUESTS = 200
+GENERAL = "general_accuracy"
+"""The gate's figure for general ability, as a share of right answers."""
 
 
 class DemoFailed(Exception):
@@ -65,8 +67,9 @@ class Course:
         try:
             version = self._train()
             self._swap(version)
+            load.reach(LOAD_REQUESTS)
         finally:
-            load.stop(at_least=0)
+            load.stop()
         self.after = self._exam("ask_after")
         return self._summary(version, load)
 
@@ -141,10 +144,9 @@ class Course:
 
     def _summary(self, version: Version | None, load: Load) -> Summary:
         status = self._status()
-        gate = dict((version.model_extra or {}).get("gate") or {}) if version else {}
-        general: dict[str, Any] = next(
-            (f for f in gate.get("figures", ()) if f.get("name") == "general_accuracy"), {}
-        )
+        gate = version.model_dump(mode="json", include={"verdict", "reasons", "figures"}) if version else {}
+        figures: list[dict[str, Any]] = gate.get("figures", [])
+        general = next((figure for figure in figures if figure["name"] == GENERAL), {})
         receipt = self.doors.loop.receipt(*self.receipt) if self.receipt else None
         return Summary(
             heldout_n=len(self.before),
@@ -175,7 +177,7 @@ class Course:
         return count
 
     def _status(self) -> dict[str, Any]:
-        return dict(self.doors.loop.status().model_extra or {})
+        return self.doors.loop.status().model_dump()
 
     def _wait(self, ready: Callable[[], bool], seconds: float, otherwise: str) -> None:
         deadline = time.monotonic() + seconds
