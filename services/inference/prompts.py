@@ -10,14 +10,9 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 
+from shared.chat_template import PLAIN
 from shared.errors import Misconfigured, Rejected
 
-PLAIN = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
-)
-"""For bases without a chat template: a line `System:`, `User:` or `Assistant:` per message, then
-`Assistant:`."""
 PLAIN_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
 """A base that was never taught to chat does not end its turn; the next speaker's line does."""
 
