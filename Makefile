@@ -26,14 +26,15 @@ install: ## Make .venv from the hashed lock; skipped when nothing changed
 setup: install ## Fetch and build what the local stack runs on (Kafka, Redis, the base model)
 	@"$(PYTHON)" -m deploy.local setup
 
-demo: install ## One whole loop: ask, correct, train, gate, swap, ask again
-	@"$(PYTHON)" -m examples.demo
+demo: install ## One whole loop: ask, correct, train, gate, swap, ask again (KEEP=1 leaves it running)
+	@"$(PYTHON)" -m examples.demo $(if $(KEEP),--keep) $(ARGS)
 
 up: install ## Start the local stack
 	@"$(PYTHON)" -m deploy.local up
 
 down: ## Stop the local stack
 	@test ! -x "$(PYTHON)" || "$(PYTHON)" -m deploy.local down
+	@test ! -x "$(PYTHON)" || ! test -d .loopwright/demo || "$(PYTHON)" -m deploy.local down --root .loopwright/demo
 
 env: ## Write .env with new secrets for docker compose; one that is there stays as it is
 	@sh deploy/docker/env.sh

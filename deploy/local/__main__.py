@@ -28,6 +28,9 @@ DOWN_SECONDS = 120
 
 app = typer.Typer(help="Loopwright on this machine, without containers.", no_args_is_help=True)
 Root = Annotated[Path, typer.Option(help="The folder that holds everything the stack writes.")]
+Prepared = Annotated[
+    Path | None, typer.Option(help="Where Kafka's jars and the base model are; the root if not given.")
+]
 DEFAULT_ROOT = Path(".loopwright")
 
 
@@ -54,15 +57,16 @@ def up(
     root: Root = DEFAULT_ROOT,
     foreground: Annotated[bool, typer.Option(help="Stay; Ctrl-C stops the stack.")] = False,
     services: Annotated[str, typer.Option(help="Only these services, with commas.")] = ",".join(ALL),
+    prepared: Prepared = None,
 ) -> None:
     """Start Kafka, Redis and the services, and print where they listen."""
     if foreground:
-        run_here(root, services.split(","))
+        run_here(root, services.split(","), prepared or root)
     else:
-        run_apart(root, services)
+        run_apart(root, services, prepared or root)
 
 
-def run_here(root: Path, services: list[str]) -> None:
+def run_here(root: Path, services: list[str], prepared: Path) -> None:
     """Own the stack until SIGTERM or SIGINT."""
     asked = threading.Event()
 
@@ -76,7 +80,7 @@ def run_here(root: Path, services: list[str]) -> None:
     started = False
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    stack = LocalStack(root, [service for service in services if service], progress=say)
+    stack = LocalStack(root, [service for service in services if service], prepared=prepared, progress=say)
     try:
         with stack:
             started = True
@@ -88,7 +92,7 @@ def run_here(root: Path, services: list[str]) -> None:
     say("stopped")
 
 
-def run_apart(root: Path, services: str) -> None:
+def run_apart(root: Path, services: str, prepared: Path) -> None:
     """Start an owner in the background and follow it until the stack is ready."""
     owner = owner_of(root)
     if owner is not None:
@@ -99,7 +103,7 @@ def run_apart(root: Path, services: str) -> None:
         child = subprocess.Popen(
             [
                 sys.executable, "-m", "deploy.local", "up", "--foreground",
-                "--root", str(root.resolve()), "--services", services,
+                "--root", str(root.resolve()), "--services", services, "--prepared", str(prepared.resolve()),
             ],
             cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip

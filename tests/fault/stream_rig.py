@@ -187,9 +187,26 @@ def until(holds: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
         pause.wait(0.1)
 
 
-def drained(engine: Engine) -> Callable[[], bool]:
-    """Whether it owns partitions, and is at the end of all their inputs."""
-    return lambda: bool(engine.partitions()) and not any(sum(p.lag.values()) for p in engine.partitions())
+def drained(engine: Engine, rig: Rig) -> Callable[[], bool]:
+    """Whether it owns all partitions, and its positions are where the inputs end at the moment of the call.
+
+    Asks the broker: the lag that an engine shows is up to half a second old.
+    """
+    asked = Consumer({"bootstrap.servers": rig.kafka, "group.id": f"{rig.name}-ends"})
+    ends = {
+        (topic, n): asked.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1]
+        for topic in (rig.a, rig.b)
+        for n in range(rig.partitions)
+    }
+    asked.close()
+
+    def holds() -> bool:
+        at = {
+            (topic, p.partition): offset for p in engine.partitions() for topic, offset in p.positions.items()
+        }
+        return at == ends
+
+    return holds
 
 
 def processed(engine: Engine, count: int) -> Callable[[], bool]:

@@ -68,7 +68,9 @@ def main() -> None:
 def stop_when_drained(engine: Engine, stop: threading.Event) -> None:
     quiet = 0
     while not stop.wait(0.1):
-        done = engine.ready and not any(sum(p.lag.values()) for p in engine.partitions())
+        views = engine.partitions()
+        known = all(len(view.lag) == len(engine.config.inputs) for view in views)
+        done = engine.ready and known and not any(sum(view.lag.values()) for view in views)
         quiet = quiet + 1 if done else 0
         if quiet >= 10:
             stop.set()
