@@ -25,8 +25,8 @@ SETTINGS = {
     # People at a terminal do not wait thirty seconds for a batch.
     "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "3",
     # Most of what the cast will say; the rest follows while the run is being prepared.
-    "LOOPWRIGHT_TRAINER_MIN_EXAMPLES": "150",
-    "LOOPWRIGHT_TRAINER_MIN_USERS": "20",
+    "LOOPWRIGHT_TRAINER_EXAMPLES": "150",
+    "LOOPWRIGHT_TRAINER_USERS": "20",
 }
 
 
