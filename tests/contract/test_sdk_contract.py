@@ -13,7 +13,7 @@ from loopwright import CommandResult, Loopwright, Receipt, Status, Version
 from services.console import views
 from services.console.orders import read_order
 from services.console.projection import Projection
-from services.feedback.body import FEEDBACK_BODY, read, to_event
+from services.feedback.body import FEEDBACK_BODY, RESPONSE_BODY, read, to_event, to_response
 from services.feedback.receipts import Receipt as ServedReceipt
 from shared.versions import CommandResult as LoggedResult
 from shared.versions import Figure, GateReport, ModelVersion, RolloutRecord, VersionRef
@@ -55,7 +55,9 @@ def sent(**request: Any) -> bytes:
 
     def answer(asked: httpx.Request) -> httpx.Response:
         bodies.append(asked.content)
-        return httpx.Response(202, json={"event_id": "e", "status": "accepted", "command_id": "c"})
+        return httpx.Response(
+            202, json={"event_id": "e", "status": "accepted", "command_id": "c", "response_id": "r"}
+        )
 
     with Loopwright(transport=httpx.MockTransport(answer)) as client:
         getattr(client, request.pop("method"))(**request)
@@ -129,6 +131,18 @@ def test_the_door_takes_all_that_the_sdk_can_say(call: dict[str, Any]) -> None:
     assert body.event_id is not None
     event = to_event(body, event_id=body.event_id, line="assistant", pseudonym="p-1", now=AT)
     assert event.kind == body.kind
+
+
+def test_the_door_takes_the_sdk_s_responses() -> None:
+    asked = [{"role": "user", "content": "Tell me about Mars."}]
+    raw = sent(method="record_response", response_id="r-1", messages=asked, text="A planet.", version="mine")
+    body = read(RESPONSE_BODY, raw)
+    response = to_response(body, line="assistant", pseudonym=None, now=AT)
+    assert (response.text_of(0), response.version, response.messages[0].content) == (
+        "A planet.",
+        "mine",
+        "Tell me about Mars.",
+    )
 
 
 @pytest.mark.parametrize(

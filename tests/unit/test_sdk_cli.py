@@ -14,7 +14,19 @@ from tests.unit.sdk_server import Answer, Service, ok, refused
 
 ACCEPTED = {"event_id": "e-1", "status": "accepted", "actionable": True}
 COMMAND = {"command_id": "c-1"}
-COMMANDS = ["send", "receipt", "status", "versions", "rollout promote", "rollout rollback", "train now"]
+COMMANDS = [
+    "send",
+    "import seed",
+    "receipt",
+    "status",
+    "versions",
+    "rollout promote",
+    "rollout rollback",
+    "rollout pin",
+    "rollout pause",
+    "rollout resume",
+    "train now",
+]
 
 
 def loopwright(*arguments: str, answers: list[Answer] | None = None, stdin: str | None = None) -> Result:
@@ -140,6 +152,9 @@ def test_the_line_may_be_set_once_for_all_commands(monkeypatch: pytest.MonkeyPat
         (["rollout", "promote", "v1"], {"kind": "promote", "version": "v1"}),
         (["rollout", "rollback"], {"kind": "rollback"}),
         (["rollout", "rollback", "v0", "--line", "b"], {"kind": "rollback", "line": "b", "version": "v0"}),
+        (["rollout", "pin", "v1"], {"kind": "pin", "version": "v1"}),
+        (["rollout", "pause"], {"kind": "pause"}),
+        (["rollout", "resume", "--line", "b"], {"kind": "resume", "line": "b"}),
         (["train", "now"], {"kind": "train_now"}),
     ],
 )

@@ -22,7 +22,17 @@ from loopwright.errors import (
     Unreachable,
 )
 from loopwright.identity import new_event_id
-from loopwright.models import Accepted, Command, CommandResult, Figure, Receipt, Serving, Status, Version
+from loopwright.models import (
+    Accepted,
+    Command,
+    CommandResult,
+    Figure,
+    Receipt,
+    Recorded,
+    Serving,
+    Status,
+    Version,
+)
 from loopwright.retry import Retry
 
 __version__ = "0.1.0"
@@ -42,6 +52,7 @@ __all__ = [
     "Overloaded",
     "Problem",
     "Receipt",
+    "Recorded",
     "Retry",
     "Serving",
     "Status",

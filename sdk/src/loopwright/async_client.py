@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import TracebackType
@@ -16,7 +16,17 @@ from tenacity import AsyncRetrying, stop_after_attempt
 from loopwright import calls
 from loopwright.calls import POLL_S, Call, Value
 from loopwright.errors import StillRunning, Unreachable
-from loopwright.models import Accepted, Command, CommandKind, CommandResult, Kind, Receipt, Status, Version
+from loopwright.models import (
+    Accepted,
+    Command,
+    CommandKind,
+    CommandResult,
+    Kind,
+    Receipt,
+    Recorded,
+    Status,
+    Version,
+)
 from loopwright.places import find_places
 from loopwright.retry import Retry, last_answer, worth_repeating
 
@@ -134,6 +144,22 @@ class AsyncLoopwright:
     ) -> Accepted:
         """The user takes back the event `retracted`. This is an event of its own."""
         return await self.send(response_id, user_id, "retract", retracted, event_id)
+
+    async def record_response(
+        self,
+        response_id: str,
+        messages: Sequence[Mapping[str, str]],
+        text: str,
+        *,
+        version: str,
+        line: str | None = None,
+    ) -> Recorded:
+        """Record an answer of your own model, so that feedback on it can be learned from.
+
+        `messages` is the conversation up to the answer, as `{"role", "content"}`; `text` the answer; `version` your
+        name of the model that gave it. Feedback may come before or after its response.
+        """
+        return await self._run(calls.record_response(response_id, messages, text, version=version, line=line))
 
     async def receipt(self, response_id: str, event_id: str) -> Receipt:
         """What became of a feedback event, up to the version that serves."""

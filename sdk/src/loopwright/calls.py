@@ -13,7 +13,17 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from loopwright.errors import Problem, Unavailable, problem_from
 from loopwright.identity import new_event_id
-from loopwright.models import Accepted, Command, CommandKind, CommandResult, Kind, Receipt, Status, Version
+from loopwright.models import (
+    Accepted,
+    Command,
+    CommandKind,
+    CommandResult,
+    Kind,
+    Receipt,
+    Recorded,
+    Status,
+    Version,
+)
 
 Service = Literal["feedback", "console"]
 Value = str | int | Mapping[str, str | int]
@@ -71,6 +81,21 @@ def send(
     if line is not None:
         body["line"] = line
     return Call("feedback", "POST", "/v1/feedback", _one(Accepted), body)
+
+
+def record_response(
+    response_id: str, messages: Sequence[Mapping[str, str]], text: str, *, version: str, line: str | None
+) -> Call[Recorded]:
+    """One answer of an app's own model. The same again under its id changes nothing; the first stands."""
+    body: dict[str, Any] = {
+        "response_id": response_id,
+        "version": version,
+        "messages": [dict(message) for message in messages],
+        "choices": [{"index": 0, "text": text}],
+    }
+    if line is not None:
+        body["line"] = line
+    return Call("feedback", "POST", "/v1/responses", _one(Recorded), body)
 
 
 def preference(over: str | int | None, under: str | int | None) -> Mapping[str, str | int]:

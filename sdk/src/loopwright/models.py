@@ -33,6 +33,13 @@ class Accepted(Answer):
     hint: str | None = None
 
 
+class Recorded(Answer):
+    """A response of your own model that is in the log for good."""
+
+    response_id: str
+    status: Literal["accepted"]
+
+
 class Receipt(Answer):
     """What became of one feedback event: its outcome, followed on to the version that was trained on it.
 

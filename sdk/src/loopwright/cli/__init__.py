@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from loopwright.cli import feedback, operator
+from loopwright.cli import feedback, importing, operator
 from loopwright.cli.root import app
 
 app.command("send")(feedback.send)
+app.add_typer(importing.imports, name="import")
 app.command("receipt")(feedback.receipt)
 app.command("status")(operator.status)
 app.command("versions")(operator.versions)

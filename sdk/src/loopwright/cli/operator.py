@@ -102,6 +102,57 @@ def rollback(
     _order(context, "rollback", line, version, None if no_wait else timeout, console_url, as_json)
 
 
+@rollout.command("pin")
+def pin(
+    context: typer.Context,
+    version: Annotated[
+        str, typer.Argument(help="The version to serve, whatever the gate said.", show_default=False)
+    ],
+    line: LineName = None,
+    no_wait: NoWait = False,
+    timeout: Patience = 120.0,
+    console_url: ConsoleUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version serve whatever its verdict, and let no other take over until `resume`.
+
+    Example: loopwright rollout pin assistant@v3-1f2e3d4c
+    """
+    _order(context, "pin", line, version, None if no_wait else timeout, console_url, as_json)
+
+
+@rollout.command("pause")
+def pause(
+    context: typer.Context,
+    line: LineName = None,
+    no_wait: NoWait = False,
+    timeout: Patience = 120.0,
+    console_url: ConsoleUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep the version that serves; what passes the gate waits until `resume`.
+
+    Example: loopwright rollout pause
+    """
+    _order(context, "pause", line, None, None if no_wait else timeout, console_url, as_json)
+
+
+@rollout.command("resume")
+def resume(
+    context: typer.Context,
+    line: LineName = None,
+    no_wait: NoWait = False,
+    timeout: Patience = 120.0,
+    console_url: ConsoleUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """End a pause or a pin: versions that pass the gate take over again.
+
+    Example: loopwright rollout resume
+    """
+    _order(context, "resume", line, None, None if no_wait else timeout, console_url, as_json)
+
+
 @train.command("now")
 def train_now(
     context: typer.Context,

@@ -63,7 +63,12 @@ def root() -> None:
 
 @contextmanager
 def connected(
-    context: typer.Context, as_json: bool, *, feedback_url: str | None = None, console_url: str | None = None
+    context: typer.Context,
+    as_json: bool,
+    *,
+    feedback_url: str | None = None,
+    console_url: str | None = None,
+    retry: Retry | None = None,
 ) -> Iterator[Loopwright]:
     """A client for one command; its errors end the command with one line and their exit status.
 
@@ -72,7 +77,7 @@ def connected(
     transport = context.obj if isinstance(context.obj, httpx.BaseTransport) else None
     try:
         with Loopwright(
-            feedback_url=feedback_url, console_url=console_url, retry=RETRY, transport=transport
+            feedback_url=feedback_url, console_url=console_url, retry=retry or RETRY, transport=transport
         ) as loop:
             yield loop
     except LoopwrightError as error:
