@@ -17,6 +17,8 @@ from shared.errors import BadArtifact, LoopwrightError, Overloaded, Retryable
 
 T = TypeVar("T")
 IDLE_S = 0.5
+WAIT_SHARE, MAX_WAIT_S = 0.02, 0.25
+"""After a batch its clients have so much of its time, and at most so long, to ask again and share the next one."""
 log = structlog.get_logger(__name__)
 
 
@@ -37,7 +39,7 @@ class Computer(Protocol):
 class Engine:
     """Admission queue, micro-batches, errands.
 
-    Torch is used by this thread alone: a second thread that computes costs a third of the speed on a CPU. A
+    Torch is used by this thread alone: on a CPU a second one that computes costs much of the speed (measured). A
     batch is a set of waiting asks of one version with equal sampling, oldest first; it runs to its end by
     one `generate`. Each ask that `submit` took is ended exactly once.
     """
@@ -65,7 +67,8 @@ class Engine:
         self._running: list[Ask] = []
         self._changed = threading.Condition()
         self._closing = False
-        self._batch_ended = 0.0
+        self._batch_ended = self._batch_took = 0.0
+        self._expected = max_batch
         self.loaded: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -173,14 +176,20 @@ class Engine:
     def _take(self) -> list[Ask]:
         """The next batch, after a short wait for company.
 
-        Clients whose answers ended together ask again together: without the wait the first of them would
-        get a batch of its own, and the others would wait for all of it, again and again.
+        Clients whose answers ended together ask again together: without the wait the first of them would get a
+        batch of its own, and the others would wait for all of it, again and again. After a batch the wait ends as
+        soon as everybody of it is back, so a lone client never waits.
         """
         with self._changed:
             if not self._waiting:
                 return []
-            until = max(self._waiting[0].admitted_at, self._batch_ended) + self._batch_wait_s
-            while sum(ask.n for ask in self._waiting) < self._max_batch and not self._closing:
+            first = self._waiting[0].admitted_at
+            after = self._batch_ended + max(
+                self._batch_wait_s, min(MAX_WAIT_S, WAIT_SHARE * self._batch_took)
+            )
+            back = self._expected if first <= after else self._max_batch
+            until = max(first + self._batch_wait_s, after)
+            while sum(ask.n for ask in self._waiting) < min(back, self._max_batch) and not self._closing:
                 left = until - time.monotonic()
                 if left <= 0:
                     break
@@ -196,6 +205,7 @@ class Engine:
 
     def _generate(self, computer: Computer, batch: list[Ask]) -> None:
         self._running = batch
+        started = time.monotonic()
         rows = []
         for ask in batch:
             ask.rows = [Row(ask, index, self._decode) for index in range(ask.n)]
@@ -213,6 +223,9 @@ class Engine:
             ask.end(End("failed", "the model stopped before the answer was complete"))
         self._running = []
         self._batch_ended = time.monotonic()
+        self._batch_took = self._batch_ended - started
+        with self._changed:
+            self._expected = len(rows) + sum(ask.n for ask in self._waiting)
 
 
 def pick(waiting: Sequence[Ask], max_rows: int, max_tokens: int) -> list[Ask]:

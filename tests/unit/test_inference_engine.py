@@ -191,3 +191,20 @@ def test_only_equal_sampling_shares_a_batch_and_a_seed_is_alone() -> None:
     assert named(pick(asks, 16, 100_000)) == ["warm"]
     assert named(pick(asks[1:], 16, 100_000)) == ["cold", "cold2"]
     assert named(pick([heard.ask("s", sampling=seeded), heard.ask("t", sampling=seeded)], 16, 9999)) == ["s"]
+
+
+def test_clients_that_were_answered_together_stay_together(computer: FakeComputer) -> None:
+    """And once all of them are back nobody waits for the rest of the window."""
+    engine = Engine(lambda: computer, decode, base=BASE.version, batch_wait_s=1.0)
+    engine.start()
+    running = busy(engine, computer)
+    last = Heard()
+    engine.submit(last.ask("b"))
+    engine.submit(Heard().ask("c"))
+    assert computer.gate is not None
+    computer.gate.set()
+    assert running.done.wait(5)
+    engine.submit(Heard().ask("first again"))
+    assert last.done.wait(0.9)
+    assert computer.batches[1:] == [(None, ["b", "c", "first again"])]
+    engine.stop(5)
