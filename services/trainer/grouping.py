@@ -96,7 +96,7 @@ def components(n: int, links: Iterable[tuple[int, int]]) -> list[int]:
 def _telling(said: Sequence[Said]) -> npt.NDArray[np.bool_]:
     """(n, n): both answers have at least two words of their own. A `Yes.` equals every other `Yes.`"""
     enough = np.array([len(one.own()) >= 2 for one in said])
-    return np.logical_and.outer(enough, enough)
+    return np.asarray(np.logical_and.outer(enough, enough))
 
 
 def _same_wording(said: Sequence[Said]) -> list[tuple[int, int]]:
@@ -108,6 +108,7 @@ def claims(said: Sequence[Said]) -> list[int]:
     """The claim of each answer of ONE group, numbered in the order found: the most widely held key first."""
     out = [-1] * len(said)
     own = [one.own() for one in said]
+    whole = [frozenset(content(one.answer)) for one in said]
     spent: set[str] = set()
     number = 0
     while True:
@@ -115,8 +116,8 @@ def claims(said: Sequence[Said]) -> list[int]:
         if not open_:
             break
         key = _widest_key(said, own, open_, spent)
-        members = [i for i in open_ if key in own[i]]
-        kept = _without_contradictions(said, own, members)
+        members = [i for i, claim in enumerate(out) if claim < 0 and key in whole[i]]
+        kept = _without_contradictions(said, own, whole, members)
         spent.add(key)
         if not kept:
             continue
@@ -137,20 +138,32 @@ def _widest_key(
 
 
 def _without_contradictions(
-    said: Sequence[Said], own: Sequence[frozenset[str]], members: Sequence[int]
+    said: Sequence[Said],
+    own: Sequence[frozenset[str]],
+    whole: Sequence[frozenset[str]],
+    members: Sequence[int],
 ) -> list[int]:
     """The members that fit to what most of them say."""
     everyone = len({said[i].user for i in members})
     keys = _held_by_most(said, members, lambda i: own[i], everyone)
-    figures = _held_by_most(said, members, lambda i: said[i].numbers(), everyone)
+    figures = _most_held_numbers(said, members)
     denying = 2 * len({said[i].user for i in members if negated(said[i].answer)}) > everyone
     kept = []
     for i in members:
-        other_number = bool(figures) and bool(said[i].numbers()) and not figures & said[i].numbers()
-        other_words = 2 * len(keys & own[i]) <= len(keys) and bool(own[i] - keys)
+        other_number = _differ(figures, said[i].numbers())
+        other_words = 2 * len(keys & whole[i]) <= len(keys) and bool(own[i] - keys)
         if not other_number and not other_words and not _denies_a_copy(said, i, members, denying):
             kept.append(i)
     return kept
+
+
+def _most_held_numbers(said: Sequence[Said], members: Sequence[int]) -> frozenset[str]:
+    """The numbers of the widest held way to give any."""
+    users: dict[frozenset[str], set[str]] = defaultdict(set)
+    for i in members:
+        if said[i].numbers():
+            users[said[i].numbers()].add(said[i].user)
+    return min(users, key=lambda held: (-len(users[held]), sorted(held)), default=frozenset())
 
 
 def _held_by_most(

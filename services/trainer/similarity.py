@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,6 @@ STOP = frozenset(
     "you your yours".split()
 )
 """Words that say nothing about the matter. English; other languages lose nothing but sharpness."""
-ASKING = frozenset("who whom whose when where why how which what".split())
 NEGATION = frozenset(
     "no not never none nobody nothing neither nor without cannot isn aren wasn don doesn didn won".split()
 )
@@ -71,9 +71,10 @@ def stem(word: str) -> str:
     return word
 
 
-def content(text: str) -> list[str]:
+@lru_cache(maxsize=16_384)
+def content(text: str) -> tuple[str, ...]:
     """The stems that carry the matter of a text."""
-    return [stem(word) for word in words(text) if word not in STOP]
+    return tuple(stem(word) for word in words(text) if word not in STOP)
 
 
 def normalised(text: str) -> str:
@@ -90,7 +91,9 @@ def negated(text: str) -> bool:
     return sum(word in NEGATION for word in words(text)) % 2 == 1
 
 
+@lru_cache(maxsize=16_384)
 def grams(text: str, n: int = 4) -> Counter[str]:
+    """How often each run of n letters occurs in the content words. Shared: not to be changed."""
     plain = f" {' '.join(content(text))} "
     return Counter(plain[i : i + n] for i in range(max(1, len(plain) - n + 1)))
 

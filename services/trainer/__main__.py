@@ -1,0 +1,89 @@
+"""`python -m services.trainer`"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+
+import structlog
+from fastapi import FastAPI
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from services.trainer import child, collect
+from services.trainer.publish import SERVICE, VersionLog, identity
+from services.trainer.service import TOPICS_READ, Trainer
+from services.trainer.settings import TrainerSettings
+from services.trainer.store import lock, open_store
+from shared.adapters.artifacts import LocalArtifactStore
+from shared.adapters.base_model import find_base
+from shared.adapters.clock import SystemClock
+from shared.adapters.http import ServerThread, add_doorway
+from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
+from shared.adapters.redis import RedisCache
+from shared.adapters.topics_job import check_partitions
+from shared.errors import BrokerUnavailable, LoopwrightError
+from shared.settings import load
+from shared.telemetry import Readiness, configure_logging
+
+WAIT_FOR_KAFKA_S = 60.0
+
+
+def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
+    """All real parts, once. Waits a minute for a broker."""
+    servers = settings.kafka_bootstrap_servers
+    base = find_base(settings.base_model)
+    readiness.set("base model", True, base.name)
+    waiting = Retrying(
+        retry=retry_if_exception_type(BrokerUnavailable),
+        stop=stop_after_delay(WAIT_FOR_KAFKA_S),
+        wait=wait_fixed(1.0),
+        reraise=True,
+    )
+    waiting(check_partitions, servers, settings.partitions)
+    db = open_store(settings.folder)
+    trainer = Trainer(
+        settings=settings,
+        base=base,
+        db=db,
+        reader=KafkaLogReader(servers, SERVICE, TOPICS_READ, collect.positions(db)),
+        publisher=KafkaPublisher(servers, SERVICE),
+        versions=VersionLog(
+            settings.line,
+            lambda topic: KafkaLogReader(servers, SERVICE, [topic]),
+            lambda: KafkaTransactionalPublisher(servers, SERVICE, identity(settings.line)),
+        ),
+        store=LocalArtifactStore(settings.artifacts),
+        cache=RedisCache(settings.redis_url),
+        clock=SystemClock(),
+        start_child=child.start,
+    )
+    readiness.set("kafka", True)
+    return trainer
+
+
+def main() -> None:
+    """Parses settings, builds the real parts once, runs until SIGTERM or SIGINT."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        settings = load(TrainerSettings)
+        configure_logging(SERVICE, settings.log_level)
+        structlog.get_logger().info("starting", **settings.masked())
+        held = lock(settings.folder)
+        readiness = Readiness("base model", "kafka")
+        health = ServerThread(
+            add_doorway(FastAPI(title="Loopwright trainer"), readiness), settings.host, settings.port
+        )
+        health.start()
+        build(settings, readiness).run(stopping)
+        health.stop()
+        held.close()
+    except LoopwrightError as error:
+        structlog.get_logger().critical("ended", code=error.code, error=str(error))
+        sys.exit(f"trainer: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The process in which a run trains, as the service starts and stops it.
+
+torch lives there and not in the service: collecting, health and progress go on while a run has the processor, and its
+memory is given back when it ends. It dies with the service, also on kill -9 of it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+CONFIG, GATE, WHY = "config.json", "gate.json", "failed.txt"
+FAILED, STOPPED = 3, 143
+PARENT = "LOOPWRIGHT_TRAINER_PARENT"
+PAUSE = "LOOPWRIGHT_TRAINER_TEST_PAUSE"
+"""For fault tests, in a demo deployment only: the stage (of service or child) at which to stand still and be killed."""
+PAUSE_S = 600.0
+STOP_S = 15.0
+
+TUNING: Final = {
+    # torch gives large blocks back to the system after every step and faults them in again; keeping them makes
+    # training on a CPU half as fast again.
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def start(run: Path) -> subprocess.Popen[bytes]:
+    """Starts the run's process; what it prints goes to `run.log` in its folder."""
+    with (run / "run.log").open("ab") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "services.trainer.train", str(run)],
+            env=TUNING | dict(os.environ) | {PARENT: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
+
+
+def stop(child: subprocess.Popen[bytes]) -> None:
+    """In order: it keeps a checkpoint of what was learned. After `STOP_S` it is killed; its marks make that safe."""
+    child.terminate()
+    try:
+        child.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def pause_at(stage: str) -> None:
+    """Stands still at this stage if a fault test asks for it."""
+    if os.environ.get(PAUSE) == stage and os.environ.get("LOOPWRIGHT_DEMO") == "true":
+        time.sleep(PAUSE_S)

@@ -1,0 +1,101 @@
+"""Asks candidate and stable the same, greedily and in batches, and hands what they said to `decide`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.trainer.gate.decide import Measured, decide
+from services.trainer.gate.items import Counts, Item
+from services.trainer.gate.scorers import score, states
+from services.trainer.model import Told, answers, losses, with_adapter
+from services.trainer.replay import Answered, Prompt
+from services.trainer.store import write_whole
+from shared.versions import GateReport
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """One version's answers to the items and to the general prompts, and how likely it finds the base's own."""
+
+    items: list[str]
+    general: list[str]
+    nll: list[float]
+
+
+def listen(
+    base: Any,
+    tokenizer: Any,
+    adapter: Path | None,
+    items: Sequence[Item],
+    prompts: Sequence[Prompt],
+    own: Sequence[Answered],
+    new_tokens: int,
+    told: Callable[[str], Told],
+) -> Voice:
+    """`own`: the base's answers to general prompts. Only prompts with an answer key are asked again."""
+    with with_adapter(base, adapter) as model:
+        return Voice(
+            answers(model, tokenizer, [item.row.messages for item in items], new_tokens, told("answers")),
+            answers(
+                model, tokenizer, [p.messages for p in prompts if p.answer_key], new_tokens, told("general")
+            ),
+            losses(
+                model,
+                tokenizer,
+                [(one.messages, one.answer) for one in own if one.answer],
+                told("likelihood"),
+            ),
+        )
+
+
+def measured(items: Sequence[Item], prompts: Sequence[Prompt], candidate: Voice, stable: Voice) -> Measured:
+    """The two voices side by side."""
+    scores: dict[Counts, list[tuple[float, float]]] = {"wins": [], "seen": [], "unseen": []}
+    for item, new, old in zip(items, candidate.items, stable.items, strict=True):
+        scores[item.counts].append(tuple(score(said, item.row.answer, item.keys) for said in (new, old)))  # type: ignore[arg-type]
+    known = [prompt for prompt in prompts if prompt.answer_key]
+    return Measured(
+        wins=scores["wins"],
+        seen=scores["seen"],
+        unseen=scores["unseen"],
+        accuracy=[
+            (states(new, prompt.answer_key), states(old, prompt.answer_key))
+            for prompt, new, old in zip(known, candidate.general, stable.general, strict=True)
+        ],
+        nll=list(zip(candidate.nll, stable.nll, strict=True)),
+    )
+
+
+def gate(
+    items: Sequence[Item],
+    prompts: Sequence[Prompt],
+    hear: Callable[[str], Voice],
+    *,
+    gated_against: str,
+    least_items: int,
+    answers_file: Path,
+) -> GateReport:
+    """`hear("candidate" | "stable")` gives their voices. What was said lies in `answers_file`, apart from the report:
+    it is users' text."""
+    began = time.monotonic()
+    candidate, stable = hear("candidate"), hear("stable")
+    rows = [
+        {
+            "identity": item.row.identity,
+            "counts": item.counts,
+            "question": item.row.question,
+            "correction": item.row.answer,
+            "keys": item.keys,
+            "candidate": new,
+            "stable": old,
+        }
+        for item, new, old in zip(items, candidate.items, stable.items, strict=True)
+    ]
+    write_whole(answers_file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    found = measured(items, prompts, candidate, stable)
+    return decide(found, gated_against, least_items, time.monotonic() - began)

@@ -1,0 +1,68 @@
+"""How good an answer is: does it state what the correction states, and how alike is it.
+
+`score` = 3/4 of the share of the correction's keys that the answer holds + 1/4 of chrF (Popović 2015, by sacrebleu)
+to the correction, 0 to 1; chrF alone where a correction has no keys. Keys dominate because an answer in the right
+style with the wrong facts must not win.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from sacrebleu.metrics.chrf import CHRF
+
+from services.trainer.similarity import STOP, content, numbers, stem, words
+
+KEY_WEIGHT = 0.75
+MARGIN = 0.15
+"""Scores closer than this are a tie: less than one key of four, or a change of style alone."""
+SHARED = 2 / 3
+_CHRF = CHRF()
+_NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][^\W\d_]+")
+
+
+def chrf(answer: str, reference: str) -> float:
+    """0 to 1."""
+    return float(_CHRF.sentence_score(answer, [reference]).score) / 100
+
+
+def keys_of(correction: str, question: str, fellows: Sequence[str] = ()) -> tuple[str, ...]:
+    """The stems that a right answer must hold: what the correction says beyond its question. Where others answered the
+    same (`fellows`: their corrections), those that two thirds of all share; else its numbers and names; else all."""
+    asked = set(content(question))
+    own = [word for word in dict.fromkeys(content(correction)) if word not in asked]
+    if fellows:
+        everyone = [set(content(text)) for text in (correction, *fellows)]
+        counts = Counter(word for said in everyone for word in said)
+        shared = tuple(word for word in own if counts[word] >= SHARED * len(everyone))
+        if shared:
+            return shared
+    telling = set(numbers(correction)) | {
+        stem(word) for name in _NAME.findall(correction) for word in words(name) if word not in STOP
+    }
+    return tuple(word for word in own if word in telling) or tuple(own)
+
+
+def held_keys(answer: str, keys: Sequence[str]) -> float:
+    """The share of the keys that the answer holds."""
+    said = set(content(answer))
+    return sum(key in said for key in keys) / len(keys)
+
+
+def score(answer: str, correction: str, keys: Sequence[str]) -> float:
+    """See the module."""
+    alike = chrf(answer, correction)
+    return KEY_WEIGHT * held_keys(answer, keys) + (1 - KEY_WEIGHT) * alike if keys else alike
+
+
+def outcome(candidate: float, stable: float) -> int:
+    """+1 the candidate wins, -1 it loses, 0 a tie."""
+    return 0 if abs(candidate - stable) <= MARGIN else 1 if candidate > stable else -1
+
+
+def states(answer: str, phrases: Iterable[str]) -> bool:
+    """Whether one of the phrases stands in the answer, as whole words."""
+    said = f" {' '.join(words(answer))} "
+    return any(f" {' '.join(words(phrase))} " in said for phrase in phrases)

@@ -1,0 +1,142 @@
+"""The pinned base and its adapters in torch: loading, greedy answers, likelihoods. For a run's process alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from services.trainer.objectives import Messages, as_chat
+from shared.chat_template import PLAIN
+
+GENERATE_BATCH = 16
+SCORE_BATCH = 8
+Told = Callable[[int, int], None]
+"""(done, of)"""
+
+
+def silent(done: int, of: int) -> None:
+    """Tells nobody."""
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_tokenizer(base: Path) -> Any:
+    """With a chat template (the plain one where the base has none) and a token to pad with."""
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(base: Path) -> Any:
+    """In bf16, safetensors only, on the GPU where there is one."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
+    )
+    return loaded.to(device()).eval()
+
+
+def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
+    """The conversation up to where the assistant speaks, as serving makes it."""
+    text = tokenizer.apply_chat_template(as_chat(messages), add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def token_count(tokenizer: Any, messages: Messages, answer: str) -> int:
+    """Prompt, answer and the end of turn."""
+    return (
+        len(prompt_ids(tokenizer, messages))
+        + len(tokenizer(answer, add_special_tokens=False)["input_ids"])
+        + 1
+    )
+
+
+def answers(
+    model: Any, tokenizer: Any, conversations: Sequence[Messages], new_tokens: int, told: Told = silent
+) -> list[str]:
+    """Greedy answers in the order asked; batches are made of prompts of like length."""
+    prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    out = [""] * len(prompts)
+    for start in range(0, len(order), GENERATE_BATCH):
+        part = order[start : start + GENERATE_BATCH]
+        for i, text in zip(
+            part, _generate(model, tokenizer, [prompts[i] for i in part], new_tokens), strict=True
+        ):
+            out[i] = text
+        told(min(start + GENERATE_BATCH, len(order)), len(order))
+    return out
+
+
+def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+    ids, mask = _padded(prompts, tokenizer.pad_token_id, left=True)
+    with torch.inference_mode():
+        made = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return [
+        str(text).strip()
+        for text in tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+    ]
+
+
+def losses(
+    model: Any, tokenizer: Any, said: Sequence[tuple[Messages, str]], told: Told = silent
+) -> list[float]:
+    """Mean negative log-likelihood in nats per token of each answer, given its conversation (no end of turn)."""
+    pairs = [
+        (prompt_ids(tokenizer, messages), list(tokenizer(answer, add_special_tokens=False)["input_ids"]))
+        for messages, answer in said
+    ]
+    out: list[float] = []
+    for start in range(0, len(pairs), SCORE_BATCH):
+        part = pairs[start : start + SCORE_BATCH]
+        ids, mask = _padded(
+            [[*prompt, *answer] for prompt, answer in part], tokenizer.pad_token_id, left=False
+        )
+        with torch.inference_mode():
+            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+        for row, (prompt, answer) in enumerate(part):
+            wanted = torch.tensor(answer, device=logits.device)
+            given = logits[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)].float()
+            out.append(float(cross_entropy(given, wanted)) if answer else 0.0)
+        told(len(out), len(pairs))
+    return out
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(row) for row in rows)
+    ids, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, place] = torch.tensor(row)
+        mask[i, place] = 1
+    return ids, mask
+
+
+@contextmanager
+def with_adapter(base: Any, adapter: Path | None) -> Iterator[Any]:
+    """The base with an adapter beside its own weights, for the length of the block. None: the base itself."""
+    if adapter is None:
+        yield base
+        return
+    model = PeftModel.from_pretrained(base, adapter, is_trainable=False)
+    try:
+        yield model.eval()
+    finally:
+        model.unload()

@@ -1,0 +1,100 @@
+"""What keeps general ability: the base's own answers to shipped prompts, trained along with the corrections.
+
+They are made once per base, greedily and in batches, and kept under the base's digest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from services.trainer.store import write_whole
+
+DATA = Path(__file__).with_name("data")
+REPLAY, EVALUATION = "general_replay.jsonl", "general_eval.jsonl"
+_SENTENCE = re.compile(r"^.*[.!?](?=\s|$)", re.DOTALL)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A shipped prompt; `answer_key`: phrases of which one makes an answer right."""
+
+    id: str
+    prompt: str
+    answer_key: tuple[str, ...] = ()
+
+    @property
+    def messages(self) -> tuple[tuple[str, str], ...]:
+        return (("user", self.prompt),)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What the base says to a prompt, within so many new tokens."""
+
+    id: str
+    prompt: str
+    answer: str
+    new_tokens: int
+
+    @property
+    def messages(self) -> tuple[tuple[str, str], ...]:
+        return (("user", self.prompt),)
+
+
+Answering = Callable[[Sequence[Prompt], int], list[str]]
+"""(prompts, new tokens) -> the base's greedy answers"""
+
+
+def shipped(name: str, count: int) -> list[Prompt]:
+    """`count` prompts of a file, spread evenly over it so that every kind is there."""
+    rows = [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+    prompts = [Prompt(row["id"], row["prompt"], tuple(row.get("answer_key", ()))) for row in rows]
+    return spread(prompts, count)
+
+
+def spread(rows: Sequence[T], count: int) -> list[T]:
+    """`count` of them at even distances; all of them if there are no more."""
+    return list(rows) if count >= len(rows) else [rows[i * len(rows) // count] for i in range(count)]
+
+
+def base_answers(
+    file: Path, prompts: Sequence[Prompt], new_tokens: int, answering: Answering
+) -> list[Answered]:
+    """From `file` where it has them; the rest is made now and the file written whole."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    known = {(row.id, row.new_tokens): row for row in (Answered(**json.loads(line)) for line in lines)}
+    missing = [
+        p for p in prompts if (p.id, new_tokens) not in known or known[p.id, new_tokens].prompt != p.prompt
+    ]
+    if missing:
+        for prompt, answer in zip(missing, answering(missing, new_tokens), strict=True):
+            known[prompt.id, new_tokens] = Answered(prompt.id, prompt.prompt, answer, new_tokens)
+        ordered = [known[key] for key in sorted(known)]
+        write_whole(file, "".join(json.dumps(asdict(row)) + "\n" for row in ordered).encode())
+    return [known[prompt.id, new_tokens] for prompt in prompts]
+
+
+def whole_sentences(answer: str) -> str:
+    """Without what the bound on tokens cut off, where a sentence ended before: the end of the turn is trained too."""
+    found = _SENTENCE.match(answer.strip())
+    return found.group(0) if found else answer.strip()
+
+
+def mixed(corrections: int, replay: Sequence[int], least_share: float) -> list[int]:
+    """Which replay rows train (indices, repeated where need be), given the tokens of all corrections and of each row:
+    all once, then again in order until they are `least_share` of all tokens."""
+    if not replay or sum(replay) == 0:
+        return []
+    chosen = list(range(len(replay)))
+    tokens = sum(replay)
+    while tokens < least_share * (tokens + corrections):
+        i = len(chosen) % len(replay)
+        chosen.append(i)
+        tokens += replay[i]
+    return chosen

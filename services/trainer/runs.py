@@ -1,0 +1,133 @@
+"""The run table: which runs there were, how far each came, what became of it. One run is open at a time."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+from services.trainer.settings import Recipe
+from shared.events import from_ms
+from shared.versions import VersionRef
+
+Stage = Literal["begun", "snapshot", "trained", "gated", "published", "failed"]
+CLOSED: Final = ("published", "failed")
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    run_id TEXT PRIMARY KEY, stage TEXT NOT NULL, through TEXT NOT NULL, config TEXT NOT NULL,
+    failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', version TEXT, created_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS commands (
+    command_id TEXT PRIMARY KEY, status TEXT, message TEXT, answered INTEGER NOT NULL DEFAULT 0);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """All that a run's outcome depends on besides the rows collected. Written before anything else of the run."""
+
+    run_id: str
+    line: str
+    through: Mapping[str, int]
+    recipe: Recipe
+    base: str
+    base_name: str
+    base_digest: str
+    stable: VersionRef
+    stable_run: str | None
+    created_ms: int
+
+    @property
+    def created_at(self) -> datetime:
+        return from_ms(self.created_ms)
+
+    def to_json(self) -> str:
+        parts = {name: getattr(self, name) for name in self.__slots__}
+        parts["recipe"] = self.recipe.model_dump()
+        parts["stable"] = self.stable.model_dump()
+        return json.dumps(parts, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        parts = json.loads(text)
+        parts["recipe"] = Recipe.model_validate(parts["recipe"])
+        parts["stable"] = VersionRef.model_validate(parts["stable"])
+        return cls(**parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    config: RunConfig
+    stage: Stage
+    failures: int
+    reason: str
+    version: str | None
+
+
+def begin(db: sqlite3.Connection, config: RunConfig, reason: str) -> None:
+    """Inside the caller's transaction. From here on a crash resumes this very run."""
+    db.execute(
+        "INSERT INTO runs (run_id, stage, through, config, reason, created_ms) VALUES (?, 'begun', ?, ?, ?, ?)",
+        (config.run_id, json.dumps(dict(config.through)), config.to_json(), reason, config.created_ms),
+    )
+
+
+def open_run(db: sqlite3.Connection) -> Run | None:
+    """The run that is not closed, if there is one."""
+    row = db.execute(
+        "SELECT config, stage, failures, reason, version FROM runs WHERE stage NOT IN (?, ?) ORDER BY created_ms",
+        CLOSED,
+    ).fetchone()
+    return Run(RunConfig.from_json(row[0]), *row[1:]) if row else None
+
+
+def all_runs(db: sqlite3.Connection) -> list[Run]:
+    rows = db.execute("SELECT config, stage, failures, reason, version FROM runs ORDER BY created_ms, run_id")
+    return [Run(RunConfig.from_json(row[0]), *row[1:]) for row in rows]
+
+
+def last_through(db: sqlite3.Connection) -> dict[str, int]:
+    """How far the newest run read, whatever became of it: what lies behind is not new any more."""
+    row = db.execute("SELECT through FROM runs ORDER BY created_ms DESC, run_id DESC").fetchone()
+    return dict(json.loads(row[0])) if row else {}
+
+
+def set_stage(db: sqlite3.Connection, run_id: str, stage: Stage, version: str | None = None) -> None:
+    with db:
+        db.execute(
+            "UPDATE runs SET stage = ?, version = COALESCE(?, version) WHERE run_id = ?",
+            (stage, version, run_id),
+        )
+
+
+def count_failure(db: sqlite3.Connection, run_id: str, reason: str) -> int:
+    """Notes one more failure; returns how many there are."""
+    with db:
+        db.execute("UPDATE runs SET failures = failures + 1, reason = ? WHERE run_id = ?", (reason, run_id))
+    return int(db.execute("SELECT failures FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])
+
+
+def unanswered(db: sqlite3.Connection) -> list[tuple[str, str | None, str | None]]:
+    """(command_id, status, message) of commands without a published result, in the order they came; status None =
+    not yet decided."""
+    return list(
+        db.execute("SELECT command_id, status, message FROM commands WHERE answered = 0 ORDER BY rowid")
+    )
+
+
+def note_command(db: sqlite3.Connection, command_id: str) -> None:
+    db.execute("INSERT OR IGNORE INTO commands (command_id) VALUES (?)", (command_id,))
+
+
+def decide_command(db: sqlite3.Connection, command_id: str, status: str, message: str) -> None:
+    db.execute(
+        "UPDATE commands SET status = ?, message = ? WHERE command_id = ?", (status, message, command_id)
+    )
+
+
+def mark_answered(db: sqlite3.Connection, command_id: str) -> None:
+    with db:
+        db.execute("UPDATE commands SET answered = 1 WHERE command_id = ?", (command_id,))

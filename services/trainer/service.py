@@ -1,0 +1,339 @@
+"""The trainer's loop: collect, decide, run, publish. One thread; a run trains in a process of its own.
+
+Whatever is interrupted, the next start goes on with: the table says which run is open, the run's folder what it has
+made, and the log whether it was published.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from uuid6 import uuid7
+
+from services.trainer import collect, runs, snapshot
+from services.trainer.card import ARTIFACT
+from services.trainer.child import CONFIG, FAILED, GATE, STOPPED, WHY, pause_at, stop
+from services.trainer.progress import Progress
+from services.trainer.publish import SERVICE, VersionLog
+from services.trainer.runs import Run, RunConfig
+from services.trainer.settings import TrainerSettings
+from services.trainer.store import write_whole
+from services.trainer.trigger import Decision, Waiting, decide
+from services.trainer.verify import reasons, split, usable
+from shared.adapters import redis_keys
+from shared.adapters.base_model import BaseModel
+from shared.envelope import sealed
+from shared.errors import BrokerUnavailable, DeadLetterFlood, LoopwrightError, Rejected
+from shared.events import Batch, from_ms, parse_union
+from shared.ports import ArtifactStore, Cache, Clock, LogReader, Publisher
+from shared.stream.dead_letters import DeadLetterLimit, DeadLetterRate, dead_letter
+from shared.stream.step import Record
+from shared.telemetry import DEAD_LETTERED, TRAINED_TOKENS, TRAINING_RUNS, USABLE_EXAMPLES
+from shared.topics import (
+    DEAD_LETTERS,
+    MAX_MESSAGE_BYTES,
+    OPERATOR_COMMANDS,
+    OPERATOR_RESULTS,
+    TRAINING_BATCHES,
+)
+from shared.versions import COMMAND, CommandResult, GateReport, TrainNow
+
+POLL_S = 0.2
+ACK_S = 15.0
+SHOW_S = 5.0
+SHOWN_TTL_S = 3600.0
+MAX_FAILURES = 3
+MAX_KILLS = 20
+"""A process that is killed so often within one stage is killed for a reason (memory): that counts as failing."""
+TOPICS_READ = (TRAINING_BATCHES.name, OPERATOR_COMMANDS.name)
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Trainer:
+    """All parts of one line's trainer, as `__main__` builds them. `start_child(folder)` runs a run's process."""
+
+    settings: TrainerSettings
+    base: BaseModel
+    db: sqlite3.Connection
+    reader: LogReader
+    publisher: Publisher
+    versions: VersionLog
+    store: ArtifactStore
+    cache: Cache
+    clock: Clock
+    start_child: Callable[[Path], subprocess.Popen[bytes]]
+    rate: DeadLetterRate = field(default_factory=lambda: DeadLetterRate(DeadLetterLimit()))
+    child: subprocess.Popen[bytes] | None = None
+    waiting: Waiting | None = None
+    """What is new since the last run; None where it must be counted again."""
+    shown_ms: int = 0
+    kills: int = 0
+
+    def run(self, stopping: threading.Event) -> None:
+        """Until `stopping`: then the run's process is stopped too, and goes on at the next start."""
+        self.versions.announce_base(self.base, self.clock.now_ms())
+        try:
+            while not stopping.is_set():
+                self.take(self.reader.poll(POLL_S))
+                self.turn()
+        finally:
+            if self.child is not None:
+                stop(self.child)
+
+    def turn(self) -> None:
+        """One step on, whatever is next. A broker that is away is no failure of a run: it is tried again."""
+        try:
+            self._answer_decided()
+            run = runs.open_run(self.db)
+            if run is None:
+                self._consider()
+            elif run.stage == "gated":
+                self._publish(run)
+            else:
+                self._watch(run)
+                self._refuse_commands(
+                    f"run {run.config.run_id} is under way: what is new is for the next one"
+                )
+        except BrokerUnavailable as error:
+            log.warning("log_away", error=str(error))
+
+    # --- collecting ---
+
+    def take(self, records: list[Record]) -> None:
+        """Keeps what was read and the positions behind it, in one transaction; what cannot be read is a dead letter
+        first (acknowledged before the position moves past it)."""
+        if not records:
+            return
+        batches, commands = [], []
+        for record in records:
+            try:
+                if record.topic == TRAINING_BATCHES.name:
+                    batches.append(Batch.from_json(record.value))
+                else:
+                    commands.append(parse_union(COMMAND, record.value))
+            except Rejected as error:
+                self._bury(record, error)
+        self.rate.processed(len(records))
+        ours = self.settings.line
+        with self.db:
+            changed = [collect.keep_batch(self.db, batch) for batch in batches if batch.line == ours]
+            for command in commands:
+                if isinstance(command, TrainNow) and command.line == ours:
+                    runs.note_command(self.db, command.command_id)
+            collect.keep_positions(self.db, self.reader.positions())
+        if any(changed):
+            self.waiting = None
+
+    def _bury(self, record: Record, error: LoopwrightError) -> None:
+        letter = dead_letter(DEAD_LETTERS.name, record, error, SERVICE, MAX_MESSAGE_BYTES)
+        self.publisher.publish(letter).result(ACK_S)
+        DEAD_LETTERED.labels(SERVICE, error.code).inc()
+        log.warning("dead_letter", topic=record.topic, partition=record.partition, offset=record.offset)
+        if self.rate.died():
+            raise DeadLetterFlood(
+                f"too many records of {record.topic} cannot be read: see {DEAD_LETTERS.name}"
+            )
+
+    # --- deciding ---
+
+    def _consider(self) -> None:
+        """Begins a run if there is reason to; commands are answered either way. Only when all is read that was there
+        at the start: a decision on half the log would be another one."""
+        if not self.reader.at_end():
+            return
+        asked = self._undecided()
+        decision = decide(
+            self._count(), self.settings.thresholds(), self.clock.now_ms(), commanded=bool(asked)
+        )
+        self._show(decision)
+        if not decision.start:
+            self._refuse_commands(decision.reason)
+            return
+        config = self._plan()
+        with self.db:
+            runs.begin(self.db, config, decision.reason)
+            for command_id in asked:
+                runs.decide_command(
+                    self.db, command_id, "done", f"run {config.run_id} began: {decision.reason}"
+                )
+        self.waiting = None
+        log.info("run_began", run_id=config.run_id, reason=decision.reason, against=config.stable.version)
+
+    def _count(self) -> Waiting:
+        if self.waiting is None:
+            done = runs.last_through(self.db)
+            examples = [e for e in collect.dataset(self.db, collect.through(self.db)) if e.is_new(done)]
+            training, _ = split(self.settings.line, usable(examples, self.settings.comment_mode)[0])
+            answering = {row.response_id for row in training}
+            self.waiting = Waiting(
+                examples=len(training),
+                users=len({row.user_id for row in training}),
+                oldest_ms=min(
+                    (e.cut_ms for e in examples if e.revision.response_id in answering), default=None
+                ),
+            )
+            USABLE_EXAMPLES.labels(self.settings.line).set(len(training))
+            self.shown_ms = 0
+        return self.waiting
+
+    def _plan(self) -> RunConfig:
+        stable = self.versions.stable(self.base.ref(self.settings.line))
+        version = self.versions.run_of(stable)
+        return RunConfig(
+            run_id=str(uuid7()),
+            line=self.settings.line,
+            through=collect.through(self.db),
+            recipe=self.settings.recipe(),
+            base=str(self.base.path),
+            base_name=self.base.name,
+            base_digest=self.base.digest,
+            stable=stable,
+            stable_run=version.run_id if version else None,
+            created_ms=self.clock.now_ms(),
+        )
+
+    # --- commands ---
+
+    def _undecided(self) -> list[str]:
+        """Commands to act on; those that the log has a result of (from before this table was made) are put away."""
+        open_ = [command_id for command_id, status, _ in runs.unanswered(self.db) if status is None]
+        if not open_:
+            return []
+        known = self.versions.answered()
+        for command_id in open_:
+            if command_id in known:
+                runs.mark_answered(self.db, command_id)
+        return [command_id for command_id in open_ if command_id not in known]
+
+    def _refuse_commands(self, reason: str) -> None:
+        if not self.reader.at_end():
+            return
+        for command_id in self._undecided():
+            with self.db:
+                runs.decide_command(self.db, command_id, "refused", reason)
+
+    def _answer_decided(self) -> None:
+        """Publishes results that were decided, each once: after a crash the log says which are there."""
+        decided = [row for row in runs.unanswered(self.db) if row[1] is not None]
+        known = self.versions.answered() if decided else set()
+        for command_id, status, message in decided:
+            if command_id not in known:
+                now = from_ms(self.clock.now_ms())
+                result = CommandResult(
+                    line=self.settings.line,
+                    command_id=command_id,
+                    status="done" if status == "done" else "refused",
+                    message=message or "",
+                    executor=SERVICE,
+                    finished_at=now,
+                )
+                record = sealed(
+                    OPERATOR_RESULTS,
+                    command_id,
+                    result,
+                    source=SERVICE,
+                    ce_id=command_id,
+                    at=now,
+                    partition=0,
+                )
+                self.publisher.publish(record).result(ACK_S)
+            runs.mark_answered(self.db, command_id)
+
+    # --- running ---
+
+    def _folder(self, run: Run) -> Path:
+        return self.settings.folder / "runs" / run.config.run_id
+
+    def _watch(self, run: Run) -> None:
+        """Starts the run's process, or notes how far it is, or takes its end."""
+        folder = self._folder(run)
+        self._note_stage(run, folder)
+        if (folder / GATE).exists() and self.child is None:
+            runs.set_stage(self.db, run.config.run_id, "gated")
+            return
+        if self.child is None:
+            write_whole(folder / CONFIG, run.config.to_json().encode())
+            self.child = self.start_child(folder)
+            return
+        status = self.child.poll()
+        if status is None:
+            return
+        self.child = None
+        if status == 0 and (folder / GATE).exists():
+            runs.set_stage(self.db, run.config.run_id, "gated")
+        elif status == FAILED and (folder / WHY).exists():
+            self._fail(run, (folder / WHY).read_text(encoding="utf-8"))
+        elif status == STOPPED or (status < 0 and self.kills < MAX_KILLS):
+            self.kills += 1
+            log.warning("run_interrupted", run_id=run.config.run_id, status=status)
+        else:
+            reason = f"its process ended with status {status}: see run.log in its folder"
+            if runs.count_failure(self.db, run.config.run_id, reason) >= MAX_FAILURES:
+                self._fail(run, f"{reason}; tried {MAX_FAILURES} times")
+
+    def _note_stage(self, run: Run, folder: Path) -> None:
+        if run.stage == "begun" and snapshot.is_complete(folder):
+            runs.set_stage(self.db, run.config.run_id, "snapshot")
+            self.kills = 0
+        elif run.stage == "snapshot" and (folder / "adapter").exists():
+            runs.set_stage(self.db, run.config.run_id, "trained")
+            self.kills = 0
+            tokens = snapshot.read_ref(folder).tokens * run.config.recipe.epochs
+            TRAINED_TOKENS.labels(self.settings.line).inc(tokens)
+
+    def _fail(self, run: Run, reason: str) -> None:
+        runs.count_failure(self.db, run.config.run_id, reason)
+        runs.set_stage(self.db, run.config.run_id, "failed")
+        TRAINING_RUNS.labels(self.settings.line, "none").inc()
+        self._progress(run).tell("failed", reason=reason)
+        log.error("run_failed", run_id=run.config.run_id, reason=reason)
+
+    def _publish(self, run: Run) -> None:
+        folder = self._folder(run)
+        report = GateReport.model_validate_json((folder / GATE).read_bytes())
+        pause_at("gated")
+        version = self.versions.publish(
+            run.config, snapshot.read_ref(folder), report, folder / ARTIFACT, self.store
+        )
+        pause_at("published")
+        runs.set_stage(self.db, run.config.run_id, "published", version.ref.version)
+        TRAINING_RUNS.labels(self.settings.line, report.verdict).inc()
+        self._progress(run).tell("published", 1, 1, verdict=report.verdict, version=version.ref.version)
+
+    def _progress(self, run: Run) -> Progress:
+        return Progress(
+            self.cache, self.settings.line, run.config.run_id, lambda: from_ms(self.clock.now_ms())
+        )
+
+    # --- telling ---
+
+    def _show(self, decision: Decision) -> None:
+        """The threshold bar of the console: again when it changed, and often enough to outlive a wiped Redis."""
+        now_ms = self.clock.now_ms()
+        if now_ms - self.shown_ms < SHOW_S * 1000:
+            return
+        self.shown_ms = now_ms
+        waiting, thresholds = self._count(), self.settings.thresholds()
+        examples = collect.dataset(self.db, collect.through(self.db))
+        shown = {
+            "usable": waiting.examples,
+            "needed": thresholds.examples,
+            "users": waiting.users,
+            "users_needed": thresholds.users,
+            "examples": len(examples),
+            "held": reasons(usable(examples, self.settings.comment_mode)[1]),
+            "batches": collect.batch_count(self.db),
+            "reason": decision.reason,
+            "updated_at": from_ms(now_ms).isoformat(),
+        }
+        self.cache.put(
+            redis_keys.collected(self.settings.line), json.dumps(shown).encode(), ttl_s=SHOWN_TTL_S
+        )

@@ -1,0 +1,108 @@
+"""The trainer's settings, all by `LOOPWRIGHT_TRAINER_*` beside those that every service has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from services.trainer.objectives import CommentMode
+from shared.settings import Settings
+
+
+def _own(name: str) -> AliasChoices:
+    return AliasChoices(f"LOOPWRIGHT_TRAINER_{name.upper()}", name)
+
+
+class Thresholds(BaseModel):
+    """When a run starts by itself (`trigger.py`)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    examples: int = 200
+    users: int = 20
+    aged_examples: int = 50
+    age_s: float = 86_400.0
+
+
+class Recipe(BaseModel):
+    """How a run trains and is judged. Frozen into the run's row, so that a resumed run is the same run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rank: int = 16
+    learning_rate: float = 1e-3
+    epochs: float = 6.0
+    batch_size: int = 16
+    max_tokens: int = 512
+    seed: int = 20
+    checkpoint_steps: int = 20
+    replay_prompts: int = 100
+    replay_share: float = 0.05
+    replay_new_tokens: int = 48
+    gate_items: int = 30
+    gate_new_tokens: int = 48
+    gate_eval_prompts: int = 88
+    comment_mode: CommentMode = "hold"
+    threads: int = 1
+
+
+class TrainerSettings(Settings):
+    """Environment only."""
+
+    port: int = Field(8004, ge=0, le=65535, validation_alias=_own("port"), description="health and metrics")
+    examples: int = Field(
+        200, ge=1, validation_alias=_own("examples"), description="usable new examples that start a run"
+    )
+    users: int = Field(
+        20, ge=1, validation_alias=_own("users"), description="from at least so many distinct users"
+    )
+    aged_examples: int = Field(
+        50, ge=1, validation_alias=_own("aged_examples"), description="fewer will do ..."
+    )
+    age_hours: float = Field(
+        24, ge=0, validation_alias=_own("age_hours"), description="... once one has waited so long"
+    )
+    comment_mode: CommentMode = Field(
+        "hold",
+        validation_alias=_own("comment_mode"),
+        description="append: response + ' ' + comment is trained",
+    )
+    rank: int = Field(
+        16, ge=1, le=512, validation_alias=_own("rank"), description="LoRA rank; alpha is twice that"
+    )
+    learning_rate: float = Field(1e-3, gt=0, validation_alias=_own("learning_rate"))
+    epochs: float = Field(6.0, gt=0, validation_alias=_own("epochs"))
+    batch_size: int = Field(16, ge=1, validation_alias=_own("batch_size"))
+    max_tokens: int = Field(
+        512, ge=16, validation_alias=_own("max_tokens"), description="longer examples are held"
+    )
+    seed: int = Field(20, validation_alias=_own("seed"))
+    checkpoint_steps: int = Field(20, ge=1, validation_alias=_own("checkpoint_steps"))
+    replay_prompts: int = Field(
+        100, ge=1, validation_alias=_own("replay_prompts"), description="of the shipped ones"
+    )
+    replay_share: float = Field(
+        0.05, ge=0, le=0.9, validation_alias=_own("replay_share"), description="least share of trained tokens"
+    )
+    replay_new_tokens: int = Field(48, ge=4, validation_alias=_own("replay_new_tokens"))
+    gate_items: int = Field(30, ge=1, validation_alias=_own("gate_items"), description="fewer: inconclusive")
+    gate_new_tokens: int = Field(48, ge=4, validation_alias=_own("gate_new_tokens"))
+    gate_eval_prompts: int = Field(88, ge=1, validation_alias=_own("gate_eval_prompts"))
+    threads: int = Field(1, ge=1, validation_alias=_own("threads"), description="torch threads of a run")
+
+    def thresholds(self) -> Thresholds:
+        return Thresholds(
+            examples=self.examples,
+            users=self.users,
+            aged_examples=self.aged_examples,
+            age_s=self.age_hours * 3600,
+        )
+
+    def recipe(self) -> Recipe:
+        return Recipe(**{name: getattr(self, name) for name in Recipe.model_fields})
+
+    @property
+    def folder(self) -> Path:
+        """What this trainer keeps: table, runs, replay. Holds users' texts; nothing of it is published."""
+        return self.data_dir / "trainer" / self.line

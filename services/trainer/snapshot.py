@@ -1,0 +1,201 @@
+"""A run's dataset, frozen: what trains, what measures, what is held and why, by content (I5).
+
+Besides held-out users some wordings are set aside: the gate may count wins only on wordings that no snapshot has, and
+users of one product ask much the same. So where held-out users' wordings are too few, wordings they share with others
+are reserved, in an order fixed by a keyed hash, until there are `TARGET_ITEMS` items, and never more than
+`RESERVED_SHARE` of a group's wordings. A row whose question is a near-duplicate of a reserved one does not train.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from services.trainer.collect import Example
+from services.trainer.heldout import share_of
+from services.trainer.objectives import CommentMode
+from services.trainer.similarity import NEAR_DUPLICATE, alike, closeness, near_duplicates, normalised
+from services.trainer.store import write_whole
+from services.trainer.verify import Grouped, Held, Row, agreed, fair_shares, reasons, split, usable
+from shared.events import canonical_json, sha256
+from shared.versions import DatasetRef
+
+RESERVED_SHARE = 0.4
+TARGET_ITEMS = 40
+SEEN_FACT = 0.5
+"""A held-out question at least so like a trained one asks for something trained (`similarity.alike`)."""
+
+TRAIN, HELD_OUT, MARK = "train.parquet", "heldout.parquet", "snapshot.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`train` trains. `measure` are held-out users' agreed corrections. `through`: as in `DatasetRef`."""
+
+    train: tuple[Grouped, ...]
+    measure: tuple[Grouped, ...]
+    held: tuple[Held, ...]
+    through: Mapping[str, int] = field(default_factory=dict)
+
+    def digest(self) -> str:
+        """Content hash over the canonical rows that train, in order of identity."""
+        return sha256(b"\n".join(canonical_json(fields_of(one)) for one in self.train))
+
+    def ref(self, tokens: int) -> DatasetRef:
+        return DatasetRef(
+            digest=self.digest(),
+            examples=len(self.train),
+            users=len({one.row.user_id for one in self.train}),
+            through=dict(self.through),
+            tokens=tokens,
+        )
+
+
+def take(
+    line: str,
+    examples: Sequence[Example],
+    through: Mapping[str, int],
+    *,
+    known: Sequence[str] = (),
+    fits: Callable[[Row], bool] = lambda row: True,
+    comments: CommentMode = "hold",
+) -> Snapshot:
+    """Verifies, splits and freezes. `known`: questions of the stable version's snapshot. `fits`: whether a row is
+    within the token limit. A function of its arguments alone, in whatever order the examples come."""
+    rows, held = usable(examples, comments)
+    long = [row for row in rows if not fits(row)]
+    held += [Held(row.response_id, row.event_id, "length: more tokens than a run takes") for row in long]
+    training, measuring = split(line, [row for row in rows if fits(row)])
+    mute = [row for row in measuring if row.kind == "comment"]
+    held += [Held(row.response_id, row.event_id, "held out: a comment measures nothing") for row in mute]
+    measuring = [row for row in measuring if row.kind != "comment"]
+    kept, disputed = agreed(training)
+    measure, doubtful = agreed(measuring)
+    reserved = reserve(line, [one.row.question for one in measure], kept, known)
+    apart = [] if not reserved else near_duplicates([one.row.question for one in kept], sorted(reserved))
+    set_aside = [one.row for one, away in zip(kept, apart, strict=False) if away]
+    if reserved:
+        kept = [one for one, away in zip(kept, apart, strict=True) if not away]
+    kept, over = fair_shares(kept, line)
+    held += disputed + doubtful + over
+    held += [
+        Held(row.response_id, row.event_id, "reserved: its wording measures versions") for row in set_aside
+    ]
+    held.sort(key=lambda one: (one.response_id, one.event_id, one.reason))
+    return Snapshot(tuple(kept), tuple(measure), tuple(held), dict(through))
+
+
+def reserve(line: str, asked: Sequence[str], training: Sequence[Grouped], known: Sequence[str]) -> set[str]:
+    """The wordings of held-out users that are to stay out of training, so that the gate has something to count."""
+    taken = [one.row.question for one in training]
+    fresh = near_duplicates(asked, [*taken, *known])
+    wordings_of: dict[int, set[str]] = defaultdict(set)
+    group_of: dict[str, int] = {}
+    for one in training:
+        wordings_of[one.group].add(normalised(one.row.question))
+        group_of[normalised(one.row.question)] = one.group
+    items = sum(not seen for seen in fresh)
+    spent: dict[int, set[str]] = defaultdict(set)
+    reserved: set[str] = set()
+    too_late = near_duplicates(asked, list(known)) if known else [False] * len(asked)
+    candidates = {text for text, seen, late in zip(asked, fresh, too_late, strict=True) if seen and not late}
+    for text in sorted(candidates, key=lambda text: (share_of(line, normalised(text)), text)):
+        if items >= TARGET_ITEMS:
+            break
+        close = {w for w in group_of if w == normalised(text) or closeness(w, text) >= NEAR_DUPLICATE}
+        cost: dict[int, set[str]] = defaultdict(set)
+        for wording in close:
+            cost[group_of[wording]].add(wording)
+        if any(len(spent[g] | gone) > RESERVED_SHARE * len(wordings_of[g]) for g, gone in cost.items()):
+            continue
+        for group, gone in cost.items():
+            spent[group] |= gone
+        reserved.add(text)
+        items += sum(normalised(other) == normalised(text) for other in asked)
+    return reserved
+
+
+def asks_for_something_trained(measure: Sequence[Grouped], trained: Sequence[str]) -> list[bool]:
+    """For each held-out correction, whether its group (formed among held-out users alone, so that what was trained
+    cannot choose its own judges) holds a question like a trained one."""
+    if not measure or not trained:
+        return [False] * len(measure)
+    asked = [one.row.question for one in measure]
+    distinct = sorted(set(trained))
+    closest = alike([*asked, *distinct])[: len(asked), len(asked) :].max(axis=1)
+    seen = {one.group for one, value in zip(measure, closest, strict=True) if value >= SEEN_FACT}
+    return [one.group in seen for one in measure]
+
+
+def fields_of(one: Grouped) -> dict[str, Any]:
+    row = one.row
+    return {
+        "response_id": row.response_id,
+        "revision": row.revision,
+        "event_id": row.event_id,
+        "user_id": row.user_id,
+        "messages": json.dumps([list(message) for message in row.messages], ensure_ascii=False),
+        "original": row.original,
+        "answer": row.answer,
+        "occurred_ms": row.occurred_ms,
+        "kind": row.kind,
+        "group": one.group,
+    }
+
+
+def of_fields(fields: Mapping[str, Any]) -> Grouped:
+    parts = dict(fields)
+    group = parts.pop("group")
+    parts["messages"] = tuple((role, content) for role, content in json.loads(parts["messages"]))
+    return Grouped(Row(**parts), group)
+
+
+COLUMNS = pa.schema(
+    [
+        (name, pa.string())
+        for name in ("response_id", "event_id", "user_id", "messages", "original", "answer", "kind")
+    ]
+    + [(name, pa.int64()) for name in ("revision", "occurred_ms", "group")]
+)
+
+
+def to_parquet(rows: Sequence[Grouped]) -> bytes:
+    table = pa.Table.from_pylist([fields_of(one) for one in rows], schema=COLUMNS)
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def write(folder: Path, snapshot: Snapshot, tokens: int) -> DatasetRef:
+    """Both files, then the mark: what has no mark is not there."""
+    ref = snapshot.ref(tokens)
+    write_whole(folder / TRAIN, to_parquet(snapshot.train))
+    write_whole(folder / HELD_OUT, to_parquet(snapshot.measure))
+    mark = {
+        "dataset": ref.model_dump(mode="json"),
+        "measuring": len(snapshot.measure),
+        "held": reasons(snapshot.held),
+        "quarantine": [[one.response_id, one.event_id, one.reason] for one in snapshot.held],
+    }
+    write_whole(folder / MARK, json.dumps(mark, sort_keys=True).encode())
+    return ref
+
+
+def read_ref(folder: Path) -> DatasetRef:
+    return DatasetRef.model_validate(json.loads((folder / MARK).read_bytes())["dataset"])
+
+
+def read_rows(folder: Path, name: str = TRAIN) -> list[Grouped]:
+    return [of_fields(fields) for fields in pq.read_table(folder / name).to_pylist()]
+
+
+def is_complete(folder: Path) -> bool:
+    return (folder / MARK).exists()

@@ -1,0 +1,264 @@
+"""What may be trained on, and why the rest may not: small checks, then agreement by meaning, then fair shares.
+
+Everything here is pure and deterministic: the same examples give the same rows and the same reasons (I5).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from services.trainer.collect import Example
+from services.trainer.grouping import Agreement, Said, agree
+from services.trainer.heldout import is_held_out, share_of
+from services.trainer.objectives import HELD_KINDS, CommentMode, appended
+from services.trainer.similarity import normalised
+from shared.events import Signal
+
+MAX_ANSWER_CHARS: Final = 4000
+MAX_PROMPT_CHARS: Final = 8000
+TRAINABLE_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+IMPORTED: Final = "imported"
+"""The tag of feedback that an import sends under one name, whoever said it (`loopwright.seed.TAG`)."""
+LEAST_SHARE = 0.02
+SHARE_OF_USERS = 3
+"""One user's share of a dataset is at most max(2 %, 3 / distinct users)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One correction, or comment to append: the conversation up to the answer, what the model said, what it should
+    have said."""
+
+    response_id: str
+    revision: int
+    event_id: str
+    user_id: str
+    messages: tuple[tuple[str, str], ...]
+    original: str
+    answer: str
+    occurred_ms: int
+    kind: str = "correction"
+    imported: bool = False
+    """Whether it came by an import and not from a user of the app."""
+
+    @property
+    def question(self) -> str:
+        """What agreement and near-duplicates look at: all that the user asked in the conversation."""
+        return " ".join(content for role, content in self.messages if role == "user")
+
+    @property
+    def identity(self) -> str:
+        return f"{self.response_id}/{self.event_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What does not train, and why. No text."""
+
+    response_id: str
+    event_id: str
+    reason: str
+
+
+Check = Callable[[Row], str | None]
+"""None, or the reason that keeps the row from training."""
+
+
+def has_a_question(row: Row) -> str | None:
+    return None if row.question.strip() else "schema: no question in the conversation"
+
+
+def has_an_original(row: Row) -> str | None:
+    return None if row.original.strip() else "schema: the answer it corrects is not there"
+
+
+def has_trainable_roles(row: Row) -> str | None:
+    unknown = sorted({role for role, _ in row.messages} - TRAINABLE_ROLES.keys())
+    return f"schema: messages of role {unknown[0]} are not trained" if unknown else None
+
+
+def says_something(row: Row) -> str | None:
+    return None if row.answer.strip() else "integrity: empty"
+
+
+def changes_something(row: Row) -> str | None:
+    same = normalised(row.answer) == normalised(row.original) and bool(normalised(row.answer))
+    return "integrity: the same as the answer it corrects" if same else None
+
+
+def is_not_too_long(row: Row) -> str | None:
+    if len(row.answer) > MAX_ANSWER_CHARS:
+        return f"length: the correction is longer than {MAX_ANSWER_CHARS} characters"
+    if sum(len(content) for _, content in row.messages) > MAX_PROMPT_CHARS:
+        return f"length: the conversation is longer than {MAX_PROMPT_CHARS} characters"
+    return None
+
+
+def has_no_control_characters(row: Row) -> str | None:
+    for text in (row.answer, *(content for _, content in row.messages)):
+        if any(
+            unicodedata.category(letter) in {"Cc", "Cf"} and letter not in "\n\t\r\u200d" for letter in text
+        ):
+            return "control characters"
+    return None
+
+
+def has_no_template_marks(row: Row) -> str | None:
+    """Marks of a chat template in a text would end the turn, or begin another speaker's."""
+    texts = (row.answer, *(content for _, content in row.messages))
+    return (
+        "control characters: marks of a chat template" if any("<|" in t or "|>" in t for t in texts) else None
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    has_a_question,
+    has_an_original,
+    has_trainable_roles,
+    says_something,
+    changes_something,
+    is_not_too_long,
+    has_no_control_characters,
+    has_no_template_marks,
+)
+
+
+def fault_of(row: Row) -> str | None:
+    return next((reason for check in CHECKS if (reason := check(row)) is not None), None)
+
+
+def rows_of(example: Example, comments: CommentMode = "hold") -> tuple[list[Row], list[Held]]:
+    """The corrections of an example (and its comments, where they are appended), and its other signals with the reason
+    that holds them."""
+    rows, held = [], []
+    for signal in example.revision.signals:
+        if signal.kind == "correction" or (signal.kind == "comment" and comments == "append"):
+            rows.append(_row(example, signal))
+        else:
+            held.append(Held(example.revision.response_id, signal.event_id, HELD_KINDS[signal.kind]))
+    return rows, held
+
+
+def _row(example: Example, signal: Signal) -> Row:
+    revision = example.revision
+    original = next((choice.text for choice in revision.choices if choice.index == signal.choice), "")
+    said = str(signal.value)
+    return Row(
+        response_id=revision.response_id,
+        revision=revision.revision,
+        event_id=signal.event_id,
+        user_id=signal.user_id,
+        messages=tuple((TRAINABLE_ROLES.get(m.role, m.role), m.content) for m in revision.messages),
+        original=original,
+        answer=appended(original, said) if signal.kind == "comment" else said.strip(),
+        occurred_ms=round(signal.occurred_at.timestamp() * 1000),
+        kind=signal.kind,
+        imported=IMPORTED in signal.tags,
+    )
+
+
+def usable(examples: Iterable[Example], comments: CommentMode = "hold") -> tuple[list[Row], list[Held]]:
+    """All corrections (and comments to append) that pass the checks, merged by content: what one user says twice counts
+    once (the newest)."""
+    rows: dict[tuple[str, str, str], Row] = {}
+    held: list[Held] = []
+    for example in examples:
+        found, other = rows_of(example, comments)
+        held += other
+        for row in found:
+            reason = fault_of(row)
+            if reason is not None:
+                held.append(Held(row.response_id, row.event_id, reason))
+                continue
+            key = (row.user_id, normalised(row.question), normalised(row.answer))
+            before = rows.get(key)
+            if before is not None:
+                older, row = sorted((before, row), key=lambda r: (r.occurred_ms, r.identity))  # noqa: PLW2901
+                held.append(
+                    Held(older.response_id, older.event_id, "duplicate: the same user said the same again")
+                )
+            rows[key] = row
+    return sorted(rows.values(), key=lambda row: row.identity), held
+
+
+def split(line: str, rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """(those that may train, those of held-out users). What was imported trains: an import speaks under one name for
+    people who are none of the line's users, and that name's place in the hash must not decide over all of it."""
+    training: list[Row] = []
+    measuring: list[Row] = []
+    for row in rows:
+        measures = is_held_out(line, row.user_id) and not row.imported
+        (measuring if measures else training).append(row)
+    return training, measuring
+
+
+def agreement(rows: Sequence[Row]) -> Agreement:
+    return agree([Said(row.user_id, row.question, row.answer) for row in rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """A row that agreement lets through, with its question group."""
+
+    row: Row
+    group: int
+
+
+def agreed(rows: Sequence[Row]) -> tuple[list[Grouped], list[Held]]:
+    """Those whose claim leads, and the others with their reason. An appended comment adds to an answer that the model
+    gave, so it contradicts nobody's: it needs no agreement, and is a group of its own."""
+    corrections = [row for row in rows if row.kind == "correction"]
+    kept, held = _led(corrections)
+    first = max((one.group for one in kept), default=-1) + 1
+    comments = [row for row in rows if row.kind != "correction"]
+    kept += [Grouped(row, group) for group, row in enumerate(comments, first)]
+    return sorted(kept, key=lambda one: one.row.identity), held
+
+
+def _led(rows: Sequence[Row]) -> tuple[list[Grouped], list[Held]]:
+    found = agreement(rows)
+    users: dict[int, set[str]] = defaultdict(set)
+    for row, claim in zip(rows, found.claim, strict=True):
+        users[claim].add(row.user_id)
+    kept, held = [], []
+    for row, group, claim, other in zip(rows, found.group, found.claim, found.held_by, strict=True):
+        if other is None:
+            kept.append(Grouped(row, group))
+            continue
+        word = "outvoted" if len(users[other]) > len(users[claim]) else "disputed"
+        reason = f"agreement: {word}"
+        held.append(Held(row.response_id, row.event_id, reason))
+    return kept, held
+
+
+def fair_shares(rows: Sequence[Grouped], line: str) -> tuple[list[Grouped], list[Held]]:
+    """Trims each user to the allowed share of what is left after trimming. Which rows stay is fixed by a keyed hash
+    of their identity, so neither order nor time of arrival matters."""
+    per_user: dict[str, list[Grouped]] = defaultdict(list)
+    for one in sorted(rows, key=lambda one: share_of(line, one.row.identity)):
+        per_user[one.row.user_id].append(one)
+    cap = cap_per_user({user: len(theirs) for user, theirs in per_user.items()})
+    kept = [one for theirs in per_user.values() for one in theirs[:cap]]
+    over = [one.row for theirs in per_user.values() for one in theirs[cap:]]
+    held = [Held(row.response_id, row.event_id, "share: this user has said much already") for row in over]
+    return sorted(kept, key=lambda one: one.row.identity), held
+
+
+def cap_per_user(counts: Mapping[str, int]) -> int:
+    """The most rows one user may have: within the share of the rows then left, and at least 1."""
+    if not counts:
+        return 0
+    share = max(LEAST_SHARE, SHARE_OF_USERS / len(counts))
+    cap = max(counts.values())
+    while cap > 1 and cap > share * sum(min(cap, n) for n in counts.values()):
+        cap -= 1
+    return cap
+
+
+def reasons(held: Iterable[Held]) -> dict[str, int]:
+    """How many are held for each reason."""
+    return dict(sorted(Counter(one.reason for one in held).items()))
