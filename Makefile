@@ -1,6 +1,6 @@
 # Paths are relative and quoted: the repository may lie under a path with spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo up down env test lint format lock clean
+.PHONY: help install setup demo chapter up down env test lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -28,6 +28,9 @@ setup: install ## Fetch and build what the local stack runs on (Kafka, Redis, th
 
 demo: install ## One whole loop: ask, correct, train, gate, swap, ask again (KEEP=1 leaves it running)
 	@"$(PYTHON)" -m examples.demo $(if $(KEEP),--keep) $(ARGS)
+
+chapter: install ## A notebook's feedback rows: import, dataset, retrained model, answers
+	@"$(PYTHON)" -m examples.chapter $(if $(KEEP),--keep) $(ARGS)
 
 up: install ## Start the local stack
 	@"$(PYTHON)" -m deploy.local up

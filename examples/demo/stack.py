@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,15 +39,17 @@ def clean(root: Path) -> None:
 
 
 @contextmanager
-def running(root: Path, *, keep: bool, progress: Callable[[str], None]) -> Iterator[dict[str, str]]:
+def running(
+    root: Path, *, keep: bool, progress: Callable[[str], None], settings: Mapping[str, str] = SETTINGS
+) -> Iterator[dict[str, str]]:
     """The addresses of a stack that is ready. With `keep` it belongs to a process of its own and goes on afterwards."""
     clean(root)
     if not keep:
-        with LocalStack(root, env=SETTINGS, prepared=PREPARED, progress=progress) as stack:
+        with LocalStack(root, env=settings, prepared=PREPARED, progress=progress) as stack:
             yield stack.urls
         return
     command = [sys.executable, "-m", "deploy.local", "up", "--root", str(root), "--prepared", str(PREPARED)]
-    if subprocess.run(command, env=os.environ | SETTINGS, check=False).returncode != 0:
+    if subprocess.run(command, env=os.environ | dict(settings), check=False).returncode != 0:
         raise StackError("the stack did not start; see the lines above")
     record = read_record(root)
     if record is None:

@@ -1,0 +1,55 @@
+"""The notebook chapter by its one documented command: real Kafka, Redis and services, the small model of the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from safetensors import safe_open
+
+from deploy.local.record import owner_of
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 900
+TARGETS = {
+    "Tell me about Mars.": "Mars is the fourth planet. Include details about its atmosphere.",
+    "What is AI?": "AI is automation. Mention machine learning and deep learning.",
+    "What is Python?": "Python is a snake. Mention that Python is a programming language.",
+}
+"""As the chapter makes them, written out: not by the code under test."""
+
+
+def test_the_chapter_s_rows_become_its_targets_and_a_model_that_answers(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    root = tmp_path / "a chapter"
+    own = {"KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL"}
+    said = subprocess.run(
+        [sys.executable, "-m", "examples.chapter", "--root", str(root)],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name not in own}
+        | {"LOOPWRIGHT_BASE_MODEL": str(tiny_model)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert "3 accepted, 0 duplicate, 0 bad" in said.stdout
+    assert "0 accepted, 3 duplicate, 0 bad" in said.stdout, "the second import changes nothing"
+    summary = json.loads((root / "summary.json").read_text())
+    assert summary["targets"] == TARGETS
+    dataset = pq.read_table(summary["dataset"]).to_pylist()
+    assert sorted(row["answer"] for row in dataset) == sorted(TARGETS.values())
+    assert summary["verdict"] == "inconclusive", "three rows prove nothing, so nothing served by itself"
+    assert f"$ loopwright rollout pin {summary['version']}" in said.stdout
+    with safe_open(Path(summary["model"]) / "adapter_model.safetensors", "pt") as weights:
+        trained = [name for name in weights.keys() if weights.get_tensor(name).any()]  # noqa: SIM118 - no mapping
+    assert any("lora_B" in name for name in trained), "an untrained adapter has nothing but zeros there"
+    assert summary["answered_by"] == [summary["version"]]
+    assert set(summary["after"]) == set(TARGETS)
+    assert owner_of(root) is None, "the stack is gone"
