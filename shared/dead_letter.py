@@ -9,14 +9,16 @@ from shared.stream.step import Record
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """`topic` is the one that the record came from; `code` and `message` are of the error."""
+    """`topic` is the one that the record came from; `code` and `message` are of the error, `service` met it."""
 
     topic: str
     code: str
     message: str
+    service: str = ""
 
 
 def origin_of(record: Record) -> Origin:
     """Empty words where a header is missing: a dead letter is counted whatever it says."""
     said = {name.removeprefix("dl_"): value.decode("utf-8", "replace") for name, value in record.headers}
-    return Origin(said.get("topic", ""), said.get("error") or said.get("class", ""), said.get("message", ""))
+    code = said.get("error") or said.get("class", "")
+    return Origin(said.get("topic", ""), code, said.get("message", ""), said.get("service", ""))

@@ -9,6 +9,8 @@ import sys
 import structlog
 
 from services.console.app import SERVICE, Console, build_app
+from services.console.pages.board import Board
+from services.console.pages.page import add_pages
 from services.console.projection import FOLLOWED
 from services.console.settings import ConsoleSettings
 from services.console.watermarks import KafkaEnds
@@ -21,7 +23,7 @@ from shared.adapters.topics_job import check_partitions
 from shared.errors import LoopwrightError
 from shared.settings import load
 from shared.telemetry import Readiness, configure_logging
-from shared.topics import FEEDBACK_EVENTS
+from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS
 
 log = structlog.get_logger(__name__)
 START_S = 60.0
@@ -44,6 +46,7 @@ def run(settings: ConsoleSettings) -> bool:
     servers = settings.kafka_bootstrap_servers
     readiness = Readiness("log")
     ends = KafkaEnds(servers, SERVICE, FEEDBACK_EVENTS.name, settings.partitions)
+    chats = KafkaEnds(servers, SERVICE, CHAT_RESPONSES.name, settings.partitions)
     console = Console(
         settings=settings,
         publisher=KafkaPublisher(servers, SERVICE, timeout_s=settings.ack_timeout_s),
@@ -55,10 +58,13 @@ def run(settings: ConsoleSettings) -> bool:
     follower = Follower(
         "log", lambda: KafkaLogReader(servers, SERVICE, topics), console.apply, readiness, _stop
     )
+    app = build_app(console, follower, readiness)
+    add_pages(app, console, Board(console, follower, chats.count))
     try:
-        serve(build_app(console, follower, readiness), settings.host, settings.port)
+        serve(app, settings.host, settings.port)
     finally:
         ends.close()
+        chats.close()
     return not follower.failed
 
 

@@ -6,14 +6,14 @@ read does not matter, and reading a record twice changes nothing but the counts,
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from shared.dead_letter import origin_of
+from shared.dead_letter import Origin, origin_of
 from shared.errors import Rejected
 from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
 from shared.stream.step import Record
@@ -39,6 +39,8 @@ FOLLOWED = (
     DEAD_LETTERS,
 )
 
+NEWEST_LETTERS = 50
+
 
 class BatchSize(LogRecord):
     """What the console reads of a `Batch`: not its examples, only how many."""
@@ -63,6 +65,8 @@ class Projection:
     ledger: Counter[str] = field(default_factory=Counter)
     """Outcome -> events, over all lines, dead letters among them."""
     dead_letters: int = 0
+    letters: deque[tuple[int, Origin]] = field(default_factory=lambda: deque(maxlen=NEWEST_LETTERS))
+    """(append time in ms, where it came from) of the last dead letters that were read."""
     unreadable: int = 0
     """Records that could not be read: shown, for they mean that the rest may be wrong."""
     batches: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
@@ -104,7 +108,9 @@ def _outcome(state: Projection, record: Record) -> None:
 
 def _dead_letter(state: Projection, record: Record) -> None:
     state.dead_letters += 1
-    if origin_of(record).topic == FEEDBACK_EVENTS.name:
+    origin = origin_of(record)
+    state.letters.append((record.timestamp, origin))
+    if origin.topic == FEEDBACK_EVENTS.name:
         state.ledger[OutcomeKind.DEAD] += 1
 
 

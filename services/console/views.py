@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from services.console.projection import Projection
+from shared.events import from_ms
 from shared.versions import ModelVersion, RolloutRecord
 
 Json = dict[str, Any]
@@ -81,6 +82,21 @@ def rollout(state: Projection, line: str) -> list[Json]:
     """The answer to `GET /api/rollout`: newest first, as many as the compacted topic still holds, at most 200."""
     records = state.rollout.get(line, {})
     return [records[seq].model_dump(mode="json") for seq in sorted(records, reverse=True)[:MAX_RECORDS]]
+
+
+def letters(state: Projection) -> list[Json]:
+    """The last dead letters, newest first: why each, never what it held."""
+    newest = sorted(state.letters, key=lambda letter: letter[0], reverse=True)
+    return [
+        {
+            "topic": origin.topic,
+            "code": origin.code,
+            "message": origin.message,
+            "service": origin.service,
+            "at": from_ms(at_ms).isoformat(),
+        }
+        for at_ms, origin in newest
+    ]
 
 
 def command(state: Projection, command_id: str) -> Json | None:
