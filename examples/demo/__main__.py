@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from click.exceptions import Abort, ClickException
 from openai import OpenAI
 from rich.console import Console
 
@@ -86,10 +87,16 @@ def _interrupt(*_: object) -> NoReturn:
 
 def main() -> None:
     """One message where something is missing, no traceback; nothing is left running."""
+    app = typer.Typer(add_completion=False)
+    app.command()(demo)
     try:
-        typer.run(demo)
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted: everything is stopped")
+        sys.exit(app(standalone_mode=False))
+    except (KeyboardInterrupt, Abort):
+        print("\ninterrupted: everything is stopped", file=sys.stderr)
+        sys.exit(130)
+    except ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except (StackError, DemoFailed, LoopwrightError) as error:
         sys.exit(f"demo: {error}")
 

@@ -36,6 +36,8 @@ from shared.topics import MAX_MESSAGE_BYTES, TOPICS, may_write
 POLL_RECORDS = 500
 QUEUE_KB = 16_384
 CONNECT_S = 30.0
+QUIET = {"log_level": 2}
+"""What goes wrong is told once and in words, by what fails of it; not by each reconnect of the client."""
 
 
 def producer_config(servers: str, client_id: str) -> dict[str, Any]:
@@ -50,6 +52,7 @@ def producer_config(servers: str, client_id: str) -> dict[str, Any]:
         "message.max.bytes": MAX_MESSAGE_BYTES,
         "queue.buffering.max.kbytes": QUEUE_KB,
         "linger.ms": 5,
+        **QUIET,
     }
 
 
@@ -192,6 +195,7 @@ class KafkaLogReader:
                 "enable.partition.eof": True,
                 "queued.max.messages.kbytes": QUEUE_KB,
                 "fetch.wait.max.ms": 50,
+                **QUIET,
             }
         )
         self._next: dict[Position, int] = dict(starts or {})
