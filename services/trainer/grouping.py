@@ -33,7 +33,7 @@ SOMETHING_IN_COMMON = 0.05
 EQUAL_ANSWER = 0.9
 CONTESTED = 0.4
 RIVAL_SHARE = 0.5
-SAME_KEYS = 0.4
+SAME_KEYS = 0.5
 LEAD = 2
 """A claim trains if it has at least so many times the users of the next one."""
 KEY_SHARE = 2 / 3
@@ -48,18 +48,28 @@ class Said:
     user: str
     question: str
     answer: str
-
-    def own(self) -> frozenset[str]:
-        """What the answer says beyond the words of its question."""
-        return frozenset(content(self.answer)) - frozenset(content(self.question))
+    own: frozenset[str]
+    """What the answer says in words that are not its question's, and in no two wordings of any question: who asks does
+    not know the answer, so what is in no question is what an answer is about."""
 
     def numbers(self) -> frozenset[str]:
         return numbers(self.answer) - numbers(self.question)
 
 
+def heard(spoken: Sequence[tuple[str, str, str]]) -> list[Said]:
+    """(user, question, answer) of all corrections, each with what it says of its own."""
+    wordings = {normalised(question): frozenset(content(question)) for _, question, _ in spoken}
+    asked = Counter(word for words in wordings.values() for word in words)
+    common = frozenset(word for word, count in asked.items() if count > 1)
+    return [
+        Said(user, question, answer, frozenset(content(answer)) - frozenset(content(question)) - common)
+        for user, question, answer in spoken
+    ]
+
+
 def question_groups(said: Sequence[Said], questions: Matrix) -> list[int]:
     """The group of each, numbered by first appearance. `questions`: (n, n), their `alike`."""
-    same_answer = _cosines([Counter(one.own()) for one in said])
+    same_answer = _cosines([Counter(one.own) for one in said])
     equal_answer = _cosines([Counter(content(one.answer)) for one in said]) >= EQUAL_ANSWER
     linked = (
         (questions >= SAME_QUESTION)
@@ -95,7 +105,7 @@ def components(n: int, links: Iterable[tuple[int, int]]) -> list[int]:
 
 def _telling(said: Sequence[Said]) -> npt.NDArray[np.bool_]:
     """(n, n): both answers have at least two words of their own. A `Yes.` equals every other `Yes.`"""
-    enough = np.array([len(one.own()) >= 2 for one in said])
+    enough = np.array([len(one.own) >= 2 for one in said])
     return np.asarray(np.logical_and.outer(enough, enough))
 
 
@@ -107,7 +117,7 @@ def _same_wording(said: Sequence[Said]) -> list[tuple[int, int]]:
 def claims(said: Sequence[Said]) -> list[int]:
     """The claim of each answer of ONE group, numbered in the order found: the most widely held key first."""
     out = [-1] * len(said)
-    own = [one.own() for one in said]
+    own = [one.own for one in said]
     whole = [frozenset(content(one.answer)) for one in said]
     spent: set[str] = set()
     number = 0
@@ -205,9 +215,7 @@ def held_by(said: Sequence[Said], alike_: Matrix, claim_of: Sequence[int]) -> li
     members = _by_claim(claim_of)
     users = [len({said[i].user for i in member}) for member in members]
     near = _near(said, alike_, claim_of, members)
-    keys = [
-        _held_by_most(said, member, lambda i: said[i].own(), users[c]) for c, member in enumerate(members)
-    ]
+    keys = [_held_by_most(said, member, lambda i: said[i].own, users[c]) for c, member in enumerate(members)]
     figures = [
         _held_by_most(said, member, lambda i: said[i].numbers(), users[c]) for c, member in enumerate(members)
     ]
@@ -250,8 +258,8 @@ def _by_claim(claim_of: Sequence[int]) -> list[list[int]]:
 
 
 def _agree(one: frozenset[str], other: frozenset[str]) -> bool:
-    """Whether two claims of different groups say the same: their keys overlap well."""
-    return len(one & other) >= SAME_KEYS * max(1, len(one | other))
+    """Whether two claims say the same: at least `SAME_KEYS` of the shorter one's keys are the other's too."""
+    return len(one & other) >= SAME_KEYS * max(1, min(len(one), len(other)))
 
 
 def _differ(one: frozenset[str], other: frozenset[str]) -> bool:
@@ -291,7 +299,7 @@ def _with_equal_answers_joined(said: Sequence[Said], claim_of: Sequence[int]) ->
     pairs = [
         (first.setdefault(normalised(one.answer), claim), claim)
         for one, claim in zip(said, claim_of, strict=True)
-        if len(one.own()) >= 2
+        if len(one.own) >= 2
     ]
     roots = components(max(claim_of) + 1, pairs)
     numbering: dict[int, int] = {}

@@ -30,7 +30,7 @@ from shared.versions import DatasetRef
 
 RESERVED_SHARE = 0.4
 TARGET_ITEMS = 40
-SEEN_FACT = 0.5
+SEEN_FACT = 0.2
 """A held-out question at least so like a trained one asks for something trained (`similarity.alike`)."""
 
 TRAIN, HELD_OUT, MARK = "train.parquet", "heldout.parquet", "snapshot.json"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.trainer.collect import Example
-from services.trainer.grouping import Agreement, Said, agree
+from services.trainer.grouping import Agreement, agree, heard
 from services.trainer.heldout import is_held_out, share_of
 from services.trainer.objectives import HELD_KINDS, CommentMode, appended
 from services.trainer.similarity import normalised
@@ -197,7 +197,7 @@ def split(line: str, rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def agreement(rows: Sequence[Row]) -> Agreement:
-    return agree([Said(row.user_id, row.question, row.answer) for row in rows])
+    return agree(heard([(row.user_id, row.question, row.answer) for row in rows]))
 
 
 @dataclass(frozen=True, slots=True)
