@@ -142,11 +142,13 @@ class Inference:
         self.publisher.close()
 
 
-def _keep_exit_code() -> None:
-    """Uvicorn raises the signal that stopped it once more when it is done; a stop in order is no failure."""
+def _stop_in_order(server: uvicorn.Server) -> None:
+    """Until the server runs, a signal has it end as soon as it would; uvicorn then takes signals itself, and raises the
+    one that stopped it once more when it is done. A stop in order is no failure."""
 
     def stopped(number: int, _: FrameType | None) -> None:
         log.info("stopped", signal=signal.Signals(number).name)
+        server.should_exit = True
 
     handler: Callable[[int, FrameType | None], None] = stopped
     signal.signal(signal.SIGTERM, handler)
@@ -158,8 +160,9 @@ def main() -> None:
         settings = load(InferenceSettings)
         configure_logging(SERVICE, settings.log_level)
         log.info("starting", **settings.masked())
-        _keep_exit_code()
-        Inference(settings).run()
+        inference = Inference(settings)
+        _stop_in_order(inference.server)
+        inference.run()
     except LoopwrightError as error:
         sys.exit(f"{SERVICE}: {error}")
 

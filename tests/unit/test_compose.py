@@ -104,6 +104,17 @@ def test_what_stays_up_is_checked_and_started_again(name: str) -> None:
     assert {"test", "interval", "timeout", "retries", "start_period"} <= set(container["healthcheck"])
 
 
+def test_what_is_ours_can_be_stopped_while_it_starts() -> None:
+    commands = {name: stages()[name][1][-1] for name in set(PORTS) | JOBS}
+    modules = {name: f"services.{name}" for name in PORTS} | {
+        "topics": "shared.topics",
+        "model": "deploy.docker.model",
+    }
+    assert commands == {
+        name: f'CMD ["python", "/app/start.py", "{module}"]' for name, module in modules.items()
+    }
+
+
 @pytest.mark.parametrize("name", sorted(PORTS))
 def test_a_service_is_healthy_when_it_says_that_it_is_ready(name: str) -> None:
     port = str(PORTS[name])
@@ -152,13 +163,13 @@ def test_images_are_short_names_with_a_version() -> None:
     assert images == {f"apache/kafka:{KAFKA}", "redis:7-alpine", "python:3.11-slim"}
 
 
-def test_each_target_holds_the_code_of_one_service_and_runs_it() -> None:
+def test_each_target_holds_the_code_of_one_service() -> None:
     for name in PORTS:
         assert CONTAINERS[name]["build"]["target"] == name
         _, lines = stages()[name]
-        copied = {line.split()[1] for line in lines if line.startswith("COPY")}
-        assert copied == {"shared", "services/__init__.py", f"services/{name}", "deploy/docker/ready.py"}
-        assert lines[-1] == f'CMD ["python", "-m", "services.{name}"]'
+        copied = {source for line in lines if line.startswith("COPY") for source in line.split()[1:-1]}
+        container = {"deploy/docker/start.py", "deploy/docker/ready.py"}
+        assert copied == {"shared", "services/__init__.py", f"services/{name}", *container}
 
 
 def test_an_older_engine_can_build_it() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +112,17 @@ def test_a_hubs_model_is_fetched_once(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "models").mkdir()
     assert [model.prepare("some/model", tmp_path) for _ in range(2)] == [str(folder)] * 2
     assert asked == ["some/model"]
+
+
+def test_a_service_can_be_stopped_before_it_takes_signals_itself(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    # As in the image, where it lies beside the code.
+    shutil.copy(ROOT / "deploy/docker/start.py", tmp_path)
+    command = [sys.executable, str(tmp_path / "start.py"), "slow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "importing\n"
+        child.terminate()
+        assert child.wait(10) == 128 + signal.SIGTERM
 
 
 @contextmanager
