@@ -32,12 +32,12 @@ class Recipe(BaseModel):
 
     rank: int = 16
     learning_rate: float = 1e-3
-    epochs: float = 6.0
-    batch_size: int = 16
+    epochs: float = 4.0
+    batch_size: int = 8
     max_tokens: int = 512
     seed: int = 20
     checkpoint_steps: int = 20
-    replay_prompts: int = 100
+    replay_prompts: int = 48
     replay_share: float = 0.05
     replay_new_tokens: int = 48
     gate_items: int = 30
@@ -72,15 +72,15 @@ class TrainerSettings(Settings):
         16, ge=1, le=512, validation_alias=_own("rank"), description="LoRA rank; alpha is twice that"
     )
     learning_rate: float = Field(1e-3, gt=0, validation_alias=_own("learning_rate"))
-    epochs: float = Field(6.0, gt=0, validation_alias=_own("epochs"))
-    batch_size: int = Field(16, ge=1, validation_alias=_own("batch_size"))
+    epochs: float = Field(4.0, gt=0, validation_alias=_own("epochs"))
+    batch_size: int = Field(8, ge=1, validation_alias=_own("batch_size"))
     max_tokens: int = Field(
         512, ge=16, validation_alias=_own("max_tokens"), description="longer examples are held"
     )
     seed: int = Field(20, validation_alias=_own("seed"))
     checkpoint_steps: int = Field(20, ge=1, validation_alias=_own("checkpoint_steps"))
     replay_prompts: int = Field(
-        100, ge=1, validation_alias=_own("replay_prompts"), description="of the shipped ones"
+        48, ge=1, validation_alias=_own("replay_prompts"), description="of the shipped ones"
     )
     replay_share: float = Field(
         0.05, ge=0, le=0.9, validation_alias=_own("replay_share"), description="least share of trained tokens"
