@@ -22,7 +22,6 @@ DEFAULTS = {
     # The chapter's own: 3 epochs, batches of 2.
     "LOOPWRIGHT_TRAINER_EPOCHS": "3",
     "LOOPWRIGHT_TRAINER_BATCH_SIZE": "2",
-    "LOOPWRIGHT_TRAINER_REPLAY_SHARE": "0.3",
     # Three rows need few general prompts beside them, and fewer questions about general ability show as much.
     "LOOPWRIGHT_TRAINER_REPLAY_PROMPTS": "8",
     "LOOPWRIGHT_TRAINER_GATE_EVAL_PROMPTS": "24",
