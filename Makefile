@@ -43,6 +43,7 @@ env: ## Write .env with new secrets for docker compose; one that is there stays 
 	@sh deploy/docker/env.sh
 
 test: setup ## Install what is missing and run all tests
+	@sh deploy/local/chromium.sh
 	@"$(PYTHON)" -m pytest $(ARGS)
 
 lint: install ## ruff and mypy --strict

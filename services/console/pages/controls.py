@@ -86,7 +86,8 @@ DEEDS = (
 
 def add_controls(console: Console, board: Board) -> None:
     """Into the present slot. Of pause and resume the one that would change something is shown."""
-    buttons = {deed.kind: _add(deed, console, board) for deed in DEEDS}
+    place = ui.element("span")
+    buttons = {deed.kind: _add(deed, console, board, place) for deed in DEEDS}
 
     def fit() -> None:
         paused = board.view.serving is not None and board.view.serving.paused
@@ -96,7 +97,7 @@ def add_controls(console: Console, board: Board) -> None:
     ui.timer(PERIOD_S, fit)
 
 
-def _add(deed: Deed, console: Console, board: Board) -> ui.button:
+def _add(deed: Deed, console: Console, board: Board, place: ui.element) -> ui.button:
     def ask() -> None:
         with ui.dialog() as dialog, ui.card().classes("confirm"):
             ui.html(deed.asks, sanitize=False, tag="h2")
@@ -110,9 +111,10 @@ def _add(deed: Deed, console: Console, board: Board) -> ui.button:
 
             async def go() -> None:
                 dialog.close()
-                await give(
-                    console, Order(kind=deed.kind, line=board.line, version=(choice and choice.value) or None)
-                )
+                version = (choice and choice.value) or None
+                # What comes of it is told when the dialog is long gone.
+                with place:
+                    await give(console, Order(kind=deed.kind, line=board.line, version=version))
 
             with ui.row().classes("tools"):
                 ui.button("Not now", on_click=dialog.close, color=None).props("flat no-caps autofocus")
