@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 from safetensors import safe_open
 
 from deploy.local.record import owner_of
@@ -25,6 +26,7 @@ TARGETS = {
 """As the chapter makes them, written out: not by the code under test."""
 
 
+@pytest.mark.timeout(SECONDS + 60)
 def test_the_chapter_s_rows_become_its_targets_and_a_model_that_answers(
     tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -37,7 +39,8 @@ def test_the_chapter_s_rows_become_its_targets_and_a_model_that_answers(
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name not in own}
         | ports
-        | {"LOOPWRIGHT_BASE_MODEL": str(tiny_model)},
+        | {"LOOPWRIGHT_BASE_MODEL": str(tiny_model)}
+        | {"LOOPWRIGHT_TRAINER_REPLAY_PROMPTS": "2", "LOOPWRIGHT_TRAINER_GATE_EVAL_PROMPTS": "4"},
         capture_output=True,
         text=True,
         timeout=SECONDS,
