@@ -37,12 +37,12 @@ class Recipe(BaseModel):
     max_tokens: int = 512
     seed: int = 20
     checkpoint_steps: int = 20
-    replay_prompts: int = 48
+    replay_prompts: int = 128
     replay_share: float = 0.05
-    replay_new_tokens: int = 48
+    replay_new_tokens: int = 40
     gate_items: int = 30
     gate_new_tokens: int = 48
-    gate_eval_prompts: int = 88
+    gate_eval_prompts: int = 80
     comment_mode: CommentMode = "hold"
     threads: int = 1
 
@@ -80,15 +80,15 @@ class TrainerSettings(Settings):
     seed: int = Field(20, validation_alias=_own("seed"))
     checkpoint_steps: int = Field(20, ge=1, validation_alias=_own("checkpoint_steps"))
     replay_prompts: int = Field(
-        48, ge=1, validation_alias=_own("replay_prompts"), description="of the shipped ones"
+        128, ge=1, validation_alias=_own("replay_prompts"), description="of the shipped ones"
     )
     replay_share: float = Field(
         0.05, ge=0, le=0.9, validation_alias=_own("replay_share"), description="least share of trained tokens"
     )
-    replay_new_tokens: int = Field(48, ge=4, validation_alias=_own("replay_new_tokens"))
+    replay_new_tokens: int = Field(40, ge=4, validation_alias=_own("replay_new_tokens"))
     gate_items: int = Field(30, ge=1, validation_alias=_own("gate_items"), description="fewer: inconclusive")
     gate_new_tokens: int = Field(48, ge=4, validation_alias=_own("gate_new_tokens"))
-    gate_eval_prompts: int = Field(88, ge=1, validation_alias=_own("gate_eval_prompts"))
+    gate_eval_prompts: int = Field(80, ge=1, validation_alias=_own("gate_eval_prompts"))
     threads: int = Field(1, ge=1, validation_alias=_own("threads"), description="torch threads of a run")
 
     def thresholds(self) -> Thresholds:
