@@ -60,7 +60,6 @@ class Engine:
         name of each phase: before_transaction, after_produce, after_commit, after_store, during_restore.
         """
         self.config = config
-        self._step = step
         self._open_store = open_store
         self._clock = clock or SystemClock()
         self._on_commit = on_commit
@@ -73,11 +72,13 @@ class Engine:
         self._restore: Restore | None = None
         self._restoring: dict[int, OwnedPartition] = {}
         self._committed: dict[int, dict[str, int]] = {}
+        self._slices = Slices(config, step, self._clock, self._probe)
         self._turn_of = 0
         self._next_slice = 0.0
         self._next_view = 0.0
         self._backlog = False
         self._member = False
+        self._away = False
 
     @property
     def state(self) -> EngineState:
@@ -105,24 +106,33 @@ class Engine:
         set. Raises `Fenced`, `Misconfigured`, `Fatal` where this process cannot go on, and what a store raises.
         """
         self._stop = stop
-        config = self.config
-        self._inputs = Inputs(config)
-        self._transactions = Transactions(config.producer(), stop, self._wait_for)
-        self._slices = Slices(config, self._step, self._transactions, self._clock, self._probe)
+        while not stop.is_set():
+            try:
+                self._work()
+            except Unresolved as unresolved:
+                log.warning("starting anew", application=self.config.application, reason=str(unresolved))
+                self._wait_for(f"starting anew: {unresolved}")
+                stop.wait(RETRY_S)
+        self._say("stopped")
+
+    def _work(self) -> None:
+        """One life of the clients. `Unresolved` ends it; the next one learns from the log what was committed."""
+        self._inputs = Inputs(self.config)
+        self._transactions = Transactions(self.config.producer(), self._stop, self._wait_for)
+        self._slices.use(self._transactions)
         try:
             if self._start():
-                while not stop.is_set():
+                while not self._stop.is_set():
                     self._turn()
         except DeadLetterFlood as flood:
             self._halt(flood)
-        except Unresolved as unresolved:
-            log.warning("stopped in doubt", application=config.application, reason=str(unresolved))
+        except Unresolved:
+            raise
         except Exception as error:
             self._say("failed", str(error))
             raise
         finally:
             self._close()
-        self._say("stopped")
 
     def _halt(self, flood: DeadLetterFlood) -> None:
         self._say("halted", str(flood))
@@ -224,7 +234,7 @@ class Engine:
                 self._restoring = {n: OwnedPartition(n, self.config, self._open_store(n)) for n in numbers}
                 self._restore = Restore(self.config, {n: p.store for n, p in self._restoring.items()})
             self._restore.advance()
-            self._say("restoring", self._progress(self._restore))
+            self._say("restoring", self._restore.tells())
             self._probe("during_restore")
             if self._restore.done:
                 self._begin()
@@ -264,12 +274,6 @@ class Engine:
             )
         return Positions(restored.offsets | committed, restored.time_ms)
 
-    def _progress(self, restore: Restore) -> str:
-        each = restore.progress.values()
-        done = sum(p.done for p in each)
-        left = sum(max(0, p.target - p.position) for p in each)
-        return f"{done} of {len(each)} partitions restored, {left} changelog offsets to go"
-
     def _end_restore(self) -> None:
         if self._restore is not None:
             self._restore.close()
@@ -296,7 +300,11 @@ class Engine:
         self._next_view = now + VIEW_S
         self._view.show(tuple(self._view_of(partition) for _, partition in sorted(self._owned.items())))
         if self._inputs.trouble is not None and not self._inputs.broker_answers():
+            self._away = True
             self._wait_for(f"for Kafka at {self.config.bootstrap_servers}: {self._inputs.trouble}")
+        elif self._away:
+            # The client keeps the coordinators of before, and may wait for them for ever: begin with new clients.
+            raise Unresolved("Kafka was away.")
         elif self.state == "waiting":
             self._say(*(("running", "") if self._member else ("starting", "joining the group")))
 
@@ -328,9 +336,11 @@ class Engine:
     def _close(self) -> None:
         """Leaves the group and drops what is not committed. May be called twice."""
         self._end_restore()
+        self._to_restore = None
         for partition in self._owned.values():
             partition.close()
         self._owned = {}
+        self._backlog = self._member = self._away = False
         self._view.show(())
         self._inputs.close()
         self._transactions.close()

@@ -186,8 +186,8 @@ class Inputs:
             self._complain(error)
 
     def _complain(self, error: KafkaError) -> None:
-        if error.name() != "_TRANSPORT":  # one connection of several; when all are down, that is said too
-            self.trouble = f"{error.name()}: {error.str()}"
+        # Perhaps only one connection of several: the engine asks before it says that Kafka is away.
+        self.trouble = f"{error.name()}: {error.str()}"
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Takes note, and has nothing read before the state is restored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from shared.stream.store import Store
 
 BATCH = 4_000
 CALL_S = 0.02
+STUCK_S = 15.0
+"""Longer than any transaction of ours may stay open: its own time, and the broker's scan."""
 METADATA_S = 5.0
 
 Writes = dict[bytes, bytes | None]
@@ -50,6 +53,7 @@ class Restore:
         self._stores = dict(stores)
         self.progress: dict[int, Progress] = {}
         self._consumer: Consumer | None = None
+        self._moved = time.monotonic()
         watermarks = Consumer(config.watermarks())
         try:
             starts = [self._start(watermarks, partition) for partition in self._stores]
@@ -82,8 +86,23 @@ class Restore:
                 self.progress[partition].position = offset
             else:
                 self._refused(error.name(), error.str())
+        if any(writes.values()):
+            self._moved = time.monotonic()
         for partition, batch in writes.items():
             self._stores[partition].apply(batch, self.progress[partition].position)
+
+    def tells(self) -> str:
+        """How far it is, for people; and what to do where it stands still."""
+        each = self.progress.items()
+        left = sum(max(0, p.target - p.position) for _, p in each)
+        text = f"{sum(p.done for _, p in each)} of {len(each)} partitions restored, {left} changelog offsets to go"
+        if self.done or time.monotonic() < self._moved + STUCK_S:
+            return text
+        at = ", ".join(f"partition {n} at offset {p.position}" for n, p in each if not p.done)
+        return (
+            f"{text}; {self._topic} stands still before a transaction that stays open ({at}). If this lasts, the "
+            "broker has lost track of it: `kafka-transactions.sh find-hanging` shows it, `abort` ends it."
+        )
 
     def close(self) -> None:
         """Releases the reader; the stores stay open."""

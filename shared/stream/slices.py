@@ -17,7 +17,7 @@ from shared.stream.partition import Share
 from shared.stream.retry import RecordId, SliceSize
 from shared.stream.step import Output, Record, Step
 from shared.stream.store import POSITIONS_KEY
-from shared.stream.transaction import Aborted, Transactions
+from shared.stream.transaction import Aborted, Transactions, Unresolved
 
 log = structlog.get_logger(__name__)
 
@@ -42,14 +42,12 @@ class Slices:
     records wait in their buffers again.
     """
 
-    def __init__(
-        self, config: EngineConfig, step: Step, transactions: Transactions, clock: Clock, probe: Probe
-    ) -> None:
+    def __init__(self, config: EngineConfig, step: Step, clock: Clock, probe: Probe) -> None:
         self.size = SliceSize(config.slice_records)
         self._config = config
         self._service = config.service or config.application
         self._step = step
-        self._transactions = transactions
+        self._transactions: Transactions
         self._clock = clock
         self._probe = probe
         self._rate = DeadLetterRate(config.dead_letter_limit)
@@ -57,17 +55,21 @@ class Slices:
         self._dead: list[str] = []
         self._outputs = 0
 
+    def use(self, transactions: Transactions) -> None:
+        """The producer to write with from now on."""
+        self._transactions = transactions
+
     def run(self, shares: list[Share], group: Any) -> Commit | None:
         """Returns what was committed, None if there was nothing to commit.
 
-        Raises `Aborted` (tried again by the next slice; see `aborted`), `DeadLetterFlood`, `Fatal`, `Unresolved`.
+        Raises `Aborted` (the next slice tries again), `Unresolved` (after a new start), `DeadLetterFlood`, `Fatal`.
         """
         mark = self._rate.mark()
         try:
             return self._run(shares, group)
-        except Aborted as aborted:
+        except (Aborted, Unresolved) as failure:
             self._rate.back_to(mark)
-            self._aborted(shares, aborted)
+            self._failed(shares, failure)
             raise
 
     def _run(self, shares: list[Share], group: Any) -> Commit | None:
@@ -197,14 +199,16 @@ class Slices:
         records = sum(len(share.records) for share in busy)
         return Commit(len(busy), records, self._outputs, states, tuple(self._dead))
 
-    def _aborted(self, shares: list[Share], aborted: Aborted) -> None:
+    def _failed(self, shares: list[Share], failure: Aborted | Unresolved) -> None:
         """Rewinds, and gives the first record up where it alone was tried often enough."""
         for share in shares:
             share.partition.aborted(share)
         first = next((share.records[0] for share in shares if share.records), None)
         at = (first.topic, first.partition, first.offset) if first else ("", shares[0].partition.number, 0)
-        if self.size.aborted(at, blames_records=aborted.blames_records):
-            error = Oversized(str(aborted)) if aborted.oversized else aborted
+        blames = isinstance(failure, Aborted) and failure.blames_records
+        if self.size.aborted(at, blames_records=blames):
+            oversized = isinstance(failure, Aborted) and failure.oversized
+            error = Oversized(str(failure)) if oversized else failure
             # Where even its dead letter was refused, the record's bytes are left out.
             self._given_up[at] = (error, at in self._given_up)
 

@@ -14,7 +14,8 @@ from shared.stream.step import Output
 
 CALL_S = 1.0
 """The longest single wait inside the client, so that a stop is noticed."""
-STOP_GRACE_S = 5.0
+DECIDE_S, STOP_S = 10.0, 5.0
+"""How long to ask what became of a transaction: normally, and after a stop."""
 
 Delivered = Callable[[KafkaError | None, Message], None]
 
@@ -57,7 +58,11 @@ class Aborted(Retryable):
 
 
 class Unresolved(Retryable):
-    """The process was stopped while the outcome of a commit was unknown. The next start reads it from the log."""
+    """What became of the transaction is not known here, or this producer cannot go on.
+
+    A new producer under the same identity decides it: `start` aborts what is still open, and shuts out what this one
+    may yet have on its way. After that the changelog tells what was committed.
+    """
 
     code = "unresolved"
 
@@ -65,8 +70,8 @@ class Unresolved(Retryable):
 class Transactions:
     """One transaction at a time.
 
-    Every method does what it says, or raises `Aborted` after it has aborted, `Fatal` (`Fenced`, `Misconfigured`)
-    where this process cannot go on, or `Unresolved` if stopped meanwhile.
+    Every method does what it says, or raises `Aborted` after it has aborted, `Fenced` or `Misconfigured` where this
+    process cannot go on, or `Unresolved` where this producer cannot.
     """
 
     def __init__(
@@ -158,26 +163,24 @@ class Transactions:
     def send_positions(self, positions: list[TopicPartition], group: Any) -> None:
         """Adds the consumed positions, then waits until the broker has everything of the open transaction."""
         send = self._producer.send_offsets_to_transaction
-        self._finish(lambda: send(positions, group, CALL_S), bounded=True)
+        self._finish(lambda: _within(DECIDE_S, lambda: send(positions, group, CALL_S)))
         try:
-            until = time.monotonic() + 2 * STOP_GRACE_S
+            until = time.monotonic() + DECIDE_S
             while self._producer.flush(CALL_S) and time.monotonic() < until:
-                self._waiting(
-                    "for Kafka to take records"
-                )  # after that the commit waits on, and learns the outcome
+                self._waiting("for Kafka to take records")  # the commit will tell what became of them
         except KafkaException as raised:
             error = _cause(raised)
             raise (self._ends(error) if error.fatal() else self.abort(error)) from raised
 
     def commit(self) -> None:
-        """Returns once committed. There is no third outcome: a call that timed out is asked again."""
-        self._finish(lambda: self._producer.commit_transaction(CALL_S), bounded=False)
+        """Returns once committed. A call that timed out is asked again, never taken for an answer."""
+        self._finish(lambda: self._producer.commit_transaction(CALL_S))
         self._open = False
         self._producer.poll(0)  # for the acknowledgement of what was produced last, if it came only now
 
     def abort(self, error: KafkaError | None = None, why: str = "") -> Aborted:
         """Aborts the open transaction, and returns what to raise."""
-        deadline: float | None = None
+        begun = time.monotonic()
         while self._open:
             try:
                 self._producer.abort_transaction(CALL_S)
@@ -185,8 +188,7 @@ class Transactions:
                 cause = _cause(raised)
                 if not cause.retriable() or cause.fatal():
                     raise self._ends(cause) from raised
-                self._waiting(f"to abort a transaction: {cause.str()}")
-                deadline = self._grace(deadline, cause)
+                self._wait_on(begun, "for Kafka to abort a transaction", cause)
             else:
                 self._open = False
         if error is None:
@@ -200,12 +202,11 @@ class Transactions:
 
     def close(self) -> None:
         """Drops what is not committed. Waits for nothing: the broker aborts what was open, after its time."""
-        self._producer.purge()
+        self._producer.purge(blocking=False)
 
-    def _finish(self, call: Callable[[], None], *, bounded: bool) -> None:
-        """`bounded`: give up by aborting; otherwise only the broker's answer ends it."""
-        deadline: float | None = None
-        until = time.monotonic() + 2 * STOP_GRACE_S if bounded else float("inf")
+    def _finish(self, call: Callable[[], None]) -> None:
+        """Asks until it is done."""
+        begun = time.monotonic()
         while True:
             try:
                 call()
@@ -213,23 +214,19 @@ class Transactions:
                 error = _cause(raised)
                 if error.fatal() or error.name() in _FENCED:
                     raise self._ends(error) from raised
-                if error.txn_requires_abort() or not error.retriable() or time.monotonic() > until:
+                if error.txn_requires_abort() or not error.retriable():
                     raise self.abort(error) from raised
-                self._waiting(f"for Kafka to take a transaction: {error.str()}")
-                deadline = self._grace(deadline, error)
+                self._wait_on(begun, "for Kafka to take a transaction", error)
             else:
                 return
 
-    def _grace(self, deadline: float | None, error: KafkaError) -> float | None:
-        """After a stop, a short while more to learn the outcome."""
-        if not self._stop.is_set():
-            return None
-        now = time.monotonic()
-        if deadline is not None and now > deadline:
-            raise Unresolved(f"Stopped with a transaction in doubt: {error.str()}")
-        return deadline or now + STOP_GRACE_S
+    def _wait_on(self, begun: float, what: str, error: KafkaError) -> None:
+        """Waiting goes on for a while, and a shorter one after a stop. By then the broker has aborted it."""
+        self._waiting(f"{what}: {error.str()}")
+        if time.monotonic() > begun + (STOP_S if self._stop.is_set() else DECIDE_S):
+            raise Unresolved(f"{what}: {error.name()}: {error.str()}")
 
-    def _ends(self, error: KafkaError) -> Fatal:
+    def _ends(self, error: KafkaError) -> Fatal | Unresolved:
         name = error.name()
         if name in _FENCED:
             return Fenced(
@@ -239,7 +236,30 @@ class Transactions:
             )
         if name in _MISCONFIGURED:
             return Misconfigured(f"Kafka refuses the producer {self._identity!r}: {error.str()}")
-        return Fatal(f"The producer {self._identity!r} cannot go on: {name}: {error.str()}. Start it again.")
+        return Unresolved(f"The producer {self._identity!r} cannot go on: {name}: {error.str()}.")
+
+
+def _within(seconds: float, call: Callable[[], None]) -> None:
+    """Calls in a thread of its own, and gives it up after `seconds`.
+
+    For sending positions: where the group's coordinator went away, the client may never return, whatever time-out it
+    was given (librdkafka issues 5456 and 5511, open). A thread costs less than a tenth of a millisecond a commit.
+    """
+    raised: list[KafkaException] = []
+
+    def work() -> None:
+        try:
+            call()
+        except KafkaException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work, name="send-positions", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise Unresolved("The client does not return from sending positions.")
+    if raised:
+        raise raised[0]
 
 
 def _cause(raised: KafkaException) -> KafkaError:

@@ -20,7 +20,7 @@ class PartitionView:
     positions: dict[str, int]
     """The next offset per input topic, as committed."""
     lag: dict[str, int]
-    """Records, markers included, that each input holds beyond its position."""
+    """Records, markers included, that each input holds beyond its position; absent while that is not yet known."""
     keys: int
     records: int
     """Processed since this process owns the partition; `dead_letters` among them."""

@@ -42,7 +42,7 @@ def test_every_input_is_counted_once_and_a_restart_goes_on_from_the_changelog(ri
     engine = Engine(rig.config(), counting(rig.out), on_commit=commits.append)
     with running(engine):
         until(processed(engine, 3_000), "the first half")
-        until(drained(engine), "no lag at the end")
+        until(drained(engine, rig), "no lag at the end")
         assert engine.ready
         assert sum(p.keys for p in engine.partitions()) >= 50
     assert sum(commit.records for commit in commits) == 3_000
@@ -250,7 +250,7 @@ def test_a_second_process_under_the_same_name_fences_the_first(rig: Rig) -> None
             rig.send(rig.a, halves[20:])
             thread.join(20)
             until(lambda: len(second.partitions()) == 2, "all partitions with the second")
-            until(drained(second), "the second half")
+            until(drained(second, rig), "the second half")
     assert first.state == "failed"
     assert complaints(rig, sent) == []
 

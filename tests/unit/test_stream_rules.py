@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from shared.errors import Conflict, Fatal, Misconfigured
 from shared.stream.config import EngineConfig
@@ -12,6 +14,7 @@ from shared.stream.inputs import Inputs
 from shared.stream.positions import Positions
 from shared.stream.retry import RecordId, SliceSize
 from shared.stream.step import Record
+from shared.stream.transaction import Unresolved, _within
 
 HERE: RecordId = ("t", 0, 5)
 
@@ -182,3 +185,18 @@ def test_the_same_partition_of_every_input_must_land_together() -> None:
     with pytest.raises(Misconfigured, match="land together"):
         inputs._on_assign(consumer, together[:3])  # type: ignore[arg-type]
     inputs.close()
+
+
+def test_a_client_that_never_returns_is_given_up() -> None:
+    returns = threading.Event()
+    with pytest.raises(Unresolved, match="does not return"):
+        _within(0.05, lambda: bool(returns.wait(20)) and None)
+    returns.set()
+
+
+def test_what_a_client_raises_in_time_is_passed_on() -> None:
+    def refuses() -> None:
+        raise KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION))
+
+    with pytest.raises(KafkaException, match="ILLEGAL_GENERATION"):
+        _within(20, refuses)
