@@ -113,7 +113,10 @@ class Course:
 
             def published() -> bool:
                 found[:] = [version for version in self.doors.loop.versions() if version.verdict]
-                self.screen.detail(stage, _progress(self._status()))
+                status = self._status()
+                self.screen.detail(stage, _progress(status))
+                if (status.get("run") or {}).get("stage") == "failed":
+                    raise DemoFailed(f"the run failed: {status['run'].get('reason')}")
                 return bool(found) or (self.shuffled and self._refused())
 
             self._wait(published, TRAINED_WITHIN_S, "no version was published: see the trainer's log")
