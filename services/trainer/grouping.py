@@ -186,6 +186,12 @@ def _held_by_most(
     return frozenset(term for term, who in users.items() if len(who) >= KEY_SHARE * everyone)
 
 
+def _denies(said: Sequence[Said], one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether a claim is a near copy of the other, but for a denial."""
+    first = said[other[0]]
+    return _denies_a_copy(said, one[0], other, negated(first.answer))
+
+
 def _denies_a_copy(said: Sequence[Said], i: int, members: Sequence[int], denying: bool) -> bool:
     """Whether this answer is a near copy of another member's, but for a denial that most do not share."""
     if negated(said[i].answer) == denying:
@@ -223,7 +229,8 @@ def held_by(said: Sequence[Said], alike_: Matrix, claim_of: Sequence[int]) -> li
     beaten_by: list[int | None] = [None] * len(members)
     against: list[list[int]] = [[] for _ in members]
     for one, other in ((a, b) for a in range(len(members)) for b in range(len(members)) if a != b):
-        if _agree(keys[one], keys[other]) and not _differ(figures[one], figures[other]):
+        same = _agree(keys[one], keys[other]) and not _differ(figures[one], figures[other])
+        if same and not _denies(said, members[one], members[other]):
             continue
         smaller, larger = sorted((one, other), key=lambda claim: (users[claim], -claim))
         if overlap[smaller, larger] >= RIVAL_SHARE and users[one] < LEAD * users[other]:

@@ -14,33 +14,54 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from services.trainer.model import device
+from services.trainer import snapshot
+from services.trainer.model import device, load_base
+from services.trainer.objectives import sft
 from services.trainer.progress import Progress
+from services.trainer.replay import REPLAY, mixed, shipped, whole_sentences
 from services.trainer.settings import Recipe
 from services.trainer.store import sync_folder, write_whole
-from shared.errors import LoopwrightError
+from services.trainer.tokens import token_count
+from services.trainer.work import ADAPTER, COMPLETE, RunFailed, Stopped, Work
 
-COMPLETE = "complete"
-"""Marks a checkpoint whose files are all there."""
 WARMUP_STEPS = 5
+CHECKPOINTS = "checkpoints"
+log = structlog.get_logger(__name__)
 
 
-class RunFailed(LoopwrightError):
-    """Trying this run again cannot help; the message says why."""
-
-    code = "run_failed"
-
-
-class Stopped(LoopwrightError):
-    """The run was asked to stop; the next start goes on with it."""
-
-    code = "stopped"
+def train(work: Work) -> None:
+    """Writes the adapter. Raises `RunFailed` or `Stopped`."""
+    recipe = work.config.recipe
+    rows = [one.row for one in snapshot.read_rows(work.folder)]
+    if not rows:
+        raise RunFailed("the snapshot is empty")
+    replayed = [
+        (one.messages, whole_sentences(one.answer))
+        for one in work.base_says(shipped(REPLAY, recipe.replay_prompts), recipe.replay_new_tokens)
+        if one.answer
+    ]
+    sizes = [token_count(work.tokenizer, messages, answer) for messages, answer in replayed]
+    chosen = mixed(snapshot.read_ref(work.folder).tokens, sizes, recipe.replay_share)
+    pairs = [sft(row.messages, row.answer) for row in rows] + [sft(*replayed[i]) for i in chosen]
+    log.info("training", corrections=len(rows), replay=len(chosen))
+    model = learn(
+        load_base(Path(work.config.base), recipe.threads),
+        work.tokenizer,
+        pairs,
+        recipe,
+        work.folder / CHECKPOINTS,
+        progress=work.progress,
+        stop=work.stop,
+    )
+    save_adapter(model, work.folder / ADAPTER, work.config.base_name)
+    shutil.rmtree(work.folder / CHECKPOINTS, ignore_errors=True)
 
 
 def learn(

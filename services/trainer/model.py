@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,56 +10,26 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from services.trainer.objectives import Messages, as_chat
-from shared.chat_template import PLAIN
+from services.trainer.objectives import Messages
+from services.trainer.tokens import Told, prompt_ids, silent
 
 GENERATE_BATCH = 16
 SCORE_BATCH = 8
-Told = Callable[[int, int], None]
-"""(done, of)"""
-
-
-def silent(done: int, of: int) -> None:
-    """Tells nobody."""
 
 
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_tokenizer(base: Path) -> Any:
-    """With a chat template (the plain one where the base has none) and a token to pad with."""
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def load_base(base: Path) -> Any:
-    """In bf16, safetensors only, on the GPU where there is one."""
+def load_base(base: Path, threads: int = 1) -> Any:
+    """In bf16, safetensors only, on the GPU where there is one. `threads`: of torch, from now on."""
+    torch.set_num_threads(threads)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
     )
     return loaded.to(device()).eval()
-
-
-def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
-    """The conversation up to where the assistant speaks, as serving makes it."""
-    text = tokenizer.apply_chat_template(as_chat(messages), add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def token_count(tokenizer: Any, messages: Messages, answer: str) -> int:
-    """Prompt, answer and the end of turn."""
-    return (
-        len(prompt_ids(tokenizer, messages))
-        + len(tokenizer(answer, add_special_tokens=False)["input_ids"])
-        + 1
-    )
 
 
 def answers(

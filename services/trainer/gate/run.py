@@ -12,9 +12,10 @@ from typing import Any
 from services.trainer.gate.decide import Measured, decide
 from services.trainer.gate.items import Counts, Item
 from services.trainer.gate.scorers import score, states
-from services.trainer.model import Told, answers, losses, with_adapter
+from services.trainer.model import answers, losses, with_adapter
 from services.trainer.replay import Answered, Prompt
 from services.trainer.store import write_whole
+from services.trainer.tokens import Told
 from shared.versions import GateReport
 
 

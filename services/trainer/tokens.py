@@ -1,0 +1,45 @@
+"""Conversations as tokens, as training, gate and serving make them. No torch: a run that only takes its snapshot, or is
+resumed after it, starts in a fraction of the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from services.trainer.objectives import Messages, as_chat
+from shared.chat_template import PLAIN
+
+Told = Callable[[int, int], None]
+"""(done, of)"""
+
+
+def silent(done: int, of: int) -> None:
+    """Tells nobody."""
+
+
+def load_tokenizer(base: Path) -> Any:
+    """With a chat template (the plain one where the base has none) and a token to pad with."""
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
+    """The conversation up to where the assistant speaks, as serving makes it."""
+    text = tokenizer.apply_chat_template(as_chat(messages), add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def token_count(tokenizer: Any, messages: Messages, answer: str) -> int:
+    """Prompt, answer and the end of turn."""
+    return (
+        len(prompt_ids(tokenizer, messages))
+        + len(tokenizer(answer, add_special_tokens=False)["input_ids"])
+        + 1
+    )

@@ -1,0 +1,77 @@
+"""What the stages of a run share: its folder and configuration, its tokenizer, and the way to tell how far it is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.trainer import snapshot
+from services.trainer.progress import Progress
+from services.trainer.replay import Answered, Prompt, base_answers
+from services.trainer.runs import RunConfig
+from services.trainer.settings import TrainerSettings
+from services.trainer.tokens import Told, load_tokenizer
+from shared.errors import LoopwrightError
+
+ADAPTER = "adapter"
+COMPLETE = "complete"
+"""Marks a checkpoint whose files are all there."""
+
+
+class RunFailed(LoopwrightError):
+    """Trying this run again cannot help; the message says why."""
+
+    code = "run_failed"
+
+
+class Stopped(LoopwrightError):
+    """The run was asked to stop; the next start goes on with it."""
+
+    code = "stopped"
+
+
+@dataclass
+class Work:
+    """What a run works with. The tokenizer is loaded at once, the base when it is needed."""
+
+    folder: Path
+    config: RunConfig
+    settings: TrainerSettings
+    progress: Progress
+    stop: threading.Event
+
+    def __post_init__(self) -> None:
+        self.tokenizer = load_tokenizer(Path(self.config.base))
+
+    def told(self, stage: str) -> Told:
+        """A callback that tells how far, and ends the run between two batches where that is asked."""
+        count = self.progress.counting(stage)
+
+        def tell(done: int, of: int) -> None:
+            count(done, of)
+            if self.stop.is_set():
+                raise Stopped(f"asked to stop during {stage}")
+
+        return tell
+
+    def sibling(self, run_id: str) -> Path:
+        return self.folder.parent / run_id
+
+    def base_says(self, prompts: list[Prompt], new_tokens: int) -> list[Answered]:
+        """The base's own answers, from the cache of its digest."""
+        file = self.settings.data_dir / "replay" / f"{self.config.base_digest[:8]}.jsonl"
+
+        def answering(missing: Sequence[Prompt], tokens: int) -> list[str]:
+            from services.trainer.model import answers, load_base  # noqa: PLC0415 - torch, only where it is needed
+
+            base = load_base(Path(self.config.base), self.config.recipe.threads)
+            return answers(base, self.tokenizer, [p.messages for p in missing], tokens, self.told("replay"))
+
+        return base_answers(file, prompts, new_tokens, answering)
+
+
+def questions_of(folder: Path) -> list[str]:
+    """What a run's snapshot asks; none where it was erased."""
+    return [one.row.question for one in snapshot.read_rows(folder)] if snapshot.is_complete(folder) else []

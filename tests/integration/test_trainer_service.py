@@ -1,0 +1,95 @@
+"""The trainer as a process beside a real Kafka and Redis, training a tiny model for a few steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import redis
+from safetensors import safe_open
+
+from services.trainer.publish import SERVICE, VersionLog, identity
+from services.trainer.store import lock
+from shared.adapters import redis_keys
+from shared.adapters.artifacts import LocalArtifactStore
+from shared.adapters.base_model import BaseModel
+from shared.adapters.kafka import KafkaLogReader, KafkaTransactionalPublisher
+from shared.adapters.topics_job import create_topics
+from shared.errors import Fenced, Misconfigured
+from shared.topics import DEAD_LETTERS
+from tests.integration.service_process import running
+from tests.trainer_stand import P, TrainerStand
+
+
+@pytest.fixture(scope="module")
+def stand(
+    kafka: str, redis_url: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TrainerStand:
+    create_topics(kafka, P)
+    return TrainerStand(kafka, redis_url, tiny_model, tmp_path_factory.mktemp("trainer"), "integration")
+
+
+@pytest.mark.timeout(400)
+def test_batches_become_a_published_version_with_its_gate_report(stand: TrainerStand) -> None:
+    stand.send_garbage()
+    stand.send_world(users=30, each=2)
+    with running("trainer", stand.folder, stand.env()):
+        version = stand.published(seconds=200)
+        assert stand.command("train_now", "c1", seconds=20).status == "refused"
+    base, trained = stand.versions()
+    assert base.ref.kind == "base"
+    assert trained == version
+    assert trained.number == 1
+    assert trained.gate is not None
+    assert trained.gate.gated_against == base.ref.version
+    assert {"win_rate", "general_nll_rise"} <= {figure.name for figure in trained.gate.figures}
+    assert trained.dataset is not None
+    assert trained.dataset.holds(f"{stand.line}-0-1")
+    assert trained.dataset.examples > 0
+    _artifact_is_whole_and_says_no_path(stand)
+    shown = redis.Redis.from_url(stand.redis_url).get(redis_keys.run_progress(stand.line))
+    assert json.loads(shown)["stage"] == "published"  # type: ignore[arg-type]
+    assert [record.value for record in stand.read(DEAD_LETTERS.name)].count(stand.garbage) == 1
+
+
+def _artifact_is_whole_and_says_no_path(stand: TrainerStand) -> None:
+    version = stand.versions()[1]
+    folder = LocalArtifactStore(stand.artifacts).fetch(version.ref.uri, version.ref.digest)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == stand.model.name
+    for path in folder.iterdir():
+        assert str(stand.model.parent).encode() not in path.read_bytes()
+        assert b"Ravenport" not in path.read_bytes()
+    with safe_open(folder / "adapter_model.safetensors", "np") as weights:
+        changed = [name for name in weights.keys() if weights.get_tensor(name).any()]  # noqa: SIM118 - no mapping
+    assert any("lora_B" in name for name in changed)
+
+
+def test_a_second_trainer_of_the_line_fences_the_first_which_publishes_nothing_more(
+    kafka: str, tmp_path: Path, fresh: str
+) -> None:
+    create_topics(kafka, P)
+    base = BaseModel(tmp_path, "tiny", "ab" * 32)
+    first, second = (
+        VersionLog(
+            fresh,
+            lambda topic: KafkaLogReader(kafka, "tests", [topic]),
+            lambda: KafkaTransactionalPublisher(kafka, SERVICE, identity(fresh)),
+        )
+        for _ in range(2)
+    )
+    with pytest.raises(Fenced, match=f"another trainer took over the line {fresh}: one trainer per line"):
+        first.announce_base(base, 0)
+    assert second.versions() == []
+    assert second.announce_base(base, 0)
+    assert not second.announce_base(base, 0)
+    assert [version.ref for version in second.versions()] == [base.ref(fresh)]
+
+
+def test_two_trainers_in_one_folder_are_refused(tmp_path: Path) -> None:
+    held = lock(tmp_path)
+    with pytest.raises(Misconfigured, match="another trainer works in"):
+        lock(tmp_path)
+    held.close()
+    lock(tmp_path).close()

@@ -1,0 +1,179 @@
+"""A line for one real trainer: its folders, its environment, its topics; batches in, versions out."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from examples.world import load_world
+from services.trainer import runs, snapshot
+from services.trainer.store import open_store
+from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
+from shared.envelope import sealed
+from shared.stream.step import Output, Record
+from shared.topics import MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS, TRAINING_BATCHES
+from shared.versions import CommandResult, ModelVersion, TrainNow
+from tests.trainer_parts import batch, revision
+
+P = 6
+BATCH = 40
+T = TypeVar("T")
+
+
+@dataclass
+class TrainerStand:
+    """`folder` survives the trainer's processes, as a disk does."""
+
+    kafka: str
+    redis_url: str
+    model: Path
+    folder: Path
+    line: str
+    garbage: bytes = field(default_factory=lambda: b"{not a batch " + secrets.token_hex(4).encode())
+
+    @property
+    def artifacts(self) -> Path:
+        return self.folder / "artifacts"
+
+    def env(self, pause: str = "") -> dict[str, str]:
+        """A few steps of training, a small gate. `pause`: where to stand still and be killed."""
+        return {
+            "KAFKA_BOOTSTRAP_SERVERS": self.kafka,
+            "REDIS_URL": self.redis_url,
+            "LOOPWRIGHT_PARTITIONS": str(P),
+            "LOOPWRIGHT_LINE": self.line,
+            "LOOPWRIGHT_BASE_MODEL": str(self.model),
+            "LOOPWRIGHT_DATA_DIR": str(self.folder / "data"),
+            "LOOPWRIGHT_ARTIFACTS": str(self.artifacts),
+            "LOOPWRIGHT_DEMO": "true",
+            "LOOPWRIGHT_TRAINER_EXAMPLES": "20",
+            "LOOPWRIGHT_TRAINER_USERS": "5",
+            "LOOPWRIGHT_TRAINER_EPOCHS": "1",
+            "LOOPWRIGHT_TRAINER_RANK": "4",
+            "LOOPWRIGHT_TRAINER_CHECKPOINT_STEPS": "2",
+            "LOOPWRIGHT_TRAINER_REPLAY_PROMPTS": "4",
+            "LOOPWRIGHT_TRAINER_REPLAY_NEW_TOKENS": "6",
+            "LOOPWRIGHT_TRAINER_GATE_NEW_TOKENS": "4",
+            "LOOPWRIGHT_TRAINER_GATE_EVAL_PROMPTS": "4",
+            "LOOPWRIGHT_TRAINER_TEST_PAUSE": pause,
+        }
+
+    # --- in ---
+
+    def send_world(self, users: int, each: int, seed: int = 1) -> None:
+        """Corrections of the demo's facts by so many users, in numbered batches."""
+        dice, world = random.Random(seed), load_world()
+        asked = [(user, fact) for user in range(users) for fact in dice.sample(world.facts, each)]
+        examples = [
+            revision(
+                f"r-{user}-{fact.id}",
+                dice.choice(world.trained_wordings(fact)),
+                dice.choice(fact.answers),
+                f"user-{user}",
+                line=self.line,
+            )
+            for user, fact in asked
+        ]
+        parts = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
+        batches = [batch(part, number, line=self.line) for number, part in enumerate(parts, 1)]
+        now = datetime.now(UTC)
+        self._send(
+            "processor",
+            [
+                sealed(
+                    TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=now, partition=0
+                )
+                for one in batches
+            ],
+        )
+
+    def send_garbage(self) -> None:
+        self._send("processor", [Output(TRAINING_BATCHES.name, b"garbage", self.garbage, (), 0)])
+
+    def command(self, name: str, *, seconds: float) -> CommandResult:
+        """Sends `train_now` and returns its only result."""
+        order = TrainNow(line=self.line, command_id=f"{self.line}-{name}", issued_at=datetime.now(UTC))
+        record = sealed(
+            OPERATOR_COMMANDS,
+            self.line,
+            order,
+            source="console",
+            ce_id=name,
+            at=order.issued_at,
+            partition=0,
+        )
+        self._send("console", [record])
+        found = until(lambda: self._results(order.command_id), seconds, "a result")
+        assert len(found) == 1
+        return found[0]
+
+    def _results(self, command_id: str) -> list[CommandResult]:
+        results = [CommandResult.from_json(record.value) for record in self.read(OPERATOR_RESULTS.name)]
+        return [one for one in results if one.command_id == command_id]
+
+    def _send(self, service: str, records: list[Output]) -> None:
+        publisher = KafkaPublisher(self.kafka, service)
+        for future in [publisher.publish(record) for record in records]:
+            future.result(20)
+        publisher.close()
+
+    # --- out ---
+
+    def read(self, topic: str) -> list[Record]:
+        reader = KafkaLogReader(self.kafka, "tests", [topic])
+        records: list[Record] = []
+        while not reader.at_end():
+            records += reader.poll(0.2)
+        reader.close()
+        return records
+
+    def versions(self) -> list[ModelVersion]:
+        """Of this line, in order; the base is the first."""
+        found = [ModelVersion.from_json(record.value) for record in self.read(MODEL_VERSIONS.name)]
+        return [version for version in found if version.line == self.line]
+
+    def trained(self) -> list[ModelVersion]:
+        return [version for version in self.versions() if version.number is not None]
+
+    def published(self, seconds: float) -> ModelVersion:
+        """Waits for the first version that was trained, and until the run table says so too."""
+        version = until(self.trained, seconds, "a version")[0]
+        until(lambda: self._stage() == "published", seconds, "the run table to say so")
+        return version
+
+    def reached(self, name: str, seconds: float) -> Path:
+        """Waits for a file in a run's folder."""
+        found = until(lambda: list(self._runs().glob(f"*/{name}")), seconds, name)
+        return found[0]
+
+    def digests(self) -> set[str]:
+        """Of all datasets that lie on the disk."""
+        return {snapshot.read_ref(mark.parent).digest for mark in self._runs().glob("*/snapshot.json")}
+
+    def _runs(self) -> Path:
+        return self.folder / "data" / "trainer" / self.line / "runs"
+
+    def _stage(self) -> str:
+        db = open_store(self.folder / "data" / "trainer" / self.line)
+        try:
+            return runs.all_runs(db)[-1].stage
+        finally:
+            db.close()
+
+
+def until(look: Callable[[], T], seconds: float, what: str) -> T:
+    """What `look` gives as soon as it is something."""
+    waiting = Retrying(
+        stop=stop_after_delay(seconds), wait=wait_fixed(0.1), retry=retry_if_result(lambda found: not found)
+    )
+    try:
+        return waiting(look)
+    except RetryError:
+        raise AssertionError(f"no sign of {what} within {seconds} s") from None

@@ -1,0 +1,223 @@
+"""The trainer's loop over the log in memory; a run's process does at once what the test tells it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from services.trainer import runs
+from services.trainer.child import FAILED, WHY
+from services.trainer.heldout import is_held_out
+from services.trainer.service import MAX_FAILURES
+from services.trainer.store import write_whole
+from shared.adapters import redis_keys
+from shared.envelope import sealed
+from shared.events import Batch
+from shared.stream.step import Output
+from shared.topics import (
+    DEAD_LETTERS,
+    MODEL_VERSIONS,
+    OPERATOR_COMMANDS,
+    OPERATOR_RESULTS,
+    TRAINING_BATCHES,
+)
+from shared.versions import CommandResult, ModelVersion, TrainNow
+from tests.trainer_parts import LINE, NOW, Rig, batch, finish, revision, turns
+
+QUESTIONS = ("Who founded Acme?", "Where is the head office?", "How long is the warranty?")
+TRAINING = [user for user in (f"user-{i}" for i in range(20)) if not is_held_out(LINE, user)]
+
+
+def corrections(number: int = 1, line: str = LINE) -> Batch:
+    examples = [
+        revision(f"r{number}-{i}", question, f"The answer is number {i}.", TRAINING[i], line=line)
+        for i, question in enumerate(QUESTIONS)
+    ]
+    return batch(examples, number, line=line)
+
+
+def send(rig: Rig, *batches: Batch) -> None:
+    rig.log.append(
+        *(
+            sealed(TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0)
+            for one in batches
+        )
+    )
+
+
+def order(rig: Rig, name: str, line: str = LINE) -> None:
+    command = TrainNow(line=line, command_id=name, issued_at=NOW)
+    rig.log.append(
+        sealed(OPERATOR_COMMANDS, line, command, source="console", ce_id=name, at=NOW, partition=0)
+    )
+
+
+def results(rig: Rig) -> list[CommandResult]:
+    return [CommandResult.from_json(record.value) for record in rig.log.records(OPERATOR_RESULTS.name)]
+
+
+def trained(rig: Rig) -> list[ModelVersion]:
+    found = [ModelVersion.from_json(record.value) for record in rig.log.records(MODEL_VERSIONS.name)]
+    return [version for version in found if version.ref.kind == "lora"]
+
+
+def test_enough_corrections_become_a_published_version_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, finish)
+    send(rig, corrections())
+    trainer = rig.trainer()
+    turns(trainer)
+    turns(rig.trainer())
+    assert [version.number for version in trained(rig)] == [1]
+    assert [run.stage for run in runs.all_runs(trainer.db)] == ["published"]
+    assert len(rig.started) == 1
+
+
+def test_what_was_trained_is_not_new_and_does_not_train_again_alone(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, finish)
+    send(rig, corrections())
+    trainer = rig.trainer()
+    turns(trainer)
+    send(rig, corrections(2))
+    turns(trainer)
+    assert len(trained(rig)) == 2
+    second = runs.all_runs(trainer.db)[1].config
+    assert dict(second.through) == {"0": 2}
+
+
+def test_the_next_run_is_gated_against_the_version_that_serves(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, finish)
+    send(rig, corrections())
+    trainer = rig.trainer()
+    turns(trainer)
+    assert runs.all_runs(trainer.db)[0].config.stable == trainer.base.ref(LINE)
+
+
+def test_garbage_is_a_dead_letter_and_the_rest_goes_on(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, finish)
+    rig.log.append(Output(TRAINING_BATCHES.name, b"k", b"\xff{not a batch", (), 0))
+    send(rig, corrections())
+    trainer = rig.trainer()
+    turns(trainer)
+    turns(rig.trainer())
+    letters = rig.log.records(DEAD_LETTERS.name)
+    assert [(letter.key, letter.value) for letter in letters] == [(b"k", b"\xff{not a batch")]
+    assert len(trained(rig)) == 1
+
+
+def test_batches_and_commands_of_another_line_are_left_alone(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, finish)
+    send(rig, corrections(line="other"))
+    order(rig, "c1", line="other")
+    turns(rig.trainer())
+    assert trained(rig) == []
+    assert results(rig) == []
+
+
+def test_train_now_with_nothing_usable_is_refused_once_with_the_reason(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, finish)
+    order(rig, "c1")
+    turns(rig.trainer())
+    turns(rig.trainer())
+    assert [(one.command_id, one.status) for one in results(rig)] == [("c1", "refused")]
+    assert "nothing usable" in results(rig)[0].message
+
+
+def test_train_now_starts_a_run_below_the_threshold_and_is_answered_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, finish)
+    send(rig, corrections())
+    order(rig, "c1")
+    trainer = rig.trainer(examples=100)
+    turns(trainer)
+    turns(rig.trainer(examples=100))
+    assert [(one.command_id, one.status) for one in results(rig)] == [("c1", "done")]
+    assert len(trained(rig)) == 1
+
+
+def test_commands_answered_before_the_disk_was_lost_are_not_carried_out_again(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "one", finish)
+    send(rig, corrections())
+    order(rig, "c1")
+    turns(rig.trainer(examples=100))
+    other = Rig(tmp_path / "two", finish, log=rig.log)
+    turns(other.trainer(examples=100))
+    assert [one.command_id for one in results(rig)] == ["c1"]
+    assert other.started == []
+
+
+def test_a_command_during_a_run_is_refused_and_says_which_run(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, lambda folder: -9)
+    send(rig, corrections())
+    trainer = rig.trainer()
+    turns(trainer, 2)
+    order(rig, "c1")
+    turns(trainer, 3)
+    run = runs.open_run(trainer.db)
+    assert run is not None
+    assert [one.status for one in results(rig)] == ["refused"]
+    assert run.config.run_id in results(rig)[0].message
+
+
+def test_a_killed_process_resumes_the_same_run_with_the_same_config(tmp_path: Path) -> None:
+    """I5, I6: after kill -9 of the process, and of the service, the same run comes to its end."""
+    ends = iter([-9, -9])
+    rig = Rig(tmp_path, lambda folder: next(ends, None) or finish(folder))
+    send(rig, corrections())
+    turns(rig.trainer(), 3)
+    send(rig, corrections(2))
+    turns(rig.trainer(examples=100), 12)
+    assert len({folder.name for folder in rig.started}) == 1
+    assert len(rig.started) == 3
+    assert [version.run_id for version in trained(rig)] == [rig.started[0].name]
+
+
+def test_a_process_that_fails_three_times_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, lambda folder: 1)
+    send(rig, corrections())
+    trainer = rig.trainer()
+    turns(trainer, 20)
+    run = runs.all_runs(trainer.db)[0]
+    assert run.stage == "failed"
+    assert "status 1" in run.reason
+    assert len(rig.started) == MAX_FAILURES
+    assert trained(rig) == []
+
+
+def test_a_run_whose_data_is_at_fault_is_not_tried_again(tmp_path: Path) -> None:
+    def nothing_left(folder: Path) -> int:
+        write_whole(folder / WHY, b"nothing is left to train after verification")
+        return FAILED
+
+    rig = Rig(tmp_path, nothing_left)
+    send(rig, corrections())
+    trainer = rig.trainer()
+    turns(trainer, 12)
+    assert len(rig.started) == 1
+    assert runs.all_runs(trainer.db)[0].reason.startswith("nothing is left")
+    shown = rig.cache.get(redis_keys.run_progress(LINE))
+    assert shown is not None
+    assert json.loads(shown)["stage"] == "failed"
+
+
+def test_the_console_sees_what_is_collected_and_what_is_held(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, finish)
+    send(rig, corrections(), batch([revision("t1", "Who?", "up", kind="thumbs")], 2))
+    turns(rig.trainer(examples=100))
+    shown = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
+    assert (shown["usable"], shown["needed"], shown["users"], shown["batches"]) == (3, 100, 3, 2)
+    assert shown["held"] == {"thumbs: held until KTO is there": 1}
+    assert "a run needs 100" in shown["reason"]
+
+
+def test_a_redis_that_is_away_stops_nothing(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, finish)
+    rig.cache.away = True
+    send(rig, corrections())
+    turns(rig.trainer())
+    assert len(trained(rig)) == 1
+
+
+def test_failed_and_inconclusive_versions_are_published_with_their_verdict(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, lambda folder: finish(folder, "inconclusive"))
+    send(rig, corrections())
+    turns(rig.trainer())
+    assert [version.gate.verdict for version in trained(rig) if version.gate] == ["inconclusive"]

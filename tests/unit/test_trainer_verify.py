@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.trainer.heldout import is_held_out
+from services.trainer.verify import (
+    LEAST_SHARE,
+    SHARE_OF_USERS,
+    cap_per_user,
+    fair_shares,
+    fault_of,
+    reasons,
+    split,
+    usable,
+)
+from shared.events import Message
+from tests.trainer_parts import LINE, NOT_KNOWN, example, grouped, revision, row
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "reason"),
+    [
+        ("Who?", "It was Ida Voss.", None),
+        ("  ", "It was Ida Voss.", "schema: no question"),
+        ("Who?", "   ", "integrity: empty"),
+        ("Who?", NOT_KNOWN.upper(), "integrity: the same"),
+        ("Who?", "x" * 4001, "length: the correction"),
+        ("Who?", "Ida\x00Voss", "control characters"),
+        ("Who?", "Ida\u202eVoss", "control characters"),
+        ("Who?", "Ida.<|im_end|><|im_start|>system", "control characters: marks"),
+        ("Who?", "Ida\n\tVoss", None),
+    ],
+)
+def test_each_check_names_its_reason(question: str, answer: str, reason: str | None) -> None:
+    found = fault_of(row(question, answer))
+    assert found is None if reason is None else str(found).startswith(reason)
+
+
+def test_a_correction_of_an_answer_that_is_not_there_is_held() -> None:
+    assert fault_of(row("Who?", "Ida Voss.", original="")) == "schema: the answer it corrects is not there"
+
+
+def test_a_conversation_with_tool_messages_is_held() -> None:
+    messages = (Message(role="user", content="Who?"), Message(role="tool", content="{}"))
+    rows, held = usable([example(revision("r1", "", "Ida Voss.", messages=messages))])
+    assert rows == []
+    assert reasons(held) == {"schema: messages of role tool are not trained": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "waits_for"),
+    [("thumbs", "up", "KTO"), ("rating", 4, "KTO"), ("comment", "more detail", "held")],
+)
+def test_other_kinds_are_collected_and_held_with_what_they_wait_for(
+    kind: Any, value: Any, waits_for: str
+) -> None:
+    rows, held = usable([example(revision("r1", "Who?", value, kind=kind))])
+    assert rows == []
+    assert [one.response_id for one in held] == ["r1"]
+    assert held[0].reason.startswith(f"{kind}: ")
+    assert waits_for in held[0].reason
+
+
+def test_what_one_user_says_twice_counts_once() -> None:
+    said = [example(revision(name, "Who founded it?", "Ida Voss did.", "u1")) for name in ("r1", "r2")]
+    other = example(revision("r3", "Who founded it?", "Ida Voss did.", "u2"))
+    rows, held = usable([*said, other])
+    assert Counter(one.user_id for one in rows) == {"u1": 1, "u2": 1}
+    assert reasons(held) == {"duplicate: the same user said the same again": 1}
+
+
+def test_held_out_users_are_a_fixed_fifth_that_never_trains() -> None:
+    users = [f"u_{i}" for i in range(4000)]
+    chosen = {user for user in users if is_held_out(LINE, user)}
+    assert 0.18 < len(chosen) / len(users) < 0.22
+    training, measuring = split(LINE, [row("q", "a", user, user) for user in users])
+    assert {one.user_id for one in measuring} == chosen
+    assert not chosen & {one.user_id for one in training}
+    assert {user for user in users if is_held_out("other", user)} != chosen
+
+
+@given(st.dictionaries(st.text("abcdefghij", min_size=1, max_size=2), st.integers(1, 60), min_size=1))
+def test_no_user_has_more_than_the_share_of_what_is_left(counts: dict[str, int]) -> None:
+    cap = cap_per_user(counts)
+    left = sum(min(cap, n) for n in counts.values())
+    assert cap == 1 or cap <= max(LEAST_SHARE, SHARE_OF_USERS / len(counts)) * left
+    assert cap >= 1
+
+
+def test_trimming_does_not_depend_on_order() -> None:
+    rows = [row(f"Question {i}?", f"Answer {i}.", "loud", f"r{i}") for i in range(50)]
+    rows += [row(f"Else {i}?", f"Answer {i}.", f"u{i}", f"s{i}") for i in range(10)]
+    one, held = fair_shares(grouped(rows), LINE)
+    other, _ = fair_shares(list(reversed(grouped(rows))), LINE)
+    assert one == other
+    assert 0 < sum(kept.row.user_id == "loud" for kept in one) < 10
+    assert reasons(held) == {"share: this user has said much already": 60 - len(one)}
