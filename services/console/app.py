@@ -104,9 +104,7 @@ def build_app(console: Console, follower: Follower, readiness: Readiness) -> Fas
             await run_in_threadpool(follower.stop)
             await run_in_threadpool(console.publisher.close)
 
-    app = FastAPI(
-        title="Loopwright console", version="1", lifespan=lifespan, docs_url="/docs", redoc_url=None
-    )
+    app = FastAPI(title="Loopwright console", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     add_doorway(app, readiness)
 
     @app.exception_handler(Forbidden)

@@ -399,3 +399,23 @@ def test_numbers_read_easily(value: float | None, told: str) -> None:
 )
 def test_spans_are_rounded_to_what_matters(seconds: float, told: str) -> None:
     assert say.span(seconds) == told.replace(" ", say.THIN)
+
+
+def test_an_age_stands_still_for_a_minute() -> None:
+    told = [say.ago(NOW, NOW + timedelta(seconds=seconds)) for seconds in range(180)]
+    minute = f"{say.THIN}min ago"
+    assert told == ["just now"] * 60 + [f"1{minute}"] * 60 + [f"2{minute}"] * 60
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("training", "training"),
+        ("gate, candidate: answers", "in the gate, candidate: answers"),
+        ("something_new", "something new"),
+    ],
+)
+def test_a_stage_is_told_in_words(stage: str, words: str) -> None:
+    shown = view(status(run={"run_id": "r", "stage": stage, "step": 3, "steps": 12}))
+    assert shown.headline.text == f"A run is {words}"
+    assert f"{words[0].upper()}{words[1:]}</p>" in draw(shown)["run"]

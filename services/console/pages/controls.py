@@ -37,10 +37,8 @@ def _passed(board: Board) -> dict[str, str]:
     }
 
 
-def _others(board: Board) -> dict[str, str]:
-    return {"": "the version before the present one"} | {
-        v.version: v.version for v in board.view.versions if not v.serving
-    }
+def _earlier(board: Board) -> dict[str, str]:
+    return {"": "the version before the present one"} | _passed(board)
 
 
 DEEDS = (
@@ -65,7 +63,7 @@ DEEDS = (
         "Go back to an earlier version?",
         "It takes over without a failed request, and answers all users.",
         "Roll back",
-        _others,
+        _earlier,
     ),
     Deed(
         "pause",

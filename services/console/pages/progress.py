@@ -107,7 +107,7 @@ def progress_of(run: Json | None, losses: tuple[tuple[int, float], ...], now: da
     silence = (now - told).total_seconds() if told is not None else 0.0
     return Progress(
         run_id=str(run.get("run_id", "")),
-        stage=say.STAGES.get(stage, stage.replace("_", " ")),
+        stage=say.stage_of(stage),
         active=active,
         failed=stage == "failed",
         share=min(1.0, step / steps) if step is not None and steps else None,

@@ -26,7 +26,7 @@ NO_SERVING = (
 )
 NO_VERSIONS = "No version yet. The base model appears here when the trainer has started; each run adds one."
 NO_ROLLOUT = "No decision yet. The first one adopts the base model."
-NO_THRESHOLD = "The trainer has told no figures within the last hour. They come back with the next batch."
+NO_THRESHOLD = "The trainer has told no figures: it does not run, or has only just begun."
 NO_RUN = "No run lately. One starts by itself when enough is collected, or when somebody orders it."
 NO_LETTERS = "None. Every record so far could be read."
 NO_KAFKA = "Kafka does not answer: how much was accepted and is pending is unknown; the rest is as last read."

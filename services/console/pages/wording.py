@@ -37,7 +37,14 @@ STAGES: dict[str, str] = {
     "published": "published",
     "failed": "failed",
 }
-"""A run's stage -> words. One that is not here is shown as it is."""
+"""A run's stage -> words."""
+
+
+def stage_of(run: str) -> str:
+    """Words for a run's stage. The gate says what it is at (`gate, stable: answers`); an unknown one stays."""
+    if run.startswith("gate, "):
+        return f"in the {run}"
+    return STAGES.get(run, run.replace("_", " "))
 
 
 def number(value: float | None) -> str:
@@ -71,8 +78,10 @@ def span(seconds: float) -> str:
 
 def ago(moment: datetime, now: datetime) -> str:
     """Changes at most once a minute, so that what shows it stands still."""
-    seconds = (now - moment).total_seconds()
-    return "just now" if seconds < 60 else f"{span(seconds)} ago"
+    minutes = (now - moment).total_seconds() // 60
+    if minutes < 1:
+        return "just now"
+    return f"1{THIN}min ago" if minutes < 2 else f"{span(minutes * 60)} ago"
 
 
 def when(moment: datetime) -> str:
