@@ -36,7 +36,7 @@ def test_batches_become_a_published_version_with_its_gate_report(stand: TrainerS
     stand.send_world(users=30, each=2)
     with running("trainer", stand.folder, stand.env()):
         version = stand.published(seconds=200)
-        assert stand.command("train_now", "c1", seconds=20).status == "refused"
+        assert stand.command("c1", seconds=20).status == "refused"
     base, trained = stand.versions()
     assert base.ref.kind == "base"
     assert trained == version
