@@ -19,7 +19,7 @@ PARENT = "LOOPWRIGHT_TRAINER_PARENT"
 PAUSE = "LOOPWRIGHT_TRAINER_TEST_PAUSE"
 """For fault tests, in a demo deployment only: the stage (of service or child) at which to stand still and be killed."""
 PAUSE_S = 600.0
-STOP_S = 15.0
+STOP_S = 10.0
 
 TUNING: Final = {
     # torch gives large blocks back to the system after every step and faults them in again; keeping them makes

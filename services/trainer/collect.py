@@ -8,7 +8,7 @@ is the example, `retract` takes it out.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shared.events import Batch, ExampleRevision, to_ms
@@ -94,18 +94,3 @@ def dataset(db: sqlite3.Connection, upto: Mapping[str, int]) -> list[Example]:
 
 def batch_count(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT COUNT(*) FROM batches").fetchone()[0])
-
-
-def fold(batches: Sequence[Batch]) -> dict[str, ExampleRevision]:
-    """What the view must equal, straight from the definition: the oracle of the property tests."""
-    latest: dict[str, Batch] = {}
-    for batch in batches:
-        if batch.batch_id not in latest or batch.rewrite > latest[batch.batch_id].rewrite:
-            latest[batch.batch_id] = batch
-    newest: dict[str, ExampleRevision] = {}
-    for batch in sorted(latest.values(), key=lambda b: (b.partition, b.number)):
-        for example in batch.examples:
-            held = newest.get(example.response_id)
-            if held is None or example.revision > held.revision:
-                newest[example.response_id] = example
-    return {response_id: example for response_id, example in newest.items() if example.op == "upsert"}

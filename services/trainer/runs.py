@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
@@ -22,6 +22,8 @@ CREATE TABLE IF NOT EXISTS runs (
     failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', version TEXT, created_ms INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS commands (
     command_id TEXT PRIMARY KEY, status TEXT, message TEXT, answered INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS quarantine (
+    run_id TEXT, response_id TEXT, event_id TEXT, reason TEXT, PRIMARY KEY (run_id, response_id, event_id));
 """
 
 
@@ -101,6 +103,23 @@ def set_stage(db: sqlite3.Connection, run_id: str, stage: Stage, version: str | 
             "UPDATE runs SET stage = ?, version = COALESCE(?, version) WHERE run_id = ?",
             (stage, version, run_id),
         )
+
+
+def quarantine(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, str, str]]) -> None:
+    """What a run's snapshot holds back: (response_id, event_id, reason) each. No text of users."""
+    with db:
+        db.executemany(
+            "INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?)", [(run_id, *one) for one in held]
+        )
+
+
+def quarantined(db: sqlite3.Connection) -> dict[str, int]:
+    """Reason -> how many, of the newest run that has a snapshot."""
+    rows = db.execute(
+        "SELECT reason, COUNT(*) FROM quarantine WHERE run_id = (SELECT run_id FROM runs WHERE stage != 'begun' "
+        "ORDER BY created_ms DESC, run_id DESC) GROUP BY reason ORDER BY reason"
+    )
+    return dict(rows.fetchall())
 
 
 def count_failure(db: sqlite3.Connection, run_id: str, reason: str) -> int:

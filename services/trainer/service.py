@@ -281,6 +281,7 @@ class Trainer:
 
     def _note_stage(self, run: Run, folder: Path) -> None:
         if run.stage == "begun" and snapshot.is_complete(folder):
+            runs.quarantine(self.db, run.config.run_id, snapshot.read_quarantine(folder))
             runs.set_stage(self.db, run.config.run_id, "snapshot")
             self.kills = 0
         elif run.stage == "snapshot" and (folder / "adapter").exists():
@@ -329,7 +330,8 @@ class Trainer:
             "users": waiting.users,
             "users_needed": thresholds.users,
             "examples": len(examples),
-            "held": reasons(usable(examples, self.settings.comment_mode)[1]),
+            # What agreement and shares hold back is known since the newest run; the checks are made on all there is.
+            "held": runs.quarantined(self.db) | reasons(usable(examples, self.settings.comment_mode)[1]),
             "batches": collect.batch_count(self.db),
             "reason": decision.reason,
             "updated_at": from_ms(now_ms).isoformat(),

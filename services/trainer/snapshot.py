@@ -96,17 +96,19 @@ def take(
 def reserve(line: str, asked: Sequence[str], training: Sequence[Grouped], known: Sequence[str]) -> set[str]:
     """The wordings of held-out users that are to stay out of training, so that the gate has something to count."""
     taken = [one.row.question for one in training]
-    fresh = near_duplicates(asked, [*taken, *known])
+    seen = near_duplicates(asked, [*taken, *known])
     wordings_of: dict[int, set[str]] = defaultdict(set)
     group_of: dict[str, int] = {}
     for one in training:
         wordings_of[one.group].add(normalised(one.row.question))
         group_of[normalised(one.row.question)] = one.group
-    items = sum(not seen for seen in fresh)
+    items = sum(not known_wording for known_wording in seen)
     spent: dict[int, set[str]] = defaultdict(set)
     reserved: set[str] = set()
     too_late = near_duplicates(asked, list(known)) if known else [False] * len(asked)
-    candidates = {text for text, seen, late in zip(asked, fresh, too_late, strict=True) if seen and not late}
+    candidates = {
+        text for text, is_seen, late in zip(asked, seen, too_late, strict=True) if is_seen and not late
+    }
     for text in sorted(candidates, key=lambda text: (share_of(line, normalised(text)), text)):
         if items >= TARGET_ITEMS:
             break
@@ -191,6 +193,11 @@ def write(folder: Path, snapshot: Snapshot, tokens: int) -> DatasetRef:
 
 def read_ref(folder: Path) -> DatasetRef:
     return DatasetRef.model_validate(json.loads((folder / MARK).read_bytes())["dataset"])
+
+
+def read_quarantine(folder: Path) -> list[tuple[str, str, str]]:
+    """(response_id, event_id, reason) of what is held back."""
+    return [tuple(one) for one in json.loads((folder / MARK).read_bytes())["quarantine"]]
 
 
 def read_rows(folder: Path, name: str = TRAIN) -> list[Grouped]:

@@ -221,3 +221,24 @@ def test_failed_and_inconclusive_versions_are_published_with_their_verdict(tmp_p
     send(rig, corrections())
     turns(rig.trainer())
     assert [version.gate.verdict for version in trained(rig) if version.gate] == ["inconclusive"]
+
+
+def test_what_a_run_holds_back_is_shown_with_its_reasons(tmp_path: Path) -> None:
+    def holding(folder: Path) -> int:
+        finish(folder)
+        mark = json.loads((folder / "snapshot.json").read_bytes())
+        mark["quarantine"] = [
+            ["r1-0", "e-r1-0", "agreement: outvoted"],
+            ["r1-1", "e-r1-1", "agreement: outvoted"],
+        ]
+        write_whole(folder / "snapshot.json", json.dumps(mark).encode())
+        return 0
+
+    rig = Rig(tmp_path, holding)
+    send(rig, corrections())
+    trainer = rig.trainer()
+    turns(trainer)
+    rig.clock.advance(60)
+    turns(trainer)
+    shown = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
+    assert shown["held"] == {"agreement: outvoted": 2}
