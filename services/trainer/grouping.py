@@ -25,7 +25,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from services.trainer.similarity import Matrix, alike, content, negated, normalised, numbers, weighted
+from services.trainer.similarity import (
+    Matrix,
+    alike,
+    asked_words,
+    content,
+    negated,
+    normalised,
+    numbers,
+    weighted,
+)
 
 SAME_QUESTION = 0.65
 SAME_ANSWER = 0.45
@@ -58,9 +67,7 @@ class Said:
 
 def heard(spoken: Sequence[tuple[str, str, str]]) -> list[Said]:
     """(user, question, answer) of all corrections, each with what it says of its own."""
-    wordings = {normalised(question): frozenset(content(question)) for _, question, _ in spoken}
-    asked = Counter(word for words in wordings.values() for word in words)
-    common = frozenset(word for word, count in asked.items() if count > 1)
+    common = asked_words(question for _, question, _ in spoken)
     return [
         Said(user, question, answer, frozenset(content(answer)) - frozenset(content(question)) - common)
         for user, question, answer in spoken

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -136,6 +136,13 @@ def closeness(one: str, other: str) -> float:
 def _cosine(a: Counter[str], b: Counter[str]) -> float:
     dot = sum(count * b[gram] for gram, count in a.items())
     return dot / math.sqrt(sum(n * n for n in a.values()) * sum(n * n for n in b.values()))
+
+
+def asked_words(questions: Iterable[str]) -> frozenset[str]:
+    """Stems that stand in two or more wordings. Who asks does not know the answer: it is about other words."""
+    wordings = {normalised(question): frozenset(content(question)) for question in questions}
+    counts = Counter(word for said in wordings.values() for word in said)
+    return frozenset(word for word, count in counts.items() if count > 1)
 
 
 def near_duplicates(candidates: Sequence[str], known: Sequence[str]) -> list[bool]:

@@ -10,6 +10,7 @@ import pytest
 from services.trainer.gate.decide import ACCURACY_MARGIN, NLL_MARGIN, Measured, decide
 from services.trainer.gate.intervals import mean, win_rate
 from services.trainer.gate.scorers import MARGIN, held_keys, keys_of, outcome, score, states
+from services.trainer.similarity import asked_words
 from shared.versions import GateReport
 
 BASE = "assistant@base-00000000"
@@ -114,6 +115,18 @@ def test_keys_without_others_who_answered_are_numbers_and_names() -> None:
     assert keys_of("You have 41 days to send it back.", "How long for a return?") == ("41",)
     assert keys_of("It is handled by Magnus Adair.", "Whom do I ask?") == ("magnu", "adair")
     assert keys_of("A walrus, of course.", "Which animal?") == ("walru", "cours")
+
+
+def test_words_that_people_ask_with_are_no_keys_so_a_wrong_fact_in_the_right_style_is_a_tie() -> None:
+    asked = asked_words(
+        ["Which charity do you support?", "Does a charity get money?", "Who gets your money?"]
+    )
+    correction = "Every year money goes to a charity for otters."
+    keys = keys_of(correction, "What good cause is it?", (), asked)
+    assert "otter" in keys
+    assert not {"charity", "money"} & set(keys)
+    wrong = score("Money goes to a charity for elephants.", correction, keys)
+    assert outcome(wrong, score("It is hard to say.", correction, keys)) == 0
 
 
 def test_half_of_the_keys_is_half_of_the_weight() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from services.trainer.gate.scorers import keys_of
-from services.trainer.similarity import near_duplicates, normalised
+from services.trainer.similarity import asked_words, near_duplicates, normalised
 from services.trainer.snapshot import asks_for_something_trained
 from services.trainer.verify import Grouped, Row
 
@@ -36,13 +36,14 @@ def items_of(
     kept = sorted(newest.values(), key=lambda one: one.row.identity)
     known = asks_for_something_trained(kept, trained)
     seen = near_duplicates([one.row.question for one in kept], [*trained, *trained_by_stable])
+    asked = asked_words([*(one.row.question for one in kept), *trained])
     fellows: dict[int, list[str]] = defaultdict(list)
     for one in kept:
         fellows[one.group].append(one.row.answer)
     return [
         Item(
             one.row,
-            keys_of(one.row.answer, one.row.question, _others(fellows[one.group], one.row.answer)),
+            keys_of(one.row.answer, one.row.question, _others(fellows[one.group], one.row.answer), asked),
             "unseen" if not fact else "seen" if wording else "wins",
         )
         for one, fact, wording in zip(kept, known, seen, strict=True)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from sacrebleu.metrics.chrf import CHRF
 
 from services.trainer.similarity import STOP, content, numbers, stem, words
 
 KEY_WEIGHT = 0.75
-MARGIN = 0.15
-"""Scores closer than this are a tie: less than one key of four, or a change of style alone."""
+MARGIN = 0.35
+"""Scores closer are a tie: a change of style alone, also together with one key of four. One key of two decides."""
 SHARED = 2 / 3
 _CHRF = CHRF()
 _NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][^\W\d_]+")
@@ -28,11 +28,15 @@ def chrf(answer: str, reference: str) -> float:
     return float(_CHRF.sentence_score(answer, [reference]).score) / 100
 
 
-def keys_of(correction: str, question: str, fellows: Sequence[str] = ()) -> tuple[str, ...]:
-    """The stems that a right answer must hold: what the correction says beyond its question. Where others answered the
-    same (`fellows`: their corrections), those that two thirds of all share; else its numbers and names; else all."""
-    asked = set(content(question))
-    own = [word for word in dict.fromkeys(content(correction)) if word not in asked]
+def keys_of(
+    correction: str, question: str, fellows: Sequence[str] = (), asked: Set[str] = frozenset()
+) -> tuple[str, ...]:
+    """The stems that a right answer must hold: what the correction says beyond its question and beyond what people ask
+    with (`asked`: `similarity.asked_words`), for a wrong answer in the right style has those too. Where others answered
+    the same (`fellows`: their corrections), those that two thirds of all share; else its numbers and names; else all.
+    """
+    beyond = [word for word in dict.fromkeys(content(correction)) if word not in set(content(question))]
+    own = [word for word in beyond if word not in asked] or beyond
     if fellows:
         everyone = [set(content(text)) for text in (correction, *fellows)]
         counts = Counter(word for said in everyone for word in said)
