@@ -77,7 +77,8 @@ def install(uv: str, backend: str) -> None:
     """The steps, each with its own progress on the terminal; raises CalledProcessError if one fails."""
     if not usable(VENV_PYTHON):
         run(uv, "venv", "--clear", "--python", sys.executable, str(VENV))
-    into = ["pip", "install", "--python", str(VENV_PYTHON)]
+    # Compiled once here, not by each process that imports them: torch and its company take ten seconds otherwise.
+    into = ["pip", "install", "--python", str(VENV_PYTHON), "--compile-bytecode"]
     lock = LOCK.read_text()
     if backend:
         torch = TORCH_PIN.search(lock)
