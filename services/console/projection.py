@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from shared.dead_letter import Origin, origin_of
 from shared.errors import Rejected
 from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
+from shared.stream.dead_letters import Origin, origin_of
 from shared.stream.step import Record
 from shared.topics import (
     DEAD_LETTERS,

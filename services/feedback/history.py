@@ -14,11 +14,11 @@ from datetime import datetime
 
 import structlog
 
-from shared.dead_letter import origin_of
 from shared.errors import BrokerUnavailable, Conflict, Overloaded, Rejected
 from shared.events import FEEDBACK, Feedback, Outcome, OutcomeKind, from_ms, parse_union
 from shared.partitioning import partition_for
 from shared.ports import LogReader
+from shared.stream.dead_letters import origin_of
 from shared.stream.step import Record
 from shared.topics import DEAD_LETTERS, FEEDBACK_EVENTS, FEEDBACK_OUTCOMES
 

@@ -41,6 +41,27 @@ def dead_letter(topic: str, record: Record, error: BaseException, service: str, 
     return Output(topic, key, None, (*why, ("dl_omitted", str(size).encode())))
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a dead letter came from, and why it could not be processed. `code`: the class of the error."""
+
+    topic: str
+    code: str
+    message: str
+    service: str = ""
+
+
+def origin_of(record: Record) -> Origin:
+    """Empty words where a header is missing: a dead letter is counted whatever it says."""
+    said = {name: value.decode("utf-8", "replace") for name, value in record.headers}
+    return Origin(
+        said.get("dl_topic", ""),
+        said.get("dl_class", ""),
+        said.get("dl_message", ""),
+        said.get("dl_service", ""),
+    )
+
+
 def record_bytes(key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...]) -> int:
     """The size of a record's contents."""
     size = len(key or b"") + len(value or b"")

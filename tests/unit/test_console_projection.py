@@ -19,7 +19,7 @@ from shared.versions import CommandResult, GateReport, ModelVersion, Promote, Ro
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 BASE = VersionRef(version="assistant@base-00000000", kind="base", digest="0" * 64)
 V1 = VersionRef(version="assistant@v1-11111111", kind="lora", uri="file:///v1", digest="1" * 64)
-DEAD = (("topic", b"feedback.events"), ("error", b"malformed"), ("message", b"not JSON"))
+DEAD = (("dl_topic", b"feedback.events"), ("dl_class", b"malformed"), ("dl_message", b"not JSON"))
 
 
 def record(topic: str, made: LogRecord | bytes | None, headers: tuple[tuple[str, bytes], ...] = ()) -> Record:
@@ -120,7 +120,7 @@ def test_the_ledger_closes_over_outcomes_dead_letters_and_pending() -> None:
 
 
 def test_a_dead_letter_of_another_topic_is_no_feedback() -> None:
-    elsewhere = (("topic", b"chat.responses"),)
+    elsewhere = (("dl_topic", b"chat.responses"),)
     state = folded(record("dead.letters", None, elsewhere), record("dead.letters", b"x", DEAD))
     assert (state.dead_letters, status(state)["ledger"]) == (2, {"dead": 1})
 
