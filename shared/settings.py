@@ -6,6 +6,7 @@ Environment only. Names are `LOOPWRIGHT_...`, but for the two that the whole fie
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -17,6 +18,8 @@ from shared.events import Line
 
 SAMPLE_SECRETS = frozenset({"change-me", "changeme", "secret", "password", "demo", "loopwright"})
 MIN_SECRET = 16
+PASSWORD = re.compile(r"//[^/@\s]*@")
+"""User and password in a URL."""
 
 
 class Settings(BaseSettings):
@@ -63,8 +66,8 @@ class Settings(BaseSettings):
         return self.pseudonym_key.get_secret_value().encode()
 
     def masked(self) -> dict[str, str]:
-        """For the log at start: secrets show as stars."""
-        return {name: str(value) for name, value in self}
+        """For the log at start: secrets, and passwords within addresses, show as stars."""
+        return {name: PASSWORD.sub("//***@", str(value)) for name, value in self}
 
 
 def refuse_sample(name: str, value: str) -> None:

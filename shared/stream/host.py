@@ -23,7 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from shared.errors import Fatal
 from shared.stream.engine import Engine
 from shared.stream.slices import Commit
-from shared.telemetry import ENGINE_ABORTS, ENGINE_COMMITS, ENGINE_RECORDS
+from shared.telemetry import DEAD_LETTERED, ENGINE_ABORTS, ENGINE_COMMITS, ENGINE_RECORDS
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +43,7 @@ class EngineHost(Service):
         self._thread.start()
 
     async def on_stop(self) -> None:
-        """Commits what is open, leaves the group; at most ten seconds."""
+        """Lets the slice under way commit and leaves the group; at most ten seconds."""
         self._halt.set()
         await asyncio.to_thread(self._thread.join, 10.0)
 
@@ -75,6 +75,8 @@ def count_commit(application: str, commit: Commit) -> None:
     """For the engine's `on_commit`."""
     ENGINE_COMMITS.labels(application).inc()
     ENGINE_RECORDS.labels(application).inc(commit.records)
+    for code in commit.dead:
+        DEAD_LETTERED.labels(application, code).inc()
 
 
 def count_abort(application: str) -> None:
