@@ -92,7 +92,7 @@ class Load:
 
     doors: Doors
     questions: list[str]
-    pause_s: float = 0.5
+    pause_s: float = 1.5
     requests: int = 0
     failed: int = 0
     mixed_version: int = 0
