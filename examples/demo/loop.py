@@ -18,7 +18,7 @@ from loopwright import LoopwrightError, Version
 
 POLL_S = 0.5
 BATCHED_WITHIN_S = 60.0
-TRAINED_WITHIN_S = 900.0
+TRAINED_WITHIN_S = 3600.0
 SERVING_WITHIN_S = 60.0
 LOAD_REQUESTS = 200
 GENERAL = "general_accuracy"
