@@ -135,9 +135,10 @@ class TrainerStand:
         return records
 
     def versions(self) -> list[ModelVersion]:
-        """Of this line, in order; the base is the first."""
-        found = [ModelVersion.from_json(record.value) for record in self.read(MODEL_VERSIONS.name)]
-        return [version for version in found if version.line == self.line]
+        """Of this line, in order; the base is the first. What other tests left on the shared broker is theirs."""
+        ours = f"{self.line}@".encode()
+        records = [r for r in self.read(MODEL_VERSIONS.name) if (r.key or b"").startswith(ours)]
+        return [ModelVersion.from_json(record.value) for record in records]
 
     def trained(self) -> list[ModelVersion]:
         return [version for version in self.versions() if version.number is not None]
