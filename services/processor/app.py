@@ -8,8 +8,7 @@ from services.processor.core.step import SERVICE, ProcessorStep
 from services.processor.settings import ProcessorSettings
 from shared.settings import load
 from shared.stream.config import EngineConfig
-from shared.stream.engine import Engine
-from shared.stream.host import count_abort, count_commit, faust_app
+from shared.stream.host import host_engine
 from shared.topics import (
     CHAT_RESPONSES,
     DEAD_LETTERS,
@@ -38,16 +37,9 @@ def engine_config(settings: ProcessorSettings) -> EngineConfig:
 
 def build(settings: ProcessorSettings) -> faust.App:
     """The application, connected to nothing until it is started."""
-    config = engine_config(settings)
-    engine = Engine(
-        config,
+    return host_engine(
+        engine_config(settings),
         ProcessorStep(settings.limits),
-        on_commit=lambda commit: count_commit(config.application, commit),
-        on_abort=lambda _: count_abort(config.application),
-    )
-    return faust_app(
-        f"loopwright-{SERVICE}",
-        engine,
         host=settings.host,
         port=settings.processor_port,
         data_dir=settings.data_dir,

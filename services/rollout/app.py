@@ -8,8 +8,7 @@ from services.rollout.core.step import SERVICE, rollout_step
 from services.rollout.settings import RolloutSettings
 from shared.settings import load
 from shared.stream.config import EngineConfig
-from shared.stream.engine import Engine
-from shared.stream.host import count_abort, count_commit, faust_app
+from shared.stream.host import host_engine
 from shared.topics import (
     DEAD_LETTERS,
     MODEL_ROLLOUT,
@@ -37,16 +36,9 @@ def engine_config(settings: RolloutSettings) -> EngineConfig:
 
 def build(settings: RolloutSettings) -> faust.App:
     """The application, connected to nothing until it is started."""
-    config = engine_config(settings)
-    engine = Engine(
-        config,
+    return host_engine(
+        engine_config(settings),
         rollout_step,
-        on_commit=lambda commit: count_commit(config.application, commit),
-        on_abort=lambda _: count_abort(config.application),
-    )
-    return faust_app(
-        f"loopwright-{SERVICE}",
-        engine,
         host=settings.host,
         port=settings.rollout_port,
         data_dir=settings.data_dir,

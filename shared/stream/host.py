@@ -21,8 +21,10 @@ from mode import Service
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from shared.errors import Fatal
+from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
 from shared.stream.slices import Commit
+from shared.stream.step import Step
 from shared.telemetry import DEAD_LETTERED, ENGINE_ABORTS, ENGINE_COMMITS, ENGINE_RECORDS
 
 log = structlog.get_logger(__name__)
@@ -71,21 +73,18 @@ class _App(faust.App):
     BootStrategy = _NoKafka
 
 
-def count_commit(application: str, commit: Commit) -> None:
-    """For the engine's `on_commit`."""
-    ENGINE_COMMITS.labels(application).inc()
-    ENGINE_RECORDS.labels(application).inc(commit.records)
-    for code in commit.dead:
-        DEAD_LETTERED.labels(application, code).inc()
+def host_engine(config: EngineConfig, step: Step, *, host: str, port: int, data_dir: Path) -> faust.App:
+    """A Faust application around an engine, with `/livez`, `/readyz`, `/metrics` and `/partitions`.
 
-
-def count_abort(application: str) -> None:
-    """For the engine's `on_abort`."""
-    ENGINE_ABORTS.labels(application).inc()
-
-
-def faust_app(name: str, engine: Engine, *, host: str, port: int, data_dir: Path) -> faust.App:
-    """A Faust application around `engine`, with `/livez`, `/readyz`, `/metrics` and `/partitions`."""
+    Named after the engine's application. Connected to nothing until it is started.
+    """
+    name = config.application
+    engine = Engine(
+        config,
+        step,
+        on_commit=lambda commit: _count_commit(name, commit),
+        on_abort=lambda _: ENGINE_ABORTS.labels(name).inc(),
+    )
     app = _App(
         name,
         autodiscover=False,
@@ -107,6 +106,13 @@ def faust_app(name: str, engine: Engine, *, host: str, port: int, data_dir: Path
     app.service(Host)
     _add_views(app, engine)
     return app
+
+
+def _count_commit(application: str, commit: Commit) -> None:
+    ENGINE_COMMITS.labels(application).inc()
+    ENGINE_RECORDS.labels(application).inc(commit.records)
+    for code in commit.dead:
+        DEAD_LETTERED.labels(application, code).inc()
 
 
 def _add_views(app: faust.App, engine: Engine) -> None:

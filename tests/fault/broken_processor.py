@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from services.processor import __main__ as entry
-from services.processor import app
+from shared.stream import host
 from tests.fault.stream_worker import PositionsFirst
 
 
@@ -16,7 +16,7 @@ class LeisurelyPositionsFirst(PositionsFirst):
     pause = 0.3
 
 
-app.Engine = LeisurelyPositionsFirst  # type: ignore[misc]
+host.Engine = LeisurelyPositionsFirst  # type: ignore[misc]
 
 if __name__ == "__main__":
     entry.main()
