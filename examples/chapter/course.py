@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +19,9 @@ from rich.markup import escape
 
 from examples.chapter.rows import ROWS, read, targets
 from examples.chapter.stack import model_folder, snapshot_file
-from loopwright import Loopwright, LoopwrightError, Version
+from examples.waiting import wait_until
+from loopwright import Loopwright, Version
 
-POLL_S = 0.5
 BATCHED_WITHIN_S = 60.0
 TRAINED_WITHIN_S = 1800.0
 SERVING_WITHIN_S = 120.0
@@ -210,12 +209,4 @@ class Chapter:
         self.console.print("  " + escape(text), style=style, highlight=False, soft_wrap=True)
 
     def _wait(self, ready: Callable[[], bool], seconds: float, otherwise: str) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            try:
-                if ready():
-                    return
-            except LoopwrightError as error:
-                otherwise = f"{otherwise.split(' (', maxsplit=1)[0]} ({error})"
-            time.sleep(POLL_S)
-        raise ChapterFailed(f"after {seconds:.0f} s {otherwise}")
+        wait_until(ready, seconds, otherwise, ChapterFailed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,10 +12,10 @@ from examples.demo.chats import Answered, Doors, Load, examine, visit_all
 from examples.demo.people import Reactions
 from examples.demo.screen import Screen, Stage
 from examples.demo.summary import Summary, Swap, share_right
+from examples.waiting import wait_until
 from examples.world import World
-from loopwright import LoopwrightError, Version
+from loopwright import Version
 
-POLL_S = 0.5
 BATCHED_WITHIN_S = 60.0
 TRAINED_WITHIN_S = 3600.0
 SERVING_WITHIN_S = 60.0
@@ -183,15 +182,7 @@ class Course:
         return self.doors.loop.status().model_dump()
 
     def _wait(self, ready: Callable[[], bool], seconds: float, otherwise: str) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            try:
-                if ready():
-                    return
-            except LoopwrightError as error:
-                otherwise = f"{otherwise} ({error})"
-            time.sleep(POLL_S)
-        raise DemoFailed(f"after {seconds:.0f} s {otherwise}")
+        wait_until(ready, seconds, otherwise, DemoFailed)
 
 
 def _progress(status: dict[str, Any]) -> str:
