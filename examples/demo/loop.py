@@ -31,6 +31,7 @@ class DemoFailed(Exception):
 def stages() -> list[Stage]:
     """In the order in which they happen."""
     return [
+        Stage("prepare", "Set up (once): Kafka, the base model, what the base says"),
         Stage("start", "Start Kafka, Redis and six services"),
         Stage("ask_before", "Ask the held-out questions"),
         Stage("feedback", f"{sum(CAST.values())} users chat and react"),
@@ -65,6 +66,7 @@ class Course:
         load.start()
         try:
             version = self._train()
+            load.hurry()
             self._swap(version)
             load.reach(LOAD_REQUESTS)
         finally:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deploy.local.errors import StackError
+from deploy.local.kafka_jars import ensure_jars
+from deploy.local.model import ensure_answers, ensure_base_model
 from deploy.local.record import owner_of, read_record
 from deploy.local.stack import LocalStack
 
@@ -28,6 +30,14 @@ SETTINGS = {
     "LOOPWRIGHT_TRAINER_EXAMPLES": "150",
     "LOOPWRIGHT_TRAINER_USERS": "20",
 }
+
+
+def prepare(progress: Callable[[str], None]) -> None:
+    """What is made once per machine, apart from the services. Raises `StackError`."""
+    if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+        ensure_jars(PREPARED / "kafka", progress)
+    base = os.environ.get("LOOPWRIGHT_BASE_MODEL") or ensure_base_model(PREPARED, progress)
+    ensure_answers(PREPARED, base, progress)
 
 
 def clean(root: Path) -> None:

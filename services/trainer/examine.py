@@ -9,7 +9,7 @@ import structlog
 
 from services.trainer import snapshot
 from services.trainer.gate.items import Item, items_of
-from services.trainer.gate.run import Voice, gate, listen
+from services.trainer.gate.run import Lengths, Voice, gate, listen
 from services.trainer.model import load_base
 from services.trainer.replay import EVALUATION, shipped
 from services.trainer.tokens import Told
@@ -29,7 +29,8 @@ def examine(work: Work) -> GateReport:
         snapshot.read_rows(work.folder, snapshot.HELD_OUT), questions_of(work.folder), stable_questions
     )
     prompts = shipped(EVALUATION, recipe.gate_eval_prompts)
-    own = work.base_says(prompts, recipe.replay_new_tokens)
+    own = work.base_says(prompts)
+    keyed = [i for i, prompt in enumerate(prompts) if prompt.answer_key]
     base = load_base(Path(config.base), recipe.threads)
 
     def hear(who: str) -> Voice:
@@ -38,7 +39,16 @@ def examine(work: Work) -> GateReport:
         def told(stage: str) -> Told:
             return work.told(f"gate, {who}: {stage}")
 
-        return listen(base, work.tokenizer, adapter, items, prompts, own, recipe.gate_new_tokens, told)
+        return listen(
+            base,
+            work.tokenizer,
+            adapter,
+            [item.row.messages for item in items],
+            own,
+            keyed,
+            Lengths(recipe.gate_new_tokens, recipe.replay_new_tokens),
+            told,
+        )
 
     report = gate(
         items,

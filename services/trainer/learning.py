@@ -27,11 +27,14 @@ from services.trainer.objectives import sft
 from services.trainer.progress import Progress
 from services.trainer.replay import REPLAY, mixed, shipped, whole_sentences
 from services.trainer.settings import Recipe
+from services.trainer.sft import CpuSFTTrainer
 from services.trainer.store import sync_folder, write_whole
 from services.trainer.tokens import token_count
 from services.trainer.work import ADAPTER, COMPLETE, RunFailed, Stopped, Work
 
 WARMUP_STEPS = 5
+PLAIN_ATTENTION_TOKENS = 1024
+"""Its memory grows with the square of the length."""
 CHECKPOINTS = "checkpoints"
 log = structlog.get_logger(__name__)
 
@@ -44,7 +47,7 @@ def train(work: Work) -> None:
         raise RunFailed("the snapshot is empty")
     replayed = [
         (one.messages, whole_sentences(one.answer))
-        for one in work.base_says(shipped(REPLAY, recipe.replay_prompts), recipe.replay_new_tokens)
+        for one in work.base_says(shipped(REPLAY, recipe.replay_prompts))
         if one.answer
     ]
     sizes = [token_count(work.tokenizer, messages, answer) for messages, answer in replayed]
@@ -52,7 +55,7 @@ def train(work: Work) -> None:
     pairs = [sft(row.messages, row.answer) for row in rows] + [sft(*replayed[i]) for i in chosen]
     log.info("training", corrections=len(rows), replay=len(chosen))
     model = learn(
-        load_base(Path(work.config.base), recipe.threads),
+        for_training(load_base(Path(work.config.base), recipe.threads), recipe.max_tokens),
         work.tokenizer,
         pairs,
         recipe,
@@ -78,7 +81,8 @@ def learn(
     Raises `RunFailed` (the loss became NaN or infinite) or `Stopped`."""
     set_seed(recipe.seed)
     tokenizer.padding_side = "right"
-    trainer = SFTTrainer(
+    kind = SFTTrainer if device() == "cuda" else CpuSFTTrainer
+    trainer = kind(
         model=model,
         args=arguments(folder, recipe),
         train_dataset=Dataset.from_list(list(pairs)),
@@ -96,6 +100,13 @@ def learn(
     if stop.is_set():
         raise Stopped("training was asked to stop")
     return trainer.model
+
+
+def for_training(base: Any, max_tokens: int) -> Any:
+    """On a CPU, PyTorch's fused attention is slow backwards; for rows that are not long the plain one is faster."""
+    if device() == "cpu" and max_tokens <= PLAIN_ATTENTION_TOKENS:
+        base.set_attn_implementation("eager")
+    return base
 
 
 def arguments(folder: Path, recipe: Recipe) -> SFTConfig:
@@ -117,6 +128,7 @@ def arguments(folder: Path, recipe: Recipe) -> SFTConfig:
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
         logging_steps=1,
+        include_num_input_tokens_seen="non_padding",
         save_strategy="steps",
         save_steps=recipe.checkpoint_steps,
         save_total_limit=2,
@@ -163,11 +175,12 @@ class Watch(TrainerCallback):
         self._stop = stop
         self._began = time.monotonic()
         self._first_step = 0
-        self._first_tokens: float | None = None
+        self._first_tokens = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A resumed run begins at a later step."""
         self._began, self._first_step = time.monotonic(), state.global_step
+        self._first_tokens = state.num_input_tokens_seen
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Asked to stop: keep what was learned so far."""
@@ -185,16 +198,13 @@ class Watch(TrainerCallback):
         if not math.isfinite(float(loss)):
             raise RunFailed(f"the loss became {loss} at step {state.global_step}: lower the learning rate")
         seconds = max(1e-9, time.monotonic() - self._began)
-        tokens = float((logs or {}).get("num_tokens", 0.0))
-        if self._first_tokens is None:
-            self._first_tokens = tokens
         done = max(1, state.global_step - self._first_step)
         self._progress.tell(
             "training",
             state.global_step,
             state.max_steps,
             loss=round(float(loss), 4),
-            tokens_per_s=round((tokens - self._first_tokens) / seconds, 1),
+            tokens_per_s=round((state.num_input_tokens_seen - self._first_tokens) / seconds, 1),
             eta_s=round((state.max_steps - state.global_step) * seconds / done, 1),
         )
 

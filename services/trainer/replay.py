@@ -50,6 +50,9 @@ class Answered:
 Answering = Callable[[Sequence[Prompt], int], list[str]]
 """(prompts, new tokens) -> the base's greedy answers"""
 
+SAVED_EVERY = 96
+"""Answers: an interruption loses fewer than these."""
+
 
 def shipped(name: str, count: int) -> list[Prompt]:
     """`count` prompts of a file, spread evenly over it so that every kind is there."""
@@ -66,14 +69,15 @@ def spread(rows: Sequence[T], count: int) -> list[T]:
 def base_answers(
     file: Path, prompts: Sequence[Prompt], new_tokens: int, answering: Answering
 ) -> list[Answered]:
-    """From `file` where it has them; the rest is made now and the file written whole."""
+    """In the order of `prompts`: from `file` where it has them; the rest is made now, and kept as it comes."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     known = {(row.id, row.new_tokens): row for row in (Answered(**json.loads(line)) for line in lines)}
     missing = [
         p for p in prompts if (p.id, new_tokens) not in known or known[p.id, new_tokens].prompt != p.prompt
     ]
-    if missing:
-        for prompt, answer in zip(missing, answering(missing, new_tokens), strict=True):
+    for start in range(0, len(missing), SAVED_EVERY):
+        part = missing[start : start + SAVED_EVERY]
+        for prompt, answer in zip(part, answering(part, new_tokens), strict=True):
             known[prompt.id, new_tokens] = Answered(prompt.id, prompt.prompt, answer, new_tokens)
         ordered = [known[key] for key in sorted(known)]
         write_whole(file, "".join(json.dumps(asdict(row)) + "\n" for row in ordered).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
@@ -42,7 +43,7 @@ class Recipe(BaseModel):
     replay_new_tokens: int = 40
     gate_items: int = 30
     gate_new_tokens: int = 48
-    gate_eval_prompts: int = 80
+    gate_eval_prompts: int = 200
     comment_mode: CommentMode = "hold"
     threads: int = 1
 
@@ -85,11 +86,29 @@ class TrainerSettings(Settings):
     replay_share: float = Field(
         0.05, ge=0, le=0.9, validation_alias=_own("replay_share"), description="least share of trained tokens"
     )
-    replay_new_tokens: int = Field(40, ge=4, validation_alias=_own("replay_new_tokens"))
+    replay_new_tokens: int = Field(
+        40,
+        ge=4,
+        validation_alias=_own("replay_new_tokens"),
+        description="of an answer to a general prompt, replayed or measured",
+    )
     gate_items: int = Field(30, ge=1, validation_alias=_own("gate_items"), description="fewer: inconclusive")
     gate_new_tokens: int = Field(48, ge=4, validation_alias=_own("gate_new_tokens"))
-    gate_eval_prompts: int = Field(80, ge=1, validation_alias=_own("gate_eval_prompts"))
-    threads: int = Field(1, ge=1, validation_alias=_own("threads"), description="torch threads of a run")
+    gate_eval_prompts: int = Field(
+        200, ge=1, validation_alias=_own("gate_eval_prompts"), description="of the shipped ones"
+    )
+    threads: int = Field(
+        0,
+        ge=0,
+        validation_alias=_own("threads"),
+        description="torch threads of a run; 0: one per core. Its process yields to all others",
+    )
+
+    replay: Path | None = Field(
+        None,
+        validation_alias=_own("replay"),
+        description="where the base's own answers are kept; several trainers may share it (default: DATA_DIR/replay)",
+    )
 
     def thresholds(self) -> Thresholds:
         return Thresholds(
@@ -100,7 +119,12 @@ class TrainerSettings(Settings):
         )
 
     def recipe(self) -> Recipe:
-        return Recipe(**{name: getattr(self, name) for name in Recipe.model_fields})
+        chosen = {name: getattr(self, name) for name in Recipe.model_fields}
+        return Recipe(**chosen | {"threads": self.threads or len(os.sched_getaffinity(0))})
+
+    @property
+    def replay_dir(self) -> Path:
+        return self.replay or self.data_dir / "replay"
 
     @property
     def folder(self) -> Path:

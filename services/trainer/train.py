@@ -33,6 +33,8 @@ from shared.adapters.redis import RedisCache
 from shared.settings import load
 from shared.telemetry import configure_logging
 
+NICENESS = 10
+"""Serving and the stream go first where a run shares their processors."""
 log = structlog.get_logger(__name__)
 
 
@@ -87,6 +89,7 @@ def main() -> int:
     """Ties itself to its parent where one is named, then does the run."""
     if PARENT in os.environ:
         die_with(int(os.environ[PARENT]))
+    os.nice(NICENESS)
     folder = Path(sys.argv[1])
     settings = load(TrainerSettings)
     configure_logging("trainer-run", settings.log_level)

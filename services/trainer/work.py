@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.trainer import snapshot
+from services.trainer.base_says import BaseSays
 from services.trainer.progress import Progress
-from services.trainer.replay import Answered, Prompt, base_answers
+from services.trainer.replay import Answered, Prompt
 from services.trainer.runs import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.tokens import Told, load_tokenizer
@@ -59,17 +59,11 @@ class Work:
     def sibling(self, run_id: str) -> Path:
         return self.folder.parent / run_id
 
-    def base_says(self, prompts: list[Prompt], new_tokens: int) -> list[Answered]:
-        """The base's own answers, from the cache of its digest."""
-        file = self.settings.data_dir / "replay" / f"{self.config.base_digest[:8]}.jsonl"
-
-        def answering(missing: Sequence[Prompt], tokens: int) -> list[str]:
-            from services.trainer.model import answers, load_base  # noqa: PLC0415 - torch, only where it is needed
-
-            base = load_base(Path(self.config.base), self.config.recipe.threads)
-            return answers(base, self.tokenizer, [p.messages for p in missing], tokens, self.told("replay"))
-
-        return base_answers(file, prompts, new_tokens, answering)
+    def base_says(self, prompts: list[Prompt]) -> list[Answered]:
+        """The base's own answers, in the order of `prompts`, from the cache of its digest."""
+        config = self.config
+        says = BaseSays(Path(config.base), config.base_digest, config.recipe, self.settings.replay_dir)
+        return says(prompts, self.tokenizer, self.told("replay"))
 
 
 def questions_of(folder: Path) -> list[str]:

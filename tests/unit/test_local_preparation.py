@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -148,7 +147,7 @@ def test_what_maven_complains_about_is_passed_on_and_leaves_no_jars(bare: Path, 
 
 
 @pytest.fixture
-def killed_in_the_middle(bare: Path, tmp_path: Path) -> Iterator[Path]:
+def killed_in_the_middle(bare: Path, tmp_path: Path) -> Path:
     """A folder in which fetching the jars was killed -9 while Maven ran."""
     a_java(bare / "java", "17")
     # It says that it is in the middle, then waits for a line that nobody writes.
@@ -170,10 +169,11 @@ def killed_in_the_middle(bare: Path, tmp_path: Path) -> Iterator[Path]:
     maven = process.children(recursive=True)
     child.kill()
     child.communicate()
-    yield home
-    for left in maven:
-        if left.is_running():
-            left.kill()
+    _, left = psutil.wait_procs(maven, timeout=10)
+    for one in left:
+        one.kill()
+    assert not left, "Maven outlived the set-up that had started it"
+    return home
 
 
 def test_setup_killed_in_the_middle_is_taken_up_again(bare: Path, killed_in_the_middle: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_base_model_file_with_other_bytes_is_refused(
         (download / model.GGUF).write_bytes(b"GGUF of somebody else")
 
     monkeypatch.setattr(model, "fetch", fetch_something_else)
-    monkeypatch.setattr(model, "run_module", lambda *_: pytest.fail("it was expanded all the same"))
+    monkeypatch.setattr(model, "run_module", lambda *_, **__: pytest.fail("it was expanded all the same"))
     with pytest.raises(StackError, match="is not the file"):
         ensure_base_model(tmp_path, silent)
 

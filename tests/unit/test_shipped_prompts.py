@@ -17,7 +17,7 @@ def shipped(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize(("name", "least"), [("general_replay", 300), ("general_eval", 80), ("safety", 30)])
+@pytest.mark.parametrize(("name", "least"), [("general_replay", 300), ("general_eval", 180), ("safety", 30)])
 def test_there_are_enough_prompts_of_several_kinds(name: str, least: int) -> None:
     rows = shipped(name)
     assert len(rows) >= least
@@ -46,9 +46,9 @@ def test_no_evaluated_prompt_asks_what_a_replayed_one_asks() -> None:
     assert near == []
 
 
-def test_at_least_forty_evaluated_prompts_have_a_key_that_the_prompt_does_not_give_away() -> None:
+def test_many_evaluated_prompts_have_a_key_that_the_prompt_does_not_give_away() -> None:
     keyed = [row for row in shipped("general_eval") if "answer_key" in row]
-    assert len(keyed) >= 40
+    assert len(keyed) >= 150
     assert all(row["answer_key"] for row in keyed)
     assert [row["prompt"] for row in keyed if says(row["prompt"], row["answer_key"])] == []
 

@@ -13,6 +13,7 @@ from services.trainer.gate.decide import Measured, decide
 from services.trainer.gate.items import Counts, Item
 from services.trainer.gate.scorers import score, states
 from services.trainer.model import answers, losses, with_adapter
+from services.trainer.objectives import Messages
 from services.trainer.replay import Answered, Prompt
 from services.trainer.store import write_whole
 from services.trainer.tokens import Told
@@ -28,30 +29,37 @@ class Voice:
     nll: list[float]
 
 
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """New tokens of an answer to an item, and to a general prompt."""
+
+    item: int
+    general: int
+
+
 def listen(
     base: Any,
     tokenizer: Any,
     adapter: Path | None,
-    items: Sequence[Item],
-    prompts: Sequence[Prompt],
+    conversations: Sequence[Messages],
     own: Sequence[Answered],
-    new_tokens: int,
+    keyed: Sequence[int],
+    lengths: Lengths,
     told: Callable[[str], Told],
 ) -> Voice:
-    """`own`: the base's answers to general prompts. Only prompts with an answer key are asked again."""
+    """`own`: the base's answers to all general prompts, of `lengths.general`; it is not asked again where it is the
+    version that speaks. `keyed`: those of which it is known what is right, the only ones asked."""
     with with_adapter(base, adapter) as model:
-        return Voice(
-            answers(model, tokenizer, [item.row.messages for item in items], new_tokens, told("answers")),
-            answers(
-                model, tokenizer, [p.messages for p in prompts if p.answer_key], new_tokens, told("general")
-            ),
-            losses(
-                model,
-                tokenizer,
-                [(one.messages, one.answer) for one in own if one.answer],
-                told("likelihood"),
-            ),
+        said = answers(model, tokenizer, conversations, lengths.item, told("answers"))
+        if adapter is None:
+            general = [own[i].answer for i in keyed]
+        else:
+            asked = [own[i].messages for i in keyed]
+            general = answers(model, tokenizer, asked, lengths.general, told("general"))
+        likely = losses(
+            model, tokenizer, [(one.messages, one.answer) for one in own if one.answer], told("likelihood")
         )
+    return Voice(said, general, likely)
 
 
 def measured(items: Sequence[Item], prompts: Sequence[Prompt], candidate: Voice, stable: Voice) -> Measured:

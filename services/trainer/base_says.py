@@ -1,0 +1,72 @@
+"""What the base itself answers to the shipped prompts. Made once per base, before the first run or in it:
+
+    python -m services.trainer.base_says
+
+makes them for LOOPWRIGHT_BASE_MODEL and skips what is there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import logging as transformers_logging
+
+from services.trainer.replay import EVALUATION, REPLAY, Answered, Prompt, base_answers, shipped
+from services.trainer.settings import Recipe, TrainerSettings
+from services.trainer.tokens import Told, load_tokenizer
+from shared.adapters.base_model import find_base
+from shared.errors import Misconfigured
+from shared.settings import load
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSays:
+    """One base's answers, kept in `folder` under its digest."""
+
+    base: Path
+    digest: str
+    recipe: Recipe
+    folder: Path
+
+    def __call__(self, prompts: Sequence[Prompt], tokenizer: Any, told: Told) -> list[Answered]:
+        """In the order of `prompts`; the base is loaded only where answers are missing."""
+        loaded: list[Any] = []
+
+        def answering(missing: Sequence[Prompt], tokens: int) -> list[str]:
+            from services.trainer.model import answers, load_base  # noqa: PLC0415 - torch, only where it is needed
+
+            if not loaded:
+                loaded.append(load_base(self.base, self.recipe.threads))
+            return answers(loaded[0], tokenizer, [prompt.messages for prompt in missing], tokens, told)
+
+        file = self.folder / f"{self.digest[:8]}.jsonl"
+        return base_answers(file, prompts, self.recipe.replay_new_tokens, answering)
+
+
+def main() -> int:
+    """Every prompt that a run with these settings needs."""
+    try:
+        settings = load(TrainerSettings)
+        base = find_base(settings.base_model)
+    except Misconfigured as fault:
+        print(fault, file=sys.stderr)
+        return 1
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    recipe = settings.recipe()
+    prompts = shipped(REPLAY, recipe.replay_prompts) + shipped(EVALUATION, recipe.gate_eval_prompts)
+    tokenizer = load_tokenizer(base.path)
+
+    def told(done: int, of: int) -> None:
+        print(f"{base.name}: {done} of {of} answers", flush=True)
+
+    found = BaseSays(base.path, base.digest, recipe, settings.replay_dir)(prompts, tokenizer, told)
+    print(f"{base.name}: {len(found)} answers are kept in {settings.replay_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
