@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable
-from types import FrameType
 
 import structlog
 import uvicorn
@@ -23,6 +20,7 @@ from services.inference.takeover import TakeOver
 from shared.adapters.artifacts import LocalArtifactStore
 from shared.adapters.base_model import find_base
 from shared.adapters.clock import SystemClock
+from shared.adapters.http import stop_in_order
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.adapters.topics_job import check_partitions
 from shared.errors import Fatal, LoopwrightError
@@ -142,26 +140,13 @@ class Inference:
         self.publisher.close()
 
 
-def _stop_in_order(server: uvicorn.Server) -> None:
-    """Until the server runs, a signal has it end as soon as it would; uvicorn then takes signals itself, and raises the
-    one that stopped it once more when it is done. A stop in order is no failure."""
-
-    def stopped(number: int, _: FrameType | None) -> None:
-        log.info("stopped", signal=signal.Signals(number).name)
-        server.should_exit = True
-
-    handler: Callable[[int, FrameType | None], None] = stopped
-    signal.signal(signal.SIGTERM, handler)
-    signal.signal(signal.SIGINT, handler)
-
-
 def main() -> None:
     try:
         settings = load(InferenceSettings)
         configure_logging(SERVICE, settings.log_level)
         log.info("starting", **settings.masked())
         inference = Inference(settings)
-        _stop_in_order(inference.server)
+        stop_in_order(inference.server)
         inference.run()
     except LoopwrightError as error:
         sys.exit(f"{SERVICE}: {error}")

@@ -22,10 +22,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from services.trainer import snapshot
+from services.trainer.curriculum import mixed, ordered
 from services.trainer.model import device, load_base
-from services.trainer.objectives import sft
+from services.trainer.objectives import Messages, sft
 from services.trainer.progress import Progress
-from services.trainer.replay import REPLAY, mixed, shipped, whole_sentences
+from services.trainer.replay import REPLAY, shipped, whole_sentences
 from services.trainer.settings import Recipe
 from services.trainer.sft import CpuSFTTrainer
 from services.trainer.store import sync_folder, write_whole
@@ -36,6 +37,8 @@ WARMUP_STEPS = 5
 PLAIN_ATTENTION_TOKENS = 1024
 """Its memory grows with the square of the length."""
 CHECKPOINTS = "checkpoints"
+Pair = tuple[Messages, str]
+"""A conversation and its answer."""
 log = structlog.get_logger(__name__)
 
 
@@ -45,19 +48,24 @@ def train(work: Work) -> None:
     rows = [one.row for one in snapshot.read_rows(work.folder)]
     if not rows:
         raise RunFailed("the snapshot is empty")
-    replayed = [
+    replayed: list[Pair] = [
         (one.messages, whole_sentences(one.answer))
         for one in work.base_says(shipped(REPLAY, recipe.replay_prompts))
         if one.answer
     ]
-    sizes = [token_count(work.tokenizer, messages, answer) for messages, answer in replayed]
-    chosen = mixed(snapshot.read_ref(work.folder).tokens, sizes, recipe.replay_share)
-    pairs = [sft(row.messages, row.answer) for row in rows] + [sft(*replayed[i]) for i in chosen]
-    log.info("training", corrections=len(rows), replay=len(chosen))
+
+    def tokens(pair: Pair) -> int:
+        return token_count(work.tokenizer, *pair)
+
+    corrections: list[Pair] = [(row.messages, row.answer) for row in rows]
+    total = round(sum(map(tokens, corrections)) * recipe.epochs)
+    chosen = [replayed[i] for i in mixed(total, [tokens(pair) for pair in replayed], recipe.replay_share)]
+    order = ordered(corrections, chosen, recipe.epochs, recipe.batch_size, tokens, recipe.seed)
+    log.info("training", corrections=len(rows), replay=len(chosen), rows=len(order))
     model = learn(
         for_training(load_base(Path(work.config.base), recipe.threads), recipe.max_tokens),
         work.tokenizer,
-        pairs,
+        [sft(*pair) for pair in order],
         recipe,
         work.folder / CHECKPOINTS,
         progress=work.progress,
@@ -77,8 +85,8 @@ def learn(
     progress: Progress,
     stop: threading.Event,
 ) -> Any:
-    """Trains on `pairs` (`objectives.sft`) and returns the model with its adapter. Checkpoints lie in `folder`.
-    Raises `RunFailed` (the loss became NaN or infinite) or `Stopped`."""
+    """Trains on `pairs` (`objectives.sft`) once, in their order; returns the model with its adapter. Checkpoints lie in
+    `folder`. Raises `RunFailed` (the loss became NaN or infinite) or `Stopped`."""
     set_seed(recipe.seed)
     tokenizer.padding_side = "right"
     kind = SFTTrainer if device() == "cuda" else CpuSFTTrainer
@@ -115,14 +123,15 @@ def arguments(folder: Path, recipe: Recipe) -> SFTConfig:
     cuda = device() == "cuda"
     return SFTConfig(
         output_dir=str(folder),
-        num_train_epochs=recipe.epochs,
+        # The epochs are in the order of the rows (`curriculum.py`).
+        num_train_epochs=1,
         per_device_train_batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=WARMUP_STEPS,
         max_length=recipe.max_tokens,
         completion_only_loss=True,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="sequential",
         gradient_checkpointing=False,
         bf16=False,
         use_cpu=not cuda,

@@ -88,17 +88,3 @@ def whole_sentences(answer: str) -> str:
     """Without what the bound on tokens cut off, where a sentence ended before: the end of the turn is trained too."""
     found = _SENTENCE.match(answer.strip())
     return found.group(0) if found else answer.strip()
-
-
-def mixed(corrections: int, replay: Sequence[int], least_share: float) -> list[int]:
-    """Which replay rows train (indices, repeated where need be), given the tokens of all corrections and of each row:
-    all once, then again in order until they are `least_share` of all tokens."""
-    if not replay or sum(replay) == 0:
-        return []
-    chosen = list(range(len(replay)))
-    tokens = sum(replay)
-    while tokens < least_share * (tokens + corrections):
-        i = len(chosen) % len(replay)
-        chosen.append(i)
-        tokens += replay[i]
-    return chosen

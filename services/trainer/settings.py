@@ -43,7 +43,7 @@ class Recipe(BaseModel):
     replay_new_tokens: int = 40
     gate_items: int = 30
     gate_new_tokens: int = 48
-    gate_eval_prompts: int = 200
+    gate_eval_prompts: int = 240
     comment_mode: CommentMode = "hold"
     threads: int = 1
 
@@ -95,7 +95,7 @@ class TrainerSettings(Settings):
     gate_items: int = Field(30, ge=1, validation_alias=_own("gate_items"), description="fewer: inconclusive")
     gate_new_tokens: int = Field(48, ge=4, validation_alias=_own("gate_new_tokens"))
     gate_eval_prompts: int = Field(
-        200, ge=1, validation_alias=_own("gate_eval_prompts"), description="of the shipped ones"
+        240, ge=1, validation_alias=_own("gate_eval_prompts"), description="of the shipped ones"
     )
     threads: int = Field(
         0,

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import signal
 import threading
+from types import FrameType
 from typing import Any
 
+import structlog
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -30,6 +32,7 @@ from shared.errors import (
 from shared.telemetry import Readiness
 
 MAX_BODY_BYTES = 262_144
+log = structlog.get_logger(__name__)
 _STATUS: tuple[tuple[type[LoopwrightError], int], ...] = (
     (Conflict, 409),
     (Oversized, 413),
@@ -141,7 +144,21 @@ class ServerThread:
 
 def serve(app: ASGIApp, host: str, port: int) -> None:
     """Serves until SIGTERM or SIGINT; requests under way are finished, for at most ten seconds. Then it returns."""
+    config = uvicorn.Config(
+        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10
+    )
+    server = uvicorn.Server(config)
+    stop_in_order(server)
+    server.run()
+
+
+def stop_in_order(server: uvicorn.Server) -> None:
+    """Until the server runs, a signal has it end as soon as it would; uvicorn then takes signals itself, and raises the
+    one that stopped it once more when it is done. A stop in order is no failure."""
+
+    def stopped(number: int, _: FrameType | None) -> None:
+        log.info("stopped", signal=signal.Signals(number).name)
+        server.should_exit = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn raises the signal once more when it has stopped: by default that would end the process right here.
-        signal.signal(number, lambda *_: None)
-    uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10)
+        signal.signal(number, stopped)

@@ -17,7 +17,7 @@ def shipped(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize(("name", "least"), [("general_replay", 300), ("general_eval", 180), ("safety", 30)])
+@pytest.mark.parametrize(("name", "least"), [("general_replay", 300), ("general_eval", 200), ("safety", 30)])
 def test_there_are_enough_prompts_of_several_kinds(name: str, least: int) -> None:
     rows = shipped(name)
     assert len(rows) >= least

@@ -3,31 +3,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from services.trainer.replay import (
     EVALUATION,
     REPLAY,
     Prompt,
     base_answers,
-    mixed,
     shipped,
     spread,
     whole_sentences,
 )
-
-
-@given(
-    corrections=st.integers(0, 50_000),
-    rows=st.lists(st.integers(5, 80), min_size=1, max_size=40),
-    share=st.floats(0, 0.5),
-)
-def test_replay_is_at_least_its_share_of_all_tokens(corrections: int, rows: list[int], share: float) -> None:
-    chosen = mixed(corrections, rows, share)
-    tokens = sum(rows[i] for i in chosen)
-    assert tokens >= share * (tokens + corrections) - 1e-6
-    assert set(chosen) == set(range(len(rows)))
 
 
 def test_the_bases_answers_are_made_once_and_only_what_is_missing_later(tmp_path: Path) -> None:

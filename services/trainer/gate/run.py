@@ -14,10 +14,13 @@ from services.trainer.gate.items import Counts, Item
 from services.trainer.gate.scorers import score, states
 from services.trainer.model import answers, losses, with_adapter
 from services.trainer.objectives import Messages
-from services.trainer.replay import Answered, Prompt
+from services.trainer.replay import Answered, Prompt, spread
 from services.trainer.store import write_whole
 from services.trainer.tokens import Told
 from shared.versions import GateReport
+
+LIKELIHOODS = 80
+"""Of so many of the base's own answers it is measured how likely a version finds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,8 @@ def listen(
         else:
             asked = [own[i].messages for i in keyed]
             general = answers(model, tokenizer, asked, lengths.general, told("general"))
-        likely = losses(
-            model, tokenizer, [(one.messages, one.answer) for one in own if one.answer], told("likelihood")
-        )
+        weighed = [(one.messages, one.answer) for one in spread(own, LIKELIHOODS) if one.answer]
+        likely = losses(model, tokenizer, weighed, told("likelihood"))
     return Voice(said, general, likely)
 
 

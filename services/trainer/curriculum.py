@@ -1,0 +1,62 @@
+"""In which order rows train: every correction once an epoch, among them replay rows that are new in each epoch.
+
+Replay that repeats is learned by heart and then holds nothing in place; so all of it is spread over the epochs. Batches
+are of rows of like length, which wastes little on padding, in an order of chance.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+JITTER = 0.15
+"""Lengths are sorted with so much noise, so that an epoch's batches are not those of the one before."""
+
+
+def mixed(corrections: int, replay: Sequence[int], least_share: float) -> list[int]:
+    """Which replay rows train (indices, repeated where need be), given the tokens of all corrections in all epochs and
+    of each replay row: all once, then again in order until they are `least_share` of all tokens."""
+    if not replay or sum(replay) == 0:
+        return []
+    chosen = list(range(len(replay)))
+    tokens = sum(replay)
+    while tokens < least_share * (tokens + corrections):
+        i = len(chosen) % len(replay)
+        chosen.append(i)
+        tokens += replay[i]
+    return chosen
+
+
+def ordered(
+    corrections: Sequence[T],
+    replay: Sequence[T],
+    epochs: float,
+    batch_size: int,
+    length: Callable[[T], int],
+    seed: int,
+) -> list[T]:
+    """All rows of a run, to be cut into batches from the front. Half an epoch has half of the corrections. What is left
+    of an epoch after its last whole batch opens the next one."""
+    dice = random.Random(seed)  # noqa: S311 - an order, not a secret
+    rounds = max(1, math.ceil(epochs))
+    out: list[T] = []
+    left: list[T] = []
+    for number in range(rounds):
+        share = min(1.0, epochs - number)
+        pool = [
+            *left,
+            *dice.sample(list(corrections), round(share * len(corrections))),
+            *replay[number::rounds],
+        ]
+        pool.sort(key=lambda row: length(row) * dice.uniform(1 - JITTER, 1 + JITTER))
+        spare = len(pool) % batch_size if number < rounds - 1 else 0
+        left = [pool.pop(dice.randrange(len(pool))) for _ in range(spare)]
+        batches = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        last = [batches.pop()] if batches and len(batches[-1]) < batch_size else []
+        dice.shuffle(batches)
+        out += [row for batch in [*batches, *last] for row in batch]
+    return out
