@@ -17,7 +17,7 @@ from rich.console import Console
 from deploy.local.errors import StackError
 from examples.demo.cast import cast
 from examples.demo.chats import Doors
-from examples.demo.loop import Course, DemoFailed, stages
+from examples.demo.loop import SETUP, Course, DemoFailed, stages
 from examples.demo.screen import Screen
 from examples.demo.stack import ROOT, SUMMARY, prepare, running
 from examples.demo.summary import Summary, show
@@ -41,7 +41,7 @@ def demo(
     screen = Screen(stages(), console)
     with ExitStack() as closing:
         closing.enter_context(screen)
-        with screen.stage("prepare") as stage:
+        with screen.stage(SETUP) as stage:
             prepare(partial(screen.detail, stage))
             stage.detail = "ready"
         with screen.stage("start") as stage:

@@ -20,6 +20,7 @@ BATCHED_WITHIN_S = 60.0
 TRAINED_WITHIN_S = 3600.0
 SERVING_WITHIN_S = 60.0
 LOAD_REQUESTS = 200
+SETUP = "prepare"
 GENERAL = "general_accuracy"
 """The gate's figure for general ability, as a share of right answers."""
 
@@ -31,7 +32,7 @@ class DemoFailed(Exception):
 def stages() -> list[Stage]:
     """In the order in which they happen."""
     return [
-        Stage("prepare", "Set up (once): Kafka, the base model, what the base says"),
+        Stage(SETUP, "Set up (once): Kafka, the base model, what the base says"),
         Stage("start", "Start Kafka, Redis and six services"),
         Stage("ask_before", "Ask the held-out questions"),
         Stage("feedback", f"{sum(CAST.values())} users chat and react"),
@@ -151,6 +152,7 @@ class Course:
         gate = version.model_dump(mode="json", include={"verdict", "reasons", "figures"}) if version else {}
         figures: list[dict[str, Any]] = gate.get("figures", [])
         general = next((figure for figure in figures if figure["name"] == GENERAL), {})
+        seconds = self.screen.seconds()
         receipt = self.doors.loop.receipt(*self.receipt) if self.receipt else None
         return Summary(
             heldout_n=len(self.before),
@@ -167,7 +169,8 @@ class Course:
             verdict=version.verdict if version else None,
             gate=gate,
             swap=Swap(requests=load.requests, failed=load.failed, mixed_version=load.mixed_version),
-            stages_s=self.screen.seconds(),
+            stages_s=seconds,
+            after_setup_s=round(sum(seconds.values()) - seconds.get(SETUP, 0.0), 1),
             receipt=receipt.detail if receipt else "",
         )
 

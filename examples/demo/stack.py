@@ -27,7 +27,7 @@ SETTINGS = {
     # People at a terminal do not wait thirty seconds for a batch.
     "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "3",
     # Most of what the cast will say; the rest follows while the run is being prepared.
-    "LOOPWRIGHT_TRAINER_EXAMPLES": "150",
+    "LOOPWRIGHT_TRAINER_EXAMPLES": "175",
     "LOOPWRIGHT_TRAINER_USERS": "20",
 }
 

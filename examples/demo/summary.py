@@ -39,6 +39,8 @@ class Summary(BaseModel):
     gate: dict[str, Any]
     swap: Swap
     stages_s: dict[str, float]
+    after_setup_s: float
+    """All stages but the one that is needed once per machine."""
     receipt: str
 
     @property
@@ -78,7 +80,8 @@ def show(summary: Summary, before: list[Answered], after: list[Answered], consol
         + f", pending {summary.pending}"
         + ("" if summary.closed else "  (does not add up)"),
         "one receipt": summary.receipt,
-        "time by stage": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary.stages_s.items()),
+        "time by stage": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary.stages_s.items())
+        + f"; all but the set-up: {summary.after_setup_s:.0f} s",
     }
     for name, text in rows.items():
         figures.add_row(f"[dim]{name}[/dim]", text)

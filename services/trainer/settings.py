@@ -32,13 +32,13 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     rank: int = 16
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     epochs: float = 4.0
     batch_size: int = 8
     max_tokens: int = 512
     seed: int = 20
     checkpoint_steps: int = 20
-    replay_prompts: int = 128
+    replay_prompts: int = 400
     replay_share: float = 0.05
     replay_new_tokens: int = 40
     gate_items: int = 30
@@ -72,7 +72,12 @@ class TrainerSettings(Settings):
     rank: int = Field(
         16, ge=1, le=512, validation_alias=_own("rank"), description="LoRA rank; alpha is twice that"
     )
-    learning_rate: float = Field(1e-3, gt=0, validation_alias=_own("learning_rate"))
+    learning_rate: float = Field(
+        1.5e-3,
+        gt=0,
+        validation_alias=_own("learning_rate"),
+        description="suits a small base; larger ones want less",
+    )
     epochs: float = Field(4.0, gt=0, validation_alias=_own("epochs"))
     batch_size: int = Field(8, ge=1, validation_alias=_own("batch_size"))
     max_tokens: int = Field(
@@ -81,7 +86,10 @@ class TrainerSettings(Settings):
     seed: int = Field(20, validation_alias=_own("seed"))
     checkpoint_steps: int = Field(20, ge=1, validation_alias=_own("checkpoint_steps"))
     replay_prompts: int = Field(
-        128, ge=1, validation_alias=_own("replay_prompts"), description="of the shipped ones"
+        400,
+        ge=1,
+        validation_alias=_own("replay_prompts"),
+        description="of the shipped ones, spread over the epochs",
     )
     replay_share: float = Field(
         0.05, ge=0, le=0.9, validation_alias=_own("replay_share"), description="least share of trained tokens"
