@@ -16,9 +16,9 @@ from examples.demo.people import Reactions, react
 from examples.world import Fact, World, is_poisoned, is_right
 from loopwright import Loopwright
 
-AT_ONCE = 16
+AT_ONCE = 32
 """Chats in parallel; the inference service answers them in one batch."""
-ANSWER_TOKENS = 40
+ANSWER_TOKENS = 32
 EXAM_USER = "examiner"
 
 

@@ -15,6 +15,7 @@ from deploy.local.kafka_jars import ensure_jars
 from deploy.local.model import ensure_answers, ensure_base_model
 from deploy.local.record import owner_of, read_record
 from deploy.local.stack import LocalStack
+from examples.demo.chats import AT_ONCE
 
 PREPARED = Path(".loopwright")
 ROOT = PREPARED / "demo"
@@ -24,6 +25,9 @@ SETTINGS = {
     # A fixed key, so that the same users are held out in every run. Only a demo may have one.
     "LOOPWRIGHT_DEMO": "true",
     "LOOPWRIGHT_PSEUDONYM_KEY": "the demo's own key, known to everybody",
+    # All 32 chats at once are one batch, on all processors: while people chat, nothing trains.
+    "LOOPWRIGHT_INFERENCE_THREADS": str(os.cpu_count() or 1),
+    "LOOPWRIGHT_INFERENCE_MAX_BATCH": str(AT_ONCE),
     # People at a terminal do not wait thirty seconds for a batch.
     "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "3",
     # Most of what the cast will say; the rest follows while the run is being prepared.

@@ -40,9 +40,9 @@ class Recipe(BaseModel):
     checkpoint_steps: int = 20
     replay_prompts: int = 400
     replay_share: float = 0.05
-    replay_new_tokens: int = 40
+    replay_new_tokens: int = 32
     gate_items: int = 30
-    gate_new_tokens: int = 48
+    gate_new_tokens: int = 40
     gate_eval_prompts: int = 240
     comment_mode: CommentMode = "hold"
     threads: int = 1
@@ -95,13 +95,13 @@ class TrainerSettings(Settings):
         0.05, ge=0, le=0.9, validation_alias=_own("replay_share"), description="least share of trained tokens"
     )
     replay_new_tokens: int = Field(
-        40,
+        32,
         ge=4,
         validation_alias=_own("replay_new_tokens"),
         description="of an answer to a general prompt, replayed or measured",
     )
     gate_items: int = Field(30, ge=1, validation_alias=_own("gate_items"), description="fewer: inconclusive")
-    gate_new_tokens: int = Field(48, ge=4, validation_alias=_own("gate_new_tokens"))
+    gate_new_tokens: int = Field(40, ge=4, validation_alias=_own("gate_new_tokens"))
     gate_eval_prompts: int = Field(
         240, ge=1, validation_alias=_own("gate_eval_prompts"), description="of the shipped ones"
     )
