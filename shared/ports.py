@@ -5,7 +5,7 @@ Real adapters and fakes pass the same suites, in `tests/contract`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,24 @@ class LogReader(Protocol):
         """The next offset per partition: start there to go on after what `poll` returned."""
 
     def close(self) -> None: ...
+
+
+class LogRanges(Protocol):
+    """Looks up pieces of the log by offset or time, for what is asked now and then. Committed records only.
+
+    Thread-safe; every call ends within a stated time, or raises `BrokerUnavailable`.
+    """
+
+    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Partition -> (the lowest offset that is kept, the next one to be written)."""
+
+    def since(self, topic: str, at_ms: int) -> dict[int, int]:
+        """Partition -> the lowest offset of a record as new as that; where there is none, the next to be written."""
+
+    def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[Record]:
+        """The records of each partition's `start <= offset < stop` that are kept, in order per partition.
+
+        Lazy: the caller bounds how much it holds."""
 
 
 class ArtifactStore(Protocol):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, TypeAdapter
 
 from shared.events import Digest, Id, LogRecord, Part, VersionName
+from shared.stream.replay import PLACE_PATTERN
 
 Verdict = Literal["passed", "failed", "inconclusive"]
 
@@ -164,7 +165,9 @@ class Replay(CommandBase):
     """Send dead letters (by their positions) to their topic again."""
 
     kind: Literal["replay"] = "replay"
-    positions: tuple[str, ...] = Field(min_length=1, max_length=1000)
+    positions: tuple[Annotated[str, Field(pattern=PLACE_PATTERN)], ...] = Field(
+        min_length=1, max_length=1000, description="`<partition>-<offset>` each"
+    )
 
 
 Command = Annotated[
@@ -179,8 +182,16 @@ EXECUTORS: dict[str, str] = {
     "resume": "rollout",
     "pin": "rollout",
     "train_now": "trainer",
+    "replay": "feedback",
 }
 """Which service carries out a command. The door refuses kinds that nobody executes yet."""
+
+
+class Replayed(Part):
+    """What a replay sent back to its topics. A dead letter is in at most one of these."""
+
+    positions: tuple[str, ...] = Field((), max_length=1000)
+    topics: dict[str, int] = Field(default_factory=dict, description="records by topic")
 
 
 class CommandResult(LogRecord):
@@ -190,3 +201,4 @@ class CommandResult(LogRecord):
     message: str = Field(max_length=2048)
     executor: str
     finished_at: AwareDatetime
+    replayed: Replayed | None = Field(None, description="of a `replay` alone")

@@ -10,20 +10,23 @@ import structlog
 
 from services.feedback.app import build_app
 from services.feedback.door import SERVICE, Door
+from services.feedback.duty import KafkaDuty
 from services.feedback.history import History
 from services.feedback.projection import OutcomeIndex, Standing
+from services.feedback.replayer import Replayer, ReplayThread
 from services.feedback.settings import FeedbackSettings
 from shared.adapters.clock import SystemClock
 from shared.adapters.follower import Follower
 from shared.adapters.http import serve
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
+from shared.adapters.ranges import KafkaLogRanges
 from shared.adapters.redis import RedisCache
 from shared.adapters.topics_job import check_partitions
 from shared.errors import LoopwrightError
 from shared.pseudonym import Pseudonymiser
 from shared.settings import load
 from shared.telemetry import Readiness, configure_logging
-from shared.topics import FEEDBACK_OUTCOMES, MODEL_ROLLOUT, MODEL_VERSIONS
+from shared.topics import FEEDBACK_OUTCOMES, MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_RESULTS
 
 log = structlog.get_logger(__name__)
 START_S = 60.0
@@ -83,7 +86,21 @@ def run(settings: FeedbackSettings, key: bytes) -> bool:
             begin_again,
         ),
     ]
-    serve(build_app(door, followers, readiness), settings.host, settings.port)
+    replays = ReplayThread(
+        Replayer(
+            open_duty=lambda: KafkaDuty(servers, SERVICE),
+            open_results=lambda: KafkaLogReader(servers, SERVICE, [OPERATOR_RESULTS.name]),
+            ranges=KafkaLogRanges(servers, SERVICE),
+            publisher=KafkaPublisher(servers, SERVICE, timeout_s=settings.ack_timeout_s),
+            clock=SystemClock(),
+            ack_s=settings.ack_timeout_s,
+        )
+    )
+    replays.start()
+    try:
+        serve(build_app(door, followers, readiness), settings.host, settings.port)
+    finally:
+        replays.stop()
     return not any(follower.failed for follower in followers)
 
 

@@ -71,7 +71,7 @@ class History:
         if len(outcomes) >= len(sent):
             # Every arrival was a duplicate: what it says was said under another event_id before.
             return outcomes[0]
-        return self._dead(response_id, sent, deadline) or True
+        return self._dead(response_id, sent, len(outcomes), deadline) or True
 
     def _outcomes(self, response_id: str, event_id: str, deadline: float) -> list[Outcome]:
         found = (
@@ -88,23 +88,29 @@ class History:
             if event is not None and event.event_id == event_id
         ]
 
-    def _dead(self, response_id: str, sent: Sequence[Sent], deadline: float) -> Outcome | None:
-        """The dead letter of the event as it came first. A conflict is about another event under the same identity."""
+    def _dead(self, response_id: str, sent: Sequence[Sent], repeated: int, deadline: float) -> Outcome | None:
+        """The newest dead letter of the event as it came first, if every arrival of it died (or was one of the
+        `repeated`): one that was replayed waits again. A conflict is about another event under the same identity."""
         first = sent[0].event
+        arrivals = sum(each.event.content_digest() == first.content_digest() for each in sent)
+        dead = []
         for record in self._records(DEAD_LETTERS.name, response_id, deadline):
             origin, event = origin_of(record), _read_event(record)
             if origin.topic != FEEDBACK_EVENTS.name or origin.code == Conflict.code or event is None:
                 continue
             if event.event_id == first.event_id and event.content_digest() == first.content_digest():
-                return Outcome(
-                    line=event.line,
-                    response_id=response_id,
-                    event_id=event.event_id,
-                    outcome=OutcomeKind.DEAD,
-                    detail=origin.message[:1024] or None,
-                    decided_at=from_ms(record.timestamp),
-                )
-        return None
+                dead.append((event, origin, record.timestamp))
+        if not dead or len(dead) < arrivals - repeated:
+            return None
+        event, origin, at_ms = dead[-1]
+        return Outcome(
+            line=event.line,
+            response_id=response_id,
+            event_id=event.event_id,
+            outcome=OutcomeKind.DEAD,
+            detail=origin.message[:1024] or None,
+            decided_at=from_ms(at_ms),
+        )
 
     def _records(self, topic: str, response_id: str, deadline: float) -> Iterator[Record]:
         key = response_id.encode()

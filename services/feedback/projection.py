@@ -97,12 +97,15 @@ class OutcomeIndex:
         self._cache.put(INDEX_POSITIONS, json.dumps(positions).encode(), ttl_s=self._ttl_s)
 
     def keep(self, outcome: Outcome) -> None:
-        """The first outcome of an event stands; that of a repetition says nothing about it."""
+        """The first outcome of an event stands; that of a repetition says nothing about it. A dead letter can be
+        replayed, so what became of it is believed as briefly as that something is pending, and gives way."""
         if outcome.outcome == OutcomeKind.DUPLICATE:
             return
         key, value = redis_keys.receipt(outcome.response_id, outcome.event_id), outcome.to_json()
-        if self._cache.put_if_absent(key, value, ttl_s=self._ttl_s) == PENDING_MARK:
-            self._cache.put(key, value, ttl_s=self._ttl_s)
+        ttl_s = self._pending_ttl_s if outcome.outcome == OutcomeKind.DEAD else self._ttl_s
+        before = self._cache.put_if_absent(key, value, ttl_s=ttl_s)
+        if before is not None and before != value and (before == PENDING_MARK or _is_dead(before)):
+            self._cache.put(key, value, ttl_s=ttl_s)
 
     def await_outcome(self, response_id: str, event_id: str) -> None:
         """Notes that the event is in the log; believed for `pending_ttl_s`, or until its outcome comes."""
@@ -118,3 +121,10 @@ class OutcomeIndex:
             return Outcome.from_json(raw)
         except Rejected:
             return False
+
+
+def _is_dead(kept: bytes) -> bool:
+    try:
+        return Outcome.from_json(kept).outcome == OutcomeKind.DEAD
+    except Rejected:
+        return False

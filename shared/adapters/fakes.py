@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 from shared.adapters.clock import ManualClock
@@ -268,3 +268,37 @@ def _oversized() -> Oversized:
 
 def _size(record: Output) -> int:
     return len(record.key or b"") + len(record.value or b"")
+
+
+class MemoryLogRanges:
+    """`LogRanges` over a `MemoryLog`. Set `failure` to let every call fail with it."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+        self.failure: LoopwrightError | None = None
+
+    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        self._may_fail()
+        found = {}
+        for partition in range(self._log.partitions(topic)):
+            kept, end = self._log.take((topic, partition), None, 1), self._log.end((topic, partition))
+            found[partition] = (kept[0].offset if kept else end, end)
+        return found
+
+    def since(self, topic: str, at_ms: int) -> dict[int, int]:
+        newer: dict[int, int] = {}
+        for record in self._log.records(topic):
+            if record.timestamp >= at_ms:
+                newer.setdefault(record.partition, record.offset)
+        return {partition: newer.get(partition, end) for partition, (_, end) in self.bounds(topic).items()}
+
+    def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[Record]:
+        self._may_fail()
+        for record in self._log.records(topic):
+            start, stop = ranges.get(record.partition, (0, 0))
+            if start <= record.offset < stop:
+                yield record
+
+    def _may_fail(self) -> None:
+        if self.failure is not None:
+            raise self.failure

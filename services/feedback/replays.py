@@ -1,0 +1,89 @@
+"""Which dead letters a replay sends back, and what it tells of them. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from shared.stream.replay import Letter
+from shared.topics import TOPICS, may_write
+from shared.versions import CommandResult, Replay, Replayed
+
+AGE_MS: Final = 86_400_000
+"""A command that waited for longer is not carried out: who gave it no longer expects it, and what came of it may have
+left the log."""
+NOT_THERE: Final = "no longer there"
+BEFORE: Final = "replayed before"
+OMITTED: Final = "too large to have been kept"
+NO_PARTITION: Final = "of a partition that is not there"
+FOREIGN: Final = "of a topic that only its own service writes"
+
+
+def refusal(letter: Letter | None, service: str, replayed: Collection[str]) -> str | None:
+    """Why it cannot go back; None if it can. `replayed`: the places of those that have."""
+    if letter is None:
+        return NOT_THERE
+    if str(letter.place) in replayed:
+        return BEFORE
+    if letter.origin.topic not in TOPICS or not may_write(service, letter.origin.topic):
+        return FOREIGN
+    if letter.omitted is not None:
+        return OMITTED
+    if letter.partition is None:
+        return NO_PARTITION
+    return None
+
+
+@dataclass(slots=True)
+class Account:
+    """What became of the dead letters that a command names."""
+
+    sent: dict[str, str] = field(default_factory=dict)
+    """place -> topic"""
+    left: Counter[str] = field(default_factory=Counter)
+    """reason -> how many were not sent"""
+
+    def told(self) -> str:
+        """For the person who gave the command."""
+        if not self.sent:
+            return f"nothing was replayed: {_counted(self.left, 'are') or 'no dead letter was named'}"
+        topics = ", ".join(f"{count} to {topic}" for topic, count in sorted(self.topics().items()))
+        left = f"; not replayed: {_counted(self.left, 'are')}" if self.left else ""
+        return f"replayed {len(self.sent)} dead letter{'s' * (len(self.sent) != 1)}: {topics}{left}"
+
+    def topics(self) -> dict[str, int]:
+        return dict(Counter(self.sent.values()))
+
+
+def result(command: Replay, account: Account, executor: str, at: datetime) -> CommandResult:
+    """`done` if anything went back."""
+    return CommandResult(
+        line=command.line,
+        command_id=command.command_id,
+        status="done" if account.sent else "refused",
+        message=account.told()[:2048],
+        executor=executor,
+        finished_at=at,
+        replayed=Replayed(positions=tuple(account.sent), topics=account.topics()),
+    )
+
+
+def refused(command: Replay, message: str, executor: str, at: datetime) -> CommandResult:
+    """Nothing was tried."""
+    return CommandResult(
+        line=command.line,
+        command_id=command.command_id,
+        status="refused",
+        message=message[:2048],
+        executor=executor,
+        finished_at=at,
+    )
+
+
+def _counted(reasons: Mapping[str, int], verb: str) -> str:
+    return ", ".join(
+        f"{count} {'is' if count == 1 else verb} {reason}" for reason, count in sorted(reasons.items())
+    )

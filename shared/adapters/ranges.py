@@ -1,0 +1,122 @@
+"""`LogRanges` on Kafka: pieces of the log by offset or time, for what is asked now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from shared.adapters.kafka import QUIET, to_record, translate
+from shared.errors import BrokerUnavailable, Misconfigured
+from shared.stream.step import Record
+
+CALL_S = 5.0
+POLL_RECORDS = 100
+QUEUE_KB = 8_192
+"""What the client reads ahead, at most."""
+
+
+class KafkaLogRanges:
+    """A connection per call: it holds nothing in between. `timeout_s` bounds the silence of the broker in a call, and
+    the whole of a `read`."""
+
+    def __init__(self, servers: str, service: str, *, timeout_s: float = 20.0) -> None:
+        self._servers = servers
+        self._service = service
+        self._timeout_s = timeout_s
+
+    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        with self._connected() as consumer:
+            return {part.partition: _bounds(consumer, part) for part in _parts(consumer, topic)}
+
+    def since(self, topic: str, at_ms: int) -> dict[int, int]:
+        with self._connected() as consumer:
+            parts = _parts(consumer, topic)
+            asked = [TopicPartition(topic, part.partition, max(0, at_ms)) for part in parts]
+            found = {
+                part.partition: part.offset for part in consumer.offsets_for_times(asked, timeout=CALL_S)
+            }
+            # Where no record is as new, the client answers with a code below zero for the end.
+            return {
+                part.partition: found[part.partition]
+                if found[part.partition] >= 0
+                else _bounds(consumer, part)[1]
+                for part in parts
+            }
+
+    def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[Record]:
+        with self._connected() as consumer:
+            stops = {}
+            starts = []
+            for partition, (start, stop) in ranges.items():
+                low, high = _bounds(consumer, TopicPartition(topic, partition))
+                if max(start, low) < min(stop, high):
+                    starts.append(TopicPartition(topic, partition, max(start, low)))
+                    stops[partition] = min(stop, high)
+            consumer.assign(starts)
+            yield from self._read(consumer, stops)
+
+    def _read(self, consumer: Consumer, stops: dict[int, int]) -> Iterator[Record]:
+        """Until each partition gave a record at or beyond its stop, or its end: what lies before may be no record."""
+        deadline = time.monotonic() + self._timeout_s
+        while stops:
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(
+                    f"the log could not be read within {self._timeout_s:g} s: try again later"
+                )
+            first = consumer.poll(0.2)
+            if first is None:
+                continue
+            for message in [first, *consumer.consume(POLL_RECORDS - 1, 0)]:
+                error = message.error()
+                if error is not None and error.name() == "_PARTITION_EOF":
+                    stops.pop(int(message.partition() or 0), None)
+                elif error is not None and error.fatal():
+                    raise translate(error)
+                elif error is None:
+                    record = to_record(message)
+                    stop = stops.get(record.partition)
+                    if stop is not None and record.offset < stop:
+                        yield record
+                    if stop is not None and record.offset + 1 >= stop:
+                        del stops[record.partition]
+                        consumer.pause([TopicPartition(record.topic, record.partition)])
+
+    @contextmanager
+    def _connected(self) -> Iterator[Consumer]:
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self._servers,
+                "client.id": self._service,
+                "group.id": f"{self._service}-ranges",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "earliest",
+                "enable.partition.eof": True,
+                "queued.max.messages.kbytes": QUEUE_KB,
+                "fetch.wait.max.ms": 50,
+                **QUIET,
+            }
+        )
+        try:
+            yield consumer
+        except KafkaException as error:
+            raise translate(error.args[0]) from error
+        finally:
+            consumer.close()
+
+
+def _parts(consumer: Consumer, topic: str) -> list[TopicPartition]:
+    found = consumer.list_topics(topic, timeout=CALL_S).topics[topic]
+    if found.error is not None or not found.partitions:
+        raise Misconfigured(f"topic {topic} does not exist: run the topics job (`python -m shared.topics`)")
+    return [TopicPartition(topic, partition) for partition in sorted(found.partitions)]
+
+
+def _bounds(consumer: Consumer, part: TopicPartition) -> tuple[int, int]:
+    found: tuple[int, int] | None = consumer.get_watermark_offsets(part, timeout=CALL_S)
+    if found is None:
+        raise BrokerUnavailable(f"Kafka does not say how much of {part.topic} it holds: try again later")
+    return found
