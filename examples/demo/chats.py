@@ -88,12 +88,13 @@ def examine(doors: Doors, world: World, done: Callable[[], None]) -> list[Answer
 
 @dataclass(slots=True)
 class Load:
-    """Streamed chats, one after the other, from `start` to `stop`: a swap must not fail one, nor mix two versions. Now
-    and then while a version trains on the same two processors, without a pause from `hurry` on."""
+    """Streamed chats from `start` to `stop`: a swap must not fail one, nor mix two versions. Now and then one while a
+    version trains on the same processors; many at once, without a pause, from `hurry` on."""
 
     doors: Doors
     questions: list[str]
-    pause_s: float = 1.5
+    pause_s: float = 5.0
+    at_once: int = 8
     requests: int = 0
     failed: int = 0
     mixed_version: int = 0
@@ -101,33 +102,40 @@ class Load:
     versions: list[str] = field(default_factory=list)
     """In the order in which they first answered."""
     _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    _threads: list[threading.Thread] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
-        self._thread.start()
+        self._add(0, self.pause_s)
 
     def hurry(self) -> None:
         """A version is about to be taken over."""
-        self.pause_s = 0.0
+        for place in range(1, self.at_once):
+            self._add(place, 0.0)
 
     def reach(self, requests: int) -> None:
         """Waits until so many were made."""
-        while self.requests < requests and self._thread is not None and self._thread.is_alive():
-            self._thread.join(0.2)
+        while self.requests < requests and any(thread.is_alive() for thread in self._threads):
+            self._threads[-1].join(0.2)
 
     def stop(self) -> None:
-        """Lets the chat under way end."""
+        """Lets the chats under way end."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(60)
+        for thread in self._threads:
+            thread.join(60)
 
-    def _run(self) -> None:
-        for question in itertools.cycle(self.questions):
-            if self._stop.wait(self.pause_s):
+    def _add(self, place: int, pause_s: float) -> None:
+        # Each begins elsewhere in the questions.
+        asked = self.questions[place * 7 % len(self.questions) :] + self.questions
+        thread = threading.Thread(target=self._run, args=(asked, pause_s), name=f"load-{place}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _run(self, questions: list[str], pause_s: float) -> None:
+        for question in itertools.cycle(questions):
+            if self._stop.wait(pause_s):
                 return
             self._one(question)
-            self.requests += 1
 
     def _one(self, question: str) -> None:
         try:
@@ -140,8 +148,12 @@ class Load:
             )
             seen = {chunk.model for chunk in stream}
         except OpenAIError as error:
-            self.failed += 1
-            self.errors.append(str(error)[:200])
+            with self._lock:
+                self.requests += 1
+                self.failed += 1
+                self.errors.append(str(error)[:200])
             return
-        self.mixed_version += len(seen) != 1
-        self.versions += sorted(seen - set(self.versions))
+        with self._lock:
+            self.requests += 1
+            self.mixed_version += len(seen) != 1
+            self.versions += sorted(seen - set(self.versions))

@@ -9,6 +9,7 @@ import sys
 import structlog
 
 from services.console.app import SERVICE, Console, build_app
+from services.console.dead_letters import Letters, add_dead_letters
 from services.console.pages.board import Board
 from services.console.pages.page import add_pages
 from services.console.projection import FOLLOWED
@@ -18,6 +19,7 @@ from shared.adapters.clock import SystemClock
 from shared.adapters.follower import Follower
 from shared.adapters.http import serve
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
+from shared.adapters.ranges import KafkaLogRanges
 from shared.adapters.redis import RedisCache
 from shared.adapters.topics_job import check_partitions
 from shared.errors import LoopwrightError
@@ -59,6 +61,7 @@ def run(settings: ConsoleSettings) -> bool:
         "log", lambda: KafkaLogReader(servers, SERVICE, topics), console.apply, readiness, _stop
     )
     app = build_app(console, follower, readiness)
+    add_dead_letters(app, console, follower, Letters(console, KafkaLogRanges(servers, SERVICE)))
     add_pages(app, console, Board(console, follower, chats.count))
     try:
         serve(app, settings.host, settings.port)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ from shared.events import Line, from_ms
 from shared.ports import Cache, Clock, Publisher
 from shared.stream.step import Record
 from shared.telemetry import Readiness
-from shared.topics import OPERATOR_COMMANDS
+from shared.topics import FEEDBACK_EVENTS, OPERATOR_COMMANDS
 
 SERVICE = "console"
 LineQuery = Annotated[Line | None, Query(description="absent = the line of this console's settings")]
@@ -45,7 +45,7 @@ class Console:
     cache: Cache
     clock: Clock
     accepted: Callable[[], int]
-    """How many feedback events the log has taken; raises `Retryable`."""
+    """How many records `feedback.events` has taken; raises `Retryable`."""
     state: Projection = field(default_factory=Projection)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -57,10 +57,10 @@ class Console:
         collected, run = self._live(redis_keys.collected(line)), self._live(redis_keys.run_progress(line))
         with self.lock:
             shown = views.status(self.state, line, accepted=None, collected=collected, run=run)
-            decided = self.state.decided()
+            decided, again = self.state.decided(), self.state.sent_again[FEEDBACK_EVENTS.name]
         # Asked after the ledger is read, so that no outcome is counted whose event is not.
         try:
-            accepted = self.accepted()
+            accepted = max(0, self.accepted() - again)
         except Retryable:
             return shown
         return shown | {"accepted": accepted, "pending": max(0, accepted - decided)}
@@ -115,15 +115,21 @@ def build_app(console: Console, follower: Follower, readiness: Readiness) -> Fas
     return app
 
 
-def _routes(console: Console, follower: Follower) -> APIRouter:
-    async def own(request: Request) -> None:
+def own(console: Console, follower: Follower) -> Callable[[Request], Awaitable[None]]:
+    """What every route of the API asks first: who it is, and whether the state is whole."""
+
+    async def check(request: Request) -> None:
         host = request.headers.get("host", "")
         refuse_foreign_host(host, console.settings.hosts)
         refuse_foreign_origin(request.headers.get("origin"), host)
         if not follower.caught_up:
             raise BrokerUnavailable("the log has not been read to its end yet: try again in some seconds")
 
-    api = APIRouter(prefix="/api", dependencies=[Depends(own)])
+    return check
+
+
+def _routes(console: Console, follower: Follower) -> APIRouter:
+    api = APIRouter(prefix="/api", dependencies=[Depends(own(console, follower))])
 
     @api.get("/status")
     async def status(line: LineQuery = None) -> Json:

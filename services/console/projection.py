@@ -63,7 +63,7 @@ class Projection:
     """The state. `apply` is the only writer."""
 
     ledger: Counter[str] = field(default_factory=Counter)
-    """Outcome -> events, over all lines, dead letters among them."""
+    """Outcome -> events, over all lines, dead letters among them until they are replayed."""
     dead_letters: int = 0
     letters: deque[tuple[int, Origin]] = field(default_factory=lambda: deque(maxlen=NEWEST_LETTERS))
     """(append time in ms, where it came from) of the last dead letters that were read."""
@@ -77,6 +77,10 @@ class Projection:
     """line -> seq -> its record"""
     commands: dict[str, Command] = field(default_factory=dict)
     results: dict[str, CommandResult] = field(default_factory=dict)
+    replayed: dict[str, str] = field(default_factory=dict)
+    """Place of a dead letter that went back -> the command by which."""
+    sent_again: Counter[str] = field(default_factory=Counter)
+    """Topic -> records on it that were there before: its dead letters that went back."""
 
     def apply(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -137,7 +141,12 @@ def _command(state: Projection, record: Record) -> None:
 
 def _result(state: Projection, record: Record) -> None:
     result = CommandResult.from_json(record.value)
-    state.results.setdefault(result.command_id, result)
+    if state.results.setdefault(result.command_id, result) is not result or result.replayed is None:
+        return
+    state.replayed.update(dict.fromkeys(result.replayed.positions, result.command_id))
+    state.sent_again.update(result.replayed.topics)
+    # These events are dead no more: what becomes of them is still to come, or has come meanwhile.
+    state.ledger[OutcomeKind.DEAD] -= result.replayed.topics.get(FEEDBACK_EVENTS.name, 0)
 
 
 _COMMAND: TypeAdapter[Command] = COMMAND

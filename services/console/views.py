@@ -24,7 +24,7 @@ def status(
     return {
         "line": line,
         "serving": _serving(state.serving(line)),
-        "ledger": {str(outcome): count for outcome, count in sorted(state.ledger.items())},
+        "ledger": {str(outcome): count for outcome, count in sorted(state.ledger.items()) if count},
         "accepted": accepted,
         "pending": None if accepted is None else max(0, accepted - decided),
         "batches": {"count": len(batches), "examples": sum(examples for _, examples in batches.values())},
@@ -102,14 +102,16 @@ def letters(state: Projection) -> list[Json]:
 def command(state: Projection, command_id: str) -> Json | None:
     """The answer to `GET /api/commands/{command_id}`; None where nothing is known of it."""
     result = state.results.get(command_id)
+    told: Json
     if result is not None:
-        return {
+        told = {
             "command_id": command_id,
             "status": result.status,
             "message": result.message,
             "executor": result.executor,
             "finished_at": result.finished_at.isoformat(),
         }
+        return told if result.replayed is None else told | {"replayed": len(result.replayed.positions)}
     known = state.commands.get(command_id)
     if known is None:
         return None

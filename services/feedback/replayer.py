@@ -106,7 +106,7 @@ class Replayer:
     # --- one command ---
 
     def take(self, record: Record) -> None:
-        """Carries out the command, if it is a replay without an answer. Raises `Retryable`: then it is to come again."""
+        """Carries out a replay without an answer, passes over all else. Raises `Retryable`: it is to come again."""
         try:
             command = parse_union(COMMAND, record.value)
         except Rejected:  # its readers all say so; one dead letter of it is enough

@@ -43,6 +43,8 @@ def build(settings: ProcessorSettings) -> faust.App:
         host=settings.host,
         port=settings.processor_port,
         data_dir=settings.data_dir,
+        store=settings.processor_store,
+        store_cache_mb=settings.processor_store_cache_mb,
     )
 
 

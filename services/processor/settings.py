@@ -7,6 +7,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.processor.core.batches import BatchLimits
 from shared.settings import Settings
+from shared.stream.store import CACHE_MB, StoreKind
 from shared.topics import BATCH_BYTES
 
 
@@ -25,6 +26,14 @@ class ProcessorSettings(Settings):
     processor_batch_bytes: int = Field(BATCH_BYTES, ge=1024, le=BATCH_BYTES)
     processor_batch_age_s: float = Field(
         30.0, gt=0, description="a quiet partition cuts its open batch after so long"
+    )
+
+    processor_store: StoreKind = Field(
+        "rocksdb",
+        description="where its state lies: under DATA_DIR, or in memory and read from Kafka at each start",
+    )
+    processor_store_cache_mb: int = Field(
+        CACHE_MB, ge=8, le=65_536, description="memory of the rocksdb stores, all partitions together"
     )
 
     @property

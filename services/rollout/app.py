@@ -18,6 +18,9 @@ from shared.topics import (
     ROLLOUT_CHANGELOG,
 )
 
+CACHE_MB = 8
+"""Its state is a few hundred records."""
+
 
 def engine_config(settings: RolloutSettings) -> EngineConfig:
     """One partition, so one process decides; a second one stands by."""
@@ -42,6 +45,8 @@ def build(settings: RolloutSettings) -> faust.App:
         host=settings.host,
         port=settings.rollout_port,
         data_dir=settings.data_dir,
+        store=settings.rollout_store,
+        store_cache_mb=CACHE_MB,
     )
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from shared.settings import Settings
+from shared.stream.store import StoreKind
 
 
 class RolloutSettings(Settings):
@@ -16,3 +17,7 @@ class RolloutSettings(Settings):
     )
 
     rollout_port: int = Field(8003, ge=0, le=65535)
+    rollout_store: StoreKind = Field(
+        "rocksdb",
+        description="where its state lies: under DATA_DIR, or in memory and read from Kafka at each start",
+    )

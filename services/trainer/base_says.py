@@ -35,13 +35,19 @@ class BaseSays:
     def __call__(self, prompts: Sequence[Prompt], tokenizer: Any, told: Told) -> list[Answered]:
         """In the order of `prompts`; the base is loaded only where answers are missing."""
         loaded: list[Any] = []
+        made = 0
 
         def answering(missing: Sequence[Prompt], tokens: int) -> list[str]:
+            nonlocal made
             from services.trainer.model import answers, load_base  # noqa: PLC0415 - torch, only where it is needed
 
             if not loaded:
                 loaded.append(load_base(self.base, self.recipe.threads))
-            return answers(loaded[0], tokenizer, [prompt.messages for prompt in missing], tokens, told)
+            before, made = made, made + len(missing)
+            asked = [prompt.messages for prompt in missing]
+            return answers(
+                loaded[0], tokenizer, asked, tokens, lambda done, _: told(before + done, len(prompts))
+            )
 
         file = self.folder / f"{self.digest[:8]}.jsonl"
         return base_answers(file, prompts, self.recipe.replay_new_tokens, answering)

@@ -120,6 +120,10 @@ class EngineConfig:
         """Asks for high watermarks: a read_committed client is told the last stable offset instead."""
         return self._common() | {"group.id": self.application, "isolation.level": "read_uncommitted"}
 
+    def admin(self) -> ClientSettings:
+        """Asks what the changelog is like."""
+        return self._common()
+
     def producer(self) -> ClientSettings:
         """The one transactional writer of this process."""
         return self._common() | {

@@ -28,7 +28,7 @@ from shared.stream.positions import Positions
 from shared.stream.restore import Restore
 from shared.stream.slices import Commit, Probe, Slices
 from shared.stream.step import Step
-from shared.stream.store import MemoryStore, OpenStore
+from shared.stream.store import MemoryStore, OpenStore, StoreFailed
 from shared.stream.transaction import Aborted, Transactions, Unresolved
 from shared.stream.view import EngineState, PartitionView, View
 
@@ -103,20 +103,22 @@ class Engine:
         """Works until `stop` is set, then leaves the group and returns.
 
         After too many dead letters it leaves the group, says so in `state` and `reason`, and stands until `stop` is
-        set. Raises `Fenced`, `Misconfigured`, `Fatal` where this process cannot go on, and what a store raises.
+        set. Raises `Fenced`, `Misconfigured`, `Fatal` where this process cannot go on. Where a store cannot be read or
+        written it begins anew, until it can be.
         """
         self._stop = stop
         while not stop.is_set():
             try:
                 self._work()
-            except Unresolved as unresolved:
-                log.warning("starting anew", application=self.config.application, reason=str(unresolved))
-                self._wait_for(f"starting anew: {unresolved}")
+            except (Unresolved, StoreFailed) as trouble:
+                log.warning("starting anew", application=self.config.application, reason=str(trouble))
+                self._wait_for(f"starting anew: {trouble}")
                 stop.wait(RETRY_S)
         self._say("stopped")
 
     def _work(self) -> None:
-        """One life of the clients. `Unresolved` ends it; the next one learns from the log what was committed."""
+        """One life of the clients. `Unresolved` or `StoreFailed` ends it; the next one learns from the log what was
+        committed."""
         self._inputs = Inputs(self.config)
         self._transactions = Transactions(self.config.producer(), self._stop, self._wait_for)
         self._slices.use(self._transactions)
@@ -126,7 +128,7 @@ class Engine:
                     self._turn()
         except DeadLetterFlood as flood:
             self._halt(flood)
-        except Unresolved:
+        except (Unresolved, StoreFailed):
             raise
         except Exception as error:
             self._say("failed", str(error))
@@ -231,8 +233,10 @@ class Engine:
         try:
             if self._restore is None:
                 self._committed = self._inputs.committed(numbers)
-                self._restoring = {n: OwnedPartition(n, self.config, self._open_store(n)) for n in numbers}
-                self._restore = Restore(self.config, {n: p.store for n, p in self._restoring.items()})
+                for n in numbers:
+                    self._restoring[n] = OwnedPartition(n, self.config, self._open_store(n))
+                stores = {n: partition.store for n, partition in self._restoring.items()}
+                self._restore = Restore(self.config, stores, self._clock)
             self._restore.advance()
             self._say("restoring", self._restore.tells())
             self._probe("during_restore")
@@ -247,11 +251,11 @@ class Engine:
 
     def _begin(self) -> None:
         """The state is whole: go on from the positions that belong to it."""
+        for number, partition in self._restoring.items():
+            partition.positions = self._reconcile(number, partition.restored_positions())
         self._owned, self._restoring = self._restoring, {}
         self._end_restore()
         self._to_restore = None
-        for number, partition in self._owned.items():
-            partition.positions = self._reconcile(number, partition.restored_positions())
         self._inputs.begin({n: p.positions.offsets for n, p in self._owned.items()})
         self._member = True
         self._look(time.monotonic())

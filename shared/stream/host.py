@@ -23,8 +23,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from shared.errors import Fatal
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
+from shared.stream.rocks import RocksStores
 from shared.stream.slices import Commit
 from shared.stream.step import Step
+from shared.stream.store import CACHE_MB, MemoryStore, StoreKind
 from shared.telemetry import DEAD_LETTERED, ENGINE_ABORTS, ENGINE_COMMITS, ENGINE_RECORDS
 
 log = structlog.get_logger(__name__)
@@ -73,15 +75,27 @@ class _App(faust.App):
     BootStrategy = _NoKafka
 
 
-def host_engine(config: EngineConfig, step: Step, *, host: str, port: int, data_dir: Path) -> faust.App:
+def host_engine(
+    config: EngineConfig,
+    step: Step,
+    *,
+    host: str,
+    port: int,
+    data_dir: Path,
+    store: StoreKind = "rocksdb",
+    store_cache_mb: int = CACHE_MB,
+) -> faust.App:
     """A Faust application around an engine, with `/livez`, `/readyz`, `/metrics` and `/partitions`.
 
-    Named after the engine's application. Connected to nothing until it is started.
+    Named after the engine's application. Connected to nothing until it is started. With `store` "rocksdb" the state
+    lies in `data_dir`, in a folder for this instance; with "memory" each start reads the whole changelog.
     """
     name = config.application
+    folder = data_dir / name / "state" / config.instance
     engine = Engine(
         config,
         step,
+        open_store=MemoryStore if store == "memory" else RocksStores(folder, store_cache_mb),
         on_commit=lambda commit: _count_commit(name, commit),
         on_abort=lambda _: ENGINE_ABORTS.labels(name).inc(),
     )

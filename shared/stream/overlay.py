@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from sortedcontainers import SortedList
 
 from shared.errors import Oversized
-from shared.stream.store import POSITIONS_KEY, Store
+from shared.stream.store import OWN, Store
 
 _ABSENT = object()
 
@@ -70,7 +70,7 @@ class Overlay:
         self._order = None
 
     def _write(self, key: bytes, value: bytes | None) -> None:
-        if key == POSITIONS_KEY:
+        if key.startswith(OWN):
             raise ValueError("This key is the engine's own.")
         before = self.writes.get(key, _ABSENT)
         self._undo.append((key, before))
@@ -95,7 +95,7 @@ def _merged(
             at += 1
             if new_value is not None:
                 yield key, new_value
-        elif key != POSITIONS_KEY:
+        elif not key.startswith(OWN):
             yield key, value
     for new_key, new_value in written[at:]:
         if new_value is not None:

@@ -9,7 +9,7 @@ from shared.stream.merge import Merge
 from shared.stream.overlay import Overlay
 from shared.stream.positions import Positions
 from shared.stream.step import Record, Tick
-from shared.stream.store import POSITIONS_KEY, Store
+from shared.stream.store import AS_OF_KEY, POSITIONS_KEY, Store
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +81,7 @@ class OwnedPartition:
         self.positions = share.after
         writes = self.overlay.writes
         writes[POSITIONS_KEY] = share.after.encode()
+        writes[AS_OF_KEY] = b"%d" % clock_ms
         self.store.apply(writes, share.changelog_offset + 1)
         self.overlay.clear()
         self.records += len(share.records)

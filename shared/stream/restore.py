@@ -6,17 +6,26 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from confluent_kafka import Consumer, Message, TopicPartition
+import structlog
+from confluent_kafka import Consumer, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource
 
+from shared.adapters.clock import SystemClock
 from shared.errors import Fatal, Retryable
+from shared.ports import Clock
 from shared.stream.config import EngineConfig
-from shared.stream.store import Store
+from shared.stream.fit import DELETE_RETENTION_MS, Changelog, misfit
+from shared.stream.store import AS_OF_KEY, LOG_KEY, Store
+
+log = structlog.get_logger(__name__)
 
 BATCH = 4_000
 CALL_S = 0.02
 STUCK_S = 15.0
 """Longer than any transaction of ours may stay open: its own time, and the broker's scan."""
 METADATA_S = 5.0
+TELL_S = 2.0
+_REFUSED = ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED")
 
 Writes = dict[bytes, bytes | None]
 
@@ -29,10 +38,11 @@ class RestoreFailed(Retryable):
 
 @dataclass(slots=True)
 class Progress:
-    """`position` runs from the store's to `target`, both changelog offsets."""
+    """`position` runs from `start`, where the store stands, to `target`; all are changelog offsets."""
 
-    position: int
+    start: int
     target: int
+    position: int
 
     @property
     def done(self) -> bool:
@@ -43,26 +53,40 @@ class Progress:
 class Restore:
     """Reads each partition of the changelog from where its store stands up to the high watermark of the moment.
 
-    The reader is read_committed, so it cannot pass a transaction that is still open: to reach the high watermark is
-    to have waited until every transaction begun by a former owner is decided. It counts positions, not records, as
-    transaction markers and compacted records leave gaps. Raises `KafkaException` where the broker is away.
+    A store that the rest of the changelog would not make whole is wiped first (`fit.misfit`). The reader is
+    read_committed, so it cannot pass a transaction that is still open: to reach the high watermark is to have waited
+    until every transaction begun by a former owner is decided. It counts positions, not records, as transaction
+    markers and compacted records leave gaps. Raises `KafkaException` where the broker is away, and `StoreFailed`.
     """
 
-    def __init__(self, config: EngineConfig, stores: Mapping[int, Store]) -> None:
+    def __init__(self, config: EngineConfig, stores: Mapping[int, Store], clock: Clock | None = None) -> None:
+        self._application = config.application
         self._topic = config.changelog
         self._stores = dict(stores)
         self.progress: dict[int, Progress] = {}
+        self.records = 0
+        """How many were read of the changelog."""
         self._consumer: Consumer | None = None
-        self._moved = time.monotonic()
+        self._begun_ms = (clock or SystemClock()).now_ms()
+        self._begun = self._moved = self._told = time.monotonic()
+        if not self._stores:
+            return
+        identity, kept = _describe(config)
         watermarks = Consumer(config.watermarks())
         try:
-            starts = [self._start(watermarks, partition) for partition in self._stores]
+            for partition, store in self._stores.items():
+                low, high = self._ends(watermarks, partition)
+                self.progress[partition] = self._start(partition, store, Changelog(identity, low, high, kept))
         finally:
             watermarks.close()
         if self.done:
+            self._tell_end()
             return
         self._consumer = Consumer(config.restorer())
-        self._consumer.assign([start for start in starts if not self.progress[start.partition].done])
+        # A number, not "beginning": to look that up takes a fresh client half a second.
+        self._consumer.assign(
+            [TopicPartition(self._topic, n, p.start) for n, p in self.progress.items() if not p.done]
+        )
 
     @property
     def done(self) -> bool:
@@ -70,7 +94,7 @@ class Restore:
         return all(progress.done for progress in self.progress.values())
 
     def advance(self) -> None:
-        """Reads on for a moment. Raises `RestoreFailed` or `Fatal`."""
+        """Reads on for a moment. Raises `RestoreFailed`, `StoreFailed` or `Fatal`."""
         if self._consumer is None or self.done:
             return
         writes: dict[int, Writes] = {}
@@ -81,6 +105,7 @@ class Restore:
                 key, value = message.key(), message.value()
                 writes.setdefault(partition, {})[key or b""] = value
                 self.progress[partition].position = offset + 1
+                self.records += 1
             elif error.name() == "_PARTITION_EOF":
                 writes.setdefault(partition, {})
                 self.progress[partition].position = offset
@@ -89,13 +114,25 @@ class Restore:
         if any(writes.values()):
             self._moved = time.monotonic()
         for partition, batch in writes.items():
+            if self.progress[partition].done:
+                batch[AS_OF_KEY] = b"%d" % self._begun_ms
             self._stores[partition].apply(batch, self.progress[partition].position)
+        if self.done:
+            self._tell_end()
+        elif time.monotonic() > self._told + TELL_S:
+            self._told = time.monotonic()
+            log.info("restoring", application=self._application, progress=self.tells())
 
     def tells(self) -> str:
         """How far it is, for people; and what to do where it stands still."""
         each = self.progress.items()
+        whole = sum(p.target - p.start for _, p in each)
         left = sum(max(0, p.target - p.position) for _, p in each)
-        text = f"{sum(p.done for _, p in each)} of {len(each)} partitions restored, {left} changelog offsets to go"
+        rate = self.records / max(0.001, time.monotonic() - self._begun)
+        text = (
+            f"{sum(p.done for _, p in each)} of {len(each)} partitions restored, "
+            f"{1 - left / whole if whole else 1:.0%} of {whole} changelog offsets read, {rate:.0f} records/s"
+        )
         if self.done or time.monotonic() < self._moved + STUCK_S:
             return text
         at = ", ".join(f"partition {n} at offset {p.position}" for n, p in each if not p.done)
@@ -110,31 +147,68 @@ class Restore:
             self._consumer.close()
             self._consumer = None
 
-    def _start(self, watermarks: Consumer, partition: int) -> TopicPartition:
+    def _start(self, partition: int, store: Store, changelog: Changelog) -> Progress:
         """Where to read on. A store that does not fit the changelog is wiped and built anew."""
+        why = misfit(store, changelog, self._begun_ms)
+        if why is not None:
+            log.warning(
+                "store removed, to be rebuilt from the changelog",
+                application=self._application,
+                partition=partition,
+                why=why,
+            )
+            store.wipe()
+        position = store.position()
+        start = changelog.low if position is None else position
+        if position is None:
+            # What is read from here on is complete as of now: deletions are kept long enough from now.
+            store.apply({LOG_KEY: changelog.identity.encode(), AS_OF_KEY: b"%d" % self._begun_ms}, start)
+        elif start == changelog.high:
+            store.apply({AS_OF_KEY: b"%d" % self._begun_ms}, start)
+        return Progress(start, changelog.high, start)
+
+    def _ends(self, watermarks: Consumer, partition: int) -> tuple[int, int]:
         found: tuple[int, int] | None = watermarks.get_watermark_offsets(
             TopicPartition(self._topic, partition), timeout=METADATA_S
         )
         if found is None:
             raise RestoreFailed(f"Kafka did not tell the end of {self._topic} [{partition}].")
-        low, high = found
-        store = self._stores[partition]
-        position = store.position()
-        if position is not None and not low <= position <= high:
-            store.wipe()
-            position = None
-        if position is None and low == high:
-            store.apply({}, high)
-            position = high
-        start = low if position is None else position
-        self.progress[partition] = Progress(start, high)
-        # A number, not "beginning": to look that up takes a fresh client half a second.
-        return TopicPartition(self._topic, partition, start)
+        return found
 
     def _refused(self, name: str, text: str) -> None:
-        if name in ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED"):
+        if name in _REFUSED:
             raise Fatal(f"The changelog {self._topic} cannot be read: {name}: {text}")
         raise RestoreFailed(f"The changelog {self._topic} could not be read: {name}: {text}")
+
+    def _tell_end(self) -> None:
+        log.info(
+            "restored",
+            application=self._application,
+            progress=self.tells(),
+            records=self.records,
+            seconds=round(time.monotonic() - self._begun, 2),
+        )
+
+
+def _describe(config: EngineConfig) -> tuple[str, int]:
+    """Identity of the changelog, and for how long it keeps deletions. Raises `KafkaException`."""
+    admin = AdminClient(config.admin())
+    topic = config.changelog
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    described = admin.describe_topics(TopicCollection([topic]), request_timeout=METADATA_S)[topic]
+    configured = admin.describe_configs([resource], request_timeout=METADATA_S)[resource]
+    identity = str(described.result().topic_id)
+    try:
+        kept = int(configured.result()["delete.retention.ms"].value)
+    except KafkaException as error:
+        if error.args[0].name() not in _REFUSED:
+            raise
+        log.warning(
+            "not allowed to read the settings of the changelog: delete.retention.ms is taken to be a day",
+            application=config.application,
+        )
+        kept = DELETE_RETENTION_MS
+    return identity, kept
 
 
 def _place(message: Message) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from shared.stream.partition import Share
 from shared.stream.replay import mark_of
 from shared.stream.retry import RecordId, SliceSize
 from shared.stream.step import Output, Record, Step
-from shared.stream.store import POSITIONS_KEY
+from shared.stream.store import POSITIONS_KEY, StoreFailed
 from shared.stream.transaction import Aborted, Transactions, Unresolved
 
 log = structlog.get_logger(__name__)
@@ -72,6 +72,9 @@ class Slices:
             self._rate.back_to(mark)
             self._failed(shares, failure)
             raise
+        except StoreFailed:
+            self._rate.back_to(mark)
+            raise
 
     def _run(self, shares: list[Share], group: Any) -> Commit | None:
         self._dead, self._outputs = [], 0
@@ -98,7 +101,7 @@ class Slices:
                 outputs = [*step(overlay, record)]
                 for output in outputs:
                     self._check(output)
-            except MemoryError:
+            except (MemoryError, StoreFailed):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a step raises is the record's end, not ours
                 overlay.undo()
@@ -121,7 +124,7 @@ class Slices:
             outputs = [*self._step(partition.overlay, share.tick)]
             for output in outputs:
                 self._check(output)
-        except MemoryError:
+        except (MemoryError, StoreFailed):
             raise
         except Exception as error:
             partition.overlay.undo()

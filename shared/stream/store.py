@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sortedcontainers import SortedDict
 
-POSITIONS_KEY = b"\x00loopwright.positions"
-"""The engine's own key, in changelog and store: input positions and time of the partition."""
+from shared.errors import Retryable
+
+OWN = b"\x00loopwright."
+"""Keys that begin so are the engine's and the stores'; steps cannot write them, and do not see them."""
+POSITIONS_KEY = OWN + b"positions"
+"""In changelog and store: input positions and time of the partition."""
+AS_OF_KEY = OWN + b"as_of"
+"""In the store alone: a moment (ms since epoch, as text) up to which nothing of the changelog is missing in it."""
+LOG_KEY = OWN + b"log"
+"""In the store alone: the identity of the changelog that it is a copy of."""
+
+
+StoreKind = Literal["rocksdb", "memory"]
+"""The settings' words: on disk, or gone with the process."""
+CACHE_MB = 64
+"""What the stores of a process on disk may hold in memory, all partitions together, unless told otherwise."""
+
+
+class StoreFailed(Retryable):
+    """A store could not be read or written: its disk is full, its folder damaged, another process has it open.
+
+    Close it and open it anew: by then it is what it was after some earlier `apply`, or empty. The log has the rest.
+    """
+
+    code = "store_failed"
 
 
 class Store(Protocol):
@@ -16,7 +39,8 @@ class Store(Protocol):
 
     Written only with what is committed. One thread. A store that was lost, or whose position does not fit the
     changelog, is wiped and rebuilt: nothing needs to be durable at once, but `apply` must be atomic, so that
-    contents and position never disagree, also after a crash.
+    contents and position never disagree, also after a crash: then both are those of some earlier `apply`.
+    Every method but `close` may raise `StoreFailed`.
     """
 
     def get(self, key: bytes) -> bytes | None:
@@ -35,14 +59,16 @@ class Store(Protocol):
         """How many keys there are; may be an estimate, for people to look at."""
 
     def close(self) -> None:
-        """Releases what it holds open. A durable store keeps its contents. Closing twice is allowed."""
+        """Releases what it holds open. A durable store keeps its contents. Closing twice is allowed. Never raises."""
 
     def wipe(self) -> None:
         """Back to empty, without a position; usable on."""
 
 
 OpenStore = Callable[[int], Store]
-"""Opens the store of a partition, by number, as it was left; one that cannot be read is opened empty."""
+"""Opens the store of a partition, by number, as it was left; one that is damaged is opened empty.
+
+Raises `StoreFailed` where it cannot be opened for now."""
 
 
 class MemoryStore:

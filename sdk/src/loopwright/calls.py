@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -18,6 +18,8 @@ from loopwright.models import (
     Command,
     CommandKind,
     CommandResult,
+    DeadLetterContent,
+    DeadLetterPage,
     Kind,
     Receipt,
     Recorded,
@@ -135,6 +137,48 @@ def command(kind: CommandKind, line: str | None, version: str | None) -> Call[Co
 def result(command_id: str) -> Call[CommandResult | None]:
     """What came of a command; None while nothing is known."""
     return Call("console", "GET", f"/api/commands/{quote(command_id, safe='')}", _read_result)
+
+
+def dead_letters(
+    *,
+    error_class: str | None,
+    topic: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    replayed: bool | None,
+    cursor: str | None,
+    limit: int,
+) -> Call[DeadLetterPage]:
+    """One page of the dead letters that are wanted."""
+    for name, moment in (("since", since), ("until", until)):
+        if moment is not None and moment.tzinfo is None:
+            raise ValueError(
+                f"{name} has no time zone; give an aware datetime, for example datetime.now(UTC)"
+            )
+    asked: dict[str, str | int | None] = {
+        "error_class": error_class,
+        "topic": topic,
+        "since": since.isoformat() if since is not None else None,
+        "until": until.isoformat() if until is not None else None,
+        "replayed": None if replayed is None else str(replayed).lower(),
+        "cursor": cursor,
+        "limit": limit,
+    }
+    query = urlencode({name: value for name, value in asked.items() if value is not None})
+    return Call("console", "GET", f"/api/dead-letters?{query}", _one(DeadLetterPage))
+
+
+def dead_letter(position: str) -> Call[DeadLetterContent]:
+    """One dead letter with what the record held."""
+    return Call("console", "GET", f"/api/dead-letters/{quote(position, safe='')}", _one(DeadLetterContent))
+
+
+def replay(positions: Sequence[str], line: str | None) -> Call[Command]:
+    """Send dead letters back to their topics. The same one goes back once, whatever is asked how often."""
+    body: dict[str, Any] = {"kind": "replay", "positions": list(positions)}
+    if line is not None:
+        body["line"] = line
+    return Call("console", "POST", "/api/commands", _one(Command), body, repeatable=False)
 
 
 def _of_line(line: str | None) -> str:

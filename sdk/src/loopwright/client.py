@@ -20,6 +20,8 @@ from loopwright.models import (
     Command,
     CommandKind,
     CommandResult,
+    DeadLetterContent,
+    DeadLetterPage,
     Kind,
     Receipt,
     Recorded,
@@ -184,6 +186,47 @@ class Loopwright:
         Where no answer says whether it was taken, it is not given again: `Unreachable` or `Unavailable` is raised.
         """
         return self._run(calls.command(kind, line, version))
+
+    def dead_letters(
+        self,
+        *,
+        error_class: str | None = None,
+        topic: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        replayed: bool | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> DeadLetterPage:
+        """Records that could not be processed, newest first, a page at a time.
+
+        Wanted are those of one `error_class` and one original `topic`, that died from `since` and before `until`, and
+        that were `replayed` or not; None takes all. `cursor` is the `next` of the page before; a page may be short,
+        even empty, while there is a `next`. `limit` is 1 to 200.
+        """
+        return self._run(
+            calls.dead_letters(
+                error_class=error_class,
+                topic=topic,
+                since=since,
+                until=until,
+                replayed=replayed,
+                cursor=cursor,
+                limit=limit,
+            )
+        )
+
+    def dead_letter(self, position: str) -> DeadLetterContent:
+        """One dead letter with what the record held."""
+        return self._run(calls.dead_letter(position))
+
+    def replay(self, positions: Sequence[str], *, line: str | None = None) -> Command:
+        """Send dead letters, at most 1000, back to their topics; returns once the order is in the log for good.
+
+        Each goes back once, whatever is asked how often; one that fails again is a new dead letter that names the one
+        before. `wait_for_result` tells how many went back.
+        """
+        return self._run(calls.replay(positions, line))
 
     def result(self, command_id: str) -> CommandResult | None:
         """What came of a command, None while nothing is known."""

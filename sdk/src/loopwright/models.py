@@ -129,3 +129,54 @@ class CommandResult(Answer):
     message: str = ""
     executor: str | None = None
     finished_at: datetime | None = None
+    replayed: int | None = None
+    """Of a `replay` alone: how many dead letters went back."""
+
+
+class DeadLetter(Answer):
+    """A record that could not be processed: where it came from, and why.
+
+    `position` names it. `at` is when it died, `appended_at` when the record itself was written. `bytes` is the size of
+    the record; `omitted` says that it was too large to keep. `replayed_by` is the command by which it went back to its
+    topic, `replayed_from` the dead letter that this record had been before, `replay_count` how often it went back so
+    far.
+    """
+
+    position: str
+    at: datetime
+    error_class: str
+    message: str = ""
+    service: str = ""
+    topic: str
+    partition: int | None = None
+    offset: int | None = None
+    appended_at: datetime | None = None
+    bytes: int = 0
+    omitted: bool = False
+    replayed_from: str | None = None
+    replay_count: int = 0
+    replayed_by: str | None = None
+
+
+class Content(Answer):
+    """A part of a record: its `data` as text where it is text, else as hex. `bytes` is the size of the whole."""
+
+    encoding: Literal["text", "hex"]
+    data: str
+    bytes: int
+    truncated: bool = False
+
+
+class DeadLetterContent(DeadLetter):
+    """A dead letter with what the record held."""
+
+    key: Content | None = None
+    value: Content | None = None
+    headers: tuple[tuple[str, Content | None], ...] = ()
+
+
+class DeadLetterPage(Answer):
+    """Some dead letters, newest first. While `next` is not None there may be more, however few are here."""
+
+    dead_letters: tuple[DeadLetter, ...] = ()
+    next: str | None = None

@@ -16,6 +16,7 @@ from services.console.pages.view import View, see
 from shared.adapters.follower import Follower
 from shared.errors import Retryable
 from shared.events import from_ms
+from shared.topics import CHAT_RESPONSES
 
 PERIOD_S = 1.0
 STALE_MS = 40_000
@@ -104,7 +105,9 @@ class Board:
         )
 
     def _count_chats(self) -> int | None:
+        with self._console.lock:
+            again = self._console.state.sent_again[CHAT_RESPONSES.name]
         try:
-            return self._chats()
+            return max(0, self._chats() - again)
         except Retryable:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loopwright.cli import feedback, importing, operator
+from loopwright.cli import dead_letters, feedback, importing, operator
 from loopwright.cli.root import app
 
 app.command("send")(feedback.send)
@@ -12,6 +12,7 @@ app.command("status")(operator.status)
 app.command("versions")(operator.versions)
 app.add_typer(operator.rollout, name="rollout")
 app.add_typer(operator.train, name="train")
+app.add_typer(dead_letters.dead_letters, name="dead-letters")
 
 __all__ = ["app", "main"]
 

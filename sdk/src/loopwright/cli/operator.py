@@ -19,7 +19,8 @@ from loopwright.cli.root import (
     out,
     print_json,
 )
-from loopwright.models import CommandKind
+from loopwright.client import Loopwright
+from loopwright.models import Command, CommandKind
 
 rollout = typer.Typer(help="Decide which version serves.", no_args_is_help=True)
 train = typer.Typer(help="Decide when a version is trained.", no_args_is_help=True)
@@ -180,15 +181,19 @@ def _order(
 ) -> None:
     """Give a command and, with `patience` in seconds, wait for what comes of it; exit status 1 if it was not done."""
     with connected(context, as_json, console_url=console_url) as loop:
-        given = loop.command(kind, line=line, version=version)
-        if patience is None:
-            if as_json:
-                print_json({"command_id": given.command_id})
-            else:
-                out.print(f"accepted [bold]{escaped(given.command_id)}[/]")
-            return
-        with err.status(f"{kind}: accepted, waiting for the result"):
-            result = loop.wait_for_result(given.command_id, timeout=patience)
+        follow(loop, loop.command(kind, line=line, version=version), kind, patience, as_json)
+
+
+def follow(loop: Loopwright, given: Command, kind: str, patience: float | None, as_json: bool) -> None:
+    """Say that it was accepted; or, with `patience` in seconds, wait and say what came of it."""
+    if patience is None:
+        if as_json:
+            print_json({"command_id": given.command_id})
+        else:
+            out.print(f"accepted [bold]{escaped(given.command_id)}[/]")
+        return
+    with err.status(f"{kind}: accepted, waiting for the result"):
+        result = loop.wait_for_result(given.command_id, timeout=patience)
     if as_json:
         print_json(result.model_dump(mode="json", exclude_none=True))
     else:
