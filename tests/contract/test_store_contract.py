@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shared.stream.rocks import RocksStores
 from shared.stream.store import MemoryStore, Store
 
 
@@ -19,7 +20,10 @@ class Opener(Protocol):
     def __call__(self, folder: Path) -> Store: ...
 
 
-OPENERS: dict[str, Opener] = {"memory": lambda _folder: MemoryStore()}
+OPENERS: dict[str, Opener] = {
+    "memory": lambda _folder: MemoryStore(),
+    "rocksdb": lambda folder: RocksStores(folder, cache_mb=8)(0),
+}
 
 
 @pytest.fixture(params=list(OPENERS.values()), ids=list(OPENERS))
@@ -41,7 +45,11 @@ def test_a_batch_of_puts_and_deletes_is_applied_with_its_position(store: Store) 
     store.apply({b"a": None, b"b": b"3", b"never": None, b"empty": b""}, 12)
     assert store.position() == 12
     assert [store.get(k) for k in (b"a", b"b", b"never", b"empty")] == [None, b"3", None, b""]
-    assert store.keys() == 2
+
+
+def test_it_tells_about_how_many_keys_there_are(store: Store) -> None:
+    store.apply({b"%d" % n: b"" for n in range(10)}, 10)
+    assert store.keys() == 10
 
 
 def test_a_position_moves_on_without_writes(store: Store) -> None:
@@ -72,6 +80,11 @@ def test_a_wiped_store_is_as_new_and_usable(store: Store) -> None:
     assert store.get(b"a") is None
     store.apply({b"b": b"2"}, 3)
     assert (store.position(), store.get(b"b")) == (3, b"2")
+
+
+def test_a_wiped_store_may_have_been_empty(store: Store) -> None:
+    store.wipe()
+    assert (store.position(), store.keys()) == (None, 0)
 
 
 def test_closing_twice_is_allowed(store: Store) -> None:

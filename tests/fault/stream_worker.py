@@ -1,7 +1,8 @@
 """A process of the counting engine, made to be killed: `python -m tests.fault.stream_worker '{...}'`.
 
 It ends by itself once all its inputs are drained. `kill`: [phase, n] kills it, as SIGKILL would, the n-th time
-it comes to that phase. `variant` names an engine that is broken on purpose.
+it comes to that phase. `folder`: where its stores lie; without it they are in memory. `variant` names an engine that
+is broken on purpose.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 from confluent_kafka import Consumer, TopicPartition
 
 from shared.stream.engine import Engine
 from shared.stream.partition import Share
+from shared.stream.rocks import RocksStores
 from shared.stream.slices import Commit
+from shared.stream.store import MemoryStore
 from tests.fault.stream_rig import Rig, counting
 
 
@@ -58,7 +62,14 @@ def main() -> None:
     config = rig.config(
         told["instance"], session_timeout=2.0, transaction_timeout=1.5, slice_records=told["slice_records"]
     )
-    engine = VARIANTS[told.get("variant", "")](config, counting(rig.out), probe=probe)
+    engine = VARIANTS[told.get("variant", "")](
+        config,
+        counting(rig.out),
+        open_store=RocksStores(Path(told["folder"]), cache_mb=8, flush_s=0.05)
+        if "folder" in told
+        else MemoryStore,
+        probe=probe,
+    )
     stop = threading.Event()
     watch = threading.Thread(target=stop_when_drained, args=(engine, stop), daemon=True)
     watch.start()

@@ -34,7 +34,10 @@ class Workers:
     def start(self, instance: str, **told: object) -> subprocess.Popen[bytes]:
         rig = self.rig
         words = {"kafka": rig.kafka, "name": rig.name, "partitions": rig.partitions, "slice_records": 200}
-        argument = json.dumps(words | {"instance": instance} | told)
+        folder = str(
+            self._logs / "state" / instance
+        )  # as in a deployment: a restart finds what its predecessor left
+        argument = json.dumps(words | {"instance": instance, "folder": folder} | told)
         with (self._logs / f"{len(self._started)}-{instance}.log").open("wb") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "tests.fault.stream_worker", argument],

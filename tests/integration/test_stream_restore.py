@@ -1,0 +1,246 @@
+"""Restores on real Kafka: a store that fits reads only what it lacks; one that does not is built anew, by itself."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, MutableMapping
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+from structlog.testing import capture_logs
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from shared.adapters.clock import ManualClock
+from shared.stream.engine import Engine
+from shared.stream.restore import Restore
+from shared.stream.rocks import RocksStore, RocksStores
+from tests.fault.stream_rig import Rig, complaints, counting, drained, running, until
+
+HOUR_S = 3_600
+
+
+@pytest.fixture
+def rig(kafka: str, fresh: str) -> Rig:
+    return Rig(kafka, fresh)
+
+
+# --- a restore by itself ------------------------------------------------------------------------------------------
+
+
+class Changelog:
+    """One partition of a changelog, written by hand; `held` is what a whole copy of it holds."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.held: dict[bytes, bytes] = {}
+        self.create()
+
+    def create(self) -> None:
+        """With a log start that can be moved, unlike that of one which is compacted only."""
+        topic = NewTopic(self.rig.changelog, 1, 1, config={"cleanup.policy": "compact,delete"})
+        admin = AdminClient({"bootstrap.servers": self.rig.kafka})
+        # One that was just deleted takes a moment to be gone.
+        for attempt in Retrying(
+            retry=retry_if_exception_type(KafkaException), stop=stop_after_delay(10), wait=wait_fixed(0.1)
+        ):
+            with attempt:
+                admin.create_topics([topic])[topic.topic].result()
+
+    def delete(self) -> None:
+        admin = AdminClient({"bootstrap.servers": self.rig.kafka})
+        admin.delete_topics([self.rig.changelog])[self.rig.changelog].result()
+        self.held = {}
+
+    def cut(self, low: int) -> None:
+        admin = AdminClient({"bootstrap.servers": self.rig.kafka})
+        for future in admin.delete_records([TopicPartition(self.rig.changelog, 0, low)]).values():
+            future.result()
+
+    def write(self, keys: int, value: bytes | None) -> None:
+        """One record per key, k0, k1..."""
+        producer = Producer({"bootstrap.servers": self.rig.kafka, "linger.ms": 5})
+        for n in range(keys):
+            key = b"k%d" % n
+            producer.produce(self.rig.changelog, value, key, 0)
+            if value is None:
+                self.held.pop(key, None)
+            else:
+                self.held[key] = value
+        assert producer.flush(20) == 0
+
+    def restore(self, store: RocksStore, clock: ManualClock) -> int:
+        """Brings it to the end; how many records that took."""
+        restore = Restore(self.rig.config(), {0: store}, clock)
+        deadline = time.monotonic() + 15
+        while not restore.done:
+            assert time.monotonic() < deadline, restore.tells()
+            restore.advance()
+        restore.close()
+        held = dict(store.scan(b"\x01", b"\xff"))
+        assert held == self.held
+        return restore.records
+
+
+@pytest.fixture
+def changelog(rig: Rig) -> Changelog:
+    return Changelog(rig)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RocksStore]:
+    opened = RocksStores(tmp_path, cache_mb=8)(0)
+    yield opened
+    opened.close()
+
+
+def test_an_empty_store_reads_all_and_a_warm_one_only_the_tail(
+    changelog: Changelog, store: RocksStore
+) -> None:
+    clock = ManualClock()
+    assert changelog.restore(store, clock) == 0
+    changelog.write(500, b"1")
+    changelog.write(100, None)
+    assert changelog.restore(store, clock) == 600
+    assert changelog.restore(store, clock) == 0
+    changelog.write(7, b"2")
+    assert changelog.restore(store, clock) == 7
+
+
+def test_a_store_beyond_the_end_is_rebuilt(changelog: Changelog, store: RocksStore) -> None:
+    clock = ManualClock()
+    changelog.write(50, b"1")
+    changelog.restore(store, clock)
+    store.apply({b"stray": b"1"}, 1_000)
+    with capture_logs() as logs:
+        assert changelog.restore(store, clock) == 50
+    assert ["beyond the end" in why for why in rebuilt(logs)] == [True]
+
+
+def test_a_store_below_the_log_start_is_rebuilt(changelog: Changelog, store: RocksStore) -> None:
+    clock = ManualClock()
+    changelog.write(50, b"1")
+    changelog.restore(store, clock)
+    changelog.write(60, b"2")
+    changelog.cut(51)
+    changelog.held = {b"k%d" % n: b"2" for n in range(1, 60)}
+    with capture_logs() as logs:
+        assert changelog.restore(store, clock) == 59
+    assert ["begins at 51" in why for why in rebuilt(logs)] == [True]
+
+
+def test_a_store_that_may_have_missed_deletions_is_rebuilt(changelog: Changelog, store: RocksStore) -> None:
+    """Half a day is the half of delete.retention.ms; a store to which nothing was added meanwhile may be older."""
+    clock = ManualClock()
+    changelog.write(50, b"1")
+    changelog.restore(store, clock)
+    clock.advance(48 * HOUR_S)
+    assert changelog.restore(store, clock) == 0
+    changelog.write(10, None)
+    clock.advance(11 * HOUR_S)
+    assert changelog.restore(store, clock) == 10
+    changelog.write(5, b"2")
+    clock.advance(13 * HOUR_S)
+    with capture_logs() as logs:
+        assert changelog.restore(store, clock) == 65
+    assert ["too old: last complete 13.0 h ago" in why for why in rebuilt(logs)] == [True]
+
+
+def test_the_copy_of_a_changelog_that_was_created_anew_is_rebuilt(
+    changelog: Changelog, store: RocksStore
+) -> None:
+    """Though its position lies within the new one."""
+    clock = ManualClock()
+    changelog.write(50, b"of the old one")
+    changelog.restore(store, clock)
+    changelog.delete()
+    changelog.create()
+    changelog.write(30, b"1")
+    changelog.write(30, b"2")
+    with capture_logs() as logs:
+        assert changelog.restore(store, clock) == 60
+    assert ["another changelog" in why for why in rebuilt(logs)] == [True]
+
+
+def test_a_restore_that_was_broken_off_goes_on_where_it_was(changelog: Changelog, tmp_path: Path) -> None:
+    clock = ManualClock()
+    changelog.write(9_000, b"1")
+    store = RocksStores(tmp_path, cache_mb=8)(0)
+    broken_off = Restore(changelog.rig.config(), {0: store}, clock)
+    deadline = time.monotonic() + 15
+    while not broken_off.records:
+        assert time.monotonic() < deadline
+        broken_off.advance()
+    assert not broken_off.done
+    broken_off.close()
+    store.close()
+    store = RocksStores(tmp_path, cache_mb=8)(0)
+    assert changelog.restore(store, clock) == 9_000 - broken_off.records
+    store.close()
+
+
+def rebuilt(logs: list[MutableMapping[str, Any]]) -> list[str]:
+    """Why stores were rebuilt."""
+    return [entry["why"] for entry in logs if "rebuilt" in entry["event"]]
+
+
+# --- the engine over it -------------------------------------------------------------------------------------------
+
+
+def process(rig: Rig, folder: Path, sent: dict[str, str], instance: str = "one") -> int:
+    """An engine with its stores in a folder takes `sent` in, and is stopped. How many records it read to restore."""
+    engine = Engine(rig.config(instance), counting(rig.out), open_store=RocksStores(folder, cache_mb=8))
+    with capture_logs() as logs, running(engine):
+        rig.send(rig.a, [(key, event) for event, key in sent.items()])
+        until(lambda: len(engine.partitions()) == rig.partitions, "all partitions")
+        until(drained(engine, rig), "all that was sent")
+    return sum(entry["records"] for entry in logs if entry["event"] == "restored")
+
+
+def test_a_graceful_stop_leaves_nothing_to_read_and_a_lost_folder_is_rebuilt(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.create()
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    counts = {"a": 2_000, "b": 200, "c": 90, "d": 90, "e": 90}
+    rounds = [{f"{name}{n}": f"k{n % 50}" for n in range(count)} for name, count in counts.items()]
+    sent = dict(chain.from_iterable(each.items() for each in rounds))
+    assert process(rig, mine, rounds[0]) == 0
+    assert process(rig, mine, rounds[1]) == 0, "after a graceful stop there is no tail"
+    logged = len(rig.read(rig.changelog))
+    assert process(rig, other, rounds[2], "two") == logged
+    tail = len(rig.read(rig.changelog)) - logged
+    assert 50 < tail < 300
+    assert process(rig, mine, rounds[3]) == tail, "what another wrote since, and no more"
+    shutil.rmtree(mine)
+    logged = len(rig.read(rig.changelog))
+    assert process(rig, mine, rounds[4]) == logged, "all of it, for want of a folder"
+    assert complaints(rig, sent) == []
+    state = rig.changelog_state()
+    for number in range(rig.partitions):
+        store = RocksStores(mine, cache_mb=8)(number)
+        assert dict(store.scan(b"\x01", b"\xff")) == state[number]
+        store.close()
+
+
+def test_a_store_damaged_under_a_running_engine_is_rebuilt_and_nothing_is_lost(
+    rig: Rig, tmp_path: Path
+) -> None:
+    """Reading it fails in the middle of a step: that is no fault of the record, and must not make it a dead letter."""
+    rig.create()
+    first = {f"a{n}": f"key-{n % 400:03}-{'x' * 200}" for n in range(1_600)}
+    second = {f"b{n}": f"key-{n % 400:03}-{'x' * 200}" for n in range(800)}
+    process(rig, tmp_path, first)
+    for file in tmp_path.rglob("*.sst"):
+        with file.open("r+b") as opened:
+            opened.seek(file.stat().st_size // 3)
+            opened.write(bytes(chain.from_iterable(repeat(range(256), 8))))
+    with capture_logs() as logs:
+        assert process(rig, tmp_path, second) > 0
+    assert any("damaged" in entry["event"] for entry in logs)
+    assert rig.read(rig.dead) == []
+    assert complaints(rig, first | second) == []
