@@ -57,8 +57,8 @@ class RocksStores:
     """`OpenStore` over a folder with one folder per partition.
 
     Memory, of all partitions together: `cache_mb`. It holds blocks, indexes and filters, and the write buffers are
-    charged to it, a quarter of it at most; they may exceed that by one batch while they are being flushed. Beside it,
-    per partition, some 2 MiB for file handles and compaction, whatever the state's size.
+    charged to it: a quarter of it, and as much again while that is being flushed. Beside it, per partition, some 2 MiB
+    for file handles and compaction, whatever the state's size.
     """
 
     def __init__(self, folder: Path, cache_mb: int = CACHE_MB, flush_s: float = FLUSH_S) -> None:
@@ -156,6 +156,8 @@ class RocksStore:
         try:
             self._db.write(batch, self._unlogged)
             self._position = position
+            if self._memory.buffers.get_usage() > 2 * self._memory.buffer_bytes:
+                self._db.flush()  # the disk is slower than the writer, who waits for it
             if time.monotonic() >= self._next_flush:
                 self._next_flush = time.monotonic() + self._flush_s
                 self._db.flush(wait=False)
@@ -175,14 +177,13 @@ class RocksStore:
         if self.closed:
             return
         self.closed = True
-        try:
-            if not self._damaged:
-                self._db.flush()
-            self._db.close()
-            if self._damaged:
-                _remove(self._folder)
-        except Exception as error:  # noqa: BLE001 - the changelog has what the folder lacks
-            log.warning("store not closed as it should be", folder=str(self._folder), error=str(error))
+        for step in (self._db.close,) if self._damaged else (self._db.flush, self._db.close):
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - the changelog has what the folder lacks
+                log.warning("store not closed as it should be", folder=str(self._folder), error=str(error))
+        if self._damaged:
+            self._remove_damaged()
 
     def wipe(self) -> None:
         try:
@@ -191,6 +192,12 @@ class RocksStore:
             raise self._failed("wiped", error) from error
         _remove(self._folder)
         self._open()
+
+    def _remove_damaged(self) -> None:
+        try:
+            _remove(self._folder)
+        except StoreFailed as error:
+            log.warning("damaged store not removed", folder=str(self._folder), error=str(error))
 
     def _open(self) -> None:
         db: Rdict | None = None
