@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from deploy.local.children import end, spawn, tail
-from deploy.local.kafka import prepare_kafka, wait_for_kafka
-from deploy.local.kafka_jars import ensure_jars
 from deploy.local.model import ensure_base_model, ensure_tiny_model
 from deploy.local.ports import HOST, choose
 from deploy.local.redis import prepare_redis, wait_for_redis
+from tests.brokers import own_kafka
 
 ROOT = Path(__file__).resolve().parent.parent
 PREPARED = ROOT / ".loopwright"
@@ -36,22 +35,8 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if given:
         yield given
         return
-    folder = tmp_path_factory.mktemp("kafka")
-    ports = choose({"kafka": 0, "controller": 0})
-    program = prepare_kafka(
-        libs=ensure_jars(PREPARED / "kafka", print),
-        data=folder / "data",
-        port=ports["kafka"],
-        controller_port=ports["controller"],
-    )
-    log = folder / "kafka.log"
-    child = spawn(program, folder=folder, log=log)
-    try:
-        address = f"{HOST}:{ports['kafka']}"
-        assert wait_for_kafka(address, seconds=90), f"Kafka did not start:\n{tail(log)}"
+    with own_kafka(tmp_path_factory.mktemp("kafka")) as address:
         yield address
-    finally:
-        end(child, seconds=program.stop_seconds)
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,8 @@ class Backwards:
     ranges: LogRanges
     lows: dict[int, int]
     highs: dict[int, int]
-    left: int = SCAN
+    left: int
+    """Offsets that may still be looked at."""
     held: dict[int, list[Entry]] = field(default_factory=dict)
     read_to: dict[int, int] = field(default_factory=dict)
 
@@ -145,11 +146,11 @@ def _opened(ranges: LogRanges, wanted: Wanted, cursor: str | None) -> Backwards:
         for partition, first in ranges.since(DEAD_LETTERS.name, wanted.since_ms).items():
             lows[partition] = max(lows.get(partition, 0), first)
     if cursor is None:
-        return Backwards(ranges, lows, {partition: high for partition, (_, high) in bounds.items()})
+        return Backwards(ranges, lows, {partition: high for partition, (_, high) in bounds.items()}, SCAN)
     highs = {}
     for part in cursor.split("."):
         place = Place.of(part)
         if place.partition not in bounds:
             raise Malformed(f"the cursor names a partition {place.partition} that is not there: begin anew")
         highs[place.partition] = min(place.offset, bounds[place.partition][1])
-    return Backwards(ranges, lows, highs)
+    return Backwards(ranges, lows, highs, SCAN)

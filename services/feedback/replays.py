@@ -49,9 +49,9 @@ class Account:
     def told(self) -> str:
         """For the person who gave the command."""
         if not self.sent:
-            return f"nothing was replayed: {_counted(self.left, 'are') or 'no dead letter was named'}"
+            return f"nothing was replayed: {_counted(self.left) or 'no dead letter was named'}"
         topics = ", ".join(f"{count} to {topic}" for topic, count in sorted(self.topics().items()))
-        left = f"; not replayed: {_counted(self.left, 'are')}" if self.left else ""
+        left = f"; not replayed: {_counted(self.left)}" if self.left else ""
         return f"replayed {len(self.sent)} dead letter{'s' * (len(self.sent) != 1)}: {topics}{left}"
 
     def topics(self) -> dict[str, int]:
@@ -83,7 +83,5 @@ def refused(command: Replay, message: str, executor: str, at: datetime) -> Comma
     )
 
 
-def _counted(reasons: Mapping[str, int], verb: str) -> str:
-    return ", ".join(
-        f"{count} {'is' if count == 1 else verb} {reason}" for reason, count in sorted(reasons.items())
-    )
+def _counted(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))

@@ -14,7 +14,15 @@ from services.console import views
 from services.console.projection import Projection
 from shared.events import Batch, LogRecord, Outcome, OutcomeKind
 from shared.stream.step import Record
-from shared.versions import CommandResult, GateReport, ModelVersion, Promote, RolloutRecord, VersionRef
+from shared.versions import (
+    CommandResult,
+    GateReport,
+    ModelVersion,
+    Promote,
+    Replayed,
+    RolloutRecord,
+    VersionRef,
+)
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 BASE = VersionRef(version="assistant@base-00000000", kind="base", digest="0" * 64)
@@ -117,6 +125,40 @@ def test_the_ledger_closes_over_outcomes_dead_letters_and_pending() -> None:
     assert shown["ledger"] == {"batched": 2, "duplicate": 1, "dead": 1}
     assert shown["pending"] == 3
     assert sum(shown["ledger"].values()) + shown["pending"] == shown["accepted"]
+
+
+def replayed(*positions: str, topics: dict[str, int], command_id: str = "c-1") -> Record:
+    made = CommandResult(
+        line="assistant",
+        command_id=command_id,
+        status="done",
+        message="replayed",
+        executor="feedback",
+        finished_at=NOW,
+        replayed=Replayed(positions=positions, topics=topics),
+    )
+    return record("operator.results", made)
+
+
+def test_an_event_that_died_and_was_replayed_counts_once_before_and_after_its_outcome() -> None:
+    dead = record("dead.letters", b"?", DEAD)
+    state = folded(outcome(OutcomeKind.BATCHED), dead)
+    assert (status(state, 2)["ledger"], status(state, 2)["pending"]) == ({"batched": 1, "dead": 1}, 0)
+    again = replayed("0-0", topics={"feedback.events": 1, "chat.responses": 1})
+    state.apply([again, again])
+    assert (status(state, 2)["ledger"], status(state, 2)["pending"]) == ({"batched": 1}, 1)
+    assert state.sent_again == {"feedback.events": 1, "chat.responses": 1}
+    assert state.replayed == {"0-0": "c-1"}
+    died_again = status(folded(outcome(OutcomeKind.BATCHED), dead, again, dead), 2)
+    assert (died_again["ledger"], died_again["pending"]) == ({"batched": 1, "dead": 1}, 0)
+    state.apply([outcome(OutcomeKind.BATCHED)])
+    assert (status(state, 2)["ledger"], status(state, 2)["pending"]) == ({"batched": 2}, 0)
+
+
+def test_the_result_of_a_replay_says_how_many_went_back() -> None:
+    told = views.command(folded(replayed("0-0", "0-3", topics={"feedback.events": 2})), "c-1")
+    assert told is not None
+    assert (told["status"], told["replayed"]) == ("done", 2)
 
 
 def test_a_dead_letter_of_another_topic_is_no_feedback() -> None:

@@ -173,14 +173,16 @@ def _tell_plan(found: Sequence[DeadLetter], more: bool, as_json: bool) -> None:
         letters = [letter.model_dump(mode="json", exclude_none=True) for letter in found]
         print_json({"would_replay": letters, "more": more})
         return
-    if found:
-        out.print(table(found))
+    if not found:
+        out.print("nothing to replay")
+        return
+    out.print(table(found))
     out.print(f"{_counted(len(found))} would be replayed" + (", and there may be more" if more else ""))
 
 
 def _ask(found: Sequence[DeadLetter], more: bool) -> None:
     """Ends the command unless a person says yes."""
-    if not sys.stdin.isatty():
+    if not at_terminal():
         raise typer.BadParameter("nobody can be asked here: give --yes, or --dry-run to see what it would do")
     err.print(table(found[:20]))
     if len(found) > 20:
@@ -188,6 +190,11 @@ def _ask(found: Sequence[DeadLetter], more: bool) -> None:
     if more:
         err.print(f"there may be more than these {len(found)}: run it again for them")
     typer.confirm(f"Replay {_counted(len(found))}?", abort=True, err=True)
+
+
+def at_terminal() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin.isatty()
 
 
 def _counted(count: int) -> str:

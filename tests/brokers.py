@@ -1,0 +1,34 @@
+"""A Kafka of one's own: for the session, and for tests that count what whole topics hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deploy.local.children import end, spawn, tail
+from deploy.local.kafka import prepare_kafka, wait_for_kafka
+from deploy.local.kafka_jars import ensure_jars
+from deploy.local.ports import HOST, choose
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextmanager
+def own_kafka(folder: Path) -> Iterator[str]:
+    """The address of a broker whose data lies in `folder`; stopped at the end."""
+    ports = choose({"kafka": 0, "controller": 0})
+    program = prepare_kafka(
+        libs=ensure_jars(ROOT / ".loopwright" / "kafka", print),
+        data=folder / "data",
+        port=ports["kafka"],
+        controller_port=ports["controller"],
+    )
+    log = folder / "kafka.log"
+    child = spawn(program, folder=folder, log=log)
+    try:
+        address = f"{HOST}:{ports['kafka']}"
+        assert wait_for_kafka(address, seconds=90), f"Kafka did not start:\n{tail(log)}"
+        yield address
+    finally:
+        end(child, seconds=program.stop_seconds)
