@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from services.feedback.duty import Duty
-from services.feedback.replays import AGE_MS, NO_PARTITION, NOT_THERE, Account, refusal, refused, result
+from services.feedback.replays import AGE_MS, LATE, NO_PARTITION, NOT_THERE, Account, refusal, result
 from shared.envelope import sealed, traceparent_of
 from shared.errors import BrokerUnavailable, LoopwrightError, Rejected
 from shared.events import from_ms, parse_union
@@ -116,15 +116,12 @@ class Replayer:
             return
         if command.command_id in self.answered:
             return
-        now = from_ms(self.clock.now_ms())
-        if self.clock.now_ms() - record.timestamp > AGE_MS:
-            message = "it waited for longer than a day, and was not carried out: give it again"
-            self._answer(refused(command, message, SERVICE, now), record)
-            return
-        account = self._replay(command, record)
-        self._answer(result(command, account, SERVICE, now), record)
+        now_ms = self.clock.now_ms()
+        account = self._replay(command, record, late=now_ms - record.timestamp > AGE_MS)
+        self._answer(result(command, account, SERVICE, from_ms(now_ms)), record)
 
-    def _replay(self, command: Replay, record: Record) -> Account:
+    def _replay(self, command: Replay, record: Record, *, late: bool) -> Account:
+        """Sends what can be sent; where it is `late`, only accounts for what an interrupted try has sent."""
         account = Account()
         targets: dict[str, Target] = {}
         places = sorted({Place.of(text) for text in command.positions})
@@ -145,6 +142,8 @@ class Replayer:
                     account.left[NO_PARTITION] += 1
                 elif str(place) in targets[topic].sent:
                     account.sent[str(place)] = topic
+                elif late:
+                    account.left[LATE] += 1
                 else:
                     waiting.append((letter, self.publisher.publish(sent_again(letter, command.command_id))))
             self._settle(waiting, account)

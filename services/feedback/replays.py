@@ -13,8 +13,9 @@ from shared.topics import TOPICS, may_write
 from shared.versions import CommandResult, Replay, Replayed
 
 AGE_MS: Final = 86_400_000
-"""A command that waited for longer is not carried out: who gave it no longer expects it, and what came of it may have
+"""A command that waited for longer sends nothing more: who gave it no longer expects it, and what came of it may have
 left the log."""
+LATE: Final = "not sent, for the command had waited for longer than a day: give it again"
 NOT_THERE: Final = "no longer there"
 BEFORE: Final = "replayed before"
 OMITTED: Final = "too large to have been kept"
@@ -68,18 +69,6 @@ def result(command: Replay, account: Account, executor: str, at: datetime) -> Co
         executor=executor,
         finished_at=at,
         replayed=Replayed(positions=tuple(account.sent), topics=account.topics()),
-    )
-
-
-def refused(command: Replay, message: str, executor: str, at: datetime) -> CommandResult:
-    """Nothing was tried."""
-    return CommandResult(
-        line=command.line,
-        command_id=command.command_id,
-        status="refused",
-        message=message[:2048],
-        executor=executor,
-        finished_at=at,
     )
 
 

@@ -9,10 +9,13 @@ from datetime import UTC, datetime
 
 import pytest
 
+from services.feedback.history import History
+from services.feedback.projection import OutcomeIndex
 from services.feedback.replayer import Replayer
 from shared.adapters.clock import ManualClock
-from shared.adapters.fakes import MemoryLog, MemoryLogRanges, MemoryLogReader, MemoryPublisher
+from shared.adapters.fakes import MemoryCache, MemoryLog, MemoryLogRanges, MemoryLogReader, MemoryPublisher
 from shared.errors import BrokerUnavailable, Oversized
+from shared.events import Outcome, OutcomeKind, Thumbs
 from shared.ports import Acked
 from shared.stream.dead_letters import dead_letter
 from shared.stream.replay import mark_of
@@ -202,13 +205,22 @@ def test_a_record_that_was_too_large_to_keep_stays(stage: Stage) -> None:
     assert stage.results()[0].message == "nothing was replayed: 1 too large to have been kept"
 
 
-def test_a_command_of_the_day_before_yesterday_is_not_carried_out(stage: Stage) -> None:
-    stage.give(stage.bury())
+def test_a_command_of_the_day_before_yesterday_sends_nothing_more_but_accounts_for_what_it_sent(
+    stage: Stage,
+) -> None:
+    one, two = stage.bury(key=b"a"), stage.bury(key=b"b")
+    stage.give(one, two)
+    publisher = Failing(stage.log, "feedback")
+    publisher.left = 1
+    stage.process(publisher)
+    ((_, sent),) = stage.marks()
     stage.clock.advance(2 * 86_400.0)
     stage.process()
-    assert stage.marks() == []
-    assert stage.results()[0].status == "refused"
-    assert "give it again" in stage.results()[0].message
+    assert stage.marks() == [("c-1", sent)]
+    (result,) = stage.results()
+    assert result.replayed is not None
+    assert result.replayed.positions == (sent,)
+    assert "1 not sent, for the command had waited for longer than a day: give it again" in result.message
 
 
 def test_other_commands_and_unreadable_ones_are_passed_over(stage: Stage) -> None:
@@ -227,3 +239,57 @@ def test_many_letters_far_apart_go_back(stage: Stage) -> None:
     stage.give(*chosen)
     stage.process()
     assert sorted(place for _, place in stage.marks()) == sorted(chosen)
+
+
+# --- what the receipt of a dead event says ----------------------------------------------------------------------
+
+
+def thumb() -> bytes:
+    event = Thumbs(
+        line="assistant", response_id="r-1", event_id="e-1", user_id="u_1", value="up", received_at=NOW
+    )
+    return event.to_json()
+
+
+def looked_up(stage: Stage) -> Outcome | bool:
+    history = History(
+        lambda topic, partition: MemoryLogReader(stage.log, [topic], partitions=[partition]),
+        partitions=6,
+        timeout_s=5.0,
+        slots=1,
+    )
+    return history.find("r-1", "e-1")
+
+
+def test_a_dead_event_is_pending_again_once_it_went_back_and_dead_again_if_it_dies_again(
+    stage: Stage,
+) -> None:
+    place = stage.bury(value=thumb())
+    first = looked_up(stage)
+    assert isinstance(first, Outcome)
+    assert first.outcome == OutcomeKind.DEAD
+    stage.give(place)
+    stage.process()
+    assert looked_up(stage) is True
+    again = next(record for record in stage.log.records("feedback.events") if mark_of(record.headers))
+    stage.log.append(dead_letter("dead.letters", again, Oversized("still"), "processor", 1_000_000))
+    second = looked_up(stage)
+    assert isinstance(second, Outcome)
+    assert (second.outcome, second.detail) == (OutcomeKind.DEAD, "still")
+
+
+def test_that_an_event_died_gives_way_to_its_outcome_after_a_replay() -> None:
+    clock = ManualClock()
+    index = OutcomeIndex(MemoryCache(clock), ttl_s=1_000.0, pending_ttl_s=5.0)
+
+    def outcome(kind: OutcomeKind) -> Outcome:
+        return Outcome(line="assistant", response_id="r-1", event_id="e-1", outcome=kind, decided_at=NOW)
+
+    index.keep(outcome(OutcomeKind.DEAD))
+    found = index.find("r-1", "e-1")
+    assert isinstance(found, Outcome)
+    clock.advance(6.0)
+    assert index.find("r-1", "e-1") is False  # believed for a moment only: it may have gone back
+    for kind in (OutcomeKind.DEAD, OutcomeKind.BATCHED, OutcomeKind.DEAD):
+        index.keep(outcome(kind))
+    assert index.find("r-1", "e-1") == outcome(OutcomeKind.BATCHED)

@@ -26,6 +26,9 @@ COMMANDS = [
     "rollout pause",
     "rollout resume",
     "train now",
+    "dead-letters list",
+    "dead-letters show",
+    "dead-letters replay",
 ]
 
 
