@@ -80,7 +80,7 @@ class Restore:
         finally:
             watermarks.close()
         if self.done:
-            self._tell_end()
+            self._log()
             return
         self._consumer = Consumer(config.restorer())
         # A number, not "beginning": to look that up takes a fresh client half a second.
@@ -117,11 +117,7 @@ class Restore:
             if self.progress[partition].done:
                 batch[AS_OF_KEY] = b"%d" % self._begun_ms
             self._stores[partition].apply(batch, self.progress[partition].position)
-        if self.done:
-            self._tell_end()
-        elif time.monotonic() > self._told + TELL_S:
-            self._told = time.monotonic()
-            log.info("restoring", application=self._application, progress=self.tells())
+        self._log()
 
     def tells(self) -> str:
         """How far it is, for people; and what to do where it stands still."""
@@ -180,14 +176,20 @@ class Restore:
             raise Fatal(f"The changelog {self._topic} cannot be read: {name}: {text}")
         raise RestoreFailed(f"The changelog {self._topic} could not be read: {name}: {text}")
 
-    def _tell_end(self) -> None:
-        log.info(
-            "restored",
-            application=self._application,
-            progress=self.tells(),
-            records=self.records,
-            seconds=round(time.monotonic() - self._begun, 2),
-        )
+    def _log(self) -> None:
+        """How far it is, now and then, and what it took in the end."""
+        if self.done:
+            took = round(time.monotonic() - self._begun, 2)
+            log.info(
+                "restored",
+                application=self._application,
+                progress=self.tells(),
+                records=self.records,
+                seconds=took,
+            )
+        elif time.monotonic() > self._told + TELL_S:
+            self._told = time.monotonic()
+            log.info("restoring", application=self._application, progress=self.tells())
 
 
 def _describe(config: EngineConfig) -> tuple[str, int]:

@@ -108,6 +108,9 @@ class RocksStore:
         self._on_flush = on_flush
         self._damaged = False
         self.closed = False
+        self._db: Rdict
+        self._position: int | None = None
+        self._next_flush = 0.0
         self._unlogged = WriteOptions()
         self._unlogged.disable_wal = True  # type: ignore[method-assign, assignment] # a property, whatever its stub says
         try:
@@ -207,7 +210,7 @@ class RocksStore:
             # Not among the options that the library lets one set before opening.
             db.set_options({"periodic_compaction_seconds": str(REWRITTEN_S)})
             position = db.get(POSITION_KEY)
-            self._position: int | None = None if position is None else int(position)
+            self._position = None if position is None else int(position)
         except Exception as error:
             if db is not None:
                 db.close()
