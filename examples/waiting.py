@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from loopwright import LoopwrightError
 
-POLL_S = 0.5
+POLL_S = 1.0
 
 
 def wait_until(ready: Callable[[], bool], seconds: float, otherwise: str, failure: type[Exception]) -> None:
-    """Asks `ready` twice a second. Raises `failure` after so many seconds: what stands still, and the last error."""
+    """Asks `ready` once a second. Raises `failure` after so many seconds: what stands still, and the last error."""
     deadline, last = time.monotonic() + seconds, ""
     while time.monotonic() < deadline:
         try:

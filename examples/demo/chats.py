@@ -18,7 +18,7 @@ from loopwright import Loopwright
 
 AT_ONCE = 32
 """Chats in parallel; the inference service answers them in one batch."""
-ANSWER_TOKENS = 32
+ANSWER_TOKENS = 24
 EXAM_USER = "examiner"
 
 
@@ -93,7 +93,7 @@ class Load:
 
     doors: Doors
     questions: list[str]
-    pause_s: float = 5.0
+    pause_s: float = 20.0
     at_once: int = 8
     requests: int = 0
     failed: int = 0

@@ -28,6 +28,7 @@ SETTINGS = {
     # All 32 chats at once are one batch, on all processors: while people chat, nothing trains.
     "LOOPWRIGHT_INFERENCE_THREADS": str(os.cpu_count() or 1),
     "LOOPWRIGHT_INFERENCE_MAX_BATCH": str(AT_ONCE),
+    "LOOPWRIGHT_INFERENCE_BATCH_WAIT_MS": "60",
     # People at a terminal do not wait thirty seconds for a batch.
     "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "3",
     # Of what the cast says 189 examples may train; the last few come while the run is being prepared.

@@ -9,7 +9,7 @@ import structlog
 
 from services.trainer import snapshot
 from services.trainer.gate.items import Item, items_of
-from services.trainer.gate.run import Lengths, Voice, gate, listen
+from services.trainer.gate.run import Voice, gate, listen
 from services.trainer.model import load_base
 from services.trainer.replay import EVALUATION, shipped
 from services.trainer.tokens import Told
@@ -46,7 +46,7 @@ def examine(work: Work) -> GateReport:
             [item.row.messages for item in items],
             own,
             keyed,
-            Lengths(recipe.gate_new_tokens, recipe.replay_new_tokens),
+            recipe.gate_new_tokens,
             told,
         )
 

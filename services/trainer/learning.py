@@ -51,7 +51,7 @@ def train(work: Work) -> None:
     replayed: list[Pair] = [
         (one.messages, whole_sentences(one.answer))
         for one in work.base_says(shipped(REPLAY, recipe.replay_prompts))
-        if one.answer
+        if whole_sentences(one.answer)
     ]
 
     def tokens(pair: Pair) -> int:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from services.trainer.objectives import Messages
 from services.trainer.tokens import Told, prompt_ids, silent
 
-GENERATE_BATCH = 32
+GENERATE_BATCH = 64
 SCORE_BATCH = 8
 
 

@@ -85,6 +85,7 @@ def base_answers(
 
 
 def whole_sentences(answer: str) -> str:
-    """Without what the bound on tokens cut off, where a sentence ended before: the end of the turn is trained too."""
+    """Up to the last sentence's end, for the end of the turn is trained too: what the bound on tokens cut off is left
+    away. Empty where no sentence ended."""
     found = _SENTENCE.match(answer.strip())
-    return found.group(0) if found else answer.strip()
+    return found.group(0) if found else ""

@@ -38,9 +38,9 @@ class Recipe(BaseModel):
     max_tokens: int = 512
     seed: int = 20
     checkpoint_steps: int = 20
-    replay_prompts: int = 400
+    replay_prompts: int = 320
     replay_share: float = 0.05
-    replay_new_tokens: int = 32
+    replay_new_tokens: int = 40
     gate_items: int = 30
     gate_new_tokens: int = 40
     gate_eval_prompts: int = 240
@@ -86,7 +86,7 @@ class TrainerSettings(Settings):
     seed: int = Field(20, validation_alias=_own("seed"))
     checkpoint_steps: int = Field(20, ge=1, validation_alias=_own("checkpoint_steps"))
     replay_prompts: int = Field(
-        400,
+        320,
         ge=1,
         validation_alias=_own("replay_prompts"),
         description="of the shipped ones, spread over the epochs",
@@ -95,10 +95,10 @@ class TrainerSettings(Settings):
         0.05, ge=0, le=0.9, validation_alias=_own("replay_share"), description="least share of trained tokens"
     )
     replay_new_tokens: int = Field(
-        32,
+        40,
         ge=4,
         validation_alias=_own("replay_new_tokens"),
-        description="of an answer to a general prompt, replayed or measured",
+        description="of the base's answer to a general prompt",
     )
     gate_items: int = Field(30, ge=1, validation_alias=_own("gate_items"), description="fewer: inconclusive")
     gate_new_tokens: int = Field(40, ge=4, validation_alias=_own("gate_new_tokens"))

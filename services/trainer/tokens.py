@@ -43,3 +43,9 @@ def token_count(tokenizer: Any, messages: Messages, answer: str) -> int:
         + len(tokenizer(answer, add_special_tokens=False)["input_ids"])
         + 1
     )
+
+
+def first_tokens(tokenizer: Any, text: str, count: int) -> str:
+    """What a shorter bound would have left of an answer."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode(ids[:count], skip_special_tokens=True))

@@ -40,4 +40,4 @@ def test_prompts_are_spread_over_all_kinds_and_those_for_measuring_are_never_rep
 
 def test_an_answer_that_was_cut_off_ends_with_its_last_whole_sentence() -> None:
     assert whole_sentences("It is blue. Because the light of the su") == "It is blue."
-    assert whole_sentences("no sentence at all") == "no sentence at all"
+    assert whole_sentences("Some people say that it was") == "", "no answer at all rather than half of one"

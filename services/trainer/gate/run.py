@@ -16,11 +16,15 @@ from services.trainer.model import answers, losses, with_adapter
 from services.trainer.objectives import Messages
 from services.trainer.replay import Answered, Prompt, spread
 from services.trainer.store import write_whole
-from services.trainer.tokens import Told
+from services.trainer.tokens import Told, first_tokens
 from shared.versions import GateReport
 
 LIKELIHOODS = 80
 """Of so many of the base's own answers it is measured how likely a version finds them."""
+
+
+GENERAL_TOKENS = 24
+"""What a general question is answered within, whoever answers it: the keys are short facts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +36,6 @@ class Voice:
     nll: list[float]
 
 
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """New tokens of an answer to an item, and to a general prompt."""
-
-    item: int
-    general: int
-
-
 def listen(
     base: Any,
     tokenizer: Any,
@@ -47,18 +43,18 @@ def listen(
     conversations: Sequence[Messages],
     own: Sequence[Answered],
     keyed: Sequence[int],
-    lengths: Lengths,
+    new_tokens: int,
     told: Callable[[str], Told],
 ) -> Voice:
-    """`own`: the base's answers to all general prompts, of `lengths.general`; it is not asked again where it is the
-    version that speaks. `keyed`: those of which it is known what is right, the only ones asked."""
+    """`own`: the base's answers to all general prompts; it is not asked again where it is the version that speaks.
+    `keyed`: those of which it is known what is right, the only ones asked."""
     with with_adapter(base, adapter) as model:
-        said = answers(model, tokenizer, conversations, lengths.item, told("answers"))
+        said = answers(model, tokenizer, conversations, new_tokens, told("answers"))
         if adapter is None:
-            general = [own[i].answer for i in keyed]
+            general = [first_tokens(tokenizer, own[i].answer, GENERAL_TOKENS) for i in keyed]
         else:
             asked = [own[i].messages for i in keyed]
-            general = answers(model, tokenizer, asked, lengths.general, told("general"))
+            general = answers(model, tokenizer, asked, GENERAL_TOKENS, told("general"))
         weighed = [(one.messages, one.answer) for one in spread(own, LIKELIHOODS) if one.answer]
         likely = losses(model, tokenizer, weighed, told("likelihood"))
     return Voice(said, general, likely)
