@@ -37,6 +37,14 @@ class Failing(MemoryPublisher):
         return super().publish(record)
 
 
+class OneLife(threading.Event):
+    """Instead of waiting to begin anew, it is over."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.set()
+        return True
+
+
 @dataclass
 class Duty:
     """Gives each of `commands` once; then the test is over."""
@@ -83,14 +91,9 @@ class Stage:
 
     def process(self, publisher: MemoryPublisher | None = None) -> Duty:
         """One life of the service: reads all commands from the beginning, and ends when they are done, or fail."""
-        stopping = threading.Event()
+        stopping = OneLife()
         duty = Duty(self.log.records("operator.commands"), stopping)
 
-        def failed(_: float | None = None) -> bool:
-            stopping.set()
-            return True
-
-        stopping.wait = failed  # type: ignore[method-assign]
         Replayer(
             open_duty=lambda: duty,
             open_results=lambda: MemoryLogReader(self.log, ["operator.results"]),

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from loopwright.cli.operator import Patience, follow
@@ -19,6 +20,7 @@ from loopwright.models import Content, DeadLetter, DeadLetterContent
 PAGE = 200
 AT_ONCE = 1_000
 """What one command may name."""
+WIDE = 240
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 dead_letters = typer.Typer(
@@ -69,7 +71,7 @@ def listed(
     if not found:
         out.print("no dead letters")
         return
-    out.print(table(found))
+    _print(table(found), out)
     if more:
         out.print(f"the newest {len(found)}; more with --limit")
 
@@ -176,7 +178,7 @@ def _tell_plan(found: Sequence[DeadLetter], more: bool, as_json: bool) -> None:
     if not found:
         out.print("nothing to replay")
         return
-    out.print(table(found))
+    _print(table(found), out)
     out.print(f"{_counted(len(found))} would be replayed" + (", and there may be more" if more else ""))
 
 
@@ -184,7 +186,7 @@ def _ask(found: Sequence[DeadLetter], more: bool) -> None:
     """Ends the command unless a person says yes."""
     if not at_terminal():
         raise typer.BadParameter("nobody can be asked here: give --yes, or --dry-run to see what it would do")
-    err.print(table(found[:20]))
+    _print(table(found[:20]), err)
     if len(found) > 20:
         err.print(f"and {len(found) - 20} more")
     if more:
@@ -215,6 +217,11 @@ def table(letters: Sequence[DeadLetter]) -> Table:
             escaped(_first_line(letter.message)),
         )
     return shown
+
+
+def _print(made: Table, console: Console) -> None:
+    """A row is one line where nobody looks at a screen of some width."""
+    console.print(made, width=None if console.is_terminal else WIDE)
 
 
 def _replayed(letter: DeadLetter) -> str:

@@ -1,0 +1,132 @@
+"""`LogRanges`: what the fake promises is what Kafka does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from shared.adapters.clock import ManualClock
+from shared.adapters.fakes import MemoryLog, MemoryLogRanges
+from shared.adapters.kafka import producer_config
+from shared.adapters.ranges import KafkaLogRanges
+from shared.errors import BrokerUnavailable
+from shared.ports import LogRanges
+from shared.stream.step import Output, Record
+
+P = 2
+T0 = 1_700_000_000_000
+
+
+@dataclass
+class Land:
+    ranges: LogRanges
+    topic: str
+    write: Callable[[int, list[bytes]], None]
+    """Into a partition, a second apart, the first at T0."""
+    trim: Callable[[int, int], None]
+    """Removes what lies below an offset of a partition."""
+
+
+@pytest.fixture(params=["memory", "kafka"])
+def land(request: pytest.FixtureRequest, fresh: str) -> Land:
+    made: Land = (memory if request.param == "memory" else kafka_land)(request, f"{fresh}-ranges")
+    return made
+
+
+def memory(_: pytest.FixtureRequest, topic: str) -> Land:
+    clock = ManualClock(T0)
+    log = MemoryLog(P, clock)
+
+    def write(partition: int, values: list[bytes]) -> None:
+        for value in values:
+            log.append(Output(topic, b"k", value, (("h", b"1"),), partition))
+            clock.advance(1.0)
+
+    return Land(MemoryLogRanges(log), topic, write, lambda partition, low: log.trim(topic, partition, low))
+
+
+def kafka_land(request: pytest.FixtureRequest, topic: str) -> Land:
+    servers: str = request.getfixturevalue("kafka")
+    admin = AdminClient({"bootstrap.servers": servers})
+    admin.create_topics([NewTopic(topic, P, 1)])[topic].result(20)
+    time = [T0]
+
+    def write(partition: int, values: list[bytes]) -> None:
+        """Each in a transaction of its own, so that there are offsets that hold no record."""
+        producer = Producer(producer_config(servers, "test") | {"transactional.id": topic})
+        producer.init_transactions(20)
+        for value in values:
+            producer.begin_transaction()
+            producer.produce(topic, value, b"k", partition, headers=[("h", b"1")], timestamp=time[0])
+            producer.commit_transaction(20)
+            time[0] += 1_000
+
+    def trim(partition: int, low: int) -> None:
+        admin.delete_records([TopicPartition(topic, partition, low)])[
+            TopicPartition(topic, partition)
+        ].result(20)
+
+    return Land(KafkaLogRanges(servers, "test"), topic, write, trim)
+
+
+def all_of(land: Land) -> list[Record]:
+    return list(land.ranges.read(land.topic, land.ranges.bounds(land.topic)))
+
+
+def test_an_empty_topic_has_bounds_and_no_records(land: Land) -> None:
+    assert land.ranges.bounds(land.topic) == {0: (0, 0), 1: (0, 0)}
+    assert land.ranges.since(land.topic, T0) == {0: 0, 1: 0}
+    assert all_of(land) == []
+
+
+def test_what_lies_within_the_bounds_is_read_whole_and_in_order(land: Land) -> None:
+    land.write(0, [b"a", b"b", b"c"])
+    land.write(1, [b"d"])
+    found = all_of(land)
+    assert [r.value for r in found if r.partition == 0] == [b"a", b"b", b"c"]
+    assert [r.value for r in found if r.partition == 1] == [b"d"]
+    assert (found[0].key, found[0].headers, found[0].topic) == (b"k", (("h", b"1"),), land.topic)
+
+
+def test_a_range_ends_before_its_stop_and_where_nothing_lies_it_is_empty(land: Land) -> None:
+    land.write(0, [b"a", b"b", b"c"])
+    offsets = [record.offset for record in all_of(land)]
+
+    def read(start: int, stop: int) -> list[bytes | None]:
+        return [record.value for record in land.ranges.read(land.topic, {0: (start, stop)})]
+
+    assert read(offsets[1], offsets[1] + 1) == [b"b"]
+    assert read(offsets[0], offsets[2]) == [b"a", b"b"]
+    assert read(offsets[2] + 1, offsets[2] + 2) == []
+    assert read(offsets[2], offsets[2] + 1_000) == [b"c"]
+    assert read(5_000, 6_000) == []
+
+
+def test_since_is_the_first_record_as_new_as_that(land: Land) -> None:
+    land.write(0, [b"a", b"b", b"c"])
+    offsets = [record.offset for record in all_of(land)]
+    bounds = land.ranges.bounds(land.topic)
+    assert land.ranges.since(land.topic, T0 + 1_000)[0] == offsets[1]
+    assert land.ranges.since(land.topic, T0 + 1_001)[0] == offsets[2]
+    assert land.ranges.since(land.topic, 0)[0] == offsets[0]
+    assert land.ranges.since(land.topic, T0 + 60_000) == {0: bounds[0][1], 1: bounds[1][1]}
+
+
+def test_what_retention_removed_is_below_the_bounds_and_passed_over(land: Land) -> None:
+    land.write(0, [b"a", b"b", b"c"])
+    low = all_of(land)[1].offset
+    land.trim(0, low)
+    assert land.ranges.bounds(land.topic)[0][0] == low
+    assert [r.value for r in land.ranges.read(land.topic, {0: (0, 1_000)})] == [b"b", b"c"]
+
+
+def test_a_broker_that_is_away_is_told() -> None:
+    fake = MemoryLogRanges(MemoryLog(P))
+    fake.failure = BrokerUnavailable("away")
+    for ranges in (fake, KafkaLogRanges("127.0.0.1:1", "test")):
+        with pytest.raises(BrokerUnavailable):
+            ranges.bounds("dead.letters")
