@@ -1,20 +1,20 @@
 # Paths are relative and quoted: the repository may lie under a path with spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test lint format lock clean
+.PHONY: help install setup demo chapter up down env test bench-trainer lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
 # The machine's own Python, used only to make .venv: PYTHON3=... names it, else the first that is new enough.
 PYTHON3 ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
-CHECKED := services shared sdk deploy examples
+CHECKED := services shared sdk deploy examples benchmarks
 SERVICES := inference feedback processor trainer rollout console local
 UV = $$(command -v uv || echo .loopwright/uv/bin/uv)
 COMPILE = "$(UV)" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" $(UPGRADE)
 
 help: ## What there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  Variables: PYTHON3 (interpreter for .venv), TORCH_BACKEND (cpu: a much smaller PyTorch, not checked by hash),"
 	@echo "  KAFKA_BOOTSTRAP_SERVERS, REDIS_URL, LOOPWRIGHT_BASE_MODEL (yours instead of the local ones)."
@@ -45,6 +45,9 @@ env: ## Write .env with new secrets for docker compose; one that is there stays 
 test: setup ## Install what is missing and run all tests
 	@sh deploy/local/chromium.sh
 	@"$(PYTHON)" -m pytest $(ARGS)
+
+bench-trainer: setup ## Our training beside plain TRL defaults; writes benchmarks/trainer.json
+	@"$(PYTHON)" -m benchmarks.trainer $(ARGS)
 
 lint: install ## ruff and mypy --strict
 	@"$(PYTHON)" -m ruff check .

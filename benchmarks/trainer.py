@@ -1,0 +1,200 @@
+"""`make bench-trainer`: our training beside plain TRL defaults, with the same base, rows, epochs and learning rate.
+
+Each arm trains in a process of its own, in turn, several times; the medians are compared. "TRL defaults" are
+`SFTConfig()` and `LoraConfig` with the same rank, on the model as transformers loads it; only the learning rate is set,
+to ours, because at TRL's own a LoRA learns next to nothing in these steps. Ours is what a run of the trainer does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from benchmarks.machine import machine
+from services.trainer.child import TUNING
+
+Arm = Literal["trl", "ours"]
+ROWS, HELD_OUT, EPOCHS, SKIPPED = 96, 48, 1.0, 2
+PEAK_SIZE, PEAK_ROUNDS = 1024, 30
+RESULTS = Path(__file__).with_name("trainer.json")
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    base: Annotated[Path, typer.Option(help="Folder of the base model.")] = Path(
+        ".loopwright/models/smollm2-135m-instruct"
+    ),
+    rounds: Annotated[int, typer.Option(help="How often each arm runs.")] = 3,
+    arm: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Trains both arms in turn and writes benchmarks/trainer.json."""
+    if arm:
+        print(json.dumps(train(arm, base)))  # type: ignore[arg-type]
+        return
+    arms: tuple[Arm, ...] = ("trl", "ours")
+    found: dict[Arm, list[dict[str, float]]] = {name: [] for name in arms}
+    for number in range(rounds):
+        for name in arms:
+            found[name].append(apart(name, base))
+            print(f"round {number + 1} of {rounds}, {name}: {found[name][-1]}", flush=True)
+
+    def median(name: Arm, figure: str) -> float:
+        return statistics.median(one[figure] for one in found[name])
+
+    ours, theirs = median("ours", "tokens_per_s"), median("trl", "tokens_per_s")
+    result = {
+        "bench": "trainer",
+        "ratios": {
+            "tokens_vs_trl_default": round(ours / theirs, 2),
+            "share_of_matmul_peak": round(median("ours", "share_of_matmul_peak"), 3),
+            "loss_vs_trl_default": round(median("ours", "heldout_loss") / median("trl", "heldout_loss"), 3),
+        },
+        "figures": {
+            "tokens_per_s": round(ours, 1),
+            "trl_tokens_per_s": round(theirs, 1),
+            "heldout_loss": round(median("ours", "heldout_loss"), 4),
+            "trl_heldout_loss": round(median("trl", "heldout_loss"), 4),
+            "base_heldout_loss": round(median("ours", "base_loss"), 4),
+            "matmul_peak_gflops": round(median("ours", "peak_gflops"), 1),
+            "rows": ROWS,
+            "rounds": rounds,
+        },
+        "machine": machine(),
+    }
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+def apart(arm: Arm, base: Path) -> dict[str, float]:
+    """One arm in a process of its own; ours with the environment that the trainer gives its runs."""
+    untuned = {name: text for name, text in os.environ.items() if name not in TUNING}
+    said = subprocess.run(
+        [sys.executable, "-m", "benchmarks.trainer", "--base", str(base), "--arm", arm],
+        env=untuned | (TUNING if arm == "ours" else {}),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: dict[str, float] = json.loads(said.stdout.splitlines()[-1])
+    return found
+
+
+def rows() -> tuple[list[Any], list[Any]]:
+    """(training, held-out) conversations with their answers, of the demo's world, always the same."""
+    from examples.world import load_world  # noqa: PLC0415 - only an arm needs it
+
+    world, dice = load_world(), random.Random(3)
+    asked = [(wording, fact) for fact in world.facts for wording in world.trained_wordings(fact)]
+    training = [((("user", q),), dice.choice(fact.answers)) for q, fact in dice.sample(asked, ROWS)]
+    held = [((("user", q),), fact.answer) for q, fact in dice.sample(world.heldout(), HELD_OUT)]
+    return training, held
+
+
+def train(arm: Arm, base: Path) -> dict[str, float]:
+    """One arm: tokens a second after the first steps, loss on the held-out rows, and the peak of this very process."""
+    import torch  # noqa: PLC0415 - only an arm needs it, and with its own environment
+    from peft import LoraConfig  # noqa: PLC0415
+    from transformers import TrainerCallback  # noqa: PLC0415
+    from trl.trainer.sft_config import SFTConfig  # noqa: PLC0415
+    from trl.trainer.sft_trainer import SFTTrainer  # noqa: PLC0415
+
+    from services.trainer import learning  # noqa: PLC0415
+    from services.trainer.curriculum import ordered  # noqa: PLC0415
+    from services.trainer.model import load_base, losses  # noqa: PLC0415
+    from services.trainer.objectives import sft  # noqa: PLC0415
+    from services.trainer.settings import Recipe, TrainerSettings  # noqa: PLC0415
+    from services.trainer.tokens import load_tokenizer, token_count  # noqa: PLC0415
+
+    tokenizer = load_tokenizer(base)
+    training, held = rows()
+    recipe = Recipe(epochs=EPOCHS, threads=TrainerSettings().recipe().threads)
+    stamps: list[tuple[float, int]] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            stamps.append((time.perf_counter(), int(state.num_input_tokens_seen)))
+
+    model = load_base(base, recipe.threads)
+    before = statistics.fmean(losses(model, tokenizer, held))
+    with tempfile.TemporaryDirectory() as folder:
+        if arm == "ours":
+            order = ordered(
+                training, [], EPOCHS, recipe.batch_size, lambda row: token_count(tokenizer, *row), recipe.seed
+            )
+            learning.Watch = lambda *_: Clock()  # type: ignore[misc,assignment]
+            trained = learning.learn(
+                learning.for_training(model, recipe.max_tokens),
+                tokenizer,
+                [sft(*row) for row in order],
+                recipe,
+                Path(folder),
+                progress=None,  # type: ignore[arg-type]
+                stop=threading.Event(),
+            )
+        else:
+            from datasets import Dataset  # noqa: PLC0415
+
+            trainer = SFTTrainer(
+                model=str(base),
+                args=SFTConfig(
+                    output_dir=folder,
+                    num_train_epochs=EPOCHS,
+                    learning_rate=recipe.learning_rate,
+                    include_num_input_tokens_seen="non_padding",
+                    report_to="none",
+                    disable_tqdm=True,
+                    use_cpu=not torch.cuda.is_available(),
+                ),
+                train_dataset=Dataset.from_list([sft(*row) for row in training]),
+                processing_class=tokenizer,
+                peft_config=LoraConfig(
+                    r=recipe.rank,
+                    lora_alpha=2 * recipe.rank,
+                    lora_dropout=0.0,
+                    target_modules="all-linear",
+                    task_type="CAUSAL_LM",
+                ),
+                callbacks=[Clock()],
+            )
+            trainer.train()
+            trained = trainer.model
+    trained.eval()
+    (began, first), (ended, last) = stamps[SKIPPED - 1], stamps[-1]
+    speed = (last - first) / (ended - began)
+    peak = matmul_peak(torch)
+    parameters = sum(one.numel() for name, one in trained.named_parameters() if "lora_" not in name)
+    return {
+        "tokens_per_s": speed,
+        "heldout_loss": statistics.fmean(losses(trained, tokenizer, held)),
+        "base_loss": before,
+        "peak_gflops": peak,
+        # Forward and the gradient of activations, two operations a weight each; base weights have no gradient.
+        "share_of_matmul_peak": 4 * parameters * speed / 1e9 / peak,
+    }
+
+
+def matmul_peak(torch: Any) -> float:
+    """GFLOP/s of a bf16 product of two square matrices, on the threads of this process."""
+    left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        left @ right
+    began = time.perf_counter()
+    for _ in range(PEAK_ROUNDS):
+        left @ right
+    return float(PEAK_ROUNDS * 2 * PEAK_SIZE**3 / (time.perf_counter() - began) / 1e9)
+
+
+if __name__ == "__main__":
+    app()
