@@ -259,8 +259,6 @@ def test_a_replay_waits_and_says_how_many_went_back(desk: Desk) -> None:
     thread.join()
     assert (told.exit_code, told.stdout) == (0, "done replayed 2 dead letters: 2 to feedback.events\n")
     assert carried_out[0].positions == tuple(reversed(positions))
-        positions
-    )  # type: ignore[union-attr]
     assert loopwright(desk, "replay", "--all", "--yes").stdout == "nothing to replay\n"
 
 
