@@ -33,7 +33,7 @@ class DemoFailed(Exception):
 def stages() -> list[Stage]:
     """In the order in which they happen."""
     return [
-        Stage(SETUP, "Set up (once): Kafka, the base model, what the base says"),
+        Stage(SETUP, "Set up, once per machine"),
         Stage("start", "Start Kafka, Redis and six services"),
         Stage("ask_before", "Ask the held-out questions"),
         Stage("feedback", f"{sum(CAST.values())} users chat and react"),

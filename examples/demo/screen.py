@@ -81,6 +81,8 @@ class Screen:
 
     def detail(self, stage: Stage, text: str) -> None:
         """How far a stage is. Without a terminal, a line now and then."""
+        if stage.state != "running":
+            return
         stage.detail = text
         if self._live is None and time.monotonic() - self._said > PLAIN_EVERY_S:
             self._say(f"  {stage.title}: {text}")
