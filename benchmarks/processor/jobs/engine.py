@@ -1,0 +1,83 @@
+"""Our engine with the one-stage job, its state in RocksDB; otherwise as shipped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from benchmarks.processor.job import Job, told
+from benchmarks.processor.votes import vote
+from shared.errors import Malformed
+from shared.stream.config import EngineConfig
+from shared.stream.engine import Engine
+from shared.stream.rocks import RocksStores
+from shared.stream.step import Output, Record, State, Step, Tick
+
+STATUS = "status.json"
+LOOK_S = 0.05
+
+
+def step_of(job: Job) -> Step:
+    """One output and one state, and so one changelog record, for each input."""
+
+    def step(state: State, record: Record | Tick) -> Iterator[Output]:
+        if isinstance(record, Tick):
+            return
+        key = record.key or b""
+        try:
+            event = orjson.loads(record.value or b"")
+        except ValueError as error:
+            raise Malformed(str(error)) from error
+        before = state.get(key)
+        after, output = vote(None if before is None else orjson.loads(before), event, job.remembered)
+        state.put(key, orjson.dumps(after))
+        yield Output.beside(record, job.output, key, orjson.dumps(output))
+
+    return step
+
+
+def main() -> None:
+    """Runs until SIGTERM; `status.json` in its folder tells how it stands."""
+    job, stop, ended = told(), threading.Event(), threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    config = EngineConfig(
+        bootstrap_servers=job.kafka,
+        application=job.name,
+        instance=job.instance,
+        inputs=(job.input,),
+        changelog=job.changelog,
+        dead_letters=job.dead_letters,
+        outputs=frozenset({job.output}),
+        partitions=job.partitions,
+    )
+    folder = Path(job.folder)
+    engine = Engine(config, step_of(job), open_store=RocksStores(folder / "state", job.cache_mb))
+    teller = threading.Thread(target=tell, args=(engine, folder / STATUS, ended), daemon=True)
+    teller.start()
+    try:
+        engine.run(stop)
+    finally:
+        ended.set()
+        teller.join()
+
+
+def tell(engine: Engine, path: Path, ended: threading.Event) -> None:
+    """Writes what changed: the state, when (seconds since the epoch), and the partitions owned."""
+    before: tuple[str, list[int]] | None = None
+    while not ended.wait(LOOK_S):
+        now = (engine.state, sorted(view.partition for view in engine.partitions()))
+        if now != before:
+            before = now
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps({"state": now[0], "partitions": now[1], "at": time.time()}))
+            part.replace(path)
+
+
+if __name__ == "__main__":
+    main()
