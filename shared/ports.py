@@ -93,7 +93,8 @@ class LogRanges(Protocol):
         """Partition -> (the lowest offset that is kept, the next one to be written)."""
 
     def since(self, topic: str, at_ms: int) -> dict[int, int]:
-        """Partition -> the lowest offset of a record as new as that; where there is none, the next to be written."""
+        """Partition -> the lowest offset of what is as new as that; where nothing is, the next to be written. All
+        records before it are older; the first behind it need not be as new, where clocks went back."""
 
     def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[Record]:
         """The records of each partition's `start <= offset < stop` that are kept, in order per partition.

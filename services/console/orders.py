@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.console.projection import Projection
 from shared.errors import Malformed, Rejected, UnknownVersion
 from shared.events import Id, Line
+from shared.stream.replay import PLACE_PATTERN
 from shared.versions import COMMAND, EXECUTORS, Command
 
 KINDS: tuple[str, ...] = tuple(kind.model_fields["kind"].default for kind in get_args(get_args(Command)[0]))
@@ -25,7 +26,9 @@ class Order(BaseModel):
     line: Line | None = None
     version: str | None = Field(None, max_length=128)
     response_ids: list[Id] | None = None
-    positions: list[str] | None = None
+    positions: list[Annotated[str, Field(pattern=PLACE_PATTERN)]] | None = Field(
+        None, description="of dead letters"
+    )
 
 
 class UnknownKind(Rejected):

@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 import structlog
 
 from services.feedback.duty import Duty
-from services.feedback.replays import AGE_MS, LATE, NO_PARTITION, NOT_THERE, Account, refusal, result
+from services.feedback.replays import (
+    AGE_MS,
+    LATE,
+    NO_PARTITION,
+    NOT_THERE,
+    Account,
+    read_places,
+    refusal,
+    result,
+)
 from shared.envelope import sealed, traceparent_of
 from shared.errors import BrokerUnavailable, LoopwrightError, Rejected
 from shared.events import from_ms, parse_union
@@ -124,7 +133,7 @@ class Replayer:
         """Sends what can be sent; where it is `late`, only accounts for what an interrupted try has sent."""
         account = Account()
         targets: dict[str, Target] = {}
-        places = sorted({Place.of(text) for text in command.positions})
+        places = read_places(command.positions, account)
         for start in range(0, len(places), AT_ONCE):
             some = places[start : start + AT_ONCE]
             found = self._letters(some)

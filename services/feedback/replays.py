@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from shared.stream.replay import Letter
+from shared.errors import Malformed
+from shared.stream.replay import Letter, Place
 from shared.topics import TOPICS, may_write
 from shared.versions import CommandResult, Replay, Replayed
 
@@ -19,8 +20,20 @@ LATE: Final = "not sent, for the command had waited for longer than a day: give 
 NOT_THERE: Final = "no longer there"
 BEFORE: Final = "replayed before"
 OMITTED: Final = "too large to have been kept"
+NO_POSITION: Final = "no position"
 NO_PARTITION: Final = "of a partition that is not there"
 FOREIGN: Final = "of a topic that only its own service writes"
+
+
+def read_places(positions: Iterable[str], account: Account) -> list[Place]:
+    """In order, each once; what is none is accounted for."""
+    places = set()
+    for text in positions:
+        try:
+            places.add(Place.of(text))
+        except Malformed:
+            account.left[NO_POSITION] += 1
+    return sorted(places)
 
 
 def refusal(letter: Letter | None, service: str, replayed: Collection[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ from shared.ports import LogRanges
 from shared.stream.step import Output, Record
 
 P = 2
-T0 = 1_700_000_000_000
+T0 = round(time.time() * 1000) + 600_000
+"""Later than what the broker itself writes into the log."""
 
 
 @dataclass
@@ -53,7 +55,7 @@ def kafka_land(request: pytest.FixtureRequest, topic: str) -> Land:
     servers: str = request.getfixturevalue("kafka")
     admin = AdminClient({"bootstrap.servers": servers})
     admin.create_topics([NewTopic(topic, P, 1)])[topic].result(20)
-    time = [T0]
+    now = [T0]
 
     def write(partition: int, values: list[bytes]) -> None:
         """Each in a transaction of its own, so that there are offsets that hold no record."""
@@ -61,9 +63,9 @@ def kafka_land(request: pytest.FixtureRequest, topic: str) -> Land:
         producer.init_transactions(20)
         for value in values:
             producer.begin_transaction()
-            producer.produce(topic, value, b"k", partition, headers=[("h", b"1")], timestamp=time[0])
+            producer.produce(topic, value, b"k", partition, headers=[("h", b"1")], timestamp=now[0])
             producer.commit_transaction(20)
-            time[0] += 1_000
+            now[0] += 1_000
 
     def trim(partition: int, low: int) -> None:
         admin.delete_records([TopicPartition(topic, partition, low)])[

@@ -120,7 +120,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[
         create_topics(kafka, P)
         env = {
             "KAFKA_BOOTSTRAP_SERVERS": kafka,
-            "REDIS_URL": f"{redis_url.rsplit('/', 1)[0]}/7",
+            "REDIS_URL": f"{redis_url.rsplit('/', 1)[0]}/11",
             "LOOPWRIGHT_PARTITIONS": str(P),
             "LOOPWRIGHT_DATA_DIR": str(folder / "data"),
             "LOOPWRIGHT_PSEUDONYM_KEY": "0123456789abcdef0123456789abcdef",

@@ -184,12 +184,13 @@ def test_what_cannot_go_back_is_told_and_holds_nothing_up(stage: Stage) -> None:
     batch = stage.bury("training.batches")
     gone = "2-999"
     good = stage.bury()
-    stage.give(batch, gone, good)
+    stage.give(batch, gone, good, "feedback.events/2/41")
     stage.process()
     (result,) = stage.results()
     assert stage.marks() == [("c-1", good)]
     assert stage.marks("training.batches") == []
     assert "1 no longer there" in result.message
+    assert "1 no position" in result.message
     assert "1 of a topic that only its own service writes" in result.message
 
 

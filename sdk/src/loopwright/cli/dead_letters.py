@@ -221,7 +221,8 @@ def table(letters: Sequence[DeadLetter]) -> Table:
 
 def _print(made: Table, console: Console) -> None:
     """A row is one line where nobody looks at a screen of some width."""
-    console.print(made, width=None if console.is_terminal else WIDE)
+    wide = console if console.is_terminal else Console(file=console.file, width=WIDE, highlight=False)
+    wide.print(made)
 
 
 def _replayed(letter: DeadLetter) -> str:
