@@ -14,7 +14,7 @@ from typing import Any
 State = dict[str, Any]
 
 EVENT_BYTES = 350
-STATE_BYTES = 200
+STATE_BYTES = 176
 """Of one key after two votes, key included: what the limit of a store's cache is reckoned from."""
 REMEMBERED = 8
 """Event ids kept per key, for telling repeats."""
