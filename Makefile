@@ -1,6 +1,6 @@
 # Paths are relative and quoted: the repository may lie under a path with spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test bench-trainer lint format lock clean
+.PHONY: help install setup demo chapter up down env test bench-trainer bench-processor lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -14,7 +14,7 @@ COMPILE = "$(UV)" pip compile --quiet --universal --python-version 3.11 --genera
 	--custom-compile-command "make lock" $(UPGRADE)
 
 help: ## What there is to do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  Variables: PYTHON3 (interpreter for .venv), TORCH_BACKEND (cpu: a much smaller PyTorch, not checked by hash),"
 	@echo "  KAFKA_BOOTSTRAP_SERVERS, REDIS_URL, LOOPWRIGHT_BASE_MODEL (yours instead of the local ones)."
@@ -49,6 +49,9 @@ test: setup ## Install what is missing and run all tests
 bench-trainer: setup ## Our training beside plain TRL defaults; writes benchmarks/trainer.json
 	@"$(PYTHON)" -m benchmarks.trainer $(ARGS)
 
+bench-processor: install ## The stream engine and the processor beside their peers; writes benchmarks/processor.json (ARGS=--quick)
+	@"$(PYTHON)" -m benchmarks.processor $(ARGS)
+
 lint: install ## ruff and mypy --strict
 	@"$(PYTHON)" -m ruff check .
 	@"$(PYTHON)" -m ruff format --check .
@@ -65,6 +68,7 @@ lock: ## Compile all locks again (UPGRADE=--upgrade for newer versions)
 	done
 	@$(COMPILE) -c requirements/dev.txt requirements/uv.in -o requirements/uv.txt
 	@$(COMPILE) --no-deps -c requirements/dev.txt requirements/redis.in -o requirements/redis.txt
+	@$(COMPILE) benchmarks/processor/quixstreams.in -o benchmarks/processor/quixstreams.txt
 
 clean: ## Remove what was installed, built and stored, data of the local stack included
 	@test ! -x "$(PYTHON)" || "$(PYTHON)" -m deploy.local down || true

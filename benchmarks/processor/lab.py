@@ -43,13 +43,17 @@ class Lab:
 
     def input(self, workload: Workload) -> str:
         """The topic with these votes, loaded when it is first asked for."""
-        name = f"bench-votes-{workload.events}-{workload.keys}"
+        name = _named(workload)
         if name not in self._loaded:
             self.log.delete([name])
             self.log.create({name: {}}, self.partitions)
             self.log.load(name, workload)
             self._loaded.add(name)
         return name
+
+    def forget_input(self, workload: Workload) -> None:
+        """Something was added to its topic: who asks for it next gets a new one."""
+        self._loaded.discard(_named(workload))
 
     def fresh(self, arm: str) -> tuple[str, Path]:
         """A name that no topic or group begins with yet, and an empty folder."""
@@ -64,8 +68,8 @@ class Lab:
         self.log.delete([topic for topic in self.log.topics() if name in topic])
         shutil.rmtree(folder, ignore_errors=True)
 
-    def stop_loaded(self) -> None:
-        """Removes the inputs: for a broker that was there before."""
+    def unload(self) -> None:
+        """Removes the inputs."""
         self.log.delete(self._loaded)
 
     @contextmanager
@@ -80,6 +84,10 @@ class Lab:
             yield Running(child, log, self.broker.pid)
         finally:
             end(child, seconds=program.stop_seconds)
+
+
+def _named(workload: Workload) -> str:
+    return f"bench-votes-{workload.events}-{workload.keys}"
 
 
 def python(module: str, *arguments: str) -> list[str]:
@@ -135,8 +143,14 @@ class Running:
             if high != at:
                 at, moved = high, now
             elif now > moved + STUCK_S:
-                raise WrongResult(f"{topic} stands still at {at}, at least {count} were to come:\n{tail(self._log)}")
-            elif at >= count and now > moved + quiet_s and high == sum(log.ends(topic, committed=True).values()):
+                raise WrongResult(
+                    f"{topic} stands still at {at}, at least {count} were to come:\n{tail(self._log)}"
+                )
+            elif (
+                at >= count
+                and now > moved + quiet_s
+                and high == sum(log.ends(topic, committed=True).values())
+            ):
                 return
             time.sleep(LOOK_S)
 

@@ -143,7 +143,11 @@ class Log:
         """A reader of what is committed from now on, message by message, as soon as it can be read."""
         reader = Consumer(self._reading(True))
         reader.assign(
-            [TopicPartition(topic, number, end) for topic in topics for number, end in self.ends(topic).items()]
+            [
+                TopicPartition(topic, number, end)
+                for topic in topics
+                for number, end in self.ends(topic).items()
+            ]
         )
         return reader
 

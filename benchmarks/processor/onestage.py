@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,10 @@ from benchmarks.processor.job import Job
 from benchmarks.processor.lab import Lab, cache_mb, python
 from benchmarks.processor.log import WrongResult, rate, value_of
 from benchmarks.processor.votes import Workload
+from deploy.local.children import Program
 from deploy.local.errors import StackError
 from deploy.local.folders import is_ready, only_one, written_whole
 from deploy.local.jobs import run_job
-from deploy.local.children import Program
 
 Arm = Literal["raw", "engine", "faust", "quixstreams"]
 COMPACT = {"cleanup.policy": "compact"}
@@ -108,10 +107,19 @@ def _install(uv: str, folder: Path) -> None:
     steps = (
         # Relocatable: it is renamed once it is whole.
         ["venv", "--quiet", "--clear", "--relocatable", "--python", sys.executable, into],
-        ["pip", "install", "--quiet", "--require-hashes", "--python", f"{into}/bin/python", "--requirements", str(LOCK)],
+        [
+            "pip",
+            "install",
+            "--quiet",
+            "--require-hashes",
+            "--python",
+            f"{into}/bin/python",
+            "--requirements",
+            str(LOCK),
+        ],
     )
     for number, arguments in enumerate(steps):
-        env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        status, said = run_job(Program(f"quixstreams-{number}", [uv, *arguments], env), QUIXSTREAMS.parent / "jobs")
+        program = Program(f"quixstreams-{number}", [uv, *arguments])
+        status, said = run_job(program, QUIXSTREAMS.parent / "jobs")
         if status != 0:
             raise StackError(f"quixstreams could not be installed:\n{said}")

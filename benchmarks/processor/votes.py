@@ -71,16 +71,11 @@ class Workload:
         if visit == 1 and self._is_repeated(key):
             i, visit = key, 0
         name = "r-%016x" % (key * SPREAD % 2**64)
+        event_id, user = "%016x%016x" % (i * SPREAD % 2**64, i), ((key << 1) + visit % 2) * SPREAD % 2**64
         body = (
-            '{"schema_version":1,"line":"assistant","kind":"thumbs","value":"%s","response_id":"%s",'
-            '"event_id":"%016x%016x","user_id":"u_%016x","choice":0,"tags":[],"comment":"%s"'
-        ) % (
-            ("up", "down")[key % 3 == 0],
-            name,
-            i * SPREAD % 2**64,
-            i,
-            ((key << 1) + visit % 2) * SPREAD % 2**64,
-            FILLERS[i % len(FILLERS)],
+            f'{{"schema_version":1,"line":"assistant","kind":"thumbs","value":"{("up", "down")[key % 3 == 0]}",'
+            f'"response_id":"{name}","event_id":"{event_id}","user_id":"u_{user:016x}","choice":0,"tags":[],'
+            f'"comment":"{FILLERS[i % len(FILLERS)]}"'
         )
         padding = EVENT_BYTES - len(body) - len(',"trace":""}')
         trace = ("%016x" % (i * SPREAD * 3 % 2**64)) * 8
@@ -89,7 +84,9 @@ class Workload:
     def _is_repeated(self, key: int) -> bool:
         return self.repeats and key % 100 == 0
 
-    def complaints(self, values: Iterable[bytes], loads: Callable[[bytes], Any], *, raw: bool = False) -> list[str]:
+    def complaints(
+        self, values: Iterable[bytes], loads: Callable[[bytes], Any], *, raw: bool = False
+    ) -> list[str]:
         """What is wrong with all outputs of a run; empty if each event has exactly one, with the right count.
 
         `raw`: the outputs are the events themselves.

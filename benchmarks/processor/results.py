@@ -1,0 +1,110 @@
+"""What was measured so far, and the line that a run ends with."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine
+
+Found = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What makes two runs comparable."""
+
+    events: int
+    faust_events: int
+    events_4k: int
+    keys: int
+    few_keys: int
+    partitions: int
+    quick: bool
+
+    @property
+    def latency_s(self) -> float:
+        return 8.0 if self.quick else 35.0
+
+    @property
+    def takeover_s(self) -> float:
+        return 18.0 if self.quick else 24.0
+
+
+class Results:
+    """Kept in a file after every arm, so that a run that was interrupted can go on."""
+
+    def __init__(self, path: Path, settings: Settings, *, resume: bool) -> None:
+        self._path = path
+        self._settings = settings
+        self.runs: dict[str, list[Found]] = {}
+        if resume and path.exists():
+            kept = json.loads(path.read_text())
+            if kept["settings"] == asdict(settings):
+                self.runs = kept["runs"]
+
+    def add(self, arm: str, found: Found) -> None:
+        self.runs.setdefault(arm, []).append(found)
+        part = self._path.with_suffix(".part")
+        part.write_text(json.dumps({"settings": asdict(self._settings), "runs": self.runs}, indent=1))
+        part.replace(self._path)
+
+    def median(self, arm: str, figure: str) -> float | None:
+        """Over all rounds; None where the arm did not run."""
+        found = [one[figure] for one in self.runs.get(arm, ())]
+        return statistics.median(found) if found else None
+
+    def _speed(self, arm: str) -> float | None:
+        return self.median(arm, "events_per_s")
+
+    def report(self) -> dict[str, Any]:
+        """The whole result; None for what was not measured."""
+        ours, many = self._speed("engine"), self._speed("keys-1m")
+        figures = {
+            "p50_ms_at_500": self.median("latency", "p50_ms"),
+            "p99_ms_at_500": self.median("latency", "p99_ms"),
+            "tally_p99_ms_at_500": self.median("latency-processor", "tally_p99_ms"),
+            "outcome_p99_ms_at_500": self.median("latency-processor", "outcome_p99_ms"),
+            "takeover_s": self.median("takeover", "takeover_s"),
+            "warm_start_s": self.median("keys-1m", "warm_start_s"),
+            "cold_restore_s": self.median("keys-1m", "cold_restore_s"),
+            "rss_mb_1m_keys": self.median("keys-1m", "rss_peak_mb"),
+        }
+        return {
+            "bench": "processor",
+            **({"quick": True} if self._settings.quick else {}),
+            "ratios": {
+                "vs_raw_limit": _ratio(ours, self._speed("raw")),
+                "vs_faust_table": _ratio(ours, self._speed("faust")),
+                "vs_quixstreams_eos": _ratio(ours, self._speed("quixstreams")),
+                "whole_vs_faust_table": _ratio(self._speed("processor-350"), self._speed("faust")),
+                "whole_4k_vs_faust_table": _ratio(self._speed("processor-4k"), self._speed("faust")),
+                "keys_1m_vs_10k": _ratio(many, self._speed("keys-10k")),
+            },
+            "figures": figures,
+            "arms": {arm: _told(found) for arm, found in self.runs.items() if "events_per_s" in found[0]},
+            "settings": asdict(self._settings),
+            "machine": machine(),
+        }
+
+
+def _ratio(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or theirs is None else round(ours / theirs, 3)
+
+
+def _told(rounds: list[Found]) -> Found:
+    """Median and range of the rounds, and the most that others took of the machine during one of them."""
+    speeds = [one["events_per_s"] for one in rounds]
+    return {
+        "events_per_s": round(statistics.median(speeds)),
+        "least": round(min(speeds)),
+        "most": round(max(speeds)),
+        "rounds": len(rounds),
+        "events": rounds[0]["events"],
+        "cpu_s_per_100k": round(statistics.median(one["cpu_s"] / one["events"] for one in rounds) * 1e5, 2),
+        "rss_peak_mb": statistics.median(one["rss_peak_mb"] for one in rounds),
+        "foreign_cores": max(one["foreign_cores"] for one in rounds),
+    }
