@@ -7,6 +7,8 @@ PYTHON := .venv/bin/python
 # The machine's own Python, used only to make .venv: PYTHON3=... names it, else the first that is new enough.
 PYTHON3 ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+# Test processes, each with a Kafka and a Redis of its own; 0: this process alone (for a debugger).
+JOBS ?= 2
 CHECKED := services shared sdk deploy examples benchmarks
 SERVICES := inference feedback processor trainer rollout console local
 UV = $$(command -v uv || echo .loopwright/uv/bin/uv)
@@ -44,7 +46,7 @@ env: ## Write .env with new secrets for docker compose; one that is there stays 
 
 test: setup ## Install what is missing and run all tests
 	@sh deploy/local/chromium.sh
-	@"$(PYTHON)" -m pytest $(ARGS)
+	@"$(PYTHON)" -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 bench-trainer: setup ## Our training beside plain TRL defaults; writes benchmarks/trainer.json
 	@"$(PYTHON)" -m benchmarks.trainer $(ARGS)
