@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from confluent_kafka import KafkaException
 from rich.console import Console
 
 from benchmarks.processor import latency, onestage, states, whole
@@ -84,7 +85,7 @@ def main(
     results = Results(FOLDER / "results.json", settings, resume=resume)
     try:
         run(chosen, settings, 1 if quick else rounds, results)
-    except (StackError, WrongResult) as error:
+    except (StackError, WrongResult, KafkaException) as error:
         sys.exit(f"bench-processor: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -39,12 +39,7 @@ class Log:
 
     def create(self, topics: Mapping[str, dict[str, str]], partitions: int) -> None:
         """Stamped by the broker, one copy each. Waits for a topic of the same name to be gone."""
-        for attempt in Retrying(
-            retry=retry_if_exception_type(KafkaException),
-            stop=stop_after_delay(STUCK_S),
-            wait=wait_fixed(0.2),
-            reraise=True,
-        ):
+        for attempt in _patient():
             with attempt:
                 there = self.topics()
                 made = [
@@ -106,15 +101,17 @@ class Log:
 
     def ends(self, topic: str, *, committed: bool = False) -> dict[int, int]:
         """Per partition the next offset; `committed`: where the first open transaction begins, if there is one."""
-        consumer = self._ends[committed]
         numbers = self._admin.list_topics(topic, timeout=CALL_S).topics[topic].partitions
-        found: dict[int, int] = {}
-        for number in numbers:
-            marks = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=CALL_S)
-            if marks is None:
-                raise WrongResult(f"Kafka did not tell the end of {topic} [{number}]")
-            found[number] = marks[1]
-        return found
+        return {number: self._end(self._ends[committed], topic, number) for number in numbers}
+
+    def _end(self, consumer: Consumer, topic: str, number: int) -> int:
+        """Asks again where the partition, just made, has no leader yet."""
+        found: tuple[int, int] | None = _patient()(
+            consumer.get_watermark_offsets, TopicPartition(topic, number), timeout=CALL_S
+        )
+        if found is None:
+            raise WrongResult(f"Kafka did not tell the end of {topic} [{number}]")
+        return found[1]
 
     def read(self, topic: str) -> Iterator[Message]:
         """All that is committed up to now. Raises `WrongResult` where a transaction stays open."""
@@ -161,6 +158,15 @@ class Log:
             "enable.partition.eof": True,
             "log_level": 2,
         }
+
+
+def _patient() -> Retrying:
+    return Retrying(
+        retry=retry_if_exception_type(KafkaException),
+        stop=stop_after_delay(STUCK_S),
+        wait=wait_fixed(0.2),
+        reraise=True,
+    )
 
 
 def value_of(message: Message) -> bytes:

@@ -70,15 +70,15 @@ class Workload:
         key, visit = i % self.keys, i // self.keys
         if visit == 1 and self._is_repeated(key):
             i, visit = key, 0
-        name = "r-%016x" % (key * SPREAD % 2**64)
-        event_id, user = "%016x%016x" % (i * SPREAD % 2**64, i), ((key << 1) + visit % 2) * SPREAD % 2**64
+        name = f"r-{key * SPREAD % 2**64:016x}"
+        event_id, user = f"{i * SPREAD % 2**64:016x}{i:016x}", ((key << 1) + visit % 2) * SPREAD % 2**64
         body = (
             f'{{"schema_version":1,"line":"assistant","kind":"thumbs","value":"{("up", "down")[key % 3 == 0]}",'
             f'"response_id":"{name}","event_id":"{event_id}","user_id":"u_{user:016x}","choice":0,"tags":[],'
             f'"comment":"{FILLERS[i % len(FILLERS)]}"'
         )
         padding = EVENT_BYTES - len(body) - len(',"trace":""}')
-        trace = ("%016x" % (i * SPREAD * 3 % 2**64)) * 8
+        trace = f"{i * SPREAD * 3 % 2**64:016x}" * 8
         return name.encode(), (body + ',"trace":"' + trace[:padding] + '"}').encode()
 
     def _is_repeated(self, key: int) -> bool:
