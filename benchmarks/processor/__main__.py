@@ -55,7 +55,7 @@ def main(
         int, typer.Option(help="Faust gets fewer: it is so much slower.", min=1_000)
     ] = 40_000,
     events_4k: Annotated[int, typer.Option("--events-4k", help="Records of 4 KB.", min=1_000)] = 200_000,
-    partitions: Annotated[int, typer.Option(help="Of every topic.", min=2)] = 4,
+    partitions: Annotated[int, typer.Option(help="Of every topic; even.", min=2)] = 4,
     rounds: Annotated[int, typer.Option(help="How often each arm runs, in turn; medians count.", min=1)] = 3,
     resume: Annotated[
         bool, typer.Option(help="Go on where a run with the same settings was stopped.")
@@ -69,6 +69,8 @@ def main(
     chosen = [name.strip() for name in arms.split(",") if name.strip()] or list(ARMS)
     if unknown := sorted(set(chosen) - ARMS.keys()):
         raise typer.BadParameter(f"no such arm: {', '.join(unknown)}; there are {', '.join(ARMS)}")
+    if partitions % 2:
+        raise typer.BadParameter("an even number of partitions: two processes share them in one of the arms")
     settings = Settings(
         events=QUICK["events"] if quick else events,
         faust_events=QUICK["faust_events"] if quick else faust_events,
@@ -82,7 +84,7 @@ def main(
     for name in [name for name in os.environ if name.startswith("LOOPWRIGHT_")]:
         del os.environ[name]
     FOLDER.mkdir(parents=True, exist_ok=True)
-    results = Results(FOLDER / "results.json", settings, resume=resume)
+    results = Results(FOLDER / ("quick.json" if quick else "results.json"), settings, resume=resume)
     try:
         run(chosen, settings, 1 if quick else rounds, results)
     except (StackError, WrongResult, KafkaException) as error:
