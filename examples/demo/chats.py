@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from openai import OpenAI, OpenAIError
@@ -42,6 +43,19 @@ class Doors:
         return made.id, made.choices[0].message.content or "", made.model
 
 
+@contextmanager
+def at_once() -> Iterator[ThreadPoolExecutor]:
+    """So many chats in parallel. Where the demo is interrupted it does not wait for those under way: they end with the
+    services."""
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
 def visit_all(doors: Doors, visits: list[Visit], done: Callable[[], None]) -> Iterator[Reactions]:
     """Every visit: ask, read, react. `done` is called after each."""
 
@@ -52,7 +66,7 @@ def visit_all(doors: Doors, visits: list[Visit], done: Callable[[], None]) -> It
         done()
         return said
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with at_once() as pool:
         yield from pool.map(visit, enumerate(visits))
 
 
@@ -82,7 +96,7 @@ def examine(doors: Doors, world: World, done: Callable[[], None]) -> list[Answer
         done()
         return answered
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with at_once() as pool:
         return list(pool.map(ask, world.heldout()))
 
 
