@@ -259,6 +259,7 @@ class ExampleRevision(LogRecord):
     revision: int = Field(ge=1)
     op: Literal["upsert", "retract"]
     version: str
+    user_id: Id | None = Field(None, description="pseudonym of who asked; an erasure of theirs takes it all")
     messages: tuple[Message, ...] = ()
     choices: tuple[Choice, ...] = ()
     signals: tuple[Signal, ...] = Field((), max_length=MAX_SIGNALS)
@@ -331,9 +332,38 @@ class Tally(LogRecord):
 
 
 class ErasureRequest(LogRecord):
-    """Everything of `subject` (a pseudonym) is to leave every topic, dataset, snapshot, report and cache."""
+    """Everything of `subject` (a pseudonym) is to leave every topic, dataset, snapshot, report and cache.
+
+    What the subject says or asks after `requested_at` is new, and stays.
+    """
 
     event_type = "loopwright.erasure"
     request_id: Id
     subject: Id
     requested_at: AwareDatetime
+    deadline: AwareDatetime = Field(description="by when nothing of it is left anywhere")
+
+
+class ErasureReport(LogRecord):
+    """What one part of the loop has erased. The processor writes one per partition, the trainer one for its line once
+    it has all of these and has followed them. Holds names and counts, never content."""
+
+    event_type = "loopwright.erasure.report"
+    request_id: Id = Field(
+        description="of the erasure; of a late retraction `retract:<response_id>/<event_id>`"
+    )
+    kind: Literal["erasure", "retraction"] = "erasure"
+    subject: Id = Field(description="whose; of a retraction, who took it back")
+    response_id: Id | None = Field(None, description="of a retraction: it concerns this event alone")
+    event_id: Id | None = None
+    service: Literal["processor", "trainer"]
+    partition: int | None = Field(None, ge=0, description="of the processor's reports")
+    partitions: int | None = Field(None, ge=1, description="how many reports of the processor there will be")
+    responses: int = Field(0, ge=0, description="responses dropped from the join")
+    signals: int = Field(0, ge=0, description="signals dropped from the join and from batches")
+    batches: dict[str, int] = Field(
+        default_factory=dict, description="batch_id -> the `rewrite` without it; of the processor's reports"
+    )
+    versions: tuple[VersionName, ...] = Field((), description="trained from it; of the trainer's report")
+    snapshots: int = Field(0, ge=0, description="snapshots it was taken out of; of the trainer's report")
+    completed_at: AwareDatetime

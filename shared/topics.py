@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 DAY_MS = 86_400_000
 WINDOW_DAYS = 30
 """How long after a response its feedback is still joined, in days of append time."""
+ERASED_WITHIN_DAYS = WINDOW_DAYS + 7
+"""An erasure's deadline. What users said stands in the inputs and the dead letters for the window and five days; a
+segment takes one day to be full of what is old, and the broker looks for what to remove now and then."""
 BATCH_BYTES = 512 * 1024
 MAX_MESSAGE_BYTES = 1_048_576
 
@@ -50,6 +53,10 @@ def _by(*names: str) -> frozenset[str]:
 
 
 INPUT_DAYS = WINDOW_DAYS + 5
+SEGMENTS = {"segment.ms": str(DAY_MS)}
+"""What is past its time goes by whole segments: a day's worth at most is kept longer."""
+COMPACTED = {"segment.ms": str(DAY_MS), "max.compaction.lag.ms": str(DAY_MS)}
+"""What was replaced or deleted leaves the disk: no record waits longer for the broker to compact it."""
 ALL_READERS = _by("inference", "feedback", "processor", "trainer", "rollout", "console")
 
 CHAT_RESPONSES = Topic(
@@ -58,20 +65,34 @@ CHAT_RESPONSES = Topic(
     _by("inference", "feedback", "sdk"),
     keep_days=INPUT_DAYS,
     append_time=True,
+    config=SEGMENTS,
 )
 FEEDBACK_EVENTS = Topic(
-    "feedback.events", "response_id", _by("feedback", "sdk"), keep_days=INPUT_DAYS, append_time=True
+    "feedback.events",
+    "response_id",
+    _by("feedback", "sdk"),
+    keep_days=INPUT_DAYS,
+    append_time=True,
+    config=SEGMENTS,
 )
 ERASURE_REQUESTS = Topic(
     "erasure.requests", "subject", _by("feedback"), keep_days=INPUT_DAYS, append_time=True
 )
-PROCESSOR_CHANGELOG = Topic("processor.changelog", "store key", _by("processor"), compact=True)
-TRAINING_BATCHES = Topic("training.batches", "batch_id", _by("processor"), compact=True)
+ERASURE_REPORTS = Topic("erasure.reports", "request_id", _by("processor", "trainer"), keep_days=400)
+PROCESSOR_CHANGELOG = Topic(
+    "processor.changelog", "store key", _by("processor"), compact=True, config=COMPACTED
+)
+TRAINING_BATCHES = Topic("training.batches", "batch_id", _by("processor"), compact=True, config=COMPACTED)
 FEEDBACK_OUTCOMES = Topic("feedback.outcomes", "response_id", _by("processor"), keep_days=90)
 FEEDBACK_TALLIES = Topic(
-    "feedback.tallies", "version, user, partition", _by("processor"), keep_days=30, compact=True
+    "feedback.tallies",
+    "version, user, partition",
+    _by("processor"),
+    keep_days=30,
+    compact=True,
+    config=COMPACTED,
 )
-DEAD_LETTERS = Topic("dead.letters", "original key", ALL_READERS, keep_days=90)
+DEAD_LETTERS = Topic("dead.letters", "original key", ALL_READERS, keep_days=INPUT_DAYS, config=SEGMENTS)
 MODEL_VERSIONS = Topic("model.versions", "version", _by("trainer"), compact=True, single_partition=True)
 MODEL_ROLLOUT = Topic("model.rollout", "line", _by("rollout"), compact=True, single_partition=True)
 OPERATOR_COMMANDS = Topic(
@@ -90,6 +111,7 @@ TOPICS: dict[str, Topic] = {
         CHAT_RESPONSES,
         FEEDBACK_EVENTS,
         ERASURE_REQUESTS,
+        ERASURE_REPORTS,
         PROCESSOR_CHANGELOG,
         TRAINING_BATCHES,
         FEEDBACK_OUTCOMES,

@@ -67,6 +67,28 @@ class Output:
         return cls(topic, key, value, headers, source.partition)
 
 
+@_value
+class Reread:
+    """Said among outputs: the step wants to see this partition of one of its own output topics again.
+
+    From the next slice on the engine feeds what the log holds of it, from its beginning to what its end is by then,
+    as records of that topic beside those of the inputs, a bounded number in each slice, and at last `Through`. Their
+    `timestamp` is the partition's time, not that of their append. How far it has come is committed with the state, so
+    a new owner goes on with it. To say it again for the same topic before `Through` came counts as raising.
+    """
+
+    topic: str
+
+
+@_value
+class Through:
+    """All of what a `Reread` asked for has been fed. `timestamp`: the partition's time, as of a tick."""
+
+    topic: str
+    partition: int
+    timestamp: int
+
+
 class State(Protocol):
     """The state of ONE partition, ordered by key bytes.
 

@@ -18,6 +18,7 @@ WRITERS = {
     "chat.responses": {"inference", "feedback", "sdk"},
     "feedback.events": {"feedback", "sdk"},
     "erasure.requests": {"feedback"},
+    "erasure.reports": {"processor", "trainer"},
     "processor.changelog": {"processor"},
     "rollout.changelog": {"rollout"},
     "training.batches": {"processor"},
