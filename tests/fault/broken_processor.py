@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from services.processor import __main__ as entry
 from shared.stream import host
-from tests.fault.stream_worker import PositionsFirst
+from tests.fault.broken_engines import PositionsFirst
 
 
 class LeisurelyPositionsFirst(PositionsFirst):

@@ -14,34 +14,11 @@ import sys
 import threading
 from pathlib import Path
 
-from confluent_kafka import Consumer, TopicPartition
-
 from shared.stream.engine import Engine
-from shared.stream.partition import Share
 from shared.stream.rocks import RocksStores
-from shared.stream.slices import Commit
 from shared.stream.store import MemoryStore
+from tests.fault.broken_engines import PositionsFirst
 from tests.fault.stream_rig import Rig, counting
-
-
-class PositionsFirst(Engine):
-    """Broken on purpose: commits the positions, then runs the transaction. A crash in between loses records."""
-
-    pause = 0.0
-    """In seconds, between the two: the longer, the surer a kill from outside falls there."""
-
-    def _transact(self, shares: list[Share]) -> Commit | None:
-        consumer: Consumer = self._inputs._consumer
-        consumer.commit(
-            offsets=[
-                TopicPartition(topic, share.partition.number, offset)
-                for share in shares
-                for topic, offset in share.after.offsets.items()
-            ],
-            asynchronous=False,
-        )
-        self._stop.wait(self.pause)
-        return super()._transact(shares)
 
 
 VARIANTS: dict[str, type[Engine]] = {"": Engine, "positions first": PositionsFirst}

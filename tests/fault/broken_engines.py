@@ -1,0 +1,204 @@
+"""Engines that are broken on purpose, each in the way that others get wrong. The fault tests' oracle must catch each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from services.processor.core.step import SERVICE
+from shared.envelope import sealed
+from shared.events import FEEDBACK, Outcome, OutcomeKind, from_ms, parse_union
+from shared.stream import engine as engine_module
+from shared.stream.config import EngineConfig
+from shared.stream.engine import Engine
+from shared.stream.partition import Share
+from shared.stream.slices import Commit
+from shared.stream.step import Output, Record, State, Step, Tick
+from shared.stream.store import POSITIONS_KEY
+from shared.stream.transaction import Transactions
+from shared.topics import FEEDBACK_EVENTS, FEEDBACK_OUTCOMES
+
+Wrap = Callable[[Step], Step]
+VARIANTS = (
+    "ack before commit",
+    "positions outside the transaction",
+    "store before commit",
+    "dedup key before the write",
+    "changelog outside the transaction",
+)
+
+
+def broken(variant: str, config: EngineConfig, folder: Path) -> tuple[Callable[..., Engine], Wrap]:
+    """The engine and what to wrap the step in; with no variant both are as they should be."""
+    make: Callable[..., Engine] = Engine
+    wrap: Wrap = _as_it_is
+    if variant == "ack before commit":
+        make = PositionsFirst
+    elif variant == "positions outside the transaction":
+        make = PositionsAfter
+        engine_module.Transactions = WithoutPositions  # type: ignore[misc]
+    elif variant == "store before commit":
+        make = StoreFirst
+    elif variant == "dedup key before the write":
+        folder.mkdir(parents=True, exist_ok=True)
+        wrap = lambda step: RememberedFirst(step, folder.parent / "remembered")  # noqa: E731
+    elif variant == "changelog outside the transaction":
+        ChangelogApart.changelog, ChangelogApart.servers = config.changelog, config.bootstrap_servers
+        engine_module.Transactions = ChangelogApart  # type: ignore[misc]
+    else:
+        assert not variant, variant
+    return make, wrap
+
+
+def _as_it_is(step: Step) -> Step:
+    return step
+
+
+def _commit(consumer: Consumer, shares: list[Share]) -> None:
+    consumer.commit(
+        offsets=[
+            TopicPartition(topic, share.partition.number, offset)
+            for share in shares
+            for topic, offset in share.after.offsets.items()
+        ],
+        asynchronous=False,
+    )
+
+
+class PositionsFirst(Engine):
+    """Commits the positions, then runs the transaction. A crash in between loses records."""
+
+    pause = 0.0
+    """In seconds, between the two: the longer, the surer a kill from outside falls there."""
+
+    def _transact(self, shares: list[Share]) -> Commit | None:
+        _commit(self._inputs._consumer, shares)
+        self._stop.wait(self.pause)
+        return super()._transact(shares)
+
+
+class WithoutPositions(Transactions):
+    """The transaction has outputs and changelog alone."""
+
+    def send_positions(self, positions: list[TopicPartition], group: Any) -> None:
+        while self._producer.flush(1.0):
+            pass
+
+
+class PositionsAfter(Engine):
+    """Commits the transaction, then the positions. A crash in between has records processed again."""
+
+    def _transact(self, shares: list[Share]) -> Commit | None:
+        commit = super()._transact(shares)
+        _commit(self._inputs._consumer, shares)
+        return commit
+
+
+class StoreFirst(Engine):
+    """Writes the store, then commits. A crash in between leaves a state that never was."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        probe = settings.pop("probe")
+        self._shares: list[Share] = []
+
+        def store_first(phase: str) -> None:
+            if phase == "after_produce":
+                for share in self._shares:
+                    self._write(share)
+                self._stop.wait(0.2)  # until it is on the disk
+            probe(phase)
+
+        super().__init__(*args, **settings, probe=store_first)
+
+    def _transact(self, shares: list[Share]) -> Commit | None:
+        self._shares = shares
+        return super()._transact(shares)
+
+    def _write(self, share: Share) -> None:
+        if share.changelog_offset is not None:
+            writes = {**share.partition.overlay.writes, POSITIONS_KEY: share.after.encode()}
+            share.partition.store.apply(writes, share.changelog_offset + 1)
+            share.partition.store.apply({}, share.changelog_offset + 1)
+
+
+class RememberedFirst:
+    """Remembers what it has seen in a side store, before the transaction: the Redis key set before the write.
+
+    A crash in between has it take for a repetition what was never counted.
+    """
+
+    def __init__(self, step: Step, path: Path) -> None:
+        self._step = step
+        self._seen = set(path.read_text().split()) if path.exists() else set()
+        self._file = path.open("a")
+
+    def __call__(self, state: State, record: Record | Tick) -> Iterator[Output]:
+        if not isinstance(record, Record) or record.topic != FEEDBACK_EVENTS.name:
+            yield from self._step(state, record)
+            return
+        key = hashlib.sha256(record.value or b"").hexdigest()
+        if key in self._seen:
+            yield self._repeated(record)
+            return
+        self._seen.add(key)
+        self._file.write(f"{key}\n")
+        self._file.flush()
+        yield from self._step(state, record)
+
+    def _repeated(self, record: Record) -> Output:
+        event = parse_union(FEEDBACK, record.value)
+        outcome = Outcome(
+            line=event.line,
+            response_id=event.response_id,
+            event_id=event.event_id,
+            outcome=OutcomeKind.DUPLICATE,
+            decided_at=from_ms(record.timestamp),
+        )
+        return sealed(
+            FEEDBACK_OUTCOMES,
+            event.response_id,
+            outcome,
+            source=SERVICE,
+            ce_id=f"{event.response_id}/{event.event_id}",
+            at=datetime.now(UTC),
+            partition=record.partition,
+        )
+
+
+class ChangelogApart(Transactions):
+    """The changelog by a producer of its own. A crash before the commit leaves a state without its outputs."""
+
+    changelog = ""
+    servers = ""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._apart = Producer({"bootstrap.servers": self.servers, "acks": "all", "linger.ms": 5})
+
+    def produce(self, outputs: Iterable[Output]) -> None:
+        rest = []
+        for output in outputs:
+            if output.topic == self.changelog:
+                self._apart.produce(output.topic, output.value, output.key, output.partition or 0)
+            else:
+                rest.append(output)
+        super().produce(rest)
+
+    def produce_last(self, output: Output, delivered: Callable[[int], None]) -> None:
+        self.begin()
+        self._apart.produce(
+            output.topic,
+            output.value,
+            output.key,
+            output.partition or 0,
+            on_delivery=lambda error, message: None if error else delivered(message.offset() or 0),
+        )
+
+    def send_positions(self, positions: list[TopicPartition], group: Any) -> None:
+        self._apart.flush(10.0)
+        super().send_positions(positions, group)

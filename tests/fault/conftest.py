@@ -1,0 +1,62 @@
+"""How long the fault tests take, and what they have to tell at the end.
+
+`LOOPWRIGHT_FAULT_SEEDS`: how many workloads each fault is tried with (1 unless set; `make test-fault` sets 20). Faults
+that do not depend on a moment that chance picks take a quarter as many.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fault.processor_rig import ProcessorRig, Processors, processors
+
+SEEDS = int(os.environ.get("LOOPWRIGHT_FAULT_SEEDS", "1"))
+RARER = 4
+COUNTED = ("kills", "complaints", "hanging")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`seed`: as many as were asked for; `rare_seed`: a quarter of them."""
+    for name, count in (("seed", SEEDS), ("rare_seed", max(1, SEEDS // RARER))):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, range(count))
+
+
+@pytest.fixture
+def workers(
+    kafka: str, fresh: str, tmp_path: Path, record_property: Any
+) -> Iterator[Processors]:
+    """Processes of the processor on topics of their own, stamped by the broker."""
+    with processors(ProcessorRig(kafka, fresh).create(), tmp_path) as started:
+        yield started
+        record_property("kills", started.kills)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line at the end of what was done here."""
+    reports = [
+        report
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.nodeid.startswith("tests/fault/")
+    ]
+    ran = [report for report in reports if report.when == "call"]
+    if not ran:
+        return
+    # A property stands in the report of every later phase too: the last one of a test has them all.
+    told: dict[str, dict[str, int]] = {}
+    for report in sorted(reports, key=lambda report: ("setup", "call", "teardown").index(report.when)):
+        told[report.nodeid] = {name: value for name, value in report.user_properties if name in COUNTED}
+    sums = {name: sum(found.get(name, 0) for found in told.values()) for name in COUNTED}
+    failed = sum(report.failed for report in ran)
+    seconds = sum(report.duration for report in reports)
+    terminalreporter.section("faults")
+    terminalreporter.write_line(
+        f"faults: {len(ran)} runs, {SEEDS} seeds, {sums['kills']} kills, {sums['hanging']} hanging transactions ended, "
+        f"{seconds:.0f} s of tests, {failed} failed, {sums['complaints']} complaints"
+    )

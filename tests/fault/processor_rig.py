@@ -1,0 +1,266 @@
+"""The processor's topics under a prefix, its processes, and everything that the log holds of them afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from subprocess import Popen
+from threading import Event
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from deploy.local.children import Program, end, spawn, tail
+from services.processor.app import engine_config
+from services.processor.settings import ProcessorSettings
+from shared.adapters.kafka import to_record
+from shared.stream.config import EngineConfig
+from shared.stream.step import Record
+from shared.topics import TOPICS
+from tests.fault.oracle import Seen, complaints
+from tests.fault.workload import Load, Sent
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = {"session_timeout": 2.0, "transaction_timeout": 1.5}
+SHIPPED: dict[str, float] = {}
+FENCED = 3
+"""How a worker ends whose identity was taken over."""
+Told = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ProcessorRig:
+    """One processor application on a shared broker."""
+
+    kafka: str
+    name: str
+    partitions: int = 2
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.name}."
+
+    def config(self, instance: str, **changes: Any) -> EngineConfig:
+        """What is shipped, under other names."""
+        settings = ProcessorSettings(
+            kafka_bootstrap_servers=self.kafka, processor_instance=instance, partitions=self.partitions
+        )
+        shipped = engine_config(settings)
+        return replace(
+            shipped,
+            application=self.name,
+            inputs=tuple(self.prefix + topic for topic in shipped.inputs),
+            changelog=self.prefix + shipped.changelog,
+            dead_letters=self.prefix + shipped.dead_letters,
+            outputs=frozenset(self.prefix + topic for topic in shipped.outputs),
+            **changes,
+        )
+
+    def create(self, *, create_time: bool = False) -> ProcessorRig:
+        """The topics as the topics job makes them; with `create_time` the inputs' writers say when they wrote."""
+        stamp = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"} if create_time else {}
+        inputs = engine_config(ProcessorSettings()).inputs
+        wanted = [
+            NewTopic(
+                self.prefix + name,
+                self.partitions,
+                1,
+                config=TOPICS[name].broker_config() | (stamp if name in inputs else {}),
+            )
+            for name in self._topics()
+        ]
+        admin = AdminClient({"bootstrap.servers": self.kafka})
+        for future in admin.create_topics(wanted).values():
+            future.result()
+        return self
+
+    def seen(self, seconds: float = 30.0) -> Seen:
+        """Every committed record. Raises `AssertionError` where a transaction stays open for so long."""
+        found: dict[str, list[Record]] = {name: [] for name in self._topics()}
+        for record in self._read(seconds):
+            name = record.topic.removeprefix(self.prefix)
+            found[name].append(replace(record, topic=name))
+        shipped = engine_config(ProcessorSettings())
+        dead = [replace(r, headers=self._told(r)) for r in found.pop(shipped.dead_letters)]
+        changelog = found.pop(shipped.changelog)
+        return Seen(found, dead, changelog)
+
+    def consumed(self) -> bool:
+        """Whether the group's committed positions are where the inputs end."""
+        reader = Consumer({"bootstrap.servers": self.kafka, "group.id": self.name, "log_level": 2})
+        asked = [
+            TopicPartition(topic, n) for topic in self.config("x").inputs for n in range(self.partitions)
+        ]
+        try:
+            ends = {(p.topic, p.partition): reader.get_watermark_offsets(p, timeout=5)[1] for p in asked}
+            at = {(p.topic, p.partition): max(0, p.offset) for p in reader.committed(asked, timeout=5)}
+        except KafkaException:
+            return False  # away, or a commit is not decided yet
+        finally:
+            reader.close()
+        return ends == at
+
+    def lag_of(self) -> int:
+        """How many records are committed to the outcomes' topic or its like: grows while there is progress."""
+        reader = Consumer({"bootstrap.servers": self.kafka, "group.id": self.name, "log_level": 2})
+        topic = self.config("x").changelog
+        try:
+            return sum(
+                reader.get_watermark_offsets(TopicPartition(topic, n), timeout=5)[1]
+                for n in range(self.partitions)
+            )
+        finally:
+            reader.close()
+
+    def _topics(self) -> list[str]:
+        shipped = engine_config(ProcessorSettings())
+        return [*shipped.inputs, *sorted(shipped.outputs), shipped.changelog, shipped.dead_letters]
+
+    def _told(self, letter: Record) -> tuple[tuple[str, bytes], ...]:
+        prefix = self.prefix.encode()
+        return tuple((n, v.removeprefix(prefix) if n == "dl_topic" else v) for n, v in letter.headers)
+
+    def _read(self, seconds: float) -> Iterator[Record]:
+        settings = {
+            "bootstrap.servers": self.kafka,
+            "group.id": f"{self.name}-oracle",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 50,
+            "log_level": 2,
+        }
+        ends = Consumer(settings | {"isolation.level": "read_uncommitted"})
+        reader = Consumer(settings | {"isolation.level": "read_committed"})
+        places = [TopicPartition(self.prefix + t, n, 0) for t in self._topics() for n in range(self.partitions)]
+        left = {(p.topic, p.partition): ends.get_watermark_offsets(p, timeout=10)[1] for p in places}
+        left = {place: high for place, high in left.items() if high > 0}
+        reader.assign(places)
+        deadline = time.monotonic() + seconds
+        try:
+            while left:
+                assert time.monotonic() < deadline, f"a transaction stays open before {left}"
+                for message in reader.consume(1_000, 0.05):
+                    at = message.offset() or 0
+                    if message.error() is None:
+                        yield to_record(message)
+                        at += 1
+                    place = (str(message.topic()), int(message.partition() or 0))
+                    if at >= left.get(place, at + 1):
+                        del left[place]
+        finally:
+            ends.close()
+            reader.close()
+
+
+class Processors:
+    """Starts processes of the real step on the real engine, and ends by pid those that are left. Counts the kills."""
+
+    def __init__(self, rig: ProcessorRig, folder: Path) -> None:
+        self.rig = rig
+        self.folder = folder
+        self.load = Load(rig.kafka, rig.prefix)
+        self.kills = 0
+        self._started: list[tuple[Popen[bytes], Path]] = []
+
+    def state(self, instance: str = "one") -> Path:
+        """Where an instance keeps its stores, a folder per partition."""
+        return self.folder / "state" / instance
+
+    def start(self, instance: str = "one", *, timeouts: Mapping[str, float] = SHORT, **told: Any) -> Popen[bytes]:
+        """A process. `told`: see `processor_worker`."""
+        config = self.rig.config(instance, slice_records=told.pop("slice_records", 40), **timeouts)
+        words = asdict(config) | {"outputs": sorted(config.outputs), "client": {}}
+        words.pop("dead_letter_limit")
+        name = f"{len(self._started)}-{instance}"
+        told = {"engine": words, "prefix": self.rig.prefix, "folder": str(self.state(instance))} | told
+        log = self.folder / f"{name}.log"
+        program = Program(
+            name=name,
+            argv=[sys.executable, "-m", "tests.fault.processor_worker", json.dumps(told)],
+            cwd=ROOT,
+        )
+        child = spawn(program, folder=self.folder / "programs", log=log)
+        self._started.append((child, log))
+        return child
+
+    def killed(self, instance: str = "one", seconds: float = 40.0, **told: Any) -> None:
+        """Runs one until it kills itself as it was told."""
+        child = self.start(instance, **told)
+        assert child.wait(seconds) == -signal.SIGKILL, self.logs()
+        self.kills += 1
+
+    def kill(self, child: Popen[bytes]) -> None:
+        """From outside, wherever it is."""
+        child.kill()
+        assert child.wait(10) == -signal.SIGKILL, self.logs()
+        self.kills += 1
+
+    def stop(self, child: Popen[bytes], seconds: float = 20.0) -> None:
+        """Gracefully; it must end well."""
+        child.terminate()
+        assert child.wait(seconds) == 0, self.logs()
+
+    def finish(self, instance: str = "one", seconds: float = 60.0, **told: Any) -> None:
+        """Runs one until all is consumed, then stops it."""
+        child = self.start(instance, **told)
+        self.until_consumed(seconds, child)
+        self.stop(child)
+
+    def until_consumed(self, seconds: float = 60.0, *children: Popen[bytes]) -> None:
+        """Waits; `children` may not end meanwhile."""
+
+        def done() -> bool:
+            assert all(child.poll() is None for child in children), self.logs()
+            return self.rig.consumed()
+
+        self.until(done, "all is consumed", seconds)
+
+    def until(self, holds: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+        """Looks five times a second."""
+        deadline, pause = time.monotonic() + seconds, Event()
+        while not holds():
+            assert time.monotonic() < deadline, f"not in {seconds} s: {what}\n{self.logs()}"
+            pause.wait(0.2)
+
+    def complaints(self, sent: list[Sent] | None = None) -> list[str]:
+        """The oracle's."""
+        return complaints(self.rig.seen(), self.load.sent() if sent is None else sent)
+
+    def logs(self) -> str:
+        """The last words of each process."""
+        return "\n".join(f"--- {log.name}, status {child.poll()}\n{tail(log, 12)}" for child, log in self._started)
+
+    def log_of(self, child: Popen[bytes]) -> str:
+        """All that one process has said."""
+        return next(log.read_text(errors="replace") for started, log in self._started if started is child)
+
+    def end(self) -> None:
+        """Whatever is left. A stopped process must go on to be killed."""
+        for child, _ in self._started:
+            if child.poll() is None:
+                os.kill(child.pid, signal.SIGCONT)
+                child.kill()
+                end(child, seconds=10)
+
+
+@contextmanager
+def processors(rig: ProcessorRig, folder: Path) -> Iterator[Processors]:
+    """Processes of one rig; none is left behind."""
+    started = Processors(rig, folder)
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+def is_stopped(child: Popen[bytes]) -> bool:
+    """Whether a signal has stopped it (SIGSTOP)."""
+    stat = Path(f"/proc/{child.pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "T"

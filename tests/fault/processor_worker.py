@@ -1,0 +1,113 @@
+"""A process of the processor's step on the engine, made to be hurt: `python -m tests.fault.processor_worker '{...}'`.
+
+It runs until SIGTERM. `engine`: its `EngineConfig`; `prefix`: of all topics; `folder`: where its stores lie.
+`kill` and `stand`: [phase, n] kills it, or stops it as SIGSTOP does, the n-th time it comes to that phase. `variant`
+names a way to be broken on purpose. `clock`: "jumping" is up to a day wrong, and changes its mind. `examples`,
+`age_ms`: when batches are cut.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import structlog
+
+from services.processor.core.batches import BatchLimits
+from services.processor.core.step import ProcessorStep
+from shared.adapters.clock import SystemClock
+from shared.errors import Fenced
+from shared.stream.config import EngineConfig
+from shared.stream.dead_letters import DeadLetterLimit
+from shared.stream.rocks import RocksStores
+from shared.stream.step import Output, Record, State, Step, Tick
+from shared.topics import BATCH_BYTES, DAY_MS
+from tests.fault.broken_engines import broken
+from tests.fault.processor_rig import FENCED
+
+JUMP_MS = 700
+
+
+class Renamed:
+    """The step over topics that have a prefix."""
+
+    def __init__(self, step: Step, prefix: str) -> None:
+        self._step = step
+        self._prefix = prefix
+
+    def __call__(self, state: State, record: Record | Tick) -> Iterator[Output]:
+        if not isinstance(record, Tick):
+            record = replace(record, topic=record.topic.removeprefix(self._prefix))
+        outputs: Iterable[Output] = self._step(state, record)
+        for output in outputs:
+            yield replace(output, topic=self._prefix + output.topic)
+
+
+class JumpingClock(SystemClock):
+    """Right, a day ahead or a day behind, another way every moment."""
+
+    def now_ms(self) -> int:
+        now = super().now_ms()
+        return now + random.Random(now // JUMP_MS).choice((-DAY_MS, 0, DAY_MS))
+
+
+def probe_of(told: dict[str, Any]) -> Callable[[str], None]:
+    """Hurts itself at the moments it was told."""
+    left: dict[tuple[str, int], int] = {}
+    for word, number in (("kill", signal.SIGKILL), ("stand", signal.SIGSTOP)):
+        if told.get(word):
+            phase, times = told[word]
+            left[phase, number] = times
+
+    def probe(now: str) -> None:
+        for (phase, number), times in left.items():
+            if phase == now:
+                left[phase, number] = times - 1
+                if times == 1:
+                    os.kill(os.getpid(), number)
+
+    return probe
+
+
+def main() -> None:
+    told = json.loads(sys.argv[1])
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    engine_words = told["engine"]
+    engine_words["inputs"] = tuple(engine_words["inputs"])
+    engine_words["outputs"] = frozenset(engine_words["outputs"])
+    config = EngineConfig(**engine_words, dead_letter_limit=DeadLetterLimit(share=0.5))
+    step = ProcessorStep(BatchLimits(told.get("examples", 8), BATCH_BYTES, told.get("age_ms", 1_000)))
+    folder = Path(told["folder"])
+    make, step_of = broken(told.get("variant", ""), config, folder)
+    engine = make(
+        config,
+        Renamed(step_of(step), told["prefix"]),
+        open_store=RocksStores(folder, cache_mb=8, flush_s=0.05),
+        clock=JumpingClock() if told.get("clock") == "jumping" else SystemClock(),
+        probe=probe_of(told),
+    )
+    stop = threading.Event()
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        engine.run(stop)
+    except Fenced as fenced:
+        print(f"fenced: {fenced}", flush=True)
+        sys.exit(FENCED)
+
+
+if __name__ == "__main__":
+    main()
