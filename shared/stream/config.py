@@ -15,6 +15,7 @@ from shared.stream.dead_letters import DeadLetterLimit
 ClientSettings = dict[str, Any]
 
 PREFETCH_KB = 16_384
+REREAD_PREFETCH_KB = 4_096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,8 @@ class EngineConfig:
 
     Memory, beside the stores: `buffer_bytes` of records read and not yet processed, one call's worth more (at
     most 16 MiB prefetched by the client, and one fetch of 1 MiB per partition), one slice of `slice_bytes`
-    with the state it writes, and 64 MiB of records on their way to the broker.
+    with the state it writes, and 64 MiB of records on their way to the broker. While a step sees its output
+    again: 4 MiB of that waiting, 8 records more, and 4 MiB prefetched.
     """
 
     bootstrap_servers: str
@@ -115,6 +117,10 @@ class EngineConfig:
     def restorer(self) -> ClientSettings:
         """Reads the changelog; assigned by hand, so it is no member of the group and commits nothing."""
         return self._reader()
+
+    def rereader(self) -> ClientSettings:
+        """Reads outputs again, for the steps that asked; assigned by hand like the restorer."""
+        return self._reader() | {"queued.max.messages.kbytes": REREAD_PREFETCH_KB}
 
     def watermarks(self) -> ClientSettings:
         """Asks for high watermarks: a read_committed client is told the last stable offset instead."""

@@ -25,9 +25,10 @@ from shared.stream.config import EngineConfig
 from shared.stream.inputs import Inputs
 from shared.stream.partition import OwnedPartition, Share
 from shared.stream.positions import Positions
+from shared.stream.reread import SLICE_RECORDS, Rereads
 from shared.stream.restore import Restore
 from shared.stream.slices import Commit, Probe, Slices
-from shared.stream.step import Step
+from shared.stream.step import RereadingStep, Step
 from shared.stream.store import MemoryStore, OpenStore, StoreFailed
 from shared.stream.transaction import Aborted, Transactions, Unresolved
 from shared.stream.view import EngineState, PartitionView, View
@@ -46,7 +47,7 @@ class Engine:
     def __init__(
         self,
         config: EngineConfig,
-        step: Step,
+        step: Step | RereadingStep,
         *,
         open_store: OpenStore = MemoryStore,
         clock: Clock | None = None,
@@ -120,6 +121,7 @@ class Engine:
         """One life of the clients. `Unresolved` or `StoreFailed` ends it; the next one learns from the log what was
         committed."""
         self._inputs = Inputs(self.config)
+        self._rereads = Rereads(self.config)
         self._transactions = Transactions(self.config.producer(), self._stop, self._wait_for)
         self._slices.use(self._transactions)
         try:
@@ -177,6 +179,7 @@ class Engine:
         self._inputs.read(self._owned, self.config.slice_records, 0.0 if self._backlog else READ_S)
         if self._inputs.revoked is not None or self._inputs.assigned is not None:
             return
+        self._rereads.advance(self._owned)
         now = time.monotonic()
         waiting = sum(partition.merge.count() for partition in self._owned.values())
         if self._backlog or now >= self._next_slice or waiting >= size:
@@ -194,6 +197,7 @@ class Engine:
         numbers = sorted(self._owned)
         turn = self._turn_of % len(numbers) if numbers else 0
         shares, weight_left = [], self.config.slice_bytes
+        size, reread = self._parts(size)
         for place, number in enumerate(numbers[turn:] + numbers[:turn]):
             parts = len(numbers) - place
             share = self._owned[number].take(
@@ -202,11 +206,24 @@ class Engine:
                 now=now,
                 clock_ms=self._clock.now_ms(),
                 tick_interval=self.config.tick_interval,
+                reread=-(-reread // parts),
             )
             size -= len(share.records)
-            if share.records or share.tick:
+            reread -= len(share.reread)
+            if share.records or share.reread or share.through or share.tick:
                 shares.append(share)
         return shares
+
+    def _parts(self, size: int) -> tuple[int, int]:
+        """How much of a slice goes to the inputs and to what is read again. Where slices were halved to find a record
+        that breaks them, they take turns, as it may be among either."""
+        owned = self._owned.values()
+        if not any(reading.due for partition in owned for reading in partition.readings.values()):
+            return size, 0
+        if size >= 2 * SLICE_RECORDS * len(owned):
+            return size, SLICE_RECORDS * len(owned)
+        inputs_wait = any(partition.merge.count() for partition in owned)
+        return (size, 0) if inputs_wait and self._turn_of % 2 else (0, size)
 
     def _run_slice(self, shares: list[Share]) -> None:
         try:
@@ -276,7 +293,7 @@ class Engine:
                 group=committed,
                 state=restored.offsets,
             )
-        return Positions(restored.offsets | committed, restored.time_ms)
+        return Positions(restored.offsets | committed, restored.time_ms, restored.rereads)
 
     def _end_restore(self) -> None:
         if self._restore is not None:
@@ -292,6 +309,7 @@ class Engine:
         self._inputs.revoked = None
         self._to_restore = None
         self._end_restore()
+        self._rereads.close()
         for partition in self._owned.values():
             partition.close()
         self._owned = {}
@@ -327,6 +345,7 @@ class Engine:
             dead_letters=partition.dead_letters,
             time_ms=partition.positions.time_ms,
             last_commit_ms=partition.last_commit_ms,
+            rereads=dict(partition.positions.rereads),
         )
 
     def _wait_for(self, what: str) -> None:
@@ -346,5 +365,6 @@ class Engine:
         self._owned = {}
         self._backlog = self._member = self._away = False
         self._view.show(())
+        self._rereads.close()
         self._inputs.close()
         self._transactions.close()

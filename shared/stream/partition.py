@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shared.stream.config import EngineConfig
 from shared.stream.merge import Merge
 from shared.stream.overlay import Overlay
 from shared.stream.positions import Positions
-from shared.stream.step import Record, Tick
+from shared.stream.reread import Reading
+from shared.stream.step import Record, Through, Tick
 from shared.stream.store import AS_OF_KEY, POSITIONS_KEY, Store
 
 
 @dataclass(slots=True, eq=False)
 class Share:
-    """What one partition has in a slice: records in the order to be processed, then perhaps the tick."""
+    """What one partition has in a slice: records in the order to be processed, those reread, then perhaps the tick."""
 
     partition: OwnedPartition
     records: list[Record]
+    reread: list[Record] = field(default_factory=list)
+    """Records as they are to be fed: `timestamp` is the partition's time."""
+    through: list[Through] = field(default_factory=list)
+    """Fed after `reread`, each as the end of its topic."""
     tick: Tick | None = None
     after: Positions = field(default_factory=Positions)
     """The positions once this share is committed."""
@@ -42,6 +47,8 @@ class OwnedPartition:
         self.records = 0
         self.dead_letters = 0
         self.last_commit_ms: int | None = None
+        self.readings: dict[str, Reading] = {}
+        """The output topics being reread; kept by `Rereads`, and left here once the step has seen all."""
         self._ends: dict[str, int] = {}
 
     def restored_positions(self) -> Positions | None:
@@ -54,8 +61,11 @@ class OwnedPartition:
         self.merge.reached_end(topic)
         self._ends[topic] = offset
 
-    def take(self, records: int, weight: int, *, now: float, clock_ms: int, tick_interval: float) -> Share:
-        """Its part of the next slice; may be empty. `now`: monotonic seconds, `clock_ms`: wall time."""
+    def take(
+        self, records: int, weight: int, *, now: float, clock_ms: int, tick_interval: float, reread: int = 0
+    ) -> Share:
+        """Its part of the next slice; may be empty. `now`: monotonic seconds, `clock_ms`: wall time; `reread`: how many
+        reread records, at most."""
         share = Share(self, self.merge.take(records, weight))
         if now >= self.next_tick and self.merge.quiet():
             self.next_tick = now + tick_interval
@@ -73,7 +83,26 @@ class OwnedPartition:
             if self.merge.drained(topic):
                 after.offsets[topic] = max(end, after.offsets.get(topic, 0))
         share.after = after
+        if self.readings and reread:
+            self._take_reread(share, reread, now)
         return share
+
+    def _take_reread(self, share: Share, limit: int, now: float) -> None:
+        """What was read again, and after the last of it the word that it was the last."""
+        time_ms = max(self.positions.time_ms, max((record.timestamp for record in share.records), default=0))
+        for topic, reading in self.readings.items():
+            for record in reading.take(limit - len(share.reread)):
+                share.after.rereads[topic] = record.offset + 1
+                share.reread.append(replace(record, timestamp=time_ms))
+            if reading.through and now >= reading.next_through:
+                share.through.append(Through(topic, self.number, time_ms))
+
+    def fed_through(self, through: Through, now: float, again_s: float, *, raised: bool) -> int:
+        """The step was told, or `raised`: then it is told again, after a while. How often in a row it has raised."""
+        reading = self.readings[through.topic]
+        reading.failed = reading.failed + 1 if raised else 0
+        reading.next_through = now + again_s if raised else 0.0
+        return reading.failed
 
     def committed(self, share: Share, clock_ms: int) -> None:
         """The share is in the log: now, and only now, the store follows."""
@@ -84,6 +113,9 @@ class OwnedPartition:
         writes[AS_OF_KEY] = b"%d" % clock_ms
         self.store.apply(writes, share.changelog_offset + 1)
         self.overlay.clear()
+        for through in share.through:
+            if not self.readings[through.topic].failed:
+                del self.readings[through.topic]
         self.records += len(share.records)
         self.dead_letters += share.dead
         self.last_commit_ms = clock_ms
@@ -97,6 +129,8 @@ class OwnedPartition:
         """As before the slice: same records to come, nothing written, the tick due again."""
         self.overlay.clear()
         self.merge.put_back(share.records)
+        for topic, reading in self.readings.items():
+            reading.put_back(record for record in share.reread if record.topic == topic)
         if share.tick is not None:
             self.next_tick = 0.0
 

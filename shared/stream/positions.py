@@ -15,10 +15,13 @@ class Positions:
 
     offsets: dict[str, int] = field(default_factory=dict)
     time_ms: int = 0
+    rereads: dict[str, int] = field(default_factory=dict)
+    """The next offset to read again, per output topic of which a reread is under way."""
 
     def encode(self) -> bytes:
         """The value of the changelog record."""
-        return orjson.dumps({"schema_version": 1, "offsets": self.offsets, "time_ms": self.time_ms})
+        said = {"schema_version": 1, "offsets": self.offsets, "time_ms": self.time_ms}
+        return orjson.dumps(said | {"rereads": self.rereads} if self.rereads else said)
 
     @classmethod
     def decode(cls, value: bytes) -> Positions:
@@ -26,7 +29,8 @@ class Positions:
         try:
             found = orjson.loads(value)
             offsets = {str(topic): int(offset) for topic, offset in found["offsets"].items()}
-            return cls(offsets, int(found["time_ms"]))
+            rereads = {str(topic): int(offset) for topic, offset in found.get("rereads", {}).items()}
+            return cls(offsets, int(found["time_ms"]), rereads)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Fatal(
                 f"The positions in the changelog cannot be read ({error}). Was it written by another program?"
@@ -34,4 +38,4 @@ class Positions:
 
     def copy(self) -> Positions:
         """One that can be changed by itself."""
-        return Positions(dict(self.offsets), self.time_ms)
+        return Positions(dict(self.offsets), self.time_ms, dict(self.rereads))

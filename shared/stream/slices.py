@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from confluent_kafka import TopicPartition
@@ -16,7 +17,7 @@ from shared.stream.dead_letters import DeadLetterRate, dead_letter, error_class,
 from shared.stream.partition import Share
 from shared.stream.replay import mark_of
 from shared.stream.retry import RecordId, SliceSize
-from shared.stream.step import Output, Record, Step
+from shared.stream.step import Output, Record, Reread, RereadingStep, Step, Through, Tick
 from shared.stream.store import POSITIONS_KEY, StoreFailed
 from shared.stream.transaction import Aborted, Transactions, Unresolved
 
@@ -43,11 +44,12 @@ class Slices:
     records wait in their buffers again.
     """
 
-    def __init__(self, config: EngineConfig, step: Step, clock: Clock, probe: Probe) -> None:
+    def __init__(self, config: EngineConfig, step: Step | RereadingStep, clock: Clock, probe: Probe) -> None:
         self.size = SliceSize(config.slice_records)
         self._config = config
         self._service = config.service or config.application
-        self._step = step
+        # A step that never asks for a reread is never told that one is through.
+        self._step = cast(RereadingStep, step)
         self._transactions: Transactions
         self._clock = clock
         self._probe = probe
@@ -55,6 +57,7 @@ class Slices:
         self._given_up: dict[RecordId, tuple[Exception, bool]] = {}
         self._dead: list[str] = []
         self._outputs = 0
+        self._asked: list[str] = []
 
     def use(self, transactions: Transactions) -> None:
         """The producer to write with from now on."""
@@ -93,41 +96,42 @@ class Slices:
         """Steps over the records of one partition and sends what follows. Whether there is anything to commit."""
         step, overlay = self._step, share.partition.overlay
         sending: list[Output] = []
-        for at, record in enumerate(share.records):
+        records = [*share.records, *share.reread] if share.reread else share.records
+        for at, record in enumerate(records):
             overlay.savepoint()
             try:
                 if self._given_up:
                     self._refuse_given_up(record)
                 outputs = [*step(overlay, record)]
                 for output in outputs:
-                    self._check(output)
+                    self._check(output, share)
             except (MemoryError, StoreFailed):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a step raises is the record's end, not ours
                 overlay.undo()
+                self._asked.clear()
                 sending.append(self._die(share, record, error, at))
             else:
-                sending += outputs
-        self._rate.processed(len(share.records))
+                sending += self._granted(share, outputs) if self._asked else outputs  # type: ignore[arg-type]
+        self._rate.processed(len(records))
+        for through in share.through:
+            sending += self._through(share, through)
         if share.tick is not None:
             sending += self._tick(share)
         self._outputs += len(sending)
         self._transactions.produce(sending)
-        return bool(share.records or sending or overlay.writes)
+        asked = share.after.rereads != share.partition.positions.rereads
+        return bool(records or sending or overlay.writes or share.through or asked)
 
     def _tick(self, share: Share) -> list[Output]:
         """As for a record; but a tick has no bytes to keep, so where it raises that is logged, and not for ever."""
         partition = share.partition
         assert share.tick is not None
-        partition.overlay.savepoint()
         try:
-            outputs = [*self._step(partition.overlay, share.tick)]
-            for output in outputs:
-                self._check(output)
+            outputs = self._moment(share, share.tick)
         except (MemoryError, StoreFailed):
             raise
         except Exception as error:
-            partition.overlay.undo()
             partition.failed_ticks += 1
             log.exception("a tick raised", application=self._config.application, partition=partition.number)
             if partition.failed_ticks >= self._config.failed_ticks:
@@ -138,9 +142,57 @@ class Slices:
         partition.failed_ticks = 0
         return outputs
 
-    def _check(self, output: Output) -> None:
+    def _through(self, share: Share, through: Through) -> list[Output]:
+        """As for a tick; where it raises it is fed again, until that was too often."""
+        partition, config = share.partition, self._config
+        position = share.after.rereads.pop(through.topic)
+        now, again_s = time.monotonic(), config.tick_interval
+        try:
+            outputs = self._moment(share, through)
+        except (MemoryError, StoreFailed):
+            raise
+        except Exception as error:
+            share.after.rereads[through.topic] = position
+            failed = partition.fed_through(through, now, again_s, raised=True)
+            log.exception("the end of a reread raised", application=config.application, topic=through.topic)
+            if failed >= config.failed_ticks:
+                raise self._flood(
+                    f"the end of the reread of {through.topic} raised {failed} times in partition {partition.number}, "
+                    f"last: {error!r}"
+                ) from error
+            return []
+        partition.fed_through(through, now, again_s, raised=False)
+        return outputs
+
+    def _moment(self, share: Share, moment: Tick | Through) -> list[Output]:
+        """What follows from something that is no record. Raises what the step does, with nothing of it left."""
+        overlay = share.partition.overlay
+        overlay.savepoint()
+        try:
+            outputs = [*self._step(overlay, moment)]
+            for output in outputs:
+                self._check(output, share)
+            return self._granted(share, outputs)
+        except Exception:
+            overlay.undo()
+            raise
+        finally:
+            self._asked.clear()
+
+    def _granted(self, share: Share, outputs: Iterable[Output | Reread]) -> list[Output]:
+        """The outputs to produce; what was asked to be reread among them begins with the next slice."""
+        share.after.rereads |= dict.fromkeys(self._asked, 0)
+        self._asked.clear()
+        return [output for output in outputs if not isinstance(output, Reread)]
+
+    def _check(self, output: Output | Reread, share: Share) -> None:
         if output.topic not in self._config.outputs:
             raise ValueError(f"The step may not write the topic {output.topic!r}.")
+        if isinstance(output, Reread):
+            if output.topic in share.after.rereads or output.topic in self._asked:
+                raise ValueError(f"A reread of {output.topic} is under way already.")
+            self._asked.append(output.topic)
+            return
         size = record_bytes(output.key, output.value, output.headers)
         if size > self._config.max_record_bytes:
             raise Oversized(
@@ -208,7 +260,7 @@ class Slices:
         """Rewinds, and gives the first record up where it alone was tried often enough."""
         for share in shares:
             share.partition.aborted(share)
-        first = next((share.records[0] for share in shares if share.records), None)
+        first = next((record for share in shares for record in (*share.records[:1], *share.reread[:1])), None)
         at = (first.topic, first.partition, first.offset) if first else ("", shares[0].partition.number, 0)
         blames = isinstance(failure, Aborted) and failure.blames_records
         if self.size.aborted(at, blames_records=blames):

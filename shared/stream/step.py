@@ -61,7 +61,12 @@ class Output:
 
     @classmethod
     def beside(
-        cls, source: Record | Tick, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()
+        cls,
+        source: Record | Tick | Through,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
     ) -> Output:
         """An output in the partition that `source` came from, as internal topics are written."""
         return cls(topic, key, value, headers, source.partition)
@@ -119,8 +124,15 @@ class Step(Protocol):
     state it wrote is undone and its outputs are dropped. The outputs may be a generator; it is read to its
     end before any is produced. An output to a topic that the engine was not given, or too large for a record,
     counts as raising.
-    A tick that raises is undone too, and logged; several in a row halt the engine.
+    A tick or a `Through` that raises is undone too, logged, and fed again; several in a row halt the engine.
     """
 
     def __call__(self, state: State, record: Record | Tick, /) -> Iterable[Output]:
+        """What follows from `record`, given `state`."""
+
+
+class RereadingStep(Protocol):
+    """A `Step` that may ask to see its output again, and is told when it has seen all of it."""
+
+    def __call__(self, state: State, record: Record | Tick | Through, /) -> Iterable[Output | Reread]:
         """What follows from `record`, given `state`."""

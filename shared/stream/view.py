@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 EngineState = Literal["starting", "restoring", "running", "waiting", "halted", "failed", "stopped"]
@@ -28,6 +28,8 @@ class PartitionView:
     time_ms: int
     """How far the partition's time has come, in ms since the epoch."""
     last_commit_ms: int | None
+    rereads: dict[str, int] = field(default_factory=dict)
+    """The next offset per output topic that the step is being shown again."""
 
 
 class View:
