@@ -23,6 +23,7 @@ ARTIFACTS_REFUSED = Counter(
 
 FEEDBACK_ACCEPTED = Counter("loopwright_feedback_accepted", "Feedback events acknowledged by Kafka", ["kind"])
 FEEDBACK_REFUSED = Counter("loopwright_feedback_refused", "Feedback refused at the door", ["code"])
+ERASURES_OPEN = Gauge("loopwright_erasures_open", "Erasures that processor or trainer have not followed yet")
 
 ENGINE_RECORDS = Counter(
     "loopwright_engine_records", "Input records whose transaction committed", ["application"]
@@ -31,6 +32,10 @@ ENGINE_COMMITS = Counter("loopwright_engine_commits", "Transactions committed", 
 ENGINE_ABORTS = Counter("loopwright_engine_aborts", "Transactions aborted", ["application"])
 DEAD_LETTERED = Counter("loopwright_dead_letters", "Records sent to dead.letters", ["service", "code"])
 OUTCOMES = Counter("loopwright_outcomes", "Outcomes of feedback events", ["outcome"])
+LIVE_VIEW_BEHIND = Gauge(
+    "loopwright_live_view_behind", "Records of feedback.tallies that the live view has yet to read"
+)
+LIVE_VIEW_FAILURES = Counter("loopwright_live_view_failures", "Times the live view failed and began anew")
 
 TRAINING_RUNS = Counter("loopwright_training_runs", "Training runs ended, by verdict", ["line", "verdict"])
 USABLE_EXAMPLES = Gauge("loopwright_usable_examples", "Usable examples new since the last run", ["line"])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import faust
 
 from services.processor.core.step import SERVICE, ProcessorStep
+from services.processor.live import LiveView
+from services.processor.live_keeper import LiveKeeper, attach
 from services.processor.settings import ProcessorSettings
 from shared.settings import load
 from shared.stream.config import EngineConfig
 from shared.stream.host import host_engine
+from shared.telemetry import configure_logging
 from shared.topics import (
     CHAT_RESPONSES,
     DEAD_LETTERS,
@@ -37,8 +40,9 @@ def engine_config(settings: ProcessorSettings) -> EngineConfig:
 
 def build(settings: ProcessorSettings) -> faust.App:
     """The application, connected to nothing until it is started."""
-    return host_engine(
-        engine_config(settings),
+    config = engine_config(settings)
+    app = host_engine(
+        config,
         ProcessorStep(settings.limits),
         host=settings.host,
         port=settings.processor_port,
@@ -46,10 +50,18 @@ def build(settings: ProcessorSettings) -> faust.App:
         store=settings.processor_store,
         store_cache_mb=settings.processor_store_cache_mb,
     )
+    if settings.processor_live_view:
+        # Each process shows all of the topic: a group of its own, so none shares it with another.
+        group = f"{config.application}-live-{config.instance}"
+        servers = settings.kafka_bootstrap_servers
+        attach(app, LiveKeeper(app.engine, lambda: LiveView(servers, group)))
+    return app
 
 
 def __getattr__(name: str) -> faust.App:
     """`app` for Faust's command line, made when it is asked for: importing this module builds nothing."""
     if name == "app":
-        return build(load(ProcessorSettings))
+        settings = load(ProcessorSettings)
+        configure_logging(SERVICE, settings.log_level)
+        return build(settings)
     raise AttributeError(name)

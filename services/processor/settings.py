@@ -35,6 +35,9 @@ class ProcessorSettings(Settings):
     processor_store_cache_mb: int = Field(
         CACHE_MB, ge=8, le=65_536, description="memory of the rocksdb stores, all partitions together"
     )
+    processor_live_view: bool = Field(
+        True, description="keeps the sums that /tallies shows; off saves the memory and time that they take"
+    )
 
     @property
     def limits(self) -> BatchLimits:

@@ -1,13 +1,15 @@
 """The engine inside a Faust worker: life cycle, command line and web views are Faust's, the records are the engine's.
 
-Faust's own Kafka clients are off: they read uncommitted, acknowledge on exceptions and only log a failed send, so
-nothing that must not be lost or doubled passes through them (`docs/decisions/stream-engine.md`).
+The worker's own Kafka clients are off: Faust's read uncommitted, acknowledge on exceptions and only log a failed send,
+so nothing that must not be lost or doubled passes through them (`docs/decisions/stream-engine.md`). What only looks may
+have some, in an application of its own beside this one (`docs/decisions/live-view.md`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -71,8 +73,16 @@ class _NoKafka(BootStrategy):
     enable_kafka = False
 
 
-class _App(faust.App):
+class EngineApp(faust.App):
+    """The worker's application; made by `host_engine`."""
+
     BootStrategy = _NoKafka
+    engine: Engine
+    details: dict[str, Callable[[], str]]
+    """More to tell in `/readyz`, by name. Only the engine decides whether the process is ready."""
+
+    async def on_first_start(self) -> None:
+        """Faust would make folders for tables, and fail where those above are missing. There are no tables here."""
 
 
 def host_engine(
@@ -84,7 +94,7 @@ def host_engine(
     data_dir: Path,
     store: StoreKind = "rocksdb",
     store_cache_mb: int = CACHE_MB,
-) -> faust.App:
+) -> EngineApp:
     """A Faust application around an engine, with `/livez`, `/readyz`, `/metrics` and `/partitions`.
 
     Named after the engine's application. Connected to nothing until it is started. With `store` "rocksdb" the state
@@ -99,9 +109,10 @@ def host_engine(
         on_commit=lambda commit: _count_commit(name, commit),
         on_abort=lambda _: ENGINE_ABORTS.labels(name).inc(),
     )
-    app = _App(
+    app = EngineApp(
         name,
         autodiscover=False,
+        broker=[f"kafka://{server.strip()}" for server in config.bootstrap_servers.split(",")],
         datadir=str(data_dir / name),
         topic_allow_declare=False,
         topic_disable_leader=True,
@@ -110,6 +121,8 @@ def host_engine(
         web_port=port,
         worker_redirect_stdouts=False,
     )
+
+    app.engine, app.details = engine, {}
 
     class Host(EngineHost):
         """Faust wants a class that it can construct without the engine."""
@@ -129,7 +142,7 @@ def _count_commit(application: str, commit: Commit) -> None:
         DEAD_LETTERED.labels(application, code).inc()
 
 
-def _add_views(app: faust.App, engine: Engine) -> None:
+def _add_views(app: EngineApp, engine: Engine) -> None:
     @app.page("/livez")
     async def livez(view: View, _: Request) -> Response:
         return view.json({"status": "alive"})
@@ -138,6 +151,7 @@ def _add_views(app: faust.App, engine: Engine) -> None:
     async def readyz(view: View, _: Request) -> Response:
         detail = f"{engine.state}: {engine.reason}" if engine.reason else engine.state
         checks = {"engine": f"ok: {detail}" if engine.ready else detail}
+        checks |= {name: says() for name, says in app.details.items()}
         return view.json({"ready": engine.ready, "checks": checks}, status=200 if engine.ready else 503)
 
     @app.page("/metrics")
