@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     def _no_sample_secrets(self) -> Self:
         for name, value in self:
             if isinstance(value, SecretStr) and not self.demo:
-                refuse_sample(f"LOOPWRIGHT_{name.upper()}", value.get_secret_value())
+                refuse_sample(variable_of(type(self), name), value.get_secret_value())
         return self
 
     def require_pseudonym_key(self) -> bytes:
@@ -68,6 +68,12 @@ class Settings(BaseSettings):
     def masked(self) -> dict[str, str]:
         """For the log at start: secrets, and passwords within addresses, show as stars."""
         return {name: PASSWORD.sub("//***@", str(value)) for name, value in self}
+
+
+def variable_of(cls: type[BaseSettings], name: str) -> str:
+    """The environment variable that sets a field."""
+    alias = cls.model_fields[name].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"LOOPWRIGHT_{name.upper()}"
 
 
 def refuse_sample(name: str, value: str) -> None:

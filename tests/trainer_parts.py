@@ -48,6 +48,7 @@ def revision(
     original: str = NOT_KNOWN,
     line: str = LINE,
     messages: tuple[Message, ...] | None = None,
+    asked_by: str | None = None,
 ) -> ExampleRevision:
     """One response with one signal; the event is named after the response."""
     signal = Signal(event_id=f"e-{response_id}", kind=kind, user_id=user, value=answer, occurred_at=NOW)
@@ -57,6 +58,7 @@ def revision(
         revision=revision,
         op="retract" if op == "retract" else "upsert",
         version=f"{line}@base-00000000",
+        user_id=asked_by,
         messages=messages or (Message(role="user", content=question),),
         choices=(Choice(index=0, text=original),),
         signals=() if op == "retract" else (signal,),
@@ -101,12 +103,18 @@ def grouped(rows: Sequence[Row]) -> list[Grouped]:
 
 
 class Scripted:
-    """A run's process that does at once what it is told: `status` is how it ends."""
+    """A run's process that does at once what it is told: `status` is how it ends, None that it goes on."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int | None) -> None:
         self.status = status
 
-    def poll(self) -> int:
+    def poll(self) -> int | None:
+        return self.status
+
+    def terminate(self) -> None:
+        self.status = 143
+
+    def wait(self, timeout: float | None = None) -> int | None:
         return self.status
 
 
@@ -115,11 +123,12 @@ class Rig:
     """One trainer over a log in memory; `child` decides what each process of a run does."""
 
     folder: Path
-    child: Callable[[Path], int]
+    child: Callable[[Path], int | None]
     log: MemoryLog = field(default_factory=MemoryLog)
     clock: ManualClock = field(default_factory=ManualClock)
     cache: MemoryCache = field(default_factory=MemoryCache)
     started: list[Path] = field(default_factory=list)
+    children: list[Scripted] = field(default_factory=list)
 
     def trainer(self, **settings: float) -> Trainer:
         """As after a (re)start: everything but the disk and the log is new."""
@@ -149,7 +158,8 @@ class Rig:
 
     def _start(self, folder: Path) -> subprocess.Popen[bytes]:
         self.started.append(folder)
-        return Scripted(self.child(folder))  # type: ignore[return-value]
+        self.children.append(Scripted(self.child(folder)))
+        return self.children[-1]  # type: ignore[return-value]
 
 
 def turns(trainer: Trainer, n: int = 8) -> None:

@@ -88,18 +88,27 @@ def erase_record(root: Path) -> None:
 
 
 def pseudonym_key(root: Path) -> str:
-    """This installation's key for pseudonyms: made once, readable by its owner only.
+    """This installation's key for pseudonyms.
 
     Whoever loses it can no longer tell which records belong to a user.
     """
-    path = root / "pseudonym.key"
-    root.mkdir(parents=True, exist_ok=True)
+    return _secret(root / "pseudonym.key")
+
+
+def erasure_token(root: Path) -> str:
+    """What an operator shows the feedback door to erase a user."""
+    return _secret(root / "erasure.token")
+
+
+def _secret(path: Path) -> str:
+    """Made once, readable by its owner only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         part = path.with_name(f"{path.name}.{os.getpid()}")
         part.touch(mode=0o600)
         part.write_text(secrets.token_urlsafe(32))
         try:
-            # A link fails where the name exists: of two that start at once, the first key stands.
+            # A link fails where the name exists: of two that start at once, the first secret stands.
             os.link(part, path)
         except FileExistsError:
             return path.read_text().strip()

@@ -18,6 +18,8 @@ PORTS = {
 }
 ALL = tuple(PORTS)
 TORCH = frozenset({"inference", "trainer"})
+ERASURE_TOKEN = "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"
+"""Told to feedback alone."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 TUNING = {

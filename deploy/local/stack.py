@@ -18,9 +18,17 @@ from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.model import answers_env, ensure_base_model
 from deploy.local.ports import HOST, choose
-from deploy.local.record import Ownership, erase_record, pseudonym_key, write_record
+from deploy.local.record import Ownership, erase_record, erasure_token, pseudonym_key, write_record
 from deploy.local.redis import prepare_redis, wait_for_redis
-from deploy.local.services import ALL, REPOSITORY, environment, port_setting, tuning, wanted_port
+from deploy.local.services import (
+    ALL,
+    ERASURE_TOKEN,
+    REPOSITORY,
+    environment,
+    port_setting,
+    tuning,
+    wanted_port,
+)
 from deploy.local.supervision import Supervision
 
 Progress = Callable[[str], None]
@@ -228,7 +236,11 @@ class LocalStack:
         # These went into what is told; the port that was asked for may have been taken.
         settled = {"LOOPWRIGHT_BASE_MODEL", *(port_setting(service) for service in self.services)}
         asked = {key: text for key, text in self._env.items() if key not in settled}
-        return Program(name, argv, {**tuning(name), **told, **asked}, cwd=REPOSITORY, once=once)
+        own = {ERASURE_TOKEN: self._erasure_token()} if name == "feedback" else {}
+        return Program(name, argv, {**tuning(name), **told, **own, **asked}, cwd=REPOSITORY, once=once)
+
+    def _erasure_token(self) -> str:
+        return self._setting(ERASURE_TOKEN) or erasure_token(self.root)
 
     def _base(self) -> str:
         """The base model as the services are told it: an absolute folder or a Hugging Face id."""

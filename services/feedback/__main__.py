@@ -7,10 +7,13 @@ import signal
 import sys
 
 import structlog
+from uuid6 import uuid7
 
-from services.feedback.app import build_app
+from services.feedback.app import add_erasure, build_app
 from services.feedback.door import SERVICE, Door
 from services.feedback.duty import KafkaDuty
+from services.feedback.eraser import Eraser
+from services.feedback.erasures import Erasures
 from services.feedback.history import History
 from services.feedback.projection import OutcomeIndex, Standing
 from services.feedback.replayer import Replayer, ReplayThread
@@ -18,7 +21,7 @@ from services.feedback.settings import FeedbackSettings
 from shared.adapters.clock import SystemClock
 from shared.adapters.follower import Follower
 from shared.adapters.http import serve
-from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
+from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.ranges import KafkaLogRanges
 from shared.adapters.redis import RedisCache
 from shared.adapters.topics_job import check_partitions
@@ -26,7 +29,14 @@ from shared.errors import LoopwrightError
 from shared.pseudonym import Pseudonymiser
 from shared.settings import load
 from shared.telemetry import Readiness, configure_logging
-from shared.topics import FEEDBACK_OUTCOMES, MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_RESULTS
+from shared.topics import (
+    ERASURE_REPORTS,
+    ERASURE_REQUESTS,
+    FEEDBACK_OUTCOMES,
+    MODEL_ROLLOUT,
+    MODEL_VERSIONS,
+    OPERATOR_RESULTS,
+)
 
 log = structlog.get_logger(__name__)
 START_S = 60.0
@@ -48,7 +58,7 @@ def main() -> None:
 def run(settings: FeedbackSettings, key: bytes) -> bool:
     """Serves until told to stop. False if it stopped because of an error."""
     servers = settings.kafka_bootstrap_servers
-    readiness = Readiness("versions", "outcomes")
+    readiness = Readiness("versions", "outcomes", "erasures")
     cache = RedisCache(settings.redis_url)
     standing = Standing()
     index = OutcomeIndex(cache, ttl_s=settings.receipt_ttl_s, pending_ttl_s=settings.pending_ttl_s)
@@ -74,6 +84,7 @@ def run(settings: FeedbackSettings, key: bytes) -> bool:
         _stop()
 
     topics = [MODEL_VERSIONS.name, MODEL_ROLLOUT.name]
+    eraser = _eraser(settings, key, cache)
     followers = [
         Follower(
             "versions", lambda: KafkaLogReader(servers, SERVICE, topics), standing.apply, readiness, _stop
@@ -84,6 +95,13 @@ def run(settings: FeedbackSettings, key: bytes) -> bool:
             index.apply,
             readiness,
             begin_again,
+        ),
+        Follower(
+            "erasures",
+            lambda: KafkaLogReader(servers, SERVICE, [ERASURE_REQUESTS.name, ERASURE_REPORTS.name]),
+            eraser.erasures.apply,
+            readiness,
+            _stop,
         ),
     ]
     replays = ReplayThread(
@@ -97,11 +115,30 @@ def run(settings: FeedbackSettings, key: bytes) -> bool:
         )
     )
     replays.start()
+    app = build_app(door, followers, readiness)
+    add_erasure(app, eraser, followers[-1])
     try:
-        serve(build_app(door, followers, readiness), settings.host, settings.port)
+        serve(app, settings.host, settings.port)
     finally:
         replays.stop()
     return not any(follower.failed for follower in followers)
+
+
+def _eraser(settings: FeedbackSettings, key: bytes, cache: RedisCache) -> Eraser:
+    servers = settings.kafka_bootstrap_servers
+    # One for each process: two doors that erase at once are not to fence each other.
+    identity = f"loopwright-{SERVICE}-erasure-{uuid7()}"
+    return Eraser(
+        settings=settings,
+        open_publisher=lambda: KafkaTransactionalPublisher(
+            servers, SERVICE, identity, timeout_s=settings.ack_timeout_s
+        ),
+        open_requests=lambda: KafkaLogReader(servers, SERVICE, [ERASURE_REQUESTS.name], partitions=[0]),
+        cache=cache,
+        clock=SystemClock(),
+        pseudonyms=Pseudonymiser(key),
+        erasures=Erasures(),
+    )
 
 
 def _stop() -> None:

@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 from urllib.parse import unquote
 
-from fastapi import FastAPI, Header, Request
+from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
-from services.feedback.body import FEEDBACK_BODY, RESPONSE_BODY
+from services.feedback.body import ERASURE_BODY, FEEDBACK_BODY, RESPONSE_BODY
 from services.feedback.door import Door
+from services.feedback.eraser import Eraser
+from services.feedback.erasures import ErasureStatus
 from services.feedback.receipts import Receipt
 from shared.adapters.follower import Follower
 from shared.adapters.http import add_doorway, problem
@@ -22,11 +24,17 @@ from shared.telemetry import FEEDBACK_REFUSED, Readiness
 
 TITLE = "Loopwright feedback"
 RECEIPT_PATH = "/v1/feedback/"
+ERASURE_PATH = "/v1/erasure/"
 # Annotations are strings here, which FastAPI resolves among the names of the module.
 TraceParent = Annotated[str | None, Header(description="W3C trace context")]
 IdempotencyKey = Annotated[
     str | None, Header(description="an event_id; an alternative to the one in the body")
 ]
+RequestKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", description="a request_id; an alternative to the one in the body"),
+]
+Authorization = Annotated[str | None, Header(description="Bearer and the operator's erasure token")]
 
 
 def build_app(door: Door, followers: Sequence[Follower], readiness: Readiness) -> FastAPI:
@@ -83,9 +91,51 @@ def _add_routes(app: FastAPI, door: Door, standing: Follower) -> None:
         return await run_in_threadpool(door.receipt, response_id, event_id)
 
 
-def _ids(request: Request) -> tuple[str, str]:
+def add_erasure(app: FastAPI, eraser: Eraser, erasures: Follower) -> None:
+    """The routes of erasure. `erasures` follows what they tell."""
+
+    @app.post("/v1/erasure", status_code=202, openapi_extra=_described(ERASURE_BODY))
+    async def erase(
+        request: Request,
+        idempotency_key: RequestKey = None,
+        traceparent: TraceParent = None,
+        authorization: Authorization = None,
+    ) -> Response:
+        """Erase all that a user said and asked. An operator's call; acknowledged once it is in the log for good."""
+        refused = eraser.refusal(authorization) or (None if _is_json(request) else _not_json())
+        if refused is not None:
+            return refused
+        raw = await request.body()
+        _wait_for(erasures)
+        try:
+            return await run_in_threadpool(eraser.take, raw, idempotency_key, traceparent)
+        except LoopwrightError as error:
+            FEEDBACK_REFUSED.labels(error.code).inc()
+            raise
+
+    @app.get(ERASURE_PATH + "{request_id:path}", response_model=ErasureStatus)
+    async def followed(request: Request, authorization: Authorization = None) -> Response:
+        """How far an erasure has come, and which versions were trained from what was erased."""
+        refused = eraser.refusal(authorization)
+        if refused is not None:
+            return refused
+        _wait_for(erasures)
+        found = eraser.find(unquote(_raw_path(request).removeprefix(ERASURE_PATH)))
+        return JSONResponse(found.model_dump(mode="json", exclude_none=True))
+
+
+def _wait_for(erasures: Follower) -> None:
+    if not erasures.caught_up:
+        raise BrokerUnavailable("the erasures have not been read to their end yet: try again in some seconds")
+
+
+def _raw_path(request: Request) -> str:
     raw: bytes = request.scope["raw_path"]
-    parts = raw.split(b"?")[0].decode("ascii", "replace").removeprefix(RECEIPT_PATH).split("/")
+    return raw.split(b"?")[0].decode("ascii", "replace")
+
+
+def _ids(request: Request) -> tuple[str, str]:
+    parts = _raw_path(request).removeprefix(RECEIPT_PATH).split("/")
     if len(parts) != 2 or not all(parts):
         raise Malformed(
             "the path is /v1/feedback/{response_id}/{event_id}, with a slash inside an id sent as %2F"

@@ -62,8 +62,17 @@ class ResponseBody(Body):
     created_at: AwareDatetime | None = None
 
 
+class ErasureBody(Body):
+    """Everything of one user is to go (`POST /v1/erasure`)."""
+
+    user_id: UserId = Field(description="your name of the user; a pseudonym takes its place at once")
+    request_id: Id | None = Field(None, description="yours; the same again under it is the same erasure")
+    line: Line | None = None
+
+
 FEEDBACK_BODY = TypeAdapter(FeedbackBody)
 RESPONSE_BODY = TypeAdapter(ResponseBody)
+ERASURE_BODY = TypeAdapter(ErasureBody)
 _RESPONSE = TypeAdapter(ChatResponse)
 
 
@@ -82,16 +91,16 @@ def faults_of(error: ValidationError) -> str:
     return "; ".join(told)
 
 
-def identity_of(body: FeedbackBody, idempotency_key: str | None) -> str | None:
-    """The event_id that the caller gave, in the body or in the header. Raises `Rejected` where they differ."""
+def identity_of(given: str | None, idempotency_key: str | None, name: str = "event_id") -> str | None:
+    """The id that the caller gave, in the body (as `name`) or in the header. Raises `Rejected` where they differ."""
     if idempotency_key is None:
-        return body.event_id
-    if body.event_id is not None and body.event_id != idempotency_key:
-        raise Rejected("event_id and Idempotency-Key differ: send one of them, or the same in both")
-    return _event_id(idempotency_key)
+        return given
+    if given is not None and given != idempotency_key:
+        raise Rejected(f"{name} and Idempotency-Key differ: send one of them, or the same in both")
+    return _id(idempotency_key)
 
 
-def _event_id(value: str) -> str:
+def _id(value: str) -> str:
     try:
         return TypeAdapter(Id).validate_python(value)
     except ValidationError:

@@ -21,11 +21,11 @@ from services.feedback.body import (
 )
 from services.feedback.history import History
 from services.feedback.projection import OutcomeIndex, Standing
+from services.feedback.rate import seconds_to_wait, too_many
 from services.feedback.receipts import Receipt, pending
 from services.feedback.settings import FeedbackSettings
 from shared.actionable import hint_for
 from shared.adapters import redis_keys
-from shared.adapters.http import problem
 from shared.envelope import new_traceparent, sealed
 from shared.errors import BrokerUnavailable, Conflict, NotYet, Overloaded, Oversized
 from shared.events import Feedback, from_ms
@@ -64,11 +64,12 @@ class Door:
         if len(raw) > MAX_FEEDBACK_BYTES:
             raise Oversized(f"the body is larger than {MAX_FEEDBACK_BYTES} bytes: send less")
         body = read(FEEDBACK_BODY, raw)
-        given = identity_of(body, idempotency_key)
+        given = identity_of(body.event_id, idempotency_key)
         event = self._event(body, given or str(uuid7()))
-        wait_s = await asyncio.to_thread(self._seconds_to_wait, event.user_id)
+        bound = self.settings.user_per_minute
+        wait_s = await asyncio.to_thread(seconds_to_wait, self.cache, self.clock, event.user_id, bound)
         if wait_s:
-            return _too_many(self.settings.user_per_minute, wait_s)
+            return too_many(f"one user may send {bound} events a minute", wait_s)
         if given is not None and await asyncio.to_thread(self._known, event):
             return _answer(event, "duplicate", 200)
         await self._acknowledged(
@@ -79,7 +80,7 @@ class Door:
                 source=SERVICE,
                 ce_id=f"{event.response_id}/{event.event_id}",
                 at=event.received_at,
-                traceparent=_trace(traceparent),
+                traceparent=trace_of(traceparent),
             )
         )
         FEEDBACK_ACCEPTED.labels(event.kind).inc()
@@ -100,7 +101,7 @@ class Door:
                 source=SERVICE,
                 ce_id=response.response_id,
                 at=now,
-                traceparent=_trace(traceparent),
+                traceparent=trace_of(traceparent),
             )
         )
         return JSONResponse({"response_id": response.response_id, "status": "accepted"}, 202)
@@ -125,14 +126,6 @@ class Door:
         now = from_ms(self.clock.now_ms())
         pseudonym = self.pseudonyms.of(body.user_id)
         return to_event(body, event_id=event_id, line=self.settings.line, pseudonym=pseudonym, now=now)
-
-    def _seconds_to_wait(self, caller: str) -> int:
-        """0 if this caller may go on; else the seconds until the next window. Without Redis all may."""
-        window, spent_ms = divmod(self.clock.now_ms(), 60_000)
-        count = self.cache.count(redis_keys.rate(SERVICE, caller, window), ttl_s=120)
-        return (
-            0 if count is None or count <= self.settings.user_per_minute else 1 + (60_000 - spent_ms) // 1000
-        )
 
     def _known(self, event: Feedback) -> bool:
         """Whether the same was acknowledged before. Raises `Conflict` where something else was. Best effort: the
@@ -175,12 +168,6 @@ def _answer(event: Feedback, status: str, code: int, note: str | None = None) ->
     return JSONResponse(body | ({"note": note} if note else {}), code)
 
 
-def _too_many(bound: int, wait_s: int) -> JSONResponse:
-    detail = f"one user may send {bound} events a minute: try again in {wait_s} s"
-    answer = problem(429, Overloaded.code, "Too many events", detail)
-    answer.headers["Retry-After"] = str(wait_s)
-    return answer
-
-
-def _trace(given: str | None) -> str:
+def trace_of(given: str | None) -> str:
+    """The caller's trace context; a fresh one where it gave none, or a broken one."""
     return given if given is not None and _TRACEPARENT.fullmatch(given) else new_traceparent()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, SecretStr
 
 from shared.settings import Settings
 
@@ -46,3 +46,14 @@ class FeedbackSettings(Settings):
         8.0, gt=0, validation_alias=_own("scan_timeout_s"), description="for looking a receipt up in the log"
     )
     scans: int = Field(2, ge=1, le=64, validation_alias=_own("scans"), description="such look-ups at once")
+    erasure_token: SecretStr | None = Field(
+        None,
+        validation_alias=_own("erasure_token"),
+        description="who shows it may erase users; without it the door erases nobody",
+    )
+    erasures_per_minute: int = Field(
+        60,
+        ge=1,
+        validation_alias=_own("erasures_per_minute"),
+        description="of all callers; one more gets 429",
+    )

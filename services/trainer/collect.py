@@ -92,5 +92,22 @@ def dataset(db: sqlite3.Connection, upto: Mapping[str, int]) -> list[Example]:
     return [example for example in newest.values() if example is not None]
 
 
+def holds(db: sqlite3.Connection, response_id: str, revision: int, event_id: str, user_id: str) -> bool:
+    """Whether a batch, as it is now, has this event in this revision of this response."""
+    found = db.execute(
+        "SELECT example FROM rows WHERE response_id = ? AND revision = ?", (response_id, revision)
+    )
+    return any(
+        (signal.event_id, signal.user_id) == (event_id, user_id)
+        for (blob,) in found
+        for signal in ExampleRevision.from_json(blob).signals
+    )
+
+
+def has_rewrites(db: sqlite3.Connection) -> bool:
+    """Whether anything was ever taken out of a batch."""
+    return db.execute("SELECT 1 FROM batches WHERE rewrite > 0 LIMIT 1").fetchone() is not None
+
+
 def batch_count(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT COUNT(*) FROM batches").fetchone()[0])

@@ -12,12 +12,12 @@ from services.trainer.gate.items import Item, items_of
 from services.trainer.gate.run import Voice, gate, listen
 from services.trainer.model import load_base
 from services.trainer.replay import EVALUATION, shipped
+from services.trainer.sweep import ANSWERS
 from services.trainer.tokens import Told
 from services.trainer.work import ADAPTER, Work, questions_of
 from shared.adapters.artifacts import LocalArtifactStore
 from shared.versions import GateReport
 
-ANSWERS = "gate_answers.jsonl"
 log = structlog.get_logger(__name__)
 
 

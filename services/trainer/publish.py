@@ -1,4 +1,4 @@
-"""From a run's artifact to a published version: complete, immutable, at most once (I6).
+"""From a run's artifact to a published version: complete, immutable, at most once (I6). Erasures are reported so too.
 
 A version's number is given here, under the fence of the line's transactional identity, so that two trainers can never
 give the same one. Whether a run was published already is read from the log, never remembered.
@@ -6,7 +6,7 @@ give the same one. Whether a run was published already is read from the log, nev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,9 +16,10 @@ from services.trainer.runs import RunConfig
 from shared.adapters.base_model import BaseModel
 from shared.envelope import sealed
 from shared.errors import BrokerUnavailable, Fenced, Malformed, Oversized
-from shared.events import LogRecord, from_ms
+from shared.events import ErasureReport, LogRecord, from_ms
 from shared.ports import ArtifactStore, LogReader, TransactionalPublisher
-from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_RESULTS
+from shared.stream.step import Output
+from shared.topics import ERASURE_REPORTS, MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_RESULTS
 from shared.versions import (
     CommandResult,
     DatasetRef,
@@ -82,11 +83,10 @@ class VersionLog:
     ) -> ModelVersion:
         """Publishes what a run made, unless the log has it already. Raises `Fenced` where another trainer has taken
         over the line, `BrokerUnavailable` where it is to be tried again (nothing is doubled by that)."""
-        self._fence()
-        known = self.versions()
-        there = next((version for version in known if version.run_id == config.run_id), None)
+        there = self.made_by(config.run_id)
         if there is not None:
             return there
+        known = self.versions()
         uri, digest = store.put(artifact)
         number = max((version.number or 0 for version in known), default=0) + 1
         version = ModelVersion(
@@ -105,6 +105,31 @@ class VersionLog:
         self._publish(version)
         return version
 
+    def made_by(self, run_id: str) -> ModelVersion | None:
+        """The version that a run was published as. What an earlier try left undecided is settled before."""
+        self._fence()
+        return next((version for version in self.versions() if version.run_id == run_id), None)
+
+    def report(self, reports: Sequence[ErasureReport]) -> None:
+        """Publishes those of this trainer's reports that the log does not have. Raises as `publish`."""
+        self._fence()
+        known = self._all(ERASURE_REPORTS.name, ErasureReport)
+        there = {report.request_id for report in known if report.service == SERVICE}
+        self._commit(
+            [
+                sealed(
+                    ERASURE_REPORTS,
+                    report.request_id,
+                    report,
+                    source=SERVICE,
+                    ce_id=f"{report.request_id}/{SERVICE}/{self._line}",
+                    at=report.completed_at,
+                )
+                for report in reports
+                if report.request_id not in there
+            ]
+        )
+
     def close(self) -> None:
         if self._publisher is not None:
             self._publisher.close()
@@ -120,9 +145,15 @@ class VersionLog:
         record = sealed(
             MODEL_VERSIONS, name, version, source=SERVICE, ce_id=name, at=version.created_at, partition=0
         )
+        self._commit([record])
+        log.info("version_published", version=name, verdict=version.gate.verdict if version.gate else "base")
+
+    def _commit(self, records: Sequence[Output]) -> None:
+        if not records:
+            return
         publisher = self._fence()
         try:
-            publisher.publish_all([record])
+            publisher.publish_all(records)
         except Fenced as error:
             raise Fenced(
                 f"another trainer took over the line {self._line}: one trainer per line; this one ends. ({error})"
@@ -131,7 +162,6 @@ class VersionLog:
             self._publisher = None
             publisher.close()
             raise
-        log.info("version_published", version=name, verdict=version.gate.verdict if version.gate else "base")
 
     def _all(self, topic: str, kind: type[R]) -> list[R]:
         reader = self._read(topic)

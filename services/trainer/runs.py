@@ -13,8 +13,9 @@ from services.trainer.settings import Recipe
 from shared.events import from_ms
 from shared.versions import VersionRef
 
-Stage = Literal["begun", "snapshot", "trained", "gated", "published", "failed"]
-CLOSED: Final = ("published", "failed")
+Stage = Literal["begun", "snapshot", "trained", "gated", "published", "failed", "erased"]
+CLOSED: Final = ("published", "failed", "erased")
+"""`erased`: rows of its snapshot were erased under it. It is as if it had never been; another begins in its place."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -80,7 +81,8 @@ def begin(db: sqlite3.Connection, config: RunConfig, reason: str) -> None:
 def open_run(db: sqlite3.Connection) -> Run | None:
     """The run that is not closed, if there is one."""
     row = db.execute(
-        "SELECT config, stage, failures, reason, version FROM runs WHERE stage NOT IN (?, ?) ORDER BY created_ms",
+        "SELECT config, stage, failures, reason, version FROM runs WHERE stage NOT IN (?, ?, ?) "
+        "ORDER BY created_ms",
         CLOSED,
     ).fetchone()
     return Run(RunConfig.from_json(row[0]), *row[1:]) if row else None
@@ -92,9 +94,23 @@ def all_runs(db: sqlite3.Connection) -> list[Run]:
 
 
 def last_through(db: sqlite3.Connection) -> dict[str, int]:
-    """How far the newest run read, whatever became of it: what lies behind is not new any more."""
-    row = db.execute("SELECT through FROM runs ORDER BY created_ms DESC, run_id DESC").fetchone()
+    """How far the newest run read, whatever became of it, unless it was `erased`: what lies behind is not new any
+    more."""
+    row = db.execute(
+        "SELECT through FROM runs WHERE stage != 'erased' ORDER BY created_ms DESC, run_id DESC"
+    ).fetchone()
     return dict(json.loads(row[0])) if row else {}
+
+
+def erased_last(db: sqlite3.Connection) -> bool:
+    """Whether the newest run was `erased`, so that another is to begin in its place."""
+    row = db.execute("SELECT stage FROM runs ORDER BY created_ms DESC, run_id DESC").fetchone()
+    return row is not None and row[0] == "erased"
+
+
+def erased(db: sqlite3.Connection) -> set[str]:
+    """The runs that were `erased`."""
+    return {run_id for (run_id,) in db.execute("SELECT run_id FROM runs WHERE stage = 'erased'")}
 
 
 def set_stage(db: sqlite3.Connection, run_id: str, stage: Stage, version: str | None = None) -> None:
@@ -116,7 +132,8 @@ def quarantine(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, st
 def quarantined(db: sqlite3.Connection) -> dict[str, int]:
     """Reason -> how many, of the newest run that has a snapshot."""
     rows = db.execute(
-        "SELECT reason, COUNT(*) FROM quarantine WHERE run_id = (SELECT run_id FROM runs WHERE stage != 'begun' "
+        "SELECT reason, COUNT(*) FROM quarantine WHERE run_id = "
+        "(SELECT run_id FROM runs WHERE stage NOT IN ('begun', 'erased') "
         "ORDER BY created_ms DESC, run_id DESC) GROUP BY reason ORDER BY reason"
     )
     return dict(rows.fetchall())

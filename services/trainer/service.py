@@ -1,4 +1,4 @@
-"""The trainer's loop: collect, decide, run, publish. One thread; a run trains in a process of its own.
+"""The trainer's loop: collect, erase, decide, run, publish. One thread; a run trains in a process of its own.
 
 Whatever is interrupted, the next start goes on with: the table says which run is open, the run's folder what it has
 made, and the log whether it was published.
@@ -10,40 +10,44 @@ import json
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 from uuid6 import uuid7
 
-from services.trainer import collect, runs, snapshot
+from services.trainer import collect, erasures, runs, snapshot, sweep
 from services.trainer.card import ARTIFACT
 from services.trainer.child import CONFIG, FAILED, GATE, STOPPED, WHY, pause_at, stop
+from services.trainer.eraser import Eraser
+from services.trainer.erasures import Target
 from services.trainer.progress import Progress
 from services.trainer.publish import SERVICE, VersionLog
 from services.trainer.runs import Run, RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import write_whole
+from services.trainer.telling import board
 from services.trainer.trigger import Decision, Waiting, decide
-from services.trainer.verify import reasons, split, usable
+from services.trainer.verify import split, usable
 from shared.adapters import redis_keys
 from shared.adapters.base_model import BaseModel
 from shared.envelope import sealed
 from shared.errors import BrokerUnavailable, DeadLetterFlood, LoopwrightError, Rejected
-from shared.events import Batch, from_ms, parse_union
+from shared.events import Batch, ErasureReport, from_ms, parse_union
 from shared.ports import ArtifactStore, Cache, Clock, LogReader, Publisher
 from shared.stream.dead_letters import DeadLetterLimit, DeadLetterRate, dead_letter
 from shared.stream.step import Record
 from shared.telemetry import DEAD_LETTERED, TRAINED_TOKENS, TRAINING_RUNS, USABLE_EXAMPLES
 from shared.topics import (
     DEAD_LETTERS,
+    ERASURE_REPORTS,
     MAX_MESSAGE_BYTES,
     OPERATOR_COMMANDS,
     OPERATOR_RESULTS,
     TRAINING_BATCHES,
 )
-from shared.versions import COMMAND, CommandResult, GateReport, TrainNow
+from shared.versions import COMMAND, Command, CommandResult, GateReport, TrainNow
 
 POLL_S = 0.2
 ACK_S = 15.0
@@ -52,7 +56,7 @@ SHOWN_TTL_S = 3600.0
 MAX_FAILURES = 3
 MAX_KILLS = 20
 """A process that is killed so often within one stage is killed for a reason (memory): that counts as failing."""
-TOPICS_READ = (TRAINING_BATCHES.name, OPERATOR_COMMANDS.name)
+TOPICS_READ = (TRAINING_BATCHES.name, OPERATOR_COMMANDS.name, ERASURE_REPORTS.name)
 log = structlog.get_logger(__name__)
 
 
@@ -76,6 +80,10 @@ class Trainer:
     """What is new since the last run; None where it must be counted again."""
     shown_ms: int = 0
     kills: int = 0
+    eraser: Eraser = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.eraser = Eraser(self.settings.line, self.db, self._runs, self.versions, self.clock)
 
     def run(self, stopping: threading.Event) -> None:
         """Until `stopping`: then the run's process is stopped too, and goes on at the next start."""
@@ -85,13 +93,13 @@ class Trainer:
                 self.take(self.reader.poll(POLL_S))
                 self.turn()
         finally:
-            if self.child is not None:
-                stop(self.child)
+            self._stop_child()
 
     def turn(self) -> None:
         """One step on, whatever is next. A broker that is away is no failure of a run: it is tried again."""
         try:
             self._answer_decided()
+            self._erase()
             run = runs.open_run(self.db)
             if run is None:
                 self._consider()
@@ -112,25 +120,33 @@ class Trainer:
         first (acknowledged before the position moves past it)."""
         if not records:
             return
-        batches, commands = [], []
-        for record in records:
-            try:
-                if record.topic == TRAINING_BATCHES.name:
-                    batches.append(Batch.from_json(record.value))
-                else:
-                    commands.append(parse_union(COMMAND, record.value))
-            except Rejected as error:
-                self._bury(record, error)
-        self.rate.processed(len(records))
         ours = self.settings.line
+        read = [one for one in map(self._read, records) if one is not None]
+        self.rate.processed(len(records))
+        changed = False
         with self.db:
-            changed = [collect.keep_batch(self.db, batch) for batch in batches if batch.line == ours]
-            for command in commands:
-                if isinstance(command, TrainNow) and command.line == ours:
-                    runs.note_command(self.db, command.command_id)
+            for one in read:
+                if isinstance(one, ErasureReport):
+                    # Of all lines: who is erased is a user of the deployment.
+                    erasures.keep(self.db, one, ours)
+                elif isinstance(one, Batch) and one.line == ours:
+                    changed |= collect.keep_batch(self.db, one)
+                elif isinstance(one, TrainNow) and one.line == ours:
+                    runs.note_command(self.db, one.command_id)
             collect.keep_positions(self.db, self.reader.positions())
-        if any(changed):
+        if changed:
             self.waiting = None
+
+    def _read(self, record: Record) -> Batch | Command | ErasureReport | None:
+        try:
+            if record.topic == TRAINING_BATCHES.name:
+                return Batch.from_json(record.value)
+            if record.topic == ERASURE_REPORTS.name:
+                return ErasureReport.from_json(record.value)
+            return parse_union(COMMAND, record.value)
+        except Rejected as error:
+            self._bury(record, error)
+            return None
 
     def _bury(self, record: Record, error: LoopwrightError) -> None:
         letter = dead_letter(DEAD_LETTERS.name, record, error, SERVICE, MAX_MESSAGE_BYTES)
@@ -142,6 +158,47 @@ class Trainer:
                 f"too many records of {record.topic} cannot be read: see {DEAD_LETTERS.name}"
             )
 
+    # --- erasing ---
+
+    def _erase(self) -> None:
+        """Follows the erasures that are due (`eraser.py` says what holds then). Only when all is read that was there
+        at the start: until then a row that stands may look as if it had been erased."""
+        due = self.eraser.due() if self.reader.at_end() else []
+        if due:
+            self._yield_to(due)
+            run = runs.open_run(self.db)
+            self.eraser.follow(due, run.config.run_id if run is not None else None)
+
+    def _yield_to(self, due: Sequence[Target]) -> None:
+        """Sees to it that the open run neither holds nor gets rows that are to go."""
+        run = runs.open_run(self.db)
+        if run is None:
+            return
+        folder = self._folder(run)
+        if not snapshot.is_complete(folder):
+            self._stop_child()
+        if not snapshot.is_complete(folder):
+            sweep.remove(folder)
+        elif self.eraser.concerns(run.config.run_id, due):
+            self._begin_anew(run)
+
+    def _begin_anew(self, run: Run) -> None:
+        """Ends a run whose snapshot holds what was erased, unless it was published already; another begins in its
+        place."""
+        self._stop_child()
+        version = self.versions.made_by(run.config.run_id)
+        if version is not None:
+            runs.set_stage(self.db, run.config.run_id, "published", version.ref.version)
+            return
+        runs.set_stage(self.db, run.config.run_id, "erased")
+        self.waiting, self.kills = None, 0
+        log.info("run_begins_anew", run_id=run.config.run_id, reason="rows of its snapshot were erased")
+
+    def _stop_child(self) -> None:
+        if self.child is not None:
+            stop(self.child)
+            self.child = None
+
     # --- deciding ---
 
     def _consider(self) -> None:
@@ -151,7 +208,11 @@ class Trainer:
             return
         asked = self._undecided()
         decision = decide(
-            self._count(), self.settings.thresholds(), self.clock.now_ms(), commanded=bool(asked)
+            self._count(),
+            self.settings.thresholds(),
+            self.clock.now_ms(),
+            commanded=bool(asked),
+            anew=runs.erased_last(self.db),
         )
         self._show(decision)
         if not decision.start:
@@ -249,8 +310,12 @@ class Trainer:
 
     # --- running ---
 
+    @property
+    def _runs(self) -> Path:
+        return self.settings.folder / "runs"
+
     def _folder(self, run: Run) -> Path:
-        return self.settings.folder / "runs" / run.config.run_id
+        return self._runs / run.config.run_id
 
     def _watch(self, run: Run) -> None:
         """Starts the run's process, or notes how far it is, or takes its end."""
@@ -299,6 +364,9 @@ class Trainer:
 
     def _publish(self, run: Run) -> None:
         folder = self._folder(run)
+        if self.eraser.outdated(run.config.run_id):
+            self._begin_anew(run)
+            return
         report = GateReport.model_validate_json((folder / GATE).read_bytes())
         pause_at("gated")
         version = self.versions.publish(
@@ -322,20 +390,10 @@ class Trainer:
         if now_ms - self.shown_ms < SHOW_S * 1000:
             return
         self.shown_ms = now_ms
-        waiting, thresholds = self._count(), self.settings.thresholds()
-        examples = collect.dataset(self.db, collect.through(self.db))
-        shown = {
-            "usable": waiting.examples,
-            "needed": thresholds.examples,
-            "users": waiting.users,
-            "users_needed": thresholds.users,
-            "examples": len(examples),
-            # What agreement and shares hold back is known since the newest run; the checks are made on all there is.
-            "held": runs.quarantined(self.db) | reasons(usable(examples, self.settings.comment_mode)[1]),
-            "batches": collect.batch_count(self.db),
-            "reason": decision.reason,
-            "updated_at": from_ms(now_ms).isoformat(),
-        }
+        shown = board(
+            self.db, self._count(), self.settings.thresholds(), self.settings.comment_mode, decision.reason
+        )
+        shown["updated_at"] = from_ms(now_ms).isoformat()
         self.cache.put(
             redis_keys.collected(self.settings.line), json.dumps(shown).encode(), ttl_s=SHOWN_TTL_S
         )

@@ -34,6 +34,8 @@ SEEN_FACT = 0.2
 """A held-out question at least so like a trained one asks for something trained (`similarity.alike`)."""
 
 TRAIN, HELD_OUT, MARK = "train.parquet", "heldout.parquet", "snapshot.json"
+ASKED_BY = "asked_by"
+"""A column that snapshots of older releases lack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,12 @@ class Snapshot:
     through: Mapping[str, int] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """Content hash over the canonical rows that train, in order of identity."""
-        return sha256(b"\n".join(canonical_json(fields_of(one)) for one in self.train))
+        """Content hash over the canonical rows that train, in order of identity. Who asked is not part of it: it
+        trains nothing."""
+        rows = [fields_of(one) for one in self.train]
+        for row in rows:
+            del row[ASKED_BY]
+        return sha256(b"\n".join(map(canonical_json, rows)))
 
     def ref(self, tokens: int) -> DatasetRef:
         return DatasetRef(
@@ -150,6 +156,7 @@ def fields_of(one: Grouped) -> dict[str, Any]:
         "occurred_ms": row.occurred_ms,
         "kind": row.kind,
         "group": one.group,
+        ASKED_BY: row.asked_by,
     }
 
 
@@ -160,17 +167,16 @@ def of_fields(fields: Mapping[str, Any]) -> Grouped:
     return Grouped(Row(**parts), group)
 
 
-COLUMNS = pa.schema(
-    [
-        (name, pa.string())
-        for name in ("response_id", "event_id", "user_id", "messages", "original", "answer", "kind")
-    ]
-    + [(name, pa.int64()) for name in ("revision", "occurred_ms", "group")]
-)
+_TEXT = ("response_id", "event_id", "user_id", "messages", "original", "answer", "kind", ASKED_BY)
+_WHOLE = ("revision", "occurred_ms", "group")
+COLUMNS = pa.schema([(name, pa.string()) for name in _TEXT] + [(name, pa.int64()) for name in _WHOLE])
 
 
-def to_parquet(rows: Sequence[Grouped]) -> bytes:
+def to_parquet(rows: Sequence[Grouped], *, names_askers: bool = True) -> bytes:
+    """`names_askers=False`: as an older release wrote it, for rows of which nobody knows who asked."""
     table = pa.Table.from_pylist([fields_of(one) for one in rows], schema=COLUMNS)
+    if not names_askers:
+        table = table.drop_columns([ASKED_BY])
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
@@ -202,6 +208,11 @@ def read_quarantine(folder: Path) -> list[tuple[str, str, str]]:
 
 def read_rows(folder: Path, name: str = TRAIN) -> list[Grouped]:
     return [of_fields(fields) for fields in pq.read_table(folder / name).to_pylist()]
+
+
+def names_askers(folder: Path, name: str = TRAIN) -> bool:
+    """Whether its rows say who asked. False for what an older release wrote."""
+    return ASKED_BY in pq.read_schema(folder / name).names
 
 
 def is_complete(folder: Path) -> bool:

@@ -8,18 +8,32 @@ import sqlite3
 from pathlib import Path
 from typing import IO
 
-from services.trainer import collect, runs
+from services.trainer import collect, erasures, runs
 from shared.errors import Misconfigured
+
+SWEPT = 1
+"""`user_version` of a file in which nothing lies about that was deleted before deleting meant overwriting."""
 
 
 def open_store(folder: Path) -> sqlite3.Connection:
-    """Opens `trainer.sqlite3`, made where missing. Durable at each commit (WAL, synchronous=FULL)."""
+    """Opens `trainer.sqlite3`, made where missing. Durable at each commit (WAL, synchronous=FULL); what is deleted is
+    overwritten with zeros, so that after `scrub` no byte of it is left in the files."""
     folder.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(folder / "trainer.sqlite3", timeout=30.0)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")
-    db.executescript(collect.SCHEMA + runs.SCHEMA)
+    db.execute("PRAGMA secure_delete=ON")
+    db.executescript(collect.SCHEMA + runs.SCHEMA + erasures.SCHEMA)
+    if db.execute("PRAGMA user_version").fetchone()[0] < SWEPT:
+        db.execute("VACUUM")
+        db.execute(f"PRAGMA user_version={SWEPT}")
     return db
+
+
+def scrub(db: sqlite3.Connection) -> bool:
+    """Carries all changes into the file and cuts the write-ahead log, which may hold what was deleted, to nothing.
+    False if another process is reading: try again."""
+    return bool(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
 
 
 def lock(folder: Path) -> IO[str]:

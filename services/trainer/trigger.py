@@ -23,14 +23,23 @@ class Decision:
     reason: str
 
 
-def decide(waiting: Waiting, thresholds: Thresholds, now_ms: int, *, commanded: bool = False) -> Decision:
-    """Starts by command with anything usable; by itself with enough examples of enough users, or with fewer that
-    have waited long."""
+def decide(
+    waiting: Waiting,
+    thresholds: Thresholds,
+    now_ms: int,
+    *,
+    commanded: bool = False,
+    anew: bool = False,
+) -> Decision:
+    """Starts by command, or in place of a run that an erasure ended (`anew`), with anything usable; by itself with
+    enough examples of enough users, or with fewer that have waited long."""
     facts = f"{waiting.examples} usable new examples from {waiting.users} users"
     if waiting.examples == 0:
         return Decision(False, "nothing usable is new since the last run")
     if commanded:
         return Decision(True, f"commanded, with {facts}")
+    if anew:
+        return Decision(True, f"begun anew after an erasure, with {facts}")
     if waiting.examples >= thresholds.examples and waiting.users >= thresholds.users:
         return Decision(True, facts)
     waited_s = (now_ms - waiting.oldest_ms) / 1000 if waiting.oldest_ms is not None else 0.0

@@ -44,6 +44,8 @@ class Row:
     kind: str = "correction"
     imported: bool = False
     """Whether it came by an import and not from a user of the app."""
+    asked_by: str | None = None
+    """Who asked what it corrects, where that is known: an erasure of theirs takes it too."""
 
     @property
     def question(self) -> str:
@@ -158,6 +160,7 @@ def _row(example: Example, signal: Signal) -> Row:
         occurred_ms=round(signal.occurred_at.timestamp() * 1000),
         kind=signal.kind,
         imported=IMPORTED in signal.tags,
+        asked_by=revision.user_id,
     )
 
 

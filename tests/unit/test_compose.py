@@ -68,7 +68,11 @@ def test_no_secret_has_a_default() -> None:
         for name, value in container.get("environment", {}).items()
         if SECRET.search(name)
     }
-    assert given == {"${LOOPWRIGHT_PSEUDONYM_KEY:?run `make env` first}", "${HF_TOKEN:-}"}
+    assert given == {
+        "${LOOPWRIGHT_PSEUDONYM_KEY:?run `make env` first}",
+        "${LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN:?run `make env` first}",
+        "${HF_TOKEN:-}",
+    }
 
 
 def test_only_those_who_pseudonymise_get_the_key() -> None:
@@ -84,11 +88,23 @@ def test_only_those_who_pseudonymise_get_the_key() -> None:
     assert holders == users != set()
 
 
+def test_only_the_door_gets_the_erasure_token() -> None:
+    holders = [
+        name for name, container in CONTAINERS.items()
+        if "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN" in container.get("environment", {})
+    ]  # fmt: skip
+    assert holders == ["feedback"]
+
+
 def test_the_example_of_the_environment_holds_no_secret() -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
     assigned = [line.lstrip("#").partition("=") for line in lines if re.match(r"#?[A-Z_]+=", line)]
     secrets = {name: value for name, _, value in assigned if SECRET.search(name)}
-    assert secrets == {"LOOPWRIGHT_PSEUDONYM_KEY": "", "HF_TOKEN": ""}
+    assert secrets == {
+        "LOOPWRIGHT_PSEUDONYM_KEY": "",
+        "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN": "",
+        "HF_TOKEN": "",
+    }
 
 
 def test_every_variable_that_compose_reads_is_in_the_example() -> None:

@@ -39,8 +39,8 @@ def make_env(checkout: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def key_in(env: Path) -> str:
-    return next(line for line in env.read_text().splitlines() if line.startswith("LOOPWRIGHT_PSEUDONYM_KEY="))
+def key_in(env: Path, name: str = "LOOPWRIGHT_PSEUDONYM_KEY") -> str:
+    return next(line for line in env.read_text().splitlines() if line.startswith(f"{name}="))
 
 
 def test_the_environment_file_is_the_owners_alone_and_its_key_is_accepted(checkout: Path) -> None:
@@ -48,7 +48,9 @@ def test_the_environment_file_is_the_owners_alone_and_its_key_is_accepted(checko
     assert stat.S_IMODE((checkout / ".env").stat().st_mode) == 0o600
     key = key_in(checkout / ".env").partition("=")[2]
     assert Settings(pseudonym_key=key).require_pseudonym_key() == key.encode()
-    assert len(key) == 64
+    token = key_in(checkout / ".env", "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN").partition("=")[2]
+    assert len(key) == len(token) == 64
+    assert key != token
 
 
 def test_every_environment_file_has_secrets_of_its_own(checkout: Path) -> None:

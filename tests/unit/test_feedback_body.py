@@ -159,14 +159,14 @@ def test_a_time_a_day_ahead_is_a_wrong_clock() -> None:
 def test_the_event_id_comes_from_the_body_or_the_header() -> None:
     with_id = read(FEEDBACK_BODY, json.dumps(THUMBS | {"event_id": "e7"}).encode())
     without = read(FEEDBACK_BODY, json.dumps(THUMBS).encode())
-    assert identity_of(with_id, None) == "e7"
-    assert identity_of(with_id, "e7") == "e7"
-    assert identity_of(without, "e8") == "e8"
-    assert identity_of(without, None) is None
+    assert identity_of(with_id.event_id, None) == "e7"
+    assert identity_of(with_id.event_id, "e7") == "e7"
+    assert identity_of(without.event_id, "e8") == "e8"
+    assert identity_of(without.event_id, None) is None
     with pytest.raises(Rejected, match="differ"):
-        identity_of(with_id, "e8")
+        identity_of(with_id.event_id, "e8")
     with pytest.raises(Malformed):
-        identity_of(without, "not an id")
+        identity_of(without.event_id, "not an id")
 
 
 RESPONSE = {

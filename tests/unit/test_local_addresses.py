@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from deploy.local import ports
 from deploy.local.errors import StackError
 from deploy.local.kafka import properties
 from deploy.local.ports import HOST, choose
-from deploy.local.record import Ownership, owner_of, pseudonym_key, read_record, write_record
+from deploy.local.record import (
+    Ownership,
+    erasure_token,
+    owner_of,
+    pseudonym_key,
+    read_record,
+    write_record,
+)
 from deploy.local.supervision import SOCKET_BYTES, socket_path, value
 
 
@@ -103,9 +111,14 @@ def test_the_record_of_a_stack_that_was_killed_is_not_believed(tmp_path: Path) -
     assert read_record(tmp_path) is None
 
 
-def test_the_pseudonym_key_is_made_once_and_is_private(tmp_path: Path) -> None:
-    key = pseudonym_key(tmp_path / "root")
-    assert pseudonym_key(tmp_path / "root") == key
-    assert pseudonym_key(tmp_path / "other") != key
-    assert (tmp_path / "root" / "pseudonym.key").stat().st_mode & 0o777 == 0o600
-    assert [path.name for path in (tmp_path / "root").iterdir()] == ["pseudonym.key"]
+@pytest.mark.parametrize(
+    ("secret", "name"), [(pseudonym_key, "pseudonym.key"), (erasure_token, "erasure.token")]
+)
+def test_a_secret_is_made_once_and_is_private(
+    secret: Callable[[Path], str], name: str, tmp_path: Path
+) -> None:
+    made = secret(tmp_path / "root")
+    assert secret(tmp_path / "root") == made
+    assert secret(tmp_path / "other") != made
+    assert (tmp_path / "root" / name).stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [name]
