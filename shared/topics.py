@@ -1,7 +1,8 @@
 """The topics: what each carries, who may write it, how long it is kept (design section 4).
 
 P, the number of partitions, is fixed when a deployment is made. `python -m shared.topics` creates what is missing,
-changes nothing that exists, and fails if what exists has another number of partitions.
+reports settings of existing topics that differ (`--apply` changes them), and fails if what exists has another number
+of partitions.
 """
 
 from __future__ import annotations

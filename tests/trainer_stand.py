@@ -17,8 +17,15 @@ from services.trainer import runs, snapshot
 from services.trainer.store import open_store
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.envelope import sealed
+from shared.events import Batch, ErasureReport
 from shared.stream.step import Output, Record
-from shared.topics import MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS, TRAINING_BATCHES
+from shared.topics import (
+    ERASURE_REPORTS,
+    MODEL_VERSIONS,
+    OPERATOR_COMMANDS,
+    OPERATOR_RESULTS,
+    TRAINING_BATCHES,
+)
 from shared.versions import CommandResult, ModelVersion, TrainNow
 from tests.trainer_parts import batch, revision
 
@@ -36,6 +43,7 @@ class TrainerStand:
     model: Path
     folder: Path
     line: str
+    batches: list[Batch] = field(default_factory=list)
     garbage: bytes = field(default_factory=lambda: b"{not a batch " + secrets.token_hex(4).encode())
 
     @property
@@ -83,6 +91,10 @@ class TrainerStand:
         ]
         parts = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
         batches = [batch(part, number, line=self.line) for number, part in enumerate(parts, 1)]
+        self.batches = batches
+        self._send_batches(batches)
+
+    def _send_batches(self, batches: list[Batch]) -> None:
         now = datetime.now(UTC)
         self._send(
             "processor",
@@ -93,6 +105,44 @@ class TrainerStand:
                 for one in batches
             ],
         )
+
+    def erase(self, user: str, *, seconds: float) -> ErasureReport:
+        """The processor's whole part: the batches without this user, a report of each partition. Returns the
+        trainer's."""
+        left = [[one for one in old.examples if one.signals[0].user_id != user] for old in self.batches]
+        pairs = [
+            (old, kept) for old, kept in zip(self.batches, left, strict=True) if len(kept) < len(old.examples)
+        ]
+        self._send_batches([batch(kept, old.number, line=self.line, rewrite=1) for old, kept in pairs])
+        request_id = f"{self.line}-{user}"
+        now = datetime.now(UTC)
+        reports = [
+            ErasureReport(
+                line=self.line,
+                request_id=request_id,
+                subject=user,
+                service="processor",
+                partition=partition,
+                partitions=P,
+                batches={old.batch_id: 1 for old, _ in pairs} if partition == 0 else {},
+                completed_at=now,
+            )
+            for partition in range(P)
+        ]
+        self._send(
+            "processor",
+            [
+                sealed(ERASURE_REPORTS, request_id, one, source="processor", ce_id=f"{one.partition}", at=now)
+                for one in reports
+            ],
+        )
+        found = until(lambda: self._erased(request_id), seconds, "the trainer's report")
+        assert len(found) == 1
+        return found[0]
+
+    def _erased(self, request_id: str) -> list[ErasureReport]:
+        found = [ErasureReport.from_json(record.value) for record in self.read(ERASURE_REPORTS.name)]
+        return [one for one in found if (one.request_id, one.service) == (request_id, "trainer")]
 
     def send_garbage(self) -> None:
         self._send("processor", [Output(TRAINING_BATCHES.name, b"garbage", self.garbage, (), 0)])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -152,10 +153,13 @@ class Eraser:
         return standing
 
     def _in_log(self, request_id: str) -> ErasureRequest | None:
+        deadline = time.monotonic() + self.settings.scan_timeout_s
         reader = self.open_requests()
         found: list[ErasureRequest] = []
         try:
             while not reader.at_end():
+                if time.monotonic() > deadline:
+                    raise BrokerUnavailable("the requests before it could not be read in time")
                 for record in reader.poll(POLL_S):
                     try:
                         found.append(ErasureRequest.from_json(record.value))

@@ -183,8 +183,7 @@ class Trainer:
             self._begin_anew(run)
 
     def _begin_anew(self, run: Run) -> None:
-        """Ends a run whose snapshot holds what was erased, unless it was published already; another begins in its
-        place."""
+        """Ends a run whose snapshot holds what was erased, unless it was published: another begins in its place."""
         self._stop_child()
         version = self.versions.made_by(run.config.run_id)
         if version is not None:
@@ -192,7 +191,9 @@ class Trainer:
             return
         runs.set_stage(self.db, run.config.run_id, "erased")
         self.waiting, self.kills = None, 0
-        log.info("run_begins_anew", run_id=run.config.run_id, reason="rows of its snapshot were erased")
+        self._progress(run).tell(
+            "erased", reason="rows of its snapshot were erased; another begins in its place"
+        )
 
     def _stop_child(self) -> None:
         if self.child is not None:

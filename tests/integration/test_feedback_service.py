@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +18,8 @@ from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_fixed
 
 from services.feedback.app import build_app
 from services.feedback.door import Door
+from services.feedback.eraser import Eraser
+from services.feedback.erasures import Erasures
 from services.feedback.history import History
 from services.feedback.projection import OutcomeIndex, Standing
 from services.feedback.settings import FeedbackSettings
@@ -24,7 +28,8 @@ from shared.adapters.fakes import MemoryCache, MemoryLog, MemoryLogReader
 from shared.adapters.follower import Follower
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.topics_job import create_topics
-from shared.events import FEEDBACK, Outcome, OutcomeKind, parse_union
+from shared.errors import BrokerUnavailable
+from shared.events import FEEDBACK, ErasureReport, ErasureRequest, Outcome, OutcomeKind, parse_union
 from shared.partitioning import partition_for
 from shared.pseudonym import Pseudonymiser
 from shared.stream.step import Output, Record
@@ -34,6 +39,7 @@ from tests.integration.service_process import Service, running
 
 P = 6
 KEY = "a key for these tests alone"
+TOKEN = "a token for these tests alone"
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 
 
@@ -51,6 +57,7 @@ def feedback(kafka: str, own_redis: str, tmp_path_factory: pytest.TempPathFactor
         "REDIS_URL": own_redis,
         "LOOPWRIGHT_PARTITIONS": str(P),
         "LOOPWRIGHT_PSEUDONYM_KEY": KEY,
+        "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN": TOKEN,
         "LOOPWRIGHT_FEEDBACK_PENDING_TTL_S": "0.2",
     }
     with running("feedback", tmp_path_factory.mktemp("feedback"), env) as service:
@@ -186,6 +193,109 @@ def test_a_response_of_an_own_model_is_in_the_log(feedback: Service, kafka: str,
     assert len(read(kafka, "chat.responses", fresh)) == 1
 
 
+def erase(service: Service, fresh: str, request_id: str) -> httpx.Response:
+    shown = {"Authorization": f"Bearer {TOKEN}"}
+    return service.http.post("/v1/erasure", json={"user_id": fresh, "request_id": request_id}, headers=shown)
+
+
+def erasures(kafka: str, subject: str) -> list[tuple[int, str]]:
+    """(partition, request_id) of the committed requests for this subject, in order."""
+    reader = KafkaLogReader(kafka, "console", ["erasure.requests"])
+    found: list[Record] = []
+    while not reader.at_end():
+        found += [record for record in reader.poll(0.2) if record.key == subject.encode()]
+    reader.close()
+    return sorted((r.partition, ErasureRequest.from_json(r.value).request_id) for r in found)
+
+
+def test_an_erasure_is_in_every_partition_once_when_it_is_acknowledged(
+    feedback: Service, kafka: str, fresh: str
+) -> None:
+    assert feedback.http.post("/v1/erasure", json={"user_id": fresh}).status_code == 401
+    subject = Pseudonymiser(KEY.encode()).of(fresh)
+    first = erase(feedback, fresh, fresh)
+    assert first.status_code == 202, first.text
+    assert first.json()["subject"] == subject
+    assert erase(feedback, fresh, fresh).json() == first.json()
+    assert [partition for partition, _ in erasures(kafka, subject)] == list(range(P))
+    done = ErasureReport(
+        line="assistant", request_id=fresh, subject=subject, service="trainer", versions=(), completed_at=NOW
+    )
+    trainer = KafkaTransactionalPublisher(kafka, "trainer", f"{fresh}-trainer")
+    trainer.publish_all([Output("erasure.reports", fresh.encode(), done.to_json())])
+    trainer.close()
+    assert followed(feedback, fresh)["snapshots"] == 0
+
+
+def followed(service: Service, request_id: str) -> dict[str, Any]:
+    """The erasure, as soon as it is done."""
+
+    def asked() -> dict[str, Any]:
+        shown = {"Authorization": f"Bearer {TOKEN}"}
+        body: dict[str, Any] = service.http.get(f"/v1/erasure/{request_id}", headers=shown).json()
+        return body
+
+    waiting = Retrying(
+        stop=stop_after_delay(20),
+        wait=wait_fixed(0.1),
+        retry=retry_if_not_result(lambda body: body["status"] == "done"),
+    )
+    found: dict[str, Any] = waiting(asked)
+    return found
+
+
+def test_two_doors_erase_side_by_side_and_neither_fences_the_other(
+    feedback: Service, kafka: str, own_redis: str, fresh: str, tmp_path: Path
+) -> None:
+    env = {
+        "KAFKA_BOOTSTRAP_SERVERS": kafka,
+        "REDIS_URL": own_redis,
+        "LOOPWRIGHT_PARTITIONS": str(P),
+        "LOOPWRIGHT_PSEUDONYM_KEY": KEY,
+        "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN": TOKEN,
+    }
+    with running("feedback", tmp_path, env) as other:
+        answers = [erase(door, fresh, f"{fresh}-{n}") for n in range(3) for door in (feedback, other)]
+    assert [answer.status_code for answer in answers] == [202] * 6
+    # The second door was asked for the same three, and found each in the log.
+    assert erasures(kafka, Pseudonymiser(KEY.encode()).of(fresh)) == [
+        (partition, f"{fresh}-{n}") for partition in range(P) for n in range(3)
+    ]
+
+
+def test_an_erasure_whose_transaction_broke_is_in_no_partition_until_it_is_asked_for_again(
+    kafka: str, fresh: str
+) -> None:
+    """One partition of a topic that is not there fails the transaction after others were written."""
+    create_topics(kafka, P)
+    settings = FeedbackSettings(
+        partitions=P + 1, ack_timeout_s=5.0, pseudonym_key=SecretStr(KEY), erasure_token=SecretStr(TOKEN)
+    )
+    eraser = eraser_of(kafka, settings, fresh)
+    body = json.dumps({"user_id": fresh, "request_id": fresh}).encode()
+    with pytest.raises(BrokerUnavailable, match=f"under the request_id {fresh}"):
+        eraser.take(body, None, None)
+    subject = eraser.pseudonyms.of(fresh)
+    assert erasures(kafka, subject) == []
+    again = eraser_of(kafka, settings.model_copy(update={"partitions": P}), fresh)
+    assert again.take(body, None, None).status_code == 202
+    assert [partition for partition, _ in erasures(kafka, subject)] == list(range(P))
+
+
+def eraser_of(kafka: str, settings: FeedbackSettings, identity: str) -> Eraser:
+    return Eraser(
+        settings=settings,
+        open_publisher=lambda: KafkaTransactionalPublisher(
+            kafka, "feedback", identity, timeout_s=settings.ack_timeout_s
+        ),
+        open_requests=lambda: KafkaLogReader(kafka, "feedback", ["erasure.requests"], partitions=[0]),
+        cache=MemoryCache(),
+        clock=SystemClock(),
+        pseudonyms=Pseudonymiser(KEY.encode()),
+        erasures=Erasures(),
+    )
+
+
 async def test_a_broker_that_does_not_answer_gives_503_in_time(fresh: str) -> None:
     publisher = KafkaPublisher("127.0.0.1:1", "feedback", timeout_s=1.0)
     started = time.monotonic()
@@ -226,3 +336,4 @@ def test_it_stops_in_order_when_told_to(feedback: Service) -> None:
     assert feedback.child.wait(20) == 0, feedback.log.read_text()[-2000:]
     assert "alice" not in feedback.log.read_text()
     assert KEY not in feedback.log.read_text()
+    assert TOKEN not in feedback.log.read_text()

@@ -9,8 +9,10 @@ import pytest
 import redis
 from safetensors import safe_open
 
+from services.trainer import snapshot
 from services.trainer.publish import SERVICE, VersionLog, identity
 from services.trainer.store import lock
+from services.trainer.sweep import ANSWERS, rows_of
 from shared.adapters import redis_keys
 from shared.adapters.artifacts import LocalArtifactStore
 from shared.adapters.base_model import BaseModel
@@ -51,6 +53,31 @@ def test_batches_become_a_published_version_with_its_gate_report(stand: TrainerS
     shown = redis.Redis.from_url(stand.redis_url).get(redis_keys.run_progress(stand.line))
     assert json.loads(shown)["stage"] == "published"  # type: ignore[arg-type]
     assert [record.value for record in stand.read(DEAD_LETTERS.name)].count(stand.garbage) == 1
+
+
+@pytest.mark.timeout(400)
+def test_an_erased_users_words_are_in_no_file_of_the_trainer_and_its_version_is_named(
+    stand: TrainerStand,
+) -> None:
+    """I11"""
+    if not stand.trained():
+        stand.send_world(users=30, each=2)
+        with running("trainer", stand.folder, stand.env()):
+            stand.published(seconds=200)
+    (version,) = stand.trained()
+    folder = next(stand.folder.rglob("snapshot.json")).parent
+    user = snapshot.read_rows(folder)[0].row.user_id
+    with running("trainer", stand.folder, stand.env()):
+        report = stand.erase(user, seconds=60)
+    assert (report.versions, report.snapshots) == ((version.ref.version,), 1)
+    left = {one.row.user_id for one in rows_of(folder)}
+    assert left
+    assert user not in left
+    assert not (folder / ANSWERS).exists(), "it holds what users asked and corrected"
+    table = stand.folder / "data" / "trainer" / stand.line / "trainer.sqlite3"
+    assert f'"user_id":"{min(left)}"'.encode() in table.read_bytes()
+    assert f'"user_id":"{user}"'.encode() not in table.read_bytes()
+    assert stand.trained() == [version], "nothing was trained anew, nor published again"
 
 
 def _artifact_is_whole_and_says_no_path(stand: TrainerStand) -> None:

@@ -18,6 +18,7 @@ COMMANDS = [
     "send",
     "import seed",
     "receipt",
+    "erase",
     "status",
     "versions",
     "rollout promote",
@@ -181,6 +182,60 @@ def test_an_order_need_not_be_waited_for() -> None:
     assert run(service, "train", "now", "--no-wait").stdout == "accepted c-1\n"
     assert json.loads(run(service, "train", "now", "--no-wait", "--json").stdout) == COMMAND
     assert {request.method for request in service.asked} == {"POST"}
+
+
+ERASURE = {"request_id": "q-1", "subject": "u_1", "status": "requested", "detail": "It is in the log."}
+DONE = ERASURE | {"status": "done", "detail": "Gone.", "versions": ["assistant@v1-0a1b2c3d"], "snapshots": 2}
+
+
+def test_an_erasure_is_asked_for_with_the_token_and_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN", "the token")
+    service = Service([ok(ERASURE, 202)])
+    result = run(service, "erase", "alice", "--request-id", "q-1", "--line", "b")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("requested It is in the log.\n")
+    assert service.bodies() == [{"user_id": "alice", "request_id": "q-1", "line": "b"}]
+    assert service.asked[0].headers["authorization"] == "Bearer the token"
+
+
+def test_an_erasure_can_be_waited_for_or_asked_after_later() -> None:
+    service = Service([ok(ERASURE, 202), ok(DONE)])
+    waited = json.loads(run(service, "erase", "alice", "--wait", "--json").stdout)
+    assert DONE.items() <= waited.items()
+    assert [request.method for request in service.asked] == ["POST", "GET"]
+    later = loopwright("erase", "--status", "q-1", answers=[ok(DONE)])
+    assert "done Gone." in later.stdout
+    assert "trained    assistant@v1-0a1b2c3d" in later.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["alice", "--status", "q-1"], ["--status", "q-1", "--request-id", "q-2"]]
+)
+def test_an_erasure_names_a_user_or_an_erasure(arguments: list[str]) -> None:
+    service = Service([ok(ERASURE, 202)])
+    assert run(service, "erase", *arguments).exit_code == 2
+    assert service.asked == []
+
+
+@pytest.mark.parametrize("said", ["n\n", "y\n"])
+def test_at_a_terminal_a_person_is_asked_before_a_user_is_erased(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loopwright.cli.erasing.at_terminal", lambda: True)
+    service = Service([ok(ERASURE, 202)])
+    result = CliRunner().invoke(app, ["erase", "alice"], obj=service.transport(), input=said)
+    assert "Erase all that alice said and asked?" in result.stderr
+    assert len(service.asked) == (said == "y\n")
+    assert (result.exit_code == 0) == (said == "y\n")
+
+
+def test_a_door_that_erases_nobody_says_which_setting_is_missing() -> None:
+    answers: list[Answer] = [refused(403, "erasure_not_configured", "Set LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN.")]
+    result = loopwright("erase", "alice", answers=answers)
+    assert result.exit_code == 1
+    assert "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN" in result.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -348,6 +348,42 @@ def test_no_answer_at_all_names_the_address_and_how_to_set_another() -> None:
     assert len(service.asked) == 3
 
 
+# --- erasures ---------------------------------------------------------------------------------------------------
+
+ERASURE = {"request_id": "q-1", "subject": "u_1", "status": "in_processor"}
+DONE = ERASURE | {"status": "done", "versions": ["assistant@v1-0a1b2c3d"]}
+
+
+def eraser_of(service: Service) -> Loopwright:
+    return Loopwright(erasure_token="the token", retry=AT_ONCE, transport=service.transport())
+
+
+def test_the_erasure_token_is_shown_where_a_user_is_erased_and_nowhere_else() -> None:
+    service = Service([ok(ERASURE, 202), ok(ERASURE), ok(ACCEPTED, 202), ok([])])
+    client = eraser_of(service)
+    client.erase("alice", "q-1")
+    client.erasure("a/b")
+    client.thumbs_up("r", "u")
+    client.versions()
+    shown = [request.headers.get("authorization") for request in service.asked]
+    assert shown == ["Bearer the token"] * 2 + [None] * 2
+    assert service.asked[1].url.raw_path == b"/v1/erasure/a%2Fb"
+
+
+def test_an_erasure_is_sent_again_under_the_same_id() -> None:
+    service = Service([httpx.ReadError("broke"), refused(503, wait="0"), ok(ERASURE, 202)])
+    assert eraser_of(service).erase("alice").status == "in_processor"
+    assert len({body["request_id"] for body in service.bodies()}) == 1
+    assert len(service.asked) == 3
+
+
+def test_an_erasure_is_asked_after_until_it_is_done() -> None:
+    service = Service([ok(ERASURE), ok(DONE)])
+    assert eraser_of(service).wait_for_erasure("q-1", poll=0.0).versions == ("assistant@v1-0a1b2c3d",)
+    with pytest.raises(StillRunning, match="erasure q-1"):
+        eraser_of(Service([ok(ERASURE)])).wait_for_erasure("q-1", timeout=0.0, poll=0.01)
+
+
 # --- the mirror -------------------------------------------------------------------------------------------------
 
 

@@ -23,13 +23,14 @@ from loopwright.models import (
     CommandResult,
     DeadLetterContent,
     DeadLetterPage,
+    Erasure,
     Kind,
     Receipt,
     Recorded,
     Status,
     Version,
 )
-from loopwright.places import find_places
+from loopwright.places import find_erasure_token, find_places
 from loopwright.retry import Retry, last_answer, worth_repeating
 
 A = TypeVar("A")
@@ -44,11 +45,13 @@ class AsyncLoopwright:
         feedback_url: str | None = None,
         console_url: str | None = None,
         inference_url: str | None = None,
+        erasure_token: str | None = None,
         timeout: float = 10.0,
         retry: Retry | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._places = find_places(feedback_url, console_url, inference_url)
+        self._erasure_token = find_erasure_token(erasure_token)
         self._retry = retry or Retry()
         self._http = httpx.AsyncClient(timeout=timeout, transport=transport)
 
@@ -167,6 +170,35 @@ class AsyncLoopwright:
         """What became of a feedback event, up to the version that serves."""
         return await self._run(calls.receipt(response_id, event_id))
 
+    async def erase(self, user_id: str, request_id: str | None = None, *, line: str | None = None) -> Erasure:
+        """Erase all that a user said and asked; returns once that is in the log for good. See `wait_for_erasure`.
+
+        `user_id` is your name of the user. Without a `request_id` a UUIDv7 is made; the same one again is the same
+        erasure. This is an operator's call: it needs `erasure_token`. Versions that were trained from it are named, not
+        undone.
+        """
+        return await self._run(calls.erase(user_id, request_id, line))
+
+    async def erasure(self, request_id: str) -> Erasure:
+        """How far an erasure has come. Needs `erasure_token`."""
+        return await self._run(calls.erasure(request_id))
+
+    async def wait_for_erasure(
+        self,
+        request_id: str,
+        *,
+        timeout: float = 600.0,  # noqa: ASYNC109 - the mirror of the other client
+        poll: float = POLL_S,
+    ) -> Erasure:
+        """As `erasure`, but asks again every `poll` seconds until it is done; raises `StillRunning` after `timeout`
+        seconds."""
+        end = time.monotonic() + timeout
+        while (found := await self.erasure(request_id)).status != "done":
+            if time.monotonic() + poll > end:
+                raise StillRunning(request_id, timeout, "erasure")
+            await asyncio.sleep(poll)
+        return found
+
     async def status(self, line: str | None = None) -> Status:
         """What the loop is doing now, for one line; absent, the console's own."""
         return await self._run(calls.status(line))
@@ -265,7 +297,13 @@ class AsyncLoopwright:
         )
         url = self._places.of(call.service) + call.path
         try:
-            answer: httpx.Response = await retrying(self._http.request, call.method, url, json=call.body)
+            answer: httpx.Response = await retrying(
+                self._http.request,
+                call.method,
+                url,
+                json=call.body,
+                headers=call.headers(self._erasure_token),
+            )
         except httpx.TransportError as error:
             base, variable = self._places.of(call.service), self._places.variable(call.service)
             raise Unreachable(base, variable, str(error)) from error

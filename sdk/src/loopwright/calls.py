@@ -20,6 +20,7 @@ from loopwright.models import (
     CommandResult,
     DeadLetterContent,
     DeadLetterPage,
+    Erasure,
     Kind,
     Receipt,
     Recorded,
@@ -41,7 +42,8 @@ _VERSIONS = TypeAdapter(list[Version])
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[A]):
-    """One request to one service. `repeatable`: to send it twice does no more than to send it once."""
+    """One request to one service. `repeatable`: to send it twice does no more than to send it once. `erases`: the
+    service asks for the erasure token."""
 
     service: Service
     method: str
@@ -49,6 +51,11 @@ class Call(Generic[A]):
     read: Callable[[httpx.Response], A]
     body: Mapping[str, Any] | None = None
     repeatable: bool = True
+    erases: bool = False
+
+    def headers(self, erasure_token: str | None) -> dict[str, str]:
+        """What goes with the request beside its body."""
+        return {"Authorization": f"Bearer {erasure_token}"} if self.erases and erasure_token else {}
 
 
 def send(
@@ -115,6 +122,20 @@ def receipt(response_id: str, event_id: str) -> Call[Receipt]:
     """What became of one feedback event."""
     path = f"/v1/feedback/{quote(response_id, safe='')}/{quote(event_id, safe='')}"
     return Call("feedback", "GET", path, _one(Receipt))
+
+
+def erase(user_id: str, request_id: str | None, line: str | None) -> Call[Erasure]:
+    """The erasure of one user. It always carries a request_id, so that a repetition is the same erasure."""
+    body: dict[str, Any] = {"user_id": user_id, "request_id": request_id or new_event_id()}
+    if line is not None:
+        body["line"] = line
+    return Call("feedback", "POST", "/v1/erasure", _one(Erasure), body, erases=True)
+
+
+def erasure(request_id: str) -> Call[Erasure]:
+    """How far an erasure has come."""
+    path = f"/v1/erasure/{quote(request_id, safe='')}"
+    return Call("feedback", "GET", path, _one(Erasure), erases=True)
 
 
 def status(line: str | None) -> Call[Status]:

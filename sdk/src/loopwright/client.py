@@ -22,13 +22,14 @@ from loopwright.models import (
     CommandResult,
     DeadLetterContent,
     DeadLetterPage,
+    Erasure,
     Kind,
     Receipt,
     Recorded,
     Status,
     Version,
 )
-from loopwright.places import find_places
+from loopwright.places import find_erasure_token, find_places
 from loopwright.retry import Retry, last_answer, worth_repeating
 
 A = TypeVar("A")
@@ -38,9 +39,10 @@ class Loopwright:
     """Talks to the feedback door and the console. Thread-safe; close it, or use it in a `with`.
 
     Addresses come from the arguments, else from `LOOPWRIGHT_FEEDBACK_URL`, `LOOPWRIGHT_CONSOLE_URL` and
-    `LOOPWRIGHT_INFERENCE_URL`, else they are the local stack's. `timeout` is in seconds for one attempt. Broken
-    connections, 429 and 503 are tried again as `retry` says; every feedback event carries an id made once, so that
-    trying again never counts twice. All methods raise `Unreachable` or a `Problem`.
+    `LOOPWRIGHT_INFERENCE_URL`, else they are the local stack's. `erasure_token`, else
+    `LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN`, is shown to the door where a user is erased, and nowhere else. `timeout` is in
+    seconds for one attempt. Broken connections, 429 and 503 are tried again as `retry` says; every feedback event
+    carries an id made once, so that trying again never counts twice. All methods raise `Unreachable` or a `Problem`.
     """
 
     def __init__(
@@ -49,11 +51,13 @@ class Loopwright:
         feedback_url: str | None = None,
         console_url: str | None = None,
         inference_url: str | None = None,
+        erasure_token: str | None = None,
         timeout: float = 10.0,
         retry: Retry | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._places = find_places(feedback_url, console_url, inference_url)
+        self._erasure_token = find_erasure_token(erasure_token)
         self._retry = retry or Retry()
         self._http = httpx.Client(timeout=timeout, transport=transport)
 
@@ -172,6 +176,35 @@ class Loopwright:
         """What became of a feedback event, up to the version that serves."""
         return self._run(calls.receipt(response_id, event_id))
 
+    def erase(self, user_id: str, request_id: str | None = None, *, line: str | None = None) -> Erasure:
+        """Erase all that a user said and asked; returns once that is in the log for good. See `wait_for_erasure`.
+
+        `user_id` is your name of the user. Without a `request_id` a UUIDv7 is made; the same one again is the same
+        erasure. This is an operator's call: it needs `erasure_token`. Versions that were trained from it are named, not
+        undone.
+        """
+        return self._run(calls.erase(user_id, request_id, line))
+
+    def erasure(self, request_id: str) -> Erasure:
+        """How far an erasure has come. Needs `erasure_token`."""
+        return self._run(calls.erasure(request_id))
+
+    def wait_for_erasure(
+        self,
+        request_id: str,
+        *,
+        timeout: float = 600.0,
+        poll: float = POLL_S,
+    ) -> Erasure:
+        """As `erasure`, but asks again every `poll` seconds until it is done; raises `StillRunning` after `timeout`
+        seconds."""
+        end = time.monotonic() + timeout
+        while (found := self.erasure(request_id)).status != "done":
+            if time.monotonic() + poll > end:
+                raise StillRunning(request_id, timeout, "erasure")
+            time.sleep(poll)
+        return found
+
     def status(self, line: str | None = None) -> Status:
         """What the loop is doing now, for one line; absent, the console's own."""
         return self._run(calls.status(line))
@@ -264,7 +297,13 @@ class Loopwright:
         )
         url = self._places.of(call.service) + call.path
         try:
-            answer = retrying(self._http.request, call.method, url, json=call.body)
+            answer = retrying(
+                self._http.request,
+                call.method,
+                url,
+                json=call.body,
+                headers=call.headers(self._erasure_token),
+            )
         except httpx.TransportError as error:
             base, variable = self._places.of(call.service), self._places.variable(call.service)
             raise Unreachable(base, variable, str(error)) from error

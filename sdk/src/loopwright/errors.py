@@ -27,14 +27,14 @@ class Unreachable(LoopwrightError):
 
 
 class StillRunning(LoopwrightError):
-    """The command was accepted, but its result did not come within the time that was given."""
+    """The command or erasure was accepted, but did not come to its end within the time that was given."""
 
     code = "still_running"
 
-    def __init__(self, command_id: str, seconds: float) -> None:
+    def __init__(self, command_id: str, seconds: float, what: str = "command") -> None:
         self.command_id = command_id
         super().__init__(
-            f"No result of command {command_id} after {seconds:g} s. It was accepted and may still be carried out: "
+            f"No result of {what} {command_id} after {seconds:g} s. It was accepted and may still be carried out: "
             f"ask for its result again later."
         )
 

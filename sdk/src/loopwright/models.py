@@ -61,6 +61,33 @@ class Receipt(Answer):
     detail: str = ""
 
 
+class Erasure(Answer):
+    """How far the erasure of one user has come.
+
+    `status`: `requested` (in the log), `in_processor` (`partitions_done` of `partitions` hold nothing of the user any
+    more), `in_trainer` (all of them), `done` (nor do datasets and snapshots). By `deadline` the log has dropped its
+    last copies. `versions` were trained from it, and still are. `subject` is the user's pseudonym, `detail` all this
+    in a sentence.
+    """
+
+    request_id: str
+    subject: str
+    status: Literal["requested", "in_processor", "in_trainer", "done"]
+    line: str = ""
+    requested_at: datetime | None = None
+    deadline: datetime | None = None
+    partitions_done: int = 0
+    partitions: int | None = None
+    responses: int = 0
+    signals: int = 0
+    batches: int = 0
+    snapshots: int = 0
+    versions: tuple[str, ...] = ()
+    completed_at: datetime | None = None
+    overdue: bool = False
+    detail: str = ""
+
+
 class Serving(Answer):
     """Which version answers a line's users, since when and why: the line's newest rollout record."""
 

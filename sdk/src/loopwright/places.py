@@ -10,6 +10,8 @@ from loopwright.calls import Service
 FEEDBACK_VARIABLE = "LOOPWRIGHT_FEEDBACK_URL"
 CONSOLE_VARIABLE = "LOOPWRIGHT_CONSOLE_URL"
 INFERENCE_VARIABLE = "LOOPWRIGHT_INFERENCE_URL"
+ERASURE_TOKEN_VARIABLE = "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"  # noqa: S105 - the name of a variable
+"""As at the door: what is shown to it to erase a user."""
 _LOCAL = {
     FEEDBACK_VARIABLE: "http://127.0.0.1:8001",
     CONSOLE_VARIABLE: "http://127.0.0.1:8080",
@@ -33,6 +35,11 @@ class Places:
     def variable(service: Service) -> str:
         """The environment variable that sets it."""
         return FEEDBACK_VARIABLE if service == "feedback" else CONSOLE_VARIABLE
+
+
+def find_erasure_token(given: str | None) -> str | None:
+    """As given, or from its variable."""
+    return given or os.environ.get(ERASURE_TOKEN_VARIABLE) or None
 
 
 def find_places(feedback: str | None, console: str | None, inference: str | None) -> Places:

@@ -8,7 +8,7 @@ from datetime import datetime
 from services.console.pages import wording as say
 from services.console.views import Json
 
-ENDED = frozenset({"published", "failed"})
+ENDED = frozenset({"published", "failed", "erased"})
 SILENT_S = 60.0
 
 

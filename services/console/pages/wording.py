@@ -36,6 +36,7 @@ STAGES: dict[str, str] = {
     "tested": "through the gate, being published",
     "published": "published",
     "failed": "failed",
+    "erased": "ended by an erasure",
 }
 """A run's stage -> words."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from loopwright.cli import dead_letters, feedback, importing, operator
+from loopwright.cli import dead_letters, erasing, feedback, importing, operator
 from loopwright.cli.root import app
 
 app.command("send")(feedback.send)
 app.add_typer(importing.imports, name="import")
 app.command("receipt")(feedback.receipt)
+app.command("erase")(erasing.erase)
 app.command("status")(operator.status)
 app.command("versions")(operator.versions)
 app.add_typer(operator.rollout, name="rollout")
