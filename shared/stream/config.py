@@ -95,6 +95,8 @@ class EngineConfig:
     def _reader(self) -> ClientSettings:
         return self._common() | {
             "group.id": self.application,
+            # Of a member; the others carry it too, as the client holds `max.poll.interval.ms` against it.
+            "session.timeout.ms": round(self.session_timeout * 1000),
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
@@ -110,7 +112,6 @@ class EngineConfig:
         """The member of the group that reads the inputs."""
         return self._reader() | {
             "partition.assignment.strategy": "range",
-            "session.timeout.ms": round(self.session_timeout * 1000),
             "heartbeat.interval.ms": max(100, round(self.session_timeout * 1000 / 6)),
         }
 
@@ -124,7 +125,7 @@ class EngineConfig:
 
     def watermarks(self) -> ClientSettings:
         """Asks for high watermarks: a read_committed client is told the last stable offset instead."""
-        return self._common() | {"group.id": self.application, "isolation.level": "read_uncommitted"}
+        return self._reader() | {"isolation.level": "read_uncommitted"}
 
     def admin(self) -> ClientSettings:
         """Asks what the changelog is like."""
