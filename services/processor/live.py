@@ -16,6 +16,7 @@ import structlog
 from faust.app.base import BootStrategy
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 from faust.types import EventT, StreamT
+from mode.threads import ServiceThread, WorkerThread
 
 from services.processor.core.live import MOST_KEYS, Entry, Sums, entry_of
 from shared.errors import Rejected
@@ -181,8 +182,17 @@ class _Reading(faust.App):
         """Nothing of it lies on disk: no folders are made."""
 
 
+class _Daemon(WorkerThread):
+    def __init__(self, service: ServiceThread, **options: Any) -> None:
+        super().__init__(service, **options)
+        self.daemon = True
+
+
 class _CommittedThread(AIOKafkaConsumerThread):
-    """Faust reads what was aborted too, unless it writes in transactions itself."""
+    """Faust reads what was aborted too, unless it writes in transactions itself; and its thread would keep the
+    process from ending where it hangs."""
+
+    Worker = _Daemon
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from faust.types.web import Request, Response
 from faust.web import View
 from mode import Service
 
+from services.processor.core.live import Sums
 from services.processor.live import LiveView
 from shared.stream.engine import Engine
 from shared.stream.host import EngineApp
@@ -52,11 +54,14 @@ class LiveKeeper:
     def answer(self, version: str | None = None) -> dict[str, Any]:
         """What `/tallies` shows. `behind` is null while that is not known."""
         view = self._view
-        about = {"live_view": self.detail(), "failures": self.failures}
-        if view is None:
-            return about | {"behind": None, "versions": {}}
-        counted = {name: view.counted[name] for name in ("read", "unreadable", "left_out")}
-        return about | {"behind": view.behind, "records": counted} | view.sums.shown(version)
+        counted, sums = (view.counted, view.sums) if view is not None else (Counter[str](), Sums())
+        return {
+            "live_view": self.detail(),
+            "failures": self.failures,
+            "behind": None if view is None else view.behind,
+            "records": {name: counted[name] for name in ("read", "unreadable", "left_out")},
+            **sums.shown(version),
+        }
 
     async def keep(self, service: Service) -> None:
         """One life of the view after another, until `service` stops."""
@@ -67,36 +72,41 @@ class LiveKeeper:
                 await service.sleep(LOOK_S)
                 continue
             began = time.monotonic()
-            try:
-                await self._live(service)
-            except Exception as error:  # noqa: BLE001 - the view's end, whatever it was, is never the engine's
-                self._note(error)
+            await self._live(service)
             if time.monotonic() > began + SETTLED_S:
                 pause = FIRST_PAUSE_S
             await service.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     async def _live(self, service: Service) -> None:
-        """One life. Raises what ended it."""
-        view = self._view = self._new_view()
+        """One life, until it fails or `service` stops."""
+        view = None
         try:
+            view = self._view = self._new_view()
             async with asyncio.timeout(START_S):
                 await view.app.start()
-            next_measure = 0.0
-            while not service.should_stop:
-                if view.failure is not None or view.app.should_stop:
-                    raise view.failure or view.app.crash_reason or RuntimeError("the Faust application ended")
-                self._look()
-                if time.monotonic() >= next_measure:
-                    next_measure = time.monotonic() + MEASURE_S
-                    async with asyncio.timeout(START_S):
-                        await view.measure()
-                    if view.behind is not None:
-                        LIVE_VIEW_BEHIND.set(view.behind)
-                await service.sleep(LOOK_S)
+            await self._watch(service, view)
+        except Exception as error:  # noqa: BLE001 - the view's end, whatever it was, is never the engine's
+            self._note(error)
         finally:
             self._view = None
-            await _stopped(view)
+            if view is not None:
+                await _stopped(view)
+
+    async def _watch(self, service: Service, view: LiveView) -> None:
+        """Raises what ended the view."""
+        next_measure = 0.0
+        while not service.should_stop:
+            if view.failure is not None or view.app.should_stop:
+                raise view.failure or view.app.crash_reason or RuntimeError("the Faust application ended")
+            self._look()
+            if time.monotonic() >= next_measure:
+                next_measure = time.monotonic() + MEASURE_S
+                async with asyncio.timeout(START_S):
+                    await view.measure()
+                if view.behind is not None:
+                    LIVE_VIEW_BEHIND.set(view.behind)
+            await service.sleep(LOOK_S)
 
     def _look(self) -> None:
         """While the engine has more before it than one slice, all of the process' time is its own."""

@@ -10,7 +10,7 @@ from shared.events import Tally, to_ms
 
 FIGURES = ("up", "down", "ratings", "rating_sum", "corrections", "comments", "preferences")
 MOST_KEYS = 200_000
-"""Keys that a view holds, some 500 bytes each. A key is one user's of one version in one partition."""
+"""Keys that a view holds, some 600 bytes each. A key is one user's of one version in one partition."""
 VERSIONS_SHOWN = 50
 
 
