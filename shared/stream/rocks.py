@@ -176,6 +176,10 @@ class RocksStore:
         found = self._db.property_int_value("rocksdb.estimate-num-keys") or 0
         return max(0, found - (self._position is not None))
 
+    def size_bytes(self) -> int | None:
+        asked = ("rocksdb.live-sst-files-size", "rocksdb.size-all-mem-tables")
+        return sum(self._db.property_int_value(name) or 0 for name in asked)
+
     def close(self) -> None:
         if self.closed:
             return

@@ -58,6 +58,9 @@ class Store(Protocol):
     def keys(self) -> int:
         """How many keys there are; may be an estimate, for people to look at."""
 
+    def size_bytes(self) -> int | None:
+        """About how much room the state takes, on disk and in buffers; None where that is not known."""
+
     def close(self) -> None:
         """Releases what it holds open. A durable store keeps its contents. Closing twice is allowed. Never raises."""
 
@@ -102,6 +105,9 @@ class MemoryStore:
 
     def keys(self) -> int:
         return len(self._map)
+
+    def size_bytes(self) -> int | None:
+        return None
 
     def close(self) -> None:
         return None

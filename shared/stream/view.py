@@ -22,6 +22,9 @@ class PartitionView:
     lag: dict[str, int]
     """Records, markers included, that each input holds beyond its position; absent while that is not yet known."""
     keys: int
+    """About how many the state has."""
+    size_bytes: int | None
+    """About how much room it takes; None for one in memory."""
     records: int
     """Processed since this process owns the partition; `dead_letters` among them."""
     dead_letters: int

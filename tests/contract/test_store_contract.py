@@ -52,6 +52,14 @@ def test_it_tells_about_how_many_keys_there_are(store: Store) -> None:
     assert store.keys() == 10
 
 
+def test_it_tells_about_how_much_room_it_takes_if_it_knows(store: Store) -> None:
+    before = store.size_bytes()
+    store.apply({b"%d" % n: bytes(1_000) for n in range(1_000)}, 1_000)
+    after = store.size_bytes()
+    assert (before is None) == (after is None)
+    assert before is None or (after or 0) > before + 500_000
+
+
 def test_a_position_moves_on_without_writes(store: Store) -> None:
     store.apply({b"a": b"1"}, 10)
     store.apply({}, 15)
