@@ -341,6 +341,7 @@ class Engine:
             positions=dict(offsets),
             lag=lag,
             keys=partition.store.keys(),
+            size_bytes=partition.store.size_bytes(),
             records=partition.records,
             dead_letters=partition.dead_letters,
             time_ms=partition.positions.time_ms,
