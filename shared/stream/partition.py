@@ -31,6 +31,12 @@ class Share:
     changelog_offset: int | None = None
     """Where the last changelog record of this share landed, as the broker acknowledged it."""
 
+    def postpone(self) -> None:
+        """Takes tick and ends of rereads out; they come again with the next slice."""
+        self.through.clear()
+        if self.tick is not None:
+            self.tick, self.partition.next_tick = None, 0.0
+
 
 class OwnedPartition:
     """Created when the partition is assigned, closed when it is revoked or lost. One thread."""

@@ -81,6 +81,7 @@ class Slices:
 
     def _run(self, shares: list[Share], group: Any) -> Commit | None:
         self._dead, self._outputs = [], 0
+        self._search(shares)
         self._probe("before_transaction")
         busy = [share for share in shares if self._step_through(share)]
         for share in busy:
@@ -101,7 +102,7 @@ class Slices:
             overlay.savepoint()
             try:
                 if self._given_up:
-                    self._refuse_given_up(record)
+                    self._refuse_given_up((record.topic, record.partition, record.offset))
                 outputs = [*step(overlay, record)]
                 for output in outputs:
                     self._check(output, share)
@@ -169,6 +170,7 @@ class Slices:
         overlay = share.partition.overlay
         overlay.savepoint()
         try:
+            self._refuse_given_up(("", share.partition.number, 0))
             outputs = [*self._step(overlay, moment)]
             for output in outputs:
                 self._check(output, share)
@@ -256,12 +258,25 @@ class Slices:
         records = sum(len(share.records) for share in busy)
         return Commit(len(busy), records, self._outputs, states, tuple(self._dead))
 
+    def _search(self, shares: list[Share]) -> None:
+        """After an abort ticks wait until the records went through, and are then tried one by one: no record is to be
+        given up for what a tick has brought."""
+        if not self.size.aborts and self.size.records == self._config.slice_records:
+            return
+        alone = not any(share.records or share.reread for share in shares)
+        for share in shares:
+            if share.tick is not None or share.through:
+                if not alone:
+                    share.postpone()
+                alone = False
+
     def _failed(self, shares: list[Share], failure: Aborted | Unresolved) -> None:
         """Rewinds, and gives the first record up where it alone was tried often enough."""
         for share in shares:
             share.partition.aborted(share)
         first = next((record for share in shares for record in (*share.records[:1], *share.reread[:1])), None)
-        at = (first.topic, first.partition, first.offset) if first else ("", shares[0].partition.number, 0)
+        moments = (share.partition.number for share in shares if share.tick is not None or share.through)
+        at = (first.topic, first.partition, first.offset) if first else ("", next(moments, 0), 0)
         blames = isinstance(failure, Aborted) and failure.blames_records
         if self.size.aborted(at, blames_records=blames):
             oversized = isinstance(failure, Aborted) and failure.oversized
@@ -269,8 +284,8 @@ class Slices:
             # Where even its dead letter was refused, the record's bytes are left out.
             self._given_up[at] = (error, at in self._given_up)
 
-    def _refuse_given_up(self, record: Record) -> None:
-        found = self._given_up.get((record.topic, record.partition, record.offset))
+    def _refuse_given_up(self, at: RecordId) -> None:
+        found = self._given_up.get(at)
         if found is not None:
             raise found[0]
 
