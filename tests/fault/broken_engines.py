@@ -1,9 +1,9 @@
-"""Engines that are broken on purpose, each in the way that others get wrong. The fault tests' oracle must catch each."""
+"""Engines that are broken on purpose, each in a way that others get wrong: the fault tests' oracle must catch each."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from services.processor.core.step import SERVICE
 from shared.envelope import sealed
 from shared.events import FEEDBACK, Outcome, OutcomeKind, from_ms, parse_union
 from shared.stream import engine as engine_module
+from shared.stream import partition as partition_module
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
+from shared.stream.merge import Merge
 from shared.stream.partition import Share
 from shared.stream.slices import Commit
 from shared.stream.step import Output, Record, State, Step, Tick
@@ -31,6 +33,7 @@ VARIANTS = (
     "dedup key before the write",
     "changelog outside the transaction",
 )
+ONE_TOPIC_AHEAD = "one topic ahead"
 
 
 def broken(variant: str, config: EngineConfig, folder: Path) -> tuple[Callable[..., Engine], Wrap]:
@@ -50,6 +53,8 @@ def broken(variant: str, config: EngineConfig, folder: Path) -> tuple[Callable[.
     elif variant == "changelog outside the transaction":
         ChangelogApart.changelog, ChangelogApart.servers = config.changelog, config.bootstrap_servers
         engine_module.Transactions = ChangelogApart  # type: ignore[misc]
+    elif variant == ONE_TOPIC_AHEAD:
+        partition_module.Merge = Unmerged  # type: ignore[misc]
     else:
         assert not variant, variant
     return make, wrap
@@ -110,7 +115,6 @@ class StoreFirst(Engine):
             if phase == "after_produce":
                 for share in self._shares:
                     self._write(share)
-                self._stop.wait(0.2)  # until it is on the disk
             probe(phase)
 
         super().__init__(*args, **settings, probe=store_first)
@@ -122,8 +126,9 @@ class StoreFirst(Engine):
     def _write(self, share: Share) -> None:
         if share.changelog_offset is not None:
             writes = {**share.partition.overlay.writes, POSITIONS_KEY: share.after.encode()}
-            share.partition.store.apply(writes, share.changelog_offset + 1)
-            share.partition.store.apply({}, share.changelog_offset + 1)
+            for more in (writes, {}):  # the second has the first flushed to the disk
+                share.partition.store.apply(more, share.changelog_offset + 1)
+                self._stop.wait(0.1)
 
 
 class RememberedFirst:
@@ -189,6 +194,11 @@ class ChangelogApart(Transactions):
                 rest.append(output)
         super().produce(rest)
 
+    def produce_states(self, topic: str, partition: int, writes: Mapping[bytes, bytes | None]) -> None:
+        self.begin()
+        for key, value in writes.items():
+            self._apart.produce(topic, value, key, partition)
+
     def produce_last(self, output: Output, delivered: Callable[[int], None]) -> None:
         self.begin()
         self._apart.produce(
@@ -202,3 +212,10 @@ class ChangelogApart(Transactions):
     def send_positions(self, positions: list[TopicPartition], group: Any) -> None:
         self._apart.flush(10.0)
         super().send_positions(positions, group)
+
+
+class Unmerged(Merge):
+    """Gives out what there is of the first topic, whatever the others may have that is older."""
+
+    def _next_run(self) -> tuple[int, float] | None:
+        return next(((order, float("inf")) for order, queue in enumerate(self._queues) if queue), None)

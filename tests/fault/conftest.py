@@ -1,36 +1,28 @@
-"""How long the fault tests take, and what they have to tell at the end.
-
-`LOOPWRIGHT_FAULT_SEEDS`: how many workloads each fault is tried with (1 unless set; `make test-fault` sets 20). Faults
-that do not depend on a moment that chance picks take a quarter as many.
-"""
+"""What the fault tests share, and what they have to tell at the end. How much they try: see `extent`."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fault.extent import RARE_SEEDS, SEEDS
 from tests.fault.processor_rig import ProcessorRig, Processors, processors
 
-SEEDS = int(os.environ.get("LOOPWRIGHT_FAULT_SEEDS", "1"))
-RARER = 4
 COUNTED = ("kills", "complaints", "hanging")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`seed`: as many as were asked for; `rare_seed`: a quarter of them."""
-    for name, count in (("seed", SEEDS), ("rare_seed", max(1, SEEDS // RARER))):
+    """`seed`: as many as were asked for; `rare_seed`: fewer."""
+    for name, count in (("seed", SEEDS), ("rare_seed", RARE_SEEDS)):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, range(count))
 
 
 @pytest.fixture
-def workers(
-    kafka: str, fresh: str, tmp_path: Path, record_property: Any
-) -> Iterator[Processors]:
+def workers(kafka: str, fresh: str, tmp_path: Path, record_property: Any) -> Iterator[Processors]:
     """Processes of the processor on topics of their own, stamped by the broker."""
     with processors(ProcessorRig(kafka, fresh).create(), tmp_path) as started:
         yield started

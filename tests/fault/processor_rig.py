@@ -7,14 +7,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from subprocess import Popen
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
+import psutil
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -26,11 +27,12 @@ from shared.stream.config import EngineConfig
 from shared.stream.step import Record
 from shared.topics import TOPICS
 from tests.fault.oracle import Seen, complaints
-from tests.fault.workload import Load, Sent
+from tests.fault.workload import Load, Sent, history
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"session_timeout": 2.0, "transaction_timeout": 1.5}
 SHIPPED: dict[str, float] = {}
+ASK_S = 2.0
 FENCED = 3
 """How a worker ends whose identity was taken over."""
 Told = Mapping[str, Any]
@@ -95,30 +97,43 @@ class ProcessorRig:
 
     def consumed(self) -> bool:
         """Whether the group's committed positions are where the inputs end."""
-        reader = Consumer({"bootstrap.servers": self.kafka, "group.id": self.name, "log_level": 2})
-        asked = [
-            TopicPartition(topic, n) for topic in self.config("x").inputs for n in range(self.partitions)
-        ]
-        try:
-            ends = {(p.topic, p.partition): reader.get_watermark_offsets(p, timeout=5)[1] for p in asked}
-            at = {(p.topic, p.partition): max(0, p.offset) for p in reader.committed(asked, timeout=5)}
-        except KafkaException:
-            return False  # away, or a commit is not decided yet
-        finally:
-            reader.close()
-        return ends == at
+        places = self._places(self.config("any").inputs)
+        with self._asking() as reader:
+            ends = [reader.get_watermark_offsets(place, timeout=ASK_S)[1] for place in places]
+            return ends == [max(0, place.offset) for place in reader.committed(places, timeout=ASK_S)]
+        return False
 
-    def lag_of(self) -> int:
-        """How many records are committed to the outcomes' topic or its like: grows while there is progress."""
-        reader = Consumer({"bootstrap.servers": self.kafka, "group.id": self.name, "log_level": 2})
-        topic = self.config("x").changelog
-        try:
-            return sum(
-                reader.get_watermark_offsets(TopicPartition(topic, n), timeout=5)[1]
-                for n in range(self.partitions)
+    def decided(self) -> bool:
+        """Whether no transaction is open in any topic: readers of committed records come to the end."""
+        places = self._places([self.prefix + topic for topic in self._topics()])
+        with self._asking("read_uncommitted") as all_of_it, self._asking() as committed:
+            return all(
+                all_of_it.get_watermark_offsets(place, timeout=ASK_S)
+                == committed.get_watermark_offsets(place, timeout=ASK_S)
+                for place in places
             )
-        finally:
-            reader.close()
+        return False
+
+    def written(self) -> int:
+        """The ends of the changelog, added up: they grow with each commit, and with each attempt at one."""
+        with self._asking("read_uncommitted") as reader:
+            places = self._places([self.config("any").changelog])
+            return sum(reader.get_watermark_offsets(place, timeout=ASK_S)[1] for place in places)
+        return 0
+
+    @contextmanager
+    def _asking(self, isolation: str = "read_committed") -> Iterator[Consumer]:
+        """A client for questions. What the broker cannot answer now ends the block, without an answer."""
+        settings = {"bootstrap.servers": self.kafka, "group.id": self.name, "log_level": 2}
+        reader = Consumer(settings | {"isolation.level": isolation})
+        with suppress(KafkaException):
+            try:
+                yield reader
+            finally:
+                reader.close()
+
+    def _places(self, topics: Iterable[str]) -> list[TopicPartition]:
+        return [TopicPartition(topic, n) for topic in topics for n in range(self.partitions)]
 
     def _topics(self) -> list[str]:
         shipped = engine_config(ProcessorSettings())
@@ -138,7 +153,9 @@ class ProcessorRig:
         }
         ends = Consumer(settings | {"isolation.level": "read_uncommitted"})
         reader = Consumer(settings | {"isolation.level": "read_committed"})
-        places = [TopicPartition(self.prefix + t, n, 0) for t in self._topics() for n in range(self.partitions)]
+        places = [
+            TopicPartition(self.prefix + t, n, 0) for t in self._topics() for n in range(self.partitions)
+        ]
         left = {(p.topic, p.partition): ends.get_watermark_offsets(p, timeout=10)[1] for p in places}
         left = {place: high for place, high in left.items() if high > 0}
         reader.assign(places)
@@ -173,7 +190,9 @@ class Processors:
         """Where an instance keeps its stores, a folder per partition."""
         return self.folder / "state" / instance
 
-    def start(self, instance: str = "one", *, timeouts: Mapping[str, float] = SHORT, **told: Any) -> Popen[bytes]:
+    def start(
+        self, instance: str = "one", *, timeouts: Mapping[str, float] = SHORT, **told: Any
+    ) -> Popen[bytes]:
         """A process. `told`: see `processor_worker`."""
         config = self.rig.config(instance, slice_records=told.pop("slice_records", 40), **timeouts)
         words = asdict(config) | {"outputs": sorted(config.outputs), "client": {}}
@@ -203,9 +222,9 @@ class Processors:
         self.kills += 1
 
     def stop(self, child: Popen[bytes], seconds: float = 20.0) -> None:
-        """Gracefully; it must end well."""
+        """Gracefully; it must end well. SIGTERM itself ends one that has not even begun."""
         child.terminate()
-        assert child.wait(seconds) == 0, self.logs()
+        assert child.wait(seconds) in (0, -signal.SIGTERM), self.logs()
 
     def finish(self, instance: str = "one", seconds: float = 60.0, **told: Any) -> None:
         """Runs one until all is consumed, then stops it."""
@@ -235,7 +254,9 @@ class Processors:
 
     def logs(self) -> str:
         """The last words of each process."""
-        return "\n".join(f"--- {log.name}, status {child.poll()}\n{tail(log, 12)}" for child, log in self._started)
+        return "\n".join(
+            f"--- {log.name}, status {child.poll()}\n{tail(log, 12)}" for child, log in self._started
+        )
 
     def log_of(self, child: Popen[bytes]) -> str:
         """All that one process has said."""
@@ -260,7 +281,27 @@ def processors(rig: ProcessorRig, folder: Path) -> Iterator[Processors]:
         started.end()
 
 
+@contextmanager
+def under_load(workers: Processors, seed: int) -> Iterator[None]:
+    """Sends a little every tenth of a second, until left."""
+    stop = Event()
+
+    def send() -> None:
+        part = 0
+        while not stop.wait(0.1):
+            workers.load.send(history(seed * 1_000 + part, 4, name=f"load{part}"))
+            part += 1
+
+    sender = Thread(target=send, name="load")
+    sender.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        sender.join()
+        workers.load.settled()
+
+
 def is_stopped(child: Popen[bytes]) -> bool:
     """Whether a signal has stopped it (SIGSTOP)."""
-    stat = Path(f"/proc/{child.pid}/stat").read_text()
-    return stat.rpartition(")")[2].split()[0] == "T"
+    return psutil.Process(child.pid).status() == psutil.STATUS_STOPPED

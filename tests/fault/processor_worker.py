@@ -3,7 +3,7 @@
 It runs until SIGTERM. `engine`: its `EngineConfig`; `prefix`: of all topics; `folder`: where its stores lie.
 `kill` and `stand`: [phase, n] kills it, or stops it as SIGSTOP does, the n-th time it comes to that phase. `variant`
 names a way to be broken on purpose. `clock`: "jumping" is up to a day wrong, and changes its mind. `examples`,
-`age_ms`: when batches are cut.
+`age_ms`: when batches are cut. `largest_file`: in bytes; from SIGUSR1 to SIGUSR2 the disk takes no file beyond it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import random
+import resource
 import signal
 import sys
 import threading
@@ -79,6 +80,18 @@ def probe_of(told: dict[str, Any]) -> Callable[[str], None]:
     return probe
 
 
+def limit_files(bytes_at_most: int) -> None:
+    """From SIGUSR1 to SIGUSR2 no file may grow beyond this: EFBIG, as real as a full disk, and for anybody to have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def set_limit(number: int, _frame: FrameType | None) -> None:
+        soft = bytes_at_most if number == signal.SIGUSR1 else hard
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    signal.signal(signal.SIGUSR1, set_limit)
+    signal.signal(signal.SIGUSR2, set_limit)
+
+
 def main() -> None:
     told = json.loads(sys.argv[1])
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
@@ -102,6 +115,8 @@ def main() -> None:
         stop.set()
 
     signal.signal(signal.SIGTERM, terminate)
+    if "largest_file" in told:
+        limit_files(told["largest_file"])
     try:
         engine.run(stop)
     except Fenced as fenced:

@@ -20,7 +20,6 @@ from shared.stream.store import MemoryStore
 from tests.fault.broken_engines import PositionsFirst
 from tests.fault.stream_rig import Rig, counting
 
-
 VARIANTS: dict[str, type[Engine]] = {"": Engine, "positions first": PositionsFirst}
 
 

@@ -1,4 +1,4 @@
-"""What apps and users send to the processor, made from a seed, and a log of what was meant and what was acknowledged."""
+"""What apps and users send to the processor, from a seed, and a log of what was meant and what was acknowledged."""
 
 from __future__ import annotations
 
@@ -81,7 +81,11 @@ def _about(dice: random.Random, response_id: str, padding: int) -> Iterator[tupl
 
 def _answer(dice: random.Random, response_id: str, padding: int) -> ChatResponse:
     failed = dice.random() < 0.05
-    texts = () if failed else [f"Answer {n} of {response_id} {dice.randbytes(padding // 2).hex()}" for n in (0, 1)]
+    texts = (
+        ()
+        if failed
+        else [f"Answer {n} of {response_id} {dice.randbytes(padding // 2).hex()}" for n in (0, 1)]
+    )
     return ChatResponse(
         line=dice.choice(LINES),
         response_id=response_id,

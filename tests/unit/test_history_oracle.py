@@ -44,7 +44,9 @@ def _turn(step: ProcessorStep, store: MemoryStore, turn: Record | Tick, seen: Se
     except LoopwrightError as error:
         assert isinstance(turn, Record)
         letter = dead_letter("dead.letters", turn, error, "processor", 1_000_000)
-        seen.dead.append(Record("dead.letters", 0, len(seen.dead), 0, letter.key, letter.value, letter.headers))
+        seen.dead.append(
+            Record("dead.letters", 0, len(seen.dead), 0, letter.key, letter.value, letter.headers)
+        )
         return
     store.apply(overlay.writes, 0)
     changes = [Record("changelog", 0, 0, 0, key, value) for key, value in overlay.writes.items()]
@@ -58,10 +60,10 @@ def _turn(step: ProcessorStep, store: MemoryStore, turn: Record | Tick, seen: Se
 def test_a_run_without_faults_is_not_complained_of(seed: int) -> None:
     intents = history(seed)
     seen = processed(intents)
-    places = {dict(r.headers)[INTENT]: r for log in seen.records.values() for r in log if r.headers[0][0] == INTENT}
-    sent = [
-        Sent(intent, 0, places[str(intent.number).encode()].offset) for intent in intents
-    ]
+    places = {
+        dict(r.headers)[INTENT]: r for log in seen.records.values() for r in log if r.headers[0][0] == INTENT
+    }
+    sent = [Sent(intent, 0, places[str(intent.number).encode()].offset) for intent in intents]
     assert complaints(seen, sent) == []
 
 

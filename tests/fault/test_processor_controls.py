@@ -1,0 +1,30 @@
+"""The oracle's own proof: processors that are broken on purpose, killed like the others, are caught, each by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fault.broken_engines import VARIANTS
+from tests.fault.oracle import names
+from tests.fault.processor_rig import Processors
+from tests.fault.workload import history
+
+CAUGHT = {
+    "ack before commit": ("after_produce", {"I1 lost"}),
+    "positions outside the transaction": ("after_commit", {"I1 twice"}),
+    "store before commit": ("after_produce", {"I1 lost", "I1 twice"}),
+    "dedup key before the write": ("after_produce", {"I3", "I4 tallies"}),
+    "changelog outside the transaction": ("after_produce", {"I1 lost", "I1 twice"}),
+}
+"""In which phase it is killed, and the complaints of which at least one must come."""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_broken_processor_is_caught(variant: str, rare_seed: int, workers: Processors) -> None:
+    phase, expected = CAUGHT[variant]
+    workers.load.send(history(rare_seed, 40))
+    workers.load.settled()
+    workers.killed(variant=variant, kill=[phase, 4], slice_records=20)
+    workers.finish(variant=variant, slice_records=20)
+    found = workers.complaints()
+    assert names(found) & expected, found
