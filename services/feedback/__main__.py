@@ -79,31 +79,8 @@ def run(settings: FeedbackSettings, key: bytes) -> bool:
         history=history,
     )
 
-    def begin_again() -> None:
-        index.forget()
-        _stop()
-
-    topics = [MODEL_VERSIONS.name, MODEL_ROLLOUT.name]
     eraser = _eraser(settings, key, cache)
-    followers = [
-        Follower(
-            "versions", lambda: KafkaLogReader(servers, SERVICE, topics), standing.apply, readiness, _stop
-        ),
-        Follower(
-            "outcomes",
-            lambda: KafkaLogReader(servers, SERVICE, [FEEDBACK_OUTCOMES.name], index.starts()),
-            index.apply,
-            readiness,
-            begin_again,
-        ),
-        Follower(
-            "erasures",
-            lambda: KafkaLogReader(servers, SERVICE, [ERASURE_REQUESTS.name, ERASURE_REPORTS.name]),
-            eraser.erasures.apply,
-            readiness,
-            _stop,
-        ),
-    ]
+    followers = _followers(servers, readiness, standing, index, eraser)
     replays = ReplayThread(
         Replayer(
             open_duty=lambda: KafkaDuty(servers, SERVICE),
@@ -122,6 +99,37 @@ def run(settings: FeedbackSettings, key: bytes) -> bool:
     finally:
         replays.stop()
     return not any(follower.failed for follower in followers)
+
+
+def _followers(
+    servers: str, readiness: Readiness, standing: Standing, index: OutcomeIndex, eraser: Eraser
+) -> list[Follower]:
+    """What the door knows of the log."""
+
+    def begin_again() -> None:
+        index.forget()
+        _stop()
+
+    topics = [MODEL_VERSIONS.name, MODEL_ROLLOUT.name]
+    return [
+        Follower(
+            "versions", lambda: KafkaLogReader(servers, SERVICE, topics), standing.apply, readiness, _stop
+        ),
+        Follower(
+            "outcomes",
+            lambda: KafkaLogReader(servers, SERVICE, [FEEDBACK_OUTCOMES.name], index.starts()),
+            index.apply,
+            readiness,
+            begin_again,
+        ),
+        Follower(
+            "erasures",
+            lambda: KafkaLogReader(servers, SERVICE, [ERASURE_REQUESTS.name, ERASURE_REPORTS.name]),
+            eraser.erasures.apply,
+            readiness,
+            _stop,
+        ),
+    ]
 
 
 def _eraser(settings: FeedbackSettings, key: bytes, cache: RedisCache) -> Eraser:

@@ -62,7 +62,7 @@ def keep(db: sqlite3.Connection, report: ErasureReport, line: str) -> None:
     db.execute("INSERT OR IGNORE INTO erasure_parts VALUES (?, ?)", (report.request_id, report.partition))
     db.executemany(
         "INSERT INTO erasure_batches VALUES (?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET rewrite = MAX(rewrite, excluded.rewrite)",
+        "ON CONFLICT (request_id, batch_id) DO UPDATE SET rewrite = MAX(rewrite, excluded.rewrite)",
         [
             (report.request_id, batch_id, rewrite)
             for batch_id, rewrite in report.batches.items()
@@ -94,7 +94,7 @@ def note_runs(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, boo
     with db:
         db.executemany(
             "INSERT INTO erasure_runs VALUES (?, ?, ?) "
-            "ON CONFLICT DO UPDATE SET trained = MAX(trained, excluded.trained)",
+            "ON CONFLICT (request_id, run_id) DO UPDATE SET trained = MAX(trained, excluded.trained)",
             [(request_id, run_id, int(trained)) for request_id, trained in held],
         )
 
