@@ -11,7 +11,7 @@ import pytest
 from tests.fault.extent import RARE_SEEDS, SEEDS
 from tests.fault.processor_rig import ProcessorRig, Processors, processors
 
-COUNTED = ("kills", "complaints", "hanging")
+COUNTED = ("kills", "complaints", "caught", "hanging")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -24,9 +24,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def workers(kafka: str, fresh: str, tmp_path: Path, record_property: Any) -> Iterator[Processors]:
     """Processes of the processor on topics of their own, stamped by the broker."""
-    with processors(ProcessorRig(kafka, fresh).create(), tmp_path) as started:
+    with processors(ProcessorRig(kafka, fresh).create(), tmp_path, record_property) as started:
         yield started
-        record_property("kills", started.kills)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -43,12 +42,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     # A property stands in the report of every later phase too: the last one of a test has them all.
     told: dict[str, dict[str, int]] = {}
     for report in sorted(reports, key=lambda report: ("setup", "call", "teardown").index(report.when)):
-        told[report.nodeid] = {name: value for name, value in report.user_properties if name in COUNTED}
+        told[report.nodeid] = {
+            name: int(str(value)) for name, value in report.user_properties if name in COUNTED
+        }
     sums = {name: sum(found.get(name, 0) for found in told.values()) for name in COUNTED}
     failed = sum(report.failed for report in ran)
     seconds = sum(report.duration for report in reports)
     terminalreporter.section("faults")
     terminalreporter.write_line(
-        f"faults: {len(ran)} runs, {SEEDS} seeds, {sums['kills']} kills, {sums['hanging']} hanging transactions ended, "
-        f"{seconds:.0f} s of tests, {failed} failed, {sums['complaints']} complaints"
+        f"faults: {len(ran)} runs with {SEEDS} seeds in {seconds:.0f} s of tests: {sums['kills']} kills, "
+        f"{sums['complaints']} complaints, {sums['caught']} broken variants caught, "
+        f"{sums['hanging']} hanging transactions of the broker ended, {failed} failed"
     )

@@ -8,12 +8,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from subprocess import Popen
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -27,7 +27,7 @@ from shared.stream.config import EngineConfig
 from shared.stream.step import Record
 from shared.topics import TOPICS
 from tests.fault.oracle import Seen, complaints
-from tests.fault.workload import Load, Sent, history
+from tests.fault.workload import Load, history
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"session_timeout": 2.0, "transaction_timeout": 1.5}
@@ -35,7 +35,7 @@ SHIPPED: dict[str, float] = {}
 ASK_S = 2.0
 FENCED = 3
 """How a worker ends whose identity was taken over."""
-Told = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,39 +98,34 @@ class ProcessorRig:
     def consumed(self) -> bool:
         """Whether the group's committed positions are where the inputs end."""
         places = self._places(self.config("any").inputs)
-        with self._asking() as reader:
-            ends = [reader.get_watermark_offsets(place, timeout=ASK_S)[1] for place in places]
-            return ends == [max(0, place.offset) for place in reader.committed(places, timeout=ASK_S)]
-        return False
+
+        def at_their_ends(reader: Consumer) -> bool:
+            committed = [max(0, place.offset) for place in reader.committed(places, timeout=ASK_S)]
+            return committed == _ends(reader, places)
+
+        return self._asked(at_their_ends, False)
 
     def decided(self) -> bool:
         """Whether no transaction is open in any topic: readers of committed records come to the end."""
         places = self._places([self.prefix + topic for topic in self._topics()])
-        with self._asking("read_uncommitted") as all_of_it, self._asking() as committed:
-            return all(
-                all_of_it.get_watermark_offsets(place, timeout=ASK_S)
-                == committed.get_watermark_offsets(place, timeout=ASK_S)
-                for place in places
-            )
-        return False
+        stable = self._asked(lambda reader: _ends(reader, places), list[int]())
+        return stable == self._asked(lambda reader: _ends(reader, places), [0], "read_uncommitted")
 
     def written(self) -> int:
         """The ends of the changelog, added up: they grow with each commit, and with each attempt at one."""
-        with self._asking("read_uncommitted") as reader:
-            places = self._places([self.config("any").changelog])
-            return sum(reader.get_watermark_offsets(place, timeout=ASK_S)[1] for place in places)
-        return 0
+        places = self._places([self.config("any").changelog])
+        return self._asked(lambda reader: sum(_ends(reader, places)), 0, "read_uncommitted")
 
-    @contextmanager
-    def _asking(self, isolation: str = "read_committed") -> Iterator[Consumer]:
-        """A client for questions. What the broker cannot answer now ends the block, without an answer."""
+    def _asked(self, question: Callable[[Consumer], T], otherwise: T, isolation: str = "read_committed") -> T:
+        """`otherwise`: where the broker cannot answer, being away or undecided."""
         settings = {"bootstrap.servers": self.kafka, "group.id": self.name, "log_level": 2}
         reader = Consumer(settings | {"isolation.level": isolation})
-        with suppress(KafkaException):
-            try:
-                yield reader
-            finally:
-                reader.close()
+        try:
+            return question(reader)
+        except KafkaException:
+            return otherwise
+        finally:
+            reader.close()
 
     def _places(self, topics: Iterable[str]) -> list[TopicPartition]:
         return [TopicPartition(topic, n) for topic in topics for n in range(self.partitions)]
@@ -176,6 +171,11 @@ class ProcessorRig:
             reader.close()
 
 
+def _ends(reader: Consumer, places: Iterable[TopicPartition]) -> list[int]:
+    """For a reader of committed records: where the first open transaction begins."""
+    return [reader.get_watermark_offsets(place, timeout=ASK_S)[1] for place in places]
+
+
 class Processors:
     """Starts processes of the real step on the real engine, and ends by pid those that are left. Counts the kills."""
 
@@ -184,6 +184,7 @@ class Processors:
         self.folder = folder
         self.load = Load(rig.kafka, rig.prefix)
         self.kills = 0
+        self.complained = 0
         self._started: list[tuple[Popen[bytes], Path]] = []
 
     def state(self, instance: str = "one") -> Path:
@@ -248,9 +249,15 @@ class Processors:
             assert time.monotonic() < deadline, f"not in {seconds} s: {what}\n{self.logs()}"
             pause.wait(0.2)
 
-    def complaints(self, sent: list[Sent] | None = None) -> list[str]:
-        """The oracle's."""
-        return complaints(self.rig.seen(), self.load.sent() if sent is None else sent)
+    def complaints(self) -> list[str]:
+        """The oracle's, of a processor that should give no cause."""
+        found = self.caught()
+        self.complained += len(found)
+        return found
+
+    def caught(self) -> list[str]:
+        """The oracle's, of one that is broken on purpose."""
+        return complaints(self.rig.seen(), self.load.sent())
 
     def logs(self) -> str:
         """The last words of each process."""
@@ -272,13 +279,15 @@ class Processors:
 
 
 @contextmanager
-def processors(rig: ProcessorRig, folder: Path) -> Iterator[Processors]:
-    """Processes of one rig; none is left behind."""
+def processors(rig: ProcessorRig, folder: Path, record: Callable[[str, int], None]) -> Iterator[Processors]:
+    """Processes of one rig; none is left behind. `record` is told what there is to count."""
     started = Processors(rig, folder)
     try:
         yield started
     finally:
         started.end()
+        record("kills", started.kills)
+        record("complaints", started.complained)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.fault.broken_engines import VARIANTS
@@ -20,11 +22,14 @@ CAUGHT = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_broken_processor_is_caught(variant: str, rare_seed: int, workers: Processors) -> None:
+def test_a_broken_processor_is_caught(
+    variant: str, rare_seed: int, workers: Processors, record_property: Any
+) -> None:
     phase, expected = CAUGHT[variant]
     workers.load.send(history(rare_seed, 40))
     workers.load.settled()
     workers.killed(variant=variant, kill=[phase, 4], slice_records=20)
     workers.finish(variant=variant, slice_records=20)
-    found = workers.complaints()
+    found = workers.caught()
     assert names(found) & expected, found
+    record_property("caught", 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_killed_in_this_phase_nothing_is_lost_and_nothing_counts_twice(
     """Twice in this phase, under load, with or without its store; then one more life, to the end."""
     dice = random.Random(f"{phase}{seed}")
     parts = [history(seed * 10 + n, 20, name=f"part{n}") for n in range(LIVES + 1)]
-    cuts = {"examples": dice.choice((2, 8)), "age_ms": dice.choice((200, 5_000))}
+    cuts: dict[str, Any] = {"examples": dice.choice((2, 8)), "age_ms": dice.choice((200, 5_000))}
     for part in parts[:-1]:
         workers.load.send(part)
         workers.load.settled()

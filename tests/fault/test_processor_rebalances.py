@@ -26,9 +26,8 @@ GROUP_GIVES_UP_S = 2.5
 @pytest.fixture
 def crowd(kafka: str, fresh: str, tmp_path: Path, record_property: Any) -> Iterator[Processors]:
     """For three processes to share."""
-    with processors(ProcessorRig(kafka, fresh, partitions=3).create(), tmp_path) as started:
+    with processors(ProcessorRig(kafka, fresh, partitions=3).create(), tmp_path, record_property) as started:
         yield started
-        record_property("kills", started.kills)
 
 
 def test_three_processes_join_leave_and_die_under_load(seed: int, crowd: Processors) -> None:
