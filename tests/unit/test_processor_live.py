@@ -197,8 +197,8 @@ class FakeView:
 
 
 def kept(engine: FakeEngine, views: list[FakeView], sleeps: int) -> tuple[LiveKeeper, Worker]:
-    left = iter(views)
-    keeper = LiveKeeper(engine, lambda: next(left))  # type: ignore[arg-type, return-value]
+    left = list(views)
+    keeper = LiveKeeper(engine, lambda: left.pop(0))  # type: ignore[arg-type, return-value]
     worker = Worker(sleeps)
     asyncio.run(keeper.keep(worker))  # type: ignore[arg-type]
     return keeper, worker
@@ -239,6 +239,12 @@ def test_whatever_fails_in_it_it_begins_anew_after_a_longer_pause_each_time_and_
     assert keeper.detail() == "starts anew after: ValueError: another"
     assert keeper.answer()["live_view"] == keeper.detail()
     assert all(view.stopped for view in broken)
+
+
+def test_a_view_that_cannot_even_be_made_is_a_failed_one() -> None:
+    keeper, worker = kept(FakeEngine(), [], sleeps=2)
+    assert keeper.failures == 2
+    assert worker.slept == [1.0, 2.0]
 
 
 def test_an_agent_that_died_ends_the_life_of_the_view() -> None:
