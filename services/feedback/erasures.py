@@ -28,7 +28,8 @@ class ErasureStatus(BaseModel):
     """The answer to `GET /v1/erasure/{request_id}`. Names and counts, never content.
 
     `status`: `requested` (in the log), `in_processor` (`partitions_done` of `partitions` have erased the user),
-    `in_trainer` (all have), `done` (the trainer has followed). `versions` were trained from it. By `deadline` the log
+    `in_trainer` (all have), `done` (the trainers have followed: that of `line`, and of every other line whose batches
+    had something of the user). `versions` were trained from it. By `deadline` the log
     itself has dropped what was erased; it is unknown where the request has left the log, which is before it is due.
     """
 
@@ -62,21 +63,25 @@ class _Part:
 
 @dataclass(slots=True)
 class _Known:
-    """All that the log says of one request. `trainers`: the report of each line's trainer."""
+    """All that the log says of one request. `lines`: those whose batches it was taken out of. `trainers`: the report of
+    each line's trainer."""
 
     line: str
     subject: str
     request: ErasureRequest | None = None
     partitions: int | None = None
     parts: dict[int, _Part] = field(default_factory=dict)
+    lines: set[str] = field(default_factory=set)
     trainers: dict[str, ErasureReport] = field(default_factory=dict)
 
     def stage(self) -> Stage:
-        if self.line in self.trainers:
-            return "done"
         if self.partitions is not None and len(self.parts) >= self.partitions:
-            return "in_trainer"
+            return "in_trainer" if self.awaited() else "done"
         return "in_processor" if self.parts else "requested"
+
+    def awaited(self) -> list[str]:
+        """The lines whose trainers have not reported."""
+        return sorted(({self.line} | self.lines) - self.trainers.keys())
 
 
 class Erasures:
@@ -128,11 +133,11 @@ class Erasures:
             known.partitions = report.partitions or known.partitions
             part = _Part(report.responses, report.signals, len(report.batches))
             known.parts.setdefault(report.partition or 0, part)
+            known.lines |= {batch_id.rsplit("-", 2)[0] for batch_id in report.batches}
 
 
 def _status(request_id: str, known: _Known, now: datetime) -> ErasureStatus:
     stage = known.stage()
-    own = known.trainers.get(known.line)
     deadline = known.request.deadline if known.request is not None else None
     parts, trainers = known.parts.values(), known.trainers.values()
     found = ErasureStatus(
@@ -149,14 +154,14 @@ def _status(request_id: str, known: _Known, now: datetime) -> ErasureStatus:
         batches=sum(part.batches for part in parts),
         snapshots=sum(report.snapshots for report in trainers),
         versions=tuple(sorted({version for report in trainers for version in report.versions})),
-        completed_at=own.completed_at if own is not None else None,
+        completed_at=max(report.completed_at for report in trainers) if stage == "done" else None,
         overdue=stage != "done" and deadline is not None and now > deadline,
         detail="",
     )
-    return found.model_copy(update={"detail": _detail(found)})
+    return found.model_copy(update={"detail": _detail(found, known.awaited())})
 
 
-def _detail(found: ErasureStatus) -> str:
+def _detail(found: ErasureStatus, awaited: Sequence[str]) -> str:
     late = (
         " Its deadline has passed: look at the logs of the service that it waits for."
         if found.overdue
@@ -167,7 +172,7 @@ def _detail(found: ErasureStatus) -> str:
     if found.status == "in_processor":
         return f"{found.partitions_done} of {found.partitions or '?'} partitions have erased it.{late}"
     if found.status == "in_trainer":
-        return f"No batch holds it any more; the trainer of {found.line} has not reported on it yet.{late}"
+        return f"No batch holds it any more; waiting for the trainer of {', '.join(awaited)}.{late}"
     by = f" by {found.deadline:%Y-%m-%d %H:%M} UTC" if found.deadline is not None else ""
     trained = (
         f"Trained from it, and not undone: {', '.join(found.versions)}."

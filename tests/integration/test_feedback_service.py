@@ -221,9 +221,11 @@ def test_an_erasure_is_in_every_partition_once_when_it_is_acknowledged(
     done = ErasureReport(
         line="assistant", request_id=fresh, subject=subject, service="trainer", versions=(), completed_at=NOW
     )
-    trainer = KafkaTransactionalPublisher(kafka, "trainer", f"{fresh}-trainer")
-    trainer.publish_all([Output("erasure.reports", fresh.encode(), done.to_json())])
-    trainer.close()
+    part = done.model_copy(update={"service": "processor", "partition": 0, "partitions": 1})
+    for service, report in (("processor", part), ("trainer", done)):
+        publisher = KafkaTransactionalPublisher(kafka, service, f"{fresh}-{service}")
+        publisher.publish_all([Output("erasure.reports", fresh.encode(), report.to_json())])
+        publisher.close()
     assert followed(feedback, fresh)["snapshots"] == 0
 
 

@@ -322,6 +322,17 @@ async def test_an_erasure_is_followed_from_the_request_to_the_trainer(stage: Sta
     assert done["completed_at"]
 
 
+async def test_it_is_done_when_every_line_that_had_something_of_the_user_has_followed(stage: Stage) -> None:
+    await stage.erase()
+    for partition in range(P):
+        stage.report(partition=partition, batches={f"support-{partition}-1": 1})
+    stage.report(service="trainer", partitions=None)
+    waiting = (await stage.follow()).json()
+    assert (waiting["status"], "trainer of support" in waiting["detail"]) == ("in_trainer", True)
+    stage.report(service="trainer", line="support", partitions=None)
+    assert (await stage.follow()).json()["status"] == "done"
+
+
 async def test_an_erasure_past_its_deadline_says_so_until_it_is_done(stage: Stage) -> None:
     await stage.erase()
     stage.clock.advance(ERASED_WITHIN_DAYS * 86_400 + 1)
