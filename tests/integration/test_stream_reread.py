@@ -7,6 +7,7 @@ shown it writes to `<name>.seen`, and at the end how many they were.
 from __future__ import annotations
 
 import json
+import secrets
 from collections import Counter
 from collections.abc import Iterator
 
@@ -232,3 +233,34 @@ def test_a_step_that_rewrites_what_it_sees_comes_to_an_end(rig: Rig) -> None:
         until(lambda: bool(through(rig)), "the end")
         until(drained(engine, rig), "the inputs")
     assert len(rig.read(rig.out)) == 800
+
+
+def test_a_reread_record_whose_output_only_the_broker_refuses_is_isolated_and_the_rest_goes_on(
+    rig: Rig,
+) -> None:
+    """Slices are halved down to that record, though inputs and what is reread share them."""
+    small = NewTopic(f"{rig.name}.small", 1, 1, config={"max.message.bytes": "2000"})
+    admin = AdminClient({"bootstrap.servers": rig.kafka})
+    admin.create_topics([small])[small.topic].result()
+    plain, noise = Rereading(rig), secrets.token_bytes(20_000)
+
+    def step(state: State, record: Record | Tick | Through) -> Iterator[Output | Reread]:
+        yield from plain(state, record)
+        if isinstance(record, Record) and record.topic == rig.out and b'"e7"' in (record.value or b""):
+            yield Output.beside(record, small.topic, b"k", noise)
+
+    sent = publish(rig, rig.a, 12, "e")
+    rig.send(rig.a, [("k", "again")])
+    aborts: list[str] = []
+    settings = rig.config(outputs=frozenset({rig.out, seen(rig), small.topic}), slice_records=4)
+    engine = Engine(settings, step, on_abort=aborts.append)
+    with running(engine):
+        until(lambda: bool(aborts), "the first abort")
+        sent |= publish(rig, rig.b, 40, "later")
+        until(lambda: bool(through(rig)), "the end", 40)
+        until(drained(engine, rig), "the inputs")
+    (dead,) = rig.read(rig.dead)
+    assert dict(dead.headers())["dl_topic"] == rig.out.encode()
+    assert json.loads(dead.value())[0] == "e7"
+    assert set(seen_events(rig)) >= {f"e{n}" for n in range(12) if n != 7}
+    assert complaints(rig, sent) == []
