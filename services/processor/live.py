@@ -24,8 +24,8 @@ from shared.topics import FEEDBACK_TALLIES
 
 log = structlog.get_logger(__name__)
 
-RECORDS_PER_S = 1_000
-"""The most it reads: Faust needs some 0.3 ms of a core for each."""
+RECORDS_PER_S = 2_000
+"""The most it reads: Faust needs some 0.17 ms of a core for each."""
 PIECE = 50
 
 
@@ -150,9 +150,10 @@ def _application(bootstrap_servers: str, group: str) -> faust.App:
         topic_allow_declare=False,
         topic_disable_leader=True,
         web_enabled=False,
-        # What is read ahead is bounded: 200 records, and one fetch per partition.
-        stream_buffer_maxsize=200,
-        broker_max_poll_records=200,
+        # What is read ahead is bounded: so many records, and one fetch per partition. A full buffer costs more than it
+        # saves, as Faust then pauses the partition and fetches anew.
+        stream_buffer_maxsize=2_000,
+        broker_max_poll_records=500,
         consumer_max_fetch_size=131_072,
         consumer_auto_offset_reset="earliest",
         consumer_metadata_max_age_ms=10_000,
