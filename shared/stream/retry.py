@@ -34,7 +34,10 @@ class SliceSize:
         return self._aborts
 
     def aborted(self, at: RecordId, *, blames_records: bool) -> bool:
-        """A slice beginning `at` was aborted. True: give that one record up, to the dead letters."""
+        """A slice beginning `at` was aborted. True: give that one record up, to the dead letters.
+
+        True again only after as many aborts that blame what then stands for it: its dead letter.
+        """
         if at != self._at:
             self._at, self._aborts, self._blamed = at, 0, 0
         self._aborts += 1
@@ -45,7 +48,10 @@ class SliceSize:
             self._records = max(1, self._records // 2)
             self._aborts, self._blamed = 0, 0
             return False
-        return self._blamed >= ABORTS_BEFORE_HALVING
+        if self._blamed < ABORTS_BEFORE_HALVING:
+            return False
+        self._aborts, self._blamed = 0, 0
+        return True
 
     def committed(self) -> None:
         """A slice went through: the next may be twice as large again."""

@@ -281,8 +281,9 @@ class Slices:
         if self.size.aborted(at, blames_records=blames):
             oversized = isinstance(failure, Aborted) and failure.oversized
             error = Oversized(str(failure)) if oversized else failure
-            # Where even its dead letter was refused, the record's bytes are left out.
-            self._given_up[at] = (error, at in self._given_up)
+            # Where even its dead letter was refused, the record's bytes are left out; why it died is what it was.
+            before = self._given_up.get(at)
+            self._given_up[at] = (error, False) if before is None else (before[0], True)
 
     def _refuse_given_up(self, at: RecordId) -> None:
         found = self._given_up.get(at)

@@ -14,7 +14,7 @@ from shared.stream.inputs import Inputs
 from shared.stream.positions import Positions
 from shared.stream.retry import RecordId, SliceSize
 from shared.stream.step import Record
-from shared.stream.transaction import Unresolved, _within
+from shared.stream.transaction import Finishing, Unresolved
 
 HERE: RecordId = ("t", 0, 5)
 
@@ -44,6 +44,13 @@ def test_no_record_is_given_up_for_a_broker_that_is_away() -> None:
     size = SliceSize(8)
     assert aborts_until_given_up(size, blames_records=False) is None
     assert size.records == 1
+
+
+def test_what_was_given_up_is_given_up_again_only_after_three_more_that_blame_it() -> None:
+    size = SliceSize(1)
+    assert aborts_until_given_up(size, blames_records=True) == 3
+    assert aborts_until_given_up(size, blames_records=False) is None
+    assert aborts_until_given_up(size, blames_records=True) == 3
 
 
 def test_other_positions_begin_a_new_count() -> None:
@@ -188,15 +195,22 @@ def test_the_same_partition_of_every_input_must_land_together() -> None:
 
 
 def test_a_client_that_never_returns_is_given_up() -> None:
-    returns = threading.Event()
-    with pytest.raises(Unresolved, match="does not return"):
-        _within(0.05, lambda: bool(returns.wait(20)) and None)
+    returns, rest = threading.Event(), list[str]()
+    finishing = Finishing(lambda: bool(returns.wait(20)) and None, lambda: rest.append("done"), 0.05)
+    finishing.wait()
+    assert isinstance(finishing.raised, Unresolved)
+    assert "does not return" in str(finishing.raised)
+    assert not rest
     returns.set()
 
 
-def test_what_a_client_raises_in_time_is_passed_on() -> None:
+def test_what_a_client_raises_in_time_is_passed_on_and_the_rest_is_not_done() -> None:
     def refuses() -> None:
         raise KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION))
 
-    with pytest.raises(KafkaException, match="ILLEGAL_GENERATION"):
-        _within(20, refuses)
+    rest = list[str]()
+    finishing = Finishing(refuses, lambda: rest.append("done"))
+    finishing.wait()
+    assert isinstance(finishing.raised, KafkaException)
+    assert "ILLEGAL_GENERATION" in str(finishing.raised)
+    assert not rest
