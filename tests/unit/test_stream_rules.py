@@ -194,6 +194,18 @@ def test_the_same_partition_of_every_input_must_land_together() -> None:
     inputs.close()
 
 
+def test_partitions_that_were_lost_are_given_back_and_told_apart_from_those_handed_over() -> None:
+    inputs, consumer = Inputs(config()), Assigned()
+    inputs._on_assign(consumer, [TopicPartition(topic, 0) for topic in "ab"])  # type: ignore[arg-type]
+    inputs._on_lost(consumer, [])  # type: ignore[arg-type]
+    assert inputs.assigned is None
+    assert inputs.revoked is not None
+    assert inputs.revoked.startswith("lost")
+    inputs._on_revoke(consumer, [])  # type: ignore[arg-type]
+    assert inputs.revoked == "handed over"
+    inputs.close()
+
+
 def test_a_client_that_never_returns_is_given_up() -> None:
     returns, rest = threading.Event(), list[str]()
     finishing = Finishing(lambda: bool(returns.wait(20)) and None, lambda: rest.append("done"), 0.05)
