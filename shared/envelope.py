@@ -14,6 +14,7 @@ from shared.stream.step import Output
 from shared.topics import Topic
 
 Headers = tuple[tuple[str, bytes], ...]
+_JSON = ("content-type", b"application/json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Envelope:
             ("ce_source", self.ce_source.encode()),
             ("ce_type", self.ce_type.encode()),
             ("ce_time", self.ce_time.encode()),
-            ("content-type", b"application/json"),
+            _JSON,
         )
         return (*fixed, ("traceparent", self.traceparent.encode())) if self.traceparent else fixed
 
@@ -46,6 +47,44 @@ def traceparent_of(headers: Headers) -> str | None:
 def new_traceparent() -> str:
     """A fresh, sampled trace context."""
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+class Seal:
+    """As `sealed`, for who writes many records of one kind: what is the same for all is made once.
+
+    The bytes are the caller's, and must be what `kind` would write.
+    """
+
+    __slots__ = ("_before", "_between", "_topic")
+
+    def __init__(self, topic: Topic, kind: type[LogRecord], source: str) -> None:
+        self._topic = topic.name
+        self._before = ("ce_specversion", b"1.0")
+        self._between = (
+            ("ce_source", f"/loopwright/{source}".encode()),
+            ("ce_type", kind.event_type.encode()),
+        )
+
+    def __call__(
+        self,
+        key: bytes,
+        value: bytes | None,
+        ce_id: str,
+        ce_time: str,
+        partition: int,
+        traceparent: str | None,
+    ) -> Output:
+        """`ce_time`: RFC 3339, in UTC."""
+        headers: Headers = (
+            self._before,
+            ("ce_id", ce_id.encode()),
+            *self._between,
+            ("ce_time", ce_time.encode()),
+            _JSON,
+        )
+        if traceparent:
+            headers = (*headers, ("traceparent", traceparent.encode()))
+        return Output(self._topic, key, value, headers, partition)
 
 
 def sealed(

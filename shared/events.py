@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
+import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from shared.errors import Malformed, Oversized
@@ -175,6 +176,13 @@ class Under(Part):
     under: Words | Annotated[int, Field(ge=0, lt=MAX_CHOICES)]
 
 
+_DELIVERY = frozenset({"schema_version", "occurred_at", "received_at"})
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    return dict(part)
+
+
 class FeedbackBase(LogRecord):
     """One thing a user said about one response. Subclasses give `kind` and the type of `value`."""
 
@@ -188,8 +196,8 @@ class FeedbackBase(LogRecord):
 
     def content_digest(self) -> str:
         """Says whether two events under one identity are the same: all that the user said, none of the delivery."""
-        said = self.model_dump(mode="json", exclude={"schema_version", "occurred_at", "received_at"})
-        return sha256(canonical_json(said))
+        said = {name: value for name, value in self.__dict__.items() if name not in _DELIVERY}
+        return sha256(orjson.dumps(said, default=_plain, option=orjson.OPT_SORT_KEYS))
 
 
 class Thumbs(FeedbackBase):

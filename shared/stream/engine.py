@@ -123,6 +123,7 @@ class Engine:
         self._inputs = Inputs(self.config)
         self._rereads = Rereads(self.config)
         self._transactions = Transactions(self.config.producer(), self._stop, self._wait_for)
+        self._inputs.before_handover = self._transactions.settle
         self._slices.use(self._transactions)
         try:
             if self._start():
@@ -176,7 +177,8 @@ class Engine:
             self._restore_on(self._to_restore)
             return
         size = self._slices.size.records
-        self._inputs.read(self._owned, self.config.slice_records, 0.0 if self._backlog else READ_S)
+        if not self._backlog:  # else what was read during the commit is enough for a slice
+            self._inputs.read(self._owned, self.config.slice_records, READ_S)
         if self._inputs.revoked is not None or self._inputs.assigned is not None:
             return
         self._rereads.advance(self._owned)
@@ -243,7 +245,11 @@ class Engine:
                 self._on_commit(commit)
 
     def _transact(self, shares: list[Share]) -> Commit | None:
-        return self._slices.run(shares, self._inputs.group())
+        return self._slices.run(shares, self._inputs.group(), self._read_on)
+
+    def _read_on(self) -> None:
+        """While the broker commits. A rebalance that is met here waits for the commit, and is acted on after it."""
+        self._inputs.read(self._owned, self.config.slice_records, 0.0)
 
     def _restore_on(self, numbers: list[int]) -> None:
         """A part of the restore, then back to the group, which may want to rebalance again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
@@ -25,8 +25,8 @@ class Inputs:
     """A member of the group.
 
     Rebalances happen inside `read` and `close` only, and are left in `assigned` and `revoked` for the engine to act
-    on; until `begin` nothing is read of what was assigned. As the engine never reads while a transaction is
-    open, a revocation finds none to commit.
+    on; until `begin` nothing is read of what was assigned. A revocation that comes while a transaction is being
+    committed waits for that, as only a member of the group may commit positions.
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -37,6 +37,8 @@ class Inputs:
         """Why what was owned is owned no longer. The engine sets it back to None."""
         self.trouble: str | None = None
         """What the client last complained of."""
+        self.before_handover: Callable[[], None] = lambda: None
+        """Called when partitions are revoked or lost, before the group hears that they are given up."""
         self._consumer = Consumer(config.consumer() | {"error_cb": self._complain})
         self._per_buffer = 0
         self._closed = False
@@ -204,9 +206,11 @@ class Inputs:
         self.assigned = sorted(topics)
 
     def _on_revoke(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
+        self.before_handover()
         self.assigned, self.revoked = None, "handed over"
 
     def _on_lost(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
+        self.before_handover()
         self.assigned, self.revoked = None, "lost: the group gave this member up"
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator
-
-from sortedcontainers import SortedList
 
 from shared.errors import Oversized
 from shared.stream.store import OWN, Store
 
 _ABSENT = object()
+GROUP = 2
+"""Scans are over keys that begin alike: to keep these together is all the order that they need."""
 
 
 class Overlay:
     """`State` over a store that it never writes.
 
     The engine calls `savepoint` before each record, `undo` where the step raised, and `clear` once `writes`
-    is committed and applied to the store, or was aborted.
+    is committed and applied to the store, or was aborted. Until then it remembers what it has read: what a slice asks
+    for again costs nothing, and what it makes and takes away again is never written.
     """
 
     def __init__(self, store: Store, max_record_bytes: int) -> None:
@@ -25,11 +28,17 @@ class Overlay:
         self._store = store
         self._max = max_record_bytes
         self._undo: list[tuple[bytes, object]] = []
-        self._order: SortedList | None = None  # the keys of `writes`, kept only once something was scanned
+        self._read: dict[bytes, bytes | None] = {}
+        self._groups: defaultdict[bytes, list[bytes]] | None = None
+        """The keys of `writes`, and some that are there no longer, by how they begin; from the first scan on."""
 
     def get(self, key: bytes) -> bytes | None:
         value = self.writes.get(key, _ABSENT)
-        return self._store.get(key) if value is _ABSENT else value  # type: ignore[return-value]
+        if value is _ABSENT:
+            value = self._read.get(key, _ABSENT)
+            if value is _ABSENT:
+                value = self._read[key] = self._store.get(key)
+        return value  # type: ignore[return-value]
 
     def put(self, key: bytes, value: bytes) -> None:
         if len(key) + len(value) > self._max:
@@ -37,15 +46,42 @@ class Overlay:
                 f"State of {len(key) + len(value)} bytes under key {key[:80]!r}: "
                 f"one record holds at most {self._max}. Keep it in several keys."
             )
-        self._write(key, value)
+        if key.startswith(OWN):
+            raise ValueError("This key is the engine's own.")
+        writes = self.writes
+        before = writes.get(key, _ABSENT)
+        self._undo.append((key, before))
+        writes[key] = value
+        if before is _ABSENT and self._groups is not None:
+            self._groups[key[:GROUP]].append(key)
 
     def delete(self, key: bytes) -> None:
-        self._write(key, None)
+        if key.startswith(OWN):
+            raise ValueError("This key is the engine's own.")
+        writes = self.writes
+        before = writes.get(key, _ABSENT)
+        if self._read.get(key, _ABSENT) is None:  # the store has none, so there is nothing to delete there
+            if before is not _ABSENT:
+                self._undo.append((key, before))
+                del writes[key]
+            return
+        self._undo.append((key, before))
+        writes[key] = None
+        if before is _ABSENT and self._groups is not None:
+            self._groups[key[:GROUP]].append(key)
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        if self._order is None:
-            self._order = SortedList(self.writes)
-        written = [(key, self.writes[key]) for key in self._order.irange(start, end, inclusive=(True, False))]
+        if self._groups is None:
+            self._groups = defaultdict(list)
+            for key in self.writes:
+                self._groups[key[:GROUP]].append(key)
+        written: list[tuple[bytes, bytes | None]] = []
+        for group in sorted(self._groups):
+            if start[:GROUP] <= group <= end[:GROUP]:
+                keys = sorted({key for key in self._groups[group] if key in self.writes})
+                self._groups[group] = keys
+                within = keys[bisect_left(keys, start) : bisect_left(keys, end)]
+                written += [(key, self.writes[key]) for key in within]
         return _merged(self._store.scan(start, end), written)
 
     def savepoint(self) -> None:
@@ -56,27 +92,19 @@ class Overlay:
         """Back to the last savepoint."""
         for key, before in reversed(self._undo):
             if before is _ABSENT:
-                del self.writes[key]
-                if self._order is not None:
-                    self._order.remove(key)
+                self.writes.pop(key, None)
             else:
+                if key not in self.writes and self._groups is not None:
+                    self._groups[key[:GROUP]].append(key)
                 self.writes[key] = before  # type: ignore[assignment]
         self._undo.clear()
 
     def clear(self) -> None:
-        """Forgets the slice's writes. The dict handed out as `writes` is left as it is."""
+        """Forgets the slice. The dict handed out as `writes` is left as it is."""
         self.writes = {}
+        self._read = {}
         self._undo.clear()
-        self._order = None
-
-    def _write(self, key: bytes, value: bytes | None) -> None:
-        if key.startswith(OWN):
-            raise ValueError("This key is the engine's own.")
-        before = self.writes.get(key, _ABSENT)
-        self._undo.append((key, before))
-        self.writes[key] = value
-        if before is _ABSENT and self._order is not None:
-            self._order.add(key)
+        self._groups = None
 
 
 def _merged(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -63,14 +64,17 @@ class Slices:
         """The producer to write with from now on."""
         self._transactions = transactions
 
-    def run(self, shares: list[Share], group: Any) -> Commit | None:
-        """Returns what was committed, None if there was nothing to commit.
+    def run(
+        self, shares: list[Share], group: Any, meanwhile: Callable[[], None] = lambda: None
+    ) -> Commit | None:
+        """Returns what was committed, None if there was nothing to commit. `meanwhile` is called while the broker
+        commits; it may add to the partitions' buffers.
 
         Raises `Aborted` (the next slice tries again), `Unresolved` (after a new start), `DeadLetterFlood`, `Fatal`.
         """
         mark = self._rate.mark()
         try:
-            return self._run(shares, group)
+            return self._run(shares, group, meanwhile)
         except (Aborted, Unresolved) as failure:
             self._rate.back_to(mark)
             self._failed(shares, failure)
@@ -79,7 +83,7 @@ class Slices:
             self._rate.back_to(mark)
             raise
 
-    def _run(self, shares: list[Share], group: Any) -> Commit | None:
+    def _run(self, shares: list[Share], group: Any, meanwhile: Callable[[], None]) -> Commit | None:
         self._dead, self._outputs = [], 0
         self._search(shares)
         self._probe("before_transaction")
@@ -87,15 +91,15 @@ class Slices:
         for share in busy:
             self._log_changes(share)
         if busy:
-            self._transactions.send_positions(_positions(busy), group)
-            self._probe("after_produce")
-            self._transactions.commit()
+            sent = partial(self._probe, "after_produce")
+            self._transactions.commit(_positions(busy), group, meanwhile=meanwhile, sent=sent)
             self._probe("after_commit")
         return self._committed(shares, busy)
 
     def _step_through(self, share: Share) -> bool:
         """Steps over the records of one partition and sends what follows. Whether there is anything to commit."""
-        step, overlay = self._step, share.partition.overlay
+        step, overlay, allowed = self._step, share.partition.overlay, self._config.outputs
+        small = self._config.max_record_bytes // 2
         sending: list[Output] = []
         records = [*share.records, *share.reread] if share.reread else share.records
         for at, record in enumerate(records):
@@ -105,7 +109,14 @@ class Slices:
                     self._refuse_given_up((record.topic, record.partition, record.offset))
                 outputs = [*step(overlay, record)]
                 for output in outputs:
-                    self._check(output, share)
+                    # Most are small outputs without headers: for them, `_check` written out.
+                    if (
+                        output.__class__ is not Output
+                        or output.headers
+                        or output.topic not in allowed
+                        or len(output.value or b"") + len(output.key or b"") > small
+                    ):
+                        self._check(output, share)
             except (MemoryError, StoreFailed):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a step raises is the record's end, not ours
@@ -232,8 +243,7 @@ class Slices:
     def _log_changes(self, share: Share) -> None:
         """The changelog records of one partition: what changed, and last the positions it belongs to."""
         topic, number = self._config.changelog, share.partition.number
-        writes = share.partition.overlay.writes
-        self._transactions.produce(Output(topic, key, value, (), number) for key, value in writes.items())
+        self._transactions.produce_states(topic, number, share.partition.overlay.writes)
 
         def delivered(offset: int) -> None:
             share.changelog_offset = offset

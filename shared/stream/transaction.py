@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -16,6 +16,8 @@ CALL_S = 1.0
 """The longest single wait inside the client, so that a stop is noticed."""
 DECIDE_S, STOP_S = 10.0, 5.0
 """How long to ask what became of a transaction: normally, and after a stop."""
+GIVE_UP_S = 2 * DECIDE_S + 2 * CALL_S
+"""Asking, and aborting where the answer is no, have taken no longer than this."""
 
 Delivered = Callable[[KafkaError | None, Message], None]
 
@@ -83,6 +85,7 @@ class Transactions:
         self._stop = stop
         self._waiting = waiting
         self._open = False
+        self._finishing: Finishing | None = None
 
     def start(self) -> bool:
         """Takes over the identity: aborts what a predecessor left open, fences one that still lives.
@@ -114,8 +117,8 @@ class Transactions:
     def produce(self, outputs: Iterable[Output]) -> None:
         """Sends in the open transaction, or opens one.
 
-        What the broker refuses shows when positions are sent or the transaction is committed, with its cause: a
-        callback for every record would cost more than all the rest here.
+        What the broker refuses shows when the transaction is committed, with its cause: a callback for every record
+        would cost more than all the rest here.
         """
         send = self._producer.produce
         for output in outputs:
@@ -133,8 +136,20 @@ class Transactions:
             except KafkaException as raised:
                 raise self.abort(_cause(raised)) from raised
 
+    def produce_states(self, topic: str, partition: int, writes: Mapping[bytes, bytes | None]) -> None:
+        """As `produce`, for the states of one partition: they make up most of what is sent."""
+        self.begin()
+        send = self._producer.produce
+        for key, value in writes.items():
+            try:
+                send(topic, value, key, partition)
+            except BufferError:
+                self._produce_one(Output(topic, key, value, (), partition))
+            except KafkaException as raised:
+                raise self.abort(_cause(raised)) from raised
+
     def produce_last(self, output: Output, delivered: Callable[[int], None]) -> None:
-        """As `produce`, and tells the offset that the broker gave it: before `send_positions` returns."""
+        """As `produce`, and tells the offset that the broker gave it: before the transaction is committed."""
 
         def acknowledged(error: KafkaError | None, message: Message) -> None:
             offset = message.offset()
@@ -160,10 +175,44 @@ class Transactions:
             else:
                 return
 
+    def commit(
+        self,
+        positions: list[TopicPartition],
+        group: Any,
+        *,
+        meanwhile: Callable[[], None] = lambda: None,
+        sent: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Adds the consumed positions, waits until the broker has everything of the open transaction, and commits it.
+
+        That is done in a thread of its own, while `meanwhile` runs in the caller's: more than a tenth of the time goes
+        by in waiting for the broker. `sent` is called in the other, before the commit. What `meanwhile` raises is
+        raised only once the commit is decided.
+        """
+        finishing = self._finishing = Finishing(
+            lambda: self.send_positions(positions, group), lambda: self._commit(sent)
+        )
+        try:
+            meanwhile()
+        finally:
+            finishing.wait()
+            self._finishing = None
+        if finishing.raised is not None:
+            raise finishing.raised
+        self._open = False
+
+    def settle(self) -> None:
+        """Waits until a commit under way is decided; returns at once if there is none. For a partition's hand-over."""
+        if self._finishing is not None:
+            self._finishing.wait()
+
     def send_positions(self, positions: list[TopicPartition], group: Any) -> None:
-        """Adds the consumed positions, then waits until the broker has everything of the open transaction."""
+        """Adds the consumed positions. The first part of a commit, in its thread."""
         send = self._producer.send_offsets_to_transaction
-        self._finish(lambda: _within(DECIDE_S, lambda: send(positions, group, CALL_S)))
+        self._finish(lambda: send(positions, group, CALL_S))
+
+    def _commit(self, sent: Callable[[], None]) -> None:
+        """The rest of it. A call that timed out is asked again, never taken for an answer."""
         try:
             until = time.monotonic() + DECIDE_S
             while self._producer.flush(CALL_S) and time.monotonic() < until:
@@ -171,11 +220,8 @@ class Transactions:
         except KafkaException as raised:
             error = _cause(raised)
             raise (self._ends(error) if error.fatal() else self.abort(error)) from raised
-
-    def commit(self) -> None:
-        """Returns once committed. A call that timed out is asked again, never taken for an answer."""
+        sent()
         self._finish(lambda: self._producer.commit_transaction(CALL_S))
-        self._open = False
         self._producer.poll(0)  # for the acknowledgement of what was produced last, if it came only now
 
     def abort(self, error: KafkaError | None = None, why: str = "") -> Aborted:
@@ -239,27 +285,39 @@ class Transactions:
         return Unresolved(f"The producer {self._identity!r} cannot go on: {name}: {error.str()}.")
 
 
-def _within(seconds: float, call: Callable[[], None]) -> None:
-    """Calls in a thread of its own, and gives it up after `seconds`.
+class Finishing:
+    """A commit under way in a thread of its own: first the positions, then the rest.
 
-    For sending positions: where the group's coordinator went away, the client may never return, whatever time-out it
-    was given (librdkafka issues 5456 and 5511, open). A thread costs less than a tenth of a millisecond a commit.
+    Where the group's coordinator went away, the client may never return from sending positions, whatever time-out it
+    was given (librdkafka issues 5456 and 5511, open): then the thread is given up. All else ends in its time.
     """
-    raised: list[KafkaException] = []
 
-    def work() -> None:
+    def __init__(
+        self, positions: Callable[[], None], rest: Callable[[], None], give_up_s: float = GIVE_UP_S
+    ) -> None:
+        self.raised: BaseException | None = None
+        self._positions, self._rest = positions, rest
+        self._returned = threading.Event()
+        self._until = time.monotonic() + give_up_s
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until it is decided, or given up; then `raised` says why it is not committed."""
+        if self._returned.wait(max(0.0, self._until - time.monotonic())):
+            self._thread.join()
+        else:
+            self.raised = Unresolved("The client does not return from sending positions.")
+
+    def _run(self) -> None:
         try:
-            call()
-        except KafkaException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=work, name="send-positions", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise Unresolved("The client does not return from sending positions.")
-    if raised:
-        raise raised[0]
+            try:
+                self._positions()
+            finally:
+                self._returned.set()
+            self._rest()
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            self.raised = error
 
 
 def _cause(raised: KafkaException) -> KafkaError:

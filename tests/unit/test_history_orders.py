@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,9 +118,6 @@ def test_in_any_order_each_record_has_one_outcome_and_each_event_one_fate(
     assert all(count == 1 for count in fates.values())
 
 
-@pytest.mark.xfail(
-    reason="an early retraction by another user takes the place of the author's own", strict=True
-)
 def test_ones_own_retraction_holds_whatever_others_sent_before() -> None:
     records: list[LogRecord] = [
         response(),
@@ -133,7 +129,6 @@ def test_ones_own_retraction_holds_whatever_others_sent_before() -> None:
     assert contents(after([answer, by_another, own, said], BatchLimits())) == {}
 
 
-@pytest.mark.xfail(reason="a comment on a choice that is not there counts only if it comes late", strict=True)
 def test_a_comment_on_a_choice_that_is_not_there_counts_alike_in_any_order() -> None:
     answer = response()
     comment = feedback("comment", "Name the year in which it was founded", "e0", choice=5)

@@ -46,7 +46,7 @@ class Maker:
     keyword: str = "topic"
 
 
-MAKERS = {"sealed": Maker(0), "Output": Maker(0), "Output.beside": Maker(1)}
+MAKERS = {"sealed": Maker(0), "Seal": Maker(0), "Output": Maker(0), "Output.beside": Maker(1)}
 REPLAYED = {"services.inference.spool": "reads back from disk what was given to it as a record"}
 """Modules that make records again from ones that were made before; the publisher refuses foreign topics there too."""
 

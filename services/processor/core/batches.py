@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from services.processor.core.state import Joined, OpenBatch, Pending
+from services.processor.core.state import OpenBatch, Pending
 from shared.errors import Oversized
-from shared.events import Batch, ChatResponse, ExampleRevision, from_ms
 from shared.topics import BATCH_BYTES
-from shared.versions import batch_name
 
 CutReason = Literal["count", "bytes", "age"]
 FRAME_BYTES = 512
@@ -25,24 +23,22 @@ class BatchLimits:
     age_ms: int = 30_000
 
 
-def size_of(answer: bytes, joined: bytes) -> int:
-    """An upper bound of an example's bytes in a batch, from its parts as stored."""
-    return len(answer) + len(joined) + FRAME_BYTES
+def size_of(answer_bytes: int, joined_bytes: int) -> int:
+    """An upper bound of an example's bytes in a batch, from those of its parts as stored."""
+    return answer_bytes + joined_bytes + FRAME_BYTES
 
 
-def with_pending(batch: OpenBatch, old: Pending | None, new: Pending, now_ms: int) -> OpenBatch:
-    """The batch with `new` in it, in place of `old`."""
-    return batch.model_copy(
-        update={
-            "opened_ms": batch.opened_ms if batch.examples else now_ms,
-            "examples": batch.examples + (old is None),
-            "size": batch.size + new.size - (old.size if old else 0),
-        }
-    )
+def put_in(batch: OpenBatch, old: Pending | None, new: Pending, now_ms: int) -> None:
+    """`new` is in the batch from now on, in place of `old`."""
+    if not batch.examples:
+        batch.opened_ms = now_ms
+    batch.examples += old is None
+    batch.size += new.size - (old.size if old else 0)
 
 
-def without_pending(batch: OpenBatch, old: Pending) -> OpenBatch:
-    return batch.model_copy(update={"examples": batch.examples - 1, "size": batch.size - old.size})
+def take_out(batch: OpenBatch, old: Pending) -> None:
+    batch.examples -= 1
+    batch.size -= old.size
 
 
 def must_cut_before(batch: OpenBatch, old: Pending | None, new: Pending, limits: BatchLimits) -> bool:
@@ -60,41 +56,3 @@ def due(batch: OpenBatch, now_ms: int, limits: BatchLimits) -> CutReason | None:
     if batch.examples >= limits.examples:
         return "count"
     return "age" if now_ms - batch.opened_ms >= limits.age_ms else None
-
-
-def example_of(response_id: str, joined: Joined, answer: ChatResponse, now_ms: int) -> ExampleRevision:
-    """The newest revision. Without live signals it is a retraction and carries no content."""
-    live = bool(joined.signals)
-    signals = sorted(joined.signals.values(), key=lambda signal: (signal.occurred_at, signal.event_id))
-    return ExampleRevision(
-        line=joined.line,
-        response_id=response_id,
-        revision=joined.revision,
-        op="upsert" if live else "retract",
-        version=answer.version,
-        messages=answer.messages if live else (),
-        choices=answer.choices if live else (),
-        signals=tuple(signals),
-        responded_at=from_ms(joined.responded_ms or joined.since_ms),
-        revised_at=from_ms(now_ms),
-    )
-
-
-def cut(
-    line: str,
-    partition: int,
-    number: int,
-    reason: CutReason,
-    examples: tuple[ExampleRevision, ...],
-    now_ms: int,
-) -> Batch:
-    return Batch(
-        line=line,
-        batch_id=batch_name(line, partition, number),
-        partition=partition,
-        number=number,
-        reason=reason,
-        examples=examples,
-        content_hash=Batch.hash_of(examples),
-        cut_at=from_ms(now_ms),
-    )

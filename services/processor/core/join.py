@@ -14,24 +14,15 @@ Each feedback record ends in exactly one outcome: at once (`duplicate`, `superse
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from services.processor.core.state import Joined, Said
+from msgspec import Struct, field
+
+from services.processor.core.state import Answer, Joined, Said, Signal
+from services.processor.core.written import value_of
 from shared.actionable import hint_for
 from shared.errors import Conflict, Oversized, Rejected
-from shared.events import (
-    MAX_SIGNALS,
-    ChatResponse,
-    Feedback,
-    OutcomeKind,
-    Retract,
-    Signal,
-    canonical_json,
-    from_ms,
-    sha256,
-    to_ms,
-)
+from shared.events import MAX_SIGNALS, Feedback, OutcomeKind, Retract, to_ms
 from shared.topics import DAY_MS, WINDOW_DAYS
 
 WINDOW_MS: Final = WINDOW_DAYS * DAY_MS
@@ -49,189 +40,171 @@ class Decided(NamedTuple):
     detail: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What one record did. `waiting`: the events whose outcome the next batch will bring."""
+class Change(Struct):
+    """What one record does to one response, while it is being found out and after.
 
-    joined: Joined
-    waiting: frozenset[str]
-    decided: tuple[Decided, ...] = ()
-    revised: bool = False
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A `Joined` while it is being changed; private to one call."""
+    `joined` is changed in place: it was read for this record alone, and is written only if nothing raises.
+    """
 
     joined: Joined
     waiting: set[str]
+    """The events whose outcome the next batch will bring."""
     decided: list[Decided] = field(default_factory=list)
-    events: dict[str, Said] = field(init=False)
-    slots: dict[str, str] = field(init=False)
-    signals: dict[str, Signal] = field(init=False)
-    retractions: dict[str, str] = field(init=False)
+    changed: bool = True
+    """Whether there is anything to write."""
+    revised: bool = False
+    """Whether the example has a new revision."""
+    added: list[Signal] = field(default_factory=list)
+    removed: list[Signal] = field(default_factory=list)
+    """Signals that count from now on, and no longer. Counting begins with the response, which brings the version."""
+    vague: list[str] = field(default_factory=list)
+    """The users whose vague comments count from now on."""
 
-    def __post_init__(self) -> None:
-        self.events = dict(self.joined.events)
-        self.slots = dict(self.joined.slots)
-        self.signals = dict(self.joined.signals)
-        self.retractions = dict(self.joined.retractions)
-
-    def unsettled(self, event_id: str) -> bool:
-        """Whether an event that said something has no outcome yet."""
-        return not self.joined.answered or event_id in self.waiting
+    def decide(self, event_id: str, outcome: OutcomeKind, detail: str | None = None) -> None:
+        self.decided.append(Decided(event_id, outcome, detail))
 
     def drop_signal(self, event_id: str, outcome: OutcomeKind, detail: str | None = None) -> None:
         """Takes a live signal out; it gets this outcome unless a batch already gave it one."""
-        if self.signals.pop(event_id, None) is None:
+        signal = self.joined.signals.pop(event_id, None)
+        if signal is None:
             return
-        if self.unsettled(event_id):
-            self.decided.append(Decided(event_id, outcome, detail))
+        if not self.joined.answered or event_id in self.waiting:
+            self.decide(event_id, outcome, detail)
         self.waiting.discard(event_id)
+        self.removed.append(signal)
 
     def close(self) -> Change:
-        revised = self.joined.answered and self.signals.keys() != self.joined.signals.keys()
-        joined = self.joined.model_copy(
-            update={
-                "events": self.events,
-                "slots": self.slots,
-                "signals": self.signals,
-                "retractions": self.retractions,
-                "revision": self.joined.revision + revised,
-            }
-        )
-        return Change(joined, frozenset(self.waiting), tuple(self.decided), revised)
+        """The example changed if its set of signals did: one never stays as it is under the same event."""
+        if self.joined.answered and (self.added or self.removed):
+            self.revised = True
+            self.joined.revision += 1
+        return self
 
 
-def response_digest(response: ChatResponse) -> str:
-    """Tells a response sent again from another under the same id: what was asked and answered, not how it travelled."""
-    said = response.model_dump(mode="json", include={"line", "version", "messages", "choices", "status"})
-    return sha256(canonical_json(said))[:32]
-
-
-def on_response(
-    joined: Joined | None, waiting: frozenset[str], response: ChatResponse, now_ms: int
-) -> Change:
-    """The response came: what was said about it before now counts.
+def on_response(joined: Joined | None, known: Answer | None, answer: Answer, stored_bytes: int) -> Change:
+    """The response came: what was said about it before now counts. `known`: what is stored under its id.
 
     Raises `Conflict` where another response has this id, `Rejected` where what was said of it has already expired.
     """
-    digest = response_digest(response)
-    if joined is not None and joined.expired and joined.answered:
-        return Change(joined, frozenset())
-    if joined is not None and joined.expired:
-        raise Rejected(f"response {response.response_id} came after its window had closed")
-    if joined is not None and joined.answered:
-        if joined.response_digest != digest:
-            raise Conflict(f"response {response.response_id} came again with other content; the first stands")
-        return Change(joined, waiting)
-    before = joined or Joined(line=response.line, since_ms=now_ms)
-    known = {choice.index for choice in response.choices}
-    draft = _Draft(before, set())
-    for event_id, signal in before.signals.items():
-        if signal.choice not in known and response.status == "completed":
-            draft.drop_signal(event_id, OutcomeKind.TALLY_ONLY, f"the response has no choice {signal.choice}")
-    arrived = {"line": response.line, "version": response.version, "responded_ms": now_ms}
-    revised = bool(draft.signals)
-    joined = before.model_copy(
-        update=arrived
-        | {
-            "response_digest": digest,
-            "choices": tuple(sorted(known)) if response.status == "completed" else None,
-            "signals": draft.signals,
-            "revision": before.revision + revised,
-        }
-    )
-    return Change(joined, frozenset(draft.signals), tuple(draft.decided), revised)
+    if joined is None:
+        return Change(Joined.of_answer(answer, stored_bytes), set())
+    if joined.expired:
+        if joined.answered:
+            return Change(joined, set(), changed=False)
+        raise Rejected("the response came after its window had closed")
+    if joined.answered:
+        if known is None or not known.says_the_same(answer):
+            raise Conflict("the response came again with other content; the first stands")
+        return Change(joined, set(), changed=False)
+    change = Change(joined, set())
+    if answer.status == "completed":
+        for event_id, signal in list(joined.signals.items()):
+            if signal.choice not in answer.indices:
+                change.drop_signal(
+                    event_id, OutcomeKind.TALLY_ONLY, f"the response has no choice {signal.choice}"
+                )
+    joined.line, joined.version, joined.responded_ms = answer.line, answer.version, answer.at_ms
+    joined.choices, joined.answer_bytes = answer.known_choices, stored_bytes
+    change.waiting.update(joined.signals)
+    # What was dropped just now was never counted.
+    change.removed, change.added = [], list(joined.signals.values())
+    change.vague = [
+        said.user_id for said in joined.events.values() if said.kind == "comment" and not said.at_ms
+    ]
+    return change.close()
 
 
-def on_feedback(joined: Joined | None, waiting: frozenset[str], event: Feedback, now_ms: int) -> Change:
+def on_feedback(joined: Joined, waiting: set[str], event: Feedback, now_ms: int) -> Change:
     """Something was said. Raises `Conflict`, `Rejected` (another user's event) or `Oversized` (too much said)."""
-    if joined is not None and joined.expired:
-        return Change(
-            joined, waiting, (Decided(event.event_id, OutcomeKind.LATE, "the response's window is closed"),)
-        )
-    joined = joined or Joined(line=event.line, since_ms=now_ms)
+    change = Change(joined, waiting)
+    if joined.expired:
+        change.changed = False
+        change.decide(event.event_id, OutcomeKind.LATE, "the response's window is closed")
+        return change
     digest = event.content_digest()[:32]
     known = joined.events.get(event.event_id)
     if known is not None:
         if known.digest != digest:
             raise Conflict(f"event {event.event_id} came again with other content; the first stands")
-        return Change(joined, waiting, (Decided(event.event_id, OutcomeKind.DUPLICATE),))
+        change.changed = False
+        change.decide(event.event_id, OutcomeKind.DUPLICATE)
+        return change
     if len(joined.events) >= MAX_EVENTS:
         raise Oversized(f"more than {MAX_EVENTS} events on one response")
-    draft = _Draft(joined, set(waiting))
-    draft.events[event.event_id] = Said(digest=digest, user_id=event.user_id, kind=event.kind)
+    said = joined.events[event.event_id] = Said(digest, event.user_id, event.kind)
     if isinstance(event, Retract):
-        _retract(draft, event)
+        _retract(change, event)
     elif (hint := hint_for(event)) is not None:
-        draft.decided.append(Decided(event.event_id, OutcomeKind.TALLY_ONLY, hint))
-        _settle_retraction(draft, event, took_part=False)
+        change.decide(event.event_id, OutcomeKind.TALLY_ONLY, hint)
+        _settle_retraction(change, event, took_part=False)
+        if joined.answered:
+            change.vague.append(event.user_id)
     else:
-        _say(draft, event, now_ms)
-    return draft.close()
+        _say(change, event, said, now_ms)
+    return change.close()
 
 
-def _say(draft: _Draft, event: Feedback, now_ms: int) -> None:
+def _say(change: Change, event: Feedback, said: Said, now_ms: int) -> None:
     """Puts a signal into its slot, if it is the newest there."""
-    choices = draft.joined.choices
-    if choices is not None and event.choice not in choices:
+    joined = change.joined
+    said.at_ms = at = now_ms if event.occurred_at is None else min(to_ms(event.occurred_at), now_ms)
+    if joined.choices is not None and event.choice not in joined.choices:
         detail = f"the response has no choice {event.choice}"
-        draft.decided.append(Decided(event.event_id, OutcomeKind.TALLY_ONLY, detail))
+        change.decide(event.event_id, OutcomeKind.TALLY_ONLY, detail)
+        _settle_retraction(change, event, took_part=False)
         return
-    at = now_ms if event.occurred_at is None else min(to_ms(event.occurred_at), now_ms)
     slot = f"{event.user_id}|{event.kind}|{event.choice}"
-    draft.events[event.event_id] = draft.events[event.event_id].model_copy(update={"at_ms": at})
-    holder = draft.slots.get(slot)
-    if holder is not None and (draft.events[holder].at_ms, holder) > (at, event.event_id):
-        _settle_retraction(draft, event, took_part=False)
-        draft.decided.append(Decided(event.event_id, OutcomeKind.SUPERSEDED))
+    holder = joined.slots.get(slot)
+    if holder is not None and (joined.events[holder].at_ms, holder) > (at, event.event_id):
+        _settle_retraction(change, event, took_part=False)
+        change.decide(event.event_id, OutcomeKind.SUPERSEDED)
         return
     if holder is not None:
-        draft.drop_signal(holder, OutcomeKind.SUPERSEDED)
-    draft.slots[slot] = event.event_id
-    if _settle_retraction(draft, event, took_part=True):
+        change.drop_signal(holder, OutcomeKind.SUPERSEDED)
+    joined.slots[slot] = event.event_id
+    if _settle_retraction(change, event, took_part=True):
         return
-    if len(draft.signals) >= MAX_SIGNALS:
+    if len(joined.signals) >= MAX_SIGNALS:
         raise Oversized(f"more than {MAX_SIGNALS} signals on one response")
-    draft.signals[event.event_id] = Signal(
-        event_id=event.event_id,
-        kind=event.kind,  # type: ignore[arg-type]  # a retraction never comes here
-        user_id=event.user_id,
-        choice=event.choice,
-        value=event.value,
-        tags=event.tags,
-        occurred_at=from_ms(at),
+    signal = Signal(
+        event.kind, event.user_id, value_of(event.value), at, choice=event.choice, tags=event.tags
     )
-    if draft.joined.answered:
-        draft.waiting.add(event.event_id)
+    joined.signals[event.event_id] = signal
+    change.added.append(signal)
+    if joined.answered:
+        change.waiting.add(event.event_id)
 
 
-def _retract(draft: _Draft, event: Retract) -> None:
+def _retract(change: Change, event: Retract) -> None:
     """Takes an event back, or waits for it to come."""
-    target = draft.events.get(event.value)
+    target = change.joined.events.get(event.value)
     if target is None:
-        if event.value in draft.retractions:
-            draft.decided.append(Decided(event.event_id, OutcomeKind.DUPLICATE, "already taken back"))
-            return
-        draft.retractions[event.value] = event.event_id
+        waiting_for = _taken_back(event.value, event.user_id)
+        if waiting_for in change.joined.retractions:
+            change.decide(event.event_id, OutcomeKind.DUPLICATE, "already taken back")
+        else:
+            change.joined.retractions[waiting_for] = event.event_id
         return
     if target.user_id != event.user_id or target.kind == "retract":
         raise Rejected(f"event {event.value} is not this user's to take back")
-    draft.drop_signal(event.value, OutcomeKind.RETRACTED)
-    draft.decided.append(Decided(event.event_id, OutcomeKind.APPLIED_RETRACT))
+    change.drop_signal(event.value, OutcomeKind.RETRACTED)
+    change.decide(event.event_id, OutcomeKind.APPLIED_RETRACT)
 
 
-def _settle_retraction(draft: _Draft, event: Feedback, *, took_part: bool) -> bool:
-    """Whether a retraction was waiting for this event. Another user's retraction has no effect and stays waiting."""
-    retraction = draft.retractions.get(event.event_id)
-    if retraction is None or draft.events[retraction].user_id != event.user_id:
+def _settle_retraction(change: Change, event: Feedback, *, took_part: bool) -> bool:
+    """Whether a retraction by the same user was waiting for this event. Another's has no effect, and stays waiting."""
+    retraction = change.joined.retractions.pop(_taken_back(event.event_id, event.user_id), None)
+    if retraction is None:
         return False
-    del draft.retractions[event.event_id]
-    draft.decided.append(Decided(retraction, OutcomeKind.APPLIED_RETRACT))
+    change.decide(retraction, OutcomeKind.APPLIED_RETRACT)
     if took_part:
-        draft.decided.append(Decided(event.event_id, OutcomeKind.RETRACTED))
+        change.decide(event.event_id, OutcomeKind.RETRACTED)
     return took_part
+
+
+def _taken_back(event_id: str, user_id: str) -> str:
+    """No id has a space in it."""
+    return f"{event_id} {user_id}"
 
 
 def expires_at(joined: Joined) -> int:
@@ -242,8 +215,6 @@ def expires_at(joined: Joined) -> int:
 
 def on_expiry(joined: Joined) -> Change:
     """The window closes: what never found its response is `unmatched`; a small trace stays, to tell late events."""
-    unmatched = [] if joined.answered else [Decided(e, OutcomeKind.UNMATCHED) for e in sorted(joined.signals)]
-    unmatched += [Decided(e, OutcomeKind.UNMATCHED) for e in sorted(joined.retractions.values())]
     trace = Joined(
         line=joined.line,
         since_ms=joined.since_ms,
@@ -251,4 +222,9 @@ def on_expiry(joined: Joined) -> Change:
         expired=True,
         revision=joined.revision,
     )
-    return Change(trace, frozenset(), tuple(unmatched))
+    change = Change(trace, set())
+    for event_id in [] if joined.answered else sorted(joined.signals):
+        change.decide(event_id, OutcomeKind.UNMATCHED)
+    for event_id in sorted(joined.retractions.values()):
+        change.decide(event_id, OutcomeKind.UNMATCHED)
+    return change

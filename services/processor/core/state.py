@@ -4,38 +4,66 @@ Each partition's state is ordered by key bytes:
 
 | key | value |
 | --- | --- |
-| `a/<response_id>` | the response as it came (`ChatResponse`), written once |
-| `j/<response_id>` | `Joined`: what was said about it |
+| `a/<response_id>` | `Answer`: the response, written once |
+| `j/<response_id>` | `Joined`: what was said about it; from the first feedback on |
 | `x/<time>/<response_id>` | nothing: the time index by which windows close |
 | `b/<line>` | `OpenBatch`: the batch being filled |
 | `p/<line>/<response_id>` | `Pending`: an example in it |
-| `t/<version>/<user_id>` | `Tally` |
+| `t/<version>/<user_id>` | the newest `TallyOut`, as it was written |
 | `m/swept` | the append time of the last sweep, in ms |
+
+Values are JSON by msgspec: they are read and written several times for each record, and come from nowhere else.
 """
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field
-
-from shared.events import Line, Part, Signal
+import msgspec
+from msgspec import Raw, Struct, field
 
 SWEPT = b"m/swept"
 
+encode = msgspec.json.Encoder().encode
 
-class Stored(Part):
+
+class Stored(Struct, omit_defaults=True):
     """A value in the store. Only this service wrote it, so a fault in reading it is a fault of ours."""
 
     def to_json(self) -> bytes:
-        return self.model_dump_json(exclude_defaults=True).encode()
+        return encode(self)
 
     @classmethod
     def from_json(cls, value: bytes) -> Self:
-        return cls.model_validate_json(value)
+        return _DECODERS[cls].decode(value)  # type: ignore[no-any-return]
 
 
-class Said(Part):
+class Answer(Stored):
+    """A response as it came. `messages` and `choices` are kept as they will stand in a batch."""
+
+    line: str
+    version: str
+    status: str
+    at_ms: int
+    messages: Raw
+    choices: Raw
+    indices: tuple[int, ...] = ()
+    """The choices that it has."""
+    user_id: str | None = None
+
+    def says_the_same(self, other: Answer) -> bool:
+        """Whether the same was asked and answered, however it travelled."""
+        return (self.line, self.version, self.status, bytes(self.messages), bytes(self.choices)) == (
+            other.line, other.version, other.status, bytes(other.messages), bytes(other.choices),
+        )  # fmt: skip
+
+    @property
+    def known_choices(self) -> tuple[int, ...] | None:
+        """None where any may be spoken of: the request failed, and has no answers to choose from."""
+        return self.indices if self.status == "completed" else None
+
+
+class Said(Struct, omit_defaults=True):
     """A feedback event as remembered, to tell duplicates and owners. `digest`: 128 bits of its content."""
 
     digest: str
@@ -44,28 +72,52 @@ class Said(Part):
     at_ms: int = 0
 
 
+class Signal(Struct, omit_defaults=True):
+    """What stands of a feedback event. `value` as it will stand in a batch."""
+
+    kind: str
+    user_id: str
+    value: Raw
+    at_ms: int
+    choice: int = 0
+    tags: tuple[str, ...] = ()
+
+
 class Joined(Stored):
     """One response and what was said about it. `revision` counts the example's changes."""
 
-    line: Line
+    line: str
     since_ms: int
     responded_ms: int | None = None
     version: str | None = None
-    response_digest: str | None = None
     choices: tuple[int, ...] | None = None
+    answer_bytes: int = 0
+    """How much room the answer takes."""
     revision: int = 0
     unbatched: int = 0
     """Revisions up to this one never left: the example was taken back while it was still pending."""
-    events: dict[str, Said] = Field(default_factory=dict)
-    slots: dict[str, str] = Field(default_factory=dict)
-    signals: dict[str, Signal] = Field(default_factory=dict)
-    retractions: dict[str, str] = Field(default_factory=dict)
-    """Event to take back -> the retraction that waits for it."""
+    events: dict[str, Said] = field(default_factory=dict)
+    slots: dict[str, str] = field(default_factory=dict)
+    signals: dict[str, Signal] = field(default_factory=dict)
+    retractions: dict[str, str] = field(default_factory=dict)
+    """"<event to take back> <whose>" -> the retraction that waits for it."""
     expired: bool = False
 
     @property
     def answered(self) -> bool:
         return self.responded_ms is not None
+
+    @classmethod
+    def of_answer(cls, answer: Answer, stored_bytes: int) -> Joined:
+        """Of a response that nothing was said about yet."""
+        return cls(
+            line=answer.line,
+            since_ms=answer.at_ms,
+            responded_ms=answer.at_ms,
+            version=answer.version,
+            choices=answer.known_choices,
+            answer_bytes=stored_bytes,
+        )
 
 
 class OpenBatch(Stored):
@@ -80,30 +132,35 @@ class OpenBatch(Stored):
 class Pending(Stored):
     """An example in the open batch. Its content is what `Joined` says when the batch is cut."""
 
-    waiting: tuple[str, ...] = ()
     fresh: bool
     """No revision of it was ever in a batch: if it is taken back before the cut, nothing need be said."""
     size: int
+    waiting: tuple[str, ...] = ()
 
 
-def answer_key(response_id: str) -> bytes:
-    return b"a/" + response_id.encode()
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Answer, Joined, OpenBatch, Pending)
+}
 
 
-def joined_key(response_id: str) -> bytes:
-    return b"j/" + response_id.encode()
+def answer_key(response_id: bytes) -> bytes:
+    return b"a/" + response_id
 
 
-def expiry_key(at_ms: int, response_id: str) -> bytes:
-    return b"x/%016d/%s" % (at_ms, response_id.encode())
+def joined_key(response_id: bytes) -> bytes:
+    return b"j/" + response_id
+
+
+def expiry_key(at_ms: int, response_id: bytes) -> bytes:
+    return b"x/%016d/%s" % (at_ms, response_id)
 
 
 def batch_key(line: str) -> bytes:
     return b"b/" + line.encode()
 
 
-def pending_key(line: str, response_id: str) -> bytes:
-    return b"p/%s/%s" % (line.encode(), response_id.encode())
+def pending_key(line: str, response_id: bytes) -> bytes:
+    return b"p/%s/%s" % (line.encode(), response_id)
 
 
 def tally_key(version: str, user_id: str) -> bytes:
