@@ -1,12 +1,14 @@
 # Paths are relative and quoted: the repository may lie under a path with spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test bench-trainer bench-processor lint format lock clean
+.PHONY: help install setup demo chapter up down env test test-fault bench-trainer bench-processor lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
 # The machine's own Python, used only to make .venv: PYTHON3=... names it, else the first that is new enough.
 PYTHON3 ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+# Workloads that test-fault tries each fault with.
+SEEDS ?= 20
 # Test processes, each with a Kafka and a Redis of its own; 0: this process alone (for a debugger).
 JOBS ?= 2
 CHECKED := services shared sdk deploy examples benchmarks
@@ -47,6 +49,9 @@ env: ## Write .env with new secrets for docker compose; one that is there stays 
 test: setup ## Install what is missing and run all tests
 	@sh deploy/local/chromium.sh
 	@"$(PYTHON)" -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-fault: setup ## Every fault with SEEDS workloads (20): kills, zombies, rebalances, broker, disks, clocks; broken variants caught
+	@LOOPWRIGHT_FAULT_SEEDS=$(SEEDS) "$(PYTHON)" -m pytest tests/fault -v -n $(JOBS) --dist worksteal $(ARGS)
 
 bench-trainer: setup ## Our training beside plain TRL defaults; writes benchmarks/trainer.json
 	@"$(PYTHON)" -m benchmarks.trainer $(ARGS)
