@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from tests.fault.extent import RARE_SEEDS, SEEDS
 from tests.fault.processor_rig import ProcessorRig, Processors, processors
 
-COUNTED = ("kills", "complaints", "caught", "hanging")
+COUNTED = ("kills", "complaints", "caught", "unjudged")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,17 +41,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not ran:
         return
     # A property stands in the report of every later phase too: the last one of a test has them all.
-    told: dict[str, dict[str, int]] = {}
+    last: dict[str, pytest.TestReport] = {}
     for report in sorted(reports, key=lambda report: ("setup", "call", "teardown").index(report.when)):
-        told[report.nodeid] = {
-            name: int(str(value)) for name, value in report.user_properties if name in COUNTED
-        }
-    sums = {name: sum(found.get(name, 0) for found in told.values()) for name in COUNTED}
+        last[report.nodeid] = report
+    sums = Counter[str]()
+    for report in last.values():
+        for name, value in report.user_properties:
+            sums[name] += int(str(value)) if name in COUNTED else 0
     failed = sum(report.failed for report in ran)
     seconds = sum(report.duration for report in reports)
     terminalreporter.section("faults")
     terminalreporter.write_line(
         f"faults: {len(ran)} runs with {SEEDS} seeds in {seconds:.0f} s of tests: {sums['kills']} kills, "
         f"{sums['complaints']} complaints, {sums['caught']} broken variants caught, "
-        f"{sums['hanging']} hanging transactions of the broker ended, {failed} failed"
+        f"{sums['unjudged']} runs not judged as the broker lost what it had decided, {failed} failed"
     )

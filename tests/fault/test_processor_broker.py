@@ -4,53 +4,60 @@ from __future__ import annotations
 
 import random
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.fault.broker import Broker, own_broker
 from tests.fault.extent import SEEDS
-from tests.fault.processor_rig import ProcessorRig, Processors, processors, under_load
+from tests.fault.processor_rig import FENCED, ProcessorRig, Processors, processors, under_load
 
 KILLS = 2 if SEEDS > 1 else 1
-DECIDED_S = 15.0
-"""By then a transaction that the broker still knows of is decided, and the processors have gone on."""
+ATTEMPTS = 3
 
 
-def ended_hanging(broker: Broker, workers: Processors) -> int:
-    """Waits until all is consumed. Transactions that the broker has lost track of are ended as an operator would."""
-    ended, pause = 0, threading.Event()
-    for _ in range(5):
-        deadline = time.monotonic() + DECIDED_S
-        while time.monotonic() < deadline:
-            if workers.rig.consumed() and workers.rig.decided():
-                return ended
-            pause.wait(0.5)
-        ended += broker.end_hanging()
-    raise AssertionError(f"not all is consumed; {ended} hanging transactions were ended\n{workers.logs()}")
+def killed_under_load(broker: Broker, workers: Processors, seed: int) -> None:
+    """Two processes at work, and a broker that goes and comes; until all is consumed, or the broker at fault.
+
+    A process that ends is started again, as a supervisor does.
+    """
+    dice, pause = random.Random(seed), threading.Event()
+    running = {name: workers.start(name, age_ms=300) for name in ("one", "two")}
+    with under_load(workers, seed):
+        workers.until(lambda: workers.rig.written() > 0, "work is done")
+        for _ in range(KILLS):
+            pause.wait(dice.uniform(1.0, 4.0))
+            broker.kill()
+            workers.kills += 1
+            pause.wait(dice.uniform(0.1, 2.0))
+            broker.start()
+
+    def over() -> bool:
+        for name, child in running.items():
+            if child.poll() == FENCED:  # its transaction's time ran out while the broker was away
+                running[name] = workers.start(name, age_ms=300)
+        return broker.lost_markers() or (workers.rig.consumed() and workers.rig.decided())
+
+    workers.until(over, "all is consumed", 60)
+    if not broker.lost_markers():
+        for child in running.values():
+            workers.stop(child)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_a_broker_killed_under_load_loses_and_doubles_nothing(
-    rare_seed: int, fresh: str, tmp_path: Path, record_property: Any
+    rare_seed: int, fresh: str, tmp_path: Path, record_property: Callable[[str, int], None]
 ) -> None:
-    dice, pause = random.Random(rare_seed), threading.Event()
-    with own_broker(tmp_path / "kafka") as broker:
-        rig = ProcessorRig(broker.address, fresh, partitions=2).create()
-        with processors(rig, tmp_path, record_property) as workers:
-            running = [workers.start(name, age_ms=300) for name in ("one", "two")]
-            with under_load(workers, rare_seed):
-                workers.until(lambda: rig.written() > 0, "work is done")
-                for _ in range(KILLS):
-                    pause.wait(dice.uniform(1.0, 4.0))
-                    broker.kill()
-                    workers.kills += 1
-                    pause.wait(dice.uniform(0.1, 2.0))
-                    broker.start()
-            hanging = ended_hanging(broker, workers)
-            for child in running:
-                workers.stop(child)
-            record_property("hanging", hanging)
-            assert workers.complaints() == []
+    """Runs in which the broker broke its own promise are told at the end, and tried again."""
+    for attempt in range(ATTEMPTS):
+        folder = tmp_path / str(attempt)
+        with own_broker(folder) as broker:
+            rig = ProcessorRig(broker.address, fresh).create()
+            with processors(rig, folder, record_property) as workers:
+                killed_under_load(broker, workers, rare_seed + 100 * attempt)
+                if not broker.lost_markers():
+                    assert workers.complaints() == []
+                    return
+        record_property("unjudged", 1)
+    pytest.fail(f"the broker lost the ends of decided transactions in each of {ATTEMPTS} runs")

@@ -41,13 +41,13 @@ def events(draw: st.DrawFn, response_id: str, line: str) -> list[LogRecord]:
     found: list[LogRecord] = []
     for number in range(draw(st.integers(0, 6))):
         kind, value = draw(st.sampled_from(SAID))
-        choice = draw(st.sampled_from((0, 0, 1, 5))) if kind == "thumbs" else 0
+        choice = draw(st.sampled_from((0, 0, 1, 5)))
         said = {"response_id": response_id, "line": line}
         at, user = draw(st.integers(-50, -1)), draw(st.sampled_from(USERS))
         found.append(feedback(kind, value, f"e{number}", user=user, at_s=at, choice=choice, **said))
-        if draw(st.booleans()):
+        for again in range(draw(st.integers(0, 2))):
             who = draw(st.sampled_from((user, user, *USERS)))
-            found.append(feedback("retract", f"e{number}", f"x{number}", user=who, at_s=0, **said))
+            found.append(feedback("retract", f"e{number}", f"x{number}.{again}", user=who, at_s=0, **said))
     return found
 
 
