@@ -60,6 +60,9 @@ class LiveView:
         self._pace = PIECE / records_per_s
         self._next_piece = 0.0
         self._in_piece = 0
+        self._in_hand = False
+        self._taken: dict[Any, int] = {}
+        self._read_before: int | None = None
         self.may_read = asyncio.Event()
         """Cleared, it reads no further."""
         self.may_read.set()
@@ -87,8 +90,11 @@ class LiveView:
     async def _follow(self, stream: StreamT[bytes]) -> None:
         try:
             async for event in stream.events():
+                self._in_hand = True
                 await self._turn()
                 self.take(event)
+                self._taken[event.message.tp] = event.message.offset + 1
+                self._in_hand = False
         except Exception as error:
             # Faust would acknowledge the record and go on behind it: a deletion might be missed.
             self.failure = error
@@ -119,18 +125,28 @@ class LiveView:
             del self.table[key]
 
     async def measure(self) -> None:
-        """Asks the consumer how far it is."""
-        consumer, waiting = self.app.consumer, 0
-        partitions = consumer.assignment()
-        for each in partitions:
+        """Asks the consumer how far it is. Called now and then: that nothing is left is believed the second time, as
+        records on their way from the consumer to the agent show nowhere."""
+        consumer, quiet, waiting = self.app.consumer, not self._in_hand, 0
+        ends: dict[Any, int] = {}
+        for each in consumer.assignment():
             end: int | None = consumer.highwater(each)  # None until the first fetch, whatever its type says
             at = await consumer.position(each)
             if end is None or at is None:
                 self.behind = None
                 return
-            waiting += max(0, end - at)
-        queued = sum(topic.queue.qsize() for topic in self.app.topics)
-        self.behind = waiting + queued if partitions else None
+            ends[each] = end
+            quiet = quiet and at >= end
+            waiting += max(0, end - self._taken.get(each, at))
+        read, before = self.counted["read"], self._read_before
+        self._read_before = read
+        if not ends:
+            self.behind = None
+        elif quiet and read == before and not any(topic.queue.qsize() for topic in self.app.topics):
+            self._taken = ends  # markers of transactions may lie behind the last record
+            self.behind = 0
+        else:
+            self.behind = max(1, waiting)
 
     async def _turn(self) -> None:
         """Waits until it may read; sleeps where a piece was done too fast."""
