@@ -8,7 +8,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
 
 APPEND = {"message.timestamp.type": "LogAppendTime"}
 CALL_S = 10.0
@@ -60,9 +60,20 @@ class Log:
             time.sleep(0.1)
 
     def forget_group(self, group: str) -> None:
-        """Its positions go; one that is not there is no error."""
+        """Its positions go; one that is not there is no error. A fresh broker has to find its coordinators first."""
+
+        def moving(error: BaseException) -> bool:
+            return isinstance(error, KafkaException) and "COORDINATOR" in error.args[0].name()
+
         try:
-            self._admin.delete_consumer_groups([group])[group].result()
+            for attempt in Retrying(
+                retry=retry_if_exception(moving),
+                wait=wait_fixed(0.5),
+                stop=stop_after_delay(30),
+                reraise=True,
+            ):
+                with attempt:
+                    self._admin.delete_consumer_groups([group])[group].result()
         except KafkaException as error:
             if error.args[0].name() != "GROUP_ID_NOT_FOUND":
                 raise
