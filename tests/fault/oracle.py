@@ -150,7 +150,8 @@ def _run(store: MemoryStore, records: Sequence[Record | Tick], made: Made) -> No
             continue
         store.apply(overlay.writes, 0)
         for output in outputs:
-            made.outputs[output.topic].append(output)
+            if isinstance(output, Output):  # and not a wish to read again: nothing is erased here
+                made.outputs[output.topic].append(output)
 
 
 # --- I1 -----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from shared.topics import FEEDBACK_EVENTS
 from tests.fault.broken_engines import VARIANTS
 from tests.fault.oracle import names
 from tests.fault.processor_rig import Processors
@@ -26,9 +27,13 @@ def test_a_broken_processor_is_caught(
     variant: str, rare_seed: int, workers: Processors, record_property: Any
 ) -> None:
     phase, expected = CAUGHT[variant]
-    workers.load.send(history(rare_seed, 40))
+    told = history(rare_seed, 60)
+    # Feedback first, so that whatever slice it is killed in holds some: a response sent twice is no harm.
+    workers.load.send(intent for intent in told if intent.topic == FEEDBACK_EVENTS.name)
     workers.load.settled()
-    workers.killed(variant=variant, kill=[phase, 4], slice_records=20)
+    workers.killed(variant=variant, kill=[phase, 3], slice_records=20)
+    workers.load.send(intent for intent in told if intent.topic != FEEDBACK_EVENTS.name)
+    workers.load.settled()
     workers.finish(variant=variant, slice_records=20)
     found = workers.caught()
     assert names(found) & expected, found
