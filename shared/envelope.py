@@ -40,8 +40,10 @@ class Envelope:
 
 
 def traceparent_of(headers: Headers) -> str | None:
-    value = dict(headers).get("traceparent")
-    return value.decode("ascii", "replace") if value else None
+    for name, value in reversed(headers):
+        if name == "traceparent":
+            return value.decode("ascii", "replace") or None
+    return None
 
 
 def new_traceparent() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import chain
 
 from shared.errors import LoopwrightError
 from shared.stream.step import Output, Record
@@ -65,9 +66,7 @@ def origin_of(record: Record) -> Origin:
 def record_bytes(key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...]) -> int:
     """The size of a record's contents."""
     size = len(key or b"") + len(value or b"")
-    for name, content in headers:
-        size += len(name) + len(content or b"")
-    return size
+    return size + sum(map(len, chain.from_iterable(headers))) if headers else size
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
 from shared.stream.rocks import RocksStores
 from shared.stream.slices import Commit
-from shared.stream.step import Step
+from shared.stream.step import RereadingStep, Step
 from shared.stream.store import CACHE_MB, MemoryStore, StoreKind
 from shared.telemetry import DEAD_LETTERED, ENGINE_ABORTS, ENGINE_COMMITS, ENGINE_RECORDS
 
@@ -87,7 +87,7 @@ class EngineApp(faust.App):
 
 def host_engine(
     config: EngineConfig,
-    step: Step,
+    step: Step | RereadingStep,
     *,
     host: str,
     port: int,

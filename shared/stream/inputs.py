@@ -215,4 +215,7 @@ class Inputs:
 
 
 def _headers(raw: Any) -> Headers:
-    return tuple((name, value if value is not None else b"") for name, value in raw)
+    """A header may have no value; that is the same as an empty one."""
+    if None in [value for _, value in raw]:
+        return tuple((name, value if value is not None else b"") for name, value in raw)
+    return tuple(raw)
