@@ -54,6 +54,8 @@ def _by(*names: str) -> frozenset[str]:
 
 
 INPUT_DAYS = WINDOW_DAYS + 5
+PROOF_DAYS = 400
+"""Who asked to be erased may ask for the proof a year later."""
 SEGMENTS = {"segment.ms": str(DAY_MS)}
 """What is past its time goes by whole segments: a day's worth at most is kept longer."""
 COMPACTED = {"segment.ms": str(DAY_MS), "max.compaction.lag.ms": str(DAY_MS)}
@@ -77,9 +79,9 @@ FEEDBACK_EVENTS = Topic(
     config=SEGMENTS,
 )
 ERASURE_REQUESTS = Topic(
-    "erasure.requests", "subject", _by("feedback"), keep_days=INPUT_DAYS, append_time=True
+    "erasure.requests", "subject", _by("feedback"), keep_days=PROOF_DAYS, append_time=True
 )
-ERASURE_REPORTS = Topic("erasure.reports", "request_id", _by("processor", "trainer"), keep_days=400)
+ERASURE_REPORTS = Topic("erasure.reports", "request_id", _by("processor", "trainer"), keep_days=PROOF_DAYS)
 PROCESSOR_CHANGELOG = Topic(
     "processor.changelog", "store key", _by("processor"), compact=True, config=COMPACTED
 )
