@@ -1,6 +1,6 @@
 # Paths are relative and quoted: the repository may lie under a path with spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test test-fault bench-trainer bench-processor lint format lock clean
+.PHONY: help install setup demo chapter up down env test test-fault bench-trainer bench-processor bench-soak lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -58,6 +58,9 @@ bench-trainer: setup ## Our training beside plain TRL defaults; writes benchmark
 
 bench-processor: install ## The stream engine and the processor beside their peers; writes benchmarks/processor.json (ARGS=--quick)
 	@"$(PYTHON)" -m benchmarks.processor $(ARGS)
+
+bench-soak: install ## The processor for 15 minutes: whether its memory grows; writes benchmarks/soak.json
+	@"$(PYTHON)" -m benchmarks.soak $(ARGS)
 
 lint: install ## ruff and mypy --strict
 	@"$(PYTHON)" -m ruff check .

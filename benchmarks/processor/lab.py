@@ -106,7 +106,7 @@ class Running:
         self._before = self._taken()
         self._now = self._before
         self._ended = self._began
-        self.rss_peak = 0
+        self.rss = self.rss_peak = 0
 
     def _taken(self) -> tuple[float, float, float]:
         """CPU seconds so far: of the machine, of those that belong here, of the process itself."""
@@ -121,7 +121,8 @@ class Running:
         if status is not None:
             raise WrongResult(f"the process ended with {status}:\n{tail(self._log)}")
         self._now, self._ended = self._taken(), time.monotonic()
-        self.rss_peak = max(self.rss_peak, self._process.memory_info().rss)
+        self.rss = self._process.memory_info().rss
+        self.rss_peak = max(self.rss_peak, self.rss)
 
     def load(self) -> dict[str, float]:
         """CPU seconds of the process, and the cores that others than arm, broker and benchmark took meanwhile."""

@@ -54,6 +54,8 @@ class Conversation:
 
     pairs: int
     record_bytes: int
+    users: int | None = None
+    """So many take turns; None: each correction comes from another one."""
 
     @cached_property
     def _text(self) -> str:
@@ -97,7 +99,7 @@ class Conversation:
             "line": "assistant",
             "response_id": name,
             "event_id": f"e-{i:016x}",
-            "user_id": f"u_{i:016x}",
+            "user_id": f"u_{i if self.users is None else i % self.users:016x}",
             "received_at": AT,
             "kind": "correction",
             "value": "",

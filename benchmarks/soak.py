@@ -1,0 +1,126 @@
+"""Whether the processor as shipped grows: `make bench-soak`. Ends in one JSON line, kept in benchmarks/soak.json.
+
+Responses and corrections come at 500 a second, each response a new key, from a fixed number of users: so the state on
+disk grows all the time, and memory should not. Told is the memory of the process (RSS) early and at the end, and the
+slope of a line through all of it (least squares), both after the first fifth, in which caches fill.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.machine import machine
+from benchmarks.processor import whole
+from benchmarks.processor.broker import broker
+from benchmarks.processor.lab import Lab, Running
+from benchmarks.processor.latency import LAG_S, RATE, paced
+from benchmarks.processor.log import Log, Sent, WrongResult
+from shared.topics import CHAT_RESPONSES, DEAD_LETTERS, FEEDBACK_EVENTS, FEEDBACK_OUTCOMES
+
+RESULTS = Path(__file__).with_suffix(".json")
+FOLDER = Path(".loopwright/bench/soak")
+USERS = 5_000
+LOOK_S = 5.0
+WARM = 0.2
+app = typer.Typer(add_completion=False)
+progress = Console(stderr=True, highlight=False)
+
+
+@app.command()
+def main(
+    minutes: Annotated[float, typer.Option(help="How long records come.", min=0.5)] = 15.0,
+    partitions: Annotated[int, typer.Option(help="Of every topic.", min=1)] = 4,
+) -> None:
+    """Measures, and writes benchmarks/soak.json where it ran for 15 minutes or more."""
+    pairs = round(RATE * minutes * 60 / 2)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with broker(FOLDER / "kafka") as kafka:
+        log = Log(kafka.address)
+        try:
+            sizes = soaked(Lab(kafka, log, FOLDER, partitions), pairs)
+        except WrongResult as wrong:
+            sys.exit(f"bench-soak: {wrong}")
+        finally:
+            log.close()
+    report = {
+        "bench": "soak",
+        "ratios": ratios(sizes),
+        "figures": figures(sizes, pairs),
+        "machine": machine(),
+    }
+    if minutes >= 15:
+        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+def soaked(lab: Lab, pairs: int) -> list[float]:
+    """RSS in MB every five seconds, while records came. Raises `WrongResult` unless each correction has an outcome."""
+    talk = whole.Conversation(pairs, 350, users=USERS)
+
+    def records() -> Iterator[tuple[str, Sent]]:
+        for form, i in whole.forms(pairs, RATE, LAG_S):
+            if form == "response":
+                yield CHAT_RESPONSES.name, talk.response(i)
+            else:
+                yield FEEDBACK_EVENTS.name, talk.correction(i)
+
+    with whole.own_topics(lab), whole.processor(lab, "soak") as running:
+        sizes, done = list[float](), threading.Event()
+        watch = threading.Thread(target=_watch, args=(running, sizes, done), daemon=True)
+        watch.start()
+        try:
+            paced(lab.log, records(), RATE)
+        finally:
+            done.set()
+            watch.join()
+        running.until_written(lab.log, FEEDBACK_OUTCOMES.name, pairs, whole.QUIET_S)
+        outcomes = sum(1 for _ in lab.log.read(FEEDBACK_OUTCOMES.name))
+        dead = sum(lab.log.ends(DEAD_LETTERS.name).values())
+    if outcomes != pairs or dead:
+        raise WrongResult(f"{pairs} corrections have {outcomes} outcomes and {dead} dead letters")
+    return sizes
+
+
+def _watch(running: Running, sizes: list[float], done: threading.Event) -> None:
+    while not done.wait(LOOK_S):
+        running.look()
+        sizes.append(running.rss / 2**20)
+        progress.print(f"{len(sizes) * LOOK_S:5.0f} s  {sizes[-1]:6.1f} MB")
+
+
+def _settled(sizes: list[float]) -> list[float]:
+    return sizes[round(WARM * len(sizes)) :]
+
+
+def ratios(sizes: list[float]) -> dict[str, float]:
+    """`end_vs_early`: the last tenth against the first tenth after the warm-up."""
+    settled = _settled(sizes)
+    part = max(1, len(settled) // 10)
+    return {"end_vs_early": round(statistics.median(settled[-part:]) / statistics.median(settled[:part]), 3)}
+
+
+def figures(sizes: list[float], pairs: int) -> dict[str, float]:
+    settled = _settled(sizes)
+    hours = [n * LOOK_S / 3600 for n in range(len(settled))]
+    slope = statistics.linear_regression(hours, settled).slope if len(settled) > 1 else 0.0
+    return {
+        "minutes": round(len(sizes) * LOOK_S / 60, 1),
+        "records": 2 * pairs,
+        "rss_mb_early": round(settled[0], 1),
+        "rss_mb_end": round(settled[-1], 1),
+        "rss_mb_peak": round(max(sizes), 1),
+        "slope_mb_per_hour": round(slope, 1),
+    }
+
+
+if __name__ == "__main__":
+    app()
