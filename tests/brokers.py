@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def own_kafka(folder: Path) -> Iterator[str]:
-    """The address of a broker whose data lies in `folder`; stopped at the end."""
+def own_kafka(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The address of a broker whose data lies in `folder`; stopped at the end. `settings`: of the broker, added."""
     ports = choose({"kafka": 0, "controller": 0})
     program = prepare_kafka(
         libs=ensure_jars(ROOT / ".loopwright" / "kafka", print),
@@ -24,6 +24,8 @@ def own_kafka(folder: Path) -> Iterator[str]:
         port=ports["kafka"],
         controller_port=ports["controller"],
     )
+    with (folder / "data" / "server.properties").open("a") as file:
+        file.writelines(f"{name}={value}\n" for name, value in (settings or {}).items())
     log = folder / "kafka.log"
     child = spawn(program, folder=folder, log=log)
     try:

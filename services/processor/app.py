@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faust
 
+from services.processor.core.erasing import Told
 from services.processor.core.step import SERVICE, ProcessorStep
 from services.processor.live import LiveView
 from services.processor.live_keeper import LiveKeeper, attach
@@ -15,6 +16,8 @@ from shared.telemetry import configure_logging
 from shared.topics import (
     CHAT_RESPONSES,
     DEAD_LETTERS,
+    ERASURE_REPORTS,
+    ERASURE_REQUESTS,
     FEEDBACK_EVENTS,
     FEEDBACK_OUTCOMES,
     FEEDBACK_TALLIES,
@@ -29,10 +32,12 @@ def engine_config(settings: ProcessorSettings) -> EngineConfig:
         bootstrap_servers=settings.kafka_bootstrap_servers,
         application=f"loopwright-{SERVICE}",
         instance=settings.processor_instance,
-        inputs=(CHAT_RESPONSES.name, FEEDBACK_EVENTS.name),
+        inputs=(CHAT_RESPONSES.name, FEEDBACK_EVENTS.name, ERASURE_REQUESTS.name),
         changelog=PROCESSOR_CHANGELOG.name,
         dead_letters=DEAD_LETTERS.name,
-        outputs=frozenset({TRAINING_BATCHES.name, FEEDBACK_OUTCOMES.name, FEEDBACK_TALLIES.name}),
+        outputs=frozenset(
+            {TRAINING_BATCHES.name, FEEDBACK_OUTCOMES.name, FEEDBACK_TALLIES.name, ERASURE_REPORTS.name}
+        ),
         service=SERVICE,
         partitions=settings.partitions,
     )
@@ -43,7 +48,7 @@ def build(settings: ProcessorSettings) -> faust.App:
     config = engine_config(settings)
     app = host_engine(
         config,
-        ProcessorStep(settings.limits),
+        ProcessorStep(settings.limits, Told(settings.partitions)),
         host=settings.host,
         port=settings.processor_port,
         data_dir=settings.data_dir,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from services.processor.core.batches import BatchLimits
+from services.processor.core.erasing import COURSE, Course, Told
 from services.processor.core.step import ProcessorStep
 from shared.errors import LoopwrightError
 from shared.events import (
@@ -15,6 +16,8 @@ from shared.events import (
     Batch,
     ChatResponse,
     Choice,
+    ErasureReport,
+    ErasureRequest,
     ExampleRevision,
     Feedback,
     LogRecord,
@@ -23,10 +26,12 @@ from shared.events import (
     Tally,
 )
 from shared.stream.overlay import Overlay
-from shared.stream.step import Output, Record, Tick
+from shared.stream.step import Output, Record, Through, Tick
 from shared.stream.store import MemoryStore
 from shared.topics import (
     CHAT_RESPONSES,
+    ERASURE_REPORTS,
+    ERASURE_REQUESTS,
     FEEDBACK_EVENTS,
     FEEDBACK_OUTCOMES,
     FEEDBACK_TALLIES,
@@ -69,17 +74,24 @@ def feedback(
 class Bench:
     """One partition of the processor. Keeps everything that came out."""
 
-    def __init__(self, limits: BatchLimits | None = None) -> None:
+    def __init__(self, limits: BatchLimits | None = None, told: Told | None = None) -> None:
         self.store = MemoryStore()
-        self.step = ProcessorStep(limits)
+        self.step = ProcessorStep(limits, told)
         self.outputs: list[Output] = []
+        self.shown = 0
+        """How many of the batches a reread under way has shown; it ends at `shown_to`."""
+        self.shown_to: int | None = None
+        self.now_ms = T0
         self.dead: list[LoopwrightError] = []
         self._offsets = itertools.count()
 
     def say(self, record: LogRecord, at_s: float = 0.0) -> list[Output]:
         """The record, appended `at_s` seconds after the start."""
-        topic = CHAT_RESPONSES if isinstance(record, ChatResponse) else FEEDBACK_EVENTS
-        key = record.response_id.encode()  # type: ignore[attr-defined]
+        if isinstance(record, ErasureRequest):
+            topic, key = ERASURE_REQUESTS, record.subject.encode()
+        else:
+            topic = CHAT_RESPONSES if isinstance(record, ChatResponse) else FEEDBACK_EVENTS
+            key = record.response_id.encode()  # type: ignore[attr-defined]
         return self.feed(
             Record(topic.name, 0, next(self._offsets), T0 + round(at_s * 1000), key, record.to_json())
         )
@@ -87,17 +99,43 @@ class Bench:
     def tick(self, at_s: float) -> list[Output]:
         return self.feed(Tick(0, T0 + round(at_s * 1000)))
 
-    def feed(self, record: Record | Tick) -> list[Output]:
+    def show(self, most: int = 1_000_000) -> None:
+        """Goes on with a reread, if one was asked for: so many batches, and behind the last that it is through.
+
+        As after a change of owner, where the end is asked for anew, batches may be shown that were not yet there."""
+        while self.shown_to is not None and most > 0:
+            logged = self.logged
+            most -= 1
+            if self.shown < self.shown_to:
+                key, value = logged[self.shown]
+                self.shown += 1
+                self.feed(Record(TRAINING_BATCHES.name, 0, self.shown - 1, self.now_ms, key, value))
+            else:
+                self.shown_to = None
+                self.feed(Through(TRAINING_BATCHES.name, 0, self.now_ms))
+
+    def settle(self, at_s: float) -> None:
+        """Until no erasure is under way any more."""
+        while (course := self.store.get(COURSE)) and _busy(Course.from_json(course)):
+            self.show()
+            self.tick(at_s)
+
+    def feed(self, record: Record | Tick | Through) -> list[Output]:
         """As the engine does: the writes of a step that raises are undone, and the record is dead."""
+        self.now_ms = max(self.now_ms, record.timestamp)
         overlay = Overlay(self.store, 1_000_000)
         overlay.savepoint()
         try:
-            made = list(self.step(overlay, record))
+            said = list(self.step(overlay, record))
         except LoopwrightError as error:
             self.dead.append(error)
             return []
         self.store.apply(overlay.writes, 0)
+        made = [each for each in said if isinstance(each, Output)]
         self.outputs += made
+        if len(made) < len(said):
+            assert self.shown_to is None, "a reread is under way already"
+            self.shown, self.shown_to = 0, len(self.logged)
         return made
 
     def of(self, topic: str, outputs: Iterable[Output] | None = None) -> list[bytes]:
@@ -113,8 +151,24 @@ class Bench:
         return found
 
     @property
+    def logged(self) -> list[tuple[bytes, bytes]]:
+        """All batches as they were written, with their keys."""
+        return [(o.key or b"", o.value or b"") for o in self.outputs if o.topic == TRAINING_BATCHES.name]
+
+    @property
     def batches(self) -> list[Batch]:
-        return [Batch.from_json(value) for value in self.of(TRAINING_BATCHES.name)]
+        """The newest rewrite of each."""
+        found: dict[str, Batch] = {}
+        for batch in map(Batch.from_json, self.of(TRAINING_BATCHES.name)):
+            before = found.get(batch.batch_id)
+            assert before is None or before.rewrite < batch.rewrite, "I2: one content per rewrite"
+            assert batch.content_hash == Batch.hash_of(batch.examples)
+            found[batch.batch_id] = batch
+        return list(found.values())
+
+    @property
+    def reports(self) -> list[ErasureReport]:
+        return [ErasureReport.from_json(value) for value in self.of(ERASURE_REPORTS.name)]
 
     @property
     def newest(self) -> dict[str, ExampleRevision]:
@@ -140,5 +194,12 @@ class Bench:
 
     @property
     def tallies(self) -> dict[str, Tally]:
-        """user -> newest tally."""
-        return {tally.user_id: tally for tally in map(Tally.from_json, self.of(FEEDBACK_TALLIES.name))}
+        """user -> newest tally, where the newest of its key was not a deletion."""
+        newest = {o.key: o.value for o in self.outputs if o.topic == FEEDBACK_TALLIES.name}
+        return {
+            tally.user_id: tally for tally in (Tally.from_json(value) for value in newest.values() if value)
+        }
+
+
+def _busy(course: Course) -> bool:
+    return bool(course.phase or course.waiting)

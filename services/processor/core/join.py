@@ -59,6 +59,8 @@ class Change(Struct):
     """Signals that count from now on, and no longer. Counting begins with the response, which brings the version."""
     vague: list[str] = field(default_factory=list)
     """The users whose vague comments count from now on."""
+    sought: bool = False
+    """What is taken back may stand in batches of which nothing is known here any more."""
 
     def decide(self, event_id: str, outcome: OutcomeKind, detail: str | None = None) -> None:
         self.decided.append(Decided(event_id, outcome, detail))
@@ -118,8 +120,7 @@ def on_feedback(joined: Joined, waiting: set[str], event: Feedback, now_ms: int)
     """Something was said. Raises `Conflict`, `Rejected` (another user's event) or `Oversized` (too much said)."""
     change = Change(joined, waiting)
     if joined.expired:
-        change.changed = False
-        change.decide(event.event_id, OutcomeKind.LATE, "the response's window is closed")
+        _after_window(change, event)
         return change
     digest = event.content_digest()[:32]
     known = joined.events.get(event.event_id)
@@ -142,6 +143,22 @@ def on_feedback(joined: Joined, waiting: set[str], event: Feedback, now_ms: int)
     else:
         _say(change, event, said, now_ms)
     return change.close()
+
+
+def _after_window(change: Change, event: Feedback) -> None:
+    """Too late, but to take something back: what became of that is known once the batches have been searched."""
+    joined, change.changed = change.joined, False
+    if joined.erased:
+        change.decide(event.event_id, OutcomeKind.ERASED, "the response was erased")
+    elif not isinstance(event, Retract):
+        change.decide(event.event_id, OutcomeKind.LATE, "the response's window is closed")
+    elif (place := taken_back(event.value, event.user_id)) in joined.retractions:
+        change.decide(event.event_id, OutcomeKind.DUPLICATE, "already taken back")
+    elif len(joined.retractions) >= MAX_EVENTS:
+        raise Oversized(f"more than {MAX_EVENTS} events on one response")
+    else:
+        joined.retractions[place] = event.event_id
+        change.changed = change.sought = True
 
 
 def _say(change: Change, event: Feedback, said: Said, now_ms: int) -> None:
@@ -179,7 +196,9 @@ def _retract(change: Change, event: Retract) -> None:
     """Takes an event back, or waits for it to come."""
     target = change.joined.events.get(event.value)
     if target is None:
-        waiting_for = _taken_back(event.value, event.user_id)
+        # Where nothing at all was known, the response may be of long ago.
+        change.sought = not change.joined.answered and len(change.joined.events) == 1
+        waiting_for = taken_back(event.value, event.user_id)
         if waiting_for in change.joined.retractions:
             change.decide(event.event_id, OutcomeKind.DUPLICATE, "already taken back")
         else:
@@ -193,7 +212,7 @@ def _retract(change: Change, event: Retract) -> None:
 
 def _settle_retraction(change: Change, event: Feedback, *, took_part: bool) -> bool:
     """Whether a retraction by the same user was waiting for this event. Another's has no effect, and stays waiting."""
-    retraction = change.joined.retractions.pop(_taken_back(event.event_id, event.user_id), None)
+    retraction = change.joined.retractions.pop(taken_back(event.event_id, event.user_id), None)
     if retraction is None:
         return False
     change.decide(retraction, OutcomeKind.APPLIED_RETRACT)
@@ -202,7 +221,7 @@ def _settle_retraction(change: Change, event: Feedback, *, took_part: bool) -> b
     return took_part
 
 
-def _taken_back(event_id: str, user_id: str) -> str:
+def taken_back(event_id: str, user_id: str) -> str:
     """No id has a space in it."""
     return f"{event_id} {user_id}"
 

@@ -11,6 +11,7 @@ Each partition's state is ordered by key bytes:
 | `p/<line>/<response_id>` | `Pending`: an example in it |
 | `t/<version>/<user_id>` | the newest `TallyOut`, as it was written |
 | `m/swept` | the append time of the last sweep, in ms |
+| `m/erasing`, `e/`, `f/`, `g/`, `r/`, `w/` | what erasures keep: see `erasing.py` |
 
 Values are JSON by msgspec: they are read and written several times for each record, and come from nowhere else.
 """
@@ -102,6 +103,8 @@ class Joined(Stored):
     retractions: dict[str, str] = field(default_factory=dict)
     """"<event to take back> <whose>" -> the retraction that waits for it."""
     expired: bool = False
+    erased: bool = False
+    """The trace of a response that was erased, window or not."""
 
     @property
     def answered(self) -> bool:
@@ -138,9 +141,13 @@ class Pending(Stored):
     waiting: tuple[str, ...] = ()
 
 
-_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (Answer, Joined, OpenBatch, Pending)
-}
+class _Decoders(dict[type, msgspec.json.Decoder[Any]]):
+    def __missing__(self, kind: type) -> msgspec.json.Decoder[Any]:
+        decoder = self[kind] = msgspec.json.Decoder(kind)
+        return decoder
+
+
+_DECODERS = _Decoders()
 
 
 def answer_key(response_id: bytes) -> bytes:

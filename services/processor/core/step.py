@@ -9,6 +9,7 @@ from msgspec import UNSET
 
 from services.processor.core import batches, join, tallies
 from services.processor.core.batches import BatchLimits, CutReason
+from services.processor.core.erasing import COURSE, Erasing, Told
 from services.processor.core.join import Change, Decided
 from services.processor.core.state import (
     SWEPT,
@@ -36,8 +37,8 @@ from services.processor.core.written import (
 )
 from shared.envelope import Seal, traceparent_of
 from shared.errors import Malformed, Rejected
-from shared.events import FEEDBACK, Batch, ChatResponse, Outcome, OutcomeKind, Tally, parse_union
-from shared.stream.step import Output, Record, State, Tick
+from shared.events import FEEDBACK, Batch, ChatResponse, Outcome, OutcomeKind, Retract, Tally, parse_union
+from shared.stream.step import Output, Record, Reread, State, Through, Tick
 from shared.topics import (
     CHAT_RESPONSES,
     FEEDBACK_EVENTS,
@@ -56,32 +57,38 @@ _tally = Seal(FEEDBACK_TALLIES, Tally, SERVICE)
 
 
 class ProcessorStep:
-    """`Step` over `chat.responses` and `feedback.events`. Holds nothing but its limits."""
+    """`Step` over `chat.responses`, `feedback.events` and `erasure.requests`. Holds nothing but what it is told."""
 
-    def __init__(self, limits: BatchLimits | None = None) -> None:
+    def __init__(self, limits: BatchLimits | None = None, told: Told | None = None) -> None:
         self._limits = limits or BatchLimits()
+        self._told = told or Told()
 
-    def __call__(self, state: State, record: Record | Tick) -> Iterable[Output]:
-        turn = _Turn(state, record, self._limits)
+    def __call__(self, state: State, record: Record | Tick | Through) -> Iterable[Output | Reread]:
+        turn = Turn(state, record, self._limits)
+        course = state.get(COURSE)
+        if course is not None:
+            turn.erasing = Erasing(turn, self._told, course)
         if isinstance(record, Tick):
             turn.tick()
-        elif record.topic == CHAT_RESPONSES.name:
+        elif isinstance(record, Record) and record.topic == FEEDBACK_EVENTS.name:
+            turn.feedback(record, self._told)
+        elif isinstance(record, Record) and record.topic == CHAT_RESPONSES.name:
             turn.response(ChatResponse.from_json(record.value), record)
-        elif record.topic == FEEDBACK_EVENTS.name:
-            turn.feedback(record)
         else:
-            raise Rejected(f"the processor has no rule for records of {record.topic}")
+            erasing = turn.erasing = turn.erasing or Erasing(turn, self._told, course)
+            erasing.take(record)
         turn.sweep_if_due()
-        return turn.outputs
+        return turn.outputs if turn.erasing is None else turn.erasing.close(record)
 
 
-class _Turn:
+class Turn:
     """One call of the step: the state, the time, and what goes out. `key` is a response_id, as bytes, throughout."""
 
-    __slots__ = ("_trace", "limits", "now", "now_ms", "outputs", "partition", "state")
+    __slots__ = ("_trace", "erasing", "limits", "now", "now_ms", "outputs", "partition", "state")
 
-    def __init__(self, state: State, record: Record | Tick, limits: BatchLimits) -> None:
+    def __init__(self, state: State, record: Record | Tick | Through, limits: BatchLimits) -> None:
         self.state = state
+        self.erasing: Erasing | None = None
         self.limits = limits
         self.now_ms = record.timestamp
         self.now = rfc3339(record.timestamp)
@@ -95,6 +102,8 @@ class _Turn:
 
     def response(self, response: ChatResponse, record: Record) -> None:
         key = _key_of(record, response.response_id)
+        if self.erasing is not None and self.erasing.keeps_out_response(key, response):
+            return
         before = self.find(key)
         stored = self.state.get(answer_key(key)) if before is not None and before.answered else None
         answer = answer_of(response, self.now_ms)
@@ -112,16 +121,23 @@ class _Turn:
         else:
             self.apply(key, change, expired_at)
 
-    def feedback(self, record: Record) -> None:
+    def feedback(self, record: Record, told: Told) -> None:
         event = parse_union(FEEDBACK, record.value)
         key = _key_of(record, event.response_id)
         joined = self.find(key)
+        if self.erasing is not None and self.erasing.keeps_out(event):
+            known = joined or Joined(line=event.line, since_ms=self.now_ms)
+            self.decide(key, known, [Decided(event.event_id, OutcomeKind.ERASED)])
+            return
         expires_at = None if joined is None else join.expires_at(joined)
         if joined is None:
             joined = Joined(line=event.line, since_ms=self.now_ms)
         pending = self.pending(joined.line, key) if joined.answered else None
         change = join.on_feedback(joined, set(pending.waiting) if pending else set(), event, self.now_ms)
         self.apply(key, change, expires_at, pending)
+        if change.sought and isinstance(event, Retract):
+            self.erasing = self.erasing or Erasing(self, told, None)
+            self.erasing.retract_late(event, owed=joined.expired)
 
     def tick(self) -> None:
         for key, value in list(self.state.scan(b"b/", after(b"b/"))):
@@ -243,7 +259,7 @@ class _Turn:
             settled.append((key, known, Pending.from_json(value)))
         batch_id = batch_name(line, self.partition, batch.number)
         made = batch_of(line, batch_id, self.partition, batch.number, reason, examples, self.now)
-        self.send(_batch, batch_id.encode(), made, batch_id)
+        self.send_batch(batch_id, made)
         coming = OpenBatch(number=batch.number + 1)
         self.state.put(batch_key(line), coming.to_json())
         for key, known, pending in settled:
@@ -297,6 +313,9 @@ class _Turn:
 
     def new_tally(self, line: str, version: str, user_id: str) -> TallyOut:
         return TallyOut(1, line, version, user_id, self.partition)
+
+    def send_batch(self, batch_id: str, value: bytes) -> None:
+        self.send(_batch, batch_id.encode(), value, batch_id)
 
     def send(self, seal: Seal, key: bytes, value: bytes, ce_id: str) -> None:
         self.outputs.append(seal(key, value, ce_id, self.now, self.partition, self._trace))

@@ -9,16 +9,19 @@ from services.processor.core.written import TallyOut
 
 
 def count(tally: TallyOut, removed: Iterable[Signal], added: Iterable[Signal], vague_comments: int) -> None:
-    """These signals went and came. Ratings are summed; all others are counted."""
+    """These signals went and came. Ratings are summed; all others are counted.
+
+    Never below zero: what goes may have been counted before an erasure took the tally away.
+    """
     tally.comments += vague_comments
     for sign, signals in ((-1, removed), (1, added)):
         for signal in signals:
             if signal.kind == "rating":
-                tally.ratings += sign
-                tally.rating_sum += sign * int(bytes(signal.value))
+                tally.ratings = max(0, tally.ratings + sign)
+                tally.rating_sum = max(0, tally.rating_sum + sign * int(bytes(signal.value)))
             else:
                 counter = _counter(signal)
-                setattr(tally, counter, getattr(tally, counter) + sign)
+                setattr(tally, counter, max(0, getattr(tally, counter) + sign))
 
 
 def _counter(signal: Signal) -> str:

@@ -1,0 +1,190 @@
+"""I11: after an erasure and its deadline, what a user said stands in no file of Kafka's and in none of the state's.
+
+A broker of its own and the processor as it is shipped, with days made into seconds: segments close after two, what is
+kept for a time is kept for six, and what the processor appends a day later, so that segments close, comes after three.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from services.processor.app import engine_config
+from services.processor.core.batches import BatchLimits
+from services.processor.core.erasing import Told
+from services.processor.core.step import ProcessorStep
+from services.processor.settings import ProcessorSettings
+from shared.events import (
+    FEEDBACK,
+    Batch,
+    ChatResponse,
+    Choice,
+    ErasureReport,
+    ErasureRequest,
+    Message,
+)
+from shared.stream import rocks
+from shared.stream.engine import Engine
+from shared.stream.rocks import RocksStores
+from shared.topics import (
+    CHAT_RESPONSES,
+    DEAD_LETTERS,
+    ERASURE_REPORTS,
+    ERASURE_REQUESTS,
+    FEEDBACK_EVENTS,
+    FEEDBACK_TALLIES,
+    PROCESSOR_CHANGELOG,
+    TOPICS,
+    TRAINING_BATCHES,
+)
+from tests.brokers import own_kafka
+from tests.fault.stream_rig import running, until
+
+SEGMENT_MS, KEPT_MS, TOUCH_MS = 2_000, 6_000, 3_000
+BROKER = {
+    "log.cleaner.backoff.ms": "300",
+    "log.retention.check.interval.ms": "300",
+    "log.initial.task.delay.ms": "300",
+    "log.segment.delete.delay.ms": "100",
+}
+HOLDERS = (CHAT_RESPONSES, FEEDBACK_EVENTS, DEAD_LETTERS, TRAINING_BATCHES, PROCESSOR_CHANGELOG)
+"""The topics that hold what users say."""
+
+
+class Stand:
+    """The broker and its files, the state's files, and a producer for the inputs."""
+
+    def __init__(self, kafka: str, folder: Path) -> None:
+        self.kafka = kafka
+        self.logs = folder / "kafka" / "data" / "log"
+        self.state = folder / "state"
+        self._producer = Producer({"bootstrap.servers": kafka, "partitioner": "murmur2_random"})
+
+    def create_topics(self) -> None:
+        """As the topics job makes them, with one partition and days as seconds; uncompressed, so that text is found."""
+        wanted = []
+        for topic in TOPICS.values():
+            shorter = {"segment.ms": str(SEGMENT_MS), "compression.type": "uncompressed"}
+            if topic.compact:
+                shorter |= {"max.compaction.lag.ms": str(SEGMENT_MS), "delete.retention.ms": str(SEGMENT_MS)}
+            elif topic is not ERASURE_REPORTS:
+                shorter |= {"retention.ms": str(KEPT_MS)}
+            wanted.append(NewTopic(topic.name, 1, 1, config=topic.broker_config() | shorter))
+        admin = AdminClient({"bootstrap.servers": self.kafka})
+        for made in admin.create_topics(wanted).values():
+            made.result()
+
+    def publish(self, topic: str, key: str, value: bytes) -> None:
+        self._producer.produce(topic, value, key.encode())
+        assert self._producer.flush(20) == 0
+
+    def read(self, topic: str) -> list[bytes]:
+        """What is committed, tombstones left out."""
+        reader = Consumer(
+            {
+                "bootstrap.servers": self.kafka,
+                "group.id": "test",
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+            }
+        )
+        reader.assign([TopicPartition(topic, 0, 0)])
+        found: list[bytes] = []
+        while (message := reader.poll(10)) is not None and message.error() is None:
+            if message.value() is not None:
+                found.append(message.value())
+        reader.close()
+        return found
+
+    def holding(self, word: str) -> set[str]:
+        """The topics, and `state`, of which a file has it."""
+        found = set()
+        for file in [*self.logs.rglob("*"), *self.state.rglob("*")]:
+            try:
+                if file.is_file() and word.encode() in file.read_bytes():
+                    inside = file.is_relative_to(self.logs)
+                    found.add(file.parent.name.rsplit("-", 1)[0] if inside else "state")
+            except FileNotFoundError:  # removed while we looked
+                continue
+        return found
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Iterator[Stand]:
+    (tmp_path / "kafka").mkdir()
+    with own_kafka(tmp_path / "kafka", BROKER) as address:
+        stand = Stand(address, tmp_path)
+        stand.create_topics()
+        yield stand
+
+
+def conversation(stand: Stand, ann: str, secret: str) -> None:
+    """Ann asks and says what nobody else may know; Bob says something of it, and something of his own."""
+    now = datetime.now(UTC)
+    for response_id, user, text in (("r1", ann, f"{secret}-asked"), ("r2", "u_bob", "What is Python?")):
+        said = ChatResponse(
+            line="assistant",
+            response_id=response_id,
+            version="assistant@base-00000000",
+            messages=(Message(role="user", content=text),),
+            choices=(Choice(index=0, text="A snake."),),
+            user_id=user,
+            created_at=now,
+        )
+        stand.publish(CHAT_RESPONSES.name, response_id, said.to_json())
+    for event_id, response_id, user, text in (
+        ("e1", "r1", ann, f"{secret}-corrected"),
+        ("e2", "r1", "u_bob", "A language."),
+        ("e3", "r2", ann, f"{secret}-of-another"),
+        ("e4", "r2", "u_bob", "A tool."),
+    ):
+        body = {
+            "line": "assistant", "response_id": response_id, "event_id": event_id, "user_id": user,
+            "kind": "correction", "value": text, "received_at": now,
+        }  # fmt: skip
+        stand.publish(FEEDBACK_EVENTS.name, response_id, FEEDBACK.validate_python(body).to_json())
+    stand.publish(FEEDBACK_EVENTS.name, "r2", b'{"kind": "correction", "value": "%s-broken' % secret.encode())
+
+
+def erasure(ann: str) -> ErasureRequest:
+    now = datetime.now(UTC)
+    return ErasureRequest(
+        line="assistant", request_id="q1", subject=ann, requested_at=now, deadline=now + timedelta(days=37)
+    )
+
+
+def test_no_file_holds_what_an_erased_user_said(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rocks, "REWRITTEN_S", 1)
+    secret, ann = secrets.token_hex(20), f"u_{secrets.token_hex(16)}"
+    config = engine_config(ProcessorSettings(kafka_bootstrap_servers=stand.kafka, partitions=1))
+    step = ProcessorStep(BatchLimits(age_ms=500), Told(partitions=1, touch_ms=TOUCH_MS))
+    engine = Engine(config, step, open_store=RocksStores(stand.state, cache_mb=8, flush_s=0.2))
+    with running(engine):
+        conversation(stand, ann, secret)
+        until(lambda: len(stand.read(TRAINING_BATCHES.name)) == 1, "a batch")
+        holders = {topic.name for topic in HOLDERS} | {"state"}
+        until(lambda: stand.holding(secret) == holders, "the secret where it is to be expected")
+        stand.publish(ERASURE_REQUESTS.name, ann, erasure(ann).to_json())
+        until(lambda: bool(stand.read(ERASURE_REPORTS.name)), "the report")
+        until(lambda: stand.holding(secret) == set(), "the secret in no file", 60)
+        until(
+            lambda: {TRAINING_BATCHES.name, FEEDBACK_TALLIES.name}.isdisjoint(stand.holding(ann)),
+            "nor her",
+            60,
+        )
+    report = ErasureReport.from_json(stand.read(ERASURE_REPORTS.name)[0])
+    batches = [Batch.from_json(value) for value in stand.read(TRAINING_BATCHES.name)]
+    assert report.batches == {"assistant-0-1": 1}
+    assert [(batch.batch_id, batch.rewrite) for batch in batches if batch.batch_id == "assistant-0-1"] == [
+        ("assistant-0-1", 1)
+    ]
+    kept = [signal.value for batch in batches for example in batch.examples for signal in example.signals]
+    assert "A tool." in kept
+    assert "A language." not in kept
+    assert stand.holding("A tool.") >= {TRAINING_BATCHES.name}
