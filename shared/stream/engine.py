@@ -11,6 +11,7 @@ starts. And the store is written only after the commit, with the changelog posit
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +36,8 @@ from shared.stream.view import EngineState, PartitionView, View
 
 log = structlog.get_logger(__name__)
 
+CYCLES_AFTER = 100_000
+"""New objects after which Python looks for reference cycles; its own default is 700."""
 READ_S = 0.02
 """The client returns only with all records asked for, or after the whole of this time."""
 VIEW_S = 0.5
@@ -105,8 +108,17 @@ class Engine:
 
         After too many dead letters it leaves the group, says so in `state` and `reason`, and stands until `stop` is
         set. Raises `Fenced`, `Misconfigured`, `Fatal` where this process cannot go on. Where a store cannot be read or
-        written it begins anew, until it can be.
+        written it begins anew, until it can be. Meanwhile Python's collector of reference cycles looks less often,
+        in the whole process: among so many records, which are freed without it, it took a fifth of all time.
         """
+        before = gc.get_threshold()
+        gc.set_threshold(max(before[0], CYCLES_AFTER), *before[1:])
+        try:
+            self._run(stop)
+        finally:
+            gc.set_threshold(*before)
+
+    def _run(self, stop: threading.Event) -> None:
         self._stop = stop
         while not stop.is_set():
             try:

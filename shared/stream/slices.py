@@ -25,6 +25,8 @@ from shared.stream.transaction import Aborted, Transactions, Unresolved
 log = structlog.get_logger(__name__)
 
 Probe = Callable[[str], None]
+FEW_HEADERS = 8
+"""With so few, a small record is not measured whole: should they be huge, the broker refuses it, to the same end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +111,10 @@ class Slices:
                     self._refuse_given_up((record.topic, record.partition, record.offset))
                 outputs = [*step(overlay, record)]
                 for output in outputs:
-                    # Most are small outputs without headers: for them, `_check` written out.
+                    # Most are small outputs with few headers: for them, `_check` written out.
                     if (
                         output.__class__ is not Output
-                        or output.headers
+                        or len(output.headers) > FEW_HEADERS
                         or output.topic not in allowed
                         or len(output.value or b"") + len(output.key or b"") > small
                     ):
