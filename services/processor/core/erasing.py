@@ -369,17 +369,9 @@ class Erasing:
     def _send(
         self, topic: Topic, key: str, record: LogRecord, ce_id: str, partition: int | None = None
     ) -> None:
-        self.turn.outputs.append(
-            sealed(
-                topic,
-                key,
-                record,
-                source="processor",
-                ce_id=ce_id,
-                at=from_ms(self.turn.now_ms),
-                partition=partition,
-            )
-        )
+        at = from_ms(self.turn.now_ms)
+        made = sealed(topic, key, record, source="processor", ce_id=ce_id, at=at, partition=partition)
+        self.turn.outputs.append(made)
 
 
 def _sought(erasures: Iterable[Erasure]) -> Sought:
