@@ -1,4 +1,5 @@
 """I1-I6: processor and trainer, killed with -9 three times each in the middle of a loop that closes all the same.
+I11: and some of its users are erased from all that the trainer keeps, and from the version's name on.
 
 Everything is real: doors, Kafka, the services under the stack's supervisor, training with a tiny model. The same oracle
 catches a processor that commits its positions before its transaction.
@@ -15,8 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
 
+import pyarrow.parquet as pq
 import pytest
 
+from deploy.local.record import erasure_token
 from deploy.local.stack import LocalStack
 from loopwright import Loopwright, Version, new_event_id
 from shared.adapters.kafka import KafkaPublisher
@@ -29,6 +32,8 @@ KILLS = 3
 RESPONSES_BETWEEN_KILLS = 40
 USERS_AT_ONCE = 8
 TRAINED_WITHIN_S = 240.0
+LEAVERS = [f"leaver-{number}" for number in range(5)]
+SECRET = "the quiet blue lighthouse"
 
 
 def publish_responses(kafka: str, names: Sequence[str]) -> None:
@@ -118,6 +123,34 @@ def until_published(stack: LocalStack, loop: Loopwright) -> list[Version]:
     raise AssertionError(f"no version after {TRAINED_WITHIN_S} s; killed in {seen}")
 
 
+def confide(stack: LocalStack, loop: Loopwright) -> None:
+    """Some users say what they will want erased."""
+    names = [f"secret-{number}" for number in range(len(LEAVERS))]
+    publish_responses(stack.urls["kafka"], names)
+    for name, user in zip(names, LEAVERS, strict=True):
+        loop.correct(name, user, f"It is {SECRET} of {user}.")
+
+
+def erased(loop: Loopwright) -> set[str]:
+    """All of them, asked for at once; the versions that were trained from any of them."""
+    asked = [loop.erase(user).request_id for user in LEAVERS]
+    found = [loop.wait_for_erasure(request_id, timeout=60) for request_id in asked]
+    assert all(erasure.status == "done" and erasure.signals for erasure in found), found
+    return {version for erasure in found for version in erasure.versions}
+
+
+def holding(folder: Path, secret: str) -> list[str]:
+    """The files that have it, Parquet read as what it says."""
+    found = []
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        content = (
+            str(pq.read_table(path).to_pylist()).encode() if path.suffix == ".parquet" else path.read_bytes()
+        )
+        if secret.encode() in content:
+            found.append(str(path.relative_to(folder)))
+    return found
+
+
 def a_stack(root: Path, tiny: Path, services: Sequence[str], processor: str) -> LocalStack:
     return LocalStack(
         root,
@@ -138,19 +171,29 @@ def a_stack(root: Path, tiny: Path, services: Sequence[str], processor: str) -> 
 
 
 def doors(stack: LocalStack) -> Loopwright:
-    return Loopwright(feedback_url=stack.urls["feedback"], console_url=stack.urls["console"])
+    return Loopwright(
+        feedback_url=stack.urls["feedback"],
+        console_url=stack.urls["console"],
+        erasure_token=erasure_token(stack.root),
+    )
 
 
 @pytest.mark.timeout(400)
 def test_a_loop_killed_six_times_closes_with_one_version(tmp_path: Path, tiny_model: Path) -> None:
     services = ("feedback", "processor", "trainer", "rollout", "console")
     with a_stack(tmp_path, tiny_model, services, "services.processor") as stack, doors(stack) as loop:
+        confide(stack, loop)
         under_load(stack, loop)
         assert settled(loop, 30)
         ordered = loop.wait_for_result(loop.command("train_now").command_id, timeout=30)
         assert ordered.status == "done", ordered.message
         trained = until_published(stack, loop)
         assert complaints(stack.urls["kafka"]) == []
+        kept = tmp_path / "data" / "trainer"
+        assert holding(kept, SECRET)
+        # A fifth of all users are held out, and train nothing: not all of five.
+        assert erased(loop) == {trained[0].version}
+        assert holding(kept, SECRET) == []
     assert [version.number for version in trained] == [1]
 
 
