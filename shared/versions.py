@@ -150,7 +150,10 @@ class Pin(CommandBase):
 
 
 class TrainNow(CommandBase):
+    """A run with anything usable, whatever the hour."""
+
     kind: Literal["train_now"] = "train_now"
+    dry_run: bool = Field(False, description="only say what would be trained, and what is missing")
 
 
 class Release(CommandBase):

@@ -25,6 +25,7 @@ class Order(BaseModel):
     kind: str = Field(max_length=32, description=", ".join(KINDS))
     line: Line | None = None
     version: str | None = Field(None, max_length=128)
+    dry_run: bool | None = Field(None, description="of train_now: only say what would be trained")
     response_ids: list[Id] | None = None
     positions: list[Annotated[str, Field(pattern=PLACE_PATTERN)]] | None = Field(
         None, description="of dead letters"
@@ -67,6 +68,8 @@ def to_command(
         raise NoExecutor(
             f"no service carries out {order.kind} yet; those that are: {', '.join(sorted(executors))}"
         )
+    if order.dry_run and order.kind != "train_now":
+        raise Malformed(f"dry_run: there is none of {order.kind}, only of train_now")
     line = order.line or line
     fields: dict[str, Any] = order.model_dump(mode="json", exclude_none=True)
     fields |= {"line": line, "command_id": command_id, "issued_at": now.isoformat()}

@@ -22,10 +22,17 @@ CREATE TABLE IF NOT EXISTS runs (
     run_id TEXT PRIMARY KEY, stage TEXT NOT NULL, through TEXT NOT NULL, config TEXT NOT NULL,
     failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', version TEXT, created_ms INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS commands (
-    command_id TEXT PRIMARY KEY, status TEXT, message TEXT, answered INTEGER NOT NULL DEFAULT 0);
+    command_id TEXT PRIMARY KEY, status TEXT, message TEXT, answered INTEGER NOT NULL DEFAULT 0,
+    kind TEXT NOT NULL DEFAULT 'train_now');
 CREATE TABLE IF NOT EXISTS quarantine (
     run_id TEXT, response_id TEXT, event_id TEXT, reason TEXT, PRIMARY KEY (run_id, response_id, event_id));
 """
+
+
+def adopt(db: sqlite3.Connection) -> None:
+    """Brings a table of an older release up to date: its commands had one kind."""
+    if "kind" not in {row[1] for row in db.execute("PRAGMA table_info(commands)")}:
+        db.execute("ALTER TABLE commands ADD COLUMN kind TEXT NOT NULL DEFAULT 'train_now'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,12 @@ def last_through(db: sqlite3.Connection) -> dict[str, int]:
     return dict(json.loads(row[0])) if row else {}
 
 
+def last_began(db: sqlite3.Connection) -> int | None:
+    """When the newest run began, in milliseconds, unless it was `erased`; None if there was none."""
+    row = db.execute("SELECT MAX(created_ms) FROM runs WHERE stage != 'erased'").fetchone()
+    return None if row[0] is None else int(row[0])
+
+
 def erased_last(db: sqlite3.Connection) -> bool:
     """Whether the newest run was `erased`, so that another is to begin in its place."""
     row = db.execute("SELECT stage FROM runs ORDER BY created_ms DESC, run_id DESC").fetchone()
@@ -146,16 +159,27 @@ def count_failure(db: sqlite3.Connection, run_id: str, reason: str) -> int:
     return int(db.execute("SELECT failures FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])
 
 
-def unanswered(db: sqlite3.Connection) -> list[tuple[str, str | None, str | None]]:
-    """(command_id, status, message) of commands without a published result, in the order they came; status None =
-    not yet decided."""
-    return list(
-        db.execute("SELECT command_id, status, message FROM commands WHERE answered = 0 ORDER BY rowid")
+def decided(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    """(command_id, status, message) of commands that were decided and have no published result, in the order in which
+    they came."""
+    rows = db.execute(
+        "SELECT command_id, status, COALESCE(message, '') FROM commands "
+        "WHERE answered = 0 AND status IS NOT NULL ORDER BY rowid"
     )
+    return rows.fetchall()
 
 
-def note_command(db: sqlite3.Connection, command_id: str) -> None:
-    db.execute("INSERT OR IGNORE INTO commands (command_id) VALUES (?)", (command_id,))
+def undecided(db: sqlite3.Connection, kind: str) -> list[str]:
+    """Commands of this kind that wait, in the order in which they came."""
+    rows = db.execute(
+        "SELECT command_id FROM commands WHERE answered = 0 AND status IS NULL AND kind = ? ORDER BY rowid",
+        (kind,),
+    )
+    return [command_id for (command_id,) in rows]
+
+
+def note_command(db: sqlite3.Connection, command_id: str, kind: str) -> None:
+    db.execute("INSERT OR IGNORE INTO commands (command_id, kind) VALUES (?, ?)", (command_id, kind))
 
 
 def decide_command(db: sqlite3.Connection, command_id: str, status: str, message: str) -> None:

@@ -22,6 +22,8 @@ from services.trainer.card import ARTIFACT
 from services.trainer.child import CONFIG, FAILED, GATE, STOPPED, WHY, pause_at, stop
 from services.trainer.eraser import Eraser
 from services.trainer.erasures import Target
+from services.trainer.orders import ACK_S, LOOK, TRAIN, Orders
+from services.trainer.preview import preview
 from services.trainer.progress import Progress
 from services.trainer.publish import SERVICE, VersionLog
 from services.trainer.runs import Run, RunConfig
@@ -32,7 +34,6 @@ from services.trainer.trigger import Decision, Waiting, decide
 from services.trainer.verify import split, usable
 from shared.adapters import redis_keys
 from shared.adapters.base_model import BaseModel
-from shared.envelope import sealed
 from shared.errors import BrokerUnavailable, DeadLetterFlood, LoopwrightError, Rejected
 from shared.events import Batch, ErasureReport, from_ms, parse_union
 from shared.ports import ArtifactStore, Cache, Clock, LogReader, Publisher
@@ -44,13 +45,11 @@ from shared.topics import (
     ERASURE_REPORTS,
     MAX_MESSAGE_BYTES,
     OPERATOR_COMMANDS,
-    OPERATOR_RESULTS,
     TRAINING_BATCHES,
 )
-from shared.versions import COMMAND, Command, CommandResult, GateReport, TrainNow
+from shared.versions import COMMAND, Command, GateReport
 
 POLL_S = 0.2
-ACK_S = 15.0
 SHOW_S = 5.0
 SHOWN_TTL_S = 3600.0
 MAX_FAILURES = 3
@@ -81,9 +80,12 @@ class Trainer:
     shown_ms: int = 0
     kills: int = 0
     eraser: Eraser = field(init=False)
+    orders: Orders = field(init=False)
 
     def __post_init__(self) -> None:
-        self.eraser = Eraser(self.settings.line, self.db, self._runs, self.versions, self.clock)
+        line = self.settings.line
+        self.eraser = Eraser(line, self.db, self._runs, self.versions, self.clock)
+        self.orders = Orders(line, self.db, self.versions, self.publisher, self.clock)
 
     def run(self, stopping: threading.Event) -> None:
         """Until `stopping`: then the run's process is stopped too, and goes on at the next start."""
@@ -98,9 +100,10 @@ class Trainer:
     def turn(self) -> None:
         """One step on, whatever is next. A broker that is away is no failure of a run: it is tried again."""
         try:
-            self._answer_decided()
+            self.orders.answer()
             self._erase()
             run = runs.open_run(self.db)
+            self._look(run)
             if run is None:
                 self._consider()
             elif run.stage == "gated":
@@ -131,8 +134,8 @@ class Trainer:
                     erasures.keep(self.db, one, ours)
                 elif isinstance(one, Batch) and one.line == ours:
                     changed |= collect.keep_batch(self.db, one)
-                elif isinstance(one, TrainNow) and one.line == ours:
-                    runs.note_command(self.db, one.command_id)
+                elif not isinstance(one, Batch):
+                    self.orders.keep(one)
             collect.keep_positions(self.db, self.reader.positions())
         if changed:
             self.waiting = None
@@ -207,27 +210,45 @@ class Trainer:
         at the start: a decision on half the log would be another one."""
         if not self.reader.at_end():
             return
-        asked = self._undecided()
-        decision = decide(
-            self._count(),
-            self.settings.thresholds(),
-            self.clock.now_ms(),
-            commanded=bool(asked),
-            anew=runs.erased_last(self.db),
-        )
+        asked = self.orders.undecided(TRAIN)
+        decision = self._decide(commanded=bool(asked))
         self._show(decision)
         if not decision.start:
-            self._refuse_commands(decision.reason)
+            self.orders.settle(asked, "refused", decision.reason)
             return
         config = self._plan()
         with self.db:
             runs.begin(self.db, config, decision.reason)
-            for command_id in asked:
-                runs.decide_command(
-                    self.db, command_id, "done", f"run {config.run_id} began: {decision.reason}"
-                )
+            self.orders.decide(asked, "done", f"run {config.run_id} began: {decision.reason}")
         self.waiting = None
         log.info("run_began", run_id=config.run_id, reason=decision.reason, against=config.stable.version)
+
+    def _decide(self, *, commanded: bool = False) -> Decision:
+        return decide(
+            self._count(),
+            self.settings.thresholds(),
+            self.clock.now_ms(),
+            commanded=commanded,
+            anew=runs.erased_last(self.db),
+            began_ms=runs.last_began(self.db),
+        )
+
+    def _look(self, run: Run | None) -> None:
+        """Answers dry runs, whether or not a run is under way."""
+        asked = self.orders.undecided(LOOK) if self.reader.at_end() else []
+        if not asked:
+            return
+        through = collect.through(self.db)
+        told = preview(
+            self.settings.line,
+            collect.dataset(self.db, through),
+            through,
+            self._count(),
+            self._decide(),
+            comments=self.settings.comment_mode,
+            under_way=run.config.run_id if run is not None else None,
+        )
+        self.orders.settle(asked, "done", told)
 
     def _count(self) -> Waiting:
         if self.waiting is None:
@@ -262,52 +283,9 @@ class Trainer:
             created_ms=self.clock.now_ms(),
         )
 
-    # --- commands ---
-
-    def _undecided(self) -> list[str]:
-        """Commands to act on; those that the log has a result of (from before this table was made) are put away."""
-        open_ = [command_id for command_id, status, _ in runs.unanswered(self.db) if status is None]
-        if not open_:
-            return []
-        known = self.versions.answered()
-        for command_id in open_:
-            if command_id in known:
-                runs.mark_answered(self.db, command_id)
-        return [command_id for command_id in open_ if command_id not in known]
-
     def _refuse_commands(self, reason: str) -> None:
-        if not self.reader.at_end():
-            return
-        for command_id in self._undecided():
-            with self.db:
-                runs.decide_command(self.db, command_id, "refused", reason)
-
-    def _answer_decided(self) -> None:
-        """Publishes results that were decided, each once: after a crash the log says which are there."""
-        decided = [row for row in runs.unanswered(self.db) if row[1] is not None]
-        known = self.versions.answered() if decided else set()
-        for command_id, status, message in decided:
-            if command_id not in known:
-                now = from_ms(self.clock.now_ms())
-                result = CommandResult(
-                    line=self.settings.line,
-                    command_id=command_id,
-                    status="done" if status == "done" else "refused",
-                    message=message or "",
-                    executor=SERVICE,
-                    finished_at=now,
-                )
-                record = sealed(
-                    OPERATOR_RESULTS,
-                    command_id,
-                    result,
-                    source=SERVICE,
-                    ce_id=command_id,
-                    at=now,
-                    partition=0,
-                )
-                self.publisher.publish(record).result(ACK_S)
-            runs.mark_answered(self.db, command_id)
+        if self.reader.at_end():
+            self.orders.settle(self.orders.undecided(TRAIN), "refused", reason)
 
     # --- running ---
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
+from services.trainer.hours import QuietHours, zone_of
 from services.trainer.objectives import CommentMode
 from shared.settings import Settings
 
@@ -24,6 +25,9 @@ class Thresholds(BaseModel):
     users: int = 20
     aged_examples: int = 50
     age_s: float = 86_400.0
+    interval_s: float = 0.0
+    quiet: QuietHours | None = None
+    time_zone: str = "UTC"
 
 
 class Recipe(BaseModel):
@@ -63,6 +67,21 @@ class TrainerSettings(Settings):
     )
     age_hours: float = Field(
         24, ge=0, validation_alias=_own("age_hours"), description="... once one has waited so long"
+    )
+    min_interval_hours: float = Field(
+        0,
+        ge=0,
+        validation_alias=_own("min_interval_hours"),
+        description="from the beginning of one run to that of the next; a command need not wait",
+    )
+    quiet_hours: str = Field(
+        "",
+        validation_alias=_own("quiet_hours"),
+        description="e.g. 22:00-06:00: no run begins by itself then; a command need not wait, a run that is under "
+        "way goes on",
+    )
+    time_zone: str = Field(
+        "UTC", validation_alias=_own("time_zone"), description="of the quiet hours: an IANA name"
     )
     comment_mode: CommentMode = Field(
         "hold",
@@ -118,12 +137,27 @@ class TrainerSettings(Settings):
         description="where the base's own answers are kept; several trainers may share it (default: DATA_DIR/replay)",
     )
 
+    @field_validator("quiet_hours")
+    @classmethod
+    def _are_hours(cls, told: str) -> str:
+        QuietHours.parse(told)
+        return told
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_a_zone(cls, told: str) -> str:
+        zone_of(told)
+        return told
+
     def thresholds(self) -> Thresholds:
         return Thresholds(
             examples=self.examples,
             users=self.users,
             aged_examples=self.aged_examples,
             age_s=self.age_hours * 3600,
+            interval_s=self.min_interval_hours * 3600,
+            quiet=QuietHours.parse(self.quiet_hours),
+            time_zone=self.time_zone,
         )
 
     def recipe(self) -> Recipe:

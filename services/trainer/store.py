@@ -24,6 +24,7 @@ def open_store(folder: Path) -> sqlite3.Connection:
     db.execute("PRAGMA synchronous=FULL")
     db.execute("PRAGMA secure_delete=ON")
     db.executescript(collect.SCHEMA + runs.SCHEMA + erasures.SCHEMA)
+    runs.adopt(db)
     if db.execute("PRAGMA user_version").fetchone()[0] < SWEPT:
         db.execute("VACUUM")
         db.execute(f"PRAGMA user_version={SWEPT}")

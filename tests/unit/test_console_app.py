@@ -163,6 +163,7 @@ async def test_a_command_is_in_the_log_when_it_is_accepted_and_its_result_is_tol
         ({"kind": "promote", "version": "nonsense"}, 422, "malformed"),
         ({"kind": "train_now", "now": True}, 422, "malformed"),
         ({"kind": "train_now", "line": "BAD LINE"}, 422, "malformed"),
+        ({"kind": "rollback", "dry_run": True}, 422, "malformed"),
         ({}, 422, "malformed"),
     ],
     ids=json.dumps,
@@ -177,6 +178,15 @@ async def test_an_order_that_cannot_be_carried_out_is_refused(
 @pytest.mark.parametrize("kind", ["rollback", "pause", "resume", "train_now"])
 async def test_orders_without_a_version_are_taken(stage: Stage, kind: str) -> None:
     assert (await stage.http.post("/api/commands", json={"kind": kind})).status_code == 202
+
+
+async def test_a_dry_run_is_told_from_a_run(stage: Stage) -> None:
+    for fields in ({}, {"dry_run": True}):
+        assert (
+            await stage.http.post("/api/commands", json={"kind": "train_now"} | fields)
+        ).status_code == 202
+    given = [COMMAND.validate_json(record.value) for record in stage.log.records("operator.commands")]
+    assert [one.dry_run for one in given if one.kind == "train_now"] == [False, True]
 
 
 async def test_a_command_that_kafka_does_not_acknowledge_is_not_accepted(stage: Stage) -> None:

@@ -160,9 +160,10 @@ def test_the_line_may_be_set_once_for_all_commands(monkeypatch: pytest.MonkeyPat
         (["rollout", "pause"], {"kind": "pause"}),
         (["rollout", "resume", "--line", "b"], {"kind": "resume", "line": "b"}),
         (["train", "now"], {"kind": "train_now"}),
+        (["train", "now", "--dry-run"], {"kind": "train_now", "dry_run": True}),
     ],
 )
-def test_an_order_waits_for_what_comes_of_it(arguments: list[str], body: dict[str, str]) -> None:
+def test_an_order_waits_for_what_comes_of_it(arguments: list[str], body: dict[str, object]) -> None:
     service = Service([ok(COMMAND, 202), ok(COMMAND | {"status": "done", "message": "As ordered."})])
     result = run(service, *arguments)
     assert (result.exit_code, result.stdout) == (0, "done As ordered.\n")

@@ -25,6 +25,7 @@ from shared.versions import CommandResult, ModelVersion, TrainNow
 from tests.trainer_parts import LINE, NOW, Rig, batch, finish, revision, turns
 
 QUESTIONS = ("Who founded Acme?", "Where is the head office?", "How long is the warranty?")
+MEASURING = next(user for user in (f"user-{i}" for i in range(40)) if is_held_out(LINE, user))
 TRAINING = [user for user in (f"user-{i}" for i in range(20)) if not is_held_out(LINE, user)]
 
 
@@ -45,8 +46,8 @@ def send(rig: Rig, *batches: Batch) -> None:
     )
 
 
-def order(rig: Rig, name: str, line: str = LINE) -> None:
-    command = TrainNow(line=line, command_id=name, issued_at=NOW)
+def order(rig: Rig, name: str, line: str = LINE, *, dry_run: bool = False) -> None:
+    command = TrainNow(line=line, command_id=name, issued_at=NOW, dry_run=dry_run)
     rig.log.append(
         sealed(OPERATOR_COMMANDS, line, command, source="console", ce_id=name, at=NOW, partition=0)
     )
@@ -155,6 +156,66 @@ def test_a_command_during_a_run_is_refused_and_says_which_run(tmp_path: Path) ->
     assert run is not None
     assert [one.status for one in results(rig)] == ["refused"]
     assert run.config.run_id in results(rig)[0].message
+
+
+def test_quiet_hours_and_the_interval_are_named_to_the_console_and_a_command_overrides_them(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, finish)
+    send(rig, corrections())
+    trainer = rig.trainer(min_interval_hours=6)
+    turns(trainer)
+    send(rig, corrections(2))
+    rig.clock.advance(60)
+    turns(trainer)
+    assert len(trained(rig)) == 1
+    shown = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
+    assert "the last run began less than 6 h ago" in shown["reason"]
+    order(rig, "c1")
+    turns(trainer)
+    assert [(one.command_id, one.status) for one in results(rig)] == [("c1", "done")]
+    assert len(trained(rig)) == 2
+
+
+def test_a_dry_run_says_what_would_train_and_what_is_missing_and_trains_nothing(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, finish)
+    measured = revision("m1", QUESTIONS[0], "The answer is number 0.", MEASURING)
+    send(rig, corrections(), batch([measured, revision("t1", "Who?", "up", kind="thumbs")], 2))
+    order(rig, "c1", dry_run=True)
+    turns(rig.trainer(examples=100, users=7))
+    assert rig.started == []
+    assert [(one.command_id, one.status) for one in results(rig)] == [("c1", "done")]
+    told = results(rig)[0].message
+    assert "would train 3 examples of 3 users (3 usable are new), measured with 1 of 1 held-out users" in told
+    assert "waits for 97 more examples and 4 more users" in told
+    assert "held back: 1 (thumbs: held until KTO is there)" in told
+
+
+def test_a_dry_run_with_nothing_new_says_so_and_one_during_a_run_names_it(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, lambda folder: -9)
+    order(rig, "c1", dry_run=True)
+    trainer = rig.trainer()
+    turns(trainer, 3)
+    assert "would train nothing: nothing usable is new" in results(rig)[0].message
+    send(rig, corrections())
+    turns(trainer, 2)
+    order(rig, "c2", dry_run=True)
+    turns(trainer, 3)
+    run = runs.open_run(trainer.db)
+    assert run is not None
+    assert f"run {run.config.run_id} is under way" in results(rig)[1].message
+
+
+def test_a_table_of_an_older_release_goes_on_with_its_commands(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, finish)
+    send(rig, corrections())
+    db = rig.trainer().db
+    with db:
+        db.execute("ALTER TABLE commands DROP COLUMN kind")
+        db.execute("INSERT INTO commands (command_id) VALUES ('c1')")
+    db.close()
+    turns(rig.trainer(examples=100))
+    assert [(one.command_id, one.status) for one in results(rig)] == [("c1", "done")]
 
 
 def test_a_killed_process_resumes_the_same_run_with_the_same_config(tmp_path: Path) -> None:

@@ -208,13 +208,19 @@ class AsyncLoopwright:
         return await self._run(calls.versions(line))
 
     async def command(
-        self, kind: CommandKind, *, line: str | None = None, version: str | None = None
+        self,
+        kind: CommandKind,
+        *,
+        line: str | None = None,
+        version: str | None = None,
+        dry_run: bool = False,
     ) -> Command:
         """Give an operator's command; returns once it is in the log for good. See `wait_for_result`.
 
         Where no answer says whether it was taken, it is not given again: `Unreachable` or `Unavailable` is raised.
+        `dry_run` belongs to `train_now`: the result says what would be trained and what is missing, and nothing is.
         """
-        return await self._run(calls.command(kind, line, version))
+        return await self._run(calls.command(kind, line, version, dry_run=dry_run))
 
     async def dead_letters(
         self,

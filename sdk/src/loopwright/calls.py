@@ -148,9 +148,11 @@ def versions(line: str | None) -> Call[list[Version]]:
     return Call("console", "GET", "/api/versions" + _of_line(line), _read_versions)
 
 
-def command(kind: CommandKind, line: str | None, version: str | None) -> Call[Command]:
+def command(
+    kind: CommandKind, line: str | None, version: str | None, *, dry_run: bool = False
+) -> Call[Command]:
     """An operator's command. Not repeatable: each arrival is a command of its own."""
-    given = {"kind": kind, "line": line, "version": version}
+    given = {"kind": kind, "line": line, "version": version, "dry_run": dry_run or None}
     body = {name: value for name, value in given.items() if value is not None}
     return Call("console", "POST", "/api/commands", _one(Command), body, repeatable=False)
 

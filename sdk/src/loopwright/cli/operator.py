@@ -157,17 +157,22 @@ def resume(
 @train.command("now")
 def train_now(
     context: typer.Context,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be trained, and what is missing.")
+    ] = False,
     line: LineName = None,
     no_wait: NoWait = False,
     timeout: Patience = 3600.0,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a version from what was collected, without waiting for the threshold.
+    """Train a version from what was collected, without waiting for threshold, quiet hours or interval.
 
-    Example: loopwright train now --no-wait
+    Example: loopwright train now --dry-run
     """
-    _order(context, "train_now", line, None, None if no_wait else timeout, console_url, as_json)
+    with connected(context, as_json, console_url=console_url) as loop:
+        given = loop.command("train_now", line=line, dry_run=dry_run)
+        follow(loop, given, "train_now", None if no_wait else timeout, as_json)
 
 
 def _order(

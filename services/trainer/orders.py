@@ -1,0 +1,85 @@
+"""Operators' commands to this trainer: kept as they come, decided once, answered once."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from services.trainer import runs
+from services.trainer.publish import SERVICE, VersionLog
+from shared.envelope import sealed
+from shared.events import from_ms
+from shared.ports import Clock, Publisher
+from shared.topics import OPERATOR_RESULTS
+from shared.versions import Command, CommandResult, TrainNow
+
+ACK_S = 15.0
+MAX_MESSAGE = 2048
+TRAIN, LOOK = "train_now", "dry_run"
+"""What a command asks for: a run, or only what a run would train."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """The commands of one line, in the trainer's table and on the log."""
+
+    line: str
+    db: sqlite3.Connection
+    versions: VersionLog
+    publisher: Publisher
+    clock: Clock
+
+    def keep(self, command: Command) -> None:
+        """Inside the caller's transaction. What other services carry out is left alone."""
+        if isinstance(command, TrainNow) and command.line == self.line:
+            runs.note_command(self.db, command.command_id, LOOK if command.dry_run else TRAIN)
+
+    def undecided(self, kind: str) -> list[str]:
+        """Commands of this kind to act on; those that the log has a result of (from before this table was made) are
+        put away."""
+        open_ = runs.undecided(self.db, kind)
+        if not open_:
+            return []
+        known = self.versions.answered()
+        for command_id in open_:
+            if command_id in known:
+                runs.mark_answered(self.db, command_id)
+        return [command_id for command_id in open_ if command_id not in known]
+
+    def decide(self, command_ids: Iterable[str], status: str, message: str) -> None:
+        """Inside the caller's transaction."""
+        told = message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
+        for command_id in command_ids:
+            runs.decide_command(self.db, command_id, status, told)
+
+    def settle(self, command_ids: Sequence[str], status: str, message: str) -> None:
+        """As `decide`, in a transaction of its own."""
+        if command_ids:
+            with self.db:
+                self.decide(command_ids, status, message)
+
+    def answer(self) -> None:
+        """Publishes results that were decided, each once: after a crash the log says which are there. Raises
+        `BrokerUnavailable`."""
+        decided = runs.decided(self.db)
+        known = self.versions.answered() if decided else set()
+        for command_id, status, message in decided:
+            if command_id not in known:
+                self._publish(command_id, status, message)
+            runs.mark_answered(self.db, command_id)
+
+    def _publish(self, command_id: str, status: str, message: str) -> None:
+        now = from_ms(self.clock.now_ms())
+        result = CommandResult(
+            line=self.line,
+            command_id=command_id,
+            status="done" if status == "done" else "refused",
+            message=message,
+            executor=SERVICE,
+            finished_at=now,
+        )
+        record = sealed(
+            OPERATOR_RESULTS, command_id, result, source=SERVICE, ce_id=command_id, at=now, partition=0
+        )
+        self.publisher.publish(record).result(ACK_S)

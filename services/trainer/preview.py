@@ -1,0 +1,55 @@
+"""What a dry run says: what would train, what is missing, what is held back. Pure; no text of users."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from services.trainer import snapshot
+from services.trainer.collect import Example
+from services.trainer.objectives import CommentMode
+from services.trainer.snapshot import Snapshot
+from services.trainer.trigger import Decision, Waiting
+from services.trainer.verify import Grouped, reasons
+
+
+def preview(
+    line: str,
+    examples: Sequence[Example],
+    through: Mapping[str, int],
+    waiting: Waiting,
+    decision: Decision,
+    *,
+    comments: CommentMode,
+    under_way: str | None = None,
+) -> str:
+    """`examples`: all that is collected. `decision`: whether a run would begin by itself. `under_way`: the open run.
+
+    A snapshot is taken as a run takes it, but for the token limit and the questions of the version that serves: both
+    are known within a run only, and leave less.
+    """
+    taken = snapshot.take(line, examples, through, comments=comments)
+    parts = [what_trains(taken, waiting)]
+    if under_way is not None:
+        parts.append(f"run {under_way} is under way: what is new is for the next one")
+    elif decision.start:
+        parts.append(f"a run begins by itself: {decision.reason}")
+    else:
+        parts.append(f"no run begins by itself: {decision.reason}")
+    held = reasons(taken.held)
+    if held:
+        parts.append("held back: " + ", ".join(f"{n} ({reason})" for reason, n in held.items()))
+    return "; ".join(parts)
+
+
+def what_trains(taken: Snapshot, waiting: Waiting) -> str:
+    if not waiting.examples:
+        return "would train nothing: nothing usable is new since the last run"
+    if not taken.train:
+        return "would train nothing: verification leaves nothing"
+    trained = f"would train {len(taken.train)} examples of {_users(taken.train)} users"
+    measured = f"measured with {len(taken.measure)} of {_users(taken.measure)} held-out users"
+    return f"{trained} ({waiting.examples} usable are new), {measured}"
+
+
+def _users(rows: Sequence[Grouped]) -> int:
+    return len({one.row.user_id for one in rows})
