@@ -21,12 +21,12 @@ from shared.stream.engine import Engine
 from shared.stream.merge import Merge
 from shared.stream.partition import Share
 from shared.stream.slices import Commit
-from shared.stream.step import Output, Record, State, Step, Tick
+from shared.stream.step import Output, Record, Reread, RereadingStep, State, Through, Tick
 from shared.stream.store import POSITIONS_KEY
 from shared.stream.transaction import Transactions
 from shared.topics import FEEDBACK_EVENTS, FEEDBACK_OUTCOMES
 
-Wrap = Callable[[Step], Step]
+Wrap = Callable[[RereadingStep], RereadingStep]
 VARIANTS = (
     "ack before commit",
     "positions outside the transaction",
@@ -66,7 +66,7 @@ def _replace(module: ModuleType, name: str, by: type) -> None:
     setattr(module, name, by)
 
 
-def _as_it_is(step: Step) -> Step:
+def _as_it_is(step: RereadingStep) -> RereadingStep:
     return step
 
 
@@ -143,12 +143,12 @@ class RememberedFirst:
     A crash in between has it take for a repetition what was never counted.
     """
 
-    def __init__(self, step: Step, path: Path) -> None:
+    def __init__(self, step: RereadingStep, path: Path) -> None:
         self._step = step
         self._seen = set(path.read_text().split()) if path.exists() else set()
         self._file = path.open("a")
 
-    def __call__(self, state: State, record: Record | Tick) -> Iterator[Output]:
+    def __call__(self, state: State, record: Record | Tick | Through) -> Iterator[Output | Reread]:
         if not isinstance(record, Record) or record.topic != FEEDBACK_EVENTS.name:
             yield from self._step(state, record)
             return

@@ -16,7 +16,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,7 @@ from shared.errors import Fenced
 from shared.stream.config import EngineConfig
 from shared.stream.dead_letters import DeadLetterLimit
 from shared.stream.rocks import RocksStores
-from shared.stream.step import Output, Record, State, Step, Tick
+from shared.stream.step import Output, Record, Reread, RereadingStep, State, Through, Tick
 from shared.topics import BATCH_BYTES, DAY_MS
 from tests.fault.broken_engines import broken
 from tests.fault.processor_rig import FENCED
@@ -42,15 +42,14 @@ JUMP_MS = 700
 class Renamed:
     """The step over topics that have a prefix."""
 
-    def __init__(self, step: Step, prefix: str) -> None:
+    def __init__(self, step: RereadingStep, prefix: str) -> None:
         self._step = step
         self._prefix = prefix
 
-    def __call__(self, state: State, record: Record | Tick) -> Iterator[Output]:
+    def __call__(self, state: State, record: Record | Tick | Through) -> Iterator[Output | Reread]:
         if not isinstance(record, Tick):
             record = replace(record, topic=record.topic.removeprefix(self._prefix))
-        outputs: Iterable[Output] = self._step(state, record)
-        for output in outputs:
+        for output in self._step(state, record):
             yield replace(output, topic=self._prefix + output.topic)
 
 
