@@ -15,6 +15,7 @@ from services.trainer.collect import Example
 from services.trainer.grouping import Agreement, agree, heard
 from services.trainer.heldout import is_held_out, share_of
 from services.trainer.objectives import HELD_KINDS, CommentMode, appended
+from services.trainer.private import personal_in, secret_in
 from services.trainer.similarity import normalised
 from shared.events import Signal
 
@@ -117,6 +118,24 @@ def has_no_template_marks(row: Row) -> str | None:
     )
 
 
+def has_no_secrets(row: Row) -> str | None:
+    """Neither in what was said nor in the operator's own system prompt: it would be learned all the same."""
+    texts = (row.answer, *(content for _, content in row.messages))
+    return next((f"secret: {kind}" for kind in map(secret_in, texts) if kind is not None), None)
+
+
+def names_nobody(row: Row) -> str | None:
+    """What the operator's system prompt says itself (where to reach support, say) is no secret of anybody."""
+    system = [content for role, content in row.messages if role == "system"]
+    public = {found for content in system for _, found in personal_in(content)}
+    texts = (row.answer, *(content for role, content in row.messages if role != "system"))
+    for text in texts:
+        for kind, found in personal_in(text):
+            if found not in public:
+                return f"personal data: {kind}"
+    return None
+
+
 CHECKS: tuple[Check, ...] = (
     has_a_question,
     has_an_original,
@@ -126,7 +145,10 @@ CHECKS: tuple[Check, ...] = (
     is_not_too_long,
     has_no_control_characters,
     has_no_template_marks,
+    has_no_secrets,
+    names_nobody,
 )
+"""In this order; the first that fails names the reason. Those of lengths come before those that read every letter."""
 
 
 def fault_of(row: Row) -> str | None:
