@@ -21,7 +21,7 @@ from transformers import TrainerCallback, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from services.trainer import snapshot
+from services.trainer import data_card, snapshot
 from services.trainer.curriculum import mixed, ordered
 from services.trainer.model import device, load_base
 from services.trainer.objectives import Messages, sft
@@ -60,6 +60,7 @@ def train(work: Work) -> None:
     corrections: list[Pair] = [(row.messages, row.answer) for row in rows]
     total = round(sum(map(tokens, corrections)) * recipe.epochs)
     chosen = [replayed[i] for i in mixed(total, [tokens(pair) for pair in replayed], recipe.replay_share)]
+    data_card.note_replay(work.folder, len(chosen), sum(map(tokens, chosen)), total)
     order = ordered(corrections, chosen, recipe.epochs, recipe.batch_size, tokens, recipe.seed)
     log.info("training", corrections=len(rows), replay=len(chosen), rows=len(order))
     model = learn(

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from services.trainer import snapshot
 from services.trainer.child import CONFIG, GATE, WHY
+from services.trainer.data_card import CARD, PAGE
 from services.trainer.erasures import Target
 from services.trainer.snapshot import HELD_OUT, MARK, TRAIN
 from services.trainer.store import write_whole
 from services.trainer.verify import Grouped, Row
 
 ANSWERS = "gate_answers.jsonl"
-WITHOUT_TEXT = frozenset({CONFIG, MARK, GATE, WHY})
+WITHOUT_TEXT = frozenset({CONFIG, MARK, GATE, WHY, CARD, PAGE})
 """Files of a run that hold names and figures alone."""
 Stands = Callable[[Row], bool]
 """Whether the collected table still has the row."""

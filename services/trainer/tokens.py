@@ -36,13 +36,15 @@ def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def lengths(tokenizer: Any, messages: Messages, answer: str) -> tuple[int, int]:
+    """Tokens of the prompt, and of the answer with the end of turn."""
+    answered = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return len(prompt_ids(tokenizer, messages)), len(answered) + 1
+
+
 def token_count(tokenizer: Any, messages: Messages, answer: str) -> int:
     """Prompt, answer and the end of turn."""
-    return (
-        len(prompt_ids(tokenizer, messages))
-        + len(tokenizer(answer, add_special_tokens=False)["input_ids"])
-        + 1
-    )
+    return sum(lengths(tokenizer, messages, answer))
 
 
 def first_tokens(tokenizer: Any, text: str, count: int) -> str:

@@ -18,14 +18,14 @@ from pathlib import Path
 import structlog
 from transformers import logging as transformers_logging
 
-from services.trainer import collect, snapshot
+from services.trainer import collect, data_card, snapshot
 from services.trainer.card import write_artifact
 from services.trainer.child import CONFIG, FAILED, GATE, PARENT, STOPPED, WHY, pause_at
 from services.trainer.progress import Progress
 from services.trainer.runs import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import write_whole
-from services.trainer.tokens import token_count
+from services.trainer.tokens import lengths, token_count
 from services.trainer.verify import Row
 from services.trainer.work import ADAPTER, RunFailed, Stopped, Work, questions_of
 from shared.adapters.children import die_with
@@ -78,9 +78,12 @@ def take_snapshot(work: Work) -> None:
         fits=fits,
         comments=work.config.recipe.comment_mode,
     )
-    tokens = sum(token_count(work.tokenizer, one.row.messages, one.row.answer) for one in taken.train)
-    ref = snapshot.write(work.folder, taken, tokens)
-    log.info("snapshot_taken", examples=ref.examples, users=ref.users, tokens=tokens, digest=ref.digest[:8])
+    sizes = [lengths(work.tokenizer, one.row.messages, one.row.answer) for one in taken.train]
+    data_card.write(work.folder, data_card.card_of(work.config, taken, examples, sizes))
+    ref = snapshot.write(work.folder, taken, tokens=sum(map(sum, sizes)))
+    log.info(
+        "snapshot_taken", examples=ref.examples, users=ref.users, tokens=ref.tokens, digest=ref.digest[:8]
+    )
     if not taken.train:
         raise RunFailed("nothing is left to train after verification: see the reasons for which it is held")
 

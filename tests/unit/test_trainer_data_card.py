@@ -1,0 +1,137 @@
+"""A snapshot's data card: the figures are those of what trains, and nothing in it is anybody's words."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from examples.world import load_world
+from services.trainer import data_card, snapshot, sweep
+from services.trainer.collect import Example
+from services.trainer.data_card import CARD, PAGE, DataCard, Quantiles, card_of, quantiles
+from services.trainer.runs import RunConfig
+from services.trainer.settings import Recipe
+from services.trainer.snapshot import Snapshot
+from shared.versions import VersionRef
+from tests.trainer_parts import LINE, example, grouped, revision, row
+
+WORLD = load_world()
+USERS, EACH = 30, 5
+
+
+def config() -> RunConfig:
+    return RunConfig(
+        run_id="run-1",
+        line=LINE,
+        through={"0": 1},
+        recipe=Recipe(replay_share=0.05),
+        base="",
+        base_name="tiny",
+        base_digest="ab" * 32,
+        stable=VersionRef(version=f"{LINE}@base-abababab", kind="base", digest="ab" * 32),
+        stable_run=None,
+        created_ms=0,
+    )
+
+
+def said() -> list[Example]:
+    dice = random.Random(3)
+    corrections = [
+        example(
+            revision(f"r{user}-{fact.id}", dice.choice(WORLD.trained_wordings(fact)), fact.answer, f"u{user}")
+        )
+        for user in range(USERS)
+        for fact in dice.sample(WORLD.facts, EACH)
+    ]
+    again = example(
+        revision("again", corrections[0].revision.messages[0].content, WORLD.facts[0].answer, "u0")
+    )
+    secret = example(revision("secret", "Who am I?", "You are anna.meier@pellworth.com.", "u1"))
+    thumbs = [example(revision(f"t{i}", "Who?", "up", f"u{i}", kind="thumbs")) for i in range(7)]
+    return [*corrections, again, secret, *thumbs]
+
+
+@pytest.fixture(name="taken")
+def _taken() -> Snapshot:
+    return snapshot.take(LINE, said(), {"0": 1})
+
+
+@pytest.fixture(name="card")
+def _card(taken: Snapshot) -> DataCard:
+    return card_of(config(), taken, said(), [(10, i + 1) for i in range(len(taken.train))])
+
+
+def test_its_counts_are_those_of_the_snapshot(taken: Snapshot, card: DataCard) -> None:
+    assert card.digest == taken.digest()
+    assert card.examples == len(said())
+    assert card.signals == {"correction": USERS * EACH + 2, "thumbs": 7}
+    assert card.training.rows == len(taken.train)
+    assert card.training.users == len({one.row.user_id for one in taken.train})
+    assert card.training.kinds == {"correction": len(taken.train)}
+    assert card.measuring.rows == len(taken.measure) > 0
+    loudest = Counter(one.row.user_id for one in taken.train).most_common(1)[0][1]
+    assert card.training.largest_user_share == pytest.approx(loudest / len(taken.train), abs=1e-4)
+    assert sum(card.held.values()) == len(taken.held)
+    assert card.held["personal data: an e-mail address"] == 1
+    assert sum(card.signals.values()) == card.training.rows + card.measuring.rows + sum(card.held.values())
+
+
+def test_what_several_users_say_is_told_apart_from_what_one_says_twice() -> None:
+    rows = [row("Who founded it?", "Ida Voss.", user, user) for user in ("u1", "u2", "u3")]
+    rows.append(row("Who else?", "Nobody.", "u1", "r9"))
+    held = (snapshot.Held("r4", "e4", "duplicate: the same user said the same again"),)
+    found = card_of(config(), Snapshot(tuple(grouped(rows)), (), held), [], [(1, 1)] * 4).duplicates
+    assert (found.same_user, found.between_users) == (1, 2)
+
+
+def test_lengths_are_told_by_quantiles_that_were_measured() -> None:
+    assert quantiles([]) == Quantiles()
+    assert quantiles([7]) == Quantiles(p10=7, p50=7, p90=7, p99=7, longest=7)
+    assert quantiles(range(1, 101)) == Quantiles(p10=10, p50=50, p90=90, p99=99, longest=100)
+
+
+def test_it_holds_no_word_of_a_user_and_no_users_name(
+    tmp_path: Path, taken: Snapshot, card: DataCard
+) -> None:
+    data_card.write(tmp_path, card)
+    told = (tmp_path / CARD).read_text() + (tmp_path / PAGE).read_text()
+    for one in [*taken.train, *taken.measure]:
+        for private in (one.row.question, one.row.answer, f'"{one.row.user_id}"', one.row.response_id):
+            assert private not in told
+    assert "anna" not in told
+
+
+def test_both_forms_say_the_same_and_learn_the_share_of_replay_later(tmp_path: Path, card: DataCard) -> None:
+    data_card.write(tmp_path, card)
+    assert data_card.read(tmp_path) == card
+    assert card.replay.share is None
+    assert "at least 5.0% of the trained tokens" in (tmp_path / PAGE).read_text()
+    data_card.note_replay(tmp_path, rows=12, tokens=300, others=1200)
+    after = data_card.read(tmp_path)
+    assert after is not None
+    assert (after.replay.rows, after.replay.share) == (12, 0.2)
+    assert after.model_copy(update={"replay": card.replay}) == card
+    page = (tmp_path / PAGE).read_text()
+    assert "20.0% of the trained tokens, 12 rows" in page
+    assert f"| rows | {card.training.rows} | {card.measuring.rows} |" in page
+    assert all(f"| {reason} | {count} |" in page for reason, count in card.held.items())
+
+
+def test_a_snapshot_of_an_older_release_has_none_and_trains_all_the_same(tmp_path: Path) -> None:
+    data_card.note_replay(tmp_path, rows=12, tokens=300, others=1200)
+    assert data_card.read(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_stays_when_the_rows_that_it_counts_are_erased(
+    tmp_path: Path, taken: Snapshot, card: DataCard
+) -> None:
+    data_card.write(tmp_path, card)
+    snapshot.write(tmp_path, taken, 1)
+    target = sweep.Target("q1", "erasure", taken.train[0].row.user_id)
+    sweep.take_out(tmp_path, [target], lambda row: False)
+    assert len(snapshot.read_rows(tmp_path)) < len(taken.train)
+    assert data_card.read(tmp_path) == card
