@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, TypeVar
@@ -68,7 +68,7 @@ def remembered(find: Callable[[str], T]) -> Callable[[str], T]:
 def _detectors() -> tuple[BasePlugin, ...]:
     """All of the library's, but those that need a judgement of ours (`secret_in`, `personal_in`)."""
     apart = {Base64HighEntropyString, HexHighEntropyString, IPPublicDetector, KeywordDetector}
-    known: dict[str, type[BasePlugin]] = get_mapping_from_secret_type_to_class()
+    known: Mapping[str, type[BasePlugin]] = get_mapping_from_secret_type_to_class()
     return tuple(known[kind]() for kind in sorted(known) if known[kind] not in apart)
 
 
