@@ -84,12 +84,8 @@ def _commit(consumer: Consumer, shares: list[Share]) -> None:
 class PositionsFirst(Engine):
     """Commits the positions, then runs the transaction. A crash in between loses records."""
 
-    pause = 0.0
-    """In seconds, between the two: the longer, the surer a kill from outside falls there."""
-
     def _transact(self, shares: list[Share]) -> Commit | None:
         _commit(self._inputs._consumer, shares)
-        self._stop.wait(self.pause)
         return super()._transact(shares)
 
 

@@ -1,9 +1,10 @@
 """A process of the processor's step on the engine, made to be hurt: `python -m tests.fault.processor_worker '{...}'`.
 
 It runs until SIGTERM. `engine`: its `EngineConfig`; `prefix`: of all topics; `folder`: where its stores lie.
-`kill` and `stand`: [phase, n] kills it, or stops it as SIGSTOP does, the n-th time it comes to that phase. `variant`
-names a way to be broken on purpose. `clock`: "jumping" is up to a day wrong, and changes its mind. `examples`,
-`age_ms`: when batches are cut. `largest_file`: in bytes; from SIGUSR1 to SIGUSR2 the disk takes no file beyond it.
+`kill` and `stand`: [phase, n] kills it, or stops it as SIGSTOP does, the n-th time it comes to that phase; after the
+work of a slice only slices with `least` records (1) count: ticks alone make some too. `variant` names a way to be
+broken on purpose. `clock`: "jumping" is up to a day wrong, and changes its mind. `examples`, `age_ms`: when batches are
+cut. `largest_file`: in bytes; from SIGUSR1 to SIGUSR2 the disk takes no file beyond it.
 """
 
 from __future__ import annotations
@@ -40,15 +41,17 @@ JUMP_MS = 700
 
 
 class Renamed:
-    """The step over topics that have a prefix."""
+    """The step over topics that have a prefix. `records`: how many it was given since somebody set it back."""
 
     def __init__(self, step: RereadingStep, prefix: str) -> None:
         self._step = step
         self._prefix = prefix
+        self.records = 0
 
     def __call__(self, state: State, record: Record | Tick | Through) -> Iterator[Output | Reread]:
         if not isinstance(record, Tick):
             record = replace(record, topic=record.topic.removeprefix(self._prefix))
+        self.records += isinstance(record, Record)
         for output in self._step(state, record):
             yield replace(output, topic=self._prefix + output.topic)
 
@@ -61,7 +64,10 @@ class JumpingClock(SystemClock):
         return now + random.Random(now // JUMP_MS).choice((-DAY_MS, 0, DAY_MS))
 
 
-def probe_of(told: dict[str, Any]) -> Callable[[str], None]:
+AFTER_WORK = ("after_produce", "after_commit", "after_store")
+
+
+def probe_of(told: dict[str, Any], step: Renamed) -> Callable[[str], None]:
     """Hurts itself at the moments it was told."""
     left: dict[tuple[str, int], int] = {}
     for word, number in (("kill", signal.SIGKILL), ("stand", signal.SIGSTOP)):
@@ -70,6 +76,10 @@ def probe_of(told: dict[str, Any]) -> Callable[[str], None]:
             left[phase, number] = times
 
     def probe(now: str) -> None:
+        if now == "before_transaction":
+            step.records = 0
+        elif now in AFTER_WORK and step.records < told.get("least", 1):
+            return
         for (phase, number), times in left.items():
             if phase == now:
                 left[phase, number] = times - 1
@@ -101,12 +111,13 @@ def main() -> None:
     step = ProcessorStep(BatchLimits(told.get("examples", 8), BATCH_BYTES, told.get("age_ms", 1_000)))
     folder = Path(told["folder"])
     make, step_of = broken(told.get("variant", ""), config, folder)
+    renamed = Renamed(step_of(step), told["prefix"])
     engine = make(
         config,
-        Renamed(step_of(step), told["prefix"]),
+        renamed,
         open_store=RocksStores(folder, cache_mb=8, flush_s=0.05),
         clock=JumpingClock() if told.get("clock") == "jumping" else SystemClock(),
-        probe=probe_of(told),
+        probe=probe_of(told, renamed),
     )
     stop = threading.Event()
 

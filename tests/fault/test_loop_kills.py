@@ -1,15 +1,14 @@
 """I1-I6: processor and trainer, killed with -9 three times each in the middle of a loop that closes all the same.
 I11: and some of its users are erased from all that the trainer keeps, and from the version's name on.
 
-Everything is real: doors, Kafka, the services under the stack's supervisor, training with a tiny model. The same oracle
-catches a processor that commits its positions before its transaction.
+Everything is real: doors, Kafka, the services under the stack's supervisor, training with a tiny model. What the oracle
+catches is shown by `test_processor_controls`.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -86,7 +85,7 @@ def under_load(stack: LocalStack, loop: Loopwright) -> None:
 
 
 def until_moves(loop: Loopwright, before: dict[str, int], seconds: float = 20.0) -> None:
-    """The processor is at work: outcomes come. A broken one may have lost what would have brought them."""
+    """The processor is at work: outcomes come."""
     deadline = time.monotonic() + seconds
     tick = Event()
     while loop.status().ledger == before and time.monotonic() < deadline:
@@ -94,7 +93,7 @@ def until_moves(loop: Loopwright, before: dict[str, int], seconds: float = 20.0)
 
 
 def settled(loop: Loopwright, seconds: float) -> bool:
-    """Whether nothing is pending any more; a processor that lost events never gets there."""
+    """Whether nothing is pending any more."""
     deadline = time.monotonic() + seconds
     tick = Event()
     while time.monotonic() < deadline:
@@ -151,7 +150,7 @@ def holding(folder: Path, secret: str) -> list[str]:
     return found
 
 
-def a_stack(root: Path, tiny: Path, services: Sequence[str], processor: str) -> LocalStack:
+def a_stack(root: Path, tiny: Path, services: Sequence[str]) -> LocalStack:
     return LocalStack(
         root,
         services=services,
@@ -166,7 +165,6 @@ def a_stack(root: Path, tiny: Path, services: Sequence[str], processor: str) -> 
             "LOOPWRIGHT_TRAINER_GATE_NEW_TOKENS": "8",
             "LOOPWRIGHT_TRAINER_GATE_EVAL_PROMPTS": "8",
         },
-        commands={"processor": [sys.executable, "-m", processor]},
     )
 
 
@@ -181,7 +179,7 @@ def doors(stack: LocalStack) -> Loopwright:
 @pytest.mark.timeout(400)
 def test_a_loop_killed_six_times_closes_with_one_version(tmp_path: Path, tiny_model: Path) -> None:
     services = ("feedback", "processor", "trainer", "rollout", "console")
-    with a_stack(tmp_path, tiny_model, services, "services.processor") as stack, doors(stack) as loop:
+    with a_stack(tmp_path, tiny_model, services) as stack, doors(stack) as loop:
         confide(stack, loop)
         under_load(stack, loop)
         assert settled(loop, 30)
@@ -195,18 +193,3 @@ def test_a_loop_killed_six_times_closes_with_one_version(tmp_path: Path, tiny_mo
         assert erased(loop) == {trained[0].version}
         assert holding(kept, SECRET) == []
     assert [version.number for version in trained] == [1]
-
-
-@pytest.mark.timeout(180)
-def test_the_oracle_catches_a_processor_that_commits_positions_first(
-    tmp_path: Path, tiny_model: Path
-) -> None:
-    services = ("feedback", "processor", "console")
-    with (
-        a_stack(tmp_path, tiny_model, services, "tests.fault.broken_processor") as stack,
-        doors(stack) as loop,
-    ):
-        under_load(stack, loop)
-        assert not settled(loop, 6)
-        found = complaints(stack.urls["kafka"])
-    assert any(complaint.startswith("I1") for complaint in found)

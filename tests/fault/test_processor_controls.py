@@ -31,7 +31,7 @@ def test_a_broken_processor_is_caught(
     # Feedback first, so that whatever slice it is killed in holds some: a response sent twice is no harm.
     workers.load.send(intent for intent in told if intent.topic == FEEDBACK_EVENTS.name)
     workers.load.settled()
-    workers.killed(variant=variant, kill=[phase, 3], slice_records=20)
+    workers.killed(variant=variant, kill=[phase, 3], least=10, slice_records=20)
     workers.load.send(intent for intent in told if intent.topic != FEEDBACK_EVENTS.name)
     workers.load.settled()
     workers.finish(variant=variant, slice_records=20)
