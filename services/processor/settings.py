@@ -33,7 +33,10 @@ class ProcessorSettings(Settings):
         description="where its state lies: under DATA_DIR, or in memory and read from Kafka at each start",
     )
     processor_store_cache_mb: int = Field(
-        CACHE_MB, ge=8, le=65_536, description="memory of the rocksdb stores, all partitions together"
+        CACHE_MB,
+        ge=8,
+        le=65_536,
+        description="what the rocksdb stores keep of what they read, all partitions together",
     )
     processor_live_view: bool = Field(
         True, description="keeps the sums that /tallies shows; off saves the memory and time that they take"

@@ -32,6 +32,7 @@ from shared.stream.store import CACHE_MB, OWN, StoreFailed
 log = structlog.get_logger(__name__)
 
 POSITION_KEY = OWN + b"store.position"
+BUFFER_BYTES = 16 << 20
 FLUSH_S = 60.0
 UNUSED_S = 86_400.0
 """A store that nobody opened for so long is removed: it would be rebuilt anyway, and holds what was erased since."""
@@ -56,9 +57,9 @@ class Memory:
 class RocksStores:
     """`OpenStore` over a folder with one folder per partition.
 
-    Memory, of all partitions together: `cache_mb`. It holds blocks, indexes and filters, and the write buffers are
-    charged to it: a quarter of it, and as much again while that is being flushed. Beside it, per partition, some 2 MiB
-    for file handles and compaction, whatever the state's size.
+    Memory, of all partitions together: `cache_mb` for blocks that were read; write buffers of 16 MiB or a quarter of
+    that, whichever is more, and as much again while they are being flushed; indexes and filters, some 3 bytes per key.
+    Beside it, per partition, some 2 MiB for file handles and compaction.
     """
 
     def __init__(self, folder: Path, cache_mb: int = CACHE_MB, flush_s: float = FLUSH_S) -> None:
@@ -66,11 +67,12 @@ class RocksStores:
         self.folder = folder
         self._flush_s = flush_s
         self._opened: dict[int, RocksStore] = {}
-        cache = Cache(cache_mb << 20)
-        buffers = (cache_mb << 20) // 4
-        self._memory = Memory(
-            cache, WriteBufferManager.new_write_buffer_manager_with_cache(buffers, False, cache), buffers
-        )
+        # Small buffers make many small files, which then have to be merged all the time: with a quarter of a small
+        # cache, merging cost more than all else, and reads had to look into each of them.
+        buffers = max(BUFFER_BYTES, (cache_mb << 20) // 4)
+        # The library knows a manager of buffers only with a cache that they are charged to: here one for that alone.
+        manager = WriteBufferManager.new_write_buffer_manager_with_cache(buffers, False, Cache(2 * buffers))
+        self._memory = Memory(Cache(cache_mb << 20), manager, buffers)
 
     def __call__(self, partition: int) -> RocksStore:
         """Raises `StoreFailed`."""
@@ -251,8 +253,6 @@ class RocksStore:
 def _options(memory: Memory) -> Options:
     table = BlockBasedOptions()
     table.set_block_cache(memory.cache)
-    table.set_cache_index_and_filter_blocks(True)
-    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
     table.set_bloom_filter(10, False)
     options = Options(raw_mode=True)
     options.create_if_missing(True)

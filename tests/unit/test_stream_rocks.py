@@ -16,7 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from shared.stream.overlay import Overlay
-from shared.stream.rocks import UNUSED_S, RocksStore, RocksStores
+from shared.stream.rocks import BUFFER_BYTES, UNUSED_S, RocksStore, RocksStores
 from shared.stream.store import StoreFailed
 from tests.unit.rocks_writer import batch, contents
 
@@ -235,13 +235,13 @@ def test_memory_stays_within_its_bound_whatever_the_size_of_the_state(tmp_path: 
     most = 0
     for n in range(60):
         store = opened_stores[n % 3]
-        store.apply({b"%d-%d" % (n, m): os.urandom(1_000) for m in range(400)}, n)
+        store.apply({b"%d-%d" % (n, m): os.urandom(1_000) for m in range(1_500)}, n)
         assert (store.get(b"%d-%d" % (n - 3, n)) is not None) == (n >= 3)
         memory = stores._memory
         most = max(most, memory.cache.get_usage())
-        assert memory.buffers.get_usage() < 2 * (2 << 20) + 400 * 1_100
+        assert memory.buffers.get_usage() < 2 * BUFFER_BYTES + 1_500 * 1_100
     assert most < (8 << 20) * 1.1
-    assert sum(file.stat().st_size for file in tmp_path.rglob("*.sst")) > 16 << 20
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.sst")) > 48 << 20
     for store in opened_stores:
         store.close()
 
