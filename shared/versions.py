@@ -156,6 +156,12 @@ class TrainNow(CommandBase):
     dry_run: bool = Field(False, description="only say what would be trained, and what is missing")
 
 
+class ExportDataset(CommandBase):
+    """Write all that may train as files to take elsewhere; the result says where they are."""
+
+    kind: Literal["export_dataset"] = "export_dataset"
+
+
 class Release(CommandBase):
     """Let quarantined examples of this reason train after all."""
 
@@ -173,7 +179,8 @@ class Replay(CommandBase):
 
 
 Command = Annotated[
-    Promote | Rollback | Pause | Resume | Pin | TrainNow | Release | Replay, Field(discriminator="kind")
+    Promote | Rollback | Pause | Resume | Pin | TrainNow | ExportDataset | Release | Replay,
+    Field(discriminator="kind"),
 ]
 COMMAND: TypeAdapter[Command] = TypeAdapter(Command)
 
@@ -184,6 +191,7 @@ EXECUTORS: dict[str, str] = {
     "resume": "rollout",
     "pin": "rollout",
     "train_now": "trainer",
+    "export_dataset": "trainer",
     "replay": "feedback",
 }
 """Which service carries out a command. The door refuses kinds that nobody executes yet."""

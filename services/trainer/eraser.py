@@ -9,6 +9,7 @@ not have, and none will get one.
 - A run that has not may be reading the table at this very moment: its process is stopped and begins again, from the
   table as it is now.
 - A run whose snapshot has a row that the table lost is never published, whether or not its request is due yet.
+- An export is written by this same process, from the table as it is then.
 - Each step may be repeated, and the report comes last: a crash anywhere begins again at the first.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import structlog
 
-from services.trainer import collect, erasures, runs, snapshot, sweep
+from services.trainer import collect, erasures, exports, runs, snapshot, sweep
 from services.trainer.erasures import Target
 from services.trainer.publish import VersionLog
 from services.trainer.store import scrub
@@ -35,11 +36,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Eraser:
-    """`folder` holds the runs' folders."""
+    """`folder` holds the runs' folders, `exported` the exports."""
 
     line: str
     db: sqlite3.Connection
     folder: Path
+    exported: Path
     versions: VersionLog
     clock: Clock
 
@@ -62,6 +64,7 @@ class Eraser:
         """Takes the targets out of all that is kept but the open run, which `concerns` has cleared, and reports them.
         False if somebody reads the table: try again. Raises `BrokerUnavailable`."""
         self._sweep(targets, open_run)
+        self._sweep_exports(targets)
         if not scrub(self.db):
             return False
         versions = self.versions.versions()
@@ -95,6 +98,14 @@ class Eraser:
             elif sweep.stable_run_of(folder) in trained:
                 # What a version said at the gate may be what it was trained to say.
                 sweep.remove(folder / sweep.ANSWERS)
+
+    def _sweep_exports(self, targets: Sequence[Target]) -> None:
+        for folder in exports.tidy(self.exported):
+            found = exports.concerned(folder, targets, self._stands)
+            if found:
+                name = f"export-{folder.name}"
+                erasures.note_runs(self.db, name, [(request_id, False) for request_id in sorted(found)])
+                exports.take_out(folder, targets, self._stands)
 
     def _folders(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("*") if path.is_dir())

@@ -12,12 +12,12 @@ from shared.envelope import sealed
 from shared.events import from_ms
 from shared.ports import Clock, Publisher
 from shared.topics import OPERATOR_RESULTS
-from shared.versions import Command, CommandResult, TrainNow
+from shared.versions import Command, CommandResult, ExportDataset, TrainNow
 
 ACK_S = 15.0
 MAX_MESSAGE = 2048
-TRAIN, LOOK = "train_now", "dry_run"
-"""What a command asks for: a run, or only what a run would train."""
+TRAIN, LOOK, EXPORT = "train_now", "dry_run", "export_dataset"
+"""What a command asks for: a run, only what a run would train, or a dataset to take elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,12 @@ class Orders:
 
     def keep(self, command: Command) -> None:
         """Inside the caller's transaction. What other services carry out is left alone."""
-        if isinstance(command, TrainNow) and command.line == self.line:
+        if command.line != self.line:
+            return
+        if isinstance(command, TrainNow):
             runs.note_command(self.db, command.command_id, LOOK if command.dry_run else TRAIN)
+        elif isinstance(command, ExportDataset):
+            runs.note_command(self.db, command.command_id, EXPORT)
 
     def undecided(self, kind: str) -> list[str]:
         """Commands of this kind to act on; those that the log has a result of (from before this table was made) are

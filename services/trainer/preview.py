@@ -21,15 +21,20 @@ def preview(
     *,
     comments: CommentMode,
     under_way: str | None = None,
+    trains: bool = True,
 ) -> str:
     """`examples`: all that is collected. `decision`: whether a run would begin by itself. `under_way`: the open run.
+    `trains`: False where this trainer writes a dataset instead.
 
     A snapshot is taken as a run takes it, but for the token limit and the questions of the version that serves: both
     are known within a run only, and leave less.
     """
     taken = snapshot.take(line, examples, through, comments=comments)
     parts = [what_trains(taken, waiting)]
-    if under_way is not None:
+    if not trains:
+        begins = "a dataset is written by itself" if decision.start else "no dataset is written by itself"
+        parts.append(f"but this trainer never trains (mode: export); {begins}: {decision.reason}")
+    elif under_way is not None:
         parts.append(f"run {under_way} is under way: what is new is for the next one")
     elif decision.start:
         parts.append(f"a run begins by itself: {decision.reason}")

@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS commands (
     kind TEXT NOT NULL DEFAULT 'train_now');
 CREATE TABLE IF NOT EXISTS quarantine (
     run_id TEXT, response_id TEXT, event_id TEXT, reason TEXT, PRIMARY KEY (run_id, response_id, event_id));
+CREATE TABLE IF NOT EXISTS exports (digest TEXT NOT NULL, through TEXT NOT NULL, created_ms INTEGER NOT NULL);
 """
 
 
@@ -113,6 +114,17 @@ def last_began(db: sqlite3.Connection) -> int | None:
     """When the newest run began, in milliseconds, unless it was `erased`; None if there was none."""
     row = db.execute("SELECT MAX(created_ms) FROM runs WHERE stage != 'erased'").fetchone()
     return None if row[0] is None else int(row[0])
+
+
+def note_export(db: sqlite3.Connection, digest: str, through: Mapping[str, int], now_ms: int) -> None:
+    """Inside the caller's transaction."""
+    db.execute("INSERT INTO exports VALUES (?, ?, ?)", (digest, json.dumps(dict(through)), now_ms))
+
+
+def last_export(db: sqlite3.Connection) -> tuple[dict[str, int], int | None]:
+    """How far the newest export read, and when it was made; ({}, None) if there was none."""
+    row = db.execute("SELECT through, created_ms FROM exports ORDER BY rowid DESC").fetchone()
+    return (dict(json.loads(row[0])), int(row[1])) if row else ({}, None)
 
 
 def erased_last(db: sqlite3.Connection) -> bool:

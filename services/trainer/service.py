@@ -20,9 +20,11 @@ from uuid6 import uuid7
 from services.trainer import collect, erasures, runs, snapshot, sweep
 from services.trainer.card import ARTIFACT
 from services.trainer.child import CONFIG, FAILED, GATE, STOPPED, WHY, pause_at, stop
+from services.trainer.counting import count
 from services.trainer.eraser import Eraser
 from services.trainer.erasures import Target
-from services.trainer.orders import ACK_S, LOOK, TRAIN, Orders
+from services.trainer.exporter import NEVER_TRAINS, Exporter
+from services.trainer.orders import ACK_S, EXPORT, LOOK, TRAIN, Orders
 from services.trainer.preview import preview
 from services.trainer.progress import Progress
 from services.trainer.publish import SERVICE, VersionLog
@@ -31,7 +33,6 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.store import write_whole
 from services.trainer.telling import board
 from services.trainer.trigger import Decision, Waiting, decide
-from services.trainer.verify import split, usable
 from shared.adapters import redis_keys
 from shared.adapters.base_model import BaseModel
 from shared.errors import BrokerUnavailable, DeadLetterFlood, LoopwrightError, Rejected
@@ -80,11 +81,13 @@ class Trainer:
     shown_ms: int = 0
     kills: int = 0
     eraser: Eraser = field(init=False)
+    exporter: Exporter = field(init=False)
     orders: Orders = field(init=False)
 
     def __post_init__(self) -> None:
         line = self.settings.line
-        self.eraser = Eraser(line, self.db, self._runs, self.versions, self.clock)
+        self.eraser = Eraser(line, self.db, self._runs, self.settings.exports, self.versions, self.clock)
+        self.exporter = Exporter(self.settings, self.db, self.clock)
         self.orders = Orders(line, self.db, self.versions, self.publisher, self.clock)
 
     def run(self, stopping: threading.Event) -> None:
@@ -104,7 +107,10 @@ class Trainer:
             self._erase()
             run = runs.open_run(self.db)
             self._look(run)
-            if run is None:
+            if self.settings.mode == "export":
+                # A run that an earlier setting left open rests until there is training again.
+                self._consider_export()
+            elif run is None:
                 self._consider()
             elif run.stage == "gated":
                 self._publish(run)
@@ -223,19 +229,38 @@ class Trainer:
         self.waiting = None
         log.info("run_began", run_id=config.run_id, reason=decision.reason, against=config.stable.version)
 
+    def _consider_export(self) -> None:
+        """As `_consider`, where nothing ever trains: what would begin a run writes a dataset."""
+        if not self.reader.at_end():
+            return
+        decision = self._decide()
+        self._show(Decision(decision.start, f"writes datasets and never trains; {decision.reason}"))
+        self._refuse_commands(NEVER_TRAINS)
+        if decision.start:
+            written = self.exporter.write()
+            log.info("export_by_itself", reason=decision.reason, done=written.done)
+            self.waiting = None
+
     def _decide(self, *, commanded: bool = False) -> Decision:
+        trains = self.settings.mode == "train"
         return decide(
             self._count(),
             self.settings.thresholds(),
             self.clock.now_ms(),
             commanded=commanded,
-            anew=runs.erased_last(self.db),
-            began_ms=runs.last_began(self.db),
+            anew=trains and runs.erased_last(self.db),
+            began_ms=runs.last_began(self.db) if trains else runs.last_export(self.db)[1],
         )
 
     def _look(self, run: Run | None) -> None:
-        """Answers dry runs, whether or not a run is under way."""
-        asked = self.orders.undecided(LOOK) if self.reader.at_end() else []
+        """Writes datasets and answers dry runs where they are asked for, whether or not a run is under way."""
+        if not self.reader.at_end():
+            return
+        if asked := self.orders.undecided(EXPORT):
+            written = self.exporter.write_for_command()
+            self.orders.settle(asked, "done" if written.done else "refused", written.message)
+            self.waiting = None
+        asked = self.orders.undecided(LOOK)
         if not asked:
             return
         through = collect.through(self.db)
@@ -247,23 +272,14 @@ class Trainer:
             self._decide(),
             comments=self.settings.comment_mode,
             under_way=run.config.run_id if run is not None else None,
+            trains=self.settings.mode == "train",
         )
         self.orders.settle(asked, "done", told)
 
     def _count(self) -> Waiting:
         if self.waiting is None:
-            done = runs.last_through(self.db)
-            examples = [e for e in collect.dataset(self.db, collect.through(self.db)) if e.is_new(done)]
-            training, _ = split(self.settings.line, usable(examples, self.settings.comment_mode)[0])
-            answering = {row.response_id for row in training}
-            self.waiting = Waiting(
-                examples=len(training),
-                users=len({row.user_id for row in training}),
-                oldest_ms=min(
-                    (e.cut_ms for e in examples if e.revision.response_id in answering), default=None
-                ),
-            )
-            USABLE_EXAMPLES.labels(self.settings.line).set(len(training))
+            self.waiting = count(self.db, self.settings)
+            USABLE_EXAMPLES.labels(self.settings.line).set(self.waiting.examples)
             self.shown_ms = 0
         return self.waiting
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
@@ -14,6 +15,9 @@ from shared.settings import Settings
 
 def _own(name: str) -> AliasChoices:
     return AliasChoices(f"LOOPWRIGHT_TRAINER_{name.upper()}", name)
+
+
+Mode = Literal["train", "export"]
 
 
 class Thresholds(BaseModel):
@@ -56,6 +60,11 @@ class TrainerSettings(Settings):
     """Environment only."""
 
     port: int = Field(8004, ge=0, le=65535, validation_alias=_own("port"), description="health and metrics")
+    mode: Mode = Field(
+        "train",
+        validation_alias=_own("mode"),
+        description="export: writes a dataset whenever a run would begin, and never trains",
+    )
     examples: int = Field(
         200, ge=1, validation_alias=_own("examples"), description="usable new examples that start a run"
     )
@@ -172,3 +181,8 @@ class TrainerSettings(Settings):
     def folder(self) -> Path:
         """What this trainer keeps: table, runs, replay. Holds users' texts; nothing of it is published."""
         return self.data_dir / "trainer" / self.line
+
+    @property
+    def exports(self) -> Path:
+        """Datasets to take elsewhere, each under its digest. They hold users' texts; an erasure reaches them here."""
+        return self.folder / "exports"

@@ -160,6 +160,7 @@ def test_the_line_may_be_set_once_for_all_commands(monkeypatch: pytest.MonkeyPat
         (["rollout", "pause"], {"kind": "pause"}),
         (["rollout", "resume", "--line", "b"], {"kind": "resume", "line": "b"}),
         (["train", "now"], {"kind": "train_now"}),
+        (["dataset", "export"], {"kind": "export_dataset"}),
         (["train", "now", "--dry-run"], {"kind": "train_now", "dry_run": True}),
     ],
 )

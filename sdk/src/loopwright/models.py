@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict
 Kind = Literal["thumbs", "rating", "correction", "comment", "preference", "retract"]
 """Kinds of feedback."""
 
-CommandKind = Literal["promote", "rollback", "pause", "resume", "pin", "train_now", "release", "replay"]
+CommandKind = Literal[
+    "promote", "rollback", "pause", "resume", "pin", "train_now", "export_dataset", "release", "replay"
+]
 """Kinds of operator commands. A service refuses those that it cannot carry out."""
 
 

@@ -13,6 +13,7 @@ app.command("status")(operator.status)
 app.command("versions")(operator.versions)
 app.add_typer(operator.rollout, name="rollout")
 app.add_typer(operator.train, name="train")
+app.add_typer(operator.dataset, name="dataset")
 app.add_typer(dead_letters.dead_letters, name="dead-letters")
 
 __all__ = ["app", "main"]

@@ -1,4 +1,5 @@
-"""`loopwright status`, `versions`, `rollout` and `train`: what the operator sees and orders, by way of the console."""
+"""`loopwright status`, `versions`, `rollout`, `train` and `dataset`: what the operator sees
+and orders, by way of the console."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from loopwright.models import Command, CommandKind
 
 rollout = typer.Typer(help="Decide which version serves.", no_args_is_help=True)
 train = typer.Typer(help="Decide when a version is trained.", no_args_is_help=True)
+dataset = typer.Typer(help="Take what was collected elsewhere.", no_args_is_help=True)
 
 NoWait = Annotated[
     bool, typer.Option("--no-wait", help="Do not wait for the result; print the command's id.")
@@ -173,6 +175,27 @@ def train_now(
     with connected(context, as_json, console_url=console_url) as loop:
         given = loop.command("train_now", line=line, dry_run=dry_run)
         follow(loop, given, "train_now", None if no_wait else timeout, as_json)
+
+
+@dataset.callback()
+def _dataset() -> None:
+    """Take what was collected elsewhere."""
+
+
+@dataset.command("export")
+def dataset_export(
+    context: typer.Context,
+    line: LineName = None,
+    no_wait: NoWait = False,
+    timeout: Patience = 600.0,
+    console_url: ConsoleUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write all that may train as JSONL and Parquet in TRL's formats; says where, on the trainer's disk.
+
+    Example: loopwright dataset export
+    """
+    _order(context, "export_dataset", line, None, None if no_wait else timeout, console_url, as_json)
 
 
 def _order(
