@@ -134,7 +134,8 @@ class Restore:
         at = ", ".join(f"partition {n} at offset {p.position}" for n, p in each if not p.done)
         return (
             f"{text}; {self._topic} stands still before a transaction that stays open ({at}). If this lasts, the "
-            "broker has lost track of it: `kafka-transactions.sh find-hanging` shows it, `abort` ends it."
+            "broker has lost track of it: `kafka-transactions.sh find-hanging` shows it. `abort` lets readers go on, "
+            "but tears it apart where other partitions have its commit: see docs/decisions/fault-tests.md first."
         )
 
     def close(self) -> None:
