@@ -163,7 +163,7 @@ class ExportDataset(CommandBase):
 
 
 class Release(CommandBase):
-    """Let quarantined examples of this reason train after all."""
+    """Let what is held back of these examples train after all, from the next run on: what of it can be released."""
 
     kind: Literal["release"] = "release"
     response_ids: tuple[Id, ...] = Field(min_length=1, max_length=1000)
@@ -192,6 +192,7 @@ EXECUTORS: dict[str, str] = {
     "pin": "rollout",
     "train_now": "trainer",
     "export_dataset": "trainer",
+    "release": "trainer",
     "replay": "feedback",
 }
 """Which service carries out a command. The door refuses kinds that nobody executes yet."""

@@ -13,6 +13,7 @@ from services.console.dead_letters import Letters, add_dead_letters
 from services.console.pages.board import Board
 from services.console.pages.page import add_pages
 from services.console.projection import FOLLOWED
+from services.console.quarantine import add_quarantine
 from services.console.settings import ConsoleSettings
 from services.console.watermarks import KafkaEnds
 from shared.adapters.clock import SystemClock
@@ -62,6 +63,7 @@ def run(settings: ConsoleSettings) -> bool:
     )
     app = build_app(console, follower, readiness)
     add_dead_letters(app, console, follower, Letters(console, KafkaLogRanges(servers, SERVICE)))
+    add_quarantine(app, console, follower)
     add_pages(app, console, Board(console, follower, chats.count))
     try:
         serve(app, settings.host, settings.port)

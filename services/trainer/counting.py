@@ -11,8 +11,10 @@ from services.trainer.verify import split, usable
 
 
 def count(db: sqlite3.Connection, settings: TrainerSettings) -> Waiting:
-    done = runs.last_through(db) if settings.mode == "train" else runs.last_export(db)[0]
-    examples = [e for e in collect.dataset(db, collect.through(db)) if e.is_new(done)]
+    trains = settings.mode == "train"
+    done = runs.last_through(db) if trains else runs.last_export(db)[0]
+    released = runs.last_released(db) if trains else None
+    examples = [e for e in collect.dataset(db, collect.through(db)) if e.is_new(done, released)]
     training, _ = split(settings.line, usable(examples, settings.comment_mode)[0])
     answering = {row.response_id for row in training}
     return Waiting(

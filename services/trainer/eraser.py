@@ -22,7 +22,7 @@ from pathlib import Path
 
 import structlog
 
-from services.trainer import collect, erasures, exports, runs, snapshot, sweep
+from services.trainer import collect, erasures, exports, releases, runs, snapshot, sweep
 from services.trainer.erasures import Target
 from services.trainer.publish import VersionLog
 from services.trainer.store import scrub
@@ -65,6 +65,8 @@ class Eraser:
         False if somebody reads the table: try again. Raises `BrokerUnavailable`."""
         self._sweep(targets, open_run)
         self._sweep_exports(targets)
+        with self.db:
+            releases.forget(self.db)
         if not scrub(self.db):
             return False
         versions = self.versions.versions()

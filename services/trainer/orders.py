@@ -6,18 +6,20 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from services.trainer import runs
+from services.trainer import releases, runs
+from services.trainer.objectives import CommentMode
 from services.trainer.publish import SERVICE, VersionLog
 from shared.envelope import sealed
 from shared.events import from_ms
 from shared.ports import Clock, Publisher
 from shared.topics import OPERATOR_RESULTS
-from shared.versions import Command, CommandResult, ExportDataset, TrainNow
+from shared.versions import Command, CommandResult, ExportDataset, Release, TrainNow
 
 ACK_S = 15.0
 MAX_MESSAGE = 2048
-TRAIN, LOOK, EXPORT = "train_now", "dry_run", "export_dataset"
-"""What a command asks for: a run, only what a run would train, or a dataset to take elsewhere."""
+TRAIN, LOOK, EXPORT, RELEASE = "train_now", "dry_run", "export_dataset", "release"
+"""What a command asks for: a run, only what a run would train, a dataset to take elsewhere, or that what is held trains
+after all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,9 @@ class Orders:
             runs.note_command(self.db, command.command_id, LOOK if command.dry_run else TRAIN)
         elif isinstance(command, ExportDataset):
             runs.note_command(self.db, command.command_id, EXPORT)
+        elif isinstance(command, Release):
+            runs.note_command(self.db, command.command_id, RELEASE)
+            releases.note_order(self.db, command.command_id, command.response_ids)
 
     def undecided(self, kind: str) -> list[str]:
         """Commands of this kind to act on; those that the log has a result of (from before this table was made) are
@@ -62,6 +67,17 @@ class Orders:
         if command_ids:
             with self.db:
                 self.decide(command_ids, status, message)
+
+    def release(self, comments: CommentMode) -> bool:
+        """Carries out the releases that wait; returns whether there were any. A table that was made anew follows those
+        that have their result already, too: `answer` does not repeat it."""
+        asked = runs.undecided(self.db, RELEASE)
+        for command_id in asked:
+            with self.db:
+                held = releases.waiting(self.db, comments)
+                done, told = releases.release(self.db, releases.ordered(self.db, command_id), held)
+                self.decide([command_id], "done" if done else "refused", told)
+        return bool(asked)
 
     def answer(self) -> None:
         """Publishes results that were decided, each once: after a crash the log says which are there. Raises

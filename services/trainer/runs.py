@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -50,6 +51,8 @@ class RunConfig:
     stable: VersionRef
     stable_run: str | None
     created_ms: int
+    released: int = 0
+    """The number of the newest release that it follows (`releases.py`)."""
 
     @property
     def created_at(self) -> datetime:
@@ -127,6 +130,14 @@ def last_export(db: sqlite3.Connection) -> tuple[dict[str, int], int | None]:
     return (dict(json.loads(row[0])), int(row[1])) if row else ({}, None)
 
 
+def last_released(db: sqlite3.Connection) -> int:
+    """The number of the newest release that the newest run follows, as `last_through`."""
+    row = db.execute(
+        "SELECT config FROM runs WHERE stage != 'erased' ORDER BY created_ms DESC, run_id DESC"
+    ).fetchone()
+    return RunConfig.from_json(row[0]).released if row else 0
+
+
 def erased_last(db: sqlite3.Connection) -> bool:
     """Whether the newest run was `erased`, so that another is to begin in its place."""
     row = db.execute("SELECT stage FROM runs ORDER BY created_ms DESC, run_id DESC").fetchone()
@@ -154,14 +165,19 @@ def quarantine(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, st
         )
 
 
+def held(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
+    """(response_id, event_id, reason) of what the newest run that has a snapshot holds back."""
+    rows = db.execute(
+        "SELECT response_id, event_id, reason FROM quarantine WHERE run_id = "
+        "(SELECT run_id FROM runs WHERE stage NOT IN ('begun', 'erased') "
+        "ORDER BY created_ms DESC, run_id DESC) ORDER BY response_id, event_id"
+    )
+    return rows.fetchall()
+
+
 def quarantined(db: sqlite3.Connection) -> dict[str, int]:
     """Reason -> how many, of the newest run that has a snapshot."""
-    rows = db.execute(
-        "SELECT reason, COUNT(*) FROM quarantine WHERE run_id = "
-        "(SELECT run_id FROM runs WHERE stage NOT IN ('begun', 'erased') "
-        "ORDER BY created_ms DESC, run_id DESC) GROUP BY reason ORDER BY reason"
-    )
-    return dict(rows.fetchall())
+    return dict(sorted(Counter(reason for _, _, reason in held(db)).items()))
 
 
 def count_failure(db: sqlite3.Connection, run_id: str, reason: str) -> int:

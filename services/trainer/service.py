@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 from uuid6 import uuid7
 
-from services.trainer import collect, erasures, runs, snapshot, sweep
+from services.trainer import collect, erasures, releases, runs, snapshot, sweep
 from services.trainer.card import ARTIFACT
 from services.trainer.child import CONFIG, FAILED, GATE, STOPPED, WHY, pause_at, stop
 from services.trainer.counting import count
@@ -106,6 +106,7 @@ class Trainer:
             self.orders.answer()
             self._erase()
             run = runs.open_run(self.db)
+            self._release()
             self._look(run)
             if self.settings.mode == "export":
                 # A run that an earlier setting left open rests until there is training again.
@@ -252,6 +253,11 @@ class Trainer:
             began_ms=runs.last_began(self.db) if trains else runs.last_export(self.db)[1],
         )
 
+    def _release(self) -> None:
+        """Lets train from the next run on what operators release."""
+        if self.reader.at_end() and self.orders.release(self.settings.comment_mode):
+            self.waiting = None
+
     def _look(self, run: Run | None) -> None:
         """Writes datasets and answers dry runs where they are asked for, whether or not a run is under way."""
         if not self.reader.at_end():
@@ -297,6 +303,7 @@ class Trainer:
             stable=stable,
             stable_run=version.run_id if version else None,
             created_ms=self.clock.now_ms(),
+            released=releases.newest(self.db),
         )
 
     def _refuse_commands(self, reason: str) -> None:
@@ -385,10 +392,9 @@ class Trainer:
         if now_ms - self.shown_ms < SHOW_S * 1000:
             return
         self.shown_ms = now_ms
-        shown = board(
+        line, now = self.settings.line, from_ms(now_ms).isoformat()
+        shown, held = board(
             self.db, self._count(), self.settings.thresholds(), self.settings.comment_mode, decision.reason
         )
-        shown["updated_at"] = from_ms(now_ms).isoformat()
-        self.cache.put(
-            redis_keys.collected(self.settings.line), json.dumps(shown).encode(), ttl_s=SHOWN_TTL_S
-        )
+        for key, told in ((redis_keys.collected(line), shown), (redis_keys.quarantine(line), held)):
+            self.cache.put(key, json.dumps(told | {"updated_at": now}).encode(), ttl_s=SHOWN_TTL_S)

@@ -78,7 +78,7 @@ def take(
     within the token limit. A function of its arguments alone, in whatever order the examples come."""
     rows, held = usable(examples, comments)
     long = [row for row in rows if not fits(row)]
-    held += [Held(row.response_id, row.event_id, "length: more tokens than a run takes") for row in long]
+    held += [Held(row.response_id, row.event_id, "tokens: more than a run takes") for row in long]
     training, measuring = split(line, [row for row in rows if fits(row)])
     mute = [row for row in measuring if row.kind == "comment"]
     held += [Held(row.response_id, row.event_id, "held out: a comment measures nothing") for row in mute]

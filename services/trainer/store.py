@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import IO
 
-from services.trainer import collect, erasures, runs
+from services.trainer import collect, erasures, releases, runs
 from shared.errors import Misconfigured
 
 SWEPT = 1
@@ -23,7 +23,7 @@ def open_store(folder: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")
     db.execute("PRAGMA secure_delete=ON")
-    db.executescript(collect.SCHEMA + runs.SCHEMA + erasures.SCHEMA)
+    db.executescript(collect.SCHEMA + runs.SCHEMA + erasures.SCHEMA + releases.SCHEMA)
     runs.adopt(db)
     if db.execute("PRAGMA user_version").fetchone()[0] < SWEPT:
         db.execute("VACUUM")

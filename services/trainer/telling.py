@@ -1,4 +1,4 @@
-"""What the console shows of what is collected: the threshold bar, and what is held back."""
+"""What the console shows of what is collected: the threshold bar, what is held back, and what of it can be released."""
 
 from __future__ import annotations
 
@@ -7,24 +7,33 @@ from typing import Any
 
 from services.trainer import collect, runs
 from services.trainer.objectives import CommentMode
+from services.trainer.releases import releasable
 from services.trainer.settings import Thresholds
 from services.trainer.trigger import Waiting
-from services.trainer.verify import reasons, usable
+from services.trainer.verify import Held, reasons, usable
+
+MAX_LISTED = 1000
+"""What one command may release."""
+Shown = dict[str, Any]
 
 
 def board(
     db: sqlite3.Connection, waiting: Waiting, thresholds: Thresholds, comments: CommentMode, reason: str
-) -> dict[str, Any]:
-    """`reason`: why a run begins, or does not."""
+) -> tuple[Shown, Shown]:
+    """Both as `redis_keys.collected` and `redis_keys.quarantine` say. `reason`: why a run begins, or does not."""
     examples = collect.dataset(db, collect.through(db))
-    return {
+    _, held = usable(examples, comments)
+    found = releasable(examples, [*held, *(Held(*one) for one in runs.held(db))])
+    bar = {
         "usable": waiting.examples,
         "needed": thresholds.examples,
         "users": waiting.users,
         "users_needed": thresholds.users,
         "examples": len(examples),
         # What agreement and shares hold back is known since the newest run; the checks are made on all there is.
-        "held": runs.quarantined(db) | reasons(usable(examples, comments)[1]),
+        "held": runs.quarantined(db) | reasons(held),
         "batches": collect.batch_count(db),
         "reason": reason,
     }
+    listed = [[one.response_id, one.event_id, one.reason] for one in found[:MAX_LISTED]]
+    return bar, {"held": listed, "total": len(found)}

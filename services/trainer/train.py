@@ -62,7 +62,7 @@ def take_snapshot(work: Work) -> None:
     table = (work.folder.parent.parent / "trainer.sqlite3").resolve()
     db = sqlite3.connect(f"{table.as_uri()}?mode=ro", uri=True, timeout=30.0)
     try:
-        examples = collect.dataset(db, work.config.through)
+        examples = collect.dataset(db, work.config.through, work.config.released)
     finally:
         db.close()
 

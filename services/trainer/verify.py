@@ -47,6 +47,8 @@ class Row:
     """Whether it came by an import and not from a user of the app."""
     asked_by: str | None = None
     """Who asked what it corrects, where that is known: an erasure of theirs takes it too."""
+    released: frozenset[str] = frozenset()
+    """The checks that an operator lets it pass."""
 
     @property
     def question(self) -> str:
@@ -68,7 +70,15 @@ class Held:
 
 
 Check = Callable[[Row], str | None]
-"""None, or the reason that keeps the row from training."""
+"""None, or the reason that keeps the row from training. What stands before its colon names the check."""
+RELEASABLE: Final = frozenset({"secret", "personal data", "length", "control characters", "agreement"})
+"""Checks that a person may overrule for an example. The others hold what cannot be trained, what measures, or what
+would give one user more than their share."""
+
+
+def check_of(reason: str) -> str:
+    """The check that a reason names."""
+    return reason.partition(":")[0]
 
 
 def has_a_question(row: Row) -> str | None:
@@ -113,9 +123,7 @@ def has_no_control_characters(row: Row) -> str | None:
 def has_no_template_marks(row: Row) -> str | None:
     """Marks of a chat template in a text would end the turn, or begin another speaker's."""
     texts = (row.answer, *(content for _, content in row.messages))
-    return (
-        "control characters: marks of a chat template" if any("<|" in t or "|>" in t for t in texts) else None
-    )
+    return "chat template: its marks are in the text" if any("<|" in t or "|>" in t for t in texts) else None
 
 
 def has_no_secrets(row: Row) -> str | None:
@@ -152,7 +160,8 @@ CHECKS: tuple[Check, ...] = (
 
 
 def fault_of(row: Row) -> str | None:
-    return next((reason for check in CHECKS if (reason := check(row)) is not None), None)
+    found = (reason for check in CHECKS if (reason := check(row)) is not None)
+    return next((reason for reason in found if check_of(reason) not in row.released), None)
 
 
 def rows_of(example: Example, comments: CommentMode = "hold") -> tuple[list[Row], list[Held]]:
@@ -183,6 +192,7 @@ def _row(example: Example, signal: Signal) -> Row:
         kind=signal.kind,
         imported=IMPORTED in signal.tags,
         asked_by=revision.user_id,
+        released=example.released.get(signal.event_id, frozenset()),
     )
 
 
@@ -251,7 +261,7 @@ def _led(rows: Sequence[Row]) -> tuple[list[Grouped], list[Held]]:
         users[claim].add(row.user_id)
     kept, held = [], []
     for row, group, claim, other in zip(rows, found.group, found.claim, found.held_by, strict=True):
-        if other is None:
+        if other is None or "agreement" in row.released:
             kept.append(Grouped(row, group))
             continue
         word = "outvoted" if len(users[other]) > len(users[claim]) else "disputed"

@@ -13,6 +13,11 @@ def collected(line: str) -> str:
     return f"loopwright:collected:{line}"
 
 
+def quarantine(line: str) -> str:
+    """JSON: {held: [[response_id, event_id, reason]], total, updated_at}: what could be released, no texts."""
+    return f"loopwright:quarantine:{line}"
+
+
 def receipt(response_id: str, event_id: str) -> str:
     """The outcome record's JSON."""
     return f"loopwright:receipt:{response_id}:{event_id}"

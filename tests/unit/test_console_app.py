@@ -155,7 +155,6 @@ async def test_a_command_is_in_the_log_when_it_is_accepted_and_its_result_is_tol
         ({"kind": "shout"}, 422, "unknown_kind"),
         ({"kind": "replay", "positions": ["a/0/1"]}, 422, "malformed"),
         ({"kind": "replay", "positions": []}, 422, "malformed"),
-        ({"kind": "release", "response_ids": ["r"]}, 422, "no_executor"),
         ({"kind": "promote", "version": "assistant@v9-99999999"}, 404, "unknown_version"),
         ({"kind": "pin", "version": BASE.version, "line": "other"}, 404, "unknown_version"),
         ({"kind": "rollback", "version": "assistant@v9-99999999"}, 404, "unknown_version"),

@@ -30,6 +30,8 @@ COMMANDS = [
     "dead-letters list",
     "dead-letters show",
     "dead-letters replay",
+    "quarantine list",
+    "quarantine release",
 ]
 
 

@@ -87,5 +87,5 @@ def test_equal_snapshots_are_equal_files(tmp_path: Path) -> None:
 
 def test_rows_that_do_not_fit_are_held_with_their_reason() -> None:
     taken = snapshot.take(LINE, cast(), {"0": 1}, fits=lambda row: len(row.answer) < 50)
-    assert any(one.reason == "length: more tokens than a run takes" for one in taken.held)
+    assert any(one.reason == "tokens: more than a run takes" for one in taken.held)
     assert all(len(one.row.answer) < 50 for one in taken.train)

@@ -25,6 +25,7 @@ from loopwright.models import (
     DeadLetterPage,
     Erasure,
     Kind,
+    Quarantine,
     Receipt,
     Recorded,
     Status,
@@ -262,6 +263,15 @@ class AsyncLoopwright:
         before. `wait_for_result` tells how many went back.
         """
         return await self._run(calls.replay(positions, line))
+
+    async def quarantine(self, line: str | None = None) -> Quarantine:
+        """What is held back from training and can be released: ids and reasons, never a text."""
+        return await self._run(calls.quarantine(line))
+
+    async def release(self, response_ids: Sequence[str], *, line: str | None = None) -> Command:
+        """Let what is held of these responses, at most 1000, train from the next run on; returns once the order is in
+        the log for good. `wait_for_result` tells what of it was released."""
+        return await self._run(calls.release(response_ids, line))
 
     async def result(self, command_id: str) -> CommandResult | None:
         """What came of a command, None while nothing is known."""

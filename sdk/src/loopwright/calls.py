@@ -22,6 +22,7 @@ from loopwright.models import (
     DeadLetterPage,
     Erasure,
     Kind,
+    Quarantine,
     Receipt,
     Recorded,
     Status,
@@ -199,6 +200,19 @@ def dead_letter(position: str) -> Call[DeadLetterContent]:
 def replay(positions: Sequence[str], line: str | None) -> Call[Command]:
     """Send dead letters back to their topics. The same one goes back once, whatever is asked how often."""
     body: dict[str, Any] = {"kind": "replay", "positions": list(positions)}
+    if line is not None:
+        body["line"] = line
+    return Call("console", "POST", "/api/commands", _one(Command), body, repeatable=False)
+
+
+def quarantine(line: str | None) -> Call[Quarantine]:
+    """What is held back from training and can be released."""
+    return Call("console", "GET", "/api/quarantine" + _of_line(line), _one(Quarantine))
+
+
+def release(response_ids: Sequence[str], line: str | None) -> Call[Command]:
+    """Let what is held of these responses train after all. The same is released once, whatever is asked how often."""
+    body: dict[str, Any] = {"kind": "release", "response_ids": list(response_ids)}
     if line is not None:
         body["line"] = line
     return Call("console", "POST", "/api/commands", _one(Command), body, repeatable=False)

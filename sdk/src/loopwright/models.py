@@ -162,6 +162,22 @@ class CommandResult(Answer):
     """Of a `replay` alone: how many dead letters went back."""
 
 
+class Held(Answer):
+    """A thing somebody said that is held back from training, and can be released. `reason` begins with the check."""
+
+    response_id: str
+    event_id: str
+    reason: str
+
+
+class Quarantine(Answer):
+    """What is held and can be released: at most the first 1000 of `total`, which is None while it is not known."""
+
+    held: tuple[Held, ...]
+    total: int | None = None
+    updated_at: datetime | None = None
+
+
 class DeadLetter(Answer):
     """A record that could not be processed: where it came from, and why.
 

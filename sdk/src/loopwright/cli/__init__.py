@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loopwright.cli import dead_letters, erasing, feedback, importing, operator
+from loopwright.cli import dead_letters, erasing, feedback, importing, operator, quarantine
 from loopwright.cli.root import app
 
 app.command("send")(feedback.send)
@@ -14,6 +14,7 @@ app.command("versions")(operator.versions)
 app.add_typer(operator.rollout, name="rollout")
 app.add_typer(operator.train, name="train")
 app.add_typer(operator.dataset, name="dataset")
+app.add_typer(quarantine.quarantine, name="quarantine")
 app.add_typer(dead_letters.dead_letters, name="dead-letters")
 
 __all__ = ["app", "main"]
