@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -173,11 +172,6 @@ def held(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
         "ORDER BY created_ms DESC, run_id DESC) ORDER BY response_id, event_id"
     )
     return rows.fetchall()
-
-
-def quarantined(db: sqlite3.Connection) -> dict[str, int]:
-    """Reason -> how many, of the newest run that has a snapshot."""
-    return dict(sorted(Counter(reason for _, _, reason in held(db)).items()))
 
 
 def count_failure(db: sqlite3.Connection, run_id: str, reason: str) -> int:

@@ -10,10 +10,12 @@ from services.trainer.objectives import CommentMode
 from services.trainer.releases import releasable
 from services.trainer.settings import Thresholds
 from services.trainer.trigger import Waiting
-from services.trainer.verify import Held, reasons, usable
+from services.trainer.verify import RELEASABLE, Held, check_of, reasons, usable
 
 MAX_LISTED = 1000
 """What one command may release."""
+LATER = frozenset({"agreement", "share", "reserved", "held out", "tokens"})
+"""What is held for these is known since the newest run; the other checks are made on all there is."""
 Shown = dict[str, Any]
 
 
@@ -23,15 +25,16 @@ def board(
     """Both as `redis_keys.collected` and `redis_keys.quarantine` say. `reason`: why a run begins, or does not."""
     examples = collect.dataset(db, collect.through(db))
     _, held = usable(examples, comments)
-    found = releasable(examples, [*held, *(Held(*one) for one in runs.held(db))])
+    later = [one for one in (Held(*found) for found in runs.held(db)) if check_of(one.reason) in LATER]
+    found = releasable(examples, [*held, *later])
+    held += [one for one in later if check_of(one.reason) not in RELEASABLE or one in found]
     bar = {
         "usable": waiting.examples,
         "needed": thresholds.examples,
         "users": waiting.users,
         "users_needed": thresholds.users,
         "examples": len(examples),
-        # What agreement and shares hold back is known since the newest run; the checks are made on all there is.
-        "held": runs.quarantined(db) | reasons(held),
+        "held": reasons(held),
         "batches": collect.batch_count(db),
         "reason": reason,
     }

@@ -166,6 +166,37 @@ def test_what_was_released_counts_as_new_though_its_batch_was_read_before(tmp_pa
     assert len(runs.all_runs(trainer.db)) == 2
 
 
+def test_what_users_dispute_is_known_since_the_newest_run_and_is_no_more_held_once_released(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, finish)
+    good = [revision(f"g{i}", f"Where is shop {i}?", f"In street number {i}.", USERS[i]) for i in range(3)]
+    send(rig, *SECRETS, *good)
+    trainer = rig.trainer(examples=3)
+    turns(trainer)
+    (run,) = runs.all_runs(trainer.db)
+    share, disputed = "share: this user has said much already", "agreement: disputed"
+    found = [
+        ("g0", "e-g0", disputed),
+        ("g1", "e-g1", share),
+        ("r1", "e-r1", PERSONAL),
+        ("x", "e-x", disputed),
+    ]
+    runs.quarantine(trainer.db, run.config.run_id, found)
+
+    def counts() -> dict[str, int]:
+        shown_again(rig, trainer)
+        held = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")["held"]
+        return {reason: held[reason] for reason in held if reason in {share, disputed, PERSONAL}}
+
+    assert counts() == {share: 1, disputed: 1, PERSONAL: 1}, "what no longer stands is not held"
+    release(rig, "g0", "g1", "r1")
+    turns(trainer)
+    assert results(rig)["c1"][1].startswith(f"released 1 ({disputed}), 1 ({PERSONAL}), of 2 of 3 responses")
+    assert counts() == {share: 1}
+    assert listed(rig) == [["r2", "e-r2", SECRET]]
+
+
 def test_a_release_is_kept_over_restarts_and_over_the_loss_of_the_table(tmp_path: Path) -> None:
     rig = Rig(tmp_path, lambda _: None)
     send(rig, *SECRETS)
