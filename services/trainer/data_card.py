@@ -188,7 +188,7 @@ def page(card: DataCard) -> str:
 
 Figures of the snapshot `{card.digest[:8]}`, run `{card.run_id}` of {card.began_at:%Y-%m-%d %H:%M} UTC.
 
-Read: {card.examples} examples with {_listed(card.signals)}; \
+Read: {card.examples} examples (signals: {_listed(card.signals)}); \
 batches (partition: highest number) {_listed(card.through, ": ")}.
 
 | | trains | measures |
@@ -230,8 +230,5 @@ def _lengths(name: str, found: Quantiles) -> str:
 
 
 def _listed(counts: dict[str, int], between: str = " ") -> str:
-    """`3 correction, 2 thumbs`, or `0: 7, 1: 5`."""
-    told = [
-        f"{count} {name}" if between == " " else f"{name}{between}{count}" for name, count in counts.items()
-    ]
-    return ", ".join(told) or "none"
+    """`correction 3, thumbs 2`, or `0: 7, 1: 5`."""
+    return ", ".join(f"{name}{between}{count}" for name, count in counts.items()) or "none"

@@ -9,7 +9,7 @@ import pytest
 import redis
 from safetensors import safe_open
 
-from services.trainer import snapshot
+from services.trainer import data_card, snapshot
 from services.trainer.publish import SERVICE, VersionLog, identity
 from services.trainer.store import lock
 from services.trainer.sweep import ANSWERS, rows_of
@@ -50,6 +50,11 @@ def test_batches_become_a_published_version_with_its_gate_report(stand: TrainerS
     assert trained.dataset.holds(f"{stand.line}-0-1")
     assert trained.dataset.examples > 0
     _artifact_is_whole_and_says_no_path(stand)
+    card = data_card.read(next(stand.folder.rglob(data_card.CARD)).parent)
+    assert card is not None
+    assert (card.digest, card.training.rows) == (trained.dataset.digest, trained.dataset.examples)
+    assert card.tokens.all == trained.dataset.tokens
+    assert card.replay.share is not None, "training has begun"
     shown = redis.Redis.from_url(stand.redis_url).get(redis_keys.run_progress(stand.line))
     assert json.loads(shown)["stage"] == "published"  # type: ignore[arg-type]
     assert [record.value for record in stand.read(DEAD_LETTERS.name)].count(stand.garbage) == 1

@@ -116,6 +116,7 @@ def test_both_forms_say_the_same_and_learn_the_share_of_replay_later(tmp_path: P
     assert after.model_copy(update={"replay": card.replay}) == card
     page = (tmp_path / PAGE).read_text()
     assert "20.0% of the trained tokens, 12 rows" in page
+    assert f"(signals: correction {USERS * EACH + 2}, thumbs 7)" in page
     assert f"| rows | {card.training.rows} | {card.measuring.rows} |" in page
     assert all(f"| {reason} | {count} |" in page for reason, count in card.held.items())
 
