@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from shared.adapters.clock import ManualClock
 from shared.adapters.fakes import MemoryLog, MemoryLogRanges
@@ -55,6 +56,12 @@ def kafka_land(request: pytest.FixtureRequest, topic: str) -> Land:
     servers: str = request.getfixturevalue("kafka")
     admin = AdminClient({"bootstrap.servers": servers})
     admin.create_topics([NewTopic(topic, P, 1)])[topic].result(20)
+    ranges = KafkaLogRanges(servers, "test")
+    # A topic that was just made may have no leader yet.
+    led = Retrying(
+        retry=retry_if_exception_type(BrokerUnavailable), wait=wait_fixed(0.2), stop=stop_after_delay(20)
+    )
+    led(ranges.bounds, topic)
     now = [T0]
 
     def write(partition: int, values: list[bytes]) -> None:
@@ -72,7 +79,7 @@ def kafka_land(request: pytest.FixtureRequest, topic: str) -> Land:
             TopicPartition(topic, partition)
         ].result(20)
 
-    return Land(KafkaLogRanges(servers, "test"), topic, write, trim)
+    return Land(ranges, topic, write, trim)
 
 
 def all_of(land: Land) -> list[Record]:
