@@ -6,37 +6,14 @@ Sources: CloudEvents Kafka protocol binding 1.0.2, section 3.2; W3C Trace Contex
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
-from shared.events import LogRecord
+from shared.events import LogRecord, rfc3339
 from shared.stream.step import Output
 from shared.topics import Topic
 
 Headers = tuple[tuple[str, bytes], ...]
 _JSON = ("content-type", b"application/json")
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """What the headers say of a record. `ce_id` with `ce_source` names one sending."""
-
-    ce_id: str
-    ce_source: str
-    ce_type: str
-    ce_time: str
-    traceparent: str | None = None
-
-    def headers(self) -> Headers:
-        fixed: Headers = (
-            ("ce_specversion", b"1.0"),
-            ("ce_id", self.ce_id.encode()),
-            ("ce_source", self.ce_source.encode()),
-            ("ce_type", self.ce_type.encode()),
-            ("ce_time", self.ce_time.encode()),
-            _JSON,
-        )
-        return (*fixed, ("traceparent", self.traceparent.encode())) if self.traceparent else fixed
 
 
 def traceparent_of(headers: Headers) -> str | None:
@@ -73,10 +50,10 @@ class Seal:
         value: bytes | None,
         ce_id: str,
         ce_time: str,
-        partition: int,
+        partition: int | None,
         traceparent: str | None,
     ) -> Output:
-        """`ce_time`: RFC 3339, in UTC."""
+        """`ce_id` with the source names one sending. `ce_time`: RFC 3339, in UTC (`rfc3339`)."""
         headers: Headers = (
             self._before,
             ("ce_id", ce_id.encode()),
@@ -104,11 +81,5 @@ def sealed(
 
     `source` is the writing service's name, `ce_id` must be the same when the same record is sent again.
     """
-    envelope = Envelope(
-        ce_id=ce_id,
-        ce_source=f"/loopwright/{source}",
-        ce_type=record.event_type,
-        ce_time=at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
-        traceparent=traceparent,
-    )
-    return Output(topic.name, key.encode(), record.to_json(), envelope.headers(), partition)
+    seal = Seal(topic, type(record), source)
+    return seal(key.encode(), record.to_json(), ce_id, rfc3339(at), partition, traceparent)

@@ -62,6 +62,11 @@ def from_ms(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
+def rfc3339(moment: datetime) -> str:
+    """As times stand in records and headers: in UTC, ending in Z."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 class Part(BaseModel):
     """A piece of a record. Frozen: records are facts."""
 

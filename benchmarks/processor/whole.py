@@ -20,7 +20,8 @@ from benchmarks.processor.log import APPEND, Sent, WrongResult, value_of
 from benchmarks.processor.onestage import WARM_UP
 from benchmarks.processor.votes import SPREAD
 from deploy.local.ports import choose
-from shared.envelope import Envelope
+from shared.envelope import Seal
+from shared.events import ChatResponse, Correction
 from shared.stream.positions import Positions
 from shared.stream.store import POSITIONS_KEY
 from shared.topics import (
@@ -46,6 +47,10 @@ USED = (
     FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, DEAD_LETTERS,
 )  # fmt: skip
 AT = "2026-01-01T12:00:00Z"
+RESPONSES, CORRECTIONS = (
+    Seal(CHAT_RESPONSES, ChatResponse, "bench"),
+    Seal(FEEDBACK_EVENTS, Correction, "bench"),
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Conversation:
         room = self.record_bytes - len(orjson.dumps(body))
         question["content"] = self._says(i, room // 3)
         answer["text"] = self._says(3 * i + 1, room - room // 3)
-        return name.encode(), orjson.dumps(body), _headers("chat.response", i)
+        return name.encode(), orjson.dumps(body), _headers(RESPONSES, i)
 
     def correction(self, i: int) -> Sent:
         name = _response_id(i)
@@ -105,16 +110,16 @@ class Conversation:
             "value": "",
         }
         body["value"] = self._says(7 * i + 2, self.record_bytes - len(orjson.dumps(body)))
-        return name.encode(), orjson.dumps(body), _headers("feedback.correction", i)
+        return name.encode(), orjson.dumps(body), _headers(CORRECTIONS, i)
 
 
 def _response_id(i: int) -> str:
     return f"r-{i * SPREAD % 2**64:016x}"
 
 
-def _headers(kind: str, i: int) -> tuple[tuple[str, bytes], ...]:
+def _headers(seal: Seal, i: int) -> tuple[tuple[str, bytes], ...]:
     trace = f"00-{i * SPREAD % 2**64:016x}{i:016x}-{i * SPREAD % 2**64:016x}-01"
-    return Envelope(f"{kind}-{i:x}", "/loopwright/bench", f"loopwright.{kind}", AT, trace).headers()
+    return seal(b"", None, f"{i:x}", AT, None, trace).headers
 
 
 @contextmanager

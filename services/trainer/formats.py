@@ -11,7 +11,7 @@ Held-out users' feedback is a split of its own: who trains on it has nothing lef
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -20,14 +20,14 @@ from services.trainer.objectives import HELD_KINDS, CommentMode, as_chat
 from services.trainer.snapshot import Snapshot, take
 from services.trainer.verify import (
     CHECKS,
-    IMPORTED,
-    TRAINABLE_ROLES,
     Grouped,
     Held,
     Row,
     changes_something,
     fair_shares,
+    fault_of,
     has_an_original,
+    row_of,
     split,
 )
 from shared.events import ExampleRevision, Over, Signal, Under, canonical_json, sha256
@@ -85,20 +85,33 @@ def export(line: str, examples: Sequence[Example], *, comments: CommentMode = "h
     taken = take(line, examples, {}, comments=comments)
     preferred, doubted = _spoken(line, examples, ("preference",))
     judged, doubtful = _spoken(line, examples, ("thumbs", "rating"))
-    held = [one for one in taken.held if one.reason not in EXPORTED_HERE] + doubted + doubtful
-    records = [*_of_snapshot(taken), *preferred, *judged]
+    corrected, unfit = _of_snapshot(taken)
+    held = [one for one in taken.held if one.reason not in EXPORTED_HERE] + doubted + doubtful + unfit
+    records = [*corrected, *preferred, *judged]
     records.sort(key=lambda one: (one.file, one.row.identity))
     held.sort(key=lambda one: (one.response_id, one.event_id, one.reason))
     return Export(tuple(records), tuple(held))
 
 
-def _of_snapshot(taken: Snapshot) -> Iterator[Record]:
+def _of_snapshot(taken: Snapshot) -> tuple[list[Record], list[Held]]:
+    """Each for SFT; over what it corrects where that, too, may be told: a model may have said a secret itself."""
     parts: tuple[tuple[Part, Sequence[Grouped]], ...] = (("train", taken.train), ("heldout", taken.measure))
-    for part, rows in parts:
-        for one in rows:
-            yield Record("sft", part, one.row)
-            if one.row.kind == "correction":
-                yield Record("dpo", part, one.row)
+    records: list[Record] = []
+    held: list[Held] = []
+    for part, row in ((part, one.row) for part, rows in parts for one in rows):
+        records.append(Record("sft", part, row))
+        if row.kind != "correction":
+            continue
+        reason = _fault_of_other(row)
+        if reason is None:
+            records.append(Record("dpo", part, row))
+        else:
+            held.append(Held(row.response_id, row.event_id, f"{reason} (in the answer that it corrects)"))
+    return records, held
+
+
+def _fault_of_other(row: Row) -> str | None:
+    return fault_of(replace(row, answer=row.original), JUDGED)
 
 
 def _spoken(
@@ -109,9 +122,9 @@ def _spoken(
     rows: dict[tuple[str, str, frozenset[str]], Row] = {}
     labels: dict[str, bool] = {}
     held: list[Held] = []
-    said = [(s, one.revision) for one in examples for s in one.revision.signals if s.kind in kinds]
-    for signal, revision in sorted(said, key=lambda told: (told[0].occurred_at, told[0].event_id)):
-        row = _row(revision, signal)
+    said = [(s, one) for one in examples for s in one.revision.signals if s.kind in kinds]
+    for signal, example in sorted(said, key=lambda told: (told[0].occurred_at, told[0].event_id)):
+        row = _row(example, signal)
         reason = _fault(row, signal)
         if reason is not None:
             held.append(Held(row.response_id, row.event_id, reason))
@@ -139,35 +152,22 @@ def _fault(row: Row, signal: Signal) -> str | None:
     """What keeps it out. Of a preference both answers are looked at: either may be a user's words."""
     if signal.kind == "rating" and signal.value not in LIKED:
         return "rating: in the middle, so neither liked nor disliked"
-    looked = [(check, row) for check in (CHECKS if signal.kind == "preference" else JUDGED)]
-    if signal.kind == "preference":
-        looked += [(check, replace(row, answer=row.original)) for check in JUDGED]
-    return next((reason for check, one in looked if (reason := check(one)) is not None), None)
+    if signal.kind != "preference":
+        return fault_of(row, JUDGED)
+    return fault_of(row) or _fault_of_other(row)
 
 
-def _row(revision: ExampleRevision, signal: Signal) -> Row:
+def _row(example: Example, signal: Signal) -> Row:
     """The answer that was judged, and no other; or the chosen one over the other."""
-    own, other = _text(revision, signal.choice), ""
+    revision = example.revision
+    own = _text(revision, signal.choice)
     match signal.value:
         case Over(over=which):
-            answer, other = own, _text(revision, which)
+            return row_of(example, signal, original=_text(revision, which), answer=own)
         case Under(under=which):
-            answer, other = _text(revision, which), own
+            return row_of(example, signal, original=own, answer=_text(revision, which))
         case _:
-            answer = own
-    return Row(
-        response_id=revision.response_id,
-        revision=revision.revision,
-        event_id=signal.event_id,
-        user_id=signal.user_id,
-        messages=tuple((TRAINABLE_ROLES.get(m.role, m.role), m.content) for m in revision.messages),
-        original=other,
-        answer=answer,
-        occurred_ms=round(signal.occurred_at.timestamp() * 1000),
-        kind=signal.kind,
-        imported=IMPORTED in signal.tags,
-        asked_by=revision.user_id,
-    )
+            return row_of(example, signal, original="", answer=own)
 
 
 def _text(revision: ExampleRevision, which: str | int) -> str:

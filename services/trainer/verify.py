@@ -159,8 +159,9 @@ CHECKS: tuple[Check, ...] = (
 """In this order; the first that fails names the reason. Those of lengths come before those that read every letter."""
 
 
-def fault_of(row: Row) -> str | None:
-    found = (reason for check in CHECKS if (reason := check(row)) is not None)
+def fault_of(row: Row, checks: Sequence[Check] = CHECKS) -> str | None:
+    """The first reason against it that no operator has released it from."""
+    found = (reason for check in checks if (reason := check(row)) is not None)
     return next((reason for reason in found if check_of(reason) not in row.released), None)
 
 
@@ -177,9 +178,16 @@ def rows_of(example: Example, comments: CommentMode = "hold") -> tuple[list[Row]
 
 
 def _row(example: Example, signal: Signal) -> Row:
-    revision = example.revision
-    original = next((choice.text for choice in revision.choices if choice.index == signal.choice), "")
+    choices = example.revision.choices
+    original = next((choice.text for choice in choices if choice.index == signal.choice), "")
     said = str(signal.value)
+    answer = appended(original, said) if signal.kind == "comment" else said.strip()
+    return row_of(example, signal, original=original, answer=answer)
+
+
+def row_of(example: Example, signal: Signal, *, original: str, answer: str) -> Row:
+    """The conversation that the signal speaks of, with what it says of the answer."""
+    revision = example.revision
     return Row(
         response_id=revision.response_id,
         revision=revision.revision,
@@ -187,7 +195,7 @@ def _row(example: Example, signal: Signal) -> Row:
         user_id=signal.user_id,
         messages=tuple((TRAINABLE_ROLES.get(m.role, m.role), m.content) for m in revision.messages),
         original=original,
-        answer=appended(original, said) if signal.kind == "comment" else said.strip(),
+        answer=answer,
         occurred_ms=round(signal.occurred_at.timestamp() * 1000),
         kind=signal.kind,
         imported=IMPORTED in signal.tags,

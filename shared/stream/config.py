@@ -16,6 +16,8 @@ ClientSettings = dict[str, Any]
 
 PREFETCH_KB = 16_384
 REREAD_PREFETCH_KB = 4_096
+REFUSED = ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED")
+"""Errors of a reader that may not read: no waiting mends them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

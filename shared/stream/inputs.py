@@ -8,7 +8,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from shared.errors import Fatal, Misconfigured, NotYet
-from shared.stream.config import EngineConfig
+from shared.stream.config import REFUSED, EngineConfig
 from shared.stream.partition import OwnedPartition
 from shared.stream.step import Headers, Record
 
@@ -182,7 +182,7 @@ class Inputs:
                 f"({error.str()}): records were deleted before they were processed. To go on without them, reset "
                 "the group's offsets of this topic to the earliest."
             )
-        elif error.fatal() or name in ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED"):
+        elif error.fatal() or name in REFUSED:
             raise Fatal(f"{self._config.application}: the consumer cannot go on: {name}: {error.str()}")
         else:
             self._complain(error)

@@ -46,29 +46,15 @@ class Overlay:
                 f"State of {len(key) + len(value)} bytes under key {key[:80]!r}: "
                 f"one record holds at most {self._max}. Keep it in several keys."
             )
-        if key.startswith(OWN):
-            raise ValueError("This key is the engine's own.")
-        writes = self.writes
-        before = writes.get(key, _ABSENT)
-        self._undo.append((key, before))
-        writes[key] = value
-        if before is _ABSENT and self._groups is not None:
-            self._groups[key[:GROUP]].append(key)
+        self._write(key, value)
 
     def delete(self, key: bytes) -> None:
-        if key.startswith(OWN):
-            raise ValueError("This key is the engine's own.")
-        writes = self.writes
-        before = writes.get(key, _ABSENT)
-        if self._read.get(key, _ABSENT) is None:  # the store has none, so there is nothing to delete there
-            if before is not _ABSENT:
-                self._undo.append((key, before))
-                del writes[key]
-            return
-        self._undo.append((key, before))
-        writes[key] = None
-        if before is _ABSENT and self._groups is not None:
-            self._groups[key[:GROUP]].append(key)
+        before = self.writes.get(key, _ABSENT)
+        if self._read.get(key, _ABSENT) is not None or key.startswith(OWN):
+            self._write(key, None)
+        elif before is not _ABSENT:  # the store has none, so there is nothing to delete there
+            self._undo.append((key, before))
+            del self.writes[key]
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         if self._groups is None:
@@ -105,6 +91,15 @@ class Overlay:
         self._read = {}
         self._undo.clear()
         self._groups = None
+
+    def _write(self, key: bytes, value: bytes | None) -> None:
+        if key.startswith(OWN):
+            raise ValueError("This key is the engine's own.")
+        before = self.writes.get(key, _ABSENT)
+        self._undo.append((key, before))
+        self.writes[key] = value
+        if before is _ABSENT and self._groups is not None:
+            self._groups[key[:GROUP]].append(key)
 
 
 def _merged(

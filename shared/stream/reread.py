@@ -9,13 +9,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from shared.adapters.kafka import to_record
 from shared.errors import Fatal
-from shared.stream.config import EngineConfig
+from shared.stream.config import REFUSED, EngineConfig
 from shared.stream.merge import weight
 from shared.stream.positions import Positions
 from shared.stream.step import Record
@@ -30,7 +31,6 @@ CALL_RECORDS = 8
 """Asked for at once: what one call brings comes on top of what may wait."""
 METADATA_S = 2.0
 RETRY_S = 1.0
-_REFUSED = ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED")
 
 
 @dataclass(slots=True)
@@ -176,10 +176,7 @@ class Rereads:
             return
         error = message.error()
         if error is None:
-            raw: Any = message.headers() or ()
-            headers = tuple((name, value or b"") for name, value in raw)
-            at = message.timestamp()[1]
-            reading.add(Record(topic, number, offset, at, message.key(), message.value(), headers))
+            reading.add(to_record(message))
         elif error.name() == "_PARTITION_EOF":
             reading.position = max(reading.position, offset)
         elif error.name() == "_AUTO_OFFSET_RESET":
@@ -199,7 +196,7 @@ class Rereads:
             self._consumer.incremental_unassign([TopicPartition(topic, number)])
 
     def _refused(self, error: KafkaError | None, topic: str | None) -> None:
-        if error is not None and (error.fatal() or error.name() in _REFUSED):
+        if error is not None and (error.fatal() or error.name() in REFUSED):
             raise Fatal(
                 f"{self._config.application}: {topic} cannot be read again: {error.name()}: {error.str()}"
             )

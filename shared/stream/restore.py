@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource
 from shared.adapters.clock import SystemClock
 from shared.errors import Fatal, Retryable
 from shared.ports import Clock
-from shared.stream.config import EngineConfig
+from shared.stream.config import REFUSED, EngineConfig
 from shared.stream.fit import DELETE_RETENTION_MS, Changelog, misfit
 from shared.stream.store import AS_OF_KEY, LOG_KEY, Store
 
@@ -25,7 +25,6 @@ STUCK_S = 15.0
 """Longer than any transaction of ours may stay open: its own time, and the broker's scan."""
 METADATA_S = 5.0
 TELL_S = 2.0
-_REFUSED = ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED")
 
 Writes = dict[bytes, bytes | None]
 
@@ -173,7 +172,7 @@ class Restore:
         return found
 
     def _refused(self, name: str, text: str) -> None:
-        if name in _REFUSED:
+        if name in REFUSED:
             raise Fatal(f"The changelog {self._topic} cannot be read: {name}: {text}")
         raise RestoreFailed(f"The changelog {self._topic} could not be read: {name}: {text}")
 
@@ -204,7 +203,7 @@ def _describe(config: EngineConfig) -> tuple[str, int]:
     try:
         kept = int(configured.result()["delete.retention.ms"].value)
     except KafkaException as error:
-        if error.args[0].name() not in _REFUSED:
+        if error.args[0].name() not in REFUSED:
             raise
         log.warning(
             "not allowed to read the settings of the changelog: delete.retention.ms is taken to be a day",

@@ -151,9 +151,10 @@ def test_an_acknowledged_record_is_read_where_the_acknowledgement_says(world: Wo
     assert found[0].timestamp > 1_600_000_000_000
 
 
-def test_a_key_goes_to_the_partition_that_jvm_clients_choose(world: World, fresh: str) -> None:
+def test_a_key_goes_to_the_partition_that_jvm_clients_choose(world: World) -> None:
     publisher = world.publisher("feedback")
-    keys = [f"{fresh}-{n}" for n in range(25)] + ["a", "äöü-€", "0123456789abcdef"]
+    # The same keys in every run: among random ones a partition is now and then left out.
+    keys = [f"key-{n}" for n in range(25)] + ["a", "äöü-€", "0123456789abcdef"]
     futures = [publisher.publish(Output(FEEDBACK, key.encode(), b"v")) for key in keys]
     chosen = [future.result(30).partition for future in futures]
     assert chosen == [partition_for(key.encode(), P) for key in keys]

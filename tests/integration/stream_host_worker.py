@@ -23,7 +23,7 @@ from shared.stream.dead_letters import DeadLetterLimit
 from shared.stream.host import host_engine, run_worker
 from shared.stream.step import Output, Record, State, Tick
 from shared.telemetry import configure_logging
-from tests.fault.stream_rig import Rig, counting
+from tests.integration.stream_rig import Rig, counting
 
 
 class Misbehaving(LiveView):

@@ -13,14 +13,14 @@ from subprocess import Popen
 from typing import Any
 
 import httpx
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from deploy.local.children import Program, end, spawn, tail
 from deploy.local.ports import HOST, choose
 from shared.events import Tally, from_ms
 from shared.topics import FEEDBACK_TALLIES
-from tests.fault.stream_rig import Rig
+from tests.integration.stream_rig import Rig
 
 ROOT = Path(__file__).resolve().parents[2]
 V1, V2 = "assistant@v1-00000001", "assistant@v2-00000002"
@@ -120,13 +120,7 @@ def ready(answer: httpx.Response) -> bool:
 
 def positions_at_end(rig: Rig) -> Callable[[httpx.Response], bool]:
     """Whether `/partitions` says that all was committed that the inputs hold now."""
-    asked = Consumer({"bootstrap.servers": rig.kafka, "group.id": f"{rig.name}-ends"})
-    ends = {
-        (topic, n): asked.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1]
-        for topic in (rig.a, rig.b)
-        for n in range(rig.partitions)
-    }
-    asked.close()
+    ends = rig.ends()
 
     def holds(answer: httpx.Response) -> bool:
         found = {

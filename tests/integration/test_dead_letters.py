@@ -32,9 +32,9 @@ from shared.stream.step import Output, Record, State, Tick
 from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS, OPERATOR_COMMANDS
 from shared.versions import CommandResult
 from tests.brokers import own_kafka
-from tests.fault.stream_rig import running as engine_running
-from tests.fault.stream_rig import until
 from tests.integration.service_process import Service, running
+from tests.integration.stream_rig import running as engine_running
+from tests.integration.stream_rig import until
 
 P = 3
 NOW = datetime.now(UTC)

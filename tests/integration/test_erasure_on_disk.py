@@ -44,7 +44,7 @@ from shared.topics import (
     TRAINING_BATCHES,
 )
 from tests.brokers import own_kafka
-from tests.fault.stream_rig import running, until
+from tests.integration.stream_rig import running, until
 
 SEGMENT_MS, KEPT_MS, TOUCH_MS = 2_000, 6_000, 3_000
 BROKER = {

@@ -18,7 +18,6 @@ from deploy.local.ports import choose
 from services.processor.live import LiveView
 from shared.topics import FEEDBACK_TALLIES, TOPICS
 from tests.brokers import own_kafka
-from tests.fault.stream_rig import Rig, complaints, until
 from tests.integration.stream_hosts import (
     V1,
     V2,
@@ -31,6 +30,7 @@ from tests.integration.stream_hosts import (
     worker,
     write,
 )
+from tests.integration.stream_rig import Rig, complaints, events, swapped, until
 
 # --- the view by itself -------------------------------------------------------------------------------------------
 
@@ -127,13 +127,9 @@ FAILS = ("raises", "sends", "unreachable")
 HOLDS = ("blocks", "never stops", "")
 
 
-def events(prefix: str) -> dict[str, str]:
-    return {f"{prefix}{n}": f"k{n % 40}" for n in range(500)}
-
-
 def sent_to(rig: Rig, topic: str, prefix: str) -> dict[str, str]:
-    made = events(prefix)
-    rig.send(topic, [(key, event) for event, key in made.items()])
+    made = events(500, 40, prefix)
+    rig.send(topic, swapped(made))
     return made
 
 

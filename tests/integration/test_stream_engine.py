@@ -18,20 +18,23 @@ from shared.stream.engine import Engine
 from shared.stream.slices import Commit
 from shared.stream.step import Output, Record, State, Tick
 from shared.stream.store import MemoryStore
-from tests.fault.stream_rig import CREATE, Rig, complaints, counting, drained, processed, running, until
+from tests.integration.stream_rig import (
+    CREATE,
+    Rig,
+    complaints,
+    counting,
+    drained,
+    events,
+    processed,
+    running,
+    swapped,
+    until,
+)  # fmt: skip
 
 
 @pytest.fixture
 def rig(kafka: str, fresh: str) -> Rig:
     return Rig(kafka, fresh)
-
-
-def events(count: int, keys: int, prefix: str = "e") -> dict[str, str]:
-    return {f"{prefix}{n}": f"k{n % keys}" for n in range(count)}
-
-
-def swapped(sent: dict[str, str]) -> list[tuple[str, str]]:
-    return [(key, event) for event, key in sent.items()]
 
 
 def test_every_input_is_counted_once_and_a_restart_goes_on_from_the_changelog(rig: Rig) -> None:

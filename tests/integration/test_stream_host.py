@@ -10,7 +10,6 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from shared.stream.config import PREFETCH_KB
 from tests.fault.broker import own_broker
-from tests.fault.stream_rig import CREATE, Rig, complaints, until
 from tests.integration.stream_hosts import (
     V1,
     Worker,
@@ -22,6 +21,7 @@ from tests.integration.stream_hosts import (
     worker,
     write,
 )
+from tests.integration.stream_rig import CREATE, Rig, complaints, until
 
 MIB = 1 << 20
 

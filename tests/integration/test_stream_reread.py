@@ -18,7 +18,7 @@ from shared.errors import Rejected
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
 from shared.stream.step import Output, Record, Reread, State, Through, Tick
-from tests.fault.stream_rig import Rig, complaints, counting, drained, processed, running, until
+from tests.integration.stream_rig import Rig, complaints, counting, drained, processed, running, until
 
 SEEN = b"!seen"
 

@@ -20,7 +20,7 @@ from shared.adapters.clock import ManualClock
 from shared.stream.engine import Engine
 from shared.stream.restore import Restore
 from shared.stream.rocks import RocksStore, RocksStores
-from tests.fault.stream_rig import Rig, complaints, counting, drained, running, until
+from tests.integration.stream_rig import Rig, complaints, counting, drained, running, until
 
 HOUR_S = 3_600
 Logs = list[MutableMapping[str, Any]]

@@ -16,20 +16,22 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from shared.errors import Misconfigured
 from shared.stream.engine import Engine
 from shared.stream.step import Output, Record, State, Tick
-from tests.fault.stream_rig import Rig, complaints, counting, drained, processed, running, until
+from tests.integration.stream_rig import (
+    Rig,
+    complaints,
+    counting,
+    drained,
+    events,
+    processed,
+    running,
+    swapped,
+    until,
+)  # fmt: skip
 
 
 @pytest.fixture
 def rig(kafka: str, fresh: str) -> Rig:
     return Rig(kafka, fresh)
-
-
-def events(count: int, keys: int, prefix: str = "e") -> dict[str, str]:
-    return {f"{prefix}{n}": f"k{n % keys}" for n in range(count)}
-
-
-def swapped(sent: dict[str, str]) -> list[tuple[str, str]]:
-    return [(key, event) for event, key in sent.items()]
 
 
 def limited(kafka: str, topic: str, size: int) -> None:

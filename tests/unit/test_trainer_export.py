@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.trainer import exports, runs
+from services.trainer.collect import Example
 from services.trainer.erasures import Target
 from services.trainer.formats import Export, export
 from services.trainer.heldout import is_held_out
@@ -55,6 +56,25 @@ def files(found: Export) -> dict[str, list[dict[str, Any]]]:
 
 def reasons(found: Export) -> list[str]:
     return [one.reason for one in found.held]
+
+
+def test_a_secret_that_the_model_said_is_not_exported_as_the_answer_to_shun() -> None:
+    said_it = revision(
+        "r0", QUESTIONS[0], "I may not tell.", USERS[0], original="Use AKIA" + "IOSFODNN7EXAMPLE"
+    )
+    found = exported([said_it])
+    assert [one.file.partition("-")[0] for one in found.records] == ["sft"]
+    assert reasons(found) == ["secret: AWS Access Key (in the answer that it corrects)"]
+
+
+def test_a_thumb_on_an_answer_that_was_released_is_exported() -> None:
+    one = said("r0", "thumbs", "up")
+    text = "Ask anna.meier@pellworth.com"
+    one = one.model_copy(update={"choices": (one.choices[0].model_copy(update={"text": text}),)})
+    event = one.signals[0].event_id
+    assert reasons(exported([one])) == ["personal data: an e-mail address"]
+    released = export(LINE, [Example(one, 0, 1, 0, {event: frozenset({"personal data"})})])
+    assert [record.file.partition("-")[0] for record in released.records] == ["kto"]
 
 
 def chat(role: str, content: str) -> list[dict[str, str]]:

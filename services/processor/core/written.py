@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import lru_cache
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from services.processor.core.state import Answer, Joined, encode
+from shared import events
 from shared.events import ChatResponse, OutcomeKind, Over, Under
 
 
@@ -101,7 +101,7 @@ NOTHING = Raw(b"[]")
 @lru_cache(maxsize=4096)
 def rfc3339(ms: int) -> str:
     """Milliseconds since the epoch, as they are written in records. Neighbours in the log share theirs."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat().replace("+00:00", "Z")
+    return events.rfc3339(events.from_ms(ms))
 
 
 def answer_of(response: ChatResponse, at_ms: int) -> Answer:

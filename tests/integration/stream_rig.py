@@ -128,6 +128,17 @@ class Rig:
         reader.close()
         return found
 
+    def ends(self) -> dict[tuple[str, int], int]:
+        """Where the inputs end now, by topic and partition."""
+        asked = Consumer({"bootstrap.servers": self.kafka, "group.id": f"{self.name}-ends"})
+        found = {
+            (topic, n): asked.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1]
+            for topic in (self.a, self.b)
+            for n in range(self.partitions)
+        }
+        asked.close()
+        return found
+
     def changelog_state(self) -> dict[int, dict[bytes, bytes]]:
         """Per partition, what a compacted changelog holds; the engine's own key left out."""
         state: dict[int, dict[bytes, bytes]] = {n: {} for n in range(self.partitions)}
@@ -137,6 +148,16 @@ class Rig:
             elif message.key() != POSITIONS_KEY:
                 state[message.partition()][message.key()] = message.value()
         return state
+
+
+def events(count: int, keys: int, prefix: str = "e") -> dict[str, str]:
+    """So many events, each with its key."""
+    return {f"{prefix}{n}": f"k{n % keys}" for n in range(count)}
+
+
+def swapped(sent: dict[str, str]) -> list[tuple[str, str]]:
+    """As they are sent: (key, event)."""
+    return [(key, event) for event, key in sent.items()]
 
 
 def counting(out: str) -> Callable[[State, Record | Tick], Iterator[Output]]:
@@ -192,13 +213,7 @@ def drained(engine: Engine, rig: Rig) -> Callable[[], bool]:
 
     Asks the broker: the lag that an engine shows is up to half a second old.
     """
-    asked = Consumer({"bootstrap.servers": rig.kafka, "group.id": f"{rig.name}-ends"})
-    ends = {
-        (topic, n): asked.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1]
-        for topic in (rig.a, rig.b)
-        for n in range(rig.partitions)
-    }
-    asked.close()
+    ends = rig.ends()
 
     def holds() -> bool:
         at = {
