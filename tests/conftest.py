@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from deploy.local.children import end, spawn, tail
 from deploy.local.model import ensure_base_model, ensure_tiny_model
@@ -17,6 +18,9 @@ from tests.brokers import own_kafka
 
 ROOT = Path(__file__).resolve().parent.parent
 PREPARED = ROOT / ".loopwright"
+# How long an example takes says more of what else runs on the machine than of the code.
+settings.register_profile("loopwright", deadline=None)
+settings.load_profile("loopwright")
 KINDS = ("unit", "contract", "integration", "fault", "e2e")
 
 

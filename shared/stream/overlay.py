@@ -40,6 +40,10 @@ class Overlay:
                 value = self._read[key] = self._store.get(key)
         return value  # type: ignore[return-value]
 
+    def foresee(self, found: dict[bytes, bytes | None]) -> None:
+        """What the store holds under some keys that this slice will ask for; None: nothing."""
+        self._read.update(found)
+
     def put(self, key: bytes, value: bytes) -> None:
         if len(key) + len(value) > self._max:
             raise Oversized(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -13,6 +14,7 @@ from confluent_kafka import TopicPartition
 
 from shared.errors import DeadLetterFlood, Oversized
 from shared.ports import Clock
+from shared.stream.ahead import Ahead
 from shared.stream.config import EngineConfig
 from shared.stream.dead_letters import DeadLetterRate, dead_letter, error_class, record_bytes
 from shared.stream.partition import Share
@@ -53,6 +55,7 @@ class Slices:
         self._service = config.service or config.application
         # A step that never asks for a reread is never told that one is through.
         self._step = cast(RereadingStep, step)
+        self._ahead = Ahead(step)
         self._transactions: Transactions
         self._clock = clock
         self._probe = probe
@@ -89,7 +92,8 @@ class Slices:
         self._dead, self._outputs = [], 0
         self._search(shares)
         self._probe("before_transaction")
-        busy = [share for share in shares if self._step_through(share)]
+        with closing(self._ahead.each(shares)) as coming:
+            busy = [share for share in coming if self._step_through(share)]
         for share in busy:
             self._log_changes(share)
         if busy:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, dataclass_transform
+from typing import Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 Headers = tuple[tuple[str, bytes], ...]
 
@@ -136,3 +136,12 @@ class RereadingStep(Protocol):
 
     def __call__(self, state: State, record: Record | Tick | Through, /) -> Iterable[Output | Reread]:
         """What follows from `record`, given `state`."""
+
+
+@runtime_checkable
+class Foretelling(Protocol):
+    """A step that can tell which keys it will read, before it is called: they are then read many at a time."""
+
+    def keys(self, record: Record, /) -> Iterable[bytes]:
+        """Some of the keys that `record` will make it `get`, whatever the state. Pure, quick, and never raises; called
+        in another thread. A key too many costs a read, one left out nothing."""

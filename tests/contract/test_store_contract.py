@@ -119,3 +119,5 @@ def test_a_store_equals_a_sorted_dict(
                 model[key] = value
     assert list(store.scan(start, end)) == sorted((k, v) for k, v in model.items() if start <= k < end)
     assert all(store.get(k) == v for k, v in model.items())
+    asked = [start, *model, end]
+    assert store.get_many(asked) == [model.get(key) for key in asked]

@@ -247,7 +247,7 @@ POOL = [
 ]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.permutations(POOL))
 def test_the_state_does_not_depend_on_the_order_in_which_topics_are_read(order: list[Record]) -> None:
     assert folded(*order) == folded(*POOL)

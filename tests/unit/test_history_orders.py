@@ -87,7 +87,7 @@ def counted(bench: Bench) -> dict[str, dict[str, int]]:
     return {user: figures for user, figures in found.items() if any(figures.values())}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(histories(), st.integers(0, 2**32), st.sampled_from([1, 2, 64]))
 def test_any_order_and_repetition_gives_the_same_newest_revisions(
     history: list[LogRecord], seed: int, per_batch: int
@@ -100,7 +100,7 @@ def test_any_order_and_repetition_gives_the_same_newest_revisions(
     assert counted(shuffled) == counted(plain)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(histories(), st.integers(0, 2**32))
 def test_in_any_order_each_record_has_one_outcome_and_each_event_one_fate(
     history: list[LogRecord], seed: int

@@ -437,7 +437,7 @@ def histories(draw: st.DrawFn) -> list[LogRecord]:
     return records
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(histories(), st.integers(0, 2**32), st.sampled_from([1, 2, 64]))
 def test_any_interleaving_of_an_erasure_leaves_nothing_of_the_subject(
     history: list[LogRecord], seed: int, per_batch: int

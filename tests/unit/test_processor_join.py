@@ -225,7 +225,7 @@ def histories(draw: st.DrawFn) -> list[LogRecord]:
     return records
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(histories(), st.integers(0, 2**32), st.sampled_from([1, 2, 64]))
 def test_any_interleaving_and_duplication_gives_the_same_dataset(
     history: list[LogRecord], seed: int, per_batch: int

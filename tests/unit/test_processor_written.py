@@ -34,7 +34,7 @@ SAID: st.SearchStrategy[tuple[str, Any]] = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     question=TEXT,
     answers=st.lists(st.tuples(TEXT, st.sampled_from([None, "stop"])), min_size=1, max_size=3),

@@ -113,7 +113,7 @@ def test_a_file_in_the_place_of_the_folder_is_replaced(tmp_path: Path) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("read", ["get", "scan"])
+@pytest.mark.parametrize("read", ["get", "get_many", "scan"])
 def test_damage_found_while_reading_is_never_taken_for_an_absent_key(tmp_path: Path, read: str) -> None:
     folder = filled(tmp_path)
     for file in folder.glob("*.sst"):
@@ -123,6 +123,8 @@ def test_damage_found_while_reading_is_never_taken_for_an_absent_key(tmp_path: P
     with capture_logs() as logs, pytest.raises(StoreFailed, match="could not be read"):  # noqa: PT012
         if read == "scan":
             list(store.scan(b"", b"\xff"))
+        if read == "get_many":
+            assert None not in store.get_many([b"%06d" % n for n in range(1_000)])
         for n in range(1_000):
             assert store.get(b"%06d" % n) is not None
     assert ["damaged" in entry["event"] for entry in logs] == [True]

@@ -77,7 +77,7 @@ def written(draw: st.DrawFn) -> list[Batch]:
 
 
 @given(log=written(), data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_collecting_in_any_order_with_repeats_equals_the_fold_after_compaction(
     tmp_path: Path, log: list[Batch], data: st.DataObject
 ) -> None:

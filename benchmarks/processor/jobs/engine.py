@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import orjson
@@ -17,29 +17,34 @@ from shared.errors import Malformed
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
 from shared.stream.rocks import RocksStores
-from shared.stream.step import Output, Record, State, Step, Tick
+from shared.stream.step import Output, Record, State, Tick
 
 STATUS = "status.json"
 LOOK_S = 0.05
 
 
-def step_of(job: Job) -> Step:
+class Votes:
     """One output and one state, and so one changelog record, for each input."""
 
-    def step(state: State, record: Record | Tick) -> Iterator[Output]:
+    def __init__(self, job: Job) -> None:
+        self._output = job.output
+        self._remembered = job.remembered
+
+    def keys(self, record: Record) -> Iterable[bytes]:
+        return (record.key or b"",)
+
+    def __call__(self, state: State, record: Record | Tick) -> Iterable[Output]:
         if isinstance(record, Tick):
-            return
+            return ()
         key = record.key or b""
         try:
             event = orjson.loads(record.value or b"")
         except ValueError as error:
             raise Malformed(str(error)) from error
         before = state.get(key)
-        after, output = vote(None if before is None else orjson.loads(before), event, job.remembered)
+        after, output = vote(None if before is None else orjson.loads(before), event, self._remembered)
         state.put(key, orjson.dumps(after))
-        yield Output.beside(record, job.output, key, orjson.dumps(output))
-
-    return step
+        return (Output.beside(record, self._output, key, orjson.dumps(output)),)
 
 
 def main() -> None:
@@ -57,7 +62,7 @@ def main() -> None:
         partitions=job.partitions,
     )
     folder = Path(job.folder)
-    engine = Engine(config, step_of(job), open_store=RocksStores(folder / "state", job.cache_mb))
+    engine = Engine(config, Votes(job), open_store=RocksStores(folder / "state", job.cache_mb))
     teller = threading.Thread(target=tell, args=(engine, folder / STATUS, ended), daemon=True)
     teller.start()
     try:

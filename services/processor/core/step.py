@@ -41,6 +41,7 @@ from shared.events import FEEDBACK, Batch, ChatResponse, Outcome, OutcomeKind, R
 from shared.stream.step import Output, Record, Reread, State, Through, Tick
 from shared.topics import (
     CHAT_RESPONSES,
+    ERASURE_REQUESTS,
     FEEDBACK_EVENTS,
     FEEDBACK_OUTCOMES,
     FEEDBACK_TALLIES,
@@ -62,6 +63,12 @@ class ProcessorStep:
     def __init__(self, limits: BatchLimits | None = None, told: Told | None = None) -> None:
         self._limits = limits or BatchLimits()
         self._told = told or Told()
+
+    def keys(self, record: Record) -> Iterable[bytes]:
+        """What is known of its response, for whatever is said of it."""
+        if record.key is None or record.topic == ERASURE_REQUESTS.name:
+            return ()
+        return joined_key(record.key), answer_key(record.key)
 
     def __call__(self, state: State, record: Record | Tick | Through) -> Iterable[Output | Reread]:
         turn = Turn(state, record, self._limits)
