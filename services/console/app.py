@@ -16,13 +16,13 @@ from starlette.concurrency import run_in_threadpool
 from uuid6 import uuid7
 
 from services.console import views
-from services.console.guard import Forbidden, is_json, refuse_foreign_host, refuse_foreign_origin
 from services.console.orders import Order, read_order, to_command
 from services.console.projection import Projection
 from services.console.settings import ConsoleSettings
 from services.console.views import Json
 from shared.adapters import redis_keys
 from shared.adapters.follower import Follower
+from shared.adapters.guard import Forbidden, is_json, refuse_foreign_host, refuse_foreign_origin
 from shared.adapters.http import add_doorway, problem
 from shared.envelope import sealed
 from shared.errors import BrokerUnavailable, Overloaded, Retryable

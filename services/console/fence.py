@@ -11,7 +11,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.console.guard import Forbidden, refuse_foreign_host, refuse_foreign_origin
+from shared.adapters.guard import Forbidden, refuse_foreign_host, refuse_foreign_origin
 from shared.adapters.http import problem
 
 OPEN = frozenset({"/livez", "/readyz", "/metrics"})

@@ -13,13 +13,13 @@ import httpx
 import pytest
 
 from services.console.app import Console, build_app
-from services.console.guard import Forbidden, refuse_foreign_host, refuse_foreign_origin
 from services.console.projection import FOLLOWED
 from services.console.settings import ConsoleSettings
 from shared.adapters import redis_keys
 from shared.adapters.clock import ManualClock
 from shared.adapters.fakes import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
 from shared.adapters.follower import Follower
+from shared.adapters.guard import Forbidden, refuse_foreign_host, refuse_foreign_origin
 from shared.errors import BrokerUnavailable
 from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
 from shared.stream.step import Output

@@ -1,6 +1,6 @@
-"""Who may talk to the console from a browser: pages of the console itself, and nobody else's.
+"""Who may talk to an operator's door (the console, the trainer's) from a browser: its own pages, and nobody else's.
 
-The console has no passwords: it listens on the loopback interface. A page of another site that is open in the
+These doors have no passwords: they listen on the loopback interface. A page of another site that is open in the
 operator's browser reaches that interface too. Three rules keep it out: a command must be JSON (which a foreign page
 cannot send without asking first), an `Origin` must be this host, and `Host` must be an address or a name that was
 given (or else a foreign name that resolves to 127.0.0.1 would be this host).
@@ -26,15 +26,15 @@ def refuse_foreign_host(host: str, names: Collection[str]) -> None:
     name = urlsplit(f"//{host}").hostname or ""
     if name != "localhost" and name not in names and not _is_address(name):
         raise Forbidden(
-            f"the console is not known as {name!r}: use localhost or an address, or add the name to "
-            "LOOPWRIGHT_CONSOLE_HOSTS"
+            f"this service is not known as {name!r}: use localhost or an address, or add the name to "
+            "LOOPWRIGHT_CONSOLE_HOSTS or LOOPWRIGHT_TRAINER_HOSTS"
         )
 
 
 def refuse_foreign_origin(origin: str | None, host: str) -> None:
     """`origin` is the `Origin` header, absent outside browsers. Raises `Forbidden`."""
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-        raise Forbidden(f"a page of {origin} may not use the console")
+        raise Forbidden(f"a page of {origin} may not ask this service")
 
 
 def is_json(content_type: str | None) -> bool:
