@@ -73,7 +73,9 @@ class Transactions:
     """One transaction at a time.
 
     Every method does what it says, or raises `Aborted` after it has aborted, `Fenced` or `Misconfigured` where this
-    process cannot go on, or `Unresolved` where this producer cannot.
+    process cannot go on, or `Unresolved` where this producer cannot. The broker fences both a producer whose identity
+    another took over and one whose transaction took too long; a transaction older than it may be tells the second
+    apart. Where both are true, it begins anew and fences the other, which then ends: one of the two is left.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class Transactions:
         self._producer = Producer(settings)
         self._stop = stop
         self._waiting = waiting
+        self._may_take_s = float(settings["transaction.timeout.ms"]) / 1000
         self._open = False
+        self._opened_at = 0.0
         self._finishing: Finishing | None = None
 
     def start(self) -> bool:
@@ -112,7 +116,7 @@ class Transactions:
             self._producer.begin_transaction()
         except KafkaException as raised:
             raise self._ends(_cause(raised)) from raised
-        self._open = True
+        self._open, self._opened_at = True, time.monotonic()
 
     def produce(self, outputs: Iterable[Output]) -> None:
         """Sends in the open transaction, or opens one.
@@ -274,11 +278,15 @@ class Transactions:
 
     def _ends(self, error: KafkaError) -> Fatal | Unresolved:
         name = error.name()
+        if name in _FENCED and self._open and time.monotonic() - self._opened_at >= self._may_take_s:
+            return Unresolved(
+                "The broker aborted a transaction that stood open for longer than it may: this process, or the "
+                f"broker, was away meanwhile ({error.str()})."
+            )
         if name in _FENCED:
             return Fenced(
-                f"The transactional.id {self._identity!r} was taken over, or the broker gave this process up "
-                f"after it stood still for longer than its transaction may take ({error.str()}). Nothing was "
-                "lost: start it again, and only one process under each instance name."
+                f"The transactional.id {self._identity!r} was taken over ({error.str()}). Nothing was lost: start it "
+                "again, and only one process under each instance name."
             )
         if name in _MISCONFIGURED:
             return Misconfigured(f"Kafka refuses the producer {self._identity!r}: {error.str()}")

@@ -33,8 +33,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"session_timeout": 2.0, "transaction_timeout": 1.5}
 SHIPPED: dict[str, float] = {}
 ASK_S = 2.0
-FENCED = 3
-"""How a worker ends whose identity was taken over."""
 T = TypeVar("T")
 
 

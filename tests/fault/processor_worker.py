@@ -28,14 +28,12 @@ import structlog
 from services.processor.core.batches import BatchLimits
 from services.processor.core.step import ProcessorStep
 from shared.adapters.clock import SystemClock
-from shared.errors import Fenced
 from shared.stream.config import EngineConfig
 from shared.stream.dead_letters import DeadLetterLimit
 from shared.stream.rocks import RocksStores
 from shared.stream.step import Output, Record, Reread, RereadingStep, State, Through, Tick
 from shared.topics import BATCH_BYTES, DAY_MS
 from tests.fault.broken_engines import broken
-from tests.fault.processor_rig import FENCED
 
 JUMP_MS = 700
 
@@ -127,11 +125,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, terminate)
     if "largest_file" in told:
         limit_files(told["largest_file"])
-    try:
-        engine.run(stop)
-    except Fenced as fenced:
-        print(f"fenced: {fenced}", flush=True)
-        sys.exit(FENCED)
+    engine.run(stop)
 
 
 if __name__ == "__main__":

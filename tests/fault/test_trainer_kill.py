@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from services.trainer.checkpoint_marks import COMPLETE
 from services.trainer.child import GATE
 from services.trainer.publish import VersionLog
 from services.trainer.snapshot import MARK
-from services.trainer.work import COMPLETE
 from shared.adapters.topics_job import create_topics
 from shared.versions import ModelVersion
 from tests.integration.service_process import Service, running

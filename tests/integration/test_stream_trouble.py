@@ -85,6 +85,30 @@ def test_a_member_that_was_given_up_drops_its_slice_and_comes_back(rig: Rig) -> 
     assert rig.read(rig.dead) == [], "no record is to blame for it"
 
 
+def test_a_transaction_that_outlived_its_time_is_begun_anew_by_itself(rig: Rig) -> None:
+    """It stands still with all of a slice sent. The broker aborts that, and shuts its producer out."""
+    rig.create()
+    sent = events(200, 20)
+    stands, goes_on = threading.Event(), threading.Event()
+
+    def probe(phase: str) -> None:
+        if phase == "after_produce" and not stands.is_set():
+            stands.set()
+            assert goes_on.wait(30)
+
+    engine = Engine(rig.config(transaction_timeout=1.0), counting(rig.out), probe=probe)
+    with running(engine), capture_logs() as logs:
+        until(lambda: engine.ready, "it")
+        rig.send(rig.a, swapped(sent))
+        assert stands.wait(20)
+        # Read to an end that no open transaction holds back: only then has the broker aborted it.
+        assert rig.read(rig.out) == []
+        goes_on.set()
+        until(drained(engine, rig), "all of it", 30)
+    assert [log["reason"] for log in logs if log["event"] == "starting anew"] != []
+    assert complaints(rig, sent) == []
+
+
 def test_a_member_that_reads_one_input_only_is_refused_with_a_reason(rig: Rig) -> None:
     """Then the same partition number of every input would not land together."""
     rig.create()
