@@ -58,6 +58,9 @@ class GateReport(Part):
     reasons: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     gated_against: VersionName
+    more_items: int | None = Field(
+        None, ge=0, description="about how many more held-out items would decide: an estimate, where it is known"
+    )
     seconds: float = Field(0.0, ge=0)
 
 
@@ -169,6 +172,20 @@ class Release(CommandBase):
     response_ids: tuple[Id, ...] = Field(min_length=1, max_length=1000)
 
 
+class Reproduce(CommandBase):
+    """Train a version again from its snapshot, in a folder that goes after, and say whether the same came of it."""
+
+    kind: Literal["reproduce"] = "reproduce"
+    version: VersionName
+
+
+class CollectGarbage(CommandBase):
+    """Take out of the artifact store what no rollout, candidate, recent version or run needs."""
+
+    kind: Literal["collect_garbage"] = "collect_garbage"
+    dry_run: bool = Field(False, description="only say what would go")
+
+
 class Replay(CommandBase):
     """Send dead letters (by their positions) to their topic again."""
 
@@ -179,7 +196,17 @@ class Replay(CommandBase):
 
 
 Command = Annotated[
-    Promote | Rollback | Pause | Resume | Pin | TrainNow | ExportDataset | Release | Replay,
+    Promote
+    | Rollback
+    | Pause
+    | Resume
+    | Pin
+    | TrainNow
+    | ExportDataset
+    | Release
+    | Reproduce
+    | CollectGarbage
+    | Replay,
     Field(discriminator="kind"),
 ]
 COMMAND: TypeAdapter[Command] = TypeAdapter(Command)
@@ -193,6 +220,8 @@ EXECUTORS: dict[str, str] = {
     "train_now": "trainer",
     "export_dataset": "trainer",
     "release": "trainer",
+    "reproduce": "trainer",
+    "collect_garbage": "trainer",
     "replay": "feedback",
 }
 """Which service carries out a command. The door refuses kinds that nobody executes yet."""

@@ -17,6 +17,9 @@ from shared.versions import COMMAND, EXECUTORS, Command
 
 KINDS: tuple[str, ...] = tuple(kind.model_fields["kind"].default for kind in get_args(get_args(Command)[0]))
 
+DRY = ("train_now", "collect_garbage")
+"""Kinds that can be asked what they would do."""
+
 
 class Order(BaseModel):
     """The body of `POST /api/commands`. `version` and the lists where the kind needs them."""
@@ -25,7 +28,9 @@ class Order(BaseModel):
     kind: str = Field(max_length=32, description=", ".join(KINDS))
     line: Line | None = None
     version: str | None = Field(None, max_length=128)
-    dry_run: bool | None = Field(None, description="of train_now: only say what would be trained")
+    dry_run: bool | None = Field(
+        None, description="of train_now and collect_garbage: only say what would be done"
+    )
     response_ids: list[Id] | None = None
     positions: list[Annotated[str, Field(pattern=PLACE_PATTERN)]] | None = Field(
         None, description="of dead letters"
@@ -68,8 +73,8 @@ def to_command(
         raise NoExecutor(
             f"no service carries out {order.kind} yet; those that are: {', '.join(sorted(executors))}"
         )
-    if order.dry_run and order.kind != "train_now":
-        raise Malformed(f"dry_run: there is none of {order.kind}, only of train_now")
+    if order.dry_run and order.kind not in DRY:
+        raise Malformed(f"dry_run: there is none of {order.kind}, only of {' and '.join(DRY)}")
     line = order.line or line
     fields: dict[str, Any] = order.model_dump(mode="json", exclude_none=True)
     fields |= {"line": line, "command_id": command_id, "issued_at": now.isoformat()}

@@ -5,21 +5,32 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final, Literal
 
-from services.trainer import releases, runs
+from services.trainer import releases, reproductions, runs
 from services.trainer.objectives import CommentMode
 from services.trainer.publish import SERVICE, VersionLog
 from shared.envelope import sealed
 from shared.events import from_ms
 from shared.ports import Clock, Publisher
 from shared.topics import OPERATOR_RESULTS
-from shared.versions import Command, CommandResult, ExportDataset, Release, TrainNow
+from shared.versions import (
+    CollectGarbage,
+    Command,
+    CommandResult,
+    ExportDataset,
+    Release,
+    Reproduce,
+    TrainNow,
+)
 
 ACK_S = 15.0
+STATUS: Final[dict[str, Literal["done", "refused", "failed"]]] = {"done": "done", "failed": "failed"}
 MAX_MESSAGE = 2048
 TRAIN, LOOK, EXPORT, RELEASE = "train_now", "dry_run", "export_dataset", "release"
-"""What a command asks for: a run, only what a run would train, a dataset to take elsewhere, or that what is held trains
-after all."""
+REPRODUCE, COLLECT, LOOK_FOR_GARBAGE = "reproduce", "collect_garbage", "collect_garbage_dry_run"
+"""What a command asks for: a run, only what a run would train, a dataset to take elsewhere, that what is held trains
+after all, a version trained again, or an artifact store without what nothing needs (or only what that would be)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,11 @@ class Orders:
         elif isinstance(command, Release):
             runs.note_command(self.db, command.command_id, RELEASE)
             releases.note_order(self.db, command.command_id, command.response_ids)
+        elif isinstance(command, Reproduce):
+            runs.note_command(self.db, command.command_id, REPRODUCE)
+            reproductions.note(self.db, command.command_id, command.version)
+        elif isinstance(command, CollectGarbage):
+            runs.note_command(self.db, command.command_id, LOOK_FOR_GARBAGE if command.dry_run else COLLECT)
 
     def undecided(self, kind: str) -> list[str]:
         """Commands of this kind to act on; those that the log has a result of (from before this table was made) are
@@ -94,7 +110,7 @@ class Orders:
         result = CommandResult(
             line=self.line,
             command_id=command_id,
-            status="done" if status == "done" else "refused",
+            status=STATUS.get(status, "refused"),
             message=message,
             executor=SERVICE,
             finished_at=now,

@@ -164,17 +164,20 @@ class VersionLog:
             raise
 
     def _all(self, topic: str, kind: type[R]) -> list[R]:
-        reader = self._read(topic)
-        found: list[R] = []
-        try:
-            while not reader.at_end():
-                for record in reader.poll(0.2):
-                    try:
-                        one = kind.from_json(record.value)
-                    except (Malformed, Oversized) as error:
-                        log.warning("unreadable_record", topic=topic, offset=record.offset, error=str(error))
-                        continue
-                    found += [one] if one.line == self._line else []
-        finally:
-            reader.close()
-        return found
+        return [one for one in records_of(self._read, topic, kind) if one.line == self._line]
+
+
+def records_of(read: Read, topic: str, kind: type[R]) -> list[R]:
+    """All readable records of a topic as it is now, of all lines. Raises `BrokerUnavailable`."""
+    reader = read(topic)
+    found: list[R] = []
+    try:
+        while not reader.at_end():
+            for record in reader.poll(0.2):
+                try:
+                    found.append(kind.from_json(record.value))
+                except (Malformed, Oversized) as error:
+                    log.warning("unreadable_record", topic=topic, offset=record.offset, error=str(error))
+    finally:
+        reader.close()
+    return found

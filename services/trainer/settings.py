@@ -60,6 +60,11 @@ class TrainerSettings(Settings):
     """Environment only."""
 
     port: int = Field(8004, ge=0, le=65535, validation_alias=_own("port"), description="health and metrics")
+    hosts: frozenset[str] = Field(
+        frozenset(),
+        validation_alias=_own("hosts"),
+        description='JSON list of names, beside localhost and IP addresses, that it is reached by: ["trainer"]',
+    )
     mode: Mode = Field(
         "train",
         validation_alias=_own("mode"),
@@ -181,6 +186,11 @@ class TrainerSettings(Settings):
     def folder(self) -> Path:
         """What this trainer keeps: table, runs, replay. Holds users' texts; nothing of it is published."""
         return self.data_dir / "trainer" / self.line
+
+    @property
+    def runs(self) -> Path:
+        """A folder for each run, by its id."""
+        return self.folder / "runs"
 
     @property
     def exports(self) -> Path:

@@ -8,8 +8,8 @@ import sqlite3
 from pathlib import Path
 from typing import IO
 
-from services.trainer import collect, erasures, releases, runs
-from shared.errors import Misconfigured
+from services.trainer import collect, erasures, releases, reproductions, runs
+from shared.errors import Misconfigured, NotYet
 
 SWEPT = 1
 """`user_version` of a file in which nothing lies about that was deleted before deleting meant overwriting."""
@@ -23,12 +23,20 @@ def open_store(folder: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")
     db.execute("PRAGMA secure_delete=ON")
-    db.executescript(collect.SCHEMA + runs.SCHEMA + erasures.SCHEMA + releases.SCHEMA)
+    db.executescript(collect.SCHEMA + runs.SCHEMA + erasures.SCHEMA + releases.SCHEMA + reproductions.SCHEMA)
     runs.adopt(db)
     if db.execute("PRAGMA user_version").fetchone()[0] < SWEPT:
         db.execute("VACUUM")
         db.execute(f"PRAGMA user_version={SWEPT}")
     return db
+
+
+def open_to_read(folder: Path) -> sqlite3.Connection:
+    """Another view of the file, for a thread or a process that only looks. Raises `NotYet` where there is none."""
+    table = (folder / "trainer.sqlite3").resolve()
+    if not table.exists():
+        raise NotYet("the trainer has not collected anything yet: try again in some seconds")
+    return sqlite3.connect(f"{table.as_uri()}?mode=ro", uri=True, timeout=30.0)
 
 
 def scrub(db: sqlite3.Connection) -> bool:

@@ -20,16 +20,19 @@ from loopwright.models import (
     CommandResult,
     DeadLetterContent,
     DeadLetterPage,
+    Diff,
     Erasure,
     Kind,
+    Lineage,
     Quarantine,
     Receipt,
     Recorded,
     Status,
+    Trace,
     Version,
 )
 
-Service = Literal["feedback", "console"]
+Service = Literal["feedback", "console", "trainer"]
 Value = str | int | Mapping[str, str | int]
 """`"up"` or `"down"`, 1 to 5, the corrected answer, the comment, `{"over": ...}` or `{"under": ...}`, an event_id."""
 
@@ -216,6 +219,22 @@ def release(response_ids: Sequence[str], line: str | None) -> Call[Command]:
     if line is not None:
         body["line"] = line
     return Call("console", "POST", "/api/commands", _one(Command), body, repeatable=False)
+
+
+def lineage(version: str) -> Call[Lineage]:
+    """Down from a version to the events that it was trained from."""
+    return Call("trainer", "GET", f"/api/lineage?{urlencode({'version': version})}", _one(Lineage))
+
+
+def trace(event_id: str, response_id: str | None) -> Call[Trace]:
+    """Up from an event to runs and versions."""
+    asked = {"event_id": event_id} | ({} if response_id is None else {"response_id": response_id})
+    return Call("trainer", "GET", f"/api/lineage?{urlencode(asked)}", _one(Trace))
+
+
+def diff(one: str, other: str) -> Call[Diff]:
+    """What two versions differ in."""
+    return Call("trainer", "GET", f"/api/diff?{urlencode({'one': one, 'other': other})}", _one(Diff))
 
 
 def _of_line(line: str | None) -> str:

@@ -22,12 +22,15 @@ from loopwright.models import (
     CommandResult,
     DeadLetterContent,
     DeadLetterPage,
+    Diff,
     Erasure,
     Kind,
+    Lineage,
     Quarantine,
     Receipt,
     Recorded,
     Status,
+    Trace,
     Version,
 )
 from loopwright.places import find_erasure_token, find_places
@@ -37,10 +40,10 @@ A = TypeVar("A")
 
 
 class Loopwright:
-    """Talks to the feedback door and the console. Thread-safe; close it, or use it in a `with`.
+    """Talks to the feedback door, the console and the trainer. Thread-safe; close it, or use it in a `with`.
 
-    Addresses come from the arguments, else from `LOOPWRIGHT_FEEDBACK_URL`, `LOOPWRIGHT_CONSOLE_URL` and
-    `LOOPWRIGHT_INFERENCE_URL`, else they are the local stack's. `erasure_token`, else
+    Addresses come from the arguments, else from `LOOPWRIGHT_FEEDBACK_URL`, `LOOPWRIGHT_CONSOLE_URL`,
+    `LOOPWRIGHT_INFERENCE_URL` and `LOOPWRIGHT_TRAINER_URL`, else they are the local stack's. `erasure_token`, else
     `LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN`, is shown to the door where a user is erased, and nowhere else. `timeout` is in
     seconds for one attempt. Broken connections, 429 and 503 are tried again as `retry` says; every feedback event
     carries an id made once, so that trying again never counts twice. All methods raise `Unreachable` or a `Problem`.
@@ -52,12 +55,13 @@ class Loopwright:
         feedback_url: str | None = None,
         console_url: str | None = None,
         inference_url: str | None = None,
+        trainer_url: str | None = None,
         erasure_token: str | None = None,
         timeout: float = 10.0,
         retry: Retry | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._places = find_places(feedback_url, console_url, inference_url)
+        self._places = find_places(feedback_url, console_url, inference_url, trainer_url)
         self._erasure_token = find_erasure_token(erasure_token)
         self._retry = retry or Retry()
         self._http = httpx.Client(timeout=timeout, transport=transport)
@@ -225,7 +229,7 @@ class Loopwright:
         """Give an operator's command; returns once it is in the log for good. See `wait_for_result`.
 
         Where no answer says whether it was taken, it is not given again: `Unreachable` or `Unavailable` is raised.
-        `dry_run` belongs to `train_now`: the result says what would be trained and what is missing, and nothing is.
+        `dry_run` belongs to `train_now` and `collect_garbage`: the result says what would be done, and nothing is.
         """
         return self._run(calls.command(kind, line, version, dry_run=dry_run))
 
@@ -278,6 +282,19 @@ class Loopwright:
         """Let what is held of these responses, at most 1000, train from the next run on; returns once the order is in
         the log for good. `wait_for_result` tells what of it was released."""
         return self._run(calls.release(response_ids, line))
+
+    def lineage(self, version: str) -> Lineage:
+        """What a version was made from: run, snapshot, batches, responses, events. Asks the trainer."""
+        return self._run(calls.lineage(version))
+
+    def trace(self, event_id: str, response_id: str | None = None) -> Trace:
+        """What became of an event in each run, and in the versions that came of them. `response_id` where the event's
+        id alone is not enough. Asks the trainer."""
+        return self._run(calls.trace(event_id, response_id))
+
+    def diff(self, one: str, other: str) -> Diff:
+        """What two versions differ in: recipe, rows, figures, base, software. Asks the trainer."""
+        return self._run(calls.diff(one, other))
 
     def result(self, command_id: str) -> CommandResult | None:
         """What came of a command, None while nothing is known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,7 +11,17 @@ Kind = Literal["thumbs", "rating", "correction", "comment", "preference", "retra
 """Kinds of feedback."""
 
 CommandKind = Literal[
-    "promote", "rollback", "pause", "resume", "pin", "train_now", "export_dataset", "release", "replay"
+    "promote",
+    "rollback",
+    "pause",
+    "resume",
+    "pin",
+    "train_now",
+    "export_dataset",
+    "release",
+    "reproduce",
+    "collect_garbage",
+    "replay",
 ]
 """Kinds of operator commands. A service refuses those that it cannot carry out."""
 
@@ -176,6 +186,102 @@ class Quarantine(Answer):
     held: tuple[Held, ...]
     total: int | None = None
     updated_at: datetime | None = None
+
+
+class LineageEvent(Answer):
+    """An event that trained. `user` is a pseudonym."""
+
+    event_id: str
+    kind: str
+    user: str
+
+
+class LineageResponse(Answer):
+    """A response with the events of it that trained."""
+
+    response_id: str
+    revision: int
+    events: tuple[LineageEvent, ...] = ()
+
+
+class LineageBatch(Answer):
+    """A batch with what it brought. `batch_id` is None where the batch is not known any more."""
+
+    batch_id: str | None = None
+    users: int = 0
+    events: int = 0
+    responses: tuple[LineageResponse, ...] = ()
+
+
+class Lineage(Answer):
+    """What a version was made from. More than these fields is in `model_extra`: run, dataset, erasures.
+
+    `reproducible` says whether its snapshot is whole, `why_not_reproducible` what it lost. `serving` is `stable`,
+    `canary`, or None. `counts` and `batches` are of what is left of the snapshot.
+    """
+
+    version: str
+    kind: str = ""
+    base: str = ""
+    base_model: str = ""
+    verdict: str | None = None
+    serving: str | None = None
+    reproducible: bool
+    why_not_reproducible: tuple[str, ...] = ()
+    run: dict[str, Any] | None = None
+    dataset: dict[str, Any] | None = None
+    counts: dict[str, Any] = {}
+    batches: tuple[LineageBatch, ...] = ()
+    detail: str = ""
+
+
+class TraceRun(Answer):
+    """What one run did with an event.
+
+    `state` is `trained`, `measured` (of a held-out user), `held`, `erased`, `not_used`, `not_read` or `not_known`;
+    `version` what came of the run, if it is published.
+    """
+
+    run_id: str
+    stage: str = ""
+    state: str
+    reason: str = ""
+    version: str | None = None
+    verdict: str | None = None
+    serving: str | None = None
+
+
+class TraceResponse(Answer):
+    """An event within its response. `now` says what the checks make of it as it stands."""
+
+    response_id: str
+    kind: str | None = None
+    user: str | None = None
+    now: str = ""
+    batches: tuple[dict[str, Any], ...] = ()
+    runs: tuple[TraceRun, ...] = ()
+
+
+class Trace(Answer):
+    """Where an event went. Without any `responses`, `detail` says why and where to ask."""
+
+    event_id: str
+    responses: tuple[TraceResponse, ...] = ()
+    detail: str | None = None
+
+
+class Diff(Answer):
+    """What two versions differ in. `recipe`, `software` and `dataset`: name -> [one, other] of what is not the same;
+    `rows`: added, removed and changed; `figures`: of both gates by name."""
+
+    one: dict[str, Any]
+    other: dict[str, Any]
+    same_base: bool
+    recipe: dict[str, Any] = {}
+    software: dict[str, Any] = {}
+    dataset: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
+    figures: tuple[dict[str, Any], ...] = ()
 
 
 class DeadLetter(Answer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loopwright.cli import dead_letters, erasing, feedback, importing, operator, quarantine
+from loopwright.cli import dead_letters, erasing, feedback, importing, lineage, operator, quarantine
 from loopwright.cli.root import app
 
 app.command("send")(feedback.send)
@@ -11,8 +11,11 @@ app.command("receipt")(feedback.receipt)
 app.command("erase")(erasing.erase)
 app.command("status")(operator.status)
 app.command("versions")(operator.versions)
+app.command("lineage")(lineage.lineage)
+app.command("diff")(lineage.diff)
 app.add_typer(operator.rollout, name="rollout")
 app.add_typer(operator.train, name="train")
+app.add_typer(operator.artifacts, name="artifacts")
 app.add_typer(operator.dataset, name="dataset")
 app.add_typer(quarantine.quarantine, name="quarantine")
 app.add_typer(dead_letters.dead_letters, name="dead-letters")

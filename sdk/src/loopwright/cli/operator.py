@@ -1,4 +1,4 @@
-"""`loopwright status`, `versions`, `rollout`, `train` and `dataset`: what the operator sees
+"""`loopwright status`, `versions`, `rollout`, `train`, `artifacts` and `dataset`: what the operator sees
 and orders, by way of the console."""
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from loopwright.models import Command, CommandKind
 
 rollout = typer.Typer(help="Decide which version serves.", no_args_is_help=True)
 train = typer.Typer(help="Decide when a version is trained.", no_args_is_help=True)
+artifacts = typer.Typer(help="Keep the store of versions small.", no_args_is_help=True)
 dataset = typer.Typer(help="Take what was collected elsewhere.", no_args_is_help=True)
 
 NoWait = Annotated[
@@ -175,6 +176,49 @@ def train_now(
     with connected(context, as_json, console_url=console_url) as loop:
         given = loop.command("train_now", line=line, dry_run=dry_run)
         follow(loop, given, "train_now", None if no_wait else timeout, as_json)
+
+
+@train.command("reproduce")
+def reproduce(
+    context: typer.Context,
+    version: Annotated[str, typer.Argument(help="The version to train again.", show_default=False)],
+    line: LineName = None,
+    no_wait: NoWait = False,
+    timeout: Patience = 3600.0,
+    console_url: ConsoleUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a version again from its snapshot, aside, and say whether the same came of it, bit by bit or closely.
+
+    Nothing is published. It waits for a run that is under way, and the next run waits for it.
+
+    Example: loopwright train reproduce assistant@v3-1f2e3d4c
+    """
+    _order(context, "reproduce", line, version, None if no_wait else timeout, console_url, as_json)
+
+
+@artifacts.callback()
+def _artifacts() -> None:
+    """Keep the store of versions small."""
+
+
+@artifacts.command("gc")
+def artifacts_gc(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    line: LineName = None,
+    no_wait: NoWait = False,
+    timeout: Patience = 600.0,
+    console_url: ConsoleUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take out of the artifact store what no rollout, candidate, recent version or run needs.
+
+    Example: loopwright artifacts gc --dry-run
+    """
+    with connected(context, as_json, console_url=console_url) as loop:
+        given = loop.command("collect_garbage", line=line, dry_run=dry_run)
+        follow(loop, given, "collect_garbage", None if no_wait else timeout, as_json)
 
 
 @dataset.callback()

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from loopwright.client import Loopwright
 from loopwright.errors import LoopwrightError, StillRunning, Unavailable, Unreachable
-from loopwright.places import CONSOLE_VARIABLE, FEEDBACK_VARIABLE
+from loopwright.places import CONSOLE_VARIABLE, FEEDBACK_VARIABLE, TRAINER_VARIABLE
 from loopwright.retry import Retry
 
 REFUSED = 1
@@ -48,6 +48,12 @@ ConsoleUrl = Annotated[
         "--console-url", envvar=CONSOLE_VARIABLE, help="The console.", show_default="http://127.0.0.1:8080"
     ),
 ]
+TrainerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--trainer-url", envvar=TRAINER_VARIABLE, help="The trainer.", show_default="http://127.0.0.1:8004"
+    ),
+]
 LineName = Annotated[
     str | None,
     typer.Option(
@@ -68,6 +74,7 @@ def connected(
     *,
     feedback_url: str | None = None,
     console_url: str | None = None,
+    trainer_url: str | None = None,
     retry: Retry | None = None,
 ) -> Iterator[Loopwright]:
     """A client for one command; its errors end the command with one line and their exit status.
@@ -77,7 +84,11 @@ def connected(
     transport = context.obj if isinstance(context.obj, httpx.BaseTransport) else None
     try:
         with Loopwright(
-            feedback_url=feedback_url, console_url=console_url, retry=retry or RETRY, transport=transport
+            feedback_url=feedback_url,
+            console_url=console_url,
+            trainer_url=trainer_url,
+            retry=retry or RETRY,
+            transport=transport,
         ) as loop:
             yield loop
     except LoopwrightError as error:

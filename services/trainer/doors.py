@@ -1,0 +1,120 @@
+"""What the trainer answers over HTTP: lineage, both ways, and what two versions differ in. It changes nothing;
+orders come by the log. Names and counts, never a text."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi.responses import JSONResponse
+
+from services.trainer import differences, lineage, tracing
+from services.trainer.lineage import Json, Published
+from services.trainer.publish import SERVICE, Read, records_of
+from services.trainer.settings import TrainerSettings
+from services.trainer.store import open_to_read
+from shared.adapters.guard import Forbidden, refuse_foreign_host, refuse_foreign_origin
+from shared.adapters.http import problem
+from shared.errors import Malformed
+from shared.events import ErasureReport, Id, VersionName
+from shared.ports import ArtifactStore
+from shared.topics import ERASURE_REPORTS, MODEL_ROLLOUT, MODEL_VERSIONS
+from shared.versions import ModelVersion, RolloutRecord
+
+Version = Annotated[VersionName, Query(description="such as assistant@v3-1f2e3d4c")]
+
+
+def published(read: Read, line: str) -> Published:
+    """What the log has of a line now. Raises `BrokerUnavailable`."""
+    versions = [one for one in records_of(read, MODEL_VERSIONS.name, ModelVersion) if one.line == line]
+    decided = [one for one in records_of(read, MODEL_ROLLOUT.name, RolloutRecord) if one.line == line]
+    reports = [
+        one
+        for one in records_of(read, ERASURE_REPORTS.name, ErasureReport)
+        if one.line == line and one.service == SERVICE
+    ]
+    return Published(line, versions, max(decided, key=lambda one: one.seq, default=None), reports)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Each is made from the disk and the log as they are then. Thread-safe."""
+
+    settings: TrainerSettings
+    read: Read
+    store: ArtifactStore
+
+    def down(self, version: str) -> Json:
+        with self._table() as db:
+            return lineage.down(db, self.settings.runs, self._published(), version)
+
+    def up(self, event_id: str, response_id: str | None) -> Json:
+        with self._table() as db:
+            return tracing.up(
+                db,
+                self.settings.runs,
+                self._published(),
+                event_id,
+                response_id,
+                comments=self.settings.comment_mode,
+            )
+
+    def diff(self, one: str, other: str) -> Json:
+        return differences.between(
+            self.settings.runs,
+            self._published(),
+            lambda version: self.store.fetch(version.ref.uri, version.ref.digest),
+            one,
+            other,
+        )
+
+    def _published(self) -> Published:
+        return published(self.read, self.settings.line)
+
+    @contextmanager
+    def _table(self) -> Iterator[sqlite3.Connection]:
+        db = open_to_read(self.settings.folder)
+        try:
+            yield db
+        finally:
+            db.close()
+
+
+def add_answers(app: FastAPI, answers: Answers) -> FastAPI:
+    """Adds the routes to the trainer's app."""
+
+    async def own(request: Request) -> None:
+        host = request.headers.get("host", "")
+        refuse_foreign_host(host, answers.settings.hosts)
+        refuse_foreign_origin(request.headers.get("origin"), host)
+
+    @app.exception_handler(Forbidden)
+    async def forbidden(_: Request, error: Forbidden) -> JSONResponse:
+        return problem(403, error.code, "Forbidden", str(error))
+
+    api = APIRouter(prefix="/api", dependencies=[Depends(own)])
+
+    @api.get("/lineage")
+    def told(
+        version: Version | None = None,
+        event_id: Annotated[Id | None, Query()] = None,
+        response_id: Annotated[
+            Id | None, Query(description="where the event's id alone is not enough")
+        ] = None,
+    ) -> Json:
+        """Of a version: run, snapshot, batches, responses, events. Of an event: runs and versions."""
+        if (version is None) == (event_id is None):
+            raise Malformed("say which: version, or event_id")
+        return answers.down(version) if version is not None else answers.up(str(event_id), response_id)
+
+    @api.get("/diff")
+    def diff(one: Version, other: Version) -> Json:
+        """Recipe, rows, figures, base and software of two versions."""
+        return answers.diff(one, other)
+
+    app.include_router(api)
+    return app
