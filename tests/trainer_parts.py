@@ -11,8 +11,9 @@ from pathlib import Path
 from services.trainer import collect
 from services.trainer.card import ARTIFACT
 from services.trainer.collect import Example
+from services.trainer.intake import TOPICS_READ
 from services.trainer.publish import SERVICE, VersionLog, identity
-from services.trainer.service import TOPICS_READ, Trainer
+from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.snapshot import Snapshot
 from services.trainer.snapshot import write as write_snapshot

@@ -11,8 +11,9 @@ from fastapi import FastAPI
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from services.trainer import child, collect
+from services.trainer.intake import TOPICS_READ
 from services.trainer.publish import SERVICE, VersionLog, identity
-from services.trainer.service import TOPICS_READ, Trainer
+from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import lock, open_store
 from shared.adapters.artifacts import LocalArtifactStore

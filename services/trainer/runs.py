@@ -181,6 +181,12 @@ def count_failure(db: sqlite3.Connection, run_id: str, reason: str) -> int:
     return int(db.execute("SELECT failures FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])
 
 
+def fail(db: sqlite3.Connection, run_id: str, reason: str) -> None:
+    """The run is over and no version comes of it."""
+    with db:
+        db.execute("UPDATE runs SET stage = 'failed', reason = ? WHERE run_id = ?", (reason, run_id))
+
+
 def decided(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
     """(command_id, status, message) of commands that were decided and have no published result, in the order in which
     they came."""

@@ -17,46 +17,38 @@ from pathlib import Path
 import structlog
 from uuid6 import uuid7
 
-from services.trainer import collect, erasures, releases, runs, snapshot, sweep
+from services.trainer import collect, releases, room, runs, snapshot, sweep
 from services.trainer.card import ARTIFACT
-from services.trainer.child import CONFIG, FAILED, GATE, STOPPED, WHY, pause_at, stop
+from services.trainer.child import ADAPTER, GATE, pause_at
 from services.trainer.counting import count
 from services.trainer.eraser import Eraser
 from services.trainer.erasures import Target
 from services.trainer.exporter import NEVER_TRAINS, Exporter
-from services.trainer.orders import ACK_S, EXPORT, LOOK, TRAIN, Orders
+from services.trainer.intake import Intake
+from services.trainer.orders import EXPORT, LOOK, TRAIN, Orders
 from services.trainer.preview import preview
+from services.trainer.process import RunProcess
 from services.trainer.progress import Progress
-from services.trainer.publish import SERVICE, VersionLog
+from services.trainer.publish import VersionLog
 from services.trainer.runs import Run, RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.store import write_whole
 from services.trainer.telling import board
 from services.trainer.trigger import Decision, Waiting, decide
 from shared.adapters import redis_keys
 from shared.adapters.base_model import BaseModel
-from shared.errors import BrokerUnavailable, DeadLetterFlood, LoopwrightError, Rejected
-from shared.events import Batch, ErasureReport, from_ms, parse_union
+from shared.errors import BrokerUnavailable
+from shared.events import from_ms
 from shared.ports import ArtifactStore, Cache, Clock, LogReader, Publisher
-from shared.stream.dead_letters import DeadLetterLimit, DeadLetterRate, dead_letter
+from shared.stream.dead_letters import DeadLetterLimit, DeadLetterRate
 from shared.stream.step import Record
-from shared.telemetry import DEAD_LETTERED, TRAINED_TOKENS, TRAINING_RUNS, USABLE_EXAMPLES
-from shared.topics import (
-    DEAD_LETTERS,
-    ERASURE_REPORTS,
-    MAX_MESSAGE_BYTES,
-    OPERATOR_COMMANDS,
-    TRAINING_BATCHES,
-)
-from shared.versions import COMMAND, Command, GateReport
+from shared.telemetry import TRAINED_TOKENS, TRAINING_RUNS, USABLE_EXAMPLES
+from shared.versions import GateReport
 
 POLL_S = 0.2
 SHOW_S = 5.0
 SHOWN_TTL_S = 3600.0
-MAX_FAILURES = 3
-MAX_KILLS = 20
-"""A process that is killed so often within one stage is killed for a reason (memory): that counts as failing."""
-TOPICS_READ = (TRAINING_BATCHES.name, OPERATOR_COMMANDS.name, ERASURE_REPORTS.name)
+NO_ROOM_S = 5.0
+"""Between two looks whether a full disk has room again."""
 log = structlog.get_logger(__name__)
 
 
@@ -75,30 +67,45 @@ class Trainer:
     clock: Clock
     start_child: Callable[[Path], subprocess.Popen[bytes]]
     rate: DeadLetterRate = field(default_factory=lambda: DeadLetterRate(DeadLetterLimit()))
-    child: subprocess.Popen[bytes] | None = None
     waiting: Waiting | None = None
     """What is new since the last run; None where it must be counted again."""
     shown_ms: int = 0
-    kills: int = 0
     eraser: Eraser = field(init=False)
     exporter: Exporter = field(init=False)
     orders: Orders = field(init=False)
+    intake: Intake = field(init=False)
+    process: RunProcess = field(init=False)
 
     def __post_init__(self) -> None:
         line = self.settings.line
         self.eraser = Eraser(line, self.db, self._runs, self.settings.exports, self.versions, self.clock)
         self.exporter = Exporter(self.settings, self.db, self.clock)
         self.orders = Orders(line, self.db, self.versions, self.publisher, self.clock)
+        self.intake = Intake(line, self.db, self.reader, self.publisher, self.orders, self.rate)
+        self.process = RunProcess(self.db, self.clock, self.start_child)
 
     def run(self, stopping: threading.Event) -> None:
         """Until `stopping`: then the run's process is stopped too, and goes on at the next start."""
         self.versions.announce_base(self.base, self.clock.now_ms())
         try:
             while not stopping.is_set():
-                self.take(self.reader.poll(POLL_S))
-                self.turn()
+                if not self.round():
+                    stopping.wait(NO_ROOM_S)
         finally:
-            self._stop_child()
+            self.process.stop()
+
+    def round(self) -> bool:
+        """Reads what is new and goes one step on. False where the disk is full: nothing is lost by that, it is to be
+        tried again."""
+        try:
+            self.take(self.intake.poll(POLL_S))
+            self.turn()
+        except Exception as error:
+            if not room.is_full(error):
+                raise
+            self._tell_full(error)
+            return False
+        return True
 
     def turn(self) -> None:
         """One step on, whatever is next. A broker that is away is no failure of a run: it is tried again."""
@@ -123,50 +130,17 @@ class Trainer:
         except BrokerUnavailable as error:
             log.warning("log_away", error=str(error))
 
-    # --- collecting ---
-
-    def take(self, records: list[Record]) -> None:
-        """Keeps what was read and the positions behind it, in one transaction; what cannot be read is a dead letter
-        first (acknowledged before the position moves past it)."""
-        if not records:
-            return
-        ours = self.settings.line
-        read = [one for one in map(self._read, records) if one is not None]
-        self.rate.processed(len(records))
-        changed = False
-        with self.db:
-            for one in read:
-                if isinstance(one, ErasureReport):
-                    # Of all lines: who is erased is a user of the deployment.
-                    erasures.keep(self.db, one, ours)
-                elif isinstance(one, Batch) and one.line == ours:
-                    changed |= collect.keep_batch(self.db, one)
-                elif not isinstance(one, Batch):
-                    self.orders.keep(one)
-            collect.keep_positions(self.db, self.reader.positions())
-        if changed:
+    def take(self, records: Sequence[Record]) -> None:
+        """Keeps what was read (`intake.py`)."""
+        if self.intake.take(records):
             self.waiting = None
 
-    def _read(self, record: Record) -> Batch | Command | ErasureReport | None:
-        try:
-            if record.topic == TRAINING_BATCHES.name:
-                return Batch.from_json(record.value)
-            if record.topic == ERASURE_REPORTS.name:
-                return ErasureReport.from_json(record.value)
-            return parse_union(COMMAND, record.value)
-        except Rejected as error:
-            self._bury(record, error)
-            return None
-
-    def _bury(self, record: Record, error: LoopwrightError) -> None:
-        letter = dead_letter(DEAD_LETTERS.name, record, error, SERVICE, MAX_MESSAGE_BYTES)
-        self.publisher.publish(letter).result(ACK_S)
-        DEAD_LETTERED.labels(SERVICE, error.code).inc()
-        log.warning("dead_letter", topic=record.topic, partition=record.partition, offset=record.offset)
-        if self.rate.died():
-            raise DeadLetterFlood(
-                f"too many records of {record.topic} cannot be read: see {DEAD_LETTERS.name}"
-            )
+    def _tell_full(self, error: Exception) -> None:
+        reason = room.what_to_do(self.settings.folder)
+        log.error("disk_full", reason=reason, error=str(error))
+        run = runs.open_run(self.db)
+        if run is not None:
+            self._progress(run).tell("waiting", reason=reason)
 
     # --- erasing ---
 
@@ -186,7 +160,7 @@ class Trainer:
             return
         folder = self._folder(run)
         if not snapshot.is_complete(folder):
-            self._stop_child()
+            self.process.stop()
         if not snapshot.is_complete(folder):
             sweep.remove(folder)
         elif self.eraser.concerns(run.config.run_id, due):
@@ -194,21 +168,16 @@ class Trainer:
 
     def _begin_anew(self, run: Run) -> None:
         """Ends a run whose snapshot holds what was erased, unless it was published: another begins in its place."""
-        self._stop_child()
+        self.process.stop()
         version = self.versions.made_by(run.config.run_id)
         if version is not None:
             runs.set_stage(self.db, run.config.run_id, "published", version.ref.version)
             return
         runs.set_stage(self.db, run.config.run_id, "erased")
-        self.waiting, self.kills = None, 0
+        self.waiting = None
         self._progress(run).tell(
             "erased", reason="rows of its snapshot were erased; another begins in its place"
         )
-
-    def _stop_child(self) -> None:
-        if self.child is not None:
-            stop(self.child)
-            self.child = None
 
     # --- deciding ---
 
@@ -323,46 +292,30 @@ class Trainer:
         """Starts the run's process, or notes how far it is, or takes its end."""
         folder = self._folder(run)
         self._note_stage(run, folder)
-        if (folder / GATE).exists() and self.child is None:
+        found = self.process.follow(run, folder)
+        if found.done:
             runs.set_stage(self.db, run.config.run_id, "gated")
-            return
-        if self.child is None:
-            write_whole(folder / CONFIG, run.config.to_json().encode())
-            self.child = self.start_child(folder)
-            return
-        status = self.child.poll()
-        if status is None:
-            return
-        self.child = None
-        if status == 0 and (folder / GATE).exists():
-            runs.set_stage(self.db, run.config.run_id, "gated")
-        elif status == FAILED and (folder / WHY).exists():
-            self._fail(run, (folder / WHY).read_text(encoding="utf-8"))
-        elif status == STOPPED or (status < 0 and self.kills < MAX_KILLS):
-            self.kills += 1
-            log.warning("run_interrupted", run_id=run.config.run_id, status=status)
-        else:
-            reason = f"its process ended with status {status}: see run.log in its folder"
-            if runs.count_failure(self.db, run.config.run_id, reason) >= MAX_FAILURES:
-                self._fail(run, f"{reason}; tried {MAX_FAILURES} times")
+        elif found.failed is not None:
+            self._fail(run, found.failed)
+        elif found.told is not None:
+            self._progress(run).tell("waiting", reason=found.told)
 
     def _note_stage(self, run: Run, folder: Path) -> None:
         if run.stage == "begun" and snapshot.is_complete(folder):
             runs.quarantine(self.db, run.config.run_id, snapshot.read_quarantine(folder))
             runs.set_stage(self.db, run.config.run_id, "snapshot")
-            self.kills = 0
-        elif run.stage == "snapshot" and (folder / "adapter").exists():
+        elif run.stage == "snapshot" and (folder / ADAPTER).exists():
             runs.set_stage(self.db, run.config.run_id, "trained")
-            self.kills = 0
             tokens = snapshot.read_ref(folder).tokens * run.config.recipe.epochs
             TRAINED_TOKENS.labels(self.settings.line).inc(tokens)
 
     def _fail(self, run: Run, reason: str) -> None:
-        runs.count_failure(self.db, run.config.run_id, reason)
-        runs.set_stage(self.db, run.config.run_id, "failed")
+        """The line is free again. Of all that failed, the newest keeps its checkpoints, as evidence."""
+        runs.fail(self.db, run.config.run_id, reason)
         TRAINING_RUNS.labels(self.settings.line, "none").inc()
         self._progress(run).tell("failed", reason=reason)
         log.error("run_failed", run_id=run.config.run_id, reason=reason)
+        room.forget_checkpoints(self._runs, but_of=run.config.run_id)
 
     def _publish(self, run: Run) -> None:
         folder = self._folder(run)

@@ -3,24 +3,39 @@
 Stages, each skipped where its result is there already: snapshot.json -> adapter/ -> artifact/ -> gate.json (written
 last). So a kill -9 at any moment costs at most the work since the newest checkpoint, and never a second dataset.
 
-Ends with 0 done; 3 failed for good (`failed.txt` says why); 143 stopped by SIGTERM.
+Ends with 0 done; 3 failed for good (`failed.txt` says why); 4 out of memory, and the next start takes smaller pieces;
+5 the disk is full, and what could go is gone; 143 stopped by SIGTERM.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 from transformers import logging as transformers_logging
 
-from services.trainer import collect, data_card, snapshot
+from services.trainer import collect, data_card, memory, room, snapshot
+from services.trainer.attempts import MORE
 from services.trainer.card import write_artifact
-from services.trainer.child import CONFIG, FAILED, GATE, PARENT, STOPPED, WHY, pause_at
+from services.trainer.checkpoint_marks import CHECKPOINTS
+from services.trainer.child import (
+    CONFIG,
+    FAILED,
+    GATE,
+    NO_MEMORY,
+    NO_ROOM,
+    PARENT,
+    STOPPED,
+    WHY,
+    pause_at,
+)
 from services.trainer.progress import Progress
 from services.trainer.runs import RunConfig
 from services.trainer.settings import TrainerSettings
@@ -47,6 +62,8 @@ def do(work: Work) -> None:
         from services.trainer.learning import train  # noqa: PLC0415 - seconds of imports, only where they are needed
 
         train(work)
+    # They are of no more use; a kill may have come between the adapter and their removal.
+    shutil.rmtree(work.folder / CHECKPOINTS, ignore_errors=True)
     pause_at("trained")
     if not (work.folder / GATE).exists():
         from services.trainer.examine import examine  # noqa: PLC0415 - as above
@@ -102,15 +119,42 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = RunConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
     progress = Progress(RedisCache(settings.redis_url), config.line, config.run_id)
+    return ending(folder, config, lambda: do(Work(folder, config, settings, progress, stop)))
+
+
+def ending(folder: Path, config: RunConfig, done: Callable[[], None]) -> int:
+    """Does it, and says with which status the process is to end. Raises what nobody expected."""
     try:
-        do(Work(folder, config, settings, progress, stop))
-    except RunFailed as failure:
-        write_whole(folder / WHY, str(failure).encode())
-        return FAILED
-    except Stopped as stopped:
-        log.info("run_stopped", detail=str(stopped))
-        return STOPPED
+        try:
+            done()
+        except RunFailed as failure:
+            write_whole(folder / WHY, str(failure).encode())
+            return FAILED
+        except Stopped as stopped:
+            log.info("run_stopped", detail=str(stopped))
+            return STOPPED
+        except Exception as error:
+            if not memory.ran_out(error):
+                raise
+            return out_of_memory(folder, config.recipe.batch_size, error)
+    except Exception as error:
+        if not room.is_full(error):
+            raise
+        log.error("disk_full", error=str(error), freed=room.make_room(folder))  # noqa: TRY400 - no bug of ours
+        return NO_ROOM
     return 0
+
+
+def out_of_memory(folder: Path, batch_size: int, error: Exception) -> int:
+    """Smaller pieces from the next start on, where it was training and they can be smaller."""
+    training = snapshot.is_complete(folder) and not (folder / ADAPTER).exists()
+    after = memory.halve(folder, batch_size) if training else None
+    log.warning("out_of_memory", error=str(error), micro_batch=after)
+    if after is not None:
+        return NO_MEMORY
+    doing = "training with one row at a time" if training else "this is no step of training"
+    write_whole(folder / WHY, f"memory did not suffice ({doing}): {MORE}".encode())
+    return FAILED
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.trainer import snapshot
+from services.trainer import child, snapshot
 from services.trainer.base_says import BaseSays
 from services.trainer.progress import Progress
 from services.trainer.replay import Answered, Prompt
@@ -15,9 +15,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.tokens import Told, load_tokenizer
 from shared.errors import LoopwrightError
 
-ADAPTER = "adapter"
-COMPLETE = "complete"
-"""Marks a checkpoint whose files are all there."""
+ADAPTER = child.ADAPTER
 
 
 class RunFailed(LoopwrightError):

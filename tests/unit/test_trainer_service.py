@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from services.trainer import runs
+from services.trainer.attempts import MAX_ERRORS
 from services.trainer.child import FAILED, WHY
 from services.trainer.heldout import is_held_out
-from services.trainer.service import MAX_FAILURES
 from services.trainer.store import write_whole
 from shared.adapters import redis_keys
 from shared.envelope import sealed
@@ -225,7 +225,10 @@ def test_a_killed_process_resumes_the_same_run_with_the_same_config(tmp_path: Pa
     send(rig, corrections())
     turns(rig.trainer(), 3)
     send(rig, corrections(2))
-    turns(rig.trainer(examples=100), 12)
+    trainer = rig.trainer(examples=100)
+    turns(trainer)
+    rig.clock.advance(2)
+    turns(trainer)
     assert len({folder.name for folder in rig.started}) == 1
     assert len(rig.started) == 3
     assert [version.run_id for version in trained(rig)] == [rig.started[0].name]
@@ -235,11 +238,14 @@ def test_a_process_that_fails_three_times_ends_the_run_with_the_reason(tmp_path:
     rig = Rig(tmp_path, lambda folder: 1)
     send(rig, corrections())
     trainer = rig.trainer()
-    turns(trainer, 20)
+    for _ in range(MAX_ERRORS):
+        turns(trainer)
+        rig.clock.advance(60)
+    turns(trainer)
     run = runs.all_runs(trainer.db)[0]
     assert run.stage == "failed"
     assert "status 1" in run.reason
-    assert len(rig.started) == MAX_FAILURES
+    assert len(rig.started) == MAX_ERRORS
     assert trained(rig) == []
 
 
