@@ -26,7 +26,7 @@ from shared.topics import (
     OPERATOR_RESULTS,
     TRAINING_BATCHES,
 )
-from shared.versions import CommandResult, ModelVersion, TrainNow
+from shared.versions import Command, CommandResult, ModelVersion, Reproduce, TrainNow
 from tests.trainer_parts import batch, revision
 
 P = 6
@@ -70,6 +70,7 @@ class TrainerStand:
             "LOOPWRIGHT_TRAINER_REPLAY_NEW_TOKENS": "6",
             "LOOPWRIGHT_TRAINER_GATE_NEW_TOKENS": "4",
             "LOOPWRIGHT_TRAINER_GATE_EVAL_PROMPTS": "4",
+            "LOOPWRIGHT_TRAINER_GATE_SAFETY_PROMPTS": "4",
             "LOOPWRIGHT_TRAINER_TEST_PAUSE": pause,
         }
 
@@ -93,6 +94,16 @@ class TrainerStand:
         batches = [batch(part, number, line=self.line) for number, part in enumerate(parts, 1)]
         self.batches = batches
         self._send_batches(batches)
+
+    def send_more(self, users: int) -> None:
+        """One more batch, of other users; too few examples to begin a run."""
+        examples = [
+            revision(f"more-{n}", f"What is number {n}?", f"It is {n}.", f"later-{n}", line=self.line)
+            for n in range(users)
+        ]
+        later = batch(examples, len(self.batches) + 1, line=self.line)
+        self.batches = [*self.batches, later]
+        self._send_batches([later])
 
     def _send_batches(self, batches: list[Batch]) -> None:
         now = datetime.now(UTC)
@@ -150,12 +161,23 @@ class TrainerStand:
     def command(self, name: str, *, seconds: float) -> CommandResult:
         """Sends `train_now` and returns its only result."""
         order = TrainNow(line=self.line, command_id=f"{self.line}-{name}", issued_at=datetime.now(UTC))
+        return self.give(order, seconds=seconds)
+
+    def reproduce(self, name: str, version: str, *, seconds: float) -> CommandResult:
+        """Sends an order to train this version again and returns its only result."""
+        order = Reproduce(
+            line=self.line, command_id=f"{self.line}-{name}", issued_at=datetime.now(UTC), version=version
+        )
+        return self.give(order, seconds=seconds)
+
+    def give(self, order: Command, *, seconds: float) -> CommandResult:
+        """Sends an order and returns its only result."""
         record = sealed(
             OPERATOR_COMMANDS,
             self.line,
             order,
             source="console",
-            ce_id=name,
+            ce_id=order.command_id,
             at=order.issued_at,
             partition=0,
         )

@@ -25,15 +25,23 @@ log = structlog.get_logger(__name__)
 
 def mark(checkpoint: Path, step: int) -> None:
     """All its files are on the disk, then named with their digests; from here on it counts, also after a power cut."""
-    files = {}
-    for path in _files(checkpoint):
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-        files[str(path.relative_to(checkpoint))] = [path.stat().st_size, _digest(path)]
-    for folder in (path for path in checkpoint.rglob("*") if path.is_dir()):
-        sync_folder(folder)
-    sync_folder(checkpoint.parent)
+    sync(checkpoint)
+    files = {
+        str(path.relative_to(checkpoint)): [path.stat().st_size, _digest(path)] for path in _files(checkpoint)
+    }
     write_whole(checkpoint / COMPLETE, json.dumps({"step": step, "files": files}, sort_keys=True).encode())
+
+
+def sync(folder: Path) -> None:
+    """Every file below is on the disk, and its name: for what was written by others' code, before it counts."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+    sync_folder(folder.parent)
 
 
 def is_marked(checkpoint: Path) -> bool:

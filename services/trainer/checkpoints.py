@@ -123,6 +123,8 @@ class Watch(TrainerCallback):
             evidence.keep(
                 self._run, state.global_step, figure, state.log_history, self._rows(state.global_step)
             )
+        if self._curves is not None:
+            self._curves.close()
         raise RunFailed(
             f"{figure} at step {state.global_step}: lower LOOPWRIGHT_TRAINER_LEARNING_RATE, or look at the rows of "
             f"that step; {evidence.FILE} in the run's folder names them, and its last good checkpoint is kept"
