@@ -35,6 +35,7 @@ VARIANTS = (
     "changelog outside the transaction",
 )
 ONE_TOPIC_AHEAD = "one topic ahead"
+FENCE_IN_MEMORY = "fence in memory"
 
 
 def broken(variant: str, config: EngineConfig, folder: Path) -> tuple[Callable[..., Engine], Wrap]:
@@ -54,6 +55,8 @@ def broken(variant: str, config: EngineConfig, folder: Path) -> tuple[Callable[.
     elif variant == "changelog outside the transaction":
         ChangelogApart.changelog, ChangelogApart.servers = config.changelog, config.bootstrap_servers
         _replace(engine_module, "Transactions", ChangelogApart)
+    elif variant == FENCE_IN_MEMORY:
+        wrap = ForgottenFence
     elif variant == ONE_TOPIC_AHEAD:
         _replace(partition_module, "Merge", Unmerged)
     else:
@@ -175,6 +178,42 @@ class RememberedFirst:
             at=datetime.now(UTC),
             partition=record.partition,
         )
+
+
+class ForgottenFence:
+    """Keeps whom it erased in memory alone. A crash, and what comes late of them is taken in again."""
+
+    def __init__(self, step: RereadingStep) -> None:
+        self._step = step
+        self._fences: dict[bytes, bytes] = {}
+
+    def __call__(self, state: State, record: Record | Tick | Through) -> Iterable[Output | Reread]:
+        return self._step(WithFences(state, self._fences), record)
+
+
+class WithFences:
+    """`State` with the fences apart."""
+
+    def __init__(self, state: State, fences: dict[bytes, bytes]) -> None:
+        self._state, self._fences = state, fences
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._fences.get(key) if key.startswith(b"f/") else self._state.get(key)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        if key.startswith(b"f/"):
+            self._fences[key] = value
+        else:
+            self._state.put(key, value)
+
+    def delete(self, key: bytes) -> None:
+        if key.startswith(b"f/"):
+            self._fences.pop(key, None)
+        else:
+            self._state.delete(key)
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        return self._state.scan(start, end)
 
 
 class ChangelogApart(Transactions):

@@ -17,7 +17,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,7 @@ from shared.adapters.clock import SystemClock
 from shared.stream.config import EngineConfig
 from shared.stream.dead_letters import DeadLetterLimit
 from shared.stream.rocks import RocksStores
-from shared.stream.step import Output, Record, Reread, RereadingStep, State, Through, Tick
+from shared.stream.step import Foretelling, Output, Record, Reread, RereadingStep, State, Through, Tick
 from shared.topics import BATCH_BYTES, DAY_MS
 from tests.fault.broken_engines import broken
 
@@ -45,6 +45,9 @@ class Renamed:
         self._step = step
         self._prefix = prefix
         self.records = 0
+
+    def keys(self, record: Record) -> Iterable[bytes]:
+        return self._step.keys(record) if isinstance(self._step, Foretelling) else ()
 
     def __call__(self, state: State, record: Record | Tick | Through) -> Iterator[Output | Reread]:
         if not isinstance(record, Tick):
