@@ -118,8 +118,12 @@ class TrainerStand:
         )
 
     def erase(self, user: str, *, seconds: float) -> ErasureReport:
-        """The processor's whole part: the batches without this user, a report of each partition. Returns the
-        trainer's."""
+        """As `ask_to_erase`; returns the trainer's report."""
+        return self.reported(self.ask_to_erase(user), seconds=seconds)
+
+    def ask_to_erase(self, user: str) -> str:
+        """The processor's whole part: the batches without this user, a report of each partition. Returns the request's
+        id."""
         left = [[one for one in old.examples if one.signals[0].user_id != user] for old in self.batches]
         pairs = [
             (old, kept) for old, kept in zip(self.batches, left, strict=True) if len(kept) < len(old.examples)
@@ -147,6 +151,10 @@ class TrainerStand:
                 for one in reports
             ],
         )
+        return request_id
+
+    def reported(self, request_id: str, *, seconds: float) -> ErasureReport:
+        """The trainer's only report on it."""
         found = until(lambda: self._erased(request_id), seconds, "the trainer's report")
         assert len(found) == 1
         return found[0]

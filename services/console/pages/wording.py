@@ -34,6 +34,7 @@ STAGES: dict[str, str] = {
     "gating": "in the gate",
     "gated": "through the gate, being published",
     "tested": "through the gate, being published",
+    "waiting": "waiting to go on",
     "published": "published",
     "failed": "failed",
     "erased": "ended by an erasure",
