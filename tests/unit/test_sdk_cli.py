@@ -20,6 +20,7 @@ COMMANDS = [
     "receipt",
     "erase",
     "status",
+    "watch",
     "versions",
     "rollout promote",
     "rollout rollback",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loopwright.cli import dead_letters, erasing, feedback, importing, lineage, operator, quarantine
+from loopwright.cli import dead_letters, erasing, feedback, importing, lineage, operator, quarantine, watching
 from loopwright.cli.root import app
 
 app.command("send")(feedback.send)
@@ -10,6 +10,7 @@ app.add_typer(importing.imports, name="import")
 app.command("receipt")(feedback.receipt)
 app.command("erase")(erasing.erase)
 app.command("status")(operator.status)
+app.command("watch")(watching.watch)
 app.command("versions")(operator.versions)
 app.command("lineage")(lineage.lineage)
 app.command("diff")(lineage.diff)
