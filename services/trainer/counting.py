@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from services.trainer import collect, runs
+from services.trainer.objectives import enough_for_kto
 from services.trainer.settings import TrainerSettings
 from services.trainer.trigger import Waiting
 from services.trainer.verify import split, usable
@@ -14,8 +15,15 @@ def count(db: sqlite3.Connection, settings: TrainerSettings) -> Waiting:
     trains = settings.mode == "train"
     done = runs.last_through(db) if trains else runs.last_export(db)[0]
     released = runs.last_released(db) if trains else None
-    examples = [e for e in collect.dataset(db, collect.through(db)) if e.is_new(done, released)]
+    everything = collect.dataset(db, collect.through(db))
+    examples = [e for e in everything if e.is_new(done, released)]
     training, _ = split(settings.line, usable(examples, settings.comment_mode)[0])
+    if trains and any(row.label is False for row in training):
+        # Whether dislikes train is decided by all judgements, new or not.
+        judged, _ = split(settings.line, usable(everything, settings.comment_mode)[0])
+        labels = [row.label for row in judged if row.objective == "kto"]
+        if not enough_for_kto(labels.count(True), labels.count(False), settings.kto_least):
+            training = [row for row in training if row.label is not False]
     answering = {row.response_id for row in training}
     return Waiting(
         examples=len(training),

@@ -1,7 +1,8 @@
-"""In which order rows train: every correction once an epoch, among them replay rows that are new in each epoch.
+"""In which order rows train: every row once an epoch, among them replay rows that are new in each epoch.
 
 Replay that repeats is learned by heart and then holds nothing in place; so all of it is spread over the epochs. Batches
-are of rows of like length, which wastes little on padding, in an order of chance.
+are of rows of like length, which wastes little on padding, in an order of chance. Judged answers are not sorted so: the
+liked ones are often shorter or longer than the others, and a batch is to have both.
 """
 
 from __future__ import annotations
@@ -60,3 +61,28 @@ def ordered(
         dice.shuffle(batches)
         out += [row for batch in [*batches, *last] for row in batch]
     return out
+
+
+def judged(liked: Sequence[T], disliked: Sequence[T], epochs: float, seed: int) -> list[T]:
+    """All judged rows of a run: any piece of it has about as many of either label as all of it has."""
+    dice = random.Random(seed)  # noqa: S311 - an order, not a secret
+    out: list[T] = []
+    for number in range(max(1, math.ceil(epochs))):
+        share = min(1.0, epochs - number)
+        out += evenly([dice.sample(list(side), round(share * len(side))) for side in (liked, disliked)])
+    return out
+
+
+def evenly(parts: Sequence[Sequence[T]]) -> list[T]:
+    """One list of all, each part in its own order and spread over the whole."""
+    places = [
+        ((i + 0.5) / len(part), number, one)
+        for number, part in enumerate(parts)
+        for i, one in enumerate(part)
+    ]
+    return [one for _, _, one in sorted(places, key=lambda place: place[:2])]
+
+
+def cut(rows: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Batches from the front; the last may be shorter."""
+    return [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -43,6 +43,8 @@ class Side(Part):
     groups: int
     """Questions that mean the same are one."""
     largest_user_share: float
+    objectives: dict[str, int] = {}
+    """How many rows by which loss; those of KTO by their label. Empty where an older release wrote the card."""
 
 
 class Quantiles(Part):
@@ -143,7 +145,14 @@ def _side(rows: Sequence[Grouped]) -> Side:
         questions=len({normalised(one.row.question) for one in rows}),
         groups=len({one.group for one in rows}),
         largest_user_share=round(max(per_user.values(), default=0) / max(1, len(rows)), 4),
+        objectives=dict(sorted(Counter(map(_objective, rows)).items())),
     )
+
+
+def _objective(one: Grouped) -> str:
+    if one.row.objective != "kto":
+        return one.row.objective
+    return "kto liked" if one.row.label else "kto disliked"
 
 
 def quantiles(lengths: Sequence[int]) -> Quantiles:
@@ -217,6 +226,7 @@ def _compared(one: Side, other: Side) -> str:
         ("rows", one.rows, other.rows),
         ("users", one.users, other.users),
         ("kinds", _listed(one.kinds), _listed(other.kinds)),
+        ("objectives", _listed(one.objectives), _listed(other.objectives)),
         ("imported", one.imported, other.imported),
         ("wordings of questions", one.questions, other.questions),
         ("questions by meaning", one.groups, other.groups),

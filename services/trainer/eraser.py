@@ -10,6 +10,7 @@ not have, and none will get one.
   table as it is now.
 - A run whose snapshot has a row that the table lost is never published, whether or not its request is due yet.
 - An export is written by this same process, from the table as it is then.
+- A revision of a comment is written by a run's process that has no snapshot yet, so none is written meanwhile.
 - Each step may be repeated, and the report comes last: a crash anywhere begins again at the first.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import structlog
 
-from services.trainer import collect, erasures, exports, releases, runs, snapshot, sweep
+from services.trainer import collect, erasures, exports, releases, revisions, runs, snapshot, sweep
 from services.trainer.erasures import Target
 from services.trainer.publish import VersionLog
 from services.trainer.store import scrub
@@ -65,6 +66,7 @@ class Eraser:
         False if somebody reads the table: try again. Raises `BrokerUnavailable`."""
         self._sweep(targets, open_run)
         self._sweep_exports(targets)
+        revisions.take_out(self.folder.parent / revisions.FOLDER, targets, self._stands)
         with self.db:
             releases.forget(self.db)
         if not scrub(self.db):
@@ -99,7 +101,8 @@ class Eraser:
                 sweep.take_out(folder, targets, self._stands)
             elif sweep.stable_run_of(folder) in trained:
                 # What a version said at the gate may be what it was trained to say.
-                sweep.remove(folder / sweep.ANSWERS)
+                for name in sweep.SAID_AT_GATE:
+                    sweep.remove(folder / name)
 
     def _sweep_exports(self, targets: Sequence[Target]) -> None:
         for folder in exports.tidy(self.exported):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from services.trainer import collect, exports, formats, runs
+from services.trainer import collect, exports, formats, revisions, runs
 from services.trainer.settings import TrainerSettings
 from services.trainer.verify import reasons
 from shared.events import from_ms
@@ -42,7 +42,10 @@ class Exporter:
         more, also where nothing of it may train."""
         through, now_ms = collect.through(self.db), self.clock.now_ms()
         found = formats.export(
-            self.settings.line, collect.dataset(self.db, through), comments=self.settings.comment_mode
+            self.settings.line,
+            collect.dataset(self.db, through),
+            comments=self.settings.comment_mode,
+            revised=revisions.known(self.settings.revisions, self.settings.reviser_model),
         )
         if not found.records:
             self._note("", through, now_ms)

@@ -6,35 +6,49 @@ import json
 import shutil
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import set_seed
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import TrainerCallback, TrainingArguments, set_seed
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.kto_config import KTOConfig
+from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
 
-from services.trainer import data_card, snapshot
+from services.trainer import data_card, memory, snapshot
 from services.trainer.checkpoints import CHECKPOINTS, Watch, newest_checkpoint
-from services.trainer.curriculum import mixed, ordered
+from services.trainer.curriculum import cut, evenly, judged, mixed, ordered
+from services.trainer.losses import Objectives, add_answers_head, batches
 from services.trainer.model import device, load_base
-from services.trainer.objectives import Messages, sft
+from services.trainer.objectives import Messages, Objective, dpo, kto, kto_weights, objective_of, sft
 from services.trainer.progress import Progress
 from services.trainer.replay import REPLAY, shipped, whole_sentences
 from services.trainer.settings import Recipe
 from services.trainer.sft import CpuSFTTrainer
 from services.trainer.store import sync_folder, write_whole
 from services.trainer.tokens import token_count
+from services.trainer.verify import Row
 from services.trainer.work import ADAPTER, RunFailed, Stopped, Work
 
-WARMUP_STEPS = 5
 PLAIN_ATTENTION_TOKENS = 1024
 """Its memory grows with the square of the length."""
-Pair = tuple[Messages, str]
-"""A conversation and its answer."""
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A row as TRL takes it, the name of the feedback behind it, and its tokens."""
+
+    name: str
+    fields: dict[str, Any]
+    tokens: int
 
 
 def train(work: Work) -> None:
@@ -43,67 +57,177 @@ def train(work: Work) -> None:
     rows = [one.row for one in snapshot.read_rows(work.folder)]
     if not rows:
         raise RunFailed("the snapshot is empty")
-    replayed: list[Pair] = [
-        (one.messages, whole_sentences(one.answer))
+    replayed = [
+        _replay(work.tokenizer, one.id, one.messages, whole_sentences(one.answer))
         for one in work.base_says(shipped(REPLAY, recipe.replay_prompts))
         if whole_sentences(one.answer)
     ]
-
-    def tokens(pair: Pair) -> int:
-        return token_count(work.tokenizer, *pair)
-
-    corrections: list[Pair] = [(row.messages, row.answer) for row in rows]
-    total = round(sum(map(tokens, corrections)) * recipe.epochs)
-    chosen = [replayed[i] for i in mixed(total, [tokens(pair) for pair in replayed], recipe.replay_share)]
-    data_card.note_replay(work.folder, len(chosen), sum(map(tokens, chosen)), total)
-    order = ordered(corrections, chosen, recipe.epochs, recipe.batch_size, tokens, recipe.seed)
-    log.info("training", corrections=len(rows), replay=len(chosen), rows=len(order))
+    told = [named(work.tokenizer, row) for row in rows]
+    total = round(sum(one.tokens for one in told) * recipe.epochs)
+    chosen = [replayed[i] for i in mixed(total, [one.tokens for one in replayed], recipe.replay_share)]
+    data_card.note_replay(work.folder, len(chosen), sum(one.tokens for one in chosen), total)
+    order = in_order(told, chosen, recipe)
+    log.info("training", rows=len(rows), replay=len(chosen), order=len(order))
+    places = [range_ for _, range_ in batches([one.fields for one in order], recipe.batch_size)]
+    watch = Watch(
+        work.progress,
+        work.stop,
+        work.folder,
+        lambda step: [order[i].name for i in places[step - 1]],
+        memory.told(work.folder, recipe.batch_size),
+    )
     model = learn(
         for_training(load_base(Path(work.config.base), recipe.threads), recipe.max_tokens),
         work.tokenizer,
-        [sft(*pair) for pair in order],
+        [one.fields for one in order],
         recipe,
         work.folder / CHECKPOINTS,
         progress=work.progress,
         stop=work.stop,
+        watch=watch,
+        piece=memory.micro_batch(work.folder, recipe.batch_size),
     )
     save_adapter(model, work.folder / ADAPTER, work.config.base_name)
     shutil.rmtree(work.folder / CHECKPOINTS, ignore_errors=True)
 
 
+def named(tokenizer: Any, row: Row) -> Named:
+    """What a verified row trains, by its objective."""
+    tokens = token_count(tokenizer, row.messages, row.answer)
+    match row.objective:
+        case "dpo":
+            tokens += token_count(tokenizer, row.messages, row.original)
+            return Named(row.identity, dpo(row.messages, row.answer, row.original), tokens)
+        case "kto":
+            return Named(row.identity, kto(row.messages, row.answer, bool(row.label)), tokens)
+        case "sft":
+            return Named(row.identity, sft(row.messages, row.answer), tokens)
+
+
+def _replay(tokenizer: Any, name: str, messages: Messages, answer: str) -> Named:
+    return Named(f"replay/{name}", sft(messages, answer), token_count(tokenizer, messages, answer))
+
+
+def in_order(rows: Sequence[Named], replay: Sequence[Named], recipe: Recipe) -> list[Named]:
+    """All rows of a run as they train: each objective in its own order, its batches spread over the run. A function of
+    its arguments, so that a resumed run goes on in the same order."""
+    parts: dict[Objective, list[Named]] = {"sft": [], "kto": [], "dpo": []}
+    for one in rows:
+        parts[objective_of(one.fields)].append(one)
+    size, epochs, seed = recipe.batch_size, recipe.epochs, recipe.seed
+    labelled: dict[bool, list[Named]] = {True: [], False: []}
+    for one in parts["kto"]:
+        labelled[one.fields["label"]].append(one)
+    orders = [
+        ordered(parts["sft"], replay, epochs, size, lambda one: one.tokens, seed),
+        judged(labelled[True], labelled[False], epochs, seed),
+        ordered(parts["dpo"], [], epochs, size, lambda one: one.tokens, seed),
+    ]
+    return [one for batch in evenly([cut(order, size) for order in orders]) for one in batch]
+
+
 def learn(
     model: Any,
     tokenizer: Any,
-    pairs: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
     recipe: Recipe,
     folder: Path,
     *,
     progress: Progress,
     stop: threading.Event,
+    watch: TrainerCallback | None = None,
+    piece: int | None = None,
 ) -> Any:
-    """Trains on `pairs` (`objectives.sft`) once, in their order; returns the model with its adapter. Checkpoints lie in
-    `folder`. Raises `RunFailed` (the loss became NaN or infinite) or `Stopped`."""
+    """Trains on `rows` (`objectives.sft`, `kto`, `dpo`) once, in their order, and returns the model, with its adapter
+    where the recipe makes one. A step trains `batch_size` rows of one objective, or what is left of it before a row of
+    another comes; `piece` of them at a time (default: all). Checkpoints lie in `folder`. Raises `RunFailed` (the loss
+    became NaN or infinite; a row is too long) or `Stopped`."""
     set_seed(recipe.seed)
     tokenizer.padding_side = "right"
-    kind = SFTTrainer if device() == "cuda" else CpuSFTTrainer
-    trainer = kind(
-        model=model,
-        args=arguments(folder, recipe),
-        train_dataset=Dataset.from_list(list(pairs)),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=recipe.rank,
-            lora_alpha=2 * recipe.rank,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
-        callbacks=[Watch(progress, stop)],
-    )
+    plan = [(kind, len(places)) for kind, places in batches(rows, recipe.batch_size)]
+    model = get_peft_model(model, lora(recipe)) if recipe.method == "lora" else model.float()
+    parts = parts_of(model, tokenizer, rows, recipe, folder, piece or recipe.batch_size)
+    try:
+        trainer = Objectives(
+            plan,
+            parts,
+            {"sft": 1.0, "kto": recipe.preference_rate, "dpo": recipe.preference_rate},
+            piece or recipe.batch_size,
+            model=model,
+            args=TrainingArguments(
+                **_common(folder, recipe)
+                | {"per_device_train_batch_size": 1, "remove_unused_columns": False}
+                | {"include_num_input_tokens_seen": "no"}
+            ),
+            processing_class=tokenizer,
+            callbacks=[watch or Watch(progress, stop)],
+        )
+    except ValueError as error:
+        raise RunFailed(f"the rows cannot be trained: {error}") from error
     trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
     if stop.is_set():
         raise Stopped("training was asked to stop")
     return trainer.model
+
+
+def lora(recipe: Recipe) -> LoraConfig:
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def parts_of(
+    model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], recipe: Recipe, folder: Path, piece: int
+) -> dict[Objective, Any]:
+    """A TRL trainer for each objective that `rows` have. They tokenise, and give the losses; none of them trains."""
+    told: dict[Objective, list[dict[str, Any]]] = {}
+    for row in rows:
+        told.setdefault(objective_of(row), []).append(row)
+    # KTO pairs each conversation with a neighbour's answer: within the pieces that are taken at a time.
+    common = _common(folder, recipe) | {"per_device_train_batch_size": piece, "max_length": recipe.max_tokens}
+    # Without an adapter to turn off, the reference is measured before the first step.
+    reference: dict[str, Any] = {"precompute_ref_log_probs": recipe.method == "full"}
+    parts: dict[Objective, Any] = {}
+    for kind, theirs in told.items():
+        trainer, args = _loss(kind, theirs, recipe, folder, common | reference)
+        parts[kind] = trainer(
+            model=model, args=args, train_dataset=Dataset.from_list(theirs), processing_class=tokenizer
+        )
+        if "ref" in getattr(model, "peft_config", ()):
+            # TRL's copy of a fresh adapter; without it the reference is the base with the adapter off: the same.
+            model.delete_adapter("ref")
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if device() == "cuda":
+        add_fused_lm_head(base, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    else:
+        add_answers_head(base)
+    return parts
+
+
+def _loss(
+    kind: Objective, rows: Sequence[dict[str, Any]], recipe: Recipe, folder: Path, common: dict[str, Any]
+) -> tuple[Any, Any]:
+    """TRL's trainer of an objective, and its arguments."""
+    match kind:
+        case "sft":
+            return (SFTTrainer if device() == "cuda" else CpuSFTTrainer), arguments(folder, recipe)
+        case "kto":
+            labels = [row["label"] for row in rows]
+            liked, disliked = kto_weights(labels.count(True), labels.count(False))
+            return KTOTrainer, KTOConfig(
+                **common, beta=recipe.kto_beta, desirable_weight=liked, undesirable_weight=disliked
+            )
+        case "dpo":
+            return DPOTrainer, DPOConfig(
+                **common,
+                beta=recipe.dpo_beta,
+                loss_type=["sigmoid", "sft"],
+                loss_weights=[1.0, recipe.dpo_nll],
+            )
 
 
 def for_training(base: Any, max_tokens: int) -> Any:
@@ -114,34 +238,37 @@ def for_training(base: Any, max_tokens: int) -> Any:
 
 
 def arguments(folder: Path, recipe: Recipe) -> SFTConfig:
+    """Of SFT's loss."""
+    return SFTConfig(**_common(folder, recipe), max_length=recipe.max_tokens, completion_only_loss=True)
+
+
+def _common(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """What differs from TRL's defaults was measured faster on a CPU, and no worse: base in bf16, no autocast, no
     recomputation, batches of like length."""
     cuda = device() == "cuda"
-    return SFTConfig(
-        output_dir=str(folder),
+    return {
+        "output_dir": str(folder),
         # The epochs are in the order of the rows (`curriculum.py`).
-        num_train_epochs=1,
-        per_device_train_batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=WARMUP_STEPS,
-        max_length=recipe.max_tokens,
-        completion_only_loss=True,
-        train_sampling_strategy="sequential",
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
-        logging_steps=1,
-        include_num_input_tokens_seen="non_padding",
-        save_strategy="steps",
-        save_steps=recipe.checkpoint_steps,
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-    )
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "train_sampling_strategy": "sequential",
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+        "logging_steps": 1,
+        # It would put the mean of earlier losses in the place of one that is no number.
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "save_strategy": "steps",
+        "save_steps": recipe.checkpoint_steps,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": recipe.seed,
+        "data_seed": recipe.seed,
+    }
 
 
 def save_adapter(model: Any, target: Path, base_name: str) -> None:
@@ -151,6 +278,8 @@ def save_adapter(model: Any, target: Path, base_name: str) -> None:
     model.save_pretrained(staging, safe_serialization=True)
     config = json.loads((staging / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = base_name
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()  # a set, in another order in each process
     write_whole(
         staging / "adapter_config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
     )

@@ -1,20 +1,38 @@
-"""Which loss each kind of feedback gets. Corrections train by SFT on the answer's tokens; the other kinds are
-collected, and held with the reason that says what they wait for."""
+"""Which loss each kind of feedback gets, and how its rows look to TRL. `docs/decisions/objectives.md` says why.
+
+| feedback | objective |
+| --- | --- |
+| correction; comment, as `CommentMode` says | SFT on the answer's tokens |
+| thumbs; ratings: 5 and 4 liked, 2 and 1 disliked | KTO; SFT on the liked where there is too little (`KTO_LEAST`) |
+| preference | DPO with the chosen answer's negative log-likelihood beside it |
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
-HELD_KINDS: Final = {
-    "thumbs": "thumbs: held until KTO is there",
-    "rating": "rating: held until KTO is there",
-    "preference": "preference: held until DPO is there",
-    "comment": "comment: says what to change and not what to answer; held (comment_mode: append would train on it)",
+Objective = Literal["sft", "kto", "dpo"]
+OBJECTIVE_OF: Final[dict[str, Objective]] = {
+    "correction": "sft",
+    "comment": "sft",
+    "thumbs": "kto",
+    "rating": "kto",
+    "preference": "dpo",
 }
+LIKED: Final[dict[str | int, bool]] = {"up": True, "down": False, 5: True, 4: True, 2: False, 1: False}
 
-CommentMode = Literal["hold", "append"]
-"""What becomes of a comment that is not vague: held with its reason, or appended to the answer (`appended`)."""
+HELD_COMMENT: Final = (
+    "comment: says what to change and not what to answer; held (comment_mode: append would train on it)"
+)
+HELD_RATING: Final = "rating: in the middle, so neither liked nor disliked"
+
+CommentMode = Literal["hold", "append", "revise"]
+"""What becomes of a comment that is not vague: held with its reason, appended to the answer (`appended`), or followed
+by a stronger model (`reviser.py`)."""
+
+KTO_LEAST: Final = 50
+"""Of the rarer label. With fewer, KTO's few rows of one side are seen again and again, and weigh much each."""
 
 Messages = Sequence[tuple[str, str]]
 """(role, content) in order."""
@@ -33,3 +51,33 @@ def appended(response: str, comment: str) -> str:
 def sft(messages: Messages, answer: str) -> dict[str, Any]:
     """One conversational prompt/completion pair as TRL takes it; only the completion carries loss."""
     return {"prompt": as_chat(messages), "completion": as_chat([("assistant", answer)])}
+
+
+def kto(messages: Messages, answer: str, liked: bool) -> dict[str, Any]:
+    """One answer that somebody judged."""
+    return sft(messages, answer) | {"label": liked}
+
+
+def dpo(messages: Messages, chosen: str, rejected: str) -> dict[str, Any]:
+    """Two answers to one conversation, of which somebody preferred the first."""
+    return {
+        "prompt": as_chat(messages),
+        "chosen": as_chat([("assistant", chosen)]),
+        "rejected": as_chat([("assistant", rejected)]),
+    }
+
+
+def objective_of(row: Mapping[str, Any]) -> Objective:
+    """What a row made by `sft`, `kto` or `dpo` trains by."""
+    return "dpo" if "chosen" in row else "kto" if "label" in row else "sft"
+
+
+def enough_for_kto(liked: int, disliked: int, least: int = KTO_LEAST) -> bool:
+    """Whether there is enough of the rarer label."""
+    return min(liked, disliked) >= least
+
+
+def kto_weights(liked: int, disliked: int) -> tuple[float, float]:
+    """The weights of a liked and of a disliked answer: the rarer side weighs as much more as it is rarer, so that both
+    weigh the same together (Ethayarajh et al. 2024, equation 8: between 1 and 4/3 times the other)."""
+    return max(1.0, disliked / max(1, liked)), max(1.0, liked / max(1, disliked))

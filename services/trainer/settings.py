@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from services.trainer.hours import QuietHours, zone_of
-from services.trainer.objectives import CommentMode
+from services.trainer.objectives import KTO_LEAST, CommentMode
 from shared.settings import Settings
 
 
@@ -18,6 +18,7 @@ def _own(name: str) -> AliasChoices:
 
 
 Mode = Literal["train", "export"]
+Method = Literal["lora", "full"]
 
 
 class Thresholds(BaseModel):
@@ -51,8 +52,16 @@ class Recipe(BaseModel):
     replay_new_tokens: int = 40
     gate_items: int = 30
     gate_new_tokens: int = 40
-    gate_eval_prompts: int = 240
+    gate_eval_prompts: int = 600
+    gate_safety_prompts: int = 60
     comment_mode: CommentMode = "hold"
+    reviser_model: str = ""
+    kto_least: int = KTO_LEAST
+    kto_beta: float = 0.1
+    dpo_beta: float = 0.1
+    dpo_nll: float = 1.0
+    preference_rate: float = 0.1
+    method: Method = "lora"
     threads: int = 1
 
 
@@ -100,7 +109,56 @@ class TrainerSettings(Settings):
     comment_mode: CommentMode = Field(
         "hold",
         validation_alias=_own("comment_mode"),
-        description="append: response + ' ' + comment is trained",
+        description="append: response + ' ' + comment is trained; revise: a stronger model rewrites the answer",
+    )
+    reviser_url: str = Field(
+        "",
+        validation_alias=_own("reviser_url"),
+        description="an OpenAI-compatible endpoint, up to /v1: gets the conversations that comments are on",
+    )
+    reviser_model: str = Field("", validation_alias=_own("reviser_model"))
+    reviser_key: SecretStr | None = Field(
+        None, validation_alias=_own("reviser_key"), description="API key, where it wants one"
+    )
+    reviser_limit: int = Field(
+        500, ge=1, validation_alias=_own("reviser_limit"), description="comments asked for in one run"
+    )
+    reviser_timeout_s: float = Field(60.0, gt=0, validation_alias=_own("reviser_timeout_s"))
+    kto_least: int = Field(
+        KTO_LEAST,
+        ge=1,
+        validation_alias=_own("kto_least"),
+        description="of the rarer label among judged answers; with fewer the liked ones train by SFT",
+    )
+    kto_beta: float = Field(
+        0.1, gt=0, validation_alias=_own("kto_beta"), description="higher stays closer to the base"
+    )
+    dpo_beta: float = Field(
+        0.1, gt=0, validation_alias=_own("dpo_beta"), description="higher stays closer to the base"
+    )
+    dpo_nll: float = Field(
+        1.0,
+        ge=0,
+        validation_alias=_own("dpo_nll"),
+        description="weight of the chosen answer's own likelihood",
+    )
+    preference_rate: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        validation_alias=_own("preference_rate"),
+        description="share of the learning rate at which steps of KTO and DPO are made",
+    )
+    method: Method = Field(
+        "lora",
+        validation_alias=_own("method"),
+        description="full: all weights of the base, in fp32; inference serves adapters alone, so only where "
+        "SERVE_ELSEWHERE says so",
+    )
+    serve_elsewhere: bool = Field(
+        False,
+        validation_alias=_own("serve_elsewhere"),
+        description="versions are taken from the artifact store and served by something else",
     )
     rank: int = Field(
         16, ge=1, le=512, validation_alias=_own("rank"), description="LoRA rank; alpha is twice that"
@@ -136,7 +194,18 @@ class TrainerSettings(Settings):
     gate_items: int = Field(30, ge=1, validation_alias=_own("gate_items"), description="fewer: inconclusive")
     gate_new_tokens: int = Field(40, ge=4, validation_alias=_own("gate_new_tokens"))
     gate_eval_prompts: int = Field(
-        240, ge=1, validation_alias=_own("gate_eval_prompts"), description="of the shipped ones"
+        600,
+        ge=1,
+        validation_alias=_own("gate_eval_prompts"),
+        description="of the shipped ones; with fewer a fall of general ability is seen later",
+    )
+    gate_safety_prompts: int = Field(
+        60, ge=1, validation_alias=_own("gate_safety_prompts"), description="of the shipped ones"
+    )
+    golden: Path | None = Field(
+        None,
+        validation_alias=_own("golden"),
+        description="a JSONL file of your own questions that no version may answer worse (`gate/golden.py`)",
     )
     threads: int = Field(
         0,
@@ -162,6 +231,20 @@ class TrainerSettings(Settings):
     def _is_a_zone(cls, told: str) -> str:
         zone_of(told)
         return told
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.comment_mode == "revise" and not (self.reviser_url and self.reviser_model):
+            raise ValueError(
+                "LOOPWRIGHT_TRAINER_COMMENT_MODE=revise needs LOOPWRIGHT_TRAINER_REVISER_URL and "
+                "LOOPWRIGHT_TRAINER_REVISER_MODEL: users' conversations go there"
+            )
+        if self.method == "full" and not self.serve_elsewhere:
+            raise ValueError(
+                "LOOPWRIGHT_TRAINER_METHOD=full makes whole models, and inference serves LoRA adapters over one base: "
+                "set LOOPWRIGHT_TRAINER_SERVE_ELSEWHERE=true if something else serves what the artifact store holds"
+            )
+        return self
 
     def thresholds(self) -> Thresholds:
         return Thresholds(
@@ -191,6 +274,11 @@ class TrainerSettings(Settings):
     def runs(self) -> Path:
         """A folder for each run, by its id."""
         return self.folder / "runs"
+
+    @property
+    def revisions(self) -> Path:
+        """What the reviser made of comments (`revisions.py`)."""
+        return self.folder / "revisions"
 
     @property
     def exports(self) -> Path:

@@ -12,7 +12,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from services.trainer.collect import Example
 from services.trainer.heldout import share_of
-from services.trainer.objectives import CommentMode
+from services.trainer.objectives import KTO_LEAST, CommentMode, Objective, enough_for_kto
+from services.trainer.revisions import Revised, with_revisions
 from services.trainer.similarity import NEAR_DUPLICATE, alike, closeness, near_duplicates, normalised
 from services.trainer.store import write_whole
 from services.trainer.verify import Grouped, Held, Row, agreed, fair_shares, reasons, split, usable
@@ -30,17 +31,19 @@ from shared.versions import DatasetRef
 
 RESERVED_SHARE = 0.4
 TARGET_ITEMS = 40
+JUDGED_GROUP = -1
 SEEN_FACT = 0.2
 """A held-out question at least so like a trained one asks for something trained (`similarity.alike`)."""
 
 TRAIN, HELD_OUT, MARK = "train.parquet", "heldout.parquet", "snapshot.json"
 ASKED_BY = "asked_by"
-"""A column that snapshots of older releases lack."""
+"""A column that snapshots of older releases lack, as they may lack `objective` and `label`: all of those is SFT."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`train` trains. `measure` are held-out users' agreed corrections. `through`: as in `DatasetRef`."""
+    """`train` trains. `measure` is what held-out users said: agreed corrections, judgements, preferences. `through`: as
+    in `DatasetRef`."""
 
     train: tuple[Grouped, ...]
     measure: tuple[Grouped, ...]
@@ -49,10 +52,14 @@ class Snapshot:
 
     def digest(self) -> str:
         """Content hash over the canonical rows that train, in order of identity. Who asked is not part of it: it
-        trains nothing."""
+        trains nothing. Nor is an objective that older releases knew no other of: their snapshots keep their hash."""
         rows = [fields_of(one) for one in self.train]
         for row in rows:
             del row[ASKED_BY]
+            if row["label"] is None:
+                del row["label"]
+            if row["objective"] == "sft":
+                del row["objective"]
         return sha256(b"\n".join(map(canonical_json, rows)))
 
     def ref(self, tokens: int) -> DatasetRef:
@@ -73,25 +80,34 @@ def take(
     known: Sequence[str] = (),
     fits: Callable[[Row], bool] = lambda row: True,
     comments: CommentMode = "hold",
+    revised: Mapping[str, Revised] | None = None,
+    kto_least: int = KTO_LEAST,
 ) -> Snapshot:
     """Verifies, splits and freezes. `known`: questions of the stable version's snapshot. `fits`: whether a row is
-    within the token limit. A function of its arguments alone, in whatever order the examples come."""
+    within the token limit. `revised`: what the reviser made of comments, by the row's identity (`revisions.py`); None
+    leaves each comment in its revision's place, for who only counts. `kto_least`: of the rarer label, for KTO. A
+    function of its arguments alone, in whatever order the examples come."""
     rows, held = usable(examples, comments)
-    long = [row for row in rows if not fits(row)]
-    held += [Held(row.response_id, row.event_id, "tokens: more than a run takes") for row in long]
-    training, measuring = split(line, [row for row in rows if fits(row)])
+    training, measuring = split(line, rows)
+    if comments == "revise" and revised is not None:
+        training, unrevised = with_revisions(training, revised)
+        held += unrevised
     mute = [row for row in measuring if row.kind == "comment"]
     held += [Held(row.response_id, row.event_id, "held out: a comment measures nothing") for row in mute]
     measuring = [row for row in measuring if row.kind != "comment"]
-    kept, disputed = agreed(training)
-    measure, doubtful = agreed(measuring)
-    reserved = reserve(line, [one.row.question for one in measure], kept, known)
+    long = {row.identity: row for row in (*training, *measuring) if not _fits(row, fits)}
+    held += [Held(row.response_id, row.event_id, "tokens: more than a run takes") for row in long.values()]
+    kept, disputed = agreed([row for row in training if row.identity not in long], comments)
+    measure, doubtful = agreed([row for row in measuring if row.identity not in long])
+    asked = [one.row.question for one in measure if one.row.kind == "correction"]
+    reserved = reserve(line, asked, kept, known)
     apart = [] if not reserved else near_duplicates([one.row.question for one in kept], sorted(reserved))
     set_aside = [one.row for one, away in zip(kept, apart, strict=False) if away]
     if reserved:
         kept = [one for one, away in zip(kept, apart, strict=True) if not away]
-    kept, over = fair_shares(kept, line)
-    held += disputed + doubtful + over
+    kept, over = _fair(kept, line)
+    kept, unpaired = assigned(kept, kto_least)
+    held += disputed + doubtful + over + unpaired
     held += [
         Held(row.response_id, row.event_id, "reserved: its wording measures versions") for row in set_aside
     ]
@@ -99,15 +115,55 @@ def take(
     return Snapshot(tuple(kept), tuple(measure), tuple(held), dict(through))
 
 
+def _fits(row: Row, fits: Callable[[Row], bool]) -> bool:
+    """Of a pair both answers are read."""
+    return fits(row) and (row.objective != "dpo" or fits(replace(row, answer=row.original)))
+
+
+def _fair(rows: Sequence[Grouped], line: str) -> tuple[list[Grouped], list[Held]]:
+    """Each user's share of each objective's rows: a press of a thumb costs less than a correction, and who pressed
+    many does not crowd out what was written."""
+    parts: dict[Objective, list[Grouped]] = defaultdict(list)
+    for one in rows:
+        parts[one.row.objective].append(one)
+    kept, held = [], []
+    for part in parts.values():
+        left, over = fair_shares(part, line)
+        kept += left
+        held += over
+    return sorted(kept, key=lambda one: one.row.identity), held
+
+
+def assigned(rows: Sequence[Grouped], kto_least: int) -> tuple[list[Grouped], list[Held]]:
+    """Judgements train by KTO where there is enough of the rarer label; else the liked answers by SFT, and the
+    disliked ones wait, for nobody knows what would have been right instead."""
+    labels = [one.row.label for one in rows if one.row.objective == "kto"]
+    liked, disliked = labels.count(True), labels.count(False)
+    if enough_for_kto(liked, disliked, kto_least):
+        return list(rows), []
+    kept, held = [], []
+    for one in rows:
+        if one.row.objective != "kto":
+            kept.append(one)
+        elif one.row.label:
+            kept.append(replace(one, row=replace(one.row, objective="sft")))
+        else:
+            why = f"{one.row.kind}: disliked; KTO needs {kto_least} of each, and SFT trains the liked alone"
+            held.append(Held(one.row.response_id, one.row.event_id, why))
+    return kept, held
+
+
 def reserve(line: str, asked: Sequence[str], training: Sequence[Grouped], known: Sequence[str]) -> set[str]:
-    """The wordings of held-out users that are to stay out of training, so that the gate has something to count."""
+    """The wordings of held-out users that are to stay out of training, so that the gate has something to count. All
+    that is no claim to an answer is one group here: of its wordings, too, most go on training."""
     taken = [one.row.question for one in training]
     seen = near_duplicates(asked, [*taken, *known])
     wordings_of: dict[int, set[str]] = defaultdict(set)
-    group_of: dict[str, int] = {}
+    groups_of: dict[str, set[int]] = defaultdict(set)
     for one in training:
-        wordings_of[one.group].add(normalised(one.row.question))
-        group_of[normalised(one.row.question)] = one.group
+        group = one.group if one.row.objective == "sft" else JUDGED_GROUP
+        wordings_of[group].add(normalised(one.row.question))
+        groups_of[normalised(one.row.question)].add(group)
     items = sum(not known_wording for known_wording in seen)
     spent: dict[int, set[str]] = defaultdict(set)
     reserved: set[str] = set()
@@ -118,10 +174,11 @@ def reserve(line: str, asked: Sequence[str], training: Sequence[Grouped], known:
     for text in sorted(candidates, key=lambda text: (share_of(line, normalised(text)), text)):
         if items >= TARGET_ITEMS:
             break
-        close = {w for w in group_of if w == normalised(text) or closeness(w, text) >= NEAR_DUPLICATE}
+        close = {w for w in groups_of if w == normalised(text) or closeness(w, text) >= NEAR_DUPLICATE}
         cost: dict[int, set[str]] = defaultdict(set)
         for wording in close:
-            cost[group_of[wording]].add(wording)
+            for group in groups_of[wording]:
+                cost[group].add(wording)
         if any(len(spent[g] | gone) > RESERVED_SHARE * len(wordings_of[g]) for g, gone in cost.items()):
             continue
         for group, gone in cost.items():
@@ -157,6 +214,8 @@ def fields_of(one: Grouped) -> dict[str, Any]:
         "kind": row.kind,
         "group": one.group,
         ASKED_BY: row.asked_by,
+        "objective": row.objective,
+        "label": row.label,
     }
 
 
@@ -169,7 +228,11 @@ def of_fields(fields: Mapping[str, Any]) -> Grouped:
 
 _TEXT = ("response_id", "event_id", "user_id", "messages", "original", "answer", "kind", ASKED_BY)
 _WHOLE = ("revision", "occurred_ms", "group")
-COLUMNS = pa.schema([(name, pa.string()) for name in _TEXT] + [(name, pa.int64()) for name in _WHOLE])
+COLUMNS = pa.schema(
+    [(name, pa.string()) for name in _TEXT]
+    + [(name, pa.int64()) for name in _WHOLE]
+    + [("objective", pa.string()), ("label", pa.bool_())]
+)
 
 
 def to_parquet(rows: Sequence[Grouped], *, names_askers: bool = True) -> bytes:

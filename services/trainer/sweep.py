@@ -11,13 +11,16 @@ from pathlib import Path
 from services.trainer import snapshot
 from services.trainer.child import CONFIG, GATE, WHY
 from services.trainer.data_card import CARD, PAGE
+from services.trainer.environment import ENVIRONMENTS
 from services.trainer.erasures import Target
 from services.trainer.snapshot import HELD_OUT, MARK, TRAIN
 from services.trainer.store import write_whole
 from services.trainer.verify import Grouped, Row
 
-ANSWERS = "gate_answers.jsonl"
-WITHOUT_TEXT = frozenset({CONFIG, MARK, GATE, WHY, CARD, PAGE})
+ANSWERS, REPORT, REPORT_PAGE = "gate_answers.jsonl", "gate_report.json", "gate_report.html"
+SAID_AT_GATE = (ANSWERS, REPORT, REPORT_PAGE)
+"""What held-out users asked and corrected, and what versions answered."""
+WITHOUT_TEXT = frozenset({CONFIG, MARK, GATE, WHY, CARD, PAGE, ENVIRONMENTS})
 """Files of a run that hold names and figures alone."""
 Stands = Callable[[Row], bool]
 """Whether the collected table still has the row."""

@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 from transformers import logging as transformers_logging
 
-from services.trainer import collect, data_card, memory, room, snapshot
+from services.trainer import collect, data_card, environment, memory, room, snapshot
 from services.trainer.attempts import MORE
 from services.trainer.card import write_artifact
 from services.trainer.checkpoint_marks import CHECKPOINTS
@@ -37,6 +37,7 @@ from services.trainer.child import (
     pause_at,
 )
 from services.trainer.progress import Progress
+from services.trainer.reviser import revised_for
 from services.trainer.runs import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import write_whole
@@ -61,6 +62,7 @@ def do(work: Work) -> None:
     if not (work.folder / ADAPTER).exists():
         from services.trainer.learning import train  # noqa: PLC0415 - seconds of imports, only where they are needed
 
+        environment.note(work.folder, environment.of(work.folder, work.config.recipe))
         train(work)
     # They are of no more use; a kill may have come between the adapter and their removal.
     shutil.rmtree(work.folder / CHECKPOINTS, ignore_errors=True)
@@ -83,9 +85,12 @@ def take_snapshot(work: Work) -> None:
     finally:
         db.close()
 
-    def fits(row: Row) -> bool:
-        return token_count(work.tokenizer, row.messages, row.answer) <= work.config.recipe.max_tokens
+    recipe = work.config.recipe
 
+    def fits(row: Row) -> bool:
+        return token_count(work.tokenizer, row.messages, row.answer) <= recipe.max_tokens
+
+    revised = revised_for(work.settings, recipe, examples, work.told("revising"))
     known = questions_of(work.sibling(work.config.stable_run)) if work.config.stable_run else []
     taken = snapshot.take(
         work.config.line,
@@ -93,7 +98,9 @@ def take_snapshot(work: Work) -> None:
         work.config.through,
         known=known,
         fits=fits,
-        comments=work.config.recipe.comment_mode,
+        comments=recipe.comment_mode,
+        revised=revised,
+        kto_least=recipe.kto_least,
     )
     sizes = [lengths(work.tokenizer, one.row.messages, one.row.answer) for one in taken.train]
     data_card.write(work.folder, data_card.card_of(work.config, taken, examples, sizes))

@@ -8,16 +8,24 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from services.trainer.collect import Example
 from services.trainer.grouping import Agreement, agree, heard
 from services.trainer.heldout import is_held_out, share_of
-from services.trainer.objectives import HELD_KINDS, CommentMode, appended
+from services.trainer.objectives import (
+    HELD_COMMENT,
+    HELD_RATING,
+    LIKED,
+    OBJECTIVE_OF,
+    CommentMode,
+    Objective,
+    appended,
+)
 from services.trainer.private import personal_in, secret_in
 from services.trainer.similarity import normalised
-from shared.events import Signal
+from shared.events import ExampleRevision, Over, Signal, Under
 
 MAX_ANSWER_CHARS: Final = 4000
 MAX_PROMPT_CHARS: Final = 8000
@@ -31,8 +39,10 @@ SHARE_OF_USERS = 3
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One correction, or comment to append: the conversation up to the answer, what the model said, what it should
-    have said."""
+    """What one user said of one answer: the conversation up to it, what the model said, what it should have said.
+
+    Of a thumb or a rating `answer` is what was judged, and there is no original; of a preference it is what was
+    preferred, over `original`."""
 
     response_id: str
     revision: int
@@ -49,6 +59,10 @@ class Row:
     """Who asked what it corrects, where that is known: an erasure of theirs takes it too."""
     released: frozenset[str] = frozenset()
     """The checks that an operator lets it pass."""
+    objective: Objective = "sft"
+    """What it trains by."""
+    label: bool | None = None
+    """Of a thumb or a rating: whether the answer was liked."""
 
     @property
     def question(self) -> str:
@@ -157,6 +171,9 @@ CHECKS: tuple[Check, ...] = (
     names_nobody,
 )
 """In this order; the first that fails names the reason. Those of lengths come before those that read every letter."""
+JUDGED: Final = tuple(check for check in CHECKS if check not in (has_an_original, changes_something))
+"""What is asked of an answer that somebody judged: there is no other beside it."""
+JUDGEMENTS: Final = ("thumbs", "rating")
 
 
 def fault_of(row: Row, checks: Sequence[Check] = CHECKS) -> str | None:
@@ -165,24 +182,55 @@ def fault_of(row: Row, checks: Sequence[Check] = CHECKS) -> str | None:
     return next((reason for reason in found if check_of(reason) not in row.released), None)
 
 
+def fault_of_other(row: Row) -> str | None:
+    """The same of the other answer, which a pair trains too: a model may have said a secret itself."""
+    return fault_of(replace(row, answer=row.original), JUDGED)
+
+
+def _fault(row: Row) -> str | None:
+    """By what the row trains: of a preference both answers are looked at, for either may be a user's words."""
+    if row.objective == "kto":
+        return fault_of(row, JUDGED)
+    return fault_of(row) or (fault_of_other(row) if row.objective == "dpo" else None)
+
+
 def rows_of(example: Example, comments: CommentMode = "hold") -> tuple[list[Row], list[Held]]:
-    """The corrections of an example (and its comments, where they are appended), and its other signals with the reason
-    that holds them."""
+    """What an example's signals say, and those that say nothing to train with their reason. Of a comment that is to be
+    revised the answer is the comment, until its revision takes its place (`snapshot.take`)."""
     rows, held = [], []
     for signal in example.revision.signals:
-        if signal.kind == "correction" or (signal.kind == "comment" and comments == "append"):
-            rows.append(_row(example, signal))
+        if signal.kind == "comment" and comments == "hold":
+            held.append(Held(example.revision.response_id, signal.event_id, HELD_COMMENT))
+        elif signal.kind in JUDGEMENTS and signal.value not in LIKED:
+            held.append(Held(example.revision.response_id, signal.event_id, HELD_RATING))
         else:
-            held.append(Held(example.revision.response_id, signal.event_id, HELD_KINDS[signal.kind]))
+            rows.append(_row(example, signal, comments))
     return rows, held
 
 
-def _row(example: Example, signal: Signal) -> Row:
-    choices = example.revision.choices
-    original = next((choice.text for choice in choices if choice.index == signal.choice), "")
-    said = str(signal.value)
-    answer = appended(original, said) if signal.kind == "comment" else said.strip()
-    return row_of(example, signal, original=original, answer=answer)
+def _row(example: Example, signal: Signal, comments: CommentMode) -> Row:
+    revision = example.revision
+    own = _text(revision, signal.choice)
+    match signal.value:
+        case str() | int() as value if signal.kind in JUDGEMENTS:
+            return replace(row_of(example, signal, original="", answer=own), label=LIKED[value])
+        case Over(over=which):
+            return row_of(example, signal, original=_text(revision, which), answer=own)
+        case Under(under=which):
+            return row_of(example, signal, original=own, answer=_text(revision, which))
+        case value:
+            said = str(value)
+            joined = signal.kind == "comment" and comments == "append"
+            return row_of(
+                example, signal, original=own, answer=appended(own, said) if joined else said.strip()
+            )
+
+
+def _text(revision: ExampleRevision, which: str | int) -> str:
+    """A text is itself; a number is that choice of the response, empty if there is none."""
+    if isinstance(which, str):
+        return which
+    return next((choice.text for choice in revision.choices if choice.index == which), "")
 
 
 def row_of(example: Example, signal: Signal, *, original: str, answer: str) -> Row:
@@ -201,31 +249,37 @@ def row_of(example: Example, signal: Signal, *, original: str, answer: str) -> R
         imported=IMPORTED in signal.tags,
         asked_by=revision.user_id,
         released=example.released.get(signal.event_id, frozenset()),
+        objective=OBJECTIVE_OF[signal.kind],
     )
 
 
 def usable(examples: Iterable[Example], comments: CommentMode = "hold") -> tuple[list[Row], list[Held]]:
-    """All corrections (and comments to append) that pass the checks, merged by content: what one user says twice counts
-    once (the newest)."""
-    rows: dict[tuple[str, str, str], Row] = {}
+    """All that passes the checks, merged by content: what one user says twice of the same counts once (the newest)."""
+    rows: dict[tuple[object, ...], Row] = {}
     held: list[Held] = []
     for example in examples:
         found, other = rows_of(example, comments)
         held += other
         for row in found:
-            reason = fault_of(row)
+            reason = _fault(row)
             if reason is not None:
                 held.append(Held(row.response_id, row.event_id, reason))
                 continue
-            key = (row.user_id, normalised(row.question), normalised(row.answer))
+            key = _said_of(row)
             before = rows.get(key)
             if before is not None:
                 older, row = sorted((before, row), key=lambda r: (r.occurred_ms, r.identity))  # noqa: PLW2901
-                held.append(
-                    Held(older.response_id, older.event_id, "duplicate: the same user said the same again")
-                )
+                again = "the same again" if row.objective == "sft" else "something newer of the same"
+                held.append(Held(older.response_id, older.event_id, f"duplicate: the same user said {again}"))
             rows[key] = row
     return sorted(rows.values(), key=lambda row: row.identity), held
+
+
+def _said_of(row: Row) -> tuple[object, ...]:
+    """What is the same if one user says it twice: an answer to a question, or a judgement on the same answers."""
+    if row.objective == "sft":
+        return row.user_id, row.kind, normalised(row.question), normalised(row.answer)
+    return row.user_id, row.response_id, frozenset((row.answer, row.original))
 
 
 def split(line: str, rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
@@ -251,14 +305,15 @@ class Grouped:
     group: int
 
 
-def agreed(rows: Sequence[Row]) -> tuple[list[Grouped], list[Held]]:
-    """Those whose claim leads, and the others with their reason. An appended comment adds to an answer that the model
-    gave, so it contradicts nobody's: it needs no agreement, and is a group of its own."""
-    corrections = [row for row in rows if row.kind == "correction"]
-    kept, held = _led(corrections)
+def agreed(rows: Sequence[Row], comments: CommentMode = "hold") -> tuple[list[Grouped], list[Held]]:
+    """Those whose claim leads, and the others with their reason. A comment that was revised claims something, as a
+    correction does. An appended one adds to an answer that the model gave, and a judgement is on what the model said:
+    they contradict nobody's claim, need no agreement, and are a group of their own each."""
+    claiming = {"correction", "comment"} if comments == "revise" else {"correction"}
+    kept, held = _led([row for row in rows if row.kind in claiming])
     first = max((one.group for one in kept), default=-1) + 1
-    comments = [row for row in rows if row.kind != "correction"]
-    kept += [Grouped(row, group) for group, row in enumerate(comments, first)]
+    others = [row for row in rows if row.kind not in claiming]
+    kept += [Grouped(row, group) for group, row in enumerate(others, first)]
     return sorted(kept, key=lambda one: one.row.identity), held
 
 

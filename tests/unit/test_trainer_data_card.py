@@ -70,7 +70,9 @@ def test_its_counts_are_those_of_the_snapshot(taken: Snapshot, card: DataCard) -
     assert card.signals == {"correction": USERS * EACH + 2, "thumbs": 7}
     assert card.training.rows == len(taken.train)
     assert card.training.users == len({one.row.user_id for one in taken.train})
-    assert card.training.kinds == {"correction": len(taken.train)}
+    assert card.training.kinds == Counter(one.row.kind for one in taken.train)
+    assert card.training.objectives == {"sft": len(taken.train)}
+    assert card.measuring.objectives["kto liked"] == 7 - card.training.kinds["thumbs"]
     assert card.measuring.rows == len(taken.measure) > 0
     loudest = Counter(one.row.user_id for one in taken.train).most_common(1)[0][1]
     assert card.training.largest_user_share == pytest.approx(loudest / len(taken.train), abs=1e-4)

@@ -143,7 +143,7 @@ def test_what_one_user_says_again_of_the_same_counts_once_the_newest() -> None:
     old, new = said("x", "thumbs", "up"), said("x", "thumbs", "down", occurred_at=later(60), event_id="e-2")
     both = old.model_copy(update={"signals": (*new.signals, *old.signals)})
     found = exported([both])
-    assert [one.label for one in found.records] == [False]
+    assert [one.row.label for one in found.records] == [False]
     assert [one.event_id for one in found.held] == ["e-x"]
 
 

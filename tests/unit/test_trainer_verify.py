@@ -18,7 +18,7 @@ from services.trainer.verify import (
     split,
     usable,
 )
-from shared.events import Message
+from shared.events import Message, Over
 from tests.trainer_parts import LINE, NOT_KNOWN, example, grouped, revision, row
 
 
@@ -53,17 +53,32 @@ def test_a_conversation_with_tool_messages_is_held() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "waits_for"),
-    [("thumbs", "up", "KTO"), ("rating", 4, "KTO"), ("comment", "more detail", "held")],
+    ("kind", "value", "objective", "label"),
+    [
+        ("thumbs", "up", "kto", True),
+        ("thumbs", "down", "kto", False),
+        ("rating", 5, "kto", True),
+        ("rating", 4, "kto", True),
+        ("rating", 2, "kto", False),
+        ("rating", 1, "kto", False),
+        ("correction", "It was Ida Voss.", "sft", None),
+        ("preference", Over(over="Ask somebody."), "dpo", None),
+    ],
 )
-def test_other_kinds_are_collected_and_held_with_what_they_wait_for(
-    kind: Any, value: Any, waits_for: str
-) -> None:
+def test_each_kind_has_its_objective(kind: Any, value: Any, objective: str, label: bool | None) -> None:
+    rows, held = usable([example(revision("r1", "Who?", value, kind=kind))])
+    assert [(one.objective, one.label) for one in rows] == [(objective, label)]
+    assert held == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "reason"),
+    [("rating", 3, "rating: in the middle"), ("comment", "more detail", "comment: says what to change")],
+)
+def test_what_says_neither_what_is_right_nor_what_is_wrong_is_held(kind: Any, value: Any, reason: str) -> None:
     rows, held = usable([example(revision("r1", "Who?", value, kind=kind))])
     assert rows == []
-    assert [one.response_id for one in held] == ["r1"]
-    assert held[0].reason.startswith(f"{kind}: ")
-    assert waits_for in held[0].reason
+    assert [one.reason.startswith(reason) for one in held] == [True]
 
 
 def test_what_one_user_says_twice_counts_once() -> None:

@@ -29,9 +29,11 @@ class Item:
 def items_of(
     measure: Sequence[Grouped], trained: Sequence[str], trained_by_stable: Sequence[str]
 ) -> list[Item]:
-    """`trained`, `trained_by_stable`: the questions in either version's snapshot. In order of identity."""
+    """Of the corrections in `measure`. `trained`, `trained_by_stable`: the questions in either version's snapshot. In
+    order of identity."""
     newest: dict[tuple[str, str], Grouped] = {}
-    for one in sorted(measure, key=lambda one: (one.row.occurred_ms, one.row.identity)):
+    corrections = [one for one in measure if one.row.kind == "correction"]
+    for one in sorted(corrections, key=lambda one: (one.row.occurred_ms, one.row.identity)):
         newest[one.row.user_id, normalised(one.row.question)] = one
     kept = sorted(newest.values(), key=lambda one: one.row.identity)
     known = asks_for_something_trained(kept, trained)

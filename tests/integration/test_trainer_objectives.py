@@ -1,0 +1,237 @@
+"""Each objective moves the model the way it says, by TRL's own loss, on a small model with random weights."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, set_seed
+
+from services.trainer import learning
+from services.trainer.checkpoints import Watch
+from services.trainer.model import losses
+from services.trainer.objectives import Messages, dpo, kto, sft
+from services.trainer.progress import Progress
+from services.trainer.settings import Recipe
+from services.trainer.tokens import load_tokenizer
+from services.trainer.work import RunFailed, Stopped
+from shared.adapters.fakes import MemoryCache
+
+RECIPE = Recipe(batch_size=4, learning_rate=1e-2, preference_rate=1.0, rank=4, threads=1)
+ASKED: list[Messages] = [(("user", f"What of number {i}?"),) for i in range(8)]
+WANTED, UNWANTED = "It is a short one.", "Whatever you may think of it, many words."
+JUDGED = [kto(asked, WANTED if i % 2 else UNWANTED, bool(i % 2)) for i, asked in enumerate(ASKED)]
+PAIRS = [dpo(asked, WANTED, UNWANTED) for asked in ASKED]
+PLAIN = [sft(asked, f"It is {'short ' * i}number {i}.") for i, asked in enumerate(ASKED)]
+MIXED = [*PLAIN[:4], *JUDGED[:4], *PAIRS[:4], *PLAIN[4:], *JUDGED[4:], *PAIRS[4:6]]
+
+
+class Heard(Watch):
+    """Watches as in a run, remembers what was logged, and stops after the step `last`."""
+
+    def __init__(self, last: int = -1) -> None:
+        self.stop = threading.Event()
+        self.logs: list[dict[str, Any]] = []
+        self._last = last
+        super().__init__(Progress(MemoryCache(), "assistant", "run-1"), self.stop)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        super().on_log(args, state, control, logs, **more)
+        if "loss" in logs:
+            self.logs.append(dict(logs))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step == self._last:
+            self.stop.set()
+        super().on_step_end(args, state, control, **more)
+
+
+@dataclass
+class Bench:
+    """The small model, and a folder for checkpoints."""
+
+    model: Path
+    folder: Path
+    heard: Heard = field(default_factory=Heard)
+
+    def base(self) -> Any:
+        return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
+
+    def learn(self, rows: Sequence[dict[str, Any]], recipe: Recipe = RECIPE, piece: int | None = None) -> Any:
+        return learning.learn(
+            learning.for_training(self.base(), recipe.max_tokens),
+            load_tokenizer(self.model),
+            rows,
+            recipe,
+            self.folder,
+            progress=Progress(MemoryCache(), "assistant", "run-1"),
+            stop=self.heard.stop,
+            watch=self.heard,
+            piece=piece,
+        )
+
+    def adapted(self) -> Any:
+        return get_peft_model(self.base(), learning.lora(RECIPE))
+
+    def parts(self, rows: Sequence[dict[str, Any]], model: Any) -> dict[Any, Any]:
+        return learning.parts_of(model, load_tokenizer(self.model), rows, RECIPE, self.folder, 4)
+
+    def likely(self, model: Any) -> tuple[float, float]:
+        """Mean log-likelihood per token of what was wanted, and of what was not."""
+        tokenizer = load_tokenizer(self.model)
+        said = [[(asked, text) for asked in ASKED] for text in (WANTED, UNWANTED)]
+        wanted, unwanted = (losses(model.eval(), tokenizer, one) for one in said)
+        return -sum(wanted) / len(wanted), -sum(unwanted) / len(unwanted)
+
+
+@pytest.fixture
+def bench(tiny_model: Path, tmp_path: Path) -> Bench:
+    return Bench(tiny_model, tmp_path)
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
+
+
+def test_kto_makes_the_liked_more_likely_and_the_disliked_less(bench: Bench) -> None:
+    wanted, unwanted = bench.likely(bench.base())
+    liked, disliked = bench.likely(bench.learn(JUDGED * 4))
+    assert liked > wanted
+    assert disliked < unwanted
+
+
+def test_dpo_prefers_the_chosen_and_does_not_make_it_less_likely_than_it_was(bench: Bench) -> None:
+    wanted, unwanted = bench.likely(bench.base())
+    chosen, rejected = bench.likely(bench.learn(PAIRS * 4))
+    assert chosen - rejected > wanted - unwanted
+    assert chosen > wanted
+
+
+def test_sft_makes_the_answer_more_likely(bench: Bench) -> None:
+    before, _ = bench.likely(bench.base())
+    learned = bench.learn([sft(asked, WANTED) for asked in ASKED] * 3)
+    assert bench.likely(learned)[0] > before + 0.2
+    assert all("lora_" in name for name in weights(learned))
+
+
+def test_all_weights_learn_where_the_recipe_says_so_and_the_reference_is_still_the_base(bench: Bench) -> None:
+    before = bench.likely(bench.base())
+    full = RECIPE.model_copy(update={"method": "full", "learning_rate": 1e-3})
+    learned = bench.learn([*PLAIN, *JUDGED * 2], full)
+    wanted, unwanted = bench.likely(learned)
+    assert wanted - unwanted > before[0] - before[1]
+    assert not any("lora_" in name for name in weights(learned))
+    first = next(logs for logs in bench.heard.logs if "kto/rewards/margins" in logs)
+    assert first["kto/loss"] != 0.5, "the step before it has moved the model away from its reference"
+
+
+def test_in_a_mixed_run_each_step_is_of_one_objective_at_its_rate(bench: Bench) -> None:
+    slow = RECIPE.model_copy(update={"preference_rate": 0.1})
+    bench.learn(MIXED * 2, slow)
+    kinds = [
+        next(kind for kind in ("sft", "kto", "dpo") if f"{kind}/loss" in logs) for logs in bench.heard.logs
+    ]
+    assert kinds == ["sft", "kto", "dpo"] * 4
+    rates = {
+        kind: max(logs["learning_rate"] for k, logs in zip(kinds, bench.heard.logs, strict=True) if k == kind)
+        for kind in kinds
+    }
+    assert rates["sft"] == pytest.approx(slow.learning_rate * 6 / 7)
+    assert rates["dpo"] == pytest.approx(slow.learning_rate * 0.1)
+    assert rates["kto"] == pytest.approx(slow.learning_rate * 0.1 * 4 / 5)
+
+
+def test_a_mixed_run_that_was_stopped_ends_as_if_it_had_not_been(bench: Bench, tmp_path: Path) -> None:
+    whole = bench.learn(MIXED)
+    cut = Bench(bench.model, tmp_path / "cut", Heard(last=3))
+    with pytest.raises(Stopped):
+        cut.learn(MIXED)
+    cut.heard = Heard()
+    resumed = cut.learn(MIXED)
+    assert [logs["loss"] for logs in cut.heard.logs] == [logs["loss"] for logs in bench.heard.logs[3:]]
+    for name, one in weights(resumed).items():
+        torch.testing.assert_close(one, weights(whole)[name])
+
+
+@pytest.mark.parametrize("rows", [PLAIN, PAIRS], ids=["sft", "dpo"])
+def test_a_batch_in_pieces_teaches_what_the_whole_batch_teaches(
+    bench: Bench, tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
+    one = weights(bench.learn(rows))
+    other = weights(Bench(bench.model, tmp_path / "pieces").learn(rows, piece=2))
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sft", "kto", "dpo"])
+def test_only_the_tokens_of_an_answer_and_its_end_carry_loss(bench: Bench, kind: str) -> None:
+    rows = {"sft": PLAIN, "kto": JUDGED, "dpo": PAIRS}[kind][:2]
+    tokenizer = load_tokenizer(bench.model)
+    part = bench.parts(rows, bench.adapted())[kind]
+    batch = part.data_collator([part.train_dataset[i] for i in range(2)])
+    mask = batch["completion_mask"].bool() if kind != "sft" else batch["labels"] != -100
+    trained = [tokenizer.decode(ids[one]) for ids, one in zip(batch["input_ids"], mask, strict=True)]
+    answers = [
+        row[name][0]["content"]
+        for name in ("completion", "chosen", "rejected")
+        for row in rows
+        if name in row
+    ]
+    assert trained == [f"{answer}<|im_end|>\n" for answer in answers]
+
+
+@pytest.mark.parametrize("kind", ["kto", "dpo"])
+def test_on_a_cpu_the_loss_and_its_gradients_are_trls(
+    bench: Bench, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"kto": JUDGED, "dpo": PAIRS}[kind][:4]
+
+    def stepped() -> tuple[float, dict[str, torch.Tensor]]:
+        set_seed(1)
+        model = bench.adapted()
+        for name, one in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(one, std=0.05)
+        part = bench.parts(rows, model)[kind]
+        model.train()
+        batch = part.data_collator([part.train_dataset[i] for i in range(len(rows))])
+        loss = part.compute_loss(model, batch)
+        loss.backward()
+        return loss.item(), {n: one.grad for n, one in model.named_parameters() if one.grad is not None}
+
+    ours, our_gradients = stepped()
+    monkeypatch.setattr(learning, "add_answers_head", lambda base: None)
+    theirs, their_gradients = stepped()
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert our_gradients.keys() == their_gradients.keys()
+    for name, gradient in our_gradients.items():
+        torch.testing.assert_close(gradient, their_gradients[name], rtol=1e-3, atol=1e-6)
+
+
+def test_no_row_of_a_batch_sees_another(bench: Bench) -> None:
+    """The loss of rows together is that of each alone, weighted by its tokens, however long its neighbours are."""
+    model = bench.adapted().train()
+    part = bench.parts(PLAIN, model)["sft"]
+    rows = [part.train_dataset[i] for i in range(len(PLAIN))]
+
+    def loss(of: list[Any]) -> tuple[float, int]:
+        batch = part.data_collator(of)
+        answered = int((batch["labels"][:, 1:] != -100).sum())
+        return part.compute_loss(model, batch, num_items_in_batch=1).item(), answered
+
+    alone = [loss([one]) for one in rows]
+    together = loss(rows)
+    assert together[1] == sum(count for _, count in alone)
+    assert together[0] == pytest.approx(sum(total for total, _ in alone), rel=1e-5)
+
+
+def test_a_row_whose_conversation_alone_is_too_long_fails_the_run_and_is_not_left_out(bench: Bench) -> None:
+    long = sft((("user", "word " * 100),), WANTED)
+    with pytest.raises(RunFailed, match="do not fit"):
+        bench.learn([*PLAIN, long], RECIPE.model_copy(update={"max_tokens": 64}))
