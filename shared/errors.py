@@ -34,6 +34,12 @@ class NotYet(Retryable):
     code = "not_yet"
 
 
+class StoreAway(Retryable):
+    """The artifact store did not answer in time, or refused its credentials."""
+
+    code = "store_away"
+
+
 class Overloaded(Retryable):
     """A stated bound (queue, rate, spool) is reached."""
 

@@ -5,8 +5,9 @@ Real adapters and fakes pass the same suites, in `tests/contract`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -102,16 +103,43 @@ class LogRanges(Protocol):
         Lazy: the caller bounds how much it holds."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An artifact that is complete. `put_ms`: when it was put last."""
+
+    digest: str
+    put_ms: int
+    size: int
+
+
 class ArtifactStore(Protocol):
-    """Immutable folders of files, named by content."""
+    """Immutable folders of files, named by content. Any number of processes may put, read and collect at once.
+
+    Raises `StoreAway` where the store cannot be reached, also after trying again.
+    """
 
     def put(self, folder: Path) -> tuple[str, str]:
         """Copies a folder in whole, then marks it ready. Returns (uri, digest). The same content gives the same uri
-        and is stored once. Raises `BadArtifact` for links, hidden files, or files of a refused kind (pickles)."""
+        and is stored once; putting it again makes it young again. Raises `BadArtifact` for links, hidden files, or
+        files of a refused kind (pickles)."""
 
     def fetch(self, uri: str, digest: str) -> Path:
         """A local folder to read, every file verified against the manifest and the manifest against `digest`.
-        Raises `BadArtifact` (altered, incomplete, not ours) or `NotYet` (not there)."""
+        Raises `BadArtifact` (altered, incomplete, not ours) or `NotYet` (not there). What nothing refers to may be
+        collected while it is read; see `held`."""
+
+    def held(self, uri: str, digest: str) -> AbstractContextManager[Path]:
+        """As `fetch`; the folder stays as it is, whatever is collected, until the block ends."""
+
+    def stored(self) -> list[Stored]:
+        """All that is complete, by digest. For collecting."""
+
+    def discard(self, digest: str, unless: Callable[[Stored], bool] = lambda _: False) -> bool:
+        """Removes an artifact, unless somebody holds it or `unless`, asked about it as it is when nobody can put it
+        any more, says so. Returns whether it went. First it stops being complete, then its files go."""
+
+    def sweep(self, before_ms: int) -> int:
+        """Removes what interrupted writers and collectors left, if it is older; returns how many pieces."""
 
 
 class Cache(Protocol):

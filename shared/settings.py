@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import Misconfigured
@@ -41,7 +41,10 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         Path(".loopwright/data"), description="spool, SQLite, snapshots: survives restarts"
     )
-    artifacts: Path = Field(Path(".loopwright/artifacts"), description="the artifact store")
+    artifacts: Annotated[str, BeforeValidator(str)] = Field(
+        ".loopwright/artifacts",
+        description="the artifact store: a folder, or a URL such as s3://bucket/prefix; credentials by the environment",
+    )
     pseudonym_key: SecretStr | None = Field(
         None, description="keys the pseudonyms of user ids; one per deployment"
     )
@@ -55,6 +58,11 @@ class Settings(BaseSettings):
             if isinstance(value, SecretStr) and not self.demo:
                 refuse_sample(variable_of(type(self), name), value.get_secret_value())
         return self
+
+    @property
+    def artifact_cache(self) -> Path:
+        """Where artifacts are kept to be read, if their store is behind a URL. Services may share it."""
+        return self.data_dir / "artifacts"
 
     def require_pseudonym_key(self) -> bytes:
         """Raises `Misconfigured` where there is none."""

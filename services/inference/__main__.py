@@ -17,7 +17,7 @@ from services.inference.serving import Serving
 from services.inference.settings import InferenceSettings
 from services.inference.spool import Spool
 from services.inference.takeover import TakeOver
-from shared.adapters.artifacts import LocalArtifactStore
+from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import find_base
 from shared.adapters.clock import SystemClock
 from shared.adapters.http import stop_in_order
@@ -59,7 +59,7 @@ class Inference:
         recorder = self._delivery()
         takeover = TakeOver(
             serving,
-            LocalArtifactStore(settings.artifacts),
+            open_artifacts(settings.artifacts, settings.artifact_cache),
             self.engine,
             lambda refusals: self.readiness.set("rollout", ok=True, detail=wording(refusals)),
         )

@@ -136,8 +136,8 @@ class TakeOver:
         if self._serving.holds(ref.version):
             return
         try:
-            folder = self._store.fetch(ref.uri, ref.digest)
+            with self._store.held(ref.uri, ref.digest) as folder:
+                self._loader.load(ref.version, folder)
         except OSError as error:
             raise NotYet(f"{ref.version}: the artifact store cannot be read: {error}") from error
-        self._loader.load(ref.version, folder)
         self._serving.add(ref)

@@ -11,12 +11,13 @@ from fastapi import FastAPI
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from services.trainer import child, collect
+from services.trainer.doors import Answers, add_answers
 from services.trainer.intake import TOPICS_READ
 from services.trainer.publish import SERVICE, VersionLog, identity
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import lock, open_store
-from shared.adapters.artifacts import LocalArtifactStore
+from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import find_base
 from shared.adapters.clock import SystemClock
 from shared.adapters.http import ServerThread, add_doorway
@@ -54,13 +55,23 @@ def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
             lambda topic: KafkaLogReader(servers, SERVICE, [topic]),
             lambda: KafkaTransactionalPublisher(servers, SERVICE, identity(settings.line)),
         ),
-        store=LocalArtifactStore(settings.artifacts),
+        store=open_artifacts(settings.artifacts, settings.artifact_cache),
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
         start_child=child.start,
     )
     readiness.set("kafka", True)
     return trainer
+
+
+def answers(settings: TrainerSettings) -> Answers:
+    """What is told over HTTP, from the start on: it asks the log when it is asked."""
+    servers = settings.kafka_bootstrap_servers
+    return Answers(
+        settings,
+        lambda topic: KafkaLogReader(servers, SERVICE, [topic]),
+        open_artifacts(settings.artifacts, settings.artifact_cache),
+    )
 
 
 def main() -> None:
@@ -74,12 +85,11 @@ def main() -> None:
         structlog.get_logger().info("starting", **settings.masked())
         held = lock(settings.folder)
         readiness = Readiness("base model", "kafka")
-        health = ServerThread(
-            add_doorway(FastAPI(title="Loopwright trainer"), readiness), settings.host, settings.port
-        )
-        health.start()
+        app = add_doorway(FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness)
+        door = ServerThread(add_answers(app, answers(settings)), settings.host, settings.port)
+        door.start()
         build(settings, readiness).run(stopping)
-        health.stop()
+        door.stop()
         held.close()
     except LoopwrightError as error:
         structlog.get_logger().critical("ended", code=error.code, error=str(error))

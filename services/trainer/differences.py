@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from services.trainer.card import FACTS
 from services.trainer.lineage import Json, Published, kept
 from services.trainer.snapshot import fields_of
 from shared.errors import LoopwrightError
@@ -14,8 +15,6 @@ from shared.versions import Figure, ModelVersion
 
 NAMED = 50
 """Rows of each kind that are named; all are counted."""
-FACTS = "loopwright.json"
-"""A version's lineage within its artifact."""
 Facts = Callable[[ModelVersion], Path]
 """The folder of a version's artifact, verified. Raises `LoopwrightError`."""
 

@@ -14,30 +14,16 @@ from fastapi.responses import JSONResponse
 
 from services.trainer import differences, lineage, tracing
 from services.trainer.lineage import Json, Published
-from services.trainer.publish import SERVICE, Read, records_of
+from services.trainer.publish import Read, published
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import open_to_read
 from shared.adapters.guard import Forbidden, refuse_foreign_host, refuse_foreign_origin
 from shared.adapters.http import problem
 from shared.errors import Malformed
-from shared.events import ErasureReport, Id, VersionName
+from shared.events import Id, VersionName
 from shared.ports import ArtifactStore
-from shared.topics import ERASURE_REPORTS, MODEL_ROLLOUT, MODEL_VERSIONS
-from shared.versions import ModelVersion, RolloutRecord
 
 Version = Annotated[VersionName, Query(description="such as assistant@v3-1f2e3d4c")]
-
-
-def published(read: Read, line: str) -> Published:
-    """What the log has of a line now. Raises `BrokerUnavailable`."""
-    versions = [one for one in records_of(read, MODEL_VERSIONS.name, ModelVersion) if one.line == line]
-    decided = [one for one in records_of(read, MODEL_ROLLOUT.name, RolloutRecord) if one.line == line]
-    reports = [
-        one
-        for one in records_of(read, ERASURE_REPORTS.name, ErasureReport)
-        if one.line == line and one.service == SERVICE
-    ]
-    return Published(line, versions, max(decided, key=lambda one: one.seq, default=None), reports)
 
 
 @dataclass(frozen=True, slots=True)

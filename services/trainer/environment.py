@@ -13,12 +13,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from services.trainer.memory import micro_batch
+from services.trainer.settings import Recipe
 from services.trainer.store import write_whole
 
 ENVIRONMENTS = "environments.json"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors", "numpy")
 CPUINFO = Path("/proc/cpuinfo")
 Environment = dict[str, dict[str, Any]]
+
+
+def of(run: Path, recipe: Recipe) -> Environment:
+    """As training in this run's folder would meet it now: with the rows at a time that memory allows. Imports torch."""
+    found = present(recipe.threads)
+    return found | {"machine": found["machine"] | {"micro_batch": micro_batch(run, recipe.batch_size)}}
 
 
 def present(threads: int) -> Environment:

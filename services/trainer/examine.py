@@ -15,7 +15,7 @@ from services.trainer.replay import EVALUATION, shipped
 from services.trainer.sweep import ANSWERS
 from services.trainer.tokens import Told
 from services.trainer.work import ADAPTER, Work, questions_of
-from shared.adapters.artifacts import LocalArtifactStore
+from shared.adapters.artifacts import open_artifacts
 from shared.versions import GateReport
 
 log = structlog.get_logger(__name__)
@@ -70,4 +70,6 @@ def stable_adapter(work: Work) -> Path | None:
     stable = work.config.stable
     if stable.kind == "base":
         return None
-    return LocalArtifactStore(work.settings.artifacts).fetch(stable.uri, stable.digest)
+    # Nothing collects it meanwhile: an open run's stable version is kept.
+    store = open_artifacts(work.settings.artifacts, work.settings.artifact_cache)
+    return store.fetch(stable.uri, stable.digest)

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import structlog
 
+from services.trainer.lineage import Published
 from services.trainer.runs import RunConfig
 from shared.adapters.base_model import BaseModel
 from shared.envelope import sealed
@@ -54,6 +55,10 @@ class VersionLog:
     def versions(self) -> list[ModelVersion]:
         """In the order in which they were published."""
         return self._all(MODEL_VERSIONS.name, ModelVersion)
+
+    def published(self) -> Published:
+        """All that lineage needs of the log, as it is now."""
+        return published(self._read, self._line)
 
     def stable(self, base: VersionRef) -> VersionRef:
         """The version that serves; the base where nothing was ever decided, or on another base."""
@@ -165,6 +170,18 @@ class VersionLog:
 
     def _all(self, topic: str, kind: type[R]) -> list[R]:
         return [one for one in records_of(self._read, topic, kind) if one.line == self._line]
+
+
+def published(read: Read, line: str) -> Published:
+    """What the log has of a line now. Raises `BrokerUnavailable`."""
+    versions = [one for one in records_of(read, MODEL_VERSIONS.name, ModelVersion) if one.line == line]
+    decided = [one for one in records_of(read, MODEL_ROLLOUT.name, RolloutRecord) if one.line == line]
+    reports = [
+        one
+        for one in records_of(read, ERASURE_REPORTS.name, ErasureReport)
+        if one.line == line and one.service == SERVICE
+    ]
+    return Published(line, versions, max(decided, key=lambda one: one.seq, default=None), reports)
 
 
 def records_of(read: Read, topic: str, kind: type[R]) -> list[R]:

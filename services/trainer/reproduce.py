@@ -18,8 +18,8 @@ import structlog
 from transformers import logging as transformers_logging
 
 from services.trainer import environment
+from services.trainer.card import FACTS
 from services.trainer.child import CONFIG, FAILED, PARENT, STOPPED, WHY
-from services.trainer.differences import FACTS
 from services.trainer.progress import Progress
 from services.trainer.reproducer import COMPARED, ORIGINAL
 from services.trainer.runs import RunConfig
@@ -40,7 +40,7 @@ def again(work: Work) -> dict[str, Any]:
     """Trains, unless it did, and compares with what lies in `original/`. Raises `RunFailed` or `Stopped`."""
     from services.trainer.learning import train  # noqa: PLC0415 - seconds of imports, only where they are needed
 
-    now = environment.present(work.config.recipe.threads)
+    now = environment.of(work.folder, work.config.recipe)
     if not (work.folder / ADAPTER).exists():
         train(work)
     original = work.folder / ORIGINAL

@@ -30,13 +30,15 @@ from services.trainer.preview import preview
 from services.trainer.process import RunProcess
 from services.trainer.progress import Progress
 from services.trainer.publish import VersionLog
+from services.trainer.reproducer import Reproducer
+from services.trainer.reproducer import start as start_reproduction
 from services.trainer.runs import Run, RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.telling import board
 from services.trainer.trigger import Decision, Waiting, decide
 from shared.adapters import redis_keys
 from shared.adapters.base_model import BaseModel
-from shared.errors import BrokerUnavailable
+from shared.errors import Retryable
 from shared.events import from_ms
 from shared.ports import ArtifactStore, Cache, Clock, LogReader, Publisher
 from shared.stream.dead_letters import DeadLetterLimit, DeadLetterRate
@@ -66,6 +68,7 @@ class Trainer:
     cache: Cache
     clock: Clock
     start_child: Callable[[Path], subprocess.Popen[bytes]]
+    start_again: Callable[[Path], subprocess.Popen[bytes]] = start_reproduction
     rate: DeadLetterRate = field(default_factory=lambda: DeadLetterRate(DeadLetterLimit()))
     waiting: Waiting | None = None
     """What is new since the last run; None where it must be counted again."""
@@ -75,6 +78,7 @@ class Trainer:
     orders: Orders = field(init=False)
     intake: Intake = field(init=False)
     process: RunProcess = field(init=False)
+    reproducer: Reproducer = field(init=False)
 
     def __post_init__(self) -> None:
         line = self.settings.line
@@ -83,16 +87,27 @@ class Trainer:
         self.orders = Orders(line, self.db, self.versions, self.publisher, self.clock)
         self.intake = Intake(line, self.db, self.reader, self.publisher, self.orders, self.rate)
         self.process = RunProcess(self.db, self.clock, self.start_child)
+        self.reproducer = Reproducer(
+            self.settings,
+            self.base,
+            self.db,
+            self.orders,
+            self.store,
+            self.versions.published,
+            self.start_again,
+        )
 
     def run(self, stopping: threading.Event) -> None:
         """Until `stopping`: then the run's process is stopped too, and goes on at the next start."""
         self.versions.announce_base(self.base, self.clock.now_ms())
+        self.reproducer.stop()  # what a crash left of one
         try:
             while not stopping.is_set():
                 if not self.round():
                     stopping.wait(NO_ROOM_S)
         finally:
             self.process.stop()
+            self.reproducer.stop()
 
     def round(self) -> bool:
         """Reads what is new and goes one step on. False where the disk is full: nothing is lost by that, it is to be
@@ -108,13 +123,15 @@ class Trainer:
         return True
 
     def turn(self) -> None:
-        """One step on, whatever is next. A broker that is away is no failure of a run: it is tried again."""
+        """One step on, whatever is next. A log or a store that is away is no failure of a run: it is tried again."""
         try:
             self.orders.answer()
             self._erase()
             run = runs.open_run(self.db)
             self._release()
             self._look(run)
+            if self.reader.at_end():
+                self.reproducer.turn(free=run is None)
             if self.settings.mode == "export":
                 # A run that an earlier setting left open rests until there is training again.
                 self._consider_export()
@@ -127,8 +144,8 @@ class Trainer:
                 self._refuse_commands(
                     f"run {run.config.run_id} is under way: what is new is for the next one"
                 )
-        except BrokerUnavailable as error:
-            log.warning("log_away", error=str(error))
+        except Retryable as error:
+            log.warning("away", code=error.code, error=str(error))
 
     def take(self, records: Sequence[Record]) -> None:
         """Keeps what was read (`intake.py`)."""
@@ -149,6 +166,7 @@ class Trainer:
         at the start: until then a row that stands may look as if it had been erased."""
         due = self.eraser.due() if self.reader.at_end() else []
         if due:
+            self.reproducer.stop()
             self._yield_to(due)
             run = runs.open_run(self.db)
             self.eraser.follow(due, run.config.run_id if run is not None else None)
@@ -183,8 +201,8 @@ class Trainer:
 
     def _consider(self) -> None:
         """Begins a run if there is reason to; commands are answered either way. Only when all is read that was there
-        at the start: a decision on half the log would be another one."""
-        if not self.reader.at_end():
+        at the start: a decision on half the log would be another one. What is trained again goes first."""
+        if not self.reader.at_end() or self.reproducer.busy:
             return
         asked = self.orders.undecided(TRAIN)
         decision = self._decide(commanded=bool(asked))

@@ -61,6 +61,26 @@ def test_batches_become_a_published_version_with_its_gate_report(stand: TrainerS
 
 
 @pytest.mark.timeout(400)
+def test_a_version_trained_again_is_the_same_bit_by_bit_and_its_lineage_is_told(stand: TrainerStand) -> None:
+    if not stand.trained():
+        stand.send_world(users=30, each=2)
+    with running("trainer", stand.folder, stand.env()) as trainer:
+        version = stand.published(seconds=200)
+        name = version.ref.version
+        told = trainer.http.get("/api/lineage", params={"version": name}).json()
+        event = told["batches"][0]["responses"][0]["events"][0]["event_id"]
+        up = trainer.http.get("/api/lineage", params={"event_id": event}).json()
+        result = stand.reproduce("again", name, seconds=200)
+    assert version.dataset is not None
+    assert told["counts"]["events"] == version.dataset.examples
+    assert told["reproducible"] is True
+    assert [run["version"] for response in up["responses"] for run in response["runs"]] == [name]
+    assert (result.status, "bit by bit" in result.message) == ("done", True), result.message
+    assert stand.trained() == [version], "nothing is published by it"
+    assert list((stand.folder / "data").rglob("reproductions")) == [], "no word of its rows is left"
+
+
+@pytest.mark.timeout(400)
 def test_an_erased_users_words_are_in_no_file_of_the_trainer_and_its_version_is_named(
     stand: TrainerStand,
 ) -> None:
@@ -74,6 +94,9 @@ def test_an_erased_users_words_are_in_no_file_of_the_trainer_and_its_version_is_
     user = snapshot.read_rows(folder)[0].row.user_id
     with running("trainer", stand.folder, stand.env()):
         report = stand.erase(user, seconds=60)
+        again = stand.reproduce("never", version.ref.version, seconds=60)
+    assert again.status == "refused"
+    assert "rows that it was trained from were erased" in again.message
     assert (report.versions, report.snapshots) == ((version.ref.version,), 1)
     left = {one.row.user_id for one in rows_of(folder)}
     assert left

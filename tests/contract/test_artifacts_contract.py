@@ -1,0 +1,335 @@
+"""The contract of `ArtifactStore`, over the local folder, and over two of fsspec's file systems: memory and S3."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from moto.server import ThreadedMotoServer
+
+from shared.adapters.artifacts import MANIFEST, LocalArtifactStore
+from shared.adapters.remote_artifacts import OPTIONS, RemoteArtifactStore, open_remote
+from shared.errors import BadArtifact, NotYet, StoreAway
+from shared.ports import ArtifactStore, Stored
+
+FAR = 2**53
+"""Later than any time here, in milliseconds."""
+
+
+@dataclass
+class World:
+    """`open()` is the store as one process has it; `alter` and `drop` a file of it behind its back."""
+
+    open: Callable[[], ArtifactStore]
+    alter: Callable[[str, bytes], None]
+    drop: Callable[[str], None]
+
+
+def local(folder: Path, _: str) -> World:
+    root = folder / "store"
+    return World(
+        lambda: LocalArtifactStore(root),
+        lambda name, data: write(root / name, data),
+        lambda name: (root / name).unlink(),
+    )
+
+
+def write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+class Memory(MemoryFileSystem):
+    """fsspec's own hands one file, with one position in it, to all who read it at once; no store does that."""
+
+    def _open(self, path: str, mode: str = "rb", *arguments: Any, **more: Any) -> Any:
+        return (
+            io.BytesIO(self.cat_file(path)) if mode == "rb" else super()._open(path, mode, *arguments, **more)
+        )
+
+
+@cache
+def s3_files() -> Any:
+    """One client for all tests: to make one takes longer than a test."""
+    return fsspec.filesystem("s3", **OPTIONS["s3"])
+
+
+def remote(url: str, folder: Path) -> World:
+    protocol, _, root = url.partition("://")
+    files = s3_files()
+    if protocol == "memory":
+        files, root = Memory(), f"/{root}"
+    caches = iter(range(1000))
+    return World(
+        lambda: RemoteArtifactStore(files, root, folder / f"cache-{next(caches)}"),
+        lambda name, data: files.pipe_file(f"{root}/{name}", data),
+        lambda name: files.rm_file(f"{root}/{name}"),
+    )
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """An S3 in this process; its address and credentials are in the environment, where a deployment has them."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    told = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in told.items():
+            patch.setenv(name, value)
+        s3_files().mkdir("loopwright")
+        yield "s3://loopwright"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def world(request: pytest.FixtureRequest, tmp_path: Path, fresh: str) -> World:
+    if request.param == "local":
+        return local(tmp_path, fresh)
+    if request.param == "s3":
+        return remote(f"{request.getfixturevalue('s3')}/{fresh}", tmp_path)
+    return remote(f"memory://{fresh}", tmp_path)
+
+
+def made(folder: Path, weights: bytes = b"weights") -> Path:
+    """What a run leaves: files, and one in a folder."""
+    write(folder / "adapter_model.safetensors", weights)
+    write(folder / "tokenizer" / "vocab.json", b"{}")
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def test_what_is_put_by_one_process_is_fetched_by_another(world: World, tmp_path: Path) -> None:
+    folder = made(tmp_path / "run")
+    uri, digest = world.open().put(folder)
+    assert uri == f"artifact:{digest}"
+    assert content(world.open().fetch(uri, digest)) == content(folder)
+
+
+def test_the_same_content_is_stored_once_under_one_name(world: World, tmp_path: Path) -> None:
+    store = world.open()
+    assert store.put(made(tmp_path / "a")) == world.open().put(made(tmp_path / "b"))
+    assert len(store.stored()) == 1
+    assert store.put(made(tmp_path / "c", b"other"))[1] in {one.digest for one in store.stored()}
+    assert len(store.stored()) == 2
+
+
+def test_what_was_never_put_is_not_there_yet(world: World) -> None:
+    with pytest.raises(NotYet):
+        world.open().fetch("artifact:" + "0" * 64, "0" * 64)
+    assert world.open().stored() == []
+
+
+def test_a_uri_that_is_not_the_digests_is_refused(world: World, tmp_path: Path) -> None:
+    _, digest = world.open().put(made(tmp_path / "run"))
+    with pytest.raises(BadArtifact):
+        world.open().fetch("artifact:" + "0" * 64, digest)
+
+
+def test_without_its_manifest_it_is_not_there_whatever_files_are(world: World, tmp_path: Path) -> None:
+    uri, digest = world.open().put(made(tmp_path / "run"))
+    world.drop(f"{digest}/{MANIFEST}")
+    assert world.open().stored() == []
+    with pytest.raises(NotYet):
+        world.open().fetch(uri, digest)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", MANIFEST])
+def test_what_was_altered_is_refused(world: World, tmp_path: Path, name: str) -> None:
+    uri, digest = world.open().put(made(tmp_path / "run"))
+    world.alter(f"{digest}/{name}", b'{"files": {}}')
+    with pytest.raises(BadArtifact):
+        world.open().fetch(uri, digest)
+
+
+def test_a_file_that_is_missing_is_noticed(world: World, tmp_path: Path) -> None:
+    uri, digest = world.open().put(made(tmp_path / "run"))
+    world.drop(f"{digest}/tokenizer/vocab.json")
+    with pytest.raises(BadArtifact, match=r"vocab\.json"):
+        world.open().fetch(uri, digest)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "code.py", ".hidden"])
+def test_what_may_carry_code_or_hides_is_never_put(world: World, tmp_path: Path, name: str) -> None:
+    folder = made(tmp_path / "run")
+    (folder / name).write_bytes(b"x")
+    with pytest.raises(BadArtifact):
+        world.open().put(folder)
+    assert world.open().stored() == []
+
+
+def test_writers_at_once_leave_one_whole_artifact(world: World, tmp_path: Path) -> None:
+    folder = made(tmp_path / "run", os.urandom(50_000))
+    with ThreadPoolExecutor(4) as pool:
+        (one,) = set(pool.map(lambda _: world.open().put(folder), range(4)))
+    assert content(world.open().fetch(*one)) == content(folder)
+    assert world.open().sweep(FAR) == 0, "nobody left anything lying about"
+
+
+def test_what_is_discarded_is_gone_and_can_be_put_again(world: World, tmp_path: Path) -> None:
+    store, folder = world.open(), made(tmp_path / "run")
+    uri, digest = store.put(folder)
+    assert store.discard(digest) is True
+    assert (store.stored(), store.discard(digest)) == ([], False)
+    with pytest.raises(NotYet):
+        world.open().fetch(uri, digest)
+    store.put(folder)
+    assert content(world.open().fetch(uri, digest)) == content(folder)
+
+
+def test_what_is_discarded_may_be_spared_at_the_last_moment(world: World, tmp_path: Path) -> None:
+    store = world.open()
+    uri, digest = store.put(made(tmp_path / "run"))
+    seen: list[Stored] = []
+
+    def spare(one: Stored) -> bool:
+        seen.append(one)
+        return True
+
+    assert store.discard(digest, unless=spare) is False
+    assert [(one.digest, one.put_ms > 0) for one in seen] == [(digest, True)]
+    assert content(world.open().fetch(uri, digest)) == content(tmp_path / "run")
+
+
+def test_what_is_held_stays_whole_until_it_is_let_go(world: World, tmp_path: Path) -> None:
+    folder = made(tmp_path / "run")
+    uri, digest = world.open().put(folder)
+    with world.open().held(uri, digest) as there:
+        world.open().discard(digest)
+        assert content(there) == content(folder)
+
+
+def test_what_a_reader_begins_while_it_is_collected_is_whole_or_not_there(
+    world: World, tmp_path: Path
+) -> None:
+    """Readers and collectors at once: whoever reads has all of it, or is told that it is not there; nobody gets a
+    part."""
+    folder = made(tmp_path / "run", os.urandom(20_000))
+    uri, digest = world.open().put(folder)
+    whole, stop = content(folder), threading.Event()
+
+    def read() -> list[str]:
+        seen = []
+        while not stop.is_set():
+            try:
+                with world.open().held(uri, digest) as there:
+                    seen.append("whole" if content(there) == whole else "part")
+            except NotYet:
+                seen.append("away")
+        return seen
+
+    def collect() -> None:
+        for _ in range(4):
+            world.open().discard(digest)
+            world.open().put(folder)
+        stop.set()
+
+    with ThreadPoolExecutor(3) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        pool.submit(collect).result()
+        seen = [one for reader in readers for one in reader.result()]
+    assert "whole" in seen
+    assert "part" not in seen
+    assert content(world.open().fetch(uri, digest)) == whole, "the last thing done was to put it"
+
+
+def test_what_is_put_while_it_is_collected_is_whole_or_not_there_and_no_writer_fails(
+    world: World, tmp_path: Path
+) -> None:
+    folder = made(tmp_path / "run", os.urandom(20_000))
+
+    def collect() -> None:
+        while not stop.is_set():
+            for one in world.open().stored():
+                world.open().discard(one.digest)
+
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        collecting = pool.submit(collect)
+        for _ in range(4):
+            world.open().put(folder)
+        stop.set()
+        collecting.result()
+    uri, digest = world.open().put(folder)
+    assert content(world.open().fetch(uri, digest)) == content(folder)
+
+
+def test_what_interrupted_writers_left_is_swept_when_it_is_old(world: World, tmp_path: Path) -> None:
+    store = world.open()
+    uri, digest = store.put(made(tmp_path / "run"))
+    world.alter(f"{'ab' * 32}/adapter_model.safetensors", b"half")
+    assert store.sweep(0) == 0
+    assert store.sweep(FAR) == 1
+    assert store.sweep(FAR) == 0
+    assert content(store.fetch(uri, digest)) == content(tmp_path / "run")
+
+
+# --- of those behind a URL --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "s3"])
+def away(request: pytest.FixtureRequest, tmp_path: Path, fresh: str) -> World:
+    if request.param == "s3":
+        return remote(f"{request.getfixturevalue('s3')}/{fresh}", tmp_path)
+    return remote(f"memory://{fresh}", tmp_path)
+
+
+def test_what_was_fetched_once_is_read_from_the_cache(away: World, tmp_path: Path) -> None:
+    uri, digest = away.open().put(made(tmp_path / "run"))
+    reader = away.open()
+    reader.fetch(uri, digest)
+    away.drop(f"{digest}/adapter_model.safetensors")
+    assert content(reader.fetch(uri, digest)) == content(tmp_path / "run")
+
+
+def test_what_was_altered_in_the_cache_is_fetched_again(away: World, tmp_path: Path) -> None:
+    uri, digest = away.open().put(made(tmp_path / "run"))
+    reader = away.open()
+    write(reader.fetch(uri, digest) / "adapter_model.safetensors", b"altered")
+    assert content(reader.fetch(uri, digest)) == content(tmp_path / "run")
+
+
+def test_a_collector_gives_way_to_who_claimed_and_takes_no_notice_of_the_dead(
+    away: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = away.open()
+    _, digest = store.put(made(tmp_path / "run"))
+    away.alter(f"claims/{digest}/somebody", b"")
+    assert store.discard(digest) is False
+    monkeypatch.setattr("shared.adapters.remote_artifacts.STALE_S", 0.0)
+    assert store.discard(digest) is True
+
+
+def test_a_store_that_is_away_is_said_to_be_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_remote("memory://gone", tmp_path / "cache")
+
+    def refused(*_: object, **__: object) -> bytes:
+        raise ConnectionResetError("connection reset")
+
+    monkeypatch.setattr(store._files, "pipe_file", refused)
+    with pytest.raises(StoreAway, match="connection reset"):
+        store.put(made(tmp_path / "run"))
