@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 CONFIG, ADAPTER, GATE, WHY = "config.json", "adapter", "gate.json", "failed.txt"
+CURVES = "tensorboard"
 FAILED, NO_MEMORY, NO_ROOM, STOPPED = 3, 4, 5, 143
 """How it ends where it does not end well: for good; with smaller pieces for the next start; as the disk is full; in
 order, as it was asked to."""

@@ -16,7 +16,8 @@ from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-FOLDER = "tensorboard"
+from services.trainer.child import CURVES
+
 NAMES: Final = {
     "loss": "train/loss",
     "grad_norm": "train/grad_norm",
@@ -33,7 +34,7 @@ class Curves:
     """One file for each start of the run's process; TensorBoard shows them as one."""
 
     def __init__(self, run: Path) -> None:
-        self._folder = run / FOLDER
+        self._folder = run / CURVES
         self._writer: Any = None
 
     def begin(self, step: int) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.trainer import snapshot
-from services.trainer.child import CONFIG, GATE, WHY
+from services.trainer import memory, snapshot
+from services.trainer.child import CONFIG, CURVES, GATE, WHY
 from services.trainer.data_card import CARD, PAGE
 from services.trainer.environment import ENVIRONMENTS
 from services.trainer.erasures import Target
@@ -20,8 +20,8 @@ from services.trainer.verify import Grouped, Row
 ANSWERS, REPORT, REPORT_PAGE = "gate_answers.jsonl", "gate_report.json", "gate_report.html"
 SAID_AT_GATE = (ANSWERS, REPORT, REPORT_PAGE)
 """What held-out users asked and corrected, and what versions answered."""
-WITHOUT_TEXT = frozenset({CONFIG, MARK, GATE, WHY, CARD, PAGE, ENVIRONMENTS})
-"""Files of a run that hold names and figures alone."""
+WITHOUT_TEXT = frozenset({CONFIG, MARK, GATE, WHY, CARD, PAGE, ENVIRONMENTS, CURVES, memory.FILE})
+"""What of a run holds names and figures alone."""
 Stands = Callable[[Row], bool]
 """Whether the collected table still has the row."""
 

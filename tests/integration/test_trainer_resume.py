@@ -16,7 +16,7 @@ from safetensors import safe_open
 from services.trainer import evidence, memory
 from services.trainer.checkpoint_marks import CHECKPOINTS, COMPLETE, good_checkpoints, mark
 from services.trainer.checkpoints import Watch
-from services.trainer.curves import FOLDER
+from services.trainer.child import CURVES
 from services.trainer.learning import for_training, learn
 from services.trainer.model import load_base
 from services.trainer.objectives import dpo, kto, sft
@@ -119,7 +119,7 @@ def test_interrupted_twice_it_ends_with_the_same_weights_to_the_last_bit(
     assert same(lesson.learn(), whole)
     assert (lesson.told()["step"], lesson.told()["share"]) == (STEPS, 1.0)
     assert {"loss", "tokens_per_s", "eta_s"} <= lesson.told().keys()
-    assert len(list((lesson.folder / FOLDER).glob("*tfevents*"))) == 3, "one file for each start"
+    assert len(list((lesson.folder / CURVES).glob("*tfevents*"))) == 3, "one file for each start"
 
 
 def test_a_resume_that_forgets_something_is_caught_by_the_same_comparison(

@@ -11,13 +11,14 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from services.trainer import curves
-from services.trainer.curves import FOLDER, Curves
+from services.trainer.child import CURVES
+from services.trainer.curves import Curves
 
 
 def events(run: Path) -> list[Event]:
     """All records of all files, in the order in which TensorBoard reads them; a wrong checksum fails."""
     found = []
-    for file in sorted((run / FOLDER).glob("*tfevents*")):
+    for file in sorted((run / CURVES).glob("*tfevents*")):
         content = file.read_bytes()
         while content:
             (length,) = struct.unpack("Q", content[:8])
@@ -62,7 +63,7 @@ def test_what_was_drawn_after_the_checkpoint_that_a_run_goes_on_from_is_void(tmp
         drawn.close()
     restarts = [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START]
     assert restarts == [3]
-    assert len(list((tmp_path / FOLDER).iterdir())) == 2
+    assert len(list((tmp_path / CURVES).iterdir())) == 2
 
 
 def test_curves_that_cannot_be_written_are_given_up_and_the_run_goes_on(
