@@ -60,6 +60,11 @@ class VersionLog:
         """All that lineage needs of the log, as it is now."""
         return published(self._read, self._line)
 
+    def of_all_lines(self) -> tuple[list[ModelVersion], list[RolloutRecord]]:
+        """All versions and all rollout records, as they are now."""
+        versions = records_of(self._read, MODEL_VERSIONS.name, ModelVersion)
+        return versions, records_of(self._read, MODEL_ROLLOUT.name, RolloutRecord)
+
     def stable(self, base: VersionRef) -> VersionRef:
         """The version that serves; the base where nothing was ever decided, or on another base."""
         records = self._all(MODEL_ROLLOUT.name, RolloutRecord)

@@ -27,7 +27,7 @@ from services.trainer.runs import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import write_whole
 from shared.adapters.base_model import BaseModel
-from shared.errors import LoopwrightError, Rejected, Retryable
+from shared.errors import LoopwrightError, Rejected
 from shared.ports import ArtifactStore
 from shared.versions import ModelVersion
 
@@ -84,8 +84,8 @@ class Reproducer:
         return self.settings.folder / "reproductions"
 
     def turn(self, *, free: bool) -> None:
-        """Takes the end of what is under way, or begins what is asked for next where the machine is `free`. Raises
-        `Retryable` where the log or the store is away."""
+        """Takes the end of what is under way, or begins what is asked for next where the machine is `free`. Where the
+        log or the store is away the order is refused: it can be given again."""
         if self.child is not None:
             status = self.child.poll()
             if status is not None:
@@ -105,8 +105,6 @@ class Reproducer:
             version = reproductions.version_of(self.db, command_id)
             try:
                 self._begin(command_id, version)
-            except Retryable:
-                raise
             except (LoopwrightError, OSError) as error:
                 sweep.remove(self.folder)
                 self.orders.settle([command_id], "refused", f"{version} is not trained again: {error}")

@@ -24,6 +24,7 @@ from services.trainer.counting import count
 from services.trainer.eraser import Eraser
 from services.trainer.erasures import Target
 from services.trainer.exporter import NEVER_TRAINS, Exporter
+from services.trainer.garbage import Collector
 from services.trainer.intake import Intake
 from services.trainer.orders import EXPORT, LOOK, TRAIN, Orders
 from services.trainer.preview import preview
@@ -79,6 +80,7 @@ class Trainer:
     intake: Intake = field(init=False)
     process: RunProcess = field(init=False)
     reproducer: Reproducer = field(init=False)
+    collector: Collector = field(init=False)
 
     def __post_init__(self) -> None:
         line = self.settings.line
@@ -95,6 +97,9 @@ class Trainer:
             self.store,
             self.versions.published,
             self.start_again,
+        )
+        self.collector = Collector(
+            self.settings, self.db, self.orders, self.store, self.versions.of_all_lines, self.clock
         )
 
     def run(self, stopping: threading.Event) -> None:
@@ -132,6 +137,7 @@ class Trainer:
             self._look(run)
             if self.reader.at_end():
                 self.reproducer.turn(free=run is None)
+                self.collector.turn()
             if self.settings.mode == "export":
                 # A run that an earlier setting left open rests until there is training again.
                 self._consider_export()

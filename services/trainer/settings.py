@@ -214,6 +214,19 @@ class TrainerSettings(Settings):
         description="torch threads of a run; 0: one per core. Its process yields to all others",
     )
 
+    artifact_keep: int = Field(
+        10,
+        ge=1,
+        validation_alias=_own("artifact_keep"),
+        description="newest versions of a line that `loopwright artifacts gc` leaves, beside those that are needed",
+    )
+    artifact_grace_hours: float = Field(
+        168,
+        ge=1,
+        validation_alias=_own("artifact_grace_hours"),
+        description="what was put into the artifact store since is left, whatever it is",
+    )
+
     replay: Path | None = Field(
         None,
         validation_alias=_own("replay"),
