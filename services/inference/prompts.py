@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 
-from shared.chat_template import PLAIN
+from shared.chat_template import plain_for
 from shared.errors import Misconfigured, Rejected
 
 PLAIN_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
@@ -32,6 +32,8 @@ class Prompts:
         self._lock = threading.Lock()
         self.context = min(max_context, int(getattr(config, "max_position_embeddings", max_context)))
         self.plain = self._tokenizer.chat_template is None
+        if self.plain:
+            self._tokenizer.chat_template = plain_for(self._tokenizer)
         eos = self._tokenizer.eos_token_id
         self.eos: frozenset[int] = frozenset() if eos is None else frozenset([int(eos)])
         pad = self._tokenizer.pad_token_id
@@ -51,12 +53,9 @@ class Prompts:
         try:
             with self._lock:
                 text = self._tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=PLAIN if self.plain else None,
-                    add_generation_prompt=True,
-                    tokenize=False,
+                    messages, add_generation_prompt=True, tokenize=False
                 )
-                return [int(t) for t in self._tokenizer(text, add_special_tokens=self.plain)["input_ids"]]
+                return [int(t) for t in self._tokenizer(text, add_special_tokens=False)["input_ids"]]
         except TemplateError as error:
             raise Rejected(f"the model's chat template refuses this conversation: {error}") from error
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import httpx
 import structlog
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from services.trainer import revisions
 from services.trainer.collect import Example
@@ -69,12 +69,14 @@ class Endpoint:
 
     client: httpx.Client
     model: str
+    wait_s: float = 1.0
+    """At most, before asking again for the first time; then twice as long."""
 
     def __call__(self, instruction: str, material: str) -> str:
         retrying = Retrying(
             retry=retry_if_exception_type(Busy),
             stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_exponential_jitter(initial=1.0, max=10.0),
+            wait=wait_random_exponential(multiplier=self.wait_s, max=10 * self.wait_s),
             reraise=True,
         )
         try:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from services.trainer.objectives import Messages, as_chat
-from shared.chat_template import PLAIN
+from shared.chat_template import plain_for
 
 Told = Callable[[int, int], None]
 """(done, of)"""
@@ -24,7 +24,7 @@ def load_tokenizer(base: Path) -> Any:
     """With a chat template (the plain one where the base has none) and a token to pad with."""
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = PLAIN
+        tokenizer.chat_template = plain_for(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

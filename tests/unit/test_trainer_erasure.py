@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.trainer import collect, erasures, runs, snapshot
+from services.trainer import collect, erasures, revisions, runs, snapshot
 from services.trainer.card import ARTIFACT
 from services.trainer.child import GATE
 from services.trainer.erasures import Target
@@ -113,6 +113,9 @@ def work(folder: Path) -> None:
     write_whole(folder / ARTIFACT / "adapter_config.json", folder.name.encode())
     for name in (ANSWERS, "checkpoints/checkpoint-2/state.json", "run.log", ".train.parquet.99"):
         write_whole(folder / name, repr(list(rows_of(folder))).encode())
+    for one in rows_of(folder):
+        kept = revisions.Revised(one.row.answer)
+        revisions.keep(folder.parent.parent / revisions.FOLDER, one.row, "strong", kept)
 
 
 def finish(folder: Path) -> int:
@@ -156,6 +159,7 @@ def test_no_file_of_the_trainer_holds_the_text_after_its_report_and_the_version_
     data = rig.folder / "data"
     before = files_with(data)
     assert {"train.parquet", ANSWERS, "run.log", "state.json", ".train.parquet.99"} < set(before)
+    assert [path.name in before for path in data.rglob("revisions/*.json")].count(True) == 1
     assert any(name.startswith("trainer.sqlite3") for name in before), "the search would find it"
     erase(rig)
     turns(trainer)

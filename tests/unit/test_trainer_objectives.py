@@ -1,0 +1,260 @@
+"""What thumbs, ratings and preferences become in a run's dataset, and when it is KTO that trains them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.trainer import collect, snapshot
+from services.trainer.counting import count
+from services.trainer.curriculum import cut, evenly, judged
+from services.trainer.formats import export
+from services.trainer.heldout import is_held_out
+from services.trainer.objectives import dpo, enough_for_kto, kto, kto_weights, objective_of, sft
+from services.trainer.settings import TrainerSettings
+from services.trainer.snapshot import ASKED_BY, Snapshot
+from services.trainer.store import open_store
+from shared.errors import Misconfigured
+from shared.events import Over, SignalKind, canonical_json, sha256
+from shared.settings import load
+from tests.trainer_parts import LINE, batch, example, revision
+
+TRAINING = [user for user in (f"user-{i}" for i in range(400)) if not is_held_out(LINE, user)]
+MEASURING = [user for user in (f"user-{i}" for i in range(400)) if is_held_out(LINE, user)]
+
+
+def judgements(
+    liked: int, disliked: int, kind: SignalKind = "thumbs", users: Sequence[str] = TRAINING
+) -> list[Any]:
+    """Each by a user of their own, of an answer of its own."""
+    yes, no = ("up", "down") if kind == "thumbs" else (5, 1)
+    values: list[Any] = [yes] * liked + [no] * disliked
+    return [
+        revision(
+            f"{kind}{i}", f"What of matter {i}?", value, users[i], kind=kind, original=f"It is thing {i}."
+        )
+        for i, value in enumerate(values)
+    ]
+
+
+def taken(revisions: Sequence[Any], **more: Any) -> Snapshot:
+    return snapshot.take(LINE, [example(one) for one in revisions], {"0": 1}, **more)
+
+
+def objectives(one: Snapshot) -> Counter[tuple[str, bool | None]]:
+    return Counter((each.row.objective, each.row.label) for each in one.train)
+
+
+# --- which loss -------------------------------------------------------------------------------------------------
+
+
+def test_judgements_train_by_kto_where_there_is_enough_of_the_rarer_label() -> None:
+    found = taken([*judgements(6, 5), *judgements(2, 1, "rating", TRAINING[20:])], kto_least=6)
+    assert objectives(found) == {("kto", True): 8, ("kto", False): 6}
+    assert found.held == ()
+
+
+def test_with_less_of_it_the_liked_train_by_sft_and_the_others_say_why_they_wait() -> None:
+    found = taken(judgements(6, 5), kto_least=6)
+    assert objectives(found) == {("sft", True): 6}
+    assert {one.reason for one in found.held} == {
+        "thumbs: disliked; KTO needs 6 of each, and SFT trains the liked alone"
+    }
+    assert len(found.held) == 5
+
+
+def test_which_loss_is_decided_by_what_trains_and_not_by_held_out_users() -> None:
+    found = taken([*judgements(6, 5), *judgements(0, 9, "rating", MEASURING)], kto_least=6)
+    assert set(objectives(found)) == {("sft", True)}
+    assert [(one.row.objective, one.row.label) for one in found.measure] == [("kto", False)] * 9
+
+
+def test_a_preference_trains_by_dpo_and_measures_of_a_held_out_user() -> None:
+    over: Any = Over(over="Ask somebody.")
+    said = [
+        revision(f"p{i}", f"Which {i}?", over, user, kind="preference")
+        for i, user in enumerate([*TRAINING[:3], MEASURING[0]])
+    ]
+    found = taken(said)
+    assert objectives(found) == {("dpo", None): 3}
+    assert [one.row.kind for one in found.measure] == ["preference"]
+
+
+def test_a_pair_of_which_one_answer_is_too_long_does_not_train() -> None:
+    over: Any = Over(over="long " * 50)
+    found = taken(
+        [revision("p", "Which?", over, TRAINING[0], kind="preference")],
+        fits=lambda row: len(row.answer) < 100,
+    )
+    assert (found.train, [one.reason for one in found.held]) == ((), ["tokens: more than a run takes"])
+
+
+def test_who_presses_many_thumbs_does_not_crowd_out_what_they_wrote() -> None:
+    loud = TRAINING[0]
+    pressed = judgements(40, 0, users=[loud] * 40)
+    others = judgements(20, 0, "rating", TRAINING[1:])
+    written = [
+        revision(f"c{i}", f"Who made thing {i}?", f"Person number {i} did.", TRAINING[i]) for i in range(4)
+    ]
+    found = taken([*pressed, *others, *written], kto_least=1)
+    kept = Counter(one.row.kind for one in found.train if one.row.user_id == loud)
+    assert kept["correction"] == 1
+    assert 0 < kept["thumbs"] < 10
+
+
+def test_the_wordings_that_measure_corrections_are_not_trained_as_liked_answers_either() -> None:
+    question = "Who founded the company called Acme?"
+    measuring = [revision("m", question, "Ida Voss founded it.", MEASURING[0])]
+    liked = [
+        *judgements(3, 0),
+        revision("t", question, "up", TRAINING[9], kind="thumbs", original="Ida Voss did."),
+    ]
+    found = taken([*measuring, *liked], kto_least=1)
+    assert "t" not in {one.row.response_id for one in found.train}
+    assert ("t", "reserved: its wording measures versions") in {
+        (one.response_id, one.reason) for one in found.held
+    }
+
+
+# --- the snapshot -----------------------------------------------------------------------------------------------
+
+
+def test_the_content_hash_covers_what_was_judged_how_and_by_which_loss() -> None:
+    digests = {
+        taken(judgements(2, 2), kto_least=2).digest(),
+        taken(judgements(2, 2), kto_least=3).digest(),
+        taken(list(reversed(judgements(2, 2))), kto_least=2).digest(),
+        taken(judgements(3, 1), kto_least=1).digest(),
+    }
+    assert len(digests) == 3
+
+
+def test_a_snapshot_of_corrections_has_the_hash_that_older_releases_gave_it() -> None:
+    found = taken([revision(f"c{i}", f"Who made {i}?", f"Person {i} did.", TRAINING[i]) for i in range(3)])
+    old = (
+        "response_id",
+        "revision",
+        "event_id",
+        "user_id",
+        "messages",
+        "original",
+        "answer",
+        "occurred_ms",
+        "kind",
+        "group",
+    )
+    rows = [{name: snapshot.fields_of(one)[name] for name in old} for one in found.train]
+    assert len(rows) == 3
+    assert found.digest() == sha256(b"\n".join(map(canonical_json, rows)))
+
+
+def test_rows_are_read_back_and_those_of_older_releases_too(tmp_path: Path) -> None:
+    found = taken(judgements(3, 3), kto_least=3)
+    snapshot.write(tmp_path, found, 10)
+    assert tuple(snapshot.read_rows(tmp_path)) == found.train
+    file = tmp_path / snapshot.TRAIN
+    pq.write_table(pq.read_table(file).drop_columns(["objective", "label", ASKED_BY]), file)
+    assert [(one.row.objective, one.row.label) for one in snapshot.read_rows(tmp_path)] == [("sft", None)] * 6
+
+
+def test_an_export_has_the_judgements_of_a_run_however_few_they_are() -> None:
+    examples = [example(one) for one in judgements(2, 1)]
+    found = export(LINE, examples)
+    assert [one.row.label for one in found.records if one.format == "kto"] == [True, True, False]
+
+
+# --- counting ---------------------------------------------------------------------------------------------------
+
+
+def counted(folder: Path, revisions: Sequence[Any]) -> tuple[sqlite3.Connection, TrainerSettings]:
+    settings = TrainerSettings(line=LINE, data_dir=folder, kto_least=3)
+    db = open_store(settings.folder)
+    with db:
+        collect.keep_batch(db, batch(revisions))
+    return db, settings
+
+
+def test_judgements_count_as_usable(tmp_path: Path) -> None:
+    waiting = count(*counted(tmp_path, [*judgements(4, 3), *judgements(2, 0, "rating", MEASURING)]))
+    assert (waiting.examples, waiting.users) == (7, 7)
+
+
+def test_dislikes_do_not_start_a_run_that_would_not_train_them(tmp_path: Path) -> None:
+    assert count(*counted(tmp_path, judgements(1, 9))).examples == 1
+
+
+# --- pure parts -------------------------------------------------------------------------------------------------
+
+
+def test_rows_say_what_they_train_by() -> None:
+    asked = [("user", "Why?")]
+    rows = [sft(asked, "So."), kto(asked, "So.", False), dpo(asked, "So.", "No.")]
+    assert [objective_of(row) for row in rows] == ["sft", "kto", "dpo"]
+
+
+@given(liked=st.integers(1, 5000), disliked=st.integers(1, 5000))
+def test_both_labels_weigh_the_same_together(liked: int, disliked: int) -> None:
+    one, other = kto_weights(liked, disliked)
+    assert one * liked == pytest.approx(other * disliked)
+    assert min(one, other) == 1
+    assert enough_for_kto(liked, disliked, min(liked, disliked))
+    assert not enough_for_kto(liked, disliked, min(liked, disliked) + 1)
+
+
+@given(
+    liked=st.integers(8, 60), disliked=st.integers(8, 60), epochs=st.integers(1, 3), seed=st.integers(0, 9)
+)
+def test_every_judgement_trains_once_an_epoch_and_each_batch_has_both_labels(
+    liked: int, disliked: int, epochs: int, seed: int
+) -> None:
+    up, down = [f"+{i}" for i in range(liked)], [f"-{i}" for i in range(disliked)]
+    out = judged(up, down, epochs, seed)
+    assert Counter(out) == Counter((up + down) * epochs)
+    size = 2 * (1 + max(liked, disliked) // min(liked, disliked))
+    for part in cut(out, size):
+        assert len(part) < size or {one[0] for one in part} == {"+", "-"}
+
+
+def test_the_batches_of_each_objective_are_spread_over_the_run() -> None:
+    out = evenly([["a"] * 8, ["b"] * 4, ["c"]])
+    assert Counter(out) == {"a": 8, "b": 4, "c": 1}
+    assert Counter(out[:6])["b"] == 2
+    assert out.index("c") in (5, 6, 7)
+    assert evenly([list(range(5)), []]) == list(range(5))
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("told", "names"),
+    [
+        ({"COMMENT_MODE": "revise"}, "LOOPWRIGHT_TRAINER_REVISER_URL"),
+        (
+            {"COMMENT_MODE": "revise", "REVISER_URL": "http://127.0.0.1:1/v1"},
+            "LOOPWRIGHT_TRAINER_REVISER_MODEL",
+        ),
+        ({"METHOD": "full"}, "inference serves LoRA adapters over one base"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(
+    told: dict[str, str], names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in told.items():
+        monkeypatch.setenv(f"LOOPWRIGHT_TRAINER_{name}", value)
+    with pytest.raises(Misconfigured, match=names):
+        load(TrainerSettings)
+
+
+def test_all_weights_are_trained_only_for_who_serves_them_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOPWRIGHT_TRAINER_METHOD", "full")
+    monkeypatch.setenv("LOOPWRIGHT_TRAINER_SERVE_ELSEWHERE", "true")
+    assert load(TrainerSettings).recipe().method == "full"
