@@ -22,8 +22,6 @@ from tests.fault.trainer_kills import PHASES, SLOWLY_S, plan
 from tests.integration.service_process import running
 from tests.trainer_stand import P, TrainerStand
 
-PLACES = 14
-"""Where it is ended, two thirds of the times by -9; and killed once more, after the version is in the log."""
 SHORT = [phase for phase in PHASES if phase.name == "checkpoint half-written"]
 """Among all tests it is killed there, and after the version is in the log: each start costs seconds of imports."""
 
@@ -35,15 +33,15 @@ def test_killed_wherever_it_can_be_a_run_publishes_one_version_of_the_weights_it
     tiny_model: Path,
     tmp_path: Path,
     fresh: str,
-    rare_seed: int,
+    seed: int,
     record_property: Any,
 ) -> None:
     create_topics(kafka, P)
     stand = TrainerStand(kafka, redis_url, tiny_model, tmp_path / "killed", fresh)
     stand.folder.mkdir()
-    disturbed = Disturbed(stand, random.Random(rare_seed))
+    disturbed = Disturbed(stand, random.Random(seed))
     stand.send_world(users=30, each=2)
-    for number, phase in enumerate(plan(disturbed.dice, PLACES) if SEEDS > 1 else SHORT):
+    for number, phase in enumerate(plan(seed, disturbed.dice) if SEEDS > 1 else SHORT):
         disturbed.end_in(phase, HOWS if SEEDS > 1 else HOWS[:1])
         if number == 0:
             # What is said after the run began is for the next one.
