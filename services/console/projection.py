@@ -14,11 +14,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from shared.errors import Rejected
-from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
+from shared.events import ErasureReport, LogRecord, Outcome, OutcomeKind, parse_union
 from shared.stream.dead_letters import Origin, origin_of
 from shared.stream.step import Record
 from shared.topics import (
     DEAD_LETTERS,
+    ERASURE_REPORTS,
     FEEDBACK_EVENTS,
     FEEDBACK_OUTCOMES,
     MODEL_ROLLOUT,
@@ -37,6 +38,7 @@ FOLLOWED = (
     OPERATOR_COMMANDS,
     OPERATOR_RESULTS,
     DEAD_LETTERS,
+    ERASURE_REPORTS,
 )
 
 NEWEST_LETTERS = 50
@@ -49,6 +51,13 @@ class BatchSize(LogRecord):
     batch_id: str
     rewrite: int = 0
     examples: list[Any]
+
+
+class ErasedFrom(LogRecord):
+    """What the console reads of an `ErasureReport`: not whose it was."""
+
+    event_type = ErasureReport.event_type
+    versions: tuple[str, ...] = ()
 
 
 class OutcomeCount(LogRecord):
@@ -73,6 +82,8 @@ class Projection:
     """line -> batch_id -> (rewrite, examples)"""
     versions: dict[str, dict[str, ModelVersion]] = field(default_factory=dict)
     """line -> version -> its record"""
+    erased: set[str] = field(default_factory=set)
+    """Versions that were trained from what was erased since: their snapshots are whole no more."""
     rollout: dict[str, dict[int, RolloutRecord]] = field(default_factory=dict)
     """line -> seq -> its record"""
     commands: dict[str, Command] = field(default_factory=dict)
@@ -130,6 +141,10 @@ def _version(state: Projection, record: Record) -> None:
     state.versions.setdefault(version.line, {})[version.ref.version] = version
 
 
+def _erasure(state: Projection, record: Record) -> None:
+    state.erased.update(ErasedFrom.from_json(record.value).versions)
+
+
 def _decision(state: Projection, record: Record) -> None:
     decided = RolloutRecord.from_json(record.value)
     state.rollout.setdefault(decided.line, {}).setdefault(decided.seq, decided)
@@ -154,6 +169,7 @@ _FOLDS: dict[str, Callable[[Projection, Record], None]] = {
     FEEDBACK_OUTCOMES.name: _outcome,
     TRAINING_BATCHES.name: _batch,
     MODEL_VERSIONS.name: _version,
+    ERASURE_REPORTS.name: _erasure,
     MODEL_ROLLOUT.name: _decision,
     OPERATOR_COMMANDS.name: _command,
     OPERATOR_RESULTS.name: _result,

@@ -55,10 +55,14 @@ def versions(state: Projection, line: str) -> list[Json]:
     record = state.serving(line)
     serving = {ref.version for ref in (record.stable, record.canary) if ref is not None} if record else set()
     known = sorted(state.versions.get(line, {}).values(), key=lambda v: (v.number or 0, v.created_at))
-    return [_version(version, version.ref.version in serving) for version in known]
+    return [
+        _version(version, version.ref.version in serving, whole=version.ref.version not in state.erased)
+        for version in known
+    ]
 
 
-def _version(version: ModelVersion, serving: bool) -> Json:
+def _version(version: ModelVersion, serving: bool, *, whole: bool) -> Json:
+    """`whole`: nothing that it was trained from was erased. A published record never changes, so it cannot say so."""
     gate = version.gate
     return {
         "version": version.ref.version,
@@ -72,7 +76,7 @@ def _version(version: ModelVersion, serving: bool) -> Json:
         "run_id": version.run_id,
         "base": version.base,
         "base_model": version.base_model,
-        "reproducible": version.reproducible,
+        "reproducible": version.reproducible and whole,
         "created_at": version.created_at.isoformat(),
         "serving": serving,
     }

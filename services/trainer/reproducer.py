@@ -169,11 +169,9 @@ def judged(version: str, compared: Mapping[str, Any]) -> tuple[str, str]:
         also = f", though under {'; '.join(other)}" if other else ""
         return "done", f"{version} is reproduced bit by bit (weights {digest[:16]}){also}"
     apart = compared["distance"]
-    far = (
-        "its weights are of other shapes"
-        if apart is None
-        else f"its weights differ by {apart:.2%} of their size"
-    )
+    unlike = ", ".join(name for name, (one, new) in compared["files"].items() if one != new)
+    by = "in their shapes" if apart is None else f"by {apart:.2%} of their size"
+    far = f"{unlike} {'are' if ',' in unlike else 'is'} not the same, its weights differ {by}"
     if not other:
         return "failed", f"{version} is not reproduced: {far}, under the same software on the same machine"
     under = f"trained under other conditions ({'; '.join(other)})"

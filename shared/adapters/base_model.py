@@ -12,6 +12,8 @@ from shared.versions import VersionRef, version_name
 
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model")
 """What makes a model: weights as safetensors, configuration, tokenizer. Nothing that can carry code."""
+CARD = "README.md"
+"""Says its licence; no part of the model, so no part of its digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def _download(model: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
-        return Path(snapshot_download(model, allow_patterns=list(PATTERNS)))
+        return Path(snapshot_download(model, allow_patterns=[*PATTERNS, CARD]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise Misconfigured(
             f"{model} is neither a local folder nor a model that could be fetched: {error}"

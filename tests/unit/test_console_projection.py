@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.console import views
 from services.console.projection import Projection
-from shared.events import Batch, LogRecord, Outcome, OutcomeKind
+from shared.events import Batch, ErasureReport, LogRecord, Outcome, OutcomeKind
 from shared.stream.step import Record
 from shared.versions import (
     CommandResult,
@@ -188,6 +188,20 @@ def test_rollout_is_told_newest_first() -> None:
     state = folded(decision(1, BASE), decision(3, V1), decision(2, BASE))
     assert [told["seq"] for told in views.rollout(state, "assistant")] == [3, 2, 1]
     assert views.rollout(state, "other") == []
+
+
+def test_a_version_that_was_trained_from_what_was_erased_is_told_as_not_reproducible() -> None:
+    told = ErasureReport(
+        line="assistant",
+        request_id="q1",
+        subject="somebody",
+        service="trainer",
+        versions=(V1.version,),
+        completed_at=NOW,
+    )
+    for order in permutations([version(V1, 1), version(BASE), record("erasure.reports", told)]):
+        shown = views.versions(folded(*order), "assistant")
+        assert {v["version"]: v["reproducible"] for v in shown} == {BASE.version: True, V1.version: False}
 
 
 def test_versions_are_told_with_verdict_and_which_one_serves() -> None:

@@ -1,0 +1,158 @@
+"""`loopwright lineage`, `diff`, `train reproduce` and `artifacts gc`: what they ask, what they show, how they end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from loopwright import AsyncLoopwright, Loopwright, Retry
+from loopwright.cli import app, root
+from tests.unit.sdk_server import Answer, Service, ok, refused
+
+V1, V2 = "assistant@v1-0a1b2c3d", "assistant@v2-1f2e3d4c"
+RESPONSES = [
+    {
+        "response_id": f"r{n}",
+        "revision": 1,
+        "events": [{"event_id": f"e{n}", "kind": "correction", "user": "f" * 64}],
+    }
+    for n in range(3)
+]
+DOWN = {
+    "version": V1,
+    "verdict": "passed",
+    "serving": "stable",
+    "base": "assistant@base-0a1b2c3d",
+    "base_model": "tiny",
+    "reproducible": False,
+    "why_not_reproducible": ["rows that it was trained from were erased (erasure 1)"],
+    "run": {"run_id": "run-1", "stage": "published"},
+    "dataset": {"digest": "ab" * 32, "examples": 4, "users": 2, "tokens": 90},
+    "counts": {"events": 3, "responses": 3, "users": 1, "kinds": {"correction": 3}},
+    "batches": [{"batch_id": "assistant-0-1", "users": 1, "events": 3, "responses": RESPONSES}],
+}
+RUNS = [
+    {"run_id": "run-1", "stage": "published", "state": "trained", "version": V1, "verdict": "passed"},
+    {
+        "run_id": "run-2",
+        "stage": "published",
+        "state": "held",
+        "reason": "agreement: outvoted",
+        "version": V2,
+    },
+]
+UP = {
+    "event_id": "e0",
+    "responses": [{"response_id": "r0", "kind": "correction", "now": "usable: it may train", "runs": RUNS}],
+}
+NONE_OF_IT = {"count": 0, "ids": []}
+DIFF = {
+    "one": {"version": V1, "verdict": "failed", "base": "b"},
+    "other": {"version": V2, "verdict": "passed", "base": "b"},
+    "same_base": True,
+    "recipe": {"epochs": [4.0, 2.0]},
+    "software": {"torch": ["2.6", "2.7"]},
+    "rows": {"complete": True, "same": 7, "added": {"count": 3, "ids": []}, "removed": NONE_OF_IT},
+    "figures": [{"name": "win_rate", "one": {"n": 30, "value": 0.5, "low": 0.4, "high": 0.6}, "other": None}],
+}
+
+
+def run(answers: list[Answer], *arguments: str) -> tuple[Service, Result]:
+    service = Service(answers)
+    return service, CliRunner().invoke(app, list(arguments), obj=service.transport())
+
+
+def test_a_version_is_shown_as_a_tree_down_to_its_events() -> None:
+    service, result = run([ok(DOWN)], "lineage", V1, "--limit", "2")
+    assert result.exit_code == 0
+    for part in ("run run-1", "snapshot abababab: 4 rows of 2 users", "batch assistant-0-1", "correction e1"):
+        assert part in result.stdout
+    assert "reproducible: no" in result.stdout and "were erased" in result.stdout
+    assert "e2" not in result.stdout and "1 more" in result.stdout
+    assert "f" * 20 not in result.stdout, "a pseudonym is cut short"
+    assert (service.asked[0].url.path, dict(service.asked[0].url.params)) == ("/api/lineage", {"version": V1})
+
+
+def test_for_programs_all_of_it_is_told_as_it_came() -> None:
+    told = json.loads(run([ok(DOWN)], "lineage", V1, "--json")[1].stdout)
+    assert [response["response_id"] for response in told["batches"][0]["responses"]] == ["r0", "r1", "r2"]
+    assert told["dataset"] == DOWN["dataset"]
+
+
+def test_an_event_is_shown_with_what_each_run_did_with_it() -> None:
+    service, result = run([ok(UP)], "lineage", "--up", "e0", "--response", "r0")
+    assert f"run run-1 -> {V1} passed: trained" in result.stdout
+    assert "held (agreement: outvoted)" in result.stdout
+    assert dict(service.asked[0].url.params) == {"event_id": "e0", "response_id": "r0"}
+
+
+def test_an_event_that_is_nowhere_says_where_to_ask() -> None:
+    _, result = run(
+        [ok({"event_id": "e", "responses": [], "detail": "ask loopwright receipt"})], "lineage", "--up", "e"
+    )
+    assert (result.exit_code, "ask loopwright receipt" in result.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("arguments", [[], [V1, "--up", "e0"], [V1, "--response", "r0"]])
+def test_it_must_be_said_which_way(arguments: list[str]) -> None:
+    service, result = run([ok(DOWN)], "lineage", *arguments)
+    assert (result.exit_code, service.asked) == (2, [])
+
+
+def test_two_versions_are_shown_side_by_side() -> None:
+    service, result = run([ok(DIFF)], "diff", V1, V2)
+    shown = " ".join(result.stdout.split())
+    for part in ("recipe: epochs 4.0 2.0", "software: torch 2.6 2.7", "0.500 (0.400 to 0.600) n 30 -"):
+        assert part in shown
+    assert "rows: 7 the same, 3 added, 0 removed" in shown
+    assert dict(service.asked[0].url.params) == {"one": V1, "other": V2}
+
+
+def test_an_unknown_version_ends_with_status_1_and_a_trainer_that_is_away_with_3(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, unknown = run([refused(404, "unknown_version", "The newest: v2.")], "lineage", V1)
+    assert (unknown.exit_code, "The newest: v2." in unknown.stderr) == (1, True)
+    monkeypatch.setattr(root, "RETRY", Retry(attempts=1))
+    _, away = run([httpx.ConnectError("refused")], "diff", V1, V2, "--trainer-url", "http://trainer:1")
+    assert (away.exit_code, "LOOPWRIGHT_TRAINER_URL" in away.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "body"),
+    [
+        (["train", "reproduce", V1], {"kind": "reproduce", "version": V1}),
+        (["artifacts", "gc"], {"kind": "collect_garbage"}),
+        (["artifacts", "gc", "--dry-run"], {"kind": "collect_garbage", "dry_run": True}),
+    ],
+)
+@pytest.mark.parametrize(("status", "exit_code"), [("done", 0), ("refused", 1), ("failed", 1)])
+def test_an_order_is_sent_and_its_result_is_the_exit_status(
+    arguments: list[str], body: dict[str, Any], status: str, exit_code: int
+) -> None:
+    told = {"command_id": "c-1", "status": status, "message": "so it went", "executor": "trainer"}
+    service, result = run([ok({"command_id": "c-1"}, 202), ok(told)], *arguments)
+    assert (result.exit_code, result.stdout) == (exit_code, f"{status} so it went\n")
+    assert service.bodies() == [body]
+
+
+async def test_both_clients_ask_the_trainer_alike() -> None:
+    def service() -> Service:
+        return Service([ok(DOWN), ok(UP), ok(DIFF)])
+
+    one, other = service(), service()
+    with Loopwright(transport=one.transport(), trainer_url="http://trainer") as loop:
+        assert loop.lineage(V1).batches[0].responses[2].events[0].event_id == "e2"
+        assert loop.trace("e0").responses[0].runs[1].state == "held"
+        assert loop.diff(V1, V2).recipe == {"epochs": [4.0, 2.0]}
+    async with AsyncLoopwright(transport=other.transport(), trainer_url="http://trainer") as loop_:
+        assert (await loop_.lineage(V1)).reproducible is False
+        assert (await loop_.trace("e0")).event_id == "e0"
+        assert (await loop_.diff(V1, V2)).same_base is True
+    asked = [[(request.method, str(request.url)) for request in each.asked] for each in (one, other)]
+    assert asked[0] == asked[1]
+    assert all(url.startswith("http://trainer/api/") for _, url in asked[0])
