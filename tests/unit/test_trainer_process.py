@@ -85,6 +85,21 @@ def test_a_process_killed_three_times_at_one_place_takes_smaller_pieces_and_says
     assert said[-1] == "memory did not suffice for 8 rows at a time: each step takes 8 in pieces of 4"
 
 
+def test_a_kill_for_memory_that_the_kernel_counts_halves_at_the_first(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = rig.folder / "memory.events"
+    monkeypatch.setattr(memory, "COUNTS", (count,))
+
+    def for_memory(folder: Path) -> None:
+        snapshot_only(folder)
+        count.write_text(f"oom_kill {len(rig.started)}")
+
+    count.write_text("oom_kill 0")
+    assert patiently(rig, iter([KILLED]), before=for_memory) == ["published"]
+    assert memory.micro_batch(rig.started[0], 8) == 4
+
+
 def test_kills_with_checkpoints_between_them_are_not_taken_for_a_lack_of_memory(rig: Rig) -> None:
     steps = iter(range(1, 100))
 

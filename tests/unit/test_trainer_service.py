@@ -9,6 +9,7 @@ from services.trainer import runs
 from services.trainer.attempts import MAX_ERRORS
 from services.trainer.child import FAILED, WHY
 from services.trainer.heldout import is_held_out
+from services.trainer.objectives import HELD_COMMENT
 from services.trainer.store import write_whole
 from shared.adapters import redis_keys
 from shared.envelope import sealed
@@ -180,7 +181,7 @@ def test_quiet_hours_and_the_interval_are_named_to_the_console_and_a_command_ove
 def test_a_dry_run_says_what_would_train_and_what_is_missing_and_trains_nothing(tmp_path: Path) -> None:
     rig = Rig(tmp_path, finish)
     measured = revision("m1", QUESTIONS[0], "The answer is number 0.", MEASURING)
-    send(rig, corrections(), batch([measured, revision("t1", "Who?", "up", kind="thumbs")], 2))
+    send(rig, corrections(), batch([measured, revision("t1", "Who?", "Say the year too.", kind="comment")], 2))
     order(rig, "c1", dry_run=True)
     turns(rig.trainer(examples=100, users=7))
     assert rig.started == []
@@ -188,7 +189,7 @@ def test_a_dry_run_says_what_would_train_and_what_is_missing_and_trains_nothing(
     told = results(rig)[0].message
     assert "would train 3 examples of 3 users (3 usable are new), measured with 1 of 1 held-out users" in told
     assert "waits for 97 more examples and 4 more users" in told
-    assert "held back: 1 (thumbs: held until KTO is there)" in told
+    assert f"held back: 1 ({HELD_COMMENT})" in told
 
 
 def test_a_dry_run_with_nothing_new_says_so_and_one_during_a_run_names_it(tmp_path: Path) -> None:
@@ -267,11 +268,11 @@ def test_a_run_whose_data_is_at_fault_is_not_tried_again(tmp_path: Path) -> None
 
 def test_the_console_sees_what_is_collected_and_what_is_held(tmp_path: Path) -> None:
     rig = Rig(tmp_path, finish)
-    send(rig, corrections(), batch([revision("t1", "Who?", "up", kind="thumbs")], 2))
+    send(rig, corrections(), batch([revision("t1", "Who?", "Say the year too.", kind="comment")], 2))
     turns(rig.trainer(examples=100))
     shown = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
     assert (shown["usable"], shown["needed"], shown["users"], shown["batches"]) == (3, 100, 3, 2)
-    assert shown["held"] == {"thumbs: held until KTO is there": 1}
+    assert shown["held"] == {HELD_COMMENT: 1}
     assert "a run needs 100" in shown["reason"]
 
 
