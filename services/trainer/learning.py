@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback, TrainingArguments, set_seed
@@ -272,17 +273,15 @@ def _common(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def save_adapter(model: Any, target: Path, base_name: str) -> None:
-    """Weights and configuration alone, naming the base and no path of this machine; complete, then there."""
+    """Weights and configuration alone, naming the base and no path of this machine; complete, then there. Of a model
+    of which all weights were trained the model itself, in bf16 as the base."""
     staging = target.with_name(f".{target.name}.incoming")
     shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging, safe_serialization=True)
-    config = json.loads((staging / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = base_name
-    if isinstance(config.get("target_modules"), list):
-        config["target_modules"].sort()  # a set, in another order in each process
-    write_whole(
-        staging / "adapter_config.json", (json.dumps(config, indent=1, sort_keys=True) + "\n").encode()
-    )
+    (model if isinstance(model, PeftModel) else model.to(torch.bfloat16)).save_pretrained(staging)
+    for name, field in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
+        if (staging / name).exists():
+            config = json.loads((staging / name).read_text()) | {field: base_name}
+            write_whole(staging / name, (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
     # PEFT writes a model card of its own, with the path of the base in it.
     (staging / "README.md").unlink(missing_ok=True)
     staging.rename(target)

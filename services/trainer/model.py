@@ -69,24 +69,43 @@ def losses(
     model: Any, tokenizer: Any, said: Sequence[tuple[Messages, str]], told: Told = silent
 ) -> list[float]:
     """Mean negative log-likelihood in nats per token of each answer, given its conversation (no end of turn)."""
+    out = [0.0] * len(said)
+    done = 0
+    for part in by_length(tokenizer, said, SCORE_BATCH):
+        for i, (given, wanted) in zip(
+            part, answer_logits(model, tokenizer, [said[i] for i in part]), strict=True
+        ):
+            out[i] = float(cross_entropy(given, wanted)) if len(wanted) else 0.0
+        done += len(part)
+        told(done, len(said))
+    return out
+
+
+def by_length(tokenizer: Any, said: Sequence[tuple[Messages, str]], size: int) -> Iterator[list[int]]:
+    """Batches of texts of like length, by their places."""
+    order = sorted(range(len(said)), key=lambda i: (len(tokenizer(said[i][1])["input_ids"]), i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def answer_logits(
+    model: Any, tokenizer: Any, said: Sequence[tuple[Messages, str]]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each answer, given its conversation: (tokens, vocabulary) logits in fp32, and the tokens themselves."""
     pairs = [
         (prompt_ids(tokenizer, messages), list(tokenizer(answer, add_special_tokens=False)["input_ids"]))
         for messages, answer in said
     ]
-    out: list[float] = []
-    for start in range(0, len(pairs), SCORE_BATCH):
-        part = pairs[start : start + SCORE_BATCH]
-        ids, mask = _padded(
-            [[*prompt, *answer] for prompt, answer in part], tokenizer.pad_token_id, left=False
+    ids, mask = _padded([[*prompt, *answer] for prompt, answer in pairs], tokenizer.pad_token_id, left=False)
+    with torch.inference_mode():
+        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+    return [
+        (
+            logits[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)].float(),
+            torch.tensor(answer, dtype=torch.long, device=logits.device),
         )
-        with torch.inference_mode():
-            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
-        for row, (prompt, answer) in enumerate(part):
-            wanted = torch.tensor(answer, device=logits.device)
-            given = logits[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)].float()
-            out.append(float(cross_entropy(given, wanted)) if answer else 0.0)
-        told(len(out), len(pairs))
-    return out
+        for row, (prompt, answer) in enumerate(pairs)
+    ]
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,9 +120,13 @@ def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[tor
 
 @contextmanager
 def with_adapter(base: Any, adapter: Path | None) -> Iterator[Any]:
-    """The base with an adapter beside its own weights, for the length of the block. None: the base itself."""
+    """The base with an adapter beside its own weights, for the length of the block. None: the base itself. A folder
+    with a whole model is that model."""
     if adapter is None:
         yield base
+        return
+    if not (adapter / "adapter_config.json").exists():
+        yield load_base(adapter, torch.get_num_threads())
         return
     model = PeftModel.from_pretrained(base, adapter, is_trainable=False)
     try:

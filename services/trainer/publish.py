@@ -102,7 +102,10 @@ class VersionLog:
         version = ModelVersion(
             line=self._line,
             ref=VersionRef(
-                version=version_name(self._line, number, digest), kind="lora", uri=uri, digest=digest
+                version=version_name(self._line, number, digest),
+                kind=config.recipe.method,
+                uri=uri,
+                digest=digest,
             ),
             number=number,
             base=version_name(self._line, None, config.base_digest),

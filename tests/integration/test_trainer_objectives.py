@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from services.trainer import learning
 from services.trainer.checkpoints import Watch
-from services.trainer.model import losses
+from services.trainer.model import losses, with_adapter
 from services.trainer.objectives import Messages, dpo, kto, sft
 from services.trainer.progress import Progress
 from services.trainer.settings import Recipe
@@ -129,6 +129,11 @@ def test_all_weights_learn_where_the_recipe_says_so_and_the_reference_is_still_t
     assert not any("lora_" in name for name in weights(learned))
     first = next(logs for logs in bench.heard.logs if "kto/rewards/margins" in logs)
     assert first["kto/loss"] != 0.5, "the step before it has moved the model away from its reference"
+    learning.save_adapter(learned, bench.folder / "adapter", "a base")
+    with with_adapter(None, bench.folder / "adapter") as kept:
+        assert bench.likely(kept) == pytest.approx((wanted, unwanted), abs=0.05)
+    files = [path for path in (bench.folder / "adapter").iterdir() if path.suffix == ".json"]
+    assert all(str(bench.model.parent) not in path.read_text() for path in files)
 
 
 def test_in_a_mixed_run_each_step_is_of_one_objective_at_its_rate(bench: Bench) -> None:
