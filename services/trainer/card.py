@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
 
 from services.trainer import data_card, environment
+from services.trainer.checkpoint_marks import sync
 from services.trainer.data_card import DataCard
 from services.trainer.environment import Environment
 from services.trainer.runs import RunConfig
@@ -46,6 +47,7 @@ def write_artifact(folder: Path, config: RunConfig, dataset: DatasetRef, report:
     write_whole(staging / FACTS, canonical_json(lineage))
     told = card(config, dataset, report, data_card.read(folder), seen, licence_of(Path(config.base)))
     write_whole(staging / "README.md", told.encode())
+    sync(staging)
     staging.rename(target)
     sync_folder(folder)
     return target

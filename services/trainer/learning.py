@@ -24,6 +24,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from services.trainer import data_card, memory, snapshot
+from services.trainer.checkpoint_marks import sync
 from services.trainer.checkpoints import CHECKPOINTS, Watch, newest_checkpoint
 from services.trainer.curriculum import cut, evenly, judged, mixed, ordered
 from services.trainer.losses import Objectives, add_answers_head, batches
@@ -277,12 +278,13 @@ def save_adapter(model: Any, target: Path, base_name: str) -> None:
     of which all weights were trained the model itself, in bf16 as the base."""
     staging = target.with_name(f".{target.name}.incoming")
     shutil.rmtree(staging, ignore_errors=True)
-    (model if isinstance(model, PeftModel) else model.to(torch.bfloat16)).save_pretrained(staging)
+    (model if isinstance(model, PeftModel) else model.to(torch.bfloat16)).save_pretrained(str(staging))
     for name, field in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
         if (staging / name).exists():
             config = json.loads((staging / name).read_text()) | {field: base_name}
             write_whole(staging / name, (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
     # PEFT writes a model card of its own, with the path of the base in it.
     (staging / "README.md").unlink(missing_ok=True)
+    sync(staging)
     staging.rename(target)
     sync_folder(target.parent)
