@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,12 +15,12 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from moto.server import ThreadedMotoServer
 
 from shared.adapters.artifacts import MANIFEST, LocalArtifactStore
 from shared.adapters.remote_artifacts import OPTIONS, RemoteArtifactStore, open_remote
 from shared.errors import BadArtifact, NotYet, StoreAway
 from shared.ports import ArtifactStore, Stored
+from tests.s3 import own_s3
 
 FAR = 2**53
 """Later than any time here, in milliseconds."""
@@ -80,23 +79,8 @@ def remote(url: str, folder: Path) -> World:
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """An S3 in this process; its address and credentials are in the environment, where a deployment has them."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    told = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in told.items():
-            patch.setenv(name, value)
-        s3_files().mkdir("loopwright")
-        yield "s3://loopwright"
-    server.stop()
+    with own_s3() as url:
+        yield url
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

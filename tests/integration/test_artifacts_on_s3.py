@@ -1,0 +1,49 @@
+"""Inference as a process, with its versions on S3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.adapters.artifacts import MANIFEST, open_artifacts
+from shared.adapters.base_model import find_base
+from shared.adapters.kafka import KafkaPublisher
+from shared.adapters.topics_job import create_topics
+from shared.stream.step import Output
+from tests.inference_parts import make_adapter, reference, rollout
+from tests.integration.test_inference_process import running, say, until
+from tests.s3 import own_s3
+
+
+@pytest.mark.timeout(240)
+def test_a_version_on_s3_takes_over_and_its_credentials_are_in_no_log(
+    kafka: str, tiny_model: Path, tmp_path: Path, fresh: str
+) -> None:
+    create_topics(kafka, 6)
+    publisher = KafkaPublisher(kafka, "rollout")
+    with own_s3() as bucket:
+        place = f"{bucket}/{fresh}"
+        _, digest = open_artifacts(place, tmp_path / "mine").put(
+            make_adapter(tiny_model, tmp_path / "v1", seed=1)
+        )
+        v1 = reference(fresh, 1, digest)
+        for record in (
+            rollout(1, find_base(str(tiny_model)).ref(fresh), line=fresh, action="adopt_base"),
+            rollout(2, v1, line=fresh),
+        ):
+            publisher.publish(Output("model.rollout", fresh.encode(), record.to_json())).result(10)
+        settings = {
+            "KAFKA_BOOTSTRAP_SERVERS": kafka,
+            "LOOPWRIGHT_BASE_MODEL": str(tiny_model),
+            "LOOPWRIGHT_LINE": fresh,
+            "LOOPWRIGHT_ARTIFACTS": place,
+            "AWS_SECRET_ACCESS_KEY": "a-secret-that-no-log-has",
+        }
+        with running(tmp_path, **settings) as process, process.client() as client:
+            until(process.ready)
+            until(lambda: say(client, fresh, max_tokens=1).model == v1.version)
+            assert process.stopped() == 0
+            assert "a-secret-that-no-log-has" not in process.log.read_text()
+    publisher.close()
+    assert (tmp_path / "data" / "artifacts" / digest / MANIFEST).exists(), "it is read from its cache"

@@ -1,0 +1,38 @@
+"""An S3 in this process, by moto. Its address and credentials are in the environment, where a deployment has them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import fsspec
+import pytest
+from moto.server import ThreadedMotoServer
+
+from shared.adapters.remote_artifacts import OPTIONS
+
+BUCKET = "loopwright"
+
+
+@contextmanager
+def own_s3() -> Iterator[str]:
+    """The URL of a bucket. Processes that are started meanwhile find it by the same environment."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    told = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in told.items():
+                patch.setenv(name, value)
+            fsspec.filesystem("s3", **OPTIONS["s3"]).mkdir(BUCKET)
+            yield f"s3://{BUCKET}"
+    finally:
+        server.stop()
