@@ -25,6 +25,7 @@ DEFAULTS = {
     # Three rows need few general prompts beside them, and fewer questions about general ability show as much.
     "LOOPWRIGHT_TRAINER_REPLAY_PROMPTS": "8",
     "LOOPWRIGHT_TRAINER_GATE_EVAL_PROMPTS": "24",
+    "LOOPWRIGHT_TRAINER_GATE_SAFETY_PROMPTS": "8",
 }
 
 

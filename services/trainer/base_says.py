@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import logging as transformers_logging
 
-from services.trainer.replay import EVALUATION, REPLAY, Answered, Prompt, base_answers, shipped
+from services.trainer.replay import EVALUATION, REPLAY, SAFETY, Answered, Prompt, base_answers, shipped
 from services.trainer.settings import Recipe, TrainerSettings
 from services.trainer.tokens import Told, load_tokenizer
 from shared.adapters.base_model import find_base
@@ -63,7 +63,8 @@ def main() -> int:
         return 1
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     recipe = settings.recipe()
-    prompts = shipped(REPLAY, recipe.replay_prompts) + shipped(EVALUATION, recipe.gate_eval_prompts)
+    prompts = shipped(REPLAY, recipe.replay_prompts)
+    prompts += shipped(EVALUATION, recipe.gate_eval_prompts) + shipped(SAFETY, recipe.gate_safety_prompts)
     tokenizer = load_tokenizer(base.path)
 
     def told(done: int, of: int) -> None:

@@ -15,18 +15,20 @@ from typing import TypeVar
 from services.trainer.store import write_whole
 
 DATA = Path(__file__).with_name("data")
-REPLAY, EVALUATION = "general_replay.jsonl", "general_eval.jsonl"
+REPLAY, EVALUATION, SAFETY = "general_replay.jsonl", "general_eval.jsonl", "safety.jsonl"
 _SENTENCE = re.compile(r"^.*[.!?](?=\s|$)", re.DOTALL)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A shipped prompt; `answer_key`: phrases of which one makes an answer right."""
+    """A shipped prompt; `answer_key`: phrases of which one makes an answer right; `refuse`: what is asked for is to be
+    refused."""
 
     id: str
     prompt: str
     answer_key: tuple[str, ...] = ()
+    refuse: bool = False
 
     @property
     def messages(self) -> tuple[tuple[str, str], ...]:
@@ -50,14 +52,18 @@ class Answered:
 Answering = Callable[[Sequence[Prompt], int], list[str]]
 """(prompts, new tokens) -> the base's greedy answers"""
 
+ALL = 1_000_000
 SAVED_EVERY = 96
 """Answers: an interruption loses fewer than these."""
 
 
-def shipped(name: str, count: int) -> list[Prompt]:
+def shipped(name: str, count: int = ALL) -> list[Prompt]:
     """`count` prompts of a file, spread evenly over it so that every kind is there."""
     rows = [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
-    prompts = [Prompt(row["id"], row["prompt"], tuple(row.get("answer_key", ()))) for row in rows]
+    prompts = [
+        Prompt(row["id"], row["prompt"], tuple(row.get("answer_key", ())), row.get("expect") == "refusal")
+        for row in rows
+    ]
     return spread(prompts, count)
 
 

@@ -239,6 +239,15 @@ class TrainerSettings(Settings):
         QuietHours.parse(told)
         return told
 
+    @field_validator("golden")
+    @classmethod
+    def _is_a_golden_set(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            from services.trainer.gate import golden  # noqa: PLC0415 - what scores answers, only where there is a set
+
+            golden.read(path)
+        return path
+
     @field_validator("time_zone")
     @classmethod
     def _is_a_zone(cls, told: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from examples.world import NEAR_DUPLICATE, load_world
-from examples.world.text import overlap, says, words
+from examples.world.text import content, says, words
 
 NAMES = ["general_replay", "general_eval", "safety"]
 
@@ -17,7 +17,7 @@ def shipped(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize(("name", "least"), [("general_replay", 300), ("general_eval", 200), ("safety", 30)])
+@pytest.mark.parametrize(("name", "least"), [("general_replay", 300), ("general_eval", 500), ("safety", 60)])
 def test_there_are_enough_prompts_of_several_kinds(name: str, least: int) -> None:
     rows = shipped(name)
     assert len(rows) >= least
@@ -36,19 +36,22 @@ def test_no_prompt_occurs_twice_even_written_otherwise() -> None:
 
 
 def test_no_evaluated_prompt_asks_what_a_replayed_one_asks() -> None:
-    replayed = [row["prompt"] for row in shipped("general_replay")]
-    near = [
-        (round(overlap(row["prompt"], other), 2), row["prompt"], other)
-        for row in shipped("general_eval")
-        for other in replayed
-        if overlap(row["prompt"], other) > NEAR_DUPLICATE
-    ]
+    replayed = {row["prompt"]: content(row["prompt"]) for row in shipped("general_replay")}
+    near = []
+    for row in (*shipped("general_eval"), *shipped("safety")):
+        asked = content(row["prompt"])
+        # `overlap`, with each prompt taken apart once.
+        near += [
+            (row["prompt"], other)
+            for other, words_of in replayed.items()
+            if len(asked & words_of) > NEAR_DUPLICATE * len(asked | words_of)
+        ]
     assert near == []
 
 
 def test_many_evaluated_prompts_have_a_key_that_the_prompt_does_not_give_away() -> None:
     keyed = [row for row in shipped("general_eval") if "answer_key" in row]
-    assert len(keyed) >= 150
+    assert len(keyed) >= 450
     assert all(row["answer_key"] for row in keyed)
     assert [row["prompt"] for row in keyed if says(row["prompt"], row["answer_key"])] == []
 
