@@ -59,7 +59,9 @@ class GateReport(Part):
     figures: tuple[Figure, ...] = ()
     gated_against: VersionName
     more_items: int | None = Field(
-        None, ge=0, description="about how many more held-out items would decide: an estimate, where it is known"
+        None,
+        ge=0,
+        description="about how many more held-out items would decide: an estimate, where it is known",
     )
     seconds: float = Field(0.0, ge=0)
 
