@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from services.trainer import snapshot
 from services.trainer.collect import Example
-from services.trainer.objectives import CommentMode
+from services.trainer.objectives import KTO_LEAST, CommentMode
 from services.trainer.snapshot import Snapshot
 from services.trainer.trigger import Decision, Waiting
 from services.trainer.verify import Grouped, reasons
@@ -20,16 +20,17 @@ def preview(
     decision: Decision,
     *,
     comments: CommentMode,
+    kto_least: int = KTO_LEAST,
     under_way: str | None = None,
     trains: bool = True,
 ) -> str:
     """`examples`: all that is collected. `decision`: whether a run would begin by itself. `under_way`: the open run.
     `trains`: False where this trainer writes a dataset instead.
 
-    A snapshot is taken as a run takes it, but for the token limit and the questions of the version that serves: both
-    are known within a run only, and leave less.
+    A snapshot is taken as a run takes it, but for the token limit, the questions of the version that serves and what a
+    reviser makes of comments: all are known within a run only, and leave less.
     """
-    taken = snapshot.take(line, examples, through, comments=comments)
+    taken = snapshot.take(line, examples, through, comments=comments, kto_least=kto_least)
     parts = [what_trains(taken, waiting)]
     if not trains:
         begins = "a dataset is written by itself" if decision.start else "no dataset is written by itself"

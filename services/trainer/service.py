@@ -270,6 +270,7 @@ class Trainer:
             self._count(),
             self._decide(),
             comments=self.settings.comment_mode,
+            kto_least=self.settings.kto_least,
             under_way=run.config.run_id if run is not None else None,
             trains=self.settings.mode == "train",
         )
