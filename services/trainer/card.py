@@ -21,6 +21,7 @@ from shared.versions import DatasetRef, GateReport, version_name
 
 ARTIFACT = "artifact"
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
+"""Of an adapter; a whole model has others."""
 FACTS = "loopwright.json"
 OF_THE_BASE: Final = "as-the-base"
 """The licence where the base's folder does not say which."""
@@ -88,20 +89,22 @@ def card(
 
 
 def _front_matter(config: RunConfig, report: GateReport, licence: Mapping[str, str]) -> str:
+    method = config.recipe.method
     named: dict[str, Any] = {
         "base_model": config.base_name,
-        "library_name": "peft",
+        "library_name": "peft" if method == "lora" else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["loopwright", "lora", f"gate-{report.verdict}"],
+        "tags": ["loopwright", method, f"gate-{report.verdict}"],
     }
     return str(ModelCardData(**(named | dict(licence))).to_yaml())
 
 
 def _what_it_is(config: RunConfig, licence: Mapping[str, str]) -> str:
     name = licence.get("license_name") or licence.get("license")
+    over = "Serve it over exactly this base." if config.recipe.method == "lora" else "It is a whole model."
     under = "its base's: see there" if name == OF_THE_BASE else f"{name}, as its base's"
     return f"""Made from `{config.base_name}` (digest `{config.base_digest[:8]}`) by training on what users said of \
-its answers. Serve it over exactly this base. Licence: {under}.
+its answers. {over} Licence: {under}.
 """
 
 
