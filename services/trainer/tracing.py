@@ -16,7 +16,7 @@ from services.trainer.runs import Run
 from services.trainer.snapshot import HELD_OUT, TRAIN
 from services.trainer.verify import split, usable
 from shared.events import ExampleRevision, from_ms, rfc3339
-from shared.versions import batch_position
+from shared.versions import ModelVersion, batch_position
 
 NOWHERE = (
     "no batch here holds it: it may still wait in the processor, be replaced by a newer one, or be erased; "
@@ -112,10 +112,37 @@ def _response(
         "occurred_at": rfc3339(signal.occurred_at) if signal else None,
         "batches": [{"batch_id": batch_id, "revision": revision.revision} for batch_id, revision in found],
         "runs": [
-            _in_run(db, folder, published, run, event, found)
-            for run in runs.all_runs(db)
-            if run.stage != "erased"
+            *(
+                _of_version(version, published, [name for name, _ in found])
+                for version in _without_run(db, published)
+            ),
+            *(
+                _in_run(db, folder, published, run, event, found)
+                for run in runs.all_runs(db)
+                if run.stage != "erased"
+            ),
         ],
+    }
+
+
+def _without_run(db: sqlite3.Connection, published: Published) -> list[ModelVersion]:
+    """Versions whose runs the table does not have: it was lost with its disk, and made anew from the log."""
+    known = {run.config.run_id for run in runs.all_runs(db)}
+    return [one for one in published.versions if one.run_id is not None and one.run_id not in known]
+
+
+def _of_version(version: ModelVersion, published: Published, batches: Sequence[str]) -> Json:
+    """As `_in_run`, where all that is known is which batches were read."""
+    read = version.dataset is not None and any(map(version.dataset.holds, batches))
+    return {
+        "run_id": version.run_id,
+        "stage": "published",
+        "began_at": rfc3339(version.created_at),
+        "state": "not_known" if read else "not_read",
+        "reason": "its batch was read; the run itself is lost" if read else "its batch came later",
+        "version": version.ref.version,
+        "verdict": version.gate.verdict if version.gate else None,
+        "serving": published.serving(version.ref.version),
     }
 
 

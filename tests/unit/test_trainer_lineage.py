@@ -89,26 +89,27 @@ class Stand:
     def send(self, *batches: Batch) -> None:
         for one in batches:
             self.rig.log.append(
-                sealed(TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0)
+                sealed(
+                    TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0
+                )
             )
         turns(self.trainer)
 
-    def erase(self) -> None:
-        """All of Ann's, as the processor leaves and reports it."""
-        told = ErasureReport(
-            line=LINE,
-            request_id="q1",
-            subject=ANN,
-            service="processor",
-            partition=0,
-            partitions=1,
-            batches={f"{LINE}-0-1": 1},
-            completed_at=NOW,
+    def erase(self, **more: str) -> None:
+        """All of Ann's, as the processor leaves and reports it; or, with `more`, a late retraction."""
+        fields = {
+            "request_id": "q1",
+            "subject": ANN,
+            "batches": {f"{LINE}-0-1": 1},
+            "completed_at": NOW,
+        } | more
+        told = ErasureReport.model_validate(
+            {"line": LINE, "service": "processor", "partition": 0, "partitions": 1} | fields
         )
         left = [revision("r1", "Where is the head office?", "In the harbour of Kiel.", BOB)]
         self.send(batch(left, 1, rewrite=1))
         self.rig.log.append(
-            sealed(ERASURE_REPORTS, "q1", told, source="processor", ce_id="0", at=NOW, partition=0)
+            sealed(ERASURE_REPORTS, told.request_id, told, source="processor", ce_id="0", at=NOW, partition=0)
         )
         turns(self.trainer)
 
@@ -208,6 +209,27 @@ def test_after_an_erasure_a_version_is_no_longer_called_reproducible(stand: Stan
         assert [report["request_id"] for report in told["erasures"]] == ["q1"]
         assert ANN not in repr(told) and "e-r0" not in repr(told)
     assert stand.answers.up("e-r0", None)["responses"] == []
+
+
+def test_an_event_that_was_taken_back_late_is_told_as_erased_from_what_it_trained(stand: Stand) -> None:
+    one, other = stand.names()
+    stand.erase(request_id="retract:r0/e-r0", kind="retraction", response_id="r0", event_id="e-r0")
+    (told,) = stand.answers.up("e-r0", None)["responses"]
+    assert [(run["state"], run["version"]) for run in told["runs"]] == [("erased", one), ("erased", other)]
+    assert told["now"].startswith("gone") and "was trained" in told["runs"][0]["reason"]
+    assert stand.answers.down(one)["why_not_reproducible"] == [
+        "rows that it was trained from were erased (retraction 1)"
+    ]
+
+
+def test_after_the_loss_of_the_disk_the_log_says_which_versions_read_its_batch(stand: Stand) -> None:
+    one, other = stand.names()
+    with stand.trainer.db as db:
+        db.execute("DELETE FROM runs")
+    shutil.rmtree(stand.trainer.settings.runs)
+    assert states(stand.answers.up("e-r4", None)) == [("not_read", one), ("not_known", other)]
+    told = stand.answers.down(one)
+    assert (told["run"]["known"], told["reproducible"]) == (False, False)
 
 
 def test_without_its_snapshot_a_version_says_so_and_names_what_the_log_has(stand: Stand) -> None:
