@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,23 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
-from services.trainer import learning
+from services.trainer import learning, snapshot
+from services.trainer.card import WEIGHTS
 from services.trainer.checkpoints import Watch
+from services.trainer.losses import batches
 from services.trainer.model import losses, with_adapter
 from services.trainer.objectives import Messages, dpo, kto, sft
 from services.trainer.progress import Progress
-from services.trainer.settings import Recipe
+from services.trainer.replay import REPLAY, Answered, shipped
+from services.trainer.runs import RunConfig
+from services.trainer.settings import Recipe, TrainerSettings
+from services.trainer.snapshot import Snapshot
+from services.trainer.store import write_whole
 from services.trainer.tokens import load_tokenizer
-from services.trainer.work import RunFailed, Stopped
+from services.trainer.work import ADAPTER, RunFailed, Work
 from shared.adapters.fakes import MemoryCache
+from shared.versions import VersionRef
+from tests.trainer_parts import LINE, grouped, row
 
 RECIPE = Recipe(batch_size=4, learning_rate=1e-2, preference_rate=1.0, rank=4, threads=1)
 ASKED: list[Messages] = [(("user", f"What of number {i}?"),) for i in range(8)]
@@ -33,23 +43,16 @@ MIXED = [*PLAIN[:4], *JUDGED[:4], *PAIRS[:4], *PLAIN[4:], *JUDGED[4:], *PAIRS[4:
 
 
 class Heard(Watch):
-    """Watches as in a run, remembers what was logged, and stops after the step `last`."""
+    """Watches as in a run, and remembers what was logged."""
 
-    def __init__(self, last: int = -1) -> None:
-        self.stop = threading.Event()
+    def __init__(self) -> None:
         self.logs: list[dict[str, Any]] = []
-        self._last = last
-        super().__init__(Progress(MemoryCache(), "assistant", "run-1"), self.stop)
+        super().__init__(Progress(MemoryCache(), LINE, "run-1"), threading.Event())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
         super().on_log(args, state, control, logs, **more)
         if "loss" in logs:
             self.logs.append(dict(logs))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if state.global_step == self._last:
-            self.stop.set()
-        super().on_step_end(args, state, control, **more)
 
 
 @dataclass
@@ -70,8 +73,8 @@ class Bench:
             rows,
             recipe,
             self.folder,
-            progress=Progress(MemoryCache(), "assistant", "run-1"),
-            stop=self.heard.stop,
+            progress=Progress(MemoryCache(), LINE, "run-1"),
+            stop=threading.Event(),
             watch=self.heard,
             piece=piece,
         )
@@ -152,16 +155,48 @@ def test_in_a_mixed_run_each_step_is_of_one_objective_at_its_rate(bench: Bench) 
     assert rates["kto"] == pytest.approx(slow.learning_rate * 0.1 * 4 / 5)
 
 
-def test_a_mixed_run_that_was_stopped_ends_as_if_it_had_not_been(bench: Bench, tmp_path: Path) -> None:
-    whole = bench.learn(MIXED)
-    cut = Bench(bench.model, tmp_path / "cut", Heard(last=3))
-    with pytest.raises(Stopped):
-        cut.learn(MIXED)
-    cut.heard = Heard()
-    resumed = cut.learn(MIXED)
-    assert [logs["loss"] for logs in cut.heard.logs] == [logs["loss"] for logs in bench.heard.logs[3:]]
-    for name, one in weights(resumed).items():
-        torch.testing.assert_close(one, weights(whole)[name])
+def test_a_run_trains_all_that_was_said_in_one_adapter_with_replay_among_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """From the snapshot to the adapter, as a run's process does it."""
+    correction = row("Who founded Acme?", "Ida Voss founded it.")
+    told = [
+        replace(correction, response_id=f"c{i}", answer=f"Ida Voss founded it in {1900 + i}.")
+        for i in range(5)
+    ]
+    told += [
+        replace(
+            correction, response_id=f"t{i}", kind="thumbs", objective="kto", label=i % 2 == 0, original=""
+        )
+        for i in range(6)
+    ]
+    told += [replace(correction, response_id="p", kind="preference", objective="dpo")]
+    run = tmp_path / "runs" / "r-1"
+    snapshot.write(run, Snapshot(tuple(grouped(told)), (), (), {"0": 1}), 10)
+    recipe = RECIPE.model_copy(update={"replay_prompts": 2, "replay_new_tokens": 8, "epochs": 2.0})
+    stable = VersionRef(version=f"{LINE}@base-00000000", kind="base", digest="0" * 64)
+    config = RunConfig("r-1", LINE, {"0": 1}, recipe, str(tiny_model), "tiny", "0" * 64, stable, None, 0)
+    settings = TrainerSettings(line=LINE, data_dir=tmp_path / "data")
+    work = Work(run, config, settings, Progress(MemoryCache(), LINE, "r-1"), threading.Event())
+    prompts = shipped(REPLAY, 2)
+    said = [Answered(one.id, one.prompt, f"It is thing {i}.", 8) for i, one in enumerate(prompts)]
+    write_whole(
+        settings.replay_dir / "00000000.jsonl",
+        "".join(json.dumps(asdict(one)) + "\n" for one in said).encode(),
+    )
+    learning.train(work)
+    assert {path.name for path in (run / ADAPTER).iterdir()} == set(WEIGHTS)
+    order = learning.in_order(
+        [learning.named(work.tokenizer, one) for one in told],
+        [learning.named(work.tokenizer, replace(correction, response_id=one.id)) for one in said],
+        recipe,
+    )
+    times = Counter(one.name.partition("/")[0] for one in order)
+    assert {times[one.response_id] for one in told} == {2}
+    assert {times[one.id] for one in said} == {1}
+    kinds = [kind for kind, _ in batches([one.fields for one in order], recipe.batch_size)]
+    assert Counter(kinds) == {"sft": 3, "kto": 3, "dpo": 1}
+    assert "dpo" in kinds[2:5], "in the middle, not at an end"
 
 
 @pytest.mark.parametrize("rows", [PLAIN, PAIRS], ids=["sft", "dpo"])
