@@ -12,6 +12,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from services.trainer import child, collect
 from services.trainer.doors import Answers, add_answers
+from services.trainer.gate_door import add_reports
 from services.trainer.intake import TOPICS_READ
 from services.trainer.publish import SERVICE, VersionLog, identity
 from services.trainer.service import Trainer
@@ -86,7 +87,8 @@ def main() -> None:
         held = lock(settings.folder)
         readiness = Readiness("base model", "kafka")
         app = add_doorway(FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness)
-        door = ServerThread(add_answers(app, answers(settings)), settings.host, settings.port)
+        add_reports(add_answers(app, answers(settings)), settings)
+        door = ServerThread(app, settings.host, settings.port)
         door.start()
         build(settings, readiness).run(stopping)
         door.stop()

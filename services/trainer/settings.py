@@ -202,6 +202,11 @@ class TrainerSettings(Settings):
     gate_safety_prompts: int = Field(
         60, ge=1, validation_alias=_own("gate_safety_prompts"), description="of the shipped ones"
     )
+    report_texts: bool = Field(
+        False,
+        validation_alias=_own("report_texts"),
+        description="the door tells the answers in gate reports also where it is reached from other machines",
+    )
     golden: Path | None = Field(
         None,
         validation_alias=_own("golden"),

@@ -25,6 +25,7 @@ from loopwright.models import (
     DeadLetterPage,
     Diff,
     Erasure,
+    GateReport,
     Kind,
     Lineage,
     Quarantine,
@@ -289,6 +290,15 @@ class AsyncLoopwright:
     async def diff(self, one: str, other: str) -> Diff:
         """What two versions differ in: recipe, rows, figures, base, software. Asks the trainer."""
         return await self._run(calls.diff(one, other))
+
+    async def gate_report(self, version: str) -> GateReport:
+        """What the gate found of a version: verdict, reasons, figures, and where the trainer tells them the answers.
+        Asks the trainer."""
+        return await self._run(calls.gate_report(version))
+
+    async def gate_page(self, version: str) -> str:
+        """The same as one HTML page that needs nothing else. Asks the trainer."""
+        return await self._run(calls.gate_page(version))
 
     async def result(self, command_id: str) -> CommandResult | None:
         """What came of a command, None while nothing is known."""

@@ -22,6 +22,7 @@ from loopwright.models import (
     DeadLetterPage,
     Diff,
     Erasure,
+    GateReport,
     Kind,
     Lineage,
     Quarantine,
@@ -235,6 +236,22 @@ def trace(event_id: str, response_id: str | None) -> Call[Trace]:
 def diff(one: str, other: str) -> Call[Diff]:
     """What two versions differ in."""
     return Call("trainer", "GET", f"/api/diff?{urlencode({'one': one, 'other': other})}", _one(Diff))
+
+
+def gate_report(version: str) -> Call[GateReport]:
+    """What the gate found of a version."""
+    return Call("trainer", "GET", f"/api/gate?{urlencode({'version': version})}", _one(GateReport))
+
+
+def gate_page(version: str) -> Call[str]:
+    """The same as a page for people."""
+    return Call("trainer", "GET", f"/gate?{urlencode({'version': version})}", _text)
+
+
+def _text(response: httpx.Response) -> str:
+    if response.status_code >= 400:
+        raise problem_from(response)
+    return response.text
 
 
 def _of_line(line: str | None) -> str:

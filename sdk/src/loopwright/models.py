@@ -154,6 +154,32 @@ class Version(Answer):
     created_at: datetime | None = None
 
 
+class Gate(Answer):
+    """The verdict, why, and all figures. `more_items`: about how many more held-out items would decide."""
+
+    verdict: str
+    reasons: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    gated_against: str | None = None
+    more_items: int | None = None
+    seconds: float = 0.0
+
+
+class GateReport(Answer):
+    """What the gate found of a version. The answers (`items`, `pairs`, `general`, `safety`, `golden`) are users' text;
+    where the trainer does not tell them, `without` says why."""
+
+    version: str
+    run_id: str | None = None
+    report: Gate
+    items: tuple[dict[str, Any], ...] = ()
+    pairs: tuple[dict[str, Any], ...] = ()
+    general: tuple[dict[str, Any], ...] = ()
+    safety: tuple[dict[str, Any], ...] = ()
+    golden: tuple[dict[str, Any], ...] = ()
+    without: str | None = None
+
+
 class Command(Answer):
     """A command that was accepted; what came of it is its result."""
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from loopwright.cli import dead_letters, erasing, feedback, importing, lineage, operator, quarantine, watching
+from loopwright.cli import (
+    dead_letters,
+    erasing,
+    feedback,
+    gate,
+    importing,
+    lineage,
+    operator,
+    quarantine,
+    watching,
+)
 from loopwright.cli.root import app
 
 app.command("send")(feedback.send)
@@ -14,6 +24,7 @@ app.command("watch")(watching.watch)
 app.command("versions")(operator.versions)
 app.command("lineage")(lineage.lineage)
 app.command("diff")(lineage.diff)
+app.command("gate")(gate.gate)
 app.add_typer(operator.rollout, name="rollout")
 app.add_typer(operator.train, name="train")
 app.add_typer(operator.artifacts, name="artifacts")

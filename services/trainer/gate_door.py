@@ -1,0 +1,102 @@
+"""`GET /api/gate` and `/gate` of the trainer: the gate's report of a version, as JSON and as a page for people.
+
+The answers in it are users' text. They are told where the door listens on the loopback interface, or where
+`LOOPWRIGHT_TRAINER_REPORT_TEXTS` says so; elsewhere, and after an erasure, the figures alone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi.responses import HTMLResponse
+
+from services.trainer import runs
+from services.trainer.child import GATE
+from services.trainer.gate.page import page
+from services.trainer.settings import TrainerSettings
+from services.trainer.store import open_to_read
+from services.trainer.sweep import REPORT
+from shared.adapters.guard import refuse_foreign_host, refuse_foreign_origin
+from shared.errors import UnknownVersion
+from shared.events import VersionName
+from shared.versions import GateReport
+
+Json = dict[str, Any]
+Version = Annotated[VersionName, Query(description="such as assistant@v3-1f2e3d4c")]
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+ERASED = "They are not kept any more: an erasure took out what they were made from. The figures stand."
+NOT_HERE = (
+    "The answers are users' text, and this door is open beyond the machine it runs on: they are told where "
+    "LOOPWRIGHT_TRAINER_REPORT_TEXTS=true, behind a door of your own. They lie with the run's files."
+)
+
+
+def report_of(settings: TrainerSettings, version: str) -> Json:
+    """As `gate/told.py` writes it, with the version's name; without texts (and `without` says why) where they are gone
+    or not to be told. Raises `UnknownVersion`."""
+    folder = _folder(settings, version)
+    known = {"line": settings.line, "version": version, "run_id": folder.name}
+    if texts_told(settings) and (folder / REPORT).exists():
+        whole: Json = json.loads((folder / REPORT).read_bytes())
+        return whole | known
+    if not (folder / GATE).exists():
+        raise UnknownVersion(f"the files of the run that made {version} are not here any more")
+    report = GateReport.model_validate_json((folder / GATE).read_bytes())
+    without = ERASED if texts_told(settings) else NOT_HERE
+    return known | {"report": report.model_dump(mode="json"), "without": without}
+
+
+def texts_told(settings: TrainerSettings) -> bool:
+    return settings.report_texts or settings.host == "localhost" or _is_loopback(settings.host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _folder(settings: TrainerSettings, version: str) -> Path:
+    with closing(open_to_read(settings.folder)) as db:
+        made = next((run for run in runs.all_runs(db) if run.version == version), None)
+    if made is None:
+        raise UnknownVersion(
+            f"{version} was not made by this trainer: `loopwright versions` lists those of its line; "
+            "its base has no gate"
+        )
+    return settings.runs / made.config.run_id
+
+
+def add_reports(app: FastAPI, settings: TrainerSettings) -> FastAPI:
+    """Adds the routes to the trainer's app, which knows what becomes of errors."""
+
+    async def own(request: Request) -> None:
+        host = request.headers.get("host", "")
+        refuse_foreign_host(host, settings.hosts)
+        refuse_foreign_origin(request.headers.get("origin"), host)
+
+    api = APIRouter(dependencies=[Depends(own)])
+
+    @api.get("/api/gate")
+    def told(version: Version) -> Json:
+        """Verdict, reasons, figures; and, where they are told, all items with what both versions answered."""
+        return report_of(settings, version)
+
+    @api.get("/gate")
+    def shown(version: Version) -> HTMLResponse:
+        """The same as a page."""
+        return HTMLResponse(page(report_of(settings, version)), headers=HEADERS)
+
+    app.include_router(api)
+    return app
