@@ -31,8 +31,12 @@ from tests.unit.sdk_server import Service, ok, refused
 SECRET = "Zanzibarquux"
 FIGURE = Figure(name="win_rate", n=40, value=0.9, low=0.7, high=0.95, bound=0.5, passed=True)
 REPORTED = GateReport(
-    verdict="inconclusive", reasons=("not shown yet",), figures=(FIGURE,), gated_against=f"{LINE}@base-{'ab' * 4}", more_items=12
-)  # fmt: skip
+    verdict="inconclusive",
+    reasons=("not shown yet",),
+    figures=(FIGURE,),
+    gated_against=f"{LINE}@base-{'ab' * 4}",
+    more_items=12,
+)
 ITEM = {
     "identity": "r/e", "counts": "wins", "question": f"What is {SECRET}?", "correction": "A place.", "keys": [],
     "candidate": "A place.", "stable": "No idea.", "candidate_score": 1.0, "stable_score": 0.0, "outcome": 1,
