@@ -231,6 +231,16 @@ def test_versions_show_verdict_and_each_figure_with_interval_baseline_and_n() ->
     assert "the base is not gated" in draw(view(status(), versions=(base,)))["versions"]
 
 
+def test_figures_that_decide_are_shown_and_the_way_to_all_of_them() -> None:
+    told = FIGURE | {"name": "general_kl", "passed": None}
+    (row,) = view(status(), versions=(version(figures=[FIGURE, told]),)).versions
+    assert [figure.name for figure in row.figures] == [FIGURE["name"].replace("_", " ")]
+    (alone,) = view(status(), versions=(version(figures=[told]),)).versions
+    assert [figure.name for figure in alone.figures] == ["general kl"]
+    drawn = draw(view(status(), versions=(version(figures=[FIGURE]),)))["versions"]
+    assert f"loopwright gate {row.version}" in drawn
+
+
 def test_a_figure_that_was_not_measured_is_a_dash_and_no_mark() -> None:
     bare = dict.fromkeys(("value", "low", "high", "baseline", "bound", "passed"))
     shown = view(status(), versions=(version(figures=[FIGURE | bare]),))

@@ -37,7 +37,8 @@ class FigureRow:
 
 @dataclass(frozen=True, slots=True)
 class VersionRow:
-    """`verdict` is `base` for the base, which is tested by none."""
+    """`verdict` is `base` for the base, which is tested by none. `figures` are those that decide; the gate's report has
+    all."""
 
     version: str
     short: str
@@ -71,8 +72,13 @@ def _row(version: Json) -> VersionRow:
         reasons=tuple(version["reasons"]),
         trained_on=_trained_on(version),
         created=say.when(created) if created is not None else "",
-        figures=tuple(_figure(figure) for figure in version["figures"]),
+        figures=tuple(_figure(figure) for figure in deciding(version["figures"])),
     )
+
+
+def deciding(figures: Sequence[Json]) -> list[Json]:
+    """Those that hold or do not; all where no figure says so."""
+    return [figure for figure in figures if figure["passed"] is not None] or list(figures)
 
 
 def _trained_on(version: Json) -> str:
