@@ -75,7 +75,9 @@ def test_each_kind_has_its_objective(kind: Any, value: Any, objective: str, labe
     ("kind", "value", "reason"),
     [("rating", 3, "rating: in the middle"), ("comment", "more detail", "comment: says what to change")],
 )
-def test_what_says_neither_what_is_right_nor_what_is_wrong_is_held(kind: Any, value: Any, reason: str) -> None:
+def test_what_says_neither_what_is_right_nor_what_is_wrong_is_held(
+    kind: Any, value: Any, reason: str
+) -> None:
     rows, held = usable([example(revision("r1", "Who?", value, kind=kind))])
     assert rows == []
     assert [one.reason.startswith(reason) for one in held] == [True]
