@@ -64,13 +64,14 @@ def train(work: Work) -> None:
         for one in work.base_says(shipped(REPLAY, recipe.replay_prompts))
         if whole_sentences(one.answer)
     ]
+    replayed = [one for one in replayed if one.tokens <= recipe.max_tokens]
     told = [named(work.tokenizer, row) for row in rows]
     total = round(sum(one.tokens for one in told) * recipe.epochs)
     chosen = [replayed[i] for i in mixed(total, [one.tokens for one in replayed], recipe.replay_share)]
     data_card.note_replay(work.folder, len(chosen), sum(one.tokens for one in chosen), total)
     order = in_order(told, chosen, recipe)
     log.info("training", rows=len(rows), replay=len(chosen), order=len(order))
-    places = [range_ for _, range_ in batches([one.fields for one in order], recipe.batch_size)]
+    places = [of_step for _, of_step in batches([one.fields for one in order], recipe.batch_size)]
     watch = Watch(
         work.progress,
         work.stop,
