@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -142,7 +143,7 @@ def _general_kept(measured: Measured, findings: Findings) -> None:
     findings.add(
         "general_perplexity",
         exponent(findings.mean([candidate for candidate, _ in measured.nll])),
-        baseline=None if before is None else exponent(findings.mean([before])).value,
+        baseline=None if before is None else math.exp(before),
     )
     findings.add("general_kl", findings.mean(measured.kl))
 

@@ -30,8 +30,8 @@ class Findings:
         bound: float | None = None,
         passed: bool | None = None,
     ) -> None:
-        """One figure. What was not measured is not listed."""
-        if found.n == 0:
+        """One figure. Of what was not measured those that decide are listed all the same, with n = 0."""
+        if found.n == 0 and bound is None:
             return
         self.figures.append(
             Figure(
@@ -42,7 +42,7 @@ class Findings:
                 high=_short(found.high),
                 baseline=_short(baseline),
                 bound=bound,
-                passed=passed,
+                passed=passed if found.n else None,
             )
         )
 
