@@ -133,7 +133,6 @@ def train(arm: Arm, base: Path) -> dict[str, float]:
             order = ordered(
                 training, [], EPOCHS, recipe.batch_size, lambda row: token_count(tokenizer, *row), recipe.seed
             )
-            learning.Watch = lambda *_: Clock()  # type: ignore[misc,assignment]
             trained = learning.learn(
                 learning.for_training(model, recipe.max_tokens),
                 tokenizer,
@@ -142,6 +141,7 @@ def train(arm: Arm, base: Path) -> dict[str, float]:
                 Path(folder),
                 progress=None,  # type: ignore[arg-type]
                 stop=threading.Event(),
+                watch=Clock(),
             )
         else:
             from datasets import Dataset  # noqa: PLC0415
