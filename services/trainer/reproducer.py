@@ -37,7 +37,7 @@ LEFT_OUT: Final = frozenset({CONFIG, GATE, WHY, sweep.ANSWERS, "run.log", "attem
 """Of a run's folder what has no part in its training."""
 CLOSE: Final = 0.05
 """How far apart the weights may be, as a share of their size, where another machine or other software rounds
-otherwise: docs/decisions/lineage.md says what was measured."""
+otherwise. Chosen, not measured: docs/decisions/lineage.md says what is known."""
 log = structlog.get_logger(__name__)
 
 
