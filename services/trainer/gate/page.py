@@ -76,7 +76,7 @@ def page(whole: Json) -> str:
         whole=whole,
         report=report,
         headline=HEADLINES[report["verdict"]],
-        figures=[row_of(figure) for figure in report["figures"]],
+        figures=[row_of(figure) for figure in report["figures"] if figure["n"]],
         best=best,
         worst=worst,
         items=len(items),
