@@ -181,7 +181,9 @@ def test_quiet_hours_and_the_interval_are_named_to_the_console_and_a_command_ove
 def test_a_dry_run_says_what_would_train_and_what_is_missing_and_trains_nothing(tmp_path: Path) -> None:
     rig = Rig(tmp_path, finish)
     measured = revision("m1", QUESTIONS[0], "The answer is number 0.", MEASURING)
-    send(rig, corrections(), batch([measured, revision("t1", "Who?", "Say the year too.", kind="comment")], 2))
+    send(
+        rig, corrections(), batch([measured, revision("t1", "Who?", "Say the year too.", kind="comment")], 2)
+    )
     order(rig, "c1", dry_run=True)
     turns(rig.trainer(examples=100, users=7))
     assert rig.started == []
