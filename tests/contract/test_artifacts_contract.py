@@ -308,6 +308,29 @@ def test_a_collector_gives_way_to_who_claimed_and_takes_no_notice_of_the_dead(
     assert store.discard(digest) is True
 
 
+def test_who_puts_waits_for_a_collector_that_came_first_and_says_so_if_that_takes_too_long(
+    away: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made(tmp_path / "run")
+    store = away.open()
+    uri, digest = store.put(folder)
+    away.alter(f"going/{digest}/somebody", b"")
+    monkeypatch.setattr("shared.adapters.remote_artifacts.SLOW_S", 0.2)
+    with pytest.raises(StoreAway, match="being removed"):
+        store.put(folder)
+    away.drop(f"going/{digest}/somebody")
+    assert store.put(folder) == (uri, digest)
+
+
+def test_what_was_altered_is_not_kept_in_the_cache(away: World, tmp_path: Path) -> None:
+    uri, digest = away.open().put(made(tmp_path / "run"))
+    away.alter(f"{digest}/adapter_model.safetensors", b"altered")
+    reader = away.open()
+    with pytest.raises(BadArtifact):
+        reader.fetch(uri, digest)
+    assert reader._cache.stored() == []  # type: ignore[attr-defined]
+
+
 def test_a_store_that_is_away_is_said_to_be_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_remote("memory://gone", tmp_path / "cache")
 

@@ -164,6 +164,7 @@ def test_another_lines_versions_are_left_to_their_trainer(store: Store) -> None:
 def test_what_no_version_names_goes_when_it_is_old_and_stays_while_it_is_young(store: Store) -> None:
     _, old = store.put("orphan")
     _, young = store.put("about-to-be-published", timedelta(hours=1))
+    assert "1 of 2 artifacts would go" in store.collect(dry_run=True).message
     result = store.collect()
     assert store.there() == [young]
     assert f"{old[:8]}, which no version names" in result.message and "1 (put lately)" in result.message
