@@ -34,7 +34,10 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-ERASED = "They are not kept any more: an erasure took out what they were made from. The figures stand."
+ERASED = (
+    "They are not kept: an erasure took out what they were made from, or an older release made this version. The figures "
+    "stand."
+)
 NOT_HERE = (
     "The answers are users' text, and this door is open beyond the machine it runs on: they are told where "
     "LOOPWRIGHT_TRAINER_REPORT_TEXTS=true, behind a door of your own. They lie with the run's files."
