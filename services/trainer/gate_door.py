@@ -35,8 +35,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 ERASED = (
-    "They are not kept: an erasure took out what they were made from, or an older release made this version. The figures "
-    "stand."
+    "They are not kept: an erasure took out what they were made from, or an older release made this version. "
+    "The figures stand."
 )
 NOT_HERE = (
     "The answers are users' text, and this door is open beyond the machine it runs on: they are told where "
