@@ -1,6 +1,6 @@
 # Paths are relative and quoted: the repository may lie under a path with spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test test-fault bench-trainer bench-processor bench-soak lint format lock clean
+.PHONY: help install setup demo chapter up down env test test-fault bench-trainer bench-processor bench-soak experiment lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -61,6 +61,9 @@ bench-processor: install ## The stream engine and the processor beside their pee
 
 bench-soak: install ## The processor for 15 minutes: whether its memory grows; writes benchmarks/soak.json
 	@"$(PYTHON)" -m benchmarks.soak $(ARGS)
+
+experiment: setup ## Does it help? Seven arms, three seeds each, through trainer and gate; resumable; writes benchmarks/experiment.json
+	@"$(PYTHON)" -m benchmarks.experiment $(ARGS)
 
 lint: install ## ruff and mypy --strict
 	@"$(PYTHON)" -m ruff check .
