@@ -283,6 +283,8 @@ def save_adapter(model: Any, target: Path, base_name: str) -> None:
     for name, field in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
         if (staging / name).exists():
             config = json.loads((staging / name).read_text()) | {field: base_name}
+            if isinstance(config.get("target_modules"), list):
+                config["target_modules"].sort()  # PEFT keeps a set: in another order in each process
             write_whole(staging / name, (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
     # PEFT writes a model card of its own, with the path of the base in it.
     (staging / "README.md").unlink(missing_ok=True)
