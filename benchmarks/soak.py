@@ -1,8 +1,10 @@
 """Whether the processor as shipped grows: `make bench-soak`. Ends in one JSON line, kept in benchmarks/soak.json.
 
-Responses and corrections come at 500 a second, each response a new key, from a fixed number of users: so the state on
-disk grows all the time, and memory should not. Told is the memory of the process (RSS) at the beginning and at the end,
-and the slope of a line through all of it (least squares). Before that come five minutes in which caches fill.
+Responses and corrections come at 500 a second, of a fixed number of responses and users: each response is sent again
+and again, each user corrects it once more each time. So after the first minutes, in which state and caches fill,
+nothing is new but the events, and memory should stay. Told is the memory of the process (RSS) at the beginning and at
+the end, and the slope of a line through all of it (least squares). With `--growing` each response is a new one: then
+memory grows until the stores' cache is full, and after that by their indexes and filters, some 3 bytes a key.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from shared.topics import CHAT_RESPONSES, DEAD_LETTERS, FEEDBACK_EVENTS, FEEDBAC
 RESULTS = Path(__file__).with_suffix(".json")
 FOLDER = Path(".loopwright/bench/soak")
 USERS = 5_000
+KNOWN = 40_000
+"""Responses; each comes again every 160 seconds."""
 LOOK_S = 5.0
 WARM_MINUTES = 5.0
 app = typer.Typer(add_completion=False)
@@ -39,15 +43,18 @@ progress = Console(stderr=True, highlight=False)
 def main(
     minutes: Annotated[float, typer.Option(help="How long memory is watched.", min=0.5)] = 15.0,
     warm_up: Annotated[float, typer.Option(help="Minutes before that.", min=0.0)] = WARM_MINUTES,
+    growing: Annotated[bool, typer.Option(help="Each response is a new one.")] = False,
     partitions: Annotated[int, typer.Option(help="Of every topic.", min=1)] = 4,
 ) -> None:
-    """Measures, and writes benchmarks/soak.json where it ran for 15 minutes or more."""
+    """Measures, and writes benchmarks/soak.json where it ran for 15 minutes or more, and not `--growing`."""
     pairs = round(RATE * (warm_up + minutes) * 60 / 2)
     FOLDER.mkdir(parents=True, exist_ok=True)
     with broker(FOLDER / "kafka") as kafka:
         log = Log(kafka.address)
         try:
-            sizes = soaked(Lab(kafka, log, FOLDER, partitions), pairs)[round(warm_up * 60 / LOOK_S) :]
+            sizes = soaked(Lab(kafka, log, FOLDER, partitions), pairs, None if growing else KNOWN)[
+                round(warm_up * 60 / LOOK_S) :
+            ]
         except WrongResult as wrong:
             sys.exit(f"bench-soak: {wrong}")
         finally:
@@ -58,14 +65,14 @@ def main(
         "figures": figures(sizes, pairs),
         "machine": machine(),
     }
-    if minutes >= 15:
+    if minutes >= 15 and not growing:
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
 
 
-def soaked(lab: Lab, pairs: int) -> list[float]:
+def soaked(lab: Lab, pairs: int, known: int | None) -> list[float]:
     """RSS in MB every five seconds, while records came. Raises `WrongResult` unless each correction has an outcome."""
-    talk = whole.Conversation(pairs, 350, users=USERS)
+    talk = whole.Conversation(pairs, 350, users=USERS, known=known)
 
     def records() -> Iterator[tuple[str, Sent]]:
         for form, i in whole.forms(pairs, RATE, LAG_S):

@@ -61,6 +61,8 @@ class Conversation:
     record_bytes: int
     users: int | None = None
     """So many take turns; None: each correction comes from another one."""
+    known: int | None = None
+    """So many responses are spoken of in turn, each again and again by the same user; None: each once."""
 
     @cached_property
     def _text(self) -> str:
@@ -80,6 +82,7 @@ class Conversation:
         return (self.correction(i) for i in range(self.pairs))
 
     def response(self, i: int) -> Sent:
+        i = self._about(i)
         name = _response_id(i)
         question, answer = {"role": "user", "content": ""}, {"index": 0, "text": ""}
         body: dict[str, Any] = {
@@ -98,19 +101,23 @@ class Conversation:
         return name.encode(), orjson.dumps(body), _headers(RESPONSES, i)
 
     def correction(self, i: int) -> Sent:
-        name = _response_id(i)
+        about = self._about(i)
+        name = _response_id(about)
         body = {
             "schema_version": 1,
             "line": "assistant",
             "response_id": name,
             "event_id": f"e-{i:016x}",
-            "user_id": f"u_{i if self.users is None else i % self.users:016x}",
+            "user_id": f"u_{about if self.users is None else about % self.users:016x}",
             "received_at": AT,
             "kind": "correction",
             "value": "",
         }
         body["value"] = self._says(7 * i + 2, self.record_bytes - len(orjson.dumps(body)))
         return name.encode(), orjson.dumps(body), _headers(CORRECTIONS, i)
+
+    def _about(self, i: int) -> int:
+        return i if self.known is None else i % self.known
 
 
 def _response_id(i: int) -> str:
