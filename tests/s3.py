@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,8 +12,6 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from shared.adapters.remote_artifacts import OPTIONS
-
-BUCKET = "loopwright"
 
 
 @contextmanager
@@ -32,7 +31,11 @@ def own_s3() -> Iterator[str]:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in told.items():
                 patch.setenv(name, value)
-            fsspec.filesystem("s3", **OPTIONS["s3"]).mkdir(BUCKET)
-            yield f"s3://{BUCKET}"
+            # moto keeps its buckets for as long as the process lives: each caller has one of its own.
+            bucket = f"loopwright-{secrets.token_hex(4)}"
+            fsspec.filesystem("s3", **OPTIONS["s3"]).mkdir(bucket)
+            yield f"s3://{bucket}"
     finally:
         server.stop()
+        # Kept clients would go on asking a server that is gone.
+        fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -78,11 +78,11 @@ def _nothing_is_left_in_batches(batches: Iterable[Batch], subject: str, new: str
 
 
 def _nothing_is_left_in_the_state(seen: Seen, subject: str, new: str) -> Iterator[str]:
-    """Nor in the tallies that stand, but for what was said since."""
+    """Nor in the tallies that stand, but for what was said since, and retractions that wait for their turn."""
     name = subject.encode()
     for partition, state in state_of(seen).items():
         for key, value in state.items():
-            about_new = new.encode() in key or key.startswith(b"t/")
+            about_new = new.encode() in key or key.startswith((b"t/", b"e/wait/"))
             if not key.startswith(FENCES) and not about_new and (name in key or name in (value or b"")):
                 yield f"I11 state: {key!r} of partition {partition} still names it"
     standing = {record.key: record.value for record in seen.of(FEEDBACK_TALLIES.name)}

@@ -118,12 +118,15 @@ def topic_named(argument: ast.expr | None) -> str:
 
 
 def engine_outputs(package: str) -> list[tuple[str, str]]:
-    """(place, topic) for each topic that a service gives the stream engine to write: `outputs={...}`."""
+    """(place, topic) for each topic that a service gives the stream engine to write: `outputs={...}` of its settings,
+    under whatever name these are made, but not TRL's word for what a model gives."""
     return [
         (f"{module}:{keyword.value.lineno}", topic_named(node))
         for module in below(package)
-        for keyword in ast.walk(tree(module))
-        if isinstance(keyword, ast.keyword) and keyword.arg == "outputs"
+        for call in ast.walk(tree(module))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) != "add_fused_lm_head"
+        for keyword in call.keywords
+        if keyword.arg == "outputs"
         for collection in ast.walk(keyword.value)
         if isinstance(collection, ast.Set | ast.Tuple | ast.List)
         for node in collection.elts
