@@ -30,8 +30,9 @@ TUNING: Final = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "OMP_NUM_THREADS": "1",
-    # Threads that spin for long while they wait for each other starve one another where anything else runs: a step then
-    # took a hundred times as long. Those that sleep at once lose a fifth on a quiet machine; a short spin loses neither.
+    # Threads that spin for long while they wait for each other starve one another where anything else runs: a step
+    # then took a hundred times as long. Those that sleep at once lose a fifth on a quiet machine; a short spin loses
+    # nothing there.
     "GOMP_SPINCOUNT": "20000",
     "TOKENIZERS_PARALLELISM": "false",
 }
