@@ -16,7 +16,7 @@ FENCES = (b"f/", b"g/")
 
 def erasure_complaints(seen: Seen, subject: str, new: str) -> list[str]:
     """What does not hold, each with its name; empty if all is well. `new`: how the names of responses begin that were
-    made after the request. Call it when each partition has reported."""
+    made after the request. Call it when each partition has reported, and nothing `under_way` is left."""
     batches = [Batch.from_json(record.value) for record in seen.of(TRAINING_BATCHES.name)]
     batches += [Batch.from_json(output.value) for output in pending(seen).outputs[TRAINING_BATCHES.name]]
     offline = recomputed(seen).outputs[TRAINING_BATCHES.name]
@@ -28,6 +28,11 @@ def erasure_complaints(seen: Seen, subject: str, new: str) -> list[str]:
         *_nothing_is_left_in_the_state(seen, subject, new),
         *_others_lost_nothing(was, should, subject, new),
     ]
+
+
+def under_way(seen: Seen) -> list[bytes]:
+    """The requests and late retractions that are not carried through yet. Each names its subject until then."""
+    return [key for state in state_of(seen).values() for key in state if key.startswith(b"e/")]
 
 
 def newest(batches: Iterable[Batch]) -> dict[str, ExampleRevision]:
@@ -78,11 +83,11 @@ def _nothing_is_left_in_batches(batches: Iterable[Batch], subject: str, new: str
 
 
 def _nothing_is_left_in_the_state(seen: Seen, subject: str, new: str) -> Iterator[str]:
-    """Nor in the tallies that stand, but for what was said since, and retractions that wait for their turn."""
+    """Nor in the tallies that stand, but for what was said since."""
     name = subject.encode()
     for partition, state in state_of(seen).items():
         for key, value in state.items():
-            about_new = new.encode() in key or key.startswith((b"t/", b"e/wait/"))
+            about_new = new.encode() in key or key.startswith(b"t/")
             if not key.startswith(FENCES) and not about_new and (name in key or name in (value or b"")):
                 yield f"I11 state: {key!r} of partition {partition} still names it"
     standing = {record.key: record.value for record in seen.of(FEEDBACK_TALLIES.name)}

@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 from shared.envelope import sealed
 from shared.events import ErasureReport, ErasureRequest
 from shared.topics import ERASURE_REPORTS, ERASURE_REQUESTS
-from tests.fault.erased_oracle import erasure_complaints
+from tests.fault.erased_oracle import erasure_complaints, under_way
 from tests.fault.extent import varieties
 from tests.fault.oracle import names
 from tests.fault.processor_rig import Processors
@@ -65,13 +65,15 @@ def erased(workers: Processors, seed: int, phase: str, **told: Any) -> list[str]
     workers.until_consumed(60, last)
 
     def reported() -> bool:
-        found = [ErasureReport.from_json(one.value) for one in workers.rig.seen().of(ERASURE_REPORTS.name)]
-        return sum(report.kind == "erasure" for report in found) >= workers.rig.partitions
+        seen = workers.rig.seen()
+        found = [ErasureReport.from_json(one.value) for one in seen.of(ERASURE_REPORTS.name)]
+        told = sum(report.kind == "erasure" for report in found)
+        return told >= workers.rig.partitions and not under_way(seen)
 
     if told:  # a broken one, which may never report
         threading.Event().wait(4.0)
     else:
-        workers.until(reported, "each partition has reported", 60)
+        workers.until(reported, "each partition has reported, and no retraction waits", 60)
     workers.stop(last)
     return erasure_complaints(workers.rig.seen(), subject, NEW)
 
