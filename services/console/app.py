@@ -22,7 +22,7 @@ from services.console.settings import ConsoleSettings
 from services.console.views import Json
 from shared.adapters import redis_keys
 from shared.adapters.follower import Follower
-from shared.adapters.guard import Forbidden, is_json, refuse_foreign_host, refuse_foreign_origin
+from shared.adapters.guard import Forbidden, is_json, refuse_foreign
 from shared.adapters.http import add_doorway, problem
 from shared.envelope import sealed
 from shared.errors import BrokerUnavailable, Overloaded, Retryable
@@ -119,9 +119,7 @@ def own(console: Console, follower: Follower) -> Callable[[Request], Awaitable[N
     """What every route of the API asks first: who it is, and whether the state is whole."""
 
     async def check(request: Request) -> None:
-        host = request.headers.get("host", "")
-        refuse_foreign_host(host, console.settings.hosts)
-        refuse_foreign_origin(request.headers.get("origin"), host)
+        refuse_foreign(request.headers, console.settings.hosts)
         if not follower.caught_up:
             raise BrokerUnavailable("the log has not been read to its end yet: try again in some seconds")
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.adapters.guard import Forbidden, refuse_foreign_host, refuse_foreign_origin
+from shared.adapters.guard import Forbidden, refuse_foreign
 from shared.adapters.http import problem
 
 OPEN = frozenset({"/livez", "/readyz", "/metrics"})
@@ -51,11 +51,8 @@ class Fence:
         if scope["type"] == "lifespan" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
         try:
-            refuse_foreign_host(host, self._hosts)
-            refuse_foreign_origin(headers.get("origin"), host)
+            refuse_foreign(Headers(scope=scope), self._hosts)
         except Forbidden as error:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "forbidden"})

@@ -17,7 +17,7 @@ from services.trainer.lineage import Json, Published
 from services.trainer.publish import Read, published
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import open_to_read
-from shared.adapters.guard import Forbidden, refuse_foreign_host, refuse_foreign_origin
+from shared.adapters.guard import Forbidden, refuse_foreign
 from shared.adapters.http import problem
 from shared.errors import Malformed
 from shared.events import Id, VersionName
@@ -74,9 +74,7 @@ def add_answers(app: FastAPI, answers: Answers) -> FastAPI:
     """Adds the routes to the trainer's app."""
 
     async def own(request: Request) -> None:
-        host = request.headers.get("host", "")
-        refuse_foreign_host(host, answers.settings.hosts)
-        refuse_foreign_origin(request.headers.get("origin"), host)
+        refuse_foreign(request.headers, answers.settings.hosts)
 
     @app.exception_handler(Forbidden)
     async def forbidden(_: Request, error: Forbidden) -> JSONResponse:

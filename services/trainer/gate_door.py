@@ -21,7 +21,7 @@ from services.trainer.gate.page import page
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import open_to_read
 from services.trainer.sweep import REPORT
-from shared.adapters.guard import refuse_foreign_host, refuse_foreign_origin
+from shared.adapters.guard import refuse_foreign
 from shared.errors import UnknownVersion
 from shared.events import VersionName
 from shared.versions import GateReport
@@ -85,9 +85,7 @@ def add_reports(app: FastAPI, settings: TrainerSettings) -> FastAPI:
     """Adds the routes to the trainer's app, which knows what becomes of errors."""
 
     async def own(request: Request) -> None:
-        host = request.headers.get("host", "")
-        refuse_foreign_host(host, settings.hosts)
-        refuse_foreign_origin(request.headers.get("origin"), host)
+        refuse_foreign(request.headers, settings.hosts)
 
     api = APIRouter(dependencies=[Depends(own)])
 

@@ -9,7 +9,7 @@ given (or else a foreign name that resolves to 127.0.0.1 would be this host).
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 from shared.errors import Rejected
@@ -21,8 +21,19 @@ class Forbidden(Rejected):
     code = "forbidden"
 
 
-def refuse_foreign_host(host: str, names: Collection[str]) -> None:
-    """`host` is the `Host` header. Raises `Forbidden`."""
+def refuse_foreign(headers: Mapping[str, str], names: Collection[str]) -> None:
+    """`headers`: of the request, by their names in lower case. `names`: by which the service is known besides
+    localhost and addresses. Raises `Forbidden`."""
+    host = headers.get("host", "")
+    _refuse_foreign_host(host, names)
+    _refuse_foreign_origin(headers.get("origin"), host)
+
+
+def is_json(content_type: str | None) -> bool:
+    return (content_type or "").split(";")[0].strip().lower() == "application/json"
+
+
+def _refuse_foreign_host(host: str, names: Collection[str]) -> None:
     name = urlsplit(f"//{host}").hostname or ""
     if name != "localhost" and name not in names and not _is_address(name):
         raise Forbidden(
@@ -31,14 +42,10 @@ def refuse_foreign_host(host: str, names: Collection[str]) -> None:
         )
 
 
-def refuse_foreign_origin(origin: str | None, host: str) -> None:
-    """`origin` is the `Origin` header, absent outside browsers. Raises `Forbidden`."""
+def _refuse_foreign_origin(origin: str | None, host: str) -> None:
+    """Browsers alone name an origin."""
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
         raise Forbidden(f"a page of {origin} may not ask this service")
-
-
-def is_json(content_type: str | None) -> bool:
-    return (content_type or "").split(";")[0].strip().lower() == "application/json"
 
 
 def _is_address(name: str) -> bool:

@@ -19,7 +19,7 @@ from shared.adapters import redis_keys
 from shared.adapters.clock import ManualClock
 from shared.adapters.fakes import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
 from shared.adapters.follower import Follower
-from shared.adapters.guard import Forbidden, refuse_foreign_host, refuse_foreign_origin
+from shared.adapters.guard import Forbidden, refuse_foreign
 from shared.errors import BrokerUnavailable
 from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
 from shared.stream.step import Output
@@ -214,9 +214,8 @@ async def test_another_sites_page_cannot_command(stage: Stage) -> None:
     "host", ["127.0.0.1:8080", "localhost:8080", "localhost", "[::1]:8080", "10.0.0.7", "console:8080"]
 )
 def test_the_console_is_reached_by_address_by_localhost_and_by_the_names_given(host: str) -> None:
-    refuse_foreign_host(host, {"console"})
-    refuse_foreign_origin(f"http://{host}", host)
-    refuse_foreign_origin(None, host)
+    refuse_foreign({"host": host, "origin": f"http://{host}"}, {"console"})
+    refuse_foreign({"host": host}, {"console"})
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ def test_the_console_is_reached_by_address_by_localhost_and_by_the_names_given(h
 )
 def test_a_foreign_name_for_the_same_address_is_refused(host: str) -> None:
     with pytest.raises(Forbidden):
-        refuse_foreign_host(host, {"console"})
+        refuse_foreign({"host": host}, {"console"})
 
 
 async def test_nothing_is_told_before_the_log_is_read_to_its_end() -> None:
