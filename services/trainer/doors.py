@@ -3,9 +3,7 @@ orders come by the log. Names and counts, never a text."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -35,11 +33,11 @@ class Answers:
     store: ArtifactStore
 
     def down(self, version: str) -> Json:
-        with self._table() as db:
+        with closing(open_to_read(self.settings.folder)) as db:
             return lineage.down(db, self.settings.runs, self._published(), version)
 
     def up(self, event_id: str, response_id: str | None) -> Json:
-        with self._table() as db:
+        with closing(open_to_read(self.settings.folder)) as db:
             return tracing.up(
                 db,
                 self.settings.runs,
@@ -60,14 +58,6 @@ class Answers:
 
     def _published(self) -> Published:
         return published(self.read, self.settings.line)
-
-    @contextmanager
-    def _table(self) -> Iterator[sqlite3.Connection]:
-        db = open_to_read(self.settings.folder)
-        try:
-            yield db
-        finally:
-            db.close()
 
 
 def add_answers(app: FastAPI, answers: Answers) -> FastAPI:

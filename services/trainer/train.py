@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sqlite3
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import structlog
@@ -40,7 +40,7 @@ from services.trainer.progress import Progress
 from services.trainer.reviser import revised_for
 from services.trainer.runs import RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.store import write_whole
+from services.trainer.store import open_to_read, write_whole
 from services.trainer.tokens import lengths, token_count
 from services.trainer.verify import Row
 from services.trainer.work import ADAPTER, RunFailed, Stopped, Work, questions_of
@@ -78,12 +78,8 @@ def do(work: Work) -> None:
 def take_snapshot(work: Work) -> None:
     """Raises `RunFailed` where nothing is left after verification."""
     work.progress.tell("snapshot")
-    table = (work.folder.parent.parent / "trainer.sqlite3").resolve()
-    db = sqlite3.connect(f"{table.as_uri()}?mode=ro", uri=True, timeout=30.0)
-    try:
+    with closing(open_to_read(work.folder.parent.parent)) as db:
         examples = collect.dataset(db, work.config.through, work.config.released)
-    finally:
-        db.close()
 
     recipe = work.config.recipe
 
