@@ -72,7 +72,7 @@ def _is_loopback(host: str) -> bool:
 
 def _folder(settings: TrainerSettings, version: str) -> Path:
     with closing(open_to_read(settings.folder)) as db:
-        made = next((run for run in runs.all_runs(db) if run.version == version), None)
+        made = runs.by_version(db, version)
     if made is None:
         raise UnknownVersion(
             f"{version} was not made by this trainer: `loopwright versions` lists those of its line; "

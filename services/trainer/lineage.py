@@ -110,7 +110,7 @@ def down(db: sqlite3.Connection, folder: Path, published: Published, name: str) 
         }
     left = kept(folder / version.run_id, version.dataset)
     reasons = why_not_reproducible(version, left, published)
-    run = next((one for one in runs.all_runs(db) if one.config.run_id == version.run_id), None)
+    run = runs.by_id(db, version.run_id)
     return told | {
         "reproducible": not reasons,
         "why_not_reproducible": reasons,

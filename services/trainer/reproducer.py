@@ -135,7 +135,7 @@ class Reproducer:
         reasons = why_not_reproducible(version, left, published)
         if reasons:
             raise NotReproducible("; ".join(reasons))
-        run = next((one for one in runs.all_runs(self.db) if one.config.run_id == version.run_id), None)
+        run = runs.by_id(self.db, version.run_id)
         if run is None:
             raise NotReproducible("this trainer's table does not have its run")
         if run.config.base_digest != self.base.digest:

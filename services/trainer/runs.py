@@ -90,17 +90,33 @@ def begin(db: sqlite3.Connection, config: RunConfig, reason: str) -> None:
 
 def open_run(db: sqlite3.Connection) -> Run | None:
     """The run that is not closed, if there is one."""
-    row = db.execute(
-        "SELECT config, stage, failures, reason, version FROM runs WHERE stage NOT IN (?, ?, ?) "
-        "ORDER BY created_ms",
-        CLOSED,
-    ).fetchone()
-    return Run(RunConfig.from_json(row[0]), *row[1:]) if row else None
+    return _first(_read(db, "WHERE stage NOT IN (?, ?, ?)", *CLOSED))
+
+
+def by_id(db: sqlite3.Connection, run_id: str) -> Run | None:
+    return _first(_read(db, "WHERE run_id = ?", run_id))
+
+
+def by_version(db: sqlite3.Connection, version: str) -> Run | None:
+    """The run that made it; None where this trainer's table has none, as of the base."""
+    return _first(_read(db, "WHERE version = ?", version))
 
 
 def all_runs(db: sqlite3.Connection) -> list[Run]:
-    rows = db.execute("SELECT config, stage, failures, reason, version FROM runs ORDER BY created_ms, run_id")
+    """The oldest first."""
+    return _read(db)
+
+
+def _read(db: sqlite3.Connection, where: str = "", *values: str) -> list[Run]:
+    rows = db.execute(
+        f"SELECT config, stage, failures, reason, version FROM runs {where} ORDER BY created_ms, run_id",  # noqa: S608 - `where` is from above
+        values,
+    )
     return [Run(RunConfig.from_json(row[0]), *row[1:]) for row in rows]
+
+
+def _first(found: list[Run]) -> Run | None:
+    return found[0] if found else None
 
 
 def last_through(db: sqlite3.Connection) -> dict[str, int]:
