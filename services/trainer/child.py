@@ -38,11 +38,13 @@ TUNING: Final = {
 }
 
 
-def start(run: Path) -> subprocess.Popen[bytes]:
-    """Starts the run's process; what it prints goes to `run.log` in its folder."""
-    with (run / "run.log").open("ab") as out:
+def start(
+    folder: Path, module: str = "services.trainer.train", log: str = "run.log"
+) -> subprocess.Popen[bytes]:
+    """Starts the process that works in this folder, a run's; what it prints goes to the file `log` in it."""
+    with (folder / log).open("ab") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "services.trainer.train", str(run)],
+            [sys.executable, "-m", module, str(folder)],
             env=TUNING | dict(os.environ) | {PARENT: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=out,

@@ -7,11 +7,9 @@ The order stands until it is answered: what was interrupted begins again, and is
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +18,8 @@ from typing import Any, Final
 import structlog
 
 from services.trainer import reproductions, runs, sweep
-from services.trainer.child import CONFIG, FAILED, GATE, PARENT, TUNING, WHY, stop
+from services.trainer.child import CONFIG, FAILED, GATE, WHY, stop
+from services.trainer.child import start as start_process
 from services.trainer.lineage import Published, kept, why_not_reproducible
 from services.trainer.orders import REPRODUCE, Orders
 from services.trainer.runs import RunConfig
@@ -48,15 +47,8 @@ class NotReproducible(Rejected):
 
 
 def start(scratch: Path) -> subprocess.Popen[bytes]:
-    """As `child.start`, for the process that trains again."""
-    with (scratch / LOG).open("ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", "services.trainer.reproduce", str(scratch)],
-            env=TUNING | dict(os.environ) | {PARENT: str(os.getpid())},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-        )
+    """Starts the process that trains again."""
+    return start_process(scratch, "services.trainer.reproduce", LOG)
 
 
 @dataclass(slots=True)
