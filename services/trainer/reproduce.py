@@ -7,33 +7,17 @@ SCRATCH is a run's folder made anew from its configuration and snapshot; the ver
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-import structlog
-from transformers import logging as transformers_logging
-
 from services.trainer import environment
 from services.trainer.card import FACTS
-from services.trainer.child import CONFIG, FAILED, PARENT, STOPPED, WHY
-from services.trainer.progress import Progress
+from services.trainer.in_child import begin, ended
 from services.trainer.reproducer import COMPARED, ORIGINAL
-from services.trainer.runs import RunConfig
-from services.trainer.settings import TrainerSettings
 from services.trainer.store import write_whole
-from services.trainer.train import NICENESS
-from services.trainer.work import ADAPTER, RunFailed, Stopped, Work
+from services.trainer.work import ADAPTER, Work
 from shared.adapters.artifacts import file_digest
-from shared.adapters.children import die_with
-from shared.adapters.redis import RedisCache
-from shared.settings import load
-from shared.telemetry import configure_logging
-
-log = structlog.get_logger(__name__)
 
 
 def again(work: Work) -> dict[str, Any]:
@@ -88,29 +72,13 @@ def distance(one: Path, other: Path) -> float | None:
 
 
 def main() -> int:
-    """As `train.main`."""
-    if PARENT in os.environ:
-        die_with(int(os.environ[PARENT]))
-    os.nice(NICENESS)
-    folder = Path(sys.argv[1])
-    settings = load(TrainerSettings)
-    configure_logging("trainer-reproduce", settings.log_level)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    config = RunConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
-    progress = Progress(RedisCache(settings.redis_url), config.line, f"reproduce {config.run_id}")
-    try:
-        compared = again(Work(folder, config, settings, progress, stop))
-    except RunFailed as failure:
-        write_whole(folder / WHY, str(failure).encode())
-        return FAILED
-    except Stopped as stopped:
-        log.info("reproduction_stopped", detail=str(stopped))
-        return STOPPED
-    write_whole(folder / COMPARED, json.dumps(compared, sort_keys=True).encode())
-    return 0
+    folder, _, work = begin("trainer-reproduce", "reproduce {}")
+
+    def done() -> None:
+        compared = again(work())
+        write_whole(folder / COMPARED, json.dumps(compared, sort_keys=True).encode())
+
+    return ended(folder, done)
 
 
 if __name__ == "__main__":

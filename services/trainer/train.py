@@ -9,48 +9,27 @@ Ends with 0 done; 3 failed for good (`failed.txt` says why); 4 out of memory, an
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import structlog
-from transformers import logging as transformers_logging
 
 from services.trainer import collect, data_card, environment, memory, room, snapshot
 from services.trainer.attempts import MORE
 from services.trainer.card import write_artifact
 from services.trainer.checkpoint_marks import CHECKPOINTS
-from services.trainer.child import (
-    CONFIG,
-    FAILED,
-    GATE,
-    NO_MEMORY,
-    NO_ROOM,
-    PARENT,
-    STOPPED,
-    WHY,
-    pause_at,
-)
-from services.trainer.progress import Progress
+from services.trainer.child import FAILED, GATE, NO_MEMORY, NO_ROOM, WHY, pause_at
+from services.trainer.in_child import begin, ended
 from services.trainer.reviser import revised_for
 from services.trainer.runs import RunConfig
-from services.trainer.settings import TrainerSettings
 from services.trainer.store import open_to_read, write_whole
 from services.trainer.tokens import lengths, token_count
 from services.trainer.verify import Row
-from services.trainer.work import ADAPTER, RunFailed, Stopped, Work, questions_of
-from shared.adapters.children import die_with
-from shared.adapters.redis import RedisCache
-from shared.settings import load
-from shared.telemetry import configure_logging
+from services.trainer.work import ADAPTER, RunFailed, Work, questions_of
 
-NICENESS = 10
-"""Serving and the stream go first where a run shares their processors."""
 log = structlog.get_logger(__name__)
 
 
@@ -109,33 +88,15 @@ def take_snapshot(work: Work) -> None:
 
 
 def main() -> int:
-    """Ties itself to its parent where one is named, then does the run."""
-    if PARENT in os.environ:
-        die_with(int(os.environ[PARENT]))
-    os.nice(NICENESS)
-    folder = Path(sys.argv[1])
-    settings = load(TrainerSettings)
-    configure_logging("trainer-run", settings.log_level)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    config = RunConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
-    progress = Progress(RedisCache(settings.redis_url), config.line, config.run_id)
-    return ending(folder, config, lambda: do(Work(folder, config, settings, progress, stop)))
+    folder, config, work = begin("trainer-run")
+    return ending(folder, config, lambda: do(work()))
 
 
 def ending(folder: Path, config: RunConfig, done: Callable[[], None]) -> int:
-    """Does it, and says with which status the process is to end. Raises what nobody expected."""
+    """As `ended`, and where memory or the disk did not suffice. Raises what nobody expected."""
     try:
         try:
-            done()
-        except RunFailed as failure:
-            write_whole(folder / WHY, str(failure).encode())
-            return FAILED
-        except Stopped as stopped:
-            log.info("run_stopped", detail=str(stopped))
-            return STOPPED
+            return ended(folder, done)
         except Exception as error:
             if not memory.ran_out(error):
                 raise
@@ -145,7 +106,6 @@ def ending(folder: Path, config: RunConfig, done: Callable[[], None]) -> int:
             raise
         log.error("disk_full", error=str(error), freed=room.make_room(folder))  # noqa: TRY400 - no bug of ours
         return NO_ROOM
-    return 0
 
 
 def out_of_memory(folder: Path, batch_size: int, error: Exception) -> int:

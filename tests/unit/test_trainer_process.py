@@ -284,7 +284,7 @@ def test_a_reason_that_the_full_disk_does_not_take_is_not_lost_for_an_unknown_er
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("services.trainer.train.write_whole", full)
+    monkeypatch.setattr("services.trainer.in_child.write_whole", full)
     assert ending(folder, config, raising(RunFailed("the loss became nan"))) == NO_ROOM
 
 
