@@ -9,25 +9,24 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from subprocess import Popen
 
 import pytest
 
 from tests.fault.extent import varieties
+from tests.fault.full_disks import ballast, may_mount, small_disk
 from tests.fault.processor_rig import Processors
 from tests.fault.workload import history
 
 Hurt = Callable[[Path, random.Random], None]
+Full = Callable[[Processors, Popen[bytes]], AbstractContextManager[None]]
 LARGEST_FILE = 128 * 1024
 PADDING = 30_000
 """Of text in each answer, so that what a slice writes is larger than that."""
-MAY_MOUNT = 1 << 21
-"""CAP_SYS_ADMIN."""
 
 
 def deleted(state: Path, _dice: random.Random) -> None:
@@ -123,48 +122,17 @@ def file_limit(workers: Processors, child: Popen[bytes]) -> Iterator[None]:
     os.kill(child.pid, signal.SIGUSR2)
 
 
-@contextmanager
-def ballast(workers: Processors, _child: Popen[bytes]) -> Iterator[None]:
+def nothing_left(workers: Processors, _child: Popen[bytes]) -> AbstractContextManager[None]:
     """Full: not a byte is left."""
-    path = workers.state().parent / "ballast"
-    with path.open("wb", buffering=0) as file:
-        size = 1 << 20
-        while size:
-            try:
-                file.write(bytes(size))
-            except OSError:
-                size //= 2
-    yield
-    path.unlink()
+    return ballast(workers.state().parent / "ballast")
 
 
-def may_mount() -> bool:
-    status = Path("/proc/self/status")
-    found = (
-        [line for line in status.read_text().splitlines() if line.startswith("CapEff:")]
-        if status.exists()
-        else []
-    )
-    return bool(found and int(found[0].split()[1], 16) & MAY_MOUNT)
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """Eight megabytes, in memory."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def through_a_full_disk(workers: Processors, seed: int, full: Callable[..., object], sign: str) -> None:
+def through_a_full_disk(workers: Processors, seed: int, full: Full, sign: str) -> None:
     workers.load.send(history(seed, 15, name="first"))
     workers.load.settled()
     running = workers.start(age_ms=300, largest_file=LARGEST_FILE)
     workers.until_consumed(40, running)
-    with full(workers, running):  # type: ignore[attr-defined]
+    with full(workers, running):
         workers.load.send(history(seed + 100, 20, name="second", padding=PADDING))
         workers.load.settled()
         workers.until(lambda: sign in workers.log_of(running), f"the store meets: {sign}")
@@ -185,8 +153,8 @@ if may_mount():
 
     def test_a_full_disk_is_waited_for(rare_seed: int, workers: Processors) -> None:
         """With a file system of its own, which root alone may have."""
-        with small_disk(workers.state().parent):
+        with small_disk(workers.state().parent, 8):
             try:
-                through_a_full_disk(workers, rare_seed, ballast, "No space left")
+                through_a_full_disk(workers, rare_seed, nothing_left, "No space left")
             finally:
                 workers.end()
