@@ -173,9 +173,8 @@ def train_now(
 
     Example: loopwright train now --dry-run
     """
-    with connected(context, as_json, console_url=console_url) as loop:
-        given = loop.command("train_now", line=line, dry_run=dry_run)
-        follow(loop, given, "train_now", None if no_wait else timeout, as_json)
+    patience = None if no_wait else timeout
+    _order(context, "train_now", line, None, patience, console_url, as_json, dry_run=dry_run)
 
 
 @train.command("reproduce")
@@ -216,9 +215,8 @@ def artifacts_gc(
 
     Example: loopwright artifacts gc --dry-run
     """
-    with connected(context, as_json, console_url=console_url) as loop:
-        given = loop.command("collect_garbage", line=line, dry_run=dry_run)
-        follow(loop, given, "collect_garbage", None if no_wait else timeout, as_json)
+    patience = None if no_wait else timeout
+    _order(context, "collect_garbage", line, None, patience, console_url, as_json, dry_run=dry_run)
 
 
 @dataset.callback()
@@ -250,10 +248,13 @@ def _order(
     patience: float | None,
     console_url: str | None,
     as_json: bool,
+    *,
+    dry_run: bool = False,
 ) -> None:
     """Give a command and, with `patience` in seconds, wait for what comes of it; exit status 1 if it was not done."""
     with connected(context, as_json, console_url=console_url) as loop:
-        follow(loop, loop.command(kind, line=line, version=version), kind, patience, as_json)
+        given = loop.command(kind, line=line, version=version, dry_run=dry_run)
+        follow(loop, given, kind, patience, as_json)
 
 
 def follow(loop: Loopwright, given: Command, kind: str, patience: float | None, as_json: bool) -> None:
