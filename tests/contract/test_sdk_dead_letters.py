@@ -229,7 +229,7 @@ def test_without_a_terminal_nothing_goes_back_unless_yes_is_said(desk: Desk) -> 
 def test_on_a_terminal_a_person_is_asked(desk: Desk, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = desk.bury(b"{}")
     loopwright(desk, "list")
-    monkeypatch.setattr("loopwright.cli.dead_letters.at_terminal", lambda: True)
+    monkeypatch.setattr("loopwright.cli.root.at_terminal", lambda: True)
     arguments = ["dead-letters", "replay", place, "--no-wait", "--console-url", desk.url]
     answered = CliRunner().invoke(cli, arguments, input=said)
     assert "Replay 1 dead letter?" in answered.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -13,7 +12,17 @@ from rich.console import Console
 from rich.table import Table
 
 from loopwright.cli.operator import Patience, follow
-from loopwright.cli.root import AsJson, ConsoleUrl, LineName, connected, err, escaped, out, print_json
+from loopwright.cli.root import (
+    AsJson,
+    ConsoleUrl,
+    LineName,
+    connected,
+    err,
+    escaped,
+    out,
+    print_json,
+    refuse_unasked,
+)
 from loopwright.client import Loopwright
 from loopwright.models import Content, DeadLetter, DeadLetterContent
 
@@ -184,19 +193,13 @@ def _tell_plan(found: Sequence[DeadLetter], more: bool, as_json: bool) -> None:
 
 def _ask(found: Sequence[DeadLetter], more: bool) -> None:
     """Ends the command unless a person says yes."""
-    if not at_terminal():
-        raise typer.BadParameter("nobody can be asked here: give --yes, or --dry-run to see what it would do")
+    refuse_unasked()
     _print(table(found[:20]), err)
     if len(found) > 20:
         err.print(f"and {len(found) - 20} more")
     if more:
         err.print(f"there may be more than these {len(found)}: run it again for them")
     typer.confirm(f"Replay {_counted(len(found))}?", abort=True, err=True)
-
-
-def at_terminal() -> bool:
-    """Whether a person can be asked."""
-    return sys.stdin.isatty()
 
 
 def _counted(count: int) -> str:

@@ -6,8 +6,17 @@ from typing import Annotated
 
 import typer
 
-from loopwright.cli.dead_letters import at_terminal
-from loopwright.cli.root import AsJson, FeedbackUrl, LineName, connected, err, escaped, out, print_json
+from loopwright.cli.root import (
+    AsJson,
+    FeedbackUrl,
+    LineName,
+    at_terminal,
+    connected,
+    err,
+    escaped,
+    out,
+    print_json,
+)
 from loopwright.models import Erasure
 
 SHOWN = ("request_id", "subject", "deadline", "responses", "signals", "batches", "snapshots")

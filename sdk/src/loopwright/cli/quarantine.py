@@ -9,9 +9,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from loopwright.cli.dead_letters import at_terminal
 from loopwright.cli.operator import Patience, follow
-from loopwright.cli.root import AsJson, ConsoleUrl, LineName, connected, escaped, out, print_json
+from loopwright.cli.root import (
+    AsJson,
+    ConsoleUrl,
+    LineName,
+    connected,
+    escaped,
+    out,
+    print_json,
+    refuse_unasked,
+)
 from loopwright.client import Loopwright
 from loopwright.errors import LoopwrightError
 from loopwright.models import Held
@@ -114,8 +122,7 @@ def _tell_plan(found: Sequence[Held], as_json: bool) -> None:
 
 def _ask(found: Sequence[Held], named: Sequence[str]) -> None:
     """Ends the command unless a person says yes."""
-    if not at_terminal():
-        raise typer.BadParameter("nobody can be asked here: give --yes, or --dry-run to see what it would do")
+    refuse_unasked()
     typer.confirm(
         f"Release what is held of {len(named)} responses ({_counted(found) or 'not known'})?",
         abort=True,

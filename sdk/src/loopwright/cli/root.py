@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -102,6 +103,17 @@ def connected(
 def exit_status(error: LoopwrightError) -> int:
     """1 for what was refused, 3 where no useful answer came."""
     return NO_ANSWER if isinstance(error, Unreachable | Unavailable | StillRunning) else REFUSED
+
+
+def at_terminal() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin.isatty()
+
+
+def refuse_unasked() -> None:
+    """Before a question: wrong usage where there is nobody to answer it."""
+    if not at_terminal():
+        raise typer.BadParameter("nobody can be asked here: give --yes, or --dry-run to see what it would do")
 
 
 def print_json(value: object, console: Console = out) -> None:
