@@ -32,11 +32,6 @@ from tests.integration.stream_rig import (
 )  # fmt: skip
 
 
-@pytest.fixture
-def rig(kafka: str, fresh: str) -> Rig:
-    return Rig(kafka, fresh)
-
-
 def test_every_input_is_counted_once_and_a_restart_goes_on_from_the_changelog(rig: Rig) -> None:
     rig.create()
     commits: list[Commit] = []

@@ -26,11 +26,6 @@ HOUR_S = 3_600
 Logs = list[MutableMapping[str, Any]]
 
 
-@pytest.fixture
-def rig(kafka: str, fresh: str) -> Rig:
-    return Rig(kafka, fresh)
-
-
 # --- a restore by itself ------------------------------------------------------------------------------------------
 
 

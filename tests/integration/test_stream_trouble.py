@@ -29,11 +29,6 @@ from tests.integration.stream_rig import (
 )  # fmt: skip
 
 
-@pytest.fixture
-def rig(kafka: str, fresh: str) -> Rig:
-    return Rig(kafka, fresh)
-
-
 def limited(kafka: str, topic: str, size: int) -> None:
     """The broker refuses what is larger in this topic."""
     entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
