@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.environment import TemplateModule
 
 from services.console.pages import view as words
 from services.console.pages.svg import forest, loop_tall, loop_wide, loss_chart
 from services.console.pages.view import View
+from shared.adapters.templates import templates_in
 
 PARTS = ("headline", "loop", "serving", "threshold", "run", "events", "rollout", "versions", "letters")
 
@@ -23,13 +23,7 @@ def draw(view: View) -> dict[str, str]:
 
 @cache
 def _macros() -> TemplateModule:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates_in(Path(__file__).parent)
     environment.globals |= {
         "words": words,
         "forest": forest,

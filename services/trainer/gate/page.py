@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
+
+from shared.adapters.templates import templates_in
 
 Json = dict[str, Any]
 SHOWN = 10
@@ -180,12 +182,6 @@ def _axis(values: Sequence[float]) -> tuple[float, float]:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates_in(Path(__file__).parent)
     environment.globals["number"] = number
     return environment.get_template("page.html")
