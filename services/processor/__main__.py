@@ -7,6 +7,7 @@ import sys
 import structlog
 
 from services.processor.app import build
+from services.processor.core.written import SERVICE
 from services.processor.settings import ProcessorSettings
 from shared.errors import LoopwrightError
 from shared.settings import load
@@ -19,8 +20,8 @@ def main() -> None:
     try:
         settings = load(ProcessorSettings)
     except LoopwrightError as error:
-        sys.exit(f"processor: {error}")
-    configure_logging("processor", settings.log_level)
+        sys.exit(f"{SERVICE}: {error}")
+    configure_logging(SERVICE, settings.log_level)
     structlog.get_logger().info("starting", **settings.masked())
     run_worker(build(settings), settings.log_level)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import faust
 
 from services.processor.core.erasing import Told
-from services.processor.core.step import SERVICE, ProcessorStep
+from services.processor.core.step import ProcessorStep
+from services.processor.core.written import SERVICE
 from services.processor.live import LiveView
 from services.processor.live_keeper import LiveKeeper, attach
 from services.processor.settings import ProcessorSettings

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.processor.core.batches import BatchLimits
-from services.processor.core.erasing import EVERY, KEYS_AT_ONCE, TOUCH_MS, TOUCHES, Told
+from services.processor.core.erasing import EVERY, KEYS_AT_ONCE, Told
+from services.processor.core.touches import TOUCH_MS, TOUCHES
 from shared.events import Batch, ErasureReport, ErasureRequest, LogRecord, Message, Outcome, OutcomeKind
 from shared.stream.step import Output
 from shared.topics import (

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Final
 from services.processor.core import erasure, join
 from services.processor.core.erasure import FENCE_MS, IN_FLIGHT_MS, Course, Erasure, Fence, Sought, made_ms
 from services.processor.core.join import Decided
-from services.processor.core.state import Joined, OpenBatch, after, batch_key
+from services.processor.core.state import Joined, after
+from services.processor.core.touches import TOUCH_MS, touch, touch_later
 from services.processor.core.walk import Walk
-from services.processor.core.written import batch_of
+from services.processor.core.written import SERVICE
 from shared.envelope import sealed
 from shared.errors import Rejected
 from shared.events import (
@@ -43,15 +44,12 @@ from shared.events import (
 from shared.stream.step import Output, Record, Reread, State, Through, Tick
 from shared.topics import (
     CHAT_RESPONSES,
-    DAY_MS,
     ERASURE_REPORTS,
     ERASURE_REQUESTS,
     FEEDBACK_EVENTS,
-    FEEDBACK_TALLIES,
     TRAINING_BATCHES,
     Topic,
 )
-from shared.versions import batch_name
 
 if TYPE_CHECKING:
     from services.processor.core.step import Turn
@@ -68,12 +66,6 @@ ENDED_AT_ONCE: Final = 100
 """Fences taken away in one call."""
 NAMED: Final = 8_000
 """Batches named in a report, the newest: their rewrites are in the log behind those of all others."""
-TOUCHES: Final = 3
-"""Kafka removes old values after the first, deleted keys after the second; one more, for a broker that was away."""
-TOUCH_MS: Final = DAY_MS + DAY_MS // 24
-"""A segment is closed by the first append after a day (`segment.ms`); deletions are kept for a day too."""
-TOUCH_KEY: Final = b"erased"
-"""Nobody's tally: deleting it leaves nothing."""
 
 COURSE, NOW, WAIT = b"m/erasing", b"e/now/", b"e/wait/"
 _INPUTS = (CHAT_RESPONSES.name, FEEDBACK_EVENTS.name)
@@ -231,9 +223,9 @@ class Erasing:
                 self.state.delete(_fence_key(place.split(b"/", 2)[2].decode()))
             first = next(self.state.scan(b"g/", after(b"g/")), None)
             course.fence_end_ms = 0 if first is None else int(first[0].split(b"/", 2)[1])
-            self._touch_later()
+            touch_later(course, now_ms, self.told.touch_ms)
         if course.touches and now_ms >= course.touch_ms:
-            self._touch()
+            touch(self.turn, course, self.told.touch_ms)
 
     def _begin(self) -> None:
         waiting = list(islice(self.state.scan(WAIT, after(WAIT)), TOGETHER))
@@ -277,7 +269,7 @@ class Erasing:
         number, told = next(iter(self._under_way(1)), (b"", None))
         if told is None:
             self.course.phase = ""
-            self._touch_later()
+            touch_later(self.course, self.turn.now_ms, self.told.touch_ms)
             return
         named: dict[str, int] = {}
         for place, value in list(self.state.scan(_rewritten_key(number), after(_rewritten_key(number)))):
@@ -295,7 +287,7 @@ class Erasing:
             subject=told.subject,
             response_id=told.response_id or None,
             event_id=told.event_id or None,
-            service="processor",
+            service=SERVICE,
             partition=self.turn.partition,
             partitions=1 if retraction else self.told.partitions,
             responses=told.responses,
@@ -304,7 +296,7 @@ class Erasing:
             completed_at=from_ms(self.turn.now_ms),
         )
         self._send(
-            ERASURE_REPORTS, told.request_id, report, f"{told.request_id}/processor/{self.turn.partition}"
+            ERASURE_REPORTS, told.request_id, report, f"{told.request_id}/{SERVICE}/{self.turn.partition}"
         )
 
     def _settle(self, told: Erasure) -> None:
@@ -324,28 +316,6 @@ class Erasing:
             detail = "the response's window is closed, and no batch holds the event"
             decided = Decided(told.retraction, OutcomeKind.LATE, detail)
         self.turn.decide(key, joined or Joined(line=told.line, since_ms=0), [decided])
-
-    # --- what the broker needs ---
-
-    def _touch(self) -> None:
-        """Appends to each compacted topic: batches, tallies, and by the course that changes the changelog."""
-        turn, course = self.turn, self.course
-        course.touches -= 1
-        course.touch_ms = turn.now_ms + self.told.touch_ms
-        turn.outputs.append(Output(FEEDBACK_TALLIES.name, TOUCH_KEY, None, (), turn.partition))
-        line = course.touch_line
-        if line and not (batch := turn.open_batch(line)).examples:
-            # Where examples wait, their batch is about to be appended anyway.
-            batch_id = batch_name(line, turn.partition, batch.number)
-            made = batch_of(line, batch_id, turn.partition, batch.number, "erasure", [], turn.now)
-            turn.send_batch(batch_id, made)
-            self.state.put(batch_key(line), OpenBatch(number=batch.number + 1).to_json())
-        if not course.touches:
-            course.touch_line = ""
-
-    def _touch_later(self) -> None:
-        """Counts anew from now."""
-        self.course.touches, self.course.touch_ms = TOUCHES, self.turn.now_ms + self.told.touch_ms
 
     # --- small steps ---
 
@@ -370,7 +340,7 @@ class Erasing:
         self, topic: Topic, key: str, record: LogRecord, ce_id: str, partition: int | None = None
     ) -> None:
         at = from_ms(self.turn.now_ms)
-        made = sealed(topic, key, record, source="processor", ce_id=ce_id, at=at, partition=partition)
+        made = sealed(topic, key, record, source=SERVICE, ce_id=ce_id, at=at, partition=partition)
         self.turn.outputs.append(made)
 
 

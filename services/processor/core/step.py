@@ -27,6 +27,7 @@ from services.processor.core.state import (
     tally_key,
 )
 from services.processor.core.written import (
+    SERVICE,
     OutcomeOut,
     TallyOut,
     answer_of,
@@ -49,7 +50,6 @@ from shared.topics import (
 )
 from shared.versions import batch_name
 
-SERVICE: Final = "processor"
 SWEEP_EVERY_MS: Final = 10_000
 SWEEP_AT_MOST: Final = 500
 _batch = Seal(TRAINING_BATCHES, Batch, SERVICE)

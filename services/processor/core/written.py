@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -16,6 +17,9 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from services.processor.core.state import Answer, Joined, encode
 from shared import events
 from shared.events import ChatResponse, OutcomeKind, Over, Under
+
+SERVICE: Final = "processor"
+"""Whose records they are."""
 
 
 class SignalOut(Struct):
