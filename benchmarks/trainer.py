@@ -3,6 +3,10 @@
 Each arm trains in a process of its own, in turn, several times; the medians are compared. "TRL defaults" are
 `SFTConfig()` and `LoraConfig` with the same rank, on the model as transformers loads it; only the learning rate is set,
 to ours, because at TRL's own a LoRA learns next to nothing in these steps. Ours is what a run of the trainer does.
+
+Tokens are those of the rows, padding left out; what rows begin with counts in each of them, though ours computes it
+once (`services/trainer/shared_prefix.py`): so the ratio is that of the time for the same rows. The share of the peak
+is of what is really computed, padding and all.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -25,10 +29,18 @@ from benchmarks.machine import machine
 from services.trainer.child import TUNING
 
 Arm = Literal["trl", "ours"]
-ROWS, HELD_OUT, EPOCHS, SKIPPED = 96, 48, 1.0, 2
+ROWS, HELD_OUT, EPOCHS, SKIPPED = 192, 48, 1.0, 2
 PEAK_SIZE, PEAK_ROUNDS = 1024, 30
 RESULTS = Path(__file__).with_name("trainer.json")
 app = typer.Typer(add_completion=False)
+
+
+class Stamp(NamedTuple):
+    """After a step: seconds, tokens of all rows until then, operations of the base's linear layers until then."""
+
+    at: float
+    tokens: int
+    operations: int
 
 
 @app.command()
@@ -105,84 +117,112 @@ def rows() -> tuple[list[Any], list[Any]]:
 def train(arm: Arm, base: Path) -> dict[str, float]:
     """One arm: tokens a second after the first steps, loss on the held-out rows, and the peak of this very process."""
     import torch  # noqa: PLC0415 - only an arm needs it, and with its own environment
-    from peft import LoraConfig  # noqa: PLC0415
-    from transformers import TrainerCallback  # noqa: PLC0415
-    from trl.trainer.sft_config import SFTConfig  # noqa: PLC0415
-    from trl.trainer.sft_trainer import SFTTrainer  # noqa: PLC0415
 
-    from services.trainer import learning  # noqa: PLC0415
-    from services.trainer.curriculum import ordered  # noqa: PLC0415
     from services.trainer.model import load_base, losses  # noqa: PLC0415
-    from services.trainer.objectives import sft  # noqa: PLC0415
     from services.trainer.settings import Recipe, TrainerSettings  # noqa: PLC0415
-    from services.trainer.tokens import load_tokenizer, token_count  # noqa: PLC0415
+    from services.trainer.tokens import load_tokenizer  # noqa: PLC0415
 
-    tokenizer = load_tokenizer(base)
-    training, held = rows()
     recipe = Recipe(epochs=EPOCHS, threads=TrainerSettings().recipe().threads)
-    stamps: list[tuple[float, int]] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            stamps.append((time.perf_counter(), int(state.num_input_tokens_seen)))
-
-    model = load_base(base, recipe.threads)
+    tokenizer, model = load_tokenizer(base), load_base(base, recipe.threads)
+    training, held = rows()
     before = statistics.fmean(losses(model, tokenizer, held))
+    stamps: list[Stamp] = []
     with tempfile.TemporaryDirectory() as folder:
         if arm == "ours":
-            order = ordered(
-                training, [], EPOCHS, recipe.batch_size, lambda row: token_count(tokenizer, *row), recipe.seed
-            )
-            trained = learning.learn(
-                learning.for_training(model, recipe.max_tokens),
-                tokenizer,
-                [sft(*row) for row in order],
-                recipe,
-                Path(folder),
-                progress=None,  # type: ignore[arg-type]
-                stop=threading.Event(),
-                watch=Clock(),
-            )
+            trained = ours(model, tokenizer, training, recipe, Path(folder), clock(stamps))
         else:
-            from datasets import Dataset  # noqa: PLC0415
-
-            trainer = SFTTrainer(
-                model=str(base),
-                args=SFTConfig(
-                    output_dir=folder,
-                    num_train_epochs=EPOCHS,
-                    learning_rate=recipe.learning_rate,
-                    include_num_input_tokens_seen="non_padding",
-                    report_to="none",
-                    disable_tqdm=True,
-                    use_cpu=not torch.cuda.is_available(),
-                ),
-                train_dataset=Dataset.from_list([sft(*row) for row in training]),
-                processing_class=tokenizer,
-                peft_config=LoraConfig(
-                    r=recipe.rank,
-                    lora_alpha=2 * recipe.rank,
-                    lora_dropout=0.0,
-                    target_modules="all-linear",
-                    task_type="CAUSAL_LM",
-                ),
-                callbacks=[Clock()],
-            )
-            trainer.train()
-            trained = trainer.model
+            del model
+            trained = plain_trl(base, tokenizer, training, recipe, Path(folder), clock(stamps))
     trained.eval()
-    (began, first), (ended, last) = stamps[SKIPPED - 1], stamps[-1]
-    speed = (last - first) / (ended - began)
-    peak = matmul_peak(torch)
-    parameters = sum(one.numel() for name, one in trained.named_parameters() if "lora_" not in name)
+    began, ended = stamps[SKIPPED - 1], stamps[-1]
+    seconds, peak = ended.at - began.at, matmul_peak(torch)
     return {
-        "tokens_per_s": speed,
+        "tokens_per_s": (ended.tokens - began.tokens) / seconds,
         "heldout_loss": statistics.fmean(losses(trained, tokenizer, held)),
         "base_loss": before,
         "peak_gflops": peak,
-        # Forward and the gradient of activations, two operations a weight each; base weights have no gradient.
-        "share_of_matmul_peak": 4 * parameters * speed / 1e9 / peak,
+        "share_of_matmul_peak": (ended.operations - began.operations) / 1e9 / seconds / peak,
     }
+
+
+def ours(model: Any, tokenizer: Any, training: list[Any], recipe: Any, folder: Path, watch: Any) -> Any:
+    """As a run of the trainer does it. Returns the trained model."""
+    from services.trainer import learning  # noqa: PLC0415 - only an arm needs it
+    from services.trainer.curriculum import ordered  # noqa: PLC0415
+    from services.trainer.objectives import sft  # noqa: PLC0415
+    from services.trainer.tokens import token_count  # noqa: PLC0415
+
+    order = ordered(
+        training, [], EPOCHS, recipe.batch_size, lambda row: token_count(tokenizer, *row), recipe.seed
+    )
+    return learning.learn(
+        learning.for_training(model, recipe.max_tokens),
+        tokenizer,
+        [sft(*row) for row in order],
+        recipe,
+        folder,
+        progress=None,  # type: ignore[arg-type]
+        stop=threading.Event(),
+        watch=watch,
+    )
+
+
+def plain_trl(base: Path, tokenizer: Any, training: list[Any], recipe: Any, folder: Path, watch: Any) -> Any:
+    """As its documentation shows it. Returns the trained model."""
+    import torch  # noqa: PLC0415 - only an arm needs it
+    from datasets import Dataset  # noqa: PLC0415
+    from peft import LoraConfig  # noqa: PLC0415
+    from trl.trainer.sft_config import SFTConfig  # noqa: PLC0415
+    from trl.trainer.sft_trainer import SFTTrainer  # noqa: PLC0415
+
+    from services.trainer.objectives import sft  # noqa: PLC0415
+
+    trainer = SFTTrainer(
+        model=str(base),
+        args=SFTConfig(
+            output_dir=str(folder),
+            num_train_epochs=EPOCHS,
+            learning_rate=recipe.learning_rate,
+            include_num_input_tokens_seen="non_padding",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+        ),
+        train_dataset=Dataset.from_list([sft(*row) for row in training]),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=recipe.rank,
+            lora_alpha=2 * recipe.rank,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+        callbacks=[watch],
+    )
+    trainer.train()
+    return trainer.model
+
+
+def clock(stamps: list[Stamp]) -> Any:
+    """Stamps each step, with what went through the model's linear layers until then."""
+    from transformers import TrainerCallback  # noqa: PLC0415 - only an arm needs it
+
+    done = {"operations": 0}
+
+    def through(layer: Any, given: Any, _: Any) -> None:
+        # Two operations a weight forward, and two for the gradient of what came in; the base's weights have none.
+        done["operations"] += 4 * layer.weight.numel() * (given[0].numel() // layer.in_features)
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            for name, layer in model.named_modules():
+                if hasattr(layer, "in_features") and not hasattr(layer, "base_layer") and "lora_" not in name:
+                    layer.register_forward_hook(through)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            stamps.append(Stamp(time.perf_counter(), int(state.num_input_tokens_seen), done["operations"]))
+
+    return Clock()
 
 
 def matmul_peak(torch: Any) -> float:

@@ -1,9 +1,10 @@
-"""The world of style: users press thumbs on the base's own sampled answers. Pure."""
+"""The world of style: a speaking assistant says the first sentence of an answer; users press thumbs. Pure."""
 
 from __future__ import annotations
 
 import json
 import random
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,7 +14,8 @@ from benchmarks.experiment.plan import Arm, Sizes
 from benchmarks.experiment.records import Said
 
 Sampled = Mapping[str, Sequence[str]]
-"""Answers of chance, by question."""
+"""Answers of chance, by question, as far as the bound on their tokens let them."""
+SENTENCE = re.compile(r".+?[.!?](?=\s|$)", re.DOTALL)
 
 
 @cache
@@ -23,9 +25,15 @@ def prompts() -> dict[str, list[str]]:
     return {name: list(shipped[name]) for name in ("asked", "held_out")}
 
 
+def spoken(answer: str) -> str:
+    """What users hear: the first sentence, or all where none ends."""
+    found = SENTENCE.match(answer)
+    return found.group() if found else answer
+
+
 def bound(sizes: Sizes, sampled: Sampled) -> int:
-    """Words of an answer that is short and direct: no more than half of the base's own answers have. So there are about
-    as many liked as disliked ones, whatever the base."""
+    """Words of an answer that is short and direct: no more than half of the base's own have, as users hear them. So
+    there are about as many liked as disliked ones, whatever the base."""
     return round(statistics.median(len(answer.split()) for _, answer in seen(sizes, sampled)))
 
 
@@ -35,11 +43,11 @@ def is_liked(answer: str, most: int) -> bool:
 
 
 def seen(sizes: Sizes, sampled: Sampled) -> list[tuple[str, str]]:
-    """(question, answer) that users see and judge: each distinct answer once."""
+    """(question, answer) that users hear and judge: each distinct answer once."""
     return [
         (question, answer)
         for question in prompts()["asked"][: sizes.questions]
-        for answer in dict.fromkeys(sampled[question])
+        for answer in dict.fromkeys(map(spoken, sampled[question]))
         if answer
     ]
 
@@ -68,5 +76,6 @@ def held_out(sizes: Sizes) -> list[str]:
 def judged(sizes: Sizes, sampled: Sampled, most: int) -> dict[str, list[bool]]:
     """By held-out question: of each answer whether it is in the liked style."""
     return {
-        question: [is_liked(answer, most) for answer in sampled[question]] for question in held_out(sizes)
+        question: [is_liked(spoken(answer), most) for answer in sampled[question]]
+        for question in held_out(sizes)
     }

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -27,6 +27,7 @@ from services.trainer import data_card, memory, snapshot
 from services.trainer.checkpoint_marks import sync
 from services.trainer.checkpoints import CHECKPOINTS, Watch, newest_checkpoint
 from services.trainer.curriculum import cut, evenly, judged, mixed, ordered
+from services.trainer.lora import lora
 from services.trainer.losses import Objectives, add_answers_head, batches
 from services.trainer.model import device, load_base
 from services.trainer.objectives import Messages, Objective, dpo, kto, kto_weights, objective_of, sft
@@ -171,16 +172,6 @@ def learn(
     if stop.is_set():
         raise Stopped("training was asked to stop")
     return trainer.model
-
-
-def lora(recipe: Recipe) -> LoraConfig:
-    return LoraConfig(
-        r=recipe.rank,
-        lora_alpha=2 * recipe.rank,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
 
 
 def parts_of(

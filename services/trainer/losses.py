@@ -22,8 +22,10 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from services.trainer.objectives import Objective, objective_of
 from services.trainer.sft import IGNORED
+from services.trainer.shared_prefix import logits_at
 
 WARMUP_STEPS = 5
+"""Or a tenth of the run, where that is less."""
 TOLD = ("rewards/", "kl")
 """Of what TRL's trainers measure on the way; the rest costs time, or says little of one batch."""
 Fields = dict[str, Any]
@@ -86,11 +88,12 @@ class Objectives(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
         """Up in a few steps, then down to nothing, times the rate of the step's objective."""
         rates = self._rates
+        warm = max(1, min(WARMUP_STEPS, num_training_steps // 10))
 
         def share(step: int) -> float:
-            left = (num_training_steps - step) / max(1, num_training_steps - WARMUP_STEPS)
+            left = (num_training_steps - step) / max(1, num_training_steps - warm)
             rate = rates[min(step, len(rates) - 1)]
-            return rate * max(0.0, min(1.0, step / WARMUP_STEPS, left))
+            return rate * max(0.0, min(1.0, (step + 1) / (warm + 1), left))
 
         steered: Any = optimizer or self.optimizer
         self.lr_scheduler = LambdaLR(steered, share)
@@ -155,11 +158,11 @@ def add_answers_head(base: Any) -> None:
     def answered(
         _self: Any, *args: Any, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **rest: Any
     ) -> Any:
-        if not fused_lm_head or labels is None:
+        if args or not fused_lm_head or labels is None:
             return forward(*args, **rest, **({} if labels is None else {"labels": labels}))
         wanted = labels[:, 1:]
         columns = (wanted != IGNORED).any(0).nonzero().squeeze(1)
-        logits = forward(*args, **rest | {"use_cache": False}, logits_to_keep=columns).logits
+        logits = logits_at(forward, {n: given for n, given in rest.items() if n != "use_cache"}, columns)
         narrow = wanted[:, columns]
         kept = narrow != IGNORED
         likely = -cross_entropy(logits[kept].float(), narrow[kept], reduction="none")

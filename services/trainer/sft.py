@@ -2,7 +2,8 @@
 
 Without Triton, which a CPU does not have, TRL folds the language model's head tile by tile in plain torch and makes
 each tile twice, in fp32 for the gradient: measured at two fifths of a step. Here the head is applied once, where any
-row of the batch has an answer, and memory is bounded by batch times answer length times vocabulary.
+row of the batch has an answer, and memory is bounded by batch times answer length times vocabulary; and what all rows
+begin with is computed once (`shared_prefix.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from trl.trainer.sft_trainer import SFTTrainer
+
+from services.trainer.shared_prefix import logits_at
 
 IGNORED = -100
 
@@ -31,7 +34,7 @@ class CpuSFTTrainer(SFTTrainer):
         wanted = inputs["labels"][:, 1:]
         answered = (wanted != IGNORED).any(0).nonzero().squeeze(1)
         rest = {name: given for name, given in inputs.items() if name != "labels"}
-        logits = model(**rest, use_cache=False, logits_to_keep=answered).logits
+        logits = logits_at(model, rest, answered)
         wanted = wanted[:, answered]
         kept = wanted != IGNORED
         total = cross_entropy(logits[kept].float(), wanted[kept], reduction="sum")

@@ -88,6 +88,13 @@ def test_everyday_questions_are_none_of_those_that_the_trainer_ships() -> None:
     assert not any(near_duplicates([*told["asked"], *told["held_out"]], known))
 
 
+def test_users_hear_the_first_sentence() -> None:
+    assert everyday.spoken("Bees, e.g. 3.5 of them, do. They also fly.") == "Bees, e.g."
+    assert everyday.spoken("Grass!\n\nAnd hay.") == "Grass!"
+    assert everyday.spoken("Of version 3.5 and") == "Of version 3.5 and"
+    assert everyday.spoken("") == ""
+
+
 def test_random_thumbs_are_as_many_up_as_liked_ones_and_on_the_same_answers() -> None:
     sampled = {
         question: [f"It is {question[-9:-1]}.", LONG.format(question)]

@@ -1,0 +1,138 @@
+"""What a batch's rows begin with is computed once: likelihoods and gradients stay those of the whole rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    set_seed,
+)
+
+from services.trainer.shared_prefix import WORTH, common_tokens, logits_at
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+SHARE: list[PretrainedConfig] = [
+    LlamaConfig(**SMALL),
+    Qwen2Config(**SMALL),
+    Qwen3Config(**SMALL, head_dim=8),
+    GemmaConfig(**SMALL, head_dim=8),
+    GPTNeoXConfig(**{name: size for name, size in SMALL.items() if name != "num_key_value_heads"}),
+    GPT2Config(
+        vocab_size=64, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, attn_pdrop=0.0, embd_pdrop=0.0
+    ),
+]
+DO_NOT: list[PretrainedConfig] = [MistralConfig(**SMALL, sliding_window=8)]
+PREFIX, ROWS, REST = WORTH // 2 + 2, 3, (9, 5, 7)
+
+
+class Counting:
+    """A model, and how often it was asked."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        set_seed(4)
+        self.model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").train()
+        self.calls = 0
+
+    def __call__(self, **given: Any) -> Any:
+        self.calls += 1
+        return self.model(**given)
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        found = {name: one.grad for name, one in self.model.named_parameters() if one.grad is not None}
+        self.model.zero_grad()
+        return found
+
+
+def batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Rows of unlike length that begin alike, and the last places of the longest."""
+    torch.manual_seed(5)
+    ids = torch.randint(1, 64, (ROWS, PREFIX + max(REST)))
+    ids[:, :PREFIX] = ids[0, :PREFIX]
+    ids[:, PREFIX] = torch.arange(1, ROWS + 1)
+    mask = torch.stack([(torch.arange(ids.shape[1]) < PREFIX + rest).long() for rest in REST])
+    return {"input_ids": ids * mask, "attention_mask": mask}, torch.arange(PREFIX, ids.shape[1])
+
+
+def compared(model: Counting) -> int:
+    """How often the model was asked in the short way. The places of padding are left out: nobody asks for them."""
+    inputs, columns = batch()
+    kept = inputs["attention_mask"][:, columns].bool()
+    whole = model.model(**inputs, use_cache=False).logits[:, columns][kept]
+    whole.square().sum().backward()
+    wanted = model.gradients()
+    short = logits_at(model, inputs, columns)[kept]
+    short.square().sum().backward()
+    torch.testing.assert_close(short, whole, rtol=1e-4, atol=1e-5)
+    found = model.gradients()
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-3, atol=1e-4)
+    return model.calls
+
+
+@pytest.mark.parametrize("config", SHARE, ids=lambda config: config.model_type)
+def test_likelihoods_and_gradients_are_those_of_the_whole_rows(config: PretrainedConfig) -> None:
+    assert compared(Counting(config)) == 2
+
+
+@pytest.mark.parametrize("config", DO_NOT, ids=lambda config: config.model_type)
+def test_a_model_whose_window_slides_gets_whole_rows(config: PretrainedConfig) -> None:
+    """Its first pass is in vain, and its second has all of each row."""
+    assert compared(Counting(config)) == 2
+
+
+def test_rows_do_not_see_each_other() -> None:
+    model = Counting(SHARE[0])
+    inputs, columns = batch()
+    before = logits_at(model, inputs, columns)
+    other = dict(inputs, input_ids=inputs["input_ids"].clone())
+    other["input_ids"][0, PREFIX + 2 :] = 7
+    after = logits_at(model, other, columns)
+    assert model.calls == 4
+    torch.testing.assert_close(after[1:], before[1:], rtol=0, atol=0)
+    assert not torch.allclose(after[0], before[0])
+
+
+def test_the_first_answer_is_never_in_what_is_shared() -> None:
+    """Where all rows are alike up to it, its likelihood is asked of the last token before it."""
+    model = Counting(SHARE[0])
+    inputs, _ = batch()
+    inputs["input_ids"][:] = inputs["input_ids"][0]
+    inputs["attention_mask"][:] = 1
+    columns = torch.arange(PREFIX - 2, PREFIX + 3)
+    found = logits_at(model, inputs, columns)
+    wanted = model.model(**inputs, use_cache=False).logits[:, columns]
+    assert model.calls == 2
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_too_few_tokens_are_not_worth_a_pass() -> None:
+    model = Counting(SHARE[0])
+    inputs, columns = batch()
+    logits_at(model, {name: one[:2] for name, one in inputs.items()}, columns)
+    assert model.calls == 1
+
+
+def test_padding_is_nothing_in_common() -> None:
+    ids = torch.tensor([[3, 4, 0, 0], [3, 4, 0, 0]])
+    assert common_tokens(ids, torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]])) == 2
+    assert common_tokens(ids[:, :2], torch.ones(2, 2)) == 2
+    assert common_tokens(torch.tensor([[3, 4], [4, 4]]), torch.ones(2, 2)) == 0
