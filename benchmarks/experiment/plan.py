@@ -51,7 +51,7 @@ class Sizes:
     answer_tokens: int = 40
     sample_tokens: int = 48
     recipes: tuple[tuple[World, dict[str, Any]], ...] = (
-        ("facts", {"epochs": 4.0, "replay_prompts": 128, "gate_eval_prompts": 240}),
+        ("facts", {"gate_eval_prompts": 240}),
         ("style", {"epochs": 1.0, "replay_prompts": 48, "gate_eval_prompts": 240}),
     )
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 
 from services.trainer.examine import examine_adapter
+from services.trainer.lora import lora
 from services.trainer.model import load_base
 from services.trainer.settings import Recipe
 from services.trainer.work import Work
@@ -30,12 +31,7 @@ def null_adapter(base: Any, recipe: Recipe, folder: Path, seed: int, scale: floa
     """An adapter of the recipe's rank in `folder`: A as LoRA draws it, B random and small where training begins with
     zeros. The base is as it was."""
     torch.manual_seed(seed)
-    model = get_peft_model(
-        base,
-        LoraConfig(
-            r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
-    )
+    model = get_peft_model(base, lora(recipe))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
