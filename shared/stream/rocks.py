@@ -28,6 +28,7 @@ from rocksdict import (
     WriteOptions,
 )
 
+from shared.stream.allocator import give_back
 from shared.stream.store import CACHE_MB, OWN, StoreFailed
 
 log = structlog.get_logger(__name__)
@@ -79,9 +80,13 @@ class RocksStores:
 
     def __call__(self, partition: int) -> RocksStore:
         """Raises `StoreFailed`."""
-        store = RocksStore(self.folder / str(partition), self._memory, self._flush_s, self._remove_unused)
+        store = RocksStore(self.folder / str(partition), self._memory, self._flush_s, self._tidy)
         self._opened[partition] = store
         return store
+
+    def _tidy(self) -> None:
+        self._remove_unused()
+        give_back()
 
     def _remove_unused(self) -> None:
         """Of partitions that other processes took over."""
