@@ -1,0 +1,65 @@
+"""Candidates that learned nothing, through the gate of a finished arm: `python -m benchmarks.experiment.nulls ARM`.
+
+ARM is an arm's folder. Each of five candidates is an adapter of random small weights (`services/trainer/gate/nulls.py`)
+on the real base, judged by the arm's held-out feedback. Writes `nulls.json` into the folder, and prints it. None should
+pass.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from transformers import logging as transformers_logging
+
+from services.trainer.child import CONFIG
+from services.trainer.gate.nulls import SEEDS, nulls_through
+from services.trainer.progress import Progress
+from services.trainer.runs import RunConfig
+from services.trainer.settings import TrainerSettings
+from services.trainer.store import write_whole
+from services.trainer.work import Work
+from shared.adapters.fakes import MemoryCache
+from shared.versions import GateReport
+
+SHOWN = ("win_rate", "general_accuracy_change", "general_kl")
+
+
+def main(arm: Path) -> None:
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    (run,) = arm.glob("data/trainer/*/runs/run-1")
+    config = RunConfig.from_json((run / CONFIG).read_text(encoding="utf-8"))
+    replay = Path(os.environ.get("LOOPWRIGHT_TRAINER_REPLAY", ".loopwright/replay"))
+    settings = TrainerSettings(line=config.line, data_dir=arm / "data", replay=replay)
+    work = Work(run, config, settings, Progress(MemoryCache(), config.line, "nulls"), threading.Event())
+    folder = Path(tempfile.mkdtemp(dir=arm))
+    try:
+        reports = nulls_through(work, folder)
+    finally:
+        shutil.rmtree(folder)
+    told = {str(seed): of(report) for seed, report in zip(SEEDS, reports, strict=True)}
+    write_whole(arm / "nulls.json", json.dumps(told, indent=1).encode())
+    print(json.dumps(told))
+
+
+def of(report: GateReport) -> dict[str, Any]:
+    figures = {one.name: one for one in report.figures}
+    return {
+        "verdict": report.verdict,
+        "reasons": list(report.reasons),
+        **{
+            name: figures[name].model_dump(include={"n", "value", "low", "high"})
+            for name in SHOWN
+            if name in figures
+        },
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
