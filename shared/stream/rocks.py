@@ -28,7 +28,7 @@ from rocksdict import (
     WriteOptions,
 )
 
-from shared.stream.allocator import give_back
+from shared.stream.allocator import few_arenas, give_back
 from shared.stream.store import CACHE_MB, OWN, StoreFailed
 
 log = structlog.get_logger(__name__)
@@ -71,6 +71,7 @@ class RocksStores:
         self.folder = folder
         self._flush_s = flush_s
         self._opened: dict[int, RocksStore] = {}
+        few_arenas()
         # Small buffers make many small files, which then have to be merged all the time: with a quarter of a small
         # cache, merging cost more than all else, and reads had to look into each of them.
         buffers = max(BUFFER_BYTES, (cache_mb << 20) // 4)
