@@ -1,10 +1,11 @@
 """Whether the processor as shipped grows: `make bench-soak`. Ends in one JSON line, kept in benchmarks/soak.json.
 
 Responses and corrections come at 500 a second, of a fixed number of responses and users: each response is sent again
-and again, each user corrects it once more each time. So after the first minutes, in which caches fill,
-nothing is new but the events, and memory should stay. Told is the memory of the process (RSS) at the beginning and at
-the end, and the slope of a line through all of it (least squares). With `--growing` each response is a new one: then
-memory grows until the stores' cache is full, and after that by their indexes and filters, some 3 bytes a key.
+and again, each user corrects it once more each time. So after the first quarter of an hour, in which caches fill and
+the allocator finds its size, nothing is new but the events, and memory should stay. Told is the memory of the process
+(RSS) at the beginning and at the end, and the slope of a line through all of it (least squares). With `--growing` each
+response is a new one: then memory grows until the stores' cache is full, and after that by their indexes and filters,
+some 3 bytes a key.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ USERS = 5_000
 KNOWN = 40_000
 """Responses; each comes again every 160 seconds."""
 LOOK_S = 5.0
-WARM_MINUTES = 6.0
+WARM_MINUTES = 15.0
 app = typer.Typer(add_completion=False)
 progress = Console(stderr=True, highlight=False)
 
