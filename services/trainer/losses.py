@@ -158,11 +158,11 @@ def add_answers_head(base: Any) -> None:
     def answered(
         _self: Any, *args: Any, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **rest: Any
     ) -> Any:
-        if args or not fused_lm_head or labels is None:
+        if not fused_lm_head or labels is None:
             return forward(*args, **rest, **({} if labels is None else {"labels": labels}))
         wanted = labels[:, 1:]
         columns = (wanted != IGNORED).any(0).nonzero().squeeze(1)
-        logits = logits_at(forward, {n: given for n, given in rest.items() if n != "use_cache"}, columns)
+        logits = logits_at(forward, base.config, rest, columns)
         narrow = wanted[:, columns]
         kept = narrow != IGNORED
         likely = -cross_entropy(logits[kept].float(), narrow[kept], reduction="none")

@@ -34,7 +34,7 @@ class CpuSFTTrainer(SFTTrainer):
         wanted = inputs["labels"][:, 1:]
         answered = (wanted != IGNORED).any(0).nonzero().squeeze(1)
         rest = {name: given for name, given in inputs.items() if name != "labels"}
-        logits = logits_at(model, rest, answered)
+        logits = logits_at(model, model.config, rest, answered)
         wanted = wanted[:, answered]
         kept = wanted != IGNORED
         total = cross_entropy(logits[kept].float(), wanted[kept], reduction="sum")

@@ -19,32 +19,22 @@ WORTH: Final = 64
 
 
 def logits_at(
-    forward: Callable[..., Any], inputs: Mapping[str, torch.Tensor], columns: torch.Tensor
+    forward: Callable[..., Any], config: Any, inputs: Mapping[str, Any], columns: torch.Tensor
 ) -> torch.Tensor:
-    """(rows, columns, vocabulary) of a causal language model. `inputs`: `input_ids` and `attention_mask`, both (rows,
-    length), padded on the right. `columns`: the places whose next tokens are asked for, ascending, one at least."""
+    """(rows, columns, vocabulary) of a causal language model and its configuration. `inputs`: `input_ids` and
+    `attention_mask`, both (rows, length), padded on the right. `columns`: the places whose next tokens are asked for,
+    ascending, one at least."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    given = {**inputs, "use_cache": False, "logits_to_keep": columns}
     shared = min(common_tokens(ids, mask), int(columns[0]))
-    if shared * (len(ids) - 1) >= WORTH:
-        first = forward(
-            input_ids=ids[:1, :shared], attention_mask=mask[:1, :shared], use_cache=True, logits_to_keep=1
-        )
-        if (cache := _continuable(first.past_key_values)) is not None:
-            cache.batch_repeat_interleave(len(ids))
-            told = {
-                name: given for name, given in inputs.items() if name not in ("input_ids", "attention_mask")
-            }
-            rest: torch.Tensor = forward(
-                **told,
-                input_ids=ids[:, shared:],
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=columns - shared,
-            ).logits
-            return rest
-    whole: torch.Tensor = forward(**inputs, use_cache=False, logits_to_keep=columns).logits
-    return whole
+    if shared * (len(ids) - 1) >= WORTH and (cache := _continuable(config)) is not None:
+        first = {"input_ids": ids[:1, :shared], "attention_mask": mask[:1, :shared]}
+        forward(**first, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(ids))
+        given |= {"input_ids": ids[:, shared:], "past_key_values": cache, "use_cache": True}
+        given["logits_to_keep"] = columns - shared
+    logits: torch.Tensor = forward(**given).logits
+    return logits
 
 
 def common_tokens(ids: torch.Tensor, mask: torch.Tensor) -> int:
@@ -53,8 +43,8 @@ def common_tokens(ids: torch.Tensor, mask: torch.Tensor) -> int:
     return int(alike.long().cumprod(0).sum())
 
 
-def _continuable(cache: Any) -> DynamicCache | None:
-    """Where it holds all keys and values and nothing else, and adds to them without changing what gradients need: not
-    so with windows that slide, or with states that are carried along."""
-    plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-    return cache if plain else None
+def _continuable(config: Any) -> DynamicCache | None:
+    """An empty cache, where the model's holds all keys and values and nothing else, and adds to them without changing
+    what gradients need: not so with windows that slide, or with states that are carried along."""
+    cache = DynamicCache(config=config)
+    return cache if all(type(layer) is DynamicLayer for layer in cache.layers) else None
