@@ -71,6 +71,7 @@ class RocksStores:
         self.folder = folder
         self._flush_s = flush_s
         self._opened: dict[int, RocksStore] = {}
+        self._next_tidy = 0.0
         few_arenas()
         # Small buffers make many small files, which then have to be merged all the time: with a quarter of a small
         # cache, merging cost more than all else, and reads had to look into each of them.
@@ -86,8 +87,11 @@ class RocksStores:
         return store
 
     def _tidy(self) -> None:
-        self._remove_unused()
-        give_back()
+        """Once in the time in which each store is flushed, however many there are."""
+        if time.monotonic() >= self._next_tidy:
+            self._next_tidy = time.monotonic() + self._flush_s
+            self._remove_unused()
+            give_back()
 
     def _remove_unused(self) -> None:
         """Of partitions that other processes took over."""
