@@ -171,7 +171,7 @@ def module(name: str, log: Path, *arguments: str) -> None:
     with log.open("ab") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.experiment.{name}", *arguments],
-            env=child.TUNING | dict(os.environ) | {child.PARENT: str(os.getpid())},
+            env=child.surroundings(),
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,

@@ -45,11 +45,16 @@ def start(
     with (folder / log).open("ab") as out:
         return subprocess.Popen(
             [sys.executable, "-m", module, str(folder)],
-            env=TUNING | dict(os.environ) | {PARENT: str(os.getpid())},
+            env=surroundings(),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
         )
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of a process that trains: tuned, where whoever started us says nothing else, and tied to us."""
+    return TUNING | dict(os.environ) | {PARENT: str(os.getpid())}
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
