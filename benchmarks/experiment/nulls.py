@@ -8,7 +8,6 @@ pass.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 
 from transformers import logging as transformers_logging
 
+from deploy.local.model import REPLAY
 from services.trainer.child import CONFIG
 from services.trainer.gate.nulls import SEEDS, nulls_through
 from services.trainer.progress import Progress
@@ -28,6 +28,7 @@ from services.trainer.work import Work
 from shared.adapters.fakes import MemoryCache
 from shared.versions import GateReport
 
+PREPARED = Path(".loopwright")
 SHOWN = ("win_rate", "general_accuracy_change", "general_kl")
 
 
@@ -35,8 +36,7 @@ def main(arm: Path) -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     (run,) = arm.glob("data/trainer/*/runs/run-1")
     config = RunConfig.from_json((run / CONFIG).read_text(encoding="utf-8"))
-    replay = Path(os.environ.get("LOOPWRIGHT_TRAINER_REPLAY", ".loopwright/replay"))
-    settings = TrainerSettings(line=config.line, data_dir=arm / "data", replay=replay)
+    settings = TrainerSettings(line=config.line, data_dir=arm / "data", replay=PREPARED / REPLAY)
     work = Work(run, config, settings, Progress(MemoryCache(), config.line, "nulls"), threading.Event())
     folder = Path(tempfile.mkdtemp(dir=arm))
     try:
