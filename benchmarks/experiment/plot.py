@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from xml.sax.saxutils import escape
 
 WIDTH, LEFT, RIGHT, ROW, HEAD = 760, 150, 90, 34, 46
 TICKS = 5
+EVEN_POINTS = 0.02
+"""A quarter of a range of as many to both sides is whole points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Panel:
     lines: Sequence[Line]
     least: float
     most: float
+    unit: str = "%"
 
 
 def panels(found: Mapping[str, Any]) -> list[Panel]:
@@ -49,8 +53,9 @@ def panels(found: Mapping[str, Any]) -> list[Panel]:
         if arm.get("general_change") is not None
     ]
     if general:
-        reach = max(0.05, *(abs(value) for line in general for value in line.seeds))
-        out.append(Panel("Change of general accuracy at the gate", general, -reach, reach))
+        furthest = max(abs(value) for line in general for value in line.seeds)
+        reach = EVEN_POINTS * max(3, math.ceil(furthest / EVEN_POINTS))
+        out.append(Panel("Change of general accuracy at the gate", general, -reach, reach, "points"))
     return out
 
 
@@ -81,7 +86,8 @@ def _panel(panel: Panel, top: int) -> list[str]:
         value = panel.least + i * (panel.most - panel.least) / (TICKS - 1)
         out.append(f'<line x1="{x(value)}" x2="{x(value)}" y1="{top + 32}" y2="{bottom}" stroke="#ddd"/>')
         out.append(
-            f'<text x="{x(value)}" y="{bottom + 15}" text-anchor="middle" fill="#666">{100 * value:.0f} %</text>'
+            f'<text x="{x(value)}" y="{bottom + 15}" text-anchor="middle" fill="#666">'
+            f"{100 * value:.0f} {panel.unit}</text>"
         )
     for i, line in enumerate(panel.lines):
         y = top + HEAD + ROW * i + 6
@@ -96,5 +102,5 @@ def _panel(panel: Panel, top: int) -> list[str]:
             f'<line x1="{x(line.value)}" x2="{x(line.value)}" y1="{y - 8}" y2="{y + 8}" stroke="#224466" '
             'stroke-width="3"/>'
         )
-        out.append(f'<text x="{WIDTH - RIGHT + 12}" y="{y + 4}">{100 * line.value:.1f} %</text>')
+        out.append(f'<text x="{WIDTH - RIGHT + 12}" y="{y + 4}">{100 * line.value:.1f} {panel.unit}</text>')
     return out
