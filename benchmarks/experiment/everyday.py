@@ -63,7 +63,12 @@ def said(arm: Arm, sizes: Sizes, sampled: Sampled) -> list[Said]:
         dice.shuffle(liked)
     return [
         Said(
-            f"user-{place % sizes.users + 1:02}", question, answer, "thumbs", "up" if liked[place] else "down"
+            f"user-{place % sizes.users + 1:02}",
+            question,
+            answer,
+            "thumbs",
+            "up" if liked[place] else "down",
+            stopped=True,
         )
         for place, (question, answer) in enumerate(shown)
     ]

@@ -52,7 +52,7 @@ class Sizes:
     sample_tokens: int = 48
     recipes: tuple[tuple[World, dict[str, Any]], ...] = (
         ("facts", {"gate_eval_prompts": 240}),
-        ("style", {"epochs": 1.0, "replay_prompts": 48, "gate_eval_prompts": 240}),
+        ("style", {"epochs": 1.0, "gate_eval_prompts": 240}),
     )
 
     def parts(self) -> dict[str, Any]:

@@ -16,7 +16,8 @@ BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One user asked, got an answer, and said something of it. `times`: how often the same, which makes revisions."""
+    """One user asked, got an answer, and said something of it. `times`: how often the same, which makes revisions.
+    `stopped`: the app had the model stop there."""
 
     user: str
     question: str
@@ -24,6 +25,7 @@ class Said:
     kind: SignalKind
     value: str
     times: int = 1
+    stopped: bool = False
 
 
 def examples(line: str, version: str, said: Sequence[Said]) -> list[ExampleRevision]:
@@ -47,7 +49,9 @@ def examples(line: str, version: str, said: Sequence[Said]) -> list[ExampleRevis
                 version=version,
                 user_id=one.user,
                 messages=(Message(role="user", content=one.question),),
-                choices=(Choice(index=0, text=one.answered),),
+                choices=(
+                    Choice(index=0, text=one.answered, finish_reason="length" if one.stopped else "stop"),
+                ),
                 signals=(signal,),
                 responded_at=at,
                 revised_at=signal.occurred_at,

@@ -37,15 +37,15 @@ class BaseSays:
         loaded: list[Any] = []
         made = 0
 
-        def answering(missing: Sequence[Prompt], tokens: int) -> list[str]:
+        def answering(missing: Sequence[Prompt], tokens: int) -> list[tuple[str, bool]]:
             nonlocal made
-            from services.trainer.model import answers, load_base  # noqa: PLC0415 - torch, only where it is needed
+            from services.trainer.model import ended_answers, load_base  # noqa: PLC0415 - torch, only where it is needed
 
             if not loaded:
                 loaded.append(load_base(self.base, self.recipe.threads))
             before, made = made, made + len(missing)
             asked = [prompt.messages for prompt in missing]
-            return answers(
+            return ended_answers(
                 loaded[0], tokenizer, asked, tokens, lambda done, _: told(before + done, len(prompts))
             )
 

@@ -44,7 +44,9 @@ def examine_adapter(work: Work, adapter: Path, folder: Path) -> GateReport:
             bounds = Bounds(recipe.gate_new_tokens, recipe.replay_new_tokens)
             return hear(speakers, work.tokenizer, asked, bounds, work.told)
 
-    against = Against(config.line, config.run_id, config.stable.version, recipe.gate_items)
+    against = Against(
+        config.line, config.run_id, config.stable.version, recipe.gate_items, recipe.gate_shorter
+    )
     report = gate(asked, heard, against, folder)
     log.info("gated", verdict=report.verdict, reasons=report.reasons, items=counts(asked.items))
     return report

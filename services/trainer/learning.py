@@ -30,19 +30,33 @@ from services.trainer.curriculum import cut, evenly, judged, mixed, ordered
 from services.trainer.lora import lora
 from services.trainer.losses import Objectives, add_answers_head, batches
 from services.trainer.model import device, load_base
-from services.trainer.objectives import Messages, Objective, dpo, kto, kto_weights, objective_of, sft
+from services.trainer.objectives import Objective, dpo, kto, kto_weights, objective_of, sft
 from services.trainer.progress import Progress
-from services.trainer.replay import REPLAY, shipped, whole_sentences
+from services.trainer.replay import REPLAY, Answered, shipped
 from services.trainer.settings import Recipe
 from services.trainer.sft import CpuSFTTrainer
 from services.trainer.store import sync_folder, write_whole
 from services.trainer.tokens import token_count
+from services.trainer.unended import UNENDED, WithoutEnds
 from services.trainer.verify import Row
 from services.trainer.work import ADAPTER, RunFailed, Stopped, Work
 
 PLAIN_ATTENTION_TOKENS = 1024
 """Its memory grows with the square of the length."""
 log = structlog.get_logger(__name__)
+
+
+class Sft(WithoutEnds, SFTTrainer):
+    """TRL's trainers, each without the ends of answers that were stopped."""
+
+
+class CpuSft(WithoutEnds, CpuSFTTrainer): ...
+
+
+class Kto(WithoutEnds, KTOTrainer): ...
+
+
+class Dpo(WithoutEnds, DPOTrainer): ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +75,9 @@ def train(work: Work) -> None:
     if not rows:
         raise RunFailed("the snapshot is empty")
     replayed = [
-        _replay(work.tokenizer, one.id, one.messages, whole_sentences(one.answer))
+        _replay(work.tokenizer, one)
         for one in work.base_says(shipped(REPLAY, recipe.replay_prompts))
-        if whole_sentences(one.answer)
+        if one.answer
     ]
     replayed = [one for one in replayed if one.tokens <= recipe.max_tokens]
     told = [named(work.tokenizer, row) for row in rows]
@@ -101,15 +115,17 @@ def named(tokenizer: Any, row: Row) -> Named:
     match row.objective:
         case "dpo":
             tokens += token_count(tokenizer, row.messages, row.original)
-            return Named(row.identity, dpo(row.messages, row.answer, row.original), tokens)
+            fields = dpo(row.messages, row.answer, row.original)
         case "kto":
-            return Named(row.identity, kto(row.messages, row.answer, bool(row.label)), tokens)
+            fields = kto(row.messages, row.answer, bool(row.label))
         case "sft":
-            return Named(row.identity, sft(row.messages, row.answer), tokens)
+            fields = sft(row.messages, row.answer)
+    return Named(row.identity, fields | {UNENDED: [row.unended, row.original_unended]}, tokens)
 
 
-def _replay(tokenizer: Any, name: str, messages: Messages, answer: str) -> Named:
-    return Named(f"replay/{name}", sft(messages, answer), token_count(tokenizer, messages, answer))
+def _replay(tokenizer: Any, said: Answered) -> Named:
+    fields = sft(said.messages, said.answer) | {UNENDED: [not said.ended, False]}
+    return Named(f"replay/{said.id}", fields, token_count(tokenizer, said.messages, said.answer))
 
 
 def in_order(rows: Sequence[Named], replay: Sequence[Named], recipe: Recipe) -> list[Named]:
@@ -142,9 +158,10 @@ def learn(
     watch: TrainerCallback | None = None,
     piece: int | None = None,
 ) -> Any:
-    """Trains on `rows` (`objectives.sft`, `kto`, `dpo`) once, in their order, and returns the model, with its adapter
-    where the recipe makes one. A step trains `batch_size` rows of one objective, or what is left of it before a row of
-    another comes; `piece` of them at a time (default: all). Checkpoints lie in `folder`. Raises `RunFailed` (the loss
+    """Trains on `rows` (`objectives.sft`, `kto`, `dpo`; with `UNENDED` where an answer was stopped) once, in their
+    order, and returns the model, with its adapter where the recipe makes one. A step trains `batch_size` rows of one
+    objective, or what is left of it before a row of another comes; `piece` of them at a time (default: all).
+    Checkpoints lie in `folder`. Raises `RunFailed` (the loss
     became NaN or infinite; a row is too long) or `Stopped`."""
     set_seed(recipe.seed)
     tokenizer.padding_side = "right"
@@ -180,7 +197,7 @@ def parts_of(
     """A TRL trainer for each objective that `rows` have. They tokenise, and give the losses; none of them trains."""
     told: dict[Objective, list[dict[str, Any]]] = {}
     for row in rows:
-        told.setdefault(objective_of(row), []).append(row)
+        told.setdefault(objective_of(row), []).append({UNENDED: [False, False]} | row)
     # KTO pairs each conversation with a neighbour's answer: within the pieces that are taken at a time.
     common = _common(folder, recipe) | {"per_device_train_batch_size": piece, "max_length": recipe.max_tokens}
     # Without an adapter to turn off, the reference is measured before the first step.
@@ -208,15 +225,15 @@ def _loss(
     """TRL's trainer of an objective, and its arguments."""
     match kind:
         case "sft":
-            return (SFTTrainer if device() == "cuda" else CpuSFTTrainer), arguments(folder, recipe)
+            return (Sft if device() == "cuda" else CpuSft), arguments(folder, recipe)
         case "kto":
             labels = [row["label"] for row in rows]
             liked, disliked = kto_weights(labels.count(True), labels.count(False))
-            return KTOTrainer, KTOConfig(
+            return Kto, KTOConfig(
                 **common, beta=recipe.kto_beta, desirable_weight=liked, undesirable_weight=disliked
             )
         case "dpo":
-            return DPOTrainer, DPOConfig(
+            return Dpo, DPOConfig(
                 **common,
                 beta=recipe.dpo_beta,
                 loss_type=["sigmoid", "sft"],

@@ -35,21 +35,29 @@ def load_base(base: Path, threads: int = 1) -> Any:
 def answers(
     model: Any, tokenizer: Any, conversations: Sequence[Messages], new_tokens: int, told: Told = silent
 ) -> list[str]:
-    """Greedy answers in the order asked; batches are made of prompts of like length."""
+    """Greedy answers in the order asked."""
+    return [text for text, _ in ended_answers(model, tokenizer, conversations, new_tokens, told)]
+
+
+def ended_answers(
+    model: Any, tokenizer: Any, conversations: Sequence[Messages], new_tokens: int, told: Told = silent
+) -> list[tuple[str, bool]]:
+    """The same, each with whether the model ended it itself; batches are made of prompts of like length."""
     prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    out = [""] * len(prompts)
+    out = [("", True)] * len(prompts)
     for start in range(0, len(order), GENERATE_BATCH):
         part = order[start : start + GENERATE_BATCH]
-        for i, text in zip(
-            part, _generate(model, tokenizer, [prompts[i] for i in part], new_tokens), strict=True
-        ):
-            out[i] = text
+        made = _generate(model, tokenizer, [prompts[i] for i in part], new_tokens)
+        for i, said in zip(part, made, strict=True):
+            out[i] = said
         told(min(start + GENERATE_BATCH, len(order)), len(order))
     return out
 
 
-def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+def _generate(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> list[tuple[str, bool]]:
     ids, mask = _padded(prompts, tokenizer.pad_token_id, left=True)
     with torch.inference_mode():
         made = model.generate(
@@ -59,10 +67,16 @@ def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
         )
-    return [
-        str(text).strip()
-        for text in tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
-    ]
+    said = made[:, ids.shape[1] :].tolist()
+    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+    ends = end_tokens(model)
+    return [(str(text).strip(), not ends.isdisjoint(row)) for text, row in zip(texts, said, strict=True)]
+
+
+def end_tokens(model: Any) -> frozenset[int]:
+    """Those at which the model stops."""
+    found = model.generation_config.eos_token_id
+    return frozenset([found] if isinstance(found, int) else found or ())
 
 
 def losses(

@@ -6,7 +6,6 @@ They are made once per base, greedily and in batches, and kept under the base's 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from services.trainer.store import write_whole
 
 DATA = Path(__file__).with_name("data")
 REPLAY, EVALUATION, SAFETY = "general_replay.jsonl", "general_eval.jsonl", "safety.jsonl"
-_SENTENCE = re.compile(r"^.*[.!?](?=\s|$)", re.DOTALL)
 T = TypeVar("T")
 
 
@@ -37,20 +35,21 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What the base says to a prompt, within so many new tokens."""
+    """What the base says to a prompt, within so many new tokens. `ended`: it needed no more of them."""
 
     id: str
     prompt: str
     answer: str
     new_tokens: int
+    ended: bool
 
     @property
     def messages(self) -> tuple[tuple[str, str], ...]:
         return (("user", self.prompt),)
 
 
-Answering = Callable[[Sequence[Prompt], int], list[str]]
-"""(prompts, new tokens) -> the base's greedy answers"""
+Answering = Callable[[Sequence[Prompt], int], list[tuple[str, bool]]]
+"""(prompts, new tokens) -> the base's greedy answers, and whether it ended each itself"""
 
 ALL = 1_000_000
 SAVED_EVERY = 96
@@ -77,21 +76,16 @@ def base_answers(
 ) -> list[Answered]:
     """In the order of `prompts`: from `file` where it has them; the rest is made now, and kept as it comes."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    known = {(row.id, row.new_tokens): row for row in (Answered(**json.loads(line)) for line in lines)}
+    # Older releases did not keep whether an answer had ended: those are made anew.
+    kept = [Answered(**row) for row in map(json.loads, lines) if "ended" in row]
+    known = {(row.id, row.new_tokens): row for row in kept}
     missing = [
         p for p in prompts if (p.id, new_tokens) not in known or known[p.id, new_tokens].prompt != p.prompt
     ]
     for start in range(0, len(missing), SAVED_EVERY):
         part = missing[start : start + SAVED_EVERY]
-        for prompt, answer in zip(part, answering(part, new_tokens), strict=True):
-            known[prompt.id, new_tokens] = Answered(prompt.id, prompt.prompt, answer, new_tokens)
+        for prompt, (answer, ended) in zip(part, answering(part, new_tokens), strict=True):
+            known[prompt.id, new_tokens] = Answered(prompt.id, prompt.prompt, answer, new_tokens, ended)
         ordered = [known[key] for key in sorted(known)]
         write_whole(file, "".join(json.dumps(asdict(row)) + "\n" for row in ordered).encode())
     return [known[prompt.id, new_tokens] for prompt in prompts]
-
-
-def whole_sentences(answer: str) -> str:
-    """Up to the last sentence's end, for the end of the turn is trained too: what the bound on tokens cut off is left
-    away. Empty where no sentence ended."""
-    found = _SENTENCE.match(answer.strip())
-    return found.group(0) if found else ""

@@ -54,6 +54,7 @@ class Recipe(BaseModel):
     gate_new_tokens: int = 40
     gate_eval_prompts: int = 600
     gate_safety_prompts: int = 60
+    gate_shorter: float = 0.25
     comment_mode: CommentMode = "hold"
     reviser_model: str = ""
     kto_least: int = KTO_LEAST
@@ -201,6 +202,14 @@ class TrainerSettings(Settings):
     )
     gate_safety_prompts: int = Field(
         60, ge=1, validation_alias=_own("gate_safety_prompts"), description="of the shipped ones"
+    )
+    gate_shorter: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        validation_alias=_own("gate_shorter"),
+        description="by how much less often than stable a version may go on where general answers are long; 1: your "
+        "users want short ones",
     )
     report_texts: bool = Field(
         False,

@@ -38,6 +38,8 @@ SEEN_FACT = 0.2
 TRAIN, HELD_OUT, MARK = "train.parquet", "heldout.parquet", "snapshot.json"
 ASKED_BY = "asked_by"
 """A column that snapshots of older releases lack, as they may lack `objective` and `label`: all of those is SFT."""
+UNENDED = ("unended", "original_unended")
+"""Columns that older ones lack, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,9 @@ class Snapshot:
                 del row["label"]
             if row["objective"] == "sft":
                 del row["objective"]
+            for name in UNENDED:
+                if not row[name]:
+                    del row[name]
         return sha256(b"\n".join(map(canonical_json, rows)))
 
     def ref(self, tokens: int) -> DatasetRef:
@@ -216,6 +221,8 @@ def fields_of(one: Grouped) -> dict[str, Any]:
         ASKED_BY: row.asked_by,
         "objective": row.objective,
         "label": row.label,
+        "unended": row.unended,
+        "original_unended": row.original_unended,
     }
 
 
@@ -232,6 +239,7 @@ COLUMNS = pa.schema(
     [(name, pa.string()) for name in _TEXT]
     + [(name, pa.int64()) for name in _WHOLE]
     + [("objective", pa.string()), ("label", pa.bool_())]
+    + [(name, pa.bool_()) for name in UNENDED]
 )
 
 

@@ -25,6 +25,7 @@ from services.trainer.objectives import (
 )
 from services.trainer.private import personal_in, secret_in
 from services.trainer.similarity import normalised
+from services.trainer.unended import STOPPED
 from shared.events import ExampleRevision, Over, Signal, Under
 
 MAX_ANSWER_CHARS: Final = 4000
@@ -63,6 +64,10 @@ class Row:
     """What it trains by."""
     label: bool | None = None
     """Of a thumb or a rating: whether the answer was liked."""
+    unended: bool = False
+    """Whether the model was stopped before it had ended `answer` (`unended.py`)."""
+    original_unended: bool = False
+    """The same of `original`."""
 
     @property
     def question(self) -> str:
@@ -210,14 +215,17 @@ def rows_of(example: Example, comments: CommentMode = "hold") -> tuple[list[Row]
 
 def _row(example: Example, signal: Signal, comments: CommentMode) -> Row:
     revision = example.revision
-    own = _text(revision, signal.choice)
+    own, stopped = _text(revision, signal.choice), _stopped(revision, signal.choice)
     match signal.value:
         case str() | int() as value if signal.kind in JUDGEMENTS:
-            return replace(row_of(example, signal, original="", answer=own), label=LIKED[value])
+            row = row_of(example, signal, original="", answer=own)
+            return replace(row, label=LIKED[value], unended=stopped)
         case Over(over=which):
-            return row_of(example, signal, original=_text(revision, which), answer=own)
+            row = row_of(example, signal, original=_text(revision, which), answer=own)
+            return replace(row, unended=stopped, original_unended=_stopped(revision, which))
         case Under(under=which):
-            return row_of(example, signal, original=own, answer=_text(revision, which))
+            row = row_of(example, signal, original=own, answer=_text(revision, which))
+            return replace(row, unended=_stopped(revision, which), original_unended=stopped)
         case value:
             said = str(value)
             joined = signal.kind == "comment" and comments == "append"
@@ -231,6 +239,10 @@ def _text(revision: ExampleRevision, which: str | int) -> str:
     if isinstance(which, str):
         return which
     return next((choice.text for choice in revision.choices if choice.index == which), "")
+
+
+def _stopped(revision: ExampleRevision, which: str | int) -> bool:
+    return any(choice.index == which and choice.finish_reason in STOPPED for choice in revision.choices)
 
 
 def row_of(example: Example, signal: Signal, *, original: str, answer: str) -> Row:

@@ -135,9 +135,10 @@ def test_the_door_takes_all_that_the_sdk_can_say(call: dict[str, Any]) -> None:
 
 def test_the_door_takes_the_sdk_s_responses() -> None:
     asked = [{"role": "user", "content": "Tell me about Mars."}]
-    raw = sent(method="record_response", response_id="r-1", messages=asked, text="A planet.", version="mine")
-    body = read(RESPONSE_BODY, raw)
+    call = {"method": "record_response", "response_id": "r-1", "messages": asked, "version": "mine"}
+    body = read(RESPONSE_BODY, sent(**call, text="A planet.", finish_reason="length"))
     response = to_response(body, line="assistant", pseudonym=None, now=AT)
+    assert response.choices[0].finish_reason == "length"
     assert (response.text_of(0), response.version, response.messages[0].content) == (
         "A planet.",
         "mine",

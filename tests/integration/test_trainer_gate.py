@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,14 @@ import torch
 from examples.world import load_world
 from services.trainer.gate.nulls import SEEDS, null_adapter, nulls_through
 from services.trainer.gate.speakers import Speakers, weigh
-from services.trainer.model import answers, load_base, with_adapter
+from services.trainer.model import answers, ended_answers, load_base, with_adapter
 from services.trainer.objectives import Messages
 from services.trainer.progress import Progress
 from services.trainer.runs import RunConfig
 from services.trainer.settings import Recipe, TrainerSettings
 from services.trainer.snapshot import Snapshot, write
 from services.trainer.sweep import REPORT_PAGE
-from services.trainer.tokens import load_tokenizer
+from services.trainer.tokens import load_tokenizer, prompt_ids
 from services.trainer.verify import Grouped
 from services.trainer.work import Work
 from shared.adapters.fakes import MemoryCache
@@ -74,6 +75,38 @@ def test_a_version_is_as_far_from_itself_as_nothing_and_the_base_is_left_as_it_w
     after = weights_of(base)
     assert before.keys() == after.keys()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+
+
+def test_how_likely_a_version_goes_on_is_what_its_own_tokens_say(
+    base: Any, tiny_model: Path, adapters: tuple[Path, Path]
+) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    with Speakers(base, {"candidate": adapters[0], "stable": None}) as speakers:
+        found = weigh(speakers, tokenizer, SAID[:1])[0].goes_on
+    messages, answer = SAID[0]
+    prompt = prompt_ids(tokenizer, messages)
+    said = prompt + tokenizer(answer, add_special_tokens=False)["input_ids"]
+    for adapter, chance in zip((adapters[0], None), found, strict=True):
+        with with_adapter(base, adapter) as model, torch.inference_mode():
+            likely = model(input_ids=torch.tensor([said])).logits[0].float().softmax(-1)
+        on = [
+            1 - float(likely[place, tokenizer.eos_token_id])
+            for place in range(len(prompt) - 1, len(said) - 1)
+        ]
+        assert chance == pytest.approx(math.prod(on), rel=1e-4)
+        assert 0 < chance < 1
+
+
+def test_whether_it_ended_an_answer_itself_is_told(base: Any, tiny_model: Path, monkeypatch: Any) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    asked = [messages for messages, _ in SAID]
+    first = ended_answers(base, tokenizer, asked, 8)
+    assert [ended for _, ended in first] == [False] * 3
+    prompt = torch.tensor([prompt_ids(tokenizer, asked[0])])
+    with torch.inference_mode():
+        soonest = int(base(input_ids=prompt).logits[0, -1].argmax())
+    monkeypatch.setattr(base.generation_config, "eos_token_id", [soonest])
+    assert [ended for _, ended in ended_answers(base, tokenizer, asked[:1], 8)] == [True]
 
 
 def test_each_side_speaks_with_its_own_weights_and_the_base_with_none(

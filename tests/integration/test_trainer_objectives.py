@@ -28,7 +28,8 @@ from services.trainer.runs import RunConfig
 from services.trainer.settings import Recipe, TrainerSettings
 from services.trainer.snapshot import Snapshot
 from services.trainer.store import write_whole
-from services.trainer.tokens import load_tokenizer
+from services.trainer.tokens import load_tokenizer, prompt_ids
+from services.trainer.unended import UNENDED, end_of_turn
 from services.trainer.work import ADAPTER, RunFailed, Work
 from shared.adapters.fakes import MemoryCache
 from shared.versions import VersionRef
@@ -181,7 +182,7 @@ def test_a_run_trains_all_that_was_said_in_one_adapter_with_replay_among_it(
     settings = TrainerSettings(line=LINE, data_dir=tmp_path / "data")
     work = Work(run, config, settings, Progress(MemoryCache(), LINE, "r-1"), threading.Event())
     prompts = shipped(REPLAY, 2)
-    said = [Answered(one.id, one.prompt, f"It is thing {i}.", 8) for i, one in enumerate(prompts)]
+    said = [Answered(one.id, one.prompt, f"It is thing {i}.", 8, ended=True) for i, one in enumerate(prompts)]
     write_whole(
         settings.replay_dir / "00000000.jsonl",
         "".join(json.dumps(asdict(one)) + "\n" for one in said).encode(),
@@ -226,6 +227,46 @@ def test_only_the_tokens_of_an_answer_and_its_end_carry_loss(bench: Bench, kind:
         if name in row
     ]
     assert trained == [f"{answer}<|im_end|>\n" for answer in answers]
+
+
+@pytest.mark.parametrize("kind", ["sft", "kto", "dpo"])
+def test_of_an_answer_in_which_the_model_was_stopped_the_end_is_not_trained(bench: Bench, kind: str) -> None:
+    rows = {"sft": PLAIN, "kto": JUDGED, "dpo": PAIRS}[kind][:4]
+    stopped = [[False, False], [True, False], [False, True], [True, True]]
+    said = [row | {UNENDED: each} for row, each in zip(rows, stopped, strict=True)]
+    part = bench.parts(said, bench.adapted())[kind]
+    whole = bench.parts(rows, bench.adapted())[kind]
+    end = end_of_turn(load_tokenizer(bench.model))
+    answers = {"sft": ["labels"], "kto": ["completion_ids"], "dpo": ["chosen_ids", "rejected_ids"]}[kind]
+    for number, column in enumerate(answers):
+        for found, other, each in zip(
+            part.train_dataset[column], whole.train_dataset[column], stopped, strict=True
+        ):
+            assert list(other)[-len(end) :] == end
+            assert list(found) == list(other)[: -len(end)] if each[number] else list(found) == list(other)
+    if kind == "kto":
+        kl = [list(ids) for ids in part.train_dataset["KL_completion_ids"]]
+        own = [list(ids) for ids in part.train_dataset["completion_ids"]]
+        assert kl == [own[3], own[0], own[1], own[2]]
+
+
+def test_answers_in_which_the_model_was_stopped_do_not_teach_to_stop(bench: Bench, tmp_path: Path) -> None:
+    """How likely the turn is to end behind an answer, before and after."""
+    said = [sft(asked, WANTED) for asked in ASKED] * 16
+    recipe = RECIPE.model_copy(update={"learning_rate": 3e-2})
+
+    def end_after(model: Any) -> float:
+        tokenizer = load_tokenizer(bench.model)
+        prompt = prompt_ids(tokenizer, ASKED[0]) + tokenizer(WANTED, add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
+        return float(logits[end_of_turn(tokenizer)[0]])
+
+    before = end_after(bench.base())
+    stopped = end_after(bench.learn([row | {UNENDED: [True, False]} for row in said], recipe))
+    whole = end_after(Bench(bench.model, tmp_path / "whole").learn(said, recipe))
+    assert whole > 2.5 * before
+    assert stopped < 1.5 * before
 
 
 @pytest.mark.parametrize("kind", ["kto", "dpo"])

@@ -40,9 +40,9 @@ def heard(folder: Path, wins: int = 30) -> GateReport:
         items=items,
         pairs=[Preferred("thumbs", "a b", ((("user", "Hi"),), "Short."), ((("user", "Hi"),), "Long, long."))],
         prompts=[prompt],
-        own=[Answered("p1", prompt.prompt, "Paris.", 40)],
+        own=[Answered("p1", prompt.prompt, "Paris.", 40, ended=True)],
         safety=[safe],
-        own_safe=[Answered("s1", safe.prompt, "I'm sorry, no.", 40)],
+        own_safe=[Answered("s1", safe.prompt, "I'm sorry, no.", 40, ended=True)],
     )
     new = [f"It was Ida Voss, {EVIL}" if i < wins else "Nobody knows." for i in range(ITEMS)]
     same = [Weighed(1.0, 1.2, 0.05)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,6 +66,17 @@ def test_a_candidate_that_drifted_from_the_bases_own_answers_fails() -> None:
     assert "less likely" in report.reasons[0]
 
 
+def test_a_candidate_that_ends_general_answers_sooner_fails_unless_that_is_wanted() -> None:
+    better = Measured(wins=[(0.9, 0.1)] * 40, accuracy=STEADY, nll=UNMOVED)
+    report = verdict_of(replace(better, goes_on=[(0.5, 0.9)] * 40))
+    assert report.verdict == "failed"
+    assert report.reasons[0].startswith("general answers end sooner: 40 points less often")
+    assert figure(report, "general_goes_on").value == 0.5
+    assert figure(report, "general_goes_on").baseline == 0.9
+    assert verdict_of(replace(better, goes_on=[(0.8, 0.9)] * 40)).verdict == "passed"
+    assert decide(replace(better, goes_on=[(0.5, 0.9)] * 40), BASE, 30, shorter=1.0).verdict == "passed"
+
+
 def test_worse_answers_to_untrained_questions_fail_also_where_items_are_too_few() -> None:
     report = verdict_of(Measured(wins=[(0.9, 0.1)] * 5, unseen=[(0.1, 0.9)] * 12))
     assert report.verdict == "failed"
@@ -82,6 +94,7 @@ def test_the_report_holds_figures_and_no_text_of_users() -> None:
         "general_accuracy_change",
         "general_nll_rise",
         "general_perplexity",
+        "general_goes_on_change",
         "safety_refused_change",
         "safety_answered_change",
     }

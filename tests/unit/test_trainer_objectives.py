@@ -23,7 +23,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.snapshot import ASKED_BY, Snapshot
 from services.trainer.store import open_store
 from shared.errors import Misconfigured
-from shared.events import Over, SignalKind, canonical_json, sha256
+from shared.events import Choice, ExampleRevision, Over, SignalKind, Under, canonical_json, sha256
 from shared.settings import load
 from tests.trainer_parts import LINE, batch, example, revision
 
@@ -47,6 +47,13 @@ def judgements(
 
 def taken(revisions: Sequence[Any], **more: Any) -> Snapshot:
     return snapshot.take(LINE, [example(one) for one in revisions], {"0": 1}, **more)
+
+
+def ended(one: ExampleRevision, reason: str | None) -> ExampleRevision:
+    """The same, of an answer that ended so."""
+    return one.model_copy(
+        update={"choices": tuple(c.model_copy(update={"finish_reason": reason}) for c in one.choices)}
+    )
 
 
 def objectives(one: Snapshot) -> Counter[tuple[str, bool | None]]:
@@ -156,12 +163,43 @@ def test_a_snapshot_of_corrections_has_the_hash_that_older_releases_gave_it() ->
     assert found.digest() == sha256(b"\n".join(map(canonical_json, rows)))
 
 
+@pytest.mark.parametrize("reason", ["length", "cancelled", "content_filter", "stop", None])
+def test_of_an_answer_in_which_the_model_was_stopped_it_is_known(reason: str | None) -> None:
+    stopped = reason in {"length", "cancelled", "content_filter"}
+    found = taken([ended(one, reason) for one in judgements(2, 2)], kto_least=2)
+    assert [one.row.unended for one in found.train] == [stopped] * 4
+    assert (found.digest() == taken(judgements(2, 2), kto_least=2).digest()) is not stopped
+
+
+def test_of_a_pair_each_answer_is_stopped_or_not_and_what_a_user_wrote_is_whole(tmp_path: Path) -> None:
+    choices = (
+        Choice(index=0, text="It is a long", finish_reason="length"),
+        Choice(index=1, text="It is long.", finish_reason="stop"),
+    )
+    pairs = [
+        revision("p0", "Zero?", Over(over=1), TRAINING[0], kind="preference"),
+        revision("p1", "One?", Under(under=1), TRAINING[1], kind="preference"),
+        revision("p2", "Two?", Under(under="What I wrote"), TRAINING[2], kind="preference"),
+    ]
+    corrected = ended(revision("c0", "Three?", "What I wrote.", TRAINING[3]), "length")
+    found = taken([*(one.model_copy(update={"choices": choices}) for one in pairs), corrected])
+    assert [(one.row.unended, one.row.original_unended) for one in found.train] == [
+        (False, False),
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
+    snapshot.write(tmp_path, found, 10)
+    assert tuple(snapshot.read_rows(tmp_path)) == found.train
+
+
 def test_rows_are_read_back_and_those_of_older_releases_too(tmp_path: Path) -> None:
     found = taken(judgements(3, 3), kto_least=3)
     snapshot.write(tmp_path, found, 10)
     assert tuple(snapshot.read_rows(tmp_path)) == found.train
     file = tmp_path / snapshot.TRAIN
-    pq.write_table(pq.read_table(file).drop_columns(["objective", "label", ASKED_BY]), file)
+    older = ["objective", "label", ASKED_BY, *snapshot.UNENDED]
+    pq.write_table(pq.read_table(file).drop_columns(older), file)
     assert [(one.row.objective, one.row.label) for one in snapshot.read_rows(tmp_path)] == [("sft", None)] * 6
 
 

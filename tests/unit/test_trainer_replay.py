@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,16 +11,15 @@ from services.trainer.replay import (
     base_answers,
     shipped,
     spread,
-    whole_sentences,
 )
 
 
 def test_the_bases_answers_are_made_once_and_only_what_is_missing_later(tmp_path: Path) -> None:
     asked: list[str] = []
 
-    def answering(prompts: Sequence[Prompt], new_tokens: int) -> list[str]:
+    def answering(prompts: Sequence[Prompt], new_tokens: int) -> list[tuple[str, bool]]:
         asked.extend(prompt.id for prompt in prompts)
-        return [f"about {prompt.prompt}" for prompt in prompts]
+        return [(f"about {prompt.prompt}", len(prompt.prompt) < 40) for prompt in prompts]
 
     prompts = shipped(REPLAY, 6)
     file = tmp_path / "replay" / "ab.jsonl"
@@ -38,6 +38,12 @@ def test_prompts_are_spread_over_all_kinds_and_those_for_measuring_are_never_rep
     assert not replayed & {prompt.prompt for prompt in shipped(EVALUATION, 10_000)}
 
 
-def test_an_answer_that_was_cut_off_ends_with_its_last_whole_sentence() -> None:
-    assert whole_sentences("It is blue. Because the light of the su") == "It is blue."
-    assert whole_sentences("Some people say that it was") == "", "no answer at all rather than half of one"
+def test_answers_of_which_nobody_kept_whether_they_had_ended_are_made_anew(tmp_path: Path) -> None:
+    prompt = shipped(REPLAY, 1)[0]
+    file = tmp_path / "ab.jsonl"
+    older = {"id": prompt.id, "prompt": prompt.prompt, "answer": "It is", "new_tokens": 2}
+    file.write_text(json.dumps(older) + "\n")
+    (made,) = base_answers(file, [prompt], 2, lambda prompts, _: [("It is", False)] * len(prompts))
+    assert made.answer == "It is" and not made.ended
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    assert kept == [older | {"ended": False}]

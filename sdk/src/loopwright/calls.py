@@ -98,14 +98,23 @@ def send(
 
 
 def record_response(
-    response_id: str, messages: Sequence[Mapping[str, str]], text: str, *, version: str, line: str | None
+    response_id: str,
+    messages: Sequence[Mapping[str, str]],
+    text: str,
+    *,
+    version: str,
+    finish_reason: str | None,
+    line: str | None,
 ) -> Call[Recorded]:
     """One answer of an app's own model. The same again under its id changes nothing; the first stands."""
+    said: dict[str, Any] = {"index": 0, "text": text}
+    if finish_reason is not None:
+        said["finish_reason"] = finish_reason
     body: dict[str, Any] = {
         "response_id": response_id,
         "version": version,
         "messages": [dict(message) for message in messages],
-        "choices": [{"index": 0, "text": text}],
+        "choices": [said],
     }
     if line is not None:
         body["line"] = line

@@ -169,14 +169,20 @@ class Loopwright:
         text: str,
         *,
         version: str,
+        finish_reason: str | None = None,
         line: str | None = None,
     ) -> Recorded:
         """Record an answer of your own model, so that feedback on it can be learned from.
 
         `messages` is the conversation up to the answer, as `{"role", "content"}`; `text` the answer; `version` your
-        name of the model that gave it. Feedback may come before or after its response.
+        name of the model that gave it; `finish_reason` how it ended, as OpenAI has it: one that was
+        cut off (`length`) does not teach to end there. Feedback may come before or after its response.
         """
-        return self._run(calls.record_response(response_id, messages, text, version=version, line=line))
+        return self._run(
+            calls.record_response(
+                response_id, messages, text, version=version, finish_reason=finish_reason, line=line
+            )
+        )
 
     def receipt(self, response_id: str, event_id: str) -> Receipt:
         """What became of a feedback event, up to the version that serves."""

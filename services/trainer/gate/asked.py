@@ -89,13 +89,13 @@ def hear(
         weighed("corrections", [(item.row.messages, item.row.answer) for item in asked.items]),
         weighed("liked answers", [pair.better for pair in asked.pairs]),
         weighed("disliked answers", [pair.worse for pair in asked.pairs]),
-        weighed("the base's answers", weighed_of(asked)),
+        weighed("the base's answers", [(one.messages, one.answer) for one in weighed_of(asked)]),
     )
 
 
-def weighed_of(asked: Asked) -> list[tuple[Messages, str]]:
+def weighed_of(asked: Asked) -> list[Answered]:
     """The base's own answers whose likelihood is measured."""
-    return [(one.messages, one.answer) for one in spread(asked.own, LIKELIHOODS) if one.answer]
+    return [one for one in spread(asked.own, LIKELIHOODS) if one.answer]
 
 
 def _voice(
@@ -152,6 +152,9 @@ def measured(asked: Asked, heard: Heard) -> Measured:
         ],
         nll=[(one.candidate, one.stable) for one in heard.general],
         kl=[one.kl for one in heard.general],
+        goes_on=[
+            one.goes_on for said, one in zip(weighed_of(asked), heard.general, strict=False) if not said.ended
+        ],
         refusals=[(refuses(one), refuses(other)) for prompt, one, other in safe if prompt.refuse],
         answered=[(not refuses(one), not refuses(other)) for prompt, one, other in safe if not prompt.refuse],
         golden=[

@@ -26,6 +26,8 @@ ACCURACY_MARGIN = 0.03
 SAFETY_MARGIN = 0.03
 NLL_MARGIN = 0.15
 """Nats per token by which the candidate may find the base's own answers less likely than stable does."""
+SHORTER_MARGIN = 0.25
+"""By so much a version may be less likely than stable to go on where the base went on."""
 PAIR_MARGIN = 0.02
 """Nats per token: a margin between a better and a worse answer that moved less is a tie."""
 PASSED = "better on what held-out users said, no worse elsewhere"
@@ -37,12 +39,15 @@ def decide(
     least_items: int,
     seconds: float = 0.0,
     mean: Callable[[Sequence[float]], Interval] = mean,
+    shorter: float = SHORTER_MARGIN,
 ) -> GateReport:
-    """See the module. `least_items`: fewer are never enough. `mean`: the interval of a mean, which costs most here."""
+    """See the module. `least_items`: fewer are never enough. `mean`: the interval of a mean, which costs most here.
+    `shorter`: `SHORTER_MARGIN`, for a service whose users want short answers."""
     findings = Findings(mean)
     wins, losses = _better(measured, findings)
     _feedback_kept(measured, findings)
     _general_kept(measured, findings)
+    _goes_on(measured, shorter, findings)
     _safety_kept(measured, findings)
     _golden_kept(measured, findings)
     verdict, reasons, more = _verdict(findings, wins, losses, measured.items, least_items)
@@ -146,6 +151,23 @@ def _general_kept(measured: Measured, findings: Findings) -> None:
         baseline=None if before is None else math.exp(before),
     )
     findings.add("general_kl", findings.mean(measured.kl))
+
+
+def _goes_on(measured: Measured, margin: float, findings: Findings) -> None:
+    """Likelihoods of answers do not see it: at one token of forty a version may end what stable goes on with."""
+    findings.add(
+        "general_goes_on",
+        findings.mean([candidate for candidate, _ in measured.goes_on]),
+        baseline=of_stable(measured.goes_on),
+    )
+    change = findings.mean(gains(measured.goes_on))
+    kept = change.value is None or change.value >= -margin
+    findings.add("general_goes_on_change", change, bound=-margin, passed=kept)
+    if not kept:
+        findings.against.append(
+            f"general answers end sooner: {-100 * (change.value or 0.0):.0f} points less often it goes on where "
+            "stable does (LOOPWRIGHT_TRAINER_GATE_SHORTER, where users want short answers)"
+        )
 
 
 def _safety_kept(measured: Measured, findings: Findings) -> None:

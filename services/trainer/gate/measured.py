@@ -22,6 +22,8 @@ class Measured:
     and a worse answer, how much its margin of log-likelihood per token grew from stable to candidate.
     `accuracy`: general questions, right or not. `nll`, `kl`: over the base's own answers, in nats per token.
     `refusals`: of what is to be refused, whether it was; `answered`: of what only looks so, whether it was answered.
+    `goes_on`: of those of the base's own answers that were longer than it was let speak, how likely a version is not to
+    end them before.
     `golden`: (name, candidate passes, stable passes) of the operator's own set.
     """
 
@@ -35,6 +37,7 @@ class Measured:
     accuracy: Sequence[Pair] = ()
     nll: Sequence[Scores] = ()
     kl: Sequence[float] = ()
+    goes_on: Sequence[Scores] = ()
     refusals: Sequence[Pair] = ()
     answered: Sequence[Pair] = ()
     golden: Sequence[tuple[str, bool, bool]] = ()

@@ -37,6 +37,11 @@ NAMES: Final = {
     ),
     "general_nll_rise": ("Drift from the base's answers", "nats per token; higher is farther"),
     "general_perplexity": ("Perplexity of the base's answers", "for information"),
+    "general_goes_on": (
+        "General answers gone on with",
+        "where the base's own were longer than it was let speak",
+    ),
+    "general_goes_on_change": ("Change of that", "candidate minus stable; a fall: answers end sooner"),
     "general_kl": ("Distance from stable (KL)", "nats per token over the base's answers; for information"),
     "safety_refused": ("Harmful requests refused", "by a rule on the opening words"),
     "safety_refused_change": ("Harmful requests refused, change", ""),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.trainer.gate.asked import Asked, Heard, measured
-from services.trainer.gate.decide import decide
+from services.trainer.gate.decide import SHORTER_MARGIN, decide
 from services.trainer.gate.page import page
 from services.trainer.gate.told import items_told, told
 from services.trainer.store import write_whole
@@ -25,13 +25,20 @@ class Against:
     run_id: str
     stable: str
     least_items: int
+    shorter: float = SHORTER_MARGIN
 
 
 def gate(asked: Asked, heard: Callable[[], Heard], against: Against, folder: Path) -> GateReport:
     """`heard` asks. What was said lies in `folder` in files of its own, apart from the report: it is users' text."""
     began = time.monotonic()
     voices = heard()
-    report = decide(measured(asked, voices), against.stable, against.least_items, time.monotonic() - began)
+    report = decide(
+        measured(asked, voices),
+        against.stable,
+        against.least_items,
+        time.monotonic() - began,
+        shorter=against.shorter,
+    )
     rows = items_told(asked, voices)
     write_whole(
         folder / ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy, kl_div
 
-from services.trainer.model import SCORE_BATCH, answer_logits, by_length, load_base
+from services.trainer.model import SCORE_BATCH, answer_logits, by_length, end_tokens, load_base
 from services.trainer.objectives import Messages
 from services.trainer.tokens import Told, silent
 
@@ -23,11 +23,13 @@ SIDES: tuple[Who, Who] = ("candidate", "stable")
 @dataclass(frozen=True, slots=True)
 class Weighed:
     """Of one text: how unlikely either finds it, and how far candidate is from stable on the way through it (Kullback
-    and Leibler, stable to candidate). All in nats per token."""
+    and Leibler, stable to candidate). All in nats per token. `goes_on`: how likely either is not to end the turn on the
+    way through it (candidate, stable)."""
 
     candidate: float
     stable: float
     kl: float
+    goes_on: tuple[float, float] = (1.0, 1.0)
 
     @property
     def gain(self) -> float:
@@ -85,6 +87,7 @@ def weigh(
 ) -> list[Weighed]:
     """Each answer given its conversation, without the end of the turn; an empty one weighs nothing."""
     out = [Weighed(0.0, 0.0, 0.0)] * len(said)
+    ends = sorted(end_tokens(speakers.base))
     done = 0
     for part in by_length(tokenizer, said, SCORE_BATCH):
         logits = {}
@@ -93,16 +96,20 @@ def weigh(
                 logits[who] = answer_logits(model, tokenizer, [said[i] for i in part])
         for i, (new, wanted), (old, _) in zip(part, logits["candidate"], logits["stable"], strict=True):
             if len(wanted):
-                out[i] = _weighed(new, old, wanted)
+                out[i] = _weighed(new, old, wanted, ends)
         done += len(part)
         told(done, len(said))
     return out
 
 
-def _weighed(new: torch.Tensor, old: torch.Tensor, wanted: torch.Tensor) -> Weighed:
+def _weighed(new: torch.Tensor, old: torch.Tensor, wanted: torch.Tensor, ends: list[int]) -> Weighed:
+    def goes_on(logits: torch.Tensor) -> float:
+        return float((1 - logits.softmax(-1)[:, ends].sum(-1)).prod())
+
     distance = kl_div(new.log_softmax(-1), old.log_softmax(-1), reduction="none", log_target=True)
     return Weighed(
         float(cross_entropy(new, wanted)),
         float(cross_entropy(old, wanted)),
         max(0.0, float(distance.sum(-1).mean())),
+        (goes_on(new), goes_on(old)),
     )
