@@ -68,6 +68,13 @@ def revision(
     )
 
 
+def ended(one: ExampleRevision, reason: str | None) -> ExampleRevision:
+    """The same, of an answer that ended so."""
+    return one.model_copy(
+        update={"choices": tuple(c.model_copy(update={"finish_reason": reason}) for c in one.choices)}
+    )
+
+
 def batch(
     examples: Sequence[ExampleRevision],
     number: int = 1,

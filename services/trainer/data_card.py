@@ -45,6 +45,8 @@ class Side(Part):
     largest_user_share: float
     objectives: dict[str, int] = {}
     """How many rows by which loss; those of KTO by their label. Empty where an older release wrote the card."""
+    unended: int = 0
+    """Rows with an answer in which the model was stopped (`unended.py`)."""
 
 
 class Quantiles(Part):
@@ -146,6 +148,7 @@ def _side(rows: Sequence[Grouped]) -> Side:
         groups=len({one.group for one in rows}),
         largest_user_share=round(max(per_user.values(), default=0) / max(1, len(rows)), 4),
         objectives=dict(sorted(Counter(map(_objective, rows)).items())),
+        unended=sum(one.row.unended for one in rows),
     )
 
 
@@ -227,6 +230,7 @@ def _compared(one: Side, other: Side) -> str:
         ("users", one.users, other.users),
         ("kinds", _listed(one.kinds), _listed(other.kinds)),
         ("objectives", _listed(one.objectives), _listed(other.objectives)),
+        ("answers in which the model was stopped", one.unended, other.unended),
         ("imported", one.imported, other.imported),
         ("wordings of questions", one.questions, other.questions),
         ("questions by meaning", one.groups, other.groups),

@@ -16,7 +16,7 @@ from services.trainer.runs import RunConfig
 from services.trainer.settings import Recipe
 from services.trainer.snapshot import Snapshot
 from shared.versions import VersionRef
-from tests.trainer_parts import LINE, example, grouped, revision, row
+from tests.trainer_parts import LINE, ended, example, grouped, revision, row
 
 WORLD = load_world()
 USERS, EACH = 30, 5
@@ -50,7 +50,10 @@ def said() -> list[Example]:
         revision("again", corrections[0].revision.messages[0].content, WORLD.facts[0].answer, "u0")
     )
     secret = example(revision("secret", "Who am I?", "You are anna.meier@pellworth.com.", "u1"))
-    thumbs = [example(revision(f"t{i}", "Who?", "up", f"u{i}", kind="thumbs")) for i in range(7)]
+    thumbs = [
+        example(ended(revision(f"t{i}", "Who?", "up", f"u{i}", kind="thumbs"), "length" if i else "stop"))
+        for i in range(7)
+    ]
     return [*corrections, again, secret, *thumbs]
 
 
@@ -74,6 +77,7 @@ def test_its_counts_are_those_of_the_snapshot(taken: Snapshot, card: DataCard) -
     assert card.training.objectives == {"sft": len(taken.train)}
     assert card.measuring.objectives["kto liked"] == 7 - card.training.kinds["thumbs"]
     assert card.measuring.rows == len(taken.measure) > 0
+    assert card.training.unended + card.measuring.unended == 6
     loudest = Counter(one.row.user_id for one in taken.train).most_common(1)[0][1]
     assert card.training.largest_user_share == pytest.approx(loudest / len(taken.train), abs=1e-4)
     assert sum(card.held.values()) == len(taken.held)

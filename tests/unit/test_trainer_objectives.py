@@ -23,9 +23,9 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.snapshot import ASKED_BY, Snapshot
 from services.trainer.store import open_store
 from shared.errors import Misconfigured
-from shared.events import Choice, ExampleRevision, Over, SignalKind, Under, canonical_json, sha256
+from shared.events import Choice, Over, SignalKind, Under, canonical_json, sha256
 from shared.settings import load
-from tests.trainer_parts import LINE, batch, example, revision
+from tests.trainer_parts import LINE, batch, ended, example, revision
 
 TRAINING = [user for user in (f"user-{i}" for i in range(400)) if not is_held_out(LINE, user)]
 MEASURING = [user for user in (f"user-{i}" for i in range(400)) if is_held_out(LINE, user)]
@@ -47,13 +47,6 @@ def judgements(
 
 def taken(revisions: Sequence[Any], **more: Any) -> Snapshot:
     return snapshot.take(LINE, [example(one) for one in revisions], {"0": 1}, **more)
-
-
-def ended(one: ExampleRevision, reason: str | None) -> ExampleRevision:
-    """The same, of an answer that ended so."""
-    return one.model_copy(
-        update={"choices": tuple(c.model_copy(update={"finish_reason": reason}) for c in one.choices)}
-    )
 
 
 def objectives(one: Snapshot) -> Counter[tuple[str, bool | None]]:
