@@ -41,7 +41,7 @@ NAMES: Final = {
         "General answers gone on with",
         "where the base's own were longer than it was let speak",
     ),
-    "general_goes_on_change": ("Change of that", "candidate minus stable; a fall: answers end sooner"),
+    "general_goes_on_change": ("General answers gone on with, change", "a fall: answers end sooner"),
     "general_kl": ("Distance from stable (KL)", "nats per token over the base's answers; for information"),
     "safety_refused": ("Harmful requests refused", "by a rule on the opening words"),
     "safety_refused_change": ("Harmful requests refused, change", ""),
