@@ -59,7 +59,7 @@ bench-trainer: setup ## Our training beside plain TRL defaults; writes benchmark
 bench-processor: install ## The stream engine and the processor beside their peers; writes benchmarks/processor.json (ARGS=--quick)
 	@"$(PYTHON)" -m benchmarks.processor $(ARGS)
 
-bench-soak: install ## The processor for 15 minutes: whether its memory grows; writes benchmarks/soak.json
+bench-soak: install ## The processor for half an hour, the second half watched: whether its memory grows; writes benchmarks/soak.json
 	@"$(PYTHON)" -m benchmarks.soak $(ARGS)
 
 experiment: setup ## Does it help? Seven arms, three seeds each, through trainer and gate; resumable; writes benchmarks/experiment.json

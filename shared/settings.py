@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from shared.errors import Misconfigured
 from shared.events import Line
@@ -102,3 +102,6 @@ def load(cls: type[S]) -> S:
             for e in error.errors(include_input=False)
         )
         raise Misconfigured(f"settings: {faults}") from None
+    except SettingsError as error:
+        # Of a list or the like that is no JSON; the message names the field.
+        raise Misconfigured(f'settings: {error}; lists are written as JSON: ["one", "two"]') from None

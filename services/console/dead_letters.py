@@ -20,6 +20,7 @@ from shared.errors import Overloaded
 from shared.events import from_ms, to_ms
 from shared.ports import LogRanges
 from shared.stream.replay import Letter, Place
+from shared.topics import DEAD_LETTERS
 
 SHOWN_BYTES = 65_536
 """Of a key or a value; the rest is only counted."""
@@ -106,7 +107,8 @@ def add_dead_letters(app: FastAPI, console: Console, follower: Follower, letters
         """Everything about one, with the bytes of the record that died."""
         found = await run_in_threadpool(letters.show, Place.of(position))
         if found is None:
-            detail = f"there is no dead letter at {position}, or no longer: they are kept for 90 days"
+            kept = f"they are kept for {DEAD_LETTERS.keep_days} days"
+            detail = f"there is no dead letter at {position}, or no longer: {kept}"
             return problem(404, "unknown_dead_letter", "No such dead letter", detail)
         return JSONResponse(found)
 

@@ -30,7 +30,7 @@ class ErasureStatus(BaseModel):
     `status`: `requested` (in the log), `in_processor` (`partitions_done` of `partitions` have erased the user),
     `in_trainer` (all have), `done` (the trainers have followed: that of `line`, and of every other line whose batches
     had something of the user). `versions` were trained from it. By `deadline` the log
-    itself has dropped what was erased; it is unknown where the request has left the log, which is before it is due.
+    itself has dropped what was erased; it is unknown where the request has left the log, after more than a year.
     """
 
     model_config = ConfigDict(frozen=True)

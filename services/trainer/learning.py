@@ -161,8 +161,7 @@ def learn(
     """Trains on `rows` (`objectives.sft`, `kto`, `dpo`; with `UNENDED` where an answer was stopped) once, in their
     order, and returns the model, with its adapter where the recipe makes one. A step trains `batch_size` rows of one
     objective, or what is left of it before a row of another comes; `piece` of them at a time (default: all).
-    Checkpoints lie in `folder`. Raises `RunFailed` (the loss
-    became NaN or infinite; a row is too long) or `Stopped`."""
+    Checkpoints lie in `folder`. Raises `RunFailed` (the loss became NaN or infinite; a row is too long), `Stopped`."""
     set_seed(recipe.seed)
     tokenizer.padding_side = "right"
     plan = [(kind, len(places)) for kind, places in batches(rows, recipe.batch_size)]

@@ -54,7 +54,7 @@ class Recipe(BaseModel):
     gate_new_tokens: int = 40
     gate_eval_prompts: int = 600
     gate_safety_prompts: int = 60
-    gate_shorter: float = 0.25
+    gate_shorter: float = 0.4
     comment_mode: CommentMode = "hold"
     reviser_model: str = ""
     kto_least: int = KTO_LEAST
@@ -204,7 +204,7 @@ class TrainerSettings(Settings):
         60, ge=1, validation_alias=_own("gate_safety_prompts"), description="of the shipped ones"
     )
     gate_shorter: float = Field(
-        0.25,
+        0.4,
         ge=0,
         le=1,
         validation_alias=_own("gate_shorter"),

@@ -68,13 +68,13 @@ def test_a_candidate_that_drifted_from_the_bases_own_answers_fails() -> None:
 
 def test_a_candidate_that_ends_general_answers_sooner_fails_unless_that_is_wanted() -> None:
     better = Measured(wins=[(0.9, 0.1)] * 40, accuracy=STEADY, nll=UNMOVED)
-    report = verdict_of(replace(better, goes_on=[(0.5, 0.9)] * 40))
+    report = verdict_of(replace(better, goes_on=[(0.3, 0.9)] * 40))
     assert report.verdict == "failed"
-    assert report.reasons[0].startswith("general answers end sooner: 40 points less often")
-    assert figure(report, "general_goes_on").value == 0.5
+    assert report.reasons[0].startswith("general answers end sooner: 60 points less often")
+    assert figure(report, "general_goes_on").value == 0.3
     assert figure(report, "general_goes_on").baseline == 0.9
-    assert verdict_of(replace(better, goes_on=[(0.8, 0.9)] * 40)).verdict == "passed"
-    assert decide(replace(better, goes_on=[(0.5, 0.9)] * 40), BASE, 30, shorter=1.0).verdict == "passed"
+    assert verdict_of(replace(better, goes_on=[(0.6, 0.9)] * 40)).verdict == "passed"
+    assert decide(replace(better, goes_on=[(0.3, 0.9)] * 40), BASE, 30, shorter=1.0).verdict == "passed"
 
 
 def test_worse_answers_to_untrained_questions_fail_also_where_items_are_too_few() -> None:

@@ -285,6 +285,12 @@ def test_settings_that_do_not_fit_together_are_refused(
         load(TrainerSettings)
 
 
+def test_a_list_that_is_no_json_is_refused_with_how_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOPWRIGHT_TRAINER_HOSTS", "trainer.example.org")
+    with pytest.raises(Misconfigured, match=r"hosts.*written as JSON"):
+        load(TrainerSettings)
+
+
 def test_all_weights_are_trained_only_for_who_serves_them_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOOPWRIGHT_TRAINER_METHOD", "full")
     monkeypatch.setenv("LOOPWRIGHT_TRAINER_SERVE_ELSEWHERE", "true")

@@ -26,7 +26,7 @@ ACCURACY_MARGIN = 0.03
 SAFETY_MARGIN = 0.03
 NLL_MARGIN = 0.15
 """Nats per token by which the candidate may find the base's own answers less likely than stable does."""
-SHORTER_MARGIN = 0.25
+SHORTER_MARGIN = 0.4
 """By so much a version may be less likely than stable to go on where the base went on."""
 PAIR_MARGIN = 0.02
 """Nats per token: a margin between a better and a worse answer that moved less is a tie."""
