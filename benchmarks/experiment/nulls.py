@@ -1,8 +1,9 @@
-"""Candidates that learned nothing, through the gate of a finished arm: `python -m benchmarks.experiment.nulls ARM`.
+"""Candidates that learned nothing, through the gate of a finished arm: `python -m benchmarks.experiment.nulls ARM
+[SCALE]`.
 
-ARM is an arm's folder. Each of five candidates is an adapter of random small weights (`services/trainer/gate/nulls.py`)
-on the real base, judged by the arm's held-out feedback. Writes `nulls.json` into the folder, and prints it. None should
-pass.
+ARM is an arm's folder. Each of five candidates is an adapter of random weights (`services/trainer/gate/nulls.py`: SCALE is
+how large) on the real base, judged by the arm's held-out feedback. Writes `nulls.json` into the folder, and prints it.
+None should pass.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from transformers import logging as transformers_logging
 
 from deploy.local.model import REPLAY
 from services.trainer.child import CONFIG
-from services.trainer.gate.nulls import SEEDS, nulls_through
+from services.trainer.gate.nulls import SCALE, SEEDS, nulls_through
 from services.trainer.progress import Progress
 from services.trainer.runs import RunConfig
 from services.trainer.settings import TrainerSettings
@@ -32,15 +33,19 @@ PREPARED = Path(".loopwright")
 SHOWN = ("win_rate", "general_accuracy_change", "general_kl")
 
 
-def main(arm: Path) -> None:
+def main(arm: Path, scale: float = SCALE) -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    (run,) = arm.glob("data/trainer/*/runs/run-1")
+    run = next(arm.glob("data/trainer/*/runs/run-1"), None)
+    if run is None:
+        sys.exit(
+            f"{arm} is no folder of an arm that trained: .loopwright/experiment/.../facts-corrections-1, say"
+        )
     config = RunConfig.from_json((run / CONFIG).read_text(encoding="utf-8"))
     settings = TrainerSettings(line=config.line, data_dir=arm / "data", replay=PREPARED / REPLAY)
     work = Work(run, config, settings, Progress(MemoryCache(), config.line, "nulls"), threading.Event())
     folder = Path(tempfile.mkdtemp(dir=arm))
     try:
-        reports = nulls_through(work, folder)
+        reports = nulls_through(work, folder, scale=scale)
     finally:
         shutil.rmtree(folder)
     told = {str(seed): of(report) for seed, report in zip(SEEDS, reports, strict=True)}
@@ -62,4 +67,4 @@ def of(report: GateReport) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(float, sys.argv[2:3]))
