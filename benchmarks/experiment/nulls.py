@@ -1,9 +1,9 @@
 """Candidates that learned nothing, through the gate of a finished arm: `python -m benchmarks.experiment.nulls ARM
 [SCALE]`.
 
-ARM is an arm's folder. Each of five candidates is an adapter of random weights (`services/trainer/gate/nulls.py`: SCALE is
-how large) on the real base, judged by the arm's held-out feedback. Writes `nulls.json` into the folder, and prints it.
-None should pass.
+ARM is an arm's folder. Each of five candidates is an adapter of random weights, SCALE being how large they are
+(`services/trainer/gate/nulls.py`), on the real base, judged by the arm's held-out feedback. Writes `nulls.json` into
+the folder, and prints it. None should pass.
 """
 
 from __future__ import annotations
