@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all."""
+"""Folders that are written whole or not at all, and those that are this user's alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from deploy.local.errors import StackError
 
 READY = "ready.json"
 """Written last into a folder: without it the folder is not complete; other facts mean another release."""
@@ -52,3 +54,17 @@ def only_one(lock: Path) -> Iterator[None]:
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def private_folder(name: str) -> Path:
+    """A folder among the system's temporary ones, the same for all of this user's processes, closed to other users.
+
+    Raises:
+        StackError: somebody else's stands in its place.
+
+    """
+    folder = Path(tempfile.gettempdir()) / f"loopwright-{os.getuid()}-{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+        raise StackError(f"{folder} belongs to somebody else or is open to others; remove it.")
+    return folder

@@ -1,12 +1,21 @@
-"""Choosing ports on the loopback interface."""
+"""Choosing ports on the loopback interface.
+
+Whoever chooses a port lets go of it before its server binds it. In between another stack could choose the same one,
+and each would take the other's broker for its own. So a port that a process has chosen stays that process's until it
+ends: a byte of a file that all of a user's stacks share is locked for it, which the system undoes however it ends.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import socket
 from collections.abc import Mapping
+from functools import cache
 
 from deploy.local.errors import StackError
+from deploy.local.folders import private_folder
 
 HOST = "127.0.0.1"
 REPLACEMENTS = range(15000, 30000)
@@ -14,8 +23,25 @@ REPLACEMENTS = range(15000, 30000)
 was killed finds its port free when it comes back."""
 
 
+@cache
+def _chosen() -> int:
+    """The file whose bytes stand for ports. Closing it anywhere in this process would undo all its locks."""
+    return os.open(private_folder("ports") / "chosen", os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def reserve(port: int) -> bool:
+    """Whether the port is this process's from now on; False if another process of this user has chosen it."""
+    try:
+        fcntl.lockf(_chosen(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
 def claim(port: int) -> socket.socket | None:
-    """A socket bound to the port, or None if somebody has it."""
+    """A socket bound to the port, or None if somebody has it or has chosen it."""
+    if not reserve(port):
+        return None
     with socket.socket() as probe:
         probe.settimeout(0.2)
         # Some systems let one bind 127.0.0.1:p while another listens on 0.0.0.0:p.

@@ -11,7 +11,6 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from deploy.local.children import Program, end, spawn, tail
 from deploy.local.errors import StackError
+from deploy.local.folders import private_folder
 
 SOCKET_BYTES = 80
 """A unix socket's path may take about 100 bytes, and supervisor first makes one with its pid appended."""
@@ -44,11 +44,7 @@ def socket_path(run: Path) -> Path:
     if len(os.fsencode(path)) <= SOCKET_BYTES:
         return path
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"loopwright-{os.getuid()}-{digest}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
-        raise StackError(f"{folder} belongs to somebody else or is open to others; remove it.")
-    return folder / "s.sock"
+    return private_folder(digest) / "s.sock"
 
 
 def value(text: str | Path) -> str:

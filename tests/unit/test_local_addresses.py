@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from deploy.local.record import (
     write_record,
 )
 from deploy.local.supervision import SOCKET_BYTES, socket_path, value
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_free_port_is_taken_as_wanted_and_a_taken_one_replaced() -> None:
@@ -43,6 +47,28 @@ def test_no_port_is_given_twice() -> None:
     free = choose({"any": 0})["any"]
     chosen = choose({"a": free, "b": free, "c": 0})
     assert len(set(chosen.values())) == 3
+
+
+CHOOSES = (
+    "import sys; from deploy.local.ports import choose\n"
+    "print(choose({'a': 0})['a'], flush=True); sys.stdin.read()"
+)
+
+
+def test_a_port_that_another_process_has_chosen_is_its_own_until_it_is_killed() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", CHOOSES], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        chosen = int(other.stdout.readline())
+        with socket.socket() as nobody_listens:
+            nobody_listens.settimeout(1)
+            assert nobody_listens.connect_ex((HOST, chosen)) != 0
+        assert choose({"x": chosen})["x"] != chosen
+        other.kill()
+        other.wait()
+        assert choose({"x": chosen})["x"] == chosen
+        assert choose({"x": chosen})["x"] == chosen, "a process that starts its stack anew finds its ports"
 
 
 def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
