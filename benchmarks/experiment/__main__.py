@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.experiment import figures, outlook, plot
 from benchmarks.experiment.plan import ARMS, QUICK, Arm, Sizes, arms
-from benchmarks.experiment.run import Failed, Lab, Tell, code, do, module
+from benchmarks.experiment.run import PREPARED, Failed, Lab, Tell, code, do, module
 from benchmarks.machine import machine
 from deploy.local.model import REPLAY, ensure_base_model, ensure_tiny_model
 from services.trainer.replay import EVALUATION, SAFETY, shipped
@@ -28,7 +28,6 @@ from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured
 from shared.events import canonical_json, sha256
 
-PREPARED = Path(".loopwright")
 RESULTS = Path(__file__).parent.with_name("experiment.json")
 MISSED, INTERRUPTED = 1, 130
 app = typer.Typer(add_completion=False)

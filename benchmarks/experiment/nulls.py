@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import logging as transformers_logging
 
+from benchmarks.experiment.run import PREPARED, RUN_ID
 from deploy.local.model import REPLAY
 from services.trainer.child import CONFIG
 from services.trainer.gate.nulls import SCALE, SEEDS, nulls_through
@@ -29,13 +30,12 @@ from services.trainer.work import Work
 from shared.adapters.fakes import MemoryCache
 from shared.versions import GateReport
 
-PREPARED = Path(".loopwright")
 SHOWN = ("win_rate", "general_accuracy_change", "general_kl")
 
 
 def main(arm: Path, scale: float = SCALE) -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    run = next(arm.glob("data/trainer/*/runs/run-1"), None)
+    run = next(arm.glob(f"data/trainer/*/runs/{RUN_ID}"), None)
     if run is None:
         sys.exit(
             f"{arm} is no folder of an arm that trained: .loopwright/experiment/.../facts-corrections-1, say"

@@ -30,6 +30,7 @@ from shared.adapters.base_model import BaseModel
 from shared.events import sha256, to_ms
 from shared.versions import GateReport
 
+PREPARED = Path(".loopwright")
 RESULT, HEARD, RUN_ID = "result.json", "heard.json", "run-1"
 ATTEMPTS = 3
 LOOK_S = 0.5

@@ -46,7 +46,7 @@ class Side(Part):
     objectives: dict[str, int] = {}
     """How many rows by which loss; those of KTO by their label. Empty where an older release wrote the card."""
     unended: int = 0
-    """Rows with an answer in which the model was stopped (`unended.py`)."""
+    """Rows in whose answer the model was stopped (`unended.py`); of a pair, in the better one."""
 
 
 class Quantiles(Part):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -19,6 +19,8 @@ def _own(name: str) -> AliasChoices:
 
 Mode = Literal["train", "export"]
 Method = Literal["lora", "full"]
+SHORTER_MARGIN: Final = 0.4
+"""By so much a version may be less likely than stable to go on where the base went on."""
 
 
 class Thresholds(BaseModel):
@@ -54,7 +56,7 @@ class Recipe(BaseModel):
     gate_new_tokens: int = 40
     gate_eval_prompts: int = 600
     gate_safety_prompts: int = 60
-    gate_shorter: float = 0.4
+    gate_shorter: float = SHORTER_MARGIN
     comment_mode: CommentMode = "hold"
     reviser_model: str = ""
     kto_least: int = KTO_LEAST
@@ -204,7 +206,7 @@ class TrainerSettings(Settings):
         60, ge=1, validation_alias=_own("gate_safety_prompts"), description="of the shipped ones"
     )
     gate_shorter: float = Field(
-        0.4,
+        SHORTER_MARGIN,
         ge=0,
         le=1,
         validation_alias=_own("gate_shorter"),

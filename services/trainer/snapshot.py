@@ -38,7 +38,7 @@ SEEN_FACT = 0.2
 TRAIN, HELD_OUT, MARK = "train.parquet", "heldout.parquet", "snapshot.json"
 ASKED_BY = "asked_by"
 """A column that snapshots of older releases lack, as they may lack `objective` and `label`: all of those is SFT."""
-UNENDED = ("unended", "original_unended")
+UNENDED_COLUMNS = ("unended", "original_unended")
 """Columns that older ones lack, too."""
 
 
@@ -62,7 +62,7 @@ class Snapshot:
                 del row["label"]
             if row["objective"] == "sft":
                 del row["objective"]
-            for name in UNENDED:
+            for name in UNENDED_COLUMNS:
                 if not row[name]:
                     del row[name]
         return sha256(b"\n".join(map(canonical_json, rows)))
@@ -239,7 +239,7 @@ COLUMNS = pa.schema(
     [(name, pa.string()) for name in _TEXT]
     + [(name, pa.int64()) for name in _WHOLE]
     + [("objective", pa.string()), ("label", pa.bool_())]
-    + [(name, pa.bool_()) for name in UNENDED]
+    + [(name, pa.bool_()) for name in UNENDED_COLUMNS]
 )
 
 

@@ -21,8 +21,6 @@ class WithoutEnds:
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *rest: Any) -> Any:
         prepared = super()._prepare_dataset(dataset, processing_class, args, *rest)  # type: ignore[misc]
-        if UNENDED not in prepared.column_names or not any(map(any, prepared[UNENDED])):
-            return prepared
         return prepared.map(
             without_ends,
             batched=True,
@@ -34,13 +32,12 @@ class WithoutEnds:
 
 def without_ends(rows: dict[str, list[Any]], tokens: int) -> dict[str, list[Any]]:
     """A batch of tokenised rows; `tokens`: of what follows an answer."""
-    if tokens:
-        for column, answer in _ANSWERS.items():
-            if column in rows:
-                rows[column] = [
-                    ids[:-tokens] if stopped[answer] else ids
-                    for ids, stopped in zip(rows[column], rows[UNENDED], strict=True)
-                ]
+    for column, answer in _ANSWERS.items():
+        if column in rows:
+            rows[column] = [
+                ids[: len(ids) - tokens] if stopped[answer] else ids
+                for ids, stopped in zip(rows[column], rows[UNENDED], strict=True)
+            ]
     if "KL_completion_ids" in rows:
         rows["KL_completion_ids"] = [rows["completion_ids"][-1], *rows["completion_ids"][:-1]]
     return rows

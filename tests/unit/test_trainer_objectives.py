@@ -191,7 +191,7 @@ def test_rows_are_read_back_and_those_of_older_releases_too(tmp_path: Path) -> N
     snapshot.write(tmp_path, found, 10)
     assert tuple(snapshot.read_rows(tmp_path)) == found.train
     file = tmp_path / snapshot.TRAIN
-    older = ["objective", "label", ASKED_BY, *snapshot.UNENDED]
+    older = ["objective", "label", ASKED_BY, *snapshot.UNENDED_COLUMNS]
     pq.write_table(pq.read_table(file).drop_columns(older), file)
     assert [(one.row.objective, one.row.label) for one in snapshot.read_rows(tmp_path)] == [("sft", None)] * 6
 

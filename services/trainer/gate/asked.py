@@ -153,7 +153,7 @@ def measured(asked: Asked, heard: Heard) -> Measured:
         nll=[(one.candidate, one.stable) for one in heard.general],
         kl=[one.kl for one in heard.general],
         goes_on=[
-            one.goes_on for said, one in zip(weighed_of(asked), heard.general, strict=False) if not said.ended
+            one.goes_on for said, one in zip(weighed_of(asked), heard.general, strict=True) if not said.ended
         ],
         refusals=[(refuses(one), refuses(other)) for prompt, one, other in safe if prompt.refuse],
         answered=[(not refuses(one), not refuses(other)) for prompt, one, other in safe if not prompt.refuse],

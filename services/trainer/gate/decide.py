@@ -18,6 +18,7 @@ from services.trainer.gate.measured import Measured, Scores
 from services.trainer.gate.power import more_items
 from services.trainer.gate.regression import DOUBTED, SURE, Pair, change, judged
 from services.trainer.gate.scorers import outcome
+from services.trainer.settings import SHORTER_MARGIN
 from shared.versions import GateReport, Verdict
 
 EVEN = 0.5
@@ -26,8 +27,6 @@ ACCURACY_MARGIN = 0.03
 SAFETY_MARGIN = 0.03
 NLL_MARGIN = 0.15
 """Nats per token by which the candidate may find the base's own answers less likely than stable does."""
-SHORTER_MARGIN = 0.4
-"""By so much a version may be less likely than stable to go on where the base went on."""
 PAIR_MARGIN = 0.02
 """Nats per token: a margin between a better and a worse answer that moved less is a tie."""
 PASSED = "better on what held-out users said, no worse elsewhere"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import kl_div, nll_loss
 
 from services.trainer.model import SCORE_BATCH, answer_logits, by_length, end_tokens, load_base
 from services.trainer.objectives import Messages
@@ -103,13 +103,14 @@ def weigh(
 
 
 def _weighed(new: torch.Tensor, old: torch.Tensor, wanted: torch.Tensor, ends: list[int]) -> Weighed:
-    def goes_on(logits: torch.Tensor) -> float:
-        return float((1 - logits.softmax(-1)[:, ends].sum(-1)).prod())
+    def goes_on(likely: torch.Tensor) -> float:
+        return float((1 - likely[:, ends].exp().sum(-1)).prod())
 
-    distance = kl_div(new.log_softmax(-1), old.log_softmax(-1), reduction="none", log_target=True)
+    candidate, stable = new.log_softmax(-1), old.log_softmax(-1)
+    distance = kl_div(candidate, stable, reduction="none", log_target=True)
     return Weighed(
-        float(cross_entropy(new, wanted)),
-        float(cross_entropy(old, wanted)),
+        float(nll_loss(candidate, wanted)),
+        float(nll_loss(stable, wanted)),
         max(0.0, float(distance.sum(-1).mean())),
-        (goes_on(new), goes_on(old)),
+        (goes_on(candidate), goes_on(stable)),
     )
