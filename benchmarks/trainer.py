@@ -2,11 +2,13 @@
 
 Each arm trains in a process of its own, in turn, several times; the medians are compared. "TRL defaults" are
 `SFTConfig()` and `LoraConfig` with the same rank, on the model as transformers loads it; only the learning rate is set,
-to ours, because at TRL's own a LoRA learns next to nothing in these steps. Ours is what a run of the trainer does.
+to ours, because at TRL's own a LoRA learns next to nothing in these steps. Ours is what a run of the trainer does, in
+the type that it would choose on this machine.
 
 Tokens are those of the rows, padding left out; what rows begin with counts in each of them, though ours computes it
 once (`services/trainer/shared_prefix.py`): so the ratio is that of the time for the same rows. The share of the peak
-is of what is really computed, padding and all.
+is of what is really computed, padding and all, and of the bf16 peak; it can be above 1 where a processor is faster in
+fp32, and what of that peak it is then stands beside it.
 """
 
 from __future__ import annotations
@@ -56,14 +58,14 @@ def main(
         print(json.dumps(train(arm, base)))  # type: ignore[arg-type]
         return
     arms: tuple[Arm, ...] = ("trl", "ours")
-    found: dict[Arm, list[dict[str, float]]] = {name: [] for name in arms}
+    found: dict[Arm, list[dict[str, Any]]] = {name: [] for name in arms}
     for number in range(rounds):
         for name in arms:
             found[name].append(apart(name, base))
             print(f"round {number + 1} of {rounds}, {name}: {found[name][-1]}", flush=True)
 
     def median(name: Arm, figure: str) -> float:
-        return statistics.median(one[figure] for one in found[name])
+        return float(statistics.median(one[figure] for one in found[name]))
 
     ours, theirs = median("ours", "tokens_per_s"), median("trl", "tokens_per_s")
     result = {
@@ -79,7 +81,10 @@ def main(
             "heldout_loss": round(median("ours", "heldout_loss"), 4),
             "trl_heldout_loss": round(median("trl", "heldout_loss"), 4),
             "base_heldout_loss": round(median("ours", "base_loss"), 4),
-            "matmul_peak_gflops": round(median("ours", "peak_gflops"), 1),
+            "dtype": found["ours"][-1]["dtype"],
+            "bf16_peak_gflops": round(median("ours", "bf16_peak_gflops"), 1),
+            "fp32_peak_gflops": round(median("ours", "fp32_peak_gflops"), 1),
+            "share_of_fp32_peak": round(median("ours", "share_of_fp32_peak"), 3),
             "rows": ROWS,
             "rounds": rounds,
         },
@@ -89,7 +94,7 @@ def main(
     print(json.dumps(result))
 
 
-def apart(arm: Arm, base: Path) -> dict[str, float]:
+def apart(arm: Arm, base: Path) -> dict[str, Any]:
     """One arm in a process of its own; ours with the environment that the trainer gives its runs."""
     untuned = {name: text for name, text in os.environ.items() if name not in TUNING}
     said = subprocess.run(
@@ -99,7 +104,7 @@ def apart(arm: Arm, base: Path) -> dict[str, float]:
         text=True,
         check=True,
     )
-    found: dict[str, float] = json.loads(said.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
     return found
 
 
@@ -114,38 +119,47 @@ def rows() -> tuple[list[Any], list[Any]]:
     return training, held
 
 
-def train(arm: Arm, base: Path) -> dict[str, float]:
+def train(arm: Arm, base: Path) -> dict[str, Any]:
     """One arm: tokens a second after the first steps, loss on the held-out rows, and the peak of this very process."""
     import torch  # noqa: PLC0415 - only an arm needs it, and with its own environment
 
+    from services.trainer.dtype import measured  # noqa: PLC0415
     from services.trainer.model import load_base, losses  # noqa: PLC0415
     from services.trainer.settings import Recipe, TrainerSettings  # noqa: PLC0415
     from services.trainer.tokens import load_tokenizer  # noqa: PLC0415
 
     recipe = Recipe(epochs=EPOCHS, threads=TrainerSettings().recipe().threads)
     tokenizer, model = load_tokenizer(base), load_base(base, recipe.threads)
+    chosen = measured(base, recipe.threads)
     training, held = rows()
     before = statistics.fmean(losses(model, tokenizer, held))
     stamps: list[Stamp] = []
     with tempfile.TemporaryDirectory() as folder:
         if arm == "ours":
-            trained = ours(model, tokenizer, training, recipe, Path(folder), clock(stamps))
+            trained = ours(model, tokenizer, training, recipe, chosen, Path(folder), clock(stamps))
         else:
             del model
             trained = plain_trl(base, tokenizer, training, recipe, Path(folder), clock(stamps))
     trained.eval()
     began, ended = stamps[SKIPPED - 1], stamps[-1]
-    seconds, peak = ended.at - began.at, matmul_peak(torch)
+    seconds = ended.at - began.at
+    reached = (ended.operations - began.operations) / 1e9 / seconds
+    bf16, fp32 = matmul_peak(torch, torch.bfloat16), matmul_peak(torch, torch.float32)
     return {
         "tokens_per_s": (ended.tokens - began.tokens) / seconds,
         "heldout_loss": statistics.fmean(losses(trained, tokenizer, held)),
         "base_loss": before,
-        "peak_gflops": peak,
-        "share_of_matmul_peak": (ended.operations - began.operations) / 1e9 / seconds / peak,
+        "bf16_peak_gflops": bf16,
+        "fp32_peak_gflops": fp32,
+        "share_of_matmul_peak": reached / bf16,
+        "share_of_fp32_peak": reached / fp32,
+        "dtype": chosen,
     }
 
 
-def ours(model: Any, tokenizer: Any, training: list[Any], recipe: Any, folder: Path, watch: Any) -> Any:
+def ours(
+    model: Any, tokenizer: Any, training: list[Any], recipe: Any, dtype: Any, folder: Path, watch: Any
+) -> Any:
     """As a run of the trainer does it. Returns the trained model."""
     from services.trainer import learning  # noqa: PLC0415 - only an arm needs it
     from services.trainer.curriculum import ordered  # noqa: PLC0415
@@ -156,7 +170,7 @@ def ours(model: Any, tokenizer: Any, training: list[Any], recipe: Any, folder: P
         training, [], EPOCHS, recipe.batch_size, lambda row: token_count(tokenizer, *row), recipe.seed
     )
     return learning.learn(
-        learning.for_training(model, recipe.max_tokens),
+        learning.for_training(model, recipe.max_tokens, dtype),
         tokenizer,
         [sft(*row) for row in order],
         recipe,
@@ -225,9 +239,9 @@ def clock(stamps: list[Stamp]) -> Any:
     return Clock()
 
 
-def matmul_peak(torch: Any) -> float:
-    """GFLOP/s of a bf16 product of two square matrices, on the threads of this process."""
-    left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=torch.bfloat16) for _ in range(2))
+def matmul_peak(torch: Any, dtype: Any) -> float:
+    """GFLOP/s of a product of two square matrices, on the threads of this process."""
+    left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=dtype) for _ in range(2))
     for _ in range(3):
         left @ right
     began = time.perf_counter()

@@ -20,6 +20,7 @@ from transformers import logging as transformers_logging
 
 from examples.world import load_world
 from services.trainer.child import PARENT
+from services.trainer.dtype import measured
 from services.trainer.learning import for_training, learn
 from services.trainer.model import answers, load_base
 from services.trainer.objectives import kto, sft
@@ -60,7 +61,7 @@ def main(base: Path, threads: int, out: Path) -> None:
     stamps = Stamps()
     with tempfile.TemporaryDirectory() as folder:
         learn(
-            for_training(model, recipe.max_tokens),
+            for_training(model, recipe.max_tokens, measured(base, threads)),
             tokenizer,
             rows,
             recipe,

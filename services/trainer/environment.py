@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from services.trainer import dtype
 from services.trainer.memory import micro_batch
 from services.trainer.settings import Recipe
 from services.trainer.store import write_whole
@@ -20,13 +21,17 @@ from services.trainer.store import write_whole
 ENVIRONMENTS = "environments.json"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors", "numpy")
 CPUINFO = Path("/proc/cpuinfo")
+OLDER = {"software": {}, "machine": {"dtype": dtype.OLDER}}
+"""What versions of older releases do not say of themselves."""
 Environment = dict[str, dict[str, Any]]
 
 
 def of(run: Path, recipe: Recipe) -> Environment:
-    """As training in this run's folder would meet it now: with the rows at a time that memory allows. Imports torch."""
+    """As training in this run's folder would meet it now: with the rows at a time that memory allows, in the type
+    that was settled. Imports torch."""
     found = present(recipe.threads)
-    return found | {"machine": found["machine"] | {"micro_batch": micro_batch(run, recipe.batch_size)}}
+    own = {"micro_batch": micro_batch(run, recipe.batch_size), "dtype": dtype.settled(run)}
+    return found | {"machine": found["machine"] | own}
 
 
 def present(threads: int) -> Environment:
@@ -76,7 +81,7 @@ def differences(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> 
     if len(before) > 1:
         found.append(f"it was trained in {len(before)} turns under different software or machines")
     for part in ("software", "machine"):
-        then, there = before[-1].get(part, {}), now.get(part, {})
+        then, there = OLDER[part] | before[-1].get(part, {}), OLDER[part] | now.get(part, {})
         found += [
             f"{name} {then.get(name, 'unknown')} then, {there.get(name, 'unknown')} now"
             for name in sorted({*then, *there})

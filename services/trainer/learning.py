@@ -23,7 +23,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from services.trainer import data_card, memory, snapshot
+from services.trainer import data_card, dtype, memory, snapshot
 from services.trainer.checkpoint_marks import sync
 from services.trainer.checkpoints import CHECKPOINTS, Watch, newest_checkpoint
 from services.trainer.curriculum import cut, evenly, judged, mixed, ordered
@@ -94,8 +94,9 @@ def train(work: Work) -> None:
         lambda step: [order[i].name for i in places[step - 1]],
         memory.told(work.folder, recipe.batch_size),
     )
+    base = load_base(Path(work.config.base), recipe.threads)
     model = learn(
-        for_training(load_base(Path(work.config.base), recipe.threads), recipe.max_tokens),
+        for_training(base, recipe.max_tokens, dtype.settled(work.folder)),
         work.tokenizer,
         [one.fields for one in order],
         recipe,
@@ -240,11 +241,12 @@ def _loss(
             )
 
 
-def for_training(base: Any, max_tokens: int) -> Any:
-    """On a CPU, PyTorch's fused attention is slow backwards; for rows that are not long the plain one is faster."""
+def for_training(base: Any, max_tokens: int, computed_in: dtype.Dtype) -> Any:
+    """In that type. On a CPU, PyTorch's fused attention is slow backwards; for rows that are not long the plain one is
+    faster."""
     if device() == "cpu" and max_tokens <= PLAIN_ATTENTION_TOKENS:
         base.set_attn_implementation("eager")
-    return base
+    return base.to(getattr(torch, computed_in))
 
 
 def arguments(folder: Path, recipe: Recipe) -> SFTConfig:
@@ -253,8 +255,8 @@ def arguments(folder: Path, recipe: Recipe) -> SFTConfig:
 
 
 def _common(folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """What differs from TRL's defaults was measured faster on a CPU, and no worse: base in bf16, no autocast, no
-    recomputation, batches of like length."""
+    """What differs from TRL's defaults was measured faster on a CPU, and no worse: one type throughout (`dtype.py`), no
+    autocast, no recomputation, batches of like length."""
     cuda = device() == "cuda"
     return {
         "output_dir": str(folder),

@@ -150,7 +150,7 @@ class Objectives(Trainer):
 
 
 def add_answers_head(base: Any) -> None:
-    """For a CPU: what TRL's trainers ask of the language model's head, applied once where any row has an answer, as in
+    """For a CPU: what TRL's trainers ask of the language model's head, applied once to the answers' tokens, as in
     `sft.py`. The likelihoods of the labels are TRL's; what it measures beside them is 0."""
     forward = base.forward
 
@@ -161,12 +161,9 @@ def add_answers_head(base: Any) -> None:
         if not fused_lm_head or labels is None:
             return forward(*args, **rest, **({} if labels is None else {"labels": labels}))
         wanted = labels[:, 1:]
-        columns = (wanted != IGNORED).any(0).nonzero().squeeze(1)
-        logits = logits_at(forward, base.config, rest, columns)
-        narrow = wanted[:, columns]
-        kept = narrow != IGNORED
-        likely = -cross_entropy(logits[kept].float(), narrow[kept], reduction="none")
-        log_probs = likely.new_zeros(wanted.shape).masked_scatter(wanted != IGNORED, likely)
+        kept = wanted != IGNORED
+        likely = -cross_entropy(logits_at(base, forward, rest, kept).float(), wanted[kept], reduction="none")
+        log_probs = likely.new_zeros(wanted.shape).masked_scatter(kept, likely)
         nothing = log_probs.detach().new_zeros(wanted.shape)
         return FusedCausalLMOutput(
             log_probs=log_probs, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool()

@@ -8,6 +8,7 @@ the kernel's count of such kills.
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -17,6 +18,8 @@ FILE = "micro-batch.json"
 CGROUP = Path("/sys/fs/cgroup")
 COUNTS = (CGROUP / "memory.events", CGROUP / "memory" / "memory.oom_control", Path("/proc/vmstat"))
 """Where the kernel counts: of this container (cgroup v2, v1), else of the machine."""
+LIMITS = (CGROUP / "memory.max", CGROUP / "memory" / "memory.limit_in_bytes")
+"""Of this container."""
 _KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _TOLD = re.compile(
     r"out of memory|DefaultCPUAllocator|can't allocate memory|Cannot allocate memory", re.IGNORECASE
@@ -67,3 +70,10 @@ def kills_by_the_kernel() -> int | None:
         if found:
             return int(found.group(1))
     return None
+
+
+def size() -> int:
+    """Bytes of memory that this container may take; where it has no limit, those of the machine."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    told = [file.read_text().strip() for file in LIMITS if file.exists()]
+    return min([machine, *(int(limit) for limit in told if limit.isdecimal())])

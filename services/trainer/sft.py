@@ -1,9 +1,9 @@
 """TRL's SFT trainer with a loss that suits a CPU.
 
 Without Triton, which a CPU does not have, TRL folds the language model's head tile by tile in plain torch and makes
-each tile twice, in fp32 for the gradient: measured at two fifths of a step. Here the head is applied once, where any
-row of the batch has an answer, and memory is bounded by batch times answer length times vocabulary; and what all rows
-begin with is computed once (`shared_prefix.py`).
+each tile twice, in fp32 for the gradient: measured at two fifths of a step. Here the head is applied once, to the
+answers' tokens alone: memory is bounded by their number times the vocabulary. What all rows begin with is computed
+once, too (`shared_prefix.py`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,8 @@ class CpuSFTTrainer(SFTTrainer):
         if return_outputs or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-untyped-call]
         wanted = inputs["labels"][:, 1:]
-        answered = (wanted != IGNORED).any(0).nonzero().squeeze(1)
-        rest = {name: given for name, given in inputs.items() if name != "labels"}
-        logits = logits_at(model, model.config, rest, answered)
-        wanted = wanted[:, answered]
         kept = wanted != IGNORED
-        total = cross_entropy(logits[kept].float(), wanted[kept], reduction="sum")
+        rest = {name: given for name, given in inputs.items() if name != "labels"}
+        logits = logits_at(model, model, rest, kept)
+        total = cross_entropy(logits.float(), wanted[kept], reduction="sum")
         return total / max(1, int(kept.sum() if num_items_in_batch is None else num_items_in_batch))

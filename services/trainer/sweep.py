@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.trainer import memory, snapshot
+from services.trainer import dtype, memory, snapshot
 from services.trainer.child import CONFIG, CURVES, GATE, WHY
 from services.trainer.data_card import CARD, PAGE
 from services.trainer.environment import ENVIRONMENTS
@@ -20,7 +20,7 @@ from services.trainer.verify import Grouped, Row
 ANSWERS, REPORT, REPORT_PAGE = "gate_answers.jsonl", "gate_report.json", "gate_report.html"
 SAID_AT_GATE = (ANSWERS, REPORT, REPORT_PAGE)
 """What held-out users asked and corrected, and what versions answered."""
-WITHOUT_TEXT = frozenset({CONFIG, MARK, GATE, WHY, CARD, PAGE, ENVIRONMENTS, CURVES, memory.FILE})
+WITHOUT_TEXT = frozenset({CONFIG, MARK, GATE, WHY, CARD, PAGE, ENVIRONMENTS, CURVES, memory.FILE, dtype.FILE})
 """What of a run holds names and figures alone."""
 Stands = Callable[[Row], bool]
 """Whether the collected table still has the row."""

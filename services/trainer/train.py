@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from services.trainer import collect, data_card, environment, memory, room, snapshot
+from services.trainer import collect, data_card, dtype, environment, memory, room, snapshot
 from services.trainer.attempts import MORE
 from services.trainer.card import write_artifact
 from services.trainer.checkpoint_marks import CHECKPOINTS
@@ -41,7 +41,11 @@ def do(work: Work) -> None:
     if not (work.folder / ADAPTER).exists():
         from services.trainer.learning import train  # noqa: PLC0415 - seconds of imports, only where they are needed
 
-        environment.note(work.folder, environment.of(work.folder, work.config.recipe))
+        recipe = work.config.recipe
+        if not environment.read(work.folder):
+            # What began under an older release goes on as it began.
+            dtype.settle(work.folder, recipe.dtype, Path(work.config.base), recipe.threads)
+        environment.note(work.folder, environment.of(work.folder, recipe))
         train(work)
     # They are of no more use; a kill may have come between the adapter and their removal.
     shutil.rmtree(work.folder / CHECKPOINTS, ignore_errors=True)

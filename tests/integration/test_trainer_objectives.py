@@ -70,7 +70,7 @@ class Bench:
 
     def learn(self, rows: Sequence[dict[str, Any]], recipe: Recipe = RECIPE, piece: int | None = None) -> Any:
         return learning.learn(
-            learning.for_training(self.base(), recipe.max_tokens),
+            learning.for_training(self.base(), recipe.max_tokens, "float32"),
             load_tokenizer(self.model),
             rows,
             recipe,

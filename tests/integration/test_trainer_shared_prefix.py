@@ -53,12 +53,14 @@ class Counting:
     def __init__(self, config: PretrainedConfig) -> None:
         set_seed(4)
         self.model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").train()
-        self.config = config
         self.calls = 0
 
     def __call__(self, **given: Any) -> Any:
         self.calls += 1
         return self.model(**given)
+
+    def logits(self, inputs: dict[str, torch.Tensor], places: torch.Tensor) -> torch.Tensor:
+        return logits_at(self.model, self, inputs, places)
 
     def gradients(self) -> dict[str, torch.Tensor]:
         found = {name: one.grad for name, one in self.model.named_parameters() if one.grad is not None}
@@ -67,23 +69,23 @@ class Counting:
 
 
 def batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Rows of unlike length that begin alike, and the last places of the longest."""
+    """Rows of unlike length that begin alike, and the places that are asked for: of each its end, from another on."""
     torch.manual_seed(5)
     ids = torch.randint(1, 64, (ROWS, PREFIX + max(REST)))
     ids[:, :PREFIX] = ids[0, :PREFIX]
     ids[:, PREFIX] = torch.arange(1, ROWS + 1)
     mask = torch.stack([(torch.arange(ids.shape[1]) < PREFIX + rest).long() for rest in REST])
-    return {"input_ids": ids * mask, "attention_mask": mask}, torch.arange(PREFIX, ids.shape[1])
+    asked = torch.stack([torch.arange(ids.shape[1]) >= PREFIX + row for row in range(ROWS)]) & mask.bool()
+    return {"input_ids": ids * mask, "attention_mask": mask}, asked
 
 
 def compared(model: Counting) -> int:
-    """How often the model was asked in the short way. The places of padding are left out: nobody asks for them."""
-    inputs, columns = batch()
-    kept = inputs["attention_mask"][:, columns].bool()
-    whole = model.model(**inputs, use_cache=False).logits[:, columns][kept]
+    """How often the model was asked in the short way."""
+    inputs, places = batch()
+    whole = model.model(**inputs, use_cache=False).logits[places]
     whole.square().sum().backward()
     wanted = model.gradients()
-    short = logits_at(model, model.config, inputs, columns)[kept]
+    short = model.logits(inputs, places)
     short.square().sum().backward()
     torch.testing.assert_close(short, whole, rtol=1e-4, atol=1e-5)
     found = model.gradients()
@@ -107,14 +109,15 @@ def test_a_model_that_keeps_other_than_all_keys_and_values_gets_whole_rows_at_on
 
 def test_rows_do_not_see_each_other() -> None:
     model = Counting(SHARE[0])
-    inputs, columns = batch()
-    before = logits_at(model, model.config, inputs, columns)
+    inputs, places = batch()
+    before = model.logits(inputs, places)
     other = dict(inputs, input_ids=inputs["input_ids"].clone())
     other["input_ids"][0, PREFIX + 2 :] = 7
-    after = logits_at(model, model.config, other, columns)
+    after = model.logits(other, places)
     assert model.calls == 4
-    torch.testing.assert_close(after[1:], before[1:], rtol=0, atol=0)
-    assert not torch.allclose(after[0], before[0])
+    own = int(places[0].sum())
+    torch.testing.assert_close(after[own:], before[own:], rtol=0, atol=0)
+    assert not torch.allclose(after[:own], before[:own])
 
 
 def test_the_first_answer_is_never_in_what_is_shared() -> None:
@@ -123,17 +126,18 @@ def test_the_first_answer_is_never_in_what_is_shared() -> None:
     inputs, _ = batch()
     inputs["input_ids"][:] = inputs["input_ids"][0]
     inputs["attention_mask"][:] = 1
-    columns = torch.arange(PREFIX - 2, PREFIX + 3)
-    found = logits_at(model, model.config, inputs, columns)
-    wanted = model.model(**inputs, use_cache=False).logits[:, columns]
+    places = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    places[:, PREFIX - 2 : PREFIX + 3] = True
+    found = model.logits(inputs, places)
+    wanted = model.model(**inputs, use_cache=False).logits[places]
     assert model.calls == 2
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_too_few_tokens_are_not_worth_a_pass() -> None:
     model = Counting(SHARE[0])
-    inputs, columns = batch()
-    logits_at(model, model.config, {name: one[:2] for name, one in inputs.items()}, columns)
+    inputs, places = batch()
+    model.logits({name: one[:2] for name, one in inputs.items()}, places[:2])
     assert model.calls == 1
 
 

@@ -1,0 +1,107 @@
+"""In which type a run computes: as this machine multiplies it faster, once for the whole run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from services.trainer import dtype, environment, memory
+from services.trainer.settings import Recipe, TrainerSettings
+from shared.settings import load
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"x" * 1000)
+    return folder
+
+
+def takes(monkeypatch: pytest.MonkeyPatch, bfloat16: float, float32: float) -> None:
+    times = {torch.bfloat16: bfloat16, torch.float32: float32}
+    monkeypatch.setattr(dtype, "seconds", lambda one: times[one])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "float32", "chosen"),
+    [(1.0, 1.0, "bfloat16"), (2.0, 1.0, "float32"), (1.1, 1.0, "bfloat16"), (0.1, 1.0, "bfloat16")],
+)
+def test_float32_is_taken_where_it_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, base: Path, bfloat16: float, float32: float, chosen: str
+) -> None:
+    takes(monkeypatch, bfloat16, float32)
+    assert dtype.measured(base, 1) == chosen
+
+
+def test_a_base_that_is_large_for_the_memory_stays_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, base: Path
+) -> None:
+    takes(monkeypatch, 2.0, 1.0)
+    monkeypatch.setattr(memory, "size", lambda: 8000)
+    assert dtype.measured(base, 1) == "float32"
+    monkeypatch.setattr(memory, "size", lambda: 7999)
+    assert dtype.measured(base, 1) == "bfloat16"
+
+
+def test_a_gpu_computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    takes(monkeypatch, 2.0, 1.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert dtype.measured(base, 1) == "bfloat16"
+
+
+def test_a_run_goes_on_in_the_type_in_which_it_began(
+    monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
+) -> None:
+    takes(monkeypatch, 2.0, 1.0)
+    assert dtype.settle(tmp_path, "auto", base, 1) == "float32"
+    takes(monkeypatch, 1.0, 1.0)
+    assert dtype.settle(tmp_path, "auto", base, 1) == "float32"
+    assert dtype.settled(tmp_path) == "float32"
+
+
+def test_what_an_operator_sets_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
+) -> None:
+    takes(monkeypatch, 2.0, 1.0)
+    assert dtype.settle(tmp_path, "bfloat16", base, 1) == "bfloat16"
+    monkeypatch.setenv("LOOPWRIGHT_TRAINER_DTYPE", "float32")
+    assert load(TrainerSettings).recipe().dtype == "float32"
+
+
+def test_a_run_says_in_which_type_it_was_trained(tmp_path: Path, base: Path) -> None:
+    recipe = Recipe(dtype="float32")
+    assert environment.of(tmp_path, recipe)["machine"]["dtype"] == "bfloat16", "of older releases"
+    dtype.settle(tmp_path, recipe.dtype, base, 1)
+    assert environment.of(tmp_path, recipe)["machine"]["dtype"] == "float32"
+
+
+def test_versions_of_older_releases_were_trained_in_bfloat16() -> None:
+    def trained(**machine: Any) -> dict[str, dict[str, Any]]:
+        return {"software": {}, "machine": machine}
+
+    assert environment.differences([trained()], trained(dtype="bfloat16")) == []
+    assert environment.differences([trained()], trained(dtype="float32")) == [
+        "dtype bfloat16 then, float32 now"
+    ]
+
+
+def test_both_types_are_really_measured() -> None:
+    assert dtype.seconds(torch.float32) > 0
+    assert dtype.seconds(torch.bfloat16) > 0
+
+
+def test_memory_is_the_containers_where_it_has_a_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "LIMITS", (limit,))
+    machine = memory.size()
+    limit.write_text("max\n")
+    assert memory.size() == machine
+    limit.write_text("1048576\n")
+    assert memory.size() == 1048576
