@@ -77,7 +77,8 @@ format: install ## Format and fix what ruff can fix
 lock: ## Compile all locks again (UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt
 	@for service in $(SERVICES); do \
-		$(COMPILE) --extra "$$service" -c requirements/dev.txt pyproject.toml -o "requirements/$$service.txt" || exit 1; \
+		case $$service in inference | trainer) store="--extra s3" ;; *) store= ;; esac; \
+		$(COMPILE) --extra "$$service" $$store -c requirements/dev.txt pyproject.toml -o "requirements/$$service.txt" || exit 1; \
 	done
 	@$(COMPILE) -c requirements/dev.txt requirements/uv.in -o requirements/uv.txt
 	@$(COMPILE) --no-deps -c requirements/dev.txt requirements/redis.in -o requirements/redis.txt

@@ -6,9 +6,9 @@ to ours, because at TRL's own a LoRA learns next to nothing in these steps. Ours
 the type that it would choose on this machine.
 
 Tokens are those of the rows, padding left out; what rows begin with counts in each of them, though ours computes it
-once (`services/trainer/shared_prefix.py`): so the ratio is that of the time for the same rows. The share of the peak
-is of what is really computed, padding and all, and of the bf16 peak; it can be above 1 where a processor is faster in
-fp32, and what of that peak it is then stands beside it.
+once (`services/trainer/training/shared_prefix.py`): so the ratio is that of the time for the same rows. The share of
+the peak is of what is really computed, padding and all, and of the bf16 peak; it can be above 1 where a processor is
+faster in fp32, and what of that peak it is then stands beside it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import typer
 
 from benchmarks.machine import machine
-from services.trainer.child import TUNING
+from services.trainer.run.child import TUNING
 
 Arm = Literal["trl", "ours"]
 ROWS, HELD_OUT, EPOCHS, SKIPPED = 192, 48, 1.0, 2
@@ -123,14 +123,14 @@ def train(arm: Arm, base: Path) -> dict[str, Any]:
     """One arm: tokens a second after the first steps, loss on the held-out rows, and the peak of this very process."""
     import torch  # noqa: PLC0415 - only an arm needs it, and with its own environment
 
-    from services.trainer.dtype import measured  # noqa: PLC0415
-    from services.trainer.model import load_base, losses  # noqa: PLC0415
+    from services.trainer.base.model import load_base, losses  # noqa: PLC0415
+    from services.trainer.base.tokens import load_tokenizer  # noqa: PLC0415
     from services.trainer.settings import Recipe, TrainerSettings  # noqa: PLC0415
-    from services.trainer.tokens import load_tokenizer  # noqa: PLC0415
+    from services.trainer.training.dtype import measured  # noqa: PLC0415
 
     recipe = Recipe(epochs=EPOCHS, threads=TrainerSettings().recipe().threads)
     tokenizer, model = load_tokenizer(base), load_base(base, recipe.threads)
-    chosen = measured(base, recipe.threads)
+    chosen = measured(base)
     training, held = rows()
     before = statistics.fmean(losses(model, tokenizer, held))
     stamps: list[Stamp] = []
@@ -161,10 +161,10 @@ def ours(
     model: Any, tokenizer: Any, training: list[Any], recipe: Any, dtype: Any, folder: Path, watch: Any
 ) -> Any:
     """As a run of the trainer does it. Returns the trained model."""
-    from services.trainer import learning  # noqa: PLC0415 - only an arm needs it
-    from services.trainer.curriculum import ordered  # noqa: PLC0415
-    from services.trainer.objectives import sft  # noqa: PLC0415
-    from services.trainer.tokens import token_count  # noqa: PLC0415
+    from services.trainer.base.tokens import token_count  # noqa: PLC0415
+    from services.trainer.dataset.objectives import sft  # noqa: PLC0415
+    from services.trainer.training import learning  # noqa: PLC0415 - only an arm needs it
+    from services.trainer.training.curriculum import ordered  # noqa: PLC0415
 
     order = ordered(
         training, [], EPOCHS, recipe.batch_size, lambda row: token_count(tokenizer, *row), recipe.seed
@@ -189,7 +189,7 @@ def plain_trl(base: Path, tokenizer: Any, training: list[Any], recipe: Any, fold
     from trl.trainer.sft_config import SFTConfig  # noqa: PLC0415
     from trl.trainer.sft_trainer import SFTTrainer  # noqa: PLC0415
 
-    from services.trainer.objectives import sft  # noqa: PLC0415
+    from services.trainer.dataset.objectives import sft  # noqa: PLC0415
 
     trainer = SFTTrainer(
         model=str(base),

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from services.trainer import collect
-from services.trainer.card import ARTIFACT
-from services.trainer.collect import Example
+from services.trainer.dataset import collect
+from services.trainer.dataset.collect import Example
+from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.dataset.snapshot import write as write_snapshot
+from services.trainer.dataset.verify import Grouped, Row
 from services.trainer.intake import TOPICS_READ
-from services.trainer.publish import SERVICE, VersionLog, identity
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
-from services.trainer.snapshot import Snapshot
-from services.trainer.snapshot import write as write_snapshot
 from services.trainer.store import open_store, write_whole
-from services.trainer.verify import Grouped, Row
+from services.trainer.versions.card import ARTIFACT
+from services.trainer.versions.publish import SERVICE, VersionLog, identity
 from shared.adapters.artifacts import LocalArtifactStore
 from shared.adapters.base_model import BaseModel
 from shared.adapters.clock import ManualClock

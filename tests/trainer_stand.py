@@ -13,7 +13,8 @@ from typing import TypeVar
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from examples.world import load_world
-from services.trainer import runs, snapshot
+from services.trainer.dataset import snapshot
+from services.trainer.run import runs
 from services.trainer.store import open_store
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.envelope import sealed
@@ -65,6 +66,7 @@ class TrainerStand:
             "LOOPWRIGHT_TRAINER_USERS": "5",
             "LOOPWRIGHT_TRAINER_EPOCHS": "1",
             "LOOPWRIGHT_TRAINER_RANK": "4",
+            "LOOPWRIGHT_TRAINER_DTYPE": "bfloat16",  # two runs are compared, and a machine may find both types alike
             "LOOPWRIGHT_TRAINER_CHECKPOINT_STEPS": "2",
             "LOOPWRIGHT_TRAINER_REPLAY_PROMPTS": "4",
             "LOOPWRIGHT_TRAINER_REPLAY_NEW_TOKENS": "6",

@@ -21,8 +21,8 @@ from benchmarks.experiment.plan import ARMS, QUICK, Arm, Sizes, arms
 from benchmarks.experiment.run import PREPARED, Failed, Lab, Tell, code, do, module
 from benchmarks.machine import machine
 from deploy.local.model import REPLAY, ensure_base_model, ensure_tiny_model
-from services.trainer.replay import EVALUATION, SAFETY, shipped
-from services.trainer.replay import REPLAY as REPLAY_PROMPTS
+from services.trainer.base.replay import EVALUATION, SAFETY, shipped
+from services.trainer.base.replay import REPLAY as REPLAY_PROMPTS
 from services.trainer.store import write_whole
 from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured

@@ -20,13 +20,13 @@ from transformers import logging as transformers_logging
 
 from benchmarks.experiment.run import PREPARED, RUN_ID
 from deploy.local.model import REPLAY
-from services.trainer.child import CONFIG
 from services.trainer.gate.nulls import SCALE, SEEDS, nulls_through
-from services.trainer.progress import Progress
-from services.trainer.runs import RunConfig
+from services.trainer.run.child import CONFIG
+from services.trainer.run.progress import Progress
+from services.trainer.run.runs import RunConfig
+from services.trainer.run.work import Work
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import write_whole
-from services.trainer.work import Work
 from shared.adapters.fakes import MemoryCache
 from shared.versions import GateReport
 

@@ -19,15 +19,15 @@ from transformers import TrainerCallback
 from transformers import logging as transformers_logging
 
 from examples.world import load_world
-from services.trainer.child import PARENT
-from services.trainer.dtype import measured
-from services.trainer.learning import for_training, learn
-from services.trainer.model import answers, load_base
-from services.trainer.objectives import kto, sft
-from services.trainer.progress import Progress
+from services.trainer.base.model import answers, load_base
+from services.trainer.base.tokens import load_tokenizer
+from services.trainer.dataset.objectives import kto, sft
+from services.trainer.run.child import PARENT
+from services.trainer.run.progress import Progress
 from services.trainer.settings import Recipe
 from services.trainer.store import write_whole
-from services.trainer.tokens import load_tokenizer
+from services.trainer.training.dtype import measured
+from services.trainer.training.learning import for_training, learn
 from shared.adapters.children import die_with
 from shared.adapters.fakes import MemoryCache
 
@@ -61,7 +61,7 @@ def main(base: Path, threads: int, out: Path) -> None:
     stamps = Stamps()
     with tempfile.TemporaryDirectory() as folder:
         learn(
-            for_training(model, recipe.max_tokens, measured(base, threads)),
+            for_training(model, recipe.max_tokens, measured(base)),
             tokenizer,
             rows,
             recipe,

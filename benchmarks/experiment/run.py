@@ -21,11 +21,12 @@ from benchmarks.experiment import company, everyday
 from benchmarks.experiment.plan import LINES, QUICK_RECIPE, Arm, Sizes
 from benchmarks.experiment.records import BEGAN, Said, batches, examples
 from examples.world import is_poisoned, load_world
-from services.trainer import child, collect, runs, snapshot
-from services.trainer.card import ARTIFACT
-from services.trainer.runs import RunConfig
+from services.trainer.dataset import collect, snapshot
+from services.trainer.run import child, runs
+from services.trainer.run.runs import RunConfig
 from services.trainer.settings import Recipe
 from services.trainer.store import open_store, write_whole
+from services.trainer.versions.card import ARTIFACT
 from shared.adapters.base_model import BaseModel
 from shared.events import sha256, to_ms
 from shared.versions import GateReport

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from transformers import logging as transformers_logging
 
-from services.trainer.child import PARENT
-from services.trainer.model import answers, load_base, with_adapter
+from services.trainer.base.model import answers, load_base, with_adapter
+from services.trainer.base.tokens import load_tokenizer, prompt_ids
+from services.trainer.run.child import PARENT
 from services.trainer.store import write_whole
-from services.trainer.tokens import load_tokenizer, prompt_ids
 from shared.adapters.children import die_with
 
 TOP_K = 50

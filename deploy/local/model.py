@@ -91,7 +91,7 @@ def ensure_answers(prepared: Path, base: Path | str, progress: Progress = print)
     """What the base itself answers to the trainer's general prompts, in `prepared`/replay: made once per base, a
     minute or two. A trainer that does not find them makes them in its first run."""
     settings = answers_env(prepared, base) | {"HF_HUB_OFFLINE": "1" if Path(base).is_dir() else "0"}
-    run_module("services.trainer.base_says", prepared=prepared, env=settings, progress=progress)
+    run_module("services.trainer.base.base_says", prepared=prepared, env=settings, progress=progress)
 
 
 def answers_env(prepared: Path, base: Path | str) -> dict[str, str]:

@@ -10,14 +10,15 @@ import structlog
 from fastapi import FastAPI
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from services.trainer import child, collect
+from services.trainer.dataset import collect
 from services.trainer.doors import Answers, add_answers
 from services.trainer.gate_door import add_reports
 from services.trainer.intake import TOPICS_READ
-from services.trainer.publish import SERVICE, VersionLog, identity
+from services.trainer.run import child
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import lock, open_store
+from services.trainer.versions.publish import SERVICE, VersionLog, identity
 from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import find_base
 from shared.adapters.clock import SystemClock

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 
-from services.trainer import collect, runs
-from services.trainer.objectives import enough_for_kto
+from services.trainer.dataset import collect
+from services.trainer.dataset.objectives import enough_for_kto
+from services.trainer.dataset.verify import split, usable
+from services.trainer.run import runs
 from services.trainer.settings import TrainerSettings
 from services.trainer.trigger import Waiting
-from services.trainer.verify import split, usable
 
 
 def count(db: sqlite3.Connection, settings: TrainerSettings) -> Waiting:

@@ -10,11 +10,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 
-from services.trainer import differences, lineage, tracing
-from services.trainer.lineage import Json, Published
-from services.trainer.publish import Read, published
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import open_to_read
+from services.trainer.versions import differences, lineage, tracing
+from services.trainer.versions.lineage import Json, Published
+from services.trainer.versions.publish import Read, published
 from shared.adapters.guard import Forbidden, refuse_foreign
 from shared.adapters.http import problem
 from shared.errors import Malformed

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 
-from services.trainer import runs
-from services.trainer.child import GATE
+from services.trainer.erasure.sweep import REPORT
 from services.trainer.gate.page import page
+from services.trainer.run import runs
+from services.trainer.run.child import GATE
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import open_to_read
-from services.trainer.sweep import REPORT
 from shared.adapters.guard import refuse_foreign
 from shared.errors import UnknownVersion
 from shared.events import VersionName

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from services.trainer import collect, erasures
+from services.trainer.dataset import collect
+from services.trainer.erasure import erasures
 from services.trainer.orders import ACK_S, Orders
-from services.trainer.publish import SERVICE
+from services.trainer.versions.publish import SERVICE
 from shared.errors import DeadLetterFlood, LoopwrightError, Rejected
 from shared.events import Batch, ErasureReport, parse_union
 from shared.ports import LogReader, Publisher

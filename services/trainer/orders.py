@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from services.trainer import releases, reproductions, runs
-from services.trainer.objectives import CommentMode
-from services.trainer.publish import SERVICE, VersionLog
+from services.trainer import releases
+from services.trainer.dataset.objectives import CommentMode
+from services.trainer.run import runs
+from services.trainer.versions import reproductions
+from services.trainer.versions.publish import SERVICE, VersionLog
 from shared.envelope import sealed
 from shared.events import from_ms
 from shared.ports import Clock, Publisher

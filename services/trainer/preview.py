@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from services.trainer import snapshot
-from services.trainer.collect import Example
-from services.trainer.objectives import KTO_LEAST, CommentMode
-from services.trainer.snapshot import Snapshot
+from services.trainer.dataset import snapshot
+from services.trainer.dataset.collect import Example
+from services.trainer.dataset.objectives import KTO_LEAST, CommentMode
+from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.dataset.verify import Grouped, reasons
 from services.trainer.trigger import Decision, Waiting
-from services.trainer.verify import Grouped, reasons
 
 
 def preview(

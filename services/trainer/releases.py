@@ -10,10 +10,11 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from services.trainer import collect, runs
-from services.trainer.collect import Example
-from services.trainer.objectives import CommentMode
-from services.trainer.verify import RELEASABLE, Held, check_of, usable
+from services.trainer.dataset import collect
+from services.trainer.dataset.collect import Example
+from services.trainer.dataset.objectives import CommentMode
+from services.trainer.dataset.verify import RELEASABLE, Held, check_of, usable
+from services.trainer.run import runs
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS release_orders (

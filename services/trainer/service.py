@@ -17,26 +17,29 @@ from pathlib import Path
 import structlog
 from uuid6 import uuid7
 
-from services.trainer import collect, releases, room, runs, snapshot, sweep
-from services.trainer.card import ARTIFACT
-from services.trainer.child import ADAPTER, GATE, pause_at
+from services.trainer import releases
 from services.trainer.counting import count
-from services.trainer.eraser import Eraser
-from services.trainer.erasures import Target
-from services.trainer.exporter import NEVER_TRAINS, Exporter
-from services.trainer.garbage import Collector
+from services.trainer.dataset import collect, snapshot
+from services.trainer.dataset.exporter import NEVER_TRAINS, Exporter
+from services.trainer.erasure import sweep
+from services.trainer.erasure.eraser import Eraser
+from services.trainer.erasure.erasures import Target
 from services.trainer.intake import Intake
 from services.trainer.orders import EXPORT, LOOK, TRAIN, Orders
 from services.trainer.preview import preview
-from services.trainer.process import RunProcess
-from services.trainer.progress import Progress
-from services.trainer.publish import VersionLog
-from services.trainer.reproducer import Reproducer
-from services.trainer.reproducer import start as start_reproduction
-from services.trainer.runs import Run, RunConfig
+from services.trainer.run import room, runs
+from services.trainer.run.child import ADAPTER, GATE, pause_at
+from services.trainer.run.process import RunProcess
+from services.trainer.run.progress import Progress
+from services.trainer.run.runs import Run, RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.telling import board
 from services.trainer.trigger import Decision, Waiting, decide
+from services.trainer.versions.card import ARTIFACT
+from services.trainer.versions.garbage import Collector
+from services.trainer.versions.publish import VersionLog
+from services.trainer.versions.reproducer import Reproducer
+from services.trainer.versions.reproducer import start as start_reproduction
 from shared.adapters import redis_keys
 from shared.adapters.base_model import BaseModel
 from shared.errors import Retryable

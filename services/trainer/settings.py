@@ -8,8 +8,8 @@ from typing import Final, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from services.trainer.dataset.objectives import KTO_LEAST, CommentMode
 from services.trainer.hours import QuietHours, zone_of
-from services.trainer.objectives import KTO_LEAST, CommentMode
 from shared.settings import Settings
 
 

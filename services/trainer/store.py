@@ -8,7 +8,11 @@ import sqlite3
 from pathlib import Path
 from typing import IO
 
-from services.trainer import collect, erasures, releases, reproductions, runs
+from services.trainer import releases
+from services.trainer.dataset import collect
+from services.trainer.erasure import erasures
+from services.trainer.run import runs
+from services.trainer.versions import reproductions
 from shared.errors import Misconfigured, NotYet
 
 SWEPT = 1

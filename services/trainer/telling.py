@@ -5,12 +5,13 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from services.trainer import collect, runs
-from services.trainer.objectives import CommentMode
+from services.trainer.dataset import collect
+from services.trainer.dataset.objectives import CommentMode
+from services.trainer.dataset.verify import RELEASABLE, Held, check_of, reasons, usable
 from services.trainer.releases import releasable
+from services.trainer.run import runs
 from services.trainer.settings import Thresholds
 from services.trainer.trigger import Waiting
-from services.trainer.verify import RELEASABLE, Held, check_of, reasons, usable
 
 MAX_LISTED = 1000
 """What one command may release."""

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer import collect, snapshot
-from services.trainer.card import ARTIFACT
-from services.trainer.child import GATE
-from services.trainer.publish import VersionLog
-from services.trainer.runs import RunConfig
+from services.trainer.dataset import collect, snapshot
+from services.trainer.run.child import GATE
+from services.trainer.run.runs import RunConfig
 from services.trainer.store import write_whole
+from services.trainer.versions.card import ARTIFACT
+from services.trainer.versions.publish import VersionLog
 from shared.versions import GateReport, ModelVersion
 from tests.fault.trainer_oracle import Seen, complaints, weights_of
 from tests.trainer_parts import LINE, Rig, turns

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer.child import CONFIG
-from services.trainer.runs import RunConfig
+from services.trainer.run.child import CONFIG
+from services.trainer.run.runs import RunConfig
 from shared.adapters.topics_job import create_topics
 from tests.fault.extent import SEEDS
 from tests.fault.trainer_disturbed import HOWS, Disturbed

@@ -13,8 +13,8 @@ from threading import Event
 
 import pytest
 
-from services.trainer import snapshot
-from services.trainer.sweep import rows_of
+from services.trainer.dataset import snapshot
+from services.trainer.erasure.sweep import rows_of
 from shared.adapters.topics_job import create_topics
 from tests.fault.extent import SEEDS
 from tests.fault.full_disks import ballast, may_mount, small_disk

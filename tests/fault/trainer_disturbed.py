@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.trainer.child import ADAPTER, CONFIG, TUNING
+from services.trainer.run.child import ADAPTER, CONFIG, TUNING
 from shared.adapters.artifacts import LocalArtifactStore
 from tests.fault.trainer_kills import SLOWLY_S, Phase, kill_the_run, kill_the_service, wait_for
 from tests.fault.trainer_oracle import Seen, complaints, weights_of
@@ -77,7 +77,7 @@ class Disturbed:
             shutil.copy(table, folder)
         env = self.stand.env() | {"LOOPWRIGHT_DATA_DIR": str(folder / "data")}
         done = subprocess.run(
-            [sys.executable, "-m", "services.trainer.train", str(again)],
+            [sys.executable, "-m", "services.trainer.run.train", str(again)],
             env=TUNING | dict(os.environ) | env,
             cwd=ROOT,
             capture_output=True,

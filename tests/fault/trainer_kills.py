@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from services.trainer.checkpoint_marks import CHECKPOINTS, is_marked
-from services.trainer.child import ADAPTER, GATE
-from services.trainer.snapshot import MARK
+from services.trainer.dataset.snapshot import MARK
+from services.trainer.run.child import ADAPTER, GATE
+from services.trainer.training.checkpoint_marks import CHECKPOINTS, is_marked
 from tests.integration.service_process import Service
 from tests.trainer_stand import until
 

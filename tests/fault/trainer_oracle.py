@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.trainer import snapshot
-from services.trainer.card import WEIGHTS
-from services.trainer.snapshot import MARK
+from services.trainer.dataset import snapshot
+from services.trainer.dataset.snapshot import MARK
+from services.trainer.versions.card import WEIGHTS
 from shared.versions import ModelVersion
 
 

@@ -20,7 +20,8 @@ from shared.stream.engine import Engine
 from shared.stream.step import Output, Record, State, Tick
 from shared.stream.store import POSITIONS_KEY
 
-CREATE = {"message.timestamp.type": "CreateTime"}
+CREATE = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"}
+"""Kept whatever their times say: those of tests lie years back."""
 APPEND = {"message.timestamp.type": "LogAppendTime"}
 
 

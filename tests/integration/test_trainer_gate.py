@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from examples.world import load_world
+from services.trainer.base.model import answers, ended_answers, load_base, with_adapter
+from services.trainer.base.tokens import load_tokenizer, prompt_ids
+from services.trainer.dataset.objectives import Messages
+from services.trainer.dataset.snapshot import Snapshot, write
+from services.trainer.dataset.verify import Grouped
+from services.trainer.erasure.sweep import REPORT_PAGE
 from services.trainer.gate.nulls import SEEDS, null_adapter, nulls_through
 from services.trainer.gate.speakers import Speakers, weigh
-from services.trainer.model import answers, ended_answers, load_base, with_adapter
-from services.trainer.objectives import Messages
-from services.trainer.progress import Progress
-from services.trainer.runs import RunConfig
+from services.trainer.run.progress import Progress
+from services.trainer.run.runs import RunConfig
+from services.trainer.run.work import Work
 from services.trainer.settings import Recipe, TrainerSettings
-from services.trainer.snapshot import Snapshot, write
-from services.trainer.sweep import REPORT_PAGE
-from services.trainer.tokens import load_tokenizer, prompt_ids
-from services.trainer.verify import Grouped
-from services.trainer.work import Work
 from shared.adapters.fakes import MemoryCache
 from shared.versions import VersionRef
 from tests.trainer_parts import LINE, grouped, row

@@ -10,11 +10,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from services.trainer.learning import arguments, for_training
-from services.trainer.objectives import sft
+from services.trainer.base.tokens import load_tokenizer
+from services.trainer.dataset.objectives import sft
 from services.trainer.settings import Recipe
-from services.trainer.sft import CpuSFTTrainer, SFTTrainer
-from services.trainer.tokens import load_tokenizer
+from services.trainer.training.learning import arguments, for_training
+from services.trainer.training.sft import CpuSFTTrainer, SFTTrainer
 
 PAIRS = [
     sft([("user", "Where is the workshop?")], "In the old mill by the river, behind the second gate."),

@@ -15,22 +15,23 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
-from services.trainer import learning, snapshot
-from services.trainer.card import WEIGHTS
-from services.trainer.checkpoints import Watch
-from services.trainer.lora import lora
-from services.trainer.losses import batches
-from services.trainer.model import losses, with_adapter
-from services.trainer.objectives import Messages, dpo, kto, sft
-from services.trainer.progress import Progress
-from services.trainer.replay import REPLAY, Answered, shipped
-from services.trainer.runs import RunConfig
+from services.trainer.base.model import losses, with_adapter
+from services.trainer.base.replay import REPLAY, Answered, shipped
+from services.trainer.base.tokens import load_tokenizer, prompt_ids
+from services.trainer.dataset import snapshot
+from services.trainer.dataset.objectives import Messages, dpo, kto, sft
+from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.run.progress import Progress
+from services.trainer.run.runs import RunConfig
+from services.trainer.run.work import ADAPTER, RunFailed, Work
 from services.trainer.settings import Recipe, TrainerSettings
-from services.trainer.snapshot import Snapshot
 from services.trainer.store import write_whole
-from services.trainer.tokens import load_tokenizer, prompt_ids
-from services.trainer.unended import UNENDED, end_of_turn
-from services.trainer.work import ADAPTER, RunFailed, Work
+from services.trainer.training import learning
+from services.trainer.training.checkpoints import Watch
+from services.trainer.training.lora import lora
+from services.trainer.training.losses import batches
+from services.trainer.training.unended import UNENDED, end_of_turn
+from services.trainer.versions.card import WEIGHTS
 from shared.adapters.fakes import MemoryCache
 from shared.versions import VersionRef
 from tests.trainer_parts import LINE, grouped, row

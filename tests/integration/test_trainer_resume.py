@@ -13,17 +13,17 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from services.trainer import evidence, memory
-from services.trainer.checkpoint_marks import CHECKPOINTS, COMPLETE, good_checkpoints, mark
-from services.trainer.checkpoints import Watch
-from services.trainer.child import CURVES
-from services.trainer.learning import for_training, learn
-from services.trainer.model import load_base
-from services.trainer.objectives import dpo, kto, sft
-from services.trainer.progress import Progress
+from services.trainer.base.model import load_base
+from services.trainer.base.tokens import load_tokenizer
+from services.trainer.dataset.objectives import dpo, kto, sft
+from services.trainer.run.child import CURVES
+from services.trainer.run.progress import Progress
+from services.trainer.run.work import RunFailed, Stopped
 from services.trainer.settings import Recipe
-from services.trainer.tokens import load_tokenizer
-from services.trainer.work import RunFailed, Stopped
+from services.trainer.training import evidence, memory
+from services.trainer.training.checkpoint_marks import CHECKPOINTS, COMPLETE, good_checkpoints, mark
+from services.trainer.training.checkpoints import Watch
+from services.trainer.training.learning import for_training, learn
 from shared.adapters import redis_keys
 from shared.adapters.fakes import MemoryCache
 

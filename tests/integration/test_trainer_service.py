@@ -9,10 +9,10 @@ import pytest
 import redis
 from safetensors import safe_open
 
-from services.trainer import data_card, snapshot
-from services.trainer.publish import SERVICE, VersionLog, identity
+from services.trainer.dataset import data_card, snapshot
+from services.trainer.erasure.sweep import ANSWERS, rows_of
 from services.trainer.store import lock
-from services.trainer.sweep import ANSWERS, rows_of
+from services.trainer.versions.publish import SERVICE, VersionLog, identity
 from shared.adapters import redis_keys
 from shared.adapters.artifacts import LocalArtifactStore
 from shared.adapters.base_model import BaseModel

@@ -10,12 +10,12 @@ from examples.chapter.rows import read, targets
 from examples.chapter.stack import DEFAULTS, FIXED, model_folder, settings
 from loopwright.seed import TAG
 from services.processor.settings import ProcessorSettings
-from services.trainer import snapshot
-from services.trainer.collect import Example
-from services.trainer.heldout import is_held_out
-from services.trainer.objectives import CommentMode
+from services.trainer.dataset import snapshot
+from services.trainer.dataset.collect import Example
+from services.trainer.dataset.heldout import is_held_out
+from services.trainer.dataset.objectives import CommentMode
+from services.trainer.dataset.verify import IMPORTED, reasons
 from services.trainer.settings import TrainerSettings
-from services.trainer.verify import IMPORTED, reasons
 from shared.events import Choice, ExampleRevision, Message, Signal
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)

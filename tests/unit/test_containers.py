@@ -91,6 +91,11 @@ def test_the_model_job_finds_its_converter_in_the_lock() -> None:
     assert kept.startswith("gguf==") and "--hash=sha256:" in kept
 
 
+@pytest.mark.parametrize("service", ["inference", "trainer"])
+def test_who_reads_and_writes_artifacts_can_do_so_on_s3(service: str) -> None:
+    assert only((ROOT / f"requirements/{service}.txt").read_text(), ["s3fs"]).startswith("s3fs==")
+
+
 def test_a_folder_that_the_containers_do_not_see_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="LOOPWRIGHT_MODELS_DIR"):
         model.prepare(str(tmp_path / "missing"), tmp_path)

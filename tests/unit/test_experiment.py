@@ -12,12 +12,12 @@ from benchmarks.experiment import company, everyday, figures, outlook, plot
 from benchmarks.experiment.plan import ARMS, LINES, Arm, Name, Sizes, arms
 from benchmarks.experiment.records import Said, batches, examples
 from examples.world import is_poisoned, load_world
-from services.trainer.collect import Example
+from services.trainer.base.replay import EVALUATION, REPLAY, shipped
+from services.trainer.dataset.collect import Example
+from services.trainer.dataset.similarity import near_duplicates
+from services.trainer.dataset.snapshot import Snapshot, take
 from services.trainer.gate.items import items_of
-from services.trainer.replay import EVALUATION, REPLAY, shipped
 from services.trainer.settings import Recipe
-from services.trainer.similarity import near_duplicates
-from services.trainer.snapshot import Snapshot, take
 
 SIZES = Sizes()
 LONG = "That is a good question, and there are so many things to say of it that I hardly know how to begin with {}."

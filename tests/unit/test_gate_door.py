@@ -14,12 +14,12 @@ from fastapi import FastAPI
 from typer.testing import CliRunner
 
 from loopwright.cli import app as cli
-from services.trainer import runs
-from services.trainer.child import GATE
+from services.trainer.erasure.sweep import REPORT
 from services.trainer.gate_door import add_reports
+from services.trainer.run import runs
+from services.trainer.run.child import GATE
 from services.trainer.settings import TrainerSettings
 from services.trainer.store import open_store, write_whole
-from services.trainer.sweep import REPORT
 from shared.adapters.http import add_doorway
 from shared.envelope import sealed
 from shared.telemetry import Readiness

@@ -7,15 +7,15 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+from services.trainer.base.replay import Answered, Prompt
+from services.trainer.dataset.snapshot import Snapshot, write
+from services.trainer.erasure.sweep import REPORT, REPORT_PAGE, SAID_AT_GATE, take_out
 from services.trainer.gate.asked import Asked, Heard, Voice
 from services.trainer.gate.items import Item
 from services.trainer.gate.page import extremes, page
 from services.trainer.gate.pairs import Preferred
 from services.trainer.gate.run import Against, gate
 from services.trainer.gate.speakers import Weighed
-from services.trainer.replay import Answered, Prompt
-from services.trainer.snapshot import Snapshot, write
-from services.trainer.sweep import REPORT, REPORT_PAGE, SAID_AT_GATE, take_out
 from shared.versions import GateReport
 from tests.trainer_parts import LINE, grouped, row
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from services.trainer.base.replay import SAFETY, shipped
+from services.trainer.dataset.verify import Row
 from services.trainer.gate import golden
 from services.trainer.gate.pairs import pairs_of
 from services.trainer.gate.refusals import refuses
-from services.trainer.replay import SAFETY, shipped
 from services.trainer.settings import TrainerSettings
-from services.trainer.verify import Row
 from shared.errors import Misconfigured
 from shared.settings import load
 from tests.trainer_parts import LINE, row

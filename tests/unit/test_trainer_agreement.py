@@ -7,7 +7,7 @@ import random
 import pytest
 
 from examples.world import Fact, load_world
-from services.trainer.grouping import agree, heard
+from services.trainer.dataset.grouping import agree, heard
 
 WORLD = load_world()
 Spoken = tuple[str, str, str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.trainer.attempts import (
+from services.trainer.run.attempts import (
     DEATHS_BEFORE_HALVING,
     LONGEST_WAIT_S,
     MAX_DEATHS,

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from huggingface_hub.repocard import metadata_load
 
-from services.trainer import data_card, environment
-from services.trainer.card import card, licence_of, write_artifact
-from services.trainer.environment import Environment
-from services.trainer.snapshot import Snapshot
+from services.trainer.dataset import data_card
+from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.run import environment
+from services.trainer.run.environment import Environment
+from services.trainer.versions.card import card, licence_of, write_artifact
 from tests.trainer_parts import grouped, ref, row
 from tests.unit.test_trainer_publish import REPORT, run
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer import memory, room
-from services.trainer.checkpoint_marks import (
+from services.trainer.run import room
+from services.trainer.store import write_whole
+from services.trainer.training import memory
+from services.trainer.training.checkpoint_marks import (
     CHECKPOINTS,
     COMPLETE,
     damage,
@@ -20,7 +22,6 @@ from services.trainer.checkpoint_marks import (
     mark,
     newest_step,
 )
-from services.trainer.store import write_whole
 
 Hurt = Callable[[Path], None]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.trainer import collect
+from services.trainer.dataset import collect
 from services.trainer.store import open_store
 from shared.events import Batch, ExampleRevision
 from tests.trainer_parts import batch, revision

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.curriculum import mixed, ordered
+from services.trainer.training.curriculum import mixed, ordered
 
 
 @given(

@@ -10,9 +10,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
-from services.trainer import curves
-from services.trainer.child import CURVES
-from services.trainer.curves import Curves
+from services.trainer.run.child import CURVES
+from services.trainer.training import curves
+from services.trainer.training.curves import Curves
 
 
 def events(run: Path) -> list[Event]:

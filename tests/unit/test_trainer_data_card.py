@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from examples.world import load_world
-from services.trainer import data_card, snapshot, sweep
-from services.trainer.collect import Example
-from services.trainer.data_card import CARD, PAGE, DataCard, Quantiles, card_of, quantiles
-from services.trainer.runs import RunConfig
+from services.trainer.dataset import data_card, snapshot
+from services.trainer.dataset.collect import Example
+from services.trainer.dataset.data_card import CARD, PAGE, DataCard, Quantiles, card_of, quantiles
+from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.erasure import sweep
+from services.trainer.run.runs import RunConfig
 from services.trainer.settings import Recipe
-from services.trainer.snapshot import Snapshot
 from shared.versions import VersionRef
 from tests.trainer_parts import LINE, ended, example, grouped, revision, row
 

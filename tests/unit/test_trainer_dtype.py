@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from services.trainer import dtype, environment, memory
+from services.trainer.run import environment
 from services.trainer.settings import Recipe, TrainerSettings
+from services.trainer.training import dtype, memory
 from shared.settings import load
 
 
@@ -35,7 +36,7 @@ def test_float32_is_taken_where_it_is_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, base: Path, bfloat16: float, float32: float, chosen: str
 ) -> None:
     takes(monkeypatch, bfloat16, float32)
-    assert dtype.measured(base, 1) == chosen
+    assert dtype.measured(base) == chosen
 
 
 def test_a_base_that_is_large_for_the_memory_stays_in_bfloat16(
@@ -43,24 +44,24 @@ def test_a_base_that_is_large_for_the_memory_stays_in_bfloat16(
 ) -> None:
     takes(monkeypatch, 2.0, 1.0)
     monkeypatch.setattr(memory, "size", lambda: 8000)
-    assert dtype.measured(base, 1) == "float32"
+    assert dtype.measured(base) == "float32"
     monkeypatch.setattr(memory, "size", lambda: 7999)
-    assert dtype.measured(base, 1) == "bfloat16"
+    assert dtype.measured(base) == "bfloat16"
 
 
 def test_a_gpu_computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
     takes(monkeypatch, 2.0, 1.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert dtype.measured(base, 1) == "bfloat16"
+    assert dtype.measured(base) == "bfloat16"
 
 
 def test_a_run_goes_on_in_the_type_in_which_it_began(
     monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
 ) -> None:
     takes(monkeypatch, 2.0, 1.0)
-    assert dtype.settle(tmp_path, "auto", base, 1) == "float32"
+    assert dtype.settle(tmp_path, "auto", base) == "float32"
     takes(monkeypatch, 1.0, 1.0)
-    assert dtype.settle(tmp_path, "auto", base, 1) == "float32"
+    assert dtype.settle(tmp_path, "auto", base) == "float32"
     assert dtype.settled(tmp_path) == "float32"
 
 
@@ -68,7 +69,7 @@ def test_what_an_operator_sets_is_not_measured(
     monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
 ) -> None:
     takes(monkeypatch, 2.0, 1.0)
-    assert dtype.settle(tmp_path, "bfloat16", base, 1) == "bfloat16"
+    assert dtype.settle(tmp_path, "bfloat16", base) == "bfloat16"
     monkeypatch.setenv("LOOPWRIGHT_TRAINER_DTYPE", "float32")
     assert load(TrainerSettings).recipe().dtype == "float32"
 
@@ -76,7 +77,7 @@ def test_what_an_operator_sets_is_not_measured(
 def test_a_run_says_in_which_type_it_was_trained(tmp_path: Path, base: Path) -> None:
     recipe = Recipe(dtype="float32")
     assert environment.of(tmp_path, recipe)["machine"]["dtype"] == "bfloat16", "of older releases"
-    dtype.settle(tmp_path, recipe.dtype, base, 1)
+    dtype.settle(tmp_path, recipe.dtype, base)
     assert environment.of(tmp_path, recipe)["machine"]["dtype"] == "float32"
 
 

@@ -14,15 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.trainer import collect, erasures, revisions, runs, snapshot
-from services.trainer.card import ARTIFACT
-from services.trainer.child import GATE
-from services.trainer.erasures import Target
-from services.trainer.heldout import is_held_out
-from services.trainer.runs import RunConfig
+from services.trainer.dataset import collect, revisions, snapshot
+from services.trainer.dataset.heldout import is_held_out
+from services.trainer.erasure import erasures
+from services.trainer.erasure.erasures import Target
+from services.trainer.erasure.sweep import ANSWERS, look, rows_of, take_out
+from services.trainer.run import runs
+from services.trainer.run.child import GATE
+from services.trainer.run.runs import RunConfig
 from services.trainer.service import Trainer
 from services.trainer.store import open_store, scrub, write_whole
-from services.trainer.sweep import ANSWERS, look, rows_of, take_out
+from services.trainer.versions.card import ARTIFACT
 from shared.envelope import sealed
 from shared.errors import BrokerUnavailable
 from shared.events import Batch, ErasureReport, ExampleRevision

@@ -11,11 +11,12 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 import pytest
 
-from services.trainer import exports, runs
-from services.trainer.collect import Example
-from services.trainer.erasures import Target
-from services.trainer.formats import Export, export
-from services.trainer.heldout import is_held_out
+from services.trainer.dataset import exports
+from services.trainer.dataset.collect import Example
+from services.trainer.dataset.formats import Export, export
+from services.trainer.dataset.heldout import is_held_out
+from services.trainer.erasure.erasures import Target
+from services.trainer.run import runs
 from shared.adapters import redis_keys
 from shared.envelope import sealed
 from shared.events import Batch, Choice, ErasureReport, ExampleRevision, Over, SignalKind, Under
@@ -360,7 +361,7 @@ def test_in_mode_export_data_of_which_nothing_may_go_out_are_looked_at_once(
         looked.append(len(examples))
         return Export((), ())
 
-    monkeypatch.setattr("services.trainer.formats.export", none_of_it)
+    monkeypatch.setattr("services.trainer.dataset.formats.export", none_of_it)
     rig = Rig(tmp_path, finish)
     send(rig, batch(ALL))
     turns(rig.trainer(**EXPORTING))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.garbage import wanted
 from services.trainer.service import Trainer
+from services.trainer.versions.garbage import wanted
 from shared.adapters.artifacts import MANIFEST
 from shared.envelope import sealed
 from shared.errors import StoreAway

@@ -15,14 +15,14 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from services.trainer import collect, snapshot
-from services.trainer.card import ARTIFACT
-from services.trainer.child import GATE
+from services.trainer.dataset import collect, snapshot
+from services.trainer.dataset.heldout import is_held_out
 from services.trainer.doors import Answers, add_answers
-from services.trainer.heldout import is_held_out
-from services.trainer.runs import RunConfig
+from services.trainer.run.child import GATE
+from services.trainer.run.runs import RunConfig
 from services.trainer.service import Trainer
 from services.trainer.store import write_whole
+from services.trainer.versions.card import ARTIFACT
 from shared.adapters.fakes import MemoryLogReader
 from shared.adapters.http import add_doorway
 from shared.envelope import sealed

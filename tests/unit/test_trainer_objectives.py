@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer import collect, snapshot
 from services.trainer.counting import count
-from services.trainer.curriculum import cut, evenly, judged
-from services.trainer.formats import export
-from services.trainer.heldout import is_held_out
-from services.trainer.objectives import dpo, enough_for_kto, kto, kto_weights, objective_of, sft
+from services.trainer.dataset import collect, snapshot
+from services.trainer.dataset.formats import export
+from services.trainer.dataset.heldout import is_held_out
+from services.trainer.dataset.objectives import dpo, enough_for_kto, kto, kto_weights, objective_of, sft
+from services.trainer.dataset.snapshot import ASKED_BY, Snapshot
 from services.trainer.settings import TrainerSettings
-from services.trainer.snapshot import ASKED_BY, Snapshot
 from services.trainer.store import open_store
+from services.trainer.training.curriculum import cut, evenly, judged
 from shared.errors import Misconfigured
 from shared.events import Choice, Over, SignalKind, Under, canonical_json, sha256
 from shared.settings import load

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from services.trainer import private
-from services.trainer.private import personal_in, remembered, secret_in
-from services.trainer.verify import fault_of, reasons, usable
+from services.trainer.dataset import private
+from services.trainer.dataset.private import personal_in, remembered, secret_in
+from services.trainer.dataset.verify import fault_of, reasons, usable
 from shared.events import Message
 from tests.trainer_parts import example, revision, row
 

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer import memory, runs, snapshot
-from services.trainer.attempts import MAX_DEATHS
-from services.trainer.checkpoint_marks import CHECKPOINTS, mark
-from services.trainer.child import FAILED, NO_MEMORY, NO_ROOM, STOPPED, WHY
-from services.trainer.runs import RunConfig
+from services.trainer.dataset import snapshot
+from services.trainer.run import runs
+from services.trainer.run.attempts import MAX_DEATHS
+from services.trainer.run.child import FAILED, NO_MEMORY, NO_ROOM, STOPPED, WHY
+from services.trainer.run.runs import RunConfig
+from services.trainer.run.train import ending
+from services.trainer.run.work import RunFailed, Stopped
 from services.trainer.store import write_whole
-from services.trainer.train import ending
-from services.trainer.work import RunFailed, Stopped
+from services.trainer.training import memory
+from services.trainer.training.checkpoint_marks import CHECKPOINTS, mark
 from shared.adapters import redis_keys
 from tests.trainer_parts import LINE, Rig, finish, turns
 from tests.unit.test_trainer_publish import run as config_of
@@ -203,7 +205,7 @@ def test_a_table_on_a_full_disk_loses_nothing_of_what_was_read(rig: Rig) -> None
 
     send(rig, corrections())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("services.trainer.collect.keep_positions", full)
+        patch.setattr("services.trainer.dataset.collect.keep_positions", full)
         assert [trainer.round() for _ in range(3)] == [False] * 3
         send(rig, corrections(2))
         assert not trainer.round()
@@ -284,7 +286,7 @@ def test_a_reason_that_the_full_disk_does_not_take_is_not_lost_for_an_unknown_er
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("services.trainer.in_child.write_whole", full)
+    monkeypatch.setattr("services.trainer.run.in_child.write_whole", full)
     assert ending(folder, config, raising(RunFailed("the loss became nan"))) == NO_ROOM
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.card import ARTIFACT, write_artifact
-from services.trainer.publish import SERVICE, VersionLog, identity
-from services.trainer.runs import RunConfig
+from services.trainer.run.runs import RunConfig
 from services.trainer.settings import Recipe
 from services.trainer.store import write_whole
+from services.trainer.versions.card import ARTIFACT, write_artifact
+from services.trainer.versions.publish import SERVICE, VersionLog, identity
 from shared.adapters.artifacts import LocalArtifactStore
 from shared.adapters.base_model import BaseModel
 from shared.adapters.fakes import MemoryLog, MemoryLogReader, MemoryTransactionalPublisher

@@ -7,12 +7,14 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from services.trainer import collect, releases, runs, snapshot
-from services.trainer.heldout import is_held_out
-from services.trainer.runs import RunConfig
+from services.trainer import releases
+from services.trainer.dataset import collect, snapshot
+from services.trainer.dataset.heldout import is_held_out
+from services.trainer.dataset.verify import RELEASABLE, agreed, check_of, fault_of, usable
+from services.trainer.run import runs
+from services.trainer.run.runs import RunConfig
 from services.trainer.service import Trainer
 from services.trainer.store import open_store
-from services.trainer.verify import RELEASABLE, agreed, check_of, fault_of, usable
 from shared.adapters import redis_keys
 from shared.envelope import sealed
 from shared.events import ErasureReport, ExampleRevision

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.trainer.replay import (
+from services.trainer.base.replay import (
     EVALUATION,
     REPLAY,
     Prompt,

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from services.trainer import environment
-from services.trainer.child import CONFIG, FAILED, WHY
-from services.trainer.reproduce import compare
-from services.trainer.reproducer import COMPARED, ORIGINAL, judged
-from services.trainer.runs import RunConfig
+from services.trainer.run import environment
+from services.trainer.run.child import CONFIG, FAILED, WHY
+from services.trainer.run.runs import RunConfig
 from services.trainer.store import write_whole
+from services.trainer.versions.reproduce import compare
+from services.trainer.versions.reproducer import COMPARED, ORIGINAL, judged
 from shared.envelope import sealed
 from shared.topics import OPERATOR_COMMANDS, OPERATOR_RESULTS
 from shared.versions import CommandResult, Reproduce

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from services.trainer import revisions, snapshot
-from services.trainer.collect import Example
-from services.trainer.erasures import Target
-from services.trainer.heldout import is_held_out
-from services.trainer.reviser import (
+from services.trainer.base.tokens import silent
+from services.trainer.dataset import revisions, snapshot
+from services.trainer.dataset.collect import Example
+from services.trainer.dataset.heldout import is_held_out
+from services.trainer.dataset.reviser import (
     ATTEMPTS,
     JUDGE,
     PATIENCE,
@@ -25,10 +25,10 @@ from services.trainer.reviser import (
     revised,
     revised_for,
 )
-from services.trainer.revisions import WAITS, Revised
+from services.trainer.dataset.revisions import WAITS, Revised
+from services.trainer.dataset.verify import Row, split, usable
+from services.trainer.erasure.erasures import Target
 from services.trainer.settings import TrainerSettings
-from services.trainer.tokens import silent
-from services.trainer.verify import Row, split, usable
 from tests.trainer_parts import LINE, example, revision
 
 USERS = [user for user in (f"user-{i}" for i in range(60)) if not is_held_out(LINE, user)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from services.trainer import runs
-from services.trainer.attempts import MAX_ERRORS
-from services.trainer.child import FAILED, WHY
-from services.trainer.heldout import is_held_out
-from services.trainer.objectives import HELD_COMMENT
+from services.trainer.dataset.heldout import is_held_out
+from services.trainer.dataset.objectives import HELD_COMMENT
+from services.trainer.run import runs
+from services.trainer.run.attempts import MAX_ERRORS
+from services.trainer.run.child import FAILED, WHY
 from services.trainer.store import write_whole
 from shared.adapters import redis_keys
 from shared.envelope import sealed

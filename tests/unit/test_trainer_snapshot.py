@@ -6,12 +6,12 @@ import random
 from pathlib import Path
 
 from examples.world import load_world
-from services.trainer import snapshot
-from services.trainer.collect import Example
+from services.trainer.dataset import snapshot
+from services.trainer.dataset.collect import Example
+from services.trainer.dataset.heldout import is_held_out
+from services.trainer.dataset.similarity import near_duplicates
+from services.trainer.dataset.snapshot import RESERVED_SHARE
 from services.trainer.gate.items import items_of
-from services.trainer.heldout import is_held_out
-from services.trainer.similarity import near_duplicates
-from services.trainer.snapshot import RESERVED_SHARE
 from tests.trainer_parts import LINE, example, revision
 
 WORLD = load_world()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.heldout import is_held_out
-from services.trainer.verify import (
+from services.trainer.dataset.heldout import is_held_out
+from services.trainer.dataset.verify import (
     LEAST_SHARE,
     SHARE_OF_USERS,
     cap_per_user,

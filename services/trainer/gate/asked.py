@@ -6,6 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.trainer.base.model import answers
+from services.trainer.base.replay import Answered, Prompt, spread
+from services.trainer.base.tokens import Told, first_tokens
+from services.trainer.dataset.objectives import Messages
 from services.trainer.gate.golden import Golden
 from services.trainer.gate.items import Item
 from services.trainer.gate.measured import Measured, Scores
@@ -13,10 +17,6 @@ from services.trainer.gate.pairs import Preferred
 from services.trainer.gate.refusals import refuses
 from services.trainer.gate.scorers import chrf, held_keys, score, states
 from services.trainer.gate.speakers import SIDES, Speakers, Weighed, Who, weigh
-from services.trainer.model import answers
-from services.trainer.objectives import Messages
-from services.trainer.replay import Answered, Prompt, spread
-from services.trainer.tokens import Told, first_tokens
 
 LIKELIHOODS = 80
 """Of so many of the base's own answers it is measured how likely a version finds them."""

@@ -23,8 +23,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
+from services.trainer.dataset.objectives import Messages
 from services.trainer.gate.scorers import keys_of, score, states
-from services.trainer.objectives import Messages
 from shared.errors import Misconfigured
 
 ALIKE = 0.5

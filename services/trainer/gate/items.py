@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from services.trainer.dataset.similarity import asked_words, near_duplicates, normalised
+from services.trainer.dataset.snapshot import asks_for_something_trained
+from services.trainer.dataset.verify import Grouped, Row
 from services.trainer.gate.scorers import keys_of
-from services.trainer.similarity import asked_words, near_duplicates, normalised
-from services.trainer.snapshot import asks_for_something_trained
-from services.trainer.verify import Grouped, Row
 
 Counts = Literal["wins", "seen", "unseen"]
 """`wins`: trained fact, new wording. `seen`: the wording was trained, for information. `unseen`: the fact was not

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from peft import get_peft_model
 
-from services.trainer.examine import examine_adapter
-from services.trainer.lora import lora
-from services.trainer.model import load_base
+from services.trainer.base.model import load_base
+from services.trainer.gate.examine import examine_adapter
+from services.trainer.run.work import Work
 from services.trainer.settings import Recipe
-from services.trainer.work import Work
+from services.trainer.training.lora import lora
 from shared.versions import GateReport
 
 SEEDS = (1, 2, 3, 4, 5)

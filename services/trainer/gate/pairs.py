@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from services.trainer.heldout import share_of
-from services.trainer.objectives import Messages
-from services.trainer.similarity import NEAR_DUPLICATE, closeness, normalised
-from services.trainer.verify import Row
+from services.trainer.dataset.heldout import share_of
+from services.trainer.dataset.objectives import Messages
+from services.trainer.dataset.similarity import NEAR_DUPLICATE, closeness, normalised
+from services.trainer.dataset.verify import Row
 
 MOST = 200
 """Pairs of a kind: more would cost more time than they add."""

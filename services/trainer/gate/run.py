@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.trainer.erasure.sweep import ANSWERS, REPORT, REPORT_PAGE
 from services.trainer.gate.asked import Asked, Heard, measured
 from services.trainer.gate.decide import decide
 from services.trainer.gate.page import page
 from services.trainer.gate.told import items_told, told
 from services.trainer.settings import SHORTER_MARGIN
 from services.trainer.store import write_whole
-from services.trainer.sweep import ANSWERS, REPORT, REPORT_PAGE
 from shared.versions import GateReport
 
 

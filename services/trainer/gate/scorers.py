@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence, Set
 
 from sacrebleu.metrics.chrf import CHRF
 
-from services.trainer.similarity import STOP, content, numbers, stem, words
+from services.trainer.dataset.similarity import STOP, content, numbers, stem, words
 
 KEY_WEIGHT = 0.75
 MARGIN = 0.35

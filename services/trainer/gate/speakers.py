@@ -12,9 +12,9 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import kl_div, nll_loss
 
-from services.trainer.model import SCORE_BATCH, answer_logits, by_length, end_tokens, load_base
-from services.trainer.objectives import Messages
-from services.trainer.tokens import Told, silent
+from services.trainer.base.model import SCORE_BATCH, answer_logits, by_length, end_tokens, load_base
+from services.trainer.base.tokens import Told, silent
+from services.trainer.dataset.objectives import Messages
 
 Who = Literal["candidate", "stable"]
 SIDES: tuple[Who, Who] = ("candidate", "stable")

@@ -1,16 +1,16 @@
 """What the gate heard, as JSON for people to read: every item with both answers. It holds users' text, and so lies with
-the run's files, apart from the artifact; an erasure takes it away (`services/trainer/sweep.py`)."""
+the run's files, apart from the artifact; an erasure takes it away (`services/trainer/erasure/sweep.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from services.trainer.dataset.objectives import Messages
 from services.trainer.gate.asked import Asked, Heard, scores_of
 from services.trainer.gate.decide import PAIR_MARGIN
 from services.trainer.gate.refusals import refuses
 from services.trainer.gate.scorers import outcome, states
-from services.trainer.objectives import Messages
 from shared.versions import GateReport
 
 Json = dict[str, Any]

@@ -1,0 +1,149 @@
+"""The pinned base and its adapters in torch: loading, greedy answers, likelihoods. For a run's process alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from services.trainer.base.tokens import Told, prompt_ids, silent
+from services.trainer.dataset.objectives import Messages
+
+GENERATE_BATCH = 64
+SCORE_BATCH = 8
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_base(base: Path, threads: int = 1) -> Any:
+    """In bf16, safetensors only, on the GPU where there is one. `threads`: of torch, from now on."""
+    torch.set_num_threads(threads)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
+    )
+    return loaded.to(device()).eval()
+
+
+def answers(
+    model: Any, tokenizer: Any, conversations: Sequence[Messages], new_tokens: int, told: Told = silent
+) -> list[str]:
+    """Greedy answers in the order asked."""
+    return [text for text, _ in ended_answers(model, tokenizer, conversations, new_tokens, told)]
+
+
+def ended_answers(
+    model: Any, tokenizer: Any, conversations: Sequence[Messages], new_tokens: int, told: Told = silent
+) -> list[tuple[str, bool]]:
+    """The same, each with whether the model ended it itself; batches are made of prompts of like length."""
+    prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    out = [("", True)] * len(prompts)
+    for start in range(0, len(order), GENERATE_BATCH):
+        part = order[start : start + GENERATE_BATCH]
+        made = _generate(model, tokenizer, [prompts[i] for i in part], new_tokens)
+        for i, said in zip(part, made, strict=True):
+            out[i] = said
+        told(min(start + GENERATE_BATCH, len(order)), len(order))
+    return out
+
+
+def _generate(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> list[tuple[str, bool]]:
+    ids, mask = _padded(prompts, tokenizer.pad_token_id, left=True)
+    with torch.inference_mode():
+        made = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    said = made[:, ids.shape[1] :].tolist()
+    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+    ends = end_tokens(model)
+    return [(str(text).strip(), not ends.isdisjoint(row)) for text, row in zip(texts, said, strict=True)]
+
+
+def end_tokens(model: Any) -> frozenset[int]:
+    """Those at which the model stops."""
+    found = model.generation_config.eos_token_id
+    return frozenset([found] if isinstance(found, int) else found or ())
+
+
+def losses(
+    model: Any, tokenizer: Any, said: Sequence[tuple[Messages, str]], told: Told = silent
+) -> list[float]:
+    """Mean negative log-likelihood in nats per token of each answer, given its conversation (no end of turn)."""
+    out = [0.0] * len(said)
+    done = 0
+    for part in by_length(tokenizer, said, SCORE_BATCH):
+        for i, (given, wanted) in zip(
+            part, answer_logits(model, tokenizer, [said[i] for i in part]), strict=True
+        ):
+            out[i] = float(cross_entropy(given, wanted)) if len(wanted) else 0.0
+        done += len(part)
+        told(done, len(said))
+    return out
+
+
+def by_length(tokenizer: Any, said: Sequence[tuple[Messages, str]], size: int) -> Iterator[list[int]]:
+    """Batches of texts of like length, by their places."""
+    order = sorted(range(len(said)), key=lambda i: (len(tokenizer(said[i][1])["input_ids"]), i))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def answer_logits(
+    model: Any, tokenizer: Any, said: Sequence[tuple[Messages, str]]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each answer, given its conversation: (tokens, vocabulary) logits in fp32, and the tokens themselves."""
+    pairs = [
+        (prompt_ids(tokenizer, messages), list(tokenizer(answer, add_special_tokens=False)["input_ids"]))
+        for messages, answer in said
+    ]
+    ids, mask = _padded([[*prompt, *answer] for prompt, answer in pairs], tokenizer.pad_token_id, left=False)
+    with torch.inference_mode():
+        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+    return [
+        (
+            logits[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)].float(),
+            torch.tensor(answer, dtype=torch.long, device=logits.device),
+        )
+        for row, (prompt, answer) in enumerate(pairs)
+    ]
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(row) for row in rows)
+    ids, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, place] = torch.tensor(row)
+        mask[i, place] = 1
+    return ids, mask
+
+
+@contextmanager
+def with_adapter(base: Any, adapter: Path | None) -> Iterator[Any]:
+    """The base with an adapter beside its own weights, for the length of the block. None: the base itself. A folder
+    with a whole model is that model."""
+    if adapter is None:
+        yield base
+        return
+    if not (adapter / "adapter_config.json").exists():
+        yield load_base(adapter, torch.get_num_threads())
+        return
+    model = PeftModel.from_pretrained(base, adapter, is_trainable=False)
+    try:
+        yield model.eval()
+    finally:
+        model.unload()

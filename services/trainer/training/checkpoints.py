@@ -1,0 +1,132 @@
+"""What watches a run's steps: tells them, marks each checkpoint once it is complete, and ends what cannot go well.
+
+transformers writes a checkpoint's files (adapter, optimiser, schedule, random states, place in the data); it counts
+once it is marked (`checkpoint_marks.py`). A kill while one is written, or a damaged file, goes back to the one before.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+from transformers import TrainerCallback
+
+from services.trainer.run import room
+from services.trainer.run.progress import Progress
+from services.trainer.run.work import RunFailed
+from services.trainer.training import evidence
+from services.trainer.training.checkpoint_marks import CHECKPOINTS, good_checkpoints, is_marked, mark, step_of
+from services.trainer.training.curves import Curves
+
+__all__ = ["CHECKPOINTS", "Watch", "newest_checkpoint", "nobody"]
+
+Rows = Callable[[int], Sequence[str]]
+"""The names of what a step (from 1) trains on."""
+log = structlog.get_logger(__name__)
+
+
+def nobody(_step: int) -> Sequence[str]:
+    """Where it is not known what a step trains on."""
+    return ()
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest that is complete and as it was marked; those after it, half-written or damaged, are removed."""
+    newest = next(good_checkpoints(folder), None)
+    best = -1 if newest is None else step_of(newest)
+    for checkpoint in list(folder.glob("checkpoint-*")):
+        if step_of(checkpoint) > best or not is_marked(checkpoint):
+            log.warning("checkpoint_removed", checkpoint=checkpoint.name)
+            shutil.rmtree(checkpoint)
+    return None if newest is None else str(newest)
+
+
+class Watch(TrainerCallback):
+    """`run`: its folder, for curves and evidence; None: none are kept. `note`: what to say beside each step."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        stop: threading.Event,
+        run: Path | None = None,
+        rows: Rows = nobody,
+        note: str | None = None,
+    ) -> None:
+        self._progress = progress
+        self._stop = stop
+        self._run = run
+        self._rows = rows
+        self._noted = {} if note is None else {"reason": note}
+        self._curves = Curves(run) if run is not None else None
+        self._began = time.monotonic()
+        self._first_step = 0
+        self._first_tokens = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A resumed run begins at a later step."""
+        self._began, self._first_step = time.monotonic(), state.global_step
+        self._first_tokens = state.num_input_tokens_seen
+        if self._curves is not None:
+            self._curves.begin(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Asked to stop: keep what was learned so far."""
+        if self._stop.is_set():
+            control.should_save = True
+            control.should_training_stop = True
+        if control.should_save:
+            room.before_a_checkpoint(Path(args.output_dir))
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Raises `RunFailed` where the loss or the gradient is not finite; nothing of that step is saved."""
+        told = logs or {}
+        self._refuse_no_number(state, told)
+        if "loss" not in told:
+            return
+        seconds = max(1e-9, time.monotonic() - self._began)
+        done = max(1, state.global_step - self._first_step)
+        speed = (state.num_input_tokens_seen - self._first_tokens) / seconds
+        self._progress.tell(
+            "training",
+            state.global_step,
+            state.max_steps,
+            loss=round(float(told["loss"]), 4),
+            tokens_per_s=round(speed, 1),
+            eta_s=round((state.max_steps - state.global_step) * seconds / done, 1),
+            **self._noted,
+        )
+        if self._curves is not None:
+            self._curves.draw(state.global_step, {**told, "tokens_per_s": speed})
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """All files of the checkpoint are written by now; TRL has put a card with paths beside them."""
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if checkpoint.is_dir():
+            mark(checkpoint, state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """No more points."""
+        if self._curves is not None:
+            self._curves.close()
+
+    def _refuse_no_number(self, state: Any, told: dict[str, Any]) -> None:
+        figure = evidence.no_number(told)
+        if figure is None:
+            return
+        if self._run is not None:
+            evidence.keep(
+                self._run, state.global_step, figure, state.log_history, self._rows(state.global_step)
+            )
+        if self._curves is not None:
+            self._curves.close()
+        raise RunFailed(
+            f"{figure} at step {state.global_step}: lower LOOPWRIGHT_TRAINER_LEARNING_RATE, or look at the rows of "
+            f"that step; {evidence.FILE} in the run's folder names them, and its last good checkpoint is kept"
+        )

@@ -1,0 +1,71 @@
+"""In which type a run computes: bfloat16, or float32 where this machine multiplies it faster.
+
+bfloat16 takes half the memory and, where a processor has matrix units for it, a fraction of the time. Others take
+twice as long for it as for float32. So both are tried, for some hundredths of a second. What was found is kept with
+the run: it goes on in that type, and is trained again in it, wherever that is.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from services.trainer.store import write_whole
+from services.trainer.training import memory
+
+Dtype: TypeAlias = Literal["bfloat16", "float32"]
+FILE = "dtype.json"
+OLDER: Final[Dtype] = "bfloat16"
+"""Of runs from before this was asked."""
+FASTER: Final = 1.2
+"""By so much float32 must be faster: it costs memory, and the other operations time."""
+SHARE: Final = 0.25
+"""Of the memory: more than that the weights may not take in float32."""
+ROWS, WIDTH, TIMES = 256, 1024, 5
+
+
+def settle(run: Path, wanted: Literal["auto"] | Dtype, base: Path) -> Dtype:
+    """Of a run that begins: decides, unless it is decided, and keeps it in the run's folder. Imports torch."""
+    if not (run / FILE).exists():
+        found = measured(base) if wanted == "auto" else wanted
+        write_whole(run / FILE, json.dumps({"dtype": found}).encode())
+    return settled(run)
+
+
+def settled(run: Path) -> Dtype:
+    """As it was decided."""
+    file = run / FILE
+    kept: Dtype = json.loads(file.read_bytes())["dtype"] if file.exists() else OLDER
+    return kept
+
+
+def measured(base: Path) -> Dtype:
+    """What suits this machine. `base`: the folder with the weights."""
+    import torch  # noqa: PLC0415 - seconds, and only a run's process has it loaded anyway
+
+    if torch.cuda.is_available() or 2 * weights(base) > SHARE * memory.size():
+        return "bfloat16"
+    # Threads that wait for each other spend the processor's time, too. Who loads the base sets how many there are.
+    torch.set_num_threads(1)
+    return "float32" if seconds(torch.bfloat16) > FASTER * seconds(torch.float32) else "bfloat16"
+
+
+def seconds(dtype: Any) -> float:
+    """Of the processor's time that one matrix product takes at best on one thread: not of the clock's, so that whatever
+    else runs here does not decide."""
+    import torch  # noqa: PLC0415 - as above
+
+    left, right = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
+    taken = []
+    for _ in range(TIMES):
+        began = time.process_time()
+        left @ right
+        taken.append(time.process_time() - began)
+    return min(taken)
+
+
+def weights(base: Path) -> int:
+    """Bytes of the base's files, which hold bfloat16 or more."""
+    return sum(file.stat().st_size for file in base.glob("*.safetensors"))
