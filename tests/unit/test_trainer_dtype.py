@@ -91,7 +91,14 @@ def test_versions_of_older_releases_were_trained_in_bfloat16() -> None:
     ]
 
 
-def test_both_types_are_really_measured() -> None:
+def test_both_types_are_really_measured_and_threads_are_as_before(base: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert dtype.measured(base) in {"bfloat16", "float32"}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     assert dtype.seconds(torch.float32) > 0
     assert dtype.seconds(torch.bfloat16) > 0
 

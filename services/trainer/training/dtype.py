@@ -47,9 +47,12 @@ def measured(base: Path) -> Dtype:
 
     if torch.cuda.is_available() or 2 * weights(base) > SHARE * memory.size():
         return "bfloat16"
-    # Threads that wait for each other spend the processor's time, too. Who loads the base sets how many there are.
-    torch.set_num_threads(1)
-    return "float32" if seconds(torch.bfloat16) > FASTER * seconds(torch.float32) else "bfloat16"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # those that wait for each other spend the processor's time, too
+    try:
+        return "float32" if seconds(torch.bfloat16) > FASTER * seconds(torch.float32) else "bfloat16"
+    finally:
+        torch.set_num_threads(threads)
 
 
 def seconds(dtype: Any) -> float:
