@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import services.trainer
 from benchmarks.experiment import company, everyday
 from benchmarks.experiment.plan import LINES, QUICK_RECIPE, Arm, Sizes
 from benchmarks.experiment.records import BEGAN, Said, batches, examples
@@ -76,9 +77,12 @@ class Lab:
 
 def code() -> str:
     """Names the trainer's source, and this one: results of different code are told apart."""
-    roots = (Path(child.__file__).parent, Path(__file__).parent)
-    files = [path for root in roots for path in sorted(root.rglob("*.py"))]
-    return sha256(b"".join(path.read_bytes() for path in files))[:8]
+    return sha256(b"".join(path.read_bytes() for path in sources()))[:8]
+
+
+def sources() -> list[Path]:
+    roots = (Path(services.trainer.__file__).parent, Path(__file__).parent)
+    return [path for root in roots for path in sorted(root.rglob("*.py"))]
 
 
 def do(lab: Lab, arm: Arm, tell: Tell) -> dict[str, Any]:

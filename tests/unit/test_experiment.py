@@ -11,6 +11,7 @@ import pytest
 from benchmarks.experiment import company, everyday, figures, outlook, plot
 from benchmarks.experiment.plan import ARMS, LINES, Arm, Name, Sizes, arms
 from benchmarks.experiment.records import Said, batches, examples
+from benchmarks.experiment.run import sources
 from examples.world import is_poisoned, load_world
 from services.trainer.base.replay import EVALUATION, REPLAY, shipped
 from services.trainer.dataset.collect import Example
@@ -42,6 +43,12 @@ def facts_snapshot(name: Name, seed: int) -> Snapshot:
 
 def poison_in(snapshot: Snapshot) -> int:
     return sum(is_poisoned(one.row.answer, fact) for one in snapshot.train for fact in load_world().facts)
+
+
+def test_results_are_told_apart_by_all_of_the_trainers_code() -> None:
+    names = {"/".join(path.parts[-2:]) for path in sources()}
+    assert {"trainer/service.py", "dataset/verify.py", "training/losses.py", "gate/decide.py"} <= names
+    assert "experiment/company.py" in names
 
 
 @pytest.mark.parametrize("seed", SIZES.seeds)
