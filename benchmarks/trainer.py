@@ -123,20 +123,20 @@ def train(arm: Arm, base: Path) -> dict[str, Any]:
     """One arm: tokens a second after the first steps, loss on the held-out rows, and the peak of this very process."""
     import torch  # noqa: PLC0415 - only an arm needs it, and with its own environment
 
+    from services.trainer.base.dtype import measured  # noqa: PLC0415
     from services.trainer.base.model import load_base, losses  # noqa: PLC0415
     from services.trainer.base.tokens import load_tokenizer  # noqa: PLC0415
     from services.trainer.settings import Recipe, TrainerSettings  # noqa: PLC0415
-    from services.trainer.training.dtype import measured  # noqa: PLC0415
 
     recipe = Recipe(epochs=EPOCHS, threads=TrainerSettings().recipe().threads)
-    tokenizer, model = load_tokenizer(base), load_base(base, recipe.threads)
     chosen = measured(base)
+    tokenizer, model = load_tokenizer(base), load_base(base, recipe.threads, chosen)
     training, held = rows()
     before = statistics.fmean(losses(model, tokenizer, held))
     stamps: list[Stamp] = []
     with tempfile.TemporaryDirectory() as folder:
         if arm == "ours":
-            trained = ours(model, tokenizer, training, recipe, chosen, Path(folder), clock(stamps))
+            trained = ours(model, tokenizer, training, recipe, Path(folder), clock(stamps))
         else:
             del model
             trained = plain_trl(base, tokenizer, training, recipe, Path(folder), clock(stamps))
@@ -157,9 +157,7 @@ def train(arm: Arm, base: Path) -> dict[str, Any]:
     }
 
 
-def ours(
-    model: Any, tokenizer: Any, training: list[Any], recipe: Any, dtype: Any, folder: Path, watch: Any
-) -> Any:
+def ours(model: Any, tokenizer: Any, training: list[Any], recipe: Any, folder: Path, watch: Any) -> Any:
     """As a run of the trainer does it. Returns the trained model."""
     from services.trainer.base.tokens import token_count  # noqa: PLC0415
     from services.trainer.dataset.objectives import sft  # noqa: PLC0415
@@ -170,7 +168,7 @@ def ours(
         training, [], EPOCHS, recipe.batch_size, lambda row: token_count(tokenizer, *row), recipe.seed
     )
     return learning.learn(
-        learning.for_training(model, recipe.max_tokens, dtype),
+        learning.for_training(model, recipe.max_tokens),
         tokenizer,
         [sft(*row) for row in order],
         recipe,

@@ -143,8 +143,8 @@ def missing(lab: Lab) -> int:
         wanted |= {one.id for one in shipped(REPLAY_PROMPTS, recipe.replay_prompts)}
         wanted |= {one.id for one in shipped(EVALUATION, recipe.gate_eval_prompts)}
         wanted |= {one.id for one in shipped(SAFETY, recipe.gate_safety_prompts)}
-    file = lab.replay / f"{lab.base.digest[:8]}.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    files = lab.replay.glob(f"{lab.base.digest[:8]}*.jsonl")
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return len(wanted - {json.loads(line)["id"] for line in lines})
 
 

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from transformers import logging as transformers_logging
 
 from examples.world import load_world
+from services.trainer.base.dtype import measured
 from services.trainer.base.model import answers, load_base
 from services.trainer.base.tokens import load_tokenizer
 from services.trainer.dataset.objectives import kto, sft
@@ -26,7 +27,6 @@ from services.trainer.run.child import PARENT
 from services.trainer.run.progress import Progress
 from services.trainer.settings import Recipe
 from services.trainer.store import write_whole
-from services.trainer.training.dtype import measured
 from services.trainer.training.learning import for_training, learn
 from shared.adapters.children import die_with
 from shared.adapters.fakes import MemoryCache
@@ -49,7 +49,7 @@ def main(base: Path, threads: int, out: Path) -> None:
         die_with(int(os.environ[PARENT]))
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     recipe, tokenizer = Recipe(threads=threads), load_tokenizer(base)
-    model = load_base(base, threads)
+    model = load_base(base, threads, measured(base))
     said = [((("user", wording),), fact.answer) for fact in load_world().facts for wording in fact.wordings]
     began = time.perf_counter()
     answers(model, tokenizer, [asked for asked, _ in said[:ASKED]], TOKENS)
@@ -61,7 +61,7 @@ def main(base: Path, threads: int, out: Path) -> None:
     stamps = Stamps()
     with tempfile.TemporaryDirectory() as folder:
         learn(
-            for_training(model, recipe.max_tokens, measured(base)),
+            for_training(model, recipe.max_tokens),
             tokenizer,
             rows,
             recipe,

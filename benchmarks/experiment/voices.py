@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import logging as transformers_logging
 
+from services.trainer.base.dtype import measured
 from services.trainer.base.model import answers, load_base, with_adapter
 from services.trainer.base.tokens import load_tokenizer, prompt_ids
 from services.trainer.run.child import PARENT
@@ -63,7 +64,7 @@ def main(task: Path, out: Path) -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     told = json.loads(task.read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(Path(told["base"]))
-    base = load_base(Path(told["base"]), told["threads"])
+    base = load_base(Path(told["base"]), told["threads"], measured(Path(told["base"])))
     with with_adapter(base, Path(told["adapter"]) if told["adapter"] else None) as model:
         asked = [(("user", question),) for question in told["greedy"]]
         said = dict(zip(told["greedy"], answers(model, tokenizer, asked, told["tokens"]), strict=True))

@@ -30,7 +30,7 @@ def stepped(kind: Any, model: Path, folder: Path, attention: str) -> tuple[float
     recipe = Recipe(batch_size=3, threads=1)
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     trainer = kind(
-        model=for_training(loaded, recipe.max_tokens, "float32") if attention == "eager" else loaded,
+        model=for_training(loaded, recipe.max_tokens) if attention == "eager" else loaded,
         args=arguments(folder, recipe),
         train_dataset=Dataset.from_list(PAIRS),
         processing_class=tokenizer,

@@ -71,7 +71,7 @@ class Bench:
 
     def learn(self, rows: Sequence[dict[str, Any]], recipe: Recipe = RECIPE, piece: int | None = None) -> Any:
         return learning.learn(
-            learning.for_training(self.base(), recipe.max_tokens, "float32"),
+            learning.for_training(self.base(), recipe.max_tokens),
             load_tokenizer(self.model),
             rows,
             recipe,
@@ -136,7 +136,7 @@ def test_all_weights_learn_where_the_recipe_says_so_and_the_reference_is_still_t
     first = next(logs for logs in bench.heard.logs if "kto/rewards/margins" in logs)
     assert first["kto/loss"] != 0.5, "the step before it has moved the model away from its reference"
     learning.save_adapter(learned, bench.folder / "adapter", "a base")
-    with with_adapter(None, bench.folder / "adapter") as kept:
+    with with_adapter(bench.base(), bench.folder / "adapter") as kept:
         assert bench.likely(kept) == pytest.approx((wanted, unwanted), abs=0.05)
     files = [path for path in (bench.folder / "adapter").iterdir() if path.suffix == ".json"]
     assert all(str(bench.model.parent) not in path.read_text() for path in files)

@@ -74,7 +74,7 @@ class Lesson:
         stop, progress = threading.Event(), Progress(self.cache, "assistant", "run-1")
         told = (progress, stop, self.folder, lambda step: NAMES[step - 1], memory.told(self.folder, BATCH))
         model = learn(
-            for_training(load_base(self.model, 1), RECIPE.max_tokens, "bfloat16"),
+            for_training(load_base(self.model, 1), RECIPE.max_tokens),
             load_tokenizer(self.model),
             ROWS,
             RECIPE,

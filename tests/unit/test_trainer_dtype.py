@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from services.trainer.base import dtype
 from services.trainer.run import environment
 from services.trainer.settings import Recipe, TrainerSettings
-from services.trainer.training import dtype, memory
+from services.trainer.training import memory
 from shared.settings import load
 
 

@@ -3,7 +3,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from services.trainer.base.base_says import BaseSays
+from services.trainer.base.dtype import Dtype
 from services.trainer.base.replay import (
     EVALUATION,
     REPLAY,
@@ -12,6 +17,8 @@ from services.trainer.base.replay import (
     shipped,
     spread,
 )
+from services.trainer.dataset.objectives import Messages
+from services.trainer.settings import Recipe
 
 
 def test_the_bases_answers_are_made_once_and_only_what_is_missing_later(tmp_path: Path) -> None:
@@ -29,6 +36,31 @@ def test_the_bases_answers_are_made_once_and_only_what_is_missing_later(tmp_path
     assert asked == [prompt.id for prompt in prompts]
     assert base_answers(file, prompts, 48, answering) == again
     assert len(asked) == 6
+
+
+def test_what_the_base_says_in_another_type_is_asked_anew_and_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(base: Path, threads: int, computed_in: str) -> str:
+        loaded.append(computed_in)
+        return computed_in
+
+    def answer(
+        model: str, tokenizer: Any, asked: Sequence[Messages], tokens: int, told: Any
+    ) -> list[tuple[str, bool]]:
+        return [(f"said in {model}", True) for _ in asked]
+
+    monkeypatch.setattr("services.trainer.base.model.load_base", load)
+    monkeypatch.setattr("services.trainer.base.model.ended_answers", answer)
+    kinds: tuple[Dtype, ...] = ("bfloat16", "float32")
+    for _ in range(2):
+        for kind in kinds:
+            says = BaseSays(tmp_path / "base", "ab" * 32, Recipe(), tmp_path / "replay", kind)
+            (said,) = says(shipped(REPLAY, 1), None, lambda *_: None)
+            assert said.answer == f"said in {kind}"
+    assert loaded == ["bfloat16", "float32"]
 
 
 def test_prompts_are_spread_over_all_kinds_and_those_for_measuring_are_never_replayed() -> None:

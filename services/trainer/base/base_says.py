@@ -15,6 +15,8 @@ from typing import Any
 
 from transformers import logging as transformers_logging
 
+from services.trainer.base import dtype
+from services.trainer.base.dtype import Dtype
 from services.trainer.base.replay import EVALUATION, REPLAY, SAFETY, Answered, Prompt, base_answers, shipped
 from services.trainer.base.tokens import Told, load_tokenizer
 from services.trainer.settings import Recipe, TrainerSettings
@@ -25,12 +27,14 @@ from shared.settings import load
 
 @dataclass(frozen=True, slots=True)
 class BaseSays:
-    """One base's answers, kept in `folder` under its digest."""
+    """One base's answers, kept in `folder` under its digest; those in each type apart, for what a version says in one
+    is compared with what the base says in it."""
 
     base: Path
     digest: str
     recipe: Recipe
     folder: Path
+    computed_in: Dtype = "bfloat16"
 
     def __call__(self, prompts: Sequence[Prompt], tokenizer: Any, told: Told) -> list[Answered]:
         """In the order of `prompts`; the base is loaded only where answers are missing."""
@@ -42,14 +46,15 @@ class BaseSays:
             from services.trainer.base.model import ended_answers, load_base  # noqa: PLC0415 - torch, only where it is needed
 
             if not loaded:
-                loaded.append(load_base(self.base, self.recipe.threads))
+                loaded.append(load_base(self.base, self.recipe.threads, self.computed_in))
             before, made = made, made + len(missing)
             asked = [prompt.messages for prompt in missing]
             return ended_answers(
                 loaded[0], tokenizer, asked, tokens, lambda done, _: told(before + done, len(prompts))
             )
 
-        file = self.folder / f"{self.digest[:8]}.jsonl"
+        of_type = "" if self.computed_in == "bfloat16" else f"-{self.computed_in}"
+        file = self.folder / f"{self.digest[:8]}{of_type}.jsonl"
         return base_answers(file, prompts, self.recipe.replay_new_tokens, answering)
 
 
@@ -70,7 +75,10 @@ def main() -> int:
     def told(done: int, of: int) -> None:
         print(f"{base.name}: {done} of {of} answers", flush=True)
 
-    found = BaseSays(base.path, base.digest, recipe, settings.replay_dir)(prompts, tokenizer, told)
+    computed_in = dtype.chosen(recipe.dtype, base.path)
+    found = BaseSays(base.path, base.digest, recipe, settings.replay_dir, computed_in)(
+        prompts, tokenizer, told
+    )
     print(f"{base.name}: {len(found)} answers are kept in {settings.replay_dir}")
     return 0
 

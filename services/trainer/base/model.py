@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from services.trainer.base.dtype import Dtype, name_of
 from services.trainer.base.tokens import Told, prompt_ids, silent
 from services.trainer.dataset.objectives import Messages
 
@@ -23,11 +24,11 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_base(base: Path, threads: int = 1) -> Any:
-    """In bf16, safetensors only, on the GPU where there is one. `threads`: of torch, from now on."""
+def load_base(base: Path, threads: int = 1, computed_in: Dtype = "bfloat16") -> Any:
+    """In that type (`dtype.py`), safetensors only, on the GPU where there is one. `threads`: of torch, from now on."""
     torch.set_num_threads(threads)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.bfloat16, use_safetensors=True, trust_remote_code=False
+        base, dtype=getattr(torch, computed_in), use_safetensors=True, trust_remote_code=False
     )
     return loaded.to(device()).eval()
 
@@ -140,7 +141,7 @@ def with_adapter(base: Any, adapter: Path | None) -> Iterator[Any]:
         yield base
         return
     if not (adapter / "adapter_config.json").exists():
-        yield load_base(adapter, torch.get_num_threads())
+        yield load_base(adapter, torch.get_num_threads(), name_of(base.dtype))
         return
     model = PeftModel.from_pretrained(base, adapter, is_trainable=False)
     try:

@@ -52,7 +52,7 @@ Answering = Callable[[Sequence[Prompt], int], list[tuple[str, bool]]]
 """(prompts, new tokens) -> the base's greedy answers, and whether it ended each itself"""
 
 ALL = 1_000_000
-SAVED_EVERY = 96
+SAVED_EVERY = 128
 """Answers: an interruption loses fewer than these."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.trainer.base import dtype
 from services.trainer.dataset import snapshot
 from services.trainer.dataset.data_card import CARD, PAGE
 from services.trainer.dataset.snapshot import HELD_OUT, MARK, TRAIN
@@ -16,7 +17,7 @@ from services.trainer.erasure.erasures import Target
 from services.trainer.run.child import CONFIG, CURVES, GATE, WHY
 from services.trainer.run.environment import ENVIRONMENTS
 from services.trainer.store import write_whole
-from services.trainer.training import dtype, memory
+from services.trainer.training import memory
 
 ANSWERS, REPORT, REPORT_PAGE = "gate_answers.jsonl", "gate_report.json", "gate_report.html"
 SAID_AT_GATE = (ANSWERS, REPORT, REPORT_PAGE)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import structlog
 
+from services.trainer.base import dtype
 from services.trainer.base.model import load_base
 from services.trainer.base.replay import EVALUATION, SAFETY, shipped
 from services.trainer.dataset import snapshot
@@ -35,7 +36,7 @@ def examine_adapter(work: Work, adapter: Path, folder: Path) -> GateReport:
     `folder` afterwards."""
     config, recipe = work.config, work.config.recipe
     asked = asked_of(work)
-    base = load_base(Path(config.base), recipe.threads)
+    base = load_base(Path(config.base), recipe.threads, dtype.settled(work.folder))
 
     def heard() -> Heard:
         with Speakers(

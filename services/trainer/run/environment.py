@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from services.trainer.base import dtype
 from services.trainer.settings import Recipe
 from services.trainer.store import write_whole
-from services.trainer.training import dtype
 from services.trainer.training.memory import micro_batch
 
 ENVIRONMENTS = "environments.json"

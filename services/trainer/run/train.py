@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from services.trainer.base import dtype
 from services.trainer.base.tokens import lengths, token_count
 from services.trainer.dataset import collect, data_card, snapshot
 from services.trainer.dataset.reviser import revised_for
@@ -28,7 +29,7 @@ from services.trainer.run.in_child import begin, ended
 from services.trainer.run.runs import RunConfig
 from services.trainer.run.work import ADAPTER, RunFailed, Work, questions_of
 from services.trainer.store import open_to_read, write_whole
-from services.trainer.training import dtype, memory
+from services.trainer.training import memory
 from services.trainer.training.checkpoint_marks import CHECKPOINTS
 from services.trainer.versions.card import write_artifact
 

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.trainer.base import dtype
 from services.trainer.base.base_says import BaseSays
 from services.trainer.base.replay import Answered, Prompt
 from services.trainer.base.tokens import Told, load_tokenizer
@@ -61,7 +62,10 @@ class Work:
     def base_says(self, prompts: list[Prompt]) -> list[Answered]:
         """The base's own answers, in the order of `prompts`, from the cache of its digest."""
         config = self.config
-        says = BaseSays(Path(config.base), config.base_digest, config.recipe, self.settings.replay_dir)
+        computed_in = dtype.settled(self.folder)
+        says = BaseSays(
+            Path(config.base), config.base_digest, config.recipe, self.settings.replay_dir, computed_in
+        )
         return says(prompts, self.tokenizer, self.told("replay"))
 
 

@@ -23,6 +23,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from services.trainer.base import dtype
 from services.trainer.base.model import device, load_base
 from services.trainer.base.replay import REPLAY, Answered, shipped
 from services.trainer.base.tokens import token_count
@@ -33,7 +34,7 @@ from services.trainer.run.progress import Progress
 from services.trainer.run.work import ADAPTER, RunFailed, Stopped, Work
 from services.trainer.settings import Recipe
 from services.trainer.store import sync_folder, write_whole
-from services.trainer.training import dtype, memory
+from services.trainer.training import memory
 from services.trainer.training.checkpoint_marks import sync
 from services.trainer.training.checkpoints import CHECKPOINTS, Watch, newest_checkpoint
 from services.trainer.training.curriculum import cut, evenly, judged, mixed, ordered
@@ -95,9 +96,9 @@ def train(work: Work) -> None:
         lambda step: [order[i].name for i in places[step - 1]],
         memory.told(work.folder, recipe.batch_size),
     )
-    base = load_base(Path(work.config.base), recipe.threads)
+    base = load_base(Path(work.config.base), recipe.threads, dtype.settled(work.folder))
     model = learn(
-        for_training(base, recipe.max_tokens, dtype.settled(work.folder)),
+        for_training(base, recipe.max_tokens),
         work.tokenizer,
         [one.fields for one in order],
         recipe,
@@ -242,12 +243,11 @@ def _loss(
             )
 
 
-def for_training(base: Any, max_tokens: int, computed_in: dtype.Dtype) -> Any:
-    """In that type. On a CPU, PyTorch's fused attention is slow backwards; for rows that are not long the plain one is
-    faster."""
+def for_training(base: Any, max_tokens: int) -> Any:
+    """On a CPU, PyTorch's fused attention is slow backwards; for rows that are not long the plain one is faster."""
     if device() == "cpu" and max_tokens <= PLAIN_ATTENTION_TOKENS:
         base.set_attn_implementation("eager")
-    return base.to(getattr(torch, computed_in))
+    return base
 
 
 def arguments(folder: Path, recipe: Recipe) -> SFTConfig:

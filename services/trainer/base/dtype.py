@@ -16,6 +16,7 @@ from services.trainer.store import write_whole
 from services.trainer.training import memory
 
 Dtype: TypeAlias = Literal["bfloat16", "float32"]
+Wanted: TypeAlias = Literal["auto"] | Dtype
 FILE = "dtype.json"
 OLDER: Final[Dtype] = "bfloat16"
 """Of runs from before this was asked."""
@@ -26,11 +27,10 @@ SHARE: Final = 0.25
 ROWS, WIDTH, TIMES = 256, 1024, 5
 
 
-def settle(run: Path, wanted: Literal["auto"] | Dtype, base: Path) -> Dtype:
+def settle(run: Path, wanted: Wanted, base: Path) -> Dtype:
     """Of a run that begins: decides, unless it is decided, and keeps it in the run's folder. Imports torch."""
     if not (run / FILE).exists():
-        found = measured(base) if wanted == "auto" else wanted
-        write_whole(run / FILE, json.dumps({"dtype": found}).encode())
+        write_whole(run / FILE, json.dumps({"dtype": chosen(wanted, base)}).encode())
     return settled(run)
 
 
@@ -39,6 +39,16 @@ def settled(run: Path) -> Dtype:
     file = run / FILE
     kept: Dtype = json.loads(file.read_bytes())["dtype"] if file.exists() else OLDER
     return kept
+
+
+def name_of(torch_dtype: Any) -> Dtype:
+    """Of a loaded base's `dtype`."""
+    return "float32" if str(torch_dtype) == "torch.float32" else "bfloat16"
+
+
+def chosen(wanted: Wanted, base: Path) -> Dtype:
+    """As an operator wants it, else as it suits this machine. Imports torch."""
+    return measured(base) if wanted == "auto" else wanted
 
 
 def measured(base: Path) -> Dtype:
