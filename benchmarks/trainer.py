@@ -6,7 +6,7 @@ to ours, because at TRL's own a LoRA learns next to nothing in these steps. Ours
 the type that it would choose on this machine.
 
 Tokens are those of the rows, padding left out; what rows begin with counts in each of them, though ours computes it
-once (`services/trainer/training/shared_prefix.py`): so the ratio is that of the time for the same rows. The share of
+once (`services/trainer/base/shared_prefix.py`): so the ratio is that of the time for the same rows. The share of
 the peak is of what is really computed, padding and all, and of the bf16 peak; it can be above 1 where a processor is
 faster in fp32, and what of that peak it is then stands beside it.
 """

@@ -20,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from services.trainer.training.shared_prefix import WORTH, common_tokens, logits_at
+from services.trainer.base.shared_prefix import WORTH, common_tokens, logits_at
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,

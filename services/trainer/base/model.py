@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from services.trainer.base.dtype import Dtype, name_of
+from services.trainer.base.shared_prefix import logits_at
 from services.trainer.base.tokens import Told, prompt_ids, silent
 from services.trainer.dataset.objectives import Messages
 
@@ -112,15 +113,16 @@ def answer_logits(
         for messages, answer in said
     ]
     ids, mask = _padded([[*prompt, *answer] for prompt, answer in pairs], tokenizer.pad_token_id, left=False)
+    places = torch.zeros_like(ids, dtype=torch.bool)
+    for row, (prompt, answer) in enumerate(pairs):
+        places[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)] = True
+    wanted = [torch.tensor(answer, dtype=torch.long, device=model.device) for _, answer in pairs]
+    if not places.any():
+        return [(torch.empty(0, model.config.vocab_size, device=model.device), one) for one in wanted]
+    given = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
     with torch.inference_mode():
-        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
-    return [
-        (
-            logits[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)].float(),
-            torch.tensor(answer, dtype=torch.long, device=logits.device),
-        )
-        for row, (prompt, answer) in enumerate(pairs)
-    ]
+        logits = logits_at(model, model, given, places.to(model.device)).float()
+    return list(zip(torch.split(logits, [len(one) for one in wanted]), wanted, strict=True))
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

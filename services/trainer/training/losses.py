@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from trl.trainer.utils import FusedCausalLMOutput
 
+from services.trainer.base.shared_prefix import logits_at
 from services.trainer.dataset.objectives import Objective, objective_of
 from services.trainer.training.sft import IGNORED
-from services.trainer.training.shared_prefix import logits_at
 
 WARMUP_STEPS = 5
 """Or a tenth of the run, where that is less."""

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from trl.trainer.sft_trainer import SFTTrainer
 
-from services.trainer.training.shared_prefix import logits_at
+from services.trainer.base.shared_prefix import logits_at
 
 IGNORED = -100
 
