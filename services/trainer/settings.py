@@ -19,7 +19,7 @@ def _own(name: str) -> AliasChoices:
 
 Mode = Literal["train", "export"]
 Method = Literal["lora", "full"]
-Dtype = Literal["auto", "bfloat16", "float32"]
+WantedDtype = Literal["auto", "bfloat16", "float32"]
 SHORTER_MARGIN: Final = 0.4
 """By so much a version may be less likely than stable to go on where the base went on."""
 
@@ -66,7 +66,7 @@ class Recipe(BaseModel):
     dpo_nll: float = 1.0
     preference_rate: float = 0.1
     method: Method = "lora"
-    dtype: Dtype = "auto"
+    dtype: WantedDtype = "auto"
     threads: int = 1
 
 
@@ -225,7 +225,7 @@ class TrainerSettings(Settings):
         validation_alias=_own("golden"),
         description="a JSONL file of your own questions that no version may answer worse (`gate/golden.py`)",
     )
-    dtype: Dtype = Field(
+    dtype: WantedDtype = Field(
         "auto",
         validation_alias=_own("dtype"),
         description="in which a run computes; auto: float32 where this processor multiplies it faster and memory is "

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from services.trainer.settings import WantedDtype
 from services.trainer.store import write_whole
 from services.trainer.training import memory
 
 Dtype: TypeAlias = Literal["bfloat16", "float32"]
-Wanted: TypeAlias = Literal["auto"] | Dtype
 FILE = "dtype.json"
 OLDER: Final[Dtype] = "bfloat16"
 """Of runs from before this was asked."""
@@ -27,7 +27,7 @@ SHARE: Final = 0.25
 ROWS, WIDTH, TIMES = 256, 1024, 5
 
 
-def settle(run: Path, wanted: Wanted, base: Path) -> Dtype:
+def settle(run: Path, wanted: WantedDtype, base: Path) -> Dtype:
     """Of a run that begins: decides, unless it is decided, and keeps it in the run's folder. Imports torch."""
     if not (run / FILE).exists():
         write_whole(run / FILE, json.dumps({"dtype": chosen(wanted, base)}).encode())
@@ -46,7 +46,7 @@ def name_of(torch_dtype: Any) -> Dtype:
     return "float32" if str(torch_dtype) == "torch.float32" else "bfloat16"
 
 
-def chosen(wanted: Wanted, base: Path) -> Dtype:
+def chosen(wanted: WantedDtype, base: Path) -> Dtype:
     """As an operator wants it, else as it suits this machine. Imports torch."""
     return measured(base) if wanted == "auto" else wanted
 
