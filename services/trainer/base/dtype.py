@@ -41,11 +41,6 @@ def settled(run: Path) -> Dtype:
     return kept
 
 
-def name_of(torch_dtype: Any) -> Dtype:
-    """Of a loaded base's `dtype`."""
-    return "float32" if str(torch_dtype) == "torch.float32" else "bfloat16"
-
-
 def chosen(wanted: WantedDtype, base: Path) -> Dtype:
     """As an operator wants it, else as it suits this machine. Imports torch."""
     return measured(base) if wanted == "auto" else wanted

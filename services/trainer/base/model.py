@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from services.trainer.base.dtype import Dtype, name_of
+from services.trainer.base.dtype import Dtype
 from services.trainer.base.shared_prefix import logits_at
 from services.trainer.base.tokens import Told, prompt_ids, silent
 from services.trainer.dataset.objectives import Messages
@@ -143,7 +143,7 @@ def with_adapter(base: Any, adapter: Path | None) -> Iterator[Any]:
         yield base
         return
     if not (adapter / "adapter_config.json").exists():
-        yield load_base(adapter, torch.get_num_threads(), name_of(base.dtype))
+        yield load_base(adapter, torch.get_num_threads()).to(base.dtype)
         return
     model = PeftModel.from_pretrained(base, adapter, is_trainable=False)
     try:

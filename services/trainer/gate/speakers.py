@@ -12,7 +12,6 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import kl_div, nll_loss
 
-from services.trainer.base.dtype import name_of
 from services.trainer.base.model import SCORE_BATCH, answer_logits, by_length, end_tokens, load_base
 from services.trainer.base.tokens import Told, silent
 from services.trainer.dataset.objectives import Messages
@@ -53,7 +52,7 @@ class Speakers:
             if folder is None:
                 continue
             if not (folder / "adapter_config.json").exists():
-                self._whole[who] = load_base(folder, self.threads, name_of(self.base.dtype))
+                self._whole[who] = load_base(folder, self.threads).to(self.base.dtype)
             elif self._adapted is None:
                 self._adapted = PeftModel.from_pretrained(
                     self.base, folder, adapter_name=who, is_trainable=False
