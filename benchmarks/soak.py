@@ -22,11 +22,11 @@ import typer
 from rich.console import Console
 
 from benchmarks.machine import machine
-from benchmarks.processor import whole
+from benchmarks.processor import end_to_end
 from benchmarks.processor.broker import broker
-from benchmarks.processor.lab import Lab, Running
+from benchmarks.processor.harness import Lab, Running
+from benchmarks.processor.kafka_client import Log, Sent, WrongResult
 from benchmarks.processor.latency import LAG_S, RATE, paced
-from benchmarks.processor.log import Log, Sent, WrongResult
 from shared.topics import CHAT_RESPONSES, DEAD_LETTERS, FEEDBACK_EVENTS, FEEDBACK_OUTCOMES
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -73,16 +73,16 @@ def main(
 
 def soaked(lab: Lab, pairs: int, known: int | None) -> list[float]:
     """RSS in MB every five seconds, while records came. Raises `WrongResult` unless each correction has an outcome."""
-    talk = whole.Conversation(pairs, 350, users=USERS, known=known)
+    talk = end_to_end.Conversation(pairs, 350, users=USERS, known=known)
 
     def records() -> Iterator[tuple[str, Sent]]:
-        for form, i in whole.forms(pairs, RATE, LAG_S):
+        for form, i in end_to_end.forms(pairs, RATE, LAG_S):
             if form == "response":
                 yield CHAT_RESPONSES.name, talk.response(i)
             else:
                 yield FEEDBACK_EVENTS.name, talk.correction(i)
 
-    with whole.own_topics(lab), whole.processor(lab, "soak") as running:
+    with end_to_end.own_topics(lab), end_to_end.processor(lab, "soak") as running:
         sizes, done = list[float](), threading.Event()
         watch = threading.Thread(target=_watch, args=(running, sizes, done), daemon=True)
         watch.start()
@@ -91,7 +91,7 @@ def soaked(lab: Lab, pairs: int, known: int | None) -> list[float]:
         finally:
             done.set()
             watch.join()
-        running.until_written(lab.log, FEEDBACK_OUTCOMES.name, pairs, whole.QUIET_S)
+        running.until_written(lab.log, FEEDBACK_OUTCOMES.name, pairs, end_to_end.QUIET_S)
         outcomes = sum(1 for _ in lab.log.read(FEEDBACK_OUTCOMES.name))
         dead = sum(lab.log.ends(DEAD_LETTERS.name).values())
     if outcomes != pairs or dead:

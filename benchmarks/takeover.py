@@ -25,11 +25,11 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.machine import machine
-from benchmarks.processor.log import Log, WrongResult
-from deploy.local.children import Program, end, spawn, tail
+from benchmarks.processor.kafka_client import Log, WrongResult
 from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.ports import HOST, choose
+from deploy.local.processes import Program, end, spawn, tail
 
 PARTITIONS = 4
 PACE_S = 0.005

@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import typer
 
 from benchmarks.machine import machine
-from services.trainer.run.child import TUNING
+from services.trainer.worker.launcher import TUNING
 
 Arm = Literal["trl", "ours"]
 ROWS, HELD_OUT, EPOCHS, SKIPPED = 192, 48, 1.0, 2
@@ -125,7 +125,7 @@ def train(arm: Arm, base: Path) -> dict[str, Any]:
 
     from services.trainer.base.dtype import measured  # noqa: PLC0415
     from services.trainer.base.model import load_base, losses  # noqa: PLC0415
-    from services.trainer.base.tokens import load_tokenizer  # noqa: PLC0415
+    from services.trainer.base.tokenization import load_tokenizer  # noqa: PLC0415
     from services.trainer.settings import Recipe, TrainerSettings  # noqa: PLC0415
 
     recipe = Recipe(epochs=EPOCHS, threads=TrainerSettings().recipe().threads)
@@ -159,10 +159,10 @@ def train(arm: Arm, base: Path) -> dict[str, Any]:
 
 def ours(model: Any, tokenizer: Any, training: list[Any], recipe: Any, folder: Path, watch: Any) -> Any:
     """As a run of the trainer does it. Returns the trained model."""
-    from services.trainer.base.tokens import token_count  # noqa: PLC0415
+    from services.trainer.base.tokenization import token_count  # noqa: PLC0415
     from services.trainer.dataset.objectives import sft  # noqa: PLC0415
-    from services.trainer.training import learning  # noqa: PLC0415 - only an arm needs it
-    from services.trainer.training.curriculum import ordered  # noqa: PLC0415
+    from services.trainer.training import train as learning  # noqa: PLC0415 - only an arm needs it
+    from services.trainer.training.batch_order import ordered  # noqa: PLC0415
 
     order = ordered(
         training, [], EPOCHS, recipe.batch_size, lambda row: token_count(tokenizer, *row), recipe.seed

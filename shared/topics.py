@@ -135,6 +135,6 @@ def may_write(service: str, topic: str) -> bool:
 
 
 if __name__ == "__main__":
-    from shared.adapters.topics_job import main
+    from shared.adapters.topic_admin import main
 
     main()

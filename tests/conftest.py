@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from deploy.local.children import end, spawn, tail
 from deploy.local.model import ensure_base_model, ensure_tiny_model
 from deploy.local.ports import HOST, choose
+from deploy.local.processes import end, spawn, tail
 from deploy.local.redis import prepare_redis, wait_for_redis
 from tests.brokers import own_kafka
 

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-from shared.adapters.remote_artifacts import OPTIONS
+from shared.adapters.artifacts_remote import OPTIONS
 
 
 @contextmanager

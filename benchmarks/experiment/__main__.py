@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.experiment import figures, outlook, plot
-from benchmarks.experiment.plan import ARMS, QUICK, Arm, Sizes, arms
+from benchmarks.experiment import eta, plot, statistics
+from benchmarks.experiment.arms import ARMS, QUICK, Arm, Sizes, arms
 from benchmarks.experiment.run import PREPARED, Failed, Lab, Tell, code, do, module
 from benchmarks.machine import machine
 from deploy.local.model import REPLAY, ensure_base_model, ensure_tiny_model
 from services.trainer.base.replay import EVALUATION, SAFETY, shipped
 from services.trainer.base.replay import REPLAY as REPLAY_PROMPTS
-from services.trainer.store import write_whole
+from services.trainer.database import write_whole
 from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured
 from shared.events import canonical_json, sha256
@@ -124,9 +124,9 @@ def tell_time(lab: Lab, left: list[Arm], console: Console) -> None:
     out = lab.folder / "probe.json"
     console.print("Measuring how long a step takes here ...")
     module("probe", lab.folder / "probe.log", str(lab.base.path), str(lab.threads), str(out))
-    speed = outlook.Speed(**json.loads(out.read_bytes()))
+    speed = eta.Speed(**json.loads(out.read_bytes()))
     recipes = {arm.world: lab.recipe(arm) for arm in arms(lab.sizes)}
-    needed = outlook.seconds(left, results(lab), lab.sizes, recipes, speed, missing(lab))
+    needed = eta.seconds(left, results(lab), lab.sizes, recipes, speed, missing(lab))
     ends = datetime.now(UTC).astimezone() + timedelta(seconds=needed)
     console.print(
         f"A step of SFT takes {speed.sft_step_s:.2f} s, one of KTO {speed.kto_step_s:.2f} s, answers come at "
@@ -157,12 +157,12 @@ def results(lab: Lab) -> list[dict[str, Any]]:
 
 def report_of(lab: Lab) -> dict[str, Any]:
     done = results(lab)
-    found = figures.figures(done)
+    found = statistics.figures(done)
     return {
         "bench": "experiment",
         "quick": lab.quick,
         "base": lab.base.name,
-        "bars": [asdict(bar) for bar in figures.bars(found)],
+        "bars": [asdict(bar) for bar in statistics.bars(found)],
         "figures": found,
         "sizes": lab.sizes.parts(),
         "arms": [{name: one[name] for name in ("world", "arm", "seed", "seconds", "code")} for one in done],
@@ -197,13 +197,13 @@ def cells(arm: dict[str, Any]) -> list[str]:
     gain = arm["gain"]
     above = (
         "" if gain["low"] is None or "verdicts" not in arm
-        else f"{figures.points(gain['value'])} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+        else f"{statistics.points(gain['value'])} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
     )  # fmt: skip
     general = arm.get("general_change")
     return [
         held,
         above,
-        "" if general is None else figures.points(general),
+        "" if general is None else statistics.points(general),
         str(arm.get("poison_learned", "")),
         ", ".join(arm.get("verdicts", {}).values()),
     ]

@@ -2,7 +2,7 @@
 [SCALE]`.
 
 ARM is an arm's folder. Each of five candidates is an adapter of random weights, SCALE being how large they are
-(`services/trainer/gate/nulls.py`), on the real base, judged by the arm's held-out feedback. Writes `nulls.json` into
+(`benchmarks/gate/null_adapters.py`), on the real base, judged by the arm's held-out feedback. Writes `nulls.json` into
 the folder, and prints it. None should pass.
 """
 
@@ -19,15 +19,15 @@ from typing import Any
 from transformers import logging as transformers_logging
 
 from benchmarks.experiment.run import PREPARED, RUN_ID
+from benchmarks.gate.null_adapters import SCALE, SEEDS, nulls_through
 from deploy.local.model import REPLAY
-from services.trainer.gate.nulls import SCALE, SEEDS, nulls_through
-from services.trainer.run.child import CONFIG
-from services.trainer.run.progress import Progress
-from services.trainer.run.runs import RunConfig
-from services.trainer.run.work import Work
+from services.trainer.database import write_whole
+from services.trainer.progress import Progress
+from services.trainer.run.context import Work
+from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.store import write_whole
-from shared.adapters.fakes import MemoryCache
+from services.trainer.worker.launcher import CONFIG
+from shared.adapters.in_memory import MemoryCache
 from shared.versions import GateReport
 
 SHOWN = ("win_rate", "general_accuracy_change", "general_kl")

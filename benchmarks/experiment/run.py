@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import services.trainer
-from benchmarks.experiment import company, everyday
-from benchmarks.experiment.plan import LINES, QUICK_RECIPE, Arm, Sizes
-from benchmarks.experiment.records import BEGAN, Said, batches, examples
+from benchmarks.experiment import facts_scenario, style_scenario
+from benchmarks.experiment.arms import LINES, QUICK_RECIPE, Arm, Sizes
+from benchmarks.experiment.make_batches import BEGAN, Said, batches, examples
 from examples.world import is_poisoned, load_world
-from services.trainer.dataset import collect, snapshot
-from services.trainer.run import child, runs
-from services.trainer.run.runs import RunConfig
+from services.trainer.database import open_store, write_whole
+from services.trainer.dataset import batch_table, snapshot
+from services.trainer.run import run_table
+from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import Recipe
-from services.trainer.store import open_store, write_whole
-from services.trainer.versions.card import ARTIFACT
+from services.trainer.versions.model_card import ARTIFACT
+from services.trainer.worker import launcher
 from shared.adapters.base_model import BaseModel
 from shared.events import sha256, to_ms
 from shared.versions import GateReport
@@ -101,10 +102,10 @@ def do(lab: Lab, arm: Arm, tell: Tell) -> dict[str, Any]:
         heard = measured(lab, arm, run, tell)
         shutil.rmtree(run / ARTIFACT, ignore_errors=True)
     if arm.world == "facts":
-        found["facts"] = company.judged(arm, lab.sizes, heard["greedy"])
+        found["facts"] = facts_scenario.judged(arm, lab.sizes, heard["greedy"])
     else:
-        found["most_words"] = everyday.bound(lab.sizes, base["sampled"])
-        found["style"] = everyday.judged(lab.sizes, heard["sampled"], found["most_words"])
+        found["most_words"] = style_scenario.bound(lab.sizes, base["sampled"])
+        found["style"] = style_scenario.judged(lab.sizes, heard["sampled"], found["most_words"])
     found["seconds"] = round(time.monotonic() - began, 1)
     write_whole(folder / RESULT, json.dumps(found, indent=1).encode())
     return found
@@ -112,8 +113,8 @@ def do(lab: Lab, arm: Arm, tell: Tell) -> dict[str, Any]:
 
 def feedback(lab: Lab, arm: Arm, base: Mapping[str, Any]) -> list[Said]:
     if arm.world == "facts":
-        return company.said(arm, lab.sizes, base["greedy"])
-    return everyday.said(arm, lab.sizes, base["sampled"])
+        return facts_scenario.said(arm, lab.sizes, base["greedy"])
+    return style_scenario.said(arm, lab.sizes, base["sampled"])
 
 
 # --- what versions say ----------------------------------------------------------------------------------------------
@@ -125,19 +126,21 @@ def base_says(lab: Lab, arm: Arm, tell: Tell) -> dict[str, Any]:
     greedy: list[str] = []
     sampled: list[tuple[str, int]] = []
     if arm.world == "facts":
-        greedy = sorted({one for fact in company.facts_of(arm, sizes) for one in fact.wordings})
+        greedy = sorted({one for fact in facts_scenario.facts_of(arm, sizes) for one in fact.wordings})
     else:
-        sampled = [(one, sizes.samples) for one in everyday.prompts()["asked"][: sizes.questions]]
-        sampled += [(one, sizes.measured) for one in everyday.held_out(sizes)]
+        sampled = [(one, sizes.samples) for one in style_scenario.prompts()["asked"][: sizes.questions]]
+        sampled += [(one, sizes.measured) for one in style_scenario.held_out(sizes)]
     name = f"base-{arm.world}-{arm.seed}"
     return _says(lab, lab.folder / "base", name, None, arm.seed, greedy, sampled, tell)
 
 
 def measured(lab: Lab, arm: Arm, run: Path, tell: Tell) -> dict[str, Any]:
     """What the run's version says to what no user asked, whatever its verdict; the base where none came of it."""
-    adapter = run / child.ADAPTER if (run / child.ADAPTER).exists() else None
-    greedy = [wording for wording, _ in company.held_out(arm, lab.sizes)] if arm.world == "facts" else []
-    sampled = [(one, lab.sizes.measured) for one in everyday.held_out(lab.sizes)]
+    adapter = run / launcher.ADAPTER if (run / launcher.ADAPTER).exists() else None
+    greedy = (
+        [wording for wording, _ in facts_scenario.held_out(arm, lab.sizes)] if arm.world == "facts" else []
+    )
+    sampled = [(one, lab.sizes.measured) for one in style_scenario.held_out(lab.sizes)]
     return _says(
         lab, lab.of(arm), "heard", adapter, arm.seed, greedy, sampled if arm.world == "style" else [], tell
     )
@@ -177,7 +180,7 @@ def module(name: str, log: Path, *arguments: str) -> None:
     with log.open("ab") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.experiment.{name}", *arguments],
-            env=child.surroundings(),
+            env=launcher.surroundings(),
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
@@ -195,7 +198,7 @@ def wait_for(process: subprocess.Popen[bytes], look: Callable[[], None]) -> int:
             except subprocess.TimeoutExpired:
                 look()
     except BaseException:
-        child.stop(process)
+        launcher.stop(process)
         raise
 
 
@@ -218,9 +221,9 @@ def trained(lab: Lab, arm: Arm, said: list[Said], tell: Tell) -> Path:
         }
     )
     for _ in range(ATTEMPTS):
-        if (folder / child.GATE).exists() or (folder / child.WHY).exists():
+        if (folder / launcher.GATE).exists() or (folder / launcher.WHY).exists():
             break
-        wait_for(child.start(folder), lambda: tell(*progress(folder / "run.log")))
+        wait_for(launcher.start(folder), lambda: tell(*progress(folder / "run.log")))
     else:
         raise Failed(f"the run did not end: see {folder / 'run.log'}")
     return folder
@@ -228,18 +231,18 @@ def trained(lab: Lab, arm: Arm, said: list[Said], tell: Tell) -> Path:
 
 def _begin(lab: Lab, arm: Arm, said: list[Said], home: Path, folder: Path) -> None:
     """The trainer's table with the batches, and the run's configuration, as the trainer makes them."""
-    if (folder / child.CONFIG).exists():
+    if (folder / launcher.CONFIG).exists():
         return
     line = LINES[arm.world]
     stable = lab.base.ref(line)
     db = open_store(home)
     with db:
         for batch in batches(line, examples(line, stable.version, said)):
-            collect.keep_batch(db, batch)
+            batch_table.keep_batch(db, batch)
     config = RunConfig(
         run_id=RUN_ID,
         line=line,
-        through=collect.through(db),
+        through=batch_table.through(db),
         recipe=lab.recipe(arm),
         base=str(lab.base.path),
         base_name=lab.base.name,
@@ -248,11 +251,11 @@ def _begin(lab: Lab, arm: Arm, said: list[Said], home: Path, folder: Path) -> No
         stable_run=None,
         created_ms=to_ms(BEGAN),
     )
-    if runs.open_run(db) is None:
+    if run_table.open_run(db) is None:
         with db:
-            runs.begin(db, config, f"experiment: {arm.key}")
+            run_table.begin(db, config, f"experiment: {arm.key}")
     db.close()
-    write_whole(folder / child.CONFIG, config.to_json().encode())
+    write_whole(folder / launcher.CONFIG, config.to_json().encode())
 
 
 def progress(log: Path) -> tuple[str, float]:
@@ -276,8 +279,11 @@ def of_run(run: Path) -> dict[str, Any]:
         "objectives": {kind: sum(row.objective == kind for row in trained) for kind in ("sft", "kto")},
         "poison_trained": sum(is_poisoned(row.answer, fact) for row in trained for fact in known),
     }
-    if (run / child.WHY).exists():
-        return found | {"verdict": "not trained", "reasons": [(run / child.WHY).read_text(encoding="utf-8")]}
-    report = GateReport.model_validate_json((run / child.GATE).read_bytes())
+    if (run / launcher.WHY).exists():
+        return found | {
+            "verdict": "not trained",
+            "reasons": [(run / launcher.WHY).read_text(encoding="utf-8")],
+        }
+    report = GateReport.model_validate_json((run / launcher.GATE).read_bytes())
     figures = {figure.name: figure.model_dump(exclude_none=True) for figure in report.figures}
     return found | {"verdict": report.verdict, "reasons": list(report.reasons), "gate": figures}

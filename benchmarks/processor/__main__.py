@@ -15,10 +15,10 @@ import typer
 from confluent_kafka import KafkaException
 from rich.console import Console
 
-from benchmarks.processor import latency, onestage, states, whole
+from benchmarks.processor import end_to_end, latency, onestage, state_benchmarks
 from benchmarks.processor.broker import broker
-from benchmarks.processor.lab import Lab
-from benchmarks.processor.log import Log, WrongResult
+from benchmarks.processor.harness import Lab
+from benchmarks.processor.kafka_client import Log, WrongResult
 from benchmarks.processor.results import Found, Results, Settings
 from deploy.local.errors import StackError
 
@@ -35,13 +35,15 @@ ARMS: dict[str, Measure] = {
     "engine": lambda lab, told: onestage.measure(lab, "engine", told.events),
     "quixstreams": lambda lab, told: onestage.measure(lab, "quixstreams", told.events),
     "faust": lambda lab, told: onestage.measure(lab, "faust", told.faust_events),
-    "processor-350": lambda lab, told: whole.measure(lab, told.events, 350),
-    "processor-4k": lambda lab, told: whole.measure(lab, told.events_4k, 4096),
-    "keys-10k": lambda lab, told: states.keys(lab, told.few_keys, told.keys, told.events, restart=False),
-    "keys-1m": lambda lab, told: states.keys(lab, told.keys, told.keys, told.events, restart=True),
+    "processor-350": lambda lab, told: end_to_end.measure(lab, told.events, 350),
+    "processor-4k": lambda lab, told: end_to_end.measure(lab, told.events_4k, 4096),
+    "keys-10k": lambda lab, told: state_benchmarks.keys(
+        lab, told.few_keys, told.keys, told.events, restart=False
+    ),
+    "keys-1m": lambda lab, told: state_benchmarks.keys(lab, told.keys, told.keys, told.events, restart=True),
     "latency": lambda lab, told: latency.one_stage(lab, told.latency_s),
     "latency-processor": lambda lab, told: latency.as_shipped(lab, told.latency_s),
-    "takeover": lambda lab, told: states.takeover(lab, told.takeover_s),
+    "takeover": lambda lab, told: state_benchmarks.takeover(lab, told.takeover_s),
 }
 
 

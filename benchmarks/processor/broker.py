@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.local.children import end, spawn, tail
 from deploy.local.errors import StackError
 from deploy.local.kafka import answers, prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.ports import HOST, choose
+from deploy.local.processes import end, spawn, tail
 
 PREPARED = Path(".loopwright")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import orjson
 from confluent_kafka import Message
 
-from benchmarks.processor import whole
+from benchmarks.processor import end_to_end
+from benchmarks.processor.harness import LOOK_S, STUCK_S, Lab, Running, python, status
 from benchmarks.processor.job import Job
-from benchmarks.processor.lab import LOOK_S, STUCK_S, Lab, Running, python, status
-from benchmarks.processor.log import Log, Sent, WrongResult, value_of
+from benchmarks.processor.kafka_client import Log, Sent, WrongResult, value_of
 from benchmarks.processor.onestage import checked_rate, new_job
 from benchmarks.processor.votes import Workload
 from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS, FEEDBACK_OUTCOMES, FEEDBACK_TALLIES
@@ -166,10 +166,10 @@ def as_shipped(lab: Lab, seconds: float) -> dict[str, float]:
     An outcome comes with its batch: at 64 examples of a partition, or when the batch has its age.
     """
     pairs = round(RATE * seconds / 2)
-    talk = whole.Conversation(pairs, 350)
+    talk = end_to_end.Conversation(pairs, 350)
 
     def records() -> Iterator[tuple[str, Sent]]:
-        for form, i in whole.forms(pairs, RATE, min(LAG_S, seconds / 4)):
+        for form, i in end_to_end.forms(pairs, RATE, min(LAG_S, seconds / 4)):
             if form == "response":
                 yield CHAT_RESPONSES.name, talk.response(i)
             else:
@@ -177,15 +177,15 @@ def as_shipped(lab: Lab, seconds: float) -> dict[str, float]:
 
     topics = (FEEDBACK_TALLIES.name, FEEDBACK_OUTCOMES.name)
     with (
-        whole.own_topics(lab),
-        whole.processor(lab, "latency") as running,
+        end_to_end.own_topics(lab),
+        end_to_end.processor(lab, "latency") as running,
         following(lab.log, *topics) as follower,
     ):
         paced(lab.log, records(), RATE)
         follower.until(
             lambda seen: len(seen) >= 2 * pairs, running, "a tally and an outcome for each correction"
         )
-        if complaints := whole.complaints_of(lab, pairs):
+        if complaints := end_to_end.complaints_of(lab, pairs):
             raise WrongResult(f"{pairs} corrections, {RATE} records a second: {', '.join(complaints)}")
         sent = {
             orjson.loads(value_of(m))["user_id"]: m.timestamp()[1] for m in lab.log.read(FEEDBACK_EVENTS.name)

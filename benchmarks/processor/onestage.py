@@ -10,14 +10,14 @@ from typing import Literal
 
 import orjson
 
+from benchmarks.processor.harness import Lab, cache_mb, python
 from benchmarks.processor.job import Job
-from benchmarks.processor.lab import Lab, cache_mb, python
-from benchmarks.processor.log import WrongResult, rate, value_of
+from benchmarks.processor.kafka_client import WrongResult, rate, value_of
 from benchmarks.processor.votes import Workload
-from deploy.local.children import Program
+from deploy.local.atomic_dirs import is_ready, only_one, written_whole
 from deploy.local.errors import StackError
-from deploy.local.folders import is_ready, only_one, written_whole
-from deploy.local.jobs import run_job
+from deploy.local.processes import Program
+from deploy.local.run_job import run_job
 
 Arm = Literal["raw", "engine", "faust", "quixstreams"]
 COMPACT = {"cleanup.policy": "compact"}

@@ -19,10 +19,10 @@ from rich.table import Table
 from deploy.local.errors import StackError
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.model import ensure_base_model, ensure_tiny_model
-from deploy.local.record import owner_of, read_record
 from deploy.local.redis import find_redis
 from deploy.local.services import ALL, REPOSITORY
 from deploy.local.stack import LocalStack, missing_of
+from deploy.local.state_file import owner_of, read_record
 
 DOWN_SECONDS = 120
 

@@ -11,10 +11,10 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from deploy.local.children import Program
 from deploy.local.errors import StackError
 from deploy.local.java import find_java
 from deploy.local.ports import HOST
+from deploy.local.processes import Program
 
 HEAP = "512m"
 

@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from deploy.local.children import Program
+from deploy.local.atomic_dirs import is_ready, only_one, written_whole
 from deploy.local.errors import StackError
-from deploy.local.folders import is_ready, only_one, written_whole
 from deploy.local.java import REPLACED_BY, find_java
-from deploy.local.jobs import run_job
+from deploy.local.processes import Program
+from deploy.local.run_job import run_job
 
 KAFKA = "4.3.1"
 LOG4J = "2.25.2"

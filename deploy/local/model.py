@@ -9,11 +9,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.local.children import Program
+from deploy.local.atomic_dirs import is_ready, only_one, written_whole
 from deploy.local.errors import StackError
-from deploy.local.folders import is_ready, only_one, written_whole
-from deploy.local.jobs import run_job
 from deploy.local.kafka_jars import Progress
+from deploy.local.processes import Program
+from deploy.local.run_job import run_job
 from deploy.local.services import REPOSITORY
 
 NAME = "smollm2-135m-instruct"
@@ -91,7 +91,7 @@ def ensure_answers(prepared: Path, base: Path | str, progress: Progress = print)
     """What the base itself answers to the trainer's general prompts, in `prepared`/replay: made once per base, a
     minute or two. A trainer that does not find them makes them in its first run."""
     settings = answers_env(prepared, base) | {"HF_HUB_OFFLINE": "1" if Path(base).is_dir() else "0"}
-    run_module("services.trainer.base.base_says", prepared=prepared, env=settings, progress=progress)
+    run_module("services.trainer.base.base_answers", prepared=prepared, env=settings, progress=progress)
 
 
 def answers_env(prepared: Path, base: Path | str) -> dict[str, str]:

@@ -14,8 +14,8 @@ import socket
 from collections.abc import Mapping
 from functools import cache
 
+from deploy.local.atomic_dirs import private_folder
 from deploy.local.errors import StackError
-from deploy.local.folders import private_folder
 
 HOST = "127.0.0.1"
 REPLACEMENTS = range(15000, 30000)

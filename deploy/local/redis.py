@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from deploy.local.children import Program
 from deploy.local.errors import StackError
 from deploy.local.ports import HOST
+from deploy.local.processes import Program
 
 
 def find_redis() -> str:

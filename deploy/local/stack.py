@@ -12,13 +12,12 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from deploy.local.children import Program, tail
 from deploy.local.errors import StackError
 from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.model import answers_env, ensure_base_model
 from deploy.local.ports import HOST, choose
-from deploy.local.record import Ownership, erase_record, erasure_token, pseudonym_key, write_record
+from deploy.local.processes import Program, tail
 from deploy.local.redis import prepare_redis, wait_for_redis
 from deploy.local.services import (
     ALL,
@@ -29,7 +28,8 @@ from deploy.local.services import (
     tuning,
     wanted_port,
 )
-from deploy.local.supervision import Supervision
+from deploy.local.state_file import Ownership, erase_record, erasure_token, pseudonym_key, write_record
+from deploy.local.supervisord import Supervision
 
 Progress = Callable[[str], None]
 TOPICS = "topics"

@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 
 from deploy.local.errors import StackError
-from examples.chapter.course import Chapter, ChapterFailed
 from examples.chapter.rows import ROWS
 from examples.chapter.stack import ROOT, settings
+from examples.chapter.steps import Chapter, ChapterFailed
 from examples.demo.stack import running
 from loopwright import LoopwrightError
 

@@ -15,12 +15,12 @@ from openai import OpenAI
 from rich.console import Console
 
 from deploy.local.errors import StackError
-from examples.demo.cast import cast
 from examples.demo.chats import Doors
 from examples.demo.loop import SETUP, Course, DemoFailed, stages
-from examples.demo.screen import Screen
 from examples.demo.stack import ROOT, SUMMARY, prepare, running
 from examples.demo.summary import Summary, show
+from examples.demo.terminal_ui import Screen
+from examples.demo.users import cast
 from examples.world import load_world
 from loopwright import Loopwright, LoopwrightError
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from openai import OpenAI, OpenAIError
 
-from examples.demo.cast import SEED, Visit
-from examples.demo.people import Reactions, react
+from examples.demo.user_behaviour import Reactions, react
+from examples.demo.users import SEED, Visit
 from examples.world import Fact, World, is_poisoned, is_right
 from loopwright import Loopwright
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from examples.demo.cast import CAST, Visit
 from examples.demo.chats import Answered, Doors, Load, examine, visit_all
-from examples.demo.people import Reactions
-from examples.demo.screen import Screen, Stage
 from examples.demo.summary import Summary, Swap, share_right
-from examples.waiting import wait_until
+from examples.demo.terminal_ui import Screen, Stage
+from examples.demo.user_behaviour import Reactions
+from examples.demo.users import CAST, Visit
+from examples.polling import wait_until
 from examples.world import World
 from loopwright import Version
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from deploy.local.errors import StackError
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.model import ensure_answers, ensure_base_model
-from deploy.local.record import owner_of, read_record
 from deploy.local.stack import LocalStack
+from deploy.local.state_file import owner_of, read_record
 from examples.demo.chats import AT_ONCE
 
 PREPARED = Path(".loopwright")

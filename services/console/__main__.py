@@ -8,21 +8,21 @@ import sys
 
 import structlog
 
-from services.console.app import SERVICE, Console, build_app
-from services.console.dead_letters import Letters, add_dead_letters
-from services.console.pages.board import Board
+from services.console.api.dead_letter_routes import Letters, add_dead_letters
+from services.console.api.quarantine_routes import add_quarantine
+from services.console.api.routes import SERVICE, Console, build_app
+from services.console.core.projection import FOLLOWED
 from services.console.pages.page import add_pages
-from services.console.projection import FOLLOWED
-from services.console.quarantine import add_quarantine
+from services.console.pages.refresher import Board
 from services.console.settings import ConsoleSettings
-from services.console.watermarks import KafkaEnds
+from services.console.topic_offsets import KafkaEnds
 from shared.adapters.clock import SystemClock
-from shared.adapters.follower import Follower
 from shared.adapters.http import serve
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
-from shared.adapters.ranges import KafkaLogRanges
+from shared.adapters.log_lookup import KafkaLogRanges
 from shared.adapters.redis import RedisCache
-from shared.adapters.topics_job import check_partitions
+from shared.adapters.topic_admin import check_partitions
+from shared.adapters.topic_follower import Follower
 from shared.errors import LoopwrightError
 from shared.settings import load
 from shared.telemetry import Readiness, configure_logging

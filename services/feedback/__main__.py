@@ -9,22 +9,22 @@ import sys
 import structlog
 from uuid6 import uuid7
 
-from services.feedback.app import add_erasure, build_app
-from services.feedback.door import SERVICE, Door
-from services.feedback.duty import KafkaDuty
-from services.feedback.eraser import Eraser
-from services.feedback.erasures import Erasures
-from services.feedback.history import History
-from services.feedback.projection import OutcomeIndex, Standing
-from services.feedback.replayer import Replayer, ReplayThread
+from services.feedback.api import add_erasure, build_app
+from services.feedback.command_consumer import KafkaDuty
+from services.feedback.dlq_replay_worker import Replayer, ReplayThread
+from services.feedback.erasure_handler import Eraser
+from services.feedback.erasure_status import Erasures
+from services.feedback.handlers import SERVICE, Door
+from services.feedback.outcome_lookup import History
 from services.feedback.settings import FeedbackSettings
+from services.feedback.views import OutcomeIndex, Standing
 from shared.adapters.clock import SystemClock
-from shared.adapters.follower import Follower
 from shared.adapters.http import serve
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
-from shared.adapters.ranges import KafkaLogRanges
+from shared.adapters.log_lookup import KafkaLogRanges
 from shared.adapters.redis import RedisCache
-from shared.adapters.topics_job import check_partitions
+from shared.adapters.topic_admin import check_partitions
+from shared.adapters.topic_follower import Follower
 from shared.errors import LoopwrightError
 from shared.pseudonym import Pseudonymiser
 from shared.settings import load

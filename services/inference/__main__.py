@@ -7,22 +7,22 @@ import sys
 import structlog
 import uvicorn
 
-from services.inference.adapters import Weights
-from services.inference.app import Parts, create_app
+from services.inference.api.routes import Parts, create_app
 from services.inference.engine import Engine
-from services.inference.prompts import Prompts
-from services.inference.recorder import Recorder, SpoolRecorder, SpoolSender, StrictRecorder
+from services.inference.lora_model import Weights
+from services.inference.response_publisher import Recorder, SpoolRecorder, SpoolSender, StrictRecorder
 from services.inference.rollout_reader import RolloutReader, wording
-from services.inference.serving import Serving
 from services.inference.settings import InferenceSettings
 from services.inference.spool import Spool
-from services.inference.takeover import TakeOver
+from services.inference.tokenizer import Prompts
+from services.inference.version_registry import Serving
+from services.inference.version_swap import TakeOver
 from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import find_base
 from shared.adapters.clock import SystemClock
 from shared.adapters.http import stop_in_order
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
-from shared.adapters.topics_job import check_partitions
+from shared.adapters.topic_admin import check_partitions
 from shared.errors import Fatal, LoopwrightError
 from shared.ports import LogReader, Publisher
 from shared.pseudonym import Pseudonymiser

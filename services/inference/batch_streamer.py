@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
-from services.inference.asks import Row
+from services.inference.core.generation_request import Row
 
 
 class BatchStreamer(StoppingCriteria):

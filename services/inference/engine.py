@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from services.inference.asks import Ask, Decode, End, Row, Sampling
+from services.inference.core.generation_request import Ask, Decode, End, Row, Sampling
 from shared.errors import BadArtifact, LoopwrightError, Overloaded, Retryable
 
 T = TypeVar("T")

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import structlog
 
-from services.inference.takeover import Refusal, TakeOver
+from services.inference.version_swap import Refusal, TakeOver
+from shared.dead_letters import dead_letter
 from shared.errors import Fatal, LoopwrightError, Rejected, Retryable
 from shared.ports import LogReader, Publisher
-from shared.stream.dead_letters import dead_letter
 from shared.stream.step import Record
 from shared.telemetry import DEAD_LETTERED, Readiness
 from shared.topics import DEAD_LETTERS, MAX_MESSAGE_BYTES

@@ -6,12 +6,12 @@ import sys
 
 import structlog
 
-from services.processor.app import build
-from services.processor.core.written import SERVICE
+from services.processor.core.wire import SERVICE
+from services.processor.service import build
 from services.processor.settings import ProcessorSettings
 from shared.errors import LoopwrightError
 from shared.settings import load
-from shared.stream.host import run_worker
+from shared.stream.faust_host import run_worker
 from shared.telemetry import configure_logging
 
 

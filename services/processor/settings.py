@@ -7,7 +7,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.processor.core.batches import BatchLimits
 from shared.settings import Settings
-from shared.stream.store import CACHE_MB, StoreKind
+from shared.stream.state_store import CACHE_MB, StoreKind
 from shared.topics import BATCH_BYTES
 
 

@@ -6,11 +6,11 @@ import sys
 
 import structlog
 
-from services.rollout.app import build
+from services.rollout.service import build
 from services.rollout.settings import RolloutSettings
 from shared.errors import LoopwrightError
 from shared.settings import load
-from shared.stream.host import run_worker
+from shared.stream.faust_host import run_worker
 from shared.telemetry import configure_logging
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from shared.settings import Settings
-from shared.stream.store import StoreKind
+from shared.stream.state_store import StoreKind
 
 
 class RolloutSettings(Settings):

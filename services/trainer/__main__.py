@@ -10,22 +10,22 @@ import structlog
 from fastapi import FastAPI
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from services.trainer.dataset import collect
-from services.trainer.doors import Answers, add_answers
-from services.trainer.gate_door import add_reports
-from services.trainer.intake import TOPICS_READ
-from services.trainer.run import child
+from services.trainer.api.gate_routes import add_reports
+from services.trainer.api.lineage_routes import Answers, add_answers
+from services.trainer.consumer import TOPICS_READ
+from services.trainer.database import lock, open_store
+from services.trainer.dataset import batch_table
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
-from services.trainer.store import lock, open_store
 from services.trainer.versions.publish import SERVICE, VersionLog, identity
+from services.trainer.worker import launcher
 from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import find_base
 from shared.adapters.clock import SystemClock
 from shared.adapters.http import ServerThread, add_doorway
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.redis import RedisCache
-from shared.adapters.topics_job import check_partitions
+from shared.adapters.topic_admin import check_partitions
 from shared.errors import BrokerUnavailable, LoopwrightError
 from shared.settings import load
 from shared.telemetry import Readiness, configure_logging
@@ -50,7 +50,7 @@ def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
         settings=settings,
         base=base,
         db=db,
-        reader=KafkaLogReader(servers, SERVICE, TOPICS_READ, collect.positions(db)),
+        reader=KafkaLogReader(servers, SERVICE, TOPICS_READ, batch_table.positions(db)),
         publisher=KafkaPublisher(servers, SERVICE),
         versions=VersionLog(
             settings.line,
@@ -60,7 +60,7 @@ def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
         store=open_artifacts(settings.artifacts, settings.artifact_cache),
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
-        start_child=child.start,
+        start_child=launcher.start,
     )
     readiness.set("kafka", True)
     return trainer

@@ -17,35 +17,35 @@ from pathlib import Path
 import structlog
 from uuid6 import uuid7
 
-from services.trainer import releases
-from services.trainer.counting import count
-from services.trainer.dataset import collect, snapshot
-from services.trainer.dataset.exporter import NEVER_TRAINS, Exporter
-from services.trainer.erasure import sweep
-from services.trainer.erasure.eraser import Eraser
-from services.trainer.erasure.erasures import Target
-from services.trainer.intake import Intake
-from services.trainer.orders import EXPORT, LOOK, TRAIN, Orders
-from services.trainer.preview import preview
-from services.trainer.run import room, runs
-from services.trainer.run.child import ADAPTER, GATE, pause_at
-from services.trainer.run.process import RunProcess
-from services.trainer.run.progress import Progress
-from services.trainer.run.runs import Run, RunConfig
+from services.trainer.commands import quarantine_release
+from services.trainer.commands.artifact_gc import Collector
+from services.trainer.commands.command_table import EXPORT, LOOK, TRAIN, Orders
+from services.trainer.commands.dry_run import preview
+from services.trainer.commands.export import NEVER_TRAINS, Exporter
+from services.trainer.commands.reproduce import Reproducer
+from services.trainer.commands.reproduce import start as start_reproduction
+from services.trainer.console_status import board
+from services.trainer.consumer import Intake
+from services.trainer.core.trigger import Decision, Waiting, decide
+from services.trainer.dataset import batch_table, snapshot
+from services.trainer.erasure import redact_run
+from services.trainer.erasure.handler import Eraser
+from services.trainer.erasure.requests import Target
+from services.trainer.new_data import count
+from services.trainer.progress import Progress
+from services.trainer.run import disk_space, run_table
+from services.trainer.run.run_table import Run, RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.telling import board
-from services.trainer.trigger import Decision, Waiting, decide
-from services.trainer.versions.card import ARTIFACT
-from services.trainer.versions.garbage import Collector
+from services.trainer.versions.model_card import ARTIFACT
 from services.trainer.versions.publish import VersionLog
-from services.trainer.versions.reproducer import Reproducer
-from services.trainer.versions.reproducer import start as start_reproduction
+from services.trainer.worker.launcher import ADAPTER, GATE, pause_at
+from services.trainer.worker.supervisor import RunProcess
 from shared.adapters import redis_keys
 from shared.adapters.base_model import BaseModel
+from shared.dead_letters import DeadLetterLimit, DeadLetterRate
 from shared.errors import Retryable
 from shared.events import from_ms
 from shared.ports import ArtifactStore, Cache, Clock, LogReader, Publisher
-from shared.stream.dead_letters import DeadLetterLimit, DeadLetterRate
 from shared.stream.step import Record
 from shared.telemetry import TRAINED_TOKENS, TRAINING_RUNS, USABLE_EXAMPLES
 from shared.versions import GateReport
@@ -124,7 +124,7 @@ class Trainer:
             self.take(self.intake.poll(POLL_S))
             self.turn()
         except Exception as error:
-            if not room.is_full(error):
+            if not disk_space.is_full(error):
                 raise
             self._tell_full(error)
             return False
@@ -135,7 +135,7 @@ class Trainer:
         try:
             self.orders.answer()
             self._erase()
-            run = runs.open_run(self.db)
+            run = run_table.open_run(self.db)
             self._release()
             self._look(run)
             if self.reader.at_end():
@@ -157,39 +157,39 @@ class Trainer:
             log.warning("away", code=error.code, error=str(error))
 
     def take(self, records: Sequence[Record]) -> None:
-        """Keeps what was read (`intake.py`)."""
+        """Keeps what was read (`consumer.py`)."""
         if self.intake.take(records):
             self.waiting = None
 
     def _tell_full(self, error: Exception) -> None:
-        reason = room.what_to_do(self.settings.folder)
+        reason = disk_space.what_to_do(self.settings.folder)
         log.error("disk_full", reason=reason, error=str(error))
-        run = runs.open_run(self.db)
+        run = run_table.open_run(self.db)
         if run is not None:
             self._progress(run).tell("waiting", reason=reason)
 
     # --- erasing ---
 
     def _erase(self) -> None:
-        """Follows the erasures that are due (`eraser.py` says what holds then). Only when all is read that was there
+        """Follows the erasures that are due (`handler.py` says what holds then). Only when all is read that was there
         at the start: until then a row that stands may look as if it had been erased."""
         due = self.eraser.due() if self.reader.at_end() else []
         if due:
             self.reproducer.stop()
             self._yield_to(due)
-            run = runs.open_run(self.db)
+            run = run_table.open_run(self.db)
             self.eraser.follow(due, run.config.run_id if run is not None else None)
 
     def _yield_to(self, due: Sequence[Target]) -> None:
         """Sees to it that the open run neither holds nor gets rows that are to go."""
-        run = runs.open_run(self.db)
+        run = run_table.open_run(self.db)
         if run is None:
             return
         folder = self._folder(run)
         if not snapshot.is_complete(folder):
             self.process.stop()
         if not snapshot.is_complete(folder):
-            sweep.remove(folder)
+            redact_run.remove(folder)
         elif self.eraser.concerns(run.config.run_id, due):
             self._begin_anew(run)
 
@@ -198,9 +198,9 @@ class Trainer:
         self.process.stop()
         version = self.versions.made_by(run.config.run_id)
         if version is not None:
-            runs.set_stage(self.db, run.config.run_id, "published", version.ref.version)
+            run_table.set_stage(self.db, run.config.run_id, "published", version.ref.version)
             return
-        runs.set_stage(self.db, run.config.run_id, "erased")
+        run_table.set_stage(self.db, run.config.run_id, "erased")
         self.waiting = None
         self._progress(run).tell(
             "erased", reason="rows of its snapshot were erased; another begins in its place"
@@ -221,7 +221,7 @@ class Trainer:
             return
         config = self._plan()
         with self.db:
-            runs.begin(self.db, config, decision.reason)
+            run_table.begin(self.db, config, decision.reason)
             self.orders.decide(asked, "done", f"run {config.run_id} began: {decision.reason}")
         self.waiting = None
         log.info("run_began", run_id=config.run_id, reason=decision.reason, against=config.stable.version)
@@ -245,8 +245,8 @@ class Trainer:
             self.settings.thresholds(),
             self.clock.now_ms(),
             commanded=commanded,
-            anew=trains and runs.erased_last(self.db),
-            began_ms=runs.last_began(self.db) if trains else runs.last_export(self.db)[1],
+            anew=trains and run_table.erased_last(self.db),
+            began_ms=run_table.last_began(self.db) if trains else run_table.last_export(self.db)[1],
         )
 
     def _release(self) -> None:
@@ -265,10 +265,10 @@ class Trainer:
         asked = self.orders.undecided(LOOK)
         if not asked:
             return
-        through = collect.through(self.db)
+        through = batch_table.through(self.db)
         told = preview(
             self.settings.line,
-            collect.dataset(self.db, through),
+            batch_table.dataset(self.db, through),
             through,
             self._count(),
             self._decide(),
@@ -292,7 +292,7 @@ class Trainer:
         return RunConfig(
             run_id=str(uuid7()),
             line=self.settings.line,
-            through=collect.through(self.db),
+            through=batch_table.through(self.db),
             recipe=self.settings.recipe(),
             base=str(self.base.path),
             base_name=self.base.name,
@@ -300,7 +300,7 @@ class Trainer:
             stable=stable,
             stable_run=version.run_id if version else None,
             created_ms=self.clock.now_ms(),
-            released=releases.newest(self.db),
+            released=quarantine_release.newest(self.db),
         )
 
     def _refuse_commands(self, reason: str) -> None:
@@ -322,7 +322,7 @@ class Trainer:
         self._note_stage(run, folder)
         found = self.process.follow(run, folder)
         if found.done:
-            runs.set_stage(self.db, run.config.run_id, "gated")
+            run_table.set_stage(self.db, run.config.run_id, "gated")
         elif found.failed is not None:
             self._fail(run, found.failed)
         elif found.told is not None:
@@ -330,20 +330,20 @@ class Trainer:
 
     def _note_stage(self, run: Run, folder: Path) -> None:
         if run.stage == "begun" and snapshot.is_complete(folder):
-            runs.quarantine(self.db, run.config.run_id, snapshot.read_quarantine(folder))
-            runs.set_stage(self.db, run.config.run_id, "snapshot")
+            run_table.quarantine(self.db, run.config.run_id, snapshot.read_quarantine(folder))
+            run_table.set_stage(self.db, run.config.run_id, "snapshot")
         elif run.stage == "snapshot" and (folder / ADAPTER).exists():
-            runs.set_stage(self.db, run.config.run_id, "trained")
+            run_table.set_stage(self.db, run.config.run_id, "trained")
             tokens = snapshot.read_ref(folder).tokens * run.config.recipe.epochs
             TRAINED_TOKENS.labels(self.settings.line).inc(tokens)
 
     def _fail(self, run: Run, reason: str) -> None:
         """The line is free again. Of all that failed, the newest keeps its checkpoints, as evidence."""
-        runs.fail(self.db, run.config.run_id, reason)
+        run_table.fail(self.db, run.config.run_id, reason)
         TRAINING_RUNS.labels(self.settings.line, "none").inc()
         self._progress(run).tell("failed", reason=reason)
         log.error("run_failed", run_id=run.config.run_id, reason=reason)
-        room.forget_checkpoints(self._runs, but_of=run.config.run_id)
+        disk_space.forget_checkpoints(self._runs, but_of=run.config.run_id)
 
     def _publish(self, run: Run) -> None:
         folder = self._folder(run)
@@ -356,7 +356,7 @@ class Trainer:
             run.config, snapshot.read_ref(folder), report, folder / ARTIFACT, self.store
         )
         pause_at("published")
-        runs.set_stage(self.db, run.config.run_id, "published", version.ref.version)
+        run_table.set_stage(self.db, run.config.run_id, "published", version.ref.version)
         TRAINING_RUNS.labels(self.settings.line, report.verdict).inc()
         self._progress(run).tell("published", 1, 1, verdict=report.verdict, version=version.ref.version)
 

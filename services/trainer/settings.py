@@ -8,8 +8,8 @@ from typing import Final, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from services.trainer.core.quiet_hours import QuietHours, zone_of
 from services.trainer.dataset.objectives import KTO_LEAST, CommentMode
-from services.trainer.hours import QuietHours, zone_of
 from shared.settings import Settings
 
 
@@ -323,7 +323,7 @@ class TrainerSettings(Settings):
 
     @property
     def revisions(self) -> Path:
-        """What the reviser made of comments (`revisions.py`)."""
+        """What the reviser made of comments (`rewrite_cache.py`)."""
         return self.folder / "revisions"
 
     @property

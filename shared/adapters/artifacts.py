@@ -1,5 +1,5 @@
 """Artifacts: immutable folders of files, named by content, verified on every read. This one is the store on a local
-folder; `remote_artifacts.py` has the one behind a URL, with the same layout.
+folder; `artifacts_remote.py` has the one behind a URL, with the same layout.
 
 Layout: `<root>/<digest>/` holds the files and, written last, `manifest.json`: {"files": {name: sha256}}. The digest
 is the sha256 of the manifest, so one value names and verifies the whole. What has no manifest is not there.
@@ -47,7 +47,7 @@ def open_artifacts(place: str | Path, cache: Path) -> ArtifactStore:
             "LOOPWRIGHT_ARTIFACTS has credentials in its URL, where logs would show them: give them by the "
             "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role)"
         )
-    from shared.adapters.remote_artifacts import open_remote  # noqa: PLC0415 - fsspec, only where there is a URL
+    from shared.adapters.artifacts_remote import open_remote  # noqa: PLC0415 - fsspec, only where there is a URL
 
     return open_remote(told, cache)
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from shared.dead_letters import DeadLetterLimit
 from shared.errors import Misconfigured
-from shared.stream.dead_letters import DeadLetterLimit
 
 ClientSettings = dict[str, Any]
 

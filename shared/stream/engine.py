@@ -23,16 +23,16 @@ from shared.adapters.clock import SystemClock
 from shared.errors import DeadLetterFlood, Fatal, Retryable
 from shared.ports import Clock
 from shared.stream.config import EngineConfig
+from shared.stream.engine_status import EngineState, PartitionView, View
 from shared.stream.inputs import Inputs
+from shared.stream.offsets import Positions
+from shared.stream.output_rereader import SLICE_RECORDS, Rereads
 from shared.stream.partition import OwnedPartition, Share
-from shared.stream.positions import Positions
-from shared.stream.reread import SLICE_RECORDS, Rereads
 from shared.stream.restore import Restore
-from shared.stream.slices import Commit, Probe, Slices
+from shared.stream.slice_runner import Commit, Probe, Slices
+from shared.stream.state_store import MemoryStore, OpenStore, StoreFailed
 from shared.stream.step import RereadingStep, Step
-from shared.stream.store import MemoryStore, OpenStore, StoreFailed
 from shared.stream.transaction import Aborted, Transactions, Unresolved
-from shared.stream.view import EngineState, PartitionView, View
 
 log = structlog.get_logger(__name__)
 

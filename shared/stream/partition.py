@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 
 from shared.stream.config import EngineConfig
 from shared.stream.merge import Merge
-from shared.stream.overlay import Overlay
-from shared.stream.positions import Positions
-from shared.stream.reread import Reading
+from shared.stream.offsets import Positions
+from shared.stream.output_rereader import Reading
+from shared.stream.state_store import AS_OF_KEY, POSITIONS_KEY, Store
 from shared.stream.step import Record, Through, Tick
-from shared.stream.store import AS_OF_KEY, POSITIONS_KEY, Store
+from shared.stream.write_buffer import Overlay
 
 
 @dataclass(slots=True, eq=False)

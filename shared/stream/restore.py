@@ -14,8 +14,8 @@ from shared.adapters.clock import SystemClock
 from shared.errors import Fatal, Retryable
 from shared.ports import Clock
 from shared.stream.config import REFUSED, EngineConfig
-from shared.stream.fit import DELETE_RETENTION_MS, Changelog, misfit
-from shared.stream.store import AS_OF_KEY, LOG_KEY, Store
+from shared.stream.state_store import AS_OF_KEY, LOG_KEY, Store
+from shared.stream.store_validation import DELETE_RETENTION_MS, Changelog, misfit
 
 log = structlog.get_logger(__name__)
 

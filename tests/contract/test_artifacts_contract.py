@@ -17,7 +17,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from shared.adapters.artifacts import MANIFEST, LocalArtifactStore
-from shared.adapters.remote_artifacts import OPTIONS, RemoteArtifactStore, open_remote
+from shared.adapters.artifacts_remote import OPTIONS, RemoteArtifactStore, open_remote
 from shared.errors import BadArtifact, NotYet, StoreAway
 from shared.ports import ArtifactStore, Stored
 from tests.s3 import own_s3
@@ -304,7 +304,7 @@ def test_a_collector_gives_way_to_who_claimed_and_takes_no_notice_of_the_dead(
     _, digest = store.put(made(tmp_path / "run"))
     away.alter(f"claims/{digest}/somebody", b"")
     assert store.discard(digest) is False
-    monkeypatch.setattr("shared.adapters.remote_artifacts.STALE_S", 0.0)
+    monkeypatch.setattr("shared.adapters.artifacts_remote.STALE_S", 0.0)
     assert store.discard(digest) is True
 
 
@@ -315,7 +315,7 @@ def test_who_puts_waits_for_a_collector_that_came_first_and_says_so_if_that_take
     store = away.open()
     uri, digest = store.put(folder)
     away.alter(f"going/{digest}/somebody", b"")
-    monkeypatch.setattr("shared.adapters.remote_artifacts.SLOW_S", 0.2)
+    monkeypatch.setattr("shared.adapters.artifacts_remote.SLOW_S", 0.2)
     with pytest.raises(StoreAway, match="being removed"):
         store.put(folder)
     away.drop(f"going/{digest}/somebody")

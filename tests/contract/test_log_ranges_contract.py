@@ -12,9 +12,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from shared.adapters.clock import ManualClock
-from shared.adapters.fakes import MemoryLog, MemoryLogRanges
+from shared.adapters.in_memory import MemoryLog, MemoryLogRanges
 from shared.adapters.kafka import producer_config
-from shared.adapters.ranges import KafkaLogRanges
+from shared.adapters.log_lookup import KafkaLogRanges
 from shared.errors import BrokerUnavailable
 from shared.ports import LogRanges
 from shared.stream.step import Output, Record

@@ -13,7 +13,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from shared.adapters.clock import ManualClock
-from shared.adapters.fakes import (
+from shared.adapters.in_memory import (
     MemoryCache,
     MemoryLog,
     MemoryLogReader,
@@ -22,7 +22,7 @@ from shared.adapters.fakes import (
 )
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher, producer_config
 from shared.adapters.redis import RedisCache
-from shared.adapters.topics_job import create_topics
+from shared.adapters.topic_admin import create_topics
 from shared.errors import BrokerUnavailable, Fatal, Fenced, Misconfigured, Oversized
 from shared.partitioning import partition_for
 from shared.ports import Cache, LogReader, Position, Publisher, TransactionalPublisher

@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from loopwright import CommandResult, Loopwright, Receipt, Status, Version
-from services.console import views
-from services.console.orders import read_order
-from services.console.projection import Projection
-from services.feedback.body import FEEDBACK_BODY, RESPONSE_BODY, read, to_event, to_response
-from services.feedback.receipts import Receipt as ServedReceipt
+from services.console.core import responses
+from services.console.core.command_requests import read_order
+from services.console.core.projection import Projection
+from services.feedback.core.receipts import Receipt as ServedReceipt
+from services.feedback.core.schemas import FEEDBACK_BODY, RESPONSE_BODY, read, to_event, to_response
 from shared.versions import CommandResult as LoggedResult
 from shared.versions import Figure, GateReport, ModelVersion, RolloutRecord, VersionRef
 
@@ -71,7 +71,7 @@ def told(answer: Any) -> Any:
 
 def test_the_console_s_status_is_read_whole() -> None:
     status = Status.model_validate(
-        told(views.status(state(), "assistant", accepted=4, collected=None, run=None))
+        told(responses.status(state(), "assistant", accepted=4, collected=None, run=None))
     )
     assert status.serving is not None
     assert (status.serving.version, status.serving.reason, status.serving.since) == (
@@ -83,14 +83,14 @@ def test_the_console_s_status_is_read_whole() -> None:
 
 
 def test_the_console_s_versions_are_read_with_the_gate_s_figures() -> None:
-    base, first = (Version.model_validate(told(v)) for v in views.versions(state(), "assistant"))
+    base, first = (Version.model_validate(told(v)) for v in responses.versions(state(), "assistant"))
     assert (base.version, base.verdict, base.serving) == (BASE.version, None, False)
     assert (first.verdict, first.reasons, first.number, first.serving) == ("passed", ("it wins",), 1, True)
     assert (first.figures[0].name, first.figures[0].low, first.created_at) == ("wins", 0.7, AT)
 
 
 def test_the_console_s_result_of_a_command_is_read() -> None:
-    result = CommandResult.model_validate(told(views.command(state(), "c-1")))
+    result = CommandResult.model_validate(told(responses.command(state(), "c-1")))
     assert (result.status, result.message, result.executor, result.finished_at) == (
         "done",
         "Done.",

@@ -16,18 +16,24 @@ from typer.testing import CliRunner, Result
 from deploy.local.ports import choose
 from loopwright import AsyncLoopwright, Invalid, Loopwright, NotFound, Retry
 from loopwright.cli import app as cli
-from services.console.app import Console, build_app
-from services.console.dead_letters import Letters, add_dead_letters
-from services.console.projection import FOLLOWED
+from services.console.api.dead_letter_routes import Letters, add_dead_letters
+from services.console.api.routes import Console, build_app
+from services.console.core.projection import FOLLOWED
 from services.console.settings import ConsoleSettings
-from services.feedback.replays import Account, result
+from services.feedback.core.dlq_replay_rules import Account, result
 from shared.adapters.clock import ManualClock
-from shared.adapters.fakes import MemoryCache, MemoryLog, MemoryLogRanges, MemoryLogReader, MemoryPublisher
-from shared.adapters.follower import Follower
 from shared.adapters.http import ServerThread
+from shared.adapters.in_memory import (
+    MemoryCache,
+    MemoryLog,
+    MemoryLogRanges,
+    MemoryLogReader,
+    MemoryPublisher,
+)
+from shared.adapters.topic_follower import Follower
+from shared.dead_letters import dead_letter
 from shared.errors import Malformed, Oversized
 from shared.events import parse_union
-from shared.stream.dead_letters import dead_letter
 from shared.stream.step import Output, Record
 from shared.telemetry import Readiness
 from shared.versions import COMMAND, Replay
@@ -229,7 +235,7 @@ def test_without_a_terminal_nothing_goes_back_unless_yes_is_said(desk: Desk) -> 
 def test_on_a_terminal_a_person_is_asked(desk: Desk, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = desk.bury(b"{}")
     loopwright(desk, "list")
-    monkeypatch.setattr("loopwright.cli.root.at_terminal", lambda: True)
+    monkeypatch.setattr("loopwright.cli.common.at_terminal", lambda: True)
     arguments = ["dead-letters", "replay", place, "--no-wait", "--console-url", desk.url]
     answered = CliRunner().invoke(cli, arguments, input=said)
     assert "Replay 1 dead letter?" in answered.stderr

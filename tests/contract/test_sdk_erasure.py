@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 from deploy.local.ports import choose
 from loopwright import AsyncLoopwright, Conflict, Denied, Erasure, Invalid, Loopwright, NotFound, Retry
 from loopwright.cli import app as cli
-from services.feedback.app import add_erasure
-from services.feedback.eraser import Eraser
-from services.feedback.erasures import Erasures, ErasureStatus
+from services.feedback.api import add_erasure
+from services.feedback.erasure_handler import Eraser
+from services.feedback.erasure_status import Erasures, ErasureStatus
 from services.feedback.settings import FeedbackSettings
 from shared.adapters.clock import ManualClock
-from shared.adapters.fakes import MemoryCache, MemoryLog, MemoryLogReader, MemoryTransactionalPublisher
-from shared.adapters.follower import Follower
 from shared.adapters.http import ServerThread, add_doorway
+from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryTransactionalPublisher
+from shared.adapters.topic_follower import Follower
 from shared.events import ErasureReport
 from shared.pseudonym import Pseudonymiser
 from shared.stream.step import Output

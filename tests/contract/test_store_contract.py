@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.stream.rocks import RocksStores
-from shared.stream.store import MemoryStore, Store
+from shared.stream.rocksdb_store import RocksStores
+from shared.stream.state_store import MemoryStore, Store
 
 
 class Opener(Protocol):

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
-from deploy.local.record import owner_of
 from deploy.local.services import ALL, port_setting
+from deploy.local.state_file import owner_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 900

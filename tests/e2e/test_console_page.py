@@ -15,11 +15,11 @@ from redis import Redis
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 
-from deploy.local.children import end
+from deploy.local.processes import end
 from shared.adapters import redis_keys
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.adapters.redis import RedisCache
-from shared.adapters.topics_job import create_topics
+from shared.adapters.topic_admin import create_topics
 from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
 from shared.stream.step import Output
 from shared.versions import (

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
 
-from deploy.local.children import Program, end, spawn, tail
 from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.ports import HOST, choose
+from deploy.local.processes import Program, end, spawn, tail
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT_SESSION = "broker.session.timeout.ms=500\nbroker.heartbeat.interval.ms=100\n"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.fault.extent import RARE_SEEDS, SEEDS
+from tests.fault.fault_settings import RARE_SEEDS, SEEDS
 from tests.fault.processor_rig import ProcessorRig, Processors, processors
 
 COUNTED = ("kills", "complaints", "caught", "unjudged")

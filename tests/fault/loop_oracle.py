@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from shared.adapters.kafka import KafkaLogReader
-from shared.stream.dead_letters import origin_of
+from shared.dead_letters import origin_of
 from shared.stream.step import Record
 from shared.topics import (
     CHAT_RESPONSES,

@@ -19,8 +19,8 @@ import psutil
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from deploy.local.children import Program, end, spawn, tail
-from services.processor.app import engine_config
+from deploy.local.processes import Program, end, spawn, tail
+from services.processor.service import engine_config
 from services.processor.settings import ProcessorSettings
 from shared.adapters.kafka import to_record
 from shared.stream.config import EngineConfig

@@ -28,9 +28,9 @@ import structlog
 from services.processor.core.batches import BatchLimits
 from services.processor.core.step import ProcessorStep
 from shared.adapters.clock import SystemClock
+from shared.dead_letters import DeadLetterLimit
 from shared.stream.config import EngineConfig
-from shared.stream.dead_letters import DeadLetterLimit
-from shared.stream.rocks import RocksStores
+from shared.stream.rocksdb_store import RocksStores
 from shared.stream.step import Foretelling, Output, Record, Reread, RereadingStep, State, Through, Tick
 from shared.topics import BATCH_BYTES, DAY_MS
 from tests.fault.broken_engines import broken

@@ -18,11 +18,11 @@ from threading import Event, Thread
 import pyarrow.parquet as pq
 import pytest
 
-from deploy.local.record import erasure_token
 from deploy.local.stack import LocalStack
+from deploy.local.state_file import erasure_token
 from loopwright import Loopwright, Version, new_event_id
 from shared.adapters.kafka import KafkaPublisher
-from shared.envelope import sealed
+from shared.cloudevents import sealed
 from shared.events import ChatResponse, Choice, Message
 from shared.topics import CHAT_RESPONSES
 from tests.fault.loop_oracle import complaints

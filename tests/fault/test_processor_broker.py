@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.broker import Broker, own_broker
-from tests.fault.extent import SEEDS
+from tests.fault.fault_settings import SEEDS
 from tests.fault.processor_rig import ProcessorRig, Processors, processors, under_load
 
 KILLS = 2 if SEEDS > 1 else 1

@@ -17,7 +17,7 @@ from subprocess import Popen
 
 import pytest
 
-from tests.fault.extent import varieties
+from tests.fault.fault_settings import varieties
 from tests.fault.full_disks import ballast, may_mount, small_disk
 from tests.fault.processor_rig import Processors
 from tests.fault.workload import history

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
-from shared.envelope import sealed
+from shared.cloudevents import sealed
 from shared.events import ErasureReport, ErasureRequest
 from shared.topics import ERASURE_REPORTS, ERASURE_REQUESTS
 from tests.fault.erased_oracle import erasure_complaints, under_way
-from tests.fault.extent import varieties
+from tests.fault.fault_settings import varieties
 from tests.fault.oracle import names
 from tests.fault.processor_rig import Processors
 from tests.fault.workload import USERS, Intent, history

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.fault.extent import SEEDS
+from tests.fault.fault_settings import SEEDS
 from tests.fault.processor_rig import SHIPPED, Processors
 from tests.fault.workload import history
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.fault.extent import varieties
+from tests.fault.fault_settings import varieties
 from tests.fault.processor_rig import ProcessorRig, Processors, is_stopped, processors, under_load
 from tests.fault.workload import history
 

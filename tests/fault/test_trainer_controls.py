@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.dataset import collect, snapshot
-from services.trainer.run.child import GATE
-from services.trainer.run.runs import RunConfig
-from services.trainer.store import write_whole
-from services.trainer.versions.card import ARTIFACT
+from services.trainer.database import write_whole
+from services.trainer.dataset import batch_table, snapshot
+from services.trainer.run.run_table import RunConfig
+from services.trainer.versions.model_card import ARTIFACT
 from services.trainer.versions.publish import VersionLog
+from services.trainer.worker.launcher import GATE
 from shared.versions import GateReport, ModelVersion
 from tests.fault.trainer_oracle import Seen, complaints, weights_of
-from tests.trainer_parts import LINE, Rig, turns
+from tests.trainer_factories import LINE, Rig, turns
 from tests.unit.test_trainer_service import corrections, send, trained
 
 KILLED = -9
@@ -30,15 +30,15 @@ def takes_its_snapshot(folder: Path) -> None:
     if not snapshot.is_complete(folder):
         config = RunConfig.from_json((folder / "config.json").read_text())
         with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
-            taken = snapshot.take(LINE, collect.dataset(db, config.through), config.through)
+            taken = snapshot.take(LINE, batch_table.dataset(db, config.through), config.through)
         snapshot.write(folder, taken, 10)
 
 
 def takes_a_new_snapshot(folder: Path) -> None:
     """Of whatever the table has by now, at every start."""
     with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
-        through = collect.through(db)
-        taken = snapshot.take(LINE, collect.dataset(db, through), through)
+        through = batch_table.through(db)
+        taken = snapshot.take(LINE, batch_table.dataset(db, through), through)
     snapshot.write(folder, taken, 10)
 
 

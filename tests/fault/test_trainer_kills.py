@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from services.trainer.run.child import CONFIG
-from services.trainer.run.runs import RunConfig
-from shared.adapters.topics_job import create_topics
-from tests.fault.extent import SEEDS
-from tests.fault.trainer_disturbed import HOWS, Disturbed
+from services.trainer.run.run_table import RunConfig
+from services.trainer.worker.launcher import CONFIG
+from shared.adapters.topic_admin import create_topics
+from tests.fault.disturbed_trainer import HOWS, Disturbed
+from tests.fault.fault_settings import SEEDS
 from tests.fault.trainer_kills import PHASES, SLOWLY_S, plan
 from tests.integration.service_process import running
-from tests.trainer_stand import P, TrainerStand
+from tests.trainer_fixture import P, TrainerStand
 
 SHORT = [phase for phase in PHASES if phase.name == "checkpoint half-written"]
 """Among all tests it is killed there, and after the version is in the log: each start costs seconds of imports."""

@@ -14,15 +14,15 @@ from threading import Event
 import pytest
 
 from services.trainer.dataset import snapshot
-from services.trainer.erasure.sweep import rows_of
-from shared.adapters.topics_job import create_topics
-from tests.fault.extent import SEEDS
+from services.trainer.erasure.redact_run import rows_of
+from shared.adapters.topic_admin import create_topics
+from tests.fault.disturbed_trainer import Disturbed
+from tests.fault.fault_settings import SEEDS
 from tests.fault.full_disks import ballast, may_mount, small_disk
-from tests.fault.trainer_disturbed import Disturbed
 from tests.fault.trainer_kills import PHASES, SLOWLY_S, children_of, wait_for
 from tests.fault.trainer_oracle import Seen
 from tests.integration.service_process import Service, running
-from tests.trainer_stand import P, TrainerStand, until
+from tests.trainer_fixture import P, TrainerStand, until
 
 LARGEST_FILE = 20_000
 DISK_MB = 64

@@ -12,10 +12,10 @@ from pathlib import Path
 from threading import Event
 
 from services.trainer.dataset.snapshot import MARK
-from services.trainer.run.child import ADAPTER, GATE
-from services.trainer.training.checkpoint_marks import CHECKPOINTS, is_marked
+from services.trainer.run.checkpoint_manifest import CHECKPOINTS, is_marked
+from services.trainer.worker.launcher import ADAPTER, GATE
 from tests.integration.service_process import Service
-from tests.trainer_stand import until
+from tests.trainer_fixture import until
 
 SLOWLY_S = 150.0
 """A stage takes a few seconds; most of them are imports, which a loaded machine stretches."""

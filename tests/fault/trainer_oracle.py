@@ -10,7 +10,7 @@ from pathlib import Path
 
 from services.trainer.dataset import snapshot
 from services.trainer.dataset.snapshot import MARK
-from services.trainer.versions.card import WEIGHTS
+from services.trainer.versions.model_card import WEIGHTS
 from shared.versions import ModelVersion
 
 

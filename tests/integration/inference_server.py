@@ -10,22 +10,22 @@ from typing import Any
 import uvicorn
 from openai import OpenAI
 
-from services.inference.adapters import Weights
-from services.inference.app import Parts, create_app
+from services.inference.api.routes import Parts, create_app
 from services.inference.engine import Engine
-from services.inference.prompts import Prompts
-from services.inference.recorder import StrictRecorder
-from services.inference.serving import Serving
+from services.inference.lora_model import Weights
+from services.inference.response_publisher import StrictRecorder
 from services.inference.settings import InferenceSettings
-from services.inference.takeover import TakeOver
+from services.inference.tokenizer import Prompts
+from services.inference.version_registry import Serving
+from services.inference.version_swap import TakeOver
 from shared.adapters.artifacts import LocalArtifactStore
 from shared.adapters.base_model import find_base
 from shared.adapters.clock import SystemClock
-from shared.adapters.fakes import MemoryLog, MemoryPublisher
+from shared.adapters.in_memory import MemoryLog, MemoryPublisher
 from shared.events import ChatResponse
 from shared.pseudonym import Pseudonymiser
 from shared.telemetry import Readiness
-from tests.inference_parts import LINE
+from tests.inference_factories import LINE
 
 
 class Server:

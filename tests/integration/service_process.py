@@ -12,8 +12,8 @@ from subprocess import Popen
 import httpx
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from deploy.local.children import Program, end, spawn, tail
 from deploy.local.ports import HOST, choose
+from deploy.local.processes import Program, end, spawn, tail
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 60

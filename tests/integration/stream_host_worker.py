@@ -17,10 +17,10 @@ from faust.transport.drivers.aiokafka import Transport
 from faust.types import EventT
 from yarl import URL
 
-from services.processor.live import LiveView
-from services.processor.live_keeper import LiveKeeper, attach
-from shared.stream.dead_letters import DeadLetterLimit
-from shared.stream.host import host_engine, run_worker
+from services.processor.live_view.agent import LiveView
+from services.processor.live_view.supervisor import LiveKeeper, attach
+from shared.dead_letters import DeadLetterLimit
+from shared.stream.faust_host import host_engine, run_worker
 from shared.stream.step import Output, Record, State, Tick
 from shared.telemetry import configure_logging
 from tests.integration.stream_rig import Rig, counting

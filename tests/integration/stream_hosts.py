@@ -16,8 +16,8 @@ import httpx
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from deploy.local.children import Program, end, spawn, tail
 from deploy.local.ports import HOST, choose
+from deploy.local.processes import Program, end, spawn, tail
 from shared.events import Tally, from_ms
 from shared.topics import FEEDBACK_TALLIES
 from tests.integration.stream_rig import Rig

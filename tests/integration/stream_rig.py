@@ -17,8 +17,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from shared.errors import Rejected
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
+from shared.stream.state_store import POSITIONS_KEY
 from shared.stream.step import Output, Record, State, Tick
-from shared.stream.store import POSITIONS_KEY
 
 CREATE = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"}
 """Kept whatever their times say: those of tests lie years back."""

@@ -12,7 +12,7 @@ from tenacity import RetryError, Retrying, retry_if_not_result, stop_after_delay
 from shared.adapters import redis_keys
 from shared.adapters.kafka import KafkaPublisher
 from shared.adapters.redis import RedisCache
-from shared.adapters.topics_job import create_topics
+from shared.adapters.topic_admin import create_topics
 from shared.events import LogRecord, Outcome, OutcomeKind, Thumbs
 from shared.stream.step import Output
 from shared.versions import CommandResult, ModelVersion, RolloutRecord, VersionRef

@@ -17,17 +17,17 @@ from pathlib import Path
 import pytest
 
 from loopwright import Loopwright, Retry
-from services.processor.app import engine_config
 from services.processor.core.step import ProcessorStep
+from services.processor.service import engine_config
 from services.processor.settings import ProcessorSettings
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
-from shared.adapters.topics_job import create_topics
-from shared.envelope import sealed
+from shared.adapters.topic_admin import create_topics
+from shared.cloudevents import sealed
+from shared.dead_letter_replay import mark_of
+from shared.dead_letters import DeadLetterLimit
 from shared.errors import Rejected
 from shared.events import ChatResponse, Choice, Message, Thumbs
-from shared.stream.dead_letters import DeadLetterLimit
 from shared.stream.engine import Engine
-from shared.stream.replay import mark_of
 from shared.stream.step import Output, Record, State, Tick
 from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS, OPERATOR_COMMANDS
 from shared.versions import CommandResult

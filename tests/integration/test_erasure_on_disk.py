@@ -15,10 +15,10 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from services.processor.app import engine_config
 from services.processor.core.batches import BatchLimits
-from services.processor.core.erasing import Told
+from services.processor.core.erasure.process import Told
 from services.processor.core.step import ProcessorStep
+from services.processor.service import engine_config
 from services.processor.settings import ProcessorSettings
 from shared.events import (
     FEEDBACK,
@@ -29,9 +29,9 @@ from shared.events import (
     ErasureRequest,
     Message,
 )
-from shared.stream import rocks
+from shared.stream import rocksdb_store
 from shared.stream.engine import Engine
-from shared.stream.rocks import RocksStores
+from shared.stream.rocksdb_store import RocksStores
 from shared.topics import (
     CHAT_RESPONSES,
     DEAD_LETTERS,
@@ -160,7 +160,7 @@ def erasure(ann: str) -> ErasureRequest:
 
 
 def test_no_file_holds_what_an_erased_user_said(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rocks, "REWRITTEN_S", 1)
+    monkeypatch.setattr(rocksdb_store, "REWRITTEN_S", 1)
     secret, ann = secrets.token_hex(20), f"u_{secrets.token_hex(16)}"
     config = engine_config(ProcessorSettings(kafka_bootstrap_servers=stand.kafka, partitions=1))
     step = ProcessorStep(BatchLimits(age_ms=500), Told(partitions=1, touch_ms=TOUCH_MS))

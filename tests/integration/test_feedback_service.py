@@ -16,18 +16,18 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_fixed
 
-from services.feedback.app import build_app
-from services.feedback.door import Door
-from services.feedback.eraser import Eraser
-from services.feedback.erasures import Erasures
-from services.feedback.history import History
-from services.feedback.projection import OutcomeIndex, Standing
+from services.feedback.api import build_app
+from services.feedback.erasure_handler import Eraser
+from services.feedback.erasure_status import Erasures
+from services.feedback.handlers import Door
+from services.feedback.outcome_lookup import History
 from services.feedback.settings import FeedbackSettings
+from services.feedback.views import OutcomeIndex, Standing
 from shared.adapters.clock import SystemClock
-from shared.adapters.fakes import MemoryCache, MemoryLog, MemoryLogReader
-from shared.adapters.follower import Follower
+from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
-from shared.adapters.topics_job import create_topics
+from shared.adapters.topic_admin import create_topics
+from shared.adapters.topic_follower import Follower
 from shared.errors import BrokerUnavailable
 from shared.events import FEEDBACK, ErasureReport, ErasureRequest, Outcome, OutcomeKind, parse_union
 from shared.partitioning import partition_for

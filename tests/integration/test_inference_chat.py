@@ -16,7 +16,7 @@ from openai import BadRequestError, NotFoundError, OpenAI, OpenAIError
 
 from shared.events import to_ms
 from shared.versions import VersionRef
-from tests.inference_parts import LINE, make_adapter, reference, rollout
+from tests.inference_factories import LINE, make_adapter, reference, rollout
 from tests.integration.inference_server import Server
 
 USER: Any = [{"role": "user", "content": "Which lid fits the kettle?"}]

@@ -23,13 +23,13 @@ from services.inference.settings import InferenceSettings
 from shared.adapters.artifacts import LocalArtifactStore
 from shared.adapters.base_model import find_base
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
-from shared.adapters.topics_job import create_topics
+from shared.adapters.topic_admin import create_topics
 from shared.errors import Misconfigured
 from shared.events import ChatResponse
 from shared.settings import load
 from shared.stream.step import Output, Record
 from shared.versions import RolloutRecord
-from tests.inference_parts import make_adapter, reference, rollout
+from tests.inference_factories import make_adapter, reference, rollout
 
 ROOT = Path(__file__).resolve().parents[2]
 

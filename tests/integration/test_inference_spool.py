@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from services.inference.recorder import SpoolSender
+from services.inference.response_publisher import SpoolSender
 from services.inference.spool import Spool
-from shared.adapters.fakes import MemoryLog, MemoryPublisher
+from shared.adapters.in_memory import MemoryLog, MemoryPublisher
 
 ROOT = Path(__file__).resolve().parents[2]
 

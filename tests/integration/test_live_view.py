@@ -15,7 +15,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from deploy.local.ports import choose
-from services.processor.live import LiveView
+from services.processor.live_view.agent import LiveView
 from shared.topics import FEEDBACK_TALLIES, TOPICS
 from tests.brokers import own_kafka
 from tests.integration.stream_hosts import (
@@ -191,7 +191,7 @@ FAUST = str(Path(sys.executable).with_name("faust"))
 def test_faust_s_command_line_and_ours_run_the_same_processor(own: str, tmp_path: Path) -> None:
     """Side by side, as two instances: the partitions are shared, and each shows the whole live view."""
     commands = {
-        "faust": [FAUST, "-A", "services.processor.app", "worker"],
+        "faust": [FAUST, "-A", "services.processor.service", "worker"],
         "python": [sys.executable, "-m", "services.processor"],
     }
     with ExitStack() as workers:

@@ -10,10 +10,10 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, Resourc
 from redis import Redis
 
 from deploy.local import redis as local_redis
-from deploy.local.children import end, spawn, tail
 from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.ports import HOST, choose
+from deploy.local.processes import end, spawn, tail
 
 PREPARED = Path(__file__).resolve().parents[2] / ".loopwright"
 

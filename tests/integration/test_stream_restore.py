@@ -19,7 +19,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from shared.adapters.clock import ManualClock
 from shared.stream.engine import Engine
 from shared.stream.restore import Restore
-from shared.stream.rocks import RocksStore, RocksStores
+from shared.stream.rocksdb_store import RocksStore, RocksStores
 from tests.integration.stream_rig import Rig, complaints, counting, drained, running, until
 
 HOUR_S = 3_600

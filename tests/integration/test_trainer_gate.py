@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gate.null_adapters import SEEDS, null_adapter, nulls_through
 from examples.world import load_world
 from services.trainer.base.model import answers, ended_answers, load_base, with_adapter
-from services.trainer.base.tokens import load_tokenizer, prompt_ids
+from services.trainer.base.tokenization import load_tokenizer, prompt_ids
+from services.trainer.dataset.filters import Grouped
 from services.trainer.dataset.objectives import Messages
 from services.trainer.dataset.snapshot import Snapshot, write
-from services.trainer.dataset.verify import Grouped
-from services.trainer.erasure.sweep import REPORT_PAGE
-from services.trainer.gate.nulls import SEEDS, null_adapter, nulls_through
-from services.trainer.gate.speakers import Speakers, weigh
-from services.trainer.run.progress import Progress
-from services.trainer.run.runs import RunConfig
-from services.trainer.run.work import Work
+from services.trainer.erasure.redact_run import REPORT_PAGE
+from services.trainer.gate.model_pair import Speakers, weigh
+from services.trainer.progress import Progress
+from services.trainer.run.context import Work
+from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import Recipe, TrainerSettings
-from shared.adapters.fakes import MemoryCache
+from shared.adapters.in_memory import MemoryCache
 from shared.versions import VersionRef
-from tests.trainer_parts import LINE, grouped, row
+from tests.trainer_factories import LINE, grouped, row
 
 RECIPE = Recipe(
     rank=4,

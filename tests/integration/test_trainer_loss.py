@@ -10,11 +10,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from services.trainer.base.tokens import load_tokenizer
+from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.dataset.objectives import sft
 from services.trainer.settings import Recipe
-from services.trainer.training.learning import arguments, for_training
-from services.trainer.training.sft import CpuSFTTrainer, SFTTrainer
+from services.trainer.training.cpu.sft_trainer import CpuSFTTrainer, SFTTrainer
+from services.trainer.training.train import arguments, for_training
 
 PAIRS = [
     sft([("user", "Where is the workshop?")], "In the old mill by the river, behind the second gate."),

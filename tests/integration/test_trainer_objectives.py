@@ -17,24 +17,24 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from services.trainer.base.model import losses, with_adapter
 from services.trainer.base.replay import REPLAY, Answered, shipped
-from services.trainer.base.tokens import load_tokenizer, prompt_ids
+from services.trainer.base.tokenization import load_tokenizer, prompt_ids
+from services.trainer.database import write_whole
 from services.trainer.dataset import snapshot
 from services.trainer.dataset.objectives import Messages, dpo, kto, sft
 from services.trainer.dataset.snapshot import Snapshot
-from services.trainer.run.progress import Progress
-from services.trainer.run.runs import RunConfig
-from services.trainer.run.work import ADAPTER, RunFailed, Work
+from services.trainer.progress import Progress
+from services.trainer.run.context import ADAPTER, RunFailed, Work
+from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import Recipe, TrainerSettings
-from services.trainer.store import write_whole
-from services.trainer.training import learning
+from services.trainer.training import train
 from services.trainer.training.checkpoints import Watch
 from services.trainer.training.lora import lora
-from services.trainer.training.losses import batches
-from services.trainer.training.unended import UNENDED, end_of_turn
-from services.trainer.versions.card import WEIGHTS
-from shared.adapters.fakes import MemoryCache
+from services.trainer.training.multi_objective_trainer import batches
+from services.trainer.training.truncated_answers import UNENDED, end_of_turn
+from services.trainer.versions.model_card import WEIGHTS
+from shared.adapters.in_memory import MemoryCache
 from shared.versions import VersionRef
-from tests.trainer_parts import LINE, grouped, row
+from tests.trainer_factories import LINE, grouped, row
 
 RECIPE = Recipe(batch_size=4, learning_rate=1e-2, preference_rate=1.0, rank=4, threads=1)
 ASKED: list[Messages] = [(("user", f"What of number {i}?"),) for i in range(8)]
@@ -70,8 +70,8 @@ class Bench:
         return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
 
     def learn(self, rows: Sequence[dict[str, Any]], recipe: Recipe = RECIPE, piece: int | None = None) -> Any:
-        return learning.learn(
-            learning.for_training(self.base(), recipe.max_tokens),
+        return train.learn(
+            train.for_training(self.base(), recipe.max_tokens),
             load_tokenizer(self.model),
             rows,
             recipe,
@@ -86,7 +86,7 @@ class Bench:
         return get_peft_model(self.base(), lora(RECIPE))
 
     def parts(self, rows: Sequence[dict[str, Any]], model: Any) -> dict[Any, Any]:
-        return learning.parts_of(model, load_tokenizer(self.model), rows, RECIPE, self.folder, 4)
+        return train.parts_of(model, load_tokenizer(self.model), rows, RECIPE, self.folder, 4)
 
     def likely(self, model: Any) -> tuple[float, float]:
         """Mean log-likelihood per token of what was wanted, and of what was not."""
@@ -135,7 +135,7 @@ def test_all_weights_learn_where_the_recipe_says_so_and_the_reference_is_still_t
     assert not any("lora_" in name for name in weights(learned))
     first = next(logs for logs in bench.heard.logs if "kto/rewards/margins" in logs)
     assert first["kto/loss"] != 0.5, "the step before it has moved the model away from its reference"
-    learning.save_adapter(learned, bench.folder / "adapter", "a base")
+    train.save_adapter(learned, bench.folder / "adapter", "a base")
     with with_adapter(bench.base(), bench.folder / "adapter") as kept:
         assert bench.likely(kept) == pytest.approx((wanted, unwanted), abs=0.05)
     files = [path for path in (bench.folder / "adapter").iterdir() if path.suffix == ".json"]
@@ -188,11 +188,11 @@ def test_a_run_trains_all_that_was_said_in_one_adapter_with_replay_among_it(
         settings.replay_dir / "00000000.jsonl",
         "".join(json.dumps(asdict(one)) + "\n" for one in said).encode(),
     )
-    learning.train(work)
+    train.train(work)
     assert {path.name for path in (run / ADAPTER).iterdir()} == set(WEIGHTS)
-    order = learning.in_order(
-        [learning.named(work.tokenizer, one) for one in told],
-        [learning.named(work.tokenizer, replace(correction, response_id=one.id)) for one in said],
+    order = train.in_order(
+        [train.named(work.tokenizer, one) for one in told],
+        [train.named(work.tokenizer, replace(correction, response_id=one.id)) for one in said],
         recipe,
     )
     times = Counter(one.name.partition("/")[0] for one in order)
@@ -290,7 +290,7 @@ def test_on_a_cpu_the_loss_and_its_gradients_are_trls(
         return loss.item(), {n: one.grad for n, one in model.named_parameters() if one.grad is not None}
 
     ours, our_gradients = stepped()
-    monkeypatch.setattr(learning, "add_answers_head", lambda base: None)
+    monkeypatch.setattr(train, "add_answers_head", lambda base: None)
     theirs, their_gradients = stepped()
     assert ours == pytest.approx(theirs, rel=1e-5)
     assert our_gradients.keys() == their_gradients.keys()

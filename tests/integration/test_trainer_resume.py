@@ -14,18 +14,19 @@ import torch
 from safetensors import safe_open
 
 from services.trainer.base.model import load_base
-from services.trainer.base.tokens import load_tokenizer
+from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.dataset.objectives import dpo, kto, sft
-from services.trainer.run.child import CURVES
-from services.trainer.run.progress import Progress
-from services.trainer.run.work import RunFailed, Stopped
+from services.trainer.progress import Progress
+from services.trainer.run import micro_batch
+from services.trainer.run.checkpoint_manifest import CHECKPOINTS, COMPLETE, good_checkpoints, mark
+from services.trainer.run.context import RunFailed, Stopped
 from services.trainer.settings import Recipe
-from services.trainer.training import evidence, memory
-from services.trainer.training.checkpoint_marks import CHECKPOINTS, COMPLETE, good_checkpoints, mark
+from services.trainer.training import nan_report
 from services.trainer.training.checkpoints import Watch
-from services.trainer.training.learning import for_training, learn
+from services.trainer.training.train import for_training, learn
+from services.trainer.worker.launcher import CURVES
 from shared.adapters import redis_keys
-from shared.adapters.fakes import MemoryCache
+from shared.adapters.in_memory import MemoryCache
 
 BATCH = 4
 RECIPE = Recipe(batch_size=BATCH, rank=4, checkpoint_steps=2, threads=1, learning_rate=1e-3)
@@ -72,7 +73,13 @@ class Lesson:
 
     def learn(self, *, stop_after: int = 0, piece: int | None = None, watch: type[Watch] = Watch) -> Weights:
         stop, progress = threading.Event(), Progress(self.cache, "assistant", "run-1")
-        told = (progress, stop, self.folder, lambda step: NAMES[step - 1], memory.told(self.folder, BATCH))
+        told = (
+            progress,
+            stop,
+            self.folder,
+            lambda step: NAMES[step - 1],
+            micro_batch.told(self.folder, BATCH),
+        )
         model = learn(
             for_training(load_base(self.model, 1), RECIPE.max_tokens),
             load_tokenizer(self.model),
@@ -144,8 +151,8 @@ def test_with_a_damaged_checkpoint_it_goes_on_from_the_one_before(lesson: Lesson
 
 def test_in_smaller_pieces_it_learns_the_same_and_says_so(lesson: Lesson, whole: Weights) -> None:
     lesson.interrupted(3)
-    assert memory.halve(lesson.folder, BATCH) == 2
-    pieced = lesson.learn(piece=memory.micro_batch(lesson.folder, BATCH))
+    assert micro_batch.halve(lesson.folder, BATCH) == 2
+    pieced = lesson.learn(piece=micro_batch.micro_batch(lesson.folder, BATCH))
     assert lesson.told()["step"] == STEPS, "a step is a step"
     assert "in pieces of 2" in lesson.told()["reason"]
     for name, one in pieced.items():
@@ -164,7 +171,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_evidence_and_the_last_good_c
 
     with pytest.raises(RunFailed, match="is nan at step 5: lower LOOPWRIGHT_TRAINER_LEARNING_RATE"):
         lesson.learn(watch=Poisoned)
-    told = json.loads((lesson.folder / evidence.FILE).read_text())
+    told = json.loads((lesson.folder / nan_report.FILE).read_text())
     assert (told["step"], told["rows"]) == (5, NAMES[4])
     assert [one["step"] for one in told["history"]][:4] == [1, 2, 3, 4]
     assert told["last_good_checkpoint"] == f"{CHECKPOINTS}/checkpoint-4"

@@ -9,19 +9,19 @@ import pytest
 import redis
 from safetensors import safe_open
 
+from services.trainer.database import lock
 from services.trainer.dataset import data_card, snapshot
-from services.trainer.erasure.sweep import ANSWERS, rows_of
-from services.trainer.store import lock
+from services.trainer.erasure.redact_run import ANSWERS, rows_of
 from services.trainer.versions.publish import SERVICE, VersionLog, identity
 from shared.adapters import redis_keys
 from shared.adapters.artifacts import LocalArtifactStore
 from shared.adapters.base_model import BaseModel
 from shared.adapters.kafka import KafkaLogReader, KafkaTransactionalPublisher
-from shared.adapters.topics_job import create_topics
+from shared.adapters.topic_admin import create_topics
 from shared.errors import Fenced, Misconfigured
 from shared.topics import DEAD_LETTERS
 from tests.integration.service_process import running
-from tests.trainer_stand import P, TrainerStand
+from tests.trainer_fixture import P, TrainerStand
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import resource
 import sys
 from pathlib import Path
 
-from shared.stream.rocks import RocksStore, RocksStores
-from shared.stream.store import StoreFailed
+from shared.stream.rocksdb_store import RocksStore, RocksStores
+from shared.stream.state_store import StoreFailed
 
 KEYS = 2_000
 ROOM = 32 << 10

@@ -8,13 +8,13 @@ import pytest
 
 from examples.chapter.rows import read, targets
 from examples.chapter.stack import DEFAULTS, FIXED, model_folder, settings
-from loopwright.seed import TAG
+from loopwright.seed_import import TAG
 from services.processor.settings import ProcessorSettings
 from services.trainer.dataset import snapshot
-from services.trainer.dataset.collect import Example
-from services.trainer.dataset.heldout import is_held_out
+from services.trainer.dataset.batch_table import Example
+from services.trainer.dataset.filters import IMPORTED, reasons
+from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.objectives import CommentMode
-from services.trainer.dataset.verify import IMPORTED, reasons
 from services.trainer.settings import TrainerSettings
 from shared.events import Choice, ExampleRevision, Message, Signal
 

@@ -11,8 +11,8 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from services.inference.prompts import PLAIN_STOPS, Prompts
-from services.trainer.base.tokens import lengths, load_tokenizer, prompt_ids
+from services.inference.tokenizer import PLAIN_STOPS, Prompts
+from services.trainer.base.tokenization import lengths, load_tokenizer, prompt_ids
 from services.trainer.dataset.objectives import as_chat
 
 TURNS = [("system", "Be brief."), ("user", "Who runs it?"), ("assistant", "Ada."), ("user", "Since when?")]

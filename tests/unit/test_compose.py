@@ -127,14 +127,14 @@ def test_what_is_ours_can_be_stopped_while_it_starts() -> None:
         "model": "deploy.docker.model",
     }
     assert commands == {
-        name: f'CMD ["python", "/app/start.py", "{module}"]' for name, module in modules.items()
+        name: f'CMD ["python", "/app/entrypoint.py", "{module}"]' for name, module in modules.items()
     }
 
 
 @pytest.mark.parametrize("name", sorted(PORTS))
 def test_a_service_is_healthy_when_it_says_that_it_is_ready(name: str) -> None:
     port = str(PORTS[name])
-    assert CONTAINERS[name]["healthcheck"]["test"] == ["CMD", "python", "-IS", "/app/ready.py", port]
+    assert CONTAINERS[name]["healthcheck"]["test"] == ["CMD", "python", "-IS", "/app/healthcheck.py", port]
     assert CONTAINERS[name]["environment"][f"LOOPWRIGHT_{name.upper()}_PORT"] == port
 
 
@@ -184,7 +184,7 @@ def test_each_target_holds_the_code_of_one_service() -> None:
         assert CONTAINERS[name]["build"]["target"] == name
         _, lines = stages()[name]
         copied = {source for line in lines if line.startswith("COPY") for source in line.split()[1:-1]}
-        container = {"deploy/docker/start.py", "deploy/docker/ready.py"}
+        container = {"deploy/docker/entrypoint.py", "deploy/docker/healthcheck.py"}
         assert copied == {"shared", "services/__init__.py", f"services/{name}", *container}
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import httpx
 import pytest
 
-from services.console.app import Console, build_app
-from services.console.projection import FOLLOWED
+from services.console.api.routes import Console, build_app
+from services.console.core.projection import FOLLOWED
 from services.console.settings import ConsoleSettings
 from shared.adapters import redis_keys
 from shared.adapters.clock import ManualClock
-from shared.adapters.fakes import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
-from shared.adapters.follower import Follower
-from shared.adapters.guard import Forbidden, refuse_foreign
+from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
+from shared.adapters.origin_check import Forbidden, refuse_foreign
+from shared.adapters.topic_follower import Follower
 from shared.errors import BrokerUnavailable
 from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
 from shared.stream.step import Output

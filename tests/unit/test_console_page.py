@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from services.console.pages import wording as say
-from services.console.pages.draw import PARTS, draw
-from services.console.pages.facts import Facts
-from services.console.pages.history import MAX_POINTS, History, Sample
-from services.console.pages.view import NO_FEEDBACK, NO_KAFKA, NO_LETTERS, NOT_READ, View, see
+from services.console.pages import formatting as say
+from services.console.pages.page_data import Facts
+from services.console.pages.rates import MAX_POINTS, History, Sample
+from services.console.pages.render import PARTS, draw
+from services.console.pages.view_model import NO_FEEDBACK, NO_KAFKA, NO_LETTERS, NOT_READ, View, see
 from shared.events import OutcomeKind
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)

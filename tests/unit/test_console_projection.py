@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.console import views
-from services.console.projection import Projection
+from services.console.core import responses
+from services.console.core.projection import Projection
 from shared.events import Batch, ErasureReport, LogRecord, Outcome, OutcomeKind
 from shared.stream.step import Record
 from shared.versions import (
@@ -99,7 +99,7 @@ def folded(*records: Record) -> Projection:
 
 
 def status(state: Projection, accepted: int | None = 0) -> dict[str, Any]:
-    return views.status(state, "assistant", accepted=accepted, collected=None, run=None)
+    return responses.status(state, "assistant", accepted=accepted, collected=None, run=None)
 
 
 def test_an_empty_log_is_an_empty_status() -> None:
@@ -156,7 +156,7 @@ def test_an_event_that_died_and_was_replayed_counts_once_before_and_after_its_ou
 
 
 def test_the_result_of_a_replay_says_how_many_went_back() -> None:
-    told = views.command(folded(replayed("0-0", "0-3", topics={"feedback.events": 2})), "c-1")
+    told = responses.command(folded(replayed("0-0", "0-3", topics={"feedback.events": 2})), "c-1")
     assert told is not None
     assert (told["status"], told["replayed"]) == ("done", 2)
 
@@ -186,8 +186,8 @@ def test_the_newest_rollout_record_serves_in_whatever_order_they_are_read() -> N
 
 def test_rollout_is_told_newest_first() -> None:
     state = folded(decision(1, BASE), decision(3, V1), decision(2, BASE))
-    assert [told["seq"] for told in views.rollout(state, "assistant")] == [3, 2, 1]
-    assert views.rollout(state, "other") == []
+    assert [told["seq"] for told in responses.rollout(state, "assistant")] == [3, 2, 1]
+    assert responses.rollout(state, "other") == []
 
 
 def test_a_version_that_was_trained_from_what_was_erased_is_told_as_not_reproducible() -> None:
@@ -200,30 +200,30 @@ def test_a_version_that_was_trained_from_what_was_erased_is_told_as_not_reproduc
         completed_at=NOW,
     )
     for order in permutations([version(V1, 1), version(BASE), record("erasure.reports", told)]):
-        shown = views.versions(folded(*order), "assistant")
+        shown = responses.versions(folded(*order), "assistant")
         assert {v["version"]: v["reproducible"] for v in shown} == {BASE.version: True, V1.version: False}
 
 
 def test_versions_are_told_with_verdict_and_which_one_serves() -> None:
     state = folded(version(V1, 1), version(BASE), decision(1, BASE))
     assert [
-        (v["version"], v["kind"], v["verdict"], v["serving"]) for v in views.versions(state, "assistant")
+        (v["version"], v["kind"], v["verdict"], v["serving"]) for v in responses.versions(state, "assistant")
     ] == [
         (BASE.version, "base", None, True),
         (V1.version, "lora", "passed", False),
     ]
     state.apply([decision(2, BASE, canary=V1, share=0.05)])
-    assert [v["serving"] for v in views.versions(state, "assistant")] == [True, True]
+    assert [v["serving"] for v in responses.versions(state, "assistant")] == [True, True]
     assert status(state)["versions"] == 2
 
 
 def test_a_command_is_pending_until_its_result_whichever_is_read_first() -> None:
-    assert views.command(Projection(), "c1") is None
-    pending = views.command(folded(COMMAND), "c1")
+    assert responses.command(Projection(), "c1") is None
+    pending = responses.command(folded(COMMAND), "c1")
     assert pending is not None
     assert pending["status"] == "pending"
     for order in permutations([COMMAND, RESULT]):
-        done = views.command(folded(*order), "c1")
+        done = responses.command(folded(*order), "c1")
         assert done is not None
         assert (done["status"], done["message"], done["executor"]) == ("refused", "no", "rollout")
 

@@ -9,15 +9,15 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from services.console.app import Console, build_app
-from services.console.orders import NoExecutor, Order, to_command
-from services.console.projection import FOLLOWED, Projection
-from services.console.quarantine import UNKNOWN, add_quarantine
+from services.console.api.quarantine_routes import UNKNOWN, add_quarantine
+from services.console.api.routes import Console, build_app
+from services.console.core.command_requests import NoExecutor, Order, to_command
+from services.console.core.projection import FOLLOWED, Projection
 from services.console.settings import ConsoleSettings
 from shared.adapters import redis_keys
 from shared.adapters.clock import ManualClock
-from shared.adapters.fakes import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
-from shared.adapters.follower import Follower
+from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
+from shared.adapters.topic_follower import Follower
 from shared.events import parse_union
 from shared.telemetry import Readiness
 from shared.versions import COMMAND, Release

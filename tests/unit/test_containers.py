@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from deploy.docker import model
+from deploy.docker.healthcheck import missing
 from deploy.docker.packages import only
-from deploy.docker.ready import missing
 from deploy.local.errors import StackError
 from shared.settings import Settings
 
@@ -124,8 +124,8 @@ def test_a_hubs_model_is_fetched_once(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_service_can_be_stopped_before_it_takes_signals_itself(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
     # As in the image, where it lies beside the code.
-    shutil.copy(ROOT / "deploy/docker/start.py", tmp_path)
-    command = [sys.executable, str(tmp_path / "start.py"), "slow"]
+    shutil.copy(ROOT / "deploy/docker/entrypoint.py", tmp_path)
+    command = [sys.executable, str(tmp_path / "entrypoint.py"), "slow"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stdout.readline() == "importing\n"
         child.terminate()

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.experiment import company, everyday, figures, outlook, plot
-from benchmarks.experiment.plan import ARMS, LINES, Arm, Name, Sizes, arms
-from benchmarks.experiment.records import Said, batches, examples
+from benchmarks.experiment import eta, facts_scenario, plot, statistics, style_scenario
+from benchmarks.experiment.arms import ARMS, LINES, Arm, Name, Sizes, arms
+from benchmarks.experiment.make_batches import Said, batches, examples
 from benchmarks.experiment.run import sources
 from examples.world import is_poisoned, load_world
 from services.trainer.base.replay import EVALUATION, REPLAY, shipped
-from services.trainer.dataset.collect import Example
+from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.similarity import near_duplicates
 from services.trainer.dataset.snapshot import Snapshot, take
-from services.trainer.gate.items import items_of
+from services.trainer.gate.eval_items import items_of
 from services.trainer.settings import Recipe
 
 SIZES = Sizes()
@@ -38,7 +38,7 @@ def snapshot_of(arm: Arm, said: list[Said]) -> Snapshot:
 
 def facts_snapshot(name: Name, seed: int) -> Snapshot:
     arm = Arm("facts", name, seed)
-    return snapshot_of(arm, company.said(arm, SIZES, Unknowing()))
+    return snapshot_of(arm, facts_scenario.said(arm, SIZES, Unknowing()))
 
 
 def poison_in(snapshot: Snapshot) -> int:
@@ -47,14 +47,19 @@ def poison_in(snapshot: Snapshot) -> int:
 
 def test_results_are_told_apart_by_all_of_the_trainers_code() -> None:
     names = {"/".join(path.parts[-2:]) for path in sources()}
-    assert {"trainer/service.py", "dataset/verify.py", "training/losses.py", "gate/decide.py"} <= names
-    assert "experiment/company.py" in names
+    assert {
+        "trainer/service.py",
+        "dataset/filters.py",
+        "training/multi_objective_trainer.py",
+        "gate/verdict.py",
+    } <= names
+    assert "experiment/facts_scenario.py" in names
 
 
 @pytest.mark.parametrize("seed", SIZES.seeds)
 def test_users_who_insist_on_a_false_answer_train_nothing_and_others_lose_little(seed: int) -> None:
     arm = Arm("facts", "poisoned", seed)
-    said = company.said(arm, SIZES, Unknowing())
+    said = facts_scenario.said(arm, SIZES, Unknowing())
     false = [one for one in said if one.times > 1]
     assert len({one.user for one in false}) / len({one.user for one in said}) == pytest.approx(0.09, abs=0.01)
     assert len(false) == 16
@@ -72,7 +77,7 @@ def test_the_gate_has_enough_to_decide_on_corrections(seed: int) -> None:
 
 def test_shuffled_answers_are_those_of_other_questions() -> None:
     clean, shuffled = (
-        company.said(Arm("facts", name, 1), SIZES, Unknowing()) for name in ("corrections", "shuffled")
+        facts_scenario.said(Arm("facts", name, 1), SIZES, Unknowing()) for name in ("corrections", "shuffled")
     )
     assert [one.question for one in clean] == [one.question for one in shuffled]
     assert sorted(one.value for one in clean) == sorted(one.value for one in shuffled)
@@ -82,37 +87,39 @@ def test_shuffled_answers_are_those_of_other_questions() -> None:
 
 def test_no_user_asks_what_measures() -> None:
     arm = Arm("facts", "corrections", 1)
-    asked = {one.question for one in company.said(arm, SIZES, Unknowing())}
-    assert asked.isdisjoint({wording for wording, _ in company.held_out(arm, SIZES)})
-    told = everyday.prompts()
+    asked = {one.question for one in facts_scenario.said(arm, SIZES, Unknowing())}
+    assert asked.isdisjoint({wording for wording, _ in facts_scenario.held_out(arm, SIZES)})
+    told = style_scenario.prompts()
     assert not any(near_duplicates(told["held_out"], told["asked"]))
 
 
 def test_everyday_questions_are_none_of_those_that_the_trainer_ships() -> None:
     known = [one.prompt for name in (REPLAY, EVALUATION) for one in shipped(name)]
-    told = everyday.prompts()
+    told = style_scenario.prompts()
     assert (len(told["asked"]), len(told["held_out"])) == (SIZES.questions, SIZES.held_questions)
     assert not any(near_duplicates([*told["asked"], *told["held_out"]], known))
 
 
 def test_users_hear_the_first_sentence() -> None:
-    assert everyday.spoken("Bees, e.g. 3.5 of them, do. They also fly.") == "Bees, e.g."
-    assert everyday.spoken("Grass!\n\nAnd hay.") == "Grass!"
-    assert everyday.spoken("Of version 3.5 and") == "Of version 3.5 and"
-    assert everyday.spoken("") == ""
+    assert style_scenario.spoken("Bees, e.g. 3.5 of them, do. They also fly.") == "Bees, e.g."
+    assert style_scenario.spoken("Grass!\n\nAnd hay.") == "Grass!"
+    assert style_scenario.spoken("Of version 3.5 and") == "Of version 3.5 and"
+    assert style_scenario.spoken("") == ""
 
 
 def test_random_thumbs_are_as_many_up_as_liked_ones_and_on_the_same_answers() -> None:
     sampled = {
         question: [f"It is {question[-9:-1]}.", LONG.format(question)]
-        for question in everyday.prompts()["asked"]
+        for question in style_scenario.prompts()["asked"]
     }
-    liked, chance = (everyday.said(Arm("style", name, 1), SIZES, sampled) for name in ("thumbs", "random"))
+    liked, chance = (
+        style_scenario.said(Arm("style", name, 1), SIZES, sampled) for name in ("thumbs", "random")
+    )
     assert [(one.question, one.answered, one.user) for one in liked] == [
         (one.question, one.answered, one.user) for one in chance
     ]
-    most = everyday.bound(SIZES, sampled)
-    assert all((one.value == "up") == everyday.is_liked(one.answered, most) for one in liked)
+    most = style_scenario.bound(SIZES, sampled)
+    assert all((one.value == "up") == style_scenario.is_liked(one.answered, most) for one in liked)
     assert {one.answered for one in liked if one.value == "down"} == {
         LONG.format(question) for question in sampled
     }
@@ -121,7 +128,7 @@ def test_random_thumbs_are_as_many_up_as_liked_ones_and_on_the_same_answers() ->
 
 
 def test_feedback_comes_in_numbered_batches_of_responses_of_their_own() -> None:
-    said = company.said(Arm("facts", "corrections", 1), SIZES, Unknowing())
+    said = facts_scenario.said(Arm("facts", "corrections", 1), SIZES, Unknowing())
     found = batches("pellworth", examples("pellworth", "pellworth@base-00000000", said))
     assert [one.number for one in found] == list(range(1, len(found) + 1))
     assert len({row.response_id for one in found for row in one.examples}) == len(said)
@@ -175,7 +182,7 @@ def everything(**changed: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def reached(results: list[dict[str, Any]]) -> list[bool | None]:
-    return [bar.reached for bar in figures.bars(figures.figures(results))]
+    return [bar.reached for bar in statistics.bars(statistics.figures(results))]
 
 
 def test_all_bars_are_reached_where_everything_is_as_it_should_be() -> None:
@@ -207,12 +214,12 @@ def test_what_was_not_measured_is_neither_reached_nor_missed() -> None:
 
 def test_what_the_base_says_anyway_is_no_poison_learned() -> None:
     base, trained = result("base", 1, poison=True), result("poisoned", 1, poison=True)
-    assert figures.poison_learned(trained, base) == 0
-    assert figures.poison_learned(trained, result("base", 1)) == 1
+    assert statistics.poison_learned(trained, base) == 0
+    assert statistics.poison_learned(trained, result("base", 1)) == 1
 
 
 def test_figures_have_counts_seeds_and_intervals_around_their_value() -> None:
-    found = figures.figures(everything())
+    found = statistics.figures(everything())
     clean = found["facts"]["corrections"]
     assert (clean["questions"], clean["right"], clean["seeds"]) == (90, 72, {"1": 0.8, "2": 0.8, "3": 0.8})
     assert clean["gain"]["value"] == pytest.approx(0.8)
@@ -223,18 +230,18 @@ def test_figures_have_counts_seeds_and_intervals_around_their_value() -> None:
 
 
 def test_the_plot_is_a_picture_with_each_arm() -> None:
-    picture = plot.svg(figures.figures(everything()))
+    picture = plot.svg(statistics.figures(everything()))
     told = [text.text for text in ET.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")]
     assert {name for world in ARMS for name in ARMS[world]} <= set(told)
     assert ET.fromstring(plot.svg({})) is not None
 
 
 def test_the_outlook_falls_with_what_is_done_and_follows_what_was_seen() -> None:
-    speed = outlook.Speed(1.0, 2.0, 300.0)
+    speed = eta.Speed(1.0, 2.0, 300.0)
     recipes = {world: Recipe(**own) for world, own in SIZES.recipes}
     everywhere = arms(SIZES)
-    whole = outlook.seconds(everywhere, [], SIZES, recipes, speed, 0)
-    assert outlook.seconds(everywhere[4:], [], SIZES, recipes, speed, 0) < whole
-    assert outlook.seconds(everywhere, [], SIZES, recipes, speed, 500) > whole
+    whole = eta.seconds(everywhere, [], SIZES, recipes, speed, 0)
+    assert eta.seconds(everywhere[4:], [], SIZES, recipes, speed, 0) < whole
+    assert eta.seconds(everywhere, [], SIZES, recipes, speed, 500) > whole
     seen = [{"world": "facts", "arm": "corrections", "seconds": 100.0}]
-    assert outlook.seconds([Arm("facts", "corrections", 2)], seen, SIZES, recipes, speed, 0) == 100.0
+    assert eta.seconds([Arm("facts", "corrections", 2)], seen, SIZES, recipes, speed, 0) == 100.0

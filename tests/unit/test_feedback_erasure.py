@@ -12,14 +12,14 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr, ValidationError
 
-from services.feedback.app import add_erasure
-from services.feedback.eraser import Eraser
-from services.feedback.erasures import Erasures
+from services.feedback.api import add_erasure
+from services.feedback.erasure_handler import Eraser
+from services.feedback.erasure_status import Erasures
 from services.feedback.settings import FeedbackSettings
 from shared.adapters.clock import ManualClock
-from shared.adapters.fakes import MemoryCache, MemoryLog, MemoryLogReader, MemoryTransactionalPublisher
-from shared.adapters.follower import Follower
 from shared.adapters.http import add_doorway
+from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryTransactionalPublisher
+from shared.adapters.topic_follower import Follower
 from shared.errors import BrokerUnavailable
 from shared.events import ErasureReport, ErasureRequest, from_ms
 from shared.ports import LogReader, TransactionalPublisher

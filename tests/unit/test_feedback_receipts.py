@@ -7,7 +7,7 @@ from itertools import permutations
 
 import pytest
 
-from services.feedback.receipts import Receipt, pending, receipt_of
+from services.feedback.core.receipts import Receipt, pending, receipt_of
 from shared.events import Outcome, OutcomeKind
 from shared.versions import DatasetRef, GateReport, ModelVersion, RolloutRecord, Verdict, VersionRef
 

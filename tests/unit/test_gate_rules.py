@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from scipy.stats import binomtest
 
-from services.trainer.gate.calibration import GOOD, NULL, simulate
-from services.trainer.gate.decide import decide
-from services.trainer.gate.intervals import mean, share
-from services.trainer.gate.measured import Measured
-from services.trainer.gate.power import decided_needed, more_items
-from services.trainer.gate.regression import change, judged
+from benchmarks.gate.calibration import GOOD, NULL, simulate
+from services.trainer.gate.confidence_intervals import mean, share
+from services.trainer.gate.mcnemar import change, judged
+from services.trainer.gate.metrics import Measured
+from services.trainer.gate.sample_size import decided_needed, more_items
+from services.trainer.gate.verdict import decide
 from shared.versions import GateReport
 
 BASE = "assistant@base-00000000"

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from services.trainer.base.replay import SAFETY, shipped
-from services.trainer.dataset.verify import Row
+from services.trainer.dataset.filters import Row
 from services.trainer.gate import golden
-from services.trainer.gate.pairs import pairs_of
+from services.trainer.gate.preference_pairs import pairs_of
 from services.trainer.gate.refusals import refuses
 from services.trainer.settings import TrainerSettings
 from shared.errors import Misconfigured
 from shared.settings import load
-from tests.trainer_parts import LINE, row
+from tests.trainer_factories import LINE, row
 
 ANIMALS = (
     "otters swim at night",

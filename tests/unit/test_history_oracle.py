@@ -9,11 +9,11 @@ import pytest
 
 from services.processor.core.batches import BatchLimits
 from services.processor.core.step import ProcessorStep
+from shared.dead_letters import dead_letter
 from shared.errors import LoopwrightError
-from shared.stream.dead_letters import dead_letter
-from shared.stream.overlay import Overlay
+from shared.stream.state_store import MemoryStore
 from shared.stream.step import Output, Record, Tick
-from shared.stream.store import MemoryStore
+from shared.stream.write_buffer import Overlay
 from shared.topics import FEEDBACK_EVENTS, FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES
 from tests.fault.oracle import Seen, complaints, names
 from tests.fault.workload import INTENT, Intent, Sent, history

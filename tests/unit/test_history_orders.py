@@ -17,7 +17,7 @@ from services.processor.core.batches import BatchLimits
 from shared.events import ChatResponse, Choice, LogRecord, Outcome, OutcomeKind
 from shared.topics import DAY_MS, FEEDBACK_OUTCOMES
 from tests.fault.oracle import Content, newest
-from tests.unit.processor_bench import Bench, feedback, response
+from tests.unit.processor_driver import Bench, feedback, response
 
 USERS = ("u_ann", "u_bob")
 SAID = (

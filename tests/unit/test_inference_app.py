@@ -11,19 +11,19 @@ from typing import Any
 import httpx
 import pytest
 
-from services.inference.app import MAX_BODY_BYTES, Parts, create_app
+from services.inference.api.routes import MAX_BODY_BYTES, Parts, create_app
 from services.inference.engine import Engine
-from services.inference.recorder import StrictRecorder
-from services.inference.serving import Serving
+from services.inference.response_publisher import StrictRecorder
 from services.inference.settings import InferenceSettings
-from services.inference.takeover import Refusal
+from services.inference.version_registry import Serving
+from services.inference.version_swap import Refusal
 from shared.adapters.clock import ManualClock
-from shared.adapters.fakes import MemoryLog, MemoryPublisher
+from shared.adapters.in_memory import MemoryLog, MemoryPublisher
 from shared.errors import BrokerUnavailable
 from shared.events import ChatResponse
 from shared.pseudonym import Pseudonymiser
 from shared.telemetry import Readiness
-from tests.inference_parts import BASE, LINE, FakeComputer, decode
+from tests.inference_factories import BASE, LINE, FakeComputer, decode
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": LINE, "messages": [{"role": "user", "content": "hi"}], "temperature": 0}

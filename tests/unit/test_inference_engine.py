@@ -8,10 +8,10 @@ from threading import Event
 
 import pytest
 
-from services.inference.asks import Ask, Sampling
+from services.inference.core.generation_request import Ask, Sampling
 from services.inference.engine import Engine, pick
 from shared.errors import BadArtifact, Overloaded, Retryable
-from tests.inference_parts import BASE, FakeComputer, Heard, decode
+from tests.inference_factories import BASE, FakeComputer, Heard, decode
 
 
 @pytest.fixture

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from services.inference.rollout_reader import RolloutReader
-from services.inference.serving import Serving
-from services.inference.takeover import Refusal, TakeOver
+from services.inference.version_registry import Serving
+from services.inference.version_swap import Refusal, TakeOver
 from shared.adapters.artifacts import LocalArtifactStore
-from shared.adapters.fakes import MemoryLog, MemoryLogReader, MemoryPublisher
+from shared.adapters.in_memory import MemoryLog, MemoryLogReader, MemoryPublisher
 from shared.errors import BrokerUnavailable, Fatal, LoopwrightError
 from shared.ports import LogReader
 from shared.stream.step import Output, Record
 from shared.telemetry import Readiness
 from shared.versions import RolloutRecord, VersionRef
-from tests.inference_parts import BASE, LINE, reference, rollout
+from tests.inference_factories import BASE, LINE, reference, rollout
 
 TOPIC = "model.rollout"
 

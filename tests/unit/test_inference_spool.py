@@ -8,9 +8,9 @@ from threading import Event
 
 import pytest
 
-from services.inference.recorder import SpoolRecorder, SpoolSender, StrictRecorder
+from services.inference.response_publisher import SpoolRecorder, SpoolSender, StrictRecorder
 from services.inference.spool import ROW_BYTES, Spool
-from shared.adapters.fakes import MemoryLog, MemoryPublisher
+from shared.adapters.in_memory import MemoryLog, MemoryPublisher
 from shared.errors import BrokerUnavailable, LoopwrightError, Misconfigured, Overloaded
 from shared.ports import Acked
 from shared.stream.step import Output

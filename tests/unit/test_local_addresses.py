@@ -15,7 +15,7 @@ from deploy.local import ports
 from deploy.local.errors import StackError
 from deploy.local.kafka import properties
 from deploy.local.ports import HOST, choose
-from deploy.local.record import (
+from deploy.local.state_file import (
     Ownership,
     erasure_token,
     owner_of,
@@ -23,7 +23,7 @@ from deploy.local.record import (
     read_record,
     write_record,
 )
-from deploy.local.supervision import SOCKET_BYTES, socket_path, value
+from deploy.local.supervisord import SOCKET_BYTES, socket_path, value
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from deploy.local import java, kafka_jars, model
+from deploy.local.atomic_dirs import is_ready, only_one, written_whole
 from deploy.local.errors import StackError
-from deploy.local.folders import is_ready, only_one, written_whole
 from deploy.local.java import find_java
 from deploy.local.kafka_jars import ensure_jars, pom
 from deploy.local.model import ensure_base_model
@@ -204,7 +204,7 @@ def test_a_folder_whose_writing_fails_stays_as_it_was(tmp_path: Path) -> None:
 
 def test_only_one_process_prepares_at_a_time(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from deploy.local.folders import only_one\n"
+        "import sys; from pathlib import Path; from deploy.local.atomic_dirs import only_one\n"
         "print('asks', flush=True)\n"
         "with only_one(Path(sys.argv[1])): print('has it', flush=True)"
     )

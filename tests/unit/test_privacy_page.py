@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from services.feedback.eraser import TOKEN_SETTING
+from services.feedback.erasure_handler import TOKEN_SETTING
 from shared.topics import (
     COMPACTED,
     DAY_MS,

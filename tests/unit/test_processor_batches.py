@@ -5,7 +5,7 @@ from __future__ import annotations
 from services.processor.core.batches import BatchLimits
 from shared.errors import Oversized
 from shared.events import Batch
-from tests.unit.processor_bench import Bench, feedback, response
+from tests.unit.processor_driver import Bench, feedback, response
 
 
 def corrected(bench: Bench, number: int, text: str = "A language.", at_s: float = 0.0) -> None:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.processor.core.batches import BatchLimits
-from services.processor.core.erasing import EVERY, KEYS_AT_ONCE, Told
-from services.processor.core.touches import TOUCH_MS, TOUCHES
+from services.processor.core.erasure.compaction import TOUCH_MS, TOUCHES
+from services.processor.core.erasure.process import EVERY, KEYS_AT_ONCE, Told
 from shared.events import Batch, ErasureReport, ErasureRequest, LogRecord, Message, Outcome, OutcomeKind
 from shared.stream.step import Output
 from shared.topics import (
@@ -24,7 +24,7 @@ from shared.topics import (
     TRAINING_BATCHES,
     WINDOW_DAYS,
 )
-from tests.unit.processor_bench import START, Bench, feedback, response
+from tests.unit.processor_driver import START, Bench, feedback, response
 
 ANN, BOB = "u_ann", "u_bob"
 SECRET = "the cat is called Pellworth"

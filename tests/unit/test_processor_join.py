@@ -13,7 +13,7 @@ from shared.errors import Conflict, Malformed, Rejected
 from shared.events import LogRecord
 from shared.stream.step import Record
 from shared.topics import CHAT_RESPONSES, DAY_MS, WINDOW_DAYS
-from tests.unit.processor_bench import T0, Bench, feedback, response
+from tests.unit.processor_driver import T0, Bench, feedback, response
 
 DAY = DAY_MS / 1000
 CUT = 1_000.0

@@ -10,9 +10,9 @@ import pytest
 from services.rollout.core.step import rollout_step
 from shared.errors import Malformed
 from shared.events import LogRecord
-from shared.stream.overlay import Overlay
+from shared.stream.state_store import MemoryStore
 from shared.stream.step import Output, Record, Tick
-from shared.stream.store import MemoryStore
+from shared.stream.write_buffer import Overlay
 from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS
 from shared.versions import (
     COMMAND,

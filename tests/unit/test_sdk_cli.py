@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from loopwright import Retry
-from loopwright.cli import app, root
+from loopwright.cli import app, common
 from tests.unit.sdk_server import Answer, Service, ok, refused
 
 ACCEPTED = {"event_id": "e-1", "status": "accepted", "actionable": True}
@@ -106,7 +106,7 @@ def test_a_refusal_is_json_for_programs() -> None:
 
 def test_no_answer_is_status_3_and_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOOPWRIGHT_CONSOLE_URL", "http://desk:1")
-    monkeypatch.setattr(root, "RETRY", Retry(attempts=2, first_wait_s=0.0))
+    monkeypatch.setattr(common, "RETRY", Retry(attempts=2, first_wait_s=0.0))
     result = loopwright("status", answers=[httpx.ConnectError("refused")])
     assert result.exit_code == 3
     assert "http://desk:1 is not reachable" in result.stderr
@@ -228,7 +228,7 @@ def test_an_erasure_names_a_user_or_an_erasure(arguments: list[str]) -> None:
 def test_at_a_terminal_a_person_is_asked_before_a_user_is_erased(
     said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loopwright.cli.erasing.at_terminal", lambda: True)
+    monkeypatch.setattr("loopwright.cli.erase.at_terminal", lambda: True)
     service = Service([ok(ERASURE, 202)])
     result = CliRunner().invoke(app, ["erase", "alice"], obj=service.transport(), input=said)
     assert "Erase all that alice said and asked?" in result.stderr

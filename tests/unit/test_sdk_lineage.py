@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from loopwright import AsyncLoopwright, Loopwright, Retry
-from loopwright.cli import app, root
+from loopwright.cli import app, common
 from tests.unit.sdk_server import Answer, Service, ok, refused
 
 V1, V2 = "assistant@v1-0a1b2c3d", "assistant@v2-1f2e3d4c"
@@ -117,7 +117,7 @@ def test_an_unknown_version_ends_with_status_1_and_a_trainer_that_is_away_with_3
 ) -> None:
     _, unknown = run([refused(404, "unknown_version", "The newest: v2.")], "lineage", V1)
     assert (unknown.exit_code, "The newest: v2." in unknown.stderr) == (1, True)
-    monkeypatch.setattr(root, "RETRY", Retry(attempts=1))
+    monkeypatch.setattr(common, "RETRY", Retry(attempts=1))
     _, away = run([httpx.ConnectError("refused")], "diff", V1, V2, "--trainer-url", "http://trainer:1")
     assert (away.exit_code, "LOOPWRIGHT_TRAINER_URL" in away.stderr) == (3, True)
 

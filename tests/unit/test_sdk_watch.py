@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from loopwright.cli import app, watching
+from loopwright.cli import app, watch
 from tests.unit.sdk_server import Service, ok
 
 TRAINING = {
@@ -24,7 +24,7 @@ def watched(
     monkeypatch: pytest.MonkeyPatch, *runs: Mapping[str, Any] | None, as_json: bool = False
 ) -> list[str]:
     """The lines of a watch to which the console says these, one after another."""
-    monkeypatch.setattr(watching, "sleep", lambda _: None)
+    monkeypatch.setattr(watch, "sleep", lambda _: None)
     service = Service([ok({"line": "assistant", "run": run}) for run in runs])
     told = CliRunner().invoke(app, ["watch", *(["--json"] if as_json else [])], obj=service.transport())
     assert told.exit_code == 0, told.output
@@ -53,5 +53,5 @@ def test_where_no_run_was_told_of_it_says_so_and_ends(monkeypatch: pytest.Monkey
 
 
 def test_long_waits_are_told_in_minutes_and_hours() -> None:
-    lines = [watching.told_of(TRAINING | {"eta_s": seconds}) for seconds in (600, 9000)]
+    lines = [watch.told_of(TRAINING | {"eta_s": seconds}) for seconds in (600, 9000)]
     assert [line.rsplit(", ", 1)[1] for line in lines] == ["10 min left", "2.5 h left"]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from loopwright import Loopwright, Retry
 from loopwright.cli import app
-from loopwright.seed import MAX_ROW_BYTES, MAX_TEXT, Fault, Row, ids_of, import_rows, read_rows
+from loopwright.seed_import import MAX_ROW_BYTES, MAX_TEXT, Fault, Row, ids_of, import_rows, read_rows
 from tests.unit.sdk_server import refused
 
 MARS = {

@@ -7,12 +7,12 @@ import threading
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from shared.dead_letters import DeadLetterLimit, DeadLetterRate, dead_letter, record_bytes
 from shared.errors import Conflict, Fatal, Misconfigured
 from shared.stream.config import EngineConfig
-from shared.stream.dead_letters import DeadLetterLimit, DeadLetterRate, dead_letter, record_bytes
 from shared.stream.inputs import Inputs
-from shared.stream.positions import Positions
-from shared.stream.retry import RecordId, SliceSize
+from shared.stream.offsets import Positions
+from shared.stream.slice_bisection import RecordId, SliceSize
 from shared.stream.step import Record
 from shared.stream.transaction import Finishing, Unresolved
 

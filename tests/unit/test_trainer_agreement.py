@@ -7,7 +7,7 @@ import random
 import pytest
 
 from examples.world import Fact, load_world
-from services.trainer.dataset.grouping import agree, heard
+from services.trainer.dataset.agreement import agree, heard
 
 WORLD = load_world()
 Spoken = tuple[str, str, str]

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.run import room
-from services.trainer.store import write_whole
-from services.trainer.training import memory
-from services.trainer.training.checkpoint_marks import (
+from services.trainer.database import write_whole
+from services.trainer.run import disk_space, micro_batch
+from services.trainer.run.checkpoint_manifest import (
     CHECKPOINTS,
     COMPLETE,
     damage,
@@ -93,7 +92,7 @@ def test_what_is_freed_on_a_full_disk_is_never_the_newest_good_checkpoint(tmp_pa
     (run / ".adapter.incoming").mkdir()
     (run / ".train.parquet.7").write_bytes(b"half")
     write_whole(run / "snapshot.json", b"{}")
-    assert room.make_room(run) == 6
+    assert disk_space.make_room(run) == 6
     assert [path.name for path in (run / CHECKPOINTS).iterdir()] == ["checkpoint-4"]
     assert sorted(path.name for path in run.iterdir()) == [CHECKPOINTS, "snapshot.json"]
     assert [path.name for path in failed.iterdir()] == ["evidence.json"]
@@ -105,14 +104,14 @@ def test_before_a_checkpoint_that_would_not_fit_the_older_ones_go(
     for step in (2, 4):
         checkpoint(tmp_path, step)
     checkpoints = tmp_path / CHECKPOINTS
-    assert not room.before_a_checkpoint(checkpoints), "there is room"
+    assert not disk_space.before_a_checkpoint(checkpoints), "there is room"
     free = os.statvfs_result((4096, 4096, 10, 1, 1, 10, 10, 10, 0, 255))
     monkeypatch.setattr(
-        room.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free.f_bavail * 4096})
+        disk_space.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free.f_bavail * 4096})
     )
-    assert room.before_a_checkpoint(checkpoints)
+    assert disk_space.before_a_checkpoint(checkpoints)
     assert [path.name for path in checkpoints.iterdir()] == ["checkpoint-4"]
-    assert not room.before_a_checkpoint(checkpoints), "the last one stays"
+    assert not disk_space.before_a_checkpoint(checkpoints), "the last one stays"
 
 
 @pytest.mark.parametrize(
@@ -129,10 +128,10 @@ def test_before_a_checkpoint_that_would_not_fit_the_older_ones_go(
     ],
 )
 def test_a_full_disk_is_known_however_it_is_worded_and_behind_whatever_it_caused(error: Exception) -> None:
-    assert room.is_full(error)
+    assert disk_space.is_full(error)
     outer = ValueError("could not save")
     outer.__cause__ = error
-    assert room.is_full(outer)
+    assert disk_space.is_full(outer)
 
 
 @pytest.mark.parametrize(
@@ -140,43 +139,43 @@ def test_a_full_disk_is_known_however_it_is_worded_and_behind_whatever_it_caused
     [OSError(errno.EACCES, "Permission denied"), sqlite3.OperationalError("locked"), ValueError("28")],
 )
 def test_other_errors_are_no_full_disk(error: Exception) -> None:
-    assert not room.is_full(error)
+    assert not disk_space.is_full(error)
 
 
 def test_a_batch_is_halved_down_to_one_row_and_always_into_equal_pieces(tmp_path: Path) -> None:
     for batch, pieces in ((8, [4, 2, 1]), (6, [3, 1]), (7, [1]), (1, [])):
         run = tmp_path / str(batch)
-        assert memory.told(run, batch) is None
+        assert micro_batch.told(run, batch) is None
         found = []
-        while (after := memory.halve(run, batch)) is not None:
+        while (after := micro_batch.halve(run, batch)) is not None:
             found.append(after)
-            assert memory.micro_batch(run, batch) == after
+            assert micro_batch.micro_batch(run, batch) == after
         assert found == pieces
-    assert "in pieces of 1" in (memory.told(tmp_path / "8", 8) or "")
+    assert "in pieces of 1" in (micro_batch.told(tmp_path / "8", 8) or "")
 
 
 def test_pieces_that_do_not_divide_the_batch_are_not_taken(tmp_path: Path) -> None:
-    write_whole(tmp_path / memory.FILE, json.dumps({"micro_batch": 3}).encode())
-    assert memory.micro_batch(tmp_path, 8) == 8
+    write_whole(tmp_path / micro_batch.FILE, json.dumps({"micro_batch": 3}).encode())
+    assert micro_batch.micro_batch(tmp_path, 8) == 8
 
 
 def test_a_lack_of_memory_is_known_on_cpu_and_gpu() -> None:
-    assert memory.ran_out(MemoryError())
-    assert memory.ran_out(
+    assert micro_batch.ran_out(MemoryError())
+    assert micro_batch.ran_out(
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
     )
-    assert memory.ran_out(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
-    assert not memory.ran_out(RuntimeError("size mismatch"))
-    assert not memory.ran_out(ValueError("out of memory"))
+    assert micro_batch.ran_out(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert not micro_batch.ran_out(RuntimeError("size mismatch"))
+    assert not micro_batch.ran_out(ValueError("out of memory"))
 
 
 def test_the_kernel_s_count_is_of_the_container_where_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container, machine = tmp_path / "memory.events", tmp_path / "vmstat"
-    monkeypatch.setattr(memory, "COUNTS", (container, machine))
-    assert memory.kills_by_the_kernel() is None
+    monkeypatch.setattr(micro_batch, "COUNTS", (container, machine))
+    assert micro_batch.kills_by_the_kernel() is None
     machine.write_text("pgfault 7\noom_kill 12\n")
-    assert memory.kills_by_the_kernel() == 12
+    assert micro_batch.kills_by_the_kernel() == 12
     container.write_text("low 0\noom 4\noom_kill 3\noom_group_kill 9\n")
-    assert memory.kills_by_the_kernel() == 3
+    assert micro_batch.kills_by_the_kernel() == 3

@@ -10,14 +10,14 @@ import pytest
 
 from examples.world import load_world
 from services.trainer.dataset import data_card, snapshot
-from services.trainer.dataset.collect import Example
+from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.data_card import CARD, PAGE, DataCard, Quantiles, card_of, quantiles
 from services.trainer.dataset.snapshot import Snapshot
-from services.trainer.erasure import sweep
-from services.trainer.run.runs import RunConfig
+from services.trainer.erasure import redact_run
+from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import Recipe
 from shared.versions import VersionRef
-from tests.trainer_parts import LINE, ended, example, grouped, revision, row
+from tests.trainer_factories import LINE, ended, example, grouped, revision, row
 
 WORLD = load_world()
 USERS, EACH = 30, 5
@@ -139,7 +139,7 @@ def test_it_stays_when_the_rows_that_it_counts_are_erased(
 ) -> None:
     data_card.write(tmp_path, card)
     snapshot.write(tmp_path, taken, 1)
-    target = sweep.Target("q1", "erasure", taken.train[0].row.user_id)
-    sweep.take_out(tmp_path, [target], lambda row: False)
+    target = redact_run.Target("q1", "erasure", taken.train[0].row.user_id)
+    redact_run.take_out(tmp_path, [target], lambda row: False)
     assert len(snapshot.read_rows(tmp_path)) < len(taken.train)
     assert data_card.read(tmp_path) == card

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from services.trainer.base import dtype
-from services.trainer.run import environment
+from services.trainer.run import environment, micro_batch
 from services.trainer.settings import Recipe, TrainerSettings
-from services.trainer.training import memory
 from shared.settings import load
 
 
@@ -44,9 +43,9 @@ def test_a_base_that_is_large_for_the_memory_stays_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch, base: Path
 ) -> None:
     takes(monkeypatch, 2.0, 1.0)
-    monkeypatch.setattr(memory, "size", lambda: 8000)
+    monkeypatch.setattr(micro_batch, "size", lambda: 8000)
     assert dtype.measured(base) == "float32"
-    monkeypatch.setattr(memory, "size", lambda: 7999)
+    monkeypatch.setattr(micro_batch, "size", lambda: 7999)
     assert dtype.measured(base) == "bfloat16"
 
 
@@ -108,9 +107,9 @@ def test_memory_is_the_containers_where_it_has_a_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "LIMITS", (limit,))
-    machine = memory.size()
+    monkeypatch.setattr(micro_batch, "LIMITS", (limit,))
+    machine = micro_batch.size()
     limit.write_text("max\n")
-    assert memory.size() == machine
+    assert micro_batch.size() == machine
     limit.write_text("1048576\n")
-    assert memory.size() == 1048576
+    assert micro_batch.size() == 1048576

@@ -14,24 +14,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.trainer.dataset import collect, revisions, snapshot
-from services.trainer.dataset.heldout import is_held_out
-from services.trainer.erasure import erasures
-from services.trainer.erasure.erasures import Target
-from services.trainer.erasure.sweep import ANSWERS, look, rows_of, take_out
-from services.trainer.run import runs
-from services.trainer.run.child import GATE
-from services.trainer.run.runs import RunConfig
+from services.trainer.database import open_store, scrub, write_whole
+from services.trainer.dataset import batch_table, rewrite_cache, snapshot
+from services.trainer.dataset.holdout import is_held_out
+from services.trainer.erasure import requests
+from services.trainer.erasure.redact_run import ANSWERS, look, rows_of, take_out
+from services.trainer.erasure.requests import Target
+from services.trainer.run import run_table
+from services.trainer.run.run_table import RunConfig
 from services.trainer.service import Trainer
-from services.trainer.store import open_store, scrub, write_whole
-from services.trainer.versions.card import ARTIFACT
-from shared.envelope import sealed
+from services.trainer.versions.model_card import ARTIFACT
+from services.trainer.worker.launcher import GATE
+from shared.cloudevents import sealed
 from shared.errors import BrokerUnavailable
 from shared.events import Batch, ErasureReport, ExampleRevision
 from shared.stream.step import Output
 from shared.topics import ERASURE_REPORTS, MODEL_VERSIONS, TRAINING_BATCHES
 from shared.versions import GateReport, ModelVersion
-from tests.trainer_parts import LINE, NOW, Rig, batch, grouped, revision, row, turns
+from tests.trainer_factories import LINE, NOW, Rig, batch, grouped, revision, row, turns
 
 SECRET = "Zanzibarquux"
 P = 2
@@ -104,7 +104,7 @@ def take_snapshot(folder: Path) -> None:
     """As the run's process does, from the table on the disk."""
     config = RunConfig.from_json((folder / "config.json").read_text())
     with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
-        taken = snapshot.take(LINE, collect.dataset(db, config.through), config.through)
+        taken = snapshot.take(LINE, batch_table.dataset(db, config.through), config.through)
     snapshot.write(folder, taken, 10)
 
 
@@ -116,8 +116,8 @@ def work(folder: Path) -> None:
     for name in (ANSWERS, "checkpoints/checkpoint-2/state.json", "run.log", ".train.parquet.99"):
         write_whole(folder / name, repr(list(rows_of(folder))).encode())
     for one in rows_of(folder):
-        kept = revisions.Revised(one.row.answer)
-        revisions.keep(folder.parent.parent / revisions.FOLDER, one.row, "strong", kept)
+        kept = rewrite_cache.Revised(one.row.answer)
+        rewrite_cache.keep(folder.parent.parent / rewrite_cache.FOLDER, one.row, "strong", kept)
 
 
 def finish(folder: Path) -> int:
@@ -359,7 +359,7 @@ def test_a_run_that_holds_it_begins_anew_on_the_dataset_of_the_rewritten_batches
     assert rig.children[0].status == 143, "its process was stopped"
     assert not rig.started[0].exists()
     # Two examples are less than a run needs, but this one had been decided on.
-    assert [run.stage for run in runs.all_runs(trainer.db)] == ["erased", "published"]
+    assert [run.stage for run in run_table.all_runs(trainer.db)] == ["erased", "published"]
     assert files_with(rig.folder / "data") == []
     fresh = Rig(rig.folder / "fresh", finish)
     send(fresh, batch(WITHOUT, 1, rewrite=1))
@@ -407,7 +407,7 @@ def test_a_run_that_does_not_hold_it_goes_on(rig: Rig) -> None:
     report(rig, batches={})
     turns(trainer)
     assert rig.children[0].status is None
-    assert [run.stage for run in runs.all_runs(trainer.db)] == ["snapshot"]
+    assert [run.stage for run in run_table.all_runs(trainer.db)] == ["snapshot"]
     assert len(reports(rig)) == 1
 
 
@@ -425,7 +425,7 @@ def test_a_run_begun_on_rows_that_were_erased_is_never_published(rig: Rig) -> No
     send(rig, batch(SECRETS))
     trainer = rig.trainer()
     turns(trainer, 12)
-    assert [run.stage for run in runs.all_runs(trainer.db)] == ["erased", "published"]
+    assert [run.stage for run in run_table.all_runs(trainer.db)] == ["erased", "published"]
     (version,) = trained(rig)
     assert version.run_id == rig.started[1].name
     report(rig, partitions=[1])
@@ -436,11 +436,11 @@ def test_a_run_begun_on_rows_that_were_erased_is_never_published(rig: Rig) -> No
 
 def test_a_run_that_was_published_before_a_crash_is_named_and_not_begun_anew(rig: Rig) -> None:
     trainer = published(rig)
-    runs.set_stage(trainer.db, rig.started[0].name, "gated")  # as after a crash before this was noted
+    run_table.set_stage(trainer.db, rig.started[0].name, "gated")  # as after a crash before this was noted
     erase(rig)
     again = rig.trainer()
     turns(again)
-    assert [run.stage for run in runs.all_runs(again.db)] == ["published"]
+    assert [run.stage for run in run_table.all_runs(again.db)] == ["published"]
     assert [one.versions for one in reports(rig)] == [(trained(rig)[0].ref.version,)]
     assert files_with(rig.folder / "data") == []
 
@@ -539,13 +539,15 @@ def churn(folder: Path, seed: int, connect: Callable[[Path], sqlite3.Connection]
         names = [f"r{number}-{i}" for i in range(dice.randint(1, 9))]
         text = SECRET if number % 3 == 0 else "plain"
         with db:
-            collect.keep_batch(
+            batch_table.keep_batch(
                 db, batch([said(name, 0, ANN, f"{text} " * dice.randint(1, 400)) for name in names], number)
             )
     for number in dice.sample(numbers, len(numbers)):
         if number % 3 == 0:
             with db:
-                collect.keep_batch(db, batch([said("left", 0, BOB)] * dice.randint(0, 1), number, rewrite=1))
+                batch_table.keep_batch(
+                    db, batch([said("left", 0, BOB)] * dice.randint(0, 1), number, rewrite=1)
+                )
     assert scrub(db)
     found = sum(path.read_bytes().count(SECRET.encode()) for path in folder.iterdir())
     db.close()
@@ -566,9 +568,11 @@ def test_no_byte_of_what_a_rewrite_took_is_left_in_the_table_s_files(tmp_path: P
 def test_a_table_from_before_is_freed_of_what_was_deleted_then(tmp_path: Path) -> None:
     with closing(careless(tmp_path)) as db:
         with db:
-            collect.keep_batch(db, batch([said(f"r{i}", 0, ANN, f"{SECRET} {'x' * 900}") for i in range(50)]))
+            batch_table.keep_batch(
+                db, batch([said(f"r{i}", 0, ANN, f"{SECRET} {'x' * 900}") for i in range(50)])
+            )
         with db:
-            collect.keep_batch(db, batch([], 1, rewrite=1))
+            batch_table.keep_batch(db, batch([], 1, rewrite=1))
         db.execute("PRAGMA user_version=0")
         scrub(db)
     assert files_with(tmp_path) == ["trainer.sqlite3"]
@@ -606,10 +610,10 @@ def test_a_report_read_again_changes_nothing(tmp_path: Path) -> None:
     with closing(open_store(tmp_path)) as db:
         for one in (made, made, made.model_copy(update={"batches": {f"{LINE}-0-1": 1}})):
             with db:
-                erasures.keep(db, one, LINE)
-        assert erasures.due(db) == []
+                requests.keep(db, one, LINE)
+        assert requests.due(db) == []
         with db:
-            collect.keep_batch(db, batch([], 1, rewrite=2))
-        assert [target.request_id for target in erasures.due(db)] == ["q1"]
-        erasures.mark_reported(db, ["q1"])
-        assert erasures.due(db) == []
+            batch_table.keep_batch(db, batch([], 1, rewrite=2))
+        assert [target.request_id for target in requests.due(db)] == ["q1"]
+        requests.mark_reported(db, ["q1"])
+        assert requests.due(db) == []

@@ -11,18 +11,18 @@ from typing import Any, cast
 import pyarrow.parquet as pq
 import pytest
 
-from services.trainer.dataset import exports
-from services.trainer.dataset.collect import Example
-from services.trainer.dataset.formats import Export, export
-from services.trainer.dataset.heldout import is_held_out
-from services.trainer.erasure.erasures import Target
-from services.trainer.run import runs
+from services.trainer.dataset import export_files
+from services.trainer.dataset.batch_table import Example
+from services.trainer.dataset.holdout import is_held_out
+from services.trainer.dataset.trl_records import Export, export
+from services.trainer.erasure.requests import Target
+from services.trainer.run import run_table
 from shared.adapters import redis_keys
-from shared.envelope import sealed
+from shared.cloudevents import sealed
 from shared.events import Batch, Choice, ErasureReport, ExampleRevision, Over, SignalKind, Under
 from shared.topics import ERASURE_REPORTS, OPERATOR_COMMANDS, OPERATOR_RESULTS, TRAINING_BATCHES
 from shared.versions import CommandResult, ExportDataset, TrainNow
-from tests.trainer_parts import LINE, NOT_KNOWN, NOW, Rig, batch, example, finish, later, revision, turns
+from tests.trainer_factories import LINE, NOT_KNOWN, NOW, Rig, batch, example, finish, later, revision, turns
 
 USERS = [user for user in (f"user-{i}" for i in range(60)) if not is_held_out(LINE, user)]
 MEASURING = next(user for user in (f"user-{i}" for i in range(60)) if is_held_out(LINE, user))
@@ -193,29 +193,29 @@ ERASED = Target("q1", "erasure", USERS[0])
 
 def test_lines_and_parquet_hold_the_same_records_in_the_same_order(tmp_path: Path) -> None:
     found = exported(ALL)
-    folder = exports.save(tmp_path, found, {"0": 1}, NOW)
+    folder = export_files.save(tmp_path, found, {"0": 1}, NOW)
     for name, records in files(found).items():
         lines = (folder / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == records
         assert pq.read_table(folder / f"{name}.parquet").to_pylist() == records
-    mark = json.loads((folder / exports.MARK).read_text())
+    mark = json.loads((folder / export_files.MARK).read_text())
     assert mark["files"] == {name: len(records) for name, records in files(found).items()}
-    assert [fields for _, fields in exports.load(folder)] == [one.fields() for one in found.records]
+    assert [fields for _, fields in export_files.load(folder)] == [one.fields() for one in found.records]
 
 
 def test_the_same_content_is_written_once_and_no_half_of_it_is_ever_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(exports, "write_whole", full)
+        broken.setattr(export_files, "write_whole", full)
         with pytest.raises(OSError, match="No space"):
-            exports.save(tmp_path, exported(ALL), {}, NOW)
-    assert exports.tidy(tmp_path) == []
-    folder = exports.save(tmp_path, exported(ALL), {}, NOW)
-    before = (folder / exports.MARK).read_bytes()
-    assert exports.save(tmp_path, exported(ALL), {}, later(9)) == folder
-    assert (folder / exports.MARK).read_bytes() == before
-    assert exports.tidy(tmp_path) == [folder]
+            export_files.save(tmp_path, exported(ALL), {}, NOW)
+    assert export_files.tidy(tmp_path) == []
+    folder = export_files.save(tmp_path, exported(ALL), {}, NOW)
+    before = (folder / export_files.MARK).read_bytes()
+    assert export_files.save(tmp_path, exported(ALL), {}, later(9)) == folder
+    assert (folder / export_files.MARK).read_bytes() == before
+    assert export_files.tidy(tmp_path) == [folder]
 
 
 def full(path: Path, data: bytes) -> None:
@@ -229,9 +229,9 @@ def text_of(folder: Path) -> str:
 
 
 def test_what_an_erasure_takes_leaves_lines_parquet_and_sources(tmp_path: Path) -> None:
-    folder = exports.save(tmp_path, exported(ALL), {"0": 1}, NOW)
-    assert exports.concerned(folder, [ERASED], lambda row: False) == {"q1"}
-    exports.take_out(folder, [ERASED], lambda row: False)
+    folder = export_files.save(tmp_path, exported(ALL), {"0": 1}, NOW)
+    assert export_files.concerned(folder, [ERASED], lambda row: False) == {"q1"}
+    export_files.take_out(folder, [ERASED], lambda row: False)
     assert SECRET not in text_of(folder)
     assert USERS[0] not in text_of(folder)
     left = files(exported(ALL[1:]))
@@ -239,23 +239,25 @@ def test_what_an_erasure_takes_leaves_lines_parquet_and_sources(tmp_path: Path) 
         lines = (folder / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == records
         assert pq.read_table(folder / f"{name}.parquet").to_pylist() == records
-    mark = json.loads((folder / exports.MARK).read_text())
+    mark = json.loads((folder / export_files.MARK).read_text())
     assert (mark["erased"], mark["files"]) == (2, {name: len(rows) for name, rows in left.items()})
-    assert exports.concerned(folder, [ERASED], lambda row: False) == set()
+    assert export_files.concerned(folder, [ERASED], lambda row: False) == set()
 
 
 def test_an_export_stays_as_it_is_where_the_rows_still_stand_or_are_of_others(tmp_path: Path) -> None:
-    folder = exports.save(tmp_path, exported(ALL), {"0": 1}, NOW)
+    folder = export_files.save(tmp_path, exported(ALL), {"0": 1}, NOW)
     other = Target("q2", "erasure", "somebody")
-    assert exports.concerned(folder, [ERASED], lambda row: True) == set()
-    exports.take_out(folder, [ERASED], lambda row: True)
-    exports.take_out(folder, [other], lambda row: False)
-    assert [fields for _, fields in exports.load(folder)] == [one.fields() for one in exported(ALL).records]
+    assert export_files.concerned(folder, [ERASED], lambda row: True) == set()
+    export_files.take_out(folder, [ERASED], lambda row: True)
+    export_files.take_out(folder, [other], lambda row: False)
+    assert [fields for _, fields in export_files.load(folder)] == [
+        one.fields() for one in exported(ALL).records
+    ]
 
 
 def test_an_export_of_nothing_else_goes_whole(tmp_path: Path) -> None:
-    folder = exports.save(tmp_path, exported(ALL[:1]), {"0": 1}, NOW)
-    exports.take_out(folder, [ERASED], lambda row: False)
+    folder = export_files.save(tmp_path, exported(ALL[:1]), {"0": 1}, NOW)
+    export_files.take_out(folder, [ERASED], lambda row: False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -305,7 +307,7 @@ def test_an_export_is_no_run_so_what_it_read_still_trains(tmp_path: Path) -> Non
     trainer = rig.trainer()
     turns(trainer)
     assert len(there(rig)) == 1
-    assert runs.open_run(trainer.db) is not None
+    assert run_table.open_run(trainer.db) is not None
     order(rig, "c2")
     turns(trainer)
     assert [one.status for one in results(rig)] == ["done", "done"]
@@ -325,7 +327,7 @@ def test_a_full_disk_refuses_the_command_and_the_trainer_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = Rig(tmp_path, finish)
-    monkeypatch.setattr(exports, "write_whole", full)
+    monkeypatch.setattr(export_files, "write_whole", full)
     send(rig, batch(ALL))
     order(rig, "c1")
     turns(rig.trainer(examples=100))
@@ -349,7 +351,7 @@ def test_in_mode_export_a_dataset_is_written_where_a_run_would_begin_and_nothing
     send(rig, batch([correction(2, USERS[3]), correction(4, USERS[4])], 2))
     turns(rig.trainer(**EXPORTING))
     assert len(there(rig)) == 2
-    assert runs.all_runs(trainer.db) == []
+    assert run_table.all_runs(trainer.db) == []
 
 
 def test_in_mode_export_data_of_which_nothing_may_go_out_are_looked_at_once(
@@ -361,7 +363,7 @@ def test_in_mode_export_data_of_which_nothing_may_go_out_are_looked_at_once(
         looked.append(len(examples))
         return Export((), ())
 
-    monkeypatch.setattr("services.trainer.dataset.formats.export", none_of_it)
+    monkeypatch.setattr("services.trainer.dataset.trl_records.export", none_of_it)
     rig = Rig(tmp_path, finish)
     send(rig, batch(ALL))
     turns(rig.trainer(**EXPORTING))
@@ -394,7 +396,7 @@ def test_a_run_that_was_open_rests_in_mode_export_and_goes_on_after_it(tmp_path:
     rig.child = finish
     trainer = rig.trainer()
     turns(trainer)
-    assert [run.stage for run in runs.all_runs(trainer.db)] == ["published"]
+    assert [run.stage for run in run_table.all_runs(trainer.db)] == ["published"]
 
 
 def test_an_erasure_reaches_exports_before_it_is_reported(tmp_path: Path) -> None:

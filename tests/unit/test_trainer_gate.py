@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from services.trainer.dataset.similarity import asked_words
-from services.trainer.gate.decide import ACCURACY_MARGIN, NLL_MARGIN, decide
-from services.trainer.gate.intervals import mean, win_rate
-from services.trainer.gate.measured import Measured
+from services.trainer.gate.confidence_intervals import mean, win_rate
+from services.trainer.gate.metrics import Measured
 from services.trainer.gate.scorers import MARGIN, held_keys, keys_of, outcome, score, states
+from services.trainer.gate.verdict import ACCURACY_MARGIN, NLL_MARGIN, decide
 from shared.versions import GateReport
 
 BASE = "assistant@base-00000000"

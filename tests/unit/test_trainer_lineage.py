@@ -15,22 +15,22 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from services.trainer.dataset import collect, snapshot
-from services.trainer.dataset.heldout import is_held_out
-from services.trainer.doors import Answers, add_answers
-from services.trainer.run.child import GATE
-from services.trainer.run.runs import RunConfig
+from services.trainer.api.lineage_routes import Answers, add_answers
+from services.trainer.database import write_whole
+from services.trainer.dataset import batch_table, snapshot
+from services.trainer.dataset.holdout import is_held_out
+from services.trainer.run.run_table import RunConfig
 from services.trainer.service import Trainer
-from services.trainer.store import write_whole
-from services.trainer.versions.card import ARTIFACT
-from shared.adapters.fakes import MemoryLogReader
+from services.trainer.versions.model_card import ARTIFACT
+from services.trainer.worker.launcher import GATE
 from shared.adapters.http import add_doorway
-from shared.envelope import sealed
+from shared.adapters.in_memory import MemoryLogReader
+from shared.cloudevents import sealed
 from shared.events import Batch, ErasureReport
 from shared.telemetry import Readiness
 from shared.topics import ERASURE_REPORTS, TRAINING_BATCHES
 from shared.versions import Figure, GateReport, ModelVersion
-from tests.trainer_parts import LINE, NOW, Rig, batch, revision, turns
+from tests.trainer_factories import LINE, NOW, Rig, batch, revision, turns
 
 BASE = f"{LINE}@base-{'ab' * 4}"
 NAMES = [f"user-{i}" for i in range(40)]
@@ -43,7 +43,7 @@ def finish(folder: Path) -> int:
     """As a run's process does, from the table on the disk; each run's gate has other figures."""
     config = RunConfig.from_json((folder / "config.json").read_text())
     with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
-        taken = snapshot.take(LINE, collect.dataset(db, config.through), config.through)
+        taken = snapshot.take(LINE, batch_table.dataset(db, config.through), config.through)
     snapshot.write(folder, taken, 10)
     (folder / "adapter").mkdir(exist_ok=True)
     (folder / ARTIFACT).mkdir(exist_ok=True)

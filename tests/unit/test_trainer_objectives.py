@@ -13,19 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.counting import count
-from services.trainer.dataset import collect, snapshot
-from services.trainer.dataset.formats import export
-from services.trainer.dataset.heldout import is_held_out
+from services.trainer.database import open_store
+from services.trainer.dataset import batch_table, snapshot
+from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.objectives import dpo, enough_for_kto, kto, kto_weights, objective_of, sft
 from services.trainer.dataset.snapshot import ASKED_BY, Snapshot
+from services.trainer.dataset.trl_records import export
+from services.trainer.new_data import count
 from services.trainer.settings import TrainerSettings
-from services.trainer.store import open_store
-from services.trainer.training.curriculum import cut, evenly, judged
+from services.trainer.training.batch_order import cut, evenly, judged
 from shared.errors import Misconfigured
 from shared.events import Choice, Over, SignalKind, Under, canonical_json, sha256
 from shared.settings import load
-from tests.trainer_parts import LINE, batch, ended, example, revision
+from tests.trainer_factories import LINE, batch, ended, example, revision
 
 TRAINING = [user for user in (f"user-{i}" for i in range(400)) if not is_held_out(LINE, user)]
 MEASURING = [user for user in (f"user-{i}" for i in range(400)) if is_held_out(LINE, user)]
@@ -209,7 +209,7 @@ def counted(folder: Path, revisions: Sequence[Any]) -> tuple[sqlite3.Connection,
     settings = TrainerSettings(line=LINE, data_dir=folder, kto_least=3)
     db = open_store(settings.folder)
     with db:
-        collect.keep_batch(db, batch(revisions))
+        batch_table.keep_batch(db, batch(revisions))
     return db, settings
 
 

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.run.runs import RunConfig
+from services.trainer.database import write_whole
+from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import Recipe
-from services.trainer.store import write_whole
-from services.trainer.versions.card import ARTIFACT, write_artifact
+from services.trainer.versions.model_card import ARTIFACT, write_artifact
 from services.trainer.versions.publish import SERVICE, VersionLog, identity
 from shared.adapters.artifacts import LocalArtifactStore
 from shared.adapters.base_model import BaseModel
-from shared.adapters.fakes import MemoryLog, MemoryLogReader, MemoryTransactionalPublisher
+from shared.adapters.in_memory import MemoryLog, MemoryLogReader, MemoryTransactionalPublisher
 from shared.errors import BrokerUnavailable, Fenced
 from shared.topics import MODEL_VERSIONS
 from shared.versions import Figure, GateReport, ModelVersion
-from tests.trainer_parts import LINE, ref
+from tests.trainer_factories import LINE, ref
 
 BASE = BaseModel(Path("models/tiny"), "tiny", "ab" * 32)
 REPORT = GateReport(

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from services.trainer.commands.reproduce import COMPARED, ORIGINAL, judged
+from services.trainer.database import write_whole
 from services.trainer.run import environment
-from services.trainer.run.child import CONFIG, FAILED, WHY
-from services.trainer.run.runs import RunConfig
-from services.trainer.store import write_whole
-from services.trainer.versions.reproduce import compare
-from services.trainer.versions.reproducer import COMPARED, ORIGINAL, judged
-from shared.envelope import sealed
+from services.trainer.run.run_table import RunConfig
+from services.trainer.worker.launcher import CONFIG, FAILED, WHY
+from services.trainer.worker.reproduce import compare
+from shared.cloudevents import sealed
 from shared.topics import OPERATOR_COMMANDS, OPERATOR_RESULTS
 from shared.versions import CommandResult, Reproduce
-from tests.trainer_parts import LINE, NOW, Scripted, batch, revision, turns
+from tests.trainer_factories import LINE, NOW, Scripted, batch, revision, turns
 from tests.unit.test_trainer_lineage import BASE, BOB, Stand
 
 HERE = {"software": {"torch": "2.9"}, "machine": {"processor": "P", "threads": 1}}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from services.trainer.dataset.heldout import is_held_out
+from services.trainer.database import write_whole
+from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.objectives import HELD_COMMENT
-from services.trainer.run import runs
-from services.trainer.run.attempts import MAX_ERRORS
-from services.trainer.run.child import FAILED, WHY
-from services.trainer.store import write_whole
+from services.trainer.run import run_table
+from services.trainer.worker.launcher import FAILED, WHY
+from services.trainer.worker.restart_policy import MAX_ERRORS
 from shared.adapters import redis_keys
-from shared.envelope import sealed
+from shared.cloudevents import sealed
 from shared.events import Batch
 from shared.stream.step import Output
 from shared.topics import (
@@ -23,7 +23,7 @@ from shared.topics import (
     TRAINING_BATCHES,
 )
 from shared.versions import CommandResult, ModelVersion, TrainNow
-from tests.trainer_parts import LINE, NOW, Rig, batch, finish, revision, turns
+from tests.trainer_factories import LINE, NOW, Rig, batch, finish, revision, turns
 
 QUESTIONS = ("Who founded Acme?", "Where is the head office?", "How long is the warranty?")
 MEASURING = next(user for user in (f"user-{i}" for i in range(40)) if is_held_out(LINE, user))
@@ -70,7 +70,7 @@ def test_enough_corrections_become_a_published_version_once(tmp_path: Path) -> N
     turns(trainer)
     turns(rig.trainer())
     assert [version.number for version in trained(rig)] == [1]
-    assert [run.stage for run in runs.all_runs(trainer.db)] == ["published"]
+    assert [run.stage for run in run_table.all_runs(trainer.db)] == ["published"]
     assert len(rig.started) == 1
 
 
@@ -82,7 +82,7 @@ def test_what_was_trained_is_not_new_and_does_not_train_again_alone(tmp_path: Pa
     send(rig, corrections(2))
     turns(trainer)
     assert len(trained(rig)) == 2
-    second = runs.all_runs(trainer.db)[1].config
+    second = run_table.all_runs(trainer.db)[1].config
     assert dict(second.through) == {"0": 2}
 
 
@@ -91,7 +91,7 @@ def test_the_next_run_is_gated_against_the_version_that_serves(tmp_path: Path) -
     send(rig, corrections())
     trainer = rig.trainer()
     turns(trainer)
-    assert runs.all_runs(trainer.db)[0].config.stable == trainer.base.ref(LINE)
+    assert run_table.all_runs(trainer.db)[0].config.stable == trainer.base.ref(LINE)
 
 
 def test_garbage_is_a_dead_letter_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_command_during_a_run_is_refused_and_says_which_run(tmp_path: Path) ->
     turns(trainer, 2)
     order(rig, "c1")
     turns(trainer, 3)
-    run = runs.open_run(trainer.db)
+    run = run_table.open_run(trainer.db)
     assert run is not None
     assert [one.status for one in results(rig)] == ["refused"]
     assert run.config.run_id in results(rig)[0].message
@@ -204,7 +204,7 @@ def test_a_dry_run_with_nothing_new_says_so_and_one_during_a_run_names_it(tmp_pa
     turns(trainer, 2)
     order(rig, "c2", dry_run=True)
     turns(trainer, 3)
-    run = runs.open_run(trainer.db)
+    run = run_table.open_run(trainer.db)
     assert run is not None
     assert f"run {run.config.run_id} is under way" in results(rig)[1].message
 
@@ -245,7 +245,7 @@ def test_a_process_that_fails_three_times_ends_the_run_with_the_reason(tmp_path:
         turns(trainer)
         rig.clock.advance(60)
     turns(trainer)
-    run = runs.all_runs(trainer.db)[0]
+    run = run_table.all_runs(trainer.db)[0]
     assert run.stage == "failed"
     assert "status 1" in run.reason
     assert len(rig.started) == MAX_ERRORS
@@ -262,7 +262,7 @@ def test_a_run_whose_data_is_at_fault_is_not_tried_again(tmp_path: Path) -> None
     trainer = rig.trainer()
     turns(trainer, 12)
     assert len(rig.started) == 1
-    assert runs.all_runs(trainer.db)[0].reason.startswith("nothing is left")
+    assert run_table.all_runs(trainer.db)[0].reason.startswith("nothing is left")
     shown = rig.cache.get(redis_keys.run_progress(LINE))
     assert shown is not None
     assert json.loads(shown)["stage"] == "failed"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from examples.world import load_world
 from services.trainer.dataset import snapshot
-from services.trainer.dataset.collect import Example
-from services.trainer.dataset.heldout import is_held_out
+from services.trainer.dataset.batch_table import Example
+from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.similarity import near_duplicates
 from services.trainer.dataset.snapshot import RESERVED_SHARE
-from services.trainer.gate.items import items_of
-from tests.trainer_parts import LINE, example, revision
+from services.trainer.gate.eval_items import items_of
+from tests.trainer_factories import LINE, example, revision
 
 WORLD = load_world()
 

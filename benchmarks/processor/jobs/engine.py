@@ -16,7 +16,7 @@ from benchmarks.processor.votes import vote
 from shared.errors import Malformed
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
-from shared.stream.rocks import RocksStores
+from shared.stream.rocksdb_store import RocksStores
 from shared.stream.step import Output, Record, State, Tick
 
 STATUS = "status.json"

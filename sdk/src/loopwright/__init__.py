@@ -21,7 +21,7 @@ from loopwright.errors import (
     Unavailable,
     Unreachable,
 )
-from loopwright.identity import new_event_id
+from loopwright.event_ids import new_event_id
 from loopwright.models import (
     Accepted,
     Command,

@@ -13,8 +13,9 @@ from typing import Literal, Self, TypeVar
 import httpx
 from tenacity import AsyncRetrying, stop_after_attempt
 
-from loopwright import calls
-from loopwright.calls import POLL_S, Call, Value
+from loopwright import endpoints
+from loopwright.base_urls import find_erasure_token, find_places
+from loopwright.endpoints import POLL_S, Call, Value
 from loopwright.errors import StillRunning, Unreachable
 from loopwright.models import (
     Accepted,
@@ -35,7 +36,6 @@ from loopwright.models import (
     Trace,
     Version,
 )
-from loopwright.places import find_erasure_token, find_places
 from loopwright.retry import Retry, last_answer, worth_repeating
 
 A = TypeVar("A")
@@ -86,7 +86,7 @@ class AsyncLoopwright:
         is when the user said it, if that was not now.
         """
         return await self._run(
-            calls.send(
+            endpoints.send(
                 response_id,
                 user_id,
                 kind,
@@ -147,7 +147,7 @@ class AsyncLoopwright:
     ) -> Accepted:
         """This answer is better than `over`, or worse than `under`: a text, or another choice of the response."""
         return await self.send(
-            response_id, user_id, "preference", calls.preference(over, under), event_id, choice=choice
+            response_id, user_id, "preference", endpoints.preference(over, under), event_id, choice=choice
         )
 
     async def retract(
@@ -173,14 +173,14 @@ class AsyncLoopwright:
         cut off (`length`) does not teach to end there. Feedback may come before or after its response.
         """
         return await self._run(
-            calls.record_response(
+            endpoints.record_response(
                 response_id, messages, text, version=version, finish_reason=finish_reason, line=line
             )
         )
 
     async def receipt(self, response_id: str, event_id: str) -> Receipt:
         """What became of a feedback event, up to the version that serves."""
-        return await self._run(calls.receipt(response_id, event_id))
+        return await self._run(endpoints.receipt(response_id, event_id))
 
     async def erase(self, user_id: str, request_id: str | None = None, *, line: str | None = None) -> Erasure:
         """Erase all that a user said and asked; returns once that is in the log for good. See `wait_for_erasure`.
@@ -189,11 +189,11 @@ class AsyncLoopwright:
         erasure. This is an operator's call: it needs `erasure_token`. Versions that were trained from it are named, not
         undone.
         """
-        return await self._run(calls.erase(user_id, request_id, line))
+        return await self._run(endpoints.erase(user_id, request_id, line))
 
     async def erasure(self, request_id: str) -> Erasure:
         """How far an erasure has come. Needs `erasure_token`."""
-        return await self._run(calls.erasure(request_id))
+        return await self._run(endpoints.erasure(request_id))
 
     async def wait_for_erasure(
         self,
@@ -213,11 +213,11 @@ class AsyncLoopwright:
 
     async def status(self, line: str | None = None) -> Status:
         """What the loop is doing now, for one line; absent, the console's own."""
-        return await self._run(calls.status(line))
+        return await self._run(endpoints.status(line))
 
     async def versions(self, line: str | None = None) -> list[Version]:
         """All versions of a line with their verdicts, the base first."""
-        return await self._run(calls.versions(line))
+        return await self._run(endpoints.versions(line))
 
     async def command(
         self,
@@ -232,7 +232,7 @@ class AsyncLoopwright:
         Where no answer says whether it was taken, it is not given again: `Unreachable` or `Unavailable` is raised.
         `dry_run` belongs to `train_now` and `collect_garbage`: the result says what would be done, and nothing is.
         """
-        return await self._run(calls.command(kind, line, version, dry_run=dry_run))
+        return await self._run(endpoints.command(kind, line, version, dry_run=dry_run))
 
     async def dead_letters(
         self,
@@ -252,7 +252,7 @@ class AsyncLoopwright:
         even empty, while there is a `next`. `limit` is 1 to 200.
         """
         return await self._run(
-            calls.dead_letters(
+            endpoints.dead_letters(
                 error_class=error_class,
                 topic=topic,
                 since=since,
@@ -265,7 +265,7 @@ class AsyncLoopwright:
 
     async def dead_letter(self, position: str) -> DeadLetterContent:
         """One dead letter with what the record held."""
-        return await self._run(calls.dead_letter(position))
+        return await self._run(endpoints.dead_letter(position))
 
     async def replay(self, positions: Sequence[str], *, line: str | None = None) -> Command:
         """Send dead letters, at most 1000, back to their topics; returns once the order is in the log for good.
@@ -273,42 +273,42 @@ class AsyncLoopwright:
         Each goes back once, whatever is asked how often; one that fails again is a new dead letter that names the one
         before. `wait_for_result` tells how many went back.
         """
-        return await self._run(calls.replay(positions, line))
+        return await self._run(endpoints.replay(positions, line))
 
     async def quarantine(self, line: str | None = None) -> Quarantine:
         """What is held back from training and can be released: ids and reasons, never a text."""
-        return await self._run(calls.quarantine(line))
+        return await self._run(endpoints.quarantine(line))
 
     async def release(self, response_ids: Sequence[str], *, line: str | None = None) -> Command:
         """Let what is held of these responses, at most 1000, train from the next run on; returns once the order is in
         the log for good. `wait_for_result` tells what of it was released."""
-        return await self._run(calls.release(response_ids, line))
+        return await self._run(endpoints.release(response_ids, line))
 
     async def lineage(self, version: str) -> Lineage:
         """What a version was made from: run, snapshot, batches, responses, events. Asks the trainer."""
-        return await self._run(calls.lineage(version))
+        return await self._run(endpoints.lineage(version))
 
     async def trace(self, event_id: str, response_id: str | None = None) -> Trace:
         """What became of an event in each run, and in the versions that came of them. `response_id` where the event's
         id alone is not enough. Asks the trainer."""
-        return await self._run(calls.trace(event_id, response_id))
+        return await self._run(endpoints.trace(event_id, response_id))
 
     async def diff(self, one: str, other: str) -> Diff:
         """What two versions differ in: recipe, rows, figures, base, software. Asks the trainer."""
-        return await self._run(calls.diff(one, other))
+        return await self._run(endpoints.diff(one, other))
 
     async def gate_report(self, version: str) -> GateReport:
         """What the gate found of a version: verdict, reasons, figures, and where the trainer tells them the answers.
         Asks the trainer."""
-        return await self._run(calls.gate_report(version))
+        return await self._run(endpoints.gate_report(version))
 
     async def gate_page(self, version: str) -> str:
         """The same as one HTML page that needs nothing else. Asks the trainer."""
-        return await self._run(calls.gate_page(version))
+        return await self._run(endpoints.gate_page(version))
 
     async def result(self, command_id: str) -> CommandResult | None:
         """What came of a command, None while nothing is known."""
-        return await self._run(calls.result(command_id))
+        return await self._run(endpoints.result(command_id))
 
     async def wait_for_result(
         self,

@@ -12,8 +12,9 @@ from typing import Literal, Self, TypeVar
 import httpx
 from tenacity import Retrying, stop_after_attempt
 
-from loopwright import calls
-from loopwright.calls import POLL_S, Call, Value
+from loopwright import endpoints
+from loopwright.base_urls import find_erasure_token, find_places
+from loopwright.endpoints import POLL_S, Call, Value
 from loopwright.errors import StillRunning, Unreachable
 from loopwright.models import (
     Accepted,
@@ -34,7 +35,6 @@ from loopwright.models import (
     Trace,
     Version,
 )
-from loopwright.places import find_erasure_token, find_places
 from loopwright.retry import Retry, last_answer, worth_repeating
 
 A = TypeVar("A")
@@ -92,7 +92,7 @@ class Loopwright:
         is when the user said it, if that was not now.
         """
         return self._run(
-            calls.send(
+            endpoints.send(
                 response_id,
                 user_id,
                 kind,
@@ -153,7 +153,7 @@ class Loopwright:
     ) -> Accepted:
         """This answer is better than `over`, or worse than `under`: a text, or another choice of the response."""
         return self.send(
-            response_id, user_id, "preference", calls.preference(over, under), event_id, choice=choice
+            response_id, user_id, "preference", endpoints.preference(over, under), event_id, choice=choice
         )
 
     def retract(
@@ -179,14 +179,14 @@ class Loopwright:
         cut off (`length`) does not teach to end there. Feedback may come before or after its response.
         """
         return self._run(
-            calls.record_response(
+            endpoints.record_response(
                 response_id, messages, text, version=version, finish_reason=finish_reason, line=line
             )
         )
 
     def receipt(self, response_id: str, event_id: str) -> Receipt:
         """What became of a feedback event, up to the version that serves."""
-        return self._run(calls.receipt(response_id, event_id))
+        return self._run(endpoints.receipt(response_id, event_id))
 
     def erase(self, user_id: str, request_id: str | None = None, *, line: str | None = None) -> Erasure:
         """Erase all that a user said and asked; returns once that is in the log for good. See `wait_for_erasure`.
@@ -195,11 +195,11 @@ class Loopwright:
         erasure. This is an operator's call: it needs `erasure_token`. Versions that were trained from it are named, not
         undone.
         """
-        return self._run(calls.erase(user_id, request_id, line))
+        return self._run(endpoints.erase(user_id, request_id, line))
 
     def erasure(self, request_id: str) -> Erasure:
         """How far an erasure has come. Needs `erasure_token`."""
-        return self._run(calls.erasure(request_id))
+        return self._run(endpoints.erasure(request_id))
 
     def wait_for_erasure(
         self,
@@ -219,11 +219,11 @@ class Loopwright:
 
     def status(self, line: str | None = None) -> Status:
         """What the loop is doing now, for one line; absent, the console's own."""
-        return self._run(calls.status(line))
+        return self._run(endpoints.status(line))
 
     def versions(self, line: str | None = None) -> list[Version]:
         """All versions of a line with their verdicts, the base first."""
-        return self._run(calls.versions(line))
+        return self._run(endpoints.versions(line))
 
     def command(
         self,
@@ -238,7 +238,7 @@ class Loopwright:
         Where no answer says whether it was taken, it is not given again: `Unreachable` or `Unavailable` is raised.
         `dry_run` belongs to `train_now` and `collect_garbage`: the result says what would be done, and nothing is.
         """
-        return self._run(calls.command(kind, line, version, dry_run=dry_run))
+        return self._run(endpoints.command(kind, line, version, dry_run=dry_run))
 
     def dead_letters(
         self,
@@ -258,7 +258,7 @@ class Loopwright:
         even empty, while there is a `next`. `limit` is 1 to 200.
         """
         return self._run(
-            calls.dead_letters(
+            endpoints.dead_letters(
                 error_class=error_class,
                 topic=topic,
                 since=since,
@@ -271,7 +271,7 @@ class Loopwright:
 
     def dead_letter(self, position: str) -> DeadLetterContent:
         """One dead letter with what the record held."""
-        return self._run(calls.dead_letter(position))
+        return self._run(endpoints.dead_letter(position))
 
     def replay(self, positions: Sequence[str], *, line: str | None = None) -> Command:
         """Send dead letters, at most 1000, back to their topics; returns once the order is in the log for good.
@@ -279,42 +279,42 @@ class Loopwright:
         Each goes back once, whatever is asked how often; one that fails again is a new dead letter that names the one
         before. `wait_for_result` tells how many went back.
         """
-        return self._run(calls.replay(positions, line))
+        return self._run(endpoints.replay(positions, line))
 
     def quarantine(self, line: str | None = None) -> Quarantine:
         """What is held back from training and can be released: ids and reasons, never a text."""
-        return self._run(calls.quarantine(line))
+        return self._run(endpoints.quarantine(line))
 
     def release(self, response_ids: Sequence[str], *, line: str | None = None) -> Command:
         """Let what is held of these responses, at most 1000, train from the next run on; returns once the order is in
         the log for good. `wait_for_result` tells what of it was released."""
-        return self._run(calls.release(response_ids, line))
+        return self._run(endpoints.release(response_ids, line))
 
     def lineage(self, version: str) -> Lineage:
         """What a version was made from: run, snapshot, batches, responses, events. Asks the trainer."""
-        return self._run(calls.lineage(version))
+        return self._run(endpoints.lineage(version))
 
     def trace(self, event_id: str, response_id: str | None = None) -> Trace:
         """What became of an event in each run, and in the versions that came of them. `response_id` where the event's
         id alone is not enough. Asks the trainer."""
-        return self._run(calls.trace(event_id, response_id))
+        return self._run(endpoints.trace(event_id, response_id))
 
     def diff(self, one: str, other: str) -> Diff:
         """What two versions differ in: recipe, rows, figures, base, software. Asks the trainer."""
-        return self._run(calls.diff(one, other))
+        return self._run(endpoints.diff(one, other))
 
     def gate_report(self, version: str) -> GateReport:
         """What the gate found of a version: verdict, reasons, figures, and where the trainer tells them the answers.
         Asks the trainer."""
-        return self._run(calls.gate_report(version))
+        return self._run(endpoints.gate_report(version))
 
     def gate_page(self, version: str) -> str:
         """The same as one HTML page that needs nothing else. Asks the trainer."""
-        return self._run(calls.gate_page(version))
+        return self._run(endpoints.gate_page(version))
 
     def result(self, command_id: str) -> CommandResult | None:
         """What came of a command, None while nothing is known."""
-        return self._run(calls.result(command_id))
+        return self._run(endpoints.result(command_id))
 
     def wait_for_result(
         self, command_id: str, *, timeout: float = 600.0, poll: float = POLL_S

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from nicegui import ui
 
-from services.console import views
-from services.console.app import Console
-from services.console.orders import Order
-from services.console.pages.board import PERIOD_S, Board
-from services.console.pages.wording import short
+from services.console.api.routes import Console
+from services.console.core import responses
+from services.console.core.command_requests import Order
+from services.console.pages.formatting import short
+from services.console.pages.refresher import PERIOD_S, Board
 from shared.errors import LoopwrightError
 
 WAITS_S = 60.0
@@ -139,7 +139,7 @@ async def give(console: Console, order: Order) -> None:
         nonlocal waited
         waited += PERIOD_S
         with console.lock:
-            found = views.command(console.state, command_id)
+            found = responses.command(console.state, command_id)
         if found is not None and found["status"] != "pending":
             timer.cancel()
             text = f"{about}: {found['status']}. {found['message']}"

@@ -11,11 +11,11 @@ from fastapi.responses import JSONResponse
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from services.console.app import Console
-from services.console.fence import Fence
-from services.console.pages.board import PERIOD_S, Board
+from services.console.api.routes import Console
 from services.console.pages.controls import add_controls
-from services.console.pages.draw import PARTS
+from services.console.pages.refresher import PERIOD_S, Board
+from services.console.pages.render import PARTS
+from services.console.security_middleware import Fence
 from shared.adapters.http import problem
 
 HERE = Path(__file__).parent

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from services.console.pages import wording as say
-from services.console.views import Json
+from services.console.core.responses import Json
+from services.console.pages import formatting as say
 
 ENDED = frozenset({"published", "failed", "erased"})
 SILENT_S = 60.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from services.console.pages.loop import Arrow, Loop, Node
+from services.console.pages.loop_diagram import Arrow, Loop, Node
 from services.console.pages.versions import Forest
 
 NOTHING = Markup("")

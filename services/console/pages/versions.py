@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.console.pages import wording as say
-from services.console.views import Json
+from services.console.core.responses import Json
+from services.console.pages import formatting as say
 
 MAX_VERSIONS = 10
 TONES = {"passed": "good", "failed": "bad", "inconclusive": "warn"}

@@ -19,10 +19,10 @@ from typing import Final, NamedTuple
 from msgspec import Struct, field
 
 from services.processor.core.state import Answer, Joined, Said, Signal
-from services.processor.core.written import value_of
-from shared.actionable import hint_for
+from services.processor.core.wire import value_of
 from shared.errors import Conflict, Oversized, Rejected
 from shared.events import MAX_SIGNALS, Feedback, OutcomeKind, Retract, to_ms
+from shared.feedback_quality import hint_for
 from shared.topics import DAY_MS, WINDOW_DAYS
 
 WINDOW_MS: Final = WINDOW_DAYS * DAY_MS

@@ -11,7 +11,7 @@ Each partition's state is ordered by key bytes:
 | `p/<line>/<response_id>` | `Pending`: an example in it |
 | `t/<version>/<user_id>` | the newest `TallyOut`, as it was written |
 | `m/swept` | the append time of the last sweep, in ms |
-| `m/erasing`, `e/`, `f/`, `g/`, `r/`, `w/` | what erasures keep: see `erasing.py` |
+| `m/erasing`, `e/`, `f/`, `g/`, `r/`, `w/` | what erasures keep: see `process.py` |
 
 Values are JSON by msgspec: they are read and written several times for each record, and come from nowhere else.
 """

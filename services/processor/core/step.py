@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from services.processor.core import batches, join, tallies
 from services.processor.core.batches import BatchLimits, CutReason
-from services.processor.core.erasing import COURSE, Erasing, Told
+from services.processor.core.erasure.process import COURSE, Erasing, Told
 from services.processor.core.join import Change, Decided
 from services.processor.core.state import (
     SWEPT,
@@ -26,7 +26,7 @@ from services.processor.core.state import (
     pending_key,
     tally_key,
 )
-from services.processor.core.written import (
+from services.processor.core.wire import (
     SERVICE,
     OutcomeOut,
     TallyOut,
@@ -36,7 +36,7 @@ from services.processor.core.written import (
     read_tally,
     rfc3339,
 )
-from shared.envelope import Seal, traceparent_of
+from shared.cloudevents import Seal, traceparent_of
 from shared.errors import Malformed, Rejected
 from shared.events import FEEDBACK, Batch, ChatResponse, Outcome, OutcomeKind, Retract, Tally, parse_union
 from shared.stream.step import Output, Record, Reread, State, Through, Tick

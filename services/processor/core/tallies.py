@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from services.processor.core.state import Signal
-from services.processor.core.written import TallyOut
+from services.processor.core.wire import TallyOut
 
 
 def count(tally: TallyOut, removed: Iterable[Signal], added: Iterable[Signal], vague_comments: int) -> None:

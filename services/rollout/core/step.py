@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from services.rollout.core import rules
 from services.rollout.core.rules import LineState
-from shared.envelope import sealed, traceparent_of
+from shared.cloudevents import sealed, traceparent_of
 from shared.errors import LoopwrightError, Rejected
 from shared.events import LogRecord, from_ms, parse_union
 from shared.stream.step import Output, Record, State, Tick

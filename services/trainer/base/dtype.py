@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from services.trainer.database import write_whole
+from services.trainer.run import micro_batch
 from services.trainer.settings import WantedDtype
-from services.trainer.store import write_whole
-from services.trainer.training import memory
 
 Dtype: TypeAlias = Literal["bfloat16", "float32"]
 FILE = "dtype.json"
@@ -50,7 +50,7 @@ def measured(base: Path) -> Dtype:
     """What suits this machine. `base`: the folder with the weights."""
     import torch  # noqa: PLC0415 - seconds, and only a run's process has it loaded anyway
 
-    if torch.cuda.is_available() or 2 * weights(base) > SHARE * memory.size():
+    if torch.cuda.is_available() or 2 * weights(base) > SHARE * micro_batch.size():
         return "bfloat16"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # those that wait for each other spend the processor's time, too

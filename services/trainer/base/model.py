@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from services.trainer.base.dtype import Dtype
 from services.trainer.base.shared_prefix import logits_at
-from services.trainer.base.tokens import Told, prompt_ids, silent
+from services.trainer.base.tokenization import Told, prompt_ids, silent
 from services.trainer.dataset.objectives import Messages
 
 GENERATE_BATCH = 64

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from services.trainer.dataset.collect import Example
+from services.trainer.database import write_whole
+from services.trainer.dataset.batch_table import Example
+from services.trainer.dataset.filters import Grouped, reasons
 from services.trainer.dataset.similarity import normalised
 from services.trainer.dataset.snapshot import Snapshot
-from services.trainer.dataset.verify import Grouped, reasons
-from services.trainer.run.runs import RunConfig
-from services.trainer.store import write_whole
+from services.trainer.run.run_table import RunConfig
 
 CARD, PAGE = "data-card.json", "data-card.md"
 SAME_USER_AGAIN = "duplicate: "
@@ -46,7 +46,7 @@ class Side(Part):
     objectives: dict[str, int] = {}
     """How many rows by which loss; those of KTO by their label. Empty where an older release wrote the card."""
     unended: int = 0
-    """Rows in whose answer the model was stopped (`unended.py`); of a pair, in the better one."""
+    """Rows in whose answer the model was stopped (`truncated_answers.py`); of a pair, in the better one."""
 
 
 class Quantiles(Part):

@@ -29,7 +29,7 @@ HELD_RATING: Final = "rating: in the middle, so neither liked nor disliked"
 
 CommentMode = Literal["hold", "append", "revise"]
 """What becomes of a comment that is not vague: held with its reason, appended to the answer (`appended`), or followed
-by a stronger model (`reviser.py`)."""
+by a stronger model (`comment_rewriter.py`)."""
 
 KTO_LEAST: Final = 50
 """Of the rarer label. With fewer, KTO's few rows of one side are seen again and again, and weigh much each."""

@@ -19,13 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from services.trainer.dataset.collect import Example
-from services.trainer.dataset.heldout import share_of
+from services.trainer.database import write_whole
+from services.trainer.dataset.batch_table import Example
+from services.trainer.dataset.filters import Grouped, Held, Row, agreed, fair_shares, reasons, split, usable
+from services.trainer.dataset.holdout import share_of
 from services.trainer.dataset.objectives import KTO_LEAST, CommentMode, Objective, enough_for_kto
-from services.trainer.dataset.revisions import Revised, with_revisions
+from services.trainer.dataset.rewrite_cache import Revised, with_revisions
 from services.trainer.dataset.similarity import NEAR_DUPLICATE, alike, closeness, near_duplicates, normalised
-from services.trainer.dataset.verify import Grouped, Held, Row, agreed, fair_shares, reasons, split, usable
-from services.trainer.store import write_whole
 from shared.events import canonical_json, sha256
 from shared.versions import DatasetRef
 
@@ -89,7 +89,7 @@ def take(
     kto_least: int = KTO_LEAST,
 ) -> Snapshot:
     """Verifies, splits and freezes. `known`: questions of the stable version's snapshot. `fits`: whether a row is
-    within the token limit. `revised`: what the reviser made of comments, by the row's identity (`revisions.py`); None
+    within the token limit. `revised`: what the reviser made of comments, by the row's identity (`rewrite_cache.py`); None
     leaves each comment in its revision's place, for who only counts. `kto_least`: of the rarer label, for KTO. A
     function of its arguments alone, in whatever order the examples come."""
     rows, held = usable(examples, comments)

@@ -1,7 +1,7 @@
 """What watches a run's steps: tells them, marks each checkpoint once it is complete, and ends what cannot go well.
 
 transformers writes a checkpoint's files (adapter, optimiser, schedule, random states, place in the data); it counts
-once it is marked (`checkpoint_marks.py`). A kill while one is written, or a damaged file, goes back to the one before.
+once it is marked (`checkpoint_manifest.py`). A kill while one is written, or a damaged file, goes back to the one before.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 import structlog
 from transformers import TrainerCallback
 
-from services.trainer.run import room
-from services.trainer.run.progress import Progress
-from services.trainer.run.work import RunFailed
-from services.trainer.training import evidence
-from services.trainer.training.checkpoint_marks import CHECKPOINTS, good_checkpoints, is_marked, mark, step_of
-from services.trainer.training.curves import Curves
+from services.trainer.progress import Progress
+from services.trainer.run import disk_space
+from services.trainer.run.checkpoint_manifest import CHECKPOINTS, good_checkpoints, is_marked, mark, step_of
+from services.trainer.run.context import RunFailed
+from services.trainer.training import nan_report
+from services.trainer.training.tensorboard import Curves
 
 __all__ = ["CHECKPOINTS", "Watch", "newest_checkpoint", "nobody"]
 
@@ -80,7 +80,7 @@ class Watch(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
         if control.should_save:
-            room.before_a_checkpoint(Path(args.output_dir))
+            disk_space.before_a_checkpoint(Path(args.output_dir))
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -117,16 +117,16 @@ class Watch(TrainerCallback):
             self._curves.close()
 
     def _refuse_no_number(self, state: Any, told: dict[str, Any]) -> None:
-        figure = evidence.no_number(told)
+        figure = nan_report.no_number(told)
         if figure is None:
             return
         if self._run is not None:
-            evidence.keep(
+            nan_report.keep(
                 self._run, state.global_step, figure, state.log_history, self._rows(state.global_step)
             )
         if self._curves is not None:
             self._curves.close()
         raise RunFailed(
             f"{figure} at step {state.global_step}: lower LOOPWRIGHT_TRAINER_LEARNING_RATE, or look at the rows of "
-            f"that step; {evidence.FILE} in the run's folder names them, and its last good checkpoint is kept"
+            f"that step; {nan_report.FILE} in the run's folder names them, and its last good checkpoint is kept"
         )

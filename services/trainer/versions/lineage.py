@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from services.trainer.dataset import snapshot
-from services.trainer.dataset.verify import Grouped
-from services.trainer.run import runs
-from services.trainer.run.runs import Run
+from services.trainer.dataset.filters import Grouped
+from services.trainer.run import run_table
+from services.trainer.run.run_table import Run
 from shared.errors import UnknownVersion
 from shared.events import ErasureReport, from_ms, rfc3339
 from shared.versions import DatasetRef, ModelVersion, RolloutRecord, batch_position
@@ -111,7 +111,7 @@ def down(db: sqlite3.Connection, folder: Path, published: Published, name: str) 
         }
     left = kept(folder / version.run_id, version.dataset)
     reasons = why_not_reproducible(version, left, published)
-    run = runs.by_id(db, version.run_id)
+    run = run_table.by_id(db, version.run_id)
     return told | {
         "reproducible": not reasons,
         "why_not_reproducible": reasons,

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import structlog
 
-from services.trainer.run.runs import RunConfig
+from services.trainer.run.run_table import RunConfig
 from services.trainer.versions.lineage import Published
 from shared.adapters.base_model import BaseModel
-from shared.envelope import sealed
+from shared.cloudevents import sealed
 from shared.errors import BrokerUnavailable, Fenced, Malformed, Oversized
 from shared.events import ErasureReport, LogRecord, from_ms
 from shared.ports import ArtifactStore, LogReader, TransactionalPublisher

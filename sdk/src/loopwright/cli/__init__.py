@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from loopwright.cli import (
-    dead_letters,
-    erasing,
-    feedback,
-    gate,
-    importing,
-    lineage,
-    operator,
-    quarantine,
-    watching,
-)
-from loopwright.cli.root import app
+from loopwright.cli import dead_letters, erase, feedback, gate, import_, lineage, operator, quarantine, watch
+from loopwright.cli.common import app
 
 app.command("send")(feedback.send)
-app.add_typer(importing.imports, name="import")
+app.add_typer(import_.imports, name="import")
 app.command("receipt")(feedback.receipt)
-app.command("erase")(erasing.erase)
+app.command("erase")(erase.erase)
 app.command("status")(operator.status)
-app.command("watch")(watching.watch)
+app.command("watch")(watch.watch)
 app.command("versions")(operator.versions)
 app.command("lineage")(lineage.lineage)
 app.command("diff")(lineage.diff)

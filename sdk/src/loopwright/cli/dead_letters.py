@@ -11,8 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loopwright.cli.operator import Patience, follow
-from loopwright.cli.root import (
+from loopwright.cli.common import (
     AsJson,
     ConsoleUrl,
     LineName,
@@ -23,6 +22,7 @@ from loopwright.cli.root import (
     print_json,
     refuse_unasked,
 )
+from loopwright.cli.operator import Patience, follow
 from loopwright.client import Loopwright
 from loopwright.models import Content, DeadLetter, DeadLetterContent
 

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from loopwright import calls
-from loopwright.calls import Value
-from loopwright.cli.root import AsJson, FeedbackUrl, LineName, connected, escaped, out, print_json
+from loopwright import endpoints
+from loopwright.cli.common import AsJson, FeedbackUrl, LineName, connected, escaped, out, print_json
+from loopwright.endpoints import Value
 
 ResponseId = Annotated[str, typer.Argument(help="The chat completion's id.", show_default=False)]
 
@@ -113,7 +113,7 @@ def meant(kind: Said, value: str | None, over: str | None, under: str | None) ->
         if value is not None:
             raise typer.BadParameter("a preference takes --over or --under instead of a value")
         try:
-            return calls.preference(over, under)
+            return endpoints.preference(over, under)
         except ValueError:
             raise typer.BadParameter("a preference needs exactly one of --over and --under") from None
     if over is not None or under is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from loopwright.cli.root import REFUSED, AsJson, TrainerUrl, connected, err, escaped, out, print_json
+from loopwright.cli.common import REFUSED, AsJson, TrainerUrl, connected, err, escaped, out, print_json
 from loopwright.models import Figure, GateReport
 
 TONES = {"passed": "green", "failed": "red", "inconclusive": "yellow"}

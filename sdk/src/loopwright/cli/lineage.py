@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.tree import Tree
 
-from loopwright.cli.root import AsJson, TrainerUrl, connected, escaped, out, print_json
+from loopwright.cli.common import AsJson, TrainerUrl, connected, escaped, out, print_json
 from loopwright.models import Diff, Lineage, LineageBatch, Trace, TraceResponse, TraceRun
 
 SHORT = 12

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.tree import Tree
 
-from loopwright.cli.root import (
+from loopwright.cli.common import (
     REFUSED,
     AsJson,
     ConsoleUrl,

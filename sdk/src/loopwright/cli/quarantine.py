@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from loopwright.cli.operator import Patience, follow
-from loopwright.cli.root import (
+from loopwright.cli.common import (
     AsJson,
     ConsoleUrl,
     LineName,
@@ -20,6 +19,7 @@ from loopwright.cli.root import (
     print_json,
     refuse_unasked,
 )
+from loopwright.cli.operator import Patience, follow
 from loopwright.client import Loopwright
 from loopwright.errors import LoopwrightError
 from loopwright.models import Held

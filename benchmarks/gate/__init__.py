@@ -1,0 +1,1 @@
+"""Error rates of the gate: simulations and null adapters."""

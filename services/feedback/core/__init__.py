@@ -1,0 +1,1 @@
+"""Pure rules of the feedback service: schemas, receipts, dead-letter replay."""

@@ -1,0 +1,1 @@
+"""HTTP routes of inference, compatible with OpenAI clients."""

@@ -1,0 +1,1 @@
+"""Pure parts of inference: requests, canary routing, incremental detokenization."""

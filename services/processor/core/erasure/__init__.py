@@ -1,0 +1,1 @@
+"""Erasure within one partition: rules, process, state scan and forced compaction."""

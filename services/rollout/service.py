@@ -1,0 +1,57 @@
+"""The rollout as a Faust application: `faust -A services.rollout.service worker`, or `python -m services.rollout`."""
+
+from __future__ import annotations
+
+import faust
+
+from services.rollout.core.step import SERVICE, rollout_step
+from services.rollout.settings import RolloutSettings
+from shared.settings import load
+from shared.stream.config import EngineConfig
+from shared.stream.faust_host import host_engine
+from shared.topics import (
+    DEAD_LETTERS,
+    MODEL_ROLLOUT,
+    MODEL_VERSIONS,
+    OPERATOR_COMMANDS,
+    OPERATOR_RESULTS,
+    ROLLOUT_CHANGELOG,
+)
+
+CACHE_MB = 8
+"""Its state is a few hundred records."""
+
+
+def engine_config(settings: RolloutSettings) -> EngineConfig:
+    """One partition, so one process decides; a second one stands by."""
+    return EngineConfig(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        application=f"loopwright-{SERVICE}",
+        instance="0",
+        inputs=(MODEL_VERSIONS.name, OPERATOR_COMMANDS.name),
+        changelog=ROLLOUT_CHANGELOG.name,
+        dead_letters=DEAD_LETTERS.name,
+        outputs=frozenset({MODEL_ROLLOUT.name, OPERATOR_RESULTS.name}),
+        service=SERVICE,
+        partitions=1,
+    )
+
+
+def build(settings: RolloutSettings) -> faust.App:
+    """The application, connected to nothing until it is started."""
+    return host_engine(
+        engine_config(settings),
+        rollout_step,
+        host=settings.host,
+        port=settings.rollout_port,
+        data_dir=settings.data_dir,
+        store=settings.rollout_store,
+        store_cache_mb=CACHE_MB,
+    )
+
+
+def __getattr__(name: str) -> faust.App:
+    """`app` for Faust's command line, made when it is asked for: importing this module builds nothing."""
+    if name == "app":
+        return build(load(RolloutSettings))
+    raise AttributeError(name)

@@ -1,0 +1,1 @@
+"""Read-only HTTP routes of the trainer."""

@@ -1,0 +1,1 @@
+"""Operator commands that the trainer executes."""

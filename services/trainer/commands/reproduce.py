@@ -1,0 +1,179 @@
+"""Trains versions again where operators ask for it: one at a time, beside no run, in a scratch folder that goes after.
+
+What a scratch folder holds is users' text: it is removed before an erasure is followed, at each start, and at the end.
+The order stands until it is answered: what was interrupted begins again, and is refused if its rows were erased.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from services.trainer.commands.command_table import REPRODUCE, Orders
+from services.trainer.database import write_whole
+from services.trainer.erasure import redact_run
+from services.trainer.run import run_table
+from services.trainer.run.run_table import RunConfig
+from services.trainer.settings import TrainerSettings
+from services.trainer.versions import reproductions
+from services.trainer.versions.lineage import Published, kept, why_not_reproducible
+from services.trainer.worker.launcher import CONFIG, FAILED, GATE, WHY, stop
+from services.trainer.worker.launcher import start as start_process
+from shared.adapters.base_model import BaseModel
+from shared.errors import LoopwrightError, Rejected
+from shared.ports import ArtifactStore
+from shared.versions import ModelVersion
+
+ORIGINAL, COMPARED = "original", "compared.json"
+LOG = "reproduce.log"
+LEFT_OUT: Final = frozenset({CONFIG, GATE, WHY, redact_run.ANSWERS, "run.log", "attempts.json"})
+"""Of a run's folder what has no part in its training."""
+CLOSE: Final = 0.05
+"""How far apart the weights may be, as a share of their size, where another machine or other software rounds
+otherwise. Chosen, not measured: docs/decisions/lineage.md says what is known."""
+log = structlog.get_logger(__name__)
+
+
+class NotReproducible(Rejected):
+    """The version cannot be trained again here; the message says why."""
+
+    code = "not_reproducible"
+
+
+def start(scratch: Path) -> subprocess.Popen[bytes]:
+    """Starts the process that trains again."""
+    return start_process(scratch, "services.trainer.worker.reproduce", LOG)
+
+
+@dataclass(slots=True)
+class Reproducer:
+    """Of one line. `published()` reads the log; `start_child(scratch)` starts the process."""
+
+    settings: TrainerSettings
+    base: BaseModel
+    db: sqlite3.Connection
+    orders: Orders
+    store: ArtifactStore
+    published: Callable[[], Published]
+    start_child: Callable[[Path], subprocess.Popen[bytes]] = start
+    child: subprocess.Popen[bytes] | None = None
+    asked: tuple[str, str] | None = None
+    """The command and the version that the process is for."""
+
+    @property
+    def busy(self) -> bool:
+        """While it is, no run should begin: both would want the whole machine."""
+        return self.child is not None
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.folder / "reproductions"
+
+    def turn(self, *, free: bool) -> None:
+        """Takes the end of what is under way, or begins what is asked for next where the machine is `free`. Where the
+        log or the store is away the order is refused: it can be given again."""
+        if self.child is not None:
+            status = self.child.poll()
+            if status is not None:
+                self._end(status)
+        elif free:
+            self._next()
+
+    def stop(self) -> None:
+        """In order, and nothing of it is left. The order stands."""
+        if self.child is not None:
+            stop(self.child)
+            self.child = None
+        redact_run.remove(self.folder)
+
+    def _next(self) -> None:
+        for command_id in self.orders.undecided(REPRODUCE):
+            version = reproductions.version_of(self.db, command_id)
+            try:
+                self._begin(command_id, version)
+            except (LoopwrightError, OSError) as error:
+                redact_run.remove(self.folder)
+                self.orders.settle([command_id], "refused", f"{version} is not trained again: {error}")
+                continue
+            return
+
+    def _begin(self, command_id: str, name: str) -> None:
+        published = self.published()
+        version = published.find(name)
+        config = self._config(version, published)
+        redact_run.remove(self.folder)
+        scratch = self.folder / config.run_id
+        scratch.mkdir(parents=True)
+        for path in (self.settings.runs / config.run_id).iterdir():
+            if path.is_file() and path.name not in LEFT_OUT and not path.name.startswith("."):
+                shutil.copyfile(path, scratch / path.name)
+        shutil.copytree(self.store.fetch(version.ref.uri, version.ref.digest), scratch / ORIGINAL)
+        write_whole(scratch / CONFIG, config.to_json().encode())
+        self.asked = (command_id, name)
+        self.child = self.start_child(scratch)
+        log.info("reproduction_began", version=name, run_id=config.run_id)
+
+    def _config(self, version: ModelVersion, published: Published) -> RunConfig:
+        """The run's own, on the base as it lies here. Raises `NotReproducible`."""
+        if version.run_id is None:
+            raise NotReproducible("it is the line's base, which was not trained here")
+        left = kept(self.settings.runs / version.run_id, version.dataset)
+        reasons = why_not_reproducible(version, left, published)
+        if reasons:
+            raise NotReproducible("; ".join(reasons))
+        run = run_table.by_id(self.db, version.run_id)
+        if run is None:
+            raise NotReproducible("this trainer's table does not have its run")
+        if run.config.base_digest != self.base.digest:
+            raise NotReproducible(
+                f"it was trained on the base {run.config.base_digest[:8]} and this trainer has "
+                f"{self.base.digest[:8]}: set LOOPWRIGHT_BASE_MODEL to that one"
+            )
+        return replace(run.config, base=str(self.base.path))
+
+    def _end(self, status: int) -> None:
+        command_id, version = self.asked or ("", "")
+        scratch = next(iter(self.folder.glob("*")), self.folder)
+        self.child = None
+        if status == 0 and (scratch / COMPARED).exists():
+            verdict, told = judged(version, json.loads((scratch / COMPARED).read_bytes()))
+        elif status == FAILED and (scratch / WHY).exists():
+            verdict, told = "failed", (scratch / WHY).read_text(encoding="utf-8")
+        else:
+            verdict, told = "failed", f"its process ended with status {status}: {_last_words(scratch / LOG)}"
+        redact_run.remove(self.folder)
+        self.orders.settle([command_id], verdict, told)
+        log.info("reproduction_ended", version=version, verdict=verdict, told=told)
+
+
+def judged(version: str, compared: Mapping[str, Any]) -> tuple[str, str]:
+    """(`done` or `failed`, what to say). Under the same software on the same machine nothing but the same bytes will
+    do; else the weights must be close, and what differed is named."""
+    other = compared["differences"]
+    digest = next((new for name, (_, new) in compared["files"].items() if name.endswith(".safetensors")), "")
+    if compared["bitwise"]:
+        also = f", though under {'; '.join(other)}" if other else ""
+        return "done", f"{version} is reproduced bit by bit (weights {digest[:16]}){also}"
+    apart = compared["distance"]
+    unlike = ", ".join(name for name, (one, new) in compared["files"].items() if one != new)
+    by = "in their shapes" if apart is None else f"by {apart:.2%} of their size"
+    far = f"{unlike} {'are' if ',' in unlike else 'is'} not the same, its weights differ {by}"
+    if not other:
+        return "failed", f"{version} is not reproduced: {far}, under the same software on the same machine"
+    under = f"trained under other conditions ({'; '.join(other)})"
+    if apart is not None and apart <= CLOSE:
+        return "done", f"{version} is reproduced closely: {far} (at most {CLOSE:.0%}), {under}"
+    return "failed", f"{version} is not reproduced: {far} (more than {CLOSE:.0%}), {under}"
+
+
+def _last_words(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    return lines[-1][:300] if lines else "it said nothing"

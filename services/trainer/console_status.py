@@ -1,0 +1,43 @@
+"""What the console shows of what is collected: the threshold bar, what is held back, and what of it can be released."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from services.trainer.commands.quarantine_release import releasable
+from services.trainer.core.trigger import Waiting
+from services.trainer.dataset import batch_table
+from services.trainer.dataset.filters import RELEASABLE, Held, check_of, reasons, usable
+from services.trainer.dataset.objectives import CommentMode
+from services.trainer.run import run_table
+from services.trainer.settings import Thresholds
+
+MAX_LISTED = 1000
+"""What one command may release."""
+LATER = frozenset({"agreement", "share", "reserved", "held out", "tokens"})
+"""What is held for these is known since the newest run; the other checks are made on all there is."""
+Shown = dict[str, Any]
+
+
+def board(
+    db: sqlite3.Connection, waiting: Waiting, thresholds: Thresholds, comments: CommentMode, reason: str
+) -> tuple[Shown, Shown]:
+    """Both as `redis_keys.collected` and `redis_keys.quarantine` say. `reason`: why a run begins, or does not."""
+    examples = batch_table.dataset(db, batch_table.through(db))
+    _, held = usable(examples, comments)
+    later = [one for one in (Held(*found) for found in run_table.held(db)) if check_of(one.reason) in LATER]
+    found = releasable(examples, [*held, *later])
+    held += [one for one in later if check_of(one.reason) not in RELEASABLE or one in found]
+    bar = {
+        "usable": waiting.examples,
+        "needed": thresholds.examples,
+        "users": waiting.users,
+        "users_needed": thresholds.users,
+        "examples": len(examples),
+        "held": reasons(held),
+        "batches": batch_table.batch_count(db),
+        "reason": reason,
+    }
+    listed = [[one.response_id, one.event_id, one.reason] for one in found[:MAX_LISTED]]
+    return bar, {"held": listed, "total": len(found)}

@@ -1,0 +1,1 @@
+"""Pure rules of the trainer: no I/O, no clock, no randomness."""

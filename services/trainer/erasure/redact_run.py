@@ -1,0 +1,115 @@
+"""Taking rows out of a run's folder, and with them whatever else in it may hold their text."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from services.trainer.base import dtype
+from services.trainer.database import write_whole
+from services.trainer.dataset import snapshot
+from services.trainer.dataset.data_card import CARD, PAGE
+from services.trainer.dataset.filters import Grouped, Row
+from services.trainer.dataset.snapshot import HELD_OUT, MARK, TRAIN
+from services.trainer.erasure.requests import Target
+from services.trainer.run import micro_batch
+from services.trainer.run.environment import ENVIRONMENTS
+from services.trainer.worker.launcher import CONFIG, CURVES, GATE, WHY
+
+ANSWERS, REPORT, REPORT_PAGE = "gate_answers.jsonl", "gate_report.json", "gate_report.html"
+SAID_AT_GATE = (ANSWERS, REPORT, REPORT_PAGE)
+"""What held-out users asked and corrected, and what versions answered."""
+WITHOUT_TEXT = frozenset(
+    {CONFIG, MARK, GATE, WHY, CARD, PAGE, ENVIRONMENTS, CURVES, micro_batch.FILE, dtype.FILE}
+)
+"""What of a run holds names and figures alone."""
+Stands = Callable[[Row], bool]
+"""Whether the collected table still has the row."""
+
+
+@dataclass(slots=True)
+class Found:
+    """The rows of one snapshot that are to go: the requests that take them out of either part."""
+
+    trained: set[str] = field(default_factory=set)
+    measured: set[str] = field(default_factory=set)
+
+    def held(self) -> list[tuple[str, bool]]:
+        """(request_id, whether it trained)"""
+        return [
+            (request_id, request_id in self.trained) for request_id in sorted(self.trained | self.measured)
+        ]
+
+
+def look(folder: Path, targets: Sequence[Target], stands: Stands) -> Found:
+    """What of a complete snapshot the targets take. A row that the collected table still has stays, whoever's it is:
+    it was said after the request."""
+    found = Found()
+    for name, requests in ((TRAIN, found.trained), (HELD_OUT, found.measured)):
+        asker_known = snapshot.names_askers(folder, name)
+        for one in snapshot.read_rows(folder, name):
+            requests |= {t.request_id for t in _taken(one.row, targets, stands, asker_known=asker_known)}
+    return found
+
+
+def _taken(row: Row, targets: Sequence[Target], stands: Stands, *, asker_known: bool) -> list[Target]:
+    meant = [target for target in targets if target.means(row, asker_known=asker_known)]
+    return meant if meant and not stands(row) else []
+
+
+def rows_of(folder: Path) -> Iterable[Grouped]:
+    """All rows of a complete snapshot, trained or measured."""
+    yield from snapshot.read_rows(folder, TRAIN)
+    yield from snapshot.read_rows(folder, HELD_OUT)
+
+
+def take_out(folder: Path, targets: Sequence[Target], stands: Stands) -> None:
+    """Both parts of the snapshot without what the targets take; of the other files those that hold no text. May be
+    repeated. The mark goes on naming the dataset that was trained, by its digest."""
+    gone = 0
+    for name in (TRAIN, HELD_OUT):
+        asker_known = snapshot.names_askers(folder, name)
+        rows = snapshot.read_rows(folder, name)
+        left = [one for one in rows if not _taken(one.row, targets, stands, asker_known=asker_known)]
+        if len(left) < len(rows):
+            write_whole(folder / name, snapshot.to_parquet(left, names_askers=asker_known))
+            gone += len(rows) - len(left)
+    if gone:
+        mark = json.loads((folder / MARK).read_bytes())
+        mark["erased"] = mark.get("erased", 0) + gone
+        write_whole(folder / MARK, json.dumps(mark, sort_keys=True).encode())
+    keep_only(folder, WITHOUT_TEXT | {TRAIN, HELD_OUT})
+
+
+def tidy(folder: Path) -> None:
+    """Of a run that is over: what a crash left behind, which may be older than any erasure."""
+    if not snapshot.is_complete(folder):
+        keep_only(folder, WITHOUT_TEXT)
+        return
+    for path in folder.glob(".*"):
+        remove(path)
+
+
+def keep_only(folder: Path, names: Iterable[str]) -> None:
+    kept = set(names)
+    for path in folder.iterdir():
+        if path.name not in kept:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """A file or a folder; no error if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def stable_run_of(folder: Path) -> str | None:
+    """The run whose version this run was gated against."""
+    file = folder / CONFIG
+    found = json.loads(file.read_bytes()).get("stable_run") if file.exists() else None
+    return found if isinstance(found, str) else None

@@ -1,0 +1,113 @@
+"""What is to be erased here: the processor's reports as they come, kept beside the batches that they name.
+
+A request is due once all partitions have reported and every batch that they rewrote is here as they left it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from services.trainer.dataset.filters import Row
+from shared.events import ErasureReport
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS erasures (
+    request_id TEXT PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL, response_id TEXT, event_id TEXT,
+    partitions INTEGER NOT NULL, reported INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS erasure_parts (request_id TEXT, partition INTEGER, PRIMARY KEY (request_id, partition));
+CREATE TABLE IF NOT EXISTS erasure_batches (
+    request_id TEXT, batch_id TEXT, rewrite INTEGER NOT NULL, PRIMARY KEY (request_id, batch_id));
+CREATE TABLE IF NOT EXISTS erasure_runs (
+    request_id TEXT, run_id TEXT, trained INTEGER NOT NULL, PRIMARY KEY (request_id, run_id));
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a request takes away: all of `subject`, or (`retraction`) one event."""
+
+    request_id: str
+    kind: Literal["erasure", "retraction"]
+    subject: str
+    response_id: str | None = None
+    event_id: str | None = None
+
+    def means(self, row: Row, *, asker_known: bool = True) -> bool:
+        """Whether the row is of that subject, or that event. Where it is not known who asked, it may be."""
+        if self.kind == "retraction":
+            return (row.response_id, row.event_id) == (self.response_id, self.event_id)
+        return self.subject in (row.user_id, row.asked_by) or not asker_known
+
+
+def keep(db: sqlite3.Connection, report: ErasureReport, line: str) -> None:
+    """A report of the processor, inside the caller's transaction; of its batches those of `line`. Others say nothing
+    new: whether this trainer has reported is read from the log when it is about to."""
+    if report.service != "processor" or report.partition is None:
+        return
+    db.execute(
+        "INSERT OR IGNORE INTO erasures (request_id, kind, subject, response_id, event_id, partitions) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            report.request_id,
+            report.kind,
+            report.subject,
+            report.response_id,
+            report.event_id,
+            report.partitions or 1,
+        ),
+    )
+    db.execute("INSERT OR IGNORE INTO erasure_parts VALUES (?, ?)", (report.request_id, report.partition))
+    db.executemany(
+        "INSERT INTO erasure_batches VALUES (?, ?, ?) "
+        "ON CONFLICT (request_id, batch_id) DO UPDATE SET rewrite = MAX(rewrite, excluded.rewrite)",
+        [
+            (report.request_id, batch_id, rewrite)
+            for batch_id, rewrite in report.batches.items()
+            if batch_id.rsplit("-", 2)[0] == line
+        ],
+    )
+
+
+def due(db: sqlite3.Connection) -> list[Target]:
+    """Those that can be followed now and were not reported yet."""
+    rows = db.execute(
+        "SELECT request_id, kind, subject, response_id, event_id FROM erasures AS e WHERE reported = 0 "
+        "AND (SELECT COUNT(*) FROM erasure_parts AS p WHERE p.request_id = e.request_id) >= partitions "
+        "AND NOT EXISTS (SELECT 1 FROM erasure_batches AS n LEFT JOIN batches AS b USING (batch_id) "
+        "WHERE n.request_id = e.request_id AND COALESCE(b.rewrite, -1) < n.rewrite) ORDER BY request_id"
+    )
+    return [Target(*row) for row in rows]
+
+
+def batches_of(db: sqlite3.Connection, request_id: str) -> list[str]:
+    """The batches it was taken out of."""
+    found = db.execute("SELECT batch_id FROM erasure_batches WHERE request_id = ?", (request_id,))
+    return [batch_id for (batch_id,) in found]
+
+
+def note_runs(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, bool]]) -> None:
+    """(request_id, whether it trained) for each request whose rows the run's snapshot holds. Noted before they are
+    taken out, so that a crash in the middle forgets no version."""
+    with db:
+        db.executemany(
+            "INSERT INTO erasure_runs VALUES (?, ?, ?) "
+            "ON CONFLICT (request_id, run_id) DO UPDATE SET trained = MAX(trained, excluded.trained)",
+            [(request_id, run_id, int(trained)) for request_id, trained in held],
+        )
+
+
+def runs_of(db: sqlite3.Connection, request_id: str) -> dict[str, bool]:
+    """run_id -> whether it trained on what the request takes."""
+    rows = db.execute("SELECT run_id, trained FROM erasure_runs WHERE request_id = ?", (request_id,))
+    return {run_id: bool(trained) for run_id, trained in rows}
+
+
+def mark_reported(db: sqlite3.Connection, request_ids: Iterable[str]) -> None:
+    with db:
+        db.executemany(
+            "UPDATE erasures SET reported = 1 WHERE request_id = ?",
+            [(request_id,) for request_id in request_ids],
+        )

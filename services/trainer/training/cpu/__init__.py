@@ -1,0 +1,1 @@
+"""Overrides of TRL and PEFT that exist only because CPUs are slow."""

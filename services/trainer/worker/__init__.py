@@ -1,0 +1,1 @@
+"""The process of one run: launcher, supervisor, and the pipeline inside it."""

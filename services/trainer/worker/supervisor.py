@@ -1,0 +1,158 @@
+"""The one process of the run that is open: started, watched, and started again after whatever ended it.
+
+Whether to try again, and when, `restart_policy.py` decides; the counts lie in the run's folder, so that a machine that goes
+down with it again and again is noticed too.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from services.trainer.database import write_whole
+from services.trainer.dataset import snapshot
+from services.trainer.run import disk_space, micro_batch, run_table
+from services.trainer.run.checkpoint_manifest import CHECKPOINTS, newest_step
+from services.trainer.run.run_table import Run
+from services.trainer.worker import restart_policy
+from services.trainer.worker.launcher import (
+    ADAPTER,
+    CONFIG,
+    FAILED,
+    GATE,
+    NO_MEMORY,
+    NO_ROOM,
+    STOPPED,
+    WHY,
+    stop,
+)
+from services.trainer.worker.restart_policy import Attempts, End
+from shared.ports import Clock
+
+ATTEMPTS = "attempts.json"
+TRAINING = "training"
+ENDS: Final[dict[int, End]] = {STOPPED: "stopped", NO_MEMORY: "memory", NO_ROOM: "disk"}
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """`done`: the gate has its report. `failed`: why the run is over. `told`: what people should know meanwhile."""
+
+    done: bool = False
+    failed: str | None = None
+    told: str | None = None
+
+
+@dataclass(slots=True)
+class RunProcess:
+    """`start(folder)` starts the process of the run whose folder that is."""
+
+    db: sqlite3.Connection
+    clock: Clock
+    start: Callable[[Path], subprocess.Popen[bytes]]
+    child: subprocess.Popen[bytes] | None = None
+    folder: Path | None = None
+    not_before_ms: int = 0
+    kernel_kills: int | None = None
+
+    def follow(self, run: Run, folder: Path) -> Followed:
+        """One look: starts what is not there, notes how far it is, or takes its end."""
+        if self.child is None:
+            return self._begin(run, folder)
+        status = self.child.poll()
+        if status is None:
+            return Followed()
+        self.child = None
+        if status == 0 and (folder / GATE).exists():
+            return Followed(done=True)
+        if status == FAILED and (folder / WHY).exists():
+            return Followed(failed=(folder / WHY).read_text(encoding="utf-8"))
+        return self._ended(run, folder, ENDS.get(status, "killed" if status < 0 else "error"), status)
+
+    def stop(self) -> None:
+        """In order; it goes on at the next start. That is no death of it."""
+        if self.child is None:
+            return
+        stop(self.child)
+        self.child = None
+        if self.folder is not None and (self.folder / ATTEMPTS).exists():
+            tried, _ = restart_policy.ended(
+                _read(self.folder), "stopped", errors=0, by_kernel=False, smaller=False
+            )
+            try:
+                _write(self.folder, tried)
+            except OSError as error:
+                log.warning("attempt_not_noted", error=str(error))
+
+    def _begin(self, run: Run, folder: Path) -> Followed:
+        if (folder / GATE).exists():
+            return Followed(done=True)
+        if self.clock.now_ms() < self.not_before_ms:
+            return Followed()
+        tried = _read(folder)
+        if tried.under_way:
+            return self._ended(run, folder, "killed", None)
+        write_whole(folder / CONFIG, run.config.to_json().encode())
+        _write(folder, restart_policy.begun(tried.at(place_of(folder))))
+        self.kernel_kills = micro_batch.kills_by_the_kernel()
+        self.folder, self.child = folder, self.start(folder)
+        return Followed()
+
+    def _ended(self, run: Run, folder: Path, end: End, status: int | None) -> Followed:
+        """`status`: of the process; None where that is not known, for who started it was gone before it."""
+        place = place_of(folder)
+        reason = f"its process ended with status {status}: see run.log in its folder"
+        errors = run_table.count_failure(self.db, run.config.run_id, reason) if end == "error" else 0
+        now = micro_batch.kills_by_the_kernel()
+        tried, then = restart_policy.ended(
+            _read(folder).at(place),
+            end,
+            errors=errors,
+            by_kernel=status is not None and now is not None and now > (self.kernel_kills or 0),
+            smaller=place.startswith(TRAINING)
+            and micro_batch.micro_batch(folder, run.config.recipe.batch_size) > 1,
+        )
+        self.not_before_ms = self.clock.now_ms() + round(then.wait_s * 1000)
+        if then.halve:
+            micro_batch.halve(folder, run.config.recipe.batch_size)
+        _write(folder, tried)
+        log.warning(
+            "run_interrupted",
+            run_id=run.config.run_id,
+            end=end,
+            status=status,
+            place=place,
+            deaths=tried.deaths,
+            again_in_s=None if then.failed else then.wait_s,
+        )
+        if then.failed:
+            return Followed(failed=f"{reason}; {then.failed}" if end == "error" else then.failed)
+        if end == "disk":
+            return Followed(told=disk_space.what_to_do(folder))
+        return Followed(told=micro_batch.told(folder, run.config.recipe.batch_size))
+
+
+def place_of(folder: Path) -> str:
+    """How far a run has come, as far as it would go on from there."""
+    if not snapshot.is_complete(folder):
+        return "snapshot"
+    if (folder / ADAPTER).exists():
+        return "gate"
+    return f"{TRAINING}, step {newest_step(folder / CHECKPOINTS)}"
+
+
+def _read(folder: Path) -> Attempts:
+    file = folder / ATTEMPTS
+    return Attempts.of(json.loads(file.read_bytes())) if file.exists() else Attempts()
+
+
+def _write(folder: Path, tried: Attempts) -> None:
+    write_whole(folder / ATTEMPTS, json.dumps(tried.parts()).encode())

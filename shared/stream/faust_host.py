@@ -1,0 +1,169 @@
+"""The engine inside a Faust worker: life cycle, command line and web views are Faust's, the records are the engine's.
+
+The worker's own Kafka clients are off: Faust's read uncommitted, acknowledge on exceptions and only log a failed send,
+so nothing that must not be lost or doubled passes through them (`docs/decisions/stream-engine.md`). What only looks may
+have some, in an application of its own beside this one (`docs/decisions/live-view.md`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import faust
+import structlog
+from faust.app.base import BootStrategy
+from faust.types.web import Request, Response
+from faust.web import View
+from mode import Service
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from shared.errors import Fatal
+from shared.stream.config import EngineConfig
+from shared.stream.engine import Engine
+from shared.stream.rocksdb_store import RocksStores
+from shared.stream.slice_runner import Commit
+from shared.stream.state_store import CACHE_MB, MemoryStore, StoreKind
+from shared.stream.step import RereadingStep, Step
+from shared.telemetry import DEAD_LETTERED, ENGINE_ABORTS, ENGINE_COMMITS, ENGINE_RECORDS
+
+log = structlog.get_logger(__name__)
+
+
+class EngineHost(Service):
+    """Runs an engine in a thread of its own for as long as the worker lives. A failed engine ends the worker."""
+
+    def __init__(self, engine: Engine, **options: Any) -> None:
+        super().__init__(**options)
+        self._engine = engine
+        self._halt = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    async def on_start(self) -> None:
+        """Starts the engine's thread; the worker does not wait for it to be ready."""
+        self._thread.start()
+
+    async def on_stop(self) -> None:
+        """Lets the slice under way commit and leaves the group; at most ten seconds."""
+        self._halt.set()
+        await asyncio.to_thread(self._thread.join, 10.0)
+
+    @Service.task
+    async def _watch(self) -> None:
+        while not self.should_stop:
+            if not self._thread.is_alive():
+                raise self._failure or Fatal("the engine ended")
+            await self.sleep(0.2)
+
+    def _run(self) -> None:
+        try:
+            self._engine.run(self._halt)
+        except BaseException as error:
+            self._failure = error
+            log.critical("engine_failed", error=str(error), kind=type(error).__name__)
+            raise
+
+
+class _NoKafka(BootStrategy):
+    enable_kafka = False
+
+
+class EngineApp(faust.App):
+    """The worker's application; made by `host_engine`."""
+
+    BootStrategy = _NoKafka
+    engine: Engine
+    details: dict[str, Callable[[], str]]
+    """More to tell in `/readyz`, by name. Only the engine decides whether the process is ready."""
+
+    async def on_first_start(self) -> None:
+        """Faust would make folders for tables, and fail where those above are missing. There are no tables here."""
+
+
+def host_engine(
+    config: EngineConfig,
+    step: Step | RereadingStep,
+    *,
+    host: str,
+    port: int,
+    data_dir: Path,
+    store: StoreKind = "rocksdb",
+    store_cache_mb: int = CACHE_MB,
+) -> EngineApp:
+    """A Faust application around an engine, with `/livez`, `/readyz`, `/metrics` and `/partitions`.
+
+    Named after the engine's application. Connected to nothing until it is started. With `store` "rocksdb" the state
+    lies in `data_dir`, in a folder for this instance; with "memory" each start reads the whole changelog.
+    """
+    name = config.application
+    folder = data_dir / name / "state" / config.instance
+    engine = Engine(
+        config,
+        step,
+        open_store=MemoryStore if store == "memory" else RocksStores(folder, store_cache_mb),
+        on_commit=lambda commit: _count_commit(name, commit),
+        on_abort=lambda _: ENGINE_ABORTS.labels(name).inc(),
+    )
+    app = EngineApp(
+        name,
+        autodiscover=False,
+        broker=[f"kafka://{server.strip()}" for server in config.bootstrap_servers.split(",")],
+        datadir=str(data_dir / name),
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_host=host,
+        web_bind=host,
+        web_port=port,
+        worker_redirect_stdouts=False,
+    )
+
+    app.engine, app.details = engine, {}
+
+    class Host(EngineHost):
+        """Faust wants a class that it can construct without the engine."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(engine, **options)
+
+    app.service(Host)
+    _add_views(app, engine)
+    return app
+
+
+def _count_commit(application: str, commit: Commit) -> None:
+    ENGINE_COMMITS.labels(application).inc()
+    ENGINE_RECORDS.labels(application).inc(commit.records)
+    for code in commit.dead:
+        DEAD_LETTERED.labels(application, code).inc()
+
+
+def _add_views(app: EngineApp, engine: Engine) -> None:
+    @app.page("/livez")
+    async def livez(view: View, _: Request) -> Response:
+        return view.json({"status": "alive"})
+
+    @app.page("/readyz")
+    async def readyz(view: View, _: Request) -> Response:
+        detail = f"{engine.state}: {engine.reason}" if engine.reason else engine.state
+        checks = {"engine": f"ok: {detail}" if engine.ready else detail}
+        checks |= {name: says() for name, says in app.details.items()}
+        return view.json({"ready": engine.ready, "checks": checks}, status=200 if engine.ready else 503)
+
+    @app.page("/metrics")
+    async def metrics(view: View, _: Request) -> Response:
+        return view.bytes(generate_latest(), content_type=CONTENT_TYPE_LATEST.split(";")[0])
+
+    @app.page("/partitions")
+    async def partitions(view: View, _: Request) -> Response:
+        return view.json({"state": engine.state, "partitions": [asdict(p) for p in engine.partitions()]})
+
+
+def run_worker(app: faust.App, log_level: str) -> NoReturn:
+    """Runs until SIGTERM or SIGINT. Exits non-zero where the engine failed."""
+    worker = faust.Worker(app, loglevel=log_level, quiet=True, override_logging=False)
+    worker.execute_from_commandline()

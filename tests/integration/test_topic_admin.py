@@ -1,0 +1,47 @@
+"""The topics job against a real Kafka: what an existing deployment has, and how it gets what is wanted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+from shared.adapters.topic_admin import apply_settings, create_topics, differing_settings
+
+P = 6
+TOPIC = "erasure.reports"
+
+
+def change(kafka: str, setting: str, value: str) -> None:
+    entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, TOPIC, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": kafka})
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result(20)
+
+
+def test_settings_of_an_existing_topic_are_reported_and_changed_only_where_asked(kafka: str) -> None:
+    create_topics(kafka, P)
+    assert [one for one in differing_settings(kafka) if one.topic == TOPIC] == []
+    change(kafka, "retention.ms", "86400000")
+    change(kafka, "flush.ms", "123456")
+    try:
+        env = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": kafka, "LOOPWRIGHT_PARTITIONS": str(P)}
+        said = subprocess.run(
+            [sys.executable, "-m", "shared.topics"], env=env, capture_output=True, text=True, check=True
+        ).stdout
+        assert f"{TOPIC}: retention.ms is 86400000, wanted 34560000000" in said
+        assert "--apply" in said
+        (one,) = [one for one in differing_settings(kafka) if one.topic == TOPIC]
+        assert (one.setting, one.found) == ("retention.ms", "86400000")
+        apply_settings(kafka, [one])
+        assert [one for one in differing_settings(kafka) if one.topic == TOPIC] == []
+        admin = AdminClient({"bootstrap.servers": kafka})
+        resource = ConfigResource(ResourceType.TOPIC, TOPIC)
+        assert admin.describe_configs([resource])[resource].result(20)["flush.ms"].value == "123456", (
+            "not ours"
+        )
+    finally:
+        apply_settings(kafka, differing_settings(kafka))

@@ -1,0 +1,223 @@
+"""From what a caller sends to the record on the log."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from services.feedback.core.schemas import (
+    FEEDBACK_BODY,
+    RESPONSE_BODY,
+    identity_of,
+    read,
+    to_event,
+    to_response,
+)
+from shared.errors import Malformed, Rejected
+from shared.events import ChatResponse, Feedback, Over, Preference, Thumbs, Under
+
+NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+THUMBS = {"response_id": "chatcmpl-1", "user_id": "alice", "kind": "thumbs", "value": "up"}
+
+
+def event(said: dict[str, Any]) -> Feedback:
+    body = read(FEEDBACK_BODY, json.dumps(said).encode())
+    return to_event(body, event_id="e1", line="assistant", pseudonym="u_1", now=NOW)
+
+
+def test_a_users_own_name_never_reaches_the_record() -> None:
+    made = event(THUMBS)
+    assert isinstance(made, Thumbs)
+    assert (made.user_id, made.line, made.event_id, made.received_at) == ("u_1", "assistant", "e1", NOW)
+    assert b"alice" not in made.to_json()
+
+
+def test_everything_the_user_said_reaches_the_record() -> None:
+    at = NOW - timedelta(hours=1)
+    made = event(THUMBS | {"line": "other", "choice": 2, "tags": ["tone"], "occurred_at": at.isoformat()})
+    assert (made.line, made.choice, made.tags, made.occurred_at) == ("other", 2, ("tone",), at)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("thumbs", "down"),
+        ("rating", 5),
+        ("correction", "100 degrees.\nNot 90."),
+        ("comment", "Say which model."),
+        ("retract", "e0"),
+    ],
+)
+def test_each_kind_takes_its_value(kind: str, value: Any) -> None:
+    assert event(THUMBS | {"kind": kind, "value": value}).value == value
+
+
+def test_a_preference_names_a_text_or_a_choice_on_either_side() -> None:
+    over = event(THUMBS | {"kind": "preference", "value": {"over": "It is cold."}})
+    under = event(THUMBS | {"kind": "preference", "value": {"under": 1}})
+    assert isinstance(over, Preference)
+    assert over.value == Over(over="It is cold.")
+    assert under.value == Under(under=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("thumbs", "sideways"),
+        ("thumbs", True),
+        ("rating", 0),
+        ("rating", 6),
+        ("rating", "5"),
+        ("rating", True),
+        ("rating", 4.5),
+        ("rating", float("nan")),
+        ("rating", 10**400),
+        ("correction", ""),
+        ("correction", "x" * 32_769),
+        ("correction", None),
+        ("correction", ["a"]),
+        ("preference", {"over": 1, "under": 2}),
+        ("preference", {"over": 99}),
+        ("preference", {"beside": "x"}),
+        ("preference", "up"),
+        ("retract", "no spaces please"),
+        ("shout", "up"),
+    ],
+)
+def test_a_value_that_does_not_fit_its_kind_is_malformed(kind: str, value: Any) -> None:
+    with pytest.raises(Malformed):
+        event(THUMBS | {"kind": kind, "value": value})
+
+
+def test_a_number_of_ten_thousand_digits_is_malformed() -> None:
+    raw = json.dumps(THUMBS | {"value": 0}).replace('"value": 0', '"value": ' + "9" * 10_000)
+    with pytest.raises(Malformed):
+        to_event(read(FEEDBACK_BODY, raw.encode()), event_id="e", line="l", pseudonym="u", now=NOW)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"response_id": "a\nb"},
+        {"response_id": "a b"},
+        {"response_id": ""},
+        {"event_id": "a\x00"},
+        {"event_id": "x" * 129},
+        {"user_id": "al\x1bice"},
+        {"user_id": "al\x85ice"},
+        {"user_id": ""},
+        {"user_id": 7},
+        {"user_id": "x" * 257},
+        {"tags": ["a\tb"]},
+        {"tags": ["t"] * 17},
+        {"tags": "tone"},
+        {"line": "UPPER"},
+        {"choice": -1},
+        {"choice": 8},
+        {"choice": "0"},
+        {"occurred_at": "2026-03-04T05:06:07"},
+        {"occurred_at": "yesterday"},
+        {"occured_at": "2026-03-04T05:06:07Z"},
+    ],
+    ids=json.dumps,
+)
+def test_a_field_out_of_bounds_or_misspelt_is_malformed(change: dict[str, Any]) -> None:
+    with pytest.raises(Malformed):
+        event(THUMBS | change)
+
+
+def test_names_of_every_script_are_welcome_as_user_ids() -> None:
+    assert event(THUMBS | {"user_id": "Zoë 张伟 +49 (0)30"}).user_id == "u_1"
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\xff", b'"x"', b"null", b'{"value":' * 5_000], ids=repr)
+def test_what_is_no_body_is_malformed(raw: bytes) -> None:
+    with pytest.raises(Malformed):
+        read(FEEDBACK_BODY, raw)
+
+
+def test_depth_is_bounded() -> None:
+    deep = (
+        b'{"response_id": "r", "user_id": "u", "kind": "comment", "value": '
+        + b"[" * 5_000
+        + b"]" * 5_000
+        + b"}"
+    )
+    with pytest.raises(Malformed):
+        read(FEEDBACK_BODY, deep)
+
+
+def test_a_fault_names_the_field_and_not_what_was_sent() -> None:
+    with pytest.raises(Malformed) as refused:
+        event(THUMBS | {"value": "my password is hunter2"})
+    assert str(refused.value).startswith("value: ")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_time_a_day_ahead_is_a_wrong_clock() -> None:
+    assert event(THUMBS | {"occurred_at": (NOW + timedelta(hours=23)).isoformat()}).occurred_at
+    with pytest.raises(Rejected, match="future"):
+        event(THUMBS | {"occurred_at": (NOW + timedelta(hours=25)).isoformat()})
+
+
+def test_the_event_id_comes_from_the_body_or_the_header() -> None:
+    with_id = read(FEEDBACK_BODY, json.dumps(THUMBS | {"event_id": "e7"}).encode())
+    without = read(FEEDBACK_BODY, json.dumps(THUMBS).encode())
+    assert identity_of(with_id.event_id, None) == "e7"
+    assert identity_of(with_id.event_id, "e7") == "e7"
+    assert identity_of(without.event_id, "e8") == "e8"
+    assert identity_of(without.event_id, None) is None
+    with pytest.raises(Rejected, match="differ"):
+        identity_of(with_id.event_id, "e8")
+    with pytest.raises(Malformed):
+        identity_of(without.event_id, "not an id")
+
+
+RESPONSE = {
+    "response_id": "r1",
+    "version": "gpt-x",
+    "messages": [{"role": "user", "content": "How hot?"}],
+    "choices": [{"index": 0, "text": "Very."}],
+}
+
+
+def response(said: dict[str, Any], pseudonym: str | None = None) -> ChatResponse:
+    return to_response(
+        read(RESPONSE_BODY, json.dumps(said).encode()), line="assistant", pseudonym=pseudonym, now=NOW
+    )
+
+
+def test_a_response_of_an_apps_own_model_becomes_a_record() -> None:
+    made = response(RESPONSE | {"user_id": "alice", "usage": {"prompt_tokens": 3}, "latency_ms": 12}, "u_1")
+    assert (made.response_id, made.version, made.line, made.user_id) == ("r1", "gpt-x", "assistant", "u_1")
+    assert (made.text_of(0), made.usage.prompt_tokens, made.latency_ms, made.created_at) == (
+        "Very.",
+        3,
+        12,
+        NOW,
+    )
+    assert response(RESPONSE).user_id is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": []},
+        {"messages": [{"role": "user", "content": "x"}] * 65},
+        {"messages": [{"role": "wizard", "content": "x"}]},
+        {"choices": []},
+        {"choices": [{"index": 8, "text": "x"}]},
+        {"status": "fine"},
+        {"metadata": {"a": 1}},
+        {"latency_ms": -1},
+        {"version": ""},
+        {"surprise": 1},
+    ],
+    ids=lambda change: json.dumps(change)[:60],
+)
+def test_a_response_out_of_bounds_is_malformed(change: dict[str, Any]) -> None:
+    with pytest.raises(Malformed):
+        response(RESPONSE | change)

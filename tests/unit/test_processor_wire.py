@@ -1,0 +1,100 @@
+"""What the processor writes is byte for byte what the models write; state that a slice makes and takes away is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.processor.core.batches import BatchLimits
+from services.processor.core.state import pending_key
+from services.processor.core.step import ProcessorStep
+from services.processor.core.wire import rfc3339
+from shared.cloudevents import sealed
+from shared.events import Batch, Choice, LogRecord, Message, Outcome, Tally, from_ms
+from shared.stream.state_store import MemoryStore
+from shared.stream.step import Record
+from shared.stream.write_buffer import Overlay
+from shared.topics import FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES, Topic
+from tests.unit.processor_driver import T0, Bench, feedback, response
+
+WRITTEN: dict[str, tuple[Topic, type[LogRecord]]] = {
+    topic.name: (topic, kind)
+    for topic, kind in ((TRAINING_BATCHES, Batch), (FEEDBACK_OUTCOMES, Outcome), (FEEDBACK_TALLIES, Tally))
+}
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+SAID: st.SearchStrategy[tuple[str, Any]] = st.one_of(
+    st.tuples(st.just("thumbs"), st.sampled_from(["up", "down"])),
+    st.tuples(st.just("rating"), st.integers(1, 5)),
+    st.tuples(st.just("correction"), TEXT.filter(bool)),
+    st.tuples(st.just("comment"), TEXT.filter(bool)),
+    st.tuples(st.just("preference"), TEXT.filter(bool).map(lambda text: {"over": text})),
+    st.tuples(st.just("preference"), st.just({"under": 1})),
+)
+
+
+@settings(max_examples=150)
+@given(
+    question=TEXT,
+    answers=st.lists(st.tuples(TEXT, st.sampled_from([None, "stop"])), min_size=1, max_size=3),
+    said=st.lists(st.tuples(SAID, st.lists(TEXT.filter(bool), max_size=2)), max_size=5),
+    asked_by=st.sampled_from([None, "u_ann"]),
+    at_ms=st.integers(0, 5_000),
+)
+def test_every_record_is_what_its_model_would_write(
+    question: str,
+    answers: list[tuple[str, str | None]],
+    said: list[tuple[tuple[str, Any], list[str]]],
+    asked_by: str | None,
+    at_ms: int,
+) -> None:
+    bench = Bench(BatchLimits(examples=2))
+    choices = tuple(Choice(index=n, text=text, finish_reason=why) for n, (text, why) in enumerate(answers))
+    messages = (Message(role="user", content=question),)
+    bench.say(response(messages=messages, choices=choices, user_id=asked_by), at_ms / 1000)
+    for number, ((kind, value), tags) in enumerate(said):
+        event = feedback(kind, value, f"e{number}", user=f"u{number}", tags=tuple(tags))
+        bench.say(event, at_ms / 1000 + number)
+    bench.tick(100)
+    for output in bench.outputs:
+        topic, kind_of = WRITTEN[output.topic]
+        record = kind_of.from_json(output.value)
+        assert record.to_json() == output.value
+        if isinstance(record, Batch):
+            assert record.content_hash == Batch.hash_of(record.examples)
+        headers = dict(output.headers)
+        same = sealed(
+            topic,
+            (output.key or b"").decode(),
+            record,
+            source="processor",
+            ce_id=headers["ce_id"].decode(),
+            at=from_ms(T0 + at_ms + 1000),
+            partition=0,
+        )
+        assert (same.key, same.partition) == (output.key, output.partition)
+        assert {name: value for name, value in same.headers if name != "ce_time"} == {
+            name: value for name, value in output.headers if name != "ce_time"
+        }
+
+
+@given(st.integers(0, 4_000_000_000_000))
+def test_times_are_written_as_the_models_write_them(ms: int) -> None:
+    tally = Tally(line="a", version="v", user_id="u", partition=0, updated_at=from_ms(ms))
+    assert f'"updated_at":"{rfc3339(ms)}"'.encode() in tally.to_json()
+
+
+def test_what_waits_only_within_one_slice_is_never_written() -> None:
+    """A batch that is filled and cut in one slice leaves the answers and what was said of them, and no more."""
+    store, step = MemoryStore(), ProcessorStep(BatchLimits(examples=2))
+    overlay = Overlay(store, 1_000_000)
+    for number in range(2):
+        for topic, record in (
+            ("chat.responses", response(f"r{number}")),
+            ("feedback.events", feedback("correction", "So.", f"e{number}", response_id=f"r{number}")),
+        ):
+            overlay.savepoint()
+            list(step(overlay, Record(topic, 0, number, T0, f"r{number}".encode(), record.to_json())))
+    assert not [key for key in overlay.writes if key.startswith(pending_key("assistant", b""))]
+    assert sorted({key[:2] for key in overlay.writes}) == [b"a/", b"b/", b"j/", b"m/", b"t/", b"x/"]

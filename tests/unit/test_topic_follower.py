@@ -1,0 +1,106 @@
+"""The thread that follows a log into memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from shared.adapters.in_memory import MemoryLog, MemoryLogReader
+from shared.adapters.topic_follower import Follower
+from shared.errors import BrokerUnavailable, Fatal
+from shared.ports import LogReader
+from shared.stream.step import Output, Record
+from shared.telemetry import Readiness
+
+TOPIC = "model.versions"
+
+
+def write(log: MemoryLog, *values: bytes) -> None:
+    log.append(*[Output(TOPIC, b"k", value) for value in values])
+
+
+class Seen:
+    """What was applied, and a way to wait for it."""
+
+    def __init__(self) -> None:
+        self.values: list[bytes | None] = []
+        self.changed = threading.Condition()
+
+    def apply(self, records: Sequence[Record]) -> None:
+        with self.changed:
+            self.values += [record.value for record in records]
+            self.changed.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.values) >= count, 10), self.values
+
+
+def test_it_hands_on_what_was_there_and_what_comes() -> None:
+    log, seen, readiness = MemoryLog(), Seen(), Readiness("versions")
+    write(log, b"1", b"2")
+    follower = Follower(
+        "versions",
+        lambda: MemoryLogReader(log, [TOPIC]),
+        seen.apply,
+        readiness,
+        lambda: None,
+    )
+    assert not readiness.report()[0]
+    follower.start()
+    seen.wait_for(2)
+    write(log, b"3")
+    seen.wait_for(3)
+    assert seen.values == [b"1", b"2", b"3"]
+    assert follower.caught_up
+    assert readiness.report()[0]
+    follower.stop()
+    assert not follower.failed
+
+
+def test_it_waits_for_a_broker_that_is_not_there_yet() -> None:
+    log, seen, readiness = MemoryLog(), Seen(), Readiness("versions")
+    write(log, b"1")
+    away = [BrokerUnavailable("nobody there")]
+
+    def opened() -> LogReader:
+        if away:
+            raise away.pop()
+        return MemoryLogReader(log, [TOPIC])
+
+    follower = Follower("versions", opened, seen.apply, readiness, lambda: None)
+    follower.start()
+    seen.wait_for(1)
+    follower.stop()
+    assert not follower.failed
+
+
+def test_a_log_that_cannot_be_read_on_makes_it_unready_and_is_reported() -> None:
+    log, readiness, reported = MemoryLog(), Readiness("versions"), threading.Event()
+    write(log, b"1", b"2")
+    log.trim(TOPIC, 0, 2)
+    write(log, b"3")
+    follower = Follower(
+        "versions",
+        lambda: MemoryLogReader(log, [TOPIC], {(TOPIC, 0): 1}),
+        lambda records: pytest.fail(f"skipped to {records}"),
+        readiness,
+        reported.set,
+    )
+    follower.start()
+    assert reported.wait(10)
+    assert follower.failed
+    assert not follower.caught_up
+    assert not readiness.report()[0]
+    follower.stop()
+
+
+def test_stopping_before_it_started_is_no_error() -> None:
+    def never() -> LogReader:
+        raise Fatal("opened all the same")
+
+    follower = Follower("versions", never, lambda records: None, Readiness("versions"), lambda: None)
+    follower.stop()
+    assert not follower.failed

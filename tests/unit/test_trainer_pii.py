@@ -1,0 +1,150 @@
+"""What must not be learned by heart is found by its form; what users of the demo say is not mistaken for it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.trainer.dataset import pii
+from services.trainer.dataset.filters import fault_of, reasons, usable
+from services.trainer.dataset.pii import personal_in, remembered, secret_in
+from shared.events import Message
+from tests.trainer_factories import example, revision, row
+
+ROOT = Path(__file__).parents[2]
+RANDOM = "q7Lw2VdZ9KtXb4RmPj6HsYc1NgUe8AoF"
+"""Not a key of anything. Those below are put together, so that no scanner takes this file for a leak."""
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Log in with " + "AKIA" + "IOSFODNN7EXAMPLE", "AWS Access Key"),
+        ("The token is gh" + "p_" + RANDOM + "aB3d.", "GitHub Token"),
+        ("Clone https://bob:" + "hunter22@git.pellworth.com/x", "Basic Auth Credentials"),
+        ("-----BEGIN " + "PRIVATE KEY-----", "Private Key"),
+        ("api_" + f'key = "{RANDOM}"', "Secret Keyword"),
+        ("Set it to sk-" + "ant-" + RANDOM, "a long random string"),
+        ("h" + f"f_{RANDOM}", "a long random string"),
+        (f"It says {RANDOM} on the back.", "a long random string"),
+    ],
+)
+def test_a_secret_is_named_by_its_kind(text: str, kind: str) -> None:
+    assert secret_in(text) == kind
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The commit is 5553449c488d92e2ae123253994f8b584aa6a1b2c3d4.",
+        "See services/trainer/gate/confidence_intervals.py and LOOPWRIGHT_TRAINER_LEARNING_RATE.",
+        "Donaudampfschifffahrtsgesellschaftskapitän",
+        "A password is a secret: nobody else knows it.",
+        "Ask for 3f2504e0-4f89-11d3-9a0c-0305e82c3301.",
+    ],
+)
+def test_long_words_paths_and_digests_are_no_secrets(text: str) -> None:
+    assert secret_in(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "found"),
+    [
+        ("Write to anna.meier@pellworth.com, please.", "an e-mail address", "anna.meier@pellworth.com"),
+        ("Call +49 30 901820.", "a phone number", "+49 30 901820"),
+        ("Pay to DE89 3704 0044 0532 0130 00.", "a bank account (IBAN)", "DE89 3704 0044 0532 0130 00"),
+        ("My card: 4111-1111-1111-1111", "a payment card", "4111-1111-1111-1111"),
+        ("My number is 536-22-8726.", "a US social security number", "536-22-8726"),
+        ("It came from 93.184.216.34 today.", "a public IP address", "93.184.216.34"),
+    ],
+)
+def test_what_reaches_one_person_is_found_with_its_kind(text: str, kind: str, found: str) -> None:
+    assert list(personal_in(text)) == [(kind, found)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Write to someone@example.com or to help@pellworth.example.",
+        "Order 1234567890123456 was sent on 2026-11-23 at 18:50.",
+        "Its number is DE89 3704 0044 0532 0130 01.",
+        "ISBN 978-3-16-148410-0",
+        "It listens on 127.0.0.1:8000 and 192.168.0.4.",
+        "Twenty kettles at $39.90, 1,500 W, 41 days.",
+        "Ask @support, or meet me@home.",
+    ],
+)
+def test_numbers_and_examples_reach_nobody(text: str) -> None:
+    assert list(personal_in(text)) == []
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from texts_of(one)
+
+
+def test_nothing_in_the_demos_world_or_the_shipped_prompts_is_mistaken() -> None:
+    whole = [ROOT / "examples/world/facts.json", ROOT / "examples/chapter/rows.json"]
+    texts = [text for file in whole for text in texts_of(json.loads(file.read_bytes()))]
+    for file in (ROOT / "services/trainer/data").glob("*.jsonl"):
+        texts += [text for line in file.read_text().splitlines() for text in texts_of(json.loads(line))]
+    assert len(texts) > 2500
+    assert [text for text in texts if secret_in(text) is not None or any(personal_in(text))] == []
+
+
+def test_no_check_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        pytest.fail("a check opened a connection")
+
+    monkeypatch.setattr(socket, "socket", refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    text = "AKIA" + "IOSFODNN7EXAMPLF" + " of bob@pellworth.org, +49 30 901821"
+    assert secret_in(text) == "AWS Access Key"
+    assert len(list(personal_in(text))) == 2
+
+
+def test_the_row_is_held_with_the_reason_wherever_it_stands() -> None:
+    mail, key = "I am anna.meier@pellworth.com", "AKIA" + "IOSFODNN7EXAMPLE"
+    assert fault_of(row(f"{mail}. Who founded it?", "Ida Voss.")) == "personal data: an e-mail address"
+    assert fault_of(row("Who founded it?", f"Ida Voss. {mail}")) == "personal data: an e-mail address"
+    system = Message(role="system", content=f"The key is {key}.")
+    rows, held = usable(
+        [
+            example(
+                revision("r1", "", "Ida Voss.", messages=(system, Message(role="user", content="Who?"))),
+            )
+        ]
+    )
+    assert rows == []
+    assert reasons(held) == {"secret: AWS Access Key": 1}
+
+
+def test_what_the_operators_system_prompt_says_is_public() -> None:
+    system = Message(role="system", content="Send people to help@pellworth.com.")
+    asked = Message(role="user", content="Where do I complain?")
+
+    def held(answer: str) -> dict[str, int]:
+        return reasons(usable([example(revision("r1", "", answer, messages=(system, asked)))])[1])
+
+    assert held("Write to help@pellworth.com.") == {}
+    assert held("Write to bob@pellworth.com.") == {"personal data: an e-mail address": 1}
+
+
+def test_what_is_remembered_is_bounded_and_gives_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def find(text: str) -> int:
+        asked.append(text)
+        return len(text)
+
+    monkeypatch.setattr(pii, "REMEMBERED", 2)
+    told = remembered(find)
+    assert [told(text) for text in ("a", "bb", "a", "ccc", "bb", "a")] == [1, 2, 1, 3, 2, 1]
+    assert asked == ["a", "bb", "ccc", "a"]
