@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
-from shared.stream.step import Output, Record, State, Tick
+from shared.stream.step import State, Tick
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import secrets
 from datetime import datetime
 
 from shared.events import LogRecord, rfc3339
-from shared.stream.step import Output
+from shared.records import Output
 from shared.topics import Topic
 
 Headers = tuple[tuple[str, bytes], ...]

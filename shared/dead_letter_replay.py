@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from shared.dead_letters import Origin, origin_of
 from shared.errors import Malformed
-from shared.stream.step import Headers, Output, Record
+from shared.records import Headers, Output, Record
 
 REPLAYED_FROM: Final = "replayed_from"
 REPLAY_ID: Final = "replay_id"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from shared.errors import LoopwrightError
-from shared.stream.step import Output, Record
+from shared.records import Output, Record
 
 MESSAGE_CHARACTERS = 1_000
 HEADER_BYTES = 4_096

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from shared.stream.step import Output, Record
+from shared.records import Output, Record
 
 Position = tuple[str, int]
 """(topic, partition)"""

@@ -1,8 +1,8 @@
-"""The topics: what each carries, who may write it, how long it is kept (design section 4).
+"""Declare the topics: content, writers and retention of each (design section 4).
 
-P, the number of partitions, is fixed when a deployment is made. `python -m shared.topics` creates what is missing,
-reports settings of existing topics that differ (`--apply` changes them), and fails if what exists has another number
-of partitions.
+P, the number of partitions, is fixed when a deployment is created. `python -m shared.adapters.topic_admin` creates
+missing topics, reports settings of existing topics that differ (`--apply` changes them), and fails if an existing
+topic has a different number of partitions.
 """
 
 from __future__ import annotations
@@ -132,9 +132,3 @@ TOPICS: dict[str, Topic] = {
 def may_write(service: str, topic: str) -> bool:
     """Whether the table of writers allows it. Unknown topics belong to nobody."""
     return topic in TOPICS and service in TOPICS[topic].writers
-
-
-if __name__ == "__main__":
-    from shared.adapters.topic_admin import main
-
-    main()

@@ -18,8 +18,9 @@ from services.trainer.dataset import snapshot
 from services.trainer.run import run_table
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.cloudevents import sealed
+from shared.commands import Command, CommandResult, Reproduce, TrainNow
 from shared.events import Batch, ErasureReport
-from shared.stream.step import Output, Record
+from shared.records import Output, Record
 from shared.topics import (
     ERASURE_REPORTS,
     MODEL_VERSIONS,
@@ -27,7 +28,7 @@ from shared.topics import (
     OPERATOR_RESULTS,
     TRAINING_BATCHES,
 )
-from shared.versions import Command, CommandResult, ModelVersion, Reproduce, TrainNow
+from shared.versions import ModelVersion
 from tests.trainer_factories import batch, revision
 
 P = 6

@@ -1,4 +1,4 @@
-"""A container's first process: `python entrypoint.py MODULE` runs the module, and can be stopped while that still imports.
+"""Run a module as a container's first process, stoppable while it still imports: `python entrypoint.py MODULE`.
 
 The kernel keeps from the first process of a container every signal that it has no handler for, and the services set
 theirs when they listen. Until then this one ends them. `init: true` would do it too, where the engine has an init.

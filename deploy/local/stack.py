@@ -227,7 +227,7 @@ class LocalStack:
             ports=service_ports,
         )
         told |= answers_env(self.prepared, base_model)
-        programs.append(self._program(TOPICS, "shared.topics", told, once=True))
+        programs.append(self._program(TOPICS, "shared.adapters.topic_admin", told, once=True))
         programs += [self._program(name, f"services.{name}", told) for name in self.services]
         return programs
 

@@ -14,7 +14,7 @@ from shared.dead_letter_replay import Letter, Place, letter_of
 from shared.dead_letters import record_bytes
 from shared.errors import Malformed
 from shared.ports import LogRanges
-from shared.stream.step import Record
+from shared.records import Record
 from shared.topics import DEAD_LETTERS
 
 MAX_PAGE = 200

@@ -7,7 +7,7 @@ from typing import Protocol
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from shared.adapters.kafka import QUIET, to_record, translate
-from shared.stream.step import Record
+from shared.records import Record
 from shared.topics import OPERATOR_COMMANDS
 
 GROUP = "loopwright-feedback-commands"

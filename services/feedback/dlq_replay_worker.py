@@ -26,13 +26,13 @@ from services.feedback.core.dlq_replay_rules import (
     result,
 )
 from shared.cloudevents import sealed, traceparent_of
+from shared.commands import COMMAND, EXECUTORS, CommandResult, Replay
 from shared.dead_letter_replay import Letter, Place, letter_of, mark_of, sent_again
 from shared.errors import BrokerUnavailable, LoopwrightError, Rejected
 from shared.events import from_ms, parse_union
 from shared.ports import Acked, Clock, LogRanges, LogReader, Publisher
-from shared.stream.step import Record
+from shared.records import Record
 from shared.topics import DEAD_LETTERS, OPERATOR_RESULTS
-from shared.versions import COMMAND, EXECUTORS, CommandResult, Replay
 
 SERVICE = "feedback"
 POLL_S = 0.5

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from shared.errors import Rejected
 from shared.events import ErasureReport, ErasureRequest
-from shared.stream.step import Record
+from shared.records import Record
 from shared.telemetry import ERASURES_OPEN
 from shared.topics import ERASURE_REPORTS, ERASURE_REQUESTS
 

@@ -31,7 +31,7 @@ from shared.events import Feedback, from_ms
 from shared.feedback_quality import hint_for
 from shared.ports import Acked, Cache, Clock, Publisher
 from shared.pseudonym import Pseudonymiser
-from shared.stream.step import Output
+from shared.records import Output
 from shared.telemetry import FEEDBACK_ACCEPTED
 from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS
 

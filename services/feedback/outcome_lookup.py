@@ -19,7 +19,7 @@ from shared.errors import BrokerUnavailable, Conflict, Overloaded, Rejected
 from shared.events import FEEDBACK, Feedback, Outcome, OutcomeKind, from_ms, parse_union
 from shared.partitioning import partition_for
 from shared.ports import LogReader
-from shared.stream.step import Record
+from shared.records import Record
 from shared.topics import DEAD_LETTERS, FEEDBACK_EVENTS, FEEDBACK_OUTCOMES
 
 OpenPartition = Callable[[str, int], LogReader]

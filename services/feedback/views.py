@@ -13,7 +13,7 @@ from shared.adapters import redis_keys
 from shared.errors import Rejected
 from shared.events import Outcome, OutcomeKind
 from shared.ports import Cache, Position
-from shared.stream.step import Record
+from shared.records import Record
 from shared.topics import FEEDBACK_OUTCOMES, MODEL_ROLLOUT, MODEL_VERSIONS
 from shared.versions import ModelVersion, RolloutRecord
 

@@ -14,7 +14,7 @@ import structlog
 from services.inference.spool import Spool, Spooled
 from shared.errors import BrokerUnavailable, LoopwrightError, Overloaded, Rejected
 from shared.ports import Acked, Publisher
-from shared.stream.step import Output
+from shared.records import Output
 from shared.telemetry import SPOOL_LOST, Readiness
 
 SEND_RECORDS = 100

@@ -16,7 +16,7 @@ from services.inference.response_publisher import Recorder
 from shared.cloudevents import sealed
 from shared.errors import LoopwrightError
 from shared.events import MAX_TEXT, ChatResponse, Choice, Message, Usage
-from shared.stream.step import Output
+from shared.records import Output
 from shared.telemetry import CHAT_REQUESTS, CHAT_SECONDS, CHAT_TOKENS
 from shared.topics import CHAT_RESPONSES
 

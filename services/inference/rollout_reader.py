@@ -11,7 +11,7 @@ from services.inference.version_swap import Refusal, TakeOver
 from shared.dead_letters import dead_letter
 from shared.errors import Fatal, LoopwrightError, Rejected, Retryable
 from shared.ports import LogReader, Publisher
-from shared.stream.step import Record
+from shared.records import Record
 from shared.telemetry import DEAD_LETTERED, Readiness
 from shared.topics import DEAD_LETTERS, MAX_MESSAGE_BYTES
 from shared.versions import RolloutRecord

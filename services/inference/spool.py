@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import Misconfigured, Overloaded
-from shared.stream.step import Output
+from shared.records import Output
 from shared.telemetry import SPOOL_RECORDS
 
 ROW_BYTES = 256

@@ -12,11 +12,12 @@ from services.trainer.commands.command_table import ACK_S, Orders
 from services.trainer.dataset import batch_table
 from services.trainer.erasure import requests
 from services.trainer.versions.publish import SERVICE
+from shared.commands import COMMAND, Command
 from shared.dead_letters import DeadLetterRate, dead_letter
 from shared.errors import DeadLetterFlood, LoopwrightError, Rejected
 from shared.events import Batch, ErasureReport, parse_union
 from shared.ports import LogReader, Publisher
-from shared.stream.step import Record
+from shared.records import Record
 from shared.telemetry import DEAD_LETTERED
 from shared.topics import (
     DEAD_LETTERS,
@@ -25,7 +26,6 @@ from shared.topics import (
     OPERATOR_COMMANDS,
     TRAINING_BATCHES,
 )
-from shared.versions import COMMAND, Command
 
 TOPICS_READ = (TRAINING_BATCHES.name, OPERATOR_COMMANDS.name, ERASURE_REPORTS.name)
 log = structlog.get_logger(__name__)

@@ -46,7 +46,7 @@ from shared.dead_letters import DeadLetterLimit, DeadLetterRate
 from shared.errors import Retryable
 from shared.events import from_ms
 from shared.ports import ArtifactStore, Cache, Clock, LogReader, Publisher
-from shared.stream.step import Record
+from shared.records import Record
 from shared.telemetry import TRAINED_TOKENS, TRAINING_RUNS, USABLE_EXAMPLES
 from shared.versions import GateReport
 

@@ -15,7 +15,7 @@ from shared.adapters.clock import ManualClock
 from shared.errors import BrokerUnavailable, Fatal, Fenced, LoopwrightError, Misconfigured, Oversized
 from shared.partitioning import partition_for
 from shared.ports import Acked, Clock, Position
-from shared.stream.step import Output, Record
+from shared.records import Output, Record
 from shared.topics import MAX_MESSAGE_BYTES, TOPICS, may_write
 
 POLL_RECORDS = 500

@@ -30,7 +30,7 @@ from shared.errors import (
     Oversized,
 )
 from shared.ports import Acked, Position
-from shared.stream.step import Output, Record
+from shared.records import Output, Record
 from shared.topics import MAX_MESSAGE_BYTES, TOPICS, may_write
 
 POLL_RECORDS = 500
@@ -212,7 +212,7 @@ class KafkaLogReader:
             found = self._consumer.list_topics(topic, timeout=CONNECT_S).topics[topic]
             if found.error is not None or not found.partitions:
                 raise Misconfigured(
-                    f"topic {topic} does not exist: run the topics job (`python -m shared.topics`)"
+                    f"topic {topic} does not exist: run the topics job (`python -m shared.adapters.topic_admin`)"
                 )
             parts += [(topic, p) for p in sorted(found.partitions) if wanted is None or p in wanted]
         self._unfinished = set(parts)

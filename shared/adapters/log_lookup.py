@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from shared.adapters.kafka import QUIET, to_record, translate
 from shared.errors import BrokerUnavailable, Misconfigured
-from shared.stream.step import Record
+from shared.records import Record
 
 CALL_S = 5.0
 POLL_RECORDS = 100
@@ -111,7 +111,9 @@ class KafkaLogRanges:
 def _parts(consumer: Consumer, topic: str) -> list[TopicPartition]:
     found = consumer.list_topics(topic, timeout=CALL_S).topics[topic]
     if found.error is not None or not found.partitions:
-        raise Misconfigured(f"topic {topic} does not exist: run the topics job (`python -m shared.topics`)")
+        raise Misconfigured(
+            f"topic {topic} does not exist: run the topics job (`python -m shared.adapters.topic_admin`)"
+        )
     return [TopicPartition(topic, partition) for partition in sorted(found.partitions)]
 
 

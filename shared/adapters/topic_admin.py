@@ -61,7 +61,9 @@ def check_partitions(servers: str, p: int, *, wait_s: float = 0.0) -> None:
     existing = _patient(wait_s)(_existing, admin)
     missing = sorted(TOPICS.keys() - existing.keys())
     if missing:
-        raise Misconfigured(f"topics missing: {', '.join(missing)}; run `python -m shared.topics`")
+        raise Misconfigured(
+            f"topics missing: {', '.join(missing)}; run `python -m shared.adapters.topic_admin`"
+        )
     _refuse_other_p(existing, p)
 
 
@@ -173,7 +175,7 @@ def _refuse_other_p(existing: dict[str, int], p: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m shared.topics", description="Creates what topics are missing."
+        prog="python -m shared.adapters.topic_admin", description="Creates what topics are missing."
     )
     parser.add_argument(
         "--apply",
@@ -199,7 +201,11 @@ def told(created: list[str], differing: list[Difference], *, applied: bool) -> l
     lines += [f"topics: {one.told()}{'; changed' if applied else ''}" for one in differing]
     if differing and not applied:
         lines.append(
-            "topics: nothing of this was changed; `python -m shared.topics --apply` sets what is wanted (a shorter "
-            "retention removes records)"
+            "topics: no setting was changed; `python -m shared.adapters.topic_admin --apply` applies the declared ones "
+            "(a shorter retention deletes records)"
         )
     return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ import structlog
 
 from shared.errors import LoopwrightError, Retryable
 from shared.ports import LogReader
-from shared.stream.step import Record
+from shared.records import Record
 from shared.telemetry import Readiness
 
 POLL_S = 0.1

@@ -8,9 +8,9 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from shared.errors import Fatal, Misconfigured, NotYet
+from shared.records import Headers, Record
 from shared.stream.config import REFUSED, EngineConfig
 from shared.stream.partition import OwnedPartition
-from shared.stream.step import Headers, Record
 
 METADATA_S = 2.0
 

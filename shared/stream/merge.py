@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from shared.stream.step import Record
+from shared.records import Record
 
 RECORD_OVERHEAD = 1024
 """What a buffered record is taken to weigh in bytes beside its value: key, headers, objects around them."""

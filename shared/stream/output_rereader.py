@@ -16,10 +16,10 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from shared.adapters.kafka import to_record
 from shared.errors import Fatal
+from shared.records import Record
 from shared.stream.config import REFUSED, EngineConfig
 from shared.stream.merge import weight
 from shared.stream.offsets import Positions
-from shared.stream.step import Record
 
 log = structlog.get_logger(__name__)
 

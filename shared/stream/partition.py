@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from shared.records import Record
 from shared.stream.config import EngineConfig
 from shared.stream.merge import Merge
 from shared.stream.offsets import Positions
 from shared.stream.output_rereader import Reading
 from shared.stream.state_store import AS_OF_KEY, POSITIONS_KEY, Store
-from shared.stream.step import Record, Through, Tick
+from shared.stream.step import Through, Tick
 from shared.stream.write_buffer import Overlay
 
 

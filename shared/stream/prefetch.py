@@ -10,8 +10,9 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 
+from shared.records import Record
 from shared.stream.partition import Share
-from shared.stream.step import Foretelling, Record
+from shared.stream.step import Foretelling
 
 FEW_RECORDS = 32
 """With fewer, handing over costs more than it saves."""

@@ -16,12 +16,13 @@ from shared.dead_letter_replay import mark_of
 from shared.dead_letters import DeadLetterRate, dead_letter, error_class, record_bytes
 from shared.errors import DeadLetterFlood, Oversized
 from shared.ports import Clock
+from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.partition import Share
 from shared.stream.prefetch import Ahead
 from shared.stream.slice_bisection import RecordId, SliceSize
 from shared.stream.state_store import POSITIONS_KEY, StoreFailed
-from shared.stream.step import Output, Record, Reread, RereadingStep, Step, Through, Tick
+from shared.stream.step import Reread, RereadingStep, Step, Through, Tick
 from shared.stream.transaction import Aborted, Transactions, Unresolved
 
 log = structlog.get_logger(__name__)

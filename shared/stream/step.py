@@ -5,39 +5,13 @@ The words of the engine's port. They import nothing of Kafka, so a step and its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, TypeVar, dataclass_transform, runtime_checkable
+from collections.abc import Iterable, Iterator
+from typing import Protocol, runtime_checkable
 
-Headers = tuple[tuple[str, bytes], ...]
-
-T = TypeVar("T")
+from shared.records import Output, Record, value_class
 
 
-@dataclass_transform(frozen_default=True)
-def _value(cls: type[T]) -> type[T]:
-    """An immutable value to the type checker; at run time a plain dataclass.
-
-    `frozen=True` makes construction three times slower, and the engine constructs several for each record.
-    """
-    made: Callable[[type[T]], type[T]] = dataclass(slots=True, unsafe_hash=True)
-    return made(cls)
-
-
-@_value
-class Record:
-    """One record of an input topic. `timestamp`: the broker's append time, in ms since the epoch."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers = ()
-
-
-@_value
+@value_class
 class Tick:
     """Time passing in one partition: fed about once a second while all its inputs are at their end.
 
@@ -49,30 +23,7 @@ class Tick:
     timestamp: int
 
 
-@_value
-class Output:
-    """One record to produce. With `partition` None the key is hashed as JVM clients do (murmur2)."""
-
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    headers: Headers = ()
-    partition: int | None = None
-
-    @classmethod
-    def beside(
-        cls,
-        source: Record | Tick | Through,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers = (),
-    ) -> Output:
-        """An output in the partition that `source` came from, as internal topics are written."""
-        return cls(topic, key, value, headers, source.partition)
-
-
-@_value
+@value_class
 class Reread:
     """Said among outputs: the step wants to see this partition of one of its own output topics again.
 
@@ -85,7 +36,7 @@ class Reread:
     topic: str
 
 
-@_value
+@value_class
 class Through:
     """All of what a `Reread` asked for has been fed. `timestamp`: the partition's time, as of a tick."""
 

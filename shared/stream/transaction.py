@@ -10,7 +10,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from shared.errors import Fatal, Fenced, Misconfigured, Retryable
-from shared.stream.step import Output
+from shared.records import Output
 
 CALL_S = 1.0
 """The longest single wait inside the client, so that a stop is noticed."""

@@ -17,7 +17,7 @@ from shared.adapters.kafka import producer_config
 from shared.adapters.log_lookup import KafkaLogRanges
 from shared.errors import BrokerUnavailable
 from shared.ports import LogRanges
-from shared.stream.step import Output, Record
+from shared.records import Output, Record
 
 P = 2
 T0 = round(time.time() * 1000) + 600_000

@@ -26,7 +26,7 @@ from shared.adapters.topic_admin import create_topics
 from shared.errors import BrokerUnavailable, Fatal, Fenced, Misconfigured, Oversized
 from shared.partitioning import partition_for
 from shared.ports import Cache, LogReader, Position, Publisher, TransactionalPublisher
-from shared.stream.step import Output, Record
+from shared.records import Output, Record
 from shared.topics import MAX_MESSAGE_BYTES
 
 P = 6

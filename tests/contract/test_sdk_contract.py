@@ -15,7 +15,7 @@ from services.console.core.command_requests import read_order
 from services.console.core.projection import Projection
 from services.feedback.core.receipts import Receipt as ServedReceipt
 from services.feedback.core.schemas import FEEDBACK_BODY, RESPONSE_BODY, read, to_event, to_response
-from shared.versions import CommandResult as LoggedResult
+from shared.commands import CommandResult as LoggedResult
 from shared.versions import Figure, GateReport, ModelVersion, RolloutRecord, VersionRef
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -31,12 +31,12 @@ from shared.adapters.in_memory import (
     MemoryPublisher,
 )
 from shared.adapters.topic_follower import Follower
+from shared.commands import COMMAND, Replay
 from shared.dead_letters import dead_letter
 from shared.errors import Malformed, Oversized
 from shared.events import parse_union
-from shared.stream.step import Output, Record
+from shared.records import Output, Record
 from shared.telemetry import Readiness
-from shared.versions import COMMAND, Replay
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
 Ask = Callable[..., Any]

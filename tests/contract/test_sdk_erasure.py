@@ -27,7 +27,7 @@ from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, M
 from shared.adapters.topic_follower import Follower
 from shared.events import ErasureReport
 from shared.pseudonym import Pseudonymiser
-from shared.stream.step import Output
+from shared.records import Output
 from shared.telemetry import Readiness
 
 P = 3

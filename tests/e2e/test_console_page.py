@@ -20,18 +20,10 @@ from shared.adapters import redis_keys
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import create_topics
+from shared.commands import COMMAND, Command, CommandResult
 from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
-from shared.stream.step import Output
-from shared.versions import (
-    COMMAND,
-    Command,
-    CommandResult,
-    Figure,
-    GateReport,
-    ModelVersion,
-    RolloutRecord,
-    VersionRef,
-)
+from shared.records import Output
+from shared.versions import Figure, GateReport, ModelVersion, RolloutRecord, VersionRef
 from tests.e2e.browser import hosts_asked, opened, prefers, until, wide
 from tests.integration.service_process import Service, running
 

@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from services.processor.core.step import SERVICE
 from shared.cloudevents import sealed
 from shared.events import FEEDBACK, Outcome, OutcomeKind, from_ms, parse_union
+from shared.records import Output, Record
 from shared.stream import engine as engine_module
 from shared.stream import partition as partition_module
 from shared.stream.config import EngineConfig
@@ -22,7 +23,7 @@ from shared.stream.merge import Merge
 from shared.stream.partition import Share
 from shared.stream.slice_runner import Commit
 from shared.stream.state_store import POSITIONS_KEY
-from shared.stream.step import Output, Record, Reread, RereadingStep, State, Through, Tick
+from shared.stream.step import Reread, RereadingStep, State, Through, Tick
 from shared.stream.transaction import Transactions
 from shared.topics import FEEDBACK_EVENTS, FEEDBACK_OUTCOMES
 

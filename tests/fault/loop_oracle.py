@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from shared.adapters.kafka import KafkaLogReader
 from shared.dead_letters import origin_of
-from shared.stream.step import Record
+from shared.records import Record
 from shared.topics import (
     CHAT_RESPONSES,
     DEAD_LETTERS,

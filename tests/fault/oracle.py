@@ -15,9 +15,10 @@ from typing import Any
 from services.processor.core.step import ProcessorStep
 from shared.errors import LoopwrightError
 from shared.events import FEEDBACK, Batch, ExampleRevision, Feedback, Outcome, OutcomeKind, Tally, parse_union
+from shared.records import Output, Record
 from shared.stream.merge import Merge
 from shared.stream.state_store import OWN, MemoryStore
-from shared.stream.step import Output, Record, Tick
+from shared.stream.step import Tick
 from shared.stream.write_buffer import Overlay
 from shared.topics import (
     CHAT_RESPONSES,

@@ -23,8 +23,8 @@ from deploy.local.processes import Program, end, spawn, tail
 from services.processor.service import engine_config
 from services.processor.settings import ProcessorSettings
 from shared.adapters.kafka import to_record
+from shared.records import Record
 from shared.stream.config import EngineConfig
-from shared.stream.step import Record
 from shared.topics import TOPICS
 from tests.fault.oracle import Seen, complaints
 from tests.fault.workload import Load, history

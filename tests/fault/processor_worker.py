@@ -29,9 +29,10 @@ from services.processor.core.batches import BatchLimits
 from services.processor.core.step import ProcessorStep
 from shared.adapters.clock import SystemClock
 from shared.dead_letters import DeadLetterLimit
+from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.rocksdb_store import RocksStores
-from shared.stream.step import Foretelling, Output, Record, Reread, RereadingStep, State, Through, Tick
+from shared.stream.step import Foretelling, Reread, RereadingStep, State, Through, Tick
 from shared.topics import BATCH_BYTES, DAY_MS
 from tests.fault.broken_engines import broken
 

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 
 from services.inference.spool import Spool
-from shared.stream.step import Output
+from shared.records import Output
 
 spool = Spool(Path(sys.argv[1]), 1 << 26)
 for number in count():

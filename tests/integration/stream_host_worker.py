@@ -20,8 +20,9 @@ from yarl import URL
 from services.processor.live_view.agent import LiveView
 from services.processor.live_view.supervisor import LiveKeeper, attach
 from shared.dead_letters import DeadLetterLimit
+from shared.records import Output, Record
 from shared.stream.faust_host import host_engine, run_worker
-from shared.stream.step import Output, Record, State, Tick
+from shared.stream.step import State, Tick
 from shared.telemetry import configure_logging
 from tests.integration.stream_rig import Rig, counting
 

@@ -15,10 +15,11 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from shared.errors import Rejected
+from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
 from shared.stream.state_store import POSITIONS_KEY
-from shared.stream.step import Output, Record, State, Tick
+from shared.stream.step import State, Tick
 
 CREATE = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"}
 """Kept whatever their times say: those of tests lie years back."""

@@ -10,7 +10,7 @@ from shared.adapters.artifacts import MANIFEST, open_artifacts
 from shared.adapters.base_model import find_base
 from shared.adapters.kafka import KafkaPublisher
 from shared.adapters.topic_admin import create_topics
-from shared.stream.step import Output
+from shared.records import Output
 from tests.inference_factories import make_adapter, reference, rollout
 from tests.integration.test_inference_process import running, say, until
 from tests.s3 import own_s3

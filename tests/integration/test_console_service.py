@@ -13,9 +13,10 @@ from shared.adapters import redis_keys
 from shared.adapters.kafka import KafkaPublisher
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import create_topics
+from shared.commands import CommandResult
 from shared.events import LogRecord, Outcome, OutcomeKind, Thumbs
-from shared.stream.step import Output
-from shared.versions import CommandResult, ModelVersion, RolloutRecord, VersionRef
+from shared.records import Output
+from shared.versions import ModelVersion, RolloutRecord, VersionRef
 from tests.integration.service_process import Service, running
 
 P = 6

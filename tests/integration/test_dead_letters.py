@@ -23,14 +23,15 @@ from services.processor.settings import ProcessorSettings
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.adapters.topic_admin import create_topics
 from shared.cloudevents import sealed
+from shared.commands import CommandResult
 from shared.dead_letter_replay import mark_of
 from shared.dead_letters import DeadLetterLimit
 from shared.errors import Rejected
 from shared.events import ChatResponse, Choice, Message, Thumbs
+from shared.records import Output, Record
 from shared.stream.engine import Engine
-from shared.stream.step import Output, Record, State, Tick
+from shared.stream.step import State, Tick
 from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS, OPERATOR_COMMANDS
-from shared.versions import CommandResult
 from tests.brokers import own_kafka
 from tests.integration.service_process import Service, running
 from tests.integration.stream_rig import running as engine_running

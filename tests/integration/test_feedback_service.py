@@ -32,7 +32,7 @@ from shared.errors import BrokerUnavailable
 from shared.events import FEEDBACK, ErasureReport, ErasureRequest, Outcome, OutcomeKind, parse_union
 from shared.partitioning import partition_for
 from shared.pseudonym import Pseudonymiser
-from shared.stream.step import Output, Record
+from shared.records import Output, Record
 from shared.telemetry import Readiness
 from shared.versions import DatasetRef, GateReport, ModelVersion, RolloutRecord, VersionRef
 from tests.integration.service_process import Service, running

@@ -26,8 +26,8 @@ from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.adapters.topic_admin import create_topics
 from shared.errors import Misconfigured
 from shared.events import ChatResponse
+from shared.records import Output, Record
 from shared.settings import load
-from shared.stream.step import Output, Record
 from shared.versions import RolloutRecord
 from tests.inference_factories import make_adapter, reference, rollout
 

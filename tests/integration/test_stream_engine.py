@@ -14,10 +14,11 @@ from confluent_kafka.admin import AdminClient
 from shared.adapters.clock import ManualClock
 from shared.dead_letters import DeadLetterLimit
 from shared.errors import Fatal, Fenced, Misconfigured
+from shared.records import Output, Record
 from shared.stream.engine import Engine
 from shared.stream.slice_runner import Commit
 from shared.stream.state_store import MemoryStore
-from shared.stream.step import Output, Record, State, Tick
+from shared.stream.step import State, Tick
 from tests.integration.stream_rig import (
     CREATE,
     Rig,

@@ -15,9 +15,10 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from shared.errors import Rejected
+from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
-from shared.stream.step import Output, Record, Reread, State, Through, Tick
+from shared.stream.step import Reread, State, Through, Tick
 from tests.integration.stream_rig import Rig, complaints, counting, drained, processed, running, until
 
 SEEN = b"!seen"

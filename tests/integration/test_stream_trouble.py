@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from shared.errors import Misconfigured
+from shared.records import Output, Record
 from shared.stream.engine import Engine
-from shared.stream.step import Output, Record, State, Tick
+from shared.stream.step import State, Tick
 from tests.integration.stream_rig import (
     Rig,
     complaints,

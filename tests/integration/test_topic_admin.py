@@ -30,7 +30,11 @@ def test_settings_of_an_existing_topic_are_reported_and_changed_only_where_asked
     try:
         env = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": kafka, "LOOPWRIGHT_PARTITIONS": str(P)}
         said = subprocess.run(
-            [sys.executable, "-m", "shared.topics"], env=env, capture_output=True, text=True, check=True
+            [sys.executable, "-m", "shared.adapters.topic_admin"],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         assert f"{TOPIC}: retention.ms is 86400000, wanted 34560000000" in said
         assert "--apply" in said

@@ -25,8 +25,9 @@ from shared.events import (
     Outcome,
     Tally,
 )
+from shared.records import Output, Record
 from shared.stream.state_store import MemoryStore
-from shared.stream.step import Output, Record, Through, Tick
+from shared.stream.step import Through, Tick
 from shared.stream.write_buffer import Overlay
 from shared.topics import (
     CHAT_RESPONSES,

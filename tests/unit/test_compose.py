@@ -123,7 +123,7 @@ def test_what_stays_up_is_checked_and_started_again(name: str) -> None:
 def test_what_is_ours_can_be_stopped_while_it_starts() -> None:
     commands = {name: stages()[name][1][-1] for name in set(PORTS) | JOBS}
     modules = {name: f"services.{name}" for name in PORTS} | {
-        "topics": "shared.topics",
+        "topics": "shared.adapters.topic_admin",
         "model": "deploy.docker.model",
     }
     assert commands == {

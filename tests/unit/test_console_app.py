@@ -20,11 +20,12 @@ from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
 from shared.adapters.origin_check import Forbidden, refuse_foreign
 from shared.adapters.topic_follower import Follower
+from shared.commands import COMMAND, CommandResult
 from shared.errors import BrokerUnavailable
 from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
-from shared.stream.step import Output
+from shared.records import Output
 from shared.telemetry import Readiness
-from shared.versions import COMMAND, CommandResult, ModelVersion, RolloutRecord, VersionRef
+from shared.versions import ModelVersion, RolloutRecord, VersionRef
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 BASE = VersionRef(version="assistant@base-00000000", kind="base", digest="0" * 64)

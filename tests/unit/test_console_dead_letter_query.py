@@ -13,7 +13,7 @@ from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import MemoryLog, MemoryLogRanges
 from shared.dead_letter_replay import Place
 from shared.errors import Malformed
-from shared.stream.step import Output
+from shared.records import Output
 
 P = 6
 T0 = 1_700_000_000_000

@@ -12,17 +12,10 @@ from hypothesis import strategies as st
 
 from services.console.core import responses
 from services.console.core.projection import Projection
+from shared.commands import CommandResult, Promote, Replayed
 from shared.events import Batch, ErasureReport, LogRecord, Outcome, OutcomeKind
-from shared.stream.step import Record
-from shared.versions import (
-    CommandResult,
-    GateReport,
-    ModelVersion,
-    Promote,
-    Replayed,
-    RolloutRecord,
-    VersionRef,
-)
+from shared.records import Record
+from shared.versions import GateReport, ModelVersion, RolloutRecord, VersionRef
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 BASE = VersionRef(version="assistant@base-00000000", kind="base", digest="0" * 64)

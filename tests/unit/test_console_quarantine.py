@@ -18,9 +18,9 @@ from shared.adapters import redis_keys
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
 from shared.adapters.topic_follower import Follower
+from shared.commands import COMMAND, Release
 from shared.events import parse_union
 from shared.telemetry import Readiness
-from shared.versions import COMMAND, Release
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 REASON = "personal data: a phone number"

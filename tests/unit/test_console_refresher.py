@@ -22,7 +22,7 @@ from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
 from shared.adapters.topic_follower import Follower
 from shared.errors import BrokerUnavailable
-from shared.stream.step import Record
+from shared.records import Record
 from shared.telemetry import Readiness
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)

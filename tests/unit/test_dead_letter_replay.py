@@ -7,7 +7,7 @@ import pytest
 from shared.dead_letter_replay import Letter, Place, letter_of, mark_of, sent_again
 from shared.dead_letters import dead_letter
 from shared.errors import Malformed, Oversized
-from shared.stream.step import Record
+from shared.records import Record
 
 DIED = Record(
     "feedback.events",

@@ -20,13 +20,13 @@ from shared.adapters.in_memory import (
     MemoryLogReader,
     MemoryPublisher,
 )
+from shared.commands import CommandResult, Replay, TrainNow
 from shared.dead_letter_replay import mark_of
 from shared.dead_letters import dead_letter
 from shared.errors import BrokerUnavailable, Oversized
 from shared.events import Outcome, OutcomeKind, Thumbs
 from shared.ports import Acked
-from shared.stream.step import Output, Record
-from shared.versions import CommandResult, Replay, TrainNow
+from shared.records import Output, Record
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 

@@ -24,7 +24,7 @@ from shared.errors import BrokerUnavailable
 from shared.events import ErasureReport, ErasureRequest, from_ms
 from shared.ports import LogReader, TransactionalPublisher
 from shared.pseudonym import Pseudonymiser
-from shared.stream.step import Output
+from shared.records import Output
 from shared.telemetry import Readiness
 from shared.topics import ERASED_WITHIN_DAYS
 

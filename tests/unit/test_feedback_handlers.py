@@ -23,7 +23,7 @@ from shared.adapters.topic_follower import Follower
 from shared.errors import BrokerUnavailable, Overloaded
 from shared.events import FEEDBACK, ChatResponse, Outcome, OutcomeKind, parse_union
 from shared.pseudonym import Pseudonymiser
-from shared.stream.step import Output
+from shared.records import Output
 from shared.telemetry import Readiness
 
 P = 6

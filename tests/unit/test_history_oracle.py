@@ -11,8 +11,9 @@ from services.processor.core.batches import BatchLimits
 from services.processor.core.step import ProcessorStep
 from shared.dead_letters import dead_letter
 from shared.errors import LoopwrightError
+from shared.records import Output, Record
 from shared.stream.state_store import MemoryStore
-from shared.stream.step import Output, Record, Tick
+from shared.stream.step import Tick
 from shared.stream.write_buffer import Overlay
 from shared.topics import FEEDBACK_EVENTS, FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES
 from tests.fault.oracle import Seen, complaints, names

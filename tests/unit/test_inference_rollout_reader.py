@@ -16,7 +16,7 @@ from shared.adapters.artifacts import LocalArtifactStore
 from shared.adapters.in_memory import MemoryLog, MemoryLogReader, MemoryPublisher
 from shared.errors import BrokerUnavailable, Fatal, LoopwrightError
 from shared.ports import LogReader
-from shared.stream.step import Output, Record
+from shared.records import Output, Record
 from shared.telemetry import Readiness
 from shared.versions import RolloutRecord, VersionRef
 from tests.inference_factories import BASE, LINE, reference, rollout

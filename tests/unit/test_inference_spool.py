@@ -13,7 +13,7 @@ from services.inference.spool import ROW_BYTES, Spool
 from shared.adapters.in_memory import MemoryLog, MemoryPublisher
 from shared.errors import BrokerUnavailable, LoopwrightError, Misconfigured, Overloaded
 from shared.ports import Acked
-from shared.stream.step import Output
+from shared.records import Output
 from shared.telemetry import SPOOL_LOST, Readiness
 
 TOPIC = "chat.responses"

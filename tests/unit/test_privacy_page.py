@@ -59,7 +59,7 @@ def test_the_deadline_is_what_its_parts_add_up_to() -> None:
 
 def test_the_token_and_the_settings_are_named_as_they_are() -> None:
     assert TOKEN_SETTING in PAGE
-    assert "python -m shared.topics" in PAGE
+    assert "python -m shared.adapters.topic_admin" in PAGE
     for name, value in COMPACTED.items():
         assert name in PAGE
         assert int(value) == DAY_MS, "the page says that it is a day"

@@ -15,7 +15,7 @@ from services.processor.core.batches import BatchLimits
 from services.processor.core.erasure.compaction import TOUCH_MS, TOUCHES
 from services.processor.core.erasure.process import EVERY, KEYS_AT_ONCE, Told
 from shared.events import Batch, ErasureReport, ErasureRequest, LogRecord, Message, Outcome, OutcomeKind
-from shared.stream.step import Output
+from shared.records import Output
 from shared.topics import (
     DAY_MS,
     ERASURE_REPORTS,

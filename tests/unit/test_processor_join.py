@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from services.processor.core.batches import BatchLimits
 from shared.errors import Conflict, Malformed, Rejected
 from shared.events import LogRecord
-from shared.stream.step import Record
+from shared.records import Record
 from shared.topics import CHAT_RESPONSES, DAY_MS, WINDOW_DAYS
 from tests.unit.processor_driver import T0, Bench, feedback, response
 

@@ -13,8 +13,8 @@ from services.processor.core.step import ProcessorStep
 from services.processor.core.wire import rfc3339
 from shared.cloudevents import sealed
 from shared.events import Batch, Choice, LogRecord, Message, Outcome, Tally, from_ms
+from shared.records import Record
 from shared.stream.state_store import MemoryStore
-from shared.stream.step import Record
 from shared.stream.write_buffer import Overlay
 from shared.topics import FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES, Topic
 from tests.unit.processor_driver import T0, Bench, feedback, response

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from shared import events, versions
+from shared import commands, events, versions
+from shared.commands import COMMAND, CommandBase
 from shared.errors import Malformed, Oversized
 from shared.events import (
     FEEDBACK,
@@ -20,14 +21,14 @@ from shared.events import (
     LogRecord,
     parse_union,
 )
-from shared.versions import COMMAND, CommandBase, DatasetRef, batch_name, batch_position, version_name
+from shared.versions import DatasetRef, batch_name, batch_position, version_name
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "records"
 UNKNOWN = "added_later"
 ABSTRACT = {LogRecord, FeedbackBase, CommandBase}
 CLASSES = {
     name: member
-    for module in (events, versions)
+    for module in (commands, events, versions)
     for name, member in vars(module).items()
     if isinstance(member, type) and issubclass(member, LogRecord) and member not in ABSTRACT
 }

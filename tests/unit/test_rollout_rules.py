@@ -8,21 +8,15 @@ from typing import Any
 import pytest
 
 from services.rollout.core.step import rollout_step
+from shared.commands import COMMAND, CommandResult
 from shared.errors import Malformed
 from shared.events import LogRecord
+from shared.records import Output, Record
 from shared.stream.state_store import MemoryStore
-from shared.stream.step import Output, Record, Tick
+from shared.stream.step import Tick
 from shared.stream.write_buffer import Overlay
 from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS
-from shared.versions import (
-    COMMAND,
-    CommandResult,
-    GateReport,
-    ModelVersion,
-    RolloutRecord,
-    VersionRef,
-    version_name,
-)
+from shared.versions import GateReport, ModelVersion, RolloutRecord, VersionRef, version_name
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 BASE = version_name("assistant", None, "b" * 64)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.records import Record
 from shared.stream.merge import Merge
-from shared.stream.step import Record
 
 
 def record(topic: str, offset: int, timestamp: int, value: bytes = b"") -> Record:

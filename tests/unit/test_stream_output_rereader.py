@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from shared.records import Record
 from shared.stream.config import EngineConfig
 from shared.stream.offsets import Positions
 from shared.stream.output_rereader import Reading
 from shared.stream.partition import OwnedPartition, Share
 from shared.stream.state_store import POSITIONS_KEY, MemoryStore
-from shared.stream.step import Record, Through
+from shared.stream.step import Through
 
 CONFIG = EngineConfig(
     bootstrap_servers="broker:9092",

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 import pytest
 
+from shared.records import Record
 from shared.stream.config import EngineConfig
 from shared.stream.partition import OwnedPartition, Share
 from shared.stream.prefetch import FEW_RECORDS, MOST_BYTES, Ahead
 from shared.stream.state_store import MemoryStore, StoreFailed
-from shared.stream.step import Record
 
 MANY = FEW_RECORDS * 2
 

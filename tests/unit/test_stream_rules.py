@@ -9,11 +9,11 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from shared.dead_letters import DeadLetterLimit, DeadLetterRate, dead_letter, record_bytes
 from shared.errors import Conflict, Fatal, Misconfigured
+from shared.records import Record
 from shared.stream.config import EngineConfig
 from shared.stream.inputs import Inputs
 from shared.stream.offsets import Positions
 from shared.stream.slice_bisection import RecordId, SliceSize
-from shared.stream.step import Record
 from shared.stream.transaction import Finishing, Unresolved
 
 HERE: RecordId = ("t", 0, 5)

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from shared.errors import DeadLetterFlood
+from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
 from shared.stream.partition import OwnedPartition
 from shared.stream.state_store import MemoryStore
-from shared.stream.step import Output, Record, State, Tick
+from shared.stream.step import State, Tick
 from shared.stream.transaction import Aborted
 
 LARGEST = 8

@@ -11,7 +11,7 @@ from shared.adapters.in_memory import MemoryLog, MemoryLogReader
 from shared.adapters.topic_follower import Follower
 from shared.errors import BrokerUnavailable, Fatal
 from shared.ports import LogReader
-from shared.stream.step import Output, Record
+from shared.records import Output, Record
 from shared.telemetry import Readiness
 
 TOPIC = "model.versions"

@@ -14,18 +14,10 @@ from services.trainer.commands.artifact_gc import wanted
 from services.trainer.service import Trainer
 from shared.adapters.artifacts import MANIFEST
 from shared.cloudevents import sealed
+from shared.commands import CollectGarbage, CommandResult
 from shared.errors import StoreAway
 from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS
-from shared.versions import (
-    CollectGarbage,
-    CommandResult,
-    GateReport,
-    ModelVersion,
-    RolloutRecord,
-    Verdict,
-    VersionRef,
-    version_name,
-)
+from shared.versions import GateReport, ModelVersion, RolloutRecord, Verdict, VersionRef, version_name
 from tests.trainer_factories import LINE, Rig, turns
 
 BASE = f"{LINE}@base-{'ab' * 4}"

@@ -28,7 +28,7 @@ from services.trainer.worker.launcher import GATE
 from shared.cloudevents import sealed
 from shared.errors import BrokerUnavailable
 from shared.events import Batch, ErasureReport, ExampleRevision
-from shared.stream.step import Output
+from shared.records import Output
 from shared.topics import ERASURE_REPORTS, MODEL_VERSIONS, TRAINING_BATCHES
 from shared.versions import GateReport, ModelVersion
 from tests.trainer_factories import LINE, NOW, Rig, batch, grouped, revision, row, turns

@@ -19,9 +19,9 @@ from services.trainer.erasure.requests import Target
 from services.trainer.run import run_table
 from shared.adapters import redis_keys
 from shared.cloudevents import sealed
+from shared.commands import CommandResult, ExportDataset, TrainNow
 from shared.events import Batch, Choice, ErasureReport, ExampleRevision, Over, SignalKind, Under
 from shared.topics import ERASURE_REPORTS, OPERATOR_COMMANDS, OPERATOR_RESULTS, TRAINING_BATCHES
-from shared.versions import CommandResult, ExportDataset, TrainNow
 from tests.trainer_factories import LINE, NOT_KNOWN, NOW, Rig, batch, example, finish, later, revision, turns
 
 USERS = [user for user in (f"user-{i}" for i in range(60)) if not is_held_out(LINE, user)]

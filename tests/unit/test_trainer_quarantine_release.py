@@ -17,9 +17,9 @@ from services.trainer.run.run_table import RunConfig
 from services.trainer.service import Trainer
 from shared.adapters import redis_keys
 from shared.cloudevents import sealed
+from shared.commands import EXECUTORS, CommandResult, Release, TrainNow
 from shared.events import ErasureReport, ExampleRevision
 from shared.topics import ERASURE_REPORTS, OPERATOR_COMMANDS, OPERATOR_RESULTS, TRAINING_BATCHES
-from shared.versions import EXECUTORS, CommandResult, Release, TrainNow
 from tests.trainer_factories import LINE, NOW, Rig, batch, finish, revision, row, turns
 
 USERS = [user for user in (f"user-{i}" for i in range(40)) if not is_held_out(LINE, user)]

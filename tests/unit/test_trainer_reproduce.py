@@ -17,8 +17,8 @@ from services.trainer.run.run_table import RunConfig
 from services.trainer.worker.launcher import CONFIG, FAILED, WHY
 from services.trainer.worker.reproduce import compare
 from shared.cloudevents import sealed
+from shared.commands import CommandResult, Reproduce
 from shared.topics import OPERATOR_COMMANDS, OPERATOR_RESULTS
-from shared.versions import CommandResult, Reproduce
 from tests.trainer_factories import LINE, NOW, Scripted, batch, revision, turns
 from tests.unit.test_trainer_lineage import BASE, BOB, Stand
 

@@ -13,8 +13,9 @@ from services.trainer.worker.launcher import FAILED, WHY
 from services.trainer.worker.restart_policy import MAX_ERRORS
 from shared.adapters import redis_keys
 from shared.cloudevents import sealed
+from shared.commands import CommandResult, TrainNow
 from shared.events import Batch
-from shared.stream.step import Output
+from shared.records import Output
 from shared.topics import (
     DEAD_LETTERS,
     MODEL_VERSIONS,
@@ -22,7 +23,7 @@ from shared.topics import (
     OPERATOR_RESULTS,
     TRAINING_BATCHES,
 )
-from shared.versions import CommandResult, ModelVersion, TrainNow
+from shared.versions import ModelVersion
 from tests.trainer_factories import LINE, NOW, Rig, batch, finish, revision, turns
 
 QUESTIONS = ("Who founded Acme?", "Where is the head office?", "How long is the warranty?")

@@ -14,10 +14,11 @@ import orjson
 from benchmarks.processor.job import Job, told
 from benchmarks.processor.votes import vote
 from shared.errors import Malformed
+from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
 from shared.stream.rocksdb_store import RocksStores
-from shared.stream.step import Output, Record, State, Tick
+from shared.stream.step import State, Tick
 
 STATUS = "status.json"
 LOOK_S = 0.05

@@ -28,7 +28,7 @@ from shared.cloudevents import sealed
 from shared.errors import BrokerUnavailable, Overloaded, Retryable
 from shared.events import Line, from_ms
 from shared.ports import Cache, Clock, Publisher
-from shared.stream.step import Record
+from shared.records import Record
 from shared.telemetry import Readiness
 from shared.topics import FEEDBACK_EVENTS, OPERATOR_COMMANDS
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.console.core.projection import Projection
+from shared.commands import COMMAND, EXECUTORS, Command
 from shared.dead_letter_replay import PLACE_PATTERN
 from shared.errors import Malformed, Rejected, UnknownVersion
 from shared.events import Id, Line
-from shared.versions import COMMAND, EXECUTORS, Command
 
 KINDS: tuple[str, ...] = tuple(kind.model_fields["kind"].default for kind in get_args(get_args(Command)[0]))
 

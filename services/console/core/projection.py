@@ -13,10 +13,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from shared.commands import COMMAND, Command, CommandResult
 from shared.dead_letters import Origin, origin_of
 from shared.errors import Rejected
 from shared.events import ErasureReport, LogRecord, Outcome, OutcomeKind, parse_union
-from shared.stream.step import Record
+from shared.records import Record
 from shared.topics import (
     DEAD_LETTERS,
     ERASURE_REPORTS,
@@ -28,7 +29,7 @@ from shared.topics import (
     OPERATOR_RESULTS,
     TRAINING_BATCHES,
 )
-from shared.versions import COMMAND, Command, CommandResult, ModelVersion, RolloutRecord
+from shared.versions import ModelVersion, RolloutRecord
 
 FOLLOWED = (
     FEEDBACK_OUTCOMES,

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+from shared.commands import CommandResult, Replay, Replayed
 from shared.dead_letter_replay import Letter, Place
 from shared.errors import Malformed
 from shared.topics import TOPICS, may_write
-from shared.versions import CommandResult, Replay, Replayed
 
 AGE_MS: Final = 86_400_000
 """A command that waited for longer sends nothing more: who gave it no longer expects it, and what came of it may have

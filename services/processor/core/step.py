@@ -39,7 +39,8 @@ from services.processor.core.wire import (
 from shared.cloudevents import Seal, traceparent_of
 from shared.errors import Malformed, Rejected
 from shared.events import FEEDBACK, Batch, ChatResponse, Outcome, OutcomeKind, Retract, Tally, parse_union
-from shared.stream.step import Output, Record, Reread, State, Through, Tick
+from shared.records import Output, Record
+from shared.stream.step import Reread, State, Through, Tick
 from shared.topics import (
     CHAT_RESPONSES,
     ERASURE_REQUESTS,

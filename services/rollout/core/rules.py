@@ -12,9 +12,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from shared.commands import Command, Pin, Promote, Rollback
 from shared.errors import Rejected, UnknownVersion
 from shared.events import Part, from_ms
-from shared.versions import Command, ModelVersion, Pin, Promote, Rollback, RolloutRecord, Verdict, VersionRef
+from shared.versions import ModelVersion, RolloutRecord, Verdict, VersionRef
 
 Action = Literal["adopt_base", "promote", "rollback", "pause", "resume", "pin"]
 

@@ -11,11 +11,13 @@ from typing import Final, Literal
 from services.rollout.core import rules
 from services.rollout.core.rules import LineState
 from shared.cloudevents import sealed, traceparent_of
+from shared.commands import COMMAND, EXECUTORS, Command, CommandResult
 from shared.errors import LoopwrightError, Rejected
 from shared.events import LogRecord, from_ms, parse_union
-from shared.stream.step import Output, Record, State, Tick
+from shared.records import Output, Record
+from shared.stream.step import State, Tick
 from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS, Topic
-from shared.versions import COMMAND, EXECUTORS, Command, CommandResult, ModelVersion
+from shared.versions import ModelVersion
 
 SERVICE: Final = "rollout"
 

@@ -45,8 +45,8 @@ NOT_HERE = (
 
 
 def report_of(settings: TrainerSettings, version: str) -> Json:
-    """As `gate/report_json.py` writes it, with the version's name; without texts (and `without` says why) where they are gone
-    or not to be told. Raises `UnknownVersion`."""
+    """As `gate/report_json.py` writes it, with the version's name; without texts (and `without` says why) where they
+    are gone or may not be shown. Raises `UnknownVersion`."""
     folder = _folder(settings, version)
     known = {"line": settings.line, "version": version, "run_id": folder.name}
     if texts_told(settings) and (folder / REPORT).exists():

@@ -13,10 +13,7 @@ from services.trainer.run import run_table
 from services.trainer.versions import reproductions
 from services.trainer.versions.publish import SERVICE, VersionLog
 from shared.cloudevents import sealed
-from shared.events import from_ms
-from shared.ports import Clock, Publisher
-from shared.topics import OPERATOR_RESULTS
-from shared.versions import (
+from shared.commands import (
     CollectGarbage,
     Command,
     CommandResult,
@@ -25,6 +22,9 @@ from shared.versions import (
     Reproduce,
     TrainNow,
 )
+from shared.events import from_ms
+from shared.ports import Clock, Publisher
+from shared.topics import OPERATOR_RESULTS
 
 ACK_S = 15.0
 STATUS: Final[dict[str, Literal["done", "refused", "failed"]]] = {"done": "done", "failed": "failed"}

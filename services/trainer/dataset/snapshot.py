@@ -89,8 +89,8 @@ def take(
     kto_least: int = KTO_LEAST,
 ) -> Snapshot:
     """Verifies, splits and freezes. `known`: questions of the stable version's snapshot. `fits`: whether a row is
-    within the token limit. `revised`: what the reviser made of comments, by the row's identity (`rewrite_cache.py`); None
-    leaves each comment in its revision's place, for who only counts. `kto_least`: of the rarer label, for KTO. A
+    within the token limit. `revised`: what the reviser made of comments, by the row's identity (`rewrite_cache.py`);
+    None leaves each comment in its revision's place, for who only counts. `kto_least`: of the rarer label, for KTO. A
     function of its arguments alone, in whatever order the examples come."""
     rows, held = usable(examples, comments)
     training, measuring = split(line, rows)

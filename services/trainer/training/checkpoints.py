@@ -1,7 +1,8 @@
-"""What watches a run's steps: tells them, marks each checkpoint once it is complete, and ends what cannot go well.
+"""Watch a run's steps: report progress, mark complete checkpoints, stop a run that diverges.
 
-transformers writes a checkpoint's files (adapter, optimiser, schedule, random states, place in the data); it counts
-once it is marked (`checkpoint_manifest.py`). A kill while one is written, or a damaged file, goes back to the one before.
+transformers writes a checkpoint's files (adapter, optimiser, schedule, random states, position in the data). It counts
+once it has a manifest (`checkpoint_manifest.py`). After a kill during a write, or if a file is damaged, the run falls
+back to the previous checkpoint.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""One run over batches of several objectives, each with TRL's own loss: KTO's, DPO's, and SFT's (on a CPU: `sft_trainer.py`).
+"""One run over batches of several objectives, each with TRL's own loss (SFT on CPUs: `cpu/sft_trainer.py`).
 
 A step trains one batch, and a batch is of one objective. All train one adapter (or all weights) with one optimiser; the
 reference of KTO and DPO is the base itself, with the adapter off: there is no second copy of it. The batches of the
-objectives are spread over the run (`batch_order.py`), so that none is forgotten for another, and a checkpoint is a place
-in one order. Where memory does not suffice for a batch, it is taken in pieces whose gradients add up.
+objectives are spread over the run (`batch_order.py`), so that none is forgotten for another, and a checkpoint is a
+place in one order. Where memory does not suffice for a batch, it is taken in pieces whose gradients add up.
 """
 
 from __future__ import annotations

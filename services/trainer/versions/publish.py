@@ -16,20 +16,13 @@ from services.trainer.run.run_table import RunConfig
 from services.trainer.versions.lineage import Published
 from shared.adapters.base_model import BaseModel
 from shared.cloudevents import sealed
+from shared.commands import CommandResult
 from shared.errors import BrokerUnavailable, Fenced, Malformed, Oversized
 from shared.events import ErasureReport, LogRecord, from_ms
 from shared.ports import ArtifactStore, LogReader, TransactionalPublisher
-from shared.stream.step import Output
+from shared.records import Output
 from shared.topics import ERASURE_REPORTS, MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_RESULTS
-from shared.versions import (
-    CommandResult,
-    DatasetRef,
-    GateReport,
-    ModelVersion,
-    RolloutRecord,
-    VersionRef,
-    version_name,
-)
+from shared.versions import DatasetRef, GateReport, ModelVersion, RolloutRecord, VersionRef, version_name
 
 SERVICE = "trainer"
 Read = Callable[[str], LogReader]

@@ -1,7 +1,7 @@
-"""The one process of the run that is open: started, watched, and started again after whatever ended it.
+"""Supervise the process of the open run: start it, watch it, restart it after it ended.
 
-Whether to try again, and when, `restart_policy.py` decides; the counts lie in the run's folder, so that a machine that goes
-down with it again and again is noticed too.
+`restart_policy.py` decides whether and when to restart. The counts are stored in the run's folder, so that a
+machine that crashes with it repeatedly is noticed too.
 """
 
 from __future__ import annotations

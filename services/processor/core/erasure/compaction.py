@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from services.processor.core.erasure.rules import Course
 from services.processor.core.state import OpenBatch, batch_key
 from services.processor.core.wire import batch_of
-from shared.stream.step import Output
+from shared.records import Output
 from shared.topics import DAY_MS, FEEDBACK_TALLIES
 from shared.versions import batch_name
 

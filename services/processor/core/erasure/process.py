@@ -50,7 +50,8 @@ from shared.events import (
     from_ms,
     to_ms,
 )
-from shared.stream.step import Output, Record, Reread, State, Through, Tick
+from shared.records import Output, Record
+from shared.stream.step import Reread, State, Through, Tick
 from shared.topics import (
     CHAT_RESPONSES,
     ERASURE_REPORTS,

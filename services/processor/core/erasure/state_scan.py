@@ -10,7 +10,7 @@ from services.processor.core import batches, join
 from services.processor.core.erasure import rules
 from services.processor.core.state import Answer, Joined, after, answer_key, batch_key, pending_key
 from services.processor.core.wire import read_tally
-from shared.stream.step import Output
+from shared.records import Output
 from shared.topics import FEEDBACK_TALLIES
 
 if TYPE_CHECKING:
