@@ -58,13 +58,29 @@ def to_ms(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)
 
 
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+"""The earliest time that users may give. The HTTP API refuses an earlier one; the processor clamps it to this."""
+EARLIEST_MS = to_ms(EARLIEST)
+MIN_MS = to_ms(datetime(1, 1, 1, tzinfo=UTC))
+MAX_MS = to_ms(datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC))
+"""The first and the last time that a `datetime` in UTC can hold."""
+
+
 def from_ms(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
+    """Return the UTC time of `ms` milliseconds since the epoch, clamped to the years 1 to 9999. Never raises."""
+    try:
+        return datetime.fromtimestamp(ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp((MIN_MS if ms < 0 else MAX_MS) / 1000, UTC)
 
 
 def rfc3339(moment: datetime) -> str:
-    """As times stand in records and headers: in UTC, ending in Z."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    """Return an aware time as records and headers hold it: in UTC, ending in Z, clamped as by `from_ms`."""
+    try:
+        utc = moment.astimezone(UTC)
+    except OverflowError:  # the offset moves it out of the years 1 to 9999
+        utc = from_ms(to_ms(moment))
+    return utc.isoformat().replace("+00:00", "Z")
 
 
 class Part(BaseModel):

@@ -131,6 +131,13 @@ async def test_the_callers_trace_goes_on_and_a_broken_one_is_replaced(stage: Sta
     assert second != first
 
 
+async def test_a_year_one_time_is_refused_and_never_reaches_the_log(stage: Stage) -> None:
+    refused = await stage.send(THUMBS | {"occurred_at": "0001-01-01T00:00:00+14:00"})
+    assert refused.status_code == 422
+    assert "2000-01-01T00:00:00Z" in problem(refused)["detail"]
+    assert stage.log.records("feedback.events") == []
+
+
 async def test_the_same_again_is_a_duplicate_and_is_not_written_again(stage: Stage) -> None:
     await stage.send(THUMBS)
     again = await stage.send(THUMBS)

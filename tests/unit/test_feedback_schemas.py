@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from services.feedback.core.schemas import (
     to_response,
 )
 from shared.errors import Malformed, Rejected
-from shared.events import ChatResponse, Feedback, Over, Preference, Thumbs, Under
+from shared.events import EARLIEST, ChatResponse, Feedback, Over, Preference, Thumbs, Under
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 THUMBS = {"response_id": "chatcmpl-1", "user_id": "alice", "kind": "thumbs", "value": "up"}
@@ -161,6 +161,34 @@ def test_a_time_a_day_ahead_is_a_wrong_clock() -> None:
     assert event(THUMBS | {"occurred_at": (NOW + timedelta(hours=23)).isoformat()}).occurred_at
     with pytest.raises(Rejected, match="future"):
         event(THUMBS | {"occurred_at": (NOW + timedelta(hours=25)).isoformat()})
+
+
+OUT_OF_RANGE = [
+    "0001-01-01T00:00:00+14:00",
+    "0001-01-01T00:00:00+23:59",
+    "0001-01-01T00:00:00Z",
+    "1969-12-31T23:59:59.999Z",
+    "1999-12-31T23:59:59.999Z",
+    "2000-01-01T13:59:59+14:00",
+    "1999-12-31T09:59:59-14:00",
+    "9999-12-31T23:59:59-14:00",
+    "9999-12-31T23:59:59Z",
+]
+
+
+@pytest.mark.parametrize("at", OUT_OF_RANGE)
+def test_a_time_out_of_range_is_refused_with_the_accepted_range(at: str) -> None:
+    with pytest.raises(Rejected, match=r"^occurred_at is .* from 2000-01-01T00:00:00Z until one day"):
+        event(THUMBS | {"occurred_at": at})
+    with pytest.raises(Rejected, match=r"^created_at is .* or leave the field out$"):
+        response(RESPONSE | {"created_at": at})
+
+
+@pytest.mark.parametrize("hours", [-14, 0, 14])
+def test_the_earliest_time_is_accepted_at_any_offset(hours: int) -> None:
+    at = EARLIEST.astimezone(timezone(timedelta(hours=hours))).isoformat()
+    assert event(THUMBS | {"occurred_at": at}).occurred_at == EARLIEST
+    assert response(RESPONSE | {"created_at": at}).created_at == EARLIEST
 
 
 def test_the_event_id_comes_from_the_body_or_the_header() -> None:

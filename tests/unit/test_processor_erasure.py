@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -129,6 +129,18 @@ def test_what_the_subject_asked_becomes_a_retraction_without_content(bench: Benc
     assert report.batches == {"assistant-0-1": 1}
     assert (report.partition, report.partitions, report.responses) == (0, 6, 1)
     assert (report.request_id, report.subject, report.service) == ("q1", ANN, "processor")
+
+
+@pytest.mark.parametrize("year", [1, 1969])
+def test_an_erasure_spares_others_whose_times_are_before_1970(bench: Bench, year: int) -> None:
+    said_at = datetime(year, 1, 1, tzinfo=UTC)
+    bench.say(asked(BOB))
+    bench.say(feedback("thumbs", "up", "e1", user=ANN), 1)
+    bench.say(feedback("correction", "A language.", "e2", user=BOB, occurred_at=said_at), 2)
+    bench.tick(CUT)
+    erase(bench)
+    bench.tick(2 * HOUR)
+    assert bench.dataset == {"r1": [("e2", "A language.")]}
 
 
 def test_what_waited_for_a_batch_is_erased_and_others_are_told_why(bench: Bench) -> None:

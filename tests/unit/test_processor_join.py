@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.processor.core.batches import BatchLimits
+from services.processor.core.state import Joined, joined_key
 from shared.errors import Conflict, Malformed, Rejected
-from shared.events import LogRecord
+from shared.events import EARLIEST, EARLIEST_MS, MAX_MS, MIN_MS, LogRecord
 from shared.records import Record
 from shared.topics import CHAT_RESPONSES, DAY_MS, WINDOW_DAYS
 from tests.unit.processor_driver import T0, Bench, feedback, response
@@ -58,6 +60,80 @@ def test_a_clock_that_runs_ahead_is_held_to_the_append_time(bench: Bench) -> Non
     bench.say(feedback("thumbs", "down", "e2", at_s=2), 2)
     bench.tick(CUT)
     assert bench.dataset == {"r1": [("e2", "down")]}
+
+
+UNRENDERABLE = [
+    datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))),
+    datetime(1, 1, 1, tzinfo=UTC),
+    datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC),
+    datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-14))),
+]
+
+
+@pytest.mark.parametrize("at", UNRENDERABLE, ids=str)
+@pytest.mark.parametrize("response_first", [True, False])
+def test_a_foreign_record_with_an_impossible_time_trains(
+    bench: Bench, at: datetime, response_first: bool
+) -> None:
+    records: list[LogRecord] = [response(), feedback("correction", "A language.", "e1", occurred_at=at)]
+    for second, record in enumerate(records if response_first else reversed(records)):
+        bench.say(record, second)
+    bench.tick(CUT)
+    assert bench.dead == []
+    assert bench.outcomes == {"e1": "batched"}
+    (signal,) = bench.newest["r1"].signals
+    assert EARLIEST <= signal.occurred_at <= datetime.fromtimestamp(T0 / 1000 + 1, UTC)
+
+
+@pytest.mark.parametrize("at", UNRENDERABLE, ids=str)
+def test_an_impossible_time_is_never_stored(bench: Bench, at: datetime) -> None:
+    bench.say(feedback("correction", "A language.", "e1", occurred_at=at))
+    joined = Joined.from_json(bench.store.get(joined_key(b"r1")) or b"")
+    assert EARLIEST_MS <= joined.signals["e1"].at_ms <= T0
+    assert joined.events["e1"].at_ms == joined.signals["e1"].at_ms
+
+
+def test_an_impossible_time_is_older_than_any_other(bench: Bench) -> None:
+    bench.say(response())
+    bench.say(feedback("thumbs", "up", "e1", at_s=1), 1)
+    bench.say(feedback("thumbs", "down", "e2", occurred_at=UNRENDERABLE[0]), 2)
+    bench.tick(CUT)
+    assert bench.dataset == {"r1": [("e1", "up")]}
+    assert bench.outcomes == {"e1": "batched", "e2": "superseded"}
+
+
+def poison(bench: Bench, response_id: str, ms: int) -> None:
+    """Store `ms` as the time of every signal, as releases did that did not clamp it."""
+    key = joined_key(response_id.encode())
+    joined = Joined.from_json(bench.store.get(key) or b"")
+    for event_id, signal in joined.signals.items():
+        signal.at_ms = joined.events[event_id].at_ms = ms
+    bench.store.apply({key: joined.to_json()}, 0)
+
+
+@pytest.mark.parametrize("ms", [-62_135_647_200_000, MIN_MS, -1, EARLIEST_MS - 1, MAX_MS + 1, 2**63 - 1])
+@pytest.mark.parametrize("response_first", [True, False])
+def test_state_with_an_impossible_time_heals_at_the_cut(ms: int, response_first: bool) -> None:
+    bench = Bench()
+    if response_first:
+        bench.say(response())
+    bench.say(feedback("correction", "A language.", "e1"), 1)
+    poison(bench, "r1", ms)
+    if not response_first:
+        bench.say(response(), 2)
+    bench.tick(CUT)
+    assert bench.outcomes == {"e1": "batched"}
+    assert bench.newest["r1"].signals[0].occurred_at >= EARLIEST
+
+
+@pytest.mark.parametrize("ms", [MIN_MS - 1, MAX_MS + 1, T0 * 1000 + MAX_MS])
+def test_an_impossible_append_time_closes_no_window(bench: Bench, ms: int) -> None:
+    bench.say(response())
+    bench.say(feedback("correction", "A language.", "e1"), 1)
+    bench.feed(Record(CHAT_RESPONSES.name, 0, 9, ms, b"r2", response("r2").to_json()))
+    assert [type(error) for error in bench.dead] == [Malformed]
+    bench.tick(CUT)
+    assert bench.outcomes == {"e1": "batched"}
 
 
 def test_the_same_event_again_is_a_duplicate_and_counts_once(bench: Bench) -> None:
@@ -251,3 +327,66 @@ def test_any_interleaving_and_duplication_gives_the_same_dataset(
         for event_id, kinds in shuffled.outcomes.items()
     }
     assert all(len(kinds) == 1 for kinds in final.values()), final
+
+
+# --- any time, from any producer or release ---
+
+MOMENTS = st.one_of(
+    st.sampled_from(UNRENDERABLE),
+    st.builds(
+        lambda naive, minutes: naive.replace(tzinfo=timezone(timedelta(minutes=minutes))),
+        st.datetimes(),
+        st.integers(-1439, 1439),
+    ),
+)
+STORED_MS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(MIN_MS - 1000, MIN_MS + 1000),
+    st.integers(MAX_MS - 1000, MAX_MS + 1000),
+    st.integers(-1000, 1000),
+)
+
+
+@settings(max_examples=150)
+@given(
+    said=st.lists(
+        st.tuples(
+            st.sampled_from([*KINDS, ("comment", "Name the year in which it was founded")]),
+            st.sampled_from(["u_ann", "u_bob"]),
+            st.none() | MOMENTS,
+            st.none() | STORED_MS,
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    answered_after=st.integers(0, 6),
+    per_batch=st.sampled_from([1, 64]),
+)
+def test_any_time_joins_and_is_cut_with_one_outcome_each(
+    said: list[tuple[tuple[str, str | int], str, datetime | None, int | None]],
+    answered_after: int,
+    per_batch: int,
+) -> None:
+    """Of records with any datetime at any offset, and of stored state with any number of ms."""
+    bench = Bench(BatchLimits(examples=per_batch))
+    events = [
+        feedback(kind, value, f"e{number}", user=user, occurred_at=at)
+        for number, ((kind, value), user, at, _) in enumerate(said)
+    ]
+    records: list[LogRecord] = [*events[:answered_after], response(), *events[answered_after:]]
+    stored = [ms for *_, ms in said]
+    stored.insert(answered_after, None)
+    for second, (record, ms) in enumerate(zip(records, stored, strict=True)):
+        bench.say(record, second)
+        if ms is not None and bench.store.get(joined_key(b"r1")) is not None:
+            poison(bench, "r1", ms)
+    bench.tick(CUT)
+    assert bench.dead == []
+    assert set(bench.outcomes) == {event.event_id for event in events}
+    assert not [kinds for kinds in bench.outcomes.values() if kinds not in ("batched", "superseded")]
+    assert all(
+        signal.occurred_at >= EARLIEST
+        for batch in bench.batches
+        for example in batch.examples
+        for signal in example.signals
+    )

@@ -79,7 +79,7 @@ def test_every_record_is_what_its_model_would_write(
         }
 
 
-@given(st.integers(0, 4_000_000_000_000))
+@given(st.integers())
 def test_times_are_written_as_the_models_write_them(ms: int) -> None:
     tally = Tally(line="a", version="v", user_id="u", partition=0, updated_at=from_ms(ms))
     assert f'"updated_at":"{rfc3339(ms)}"'.encode() in tally.to_json()

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared import commands, events, versions
 from shared.commands import COMMAND, CommandBase
 from shared.errors import Malformed, Oversized
 from shared.events import (
     FEEDBACK,
+    MAX_MS,
     MAX_RECORD_BYTES,
+    MIN_MS,
     Batch,
     Correction,
     ExampleRevision,
     FeedbackBase,
     LogRecord,
+    from_ms,
     parse_union,
+    rfc3339,
+    to_ms,
 )
 from shared.versions import DatasetRef, batch_name, batch_position, version_name
 
@@ -169,3 +177,28 @@ def test_a_dataset_holds_the_batches_up_to_its_numbers() -> None:
 def test_a_version_is_named_by_number_and_content() -> None:
     assert version_name("assistant", 3, "ab" * 32) == "assistant@v3-abababab"
     assert version_name("assistant", None, "ab" * 32) == "assistant@base-abababab"
+
+
+@given(st.integers())
+def test_any_milliseconds_render_as_a_time_that_reads_back(ms: int) -> None:
+    moment = datetime.fromisoformat(rfc3339(from_ms(ms)))
+    assert abs(to_ms(moment) - min(max(ms, MIN_MS), MAX_MS)) <= 1
+
+
+@pytest.mark.parametrize("ms", [-(10**400), -(2**63), MIN_MS - 1, MAX_MS + 1, 2**63, 10**400])
+def test_milliseconds_out_of_range_become_the_nearest_time(ms: int) -> None:
+    assert to_ms(from_ms(ms)) == (MIN_MS if ms < 0 else MAX_MS)
+
+
+@given(st.datetimes(), st.integers(-1439, 1439))
+def test_a_time_at_any_offset_renders_in_utc(naive: datetime, minutes: int) -> None:
+    moment = naive.replace(tzinfo=timezone(timedelta(minutes=minutes)))
+    rendered = datetime.fromisoformat(rfc3339(moment))
+    assert rendered.tzinfo == UTC
+    assert rendered == moment or not MIN_MS <= to_ms(moment) <= MAX_MS
+
+
+def test_times_that_overflow_in_utc_render_as_the_first_and_last() -> None:
+    assert rfc3339(datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))) == "0001-01-01T00:00:00Z"
+    last = rfc3339(datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-14))))
+    assert last.startswith("9999-12-31T23:59:59.99")

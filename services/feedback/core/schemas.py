@@ -9,10 +9,22 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from shared.errors import Malformed, Rejected
-from shared.events import FEEDBACK, ChatResponse, Choice, Feedback, Id, Line, Message, Usage
+from shared.events import (
+    EARLIEST,
+    FEEDBACK,
+    ChatResponse,
+    Choice,
+    Feedback,
+    Id,
+    Line,
+    Message,
+    Usage,
+    rfc3339,
+)
 
 FUTURE = timedelta(days=1)
 """How far ahead a user's clock may be."""
+ACCEPTED_TIMES = f"from {rfc3339(EARLIEST)} until one day in the future"
 MAX_FAULTS = 5
 _NO_CONTROL = r"^[^\x00-\x1f\x7f-\x9f]+$"
 UserId = Annotated[str, Field(min_length=1, max_length=256, pattern=_NO_CONTROL)]
@@ -39,7 +51,9 @@ class FeedbackBody(Body):
         '{"under": text or choice}; the event_id to retract'
     )
     tags: list[Annotated[str, Field(pattern=_NO_CONTROL)]] = []
-    occurred_at: AwareDatetime | None = Field(None, description="when the user said it; absent = now")
+    occurred_at: AwareDatetime | None = Field(
+        None, description=f"when the user said it, {ACCEPTED_TIMES}; absent = now"
+    )
 
 
 class ResponseBody(Body):
@@ -59,7 +73,9 @@ class ResponseBody(Body):
     usage: Usage = Usage()
     latency_ms: float | None = None
     first_token_ms: float | None = None
-    created_at: AwareDatetime | None = None
+    created_at: AwareDatetime | None = Field(
+        None, description=f"when it was answered, {ACCEPTED_TIMES}; absent = now"
+    )
 
 
 class ErasureBody(Body):
@@ -108,9 +124,8 @@ def _id(value: str) -> str:
 
 
 def to_event(body: FeedbackBody, *, event_id: str, line: str, pseudonym: str, now: datetime) -> Feedback:
-    """The record. Raises `Malformed` (a value that does not fit its kind) or `Rejected` (a time in the future)."""
-    if body.occurred_at is not None and body.occurred_at > now + FUTURE:
-        raise Rejected("occurred_at is more than a day in the future: check the clock, or leave it out")
+    """The record. Raises `Malformed` (a value that does not fit its kind) or `Rejected` (`refuse_time`)."""
+    refuse_time("occurred_at", body.occurred_at, now)
     said = body.model_dump(mode="json", exclude_none=True)
     try:
         return _strict(
@@ -122,7 +137,8 @@ def to_event(body: FeedbackBody, *, event_id: str, line: str, pseudonym: str, no
 
 
 def to_response(body: ResponseBody, *, line: str, pseudonym: str | None, now: datetime) -> ChatResponse:
-    """The record. Raises `Malformed`."""
+    """The record. Raises `Malformed` or `Rejected` (`refuse_time`)."""
+    refuse_time("created_at", body.created_at, now)
     said = body.model_dump(mode="json", exclude_none=True, exclude={"user_id"})
     known = _known(line=body.line or line, created_at=body.created_at or now)
     known |= {} if pseudonym is None else {"user_id": pseudonym}
@@ -130,6 +146,20 @@ def to_response(body: ResponseBody, *, line: str, pseudonym: str | None, now: da
         return _strict(_RESPONSE, said | known)
     except ValidationError as error:
         raise Malformed(faults_of(error)) from None
+
+
+def refuse_time(field: str, moment: datetime | None, now: datetime) -> None:
+    """Raise `Rejected` if a user's time is out of range.
+
+    Times are compared without conversion to UTC, which overflows for year 1 at +14:00 and for year 9999 at -14:00.
+    """
+    if moment is None or EARLIEST <= moment <= now + FUTURE:
+        return
+    fault = f"before {rfc3339(EARLIEST)}" if moment < EARLIEST else "more than a day in the future"
+    raise Rejected(
+        f"{field} is {fault}: times {ACCEPTED_TIMES} are accepted. Check the clock and the time zone, or leave the "
+        "field out"
+    )
 
 
 def _known(**facts: Any) -> dict[str, Any]:

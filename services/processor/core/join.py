@@ -2,7 +2,8 @@
 
 Rules, all independent of the order of arrival:
 
-- The newest event per slot (user, kind, choice) wins, by (`occurred_at` clamped to the append time, event_id).
+- The newest event per slot (user, kind, choice) wins, by (`occurred_at` clamped between `EARLIEST` and the append time,
+  event_id).
 - A retracted event keeps its slot but says nothing: what it once replaced does not come back.
 - The same event again is a duplicate; under the same id with other content it is a conflict, and the first stands.
 - A retraction may come before what it retracts.
@@ -21,7 +22,7 @@ from msgspec import Struct, field
 from services.processor.core.state import Answer, Joined, Said, Signal
 from services.processor.core.wire import value_of
 from shared.errors import Conflict, Oversized, Rejected
-from shared.events import MAX_SIGNALS, Feedback, OutcomeKind, Retract, to_ms
+from shared.events import EARLIEST_MS, MAX_SIGNALS, Feedback, OutcomeKind, Retract, to_ms
 from shared.feedback_quality import hint_for
 from shared.topics import DAY_MS, WINDOW_DAYS
 
@@ -164,7 +165,7 @@ def _after_window(change: Change, event: Feedback) -> None:
 def _say(change: Change, event: Feedback, said: Said, now_ms: int) -> None:
     """Puts a signal into its slot, if it is the newest there."""
     joined = change.joined
-    said.at_ms = at = now_ms if event.occurred_at is None else min(to_ms(event.occurred_at), now_ms)
+    said.at_ms = at = _clamped_ms(event, now_ms)
     if joined.choices is not None and event.choice not in joined.choices:
         detail = f"the response has no choice {event.choice}"
         change.decide(event.event_id, OutcomeKind.TALLY_ONLY, detail)
@@ -190,6 +191,15 @@ def _say(change: Change, event: Feedback, said: Said, now_ms: int) -> None:
     change.added.append(signal)
     if joined.answered:
         change.waiting.add(event.event_id)
+
+
+def _clamped_ms(event: Feedback, now_ms: int) -> int:
+    """Return when the user said it, in ms, clamped between `EARLIEST_MS` and the append time `now_ms`.
+
+    Not every producer is our API: a record on the topic may hold any time.
+    """
+    at = now_ms if event.occurred_at is None else min(to_ms(event.occurred_at), now_ms)
+    return max(at, EARLIEST_MS)
 
 
 def _retract(change: Change, event: Retract) -> None:

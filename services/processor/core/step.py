@@ -38,7 +38,18 @@ from services.processor.core.wire import (
 )
 from shared.cloudevents import Seal, traceparent_of
 from shared.errors import Malformed, Rejected
-from shared.events import FEEDBACK, Batch, ChatResponse, Outcome, OutcomeKind, Retract, Tally, parse_union
+from shared.events import (
+    FEEDBACK,
+    MAX_MS,
+    MIN_MS,
+    Batch,
+    ChatResponse,
+    Outcome,
+    OutcomeKind,
+    Retract,
+    Tally,
+    parse_union,
+)
 from shared.records import Output, Record
 from shared.stream.step import Reread, State, Through, Tick
 from shared.topics import (
@@ -95,6 +106,12 @@ class Turn:
     __slots__ = ("_trace", "erasing", "limits", "now", "now_ms", "outputs", "partition", "state")
 
     def __init__(self, state: State, record: Record | Tick | Through, limits: BatchLimits) -> None:
+        if not MIN_MS <= record.timestamp <= MAX_MS:
+            # Clamping it would close every window of the partition at once.
+            raise Malformed(
+                f"the append time {record.timestamp} is not in ms since the epoch: set message.timestamp.type="
+                "LogAppendTime on the topic"
+            )
         self.state = state
         self.erasing: Erasing | None = None
         self.limits = limits

@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from services.processor.core.state import Answer, Joined, encode
 from shared import events
-from shared.events import ChatResponse, OutcomeKind, Over, Under
+from shared.events import EARLIEST_MS, ChatResponse, OutcomeKind, Over, Under
 
 SERVICE: Final = "processor"
 """Whose records they are."""
@@ -104,7 +104,7 @@ NOTHING = Raw(b"[]")
 
 @lru_cache(maxsize=4096)
 def rfc3339(ms: int) -> str:
-    """Milliseconds since the epoch, as they are written in records. Neighbours in the log share theirs."""
+    """Milliseconds since the epoch, as written in records. Never raises. Neighbours in the log share theirs."""
     return events.rfc3339(events.from_ms(ms))
 
 
@@ -153,7 +153,14 @@ def example_of(response_id: str, joined: Joined, answer: Answer, now: str) -> by
             choices=answer.choices if live else NOTHING,
             signals=[
                 SignalOut(
-                    event_id, one.kind, one.user_id, one.choice, one.value, one.tags, rfc3339(one.at_ms)
+                    event_id,
+                    one.kind,
+                    one.user_id,
+                    one.choice,
+                    one.value,
+                    one.tags,
+                    # State that was stored before `join` clamped times may hold any.
+                    rfc3339(max(one.at_ms, EARLIEST_MS)),
                 )
                 for event_id, one in signals
             ],
