@@ -126,7 +126,8 @@ def train(arm: Arm, base: Path) -> dict[str, Any]:
     from services.trainer.base.dtype import measured  # noqa: PLC0415
     from services.trainer.base.model import load_base, losses  # noqa: PLC0415
     from services.trainer.base.tokenization import load_tokenizer  # noqa: PLC0415
-    from services.trainer.settings import Recipe, TrainerSettings  # noqa: PLC0415
+    from services.trainer.core.recipe import Recipe  # noqa: PLC0415
+    from services.trainer.settings import TrainerSettings  # noqa: PLC0415
 
     recipe = Recipe(epochs=EPOCHS, threads=TrainerSettings().recipe().threads)
     chosen = measured(base)

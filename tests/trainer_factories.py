@@ -9,12 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from services.trainer.consumer import TOPICS_READ
-from services.trainer.database import open_store, write_whole
+from services.trainer.database import open_store
 from services.trainer.dataset import batch_table
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import Grouped, Row
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.dataset.snapshot import write as write_snapshot
+from services.trainer.files import write_whole
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.model_card import ARTIFACT

@@ -23,7 +23,7 @@ from benchmarks.machine import machine
 from deploy.local.model import REPLAY, ensure_base_model, ensure_tiny_model
 from services.trainer.base.replay import EVALUATION, SAFETY, shipped
 from services.trainer.base.replay import REPLAY as REPLAY_PROMPTS
-from services.trainer.database import write_whole
+from services.trainer.files import write_whole
 from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured
 from shared.events import canonical_json, sha256

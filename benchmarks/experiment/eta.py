@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.experiment.arms import Arm, Sizes, World
-from services.trainer.settings import Recipe
+from services.trainer.core.recipe import Recipe
 
 TRAINING_SHARE = {"facts": 0.55, "style": 0.75}
 """Of what users say, about so much trains: the rest measures, is reserved, or was said before."""

@@ -19,7 +19,7 @@ from transformers import logging as transformers_logging
 from services.trainer.base.dtype import measured
 from services.trainer.base.model import answers, load_base, with_adapter
 from services.trainer.base.tokenization import load_tokenizer, prompt_ids
-from services.trainer.database import write_whole
+from services.trainer.files import write_whole
 from services.trainer.worker.launcher import PARENT
 from shared.adapters.parent_death import die_with
 

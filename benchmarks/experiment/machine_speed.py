@@ -22,10 +22,10 @@ from examples.world import load_world
 from services.trainer.base.dtype import measured
 from services.trainer.base.model import answers, load_base
 from services.trainer.base.tokenization import load_tokenizer
-from services.trainer.database import write_whole
+from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.objectives import kto, sft
+from services.trainer.files import write_whole
 from services.trainer.progress import Progress
-from services.trainer.settings import Recipe
 from services.trainer.training.train import for_training, learn
 from services.trainer.worker.launcher import PARENT
 from shared.adapters.in_memory import MemoryCache

@@ -21,7 +21,7 @@ from transformers import logging as transformers_logging
 from benchmarks.experiment.run import PREPARED, RUN_ID
 from benchmarks.gate.null_adapters import SCALE, SEEDS, nulls_through
 from deploy.local.model import REPLAY
-from services.trainer.database import write_whole
+from services.trainer.files import write_whole
 from services.trainer.progress import Progress
 from services.trainer.run.context import Work
 from services.trainer.run.run_table import RunConfig

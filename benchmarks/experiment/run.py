@@ -22,11 +22,12 @@ from benchmarks.experiment import facts_scenario, style_scenario
 from benchmarks.experiment.arms import LINES, QUICK_RECIPE, Arm, Sizes
 from benchmarks.experiment.make_batches import BEGAN, Said, batches, examples
 from examples.world import is_poisoned, load_world
-from services.trainer.database import open_store, write_whole
+from services.trainer.core.recipe import Recipe
+from services.trainer.database import open_store
 from services.trainer.dataset import batch_table, snapshot
+from services.trainer.files import write_whole
 from services.trainer.run import run_table
 from services.trainer.run.run_table import RunConfig
-from services.trainer.settings import Recipe
 from services.trainer.versions.model_card import ARTIFACT
 from services.trainer.worker import launcher
 from shared.adapters.base_model import BaseModel

@@ -15,9 +15,9 @@ import torch
 from peft import get_peft_model
 
 from services.trainer.base.model import load_base
+from services.trainer.core.recipe import Recipe
 from services.trainer.gate.stage import examine_adapter
 from services.trainer.run.context import Work
-from services.trainer.settings import Recipe
 from services.trainer.training.lora import lora
 from shared.versions import GateReport
 

@@ -6,12 +6,11 @@ import sqlite3
 from typing import Any
 
 from services.trainer.commands.quarantine_release import releasable
+from services.trainer.core.recipe import CommentMode, Thresholds
 from services.trainer.core.trigger import Waiting
 from services.trainer.dataset import batch_table
 from services.trainer.dataset.filters import RELEASABLE, Held, check_of, reasons, usable
-from services.trainer.dataset.objectives import CommentMode
 from services.trainer.run import run_table
-from services.trainer.settings import Thresholds
 
 MAX_LISTED = 1000
 """What one command may release."""

@@ -15,6 +15,14 @@ TTL_S = 86_400.0
 log = structlog.get_logger(__name__)
 
 
+ProgressCallback = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+def silent(done: int, of: int) -> None:
+    """Ignore progress."""
+
+
 class Progress:
     """Tells where a run stands. `now` gives the time of a message."""
 

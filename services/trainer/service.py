@@ -28,9 +28,9 @@ from services.trainer.console_status import board
 from services.trainer.consumer import Intake
 from services.trainer.core.trigger import Decision, Waiting, decide
 from services.trainer.dataset import batch_table, snapshot
-from services.trainer.erasure import redact_run
 from services.trainer.erasure.handler import Eraser
 from services.trainer.erasure.requests import Target
+from services.trainer.files import remove
 from services.trainer.new_data import count
 from services.trainer.progress import Progress
 from services.trainer.run import disk_space, run_table
@@ -189,7 +189,7 @@ class Trainer:
         if not snapshot.is_complete(folder):
             self.process.stop()
         if not snapshot.is_complete(folder):
-            redact_run.remove(folder)
+            remove(folder)
         elif self.eraser.concerns(run.config.run_id, due):
             self._begin_anew(run)
 

@@ -4,70 +4,26 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 
 from services.trainer.core.quiet_hours import QuietHours, zone_of
-from services.trainer.dataset.objectives import KTO_LEAST, CommentMode
+from services.trainer.core.recipe import (
+    KTO_LEAST,
+    SHORTER_MARGIN,
+    CommentMode,
+    Method,
+    Mode,
+    Recipe,
+    Thresholds,
+    WantedDtype,
+)
 from shared.settings import Settings
 
 
 def _own(name: str) -> AliasChoices:
     return AliasChoices(f"LOOPWRIGHT_TRAINER_{name.upper()}", name)
-
-
-Mode = Literal["train", "export"]
-Method = Literal["lora", "full"]
-WantedDtype = Literal["auto", "bfloat16", "float32"]
-SHORTER_MARGIN: Final = 0.4
-"""By so much a version may be less likely than stable to go on where the base went on."""
-
-
-class Thresholds(BaseModel):
-    """When a run starts by itself (`trigger.py`)."""
-
-    model_config = ConfigDict(frozen=True)
-
-    examples: int = 200
-    users: int = 20
-    aged_examples: int = 50
-    age_s: float = 86_400.0
-    interval_s: float = 0.0
-    quiet: QuietHours | None = None
-    time_zone: str = "UTC"
-
-
-class Recipe(BaseModel):
-    """How a run trains and is judged. Frozen into the run's row, so that a resumed run is the same run."""
-
-    model_config = ConfigDict(frozen=True)
-
-    rank: int = 16
-    learning_rate: float = 1.5e-3
-    epochs: float = 4.0
-    batch_size: int = 8
-    max_tokens: int = 512
-    seed: int = 20
-    checkpoint_steps: int = 20
-    replay_prompts: int = 320
-    replay_share: float = 0.05
-    replay_new_tokens: int = 40
-    gate_items: int = 30
-    gate_new_tokens: int = 40
-    gate_eval_prompts: int = 600
-    gate_safety_prompts: int = 60
-    gate_shorter: float = SHORTER_MARGIN
-    comment_mode: CommentMode = "hold"
-    reviser_model: str = ""
-    kto_least: int = KTO_LEAST
-    kto_beta: float = 0.1
-    dpo_beta: float = 0.1
-    dpo_nll: float = 1.0
-    preference_rate: float = 0.1
-    method: Method = "lora"
-    dtype: WantedDtype = "auto"
-    threads: int = 1
 
 
 class TrainerSettings(Settings):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.database import write_whole
 from services.trainer.dataset import batch_table, snapshot
+from services.trainer.files import write_whole
 from services.trainer.run.run_table import RunConfig
 from services.trainer.versions.model_card import ARTIFACT
 from services.trainer.versions.publish import VersionLog

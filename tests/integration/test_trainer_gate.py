@@ -15,15 +15,16 @@ from benchmarks.gate.null_adapters import SEEDS, null_adapter, nulls_through
 from examples.world import load_world
 from services.trainer.base.model import answers, ended_answers, load_base, with_adapter
 from services.trainer.base.tokenization import load_tokenizer, prompt_ids
+from services.trainer.core.chat import Messages
+from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.filters import Grouped
-from services.trainer.dataset.objectives import Messages
 from services.trainer.dataset.snapshot import Snapshot, write
 from services.trainer.erasure.redact_run import REPORT_PAGE
 from services.trainer.gate.model_pair import Speakers, weigh
 from services.trainer.progress import Progress
 from services.trainer.run.context import Work
 from services.trainer.run.run_table import RunConfig
-from services.trainer.settings import Recipe, TrainerSettings
+from services.trainer.settings import TrainerSettings
 from shared.adapters.in_memory import MemoryCache
 from shared.versions import VersionRef
 from tests.trainer_factories import LINE, grouped, row

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from services.trainer.settings import Recipe
+from services.trainer.core.recipe import Recipe
 from services.trainer.training.lora import BaseTypeLinear, lora
 
 IDS = torch.arange(1, 13).reshape(2, 6)

@@ -11,8 +11,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from services.trainer.base.tokenization import load_tokenizer
+from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.objectives import sft
-from services.trainer.settings import Recipe
 from services.trainer.training.cpu.sft_trainer import CpuSFTTrainer, SFTTrainer
 from services.trainer.training.train import arguments, for_training
 

@@ -18,14 +18,16 @@ from transformers import AutoModelForCausalLM, set_seed
 from services.trainer.base.model import losses, with_adapter
 from services.trainer.base.replay import REPLAY, Answered, shipped
 from services.trainer.base.tokenization import load_tokenizer, prompt_ids
-from services.trainer.database import write_whole
+from services.trainer.core.chat import Messages
+from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import snapshot
-from services.trainer.dataset.objectives import Messages, dpo, kto, sft
+from services.trainer.dataset.objectives import dpo, kto, sft
 from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.files import write_whole
 from services.trainer.progress import Progress
 from services.trainer.run.context import ADAPTER, RunFailed, Work
 from services.trainer.run.run_table import RunConfig
-from services.trainer.settings import Recipe, TrainerSettings
+from services.trainer.settings import TrainerSettings
 from services.trainer.training import train
 from services.trainer.training.checkpoints import Watch
 from services.trainer.training.lora import lora

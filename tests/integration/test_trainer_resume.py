@@ -15,12 +15,12 @@ from safetensors import safe_open
 
 from services.trainer.base.model import load_base
 from services.trainer.base.tokenization import load_tokenizer
+from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.objectives import dpo, kto, sft
 from services.trainer.progress import Progress
 from services.trainer.run import micro_batch
 from services.trainer.run.checkpoint_manifest import CHECKPOINTS, COMPLETE, good_checkpoints, mark
 from services.trainer.run.context import RunFailed, Stopped
-from services.trainer.settings import Recipe
 from services.trainer.training import nan_report
 from services.trainer.training.checkpoints import Watch
 from services.trainer.training.train import for_training, learn

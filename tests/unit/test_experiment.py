@@ -14,11 +14,11 @@ from benchmarks.experiment.make_batches import Said, batches, examples
 from benchmarks.experiment.run import sources
 from examples.world import is_poisoned, load_world
 from services.trainer.base.replay import EVALUATION, REPLAY, shipped
+from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.similarity import near_duplicates
 from services.trainer.dataset.snapshot import Snapshot, take
 from services.trainer.gate.eval_items import items_of
-from services.trainer.settings import Recipe
 
 SIZES = Sizes()
 LONG = "That is a good question, and there are so many things to say of it that I hardly know how to begin with {}."

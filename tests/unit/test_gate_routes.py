@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from loopwright.cli import app as cli
 from services.trainer.api.gate_routes import add_reports
-from services.trainer.database import open_store, write_whole
+from services.trainer.database import open_store
 from services.trainer.erasure.redact_run import REPORT
+from services.trainer.files import write_whole
 from services.trainer.run import run_table
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker.launcher import GATE

@@ -17,8 +17,8 @@ from services.trainer.base.replay import (
     shipped,
     spread,
 )
-from services.trainer.dataset.objectives import Messages
-from services.trainer.settings import Recipe
+from services.trainer.core.chat import Messages
+from services.trainer.core.recipe import Recipe
 
 
 def test_the_bases_answers_are_made_once_and_only_what_is_missing_later(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.database import write_whole
+from services.trainer.files import write_whole
 from services.trainer.run import disk_space, micro_batch
 from services.trainer.run.checkpoint_manifest import (
     CHECKPOINTS,

@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from services.trainer.base.tokenization import silent
 from services.trainer.dataset import rewrite_cache, snapshot
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.comment_rewriter import (
@@ -28,6 +27,7 @@ from services.trainer.dataset.filters import Row, split, usable
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.rewrite_cache import WAITS, Revised
 from services.trainer.erasure.requests import Target
+from services.trainer.progress import silent
 from services.trainer.settings import TrainerSettings
 from tests.trainer_factories import LINE, example, revision
 

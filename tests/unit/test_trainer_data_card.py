@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from examples.world import load_world
+from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import data_card, snapshot
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.data_card import CARD, PAGE, DataCard, Quantiles, card_of, quantiles
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.erasure import redact_run
 from services.trainer.run.run_table import RunConfig
-from services.trainer.settings import Recipe
 from shared.versions import VersionRef
 from tests.trainer_factories import LINE, ended, example, grouped, revision, row
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from services.trainer.base import dtype
+from services.trainer.core.recipe import Recipe
 from services.trainer.run import environment, micro_batch
-from services.trainer.settings import Recipe, TrainerSettings
+from services.trainer.settings import TrainerSettings
 from shared.settings import load
 
 

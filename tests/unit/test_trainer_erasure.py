@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.trainer.database import open_store, scrub, write_whole
+from services.trainer.database import open_store, scrub
 from services.trainer.dataset import batch_table, rewrite_cache, snapshot
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.erasure import requests
 from services.trainer.erasure.redact_run import ANSWERS, look, rows_of, take_out
 from services.trainer.erasure.requests import Target
+from services.trainer.files import write_whole
 from services.trainer.run import run_table
 from services.trainer.run.run_table import RunConfig
 from services.trainer.service import Trainer

@@ -16,9 +16,9 @@ import pytest
 from fastapi import FastAPI
 
 from services.trainer.api.lineage_routes import Answers, add_answers
-from services.trainer.database import write_whole
 from services.trainer.dataset import batch_table, snapshot
 from services.trainer.dataset.holdout import is_held_out
+from services.trainer.files import write_whole
 from services.trainer.run.run_table import RunConfig
 from services.trainer.service import Trainer
 from services.trainer.versions.model_card import ARTIFACT

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.database import write_whole
+from services.trainer.core.recipe import Recipe
+from services.trainer.files import write_whole
 from services.trainer.run.run_table import RunConfig
-from services.trainer.settings import Recipe
 from services.trainer.versions.model_card import ARTIFACT, write_artifact
 from services.trainer.versions.publish import SERVICE, VersionLog, identity
 from shared.adapters.artifacts import LocalArtifactStore

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from services.trainer.commands.reproduce import COMPARED, ORIGINAL, judged
-from services.trainer.database import write_whole
+from services.trainer.files import write_whole
 from services.trainer.run import environment
 from services.trainer.run.run_table import RunConfig
 from services.trainer.worker.launcher import CONFIG, FAILED, WHY

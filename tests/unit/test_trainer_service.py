@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from services.trainer.database import write_whole
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.objectives import HELD_COMMENT
+from services.trainer.files import write_whole
 from services.trainer.run import run_table
 from services.trainer.worker.launcher import FAILED, WHY
 from services.trainer.worker.restart_policy import MAX_ERRORS

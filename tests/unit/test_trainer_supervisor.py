@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.database import write_whole
 from services.trainer.dataset import snapshot
+from services.trainer.files import write_whole
 from services.trainer.run import micro_batch, run_table
 from services.trainer.run.checkpoint_manifest import CHECKPOINTS, mark
 from services.trainer.run.context import RunFailed, Stopped

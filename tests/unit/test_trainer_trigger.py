@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trainer.core.quiet_hours import QuietHours
+from services.trainer.core.recipe import Thresholds
 from services.trainer.core.trigger import Waiting, decide
-from services.trainer.settings import Thresholds, TrainerSettings
+from services.trainer.settings import TrainerSettings
 
 HOUR = 3_600_000
 RULE = Thresholds(examples=200, users=20, aged_examples=50, age_s=24 * 3600.0)

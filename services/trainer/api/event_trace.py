@@ -9,9 +9,9 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset import batch_table, snapshot
 from services.trainer.dataset.filters import split, usable
-from services.trainer.dataset.objectives import CommentMode
 from services.trainer.dataset.snapshot import HELD_OUT, TRAIN
 from services.trainer.erasure import requests
 from services.trainer.run import run_table

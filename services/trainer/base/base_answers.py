@@ -18,8 +18,10 @@ from transformers import logging as transformers_logging
 from services.trainer.base import dtype
 from services.trainer.base.dtype import Dtype
 from services.trainer.base.replay import EVALUATION, REPLAY, SAFETY, Answered, Prompt, base_answers, shipped
-from services.trainer.base.tokenization import Told, load_tokenizer
-from services.trainer.settings import Recipe, TrainerSettings
+from services.trainer.base.tokenization import load_tokenizer
+from services.trainer.core.recipe import Recipe
+from services.trainer.progress import ProgressCallback
+from services.trainer.settings import TrainerSettings
 from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured
 from shared.settings import load
@@ -36,7 +38,7 @@ class BaseSays:
     folder: Path
     computed_in: Dtype = "bfloat16"
 
-    def __call__(self, prompts: Sequence[Prompt], tokenizer: Any, told: Told) -> list[Answered]:
+    def __call__(self, prompts: Sequence[Prompt], tokenizer: Any, told: ProgressCallback) -> list[Answered]:
         """In the order of `prompts`; the base is loaded only where answers are missing."""
         loaded: list[Any] = []
         made = 0

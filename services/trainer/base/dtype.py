@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
-from services.trainer.database import write_whole
+from services.trainer.core.recipe import WantedDtype
+from services.trainer.files import write_whole
 from services.trainer.run import micro_batch
-from services.trainer.settings import WantedDtype
 
 Dtype: TypeAlias = Literal["bfloat16", "float32"]
 FILE = "dtype.json"

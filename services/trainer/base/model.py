@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from services.trainer.base.dtype import Dtype
 from services.trainer.base.shared_prefix import logits_at
-from services.trainer.base.tokenization import Told, prompt_ids, silent
-from services.trainer.dataset.objectives import Messages
+from services.trainer.base.tokenization import prompt_ids
+from services.trainer.core.chat import Messages
+from services.trainer.progress import ProgressCallback, silent
 
 GENERATE_BATCH = 64
 SCORE_BATCH = 8
@@ -35,14 +36,22 @@ def load_base(base: Path, threads: int = 1, computed_in: Dtype = "bfloat16") -> 
 
 
 def answers(
-    model: Any, tokenizer: Any, conversations: Sequence[Messages], new_tokens: int, told: Told = silent
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Messages],
+    new_tokens: int,
+    told: ProgressCallback = silent,
 ) -> list[str]:
     """Greedy answers in the order asked."""
     return [text for text, _ in ended_answers(model, tokenizer, conversations, new_tokens, told)]
 
 
 def ended_answers(
-    model: Any, tokenizer: Any, conversations: Sequence[Messages], new_tokens: int, told: Told = silent
+    model: Any,
+    tokenizer: Any,
+    conversations: Sequence[Messages],
+    new_tokens: int,
+    told: ProgressCallback = silent,
 ) -> list[tuple[str, bool]]:
     """The same, each with whether the model ended it itself; batches are made of prompts of like length."""
     prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
@@ -82,7 +91,7 @@ def end_tokens(model: Any) -> frozenset[int]:
 
 
 def losses(
-    model: Any, tokenizer: Any, said: Sequence[tuple[Messages, str]], told: Told = silent
+    model: Any, tokenizer: Any, said: Sequence[tuple[Messages, str]], told: ProgressCallback = silent
 ) -> list[float]:
     """Mean negative log-likelihood in nats per token of each answer, given its conversation (no end of turn)."""
     out = [0.0] * len(said)

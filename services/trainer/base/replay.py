@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from services.trainer.database import write_whole
+from services.trainer.files import write_whole
 
 DATA = Path(__file__).parents[1] / "data"
 REPLAY, EVALUATION, SAFETY = "general_replay.jsonl", "general_eval.jsonl", "safety.jsonl"

@@ -3,21 +3,13 @@ resumed after it, starts in a fraction of the time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from services.trainer.dataset.objectives import Messages, as_chat
+from services.trainer.core.chat import Messages, as_chat
 from shared.chat_template import plain_for
-
-Told = Callable[[int, int], None]
-"""(done, of)"""
-
-
-def silent(done: int, of: int) -> None:
-    """Tells nobody."""
 
 
 def load_tokenizer(base: Path) -> Any:

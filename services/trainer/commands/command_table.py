@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from services.trainer.commands import quarantine_release
-from services.trainer.dataset.objectives import CommentMode
+from services.trainer.core.recipe import CommentMode
 from services.trainer.run import run_table
 from services.trainer.versions import reproductions
 from services.trainer.versions.publish import SERVICE, VersionLog

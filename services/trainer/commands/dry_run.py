@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from services.trainer.core.recipe import KTO_LEAST, CommentMode
 from services.trainer.core.trigger import Decision, Waiting
 from services.trainer.dataset import snapshot
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import Grouped, reasons
-from services.trainer.dataset.objectives import KTO_LEAST, CommentMode
 from services.trainer.dataset.snapshot import Snapshot
 
 

@@ -10,10 +10,10 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset import batch_table
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import RELEASABLE, Held, check_of, usable
-from services.trainer.dataset.objectives import CommentMode
 from services.trainer.run import run_table
 
 SCHEMA = """

@@ -18,8 +18,8 @@ from typing import Any, Final
 import structlog
 
 from services.trainer.commands.command_table import REPRODUCE, Orders
-from services.trainer.database import write_whole
 from services.trainer.erasure import redact_run
+from services.trainer.files import remove, write_whole
 from services.trainer.run import run_table
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
@@ -92,7 +92,7 @@ class Reproducer:
         if self.child is not None:
             stop(self.child)
             self.child = None
-        redact_run.remove(self.folder)
+        remove(self.folder)
 
     def _next(self) -> None:
         for command_id in self.orders.undecided(REPRODUCE):
@@ -100,7 +100,7 @@ class Reproducer:
             try:
                 self._begin(command_id, version)
             except (LoopwrightError, OSError) as error:
-                redact_run.remove(self.folder)
+                remove(self.folder)
                 self.orders.settle([command_id], "refused", f"{version} is not trained again: {error}")
                 continue
             return
@@ -109,7 +109,7 @@ class Reproducer:
         published = self.published()
         version = published.find(name)
         config = self._config(version, published)
-        redact_run.remove(self.folder)
+        remove(self.folder)
         scratch = self.folder / config.run_id
         scratch.mkdir(parents=True)
         for path in (self.settings.runs / config.run_id).iterdir():
@@ -149,7 +149,7 @@ class Reproducer:
             verdict, told = "failed", (scratch / WHY).read_text(encoding="utf-8")
         else:
             verdict, told = "failed", f"its process ended with status {status}: {_last_words(scratch / LOG)}"
-        redact_run.remove(self.folder)
+        remove(self.folder)
         self.orders.settle([command_id], verdict, told)
         log.info("reproduction_ended", version=version, verdict=verdict, told=told)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from services.trainer.core.quiet_hours import zone_of
-from services.trainer.settings import Thresholds
+from services.trainer.core.recipe import Thresholds
 from shared.events import from_ms
 
 NOTHING = "nothing usable is new since the last run"

@@ -18,13 +18,14 @@ import httpx
 import structlog
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from services.trainer.base.tokenization import Told
+from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import rewrite_cache
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import Row, split, usable
 from services.trainer.dataset.rewrite_cache import Revised
 from services.trainer.dataset.similarity import normalised
-from services.trainer.settings import Recipe, TrainerSettings
+from services.trainer.progress import ProgressCallback
+from services.trainer.settings import TrainerSettings
 from shared.errors import Rejected, Retryable
 
 UNCHANGED: Final = "UNCHANGED"
@@ -140,7 +141,7 @@ def fault_of_revision(original: str, answer: str) -> str | None:
 
 
 def revised(
-    rows: Sequence[Row], ask: Ask, model: str, folder: Path, limit: int, told: Told
+    rows: Sequence[Row], ask: Ask, model: str, folder: Path, limit: int, told: ProgressCallback
 ) -> dict[str, Revised]:
     """Identity -> what became of each comment among `rows` that was ever asked for; of the others `limit` at most are
     asked for now, the newest first. Each is kept as it comes: a kill costs the one that is under way."""
@@ -166,7 +167,7 @@ def revised(
 
 
 def revised_for(
-    settings: TrainerSettings, recipe: Recipe, examples: Sequence[Example], told: Told
+    settings: TrainerSettings, recipe: Recipe, examples: Sequence[Example], told: ProgressCallback
 ) -> dict[str, Revised] | None:
     """As `snapshot.take` wants it: None where the recipe does not revise comments. Asks the configured endpoint for
     what is missing; where none is configured any more, there is what was asked before."""

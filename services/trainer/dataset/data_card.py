@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from services.trainer.database import write_whole
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import Grouped, reasons
 from services.trainer.dataset.similarity import normalised
 from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.files import write_whole
 from services.trainer.run.run_table import RunConfig
 
 CARD, PAGE = "data-card.json", "data-card.md"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset.agreement import Agreement, agree, heard
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.holdout import is_held_out, share_of
@@ -19,7 +20,6 @@ from services.trainer.dataset.objectives import (
     HELD_RATING,
     LIKED,
     OBJECTIVE_OF,
-    CommentMode,
     Objective,
     appended,
 )

@@ -9,8 +9,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final, Literal
+
+from services.trainer.core.chat import Messages, as_chat
+from services.trainer.core.recipe import KTO_LEAST
 
 Objective = Literal["sft", "kto", "dpo"]
 OBJECTIVE_OF: Final[dict[str, Objective]] = {
@@ -26,21 +29,6 @@ HELD_COMMENT: Final = (
     "comment: says what to change and not what to answer; held (comment_mode: append would train on it)"
 )
 HELD_RATING: Final = "rating: in the middle, so neither liked nor disliked"
-
-CommentMode = Literal["hold", "append", "revise"]
-"""What becomes of a comment that is not vague: held with its reason, appended to the answer (`appended`), or followed
-by a stronger model (`comment_rewriter.py`)."""
-
-KTO_LEAST: Final = 50
-"""Of the rarer label. With fewer, KTO's few rows of one side are seen again and again, and weigh much each."""
-
-Messages = Sequence[tuple[str, str]]
-"""(role, content) in order."""
-
-
-def as_chat(messages: Messages) -> list[dict[str, str]]:
-    """As chat templates take a conversation."""
-    return [{"role": role, "content": content} for role, content in messages]
 
 
 def appended(response: str, comment: str) -> str:

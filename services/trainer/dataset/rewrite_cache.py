@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from services.trainer.database import write_whole
 from services.trainer.dataset.filters import Held, Row, fault_of
 from services.trainer.erasure.requests import Target
+from services.trainer.files import write_whole
 from shared.events import canonical_json, sha256
 
 FOLDER = "revisions"

@@ -19,13 +19,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from services.trainer.database import write_whole
+from services.trainer.core.recipe import KTO_LEAST, CommentMode
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import Grouped, Held, Row, agreed, fair_shares, reasons, split, usable
 from services.trainer.dataset.holdout import share_of
-from services.trainer.dataset.objectives import KTO_LEAST, CommentMode, Objective, enough_for_kto
+from services.trainer.dataset.objectives import Objective, enough_for_kto
 from services.trainer.dataset.rewrite_cache import Revised, with_revisions
 from services.trainer.dataset.similarity import NEAR_DUPLICATE, alike, closeness, near_duplicates, normalised
+from services.trainer.files import write_whole
 from shared.events import canonical_json, sha256
 from shared.versions import DatasetRef
 

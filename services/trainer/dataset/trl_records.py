@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import Held, Row, fault_of_other
-from services.trainer.dataset.objectives import CommentMode, Objective, dpo, kto, sft
+from services.trainer.dataset.objectives import Objective, dpo, kto, sft
 from services.trainer.dataset.rewrite_cache import Revised
 from services.trainer.dataset.snapshot import take
 from shared.events import canonical_json, sha256

@@ -29,6 +29,7 @@ from services.trainer.dataset import batch_table, export_files, rewrite_cache, s
 from services.trainer.dataset.filters import Row
 from services.trainer.erasure import redact_run, requests
 from services.trainer.erasure.requests import Target
+from services.trainer.files import remove
 from services.trainer.run import run_table
 from services.trainer.versions.publish import VersionLog
 from shared.events import ErasureReport, from_ms
@@ -99,13 +100,13 @@ class Eraser:
         unborn = run_table.erased(self.db)
         for folder in closed:
             if folder.name in unborn:
-                redact_run.remove(folder)
+                remove(folder)
             elif folder.name in held and snapshot.is_complete(folder):
                 redact_run.take_out(folder, targets, self._stands)
             elif redact_run.stable_run_of(folder) in trained:
                 # What a version said at the gate may be what it was trained to say.
                 for name in redact_run.SAID_AT_GATE:
-                    redact_run.remove(folder / name)
+                    remove(folder / name)
 
     def _sweep_exports(self, targets: Sequence[Target]) -> None:
         for folder in export_files.tidy(self.exported):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.trainer.base import dtype
-from services.trainer.database import write_whole
 from services.trainer.dataset import snapshot
 from services.trainer.dataset.data_card import CARD, PAGE
 from services.trainer.dataset.filters import Grouped, Row
 from services.trainer.dataset.snapshot import HELD_OUT, MARK, TRAIN
 from services.trainer.erasure.requests import Target
+from services.trainer.files import keep_only, remove, write_whole
 from services.trainer.run import micro_batch
 from services.trainer.run.environment import ENVIRONMENTS
 from services.trainer.worker.launcher import CONFIG, CURVES, GATE, WHY
@@ -91,21 +90,6 @@ def tidy(folder: Path) -> None:
         return
     for path in folder.glob(".*"):
         remove(path)
-
-
-def keep_only(folder: Path, names: Iterable[str]) -> None:
-    kept = set(names)
-    for path in folder.iterdir():
-        if path.name not in kept:
-            remove(path)
-
-
-def remove(path: Path) -> None:
-    """A file or a folder; no error if there is none."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def stable_run_of(folder: Path) -> str | None:

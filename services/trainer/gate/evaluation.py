@@ -8,8 +8,8 @@ from typing import Any
 
 from services.trainer.base.model import answers
 from services.trainer.base.replay import Answered, Prompt, spread
-from services.trainer.base.tokenization import Told, first_tokens
-from services.trainer.dataset.objectives import Messages
+from services.trainer.base.tokenization import first_tokens
+from services.trainer.core.chat import Messages
 from services.trainer.gate.eval_items import Item
 from services.trainer.gate.golden import Golden
 from services.trainer.gate.metrics import Measured, Scores
@@ -17,6 +17,7 @@ from services.trainer.gate.model_pair import SIDES, Speakers, Weighed, Who, weig
 from services.trainer.gate.preference_pairs import Preferred
 from services.trainer.gate.refusals import refuses
 from services.trainer.gate.scorers import chrf, held_keys, score, states
+from services.trainer.progress import ProgressCallback
 
 LIKELIHOODS = 80
 """Of so many of the base's own answers it is measured how likely a version finds them."""
@@ -75,7 +76,7 @@ class Bounds:
 
 
 def hear(
-    speakers: Speakers, tokenizer: Any, asked: Asked, bounds: Bounds, told: Callable[[str], Told]
+    speakers: Speakers, tokenizer: Any, asked: Asked, bounds: Bounds, told: Callable[[str], ProgressCallback]
 ) -> Heard:
     """Asks both the same, greedily and in batches."""
     voices = {who: _voice(speakers, who, tokenizer, asked, bounds, told) for who in SIDES}
@@ -99,7 +100,12 @@ def weighed_of(asked: Asked) -> list[Answered]:
 
 
 def _voice(
-    speakers: Speakers, who: Who, tokenizer: Any, asked: Asked, bounds: Bounds, told: Callable[[str], Told]
+    speakers: Speakers,
+    who: Who,
+    tokenizer: Any,
+    asked: Asked,
+    bounds: Bounds,
+    told: Callable[[str], ProgressCallback],
 ) -> Voice:
     def says(what: str, conversations: Sequence[Messages], tokens: int) -> list[str]:
         return answers(model, tokenizer, conversations, tokens, told(f"gate, {who}: {what}"))

@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
-from services.trainer.dataset.objectives import Messages
+from services.trainer.core.chat import Messages
 from services.trainer.gate.scorers import keys_of, score, states
 from shared.errors import Misconfigured
 

@@ -13,8 +13,8 @@ from peft import PeftModel
 from torch.nn.functional import kl_div, nll_loss
 
 from services.trainer.base.model import SCORE_BATCH, answer_logits, by_length, end_tokens, load_base
-from services.trainer.base.tokenization import Told, silent
-from services.trainer.dataset.objectives import Messages
+from services.trainer.core.chat import Messages
+from services.trainer.progress import ProgressCallback, silent
 
 Who = Literal["candidate", "stable"]
 SIDES: tuple[Who, Who] = ("candidate", "stable")
@@ -83,7 +83,7 @@ class Speakers:
 
 
 def weigh(
-    speakers: Speakers, tokenizer: Any, said: Sequence[tuple[Messages, str]], told: Told = silent
+    speakers: Speakers, tokenizer: Any, said: Sequence[tuple[Messages, str]], told: ProgressCallback = silent
 ) -> list[Weighed]:
     """Each answer given its conversation, without the end of the turn; an empty one weighs nothing."""
     out = [Weighed(0.0, 0.0, 0.0)] * len(said)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from services.trainer.core.chat import Messages
 from services.trainer.dataset.filters import Row
 from services.trainer.dataset.holdout import share_of
-from services.trainer.dataset.objectives import Messages
 from services.trainer.dataset.similarity import NEAR_DUPLICATE, closeness, normalised
 
 MOST = 200

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from services.trainer.dataset.objectives import Messages
+from services.trainer.core.chat import Messages
 from services.trainer.gate.evaluation import Asked, Heard, scores_of
 from services.trainer.gate.refusals import refuses
 from services.trainer.gate.scorers import outcome, states

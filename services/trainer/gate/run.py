@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.trainer.database import write_whole
+from services.trainer.core.recipe import SHORTER_MARGIN
 from services.trainer.erasure.redact_run import ANSWERS, REPORT, REPORT_PAGE
+from services.trainer.files import write_whole
 from services.trainer.gate.evaluation import Asked, Heard, measured
 from services.trainer.gate.report_html import page
 from services.trainer.gate.report_json import items_told, told
 from services.trainer.gate.verdict import decide
-from services.trainer.settings import SHORTER_MARGIN
 from shared.versions import GateReport
 
 

@@ -12,13 +12,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from services.trainer.core.recipe import SHORTER_MARGIN
 from services.trainer.gate.confidence_intervals import Interval, mean, share, win_rate
 from services.trainer.gate.findings import Findings, average, exponent, gains, of_stable
 from services.trainer.gate.mcnemar import DOUBTED, SURE, Pair, change, judged
 from services.trainer.gate.metrics import Measured, Scores
 from services.trainer.gate.sample_size import more_items
 from services.trainer.gate.scorers import outcome
-from services.trainer.settings import SHORTER_MARGIN
 from shared.versions import GateReport, Verdict
 
 EVEN = 0.5

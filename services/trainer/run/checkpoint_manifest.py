@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from services.trainer.database import sync_folder, write_whole
+from services.trainer.files import sync_folder, write_whole
 
 CHECKPOINTS = "checkpoints"
 COMPLETE = "complete"

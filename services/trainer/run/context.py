@@ -9,9 +9,9 @@ from pathlib import Path
 from services.trainer.base import dtype
 from services.trainer.base.base_answers import BaseSays
 from services.trainer.base.replay import Answered, Prompt
-from services.trainer.base.tokenization import Told, load_tokenizer
+from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.dataset import snapshot
-from services.trainer.progress import Progress
+from services.trainer.progress import Progress, ProgressCallback
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import launcher
@@ -45,7 +45,7 @@ class Work:
     def __post_init__(self) -> None:
         self.tokenizer = load_tokenizer(Path(self.config.base))
 
-    def told(self, stage: str) -> Told:
+    def told(self, stage: str) -> ProgressCallback:
         """A callback that tells how far, and ends the run between two batches where that is asked."""
         count = self.progress.counting(stage)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from services.trainer.base import dtype
-from services.trainer.database import write_whole
+from services.trainer.core.recipe import Recipe
+from services.trainer.files import write_whole
 from services.trainer.run.micro_batch import micro_batch
-from services.trainer.settings import Recipe
 
 ENVIRONMENTS = "environments.json"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors", "numpy")

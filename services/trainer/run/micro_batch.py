@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from services.trainer.database import write_whole
+from services.trainer.files import write_whole
 
 FILE = "micro-batch.json"
 CGROUP = Path("/sys/fs/cgroup")

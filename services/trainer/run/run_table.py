@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
-from services.trainer.settings import Recipe
+from services.trainer.core.recipe import Recipe
 from shared.events import from_ms
 from shared.versions import VersionRef
 

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear
 from torch.nn.functional import linear
 
-from services.trainer.settings import Recipe
+from services.trainer.core.recipe import Recipe
 
 
 def lora(recipe: Recipe) -> LoraConfig:

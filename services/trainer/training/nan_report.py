@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from services.trainer.database import write_whole
+from services.trainer.files import write_whole
 from services.trainer.run.checkpoint_manifest import CHECKPOINTS, good_checkpoints
 
 FILE = "evidence.json"

@@ -27,15 +27,15 @@ from services.trainer.base import dtype
 from services.trainer.base.model import device, load_base
 from services.trainer.base.replay import REPLAY, Answered, shipped
 from services.trainer.base.tokenization import token_count
-from services.trainer.database import sync_folder, write_whole
+from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import data_card, snapshot
 from services.trainer.dataset.filters import Row
 from services.trainer.dataset.objectives import Objective, dpo, kto, kto_weights, objective_of, sft
+from services.trainer.files import sync_folder, write_whole
 from services.trainer.progress import Progress
 from services.trainer.run import micro_batch
 from services.trainer.run.checkpoint_manifest import sync
 from services.trainer.run.context import ADAPTER, RunFailed, Stopped, Work
-from services.trainer.settings import Recipe
 from services.trainer.training.batch_order import cut, evenly, judged, mixed, ordered
 from services.trainer.training.checkpoints import CHECKPOINTS, Watch, newest_checkpoint
 from services.trainer.training.cpu.sft_trainer import CpuSFTTrainer

@@ -10,9 +10,9 @@ from typing import Any, Final
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
 
-from services.trainer.database import sync_folder, write_whole
 from services.trainer.dataset import data_card
 from services.trainer.dataset.data_card import DataCard
+from services.trainer.files import sync_folder, write_whole
 from services.trainer.run import environment
 from services.trainer.run.checkpoint_manifest import sync
 from services.trainer.run.environment import Environment

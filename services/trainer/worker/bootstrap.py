@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 from transformers import logging as transformers_logging
 
-from services.trainer.database import write_whole
+from services.trainer.files import write_whole
 from services.trainer.progress import Progress
 from services.trainer.run.context import RunFailed, Stopped, Work
 from services.trainer.run.run_table import RunConfig

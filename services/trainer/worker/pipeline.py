@@ -19,10 +19,11 @@ import structlog
 
 from services.trainer.base import dtype
 from services.trainer.base.tokenization import lengths, token_count
-from services.trainer.database import open_to_read, write_whole
+from services.trainer.database import open_to_read
 from services.trainer.dataset import batch_table, data_card, snapshot
 from services.trainer.dataset.comment_rewriter import revised_for
 from services.trainer.dataset.filters import Row
+from services.trainer.files import write_whole
 from services.trainer.run import disk_space, environment, micro_batch
 from services.trainer.run.checkpoint_manifest import CHECKPOINTS
 from services.trainer.run.context import ADAPTER, RunFailed, Work, questions_of

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from services.trainer.commands.reproduce import COMPARED, ORIGINAL
-from services.trainer.database import write_whole
+from services.trainer.files import write_whole
 from services.trainer.run import environment
 from services.trainer.run.context import ADAPTER, Work
 from services.trainer.versions.model_card import FACTS

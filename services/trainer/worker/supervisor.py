@@ -16,8 +16,8 @@ from typing import Final
 
 import structlog
 
-from services.trainer.database import write_whole
 from services.trainer.dataset import snapshot
+from services.trainer.files import write_whole
 from services.trainer.run import disk_space, micro_batch, run_table
 from services.trainer.run.checkpoint_manifest import CHECKPOINTS, newest_step
 from services.trainer.run.run_table import Run
