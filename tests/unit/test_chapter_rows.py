@@ -10,11 +10,11 @@ from examples.chapter.rows import read, targets
 from examples.chapter.stack import DEFAULTS, FIXED, model_folder, settings
 from loopwright.seed_import import TAG
 from services.processor.settings import ProcessorSettings
+from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset import snapshot
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import IMPORTED, reasons
 from services.trainer.dataset.holdout import is_held_out
-from services.trainer.dataset.objectives import CommentMode
 from services.trainer.settings import TrainerSettings
 from shared.events import Choice, ExampleRevision, Message, Signal
 

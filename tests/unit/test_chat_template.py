@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from services.inference.tokenizer import PLAIN_STOPS, Prompts
 from services.trainer.base.tokenization import lengths, load_tokenizer, prompt_ids
-from services.trainer.dataset.objectives import as_chat
+from services.trainer.core.chat import as_chat
 
 TURNS = [("system", "Be brief."), ("user", "Who runs it?"), ("assistant", "Ada."), ("user", "Since when?")]
 
