@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any
+from datetime import datetime
 
 from services.trainer.commands.quarantine_release import releasable
 from services.trainer.core.recipe import CommentMode, Thresholds
@@ -11,32 +11,38 @@ from services.trainer.core.trigger import Waiting
 from services.trainer.dataset import batch_table
 from services.trainer.dataset.filters import RELEASABLE, Held, check_of, reasons, usable
 from services.trainer.run import run_table
+from shared.live_status import CollectedStatus, QuarantinedEvent, QuarantineStatus
 
 MAX_LISTED = 1000
 """What one command may release."""
 LATER = frozenset({"agreement", "share", "reserved", "held out", "tokens"})
 """What is held for these is known since the newest run; the other checks are made on all there is."""
-Shown = dict[str, Any]
 
 
 def board(
-    db: sqlite3.Connection, waiting: Waiting, thresholds: Thresholds, comments: CommentMode, reason: str
-) -> tuple[Shown, Shown]:
-    """Both as `redis_keys.collected` and `redis_keys.quarantine` say. `reason`: why a run begins, or does not."""
+    db: sqlite3.Connection,
+    waiting: Waiting,
+    thresholds: Thresholds,
+    comments: CommentMode,
+    reason: str,
+    now: datetime,
+) -> tuple[CollectedStatus, QuarantineStatus]:
+    """Return the live status of the console. `reason` says why a run starts, or why it does not."""
     examples = batch_table.dataset(db, batch_table.through(db))
     _, held = usable(examples, comments)
     later = [one for one in (Held(*found) for found in run_table.held(db)) if check_of(one.reason) in LATER]
     found = releasable(examples, [*held, *later])
     held += [one for one in later if check_of(one.reason) not in RELEASABLE or one in found]
-    bar = {
-        "usable": waiting.examples,
-        "needed": thresholds.examples,
-        "users": waiting.users,
-        "users_needed": thresholds.users,
-        "examples": len(examples),
-        "held": reasons(held),
-        "batches": batch_table.batch_count(db),
-        "reason": reason,
-    }
-    listed = [[one.response_id, one.event_id, one.reason] for one in found[:MAX_LISTED]]
-    return bar, {"held": listed, "total": len(found)}
+    collected = CollectedStatus(
+        usable=waiting.examples,
+        needed=thresholds.examples,
+        users=waiting.users,
+        users_needed=thresholds.users,
+        examples=len(examples),
+        held=reasons(held),
+        batches=batch_table.batch_count(db),
+        reason=reason,
+        updated_at=now,
+    )
+    listed = tuple(QuarantinedEvent(one.response_id, one.event_id, one.reason) for one in found[:MAX_LISTED])
+    return collected, QuarantineStatus(held=listed, total=len(found), updated_at=now)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import structlog
 
 from shared.adapters import redis_keys
+from shared.live_status import RunProgress
 from shared.ports import Cache
 
 TTL_S = 86_400.0
@@ -34,19 +34,36 @@ class Progress:
         self._run_id = run_id
         self._now = now
 
-    def tell(self, stage: str, step: int = 0, steps: int = 0, **figures: float | str | None) -> None:
-        """`figures`: loss, tokens_per_s, eta_s, verdict, version, reason as far as they are known."""
-        told = {
-            "run_id": self._run_id,
-            "stage": stage,
-            "step": step,
-            "steps": steps,
-            "share": round(step / steps, 4) if steps else 0.0,
-            **figures,
-            "updated_at": self._now().isoformat(),
-        }
-        self._cache.put(redis_keys.run_progress(self._line), json.dumps(told).encode(), ttl_s=TTL_S)
-        log.info("run_progress", **told)
+    def tell(
+        self,
+        stage: str,
+        step: int = 0,
+        steps: int = 0,
+        *,
+        loss: float | None = None,
+        tokens_per_s: float | None = None,
+        eta_s: float | None = None,
+        verdict: str | None = None,
+        version: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Publish the run's progress to Redis and to the log; `RunProgress` documents the fields."""
+        progress = RunProgress(
+            run_id=self._run_id,
+            stage=stage,
+            step=step,
+            steps=steps,
+            share=round(step / steps, 4) if steps else 0.0,
+            loss=loss,
+            tokens_per_s=tokens_per_s,
+            eta_s=eta_s,
+            verdict=verdict,
+            version=version,
+            reason=reason,
+            updated_at=self._now(),
+        )
+        self._cache.put(redis_keys.run_progress(self._line), progress.to_json(), ttl_s=TTL_S)
+        log.info("run_progress", **progress.model_dump(mode="json", exclude_none=True))
 
     def counting(self, stage: str) -> Callable[[int, int], None]:
         """A callback (done, of) that tells under this stage."""

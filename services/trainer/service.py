@@ -6,7 +6,6 @@ made, and the log whether it was published.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import subprocess
 import threading
@@ -373,9 +372,14 @@ class Trainer:
         if now_ms - self.shown_ms < SHOW_S * 1000:
             return
         self.shown_ms = now_ms
-        line, now = self.settings.line, from_ms(now_ms).isoformat()
-        shown, held = board(
-            self.db, self._count(), self.settings.thresholds(), self.settings.comment_mode, decision.reason
+        line = self.settings.line
+        collected, quarantine = board(
+            self.db,
+            self._count(),
+            self.settings.thresholds(),
+            self.settings.comment_mode,
+            decision.reason,
+            from_ms(now_ms),
         )
-        for key, told in ((redis_keys.collected(line), shown), (redis_keys.quarantine(line), held)):
-            self.cache.put(key, json.dumps(told | {"updated_at": now}).encode(), ttl_s=SHOWN_TTL_S)
+        self.cache.put(redis_keys.collected(line), collected.to_json(), ttl_s=SHOWN_TTL_S)
+        self.cache.put(redis_keys.quarantine(line), quarantine.to_json(), ttl_s=SHOWN_TTL_S)
