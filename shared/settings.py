@@ -1,7 +1,9 @@
-"""Settings that every service has. Each service extends `Settings` in its own `settings.py`.
+"""Settings common to all services, read from the environment only.
 
-Environment only. Names are `LOOPWRIGHT_...`, but for the two that the whole field knows: `KAFKA_BOOTSTRAP_SERVERS` and
-`REDIS_URL`. Settings are printed at start with secrets masked.
+Each service extends `Settings` in its own `settings.py` and sets its own `env_prefix`: the field `port` of the trainer
+is `LOOPWRIGHT_TRAINER_PORT`. The common fields below have the same name for every service: `LOOPWRIGHT_LINE`, and
+the two names that are customary elsewhere, `KAFKA_BOOTSTRAP_SERVERS` and `REDIS_URL`. Services log their settings at
+start with secrets masked.
 """
 
 from __future__ import annotations
@@ -22,35 +24,70 @@ PASSWORD = re.compile(r"//[^/@\s]*@")
 """User and password in a URL."""
 
 
-class Settings(BaseSettings):
-    """Common to all services."""
+def common(name: str, variable: str | None = None) -> AliasChoices:
+    """Return the names of a field that all services share: its environment variable, and its name in code."""
+    return AliasChoices(variable or f"LOOPWRIGHT_{name.upper()}", name)
 
-    model_config = SettingsConfigDict(
-        env_prefix="LOOPWRIGHT_", extra="ignore", frozen=True, populate_by_name=True
-    )
+
+class Settings(BaseSettings):
+    """Settings that every service has."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
     kafka_bootstrap_servers: str = Field(
-        "127.0.0.1:9092", validation_alias=AliasChoices("KAFKA_BOOTSTRAP_SERVERS", "kafka_bootstrap_servers")
+        "127.0.0.1:9092",
+        validation_alias=common("kafka_bootstrap_servers", "KAFKA_BOOTSTRAP_SERVERS"),
+        description="Kafka brokers to connect to, as a comma-separated list of host:port.",
     )
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", validation_alias=AliasChoices("REDIS_URL", "redis_url")
+        "redis://127.0.0.1:6379/0",
+        validation_alias=common("redis_url", "REDIS_URL"),
+        description="URL of the Redis server. Redis holds only what may be lost at any moment.",
     )
-    partitions: int = Field(6, ge=1, le=1024, description="P; fixed when the deployment is made")
-    line: Line = Field("assistant", description="the line this service works for")
-    base_model: str = Field("", description="Hugging Face id or local folder of the line's pinned base")
+    partitions: int = Field(
+        6,
+        ge=1,
+        le=1024,
+        validation_alias=common("partitions"),
+        description="Number of partitions (P) of the partitioned topics. It is fixed when a deployment is created.",
+    )
+    line: Line = Field(
+        "assistant",
+        validation_alias=common("line"),
+        description="Line of versions that this service works for.",
+    )
+    base_model: str = Field(
+        "",
+        validation_alias=common("base_model"),
+        description="Hugging Face id or local folder of the line's pinned base model.",
+    )
     data_dir: Path = Field(
-        Path(".loopwright/data"), description="spool, SQLite, snapshots: survives restarts"
+        Path(".loopwright/data"),
+        validation_alias=common("data_dir"),
+        description="Folder for data that must survive restarts: spool, SQLite files, snapshots.",
     )
     artifacts: Annotated[str, BeforeValidator(str)] = Field(
         ".loopwright/artifacts",
-        description="the artifact store: a folder, or a URL such as s3://bucket/prefix; credentials by the environment",
+        validation_alias=common("artifacts"),
+        description="Artifact store: a folder, or a URL such as s3://bucket/prefix. "
+        "Credentials come from the environment.",
     )
     pseudonym_key: SecretStr | None = Field(
-        None, description="keys the pseudonyms of user ids; one per deployment"
+        None,
+        validation_alias=common("pseudonym_key"),
+        description="Secret that keys the pseudonyms of user ids. One per deployment.",
     )
-    host: str = Field("127.0.0.1", description="address the service listens on")
-    log_level: str = "INFO"
-    demo: bool = Field(False, description="allows sample secrets; never set it where real users are")
+    host: str = Field(
+        "127.0.0.1", validation_alias=common("host"), description="Address that the service listens on."
+    )
+    log_level: str = Field(
+        "INFO", validation_alias=common("log_level"), description="Lowest level that is logged."
+    )
+    demo: bool = Field(
+        False,
+        validation_alias=common("demo"),
+        description="Accept sample secrets. Never set this in a deployment with real users.",
+    )
 
     @model_validator(mode="after")
     def _no_sample_secrets(self) -> Self:
@@ -61,47 +98,68 @@ class Settings(BaseSettings):
 
     @property
     def artifact_cache(self) -> Path:
-        """Where artifacts are kept to be read, if their store is behind a URL. Services may share it."""
+        """Folder for fetched artifacts if their store is behind a URL. Services may share it."""
         return self.data_dir / "artifacts"
 
     def require_pseudonym_key(self) -> bytes:
-        """Raises `Misconfigured` where there is none."""
+        """Return the pseudonym key.
+
+        Raises:
+            Misconfigured: if it is not set.
+
+        """
         if self.pseudonym_key is None:
             raise Misconfigured(
                 "LOOPWRIGHT_PSEUDONYM_KEY is not set: it keys the pseudonyms of user ids. "
-                "Make one with `python -c 'import secrets; print(secrets.token_urlsafe(32))'` and keep it."
+                "Generate one with `python -c 'import secrets; print(secrets.token_urlsafe(32))'` and keep it safe."
             )
         return self.pseudonym_key.get_secret_value().encode()
 
     def masked(self) -> dict[str, str]:
-        """For the log at start: secrets, and passwords within addresses, show as stars."""
+        """Return all settings for the log, with secrets and passwords in URLs masked."""
         return {name: PASSWORD.sub("//***@", str(value)) for name, value in self}
 
 
 def variable_of(cls: type[BaseSettings], name: str) -> str:
-    """The environment variable that sets a field."""
+    """Return the environment variable that sets the field `name`."""
     alias = cls.model_fields[name].validation_alias
-    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"LOOPWRIGHT_{name.upper()}"
+    if isinstance(alias, AliasChoices):
+        return str(alias.choices[0])
+    return f"{cls.model_config.get('env_prefix', '')}{name.upper()}"
 
 
 def refuse_sample(name: str, value: str) -> None:
+    """Raise `ValueError` if a secret is a well-known sample or shorter than `MIN_SECRET` characters."""
     if value.lower() in SAMPLE_SECRETS or len(value) < MIN_SECRET:
-        raise ValueError(f"{name} is a sample or shorter than {MIN_SECRET} characters: make one of your own")
+        raise ValueError(
+            f"{name} is a sample or shorter than {MIN_SECRET} characters: generate your own secret"
+        )
 
 
 S = TypeVar("S", bound=Settings)
 
 
 def load(cls: type[S]) -> S:
-    """Reads the environment. Raises `Misconfigured` naming each variable at fault."""
+    """Read settings from the environment.
+
+    Raises:
+        Misconfigured: if any is invalid; the message names each environment variable at fault.
+
+    """
     try:
         return cls()
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(str(p) for p in e['loc']) or cls.__name__}: {e['msg']}"
-            for e in error.errors(include_input=False)
+            f"{_variable_at_fault(cls, e['loc'])}: {e['msg']}" for e in error.errors(include_input=False)
         )
-        raise Misconfigured(f"settings: {faults}") from None
+        raise Misconfigured(f"invalid settings: {faults}") from None
     except SettingsError as error:
-        # Of a list or the like that is no JSON; the message names the field.
-        raise Misconfigured(f'settings: {error}; lists are written as JSON: ["one", "two"]') from None
+        # A list or similar value that is not JSON; the message names the field.
+        raise Misconfigured(f'invalid settings: {error}; write lists as JSON: ["one", "two"]') from None
+
+
+def _variable_at_fault(cls: type[BaseSettings], location: tuple[int | str, ...]) -> str:
+    if not location:
+        return cls.__name__
+    name, *rest = (str(part) for part in location)
+    return ".".join([variable_of(cls, name) if name in cls.model_fields else name, *rest])

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
 from shared.settings import Settings
-
-
-def _own(name: str) -> AliasChoices:
-    return AliasChoices(f"LOOPWRIGHT_CONSOLE_{name.upper()}", name)
 
 
 class ConsoleSettings(Settings):
     """Bounds of one console process."""
 
-    port: int = Field(8080, ge=0, le=65535, validation_alias=_own("port"))
-    ack_timeout_s: float = Field(
-        5.0, gt=0, le=60, validation_alias=_own("ack_timeout_s"), description="wait for Kafka before 503"
-    )
+    model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_CONSOLE_")
+
+    port: int = Field(8080, ge=0, le=65535)
+    ack_timeout_s: float = Field(5.0, gt=0, le=60, description="wait for Kafka before 503")
     hosts: frozenset[str] = Field(
         frozenset(),
-        validation_alias=_own("hosts"),
         description='JSON list of names, beside localhost and IP addresses, that it is reached by: ["console"]',
     )

@@ -14,31 +14,25 @@ from shared.topics import BATCH_BYTES
 class ProcessorSettings(Settings):
     """`LOOPWRIGHT_PROCESSOR_...` for what is its own."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="LOOPWRIGHT_", extra="ignore", frozen=True, populate_by_name=True
-    )
+    model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_PROCESSOR_")
 
-    processor_port: int = Field(8002, ge=0, le=65535)
-    processor_instance: str = Field(
-        "0", pattern=r"^[A-Za-z0-9_-]+$", description="stable name among its processes"
-    )
-    processor_batch_examples: int = Field(64, ge=1, le=64)
-    processor_batch_bytes: int = Field(BATCH_BYTES, ge=1024, le=BATCH_BYTES)
-    processor_batch_age_s: float = Field(
-        30.0, gt=0, description="a quiet partition cuts its open batch after so long"
-    )
+    port: int = Field(8002, ge=0, le=65535)
+    instance: str = Field("0", pattern=r"^[A-Za-z0-9_-]+$", description="stable name among its processes")
+    batch_examples: int = Field(64, ge=1, le=64)
+    batch_bytes: int = Field(BATCH_BYTES, ge=1024, le=BATCH_BYTES)
+    batch_age_s: float = Field(30.0, gt=0, description="a quiet partition cuts its open batch after so long")
 
-    processor_store: StoreKind = Field(
+    store: StoreKind = Field(
         "rocksdb",
         description="where its state lies: under DATA_DIR, or in memory and read from Kafka at each start",
     )
-    processor_store_cache_mb: int = Field(
+    store_cache_mb: int = Field(
         CACHE_MB,
         ge=8,
         le=65_536,
         description="what the rocksdb stores keep of what they read, all partitions together",
     )
-    processor_live_view: bool = Field(
+    live_view: bool = Field(
         True, description="keeps the sums that /tallies shows; off saves the memory and time that they take"
     )
 
@@ -46,7 +40,7 @@ class ProcessorSettings(Settings):
     def limits(self) -> BatchLimits:
         """When batches are cut."""
         return BatchLimits(
-            self.processor_batch_examples,
-            self.processor_batch_bytes,
-            round(self.processor_batch_age_s * 1000),
+            self.batch_examples,
+            self.batch_bytes,
+            round(self.batch_age_s * 1000),
         )

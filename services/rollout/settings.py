@@ -12,12 +12,10 @@ from shared.stream.state_store import StoreKind
 class RolloutSettings(Settings):
     """`LOOPWRIGHT_ROLLOUT_...` for what is its own."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="LOOPWRIGHT_", extra="ignore", frozen=True, populate_by_name=True
-    )
+    model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_ROLLOUT_")
 
-    rollout_port: int = Field(8003, ge=0, le=65535)
-    rollout_store: StoreKind = Field(
+    port: int = Field(8003, ge=0, le=65535)
+    store: StoreKind = Field(
         "rocksdb",
         description="where its state lies: under DATA_DIR, or in memory and read from Kafka at each start",
     )

@@ -121,7 +121,7 @@ def test_every_setting_of_the_chapter_is_one_that_its_service_reads(monkeypatch:
         monkeypatch.setenv(name, value)
     trainer, processor = TrainerSettings(), ProcessorSettings()
     assert (trainer.comment_mode, trainer.recipe().comment_mode) == ("append", "append")
-    assert (trainer.batch_size, processor.processor_batch_age_s) == (2, 1.0)
+    assert (trainer.batch_size, processor.batch_age_s) == (2, 1.0)
     unread = [
         name
         for name in FIXED | DEFAULTS

@@ -1,28 +1,28 @@
-"""How a run trains and is judged, and when it starts: values frozen into the run's row."""
+"""How a run trains and is evaluated, and when it starts."""
 
 from __future__ import annotations
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from services.trainer.core.quiet_hours import QuietHours
 
 Mode = Literal["train", "export"]
+"""export: write a dataset whenever a run would start, and never train."""
 Method = Literal["lora", "full"]
 WantedDtype = Literal["auto", "bfloat16", "float32"]
 SHORTER_MARGIN: Final = 0.4
-"""By so much a version may be less likely than stable to go on where the base went on."""
+"""How much less likely than stable a version may be to continue where the base continued."""
 CommentMode = Literal["hold", "append", "revise"]
-"""What becomes of a comment that is not vague: held with its reason, appended to the answer (`appended`), or followed
-by a stronger model (`comment_rewriter.py`)."""
-
+"""How a comment that is not vague trains: not at all (quarantined), appended to the answer, or as a rewrite of the
+answer by a stronger model (`dataset/comment_rewriter.py`)."""
 KTO_LEAST: Final = 50
-"""Of the rarer label. With fewer, KTO's few rows of one side are seen again and again, and weigh much each."""
+"""Minimum number of rows with the rarer label. With fewer, KTO repeats the few rows of one side too often."""
 
 
 class Thresholds(BaseModel):
-    """When a run starts by itself (`trigger.py`)."""
+    """When a run starts without a command (`trigger.py`)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,32 +36,84 @@ class Thresholds(BaseModel):
 
 
 class Recipe(BaseModel):
-    """How a run trains and is judged. Frozen into the run's row, so that a resumed run is the same run."""
+    """How a run trains and is evaluated. Frozen into the run's row, so a resumed run is the same run.
+
+    `TrainerSettings` inherits these fields, so each is declared once and set by `LOOPWRIGHT_TRAINER_<NAME>`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    rank: int = 16
-    learning_rate: float = 1.5e-3
-    epochs: float = 4.0
-    batch_size: int = 8
-    max_tokens: int = 512
-    seed: int = 20
-    checkpoint_steps: int = 20
-    replay_prompts: int = 320
-    replay_share: float = 0.05
-    replay_new_tokens: int = 40
-    gate_items: int = 30
-    gate_new_tokens: int = 40
-    gate_eval_prompts: int = 600
-    gate_safety_prompts: int = 60
-    gate_shorter: float = SHORTER_MARGIN
-    comment_mode: CommentMode = "hold"
-    reviser_model: str = ""
-    kto_least: int = KTO_LEAST
-    kto_beta: float = 0.1
-    dpo_beta: float = 0.1
-    dpo_nll: float = 1.0
-    preference_rate: float = 0.1
-    method: Method = "lora"
-    dtype: WantedDtype = "auto"
-    threads: int = 1
+    method: Method = Field(
+        "lora",
+        description="What is trained. lora: a LoRA adapter on the base. full: all weights of the base in fp32; "
+        "inference cannot serve those, so SERVE_ELSEWHERE must be set.",
+    )
+    rank: int = Field(16, ge=1, le=512, description="LoRA rank. Alpha is twice the rank.")
+    learning_rate: float = Field(
+        1.5e-3,
+        gt=0,
+        description="Peak learning rate. The default suits a small base; larger bases need less.",
+    )
+    epochs: float = Field(4.0, gt=0, description="Passes over the training rows.")
+    batch_size: int = Field(8, ge=1, description="Rows per optimiser step.")
+    max_tokens: int = Field(
+        512, ge=16, description="Longest training row in tokens. Longer examples are quarantined."
+    )
+    seed: int = Field(20, description="Seed of a run's data order and initial adapter weights.")
+    checkpoint_steps: int = Field(20, ge=1, description="Optimiser steps between two checkpoints.")
+    dtype: WantedDtype = Field(
+        "auto",
+        description="Type that a run computes in. auto: float32 if this processor multiplies it faster than "
+        "bfloat16 and memory is ample, else bfloat16.",
+    )
+    threads: int = Field(1, ge=0, description="Threads that torch uses in a run.")
+
+    replay_prompts: int = Field(
+        320,
+        ge=1,
+        description="Shipped general prompts whose base answers are mixed in, spread over the epochs.",
+    )
+    replay_share: float = Field(
+        0.05, ge=0, le=0.9, description="Minimum share of trained tokens that is replay data."
+    )
+    replay_new_tokens: int = Field(
+        40, ge=4, description="Longest answer of the base to a general prompt, in tokens."
+    )
+
+    comment_mode: CommentMode = Field(
+        "hold",
+        description="How comments train. hold: they do not. append: on response + ' ' + comment. "
+        "revise: on the answer as rewritten by a stronger model (REVISER_URL).",
+    )
+    reviser_model: str = Field("", description="Name of the model that rewrites answers from comments.")
+    kto_least: int = Field(
+        KTO_LEAST,
+        ge=1,
+        description="Minimum number of rows with the rarer label for KTO. With fewer, liked answers train by SFT.",
+    )
+    kto_beta: float = Field(0.1, gt=0, description="Beta of KTO. A higher value stays closer to the base.")
+    dpo_beta: float = Field(0.1, gt=0, description="Beta of DPO. A higher value stays closer to the base.")
+    dpo_nll: float = Field(
+        1.0, ge=0, description="Weight of the chosen answer's negative log-likelihood in the DPO loss."
+    )
+    preference_rate: float = Field(
+        0.1, gt=0, le=1, description="Learning rate of KTO and DPO steps, as a share of LEARNING_RATE."
+    )
+
+    gate_items: int = Field(
+        30, ge=1, description="Minimum number of held-out items. With fewer, the verdict is inconclusive."
+    )
+    gate_new_tokens: int = Field(40, ge=4, description="Longest answer generated at the gate, in tokens.")
+    gate_eval_prompts: int = Field(
+        600,
+        ge=1,
+        description="Shipped general questions at the gate. With fewer, a loss of general ability is noticed later.",
+    )
+    gate_safety_prompts: int = Field(60, ge=1, description="Shipped safety prompts at the gate.")
+    gate_shorter: float = Field(
+        SHORTER_MARGIN,
+        ge=0,
+        le=1,
+        description="How much less likely than stable a version may be to continue a long general answer. "
+        "Set 1 if your users want short answers.",
+    )
