@@ -8,7 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from services.inference.core.generation_request import Ask, End, Piece, Row, Sampling
+from services.inference.core.generation_request import (
+    GenerationRequest,
+    GenerationResult,
+    Piece,
+    BatchRow,
+    Sampling,
+)
 from shared.errors import BadArtifact
 from shared.events import sha256
 from shared.versions import RolloutRecord, VersionRef, version_name
@@ -67,7 +73,7 @@ class FakeComputer:
     def warm(self, version: str | None) -> None:
         """It is always warm."""
 
-    def generate(self, version: str | None, rows: Sequence[Row], sampling: Sampling) -> None:
+    def generate(self, version: str | None, rows: Sequence[BatchRow], sampling: Sampling) -> None:
         self.batches.append((version, [row.ask.response_id for row in rows]))
         self.entered.set()
         if self.gate is not None:
@@ -91,16 +97,18 @@ class Heard:
 
     def __init__(self) -> None:
         self.pieces: list[Piece] = []
-        self.ends: list[End] = []
+        self.ends: list[GenerationResult] = []
         self.done = threading.Event()
 
-    def end(self, ask: Ask, end: End) -> None:
+    def end(self, ask: GenerationRequest, end: GenerationResult) -> None:
         self.ends.append(end)
         self.done.set()
 
-    def ask(self, name: str, version: str = BASE.version, **also: Any) -> Ask:
+    def ask(self, name: str, version: str = BASE.version, **also: Any) -> GenerationRequest:
         fields: dict[str, Any] = {"max_tokens": 100, "prompt": [1, 2, 3]} | also
-        return Ask(response_id=name, version=version, on_piece=self.pieces.append, on_end=self.end, **fields)
+        return GenerationRequest(
+            response_id=name, version=version, on_piece=self.pieces.append, on_end=self.end, **fields
+        )
 
 
 def make_adapter(model: Path, folder: Path, seed: int, edit: Callable[[Any], None] | None = None) -> Path:

@@ -7,16 +7,21 @@ import sys
 import structlog
 import uvicorn
 
-from services.inference.api.routes import Parts, create_app
-from services.inference.engine import Engine
-from services.inference.lora_model import Weights
-from services.inference.response_publisher import Recorder, SpoolRecorder, SpoolSender, StrictRecorder
-from services.inference.rollout_reader import RolloutReader, wording
+from services.inference.api.routes import AppDependencies, create_app
+from services.inference.engine.chat_tokenizer import ChatTokenizer
+from services.inference.engine.lora_model import LoraModel
+from services.inference.engine.transformers_engine import TransformersEngine
+from services.inference.response_publisher import (
+    ResponsePublisher,
+    SpoolResponsePublisher,
+    SpoolSender,
+    StrictResponsePublisher,
+)
+from services.inference.rollout_reader import RolloutReader, describe_refusals
 from services.inference.settings import InferenceSettings
 from services.inference.spool import Spool
-from services.inference.tokenizer import Prompts
-from services.inference.version_registry import Serving
-from services.inference.version_swap import TakeOver
+from services.inference.version_registry import VersionRegistry
+from services.inference.version_swap import VersionSwap
 from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import find_base
 from shared.adapters.clock import SystemClock
@@ -34,7 +39,7 @@ SERVICE = "inference"
 log = structlog.get_logger(__name__)
 
 
-class Inference:
+class InferenceService:
     """All parts of one process, and the order in which they start and stop."""
 
     def __init__(self, settings: InferenceSettings) -> None:
@@ -43,9 +48,9 @@ class Inference:
         key = settings.require_pseudonym_key()
         base = find_base(settings.base_model)
         self.readiness = Readiness("model", "rollout", *(["spool"] if settings.delivery == "spool" else []))
-        prompts = Prompts(base.path, settings.max_context)
-        self.engine = Engine(
-            lambda: Weights(
+        prompts = ChatTokenizer(base.path, settings.max_context)
+        self.engine = TransformersEngine(
+            lambda: LoraModel(
                 base.path, prompts, device=settings.device, dtype=settings.dtype, threads=settings.threads
             ),
             prompts.decode,
@@ -55,17 +60,17 @@ class Inference:
             max_waiting=settings.max_waiting,
             batch_wait_s=settings.batch_wait_ms / 1000,
         )
-        serving = Serving(settings.line, base.ref(settings.line), self.engine.unload)
+        serving = VersionRegistry(settings.line, base.ref(settings.line), self.engine.unload)
         recorder = self._delivery()
-        takeover = TakeOver(
+        takeover = VersionSwap(
             serving,
             open_artifacts(settings.artifacts, settings.artifact_cache),
             self.engine,
-            lambda refusals: self.readiness.set("rollout", ok=True, detail=wording(refusals)),
+            lambda refusals: self.readiness.set("rollout", ok=True, detail=describe_refusals(refusals)),
         )
         self.reader = RolloutReader(self._open_reader, takeover, self.publisher, self.readiness, self.fail)
         self.app = create_app(
-            Parts(
+            AppDependencies(
                 settings,
                 serving,
                 self.engine,
@@ -87,17 +92,17 @@ class Inference:
         )
         self.server = uvicorn.Server(config)
 
-    def _delivery(self) -> Recorder:
+    def _delivery(self) -> ResponsePublisher:
         servers, strict = self.settings.kafka_bootstrap_servers, self.settings.delivery == "strict"
         timeout = self.settings.strict_timeout_s if strict else 10.0
         self.publisher: Publisher = KafkaPublisher(servers, SERVICE, timeout_s=timeout)
         self.spool: Spool | None = None
         self.sender: SpoolSender | None = None
         if strict:
-            return StrictRecorder(self.publisher)
+            return StrictResponsePublisher(self.publisher)
         self.spool = Spool(self.settings.data_dir / SERVICE / "spool.sqlite", self.settings.spool_mb << 20)
         self.sender = SpoolSender(self.spool, self.publisher)
-        return SpoolRecorder(self.spool, self.readiness)
+        return SpoolResponsePublisher(self.spool, self.readiness)
 
     def _open_reader(self) -> LogReader:
         servers = self.settings.kafka_bootstrap_servers
@@ -145,7 +150,7 @@ def main() -> None:
         settings = load(InferenceSettings)
         configure_logging(SERVICE, settings.log_level)
         log.info("starting", **settings.masked())
-        inference = Inference(settings)
+        inference = InferenceService(settings)
         stop_in_order(inference.server)
         inference.run()
     except LoopwrightError as error:

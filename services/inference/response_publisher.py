@@ -11,7 +11,7 @@ from typing import Protocol
 
 import structlog
 
-from services.inference.spool import Spool, Spooled
+from services.inference.spool import Spool, SpooledRecord
 from shared.errors import BrokerUnavailable, LoopwrightError, Overloaded, Rejected
 from shared.ports import Acked, Publisher
 from shared.records import Output
@@ -24,13 +24,13 @@ Then = Callable[[LoopwrightError | None], None]
 log = structlog.get_logger(__name__)
 
 
-class Recorder(Protocol):
+class ResponsePublisher(Protocol):
     def keep(self, record: Output, then: Then) -> None:
         """Calls `then` exactly once, from any thread: with None when the answer may end, or with why it may
         not. Never raises."""
 
 
-class StrictRecorder:
+class StrictResponsePublisher:
     """`delivery: strict`: an answer ends only when Kafka has its record. `publisher` bounds the wait."""
 
     def __init__(self, publisher: Publisher) -> None:
@@ -48,7 +48,7 @@ class StrictRecorder:
         self._publisher.publish(record).add_done_callback(done)
 
 
-class SpoolRecorder:
+class SpoolResponsePublisher:
     """`delivery: spool`: an answer ends when its record is on disk. When the spool is full, chats go on all
     the same; each record that was not kept is counted (`loopwright_spool_lost_total`) and shown by
     `/readyz`."""
@@ -120,7 +120,7 @@ class SpoolSender:
         return len(done) == len(batch)
 
     @staticmethod
-    def _settled(spooled: Spooled, future: Future[Acked], timeout: float) -> bool:
+    def _settled(spooled: SpooledRecord, future: Future[Acked], timeout: float) -> bool:
         """Acknowledged, or never to be taken (counted as lost): either way the spool is done with it."""
         try:
             future.result(timeout)

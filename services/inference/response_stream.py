@@ -11,8 +11,8 @@ from datetime import datetime
 
 import structlog
 
-from services.inference.core.generation_request import Ask, End, Piece
-from services.inference.response_publisher import Recorder
+from services.inference.core.generation_request import GenerationRequest, GenerationResult, Piece
+from services.inference.response_publisher import ResponsePublisher
 from shared.cloudevents import sealed
 from shared.errors import LoopwrightError
 from shared.events import MAX_TEXT, ChatResponse, Choice, Message, Usage
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RequestDetails:
     """What the record needs of the request."""
 
     line: str
@@ -36,31 +36,33 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class ResponseEnd:
     """The ask has ended and its record is kept; `error` says why the answer must not end well."""
 
-    end: End
+    end: GenerationResult
     error: LoopwrightError | None
 
 
-class Exchange:
+class ResponseStream:
     """Made in the event loop, fed from the engine's thread. `on_piece` and `on_end` are the ask's."""
 
-    def __init__(self, said: Said, recorder: Recorder, release: Callable[[str], None]) -> None:
+    def __init__(
+        self, said: RequestDetails, recorder: ResponsePublisher, release: Callable[[str], None]
+    ) -> None:
         self._said = said
         self._recorder = recorder
         self._release = release
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Piece | Settled] = asyncio.Queue()
+        self._events: asyncio.Queue[Piece | ResponseEnd] = asyncio.Queue()
 
-    async def next(self) -> Piece | Settled:
+    async def next(self) -> Piece | ResponseEnd:
         """Pieces, then one `Settled`."""
         return await self._events.get()
 
     def on_piece(self, piece: Piece) -> None:
         self._post(piece)
 
-    def on_end(self, ask: Ask, end: End) -> None:
+    def on_end(self, ask: GenerationRequest, end: GenerationResult) -> None:
         """Exactly once per admitted request: unpins its version, keeps its record, then tells the door."""
         self._release(ask.version)
         seconds = time.monotonic() - ask.admitted_at
@@ -68,9 +70,9 @@ class Exchange:
         CHAT_SECONDS.labels(ask.version).observe(seconds)
         CHAT_TOKENS.labels(ask.version).inc(ask.completion_tokens())
         output = response_record(ask, end, self._said, seconds)
-        self._recorder.keep(output, lambda error: self._post(Settled(end, error)))
+        self._recorder.keep(output, lambda error: self._post(ResponseEnd(end, error)))
 
-    def _post(self, event: Piece | Settled) -> None:
+    def _post(self, event: Piece | ResponseEnd) -> None:
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:
@@ -79,7 +81,9 @@ class Exchange:
             )  # the server stopped before the engine did
 
 
-def response_record(ask: Ask, end: End, said: Said, seconds: float) -> Output:
+def response_record(
+    ask: GenerationRequest, end: GenerationResult, said: RequestDetails, seconds: float
+) -> Output:
     """The `chat.responses` record of an ended ask, under the response's own id however often it is sent."""
     first = ask.first_token_at
     record = ChatResponse(

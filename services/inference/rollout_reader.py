@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import structlog
 
-from services.inference.version_swap import Refusal, TakeOver
-from shared.dead_letters import dead_letter
+from services.inference.version_swap import Refusal, VersionSwap
+from shared.dead_letters import make_dead_letter
 from shared.errors import Fatal, LoopwrightError, Rejected, Retryable
 from shared.ports import LogReader, Publisher
 from shared.records import Record
@@ -31,7 +31,7 @@ class RolloutReader:
     def __init__(
         self,
         open_reader: Callable[[], LogReader],
-        takeover: TakeOver,
+        takeover: VersionSwap,
         publisher: Publisher,
         readiness: Readiness,
         on_fatal: Callable[[LoopwrightError], None],
@@ -92,7 +92,7 @@ class RolloutReader:
         if self._first is not None:
             self._takeover.apply(self._first)
         self._caught_up = True
-        self._readiness.set("rollout", ok=True, detail=wording(self._takeover.refusals))
+        self._readiness.set("rollout", ok=True, detail=describe_refusals(self._takeover.refusals))
 
     def _take(self, record: Record) -> None:
         if record.value is None:  # a tombstone: compaction removed a line
@@ -112,9 +112,11 @@ class RolloutReader:
         is."""
         DEAD_LETTERED.labels("inference", error.code).inc()
         log.error("rollout_record_dead", offset=record.offset, code=error.code, error=str(error))
-        self._publisher.publish(dead_letter(DEAD_LETTERS.name, record, error, "inference", MAX_MESSAGE_BYTES))
+        self._publisher.publish(
+            make_dead_letter(DEAD_LETTERS.name, record, error, "inference", MAX_MESSAGE_BYTES)
+        )
 
 
-def wording(refusals: tuple[Refusal, ...]) -> str:
+def describe_refusals(refusals: tuple[Refusal, ...]) -> str:
     """For `/readyz`: what was refused, or nothing."""
     return "; ".join(f"refused {r.version} (seq {r.seq}): {r.message}" for r in refusals)

@@ -22,7 +22,7 @@ _COLUMNS = "topic TEXT NOT NULL, key BLOB, value BLOB, headers TEXT NOT NULL)"
 
 
 @dataclass(frozen=True, slots=True)
-class Spooled:
+class SpooledRecord:
     """A record on disk, as it was given in: its identity (`ce_id`) is the same however often it is sent."""
 
     number: int
@@ -85,13 +85,15 @@ class Spool:
             self._changed(1, size)
             self._filled.notify_all()
 
-    def oldest(self, limit: int) -> list[Spooled]:
+    def oldest(self, limit: int) -> list[SpooledRecord]:
         with self._lock:
             rows = self._db.execute(
                 "SELECT id, topic, key, value, headers FROM records ORDER BY id LIMIT ?", (limit,)
             ).fetchall()
         return [
-            Spooled(number, Output(topic, key, value, tuple((n, v.encode()) for n, v in json.loads(headers))))
+            SpooledRecord(
+                number, Output(topic, key, value, tuple((n, v.encode()) for n, v in json.loads(headers)))
+            )
             for number, topic, key, value, headers in rows
         ]
 

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.inference.core.canary_routing import route
+from services.inference.core.canary_routing import choose_version
 from shared.errors import UnknownVersion
 from shared.telemetry import ROLLOUT_SEQ, SERVING
 from shared.versions import RolloutRecord, VersionRef
 
 
 @dataclass(slots=True)
-class Held:
+class LoadedVersion:
     """A version in memory. `wanted`: the pointer names it; else it only finishes its requests."""
 
     ref: VersionRef
@@ -23,7 +23,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class ServingState:
     """What is served, at one moment."""
 
     record: RolloutRecord | None
@@ -33,7 +33,7 @@ class Snapshot:
     loaded: tuple[VersionRef, ...]
 
 
-class Serving:
+class VersionRegistry:
     """Thread-safe. Before the first rollout record the base is stable.
 
     `unload` is called, without the lock, for a version that nobody wants or uses any more.
@@ -44,7 +44,7 @@ class Serving:
         self.base = base
         self._unload = unload
         self._lock = threading.Lock()
-        self._held = {base.version: Held(base, wanted=True)}
+        self._held = {base.version: LoadedVersion(base, wanted=True)}
         self._record: RolloutRecord | None = None
         SERVING.labels(line, base.version).set(1)
 
@@ -56,7 +56,7 @@ class Serving:
         with self._lock:
             version = model
             if model == self.line:
-                version = (route(self._record, user) if self._record else self.base).version
+                version = (choose_version(self._record, user) if self._record else self.base).version
             held = self._held.get(version)
             if held is None or not held.wanted:
                 names = ", ".join([self.line, *(v for v, h in self._held.items() if h.wanted)])
@@ -84,7 +84,7 @@ class Serving:
     def add(self, ref: VersionRef) -> None:
         """The version is in memory, loaded and tried; nobody is sent to it yet but by its name."""
         with self._lock:
-            self._held[ref.version] = Held(ref, wanted=True)
+            self._held[ref.version] = LoadedVersion(ref, wanted=True)
 
     def flip(self, record: RolloutRecord) -> None:
         """From the next admission on, `record` decides. What it does not name is unloaded when its last
@@ -114,20 +114,20 @@ class Serving:
         for version in idle:
             self._unload(version)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> ServingState:
         with self._lock:
             record = self._record
             loaded = tuple(held.ref for held in self._held.values() if held.wanted)
         if record is None:
-            return Snapshot(None, self.base, None, 0.0, loaded)
-        return Snapshot(record, record.stable, record.canary, record.share, loaded)
+            return ServingState(None, self.base, None, 0.0, loaded)
+        return ServingState(record, record.stable, record.canary, record.share, loaded)
 
     def in_memory(self) -> dict[str, int]:
         """Every version in memory with its requests under way."""
         with self._lock:
             return {version: held.pins for version, held in self._held.items()}
 
-    def _drop_if_idle(self, held: Held) -> bool:
+    def _drop_if_idle(self, held: LoadedVersion) -> bool:
         if held.wanted or held.pins or held.ref.version == self.base.version:
             return False
         del self._held[held.ref.version]

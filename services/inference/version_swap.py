@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from services.inference.version_registry import Serving
+from services.inference.version_registry import VersionRegistry
 from shared.errors import BadArtifact, LoopwrightError, NotYet, Retryable
 from shared.ports import ArtifactStore
 from shared.telemetry import ARTIFACTS_REFUSED
@@ -34,14 +34,14 @@ class Refusal:
     message: str
 
 
-class TakeOver:
+class VersionSwap:
     """One thread calls it. `seq` only grows (I7): a record that is not newer than the newest seen is
     ignored, also where that one was refused. A refused stable changes nothing; a refused canary only means
     that there is none."""
 
     def __init__(
         self,
-        serving: Serving,
+        serving: VersionRegistry,
         store: ArtifactStore,
         loader: Loader,
         on_refusals: Callable[[tuple[Refusal, ...]], None],

@@ -10,15 +10,15 @@ from typing import Any
 import uvicorn
 from openai import OpenAI
 
-from services.inference.api.routes import Parts, create_app
-from services.inference.engine import Engine
-from services.inference.lora_model import Weights
-from services.inference.response_publisher import StrictRecorder
+from services.inference.api.routes import AppDependencies, create_app
+from services.inference.engine.chat_tokenizer import ChatTokenizer
+from services.inference.engine.lora_model import LoraModel
+from services.inference.engine.transformers_engine import TransformersEngine
+from services.inference.response_publisher import StrictResponsePublisher
 from services.inference.settings import InferenceSettings
-from services.inference.tokenizer import Prompts
-from services.inference.version_registry import Serving
-from services.inference.version_swap import TakeOver
-from shared.adapters.artifacts import LocalArtifactStore
+from services.inference.version_registry import VersionRegistry
+from services.inference.version_swap import VersionSwap
+from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.base_model import find_base
 from shared.adapters.clock import SystemClock
 from shared.adapters.in_memory import MemoryLog, MemoryPublisher
@@ -34,22 +34,22 @@ class Server:
     def __init__(self, model: Path, artifacts: Path) -> None:
         self.log = MemoryLog()
         self.base = find_base(str(model)).ref(LINE)
-        self.prompts = Prompts(model, 4096)
-        self.engine = Engine(
-            lambda: Weights(model, self.prompts, device="cpu", dtype="float32"),
+        self.prompts = ChatTokenizer(model, 4096)
+        self.engine = TransformersEngine(
+            lambda: LoraModel(model, self.prompts, device="cpu", dtype="float32"),
             self.prompts.decode,
             base=self.base.version,
         )
-        self.serving = Serving(LINE, self.base, self.engine.unload)
+        self.serving = VersionRegistry(LINE, self.base, self.engine.unload)
         self.store = LocalArtifactStore(artifacts)
-        self.takeover = TakeOver(self.serving, self.store, self.engine, lambda _: None)
+        self.takeover = VersionSwap(self.serving, self.store, self.engine, lambda _: None)
         readiness = Readiness("model")
-        parts = Parts(
+        parts = AppDependencies(
             settings=InferenceSettings(line=LINE),
             serving=self.serving,
             engine=self.engine,
             prompts=self.prompts,
-            recorder=StrictRecorder(MemoryPublisher(self.log, "inference")),
+            recorder=StrictResponsePublisher(MemoryPublisher(self.log, "inference")),
             readiness=readiness,
             pseudonyms=Pseudonymiser(b"k" * 32),
             clock=SystemClock(),

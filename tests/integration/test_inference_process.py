@@ -18,9 +18,9 @@ import pytest
 from openai import OpenAI
 
 from deploy.local.ports import choose
-from services.inference.__main__ import Inference
+from services.inference.__main__ import InferenceService
 from services.inference.settings import InferenceSettings
-from shared.adapters.artifacts import LocalArtifactStore
+from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.base_model import find_base
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.adapters.topic_admin import create_topics
@@ -177,4 +177,4 @@ def test_without_a_pseudonym_key_it_does_not_start(tiny_model: Path, monkeypatch
     monkeypatch.setenv("LOOPWRIGHT_BASE_MODEL", str(tiny_model))
     monkeypatch.delenv("LOOPWRIGHT_PSEUDONYM_KEY", raising=False)
     with pytest.raises(Misconfigured, match="LOOPWRIGHT_PSEUDONYM_KEY is not set"):
-        Inference(load(InferenceSettings))
+        InferenceService(load(InferenceSettings))

@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from services.inference.tokenizer import PLAIN_STOPS, Prompts
+from services.inference.engine.chat_tokenizer import PLAIN_STOP_STRINGS, ChatTokenizer
 from services.trainer.base.tokenization import lengths, load_tokenizer, prompt_ids
 from services.trainer.core.chat import as_chat
 
@@ -38,13 +38,13 @@ def untaught(folder: Path, *, begins: bool) -> Path:
 @pytest.mark.parametrize("begins", [True, False])
 def test_training_and_serving_make_the_same_tokens(begins: bool, tmp_path: Path) -> None:
     folder = untaught(tmp_path, begins=begins)
-    tokenizer, prompts = load_tokenizer(folder), Prompts(folder, 512)
+    tokenizer, prompts = load_tokenizer(folder), ChatTokenizer(folder, 512)
     served = prompts.tokens(TURNS)
     assert prompt_ids(tokenizer, TURNS) == served
     assert served.count(tokenizer.bos_token_id) == (1 if begins else 0)
     text = tokenizer.decode(served)
     assert text.replace(" ", "").endswith("Assistant:")
-    assert prompts.stops == PLAIN_STOPS
+    assert prompts.stops == PLAIN_STOP_STRINGS
 
 
 def test_an_answer_that_trains_ends_with_the_end_of_text(tmp_path: Path) -> None:
@@ -59,6 +59,6 @@ def test_an_answer_that_trains_ends_with_the_end_of_text(tmp_path: Path) -> None
 
 
 def test_a_template_of_the_model_s_own_is_used_as_it_is(tiny_model: Path, tmp_path: Path) -> None:
-    tokenizer, prompts = load_tokenizer(tiny_model), Prompts(tiny_model, 512)
+    tokenizer, prompts = load_tokenizer(tiny_model), ChatTokenizer(tiny_model, 512)
     assert prompt_ids(tokenizer, TURNS) == prompts.tokens(TURNS)
     assert prompts.stops == ()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.core.detokenizer import TextStream
+from services.inference.core.detokenizer import IncrementalDetokenizer
 
 
 def by_bytes(tokens: list[int]) -> str:
@@ -15,7 +15,7 @@ def by_bytes(tokens: list[int]) -> str:
 
 
 def pieces(text: str, *stops: str) -> list[str]:
-    stream = TextStream(by_bytes, stops)
+    stream = IncrementalDetokenizer(by_bytes, stops)
     return [*(stream.push(byte) for byte in text.encode()), stream.flush()]
 
 
@@ -29,14 +29,14 @@ def test_the_pieces_are_the_text(text: str) -> None:
 
 
 def test_bytes_that_never_become_a_character_come_at_the_end() -> None:
-    stream = TextStream(by_bytes)
+    stream = IncrementalDetokenizer(by_bytes)
     assert [stream.push(byte) for byte in b"ok\xf0\x9f"] == ["o", "k", "", ""]
     assert stream.flush() == "\ufffd"
     assert stream.text == "ok\ufffd"
 
 
 def test_a_stop_string_over_several_tokens_is_never_shown() -> None:
-    stream = TextStream(by_bytes, ("END",))
+    stream = IncrementalDetokenizer(by_bytes, ("END",))
     assert [stream.push(byte) for byte in b"to ENEND more"][:8] == ["t", "o", " ", "", "", "EN", "", ""]
     assert stream.stopped
     assert stream.text == "to EN"
@@ -52,7 +52,7 @@ def test_what_only_began_like_a_stop_string_comes_when_it_is_settled() -> None:
     st.lists(st.text(alphabet="abé", min_size=1, max_size=4), max_size=3),
 )
 def test_the_answer_ends_at_the_first_stop_string(text: str, stops: list[str]) -> None:
-    stream = TextStream(by_bytes, stops)
+    stream = IncrementalDetokenizer(by_bytes, stops)
     for byte in text.encode():
         stream.push(byte)
     stream.flush()

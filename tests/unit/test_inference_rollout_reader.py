@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from services.inference.rollout_reader import RolloutReader
-from services.inference.version_registry import Serving
-from services.inference.version_swap import Refusal, TakeOver
-from shared.adapters.artifacts import LocalArtifactStore
+from services.inference.version_registry import VersionRegistry
+from services.inference.version_swap import Refusal, VersionSwap
+from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.in_memory import MemoryLog, MemoryLogReader, MemoryPublisher
 from shared.errors import BrokerUnavailable, Fatal, LoopwrightError
 from shared.ports import LogReader
@@ -30,12 +30,12 @@ class Scene:
         self.folder = folder
         self.store = LocalArtifactStore(folder / "store")
         self.loads: list[str] = []
-        self.serving = Serving(LINE, BASE, lambda _: None)
+        self.serving = VersionRegistry(LINE, BASE, lambda _: None)
         self.readiness = Readiness("rollout")
         self.caught_up, self.applied, self.fatal = Event(), Event(), Event()
         self.error: LoopwrightError | None = None
         self.open: Callable[[], LogReader] = lambda: MemoryLogReader(self.log, [TOPIC])
-        takeover = TakeOver(self.serving, self.store, self, self.told)
+        takeover = VersionSwap(self.serving, self.store, self, self.told)
         publisher = MemoryPublisher(self.log, "inference")
         self.reader = RolloutReader(self.opened, takeover, publisher, self.readiness, self.fail)
         ready = self.readiness.set

@@ -8,7 +8,7 @@ from threading import Event
 
 import pytest
 
-from services.inference.response_publisher import SpoolRecorder, SpoolSender, StrictRecorder
+from services.inference.response_publisher import SpoolResponsePublisher, SpoolSender, StrictResponsePublisher
 from services.inference.spool import ROW_BYTES, Spool
 from shared.adapters.in_memory import MemoryLog, MemoryPublisher
 from shared.errors import BrokerUnavailable, LoopwrightError, Misconfigured, Overloaded
@@ -159,7 +159,7 @@ def test_a_record_that_kafka_will_never_take_does_not_block_the_others(tmp_path:
 def test_when_the_spool_is_full_chats_go_on_and_the_loss_is_counted_and_shown(tmp_path: Path) -> None:
     spool, readiness, heard = Spool(tmp_path / "spool.sqlite", ROW_BYTES), Readiness(), []
     before = SPOOL_LOST._value.get()
-    recorder = SpoolRecorder(spool, readiness)
+    recorder = SpoolResponsePublisher(spool, readiness)
     recorder.keep(record(1), heard.append)
     assert heard == [None]
     assert SPOOL_LOST._value.get() == before + 1
@@ -172,7 +172,7 @@ def test_when_the_spool_is_full_chats_go_on_and_the_loss_is_counted_and_shown(tm
 def test_strict_delivery_says_when_kafka_has_it_and_when_not() -> None:
     log = MemoryLog()
     publisher, heard = MemoryPublisher(log, "inference"), list[LoopwrightError | None]()
-    recorder = StrictRecorder(publisher)
+    recorder = StrictResponsePublisher(publisher)
     recorder.keep(record(1), heard.append)
     publisher.failure = BrokerUnavailable("away")
     recorder.keep(record(2), heard.append)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.version_registry import Serving
-from services.inference.version_swap import Refusal, TakeOver
-from shared.adapters.artifacts import LocalArtifactStore
+from services.inference.version_registry import VersionRegistry
+from services.inference.version_swap import Refusal, VersionSwap
+from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.errors import BadArtifact, UnknownVersion
 from shared.versions import VersionRef
 from tests.inference_factories import BASE, LINE, reference, rollout
@@ -24,8 +24,8 @@ class Scene:
         self.unloaded: list[str] = []
         self.unfit: set[str] = set()
         self.told: tuple[Refusal, ...] = ()
-        self.serving = Serving(LINE, BASE, self.unloaded.append)
-        self.takeover = TakeOver(self.serving, self.store, self, self.tell)
+        self.serving = VersionRegistry(LINE, BASE, self.unloaded.append)
+        self.takeover = VersionSwap(self.serving, self.store, self, self.tell)
 
     def tell(self, refusals: tuple[Refusal, ...]) -> None:
         self.told = refusals

@@ -154,7 +154,7 @@ def completion(
     }
 
 
-class Chunks:
+class ChunkEncoder:
     """Server-sent events of one streamed answer; each says the same id and version."""
 
     def __init__(self, *, response_id: str, created: int, version: str, with_usage: bool) -> None:

@@ -15,11 +15,11 @@ from starlette.types import Receive, Scope, Send
 from uuid6 import uuid7
 
 from services.inference.api import openai_schemas as api
-from services.inference.core.generation_request import Ask, Piece, Sampling
-from services.inference.response_publisher import Recorder
-from services.inference.response_stream import Exchange, Said, Settled
+from services.inference.core.generation_request import GenerationRequest, Piece, Sampling
+from services.inference.response_publisher import ResponsePublisher
+from services.inference.response_stream import RequestDetails, ResponseEnd, ResponseStream
 from services.inference.settings import InferenceSettings
-from services.inference.version_registry import Serving, Snapshot
+from services.inference.version_registry import ServingState, VersionRegistry
 from services.inference.version_swap import Refusal
 from shared.adapters.http import BodyLimit, add_doorway
 from shared.cloudevents import new_traceparent
@@ -39,7 +39,7 @@ TRACEPARENT = re.compile(r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
 class Queue(Protocol):
     """What the door needs of the engine."""
 
-    def submit(self, ask: Ask) -> None: ...
+    def submit(self, ask: GenerationRequest) -> None: ...
 
 
 class Words(Protocol):
@@ -54,14 +54,14 @@ class Words(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class AppDependencies:
     """What `__main__` puts together, and tests otherwise."""
 
     settings: InferenceSettings
-    serving: Serving
+    serving: VersionRegistry
     engine: Queue
     prompts: Words
-    recorder: Recorder
+    recorder: ResponsePublisher
     readiness: Readiness
     pseudonyms: Pseudonymiser
     clock: Clock
@@ -77,12 +77,12 @@ class ChatBodyLimit(BodyLimit):
         )
 
 
-def create_app(parts: Parts) -> FastAPI:
+def create_app(parts: AppDependencies) -> FastAPI:
     """The ASGI application. Connects to nothing."""
     app = FastAPI(title="Loopwright inference", docs_url=None, redoc_url=None)
     add_doorway(app, parts.readiness, MAX_BODY_BYTES)
     app.add_middleware(ChatBodyLimit, max_bytes=MAX_BODY_BYTES)
-    door = ChatDoor(parts)
+    door = ChatHandler(parts)
 
     @app.exception_handler(LoopwrightError)
     async def known(_: Request, error: LoopwrightError) -> JSONResponse:
@@ -114,10 +114,10 @@ def create_app(parts: Parts) -> FastAPI:
     return app
 
 
-class ChatDoor:
+class ChatHandler:
     """Admits chats and tells their answers."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: AppDependencies) -> None:
         self._parts = parts
 
     async def answer(self, asked: api.ChatRequest, request: Request) -> Response:
@@ -127,11 +127,11 @@ class ChatDoor:
             first = await _unless_gone(exchange.next(), request)
             if first is None:
                 return _nobody(ask)
-            if isinstance(first, Settled):
+            if isinstance(first, ResponseEnd):
                 _raise_if_bad(first)
             created = self._parts.clock.now_ms() // 1000
             if asked.stream:
-                chunks = api.Chunks(
+                chunks = api.ChunkEncoder(
                     response_id=ask.response_id,
                     created=created,
                     version=ask.version,
@@ -140,7 +140,9 @@ class ChatDoor:
                 return StreamingResponse(
                     _stream(ask, exchange, first, chunks), media_type="text/event-stream"
                 )
-            settled = first if isinstance(first, Settled) else await _unless_gone(_settled(exchange), request)
+            settled = (
+                first if isinstance(first, ResponseEnd) else await _unless_gone(_settled(exchange), request)
+            )
             if settled is None:
                 return _nobody(ask)
             _raise_if_bad(settled)
@@ -149,7 +151,9 @@ class ChatDoor:
             ask.cancel()  # no effect where it has ended
             raise
 
-    async def _admit(self, asked: api.ChatRequest, traceparent: str) -> tuple[Ask, Exchange]:
+    async def _admit(
+        self, asked: api.ChatRequest, traceparent: str
+    ) -> tuple[GenerationRequest, ResponseStream]:
         """From here on the request ends in exactly one record."""
         parts, settings = self._parts, self._parts.settings
         self._must_be_ready()
@@ -161,7 +165,7 @@ class ChatDoor:
                 f"the conversation has {len(prompt)} tokens, the model takes {parts.prompts.context - 1}; send less"
             )
         user = parts.pseudonyms.of(asked.user) if asked.user else None
-        said = Said(
+        said = RequestDetails(
             line=settings.line,
             messages=tuple(Message(role=m.role, content=m.text()) for m in asked.messages),
             user_id=user,
@@ -169,9 +173,9 @@ class ChatDoor:
             created_at=from_ms(parts.clock.now_ms()),
             traceparent=traceparent if TRACEPARENT.match(traceparent) else new_traceparent(),
         )
-        exchange = Exchange(said, parts.recorder, parts.serving.release)
+        exchange = ResponseStream(said, parts.recorder, parts.serving.release)
         version = parts.serving.admit(asked.model, user)
-        ask = Ask(
+        ask = GenerationRequest(
             response_id=f"chatcmpl-{uuid7().hex}",
             version=version,
             prompt=prompt,
@@ -207,22 +211,22 @@ def sampling_of(asked: api.ChatRequest) -> Sampling:
     )
 
 
-async def _settled(exchange: Exchange) -> Settled:
+async def _settled(exchange: ResponseStream) -> ResponseEnd:
     while True:
         event = await exchange.next()
-        if isinstance(event, Settled):
+        if isinstance(event, ResponseEnd):
             return event
 
 
 async def _stream(
-    ask: Ask, exchange: Exchange, first: Piece | Settled, chunks: api.Chunks
+    ask: GenerationRequest, exchange: ResponseStream, first: Piece | ResponseEnd, chunks: api.ChunkEncoder
 ) -> AsyncIterator[bytes]:
     """Text as it comes; the ends of the choices only when the record is kept."""
     try:
         for index in range(ask.n):
             yield chunks.role(index)
         event = first
-        while not isinstance(event, Settled):
+        while not isinstance(event, ResponseEnd):
             if event.text:
                 yield chunks.text(event.choice, event.text)
             event = await exchange.next()
@@ -238,7 +242,7 @@ async def _stream(
         ask.cancel()  # the client went away; no effect where it has ended
 
 
-def _raise_if_bad(settled: Settled) -> None:
+def _raise_if_bad(settled: ResponseEnd) -> None:
     if settled.error is not None:
         raise settled.error
     if settled.end.status != "completed":
@@ -247,7 +251,7 @@ def _raise_if_bad(settled: Settled) -> None:
         )
 
 
-def _whole(ask: Ask, created: int) -> dict[str, Any]:
+def _whole(ask: GenerationRequest, created: int) -> dict[str, Any]:
     return api.completion(
         response_id=ask.response_id,
         created=created,
@@ -257,7 +261,7 @@ def _whole(ask: Ask, created: int) -> dict[str, Any]:
     )
 
 
-def _nobody(ask: Ask) -> Response:
+def _nobody(ask: GenerationRequest) -> Response:
     ask.cancel()
     return Response(status_code=499)
 
@@ -279,7 +283,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def models_of(served: Snapshot, line: str, refusals: tuple[Refusal, ...]) -> list[dict[str, Any]]:
+def models_of(served: ServingState, line: str, refusals: tuple[Refusal, ...]) -> list[dict[str, Any]]:
     """OpenAI's list, with what Loopwright knows of each under `loopwright`."""
     seq = served.record.seq if served.record else None
     state = {
@@ -294,7 +298,7 @@ def models_of(served: Snapshot, line: str, refusals: tuple[Refusal, ...]) -> lis
     return [_listed(line, state), *(_listed(ref.version, _role(ref, served)) for ref in served.loaded)]
 
 
-def _role(ref: VersionRef, served: Snapshot) -> dict[str, Any]:
+def _role(ref: VersionRef, served: ServingState) -> dict[str, Any]:
     canary = served.canary is not None and ref.version == served.canary.version
     role = "stable" if ref.version == served.stable.version else "canary" if canary else "base"
     return {"role": role, "kind": ref.kind, "digest": ref.digest}

@@ -7,7 +7,7 @@ import hashlib
 from shared.versions import RolloutRecord, VersionRef
 
 
-def route(record: RolloutRecord, user: str | None) -> VersionRef:
+def choose_version(record: RolloutRecord, user: str | None) -> VersionRef:
     """The canary for `record.share` of the users, the stable for the others and for requests without a
     user.
 
@@ -17,10 +17,14 @@ def route(record: RolloutRecord, user: str | None) -> VersionRef:
     """
     if record.canary is None or user is None:
         return record.stable
-    return record.canary if point(user, record.line, record.canary.version) < record.share else record.stable
+    return (
+        record.canary
+        if user_point(user, record.line, record.canary.version) < record.share
+        else record.stable
+    )
 
 
-def point(user: str, line: str, canary: str) -> float:
+def user_point(user: str, line: str, canary: str) -> float:
     """Where the user stands in [0, 1): the first 8 bytes of sha256(user, line, canary) as a fraction."""
     digest = hashlib.sha256("\0".join((user, line, canary)).encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53

@@ -8,7 +8,7 @@ UNFINISHED = "\ufffd"
 """What a decoder shows for bytes that are not a whole character yet."""
 
 
-class TextStream:
+class IncrementalDetokenizer:
     """Takes tokens, returns the text that can be sent.
 
     A character whose bytes are spread over tokens comes when it is whole; text that may turn out to be the

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from services.inference.core.detokenizer import TextStream
+from services.inference.core.detokenizer import IncrementalDetokenizer
 from shared.events import MAX_TEXT
 
 Finish = Literal["stop", "length", "cancelled"]
@@ -39,22 +39,22 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class GenerationResult:
     """All choices have ended."""
 
     status: Status
     error: str | None = None
 
 
-class Row:
+class BatchRow:
     """One choice being generated: one row of a batch."""
 
-    def __init__(self, ask: Ask, index: int, decode: Decode) -> None:
+    def __init__(self, ask: GenerationRequest, index: int, decode: Decode) -> None:
         self.ask = ask
         self.index = index
         self.tokens = 0
         self.finish_reason: Finish | None = None
-        self._stream = TextStream(decode, ask.stop)
+        self._stream = IncrementalDetokenizer(decode, ask.stop)
 
     @property
     def text(self) -> str:
@@ -83,7 +83,7 @@ class Row:
 
 
 @dataclass(eq=False)
-class Ask:
+class GenerationRequest:
     """One admitted request, pinned to `version`. Ends exactly once, by `end`, whatever happens to it.
 
     `on_piece` and `on_end` are called from the engine's thread (from the caller's where the engine never
@@ -95,11 +95,11 @@ class Ask:
     prompt: Sequence[int]
     max_tokens: int
     on_piece: Callable[[Piece], None]
-    on_end: Callable[[Ask, End], None]
+    on_end: Callable[[GenerationRequest, GenerationResult], None]
     n: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
-    rows: list[Row] = field(default_factory=list)
+    rows: list[BatchRow] = field(default_factory=list)
     admitted_at: float = field(default_factory=time.monotonic)
     first_token_at: float | None = None
     cancelled: bool = False
@@ -130,7 +130,7 @@ class Ask:
     def tell(self, piece: Piece) -> None:
         self.on_piece(piece)
 
-    def end(self, end: End) -> None:
+    def end(self, end: GenerationResult) -> None:
         """The first call counts."""
         with self._lock:
             if self.ended:
@@ -141,4 +141,4 @@ class Ask:
     def end_if_done(self) -> None:
         """Ends the ask when its last row has ended, without waiting for the rest of the batch."""
         if not self.ended and self.rows and all(row.finish_reason is not None for row in self.rows):
-            self.end(End("cancelled" if self.cancelled else "completed"))
+            self.end(GenerationResult("cancelled" if self.cancelled else "completed"))

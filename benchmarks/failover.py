@@ -1,4 +1,4 @@
-"""What a process that is killed with a transaction open costs the others: `python -m benchmarks.takeover`.
+"""What a process that is killed with a transaction open costs the others: `python -m benchmarks.failover`.
 
 In each round two processes with the shipped settings share four partitions, and one kills itself (SIGKILL) between
 sending a slice with its positions and committing it. Measured from that moment: how long a reader of committed
@@ -128,7 +128,7 @@ def worker(log: Log, name: str, instance: str, home: Path) -> Iterator[None]:
     """One process, stopped at the end if it still lives."""
     home.mkdir(parents=True)
     told = json.dumps({"kafka": log.kafka, "name": name, "instance": instance, "folder": str(home)})
-    argv = [sys.executable, "-m", "benchmarks.takeover_worker", told]
+    argv = [sys.executable, "-m", "benchmarks.failover_worker", told]
     child = spawn(Program(f"{name}-{instance}", argv, {}, cwd=Path()), folder=home, log=home / "log")
     try:
         yield

@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoTokenizer
 from shared.chat_template import plain_for
 from shared.errors import Misconfigured, Rejected
 
-PLAIN_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
+PLAIN_STOP_STRINGS = ("\nUser:", "\nSystem:", "\nAssistant:")
 """A base that was never taught to chat does not end its turn; the next speaker's line does."""
 
 
-class Prompts:
+class ChatTokenizer:
     """The base's tokenizer. Thread-safe."""
 
     def __init__(self, folder: Path, max_context: int) -> None:
@@ -42,7 +42,7 @@ class Prompts:
     @property
     def stops(self) -> tuple[str, ...]:
         """Stop strings that the template needs."""
-        return PLAIN_STOPS if self.plain else ()
+        return PLAIN_STOP_STRINGS if self.plain else ()
 
     def tokens(self, turns: Sequence[tuple[str, str]]) -> list[int]:
         """(role, text) turns -> token ids that end where the answer begins. Raises `Rejected` where the

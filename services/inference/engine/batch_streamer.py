@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
-from services.inference.core.generation_request import Row
+from services.inference.core.generation_request import BatchRow
 
 
 class BatchStreamer(StoppingCriteria):
@@ -20,7 +20,7 @@ class BatchStreamer(StoppingCriteria):
     at once.
     """
 
-    def __init__(self, rows: Sequence[Row], eos: frozenset[int]) -> None:
+    def __init__(self, rows: Sequence[BatchRow], eos: frozenset[int]) -> None:
         self._rows = rows
         self._eos = eos
 

@@ -27,7 +27,7 @@ def main() -> None:
     def step(state: State, record: Record | Tick) -> Iterator[Output]:
         if isinstance(record, Record):
             state.put(record.key or b"", record.value or b"")
-            yield Output.beside(record, f"{name}.out", instance.encode(), record.value)
+            yield Output.to_same_partition_as(record, f"{name}.out", instance.encode(), record.value)
 
     def probe(phase: str) -> None:
         """Sent, its positions too, and not committed."""

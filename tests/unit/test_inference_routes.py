@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from services.inference.api.routes import MAX_BODY_BYTES, Parts, create_app
-from services.inference.engine import Engine
-from services.inference.response_publisher import StrictRecorder
+from services.inference.api.routes import MAX_BODY_BYTES, AppDependencies, create_app
+from services.inference.engine.transformers_engine import TransformersEngine
+from services.inference.response_publisher import StrictResponsePublisher
 from services.inference.settings import InferenceSettings
-from services.inference.version_registry import Serving
+from services.inference.version_registry import VersionRegistry
 from services.inference.version_swap import Refusal
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import MemoryLog, MemoryPublisher
@@ -44,19 +44,19 @@ class Door:
         self.log = MemoryLog()
         self.publisher = MemoryPublisher(self.log, "inference")
         self.computer = FakeComputer()
-        self.engine = Engine(
+        self.engine = TransformersEngine(
             lambda: self.computer, decode, base=BASE.version, max_waiting=1, batch_wait_s=0.0
         )
-        self.serving = Serving(LINE, BASE, self.engine.unload)
+        self.serving = VersionRegistry(LINE, BASE, self.engine.unload)
         self.readiness = Readiness("model")
         self.readiness.set("model", ok=True)
         self.refusals: tuple[Refusal, ...] = ()
-        parts = Parts(
+        parts = AppDependencies(
             settings=InferenceSettings(line=LINE),
             serving=self.serving,
             engine=self.engine,
             prompts=FakePrompts(),
-            recorder=StrictRecorder(self.publisher),
+            recorder=StrictResponsePublisher(self.publisher),
             readiness=self.readiness,
             pseudonyms=Pseudonymiser(b"k" * 32),
             clock=ManualClock(),

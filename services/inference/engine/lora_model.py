@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, StoppingCriteriaList
 
-from services.inference.batch_streamer import BatchStreamer
-from services.inference.core.generation_request import Row, Sampling
-from services.inference.tokenizer import Prompts
+from services.inference.core.generation_request import BatchRow, Sampling
+from services.inference.engine.batch_streamer import BatchStreamer
+from services.inference.engine.chat_tokenizer import ChatTokenizer
 from shared.errors import BadArtifact, Misconfigured
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -28,7 +28,7 @@ WARM_ROWS = 4
 log = structlog.get_logger(__name__)
 
 
-class Weights:
+class LoraModel:
     """One base and its adapters by version name. Not thread-safe: the thread that makes it does all of its
     work.
 
@@ -36,7 +36,9 @@ class Weights:
     base).
     """
 
-    def __init__(self, folder: Path, prompts: Prompts, *, device: str, dtype: str, threads: int = 1) -> None:
+    def __init__(
+        self, folder: Path, prompts: ChatTokenizer, *, device: str, dtype: str, threads: int = 1
+    ) -> None:
         torch.set_num_threads(threads)
         self._prompts = prompts
         self._device = pick_device(device)
@@ -113,7 +115,7 @@ class Weights:
         self._generate([prompt] * WARM_ROWS, Sampling(), 2, StoppingCriteriaList())
 
     @torch.no_grad()
-    def generate(self, version: str | None, rows: Sequence[Row], sampling: Sampling) -> None:
+    def generate(self, version: str | None, rows: Sequence[BatchRow], sampling: Sampling) -> None:
         """One batch to its end; each row hears of its tokens as they come."""
         self._use(version)
         if sampling.seed is not None:

@@ -12,7 +12,13 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from services.inference.core.generation_request import Ask, Decode, End, Row, Sampling
+from services.inference.core.generation_request import (
+    BatchRow,
+    Decode,
+    GenerationRequest,
+    GenerationResult,
+    Sampling,
+)
 from shared.errors import BadArtifact, LoopwrightError, Overloaded, Retryable
 
 T = TypeVar("T")
@@ -22,7 +28,7 @@ WAIT_SHARE, MAX_WAIT_S = 0.02, 0.25
 log = structlog.get_logger(__name__)
 
 
-class Computer(Protocol):
+class ModelRunner(Protocol):
     """What the engine needs of the model: `adapters.Weights`. `version` None is the base."""
 
     def load(self, version: str, folder: Path) -> None: ...
@@ -33,10 +39,10 @@ class Computer(Protocol):
 
     def warm(self, version: str | None) -> None: ...
 
-    def generate(self, version: str | None, rows: Sequence[Row], sampling: Sampling) -> None: ...
+    def generate(self, version: str | None, rows: Sequence[BatchRow], sampling: Sampling) -> None: ...
 
 
-class Engine:
+class TransformersEngine:
     """Admission queue, micro-batches, errands.
 
     Torch is used by this thread alone: on a CPU a second one that computes costs much of the speed (measured). A
@@ -46,7 +52,7 @@ class Engine:
 
     def __init__(
         self,
-        make: Callable[[], Computer],
+        make: Callable[[], ModelRunner],
         decode: Decode,
         *,
         base: str,
@@ -62,9 +68,9 @@ class Engine:
         self._max_batch_tokens = max_batch_tokens
         self._max_waiting = max_waiting
         self._batch_wait_s = batch_wait_s
-        self._waiting: deque[Ask] = deque()
-        self._errands: deque[Callable[[Computer], None]] = deque()
-        self._running: list[Ask] = []
+        self._waiting: deque[GenerationRequest] = deque()
+        self._errands: deque[Callable[[ModelRunner], None]] = deque()
+        self._running: list[GenerationRequest] = []
         self._changed = threading.Condition()
         self._closing = False
         self._batch_ended = self._batch_took = 0.0
@@ -76,7 +82,7 @@ class Engine:
         """Returns at once; `loaded` is done when the base is in memory and warm, or holds why it is not."""
         self._thread.start()
 
-    def submit(self, ask: Ask) -> None:
+    def submit(self, ask: GenerationRequest) -> None:
         """Raises `Overloaded` (the queue is full) or `Retryable` (stopping); then the ask is the caller's
         to end."""
         with self._changed:
@@ -116,17 +122,17 @@ class Engine:
             left, self._waiting = list(self._waiting), deque()
             self._changed.notify_all()
         for ask in left:
-            ask.end(End("failed", "the replica stopped before it came to this request"))
+            ask.end(GenerationResult("failed", "the replica stopped before it came to this request"))
         self._thread.join(timeout)
         if self._thread.is_alive():
             for ask in list(self._running):
                 ask.cancel()
             self._thread.join(timeout)
 
-    def _errand(self, work: Callable[[Computer], T]) -> Future[T]:
+    def _errand(self, work: Callable[[ModelRunner], T]) -> Future[T]:
         future: Future[T] = Future()
 
-        def run(computer: Computer) -> None:
+        def run(computer: ModelRunner) -> None:
             try:
                 future.set_result(work(computer))
             except Exception as error:  # noqa: BLE001 - it belongs to whoever asked; the thread must live on
@@ -141,7 +147,7 @@ class Engine:
             self._changed.notify_all()
         return future
 
-    def _call(self, work: Callable[[Computer], T]) -> T:
+    def _call(self, work: Callable[[ModelRunner], T]) -> T:
         return self._errand(work).result()
 
     def _run(self) -> None:
@@ -158,7 +164,7 @@ class Engine:
         while self._errands:
             self._errands.popleft()(computer)
 
-    def _turn(self, computer: Computer) -> bool:
+    def _turn(self, computer: ModelRunner) -> bool:
         """One errand or one batch. False when stopping."""
         with self._changed:
             self._changed.wait_for(lambda: self._errands or self._waiting or self._closing, IDLE_S)
@@ -173,7 +179,7 @@ class Engine:
             self._generate(computer, batch)
         return True
 
-    def _take(self) -> list[Ask]:
+    def _take(self) -> list[GenerationRequest]:
         """The next batch, after a short wait for company.
 
         Clients whose answers ended together ask again together: without the wait the first of them would get a
@@ -196,19 +202,19 @@ class Engine:
                 self._changed.wait(left)
             gone = [ask for ask in self._waiting if ask.cancelled]
             self._waiting = deque(ask for ask in self._waiting if not ask.cancelled)
-            batch = pick(self._waiting, self._max_batch, self._max_batch_tokens)
+            batch = select_batch(self._waiting, self._max_batch, self._max_batch_tokens)
             chosen = {id(ask) for ask in batch}
             self._waiting = deque(ask for ask in self._waiting if id(ask) not in chosen)
         for ask in gone:
-            ask.end(End("cancelled"))
+            ask.end(GenerationResult("cancelled"))
         return batch
 
-    def _generate(self, computer: Computer, batch: list[Ask]) -> None:
+    def _generate(self, computer: ModelRunner, batch: list[GenerationRequest]) -> None:
         self._running = batch
         started = time.monotonic()
         rows = []
         for ask in batch:
-            ask.rows = [Row(ask, index, self._decode) for index in range(ask.n)]
+            ask.rows = [BatchRow(ask, index, self._decode) for index in range(ask.n)]
             rows += ask.rows
         version = None if batch[0].version == self._base else batch[0].version
         try:
@@ -217,10 +223,10 @@ class Engine:
             # Whatever one batch ran into (memory, a model's bug), the next one deserves its chance.
             log.exception("batch_failed", version=batch[0].version, asks=len(batch))
             for ask in batch:
-                ask.end(End("failed", f"{type(error).__name__}: {error}"[:1000]))
+                ask.end(GenerationResult("failed", f"{type(error).__name__}: {error}"[:1000]))
         for ask in batch:
             ask.end_if_done()
-            ask.end(End("failed", "the model stopped before the answer was complete"))
+            ask.end(GenerationResult("failed", "the model stopped before the answer was complete"))
         self._running = []
         self._batch_ended = time.monotonic()
         self._batch_took = self._batch_ended - started
@@ -228,10 +234,12 @@ class Engine:
             self._expected = len(rows) + sum(ask.n for ask in self._waiting)
 
 
-def pick(waiting: Sequence[Ask], max_rows: int, max_tokens: int) -> list[Ask]:
+def select_batch(
+    waiting: Sequence[GenerationRequest], max_rows: int, max_tokens: int
+) -> list[GenerationRequest]:
     """The oldest ask, and in order those that can share its batch: same version and sampling, within the
     bounds on rows and on padded tokens. The oldest always goes, so nothing waits for ever."""
-    batch: list[Ask] = []
+    batch: list[GenerationRequest] = []
     rows = prompt = answer = 0
     for ask in waiting:
         if batch and (batch[0].alone or ask.batch_key != batch[0].batch_key):
