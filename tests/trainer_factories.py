@@ -16,11 +16,11 @@ from services.trainer.dataset.filters import Grouped, Row
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.dataset.snapshot import write as write_snapshot
 from services.trainer.files import write_whole
+from services.trainer.run.folder import ARTIFACT
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
-from services.trainer.versions.model_card import ARTIFACT
 from services.trainer.versions.publish import SERVICE, VersionLog, identity
-from shared.adapters.artifacts import LocalArtifactStore
+from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.base_model import BaseModel
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import (

@@ -1,15 +1,16 @@
-"""The artifact store behind a URL, by fsspec: S3 and what speaks its protocol, or any other file system fsspec knows.
+"""The artifact store behind a URL, through fsspec: S3 and compatible stores, or any other file system fsspec knows.
 
-    <root>/<digest>/...             the files, and written last `manifest.json`, as in the local store
-    <root>/claims/<digest>/<id>     somebody puts or fetches this artifact now
-    <root>/going/<digest>/<id>      somebody is about to remove it
+    <root>/<digest>/...             the files and, written last, `manifest.json`, as in the local store
+    <root>/claims/<digest>/<id>     a process is putting or fetching this artifact
+    <root>/going/<digest>/<id>      a process is about to remove it
 
-Who puts or fetches claims first and looks for `going` then; who collects marks `going` first and looks for claims then.
-Where reads follow writes (S3 does so since 2020) at least one of the two sees the other: the collector gives way, and
-who claimed waits for it. A claim or mark that is `STALE_S` old is of a process that died; a collector that is slower
-than that gives up. Ages are differences of the store's own times, so no clock of ours has part in them.
+A process that puts or fetches first writes a claim, then looks for removal marks; the garbage collector first writes a
+removal mark, then looks for claims. Because reads follow writes (on S3 since 2020), at least one of the two sees the
+other: the collector gives way, and the claimant waits for it. A claim or mark older than `STALE_S` belongs to a process
+that died; a collector that takes longer gives up. Ages are differences between the store's own times, so no local clock
+is involved.
 
-What is fetched is kept in a local store of the same layout, and verified there on every read.
+Fetched artifacts are kept in a local store of the same layout and verified there on every read.
 """
 
 from __future__ import annotations
@@ -32,35 +33,41 @@ import structlog
 from fsspec.spec import AbstractFileSystem
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from shared.adapters.artifacts import (
+from shared.adapters.artifact_manifest import (
     INCOMING,
     MANIFEST,
     REFUSED,
-    LocalArtifactStore,
+    check_uri,
     manifest_of,
     missing,
-    must_name,
     uri_of,
     verify,
 )
+from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.errors import BadArtifact, Misconfigured, NotYet, StoreAway
 from shared.events import sha256
 from shared.ports import Stored
 
-CLAIMS, GOING = "claims", "going"
+CLAIMS, REMOVALS = "claims", "going"
 STALE_S = 600.0
+"""Age in seconds from which a claim or removal mark is ignored."""
 SLOW_S = 300.0
-"""How long one removal may take, and how long who claimed waits for it."""
+"""Longest time in seconds that one removal may take, and that a claimant waits for it."""
 CACHED = 8
-"""Artifacts kept to be read: what serves, what it is compared with, and some before."""
+"""Artifacts kept locally: the one that serves, the one it is compared with, and some earlier ones."""
 OPTIONS: dict[str, dict[str, Any]] = {"s3": {"use_listings_cache": False, "skip_instance_cache": True}}
-"""A listing that is remembered would not show what another process did."""
+"""A cached listing would not show what another process did."""
 log = structlog.get_logger(__name__)
 R = TypeVar("R")
 
 
 def open_remote(url: str, cache: Path) -> RemoteArtifactStore:
-    """Raises `Misconfigured` where the protocol is unknown or its library is not installed. Connects to nothing."""
+    """Return the store at `url` without connecting to it.
+
+    Raises:
+        Misconfigured: if the protocol is unknown or its library is not installed.
+
+    """
     protocol = url.partition("://")[0]
     try:
         files, root = fsspec.core.url_to_fs(url, **OPTIONS.get(protocol, {}))
@@ -72,7 +79,7 @@ def open_remote(url: str, cache: Path) -> RemoteArtifactStore:
 
 
 class RemoteArtifactStore:
-    """`ArtifactStore` on a file system of fsspec. `cache` is this service's own folder."""
+    """`ArtifactStore` on an fsspec file system. `cache` is a folder of this service only."""
 
     def __init__(self, files: AbstractFileSystem, root: str, cache: Path) -> None:
         self._files = files
@@ -88,7 +95,7 @@ class RemoteArtifactStore:
             if self._at(digest, MANIFEST) not in self._find(digest):
                 for name in json.loads(manifest)["files"]:
                     self._ask(self._files.put_file, str(folder / name), self._at(digest, name))
-            # Also where it was there: so it is as young as if it had been put now.
+            # Written even if it exists: this refreshes the age of the artifact.
             self._write(manifest, digest, MANIFEST)
         return uri_of(digest), digest
 
@@ -98,7 +105,7 @@ class RemoteArtifactStore:
 
     @contextmanager
     def held(self, uri: str, digest: str) -> Iterator[Path]:
-        must_name(uri, digest)
+        check_uri(uri, digest)
         with ExitStack() as stack:
             try:
                 folder = stack.enter_context(self._cache.held(uri, digest))
@@ -109,16 +116,16 @@ class RemoteArtifactStore:
             yield folder
 
     def stored(self) -> list[Stored]:
-        found = []
+        artifacts = []
         for digest, files in self._listed().items():
             if MANIFEST in files:
                 size = sum(int(info["size"] or 0) for info in files.values())
-                with suppress(NotYet):  # collected meanwhile
-                    found.append(Stored(digest, _ms(self._modified(digest, MANIFEST)), size))
-        return sorted(found, key=lambda one: one.digest)
+                with suppress(NotYet):  # removed meanwhile
+                    artifacts.append(Stored(digest, _ms(self._modified(digest, MANIFEST)), size))
+        return sorted(artifacts, key=lambda artifact: artifact.digest)
 
     def discard(self, digest: str, unless: Callable[[Stored], bool] = lambda _: False) -> bool:
-        mark = f"{GOING}/{digest}/{uuid4().hex}"
+        mark = f"{REMOVALS}/{digest}/{uuid4().hex}"
         began = time.monotonic()
         self._write(b"", mark)
         try:
@@ -131,7 +138,7 @@ class RemoteArtifactStore:
             for path in (manifest, *(path for path in files if path != manifest)):
                 if time.monotonic() - began > SLOW_S:
                     raise StoreAway(
-                        f"removing artifact {digest[:8]} takes too long: it is left for another time"
+                        f"removing artifact {digest[:8]} takes too long: left for the next collection"
                     )
                 self._remove(path)
         finally:
@@ -145,7 +152,7 @@ class RemoteArtifactStore:
             if MANIFEST not in files
             for name in files
         ]
-        left = [*incomplete, *self._find(CLAIMS), *self._find(GOING)]
+        left = [*incomplete, *self._find(CLAIMS), *self._find(REMOVALS)]
         old = []
         for path in left:
             with suppress(NotYet):
@@ -158,8 +165,11 @@ class RemoteArtifactStore:
 
     @contextmanager
     def _claimed(self, digest: str, *, must: bool) -> Iterator[None]:
-        """Nobody removes the artifact meanwhile. Who may only read cannot claim (`must` False): then what is removed
-        under the reader is not there, and nothing worse."""
+        """Keep the artifact from being removed until the block ends.
+
+        A process with read-only access cannot claim. With `must` False it continues without: if the artifact is
+        removed meanwhile, the reader gets `NotYet`, never a part of it.
+        """
         claim = f"{CLAIMS}/{digest}/{uuid4().hex}"
         try:
             self._write(b"", claim)
@@ -175,8 +185,8 @@ class RemoteArtifactStore:
             self._remove(self._at(claim))
 
     def _wait_for_collectors(self, digest: str, claim: str) -> None:
-        """The claim is there: who marks from now on gives way to it, who marked before comes to an end."""
-        folder = f"{GOING}/{digest}"
+        """Wait until removals that began before our claim have ended. Later ones give way to the claim."""
+        folder = f"{REMOVALS}/{digest}"
         before = set(self._fresh(folder, claim))
         if not before:
             return
@@ -185,23 +195,23 @@ class RemoteArtifactStore:
             waiting(lambda: before.intersection(self._find(folder)))
         except RetryError:
             raise StoreAway(
-                f"artifact {digest[:8]} is being removed for very long: try again later"
+                f"artifact {digest[:8]} is still being removed after {SLOW_S:.0f} s: try again later"
             ) from None
 
     def _fresh(self, folder: str, ours: str) -> list[str]:
-        """What lies in the folder and is not of a process that died. `ours`: what was written now, for its time."""
-        found, there = [], self._find(folder)
-        now = self._modified(ours) if there else None
-        for path in there:
+        """Return the marks in a folder whose process may still live. `ours` was just written: its time is now."""
+        fresh, marks = [], self._find(folder)
+        now = self._modified(ours) if marks else None
+        for path in marks:
             with suppress(NotYet):
                 age = now - self._ask(self._files.modified, path) if now else timedelta()
-                found += [path] if age.total_seconds() < STALE_S else []
-        return found
+                fresh += [path] if age.total_seconds() < STALE_S else []
+        return fresh
 
     # --- the cache ---
 
     def _download(self, digest: str) -> None:
-        """Into the cache, complete and verified, then there. Others may do the same at once."""
+        """Fetch an artifact into the cache; it appears there complete and verified. Safe to run concurrently."""
         self._folder.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=INCOMING, dir=self._folder))
         try:
@@ -210,11 +220,11 @@ class RemoteArtifactStore:
             with self._claimed(digest, must=False):
                 self._get(digest, target)
             verify(target, digest)
-            self._cache.discard(digest)  # one that was altered there
+            self._cache.discard(digest)  # a copy that was altered there
             self._cache.adopt(target, digest)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        for old in sorted(self._cache.stored(), key=lambda one: one.put_ms)[:-CACHED]:
+        for old in sorted(self._cache.stored(), key=lambda artifact: artifact.put_ms)[:-CACHED]:
             self._cache.discard(old.digest)
 
     def _get(self, digest: str, target: Path) -> None:
@@ -231,7 +241,7 @@ class RemoteArtifactStore:
                 or parts.suffix in REFUSED
                 or any(part.startswith(".") for part in parts.parts)
             ):
-                raise BadArtifact(f"{name}: does not belong in an artifact")
+                raise BadArtifact(f"{name}: an artifact may not contain this file")
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._ask(self._files.get_file, self._at(digest, name), str(target / name))
@@ -245,55 +255,54 @@ class RemoteArtifactStore:
         return "/".join((self._root, *names))
 
     def _modified(self, *names: str) -> datetime:
-        found: datetime = self._ask(self._files.modified, self._at(*names))
-        return found
+        modified: datetime = self._ask(self._files.modified, self._at(*names))
+        return modified
 
     def _write(self, data: bytes, *names: str) -> None:
         self._ask(self._files.pipe_file, self._at(*names), data)
 
     def _remove(self, path: str) -> None:
-        """No error if it is not there."""
+        """Remove a file; do nothing if it does not exist."""
         with suppress(NotYet):
             self._ask(self._files.rm_file, path)
 
     def _find(self, *names: str) -> list[str]:
-        """All files below; not what some file systems name where there is none, the folder itself."""
+        """Return all files below a folder. Some file systems list the folder itself if it is empty; it is left out."""
         folder = self._at(*names)
         with suppress(NotYet):
             return sorted(path for path in self._ask(self._files.find, folder) if path != folder)
         return []
 
     def _listed(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """By digest and name: what is known of each file."""
+        """Return fsspec's information on each file, by digest and name."""
         found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
         with suppress(NotYet):
             listed: dict[str, dict[str, Any]] = self._ask(self._files.find, self._root, detail=True)
             for path, info in listed.items():
                 digest, _, name = path.removeprefix(self._root).lstrip("/").partition("/")
-                if digest not in (CLAIMS, GOING) and name:
+                if digest not in (CLAIMS, REMOVALS) and name:
                     found[digest][name] = info
         return found
 
     def _ask(self, call: Callable[..., R], *arguments: Any, **more: Any) -> R:
-        """Raises `NotYet` for what is not there, `StoreAway` for all else that went wrong."""
+        """Call the file system. Raises `NotYet` for a missing file, `StoreAway` for any other failure."""
         try:
             return call(*arguments, **more)
         except FileNotFoundError:
-            raise NotYet("there is nothing of that name in the artifact store") from None
+            raise NotYet("the artifact store has no file of this name") from None
         except self._failures as error:
             reason = str(error) or type(error).__name__
-            raise StoreAway(f"the artifact store cannot be used now: {reason}") from error
+            raise StoreAway(f"the artifact store is unavailable: {reason}") from error
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What file systems raise: S3's library has errors of its own for missing credentials and lost connections."""
-    found: list[type[Exception]] = [OSError, TimeoutError]
-    module = sys.modules.get(
-        "botocore.exceptions"
-    )  # loaded where S3's library is, which is an optional extra
+    """Return the exceptions that file systems raise. S3's library adds its own for credentials and connections."""
+    failures: list[type[Exception]] = [OSError, TimeoutError]
+    # Loaded only if S3's library is installed, which is an optional extra.
+    module = sys.modules.get("botocore.exceptions")
     if module is not None:
-        found += [module.BotoCoreError, module.ClientError]
-    return tuple(found)
+        failures += [module.BotoCoreError, module.ClientError]
+    return tuple(failures)
 
 
 def _ms(moment: datetime) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.adapters.artifacts import file_digest
+from shared.adapters.artifact_manifest import file_digest
 from shared.errors import Misconfigured
 from shared.events import canonical_json, sha256
 from shared.versions import VersionRef, version_name

@@ -16,7 +16,8 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from shared.adapters.artifacts import MANIFEST, LocalArtifactStore
+from shared.adapters.artifact_manifest import MANIFEST
+from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.artifacts_remote import OPTIONS, RemoteArtifactStore, open_remote
 from shared.errors import BadArtifact, NotYet, StoreAway
 from shared.ports import ArtifactStore, Stored

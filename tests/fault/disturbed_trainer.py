@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.trainer.worker.launcher import ADAPTER, CONFIG, TUNING
-from shared.adapters.artifacts import LocalArtifactStore
+from services.trainer.run.folder import ADAPTER, CONFIG
+from services.trainer.worker.launcher import TUNING
+from shared.adapters.artifacts_local import LocalArtifactStore
 from tests.fault.trainer_kills import SLOWLY_S, Phase, kill_the_run, kill_the_service, wait_for
 from tests.fault.trainer_oracle import Seen, complaints, weights_of
 from tests.integration.service_process import ROOT, Service, running

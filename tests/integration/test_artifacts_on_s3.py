@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.adapters.artifacts import MANIFEST, open_artifacts
+from shared.adapters.artifacts import open_artifacts
+from shared.adapters.artifact_manifest import MANIFEST
 from shared.adapters.base_model import find_base
 from shared.adapters.kafka import KafkaPublisher
 from shared.adapters.topic_admin import create_topics

@@ -11,10 +11,11 @@ from safetensors import safe_open
 
 from services.trainer.database import lock
 from services.trainer.dataset import data_card, snapshot
-from services.trainer.erasure.redact_run import ANSWERS, rows_of
+from services.trainer.erasure.redact_run import rows_of
+from services.trainer.run.folder import GATE_ANSWERS
 from services.trainer.versions.publish import SERVICE, VersionLog, identity
 from shared.adapters import redis_keys
-from shared.adapters.artifacts import LocalArtifactStore
+from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.base_model import BaseModel
 from shared.adapters.kafka import KafkaLogReader, KafkaTransactionalPublisher
 from shared.adapters.topic_admin import create_topics
@@ -101,7 +102,7 @@ def test_an_erased_users_words_are_in_no_file_of_the_trainer_and_its_version_is_
     left = {one.row.user_id for one in rows_of(folder)}
     assert left
     assert user not in left
-    assert not (folder / ANSWERS).exists(), "it holds what users asked and corrected"
+    assert not (folder / GATE_ANSWERS).exists(), "it holds what users asked and corrected"
     table = stand.folder / "data" / "trainer" / stand.line / "trainer.sqlite3"
     assert f'"user_id":"{min(left)}"'.encode() in table.read_bytes()
     assert f'"user_id":"{user}"'.encode() not in table.read_bytes()

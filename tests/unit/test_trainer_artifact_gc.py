@@ -12,7 +12,7 @@ import pytest
 
 from services.trainer.commands.artifact_gc import wanted
 from services.trainer.service import Trainer
-from shared.adapters.artifacts import MANIFEST
+from shared.adapters.artifact_manifest import MANIFEST
 from shared.cloudevents import sealed
 from shared.commands import CollectGarbage, CommandResult
 from shared.errors import StoreAway

@@ -8,10 +8,11 @@ import pytest
 
 from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
+from services.trainer.run.folder import ARTIFACT
 from services.trainer.run.run_table import RunConfig
-from services.trainer.versions.model_card import ARTIFACT, write_artifact
+from services.trainer.versions.model_card import write_artifact
 from services.trainer.versions.publish import SERVICE, VersionLog, identity
-from shared.adapters.artifacts import LocalArtifactStore
+from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.base_model import BaseModel
 from shared.adapters.in_memory import MemoryLog, MemoryLogReader, MemoryTransactionalPublisher
 from shared.errors import BrokerUnavailable, Fenced

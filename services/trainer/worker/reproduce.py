@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from services.trainer.commands.reproduce import COMPARED, ORIGINAL
 from services.trainer.files import write_whole
 from services.trainer.run import environment
-from services.trainer.run.context import ADAPTER, Work
+from services.trainer.run.context import Work
+from services.trainer.run.folder import ADAPTER, COMPARISON, ORIGINAL
 from services.trainer.versions.model_card import FACTS
 from services.trainer.worker.bootstrap import begin, ended
-from shared.adapters.artifacts import file_digest
+from shared.adapters.artifact_manifest import file_digest
 
 
 def again(work: Work) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def main() -> int:
 
     def done() -> None:
         compared = again(work())
-        write_whole(folder / COMPARED, json.dumps(compared, sort_keys=True).encode())
+        write_whole(folder / COMPARISON, json.dumps(compared, sort_keys=True).encode())
 
     return ended(folder, done)
 
