@@ -24,9 +24,9 @@ from deploy.local.model import REPLAY
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
 from services.trainer.run.context import Work
+from services.trainer.run.folder import CONFIG
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.launcher import CONFIG
 from shared.adapters.in_memory import MemoryCache
 from shared.versions import GateReport
 

@@ -27,8 +27,8 @@ from services.trainer.database import open_store
 from services.trainer.dataset import batch_table, snapshot
 from services.trainer.files import write_whole
 from services.trainer.run import run_table
+from services.trainer.run.folder import ADAPTER, ARTIFACT, CONFIG, FAILURE_REASON, GATE_RESULT
 from services.trainer.run.run_table import RunConfig
-from services.trainer.versions.model_card import ARTIFACT
 from services.trainer.worker import launcher
 from shared.adapters.base_model import BaseModel
 from shared.events import sha256, to_ms
@@ -137,7 +137,7 @@ def base_says(lab: Lab, arm: Arm, tell: Tell) -> dict[str, Any]:
 
 def measured(lab: Lab, arm: Arm, run: Path, tell: Tell) -> dict[str, Any]:
     """What the run's version says to what no user asked, whatever its verdict; the base where none came of it."""
-    adapter = run / launcher.ADAPTER if (run / launcher.ADAPTER).exists() else None
+    adapter = run / ADAPTER if (run / ADAPTER).exists() else None
     greedy = (
         [wording for wording, _ in facts_scenario.held_out(arm, lab.sizes)] if arm.world == "facts" else []
     )
@@ -222,7 +222,7 @@ def trained(lab: Lab, arm: Arm, said: list[Said], tell: Tell) -> Path:
         }
     )
     for _ in range(ATTEMPTS):
-        if (folder / launcher.GATE).exists() or (folder / launcher.WHY).exists():
+        if (folder / GATE_RESULT).exists() or (folder / FAILURE_REASON).exists():
             break
         wait_for(launcher.start(folder), lambda: tell(*progress(folder / "run.log")))
     else:
@@ -232,7 +232,7 @@ def trained(lab: Lab, arm: Arm, said: list[Said], tell: Tell) -> Path:
 
 def _begin(lab: Lab, arm: Arm, said: list[Said], home: Path, folder: Path) -> None:
     """The trainer's table with the batches, and the run's configuration, as the trainer makes them."""
-    if (folder / launcher.CONFIG).exists():
+    if (folder / CONFIG).exists():
         return
     line = LINES[arm.world]
     stable = lab.base.ref(line)
@@ -256,7 +256,7 @@ def _begin(lab: Lab, arm: Arm, said: list[Said], home: Path, folder: Path) -> No
         with db:
             run_table.begin(db, config, f"experiment: {arm.key}")
     db.close()
-    write_whole(folder / launcher.CONFIG, config.to_json().encode())
+    write_whole(folder / CONFIG, config.to_json().encode())
 
 
 def progress(log: Path) -> tuple[str, float]:
@@ -280,11 +280,11 @@ def of_run(run: Path) -> dict[str, Any]:
         "objectives": {kind: sum(row.objective == kind for row in trained) for kind in ("sft", "kto")},
         "poison_trained": sum(is_poisoned(row.answer, fact) for row in trained for fact in known),
     }
-    if (run / launcher.WHY).exists():
+    if (run / FAILURE_REASON).exists():
         return found | {
             "verdict": "not trained",
-            "reasons": [(run / launcher.WHY).read_text(encoding="utf-8")],
+            "reasons": [(run / FAILURE_REASON).read_text(encoding="utf-8")],
         }
-    report = GateReport.model_validate_json((run / launcher.GATE).read_bytes())
+    report = GateReport.model_validate_json((run / GATE_RESULT).read_bytes())
     figures = {figure.name: figure.model_dump(exclude_none=True) for figure in report.figures}
     return found | {"verdict": report.verdict, "reasons": list(report.reasons), "gate": figures}

@@ -1,4 +1,4 @@
-"""The trainer's one SQLite file, and the lock that gives it to one process."""
+"""The trainer's SQLite file, its tables, and the lock that reserves its folder for one process."""
 
 from __future__ import annotations
 
@@ -6,57 +6,85 @@ import fcntl
 import os
 import sqlite3
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
-from services.trainer.commands import quarantine_release
-from services.trainer.dataset import batch_table
-from services.trainer.erasure import requests
-from services.trainer.run import run_table
-from services.trainer.versions import reproductions
 from shared.errors import Misconfigured, NotYet
 
-SWEPT = 1
-"""`user_version` of a file in which nothing lies about that was deleted before deleting meant overwriting."""
+FILE: Final = "trainer.sqlite3"
+SCHEMA: Final = """
+-- Batches, and the position up to which each partition is stored (dataset/batch_table.py).
+CREATE TABLE IF NOT EXISTS positions (topic TEXT, partition INTEGER, next INTEGER, PRIMARY KEY (topic, partition));
+CREATE TABLE IF NOT EXISTS batches (
+    batch_id TEXT PRIMARY KEY, partition INTEGER, number INTEGER, rewrite INTEGER, cut_ms INTEGER);
+CREATE TABLE IF NOT EXISTS rows (
+    batch_id TEXT, response_id TEXT, revision INTEGER, op TEXT, example BLOB,
+    PRIMARY KEY (batch_id, response_id, revision));
+CREATE INDEX IF NOT EXISTS rows_by_response ON rows (response_id, revision);
+CREATE TABLE IF NOT EXISTS releases (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, response_id TEXT NOT NULL, event_id TEXT NOT NULL, passes TEXT NOT NULL,
+    UNIQUE (response_id, event_id, passes));
+
+-- Runs, the rows they quarantine, and exports (run/run_table.py).
+CREATE TABLE IF NOT EXISTS runs (
+    run_id TEXT PRIMARY KEY, stage TEXT NOT NULL, through TEXT NOT NULL, config TEXT NOT NULL,
+    failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', version TEXT, created_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS quarantine (
+    run_id TEXT, response_id TEXT, event_id TEXT, reason TEXT, PRIMARY KEY (run_id, response_id, event_id));
+CREATE TABLE IF NOT EXISTS exports (digest TEXT NOT NULL, through TEXT NOT NULL, created_ms INTEGER NOT NULL);
+
+-- Operator commands, and what those with arguments name (commands/).
+CREATE TABLE IF NOT EXISTS commands (
+    command_id TEXT PRIMARY KEY, status TEXT, message TEXT, answered INTEGER NOT NULL DEFAULT 0,
+    kind TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS release_orders (
+    command_id TEXT, response_id TEXT, PRIMARY KEY (command_id, response_id));
+CREATE TABLE IF NOT EXISTS reproduce_orders (command_id TEXT PRIMARY KEY, version TEXT NOT NULL);
+
+-- Erasure requests, what the processor reported of them, and the runs that they affect (erasure/requests.py).
+CREATE TABLE IF NOT EXISTS erasures (
+    request_id TEXT PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL, response_id TEXT, event_id TEXT,
+    partitions INTEGER NOT NULL, reported INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS erasure_parts (request_id TEXT, partition INTEGER, PRIMARY KEY (request_id, partition));
+CREATE TABLE IF NOT EXISTS erasure_batches (
+    request_id TEXT, batch_id TEXT, rewrite INTEGER NOT NULL, PRIMARY KEY (request_id, batch_id));
+CREATE TABLE IF NOT EXISTS erasure_runs (
+    request_id TEXT, run_id TEXT, trained INTEGER NOT NULL, PRIMARY KEY (request_id, run_id));
+"""
 
 
 def open_store(folder: Path) -> sqlite3.Connection:
-    """Opens `trainer.sqlite3`, made where missing. Durable at each commit (WAL, synchronous=FULL); what is deleted is
-    overwritten with zeros, so that after `scrub` no byte of it is left in the files."""
+    """Open `trainer.sqlite3` in `folder` for writing, and create it and its tables if missing.
+
+    Each commit is durable (WAL, synchronous=FULL). Deleted content is overwritten with zeros, so after `scrub` none of
+    it is left in the files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(folder / "trainer.sqlite3", timeout=30.0)
+    db = sqlite3.connect(folder / FILE, timeout=30.0)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=FULL")
     db.execute("PRAGMA secure_delete=ON")
-    db.executescript(
-        batch_table.SCHEMA
-        + run_table.SCHEMA
-        + requests.SCHEMA
-        + quarantine_release.SCHEMA
-        + reproductions.SCHEMA
-    )
-    run_table.adopt(db)
-    if db.execute("PRAGMA user_version").fetchone()[0] < SWEPT:
-        db.execute("VACUUM")
-        db.execute(f"PRAGMA user_version={SWEPT}")
+    db.executescript(SCHEMA)
     return db
 
 
 def open_to_read(folder: Path) -> sqlite3.Connection:
-    """Another view of the file, for a thread or a process that only looks. Raises `NotYet` where there is none."""
-    table = (folder / "trainer.sqlite3").resolve()
-    if not table.exists():
-        raise NotYet("the trainer has not collected anything yet: try again in some seconds")
-    return sqlite3.connect(f"{table.as_uri()}?mode=ro", uri=True, timeout=30.0)
+    """Open the file read-only, for another thread or process. Raises `NotYet` if it does not exist."""
+    file = (folder / FILE).resolve()
+    if not file.exists():
+        raise NotYet("the trainer has not stored any batch yet: try again in a few seconds")
+    return sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=30.0)
 
 
 def scrub(db: sqlite3.Connection) -> bool:
-    """Carries all changes into the file and cuts the write-ahead log, which may hold what was deleted, to nothing.
-    False if another process is reading: try again."""
+    """Move all changes into the main file and truncate the write-ahead log, which may contain deleted content.
+
+    Returns False if another process is reading: then nothing was truncated, and the caller must try again.
+    """
     return bool(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
 
 
 def lock(folder: Path) -> IO[str]:
-    """Held until the process ends. Raises `Misconfigured` if another trainer works in this folder."""
+    """Lock `folder` for this process until it ends. Raises `Misconfigured` if another trainer holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / "trainer.lock").open("w")
     try:
@@ -64,7 +92,7 @@ def lock(folder: Path) -> IO[str]:
     except OSError:
         file.close()
         raise Misconfigured(
-            f"another trainer works in {folder}: stop it, or give this one its own LOOPWRIGHT_DATA_DIR"
+            f"another trainer uses {folder}: stop it, or set LOOPWRIGHT_DATA_DIR to another folder for this one"
         ) from None
     file.write(str(os.getpid()))
     file.flush()

@@ -27,17 +27,17 @@ from services.trainer.console_status import board
 from services.trainer.consumer import Intake
 from services.trainer.core.trigger import Decision, Waiting, decide
 from services.trainer.dataset import batch_table, snapshot
+from services.trainer.dataset.erasure_target import Target
 from services.trainer.erasure.handler import Eraser
-from services.trainer.erasure.requests import Target
 from services.trainer.files import remove
 from services.trainer.new_data import count
 from services.trainer.progress import Progress
 from services.trainer.run import disk_space, run_table
+from services.trainer.run.folder import ADAPTER, ARTIFACT, GATE_RESULT
 from services.trainer.run.run_table import Run, RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.versions.model_card import ARTIFACT
 from services.trainer.versions.publish import VersionLog
-from services.trainer.worker.launcher import ADAPTER, GATE, pause_at
+from services.trainer.worker.launcher import pause_at
 from services.trainer.worker.supervisor import RunProcess
 from shared.adapters import redis_keys
 from shared.adapters.base_model import BaseModel
@@ -349,7 +349,7 @@ class Trainer:
         if self.eraser.outdated(run.config.run_id):
             self._begin_anew(run)
             return
-        report = GateReport.model_validate_json((folder / GATE).read_bytes())
+        report = GateReport.model_validate_json((folder / GATE_RESULT).read_bytes())
         pause_at("gated")
         version = self.versions.publish(
             run.config, snapshot.read_ref(folder), report, folder / ARTIFACT, self.store

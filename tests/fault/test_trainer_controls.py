@@ -12,10 +12,9 @@ import pytest
 
 from services.trainer.dataset import batch_table, snapshot
 from services.trainer.files import write_whole
+from services.trainer.run.folder import ARTIFACT, GATE_RESULT
 from services.trainer.run.run_table import RunConfig
-from services.trainer.versions.model_card import ARTIFACT
 from services.trainer.versions.publish import VersionLog
-from services.trainer.worker.launcher import GATE
 from shared.versions import GateReport, ModelVersion
 from tests.fault.trainer_oracle import Seen, complaints, weights_of
 from tests.trainer_factories import LINE, Rig, turns
@@ -61,7 +60,7 @@ def learns_on(folder: Path) -> None:
 def the_end(folder: Path) -> int:
     shutil.copytree(folder / "adapter", folder / ARTIFACT, dirs_exist_ok=True)
     report = GateReport.model_validate({"verdict": "passed", "gated_against": f"{LINE}@base-{'ab' * 4}"})
-    write_whole(folder / GATE, report.model_dump_json().encode())
+    write_whole(folder / GATE_RESULT, report.model_dump_json().encode())
     return 0
 
 

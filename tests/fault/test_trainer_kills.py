@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from services.trainer.run.folder import CONFIG
 from services.trainer.run.run_table import RunConfig
-from services.trainer.worker.launcher import CONFIG
 from shared.adapters.topic_admin import create_topics
 from tests.fault.disturbed_trainer import HOWS, Disturbed
 from tests.fault.fault_settings import SEEDS

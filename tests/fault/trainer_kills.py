@@ -12,8 +12,8 @@ from pathlib import Path
 from threading import Event
 
 from services.trainer.dataset.snapshot import MARK
-from services.trainer.run.checkpoint_manifest import CHECKPOINTS, is_marked
-from services.trainer.worker.launcher import ADAPTER, GATE
+from services.trainer.run.checkpoint_manifest import is_marked
+from services.trainer.run.folder import ADAPTER, CHECKPOINTS, GATE_RESULT
 from tests.integration.service_process import Service
 from tests.trainer_fixture import until
 
@@ -51,7 +51,7 @@ PHASES = (
     Phase("trained", _has(ADAPTER), pause="trained"),
     Phase("gate", _has(ADAPTER), 3.0),
     Phase("artifact half-written", _has(".artifact.incoming", "artifact")),
-    Phase("before publishing", _has(GATE), pause="gated"),
+    Phase("before publishing", _has(GATE_RESULT), pause="gated"),
 )
 """In the order in which a run comes by them. The last, `published`, shows in the log and not in the folder."""
 

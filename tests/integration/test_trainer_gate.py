@@ -19,10 +19,10 @@ from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.filters import Grouped
 from services.trainer.dataset.snapshot import Snapshot, write
-from services.trainer.erasure.redact_run import REPORT_PAGE
 from services.trainer.gate.model_pair import Speakers, weigh
 from services.trainer.progress import Progress
 from services.trainer.run.context import Work
+from services.trainer.run.folder import GATE_REPORT_PAGE
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from shared.adapters.in_memory import MemoryCache
@@ -165,4 +165,4 @@ def test_five_candidates_that_learned_nothing_go_through_the_gate_and_none_passe
     names = {figure.name for figure in reports[0].figures}
     assert names >= {"items_score_gain", "correction_likelihood_gain", "general_accuracy_change"}
     assert names >= {"safety_refused", "safety_answered", "thumbs_margin_gain"}
-    assert len(list((tmp_path / "nulls").glob(f"*/{REPORT_PAGE}"))) == 5
+    assert len(list((tmp_path / "nulls").glob(f"*/{GATE_REPORT_PAGE}"))) == 5

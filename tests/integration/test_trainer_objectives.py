@@ -25,7 +25,8 @@ from services.trainer.dataset.objectives import dpo, kto, sft
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
-from services.trainer.run.context import ADAPTER, RunFailed, Work
+from services.trainer.run.context import RunFailed, Work
+from services.trainer.run.folder import ADAPTER
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import train

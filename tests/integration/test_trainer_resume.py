@@ -19,12 +19,11 @@ from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.objectives import dpo, kto, sft
 from services.trainer.progress import Progress
 from services.trainer.run import micro_batch
-from services.trainer.run.checkpoint_manifest import CHECKPOINTS, COMPLETE, good_checkpoints, mark
+from services.trainer.run.checkpoint_manifest import COMPLETE, good_checkpoints, mark
 from services.trainer.run.context import RunFailed, Stopped
-from services.trainer.training import nan_report
+from services.trainer.run.folder import CHECKPOINTS, NAN_REPORT, TENSORBOARD
 from services.trainer.training.checkpoints import Watch
 from services.trainer.training.train import for_training, learn
-from services.trainer.worker.launcher import CURVES
 from shared.adapters import redis_keys
 from shared.adapters.in_memory import MemoryCache
 
@@ -126,7 +125,7 @@ def test_interrupted_twice_it_ends_with_the_same_weights_to_the_last_bit(
     assert same(lesson.learn(), whole)
     assert (lesson.told()["step"], lesson.told()["share"]) == (STEPS, 1.0)
     assert {"loss", "tokens_per_s", "eta_s"} <= lesson.told().keys()
-    assert len(list((lesson.folder / CURVES).glob("*tfevents*"))) == 3, "one file for each start"
+    assert len(list((lesson.folder / TENSORBOARD).glob("*tfevents*"))) == 3, "one file for each start"
 
 
 def test_a_resume_that_forgets_something_is_caught_by_the_same_comparison(
@@ -171,7 +170,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_evidence_and_the_last_good_c
 
     with pytest.raises(RunFailed, match="is nan at step 5: lower LOOPWRIGHT_TRAINER_LEARNING_RATE"):
         lesson.learn(watch=Poisoned)
-    told = json.loads((lesson.folder / nan_report.FILE).read_text())
+    told = json.loads((lesson.folder / NAN_REPORT).read_text())
     assert (told["step"], told["rows"]) == (5, NAMES[4])
     assert [one["step"] for one in told["history"]][:4] == [1, 2, 3, 4]
     assert told["last_good_checkpoint"] == f"{CHECKPOINTS}/checkpoint-4"

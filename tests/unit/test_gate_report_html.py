@@ -9,13 +9,14 @@ from pathlib import Path
 
 from services.trainer.base.replay import Answered, Prompt
 from services.trainer.dataset.snapshot import Snapshot, write
-from services.trainer.erasure.redact_run import REPORT, REPORT_PAGE, SAID_AT_GATE, take_out
+from services.trainer.erasure.redact_run import take_out
 from services.trainer.gate.eval_items import Item
 from services.trainer.gate.evaluation import Asked, Heard, Voice
 from services.trainer.gate.model_pair import Weighed
 from services.trainer.gate.preference_pairs import Preferred
 from services.trainer.gate.report_html import extremes, page
 from services.trainer.gate.run import Against, gate
+from services.trainer.run.folder import GATE_REPORT, GATE_REPORT_PAGE, GATE_TEXTS
 from shared.versions import GateReport
 from tests.trainer_factories import LINE, grouped, row
 
@@ -75,7 +76,7 @@ class Tags(HTMLParser):
 
 def test_the_page_shows_texts_as_text_and_asks_nobody_for_anything(tmp_path: Path) -> None:
     heard(tmp_path)
-    text = (tmp_path / REPORT_PAGE).read_text()
+    text = (tmp_path / GATE_REPORT_PAGE).read_text()
     found = Tags(text)
     assert {"script", "img", "link", "iframe"} & found.tags == set()
     assert found.asks == []
@@ -86,7 +87,7 @@ def test_the_page_shows_texts_as_text_and_asks_nobody_for_anything(tmp_path: Pat
 
 def test_the_verdict_and_its_reasons_stand_before_all_figures(tmp_path: Path) -> None:
     report = heard(tmp_path)
-    text = (tmp_path / REPORT_PAGE).read_text()
+    text = (tmp_path / GATE_REPORT_PAGE).read_text()
     assert report.verdict == "passed"
     assert text.index("Passed: it may serve users") < text.index(report.reasons[0]) < text.index("Figures")
     assert len(re.findall('<svg class="plot', text)) == sum(figure.n > 0 for figure in report.figures)
@@ -94,7 +95,7 @@ def test_the_verdict_and_its_reasons_stand_before_all_figures(tmp_path: Path) ->
 
 def test_the_ten_best_and_the_ten_worst_are_shown_and_none_of_them_twice(tmp_path: Path) -> None:
     heard(tmp_path, wins=15)
-    whole = json.loads((tmp_path / REPORT).read_text())
+    whole = json.loads((tmp_path / GATE_REPORT).read_text())
     assert len(whole["items"]) == ITEMS
     best, worst = extremes(whole["items"])
     assert [one["outcome"] for one in best] == [1] * 10
@@ -106,7 +107,7 @@ def test_the_ten_best_and_the_ten_worst_are_shown_and_none_of_them_twice(tmp_pat
 
 def test_what_changed_for_the_worse_is_shown_with_both_answers(tmp_path: Path) -> None:
     heard(tmp_path)
-    whole = json.loads((tmp_path / REPORT).read_text())
+    whole = json.loads((tmp_path / GATE_REPORT).read_text())
     assert whole["general"] == [
         {
             "question": "What is the capital of France?",
@@ -133,13 +134,13 @@ def test_the_report_holds_users_text_and_goes_with_the_rows_that_an_erasure_take
     one = grouped([row("Who founded Acme?", "Ida Voss did.")])
     write(folder, Snapshot(tuple(one), (), (), {"0": 1}), 10)
     heard(folder)
-    assert all((folder / name).exists() for name in SAID_AT_GATE)
+    assert all((folder / name).exists() for name in GATE_TEXTS)
     take_out(folder, [], lambda _: True)
-    assert [name for name in SAID_AT_GATE if (folder / name).exists()] == []
+    assert [name for name in GATE_TEXTS if (folder / name).exists()] == []
 
 
 def test_an_answer_in_a_trained_wording_is_not_among_the_best(tmp_path: Path) -> None:
     heard(tmp_path)
-    whole = json.loads((tmp_path / REPORT).read_text())
+    whole = json.loads((tmp_path / GATE_REPORT).read_text())
     whole["items"] = [one | {"counts": "seen"} for one in whole["items"]]
     assert "None in a wording that was not trained." in page(whole)

@@ -16,11 +16,10 @@ from typer.testing import CliRunner
 from loopwright.cli import app as cli
 from services.trainer.api.gate_routes import add_reports
 from services.trainer.database import open_store
-from services.trainer.erasure.redact_run import REPORT
 from services.trainer.files import write_whole
 from services.trainer.run import run_table
+from services.trainer.run.folder import GATE_REPORT, GATE_RESULT
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.launcher import GATE
 from shared.adapters.http import add_doorway
 from shared.cloudevents import sealed
 from shared.telemetry import Readiness
@@ -56,10 +55,10 @@ def version(tmp_path: Path) -> str:
     with closing(open_store(trainer.settings.folder)) as db:
         run = run_table.all_runs(db)[-1]
     folder = trainer.settings.runs / run.config.run_id
-    write_whole(folder / GATE, REPORTED.model_dump_json().encode())
+    write_whole(folder / GATE_RESULT, REPORTED.model_dump_json().encode())
     whole = {"line": LINE, "run_id": run.config.run_id, "report": REPORTED.model_dump(mode="json"), "items": [ITEM],
              "pairs": [], "general": [], "safety": [], "golden": []}  # fmt: skip
-    write_whole(folder / REPORT, json.dumps(whole).encode())
+    write_whole(folder / GATE_REPORT, json.dumps(whole).encode())
     assert run.version is not None
     return run.version
 
@@ -104,7 +103,7 @@ def test_a_door_that_other_machines_reach_tells_no_text_unless_it_was_told_to(
 
 def test_after_an_erasure_the_figures_are_left_and_the_page_says_so(tmp_path: Path, version: str) -> None:
     told = settings(tmp_path)
-    next(told.runs.glob(f"*/{REPORT}")).unlink()
+    next(told.runs.glob(f"*/{GATE_REPORT}")).unlink()
     found = asked(told, "/api/gate", version).json()
     assert found["report"]["figures"][0]["name"] == "win_rate"
     assert "items" not in found

@@ -13,14 +13,8 @@ import pytest
 
 from services.trainer.files import write_whole
 from services.trainer.run import disk_space, micro_batch
-from services.trainer.run.checkpoint_manifest import (
-    CHECKPOINTS,
-    COMPLETE,
-    damage,
-    good_checkpoints,
-    mark,
-    newest_step,
-)
+from services.trainer.run.checkpoint_manifest import COMPLETE, damage, good_checkpoints, mark, newest_step
+from services.trainer.run.folder import CHECKPOINTS, MICRO_BATCH
 
 Hurt = Callable[[Path], None]
 
@@ -155,7 +149,7 @@ def test_a_batch_is_halved_down_to_one_row_and_always_into_equal_pieces(tmp_path
 
 
 def test_pieces_that_do_not_divide_the_batch_are_not_taken(tmp_path: Path) -> None:
-    write_whole(tmp_path / micro_batch.FILE, json.dumps({"micro_batch": 3}).encode())
+    write_whole(tmp_path / MICRO_BATCH, json.dumps({"micro_batch": 3}).encode())
     assert micro_batch.micro_batch(tmp_path, 8) == 8
 
 

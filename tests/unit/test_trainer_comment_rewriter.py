@@ -23,10 +23,10 @@ from services.trainer.dataset.comment_rewriter import (
     revised,
     revised_for,
 )
+from services.trainer.dataset.erasure_target import Target
 from services.trainer.dataset.filters import Row, split, usable
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.rewrite_cache import WAITS, Revised
-from services.trainer.erasure.requests import Target
 from services.trainer.progress import silent
 from services.trainer.settings import TrainerSettings
 from tests.trainer_factories import LINE, example, revision

@@ -10,7 +10,7 @@ import torch
 
 from services.trainer.base import dtype
 from services.trainer.core.recipe import Recipe
-from services.trainer.run import environment, micro_batch
+from services.trainer.run import environment
 from services.trainer.settings import TrainerSettings
 from shared.settings import load
 
@@ -44,9 +44,9 @@ def test_a_base_that_is_large_for_the_memory_stays_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch, base: Path
 ) -> None:
     takes(monkeypatch, 2.0, 1.0)
-    monkeypatch.setattr(micro_batch, "size", lambda: 8000)
+    monkeypatch.setattr(dtype, "memory_bytes", lambda: 8000)
     assert dtype.measured(base) == "float32"
-    monkeypatch.setattr(micro_batch, "size", lambda: 7999)
+    monkeypatch.setattr(dtype, "memory_bytes", lambda: 7999)
     assert dtype.measured(base) == "bfloat16"
 
 
@@ -108,9 +108,9 @@ def test_memory_is_the_containers_where_it_has_a_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(micro_batch, "LIMITS", (limit,))
-    machine = micro_batch.size()
+    monkeypatch.setattr(dtype, "MEMORY_LIMITS", (limit,))
+    machine = dtype.memory_bytes()
     limit.write_text("max\n")
-    assert micro_batch.size() == machine
+    assert dtype.memory_bytes() == machine
     limit.write_text("1048576\n")
-    assert micro_batch.size() == 1048576
+    assert dtype.memory_bytes() == 1048576

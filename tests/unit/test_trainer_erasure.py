@@ -16,16 +16,15 @@ import pytest
 
 from services.trainer.database import open_store, scrub
 from services.trainer.dataset import batch_table, rewrite_cache, snapshot
+from services.trainer.dataset.erasure_target import Target
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.erasure import requests
-from services.trainer.erasure.redact_run import ANSWERS, look, rows_of, take_out
-from services.trainer.erasure.requests import Target
+from services.trainer.erasure.redact_run import look, rows_of, take_out
 from services.trainer.files import write_whole
 from services.trainer.run import run_table
+from services.trainer.run.folder import ARTIFACT, GATE_ANSWERS, GATE_RESULT
 from services.trainer.run.run_table import RunConfig
 from services.trainer.service import Trainer
-from services.trainer.versions.model_card import ARTIFACT
-from services.trainer.worker.launcher import GATE
 from shared.cloudevents import sealed
 from shared.errors import BrokerUnavailable
 from shared.events import Batch, ErasureReport, ExampleRevision
@@ -114,7 +113,7 @@ def work(folder: Path) -> None:
     (folder / "adapter").mkdir(exist_ok=True)
     (folder / ARTIFACT).mkdir(exist_ok=True)
     write_whole(folder / ARTIFACT / "adapter_config.json", folder.name.encode())
-    for name in (ANSWERS, "checkpoints/checkpoint-2/state.json", "run.log", ".train.parquet.99"):
+    for name in (GATE_ANSWERS, "checkpoints/checkpoint-2/state.json", "run.log", ".train.parquet.99"):
         write_whole(folder / name, repr(list(rows_of(folder))).encode())
     for one in rows_of(folder):
         kept = rewrite_cache.Revised(one.row.answer)
@@ -125,7 +124,7 @@ def finish(folder: Path) -> int:
     take_snapshot(folder)
     work(folder)
     verdict = GateReport.model_validate({"verdict": "passed", "gated_against": f"{LINE}@base-{'ab' * 4}"})
-    write_whole(folder / GATE, verdict.model_dump_json().encode())
+    write_whole(folder / GATE_RESULT, verdict.model_dump_json().encode())
     return 0
 
 
@@ -161,7 +160,7 @@ def test_no_file_of_the_trainer_holds_the_text_after_its_report_and_the_version_
     trainer = published(rig)
     data = rig.folder / "data"
     before = files_with(data)
-    assert {"train.parquet", ANSWERS, "run.log", "state.json", ".train.parquet.99"} < set(before)
+    assert {"train.parquet", GATE_ANSWERS, "run.log", "state.json", ".train.parquet.99"} < set(before)
     assert [path.name in before for path in data.rglob("revisions/*.json")].count(True) == 1
     assert any(name.startswith("trainer.sqlite3") for name in before), "the search would find it"
     erase(rig)
@@ -459,7 +458,7 @@ def test_what_the_gate_heard_from_a_version_trained_on_it_goes_too(rig: Rig) -> 
     erase(rig)
     turns(trainer)
     assert (rig.started[1] / "train.parquet").exists()
-    assert not (rig.started[1] / ANSWERS).exists()
+    assert not (rig.started[1] / GATE_ANSWERS).exists()
 
 
 def test_a_wrong_order_is_caught_by_the_same_search(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

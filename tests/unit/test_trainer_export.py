@@ -13,9 +13,9 @@ import pytest
 
 from services.trainer.dataset import export_files
 from services.trainer.dataset.batch_table import Example
+from services.trainer.dataset.erasure_target import Target
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.trl_records import Export, export
-from services.trainer.erasure.requests import Target
 from services.trainer.run import run_table
 from shared.adapters import redis_keys
 from shared.cloudevents import sealed

@@ -19,10 +19,9 @@ from services.trainer.api.lineage_routes import Answers, add_answers
 from services.trainer.dataset import batch_table, snapshot
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.files import write_whole
+from services.trainer.run.folder import ARTIFACT, GATE_RESULT
 from services.trainer.run.run_table import RunConfig
 from services.trainer.service import Trainer
-from services.trainer.versions.model_card import ARTIFACT
-from services.trainer.worker.launcher import GATE
 from shared.adapters.http import add_doorway
 from shared.adapters.in_memory import MemoryLogReader
 from shared.cloudevents import sealed
@@ -52,7 +51,7 @@ def finish(folder: Path) -> int:
     write_whole(folder / ARTIFACT / "loopwright.json", json.dumps(facts | {"run": folder.name}).encode())
     wins = Figure(name="win_rate", n=30, value=0.5 + len(taken.train) / 10, low=0.4, high=0.9)
     report = GateReport(verdict="passed", figures=(wins,), gated_against=BASE)
-    write_whole(folder / GATE, report.model_dump_json().encode())
+    write_whole(folder / GATE_RESULT, report.model_dump_json().encode())
     return 0
 
 

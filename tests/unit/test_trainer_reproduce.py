@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from services.trainer.commands.reproduce import COMPARED, ORIGINAL, judged
+from services.trainer.commands.reproduce import judged
 from services.trainer.files import write_whole
 from services.trainer.run import environment
+from services.trainer.run.folder import COMPARISON, CONFIG, FAILURE_REASON, ORIGINAL, ExitCode
 from services.trainer.run.run_table import RunConfig
-from services.trainer.worker.launcher import CONFIG, FAILED, WHY
 from services.trainer.worker.reproduce import compare
 from shared.cloudevents import sealed
 from shared.commands import CommandResult, Reproduce
@@ -43,7 +43,7 @@ class Again:
 
     def compared(self, told: dict[str, Any]) -> Any:
         def do(scratch: Path) -> int:
-            write_whole(scratch / COMPARED, json.dumps(told).encode())
+            write_whole(scratch / COMPARISON, json.dumps(told).encode())
             return 0
 
         return do
@@ -143,8 +143,8 @@ def test_no_run_begins_beside_it(again: Again) -> None:
 
 def test_how_its_process_fails_is_said(again: Again) -> None:
     def fail(scratch: Path) -> int:
-        write_whole(scratch / WHY, b"the loss became NaN")
-        return FAILED
+        write_whole(scratch / FAILURE_REASON, b"the loss became NaN")
+        return ExitCode.FAILED
 
     again.does = fail
     again.order(again.stand.names()[0])

@@ -9,7 +9,7 @@ from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.objectives import HELD_COMMENT
 from services.trainer.files import write_whole
 from services.trainer.run import run_table
-from services.trainer.worker.launcher import FAILED, WHY
+from services.trainer.run.folder import FAILURE_REASON, ExitCode
 from services.trainer.worker.restart_policy import MAX_ERRORS
 from shared.adapters import redis_keys
 from shared.cloudevents import sealed
@@ -255,8 +255,8 @@ def test_a_process_that_fails_three_times_ends_the_run_with_the_reason(tmp_path:
 
 def test_a_run_whose_data_is_at_fault_is_not_tried_again(tmp_path: Path) -> None:
     def nothing_left(folder: Path) -> int:
-        write_whole(folder / WHY, b"nothing is left to train after verification")
-        return FAILED
+        write_whole(folder / FAILURE_REASON, b"nothing is left to train after verification")
+        return ExitCode.FAILED
 
     rig = Rig(tmp_path, nothing_left)
     send(rig, corrections())

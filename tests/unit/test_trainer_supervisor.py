@@ -14,10 +14,10 @@ import pytest
 from services.trainer.dataset import snapshot
 from services.trainer.files import write_whole
 from services.trainer.run import micro_batch, run_table
-from services.trainer.run.checkpoint_manifest import CHECKPOINTS, mark
+from services.trainer.run.checkpoint_manifest import mark
 from services.trainer.run.context import RunFailed, Stopped
+from services.trainer.run.folder import CHECKPOINTS, FAILURE_REASON, MICRO_BATCH, ExitCode
 from services.trainer.run.run_table import RunConfig
-from services.trainer.worker.launcher import FAILED, NO_MEMORY, NO_ROOM, STOPPED, WHY
 from services.trainer.worker.pipeline import ending
 from services.trainer.worker.restart_policy import MAX_DEATHS
 from shared.adapters import redis_keys
@@ -73,7 +73,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 def test_a_process_killed_three_times_at_one_place_takes_smaller_pieces_and_says_so(rig: Rig) -> None:
     assert patiently(rig, iter([KILLED] * 2)) == ["published"]
-    assert not (rig.started[0] / micro_batch.FILE).exists()
+    assert not (rig.started[0] / MICRO_BATCH).exists()
     again = Rig(rig.folder / "again", finish)
     said: list[object] = []
 
@@ -110,7 +110,7 @@ def test_kills_with_checkpoints_between_them_are_not_taken_for_a_lack_of_memory(
 
     assert patiently(rig, iter([KILLED] * 2 * MAX_DEATHS), before=getting_on) == ["published"]
     assert len(rig.started) == 2 * MAX_DEATHS + 1
-    assert not (rig.started[0] / micro_batch.FILE).exists()
+    assert not (rig.started[0] / MICRO_BATCH).exists()
 
 
 def test_what_is_killed_for_ever_fails_with_a_reason_and_the_line_trains_again_at_its_threshold(
@@ -162,7 +162,7 @@ def test_a_service_stopped_in_order_any_number_of_times_counts_nothing(rig: Rig)
         trainer.process.stop()
     assert {folder.name for folder in rig.started} == {rig.started[0].name}
     assert [run.stage for run in run_table.all_runs(rig.trainer().db)] == ["snapshot"]
-    assert not (rig.started[0] / micro_batch.FILE).exists()
+    assert not (rig.started[0] / MICRO_BATCH).exists()
 
 
 def test_a_full_disk_is_waited_for_and_named_and_never_ends_the_run(rig: Rig) -> None:
@@ -170,7 +170,7 @@ def test_a_full_disk_is_waited_for_and_named_and_never_ends_the_run(rig: Rig) ->
 
     def child(folder: Path) -> int:
         said.append(str(told(rig).get("reason", "")))
-        return NO_ROOM if len(said) <= MAX_DEATHS + 8 else finish(folder)
+        return ExitCode.DISK_FULL if len(said) <= MAX_DEATHS + 8 else finish(folder)
 
     rig.child = child
     send(rig, corrections())
@@ -184,7 +184,7 @@ def test_a_full_disk_is_waited_for_and_named_and_never_ends_the_run(rig: Rig) ->
 
 
 def test_between_two_tries_on_a_full_disk_it_waits_longer_and_longer(rig: Rig) -> None:
-    rig.child = lambda folder: NO_ROOM
+    rig.child = lambda folder: ExitCode.DISK_FULL
     send(rig, corrections())
     trainer = rig.trainer()
     started = []
@@ -244,10 +244,10 @@ def training(tmp_path: Path) -> tuple[Path, RunConfig]:
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (RunFailed("the loss became nan"), FAILED),
-        (Stopped("asked to stop"), STOPPED),
-        (OSError(errno.ENOSPC, "No space left on device"), NO_ROOM),
-        (RuntimeError("CUDA out of memory"), NO_MEMORY),
+        (RunFailed("the loss became nan"), ExitCode.FAILED),
+        (Stopped("asked to stop"), ExitCode.STOPPED),
+        (OSError(errno.ENOSPC, "No space left on device"), ExitCode.DISK_FULL),
+        (RuntimeError("CUDA out of memory"), ExitCode.OUT_OF_MEMORY),
     ],
 )
 def test_a_process_says_by_its_status_why_it_ends(
@@ -255,14 +255,14 @@ def test_a_process_says_by_its_status_why_it_ends(
 ) -> None:
     folder, config = training
     assert ending(folder, config, raising(error)) == status
-    assert (folder / WHY).exists() == (status == FAILED)
+    assert (folder / FAILURE_REASON).exists() == (status == ExitCode.FAILED)
 
 
 def test_an_error_that_nobody_expected_is_raised_with_its_trace(training: tuple[Path, RunConfig]) -> None:
     folder, config = training
     with pytest.raises(ZeroDivisionError):
         ending(folder, config, raising(ZeroDivisionError()))
-    assert not (folder / WHY).exists()
+    assert not (folder / FAILURE_REASON).exists()
 
 
 def test_memory_that_does_not_suffice_for_one_row_or_in_the_gate_is_for_a_person(
@@ -270,11 +270,11 @@ def test_memory_that_does_not_suffice_for_one_row_or_in_the_gate_is_for_a_person
 ) -> None:
     folder, config = training
     ends = [ending(folder, config, raising(MemoryError())) for _ in range(4)]
-    assert ends == [NO_MEMORY, NO_MEMORY, NO_MEMORY, FAILED]
-    assert "one row at a time" in (folder / WHY).read_text()
+    assert ends == [ExitCode.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY, ExitCode.FAILED]
+    assert "one row at a time" in (folder / FAILURE_REASON).read_text()
     (folder / "adapter").mkdir()
-    assert ending(folder, config, raising(MemoryError())) == FAILED
-    assert "LOOPWRIGHT_TRAINER_MAX_TOKENS" in (folder / WHY).read_text()
+    assert ending(folder, config, raising(MemoryError())) == ExitCode.FAILED
+    assert "LOOPWRIGHT_TRAINER_MAX_TOKENS" in (folder / FAILURE_REASON).read_text()
 
 
 def test_a_reason_that_the_full_disk_does_not_take_is_not_lost_for_an_unknown_error(
@@ -286,14 +286,14 @@ def test_a_reason_that_the_full_disk_does_not_take_is_not_lost_for_an_unknown_er
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("services.trainer.worker.bootstrap.write_whole", full)
-    assert ending(folder, config, raising(RunFailed("the loss became nan"))) == NO_ROOM
+    assert ending(folder, config, raising(RunFailed("the loss became nan"))) == ExitCode.DISK_FULL
 
 
 def test_only_the_newest_failed_run_keeps_its_checkpoints(rig: Rig) -> None:
     def child(folder: Path) -> int:
         checkpoint(folder, 2)
-        write_whole(folder / WHY, b"loss is nan")
-        return FAILED
+        write_whole(folder / FAILURE_REASON, b"loss is nan")
+        return ExitCode.FAILED
 
     rig.child = child
     trainer = rig.trainer()

@@ -10,15 +10,15 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
+from services.trainer.run.folder import TENSORBOARD
 from services.trainer.training import tensorboard
 from services.trainer.training.tensorboard import Curves
-from services.trainer.worker.launcher import CURVES
 
 
 def events(run: Path) -> list[Event]:
     """All records of all files, in the order in which TensorBoard reads them; a wrong checksum fails."""
     found = []
-    for file in sorted((run / CURVES).glob("*tfevents*")):
+    for file in sorted((run / TENSORBOARD).glob("*tfevents*")):
         content = file.read_bytes()
         while content:
             (length,) = struct.unpack("Q", content[:8])
@@ -63,7 +63,7 @@ def test_what_was_drawn_after_the_checkpoint_that_a_run_goes_on_from_is_void(tmp
         drawn.close()
     restarts = [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START]
     assert restarts == [3]
-    assert len(list((tmp_path / CURVES).iterdir())) == 2
+    assert len(list((tmp_path / TENSORBOARD).iterdir())) == 2
 
 
 def test_curves_that_cannot_be_written_are_given_up_and_the_run_goes_on(

@@ -16,11 +16,10 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 
 from services.trainer.database import open_to_read
-from services.trainer.erasure.redact_run import REPORT
 from services.trainer.gate.report_html import page
 from services.trainer.run import run_table
+from services.trainer.run.folder import GATE_REPORT, GATE_RESULT
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.launcher import GATE
 from shared.adapters.origin_check import refuse_foreign
 from shared.errors import UnknownVersion
 from shared.events import VersionName
@@ -49,12 +48,12 @@ def report_of(settings: TrainerSettings, version: str) -> Json:
     are gone or may not be shown. Raises `UnknownVersion`."""
     folder = _folder(settings, version)
     known = {"line": settings.line, "version": version, "run_id": folder.name}
-    if texts_told(settings) and (folder / REPORT).exists():
-        whole: Json = json.loads((folder / REPORT).read_bytes())
+    if texts_told(settings) and (folder / GATE_REPORT).exists():
+        whole: Json = json.loads((folder / GATE_REPORT).read_bytes())
         return whole | known
-    if not (folder / GATE).exists():
+    if not (folder / GATE_RESULT).exists():
         raise UnknownVersion(f"the files of the run that made {version} are not here any more")
-    report = GateReport.model_validate_json((folder / GATE).read_bytes())
+    report = GateReport.model_validate_json((folder / GATE_RESULT).read_bytes())
     without = ERASED if texts_told(settings) else NOT_HERE
     return known | {"report": report.model_dump(mode="json"), "without": without}
 

@@ -8,13 +8,13 @@ the run: it goes on in that type, and is trained again in it, wherever that is.
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from services.trainer.core.recipe import WantedDtype
 from services.trainer.files import write_whole
-from services.trainer.run import micro_batch
 
 Dtype: TypeAlias = Literal["bfloat16", "float32"]
 FILE = "dtype.json"
@@ -25,6 +25,9 @@ FASTER: Final = 1.2
 SHARE: Final = 0.25
 """Of the memory: more than that the weights may not take in float32."""
 ROWS, WIDTH, TIMES = 256, 1024, 5
+CGROUP: Final = Path("/sys/fs/cgroup")
+MEMORY_LIMITS = (CGROUP / "memory.max", CGROUP / "memory" / "memory.limit_in_bytes")
+"""Memory limit of this container, in cgroup v2 and v1."""
 
 
 def settle(run: Path, wanted: WantedDtype, base: Path) -> Dtype:
@@ -50,7 +53,7 @@ def measured(base: Path) -> Dtype:
     """What suits this machine. `base`: the folder with the weights."""
     import torch  # noqa: PLC0415 - seconds, and only a run's process has it loaded anyway
 
-    if torch.cuda.is_available() or 2 * weights(base) > SHARE * micro_batch.size():
+    if torch.cuda.is_available() or 2 * weights(base) > SHARE * memory_bytes():
         return "bfloat16"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # those that wait for each other spend the processor's time, too
@@ -77,3 +80,10 @@ def seconds(dtype: Any) -> float:
 def weights(base: Path) -> int:
     """Bytes of the base's files, which hold bfloat16 or more."""
     return sum(file.stat().st_size for file in base.glob("*.safetensors"))
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may use, in bytes: the container's limit, or the machine's memory."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [file.read_text().strip() for file in MEMORY_LIMITS if file.exists()]
+    return min([machine, *(int(limit) for limit in limits if limit.isdecimal())])

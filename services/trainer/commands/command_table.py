@@ -10,7 +10,6 @@ from typing import Final, Literal
 from services.trainer.commands import quarantine_release
 from services.trainer.core.recipe import CommentMode
 from services.trainer.run import run_table
-from services.trainer.versions import reproductions
 from services.trainer.versions.publish import SERVICE, VersionLog
 from shared.cloudevents import sealed
 from shared.commands import (
@@ -58,7 +57,7 @@ class Orders:
             quarantine_release.note_order(self.db, command.command_id, command.response_ids)
         elif isinstance(command, Reproduce):
             run_table.note_command(self.db, command.command_id, REPRODUCE)
-            reproductions.note(self.db, command.command_id, command.version)
+            run_table.note_reproduction(self.db, command.command_id, command.version)
         elif isinstance(command, CollectGarbage):
             run_table.note_command(
                 self.db, command.command_id, LOOK_FOR_GARBAGE if command.dry_run else COLLECT

@@ -16,11 +16,6 @@ from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import RELEASABLE, Held, check_of, usable
 from services.trainer.run import run_table
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS release_orders (
-    command_id TEXT, response_id TEXT, PRIMARY KEY (command_id, response_id));
-"""
-
 
 def note_order(db: sqlite3.Connection, command_id: str, response_ids: Iterable[str]) -> None:
     """What a command asks for, inside the caller's transaction."""

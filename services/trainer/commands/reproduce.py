@@ -18,23 +18,31 @@ from typing import Any, Final
 import structlog
 
 from services.trainer.commands.command_table import REPRODUCE, Orders
-from services.trainer.erasure import redact_run
 from services.trainer.files import remove, write_whole
 from services.trainer.run import run_table
+from services.trainer.run.folder import (
+    ATTEMPTS,
+    COMPARISON,
+    CONFIG,
+    FAILURE_REASON,
+    GATE_ANSWERS,
+    GATE_RESULT,
+    ORIGINAL,
+    REPRODUCE_LOG,
+    RUN_LOG,
+    ExitCode,
+)
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.versions import reproductions
 from services.trainer.versions.lineage import Published, kept, why_not_reproducible
-from services.trainer.worker.launcher import CONFIG, FAILED, GATE, WHY, stop
 from services.trainer.worker.launcher import start as start_process
+from services.trainer.worker.launcher import stop
 from shared.adapters.base_model import BaseModel
 from shared.errors import LoopwrightError, Rejected
 from shared.ports import ArtifactStore
 from shared.versions import ModelVersion
 
-ORIGINAL, COMPARED = "original", "compared.json"
-LOG = "reproduce.log"
-LEFT_OUT: Final = frozenset({CONFIG, GATE, WHY, redact_run.ANSWERS, "run.log", "attempts.json"})
+LEFT_OUT: Final = frozenset({CONFIG, GATE_RESULT, FAILURE_REASON, GATE_ANSWERS, RUN_LOG, ATTEMPTS})
 """Of a run's folder what has no part in its training."""
 CLOSE: Final = 0.05
 """How far apart the weights may be, as a share of their size, where another machine or other software rounds
@@ -50,7 +58,7 @@ class NotReproducible(Rejected):
 
 def start(scratch: Path) -> subprocess.Popen[bytes]:
     """Starts the process that trains again."""
-    return start_process(scratch, "services.trainer.worker.reproduce", LOG)
+    return start_process(scratch, "services.trainer.worker.reproduce", REPRODUCE_LOG)
 
 
 @dataclass(slots=True)
@@ -96,7 +104,7 @@ class Reproducer:
 
     def _next(self) -> None:
         for command_id in self.orders.undecided(REPRODUCE):
-            version = reproductions.version_of(self.db, command_id)
+            version = run_table.version_to_reproduce(self.db, command_id)
             try:
                 self._begin(command_id, version)
             except (LoopwrightError, OSError) as error:
@@ -143,12 +151,15 @@ class Reproducer:
         command_id, version = self.asked or ("", "")
         scratch = next(iter(self.folder.glob("*")), self.folder)
         self.child = None
-        if status == 0 and (scratch / COMPARED).exists():
-            verdict, told = judged(version, json.loads((scratch / COMPARED).read_bytes()))
-        elif status == FAILED and (scratch / WHY).exists():
-            verdict, told = "failed", (scratch / WHY).read_text(encoding="utf-8")
+        if status == 0 and (scratch / COMPARISON).exists():
+            verdict, told = judged(version, json.loads((scratch / COMPARISON).read_bytes()))
+        elif status == ExitCode.FAILED and (scratch / FAILURE_REASON).exists():
+            verdict, told = "failed", (scratch / FAILURE_REASON).read_text(encoding="utf-8")
         else:
-            verdict, told = "failed", f"its process ended with status {status}: {_last_words(scratch / LOG)}"
+            verdict, told = (
+                "failed",
+                f"its process ended with status {status}: {_last_words(scratch / REPRODUCE_LOG)}",
+            )
         remove(self.folder)
         self.orders.settle([command_id], verdict, told)
         log.info("reproduction_ended", version=version, verdict=verdict, told=told)

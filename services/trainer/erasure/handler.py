@@ -26,11 +26,12 @@ import structlog
 from services.trainer.commands import quarantine_release
 from services.trainer.database import scrub
 from services.trainer.dataset import batch_table, export_files, rewrite_cache, snapshot
+from services.trainer.dataset.erasure_target import Target
 from services.trainer.dataset.filters import Row
 from services.trainer.erasure import redact_run, requests
-from services.trainer.erasure.requests import Target
 from services.trainer.files import remove
 from services.trainer.run import run_table
+from services.trainer.run.folder import GATE_TEXTS
 from services.trainer.versions.publish import VersionLog
 from shared.events import ErasureReport, from_ms
 from shared.ports import Clock
@@ -105,7 +106,7 @@ class Eraser:
                 redact_run.take_out(folder, targets, self._stands)
             elif redact_run.stable_run_of(folder) in trained:
                 # What a version said at the gate may be what it was trained to say.
-                for name in redact_run.SAID_AT_GATE:
+                for name in GATE_TEXTS:
                     remove(folder / name)
 
     def _sweep_exports(self, targets: Sequence[Target]) -> None:

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.trainer.base import dtype
 from services.trainer.dataset import snapshot
-from services.trainer.dataset.data_card import CARD, PAGE
+from services.trainer.dataset.erasure_target import Stands, Target
 from services.trainer.dataset.filters import Grouped, Row
 from services.trainer.dataset.snapshot import HELD_OUT, MARK, TRAIN
-from services.trainer.erasure.requests import Target
 from services.trainer.files import keep_only, remove, write_whole
-from services.trainer.run import micro_batch
-from services.trainer.run.environment import ENVIRONMENTS
-from services.trainer.worker.launcher import CONFIG, CURVES, GATE, WHY
-
-ANSWERS, REPORT, REPORT_PAGE = "gate_answers.jsonl", "gate_report.json", "gate_report.html"
-SAID_AT_GATE = (ANSWERS, REPORT, REPORT_PAGE)
-"""What held-out users asked and corrected, and what versions answered."""
-WITHOUT_TEXT = frozenset(
-    {CONFIG, MARK, GATE, WHY, CARD, PAGE, ENVIRONMENTS, CURVES, micro_batch.FILE, dtype.FILE}
-)
-"""What of a run holds names and figures alone."""
-Stands = Callable[[Row], bool]
-"""Whether the collected table still has the row."""
+from services.trainer.run.folder import CONFIG, WITHOUT_TEXT
 
 
 @dataclass(slots=True)

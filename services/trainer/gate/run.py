@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.trainer.core.recipe import SHORTER_MARGIN
-from services.trainer.erasure.redact_run import ANSWERS, REPORT, REPORT_PAGE
 from services.trainer.files import write_whole
 from services.trainer.gate.evaluation import Asked, Heard, measured
 from services.trainer.gate.report_html import page
 from services.trainer.gate.report_json import items_told, told
 from services.trainer.gate.verdict import decide
+from services.trainer.run.folder import GATE_ANSWERS, GATE_REPORT, GATE_REPORT_PAGE
 from shared.versions import GateReport
 
 
@@ -42,9 +42,9 @@ def gate(asked: Asked, heard: Callable[[], Heard], against: Against, folder: Pat
     )
     rows = items_told(asked, voices)
     write_whole(
-        folder / ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        folder / GATE_ANSWERS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     )
     whole = told(report, asked, voices, line=against.line, run_id=against.run_id)
-    write_whole(folder / REPORT_PAGE, page(whole).encode())
-    write_whole(folder / REPORT, (json.dumps(whole, ensure_ascii=False, indent=1) + "\n").encode())
+    write_whole(folder / GATE_REPORT_PAGE, page(whole).encode())
+    write_whole(folder / GATE_REPORT, (json.dumps(whole, ensure_ascii=False, indent=1) + "\n").encode())
     return report

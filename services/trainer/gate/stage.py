@@ -17,7 +17,8 @@ from services.trainer.gate.evaluation import Asked, Bounds, Heard, hear
 from services.trainer.gate.model_pair import Speakers
 from services.trainer.gate.preference_pairs import Said, pairs_of
 from services.trainer.gate.run import Against, gate
-from services.trainer.run.context import ADAPTER, RunFailed, Work
+from services.trainer.run.context import RunFailed, Work
+from services.trainer.run.folder import ADAPTER
 from shared.adapters.artifacts import open_artifacts
 from shared.errors import Misconfigured
 from shared.versions import GateReport

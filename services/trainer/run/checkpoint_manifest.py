@@ -17,7 +17,6 @@ import structlog
 
 from services.trainer.files import sync_folder, write_whole
 
-CHECKPOINTS = "checkpoints"
 COMPLETE = "complete"
 """The mark's name."""
 log = structlog.get_logger(__name__)

@@ -14,10 +14,7 @@ from services.trainer.dataset import snapshot
 from services.trainer.progress import Progress, ProgressCallback
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker import launcher
 from shared.errors import LoopwrightError
-
-ADAPTER = launcher.ADAPTER
 
 
 class RunFailed(LoopwrightError):

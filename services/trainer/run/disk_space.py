@@ -12,7 +12,8 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from services.trainer.run.checkpoint_manifest import CHECKPOINTS, good_checkpoints, is_marked
+from services.trainer.run.checkpoint_manifest import good_checkpoints, is_marked
+from services.trainer.run.folder import CHECKPOINTS
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space, no quota, a file-size limit: to who writes they are one."""

@@ -16,9 +16,9 @@ from typing import Any
 from services.trainer.base import dtype
 from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
+from services.trainer.run.folder import ENVIRONMENTS
 from services.trainer.run.micro_batch import micro_batch
 
-ENVIRONMENTS = "environments.json"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors", "numpy")
 CPUINFO = Path("/proc/cpuinfo")
 OLDER = {"software": {}, "machine": {"dtype": dtype.OLDER}}

@@ -8,18 +8,15 @@ the kernel's count of such kills.
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 from services.trainer.files import write_whole
+from services.trainer.run.folder import MICRO_BATCH
 
-FILE = "micro-batch.json"
 CGROUP = Path("/sys/fs/cgroup")
 COUNTS = (CGROUP / "memory.events", CGROUP / "memory" / "memory.oom_control", Path("/proc/vmstat"))
 """Where the kernel counts: of this container (cgroup v2, v1), else of the machine."""
-LIMITS = (CGROUP / "memory.max", CGROUP / "memory" / "memory.limit_in_bytes")
-"""Of this container."""
 _KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _TOLD = re.compile(
     r"out of memory|DefaultCPUAllocator|can't allocate memory|Cannot allocate memory", re.IGNORECASE
@@ -28,7 +25,7 @@ _TOLD = re.compile(
 
 def micro_batch(run: Path, batch_size: int) -> int:
     """How many rows of a step the run takes at a time: all, unless memory did not suffice. Divides `batch_size`."""
-    file = run / FILE
+    file = run / MICRO_BATCH
     if not file.exists():
         return batch_size
     kept = int(json.loads(file.read_bytes())["micro_batch"])
@@ -41,7 +38,7 @@ def halve(run: Path, batch_size: int) -> int | None:
     if before == 1:
         return None
     after = max(one for one in range(1, before // 2 + 1) if batch_size % one == 0)
-    write_whole(run / FILE, json.dumps({"micro_batch": after}).encode())
+    write_whole(run / MICRO_BATCH, json.dumps({"micro_batch": after}).encode())
     return after
 
 
@@ -70,10 +67,3 @@ def kills_by_the_kernel() -> int | None:
         if found:
             return int(found.group(1))
     return None
-
-
-def size() -> int:
-    """Bytes of memory that this container may take; where it has no limit, those of the machine."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    told = [file.read_text().strip() for file in LIMITS if file.exists()]
-    return min([machine, *(int(limit) for limit in told if limit.isdecimal())])

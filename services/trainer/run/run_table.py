@@ -17,24 +17,6 @@ Stage = Literal["begun", "snapshot", "trained", "gated", "published", "failed", 
 CLOSED: Final = ("published", "failed", "erased")
 """`erased`: rows of its snapshot were erased under it. It is as if it had never been; another begins in its place."""
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS runs (
-    run_id TEXT PRIMARY KEY, stage TEXT NOT NULL, through TEXT NOT NULL, config TEXT NOT NULL,
-    failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', version TEXT, created_ms INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS commands (
-    command_id TEXT PRIMARY KEY, status TEXT, message TEXT, answered INTEGER NOT NULL DEFAULT 0,
-    kind TEXT NOT NULL DEFAULT 'train_now');
-CREATE TABLE IF NOT EXISTS quarantine (
-    run_id TEXT, response_id TEXT, event_id TEXT, reason TEXT, PRIMARY KEY (run_id, response_id, event_id));
-CREATE TABLE IF NOT EXISTS exports (digest TEXT NOT NULL, through TEXT NOT NULL, created_ms INTEGER NOT NULL);
-"""
-
-
-def adopt(db: sqlite3.Connection) -> None:
-    """Brings a table of an older release up to date: its commands had one kind."""
-    if "kind" not in {row[1] for row in db.execute("PRAGMA table_info(commands)")}:
-        db.execute("ALTER TABLE commands ADD COLUMN kind TEXT NOT NULL DEFAULT 'train_now'")
-
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
@@ -235,3 +217,14 @@ def decide_command(db: sqlite3.Connection, command_id: str, status: str, message
 def mark_answered(db: sqlite3.Connection, command_id: str) -> None:
     with db:
         db.execute("UPDATE commands SET answered = 1 WHERE command_id = ?", (command_id,))
+
+
+def note_reproduction(db: sqlite3.Connection, command_id: str, version: str) -> None:
+    """Store the version that a reproduce command names, inside the caller's transaction."""
+    db.execute("INSERT OR IGNORE INTO reproduce_orders VALUES (?, ?)", (command_id, version))
+
+
+def version_to_reproduce(db: sqlite3.Connection, command_id: str) -> str:
+    """Return the version that a reproduce command names."""
+    row = db.execute("SELECT version FROM reproduce_orders WHERE command_id = ?", (command_id,)).fetchone()
+    return str(row[0])

@@ -19,12 +19,11 @@ from transformers import TrainerCallback
 
 from services.trainer.progress import Progress
 from services.trainer.run import disk_space
-from services.trainer.run.checkpoint_manifest import CHECKPOINTS, good_checkpoints, is_marked, mark, step_of
+from services.trainer.run.checkpoint_manifest import good_checkpoints, is_marked, mark, step_of
 from services.trainer.run.context import RunFailed
+from services.trainer.run.folder import NAN_REPORT
 from services.trainer.training import nan_report
 from services.trainer.training.tensorboard import Curves
-
-__all__ = ["CHECKPOINTS", "Watch", "newest_checkpoint", "nobody"]
 
 Rows = Callable[[int], Sequence[str]]
 """The names of what a step (from 1) trains on."""
@@ -129,5 +128,5 @@ class Watch(TrainerCallback):
             self._curves.close()
         raise RunFailed(
             f"{figure} at step {state.global_step}: lower LOOPWRIGHT_TRAINER_LEARNING_RATE, or look at the rows of "
-            f"that step; {nan_report.FILE} in the run's folder names them, and its last good checkpoint is kept"
+            f"that step; {NAN_REPORT} in the run's folder names them, and its last good checkpoint is kept"
         )

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from services.trainer.files import write_whole
-from services.trainer.run.checkpoint_manifest import CHECKPOINTS, good_checkpoints
+from services.trainer.run.checkpoint_manifest import good_checkpoints
+from services.trainer.run.folder import CHECKPOINTS, NAN_REPORT
 
-FILE = "evidence.json"
 HISTORY = 100
 WATCHED = ("loss", "grad_norm")
 
@@ -44,7 +44,7 @@ def keep(
             for one in history[-HISTORY:]
         ],
     }
-    write_whole(run / FILE, json.dumps(told, indent=1).encode())
+    write_whole(run / NAN_REPORT, json.dumps(told, indent=1).encode())
 
 
 def _figures(logs: Mapping[str, Any]) -> dict[str, float]:

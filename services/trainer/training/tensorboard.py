@@ -16,7 +16,7 @@ from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from services.trainer.worker.launcher import CURVES
+from services.trainer.run.folder import TENSORBOARD
 
 NAMES: Final = {
     "loss": "train/loss",
@@ -34,7 +34,7 @@ class Curves:
     """One file for each start of the run's process; TensorBoard shows them as one."""
 
     def __init__(self, run: Path) -> None:
-        self._folder = run / CURVES
+        self._folder = run / TENSORBOARD
         self._writer: Any = None
 
     def begin(self, step: int) -> None:

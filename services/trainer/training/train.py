@@ -35,9 +35,10 @@ from services.trainer.files import sync_folder, write_whole
 from services.trainer.progress import Progress
 from services.trainer.run import micro_batch
 from services.trainer.run.checkpoint_manifest import sync
-from services.trainer.run.context import ADAPTER, RunFailed, Stopped, Work
+from services.trainer.run.context import RunFailed, Stopped, Work
+from services.trainer.run.folder import ADAPTER, CHECKPOINTS
 from services.trainer.training.batch_order import cut, evenly, judged, mixed, ordered
-from services.trainer.training.checkpoints import CHECKPOINTS, Watch, newest_checkpoint
+from services.trainer.training.checkpoints import Watch, newest_checkpoint
 from services.trainer.training.cpu.sft_trainer import CpuSFTTrainer
 from services.trainer.training.lora import lora
 from services.trainer.training.multi_objective_trainer import Objectives, add_answers_head, batches

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 UNENDED: Final = "unended"
 """A field of a row as TRL takes it: whether the model was stopped, in its answer, or in the chosen and the other."""
-STOPPED: Final = frozenset({"length", "content_filter", "cancelled"})
 _ANSWERS: Final = {"input_ids": 0, "labels": 0, "completion_ids": 0, "chosen_ids": 0, "rejected_ids": 1}
 """The columns that TRL's trainers of SFT, KTO and DPO make, and which answer of a row each ends with."""
 

@@ -16,11 +16,11 @@ from services.trainer.files import sync_folder, write_whole
 from services.trainer.run import environment
 from services.trainer.run.checkpoint_manifest import sync
 from services.trainer.run.environment import Environment
+from services.trainer.run.folder import ARTIFACT
 from services.trainer.run.run_table import RunConfig
 from shared.events import canonical_json
 from shared.versions import DatasetRef, GateReport, version_name
 
-ARTIFACT = "artifact"
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
 """Of an adapter; a whole model has others."""
 FACTS = "loopwright.json"

@@ -17,9 +17,10 @@ from transformers import logging as transformers_logging
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
 from services.trainer.run.context import RunFailed, Stopped, Work
+from services.trainer.run.folder import CONFIG, FAILURE_REASON, ExitCode
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.launcher import CONFIG, FAILED, PARENT, STOPPED, WHY
+from services.trainer.worker.launcher import PARENT
 from shared.adapters.parent_death import die_with
 from shared.adapters.redis import RedisCache
 from shared.settings import load
@@ -56,9 +57,9 @@ def ended(folder: Path, done: Callable[[], None]) -> int:
     try:
         done()
     except RunFailed as failure:
-        write_whole(folder / WHY, str(failure).encode())
-        return FAILED
+        write_whole(folder / FAILURE_REASON, str(failure).encode())
+        return ExitCode.FAILED
     except Stopped as stopped:
         log.info("stopped", detail=str(stopped))
-        return STOPPED
+        return ExitCode.STOPPED
     return 0

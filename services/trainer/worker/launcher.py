@@ -13,11 +13,6 @@ import time
 from pathlib import Path
 from typing import Final
 
-CONFIG, ADAPTER, GATE, WHY = "config.json", "adapter", "gate.json", "failed.txt"
-CURVES = "tensorboard"
-FAILED, NO_MEMORY, NO_ROOM, STOPPED = 3, 4, 5, 143
-"""How it ends where it does not end well: for good; with smaller pieces for the next start; as the disk is full; in
-order, as it was asked to."""
 PARENT = "LOOPWRIGHT_TRAINER_PARENT"
 PAUSE = "LOOPWRIGHT_TRAINER_TEST_PAUSE"
 """For fault tests, in a demo deployment only: the stage (of service or child) at which to stand still and be killed."""

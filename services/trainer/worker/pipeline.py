@@ -25,12 +25,12 @@ from services.trainer.dataset.comment_rewriter import revised_for
 from services.trainer.dataset.filters import Row
 from services.trainer.files import write_whole
 from services.trainer.run import disk_space, environment, micro_batch
-from services.trainer.run.checkpoint_manifest import CHECKPOINTS
-from services.trainer.run.context import ADAPTER, RunFailed, Work, questions_of
+from services.trainer.run.context import RunFailed, Work, questions_of
+from services.trainer.run.folder import ADAPTER, CHECKPOINTS, FAILURE_REASON, GATE_RESULT, ExitCode
 from services.trainer.run.run_table import RunConfig
 from services.trainer.versions.model_card import write_artifact
 from services.trainer.worker.bootstrap import begin, ended
-from services.trainer.worker.launcher import FAILED, GATE, NO_MEMORY, NO_ROOM, WHY, pause_at
+from services.trainer.worker.launcher import pause_at
 from services.trainer.worker.restart_policy import MORE
 
 log = structlog.get_logger(__name__)
@@ -53,12 +53,12 @@ def do(work: Work) -> None:
     # They are of no more use; a kill may have come between the adapter and their removal.
     shutil.rmtree(work.folder / CHECKPOINTS, ignore_errors=True)
     pause_at("trained")
-    if not (work.folder / GATE).exists():
+    if not (work.folder / GATE_RESULT).exists():
         from services.trainer.gate.stage import examine  # noqa: PLC0415 - as above
 
         report = examine(work)
         write_artifact(work.folder, work.config, snapshot.read_ref(work.folder), report)
-        write_whole(work.folder / GATE, report.model_dump_json(indent=1, exclude_none=True).encode())
+        write_whole(work.folder / GATE_RESULT, report.model_dump_json(indent=1, exclude_none=True).encode())
 
 
 def take_snapshot(work: Work) -> None:
@@ -112,7 +112,7 @@ def ending(folder: Path, config: RunConfig, done: Callable[[], None]) -> int:
         if not disk_space.is_full(error):
             raise
         log.error("disk_full", error=str(error), freed=disk_space.make_room(folder))  # noqa: TRY400 - no bug of ours
-        return NO_ROOM
+        return ExitCode.DISK_FULL
 
 
 def out_of_memory(folder: Path, batch_size: int, error: Exception) -> int:
@@ -121,10 +121,10 @@ def out_of_memory(folder: Path, batch_size: int, error: Exception) -> int:
     after = micro_batch.halve(folder, batch_size) if training else None
     log.warning("out_of_memory", error=str(error), micro_batch=after)
     if after is not None:
-        return NO_MEMORY
+        return ExitCode.OUT_OF_MEMORY
     doing = "training with one row at a time" if training else "this is no step of training"
-    write_whole(folder / WHY, f"memory did not suffice ({doing}): {MORE}".encode())
-    return FAILED
+    write_whole(folder / FAILURE_REASON, f"memory did not suffice ({doing}): {MORE}".encode())
+    return ExitCode.FAILED
 
 
 if __name__ == "__main__":

@@ -19,26 +19,28 @@ import structlog
 from services.trainer.dataset import snapshot
 from services.trainer.files import write_whole
 from services.trainer.run import disk_space, micro_batch, run_table
-from services.trainer.run.checkpoint_manifest import CHECKPOINTS, newest_step
+from services.trainer.run.checkpoint_manifest import newest_step
+from services.trainer.run.folder import (
+    ADAPTER,
+    ATTEMPTS,
+    CHECKPOINTS,
+    CONFIG,
+    FAILURE_REASON,
+    GATE_RESULT,
+    ExitCode,
+)
 from services.trainer.run.run_table import Run
 from services.trainer.worker import restart_policy
-from services.trainer.worker.launcher import (
-    ADAPTER,
-    CONFIG,
-    FAILED,
-    GATE,
-    NO_MEMORY,
-    NO_ROOM,
-    STOPPED,
-    WHY,
-    stop,
-)
+from services.trainer.worker.launcher import stop
 from services.trainer.worker.restart_policy import Attempts, End
 from shared.ports import Clock
 
-ATTEMPTS = "attempts.json"
 TRAINING = "training"
-ENDS: Final[dict[int, End]] = {STOPPED: "stopped", NO_MEMORY: "memory", NO_ROOM: "disk"}
+ENDS: Final[dict[int, End]] = {
+    ExitCode.STOPPED: "stopped",
+    ExitCode.OUT_OF_MEMORY: "memory",
+    ExitCode.DISK_FULL: "disk",
+}
 log = structlog.get_logger(__name__)
 
 
@@ -71,10 +73,10 @@ class RunProcess:
         if status is None:
             return Followed()
         self.child = None
-        if status == 0 and (folder / GATE).exists():
+        if status == 0 and (folder / GATE_RESULT).exists():
             return Followed(done=True)
-        if status == FAILED and (folder / WHY).exists():
-            return Followed(failed=(folder / WHY).read_text(encoding="utf-8"))
+        if status == ExitCode.FAILED and (folder / FAILURE_REASON).exists():
+            return Followed(failed=(folder / FAILURE_REASON).read_text(encoding="utf-8"))
         return self._ended(run, folder, ENDS.get(status, "killed" if status < 0 else "error"), status)
 
     def stop(self) -> None:
@@ -93,7 +95,7 @@ class RunProcess:
                 log.warning("attempt_not_noted", error=str(error))
 
     def _begin(self, run: Run, folder: Path) -> Followed:
-        if (folder / GATE).exists():
+        if (folder / GATE_RESULT).exists():
             return Followed(done=True)
         if self.clock.now_ms() < self.not_before_ms:
             return Followed()

@@ -1,0 +1,92 @@
+"""Files in a run's folder, and the exit codes of the process that works there.
+
+Every run has the folder `DATA_DIR/trainer/<line>/runs/<run_id>`:
+
+| name | content | written by |
+| --- | --- | --- |
+| `config.json` | the run's `RunConfig` | supervisor, before it starts the process |
+| `run.log` | output of the process (text) | the process |
+| `attempts.json` | how often the process ended early, and where | supervisor |
+| `train.parquet`, `heldout.parquet` | rows that train, rows that evaluate (text) | snapshot |
+| `snapshot.json` | digest, sizes, quarantined rows; written last, so it marks the snapshot as complete | snapshot |
+| `data-card.json`, `data-card.md` | statistics of the snapshot | snapshot, training |
+| `dtype.json` | data type of the run's computations | training |
+| `environments.json` | software and hardware that the run trained on | training |
+| `micro-batch.json` | rows per forward pass, if memory did not suffice for a whole batch | supervisor, the process |
+| `checkpoints/` | training state (text: random states and optimiser moments of what was trained) | training |
+| `tensorboard/` | training curves | training |
+| `evidence.json` | diagnostics of a loss that became NaN or infinite, with row names | training |
+| `adapter/` | trained weights; renamed into place when complete (text) | training |
+| `gate_answers.jsonl` | answers of both versions to held-out questions (text) | gate |
+| `gate_report.json`, `gate_report.html` | full gate report with examples (text) | gate |
+| `artifact/` | what is published: weights, model card, lineage | pipeline |
+| `gate.json` | the `GateReport` that is published; written last, so it marks the run as complete | pipeline |
+| `failed.txt` | why the run failed and must not be retried | the process |
+
+A name that starts with a dot is a file or folder that is not complete. A process that reproduces a version works in a
+folder of the same layout, with the version's own artifact in `original/` and the result in `compared.json`.
+
+Files marked "text" can contain or encode users' text. When an erasure affects a run, only the files in `WITHOUT_TEXT`
+and the redacted snapshot stay (`erasure/redact_run.py`).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+from services.trainer.base.dtype import FILE as DTYPE
+from services.trainer.dataset.data_card import CARD, PAGE
+from services.trainer.dataset.snapshot import MARK
+
+CONFIG: Final = "config.json"
+RUN_LOG: Final = "run.log"
+ATTEMPTS: Final = "attempts.json"
+ENVIRONMENTS: Final = "environments.json"
+MICRO_BATCH: Final = "micro-batch.json"
+CHECKPOINTS: Final = "checkpoints"
+TENSORBOARD: Final = "tensorboard"
+NAN_REPORT: Final = "evidence.json"
+ADAPTER: Final = "adapter"
+GATE_ANSWERS: Final = "gate_answers.jsonl"
+GATE_REPORT: Final = "gate_report.json"
+GATE_REPORT_PAGE: Final = "gate_report.html"
+ARTIFACT: Final = "artifact"
+GATE_RESULT: Final = "gate.json"
+FAILURE_REASON: Final = "failed.txt"
+
+ORIGINAL: Final = "original"
+COMPARISON: Final = "compared.json"
+REPRODUCE_LOG: Final = "reproduce.log"
+
+GATE_TEXTS: Final = (GATE_ANSWERS, GATE_REPORT, GATE_REPORT_PAGE)
+"""Files with questions and corrections of held-out users, and the answers of both versions."""
+WITHOUT_TEXT: Final = frozenset(
+    {
+        CONFIG,
+        MARK,
+        GATE_RESULT,
+        FAILURE_REASON,
+        CARD,
+        PAGE,
+        ENVIRONMENTS,
+        TENSORBOARD,
+        MICRO_BATCH,
+        DTYPE,
+    }
+)
+"""Files that hold only names and numbers, so an erasure leaves them."""
+
+
+class ExitCode(IntEnum):
+    """Exit codes of a process that trains. Any other code is an unexpected error; a negative one is a signal."""
+
+    DONE = 0
+    FAILED = 3
+    """The run must not be retried; `failed.txt` gives the reason."""
+    OUT_OF_MEMORY = 4
+    """Memory did not suffice; the next start uses a smaller micro-batch."""
+    DISK_FULL = 5
+    """The disk is full; what the run can do without has been deleted."""
+    STOPPED = 143
+    """Stopped by SIGTERM; the next start resumes the run."""
