@@ -13,7 +13,7 @@ from services.trainer.dataset import batch_table
 from services.trainer.erasure import requests
 from services.trainer.versions.publish import SERVICE
 from shared.commands import COMMAND, Command
-from shared.dead_letters import DeadLetterRate, dead_letter
+from shared.dead_letters import DeadLetterRate, make_dead_letter
 from shared.errors import DeadLetterFlood, LoopwrightError, Rejected
 from shared.events import Batch, ErasureReport, parse_union
 from shared.ports import LogReader, Publisher
@@ -52,7 +52,7 @@ class Intake:
         for record in records:
             told = self._read(record)
             self._unkept += [] if told is None else [told]
-            self.rate.processed(1)
+            self.rate.add_processed(1)
         if not records and not self._unkept:
             return False
         with self.db:
@@ -87,11 +87,11 @@ class Intake:
             return None
 
     def _bury(self, record: Record, error: LoopwrightError) -> None:
-        letter = dead_letter(DEAD_LETTERS.name, record, error, SERVICE, MAX_MESSAGE_BYTES)
+        letter = make_dead_letter(DEAD_LETTERS.name, record, error, SERVICE, MAX_MESSAGE_BYTES)
         self.publisher.publish(letter).result(ACK_S)
         DEAD_LETTERED.labels(SERVICE, error.code).inc()
         log.warning("dead_letter", topic=record.topic, partition=record.partition, offset=record.offset)
-        if self.rate.died():
+        if self.rate.add_dead_letter():
             raise DeadLetterFlood(
                 f"too many records of {record.topic} cannot be read: see {DEAD_LETTERS.name}"
             )

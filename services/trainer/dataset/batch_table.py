@@ -14,19 +14,6 @@ from dataclasses import dataclass, field
 from shared.events import Batch, ExampleRevision, to_ms
 from shared.ports import Position
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS positions (topic TEXT, partition INTEGER, next INTEGER, PRIMARY KEY (topic, partition));
-CREATE TABLE IF NOT EXISTS batches (
-    batch_id TEXT PRIMARY KEY, partition INTEGER, number INTEGER, rewrite INTEGER, cut_ms INTEGER);
-CREATE TABLE IF NOT EXISTS rows (
-    batch_id TEXT, response_id TEXT, revision INTEGER, op TEXT, example BLOB,
-    PRIMARY KEY (batch_id, response_id, revision));
-CREATE INDEX IF NOT EXISTS rows_by_response ON rows (response_id, revision);
-CREATE TABLE IF NOT EXISTS releases (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, response_id TEXT NOT NULL, event_id TEXT NOT NULL, passes TEXT NOT NULL,
-    UNIQUE (response_id, event_id, passes));
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Example:

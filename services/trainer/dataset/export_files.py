@@ -21,10 +21,9 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from services.trainer.dataset.erasure_target import Stands, Target
 from services.trainer.dataset.filters import Row, reasons
 from services.trainer.dataset.trl_records import Export, Format, Record
-from services.trainer.erasure.redact_run import Stands
-from services.trainer.erasure.requests import Target
 from services.trainer.files import remove, sync_folder, write_whole
 
 MARK, SOURCES = "export.json", "sources.parquet"

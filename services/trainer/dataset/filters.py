@@ -20,12 +20,12 @@ from services.trainer.dataset.objectives import (
     HELD_RATING,
     LIKED,
     OBJECTIVE_OF,
+    TRUNCATING_FINISH_REASONS,
     Objective,
     appended,
 )
 from services.trainer.dataset.pii import personal_in, secret_in
 from services.trainer.dataset.similarity import normalised
-from services.trainer.training.truncated_answers import STOPPED
 from shared.events import ExampleRevision, Over, Signal, Under
 
 MAX_ANSWER_CHARS: Final = 4000
@@ -242,7 +242,10 @@ def _text(revision: ExampleRevision, which: str | int) -> str:
 
 
 def _stopped(revision: ExampleRevision, which: str | int) -> bool:
-    return any(choice.index == which and choice.finish_reason in STOPPED for choice in revision.choices)
+    return any(
+        choice.index == which and choice.finish_reason in TRUNCATING_FINISH_REASONS
+        for choice in revision.choices
+    )
 
 
 def row_of(example: Example, signal: Signal, *, original: str, answer: str) -> Row:

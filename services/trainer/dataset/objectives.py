@@ -25,6 +25,9 @@ OBJECTIVE_OF: Final[dict[str, Objective]] = {
 }
 LIKED: Final[dict[str | int, bool]] = {"up": True, "down": False, 5: True, 4: True, 2: False, 1: False}
 
+TRUNCATING_FINISH_REASONS: Final = frozenset({"length", "content_filter", "cancelled"})
+"""Values of `finish_reason` of an answer that the model did not end itself."""
+
 HELD_COMMENT: Final = (
     "comment: says what to change and not what to answer; held (comment_mode: append would train on it)"
 )

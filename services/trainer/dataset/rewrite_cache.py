@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from services.trainer.dataset.erasure_target import Target
 from services.trainer.dataset.filters import Held, Row, fault_of
-from services.trainer.erasure.requests import Target
 from services.trainer.files import write_whole
 from shared.events import canonical_json, sha256
 

@@ -7,39 +7,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
 
-from services.trainer.dataset.filters import Row
+from services.trainer.dataset.erasure_target import Target
 from shared.events import ErasureReport
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS erasures (
-    request_id TEXT PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL, response_id TEXT, event_id TEXT,
-    partitions INTEGER NOT NULL, reported INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS erasure_parts (request_id TEXT, partition INTEGER, PRIMARY KEY (request_id, partition));
-CREATE TABLE IF NOT EXISTS erasure_batches (
-    request_id TEXT, batch_id TEXT, rewrite INTEGER NOT NULL, PRIMARY KEY (request_id, batch_id));
-CREATE TABLE IF NOT EXISTS erasure_runs (
-    request_id TEXT, run_id TEXT, trained INTEGER NOT NULL, PRIMARY KEY (request_id, run_id));
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a request takes away: all of `subject`, or (`retraction`) one event."""
-
-    request_id: str
-    kind: Literal["erasure", "retraction"]
-    subject: str
-    response_id: str | None = None
-    event_id: str | None = None
-
-    def means(self, row: Row, *, asker_known: bool = True) -> bool:
-        """Whether the row is of that subject, or that event. Where it is not known who asked, it may be."""
-        if self.kind == "retraction":
-            return (row.response_id, row.event_id) == (self.response_id, self.event_id)
-        return self.subject in (row.user_id, row.asked_by) or not asker_known
 
 
 def keep(db: sqlite3.Connection, report: ErasureReport, line: str) -> None:
