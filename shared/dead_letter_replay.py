@@ -11,15 +11,15 @@ import re
 from dataclasses import dataclass
 from typing import Final, Self
 
-from shared.dead_letters import Origin, origin_of
+from shared.dead_letters import DeadLetterOrigin, parse_origin
 from shared.errors import Malformed
 from shared.records import Headers, Output, Record
 
 REPLAYED_FROM: Final = "replayed_from"
 REPLAY_ID: Final = "replay_id"
 REPLAY_COUNT: Final = "replay_count"
-MARKS: Final = frozenset({REPLAYED_FROM, REPLAY_ID, REPLAY_COUNT})
-_WHY: Final = frozenset(
+REPLAY_HEADERS: Final = frozenset({REPLAYED_FROM, REPLAY_ID, REPLAY_COUNT})
+_CAUSE_HEADERS: Final = frozenset(
     {
         "dl_topic",
         "dl_partition",
@@ -31,11 +31,11 @@ _WHY: Final = frozenset(
         "dl_omitted",
     }
 )
-PLACE_PATTERN: Final = r"^[0-9]{1,6}-[0-9]{1,18}$"
+POSITION_PATTERN: Final = r"^[0-9]{1,6}-[0-9]{1,18}$"
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
+class DeadLetterPosition:
     """Where a dead letter lies in its topic; as text `<partition>-<offset>`."""
 
     partition: int
@@ -45,9 +45,9 @@ class Place:
         return f"{self.partition}-{self.offset}"
 
     @classmethod
-    def of(cls, text: str) -> Self:
+    def parse(cls, text: str) -> Self:
         """Raises `Malformed`."""
-        if re.fullmatch(PLACE_PATTERN, text) is None:
+        if re.fullmatch(POSITION_PATTERN, text) is None:
             raise Malformed(
                 f"{text[:64]!r} is not the position of a dead letter: these look like 3-1042 (partition-offset)"
             )
@@ -56,7 +56,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """One dead letter. `key`, `value` and `headers` are those of the record that died; `headers` without the marks of
     an earlier replay.
 
@@ -64,55 +64,55 @@ class Letter:
     it was too large to keep, and had so many bytes.
     """
 
-    place: Place
-    at_ms: int
-    origin: Origin
+    position: DeadLetterPosition
+    appended_ms: int
+    origin: DeadLetterOrigin
     key: bytes | None
     value: bytes | None
     headers: Headers
-    partition: int | None = None
-    offset: int | None = None
-    timestamp: int | None = None
-    omitted: int | None = None
+    origin_partition: int | None = None
+    origin_offset: int | None = None
+    origin_timestamp_ms: int | None = None
+    omitted_bytes: int | None = None
     replayed_from: str | None = None
     replay_id: str | None = None
     replay_count: int = 0
 
 
-def letter_of(record: Record) -> Letter:
+def parse_dead_letter(record: Record) -> DeadLetter:
     """Reads a record of the dead letters, whatever it says."""
     own, why = _split(record.headers)
-    marks = {name: value.decode("utf-8", "replace") for name, value in own if name in MARKS}
-    return Letter(
-        place=Place(record.partition, record.offset),
-        at_ms=record.timestamp,
-        origin=origin_of(record),
+    marks = {name: value.decode("utf-8", "replace") for name, value in own if name in REPLAY_HEADERS}
+    return DeadLetter(
+        position=DeadLetterPosition(record.partition, record.offset),
+        appended_ms=record.timestamp,
+        origin=parse_origin(record),
         key=record.key,
         value=record.value,
-        headers=tuple(header for header in own if header[0] not in MARKS),
-        partition=_number(why.get("dl_partition")),
-        offset=_number(why.get("dl_offset")),
-        timestamp=_number(why.get("dl_timestamp")),
-        omitted=_number(why.get("dl_omitted")),
+        headers=tuple(header for header in own if header[0] not in REPLAY_HEADERS),
+        origin_partition=_number(why.get("dl_partition")),
+        origin_offset=_number(why.get("dl_offset")),
+        origin_timestamp_ms=_number(why.get("dl_timestamp")),
+        omitted_bytes=_number(why.get("dl_omitted")),
         replayed_from=marks.get(REPLAYED_FROM),
         replay_id=marks.get(REPLAY_ID),
         replay_count=_number(marks.get(REPLAY_COUNT, "").encode()) or 0,
     )
 
 
-def sent_again(letter: Letter, command_id: str) -> Output:
+def make_replay_record(letter: DeadLetter, command_id: str) -> Output:
     """The record that died, as it goes back: to its own topic and partition, with its own key, bytes and headers."""
     marks = (
-        (REPLAYED_FROM, str(letter.place).encode()),
+        (REPLAYED_FROM, str(letter.position).encode()),
         (REPLAY_ID, command_id.encode()),
         (REPLAY_COUNT, str(letter.replay_count + 1).encode()),
     )
     return Output(
-        letter.origin.topic, letter.key, letter.value, (*letter.headers, *marks), partition=letter.partition
+        letter.origin.topic, letter.key, letter.value, (*letter.headers, *marks), partition=letter.origin_partition
     )
 
 
-def mark_of(headers: Headers) -> tuple[str, str] | None:
+def parse_replay_mark(headers: Headers) -> tuple[str, str] | None:
     """(command id, place of the dead letter) of a record that a replay has sent; None for any other."""
     said = dict(headers)
     if REPLAY_ID not in said or REPLAYED_FROM not in said:
@@ -127,7 +127,7 @@ def _split(headers: Headers) -> tuple[Headers, dict[str, bytes]]:
     """
     why: dict[str, bytes] = {}
     end = len(headers)
-    while end > 0 and headers[end - 1][0] in _WHY - why.keys():
+    while end > 0 and headers[end - 1][0] in _CAUSE_HEADERS - why.keys():
         end -= 1
         why[headers[end][0]] = headers[end][1]
     return headers[:end], why

@@ -9,8 +9,8 @@ from itertools import chain
 from shared.errors import LoopwrightError
 from shared.records import Output, Record
 
-MESSAGE_CHARACTERS = 1_000
-HEADER_BYTES = 4_096
+MAX_MESSAGE_CHARACTERS = 1_000
+ADDED_HEADER_BYTES = 4_096
 """Room that the headers added here take at most."""
 
 
@@ -19,13 +19,13 @@ def error_class(error: BaseException) -> str:
     return error.code if isinstance(error, LoopwrightError) else type(error).__name__
 
 
-def dead_letter(topic: str, record: Record, error: BaseException, service: str, max_bytes: int) -> Output:
+def make_dead_letter(topic: str, record: Record, error: BaseException, service: str, max_bytes: int) -> Output:
     """`record` as it goes to the dead letters: its own key, bytes and headers, and why.
 
     A record that would be larger than `max_bytes` so goes without its bytes and headers; `dl_omitted` then
     says how many there were. They stay at the topic, partition and offset named, while retention keeps them.
     """
-    message = (str(error) or repr(error))[:MESSAGE_CHARACTERS]
+    message = (str(error) or repr(error))[:MAX_MESSAGE_CHARACTERS]
     why = (
         ("dl_topic", record.topic.encode()),
         ("dl_partition", str(record.partition).encode()),
@@ -35,27 +35,27 @@ def dead_letter(topic: str, record: Record, error: BaseException, service: str, 
         ("dl_message", message.encode("utf-8", "backslashreplace")),
         ("dl_service", service.encode()),
     )
-    size = record_bytes(record.key, record.value, record.headers)
-    if size + HEADER_BYTES <= max_bytes:
+    size = record_size(record.key, record.value, record.headers)
+    if size + ADDED_HEADER_BYTES <= max_bytes:
         return Output(topic, record.key, record.value, (*record.headers, *why))
-    key = record.key if len(record.key or b"") + HEADER_BYTES <= max_bytes else None
+    key = record.key if len(record.key or b"") + ADDED_HEADER_BYTES <= max_bytes else None
     return Output(topic, key, None, (*why, ("dl_omitted", str(size).encode())))
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class DeadLetterOrigin:
     """Where a dead letter came from, and why it could not be processed. `code`: the class of the error."""
 
     topic: str
-    code: str
+    error_class: str
     message: str
     service: str = ""
 
 
-def origin_of(record: Record) -> Origin:
+def parse_origin(record: Record) -> DeadLetterOrigin:
     """Empty words where a header is missing: a dead letter is counted whatever it says."""
     said = {name: value.decode("utf-8", "replace") for name, value in record.headers}
-    return Origin(
+    return DeadLetterOrigin(
         said.get("dl_topic", ""),
         said.get("dl_class", ""),
         said.get("dl_message", ""),
@@ -63,7 +63,7 @@ def origin_of(record: Record) -> Origin:
     )
 
 
-def record_bytes(key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...]) -> int:
+def record_size(key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...]) -> int:
     """The size of a record's contents."""
     size = len(key or b"") + len(value or b"")
     return size + sum(map(len, chain.from_iterable(headers))) if headers else size
@@ -78,9 +78,9 @@ class DeadLetterLimit:
     """
 
     window: int = 1_000
-    share: float = 0.1
-    at_least: int = 100
-    more_than: int = 20
+    max_share: float = 0.1
+    min_records: int = 100
+    max_count: int = 20
 
 
 class DeadLetterRate:
@@ -91,11 +91,11 @@ class DeadLetterRate:
         self._seen = 0
         self._dead: deque[int] = deque()
 
-    def processed(self, records: int) -> None:
+    def add_processed(self, records: int) -> None:
         """So many more were seen, dead ones among them."""
         self._seen += records
 
-    def died(self, ahead: int = 0) -> bool:
+    def add_dead_letter(self, ahead: int = 0) -> bool:
         """One more is dead: the record `ahead` places after those `processed`. True if that is too many."""
         at = self._seen + ahead
         dead = self._dead
@@ -104,12 +104,12 @@ class DeadLetterRate:
             dead.popleft()
         seen = min(at + 1, self._limit.window)
         limit = self._limit
-        return seen >= limit.at_least and len(dead) > limit.more_than and len(dead) > limit.share * seen
+        return seen >= limit.min_records and len(dead) > limit.max_count and len(dead) > limit.max_share * seen
 
-    def mark(self) -> tuple[int, tuple[int, ...]]:
+    def save(self) -> tuple[int, tuple[int, ...]]:
         """A state to return to."""
         return self._seen, tuple(self._dead)
 
-    def back_to(self, mark: tuple[int, tuple[int, ...]]) -> None:
+    def roll_back(self, mark: tuple[int, tuple[int, ...]]) -> None:
         """As it was at `mark`: what an aborted transaction counted did not happen."""
         self._seen, self._dead = mark[0], deque(mark[1])

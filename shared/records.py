@@ -55,7 +55,7 @@ class Output:
     partition: int | None = None
 
     @classmethod
-    def beside(
+    def to_same_partition_as(
         cls,
         source: InPartition,
         topic: str,

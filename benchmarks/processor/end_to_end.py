@@ -20,7 +20,7 @@ from benchmarks.processor.kafka_client import APPEND, Sent, WrongResult, value_o
 from benchmarks.processor.onestage import WARM_UP
 from benchmarks.processor.votes import SPREAD
 from deploy.local.ports import choose
-from shared.cloudevents import Seal
+from shared.cloudevents import CloudEventFactory
 from shared.events import ChatResponse, Correction
 from shared.stream.offsets import Positions
 from shared.stream.state_store import POSITIONS_KEY
@@ -48,8 +48,8 @@ USED = (
 )  # fmt: skip
 AT = "2026-01-01T12:00:00Z"
 RESPONSES, CORRECTIONS = (
-    Seal(CHAT_RESPONSES, ChatResponse, "bench"),
-    Seal(FEEDBACK_EVENTS, Correction, "bench"),
+    CloudEventFactory(CHAT_RESPONSES, ChatResponse, "bench"),
+    CloudEventFactory(FEEDBACK_EVENTS, Correction, "bench"),
 )
 
 
@@ -124,7 +124,7 @@ def _response_id(i: int) -> str:
     return f"r-{i * SPREAD % 2**64:016x}"
 
 
-def _headers(seal: Seal, i: int) -> tuple[tuple[str, bytes], ...]:
+def _headers(seal: CloudEventFactory, i: int) -> tuple[tuple[str, bytes], ...]:
     trace = f"00-{i * SPREAD % 2**64:016x}{i:016x}-{i * SPREAD % 2**64:016x}-01"
     return seal(b"", None, f"{i:x}", AT, None, trace).headers
 

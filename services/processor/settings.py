@@ -7,7 +7,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.processor.core.batches import BatchLimits
 from shared.settings import Settings
-from shared.stream.state_store import CACHE_MB, StoreKind
+from shared.stream.state_store import DEFAULT_CACHE_MB, StoreKind
 from shared.topics import BATCH_BYTES
 
 
@@ -27,7 +27,7 @@ class ProcessorSettings(Settings):
         description="where its state lies: under DATA_DIR, or in memory and read from Kafka at each start",
     )
     store_cache_mb: int = Field(
-        CACHE_MB,
+        DEFAULT_CACHE_MB,
         ge=8,
         le=65_536,
         description="what the rocksdb stores keep of what they read, all partitions together",

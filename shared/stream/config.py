@@ -16,7 +16,7 @@ ClientSettings = dict[str, Any]
 
 PREFETCH_KB = 16_384
 REREAD_PREFETCH_KB = 4_096
-REFUSED = ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED")
+AUTHORIZATION_ERRORS = ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED")
 """Errors of a reader that may not read: no waiting mends them."""
 
 
@@ -60,7 +60,7 @@ class EngineConfig:
     max_record_bytes: int = 1_000_000
     """Of an output with its key and headers, or a state with its key. Below the topics' `max.message.bytes`."""
     dead_letter_limit: DeadLetterLimit = field(default_factory=DeadLetterLimit)
-    failed_ticks: int = 10
+    max_failed_ticks: int = 10
     """So many ticks of one partition raising in a row halt the engine."""
     client: Mapping[str, Any] = field(default_factory=dict)
     """Settings for every client, such as SASL. They may not replace what exactly-once rests on."""
@@ -73,7 +73,7 @@ class EngineConfig:
                 f"{self.application}: transaction_timeout ({self.transaction_timeout} s) must be below "
                 f"session_timeout ({self.session_timeout} s)."
             )
-        taken = sorted(_FIXED & set(self.client))
+        taken = sorted(_RESERVED_SETTINGS & set(self.client))
         if taken:
             raise Misconfigured(f"{self.application}: these client settings are the engine's: {taken}.")
 
@@ -110,30 +110,30 @@ class EngineConfig:
             "fetch.error.backoff.ms": 100,
         }
 
-    def consumer(self) -> ClientSettings:
+    def consumer_settings(self) -> ClientSettings:
         """The member of the group that reads the inputs."""
         return self._reader() | {
             "partition.assignment.strategy": "range",
             "heartbeat.interval.ms": max(100, round(self.session_timeout * 1000 / 6)),
         }
 
-    def restorer(self) -> ClientSettings:
+    def restorer_settings(self) -> ClientSettings:
         """Reads the changelog; assigned by hand, so it is no member of the group and commits nothing."""
         return self._reader()
 
-    def rereader(self) -> ClientSettings:
+    def rereader_settings(self) -> ClientSettings:
         """Reads outputs again, for the steps that asked; assigned by hand like the restorer."""
         return self._reader() | {"queued.max.messages.kbytes": REREAD_PREFETCH_KB}
 
-    def watermarks(self) -> ClientSettings:
+    def watermark_settings(self) -> ClientSettings:
         """Asks for high watermarks: a read_committed client is told the last stable offset instead."""
         return self._reader() | {"isolation.level": "read_uncommitted"}
 
-    def admin(self) -> ClientSettings:
+    def admin_settings(self) -> ClientSettings:
         """Asks what the changelog is like."""
         return self._common()
 
-    def producer(self) -> ClientSettings:
+    def producer_settings(self) -> ClientSettings:
         """The one transactional writer of this process."""
         return self._common() | {
             "transactional.id": self.transactional_id,
@@ -150,7 +150,7 @@ class EngineConfig:
         }
 
 
-_FIXED = frozenset(
+_RESERVED_SETTINGS = frozenset(
     {
         "acks", "auto.offset.reset", "bootstrap.servers", "enable.auto.commit", "enable.auto.offset.store",
         "enable.idempotence", "enable.partition.eof", "group.id", "isolation.level",

@@ -13,7 +13,7 @@ must act; failed: `run` has raised; stopped: `run` has returned."""
 
 
 @dataclass(frozen=True, slots=True)
-class PartitionView:
+class PartitionStatus:
     """One owned partition, as of the last half second."""
 
     partition: int
@@ -35,33 +35,33 @@ class PartitionView:
     """The next offset per output topic that the step is being shown again."""
 
 
-class View:
+class EngineStatus:
     """Written by the engine's thread, read by any."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._state: EngineState = "starting"
         self._reason = ""
-        self._partitions: tuple[PartitionView, ...] = ()
+        self._partitions: tuple[PartitionStatus, ...] = ()
 
-    def say(self, state: EngineState, reason: str = "") -> bool:
+    def set_state(self, state: EngineState, reason: str = "") -> bool:
         """Whether that is news."""
         with self._lock:
             news = state != self._state or reason != self._reason
             self._state, self._reason = state, reason
         return news
 
-    def show(self, partitions: tuple[PartitionView, ...]) -> None:
+    def set_partitions(self, partitions: tuple[PartitionStatus, ...]) -> None:
         """Replaces what was shown of the partitions."""
         with self._lock:
             self._partitions = partitions
 
-    def status(self) -> tuple[EngineState, str]:
+    def state(self) -> tuple[EngineState, str]:
         """State and reason, as they belong together."""
         with self._lock:
             return self._state, self._reason
 
-    def partitions(self) -> tuple[PartitionView, ...]:
+    def partitions(self) -> tuple[PartitionStatus, ...]:
         """What was last shown."""
         with self._lock:
             return self._partitions

@@ -25,16 +25,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from shared.errors import Fatal
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
-from shared.stream.rocksdb_store import RocksStores
-from shared.stream.slice_runner import Commit
-from shared.stream.state_store import CACHE_MB, MemoryStore, StoreKind
+from shared.stream.rocksdb_store import RocksDBStoreFactory
+from shared.stream.slice_runner import CommitStats
+from shared.stream.state_store import DEFAULT_CACHE_MB, MemoryStore, StoreKind
 from shared.stream.step import RereadingStep, Step
 from shared.telemetry import DEAD_LETTERED, ENGINE_ABORTS, ENGINE_COMMITS, ENGINE_RECORDS
 
 log = structlog.get_logger(__name__)
 
 
-class EngineHost(Service):
+class EngineService(Service):
     """Runs an engine in a thread of its own for as long as the worker lives. A failed engine ends the worker."""
 
     def __init__(self, engine: Engine, **options: Any) -> None:
@@ -78,7 +78,7 @@ class EngineApp(faust.App):
 
     BootStrategy = _NoKafka
     engine: Engine
-    details: dict[str, Callable[[], str]]
+    readiness_details: dict[str, Callable[[], str]]
     """More to tell in `/readyz`, by name. Only the engine decides whether the process is ready."""
 
     async def on_first_start(self) -> None:
@@ -93,7 +93,7 @@ def host_engine(
     port: int,
     data_dir: Path,
     store: StoreKind = "rocksdb",
-    store_cache_mb: int = CACHE_MB,
+    store_cache_mb: int = DEFAULT_CACHE_MB,
 ) -> EngineApp:
     """A Faust application around an engine, with `/livez`, `/readyz`, `/metrics` and `/partitions`.
 
@@ -105,7 +105,7 @@ def host_engine(
     engine = Engine(
         config,
         step,
-        open_store=MemoryStore if store == "memory" else RocksStores(folder, store_cache_mb),
+        open_store=MemoryStore if store == "memory" else RocksDBStoreFactory(folder, store_cache_mb),
         on_commit=lambda commit: _count_commit(name, commit),
         on_abort=lambda _: ENGINE_ABORTS.labels(name).inc(),
     )
@@ -122,9 +122,9 @@ def host_engine(
         worker_redirect_stdouts=False,
     )
 
-    app.engine, app.details = engine, {}
+    app.engine, app.readiness_details = engine, {}
 
-    class Host(EngineHost):
+    class Host(EngineService):
         """Faust wants a class that it can construct without the engine."""
 
         def __init__(self, **options: Any) -> None:
@@ -135,7 +135,7 @@ def host_engine(
     return app
 
 
-def _count_commit(application: str, commit: Commit) -> None:
+def _count_commit(application: str, commit: CommitStats) -> None:
     ENGINE_COMMITS.labels(application).inc()
     ENGINE_RECORDS.labels(application).inc(commit.records)
     for code in commit.dead:
@@ -151,7 +151,7 @@ def _add_views(app: EngineApp, engine: Engine) -> None:
     async def readyz(view: View, _: Request) -> Response:
         detail = f"{engine.state}: {engine.reason}" if engine.reason else engine.state
         checks = {"engine": f"ok: {detail}" if engine.ready else detail}
-        checks |= {name: says() for name, says in app.details.items()}
+        checks |= {name: says() for name, says in app.readiness_details.items()}
         return view.json({"ready": engine.ready, "checks": checks}, status=200 if engine.ready else 503)
 
     @app.page("/metrics")

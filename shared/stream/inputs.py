@@ -9,22 +9,22 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from shared.errors import Fatal, Misconfigured, NotYet
 from shared.records import Headers, Record
-from shared.stream.config import REFUSED, EngineConfig
+from shared.stream.config import AUTHORIZATION_ERRORS, EngineConfig
 from shared.stream.partition import OwnedPartition
 
-METADATA_S = 2.0
+METADATA_TIMEOUT_S = 2.0
 
 
-class NotThere(NotYet):
+class TopicMissing(NotYet):
     """A topic that the engine needs does not exist yet."""
 
     code = "no_topic"
 
 
-class Inputs:
+class InputConsumer:
     """A member of the group.
 
-    Rebalances happen inside `read` and `close` only, and are left in `assigned` and `revoked` for the engine to act
+    Rebalances happen inside `read` and `close` only, and are left in `assigned` and `revoke_reason` for the engine to act
     on; until `begin` nothing is read of what was assigned. A revocation that comes while a transaction is being
     committed waits for that, as only a member of the group may commit positions.
     """
@@ -33,13 +33,13 @@ class Inputs:
         self._config = config
         self.assigned: list[int] | None = None
         """Partitions just assigned, not yet begun. The engine sets it back to None."""
-        self.revoked: str | None = None
+        self.revoke_reason: str | None = None
         """Why what was owned is owned no longer. The engine sets it back to None."""
-        self.trouble: str | None = None
+        self.last_error: str | None = None
         """What the client last complained of."""
-        self.before_handover: Callable[[], None] = lambda: None
+        self.before_revoke: Callable[[], None] = lambda: None
         """Called when partitions are revoked or lost, before the group hears that they are given up."""
-        self._consumer = Consumer(config.consumer() | {"error_cb": self._complain})
+        self._consumer = Consumer(config.consumer_settings() | {"error_cb": self._note_error})
         self._per_buffer = 0
         self._closed = False
 
@@ -48,9 +48,9 @@ class Inputs:
         config = self._config
         counts: dict[str, int] = {}
         for topic in (*config.inputs, config.changelog):
-            found = self._consumer.list_topics(topic, timeout=METADATA_S).topics[topic]
+            found = self._consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
             if found.error is not None or not found.partitions:
-                raise NotThere(f"the topic {topic} to be created")
+                raise TopicMissing(f"the topic {topic} to be created")
             counts[topic] = len(found.partitions)
         expected = config.partitions or counts[config.changelog]
         if set(counts.values()) != {expected}:
@@ -71,21 +71,21 @@ class Inputs:
             on_lost=self._on_lost,
         )
 
-    def committed(self, partitions: Sequence[int]) -> dict[int, dict[str, int]]:
+    def committed_offsets(self, partitions: Sequence[int]) -> dict[int, dict[str, int]]:
         """The group's committed positions, per partition and topic, where there are any.
 
         Waits for pending offsets of undecided transactions. Raises `KafkaException`.
         """
         asked = [TopicPartition(topic, number) for number in partitions for topic in self._config.inputs]
         found: dict[int, dict[str, int]] = {number: {} for number in partitions}
-        for each in self._consumer.committed(asked, timeout=METADATA_S):
+        for each in self._consumer.committed(asked, timeout=METADATA_TIMEOUT_S):
             if each.error is not None:
                 raise KafkaException(each.error)
             if each.offset >= 0:
                 found[each.partition][each.topic] = each.offset
         return found
 
-    def begin(self, positions: Mapping[int, Mapping[str, int]]) -> None:
+    def start_reading(self, positions: Mapping[int, Mapping[str, int]]) -> None:
         """Reads each input from its position on; where none is known, from the beginning."""
         self._consumer.assign(
             [
@@ -107,7 +107,7 @@ class Inputs:
             partition = owned.get(number)
             error = message.error()
             if error is not None:
-                self._event(error, partition, message.topic(), message.offset())
+                self._handle_error(error, partition, message.topic(), message.offset())
             elif partition is not None:
                 raw = message.headers()
                 record = Record(
@@ -119,23 +119,23 @@ class Inputs:
                     message.value(),
                     _headers(raw) if raw else (),
                 )
-                partition.merge.add(record)
+                partition.merge_buffer.add(record)
                 count += 1
         if count:
-            self.trouble = None
-            self._hold(owned)
+            self.last_error = None
+            self._pause_full(owned)
         return count
 
-    def release(self, owned: Mapping[int, OwnedPartition]) -> None:
+    def resume_drained(self, owned: Mapping[int, OwnedPartition]) -> None:
         """Reads on where a buffer was full and is half empty again."""
         for partition in owned.values():
             for topic in [
-                t for t in partition.paused if partition.merge.weight_of(t) <= self._per_buffer // 2
+                t for t in partition.paused if partition.merge_buffer.bytes_of(t) <= self._per_buffer // 2
             ]:
                 self._consumer.resume([TopicPartition(topic, partition.number)])
                 partition.paused.discard(topic)
 
-    def group(self) -> Any:
+    def group_metadata(self) -> Any:
         """The membership that a transaction commits positions under."""
         return self._consumer.consumer_group_metadata()
 
@@ -147,12 +147,12 @@ class Inputs:
         return None if found is None or found[1] < 0 else found[1]
 
     def broker_answers(self) -> bool:
-        """Asks for something small. Clears `trouble` if it comes."""
+        """Asks for something small. Clears `last_error` if it comes."""
         try:
-            self._consumer.list_topics(self._config.changelog, timeout=METADATA_S)
+            self._consumer.list_topics(self._config.changelog, timeout=METADATA_TIMEOUT_S)
         except KafkaException:
             return False
-        self.trouble = None
+        self.last_error = None
         return True
 
     def close(self) -> None:
@@ -161,35 +161,35 @@ class Inputs:
             self._closed = True
             self._consumer.close()
 
-    def _hold(self, owned: Mapping[int, OwnedPartition]) -> None:
+    def _pause_full(self, owned: Mapping[int, OwnedPartition]) -> None:
         """Stops reading an input whose buffer is full: others of its partition are behind, or the step is."""
         for partition in owned.values():
             for topic in self._config.inputs:
-                if topic not in partition.paused and partition.merge.weight_of(topic) > self._per_buffer:
+                if topic not in partition.paused and partition.merge_buffer.bytes_of(topic) > self._per_buffer:
                     self._consumer.pause([TopicPartition(topic, partition.number)])
                     partition.paused.add(topic)
 
-    def _event(
+    def _handle_error(
         self, error: KafkaError, partition: OwnedPartition | None, topic: str | None, offset: int | None
     ) -> None:
         name = error.name()
         if name == "_PARTITION_EOF":
             if partition is not None and topic is not None and offset is not None:
-                partition.reached_end(topic, offset)
+                partition.mark_end(topic, offset)
         elif name == "_AUTO_OFFSET_RESET":
             raise Fatal(
                 f"{self._config.application}: the position to read {topic} from is no longer in the log "
                 f"({error.str()}): records were deleted before they were processed. To go on without them, reset "
                 "the group's offsets of this topic to the earliest."
             )
-        elif error.fatal() or name in REFUSED:
+        elif error.fatal() or name in AUTHORIZATION_ERRORS:
             raise Fatal(f"{self._config.application}: the consumer cannot go on: {name}: {error.str()}")
         else:
-            self._complain(error)
+            self._note_error(error)
 
-    def _complain(self, error: KafkaError) -> None:
+    def _note_error(self, error: KafkaError) -> None:
         # Perhaps only one connection of several: the engine asks before it says that Kafka is away.
-        self.trouble = f"{error.name()}: {error.str()}"
+        self.last_error = f"{error.name()}: {error.str()}"
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Takes note, and has nothing read before the state is restored."""
@@ -206,12 +206,12 @@ class Inputs:
         self.assigned = sorted(topics)
 
     def _on_revoke(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
-        self.before_handover()
-        self.assigned, self.revoked = None, "handed over"
+        self.before_revoke()
+        self.assigned, self.revoke_reason = None, "handed over"
 
     def _on_lost(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
-        self.before_handover()
-        self.assigned, self.revoked = None, "lost: the group gave this member up"
+        self.before_revoke()
+        self.assigned, self.revoke_reason = None, "lost: the group gave this member up"
 
 
 def _headers(raw: Any) -> Headers:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import ctypes
 
-ARENAS = 2
+MAX_ARENAS = 2
 _M_ARENA_MAX = -8
 
 
-def few_arenas() -> bool:
+def limit_arenas() -> bool:
     """All threads of this process that begin from now on share few. Whether that was possible: not with another
     allocator than glibc's."""
     option = getattr(ctypes.CDLL(None), "mallopt", None)
-    return option is not None and bool(option(_M_ARENA_MAX, ARENAS))
+    return option is not None and bool(option(_M_ARENA_MAX, MAX_ARENAS))
 
 
-def give_back() -> bool:
+def trim_heap() -> bool:
     """Gives free memory back to the system. Whether there was any. Takes some milliseconds."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return trim is not None and bool(trim(0))

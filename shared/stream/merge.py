@@ -11,12 +11,12 @@ RECORD_OVERHEAD = 1024
 """What a buffered record is taken to weigh in bytes beside its value: key, headers, objects around them."""
 
 
-def weight(record: Record) -> int:
+def memory_bytes(record: Record) -> int:
     """Bytes of memory that a buffered record counts for."""
     return RECORD_OVERHEAD + (len(record.value) if record.value else 0)
 
 
-class Merge:
+class MergeBuffer:
     """Buffers what was read and gives it out by (append time, order of inputs, offset).
 
     An input that is empty here but not at its end in the log holds the others back: what it has yet to bring
@@ -42,14 +42,14 @@ class Merge:
         self._weights[order] += RECORD_OVERHEAD + (len(record.value) if record.value else 0)
         self._at_end[order] = False
 
-    def reached_end(self, topic: str) -> None:
+    def mark_end(self, topic: str) -> None:
         """All that the log holds of `topic` has been added."""
         self._at_end[self._order[topic]] = True
 
-    def take(self, limit: int, max_weight: int) -> list[Record]:
+    def take(self, limit: int, max_bytes: int) -> list[Record]:
         """Up to `limit` records whose turn it is; at least one if any is, however heavy."""
         taken: list[Record] = []
-        weight_left = max_weight
+        weight_left = max_bytes
         while limit > len(taken) and weight_left > 0:
             run = self._next_run()
             if run is None:
@@ -69,9 +69,9 @@ class Merge:
         for record in reversed(list(records)):
             order = self._order[record.topic]
             self._queues[order].appendleft(record)
-            self._weights[order] += weight(record)
+            self._weights[order] += memory_bytes(record)
 
-    def weight_of(self, topic: str) -> int:
+    def bytes_of(self, topic: str) -> int:
         """How heavy the buffer of one input is, in bytes."""
         return self._weights[self._order[topic]]
 
@@ -79,12 +79,12 @@ class Merge:
         """How many records wait here."""
         return sum(map(len, self._queues))
 
-    def drained(self, topic: str) -> bool:
+    def is_drained(self, topic: str) -> bool:
         """Whether `topic` is at its end in the log and nothing of it waits here."""
         order = self._order[topic]
         return self._at_end[order] and not self._queues[order]
 
-    def quiet(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether all inputs are at their end and nothing waits."""
         return all(self._at_end) and not any(self._queues)
 

@@ -17,74 +17,74 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from shared.adapters.kafka import to_record
 from shared.errors import Fatal
 from shared.records import Record
-from shared.stream.config import REFUSED, EngineConfig
-from shared.stream.merge import weight
+from shared.stream.config import AUTHORIZATION_ERRORS, EngineConfig
+from shared.stream.merge import memory_bytes
 from shared.stream.offsets import Positions
 
 log = structlog.get_logger(__name__)
 
-SLICE_RECORDS = 64
+RECORDS_PER_SLICE = 64
 """Reread records of one partition in a slice, at most."""
-WAITING_BYTES = 4 << 20
+MAX_BUFFERED_BYTES = 4 << 20
 """Reread records waiting for slices, of all partitions together; in a slice there are never more than waited."""
-CALL_RECORDS = 8
+RECORDS_PER_CALL = 8
 """Asked for at once: what one call brings comes on top of what may wait."""
-METADATA_S = 2.0
-RETRY_S = 1.0
+METADATA_TIMEOUT_S = 2.0
+RETRY_INTERVAL_S = 1.0
 
 
 @dataclass(slots=True)
-class Reading:
+class RereadCursor:
     """One output topic of one partition being read again. `position` runs to `end`, which was the high watermark."""
 
     position: int
     end: int
-    waiting: deque[Record] = field(default_factory=deque)
-    bytes: int = 0
+    buffer: deque[Record] = field(default_factory=deque)
+    buffered_bytes: int = 0
     """What waits, as buffered records are weighed."""
-    failed: int = 0
+    failed_completions: int = 0
     """How often in a row the step raised on being told that this is through."""
-    next_through: float = 0.0
+    retry_completion_at: float = 0.0
     """When to tell it, in monotonic seconds."""
 
     @property
-    def through(self) -> bool:
+    def done(self) -> bool:
         """Whether all of it has been taken."""
-        return self.position >= self.end and not self.waiting
+        return self.position >= self.end and not self.buffer
 
     @property
-    def due(self) -> bool:
+    def has_work(self) -> bool:
         """Whether a slice would take something of it."""
-        return bool(self.waiting) or self.through
+        return bool(self.buffer) or self.done
 
     def add(self, record: Record) -> None:
         """The next one read; what was appended after the end is left out."""
         self.position = record.offset + 1
         if record.offset < self.end:
-            self.waiting.append(record)
-            self.bytes += weight(record)
+            self.buffer.append(record)
+            self.buffered_bytes += memory_bytes(record)
 
     def take(self, limit: int) -> list[Record]:
         """Up to `limit` of what waits."""
-        taken = [self.waiting.popleft() for _ in range(min(limit, len(self.waiting)))]
-        self.bytes -= sum(map(weight, taken))
+        taken = [self.buffer.popleft() for _ in range(min(limit, len(self.buffer)))]
+        self.buffered_bytes -= sum(map(memory_bytes, taken))
         return taken
 
     def put_back(self, records: Iterable[Record]) -> None:
         """Undoes a `take`."""
         for record in reversed(list(records)):
-            self.waiting.appendleft(record)
-            self.bytes += weight(record)
+            self.buffer.appendleft(record)
+            self.buffered_bytes += memory_bytes(record)
 
 
 class Owned(Protocol):
     """What is asked of a partition that this process owns."""
 
     positions: Positions
-    readings: dict[str, Reading]
+    reread_cursors: dict[str, RereadCursor]
 
 
-class Rereads:
+class OutputRereader:
     """The reader behind the rereads of all owned partitions. One thread.
 
     It is no member of the group: the partitions are assigned by hand, and where each stands is committed with the
@@ -110,8 +110,8 @@ class Rereads:
         self._begin_all(owned)
         if self._consumer is None:
             return
-        while _room(owned):
-            messages = self._consumer.consume(CALL_RECORDS, 0.0)
+        while _has_capacity(owned):
+            messages = self._consumer.consume(RECORDS_PER_CALL, 0.0)
             if not messages:
                 return
             for message in messages:
@@ -130,29 +130,29 @@ class Rereads:
         try:
             for number, partition in owned.items():
                 for topic, position in partition.positions.rereads.items():
-                    if topic not in partition.readings:
-                        partition.readings[topic] = self._begin(topic, number, position)
+                    if topic not in partition.reread_cursors:
+                        partition.reread_cursors[topic] = self._begin(topic, number, position)
         except KafkaException as error:
-            self._next_begin = time.monotonic() + RETRY_S
+            self._next_begin = time.monotonic() + RETRY_INTERVAL_S
             log.warning(
                 "a reread could not begin yet",
                 application=self._config.application,
                 error=error.args[0].str(),
             )
 
-    def _begin(self, topic: str, number: int, position: int) -> Reading:
+    def _begin(self, topic: str, number: int, position: int) -> RereadCursor:
         """From `position`, or where the log begins by now, to where it ends. Raises `KafkaException`."""
         if self._marks is None:
-            self._marks = Consumer(self._config.watermarks())
+            self._marks = Consumer(self._config.watermark_settings())
         at = TopicPartition(topic, number)
-        marks: tuple[int, int] | None = self._marks.get_watermark_offsets(at, timeout=METADATA_S)
+        marks: tuple[int, int] | None = self._marks.get_watermark_offsets(at, timeout=METADATA_TIMEOUT_S)
         if marks is None:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, f"no answer for the end of {topic}"))
         low, high = marks
-        reading = Reading(max(position, low), high)
+        reading = RereadCursor(max(position, low), high)
         if reading.position < high:
             if self._consumer is None:
-                self._consumer = Consumer(self._config.rereader())
+                self._consumer = Consumer(self._config.rereader_settings())
             self._consumer.incremental_assign([TopicPartition(topic, number, reading.position)])
         log.info(
             "rereading",
@@ -170,7 +170,7 @@ class Rereads:
             self._refused(message.error(), topic)
             return
         partition = owned.get(number)
-        reading = partition.readings.get(topic) if partition is not None else None
+        reading = partition.reread_cursors.get(topic) if partition is not None else None
         if partition is None or reading is None:
             self._leave(topic, number)
             return
@@ -182,7 +182,7 @@ class Rereads:
         elif error.name() == "_AUTO_OFFSET_RESET":
             # What stood there was deleted meanwhile: begin again where the log does.
             self._leave(topic, number)
-            del partition.readings[topic]
+            del partition.reread_cursors[topic]
             return
         else:
             self._refused(error, topic)
@@ -196,17 +196,17 @@ class Rereads:
             self._consumer.incremental_unassign([TopicPartition(topic, number)])
 
     def _refused(self, error: KafkaError | None, topic: str | None) -> None:
-        if error is not None and (error.fatal() or error.name() in REFUSED):
+        if error is not None and (error.fatal() or error.name() in AUTHORIZATION_ERRORS):
             raise Fatal(
                 f"{self._config.application}: {topic} cannot be read again: {error.name()}: {error.str()}"
             )
 
 
-def _room(owned: Mapping[int, Owned]) -> bool:
+def _has_capacity(owned: Mapping[int, Owned]) -> bool:
     """Whether more may wait: no more than the next slices take, and no more than the stated bytes."""
-    count, left = 0, WAITING_BYTES
+    count, left = 0, MAX_BUFFERED_BYTES
     for partition in owned.values():
-        for reading in partition.readings.values():
-            count += len(reading.waiting)
-            left -= reading.bytes
-    return count < SLICE_RECORDS * len(owned) and left > 0
+        for reading in partition.reread_cursors.values():
+            count += len(reading.buffer)
+            left -= reading.buffered_bytes
+    return count < RECORDS_PER_SLICE * len(owned) and left > 0

@@ -28,19 +28,19 @@ from rocksdict import (
     WriteOptions,
 )
 
-from shared.stream.malloc_tuning import few_arenas, give_back
-from shared.stream.state_store import CACHE_MB, OWN, StoreFailed
+from shared.stream.malloc_tuning import limit_arenas, trim_heap
+from shared.stream.state_store import DEFAULT_CACHE_MB, ENGINE_KEY_PREFIX, StoreFailed
 
 log = structlog.get_logger(__name__)
 
-POSITION_KEY = OWN + b"store.position"
-BUFFER_BYTES = 16 << 20
-BUFFER_FILTER = 0.02
+CHANGELOG_POSITION_KEY = ENGINE_KEY_PREFIX + b"store.position"
+MIN_BUFFER_BYTES = 16 << 20
+MEMTABLE_BLOOM_RATIO = 0.02
 """A buffer's filter, as a share of its size: some ten bits for each key of a hundred bytes."""
-FLUSH_S = 60.0
-UNUSED_S = 86_400.0
+FLUSH_INTERVAL_S = 60.0
+REMOVE_UNUSED_AFTER_S = 86_400.0
 """A store that nobody opened for so long is removed: it would be rebuilt anyway, and holds what was erased since."""
-REWRITTEN_S = 86_400
+COMPACTION_PERIOD_S = 86_400
 """Every file is rewritten within this time, so that what was deleted leaves the disk too."""
 _IN_USE = ("lock hold by", "While lock file")
 _NOT_DAMAGED = (
@@ -50,7 +50,7 @@ _NOT_DAMAGED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryBudget:
     """What all stores of a process share."""
 
     cache: Cache
@@ -58,7 +58,7 @@ class Memory:
     buffer_bytes: int
 
 
-class RocksStores:
+class RocksDBStoreFactory:
     """`OpenStore` over a folder with one folder per partition.
 
     Memory, of all partitions together: `cache_mb` for blocks that were read; write buffers of 16 MiB or a quarter of
@@ -66,23 +66,23 @@ class RocksStores:
     Beside it, per partition, some 2 MiB for file handles and compaction.
     """
 
-    def __init__(self, folder: Path, cache_mb: int = CACHE_MB, flush_s: float = FLUSH_S) -> None:
+    def __init__(self, folder: Path, cache_mb: int = DEFAULT_CACHE_MB, flush_s: float = FLUSH_INTERVAL_S) -> None:
         """Touches nothing until a store is opened. `flush_s`: how much a kill may set a store back, in time."""
         self.folder = folder
         self._flush_s = flush_s
-        self._opened: dict[int, RocksStore] = {}
+        self._opened: dict[int, RocksDBStore] = {}
         self._next_tidy = 0.0
-        few_arenas()
+        limit_arenas()
         # Small buffers make many small files, which then have to be merged all the time: with a quarter of a small
         # cache, merging cost more than all else, and reads had to look into each of them.
-        buffers = max(BUFFER_BYTES, (cache_mb << 20) // 4)
+        buffers = max(MIN_BUFFER_BYTES, (cache_mb << 20) // 4)
         # The library knows a manager of buffers only with a cache that they are charged to: here one for that alone.
         manager = WriteBufferManager.new_write_buffer_manager_with_cache(buffers, False, Cache(2 * buffers))
-        self._memory = Memory(Cache(cache_mb << 20), manager, buffers)
+        self._memory = MemoryBudget(Cache(cache_mb << 20), manager, buffers)
 
-    def __call__(self, partition: int) -> RocksStore:
+    def __call__(self, partition: int) -> RocksDBStore:
         """Raises `StoreFailed`."""
-        store = RocksStore(self.folder / str(partition), self._memory, self._flush_s, self._tidy)
+        store = RocksDBStore(self.folder / str(partition), self._memory, self._flush_s, self._tidy)
         self._opened[partition] = store
         return store
 
@@ -91,7 +91,7 @@ class RocksStores:
         if time.monotonic() >= self._next_tidy:
             self._next_tidy = time.monotonic() + self._flush_s
             self._remove_unused()
-            give_back()
+            trim_heap()
 
     def _remove_unused(self) -> None:
         """Of partitions that other processes took over."""
@@ -99,21 +99,21 @@ class RocksStores:
         try:
             for folder in self.folder.iterdir():
                 unused = folder.name.isdecimal() and folder.name not in opened
-                if unused and folder.stat().st_mtime < time.time() - UNUSED_S:
+                if unused and folder.stat().st_mtime < time.time() - REMOVE_UNUSED_AFTER_S:
                     log.info("store removed: not used for a day", folder=str(folder))
                     _remove(folder)
         except (OSError, StoreFailed) as error:
             log.warning("unused stores not removed", folder=str(self.folder), error=str(error))
 
 
-class RocksStore:
+class RocksDBStore:
     """`Store` in a folder of its own, made if missing; a damaged one is removed, and begun anew."""
 
     def __init__(
         self,
         folder: Path,
-        memory: Memory,
-        flush_s: float = FLUSH_S,
+        memory: MemoryBudget,
+        flush_s: float = FLUSH_INTERVAL_S,
         on_flush: Callable[[], None] = lambda: None,
     ) -> None:
         """Raises `StoreFailed` where it cannot be opened though it is not damaged."""
@@ -162,7 +162,7 @@ class RocksStore:
             at.seek(start)
             while at.valid():
                 key = at.key()
-                if key != POSITION_KEY:
+                if key != CHANGELOG_POSITION_KEY:
                     yield key, at.value()
                 at.next()
             at.status()
@@ -177,7 +177,7 @@ class RocksStore:
                 delete(key)
             else:
                 put(key, value)
-        put(POSITION_KEY, b"%d" % position)
+        put(CHANGELOG_POSITION_KEY, b"%d" % position)
         try:
             self._db.write(batch, self._unlogged)
             self._position = position
@@ -190,10 +190,10 @@ class RocksStore:
         except Exception as error:
             raise self._failed("written", error) from error
 
-    def position(self) -> int | None:
+    def changelog_position(self) -> int | None:
         return self._position
 
-    def keys(self) -> int:
+    def key_count(self) -> int:
         """An estimate: keys written again count twice until they are merged on disk."""
         found = self._db.property_int_value("rocksdb.estimate-num-keys") or 0
         return max(0, found - (self._position is not None))
@@ -234,8 +234,8 @@ class RocksStore:
             self._folder.mkdir(parents=True, exist_ok=True)
             db = Rdict(str(self._folder), _options(self._memory))
             # Not among the options that the library lets one set before opening.
-            db.set_options({"periodic_compaction_seconds": str(REWRITTEN_S)})
-            position = db.get(POSITION_KEY)
+            db.set_options({"periodic_compaction_seconds": str(COMPACTION_PERIOD_S)})
+            position = db.get(CHANGELOG_POSITION_KEY)
             self._position = None if position is None else int(position)
         except Exception as error:
             if db is not None:
@@ -270,7 +270,7 @@ class RocksStore:
         return text
 
 
-def _options(memory: Memory) -> Options:
+def _options(memory: MemoryBudget) -> Options:
     table = BlockBasedOptions()
     table.set_block_cache(memory.cache)
     table.set_bloom_filter(10, False)
@@ -283,7 +283,7 @@ def _options(memory: Memory) -> Options:
     # Compressing and decompressing blocks took a fifth of all time where the state is larger than the cache.
     options.set_compression_type(DBCompressionType.none())
     # A key that is in none of the buffers is not looked for in them.
-    options.set_memtable_prefix_bloom_ratio(BUFFER_FILTER)
+    options.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO)
     options.set_memtable_whole_key_filtering(True)
     options.set_max_open_files(128)
     options.set_max_log_file_size(1 << 20)

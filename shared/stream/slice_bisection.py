@@ -33,7 +33,7 @@ class SliceSize:
         """How often in a row the present positions were aborted at this size: the ground for waiting longer."""
         return self._aborts
 
-    def aborted(self, at: RecordId, *, blames_records: bool) -> bool:
+    def aborted(self, at: RecordId, *, caused_by_record: bool) -> bool:
         """A slice beginning `at` was aborted. True: give that one record up, to the dead letters.
 
         True again only after as many aborts that blame what then stands for it: its dead letter.
@@ -41,7 +41,7 @@ class SliceSize:
         if at != self._at:
             self._at, self._aborts, self._blamed = at, 0, 0
         self._aborts += 1
-        self._blamed += blames_records
+        self._blamed += caused_by_record
         if self._aborts < ABORTS_BEFORE_HALVING:
             return False
         if self._records > 1:

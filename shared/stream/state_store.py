@@ -9,19 +9,19 @@ from sortedcontainers import SortedDict
 
 from shared.errors import Retryable
 
-OWN = b"\x00loopwright."
+ENGINE_KEY_PREFIX = b"\x00loopwright."
 """Keys that begin so are the engine's and the stores'; steps cannot write them, and do not see them."""
-POSITIONS_KEY = OWN + b"positions"
+POSITIONS_KEY = ENGINE_KEY_PREFIX + b"positions"
 """In changelog and store: input positions and time of the partition."""
-AS_OF_KEY = OWN + b"as_of"
+AS_OF_KEY = ENGINE_KEY_PREFIX + b"as_of"
 """In the store alone: a moment (ms since epoch, as text) up to which nothing of the changelog is missing in it."""
-LOG_KEY = OWN + b"log"
+CHANGELOG_ID_KEY = ENGINE_KEY_PREFIX + b"log"
 """In the store alone: the identity of the changelog that it is a copy of."""
 
 
 StoreKind = Literal["rocksdb", "memory"]
 """The settings' words: on disk, or gone with the process."""
-CACHE_MB = 64
+DEFAULT_CACHE_MB = 64
 """What the stores of a process on disk may hold in memory, all partitions together, unless told otherwise."""
 
 
@@ -34,7 +34,7 @@ class StoreFailed(Retryable):
     code = "store_failed"
 
 
-class Store(Protocol):
+class StateStore(Protocol):
     """An ordered map of bytes for ONE partition, with the changelog position that it reflects.
 
     Written only with what is committed. One thread. A store that was lost, or whose position does not fit the
@@ -56,10 +56,10 @@ class Store(Protocol):
     def apply(self, writes: Mapping[bytes, bytes | None], position: int) -> None:
         """Puts (None: deletes), all or nothing; `position`: the next changelog offset to read."""
 
-    def position(self) -> int | None:
+    def changelog_position(self) -> int | None:
         """The next changelog offset to read; None for a store that holds nothing yet."""
 
-    def keys(self) -> int:
+    def key_count(self) -> int:
         """How many keys there are; may be an estimate, for people to look at."""
 
     def size_bytes(self) -> int | None:
@@ -72,7 +72,7 @@ class Store(Protocol):
         """Back to empty, without a position; usable on."""
 
 
-OpenStore = Callable[[int], Store]
+OpenStore = Callable[[int], StateStore]
 """Opens the store of a partition, by number, as it was left; one that is damaged is opened empty.
 
 Raises `StoreFailed` where it cannot be opened for now."""
@@ -107,10 +107,10 @@ class MemoryStore:
                 found[key] = value
         self._position = position
 
-    def position(self) -> int | None:
+    def changelog_position(self) -> int | None:
         return self._position
 
-    def keys(self) -> int:
+    def key_count(self) -> int:
         return len(self._map)
 
     def size_bytes(self) -> int | None:

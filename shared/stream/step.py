@@ -24,7 +24,7 @@ class Tick:
 
 
 @value_class
-class Reread:
+class RereadRequest:
     """Said among outputs: the step wants to see this partition of one of its own output topics again.
 
     From the next slice on the engine feeds what the log holds of it, from its beginning to what its end is by then,
@@ -37,7 +37,7 @@ class Reread:
 
 
 @value_class
-class Through:
+class RereadComplete:
     """All of what a `Reread` asked for has been fed. `timestamp`: the partition's time, as of a tick."""
 
     topic: str
@@ -85,14 +85,14 @@ class Step(Protocol):
 class RereadingStep(Protocol):
     """A `Step` that may ask to see its output again, and is told when it has seen all of it."""
 
-    def __call__(self, state: State, record: Record | Tick | Through, /) -> Iterable[Output | Reread]:
+    def __call__(self, state: State, record: Record | Tick | RereadComplete, /) -> Iterable[Output | RereadRequest]:
         """What follows from `record`, given `state`."""
 
 
 @runtime_checkable
-class Foretelling(Protocol):
+class PrefetchingStep(Protocol):
     """A step that can tell which keys it will read, before it is called: they are then read many at a time."""
 
-    def keys(self, record: Record, /) -> Iterable[bytes]:
+    def prefetch_keys(self, record: Record, /) -> Iterable[bytes]:
         """Some of the keys that `record` will make it `get`, whatever the state. Pure, quick, and never raises; called
         in another thread. A key too many costs a read, one left out nothing."""

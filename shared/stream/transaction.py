@@ -12,11 +12,11 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, Topic
 from shared.errors import Fatal, Fenced, Misconfigured, Retryable
 from shared.records import Output
 
-CALL_S = 1.0
+CALL_TIMEOUT_S = 1.0
 """The longest single wait inside the client, so that a stop is noticed."""
-DECIDE_S, STOP_S = 10.0, 5.0
+DECISION_TIMEOUT_S, STOP_TIMEOUT_S = 10.0, 5.0
 """How long to ask what became of a transaction: normally, and after a stop."""
-GIVE_UP_S = 2 * DECIDE_S + 2 * CALL_S
+COMMIT_TIMEOUT_S = 2 * DECISION_TIMEOUT_S + 2 * CALL_TIMEOUT_S
 """Asking, and aborting where the answer is no, have taken no longer than this."""
 
 Delivered = Callable[[KafkaError | None, Message], None]
@@ -30,7 +30,7 @@ _MISCONFIGURED = frozenset(
         "_INVALID_ARG",
     }
 )
-_NO_RECORD_TO_BLAME = frozenset(
+_NOT_CAUSED_BY_RECORD = frozenset(
     {
         # the broker is away, slow, or moving its partitions
         "_TRANSPORT", "_ALL_BROKERS_DOWN", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "_MSG_TIMED_OUT", "_PURGE_QUEUE",
@@ -47,19 +47,19 @@ _NO_RECORD_TO_BLAME = frozenset(
 )  # fmt: skip
 
 
-class Aborted(Retryable):
+class TransactionAborted(Retryable):
     """The transaction was aborted; nothing of it counts. The same records may be tried again."""
 
     code = "aborted"
 
-    def __init__(self, message: str, *, blames_records: bool = False, oversized: bool = False) -> None:
-        """`blames_records`: the broker refused something that was sent, and may do so again."""
+    def __init__(self, message: str, *, caused_by_record: bool = False, oversized: bool = False) -> None:
+        """`caused_by_record`: the broker refused something that was sent, and may do so again."""
         super().__init__(message)
-        self.blames_records = blames_records
+        self.caused_by_record = caused_by_record
         self.oversized = oversized
 
 
-class Unresolved(Retryable):
+class ClientsUnusable(Retryable):
     """What became of the transaction is not known here, or this producer cannot go on.
 
     A new producer under the same identity decides it: `start` aborts what is still open, and shuts out what this one
@@ -69,7 +69,7 @@ class Unresolved(Retryable):
     code = "unresolved"
 
 
-class Transactions:
+class TransactionalProducer:
     """One transaction at a time.
 
     Every method does what it says, or raises `Aborted` after it has aborted, `Fenced` or `Misconfigured` where this
@@ -89,7 +89,7 @@ class Transactions:
         self._may_take_s = float(settings["transaction.timeout.ms"]) / 1000
         self._open = False
         self._opened_at = 0.0
-        self._finishing: Finishing | None = None
+        self._finishing: PendingCommit | None = None
 
     def start(self) -> bool:
         """Takes over the identity: aborts what a predecessor left open, fences one that still lives.
@@ -98,7 +98,7 @@ class Transactions:
         """
         while not self._stop.is_set():
             try:
-                self._producer.init_transactions(CALL_S)
+                self._producer.init_transactions(CALL_TIMEOUT_S)
             except KafkaException as raised:
                 error = _cause(raised)
                 if not error.retriable() or error.fatal():
@@ -140,7 +140,7 @@ class Transactions:
             except KafkaException as raised:
                 raise self.abort(_cause(raised)) from raised
 
-    def produce_states(self, topic: str, partition: int, writes: Mapping[bytes, bytes | None]) -> None:
+    def produce_changelog(self, topic: str, partition: int, writes: Mapping[bytes, bytes | None]) -> None:
         """As `produce`, for the states of one partition: they make up most of what is sent."""
         self.begin()
         send = self._producer.produce
@@ -152,7 +152,7 @@ class Transactions:
             except KafkaException as raised:
                 raise self.abort(_cause(raised)) from raised
 
-    def produce_last(self, output: Output, delivered: Callable[[int], None]) -> None:
+    def produce_tracked(self, output: Output, delivered: Callable[[int], None]) -> None:
         """As `produce`, and tells the offset that the broker gave it: before the transaction is committed."""
 
         def acknowledged(error: KafkaError | None, message: Message) -> None:
@@ -193,7 +193,7 @@ class Transactions:
         by in waiting for the broker. `sent` is called in the other, before the commit. What `meanwhile` raises is
         raised only once the commit is decided.
         """
-        finishing = self._finishing = Finishing(
+        finishing = self._finishing = PendingCommit(
             lambda: self.send_positions(positions, group), lambda: self._commit(sent)
         )
         try:
@@ -205,7 +205,7 @@ class Transactions:
             raise finishing.raised
         self._open = False
 
-    def settle(self) -> None:
+    def wait_for_commit(self) -> None:
         """Waits until a commit under way is decided; returns at once if there is none. For a partition's hand-over."""
         if self._finishing is not None:
             self._finishing.wait()
@@ -213,27 +213,27 @@ class Transactions:
     def send_positions(self, positions: list[TopicPartition], group: Any) -> None:
         """Adds the consumed positions. The first part of a commit, in its thread."""
         send = self._producer.send_offsets_to_transaction
-        self._finish(lambda: send(positions, group, CALL_S))
+        self._finish(lambda: send(positions, group, CALL_TIMEOUT_S))
 
     def _commit(self, sent: Callable[[], None]) -> None:
         """The rest of it. A call that timed out is asked again, never taken for an answer."""
         try:
-            until = time.monotonic() + DECIDE_S
-            while self._producer.flush(CALL_S) and time.monotonic() < until:
+            until = time.monotonic() + DECISION_TIMEOUT_S
+            while self._producer.flush(CALL_TIMEOUT_S) and time.monotonic() < until:
                 self._waiting("for Kafka to take records")  # the commit will tell what became of them
         except KafkaException as raised:
             error = _cause(raised)
             raise (self._ends(error) if error.fatal() else self.abort(error)) from raised
         sent()
-        self._finish(lambda: self._producer.commit_transaction(CALL_S))
+        self._finish(lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
         self._producer.poll(0)  # for the acknowledgement of what was produced last, if it came only now
 
-    def abort(self, error: KafkaError | None = None, why: str = "") -> Aborted:
+    def abort(self, error: KafkaError | None = None, why: str = "") -> TransactionAborted:
         """Aborts the open transaction, and returns what to raise."""
         begun = time.monotonic()
         while self._open:
             try:
-                self._producer.abort_transaction(CALL_S)
+                self._producer.abort_transaction(CALL_TIMEOUT_S)
             except KafkaException as raised:
                 cause = _cause(raised)
                 if not cause.retriable() or cause.fatal():
@@ -242,11 +242,11 @@ class Transactions:
             else:
                 self._open = False
         if error is None:
-            return Aborted(why)
+            return TransactionAborted(why)
         name = error.name()
-        return Aborted(
+        return TransactionAborted(
             f"{name}: {error.str()}",
-            blames_records=name not in _NO_RECORD_TO_BLAME,
+            caused_by_record=name not in _NOT_CAUSED_BY_RECORD,
             oversized=name in ("MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE"),
         )
 
@@ -273,13 +273,13 @@ class Transactions:
     def _wait_on(self, begun: float, what: str, error: KafkaError) -> None:
         """Waiting goes on for a while, and a shorter one after a stop. By then the broker has aborted it."""
         self._waiting(f"{what}: {error.str()}")
-        if time.monotonic() > begun + (STOP_S if self._stop.is_set() else DECIDE_S):
-            raise Unresolved(f"{what}: {error.name()}: {error.str()}")
+        if time.monotonic() > begun + (STOP_TIMEOUT_S if self._stop.is_set() else DECISION_TIMEOUT_S):
+            raise ClientsUnusable(f"{what}: {error.name()}: {error.str()}")
 
-    def _ends(self, error: KafkaError) -> Fatal | Unresolved:
+    def _ends(self, error: KafkaError) -> Fatal | ClientsUnusable:
         name = error.name()
         if name in _FENCED and self._open and time.monotonic() - self._opened_at >= self._may_take_s:
-            return Unresolved(
+            return ClientsUnusable(
                 "The broker aborted a transaction that stood open for longer than it may: this process, or the "
                 f"broker, was away meanwhile ({error.str()})."
             )
@@ -290,10 +290,10 @@ class Transactions:
             )
         if name in _MISCONFIGURED:
             return Misconfigured(f"Kafka refuses the producer {self._identity!r}: {error.str()}")
-        return Unresolved(f"The producer {self._identity!r} cannot go on: {name}: {error.str()}.")
+        return ClientsUnusable(f"The producer {self._identity!r} cannot go on: {name}: {error.str()}.")
 
 
-class Finishing:
+class PendingCommit:
     """A commit under way in a thread of its own: first the positions, then the rest.
 
     Where the group's coordinator went away, the client may never return from sending positions, whatever time-out it
@@ -301,7 +301,7 @@ class Finishing:
     """
 
     def __init__(
-        self, positions: Callable[[], None], rest: Callable[[], None], give_up_s: float = GIVE_UP_S
+        self, positions: Callable[[], None], rest: Callable[[], None], give_up_s: float = COMMIT_TIMEOUT_S
     ) -> None:
         self.raised: BaseException | None = None
         self._positions, self._rest = positions, rest
@@ -315,7 +315,7 @@ class Finishing:
         if self._returned.wait(max(0.0, self._until - time.monotonic())):
             self._thread.join()
         else:
-            self.raised = Unresolved("The client does not return from sending positions.")
+            self.raised = ClientsUnusable("The client does not return from sending positions.")
 
     def _run(self) -> None:
         try:

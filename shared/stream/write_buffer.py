@@ -7,14 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from shared.errors import Oversized
-from shared.stream.state_store import OWN, Store
+from shared.stream.state_store import ENGINE_KEY_PREFIX, StateStore
 
 _ABSENT = object()
-GROUP = 2
+PREFIX_BYTES = 2
 """Scans are over keys that begin alike: to keep these together is all the order that they need."""
 
 
-class Overlay:
+class WriteBuffer:
     """`State` over a store that it never writes.
 
     The engine calls `savepoint` before each record, `undo` where the step raised, and `clear` once `writes`
@@ -22,7 +22,7 @@ class Overlay:
     for again costs nothing, and what it makes and takes away again is never written.
     """
 
-    def __init__(self, store: Store, max_record_bytes: int) -> None:
+    def __init__(self, store: StateStore, max_record_bytes: int) -> None:
         self.writes: dict[bytes, bytes | None] = {}
         """What the slice has changed so far: the newest value per key, None for a deletion."""
         self._store = store
@@ -40,7 +40,7 @@ class Overlay:
                 value = self._read[key] = self._store.get(key)
         return value  # type: ignore[return-value]
 
-    def foresee(self, found: dict[bytes, bytes | None]) -> None:
+    def preload(self, found: dict[bytes, bytes | None]) -> None:
         """What the store holds under some keys that this slice will ask for; None: nothing."""
         self._read.update(found)
 
@@ -54,7 +54,7 @@ class Overlay:
 
     def delete(self, key: bytes) -> None:
         before = self.writes.get(key, _ABSENT)
-        if self._read.get(key, _ABSENT) is not None or key.startswith(OWN):
+        if self._read.get(key, _ABSENT) is not None or key.startswith(ENGINE_KEY_PREFIX):
             self._write(key, None)
         elif before is not _ABSENT:  # the store has none, so there is nothing to delete there
             self._undo.append((key, before))
@@ -64,10 +64,10 @@ class Overlay:
         if self._groups is None:
             self._groups = defaultdict(list)
             for key in self.writes:
-                self._groups[key[:GROUP]].append(key)
+                self._groups[key[:PREFIX_BYTES]].append(key)
         written: list[tuple[bytes, bytes | None]] = []
         for group in sorted(self._groups):
-            if start[:GROUP] <= group <= end[:GROUP]:
+            if start[:PREFIX_BYTES] <= group <= end[:PREFIX_BYTES]:
                 keys = sorted({key for key in self._groups[group] if key in self.writes})
                 self._groups[group] = keys
                 within = keys[bisect_left(keys, start) : bisect_left(keys, end)]
@@ -85,7 +85,7 @@ class Overlay:
                 self.writes.pop(key, None)
             else:
                 if key not in self.writes and self._groups is not None:
-                    self._groups[key[:GROUP]].append(key)
+                    self._groups[key[:PREFIX_BYTES]].append(key)
                 self.writes[key] = before  # type: ignore[assignment]
         self._undo.clear()
 
@@ -97,13 +97,13 @@ class Overlay:
         self._groups = None
 
     def _write(self, key: bytes, value: bytes | None) -> None:
-        if key.startswith(OWN):
+        if key.startswith(ENGINE_KEY_PREFIX):
             raise ValueError("This key is the engine's own.")
         before = self.writes.get(key, _ABSENT)
         self._undo.append((key, before))
         self.writes[key] = value
         if before is _ABSENT and self._groups is not None:
-            self._groups[key[:GROUP]].append(key)
+            self._groups[key[:PREFIX_BYTES]].append(key)
 
 
 def _merged(
@@ -122,7 +122,7 @@ def _merged(
             at += 1
             if new_value is not None:
                 yield key, new_value
-        elif not key.startswith(OWN):
+        elif not key.startswith(ENGINE_KEY_PREFIX):
             yield key, value
     for new_key, new_value in written[at:]:
         if new_value is not None:

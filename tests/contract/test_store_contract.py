@@ -10,49 +10,49 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.stream.rocksdb_store import RocksStores
-from shared.stream.state_store import MemoryStore, Store
+from shared.stream.rocksdb_store import RocksDBStoreFactory
+from shared.stream.state_store import MemoryStore, StateStore
 
 
 class Opener(Protocol):
     """Opens the store of one partition in a folder of its own."""
 
-    def __call__(self, folder: Path) -> Store: ...
+    def __call__(self, folder: Path) -> StateStore: ...
 
 
 OPENERS: dict[str, Opener] = {
     "memory": lambda _folder: MemoryStore(),
-    "rocksdb": lambda folder: RocksStores(folder, cache_mb=8)(0),
+    "rocksdb": lambda folder: RocksDBStoreFactory(folder, cache_mb=8)(0),
 }
 
 
 @pytest.fixture(params=list(OPENERS.values()), ids=list(OPENERS))
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    opened: Store = request.param(tmp_path)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore]:
+    opened: StateStore = request.param(tmp_path)
     yield opened
     opened.close()
 
 
-def test_a_new_store_is_empty_and_has_no_position(store: Store) -> None:
-    assert store.position() is None
-    assert store.keys() == 0
+def test_a_new_store_is_empty_and_has_no_position(store: StateStore) -> None:
+    assert store.changelog_position() is None
+    assert store.key_count() == 0
     assert store.get(b"a") is None
     assert list(store.scan(b"", b"\xff")) == []
 
 
-def test_a_batch_of_puts_and_deletes_is_applied_with_its_position(store: Store) -> None:
+def test_a_batch_of_puts_and_deletes_is_applied_with_its_position(store: StateStore) -> None:
     store.apply({b"a": b"1", b"b": b"2"}, 10)
     store.apply({b"a": None, b"b": b"3", b"never": None, b"empty": b""}, 12)
-    assert store.position() == 12
+    assert store.changelog_position() == 12
     assert [store.get(k) for k in (b"a", b"b", b"never", b"empty")] == [None, b"3", None, b""]
 
 
-def test_it_tells_about_how_many_keys_there_are(store: Store) -> None:
+def test_it_tells_about_how_many_keys_there_are(store: StateStore) -> None:
     store.apply({b"%d" % n: b"" for n in range(10)}, 10)
-    assert store.keys() == 10
+    assert store.key_count() == 10
 
 
-def test_it_tells_about_how_much_room_it_takes_if_it_knows(store: Store) -> None:
+def test_it_tells_about_how_much_room_it_takes_if_it_knows(store: StateStore) -> None:
     before = store.size_bytes()
     store.apply({b"%d" % n: bytes(1_000) for n in range(1_000)}, 1_000)
     after = store.size_bytes()
@@ -60,14 +60,14 @@ def test_it_tells_about_how_much_room_it_takes_if_it_knows(store: Store) -> None
     assert before is None or (after or 0) > before + 500_000
 
 
-def test_a_position_moves_on_without_writes(store: Store) -> None:
+def test_a_position_moves_on_without_writes(store: StateStore) -> None:
     store.apply({b"a": b"1"}, 10)
     store.apply({}, 15)
-    assert store.position() == 15
+    assert store.changelog_position() == 15
     assert store.get(b"a") == b"1"
 
 
-def test_a_scan_is_ordered_by_bytes_and_leaves_its_end_out(store: Store) -> None:
+def test_a_scan_is_ordered_by_bytes_and_leaves_its_end_out(store: StateStore) -> None:
     keys = [b"b", b"a\xff", b"a", b"", b"\x00", b"a\x00", b"\xff\xff"]
     store.apply(dict.fromkeys(keys, b"v"), 1)
     assert [key for key, _ in store.scan(b"", b"\xff\xff\xff")] == sorted(keys)
@@ -75,27 +75,27 @@ def test_a_scan_is_ordered_by_bytes_and_leaves_its_end_out(store: Store) -> None
     assert list(store.scan(b"b", b"a")) == []
 
 
-def test_a_scan_is_lazy(store: Store) -> None:
+def test_a_scan_is_lazy(store: StateStore) -> None:
     store.apply({b"%d" % n: b"" for n in range(1_000)}, 1)
     scan = store.scan(b"", b"\xff")
     assert next(scan) == (b"0", b"")
 
 
-def test_a_wiped_store_is_as_new_and_usable(store: Store) -> None:
+def test_a_wiped_store_is_as_new_and_usable(store: StateStore) -> None:
     store.apply({b"a": b"1"}, 10)
     store.wipe()
-    assert store.position() is None
+    assert store.changelog_position() is None
     assert store.get(b"a") is None
     store.apply({b"b": b"2"}, 3)
-    assert (store.position(), store.get(b"b")) == (3, b"2")
+    assert (store.changelog_position(), store.get(b"b")) == (3, b"2")
 
 
-def test_a_wiped_store_may_have_been_empty(store: Store) -> None:
+def test_a_wiped_store_may_have_been_empty(store: StateStore) -> None:
     store.wipe()
-    assert (store.position(), store.keys()) == (None, 0)
+    assert (store.changelog_position(), store.key_count()) == (None, 0)
 
 
-def test_closing_twice_is_allowed(store: Store) -> None:
+def test_closing_twice_is_allowed(store: StateStore) -> None:
     store.close()
     store.close()
 
@@ -106,7 +106,7 @@ BATCH = st.dictionaries(st.binary(max_size=2), st.none() | st.binary(max_size=2)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(BATCH, max_size=8), start=st.binary(max_size=2), end=st.binary(max_size=2))
 def test_a_store_equals_a_sorted_dict(
-    store: Store, batches: list[dict[bytes, bytes | None]], start: bytes, end: bytes
+    store: StateStore, batches: list[dict[bytes, bytes | None]], start: bytes, end: bytes
 ) -> None:
     store.wipe()
     model: dict[bytes, bytes] = {}

@@ -12,19 +12,19 @@ from typing import Any
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from services.processor.core.step import SERVICE
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.events import FEEDBACK, Outcome, OutcomeKind, from_ms, parse_union
 from shared.records import Output, Record
 from shared.stream import engine as engine_module
 from shared.stream import partition as partition_module
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
-from shared.stream.merge import Merge
-from shared.stream.partition import Share
-from shared.stream.slice_runner import Commit
+from shared.stream.merge import MergeBuffer
+from shared.stream.partition import PartitionSlice
+from shared.stream.slice_runner import CommitStats
 from shared.stream.state_store import POSITIONS_KEY
-from shared.stream.step import Reread, RereadingStep, State, Through, Tick
-from shared.stream.transaction import Transactions
+from shared.stream.step import RereadComplete, RereadingStep, RereadRequest, State, Tick
+from shared.stream.transaction import TransactionalProducer
 from shared.topics import FEEDBACK_EVENTS, FEEDBACK_OUTCOMES
 
 Wrap = Callable[[RereadingStep], RereadingStep]
@@ -47,7 +47,7 @@ def broken(variant: str, config: EngineConfig, folder: Path) -> tuple[Callable[.
         make = PositionsFirst
     elif variant == "positions outside the transaction":
         make = PositionsAfter
-        _replace(engine_module, "Transactions", WithoutPositions)
+        _replace(engine_module, "TransactionalProducer", WithoutPositions)
     elif variant == "store before commit":
         make = StoreFirst
     elif variant == "dedup key before the write":
@@ -55,11 +55,11 @@ def broken(variant: str, config: EngineConfig, folder: Path) -> tuple[Callable[.
         wrap = lambda step: RememberedFirst(step, folder.parent / "remembered")  # noqa: E731
     elif variant == "changelog outside the transaction":
         ChangelogApart.changelog, ChangelogApart.servers = config.changelog, config.bootstrap_servers
-        _replace(engine_module, "Transactions", ChangelogApart)
+        _replace(engine_module, "TransactionalProducer", ChangelogApart)
     elif variant == FENCE_IN_MEMORY:
         wrap = ForgottenFence
     elif variant == ONE_TOPIC_AHEAD:
-        _replace(partition_module, "Merge", Unmerged)
+        _replace(partition_module, "MergeBuffer", Unmerged)
     else:
         assert not variant, variant
     return make, wrap
@@ -74,12 +74,12 @@ def _as_it_is(step: RereadingStep) -> RereadingStep:
     return step
 
 
-def _commit(consumer: Consumer, shares: list[Share]) -> None:
+def _commit(consumer: Consumer, shares: list[PartitionSlice]) -> None:
     consumer.commit(
         offsets=[
             TopicPartition(topic, share.partition.number, offset)
             for share in shares
-            for topic, offset in share.after.offsets.items()
+            for topic, offset in share.new_positions.offsets.items()
         ],
         asynchronous=False,
     )
@@ -88,12 +88,12 @@ def _commit(consumer: Consumer, shares: list[Share]) -> None:
 class PositionsFirst(Engine):
     """Commits the positions, then runs the transaction. A crash in between loses records."""
 
-    def _transact(self, shares: list[Share]) -> Commit | None:
+    def _transact(self, shares: list[PartitionSlice]) -> CommitStats | None:
         _commit(self._inputs._consumer, shares)
         return super()._transact(shares)
 
 
-class WithoutPositions(Transactions):
+class WithoutPositions(TransactionalProducer):
     """The transaction has outputs and changelog alone."""
 
     def send_positions(self, positions: list[TopicPartition], group: Any) -> None:
@@ -104,7 +104,7 @@ class WithoutPositions(Transactions):
 class PositionsAfter(Engine):
     """Commits the transaction, then the positions. A crash in between has records processed again."""
 
-    def _transact(self, shares: list[Share]) -> Commit | None:
+    def _transact(self, shares: list[PartitionSlice]) -> CommitStats | None:
         commit = super()._transact(shares)
         _commit(self._inputs._consumer, shares)
         return commit
@@ -115,7 +115,7 @@ class StoreFirst(Engine):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         probe = settings.pop("probe")
-        self._shares: list[Share] = []
+        self._shares: list[PartitionSlice] = []
 
         def store_first(phase: str) -> None:
             if phase == "after_produce":
@@ -125,13 +125,13 @@ class StoreFirst(Engine):
 
         super().__init__(*args, **settings, probe=store_first)
 
-    def _transact(self, shares: list[Share]) -> Commit | None:
+    def _transact(self, shares: list[PartitionSlice]) -> CommitStats | None:
         self._shares = shares
         return super()._transact(shares)
 
-    def _write(self, share: Share) -> None:
+    def _write(self, share: PartitionSlice) -> None:
         if share.changelog_offset is not None:
-            writes = {**share.partition.overlay.writes, POSITIONS_KEY: share.after.encode()}
+            writes = {**share.partition.write_buffer.writes, POSITIONS_KEY: share.new_positions.encode()}
             for more in (writes, {}):  # the second has the first flushed to the disk
                 share.partition.store.apply(more, share.changelog_offset + 1)
                 self._stop.wait(0.1)
@@ -148,7 +148,7 @@ class RememberedFirst:
         self._seen = set(path.read_text().split()) if path.exists() else set()
         self._file = path.open("a")
 
-    def __call__(self, state: State, record: Record | Tick | Through) -> Iterator[Output | Reread]:
+    def __call__(self, state: State, record: Record | Tick | RereadComplete) -> Iterator[Output | RereadRequest]:
         if not isinstance(record, Record) or record.topic != FEEDBACK_EVENTS.name:
             yield from self._step(state, record)
             return
@@ -170,7 +170,7 @@ class RememberedFirst:
             outcome=OutcomeKind.DUPLICATE,
             decided_at=from_ms(record.timestamp),
         )
-        return sealed(
+        return cloudevent(
             FEEDBACK_OUTCOMES,
             event.response_id,
             outcome,
@@ -188,7 +188,7 @@ class ForgottenFence:
         self._step = step
         self._fences: dict[bytes, bytes] = {}
 
-    def __call__(self, state: State, record: Record | Tick | Through) -> Iterable[Output | Reread]:
+    def __call__(self, state: State, record: Record | Tick | RereadComplete) -> Iterable[Output | RereadRequest]:
         return self._step(WithFences(state, self._fences), record)
 
 
@@ -217,7 +217,7 @@ class WithFences:
         return self._state.scan(start, end)
 
 
-class ChangelogApart(Transactions):
+class ChangelogApart(TransactionalProducer):
     """The changelog by a producer of its own. A crash before the commit leaves a state without its outputs."""
 
     changelog = ""
@@ -236,12 +236,12 @@ class ChangelogApart(Transactions):
                 rest.append(output)
         super().produce(rest)
 
-    def produce_states(self, topic: str, partition: int, writes: Mapping[bytes, bytes | None]) -> None:
+    def produce_changelog(self, topic: str, partition: int, writes: Mapping[bytes, bytes | None]) -> None:
         self.begin()
         for key, value in writes.items():
             self._apart.produce(topic, value, key, partition)
 
-    def produce_last(self, output: Output, delivered: Callable[[int], None]) -> None:
+    def produce_tracked(self, output: Output, delivered: Callable[[int], None]) -> None:
         self.begin()
         self._apart.produce(
             output.topic,
@@ -256,7 +256,7 @@ class ChangelogApart(Transactions):
         super().send_positions(positions, group)
 
 
-class Unmerged(Merge):
+class Unmerged(MergeBuffer):
     """Gives out what there is of the first topic, whatever the others may have that is older."""
 
     def _next_run(self) -> tuple[int, float] | None:

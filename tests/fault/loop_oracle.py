@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from shared.adapters.kafka import KafkaLogReader
-from shared.dead_letters import origin_of
+from shared.dead_letters import parse_origin
 from shared.records import Record
 from shared.topics import (
     CHAT_RESPONSES,
@@ -37,7 +37,7 @@ def read_all(kafka: str, topic: Topic) -> list[Record]:
 
 def complaints(kafka: str) -> list[str]:
     """What does not hold, in words; empty if all is well. Call it when the processor has consumed all there is."""
-    dead = [r for r in read_all(kafka, DEAD_LETTERS) if origin_of(r).topic in oracle.INPUTS]
+    dead = [r for r in read_all(kafka, DEAD_LETTERS) if parse_origin(r).topic in oracle.INPUTS]
     changelog = read_all(kafka, PROCESSOR_CHANGELOG)
     seen = oracle.Seen({t.name: read_all(kafka, t) for t in OF_THE_PROCESSOR}, dead, changelog)
     return [*oracle.complaints(seen), *_each_run_published_one_version(kafka)]

@@ -16,10 +16,10 @@ from services.processor.core.step import ProcessorStep
 from shared.errors import LoopwrightError
 from shared.events import FEEDBACK, Batch, ExampleRevision, Feedback, Outcome, OutcomeKind, Tally, parse_union
 from shared.records import Output, Record
-from shared.stream.merge import Merge
-from shared.stream.state_store import OWN, MemoryStore
+from shared.stream.merge import MergeBuffer
+from shared.stream.state_store import ENGINE_KEY_PREFIX, MemoryStore
 from shared.stream.step import Tick
-from shared.stream.write_buffer import Overlay
+from shared.stream.write_buffer import WriteBuffer
 from shared.topics import (
     CHAT_RESPONSES,
     DAY_MS,
@@ -99,11 +99,11 @@ def recomputed(seen: Seen) -> Made:
         for record in seen.of(topic):
             inputs[record.partition].append(record)
     for partition, records in inputs.items():
-        merge, store = Merge(INPUTS), MemoryStore()
+        merge, store = MergeBuffer(INPUTS), MemoryStore()
         for record in records:
             merge.add(record)
         for topic in INPUTS:
-            merge.reached_end(topic)
+            merge.mark_end(topic)
         _run(store, [*merge.take(ALL, ALL), *_closing(partition, seen)], made)
     return made
 
@@ -125,7 +125,7 @@ def state_of(seen: Seen) -> dict[int, dict[bytes, bytes | None]]:
         key = record.key or b""
         if record.value is None:
             state[record.partition].pop(key, None)
-        elif not key.startswith(OWN):
+        elif not key.startswith(ENGINE_KEY_PREFIX):
             state[record.partition][key] = record.value
     return state
 
@@ -141,7 +141,7 @@ def _closing(partition: int, seen: Seen) -> list[Record | Tick]:
 def _run(store: MemoryStore, records: Sequence[Record | Tick], made: Made) -> None:
     step = ProcessorStep()
     for record in records:
-        overlay = Overlay(store, 1_000_000)
+        overlay = WriteBuffer(store, 1_000_000)
         overlay.savepoint()
         try:
             outputs = list(step(overlay, record))

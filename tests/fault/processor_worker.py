@@ -31,8 +31,8 @@ from shared.adapters.clock import SystemClock
 from shared.dead_letters import DeadLetterLimit
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
-from shared.stream.rocksdb_store import RocksStores
-from shared.stream.step import Foretelling, Reread, RereadingStep, State, Through, Tick
+from shared.stream.rocksdb_store import RocksDBStoreFactory
+from shared.stream.step import PrefetchingStep, RereadComplete, RereadingStep, RereadRequest, State, Tick
 from shared.topics import BATCH_BYTES, DAY_MS
 from tests.fault.broken_engines import broken
 
@@ -47,10 +47,10 @@ class Renamed:
         self._prefix = prefix
         self.records = 0
 
-    def keys(self, record: Record) -> Iterable[bytes]:
-        return self._step.keys(record) if isinstance(self._step, Foretelling) else ()
+    def prefetch_keys(self, record: Record) -> Iterable[bytes]:
+        return self._step.prefetch_keys(record) if isinstance(self._step, PrefetchingStep) else ()
 
-    def __call__(self, state: State, record: Record | Tick | Through) -> Iterator[Output | Reread]:
+    def __call__(self, state: State, record: Record | Tick | RereadComplete) -> Iterator[Output | RereadRequest]:
         if not isinstance(record, Tick):
             record = replace(record, topic=record.topic.removeprefix(self._prefix))
         self.records += isinstance(record, Record)
@@ -109,7 +109,7 @@ def main() -> None:
     engine_words = told["engine"]
     engine_words["inputs"] = tuple(engine_words["inputs"])
     engine_words["outputs"] = frozenset(engine_words["outputs"])
-    config = EngineConfig(**engine_words, dead_letter_limit=DeadLetterLimit(share=0.5))
+    config = EngineConfig(**engine_words, dead_letter_limit=DeadLetterLimit(max_share=0.5))
     step = ProcessorStep(BatchLimits(told.get("examples", 8), BATCH_BYTES, told.get("age_ms", 1_000)))
     folder = Path(told["folder"])
     make, step_of = broken(told.get("variant", ""), config, folder)
@@ -117,7 +117,7 @@ def main() -> None:
     engine = make(
         config,
         renamed,
-        open_store=RocksStores(folder, cache_mb=8, flush_s=0.05),
+        open_store=RocksDBStoreFactory(folder, cache_mb=8, flush_s=0.05),
         clock=JumpingClock() if told.get("clock") == "jumping" else SystemClock(),
         probe=probe_of(told, renamed),
     )

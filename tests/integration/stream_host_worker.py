@@ -66,7 +66,7 @@ def main() -> None:
     told = json.loads(sys.argv[1])
     rig = Rig(told["kafka"], told["name"], told["partitions"])
     configure_logging("host")
-    limit = DeadLetterLimit(window=100, at_least=50, more_than=10)
+    limit = DeadLetterLimit(window=100, min_records=50, max_count=10)
     app = host_engine(
         rig.config(told["instance"], dead_letter_limit=limit),
         silent if told.get("step") == "silent" else counting(rig.out),

@@ -172,7 +172,7 @@ def counting(out: str) -> Callable[[State, Record | Tick], Iterator[Output]]:
         count = int(state.get(key) or 0) + 1
         state.put(key, str(count).encode())
         value = (record.value or b"").decode()
-        yield Output.beside(record, out, key, json.dumps([value, count]).encode())
+        yield Output.to_same_partition_as(record, out, key, json.dumps([value, count]).encode())
         if value.startswith("bad"):
             raise Rejected(f"{value} is not to be counted")
 

@@ -16,7 +16,7 @@ from shared.dead_letters import DeadLetterLimit
 from shared.errors import Fatal, Fenced, Misconfigured
 from shared.records import Output, Record
 from shared.stream.engine import Engine
-from shared.stream.slice_runner import Commit
+from shared.stream.slice_runner import CommitStats
 from shared.stream.state_store import MemoryStore
 from shared.stream.step import State, Tick
 from tests.integration.stream_rig import (
@@ -35,7 +35,7 @@ from tests.integration.stream_rig import (
 
 def test_every_input_is_counted_once_and_a_restart_goes_on_from_the_changelog(rig: Rig) -> None:
     rig.create()
-    commits: list[Commit] = []
+    commits: list[CommitStats] = []
     first, second = events(3_000, 50, "a"), events(3_000, 50, "b")
     rig.send(rig.a, swapped(first))
     engine = Engine(rig.config(), counting(rig.out), on_commit=commits.append)
@@ -61,7 +61,7 @@ def test_a_record_that_makes_the_step_raise_is_a_dead_letter_and_leaves_no_state
     rig.create()
     good = events(20, 4)
     rig.send(rig.a, [*swapped(good), ("k1", "bad one"), ("only-bad", "bad two")])
-    commits: list[Commit] = []
+    commits: list[CommitStats] = []
     engine = Engine(rig.config(service="processor"), counting(rig.out), on_commit=commits.append)
     with running(engine):
         until(processed(engine, 22), "all records")
@@ -82,7 +82,7 @@ def test_too_many_dead_letters_halt_the_engine_before_they_are_written(rig: Rig)
     rig.create()
     rig.send(rig.a, [(f"k{n}", f"bad {n}") for n in range(2_000)])
     engine = Engine(
-        rig.config(dead_letter_limit=DeadLetterLimit(window=100, at_least=50, more_than=10)),
+        rig.config(dead_letter_limit=DeadLetterLimit(window=100, min_records=50, max_count=10)),
         counting(rig.out),
     )
     with running(engine):
@@ -105,7 +105,7 @@ def test_ticks_come_about_every_second_while_a_partition_is_quiet(rig: Rig) -> N
             stamps.append(record.timestamp)
             if record.timestamp >= 5_000_000_002_000 and state.get(b"told") is None:
                 state.put(b"told", b"yes")
-                yield Output.beside(record, rig.out, b"tick", b"told")
+                yield Output.to_same_partition_as(record, rig.out, b"tick", b"told")
 
     engine = Engine(rig.config(tick_interval=0.3), step, clock=clock)
     with running(engine):
@@ -137,7 +137,7 @@ def test_a_topic_fully_ahead_of_another_is_merged_by_time_within_bounded_buffers
         if isinstance(record, Record):
             seen.append((record.timestamp, record.topic, record.offset))
             heaviest = max(
-                heaviest, *(p.merge.weight_of(t) for p in engine._owned.values() for t in (rig.a, rig.b))
+                heaviest, *(p.merge_buffer.bytes_of(t) for p in engine._owned.values() for t in (rig.a, rig.b))
             )
         return []
 
@@ -158,7 +158,7 @@ def test_an_output_that_only_the_broker_refuses_is_isolated_and_the_rest_goes_on
     def step(state: State, record: Record | Tick) -> Iterator[Output]:
         yield from plain(state, record)
         if isinstance(record, Record) and record.value == b"large":
-            yield Output.beside(record, rig.out, b"k", noise.encode())
+            yield Output.to_same_partition_as(record, rig.out, b"k", noise.encode())
 
     good = events(40, 4)
     mixed = swapped(good)
@@ -183,7 +183,7 @@ def test_outputs_and_states_beyond_the_stated_size_are_dead_letters_at_once(rig:
                 state.put(b"k", bytes(1_001))
             if record.value == b"foreign":
                 yield Output("somebody.elses", b"k", b"v")
-            yield Output.beside(record, rig.out, b"k", bytes(1_001) if record.value == b"output" else b"fine")
+            yield Output.to_same_partition_as(record, rig.out, b"k", bytes(1_001) if record.value == b"output" else b"fine")
 
     rig.send(rig.a, [("k", kind) for kind in ("state", "output", "foreign", "fine")])
     aborts: list[str] = []

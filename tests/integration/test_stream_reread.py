@@ -18,7 +18,7 @@ from shared.errors import Rejected
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
-from shared.stream.step import Reread, State, Through, Tick
+from shared.stream.step import RereadComplete, RereadRequest, State, Tick
 from tests.integration.stream_rig import Rig, complaints, counting, drained, processed, running, until
 
 SEEN = b"!seen"
@@ -56,14 +56,14 @@ class Rereading:
         self.counted_meanwhile = 0
         self._count = counting(rig.out)
 
-    def __call__(self, state: State, record: Record | Tick | Through) -> Iterator[Output | Reread]:
-        if isinstance(record, Through):
+    def __call__(self, state: State, record: Record | Tick | RereadComplete) -> Iterator[Output | RereadRequest]:
+        if isinstance(record, RereadComplete):
             yield from self._through(state, record)
         elif isinstance(record, Record) and record.topic == self.rig.out:
             yield from self._again(state, record)
         elif isinstance(record, Record) and (record.value or b"").startswith(b"again"):
             state.put(SEEN, b"0")
-            yield Reread(self.rig.a if record.value == b"again: an input" else self.rig.out)
+            yield RereadRequest(self.rig.a if record.value == b"again: an input" else self.rig.out)
         else:
             self.counted_meanwhile += state.get(SEEN) is not None
             yield from self._count(state, record)
@@ -75,13 +75,13 @@ class Rereading:
             raise Rejected("not to be seen again")
         state.put(SEEN, b"%d" % (int(state.get(SEEN) or 0) + 1))
         said = json.dumps([event, number, record.timestamp])
-        yield Output.beside(record, seen(self.rig), record.key, said.encode())
+        yield Output.to_same_partition_as(record, seen(self.rig), record.key, said.encode())
 
-    def _through(self, state: State, through: Through) -> Iterator[Output]:
+    def _through(self, state: State, through: RereadComplete) -> Iterator[Output]:
         if self.failing_ends:
             self.failing_ends -= 1
             raise ValueError("not yet")
-        yield Output.beside(through, seen(self.rig), b"through", state.get(SEEN))
+        yield Output.to_same_partition_as(through, seen(self.rig), b"through", state.get(SEEN))
         state.delete(SEEN)
 
 
@@ -205,7 +205,7 @@ def test_an_end_on_which_the_step_always_raises_halts_the_engine(rig: Rig) -> No
     rig.send(rig.a, [("k", "again")])
     step = Rereading(rig)
     step.failing_ends = 1_000
-    engine = Engine(config(rig, tick_interval=0.05, failed_ticks=3), step)
+    engine = Engine(config(rig, tick_interval=0.05, max_failed_ticks=3), step)
     with running(engine):
         until(lambda: engine.state == "halted", "halting")
         assert "reread" in engine.reason
@@ -215,15 +215,15 @@ def test_a_step_that_rewrites_what_it_sees_comes_to_an_end(rig: Rig) -> None:
     """What it writes to the very topic lies behind the end, which was set when the reread began."""
     count = counting(rig.out)
 
-    def step(state: State, record: Record | Tick | Through) -> Iterator[Output | Reread]:
-        if isinstance(record, Through):
-            yield Output.beside(record, seen(rig), b"through", b"1")
+    def step(state: State, record: Record | Tick | RereadComplete) -> Iterator[Output | RereadRequest]:
+        if isinstance(record, RereadComplete):
+            yield Output.to_same_partition_as(record, seen(rig), b"through", b"1")
         elif isinstance(record, Tick):
             return
         elif record.topic == rig.out:
-            yield Output.beside(record, rig.out, record.key, (record.value or b"") + b" ")
+            yield Output.to_same_partition_as(record, rig.out, record.key, (record.value or b"") + b" ")
         elif record.value == b"again":
-            yield Reread(rig.out)
+            yield RereadRequest(rig.out)
         else:
             yield from count(state, record)
 
@@ -245,10 +245,10 @@ def test_a_reread_record_whose_output_only_the_broker_refuses_is_isolated_and_th
     admin.create_topics([small])[small.topic].result()
     plain, noise = Rereading(rig), secrets.token_bytes(20_000)
 
-    def step(state: State, record: Record | Tick | Through) -> Iterator[Output | Reread]:
+    def step(state: State, record: Record | Tick | RereadComplete) -> Iterator[Output | RereadRequest]:
         yield from plain(state, record)
         if isinstance(record, Record) and record.topic == rig.out and b'"e7"' in (record.value or b""):
-            yield Output.beside(record, small.topic, b"k", noise)
+            yield Output.to_same_partition_as(record, small.topic, b"k", noise)
 
     sent = publish(rig, rig.a, 12, "e")
     rig.send(rig.a, [("k", "again")])

@@ -18,8 +18,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from shared.adapters.clock import ManualClock
 from shared.stream.engine import Engine
-from shared.stream.restore import Restore
-from shared.stream.rocksdb_store import RocksStore, RocksStores
+from shared.stream.restore import Restorer
+from shared.stream.rocksdb_store import RocksDBStore, RocksDBStoreFactory
 from tests.integration.stream_rig import Rig, complaints, counting, drained, running, until
 
 HOUR_S = 3_600
@@ -70,12 +70,12 @@ class Changelog:
                 self.held[key] = value
         assert producer.flush(20) == 0
 
-    def restore(self, store: RocksStore, clock: ManualClock) -> int:
+    def restore(self, store: RocksDBStore, clock: ManualClock) -> int:
         """Brings it to the end; how many records that took."""
-        restore = Restore(self.rig.config(), {0: store}, clock)
+        restore = Restorer(self.rig.config(), {0: store}, clock)
         deadline = time.monotonic() + 15
         while not restore.done:
-            assert time.monotonic() < deadline, restore.tells()
+            assert time.monotonic() < deadline, restore.describe_progress()
             restore.advance()
         restore.close()
         held = dict(store.scan(b"\x01", b"\xff"))
@@ -89,14 +89,14 @@ def changelog(rig: Rig) -> Changelog:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[RocksStore]:
-    opened = RocksStores(tmp_path, cache_mb=8)(0)
+def store(tmp_path: Path) -> Iterator[RocksDBStore]:
+    opened = RocksDBStoreFactory(tmp_path, cache_mb=8)(0)
     yield opened
     opened.close()
 
 
 def test_an_empty_store_reads_all_and_a_warm_one_only_the_tail(
-    changelog: Changelog, store: RocksStore
+    changelog: Changelog, store: RocksDBStore
 ) -> None:
     clock = ManualClock()
     assert changelog.restore(store, clock) == 0
@@ -108,7 +108,7 @@ def test_an_empty_store_reads_all_and_a_warm_one_only_the_tail(
     assert changelog.restore(store, clock) == 7
 
 
-def test_a_store_beyond_the_end_is_rebuilt(changelog: Changelog, store: RocksStore) -> None:
+def test_a_store_beyond_the_end_is_rebuilt(changelog: Changelog, store: RocksDBStore) -> None:
     clock = ManualClock()
     changelog.write(50, b"1")
     changelog.restore(store, clock)
@@ -118,7 +118,7 @@ def test_a_store_beyond_the_end_is_rebuilt(changelog: Changelog, store: RocksSto
     assert ["beyond the end" in why for why in rebuilt(logs)] == [True]
 
 
-def test_a_store_below_the_log_start_is_rebuilt(changelog: Changelog, store: RocksStore) -> None:
+def test_a_store_below_the_log_start_is_rebuilt(changelog: Changelog, store: RocksDBStore) -> None:
     clock = ManualClock()
     changelog.write(50, b"1")
     changelog.restore(store, clock)
@@ -130,7 +130,7 @@ def test_a_store_below_the_log_start_is_rebuilt(changelog: Changelog, store: Roc
     assert ["begins at 51" in why for why in rebuilt(logs)] == [True]
 
 
-def test_a_store_that_may_have_missed_deletions_is_rebuilt(changelog: Changelog, store: RocksStore) -> None:
+def test_a_store_that_may_have_missed_deletions_is_rebuilt(changelog: Changelog, store: RocksDBStore) -> None:
     """Half a day is the half of delete.retention.ms; a store to which nothing was added meanwhile may be older."""
     clock = ManualClock()
     changelog.write(50, b"1")
@@ -148,7 +148,7 @@ def test_a_store_that_may_have_missed_deletions_is_rebuilt(changelog: Changelog,
 
 
 def test_the_copy_of_a_changelog_that_was_created_anew_is_rebuilt(
-    changelog: Changelog, store: RocksStore
+    changelog: Changelog, store: RocksDBStore
 ) -> None:
     """Though its position lies within the new one."""
     clock = ManualClock()
@@ -166,8 +166,8 @@ def test_the_copy_of_a_changelog_that_was_created_anew_is_rebuilt(
 def test_a_restore_that_was_broken_off_goes_on_where_it_was(changelog: Changelog, tmp_path: Path) -> None:
     clock = ManualClock()
     changelog.write(9_000, b"1")
-    store = RocksStores(tmp_path, cache_mb=8)(0)
-    broken_off = Restore(changelog.rig.config(), {0: store}, clock)
+    store = RocksDBStoreFactory(tmp_path, cache_mb=8)(0)
+    broken_off = Restorer(changelog.rig.config(), {0: store}, clock)
     deadline = time.monotonic() + 15
     while not broken_off.records:
         assert time.monotonic() < deadline
@@ -175,7 +175,7 @@ def test_a_restore_that_was_broken_off_goes_on_where_it_was(changelog: Changelog
     assert not broken_off.done
     broken_off.close()
     store.close()
-    store = RocksStores(tmp_path, cache_mb=8)(0)
+    store = RocksDBStoreFactory(tmp_path, cache_mb=8)(0)
     assert changelog.restore(store, clock) == 9_000 - broken_off.records
     store.close()
 
@@ -190,7 +190,7 @@ def rebuilt(logs: Logs) -> list[str]:
 
 def process(rig: Rig, folder: Path, sent: dict[str, str], instance: str = "one") -> Logs:
     """An engine with its stores in a folder takes `sent` in, and is stopped. What it logged."""
-    engine = Engine(rig.config(instance), counting(rig.out), open_store=RocksStores(folder, cache_mb=8))
+    engine = Engine(rig.config(instance), counting(rig.out), open_store=RocksDBStoreFactory(folder, cache_mb=8))
     with capture_logs() as logs, running(engine):
         rig.send(rig.a, [(key, event) for event, key in sent.items()])
         until(lambda: len(engine.partitions()) == rig.partitions, "all partitions")
@@ -223,7 +223,7 @@ def test_a_graceful_stop_leaves_nothing_to_read_and_a_lost_folder_is_rebuilt(
     assert complaints(rig, sent) == []
     state = rig.changelog_state()
     for number in range(rig.partitions):
-        store = RocksStores(mine, cache_mb=8)(number)
+        store = RocksDBStoreFactory(mine, cache_mb=8)(number)
         assert dict(store.scan(b"\x01", b"\xff")) == state[number]
         store.close()
 

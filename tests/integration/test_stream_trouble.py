@@ -258,12 +258,12 @@ def test_a_tick_that_raises_is_undone_and_several_in_a_row_halt_the_engine(rig: 
             return
         ticks.append(len(ticks))
         state.put(b"of a tick", b"1")
-        yield Output.beside(record, rig.out, b"tick", b"must not be written")
+        yield Output.to_same_partition_as(record, rig.out, b"tick", b"must not be written")
         if raises.is_set() or len(ticks) < 3:
             raise RuntimeError("this tick")
         state.delete(b"of a tick")
 
-    engine = Engine(rig.config(tick_interval=0.05, failed_ticks=3, outputs=frozenset({rig.out})), step)
+    engine = Engine(rig.config(tick_interval=0.05, max_failed_ticks=3, outputs=frozenset({rig.out})), step)
     raises.clear()
     with capture_logs() as logs, running(engine):
         until(lambda: len(ticks) >= 2, "two that raise")
@@ -287,10 +287,10 @@ def test_a_tick_s_output_that_the_broker_refuses_halts_and_costs_no_record(rig: 
         if isinstance(record, Record):
             yield from plain(state, record)
         elif record.partition == 1 and poisoned.is_set():
-            yield Output.beside(record, rig.out, b"tick", noise(20_000).encode())
+            yield Output.to_same_partition_as(record, rig.out, b"tick", noise(20_000).encode())
 
     sent = events(60, 20)
-    engine = Engine(rig.config(tick_interval=0.05, failed_ticks=3, slice_records=8), step)
+    engine = Engine(rig.config(tick_interval=0.05, max_failed_ticks=3, slice_records=8), step)
     with running(engine):
         rig.send(rig.a, swapped(sent))
         until(drained(engine, rig), "the first")

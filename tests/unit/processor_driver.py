@@ -27,8 +27,8 @@ from shared.events import (
 )
 from shared.records import Output, Record
 from shared.stream.state_store import MemoryStore
-from shared.stream.step import Through, Tick
-from shared.stream.write_buffer import Overlay
+from shared.stream.step import RereadComplete, Tick
+from shared.stream.write_buffer import WriteBuffer
 from shared.topics import (
     CHAT_RESPONSES,
     ERASURE_REPORTS,
@@ -113,7 +113,7 @@ class Bench:
                 self.feed(Record(TRAINING_BATCHES.name, 0, self.shown - 1, self.now_ms, key, value))
             else:
                 self.shown_to = None
-                self.feed(Through(TRAINING_BATCHES.name, 0, self.now_ms))
+                self.feed(RereadComplete(TRAINING_BATCHES.name, 0, self.now_ms))
 
     def settle(self, at_s: float) -> None:
         """Until no erasure is under way any more."""
@@ -121,10 +121,10 @@ class Bench:
             self.show()
             self.tick(at_s)
 
-    def feed(self, record: Record | Tick | Through) -> list[Output]:
+    def feed(self, record: Record | Tick | RereadComplete) -> list[Output]:
         """As the engine does: the writes of a step that raises are undone, and the record is dead."""
         self.now_ms = max(self.now_ms, record.timestamp)
-        overlay = Overlay(self.store, 1_000_000)
+        overlay = WriteBuffer(self.store, 1_000_000)
         overlay.savepoint()
         try:
             said = list(self.step(overlay, record))

@@ -10,7 +10,7 @@ import resource
 import sys
 from pathlib import Path
 
-from shared.stream.rocksdb_store import RocksStore, RocksStores
+from shared.stream.rocksdb_store import RocksDBStore, RocksDBStoreFactory
 from shared.stream.state_store import StoreFailed
 
 KEYS = 2_000
@@ -39,15 +39,15 @@ def contents(position: int) -> dict[bytes, bytes]:
     return found
 
 
-def write_for_ever(store: RocksStore) -> None:
-    n = store.position() or 0
+def write_for_ever(store: RocksDBStore) -> None:
+    n = store.changelog_position() or 0
     while True:
         store.apply(batch(n), n + 1)
         print(n, flush=True)
         n += 1
 
 
-def fill_the_disk(stores: RocksStores, store: RocksStore) -> dict[str, object]:
+def fill_the_disk(stores: RocksDBStoreFactory, store: RocksDBStore) -> dict[str, object]:
     store.apply(batch(0), 1)
     store.close()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -63,13 +63,13 @@ def fill_the_disk(stores: RocksStores, store: RocksStore) -> dict[str, object]:
     store.close()
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     store = stores(0)
-    position = store.position()
+    position = store.changelog_position()
     store.close()
     return {"failed": failed, "position": position, "damaged": position is None}
 
 
 def main() -> None:
-    stores = RocksStores(Path(sys.argv[1]), cache_mb=8, flush_s=0.02)
+    stores = RocksDBStoreFactory(Path(sys.argv[1]), cache_mb=8, flush_s=0.02)
     store = stores(0)
     if sys.argv[2:] == ["full disk"]:
         sys.stdout.write(json.dumps(fill_the_disk(stores, store)))

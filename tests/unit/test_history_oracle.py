@@ -9,12 +9,12 @@ import pytest
 
 from services.processor.core.batches import BatchLimits
 from services.processor.core.step import ProcessorStep
-from shared.dead_letters import dead_letter
+from shared.dead_letters import make_dead_letter
 from shared.errors import LoopwrightError
 from shared.records import Output, Record
 from shared.stream.state_store import MemoryStore
 from shared.stream.step import Tick
-from shared.stream.write_buffer import Overlay
+from shared.stream.write_buffer import WriteBuffer
 from shared.topics import FEEDBACK_EVENTS, FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES
 from tests.fault.oracle import Seen, complaints, names
 from tests.fault.workload import INTENT, Intent, Sent, history
@@ -38,13 +38,13 @@ def processed(intents: list[Intent], *, ticks: bool = True) -> Seen:
 
 
 def _turn(step: ProcessorStep, store: MemoryStore, turn: Record | Tick, seen: Seen) -> None:
-    overlay = Overlay(store, 1_000_000)
+    overlay = WriteBuffer(store, 1_000_000)
     overlay.savepoint()
     try:
         outputs = list(step(overlay, turn))
     except LoopwrightError as error:
         assert isinstance(turn, Record)
-        letter = dead_letter("dead.letters", turn, error, "processor", 1_000_000)
+        letter = make_dead_letter("dead.letters", turn, error, "processor", 1_000_000)
         seen.dead.append(
             Record("dead.letters", 0, len(seen.dead), 0, letter.key, letter.value, letter.headers)
         )

@@ -11,11 +11,11 @@ from services.processor.core.batches import BatchLimits
 from services.processor.core.state import pending_key
 from services.processor.core.step import ProcessorStep
 from services.processor.core.wire import rfc3339
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.events import Batch, Choice, LogRecord, Message, Outcome, Tally, from_ms
 from shared.records import Record
 from shared.stream.state_store import MemoryStore
-from shared.stream.write_buffer import Overlay
+from shared.stream.write_buffer import WriteBuffer
 from shared.topics import FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES, Topic
 from tests.unit.processor_driver import T0, Bench, feedback, response
 
@@ -64,7 +64,7 @@ def test_every_record_is_what_its_model_would_write(
         if isinstance(record, Batch):
             assert record.content_hash == Batch.hash_of(record.examples)
         headers = dict(output.headers)
-        same = sealed(
+        same = cloudevent(
             topic,
             (output.key or b"").decode(),
             record,
@@ -88,7 +88,7 @@ def test_times_are_written_as_the_models_write_them(ms: int) -> None:
 def test_what_waits_only_within_one_slice_is_never_written() -> None:
     """A batch that is filled and cut in one slice leaves the answers and what was said of them, and no more."""
     store, step = MemoryStore(), ProcessorStep(BatchLimits(examples=2))
-    overlay = Overlay(store, 1_000_000)
+    overlay = WriteBuffer(store, 1_000_000)
     for number in range(2):
         for topic, record in (
             ("chat.responses", response(f"r{number}")),

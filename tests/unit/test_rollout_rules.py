@@ -14,7 +14,7 @@ from shared.events import LogRecord
 from shared.records import Output, Record
 from shared.stream.state_store import MemoryStore
 from shared.stream.step import Tick
-from shared.stream.write_buffer import Overlay
+from shared.stream.write_buffer import WriteBuffer
 from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS
 from shared.versions import GateReport, ModelVersion, RolloutRecord, VersionRef, version_name
 
@@ -59,7 +59,7 @@ class Line:
         return self.results[-1] if len(self.results) > before else None
 
     def _feed(self, topic: str, value: bytes) -> None:
-        overlay = Overlay(self.store, 1_000_000)
+        overlay = WriteBuffer(self.store, 1_000_000)
         overlay.savepoint()
         outputs: list[Output] = list(
             rollout_step(overlay, Record(topic, 0, 0, 1_760_000_000_000, b"k", value))
@@ -161,7 +161,7 @@ def test_an_unknown_version_is_refused_by_name() -> None:
 
 
 def test_garbage_is_malformed_and_ticks_change_nothing() -> None:
-    overlay = Overlay(MemoryStore(), 1_000)
+    overlay = WriteBuffer(MemoryStore(), 1_000)
     with pytest.raises(Malformed):
         list(rollout_step(overlay, Record(MODEL_VERSIONS.name, 0, 0, 0, b"k", b"{")))
     assert list(rollout_step(overlay, Tick(0, 0))) == []

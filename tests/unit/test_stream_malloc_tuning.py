@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import os
-from shared.stream.malloc_tuning import give_back
+from shared.stream.malloc_tuning import trim_heap
 
 def resident():
     with open("/proc/self/statm") as told:
@@ -19,7 +19,7 @@ rows = [b"x" * (20_000 + i % 50_000) for i in range(2_000)]
 kept = rows[::50]
 del rows
 before = resident()
-assert give_back()
+assert trim_heap()
 print((before - resident()) >> 20)
 """
 

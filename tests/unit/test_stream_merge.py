@@ -6,20 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.records import Record
-from shared.stream.merge import Merge
+from shared.stream.merge import MergeBuffer
 
 
 def record(topic: str, offset: int, timestamp: int, value: bytes = b"") -> Record:
     return Record(topic, 0, offset, timestamp, None, value)
 
 
-def filled(topics: dict[str, list[int]], *, ended: tuple[str, ...]) -> Merge:
-    merge = Merge(tuple(topics))
+def filled(topics: dict[str, list[int]], *, ended: tuple[str, ...]) -> MergeBuffer:
+    merge = MergeBuffer(tuple(topics))
     for topic, times in topics.items():
         for offset, time in enumerate(times):
             merge.add(record(topic, offset, time))
     for topic in ended:
-        merge.reached_end(topic)
+        merge.mark_end(topic)
     return merge
 
 
@@ -30,7 +30,7 @@ def seen(records: list[Record]) -> list[tuple[str, int]]:
 def test_an_empty_input_that_has_not_reached_its_end_holds_the_others_back() -> None:
     merge = filled({"a": [1, 2], "b": []}, ended=("a",))
     assert merge.take(10, 1 << 20) == []
-    merge.reached_end("b")
+    merge.mark_end("b")
     assert seen(merge.take(10, 1 << 20)) == [("a", 0), ("a", 1)]
 
 
@@ -49,10 +49,10 @@ def test_ties_go_to_the_input_named_first() -> None:
 
 def test_what_was_put_back_comes_out_again_in_the_same_order() -> None:
     merge = filled({"a": [1, 3, 5], "b": [2, 4]}, ended=("a", "b"))
-    before = merge.weight_of("a"), merge.weight_of("b")
+    before = merge.bytes_of("a"), merge.bytes_of("b")
     taken = merge.take(4, 1 << 20)
     merge.put_back(taken)
-    assert (merge.weight_of("a"), merge.weight_of("b")) == before
+    assert (merge.bytes_of("a"), merge.bytes_of("b")) == before
     assert merge.take(4, 1 << 20) == taken
 
 
@@ -63,24 +63,24 @@ def test_an_offset_that_was_added_before_is_left_out() -> None:
 
 
 def test_weight_bounds_a_slice_but_a_heavy_record_still_passes() -> None:
-    merge = Merge(("a",))
+    merge = MergeBuffer(("a",))
     for offset in range(3):
         merge.add(record("a", offset, offset, b"x" * 5_000))
     assert len(merge.take(10, 7_000)) == 2
     assert len(merge.take(10, 1)) == 1
-    assert merge.weight_of("a") == 0
+    assert merge.bytes_of("a") == 0
 
 
 def test_a_new_record_ends_the_quiet() -> None:
     merge = filled({"a": [], "b": []}, ended=("a", "b"))
-    assert merge.quiet()
+    assert merge.is_idle()
     merge.add(record("a", 0, 1))
-    assert not merge.quiet()
+    assert not merge.is_idle()
     merge.take(1, 1 << 20)
-    assert not merge.quiet()  # its end has to be reached anew
-    merge.reached_end("a")
-    assert merge.quiet()
-    assert merge.drained("a")
+    assert not merge.is_idle()  # its end has to be reached anew
+    merge.mark_end("a")
+    assert merge.is_idle()
+    assert merge.is_drained("a")
 
 
 @given(
@@ -94,13 +94,13 @@ def test_in_whatever_order_records_arrive_they_leave_by_time(
     """Takes between arrivals, at random; each input announces its end after its last record."""
     topics = [f"t{i}" for i in range(len(inputs))]
     waiting = {t: [record(t, o, time) for o, time in enumerate(inputs[i])] for i, t in enumerate(topics)}
-    merge, out = Merge(topics), []
+    merge, out = MergeBuffer(topics), []
     while waiting:
         topic = arrivals.choice(sorted(waiting))  # type: ignore[attr-defined]
         if waiting[topic]:
             merge.add(waiting[topic].pop(0))
         else:
-            merge.reached_end(topic)
+            merge.mark_end(topic)
             del waiting[topic]
         taken = merge.take(limit, 1 << 20)
         if arrivals.random() < 0.3:  # type: ignore[attr-defined]

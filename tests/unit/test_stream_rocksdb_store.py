@@ -15,16 +15,21 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from shared.stream.rocksdb_store import BUFFER_BYTES, UNUSED_S, RocksStore, RocksStores
+from shared.stream.rocksdb_store import (
+    MIN_BUFFER_BYTES,
+    REMOVE_UNUSED_AFTER_S,
+    RocksDBStore,
+    RocksDBStoreFactory,
+)
 from shared.stream.state_store import StoreFailed
-from shared.stream.write_buffer import Overlay
+from shared.stream.write_buffer import WriteBuffer
 from tests.unit.rocks_writer import batch, contents
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def opened(folder: Path) -> RocksStore:
-    return RocksStores(folder, cache_mb=8)(0)
+def opened(folder: Path) -> RocksDBStore:
+    return RocksDBStoreFactory(folder, cache_mb=8)(0)
 
 
 def filled(folder: Path) -> Path:
@@ -41,16 +46,16 @@ def test_a_closed_store_is_opened_as_it_was_left(tmp_path: Path) -> None:
     store.apply({b"b": None, b"c": b"3"}, 20)
     store.close()
     store = opened(tmp_path)
-    assert store.position() == 20
+    assert store.changelog_position() == 20
     assert list(store.scan(b"", b"\xff")) == [(b"a", b"1"), (b"c", b"3")]
     store.close()
 
 
 def test_each_partition_has_a_store_of_its_own(tmp_path: Path) -> None:
-    stores = RocksStores(tmp_path, cache_mb=8)
+    stores = RocksDBStoreFactory(tmp_path, cache_mb=8)
     one, two = stores(1), stores(2)
     one.apply({b"a": b"1"}, 5)
-    assert (two.position(), two.get(b"a")) == (None, None)
+    assert (two.changelog_position(), two.get(b"a")) == (None, None)
     one.close()
     two.close()
 
@@ -98,18 +103,18 @@ def test_a_damaged_store_opens_empty_and_says_so(
         store = opened(tmp_path)
     assert [entry["log_level"] for entry in logs if "damaged" in entry["event"]] == ["warning"]
     assert not (folder / "left-over").exists()
-    assert (store.position(), list(store.scan(b"", b"\xff"))) == (None, [])
+    assert (store.changelog_position(), list(store.scan(b"", b"\xff"))) == (None, [])
     store.apply({b"a": b"1"}, 3)
     store.close()
     store = opened(tmp_path)
-    assert (store.position(), store.get(b"a")) == (3, b"1")
+    assert (store.changelog_position(), store.get(b"a")) == (3, b"1")
     store.close()
 
 
 def test_a_file_in_the_place_of_the_folder_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "0").write_text("?")
     store = opened(tmp_path)
-    assert store.position() is None
+    assert store.changelog_position() is None
     store.close()
 
 
@@ -119,7 +124,7 @@ def test_damage_found_while_reading_is_never_taken_for_an_absent_key(tmp_path: P
     for file in folder.glob("*.sst"):
         scribble(file)
     store = opened(tmp_path)
-    assert store.position() == 77
+    assert store.changelog_position() == 77
     with capture_logs() as logs, pytest.raises(StoreFailed, match="could not be read"):  # noqa: PT012
         if read == "scan":
             list(store.scan(b"", b"\xff"))
@@ -131,7 +136,7 @@ def test_damage_found_while_reading_is_never_taken_for_an_absent_key(tmp_path: P
     store.close()
     assert not folder.exists()
     store = opened(tmp_path)
-    assert store.position() is None
+    assert store.changelog_position() is None
     store.close()
 
 
@@ -144,7 +149,7 @@ def test_a_caller_s_mistake_is_no_damage(tmp_path: Path) -> None:
         store.apply({b"a": "1"}, 4)  # type: ignore[dict-item]
     store.close()
     store = opened(tmp_path)
-    assert (store.position(), store.get(b"a")) == (3, b"1")
+    assert (store.changelog_position(), store.get(b"a")) == (3, b"1")
     store.close()
 
 
@@ -153,7 +158,7 @@ def test_a_store_that_another_has_open_is_left_alone(tmp_path: Path) -> None:
     store.apply({b"a": b"1"}, 10)
     with pytest.raises(StoreFailed, match="Another process has it open"):
         opened(tmp_path)
-    assert (store.position(), store.get(b"a")) == (10, b"1")
+    assert (store.changelog_position(), store.get(b"a")) == (10, b"1")
     store.close()
 
 
@@ -185,7 +190,7 @@ def test_killed_in_the_middle_of_writing_contents_and_position_agree(tmp_path: P
         child.stdout.close()
         assert child.wait(10) == -signal.SIGKILL
         store = opened(tmp_path)
-        position = store.position()
+        position = store.changelog_position()
         assert position is not None
         assert before < position <= last + 2  # the last line may not have been written
         assert dict(store.scan(b"", b"\xff")) == contents(position)
@@ -205,7 +210,7 @@ def test_where_the_disk_is_full_it_says_so_and_keeps_what_it_has(tmp_path: Path)
     assert "File too large" in told["failed"]
     assert not told["damaged"]
     store = opened(tmp_path)
-    position = store.position()
+    position = store.changelog_position()
     assert position == told["position"] > 0
     assert dict(store.scan(b"", b"\xff")) == contents(position)
     store.apply(batch(position), position + 1)
@@ -217,14 +222,14 @@ def test_where_the_disk_is_full_it_says_so_and_keeps_what_it_has(tmp_path: Path)
 
 def test_what_is_due_first_is_scanned_first_wherever_it_lies(tmp_path: Path) -> None:
     """Part on disk, part in the buffer, part in the slice; deleted ones in all of them."""
-    store = RocksStores(tmp_path, cache_mb=8, flush_s=0)(0)
+    store = RocksDBStoreFactory(tmp_path, cache_mb=8, flush_s=0)(0)
 
     def due(ms: int) -> bytes:
         return b"due:" + ms.to_bytes(8, "big")
 
     store.apply({due(ms): b"%d" % ms for ms in (300, 70_000, 5, 256)}, 1)
     store.apply({due(ms): b"%d" % ms for ms in (255, 1_000_000)} | {due(300): None}, 2)
-    state = Overlay(store, 1_000)
+    state = WriteBuffer(store, 1_000)
     state.put(due(65_536), b"65536")
     state.delete(due(255))
     assert [value for _, value in state.scan(due(0), due(100_000))] == [b"5", b"256", b"65536", b"70000"]
@@ -232,7 +237,7 @@ def test_what_is_due_first_is_scanned_first_wherever_it_lies(tmp_path: Path) -> 
 
 
 def test_memory_stays_within_its_bound_whatever_the_size_of_the_state(tmp_path: Path) -> None:
-    stores = RocksStores(tmp_path, cache_mb=8)
+    stores = RocksDBStoreFactory(tmp_path, cache_mb=8)
     opened_stores = [stores(n) for n in range(3)]
     most = 0
     for n in range(60):
@@ -241,7 +246,7 @@ def test_memory_stays_within_its_bound_whatever_the_size_of_the_state(tmp_path: 
         assert (store.get(b"%d-%d" % (n - 3, n)) is not None) == (n >= 3)
         memory = stores._memory
         most = max(most, memory.cache.get_usage())
-        assert memory.buffers.get_usage() < 2 * BUFFER_BYTES + 1_500 * 1_100
+        assert memory.buffers.get_usage() < 2 * MIN_BUFFER_BYTES + 1_500 * 1_100
     assert most < (8 << 20) * 1.1
     assert sum(file.stat().st_size for file in tmp_path.rglob("*.sst")) > 48 << 20
     for store in opened_stores:
@@ -251,8 +256,8 @@ def test_memory_stays_within_its_bound_whatever_the_size_of_the_state(tmp_path: 
 def test_stores_of_partitions_that_others_took_over_are_removed_after_a_day(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         shutil.copytree(filled(tmp_path / "made"), tmp_path / "state" / str(number))
-    old = time.time() - UNUSED_S - 60
-    stores = RocksStores(tmp_path / "state", cache_mb=8, flush_s=0)
+    old = time.time() - REMOVE_UNUSED_AFTER_S - 60
+    stores = RocksDBStoreFactory(tmp_path / "state", cache_mb=8, flush_s=0)
     store = stores(3)
     for number in (1, 3):
         os.utime(tmp_path / "state" / str(number), (old, old))

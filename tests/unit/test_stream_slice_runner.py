@@ -15,7 +15,7 @@ from shared.stream.engine import Engine
 from shared.stream.partition import OwnedPartition
 from shared.stream.state_store import MemoryStore
 from shared.stream.step import State, Tick
-from shared.stream.transaction import Aborted
+from shared.stream.transaction import TransactionAborted
 
 LARGEST = 8
 
@@ -23,7 +23,7 @@ LARGEST = 8
 class FakeTransactions:
     """Keeps what was committed; refuses as told."""
 
-    def __init__(self, refuses: Callable[[Output], bool], failure: Callable[[], Aborted]) -> None:
+    def __init__(self, refuses: Callable[[Output], bool], failure: Callable[[], TransactionAborted]) -> None:
         self.log: list[Output] = []
         self.attempts = 0
         self._open: list[Output] = []
@@ -33,11 +33,11 @@ class FakeTransactions:
     def produce(self, outputs: Iterable[Output]) -> None:
         self._open += outputs
 
-    def produce_last(self, output: Output, delivered: Callable[[int], None]) -> None:
+    def produce_tracked(self, output: Output, delivered: Callable[[int], None]) -> None:
         self._open.append(output)
         delivered(len(self.log) + len(self._open))
 
-    def produce_states(self, topic: str, partition: int, writes: dict[bytes, bytes | None]) -> None:
+    def produce_changelog(self, topic: str, partition: int, writes: dict[bytes, bytes | None]) -> None:
         self._open += [Output(topic, key, value, (), partition) for key, value in writes.items()]
 
     def commit(
@@ -60,7 +60,7 @@ class At:
         self,
         step: Callable[[State, Record | Tick], Iterator[Output]],
         refuses: Callable[[Output], bool],
-        failure: Callable[[], Aborted] = lambda: Aborted("refused", blames_records=True, oversized=True),
+        failure: Callable[[], TransactionAborted] = lambda: TransactionAborted("refused", caused_by_record=True, oversized=True),
     ) -> None:
         config = EngineConfig(
             bootstrap_servers="broker:9092",
@@ -71,27 +71,27 @@ class At:
             dead_letters="dead",
             outputs=frozenset({"out"}),
             slice_records=LARGEST,
-            failed_ticks=3,
+            max_failed_ticks=3,
         )
         self.transactions = FakeTransactions(refuses, failure)
         self.engine: Any = Engine(config, step)
         self.engine._stop = SimpleNamespace(wait=lambda _seconds: None)
-        self.engine._inputs = SimpleNamespace(group=lambda: None, read=lambda *_: 0)
-        self.engine._rereads = SimpleNamespace(close=lambda: None)
-        self.engine._slices.use(self.transactions)
+        self.engine._inputs = SimpleNamespace(group_metadata=lambda: None, read=lambda *_: 0)
+        self.engine._rereader = SimpleNamespace(close=lambda: None)
+        self.engine._slice_runner.use_producer(self.transactions)
         self.engine._owned = {n: OwnedPartition(n, config, MemoryStore(n)) for n in (0, 1)}
         self._now = 0.0
 
     def add(self, partition: int, *values: bytes) -> None:
-        merge = self.engine._owned[partition].merge
+        merge = self.engine._owned[partition].merge_buffer
         for offset, value in enumerate(values):
             merge.add(Record("in", partition, offset, 1, b"k", value))
-        merge.reached_end("in")
+        merge.mark_end("in")
 
     def turn(self, times: int) -> None:
         for _ in range(times):
             self._now += 1.0
-            shares = self.engine._take(self.engine._slices.size.records, self._now)
+            shares = self.engine._take(self.engine._slice_runner.size.records, self._now)
             if shares:
                 self.engine._run_slice(shares)
 
@@ -101,7 +101,7 @@ class At:
 
 def echo(_state: State, record: Record | Tick) -> Iterator[Output]:
     if isinstance(record, Record):
-        yield Output.beside(record, "out", record.key, record.value)
+        yield Output.to_same_partition_as(record, "out", record.key, record.value)
 
 
 def values(count: int, prefix: bytes = b"v") -> list[bytes]:
@@ -133,7 +133,7 @@ def test_no_record_is_given_up_for_aborts_that_no_record_is_to_blame_for() -> No
         left -= 1
         return left > 0
 
-    at = At(echo, away, lambda: Aborted("the broker is away"))
+    at = At(echo, away, lambda: TransactionAborted("the broker is away"))
     at.add(0, *values(20))
     at.turn(300)
     assert at.written("out") == values(20)
@@ -152,10 +152,10 @@ def test_a_dead_letter_that_meets_a_passing_trouble_keeps_its_bytes_and_its_reas
             return True
         return output.topic == "out" and output.value == b"v5"
 
-    def failure() -> Aborted:
+    def failure() -> TransactionAborted:
         if troubles < 2:
-            return Aborted("the broker was away")
-        return Aborted("refused", blames_records=True, oversized=True)
+            return TransactionAborted("the broker was away")
+        return TransactionAborted("refused", caused_by_record=True, oversized=True)
 
     at = At(echo, refuses, failure)
     at.add(0, *values(6))
@@ -169,9 +169,9 @@ def poisoned(_state: State, record: Record | Tick) -> Iterator[Output]:
     """What the ticks of partition 1 bring is refused."""
     if isinstance(record, Tick):
         if record.partition == 1:
-            yield Output.beside(record, "out", b"tick", b"poison")
+            yield Output.to_same_partition_as(record, "out", b"tick", b"poison")
     else:
-        yield Output.beside(record, "out", record.key, record.value)
+        yield Output.to_same_partition_as(record, "out", record.key, record.value)
 
 
 def test_a_tick_s_output_that_the_broker_refuses_costs_no_record() -> None:

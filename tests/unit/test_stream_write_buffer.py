@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from shared.errors import Oversized
 from shared.stream.state_store import POSITIONS_KEY, MemoryStore
-from shared.stream.write_buffer import Overlay
+from shared.stream.write_buffer import WriteBuffer
 
 
-def over(**stored: bytes) -> Overlay:
+def over(**stored: bytes) -> WriteBuffer:
     store = MemoryStore()
     store.apply({key.encode(): value for key, value in stored.items()} | {POSITIONS_KEY: b"{}"}, 1)
-    return Overlay(store, max_record_bytes=1_000)
+    return WriteBuffer(store, max_record_bytes=1_000)
 
 
 def test_a_step_reads_what_it_wrote() -> None:
@@ -84,7 +84,7 @@ def test_the_state_equals_a_dict_that_saw_only_the_records_that_did_not_raise(
 ) -> None:
     store = MemoryStore()
     store.apply(stored, 1)
-    state, model = Overlay(store, 100), dict(stored)
+    state, model = WriteBuffer(store, 100), dict(stored)
     for writes, raises in records:
         state.savepoint()
         before = dict(model)

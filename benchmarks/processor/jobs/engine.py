@@ -17,7 +17,7 @@ from shared.errors import Malformed
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
-from shared.stream.rocksdb_store import RocksStores
+from shared.stream.rocksdb_store import RocksDBStoreFactory
 from shared.stream.step import State, Tick
 
 STATUS = "status.json"
@@ -31,7 +31,7 @@ class Votes:
         self._output = job.output
         self._remembered = job.remembered
 
-    def keys(self, record: Record) -> Iterable[bytes]:
+    def prefetch_keys(self, record: Record) -> Iterable[bytes]:
         return (record.key or b"",)
 
     def __call__(self, state: State, record: Record | Tick) -> Iterable[Output]:
@@ -45,7 +45,7 @@ class Votes:
         before = state.get(key)
         after, output = vote(None if before is None else orjson.loads(before), event, self._remembered)
         state.put(key, orjson.dumps(after))
-        return (Output.beside(record, self._output, key, orjson.dumps(output)),)
+        return (Output.to_same_partition_as(record, self._output, key, orjson.dumps(output)),)
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
         partitions=job.partitions,
     )
     folder = Path(job.folder)
-    engine = Engine(config, Votes(job), open_store=RocksStores(folder / "state", job.cache_mb))
+    engine = Engine(config, Votes(job), open_store=RocksDBStoreFactory(folder / "state", job.cache_mb))
     teller = threading.Thread(target=tell, args=(engine, folder / STATUS, ended), daemon=True)
     teller.start()
     try:

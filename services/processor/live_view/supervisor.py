@@ -142,7 +142,7 @@ def attach(app: EngineApp, keeper: LiveKeeper) -> None:
             await keeper.keep(self)
 
     app.service(Live)
-    app.details["live_view"] = keeper.detail
+    app.readiness_details["live_view"] = keeper.detail
 
     @app.page("/tallies")
     async def tallies(view: View, request: Request) -> Response:
