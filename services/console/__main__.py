@@ -8,21 +8,21 @@ import sys
 
 import structlog
 
-from services.console.api.dead_letter_routes import Letters, add_dead_letters
-from services.console.api.quarantine_routes import add_quarantine
-from services.console.api.routes import SERVICE, Console, build_app
-from services.console.core.projection import FOLLOWED
-from services.console.pages.page import add_pages
-from services.console.pages.refresher import Board
+from services.console.api.dead_letter_routes import DeadLetterReader, add_dead_letter_routes
+from services.console.api.quarantine_routes import add_quarantine_routes
+from services.console.api.routes import SERVICE, ConsoleBackend, build_app
+from services.console.core.projection import FOLLOWED_TOPICS
+from services.console.pages.page import add_page
+from services.console.pages.refresher import PageRefresher
 from services.console.settings import ConsoleSettings
-from services.console.topic_offsets import KafkaEnds
+from services.console.topic_offsets import KafkaEndOffsets
 from shared.adapters.clock import SystemClock
 from shared.adapters.http import serve
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.adapters.log_lookup import KafkaLogRanges
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import check_partitions
-from shared.adapters.topic_follower import Follower
+from shared.adapters.topic_follower import TopicFollower
 from shared.errors import LoopwrightError
 from shared.settings import load
 from shared.telemetry import Readiness, configure_logging
@@ -48,23 +48,25 @@ def run(settings: ConsoleSettings) -> bool:
     """Serves until told to stop. False if it stopped because of an error."""
     servers = settings.kafka_bootstrap_servers
     readiness = Readiness("log")
-    ends = KafkaEnds(servers, SERVICE, FEEDBACK_EVENTS.name, settings.partitions)
-    chats = KafkaEnds(servers, SERVICE, CHAT_RESPONSES.name, settings.partitions)
-    console = Console(
+    ends = KafkaEndOffsets(servers, SERVICE, FEEDBACK_EVENTS.name, settings.partitions)
+    chats = KafkaEndOffsets(servers, SERVICE, CHAT_RESPONSES.name, settings.partitions)
+    console = ConsoleBackend(
         settings=settings,
         publisher=KafkaPublisher(servers, SERVICE, timeout_s=settings.ack_timeout_s),
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
         accepted=ends.count,
     )
-    topics = [topic.name for topic in FOLLOWED]
-    follower = Follower(
+    topics = [topic.name for topic in FOLLOWED_TOPICS]
+    follower = TopicFollower(
         "log", lambda: KafkaLogReader(servers, SERVICE, topics), console.apply, readiness, _stop
     )
     app = build_app(console, follower, readiness)
-    add_dead_letters(app, console, follower, Letters(console, KafkaLogRanges(servers, SERVICE)))
-    add_quarantine(app, console, follower)
-    add_pages(app, console, Board(console, follower, chats.count))
+    add_dead_letter_routes(
+        app, console, follower, DeadLetterReader(console, KafkaLogRanges(servers, SERVICE))
+    )
+    add_quarantine_routes(app, console, follower)
+    add_page(app, console, PageRefresher(console, follower, chats.count))
     try:
         serve(app, settings.host, settings.port)
     finally:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shared.dead_letter_replay import Letter, Place, letter_of
-from shared.dead_letters import record_bytes
+from shared.dead_letter_replay import DeadLetter, DeadLetterPosition, parse_dead_letter
+from shared.dead_letters import record_size
 from shared.errors import Malformed
 from shared.ports import LogRanges
 from shared.records import Record
@@ -24,7 +24,7 @@ BLOCK = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class DeadLetterFilter:
     """What a list is of; None = whatever it is. Times: when it became a dead letter, in ms; `until` is not in it."""
 
     error_class: str | None = None
@@ -33,56 +33,61 @@ class Wanted:
     until_ms: int | None = None
     replayed: bool | None = None
 
-    def takes(self, entry: Entry, replayed_by: Mapping[str, str]) -> bool:
+    def takes(self, entry: DeadLetterEntry, replayed_by: Mapping[str, str]) -> bool:
         letter = entry.letter
         return (
-            self.error_class in (None, letter.origin.code)
+            self.error_class in (None, letter.origin.error_class)
             and self.topic in (None, letter.origin.topic)
-            and (self.since_ms is None or letter.at_ms >= self.since_ms)
-            and (self.until_ms is None or letter.at_ms < self.until_ms)
-            and self.replayed in (None, str(letter.place) in replayed_by)
+            and (self.since_ms is None or letter.appended_ms >= self.since_ms)
+            and (self.until_ms is None or letter.appended_ms < self.until_ms)
+            and self.replayed in (None, str(letter.position) in replayed_by)
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DeadLetterEntry:
     """One dead letter in a list: without its content, whose size is `size`."""
 
-    letter: Letter
+    letter: DeadLetter
     size: int
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    entries: tuple[Entry, ...]
+class DeadLetterPage:
+    entries: tuple[DeadLetterEntry, ...]
     next: str | None
     """Where the next page begins; None where nothing is left."""
 
 
-def page(
-    ranges: LogRanges, wanted: Wanted, replayed_by: Mapping[str, str], *, cursor: str | None, limit: int
-) -> Page:
+def list_page(
+    ranges: LogRanges,
+    wanted: DeadLetterFilter,
+    replayed_by: Mapping[str, str],
+    *,
+    cursor: str | None,
+    limit: int,
+) -> DeadLetterPage:
     """At most `limit` of those wanted; fewer, even none, does not mean that there are no more: `next` does.
 
     Raises `Malformed` for a cursor that is none, `BrokerUnavailable`.
     """
     backwards = _opened(ranges, wanted, cursor)
-    entries: list[Entry] = []
+    entries: list[DeadLetterEntry] = []
     while len(entries) < limit:
         entry = backwards.next()
         if entry is None:
             break
         if wanted.takes(entry, replayed_by):
             entries.append(entry)
-    return Page(tuple(entries), backwards.cursor())
+    return DeadLetterPage(tuple(entries), backwards.cursor())
 
 
-def find(ranges: LogRanges, place: Place) -> Letter | None:
+def find_dead_letter(ranges: LogRanges, place: DeadLetterPosition) -> DeadLetter | None:
     """The dead letter that lies there."""
     if place.partition not in ranges.bounds(DEAD_LETTERS.name):
         return None
     span = {place.partition: (place.offset, place.offset + 1)}
-    return next((letter_of(record) for record in ranges.read(DEAD_LETTERS.name, span)), None)
+    return next((parse_dead_letter(record) for record in ranges.read(DEAD_LETTERS.name, span)), None)
 
 
 @dataclass
@@ -94,10 +99,10 @@ class Backwards:
     highs: dict[int, int]
     left: int
     """Offsets that may still be looked at."""
-    held: dict[int, list[Entry]] = field(default_factory=dict)
+    held: dict[int, list[DeadLetterEntry]] = field(default_factory=dict)
     read_to: dict[int, int] = field(default_factory=dict)
 
-    def next(self) -> Entry | None:
+    def next(self) -> DeadLetterEntry | None:
         """The newest that was not given; None at the end, or after about `left` offsets."""
         while missing := [p for p in self.highs if not self.held.get(p) and self._unread(p) > self.lows[p]]:
             if self.left <= 0:
@@ -105,11 +110,11 @@ class Backwards:
             self._read(missing)
         newest = max(
             (entries[-1] for entries in self.held.values() if entries),
-            key=lambda entry: (entry.letter.at_ms, entry.letter.place),
+            key=lambda entry: (entry.letter.appended_ms, entry.letter.position),
             default=None,
         )
         if newest is not None:
-            place = newest.letter.place
+            place = newest.letter.position
             self.held[place.partition].pop()
             self.highs[place.partition] = place.offset
         return newest
@@ -117,7 +122,7 @@ class Backwards:
     def cursor(self) -> str | None:
         """Of each partition that is not at its beginning, where the next page goes on."""
         ends = {p: high if self.held.get(p) else self._unread(p) for p, high in self.highs.items()}
-        left = [str(Place(p, end)) for p, end in sorted(ends.items()) if end > self.lows[p]]
+        left = [str(DeadLetterPosition(p, end)) for p, end in sorted(ends.items()) if end > self.lows[p]]
         return ".".join(left) or None
 
     def _unread(self, partition: int) -> int:
@@ -131,14 +136,14 @@ class Backwards:
             spans[partition], self.held[partition], self.read_to[partition] = (start, end), [], start
             self.left -= end - start
         for record in self.ranges.read(DEAD_LETTERS.name, spans):
-            size = record_bytes(record.key, record.value, ())
+            size = record_size(record.key, record.value, ())
             # The content is let go at once: a page of entries is small, whatever died.
             where = (record.topic, record.partition, record.offset, record.timestamp)
             light = Record(*where, None, None, record.headers)
-            self.held[record.partition].append(Entry(letter_of(light), size))
+            self.held[record.partition].append(DeadLetterEntry(parse_dead_letter(light), size))
 
 
-def _opened(ranges: LogRanges, wanted: Wanted, cursor: str | None) -> Backwards:
+def _opened(ranges: LogRanges, wanted: DeadLetterFilter, cursor: str | None) -> Backwards:
     bounds = ranges.bounds(DEAD_LETTERS.name)
     lows = {partition: low for partition, (low, _) in bounds.items()}
     if wanted.since_ms is not None:
@@ -149,7 +154,7 @@ def _opened(ranges: LogRanges, wanted: Wanted, cursor: str | None) -> Backwards:
         return Backwards(ranges, lows, {partition: high for partition, (_, high) in bounds.items()}, SCAN)
     highs = {}
     for part in cursor.split("."):
-        place = Place.of(part)
+        place = DeadLetterPosition.parse(part)
         if place.partition not in bounds:
             raise Malformed(f"the cursor names a partition {place.partition} that is not there: begin anew")
         highs[place.partition] = min(place.offset, bounds[place.partition][1])

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.adapters.http import problem
-from shared.adapters.origin_check import Forbidden, refuse_foreign
+from shared.adapters.origin_check import Forbidden, check_request_origin
 
 OPEN = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked by orchestrators and Prometheus under whatever name they know; they tell nothing about users."""
@@ -40,7 +40,7 @@ HEADERS = {
 POLICY_VIOLATION = 1008
 
 
-class Fence:
+class SecurityMiddleware:
     """ASGI middleware: refuses foreign hosts and origins, sets the headers above."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
@@ -52,7 +52,7 @@ class Fence:
             await self._app(scope, receive, send)
             return
         try:
-            refuse_foreign(Headers(scope=scope), self._hosts)
+            check_request_origin(Headers(scope=scope), self._hosts)
         except Forbidden as error:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "forbidden"})

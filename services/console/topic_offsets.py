@@ -6,10 +6,10 @@ import threading
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from shared.adapters.kafka import translate
+from shared.adapters.kafka import to_error
 
 
-class KafkaEnds:
+class KafkaEndOffsets:
     """Asks the broker. Exact for a topic written without transactions, as `feedback.events` is. Thread-safe."""
 
     def __init__(
@@ -36,7 +36,7 @@ class KafkaEnds:
                     for part in self._parts
                 ]
             except KafkaException as error:
-                raise translate(error.args[0]) from error
+                raise to_error(error.args[0]) from error
         return sum(high for _, high in ends)
 
     def close(self) -> None:

@@ -9,22 +9,22 @@ import sys
 import structlog
 from uuid6 import uuid7
 
-from services.feedback.api import add_erasure, build_app
-from services.feedback.command_consumer import KafkaDuty
-from services.feedback.dlq_replay_worker import Replayer, ReplayThread
-from services.feedback.erasure_handler import Eraser
-from services.feedback.erasure_status import Erasures
-from services.feedback.handlers import SERVICE, Door
-from services.feedback.outcome_lookup import History
+from services.feedback.api import add_erasure_routes, build_app
+from services.feedback.command_consumer import KafkaCommandConsumer
+from services.feedback.dlq_replay_worker import DeadLetterReplayer, DeadLetterReplayThread
+from services.feedback.erasure_handler import ErasureHandler
+from services.feedback.erasure_status import ErasureStatusView
+from services.feedback.handlers import SERVICE, FeedbackHandlers
+from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import OutcomeIndex, Standing
+from services.feedback.views import OutcomeIndex, VersionsView
 from shared.adapters.clock import SystemClock
 from shared.adapters.http import serve
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.log_lookup import KafkaLogRanges
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import check_partitions
-from shared.adapters.topic_follower import Follower
+from shared.adapters.topic_follower import TopicFollower
 from shared.errors import LoopwrightError
 from shared.pseudonym import Pseudonymiser
 from shared.settings import load
@@ -60,15 +60,15 @@ def run(settings: FeedbackSettings, key: bytes) -> bool:
     servers = settings.kafka_bootstrap_servers
     readiness = Readiness("versions", "outcomes", "erasures")
     cache = RedisCache(settings.redis_url)
-    standing = Standing()
+    standing = VersionsView()
     index = OutcomeIndex(cache, ttl_s=settings.receipt_ttl_s, pending_ttl_s=settings.pending_ttl_s)
-    history = History(
+    history = OutcomeLookup(
         lambda topic, partition: KafkaLogReader(servers, SERVICE, [topic], partitions=[partition]),
         partitions=settings.partitions,
         timeout_s=settings.scan_timeout_s,
         slots=settings.scans,
     )
-    door = Door(
+    door = FeedbackHandlers(
         settings=settings,
         publisher=KafkaPublisher(servers, SERVICE, timeout_s=settings.ack_timeout_s),
         cache=cache,
@@ -81,9 +81,9 @@ def run(settings: FeedbackSettings, key: bytes) -> bool:
 
     eraser = _eraser(settings, key, cache)
     followers = _followers(servers, readiness, standing, index, eraser)
-    replays = ReplayThread(
-        Replayer(
-            open_duty=lambda: KafkaDuty(servers, SERVICE),
+    replays = DeadLetterReplayThread(
+        DeadLetterReplayer(
+            open_duty=lambda: KafkaCommandConsumer(servers, SERVICE),
             open_results=lambda: KafkaLogReader(servers, SERVICE, [OPERATOR_RESULTS.name]),
             ranges=KafkaLogRanges(servers, SERVICE),
             publisher=KafkaPublisher(servers, SERVICE, timeout_s=settings.ack_timeout_s),
@@ -93,7 +93,7 @@ def run(settings: FeedbackSettings, key: bytes) -> bool:
     )
     replays.start()
     app = build_app(door, followers, readiness)
-    add_erasure(app, eraser, followers[-1])
+    add_erasure_routes(app, eraser, followers[-1])
     try:
         serve(app, settings.host, settings.port)
     finally:
@@ -102,8 +102,8 @@ def run(settings: FeedbackSettings, key: bytes) -> bool:
 
 
 def _followers(
-    servers: str, readiness: Readiness, standing: Standing, index: OutcomeIndex, eraser: Eraser
-) -> list[Follower]:
+    servers: str, readiness: Readiness, standing: VersionsView, index: OutcomeIndex, eraser: ErasureHandler
+) -> list[TopicFollower]:
     """What the door knows of the log."""
 
     def begin_again() -> None:
@@ -112,17 +112,17 @@ def _followers(
 
     topics = [MODEL_VERSIONS.name, MODEL_ROLLOUT.name]
     return [
-        Follower(
+        TopicFollower(
             "versions", lambda: KafkaLogReader(servers, SERVICE, topics), standing.apply, readiness, _stop
         ),
-        Follower(
+        TopicFollower(
             "outcomes",
             lambda: KafkaLogReader(servers, SERVICE, [FEEDBACK_OUTCOMES.name], index.starts()),
             index.apply,
             readiness,
             begin_again,
         ),
-        Follower(
+        TopicFollower(
             "erasures",
             lambda: KafkaLogReader(servers, SERVICE, [ERASURE_REQUESTS.name, ERASURE_REPORTS.name]),
             eraser.erasures.apply,
@@ -132,11 +132,11 @@ def _followers(
     ]
 
 
-def _eraser(settings: FeedbackSettings, key: bytes, cache: RedisCache) -> Eraser:
+def _eraser(settings: FeedbackSettings, key: bytes, cache: RedisCache) -> ErasureHandler:
     servers = settings.kafka_bootstrap_servers
     # One for each process: two doors that erase at once are not to fence each other.
     identity = f"loopwright-{SERVICE}-erasure-{uuid7()}"
-    return Eraser(
+    return ErasureHandler(
         settings=settings,
         open_publisher=lambda: KafkaTransactionalPublisher(
             servers, SERVICE, identity, timeout_s=settings.ack_timeout_s
@@ -145,7 +145,7 @@ def _eraser(settings: FeedbackSettings, key: bytes, cache: RedisCache) -> Eraser
         cache=cache,
         clock=SystemClock(),
         pseudonyms=Pseudonymiser(key),
-        erasures=Erasures(),
+        erasures=ErasureStatusView(),
     )
 
 

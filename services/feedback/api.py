@@ -13,11 +13,11 @@ from starlette.concurrency import run_in_threadpool
 
 from services.feedback.core.receipts import Receipt
 from services.feedback.core.schemas import ERASURE_BODY, FEEDBACK_BODY, RESPONSE_BODY
-from services.feedback.erasure_handler import Eraser
+from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.erasure_status import ErasureStatus
-from services.feedback.handlers import Door
-from shared.adapters.http import add_doorway, problem
-from shared.adapters.topic_follower import Follower
+from services.feedback.handlers import FeedbackHandlers
+from shared.adapters.http import add_service_routes, problem
+from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable, LoopwrightError, Malformed
 from shared.events import MAX_RECORD_BYTES
 from shared.telemetry import FEEDBACK_REFUSED, Readiness
@@ -37,7 +37,7 @@ RequestKey = Annotated[
 Authorization = Annotated[str | None, Header(description="Bearer and the operator's erasure token")]
 
 
-def build_app(door: Door, followers: Sequence[Follower], readiness: Readiness) -> FastAPI:
+def build_app(door: FeedbackHandlers, followers: Sequence[TopicFollower], readiness: Readiness) -> FastAPI:
     """The first of `followers` is the one whose state receipts need whole."""
 
     @asynccontextmanager
@@ -53,10 +53,10 @@ def build_app(door: Door, followers: Sequence[Follower], readiness: Readiness) -
 
     app = FastAPI(title=TITLE, version="1", lifespan=lifespan, docs_url="/docs", redoc_url=None)
     _add_routes(app, door, followers[0])
-    return add_doorway(app, readiness, MAX_RECORD_BYTES)
+    return add_service_routes(app, readiness, MAX_RECORD_BYTES)
 
 
-def _add_routes(app: FastAPI, door: Door, standing: Follower) -> None:
+def _add_routes(app: FastAPI, door: FeedbackHandlers, standing: TopicFollower) -> None:
     @app.post("/v1/feedback", status_code=202, openapi_extra=_described(FEEDBACK_BODY))
     async def feedback(
         request: Request,
@@ -91,7 +91,7 @@ def _add_routes(app: FastAPI, door: Door, standing: Follower) -> None:
         return await run_in_threadpool(door.receipt, response_id, event_id)
 
 
-def add_erasure(app: FastAPI, eraser: Eraser, erasures: Follower) -> None:
+def add_erasure_routes(app: FastAPI, eraser: ErasureHandler, erasures: TopicFollower) -> None:
     """The routes of erasure. `erasures` follows what they tell."""
 
     @app.post("/v1/erasure", status_code=202, openapi_extra=_described(ERASURE_BODY))
@@ -124,7 +124,7 @@ def add_erasure(app: FastAPI, eraser: Eraser, erasures: Follower) -> None:
         return JSONResponse(found.model_dump(mode="json", exclude_none=True))
 
 
-def _wait_for(erasures: Follower) -> None:
+def _wait_for(erasures: TopicFollower) -> None:
     if not erasures.caught_up:
         raise BrokerUnavailable("the erasures have not been read to their end yet: try again in some seconds")
 

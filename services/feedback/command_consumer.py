@@ -6,14 +6,14 @@ from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from shared.adapters.kafka import QUIET, to_record, translate
+from shared.adapters.kafka import QUIET, to_error, to_record
 from shared.records import Record
 from shared.topics import OPERATOR_COMMANDS
 
 GROUP = "loopwright-feedback-commands"
 
 
-class Duty(Protocol):
+class CommandConsumer(Protocol):
     """One thread. Records come at least once, in order; to whom they come may change between two calls of `poll`."""
 
     def poll(self, timeout: float) -> list[Record]:
@@ -29,7 +29,7 @@ class Duty(Protocol):
         """Hands the duty on."""
 
 
-class KafkaDuty:
+class KafkaCommandConsumer:
     """`Duty` over `operator.commands`, which has one partition: the group gives it to one member."""
 
     def __init__(self, servers: str, service: str) -> None:
@@ -56,7 +56,7 @@ class KafkaDuty:
             return []
         error = message.error()
         if error is not None:
-            raise translate(error)
+            raise to_error(error)
         return [to_record(message)]
 
     def took_over(self) -> bool:
@@ -68,7 +68,7 @@ class KafkaDuty:
         try:
             self._consumer.commit(offsets=[after], asynchronous=False)
         except KafkaException as error:
-            raise translate(error.args[0]) from error
+            raise to_error(error.args[0]) from error
 
     def close(self) -> None:
         self._consumer.close()

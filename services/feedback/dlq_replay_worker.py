@@ -14,20 +14,26 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from services.feedback.command_consumer import Duty
+from services.feedback.command_consumer import CommandConsumer
 from services.feedback.core.dlq_replay_rules import (
     AGE_MS,
     LATE,
     NO_PARTITION,
     NOT_THERE,
-    Account,
-    read_places,
-    refusal,
-    result,
+    ReplayReport,
+    command_result,
+    parse_positions,
+    skip_reason,
 )
-from shared.cloudevents import sealed, traceparent_of
+from shared.cloudevents import cloudevent, traceparent_of
 from shared.commands import COMMAND, EXECUTORS, CommandResult, Replay
-from shared.dead_letter_replay import Letter, Place, letter_of, mark_of, sent_again
+from shared.dead_letter_replay import (
+    DeadLetter,
+    DeadLetterPosition,
+    make_replay_record,
+    parse_dead_letter,
+    parse_replay_mark,
+)
 from shared.errors import BrokerUnavailable, LoopwrightError, Rejected
 from shared.events import from_ms, parse_union
 from shared.ports import Acked, Clock, LogRanges, LogReader, Publisher
@@ -47,7 +53,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ReplayTarget:
     """A topic that a command writes. `sent`: the dead letters that an interrupted try of it has sent there."""
 
     partitions: frozenset[int]
@@ -55,13 +61,13 @@ class Target:
 
 
 @dataclass
-class Replayer:
+class DeadLetterReplayer:
     """`open_duty` and `open_results` (a reader of `operator.results` from its beginning) connect when they are called.
 
     `ack_s` is the time within which `publisher` knows whether a record arrived.
     """
 
-    open_duty: Callable[[], Duty]
+    open_duty: Callable[[], CommandConsumer]
     open_results: Callable[[], LogReader]
     ranges: LogRanges
     publisher: Publisher
@@ -127,56 +133,58 @@ class Replayer:
             return
         now_ms = self.clock.now_ms()
         account = self._replay(command, record, late=now_ms - record.timestamp > AGE_MS)
-        self._answer(result(command, account, SERVICE, from_ms(now_ms)), record)
+        self._answer(command_result(command, account, SERVICE, from_ms(now_ms)), record)
 
-    def _replay(self, command: Replay, record: Record, *, late: bool) -> Account:
+    def _replay(self, command: Replay, record: Record, *, late: bool) -> ReplayReport:
         """Sends what can be sent; where it is `late`, only accounts for what an interrupted try has sent."""
-        account = Account()
-        targets: dict[str, Target] = {}
-        places = read_places(command.positions, account)
+        account = ReplayReport()
+        targets: dict[str, ReplayTarget] = {}
+        places = parse_positions(command.positions, account)
         for start in range(0, len(places), AT_ONCE):
             some = places[start : start + AT_ONCE]
             found = self._letters(some)
-            waiting: list[tuple[Letter, Future[Acked]]] = []
+            waiting: list[tuple[DeadLetter, Future[Acked]]] = []
             for place in some:
                 letter = found.get(place)
-                why = refusal(letter, SERVICE, self.replayed)
+                why = skip_reason(letter, SERVICE, self.replayed)
                 if letter is None or why is not None:
                     account.left[why or NOT_THERE] += 1
                     continue
                 topic = letter.origin.topic
                 if topic not in targets:
                     targets[topic] = self._target(command, topic, record.timestamp)
-                if letter.partition not in targets[topic].partitions:
+                if letter.origin_partition not in targets[topic].partitions:
                     account.left[NO_PARTITION] += 1
                 elif str(place) in targets[topic].sent:
                     account.sent[str(place)] = topic
                 elif late:
                     account.left[LATE] += 1
                 else:
-                    waiting.append((letter, self.publisher.publish(sent_again(letter, command.command_id))))
+                    waiting.append(
+                        (letter, self.publisher.publish(make_replay_record(letter, command.command_id)))
+                    )
             self._settle(waiting, account)
         return account
 
-    def _letters(self, places: Sequence[Place]) -> dict[Place, Letter]:
+    def _letters(self, places: Sequence[DeadLetterPosition]) -> dict[DeadLetterPosition, DeadLetter]:
         found = {}
         wanted = set(places)
         for partition, start, stop in _neighbours(places):
             for record in self.ranges.read(DEAD_LETTERS.name, {partition: (start, stop)}):
-                if Place(record.partition, record.offset) in wanted:
-                    letter = letter_of(record)
-                    found[letter.place] = letter
+                if DeadLetterPosition(record.partition, record.offset) in wanted:
+                    letter = parse_dead_letter(record)
+                    found[letter.position] = letter
         return found
 
-    def _target(self, command: Replay, topic: str, given_ms: int) -> Target:
+    def _target(self, command: Replay, topic: str, given_ms: int) -> ReplayTarget:
         bounds = self.ranges.bounds(topic)
         since = self.ranges.since(topic, given_ms - SKEW_MS)
         ranges = {partition: (since[partition], high) for partition, (_, high) in bounds.items()}
-        marks = (mark_of(record.headers) for record in self.ranges.read(topic, ranges))
+        marks = (parse_replay_mark(record.headers) for record in self.ranges.read(topic, ranges))
         sent = {mark[1] for mark in marks if mark is not None and mark[0] == command.command_id}
-        return Target(frozenset(bounds), frozenset(sent))
+        return ReplayTarget(frozenset(bounds), frozenset(sent))
 
-    def _settle(self, waiting: Sequence[tuple[Letter, Future[Acked]]], account: Account) -> None:
+    def _settle(self, waiting: Sequence[tuple[DeadLetter, Future[Acked]]], account: ReplayReport) -> None:
         """Waits for all of them. Raises `BrokerUnavailable` where it is not known whether one arrived."""
         for letter, future in waiting:
             try:
@@ -186,11 +194,11 @@ class Replayer:
             except TimeoutError as error:
                 raise BrokerUnavailable("Kafka has not acknowledged a replayed record in time") from error
             else:
-                account.sent[str(letter.place)] = letter.origin.topic
+                account.sent[str(letter.position)] = letter.origin.topic
 
     def _answer(self, found: CommandResult, command: Record) -> None:
         """Last of all: from here on it is never begun again."""
-        output = sealed(
+        output = cloudevent(
             OPERATOR_RESULTS,
             found.command_id,
             found,
@@ -209,10 +217,10 @@ class Replayer:
         log.info("replay", command_id=found.command_id, status=found.status, message=found.message)
 
 
-class ReplayThread:
+class DeadLetterReplayThread:
     """Runs a `Replayer` beside the door. The door serves without it: a replay then waits."""
 
-    def __init__(self, replayer: Replayer) -> None:
+    def __init__(self, replayer: DeadLetterReplayer) -> None:
         self._replayer = replayer
         self._stopping = threading.Event()
         self._thread = threading.Thread(
@@ -230,7 +238,7 @@ class ReplayThread:
         self._replayer.publisher.close()
 
 
-def _neighbours(places: Sequence[Place]) -> Iterator[tuple[int, int, int]]:
+def _neighbours(places: Sequence[DeadLetterPosition]) -> Iterator[tuple[int, int, int]]:
     """(partition, start, stop) of few ranges that hold all of `places`, which are in order."""
     start = last = None
     for place in places:

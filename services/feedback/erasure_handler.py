@@ -15,13 +15,13 @@ from datetime import timedelta
 from fastapi.responses import JSONResponse
 from uuid6 import uuid7
 
-from services.feedback.core.schemas import ERASURE_BODY, identity_of, read
-from services.feedback.erasure_status import Erasures, ErasureStatus
+from services.feedback.core.schemas import ERASURE_BODY, parse_body, resolve_id
+from services.feedback.erasure_status import ErasureStatus, ErasureStatusView
 from services.feedback.handlers import SERVICE, trace_of
-from services.feedback.rate_limit import seconds_to_wait, too_many
+from services.feedback.rate_limit import retry_after_s, too_many_requests
 from services.feedback.settings import FeedbackSettings
 from shared.adapters.http import problem
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.errors import BrokerUnavailable, Conflict, NotYet, Overloaded, Oversized, Rejected, Retryable
 from shared.events import ErasureRequest, from_ms
 from shared.ports import Cache, Clock, LogReader, TransactionalPublisher
@@ -37,7 +37,7 @@ POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Eraser:
+class ErasureHandler:
     """`open_publisher` opens the transactional publisher of this process, under its own identity; what a publisher
     before it left open is then settled. `open_requests` reads one partition of `erasure.requests` from its beginning:
     a request is in all of them or in none. One erasure is written at a time."""
@@ -48,7 +48,7 @@ class Eraser:
     cache: Cache
     clock: Clock
     pseudonyms: Pseudonymiser
-    erasures: Erasures
+    erasures: ErasureStatusView
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def refusal(self, authorization: str | None) -> JSONResponse | None:
@@ -76,14 +76,14 @@ class Eraser:
         becomes 409, 413, 422 or 503."""
         if len(raw) > MAX_ERASURE_BYTES:
             raise Oversized(f"the body is larger than {MAX_ERASURE_BYTES} bytes: it names one user")
-        body = read(ERASURE_BODY, raw)
-        given = identity_of(body.request_id, idempotency_key, "request_id")
+        body = parse_body(ERASURE_BODY, raw)
+        given = resolve_id(body.request_id, idempotency_key, "request_id")
         if given is not None and given.startswith(RETRACTED):
             raise Rejected(f"request_id: {RETRACTED!r} begins the names of retractions; choose another")
         bound = self.settings.erasures_per_minute
-        wait_s = seconds_to_wait(self.cache, self.clock, CALLER, bound)
+        wait_s = retry_after_s(self.cache, self.clock, CALLER, bound)
         if wait_s:
-            return too_many(f"this door takes {bound} erasures a minute", wait_s)
+            return too_many_requests(f"this door takes {bound} erasures a minute", wait_s)
         now = from_ms(self.clock.now_ms())
         request = ErasureRequest(
             line=body.line or self.settings.line,
@@ -133,7 +133,7 @@ class Eraser:
             if standing is None:
                 publisher.publish_all(
                     [
-                        sealed(
+                        cloudevent(
                             ERASURE_REQUESTS,
                             request.subject,
                             request,

@@ -84,7 +84,7 @@ class _Known:
         return sorted(({self.line} | self.lines) - self.trainers.keys())
 
 
-class Erasures:
+class ErasureStatusView:
     """Every erasure that the log knows. Thread-safe. The first request under an id stands."""
 
     def __init__(self) -> None:

@@ -10,22 +10,22 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from uuid6 import uuid7
 
-from services.feedback.core.receipts import Receipt, pending
+from services.feedback.core.receipts import Receipt, pending_receipt
 from services.feedback.core.schemas import (
     FEEDBACK_BODY,
     RESPONSE_BODY,
     FeedbackBody,
-    identity_of,
-    read,
+    parse_body,
+    resolve_id,
     to_event,
     to_response,
 )
-from services.feedback.outcome_lookup import History
-from services.feedback.rate_limit import seconds_to_wait, too_many
+from services.feedback.outcome_lookup import OutcomeLookup
+from services.feedback.rate_limit import retry_after_s, too_many_requests
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import OutcomeIndex, Standing
+from services.feedback.views import OutcomeIndex, VersionsView
 from shared.adapters import redis_keys
-from shared.cloudevents import new_traceparent, sealed
+from shared.cloudevents import cloudevent, new_traceparent
 from shared.errors import BrokerUnavailable, Conflict, NotYet, Overloaded, Oversized
 from shared.events import Feedback, from_ms
 from shared.feedback_quality import hint_for
@@ -45,7 +45,7 @@ _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class FeedbackHandlers:
     """The parts that the routes work with, made once."""
 
     settings: FeedbackSettings
@@ -53,9 +53,9 @@ class Door:
     cache: Cache
     clock: Clock
     pseudonyms: Pseudonymiser
-    standing: Standing
+    standing: VersionsView
     index: OutcomeIndex
-    history: History
+    history: OutcomeLookup
 
     async def take_feedback(
         self, raw: bytes, idempotency_key: str | None, traceparent: str | None
@@ -63,17 +63,17 @@ class Door:
         """202 accepted, 200 duplicate, 429; raises what becomes 409, 413, 422 or 503."""
         if len(raw) > MAX_FEEDBACK_BYTES:
             raise Oversized(f"the body is larger than {MAX_FEEDBACK_BYTES} bytes: send less")
-        body = read(FEEDBACK_BODY, raw)
-        given = identity_of(body.event_id, idempotency_key)
+        body = parse_body(FEEDBACK_BODY, raw)
+        given = resolve_id(body.event_id, idempotency_key)
         event = self._event(body, given or str(uuid7()))
         bound = self.settings.user_per_minute
-        wait_s = await asyncio.to_thread(seconds_to_wait, self.cache, self.clock, event.user_id, bound)
+        wait_s = await asyncio.to_thread(retry_after_s, self.cache, self.clock, event.user_id, bound)
         if wait_s:
-            return too_many(f"one user may send {bound} events a minute", wait_s)
+            return too_many_requests(f"one user may send {bound} events a minute", wait_s)
         if given is not None and await asyncio.to_thread(self._known, event):
             return _answer(event, "duplicate", 200)
         await self._acknowledged(
-            sealed(
+            cloudevent(
                 FEEDBACK_EVENTS,
                 event.response_id,
                 event,
@@ -89,12 +89,12 @@ class Door:
 
     async def take_response(self, raw: bytes, traceparent: str | None) -> JSONResponse:
         """202; raises what becomes 413, 422 or 503."""
-        body = read(RESPONSE_BODY, raw)
+        body = parse_body(RESPONSE_BODY, raw)
         pseudonym = self.pseudonyms.of(body.user_id) if body.user_id is not None else None
         now = from_ms(self.clock.now_ms())
         response = to_response(body, line=self.settings.line, pseudonym=pseudonym, now=now)
         await self._acknowledged(
-            sealed(
+            cloudevent(
                 CHAT_RESPONSES,
                 response.response_id,
                 response,
@@ -120,7 +120,7 @@ class Door:
                 f"event {event_id} on response {response_id} is not in the log: check both ids, and send the event if "
                 "it was never answered with 202"
             )
-        return pending(response_id, event_id) if found is True else self.standing.follow(found)
+        return pending_receipt(response_id, event_id) if found is True else self.standing.follow(found)
 
     def _event(self, body: FeedbackBody, event_id: str) -> Feedback:
         now = from_ms(self.clock.now_ms())

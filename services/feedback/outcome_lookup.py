@@ -14,7 +14,7 @@ from datetime import datetime
 
 import structlog
 
-from shared.dead_letters import origin_of
+from shared.dead_letters import parse_origin
 from shared.errors import BrokerUnavailable, Conflict, Overloaded, Rejected
 from shared.events import FEEDBACK, Feedback, Outcome, OutcomeKind, from_ms, parse_union
 from shared.partitioning import partition_for
@@ -29,14 +29,14 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class Arrival:
     """One arrival of an event in the log."""
 
     event: Feedback
     at: datetime
 
 
-class History:
+class OutcomeLookup:
     """Finds outcomes in the log. Bounded: `slots` look-ups at once, each within `timeout_s`."""
 
     def __init__(
@@ -79,24 +79,26 @@ class History:
         )
         return [outcome for outcome in found if outcome is not None and outcome.event_id == event_id]
 
-    def _sent(self, response_id: str, event_id: str, deadline: float) -> list[Sent]:
+    def _sent(self, response_id: str, event_id: str, deadline: float) -> list[Arrival]:
         records = self._records(FEEDBACK_EVENTS.name, response_id, deadline)
         found = ((_read_event(record), record.timestamp) for record in records)
         return [
-            Sent(event, from_ms(at))
+            Arrival(event, from_ms(at))
             for event, at in found
             if event is not None and event.event_id == event_id
         ]
 
-    def _dead(self, response_id: str, sent: Sequence[Sent], repeated: int, deadline: float) -> Outcome | None:
+    def _dead(
+        self, response_id: str, sent: Sequence[Arrival], repeated: int, deadline: float
+    ) -> Outcome | None:
         """The newest dead letter of the event as it came first, if every arrival of it died (or was one of the
         `repeated`): one that was replayed waits again. A conflict is about another event under the same identity."""
         first = sent[0].event
         arrivals = sum(each.event.content_digest() == first.content_digest() for each in sent)
         dead = []
         for record in self._records(DEAD_LETTERS.name, response_id, deadline):
-            origin, event = origin_of(record), _read_event(record)
-            if origin.topic != FEEDBACK_EVENTS.name or origin.code == Conflict.code or event is None:
+            origin, event = parse_origin(record), _read_event(record)
+            if origin.topic != FEEDBACK_EVENTS.name or origin.error_class == Conflict.code or event is None:
                 continue
             if event.event_id == first.event_id and event.content_digest() == first.content_digest():
                 dead.append((event, origin, record.timestamp))

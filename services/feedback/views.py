@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from services.feedback.core.receipts import Receipt, receipt_of
+from services.feedback.core.receipts import Receipt, make_receipt
 from shared.adapters import redis_keys
 from shared.errors import Rejected
 from shared.events import Outcome, OutcomeKind
@@ -24,7 +24,7 @@ INDEX_POSITIONS = "loopwright:receipt-positions"
 log = structlog.get_logger(__name__)
 
 
-class Standing:
+class VersionsView:
     """The versions and the newest rollout record of every line. Thread-safe."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Standing:
         with self._lock:
             versions = list(self._versions.get(outcome.line, {}).values())
             rollout = self._rollout.get(outcome.line)
-        return receipt_of(outcome, versions, rollout)
+        return make_receipt(outcome, versions, rollout)
 
 
 class OutcomeIndex:

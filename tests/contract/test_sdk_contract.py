@@ -11,10 +11,10 @@ import pytest
 
 from loopwright import CommandResult, Loopwright, Receipt, Status, Version
 from services.console.core import responses
-from services.console.core.command_requests import read_order
+from services.console.core.command_requests import parse_command_request
 from services.console.core.projection import Projection
 from services.feedback.core.receipts import Receipt as ServedReceipt
-from services.feedback.core.schemas import FEEDBACK_BODY, RESPONSE_BODY, read, to_event, to_response
+from services.feedback.core.schemas import FEEDBACK_BODY, RESPONSE_BODY, parse_body, to_event, to_response
 from shared.commands import CommandResult as LoggedResult
 from shared.versions import Figure, GateReport, ModelVersion, RolloutRecord, VersionRef
 
@@ -126,7 +126,7 @@ def test_every_field_of_a_receipt_has_its_place() -> None:
     ids=lambda call: call["method"],
 )
 def test_the_door_takes_all_that_the_sdk_can_say(call: dict[str, Any]) -> None:
-    body = read(FEEDBACK_BODY, sent(response_id="r-1", user_id="alice", **call))
+    body = parse_body(FEEDBACK_BODY, sent(response_id="r-1", user_id="alice", **call))
     assert (body.response_id, body.user_id) == ("r-1", "alice")
     assert body.event_id is not None
     event = to_event(body, event_id=body.event_id, line="assistant", pseudonym="p-1", now=AT)
@@ -136,7 +136,7 @@ def test_the_door_takes_all_that_the_sdk_can_say(call: dict[str, Any]) -> None:
 def test_the_door_takes_the_sdk_s_responses() -> None:
     asked = [{"role": "user", "content": "Tell me about Mars."}]
     call = {"method": "record_response", "response_id": "r-1", "messages": asked, "version": "mine"}
-    body = read(RESPONSE_BODY, sent(**call, text="A planet.", finish_reason="length"))
+    body = parse_body(RESPONSE_BODY, sent(**call, text="A planet.", finish_reason="length"))
     response = to_response(body, line="assistant", pseudonym=None, now=AT)
     assert response.choices[0].finish_reason == "length"
     assert (response.text_of(0), response.version, response.messages[0].content) == (
@@ -150,7 +150,7 @@ def test_the_door_takes_the_sdk_s_responses() -> None:
     "call", [{"kind": "train_now"}, {"kind": "promote", "version": FIRST.version, "line": "assistant"}]
 )
 def test_the_console_takes_the_sdk_s_commands(call: dict[str, Any]) -> None:
-    order = read_order(sent(method="command", **call))
+    order = parse_command_request(sent(method="command", **call))
     assert {"kind": order.kind, "line": order.line, "version": order.version} == {
         "line": None,
         "version": None,

@@ -16,23 +16,23 @@ from typer.testing import CliRunner, Result
 from deploy.local.ports import choose
 from loopwright import AsyncLoopwright, Invalid, Loopwright, NotFound, Retry
 from loopwright.cli import app as cli
-from services.console.api.dead_letter_routes import Letters, add_dead_letters
-from services.console.api.routes import Console, build_app
-from services.console.core.projection import FOLLOWED
+from services.console.api.dead_letter_routes import DeadLetterReader, add_dead_letter_routes
+from services.console.api.routes import ConsoleBackend, build_app
+from services.console.core.projection import FOLLOWED_TOPICS
 from services.console.settings import ConsoleSettings
-from services.feedback.core.dlq_replay_rules import Account, result
+from services.feedback.core.dlq_replay_rules import ReplayReport, command_result
 from shared.adapters.clock import ManualClock
 from shared.adapters.http import ServerThread
 from shared.adapters.in_memory import (
-    MemoryCache,
-    MemoryLog,
-    MemoryLogRanges,
-    MemoryLogReader,
-    MemoryPublisher,
+    InMemoryCache,
+    InMemoryLog,
+    InMemoryLogRanges,
+    InMemoryLogReader,
+    InMemoryPublisher,
 )
-from shared.adapters.topic_follower import Follower
+from shared.adapters.topic_follower import TopicFollower
 from shared.commands import COMMAND, Replay
-from shared.dead_letters import dead_letter
+from shared.dead_letters import make_dead_letter
 from shared.errors import Malformed, Oversized
 from shared.events import parse_union
 from shared.records import Output, Record
@@ -45,7 +45,7 @@ Ask = Callable[..., Any]
 
 @dataclass
 class Desk:
-    log: MemoryLog
+    log: InMemoryLog
     clock: ManualClock
     url: str
 
@@ -54,7 +54,7 @@ class Desk:
         self.clock.advance(60.0)
         error = Malformed("not JSON") if malformed else Oversized("too much")
         record = Record(topic, 2, 41, 1_772_366_000_000, b"r-1", value, (("ce_id", b"e-1"),))
-        acked = self.log.append(dead_letter("dead.letters", record, error, "processor", 1_000_000))[0]
+        acked = self.log.append(make_dead_letter("dead.letters", record, error, "processor", 1_000_000))[0]
         return f"{acked.partition}-{acked.offset}"
 
     def carry_out(self) -> Replay:
@@ -62,8 +62,8 @@ class Desk:
         (record,) = self.log.records("operator.commands")
         command = parse_union(COMMAND, record.value)
         assert isinstance(command, Replay)
-        account = Account(dict.fromkeys(command.positions, "feedback.events"))
-        made = result(command, account, "feedback", T0)
+        account = ReplayReport(dict.fromkeys(command.positions, "feedback.events"))
+        made = command_result(command, account, "feedback", T0)
         self.log.append(Output("operator.results", b"k", made.to_json()))
         return command
 
@@ -72,14 +72,16 @@ class Desk:
 def desk() -> Iterator[Desk]:
     """The console as it serves, on a port of its own."""
     clock = ManualClock(round(T0.timestamp() * 1000))
-    log, readiness = MemoryLog(6, clock), Readiness("log")
-    console = Console(
-        ConsoleSettings(), MemoryPublisher(log, "console"), MemoryCache(clock), clock, lambda: 0
+    log, readiness = InMemoryLog(6, clock), Readiness("log")
+    console = ConsoleBackend(
+        ConsoleSettings(), InMemoryPublisher(log, "console"), InMemoryCache(clock), clock, lambda: 0
     )
-    topics = [topic.name for topic in FOLLOWED]
-    follower = Follower("log", lambda: MemoryLogReader(log, topics), console.apply, readiness, lambda: None)
+    topics = [topic.name for topic in FOLLOWED_TOPICS]
+    follower = TopicFollower(
+        "log", lambda: InMemoryLogReader(log, topics), console.apply, readiness, lambda: None
+    )
     app = build_app(console, follower, readiness)
-    add_dead_letters(app, console, follower, Letters(console, MemoryLogRanges(log)))
+    add_dead_letter_routes(app, console, follower, DeadLetterReader(console, InMemoryLogRanges(log)))
     port = choose({"console": 0})["console"]
     server = ServerThread(app, "127.0.0.1", port)
     server.start()

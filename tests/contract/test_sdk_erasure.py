@@ -17,14 +17,19 @@ from typer.testing import CliRunner
 from deploy.local.ports import choose
 from loopwright import AsyncLoopwright, Conflict, Denied, Erasure, Invalid, Loopwright, NotFound, Retry
 from loopwright.cli import app as cli
-from services.feedback.api import add_erasure
-from services.feedback.erasure_handler import Eraser
-from services.feedback.erasure_status import Erasures, ErasureStatus
+from services.feedback.api import add_erasure_routes
+from services.feedback.erasure_handler import ErasureHandler
+from services.feedback.erasure_status import ErasureStatus, ErasureStatusView
 from services.feedback.settings import FeedbackSettings
 from shared.adapters.clock import ManualClock
-from shared.adapters.http import ServerThread, add_doorway
-from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryTransactionalPublisher
-from shared.adapters.topic_follower import Follower
+from shared.adapters.http import ServerThread, add_service_routes
+from shared.adapters.in_memory import (
+    InMemoryCache,
+    InMemoryLog,
+    InMemoryLogReader,
+    InMemoryTransactionalPublisher,
+)
+from shared.adapters.topic_follower import TopicFollower
 from shared.events import ErasureReport
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output
@@ -39,7 +44,7 @@ Ask = Callable[..., Any]
 
 @dataclass
 class Desk:
-    log: MemoryLog
+    log: InMemoryLog
     url: str
 
     def follow_up(self, request_id: str) -> None:
@@ -62,22 +67,22 @@ class Desk:
 def desk() -> Iterator[Desk]:
     """The door's routes of erasure as they serve, on a port of their own."""
     clock = ManualClock(round(T0.timestamp() * 1000))
-    log, readiness = MemoryLog(P, clock), Readiness("erasures")
-    eraser = Eraser(
+    log, readiness = InMemoryLog(P, clock), Readiness("erasures")
+    eraser = ErasureHandler(
         settings=FeedbackSettings(partitions=P, erasure_token=SecretStr(TOKEN)),
-        open_publisher=lambda: MemoryTransactionalPublisher(log, "feedback", "door"),
-        open_requests=lambda: MemoryLogReader(log, ["erasure.requests"], partitions=[0]),
-        cache=MemoryCache(clock),
+        open_publisher=lambda: InMemoryTransactionalPublisher(log, "feedback", "door"),
+        open_requests=lambda: InMemoryLogReader(log, ["erasure.requests"], partitions=[0]),
+        cache=InMemoryCache(clock),
         clock=clock,
         pseudonyms=Pseudonymiser(b"a key that is long enough"),
-        erasures=Erasures(),
+        erasures=ErasureStatusView(),
     )
     topics = ["erasure.requests", "erasure.reports"]
-    follower = Follower(
-        "erasures", lambda: MemoryLogReader(log, topics), eraser.erasures.apply, readiness, lambda: None
+    follower = TopicFollower(
+        "erasures", lambda: InMemoryLogReader(log, topics), eraser.erasures.apply, readiness, lambda: None
     )
-    app = add_doorway(FastAPI(), readiness)
-    add_erasure(app, eraser, follower)
+    app = add_service_routes(FastAPI(), readiness)
+    add_erasure_routes(app, eraser, follower)
     follower.start()
     port = choose({"feedback": 0})["feedback"]
     server = ServerThread(app, "127.0.0.1", port)

@@ -22,9 +22,9 @@ from services.processor.service import engine_config
 from services.processor.settings import ProcessorSettings
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.adapters.topic_admin import create_topics
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.commands import CommandResult
-from shared.dead_letter_replay import mark_of
+from shared.dead_letter_replay import parse_replay_mark
 from shared.dead_letters import DeadLetterLimit
 from shared.errors import Rejected
 from shared.events import ChatResponse, Choice, Message, Thumbs
@@ -67,7 +67,7 @@ class Stack:
 
     def replays_of(self, command_id: str) -> Counter[str]:
         """Place of the dead letter -> how often the command sent it back."""
-        marks = (mark_of(record.headers) for record in self.read(FEEDBACK_EVENTS.name))
+        marks = (parse_replay_mark(record.headers) for record in self.read(FEEDBACK_EVENTS.name))
         return Counter(mark[1] for mark in marks if mark is not None and mark[0] == command_id)
 
     def settled(self, **ledger: int) -> Callable[[], bool]:
@@ -91,7 +91,7 @@ def thumb(response_id: str) -> Output:
         value="up",
         received_at=NOW,
     )
-    return sealed(FEEDBACK_EVENTS, response_id, event, source="feedback", ce_id=response_id, at=NOW)
+    return cloudevent(FEEDBACK_EVENTS, response_id, event, source="feedback", ce_id=response_id, at=NOW)
 
 
 def answer(response_id: str) -> Output:
@@ -103,7 +103,7 @@ def answer(response_id: str) -> Output:
         choices=(Choice(index=0, text="I do not know."),),
         created_at=NOW,
     )
-    return sealed(CHAT_RESPONSES, response_id, response, source="feedback", ce_id=response_id, at=NOW)
+    return cloudevent(CHAT_RESPONSES, response_id, response, source="feedback", ce_id=response_id, at=NOW)
 
 
 def poisoned(state: State, record: Record | Tick) -> Iterator[Output]:
@@ -140,7 +140,7 @@ def poison_was_met(stack: Stack) -> None:
     stack.write("feedback", *map(answer, names), *map(thumb, names))
     stack.write("feedback", *[Output(FEEDBACK_EVENTS.name, b"bad-%d" % n, b"\xff") for n in range(BAD)])
     settings = ProcessorSettings(kafka_bootstrap_servers=stack.kafka, partitions=P)
-    config = replace(engine_config(settings), dead_letter_limit=DeadLetterLimit(more_than=10 * GOOD))
+    config = replace(engine_config(settings), dead_letter_limit=DeadLetterLimit(max_count=10 * GOOD))
     engine = Engine(config, poisoned)
     with engine_running(engine):
         until(lambda: sum(p.dead_letters for p in engine.partitions()) == GOOD + BAD, "all to die", 60)

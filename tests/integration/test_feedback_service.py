@@ -17,17 +17,17 @@ from pydantic import SecretStr
 from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_fixed
 
 from services.feedback.api import build_app
-from services.feedback.erasure_handler import Eraser
-from services.feedback.erasure_status import Erasures
-from services.feedback.handlers import Door
-from services.feedback.outcome_lookup import History
+from services.feedback.erasure_handler import ErasureHandler
+from services.feedback.erasure_status import ErasureStatusView
+from services.feedback.handlers import FeedbackHandlers
+from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import OutcomeIndex, Standing
+from services.feedback.views import OutcomeIndex, VersionsView
 from shared.adapters.clock import SystemClock
-from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader
+from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.topic_admin import create_topics
-from shared.adapters.topic_follower import Follower
+from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable
 from shared.events import FEEDBACK, ErasureReport, ErasureRequest, Outcome, OutcomeKind, parse_union
 from shared.partitioning import partition_for
@@ -284,17 +284,17 @@ def test_an_erasure_whose_transaction_broke_is_in_no_partition_until_it_is_asked
     assert [partition for partition, _ in erasures(kafka, subject)] == list(range(P))
 
 
-def eraser_of(kafka: str, settings: FeedbackSettings, identity: str) -> Eraser:
-    return Eraser(
+def eraser_of(kafka: str, settings: FeedbackSettings, identity: str) -> ErasureHandler:
+    return ErasureHandler(
         settings=settings,
         open_publisher=lambda: KafkaTransactionalPublisher(
             kafka, "feedback", identity, timeout_s=settings.ack_timeout_s
         ),
         open_requests=lambda: KafkaLogReader(kafka, "feedback", ["erasure.requests"], partitions=[0]),
-        cache=MemoryCache(),
+        cache=InMemoryCache(),
         clock=SystemClock(),
         pseudonyms=Pseudonymiser(KEY.encode()),
-        erasures=Erasures(),
+        erasures=ErasureStatusView(),
     )
 
 
@@ -313,8 +313,8 @@ async def test_a_broker_that_does_not_answer_gives_503_in_time(fresh: str) -> No
 
 def door_to(publisher: KafkaPublisher) -> FastAPI:
     """A door whose broker is away; the rest is in memory and of no interest."""
-    log, standing, cache = MemoryLog(P), Standing(), MemoryCache()
-    door = Door(
+    log, standing, cache = InMemoryLog(P), VersionsView(), InMemoryCache()
+    door = FeedbackHandlers(
         settings=FeedbackSettings(ack_timeout_s=1.0, pseudonym_key=SecretStr(KEY)),
         publisher=publisher,
         cache=cache,
@@ -322,13 +322,13 @@ def door_to(publisher: KafkaPublisher) -> FastAPI:
         pseudonyms=Pseudonymiser(KEY.encode()),
         standing=standing,
         index=OutcomeIndex(cache, ttl_s=60, pending_ttl_s=1),
-        history=History(
-            lambda topic, partition: MemoryLogReader(log, [topic]), partitions=P, timeout_s=1, slots=1
+        history=OutcomeLookup(
+            lambda topic, partition: InMemoryLogReader(log, [topic]), partitions=P, timeout_s=1, slots=1
         ),
     )
     ready = Readiness("versions")
-    follower = Follower(
-        "versions", lambda: MemoryLogReader(log, ["model.versions"]), standing.apply, ready, lambda: None
+    follower = TopicFollower(
+        "versions", lambda: InMemoryLogReader(log, ["model.versions"]), standing.apply, ready, lambda: None
     )
     return build_app(door, [follower], ready)
 

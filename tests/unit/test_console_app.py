@@ -12,14 +12,14 @@ from typing import Any
 import httpx
 import pytest
 
-from services.console.api.routes import Console, build_app
-from services.console.core.projection import FOLLOWED
+from services.console.api.routes import ConsoleBackend, build_app
+from services.console.core.projection import FOLLOWED_TOPICS
 from services.console.settings import ConsoleSettings
 from shared.adapters import redis_keys
 from shared.adapters.clock import ManualClock
-from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
-from shared.adapters.origin_check import Forbidden, refuse_foreign
-from shared.adapters.topic_follower import Follower
+from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
+from shared.adapters.origin_check import Forbidden, check_request_origin
+from shared.adapters.topic_follower import TopicFollower
 from shared.commands import COMMAND, CommandResult
 from shared.errors import BrokerUnavailable
 from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
@@ -34,10 +34,10 @@ PROMOTE = {"kind": "promote", "line": "assistant", "version": BASE.version}
 
 @dataclass
 class Stage:
-    log: MemoryLog
-    cache: MemoryCache
-    publisher: MemoryPublisher
-    console: Console
+    log: InMemoryLog
+    cache: InMemoryCache
+    publisher: InMemoryPublisher
+    console: ConsoleBackend
     http: httpx.AsyncClient
     accepted: list[int] = field(default_factory=lambda: [0])
     """What the broker says; empty = it is away."""
@@ -59,19 +59,21 @@ class Stage:
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
     clock = ManualClock()
-    log, cache, ready = MemoryLog(6, clock), MemoryCache(clock), Readiness("log")
-    publisher, accepted = MemoryPublisher(log, "console"), [0]
+    log, cache, ready = InMemoryLog(6, clock), InMemoryCache(clock), Readiness("log")
+    publisher, accepted = InMemoryPublisher(log, "console"), [0]
 
     def count() -> int:
         if not accepted:
             raise BrokerUnavailable("away")
         return accepted[0]
 
-    console = Console(ConsoleSettings(hosts=frozenset({"console"})), publisher, cache, clock, count)
-    topics = [topic.name for topic in FOLLOWED]
+    console = ConsoleBackend(ConsoleSettings(hosts=frozenset({"console"})), publisher, cache, clock, count)
+    topics = [topic.name for topic in FOLLOWED_TOPICS]
     base = ModelVersion(line="assistant", ref=BASE, base=BASE.version, base_model="b", created_at=NOW)
     log.append(Output("model.versions", b"v", base.to_json()))
-    follower = Follower("log", lambda: MemoryLogReader(log, topics), console.apply, ready, lambda: None)
+    follower = TopicFollower(
+        "log", lambda: InMemoryLogReader(log, topics), console.apply, ready, lambda: None
+    )
     app = build_app(console, follower, ready)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -215,8 +217,8 @@ async def test_another_sites_page_cannot_command(stage: Stage) -> None:
     "host", ["127.0.0.1:8080", "localhost:8080", "localhost", "[::1]:8080", "10.0.0.7", "console:8080"]
 )
 def test_the_console_is_reached_by_address_by_localhost_and_by_the_names_given(host: str) -> None:
-    refuse_foreign({"host": host, "origin": f"http://{host}"}, {"console"})
-    refuse_foreign({"host": host}, {"console"})
+    check_request_origin({"host": host, "origin": f"http://{host}"}, {"console"})
+    check_request_origin({"host": host}, {"console"})
 
 
 @pytest.mark.parametrize(
@@ -224,16 +226,16 @@ def test_the_console_is_reached_by_address_by_localhost_and_by_the_names_given(h
 )
 def test_a_foreign_name_for_the_same_address_is_refused(host: str) -> None:
     with pytest.raises(Forbidden):
-        refuse_foreign({"host": host}, {"console"})
+        check_request_origin({"host": host}, {"console"})
 
 
 async def test_nothing_is_told_before_the_log_is_read_to_its_end() -> None:
-    log, ready = MemoryLog(6), Readiness("log")
-    console = Console(
-        ConsoleSettings(), MemoryPublisher(log, "console"), MemoryCache(), ManualClock(), lambda: 0
+    log, ready = InMemoryLog(6), Readiness("log")
+    console = ConsoleBackend(
+        ConsoleSettings(), InMemoryPublisher(log, "console"), InMemoryCache(), ManualClock(), lambda: 0
     )
-    follower = Follower(
-        "log", lambda: MemoryLogReader(log, ["model.versions"]), console.apply, ready, lambda: None
+    follower = TopicFollower(
+        "log", lambda: InMemoryLogReader(log, ["model.versions"]), console.apply, ready, lambda: None
     )
     app = build_app(console, follower, ready)  # its lifespan has not begun
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from services.console import dead_letter_query
-from services.console.dead_letter_query import Page, Wanted, find, page
+from services.console.dead_letter_query import DeadLetterFilter, DeadLetterPage, find_dead_letter, list_page
 from shared.adapters.clock import ManualClock
-from shared.adapters.in_memory import MemoryLog, MemoryLogRanges
-from shared.dead_letter_replay import Place
+from shared.adapters.in_memory import InMemoryLog, InMemoryLogRanges
+from shared.dead_letter_replay import DeadLetterPosition
 from shared.errors import Malformed
 from shared.records import Output
 
@@ -24,8 +24,8 @@ class Yard:
 
     def __init__(self) -> None:
         self.clock = ManualClock(T0)
-        self.log = MemoryLog(P, self.clock)
-        self.ranges = MemoryLogRanges(self.log)
+        self.log = InMemoryLog(P, self.clock)
+        self.ranges = InMemoryLogRanges(self.log)
 
     def bury(self, partition: int, topic: str = "feedback.events", code: str = "oversized") -> str:
         """Returns its position."""
@@ -34,9 +34,9 @@ class Yard:
         acked = self.log.append(Output("dead.letters", b"k", b"v" * 10, headers, partition))[0]
         return f"{acked.partition}-{acked.offset}"
 
-    def page(self, cursor: str | None = None, limit: int = 50, **wanted: Any) -> Page:
+    def page(self, cursor: str | None = None, limit: int = 50, **wanted: Any) -> DeadLetterPage:
         replayed = wanted.pop("replayed_by", {})
-        return page(self.ranges, Wanted(**wanted), replayed, cursor=cursor, limit=limit)
+        return list_page(self.ranges, DeadLetterFilter(**wanted), replayed, cursor=cursor, limit=limit)
 
     def all(self, limit: int = 50, **wanted: Any) -> list[str]:
         """Positions over all pages."""
@@ -49,8 +49,8 @@ class Yard:
                 return found
 
 
-def places(found: Page) -> list[str]:
-    return [str(entry.letter.place) for entry in found.entries]
+def places(found: DeadLetterPage) -> list[str]:
+    return [str(entry.letter.position) for entry in found.entries]
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 200])
@@ -132,9 +132,9 @@ def test_a_cursor_that_is_none_is_refused(cursor: str) -> None:
 def test_one_is_found_by_its_position_with_its_content() -> None:
     yard = Yard()
     yard.bury(4)
-    place = Place.of(yard.bury(4, code="malformed"))
-    letter = find(yard.ranges, place)
+    place = DeadLetterPosition.parse(yard.bury(4, code="malformed"))
+    letter = find_dead_letter(yard.ranges, place)
     assert letter is not None
-    assert (letter.value, letter.origin.code) == (b"v" * 10, "malformed")
-    assert find(yard.ranges, Place(4, 2)) is None
-    assert find(yard.ranges, Place(77, 0)) is None
+    assert (letter.value, letter.origin.error_class) == (b"v" * 10, "malformed")
+    assert find_dead_letter(yard.ranges, DeadLetterPosition(4, 2)) is None
+    assert find_dead_letter(yard.ranges, DeadLetterPosition(77, 0)) is None

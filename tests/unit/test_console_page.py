@@ -11,10 +11,17 @@ from typing import Any
 import pytest
 
 from services.console.pages import formatting as say
-from services.console.pages.page_data import Facts
-from services.console.pages.rates import MAX_POINTS, History, Sample
-from services.console.pages.render import PARTS, draw
-from services.console.pages.view_model import NO_FEEDBACK, NO_KAFKA, NO_LETTERS, NOT_READ, View, see
+from services.console.pages.page_data import PageData
+from services.console.pages.rates import MAX_POINTS, RollingCounters, Sample
+from services.console.pages.render import PARTS, render
+from services.console.pages.view_model import (
+    NO_FEEDBACK,
+    NO_KAFKA,
+    NO_LETTERS,
+    NOT_READ,
+    PageView,
+    build_view,
+)
 from shared.events import OutcomeKind
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -98,12 +105,12 @@ def version(name: str = V1, **over: Any) -> dict[str, Any]:
     return plain | over
 
 
-def facts(shown: dict[str, Any] | None, **over: Any) -> Facts:
-    return dataclasses.replace(Facts("assistant", NOW, shown), **over)
+def facts(shown: dict[str, Any] | None, **over: Any) -> PageData:
+    return dataclasses.replace(PageData("assistant", NOW, shown), **over)
 
 
-def view(shown: dict[str, Any] | None, **over: Any) -> View:
-    return see(facts(shown, **over))
+def view(shown: dict[str, Any] | None, **over: Any) -> PageView:
+    return build_view(facts(shown, **over))
 
 
 # --- what is said -------------------------------------------------------------------------------------------------
@@ -113,13 +120,13 @@ def test_before_the_log_is_read_nothing_is_claimed() -> None:
     shown = view(None)
     assert (shown.headline.text, shown.read) == ("Reading the log", False)
     assert [notice.text for notice in shown.notices] == [NOT_READ]
-    parts = draw(shown)
+    parts = render(shown)
     assert "No feedback yet" not in "".join(parts.values())
     assert "None." not in parts["letters"]
 
 
 def test_an_empty_loop_says_how_it_begins() -> None:
-    parts = draw(view(status()))
+    parts = render(view(status()))
     assert NO_FEEDBACK in parts["events"]
     assert "loopwright send" in parts["events"]
     assert NO_LETTERS in parts["letters"]
@@ -158,7 +165,7 @@ def test_a_run_tells_stage_steps_loss_speed_and_time_left() -> None:
     assert (run.stage, run.steps, run.share, run.loss) == ("training", "40 of 160", 0.25, "1.250")
     assert (run.speed, run.left) == ("611", f"2{say.THIN}min")
     assert shown.headline.text == f"A run is training, 2{say.THIN}min left"
-    assert "<polyline" in draw(shown)["run"]
+    assert "<polyline" in render(shown)["run"]
     assert shown.loop.nodes[3].now == "training 25%"
 
 
@@ -184,7 +191,7 @@ def test_a_run_that_ended_is_no_run_under_way(
     assert shown.progress is not None
     assert (shown.progress.active, shown.progress.failed) == (active, failed)
     assert shown.headline.text.startswith("A run is") is active
-    assert all(word in draw(shown)["run"] for word in more.values())
+    assert all(word in render(shown)["run"] for word in more.values())
 
 
 @pytest.mark.parametrize(
@@ -199,7 +206,7 @@ def test_a_run_that_ended_is_no_run_under_way(
     ],
 )
 def test_whatever_lies_in_redis_the_page_is_drawn(junk: dict[str, Any]) -> None:
-    assert set(draw(view(status(run=junk, collected=junk)))) == set(PARTS)
+    assert set(render(view(status(run=junk, collected=junk)))) == set(PARTS)
 
 
 def test_what_serves_says_since_when_and_why() -> None:
@@ -228,7 +235,7 @@ def test_versions_show_verdict_and_each_figure_with_interval_baseline_and_n() ->
     told = (figure.name, figure.value, figure.interval, figure.baseline, figure.bound, figure.n)
     assert told == ("wins", "0.83", "0.72 to 0.90", "0.03", "0.50", "61")
     assert shown[0].trained_on == "211 examples of 51 users"
-    assert "the base is not gated" in draw(view(status(), versions=(base,)))["versions"]
+    assert "the base is not gated" in render(view(status(), versions=(base,)))["versions"]
 
 
 def test_figures_that_decide_are_shown_and_the_way_to_all_of_them() -> None:
@@ -237,7 +244,7 @@ def test_figures_that_decide_are_shown_and_the_way_to_all_of_them() -> None:
     assert [figure.name for figure in row.figures] == [FIGURE["name"].replace("_", " ")]
     (alone,) = view(status(), versions=(version(figures=[told]),)).versions
     assert [figure.name for figure in alone.figures] == ["general kl"]
-    drawn = draw(view(status(), versions=(version(figures=[FIGURE]),)))["versions"]
+    drawn = render(view(status(), versions=(version(figures=[FIGURE]),)))["versions"]
     assert f"loopwright gate {row.version}" in drawn
 
 
@@ -245,7 +252,7 @@ def test_a_figure_that_was_not_measured_is_a_dash_and_no_mark() -> None:
     bare = dict.fromkeys(("value", "low", "high", "baseline", "bound", "passed"))
     shown = view(status(), versions=(version(figures=[FIGURE | bare]),))
     assert shown.versions[0].figures[0].value == "–"
-    assert "forest" not in draw(shown)["versions"]
+    assert "forest" not in render(shown)["versions"]
 
 
 def test_figures_beyond_one_are_drawn_inside_their_own_axis() -> None:
@@ -270,7 +277,7 @@ def test_dead_letters_say_why_and_from_where() -> None:
         "service": "processor",
         "at": NOW.isoformat(),
     }
-    drawn = draw(view(status(dead_letters=2), letters=(letter,)))["letters"]
+    drawn = render(view(status(dead_letters=2), letters=(letter,)))["letters"]
     assert all(
         word in drawn for word in ("2 dead letters", "malformed", "feedback.events", "not JSON", "processor")
     )
@@ -298,7 +305,7 @@ def test_the_drawing_has_a_count_on_every_arrow_and_tells_itself_in_words() -> N
         "no. 2",
     ]
     assert [arrow.moving for arrow in shown.arrows] == [False, True, False, False, False]
-    drawn = draw(view(status(accepted=12345, pending=7)))["loop"]
+    drawn = render(view(status(accepted=12345, pending=7)))["loop"]
     assert all(f">{name}<" in drawn for name in ("inference", "feedback", "processor", "trainer", "rollout"))
     assert "inference: v1 serves" in shown.told
 
@@ -310,7 +317,7 @@ def test_what_stands_still_is_drawn_the_same_again() -> None:
         versions=(version(),),
     )
     later = dataclasses.replace(known, now=NOW + timedelta(seconds=20))
-    assert draw(see(known)) == draw(see(later))
+    assert render(build_view(known)) == render(build_view(later))
 
 
 # --- what could do harm -------------------------------------------------------------------------------------------
@@ -318,7 +325,7 @@ def test_what_stands_still_is_drawn_the_same_again() -> None:
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}"
 
 
-def places() -> Iterator[tuple[str, Facts]]:
+def places() -> Iterator[tuple[str, PageData]]:
     letter = dict.fromkeys(("topic", "code", "message", "service"), EVIL) | {"at": NOW.isoformat()}
     decided = {"seq": 1, "action": EVIL, "stable": {"version": EVIL}, "reason": EVIL, "decided_at": EVIL}
     evil_run = RUN | {"stage": EVIL, "run_id": EVIL, "version": EVIL, "reason": EVIL}
@@ -335,8 +342,8 @@ def places() -> Iterator[tuple[str, Facts]]:
 
 
 @pytest.mark.parametrize(("part", "known"), list(places()), ids=lambda value: str(value)[:12])
-def test_text_from_anywhere_is_text_and_never_markup(part: str, known: Facts) -> None:
-    drawn = draw(see(known))
+def test_text_from_anywhere_is_text_and_never_markup(part: str, known: PageData) -> None:
+    drawn = render(build_view(known))
     assert "alert(1)" in drawn[part]
     assert "{{ 7 * 7 }}" in drawn[part]
     for html in drawn.values():
@@ -347,7 +354,7 @@ def test_text_from_anywhere_is_text_and_never_markup(part: str, known: Facts) ->
 
 
 def test_the_rate_is_of_the_last_minute_and_waits_until_there_is_something_to_tell() -> None:
-    history = History()
+    history = RollingCounters()
     for second in range(121):
         history.add(Sample(second * 1000, {"accepted": second * 2 if second > 60 else 0}))
         if second == 3:
@@ -359,14 +366,14 @@ def test_the_rate_is_of_the_last_minute_and_waits_until_there_is_something_to_te
 
 
 def test_an_unknown_count_is_left_out_of_the_rate() -> None:
-    history = History()
+    history = RollingCounters()
     for second, count in enumerate([10, None, None, None, None, None, 16]):
         history.add(Sample(second * 1000, {"accepted": count}))
     assert history.per_minute("accepted") == 60
 
 
 def test_an_arrow_moves_while_its_count_grows() -> None:
-    history = History()
+    history = RollingCounters()
     for second, count in enumerate([1, 1, 2, 2, 2, 2, 2, 2]):
         history.add(Sample(second * 1000, {"accepted": count, "seq": 1}))
         moving = history.moving()
@@ -375,7 +382,7 @@ def test_an_arrow_moves_while_its_count_grows() -> None:
 
 
 def test_the_loss_is_of_one_run_goes_back_with_it_and_stays_bounded() -> None:
-    history = History()
+    history = RollingCounters()
     history.follow({"run_id": "a", "step": 1, "loss": 9.0})
     for step in range(1, 2000):
         history.follow({"run_id": "b", "step": step, "loss": 1 / step})
@@ -428,4 +435,4 @@ def test_an_age_stands_still_for_a_minute() -> None:
 def test_a_stage_is_told_in_words(stage: str, words: str) -> None:
     shown = view(status(run={"run_id": "r", "stage": stage, "step": 3, "steps": 12}))
     assert shown.headline.text == f"A run is {words}"
-    assert f"{words[0].upper()}{words[1:]}</p>" in draw(shown)["run"]
+    assert f"{words[0].upper()}{words[1:]}</p>" in render(shown)["run"]

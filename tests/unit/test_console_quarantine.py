@@ -9,15 +9,15 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from services.console.api.quarantine_routes import UNKNOWN, add_quarantine
-from services.console.api.routes import Console, build_app
-from services.console.core.command_requests import NoExecutor, Order, to_command
-from services.console.core.projection import FOLLOWED, Projection
+from services.console.api.quarantine_routes import UNKNOWN, add_quarantine_routes
+from services.console.api.routes import ConsoleBackend, build_app
+from services.console.core.command_requests import CommandRequest, NoExecutor, to_command
+from services.console.core.projection import FOLLOWED_TOPICS, Projection
 from services.console.settings import ConsoleSettings
 from shared.adapters import redis_keys
 from shared.adapters.clock import ManualClock
-from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
-from shared.adapters.topic_follower import Follower
+from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
+from shared.adapters.topic_follower import TopicFollower
 from shared.commands import COMMAND, Release
 from shared.events import parse_union
 from shared.telemetry import Readiness
@@ -31,15 +31,17 @@ class Stand:
 
     def __init__(self) -> None:
         clock = ManualClock()
-        self.log, self.cache, ready = MemoryLog(1, clock), MemoryCache(clock), Readiness("log")
+        self.log, self.cache, ready = InMemoryLog(1, clock), InMemoryCache(clock), Readiness("log")
         settings = ConsoleSettings()
-        console = Console(settings, MemoryPublisher(self.log, "console"), self.cache, clock, lambda: 0)
-        topics = [topic.name for topic in FOLLOWED]
-        self.follower = Follower(
-            "log", lambda: MemoryLogReader(self.log, topics), console.apply, ready, lambda: None
+        console = ConsoleBackend(
+            settings, InMemoryPublisher(self.log, "console"), self.cache, clock, lambda: 0
+        )
+        topics = [topic.name for topic in FOLLOWED_TOPICS]
+        self.follower = TopicFollower(
+            "log", lambda: InMemoryLogReader(self.log, topics), console.apply, ready, lambda: None
         )
         self.app: FastAPI = build_app(console, self.follower, ready)
-        add_quarantine(self.app, console, self.follower)
+        add_quarantine_routes(self.app, console, self.follower)
 
     async def ask(self, method: str, path: str, **more: object) -> httpx.Response:
         async with (
@@ -104,7 +106,7 @@ async def test_a_release_of_nothing_is_refused(response_ids: list[str] | None) -
 def test_a_command_that_nobody_carries_out_is_refused() -> None:
     with pytest.raises(NoExecutor, match="no service carries out release yet"):
         to_command(
-            Order(kind="release", response_ids=["r1"]),
+            CommandRequest(kind="release", response_ids=["r1"]),
             Projection(),
             line="assistant",
             command_id="c1",

@@ -11,16 +11,16 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message, Scope
 
-from services.console.api.routes import Console
+from services.console.api.routes import ConsoleBackend
 from services.console.core.projection import Projection
-from services.console.core.responses import letters
-from services.console.pages.refresher import STALE_MS, Board
-from services.console.security_middleware import Fence
+from services.console.core.responses import dead_letters
+from services.console.pages.refresher import STALE_MS, PageRefresher
+from services.console.security_middleware import SecurityMiddleware
 from services.console.settings import ConsoleSettings
 from shared.adapters import redis_keys
 from shared.adapters.clock import ManualClock
-from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
-from shared.adapters.topic_follower import Follower
+from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
+from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable
 from shared.records import Record
 from shared.telemetry import Readiness
@@ -28,7 +28,7 @@ from shared.telemetry import Readiness
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 
 
-class Caught(Follower):
+class Caught(TopicFollower):
     """A follower of which the test says how far it is."""
 
     caught = True
@@ -40,9 +40,9 @@ class Caught(Follower):
 
 @dataclass
 class Stage:
-    board: Board
+    board: PageRefresher
     clock: ManualClock
-    cache: MemoryCache
+    cache: InMemoryCache
     follower: Caught
     counts: dict[str, int | None]
     """What the broker says; None = it is away."""
@@ -50,9 +50,9 @@ class Stage:
 
 @pytest.fixture
 def stage() -> Stage:
-    clock, log = ManualClock(), MemoryLog(6)
+    clock, log = ManualClock(), InMemoryLog(6)
     counts: dict[str, int | None] = {"chats": 40, "accepted": 10}
-    cache = MemoryCache(clock)
+    cache = InMemoryCache(clock)
 
     def asked(name: str) -> int:
         found = counts[name]
@@ -60,11 +60,13 @@ def stage() -> Stage:
             raise BrokerUnavailable("away")
         return found
 
-    console = Console(
-        ConsoleSettings(), MemoryPublisher(log, "console"), cache, clock, lambda: asked("accepted")
+    console = ConsoleBackend(
+        ConsoleSettings(), InMemoryPublisher(log, "console"), cache, clock, lambda: asked("accepted")
     )
-    follower = Caught("log", lambda: MemoryLogReader(log, []), console.apply, Readiness("log"), lambda: None)
-    return Stage(Board(console, follower, lambda: asked("chats")), clock, cache, follower, counts)
+    follower = Caught(
+        "log", lambda: InMemoryLogReader(log, []), console.apply, Readiness("log"), lambda: None
+    )
+    return Stage(PageRefresher(console, follower, lambda: asked("chats")), clock, cache, follower, counts)
 
 
 def test_a_board_knows_nothing_before_the_log_is_read_and_then_what_the_log_says(stage: Stage) -> None:
@@ -114,7 +116,7 @@ def test_the_last_dead_letters_are_kept_without_what_they_held() -> None:
             ("dl_service", b"processor"),
         )
         state.apply([Record("dead.letters", 0, offset, 1_770_000_000_000 + offset, b"k", b"a secret", why)])
-    shown = letters(state)
+    shown = dead_letters(state)
     assert (state.dead_letters, len(shown)) == (70, 50)
     assert shown[0] == {
         "topic": "feedback.events",
@@ -137,7 +139,7 @@ def fenced() -> Any:
     async def anything(path: str) -> dict[str, str]:
         return {"path": path}
 
-    return Fence(app, {"console"})
+    return SecurityMiddleware(app, {"console"})
 
 
 async def test_every_answer_forbids_other_hosts_and_frames(fenced: Any) -> None:
@@ -184,5 +186,5 @@ async def test_a_foreign_socket_is_refused_before_it_is_opened(
         return {"type": "websocket.connect"}
 
     scope = {"type": "websocket", "path": "/_nicegui_ws/socket.io/", "headers": headers}
-    await Fence(inner, set())(scope, receive, send)
+    await SecurityMiddleware(inner, set())(scope, receive, send)
     assert (reached, sent) == ((["websocket"], []) if let_in else ([], ["websocket.close"]))

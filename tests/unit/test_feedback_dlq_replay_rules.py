@@ -9,20 +9,20 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.feedback.dlq_replay_worker import Replayer
-from services.feedback.outcome_lookup import History
+from services.feedback.dlq_replay_worker import DeadLetterReplayer
+from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.views import OutcomeIndex
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import (
-    MemoryCache,
-    MemoryLog,
-    MemoryLogRanges,
-    MemoryLogReader,
-    MemoryPublisher,
+    InMemoryCache,
+    InMemoryLog,
+    InMemoryLogRanges,
+    InMemoryLogReader,
+    InMemoryPublisher,
 )
 from shared.commands import CommandResult, Replay, TrainNow
-from shared.dead_letter_replay import mark_of
-from shared.dead_letters import dead_letter
+from shared.dead_letter_replay import parse_replay_mark
+from shared.dead_letters import make_dead_letter
 from shared.errors import BrokerUnavailable, Oversized
 from shared.events import Outcome, OutcomeKind, Thumbs
 from shared.ports import Acked
@@ -31,7 +31,7 @@ from shared.records import Output, Record
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 
 
-class Failing(MemoryPublisher):
+class Failing(InMemoryPublisher):
     """Fails after so many records have arrived, with or without the one that it fails at."""
 
     left = 1_000
@@ -80,14 +80,14 @@ class Duty:
 class Stage:
     def __init__(self) -> None:
         self.clock = ManualClock(1_772_582_400_000)
-        self.log = MemoryLog(6, self.clock)
+        self.log = InMemoryLog(6, self.clock)
         self.duty: Duty | None = None
 
     def bury(self, topic: str = "feedback.events", key: bytes = b"r-1", value: bytes | None = b"{}") -> str:
         """A record of `topic` that died; returns the position of its dead letter."""
         at = self.log.append(Output(topic, key, value, (("ce_id", b"e"),)))[0]
         record = Record(at.topic, at.partition, at.offset, 5, key, value, (("ce_id", b"e"),))
-        letter = dead_letter("dead.letters", record, Oversized("why"), "processor", 1_000_000)
+        letter = make_dead_letter("dead.letters", record, Oversized("why"), "processor", 1_000_000)
         acked = self.log.append(letter)[0]
         return f"{acked.partition}-{acked.offset}"
 
@@ -95,23 +95,23 @@ class Stage:
         command = Replay(line="assistant", command_id=command_id, issued_at=NOW, positions=positions)
         self.log.append(Output("operator.commands", b"assistant", command.to_json()))
 
-    def process(self, publisher: MemoryPublisher | None = None) -> Duty:
+    def process(self, publisher: InMemoryPublisher | None = None) -> Duty:
         """One life of the service: reads all commands from the beginning, and ends when they are done, or fail."""
         stopping = OneLife()
         duty = Duty(self.log.records("operator.commands"), stopping)
 
-        Replayer(
+        DeadLetterReplayer(
             open_duty=lambda: duty,
-            open_results=lambda: MemoryLogReader(self.log, ["operator.results"]),
-            ranges=MemoryLogRanges(self.log),
-            publisher=publisher or MemoryPublisher(self.log, "feedback"),
+            open_results=lambda: InMemoryLogReader(self.log, ["operator.results"]),
+            ranges=InMemoryLogRanges(self.log),
+            publisher=publisher or InMemoryPublisher(self.log, "feedback"),
             clock=self.clock,
             ack_s=1.0,
         ).run(stopping)
         return duty
 
     def marks(self, topic: str = "feedback.events") -> list[tuple[str, str]]:
-        found = [mark_of(record.headers) for record in self.log.records(topic)]
+        found = [parse_replay_mark(record.headers) for record in self.log.records(topic)]
         return [mark for mark in found if mark is not None]
 
     def results(self) -> list[CommandResult]:
@@ -130,7 +130,7 @@ def test_a_record_goes_back_as_it_was_and_the_result_says_so(stage: Stage) -> No
     first, second = stage.log.records("feedback.events")
     assert (second.key, second.value, second.partition) == (first.key, first.value, first.partition)
     assert second.headers[: len(first.headers)] == first.headers
-    assert mark_of(second.headers) == ("c-1", place)
+    assert parse_replay_mark(second.headers) == ("c-1", place)
     (result,) = stage.results()
     assert (result.status, result.message, result.executor) == (
         "done",
@@ -209,7 +209,7 @@ def test_nothing_replayed_is_refused(stage: Stage) -> None:
 
 def test_a_record_that_was_too_large_to_keep_stays(stage: Stage) -> None:
     record = Record("feedback.events", 0, 0, 5, b"k", b"v" * 9_000)
-    acked = stage.log.append(dead_letter("dead.letters", record, Oversized("why"), "processor", 0))[0]
+    acked = stage.log.append(make_dead_letter("dead.letters", record, Oversized("why"), "processor", 0))[0]
     stage.give(f"{acked.partition}-{acked.offset}")
     stage.process()
     assert stage.results()[0].message == "nothing was replayed: 1 too large to have been kept"
@@ -262,8 +262,8 @@ def thumb() -> bytes:
 
 
 def looked_up(stage: Stage) -> Outcome | bool:
-    history = History(
-        lambda topic, partition: MemoryLogReader(stage.log, [topic], partitions=[partition]),
+    history = OutcomeLookup(
+        lambda topic, partition: InMemoryLogReader(stage.log, [topic], partitions=[partition]),
         partitions=6,
         timeout_s=5.0,
         slots=1,
@@ -281,8 +281,10 @@ def test_a_dead_event_is_pending_again_once_it_went_back_and_dead_again_if_it_di
     stage.give(place)
     stage.process()
     assert looked_up(stage) is True
-    again = next(record for record in stage.log.records("feedback.events") if mark_of(record.headers))
-    stage.log.append(dead_letter("dead.letters", again, Oversized("still"), "processor", 1_000_000))
+    again = next(
+        record for record in stage.log.records("feedback.events") if parse_replay_mark(record.headers)
+    )
+    stage.log.append(make_dead_letter("dead.letters", again, Oversized("still"), "processor", 1_000_000))
     second = looked_up(stage)
     assert isinstance(second, Outcome)
     assert (second.outcome, second.detail) == (OutcomeKind.DEAD, "still")
@@ -290,7 +292,7 @@ def test_a_dead_event_is_pending_again_once_it_went_back_and_dead_again_if_it_di
 
 def test_that_an_event_died_gives_way_to_its_outcome_after_a_replay() -> None:
     clock = ManualClock()
-    index = OutcomeIndex(MemoryCache(clock), ttl_s=1_000.0, pending_ttl_s=5.0)
+    index = OutcomeIndex(InMemoryCache(clock), ttl_s=1_000.0, pending_ttl_s=5.0)
 
     def outcome(kind: OutcomeKind) -> Outcome:
         return Outcome(line="assistant", response_id="r-1", event_id="e-1", outcome=kind, decided_at=NOW)

@@ -12,14 +12,19 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr, ValidationError
 
-from services.feedback.api import add_erasure
-from services.feedback.erasure_handler import Eraser
-from services.feedback.erasure_status import Erasures
+from services.feedback.api import add_erasure_routes
+from services.feedback.erasure_handler import ErasureHandler
+from services.feedback.erasure_status import ErasureStatusView
 from services.feedback.settings import FeedbackSettings
 from shared.adapters.clock import ManualClock
-from shared.adapters.http import add_doorway
-from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryTransactionalPublisher
-from shared.adapters.topic_follower import Follower
+from shared.adapters.http import add_service_routes
+from shared.adapters.in_memory import (
+    InMemoryCache,
+    InMemoryLog,
+    InMemoryLogReader,
+    InMemoryTransactionalPublisher,
+)
+from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable
 from shared.events import ErasureReport, ErasureRequest, from_ms
 from shared.ports import LogReader, TransactionalPublisher
@@ -44,29 +49,29 @@ class Stage:
     clock: ManualClock = field(default_factory=lambda: ManualClock(1_772_366_000_000))
     failing: BrokerUnavailable | None = None
     arrives: bool = False
-    erasures: Erasures = field(default_factory=Erasures)
+    erasures: ErasureStatusView = field(default_factory=ErasureStatusView)
 
     def __post_init__(self) -> None:
-        self.log = MemoryLog(P, self.clock)
-        self.cache = MemoryCache(self.clock)
+        self.log = InMemoryLog(P, self.clock)
+        self.cache = InMemoryCache(self.clock)
         self.app = FastAPI()
         readiness = Readiness("erasures")
         topics = ["erasure.requests", "erasure.reports"]
-        self.follower = Follower(
+        self.follower = TopicFollower(
             "erasures", lambda: self._read(topics), self.erasures.apply, readiness, lambda: None
         )
-        add_erasure(add_doorway(self.app, readiness), self.eraser(), self.follower)
+        add_erasure_routes(add_service_routes(self.app, readiness), self.eraser(), self.follower)
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://feedback")
 
-    def eraser(self, erasures: Erasures | None = None, identity: str = "door-1") -> Eraser:
+    def eraser(self, erasures: ErasureStatusView | None = None, identity: str = "door-1") -> ErasureHandler:
         settings = FeedbackSettings(
             partitions=P,
             ack_timeout_s=0.2,
             erasures_per_minute=3,
             erasure_token=SecretStr(self.token) if self.token else None,
         )
-        return Eraser(
+        return ErasureHandler(
             settings=settings,
             open_publisher=lambda: self._publisher(identity),
             open_requests=lambda: self._read(["erasure.requests"], [0]),
@@ -77,10 +82,10 @@ class Stage:
         )
 
     def _read(self, topics: list[str], partitions: list[int] | None = None) -> LogReader:
-        return MemoryLogReader(self.log, topics, partitions=partitions)
+        return InMemoryLogReader(self.log, topics, partitions=partitions)
 
     def _publisher(self, identity: str) -> TransactionalPublisher:
-        publisher = MemoryTransactionalPublisher(self.log, "feedback", identity)
+        publisher = InMemoryTransactionalPublisher(self.log, "feedback", identity)
         if self.failing is not None and self.arrives:
             return LostAnswer(publisher, self.failing)
         publisher.failure = self.failing
@@ -111,7 +116,7 @@ class Stage:
         }
         report = ErasureReport.model_validate(said | more)
         (acked,) = self.log.append(Output("erasure.reports", b"q1", report.to_json()))
-        written = MemoryLogReader(
+        written = InMemoryLogReader(
             self.log, ["erasure.reports"], {(acked.topic, acked.partition): acked.offset}
         )
         self.erasures.apply([record for record in written.poll(0) if record.offset == acked.offset])
@@ -121,7 +126,7 @@ class Stage:
 class LostAnswer:
     """A publisher whose records arrive while its answer does not."""
 
-    publisher: MemoryTransactionalPublisher
+    publisher: InMemoryTransactionalPublisher
     error: BrokerUnavailable
 
     def publish_all(self, records: Sequence[Output]) -> None:
@@ -238,7 +243,7 @@ async def test_without_an_id_one_is_issued(stage: Stage) -> None:
 async def test_a_retry_at_another_door_finds_the_first_in_the_log(stage: Stage) -> None:
     first = await stage.erase()
     # Its follower has not read the request yet.
-    answer = stage.eraser(Erasures(), identity="door-2").take(
+    answer = stage.eraser(ErasureStatusView(), identity="door-2").take(
         b'{"user_id": "alice", "request_id": "q1"}', None, None
     )
     assert answer.status_code == 202

@@ -13,13 +13,13 @@ import pytest
 from pydantic import SecretStr
 
 from services.feedback.api import build_app
-from services.feedback.handlers import Door
-from services.feedback.outcome_lookup import History
+from services.feedback.handlers import FeedbackHandlers
+from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import OutcomeIndex, Standing
+from services.feedback.views import OutcomeIndex, VersionsView
 from shared.adapters.clock import ManualClock
-from shared.adapters.in_memory import MemoryCache, MemoryLog, MemoryLogReader, MemoryPublisher
-from shared.adapters.topic_follower import Follower
+from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
+from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable, Overloaded
 from shared.events import FEEDBACK, ChatResponse, Outcome, OutcomeKind, parse_union
 from shared.pseudonym import Pseudonymiser
@@ -33,11 +33,11 @@ THUMBS = {"event_id": "e1", "response_id": "chatcmpl-1", "user_id": "alice", "ki
 
 @dataclass
 class Stage:
-    log: MemoryLog
-    cache: MemoryCache
+    log: InMemoryLog
+    cache: InMemoryCache
     clock: ManualClock
-    publisher: MemoryPublisher
-    door: Door
+    publisher: InMemoryPublisher
+    door: FeedbackHandlers
     http: httpx.AsyncClient
 
     async def send(self, said: dict[str, Any], **headers: str) -> httpx.Response:
@@ -61,10 +61,10 @@ class Stage:
 @pytest.fixture
 async def stage() -> AsyncIterator[Stage]:
     clock = ManualClock()
-    log, cache = MemoryLog(P, clock), MemoryCache(clock)
-    publisher, standing = MemoryPublisher(log, "feedback"), Standing()
+    log, cache = InMemoryLog(P, clock), InMemoryCache(clock)
+    publisher, standing = InMemoryPublisher(log, "feedback"), VersionsView()
     index = OutcomeIndex(cache, ttl_s=1000, pending_ttl_s=5)
-    door = Door(
+    door = FeedbackHandlers(
         settings=FeedbackSettings(
             user_per_minute=3, pseudonym_key=SecretStr(KEY.decode()), ack_timeout_s=0.2
         ),
@@ -74,8 +74,8 @@ async def stage() -> AsyncIterator[Stage]:
         pseudonyms=Pseudonymiser(KEY),
         standing=standing,
         index=index,
-        history=History(
-            lambda topic, partition: MemoryLogReader(log, [topic], partitions=[partition]),
+        history=OutcomeLookup(
+            lambda topic, partition: InMemoryLogReader(log, [topic], partitions=[partition]),
             partitions=P,
             timeout_s=5,
             slots=2,
@@ -83,7 +83,9 @@ async def stage() -> AsyncIterator[Stage]:
     )
     topics = ["model.versions", "model.rollout"]
     ready = Readiness("versions")
-    follower = Follower("versions", lambda: MemoryLogReader(log, topics), standing.apply, ready, lambda: None)
+    follower = TopicFollower(
+        "versions", lambda: InMemoryLogReader(log, topics), standing.apply, ready, lambda: None
+    )
     app = build_app(door, [follower], ready)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

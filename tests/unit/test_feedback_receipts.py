@@ -7,7 +7,7 @@ from itertools import permutations
 
 import pytest
 
-from services.feedback.core.receipts import Receipt, pending, receipt_of
+from services.feedback.core.receipts import Receipt, make_receipt, pending_receipt
 from shared.events import Outcome, OutcomeKind
 from shared.versions import DatasetRef, GateReport, ModelVersion, RolloutRecord, Verdict, VersionRef
 
@@ -55,66 +55,66 @@ def told(receipt: Receipt) -> tuple[str, str | None, str | None, bool]:
 
 
 def test_without_an_outcome_it_is_pending() -> None:
-    receipt = pending("r", "e")
+    receipt = pending_receipt("r", "e")
     assert (receipt.outcome, receipt.stage, receipt.serving) == ("pending", "pending", False)
 
 
 def test_in_a_batch_that_no_version_has_read_it_is_batched() -> None:
-    receipt = receipt_of(outcome(), [version(1, through=16)], serves(BASE))
+    receipt = make_receipt(outcome(), [version(1, through=16)], serves(BASE))
     assert told(receipt) == ("batched", None, None, False)
     assert receipt.batch_id == "assistant-2-17"
 
 
 def test_it_is_followed_to_the_first_version_that_read_its_batch() -> None:
     v1, v2, v3 = version(1, through=16), version(2), version(3)
-    receipt = receipt_of(outcome(), [v1, v2, v3], serves(v2.ref))
+    receipt = make_receipt(outcome(), [v1, v2, v3], serves(v2.ref))
     assert told(receipt) == ("serving", v2.ref.version, "passed", True)
     assert (receipt.run_id, receipt.serving_version) == ("run-2", v2.ref.version)
 
 
 def test_a_later_version_that_read_the_batch_serves_it_too() -> None:
     v1, v2 = version(1), version(2, through=40)
-    receipt = receipt_of(outcome(), [v1, v2], serves(v2.ref))
+    receipt = make_receipt(outcome(), [v1, v2], serves(v2.ref))
     assert told(receipt) == ("serving", v1.ref.version, "passed", True)
     assert receipt.serving_version == v2.ref.version
 
 
 def test_a_version_that_failed_gives_way_to_the_first_that_passed() -> None:
     failed, passed = version(1, "failed"), version(2, through=40)
-    assert told(receipt_of(outcome(), [failed], serves(BASE))) == (
+    assert told(make_receipt(outcome(), [failed], serves(BASE))) == (
         "trained",
         failed.ref.version,
         "failed",
         False,
     )
-    receipt = receipt_of(outcome(), [failed, passed], serves(passed.ref))
+    receipt = make_receipt(outcome(), [failed, passed], serves(passed.ref))
     assert told(receipt) == ("serving", passed.ref.version, "passed", True)
 
 
 def test_passed_but_not_serving_is_published_and_says_what_serves() -> None:
     v1 = version(1)
-    receipt = receipt_of(outcome(), [v1], serves(BASE))
+    receipt = make_receipt(outcome(), [v1], serves(BASE))
     assert told(receipt) == ("published", v1.ref.version, "passed", False)
     assert BASE.version in receipt.detail
-    assert told(receipt_of(outcome(), [v1], None)) == ("published", v1.ref.version, "passed", False)
+    assert told(make_receipt(outcome(), [v1], None)) == ("published", v1.ref.version, "passed", False)
 
 
 def test_a_rollback_ends_the_serving() -> None:
     v1 = version(1)
-    assert receipt_of(outcome(), [v1], serves(v1.ref)).serving
-    assert not receipt_of(outcome(), [v1], serves(BASE, seq=3)).serving
+    assert make_receipt(outcome(), [v1], serves(v1.ref)).serving
+    assert not make_receipt(outcome(), [v1], serves(BASE, seq=3)).serving
 
 
 def test_as_a_canary_it_serves_a_share() -> None:
     v1 = version(1)
-    receipt = receipt_of(outcome(), [v1], serves(BASE, canary=v1.ref))
+    receipt = make_receipt(outcome(), [v1], serves(BASE, canary=v1.ref))
     assert told(receipt) == ("canary", v1.ref.version, "passed", True)
     assert "25%" in receipt.detail
 
 
 def test_a_failed_version_that_a_person_pinned_serves() -> None:
     failed = version(1, "failed")
-    assert told(receipt_of(outcome(), [failed], serves(failed.ref))) == (
+    assert told(make_receipt(outcome(), [failed], serves(failed.ref))) == (
         "serving",
         failed.ref.version,
         "failed",
@@ -124,18 +124,18 @@ def test_a_failed_version_that_a_person_pinned_serves() -> None:
 
 def test_the_base_holds_no_feedback() -> None:
     base = ModelVersion(line="assistant", ref=BASE, base=BASE.version, base_model="base", created_at=NOW)
-    assert told(receipt_of(outcome(), [base], serves(BASE))) == ("batched", None, None, False)
+    assert told(make_receipt(outcome(), [base], serves(BASE))) == ("batched", None, None, False)
 
 
 def test_the_order_in_which_versions_came_does_not_matter() -> None:
     versions = [version(1, through=16), version(2, "failed"), version(3), version(10, through=99)]
-    receipts = {receipt_of(outcome(), order, serves(versions[3].ref)) for order in permutations(versions)}
+    receipts = {make_receipt(outcome(), order, serves(versions[3].ref)) for order in permutations(versions)}
     assert {told(receipt) for receipt in receipts} == {("serving", versions[2].ref.version, "passed", True)}
     assert len(receipts) == 1
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OutcomeKind if kind != OutcomeKind.BATCHED])
 def test_every_other_outcome_is_the_end_and_says_so(kind: OutcomeKind) -> None:
-    receipt = receipt_of(outcome(kind, batch_id=None), [version(1)], serves(version(1).ref))
+    receipt = make_receipt(outcome(kind, batch_id=None), [version(1)], serves(version(1).ref))
     assert (receipt.outcome, receipt.stage, receipt.serving, receipt.version) == (kind, kind, False, None)
     assert len(receipt.detail) > 20

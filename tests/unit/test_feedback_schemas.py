@@ -11,8 +11,8 @@ import pytest
 from services.feedback.core.schemas import (
     FEEDBACK_BODY,
     RESPONSE_BODY,
-    identity_of,
-    read,
+    parse_body,
+    resolve_id,
     to_event,
     to_response,
 )
@@ -24,7 +24,7 @@ THUMBS = {"response_id": "chatcmpl-1", "user_id": "alice", "kind": "thumbs", "va
 
 
 def event(said: dict[str, Any]) -> Feedback:
-    body = read(FEEDBACK_BODY, json.dumps(said).encode())
+    body = parse_body(FEEDBACK_BODY, json.dumps(said).encode())
     return to_event(body, event_id="e1", line="assistant", pseudonym="u_1", now=NOW)
 
 
@@ -95,7 +95,7 @@ def test_a_value_that_does_not_fit_its_kind_is_malformed(kind: str, value: Any) 
 def test_a_number_of_ten_thousand_digits_is_malformed() -> None:
     raw = json.dumps(THUMBS | {"value": 0}).replace('"value": 0', '"value": ' + "9" * 10_000)
     with pytest.raises(Malformed):
-        to_event(read(FEEDBACK_BODY, raw.encode()), event_id="e", line="l", pseudonym="u", now=NOW)
+        to_event(parse_body(FEEDBACK_BODY, raw.encode()), event_id="e", line="l", pseudonym="u", now=NOW)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_names_of_every_script_are_welcome_as_user_ids() -> None:
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\xff", b'"x"', b"null", b'{"value":' * 5_000], ids=repr)
 def test_what_is_no_body_is_malformed(raw: bytes) -> None:
     with pytest.raises(Malformed):
-        read(FEEDBACK_BODY, raw)
+        parse_body(FEEDBACK_BODY, raw)
 
 
 def test_depth_is_bounded() -> None:
@@ -147,7 +147,7 @@ def test_depth_is_bounded() -> None:
         + b"}"
     )
     with pytest.raises(Malformed):
-        read(FEEDBACK_BODY, deep)
+        parse_body(FEEDBACK_BODY, deep)
 
 
 def test_a_fault_names_the_field_and_not_what_was_sent() -> None:
@@ -192,16 +192,16 @@ def test_the_earliest_time_is_accepted_at_any_offset(hours: int) -> None:
 
 
 def test_the_event_id_comes_from_the_body_or_the_header() -> None:
-    with_id = read(FEEDBACK_BODY, json.dumps(THUMBS | {"event_id": "e7"}).encode())
-    without = read(FEEDBACK_BODY, json.dumps(THUMBS).encode())
-    assert identity_of(with_id.event_id, None) == "e7"
-    assert identity_of(with_id.event_id, "e7") == "e7"
-    assert identity_of(without.event_id, "e8") == "e8"
-    assert identity_of(without.event_id, None) is None
+    with_id = parse_body(FEEDBACK_BODY, json.dumps(THUMBS | {"event_id": "e7"}).encode())
+    without = parse_body(FEEDBACK_BODY, json.dumps(THUMBS).encode())
+    assert resolve_id(with_id.event_id, None) == "e7"
+    assert resolve_id(with_id.event_id, "e7") == "e7"
+    assert resolve_id(without.event_id, "e8") == "e8"
+    assert resolve_id(without.event_id, None) is None
     with pytest.raises(Rejected, match="differ"):
-        identity_of(with_id.event_id, "e8")
+        resolve_id(with_id.event_id, "e8")
     with pytest.raises(Malformed):
-        identity_of(without.event_id, "not an id")
+        resolve_id(without.event_id, "not an id")
 
 
 RESPONSE = {
@@ -214,7 +214,7 @@ RESPONSE = {
 
 def response(said: dict[str, Any], pseudonym: str | None = None) -> ChatResponse:
     return to_response(
-        read(RESPONSE_BODY, json.dumps(said).encode()), line="assistant", pseudonym=pseudonym, now=NOW
+        parse_body(RESPONSE_BODY, json.dumps(said).encode()), line="assistant", pseudonym=pseudonym, now=NOW
     )
 
 

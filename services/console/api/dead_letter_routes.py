@@ -11,12 +11,19 @@ from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime
 from starlette.concurrency import run_in_threadpool
 
-from services.console.api.routes import Console, own
+from services.console.api.routes import ConsoleBackend, request_guard
 from services.console.core.responses import Json
-from services.console.dead_letter_query import MAX_PAGE, Entry, Page, Wanted, find, page
+from services.console.dead_letter_query import (
+    MAX_PAGE,
+    DeadLetterEntry,
+    DeadLetterFilter,
+    DeadLetterPage,
+    find_dead_letter,
+    list_page,
+)
 from shared.adapters.http import problem
-from shared.adapters.topic_follower import Follower
-from shared.dead_letter_replay import Letter, Place
+from shared.adapters.topic_follower import TopicFollower
+from shared.dead_letter_replay import DeadLetter, DeadLetterPosition
 from shared.errors import Overloaded
 from shared.events import from_ms, to_ms
 from shared.ports import LogRanges
@@ -38,25 +45,25 @@ Cursor = Annotated[
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 
 
-class Letters:
+class DeadLetterReader:
     """Looks dead letters up in the log; at most `SLOTS` requests at once."""
 
-    def __init__(self, console: Console, ranges: LogRanges) -> None:
+    def __init__(self, console: ConsoleBackend, ranges: LogRanges) -> None:
         self._console = console
         self._ranges = ranges
         self._slots = threading.BoundedSemaphore(SLOTS)
 
-    def list(self, wanted: Wanted, cursor: str | None, limit: int) -> Json:
+    def list(self, wanted: DeadLetterFilter, cursor: str | None, limit: int) -> Json:
         """A page. Raises `Malformed`, `Overloaded`, `BrokerUnavailable`."""
         replayed = self._replayed()
         with _Slot(self._slots):
-            found: Page = page(self._ranges, wanted, replayed, cursor=cursor, limit=limit)
+            found: DeadLetterPage = list_page(self._ranges, wanted, replayed, cursor=cursor, limit=limit)
         return {"dead_letters": [_entry(entry, replayed) for entry in found.entries], "next": found.next}
 
-    def show(self, place: Place) -> Json | None:
+    def show(self, place: DeadLetterPosition) -> Json | None:
         """One of them with its content; None where none lies."""
         with _Slot(self._slots):
-            letter = find(self._ranges, place)
+            letter = find_dead_letter(self._ranges, place)
         return None if letter is None else _whole(letter, self._replayed())
 
     def _replayed(self) -> dict[str, str]:
@@ -78,9 +85,11 @@ class _Slot:
         self._slots.release()
 
 
-def add_dead_letters(app: FastAPI, console: Console, follower: Follower, letters: Letters) -> None:
+def add_dead_letter_routes(
+    app: FastAPI, console: ConsoleBackend, follower: TopicFollower, letters: DeadLetterReader
+) -> None:
     """Adds the routes to the console's app."""
-    api = APIRouter(prefix="/api/dead-letters", dependencies=[Depends(own(console, follower))])
+    api = APIRouter(prefix="/api/dead-letters", dependencies=[Depends(request_guard(console, follower))])
 
     @api.get("")
     async def listed(
@@ -93,7 +102,7 @@ def add_dead_letters(app: FastAPI, console: Console, follower: Follower, letters
         limit: Limit = 50,
     ) -> Json:
         """Newest first, without their content. A page may be short, even empty, while `next` is not null."""
-        wanted = Wanted(
+        wanted = DeadLetterFilter(
             error_class,
             topic,
             to_ms(since) if since is not None else None,
@@ -105,7 +114,7 @@ def add_dead_letters(app: FastAPI, console: Console, follower: Follower, letters
     @api.get("/{position}")
     async def shown(position: str) -> JSONResponse:
         """Everything about one, with the bytes of the record that died."""
-        found = await run_in_threadpool(letters.show, Place.of(position))
+        found = await run_in_threadpool(letters.show, DeadLetterPosition.parse(position))
         if found is None:
             kept = f"they are kept for {DEAD_LETTERS.keep_days} days"
             detail = f"there is no dead letter at {position}, or no longer: {kept}"
@@ -115,37 +124,37 @@ def add_dead_letters(app: FastAPI, console: Console, follower: Follower, letters
     app.include_router(api)
 
 
-def _entry(entry: Entry, replayed: dict[str, str]) -> Json:
-    return _told(entry.letter, replayed) | {"bytes": entry.letter.omitted or entry.size}
+def _entry(entry: DeadLetterEntry, replayed: dict[str, str]) -> Json:
+    return _told(entry.letter, replayed) | {"bytes": entry.letter.omitted_bytes or entry.size}
 
 
-def _whole(letter: Letter, replayed: dict[str, str]) -> Json:
+def _whole(letter: DeadLetter, replayed: dict[str, str]) -> Json:
     size = len(letter.key or b"") + len(letter.value or b"")
     return _told(letter, replayed) | {
-        "bytes": letter.omitted or size,
+        "bytes": letter.omitted_bytes or size,
         "key": _content(letter.key),
         "value": _content(letter.value),
         "headers": [[name, _content(value)] for name, value in letter.headers[:SHOWN_HEADERS]],
     }
 
 
-def _told(letter: Letter, replayed: dict[str, str]) -> Json:
+def _told(letter: DeadLetter, replayed: dict[str, str]) -> Json:
     """What both say. `replayed_from`: it had died before, as that dead letter; `replayed_by`: it has gone back."""
     origin = letter.origin
     return {
-        "position": str(letter.place),
-        "at": from_ms(letter.at_ms).isoformat(),
-        "error_class": origin.code,
+        "position": str(letter.position),
+        "at": from_ms(letter.appended_ms).isoformat(),
+        "error_class": origin.error_class,
         "message": origin.message,
         "service": origin.service,
         "topic": origin.topic,
-        "partition": letter.partition,
-        "offset": letter.offset,
-        "appended_at": _moment(letter.timestamp),
-        "omitted": letter.omitted is not None,
+        "partition": letter.origin_partition,
+        "offset": letter.origin_offset,
+        "appended_at": _moment(letter.origin_timestamp_ms),
+        "omitted": letter.omitted_bytes is not None,
         "replayed_from": letter.replayed_from,
         "replay_count": letter.replay_count,
-        "replayed_by": replayed.get(str(letter.place)),
+        "replayed_by": replayed.get(str(letter.position)),
     }
 
 

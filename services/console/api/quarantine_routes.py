@@ -10,10 +10,10 @@ from fastapi import APIRouter, Depends, FastAPI
 from pydantic import AwareDatetime, BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from services.console.api.routes import Console, LineQuery, own
+from services.console.api.routes import ConsoleBackend, LineQuery, request_guard
 from services.console.core.responses import Json
 from shared.adapters import redis_keys
-from shared.adapters.topic_follower import Follower
+from shared.adapters.topic_follower import TopicFollower
 
 UNKNOWN: Json = {"held": [], "total": None, "updated_at": None}
 """Where the trainer has not told, or Redis lost it: it tells again within seconds."""
@@ -27,9 +27,9 @@ class Told(BaseModel):
     updated_at: AwareDatetime
 
 
-def add_quarantine(app: FastAPI, console: Console, follower: Follower) -> None:
+def add_quarantine_routes(app: FastAPI, console: ConsoleBackend, follower: TopicFollower) -> None:
     """Adds the route to the console's app."""
-    api = APIRouter(prefix="/api/quarantine", dependencies=[Depends(own(console, follower))])
+    api = APIRouter(prefix="/api/quarantine", dependencies=[Depends(request_guard(console, follower))])
 
     @api.get("")
     async def listed(line: LineQuery = None) -> Json:

@@ -16,15 +16,15 @@ from starlette.concurrency import run_in_threadpool
 from uuid6 import uuid7
 
 from services.console.core import responses
-from services.console.core.command_requests import Order, read_order, to_command
+from services.console.core.command_requests import CommandRequest, parse_command_request, to_command
 from services.console.core.projection import Projection
 from services.console.core.responses import Json
 from services.console.settings import ConsoleSettings
 from shared.adapters import redis_keys
-from shared.adapters.http import add_doorway, problem
-from shared.adapters.origin_check import Forbidden, is_json, refuse_foreign
-from shared.adapters.topic_follower import Follower
-from shared.cloudevents import sealed
+from shared.adapters.http import add_service_routes, problem
+from shared.adapters.origin_check import Forbidden, check_request_origin, is_json
+from shared.adapters.topic_follower import TopicFollower
+from shared.cloudevents import cloudevent
 from shared.errors import BrokerUnavailable, Overloaded, Retryable
 from shared.events import Line, from_ms
 from shared.ports import Cache, Clock, Publisher
@@ -37,7 +37,7 @@ LineQuery = Annotated[Line | None, Query(description="absent = the line of this 
 
 
 @dataclass
-class Console:
+class ConsoleBackend:
     """The parts that the routes work with, and the state under its lock."""
 
     settings: ConsoleSettings
@@ -65,12 +65,12 @@ class Console:
             return shown
         return shown | {"accepted": accepted, "pending": max(0, accepted - decided)}
 
-    async def command(self, order: Order) -> str:
+    async def command(self, order: CommandRequest) -> str:
         """Returns the command's id once it is in the log. Raises `Rejected` or `BrokerUnavailable`."""
         now = from_ms(self.clock.now_ms())
         with self.lock:
             command = to_command(order, self.state, line=self.settings.line, command_id=str(uuid7()), now=now)
-        record = sealed(
+        record = cloudevent(
             OPERATOR_COMMANDS, command.line, command, source=SERVICE, ce_id=command.command_id, at=now
         )
         timeout_s = self.settings.ack_timeout_s
@@ -94,7 +94,7 @@ class Console:
         return found if isinstance(found, dict) else None
 
 
-def build_app(console: Console, follower: Follower, readiness: Readiness) -> FastAPI:
+def build_app(console: ConsoleBackend, follower: TopicFollower, readiness: Readiness) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         follower.start()
@@ -105,7 +105,7 @@ def build_app(console: Console, follower: Follower, readiness: Readiness) -> Fas
             await run_in_threadpool(console.publisher.close)
 
     app = FastAPI(title="Loopwright console", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
-    add_doorway(app, readiness)
+    add_service_routes(app, readiness)
 
     @app.exception_handler(Forbidden)
     async def forbidden(_: Request, error: Forbidden) -> JSONResponse:
@@ -115,19 +115,19 @@ def build_app(console: Console, follower: Follower, readiness: Readiness) -> Fas
     return app
 
 
-def own(console: Console, follower: Follower) -> Callable[[Request], Awaitable[None]]:
+def request_guard(console: ConsoleBackend, follower: TopicFollower) -> Callable[[Request], Awaitable[None]]:
     """What every route of the API asks first: who it is, and whether the state is whole."""
 
     async def check(request: Request) -> None:
-        refuse_foreign(request.headers, console.settings.hosts)
+        check_request_origin(request.headers, console.settings.hosts)
         if not follower.caught_up:
             raise BrokerUnavailable("the log has not been read to its end yet: try again in some seconds")
 
     return check
 
 
-def _routes(console: Console, follower: Follower) -> APIRouter:
-    api = APIRouter(prefix="/api", dependencies=[Depends(own(console, follower))])
+def _routes(console: ConsoleBackend, follower: TopicFollower) -> APIRouter:
+    api = APIRouter(prefix="/api", dependencies=[Depends(request_guard(console, follower))])
 
     @api.get("/status")
     async def status(line: LineQuery = None) -> Json:
@@ -149,7 +149,7 @@ def _routes(console: Console, follower: Follower) -> APIRouter:
     schema = {
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": Order.model_json_schema()}},
+            "content": {"application/json": {"schema": CommandRequest.model_json_schema()}},
         }
     }
 
@@ -158,7 +158,9 @@ def _routes(console: Console, follower: Follower) -> APIRouter:
         """Give a command. What came of it: `GET /api/commands/{command_id}`."""
         if not is_json(content_type):
             return problem(415, "media_type", "Not JSON", "send JSON, with Content-Type: application/json")
-        return JSONResponse({"command_id": await console.command(read_order(await request.body()))}, 202)
+        return JSONResponse(
+            {"command_id": await console.command(parse_command_request(await request.body()))}, 202
+        )
 
     @api.get("/commands/{command_id}")
     async def result(command_id: str) -> JSONResponse:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.console.core.projection import Projection
 from shared.commands import COMMAND, EXECUTORS, Command
-from shared.dead_letter_replay import PLACE_PATTERN
+from shared.dead_letter_replay import POSITION_PATTERN
 from shared.errors import Malformed, Rejected, UnknownVersion
 from shared.events import Id, Line
 
@@ -21,7 +21,7 @@ DRY = ("train_now", "collect_garbage")
 """Kinds that can be asked what they would do."""
 
 
-class Order(BaseModel):
+class CommandRequest(BaseModel):
     """The body of `POST /api/commands`. `version` and the lists where the kind needs them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -32,7 +32,7 @@ class Order(BaseModel):
         None, description="of train_now and collect_garbage: only say what would be done"
     )
     response_ids: list[Id] | None = None
-    positions: list[Annotated[str, Field(pattern=PLACE_PATTERN)]] | None = Field(
+    positions: list[Annotated[str, Field(pattern=POSITION_PATTERN)]] | None = Field(
         None, description="of dead letters"
     )
 
@@ -49,16 +49,16 @@ class NoExecutor(Rejected):
     code = "no_executor"
 
 
-def read_order(raw: bytes) -> Order:
+def parse_command_request(raw: bytes) -> CommandRequest:
     """Raises `Malformed`."""
     try:
-        return Order.model_validate_json(raw, strict=True)
+        return CommandRequest.model_validate_json(raw, strict=True)
     except ValidationError as error:
         raise Malformed(_told(error)) from None
 
 
 def to_command(
-    order: Order,
+    order: CommandRequest,
     state: Projection,
     *,
     line: str,

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from shared.commands import COMMAND, Command, CommandResult
-from shared.dead_letters import Origin, origin_of
+from shared.dead_letters import DeadLetterOrigin, parse_origin
 from shared.errors import Rejected
 from shared.events import ErasureReport, LogRecord, Outcome, OutcomeKind, parse_union
 from shared.records import Record
@@ -31,7 +31,7 @@ from shared.topics import (
 )
 from shared.versions import ModelVersion, RolloutRecord
 
-FOLLOWED = (
+FOLLOWED_TOPICS = (
     FEEDBACK_OUTCOMES,
     TRAINING_BATCHES,
     MODEL_VERSIONS,
@@ -42,7 +42,7 @@ FOLLOWED = (
     ERASURE_REPORTS,
 )
 
-NEWEST_LETTERS = 50
+MAX_DEAD_LETTERS = 50
 
 
 class BatchSize(LogRecord):
@@ -75,7 +75,9 @@ class Projection:
     ledger: Counter[str] = field(default_factory=Counter)
     """Outcome -> events, over all lines, dead letters among them until they are replayed."""
     dead_letters: int = 0
-    letters: deque[tuple[int, Origin]] = field(default_factory=lambda: deque(maxlen=NEWEST_LETTERS))
+    letters: deque[tuple[int, DeadLetterOrigin]] = field(
+        default_factory=lambda: deque(maxlen=MAX_DEAD_LETTERS)
+    )
     """(append time in ms, where it came from) of the last dead letters that were read."""
     unreadable: int = 0
     """Records that could not be read: shown, for they mean that the rest may be wrong."""
@@ -124,7 +126,7 @@ def _outcome(state: Projection, record: Record) -> None:
 
 def _dead_letter(state: Projection, record: Record) -> None:
     state.dead_letters += 1
-    origin = origin_of(record)
+    origin = parse_origin(record)
     state.letters.append((record.timestamp, origin))
     if origin.topic == FEEDBACK_EVENTS.name:
         state.ledger[OutcomeKind.DEAD] += 1

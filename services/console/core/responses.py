@@ -88,13 +88,13 @@ def rollout(state: Projection, line: str) -> list[Json]:
     return [records[seq].model_dump(mode="json") for seq in sorted(records, reverse=True)[:MAX_RECORDS]]
 
 
-def letters(state: Projection) -> list[Json]:
+def dead_letters(state: Projection) -> list[Json]:
     """The last dead letters, newest first: why each, never what it held."""
     newest = sorted(state.letters, key=lambda letter: letter[0], reverse=True)
     return [
         {
             "topic": origin.topic,
-            "code": origin.code,
+            "code": origin.error_class,
             "message": origin.message,
             "service": origin.service,
             "at": from_ms(at_ms).isoformat(),

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from nicegui import ui
 
-from services.console.api.routes import Console
+from services.console.api.routes import ConsoleBackend
 from services.console.core import responses
-from services.console.core.command_requests import Order
+from services.console.core.command_requests import CommandRequest
 from services.console.pages.formatting import short
-from services.console.pages.refresher import PERIOD_S, Board
+from services.console.pages.refresher import PERIOD_S, PageRefresher
 from shared.errors import LoopwrightError
 
 WAITS_S = 60.0
@@ -26,10 +26,10 @@ class Deed:
     asks: str
     explains: str
     does: str
-    versions: Callable[[Board], dict[str, str]] | None = None
+    versions: Callable[[PageRefresher], dict[str, str]] | None = None
 
 
-def _passed(board: Board) -> dict[str, str]:
+def _passed(board: PageRefresher) -> dict[str, str]:
     return {
         v.version: f"{v.version}, {v.verdict}"
         for v in board.view.versions
@@ -37,7 +37,7 @@ def _passed(board: Board) -> dict[str, str]:
     }
 
 
-def _earlier(board: Board) -> dict[str, str]:
+def _earlier(board: PageRefresher) -> dict[str, str]:
     return {"": "the version before the present one"} | _passed(board)
 
 
@@ -82,7 +82,7 @@ DEEDS = (
 )
 
 
-def add_controls(console: Console, board: Board) -> None:
+def add_controls(console: ConsoleBackend, board: PageRefresher) -> None:
     """Into the present slot. Of pause and resume the one that would change something is shown."""
     place = ui.element("span")
     buttons = {deed.kind: _add(deed, console, board, place) for deed in DEEDS}
@@ -95,7 +95,7 @@ def add_controls(console: Console, board: Board) -> None:
     ui.timer(PERIOD_S, fit)
 
 
-def _add(deed: Deed, console: Console, board: Board, place: ui.element) -> ui.button:
+def _add(deed: Deed, console: ConsoleBackend, board: PageRefresher, place: ui.element) -> ui.button:
     def ask() -> None:
         with ui.dialog() as dialog, ui.card().classes("confirm"):
             ui.html(deed.asks, sanitize=False, tag="h2")
@@ -112,7 +112,7 @@ def _add(deed: Deed, console: Console, board: Board, place: ui.element) -> ui.bu
                 version = (choice and choice.value) or None
                 # What comes of it is told when the dialog is long gone.
                 with place:
-                    await give(console, Order(kind=deed.kind, line=board.line, version=version))
+                    await give(console, CommandRequest(kind=deed.kind, line=board.line, version=version))
 
             with ui.row().classes("tools"):
                 ui.button("Not now", on_click=dialog.close, color=None).props("flat no-caps autofocus")
@@ -124,7 +124,7 @@ def _add(deed: Deed, console: Console, board: Board, place: ui.element) -> ui.bu
     return ui.button(deed.label, on_click=ask, color=None).props("flat no-caps")
 
 
-async def give(console: Console, order: Order) -> None:
+async def give(console: ConsoleBackend, order: CommandRequest) -> None:
     """Gives the command; says what came of it as soon as that is known, or what is wrong with it."""
     try:
         command_id = await console.command(order)

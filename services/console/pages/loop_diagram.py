@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.console.pages import formatting as say
-from services.console.pages.page_data import Facts
+from services.console.pages.page_data import PageData
 from services.console.pages.progress import Progress, Threshold
 
 
@@ -39,7 +39,7 @@ class Loop:
         return f"The loop. {nodes}. Passed on so far: {arrows}."
 
 
-def loop_of(facts: Facts, threshold: Threshold | None, progress: Progress | None) -> Loop:
+def loop_of(facts: PageData, threshold: Threshold | None, progress: Progress | None) -> Loop:
     status = facts.status or {}
     serving, batches = status.get("serving"), status.get("batches", {})
     training = progress is not None and progress.active
@@ -84,7 +84,7 @@ def _trainer(threshold: Threshold | None, progress: Progress | None) -> str:
     return "" if threshold is None else threshold.text.removesuffix(" examples")
 
 
-def _rollout(facts: Facts) -> str:
+def _rollout(facts: PageData) -> str:
     serving = (facts.status or {}).get("serving")
     if serving is None:
         return ""

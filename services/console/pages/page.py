@@ -11,11 +11,11 @@ from fastapi.responses import JSONResponse
 from nicegui import ui
 from starlette.concurrency import run_in_threadpool
 
-from services.console.api.routes import Console
+from services.console.api.routes import ConsoleBackend
 from services.console.pages.controls import add_controls
-from services.console.pages.refresher import PERIOD_S, Board
+from services.console.pages.refresher import PERIOD_S, PageRefresher
 from services.console.pages.render import PARTS
-from services.console.security_middleware import Fence
+from services.console.security_middleware import SecurityMiddleware
 from shared.adapters.http import problem
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ CARDS = (
 STALE = '<p class="notice bad">The console has not read anything new for a while: see its log.</p>'
 
 
-def add_pages(app: FastAPI, console: Console, board: Board) -> None:
+def add_page(app: FastAPI, console: ConsoleBackend, board: PageRefresher) -> None:
     """Adds the page to `app`, its fence around everything, and the board to its life. Once in a process: NiceGUI is
     one to a process."""
     css, theme = (HERE / "page.css").read_text(), (HERE / "theme.js").read_text()
@@ -64,7 +64,7 @@ def add_pages(app: FastAPI, console: Console, board: Board) -> None:
                 await run_in_threadpool(board.stop)
 
     app.router.lifespan_context = lifespan
-    app.add_middleware(Fence, hosts=console.settings.hosts)
+    app.add_middleware(SecurityMiddleware, hosts=console.settings.hosts)
     ui.run_with(
         app,
         title="Loopwright",
@@ -76,7 +76,7 @@ def add_pages(app: FastAPI, console: Console, board: Board) -> None:
     )
 
 
-def _lay_out(console: Console, board: Board) -> None:
+def _lay_out(console: ConsoleBackend, board: PageRefresher) -> None:
     parts: dict[str, ui.html] = {}
     with ui.element("main").classes("page"):
         with ui.element("header").classes("top"):
@@ -102,6 +102,6 @@ def _lay_out(console: Console, board: Board) -> None:
     ui.timer(PERIOD_S, show)
 
 
-def _part(name: str, board: Board) -> ui.html:
+def _part(name: str, board: PageRefresher) -> ui.html:
     # Everything in a part is escaped where it is drawn; the browser's sanitizer would take the drawings apart.
     return ui.html(board.parts[name], sanitize=False).props(f'id="{name}"')

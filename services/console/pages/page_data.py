@@ -9,7 +9,7 @@ from services.console.core.responses import Json
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class PageData:
     """`status`, `versions`, `rollout` and `letters` as `views` gives them; None and empty before the log was read."""
 
     line: str

@@ -27,7 +27,7 @@ class Sample:
 
 
 @dataclass
-class History:
+class RollingCounters:
     samples: deque[Sample] = field(default_factory=deque)
     run_id: str | None = None
     losses: list[tuple[int, float]] = field(default_factory=list)

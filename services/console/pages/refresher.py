@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from services.console.api.routes import Console
+from services.console.api.routes import ConsoleBackend
 from services.console.core import responses
-from services.console.pages.page_data import Facts
-from services.console.pages.rates import History, Sample
-from services.console.pages.render import draw
-from services.console.pages.view_model import View, see
-from shared.adapters.topic_follower import Follower
+from services.console.pages.page_data import PageData
+from services.console.pages.rates import RollingCounters, Sample
+from services.console.pages.render import render
+from services.console.pages.view_model import PageView, build_view
+from shared.adapters.topic_follower import TopicFollower
 from shared.errors import Retryable
 from shared.events import from_ms
 from shared.topics import CHAT_RESPONSES
@@ -25,23 +25,23 @@ STOP_S = 10.0
 log = structlog.get_logger(__name__)
 
 
-class Board:
+class PageRefresher:
     """The newest view of the console's line, and each part of the page as HTML. Pages only look at it.
 
     `chats` says how many responses the log has taken; it raises `Retryable`.
     """
 
-    def __init__(self, console: Console, follower: Follower, chats: Callable[[], int]) -> None:
+    def __init__(self, console: ConsoleBackend, follower: TopicFollower, chats: Callable[[], int]) -> None:
         self._console = console
         self._follower = follower
         self._chats = chats
-        self._history = History()
+        self._history = RollingCounters()
         self._stopping = threading.Event()
         self._read_ms = console.clock.now_ms()
         self._thread = threading.Thread(target=self._run, name="board", daemon=True)
         self.line = console.settings.line
-        self.view: View = see(Facts(self.line, from_ms(console.clock.now_ms())))
-        self.parts: Mapping[str, str] = draw(self.view)
+        self.view: PageView = build_view(PageData(self.line, from_ms(console.clock.now_ms())))
+        self.parts: Mapping[str, str] = render(self.view)
 
     def start(self) -> None:
         self._thread.start()
@@ -59,8 +59,8 @@ class Board:
 
     def refresh(self) -> None:
         """Reads once. Called by the board's own thread."""
-        view = see(self._facts())
-        self.view, self.parts = view, draw(view)
+        view = build_view(self._facts())
+        self.view, self.parts = view, render(view)
         self._read_ms = self._console.clock.now_ms()
 
     def _run(self) -> None:
@@ -71,16 +71,16 @@ class Board:
                 log.warning("board_not_refreshed", code=error.code)
             self._stopping.wait(PERIOD_S)
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> PageData:
         console, line = self._console, self.line
         now = from_ms(console.clock.now_ms())
         if not self._follower.caught_up:
-            return Facts(line, now)
+            return PageData(line, now)
         status, chats = console.status(line), self._count_chats()
         with console.lock:
             versions = tuple(responses.versions(console.state, line))
             rollout = tuple(responses.rollout(console.state, line))
-            letters = tuple(responses.letters(console.state))
+            letters = tuple(responses.dead_letters(console.state))
         counters = {
             "chats": chats,
             "accepted": status["accepted"],
@@ -91,7 +91,7 @@ class Board:
         history = self._history
         history.add(Sample(console.clock.now_ms(), counters))
         history.follow(status["run"])
-        return Facts(
+        return PageData(
             line=line,
             now=now,
             status=status,

@@ -9,13 +9,13 @@ from jinja2.environment import TemplateModule
 
 from services.console.pages import view_model as words
 from services.console.pages.svg import forest, loop_tall, loop_wide, loss_chart
-from services.console.pages.view_model import View
+from services.console.pages.view_model import PageView
 from shared.adapters.templates import templates_in
 
 PARTS = ("headline", "loop", "serving", "threshold", "run", "events", "rollout", "versions", "letters")
 
 
-def draw(view: View) -> dict[str, str]:
+def render(view: PageView) -> dict[str, str]:
     """One for each of `PARTS`. The same view gives the same text, so that a page changes only where something did."""
     macros = _macros()
     return {part: str(getattr(macros, part)(view)) for part in PARTS}

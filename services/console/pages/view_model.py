@@ -8,7 +8,7 @@ from typing import Literal
 from services.console.core.responses import Json
 from services.console.pages import formatting as say
 from services.console.pages.loop_diagram import Loop, loop_of
-from services.console.pages.page_data import Facts
+from services.console.pages.page_data import PageData
 from services.console.pages.progress import Progress, Threshold, progress_of, threshold_of
 from services.console.pages.versions import VersionRow, version_rows
 
@@ -93,7 +93,7 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class PageView:
     """The whole page. `read` is False before the log was read to its end: then all but the notices is empty."""
 
     line: str
@@ -112,14 +112,14 @@ class View:
     letters: tuple[Letter, ...]
 
 
-def see(facts: Facts) -> View:
+def build_view(facts: PageData) -> PageView:
     status = facts.status or {}
     threshold = threshold_of(status.get("collected"), facts.now)
     progress = progress_of(status.get("run"), facts.losses, facts.now)
     serving = _serving(status.get("serving"), facts)
     shown, older = version_rows(facts.versions)
     dead = status.get("dead_letters", 0)
-    return View(
+    return PageView(
         line=facts.line,
         read=facts.status is not None,
         headline=_headline(facts, serving, threshold, progress),
@@ -138,7 +138,7 @@ def see(facts: Facts) -> View:
 
 
 def _headline(
-    facts: Facts, serving: Serving | None, threshold: Threshold | None, progress: Progress | None
+    facts: PageData, serving: Serving | None, threshold: Threshold | None, progress: Progress | None
 ) -> Told:
     """The one thing that is going on."""
     if facts.status is None:
@@ -157,7 +157,7 @@ def _headline(
     return Told("At rest: nothing new to learn from", "calm")
 
 
-def _notices(facts: Facts) -> tuple[Told, ...]:
+def _notices(facts: PageData) -> tuple[Told, ...]:
     if facts.status is None:
         return (Told(NOT_READ, "busy"),)
     told = []
@@ -169,7 +169,7 @@ def _notices(facts: Facts) -> tuple[Told, ...]:
     return tuple(told)
 
 
-def _events(facts: Facts, status: Json) -> Events:
+def _events(facts: PageData, status: Json) -> Events:
     ledger: dict[str, int] = dict(status.get("ledger", {}))
     if status.get("pending"):
         ledger["pending"] = status["pending"]
@@ -189,7 +189,7 @@ def _events(facts: Facts, status: Json) -> Events:
     return Events(say.number(status.get("accepted")), rate, say.number(status.get("pending")), shares)
 
 
-def _serving(record: Json | None, facts: Facts) -> Serving | None:
+def _serving(record: Json | None, facts: PageData) -> Serving | None:
     if record is None:
         return None
     since = say.moment(record["since"]) or facts.now
@@ -207,7 +207,7 @@ def _serving(record: Json | None, facts: Facts) -> Serving | None:
     )
 
 
-def _decision(record: Json, facts: Facts) -> Decision:
+def _decision(record: Json, facts: PageData) -> Decision:
     at = say.moment(record["decided_at"]) or facts.now
     return Decision(
         seq=say.number(record["seq"]),
@@ -219,7 +219,7 @@ def _decision(record: Json, facts: Facts) -> Decision:
     )
 
 
-def _letter(letter: Json, facts: Facts) -> Letter:
+def _letter(letter: Json, facts: PageData) -> Letter:
     at = say.moment(letter["at"]) or facts.now
     return Letter(
         origin=letter["topic"] or "an unknown topic",

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from shared.commands import CommandResult, Replay, Replayed
-from shared.dead_letter_replay import Letter, Place
+from shared.dead_letter_replay import DeadLetter, DeadLetterPosition
 from shared.errors import Malformed
 from shared.topics import TOPICS, may_write
 
@@ -25,34 +25,34 @@ NO_PARTITION: Final = "of a partition that is not there"
 FOREIGN: Final = "of a topic that only its own service writes"
 
 
-def read_places(positions: Iterable[str], account: Account) -> list[Place]:
+def parse_positions(positions: Iterable[str], account: ReplayReport) -> list[DeadLetterPosition]:
     """In order, each once; what is none is accounted for."""
     places = set()
     for text in positions:
         try:
-            places.add(Place.of(text))
+            places.add(DeadLetterPosition.parse(text))
         except Malformed:
             account.left[NO_POSITION] += 1
     return sorted(places)
 
 
-def refusal(letter: Letter | None, service: str, replayed: Collection[str]) -> str | None:
+def skip_reason(letter: DeadLetter | None, service: str, replayed: Collection[str]) -> str | None:
     """Why it cannot go back; None if it can. `replayed`: the places of those that have."""
     if letter is None:
         return NOT_THERE
-    if str(letter.place) in replayed:
+    if str(letter.position) in replayed:
         return BEFORE
     if letter.origin.topic not in TOPICS or not may_write(service, letter.origin.topic):
         return FOREIGN
-    if letter.omitted is not None:
+    if letter.omitted_bytes is not None:
         return OMITTED
-    if letter.partition is None:
+    if letter.origin_partition is None:
         return NO_PARTITION
     return None
 
 
 @dataclass(slots=True)
-class Account:
+class ReplayReport:
     """What became of the dead letters that a command names."""
 
     sent: dict[str, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Account:
         return dict(Counter(self.sent.values()))
 
 
-def result(command: Replay, account: Account, executor: str, at: datetime) -> CommandResult:
+def command_result(command: Replay, account: ReplayReport, executor: str, at: datetime) -> CommandResult:
     """`done` if anything went back."""
     return CommandResult(
         line=command.line,

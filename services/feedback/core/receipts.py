@@ -50,7 +50,7 @@ class Receipt(BaseModel):
     detail: str
 
 
-def pending(response_id: str, event_id: str) -> Receipt:
+def pending_receipt(response_id: str, event_id: str) -> Receipt:
     """In the log, without an outcome: waiting for its response, or in a batch that is still open."""
     return Receipt(
         response_id=response_id,
@@ -61,7 +61,9 @@ def pending(response_id: str, event_id: str) -> Receipt:
     )
 
 
-def receipt_of(outcome: Outcome, versions: Iterable[ModelVersion], rollout: RolloutRecord | None) -> Receipt:
+def make_receipt(
+    outcome: Outcome, versions: Iterable[ModelVersion], rollout: RolloutRecord | None
+) -> Receipt:
     """`versions` and `rollout` (the newest record) are those of the outcome's line."""
     if outcome.outcome != OutcomeKind.BATCHED or outcome.batch_id is None:
         return _ended(outcome)

@@ -92,22 +92,22 @@ ERASURE_BODY = TypeAdapter(ErasureBody)
 _RESPONSE = TypeAdapter(ChatResponse)
 
 
-def read(adapter: TypeAdapter[T], raw: bytes) -> T:
+def parse_body(adapter: TypeAdapter[T], raw: bytes) -> T:
     """Raises `Malformed` naming the faults. Depth is bounded by the parser, size by the door."""
     try:
         return adapter.validate_json(raw, strict=True)
     except ValidationError as error:
-        raise Malformed(faults_of(error)) from None
+        raise Malformed(describe_faults(error)) from None
 
 
-def faults_of(error: ValidationError) -> str:
+def describe_faults(error: ValidationError) -> str:
     """The first faults in words, without what was sent: it may be somebody's text."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
     told = [f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in found[:MAX_FAULTS]]
     return "; ".join(told)
 
 
-def identity_of(given: str | None, idempotency_key: str | None, name: str = "event_id") -> str | None:
+def resolve_id(given: str | None, idempotency_key: str | None, name: str = "event_id") -> str | None:
     """The id that the caller gave, in the body (as `name`) or in the header. Raises `Rejected` where they differ."""
     if idempotency_key is None:
         return given
@@ -125,7 +125,7 @@ def _id(value: str) -> str:
 
 def to_event(body: FeedbackBody, *, event_id: str, line: str, pseudonym: str, now: datetime) -> Feedback:
     """The record. Raises `Malformed` (a value that does not fit its kind) or `Rejected` (`refuse_time`)."""
-    refuse_time("occurred_at", body.occurred_at, now)
+    check_time("occurred_at", body.occurred_at, now)
     said = body.model_dump(mode="json", exclude_none=True)
     try:
         return _strict(
@@ -133,22 +133,22 @@ def to_event(body: FeedbackBody, *, event_id: str, line: str, pseudonym: str, no
             said | _known(line=body.line or line, user_id=pseudonym, event_id=event_id, received_at=now),
         )
     except ValidationError as error:
-        raise Malformed(_without_tag(faults_of(error), body.kind)) from None
+        raise Malformed(_without_tag(describe_faults(error), body.kind)) from None
 
 
 def to_response(body: ResponseBody, *, line: str, pseudonym: str | None, now: datetime) -> ChatResponse:
     """The record. Raises `Malformed` or `Rejected` (`refuse_time`)."""
-    refuse_time("created_at", body.created_at, now)
+    check_time("created_at", body.created_at, now)
     said = body.model_dump(mode="json", exclude_none=True, exclude={"user_id"})
     known = _known(line=body.line or line, created_at=body.created_at or now)
     known |= {} if pseudonym is None else {"user_id": pseudonym}
     try:
         return _strict(_RESPONSE, said | known)
     except ValidationError as error:
-        raise Malformed(faults_of(error)) from None
+        raise Malformed(describe_faults(error)) from None
 
 
-def refuse_time(field: str, moment: datetime | None, now: datetime) -> None:
+def check_time(field: str, moment: datetime | None, now: datetime) -> None:
     """Raise `Rejected` if a user's time is out of range.
 
     Times are compared without conversion to UTC, which overflows for year 1 at +14:00 and for year 9999 at -14:00.
