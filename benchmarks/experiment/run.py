@@ -30,7 +30,7 @@ from services.trainer.run import run_table
 from services.trainer.run.folder import ADAPTER, ARTIFACT, CONFIG, FAILURE_REASON, GATE_RESULT
 from services.trainer.run.run_table import RunConfig
 from services.trainer.worker import launcher
-from shared.adapters.base_model import BaseModel
+from shared.adapters.base_model import PinnedBase
 from shared.events import sha256, to_ms
 from shared.versions import GateReport
 
@@ -53,7 +53,7 @@ class Lab:
     """Where the experiment lies, on which base, how large. `replay`: the base's answers to shipped prompts."""
 
     folder: Path
-    base: BaseModel
+    base: PinnedBase
     sizes: Sizes
     replay: Path
     quick: bool = False

@@ -16,7 +16,7 @@ from services.trainer.run.folder import GATE_ANSWERS
 from services.trainer.versions.publish import SERVICE, VersionLog, identity
 from shared.adapters import redis_keys
 from shared.adapters.artifacts_local import LocalArtifactStore
-from shared.adapters.base_model import BaseModel
+from shared.adapters.base_model import PinnedBase
 from shared.adapters.kafka import KafkaLogReader, KafkaTransactionalPublisher
 from shared.adapters.topic_admin import create_topics
 from shared.errors import Fenced, Misconfigured
@@ -126,7 +126,7 @@ def test_a_second_trainer_of_the_line_fences_the_first_which_publishes_nothing_m
     kafka: str, tmp_path: Path, fresh: str
 ) -> None:
     create_topics(kafka, P)
-    base = BaseModel(tmp_path, "tiny", "ab" * 32)
+    base = PinnedBase(tmp_path, "tiny", "ab" * 32)
     first, second = (
         VersionLog(
             fresh,

@@ -9,14 +9,14 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from services.trainer.core.chat import Messages, as_chat
-from shared.chat_template import plain_for
+from shared.chat_template import plain_template_for
 
 
 def load_tokenizer(base: Path) -> Any:
     """With a chat template (the plain one where the base has none) and a token to pad with."""
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     if tokenizer.chat_template is None:
-        tokenizer.chat_template = plain_for(tokenizer)
+        tokenizer.chat_template = plain_template_for(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

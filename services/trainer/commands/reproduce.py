@@ -37,7 +37,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.versions.lineage import Published, kept, why_not_reproducible
 from services.trainer.worker.launcher import start as start_process
 from services.trainer.worker.launcher import stop
-from shared.adapters.base_model import BaseModel
+from shared.adapters.base_model import PinnedBase
 from shared.errors import LoopwrightError, Rejected
 from shared.ports import ArtifactStore
 from shared.versions import ModelVersion
@@ -66,7 +66,7 @@ class Reproducer:
     """Of one line. `published()` reads the log; `start_child(scratch)` starts the process."""
 
     settings: TrainerSettings
-    base: BaseModel
+    base: PinnedBase
     db: sqlite3.Connection
     orders: Orders
     store: ArtifactStore
