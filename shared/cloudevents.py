@@ -1,4 +1,4 @@
-"""How a record travels: JSON value, CloudEvents 1.0 binary-mode headers, W3C `traceparent`.
+"""Wrap records as CloudEvents 1.0 in binary mode, with a W3C `traceparent`.
 
 Sources: CloudEvents Kafka protocol binding 1.0.2, section 3.2; W3C Trace Context, section 3.2.
 """
@@ -9,14 +9,14 @@ import secrets
 from datetime import datetime
 
 from shared.events import LogRecord, rfc3339
-from shared.records import Output
+from shared.records import Headers, Output
 from shared.topics import Topic
 
-Headers = tuple[tuple[str, bytes], ...]
 _JSON = ("content-type", b"application/json")
 
 
 def traceparent_of(headers: Headers) -> str | None:
+    """Return the last `traceparent` header, or None."""
     for name, value in reversed(headers):
         if name == "traceparent":
             return value.decode("ascii", "replace") or None
@@ -24,14 +24,14 @@ def traceparent_of(headers: Headers) -> str | None:
 
 
 def new_traceparent() -> str:
-    """A fresh, sampled trace context."""
+    """Return a new, sampled trace context."""
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
 
 
-class Seal:
-    """As `sealed`, for who writes many records of one kind: what is the same for all is made once.
+class CloudEventFactory:
+    """Like `cloudevent`, for many records of one type: constant headers are built once.
 
-    The bytes are the caller's, and must be what `kind` would write.
+    The caller passes the encoded value, which must equal what `kind` would encode.
     """
 
     __slots__ = ("_before", "_between", "_topic")
@@ -53,7 +53,11 @@ class Seal:
         partition: int | None,
         traceparent: str | None,
     ) -> Output:
-        """`ce_id` with the source names one sending. `ce_time`: RFC 3339, in UTC (`rfc3339`)."""
+        """Return the output for one record.
+
+        `ce_id` identifies the event within its source: use the same one when the record is sent again. `ce_time` is
+        RFC 3339 in UTC (`rfc3339`).
+        """
         headers: Headers = (
             self._before,
             ("ce_id", ce_id.encode()),
@@ -66,7 +70,7 @@ class Seal:
         return Output(self._topic, key, value, headers, partition)
 
 
-def sealed(
+def cloudevent(
     topic: Topic,
     key: str,
     record: LogRecord,
@@ -77,9 +81,9 @@ def sealed(
     traceparent: str | None = None,
     partition: int | None = None,
 ) -> Output:
-    """`record` as it goes to `topic`. Pure: identity and time are the caller's.
+    """Return the output that carries `record` to `topic`. Pure: the caller provides identity and time.
 
-    `source` is the writing service's name, `ce_id` must be the same when the same record is sent again.
+    `source` is the name of the writing service. Use the same `ce_id` when the same record is sent again.
     """
-    seal = Seal(topic, type(record), source)
-    return seal(key.encode(), record.to_json(), ce_id, rfc3339(at), partition, traceparent)
+    factory = CloudEventFactory(topic, type(record), source)
+    return factory(key.encode(), record.to_json(), ce_id, rfc3339(at), partition, traceparent)

@@ -10,7 +10,7 @@ from shared.events import Id, LogRecord, Part, VersionName
 
 
 class CommandBase(LogRecord):
-    """An order of a person. `executor` names the service that carries it out and answers."""
+    """A command of an operator. `EXECUTORS` names the service that executes it and publishes the result."""
 
     event_type = "loopwright.command"
     command_id: Id
@@ -19,72 +19,78 @@ class CommandBase(LogRecord):
 
 
 class Promote(CommandBase):
+    """Make this version stable."""
+
     kind: Literal["promote"] = "promote"
     version: VersionName
 
 
 class Rollback(CommandBase):
-    """Back to `version`, or to the stable before the present one."""
+    """Return to `version`, or to the previous stable version."""
 
     kind: Literal["rollback"] = "rollback"
     version: VersionName | None = None
 
 
 class Pause(CommandBase):
+    """Stop automatic promotions until `resume`."""
+
     kind: Literal["pause"] = "pause"
 
 
 class Resume(CommandBase):
+    """Allow automatic promotions again, and remove a pin."""
+
     kind: Literal["resume"] = "resume"
 
 
 class Pin(CommandBase):
-    """Serve this version, whatever its verdict, and take no other until `resume`."""
+    """Serve this version regardless of its verdict, and no other until `resume`."""
 
     kind: Literal["pin"] = "pin"
     version: VersionName
 
 
 class TrainNow(CommandBase):
-    """A run with anything usable, whatever the hour."""
+    """Start a run now, with any number of usable examples and also in quiet hours."""
 
     kind: Literal["train_now"] = "train_now"
-    dry_run: bool = Field(False, description="only say what would be trained, and what is missing")
+    dry_run: bool = Field(False, description="Only report what would be trained, and what is missing.")
 
 
 class ExportDataset(CommandBase):
-    """Write all that may train as files to take elsewhere; the result says where they are."""
+    """Export the collected dataset as files. The result names their folder."""
 
     kind: Literal["export_dataset"] = "export_dataset"
 
 
 class Release(CommandBase):
-    """Let what is held back of these examples train after all, from the next run on: what of it can be released."""
+    """Release these examples from quarantine, where their reason allows it. They train from the next run on."""
 
     kind: Literal["release"] = "release"
     response_ids: tuple[Id, ...] = Field(min_length=1, max_length=1000)
 
 
 class Reproduce(CommandBase):
-    """Train a version again from its snapshot, in a folder that goes after, and say whether the same came of it."""
+    """Train a version again from its snapshot in a temporary folder, and report whether the result is the same."""
 
     kind: Literal["reproduce"] = "reproduce"
     version: VersionName
 
 
 class CollectGarbage(CommandBase):
-    """Take out of the artifact store what no rollout, candidate, recent version or run needs."""
+    """Remove artifacts that no rollout record, candidate, recent version or run needs."""
 
     kind: Literal["collect_garbage"] = "collect_garbage"
-    dry_run: bool = Field(False, description="only say what would go")
+    dry_run: bool = Field(False, description="Only report what would be removed.")
 
 
 class Replay(CommandBase):
-    """Send dead letters (by their positions) to their topic again."""
+    """Send dead letters, named by position, to their topics again."""
 
     kind: Literal["replay"] = "replay"
     positions: tuple[str, ...] = Field(
-        min_length=1, max_length=1000, description="`<partition>-<offset>` each"
+        min_length=1, max_length=1000, description="Positions in dead.letters, each `<partition>-<offset>`."
     )
 
 
@@ -117,21 +123,23 @@ EXECUTORS: dict[str, str] = {
     "collect_garbage": "trainer",
     "replay": "feedback",
 }
-"""Which service carries out a command. The door refuses kinds that nobody executes yet."""
+"""The service that executes each kind of command. The console API refuses kinds without an executor."""
 
 
 class Replayed(Part):
-    """What a replay sent back to its topics. A dead letter is in at most one of these."""
+    """Dead letters that a replay has sent to their topics. A dead letter is replayed at most once."""
 
     positions: tuple[str, ...] = Field((), max_length=1000)
-    topics: dict[str, int] = Field(default_factory=dict, description="records by topic")
+    topics: dict[str, int] = Field(default_factory=dict, description="Number of records by topic.")
 
 
 class CommandResult(LogRecord):
+    """Result of one command, published by the service that executed it."""
+
     event_type = "loopwright.command.result"
     command_id: Id
     status: Literal["done", "refused", "failed"]
     message: str = Field(max_length=2048)
     executor: str
     finished_at: AwareDatetime
-    replayed: Replayed | None = Field(None, description="of a `replay` alone")
+    replayed: Replayed | None = Field(None, description="Set for a `replay`.")

@@ -108,7 +108,11 @@ def make_replay_record(letter: DeadLetter, command_id: str) -> Output:
         (REPLAY_COUNT, str(letter.replay_count + 1).encode()),
     )
     return Output(
-        letter.origin.topic, letter.key, letter.value, (*letter.headers, *marks), partition=letter.origin_partition
+        letter.origin.topic,
+        letter.key,
+        letter.value,
+        (*letter.headers, *marks),
+        partition=letter.origin_partition,
     )
 
 

@@ -19,7 +19,9 @@ def error_class(error: BaseException) -> str:
     return error.code if isinstance(error, LoopwrightError) else type(error).__name__
 
 
-def make_dead_letter(topic: str, record: Record, error: BaseException, service: str, max_bytes: int) -> Output:
+def make_dead_letter(
+    topic: str, record: Record, error: BaseException, service: str, max_bytes: int
+) -> Output:
     """`record` as it goes to the dead letters: its own key, bytes and headers, and why.
 
     A record that would be larger than `max_bytes` so goes without its bytes and headers; `dl_omitted` then
@@ -104,7 +106,9 @@ class DeadLetterRate:
             dead.popleft()
         seen = min(at + 1, self._limit.window)
         limit = self._limit
-        return seen >= limit.min_records and len(dead) > limit.max_count and len(dead) > limit.max_share * seen
+        return (
+            seen >= limit.min_records and len(dead) > limit.max_count and len(dead) > limit.max_share * seen
+        )
 
     def save(self) -> tuple[int, tuple[int, ...]]:
         """A state to return to."""

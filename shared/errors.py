@@ -1,8 +1,21 @@
-"""One error tree. Each class says whether trying again helps; each message says what happened, to what, and what to do.
+"""The error tree. The class says whether a retry helps; the message says what happened, to what, and what to do.
 
-- `Retryable`: the same call may succeed later (a broker is away, a lock is held).
-- `Rejected`:  the input is at fault; trying the same input again cannot help.
-- `Fatal`:     this process cannot go on; a person or a restart with other settings must act.
+LoopwrightError
+├── Retryable            the same call may succeed later
+│   ├── BrokerUnavailable
+│   ├── NotYet
+│   ├── StoreUnavailable
+│   └── Overloaded
+├── Rejected             the input is at fault; a retry cannot help
+│   ├── Malformed
+│   ├── Oversized
+│   ├── Conflict
+│   ├── UnknownVersion
+│   └── BadArtifact
+└── Fatal                this process cannot continue; a person must act
+├── Fenced
+├── Misconfigured
+└── DeadLetterFlood
 """
 
 from __future__ import annotations
@@ -11,13 +24,13 @@ from typing import ClassVar
 
 
 class LoopwrightError(Exception):
-    """Root of all errors raised on purpose. `code` is stable and machine-readable; the message is for people."""
+    """Base of all errors that Loopwright raises on purpose. `code` is stable; the message is for people."""
 
     code: ClassVar[str] = "error"
 
 
 class Retryable(LoopwrightError):
-    """Trying again may help."""
+    """A retry may succeed."""
 
     code = "retryable"
 
@@ -29,78 +42,78 @@ class BrokerUnavailable(Retryable):
 
 
 class NotYet(Retryable):
-    """What was asked for does not exist yet, but may come."""
+    """The requested object does not exist yet, but may be created."""
 
     code = "not_yet"
 
 
-class StoreAway(Retryable):
+class StoreUnavailable(Retryable):
     """The artifact store did not answer in time, or refused its credentials."""
 
-    code = "store_away"
+    code = "store_unavailable"
 
 
 class Overloaded(Retryable):
-    """A stated bound (queue, rate, spool) is reached."""
+    """A documented limit (queue, rate, spool) is reached."""
 
     code = "overloaded"
 
 
 class Rejected(LoopwrightError):
-    """The input is at fault: trying the same again cannot help."""
+    """The input is at fault; a retry cannot help."""
 
     code = "rejected"
 
 
 class Malformed(Rejected):
-    """Bytes that are not the record they should be."""
+    """The bytes are not a valid record of the expected type."""
 
     code = "malformed"
 
 
 class Oversized(Rejected):
-    """Larger than the stated bound."""
+    """The input is larger than a documented limit."""
 
     code = "oversized"
 
 
 class Conflict(Rejected):
-    """The same identity with other content. The first stands."""
+    """The same identity was used before with other content. The first one counts."""
 
     code = "conflict"
 
 
 class UnknownVersion(Rejected):
-    """No such version in this line."""
+    """The line has no version of this name."""
 
     code = "unknown_version"
 
 
 class BadArtifact(Rejected):
-    """An artifact that is incomplete, altered, or of a kind that is refused (for instance not safetensors)."""
+    """An artifact is incomplete, was altered, or contains a refused file type (weights must be safetensors)."""
 
     code = "bad_artifact"
 
 
 class Fatal(LoopwrightError):
-    """This process cannot go on."""
+    """This process cannot continue."""
 
     code = "fatal"
 
 
 class Fenced(Fatal):
-    """Another process took over this one's identity (`transactional.id`). Run one process per instance name."""
+    """Another process took this one's identity (`transactional.id`). Run one process per instance name."""
 
     code = "fenced"
 
 
 class Misconfigured(Fatal):
-    """Settings or topics do not fit what this deployment was made with."""
+    """Settings or topics do not match the deployment."""
 
     code = "misconfigured"
 
 
 class DeadLetterFlood(Fatal):
-    """More dead letters than the stated limit: halting beats emptying a topic into them."""
+    """More records became dead letters than the limit allows; the engine halts rather than drain a topic into them."""
 
     code = "dead_letter_flood"

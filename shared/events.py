@@ -1,14 +1,14 @@
-"""The records on the log: what each topic carries, one class each (design section 4).
+"""The records of the log: one class per record type (design section 4).
 
-Every record is JSON, has a `schema_version`, and belongs to a `line`. Readers ignore fields they do not know, so a
-newer writer never stops an older reader; a field once written is never given another meaning. Identity and order:
+Every record is JSON, has a `schema_version`, and belongs to a `line`. Readers ignore unknown fields, so a newer writer
+never stops an older reader; the meaning of a field never changes. Identity and order:
 
-- a response is named by `response_id`, one of its answers by `choice`;
-- a feedback event by (`response_id`, `event_id`);
-- an example's newest `revision` is the true one;
-- a batch by `batch_id`; a higher `rewrite` replaces it whole.
+- `response_id` identifies a response, `choice` one of its answers;
+- (`response_id`, `event_id`) identifies a feedback event;
+- the highest `revision` of an example is the current one;
+- `batch_id` identifies a batch; a higher `rewrite` replaces it completely.
 
-Times are timezone-aware; on the log they are RFC 3339 strings.
+Times are timezone-aware. In the log they are RFC 3339 strings.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, V
 from shared.errors import Malformed, Oversized
 
 MAX_RECORD_BYTES = 1_000_000
-"""No record on any topic is larger: Kafka's default `message.max.bytes` less room for headers."""
+"""Maximum size of a record on any topic: Kafka's default `message.max.bytes`, less space for headers."""
 MAX_TEXT = 32_768
 MAX_MESSAGES = 64
 MAX_CHOICES = 8
 MAX_TAGS = 16
 MAX_SIGNALS = 256
-"""Signals held per response; the cap is applied by the processor, whatever a door let through."""
+"""Maximum number of signals per response. The processor enforces it, whichever producer wrote the events."""
 
 Line = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Id = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
 """Printable ASCII without spaces, 1 to 128 characters."""
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
-Words = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Tag = Annotated[str, Field(min_length=1, max_length=64)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """sha256 as lower-case hex."""
@@ -45,16 +45,17 @@ VersionName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}@(v[1-9][0
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one byte form of a JSON value that digests are taken over: sorted keys, no spaces, UTF-8."""
+    """Return the canonical bytes of a JSON value, over which digests are computed: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def sha256(data: bytes) -> str:
+    """Return the sha256 of `data` as lower-case hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def to_ms(moment: datetime) -> int:
-    """Milliseconds since the epoch, the unit of Kafka's timestamps."""
+    """Return milliseconds since the epoch, the unit of Kafka's timestamps."""
     return round(moment.timestamp() * 1000)
 
 
@@ -84,7 +85,7 @@ def rfc3339(moment: datetime) -> str:
 
 
 class Part(BaseModel):
-    """A piece of a record. Frozen: records are facts."""
+    """Base of records and of their nested parts. Frozen: records are facts."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -94,49 +95,51 @@ P = TypeVar("P", bound=Part)
 
 
 def parse(model: type[P], value: bytes | None) -> P:
-    """Reads one record of untrusted bytes. Raises `Malformed` or `Oversized`, never anything else."""
+    """Parse one record from untrusted bytes. Raises only `Malformed` or `Oversized`."""
     try:
-        return model.model_validate_json(bounded(value))
+        return model.model_validate_json(check_size(value))
     except ValidationError as error:
         raise malformed(error) from None
 
 
 def parse_union(adapter: TypeAdapter[T], value: bytes | None) -> T:
-    """As `parse`, for a record that is one of several kinds (`FEEDBACK`, `COMMAND`)."""
+    """Parse one record of a union type (`FEEDBACK`, `COMMAND`). Raises only `Malformed` or `Oversized`."""
     try:
-        return adapter.validate_json(bounded(value))
+        return adapter.validate_json(check_size(value))
     except ValidationError as error:
         raise malformed(error) from None
 
 
-def bounded(value: bytes | None) -> bytes:
+def check_size(value: bytes | None) -> bytes:
+    """Return the value; raise `Malformed` if it is empty, `Oversized` if it exceeds `MAX_RECORD_BYTES`."""
     if value is None:
-        raise Malformed("an empty value where a record was expected")
+        raise Malformed("expected a record, got an empty value")
     if len(value) > MAX_RECORD_BYTES:
-        raise Oversized(f"{len(value)} bytes; at most {MAX_RECORD_BYTES} are read")
+        raise Oversized(f"the record has {len(value)} bytes; the limit is {MAX_RECORD_BYTES}")
     return value
 
 
 def malformed(error: ValidationError) -> Malformed:
-    """The first fault in words, without the input: it may be somebody's text."""
+    """Describe the first fault. The input is left out, because it may be a user's text."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"]) or "value"
     return Malformed(f"{error.title}: {where}: {first['msg']}")
 
 
 class LogRecord(Part):
-    """What every record has. `event_type` becomes the CloudEvents `ce_type`."""
+    """Base of all records. `event_type` becomes the CloudEvents header `ce_type`."""
 
     event_type: ClassVar[str]
     schema_version: int = Field(1, ge=1)
     line: Line
 
     def to_json(self) -> bytes:
+        """Return the record as JSON, without fields that are None."""
         return self.model_dump_json(exclude_none=True).encode()
 
     @classmethod
     def from_json(cls, value: bytes | None) -> Self:
-        """Raises `Malformed` (not JSON, or not this record) or `Oversized`."""
+        """Parse a record. Raises `Malformed` if it is not JSON or not this record, `Oversized` if it is too large."""
         return parse(cls, value)
 
 
@@ -144,23 +147,29 @@ class LogRecord(Part):
 
 
 class Message(Part):
+    """One message of a conversation."""
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text
 
 
 class Choice(Part):
+    """One answer of a response; a request with `n` > 1 has several."""
+
     index: int = Field(ge=0, lt=MAX_CHOICES)
     text: Text
     finish_reason: str | None = None
 
 
 class Usage(Part):
+    """Token counts of a response."""
+
     prompt_tokens: int = Field(0, ge=0)
     completion_tokens: int = Field(0, ge=0)
 
 
 class ChatResponse(LogRecord):
-    """One answer of a model to one conversation so far. Failed requests are recorded too (`status`)."""
+    """One response of a model to one conversation. Failed requests are recorded too (`status`)."""
 
     event_type = "loopwright.chat.response"
     response_id: Id
@@ -169,7 +178,7 @@ class ChatResponse(LogRecord):
     choices: tuple[Choice, ...] = Field((), max_length=MAX_CHOICES)
     status: Literal["completed", "failed", "cancelled"] = "completed"
     error: str | None = Field(None, max_length=2048)
-    user_id: Id | None = Field(None, description="pseudonym, never the caller's own id")
+    user_id: Id | None = Field(None, description="Pseudonym of the user, never the id that the caller sent.")
     metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
     usage: Usage = Usage()
     latency_ms: float | None = Field(None, ge=0)
@@ -177,6 +186,7 @@ class ChatResponse(LogRecord):
     created_at: AwareDatetime
 
     def text_of(self, choice: int) -> str | None:
+        """Return the text of a choice, or None if the response has no such choice."""
         return next((c.text for c in self.choices if c.index == choice), None)
 
 
@@ -184,17 +194,17 @@ class ChatResponse(LogRecord):
 
 
 class Over(Part):
-    """This answer is preferred over that one (a text, or another choice of the same response)."""
+    """The answer is preferred over another one: a text, or another choice of the same response."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    over: Words | Annotated[int, Field(ge=0, lt=MAX_CHOICES)]
+    over: NonEmptyText | Annotated[int, Field(ge=0, lt=MAX_CHOICES)]
 
 
 class Under(Part):
-    """That one (a text, or another choice) is preferred over this answer."""
+    """Another answer (a text, or another choice of the same response) is preferred over this one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    under: Words | Annotated[int, Field(ge=0, lt=MAX_CHOICES)]
+    under: NonEmptyText | Annotated[int, Field(ge=0, lt=MAX_CHOICES)]
 
 
 _DELIVERY = frozenset({"schema_version", "occurred_at", "received_at"})
@@ -205,56 +215,73 @@ def _plain(part: Any) -> dict[str, Any]:
 
 
 class FeedbackBase(LogRecord):
-    """One thing a user said about one response. Subclasses give `kind` and the type of `value`."""
+    """One feedback event: one statement of one user about one response. Subclasses define `kind` and `value`."""
 
     response_id: Id
     event_id: Id
     choice: int = Field(0, ge=0, lt=MAX_CHOICES)
-    user_id: Id = Field(description="pseudonym, never the caller's own id")
+    user_id: Id = Field(description="Pseudonym of the user, never the id that the caller sent.")
     tags: tuple[Tag, ...] = Field((), max_length=MAX_TAGS)
-    occurred_at: AwareDatetime | None = Field(None, description="the user's time; absent = the append time")
+    occurred_at: AwareDatetime | None = Field(
+        None, description="Time of the feedback. If absent, the append time is used."
+    )
     received_at: AwareDatetime
 
     def content_digest(self) -> str:
-        """Says whether two events under one identity are the same: all that the user said, none of the delivery."""
-        said = {name: value for name, value in self.__dict__.items() if name not in _DELIVERY}
-        return sha256(orjson.dumps(said, default=_plain, option=orjson.OPT_SORT_KEYS))
+        """Return a digest of what the user stated, without delivery fields.
+
+        Two events of one identity are duplicates if their digests are equal, and conflict otherwise.
+        """
+        content = {name: value for name, value in self.__dict__.items() if name not in _DELIVERY}
+        return sha256(orjson.dumps(content, default=_plain, option=orjson.OPT_SORT_KEYS))
 
 
 class Thumbs(FeedbackBase):
+    """Thumbs up or down."""
+
     event_type = "loopwright.feedback.thumbs"
     kind: Literal["thumbs"] = "thumbs"
     value: Literal["up", "down"]
 
 
 class Rating(FeedbackBase):
+    """A rating from 1 (bad) to 5 (good)."""
+
     event_type = "loopwright.feedback.rating"
     kind: Literal["rating"] = "rating"
     value: int = Field(ge=1, le=5)
 
 
 class Correction(FeedbackBase):
+    """The answer as it should have been."""
+
     event_type = "loopwright.feedback.correction"
     kind: Literal["correction"] = "correction"
-    value: Words
+    value: NonEmptyText
 
 
 class Comment(FeedbackBase):
+    """A remark on the answer in free text."""
+
     event_type = "loopwright.feedback.comment"
     kind: Literal["comment"] = "comment"
-    value: Words
+    value: NonEmptyText
 
 
 class Preference(FeedbackBase):
+    """Which of two answers is better."""
+
     event_type = "loopwright.feedback.preference"
     kind: Literal["preference"] = "preference"
     value: Over | Under
 
 
 class Retract(FeedbackBase):
+    """Withdraws an earlier event of the same user on the same response."""
+
     event_type = "loopwright.feedback.retract"
     kind: Literal["retract"] = "retract"
-    value: Id = Field(description="the event_id to take back")
+    value: Id = Field(description="The event_id to retract.")
 
 
 Feedback = Annotated[
@@ -266,7 +293,7 @@ SignalValue = Over | Under | int | str
 
 
 class Signal(Part):
-    """What stands of a feedback event in an example."""
+    """A current feedback event within an example."""
 
     event_id: Id
     kind: SignalKind
@@ -281,14 +308,16 @@ class Signal(Part):
 
 
 class ExampleRevision(LogRecord):
-    """One response with all its live signals. `retract` says that nothing of it may be trained any more."""
+    """One response with all its current signals. The op `retract` means that it must no longer be trained."""
 
     event_type = "loopwright.example"
     response_id: Id
     revision: int = Field(ge=1)
     op: Literal["upsert", "retract"]
     version: str
-    user_id: Id | None = Field(None, description="pseudonym of who asked; an erasure of theirs takes it all")
+    user_id: Id | None = Field(
+        None, description="Pseudonym of the asking user. Erasing this user removes the whole example."
+    )
     messages: tuple[Message, ...] = ()
     choices: tuple[Choice, ...] = ()
     signals: tuple[Signal, ...] = Field((), max_length=MAX_SIGNALS)
@@ -297,7 +326,7 @@ class ExampleRevision(LogRecord):
 
 
 class Batch(LogRecord):
-    """An immutable, numbered group of example revisions, each of another response."""
+    """An immutable, numbered group of example revisions, each of a different response."""
 
     event_type = "loopwright.batch"
     batch_id: Id
@@ -311,6 +340,7 @@ class Batch(LogRecord):
 
     @staticmethod
     def hash_of(examples: tuple[ExampleRevision, ...]) -> str:
+        """Return the content hash of a batch with these examples."""
         return sha256(b"\n".join(example.to_json() for example in examples))
 
 
@@ -318,7 +348,7 @@ class Batch(LogRecord):
 
 
 class OutcomeKind(StrEnum):
-    """What became of a feedback event. Each event gets exactly one; `pending` is the absence of one."""
+    """Final outcome of a feedback event. Each event gets exactly one; `pending` means that it has none yet."""
 
     BATCHED = "batched"
     SUPERSEDED = "superseded"
@@ -333,6 +363,8 @@ class OutcomeKind(StrEnum):
 
 
 class Outcome(LogRecord):
+    """The outcome of one feedback event."""
+
     event_type = "loopwright.outcome"
     response_id: Id
     event_id: Id
@@ -344,7 +376,7 @@ class Outcome(LogRecord):
 
 
 class Tally(LogRecord):
-    """Absolute counters of one user's reactions to one version, as one partition has seen them."""
+    """Absolute counters of one user's feedback on one version, as seen by one partition."""
 
     event_type = "loopwright.tally"
     version: str
@@ -361,38 +393,44 @@ class Tally(LogRecord):
 
 
 class ErasureRequest(LogRecord):
-    """Everything of `subject` (a pseudonym) is to leave every topic, dataset, snapshot, report and cache.
+    """A request to remove all content of `subject` (a pseudonym) from topics, datasets, snapshots, reports and caches.
 
-    What the subject says or asks after `requested_at` is new, and stays.
+    Content that the subject creates after `requested_at` is not affected.
     """
 
     event_type = "loopwright.erasure"
     request_id: Id
     subject: Id
     requested_at: AwareDatetime
-    deadline: AwareDatetime = Field(description="by when nothing of it is left anywhere")
+    deadline: AwareDatetime = Field(description="Time by which no content of the subject is left.")
 
 
 class ErasureReport(LogRecord):
-    """What one part of the loop has erased. The processor writes one per partition, the trainer one for its line once
-    it has all of these and has followed them. Holds names and counts, never content."""
+    """What one service has erased.
+
+    The processor writes one report per partition; the trainer writes one per line, after it has received all of those
+    and has applied them. Reports hold names and counts, never content.
+    """
 
     event_type = "loopwright.erasure.report"
     request_id: Id = Field(
-        description="of the erasure; of a late retraction `retract:<response_id>/<event_id>`"
+        description="Id of the erasure; for a late retraction `retract:<response_id>/<event_id>`."
     )
     kind: Literal["erasure", "retraction"] = "erasure"
-    subject: Id = Field(description="whose; of a retraction, who took it back")
-    response_id: Id | None = Field(None, description="of a retraction: it concerns this event alone")
+    subject: Id = Field(description="Pseudonym of the erased user, or of the user who retracted.")
+    response_id: Id | None = Field(None, description="Set for a retraction: only this event is removed.")
     event_id: Id | None = None
     service: Literal["processor", "trainer"]
-    partition: int | None = Field(None, ge=0, description="of the processor's reports")
-    partitions: int | None = Field(None, ge=1, description="how many reports of the processor there will be")
-    responses: int = Field(0, ge=0, description="responses dropped from the join")
-    signals: int = Field(0, ge=0, description="signals dropped from the join and from batches")
+    partition: int | None = Field(None, ge=0, description="Set in reports of the processor.")
+    partitions: int | None = Field(None, ge=1, description="Number of reports that the processor will write.")
+    responses: int = Field(0, ge=0, description="Responses removed from the join state.")
+    signals: int = Field(0, ge=0, description="Signals removed from the join state and from batches.")
     batches: dict[str, int] = Field(
-        default_factory=dict, description="batch_id -> the `rewrite` without it; of the processor's reports"
+        default_factory=dict,
+        description="batch_id -> first `rewrite` without the content. Set by the processor.",
     )
-    versions: tuple[VersionName, ...] = Field((), description="trained from it; of the trainer's report")
-    snapshots: int = Field(0, ge=0, description="snapshots it was taken out of; of the trainer's report")
+    versions: tuple[VersionName, ...] = Field(
+        (), description="Versions that were trained on it. Set by the trainer."
+    )
+    snapshots: int = Field(0, ge=0, description="Snapshots that it was removed from. Set by the trainer.")
     completed_at: AwareDatetime

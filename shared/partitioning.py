@@ -1,7 +1,7 @@
-"""Which partition a key belongs to: the choice of Kafka's Java clients, and of librdkafka's `murmur2_random`.
+"""Compute the partition of a key as Kafka's Java clients and librdkafka's `murmur2_random` do.
 
 Source: Apache Kafka, `org.apache.kafka.common.utils.Utils.murmur2` and `BuiltInPartitioner.partitionForKey`.
-A producer makes this choice by itself; readers that look for one key need it to read one partition instead of all.
+Producers compute it internally. Readers that look up one key use this to read one partition instead of all.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _R = 24
 
 
 def partition_for(key: bytes, partitions: int) -> int:
-    """The partition, of `partitions`, that a record with this key is written to."""
+    """Return the partition (0 to `partitions` - 1) that records with this key are written to."""
     return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 def murmur2(data: bytes) -> int:
-    """Kafka's 32-bit MurmurHash2, as an unsigned number."""
+    """Return Kafka's 32-bit MurmurHash2 of `data`, as an unsigned number."""
     length = len(data)
     h = (_SEED ^ length) & _MASK
     whole = length & ~3

@@ -1,6 +1,6 @@
-"""What the services need of the world, as contracts.
+"""Ports: what the services need from the outside world, as contracts.
 
-Real adapters and fakes pass the same suites, in `tests/contract`.
+Each port has a real adapter and an in-memory one in `shared/adapters`; both pass the same suite in `tests/contract`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ Position = tuple[str, int]
 
 @runtime_checkable
 class Clock(Protocol):
-    """Wall time. Pure cores never see one; edges read it and pass what they read."""
+    """Wall-clock time. Pure cores never see one; edges read it and pass the time in."""
 
     def now_ms(self) -> int:
-        """Milliseconds since the epoch."""
+        """Return the time in milliseconds since the epoch."""
 
     def wait(self, seconds: float) -> None:
-        """Blocks for so long (a fake moves its time instead)."""
+        """Block for `seconds`. A manual clock advances its time instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Acked:
-    """Where an acknowledged record stands in the log."""
+    """Position of an acknowledged record in the log."""
 
     topic: str
     partition: int
@@ -39,73 +39,88 @@ class Acked:
 
 
 class Publisher(Protocol):
-    """Writes to the log. Thread-safe.
+    """Publishes records to the log. Thread-safe.
 
-    Bound to the name of one service: a topic that the table of writers does not give it raises `Misconfigured` at once.
+    A publisher is bound to one service. Publishing to a topic that `shared/topics.py` does not let this service write
+    raises `Misconfigured` immediately.
     """
 
     def publish(self, record: Output) -> Future[Acked]:
-        """The future is done only when the log has acknowledged with acks=all, or fails with `BrokerUnavailable`
-        after the stated time-out, `Oversized` where the record is too large, or `Overloaded` where the local queue
-        is full. A record whose future failed may still arrive: send it again under the same identity."""
+        """Queue a record and return a future that completes when the log has acknowledged it with acks=all.
+
+        The future fails with `BrokerUnavailable` after the adapter's timeout, `Oversized` if the record is too large,
+        or `Overloaded` if the local queue is full. A record whose future failed may still arrive: publish it again
+        under the same identity.
+        """
 
     def flush(self, timeout: float) -> int:
-        """Waits for what is under way; returns how many are still not acknowledged."""
+        """Wait up to `timeout` seconds for queued records; return how many are still not acknowledged."""
 
     def close(self) -> None:
-        """Flushes within bounds, then refuses further records."""
+        """Flush within a bounded time, then refuse further records."""
 
 
 class TransactionalPublisher(Protocol):
-    """All or nothing, by one writer per identity: a second one fences the first."""
+    """Publishes records all or nothing. One process per identity: a second one fences the first."""
 
     def publish_all(self, records: Sequence[Output]) -> None:
-        """Returns when all are committed. Raises `Fenced` (another process has this identity),
-        `BrokerUnavailable` (nothing was written, or the outcome is unknown: read before trying again)."""
+        """Publish `records` in one transaction and return when it is committed.
 
-    def close(self) -> None: ...
+        Raises:
+            Fenced: if another process has taken this identity.
+            BrokerUnavailable: if nothing was written or the outcome is unknown. Read the log before trying again.
+
+        """
+
+    def close(self) -> None:
+        """Release the producer."""
 
 
 class LogReader(Protocol):
-    """Reads partitions from given positions on, committed records only, in offset order per partition.
+    """Reads partitions from given positions: committed records only, in offset order per partition.
 
-    One thread. Positions are the caller's to keep: the reader commits none.
+    Use it from one thread. The caller stores positions; the reader commits none.
     """
 
     def poll(self, timeout: float) -> list[Record]:
-        """Up to a bounded number of records; empty after `timeout` seconds without any."""
+        """Return a bounded number of records, or an empty list if none arrive within `timeout` seconds."""
 
     def at_end(self) -> bool:
-        """Whether all that was in the log when the reader was opened has been returned by `poll`."""
+        """Return whether `poll` has returned everything that was in the log when the reader was opened."""
 
     def positions(self) -> dict[Position, int]:
-        """The next offset per partition: start there to go on after what `poll` returned."""
+        """Return the next offset per partition. A reader opened there continues after the last `poll`."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the consumer."""
 
 
 class LogRanges(Protocol):
-    """Looks up pieces of the log by offset or time, for what is asked now and then. Committed records only.
+    """Looks up parts of the log by offset or time, for occasional queries. Committed records only.
 
-    Thread-safe; every call ends within a stated time, or raises `BrokerUnavailable`.
+    Thread-safe. Every call ends within the adapter's timeout or raises `BrokerUnavailable`.
     """
 
     def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
-        """Partition -> (the lowest offset that is kept, the next one to be written)."""
+        """Return, per partition, the lowest retained offset and the next offset to be written."""
 
     def since(self, topic: str, at_ms: int) -> dict[int, int]:
-        """Partition -> the lowest offset of what is as new as that; where nothing is, the next to be written. All
-        records before it are older; the first behind it need not be as new, where clocks went back."""
+        """Return, per partition, the lowest offset with an append time of at least `at_ms`.
+
+        Without such a record it is the next offset to be written. All earlier records are older; if clocks went
+        backwards, later ones may be older too.
+        """
 
     def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[Record]:
-        """The records of each partition's `start <= offset < stop` that are kept, in order per partition.
+        """Yield the retained records of each partition's range `start <= offset < stop`, in order per partition.
 
-        Lazy: the caller bounds how much it holds."""
+        The iterator is lazy, so the caller bounds how much it holds in memory.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An artifact that is complete. `put_ms`: when it was put last."""
+    """A complete artifact in the store. `put_ms` is when it was last put, `size` is in bytes."""
 
     digest: str
     put_ms: int
@@ -113,47 +128,72 @@ class Stored:
 
 
 class ArtifactStore(Protocol):
-    """Immutable folders of files, named by content. Any number of processes may put, read and collect at once.
+    """Immutable folders of files, named by content. Any number of processes may put, read and collect concurrently.
 
-    Raises `StoreAway` where the store cannot be reached, also after trying again.
+    Every method raises `StoreUnavailable` if the store cannot be reached after retries.
     """
 
     def put(self, folder: Path) -> tuple[str, str]:
-        """Copies a folder in whole, then marks it ready. Returns (uri, digest). The same content gives the same uri
-        and is stored once; putting it again makes it young again. Raises `BadArtifact` for links, hidden files, or
-        files of a refused kind (pickles)."""
+        """Copy a folder completely, then mark it ready; return (uri, digest).
+
+        Equal content gets an equal URI and is stored once; putting it again refreshes its age.
+
+        Raises:
+            BadArtifact: for links, hidden files, or refused file types such as pickles.
+
+        """
 
     def fetch(self, uri: str, digest: str) -> Path:
-        """A local folder to read, every file verified against the manifest and the manifest against `digest`.
-        Raises `BadArtifact` (altered, incomplete, not ours) or `NotYet` (not there). What nothing refers to may be
-        collected while it is read; see `held`."""
+        """Return a local folder, with every file verified against the manifest and the manifest against `digest`.
+
+        The garbage collector may remove an unreferenced artifact while it is read; see `held`.
+
+        Raises:
+            BadArtifact: if the artifact was altered, is incomplete, or `uri` does not name `digest`.
+            NotYet: if it is not in the store.
+
+        """
 
     def held(self, uri: str, digest: str) -> AbstractContextManager[Path]:
-        """As `fetch`; the folder stays as it is, whatever is collected, until the block ends."""
+        """Fetch an artifact and keep its folder from being removed until the block ends."""
 
     def stored(self) -> list[Stored]:
-        """All that is complete, by digest. For collecting."""
+        """Return all complete artifacts, sorted by digest."""
 
     def discard(self, digest: str, unless: Callable[[Stored], bool] = lambda _: False) -> bool:
-        """Removes an artifact, unless somebody holds it or `unless`, asked about it as it is when nobody can put it
-        any more, says so. Returns whether it went. First it stops being complete, then its files go."""
+        """Remove an artifact and return whether it was removed.
+
+        It is kept if a process holds it, or if `unless` returns True; `unless` sees its state at a moment when no
+        process can put it any more. The artifact first becomes incomplete, then its files are deleted.
+        """
 
     def sweep(self, before_ms: int) -> int:
-        """Removes what interrupted writers and collectors left, if it is older; returns how many pieces."""
+        """Remove leftovers of interrupted writers and collectors older than `before_ms`; return how many."""
 
 
 class Cache(Protocol):
-    """Redis: fast and losable. An outage reads as a miss, and a write as lost; neither raises. Thread-safe."""
+    """Redis: fast and disposable. Thread-safe.
 
-    def get(self, key: str) -> bytes | None: ...
+    During an outage, reads return None and writes are lost; neither raises.
+    """
 
-    def put(self, key: str, value: bytes, *, ttl_s: float) -> None: ...
+    def get(self, key: str) -> bytes | None:
+        """Return the value, or None."""
+
+    def put(self, key: str, value: bytes, *, ttl_s: float) -> None:
+        """Store a value for `ttl_s` seconds."""
 
     def put_if_absent(self, key: str, value: bytes, *, ttl_s: float) -> bytes | None:
-        """None if `value` was stored (or the cache is away), else what was there already."""
+        """Store a value if the key is free; return the existing value otherwise.
+
+        Returns None if `value` was stored, or if the cache is unavailable.
+        """
 
     def count(self, key: str, *, by: int = 1, ttl_s: float) -> int | None:
-        """Adds, returns the new count; None where the cache is away. The first addition starts the `ttl_s`."""
+        """Add `by` to a counter and return the new count, or None if the cache is unavailable.
+
+        The first addition starts the counter's lifetime of `ttl_s` seconds.
+        """
 
     def alive(self) -> bool:
-        """For readiness details only."""
+        """Return whether Redis answers. For readiness details only."""

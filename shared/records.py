@@ -28,7 +28,8 @@ class InPartition(Protocol):
     """Anything that belongs to one partition: a record, a tick."""
 
     @property
-    def partition(self) -> int: ...
+    def partition(self) -> int:
+        """Number of the partition."""
 
 
 @value_class

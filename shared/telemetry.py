@@ -1,4 +1,4 @@
-"""Logs, metrics and readiness: every metric of Loopwright is declared here once, with what it means."""
+"""Logging, metrics and readiness. Every metric of Loopwright is declared here once, with its meaning."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 CHAT_REQUESTS = Counter("loopwright_chat_requests", "Chat completions by outcome", ["version", "status"])
-CHAT_SECONDS = Histogram("loopwright_chat_seconds", "Admission to last token, in seconds", ["version"])
+CHAT_SECONDS = Histogram(
+    "loopwright_chat_seconds", "Time from admission to the last token, in seconds", ["version"]
+)
 CHAT_TOKENS = Counter("loopwright_chat_tokens", "Tokens generated", ["version"])
 SPOOL_RECORDS = Gauge("loopwright_spool_records", "Response records on disk, not yet acknowledged by Kafka")
-SPOOL_LOST = Counter("loopwright_spool_lost", "Response records not kept because the spool was full")
+SPOOL_LOST = Counter("loopwright_spool_lost", "Response records dropped because the spool was full")
 SERVING = Gauge("loopwright_serving", "1 for the version that serves the line", ["line", "version"])
 ROLLOUT_SEQ = Gauge("loopwright_rollout_seq", "Newest rollout record applied", ["line"])
-ARTIFACTS_REFUSED = Counter(
-    "loopwright_artifacts_refused", "Versions not taken over because of their artifact"
-)
+ARTIFACTS_REFUSED = Counter("loopwright_artifacts_refused", "Versions refused because of their artifact")
 
 FEEDBACK_ACCEPTED = Counter("loopwright_feedback_accepted", "Feedback events acknowledged by Kafka", ["kind"])
-FEEDBACK_REFUSED = Counter("loopwright_feedback_refused", "Feedback refused at the door", ["code"])
-ERASURES_OPEN = Gauge("loopwright_erasures_open", "Erasures that processor or trainer have not followed yet")
+FEEDBACK_REFUSED = Counter("loopwright_feedback_refused", "Feedback events refused by the API", ["code"])
+ERASURES_OPEN = Gauge(
+    "loopwright_erasures_open", "Erasures that the processor or the trainer has not completed"
+)
 
 ENGINE_RECORDS = Counter(
     "loopwright_engine_records", "Input records whose transaction committed", ["application"]
@@ -33,19 +35,21 @@ ENGINE_ABORTS = Counter("loopwright_engine_aborts", "Transactions aborted", ["ap
 DEAD_LETTERED = Counter("loopwright_dead_letters", "Records sent to dead.letters", ["service", "code"])
 OUTCOMES = Counter("loopwright_outcomes", "Outcomes of feedback events", ["outcome"])
 LIVE_VIEW_BEHIND = Gauge(
-    "loopwright_live_view_behind", "Records of feedback.tallies that the live view has yet to read"
+    "loopwright_live_view_behind", "Records of feedback.tallies that the live view has not read yet"
 )
-LIVE_VIEW_FAILURES = Counter("loopwright_live_view_failures", "Times the live view failed and began anew")
+LIVE_VIEW_FAILURES = Counter(
+    "loopwright_live_view_failures", "Failures of the live view; it restarts after each"
+)
 
-TRAINING_RUNS = Counter("loopwright_training_runs", "Training runs ended, by verdict", ["line", "verdict"])
-USABLE_EXAMPLES = Gauge("loopwright_usable_examples", "Usable examples new since the last run", ["line"])
-TRAINED_TOKENS = Counter("loopwright_trained_tokens", "Tokens trained on, padding left out", ["line"])
+TRAINING_RUNS = Counter("loopwright_training_runs", "Finished training runs, by verdict", ["line", "verdict"])
+USABLE_EXAMPLES = Gauge("loopwright_usable_examples", "New usable examples since the last run", ["line"])
+TRAINED_TOKENS = Counter("loopwright_trained_tokens", "Tokens trained on, without padding", ["line"])
 
-CACHE_FAILURES = Counter("loopwright_cache_failures", "Calls to Redis that failed (read as a miss)")
+CACHE_FAILURES = Counter("loopwright_cache_failures", "Failed calls to Redis; each counts as a cache miss")
 
 
 def configure_logging(service: str, level: str = "INFO") -> None:
-    """One JSON object a line to standard error; the service's name in each."""
+    """Log to standard error, one JSON object per line, each with the service's name."""
     logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s", force=True)
     structlog.configure(
         processors=[
@@ -64,14 +68,16 @@ def configure_logging(service: str, level: str = "INFO") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Check:
+    """State of one readiness check. `detail` says what is missing."""
+
     ok: bool
     detail: str
 
 
 class Readiness:
-    """What a service still misses before it can do its work, by name. Thread-safe.
+    """Readiness of a service: named checks that must all pass. Thread-safe.
 
-    A service names all its checks at start, so that none is forgotten; each begins as missing.
+    A service names all its checks at start; each begins as not ready.
     """
 
     def __init__(self, *names: str) -> None:
@@ -79,11 +85,12 @@ class Readiness:
         self._checks = {name: Check(False, "starting") for name in names}
 
     def set(self, name: str, ok: bool, detail: str = "") -> None:
+        """Set the state of a check."""
         with self._lock:
             self._checks[name] = Check(ok, detail)
 
     def report(self) -> tuple[bool, dict[str, str]]:
-        """(ready, {check: "ok" or what is missing})"""
+        """Return whether all checks pass, and the state of each: "ok", or what is missing."""
         with self._lock:
             checks = dict(self._checks)
         return all(c.ok for c in checks.values()), {

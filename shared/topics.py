@@ -11,34 +11,35 @@ from dataclasses import dataclass, field
 
 DAY_MS = 86_400_000
 WINDOW_DAYS = 30
-"""How long after a response its feedback is still joined, in days of append time."""
+"""Number of days, in append time, during which feedback is joined to its response."""
 ERASED_WITHIN_DAYS = WINDOW_DAYS + 7
-"""An erasure's deadline. What users said stands in the inputs and the dead letters for the window and five days; a
-segment takes one day to be full of what is old, and the broker looks for what to remove now and then."""
+"""Deadline of an erasure in days. Inputs and dead letters are retained for the join window plus five days. A log
+segment covers up to one more day, and the broker deletes expired segments periodically."""
 BATCH_BYTES = 512 * 1024
 MAX_MESSAGE_BYTES = 1_048_576
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """`writers` are services, or `sdk` for what an app's own process may write."""
+    """A topic and its settings. `writers` are services, or `sdk` for topics that apps may write directly."""
 
     name: str
     key: str
     writers: frozenset[str]
     keep_days: int | None = None
-    """None = compacted, kept for ever (or for `keep_days` where both apply)."""
+    """Retention in days; None means that records are kept forever. A compacted topic may have both."""
     compact: bool = False
     single_partition: bool = False
     append_time: bool = False
-    """True for the inputs: the broker's clock stamps them, so that no producer can move time."""
+    """True for inputs: the broker's clock sets timestamps (LogAppendTime), so that no producer can move time."""
     config: dict[str, str] = field(default_factory=dict, hash=False)
 
     def partitions(self, p: int) -> int:
+        """Return the number of partitions in a deployment with P = `p`."""
         return 1 if self.single_partition else p
 
     def broker_config(self) -> dict[str, str]:
-        """The topic's settings as the broker takes them."""
+        """Return the topic's settings in the broker's names."""
         policy = ["compact"] * self.compact + ["delete"] * (self.keep_days is not None)
         return {
             "cleanup.policy": ",".join(policy),
@@ -55,11 +56,11 @@ def _by(*names: str) -> frozenset[str]:
 
 INPUT_DAYS = WINDOW_DAYS + 5
 PROOF_DAYS = 400
-"""Who asked to be erased may ask for the proof a year later."""
+"""Retention of erasure requests and reports: a user may ask for proof of the erasure a year later."""
 SEGMENTS = {"segment.ms": str(DAY_MS)}
-"""What is past its time goes by whole segments: a day's worth at most is kept longer."""
+"""Retention deletes whole segments, so records outlive it by at most one day."""
 COMPACTED = {"segment.ms": str(DAY_MS), "max.compaction.lag.ms": str(DAY_MS)}
-"""What was replaced or deleted leaves the disk: no record waits longer for the broker to compact it."""
+"""Replaced and deleted records leave the disk within about a day: the longest wait for compaction."""
 ALL_READERS = _by("inference", "feedback", "processor", "trainer", "rollout", "console")
 
 CHAT_RESPONSES = Topic(
@@ -130,5 +131,5 @@ TOPICS: dict[str, Topic] = {
 
 
 def may_write(service: str, topic: str) -> bool:
-    """Whether the table of writers allows it. Unknown topics belong to nobody."""
+    """Return whether `service` may write `topic`. No service may write an unknown topic."""
     return topic in TOPICS and service in TOPICS[topic].writers

@@ -1,4 +1,4 @@
-"""The records of versions, rollout and operator commands (design sections 4, 6 and 7)."""
+"""The records of model versions and rollout (design sections 4, 6 and 7)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ Verdict = Literal["passed", "failed", "inconclusive"]
 
 
 def version_name(line: str, number: int | None, digest: str) -> str:
-    """`<line>@v<N>-<digest8>`; the base (number None) is `<line>@base-<digest8>`."""
+    """Return `<line>@v<N>-<digest8>`, or `<line>@base-<digest8>` for the base (`number` None)."""
     return f"{line}@{'base' if number is None else f'v{number}'}-{digest[:8]}"
 
 
 def batch_name(line: str, partition: int, number: int) -> str:
-    """`<line>-<partition>-<number>`: numbers count up from 1 per line and partition, without gaps."""
+    """Return `<line>-<partition>-<number>`. Numbers count from 1 per line and partition, without gaps."""
     return f"{line}-{partition}-{number}"
 
 
 def batch_position(batch_id: str) -> tuple[int, int]:
-    """(partition, number) of a batch id made by `batch_name`."""
+    """Return (partition, number) of a batch id."""
     _, partition, number = batch_id.rsplit("-", 2)
     return int(partition), int(number)
 
 
 class VersionRef(Part):
-    """Enough to fetch, verify and serve a version. `uri` is empty for the base: each side loads its own copy."""
+    """Reference to a version, sufficient to fetch, verify and serve it.
+
+    `uri` is empty for the base, of which each service loads its own copy.
+    """
 
     version: VersionName
     kind: Literal["base", "lora", "full"]
@@ -37,7 +40,7 @@ class VersionRef(Part):
 
 
 class Figure(Part):
-    """One measured figure with its interval. `baseline` is the same figure for the version gated against."""
+    """One measured value with its confidence interval. `baseline` is the value of the version compared against."""
 
     name: str
     n: int = Field(ge=0)
@@ -46,13 +49,13 @@ class Figure(Part):
     high: float | None = None
     baseline: float | None = None
     bound: float | None = Field(
-        None, description="what `low` (or `value`) had to reach; absent = for information"
+        None, description="Value that `low` (or `value`) had to reach. Absent if the figure is informational."
     )
     passed: bool | None = None
 
 
 class GateReport(Part):
-    """The offline test before any user sees a version. Holds figures, never user text."""
+    """Result of the offline evaluation of a version. Holds figures, never user text."""
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()
@@ -61,37 +64,37 @@ class GateReport(Part):
     more_items: int | None = Field(
         None,
         ge=0,
-        description="about how many more held-out items would decide: an estimate, where it is known",
+        description="Estimated number of additional held-out items that would make the result conclusive.",
     )
     seconds: float = Field(0.0, ge=0)
 
 
 class DatasetRef(Part):
-    """The snapshot a version was trained from, by content."""
+    """Reference to the dataset snapshot that a version was trained on, by content."""
 
     digest: Digest
     examples: int = Field(ge=0)
     users: int = Field(ge=0)
     through: dict[str, int] = Field(
         default_factory=dict,
-        description="partition -> highest batch number read; batches are numbered without gaps",
+        description="partition -> highest batch number read. Batches are numbered without gaps.",
     )
     tokens: int = Field(0, ge=0)
 
     def holds(self, batch_id: str) -> bool:
-        """Whether the batch was read for this snapshot."""
+        """Return whether the batch was read for this snapshot."""
         partition, number = batch_position(batch_id)
         return self.through.get(str(partition), 0) >= number
 
 
 class ModelVersion(LogRecord):
-    """One immutable, content-addressed version, published at most once and only complete."""
+    """One immutable, content-addressed version. It is published at most once, and only when complete."""
 
     event_type = "loopwright.version"
     ref: VersionRef
-    number: int | None = Field(None, ge=1, description="absent for the base")
+    number: int | None = Field(None, ge=1, description="Absent for the base.")
     base: VersionName
-    base_model: str = Field(description="the Hugging Face id or folder name of the base, for people")
+    base_model: str = Field(description="Hugging Face id or folder name of the base, for display.")
     run_id: Id | None = None
     dataset: DatasetRef | None = None
     gate: GateReport | None = None
@@ -100,13 +103,15 @@ class ModelVersion(LogRecord):
 
 
 class RolloutRecord(LogRecord):
-    """The desired state of a line. `seq` only grows; the newest record is the truth."""
+    """The desired state of a line. `seq` only increases; the record with the highest `seq` is current."""
 
     event_type = "loopwright.rollout"
     seq: int = Field(ge=1)
     action: Literal["adopt_base", "promote", "rollback", "canary", "pause", "resume", "pin"]
     stable: VersionRef
-    previous: VersionRef | None = Field(None, description="the stable before this one: where a rollback goes")
+    previous: VersionRef | None = Field(
+        None, description="The previous stable version, to which a rollback returns."
+    )
     canary: VersionRef | None = None
     share: float = Field(0.0, ge=0, le=1)
     paused: bool = False

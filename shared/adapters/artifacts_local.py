@@ -40,6 +40,7 @@ class LocalArtifactStore:
         self._root = Path(root).resolve()
 
     def put(self, folder: Path) -> tuple[str, str]:
+        """Store a folder and return (uri, digest)."""
         manifest = manifest_of(folder)
         digest = sha256(manifest)
         while not self.renew(digest):
@@ -53,17 +54,20 @@ class LocalArtifactStore:
         return uri_of(digest), digest
 
     def fetch(self, uri: str, digest: str) -> Path:
+        """Return a verified local folder."""
         check_uri(uri, digest)
         verify(self._root / digest, digest)
         return self._root / digest
 
     @contextmanager
     def held(self, uri: str, digest: str) -> Iterator[Path]:
+        """Keep an artifact from being removed until the block ends."""
         check_uri(uri, digest)
         with self._lock(digest, fcntl.LOCK_SH):
             yield self.fetch(uri, digest)
 
     def stored(self) -> list[Stored]:
+        """Return all complete artifacts, sorted by digest."""
         artifacts = []
         for path in sorted(self._root.glob(f"*/{MANIFEST}")):
             with suppress(FileNotFoundError):  # removed meanwhile
@@ -71,6 +75,7 @@ class LocalArtifactStore:
         return artifacts
 
     def discard(self, digest: str, unless: Callable[[Stored], bool] = lambda _: False) -> bool:
+        """Remove an artifact unless it is held or `unless` returns True."""
         try:
             with self._lock(digest, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 if unless(_stored(self._root / digest / MANIFEST)):
@@ -83,6 +88,7 @@ class LocalArtifactStore:
         return True
 
     def sweep(self, before_ms: int) -> int:
+        """Remove leftovers of interrupted writers and collectors."""
         left = [path for prefix in (REMOVING, INCOMING) for path in self._root.glob(f"{prefix}*")]
         left += [path for path in self._root.glob("*") if path.is_dir() and not (path / MANIFEST).exists()]
         old = [path for path in dict.fromkeys(left) if _mtime_ms(path) < before_ms]

@@ -44,7 +44,7 @@ from shared.adapters.artifact_manifest import (
     verify,
 )
 from shared.adapters.artifacts_local import LocalArtifactStore
-from shared.errors import BadArtifact, Misconfigured, NotYet, StoreAway
+from shared.errors import BadArtifact, Misconfigured, NotYet, StoreUnavailable
 from shared.events import sha256
 from shared.ports import Stored
 
@@ -89,6 +89,7 @@ class RemoteArtifactStore:
         self._failures = _failures()
 
     def put(self, folder: Path) -> tuple[str, str]:
+        """Store a folder and return (uri, digest)."""
         manifest = manifest_of(folder)
         digest = sha256(manifest)
         with self._claimed(digest, must=True):
@@ -100,11 +101,13 @@ class RemoteArtifactStore:
         return uri_of(digest), digest
 
     def fetch(self, uri: str, digest: str) -> Path:
+        """Return a verified local folder."""
         with self.held(uri, digest) as folder:
             return folder
 
     @contextmanager
     def held(self, uri: str, digest: str) -> Iterator[Path]:
+        """Keep an artifact from being removed until the block ends."""
         check_uri(uri, digest)
         with ExitStack() as stack:
             try:
@@ -116,6 +119,7 @@ class RemoteArtifactStore:
             yield folder
 
     def stored(self) -> list[Stored]:
+        """Return all complete artifacts, sorted by digest."""
         artifacts = []
         for digest, files in self._listed().items():
             if MANIFEST in files:
@@ -125,6 +129,7 @@ class RemoteArtifactStore:
         return sorted(artifacts, key=lambda artifact: artifact.digest)
 
     def discard(self, digest: str, unless: Callable[[Stored], bool] = lambda _: False) -> bool:
+        """Remove an artifact unless it is held or `unless` returns True."""
         mark = f"{REMOVALS}/{digest}/{uuid4().hex}"
         began = time.monotonic()
         self._write(b"", mark)
@@ -137,7 +142,7 @@ class RemoteArtifactStore:
                 return False
             for path in (manifest, *(path for path in files if path != manifest)):
                 if time.monotonic() - began > SLOW_S:
-                    raise StoreAway(
+                    raise StoreUnavailable(
                         f"removing artifact {digest[:8]} takes too long: left for the next collection"
                     )
                 self._remove(path)
@@ -146,6 +151,7 @@ class RemoteArtifactStore:
         return True
 
     def sweep(self, before_ms: int) -> int:
+        """Remove leftovers of interrupted writers and collectors."""
         incomplete = [
             self._at(digest, name)
             for digest, files in self._listed().items()
@@ -173,7 +179,7 @@ class RemoteArtifactStore:
         claim = f"{CLAIMS}/{digest}/{uuid4().hex}"
         try:
             self._write(b"", claim)
-        except StoreAway as error:
+        except StoreUnavailable as error:
             if must or not isinstance(error.__cause__, PermissionError):
                 raise
             yield
@@ -194,7 +200,7 @@ class RemoteArtifactStore:
         try:
             waiting(lambda: before.intersection(self._find(folder)))
         except RetryError:
-            raise StoreAway(
+            raise StoreUnavailable(
                 f"artifact {digest[:8]} is still being removed after {SLOW_S:.0f} s: try again later"
             ) from None
 
@@ -285,14 +291,14 @@ class RemoteArtifactStore:
         return found
 
     def _ask(self, call: Callable[..., R], *arguments: Any, **more: Any) -> R:
-        """Call the file system. Raises `NotYet` for a missing file, `StoreAway` for any other failure."""
+        """Call the file system. Raises `NotYet` for a missing file, `StoreUnavailable` for any other failure."""
         try:
             return call(*arguments, **more)
         except FileNotFoundError:
             raise NotYet("the artifact store has no file of this name") from None
         except self._failures as error:
             reason = str(error) or type(error).__name__
-            raise StoreAway(f"the artifact store is unavailable: {reason}") from error
+            raise StoreUnavailable(f"the artifact store is unavailable: {reason}") from error
 
 
 def _failures() -> tuple[type[Exception], ...]:

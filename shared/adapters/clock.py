@@ -1,4 +1,4 @@
-"""The clock, and one that tests move by hand."""
+"""The system clock, and a manual clock for tests."""
 
 from __future__ import annotations
 
@@ -7,29 +7,34 @@ import time
 
 
 class SystemClock:
-    """`Clock` over the machine's wall time."""
+    """`Clock` that reads the machine's wall time."""
 
     def now_ms(self) -> int:
+        """Return the time in milliseconds since the epoch."""
         return time.time_ns() // 1_000_000
 
     def wait(self, seconds: float) -> None:
+        """Sleep."""
         time.sleep(seconds)
 
 
 class ManualClock:
-    """`Clock` that stands still until told; waiting moves it. Thread-safe."""
+    """`Clock` that moves only when advanced, or by waiting. Thread-safe."""
 
     def __init__(self, now_ms: int = 1_700_000_000_000) -> None:
         self._now_ms = now_ms
         self._lock = threading.Lock()
 
     def now_ms(self) -> int:
+        """Return the current manual time."""
         with self._lock:
             return self._now_ms
 
     def wait(self, seconds: float) -> None:
+        """Advance the clock instead of sleeping."""
         self.advance(seconds)
 
     def advance(self, seconds: float) -> None:
+        """Move the time forward by `seconds`."""
         with self._lock:
             self._now_ms += round(seconds * 1000)

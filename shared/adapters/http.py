@@ -1,6 +1,6 @@
-"""What every HTTP door has: health routes, problem documents (RFC 9457), a bound on the body, an orderly stop.
+"""Common parts of the HTTP APIs: health routes, problem documents (RFC 9457), a body limit, a graceful stop.
 
-Only services with an HTTP door import this; it needs fastapi and uvicorn.
+Only services with an HTTP API import this module; it needs fastapi and uvicorn.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ _STATUS: tuple[tuple[type[LoopwrightError], int], ...] = (
 
 
 def problem(status: int, code: str, title: str, detail: str, **extra: Any) -> JSONResponse:
-    """An RFC 9457 document. `detail` says what to do; `code` is for programs. 429 and 503 say when to try again."""
+    """Return an RFC 9457 problem document.
+
+    `detail` says what to do; `code` is stable, for programs. 429 and 503 carry Retry-After.
+    """
     body = {
         "type": f"urn:loopwright:problem:{code}",
         "title": title,
@@ -58,11 +61,12 @@ def problem(status: int, code: str, title: str, detail: str, **extra: Any) -> JS
 
 
 def status_of(error: LoopwrightError) -> int:
+    """Return the HTTP status for an error of the error tree."""
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
-def add_doorway(app: FastAPI, readiness: Readiness, max_body: int = MAX_BODY_BYTES) -> FastAPI:
-    """Adds `/livez`, `/readyz`, `/metrics`, problem documents and the bound on bodies to `app`."""
+def add_service_routes(app: FastAPI, readiness: Readiness, max_body: int = MAX_BODY_BYTES) -> FastAPI:
+    """Add `/livez`, `/readyz`, `/metrics`, problem documents and the body limit to `app`; return it."""
     app.add_middleware(BodyLimit, max_bytes=max_body)
 
     @app.get("/livez", include_in_schema=False)
@@ -96,13 +100,14 @@ def add_doorway(app: FastAPI, readiness: Readiness, max_body: int = MAX_BODY_BYT
 
 
 class BodyLimit:
-    """Refuses bodies over `max_bytes` with 413, by the declared length or as soon as they grow past it."""
+    """ASGI middleware that answers 413 to bodies over `max_bytes`, by declared length or once they exceed it."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
         self._max = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, unless its body is too large."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -117,44 +122,53 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._max:
-                raise Oversized(f"the body is larger than {self._max} bytes; send less, or several requests")
+                raise Oversized(
+                    f"the body is larger than {self._max} bytes: send less, or split it into several requests"
+                )
             return message
 
         await self._app(scope, bounded, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        detail = f"the body is larger than {self._max} bytes; send less, or several requests"
-        await problem(413, Oversized.code, "Oversized", detail)(scope, receive, send)
+        await problem(413, Oversized.code, "Oversized", self._too_large())(scope, receive, send)
+
+    def _too_large(self) -> str:
+        return f"the body is larger than {self._max} bytes: send less, or split it into several requests"
 
 
 class ServerThread:
-    """An app served beside a service's own main loop (the trainer's health). Stops with `stop()`."""
+    """Serves an app in a thread, next to a service's own main loop (used by the trainer)."""
 
     def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         self._server = uvicorn.Server(uvicorn.Config(app, host, port, log_config=None, access_log=False))
         self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
 
     def start(self) -> None:
+        """Start serving."""
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop serving; wait up to five seconds for the thread."""
         self._server.should_exit = True
         self._thread.join(5.0)
 
 
 def serve(app: ASGIApp, host: str, port: int) -> None:
-    """Serves until SIGTERM or SIGINT; requests under way are finished, for at most ten seconds. Then it returns."""
+    """Serve until SIGTERM or SIGINT, then finish open requests for at most ten seconds and return."""
     config = uvicorn.Config(
         app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10
     )
     server = uvicorn.Server(config)
-    stop_in_order(server)
+    stop_gracefully(server)
     server.run()
 
 
-def stop_in_order(server: uvicorn.Server) -> None:
-    """Until the server runs, a signal has it end as soon as it would; uvicorn then takes signals itself, and raises the
-    one that stopped it once more when it is done. A stop in order is no failure."""
+def stop_gracefully(server: uvicorn.Server) -> None:
+    """Handle SIGTERM and SIGINT as a graceful stop, so that the process exits with status 0.
+
+    Before the server runs, a signal makes it end right after its start. While it runs, uvicorn handles signals itself
+    and raises the one that stopped it again afterwards; this handler absorbs that.
+    """
 
     def stopped(number: int, _: FrameType | None) -> None:
         log.info("stopped", signal=signal.Signals(number).name)

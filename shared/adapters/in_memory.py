@@ -1,7 +1,7 @@
-"""The log and the cache in memory: what tests use where no Kafka or Redis is wanted.
+"""In-memory log and cache for tests that need no Kafka or Redis.
 
-They pass the same contract suites as the real adapters (`tests/contract/test_ports_contract.py`), and can be told
-to fail.
+They pass the same contract suites as the real adapters (`tests/contract/test_ports_contract.py`), and can simulate
+failures.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from shared.topics import MAX_MESSAGE_BYTES, TOPICS, may_write
 POLL_RECORDS = 500
 
 
-class MemoryLog:
+class InMemoryLog:
     """All topics in memory, in append order per partition. Thread-safe.
 
-    Topics exist as soon as they are named: those of `shared/topics.py` with their own number of partitions, others
-    with `partitions`.
+    Any topic exists: those of `shared/topics.py` with their declared number of partitions, others with `partitions`.
     """
 
     def __init__(self, partitions: int = 6, clock: Clock | None = None) -> None:
@@ -36,10 +35,11 @@ class MemoryLog:
         self._writers: dict[str, int] = defaultdict(int)
 
     def partitions(self, topic: str) -> int:
+        """Return the number of partitions of a topic."""
         return TOPICS[topic].partitions(self._p) if topic in TOPICS else self._p
 
     def append(self, *records: Output) -> list[Acked]:
-        """Writes all of them, or none: at once visible to readers."""
+        """Append all records atomically; they are visible to readers immediately."""
         with self._changed:
             acked = [self._append(record) for record in records]
             self._changed.notify_all()
@@ -55,7 +55,7 @@ class MemoryLog:
         return Acked(record.topic, partition, len(kept) - 1)
 
     def records(self, topic: str) -> list[Record]:
-        """Everything kept of a topic, partition by partition: for assertions."""
+        """Return all retained records of a topic, partition by partition, for assertions."""
         with self._changed:
             return [
                 record
@@ -65,47 +65,54 @@ class MemoryLog:
             ]
 
     def trim(self, topic: str, partition: int, before: int) -> None:
-        """Removes what lies below the offset `before`, as retention does."""
+        """Delete records below the offset `before`, as retention does."""
         with self._changed:
             kept = self._parts[topic, partition]
             kept[: min(before, len(kept))] = [None] * min(before, len(kept))
 
     def end(self, position: Position) -> int:
+        """Return the next offset of a partition."""
         with self._changed:
             return len(self._parts[position])
 
     def take(self, position: Position, start: int | None, limit: int) -> list[Record]:
-        """Up to `limit` records from the offset `start` on; None is the beginning. Raises `Fatal` as a reader does."""
+        """Return up to `limit` records from the offset `start` on; None means from the beginning.
+
+        Raises:
+            Fatal: if the record at `start` was deleted, as a real reader does.
+
+        """
         with self._changed:
             kept = self._parts[position]
             if start is not None and start < len(kept) and kept[start] is None:
-                raise Fatal(f"the log no longer holds the position to go on from: {position} offset {start}")
+                raise Fatal(f"cannot continue: the log no longer holds {position} offset {start}")
             return [record for record in kept[start or 0 :] if record is not None][:limit]
 
     def wait_beyond(self, ends: Mapping[Position, int], timeout: float) -> None:
-        """Returns when any of these partitions is longer than its number here, or after `timeout` seconds."""
+        """Return when any of these partitions grows beyond its given end, or after `timeout` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: any(len(self._parts[p]) > end for p, end in ends.items()), timeout)
 
     def claim(self, identity: str) -> int:
-        """Makes the caller the only transactional writer under this identity; returns its epoch."""
+        """Make the caller the only transactional writer of this identity; return its epoch."""
         with self._changed:
             self._writers[identity] += 1
             return self._writers[identity]
 
     def epoch(self, identity: str) -> int:
+        """Return the current epoch of an identity."""
         with self._changed:
             return self._writers[identity]
 
 
-class MemoryPublisher:
-    """`Publisher` over a `MemoryLog`: acknowledges at once.
+class InMemoryPublisher:
+    """`Publisher` over an `InMemoryLog` that acknowledges immediately.
 
-    Set `failure` to an error to let every following future fail with it; with `lose_acks` the record arrives all
-    the same, as when an acknowledgement is lost on its way.
+    Set `failure` to make every later future fail with it. With `lose_acks` the record still arrives, as when an
+    acknowledgement is lost.
     """
 
-    def __init__(self, log: MemoryLog, service: str) -> None:
+    def __init__(self, log: InMemoryLog, service: str) -> None:
         self._log = log
         self._service = service
         self._open = True
@@ -113,7 +120,8 @@ class MemoryPublisher:
         self.lose_acks = False
 
     def publish(self, record: Output) -> Future[Acked]:
-        _refuse_foreign(self._service, record)
+        """Append a record and return a completed future."""
+        _check_writer(self._service, record)
         future: Future[Acked] = Future()
         if not self._open:
             future.set_exception(BrokerUnavailable("this publisher is closed"))
@@ -128,16 +136,18 @@ class MemoryPublisher:
         return future
 
     def flush(self, timeout: float) -> int:
+        """Return 0; nothing is ever queued."""
         return 0
 
     def close(self) -> None:
+        """Refuse further records."""
         self._open = False
 
 
-class MemoryTransactionalPublisher:
-    """`TransactionalPublisher` over a `MemoryLog`: the newest one made under an identity fences the others."""
+class InMemoryTransactionalPublisher:
+    """`TransactionalPublisher` over an `InMemoryLog`. The newest one of an identity fences the earlier ones."""
 
-    def __init__(self, log: MemoryLog, service: str, identity: str) -> None:
+    def __init__(self, log: InMemoryLog, service: str, identity: str) -> None:
         self._log = log
         self._service = service
         self._identity = identity
@@ -145,10 +155,11 @@ class MemoryTransactionalPublisher:
         self.failure: LoopwrightError | None = None
 
     def publish_all(self, records: Sequence[Output]) -> None:
+        """Append all records, or raise before any is appended."""
         for record in records:
-            _refuse_foreign(self._service, record)
+            _check_writer(self._service, record)
         if self._log.epoch(self._identity) != self._epoch:
-            raise Fenced(f"another process writes under this identity: {self._identity}")
+            raise Fenced(f"another process has taken the identity {self._identity}")
         if self.failure is not None:
             raise self.failure
         for record in records:
@@ -157,15 +168,15 @@ class MemoryTransactionalPublisher:
         self._log.append(*records)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing; there is nothing to release."""
 
 
-class MemoryLogReader:
-    """`LogReader` over a `MemoryLog`; `partitions` narrows it, as in `KafkaLogReader`."""
+class InMemoryLogReader:
+    """`LogReader` over an `InMemoryLog`. `partitions` restricts it, as in `KafkaLogReader`."""
 
     def __init__(
         self,
-        log: MemoryLog,
+        log: InMemoryLog,
         topics: Sequence[str],
         starts: Mapping[Position, int] | None = None,
         *,
@@ -182,6 +193,7 @@ class MemoryLogReader:
         self._ends = {position: log.end(position) for position in self._parts}
 
     def poll(self, timeout: float) -> list[Record]:
+        """Return the next records, waiting up to `timeout` seconds for the first."""
         seen = {position: self._log.end(position) for position in self._parts}
         found = self._take()
         if not found and timeout > 0:
@@ -198,20 +210,22 @@ class MemoryLogReader:
         return found
 
     def at_end(self) -> bool:
+        """Return whether everything that was in the log at the start was returned."""
         return all(
             self._next.get(position, 0) >= end or not self._log.take(position, self._next.get(position), 1)
             for position, end in self._ends.items()
         )
 
     def positions(self) -> dict[Position, int]:
+        """Return the next offset per partition."""
         return dict(self._next)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing; there is nothing to release."""
 
 
-class MemoryCache:
-    """`Cache` whose time moves with its clock. `away = True` is an outage; `wipe()` loses everything."""
+class InMemoryCache:
+    """`Cache` that expires by its clock. `away = True` simulates an outage; `wipe()` loses everything."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or ManualClock()
@@ -220,15 +234,18 @@ class MemoryCache:
         self.away = False
 
     def get(self, key: str) -> bytes | None:
+        """Return the value, or None."""
         with self._lock:
             return self._live(key)
 
     def put(self, key: str, value: bytes, *, ttl_s: float) -> None:
+        """Store a value for `ttl_s` seconds."""
         with self._lock:
             if not self.away:
                 self._kept[key] = (value, self._clock.now_ms() + ttl_s * 1000)
 
     def put_if_absent(self, key: str, value: bytes, *, ttl_s: float) -> bytes | None:
+        """Store a value if the key is free; return the existing value otherwise."""
         with self._lock:
             found = self._live(key)
             if found is None and not self.away:
@@ -236,6 +253,7 @@ class MemoryCache:
             return found
 
     def count(self, key: str, *, by: int = 1, ttl_s: float) -> int | None:
+        """Add to a counter and return it, or None during an outage."""
         with self._lock:
             if self.away:
                 return None
@@ -246,9 +264,11 @@ class MemoryCache:
             return total
 
     def alive(self) -> bool:
+        """Return whether the cache is available."""
         return not self.away
 
     def wipe(self) -> None:
+        """Lose everything, as a restart of Redis does."""
         with self._lock:
             self._kept.clear()
 
@@ -257,27 +277,28 @@ class MemoryCache:
         return None if self.away or self._clock.now_ms() >= until else value
 
 
-def _refuse_foreign(service: str, record: Output) -> None:
+def _check_writer(service: str, record: Output) -> None:
     if not may_write(service, record.topic):
         raise Misconfigured(f"{service} may not write {record.topic}")
 
 
 def _oversized() -> Oversized:
-    return Oversized(f"the record is larger than a topic takes ({MAX_MESSAGE_BYTES} bytes)")
+    return Oversized(f"the record exceeds the limit of a topic ({MAX_MESSAGE_BYTES} bytes)")
 
 
 def _size(record: Output) -> int:
     return len(record.key or b"") + len(record.value or b"")
 
 
-class MemoryLogRanges:
-    """`LogRanges` over a `MemoryLog`. Set `failure` to let every call fail with it."""
+class InMemoryLogRanges:
+    """`LogRanges` over an `InMemoryLog`. Set `failure` to make every call fail with it."""
 
-    def __init__(self, log: MemoryLog) -> None:
+    def __init__(self, log: InMemoryLog) -> None:
         self._log = log
         self.failure: LoopwrightError | None = None
 
     def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Return the lowest and the next offset per partition."""
         self._may_fail()
         found = {}
         for partition in range(self._log.partitions(topic)):
@@ -286,6 +307,7 @@ class MemoryLogRanges:
         return found
 
     def since(self, topic: str, at_ms: int) -> dict[int, int]:
+        """Return the first offset per partition that is at least as new as `at_ms`."""
         newer: dict[int, int] = {}
         for record in self._log.records(topic):
             if record.timestamp >= at_ms:
@@ -293,6 +315,7 @@ class MemoryLogRanges:
         return {partition: newer.get(partition, end) for partition, (_, end) in self.bounds(topic).items()}
 
     def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[Record]:
+        """Yield the retained records of the ranges."""
         self._may_fail()
         for record in self._log.records(topic):
             start, stop = ranges.get(record.partition, (0, 0))

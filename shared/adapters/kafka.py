@@ -1,4 +1,4 @@
-"""Kafka behind the ports `Publisher`, `TransactionalPublisher` and `LogReader`, by confluent-kafka.
+"""Adapters of the ports `Publisher`, `TransactionalPublisher` and `LogReader` for Kafka (confluent-kafka).
 
 librdkafka's settings: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md
 """
@@ -37,11 +37,11 @@ POLL_RECORDS = 500
 QUEUE_KB = 16_384
 CONNECT_S = 30.0
 QUIET = {"log_level": 2}
-"""What goes wrong is told once and in words, by what fails of it; not by each reconnect of the client."""
+"""Only critical client logs: failed calls report errors themselves, without a line per reconnect."""
 
 
 def producer_config(servers: str, client_id: str) -> dict[str, Any]:
-    """Durable and ordered; keys hash as in JVM clients."""
+    """Return a producer configuration: durable, ordered, and partitioned like JVM clients."""
     return {
         "bootstrap.servers": servers,
         "client.id": client_id,
@@ -56,23 +56,23 @@ def producer_config(servers: str, client_id: str) -> dict[str, Any]:
     }
 
 
-def translate(error: KafkaError) -> LoopwrightError:
-    """A Kafka error in the terms of `shared/errors.py`."""
+def to_error(error: KafkaError) -> LoopwrightError:
+    """Return the error of `shared/errors.py` that corresponds to a Kafka error."""
     name, text = error.name(), error.str()
     if name in {"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"}:
-        return Fenced(f"another process writes under this identity: {text}")
+        return Fenced(f"another process has taken this identity: {text}")
     if name == "MSG_SIZE_TOO_LARGE":
-        return Oversized(f"the record is larger than a topic takes ({MAX_MESSAGE_BYTES} bytes): {text}")
+        return Oversized(f"the record exceeds the limit of a topic ({MAX_MESSAGE_BYTES} bytes): {text}")
     if name == "_QUEUE_FULL":
-        return Overloaded("the queue of records to send is full: Kafka does not keep up or is away")
+        return Overloaded("the queue of records to send is full: Kafka is slow or unavailable")
     if error.fatal():
         return Fatal(f"Kafka client: {text}")
     return BrokerUnavailable(f"Kafka: {text} ({name})")
 
 
-def _refuse_foreign(service: str, record: Output) -> None:
+def _check_writer(service: str, record: Output) -> None:
     if not may_write(service, record.topic):
-        writers = ", ".join(sorted(TOPICS[record.topic].writers)) if record.topic in TOPICS else "nobody"
+        writers = ", ".join(sorted(TOPICS[record.topic].writers)) if record.topic in TOPICS else "none"
         raise Misconfigured(f"{service} may not write {record.topic}; its writers: {writers}")
 
 
@@ -84,7 +84,7 @@ def _arguments(record: Output) -> dict[str, Any]:
 
 
 class KafkaPublisher:
-    """`Publisher` with its own delivery thread. `timeout_s` bounds the wait for an acknowledgement."""
+    """`Publisher` with its own delivery thread. `timeout_s` limits the wait for an acknowledgement."""
 
     def __init__(self, servers: str, service: str, *, timeout_s: float = 10.0) -> None:
         config = producer_config(servers, service) | {"delivery.timeout.ms": round(timeout_s * 1000)}
@@ -95,7 +95,8 @@ class KafkaPublisher:
         self._deliveries.start()
 
     def publish(self, record: Output) -> Future[Acked]:
-        _refuse_foreign(self._service, record)
+        """Queue a record; see `Publisher.publish`."""
+        _check_writer(self._service, record)
         future: Future[Acked] = Future()
         if not self._open:
             future.set_exception(BrokerUnavailable("this publisher is closed"))
@@ -105,7 +106,7 @@ class KafkaPublisher:
             if not future.set_running_or_notify_cancel():
                 return
             if error is not None:
-                future.set_exception(translate(error))
+                future.set_exception(to_error(error))
                 return
             topic, partition, offset = message.topic(), message.partition(), message.offset()
             assert topic is not None and partition is not None and offset is not None
@@ -114,17 +115,19 @@ class KafkaPublisher:
         try:
             self._producer.produce(record.topic, **_arguments(record), on_delivery=delivered)
         except KafkaException as error:
-            future.set_exception(translate(error.args[0]))
+            future.set_exception(to_error(error.args[0]))
         except BufferError:
             future.set_exception(
-                Overloaded("the queue of records to send is full: Kafka does not keep up or is away")
+                Overloaded("the queue of records to send is full: Kafka is slow or unavailable")
             )
         return future
 
     def flush(self, timeout: float) -> int:
+        """Wait for acknowledgements; return how many are missing."""
         return self._producer.flush(timeout)
 
     def close(self) -> None:
+        """Flush within bounds and release the client."""
         self._producer.flush(5.0)
         self._open = False
         self._deliveries.join()
@@ -135,7 +138,7 @@ class KafkaPublisher:
 
 
 class KafkaTransactionalPublisher:
-    """`TransactionalPublisher`. `identity` becomes the `transactional.id`: one live writer each."""
+    """`TransactionalPublisher`. `identity` is the `transactional.id`: one live writer each."""
 
     def __init__(self, servers: str, service: str, identity: str, *, timeout_s: float = 30.0) -> None:
         self._service = service
@@ -147,8 +150,9 @@ class KafkaTransactionalPublisher:
         self._call(lambda: self._producer.init_transactions(timeout_s))
 
     def publish_all(self, records: Sequence[Output]) -> None:
+        """Publish in one transaction; see `TransactionalPublisher.publish_all`."""
         for record in records:
-            _refuse_foreign(self._service, record)
+            _check_writer(self._service, record)
         self._call(self._producer.begin_transaction)
         try:
             for record in records:
@@ -158,22 +162,25 @@ class KafkaTransactionalPublisher:
             cause = error.args[0]
             if cause.txn_requires_abort():
                 self._call(lambda: self._producer.abort_transaction(self._timeout_s))
-            raise translate(cause) from error
+            raise to_error(cause) from error
 
     def close(self) -> None:
+        """Flush within bounds and release the client."""
         self._producer.flush(5.0)
 
     def _call(self, call: Any) -> None:
         try:
             call()
         except KafkaException as error:
-            raise translate(error.args[0]) from error
+            raise to_error(error.args[0]) from error
 
 
 class KafkaLogReader:
-    """`LogReader` over whole topics, or over the given partitions of them. `starts` gives the next offset where one is
-    known; elsewhere it begins at the beginning. A start that retention has removed raises `Fatal` at `poll`: going on
-    would skip."""
+    """`LogReader` over whole topics, or over the given partitions of them.
+
+    `starts` gives the next offset per partition; partitions without one are read from the beginning. If retention has
+    deleted the record at a start, `poll` raises `Fatal`, because continuing would skip records.
+    """
 
     def __init__(
         self,
@@ -204,7 +211,7 @@ class KafkaLogReader:
             self._assign(topics, partitions)
         except KafkaException as error:
             self._consumer.close()
-            raise translate(error.args[0]) from error
+            raise to_error(error.args[0]) from error
 
     def _assign(self, topics: Sequence[str], wanted: Collection[int] | None) -> None:
         parts: list[Position] = []
@@ -221,6 +228,7 @@ class KafkaLogReader:
         )
 
     def poll(self, timeout: float) -> list[Record]:
+        """Return the next records; see `LogReader.poll`."""
         records = []
         first = self._consumer.poll(timeout)
         if first is None:
@@ -237,30 +245,33 @@ class KafkaLogReader:
             self._unfinished.discard((str(message.topic()), int(message.partition() or 0)))
             return None
         if error is not None and error.name() == "_AUTO_OFFSET_RESET":
-            raise Fatal(f"the log no longer holds the position to go on from: {error.str()}")
+            raise Fatal(f"cannot continue: the log no longer holds the start offset: {error.str()}")
         if error is not None:
             if error.fatal():
-                raise translate(error)
+                raise to_error(error)
             return None
         record = to_record(message)
         self._next[(record.topic, record.partition)] = record.offset + 1
         return record
 
     def at_end(self) -> bool:
+        """Return whether everything that was in the log at the start was returned."""
         return not self._unfinished
 
     def positions(self) -> dict[Position, int]:
+        """Return the next offset per partition."""
         return dict(self._next)
 
     def close(self) -> None:
+        """Flush within bounds and release the client."""
         self._consumer.close()
 
 
 def to_record(message: Message) -> Record:
-    """A message without an error, as the services see it."""
+    """Convert a message without an error to a `Record`."""
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     assert topic is not None and partition is not None and offset is not None
-    # The client's stubs allow text here; it hands out the bytes that were sent.
+    # The client's stubs also allow str here; it always returns bytes.
     headers: Any = message.headers() or ()
     key: Any = message.key()
     value: Any = message.value()
@@ -271,5 +282,5 @@ def to_record(message: Message) -> Record:
         message.timestamp()[1],
         key,
         value,
-        tuple((name, text or b"") for name, text in headers),
+        tuple((name, content or b"") for name, content in headers),
     )

@@ -1,4 +1,4 @@
-"""`LogRanges` on Kafka: pieces of the log by offset or time, for what is asked now and then."""
+"""Adapter of the port `LogRanges` for Kafka: look up parts of the log by offset or time."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from contextlib import contextmanager
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from shared.adapters.kafka import QUIET, to_record, translate
+from shared.adapters.kafka import QUIET, to_error, to_record
 from shared.errors import BrokerUnavailable, Misconfigured
 from shared.records import Record
 
 CALL_S = 5.0
 POLL_RECORDS = 100
 QUEUE_KB = 8_192
-"""What the client reads ahead, at most."""
+"""Maximum amount that the client prefetches."""
 
 
 class KafkaLogRanges:
-    """A connection per call: it holds nothing in between. `timeout_s` bounds the silence of the broker in a call, and
-    the whole of a `read`."""
+    """`LogRanges` that opens a connection per call. `timeout_s` limits the total time of a `read`."""
 
     def __init__(self, servers: str, service: str, *, timeout_s: float = 20.0) -> None:
         self._servers = servers
@@ -28,17 +27,19 @@ class KafkaLogRanges:
         self._timeout_s = timeout_s
 
     def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Return the lowest and the next offset per partition."""
         with self._connected() as consumer:
             return {part.partition: _bounds(consumer, part) for part in _parts(consumer, topic)}
 
     def since(self, topic: str, at_ms: int) -> dict[int, int]:
+        """Return the first offset per partition that is at least as new as `at_ms`."""
         with self._connected() as consumer:
             parts = _parts(consumer, topic)
-            asked = [TopicPartition(topic, part.partition, max(0, at_ms)) for part in parts]
+            queries = [TopicPartition(topic, part.partition, max(0, at_ms)) for part in parts]
             found = {
-                part.partition: part.offset for part in consumer.offsets_for_times(asked, timeout=CALL_S)
+                part.partition: part.offset for part in consumer.offsets_for_times(queries, timeout=CALL_S)
             }
-            # Where no record is as new, the client answers with a code below zero for the end.
+            # Without such a record, the client returns a negative code for the end.
             return {
                 part.partition: found[part.partition]
                 if found[part.partition] >= 0
@@ -47,6 +48,7 @@ class KafkaLogRanges:
             }
 
     def read(self, topic: str, ranges: Mapping[int, tuple[int, int]]) -> Iterator[Record]:
+        """Yield the retained records of the ranges."""
         with self._connected() as consumer:
             stops = {}
             starts = []
@@ -59,7 +61,7 @@ class KafkaLogRanges:
             yield from self._read(consumer, stops)
 
     def _read(self, consumer: Consumer, stops: dict[int, int]) -> Iterator[Record]:
-        """Until each partition gave a record at or beyond its stop, or its end: what lies before may be no record."""
+        """Read until each partition yields a record at or after its stop, or its end. Offsets may have gaps."""
         deadline = time.monotonic() + self._timeout_s
         while stops:
             if time.monotonic() > deadline:
@@ -74,7 +76,7 @@ class KafkaLogRanges:
                 if error is not None and error.name() == "_PARTITION_EOF":
                     stops.pop(int(message.partition() or 0), None)
                 elif error is not None and error.fatal():
-                    raise translate(error)
+                    raise to_error(error)
                 elif error is None:
                     record = to_record(message)
                     stop = stops.get(record.partition)
@@ -103,7 +105,7 @@ class KafkaLogRanges:
         try:
             yield consumer
         except KafkaException as error:
-            raise translate(error.args[0]) from error
+            raise to_error(error.args[0]) from error
         finally:
             consumer.close()
 
@@ -120,5 +122,5 @@ def _parts(consumer: Consumer, topic: str) -> list[TopicPartition]:
 def _bounds(consumer: Consumer, part: TopicPartition) -> tuple[int, int]:
     found: tuple[int, int] | None = consumer.get_watermark_offsets(part, timeout=CALL_S)
     if found is None:
-        raise BrokerUnavailable(f"Kafka does not say how much of {part.topic} it holds: try again later")
+        raise BrokerUnavailable(f"Kafka did not return the offsets of {part.topic}: try again later")
     return found

@@ -1,9 +1,9 @@
-"""Who may talk to an operator's door (the console, the trainer's) from a browser: its own pages, and nobody else's.
+"""Check Host and Origin of requests to operator APIs (console, trainer), so that only their own pages may use them.
 
-These doors have no passwords: they listen on the loopback interface. A page of another site that is open in the
-operator's browser reaches that interface too. Three rules keep it out: a command must be JSON (which a foreign page
-cannot send without asking first), an `Origin` must be this host, and `Host` must be an address or a name that was
-given (or else a foreign name that resolves to 127.0.0.1 would be this host).
+These APIs have no passwords and listen on the loopback interface, which any web page in the operator's browser can
+reach. Three rules keep foreign pages out: commands must be JSON (which a foreign page cannot send without a CORS
+preflight), `Origin` must equal this host, and `Host` must be an address or a configured name (otherwise a foreign
+name that resolves to 127.0.0.1 would pass: DNS rebinding).
 """
 
 from __future__ import annotations
@@ -16,36 +16,39 @@ from shared.errors import Rejected
 
 
 class Forbidden(Rejected):
-    """Refused for where the request comes from."""
+    """The request comes from a foreign host name or page."""
 
     code = "forbidden"
 
 
-def refuse_foreign(headers: Mapping[str, str], names: Collection[str]) -> None:
-    """`headers`: of the request, by their names in lower case. `names`: by which the service is known besides
-    localhost and addresses. Raises `Forbidden`."""
+def check_request_origin(headers: Mapping[str, str], names: Collection[str]) -> None:
+    """Raise `Forbidden` if Host or Origin of a request are foreign.
+
+    `headers` has lower-case names. `names` are the configured host names, in addition to localhost and IP addresses.
+    """
     host = headers.get("host", "")
-    _refuse_foreign_host(host, names)
-    _refuse_foreign_origin(headers.get("origin"), host)
+    _check_host(host, names)
+    _check_origin(headers.get("origin"), host)
 
 
 def is_json(content_type: str | None) -> bool:
+    """Return whether a Content-Type header is application/json."""
     return (content_type or "").split(";")[0].strip().lower() == "application/json"
 
 
-def _refuse_foreign_host(host: str, names: Collection[str]) -> None:
+def _check_host(host: str, names: Collection[str]) -> None:
     name = urlsplit(f"//{host}").hostname or ""
     if name != "localhost" and name not in names and not _is_address(name):
         raise Forbidden(
-            f"this service is not known as {name!r}: use localhost or an address, or add the name to "
+            f"unknown host name {name!r}: use localhost or an IP address, or add the name to "
             "LOOPWRIGHT_CONSOLE_HOSTS or LOOPWRIGHT_TRAINER_HOSTS"
         )
 
 
-def _refuse_foreign_origin(origin: str | None, host: str) -> None:
-    """Browsers alone name an origin."""
+def _check_origin(origin: str | None, host: str) -> None:
+    # Only browsers send an Origin.
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-        raise Forbidden(f"a page of {origin} may not ask this service")
+        raise Forbidden(f"pages of {origin} may not use this service")
 
 
 def _is_address(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A child process that does not outlive its parent, also when the parent is killed with -9."""
+"""Make a child process die with its parent, even if the parent is killed with SIGKILL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ WATCH_S = 1.0
 
 
 def die_with(parent: int) -> None:
-    """Called first thing in the child, from its main thread. Where the kernel offers nothing, a thread watches."""
+    """Kill this process when the process `parent` ends.
+
+    Call it first in the child, from its main thread. On Linux the kernel does it; elsewhere a thread polls.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     else:

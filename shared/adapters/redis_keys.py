@@ -1,32 +1,38 @@
-"""The names under which live figures lie in Redis. All of it may vanish at any moment."""
+"""Keys of everything that services keep in Redis. Redis may lose any of it at any moment."""
 
 from __future__ import annotations
 
 
 def run_progress(line: str) -> str:
-    """JSON: {run_id, stage, step, steps, loss, tokens_per_s, share, eta_s, updated_at}"""
+    """Return the key of the line's `RunProgress` (`shared/live_status.py`)."""
     return f"loopwright:run:{line}"
 
 
 def collected(line: str) -> str:
-    """JSON: {usable, needed, users, users_needed, examples, held, batches, reason, updated_at}: the threshold bar."""
+    """Return the key of the line's `CollectedStatus` (`shared/live_status.py`)."""
     return f"loopwright:collected:{line}"
 
 
 def quarantine(line: str) -> str:
-    """JSON: {held: [[response_id, event_id, reason]], total, updated_at}: what could be released, no texts."""
+    """Return the key of the line's `QuarantineStatus` (`shared/live_status.py`)."""
     return f"loopwright:quarantine:{line}"
 
 
 def receipt(response_id: str, event_id: str) -> str:
-    """The outcome record's JSON."""
+    """Return the key of a feedback event's `Outcome` record, as JSON."""
     return f"loopwright:receipt:{response_id}:{event_id}"
 
 
+def receipt_positions() -> str:
+    """Return the key of the offsets up to which outcomes are in Redis, as JSON: partition -> next offset."""
+    return "loopwright:receipt-positions"
+
+
 def identity(response_id: str, event_id: str) -> str:
-    """The content digest of an accepted feedback event: the door's best-effort duplicate check."""
+    """Return the key of an accepted feedback event's content digest, which detects repetitions (best effort)."""
     return f"loopwright:identity:{response_id}:{event_id}"
 
 
-def rate(door: str, caller: str, window: int) -> str:
-    return f"loopwright:rate:{door}:{caller}:{window}"
+def rate_limit(service: str, caller: str, window: int) -> str:
+    """Return the key that counts a caller's requests to a service in one time window."""
+    return f"loopwright:rate:{service}:{caller}:{window}"

@@ -1,4 +1,4 @@
-"""The templates of pages for people. Whoever uses this brings jinja2 with its own extra."""
+"""Jinja environment for HTML pages. Services that use it declare jinja2 in their own extra."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 
 def templates_in(folder: Path) -> Environment:
-    """All that is put into them is escaped, for it may be users' text; a name that nobody gave is an error."""
+    """Return an environment that escapes all values (they may be users' text) and rejects undefined names."""
     return Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""A thread that follows topics from their beginning and hands on what it reads: for what a service holds in memory."""
+"""Follow topics from their beginning in a thread, to keep a service's in-memory view of them current."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STOP_S = 10.0
 log = structlog.get_logger(__name__)
 
 
-class Follower:
-    """Reads on in a thread of its own until `stop()`; `apply` is called in that thread only, in log order.
+class TopicFollower:
+    """Thread that reads topics until `stop()` and passes the records to `apply`, in log order.
 
-    `check` names what it reports to `readiness`: ok as soon as it has once read everything that was in the log when
-    it began. While Kafka is away at the start it tries again. Whatever else ends it (an error of the log, an error in
-    `apply`) is reported and `on_failure` is called: what a service serves from memory would no longer be true.
+    It reports to `readiness` under the name `check`: ready once it has applied everything that was in the log when it
+    started. While Kafka is unavailable at the start it retries. Any other error, from the log or from `apply`, stops
+    it: the check fails and `on_failure` is called, because the view in memory would no longer be current.
     """
 
     def __init__(
@@ -46,14 +46,15 @@ class Follower:
 
     @property
     def caught_up(self) -> bool:
-        """Whether everything that was in the log at the beginning has been applied."""
+        """Whether everything that was in the log at the start has been applied."""
         return self._caught_up.is_set()
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when the thread has ended (within bounds)."""
+        """Stop the thread and wait up to `STOP_S` seconds for it to end."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(STOP_S)

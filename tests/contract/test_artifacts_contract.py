@@ -19,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from shared.adapters.artifact_manifest import MANIFEST
 from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.artifacts_remote import OPTIONS, RemoteArtifactStore, open_remote
-from shared.errors import BadArtifact, NotYet, StoreAway
+from shared.errors import BadArtifact, NotYet, StoreUnavailable
 from shared.ports import ArtifactStore, Stored
 from tests.s3 import own_s3
 
@@ -317,7 +317,7 @@ def test_who_puts_waits_for_a_collector_that_came_first_and_says_so_if_that_take
     uri, digest = store.put(folder)
     away.alter(f"going/{digest}/somebody", b"")
     monkeypatch.setattr("shared.adapters.artifacts_remote.SLOW_S", 0.2)
-    with pytest.raises(StoreAway, match="being removed"):
+    with pytest.raises(StoreUnavailable, match="being removed"):
         store.put(folder)
     away.drop(f"going/{digest}/somebody")
     assert store.put(folder) == (uri, digest)
@@ -339,5 +339,5 @@ def test_a_store_that_is_away_is_said_to_be_away(tmp_path: Path, monkeypatch: py
         raise ConnectionResetError("connection reset")
 
     monkeypatch.setattr(store._files, "pipe_file", refused)
-    with pytest.raises(StoreAway, match="connection reset"):
+    with pytest.raises(StoreUnavailable, match="connection reset"):
         store.put(made(tmp_path / "run"))

@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from shared.adapters.clock import ManualClock
-from shared.adapters.in_memory import MemoryLog, MemoryLogRanges
+from shared.adapters.in_memory import InMemoryLog, InMemoryLogRanges
 from shared.adapters.kafka import producer_config
 from shared.adapters.log_lookup import KafkaLogRanges
 from shared.errors import BrokerUnavailable
@@ -42,14 +42,14 @@ def land(request: pytest.FixtureRequest, fresh: str) -> Land:
 
 def memory(_: pytest.FixtureRequest, topic: str) -> Land:
     clock = ManualClock(T0)
-    log = MemoryLog(P, clock)
+    log = InMemoryLog(P, clock)
 
     def write(partition: int, values: list[bytes]) -> None:
         for value in values:
             log.append(Output(topic, b"k", value, (("h", b"1"),), partition))
             clock.advance(1.0)
 
-    return Land(MemoryLogRanges(log), topic, write, lambda partition, low: log.trim(topic, partition, low))
+    return Land(InMemoryLogRanges(log), topic, write, lambda partition, low: log.trim(topic, partition, low))
 
 
 def kafka_land(request: pytest.FixtureRequest, topic: str) -> Land:
@@ -134,7 +134,7 @@ def test_what_retention_removed_is_below_the_bounds_and_passed_over(land: Land) 
 
 
 def test_a_broker_that_is_away_is_told() -> None:
-    fake = MemoryLogRanges(MemoryLog(P))
+    fake = InMemoryLogRanges(InMemoryLog(P))
     fake.failure = BrokerUnavailable("away")
     for ranges in (fake, KafkaLogRanges("127.0.0.1:1", "test")):
         with pytest.raises(BrokerUnavailable):

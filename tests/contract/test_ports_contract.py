@@ -14,11 +14,11 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import (
-    MemoryCache,
-    MemoryLog,
-    MemoryLogReader,
-    MemoryPublisher,
-    MemoryTransactionalPublisher,
+    InMemoryCache,
+    InMemoryLog,
+    InMemoryLogReader,
+    InMemoryPublisher,
+    InMemoryTransactionalPublisher,
 )
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher, producer_config
 from shared.adapters.redis import RedisCache
@@ -57,21 +57,21 @@ def world(request: pytest.FixtureRequest, fresh: str) -> Iterator[World]:
 
 
 def memory_world(_: pytest.FixtureRequest, fresh: str, closing: list[Callable[[], None]]) -> World:
-    log = MemoryLog(P)
+    log = InMemoryLog(P)
 
     def reader(
         topics: Sequence[str],
         starts: Mapping[Position, int] | None = None,
         partitions: Collection[int] | None = None,
     ) -> LogReader:
-        return MemoryLogReader(log, topics, starts, partitions=partitions)
+        return InMemoryLogReader(log, topics, starts, partitions=partitions)
 
     def write(topic: str, values: Sequence[bytes]) -> None:
         log.append(*[Output(topic, None, value, (), 0) for value in values])
 
     return World(
-        publisher=lambda service: MemoryPublisher(log, service),
-        transactional=lambda service, identity: MemoryTransactionalPublisher(log, service, identity),
+        publisher=lambda service: InMemoryPublisher(log, service),
+        transactional=lambda service, identity: InMemoryTransactionalPublisher(log, service, identity),
         reader=reader,
         topic=lambda: f"{fresh}-topic",
         write=write,
@@ -286,9 +286,9 @@ class Caching:
 def caching(request: pytest.FixtureRequest) -> Caching:
     if request.param == "memory":
         clock = ManualClock()
-        dead = MemoryCache(clock)
+        dead = InMemoryCache(clock)
         dead.away = True
-        return Caching(MemoryCache(clock), clock.advance, lambda: dead)
+        return Caching(InMemoryCache(clock), clock.advance, lambda: dead)
     real = RedisCache(request.getfixturevalue("redis_url"))
     nobody = RedisCache("redis://127.0.0.1:1/0")
     return Caching(real, wait_really, lambda: nobody)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.adapters.topic_admin import Difference, differences, told
+from shared.adapters.topic_admin import Difference, differences, report_lines
 from shared.topics import FEEDBACK_TALLIES, TOPICS, TRAINING_BATCHES
 
 
@@ -20,12 +20,16 @@ def test_a_setting_of_an_older_release_is_reported_with_what_is_wanted_and_how()
     found = {**TRAINING_BATCHES.broker_config(), "segment.ms": "604800000"}
     (one,) = differences(TRAINING_BATCHES, found)
     assert one == Difference("training.batches", "segment.ms", "604800000", "86400000")
-    lines = told([], [one], applied=False)
-    assert "topics: training.batches: segment.ms is 604800000, wanted 86400000" in lines
+    lines = report_lines([], [one], applied=False)
+    assert "topics: training.batches: segment.ms is 604800000, expected 86400000" in lines
     assert "--apply" in lines[-1]
 
 
 def test_what_was_changed_is_said_and_nothing_is_advised_where_nothing_differs() -> None:
     one = Difference("training.batches", "segment.ms", None, "86400000")
-    assert told([], [one], applied=True)[-1].endswith("segment.ms is not set, wanted 86400000; changed")
-    assert told(list(TOPICS), [], applied=False) == [f"topics: {len(TOPICS)} created, 0 were there"]
+    assert report_lines([], [one], applied=True)[-1].endswith(
+        "segment.ms is not set, expected 86400000; changed"
+    )
+    assert report_lines(list(TOPICS), [], applied=False) == [
+        f"topics: {len(TOPICS)} created, 0 already existed"
+    ]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from shared.adapters.in_memory import MemoryLog, MemoryLogReader
-from shared.adapters.topic_follower import Follower
+from shared.adapters.in_memory import InMemoryLog, InMemoryLogReader
+from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable, Fatal
 from shared.ports import LogReader
 from shared.records import Output, Record
@@ -17,7 +17,7 @@ from shared.telemetry import Readiness
 TOPIC = "model.versions"
 
 
-def write(log: MemoryLog, *values: bytes) -> None:
+def write(log: InMemoryLog, *values: bytes) -> None:
     log.append(*[Output(TOPIC, b"k", value) for value in values])
 
 
@@ -39,11 +39,11 @@ class Seen:
 
 
 def test_it_hands_on_what_was_there_and_what_comes() -> None:
-    log, seen, readiness = MemoryLog(), Seen(), Readiness("versions")
+    log, seen, readiness = InMemoryLog(), Seen(), Readiness("versions")
     write(log, b"1", b"2")
-    follower = Follower(
+    follower = TopicFollower(
         "versions",
-        lambda: MemoryLogReader(log, [TOPIC]),
+        lambda: InMemoryLogReader(log, [TOPIC]),
         seen.apply,
         readiness,
         lambda: None,
@@ -61,16 +61,16 @@ def test_it_hands_on_what_was_there_and_what_comes() -> None:
 
 
 def test_it_waits_for_a_broker_that_is_not_there_yet() -> None:
-    log, seen, readiness = MemoryLog(), Seen(), Readiness("versions")
+    log, seen, readiness = InMemoryLog(), Seen(), Readiness("versions")
     write(log, b"1")
     away = [BrokerUnavailable("nobody there")]
 
     def opened() -> LogReader:
         if away:
             raise away.pop()
-        return MemoryLogReader(log, [TOPIC])
+        return InMemoryLogReader(log, [TOPIC])
 
-    follower = Follower("versions", opened, seen.apply, readiness, lambda: None)
+    follower = TopicFollower("versions", opened, seen.apply, readiness, lambda: None)
     follower.start()
     seen.wait_for(1)
     follower.stop()
@@ -78,13 +78,13 @@ def test_it_waits_for_a_broker_that_is_not_there_yet() -> None:
 
 
 def test_a_log_that_cannot_be_read_on_makes_it_unready_and_is_reported() -> None:
-    log, readiness, reported = MemoryLog(), Readiness("versions"), threading.Event()
+    log, readiness, reported = InMemoryLog(), Readiness("versions"), threading.Event()
     write(log, b"1", b"2")
     log.trim(TOPIC, 0, 2)
     write(log, b"3")
-    follower = Follower(
+    follower = TopicFollower(
         "versions",
-        lambda: MemoryLogReader(log, [TOPIC], {(TOPIC, 0): 1}),
+        lambda: InMemoryLogReader(log, [TOPIC], {(TOPIC, 0): 1}),
         lambda records: pytest.fail(f"skipped to {records}"),
         readiness,
         reported.set,
@@ -101,6 +101,6 @@ def test_stopping_before_it_started_is_no_error() -> None:
     def never() -> LogReader:
         raise Fatal("opened all the same")
 
-    follower = Follower("versions", never, lambda records: None, Readiness("versions"), lambda: None)
+    follower = TopicFollower("versions", never, lambda records: None, Readiness("versions"), lambda: None)
     follower.stop()
     assert not follower.failed

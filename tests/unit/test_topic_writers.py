@@ -46,7 +46,7 @@ class Maker:
     keyword: str = "topic"
 
 
-MAKERS = {"sealed": Maker(0), "Seal": Maker(0), "Output": Maker(0), "Output.beside": Maker(1)}
+MAKERS = {"cloudevent": Maker(0), "CloudEventFactory": Maker(0), "Output": Maker(0), "Output.to_same_partition_as": Maker(1)}
 REPLAYED = {"services.inference.spool": "reads back from disk what was given to it as a record"}
 """Modules that make records again from ones that were made before; the publisher refuses foreign topics there too."""
 
@@ -54,7 +54,7 @@ REPLAYED = {"services.inference.spool": "reads back from disk what was given to 
 def written_by(package: str) -> list[tuple[str, str]]:
     """(place, topic) for each record that the modules of a package make; the topic is "?" where it cannot be read.
 
-    Records are made by `sealed(TOPIC, ...)`, `Output(TOPIC.name, ...)`, or a function of the same module that hands on
+    Records are made by `cloudevent(TOPIC, ...)`, `Output(TOPIC.name, ...)`, or a function of the same module that hands on
     a topic of its own arguments to these; then its callers are what counts. The topic is named by its constant.
     """
     return [
@@ -175,11 +175,11 @@ def _value(module: str, expression: ast.expr) -> object:
 def test_the_reading_of_writers_follows_a_topic_that_is_handed_on() -> None:
     """The negative control: each way of writing a foreign topic is seen, and an unreadable one is not passed over."""
     source = """
-sealed(MODEL_ROLLOUT, k, r)
+cloudevent(MODEL_ROLLOUT, k, r)
 Output("chat.responses", k, v)
-Output.beside(s, unknown, k, v)
+Output.to_same_partition_as(s, unknown, k, v)
 def make(topic, record):
-    return sealed(topic, "k", record)
+    return cloudevent(topic, "k", record)
 class Edge:
     def out(self, key, topic):
         return make(topic, key)
