@@ -1,9 +1,9 @@
-"""The source as the architecture tests read it: which module imports what, and what runs while it is imported."""
+"""Read the source for the architecture tests: imports, import cycles, impure calls, calls made at import."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +19,7 @@ PACKAGES = {
 
 @cache
 def modules() -> dict[str, Path]:
-    """Every module of ours by its dotted name."""
+    """Return the path of every module of ours by its dotted name."""
     found: dict[str, Path] = {}
     for package, base in PACKAGES.items():
         for path in sorted((base / package).rglob("*.py")):
@@ -34,7 +34,7 @@ def tree(module: str) -> ast.Module:
 
 
 def below(package: str) -> list[str]:
-    """The modules of a package, itself among them."""
+    """Return the modules of a package, including itself."""
     return [name for name in modules() if name == package or name.startswith(f"{package}.")]
 
 
@@ -44,22 +44,26 @@ def services() -> list[str]:
 
 @cache
 def imports(module: str) -> frozenset[str]:
-    """All that a module imports, anywhere in it, but not what only the type checker sees.
+    """Return everything a module imports, anywhere in it, except under TYPE_CHECKING.
 
-    `from a import b` counts as `a.b` where that is a module of ours, else as `a`.
+    `from a import b` counts as `a.b` if that is a module of ours, else as `a`.
     """
+    return frozenset(_imported(module, _seen_at_run_time(tree(module))))
+
+
+def _imported(module: str, nodes: Iterable[ast.AST]) -> set[str]:
     found: set[str] = set()
-    for node in _seen_at_run_time(tree(module)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(module, node)
             found.update(f"{base}.{a.name}" if f"{base}.{a.name}" in modules() else base for a in node.names)
-    return frozenset(found)
+    return found
 
 
 def reached(start: list[str]) -> dict[str, str]:
-    """Every module that is imported by way of `start`: name -> who of ours imports it first."""
+    """Return every module imported directly or indirectly from `start`, with the module that imports it first."""
     importer = dict.fromkeys(start, "")
     queue = list(start)
     while queue:
@@ -72,8 +76,68 @@ def reached(start: list[str]) -> dict[str, str]:
     return importer
 
 
+def import_graph() -> dict[str, set[str]]:
+    """Return the imports among our modules, also under TYPE_CHECKING: those would hide a cycle."""
+    return {
+        module: {
+            name for name in _imported(module, ast.walk(tree(module))) if name in modules() and name != module
+        }
+        for module in modules()
+    }
+
+
+def import_cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that import each other, directly or indirectly, each sorted.
+
+    A group is a strongly connected component: all modules that are reachable from each other.
+    """
+    reachable = {module: _reachable(graph, module) for module in graph}
+    groups = {
+        tuple(sorted(other for other in reachable[module] if module in reachable.get(other, set())))
+        for module in graph
+        if module in reachable[module]
+    }
+    return sorted(list(group) for group in groups)
+
+
+def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    queue = list(graph[start])
+    while queue:
+        module = queue.pop()
+        if module not in seen:
+            seen.add(module)
+            queue += graph.get(module, set())
+    return seen
+
+
+IMPURE_MODULES = frozenset(
+    "asyncio confluent_kafka fsspec glob http httpx io logging os random redis requests secrets shutil signal socket "
+    "sqlite3 structlog subprocess tempfile threading time urllib.request uuid uuid6".split()
+)
+IMPURE_CALLS = frozenset(
+    "open now utcnow today read_text write_text read_bytes write_bytes mkdir unlink exists iterdir glob rglob stat "
+    "urandom uuid4 uuid7 uuid1 token_hex token_urlsafe getenv print input".split()
+)
+
+
+def impurities(module: str, parsed: ast.Module | None = None) -> list[str]:
+    """Return the places where a module does I/O, reads a clock or draws a random number."""
+    found = []
+    for node in ast.walk(parsed or tree(module)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, f"imports {a.name}") for a in node.names if a.name in IMPURE_MODULES]
+        elif isinstance(node, ast.ImportFrom) and node.module in IMPURE_MODULES:
+            found.append((node.lineno, f"imports {node.module}"))
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name.rsplit(".", 1)[-1] in IMPURE_CALLS:
+                found.append((node.lineno, f"calls {name}"))
+    return [f"{module}:{line} {what}" for line, what in sorted(found)]
+
+
 def run_at_import(module: str) -> Iterator[ast.Call]:
-    """The calls that are made by importing the module: bodies of modules and classes, decorators, defaults."""
+    """Yield the calls made by importing the module: in module and class bodies, decorators and defaults."""
     yield from _calls_now(tree(module).body)
 
 

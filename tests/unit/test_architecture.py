@@ -1,4 +1,4 @@
-"""The map of the repository, held by its tests: who may import whom, and who writes which topic."""
+"""Enforce the architecture: which module may import which, pure cores, and the same parts in every service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,19 @@ from typing import Any
 
 import pytest
 
-from tests.unit.source_tree import PACKAGES, ROOT, below, imports, modules, reached, run_at_import, services
+from tests.unit.source_tree import (
+    PACKAGES,
+    ROOT,
+    below,
+    import_cycles,
+    import_graph,
+    imports,
+    impurities,
+    modules,
+    reached,
+    run_at_import,
+    services,
+)
 
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets"}
 SERVERS = {"fastapi", "starlette", "uvicorn", "faust", "mode"}
@@ -21,18 +33,18 @@ CLIENTS = {
     "Producer", "Redis", "from_url", "from_pretrained", "connect", "create_connection", "socket", "urlopen", "Popen",
     "Thread", "load",
 }  # fmt: skip
-"""Calls that open a connection, start something or read the environment, whatever they are imported from."""
+"""Calls that open a connection, start a thread or process, or read the environment."""
 
 
 def top(name: str) -> str:
     return name.split(".", maxsplit=1)[0]
 
 
-# --- who may import whom ----------------------------------------------------------------------------------------
+# --- imports between packages -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("service", services())
-def test_a_service_never_imports_another(service: str) -> None:
+def test_service_never_imports_another_service(service: str) -> None:
     others = {
         name: by for name, by in reached(below(f"services.{service}")).items() if top(name) == "services"
     }
@@ -40,28 +52,28 @@ def test_a_service_never_imports_another(service: str) -> None:
     assert foreign == {}
 
 
-def test_shared_imports_nothing_that_stands_on_it() -> None:
+def test_shared_imports_no_package_built_on_it() -> None:
     assert [
         name for name in reached(below("shared")) if top(name) in {"services", "deploy", "examples", "tests"}
     ] == []
 
 
 @pytest.mark.parametrize("package", ["shared", "loopwright"])
-def test_no_model_library_comes_in_by_way_of(package: str) -> None:
+def test_package_imports_no_model_library(package: str) -> None:
     assert {name: by for name, by in reached(below(package)).items() if top(name) in HEAVY} == {}
 
 
-def test_the_sdk_stands_alone() -> None:
+def test_sdk_imports_no_other_package_of_ours() -> None:
     names = {top(name) for name in reached(below("loopwright"))}
     assert names.isdisjoint({"services", "shared", "deploy", "examples"} | SERVERS)
 
 
-def test_services_do_not_know_how_they_are_deployed_or_tested() -> None:
+def test_services_import_no_deployment_or_test_code() -> None:
     assert [name for name in reached(below("services")) if top(name) in {"deploy", "examples", "tests"}] == []
 
 
 def declared(extra: str) -> set[str]:
-    """Distributions that an extra brings by name, with what every service has."""
+    """Return the distributions that an extra names, with those that every service has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"].get(extra, [])]
     return {normal(re.split(r"[\s<>=!~;\[]", requirement)[0]) for requirement in wanted}
@@ -72,7 +84,7 @@ def normal(distribution: str) -> str:
 
 
 @pytest.mark.parametrize("service", services())
-def test_a_service_imports_only_what_its_extra_declares(service: str) -> None:
+def test_service_imports_only_what_its_extra_declares(service: str) -> None:
     distributions: dict[str, Any] = dict(packages_distributions())
     undeclared = {}
     for name, by in reached(below(f"services.{service}")).items():
@@ -87,7 +99,7 @@ def test_a_service_imports_only_what_its_extra_declares(service: str) -> None:
 # --- nothing happens at import ----------------------------------------------------------------------------------
 
 
-def test_no_module_builds_a_client_or_reads_settings_while_it_is_imported() -> None:
+def test_no_module_builds_a_client_at_import() -> None:
     built = [
         f"{module}:{call.lineno} {ast.unparse(call.func)}"
         for module in modules()
@@ -97,7 +109,7 @@ def test_no_module_builds_a_client_or_reads_settings_while_it_is_imported() -> N
     assert built == []
 
 
-def test_importing_everything_light_connects_to_nothing() -> None:
+def test_importing_shared_and_sdk_connects_to_nothing() -> None:
     light = [name for name in [*below("shared"), *below("loopwright")] if not name.endswith("__main__")]
     probe = (
         "import sys, importlib\n"
@@ -114,15 +126,106 @@ def test_importing_everything_light_connects_to_nothing() -> None:
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "[]\n", "")
 
 
-# --- the same shape everywhere -------------------------------------------------------------------------------------
+# --- no cycles, pure cores ----------------------------------------------------------------------------------------
+
+
+def test_no_import_cycle_exists_between_modules() -> None:
+    assert import_cycles(import_graph()) == []
+
+
+def test_import_cycles_are_found_across_any_number_of_modules() -> None:
+    """Negative control: a cycle of three is found, and a module that only leads into it is not part of it."""
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"a"}}
+    assert import_cycles(graph) == [["a", "b", "c"]]
+
+
+CORES = sorted(name for name in modules() if name.split(".")[0] == "services" and ".core" in name)
+
+
+@pytest.mark.parametrize("module", CORES)
+def test_core_has_no_io_clock_or_randomness(module: str) -> None:
+    assert impurities(module) == []
+
+
+def test_core_reaches_no_adapter_and_no_client() -> None:
+    clients = {"confluent_kafka", "redis", "fsspec", "sqlite3", "socket", "subprocess", "httpx", "requests"}
+    found = {
+        name: by
+        for name, by in reached(list(CORES)).items()
+        if top(name) in clients or name.startswith("shared.adapters")
+    }
+    assert found == {}
+
+
+def test_impurities_are_found_however_they_are_reached() -> None:
+    """Negative control: each way to read a clock, a file or a random number is found."""
+    source = """
+import time
+from random import random
+from datetime import datetime
+def step(path):
+    open("x")
+    path.read_text()
+    return time.time(), random(), datetime.now(), uuid4()
+"""
+    assert impurities("synthetic", ast.parse(source)) == [
+        "synthetic:2 imports time",
+        "synthetic:3 imports random",
+        "synthetic:6 calls open",
+        "synthetic:7 calls path.read_text",
+        "synthetic:8 calls datetime.now",
+        "synthetic:8 calls uuid4",
+    ]
+
+
+# --- torch stays in the process of a run --------------------------------------------------------------------------
+
+
+def test_trainer_service_never_imports_torch_or_transformers() -> None:
+    probe = (
+        "import sys, services.trainer.__main__, services.trainer.service\n"
+        f"print(sorted(set(sys.modules) & {HEAVY!r}))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "[]\n", "")
+
+
+# --- the same parts in every service ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("service", services())
-def test_a_service_has_the_same_few_files(service: str) -> None:
+def test_service_has_the_standard_parts(service: str) -> None:
     own = set(below(f"services.{service}"))
-    assert {f"services.{service}.__main__", f"services.{service}.settings"} <= own
+    parts = {f"services.{service}.{part}" for part in ("__main__", "settings", "service", "core")}
+    assert parts <= own
 
 
-def test_only_the_entry_points_start_services() -> None:
+@pytest.mark.parametrize("service", services())
+def test_service_declares_routes_only_in_its_api(service: str) -> None:
+    api = f"services.{service}.api"
+    outside = [
+        module
+        for module in below(f"services.{service}")
+        if _declares_routes(module) and module != api and not module.startswith(f"{api}.")
+    ]
+    assert outside == []
+
+
+def _declares_routes(module: str) -> bool:
+    verbs = {"get", "post", "put", "delete", "patch", "api_route"}
+    return any(
+        isinstance(decorator, ast.Call)
+        and isinstance(decorator.func, ast.Attribute)
+        and decorator.func.attr in verbs
+        and ast.unparse(decorator.func.value) in {"app", "router", "api"}
+        for node in ast.walk(ast.parse(modules()[module].read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for decorator in node.decorator_list
+    )
+
+
+def test_no_module_imports_an_entry_point() -> None:
     starters = [module for module in modules() if any(".__main__" in name for name in imports(module))]
     assert starters == []
