@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import faust
 
-from services.processor.core.erasure.process import Told
+from services.processor.core.erasure.process import ErasureConfig
 from services.processor.core.step import ProcessorStep
 from services.processor.core.wire import SERVICE
 from services.processor.live_view.agent import LiveView
@@ -32,7 +32,7 @@ def engine_config(settings: ProcessorSettings) -> EngineConfig:
     return EngineConfig(
         bootstrap_servers=settings.kafka_bootstrap_servers,
         application=f"loopwright-{SERVICE}",
-        instance=settings.processor_instance,
+        instance=settings.instance,
         inputs=(CHAT_RESPONSES.name, FEEDBACK_EVENTS.name, ERASURE_REQUESTS.name),
         changelog=PROCESSOR_CHANGELOG.name,
         dead_letters=DEAD_LETTERS.name,
@@ -49,14 +49,14 @@ def build(settings: ProcessorSettings) -> faust.App:
     config = engine_config(settings)
     app = host_engine(
         config,
-        ProcessorStep(settings.limits, Told(settings.partitions)),
+        ProcessorStep(settings.limits, ErasureConfig(settings.partitions)),
         host=settings.host,
-        port=settings.processor_port,
+        port=settings.port,
         data_dir=settings.data_dir,
-        store=settings.processor_store,
-        store_cache_mb=settings.processor_store_cache_mb,
+        store=settings.store,
+        store_cache_mb=settings.store_cache_mb,
     )
-    if settings.processor_live_view:
+    if settings.live_view:
         # Each process shows all of the topic: a group of its own, so none shares it with another.
         group = f"{config.application}-live-{config.instance}"
         servers = settings.kafka_bootstrap_servers

@@ -43,9 +43,9 @@ def build(settings: RolloutSettings) -> faust.App:
         engine_config(settings),
         rollout_step,
         host=settings.host,
-        port=settings.rollout_port,
+        port=settings.port,
         data_dir=settings.data_dir,
-        store=settings.rollout_store,
+        store=settings.store,
         store_cache_mb=CACHE_MB,
     )
 

@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from services.processor.core.batches import BatchLimits
-from services.processor.core.erasure.process import Told
+from services.processor.core.erasure.process import ErasureConfig
 from services.processor.core.step import ProcessorStep
 from services.processor.service import engine_config
 from services.processor.settings import ProcessorSettings
@@ -31,7 +31,7 @@ from shared.events import (
 )
 from shared.stream import rocksdb_store
 from shared.stream.engine import Engine
-from shared.stream.rocksdb_store import RocksStores
+from shared.stream.rocksdb_store import RocksDBStoreFactory
 from shared.topics import (
     CHAT_RESPONSES,
     DEAD_LETTERS,
@@ -46,7 +46,7 @@ from shared.topics import (
 from tests.brokers import own_kafka
 from tests.integration.stream_rig import running, until
 
-SEGMENT_MS, KEPT_MS, TOUCH_MS = 2_000, 6_000, 3_000
+SEGMENT_MS, KEPT_MS, FILLER_INTERVAL_MS = 2_000, 6_000, 3_000
 BROKER = {
     "log.cleaner.backoff.ms": "300",
     "log.retention.check.interval.ms": "300",
@@ -160,11 +160,11 @@ def erasure(ann: str) -> ErasureRequest:
 
 
 def test_no_file_holds_what_an_erased_user_said(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rocksdb_store, "REWRITTEN_S", 1)
+    monkeypatch.setattr(rocksdb_store, "COMPACTION_PERIOD_S", 1)
     secret, ann = secrets.token_hex(20), f"u_{secrets.token_hex(16)}"
     config = engine_config(ProcessorSettings(kafka_bootstrap_servers=stand.kafka, partitions=1))
-    step = ProcessorStep(BatchLimits(age_ms=500), Told(partitions=1, touch_ms=TOUCH_MS))
-    engine = Engine(config, step, open_store=RocksStores(stand.state, cache_mb=8, flush_s=0.2))
+    step = ProcessorStep(BatchLimits(age_ms=500), ErasureConfig(partitions=1, filler_interval_ms=FILLER_INTERVAL_MS))
+    engine = Engine(config, step, open_store=RocksDBStoreFactory(stand.state, cache_mb=8, flush_s=0.2))
     with running(engine):
         conversation(stand, ann, secret)
         until(lambda: len(stand.read(TRAINING_BATCHES.name)) == 1, "a batch")

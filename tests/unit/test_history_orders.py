@@ -17,7 +17,7 @@ from services.processor.core.batches import BatchLimits
 from shared.events import ChatResponse, Choice, LogRecord, Outcome, OutcomeKind
 from shared.topics import DAY_MS, FEEDBACK_OUTCOMES
 from tests.fault.oracle import Content, newest
-from tests.unit.processor_driver import Bench, feedback, response
+from tests.unit.processor_driver import ProcessorDriver, feedback, response
 
 USERS = ("u_ann", "u_bob")
 SAID = (
@@ -65,25 +65,27 @@ def histories(draw: st.DrawFn) -> list[LogRecord]:
     return records
 
 
-def after(records: list[LogRecord], limits: BatchLimits, dice: random.Random | None = None) -> Bench:
+def after(
+    records: list[LogRecord], limits: BatchLimits, dice: random.Random | None = None
+) -> ProcessorDriver:
     """A partition that has got all of these a second apart; with `dice`, ticks cut batches in between."""
-    bench = Bench(limits)
+    driver = ProcessorDriver(limits)
     for at, record in enumerate(records):
-        bench.say(record, at)
+        driver.append(record, at)
         if dice is not None and dice.random() < 0.2:
-            bench.tick(at + 100)
-    bench.tick(10 * CUT_S)
-    return bench
+            driver.tick(at + 100)
+    driver.tick(10 * CUT_S)
+    return driver
 
 
-def contents(bench: Bench) -> dict[str, Content]:
-    return newest(example for batch in bench.batches for example in batch.examples)
+def contents(driver: ProcessorDriver) -> dict[str, Content]:
+    return newest(example for batch in driver.batches for example in batch.examples)
 
 
-def counted(bench: Bench) -> dict[str, dict[str, int]]:
+def counted(driver: ProcessorDriver) -> dict[str, dict[str, int]]:
     """What each user's tallies say, without those that say nothing."""
     names = {"up", "down", "ratings", "rating_sum", "corrections", "comments", "preferences"}
-    found = {user: tally.model_dump(include=names) for user, tally in bench.tallies.items()}
+    found = {user: tally.model_dump(include=names) for user, tally in driver.tallies.items()}
     return {user: figures for user, figures in found.items() if any(figures.values())}
 
 
@@ -109,11 +111,11 @@ def test_in_any_order_each_record_has_one_outcome_and_each_event_one_fate(
     dice = random.Random(seed)
     messy = history + dice.choices(history, k=dice.randrange(len(history) + 1))
     dice.shuffle(messy)
-    bench = after(messy, BatchLimits(examples=2), dice)
-    bench.tick(31 * DAY_MS / 1000)
-    decided = [Outcome.from_json(value) for value in bench.of(FEEDBACK_OUTCOMES.name)]
+    driver = after(messy, BatchLimits(examples=2), dice)
+    driver.tick(31 * DAY_MS / 1000)
+    decided = [Outcome.from_json(value) for value in driver.values(FEEDBACK_OUTCOMES.name)]
     said = sum(not isinstance(record, ChatResponse) for record in messy)
-    assert len(decided) + len(bench.dead) == said
+    assert len(decided) + len(driver.errors) == said
     fates = Counter((o.response_id, o.event_id) for o in decided if o.outcome is not OutcomeKind.DUPLICATE)
     assert all(count == 1 for count in fates.values())
 

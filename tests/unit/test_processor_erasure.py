@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.processor.core.batches import BatchLimits
-from services.processor.core.erasure.compaction import TOUCH_MS, TOUCHES
-from services.processor.core.erasure.process import EVERY, KEYS_AT_ONCE, Told
+from services.processor.core.erasure.compaction import FILLER_INTERVAL_MS, FILLERS
+from services.processor.core.erasure.process import KEYS_PER_PIECE, RECORDS_PER_PIECE, ErasureConfig
 from shared.events import Batch, ErasureReport, ErasureRequest, LogRecord, Message, Outcome, OutcomeKind
 from shared.records import Output
 from shared.topics import (
@@ -24,7 +24,7 @@ from shared.topics import (
     TRAINING_BATCHES,
     WINDOW_DAYS,
 )
-from tests.unit.processor_driver import START, Bench, feedback, response
+from tests.unit.processor_driver import START, ProcessorDriver, feedback, response
 
 ANN, BOB = "u_ann", "u_bob"
 SECRET = "the cat is called Pellworth"
@@ -35,8 +35,8 @@ CUT = 40.0
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench(told=Told(partitions=6))
+def driver() -> ProcessorDriver:
+    return ProcessorDriver(erasure=ErasureConfig(partitions=6))
 
 
 def asked(user: str | None, response_id: str = "r1", at_s: float = 0.0) -> LogRecord:
@@ -57,22 +57,22 @@ def erasure(subject: str = ANN, request_id: str = "q1", at_s: float = HOUR) -> E
     )
 
 
-def erase(bench: Bench, subject: str = ANN, request_id: str = "q1", at_s: float = HOUR) -> None:
+def erase(driver: ProcessorDriver, subject: str = ANN, request_id: str = "q1", at_s: float = HOUR) -> None:
     """All of it, as a request that is appended when it is made."""
-    bench.say(erasure(subject, request_id, at_s), at_s)
-    bench.settle(at_s)
+    driver.append(erasure(subject, request_id, at_s), at_s)
+    driver.finish_erasures(at_s)
 
 
-def traces(bench: Bench, *, of: tuple[str, ...] = (ANN, SECRET)) -> list[str]:
+def traces(driver: ProcessorDriver, *, of: tuple[str, ...] = (ANN, SECRET)) -> list[str]:
     """Where anything of the subject still stands: state (but for the fence), newest rewrites."""
     needles = [needle.encode() for needle in of]
     found = [
         f"state {key!r}"
-        for key, value in bench.store.scan(b"\x01", b"\xff")
+        for key, value in driver.store.scan(b"\x01", b"\xff")
         if key[:2] not in (b"f/", b"g/") and any(needle in key + value for needle in needles)
     ]
     return found + [
-        f"batch {batch.batch_id}" for batch in bench.batches if any(n in batch.to_json() for n in needles)
+        f"batch {batch.batch_id}" for batch in driver.batches if any(n in batch.to_json() for n in needles)
     ]
 
 
@@ -89,263 +89,271 @@ def told(outputs: list[Output], *, of: tuple[str, ...] = (ANN, SECRET)) -> list[
     ]
 
 
-def outcome_details(bench: Bench) -> dict[str, tuple[str, str | None]]:
-    found = map(Outcome.from_json, bench.of(FEEDBACK_OUTCOMES.name))
+def outcome_details(driver: ProcessorDriver) -> dict[str, tuple[str, str | None]]:
+    found = map(Outcome.from_json, driver.values(FEEDBACK_OUTCOMES.name))
     return {outcome.event_id: (str(outcome.outcome), outcome.detail) for outcome in found}
 
 
 # --- what is dropped ---
 
 
-def test_what_the_subject_said_of_anothers_response_leaves_the_state_and_the_batch(bench: Bench) -> None:
-    bench.say(asked(BOB, at_s=0))
-    bench.say(feedback("correction", f"{SECRET}!", "e1", user=ANN), 1)
-    bench.say(feedback("thumbs", "down", "e2", user=BOB), 2)
-    bench.tick(CUT)
-    erase(bench)
-    bench.tick(2 * HOUR)
-    assert traces(bench, of=(ANN, f"{SECRET}!")) == []
-    assert bench.dataset == {"r1": [("e2", "down")]}
-    assert [(batch.batch_id, batch.rewrite, batch.reason) for batch in bench.batches] == [
+def test_what_the_subject_said_of_anothers_response_leaves_the_state_and_the_batch(
+    driver: ProcessorDriver,
+) -> None:
+    driver.append(asked(BOB, at_s=0))
+    driver.append(feedback("correction", f"{SECRET}!", "e1", user=ANN), 1)
+    driver.append(feedback("thumbs", "down", "e2", user=BOB), 2)
+    driver.tick(CUT)
+    erase(driver)
+    driver.tick(2 * HOUR)
+    assert traces(driver, of=(ANN, f"{SECRET}!")) == []
+    assert driver.dataset == {"r1": [("e2", "down")]}
+    assert [(batch.batch_id, batch.rewrite, batch.reason) for batch in driver.batches] == [
         ("assistant-0-1", 1, "erasure"),
         ("assistant-0-2", 0, "age"),
     ]
-    assert bench.newest["r1"].revision == 3
-    assert bench.newest["r1"].user_id == BOB
-    assert bench.outcomes == {"e1": "batched", "e2": "batched"}
+    assert driver.newest["r1"].revision == 3
+    assert driver.newest["r1"].user_id == BOB
+    assert driver.outcomes == {"e1": "batched", "e2": "batched"}
 
 
-def test_what_the_subject_asked_becomes_a_retraction_without_content(bench: Bench) -> None:
-    bench.say(asked(ANN))
-    bench.say(feedback("correction", "A language.", "e1", user=BOB), 1)
-    bench.tick(CUT)
-    erase(bench)
-    bench.tick(2 * HOUR)
-    assert traces(bench, of=(ANN, SECRET, "A language.")) == []
-    (batch,) = bench.batches
+def test_what_the_subject_asked_becomes_a_retraction_without_content(driver: ProcessorDriver) -> None:
+    driver.append(asked(ANN))
+    driver.append(feedback("correction", "A language.", "e1", user=BOB), 1)
+    driver.tick(CUT)
+    erase(driver)
+    driver.tick(2 * HOUR)
+    assert traces(driver, of=(ANN, SECRET, "A language.")) == []
+    (batch,) = driver.batches
     (example,) = batch.examples
     assert (example.op, example.revision, example.messages, example.user_id) == ("retract", 1, (), None)
-    (report,) = bench.reports
+    (report,) = driver.reports
     assert report.batches == {"assistant-0-1": 1}
     assert (report.partition, report.partitions, report.responses) == (0, 6, 1)
     assert (report.request_id, report.subject, report.service) == ("q1", ANN, "processor")
 
 
 @pytest.mark.parametrize("year", [1, 1969])
-def test_an_erasure_spares_others_whose_times_are_before_1970(bench: Bench, year: int) -> None:
+def test_an_erasure_spares_others_whose_times_are_before_1970(driver: ProcessorDriver, year: int) -> None:
     said_at = datetime(year, 1, 1, tzinfo=UTC)
-    bench.say(asked(BOB))
-    bench.say(feedback("thumbs", "up", "e1", user=ANN), 1)
-    bench.say(feedback("correction", "A language.", "e2", user=BOB, occurred_at=said_at), 2)
-    bench.tick(CUT)
-    erase(bench)
-    bench.tick(2 * HOUR)
-    assert bench.dataset == {"r1": [("e2", "A language.")]}
+    driver.append(asked(BOB))
+    driver.append(feedback("thumbs", "up", "e1", user=ANN), 1)
+    driver.append(feedback("correction", "A language.", "e2", user=BOB, occurred_at=said_at), 2)
+    driver.tick(CUT)
+    erase(driver)
+    driver.tick(2 * HOUR)
+    assert driver.dataset == {"r1": [("e2", "A language.")]}
 
 
-def test_what_waited_for_a_batch_is_erased_and_others_are_told_why(bench: Bench) -> None:
-    bench.say(asked(ANN))
-    bench.say(feedback("thumbs", "up", "e1", user=ANN), 1)
-    bench.say(feedback("correction", "A language.", "e2", user=BOB), 2)
-    bench.say(asked(BOB, "r2"), 3)
-    bench.say(feedback("thumbs", "up", "e3", user=ANN, response_id="r2"), 3)
-    bench.say(feedback("retract", "e9", "e4", user=ANN, response_id="r2"), 3)
-    bench.say(feedback("thumbs", "up", "e5", user=ANN, response_id="never-came"), 3)
-    erase(bench, at_s=5)
-    bench.tick(CUT)
-    assert bench.batches == []
-    assert outcome_details(bench) == {
+def test_what_waited_for_a_batch_is_erased_and_others_are_told_why(driver: ProcessorDriver) -> None:
+    driver.append(asked(ANN))
+    driver.append(feedback("thumbs", "up", "e1", user=ANN), 1)
+    driver.append(feedback("correction", "A language.", "e2", user=BOB), 2)
+    driver.append(asked(BOB, "r2"), 3)
+    driver.append(feedback("thumbs", "up", "e3", user=ANN, response_id="r2"), 3)
+    driver.append(feedback("retract", "e9", "e4", user=ANN, response_id="r2"), 3)
+    driver.append(feedback("thumbs", "up", "e5", user=ANN, response_id="never-came"), 3)
+    erase(driver, at_s=5)
+    driver.tick(CUT)
+    assert driver.batches == []
+    assert outcome_details(driver) == {
         "e1": ("erased", "the response was erased"),
         "e2": ("erased", "the response was erased"),
         "e3": ("erased", None),
         "e4": ("erased", None),
         "e5": ("erased", None),
     }
-    assert traces(bench, of=(ANN,)) == []
+    assert traces(driver, of=(ANN,)) == []
 
 
-def test_feedback_on_an_erased_response_is_erased_while_its_window_lasts(bench: Bench) -> None:
-    bench.say(asked(ANN))
-    erase(bench)
-    bench.say(feedback("thumbs", "up", "e1", user=BOB), 2 * HOUR)
-    bench.say(feedback("retract", "e1", "e2", user=BOB), 2 * HOUR)
-    bench.say(asked(ANN), 2 * HOUR)
-    assert bench.outcomes == {"e1": "erased", "e2": "erased"}
-    assert bench.dead == []
-    assert traces(bench) == []
+def test_feedback_on_an_erased_response_is_erased_while_its_window_lasts(driver: ProcessorDriver) -> None:
+    driver.append(asked(ANN))
+    erase(driver)
+    driver.append(feedback("thumbs", "up", "e1", user=BOB), 2 * HOUR)
+    driver.append(feedback("retract", "e1", "e2", user=BOB), 2 * HOUR)
+    driver.append(asked(ANN), 2 * HOUR)
+    assert driver.outcomes == {"e1": "erased", "e2": "erased"}
+    assert driver.errors == []
+    assert traces(driver) == []
 
 
-def test_the_subjects_tallies_are_deleted_and_nobody_elses(bench: Bench) -> None:
+def test_the_subjects_tallies_are_deleted_and_nobody_elses(driver: ProcessorDriver) -> None:
     for number, version in enumerate(["v", "v/1", "w"]):
         for user in (ANN, BOB):
-            bench.say(response(f"r{number}", version=version))
+            driver.append(response(f"r{number}", version=version))
             said = feedback("thumbs", "up", f"{user}{number}", user=user, response_id=f"r{number}")
-            bench.say(said, number)
-    assert set(bench.tallies) == {ANN, BOB}
-    erase(bench)
-    assert set(bench.tallies) == {BOB}
-    deleted = [o.key for o in bench.outputs if o.topic == FEEDBACK_TALLIES.name and o.value is None]
+            driver.append(said, number)
+    assert set(driver.tallies) == {ANN, BOB}
+    erase(driver)
+    assert set(driver.tallies) == {BOB}
+    deleted = [o.key for o in driver.outputs if o.topic == FEEDBACK_TALLIES.name and o.value is None]
     assert set(deleted) == {b"v|u_ann|0", b"v/1|u_ann|0", b"w|u_ann|0"}
 
 
-def test_a_tally_begun_anew_never_falls_below_nothing(bench: Bench) -> None:
-    bench.say(asked(BOB))
-    bench.say(feedback("thumbs", "up", "new", user=ANN), 3 * HOUR)
-    bench.say(erasure(at_s=HOUR), 4 * HOUR)  # the request took hours to come: what was said since stays
-    bench.settle(4 * HOUR)
-    bench.tick(4 * HOUR)
-    assert bench.dataset == {"r1": [("new", "up")]}
-    bench.say(feedback("retract", "new", "x", user=ANN, received_at=START + timedelta(hours=5)), 5 * HOUR)
-    assert bench.tallies[ANN].up == 0
+def test_a_tally_begun_anew_never_falls_below_nothing(driver: ProcessorDriver) -> None:
+    driver.append(asked(BOB))
+    driver.append(feedback("thumbs", "up", "new", user=ANN), 3 * HOUR)
+    driver.append(erasure(at_s=HOUR), 4 * HOUR)  # the request took hours to come: what was said since stays
+    driver.finish_erasures(4 * HOUR)
+    driver.tick(4 * HOUR)
+    assert driver.dataset == {"r1": [("new", "up")]}
+    driver.append(feedback("retract", "new", "x", user=ANN, received_at=START + timedelta(hours=5)), 5 * HOUR)
+    assert driver.tallies[ANN].up == 0
 
 
 # --- what arrives later ---
 
 
-def test_what_was_made_before_the_request_is_erased_when_it_arrives_after_it(bench: Bench) -> None:
-    erase(bench)
-    bench.say(feedback("correction", SECRET, "e1", user=ANN), 2 * HOUR)
-    bench.say(feedback("thumbs", "up", "e2", user=BOB, response_id="r2"), 2 * HOUR)
-    bench.say(asked(ANN, "r2"), 2 * HOUR)
+def test_what_was_made_before_the_request_is_erased_when_it_arrives_after_it(driver: ProcessorDriver) -> None:
+    erase(driver)
+    driver.append(feedback("correction", SECRET, "e1", user=ANN), 2 * HOUR)
+    driver.append(feedback("thumbs", "up", "e2", user=BOB, response_id="r2"), 2 * HOUR)
+    driver.append(asked(ANN, "r2"), 2 * HOUR)
     late = feedback("correction", SECRET, "e3", user=ANN, at_s=10, received_at=START + timedelta(days=3))
-    bench.say(late, 3 * DAY)
-    assert outcome_details(bench) == {
+    driver.append(late, 3 * DAY)
+    assert outcome_details(driver) == {
         "e1": ("erased", None),
         "e2": ("erased", "the response was erased"),
         "e3": ("erased", None),
     }
-    assert traces(bench) == []
-    assert told(bench.outputs) == []
+    assert traces(driver) == []
+    assert told(driver.outputs) == []
 
 
-def test_what_was_made_after_the_request_is_new_and_stays(bench: Bench) -> None:
-    bench.say(asked(BOB))
-    erase(bench)
+def test_what_was_made_after_the_request_is_new_and_stays(driver: ProcessorDriver) -> None:
+    driver.append(asked(BOB))
+    erase(driver)
     later = START + timedelta(hours=2)
-    bench.say(feedback("thumbs", "up", "e1", user=ANN, received_at=later), 2 * HOUR)
-    bench.say(asked(ANN, "r2", at_s=2 * HOUR), 2 * HOUR)
-    bench.say(feedback("thumbs", "down", "e2", user=BOB, response_id="r2", received_at=later), 2 * HOUR)
-    bench.tick(3 * HOUR)
-    assert bench.dataset == {"r1": [("e1", "up")], "r2": [("e2", "down")]}
-    assert bench.newest["r2"].user_id == ANN
+    driver.append(feedback("thumbs", "up", "e1", user=ANN, received_at=later), 2 * HOUR)
+    driver.append(asked(ANN, "r2", at_s=2 * HOUR), 2 * HOUR)
+    driver.append(feedback("thumbs", "down", "e2", user=BOB, response_id="r2", received_at=later), 2 * HOUR)
+    driver.tick(3 * HOUR)
+    assert driver.dataset == {"r1": [("e1", "up")], "r2": [("e2", "down")]}
+    assert driver.newest["r2"].user_id == ANN
 
 
-def test_a_fence_goes_when_its_time_is_over(bench: Bench) -> None:
-    erase(bench)
-    bench.tick(WINDOW_DAYS * DAY + HOUR - 1)
-    assert [key for key, _ in bench.store.scan(b"f", b"h")]
-    bench.tick(WINDOW_DAYS * DAY + HOUR + 10)
-    assert traces(bench) == []
-    assert not [key for key, _ in bench.store.scan(b"f", b"h")]
-    bench.tick((WINDOW_DAYS + 4) * DAY)
+def test_a_fence_goes_when_its_time_is_over(driver: ProcessorDriver) -> None:
+    erase(driver)
+    driver.tick(WINDOW_DAYS * DAY + HOUR - 1)
+    assert [key for key, _ in driver.store.scan(b"f", b"h")]
+    driver.tick(WINDOW_DAYS * DAY + HOUR + 10)
+    assert traces(driver) == []
+    assert not [key for key, _ in driver.store.scan(b"f", b"h")]
+    driver.tick((WINDOW_DAYS + 4) * DAY)
 
 
 # --- how it is carried through ---
 
 
-def test_a_request_sent_twice_is_answered_once_and_another_of_the_same_subject_too(bench: Bench) -> None:
-    bench.say(asked(ANN))
-    erase(bench)
-    erase(bench, at_s=2 * HOUR)
-    erase(bench, request_id="q2", at_s=3 * HOUR)
-    assert [report.request_id for report in bench.reports] == ["q1", "q2"]
+def test_a_request_sent_twice_is_answered_once_and_another_of_the_same_subject_too(
+    driver: ProcessorDriver,
+) -> None:
+    driver.append(asked(ANN))
+    erase(driver)
+    erase(driver, at_s=2 * HOUR)
+    erase(driver, request_id="q2", at_s=3 * HOUR)
+    assert [report.request_id for report in driver.reports] == ["q1", "q2"]
 
 
-def test_a_large_state_is_walked_through_piece_by_piece_and_reported_at_the_end(bench: Bench) -> None:
-    many = 2 * KEYS_AT_ONCE
+def test_a_large_state_is_walked_through_piece_by_piece_and_reported_at_the_end(
+    driver: ProcessorDriver,
+) -> None:
+    many = 2 * KEYS_PER_PIECE
     for number in range(many):
-        bench.say(asked(ANN, f"r{number:04d}"), 1)
-        bench.say(feedback("thumbs", "up", f"e{number}", user=BOB, response_id=f"r{number:04d}"), 1)
-    bench.tick(CUT)
+        driver.append(asked(ANN, f"r{number:04d}"), 1)
+        driver.append(feedback("thumbs", "up", f"e{number}", user=BOB, response_id=f"r{number:04d}"), 1)
+    driver.tick(CUT)
 
     def left() -> int:
-        return sum(1 for _ in bench.store.scan(b"a/r", b"a/s"))
+        return sum(1 for _ in driver.store.scan(b"a/r", b"a/s"))
 
     pieces = [left()]
-    bench.say(erasure(), HOUR)
+    driver.append(erasure(), HOUR)
     pieces.append(left())
-    for number in range(10 * EVERY):  # a busy partition, which never ticks
-        bench.say(asked(BOB, f"z{number}", at_s=HOUR), HOUR)
+    for number in range(10 * RECORDS_PER_PIECE):  # a busy partition, which never ticks
+        driver.append(asked(BOB, f"z{number}", at_s=HOUR), HOUR)
         pieces.append(left())
     taken = [a - b for a, b in pairwise(pieces) if a > b]
     assert pieces[0] == sum(taken) == many
     assert len(taken) > 1
-    assert max(taken) <= KEYS_AT_ONCE
-    assert bench.reports == []
-    bench.settle(HOUR)
-    (report,) = bench.reports
+    assert max(taken) <= KEYS_PER_PIECE
+    assert driver.reports == []
+    driver.finish_erasures(HOUR)
+    (report,) = driver.reports
     assert report.responses == many
     assert len(report.batches) == -(-many // 64)
-    assert traces(bench, of=(ANN,)) == []
+    assert traces(driver, of=(ANN,)) == []
 
 
-def test_one_reread_serves_all_requests_that_wait_and_later_ones_wait_for_the_next(bench: Bench) -> None:
+def test_one_reread_serves_all_requests_that_wait_and_later_ones_wait_for_the_next(
+    driver: ProcessorDriver,
+) -> None:
     for number, user in enumerate(["u_a", "u_b", "u_c"]):
-        bench.say(asked(BOB, f"r{number}"))
-        bench.say(feedback("thumbs", "up", f"e{number}", user=user, response_id=f"r{number}"), 1)
-    bench.tick(CUT)
-    bench.say(erasure("u_a", "q1"), HOUR)
-    assert bench.shown_to is not None
-    bench.say(erasure("u_b", "q2"), HOUR)
-    bench.say(erasure("u_c", "q3"), HOUR)
-    bench.show(2)  # its one batch, and that this was all
-    assert [report.request_id for report in bench.reports] == ["q1"]
-    bench.settle(HOUR)
-    assert [report.request_id for report in bench.reports] == ["q1", "q2", "q3"]
-    assert [report.batches for report in bench.reports] == [
+        driver.append(asked(BOB, f"r{number}"))
+        driver.append(feedback("thumbs", "up", f"e{number}", user=user, response_id=f"r{number}"), 1)
+    driver.tick(CUT)
+    driver.append(erasure("u_a", "q1"), HOUR)
+    assert driver.reread_end is not None
+    driver.append(erasure("u_b", "q2"), HOUR)
+    driver.append(erasure("u_c", "q3"), HOUR)
+    driver.reread(2)  # its one batch, and that this was all
+    assert [report.request_id for report in driver.reports] == ["q1"]
+    driver.finish_erasures(HOUR)
+    assert [report.request_id for report in driver.reports] == ["q1", "q2", "q3"]
+    assert [report.batches for report in driver.reports] == [
         {"assistant-0-1": 1},
         {"assistant-0-1": 2},
         {"assistant-0-1": 2},
     ]
 
 
-def test_an_older_copy_that_the_log_still_holds_brings_nobody_back(bench: Bench) -> None:
+def test_an_older_copy_that_the_log_still_holds_brings_nobody_back(driver: ProcessorDriver) -> None:
     """Kafka may show a batch and its rewrites all: the second erasure must not begin from the first copy."""
-    bench.say(asked(BOB))
-    bench.say(feedback("thumbs", "up", "e1", user=ANN), 1)
-    bench.say(feedback("thumbs", "up", "e2", user="u_carl"), 1)
-    bench.say(feedback("thumbs", "down", "e3", user=BOB), 1)
-    bench.tick(CUT)
-    erase(bench)
-    erase(bench, "u_carl", "q2", 2 * HOUR)
-    first = bench.batches[0]
+    driver.append(asked(BOB))
+    driver.append(feedback("thumbs", "up", "e1", user=ANN), 1)
+    driver.append(feedback("thumbs", "up", "e2", user="u_carl"), 1)
+    driver.append(feedback("thumbs", "down", "e3", user=BOB), 1)
+    driver.tick(CUT)
+    erase(driver)
+    erase(driver, "u_carl", "q2", 2 * HOUR)
+    first = driver.batches[0]
     assert first.rewrite == 2
     assert [signal.event_id for signal in first.examples[0].signals] == ["e3"]
-    assert traces(bench, of=(ANN, "u_carl")) == []
+    assert traces(driver, of=(ANN, "u_carl")) == []
 
 
-def test_a_reread_that_begins_again_rewrites_nothing_twice(bench: Bench) -> None:
-    bench.say(asked(ANN))
-    bench.say(feedback("thumbs", "up", "e1", user=BOB), 1)
-    bench.tick(CUT)
-    bench.say(erasure(), HOUR)
-    bench.show(1)
-    bench.shown, bench.shown_to = 0, len(bench.logged)
-    bench.settle(HOUR)
-    assert [batch.rewrite for batch in bench.batches] == [1]
+def test_a_reread_that_begins_again_rewrites_nothing_twice(driver: ProcessorDriver) -> None:
+    driver.append(asked(ANN))
+    driver.append(feedback("thumbs", "up", "e1", user=BOB), 1)
+    driver.tick(CUT)
+    driver.append(erasure(), HOUR)
+    driver.reread(1)
+    driver.reread_position, driver.reread_end = 0, len(driver.logged_batches)
+    driver.finish_erasures(HOUR)
+    assert [batch.rewrite for batch in driver.batches] == [1]
 
 
 # --- taken back too late ---
 
 
-def aged(bench: Bench) -> float:
+def aged(driver: ProcessorDriver) -> float:
     """Ann's correction was trained, and the window has closed. Returns the time."""
-    bench.say(asked(BOB))
-    bench.say(feedback("correction", "A mistake.", "e1", user=ANN), 1)
-    bench.say(feedback("correction", "A tool.", "e2", user=BOB), 1)
-    bench.tick(CUT)
-    bench.tick(WINDOW_DAYS * DAY + 100)
+    driver.append(asked(BOB))
+    driver.append(feedback("correction", "A mistake.", "e1", user=ANN), 1)
+    driver.append(feedback("correction", "A tool.", "e2", user=BOB), 1)
+    driver.tick(CUT)
+    driver.tick(WINDOW_DAYS * DAY + 100)
     return WINDOW_DAYS * DAY + 200
 
 
-def test_a_retraction_after_the_window_takes_the_event_out_of_its_batch(bench: Bench) -> None:
-    late = aged(bench)
-    bench.say(feedback("retract", "e1", "x1", user=ANN), late)
-    bench.say(feedback("retract", "e1", "x1", user=ANN), late)
-    bench.settle(late)
-    assert bench.dataset == {"r1": [("e2", "A tool.")]}
-    assert bench.outcomes == {"e1": "batched", "e2": "batched", "x1": "duplicate,applied_retract"}
-    (report,) = bench.reports
+def test_a_retraction_after_the_window_takes_the_event_out_of_its_batch(driver: ProcessorDriver) -> None:
+    late = aged(driver)
+    driver.append(feedback("retract", "e1", "x1", user=ANN), late)
+    driver.append(feedback("retract", "e1", "x1", user=ANN), late)
+    driver.finish_erasures(late)
+    assert driver.dataset == {"r1": [("e2", "A tool.")]}
+    assert driver.outcomes == {"e1": "batched", "e2": "batched", "x1": "duplicate,applied_retract"}
+    (report,) = driver.reports
     assert (report.kind, report.request_id, report.partitions) == ("retraction", "retract:r1/x1", 1)
     assert (report.response_id, report.event_id, report.subject) == ("r1", "e1", ANN)
     assert report.batches == {"assistant-0-1": 1}
@@ -353,66 +361,68 @@ def test_a_retraction_after_the_window_takes_the_event_out_of_its_batch(bench: B
 
 @pytest.mark.parametrize(("user", "event"), [(BOB, "e1"), (ANN, "e7")])
 def test_a_late_retraction_of_anothers_or_no_event_changes_nothing(
-    bench: Bench, user: str, event: str
+    driver: ProcessorDriver, user: str, event: str
 ) -> None:
-    late = aged(bench)
-    bench.say(feedback("retract", event, "x1", user=user), late)
-    bench.settle(late)
-    assert bench.dataset == {"r1": [("e1", "A mistake."), ("e2", "A tool.")]}
-    assert bench.outcomes["x1"] == "late"
-    assert bench.reports[0].batches == {}
+    late = aged(driver)
+    driver.append(feedback("retract", event, "x1", user=user), late)
+    driver.finish_erasures(late)
+    assert driver.dataset == {"r1": [("e1", "A mistake."), ("e2", "A tool.")]}
+    assert driver.outcomes["x1"] == "late"
+    assert driver.reports[0].batches == {}
 
 
-def test_a_retraction_so_late_that_nothing_is_known_any_more_is_sought_too(bench: Bench) -> None:
-    aged(bench)
-    bench.tick(2 * WINDOW_DAYS * DAY + 200)
+def test_a_retraction_so_late_that_nothing_is_known_any_more_is_sought_too(driver: ProcessorDriver) -> None:
+    aged(driver)
+    driver.tick(2 * WINDOW_DAYS * DAY + 200)
     late = 2 * WINDOW_DAYS * DAY + 300
-    bench.say(feedback("retract", "e1", "x1", user=ANN), late)
-    bench.settle(late)
-    assert bench.dataset == {"r1": [("e2", "A tool.")]}
-    assert bench.outcomes["x1"] == "applied_retract"
-    bench.tick(late + WINDOW_DAYS * DAY + 60)
-    assert bench.outcomes["x1"] == "applied_retract"
+    driver.append(feedback("retract", "e1", "x1", user=ANN), late)
+    driver.finish_erasures(late)
+    assert driver.dataset == {"r1": [("e2", "A tool.")]}
+    assert driver.outcomes["x1"] == "applied_retract"
+    driver.tick(late + WINDOW_DAYS * DAY + 60)
+    assert driver.outcomes["x1"] == "applied_retract"
 
 
-def test_a_retraction_that_only_came_early_waits_as_ever(bench: Bench) -> None:
-    bench.say(feedback("retract", "e1", "x1", user=ANN))
-    bench.settle(1)
-    assert bench.outcomes == {}
-    bench.say(asked(BOB), 2)
-    bench.say(feedback("thumbs", "up", "e1", user=ANN), 3)
-    assert bench.outcomes == {"e1": "retracted", "x1": "applied_retract"}
+def test_a_retraction_that_only_came_early_waits_as_ever(driver: ProcessorDriver) -> None:
+    driver.append(feedback("retract", "e1", "x1", user=ANN))
+    driver.finish_erasures(1)
+    assert driver.outcomes == {}
+    driver.append(asked(BOB), 2)
+    driver.append(feedback("thumbs", "up", "e1", user=ANN), 3)
+    assert driver.outcomes == {"e1": "retracted", "x1": "applied_retract"}
 
 
 # --- quiet partitions ---
 
 
-def test_after_a_rewrite_every_compacted_topic_gets_something_to_close_its_segment(bench: Bench) -> None:
+def test_after_a_rewrite_every_compacted_topic_gets_something_to_close_its_segment(
+    driver: ProcessorDriver,
+) -> None:
     """What the broker needs is tried on a real one: `test_erasure_on_disk.py`."""
-    bench.say(asked(ANN))
-    bench.say(feedback("thumbs", "up", "e1", user=BOB), 1)
-    bench.tick(CUT)
-    erase(bench)
+    driver.append(asked(ANN))
+    driver.append(feedback("thumbs", "up", "e1", user=BOB), 1)
+    driver.tick(CUT)
+    erase(driver)
     touched: list[float] = []
     for hours in range(2, 24 * 6):
-        before = dict(bench.store.scan(b"\x01", b"\xff"))
-        made = bench.tick(hours * HOUR)
+        before = dict(driver.store.scan(b"\x01", b"\xff"))
+        made = driver.tick(hours * HOUR)
         topics = {output.topic for output in made}
         if made:
             assert topics == {TRAINING_BATCHES.name, FEEDBACK_TALLIES.name}
-            assert dict(bench.store.scan(b"\x01", b"\xff")) != before  # so the changelog gets something too
+            assert dict(driver.store.scan(b"\x01", b"\xff")) != before  # so the changelog gets something too
             touched.append(hours * HOUR)
-    assert len(touched) == TOUCHES
+    assert len(touched) == FILLERS
     assert touched[0] - HOUR > DAY
     assert all(b - a > DAY for a, b in pairwise(touched))
-    assert [len(batch.examples) for batch in bench.batches] == [1, 0, 0, 0]
-    assert [batch.number for batch in bench.batches] == [1, 2, 3, 4]
+    assert [len(batch.examples) for batch in driver.batches] == [1, 0, 0, 0]
+    assert [batch.number for batch in driver.batches] == [1, 2, 3, 4]
 
 
-def test_an_erasure_that_found_no_batch_appends_none(bench: Bench) -> None:
-    erase(bench)
-    bench.tick(HOUR + TOUCH_MS / 1000 + 20)
-    assert bench.batches == []
+def test_an_erasure_that_found_no_batch_appends_none(driver: ProcessorDriver) -> None:
+    erase(driver)
+    driver.tick(HOUR + FILLER_INTERVAL_MS / 1000 + 20)
+    assert driver.batches == []
 
 
 # --- any order ---
@@ -460,47 +470,49 @@ def test_any_interleaving_of_an_erasure_leaves_nothing_of_the_subject(
     messy = history + dice.choices(history, k=dice.randrange(len(history) + 1))
     dice.shuffle(messy)
     asked_at = dice.randrange(len(messy) + 1)
-    bench = Bench(BatchLimits(examples=per_batch))
+    driver = ProcessorDriver(BatchLimits(examples=per_batch))
     for at, record in enumerate([*messy[:asked_at], erasure(), *messy[asked_at:]]):
         if record.event_type == ErasureRequest.event_type and dice.random() < 0.5:
-            bench.say(erasure("u_carl", "q0"), at)
-        bench.say(record, at)
+            driver.append(erasure("u_carl", "q0"), at)
+        driver.append(record, at)
         if dice.random() < 0.3:
-            bench.show(dice.randrange(1, 4))
+            driver.reread(dice.randrange(1, 4))
         if dice.random() < 0.2:
-            bench.tick(at + 100)
-    bench.settle(HOUR)
-    assert traces(bench) == []
-    settled = len(bench.outputs)
+            driver.tick(at + 100)
+    driver.finish_erasures(HOUR)
+    assert traces(driver) == []
+    settled = len(driver.outputs)
     for record in messy:
-        bench.say(record, HOUR)
-    bench.tick(2 * HOUR)
-    bench.settle(2 * HOUR)
-    assert bench.dead == []
-    assert traces(bench) == []
-    assert told(bench.outputs[settled:]) == []
-    assert [report.request_id for report in bench.reports if report.kind == "erasure"].count("q1") == 1
-    _named_as_they_are(bench)
-    _all_decided_once(bench, [*messy, *messy])
-    assert bench.dataset == _without_ann(history)
+        driver.append(record, HOUR)
+    driver.tick(2 * HOUR)
+    driver.finish_erasures(2 * HOUR)
+    assert driver.errors == []
+    assert traces(driver) == []
+    assert told(driver.outputs[settled:]) == []
+    assert [report.request_id for report in driver.reports if report.kind == "erasure"].count("q1") == 1
+    _named_as_they_are(driver)
+    _all_decided_once(driver, [*messy, *messy])
+    assert driver.dataset == _without_ann(history)
 
 
-def _named_as_they_are(bench: Bench) -> None:
+def _named_as_they_are(driver: ProcessorDriver) -> None:
     """A report names rewrites that are in the log."""
-    logged = {(batch.batch_id, batch.rewrite) for batch in (Batch.from_json(v) for _, v in bench.logged)}
-    for report in bench.reports:
+    logged = {
+        (batch.batch_id, batch.rewrite) for batch in (Batch.from_json(v) for _, v in driver.logged_batches)
+    }
+    for report in driver.reports:
         assert set(report.batches.items()) <= logged
 
 
-def _all_decided_once(bench: Bench, messy: list[LogRecord]) -> None:
+def _all_decided_once(driver: ProcessorDriver, messy: list[LogRecord]) -> None:
     """Each record of an event ends in one outcome; at the latest when the window of its response closes."""
     for days in (WINDOW_DAYS + 1, 2 * WINDOW_DAYS + 2, 2 * WINDOW_DAYS + 3):
-        bench.tick(days * DAY)
+        driver.tick(days * DAY)
     events = sum(1 for record in messy if record.event_type != "loopwright.chat.response")
-    assert sum(len(kinds.split(",")) for kinds in bench.outcomes.values()) == events
+    assert sum(len(kinds.split(",")) for kinds in driver.outcomes.values()) == events
     # A repetition of an event that was erased is erased itself: there is nothing left to tell it by.
     once = {OutcomeKind.DUPLICATE, OutcomeKind.ERASED}
-    for event_id, kinds in bench.outcomes.items():
+    for event_id, kinds in driver.outcomes.items():
         final = [kind for kind in kinds.split(",") if kind not in once]
         assert len(final) <= 1, (event_id, kinds)
 
@@ -508,19 +520,19 @@ def _all_decided_once(bench: Bench, messy: list[LogRecord]) -> None:
 def _without_ann(history: list[LogRecord]) -> dict[str, list[tuple[str, Any]]]:
     """What the dataset would be had she never been there."""
     hers = {r.response_id for r in history if r.event_type == "loopwright.chat.response" and r.user_id == ANN}  # type: ignore[attr-defined]
-    plain = Bench()
+    plain = ProcessorDriver()
     for at, record in enumerate(history):
         if record.response_id not in hers and record.user_id != ANN:  # type: ignore[attr-defined]
-            plain.say(record, at)
+            plain.append(record, at)
     plain.tick(HOUR)
     return plain.dataset
 
 
-def test_a_report_holds_names_and_counts_alone(bench: Bench) -> None:
-    bench.say(asked(ANN))
-    bench.say(feedback("correction", SECRET, "e1", user=ANN), 1)
-    bench.tick(CUT)
-    erase(bench)
-    (value,) = bench.of(ERASURE_REPORTS.name)
+def test_a_report_holds_names_and_counts_alone(driver: ProcessorDriver) -> None:
+    driver.append(asked(ANN))
+    driver.append(feedback("correction", SECRET, "e1", user=ANN), 1)
+    driver.tick(CUT)
+    erase(driver)
+    (value,) = driver.values(ERASURE_REPORTS.name)
     assert SECRET.encode() not in value
     assert ErasureReport.from_json(value).signals == 2  # once in the join, once in the batch

@@ -10,56 +10,58 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.processor.core.batches import BatchLimits
-from services.processor.core.state import Joined, joined_key
+from services.processor.core.state import JoinedResponse, joined_key
 from shared.errors import Conflict, Malformed, Rejected
 from shared.events import EARLIEST, EARLIEST_MS, MAX_MS, MIN_MS, LogRecord
 from shared.records import Record
 from shared.topics import CHAT_RESPONSES, DAY_MS, WINDOW_DAYS
-from tests.unit.processor_driver import T0, Bench, feedback, response
+from tests.unit.processor_driver import T0, ProcessorDriver, feedback, response
 
 DAY = DAY_MS / 1000
 CUT = 1_000.0
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def driver() -> ProcessorDriver:
+    return ProcessorDriver()
 
 
 @pytest.mark.parametrize("response_first", [True, False])
-def test_a_correction_finds_its_response_in_either_order(bench: Bench, response_first: bool) -> None:
+def test_a_correction_finds_its_response_in_either_order(
+    driver: ProcessorDriver, response_first: bool
+) -> None:
     records: list[LogRecord] = [response(), feedback("correction", "A language.", "e1")]
     for at, record in enumerate(records if response_first else reversed(records)):
-        bench.say(record, at)
-    bench.tick(CUT)
-    assert bench.dataset == {"r1": [("e1", "A language.")]}
-    assert bench.outcomes == {"e1": "batched"}
+        driver.append(record, at)
+    driver.tick(CUT)
+    assert driver.dataset == {"r1": [("e1", "A language.")]}
+    assert driver.outcomes == {"e1": "batched"}
 
 
-def test_the_newest_edit_wins_and_the_older_is_superseded(bench: Bench) -> None:
-    bench.say(response())
-    bench.say(feedback("correction", "Old.", "e1", at_s=1), 1)
-    bench.say(feedback("correction", "New.", "e2", at_s=2), 2)
-    bench.tick(CUT)
-    assert bench.dataset == {"r1": [("e2", "New.")]}
-    assert bench.outcomes == {"e1": "superseded", "e2": "batched"}
+def test_the_newest_edit_wins_and_the_older_is_superseded(driver: ProcessorDriver) -> None:
+    driver.append(response())
+    driver.append(feedback("correction", "Old.", "e1", at_s=1), 1)
+    driver.append(feedback("correction", "New.", "e2", at_s=2), 2)
+    driver.tick(CUT)
+    assert driver.dataset == {"r1": [("e2", "New.")]}
+    assert driver.outcomes == {"e1": "superseded", "e2": "batched"}
 
 
-def test_an_edit_that_arrives_late_does_not_replace_a_newer_one(bench: Bench) -> None:
-    bench.say(response())
-    bench.say(feedback("correction", "New.", "e2", at_s=2), 3)
-    bench.say(feedback("correction", "Old.", "e1", at_s=1), 4)
-    bench.tick(CUT)
-    assert bench.dataset == {"r1": [("e2", "New.")]}
-    assert bench.outcomes == {"e1": "superseded", "e2": "batched"}
+def test_an_edit_that_arrives_late_does_not_replace_a_newer_one(driver: ProcessorDriver) -> None:
+    driver.append(response())
+    driver.append(feedback("correction", "New.", "e2", at_s=2), 3)
+    driver.append(feedback("correction", "Old.", "e1", at_s=1), 4)
+    driver.tick(CUT)
+    assert driver.dataset == {"r1": [("e2", "New.")]}
+    assert driver.outcomes == {"e1": "superseded", "e2": "batched"}
 
 
-def test_a_clock_that_runs_ahead_is_held_to_the_append_time(bench: Bench) -> None:
-    bench.say(response())
-    bench.say(feedback("thumbs", "up", "e1", at_s=9_999), 1)
-    bench.say(feedback("thumbs", "down", "e2", at_s=2), 2)
-    bench.tick(CUT)
-    assert bench.dataset == {"r1": [("e2", "down")]}
+def test_a_clock_that_runs_ahead_is_held_to_the_append_time(driver: ProcessorDriver) -> None:
+    driver.append(response())
+    driver.append(feedback("thumbs", "up", "e1", at_s=9_999), 1)
+    driver.append(feedback("thumbs", "down", "e2", at_s=2), 2)
+    driver.tick(CUT)
+    assert driver.dataset == {"r1": [("e2", "down")]}
 
 
 UNRENDERABLE = [
@@ -73,205 +75,211 @@ UNRENDERABLE = [
 @pytest.mark.parametrize("at", UNRENDERABLE, ids=str)
 @pytest.mark.parametrize("response_first", [True, False])
 def test_a_foreign_record_with_an_impossible_time_trains(
-    bench: Bench, at: datetime, response_first: bool
+    driver: ProcessorDriver, at: datetime, response_first: bool
 ) -> None:
     records: list[LogRecord] = [response(), feedback("correction", "A language.", "e1", occurred_at=at)]
     for second, record in enumerate(records if response_first else reversed(records)):
-        bench.say(record, second)
-    bench.tick(CUT)
-    assert bench.dead == []
-    assert bench.outcomes == {"e1": "batched"}
-    (signal,) = bench.newest["r1"].signals
+        driver.append(record, second)
+    driver.tick(CUT)
+    assert driver.errors == []
+    assert driver.outcomes == {"e1": "batched"}
+    (signal,) = driver.newest["r1"].signals
     assert EARLIEST <= signal.occurred_at <= datetime.fromtimestamp(T0 / 1000 + 1, UTC)
 
 
 @pytest.mark.parametrize("at", UNRENDERABLE, ids=str)
-def test_an_impossible_time_is_never_stored(bench: Bench, at: datetime) -> None:
-    bench.say(feedback("correction", "A language.", "e1", occurred_at=at))
-    joined = Joined.from_json(bench.store.get(joined_key(b"r1")) or b"")
+def test_an_impossible_time_is_never_stored(driver: ProcessorDriver, at: datetime) -> None:
+    driver.append(feedback("correction", "A language.", "e1", occurred_at=at))
+    joined = JoinedResponse.from_json(driver.store.get(joined_key(b"r1")) or b"")
     assert EARLIEST_MS <= joined.signals["e1"].at_ms <= T0
     assert joined.events["e1"].at_ms == joined.signals["e1"].at_ms
 
 
-def test_an_impossible_time_is_older_than_any_other(bench: Bench) -> None:
-    bench.say(response())
-    bench.say(feedback("thumbs", "up", "e1", at_s=1), 1)
-    bench.say(feedback("thumbs", "down", "e2", occurred_at=UNRENDERABLE[0]), 2)
-    bench.tick(CUT)
-    assert bench.dataset == {"r1": [("e1", "up")]}
-    assert bench.outcomes == {"e1": "batched", "e2": "superseded"}
+def test_an_impossible_time_is_older_than_any_other(driver: ProcessorDriver) -> None:
+    driver.append(response())
+    driver.append(feedback("thumbs", "up", "e1", at_s=1), 1)
+    driver.append(feedback("thumbs", "down", "e2", occurred_at=UNRENDERABLE[0]), 2)
+    driver.tick(CUT)
+    assert driver.dataset == {"r1": [("e1", "up")]}
+    assert driver.outcomes == {"e1": "batched", "e2": "superseded"}
 
 
-def poison(bench: Bench, response_id: str, ms: int) -> None:
+def poison(driver: ProcessorDriver, response_id: str, ms: int) -> None:
     """Store `ms` as the time of every signal, as releases did that did not clamp it."""
     key = joined_key(response_id.encode())
-    joined = Joined.from_json(bench.store.get(key) or b"")
+    joined = JoinedResponse.from_json(driver.store.get(key) or b"")
     for event_id, signal in joined.signals.items():
         signal.at_ms = joined.events[event_id].at_ms = ms
-    bench.store.apply({key: joined.to_json()}, 0)
+    driver.store.apply({key: joined.to_json()}, 0)
 
 
 @pytest.mark.parametrize("ms", [-62_135_647_200_000, MIN_MS, -1, EARLIEST_MS - 1, MAX_MS + 1, 2**63 - 1])
 @pytest.mark.parametrize("response_first", [True, False])
 def test_state_with_an_impossible_time_heals_at_the_cut(ms: int, response_first: bool) -> None:
-    bench = Bench()
+    driver = ProcessorDriver()
     if response_first:
-        bench.say(response())
-    bench.say(feedback("correction", "A language.", "e1"), 1)
-    poison(bench, "r1", ms)
+        driver.append(response())
+    driver.append(feedback("correction", "A language.", "e1"), 1)
+    poison(driver, "r1", ms)
     if not response_first:
-        bench.say(response(), 2)
-    bench.tick(CUT)
-    assert bench.outcomes == {"e1": "batched"}
-    assert bench.newest["r1"].signals[0].occurred_at >= EARLIEST
+        driver.append(response(), 2)
+    driver.tick(CUT)
+    assert driver.outcomes == {"e1": "batched"}
+    assert driver.newest["r1"].signals[0].occurred_at >= EARLIEST
 
 
 @pytest.mark.parametrize("ms", [MIN_MS - 1, MAX_MS + 1, T0 * 1000 + MAX_MS])
-def test_an_impossible_append_time_closes_no_window(bench: Bench, ms: int) -> None:
-    bench.say(response())
-    bench.say(feedback("correction", "A language.", "e1"), 1)
-    bench.feed(Record(CHAT_RESPONSES.name, 0, 9, ms, b"r2", response("r2").to_json()))
-    assert [type(error) for error in bench.dead] == [Malformed]
-    bench.tick(CUT)
-    assert bench.outcomes == {"e1": "batched"}
+def test_an_impossible_append_time_closes_no_window(driver: ProcessorDriver, ms: int) -> None:
+    driver.append(response())
+    driver.append(feedback("correction", "A language.", "e1"), 1)
+    driver.process(Record(CHAT_RESPONSES.name, 0, 9, ms, b"r2", response("r2").to_json()))
+    assert [type(error) for error in driver.errors] == [Malformed]
+    driver.tick(CUT)
+    assert driver.outcomes == {"e1": "batched"}
 
 
-def test_the_same_event_again_is_a_duplicate_and_counts_once(bench: Bench) -> None:
-    bench.say(response())
+def test_the_same_event_again_is_a_duplicate_and_counts_once(driver: ProcessorDriver) -> None:
+    driver.append(response())
     for at in range(3):
-        bench.say(feedback("thumbs", "down", "e1"), at)
-    bench.tick(CUT)
-    assert bench.dataset == {"r1": [("e1", "down")]}
-    assert sorted(bench.outcomes["e1"].split(",")) == ["batched", "duplicate", "duplicate"]
-    assert bench.tallies["u_ann"].down == 1
+        driver.append(feedback("thumbs", "down", "e1"), at)
+    driver.tick(CUT)
+    assert driver.dataset == {"r1": [("e1", "down")]}
+    assert sorted(driver.outcomes["e1"].split(",")) == ["batched", "duplicate", "duplicate"]
+    assert driver.tallies["u_ann"].down == 1
 
 
-def test_the_same_event_id_with_other_content_is_a_conflict_and_the_first_stands(bench: Bench) -> None:
-    bench.say(response())
-    bench.say(feedback("thumbs", "down", "e1"), 1)
-    bench.say(feedback("thumbs", "up", "e1"), 2)
-    bench.tick(CUT)
-    assert bench.dataset == {"r1": [("e1", "down")]}
-    assert [type(error) for error in bench.dead] == [Conflict]
+def test_the_same_event_id_with_other_content_is_a_conflict_and_the_first_stands(
+    driver: ProcessorDriver,
+) -> None:
+    driver.append(response())
+    driver.append(feedback("thumbs", "down", "e1"), 1)
+    driver.append(feedback("thumbs", "up", "e1"), 2)
+    driver.tick(CUT)
+    assert driver.dataset == {"r1": [("e1", "down")]}
+    assert [type(error) for error in driver.errors] == [Conflict]
 
 
-def test_a_response_sent_again_changes_nothing_and_another_under_its_id_is_a_conflict(bench: Bench) -> None:
-    bench.say(response())
-    assert bench.say(response(latency_ms=7.0), 1) == []
-    bench.say(response(text="Another answer."), 2)
-    assert [type(error) for error in bench.dead] == [Conflict]
+def test_a_response_sent_again_changes_nothing_and_another_under_its_id_is_a_conflict(
+    driver: ProcessorDriver,
+) -> None:
+    driver.append(response())
+    assert driver.append(response(latency_ms=7.0), 1) == []
+    driver.append(response(text="Another answer."), 2)
+    assert [type(error) for error in driver.errors] == [Conflict]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 2, 0), (2, 1, 0), (2, 0, 1), (1, 0, 2)])
 def test_a_retracted_correction_leaves_nothing_in_any_order(order: tuple[int, ...]) -> None:
-    bench = Bench()
+    driver = ProcessorDriver()
     records: list[LogRecord] = [
         response(),
         feedback("correction", "Wrong again.", "e1", at_s=0),
         feedback("retract", "e1", "e2", at_s=1),
     ]
     for at, index in enumerate(order):
-        bench.say(records[index], at + 1)
-    bench.tick(CUT)
-    assert bench.dataset == {}
-    assert bench.outcomes == {"e1": "retracted", "e2": "applied_retract"}
+        driver.append(records[index], at + 1)
+    driver.tick(CUT)
+    assert driver.dataset == {}
+    assert driver.outcomes == {"e1": "retracted", "e2": "applied_retract"}
 
 
-def test_a_retraction_after_the_cut_takes_the_example_back(bench: Bench) -> None:
-    bench.say(response())
-    bench.say(feedback("correction", "A language.", "e1"), 1)
-    bench.tick(CUT)
-    bench.say(feedback("retract", "e1", "e2"), CUT + 1)
-    bench.tick(2 * CUT)
-    assert [example.op for batch in bench.batches for example in batch.examples] == ["upsert", "retract"]
-    assert bench.newest["r1"].messages == ()
-    assert bench.outcomes == {"e1": "batched", "e2": "applied_retract"}
+def test_a_retraction_after_the_cut_takes_the_example_back(driver: ProcessorDriver) -> None:
+    driver.append(response())
+    driver.append(feedback("correction", "A language.", "e1"), 1)
+    driver.tick(CUT)
+    driver.append(feedback("retract", "e1", "e2"), CUT + 1)
+    driver.tick(2 * CUT)
+    assert [example.op for batch in driver.batches for example in batch.examples] == ["upsert", "retract"]
+    assert driver.newest["r1"].messages == ()
+    assert driver.outcomes == {"e1": "batched", "e2": "applied_retract"}
 
 
-def test_an_example_taken_back_before_the_cut_is_never_in_a_batch(bench: Bench) -> None:
-    bench.say(response())
-    bench.say(feedback("correction", "A language.", "e1"), 1)
-    bench.say(feedback("retract", "e1", "e2"), 2)
-    bench.tick(CUT)
-    assert bench.batches == []
+def test_an_example_taken_back_before_the_cut_is_never_in_a_batch(driver: ProcessorDriver) -> None:
+    driver.append(response())
+    driver.append(feedback("correction", "A language.", "e1"), 1)
+    driver.append(feedback("retract", "e1", "e2"), 2)
+    driver.tick(CUT)
+    assert driver.batches == []
 
 
-def test_nobody_takes_back_what_another_said(bench: Bench) -> None:
-    bench.say(response())
-    bench.say(feedback("thumbs", "up", "e1", user="u_ann"), 1)
-    bench.say(feedback("retract", "e1", "e2", user="u_bob"), 2)
-    bench.tick(CUT)
-    assert bench.dataset == {"r1": [("e1", "up")]}
-    assert [type(error) for error in bench.dead] == [Rejected]
+def test_nobody_takes_back_what_another_said(driver: ProcessorDriver) -> None:
+    driver.append(response())
+    driver.append(feedback("thumbs", "up", "e1", user="u_ann"), 1)
+    driver.append(feedback("retract", "e1", "e2", user="u_bob"), 2)
+    driver.tick(CUT)
+    assert driver.dataset == {"r1": [("e1", "up")]}
+    assert [type(error) for error in driver.errors] == [Rejected]
 
 
-def test_vague_comments_are_counted_but_not_trained(bench: Bench) -> None:
-    bench.say(response())
-    bench.say(feedback("comment", "bad answer", "e1"), 1)
-    bench.tick(CUT)
-    assert bench.batches == []
-    assert bench.outcomes == {"e1": "tally_only"}
-    assert bench.tallies["u_ann"].comments == 1
+def test_vague_comments_are_counted_but_not_trained(driver: ProcessorDriver) -> None:
+    driver.append(response())
+    driver.append(feedback("comment", "bad answer", "e1"), 1)
+    driver.tick(CUT)
+    assert driver.batches == []
+    assert driver.outcomes == {"e1": "tally_only"}
+    assert driver.tallies["u_ann"].comments == 1
 
 
-def test_feedback_without_a_response_is_unmatched_when_the_window_closes(bench: Bench) -> None:
-    bench.say(feedback("thumbs", "up", "e1"))
-    bench.tick(WINDOW_DAYS * DAY - 1)
-    assert bench.outcomes == {}
-    bench.tick(WINDOW_DAYS * DAY + 11)
-    assert bench.outcomes == {"e1": "unmatched"}
+def test_feedback_without_a_response_is_unmatched_when_the_window_closes(driver: ProcessorDriver) -> None:
+    driver.append(feedback("thumbs", "up", "e1"))
+    driver.tick(WINDOW_DAYS * DAY - 1)
+    assert driver.outcomes == {}
+    driver.tick(WINDOW_DAYS * DAY + 11)
+    assert driver.outcomes == {"e1": "unmatched"}
 
 
-def test_feedback_after_the_window_is_late(bench: Bench) -> None:
-    bench.say(response())
-    bench.say(feedback("thumbs", "up", "e1"), WINDOW_DAYS * DAY - 1)
-    bench.say(feedback("thumbs", "down", "e2"), WINDOW_DAYS * DAY + 1)
-    bench.tick(WINDOW_DAYS * DAY + CUT)
-    assert bench.outcomes == {"e1": "batched", "e2": "late"}
+def test_feedback_after_the_window_is_late(driver: ProcessorDriver) -> None:
+    driver.append(response())
+    driver.append(feedback("thumbs", "up", "e1"), WINDOW_DAYS * DAY - 1)
+    driver.append(feedback("thumbs", "down", "e2"), WINDOW_DAYS * DAY + 1)
+    driver.tick(WINDOW_DAYS * DAY + CUT)
+    assert driver.outcomes == {"e1": "batched", "e2": "late"}
 
 
-def test_in_the_end_nothing_is_remembered(bench: Bench) -> None:
-    bench.say(response())
-    bench.say(feedback("retract", "never-came", "e1"), 1)
-    bench.say(feedback("correction", "A language.", "e2"), 1)
-    bench.tick(CUT)
+def test_in_the_end_nothing_is_remembered(driver: ProcessorDriver) -> None:
+    driver.append(response())
+    driver.append(feedback("retract", "never-came", "e1"), 1)
+    driver.append(feedback("correction", "A language.", "e2"), 1)
+    driver.tick(CUT)
     for at in (WINDOW_DAYS * DAY + 60, 2 * WINDOW_DAYS * DAY + 120, 2 * WINDOW_DAYS * DAY + 180):
-        bench.tick(at)
-    assert bench.outcomes == {"e1": "unmatched", "e2": "batched"}
-    left = {key for prefix in (b"a", b"j", b"x", b"p") for key, _ in bench.store.scan(prefix, prefix + b"~")}
+        driver.tick(at)
+    assert driver.outcomes == {"e1": "unmatched", "e2": "batched"}
+    left = {key for prefix in (b"a", b"j", b"x", b"p") for key, _ in driver.store.scan(prefix, prefix + b"~")}
     assert left == set()
 
 
-def test_a_choice_the_response_does_not_have_is_not_trained(bench: Bench) -> None:
-    bench.say(feedback("thumbs", "up", "e1", choice=3))
-    bench.say(response(), 1)
-    bench.say(feedback("thumbs", "up", "e2", choice=4), 2)
-    bench.tick(CUT)
-    assert bench.batches == []
-    assert bench.outcomes == {"e1": "tally_only", "e2": "tally_only"}
+def test_a_choice_the_response_does_not_have_is_not_trained(driver: ProcessorDriver) -> None:
+    driver.append(feedback("thumbs", "up", "e1", choice=3))
+    driver.append(response(), 1)
+    driver.append(feedback("thumbs", "up", "e2", choice=4), 2)
+    driver.tick(CUT)
+    assert driver.batches == []
+    assert driver.outcomes == {"e1": "tally_only", "e2": "tally_only"}
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"\xff\xfe", b"[]", b'{"line":1}', b"[" * 100_000])
-def test_bytes_that_are_no_record_are_malformed_and_change_nothing(bench: Bench, value: bytes) -> None:
-    bench.feed(Record(CHAT_RESPONSES.name, 0, 0, T0, b"r1", value))
-    assert [type(error) for error in bench.dead] == [Malformed]
-    assert bench.store.keys() == 0
+def test_bytes_that_are_no_record_are_malformed_and_change_nothing(
+    driver: ProcessorDriver, value: bytes
+) -> None:
+    driver.process(Record(CHAT_RESPONSES.name, 0, 0, T0, b"r1", value))
+    assert [type(error) for error in driver.errors] == [Malformed]
+    assert driver.store.key_count() == 0
 
 
-def test_a_record_under_a_foreign_key_is_malformed(bench: Bench) -> None:
-    bench.feed(Record(CHAT_RESPONSES.name, 0, 0, T0, b"r2", response("r1").to_json()))
-    assert [type(error) for error in bench.dead] == [Malformed]
+def test_a_record_under_a_foreign_key_is_malformed(driver: ProcessorDriver) -> None:
+    driver.process(Record(CHAT_RESPONSES.name, 0, 0, T0, b"r2", response("r1").to_json()))
+    assert [type(error) for error in driver.errors] == [Malformed]
 
 
-def test_a_tally_follows_edits_and_retractions(bench: Bench) -> None:
-    bench.say(feedback("thumbs", "down", "e1", at_s=0))
-    assert bench.tallies == {}
-    bench.say(response(), 1)
-    assert (bench.tallies["u_ann"].up, bench.tallies["u_ann"].down) == (0, 1)
-    bench.say(feedback("thumbs", "up", "e2", at_s=2), 2)
-    assert (bench.tallies["u_ann"].up, bench.tallies["u_ann"].down) == (1, 0)
-    bench.say(feedback("retract", "e2", "e3", at_s=3), 3)
-    assert (bench.tallies["u_ann"].up, bench.tallies["u_ann"].down) == (0, 0)
+def test_a_tally_follows_edits_and_retractions(driver: ProcessorDriver) -> None:
+    driver.append(feedback("thumbs", "down", "e1", at_s=0))
+    assert driver.tallies == {}
+    driver.append(response(), 1)
+    assert (driver.tallies["u_ann"].up, driver.tallies["u_ann"].down) == (0, 1)
+    driver.append(feedback("thumbs", "up", "e2", at_s=2), 2)
+    assert (driver.tallies["u_ann"].up, driver.tallies["u_ann"].down) == (1, 0)
+    driver.append(feedback("retract", "e2", "e3", at_s=3), 3)
+    assert (driver.tallies["u_ann"].up, driver.tallies["u_ann"].down) == (0, 0)
 
 
 # --- any order, any repetition ---
@@ -307,17 +315,17 @@ def test_any_interleaving_and_duplication_gives_the_same_dataset(
     history: list[LogRecord], seed: int, per_batch: int
 ) -> None:
     """I3, I4: where the cuts fall is not part of it; nor is the order, nor how often a record was sent."""
-    plain, shuffled = Bench(), Bench(BatchLimits(examples=per_batch))
+    plain, shuffled = ProcessorDriver(), ProcessorDriver(BatchLimits(examples=per_batch))
     dice = random.Random(seed)
     messy = history + dice.choices(history, k=dice.randrange(len(history) + 1))
     dice.shuffle(messy)
-    for bench, records in ((plain, history), (shuffled, messy)):
+    for driver, records in ((plain, history), (shuffled, messy)):
         for at, record in enumerate(records):
-            bench.say(record, at)
-            if bench is shuffled and dice.random() < 0.2:
-                bench.tick(at + 100)
-        bench.tick(10 * CUT)
-        assert bench.dead == []
+            driver.append(record, at)
+            if driver is shuffled and dice.random() < 0.2:
+                driver.tick(at + 100)
+        driver.tick(10 * CUT)
+        assert driver.errors == []
     assert shuffled.dataset == plain.dataset
     # I1: nothing is waiting once all came and all was cut, and each log record got exactly one outcome.
     events = len(messy) - sum(1 for record in messy if record.event_type == "loopwright.chat.response")
@@ -368,7 +376,7 @@ def test_any_time_joins_and_is_cut_with_one_outcome_each(
     per_batch: int,
 ) -> None:
     """Of records with any datetime at any offset, and of stored state with any number of ms."""
-    bench = Bench(BatchLimits(examples=per_batch))
+    driver = ProcessorDriver(BatchLimits(examples=per_batch))
     events = [
         feedback(kind, value, f"e{number}", user=user, occurred_at=at)
         for number, ((kind, value), user, at, _) in enumerate(said)
@@ -377,16 +385,16 @@ def test_any_time_joins_and_is_cut_with_one_outcome_each(
     stored = [ms for *_, ms in said]
     stored.insert(answered_after, None)
     for second, (record, ms) in enumerate(zip(records, stored, strict=True)):
-        bench.say(record, second)
-        if ms is not None and bench.store.get(joined_key(b"r1")) is not None:
-            poison(bench, "r1", ms)
-    bench.tick(CUT)
-    assert bench.dead == []
-    assert set(bench.outcomes) == {event.event_id for event in events}
-    assert not [kinds for kinds in bench.outcomes.values() if kinds not in ("batched", "superseded")]
+        driver.append(record, second)
+        if ms is not None and driver.store.get(joined_key(b"r1")) is not None:
+            poison(driver, "r1", ms)
+    driver.tick(CUT)
+    assert driver.errors == []
+    assert set(driver.outcomes) == {event.event_id for event in events}
+    assert not [kinds for kinds in driver.outcomes.values() if kinds not in ("batched", "superseded")]
     assert all(
         signal.occurred_at >= EARLIEST
-        for batch in bench.batches
+        for batch in driver.batches
         for example in batch.examples
         for signal in example.signals
     )

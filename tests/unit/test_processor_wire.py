@@ -17,7 +17,7 @@ from shared.records import Record
 from shared.stream.state_store import MemoryStore
 from shared.stream.write_buffer import WriteBuffer
 from shared.topics import FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES, Topic
-from tests.unit.processor_driver import T0, Bench, feedback, response
+from tests.unit.processor_driver import T0, ProcessorDriver, feedback, response
 
 WRITTEN: dict[str, tuple[Topic, type[LogRecord]]] = {
     topic.name: (topic, kind)
@@ -49,15 +49,15 @@ def test_every_record_is_what_its_model_would_write(
     asked_by: str | None,
     at_ms: int,
 ) -> None:
-    bench = Bench(BatchLimits(examples=2))
+    driver = ProcessorDriver(BatchLimits(examples=2))
     choices = tuple(Choice(index=n, text=text, finish_reason=why) for n, (text, why) in enumerate(answers))
     messages = (Message(role="user", content=question),)
-    bench.say(response(messages=messages, choices=choices, user_id=asked_by), at_ms / 1000)
+    driver.append(response(messages=messages, choices=choices, user_id=asked_by), at_ms / 1000)
     for number, ((kind, value), tags) in enumerate(said):
         event = feedback(kind, value, f"e{number}", user=f"u{number}", tags=tuple(tags))
-        bench.say(event, at_ms / 1000 + number)
-    bench.tick(100)
-    for output in bench.outputs:
+        driver.append(event, at_ms / 1000 + number)
+    driver.tick(100)
+    for output in driver.outputs:
         topic, kind_of = WRITTEN[output.topic]
         record = kind_of.from_json(output.value)
         assert record.to_json() == output.value

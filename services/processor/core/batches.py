@@ -1,56 +1,59 @@
-"""The open batch of one line in one partition: what waits in it, and when it is cut."""
+"""Rules of the open batch of one line in one partition: its bounds, and when it is cut. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from services.processor.core.state import OpenBatch, Pending
+from services.processor.core.state import OpenBatch, PendingExample
 from shared.errors import Oversized
 from shared.topics import BATCH_BYTES
 
 CutReason = Literal["count", "bytes", "age"]
 FRAME_BYTES = 512
-"""What an example's own fields take beside its content, at most."""
+"""Upper bound for the bytes of an example besides its response and its feedback."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """When a batch is cut: whichever comes first."""
+    """Bounds of a batch. It is cut when the first of them is reached."""
 
     examples: int = 64
     size: int = BATCH_BYTES
     age_ms: int = 30_000
 
 
-def size_of(answer_bytes: int, joined_bytes: int) -> int:
-    """An upper bound of an example's bytes in a batch, from those of its parts as stored."""
-    return answer_bytes + joined_bytes + FRAME_BYTES
+def example_size(response_bytes: int, joined_bytes: int) -> int:
+    """Return an upper bound of an example's bytes in a batch, given the stored sizes of its parts."""
+    return response_bytes + joined_bytes + FRAME_BYTES
 
 
-def put_in(batch: OpenBatch, old: Pending | None, new: Pending, now_ms: int) -> None:
-    """`new` is in the batch from now on, in place of `old`."""
+def add(batch: OpenBatch, old: PendingExample | None, new: PendingExample, now_ms: int) -> None:
+    """Add an example to the batch, in place of its older revision `old` if that is in it."""
     if not batch.examples:
         batch.opened_ms = now_ms
     batch.examples += old is None
     batch.size += new.size - (old.size if old else 0)
 
 
-def take_out(batch: OpenBatch, old: Pending) -> None:
+def remove(batch: OpenBatch, old: PendingExample) -> None:
+    """Remove an example from the batch."""
     batch.examples -= 1
     batch.size -= old.size
 
 
-def must_cut_before(batch: OpenBatch, old: Pending | None, new: Pending, limits: BatchLimits) -> bool:
-    """Whether `new` no longer fits. Raises `Oversized` where it fits into no batch at all."""
+def must_cut_before(
+    batch: OpenBatch, old: PendingExample | None, new: PendingExample, limits: BatchLimits
+) -> bool:
+    """Return whether `new` no longer fits. Raises `Oversized` if it is larger than a whole batch may be."""
     if new.size > limits.size:
         raise Oversized(f"an example of {new.size} bytes; a batch holds at most {limits.size}")
     others = batch.examples - (old is not None)
     return others > 0 and batch.size - (old.size if old else 0) + new.size > limits.size
 
 
-def due(batch: OpenBatch, now_ms: int, limits: BatchLimits) -> CutReason | None:
-    """Why the batch is to be cut now, or None."""
+def cut_reason(batch: OpenBatch, now_ms: int, limits: BatchLimits) -> CutReason | None:
+    """Return why the batch must be cut now, or None if it stays open."""
     if batch.examples == 0:
         return None
     if batch.examples >= limits.examples:

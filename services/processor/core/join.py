@@ -1,191 +1,201 @@
-"""One response and all that was said about it, whichever came first.
+"""Rules that join one response with its feedback, in whichever order they arrive. Pure.
 
-Rules, all independent of the order of arrival:
+None of the rules depends on the order of arrival:
 
 - The newest event per slot (user, kind, choice) wins, by (`occurred_at` clamped between `EARLIEST` and the append time,
   event_id).
-- A retracted event keeps its slot but says nothing: what it once replaced does not come back.
-- The same event again is a duplicate; under the same id with other content it is a conflict, and the first stands.
-- A retraction may come before what it retracts.
-- A vague comment is counted, never trained.
+- A retracted event keeps its slot without content: the event that it replaced does not come back.
+- The same event again is a duplicate. The same id with other content is a conflict, and the first event stands.
+- A retraction may arrive before the event that it retracts.
+- A vague comment is counted, never trained on.
 
-Each feedback record ends in exactly one outcome: at once (`duplicate`, `superseded`, `tally_only`, `retracted`,
-`applied_retract`, `late`), at the cut of its batch (`batched`), or when the window closes (`unmatched`).
+Each feedback record gets exactly one outcome: at once (`duplicate`, `superseded`, `tally_only`, `retracted`,
+`applied_retract`, `late`), when its batch is cut (`batched`), or when the window closes (`unmatched`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from msgspec import Struct, field
 
-from services.processor.core.state import Answer, Joined, Said, Signal
-from services.processor.core.wire import value_of
+from services.processor.core.state import JoinedResponse, SeenEvent, Signal, StoredResponse
+from services.processor.core.wire import value_json
 from shared.errors import Conflict, Oversized, Rejected
 from shared.events import EARLIEST_MS, MAX_SIGNALS, Feedback, OutcomeKind, Retract, to_ms
 from shared.feedback_quality import hint_for
-from shared.topics import DAY_MS, WINDOW_DAYS
 
-WINDOW_MS: Final = WINDOW_DAYS * DAY_MS
-LATE_MS: Final = WINDOW_MS
-"""For how long after the window an event is still told apart as `late` rather than `unmatched`."""
 MAX_EVENTS: Final = 4 * MAX_SIGNALS
-"""Events remembered per response, for telling duplicates: what comes beyond them is a dead letter."""
+"""Events remembered per response to detect duplicates. Any beyond these become dead letters."""
+RESPONSE_ERASED: Final = "the response was erased"
+_ALREADY_RETRACTED: Final = "already taken back"
 
 
-class Decided(NamedTuple):
-    """An outcome, not yet a record."""
+class EventOutcome(NamedTuple):
+    """The outcome of one feedback event, before it becomes a record."""
 
     event_id: str
-    outcome: OutcomeKind
+    kind: OutcomeKind
     detail: str | None = None
 
 
 class Change(Struct):
-    """What one record does to one response, while it is being found out and after.
+    """What one record changes about one response.
 
-    `joined` is changed in place: it was read for this record alone, and is written only if nothing raises.
+    `joined` is modified in place. That is safe: it was read for this record only, and is stored only if no rule raises.
     """
 
-    joined: Joined
+    joined: JoinedResponse
     waiting: set[str]
-    """The events whose outcome the next batch will bring."""
-    decided: list[Decided] = field(default_factory=list)
+    """The events whose outcome the next batch decides."""
+    outcomes: list[EventOutcome] = field(default_factory=list)
     changed: bool = True
-    """Whether there is anything to write."""
+    """Whether there is anything to store."""
     revised: bool = False
     """Whether the example has a new revision."""
     added: list[Signal] = field(default_factory=list)
     removed: list[Signal] = field(default_factory=list)
-    """Signals that count from now on, and no longer. Counting begins with the response, which brings the version."""
-    vague: list[str] = field(default_factory=list)
-    """The users whose vague comments count from now on."""
-    sought: bool = False
-    """What is taken back may stand in batches of which nothing is known here any more."""
+    """Signals to count in tallies, and to stop counting. Counting starts once the response names its version."""
+    vague_comments: list[str] = field(default_factory=list)
+    """The authors of the vague comments to count, one entry per comment."""
+    search_batches: bool = False
+    """Whether batches must be searched for the retracted event, because the state may have forgotten it."""
 
-    def decide(self, event_id: str, outcome: OutcomeKind, detail: str | None = None) -> None:
-        self.decided.append(Decided(event_id, outcome, detail))
+    def decide(self, event_id: str, kind: OutcomeKind, detail: str | None = None) -> None:
+        """Give an event its outcome."""
+        self.outcomes.append(EventOutcome(event_id, kind, detail))
 
-    def drop_signal(self, event_id: str, outcome: OutcomeKind, detail: str | None = None) -> None:
-        """Takes a live signal out; it gets this outcome unless a batch already gave it one."""
+    def drop_signal(self, event_id: str, kind: OutcomeKind) -> None:
+        """Remove a current signal. Its event gets this outcome, unless a batch has already given it one."""
         signal = self.joined.signals.pop(event_id, None)
         if signal is None:
             return
         if not self.joined.answered or event_id in self.waiting:
-            self.decide(event_id, outcome, detail)
+            self.decide(event_id, kind)
         self.waiting.discard(event_id)
         self.removed.append(signal)
 
-    def close(self) -> Change:
-        """The example changed if its set of signals did: one never stays as it is under the same event."""
+    def finish(self) -> Change:
+        """Start a new revision if the set of signals changed; the content of a signal never does."""
         if self.joined.answered and (self.added or self.removed):
             self.revised = True
             self.joined.revision += 1
         return self
 
 
-def on_response(joined: Joined | None, known: Answer | None, answer: Answer, stored_bytes: int) -> Change:
-    """The response came: what was said about it before now counts. `known`: what is stored under its id.
+# --- a response arrives -------------------------------------------------------------------------------------------
 
-    Raises `Conflict` where another response has this id, `Rejected` where what was said of it has already expired.
+
+def on_response(
+    joined: JoinedResponse | None, stored: StoredResponse | None, response: StoredResponse, size: int
+) -> Change:
+    """Return the change that a response makes. Feedback that arrived before it counts from now on.
+
+    `stored` is the response already known under this id, `size` the new one's in bytes. Raises `Conflict` if they
+    differ, and `Rejected` if feedback was waiting for this response and has expired.
     """
     if joined is None:
-        return Change(Joined.of_answer(answer, stored_bytes), set())
+        return Change(JoinedResponse.from_response(response, size), set())
     if joined.expired:
         if joined.answered:
             return Change(joined, set(), changed=False)
         raise Rejected("the response came after its window had closed")
     if joined.answered:
-        if known is None or not known.says_the_same(answer):
+        if stored is None or not stored.same_content(response):
             raise Conflict("the response came again with other content; the first stands")
         return Change(joined, set(), changed=False)
     change = Change(joined, set())
-    if answer.status == "completed":
+    if response.status == "completed":
         for event_id, signal in list(joined.signals.items()):
-            if signal.choice not in answer.indices:
-                change.drop_signal(
-                    event_id, OutcomeKind.TALLY_ONLY, f"the response has no choice {signal.choice}"
-                )
-    joined.line, joined.version, joined.responded_ms = answer.line, answer.version, answer.at_ms
-    joined.choices, joined.answer_bytes = answer.known_choices, stored_bytes
+            if signal.choice not in response.indices:
+                del joined.signals[event_id]
+                change.decide(event_id, OutcomeKind.TALLY_ONLY, _no_such_choice(signal.choice))
+    joined.line, joined.version, joined.responded_ms = response.line, response.version, response.at_ms
+    joined.choices, joined.answer_bytes = response.valid_choices, size
     change.waiting.update(joined.signals)
-    # What was dropped just now was never counted.
-    change.removed, change.added = [], list(joined.signals.values())
-    change.vague = [
-        said.user_id for said in joined.events.values() if said.kind == "comment" and not said.at_ms
+    change.added = list(joined.signals.values())
+    change.vague_comments = [
+        event.user_id for event in joined.events.values() if event.kind == "comment" and not event.at_ms
     ]
-    return change.close()
+    return change.finish()
 
 
-def on_feedback(joined: Joined, waiting: set[str], event: Feedback, now_ms: int) -> Change:
-    """Something was said. Raises `Conflict`, `Rejected` (another user's event) or `Oversized` (too much said)."""
-    change = Change(joined, waiting)
+# --- feedback arrives ---------------------------------------------------------------------------------------------
+
+
+def on_feedback(joined: JoinedResponse, waiting: Iterable[str], event: Feedback, now_ms: int) -> Change:
+    """Return the change that a feedback event makes, given its append time `now_ms`.
+
+    `waiting` are the response's events in the open batch. Raises `Conflict` if another event has this id, `Rejected` if
+    it retracts another user's event, and `Oversized` if the response has too much feedback.
+    """
+    change = Change(joined, set(waiting))
     if joined.expired:
-        _after_window(change, event)
+        _on_late_feedback(change, event)
         return change
     digest = event.content_digest()[:32]
-    known = joined.events.get(event.event_id)
-    if known is not None:
-        if known.digest != digest:
+    seen = joined.events.get(event.event_id)
+    if seen is not None:
+        if seen.digest != digest:
             raise Conflict(f"event {event.event_id} came again with other content; the first stands")
         change.changed = False
         change.decide(event.event_id, OutcomeKind.DUPLICATE)
         return change
     if len(joined.events) >= MAX_EVENTS:
         raise Oversized(f"more than {MAX_EVENTS} events on one response")
-    said = joined.events[event.event_id] = Said(digest, event.user_id, event.kind)
+    seen = joined.events[event.event_id] = SeenEvent(digest, event.user_id, event.kind)
     if isinstance(event, Retract):
         _retract(change, event)
     elif (hint := hint_for(event)) is not None:
         change.decide(event.event_id, OutcomeKind.TALLY_ONLY, hint)
-        _settle_retraction(change, event, took_part=False)
+        _settle_waiting_retraction(change, event, has_slot=False)
         if joined.answered:
-            change.vague.append(event.user_id)
+            change.vague_comments.append(event.user_id)
     else:
-        _say(change, event, said, now_ms)
-    return change.close()
+        _add_signal(change, event, seen, now_ms)
+    return change.finish()
 
 
-def _after_window(change: Change, event: Feedback) -> None:
-    """Too late, but to take something back: what became of that is known once the batches have been searched."""
+def _on_late_feedback(change: Change, event: Feedback) -> None:
+    """Decide an event after the window. A retraction gets its outcome only once the batches have been searched."""
     joined, change.changed = change.joined, False
     if joined.erased:
-        change.decide(event.event_id, OutcomeKind.ERASED, "the response was erased")
+        change.decide(event.event_id, OutcomeKind.ERASED, RESPONSE_ERASED)
     elif not isinstance(event, Retract):
         change.decide(event.event_id, OutcomeKind.LATE, "the response's window is closed")
-    elif (place := taken_back(event.value, event.user_id)) in joined.retractions:
-        change.decide(event.event_id, OutcomeKind.DUPLICATE, "already taken back")
+    elif (key := retraction_key(event.value, event.user_id)) in joined.retractions:
+        change.decide(event.event_id, OutcomeKind.DUPLICATE, _ALREADY_RETRACTED)
     elif len(joined.retractions) >= MAX_EVENTS:
         raise Oversized(f"more than {MAX_EVENTS} events on one response")
     else:
-        joined.retractions[place] = event.event_id
-        change.changed = change.sought = True
+        joined.retractions[key] = event.event_id
+        change.changed = change.search_batches = True
 
 
-def _say(change: Change, event: Feedback, said: Said, now_ms: int) -> None:
-    """Puts a signal into its slot, if it is the newest there."""
+def _add_signal(change: Change, event: Feedback, seen: SeenEvent, now_ms: int) -> None:
+    """Put a signal into its slot if it is the newest there."""
     joined = change.joined
-    said.at_ms = at = _clamped_ms(event, now_ms)
+    seen.at_ms = at = _clamped_ms(event, now_ms)
     if joined.choices is not None and event.choice not in joined.choices:
-        detail = f"the response has no choice {event.choice}"
-        change.decide(event.event_id, OutcomeKind.TALLY_ONLY, detail)
-        _settle_retraction(change, event, took_part=False)
+        change.decide(event.event_id, OutcomeKind.TALLY_ONLY, _no_such_choice(event.choice))
+        _settle_waiting_retraction(change, event, has_slot=False)
         return
     slot = f"{event.user_id}|{event.kind}|{event.choice}"
     holder = joined.slots.get(slot)
     if holder is not None and (joined.events[holder].at_ms, holder) > (at, event.event_id):
-        _settle_retraction(change, event, took_part=False)
+        _settle_waiting_retraction(change, event, has_slot=False)
         change.decide(event.event_id, OutcomeKind.SUPERSEDED)
         return
     if holder is not None:
         change.drop_signal(holder, OutcomeKind.SUPERSEDED)
     joined.slots[slot] = event.event_id
-    if _settle_retraction(change, event, took_part=True):
+    if _settle_waiting_retraction(change, event, has_slot=True):
         return
     if len(joined.signals) >= MAX_SIGNALS:
         raise Oversized(f"more than {MAX_SIGNALS} signals on one response")
     signal = Signal(
-        event.kind, event.user_id, value_of(event.value), at, choice=event.choice, tags=event.tags
+        event.kind, event.user_id, value_json(event.value), at, choice=event.choice, tags=event.tags
     )
     joined.signals[event.event_id] = signal
     change.added.append(signal)
@@ -194,25 +204,26 @@ def _say(change: Change, event: Feedback, said: Said, now_ms: int) -> None:
 
 
 def _clamped_ms(event: Feedback, now_ms: int) -> int:
-    """Return when the user said it, in ms, clamped between `EARLIEST_MS` and the append time `now_ms`.
+    """Return when the user gave the feedback, in ms, clamped between `EARLIEST_MS` and the append time `now_ms`.
 
-    Not every producer is our API: a record on the topic may hold any time.
+    The clamp is needed because apps may write to the topic directly, with any time.
     """
     at = now_ms if event.occurred_at is None else min(to_ms(event.occurred_at), now_ms)
     return max(at, EARLIEST_MS)
 
 
 def _retract(change: Change, event: Retract) -> None:
-    """Takes an event back, or waits for it to come."""
-    target = change.joined.events.get(event.value)
+    """Take an event back, or remember the retraction until the event arrives."""
+    joined = change.joined
+    target = joined.events.get(event.value)
     if target is None:
-        # Where nothing at all was known, the response may be of long ago.
-        change.sought = not change.joined.answered and len(change.joined.events) == 1
-        waiting_for = taken_back(event.value, event.user_id)
-        if waiting_for in change.joined.retractions:
-            change.decide(event.event_id, OutcomeKind.DUPLICATE, "already taken back")
+        # If this is all that is known, the response may be older than the state remembers.
+        change.search_batches = not joined.answered and len(joined.events) == 1
+        key = retraction_key(event.value, event.user_id)
+        if key in joined.retractions:
+            change.decide(event.event_id, OutcomeKind.DUPLICATE, _ALREADY_RETRACTED)
         else:
-            change.joined.retractions[waiting_for] = event.event_id
+            joined.retractions[key] = event.event_id
         return
     if target.user_id != event.user_id or target.kind == "retract":
         raise Rejected(f"event {event.value} is not this user's to take back")
@@ -220,40 +231,53 @@ def _retract(change: Change, event: Retract) -> None:
     change.decide(event.event_id, OutcomeKind.APPLIED_RETRACT)
 
 
-def _settle_retraction(change: Change, event: Feedback, *, took_part: bool) -> bool:
-    """Whether a retraction by the same user was waiting for this event. Another's has no effect, and stays waiting."""
-    retraction = change.joined.retractions.pop(taken_back(event.event_id, event.user_id), None)
+def _settle_waiting_retraction(change: Change, event: Feedback, *, has_slot: bool) -> bool:
+    """Apply the retraction by the same user that waited for this event. Return whether it emptied the event's slot.
+
+    A retraction by another user has no effect and keeps waiting.
+    """
+    retraction = change.joined.retractions.pop(retraction_key(event.event_id, event.user_id), None)
     if retraction is None:
         return False
     change.decide(retraction, OutcomeKind.APPLIED_RETRACT)
-    if took_part:
+    if has_slot:
         change.decide(event.event_id, OutcomeKind.RETRACTED)
-    return took_part
+    return has_slot
 
 
-def taken_back(event_id: str, user_id: str) -> str:
-    """No id has a space in it."""
+def retraction_key(event_id: str, user_id: str) -> str:
+    """Return the key under which a user's retraction waits for an event. Ids contain no spaces."""
     return f"{event_id} {user_id}"
 
 
-def expires_at(joined: Joined) -> int:
-    """When the window closes (or, once expired, when the last trace goes), in ms."""
-    start = joined.since_ms if joined.responded_ms is None else joined.responded_ms
-    return start + WINDOW_MS + (LATE_MS if joined.expired else 0)
+def retraction_owner(key: str) -> str:
+    """Return the user of a `retraction_key`."""
+    return key.rsplit(" ", 1)[1]
 
 
-def on_expiry(joined: Joined) -> Change:
-    """The window closes: what never found its response is `unmatched`; a small trace stays, to tell late events."""
-    trace = Joined(
-        line=joined.line,
-        since_ms=joined.since_ms,
-        responded_ms=joined.responded_ms,
-        expired=True,
-        revision=joined.revision,
-    )
-    change = Change(trace, set())
+def _no_such_choice(choice: int) -> str:
+    return f"the response has no choice {choice}"
+
+
+# --- time passes --------------------------------------------------------------------------------------------------
+
+
+def on_expiry(joined: JoinedResponse) -> Change:
+    """Return the change when the window closes: feedback whose response never arrived is `unmatched`."""
+    change = Change(trace_of(joined), set())
     for event_id in [] if joined.answered else sorted(joined.signals):
         change.decide(event_id, OutcomeKind.UNMATCHED)
     for event_id in sorted(joined.retractions.values()):
         change.decide(event_id, OutcomeKind.UNMATCHED)
     return change
+
+
+def trace_of(joined: JoinedResponse) -> JoinedResponse:
+    """Return what remains of a response after its window, so that later feedback can be reported as `late`."""
+    return JoinedResponse(
+        line=joined.line,
+        since_ms=joined.since_ms,
+        responded_ms=joined.responded_ms,
+        revision=joined.revision,
+        expired=True,
+    )

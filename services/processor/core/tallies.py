@@ -1,28 +1,30 @@
-"""What each user thinks of each version, as absolute counters: sending them again is harmless."""
+"""One user's reactions to one version, as absolute counters: sending them again is harmless. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from msgspec import Struct
+
 from services.processor.core.state import Signal
-from services.processor.core.wire import TallyOut
 
 
-def count(tally: TallyOut, removed: Iterable[Signal], added: Iterable[Signal], vague_comments: int) -> None:
-    """These signals went and came. Ratings are summed; all others are counted.
+def count(tally: Struct, removed: Iterable[Signal], added: Iterable[Signal], vague_comments: int) -> None:
+    """Update the counters of a `TallyOut`: ratings are summed, all other signals are counted.
 
-    Never below zero: what goes may have been counted before an erasure took the tally away.
+    No counter falls below zero: a removed signal may have been counted before an erasure deleted the tally.
     """
-    tally.comments += vague_comments
+    _add(tally, "comments", vague_comments)
     for sign, signals in ((-1, removed), (1, added)):
         for signal in signals:
             if signal.kind == "rating":
-                tally.ratings = max(0, tally.ratings + sign)
-                tally.rating_sum = max(0, tally.rating_sum + sign * int(bytes(signal.value)))
+                _add(tally, "ratings", sign)
+                _add(tally, "rating_sum", sign * int(bytes(signal.value)))
+            elif signal.kind == "thumbs":
+                _add(tally, bytes(signal.value)[1:-1].decode(), sign)
             else:
-                counter = _counter(signal)
-                setattr(tally, counter, max(0, getattr(tally, counter) + sign))
+                _add(tally, f"{signal.kind}s", sign)
 
 
-def _counter(signal: Signal) -> str:
-    return bytes(signal.value)[1:-1].decode() if signal.kind == "thumbs" else f"{signal.kind}s"
+def _add(tally: Struct, counter: str, amount: int) -> None:
+    setattr(tally, counter, max(0, getattr(tally, counter) + amount))

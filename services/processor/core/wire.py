@@ -1,7 +1,9 @@
-"""The processor's records as it writes them: byte for byte what the models of `shared.events` write.
+"""Fast encoding of the processor's output records, byte for byte as the pydantic models in `shared.events` write them.
 
-Those validate, and are what everybody reads with; to write what was made here of what was validated, they cost more
-than all the rest of a step. A property test holds the two together.
+Everyone reads these records with the models, which validate. To write records that are made from validated ones, the
+models cost more than the rest of a step. So each model has a msgspec struct with the same fields, derived from it by
+`wire_struct`: a field is defined once, in `shared.events`. The type checker cannot see the fields of a derived struct;
+msgspec refuses an unknown or a missing field, and a property test compares the bytes of every record with its model's.
 """
 
 from __future__ import annotations
@@ -9,160 +11,95 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct
+from pydantic import TypeAdapter
 
-from services.processor.core.state import Answer, Joined, encode
+from services.processor.core.state import JoinedResponse, StoredResponse, encode
 from shared import events
-from shared.events import EARLIEST_MS, ChatResponse, OutcomeKind, Over, Under
+from shared.events import EARLIEST_MS, ChatResponse, Choice, Message, Over, Under
 
 SERVICE: Final = "processor"
-"""Whose records they are."""
+"""The writer that the records name."""
 
 
-class SignalOut(Struct):
-    """`shared.events.Signal`"""
+def wire_struct(model: type[events.Part]) -> type[Struct]:
+    """Return a msgspec struct with the fields of `model`, in order. A field whose default is None is left out if unset.
 
-    event_id: str
-    kind: str
-    user_id: str
-    choice: int
-    value: Raw
-    tags: tuple[str, ...]
-    occurred_at: str
-
-
-class ExampleOut(Struct):
-    """`shared.events.ExampleRevision`"""
-
-    schema_version: int
-    line: str
-    response_id: str
-    revision: int
-    op: str
-    version: str
-    user_id: str | UnsetType
-    messages: Raw
-    choices: Raw
-    signals: list[SignalOut]
-    responded_at: str
-    revised_at: str
+    Its fields take any value: nothing is validated.
+    """
+    kinds: list[tuple[str, Any] | tuple[str, Any, Any]] = [
+        (name, Any) if field.is_required() else (name, Any, UNSET if field.default is None else field.default)
+        for name, field in model.model_fields.items()
+    ]
+    return msgspec.defstruct(f"{model.__name__}Out", kinds, kw_only=True)
 
 
-class BatchOut(Struct):
-    """`shared.events.Batch`"""
-
-    schema_version: int
-    line: str
-    batch_id: str
-    partition: int
-    number: int
-    rewrite: int
-    reason: str
-    examples: list[Raw]
-    content_hash: str
-    cut_at: str
-
-
-class OutcomeOut(Struct):
-    """`shared.events.Outcome`"""
-
-    schema_version: int
-    line: str
-    response_id: str
-    event_id: str
-    outcome: OutcomeKind
-    batch_id: str | UnsetType
-    revision: int | UnsetType
-    detail: str | UnsetType
-    decided_at: str
-
-
-class TallyOut(Struct):
-    """`shared.events.Tally`; read again from the state."""
-
-    schema_version: int
-    line: str
-    version: str
-    user_id: str
-    partition: int
-    up: int = 0
-    down: int = 0
-    ratings: int = 0
-    rating_sum: int = 0
-    corrections: int = 0
-    comments: int = 0
-    preferences: int = 0
-    updated_at: str = ""
-
+SignalOut = wire_struct(events.Signal)
+ExampleOut = wire_struct(events.ExampleRevision)
+BatchOut = wire_struct(events.Batch)
+OutcomeOut = wire_struct(events.Outcome)
+TallyOut = wire_struct(events.Tally)
 
 read_tally = msgspec.json.Decoder(TallyOut).decode
-NOTHING = Raw(b"[]")
+_MESSAGES: TypeAdapter[tuple[Message, ...]] = TypeAdapter(tuple[Message, ...])
+_CHOICES: TypeAdapter[tuple[Choice, ...]] = TypeAdapter(tuple[Choice, ...])
+_EMPTY = Raw(b"[]")
 
 
 @lru_cache(maxsize=4096)
 def rfc3339(ms: int) -> str:
-    """Milliseconds since the epoch, as written in records. Never raises. Neighbours in the log share theirs."""
+    """Return a time in ms since the epoch as records hold it. Cached: neighbours in the log often share a time."""
     return events.rfc3339(events.from_ms(ms))
 
 
-def answer_of(response: ChatResponse, at_ms: int) -> Answer:
-    """A response as it is kept."""
-    choices = [
-        {"index": choice.index, "text": choice.text}
-        | ({} if choice.finish_reason is None else {"finish_reason": choice.finish_reason})
-        for choice in response.choices
-    ]
-    return Answer(
+def to_stored(response: ChatResponse, at_ms: int) -> StoredResponse:
+    """Return a response as the state keeps it, given its append time."""
+    return StoredResponse(
         line=response.line,
         version=response.version,
         status=response.status,
         at_ms=at_ms,
-        messages=Raw(
-            encode([{"role": message.role, "content": message.content} for message in response.messages])
-        ),
-        choices=Raw(encode(choices)),
+        messages=Raw(_MESSAGES.dump_json(response.messages, exclude_none=True)),
+        choices=Raw(_CHOICES.dump_json(response.choices, exclude_none=True)),
         indices=tuple(sorted({choice.index for choice in response.choices})),
         user_id=response.user_id,
     )
 
 
-def value_of(value: Over | Under | int | str) -> Raw:
-    """What a feedback event says, as it stands in a batch."""
-    if isinstance(value, Over):
-        return Raw(encode({"over": value.over}))
-    return Raw(encode({"under": value.under} if isinstance(value, Under) else value))
+def value_json(value: Over | Under | int | str) -> Raw:
+    """Return the content of a feedback event in the bytes that a batch holds."""
+    return Raw(encode(value) if isinstance(value, int | str) else value.model_dump_json().encode())
 
 
-def example_of(response_id: str, joined: Joined, answer: Answer, now: str) -> bytes:
-    """The newest revision. Without live signals it is a retraction and carries no content."""
+def example_json(response_id: str, joined: JoinedResponse, response: StoredResponse, now: str) -> bytes:
+    """Return the newest `ExampleRevision`. Without current signals it is a retraction and carries no content."""
     live = bool(joined.signals)
     signals = sorted(joined.signals.items(), key=lambda item: (item[1].at_ms, item[0]))
     return encode(
         ExampleOut(
-            schema_version=1,
             line=joined.line,
             response_id=response_id,
             revision=joined.revision,
             op="upsert" if live else "retract",
-            version=answer.version,
-            user_id=answer.user_id if live and answer.user_id is not None else UNSET,
-            messages=answer.messages if live else NOTHING,
-            choices=answer.choices if live else NOTHING,
+            version=response.version,
+            user_id=response.user_id if live and response.user_id is not None else UNSET,
+            messages=response.messages if live else _EMPTY,
+            choices=response.choices if live else _EMPTY,
             signals=[
                 SignalOut(
-                    event_id,
-                    one.kind,
-                    one.user_id,
-                    one.choice,
-                    one.value,
-                    one.tags,
+                    event_id=event_id,
+                    kind=signal.kind,
+                    user_id=signal.user_id,
+                    choice=signal.choice,
+                    value=signal.value,
+                    tags=signal.tags,
                     # State that was stored before `join` clamped times may hold any.
-                    rfc3339(max(one.at_ms, EARLIEST_MS)),
+                    occurred_at=rfc3339(max(signal.at_ms, EARLIEST_MS)),
                 )
-                for event_id, one in signals
+                for event_id, signal in signals
             ],
             responded_at=rfc3339(joined.since_ms if joined.responded_ms is None else joined.responded_ms),
             revised_at=now,
@@ -170,7 +107,7 @@ def example_of(response_id: str, joined: Joined, answer: Answer, now: str) -> by
     )
 
 
-def batch_of(
+def batch_json(
     line: str,
     batch_id: str,
     partition: int,
@@ -178,17 +115,14 @@ def batch_of(
     reason: str,
     examples: Sequence[bytes],
     now: str,
-    rewrite: int = 0,
 ) -> bytes:
-    """`examples` as `example_of` writes them."""
+    """Return a `Batch` of examples that `example_json` made."""
     return encode(
         BatchOut(
-            schema_version=1,
             line=line,
             batch_id=batch_id,
             partition=partition,
             number=number,
-            rewrite=rewrite,
             reason=reason,
             examples=[Raw(example) for example in examples],
             content_hash=hashlib.sha256(b"\n".join(examples)).hexdigest(),

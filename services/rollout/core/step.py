@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from services.rollout.core import rules
 from services.rollout.core.rules import LineState
-from shared.cloudevents import sealed, traceparent_of
+from shared.cloudevents import cloudevent, traceparent_of
 from shared.commands import COMMAND, EXECUTORS, Command, CommandResult
 from shared.errors import LoopwrightError, Rejected
 from shared.events import LogRecord, from_ms, parse_union
@@ -83,7 +83,7 @@ def _result(
 
 
 def _output(topic: Topic, key: str, made: LogRecord, ce_id: str, cause: Record) -> Output:
-    return sealed(
+    return cloudevent(
         topic,
         key,
         made,

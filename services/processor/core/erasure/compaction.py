@@ -1,46 +1,41 @@
-"""What the broker needs before what was erased is gone from its disk too: appends to the compacted topics, days apart.
+"""Makes the broker delete erased data from its disk, by filler records appended to the compacted topics. Pure.
 
-It cleans closed segments alone, and only an append closes one.
+Kafka compacts closed segments only, and closes a segment only when something is appended to it. In a quiet partition
+erased data would stay on the broker's disk.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from services.processor.core.erasure.rules import Course
-from services.processor.core.state import OpenBatch, batch_key
-from services.processor.core.wire import batch_of
+from services.processor.core.erasure.rules import ErasureProgress
+from services.processor.core.turn import PartitionTurn
 from shared.records import Output
 from shared.topics import DAY_MS, FEEDBACK_TALLIES
-from shared.versions import batch_name
 
-if TYPE_CHECKING:
-    from services.processor.core.step import Turn
-
-TOUCHES: Final = 3
-"""Kafka removes old values after the first, deleted keys after the second; one more, for a broker that was away."""
-TOUCH_MS: Final = DAY_MS + DAY_MS // 24
-"""A segment is closed by the first append after a day (`segment.ms`); deletions are kept for a day too."""
-TOUCH_KEY: Final = b"erased"
-"""Nobody's tally: deleting it leaves nothing."""
+FILLERS: Final = 3
+"""Kafka removes replaced values after the first, deleted keys after the second; the third is in case it was down."""
+FILLER_INTERVAL_MS: Final = DAY_MS + DAY_MS // 24
+"""The first append after a day (`segment.ms`) closes a segment, and deletions are kept for a day too."""
+FILLER_KEY: Final = b"erased"
+"""A key that no tally has: deleting it changes nothing."""
 
 
-def touch(turn: Turn, course: Course, every_ms: int) -> None:
-    """Appends to each compacted topic: batches, tallies, and by the course that changes the changelog."""
-    course.touches -= 1
-    course.touch_ms = turn.now_ms + every_ms
-    turn.outputs.append(Output(FEEDBACK_TALLIES.name, TOUCH_KEY, None, (), turn.partition))
-    line = course.touch_line
-    if line and not (batch := turn.open_batch(line)).examples:
-        # Where examples wait, their batch is about to be appended anyway.
-        batch_id = batch_name(line, turn.partition, batch.number)
-        made = batch_of(line, batch_id, turn.partition, batch.number, "erasure", [], turn.now)
-        turn.send_batch(batch_id, made)
-        turn.state.put(batch_key(line), OpenBatch(number=batch.number + 1).to_json())
-    if not course.touches:
-        course.touch_line = ""
+def append_filler_if_due(turn: PartitionTurn, progress: ErasureProgress, interval_ms: int) -> None:
+    """Append a filler to each compacted topic: to batches, to tallies and, as `progress` changes, to the changelog."""
+    if not progress.fillers_left or turn.now_ms < progress.next_filler_ms:
+        return
+    progress.fillers_left -= 1
+    progress.next_filler_ms = turn.now_ms + interval_ms
+    turn.outbox.outputs.append(Output(FEEDBACK_TALLIES.name, FILLER_KEY, None, (), turn.outbox.partition))
+    line = progress.filler_line
+    # If examples wait, their batch is about to be appended anyway.
+    if line and not (batch := turn.state.open_batch(line)).examples:
+        turn.send_batch(line, batch, "erasure", [])
+    if not progress.fillers_left:
+        progress.filler_line = ""
 
 
-def touch_later(course: Course, now_ms: int, every_ms: int) -> None:
-    """Counts anew from now."""
-    course.touches, course.touch_ms = TOUCHES, now_ms + every_ms
+def schedule_fillers(progress: ErasureProgress, now_ms: int, interval_ms: int) -> None:
+    """Plan all fillers, starting one interval from now."""
+    progress.fillers_left, progress.next_filler_ms = FILLERS, now_ms + interval_ms

@@ -1,42 +1,45 @@
-"""Carries erasures through one partition, a bounded piece in each call.
+"""Carries erasures through one partition, in bounded pieces. Pure.
 
-Requests wait until none is under way, then go on together. First the state is walked through once, some keys in each
-call, and what it has of them is dropped. Then the step asks to see this partition's batches again, and rewrites each
-that holds something of them. When that is through, each gets its report. In the state:
+Waiting tasks become active together, once no other is. Then, in order: scan the state, some keys per turn, and remove
+what it holds of the users; reread this partition's batches and rewrite each that holds a target; report each task.
+
+Keys in the state:
 
 | key | value |
 | --- | --- |
-| `m/erasing` | `Course`; absent where there is nothing to do and nobody to keep out |
-| `e/now/<number>`, `e/wait/<number>` | `Erasure`: under way, or waiting for the next course |
-| `f/<subject>`, `g/<until>/<subject>` | `Fence`, and the time index by which it goes |
-| `r/<number>/<n>` | the n-th batch that was rewritten for this request, and its rewrite's number |
-| `w/<batch_id>` | how often this batch was rewritten: what an older copy in the log says is not taken up again |
+| `m/erasing` | `ErasureProgress`; absent if idle |
+| `e/now/<number>`, `e/wait/<number>` | `ErasureTask`: active, or waiting |
+| `f/<user>`, `g/<until>/<user>` | `ErasedUser`, and the time index by which it is deleted |
+| `r/<number>/<n>` | the n-th batch that was rewritten for this task, and its rewrite's number |
+| `w/<batch_id>` | the number of the batch's newest rewrite, so that older copies in the log are ignored |
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from services.processor.core import join
 from services.processor.core.erasure import rules
-from services.processor.core.erasure.compaction import TOUCH_MS, touch, touch_later
+from services.processor.core.erasure.compaction import (
+    FILLER_INTERVAL_MS,
+    append_filler_if_due,
+    schedule_fillers,
+)
 from services.processor.core.erasure.rules import (
-    FENCE_MS,
+    BLOCK_MS,
     IN_FLIGHT_MS,
-    Course,
-    Erasure,
-    Fence,
-    Sought,
+    ErasedUser,
+    ErasureProgress,
+    ErasureTargets,
+    ErasureTask,
     made_ms,
 )
-from services.processor.core.erasure.state_scan import Walk
-from services.processor.core.join import Decided
-from services.processor.core.state import Joined, after
+from services.processor.core.erasure.state_scan import StateScan
+from services.processor.core.join import EventOutcome, retraction_key
+from services.processor.core.state import JoinedResponse, prefix_end
+from services.processor.core.turn import PartitionTurn
 from services.processor.core.wire import SERVICE
-from shared.cloudevents import sealed
 from shared.errors import Rejected
 from shared.events import (
     Batch,
@@ -44,338 +47,329 @@ from shared.events import (
     ErasureReport,
     ErasureRequest,
     Feedback,
-    LogRecord,
     OutcomeKind,
     Retract,
     from_ms,
     to_ms,
 )
-from shared.records import Output, Record
-from shared.stream.step import Reread, State, Through, Tick
+from shared.records import Record
+from shared.stream.step import RereadComplete, Tick
 from shared.topics import (
     CHAT_RESPONSES,
     ERASURE_REPORTS,
     ERASURE_REQUESTS,
     FEEDBACK_EVENTS,
     TRAINING_BATCHES,
-    Topic,
 )
 
-if TYPE_CHECKING:
-    from services.processor.core.step import Turn
+KEYS_PER_PIECE: Final = 500
+"""Keys of the state visited in one turn."""
+KEYS_PER_TICK: Final = 5_000
+"""Keys visited in a tick: ticks come once a second, and only while the partition has nothing else to do."""
+RECORDS_PER_PIECE: Final = 16
+"""While input records come, one in this many advances the erasures."""
+TASKS_AT_ONCE: Final = 200
+"""Tasks that may be active together."""
+UNBLOCKED_AT_ONCE: Final = 100
+"""`ErasedUser`s deleted in one turn."""
+BATCHES_IN_REPORT: Final = 8_000
+"""Batches named in one report, the newest: their rewrites are in the log after those of all others."""
 
-KEYS_AT_ONCE: Final = 500
-"""Keys of the state walked through in one call."""
-KEYS_OF_A_TICK: Final = 5_000
-"""As ticks come only once a second, and only where there is nothing else to do."""
-EVERY: Final = 16
-"""While records of the inputs come, every so manieth carries erasures on."""
-TOGETHER: Final = 200
-"""Requests in one course."""
-ENDED_AT_ONCE: Final = 100
-"""Fences taken away in one call."""
-NAMED: Final = 8_000
-"""Batches named in a report, the newest: their rewrites are in the log behind those of all others."""
-
-COURSE, NOW, WAIT = b"m/erasing", b"e/now/", b"e/wait/"
+PROGRESS_KEY: Final = b"m/erasing"
+_ACTIVE, _WAITING = b"e/now/", b"e/wait/"
 _INPUTS = (CHAT_RESPONSES.name, FEEDBACK_EVENTS.name)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What the step is told: P, for the reports, and how long after an erasure its topics are touched."""
+class ErasureConfig:
+    """Deployment facts that erasures need.
+
+    `partitions`: the number of input partitions, which reports name. `filler_interval_ms`: how far apart the records
+    are that make the broker compact its segments.
+    """
 
     partitions: int = 1
-    touch_ms: int = TOUCH_MS
+    filler_interval_ms: int = FILLER_INTERVAL_MS
 
 
-class Erasing:
-    """One call's part in the erasures of a partition: `take` what is about them, and `close` at the end."""
+class ErasureProcess:
+    """The erasures of a partition, for one turn: `take` what is about them, `advance` at the end of every turn."""
 
-    __slots__ = ("_before", "asked", "course", "state", "told", "turn")
+    __slots__ = ("_config", "_progress", "_store", "_stored", "_turn")
 
-    def __init__(self, turn: Turn, told: Told, course: bytes | None) -> None:
-        self.turn = turn
-        self.state: State = turn.state
-        self.told = told
-        self.course = Course() if course is None else Course.from_json(course)
-        self.asked: list[Reread] = []
-        self._before = course
+    def __init__(self, turn: PartitionTurn, config: ErasureConfig) -> None:
+        self._turn = turn
+        self._store = turn.state.store
+        self._config = config
+        self._stored = self._store.get(PROGRESS_KEY)
+        self._progress = (
+            ErasureProgress() if self._stored is None else ErasureProgress.from_json(self._stored)
+        )
 
-    def take(self, record: Record | Through) -> None:
-        """A request, a batch that is seen again, or the word that this was the last."""
-        if isinstance(record, Through):
-            self.course.phase = "tell"
+    def take(self, record: Record | RereadComplete) -> None:
+        """Take in an erasure request, a batch that is reread, or the end of a reread."""
+        if isinstance(record, RereadComplete):
+            self._progress.phase = "report"
         elif record.topic == TRAINING_BATCHES.name:
-            self.seen_again(record)
+            self._rewrite(record)
         elif record.topic == ERASURE_REQUESTS.name:
-            self.request(ErasureRequest.from_json(record.value))
+            self._request(ErasureRequest.from_json(record.value))
         else:
             raise Rejected(f"the processor has no rule for records of {record.topic}")
 
-    def close(self, record: Record | Tick | Through) -> list[Output | Reread]:
-        """Carries on what is under way, and writes what changed of the course. Returns all that goes out."""
-        self.look()
-        if isinstance(record, Tick):
-            self.carry_on(KEYS_OF_A_TICK)
-        elif isinstance(record, Through) or record.topic not in _INPUTS or record.offset % EVERY == 0:
-            self.carry_on(KEYS_AT_ONCE)
-        self._save()
-        return [*self.turn.outputs, *self.asked]
-
-    def _save(self) -> None:
-        course = self.course
-        if not (course.phase or course.waiting or course.fence_end_ms or course.touches):
-            self.state.delete(COURSE)
-        elif (value := course.to_json()) != self._before:
-            self.state.put(COURSE, value)
-
-    # --- what comes in ---
-
-    def request(self, request: ErasureRequest) -> None:
-        """A subject is to be erased. The same request again is under way, or was answered."""
-        now_ms, place = self.turn.now_ms, _fence_key(request.subject)
-        fence = self._fence(request.subject) or Fence()
-        if now_ms < fence.until_ms and request.request_id in fence.requests:
+    def advance(self, record: Record | Tick | RereadComplete) -> None:
+        """Do the next bounded piece of work and store the progress."""
+        if self._stored is None and self._progress.idle:
             return
-        if fence.until_ms:
-            self.state.delete(_fence_end_key(fence.until_ms, request.subject))
-        requested_ms = to_ms(request.requested_at)
-        fence.add(request.request_id, requested_ms, now_ms + FENCE_MS)
-        self.state.put(place, fence.to_json())
-        self.state.put(_fence_end_key(fence.until_ms, request.subject), b"")
-        self.course.fence_end_ms = min(self.course.fence_end_ms or fence.until_ms, fence.until_ms)
-        cutoff_ms = min(now_ms, requested_ms + IN_FLIGHT_MS)
-        self._wait(Erasure(request.request_id, request.line, request.subject, cutoff_ms))
+        self._unblock_users()
+        append_filler_if_due(self._turn, self._progress, self._config.filler_interval_ms)
+        if isinstance(record, Tick):
+            self._work(KEYS_PER_TICK)
+        elif (
+            isinstance(record, RereadComplete)
+            or record.topic not in _INPUTS
+            or record.offset % RECORDS_PER_PIECE == 0
+        ):
+            self._work(KEYS_PER_PIECE)
+        if self._progress.idle:
+            self._store.delete(PROGRESS_KEY)
+        elif (value := self._progress.to_json()) != self._stored:
+            self._store.put(PROGRESS_KEY, value)
 
-    def retract_late(self, event: Retract, *, owed: bool) -> None:
-        """Nothing is known any more of what is taken back: it is sought in the batches."""
-        self._wait(
-            Erasure(
+    # --- records ---
+
+    def covers(self, event: Feedback) -> bool:
+        """Return whether an erasure request that came earlier in the log covers this event."""
+        return self._blocked(event.user_id, made_ms(event))
+
+    def covers_response(self, response: ChatResponse) -> bool:
+        """Return whether an erasure request that came earlier in the log covers this response."""
+        return response.user_id is not None and self._blocked(response.user_id, to_ms(response.created_at))
+
+    def erase_response(self, key: bytes, response: ChatResponse) -> None:
+        """Erase a response on arrival, with everyone's feedback that waited for it."""
+        turn = self._turn
+        joined = turn.load(key) or JoinedResponse(line=response.line, since_ms=turn.now_ms)
+        if joined.expired or joined.answered:
+            return
+        change = rules.erase_response(joined, (), turn.now_ms)
+        turn.outbox.outcomes(key, joined, change.outcomes)
+        turn.state.put_joined(key, change.joined)
+
+    def search_batches(self, event: Retract, *, outcome_due: bool) -> None:
+        """Search the batches for a retracted event that the state no longer knows."""
+        self._add(
+            ErasureTask(
                 request_id=f"retract:{event.response_id}/{event.event_id}",
                 line=event.line,
                 subject=event.user_id,
-                cutoff_ms=self.turn.now_ms,
+                cutoff_ms=self._turn.now_ms,
                 kind="retraction",
                 response_id=event.response_id,
                 event_id=event.value,
-                retraction=event.event_id,
-                owed=owed,
+                retraction_id=event.event_id,
+                outcome_due=outcome_due,
             )
         )
 
-    def keeps_out(self, event: Feedback) -> bool:
-        """Whether its user was erased, and it was made before that was asked for."""
-        return self._fenced(event.user_id, made_ms(event))
+    def _request(self, request: ErasureRequest) -> None:
+        """Block the user's earlier records and add a task, unless the request is a repetition."""
+        now_ms = self._turn.now_ms
+        user = self._erased_user(request.subject) or ErasedUser()
+        if now_ms < user.until_ms and request.request_id in user.requests:
+            return
+        if user.until_ms:
+            self._store.delete(_unblock_key(user.until_ms, request.subject))
+        requested_ms = to_ms(request.requested_at)
+        user.add(request.request_id, requested_ms, now_ms + BLOCK_MS)
+        self._store.put(_user_key(request.subject), user.to_json())
+        self._store.put(_unblock_key(user.until_ms, request.subject), b"")
+        self._progress.next_unblock_ms = min(self._progress.next_unblock_ms or user.until_ms, user.until_ms)
+        cutoff_ms = min(now_ms, requested_ms + IN_FLIGHT_MS)
+        self._add(ErasureTask(request.request_id, request.line, request.subject, cutoff_ms))
 
-    def keeps_out_response(self, key: bytes, response: ChatResponse) -> bool:
-        """As `keeps_out`. What others said of the response goes too."""
-        if response.user_id is None or not self._fenced(response.user_id, to_ms(response.created_at)):
-            return False
-        before = self.turn.find(key)
-        if before is None or not (before.expired or before.answered):
-            expires_at = None if before is None else join.expires_at(before)
-            known = before or Joined(line=response.line, since_ms=self.turn.now_ms)
-            change = rules.drop(known, set(), self.turn.now_ms)
-            self.turn.decide(key, known, change.decided)
-            self.turn.save(key, change.joined, expires_at)
-        return True
-
-    def seen_again(self, record: Record) -> None:
-        """One of this partition's batches: it is rewritten where it holds something of the present course."""
-        under_way = self._under_way()
-        sought = _sought(each for _, each in under_way)
-        if record.value is None or not sought.may_be_in(record.value):
+    def _rewrite(self, record: Record) -> None:
+        """Rewrite one of this partition's batches if it holds a target of the active tasks."""
+        active = self._active_tasks()
+        targets = ErasureTargets.of(task for _, task in active)
+        if record.value is None or not targets.may_be_in(record.value):
             return
         batch = Batch.from_json(record.value)
         place = b"w/" + batch.batch_id.encode()
-        rewrites = int(self.state.get(place) or 0)
+        rewrites = int(self._store.get(place) or 0)
         if batch.rewrite < rewrites:
-            return  # the log still holds it, but what replaced it follows
-        found = rules.rewritten(batch, sought, rewrites + 1)
-        if found is None:
+            return  # an older copy, which the log still holds: its newest rewrite follows
+        result = rules.rewrite_batch(batch, targets, rewrites + 1)
+        if result is None:
             return
-        made = found.batch
-        self.state.put(place, b"%d" % made.rewrite)
-        self._send(
-            TRAINING_BATCHES, made.batch_id, made, f"{made.batch_id}/{made.rewrite}", self.turn.partition
+        new = result.batch
+        self._store.put(place, b"%d" % new.rewrite)
+        self._turn.outbox.send(
+            TRAINING_BATCHES,
+            new.batch_id,
+            new,
+            f"{new.batch_id}/{new.rewrite}",
+            self._turn.outbox.partition,
         )
-        for number, each in under_way:
-            if each.target in found.signals:
-                self.state.put(
-                    _rewritten_key(number, each.rewrites), f"{made.batch_id} {made.rewrite}".encode()
+        for number, task in active:
+            if task.target in result.removed:
+                self._store.put(
+                    _rewritten_key(number, task.rewrites), f"{new.batch_id} {new.rewrite}".encode()
                 )
-                if each.rewrites >= NAMED:
-                    self.state.delete(_rewritten_key(number, each.rewrites - NAMED))
-                each.rewrites += 1
-                each.signals += found.signals[each.target]
-                self.state.put(NOW + number, each.to_json())
-        self.course.touch_line = made.line
+                if task.rewrites >= BATCHES_IN_REPORT:
+                    self._store.delete(_rewritten_key(number, task.rewrites - BATCHES_IN_REPORT))
+                task.rewrites += 1
+                task.signals += result.removed[task.target]
+                self._store.put(_ACTIVE + number, task.to_json())
+        self._progress.filler_line = new.line
 
-    # --- what carries it on ---
+    # --- pieces of work ---
 
-    def carry_on(self, keys: int) -> None:
-        """The next piece of what is under way; where nothing is, the next course begins."""
-        course = self.course
-        if course.phase == "":
-            self._begin()
-        if course.phase == "walk":
-            self._walk(keys)
-        elif course.phase == "tell":
-            self._tell()
+    def _work(self, keys: int) -> None:
+        """Do the next piece of the active tasks; if there are none, activate the waiting ones."""
+        if self._progress.phase == "":
+            self._activate()
+        if self._progress.phase == "scan":
+            self._scan(keys)
+        elif self._progress.phase == "report":
+            self._report()
 
-    def look(self) -> None:
-        """What is due by time: fences go, topics are touched."""
-        course, now_ms = self.course, self.turn.now_ms
-        if course.fence_end_ms and now_ms >= course.fence_end_ms:
-            for place, _ in list(islice(self.state.scan(b"g/", _fence_end_key(now_ms, "")), ENDED_AT_ONCE)):
-                self.state.delete(place)
-                self.state.delete(_fence_key(place.split(b"/", 2)[2].decode()))
-            first = next(self.state.scan(b"g/", after(b"g/")), None)
-            course.fence_end_ms = 0 if first is None else int(first[0].split(b"/", 2)[1])
-            touch_later(course, now_ms, self.told.touch_ms)
-        if course.touches and now_ms >= course.touch_ms:
-            touch(self.turn, course, self.told.touch_ms)
-
-    def _begin(self) -> None:
-        waiting = list(islice(self.state.scan(WAIT, after(WAIT)), TOGETHER))
+    def _activate(self) -> None:
+        waiting = list(islice(self._store.scan(_WAITING, prefix_end(_WAITING)), TASKS_AT_ONCE))
         if not waiting:
             return
-        self.course.waiting -= len(waiting)
-        subjects = False
+        self._progress.waiting -= len(waiting)
+        any_user = False
         for place, value in waiting:
-            self.state.delete(place)
-            self.state.put(NOW + _number(place), value)
-            subjects = subjects or Erasure.from_json(value).kind == "erasure"
-        self.course.cursor = ""
-        if subjects:
-            self.course.phase = "walk"
-        else:  # an event was taken back: of that the state knows nothing
+            self._store.delete(place)
+            self._store.put(_ACTIVE + _number(place), value)
+            any_user = any_user or ErasureTask.from_json(value).kind == "erasure"
+        self._progress.cursor = ""
+        if any_user:
+            self._progress.phase = "scan"
+        else:  # the state knows nothing of events that are taken back after their window
             self._reread()
 
-    def _reread(self) -> None:
-        self.course.phase = "reread"
-        self.asked.append(Reread(TRAINING_BATCHES.name))
-
-    def _walk(self, keys: int) -> None:
-        """Some keys further; after the last the batches follow."""
-        under_way = self._under_way()
-        walk = Walk(self.turn, _sought(each for _, each in under_way).subjects)
-        cursor = walk.go_on(self.course.cursor, keys)
-        for number, each in under_way:
-            if each.kind == "erasure" and each.subject in walk.dropped:
-                responses, signals = walk.dropped[each.subject]
-                each.responses += responses
-                each.signals += signals
-                self.state.put(NOW + number, each.to_json())
-        self.course.cursor = cursor or ""
+    def _scan(self, keys: int) -> None:
+        active = self._active_tasks()
+        scan = StateScan(self._turn, ErasureTargets.of(task for _, task in active).cutoffs)
+        cursor = scan.advance(self._progress.cursor, keys)
+        for number, task in active:
+            if task.kind == "erasure" and task.subject in scan.removed:
+                responses, signals = scan.removed[task.subject]
+                task.responses += responses
+                task.signals += signals
+                self._store.put(_ACTIVE + number, task.to_json())
+        self._progress.cursor = cursor or ""
         if cursor is None:
             self._reread()
 
-    # --- the end ---
+    def _reread(self) -> None:
+        self._progress.phase = "reread"
+        self._turn.outbox.reread(TRAINING_BATCHES)
 
-    def _tell(self) -> None:
-        """One report in each call; after the last the course is over."""
-        number, told = next(iter(self._under_way(1)), (b"", None))
-        if told is None:
-            self.course.phase = ""
-            touch_later(self.course, self.turn.now_ms, self.told.touch_ms)
+    def _report(self) -> None:
+        """Report one task. After the last, wait for new ones and plan the fillers."""
+        number, task = next(iter(self._active_tasks(1)), (b"", None))
+        if task is None:
+            self._progress.phase = ""
+            schedule_fillers(self._progress, self._turn.now_ms, self._config.filler_interval_ms)
             return
-        named: dict[str, int] = {}
-        for place, value in list(self.state.scan(_rewritten_key(number), after(_rewritten_key(number)))):
+        batches: dict[str, int] = {}
+        prefix = _rewritten_key(number)
+        for place, value in list(self._store.scan(prefix, prefix_end(prefix))):
             batch_id, rewrite = value.decode().split(" ")
-            named[batch_id] = int(rewrite)
-            self.state.delete(place)
-        self.state.delete(NOW + number)
-        retraction = told.kind == "retraction"
+            batches[batch_id] = int(rewrite)
+            self._store.delete(place)
+        self._store.delete(_ACTIVE + number)
+        retraction = task.kind == "retraction"
         if retraction:
-            self._settle(told)
+            self._settle(task)
+        partition = self._turn.outbox.partition
         report = ErasureReport(
-            line=told.line,
-            request_id=told.request_id,
+            line=task.line,
+            request_id=task.request_id,
             kind="retraction" if retraction else "erasure",
-            subject=told.subject,
-            response_id=told.response_id or None,
-            event_id=told.event_id or None,
+            subject=task.subject,
+            response_id=task.response_id or None,
+            event_id=task.event_id or None,
             service=SERVICE,
-            partition=self.turn.partition,
-            partitions=1 if retraction else self.told.partitions,
-            responses=told.responses,
-            signals=told.signals,
-            batches=named,
-            completed_at=from_ms(self.turn.now_ms),
+            partition=partition,
+            partitions=1 if retraction else self._config.partitions,
+            responses=task.responses,
+            signals=task.signals,
+            batches=batches,
+            completed_at=from_ms(self._turn.now_ms),
         )
-        self._send(
-            ERASURE_REPORTS, told.request_id, report, f"{told.request_id}/{SERVICE}/{self.turn.partition}"
-        )
+        ce_id = f"{task.request_id}/{SERVICE}/{partition}"
+        self._turn.outbox.send(ERASURE_REPORTS, task.request_id, report, ce_id)
 
-    def _settle(self, told: Erasure) -> None:
-        """What became of a late retraction, unless that was decided otherwise meanwhile."""
-        key = told.response_id.encode()
-        joined = self.turn.find(key)
-        place = join.taken_back(told.event_id, told.subject)
-        if not told.owed:
-            waits = joined is not None and joined.retractions.get(place) == told.retraction
-            if joined is None or not waits or not told.rewrites:
+    def _settle(self, task: ErasureTask) -> None:
+        """Give a late retraction its outcome, unless it got one in the meantime."""
+        key = task.response_id.encode()
+        joined = self._turn.load(key)
+        if not task.outcome_due:
+            waits_as = retraction_key(task.event_id, task.subject)
+            waits = joined is not None and joined.retractions.get(waits_as) == task.retraction_id
+            if joined is None or not waits or not task.rewrites:
                 return
-            del joined.retractions[place]
-            self.turn.save(key, joined, join.expires_at(joined))
-        if told.rewrites:
-            decided = Decided(told.retraction, OutcomeKind.APPLIED_RETRACT, "taken out of its batches")
+            del joined.retractions[waits_as]
+            self._turn.state.put_joined(key, joined)
+        if task.rewrites:
+            outcome = EventOutcome(
+                task.retraction_id, OutcomeKind.APPLIED_RETRACT, "taken out of its batches"
+            )
         else:
             detail = "the response's window is closed, and no batch holds the event"
-            decided = Decided(told.retraction, OutcomeKind.LATE, detail)
-        self.turn.decide(key, joined or Joined(line=told.line, since_ms=0), [decided])
+            outcome = EventOutcome(task.retraction_id, OutcomeKind.LATE, detail)
+        self._turn.outbox.outcomes(key, joined or JoinedResponse(line=task.line, since_ms=0), [outcome])
 
-    # --- small steps ---
+    # --- tasks and erased users ---
 
-    def _wait(self, what: Erasure) -> None:
-        self.course.requests += 1
-        self.course.waiting += 1
-        self.state.put(WAIT + b"%012d" % self.course.requests, what.to_json())
+    def _add(self, task: ErasureTask) -> None:
+        self._progress.requests += 1
+        self._progress.waiting += 1
+        self._store.put(_WAITING + b"%012d" % self._progress.requests, task.to_json())
 
-    def _under_way(self, most: int = TOGETHER) -> list[tuple[bytes, Erasure]]:
-        found = islice(self.state.scan(NOW, after(NOW)), most)
-        return [(_number(place), Erasure.from_json(value)) for place, value in found]
+    def _active_tasks(self, at_most: int = TASKS_AT_ONCE) -> list[tuple[bytes, ErasureTask]]:
+        found = islice(self._store.scan(_ACTIVE, prefix_end(_ACTIVE)), at_most)
+        return [(_number(place), ErasureTask.from_json(value)) for place, value in found]
 
-    def _fence(self, subject: str) -> Fence | None:
-        value = self.state.get(_fence_key(subject))
-        return None if value is None else Fence.from_json(value)
+    def _erased_user(self, user_id: str) -> ErasedUser | None:
+        value = self._store.get(_user_key(user_id))
+        return None if value is None else ErasedUser.from_json(value)
 
-    def _fenced(self, user_id: str, made: int) -> bool:
-        fence = self._fence(user_id) if self.course.fence_end_ms else None
-        return fence is not None and self.turn.now_ms < fence.until_ms and made < fence.requested_ms
+    def _blocked(self, user_id: str, made: int) -> bool:
+        """Return whether what a user made at `made` ms must be erased on arrival."""
+        user = self._erased_user(user_id) if self._progress.next_unblock_ms else None
+        return user is not None and self._turn.now_ms < user.until_ms and made < user.requested_ms
 
-    def _send(
-        self, topic: Topic, key: str, record: LogRecord, ce_id: str, partition: int | None = None
-    ) -> None:
-        at = from_ms(self.turn.now_ms)
-        made = sealed(topic, key, record, source=SERVICE, ce_id=ce_id, at=at, partition=partition)
-        self.turn.outputs.append(made)
-
-
-def _sought(erasures: Iterable[Erasure]) -> Sought:
-    sought = Sought()
-    for each in erasures:
-        if each.kind == "erasure":
-            sought.subjects[each.subject] = max(sought.subjects.get(each.subject, 0), each.cutoff_ms)
-        else:
-            sought.events[each.response_id, each.event_id] = each.subject
-    return sought
+    def _unblock_users(self) -> None:
+        """Delete the `ErasedUser`s whose time is over. Their keys name the user, so they must leave the disk too."""
+        progress, now_ms = self._progress, self._turn.now_ms
+        if not progress.next_unblock_ms or now_ms < progress.next_unblock_ms:
+            return
+        over = islice(self._store.scan(b"g/", _unblock_key(now_ms, "")), UNBLOCKED_AT_ONCE)
+        for place, _ in list(over):
+            self._store.delete(place)
+            self._store.delete(_user_key(place.split(b"/", 2)[2].decode()))
+        first = next(self._store.scan(b"g/", prefix_end(b"g/")), None)
+        progress.next_unblock_ms = 0 if first is None else int(first[0].split(b"/", 2)[1])
+        schedule_fillers(progress, now_ms, self._config.filler_interval_ms)
 
 
 def _number(place: bytes) -> bytes:
     return place.rsplit(b"/", 1)[1]
 
 
-def _fence_key(subject: str) -> bytes:
-    return b"f/" + subject.encode()
+def _user_key(user_id: str) -> bytes:
+    return b"f/" + user_id.encode()
 
 
-def _fence_end_key(until_ms: int, subject: str) -> bytes:
-    return b"g/%016d/%s" % (until_ms, subject.encode())
+def _unblock_key(until_ms: int, user_id: str) -> bytes:
+    return b"g/%016d/%s" % (until_ms, user_id.encode())
 
 
 def _rewritten_key(number: bytes, n: int | None = None) -> bytes:
-    """Of all of a request, without `n`: the prefix."""
+    """Return the key of a task's n-th rewritten batch; without `n`, the prefix of all of them."""
     return b"r/%s/" % number if n is None else b"r/%s/%08d" % (number, n)

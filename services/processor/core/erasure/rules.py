@@ -1,183 +1,205 @@
-"""What an erasure, or a retraction after the window, takes out of one response's state and out of one batch. Pure.
+"""What an erasure, or a retraction after the window, removes from one response and from one batch. Pure.
 
-How these are carried through a partition is `process.py`'s.
+`process.py` applies these rules to a whole partition.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
-from services.processor.core.join import Change
-from services.processor.core.state import Joined, Stored
+from services.processor.core.join import RESPONSE_ERASED, Change, retraction_owner, trace_of
+from services.processor.core.state import JoinedResponse, StoredValue
 from shared.events import Batch, ExampleRevision, Feedback, OutcomeKind, to_ms
 from shared.topics import DAY_MS, WINDOW_DAYS
 
-FENCE_MS: Final = WINDOW_DAYS * DAY_MS
+BLOCK_MS: Final = WINDOW_DAYS * DAY_MS
+"""How long an erased user's earlier records are still erased when they arrive."""
 IN_FLIGHT_MS: Final = 60_000
-"""What reached the log before the request did, and no later than so long after it was made, counts as made before it:
-of what lies here only the append time is known, and it is never earlier than the moment of saying."""
-REMEMBERED: Final = 32
-"""Requests of one subject that are told apart from a repetition."""
+"""How long after a request was made a record may reach the log and still count as made before it.
+
+Of stored signals only the append time is known, which is never earlier than the time of saying. The log holds the
+request later than it was made, and what was appended in between belongs to the erasure.
+"""
+REMEMBERED_REQUESTS: Final = 32
+"""Requests of one user that are remembered, so that a repetition of one is not answered twice."""
+
+Target = str | tuple[str, str]
+"""What is erased: a user, or one event as (response_id, event_id)."""
 
 
-class Fence(Stored):
-    """What a subject made before `requested_ms` is erased on arrival, until `until_ms`. `requests`: the newest of those
-    that built it, so that one sent twice is answered once."""
+class ErasedUser(StoredValue):
+    """A user whose records made before `requested_ms` are erased on arrival, until `until_ms`."""
 
     requested_ms: int = 0
     until_ms: int = 0
     requests: tuple[str, ...] = ()
+    """The newest requests to erase this user."""
 
     def add(self, request_id: str, requested_ms: int, until_ms: int) -> None:
-        """Holds also for what a further request asks."""
+        """Extend to a further request."""
         self.requested_ms = max(self.requested_ms, requested_ms)
         self.until_ms = max(self.until_ms, until_ms)
-        self.requests = (*self.requests, request_id)[-REMEMBERED:]
+        self.requests = (*self.requests, request_id)[-REMEMBERED_REQUESTS:]
 
 
-class Erasure(Stored):
-    """One request under way in this partition: of a subject, or of one event that was taken back too late."""
+class ErasureTask(StoredValue):
+    """One request in this partition: to erase a user, or to take one event out of batches after its window."""
 
     request_id: str
     line: str
     subject: str
+    """The user to erase, or the user who takes the event back."""
     cutoff_ms: int
-    """What the subject said and asked, in the state and in batches, is erased up to here."""
+    """The subject's records with an append time up to this are erased."""
     kind: str = "erasure"
+    """`erasure` or `retraction`."""
     response_id: str = ""
     event_id: str = ""
-    """Of a retraction: the event that is taken back."""
-    retraction: str = ""
-    """Of a retraction: the event that takes it back."""
-    owed: bool = False
-    """Of a retraction: nobody else will say what became of it."""
+    """For a retraction: the event that is taken back."""
+    retraction_id: str = ""
+    """For a retraction: the event that takes it back."""
+    outcome_due: bool = False
+    """For a retraction: whether its outcome is decided here, because the response is no longer joined."""
     responses: int = 0
     signals: int = 0
     rewrites: int = 0
     """Batches rewritten so far."""
 
     @property
-    def target(self) -> str | tuple[str, str]:
-        """As `Sought` and `Rewritten` name it."""
+    def target(self) -> Target:
+        """What is erased, as `ErasureTargets` and `RewrittenBatch` name it."""
         return self.subject if self.kind == "erasure" else (self.response_id, self.event_id)
 
 
-class Course(Stored):
-    """What a partition has to do, and when it has to look again."""
+class ErasureProgress(StoredValue):
+    """How far a partition is with its erasures, and when the next step is due."""
 
     phase: str = ""
-    """`walk` through the state, `reread` batches, `tell`; empty while nothing is under way."""
+    """`scan` the state, `reread` batches, `report`; empty while no task is active."""
     cursor: str = ""
-    """The key behind which the walk goes on."""
+    """The last key that the state scan has visited."""
     requests: int = 0
-    """How many there were; it numbers them."""
+    """Tasks so far; numbers them."""
     waiting: int = 0
-    fence_end_ms: int = 0
-    """When the first fence goes; 0 without one."""
-    touch_ms: int = 0
-    touches: int = 0
-    """From `touch_ms` on, so many times, something is appended to each compacted topic: the broker compacts closed
-    segments only, and closes one only then."""
-    touch_line: str = ""
-    """Whose batches were rewritten, if any were."""
+    """Tasks that wait for the active ones to end."""
+    next_unblock_ms: int = 0
+    """When the first `ErasedUser` is deleted; 0 if there is none."""
+    next_filler_ms: int = 0
+    fillers_left: int = 0
+    """How often a filler must still be appended, next at `next_filler_ms` (`compaction.py`)."""
+    filler_line: str = ""
+    """The line whose batches were rewritten, if any were."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do now or later."""
+        return not (self.phase or self.waiting or self.next_unblock_ms or self.fillers_left)
 
 
 def made_ms(event: Feedback) -> int:
-    """When a feedback event was made, at the latest."""
+    """Return the latest time at which the user can have made a feedback event."""
     received = to_ms(event.received_at)
     return received if event.occurred_at is None else min(received, to_ms(event.occurred_at))
 
 
-# --- one response's state ---
+# --- one response -----------------------------------------------------------------------------------------------
 
 
-def whose(place: str) -> str:
-    """The user of a retraction that waits, by how it is kept."""
-    return place.rsplit(" ", 1)[1]
-
-
-def take_out(joined: Joined, waiting: set[str], subjects: Mapping[str, int]) -> Change:
-    """The response stays; what these subjects said of it up to a moment goes. What had no outcome is `erased`."""
-    change = Change(joined, waiting)
-    for place, retraction in list(joined.retractions.items()):
-        if whose(place) in subjects:
-            del joined.retractions[place]
+def remove_users(joined: JoinedResponse, waiting: Iterable[str], cutoffs: Mapping[str, int]) -> Change:
+    """Return the change that removes users' feedback on another user's response, up to each user's cutoff in ms."""
+    change = Change(joined, set(waiting))
+    for key, retraction in list(joined.retractions.items()):
+        if retraction_owner(key) in cutoffs:
+            del joined.retractions[key]
             if not joined.expired:
                 change.decide(retraction, OutcomeKind.ERASED)
-    gone = {e for e, said in joined.events.items() if said.at_ms <= subjects.get(said.user_id, -1)}
-    for event_id in sorted(gone):
+    erased = {e for e, seen in joined.events.items() if seen.at_ms <= cutoffs.get(seen.user_id, -1)}
+    for event_id in sorted(erased):
         change.drop_signal(event_id, OutcomeKind.ERASED)
         del joined.events[event_id]
-    joined.slots = {slot: holder for slot, holder in joined.slots.items() if holder not in gone}
-    return change.close()
+    joined.slots = {slot: holder for slot, holder in joined.slots.items() if holder not in erased}
+    return change.finish()
 
 
-def drop(joined: Joined, waiting: set[str], now_ms: int) -> Change:
-    """The response goes, and with it what anybody said of it. A trace stays, by which what comes later is `erased`."""
-    trace = Joined(
-        line=joined.line,
-        since_ms=joined.since_ms,
-        responded_ms=now_ms if joined.responded_ms is None else joined.responded_ms,
-        revision=joined.revision,
-        expired=True,
-        erased=True,
-    )
+def erase_response(joined: JoinedResponse, waiting: Iterable[str], now_ms: int) -> Change:
+    """Return the change that erases a response, with everyone's feedback on it.
+
+    A trace remains, by which later feedback on the response is `erased` too.
+    """
+    trace = trace_of(joined)
+    trace.erased = True
+    if trace.responded_ms is None:
+        trace.responded_ms = now_ms
     change = Change(trace, set())
-    signals = waiting if joined.answered else joined.signals.keys()
-    for event_id in sorted({*signals, *joined.retractions.values()}):
-        change.decide(event_id, OutcomeKind.ERASED, "the response was erased")
+    undecided = waiting if joined.answered else joined.signals.keys()
+    for event_id in sorted({*undecided, *joined.retractions.values()}):
+        change.decide(event_id, OutcomeKind.ERASED, RESPONSE_ERASED)
     return change
 
 
-# --- one batch ---
+# --- one batch --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Sought:
-    """What a scan takes out: of each subject what it said and asked up to a moment, and single events, by
-    (response_id, event_id), of the user who took them back."""
+class ErasureTargets:
+    """What the active tasks remove.
 
-    subjects: dict[str, int] = field(default_factory=dict)
+    `cutoffs`: user -> the append time in ms up to which everything of that user is removed. `events`: (response_id,
+    event_id) -> the user who must have made the event.
+    """
+
+    cutoffs: dict[str, int] = field(default_factory=dict)
     events: dict[tuple[str, str], str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, tasks: Iterable[ErasureTask]) -> ErasureTargets:
+        """Return the targets of several tasks."""
+        targets = cls()
+        for task in tasks:
+            if task.kind == "erasure":
+                targets.cutoffs[task.subject] = max(targets.cutoffs.get(task.subject, 0), task.cutoff_ms)
+            else:
+                targets.events[task.response_id, task.event_id] = task.subject
+        return targets
+
     def may_be_in(self, value: bytes) -> bool:
-        """Whether a batch needs to be read whole; cheap. True for what is no batch: reading it tells what is wrong."""
+        """Return whether a batch must be parsed. Cheap. True for unreadable bytes, whose error parsing reports."""
         try:
             examples: list[dict[str, Any]] = orjson.loads(value)["examples"]
-            return any(map(self._concerns, examples))
+            return any(map(self._may_be_in_example, examples))
         except (ValueError, KeyError, TypeError, AttributeError):
             return True
 
-    def _concerns(self, example: dict[str, Any]) -> bool:
-        if example.get("user_id") in self.subjects:
+    def _may_be_in_example(self, example: dict[str, Any]) -> bool:
+        if example.get("user_id") in self.cutoffs:
             return True
         response_id = example["response_id"]
         return any(
-            signal["user_id"] in self.subjects or (response_id, signal["event_id"]) in self.events
+            signal["user_id"] in self.cutoffs or (response_id, signal["event_id"]) in self.events
             for signal in example.get("signals", ())
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Rewritten:
-    """A batch without what was sought. `signals`: how many left it for each subject and each event."""
+class RewrittenBatch:
+    """A batch without the targets, and how many signals were removed for each of them."""
 
     batch: Batch
-    signals: Counter[str | tuple[str, str]]
+    removed: Counter[Target]
 
 
-def rewritten(batch: Batch, sought: Sought, rewrite: int) -> Rewritten | None:
-    """The same batch under its own id; None where nothing of what is sought is in it."""
-    found: Counter[str | tuple[str, str]] = Counter()
-    examples = tuple(_without(example, sought, found) for example in batch.examples)
-    if not found:
+def rewrite_batch(batch: Batch, targets: ErasureTargets, rewrite: int) -> RewrittenBatch | None:
+    """Return the batch without the targets, under its own id as its `rewrite`-th version; None if it holds none."""
+    removed: Counter[Target] = Counter()
+    examples = tuple(_without_targets(example, targets, removed) for example in batch.examples)
+    if not removed:
         return None
-    made = batch.model_copy(
+    rewritten = batch.model_copy(
         update={
             "examples": examples,
             "rewrite": rewrite,
@@ -185,32 +207,32 @@ def rewritten(batch: Batch, sought: Sought, rewrite: int) -> Rewritten | None:
             "content_hash": Batch.hash_of(examples),
         }
     )
-    return Rewritten(made, found)
+    return RewrittenBatch(rewritten, removed)
 
 
-def _without(
-    example: ExampleRevision, sought: Sought, found: Counter[str | tuple[str, str]]
+def _without_targets(
+    example: ExampleRevision, targets: ErasureTargets, removed: Counter[Target]
 ) -> ExampleRevision:
     asker = example.user_id
-    if asker is not None and to_ms(example.responded_at) <= sought.subjects.get(asker, -1):
-        found[asker] += len(example.signals)
-        return emptied(example)
+    if asker is not None and to_ms(example.responded_at) <= targets.cutoffs.get(asker, -1):
+        removed[asker] += len(example.signals)
+        return _without_content(example)
     kept = []
     for signal in example.signals:
         event = (example.response_id, signal.event_id)
-        if to_ms(signal.occurred_at) <= sought.subjects.get(signal.user_id, -1):
-            found[signal.user_id] += 1
-        elif sought.events.get(event) == signal.user_id:
-            found[event] += 1
+        if to_ms(signal.occurred_at) <= targets.cutoffs.get(signal.user_id, -1):
+            removed[signal.user_id] += 1
+        elif targets.events.get(event) == signal.user_id:
+            removed[event] += 1
         else:
             kept.append(signal)
     if len(kept) == len(example.signals):
         return example
-    return example.model_copy(update={"signals": tuple(kept)}) if kept else emptied(example)
+    return example.model_copy(update={"signals": tuple(kept)}) if kept else _without_content(example)
 
 
-def emptied(example: ExampleRevision) -> ExampleRevision:
-    """The same revision as a retraction: it names the response and its version, and holds nothing of anybody."""
+def _without_content(example: ExampleRevision) -> ExampleRevision:
+    """Return the same revision as a retraction, which names the response and its version and no user."""
     return ExampleRevision(
         line=example.line,
         response_id=example.response_id,

@@ -1,100 +1,90 @@
-"""Walks through the state of a partition and drops what it has of users who are erased."""
+"""Scan of a partition's state that removes what it holds of erased users. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from services.processor.core import batches, join
 from services.processor.core.erasure import rules
-from services.processor.core.state import Answer, Joined, after, answer_key, batch_key, pending_key
-from services.processor.core.wire import read_tally
-from shared.records import Output
-from shared.topics import FEEDBACK_TALLIES
+from services.processor.core.join import retraction_owner
+from services.processor.core.state import JoinedResponse, StoredResponse, prefix_end
+from services.processor.core.turn import PartitionTurn
+from shared.events import Tally
 
-if TYPE_CHECKING:
-    from services.processor.core.step import Turn
-
-WALKED: Final = (b"a/", b"j/", b"t/")
-"""Responses, what was said of them, tallies: all keys with something of a user."""
+PREFIXES: Final = (b"a/", b"j/", b"t/")
+"""Responses, their feedback, and tallies: all keys with data of a user."""
 
 
-class Walk:
-    """One piece of the way. `subjects`: up to which moment what each of them said and asked is dropped."""
+class StateScan:
+    """One piece of the scan. `cutoffs`: user -> the append time in ms up to which that user's data is removed."""
 
-    __slots__ = ("_subjects", "_turn", "dropped")
+    __slots__ = ("_cutoffs", "_turn", "removed")
 
-    def __init__(self, turn: Turn, subjects: Mapping[str, int]) -> None:
+    def __init__(self, turn: PartitionTurn, cutoffs: Mapping[str, int]) -> None:
         self._turn = turn
-        self._subjects = subjects
-        self.dropped: dict[str, tuple[int, int]] = {}
-        """Of each subject so far: responses, signals."""
+        self._cutoffs = cutoffs
+        self.removed: dict[str, tuple[int, int]] = {}
+        """user -> (responses, signals) removed in this piece."""
 
-    def go_on(self, cursor: str, keys: int) -> str | None:
-        """From behind `cursor`, so many keys further. Returns where that ended; None if it was the end of all."""
-        found = list(islice(self._behind(cursor.encode()), keys))
+    def advance(self, cursor: str, at_most: int) -> str | None:
+        """Visit up to `at_most` keys after `cursor`. Return the last of them, or None at the end of the state."""
+        found = list(islice(self._after(cursor.encode()), at_most))
         for place, value in found:
             if place.startswith(b"a/"):
-                answer = Answer.from_json(value)
-                if answer.user_id is not None and answer.at_ms <= self._subjects.get(answer.user_id, -1):
-                    self._drop(place[2:], answer.user_id)
+                response = StoredResponse.from_json(value)
+                if response.user_id is not None and response.at_ms <= self._cutoffs.get(response.user_id, -1):
+                    self._erase_response(place[2:], response.user_id)
             elif place.startswith(b"j/"):
-                self._take_out(place[2:], Joined.from_json(value))
+                self._remove_feedback(place[2:], JoinedResponse.from_json(value))
             else:
-                self._drop_tally(place, value)
-        return None if len(found) < keys else found[-1][0].decode()
+                self._delete_tally(place, Tally.from_json(value))
+        return None if len(found) < at_most else found[-1][0].decode()
 
-    def _behind(self, cursor: bytes) -> Iterator[tuple[bytes, bytes]]:
-        for prefix in WALKED:
-            if cursor < after(prefix):
-                yield from self._turn.state.scan(max(prefix, cursor + b"\x00"), after(prefix))
+    def _after(self, cursor: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for prefix in PREFIXES:
+            if cursor < prefix_end(prefix):
+                yield from self._turn.state.store.scan(max(prefix, cursor + b"\x00"), prefix_end(prefix))
 
-    def _drop(self, key: bytes, subject: str) -> None:
-        """The subject asked it: the response, what all said of it, its place in the open batch."""
-        turn, state = self._turn, self._turn.state
-        joined = turn.find(key)
+    def _erase_response(self, key: bytes, user_id: str) -> None:
+        """Remove a response that the user asked for, with everyone's feedback on it."""
+        turn = self._turn
+        joined = turn.load(key)
         if joined is None or joined.expired:
             return
-        pending = turn.pending(joined.line, key)
-        change = rules.drop(joined, set(pending.waiting) if pending else set(), turn.now_ms)
-        turn.decide(key, joined, change.decided)
+        pending = turn.state.pending(joined.line, key)
+        change = rules.erase_response(joined, pending.waiting if pending else (), turn.now_ms)
+        turn.outbox.outcomes(key, joined, change.outcomes)
         if pending is not None:
-            state.delete(pending_key(joined.line, key))
-            batch = turn.open_batch(joined.line)
-            batches.take_out(batch, pending)
-            state.put(batch_key(joined.line), batch.to_json())
-        state.delete(answer_key(key))
-        turn.save(key, change.joined, join.expires_at(joined))
-        self._count(subject, 1, len(joined.signals))
+            turn.remove_from_batch(key, joined.line, pending)
+        turn.state.delete_response(key)
+        turn.state.put_joined(key, change.joined)
+        self._count(user_id, 1, len(joined.signals))
 
-    def _take_out(self, key: bytes, read: Joined) -> None:
-        """What was said of another's response goes, and the example's next revision follows, as after any change."""
-        turn, subjects = self._turn, self._subjects
-        said = any(said.at_ms <= subjects.get(said.user_id, -1) for said in read.events.values())
-        if not said and not any(rules.whose(place) in subjects for place in read.retractions):
+    def _remove_feedback(self, key: bytes, stored: JoinedResponse) -> None:
+        """Remove users' feedback on another user's response. The example's next revision follows."""
+        turn, cutoffs = self._turn, self._cutoffs
+        has_events = any(seen.at_ms <= cutoffs.get(seen.user_id, -1) for seen in stored.events.values())
+        if not has_events and not any(retraction_owner(waiting) in cutoffs for waiting in stored.retractions):
             return
-        joined = turn.find(key)
+        joined = turn.load(key)
         if joined is None:
             return
-        expires_at = join.expires_at(joined)
-        pending = turn.pending(joined.line, key) if joined.answered else None
-        change = rules.take_out(joined, set(pending.waiting) if pending else set(), subjects)
-        turn.decide(key, joined, change.decided)
+        pending = turn.pending(key, joined)
+        change = rules.remove_users(joined, pending.waiting if pending else (), cutoffs)
+        turn.outbox.outcomes(key, joined, change.outcomes)
         if change.revised:
-            turn.enqueue(key, change, expires_at, pending)
+            turn.put_in_batch(key, change, pending)
         else:
-            turn.save(key, joined, expires_at)
+            turn.state.put_joined(key, joined)
         for signal in change.removed:
             self._count(signal.user_id, 0, 1)
 
-    def _drop_tally(self, place: bytes, value: bytes) -> None:
-        tally, partition = read_tally(value), self._turn.partition
-        if tally.user_id in self._subjects:
-            self._turn.state.delete(place)
-            name = f"{tally.version}|{tally.user_id}|{partition}"
-            self._turn.outputs.append(Output(FEEDBACK_TALLIES.name, name.encode(), None, (), partition))
+    def _delete_tally(self, place: bytes, tally: Tally) -> None:
+        if tally.user_id in self._cutoffs:
+            self._turn.state.store.delete(place)
+            self._turn.outbox.delete_tally(tally.version, tally.user_id)
 
-    def _count(self, subject: str, responses: int, signals: int) -> None:
-        before = self.dropped.get(subject, (0, 0))
-        self.dropped[subject] = (before[0] + responses, before[1] + signals)
+    def _count(self, user_id: str, responses: int, signals: int) -> None:
+        before = self.removed.get(user_id, (0, 0))
+        self.removed[user_id] = (before[0] + responses, before[1] + signals)

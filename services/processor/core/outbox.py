@@ -1,0 +1,97 @@
+"""Outputs of one turn, each cloudevent with its CloudEvents headers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from msgspec import UNSET, Struct, structs
+
+from services.processor.core.join import EventOutcome
+from services.processor.core.state import JoinedResponse, encode
+from services.processor.core.wire import SERVICE, OutcomeOut, rfc3339
+from shared.cloudevents import CloudEventFactory, cloudevent, traceparent_of
+from shared.events import Batch, LogRecord, Outcome, Tally, from_ms
+from shared.records import Output, Record
+from shared.stream.step import RereadComplete, RereadRequest, Tick
+from shared.topics import FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES, Topic
+
+_BATCH: Final = CloudEventFactory(TRAINING_BATCHES, Batch, SERVICE)
+_OUTCOME: Final = CloudEventFactory(FEEDBACK_OUTCOMES, Outcome, SERVICE)
+_TALLY: Final = CloudEventFactory(FEEDBACK_TALLIES, Tally, SERVICE)
+
+
+class Outbox:
+    """Collects the outputs of one turn, in order.
+
+    Every id and time derives from the record that causes the output, so processing that record again gives the same
+    bytes. `now` is the append time as RFC 3339.
+    """
+
+    __slots__ = ("_traceparent", "now", "now_ms", "outputs", "partition")
+
+    def __init__(self, cause: Record | Tick | RereadComplete) -> None:
+        self.outputs: list[Output | RereadRequest] = []
+        self.partition = cause.partition
+        self.now_ms = cause.timestamp
+        self.now = rfc3339(cause.timestamp)
+        self._traceparent = (
+            traceparent_of(cause.headers) if isinstance(cause, Record) and cause.headers else None
+        )
+
+    def outcomes(
+        self,
+        key: bytes,
+        joined: JoinedResponse,
+        outcomes: Iterable[EventOutcome],
+        batch_id: str | None = None,
+    ) -> None:
+        """Send the outcomes of events on the response `key`; `batch_id` names the batch that they are in."""
+        for event_id, kind, detail in outcomes:
+            response_id = key.decode()
+            outcome = OutcomeOut(
+                line=joined.line,
+                response_id=response_id,
+                event_id=event_id,
+                outcome=kind,
+                batch_id=batch_id or UNSET,
+                revision=joined.revision if batch_id else UNSET,
+                detail=detail or UNSET,
+                decided_at=self.now,
+            )
+            self._seal(_OUTCOME, key, encode(outcome), f"{response_id}/{event_id}/{kind}")
+
+    def tally(self, version: str, user_id: str, tally: Struct) -> bytes:
+        """Send a `TallyOut`, dated now. Returns its bytes."""
+        value = encode(structs.replace(tally, updated_at=self.now))
+        name = self._tally_name(version, user_id)
+        self._seal(_TALLY, name.encode(), value, f"{name}|{self.now_ms}")
+        return value
+
+    def delete_tally(self, version: str, user_id: str) -> None:
+        """Delete a user's tally of a version from its compacted topic."""
+        name = self._tally_name(version, user_id)
+        self.outputs.append(Output(FEEDBACK_TALLIES.name, name.encode(), None, (), self.partition))
+
+    def batch(self, batch_id: str, value: bytes) -> None:
+        """Send a batch that `batch_json` made."""
+        self._seal(_BATCH, batch_id.encode(), value, batch_id)
+
+    def send(
+        self, topic: Topic, key: str, record: LogRecord, ce_id: str, partition: int | None = None
+    ) -> None:
+        """Send a record of any kind, for records that are rare. Without `partition`, its key chooses one."""
+        at = from_ms(self.now_ms)
+        self.outputs.append(
+            cloudevent(topic, key, record, source=SERVICE, ce_id=ce_id, at=at, partition=partition)
+        )
+
+    def reread(self, topic: Topic) -> None:
+        """Ask the engine to feed this partition of an output topic from its beginning."""
+        self.outputs.append(RereadRequest(topic.name))
+
+    def _tally_name(self, version: str, user_id: str) -> str:
+        return f"{version}|{user_id}|{self.partition}"
+
+    def _seal(self, seal: CloudEventFactory, key: bytes, value: bytes, ce_id: str) -> None:
+        self.outputs.append(seal(key, value, ce_id, self.now, self.partition, self._traceparent))
