@@ -163,13 +163,13 @@ def ours(model: Any, tokenizer: Any, training: list[Any], recipe: Any, folder: P
     from services.trainer.base.tokenization import token_count  # noqa: PLC0415
     from services.trainer.dataset.objectives import sft  # noqa: PLC0415
     from services.trainer.training import train as learning  # noqa: PLC0415 - only an arm needs it
-    from services.trainer.training.batch_order import ordered  # noqa: PLC0415
+    from services.trainer.training.batch_order import order_by_length  # noqa: PLC0415
 
-    order = ordered(
+    order = order_by_length(
         training, [], EPOCHS, recipe.batch_size, lambda row: token_count(tokenizer, *row), recipe.seed
     )
-    return learning.learn(
-        learning.for_training(model, recipe.max_tokens),
+    return learning.fine_tune(
+        learning.with_training_attention(model, recipe.max_tokens),
         tokenizer,
         [sft(*row) for row in order],
         recipe,

@@ -19,16 +19,16 @@ from services.trainer.files import write_whole
 from services.trainer.run.folder import ARTIFACT
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
-from services.trainer.versions.publish import SERVICE, VersionLog, identity
+from services.trainer.versions.publish import SERVICE, VersionLog, transactional_id
 from shared.adapters.artifacts_local import LocalArtifactStore
-from shared.adapters.base_model import BaseModel
+from shared.adapters.base_model import PinnedBase
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import (
-    MemoryCache,
-    MemoryLog,
-    MemoryLogReader,
-    MemoryPublisher,
-    MemoryTransactionalPublisher,
+    InMemoryCache,
+    InMemoryLog,
+    InMemoryLogReader,
+    InMemoryPublisher,
+    InMemoryTransactionalPublisher,
 )
 from shared.events import Batch, Choice, ExampleRevision, Message, Signal, SignalKind
 from shared.versions import DatasetRef, GateReport
@@ -133,9 +133,9 @@ class Rig:
 
     folder: Path
     child: Callable[[Path], int | None]
-    log: MemoryLog = field(default_factory=MemoryLog)
+    log: InMemoryLog = field(default_factory=InMemoryLog)
     clock: ManualClock = field(default_factory=ManualClock)
-    cache: MemoryCache = field(default_factory=MemoryCache)
+    cache: InMemoryCache = field(default_factory=InMemoryCache)
     started: list[Path] = field(default_factory=list)
     children: list[Scripted] = field(default_factory=list)
 
@@ -150,14 +150,14 @@ class Rig:
         db = open_store(told.folder)
         return Trainer(
             settings=told,
-            base=BaseModel(self.folder, "tiny", "ab" * 32),
+            base=PinnedBase(self.folder, "tiny", "ab" * 32),
             db=db,
-            reader=MemoryLogReader(self.log, TOPICS_READ, batch_table.positions(db)),
-            publisher=MemoryPublisher(self.log, SERVICE),
+            reader=InMemoryLogReader(self.log, TOPICS_READ, batch_table.positions(db)),
+            publisher=InMemoryPublisher(self.log, SERVICE),
             versions=VersionLog(
                 LINE,
-                lambda topic: MemoryLogReader(self.log, [topic]),
-                lambda: MemoryTransactionalPublisher(self.log, SERVICE, identity(LINE)),
+                lambda topic: InMemoryLogReader(self.log, [topic]),
+                lambda: InMemoryTransactionalPublisher(self.log, SERVICE, transactional_id(LINE)),
             ),
             store=LocalArtifactStore(told.artifacts),
             cache=self.cache,

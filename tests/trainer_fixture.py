@@ -17,7 +17,7 @@ from services.trainer.database import open_store
 from services.trainer.dataset import snapshot
 from services.trainer.run import run_table
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.commands import Command, CommandResult, Reproduce, TrainNow
 from shared.events import Batch, ErasureReport
 from shared.records import Output, Record
@@ -113,7 +113,7 @@ class TrainerStand:
         self._send(
             "processor",
             [
-                sealed(
+                cloudevent(
                     TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=now, partition=0
                 )
                 for one in batches
@@ -150,7 +150,9 @@ class TrainerStand:
         self._send(
             "processor",
             [
-                sealed(ERASURE_REPORTS, request_id, one, source="processor", ce_id=f"{one.partition}", at=now)
+                cloudevent(
+                    ERASURE_REPORTS, request_id, one, source="processor", ce_id=f"{one.partition}", at=now
+                )
                 for one in reports
             ],
         )
@@ -183,7 +185,7 @@ class TrainerStand:
 
     def give(self, order: Command, *, seconds: float) -> CommandResult:
         """Sends an order and returns its only result."""
-        record = sealed(
+        record = cloudevent(
             OPERATOR_COMMANDS,
             self.line,
             order,

@@ -20,7 +20,7 @@ from services.trainer.base.dtype import measured
 from services.trainer.base.model import answers, load_base, with_adapter
 from services.trainer.base.tokenization import load_tokenizer, prompt_ids
 from services.trainer.files import write_whole
-from services.trainer.worker.launcher import PARENT
+from services.trainer.worker.launcher import PARENT_PID_VARIABLE
 from shared.adapters.parent_death import die_with
 
 TOP_K = 50
@@ -59,8 +59,8 @@ def sampled(
 
 
 def main(task: Path, out: Path) -> None:
-    if PARENT in os.environ:
-        die_with(int(os.environ[PARENT]))
+    if PARENT_PID_VARIABLE in os.environ:
+        die_with(int(os.environ[PARENT_PID_VARIABLE]))
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     told = json.loads(task.read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(Path(told["base"]))

@@ -26,9 +26,9 @@ from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.objectives import kto, sft
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
-from services.trainer.training.train import for_training, learn
-from services.trainer.worker.launcher import PARENT
-from shared.adapters.in_memory import MemoryCache
+from services.trainer.training.train import with_training_attention, fine_tune
+from services.trainer.worker.launcher import PARENT_PID_VARIABLE
+from shared.adapters.in_memory import InMemoryCache
 from shared.adapters.parent_death import die_with
 
 STEPS = 3
@@ -45,8 +45,8 @@ class Stamps(TrainerCallback):
 
 
 def main(base: Path, threads: int, out: Path) -> None:
-    if PARENT in os.environ:
-        die_with(int(os.environ[PARENT]))
+    if PARENT_PID_VARIABLE in os.environ:
+        die_with(int(os.environ[PARENT_PID_VARIABLE]))
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     recipe, tokenizer = Recipe(threads=threads), load_tokenizer(base)
     model = load_base(base, threads, measured(base))
@@ -60,13 +60,13 @@ def main(base: Path, threads: int, out: Path) -> None:
     rows += [kto(asked, f"{answer} {answer}", i % 2 == 0) for i, (asked, answer) in enumerate(said[:each])]
     stamps = Stamps()
     with tempfile.TemporaryDirectory() as folder:
-        learn(
-            for_training(model, recipe.max_tokens),
+        fine_tune(
+            with_training_attention(model, recipe.max_tokens),
             tokenizer,
             rows,
             recipe,
             Path(folder),
-            progress=Progress(MemoryCache(), "probe", "probe"),
+            progress=Progress(InMemoryCache(), "probe", "probe"),
             stop=threading.Event(),
             watch=stamps,
         )

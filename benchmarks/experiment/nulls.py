@@ -23,11 +23,11 @@ from benchmarks.gate.null_adapters import SCALE, SEEDS, nulls_through
 from deploy.local.model import REPLAY
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
-from services.trainer.run.context import Work
+from services.trainer.run.context import RunContext
 from services.trainer.run.folder import CONFIG
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
-from shared.adapters.in_memory import MemoryCache
+from shared.adapters.in_memory import InMemoryCache
 from shared.versions import GateReport
 
 SHOWN = ("win_rate", "general_accuracy_change", "general_kl")
@@ -42,7 +42,9 @@ def main(arm: Path, scale: float = SCALE) -> None:
         )
     config = RunConfig.from_json((run / CONFIG).read_text(encoding="utf-8"))
     settings = TrainerSettings(line=config.line, data_dir=arm / "data", replay=PREPARED / REPLAY)
-    work = Work(run, config, settings, Progress(MemoryCache(), config.line, "nulls"), threading.Event())
+    work = RunContext(
+        run, config, settings, Progress(InMemoryCache(), config.line, "nulls"), threading.Event()
+    )
     folder = Path(tempfile.mkdtemp(dir=arm))
     try:
         reports = nulls_through(work, folder, scale=scale)

@@ -181,7 +181,7 @@ def module(name: str, log: Path, *arguments: str) -> None:
     with log.open("ab") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.experiment.{name}", *arguments],
-            env=launcher.surroundings(),
+            env=launcher.process_environment(),
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,

@@ -17,8 +17,8 @@ from peft import get_peft_model
 from services.trainer.base.model import load_base
 from services.trainer.core.recipe import Recipe
 from services.trainer.gate.stage import examine_adapter
-from services.trainer.run.context import Work
-from services.trainer.training.lora import lora
+from services.trainer.run.context import RunContext
+from services.trainer.training.lora import lora_config
 from shared.versions import GateReport
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -31,7 +31,7 @@ def null_adapter(base: Any, recipe: Recipe, folder: Path, seed: int, scale: floa
     """An adapter of the recipe's rank in `folder`: A as LoRA draws it, B random and small where training begins with
     zeros. The base is as it was."""
     torch.manual_seed(seed)
-    model = get_peft_model(base, lora(recipe))
+    model = get_peft_model(base, lora_config(recipe))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -43,7 +43,7 @@ def null_adapter(base: Any, recipe: Recipe, folder: Path, seed: int, scale: floa
 
 
 def nulls_through(
-    work: Work, folder: Path, seeds: Sequence[int] = SEEDS, scale: float = SCALE
+    work: RunContext, folder: Path, seeds: Sequence[int] = SEEDS, scale: float = SCALE
 ) -> list[GateReport]:
     """One report a seed. Adapters and what was said at the gate lie below `folder`: delete it afterwards, for it holds
     users' text that no erasure reaches."""

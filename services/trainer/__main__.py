@@ -17,12 +17,12 @@ from services.trainer.database import lock, open_store
 from services.trainer.dataset import batch_table
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
-from services.trainer.versions.publish import SERVICE, VersionLog, identity
+from services.trainer.versions.publish import SERVICE, VersionLog, transactional_id
 from services.trainer.worker import launcher
 from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import find_base
 from shared.adapters.clock import SystemClock
-from shared.adapters.http import ServerThread, add_doorway
+from shared.adapters.http import ServerThread, add_service_routes
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import check_partitions
@@ -55,7 +55,7 @@ def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
         versions=VersionLog(
             settings.line,
             lambda topic: KafkaLogReader(servers, SERVICE, [topic]),
-            lambda: KafkaTransactionalPublisher(servers, SERVICE, identity(settings.line)),
+            lambda: KafkaTransactionalPublisher(servers, SERVICE, transactional_id(settings.line)),
         ),
         store=open_artifacts(settings.artifacts, settings.artifact_cache),
         cache=RedisCache(settings.redis_url),
@@ -87,7 +87,9 @@ def main() -> None:
         structlog.get_logger().info("starting", **settings.masked())
         held = lock(settings.folder)
         readiness = Readiness("base model", "kafka")
-        app = add_doorway(FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness)
+        app = add_service_routes(
+            FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness
+        )
         add_reports(add_answers(app, answers(settings)), settings)
         door = ServerThread(app, settings.host, settings.port)
         door.start()

@@ -30,7 +30,11 @@ def board(
     """Return the live status of the console. `reason` says why a run starts, or why it does not."""
     examples = batch_table.dataset(db, batch_table.through(db))
     _, held = usable(examples, comments)
-    later = [one for one in (Held(*found) for found in run_table.held(db)) if check_of(one.reason) in LATER]
+    later = [
+        one
+        for one in (Held(*found) for found in run_table.newest_quarantine(db))
+        if check_of(one.reason) in LATER
+    ]
     found = releasable(examples, [*held, *later])
     held += [one for one in later if check_of(one.reason) not in RELEASABLE or one in found]
     collected = CollectedStatus(

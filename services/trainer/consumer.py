@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from services.trainer.commands.command_table import ACK_S, Orders
+from services.trainer.commands.command_table import ACK_S, CommandTable
 from services.trainer.dataset import batch_table
 from services.trainer.erasure import requests
 from services.trainer.versions.publish import SERVICE
@@ -40,7 +40,7 @@ class Intake:
     db: sqlite3.Connection
     reader: LogReader
     publisher: Publisher
-    orders: Orders
+    orders: CommandTable
     rate: DeadLetterRate
     _unkept: list[Told] = field(default_factory=list)
     """Read and not in the table yet: a disk that was full did not take them."""

@@ -14,8 +14,8 @@ from services.trainer.settings import TrainerSettings
 
 def count(db: sqlite3.Connection, settings: TrainerSettings) -> Waiting:
     trains = settings.mode == "train"
-    done = run_table.last_through(db) if trains else run_table.last_export(db)[0]
-    released = run_table.last_released(db) if trains else None
+    done = run_table.newest_through(db) if trains else run_table.newest_export(db)[0]
+    released = run_table.newest_release(db) if trains else None
     everything = batch_table.dataset(db, batch_table.through(db))
     examples = [e for e in everything if e.is_new(done, released)]
     training, _ = split(settings.line, usable(examples, settings.comment_mode)[0])

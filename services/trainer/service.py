@@ -17,9 +17,9 @@ import structlog
 from uuid6 import uuid7
 
 from services.trainer.commands import quarantine_release
-from services.trainer.commands.artifact_gc import Collector
-from services.trainer.commands.command_table import EXPORT, LOOK, TRAIN, Orders
-from services.trainer.commands.dry_run import preview
+from services.trainer.commands.artifact_gc import ArtifactCollector
+from services.trainer.commands.command_table import EXPORT, LOOK, TRAIN, CommandTable
+from services.trainer.commands.dry_run import dry_run_message
 from services.trainer.commands.export import NEVER_TRAINS, Exporter
 from services.trainer.commands.reproduce import Reproducer
 from services.trainer.commands.reproduce import start as start_reproduction
@@ -37,10 +37,10 @@ from services.trainer.run.folder import ADAPTER, ARTIFACT, GATE_RESULT
 from services.trainer.run.run_table import Run, RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.publish import VersionLog
-from services.trainer.worker.launcher import pause_at
-from services.trainer.worker.supervisor import RunProcess
+from services.trainer.worker.launcher import pause_for_fault_test
+from services.trainer.worker.supervisor import RunSupervisor
 from shared.adapters import redis_keys
-from shared.adapters.base_model import BaseModel
+from shared.adapters.base_model import PinnedBase
 from shared.dead_letters import DeadLetterLimit, DeadLetterRate
 from shared.errors import Retryable
 from shared.events import from_ms
@@ -62,7 +62,7 @@ class Trainer:
     """All parts of one line's trainer, as `__main__` builds them. `start_child(folder)` runs a run's process."""
 
     settings: TrainerSettings
-    base: BaseModel
+    base: PinnedBase
     db: sqlite3.Connection
     reader: LogReader
     publisher: Publisher
@@ -78,19 +78,19 @@ class Trainer:
     shown_ms: int = 0
     eraser: Eraser = field(init=False)
     exporter: Exporter = field(init=False)
-    orders: Orders = field(init=False)
+    orders: CommandTable = field(init=False)
     intake: Intake = field(init=False)
-    process: RunProcess = field(init=False)
+    process: RunSupervisor = field(init=False)
     reproducer: Reproducer = field(init=False)
-    collector: Collector = field(init=False)
+    collector: ArtifactCollector = field(init=False)
 
     def __post_init__(self) -> None:
         line = self.settings.line
         self.eraser = Eraser(line, self.db, self._runs, self.settings.exports, self.versions, self.clock)
         self.exporter = Exporter(self.settings, self.db, self.clock)
-        self.orders = Orders(line, self.db, self.versions, self.publisher, self.clock)
+        self.orders = CommandTable(line, self.db, self.versions, self.publisher, self.clock)
         self.intake = Intake(line, self.db, self.reader, self.publisher, self.orders, self.rate)
-        self.process = RunProcess(self.db, self.clock, self.start_child)
+        self.process = RunSupervisor(self.db, self.clock, self.start_child)
         self.reproducer = Reproducer(
             self.settings,
             self.base,
@@ -100,7 +100,7 @@ class Trainer:
             self.versions.published,
             self.start_again,
         )
-        self.collector = Collector(
+        self.collector = ArtifactCollector(
             self.settings, self.db, self.orders, self.store, self.versions.of_all_lines, self.clock
         )
 
@@ -123,7 +123,7 @@ class Trainer:
             self.take(self.intake.poll(POLL_S))
             self.turn()
         except Exception as error:
-            if not disk_space.is_full(error):
+            if not disk_space.is_disk_full_error(error):
                 raise
             self._tell_full(error)
             return False
@@ -161,7 +161,7 @@ class Trainer:
             self.waiting = None
 
     def _tell_full(self, error: Exception) -> None:
-        reason = disk_space.what_to_do(self.settings.folder)
+        reason = disk_space.disk_full_message(self.settings.folder)
         log.error("disk_full", reason=reason, error=str(error))
         run = run_table.open_run(self.db)
         if run is not None:
@@ -244,8 +244,8 @@ class Trainer:
             self.settings.thresholds(),
             self.clock.now_ms(),
             commanded=commanded,
-            anew=trains and run_table.erased_last(self.db),
-            began_ms=run_table.last_began(self.db) if trains else run_table.last_export(self.db)[1],
+            anew=trains and run_table.newest_is_erased(self.db),
+            began_ms=run_table.newest_start_ms(self.db) if trains else run_table.newest_export(self.db)[1],
         )
 
     def _release(self) -> None:
@@ -265,7 +265,7 @@ class Trainer:
         if not asked:
             return
         through = batch_table.through(self.db)
-        told = preview(
+        told = dry_run_message(
             self.settings.line,
             batch_table.dataset(self.db, through),
             through,
@@ -299,7 +299,7 @@ class Trainer:
             stable=stable,
             stable_run=version.run_id if version else None,
             created_ms=self.clock.now_ms(),
-            released=quarantine_release.newest(self.db),
+            released=quarantine_release.newest_release(self.db),
         )
 
     def _refuse_commands(self, reason: str) -> None:
@@ -329,7 +329,7 @@ class Trainer:
 
     def _note_stage(self, run: Run, folder: Path) -> None:
         if run.stage == "begun" and snapshot.is_complete(folder):
-            run_table.quarantine(self.db, run.config.run_id, snapshot.read_quarantine(folder))
+            run_table.store_quarantine(self.db, run.config.run_id, snapshot.read_quarantine(folder))
             run_table.set_stage(self.db, run.config.run_id, "snapshot")
         elif run.stage == "snapshot" and (folder / ADAPTER).exists():
             run_table.set_stage(self.db, run.config.run_id, "trained")
@@ -338,11 +338,11 @@ class Trainer:
 
     def _fail(self, run: Run, reason: str) -> None:
         """The line is free again. Of all that failed, the newest keeps its checkpoints, as evidence."""
-        run_table.fail(self.db, run.config.run_id, reason)
+        run_table.mark_failed(self.db, run.config.run_id, reason)
         TRAINING_RUNS.labels(self.settings.line, "none").inc()
         self._progress(run).tell("failed", reason=reason)
         log.error("run_failed", run_id=run.config.run_id, reason=reason)
-        disk_space.forget_checkpoints(self._runs, but_of=run.config.run_id)
+        disk_space.remove_checkpoints_of_other_runs(self._runs, but_of=run.config.run_id)
 
     def _publish(self, run: Run) -> None:
         folder = self._folder(run)
@@ -350,11 +350,11 @@ class Trainer:
             self._begin_anew(run)
             return
         report = GateReport.model_validate_json((folder / GATE_RESULT).read_bytes())
-        pause_at("gated")
+        pause_for_fault_test("gated")
         version = self.versions.publish(
             run.config, snapshot.read_ref(folder), report, folder / ARTIFACT, self.store
         )
-        pause_at("published")
+        pause_for_fault_test("published")
         run_table.set_stage(self.db, run.config.run_id, "published", version.ref.version)
         TRAINING_RUNS.labels(self.settings.line, report.verdict).inc()
         self._progress(run).tell("published", 1, 1, verdict=report.verdict, version=version.ref.version)

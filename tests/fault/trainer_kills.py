@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 
 from services.trainer.dataset.snapshot import MARK
-from services.trainer.run.checkpoint_manifest import is_marked
+from services.trainer.run.checkpoint_manifest import has_manifest
 from services.trainer.run.folder import ADAPTER, CHECKPOINTS, GATE_RESULT
 from tests.integration.service_process import Service
 from tests.trainer_fixture import until
@@ -39,7 +39,7 @@ def _has(*names: str) -> There:
 
 
 def _checkpoint(*, marked: bool) -> There:
-    return lambda run: any(is_marked(one) is marked for one in (run / CHECKPOINTS).glob("checkpoint-*"))
+    return lambda run: any(has_manifest(one) is marked for one in (run / CHECKPOINTS).glob("checkpoint-*"))
 
 
 PHASES = (

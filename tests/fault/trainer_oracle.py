@@ -10,7 +10,7 @@ from pathlib import Path
 
 from services.trainer.dataset import snapshot
 from services.trainer.dataset.snapshot import MARK
-from services.trainer.versions.model_card import WEIGHTS
+from services.trainer.versions.model_card import ADAPTER_FILES
 from shared.versions import ModelVersion
 
 
@@ -35,7 +35,7 @@ class Seen:
 
 def weights_of(folder: Path) -> str:
     """The digest of the weights in an adapter's or an artifact's folder."""
-    return hashlib.sha256((folder / WEIGHTS[0]).read_bytes()).hexdigest()
+    return hashlib.sha256((folder / ADAPTER_FILES[0]).read_bytes()).hexdigest()
 
 
 def complaints(seen: Seen) -> Iterator[str]:

@@ -21,11 +21,11 @@ from services.trainer.dataset.filters import Grouped
 from services.trainer.dataset.snapshot import Snapshot, write
 from services.trainer.gate.model_pair import Speakers, weigh
 from services.trainer.progress import Progress
-from services.trainer.run.context import Work
+from services.trainer.run.context import RunContext
 from services.trainer.run.folder import GATE_REPORT_PAGE
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
-from shared.adapters.in_memory import MemoryCache
+from shared.adapters.in_memory import InMemoryCache
 from shared.versions import VersionRef
 from tests.trainer_factories import LINE, grouped, row
 
@@ -126,7 +126,7 @@ def test_each_side_speaks_with_its_own_weights_and_the_base_with_none(
                 assert answers(model, tokenizer, asked, 8) == expected[who]
 
 
-def work_of(tiny: Path, folder: Path) -> Work:
+def work_of(tiny: Path, folder: Path) -> RunContext:
     """A run that has its snapshot: forty held-out corrections in wordings of their own, four judged answers."""
     world = load_world()
     held: list[Grouped] = grouped(
@@ -152,7 +152,7 @@ def work_of(tiny: Path, folder: Path) -> Work:
     stable = VersionRef(version=f"{LINE}@base-00000000", kind="base", digest="0" * 64)
     config = RunConfig("r-1", LINE, {"0": 1}, RECIPE, str(tiny), "tiny", "0" * 64, stable, None, 0)
     settings = TrainerSettings(line=LINE, data_dir=folder / "data", artifacts=str(folder / "artifacts"))
-    return Work(run, config, settings, Progress(MemoryCache(), LINE, "r-1"), threading.Event())
+    return RunContext(run, config, settings, Progress(InMemoryCache(), LINE, "r-1"), threading.Event())
 
 
 def test_five_candidates_that_learned_nothing_go_through_the_gate_and_none_passes(

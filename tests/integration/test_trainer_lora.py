@@ -11,7 +11,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from services.trainer.core.recipe import Recipe
-from services.trainer.training.lora import BaseTypeLinear, lora
+from services.trainer.training.lora import BaseDtypeLinear, lora_config
 
 IDS = torch.arange(1, 13).reshape(2, 6)
 
@@ -22,7 +22,7 @@ def base(model: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 def adapted(model: Path, dtype: torch.dtype = torch.float32) -> Any:
     """With an adapter that does something: a fresh one does not."""
-    found = get_peft_model(base(model, dtype), lora(Recipe(rank=4)))
+    found = get_peft_model(base(model, dtype), lora_config(Recipe(rank=4)))
     torch.manual_seed(6)
     for name, one in found.named_parameters():
         if "lora_B" in name:
@@ -32,11 +32,11 @@ def adapted(model: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 def test_saved_and_loaded_by_peft_alone_it_says_the_same(tiny_model: Path, tmp_path: Path) -> None:
     ours = adapted(tiny_model)
-    layers = [one for one in ours.modules() if isinstance(one, BaseTypeLinear)]
+    layers = [one for one in ours.modules() if isinstance(one, BaseDtypeLinear)]
     assert layers
     ours.save_pretrained(str(tmp_path))
     theirs = PeftModel.from_pretrained(base(tiny_model), tmp_path)
-    assert not any(isinstance(one, BaseTypeLinear) for one in theirs.modules())
+    assert not any(isinstance(one, BaseDtypeLinear) for one in theirs.modules())
     torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, rtol=1e-4, atol=1e-5)
 
 
@@ -81,6 +81,6 @@ def test_merged_or_not_it_says_the_same(tiny_model: Path, merged: bool) -> None:
 def test_layers_that_are_not_linear_are_left_to_peft() -> None:
     small = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2))
     with pytest.warns(UserWarning, match="Conv1D"):
-        model = get_peft_model(small, lora(Recipe(rank=4)))
-    assert not any(isinstance(one, BaseTypeLinear) for one in model.modules())
+        model = get_peft_model(small, lora_config(Recipe(rank=4)))
+    assert not any(isinstance(one, BaseDtypeLinear) for one in model.modules())
     assert any("lora_A" in name for name, _ in model.named_parameters())

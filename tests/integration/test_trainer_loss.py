@@ -14,7 +14,7 @@ from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.objectives import sft
 from services.trainer.training.cpu.sft_trainer import CpuSFTTrainer, SFTTrainer
-from services.trainer.training.train import arguments, for_training
+from services.trainer.training.train import sft_arguments, with_training_attention
 
 PAIRS = [
     sft([("user", "Where is the workshop?")], "In the old mill by the river, behind the second gate."),
@@ -30,8 +30,8 @@ def stepped(kind: Any, model: Path, folder: Path, attention: str) -> tuple[float
     recipe = Recipe(batch_size=3, threads=1)
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     trainer = kind(
-        model=for_training(loaded, recipe.max_tokens) if attention == "eager" else loaded,
-        args=arguments(folder, recipe),
+        model=with_training_attention(loaded, recipe.max_tokens) if attention == "eager" else loaded,
+        args=sft_arguments(folder, recipe),
         train_dataset=Dataset.from_list(PAIRS),
         processing_class=tokenizer,
     )

@@ -25,17 +25,17 @@ from services.trainer.dataset.objectives import dpo, kto, sft
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
-from services.trainer.run.context import RunFailed, Work
+from services.trainer.run.context import RunFailed, RunContext
 from services.trainer.run.folder import ADAPTER
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import train
-from services.trainer.training.checkpoints import Watch
-from services.trainer.training.lora import lora
-from services.trainer.training.multi_objective_trainer import batches
-from services.trainer.training.truncated_answers import UNENDED, end_of_turn
-from services.trainer.versions.model_card import WEIGHTS
-from shared.adapters.in_memory import MemoryCache
+from services.trainer.training.checkpoints import RunCallback
+from services.trainer.training.lora import lora_config
+from services.trainer.training.multi_objective_trainer import plan_steps
+from services.trainer.training.truncated_answers import TRUNCATED, end_of_turn_ids
+from services.trainer.versions.model_card import ADAPTER_FILES
+from shared.adapters.in_memory import InMemoryCache
 from shared.versions import VersionRef
 from tests.trainer_factories import LINE, grouped, row
 
@@ -48,12 +48,12 @@ PLAIN = [sft(asked, f"It is {'short ' * i}number {i}.") for i, asked in enumerat
 MIXED = [*PLAIN[:4], *JUDGED[:4], *PAIRS[:4], *PLAIN[4:], *JUDGED[4:], *PAIRS[4:6]]
 
 
-class Heard(Watch):
+class Heard(RunCallback):
     """Watches as in a run, and remembers what was logged."""
 
     def __init__(self) -> None:
         self.logs: list[dict[str, Any]] = []
-        super().__init__(Progress(MemoryCache(), LINE, "run-1"), threading.Event())
+        super().__init__(Progress(InMemoryCache(), LINE, "run-1"), threading.Event())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
         super().on_log(args, state, control, logs, **more)
@@ -73,23 +73,23 @@ class Bench:
         return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
 
     def learn(self, rows: Sequence[dict[str, Any]], recipe: Recipe = RECIPE, piece: int | None = None) -> Any:
-        return train.learn(
-            train.for_training(self.base(), recipe.max_tokens),
+        return train.fine_tune(
+            train.with_training_attention(self.base(), recipe.max_tokens),
             load_tokenizer(self.model),
             rows,
             recipe,
             self.folder,
-            progress=Progress(MemoryCache(), LINE, "run-1"),
+            progress=Progress(InMemoryCache(), LINE, "run-1"),
             stop=threading.Event(),
             watch=self.heard,
             piece=piece,
         )
 
     def adapted(self) -> Any:
-        return get_peft_model(self.base(), lora(RECIPE))
+        return get_peft_model(self.base(), lora_config(RECIPE))
 
     def parts(self, rows: Sequence[dict[str, Any]], model: Any) -> dict[Any, Any]:
-        return train.parts_of(model, load_tokenizer(self.model), rows, RECIPE, self.folder, 4)
+        return train.objective_trainers(model, load_tokenizer(self.model), rows, RECIPE, self.folder, 4)
 
     def likely(self, model: Any) -> tuple[float, float]:
         """Mean log-likelihood per token of what was wanted, and of what was not."""
@@ -184,7 +184,7 @@ def test_a_run_trains_all_that_was_said_in_one_adapter_with_replay_among_it(
     stable = VersionRef(version=f"{LINE}@base-00000000", kind="base", digest="0" * 64)
     config = RunConfig("r-1", LINE, {"0": 1}, recipe, str(tiny_model), "tiny", "0" * 64, stable, None, 0)
     settings = TrainerSettings(line=LINE, data_dir=tmp_path / "data")
-    work = Work(run, config, settings, Progress(MemoryCache(), LINE, "r-1"), threading.Event())
+    work = RunContext(run, config, settings, Progress(InMemoryCache(), LINE, "r-1"), threading.Event())
     prompts = shipped(REPLAY, 2)
     said = [Answered(one.id, one.prompt, f"It is thing {i}.", 8, ended=True) for i, one in enumerate(prompts)]
     write_whole(
@@ -192,16 +192,16 @@ def test_a_run_trains_all_that_was_said_in_one_adapter_with_replay_among_it(
         "".join(json.dumps(asdict(one)) + "\n" for one in said).encode(),
     )
     train.train(work)
-    assert {path.name for path in (run / ADAPTER).iterdir()} == set(WEIGHTS)
-    order = train.in_order(
-        [train.named(work.tokenizer, one) for one in told],
-        [train.named(work.tokenizer, replace(correction, response_id=one.id)) for one in said],
+    assert {path.name for path in (run / ADAPTER).iterdir()} == set(ADAPTER_FILES)
+    order = train.order_rows(
+        [train.training_row(work.tokenizer, one) for one in told],
+        [train.training_row(work.tokenizer, replace(correction, response_id=one.id)) for one in said],
         recipe,
     )
     times = Counter(one.name.partition("/")[0] for one in order)
     assert {times[one.response_id] for one in told} == {2}
     assert {times[one.id] for one in said} == {1}
-    kinds = [kind for kind, _ in batches([one.fields for one in order], recipe.batch_size)]
+    kinds = [kind for kind, _ in plan_steps([one.fields for one in order], recipe.batch_size)]
     assert Counter(kinds) == {"sft": 3, "kto": 3, "dpo": 1}
     assert "dpo" in kinds[2:5], "in the middle, not at an end"
 
@@ -237,10 +237,10 @@ def test_only_the_tokens_of_an_answer_and_its_end_carry_loss(bench: Bench, kind:
 def test_of_an_answer_in_which_the_model_was_stopped_the_end_is_not_trained(bench: Bench, kind: str) -> None:
     rows = {"sft": PLAIN, "kto": JUDGED, "dpo": PAIRS}[kind][:4]
     stopped = [[False, False], [True, False], [False, True], [True, True]]
-    said = [row | {UNENDED: each} for row, each in zip(rows, stopped, strict=True)]
+    said = [row | {TRUNCATED: each} for row, each in zip(rows, stopped, strict=True)]
     part = bench.parts(said, bench.adapted())[kind]
     whole = bench.parts(rows, bench.adapted())[kind]
-    end = end_of_turn(load_tokenizer(bench.model))
+    end = end_of_turn_ids(load_tokenizer(bench.model))
     answers = {"sft": ["labels"], "kto": ["completion_ids"], "dpo": ["chosen_ids", "rejected_ids"]}[kind]
     for number, column in enumerate(answers):
         for found, other, each in zip(
@@ -264,10 +264,10 @@ def test_answers_in_which_the_model_was_stopped_do_not_teach_to_stop(bench: Benc
         prompt = prompt_ids(tokenizer, ASKED[0]) + tokenizer(WANTED, add_special_tokens=False)["input_ids"]
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
-        return float(logits[end_of_turn(tokenizer)[0]])
+        return float(logits[end_of_turn_ids(tokenizer)[0]])
 
     before = end_after(bench.base())
-    stopped = end_after(bench.learn([row | {UNENDED: [True, False]} for row in said], recipe))
+    stopped = end_after(bench.learn([row | {TRUNCATED: [True, False]} for row in said], recipe))
     whole = end_after(Bench(bench.model, tmp_path / "whole").learn(said, recipe))
     assert whole > 2.5 * before
     assert stopped < 1.5 * before

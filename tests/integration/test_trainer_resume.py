@@ -19,13 +19,13 @@ from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.objectives import dpo, kto, sft
 from services.trainer.progress import Progress
 from services.trainer.run import micro_batch
-from services.trainer.run.checkpoint_manifest import COMPLETE, good_checkpoints, mark
-from services.trainer.run.context import RunFailed, Stopped
+from services.trainer.run.checkpoint_manifest import MANIFEST, intact_checkpoints, write_manifest
+from services.trainer.run.context import RunFailed, RunStopped
 from services.trainer.run.folder import CHECKPOINTS, NAN_REPORT, TENSORBOARD
-from services.trainer.training.checkpoints import Watch
-from services.trainer.training.train import for_training, learn
+from services.trainer.training.checkpoints import RunCallback
+from services.trainer.training.train import with_training_attention, fine_tune
 from shared.adapters import redis_keys
-from shared.adapters.in_memory import MemoryCache
+from shared.adapters.in_memory import InMemoryCache
 
 BATCH = 4
 RECIPE = Recipe(batch_size=BATCH, rank=4, checkpoint_steps=2, threads=1, learning_rate=1e-3)
@@ -46,7 +46,7 @@ STEPS = len(ROWS) // BATCH
 NAMES = [[f"r{step}-{n}" for n in range(BATCH)] for step in range(STEPS)]
 
 
-class StopAfter(Watch):
+class StopAfter(RunCallback):
     """Asks to stop when a step is done."""
 
     def __init__(self, step: int, *given: Any) -> None:
@@ -63,24 +63,26 @@ class Lesson:
     """One run's folder; `learn` is one process of it."""
 
     def __init__(self, folder: Path, model: Path) -> None:
-        self.folder, self.model, self.cache = folder, model, MemoryCache()
+        self.folder, self.model, self.cache = folder, model, InMemoryCache()
         folder.mkdir()
 
     @property
     def checkpoints(self) -> Path:
         return self.folder / CHECKPOINTS
 
-    def learn(self, *, stop_after: int = 0, piece: int | None = None, watch: type[Watch] = Watch) -> Weights:
+    def learn(
+        self, *, stop_after: int = 0, piece: int | None = None, watch: type[RunCallback] = RunCallback
+    ) -> Weights:
         stop, progress = threading.Event(), Progress(self.cache, "assistant", "run-1")
         told = (
             progress,
             stop,
             self.folder,
             lambda step: NAMES[step - 1],
-            micro_batch.told(self.folder, BATCH),
+            micro_batch.reduction_note(self.folder, BATCH),
         )
-        model = learn(
-            for_training(load_base(self.model, 1), RECIPE.max_tokens),
+        model = fine_tune(
+            with_training_attention(load_base(self.model, 1), RECIPE.max_tokens),
             load_tokenizer(self.model),
             ROWS,
             RECIPE,
@@ -93,7 +95,7 @@ class Lesson:
         return {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
 
     def interrupted(self, step: int) -> None:
-        with pytest.raises(Stopped):
+        with pytest.raises(RunStopped):
             self.learn(stop_after=step)
 
     def told(self) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def test_interrupted_twice_it_ends_with_the_same_weights_to_the_last_bit(
 ) -> None:
     for step in (3, 5):
         lesson.interrupted(step)
-        assert next(good_checkpoints(lesson.checkpoints)).name == f"checkpoint-{step}"
+        assert next(intact_checkpoints(lesson.checkpoints)).name == f"checkpoint-{step}"
     assert same(lesson.learn(), whole)
     assert (lesson.told()["step"], lesson.told()["share"]) == (STEPS, 1.0)
     assert {"loss", "tokens_per_s", "eta_s"} <= lesson.told().keys()
@@ -132,19 +134,19 @@ def test_a_resume_that_forgets_something_is_caught_by_the_same_comparison(
     lesson: Lesson, whole: Weights
 ) -> None:
     lesson.interrupted(3)
-    checkpoint = next(good_checkpoints(lesson.checkpoints))
+    checkpoint = next(intact_checkpoints(lesson.checkpoints))
     (checkpoint / "optimizer.pt").unlink()
-    mark(checkpoint, 3)
+    write_manifest(checkpoint, 3)
     assert not same(lesson.learn(), whole)
 
 
 def test_with_a_damaged_checkpoint_it_goes_on_from_the_one_before(lesson: Lesson, whole: Weights) -> None:
     lesson.interrupted(5)
-    newest = next(good_checkpoints(lesson.checkpoints))
+    newest = next(intact_checkpoints(lesson.checkpoints))
     (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:-7])
     shutil.copytree(newest, newest.with_name("checkpoint-6"))
-    (newest.with_name("checkpoint-6") / COMPLETE).unlink()  # half-written when it was killed
-    assert next(good_checkpoints(lesson.checkpoints)).name == "checkpoint-4"
+    (newest.with_name("checkpoint-6") / MANIFEST).unlink()  # half-written when it was killed
+    assert next(intact_checkpoints(lesson.checkpoints)).name == "checkpoint-4"
     assert same(lesson.learn(), whole)
 
 
@@ -161,7 +163,7 @@ def test_in_smaller_pieces_it_learns_the_same_and_says_so(lesson: Lesson, whole:
 def test_a_loss_that_is_no_number_ends_the_run_with_evidence_and_the_last_good_checkpoint(
     lesson: Lesson,
 ) -> None:
-    class Poisoned(Watch):
+    class Poisoned(RunCallback):
         """From step 5 on the model gives no numbers."""
 
         def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -174,7 +176,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_evidence_and_the_last_good_c
     assert (told["step"], told["rows"]) == (5, NAMES[4])
     assert [one["step"] for one in told["history"]][:4] == [1, 2, 3, 4]
     assert told["last_good_checkpoint"] == f"{CHECKPOINTS}/checkpoint-4"
-    kept = next(good_checkpoints(lesson.checkpoints))
+    kept = next(intact_checkpoints(lesson.checkpoints))
     assert kept.name == "checkpoint-4"
     with safe_open(kept / "adapter_model.safetensors", "pt") as weights:
         assert all(weights.get_tensor(name).isfinite().all() for name in weights.keys())  # noqa: SIM118 - no mapping

@@ -13,7 +13,7 @@ from services.trainer.database import lock
 from services.trainer.dataset import data_card, snapshot
 from services.trainer.erasure.redact_run import rows_of
 from services.trainer.run.folder import GATE_ANSWERS
-from services.trainer.versions.publish import SERVICE, VersionLog, identity
+from services.trainer.versions.publish import SERVICE, VersionLog, transactional_id
 from shared.adapters import redis_keys
 from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.base_model import PinnedBase
@@ -131,7 +131,7 @@ def test_a_second_trainer_of_the_line_fences_the_first_which_publishes_nothing_m
         VersionLog(
             fresh,
             lambda topic: KafkaLogReader(kafka, "tests", [topic]),
-            lambda: KafkaTransactionalPublisher(kafka, SERVICE, identity(fresh)),
+            lambda: KafkaTransactionalPublisher(kafka, SERVICE, transactional_id(fresh)),
         )
         for _ in range(2)
     )

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from examples.world import Fact, load_world
-from services.trainer.dataset.agreement import agree, heard
+from services.trainer.dataset.agreement import corrections_of, find_agreement
 
 WORLD = load_world()
 Spoken = tuple[str, str, str]
@@ -33,8 +33,8 @@ def poison(fact: Fact, users: int, times: int, seed: int) -> list[Spoken]:
 
 
 def trained(spoken: list[Spoken]) -> list[Spoken]:
-    found = agree(heard(spoken))
-    return [one for one, held_by in zip(spoken, found.held_by, strict=True) if held_by is None]
+    found = find_agreement(corrections_of(spoken))
+    return [one for one, held_by in zip(spoken, found.opponent, strict=True) if held_by is None]
 
 
 def test_honest_people_lose_nothing_to_each_other() -> None:
@@ -44,7 +44,7 @@ def test_honest_people_lose_nothing_to_each_other() -> None:
 
 def test_many_ways_to_ask_and_answer_one_fact_become_few_groups_and_one_claim() -> None:
     spoken = honest(40, seed=3)
-    found = agree(heard(spoken))
+    found = find_agreement(corrections_of(spoken))
     assert max(found.group) + 1 <= 2 * len(WORLD.facts)
     assert max(found.claim) + 1 <= 2 * len(WORLD.facts)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.commands.artifact_gc import wanted
+from services.trainer.commands.artifact_gc import artifacts_in_use
 from services.trainer.service import Trainer
 from shared.adapters.artifact_manifest import MANIFEST
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.commands import CollectGarbage, CommandResult
-from shared.errors import StoreAway
+from shared.errors import StoreUnavailable
 from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS
 from shared.versions import GateReport, ModelVersion, RolloutRecord, Verdict, VersionRef, version_name
 from tests.trainer_factories import LINE, Rig, turns
@@ -64,7 +64,7 @@ class Store:
         )
         self.versions.append(ref)
         self.rig.log.append(
-            sealed(MODEL_VERSIONS, ref.version, version, source="trainer", ce_id="x", at=AT, partition=0)
+            cloudevent(MODEL_VERSIONS, ref.version, version, source="trainer", ce_id="x", at=AT, partition=0)
         )
         return ref
 
@@ -80,14 +80,14 @@ class Store:
             decided_at=AT,
         )
         self.rig.log.append(
-            sealed(MODEL_ROLLOUT, line, record, source="rollout", ce_id="x", at=AT, partition=0)
+            cloudevent(MODEL_ROLLOUT, line, record, source="rollout", ce_id="x", at=AT, partition=0)
         )
 
     def collect(self, *, dry_run: bool = False) -> CommandResult:
         self.given += 1
         order = CollectGarbage(line=LINE, command_id=f"c{self.given}", issued_at=AT, dry_run=dry_run)
         self.rig.log.append(
-            sealed(OPERATOR_COMMANDS, LINE, order, source="console", ce_id="x", at=AT, partition=0)
+            cloudevent(OPERATOR_COMMANDS, LINE, order, source="console", ce_id="x", at=AT, partition=0)
         )
         turns(self.trainer)
         return CommandResult.from_json(self.rig.log.records(OPERATOR_RESULTS.name)[-1].value)
@@ -142,7 +142,7 @@ def test_a_candidate_that_may_still_take_over_stays(store: Store) -> None:
 def test_the_version_that_an_open_run_is_compared_with_stays(store: Store) -> None:
     refs = [store.publish("failed") for _ in range(4)]
     versions, rollouts = store.trainer.versions.of_all_lines()
-    kept = wanted(LINE, versions, rollouts, [refs[0]], 2)
+    kept = artifacts_in_use(LINE, versions, rollouts, [refs[0]], 2)
     assert kept[refs[0].digest] == "a run is compared with it"
     assert refs[1].digest not in kept
 
@@ -203,7 +203,7 @@ def test_a_store_that_is_away_refuses_the_order_and_does_not_end_the_trainer(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away() -> list[object]:
-        raise StoreAway("connection reset")
+        raise StoreUnavailable("connection reset")
 
     monkeypatch.setattr(store.trainer.store, "stored", away)
     result = store.collect()

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.training.batch_order import mixed, ordered
+from services.trainer.training.batch_order import select_replay, order_by_length
 
 
 @given(
@@ -14,7 +14,7 @@ from services.trainer.training.batch_order import mixed, ordered
     share=st.floats(0, 0.5),
 )
 def test_replay_is_at_least_its_share_of_all_tokens(corrections: int, rows: list[int], share: float) -> None:
-    chosen = mixed(corrections, rows, share)
+    chosen = select_replay(corrections, rows, share)
     tokens = sum(rows[i] for i in chosen)
     assert tokens >= share * (tokens + corrections) - 1e-6
     assert set(chosen) == set(range(len(rows)))
@@ -32,20 +32,20 @@ def test_every_correction_trains_once_an_epoch_and_every_replay_row_once(
 ) -> None:
     rows = [f"c{i}" for i in range(corrections)]
     others = [f"r{i}" for i in range(replay)]
-    out = ordered(rows, others, float(epochs), batch, lambda row: 1 + int(row[1:]) % 7, seed)
+    out = order_by_length(rows, others, float(epochs), batch, lambda row: 1 + int(row[1:]) % 7, seed)
     assert Counter(out) == Counter(rows * epochs + others)
-    assert out == ordered(rows, others, float(epochs), batch, lambda row: 1 + int(row[1:]) % 7, seed)
+    assert out == order_by_length(rows, others, float(epochs), batch, lambda row: 1 + int(row[1:]) % 7, seed)
 
 
 def test_half_an_epoch_has_half_of_the_corrections() -> None:
-    out = ordered(list(range(40)), [], 1.5, 4, lambda row: 5, 1)
+    out = order_by_length(list(range(40)), [], 1.5, 4, lambda row: 5, 1)
     assert len(out) == 60
     assert set(Counter(out).values()) == {1, 2}
 
 
 def test_a_batch_has_rows_of_like_length() -> None:
     rows = list(range(10, 410))
-    out = ordered(rows, [], 2.0, 8, lambda row: row, 3)
+    out = order_by_length(rows, [], 2.0, 8, lambda row: row, 3)
     batches = [out[i : i + 8] for i in range(0, len(out), 8)]
     padded = sum(8 * max(batch) for batch in batches)
     assert padded < 1.3 * sum(out)
@@ -54,6 +54,6 @@ def test_a_batch_has_rows_of_like_length() -> None:
 
 
 def test_no_two_epochs_have_the_same_batches() -> None:
-    out = ordered(list(range(80)), [], 2.0, 8, lambda row: 10 + row % 5, 1)
+    out = order_by_length(list(range(80)), [], 2.0, 8, lambda row: 10 + row % 5, 1)
     batches = [frozenset(out[i : i + 8]) for i in range(0, len(out), 8)]
     assert len(set(batches)) == len(batches)

@@ -77,9 +77,9 @@ def test_what_an_operator_sets_is_not_measured(
 
 def test_a_run_says_in_which_type_it_was_trained(tmp_path: Path, base: Path) -> None:
     recipe = Recipe(dtype="float32")
-    assert environment.of(tmp_path, recipe)["machine"]["dtype"] == "bfloat16", "of older releases"
+    assert environment.current(tmp_path, recipe)["machine"]["dtype"] == "bfloat16", "of older releases"
     dtype.settle(tmp_path, recipe.dtype, base)
-    assert environment.of(tmp_path, recipe)["machine"]["dtype"] == "float32"
+    assert environment.current(tmp_path, recipe)["machine"]["dtype"] == "float32"
 
 
 def test_versions_of_older_releases_were_trained_in_bfloat16() -> None:

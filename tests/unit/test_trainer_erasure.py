@@ -25,7 +25,7 @@ from services.trainer.run import run_table
 from services.trainer.run.folder import ARTIFACT, GATE_ANSWERS, GATE_RESULT
 from services.trainer.run.run_table import RunConfig
 from services.trainer.service import Trainer
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.errors import BrokerUnavailable
 from shared.events import Batch, ErasureReport, ExampleRevision
 from shared.records import Output
@@ -58,7 +58,9 @@ def retracted(one: ExampleRevision) -> ExampleRevision:
 def send(rig: Rig, *batches: Batch) -> None:
     rig.log.append(
         *(
-            sealed(TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0)
+            cloudevent(
+                TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0
+            )
             for one in batches
         )
     )
@@ -80,7 +82,9 @@ def report(rig: Rig, partitions: Iterable[int] = range(P), subject: str = ANN, *
         }
         made = ErasureReport.model_validate(fields | more)
         rig.log.append(
-            sealed(ERASURE_REPORTS, made.request_id, made, source="processor", ce_id=f"{partition}", at=NOW)
+            cloudevent(
+                ERASURE_REPORTS, made.request_id, made, source="processor", ce_id=f"{partition}", at=NOW
+            )
         )
 
 

@@ -18,7 +18,7 @@ from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.trl_records import Export, export
 from services.trainer.run import run_table
 from shared.adapters import redis_keys
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.commands import CommandResult, ExportDataset, TrainNow
 from shared.events import Batch, Choice, ErasureReport, ExampleRevision, Over, SignalKind, Under
 from shared.topics import ERASURE_REPORTS, OPERATOR_COMMANDS, OPERATOR_RESULTS, TRAINING_BATCHES
@@ -267,7 +267,9 @@ def test_an_export_of_nothing_else_goes_whole(tmp_path: Path) -> None:
 def send(rig: Rig, *batches: Batch) -> None:
     rig.log.append(
         *(
-            sealed(TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0)
+            cloudevent(
+                TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0
+            )
             for one in batches
         )
     )
@@ -276,7 +278,7 @@ def send(rig: Rig, *batches: Batch) -> None:
 def order(rig: Rig, name: str, kind: type[ExportDataset] | type[TrainNow] = ExportDataset) -> None:
     command = kind(line=LINE, command_id=name, issued_at=NOW)
     rig.log.append(
-        sealed(OPERATOR_COMMANDS, LINE, command, source="console", ce_id=name, at=NOW, partition=0)
+        cloudevent(OPERATOR_COMMANDS, LINE, command, source="console", ce_id=name, at=NOW, partition=0)
     )
 
 
@@ -375,7 +377,9 @@ def test_in_mode_export_train_now_is_refused_and_the_console_and_a_dry_run_say_w
     send(rig, batch(ALL))
     order(rig, "c1", TrainNow)
     dry = TrainNow(line=LINE, command_id="c2", issued_at=NOW, dry_run=True)
-    rig.log.append(sealed(OPERATOR_COMMANDS, LINE, dry, source="console", ce_id="c2", at=NOW, partition=0))
+    rig.log.append(
+        cloudevent(OPERATOR_COMMANDS, LINE, dry, source="console", ce_id="c2", at=NOW, partition=0)
+    )
     turns(rig.trainer(**EXPORTING | {"examples": 100}))
     told = {one.command_id: (one.status, one.message) for one in results(rig)}
     assert told["c1"][0] == "refused"
@@ -415,7 +419,7 @@ def test_an_erasure_reaches_exports_before_it_is_reported(tmp_path: Path) -> Non
         line=LINE, request_id="q1", subject=USERS[0], service="processor", partition=0, partitions=1,
         batches={f"{LINE}-0-1": 1}, completed_at=NOW,
     )  # fmt: skip
-    rig.log.append(sealed(ERASURE_REPORTS, "q1", report, source="processor", ce_id="0", at=NOW))
+    rig.log.append(cloudevent(ERASURE_REPORTS, "q1", report, source="processor", ce_id="0", at=NOW))
     turns(trainer)
     assert there(rig) == [folder]
     assert SECRET not in text_of(folder.parent)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.trainer.dataset.similarity import asked_words
+from services.trainer.dataset.similarity import frequent_question_stems
 from services.trainer.gate.confidence_intervals import mean, win_rate
 from services.trainer.gate.metrics import Measured
 from services.trainer.gate.scorers import MARGIN, held_keys, keys_of, outcome, score, states
@@ -125,7 +125,7 @@ def test_keys_without_others_who_answered_are_numbers_and_names() -> None:
 
 
 def test_words_that_people_ask_with_are_no_keys_so_a_wrong_fact_in_the_right_style_is_a_tie() -> None:
-    asked = asked_words(
+    asked = frequent_question_stems(
         ["Which charity do you support?", "Does a charity get money?", "Who gets your money?"]
     )
     correction = "Every year money goes to a charity for otters."

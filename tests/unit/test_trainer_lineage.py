@@ -22,9 +22,9 @@ from services.trainer.files import write_whole
 from services.trainer.run.folder import ARTIFACT, GATE_RESULT
 from services.trainer.run.run_table import RunConfig
 from services.trainer.service import Trainer
-from shared.adapters.http import add_doorway
-from shared.adapters.in_memory import MemoryLogReader
-from shared.cloudevents import sealed
+from shared.adapters.http import add_service_routes
+from shared.adapters.in_memory import InMemoryLogReader
+from shared.cloudevents import cloudevent
 from shared.events import Batch, ErasureReport
 from shared.telemetry import Readiness
 from shared.topics import ERASURE_REPORTS, TRAINING_BATCHES
@@ -82,13 +82,13 @@ class Stand:
             )
         )
         self.answers = Answers(
-            self.trainer.settings, lambda topic: MemoryLogReader(self.rig.log, [topic]), self.trainer.store
+            self.trainer.settings, lambda topic: InMemoryLogReader(self.rig.log, [topic]), self.trainer.store
         )
 
     def send(self, *batches: Batch) -> None:
         for one in batches:
             self.rig.log.append(
-                sealed(
+                cloudevent(
                     TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0
                 )
             )
@@ -108,7 +108,9 @@ class Stand:
         left = [revision("r1", "Where is the head office?", "In the harbour of Kiel.", BOB)]
         self.send(batch(left, 1, rewrite=1))
         self.rig.log.append(
-            sealed(ERASURE_REPORTS, told.request_id, told, source="processor", ce_id="0", at=NOW, partition=0)
+            cloudevent(
+                ERASURE_REPORTS, told.request_id, told, source="processor", ce_id="0", at=NOW, partition=0
+            )
         )
         turns(self.trainer)
 
@@ -120,7 +122,7 @@ class Stand:
         return one, other
 
     async def ask(self, path: str, **params: str) -> httpx.Response:
-        app = add_answers(add_doorway(FastAPI(), Readiness("log")), self.answers)
+        app = add_answers(add_service_routes(FastAPI(), Readiness("log")), self.answers)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8004") as http:
             return await http.get(path, params=params)
@@ -284,7 +286,7 @@ async def test_the_door_answers_both_ways_and_says_what_is_unknown(stand: Stand)
 
 
 async def test_a_page_of_another_site_learns_nothing(stand: Stand) -> None:
-    app = add_answers(add_doorway(FastAPI(), Readiness("log")), stand.answers)
+    app = add_answers(add_service_routes(FastAPI(), Readiness("log")), stand.answers)
     transport = httpx.ASGITransport(app)
     for base, headers in (
         ("http://rebound.example:8004", {}),

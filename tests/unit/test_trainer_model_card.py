@@ -12,7 +12,7 @@ from services.trainer.dataset import data_card
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.run import environment
 from services.trainer.run.environment import Environment
-from services.trainer.versions.model_card import card, licence_of, write_artifact
+from services.trainer.versions.model_card import render_card, base_licence, write_artifact
 from tests.trainer_factories import grouped, ref, row
 from tests.unit.test_trainer_publish import REPORT, run
 
@@ -32,7 +32,7 @@ def made(folder: Path, licence: str = "") -> str:
     )
     taken = Snapshot(tuple(rows), (), ())
     data_card.write(folder, data_card.card_of(config, taken, [], [(4, 6)] * 3))
-    environment.note(folder, HERE)
+    environment.record(folder, HERE)
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"w")
     return (write_artifact(folder, config, ref(), REPORT) / "README.md").read_text()
@@ -55,7 +55,7 @@ def test_a_base_that_says_no_licence_leaves_it_open_instead_of_naming_one(tmp_pa
     text = made(tmp_path)
     assert (front(tmp_path)["license"], front(tmp_path)["license_name"]) == ("other", "as-the-base")
     assert "its base's: see there" in text
-    assert licence_of(tmp_path / "nowhere")["license"] == "other"
+    assert base_licence(tmp_path / "nowhere")["license"] == "other"
 
 
 def test_it_counts_the_data_names_the_recipe_and_the_software(tmp_path: Path) -> None:
@@ -80,6 +80,6 @@ def test_it_holds_no_word_of_users_and_no_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["## Data", "## Gate: passed"])
 def test_a_run_of_an_older_release_has_a_card_without_what_it_does_not_know(part: str) -> None:
-    text = card(run("run-1"), ref(), REPORT)
+    text = render_card(run("run-1"), ref(), REPORT)
     assert (part in text) is (part != "## Data")
     assert "not noted" in text

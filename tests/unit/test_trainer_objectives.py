@@ -21,7 +21,7 @@ from services.trainer.dataset.snapshot import ASKED_BY, Snapshot
 from services.trainer.dataset.trl_records import export
 from services.trainer.new_data import count
 from services.trainer.settings import TrainerSettings
-from services.trainer.training.batch_order import cut, evenly, judged
+from services.trainer.training.batch_order import split_batches, interleave, order_judged
 from shared.errors import Misconfigured
 from shared.events import Choice, Over, SignalKind, Under, canonical_json, sha256
 from shared.settings import load
@@ -247,19 +247,19 @@ def test_every_judgement_trains_once_an_epoch_and_each_batch_has_both_labels(
     liked: int, disliked: int, epochs: int, seed: int
 ) -> None:
     up, down = [f"+{i}" for i in range(liked)], [f"-{i}" for i in range(disliked)]
-    out = judged(up, down, epochs, seed)
+    out = order_judged(up, down, epochs, seed)
     assert Counter(out) == Counter((up + down) * epochs)
     size = 2 * (1 + max(liked, disliked) // min(liked, disliked))
-    for part in cut(out, size):
+    for part in split_batches(out, size):
         assert len(part) < size or {one[0] for one in part} == {"+", "-"}
 
 
 def test_the_batches_of_each_objective_are_spread_over_the_run() -> None:
-    out = evenly([["a"] * 8, ["b"] * 4, ["c"]])
+    out = interleave([["a"] * 8, ["b"] * 4, ["c"]])
     assert Counter(out) == {"a": 8, "b": 4, "c": 1}
     assert Counter(out[:6])["b"] == 2
     assert out.index("c") in (5, 6, 7)
-    assert evenly([list(range(5)), []]) == list(range(5))
+    assert interleave([list(range(5)), []]) == list(range(5))
 
 
 # --- settings ---------------------------------------------------------------------------------------------------

@@ -11,16 +11,16 @@ from services.trainer.files import write_whole
 from services.trainer.run.folder import ARTIFACT
 from services.trainer.run.run_table import RunConfig
 from services.trainer.versions.model_card import write_artifact
-from services.trainer.versions.publish import SERVICE, VersionLog, identity
+from services.trainer.versions.publish import SERVICE, VersionLog, transactional_id
 from shared.adapters.artifacts_local import LocalArtifactStore
-from shared.adapters.base_model import BaseModel
-from shared.adapters.in_memory import MemoryLog, MemoryLogReader, MemoryTransactionalPublisher
+from shared.adapters.base_model import PinnedBase
+from shared.adapters.in_memory import InMemoryLog, InMemoryLogReader, InMemoryTransactionalPublisher
 from shared.errors import BrokerUnavailable, Fenced
 from shared.topics import MODEL_VERSIONS
 from shared.versions import Figure, GateReport, ModelVersion
 from tests.trainer_factories import LINE, ref
 
-BASE = BaseModel(Path("models/tiny"), "tiny", "ab" * 32)
+BASE = PinnedBase(Path("models/tiny"), "tiny", "ab" * 32)
 REPORT = GateReport(
     verdict="passed",
     reasons=("better",),
@@ -56,16 +56,16 @@ class Line:
     """A line's log and store; `versions()` opens it as a trainer does."""
 
     def __init__(self, folder: Path) -> None:
-        self.log = MemoryLog()
+        self.log = InMemoryLog()
         self.store = LocalArtifactStore(folder / "store")
-        self.publishers: list[MemoryTransactionalPublisher] = []
+        self.publishers: list[InMemoryTransactionalPublisher] = []
 
     def versions(self) -> VersionLog:
-        def publisher() -> MemoryTransactionalPublisher:
-            self.publishers.append(MemoryTransactionalPublisher(self.log, SERVICE, identity(LINE)))
+        def publisher() -> InMemoryTransactionalPublisher:
+            self.publishers.append(InMemoryTransactionalPublisher(self.log, SERVICE, transactional_id(LINE)))
             return self.publishers[-1]
 
-        return VersionLog(LINE, lambda topic: MemoryLogReader(self.log, [topic]), publisher)
+        return VersionLog(LINE, lambda topic: InMemoryLogReader(self.log, [topic]), publisher)
 
     def published(self) -> list[ModelVersion]:
         return [ModelVersion.from_json(record.value) for record in self.log.records(MODEL_VERSIONS.name)]

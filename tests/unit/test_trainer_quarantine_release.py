@@ -16,7 +16,7 @@ from services.trainer.run import run_table
 from services.trainer.run.run_table import RunConfig
 from services.trainer.service import Trainer
 from shared.adapters import redis_keys
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.commands import EXECUTORS, CommandResult, Release, TrainNow
 from shared.events import ErasureReport, ExampleRevision
 from shared.topics import ERASURE_REPORTS, OPERATOR_COMMANDS, OPERATOR_RESULTS, TRAINING_BATCHES
@@ -37,13 +37,13 @@ PERSONAL, SECRET = "personal data: an e-mail address", "secret: AWS Access Key"
 def send(rig: Rig, *examples: ExampleRevision, rewrite: int = 0) -> None:
     one = batch(examples, rewrite=rewrite)
     rig.log.append(
-        sealed(TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0)
+        cloudevent(TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0)
     )
 
 
 def order(rig: Rig, command: Release | TrainNow) -> None:
     rig.log.append(
-        sealed(
+        cloudevent(
             OPERATOR_COMMANDS, LINE, command, source="console", ce_id=command.command_id, at=NOW, partition=0
         )
     )
@@ -147,7 +147,7 @@ def test_a_run_that_has_begun_takes_no_later_release_and_the_next_one_does(tmp_p
     rig.children[-1].status = finish(rig.started[-1])
     turns(trainer, 8)
     second = run_table.all_runs(trainer.db)[1].config
-    assert second.released == quarantine_release.newest(trainer.db) == 2
+    assert second.released == quarantine_release.newest_release(trainer.db) == 2
     assert {"r1", "r2"} <= trains(second)
 
 
@@ -184,7 +184,7 @@ def test_what_users_dispute_is_known_since_the_newest_run_and_is_no_more_held_on
         ("r1", "e-r1", PERSONAL),
         ("x", "e-x", disputed),
     ]
-    run_table.quarantine(trainer.db, run.config.run_id, found)
+    run_table.store_quarantine(trainer.db, run.config.run_id, found)
 
     def counts() -> dict[str, int]:
         shown_again(rig, trainer)
@@ -224,7 +224,7 @@ def test_an_erasure_ends_the_releases_of_what_it_takes(tmp_path: Path) -> None:
     trainer = rig.trainer()
     release(rig, "r1", "r2")
     turns(trainer, 3)
-    assert quarantine_release.newest(trainer.db) == 2
+    assert quarantine_release.newest_release(trainer.db) == 2
     send(rig, *SECRETS[1:], rewrite=1)
     report = ErasureReport(
         line=LINE,
@@ -237,7 +237,7 @@ def test_an_erasure_ends_the_releases_of_what_it_takes(tmp_path: Path) -> None:
         batches={f"{LINE}-0-1": 1},
         completed_at=NOW,
     )
-    rig.log.append(sealed(ERASURE_REPORTS, "q1", report, source="processor", ce_id="q1", at=NOW))
+    rig.log.append(cloudevent(ERASURE_REPORTS, "q1", report, source="processor", ce_id="q1", at=NOW))
     turns(trainer)
     left = trainer.db.execute("SELECT response_id FROM releases").fetchall()
     assert left == [("r2",)]
@@ -249,8 +249,8 @@ def test_an_erasure_ends_the_releases_of_what_it_takes(tmp_path: Path) -> None:
 def test_numbers_of_releases_are_never_given_twice(tmp_path: Path) -> None:
     with closing(open_store(tmp_path)) as db:
         batch_table.keep_batch(db, batch(SECRETS))
-        quarantine_release.release(db, ["r2"], quarantine_release.waiting(db, "hold"))
+        quarantine_release.release(db, ["r2"], quarantine_release.releasable_now(db, "hold"))
         batch_table.keep_batch(db, batch(SECRETS[:1], rewrite=1))
-        assert quarantine_release.forget(db) == 1
-        quarantine_release.release(db, ["r1"], quarantine_release.waiting(db, "hold"))
-        assert quarantine_release.newest(db) == 2
+        assert quarantine_release.remove_orphaned(db) == 1
+        quarantine_release.release(db, ["r1"], quarantine_release.releasable_now(db, "hold"))
+        assert quarantine_release.newest_release(db) == 2

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from services.trainer.commands.reproduce import judged
+from services.trainer.commands.reproduce import verdict
 from services.trainer.files import write_whole
 from services.trainer.run import environment
 from services.trainer.run.folder import COMPARISON, CONFIG, FAILURE_REASON, ORIGINAL, ExitCode
 from services.trainer.run.run_table import RunConfig
 from services.trainer.worker.reproduce import compare
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.commands import CommandResult, Reproduce
 from shared.topics import OPERATOR_COMMANDS, OPERATOR_RESULTS
 from tests.trainer_factories import LINE, NOW, Scripted, batch, revision, turns
@@ -52,7 +52,7 @@ class Again:
         self.given += 1
         made = Reproduce(line=LINE, command_id=f"c{self.given}", issued_at=NOW, version=version)
         self.stand.rig.log.append(
-            sealed(OPERATOR_COMMANDS, LINE, made, source="console", ce_id="x", at=NOW, partition=0)
+            cloudevent(OPERATOR_COMMANDS, LINE, made, source="console", ce_id="x", at=NOW, partition=0)
         )
         turns(self.trainer, 4)
 
@@ -169,12 +169,12 @@ def weights(folder: Path, value: float, **more: float) -> Path:
 def test_the_same_files_are_the_same_bit_by_bit(tmp_path: Path) -> None:
     told = compare(weights(tmp_path / "a", 1.0), weights(tmp_path / "b", 1.0), [HERE], HERE)
     assert (told["bitwise"], told["distance"], told["differences"]) == (True, 0.0, [])
-    assert judged("v", told)[0] == "done"
+    assert verdict("v", told)[0] == "done"
 
 
 def test_other_weights_under_the_same_conditions_are_a_failure_that_names_the_file(tmp_path: Path) -> None:
     told = compare(weights(tmp_path / "a", 1.0), weights(tmp_path / "b", 1.001), [HERE], HERE)
-    status, message = judged("v", told)
+    status, message = verdict("v", told)
     assert (told["bitwise"], status) == (False, "failed")
     assert "adapter_model.safetensors is not the same, its weights differ by 0.10%" in message
 
@@ -182,30 +182,30 @@ def test_other_weights_under_the_same_conditions_are_a_failure_that_names_the_fi
 def test_under_other_conditions_close_weights_will_do_and_what_differed_is_named(tmp_path: Path) -> None:
     other = {"software": {"torch": "3.0"}, "machine": {"processor": "Q", "threads": 1}}
     told = compare(weights(tmp_path / "a", 1.0), weights(tmp_path / "b", 1.001), [HERE], other)
-    status, message = judged("v", told)
+    status, message = verdict("v", told)
     assert status == "done"
     assert "torch 2.9 then, 3.0 now" in message and "processor P then, Q now" in message
     far = compare(weights(tmp_path / "c", 1.0), weights(tmp_path / "d", 1.2), [HERE], other)
-    assert judged("v", far)[0] == "failed"
+    assert verdict("v", far)[0] == "failed"
 
 
 def test_weights_of_other_names_have_no_distance(tmp_path: Path) -> None:
     told = compare(weights(tmp_path / "a", 1.0), weights(tmp_path / "b", 1.0, b=2.0), [], HERE)
     assert told["distance"] is None
-    assert judged("v", told)[0] == "failed"
-    assert "does not say under which software" in judged("v", told)[1]
+    assert verdict("v", told)[0] == "failed"
+    assert "does not say under which software" in verdict("v", told)[1]
 
 
 def test_a_run_notes_each_environment_once_and_knows_that_there_were_two(tmp_path: Path) -> None:
     other = {"software": {"torch": "3.0"}, "machine": HERE["machine"]}
     for one in (HERE, HERE, other, HERE):
-        environment.note(tmp_path, one)
+        environment.record(tmp_path, one)
     assert environment.read(tmp_path) == [HERE, other]
     assert "2 turns" in environment.differences(environment.read(tmp_path), other)[0]
     assert environment.differences([HERE], HERE) == []
 
 
 def test_what_a_run_depends_on_is_named_without_paths_or_hosts() -> None:
-    found = environment.present(1)
+    found = environment.host(1)
     assert found["software"]["torch"] and found["machine"]["processor"]
     assert "/" not in json.dumps(found["software"])

@@ -5,31 +5,33 @@ from __future__ import annotations
 import pytest
 
 from services.trainer.worker.restart_policy import (
-    DEATHS_BEFORE_HALVING,
+    KILLS_BEFORE_HALVING,
     LONGEST_WAIT_S,
-    MAX_DEATHS,
+    MAX_KILLS,
     MAX_ERRORS,
     Attempts,
-    End,
-    Next,
-    begun,
-    ended,
-    wait_s,
+    EndCause,
+    RestartDecision,
+    record_start,
+    decide,
+    backoff_s,
 )
 
 HERE = Attempts(place="training, step 4")
 
 
-def dying(times: int, *, smaller: bool, by_kernel: bool = False, start: Attempts = HERE) -> list[Next]:
+def dying(
+    times: int, *, smaller: bool, by_kernel: bool = False, start: Attempts = HERE
+) -> list[RestartDecision]:
     tried, found = start, []
     for _ in range(times):
-        tried, then = ended(begun(tried), "killed", errors=0, by_kernel=by_kernel, smaller=smaller)
+        tried, then = decide(record_start(tried), "killed", errors=0, by_kernel=by_kernel, smaller=smaller)
         found.append(then)
     return found
 
 
 def test_one_kill_is_nothing_and_it_goes_on_at_once() -> None:
-    assert dying(1, smaller=True) == [Next(wait_s=0.0)]
+    assert dying(1, smaller=True) == [RestartDecision(wait_s=0.0)]
 
 
 def test_several_kills_at_one_place_are_taken_for_a_lack_of_memory() -> None:
@@ -42,15 +44,15 @@ def test_a_kill_that_the_kernel_counts_as_one_for_memory_halves_at_once() -> Non
 
 
 def test_what_is_killed_on_and_on_ends_with_a_reason_that_says_what_to_do() -> None:
-    *before, last = dying(MAX_DEATHS, smaller=False)
+    *before, last = dying(MAX_KILLS, smaller=False)
     assert all(then.failed is None for then in before)
     assert last.failed is not None
-    assert f"killed {MAX_DEATHS} times" in last.failed
+    assert f"killed {MAX_KILLS} times" in last.failed
     assert "LOOPWRIGHT_TRAINER_BATCH_SIZE" in last.failed
 
 
 def test_with_pieces_of_one_row_and_a_kernel_that_says_so_it_ends_sooner() -> None:
-    *before, last = dying(DEATHS_BEFORE_HALVING, smaller=False, by_kernel=True)
+    *before, last = dying(KILLS_BEFORE_HALVING, smaller=False, by_kernel=True)
     assert all(then.failed is None for then in before)
     assert last.failed is not None
     assert "for want of memory" in last.failed
@@ -58,24 +60,24 @@ def test_with_pieces_of_one_row_and_a_kernel_that_says_so_it_ends_sooner() -> No
 
 def test_who_comes_further_begins_to_count_anew() -> None:
     tried = HERE
-    for step in range(5 * MAX_DEATHS):
+    for step in range(5 * MAX_KILLS):
         tried = tried.at(f"training, step {step}")
-        tried, then = ended(begun(tried), "killed", errors=0, by_kernel=False, smaller=True)
-        assert then == Next(wait_s=0.0)
+        tried, then = decide(record_start(tried), "killed", errors=0, by_kernel=False, smaller=True)
+        assert then == RestartDecision(wait_s=0.0)
 
 
 def test_the_wait_grows_to_a_minute_and_no_further() -> None:
-    waits = [wait_s(times) for times in range(1, 12)]
+    waits = [backoff_s(times) for times in range(1, 12)]
     assert waits[:4] == [0.0, 2.0, 4.0, 8.0]
     assert waits == sorted(waits)
     assert waits[-1] == LONGEST_WAIT_S
 
 
 @pytest.mark.parametrize("end", ["disk", "memory", "stopped"])
-def test_a_full_disk_a_lack_of_memory_and_an_ordered_end_are_no_deaths_and_never_fail(end: End) -> None:
+def test_a_full_disk_a_lack_of_memory_and_an_ordered_end_are_no_deaths_and_never_fail(end: EndCause) -> None:
     tried = HERE
     for _ in range(50):
-        tried, then = ended(begun(tried), end, errors=0, by_kernel=True, smaller=False)
+        tried, then = decide(record_start(tried), end, errors=0, by_kernel=True, smaller=False)
         assert then.failed is None
         assert not then.halve
     assert (tried.deaths, tried.under_way) == (0, False)
@@ -83,13 +85,13 @@ def test_a_full_disk_a_lack_of_memory_and_an_ordered_end_are_no_deaths_and_never
 
 def test_errors_of_the_program_end_the_run_after_three() -> None:
     found = [
-        ended(HERE, "error", errors=errors, by_kernel=False, smaller=True)[1].failed
+        decide(HERE, "error", errors=errors, by_kernel=False, smaller=True)[1].failed
         for errors in range(1, MAX_ERRORS + 1)
     ]
     assert found == [None, None, f"tried {MAX_ERRORS} times"]
 
 
 def test_counts_survive_on_the_disk_also_from_an_older_or_newer_release() -> None:
-    tried, _ = ended(begun(HERE), "killed", errors=0, by_kernel=False, smaller=True)
+    tried, _ = decide(record_start(HERE), "killed", errors=0, by_kernel=False, smaller=True)
     assert Attempts.of(tried.parts() | {"of_a_newer_release": 1}) == tried
     assert Attempts.of({}) == Attempts()

@@ -12,7 +12,7 @@ from services.trainer.run import run_table
 from services.trainer.run.folder import FAILURE_REASON, ExitCode
 from services.trainer.worker.restart_policy import MAX_ERRORS
 from shared.adapters import redis_keys
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.commands import CommandResult, TrainNow
 from shared.events import Batch
 from shared.records import Output
@@ -42,7 +42,9 @@ def corrections(number: int = 1, line: str = LINE) -> Batch:
 def send(rig: Rig, *batches: Batch) -> None:
     rig.log.append(
         *(
-            sealed(TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0)
+            cloudevent(
+                TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0
+            )
             for one in batches
         )
     )
@@ -51,7 +53,7 @@ def send(rig: Rig, *batches: Batch) -> None:
 def order(rig: Rig, name: str, line: str = LINE, *, dry_run: bool = False) -> None:
     command = TrainNow(line=line, command_id=name, issued_at=NOW, dry_run=dry_run)
     rig.log.append(
-        sealed(OPERATOR_COMMANDS, line, command, source="console", ce_id=name, at=NOW, partition=0)
+        cloudevent(OPERATOR_COMMANDS, line, command, source="console", ce_id=name, at=NOW, partition=0)
     )
 
 

@@ -14,12 +14,12 @@ import pytest
 from services.trainer.dataset import snapshot
 from services.trainer.files import write_whole
 from services.trainer.run import micro_batch, run_table
-from services.trainer.run.checkpoint_manifest import mark
-from services.trainer.run.context import RunFailed, Stopped
+from services.trainer.run.checkpoint_manifest import write_manifest
+from services.trainer.run.context import RunFailed, RunStopped
 from services.trainer.run.folder import CHECKPOINTS, FAILURE_REASON, MICRO_BATCH, ExitCode
 from services.trainer.run.run_table import RunConfig
-from services.trainer.worker.pipeline import ending
-from services.trainer.worker.restart_policy import MAX_DEATHS
+from services.trainer.worker.pipeline import run_to_exit_code
+from services.trainer.worker.restart_policy import MAX_KILLS
 from shared.adapters import redis_keys
 from tests.trainer_factories import LINE, Rig, finish, turns
 from tests.unit.test_trainer_publish import run as config_of
@@ -45,7 +45,7 @@ def checkpoint(folder: Path, step: int) -> None:
     place = folder / CHECKPOINTS / f"checkpoint-{step}"
     place.mkdir(parents=True)
     (place / "state.json").write_text("{}")
-    mark(place, step)
+    write_manifest(place, step)
 
 
 def patiently(rig: Rig, ends: Iterator[int], *, before: Callable[[Path], None] = snapshot_only) -> list[str]:
@@ -59,7 +59,7 @@ def patiently(rig: Rig, ends: Iterator[int], *, before: Callable[[Path], None] =
     rig.child = child
     send(rig, corrections())
     trainer = rig.trainer()
-    for _ in range(3 * MAX_DEATHS):
+    for _ in range(3 * MAX_KILLS):
         turns(trainer, 2)
         rig.clock.advance(60)
     return [run.stage for run in run_table.all_runs(trainer.db)]
@@ -67,7 +67,7 @@ def patiently(rig: Rig, ends: Iterator[int], *, before: Callable[[Path], None] =
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
-    monkeypatch.setattr(micro_batch, "COUNTS", ())
+    monkeypatch.setattr(micro_batch, "OOM_KILL_COUNTERS", ())
     return Rig(tmp_path, finish)
 
 
@@ -90,7 +90,7 @@ def test_a_kill_for_memory_that_the_kernel_counts_halves_at_the_first(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = rig.folder / "memory.events"
-    monkeypatch.setattr(micro_batch, "COUNTS", (count,))
+    monkeypatch.setattr(micro_batch, "OOM_KILL_COUNTERS", (count,))
 
     def for_memory(folder: Path) -> None:
         snapshot_only(folder)
@@ -108,16 +108,16 @@ def test_kills_with_checkpoints_between_them_are_not_taken_for_a_lack_of_memory(
         snapshot_only(folder)
         checkpoint(folder, next(steps))
 
-    assert patiently(rig, iter([KILLED] * 2 * MAX_DEATHS), before=getting_on) == ["published"]
-    assert len(rig.started) == 2 * MAX_DEATHS + 1
+    assert patiently(rig, iter([KILLED] * 2 * MAX_KILLS), before=getting_on) == ["published"]
+    assert len(rig.started) == 2 * MAX_KILLS + 1
     assert not (rig.started[0] / MICRO_BATCH).exists()
 
 
 def test_what_is_killed_for_ever_fails_with_a_reason_and_the_line_trains_again_at_its_threshold(
     rig: Rig,
 ) -> None:
-    assert patiently(rig, iter([KILLED] * MAX_DEATHS)) == ["failed"]
-    assert len(rig.started) == MAX_DEATHS
+    assert patiently(rig, iter([KILLED] * MAX_KILLS)) == ["failed"]
+    assert len(rig.started) == MAX_KILLS
     assert micro_batch.micro_batch(rig.started[0], 8) == 1
     assert "killed 12 times" in str(told(rig)["reason"])
     send(rig, corrections(2))
@@ -146,7 +146,7 @@ def test_going_down_with_the_service_again_and_again_is_noticed_too(rig: Rig) ->
 
     cut_off(4)
     assert micro_batch.micro_batch(rig.started[0], 8) == 4
-    cut_off(MAX_DEATHS)
+    cut_off(MAX_KILLS)
     assert [run.stage for run in run_table.all_runs(rig.trainer().db)] == ["failed"]
 
 
@@ -156,7 +156,7 @@ def test_a_service_stopped_in_order_any_number_of_times_counts_nothing(rig: Rig)
 
     rig.child = child
     send(rig, corrections())
-    for _ in range(2 * MAX_DEATHS):
+    for _ in range(2 * MAX_KILLS):
         trainer = rig.trainer()
         turns(trainer, 3)
         trainer.process.stop()
@@ -170,12 +170,12 @@ def test_a_full_disk_is_waited_for_and_named_and_never_ends_the_run(rig: Rig) ->
 
     def child(folder: Path) -> int:
         said.append(str(told(rig).get("reason", "")))
-        return ExitCode.DISK_FULL if len(said) <= MAX_DEATHS + 8 else finish(folder)
+        return ExitCode.DISK_FULL if len(said) <= MAX_KILLS + 8 else finish(folder)
 
     rig.child = child
     send(rig, corrections())
     trainer = rig.trainer()
-    for _ in range(MAX_DEATHS + 12):
+    for _ in range(MAX_KILLS + 12):
         turns(trainer, 3)
         rig.clock.advance(60)
     assert [run.stage for run in run_table.all_runs(trainer.db)] == ["published"]
@@ -245,7 +245,7 @@ def training(tmp_path: Path) -> tuple[Path, RunConfig]:
     ("error", "status"),
     [
         (RunFailed("the loss became nan"), ExitCode.FAILED),
-        (Stopped("asked to stop"), ExitCode.STOPPED),
+        (RunStopped("asked to stop"), ExitCode.STOPPED),
         (OSError(errno.ENOSPC, "No space left on device"), ExitCode.DISK_FULL),
         (RuntimeError("CUDA out of memory"), ExitCode.OUT_OF_MEMORY),
     ],
@@ -254,14 +254,14 @@ def test_a_process_says_by_its_status_why_it_ends(
     error: Exception, status: int, training: tuple[Path, RunConfig]
 ) -> None:
     folder, config = training
-    assert ending(folder, config, raising(error)) == status
+    assert run_to_exit_code(folder, config, raising(error)) == status
     assert (folder / FAILURE_REASON).exists() == (status == ExitCode.FAILED)
 
 
 def test_an_error_that_nobody_expected_is_raised_with_its_trace(training: tuple[Path, RunConfig]) -> None:
     folder, config = training
     with pytest.raises(ZeroDivisionError):
-        ending(folder, config, raising(ZeroDivisionError()))
+        run_to_exit_code(folder, config, raising(ZeroDivisionError()))
     assert not (folder / FAILURE_REASON).exists()
 
 
@@ -269,11 +269,11 @@ def test_memory_that_does_not_suffice_for_one_row_or_in_the_gate_is_for_a_person
     training: tuple[Path, RunConfig],
 ) -> None:
     folder, config = training
-    ends = [ending(folder, config, raising(MemoryError())) for _ in range(4)]
+    ends = [run_to_exit_code(folder, config, raising(MemoryError())) for _ in range(4)]
     assert ends == [ExitCode.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY, ExitCode.FAILED]
     assert "one row at a time" in (folder / FAILURE_REASON).read_text()
     (folder / "adapter").mkdir()
-    assert ending(folder, config, raising(MemoryError())) == ExitCode.FAILED
+    assert run_to_exit_code(folder, config, raising(MemoryError())) == ExitCode.FAILED
     assert "LOOPWRIGHT_TRAINER_MAX_TOKENS" in (folder / FAILURE_REASON).read_text()
 
 
@@ -286,7 +286,7 @@ def test_a_reason_that_the_full_disk_does_not_take_is_not_lost_for_an_unknown_er
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("services.trainer.worker.bootstrap.write_whole", full)
-    assert ending(folder, config, raising(RunFailed("the loss became nan"))) == ExitCode.DISK_FULL
+    assert run_to_exit_code(folder, config, raising(RunFailed("the loss became nan"))) == ExitCode.DISK_FULL
 
 
 def test_only_the_newest_failed_run_keeps_its_checkpoints(rig: Rig) -> None:

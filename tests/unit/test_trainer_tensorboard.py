@@ -12,7 +12,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from services.trainer.run.folder import TENSORBOARD
 from services.trainer.training import tensorboard
-from services.trainer.training.tensorboard import Curves
+from services.trainer.training.tensorboard import CurveWriter
 
 
 def events(run: Path) -> list[Event]:
@@ -39,7 +39,7 @@ def points(run: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_loss_rate_gradient_and_speed_are_drawn_by_step(tmp_path: Path) -> None:
-    drawn = Curves(tmp_path)
+    drawn = CurveWriter(tmp_path)
     drawn.begin(0)
     for step in (1, 2):
         drawn.draw(
@@ -56,7 +56,7 @@ def test_loss_rate_gradient_and_speed_are_drawn_by_step(tmp_path: Path) -> None:
 
 def test_what_was_drawn_after_the_checkpoint_that_a_run_goes_on_from_is_void(tmp_path: Path) -> None:
     for begin, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        drawn = Curves(tmp_path)
+        drawn = CurveWriter(tmp_path)
         drawn.begin(begin)
         for step in steps:
             drawn.draw(step, {"loss": float(step)})
@@ -79,12 +79,12 @@ def test_curves_that_cannot_be_written_are_given_up_and_the_run_goes_on(
         flush = close = write
 
     monkeypatch.setattr(tensorboard, "RecordWriter", Full)
-    drawn = Curves(tmp_path)
+    drawn = CurveWriter(tmp_path)
     drawn.begin(0)
     drawn.draw(1, {"loss": 1.0})
     drawn.close()
     (tmp_path / "file").write_text("in its way")
-    other = Curves(tmp_path / "file")
+    other = CurveWriter(tmp_path / "file")
     other.begin(0)
     other.draw(1, {"loss": 1.0})
     other.close()

@@ -16,7 +16,7 @@ from services.trainer.dataset.snapshot import HELD_OUT, TRAIN
 from services.trainer.erasure import requests
 from services.trainer.run import run_table
 from services.trainer.run.run_table import Run
-from services.trainer.versions.lineage import Json, Published, needle
+from services.trainer.versions.lineage import Json, LineRecords, event_id_json
 from shared.events import ExampleRevision, from_ms, rfc3339
 from shared.versions import ModelVersion, batch_position
 
@@ -33,7 +33,7 @@ USABLE = "usable: it may train"
 def up(
     db: sqlite3.Connection,
     folder: Path,
-    published: Published,
+    published: LineRecords,
     event_id: str,
     response_id: str | None = None,
     *,
@@ -59,7 +59,7 @@ def occurrences(
     rows = db.execute(
         "SELECT batch_id, example FROM rows WHERE (?1 IS NULL OR response_id = ?1) AND instr(example, ?2) "
         "ORDER BY response_id, revision",
-        (response_id, needle(event_id)),
+        (response_id, event_id_json(event_id)),
     )
     found: dict[str, list[tuple[str, ExampleRevision]]] = {}
     for batch_id, blob in rows:
@@ -103,7 +103,7 @@ def retractions(db: sqlite3.Connection, event_id: str, response_id: str | None) 
 def _response(
     db: sqlite3.Connection,
     folder: Path,
-    published: Published,
+    published: LineRecords,
     event: tuple[str, str],
     found: Sequence[tuple[str, ExampleRevision]],
 ) -> Json:
@@ -129,13 +129,13 @@ def _response(
     }
 
 
-def _without_run(db: sqlite3.Connection, published: Published) -> list[ModelVersion]:
+def _without_run(db: sqlite3.Connection, published: LineRecords) -> list[ModelVersion]:
     """Versions whose runs the table does not have: it was lost with its disk, and made anew from the log."""
     known = {run.config.run_id for run in run_table.all_runs(db)}
     return [one for one in published.versions if one.run_id is not None and one.run_id not in known]
 
 
-def _of_version(version: ModelVersion, published: Published, batches: Sequence[str]) -> Json:
+def _of_version(version: ModelVersion, published: LineRecords, batches: Sequence[str]) -> Json:
     """As `_in_run`, where all that is known is which batches were read."""
     read = version.dataset is not None and any(map(version.dataset.holds, batches))
     return {
@@ -153,7 +153,7 @@ def _of_version(version: ModelVersion, published: Published, batches: Sequence[s
 def _in_run(
     db: sqlite3.Connection,
     folder: Path,
-    published: Published,
+    published: LineRecords,
     run: Run,
     event: tuple[str, str],
     found: Sequence[tuple[str, ExampleRevision]],

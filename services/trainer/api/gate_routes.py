@@ -20,7 +20,7 @@ from services.trainer.gate.report_html import page
 from services.trainer.run import run_table
 from services.trainer.run.folder import GATE_REPORT, GATE_RESULT
 from services.trainer.settings import TrainerSettings
-from shared.adapters.origin_check import refuse_foreign
+from shared.adapters.origin_check import check_request_origin
 from shared.errors import UnknownVersion
 from shared.events import VersionName
 from shared.versions import GateReport
@@ -84,7 +84,7 @@ def add_reports(app: FastAPI, settings: TrainerSettings) -> FastAPI:
     """Adds the routes to the trainer's app, which knows what becomes of errors."""
 
     async def own(request: Request) -> None:
-        refuse_foreign(request.headers, settings.hosts)
+        check_request_origin(request.headers, settings.hosts)
 
     api = APIRouter(dependencies=[Depends(own)])
 

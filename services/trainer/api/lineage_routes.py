@@ -14,10 +14,10 @@ from services.trainer.api import event_trace, version_diff
 from services.trainer.database import open_to_read
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions import lineage
-from services.trainer.versions.lineage import Json, Published
-from services.trainer.versions.publish import Read, published
+from services.trainer.versions.lineage import Json, LineRecords
+from services.trainer.versions.publish import OpenReader, line_records
 from shared.adapters.http import problem
-from shared.adapters.origin_check import Forbidden, refuse_foreign
+from shared.adapters.origin_check import Forbidden, check_request_origin
 from shared.errors import Malformed
 from shared.events import Id, VersionName
 from shared.ports import ArtifactStore
@@ -30,12 +30,12 @@ class Answers:
     """Each is made from the disk and the log as they are then. Thread-safe."""
 
     settings: TrainerSettings
-    read: Read
+    read: OpenReader
     store: ArtifactStore
 
     def down(self, version: str) -> Json:
         with closing(open_to_read(self.settings.folder)) as db:
-            return lineage.down(db, self.settings.runs, self._published(), version)
+            return lineage.version_lineage(db, self.settings.runs, self._published(), version)
 
     def up(self, event_id: str, response_id: str | None) -> Json:
         with closing(open_to_read(self.settings.folder)) as db:
@@ -57,15 +57,15 @@ class Answers:
             other,
         )
 
-    def _published(self) -> Published:
-        return published(self.read, self.settings.line)
+    def _published(self) -> LineRecords:
+        return line_records(self.read, self.settings.line)
 
 
 def add_answers(app: FastAPI, answers: Answers) -> FastAPI:
     """Adds the routes to the trainer's app."""
 
     async def own(request: Request) -> None:
-        refuse_foreign(request.headers, answers.settings.hosts)
+        check_request_origin(request.headers, answers.settings.hosts)
 
     @app.exception_handler(Forbidden)
     async def forbidden(_: Request, error: Forbidden) -> JSONResponse:

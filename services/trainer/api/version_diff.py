@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from services.trainer.dataset.snapshot import fields_of
-from services.trainer.versions.lineage import Json, Published, kept
-from services.trainer.versions.model_card import FACTS
+from services.trainer.versions.lineage import Json, LineRecords, read_snapshot_state
+from services.trainer.versions.model_card import LINEAGE_FILE
 from shared.errors import LoopwrightError
 from shared.versions import Figure, ModelVersion
 
@@ -19,7 +19,7 @@ Facts = Callable[[ModelVersion], Path]
 """The folder of a version's artifact, verified. Raises `LoopwrightError`."""
 
 
-def between(folder: Path, published: Published, facts: Facts, one: str, other: str) -> Json:
+def between(folder: Path, published: LineRecords, facts: Facts, one: str, other: str) -> Json:
     """`folder` holds the runs' folders. Raises `UnknownVersion`."""
     first, second = published.find(one), published.find(other)
     told, also = facts_of(first, facts), facts_of(second, facts)
@@ -50,7 +50,7 @@ def facts_of(version: ModelVersion, facts: Facts) -> Json:
     if version.ref.kind == "base":
         return {}
     try:
-        found: Json = json.loads((facts(version) / FACTS).read_bytes())
+        found: Json = json.loads((facts(version) / LINEAGE_FILE).read_bytes())
     except (LoopwrightError, OSError):
         return {}
     return found
@@ -97,7 +97,7 @@ def _rows(folder: Path, version: ModelVersion) -> tuple[dict[tuple[str, str], Js
     """What trained by (response, event), and whether it is all that did. The base was trained from nothing."""
     if version.run_id is None:
         return {}, True
-    left = kept(folder / version.run_id, version.dataset)
+    left = read_snapshot_state(folder / version.run_id, version.dataset)
     return {
         (one.row.response_id, one.row.event_id): _content(fields_of(one)) for one in left.rows
     }, left.whole

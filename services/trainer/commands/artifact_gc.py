@@ -19,22 +19,22 @@ from typing import Final
 
 import structlog
 
-from services.trainer.commands.command_table import COLLECT, LOOK_FOR_GARBAGE, Orders
+from services.trainer.commands.command_table import COLLECT, LOOK_FOR_GARBAGE, CommandTable
 from services.trainer.run import run_table
 from services.trainer.settings import TrainerSettings
 from shared.errors import LoopwrightError
 from shared.ports import ArtifactStore, Clock, Stored
 from shared.versions import ModelVersion, RolloutRecord, VersionRef
 
-AT_ONCE: Final = 50
+MAX_PER_COMMAND: Final = 50
 """Taken out by one order: collecting stands still meanwhile."""
-NAMED: Final = 10
+MAX_NAMED: Final = 10
 log = structlog.get_logger(__name__)
-Logged = Callable[[], tuple[Sequence[ModelVersion], Sequence[RolloutRecord]]]
+ReadAllLines = Callable[[], tuple[Sequence[ModelVersion], Sequence[RolloutRecord]]]
 """All versions and all rollout records of all lines, as the log has them now. Raises `BrokerUnavailable`."""
 
 
-def wanted(
+def artifacts_in_use(
     line: str,
     versions: Sequence[ModelVersion],
     rollouts: Sequence[RolloutRecord],
@@ -73,14 +73,14 @@ def _candidates(versions: Sequence[ModelVersion], record: RolloutRecord | None) 
 
 
 @dataclass(frozen=True, slots=True)
-class Collector:
+class ArtifactCollector:
     """Of one line's trainer. One thread."""
 
     settings: TrainerSettings
     db: sqlite3.Connection
-    orders: Orders
+    orders: CommandTable
     store: ArtifactStore
-    logged: Logged
+    logged: ReadAllLines
     clock: Clock
 
     def turn(self) -> None:
@@ -101,13 +101,13 @@ class Collector:
         young_ms = self.clock.now_ms() - round(self.settings.artifact_grace_hours * 3_600_000)
         kept, stored = self._wanted(), self.store.stored()
         old = [one for one in stored if one.digest not in kept and one.put_ms < young_ms]
-        gone = old if dry else [one for one in old[:AT_ONCE] if self._went(one, young_ms)]
+        gone = old if dry else [one for one in old[:MAX_PER_COMMAND] if self._went(one, young_ms)]
         pieces = 0 if dry else self.store.sweep(young_ms)
         told = [_of(gone, "would go" if dry else "went", len(stored), self._names())]
-        if len(old) > AT_ONCE and not dry:
-            told.append(f"{len(old) - AT_ONCE} more wait for another order")
-        if len(gone) < len(old[:AT_ONCE]):
-            told.append(f"{len(old[:AT_ONCE]) - len(gone)} were held or needed again")
+        if len(old) > MAX_PER_COMMAND and not dry:
+            told.append(f"{len(old) - MAX_PER_COMMAND} more wait for another order")
+        if len(gone) < len(old[:MAX_PER_COMMAND]):
+            told.append(f"{len(old[:MAX_PER_COMMAND]) - len(gone)} were held or needed again")
         if pieces:
             told.append(f"{pieces} pieces left by interrupted writers went too")
         told.append(f"kept: {_why(stored, kept, gone)}")
@@ -126,7 +126,9 @@ class Collector:
         versions, rollouts = self.logged()
         run = run_table.open_run(self.db)
         comparing = [run.config.stable] if run is not None else []
-        return wanted(self.settings.line, versions, rollouts, comparing, self.settings.artifact_keep)
+        return artifacts_in_use(
+            self.settings.line, versions, rollouts, comparing, self.settings.artifact_keep
+        )
 
     def _names(self) -> dict[str, str]:
         return {version.ref.digest: version.ref.version for version in self.logged()[0]}
@@ -137,8 +139,8 @@ def _of(gone: Sequence[Stored], verb: str, of: int, names: Mapping[str, str]) ->
     told = f"{len(gone)} of {of} artifacts {verb}, {size:.1f} MB"
     if not gone:
         return told
-    named = [names.get(one.digest, f"{one.digest[:8]}, which no version names") for one in gone[:NAMED]]
-    return f"{told}: {', '.join(named)}{', ...' if len(gone) > NAMED else ''}"
+    named = [names.get(one.digest, f"{one.digest[:8]}, which no version names") for one in gone[:MAX_NAMED]]
+    return f"{told}: {', '.join(named)}{', ...' if len(gone) > MAX_NAMED else ''}"
 
 
 def _why(stored: Sequence[Stored], kept: Mapping[str, str], gone: Sequence[Stored]) -> str:

@@ -11,7 +11,7 @@ from services.trainer.commands import quarantine_release
 from services.trainer.core.recipe import CommentMode
 from services.trainer.run import run_table
 from services.trainer.versions.publish import SERVICE, VersionLog
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.commands import (
     CollectGarbage,
     Command,
@@ -35,7 +35,7 @@ after all, a version trained again, or an artifact store without what nothing ne
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
+class CommandTable:
     """The commands of one line, in the trainer's table and on the log."""
 
     line: str
@@ -54,7 +54,7 @@ class Orders:
             run_table.note_command(self.db, command.command_id, EXPORT)
         elif isinstance(command, Release):
             run_table.note_command(self.db, command.command_id, RELEASE)
-            quarantine_release.note_order(self.db, command.command_id, command.response_ids)
+            quarantine_release.store_request(self.db, command.command_id, command.response_ids)
         elif isinstance(command, Reproduce):
             run_table.note_command(self.db, command.command_id, REPRODUCE)
             run_table.note_reproduction(self.db, command.command_id, command.version)
@@ -93,9 +93,9 @@ class Orders:
         asked = run_table.undecided(self.db, RELEASE)
         for command_id in asked:
             with self.db:
-                held = quarantine_release.waiting(self.db, comments)
+                held = quarantine_release.releasable_now(self.db, comments)
                 done, told = quarantine_release.release(
-                    self.db, quarantine_release.ordered(self.db, command_id), held
+                    self.db, quarantine_release.requested_responses(self.db, command_id), held
                 )
                 self.decide([command_id], "done" if done else "refused", told)
         return bool(asked)
@@ -120,7 +120,7 @@ class Orders:
             executor=SERVICE,
             finished_at=now,
         )
-        record = sealed(
+        record = cloudevent(
             OPERATOR_RESULTS, command_id, result, source=SERVICE, ce_id=command_id, at=now, partition=0
         )
         self.publisher.publish(record).result(ACK_S)

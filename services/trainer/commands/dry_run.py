@@ -12,7 +12,7 @@ from services.trainer.dataset.filters import Grouped, reasons
 from services.trainer.dataset.snapshot import Snapshot
 
 
-def preview(
+def dry_run_message(
     line: str,
     examples: Sequence[Example],
     through: Mapping[str, int],

@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class ExportResult:
     """What became of an export: whether there is one, and what to say of it. No text of users."""
 
     done: bool
@@ -38,7 +38,7 @@ class Exporter:
     db: sqlite3.Connection
     clock: Clock
 
-    def write(self) -> Written:
+    def write(self) -> ExportResult:
         """All that is collected, as it is now. The same content is written once. What was read for it is not new any
         more, also where nothing of it may train."""
         through, now_ms = batch_table.through(self.db), self.clock.now_ms()
@@ -51,23 +51,23 @@ class Exporter:
         if not found.records:
             self._note("", through, now_ms)
             held = ", ".join(f"{n} ({reason})" for reason, n in reasons(found.held).items())
-            return Written(False, f"there is nothing to export; held back: {held or 'nothing either'}")
+            return ExportResult(False, f"there is nothing to export; held back: {held or 'nothing either'}")
         folder = export_files.save(self.settings.exports, found, through, from_ms(now_ms))
         self._note(folder.name, through, now_ms)
         counts = ", ".join(f"{name} {n}" for name, n in export_files.counted(found).items())
         log.info("exported", digest=folder.name[:8], records=len(found.records))
-        return Written(True, f"exported to {folder.resolve()}: {counts}")
+        return ExportResult(True, f"exported to {folder.resolve()}: {counts}")
 
-    def write_for_command(self) -> Written:
+    def write_for_command(self) -> ExportResult:
         """As `write`; a disk that does not take it refuses the command, and does not end the service."""
         try:
             return self.write()
         except OSError as error:
             log.exception("export_failed")
-            return Written(
+            return ExportResult(
                 False, f"could not be written below {self.settings.exports.resolve()}: {error.strerror}"
             )
 
     def _note(self, digest: str, through: Mapping[str, int], now_ms: int) -> None:
         with self.db:
-            run_table.note_export(self.db, digest, through, now_ms)
+            run_table.record_export(self.db, digest, through, now_ms)

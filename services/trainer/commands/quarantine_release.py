@@ -17,7 +17,7 @@ from services.trainer.dataset.filters import RELEASABLE, Held, check_of, usable
 from services.trainer.run import run_table
 
 
-def note_order(db: sqlite3.Connection, command_id: str, response_ids: Iterable[str]) -> None:
+def store_request(db: sqlite3.Connection, command_id: str, response_ids: Iterable[str]) -> None:
     """What a command asks for, inside the caller's transaction."""
     db.executemany(
         "INSERT OR IGNORE INTO release_orders VALUES (?, ?)",
@@ -25,21 +25,23 @@ def note_order(db: sqlite3.Connection, command_id: str, response_ids: Iterable[s
     )
 
 
-def ordered(db: sqlite3.Connection, command_id: str) -> list[str]:
+def requested_responses(db: sqlite3.Connection, command_id: str) -> list[str]:
     """The responses that a command names."""
     rows = db.execute("SELECT response_id FROM release_orders WHERE command_id = ?", (command_id,))
     return [response_id for (response_id,) in rows]
 
 
-def newest(db: sqlite3.Connection) -> int:
+def newest_release(db: sqlite3.Connection) -> int:
     """The number of the last release; they only grow."""
     return int(db.execute("SELECT COALESCE(MAX(number), 0) FROM releases").fetchone()[0])
 
 
-def waiting(db: sqlite3.Connection, comments: CommentMode) -> list[Held]:
+def releasable_now(db: sqlite3.Connection, comments: CommentMode) -> list[Held]:
     """What is held now and can be released. What is disputed among users is known since the newest run."""
     examples = batch_table.dataset(db, batch_table.through(db))
-    return releasable(examples, [*usable(examples, comments)[1], *(Held(*one) for one in run_table.held(db))])
+    return releasable(
+        examples, [*usable(examples, comments)[1], *(Held(*one) for one in run_table.newest_quarantine(db))]
+    )
 
 
 def releasable(examples: Sequence[Example], held: Iterable[Held]) -> list[Held]:
@@ -75,7 +77,7 @@ def release(db: sqlite3.Connection, response_ids: Iterable[str], held: Iterable[
     return True, f"released {told}, of {of}; they count from the next run on"
 
 
-def forget(db: sqlite3.Connection) -> int:
+def remove_orphaned(db: sqlite3.Connection) -> int:
     """Ends the releases of events that no batch holds any more; returns how many. Inside the caller's transaction."""
     rows = db.execute("SELECT number, response_id, event_id FROM releases").fetchall()
     gone = [

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import structlog
 
-from services.trainer.commands.command_table import REPRODUCE, Orders
+from services.trainer.commands.command_table import REPRODUCE, CommandTable
 from services.trainer.files import remove, write_whole
 from services.trainer.run import run_table
 from services.trainer.run.folder import (
@@ -34,7 +34,7 @@ from services.trainer.run.folder import (
 )
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.versions.lineage import Published, kept, why_not_reproducible
+from services.trainer.versions.lineage import LineRecords, read_snapshot_state, why_not_reproducible
 from services.trainer.worker.launcher import start as start_process
 from services.trainer.worker.launcher import stop
 from shared.adapters.base_model import PinnedBase
@@ -42,9 +42,9 @@ from shared.errors import LoopwrightError, Rejected
 from shared.ports import ArtifactStore
 from shared.versions import ModelVersion
 
-LEFT_OUT: Final = frozenset({CONFIG, GATE_RESULT, FAILURE_REASON, GATE_ANSWERS, RUN_LOG, ATTEMPTS})
+NOT_COPIED: Final = frozenset({CONFIG, GATE_RESULT, FAILURE_REASON, GATE_ANSWERS, RUN_LOG, ATTEMPTS})
 """Of a run's folder what has no part in its training."""
-CLOSE: Final = 0.05
+MAX_DISTANCE: Final = 0.05
 """How far apart the weights may be, as a share of their size, where another machine or other software rounds
 otherwise. Chosen, not measured: docs/decisions/lineage.md says what is known."""
 log = structlog.get_logger(__name__)
@@ -68,9 +68,9 @@ class Reproducer:
     settings: TrainerSettings
     base: PinnedBase
     db: sqlite3.Connection
-    orders: Orders
+    orders: CommandTable
     store: ArtifactStore
-    published: Callable[[], Published]
+    published: Callable[[], LineRecords]
     start_child: Callable[[Path], subprocess.Popen[bytes]] = start
     child: subprocess.Popen[bytes] | None = None
     asked: tuple[str, str] | None = None
@@ -121,7 +121,7 @@ class Reproducer:
         scratch = self.folder / config.run_id
         scratch.mkdir(parents=True)
         for path in (self.settings.runs / config.run_id).iterdir():
-            if path.is_file() and path.name not in LEFT_OUT and not path.name.startswith("."):
+            if path.is_file() and path.name not in NOT_COPIED and not path.name.startswith("."):
                 shutil.copyfile(path, scratch / path.name)
         shutil.copytree(self.store.fetch(version.ref.uri, version.ref.digest), scratch / ORIGINAL)
         write_whole(scratch / CONFIG, config.to_json().encode())
@@ -129,11 +129,11 @@ class Reproducer:
         self.child = self.start_child(scratch)
         log.info("reproduction_began", version=name, run_id=config.run_id)
 
-    def _config(self, version: ModelVersion, published: Published) -> RunConfig:
+    def _config(self, version: ModelVersion, published: LineRecords) -> RunConfig:
         """The run's own, on the base as it lies here. Raises `NotReproducible`."""
         if version.run_id is None:
             raise NotReproducible("it is the line's base, which was not trained here")
-        left = kept(self.settings.runs / version.run_id, version.dataset)
+        left = read_snapshot_state(self.settings.runs / version.run_id, version.dataset)
         reasons = why_not_reproducible(version, left, published)
         if reasons:
             raise NotReproducible("; ".join(reasons))
@@ -152,20 +152,20 @@ class Reproducer:
         scratch = next(iter(self.folder.glob("*")), self.folder)
         self.child = None
         if status == 0 and (scratch / COMPARISON).exists():
-            verdict, told = judged(version, json.loads((scratch / COMPARISON).read_bytes()))
+            status_name, told = verdict(version, json.loads((scratch / COMPARISON).read_bytes()))
         elif status == ExitCode.FAILED and (scratch / FAILURE_REASON).exists():
-            verdict, told = "failed", (scratch / FAILURE_REASON).read_text(encoding="utf-8")
+            status_name, told = "failed", (scratch / FAILURE_REASON).read_text(encoding="utf-8")
         else:
-            verdict, told = (
+            status_name, told = (
                 "failed",
                 f"its process ended with status {status}: {_last_words(scratch / REPRODUCE_LOG)}",
             )
         remove(self.folder)
-        self.orders.settle([command_id], verdict, told)
-        log.info("reproduction_ended", version=version, verdict=verdict, told=told)
+        self.orders.settle([command_id], status_name, told)
+        log.info("reproduction_ended", version=version, verdict=status_name, told=told)
 
 
-def judged(version: str, compared: Mapping[str, Any]) -> tuple[str, str]:
+def verdict(version: str, compared: Mapping[str, Any]) -> tuple[str, str]:
     """(`done` or `failed`, what to say). Under the same software on the same machine nothing but the same bytes will
     do; else the weights must be close, and what differed is named."""
     other = compared["differences"]
@@ -180,9 +180,9 @@ def judged(version: str, compared: Mapping[str, Any]) -> tuple[str, str]:
     if not other:
         return "failed", f"{version} is not reproduced: {far}, under the same software on the same machine"
     under = f"trained under other conditions ({'; '.join(other)})"
-    if apart is not None and apart <= CLOSE:
-        return "done", f"{version} is reproduced closely: {far} (at most {CLOSE:.0%}), {under}"
-    return "failed", f"{version} is not reproduced: {far} (more than {CLOSE:.0%}), {under}"
+    if apart is not None and apart <= MAX_DISTANCE:
+        return "done", f"{version} is reproduced closely: {far} (at most {MAX_DISTANCE:.0%}), {under}"
+    return "failed", f"{version} is not reproduced: {far} (more than {MAX_DISTANCE:.0%}), {under}"
 
 
 def _last_words(file: Path) -> str:

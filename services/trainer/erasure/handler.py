@@ -73,7 +73,7 @@ class Eraser:
         self._sweep_exports(targets)
         rewrite_cache.take_out(self.folder.parent / rewrite_cache.FOLDER, targets, self._stands)
         with self.db:
-            quarantine_release.forget(self.db)
+            quarantine_release.remove_orphaned(self.db)
         if not scrub(self.db):
             return False
         versions = self.versions.versions()
@@ -98,7 +98,7 @@ class Eraser:
         noted = [requests.runs_of(self.db, target.request_id) for target in targets]
         held = {run_id for found in noted for run_id in found}
         trained = {run_id for found in noted for run_id, it_did in found.items() if it_did}
-        unborn = run_table.erased(self.db)
+        unborn = run_table.erased_runs(self.db)
         for folder in closed:
             if folder.name in unborn:
                 remove(folder)

@@ -17,7 +17,7 @@ from services.trainer.gate.evaluation import Asked, Bounds, Heard, hear
 from services.trainer.gate.model_pair import Speakers
 from services.trainer.gate.preference_pairs import Said, pairs_of
 from services.trainer.gate.run import Against, gate
-from services.trainer.run.context import RunFailed, Work
+from services.trainer.run.context import RunFailed, RunContext
 from services.trainer.run.folder import ADAPTER
 from shared.adapters.artifacts import open_artifacts
 from shared.errors import Misconfigured
@@ -26,13 +26,13 @@ from shared.versions import GateReport
 log = structlog.get_logger(__name__)
 
 
-def examine(work: Work) -> GateReport:
+def examine(work: RunContext) -> GateReport:
     """The gate: the run's adapter against the stable version. Raises `RunFailed` where the golden set cannot be read,
     `Stopped`."""
     return examine_adapter(work, work.folder / ADAPTER, work.folder)
 
 
-def examine_adapter(work: Work, adapter: Path, folder: Path) -> GateReport:
+def examine_adapter(work: RunContext, adapter: Path, folder: Path) -> GateReport:
     """Gates any adapter on the run's base (or a whole model) with the run's held-out feedback. What was said lies in
     `folder` afterwards."""
     config, recipe = work.config, work.config.recipe
@@ -44,7 +44,7 @@ def examine_adapter(work: Work, adapter: Path, folder: Path) -> GateReport:
             base, {"candidate": adapter, "stable": stable_adapter(work)}, recipe.threads
         ) as speakers:
             bounds = Bounds(recipe.gate_new_tokens, recipe.replay_new_tokens)
-            return hear(speakers, work.tokenizer, asked, bounds, work.told)
+            return hear(speakers, work.tokenizer, asked, bounds, work.progress_callback)
 
     against = Against(
         config.line, config.run_id, config.stable.version, recipe.gate_items, recipe.gate_shorter
@@ -54,15 +54,15 @@ def examine_adapter(work: Work, adapter: Path, folder: Path) -> GateReport:
     return report
 
 
-def asked_of(work: Work) -> Asked:
+def asked_of(work: RunContext) -> Asked:
     """Everything that both versions are to be asked."""
     config, recipe = work.config, work.config.recipe
     trained = said_in(work.folder)
-    by_stable = said_in(work.sibling(config.stable_run)) if config.stable_run else []
+    by_stable = said_in(work.folder_of(config.stable_run)) if config.stable_run else []
     held_out = snapshot.read_rows(work.folder, snapshot.HELD_OUT)
     prompts = shipped(EVALUATION, recipe.gate_eval_prompts)
     safety = shipped(SAFETY, recipe.gate_safety_prompts)
-    own = work.base_says([*prompts, *safety])
+    own = work.base_answers([*prompts, *safety])
     return Asked(
         items=items_of(
             held_out, [question for question, _ in trained], [question for question, _ in by_stable]
@@ -83,7 +83,7 @@ def said_in(folder: Path) -> list[Said]:
     return said + [(row.question, row.original) for row in rows if row.objective == "dpo"]
 
 
-def _golden(work: Work) -> list[golden.Golden]:
+def _golden(work: RunContext) -> list[golden.Golden]:
     """It was good when the trainer started; it may have been changed since."""
     path = work.settings.golden
     try:
@@ -96,7 +96,7 @@ def counts(items: Sequence[Item]) -> dict[str, int]:
     return {kind: sum(item.counts == kind for item in items) for kind in ("wins", "seen", "unseen")}
 
 
-def stable_adapter(work: Work) -> Path | None:
+def stable_adapter(work: RunContext) -> Path | None:
     stable = work.config.stable
     if stable.kind == "base":
         return None

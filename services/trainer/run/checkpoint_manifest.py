@@ -17,18 +17,18 @@ import structlog
 
 from services.trainer.files import sync_folder, write_whole
 
-COMPLETE = "complete"
+MANIFEST = "complete"
 """The mark's name."""
 log = structlog.get_logger(__name__)
 
 
-def mark(checkpoint: Path, step: int) -> None:
+def write_manifest(checkpoint: Path, step: int) -> None:
     """All its files are on the disk, then named with their digests; from here on it counts, also after a power cut."""
     sync(checkpoint)
     files = {
         str(path.relative_to(checkpoint)): [path.stat().st_size, _digest(path)] for path in _files(checkpoint)
     }
-    write_whole(checkpoint / COMPLETE, json.dumps({"step": step, "files": files}, sort_keys=True).encode())
+    write_whole(checkpoint / MANIFEST, json.dumps({"step": step, "files": files}, sort_keys=True).encode())
 
 
 def sync(folder: Path) -> None:
@@ -43,9 +43,9 @@ def sync(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def is_marked(checkpoint: Path) -> bool:
+def has_manifest(checkpoint: Path) -> bool:
     """Whether it was finished, whatever became of it since."""
-    return (checkpoint / COMPLETE).exists()
+    return (checkpoint / MANIFEST).exists()
 
 
 def step_of(checkpoint: Path) -> int:
@@ -54,7 +54,7 @@ def step_of(checkpoint: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def damage(checkpoint: Path) -> str | None:
+def find_damage(checkpoint: Path) -> str | None:
     """What is wrong with it, in words; None where it is as it was marked."""
     found = _mark_of(checkpoint)
     if found is None:
@@ -70,31 +70,31 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def good_checkpoints(folder: Path) -> Iterator[Path]:
+def intact_checkpoints(folder: Path) -> Iterator[Path]:
     """Those that can be gone on from, newest first. Each is read whole to be sure."""
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
-        wrong = damage(checkpoint)
+        wrong = find_damage(checkpoint)
         if wrong is None:
             yield checkpoint
-        elif is_marked(checkpoint):
+        elif has_manifest(checkpoint):
             log.warning("checkpoint_damaged", checkpoint=checkpoint.name, damage=wrong)
 
 
 def newest_step(folder: Path) -> int:
     """Of what was finished, unread; 0 where nothing was."""
-    return max((step_of(one) for one in folder.glob("checkpoint-*") if is_marked(one)), default=0)
+    return max((step_of(one) for one in folder.glob("checkpoint-*") if has_manifest(one)), default=0)
 
 
 def _mark_of(checkpoint: Path) -> dict[str, Any] | None:
     try:
-        files = json.loads((checkpoint / COMPLETE).read_bytes())["files"]
+        files = json.loads((checkpoint / MANIFEST).read_bytes())["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return files if isinstance(files, dict) and files else None
 
 
 def _files(checkpoint: Path) -> list[Path]:
-    return sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE)
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST)
 
 
 def _digest(path: Path) -> str:

@@ -23,14 +23,14 @@ class RunFailed(LoopwrightError):
     code = "run_failed"
 
 
-class Stopped(LoopwrightError):
+class RunStopped(LoopwrightError):
     """The run was asked to stop; the next start goes on with it."""
 
     code = "stopped"
 
 
 @dataclass
-class Work:
+class RunContext:
     """What a run works with. The tokenizer is loaded at once, the base when it is needed."""
 
     folder: Path
@@ -42,30 +42,30 @@ class Work:
     def __post_init__(self) -> None:
         self.tokenizer = load_tokenizer(Path(self.config.base))
 
-    def told(self, stage: str) -> ProgressCallback:
+    def progress_callback(self, stage: str) -> ProgressCallback:
         """A callback that tells how far, and ends the run between two batches where that is asked."""
         count = self.progress.counting(stage)
 
         def tell(done: int, of: int) -> None:
             count(done, of)
             if self.stop.is_set():
-                raise Stopped(f"asked to stop during {stage}")
+                raise RunStopped(f"asked to stop during {stage}")
 
         return tell
 
-    def sibling(self, run_id: str) -> Path:
+    def folder_of(self, run_id: str) -> Path:
         return self.folder.parent / run_id
 
-    def base_says(self, prompts: list[Prompt]) -> list[Answered]:
+    def base_answers(self, prompts: list[Prompt]) -> list[Answered]:
         """The base's own answers, in the order of `prompts`, from the cache of its digest."""
         config = self.config
         computed_in = dtype.settled(self.folder)
         says = BaseSays(
             Path(config.base), config.base_digest, config.recipe, self.settings.replay_dir, computed_in
         )
-        return says(prompts, self.tokenizer, self.told("replay"))
+        return says(prompts, self.tokenizer, self.progress_callback("replay"))
 
 
-def questions_of(folder: Path) -> list[str]:
+def trained_questions(folder: Path) -> list[str]:
     """What a run's snapshot asks; none where it was erased."""
     return [one.row.question for one in snapshot.read_rows(folder)] if snapshot.is_complete(folder) else []

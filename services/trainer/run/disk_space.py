@@ -12,12 +12,12 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from services.trainer.run.checkpoint_manifest import good_checkpoints, is_marked
+from services.trainer.run.checkpoint_manifest import intact_checkpoints, has_manifest
 from services.trainer.run.folder import CHECKPOINTS
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space, no quota, a file-size limit: to who writes they are one."""
-SPARE = 1.5
+CHECKPOINT_HEADROOM = 1.5
 """A checkpoint is begun with room for so many of the newest, or the others go first."""
 _TOLD = re.compile(
     r"os error (28|122|27)\b|No space left on device|Disk quota exceeded"
@@ -26,7 +26,7 @@ _TOLD = re.compile(
 """How safetensors, SQLite and torch word it; the errno is lost there."""
 
 
-def is_full(error: BaseException) -> bool:
+def is_disk_full_error(error: BaseException) -> bool:
     """Whether this, or what it came from, says that a disk takes no more."""
     return any(_says_full(one) for one in _causes(error))
 
@@ -42,7 +42,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _says_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in FULL
+        return error.errno in DISK_FULL_ERRNOS
     if isinstance(error, sqlite3.Error):
         return error.sqlite_errorcode == sqlite3.SQLITE_FULL if _has_code(error) else _worded(error)
     return _worded(error)
@@ -56,7 +56,7 @@ def _worded(error: BaseException) -> bool:
     return _TOLD.search(str(error)) is not None
 
 
-def what_to_do(place: Path) -> str:
+def disk_full_message(place: Path) -> str:
     """For a person."""
     free = shutil.disk_usage(nearest(place)).free >> 20
     return (
@@ -69,42 +69,42 @@ def nearest(place: Path) -> Path:
     return next(one for one in (place, *place.absolute().parents) if one.exists())
 
 
-def size_of(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
     """Bytes of all files below."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def before_a_checkpoint(checkpoints: Path) -> bool:
+def ensure_space_for_checkpoint(checkpoints: Path) -> bool:
     """Where there is no room for another checkpoint beside those that are kept, all but the newest good one go. Returns
     whether any did."""
-    finished = [one for one in _checkpoints(checkpoints) if is_marked(one)]
-    largest = max(map(size_of, finished), default=0)
-    if not largest or shutil.disk_usage(checkpoints).free >= SPARE * largest:
+    finished = [one for one in _checkpoints(checkpoints) if has_manifest(one)]
+    largest = max(map(folder_bytes, finished), default=0)
+    if not largest or shutil.disk_usage(checkpoints).free >= CHECKPOINT_HEADROOM * largest:
         return False
-    newest = next(good_checkpoints(checkpoints), None)
+    newest = next(intact_checkpoints(checkpoints), None)
     return bool(_remove(one for one in _checkpoints(checkpoints) if one != newest))
 
 
-def make_room(run: Path) -> int:
+def free_space(run: Path) -> int:
     """After a write has failed: what a run can go on without. Returns how many things went.
 
     Half-written files, all of its checkpoints but the newest good one, and the checkpoints that failed runs keep as
     evidence."""
     gone = _remove(path for path in run.glob(".*"))
     mine = run / CHECKPOINTS
-    newest = next(good_checkpoints(mine), None)
+    newest = next(intact_checkpoints(mine), None)
     gone += _remove(one for one in _checkpoints(mine) if one != newest)
-    return gone + forget_checkpoints(run.parent, but_of=run.name)
+    return gone + remove_checkpoints_of_other_runs(run.parent, but_of=run.name)
 
 
-def forget_checkpoints(runs: Path, *, but_of: str) -> int:
+def remove_checkpoints_of_other_runs(runs: Path, *, but_of: str) -> int:
     """Of all runs but this one: they are over, and kept checkpoints as evidence at most. Returns how many runs did."""
     return _remove(one for one in runs.glob(f"*/{CHECKPOINTS}") if one.parent.name != but_of)
 
 
 def _checkpoints(folder: Path) -> Iterator[Path]:
     # Those that were never finished first: they are good for nothing.
-    yield from sorted(folder.glob("checkpoint-*"), key=is_marked)
+    yield from sorted(folder.glob("checkpoint-*"), key=has_manifest)
 
 
 def _remove(paths: Iterator[Path]) -> int:

@@ -26,22 +26,22 @@ OLDER = {"software": {}, "machine": {"dtype": dtype.OLDER}}
 Environment = dict[str, dict[str, Any]]
 
 
-def of(run: Path, recipe: Recipe) -> Environment:
+def current(run: Path, recipe: Recipe) -> Environment:
     """As training in this run's folder would meet it now: with the rows at a time that memory allows, in the type
     that was settled. Imports torch."""
-    found = present(recipe.threads)
+    found = host(recipe.threads)
     own = {"micro_batch": micro_batch(run, recipe.batch_size), "dtype": dtype.settled(run)}
     return found | {"machine": found["machine"] | own}
 
 
-def present(threads: int) -> Environment:
+def host(threads: int) -> Environment:
     """Imports torch. `threads`: of the recipe."""
     import torch  # noqa: PLC0415 - seconds, and only a run's process has it loaded anyway
 
     cuda = torch.cuda.is_available()
     machine = {
         "device": torch.cuda.get_device_name(0) if cuda else "cpu",
-        "processor": processor(),
+        "processor": processor_name(),
         "architecture": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
@@ -50,7 +50,7 @@ def present(threads: int) -> Environment:
     return {"software": software, "machine": machine}
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The processor's model, as Linux names it; else what the platform knows."""
     if CPUINFO.exists():
         for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -60,7 +60,7 @@ def processor() -> str:
     return platform.processor() or "unknown"
 
 
-def note(folder: Path, environment: Environment) -> None:
+def record(folder: Path, environment: Environment) -> None:
     """Adds it to what the run has seen, unless it is there."""
     known = read(folder)
     if environment not in known:

@@ -15,7 +15,7 @@ from services.trainer.files import write_whole
 from services.trainer.run.folder import MICRO_BATCH
 
 CGROUP = Path("/sys/fs/cgroup")
-COUNTS = (CGROUP / "memory.events", CGROUP / "memory" / "memory.oom_control", Path("/proc/vmstat"))
+OOM_KILL_COUNTERS = (CGROUP / "memory.events", CGROUP / "memory" / "memory.oom_control", Path("/proc/vmstat"))
 """Where the kernel counts: of this container (cgroup v2, v1), else of the machine."""
 _KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _TOLD = re.compile(
@@ -42,7 +42,7 @@ def halve(run: Path, batch_size: int) -> int | None:
     return after
 
 
-def told(run: Path, batch_size: int) -> str | None:
+def reduction_note(run: Path, batch_size: int) -> str | None:
     """For progress and report; None where memory sufficed."""
     micro = micro_batch(run, batch_size)
     if micro == batch_size:
@@ -50,16 +50,16 @@ def told(run: Path, batch_size: int) -> str | None:
     return f"memory did not suffice for {batch_size} rows at a time: each step takes {batch_size} in pieces of {micro}"
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether it says that memory did not suffice."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and _TOLD.search(str(error)) is not None
     )
 
 
-def kills_by_the_kernel() -> int | None:
+def kernel_oom_kills() -> int | None:
     """How many processes it has killed for memory so far; None where it does not say."""
-    for file in COUNTS:
+    for file in OOM_KILL_COUNTERS:
         try:
             found = _KILLS.search(file.read_text())
         except OSError:

@@ -101,7 +101,7 @@ def _first(found: list[Run]) -> Run | None:
     return found[0] if found else None
 
 
-def last_through(db: sqlite3.Connection) -> dict[str, int]:
+def newest_through(db: sqlite3.Connection) -> dict[str, int]:
     """How far the newest run read, whatever became of it, unless it was `erased`: what lies behind is not new any
     more."""
     row = db.execute(
@@ -110,24 +110,24 @@ def last_through(db: sqlite3.Connection) -> dict[str, int]:
     return dict(json.loads(row[0])) if row else {}
 
 
-def last_began(db: sqlite3.Connection) -> int | None:
+def newest_start_ms(db: sqlite3.Connection) -> int | None:
     """When the newest run began, in milliseconds, unless it was `erased`; None if there was none."""
     row = db.execute("SELECT MAX(created_ms) FROM runs WHERE stage != 'erased'").fetchone()
     return None if row[0] is None else int(row[0])
 
 
-def note_export(db: sqlite3.Connection, digest: str, through: Mapping[str, int], now_ms: int) -> None:
+def record_export(db: sqlite3.Connection, digest: str, through: Mapping[str, int], now_ms: int) -> None:
     """Inside the caller's transaction."""
     db.execute("INSERT INTO exports VALUES (?, ?, ?)", (digest, json.dumps(dict(through)), now_ms))
 
 
-def last_export(db: sqlite3.Connection) -> tuple[dict[str, int], int | None]:
+def newest_export(db: sqlite3.Connection) -> tuple[dict[str, int], int | None]:
     """How far the newest export read, and when it was made; ({}, None) if there was none."""
     row = db.execute("SELECT through, created_ms FROM exports ORDER BY rowid DESC").fetchone()
     return (dict(json.loads(row[0])), int(row[1])) if row else ({}, None)
 
 
-def last_released(db: sqlite3.Connection) -> int:
+def newest_release(db: sqlite3.Connection) -> int:
     """The number of the newest release that the newest run follows, as `last_through`."""
     row = db.execute(
         "SELECT config FROM runs WHERE stage != 'erased' ORDER BY created_ms DESC, run_id DESC"
@@ -135,13 +135,13 @@ def last_released(db: sqlite3.Connection) -> int:
     return RunConfig.from_json(row[0]).released if row else 0
 
 
-def erased_last(db: sqlite3.Connection) -> bool:
+def newest_is_erased(db: sqlite3.Connection) -> bool:
     """Whether the newest run was `erased`, so that another is to begin in its place."""
     row = db.execute("SELECT stage FROM runs ORDER BY created_ms DESC, run_id DESC").fetchone()
     return row is not None and row[0] == "erased"
 
 
-def erased(db: sqlite3.Connection) -> set[str]:
+def erased_runs(db: sqlite3.Connection) -> set[str]:
     """The runs that were `erased`."""
     return {run_id for (run_id,) in db.execute("SELECT run_id FROM runs WHERE stage = 'erased'")}
 
@@ -154,7 +154,7 @@ def set_stage(db: sqlite3.Connection, run_id: str, stage: Stage, version: str | 
         )
 
 
-def quarantine(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, str, str]]) -> None:
+def store_quarantine(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, str, str]]) -> None:
     """What a run's snapshot holds back: (response_id, event_id, reason) each. No text of users."""
     with db:
         db.executemany(
@@ -162,7 +162,7 @@ def quarantine(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, st
         )
 
 
-def held(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
+def newest_quarantine(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
     """(response_id, event_id, reason) of what the newest run that has a snapshot holds back."""
     rows = db.execute(
         "SELECT response_id, event_id, reason FROM quarantine WHERE run_id = "
@@ -179,7 +179,7 @@ def count_failure(db: sqlite3.Connection, run_id: str, reason: str) -> int:
     return int(db.execute("SELECT failures FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])
 
 
-def fail(db: sqlite3.Connection, run_id: str, reason: str) -> None:
+def mark_failed(db: sqlite3.Connection, run_id: str, reason: str) -> None:
     """The run is over and no version comes of it."""
     with db:
         db.execute("UPDATE runs SET stage = 'failed', reason = ? WHERE run_id = ?", (reason, run_id))

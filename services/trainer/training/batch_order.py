@@ -14,11 +14,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-JITTER = 0.15
+LENGTH_NOISE = 0.15
 """Lengths are sorted with so much noise, so that an epoch's batches are not those of the one before."""
 
 
-def mixed(corrections: int, replay: Sequence[int], least_share: float) -> list[int]:
+def select_replay(corrections: int, replay: Sequence[int], least_share: float) -> list[int]:
     """Which replay rows train (indices, repeated where need be), given the tokens of all corrections in all epochs and
     of each replay row: all once, then again in order until they are `least_share` of all tokens."""
     if not replay or sum(replay) == 0:
@@ -32,7 +32,7 @@ def mixed(corrections: int, replay: Sequence[int], least_share: float) -> list[i
     return chosen
 
 
-def ordered(
+def order_by_length(
     corrections: Sequence[T],
     replay: Sequence[T],
     epochs: float,
@@ -53,7 +53,7 @@ def ordered(
             *dice.sample(list(corrections), round(share * len(corrections))),
             *replay[number::rounds],
         ]
-        pool.sort(key=lambda row: length(row) * dice.uniform(1 - JITTER, 1 + JITTER))
+        pool.sort(key=lambda row: length(row) * dice.uniform(1 - LENGTH_NOISE, 1 + LENGTH_NOISE))
         spare = len(pool) % batch_size if number < rounds - 1 else 0
         left = [pool.pop(dice.randrange(len(pool))) for _ in range(spare)]
         batches = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
@@ -63,17 +63,17 @@ def ordered(
     return out
 
 
-def judged(liked: Sequence[T], disliked: Sequence[T], epochs: float, seed: int) -> list[T]:
+def order_judged(liked: Sequence[T], disliked: Sequence[T], epochs: float, seed: int) -> list[T]:
     """All judged rows of a run: any piece of it has about as many of either label as all of it has."""
     dice = random.Random(seed)  # noqa: S311 - an order, not a secret
     out: list[T] = []
     for number in range(max(1, math.ceil(epochs))):
         share = min(1.0, epochs - number)
-        out += evenly([dice.sample(list(side), round(share * len(side))) for side in (liked, disliked)])
+        out += interleave([dice.sample(list(side), round(share * len(side))) for side in (liked, disliked)])
     return out
 
 
-def evenly(parts: Sequence[Sequence[T]]) -> list[T]:
+def interleave(parts: Sequence[Sequence[T]]) -> list[T]:
     """One list of all, each part in its own order and spread over the whole."""
     places = [
         ((i + 0.5) / len(part), number, one)
@@ -83,6 +83,6 @@ def evenly(parts: Sequence[Sequence[T]]) -> list[T]:
     return [one for _, _, one in sorted(places, key=lambda place: place[:2])]
 
 
-def cut(rows: Sequence[T], size: int) -> list[Sequence[T]]:
+def split_batches(rows: Sequence[T], size: int) -> list[Sequence[T]]:
     """Batches from the front; the last may be shorter."""
     return [rows[i : i + size] for i in range(0, len(rows), size)]

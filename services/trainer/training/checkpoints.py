@@ -19,34 +19,34 @@ from transformers import TrainerCallback
 
 from services.trainer.progress import Progress
 from services.trainer.run import disk_space
-from services.trainer.run.checkpoint_manifest import good_checkpoints, is_marked, mark, step_of
+from services.trainer.run.checkpoint_manifest import intact_checkpoints, has_manifest, write_manifest, step_of
 from services.trainer.run.context import RunFailed
 from services.trainer.run.folder import NAN_REPORT
 from services.trainer.training import nan_report
-from services.trainer.training.tensorboard import Curves
+from services.trainer.training.tensorboard import CurveWriter
 
-Rows = Callable[[int], Sequence[str]]
+RowNames = Callable[[int], Sequence[str]]
 """The names of what a step (from 1) trains on."""
 log = structlog.get_logger(__name__)
 
 
-def nobody(_step: int) -> Sequence[str]:
+def no_row_names(_step: int) -> Sequence[str]:
     """Where it is not known what a step trains on."""
     return ()
 
 
 def newest_checkpoint(folder: Path) -> str | None:
     """The newest that is complete and as it was marked; those after it, half-written or damaged, are removed."""
-    newest = next(good_checkpoints(folder), None)
+    newest = next(intact_checkpoints(folder), None)
     best = -1 if newest is None else step_of(newest)
     for checkpoint in list(folder.glob("checkpoint-*")):
-        if step_of(checkpoint) > best or not is_marked(checkpoint):
+        if step_of(checkpoint) > best or not has_manifest(checkpoint):
             log.warning("checkpoint_removed", checkpoint=checkpoint.name)
             shutil.rmtree(checkpoint)
     return None if newest is None else str(newest)
 
 
-class Watch(TrainerCallback):
+class RunCallback(TrainerCallback):
     """`run`: its folder, for curves and evidence; None: none are kept. `note`: what to say beside each step."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Watch(TrainerCallback):
         progress: Progress,
         stop: threading.Event,
         run: Path | None = None,
-        rows: Rows = nobody,
+        rows: RowNames = no_row_names,
         note: str | None = None,
     ) -> None:
         self._progress = progress
@@ -62,7 +62,7 @@ class Watch(TrainerCallback):
         self._run = run
         self._rows = rows
         self._noted = {} if note is None else {"reason": note}
-        self._curves = Curves(run) if run is not None else None
+        self._curves = CurveWriter(run) if run is not None else None
         self._began = time.monotonic()
         self._first_step = 0
         self._first_tokens = 0
@@ -80,7 +80,7 @@ class Watch(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
         if control.should_save:
-            disk_space.before_a_checkpoint(Path(args.output_dir))
+            disk_space.ensure_space_for_checkpoint(Path(args.output_dir))
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -109,7 +109,7 @@ class Watch(TrainerCallback):
         """All files of the checkpoint are written by now; TRL has put a card with paths beside them."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if checkpoint.is_dir():
-            mark(checkpoint, state.global_step)
+            write_manifest(checkpoint, state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """No more points."""
@@ -117,11 +117,11 @@ class Watch(TrainerCallback):
             self._curves.close()
 
     def _refuse_no_number(self, state: Any, told: dict[str, Any]) -> None:
-        figure = nan_report.no_number(told)
+        figure = nan_report.non_finite_metric(told)
         if figure is None:
             return
         if self._run is not None:
-            nan_report.keep(
+            nan_report.write(
                 self._run, state.global_step, figure, state.log_history, self._rows(state.global_step)
             )
         if self._curves is not None:

@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from services.trainer.core.recipe import Recipe
 
 
-def lora(recipe: Recipe) -> LoraConfig:
+def lora_config(recipe: Recipe) -> LoraConfig:
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=2 * recipe.rank,
@@ -20,11 +20,11 @@ def lora(recipe: Recipe) -> LoraConfig:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    config._register_custom_module({torch.nn.Linear: BaseTypeLinear})
+    config._register_custom_module({torch.nn.Linear: BaseDtypeLinear})
     return config
 
 
-class BaseTypeLinear(Linear):
+class BaseDtypeLinear(Linear):
     """PEFT's layer, computed in the base's type. PEFT widens each input to the adapter's fp32 and multiplies in that,
     which was a fifth of a step on a CPU; here the adapter's few weights are narrowed instead. They themselves, their
     gradients and the optimiser stay in fp32."""

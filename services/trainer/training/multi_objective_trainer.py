@@ -26,12 +26,12 @@ from services.trainer.training.cpu.sft_trainer import IGNORED
 
 WARMUP_STEPS = 5
 """Or a tenth of the run, where that is less."""
-TOLD = ("rewards/", "kl")
+LOGGED_METRICS = ("rewards/", "kl")
 """Of what TRL's trainers measure on the way; the rest costs time, or says little of one batch."""
 Fields = dict[str, Any]
 
 
-def batches(rows: Sequence[Mapping[str, Any]], size: int) -> Iterator[tuple[Objective, range]]:
+def plan_steps(rows: Sequence[Mapping[str, Any]], size: int) -> Iterator[tuple[Objective, range]]:
     """The rows of each step, by their places: `size` of one objective, or what is left of it before another begins."""
     start = 0
     while start < len(rows):
@@ -43,7 +43,7 @@ def batches(rows: Sequence[Mapping[str, Any]], size: int) -> Iterator[tuple[Obje
         start = end
 
 
-class Steps(torch.utils.data.Dataset[tuple[Objective, list[Fields]]]):
+class StepDataset(torch.utils.data.Dataset[tuple[Objective, list[Fields]]]):
     """One item a step: its objective, and its rows as that objective's trainer has tokenised them."""
 
     def __init__(self, plan: Sequence[tuple[Objective, int]], parts: Mapping[Objective, Trainer]) -> None:
@@ -67,7 +67,7 @@ class Steps(torch.utils.data.Dataset[tuple[Objective, list[Fields]]]):
         return kind, [self._rows[kind][place] for place in places]
 
 
-class Objectives(Trainer):
+class MultiObjectiveTrainer(Trainer):
     """`parts`: a TRL trainer of each objective, over the same model. `rates`: the share of the learning rate at which
     its steps are made. `piece`: how many rows are taken at a time."""
 
@@ -83,7 +83,7 @@ class Objectives(Trainer):
         self._piece = piece
         self._rates = [rates[kind] for kind, _ in plan]
         self._heard: dict[str, list[float]] = {}
-        super().__init__(train_dataset=Steps(plan, parts), data_collator=self._collate, **given)
+        super().__init__(train_dataset=StepDataset(plan, parts), data_collator=self._collate, **given)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
         """Up in a few steps, then down to nothing, times the rate of the step's objective."""
@@ -137,7 +137,7 @@ class Objectives(Trainer):
         else:
             loss = share * part.compute_loss(model, inputs)
         for name, found in part._metrics["train"].items():
-            if name.startswith(TOLD):
+            if name.startswith(LOGGED_METRICS):
                 self._heard.setdefault(f"{objective}/{name}", []).extend(found)
         part._metrics["train"].clear()
         return loss

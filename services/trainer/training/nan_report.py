@@ -12,27 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from services.trainer.files import write_whole
-from services.trainer.run.checkpoint_manifest import good_checkpoints
+from services.trainer.run.checkpoint_manifest import intact_checkpoints
 from services.trainer.run.folder import CHECKPOINTS, NAN_REPORT
 
-HISTORY = 100
-WATCHED = ("loss", "grad_norm")
+MAX_HISTORY = 100
+CHECKED_METRICS = ("loss", "grad_norm")
 
 
-def no_number(logs: Mapping[str, Any]) -> str | None:
+def non_finite_metric(logs: Mapping[str, Any]) -> str | None:
     """`loss is nan`, where one of the figures that are watched is not finite."""
-    for name in WATCHED:
+    for name in CHECKED_METRICS:
         value = logs.get(name)
         if value is not None and not math.isfinite(float(value)):
             return f"{name} is {float(value)}"
     return None
 
 
-def keep(
+def write(
     run: Path, step: int, figure: str, history: Sequence[Mapping[str, Any]], rows: Sequence[str]
 ) -> None:
     """`history`: what was logged before, oldest first; `rows`: names of what the step trained on."""
-    last_good = next(good_checkpoints(run / CHECKPOINTS), None)
+    last_good = next(intact_checkpoints(run / CHECKPOINTS), None)
     told = {
         "step": step,
         "figure": figure,
@@ -41,7 +41,7 @@ def keep(
         # As words where they are no number: JSON has none for them.
         "history": [
             {name: value if math.isfinite(value) else str(value) for name, value in _figures(one).items()}
-            for one in history[-HISTORY:]
+            for one in history[-MAX_HISTORY:]
         ],
     }
     write_whole(run / NAN_REPORT, json.dumps(told, indent=1).encode())

@@ -18,7 +18,7 @@ from tensorboardX.summary import scalar
 
 from services.trainer.run.folder import TENSORBOARD
 
-NAMES: Final = {
+TAGS: Final = {
     "loss": "train/loss",
     "grad_norm": "train/grad_norm",
     "learning_rate": "train/learning_rate",
@@ -26,11 +26,11 @@ NAMES: Final = {
     "num_input_tokens_seen": "speed/tokens_seen",
 }
 """What is drawn, and under which name. Other figures that a trainer logs (of an objective, say) come under `train/`."""
-NOT_DRAWN: Final = frozenset({"epoch", "total_flos", "step"})
+NOT_PLOTTED: Final = frozenset({"epoch", "total_flos", "step"})
 log = structlog.get_logger(__name__)
 
 
-class Curves:
+class CurveWriter:
     """One file for each start of the run's process; TensorBoard shows them as one."""
 
     def __init__(self, run: Path) -> None:
@@ -53,8 +53,8 @@ class Curves:
     def draw(self, step: int, figures: Mapping[str, Any]) -> None:
         """A point of each figure that is a number."""
         for name, value in figures.items():
-            if isinstance(value, int | float) and name not in NOT_DRAWN:
-                point = scalar(NAMES.get(name, f"train/{name}"), value)
+            if isinstance(value, int | float) and name not in NOT_PLOTTED:
+                point = scalar(TAGS.get(name, f"train/{name}"), value)
                 self._write(Event(wall_time=time.time(), step=step, summary=point))
         if self._writer is not None:
             try:

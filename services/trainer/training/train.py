@@ -35,35 +35,45 @@ from services.trainer.files import sync_folder, write_whole
 from services.trainer.progress import Progress
 from services.trainer.run import micro_batch
 from services.trainer.run.checkpoint_manifest import sync
-from services.trainer.run.context import RunFailed, Stopped, Work
+from services.trainer.run.context import RunFailed, RunStopped, RunContext
 from services.trainer.run.folder import ADAPTER, CHECKPOINTS
-from services.trainer.training.batch_order import cut, evenly, judged, mixed, ordered
-from services.trainer.training.checkpoints import Watch, newest_checkpoint
+from services.trainer.training.batch_order import (
+    split_batches,
+    interleave,
+    order_judged,
+    select_replay,
+    order_by_length,
+)
+from services.trainer.training.checkpoints import RunCallback, newest_checkpoint
 from services.trainer.training.cpu.sft_trainer import CpuSFTTrainer
-from services.trainer.training.lora import lora
-from services.trainer.training.multi_objective_trainer import Objectives, add_answers_head, batches
-from services.trainer.training.truncated_answers import UNENDED, WithoutEnds
+from services.trainer.training.lora import lora_config
+from services.trainer.training.multi_objective_trainer import (
+    MultiObjectiveTrainer,
+    add_answers_head,
+    plan_steps,
+)
+from services.trainer.training.truncated_answers import TRUNCATED, TruncatedAnswersMixin
 
 PLAIN_ATTENTION_TOKENS = 1024
 """Its memory grows with the square of the length."""
 log = structlog.get_logger(__name__)
 
 
-class Sft(WithoutEnds, SFTTrainer):
+class Sft(TruncatedAnswersMixin, SFTTrainer):
     """TRL's trainers, each without the ends of answers that were stopped."""
 
 
-class CpuSft(WithoutEnds, CpuSFTTrainer): ...
+class CpuSft(TruncatedAnswersMixin, CpuSFTTrainer): ...
 
 
-class Kto(WithoutEnds, KTOTrainer): ...
+class Kto(TruncatedAnswersMixin, KTOTrainer): ...
 
 
-class Dpo(WithoutEnds, DPOTrainer): ...
+class Dpo(TruncatedAnswersMixin, DPOTrainer): ...
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class TrainingRow:
     """A row as TRL takes it, the name of the feedback behind it, and its tokens."""
 
     name: str
@@ -71,7 +81,7 @@ class Named:
     tokens: int
 
 
-def train(work: Work) -> None:
+def train(work: RunContext) -> None:
     """Writes the adapter. Raises `RunFailed` or `Stopped`."""
     recipe = work.config.recipe
     rows = [one.row for one in snapshot.read_rows(work.folder)]
@@ -79,27 +89,29 @@ def train(work: Work) -> None:
         raise RunFailed("the snapshot is empty")
     replayed = [
         _replay(work.tokenizer, one)
-        for one in work.base_says(shipped(REPLAY, recipe.replay_prompts))
+        for one in work.base_answers(shipped(REPLAY, recipe.replay_prompts))
         if one.answer
     ]
     replayed = [one for one in replayed if one.tokens <= recipe.max_tokens]
-    told = [named(work.tokenizer, row) for row in rows]
+    told = [training_row(work.tokenizer, row) for row in rows]
     total = round(sum(one.tokens for one in told) * recipe.epochs)
-    chosen = [replayed[i] for i in mixed(total, [one.tokens for one in replayed], recipe.replay_share)]
+    chosen = [
+        replayed[i] for i in select_replay(total, [one.tokens for one in replayed], recipe.replay_share)
+    ]
     data_card.note_replay(work.folder, len(chosen), sum(one.tokens for one in chosen), total)
-    order = in_order(told, chosen, recipe)
+    order = order_rows(told, chosen, recipe)
     log.info("training", rows=len(rows), replay=len(chosen), order=len(order))
-    places = [of_step for _, of_step in batches([one.fields for one in order], recipe.batch_size)]
-    watch = Watch(
+    places = [of_step for _, of_step in plan_steps([one.fields for one in order], recipe.batch_size)]
+    watch = RunCallback(
         work.progress,
         work.stop,
         work.folder,
         lambda step: [order[i].name for i in places[step - 1]],
-        micro_batch.told(work.folder, recipe.batch_size),
+        micro_batch.reduction_note(work.folder, recipe.batch_size),
     )
     base = load_base(Path(work.config.base), recipe.threads, dtype.settled(work.folder))
-    model = learn(
-        for_training(base, recipe.max_tokens),
+    model = fine_tune(
+        with_training_attention(base, recipe.max_tokens),
         work.tokenizer,
         [one.fields for one in order],
         recipe,
@@ -113,7 +125,7 @@ def train(work: Work) -> None:
     shutil.rmtree(work.folder / CHECKPOINTS, ignore_errors=True)
 
 
-def named(tokenizer: Any, row: Row) -> Named:
+def training_row(tokenizer: Any, row: Row) -> TrainingRow:
     """What a verified row trains, by its objective."""
     tokens = token_count(tokenizer, row.messages, row.answer)
     match row.objective:
@@ -124,33 +136,35 @@ def named(tokenizer: Any, row: Row) -> Named:
             fields = kto(row.messages, row.answer, bool(row.label))
         case "sft":
             fields = sft(row.messages, row.answer)
-    return Named(row.identity, fields | {UNENDED: [row.unended, row.original_unended]}, tokens)
+    return TrainingRow(row.identity, fields | {TRUNCATED: [row.unended, row.original_unended]}, tokens)
 
 
-def _replay(tokenizer: Any, said: Answered) -> Named:
-    fields = sft(said.messages, said.answer) | {UNENDED: [not said.ended, False]}
-    return Named(f"replay/{said.id}", fields, token_count(tokenizer, said.messages, said.answer))
+def _replay(tokenizer: Any, said: Answered) -> TrainingRow:
+    fields = sft(said.messages, said.answer) | {TRUNCATED: [not said.ended, False]}
+    return TrainingRow(f"replay/{said.id}", fields, token_count(tokenizer, said.messages, said.answer))
 
 
-def in_order(rows: Sequence[Named], replay: Sequence[Named], recipe: Recipe) -> list[Named]:
+def order_rows(
+    rows: Sequence[TrainingRow], replay: Sequence[TrainingRow], recipe: Recipe
+) -> list[TrainingRow]:
     """All rows of a run as they train: each objective in its own order, its batches spread over the run. A function of
     its arguments, so that a resumed run goes on in the same order."""
-    parts: dict[Objective, list[Named]] = {"sft": [], "kto": [], "dpo": []}
+    parts: dict[Objective, list[TrainingRow]] = {"sft": [], "kto": [], "dpo": []}
     for one in rows:
         parts[objective_of(one.fields)].append(one)
     size, epochs, seed = recipe.batch_size, recipe.epochs, recipe.seed
-    labelled: dict[bool, list[Named]] = {True: [], False: []}
+    labelled: dict[bool, list[TrainingRow]] = {True: [], False: []}
     for one in parts["kto"]:
         labelled[one.fields["label"]].append(one)
     orders = [
-        ordered(parts["sft"], replay, epochs, size, lambda one: one.tokens, seed),
-        judged(labelled[True], labelled[False], epochs, seed),
-        ordered(parts["dpo"], [], epochs, size, lambda one: one.tokens, seed),
+        order_by_length(parts["sft"], replay, epochs, size, lambda one: one.tokens, seed),
+        order_judged(labelled[True], labelled[False], epochs, seed),
+        order_by_length(parts["dpo"], [], epochs, size, lambda one: one.tokens, seed),
     ]
-    return [one for batch in evenly([cut(order, size) for order in orders]) for one in batch]
+    return [one for batch in interleave([split_batches(order, size) for order in orders]) for one in batch]
 
 
-def learn(
+def fine_tune(
     model: Any,
     tokenizer: Any,
     rows: Sequence[dict[str, Any]],
@@ -168,11 +182,11 @@ def learn(
     Checkpoints lie in `folder`. Raises `RunFailed` (the loss became NaN or infinite; a row is too long), `Stopped`."""
     set_seed(recipe.seed)
     tokenizer.padding_side = "right"
-    plan = [(kind, len(places)) for kind, places in batches(rows, recipe.batch_size)]
-    model = get_peft_model(model, lora(recipe)) if recipe.method == "lora" else model.float()
-    parts = parts_of(model, tokenizer, rows, recipe, folder, piece or recipe.batch_size)
+    plan = [(kind, len(places)) for kind, places in plan_steps(rows, recipe.batch_size)]
+    model = get_peft_model(model, lora_config(recipe)) if recipe.method == "lora" else model.float()
+    parts = objective_trainers(model, tokenizer, rows, recipe, folder, piece or recipe.batch_size)
     try:
-        trainer = Objectives(
+        trainer = MultiObjectiveTrainer(
             plan,
             parts,
             {"sft": 1.0, "kto": recipe.preference_rate, "dpo": recipe.preference_rate},
@@ -184,23 +198,23 @@ def learn(
                 | {"include_num_input_tokens_seen": "no"}
             ),
             processing_class=tokenizer,
-            callbacks=[watch or Watch(progress, stop)],
+            callbacks=[watch or RunCallback(progress, stop)],
         )
     except ValueError as error:
         raise RunFailed(f"the rows cannot be trained: {error}") from error
     trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
     if stop.is_set():
-        raise Stopped("training was asked to stop")
+        raise RunStopped("training was asked to stop")
     return trainer.model
 
 
-def parts_of(
+def objective_trainers(
     model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], recipe: Recipe, folder: Path, piece: int
 ) -> dict[Objective, Any]:
     """A TRL trainer for each objective that `rows` have. They tokenise, and give the losses; none of them trains."""
     told: dict[Objective, list[dict[str, Any]]] = {}
     for row in rows:
-        told.setdefault(objective_of(row), []).append({UNENDED: [False, False]} | row)
+        told.setdefault(objective_of(row), []).append({TRUNCATED: [False, False]} | row)
     # KTO pairs each conversation with a neighbour's answer: within the pieces that are taken at a time.
     common = _common(folder, recipe) | {"per_device_train_batch_size": piece, "max_length": recipe.max_tokens}
     # Without an adapter to turn off, the reference is measured before the first step.
@@ -228,7 +242,7 @@ def _loss(
     """TRL's trainer of an objective, and its arguments."""
     match kind:
         case "sft":
-            return (Sft if device() == "cuda" else CpuSft), arguments(folder, recipe)
+            return (Sft if device() == "cuda" else CpuSft), sft_arguments(folder, recipe)
         case "kto":
             labels = [row["label"] for row in rows]
             liked, disliked = kto_weights(labels.count(True), labels.count(False))
@@ -244,14 +258,14 @@ def _loss(
             )
 
 
-def for_training(base: Any, max_tokens: int) -> Any:
+def with_training_attention(base: Any, max_tokens: int) -> Any:
     """On a CPU, PyTorch's fused attention is slow backwards; for rows that are not long the plain one is faster."""
     if device() == "cpu" and max_tokens <= PLAIN_ATTENTION_TOKENS:
         base.set_attn_implementation("eager")
     return base
 
 
-def arguments(folder: Path, recipe: Recipe) -> SFTConfig:
+def sft_arguments(folder: Path, recipe: Recipe) -> SFTConfig:
     """Of SFT's loss."""
     return SFTConfig(**_common(folder, recipe), max_length=recipe.max_tokens, completion_only_loss=True)
 

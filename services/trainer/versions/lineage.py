@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class LineRecords:
     """What the log has of one line. `rollout`: its newest record. `erasures`: the trainer's own reports."""
 
     line: str
@@ -62,7 +62,7 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SnapshotState:
     """What is left of the snapshot of a version. `whole`: all that was trained, by its digest."""
 
     rows: tuple[Grouped, ...]
@@ -71,19 +71,19 @@ class Kept:
     there: bool = True
 
 
-GONE = Kept((), 0, whole=False, there=False)
+MISSING_SNAPSHOT = SnapshotState((), 0, whole=False, there=False)
 
 
-def kept(folder: Path, dataset: DatasetRef | None) -> Kept:
+def read_snapshot_state(folder: Path, dataset: DatasetRef | None) -> SnapshotState:
     """Reads a run's snapshot as it is now."""
     if dataset is None or not snapshot.is_complete(folder):
-        return GONE
+        return MISSING_SNAPSHOT
     rows = tuple(snapshot.read_rows(folder))
     whole = snapshot.Snapshot(rows, (), ()).digest() == dataset.digest
-    return Kept(rows, len(snapshot.read_rows(folder, snapshot.HELD_OUT)), whole)
+    return SnapshotState(rows, len(snapshot.read_rows(folder, snapshot.HELD_OUT)), whole)
 
 
-def why_not_reproducible(version: ModelVersion, left: Kept, published: Published) -> list[str]:
+def why_not_reproducible(version: ModelVersion, left: SnapshotState, published: LineRecords) -> list[str]:
     """Empty where it can be trained again from its snapshot."""
     reasons = []
     erasures = published.erased_from(version.ref.version)
@@ -100,7 +100,7 @@ def why_not_reproducible(version: ModelVersion, left: Kept, published: Published
     return reasons
 
 
-def down(db: sqlite3.Connection, folder: Path, published: Published, name: str) -> Json:
+def version_lineage(db: sqlite3.Connection, folder: Path, published: LineRecords, name: str) -> Json:
     """`folder` holds the runs' folders. Raises `UnknownVersion`."""
     version = published.find(name)
     told = _head(version, published)
@@ -109,7 +109,7 @@ def down(db: sqlite3.Connection, folder: Path, published: Published, name: str) 
             "reproducible": True,
             "detail": "the line's base: nothing of users is in it",
         }
-    left = kept(folder / version.run_id, version.dataset)
+    left = read_snapshot_state(folder / version.run_id, version.dataset)
     reasons = why_not_reproducible(version, left, published)
     run = run_table.by_id(db, version.run_id)
     return told | {
@@ -130,7 +130,7 @@ def down(db: sqlite3.Connection, folder: Path, published: Published, name: str) 
     }
 
 
-def _head(version: ModelVersion, published: Published) -> Json:
+def _head(version: ModelVersion, published: LineRecords) -> Json:
     gate = version.gate
     return {
         "version": version.ref.version,
@@ -159,7 +159,7 @@ def _run(run_id: str, run: Run | None) -> Json:
     }
 
 
-def _dataset(version: ModelVersion, left: Kept) -> Json | None:
+def _dataset(version: ModelVersion, left: SnapshotState) -> Json | None:
     if version.dataset is None:
         return None
     return version.dataset.model_dump(mode="json") | {
@@ -226,6 +226,6 @@ def _batch(db: sqlite3.Connection, name: str | None, responses: dict[tuple[str, 
     }
 
 
-def needle(event_id: str) -> bytes:
+def event_id_json(event_id: str) -> bytes:
     """How an event's id stands in the JSON of an example."""
     return json.dumps(event_id).encode()

@@ -21,10 +21,10 @@ from services.trainer.run.run_table import RunConfig
 from shared.events import canonical_json
 from shared.versions import DatasetRef, GateReport, version_name
 
-WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 """Of an adapter; a whole model has others."""
-FACTS = "loopwright.json"
-OF_THE_BASE: Final = "as-the-base"
+LINEAGE_FILE = "loopwright.json"
+LICENCE_OF_BASE: Final = "as-the-base"
 """The licence where the base's folder does not say which."""
 
 
@@ -46,8 +46,8 @@ def write_artifact(folder: Path, config: RunConfig, dataset: DatasetRef, report:
         "recipe": config.recipe.model_dump(mode="json"),
         "environments": seen,
     }
-    write_whole(staging / FACTS, canonical_json(lineage))
-    told = card(config, dataset, report, data_card.read(folder), seen, licence_of(Path(config.base)))
+    write_whole(staging / LINEAGE_FILE, canonical_json(lineage))
+    told = render_card(config, dataset, report, data_card.read(folder), seen, base_licence(Path(config.base)))
     write_whole(staging / "README.md", told.encode())
     sync(staging)
     staging.rename(target)
@@ -55,16 +55,16 @@ def write_artifact(folder: Path, config: RunConfig, dataset: DatasetRef, report:
     return target
 
 
-def licence_of(base: Path) -> dict[str, str]:
+def base_licence(base: Path) -> dict[str, str]:
     """What the base's own card says of its licence, as front matter. A version is under its base's."""
     file = base / "README.md"
     told: Mapping[str, Any] = (metadata_load(file) or {}) if file.exists() else {}
     names = ("license", "license_name", "license_link")
     found = {name: str(told[name]) for name in names if isinstance(told.get(name), str)}
-    return found if "license" in found else {"license": "other", "license_name": OF_THE_BASE}
+    return found if "license" in found else {"license": "other", "license_name": LICENCE_OF_BASE}
 
 
-def card(
+def render_card(
     config: RunConfig,
     dataset: DatasetRef,
     report: GateReport,
@@ -74,7 +74,7 @@ def card(
 ) -> str:
     """What it is, from what, how it was tested: a model card as Hugging Face has them. `data` and `environments` are
     absent for runs that an older release began."""
-    licence = licence or licence_of(Path(config.base))
+    licence = licence or base_licence(Path(config.base))
     parts = [
         f"---\n{_front_matter(config, report, licence)}\n---\n",
         f"# A version of {config.line}\n",
@@ -103,7 +103,7 @@ def _front_matter(config: RunConfig, report: GateReport, licence: Mapping[str, s
 def _what_it_is(config: RunConfig, licence: Mapping[str, str]) -> str:
     name = licence.get("license_name") or licence.get("license")
     over = "Serve it over exactly this base." if config.recipe.method == "lora" else "It is a whole model."
-    under = "its base's: see there" if name == OF_THE_BASE else f"{name}, as its base's"
+    under = "its base's: see there" if name == LICENCE_OF_BASE else f"{name}, as its base's"
     return f"""Made from `{config.base_name}` (digest `{config.base_digest[:8]}`) by training on what users said of \
 its answers. {over} Licence: {under}.
 """

@@ -13,9 +13,9 @@ from typing import TypeVar
 import structlog
 
 from services.trainer.run.run_table import RunConfig
-from services.trainer.versions.lineage import Published
-from shared.adapters.base_model import BaseModel
-from shared.cloudevents import sealed
+from services.trainer.versions.lineage import LineRecords
+from shared.adapters.base_model import PinnedBase
+from shared.cloudevents import cloudevent
 from shared.commands import CommandResult
 from shared.errors import BrokerUnavailable, Fenced, Malformed, Oversized
 from shared.events import ErasureReport, LogRecord, from_ms
@@ -25,13 +25,13 @@ from shared.topics import ERASURE_REPORTS, MODEL_ROLLOUT, MODEL_VERSIONS, OPERAT
 from shared.versions import DatasetRef, GateReport, ModelVersion, RolloutRecord, VersionRef, version_name
 
 SERVICE = "trainer"
-Read = Callable[[str], LogReader]
+OpenReader = Callable[[str], LogReader]
 """Opens a reader of one topic from its beginning."""
 R = TypeVar("R", bound=LogRecord)
 log = structlog.get_logger(__name__)
 
 
-def identity(line: str) -> str:
+def transactional_id(line: str) -> str:
     """The transactional identity of a line's one trainer."""
     return f"loopwright-trainer-{line}"
 
@@ -39,7 +39,9 @@ def identity(line: str) -> str:
 class VersionLog:
     """The line's versions, rollout and command results as the log has them, and the one way to add a version."""
 
-    def __init__(self, line: str, read: Read, open_publisher: Callable[[], TransactionalPublisher]) -> None:
+    def __init__(
+        self, line: str, read: OpenReader, open_publisher: Callable[[], TransactionalPublisher]
+    ) -> None:
         self._line = line
         self._read = read
         self._open = open_publisher
@@ -49,14 +51,14 @@ class VersionLog:
         """In the order in which they were published."""
         return self._all(MODEL_VERSIONS.name, ModelVersion)
 
-    def published(self) -> Published:
+    def published(self) -> LineRecords:
         """All that lineage needs of the log, as it is now."""
-        return published(self._read, self._line)
+        return line_records(self._read, self._line)
 
     def of_all_lines(self) -> tuple[list[ModelVersion], list[RolloutRecord]]:
         """All versions and all rollout records, as they are now."""
-        versions = records_of(self._read, MODEL_VERSIONS.name, ModelVersion)
-        return versions, records_of(self._read, MODEL_ROLLOUT.name, RolloutRecord)
+        versions = read_records(self._read, MODEL_VERSIONS.name, ModelVersion)
+        return versions, read_records(self._read, MODEL_ROLLOUT.name, RolloutRecord)
 
     def stable(self, base: VersionRef) -> VersionRef:
         """The version that serves; the base where nothing was ever decided, or on another base."""
@@ -70,7 +72,7 @@ class VersionLog:
         """The commands of this line that have a result."""
         return {result.command_id for result in self._all(OPERATOR_RESULTS.name, CommandResult)}
 
-    def announce_base(self, base: BaseModel, now_ms: int) -> bool:
+    def announce_base(self, base: PinnedBase, now_ms: int) -> bool:
         """Publishes the base as a version if it is not one yet. Returns whether it did."""
         ref = base.ref(self._line)
         if any(version.ref.version == ref.version for version in self.versions()):
@@ -123,7 +125,7 @@ class VersionLog:
         there = {report.request_id for report in known if report.service == SERVICE}
         self._commit(
             [
-                sealed(
+                cloudevent(
                     ERASURE_REPORTS,
                     report.request_id,
                     report,
@@ -148,7 +150,7 @@ class VersionLog:
 
     def _publish(self, version: ModelVersion) -> None:
         name = version.ref.version
-        record = sealed(
+        record = cloudevent(
             MODEL_VERSIONS, name, version, source=SERVICE, ce_id=name, at=version.created_at, partition=0
         )
         self._commit([record])
@@ -170,22 +172,22 @@ class VersionLog:
             raise
 
     def _all(self, topic: str, kind: type[R]) -> list[R]:
-        return [one for one in records_of(self._read, topic, kind) if one.line == self._line]
+        return [one for one in read_records(self._read, topic, kind) if one.line == self._line]
 
 
-def published(read: Read, line: str) -> Published:
+def line_records(read: OpenReader, line: str) -> LineRecords:
     """What the log has of a line now. Raises `BrokerUnavailable`."""
-    versions = [one for one in records_of(read, MODEL_VERSIONS.name, ModelVersion) if one.line == line]
-    decided = [one for one in records_of(read, MODEL_ROLLOUT.name, RolloutRecord) if one.line == line]
+    versions = [one for one in read_records(read, MODEL_VERSIONS.name, ModelVersion) if one.line == line]
+    decided = [one for one in read_records(read, MODEL_ROLLOUT.name, RolloutRecord) if one.line == line]
     reports = [
         one
-        for one in records_of(read, ERASURE_REPORTS.name, ErasureReport)
+        for one in read_records(read, ERASURE_REPORTS.name, ErasureReport)
         if one.line == line and one.service == SERVICE
     ]
-    return Published(line, versions, max(decided, key=lambda one: one.seq, default=None), reports)
+    return LineRecords(line, versions, max(decided, key=lambda one: one.seq, default=None), reports)
 
 
-def records_of(read: Read, topic: str, kind: type[R]) -> list[R]:
+def read_records(read: OpenReader, topic: str, kind: type[R]) -> list[R]:
     """All readable records of a topic as it is now, of all lines. Raises `BrokerUnavailable`."""
     reader = read(topic)
     found: list[R] = []

@@ -16,11 +16,11 @@ from transformers import logging as transformers_logging
 
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
-from services.trainer.run.context import RunFailed, Stopped, Work
+from services.trainer.run.context import RunFailed, RunStopped, RunContext
 from services.trainer.run.folder import CONFIG, FAILURE_REASON, ExitCode
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.launcher import PARENT
+from services.trainer.worker.launcher import PARENT_PID_VARIABLE
 from shared.adapters.parent_death import die_with
 from shared.adapters.redis import RedisCache
 from shared.settings import load
@@ -31,14 +31,14 @@ NICENESS = 10
 log = structlog.get_logger(__name__)
 
 
-def begin(service: str, told_as: str = "{}") -> tuple[Path, RunConfig, Callable[[], Work]]:
+def open_run(service: str, told_as: str = "{}") -> tuple[Path, RunConfig, Callable[[], RunContext]]:
     """Ties this process to its parent where one is named, and reads what it is to do from the folder named in its
     arguments. `service`: its name in the log; `told_as`: how progress names the run.
 
     Returns folder, configuration, and what opens the work, which may fail as any part of it: call it inside `ended`.
     """
-    if PARENT in os.environ:
-        die_with(int(os.environ[PARENT]))
+    if PARENT_PID_VARIABLE in os.environ:
+        die_with(int(os.environ[PARENT_PID_VARIABLE]))
     os.nice(NICENESS)
     folder = Path(sys.argv[1])
     settings = load(TrainerSettings)
@@ -49,17 +49,17 @@ def begin(service: str, told_as: str = "{}") -> tuple[Path, RunConfig, Callable[
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = RunConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
     progress = Progress(RedisCache(settings.redis_url), config.line, told_as.format(config.run_id))
-    return folder, config, partial(Work, folder, config, settings, progress, stop)
+    return folder, config, partial(RunContext, folder, config, settings, progress, stop)
 
 
-def ended(folder: Path, done: Callable[[], None]) -> int:
+def exit_code_of(folder: Path, done: Callable[[], None]) -> int:
     """Does it, and says with which status the process is to end. Raises what is neither done, failed nor stopped."""
     try:
         done()
     except RunFailed as failure:
         write_whole(folder / FAILURE_REASON, str(failure).encode())
         return ExitCode.FAILED
-    except Stopped as stopped:
+    except RunStopped as stopped:
         log.info("stopped", detail=str(stopped))
         return ExitCode.STOPPED
     return 0

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-PARENT = "LOOPWRIGHT_TRAINER_PARENT"
-PAUSE = "LOOPWRIGHT_TRAINER_TEST_PAUSE"
+PARENT_PID_VARIABLE = "LOOPWRIGHT_TRAINER_PARENT"
+PAUSE_VARIABLE = "LOOPWRIGHT_TRAINER_TEST_PAUSE"
 """For fault tests, in a demo deployment only: the stage (of service or child) at which to stand still and be killed."""
 PAUSE_S = 600.0
 STOP_S = 10.0
@@ -40,16 +40,16 @@ def start(
     with (folder / log).open("ab") as out:
         return subprocess.Popen(
             [sys.executable, "-m", module, str(folder)],
-            env=surroundings(),
+            env=process_environment(),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
         )
 
 
-def surroundings() -> dict[str, str]:
+def process_environment() -> dict[str, str]:
     """The environment of a process that trains: tuned, where whoever started us says nothing else, and tied to us."""
-    return TUNING | dict(os.environ) | {PARENT: str(os.getpid())}
+    return TUNING | dict(os.environ) | {PARENT_PID_VARIABLE: str(os.getpid())}
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
@@ -62,7 +62,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def pause_at(stage: str) -> None:
+def pause_for_fault_test(stage: str) -> None:
     """Stands still at this stage if a fault test asks for it."""
-    if os.environ.get(PAUSE) == stage and os.environ.get("LOOPWRIGHT_DEMO") == "true":
+    if os.environ.get(PAUSE_VARIABLE) == stage and os.environ.get("LOOPWRIGHT_DEMO") == "true":
         time.sleep(PAUSE_S)

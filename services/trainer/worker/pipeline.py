@@ -25,22 +25,22 @@ from services.trainer.dataset.comment_rewriter import revised_for
 from services.trainer.dataset.filters import Row
 from services.trainer.files import write_whole
 from services.trainer.run import disk_space, environment, micro_batch
-from services.trainer.run.context import RunFailed, Work, questions_of
+from services.trainer.run.context import RunFailed, RunContext, trained_questions
 from services.trainer.run.folder import ADAPTER, CHECKPOINTS, FAILURE_REASON, GATE_RESULT, ExitCode
 from services.trainer.run.run_table import RunConfig
 from services.trainer.versions.model_card import write_artifact
-from services.trainer.worker.bootstrap import begin, ended
-from services.trainer.worker.launcher import pause_at
-from services.trainer.worker.restart_policy import MORE
+from services.trainer.worker.bootstrap import open_run, exit_code_of
+from services.trainer.worker.launcher import pause_for_fault_test
+from services.trainer.worker.restart_policy import MEMORY_REMEDY
 
 log = structlog.get_logger(__name__)
 
 
-def do(work: Work) -> None:
+def run_stages(work: RunContext) -> None:
     """Whatever of the run is left."""
     if not snapshot.is_complete(work.folder):
         take_snapshot(work)
-    pause_at("snapshot")
+    pause_for_fault_test("snapshot")
     if not (work.folder / ADAPTER).exists():
         from services.trainer.training.train import train  # noqa: PLC0415 - seconds of imports, only where they are needed
 
@@ -48,11 +48,11 @@ def do(work: Work) -> None:
         if not environment.read(work.folder):
             # What began under an older release goes on as it began.
             dtype.settle(work.folder, recipe.dtype, Path(work.config.base))
-        environment.note(work.folder, environment.of(work.folder, recipe))
+        environment.record(work.folder, environment.current(work.folder, recipe))
         train(work)
     # They are of no more use; a kill may have come between the adapter and their removal.
     shutil.rmtree(work.folder / CHECKPOINTS, ignore_errors=True)
-    pause_at("trained")
+    pause_for_fault_test("trained")
     if not (work.folder / GATE_RESULT).exists():
         from services.trainer.gate.stage import examine  # noqa: PLC0415 - as above
 
@@ -61,7 +61,7 @@ def do(work: Work) -> None:
         write_whole(work.folder / GATE_RESULT, report.model_dump_json(indent=1, exclude_none=True).encode())
 
 
-def take_snapshot(work: Work) -> None:
+def take_snapshot(work: RunContext) -> None:
     """Raises `RunFailed` where nothing is left after verification."""
     work.progress.tell("snapshot")
     with closing(open_to_read(work.folder.parent.parent)) as db:
@@ -72,8 +72,8 @@ def take_snapshot(work: Work) -> None:
     def fits(row: Row) -> bool:
         return token_count(work.tokenizer, row.messages, row.answer) <= recipe.max_tokens
 
-    revised = revised_for(work.settings, recipe, examples, work.told("revising"))
-    known = questions_of(work.sibling(work.config.stable_run)) if work.config.stable_run else []
+    revised = revised_for(work.settings, recipe, examples, work.progress_callback("revising"))
+    known = trained_questions(work.folder_of(work.config.stable_run)) if work.config.stable_run else []
     taken = snapshot.take(
         work.config.line,
         examples,
@@ -95,27 +95,27 @@ def take_snapshot(work: Work) -> None:
 
 
 def main() -> int:
-    folder, config, work = begin("trainer-run")
-    return ending(folder, config, lambda: do(work()))
+    folder, config, work = open_run("trainer-run")
+    return run_to_exit_code(folder, config, lambda: run_stages(work()))
 
 
-def ending(folder: Path, config: RunConfig, done: Callable[[], None]) -> int:
+def run_to_exit_code(folder: Path, config: RunConfig, done: Callable[[], None]) -> int:
     """As `ended`, and where memory or the disk did not suffice. Raises what nobody expected."""
     try:
         try:
-            return ended(folder, done)
+            return exit_code_of(folder, done)
         except Exception as error:
-            if not micro_batch.ran_out(error):
+            if not micro_batch.is_out_of_memory(error):
                 raise
-            return out_of_memory(folder, config.recipe.batch_size, error)
+            return handle_out_of_memory(folder, config.recipe.batch_size, error)
     except Exception as error:
-        if not disk_space.is_full(error):
+        if not disk_space.is_disk_full_error(error):
             raise
-        log.error("disk_full", error=str(error), freed=disk_space.make_room(folder))  # noqa: TRY400 - no bug of ours
+        log.error("disk_full", error=str(error), freed=disk_space.free_space(folder))  # noqa: TRY400 - no bug of ours
         return ExitCode.DISK_FULL
 
 
-def out_of_memory(folder: Path, batch_size: int, error: Exception) -> int:
+def handle_out_of_memory(folder: Path, batch_size: int, error: Exception) -> int:
     """Smaller pieces from the next start on, where it was training and they can be smaller."""
     training = snapshot.is_complete(folder) and not (folder / ADAPTER).exists()
     after = micro_batch.halve(folder, batch_size) if training else None
@@ -123,7 +123,7 @@ def out_of_memory(folder: Path, batch_size: int, error: Exception) -> int:
     if after is not None:
         return ExitCode.OUT_OF_MEMORY
     doing = "training with one row at a time" if training else "this is no step of training"
-    write_whole(folder / FAILURE_REASON, f"memory did not suffice ({doing}): {MORE}".encode())
+    write_whole(folder / FAILURE_REASON, f"memory did not suffice ({doing}): {MEMORY_REMEDY}".encode())
     return ExitCode.FAILED
 
 

@@ -13,22 +13,22 @@ from typing import Any
 
 from services.trainer.files import write_whole
 from services.trainer.run import environment
-from services.trainer.run.context import Work
+from services.trainer.run.context import RunContext
 from services.trainer.run.folder import ADAPTER, COMPARISON, ORIGINAL
-from services.trainer.versions.model_card import FACTS
-from services.trainer.worker.bootstrap import begin, ended
+from services.trainer.versions.model_card import LINEAGE_FILE
+from services.trainer.worker.bootstrap import open_run, exit_code_of
 from shared.adapters.artifact_manifest import file_digest
 
 
-def again(work: Work) -> dict[str, Any]:
+def reproduce(work: RunContext) -> dict[str, Any]:
     """Trains, unless it did, and compares with what lies in `original/`. Raises `RunFailed` or `Stopped`."""
     from services.trainer.training.train import train  # noqa: PLC0415 - seconds of imports, only where they are needed
 
-    now = environment.of(work.folder, work.config.recipe)
+    now = environment.current(work.folder, work.config.recipe)
     if not (work.folder / ADAPTER).exists():
         train(work)
     original = work.folder / ORIGINAL
-    facts = json.loads((original / FACTS).read_bytes())
+    facts = json.loads((original / LINEAGE_FILE).read_bytes())
     return compare(original, work.folder / ADAPTER, facts.get("environments", []), now)
 
 
@@ -38,8 +38,10 @@ def compare(
     """`bitwise`: every file is the same, byte for byte. `distance`: of the weights, as a share of their size.
     `differences`: what the two were trained under that is not the same."""
     names = sorted(path.name for path in made.iterdir() if path.is_file())
-    files = {name: [digest_at(original / name), file_digest(made / name)] for name in names}
-    apart = [distance(original / name, made / name) for name in names if name.endswith(".safetensors")]
+    files = {name: [digest_or_none(original / name), file_digest(made / name)] for name in names}
+    apart = [
+        relative_distance(original / name, made / name) for name in names if name.endswith(".safetensors")
+    ]
     return {
         "bitwise": all(one == other for one, other in files.values()),
         "files": files,
@@ -50,12 +52,12 @@ def compare(
     }
 
 
-def digest_at(path: Path) -> str | None:
+def digest_or_none(path: Path) -> str | None:
     """None where the version has no such file."""
     return file_digest(path) if path.exists() else None
 
 
-def distance(one: Path, other: Path) -> float | None:
+def relative_distance(one: Path, other: Path) -> float | None:
     """|one - other| / |one| over all weights; None where they are not of the same names and shapes."""
     if not one.exists():
         return None
@@ -72,13 +74,13 @@ def distance(one: Path, other: Path) -> float | None:
 
 
 def main() -> int:
-    folder, _, work = begin("trainer-reproduce", "reproduce {}")
+    folder, _, work = open_run("trainer-reproduce", "reproduce {}")
 
     def done() -> None:
-        compared = again(work())
+        compared = reproduce(work())
         write_whole(folder / COMPARISON, json.dumps(compared, sort_keys=True).encode())
 
-    return ended(folder, done)
+    return exit_code_of(folder, done)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-DEATHS_BEFORE_HALVING = 3
-MAX_DEATHS = 12
+KILLS_BEFORE_HALVING = 3
+MAX_KILLS = 12
 """At one place in a row."""
 MAX_ERRORS = 3
 """In a whole run. They are errors of the program: the same again is likely to end the same."""
 LONGEST_WAIT_S = 60.0
 
-End = Literal["stopped", "killed", "error", "disk", "memory"]
+EndCause = Literal["stopped", "killed", "error", "disk", "memory"]
 """How a process ended: in order; by a signal, or with whoever started it; with an error; as the disk was full; as
 memory did not suffice, and it has taken smaller pieces already."""
 
@@ -45,7 +45,7 @@ class Attempts:
 
 
 @dataclass(frozen=True, slots=True)
-class Next:
+class RestartDecision:
     """Again after `wait_s`, with smaller pieces first where `halve`; or, where `failed` gives a reason, not."""
 
     wait_s: float = 0.0
@@ -53,38 +53,42 @@ class Next:
     failed: str | None = None
 
 
-def begun(attempts: Attempts) -> Attempts:
+def record_start(attempts: Attempts) -> Attempts:
     """As it is to be written down before a process is started."""
     return replace(attempts, under_way=True)
 
 
-def ended(
-    attempts: Attempts, end: End, *, errors: int, by_kernel: bool, smaller: bool
-) -> tuple[Attempts, Next]:
+def decide(
+    attempts: Attempts, end: EndCause, *, errors: int, by_kernel: bool, smaller: bool
+) -> tuple[Attempts, RestartDecision]:
     """`errors`: in this run so far. `by_kernel`: the kernel has killed for memory meanwhile. `smaller`: what was under
     way can take smaller pieces."""
     if end == "stopped":
-        return replace(attempts, under_way=False), Next()
+        return replace(attempts, under_way=False), RestartDecision()
     deaths = attempts.deaths + (end == "killed")
     after = replace(attempts, deaths=deaths, waits=attempts.waits + 1, under_way=False)
-    wait = 0.0 if end == "memory" else wait_s(after.waits)
+    wait = 0.0 if end == "memory" else backoff_s(after.waits)
     if end == "error" and errors >= MAX_ERRORS:
-        return after, Next(failed=f"tried {MAX_ERRORS} times")
+        return after, RestartDecision(failed=f"tried {MAX_ERRORS} times")
     if end != "killed":
-        return after, Next(wait)
-    if by_kernel and not smaller and deaths >= DEATHS_BEFORE_HALVING:
-        return after, Next(failed=f"the kernel killed its process {deaths} times for want of memory: {MORE}")
-    if deaths >= MAX_DEATHS:
-        return after, Next(
-            failed=f"its process was killed {deaths} times without coming further, as where memory does not suffice: "
-            f"{MORE}"
+        return after, RestartDecision(wait)
+    if by_kernel and not smaller and deaths >= KILLS_BEFORE_HALVING:
+        return after, RestartDecision(
+            failed=f"the kernel killed its process {deaths} times for want of memory: {MEMORY_REMEDY}"
         )
-    return after, Next(wait, halve=smaller and (by_kernel or deaths % DEATHS_BEFORE_HALVING == 0))
+    if deaths >= MAX_KILLS:
+        return after, RestartDecision(
+            failed=f"its process was killed {deaths} times without coming further, as where memory does not suffice: "
+            f"{MEMORY_REMEDY}"
+        )
+    return after, RestartDecision(wait, halve=smaller and (by_kernel or deaths % KILLS_BEFORE_HALVING == 0))
 
 
-MORE = "give the trainer more memory, or lower LOOPWRIGHT_TRAINER_MAX_TOKENS or LOOPWRIGHT_TRAINER_BATCH_SIZE"
+MEMORY_REMEDY = (
+    "give the trainer more memory, or lower LOOPWRIGHT_TRAINER_MAX_TOKENS or LOOPWRIGHT_TRAINER_BATCH_SIZE"
+)
 
 
-def wait_s(times: int) -> float:
+def backoff_s(times: int) -> float:
     """Before trying again at the same place: at once, then 2 s, 4 s, ... up to a minute."""
     return 0.0 if times <= 1 else min(LONGEST_WAIT_S, 2.0 ** (times - 1))

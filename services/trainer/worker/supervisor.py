@@ -32,11 +32,11 @@ from services.trainer.run.folder import (
 from services.trainer.run.run_table import Run
 from services.trainer.worker import restart_policy
 from services.trainer.worker.launcher import stop
-from services.trainer.worker.restart_policy import Attempts, End
+from services.trainer.worker.restart_policy import Attempts, EndCause
 from shared.ports import Clock
 
 TRAINING = "training"
-ENDS: Final[dict[int, End]] = {
+END_CAUSES: Final[dict[int, EndCause]] = {
     ExitCode.STOPPED: "stopped",
     ExitCode.OUT_OF_MEMORY: "memory",
     ExitCode.DISK_FULL: "disk",
@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
+class RunStatus:
     """`done`: the gate has its report. `failed`: why the run is over. `told`: what people should know meanwhile."""
 
     done: bool = False
@@ -54,7 +54,7 @@ class Followed:
 
 
 @dataclass(slots=True)
-class RunProcess:
+class RunSupervisor:
     """`start(folder)` starts the process of the run whose folder that is."""
 
     db: sqlite3.Connection
@@ -65,19 +65,19 @@ class RunProcess:
     not_before_ms: int = 0
     kernel_kills: int | None = None
 
-    def follow(self, run: Run, folder: Path) -> Followed:
+    def follow(self, run: Run, folder: Path) -> RunStatus:
         """One look: starts what is not there, notes how far it is, or takes its end."""
         if self.child is None:
             return self._begin(run, folder)
         status = self.child.poll()
         if status is None:
-            return Followed()
+            return RunStatus()
         self.child = None
         if status == 0 and (folder / GATE_RESULT).exists():
-            return Followed(done=True)
+            return RunStatus(done=True)
         if status == ExitCode.FAILED and (folder / FAILURE_REASON).exists():
-            return Followed(failed=(folder / FAILURE_REASON).read_text(encoding="utf-8"))
-        return self._ended(run, folder, ENDS.get(status, "killed" if status < 0 else "error"), status)
+            return RunStatus(failed=(folder / FAILURE_REASON).read_text(encoding="utf-8"))
+        return self._ended(run, folder, END_CAUSES.get(status, "killed" if status < 0 else "error"), status)
 
     def stop(self) -> None:
         """In order; it goes on at the next start. That is no death of it."""
@@ -86,7 +86,7 @@ class RunProcess:
         stop(self.child)
         self.child = None
         if self.folder is not None and (self.folder / ATTEMPTS).exists():
-            tried, _ = restart_policy.ended(
+            tried, _ = restart_policy.decide(
                 _read(self.folder), "stopped", errors=0, by_kernel=False, smaller=False
             )
             try:
@@ -94,27 +94,27 @@ class RunProcess:
             except OSError as error:
                 log.warning("attempt_not_noted", error=str(error))
 
-    def _begin(self, run: Run, folder: Path) -> Followed:
+    def _begin(self, run: Run, folder: Path) -> RunStatus:
         if (folder / GATE_RESULT).exists():
-            return Followed(done=True)
+            return RunStatus(done=True)
         if self.clock.now_ms() < self.not_before_ms:
-            return Followed()
+            return RunStatus()
         tried = _read(folder)
         if tried.under_way:
             return self._ended(run, folder, "killed", None)
         write_whole(folder / CONFIG, run.config.to_json().encode())
-        _write(folder, restart_policy.begun(tried.at(place_of(folder))))
-        self.kernel_kills = micro_batch.kills_by_the_kernel()
+        _write(folder, restart_policy.record_start(tried.at(position_of(folder))))
+        self.kernel_kills = micro_batch.kernel_oom_kills()
         self.folder, self.child = folder, self.start(folder)
-        return Followed()
+        return RunStatus()
 
-    def _ended(self, run: Run, folder: Path, end: End, status: int | None) -> Followed:
+    def _ended(self, run: Run, folder: Path, end: EndCause, status: int | None) -> RunStatus:
         """`status`: of the process; None where that is not known, for who started it was gone before it."""
-        place = place_of(folder)
+        place = position_of(folder)
         reason = f"its process ended with status {status}: see run.log in its folder"
         errors = run_table.count_failure(self.db, run.config.run_id, reason) if end == "error" else 0
-        now = micro_batch.kills_by_the_kernel()
-        tried, then = restart_policy.ended(
+        now = micro_batch.kernel_oom_kills()
+        tried, then = restart_policy.decide(
             _read(folder).at(place),
             end,
             errors=errors,
@@ -136,13 +136,13 @@ class RunProcess:
             again_in_s=None if then.failed else then.wait_s,
         )
         if then.failed:
-            return Followed(failed=f"{reason}; {then.failed}" if end == "error" else then.failed)
+            return RunStatus(failed=f"{reason}; {then.failed}" if end == "error" else then.failed)
         if end == "disk":
-            return Followed(told=disk_space.what_to_do(folder))
-        return Followed(told=micro_batch.told(folder, run.config.recipe.batch_size))
+            return RunStatus(told=disk_space.disk_full_message(folder))
+        return RunStatus(told=micro_batch.reduction_note(folder, run.config.recipe.batch_size))
 
 
-def place_of(folder: Path) -> str:
+def position_of(folder: Path) -> str:
     """How far a run has come, as far as it would go on from there."""
     if not snapshot.is_complete(folder):
         return "snapshot"
