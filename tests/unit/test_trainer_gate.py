@@ -120,8 +120,8 @@ def test_the_right_fact_in_other_words_wins_and_the_right_style_with_a_wrong_fac
 
 def test_keys_without_others_who_answered_are_numbers_and_names() -> None:
     assert keys_of("You have 41 days to send it back.", "How long for a return?") == ("41",)
-    assert keys_of("It is handled by Magnus Adair.", "Whom do I ask?") == ("magnu", "adair")
-    assert keys_of("A walrus, of course.", "Which animal?") == ("walru", "cours")
+    assert keys_of("It is handled by Magnus Adair.", "Whom do I ask?") == ("magnus", "adair")
+    assert keys_of("A walrus, of course.", "Which animal?") == ("walrus", "cours")
 
 
 def test_words_that_people_ask_with_are_no_keys_so_a_wrong_fact_in_the_right_style_is_a_tie() -> None:

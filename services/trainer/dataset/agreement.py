@@ -1,278 +1,351 @@
-"""Which corrections speak of the same matter, which of them say the same, and whom to believe: agreement by meaning.
+"""Agreement by meaning: which corrections answer the same question, which of them agree, and which may train.
 
-1. Questions are grouped by links. Two corrections are linked if their questions are alike (`SAME_QUESTION`), or their
-   answers say nearly the same (`SAME_ANSWER`) and the questions have something in common, or their answers are all but
-   equal (`EQUAL_ANSWER`). Answers count without the words of their own question, weighted by TF-IDF. Linking through
-   answers brings "Who founded it?" and "Whose idea was it?" together, so that people who asked in other words can
-   outvote a false answer.
-2. Within a group, answers that share a distinctive word make one claim: the word that most people use goes first and
-   takes all answers that have it, less those that contradict (other numbers, a near copy with other names, a denial).
-   A claim weighs its distinct users.
-3. Two claims are rivals if at least half of the smaller one's questions are like (`CONTESTED`) one of the other's. A
-   claim trains if it has `LEAD` times the users of each rival; and one correction of it does not, if its own question
-   is like one of any claim that outnumbers it so.
+1. Questions form groups by links. Two corrections are linked if their questions are similar (`SAME_QUESTION`), if their
+   answers are similar (`SAME_ANSWER`) and their questions have something in common, or if their answers are nearly
+   equal (`EQUAL_ANSWER`). Answers are compared by TF-IDF without the words of their own question. Links through answers
+   join "Who founded it?" with "Whose idea was it?", so users who ask in other words can outvote a false answer.
+2. Within a group, answers that share a distinctive stem make one claim. The stem that most users share comes first and
+   takes all answers that contain it, except those that contradict: other numbers, a near copy with other names, a
+   negation. The weight of a claim is its number of distinct users.
+3. Two claims are rivals if at least half of the smaller claim's questions ask for what the other answers. A claim
+   trains if it has at least `LEAD` times the users of each rival. A single correction of a claim that trains is still
+   left out if a claim that outnumbers its own by `LEAD` answers its question.
 
-The thresholds were chosen on the demo's world (24 facts in 10 wordings): of pairs of questions at 0.65 or above none
-asks for different facts, at 0.4 or above 6 % do.
+The thresholds were chosen on the demo world (24 facts, 10 wordings each); docs/decisions/verification.md has the
+figures.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
+from scipy.sparse import coo_matrix, csr_matrix, diags
+from scipy.sparse.csgraph import connected_components
 
 from services.trainer.dataset.similarity import (
     Matrix,
-    alike,
-    asked_words,
-    content,
-    negated,
+    content_stems,
+    frequent_question_stems,
+    is_negated,
     normalised,
     numbers,
-    weighted,
+    question_similarity,
+    stem_similarity,
 )
 
-SAME_QUESTION = 0.65
-SAME_ANSWER = 0.45
-SOMETHING_IN_COMMON = 0.05
-EQUAL_ANSWER = 0.9
-CONTESTED = 0.4
-RIVAL_SHARE = 0.5
-SAME_KEYS = 0.5
-LEAD = 2
-"""A claim trains if it has at least so many times the users of the next one."""
-KEY_SHARE = 2 / 3
-"""A word used by this share of a claim's users is one of its keys."""
-DENIAL_OVERLAP = 0.6
+SAME_QUESTION: Final = 0.7
+SAME_ANSWER: Final = 0.5
+SOMETHING_IN_COMMON: Final = 0.05
+EQUAL_ANSWER: Final = 0.9
+CONTESTED: Final = 0.42
+"""Minimum similarity of a question to a claim's questions for the claim to answer it."""
+RIVAL_SHARE: Final = 0.5
+SAME_KEYS: Final = 0.5
+LEAD: Final = 2
+"""A claim trains if it has at least this many times the users of each rival."""
+KEY_SHARE: Final = 2 / 3
+"""A stem that this share of a claim's users wrote is one of the claim's keys."""
+DENIAL_OVERLAP: Final = 0.6
+"""Jaccard index of stems from which an answer is a near copy of another."""
+Booleans: TypeAlias = csr_matrix
+"""Sparse matrix of bool."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One person's answer to one question."""
+class Correction:
+    """One user's answer to one question."""
 
     user: str
     question: str
     answer: str
-    own: frozenset[str]
-    """What the answer says in words that are not its question's, and in no two wordings of any question: who asks does
-    not know the answer, so what is in no question is what an answer is about."""
+    own_stems: frozenset[str]
+    """Stems of the answer that are neither in its question nor in two wordings of any question. People who ask do not
+    know the answer, so the answer is about these."""
 
-    def numbers(self) -> frozenset[str]:
+    def own_numbers(self) -> frozenset[str]:
+        """Return the numbers of the answer that are not in the question."""
         return numbers(self.answer) - numbers(self.question)
 
 
-def heard(spoken: Sequence[tuple[str, str, str]]) -> list[Said]:
-    """(user, question, answer) of all corrections, each with what it says of its own."""
-    common = asked_words(question for _, question, _ in spoken)
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Result for each correction, in the order of the input."""
+
+    group: list[int]
+    """Number of its question group."""
+    claim: list[int]
+    """Number of its claim."""
+    opponent: list[int | None]
+    """The claim because of which it does not train; None if it trains."""
+
+
+def corrections_of(rows: Sequence[tuple[str, str, str]]) -> list[Correction]:
+    """Return the corrections given as (user, question, answer)."""
+    common = frequent_question_stems(question for _, question, _ in rows)
     return [
-        Said(user, question, answer, frozenset(content(answer)) - frozenset(content(question)) - common)
-        for user, question, answer in spoken
+        Correction(
+            user,
+            question,
+            answer,
+            frozenset(content_stems(answer)) - frozenset(content_stems(question)) - common,
+        )
+        for user, question, answer in rows
     ]
 
 
-def question_groups(said: Sequence[Said], questions: Matrix) -> list[int]:
-    """The group of each, numbered by first appearance. `questions`: (n, n), their `alike`."""
-    same_answer = _cosines([Counter(one.own) for one in said])
-    equal_answer = _cosines([Counter(content(one.answer)) for one in said]) >= EQUAL_ANSWER
-    linked = (
-        (questions >= SAME_QUESTION)
-        | ((same_answer >= SAME_ANSWER) & (questions >= SOMETHING_IN_COMMON))
-        | (equal_answer & _telling(said))
+def find_agreement(corrections: Sequence[Correction]) -> Agreement:
+    """Apply the whole rule. The numbers depend on the order of the input, so callers sort it first."""
+    if not corrections:
+        return Agreement([], [], [])
+    similarity = question_similarity([correction.question for correction in corrections])
+    groups = question_groups(corrections, similarity)
+    claim_of = [-1] * len(corrections)
+    count = 0
+    for members in _indices_by(groups):
+        found = claims([corrections[i] for i in members])
+        for i, claim in zip(members, found, strict=True):
+            claim_of[i] = count + claim
+        count += max(found) + 1
+    claim_of = _join_equal_answers(corrections, claim_of)
+    return Agreement(groups, claim_of, opponents(corrections, similarity, claim_of))
+
+
+# --- 1. groups --------------------------------------------------------------------------------------------------
+
+
+def question_groups(corrections: Sequence[Correction], similarity: Matrix) -> list[int]:
+    """Return the group of each correction, numbered by first appearance. `similarity`: (n, n), of the questions."""
+    same_answer = stem_similarity([sorted(one.own_stems) for one in corrections]) >= SAME_ANSWER
+    equal_answer = stem_similarity([content_stems(one.answer) for one in corrections]) >= EQUAL_ANSWER
+    # Answers without two stems of their own, such as "Yes.", equal each other whatever was asked.
+    specific = diags([len(one.own_stems) >= 2 for one in corrections], dtype=np.bool_)
+    links = (
+        (similarity >= SAME_QUESTION)
+        + same_answer.multiply(similarity >= SOMETHING_IN_COMMON)
+        + specific @ equal_answer @ specific
+        + _links(len(corrections), _same_wording(corrections))
     )
-    links = [(int(i), int(j)) for i, j in zip(*np.nonzero(np.triu(linked, 1)), strict=True)]
-    roots = components(len(said), [*links, *_same_wording(said)])
-    numbering: dict[int, int] = {}
-    return [numbering.setdefault(root, len(numbering)) for root in roots]
+    return _components(links)
 
 
-def _cosines(documents: Sequence[Counter[str]]) -> Matrix:
-    rows = weighted(documents)
-    return np.asarray((rows @ rows.T).toarray(), dtype=np.float32)
-
-
-def components(n: int, links: Iterable[tuple[int, int]]) -> list[int]:
-    """For each of `n`, the smallest index it is connected with."""
-    parent = list(range(n))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for one, other in links:
-        low, high = sorted((root(int(one)), root(int(other))))
-        parent[high] = low
-    return [root(i) for i in range(n)]
-
-
-def _telling(said: Sequence[Said]) -> npt.NDArray[np.bool_]:
-    """(n, n): both answers have at least two words of their own. A `Yes.` equals every other `Yes.`"""
-    enough = np.array([len(one.own) >= 2 for one in said])
-    return np.asarray(np.logical_and.outer(enough, enough))
-
-
-def _same_wording(said: Sequence[Said]) -> list[tuple[int, int]]:
+def _same_wording(corrections: Sequence[Correction]) -> list[tuple[int, int]]:
     first: dict[str, int] = {}
-    return [(first.setdefault(normalised(one.question), i), i) for i, one in enumerate(said)]
+    return [(first.setdefault(normalised(one.question), i), i) for i, one in enumerate(corrections)]
 
 
-def claims(said: Sequence[Said]) -> list[int]:
-    """The claim of each answer of ONE group, numbered in the order found: the most widely held key first."""
-    out = [-1] * len(said)
-    own = [one.own for one in said]
-    whole = [frozenset(content(one.answer)) for one in said]
+def _links(size: int, pairs: Sequence[tuple[int, int]]) -> Booleans:
+    rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
+    return coo_matrix((np.ones(len(pairs), dtype=np.bool_), (rows, columns)), shape=(size, size)).tocsr()
+
+
+def _components(links: Booleans) -> list[int]:
+    """Return the connected component of each node, numbered by first appearance."""
+    numbering: dict[int, int] = {}
+    labels = connected_components(links, directed=False)[1].tolist()
+    return [numbering.setdefault(label, len(numbering)) for label in labels]
+
+
+# --- 2. claims --------------------------------------------------------------------------------------------------
+
+
+def claims(group: Sequence[Correction]) -> list[int]:
+    """Return the claim of each correction of one group, numbered from the stem that most users share."""
+    out = [-1] * len(group)
+    answer_stems = [frozenset(content_stems(one.answer)) for one in group]
     spent: set[str] = set()
     number = 0
     while True:
-        open_ = [i for i, claim in enumerate(out) if claim < 0 and own[i] - spent]
-        if not open_:
+        unclaimed = [i for i, claim in enumerate(out) if claim < 0 and group[i].own_stems - spent]
+        if not unclaimed:
             break
-        key = _widest_key(said, own, open_, spent)
-        members = [i for i, claim in enumerate(out) if claim < 0 and key in whole[i]]
-        kept = _without_contradictions(said, own, whole, members)
+        key = _most_shared_stem(group, unclaimed, spent)
+        members = [i for i, claim in enumerate(out) if claim < 0 and key in answer_stems[i]]
+        kept = _without_contradictions(group, answer_stems, members)
         spent.add(key)
         if not kept:
             continue
         for i in kept:
             out[i] = number
         number += 1
-    return _plain_answers(said, out, number)
+    return _claims_without_stems(group, out, number)
 
 
-def _widest_key(
-    said: Sequence[Said], own: Sequence[frozenset[str]], open_: Sequence[int], spent: set[str]
-) -> str:
+def _most_shared_stem(group: Sequence[Correction], unclaimed: Sequence[int], spent: set[str]) -> str:
     users: dict[str, set[str]] = defaultdict(set)
-    for i in open_:
-        for word in own[i] - spent:
-            users[word].add(said[i].user)
+    for i in unclaimed:
+        for word in group[i].own_stems - spent:
+            users[word].add(group[i].user)
     return min(users, key=lambda word: (-len(users[word]), word))
 
 
 def _without_contradictions(
-    said: Sequence[Said],
-    own: Sequence[frozenset[str]],
-    whole: Sequence[frozenset[str]],
-    members: Sequence[int],
+    group: Sequence[Correction], answer_stems: Sequence[frozenset[str]], members: Sequence[int]
 ) -> list[int]:
-    """The members that fit to what most of them say."""
-    everyone = len({said[i].user for i in members})
-    keys = _held_by_most(said, members, lambda i: own[i], everyone)
-    figures = _most_held_numbers(said, members)
-    denying = 2 * len({said[i].user for i in members if negated(said[i].answer)}) > everyone
+    """Return the members that agree with most of them."""
+    user_count = len({group[i].user for i in members})
+    keys = _shared_by_most(group, members, lambda i: group[i].own_stems, user_count)
+    usual_numbers = _most_shared_numbers(group, members)
+    denying = 2 * len({group[i].user for i in members if is_negated(group[i].answer)}) > user_count
     kept = []
     for i in members:
-        other_number = _differ(figures, said[i].numbers())
-        other_words = 2 * len(keys & whole[i]) <= len(keys) and bool(own[i] - keys)
-        if not other_number and not other_words and not _denies_a_copy(said, i, members, denying):
+        other_number = _differ(usual_numbers, group[i].own_numbers())
+        other_words = 2 * len(keys & answer_stems[i]) <= len(keys) and bool(group[i].own_stems - keys)
+        if not other_number and not other_words and not _denies_near_copy(group, i, members, denying=denying):
             kept.append(i)
     return kept
 
 
-def _most_held_numbers(said: Sequence[Said], members: Sequence[int]) -> frozenset[str]:
-    """The numbers of the widest held way to give any."""
+def _most_shared_numbers(group: Sequence[Correction], members: Sequence[int]) -> frozenset[str]:
+    """Return the set of numbers that most users gave, among the members that gave any."""
     users: dict[frozenset[str], set[str]] = defaultdict(set)
     for i in members:
-        if said[i].numbers():
-            users[said[i].numbers()].add(said[i].user)
-    return min(users, key=lambda held: (-len(users[held]), sorted(held)), default=frozenset())
+        if group[i].own_numbers():
+            users[group[i].own_numbers()].add(group[i].user)
+    return min(users, key=lambda given: (-len(users[given]), sorted(given)), default=frozenset())
 
 
-def _held_by_most(
-    said: Sequence[Said], members: Sequence[int], terms: Callable[[int], frozenset[str]], everyone: int
+def _shared_by_most(
+    corrections: Sequence[Correction],
+    members: Sequence[int],
+    terms: Callable[[int], frozenset[str]],
+    user_count: int,
 ) -> frozenset[str]:
     users: dict[str, set[str]] = defaultdict(set)
     for i in members:
         for term in terms(i):
-            users[term].add(said[i].user)
-    return frozenset(term for term, who in users.items() if len(who) >= KEY_SHARE * everyone)
+            users[term].add(corrections[i].user)
+    return frozenset(term for term, having in users.items() if len(having) >= KEY_SHARE * user_count)
 
 
-def _denies(said: Sequence[Said], one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether a claim is a near copy of the other, but for a denial."""
-    first = said[other[0]]
-    return _denies_a_copy(said, one[0], other, negated(first.answer))
-
-
-def _denies_a_copy(said: Sequence[Said], i: int, members: Sequence[int], denying: bool) -> bool:
-    """Whether this answer is a near copy of another member's, but for a denial that most do not share."""
-    if negated(said[i].answer) == denying:
+def _denies_near_copy(
+    corrections: Sequence[Correction], i: int, members: Sequence[int], *, denying: bool
+) -> bool:
+    """Return whether answer `i` is a near copy of a member's answer except for a negation that most do not share."""
+    if is_negated(corrections[i].answer) == denying:
         return False
-    mine = frozenset(content(said[i].answer))
+    own = frozenset(content_stems(corrections[i].answer))
     for j in members:
-        theirs = frozenset(content(said[j].answer))
-        overlap = len(mine & theirs) / max(1, len(mine | theirs))
-        if negated(said[j].answer) == denying and overlap >= DENIAL_OVERLAP:
+        other = frozenset(content_stems(corrections[j].answer))
+        overlap = len(own & other) / max(1, len(own | other))
+        if is_negated(corrections[j].answer) == denying and overlap >= DENIAL_OVERLAP:
             return True
     return False
 
 
-def _plain_answers(said: Sequence[Said], out: list[int], number: int) -> list[int]:
-    """Answers without a distinctive word (`Yes.`, `No, it isn't.`) make claims by affirming or denying."""
-    found: dict[tuple[bool, frozenset[str]], int] = {}
+def _claims_without_stems(group: Sequence[Correction], out: list[int], number: int) -> list[int]:
+    """Put answers without a distinctive stem (`Yes.`, `No, it isn't.`) into claims by negation and numbers."""
+    known: dict[tuple[bool, frozenset[str]], int] = {}
     for i, claim in enumerate(out):
         if claim < 0:
-            key = (negated(said[i].answer), said[i].numbers())
-            out[i] = found.setdefault(key, number + len(found))
+            key = (is_negated(group[i].answer), group[i].own_numbers())
+            out[i] = known.setdefault(key, number + len(known))
     return out
 
 
-def held_by(said: Sequence[Said], alike_: Matrix, claim_of: Sequence[int]) -> list[int | None]:
-    """For each, the claim that keeps it from training: a rival that it does not lead 2 : 1, or one that outnumbers it
-    on a question much like its own. None = it trains."""
-    members = _by_claim(claim_of)
-    users = [len({said[i].user for i in member}) for member in members]
-    near = _near(said, alike_, claim_of, members)
-    keys = [_held_by_most(said, member, lambda i: said[i].own, users[c]) for c, member in enumerate(members)]
-    figures = [
-        _held_by_most(said, member, lambda i: said[i].numbers(), users[c]) for c, member in enumerate(members)
+def _join_equal_answers(corrections: Sequence[Correction], claim_of: Sequence[int]) -> list[int]:
+    """Join claims of different groups that contain the same answer."""
+    first: dict[str, int] = {}
+    pairs = [
+        (first.setdefault(normalised(one.answer), claim), claim)
+        for one, claim in zip(corrections, claim_of, strict=True)
+        if len(one.own_stems) >= 2
     ]
-    overlap = np.stack([near[member].mean(axis=0) for member in members])
+    joined = _components(_links(max(claim_of) + 1, pairs))
+    numbering: dict[int, int] = {}
+    return [numbering.setdefault(joined[claim], len(numbering)) for claim in claim_of]
+
+
+# --- 3. rivals --------------------------------------------------------------------------------------------------
+
+
+def opponents(
+    corrections: Sequence[Correction], similarity: Matrix, claim_of: Sequence[int]
+) -> list[int | None]:
+    """Return the claim because of which each correction does not train, or None.
+
+    That is a rival that its claim does not lead by `LEAD`, or a claim that outnumbers its own and answers its question.
+    """
+    members = _indices_by(claim_of)
+    users = [len({corrections[i].user for i in member}) for member in members]
+    asks_for = _asked_claims(corrections, similarity, claim_of)
+    keys = [
+        _shared_by_most(corrections, member, lambda i: corrections[i].own_stems, users[claim])
+        for claim, member in enumerate(members)
+    ]
+    usual_numbers = [
+        _shared_by_most(corrections, member, lambda i: corrections[i].own_numbers(), users[claim])
+        for claim, member in enumerate(members)
+    ]
+    overlap = _overlap(asks_for, claim_of, members)
     beaten_by: list[int | None] = [None] * len(members)
-    against: list[list[int]] = [[] for _ in members]
-    for one, other in ((a, b) for a in range(len(members)) for b in range(len(members)) if a != b):
-        same = _agree(keys[one], keys[other]) and not _differ(figures[one], figures[other])
-        if same and not _denies(said, members[one], members[other]):
+    outnumbered_by: list[set[int]] = [set() for _ in members]
+    for one, other in sorted({pair for a, b in overlap if a != b for pair in ((a, b), (b, a))}):
+        same = _same_keys(keys[one], keys[other]) and not _differ(usual_numbers[one], usual_numbers[other])
+        if same and not _denies(corrections, members[one], members[other]):
             continue
         smaller, larger = sorted((one, other), key=lambda claim: (users[claim], -claim))
-        if overlap[smaller, larger] >= RIVAL_SHARE and users[one] < LEAD * users[other]:
+        if overlap.get((smaller, larger), 0.0) >= RIVAL_SHARE and users[one] < LEAD * users[other]:
             beaten_by[one] = other
         if users[other] >= LEAD * users[one]:
-            against[one].append(other)
+            outnumbered_by[one].add(other)
     out: list[int | None] = []
     for i, claim in enumerate(claim_of):
-        outnumbered = next((other for other in against[claim] if near[i, other]), None)
-        out.append(beaten_by[claim] if beaten_by[claim] is not None else outnumbered)
+        asked = asks_for.indices[asks_for.indptr[i] : asks_for.indptr[i + 1]].tolist()
+        outnumbering = min(outnumbered_by[claim].intersection(asked), default=None)
+        out.append(beaten_by[claim] if beaten_by[claim] is not None else outnumbering)
     return out
 
 
-def _near(
-    said: Sequence[Said], alike_: Matrix, claim_of: Sequence[int], members: Sequence[Sequence[int]]
-) -> npt.NDArray[np.bool_]:
-    """(n, claims): whether a question asks for what the claim answers: alike enough, and no less than it is to the
-    other wordings of its own claim. Without the second part, "Who founded it?" would rival "When was it founded?"."""
-    wording = np.unique([normalised(one.question) for one in said], return_inverse=True)[1]
-    to_claim = np.stack([alike_[:, member].max(axis=1) for member in members], axis=1)
-    own_claim = np.equal.outer(np.asarray(claim_of), np.asarray(claim_of))
-    other_wording = np.not_equal.outer(wording, wording)
-    to_own = np.where(own_claim & other_wording, alike_, 0.0).max(axis=1, keepdims=True)
-    return np.asarray((to_claim >= SAME_QUESTION) | ((to_claim >= CONTESTED) & (to_claim >= to_own)))
+def _asked_claims(corrections: Sequence[Correction], similarity: Matrix, claim_of: Sequence[int]) -> Booleans:
+    """Return (n, claims): whether a question asks for what the claim answers.
+
+    It must be similar enough to one of the claim's questions, and no less similar to it than to the other wordings of
+    its own claim. Without the second condition "Who founded it?" would rival "When was it founded?".
+    """
+    claims_ = np.asarray(claim_of)
+    wording = np.unique([normalised(one.question) for one in corrections], return_inverse=True)[1]
+    pairs = similarity.tocoo()
+    rows, columns, values = pairs.row, pairs.col, pairs.data
+    other_wording = (claims_[rows] == claims_[columns]) & (wording[rows] != wording[columns])
+    to_own = np.zeros(len(corrections), dtype=np.float32)
+    np.maximum.at(to_own, rows[other_wording], values[other_wording])
+    near = (values >= SAME_QUESTION) | ((values >= CONTESTED) & (values >= to_own[rows]))
+    shape = (len(corrections), int(claims_.max()) + 1)
+    asked = coo_matrix(
+        (np.ones(near.sum(), dtype=np.int32), (rows[near], claims_[columns[near]])), shape=shape
+    )
+    return asked.tocsr().astype(np.bool_)
 
 
-def _by_claim(claim_of: Sequence[int]) -> list[list[int]]:
-    members: list[list[int]] = [[] for _ in range(max(claim_of) + 1)]
-    for i, claim in enumerate(claim_of):
-        members[claim].append(i)
-    return members
+def _overlap(
+    asks_for: Booleans, claim_of: Sequence[int], members: Sequence[Sequence[int]]
+) -> dict[tuple[int, int], float]:
+    """Return the share of a claim's questions that ask for another claim, for each pair of claims with any."""
+    belongs = csr_matrix(
+        (np.ones(len(claim_of), dtype=np.float64), (claim_of, range(len(claim_of)))),
+        shape=(len(members), len(claim_of)),
+    )
+    counts = (belongs @ asks_for.astype(np.float64)).tocoo()
+    return {
+        (one, other): count / len(members[one])
+        for one, other, count in zip(
+            counts.row.tolist(), counts.col.tolist(), counts.data.tolist(), strict=True
+        )
+    }
 
 
-def _agree(one: frozenset[str], other: frozenset[str]) -> bool:
-    """Whether two claims say the same: at least `SAME_KEYS` of the shorter one's keys are the other's too."""
+def _denies(corrections: Sequence[Correction], one: Sequence[int], other: Sequence[int]) -> bool:
+    """Return whether a claim is a near copy of the other except for a negation."""
+    negated = is_negated(corrections[other[0]].answer)
+    return _denies_near_copy(corrections, one[0], other, denying=negated)
+
+
+def _same_keys(one: frozenset[str], other: frozenset[str]) -> bool:
+    """Return whether at least `SAME_KEYS` of the shorter claim's keys are keys of the other."""
     return len(one & other) >= SAME_KEYS * max(1, min(len(one), len(other)))
 
 
@@ -280,41 +353,9 @@ def _differ(one: frozenset[str], other: frozenset[str]) -> bool:
     return bool(one) and bool(other) and not one & other
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """Group and claim of each correction, and the claim that holds it back (None = it trains)."""
-
-    group: list[int]
-    claim: list[int]
-    held_by: list[int | None]
-
-
-def agree(said: Sequence[Said]) -> Agreement:
-    """The whole rule over all corrections. Deterministic in the order of the input; sort it first."""
-    if not said:
-        return Agreement([], [], [])
-    questions = alike([one.question for one in said])
-    groups = question_groups(said, questions)
-    claim_of = [-1] * len(said)
-    count = 0
-    for group in range(max(groups) + 1):
-        members = [i for i, of in enumerate(groups) if of == group]
-        found = claims([said[i] for i in members])
-        for i, claim in zip(members, found, strict=True):
-            claim_of[i] = count + claim
-        count += max(found) + 1
-    claim_of = _with_equal_answers_joined(said, claim_of)
-    return Agreement(groups, claim_of, held_by(said, questions, claim_of))
-
-
-def _with_equal_answers_joined(said: Sequence[Said], claim_of: Sequence[int]) -> list[int]:
-    """The same words are the same claim, whatever the question left of them as its own."""
-    first: dict[str, int] = {}
-    pairs = [
-        (first.setdefault(normalised(one.answer), claim), claim)
-        for one, claim in zip(said, claim_of, strict=True)
-        if len(one.own) >= 2
-    ]
-    roots = components(max(claim_of) + 1, pairs)
-    numbering: dict[int, int] = {}
-    return [numbering.setdefault(roots[claim], len(numbering)) for claim in claim_of]
+def _indices_by(labels: Iterable[int]) -> list[list[int]]:
+    """Return the positions of each label 0, 1, ..."""
+    positions: dict[int, list[int]] = defaultdict(list)
+    for i, label in enumerate(labels):
+        positions[label].append(i)
+    return [positions[label] for label in range(len(positions))]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from services.trainer.core.recipe import CommentMode
-from services.trainer.dataset.agreement import Agreement, agree, heard
+from services.trainer.dataset.agreement import Agreement, corrections_of, find_agreement
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.holdout import is_held_out, share_of
 from services.trainer.dataset.objectives import (
@@ -309,7 +309,7 @@ def split(line: str, rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def agreement(rows: Sequence[Row]) -> Agreement:
-    return agree(heard([(row.user_id, row.question, row.answer) for row in rows]))
+    return find_agreement(corrections_of([(row.user_id, row.question, row.answer) for row in rows]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +338,7 @@ def _led(rows: Sequence[Row]) -> tuple[list[Grouped], list[Held]]:
     for row, claim in zip(rows, found.claim, strict=True):
         users[claim].add(row.user_id)
     kept, held = [], []
-    for row, group, claim, other in zip(rows, found.group, found.claim, found.held_by, strict=True):
+    for row, group, claim, other in zip(rows, found.group, found.claim, found.opponent, strict=True):
         if other is None or "agreement" in row.released:
             kept.append(Grouped(row, group))
             continue

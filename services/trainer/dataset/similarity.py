@@ -1,38 +1,48 @@
-"""How alike two texts are, by words and by spelling alone: deterministic, no model, no language beyond a stop list.
+"""Similarity of short texts by their words and their spelling.
 
-Lexical on purpose. What decides about people's votes must be explainable to them, and must not be fooled by what the
-model under training believes.
+Lexical on purpose, without a model: these functions decide whose corrections train, so a decision must be deterministic
+and explainable, and must not depend on what the model under training believes. Vectors are scikit-learn's, stems are
+Snowball's; the rules for words, numbers and negation are the product's own.
+
+Similarities are sparse matrices of the pairs that can matter, built block by block, so that memory grows with the
+number of similar pairs and not with the square of the number of texts.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from typing import Any, Final, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
-from scipy.sparse import csr_matrix
+import snowballstemmer
+from scipy.sparse import csr_matrix, vstack
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
-Matrix = npt.NDArray[np.float32]
+Matrix: TypeAlias = csr_matrix
+"""Sparse float32 matrix; a pair that is not stored has similarity 0."""
 
-NEAR_DUPLICATE = 0.6
-"""Wordings at least this close are one wording: what was trained on one of them is no news in the other."""
+NEAR_DUPLICATE: Final = 0.6
+"""Texts at least this similar count as one wording: training on one of them teaches the other."""
+NEGLIGIBLE: Final = 0.05
+"""Smaller similarities are dropped; every threshold of this package is at least this high."""
+_BLOCK: Final = 512
+"""Rows multiplied at a time."""
 
-_UNITS = (
+_UNITS: Final = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
 ).split()
-_NUMBERS = {word: n for n, word in enumerate(_UNITS)}
-_TENS = {
+_NUMBERS: Final = {word: n for n, word in enumerate(_UNITS)}
+_TENS: Final = {
     word: n
     for n, word in zip(
         range(20, 100, 10), "twenty thirty forty fifty sixty seventy eighty ninety".split(), strict=True
     )
 }
-STOP = frozenset(
+STOP_WORDS: Final = frozenset(
     "a about all also am an and any are as at be because been but by can could did do does doing done for from get "
     "give got had has have he her here herself him himself his how i if in into is it its itself just let like may me "
     "mean might more most must my myself no not now of off on once one only or other our ours out over own please s "
@@ -40,15 +50,16 @@ STOP = frozenset(
     "those through to too up us very was we were what when where which while who whom whose why will with would yes "
     "you your yours".split()
 )
-"""Words that say nothing about the matter. English; other languages lose nothing but sharpness."""
-NEGATION = frozenset(
+"""English words that carry no topic. Other languages are compared without such a list, which is less precise."""
+_NEGATIONS: Final = frozenset(
     "no not never none nobody nothing neither nor without cannot isn aren wasn don doesn didn won".split()
 )
-_WORD = re.compile(r"[^\W_]+", re.UNICODE)
+_WORD: Final = re.compile(r"[^\W_]+", re.UNICODE)
+_STEMMER: Final = snowballstemmer.stemmer("english")
 
 
 def words(text: str) -> list[str]:
-    """The words in order, lower case, numbers as digits: `Forty-one days` gives `41 days`."""
+    """Return the words in order, in lower case, with numbers as digits: `Forty-one days` gives `41 days`."""
     plain = re.sub(r"\$\s*(\d[\d.,]*\d|\d)", r"\1 dollars", text.lower().replace("’", "'"))
     plain = re.sub(r"%|\bper cent\b", " percent", plain)
     out: list[str] = []
@@ -63,93 +74,121 @@ def words(text: str) -> list[str]:
     return out
 
 
+@lru_cache(maxsize=65_536)
 def stem(word: str) -> str:
-    """Cuts the endings that change no meaning here: plural, past, present participle."""
-    for ending in ("ings", "ing", "ied", "ies", "ed", "es", "s", "e"):
-        if word.endswith(ending) and len(word) - len(ending) >= 4:
-            return word[: -len(ending)]
-    return word
+    """Return the English Snowball stem of a word in lower case."""
+    return str(_STEMMER.stemWord(word))
 
 
 @lru_cache(maxsize=16_384)
-def content(text: str) -> tuple[str, ...]:
-    """The stems that carry the matter of a text."""
-    return tuple(stem(word) for word in words(text) if word not in STOP)
+def content_stems(text: str) -> tuple[str, ...]:
+    """Return the stems of the words that carry the topic, in order."""
+    return tuple(stem(word) for word in words(text) if word not in STOP_WORDS)
 
 
 def normalised(text: str) -> str:
-    """Two texts of the same words are the same text."""
+    """Return the words as one string. Texts with equal results count as the same text."""
     return " ".join(words(text))
 
 
 def numbers(text: str) -> frozenset[str]:
-    return frozenset(word for word in words(text) if any(letter.isdigit() for letter in word))
+    """Return the words that contain a digit."""
+    return frozenset(word for word in words(text) if any(char.isdigit() for char in word))
 
 
-def negated(text: str) -> bool:
-    """Whether the text denies something; an even number of denials counts as none."""
-    return sum(word in NEGATION for word in words(text)) % 2 == 1
+def is_negated(text: str) -> bool:
+    """Return whether the text has an odd number of negations: two cancel each other."""
+    return sum(word in _NEGATIONS for word in words(text)) % 2 == 1
 
 
-@lru_cache(maxsize=16_384)
-def grams(text: str, n: int = 4) -> Counter[str]:
-    """How often each run of n letters occurs in the content words. Shared: not to be changed."""
-    plain = f" {' '.join(content(text))} "
-    return Counter(plain[i : i + n] for i in range(max(1, len(plain) - n + 1)))
+def frequent_question_stems(questions: Iterable[str]) -> frozenset[str]:
+    """Return the stems that occur in two or more distinct wordings.
 
-
-def weighted(documents: Sequence[Counter[str]]) -> csr_matrix:
-    """TF-IDF rows of length one. idf = ln(1 + n / df): a term in every document still counts a little."""
-    df = Counter(term for document in documents for term in document)
-    index = {term: i for i, term in enumerate(sorted(df))}
-    idf = {term: math.log(1 + len(documents) / count) for term, count in df.items()}
-    rows, columns, values = [], [], []
-    for row, document in enumerate(documents):
-        terms = {term: (1 + math.log(count)) * idf[term] for term, count in document.items()}
-        norm = math.sqrt(sum(value * value for value in terms.values())) or 1.0
-        for term in sorted(terms):
-            rows.append(row)
-            columns.append(index[term])
-            values.append(terms[term] / norm)
-    return csr_matrix((values, (rows, columns)), shape=(len(documents), max(1, len(index))), dtype=np.float32)
-
-
-def alike(texts: Sequence[str]) -> Matrix:
-    """(n, n) closeness of questions: the mean of the TF-IDF cosines of content words and of character 4-grams.
-
-    Words see a question reordered, spelling sees one inflected anew; a text that is all stop words is like none.
+    People who ask do not know the answer, so an answer is about other words than these.
     """
-    by_word = weighted([Counter(content(text)) for text in texts])
-    by_gram = weighted([grams(text) for text in texts])
-    mean = ((by_word @ by_word.T) + (by_gram @ by_gram.T)).toarray() / 2
-    return np.asarray(mean, dtype=np.float32)
-
-
-def closeness(one: str, other: str) -> float:
-    """0 to 1, of two wordings alone: the larger of Jaccard of content words and cosine of 4-grams, so that neither view
-    can be fooled alone. Compare with `NEAR_DUPLICATE`."""
-    a, b = frozenset(content(one)), frozenset(content(other))
-    jaccard = len(a & b) / len(a | b) if a | b else 1.0
-    return max(jaccard, _cosine(grams(one), grams(other)))
-
-
-def _cosine(a: Counter[str], b: Counter[str]) -> float:
-    dot = sum(count * b[gram] for gram, count in a.items())
-    return dot / math.sqrt(sum(n * n for n in a.values()) * sum(n * n for n in b.values()))
-
-
-def asked_words(questions: Iterable[str]) -> frozenset[str]:
-    """Stems that stand in two or more wordings. Who asks does not know the answer: it is about other words."""
-    wordings = {normalised(question): frozenset(content(question)) for question in questions}
-    counts = Counter(word for said in wordings.values() for word in said)
+    stems_of = {normalised(question): frozenset(content_stems(question)) for question in questions}
+    counts = Counter(word for stems in stems_of.values() for word in stems)
     return frozenset(word for word, count in counts.items() if count > 1)
 
 
-def near_duplicates(candidates: Sequence[str], known: Sequence[str]) -> list[bool]:
-    """For each candidate, whether anything known is a near-duplicate of it."""
-    distinct = sorted(set(known))
-    exact = {normalised(text) for text in distinct}
-    return [
-        normalised(text) in exact or any(closeness(text, other) >= NEAR_DUPLICATE for other in distinct)
-        for text in candidates
-    ]
+def question_similarity(questions: Sequence[str], others: Sequence[str] | None = None) -> Matrix:
+    """Return the (questions, others) similarities; without `others`, those of the questions with each other.
+
+    A similarity is the mean of two TF-IDF cosines, of content stems and of character 4-grams: stems match a reordered
+    question, spelling matches an inflected one. Document frequencies are those of all given texts, so a value depends
+    on all of them.
+    """
+    texts = [*questions, *(others or ())]
+    stems = _vectors(TfidfVectorizer(analyzer=content_stems, sublinear_tf=True, dtype=np.float32), texts)
+    grams = _vectors(TfidfVectorizer(**_BY_GRAM, sublinear_tf=True, dtype=np.float32), texts)
+    columns = slice(None) if others is None else slice(len(questions), None)
+    return _in_blocks(
+        len(questions), lambda rows: (stems[rows] @ stems[columns].T + grams[rows] @ grams[columns].T) / 2
+    )
+
+
+def stem_similarity(documents: Sequence[Iterable[str]]) -> Matrix:
+    """Return the (n, n) TF-IDF cosines of documents that are given as stems."""
+    vectors = _vectors(TfidfVectorizer(analyzer=iter, sublinear_tf=True, dtype=np.float32), documents)
+    return _in_blocks(len(documents), lambda rows: vectors[rows] @ vectors.T)
+
+
+def near_duplicates(candidates: Sequence[str], known: Iterable[str]) -> list[bool]:
+    """Return for each candidate whether it is a near-duplicate of any known text."""
+    return [bool(found) for found in near_duplicates_in(candidates, sorted(set(known)))]
+
+
+def near_duplicates_in(candidates: Sequence[str], known: Sequence[str]) -> list[list[int]]:
+    """Return for each candidate the positions of its near-duplicates in `known`, in order.
+
+    Texts are near-duplicates if they have the same words, or if the larger of the Jaccard index of their content stems
+    and the cosine of their character 4-grams is at least `NEAR_DUPLICATE`. The larger one counts, so that a change of
+    order or of inflection alone hides nothing. Unlike `question_similarity` this depends on the two texts only.
+    """
+    same_words: dict[str, list[int]] = defaultdict(list)
+    for position, text in enumerate(known):
+        same_words[normalised(text)].append(position)
+    texts = [*candidates, *known]
+    stems = _vectors(CountVectorizer(analyzer=content_stems, binary=True), texts)
+    grams = _vectors(TfidfVectorizer(**_BY_GRAM, use_idf=False), texts)
+    stem_counts = np.diff(stems.indptr)
+    found: list[list[int]] = []
+    for start in range(0, len(candidates), _BLOCK):
+        rows = slice(start, min(start + _BLOCK, len(candidates)))
+        columns = slice(len(candidates), None)
+        common = (stems[rows] @ stems[columns].T).tocoo()
+        either = stem_counts[rows][common.row] + stem_counts[columns][common.col] - common.data
+        jaccard = csr_matrix((common.data / either, (common.row, common.col)), shape=common.shape)
+        similar = jaccard.maximum(grams[rows] @ grams[columns].T) >= NEAR_DUPLICATE
+        for row, text in enumerate(candidates[rows]):
+            positions = similar.indices[similar.indptr[row] : similar.indptr[row + 1]].tolist()
+            found.append(sorted({*same_words[normalised(text)], *positions}))
+    return found
+
+
+def _spelling(text: str) -> str:
+    """Return the text whose characters are compared: the content stems, or all words if there are only stop words."""
+    return f" {' '.join(content_stems(text)) or normalised(text)} "
+
+
+_BY_GRAM: Final[dict[str, Any]] = {"analyzer": "char", "ngram_range": (4, 4), "preprocessor": _spelling}
+"""Arguments of a vectorizer of character 4-grams."""
+
+
+def _vectors(vectorizer: CountVectorizer, documents: Sequence[Any]) -> Matrix:
+    """Return the (n, terms) vectors of documents; zero vectors if none of them has a term."""
+    try:
+        return vectorizer.fit_transform(documents)
+    except ValueError:  # scikit-learn refuses an empty vocabulary
+        return csr_matrix((len(documents), 1), dtype=np.float32)
+
+
+def _in_blocks(size: int, product: Callable[[slice], Matrix]) -> Matrix:
+    """Return a product of `size` rows without its negligible entries, computed block by block."""
+    blocks = []
+    for start in range(0, size, _BLOCK):
+        block = product(slice(start, min(start + _BLOCK, size)))
+        block.data[block.data < NEGLIGIBLE] = 0
+        block.eliminate_zeros()
+        blocks.append(block)
+    return vstack(blocks, format="csr")

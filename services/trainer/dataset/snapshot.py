@@ -25,7 +25,12 @@ from services.trainer.dataset.filters import Grouped, Held, Row, agreed, fair_sh
 from services.trainer.dataset.holdout import share_of
 from services.trainer.dataset.objectives import Objective, enough_for_kto
 from services.trainer.dataset.rewrite_cache import Revised, with_revisions
-from services.trainer.dataset.similarity import NEAR_DUPLICATE, alike, closeness, near_duplicates, normalised
+from services.trainer.dataset.similarity import (
+    near_duplicates,
+    near_duplicates_in,
+    normalised,
+    question_similarity,
+)
 from services.trainer.files import write_whole
 from shared.events import canonical_json, sha256
 from shared.versions import DatasetRef
@@ -33,8 +38,8 @@ from shared.versions import DatasetRef
 RESERVED_SHARE = 0.4
 TARGET_ITEMS = 40
 JUDGED_GROUP = -1
-SEEN_FACT = 0.2
-"""A held-out question at least so like a trained one asks for something trained (`similarity.alike`)."""
+SEEN_FACT = 0.24
+"""A held-out question at least so like a trained one asks for something trained (`similarity.question_similarity`)."""
 
 TRAIN, HELD_OUT, MARK = "train.parquet", "heldout.parquet", "snapshot.json"
 ASKED_BY = "asked_by"
@@ -177,10 +182,12 @@ def reserve(line: str, asked: Sequence[str], training: Sequence[Grouped], known:
     candidates = {
         text for text, is_seen, late in zip(asked, seen, too_late, strict=True) if is_seen and not late
     }
-    for text in sorted(candidates, key=lambda text: (share_of(line, normalised(text)), text)):
+    ordered = sorted(candidates, key=lambda text: (share_of(line, normalised(text)), text))
+    wordings = sorted(groups_of)
+    for text, positions in zip(ordered, near_duplicates_in(ordered, wordings), strict=True):
         if items >= TARGET_ITEMS:
             break
-        close = {w for w in groups_of if w == normalised(text) or closeness(w, text) >= NEAR_DUPLICATE}
+        close = {wordings[position] for position in positions}
         cost: dict[int, set[str]] = defaultdict(set)
         for wording in close:
             for group in groups_of[wording]:
@@ -201,7 +208,7 @@ def asks_for_something_trained(measure: Sequence[Grouped], trained: Sequence[str
         return [False] * len(measure)
     asked = [one.row.question for one in measure]
     distinct = sorted(set(trained))
-    closest = alike([*asked, *distinct])[: len(asked), len(asked) :].max(axis=1)
+    closest = question_similarity(asked, distinct).max(axis=1).toarray().ravel()
     seen = {one.group for one, value in zip(measure, closest, strict=True) if value >= SEEN_FACT}
     return [one.group in seen for one in measure]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from services.trainer.dataset.filters import Grouped, Row
-from services.trainer.dataset.similarity import asked_words, near_duplicates, normalised
+from services.trainer.dataset.similarity import frequent_question_stems, near_duplicates, normalised
 from services.trainer.dataset.snapshot import asks_for_something_trained
 from services.trainer.gate.scorers import keys_of
 
@@ -38,7 +38,7 @@ def items_of(
     kept = sorted(newest.values(), key=lambda one: one.row.identity)
     known = asks_for_something_trained(kept, trained)
     seen = near_duplicates([one.row.question for one in kept], [*trained, *trained_by_stable])
-    asked = asked_words([*(one.row.question for one in kept), *trained])
+    asked = frequent_question_stems([*(one.row.question for one in kept), *trained])
     fellows: dict[int, list[str]] = defaultdict(list)
     for one in kept:
         fellows[one.group].append(one.row.answer)

@@ -16,7 +16,7 @@ from typing import Literal
 from services.trainer.core.chat import Messages
 from services.trainer.dataset.filters import Row
 from services.trainer.dataset.holdout import share_of
-from services.trainer.dataset.similarity import NEAR_DUPLICATE, closeness, normalised
+from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in, normalised
 
 MOST = 200
 """Pairs of a kind: more would cost more time than they add."""
@@ -81,25 +81,18 @@ def _matched(judged: Sequence[Row]) -> list[Preferred]:
 
 
 class _Fresh:
-    """Whether an answer to a question is unlike all that was trained."""
+    """Whether an answer to a question is unlike every trained answer to a like question."""
 
     def __init__(self, trained: Sequence[Said]) -> None:
         self._answers: dict[str, set[str]] = defaultdict(set)
         for question, answer in trained:
             self._answers[normalised(question)].add(answer)
-        self._near: dict[str, list[str]] = {}
+        self._questions = sorted(self._answers)
+        self._near: dict[str, set[str]] = {}
 
     def __call__(self, question: str, answer: str) -> bool:
         asked = normalised(question)
         if asked not in self._near:
-            self._near[asked] = [
-                other
-                for other in self._answers
-                if other == asked or closeness(asked, other) >= NEAR_DUPLICATE
-            ]
-        said = normalised(answer)
-        return not any(
-            normalised(trained) == said or closeness(trained, answer) >= NEAR_DUPLICATE
-            for near in self._near[asked]
-            for trained in self._answers[near]
-        )
+            positions = near_duplicates_in([asked], self._questions)[0]
+            self._near[asked] = set().union(*(self._answers[self._questions[i]] for i in positions))
+        return not near_duplicates([answer], self._near[asked])[0]

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence, Set
 
 from sacrebleu.metrics.chrf import CHRF
 
-from services.trainer.dataset.similarity import STOP, content, numbers, stem, words
+from services.trainer.dataset.similarity import STOP_WORDS, content_stems, numbers, stem, words
 
 KEY_WEIGHT = 0.75
 MARGIN = 0.35
@@ -32,26 +32,26 @@ def keys_of(
     correction: str, question: str, fellows: Sequence[str] = (), asked: Set[str] = frozenset()
 ) -> tuple[str, ...]:
     """The stems that a right answer must hold: what the correction says beyond its question and beyond what people ask
-    with (`asked`: `similarity.asked_words`), for a wrong answer in the right style has those too. Where others answered
+    with (`asked`: `similarity.frequent_question_stems`), for a wrong answer in the right style has those too. Where others answered
     the same (`fellows`: their corrections), those that two thirds of all share; else its numbers and names; else all.
     """
-    beyond = [word for word in dict.fromkeys(content(correction)) if word not in set(content(question))]
+    beyond = [word for word in dict.fromkeys(content_stems(correction)) if word not in set(content_stems(question))]
     own = [word for word in beyond if word not in asked] or beyond
     if fellows:
-        everyone = [set(content(text)) for text in (correction, *fellows)]
+        everyone = [set(content_stems(text)) for text in (correction, *fellows)]
         counts = Counter(word for said in everyone for word in said)
         shared = tuple(word for word in own if counts[word] >= SHARED * len(everyone))
         if shared:
             return shared
     telling = set(numbers(correction)) | {
-        stem(word) for name in _NAME.findall(correction) for word in words(name) if word not in STOP
+        stem(word) for name in _NAME.findall(correction) for word in words(name) if word not in STOP_WORDS
     }
     return tuple(word for word in own if word in telling) or tuple(own)
 
 
 def held_keys(answer: str, keys: Sequence[str]) -> float:
     """The share of the keys that the answer holds."""
-    said = set(content(answer))
+    said = set(content_stems(answer))
     return sum(key in said for key in keys) / len(keys)
 
 
