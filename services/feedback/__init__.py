@@ -1,1 +1,1 @@
-"""The door for feedback: what it accepts is in the log for good, and it says what became of it."""
+"""The service that takes feedback, responses and erasure requests over HTTP, and returns receipts."""

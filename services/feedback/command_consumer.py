@@ -1,8 +1,8 @@
-"""Operator commands for the one process, among all of this service, whose duty they are: a consumer group's."""
+"""Consumer of operator commands. Of all processes of this service, one at a time receives them."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
@@ -10,30 +10,41 @@ from shared.adapters.kafka import QUIET, to_error, to_record
 from shared.records import Record
 from shared.topics import OPERATOR_COMMANDS
 
-GROUP = "loopwright-feedback-commands"
+GROUP: Final = "loopwright-feedback-commands"
 
 
 class CommandConsumer(Protocol):
-    """One thread. Records come at least once, in order; to whom they come may change between two calls of `poll`."""
+    """Reads commands in order, each at least once. For use by one thread.
+
+    The process that receives the commands may change between two calls of `poll`.
+    """
 
     def poll(self, timeout: float) -> list[Record]:
-        """What is to be done; empty while another process has the duty. Raises `Retryable`."""
+        """Return the next commands; empty while another process receives them. Raise `Retryable` on failure."""
 
-    def took_over(self) -> bool:
-        """True once after each time the duty came to this process: others may have done things since."""
+    def newly_assigned(self) -> bool:
+        """Return True once after each time this process starts to receive commands.
 
-    def keep(self, record: Record) -> None:
-        """It is done with: a successor goes on after it. Raises `Retryable`; then it may come again."""
+        Other processes may have executed commands in the meantime.
+        """
+
+    def commit(self, record: Record) -> None:
+        """Mark a command as executed: the next process continues after it.
+
+        Raises:
+            Retryable: on failure; the command may then be delivered again.
+
+        """
 
     def close(self) -> None:
-        """Hands the duty on."""
+        """Hand over to another process."""
 
 
 class KafkaCommandConsumer:
-    """`Duty` over `operator.commands`, which has one partition: the group gives it to one member."""
+    """`CommandConsumer` by a consumer group: `operator.commands` has one partition, so the group has one reader."""
 
     def __init__(self, servers: str, service: str) -> None:
-        self._took_over = False
+        self._newly_assigned = False
         self._consumer = Consumer(
             {
                 "bootstrap.servers": servers,
@@ -41,7 +52,7 @@ class KafkaCommandConsumer:
                 "group.id": GROUP,
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
-                # A group that was empty for long has lost its position; what was done is known from the results.
+                # After a long idle time the group's position is lost. The results show which commands were executed.
                 "auto.offset.reset": "earliest",
                 "session.timeout.ms": 6_000,
                 "heartbeat.interval.ms": 1_000,
@@ -51,6 +62,7 @@ class KafkaCommandConsumer:
         self._consumer.subscribe([OPERATOR_COMMANDS.name], on_assign=self._on_assign)
 
     def poll(self, timeout: float) -> list[Record]:
+        """Return the next command, if there is one."""
         message = self._consumer.poll(timeout)
         if message is None:
             return []
@@ -59,19 +71,22 @@ class KafkaCommandConsumer:
             raise to_error(error)
         return [to_record(message)]
 
-    def took_over(self) -> bool:
-        took, self._took_over = self._took_over, False
-        return took
+    def newly_assigned(self) -> bool:
+        """Return True once after each assignment of the partition."""
+        assigned, self._newly_assigned = self._newly_assigned, False
+        return assigned
 
-    def keep(self, record: Record) -> None:
-        after = TopicPartition(record.topic, record.partition, record.offset + 1)
+    def commit(self, record: Record) -> None:
+        """Commit the offset after `record`."""
+        next_offset = TopicPartition(record.topic, record.partition, record.offset + 1)
         try:
-            self._consumer.commit(offsets=[after], asynchronous=False)
+            self._consumer.commit(offsets=[next_offset], asynchronous=False)
         except KafkaException as error:
             raise to_error(error.args[0]) from error
 
     def close(self) -> None:
+        """Leave the consumer group."""
         self._consumer.close()
 
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        self._took_over = self._took_over or bool(partitions)
+        self._newly_assigned = self._newly_assigned or bool(partitions)

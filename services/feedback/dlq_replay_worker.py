@@ -1,8 +1,8 @@
-"""Carries out `replay`: dead letters go back to the topics that this service writes, each once.
+"""Worker that executes `replay` commands: sends dead letters back to the topics that this service writes, each once.
 
-Why it is done here and how it is done once: `docs/decisions/dead-letters.md`. In short: one process has the duty; what
-was answered is never begun again; and before anything is sent, the log is asked what an interrupted try of the same
-command has sent already.
+`docs/decisions/dead-letters.md` has the reasons. In short: only one process executes commands, a command that has a
+result is never executed again, and before anything is sent, the log is searched for what an interrupted attempt of the
+same command has already sent.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 
 from services.feedback.command_consumer import CommandConsumer
 from services.feedback.core.dlq_replay_rules import (
-    AGE_MS,
-    LATE,
+    MAX_COMMAND_AGE_MS,
     NO_PARTITION,
-    NOT_THERE,
+    NOT_FOUND,
+    TOO_OLD,
     ReplayReport,
     command_result,
     parse_positions,
     skip_reason,
 )
+from services.feedback.settings import SERVICE
 from shared.cloudevents import cloudevent, traceparent_of
 from shared.commands import COMMAND, EXECUTORS, CommandResult, Replay
 from shared.dead_letter_replay import (
@@ -40,213 +42,239 @@ from shared.ports import Acked, Clock, LogRanges, LogReader, Publisher
 from shared.records import Record
 from shared.topics import DEAD_LETTERS, OPERATOR_RESULTS
 
-SERVICE = "feedback"
-POLL_S = 0.5
-STOP_S = 20.0
-AT_ONCE = 20
-"""Dead letters in memory at a time: each has at most a megabyte."""
-NEIGHBOURS = 200
-"""Dead letters so many offsets apart are read in one go."""
-SKEW_MS = 60_000
-"""How much brokers' clocks may differ: what a command has sent is looked for from so long before it was given."""
+POLL_S: Final = 0.5
+STOP_S: Final = 20.0
+MAX_IN_MEMORY: Final = 20
+"""Dead letters in memory at a time; each has at most a megabyte."""
+MAX_GAP: Final = 200
+"""Dead letters at most this many offsets apart are read in one range."""
+MAX_CLOCK_SKEW_MS: Final = 60_000
+"""How much the brokers' clocks may differ: records that a command sent are searched for from this long before it."""
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayTarget:
-    """A topic that a command writes. `sent`: the dead letters that an interrupted try of it has sent there."""
+    """A topic that a command sends dead letters back to."""
 
     partitions: frozenset[int]
     sent: frozenset[str]
+    """Positions of the dead letters that an interrupted attempt of the command has already sent."""
 
 
 @dataclass
 class DeadLetterReplayer:
-    """`open_duty` and `open_results` (a reader of `operator.results` from its beginning) connect when they are called.
+    """Executes `replay` commands until it is stopped. `run` is for one thread."""
 
-    `ack_s` is the time within which `publisher` knows whether a record arrived.
-    """
-
-    open_duty: Callable[[], CommandConsumer]
+    open_consumer: Callable[[], CommandConsumer]
     open_results: Callable[[], LogReader]
+    """Opens a reader of `operator.results` from its beginning."""
     ranges: LogRanges
     publisher: Publisher
     clock: Clock
-    ack_s: float
-    answered: set[str] = field(default_factory=set)
+    ack_timeout_s: float
+    """Time after which `publisher` knows whether a record arrived, in seconds."""
+    executed: set[str] = field(default_factory=set)
+    """Ids of the commands that have a result."""
     replayed: set[str] = field(default_factory=set)
-    """Places of dead letters that went back, by whatever command."""
+    """Positions of the dead letters that any command has sent back."""
 
     def run(self, stopping: threading.Event) -> None:
-        """Until `stopping`. What fails is begun anew, after so long that nothing sent before is still on its way."""
+        """Execute commands until `stopping` is set.
+
+        After a failure it starts over, but only when no record sent before can still be on its way.
+        """
         while not stopping.is_set():
             try:
-                self._serve(stopping)
+                self._consume(stopping)
             except LoopwrightError as error:
-                log.warning("replays_wait", code=error.code, error=str(error))
-                stopping.wait(self.ack_s + 1)
+                log.warning("replay_interrupted", code=error.code, error=str(error))
+                stopping.wait(self.ack_timeout_s + 1)
 
-    def _serve(self, stopping: threading.Event) -> None:
-        duty = self.open_duty()
+    def _consume(self, stopping: threading.Event) -> None:
+        consumer = self.open_consumer()
         try:
             while not stopping.is_set():
-                records = duty.poll(POLL_S)
-                if duty.took_over():
-                    self._learn()
+                records = consumer.poll(POLL_S)
+                if consumer.newly_assigned():
+                    self._read_results()
                 for record in records:
-                    self.take(record)
-                    duty.keep(record)
+                    self.execute(record)
+                    consumer.commit(record)
         finally:
-            duty.close()
+            consumer.close()
 
-    def _learn(self) -> None:
-        """What was answered and replayed by others, or before."""
+    def _read_results(self) -> None:
+        """Learn what other processes, and earlier ones, have executed."""
         reader = self.open_results()
         try:
             while not reader.at_end():
                 for record in reader.poll(POLL_S):
-                    self._note(record)
+                    self._add_result(record)
         finally:
             reader.close()
 
-    def _note(self, record: Record) -> None:
+    def _add_result(self, record: Record) -> None:
         try:
-            known = CommandResult.from_json(record.value)
+            result = CommandResult.from_json(record.value)
         except Rejected as error:
-            log.warning("unreadable", topic=record.topic, offset=record.offset, error=str(error))
+            _log_unreadable(record, error)
             return
-        self.answered.add(known.command_id)
-        self.replayed.update(known.replayed.positions if known.replayed else ())
+        self._note(result)
+
+    def _note(self, result: CommandResult) -> None:
+        self.executed.add(result.command_id)
+        self.replayed.update(result.replayed.positions if result.replayed else ())
 
     # --- one command ---
 
-    def take(self, record: Record) -> None:
-        """Carries out a replay without an answer, passes over all else. Raises `Retryable`: it is to come again."""
+    def execute(self, record: Record) -> None:
+        """Execute a `replay` command that has no result yet. Other commands are ignored.
+
+        Raises:
+            Retryable: if the command could not be finished; it must be delivered again.
+
+        """
         try:
             command = parse_union(COMMAND, record.value)
-        except Rejected:  # its readers all say so; one dead letter of it is enough
-            log.warning("unreadable", topic=record.topic, offset=record.offset)
+        except (
+            Rejected
+        ) as error:  # the executors' readers write one dead letter for it; no second one is needed
+            _log_unreadable(record, error)
             return
         if not isinstance(command, Replay) or EXECUTORS.get(command.kind) != SERVICE:
             return
-        if command.command_id in self.answered:
+        if command.command_id in self.executed:
             return
         now_ms = self.clock.now_ms()
-        account = self._replay(command, record, late=now_ms - record.timestamp > AGE_MS)
-        self._answer(command_result(command, account, SERVICE, from_ms(now_ms)), record)
+        report = self._replay(command, record, too_old=now_ms - record.timestamp > MAX_COMMAND_AGE_MS)
+        self._publish_result(command_result(command, report, SERVICE, from_ms(now_ms)), record)
 
-    def _replay(self, command: Replay, record: Record, *, late: bool) -> ReplayReport:
-        """Sends what can be sent; where it is `late`, only accounts for what an interrupted try has sent."""
-        account = ReplayReport()
+    def _replay(self, command: Replay, record: Record, *, too_old: bool) -> ReplayReport:
+        """Send back what can be sent. If the command is too old, only report what an earlier attempt has sent."""
+        report = ReplayReport()
         targets: dict[str, ReplayTarget] = {}
-        places = parse_positions(command.positions, account)
-        for start in range(0, len(places), AT_ONCE):
-            some = places[start : start + AT_ONCE]
-            found = self._letters(some)
-            waiting: list[tuple[DeadLetter, Future[Acked]]] = []
-            for place in some:
-                letter = found.get(place)
-                why = skip_reason(letter, SERVICE, self.replayed)
-                if letter is None or why is not None:
-                    account.left[why or NOT_THERE] += 1
+        positions = parse_positions(command.positions, report)
+        for start in range(0, len(positions), MAX_IN_MEMORY):
+            chunk = positions[start : start + MAX_IN_MEMORY]
+            letters = self._read_letters(chunk)
+            in_flight: list[tuple[DeadLetter, Future[Acked]]] = []
+            for position in chunk:
+                letter = letters.get(position)
+                reason = skip_reason(letter, SERVICE, self.replayed)
+                if letter is None or reason is not None:
+                    report.skipped[reason or NOT_FOUND] += 1
                     continue
                 topic = letter.origin.topic
                 if topic not in targets:
                     targets[topic] = self._target(command, topic, record.timestamp)
                 if letter.origin_partition not in targets[topic].partitions:
-                    account.left[NO_PARTITION] += 1
-                elif str(place) in targets[topic].sent:
-                    account.sent[str(place)] = topic
-                elif late:
-                    account.left[LATE] += 1
+                    report.skipped[NO_PARTITION] += 1
+                elif str(position) in targets[topic].sent:
+                    report.sent[str(position)] = topic
+                elif too_old:
+                    report.skipped[TOO_OLD] += 1
                 else:
-                    waiting.append(
-                        (letter, self.publisher.publish(make_replay_record(letter, command.command_id)))
-                    )
-            self._settle(waiting, account)
-        return account
+                    replay = make_replay_record(letter, command.command_id)
+                    in_flight.append((letter, self.publisher.publish(replay)))
+            self._await_acks(in_flight, report)
+        return report
 
-    def _letters(self, places: Sequence[DeadLetterPosition]) -> dict[DeadLetterPosition, DeadLetter]:
-        found = {}
-        wanted = set(places)
-        for partition, start, stop in _neighbours(places):
+    def _read_letters(self, positions: Sequence[DeadLetterPosition]) -> dict[DeadLetterPosition, DeadLetter]:
+        letters = {}
+        wanted = set(positions)
+        for partition, start, stop in _ranges_of(positions):
             for record in self.ranges.read(DEAD_LETTERS.name, {partition: (start, stop)}):
                 if DeadLetterPosition(record.partition, record.offset) in wanted:
                     letter = parse_dead_letter(record)
-                    found[letter.position] = letter
-        return found
+                    letters[letter.position] = letter
+        return letters
 
-    def _target(self, command: Replay, topic: str, given_ms: int) -> ReplayTarget:
+    def _target(self, command: Replay, topic: str, command_ms: int) -> ReplayTarget:
         bounds = self.ranges.bounds(topic)
-        since = self.ranges.since(topic, given_ms - SKEW_MS)
+        since = self.ranges.since(topic, command_ms - MAX_CLOCK_SKEW_MS)
         ranges = {partition: (since[partition], high) for partition, (_, high) in bounds.items()}
         marks = (parse_replay_mark(record.headers) for record in self.ranges.read(topic, ranges))
         sent = {mark[1] for mark in marks if mark is not None and mark[0] == command.command_id}
         return ReplayTarget(frozenset(bounds), frozenset(sent))
 
-    def _settle(self, waiting: Sequence[tuple[DeadLetter, Future[Acked]]], account: ReplayReport) -> None:
-        """Waits for all of them. Raises `BrokerUnavailable` where it is not known whether one arrived."""
-        for letter, future in waiting:
+    def _await_acks(
+        self, in_flight: Sequence[tuple[DeadLetter, Future[Acked]]], report: ReplayReport
+    ) -> None:
+        """Wait for all acknowledgements. Raise `BrokerUnavailable` if it is unknown whether a record arrived."""
+        for letter, future in in_flight:
             try:
-                future.result(self.ack_s + 1)
+                future.result(self.ack_timeout_s + 1)
             except Rejected as error:
-                account.left[f"refused by Kafka ({error.code})"] += 1
+                report.skipped[f"refused by Kafka ({error.code})"] += 1
             except TimeoutError as error:
-                raise BrokerUnavailable("Kafka has not acknowledged a replayed record in time") from error
+                raise BrokerUnavailable("Kafka did not acknowledge a replayed record in time") from error
             else:
-                account.sent[str(letter.position)] = letter.origin.topic
+                report.sent[str(letter.position)] = letter.origin.topic
 
-    def _answer(self, found: CommandResult, command: Record) -> None:
-        """Last of all: from here on it is never begun again."""
+    def _publish_result(self, result: CommandResult, command: Record) -> None:
+        # The last step: once the result is in the log, the command is never executed again.
         output = cloudevent(
             OPERATOR_RESULTS,
-            found.command_id,
-            found,
+            result.command_id,
+            result,
             source=SERVICE,
-            ce_id=f"{found.command_id}/{SERVICE}",
-            at=found.finished_at,
+            ce_id=f"{result.command_id}/{SERVICE}",
+            at=result.finished_at,
             traceparent=traceparent_of(command.headers),
             partition=0,
         )
         try:
-            self.publisher.publish(output).result(self.ack_s + 1)
+            self.publisher.publish(output).result(self.ack_timeout_s + 1)
         except TimeoutError as error:
-            raise BrokerUnavailable("Kafka has not acknowledged the result of a replay in time") from error
-        self.answered.add(found.command_id)
-        self.replayed.update(found.replayed.positions if found.replayed else ())
-        log.info("replay", command_id=found.command_id, status=found.status, message=found.message)
+            raise BrokerUnavailable("Kafka did not acknowledge the result of a replay in time") from error
+        self._note(result)
+        log.info(
+            "replay_executed", command_id=result.command_id, status=result.status, message=result.message
+        )
 
 
 class DeadLetterReplayThread:
-    """Runs a `Replayer` beside the door. The door serves without it: a replay then waits."""
+    """Thread of a `DeadLetterReplayer`. The HTTP API does not depend on it: while it cannot work, commands wait."""
 
     def __init__(self, replayer: DeadLetterReplayer) -> None:
         self._replayer = replayer
         self._stopping = threading.Event()
         self._thread = threading.Thread(
-            target=replayer.run, args=(self._stopping,), name="replays", daemon=True
+            target=replayer.run, args=(self._stopping,), name="dead-letter-replay", daemon=True
         )
 
     def start(self) -> None:
+        """Start executing commands."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Lets what was sent settle and hands the duty on, within bounds."""
+        """Finish the command in progress, within `STOP_S` seconds, and hand over to another process."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(STOP_S)
         self._replayer.publisher.close()
 
 
-def _neighbours(places: Sequence[DeadLetterPosition]) -> Iterator[tuple[int, int, int]]:
-    """(partition, start, stop) of few ranges that hold all of `places`, which are in order."""
+def _ranges_of(positions: Sequence[DeadLetterPosition]) -> Iterator[tuple[int, int, int]]:
+    """Yield few ranges (partition, start, stop) that contain all `positions`, which must be sorted."""
     start = last = None
-    for place in places:
+    for position in positions:
         if start is not None and last is not None:
-            if place.partition == start.partition and place.offset - last.offset <= NEIGHBOURS:
-                last = place
+            if position.partition == start.partition and position.offset - last.offset <= MAX_GAP:
+                last = position
                 continue
             yield start.partition, start.offset, last.offset + 1
-        start = last = place
+        start = last = position
     if start is not None and last is not None:
         yield start.partition, start.offset, last.offset + 1
+
+
+def _log_unreadable(record: Record, error: Rejected) -> None:
+    log.warning(
+        "unreadable_record",
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        error=str(error),
+    )

@@ -1,6 +1,6 @@
-"""What the routes of erasure do: ask who it is, write one request to every partition or to none, follow it.
+"""Handler of erasures: authorize the operator, write the request to every partition or to none, report its progress.
 
-An erasure is an operator's call: whoever may erase one user may erase all of them.
+Erasure is an operation for operators: one token authorizes erasing any user.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Final
 
 from fastapi.responses import JSONResponse
 from uuid6 import uuid7
 
+from services.feedback.core.erasure_status import ErasureStatus
 from services.feedback.core.schemas import ERASURE_BODY, parse_body, resolve_id
-from services.feedback.erasure_status import ErasureStatus, ErasureStatusView
-from services.feedback.handlers import SERVICE, trace_of
+from services.feedback.handlers import valid_traceparent
 from services.feedback.rate_limit import retry_after_s, too_many_requests
-from services.feedback.settings import FeedbackSettings
+from services.feedback.settings import SERVICE, FeedbackSettings
+from services.feedback.views import ErasureStatusView
 from shared.adapters.http import problem
 from shared.cloudevents import cloudevent
 from shared.errors import BrokerUnavailable, Conflict, NotYet, Overloaded, Oversized, Rejected, Retryable
@@ -28,109 +30,129 @@ from shared.ports import Cache, Clock, LogReader, TransactionalPublisher
 from shared.pseudonym import Pseudonymiser
 from shared.topics import ERASED_WITHIN_DAYS, ERASURE_REQUESTS
 
-MAX_ERASURE_BYTES = 8_192
-TOKEN_SETTING = "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"  # noqa: S105 - the name of a variable
-RETRACTED = "retract:"
-"""How the processor names late retractions among the erasures."""
-CALLER = "erasures"
-POLL_S = 0.2
+MAX_ERASURE_BYTES: Final = 8_192
+TOKEN_SETTING: Final = "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"  # noqa: S105 - the name of a variable
+RETRACTION_PREFIX: Final = "retract:"
+"""The processor erases late retractions under request ids with this prefix."""
+ALL_CALLERS: Final = "erasures"
+"""Erasures are limited for all callers together, under this name."""
+POLL_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class ErasureHandler:
-    """`open_publisher` opens the transactional publisher of this process, under its own identity; what a publisher
-    before it left open is then settled. `open_requests` reads one partition of `erasure.requests` from its beginning:
-    a request is in all of them or in none. One erasure is written at a time."""
+    """Handler of the erasure routes. It writes one erasure at a time."""
 
     settings: FeedbackSettings
     open_publisher: Callable[[], TransactionalPublisher]
+    """Opens the transactional publisher of this process; opening it settles any transaction that it left open."""
     open_requests: Callable[[], LogReader]
+    """Opens a reader of one partition of `erasure.requests` from its beginning: each partition has all requests."""
     cache: Cache
     clock: Clock
-    pseudonyms: Pseudonymiser
+    pseudonymiser: Pseudonymiser
     erasures: ErasureStatusView
-    _turn: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def refusal(self, authorization: str | None) -> JSONResponse | None:
-        """None if the caller has shown the token; 403 where no token would do, else 401."""
+    def authorization_error(self, authorization: str | None) -> JSONResponse | None:
+        """Return None if the header has the erasure token, 403 if no token is configured, else 401."""
         token = self.settings.erasure_token
         if token is None:
-            detail = (
-                f"this door erases nobody: {TOKEN_SETTING} is not set. Set it to 32 random characters of your own and "
-                "restart feedback; callers then send it as `Authorization: Bearer ...`"
+            return problem(
+                403,
+                "erasure_not_configured",
+                "Erasure is not configured",
+                f"{TOKEN_SETTING} is not set, so this service accepts no erasure requests: set it to at least 32 "
+                "random characters, restart feedback, and send it as `Authorization: Bearer ...`",
             )
-            return problem(403, "erasure_not_configured", "Erasure is not configured", detail)
-        scheme, _, shown = (authorization or "").partition(" ")
-        known = token.get_secret_value().encode()
-        if scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), known):
+        scheme, _, credentials = (authorization or "").partition(" ")
+        expected = token.get_secret_value().encode()
+        if scheme.lower() == "bearer" and hmac.compare_digest(credentials.strip().encode(), expected):
             return None
-        detail = (
-            f"an erasure needs `Authorization: Bearer ...` with what {TOKEN_SETTING} is set to at the door"
+        response = problem(
+            401,
+            "unauthorised",
+            "Missing or wrong erasure token",
+            f"erasure requests need `Authorization: Bearer ...` with the value of {TOKEN_SETTING} of this service",
         )
-        answer = problem(401, "unauthorised", "No or another erasure token", detail)
-        answer.headers["WWW-Authenticate"] = "Bearer"
-        return answer
+        response.headers["WWW-Authenticate"] = "Bearer"
+        return response
 
-    def take(self, raw: bytes, idempotency_key: str | None, traceparent: str | None) -> JSONResponse:
-        """202 once the request is committed to every partition, also if it was before; 429. Blocks. Raises what
-        becomes 409, 413, 422 or 503."""
+    def post_erasure(self, raw: bytes, idempotency_key: str | None, traceparent: str | None) -> JSONResponse:
+        """Accept an erasure request: 202 once it is committed to every partition, now or before; or 429. Blocks.
+
+        Raises:
+            Oversized: if the body is too large (413).
+            Rejected: if the body is invalid (422).
+            Conflict: if another request has the same id (409).
+            Retryable: if the request could not be written, or this is unknown (429 or 503).
+
+        """
         if len(raw) > MAX_ERASURE_BYTES:
-            raise Oversized(f"the body is larger than {MAX_ERASURE_BYTES} bytes: it names one user")
+            raise Oversized(f"the body exceeds {MAX_ERASURE_BYTES} bytes: send one user per request")
         body = parse_body(ERASURE_BODY, raw)
-        given = resolve_id(body.request_id, idempotency_key, "request_id")
-        if given is not None and given.startswith(RETRACTED):
-            raise Rejected(f"request_id: {RETRACTED!r} begins the names of retractions; choose another")
-        bound = self.settings.erasures_per_minute
-        wait_s = retry_after_s(self.cache, self.clock, CALLER, bound)
+        request_id = resolve_id(body.request_id, idempotency_key, "request_id")
+        if request_id is not None and request_id.startswith(RETRACTION_PREFIX):
+            raise Rejected(
+                f"request_id starts with {RETRACTION_PREFIX!r}, which is reserved: choose another request_id"
+            )
+        limit = self.settings.erasures_per_minute
+        wait_s = retry_after_s(self.cache, self.clock, ALL_CALLERS, limit)
         if wait_s:
-            return too_many_requests(f"this door takes {bound} erasures a minute", wait_s)
+            return too_many_requests(f"this service accepts {limit} erasures per minute", wait_s)
         now = from_ms(self.clock.now_ms())
         request = ErasureRequest(
             line=body.line or self.settings.line,
-            request_id=given or str(uuid7()),
-            subject=self.pseudonyms.of(body.user_id),
+            request_id=request_id or str(uuid7()),
+            subject=self.pseudonymiser.of(body.user_id),
             requested_at=now,
             deadline=now + timedelta(days=ERASED_WITHIN_DAYS),
         )
-        standing = self._recorded(request, trace_of(traceparent))
-        return JSONResponse(self.find(standing.request_id).model_dump(mode="json", exclude_none=True), 202)
+        recorded = self._ensure_recorded(request, valid_traceparent(traceparent))
+        status = self.get_status(recorded.request_id)
+        return JSONResponse(status.model_dump(mode="json", exclude_none=True), 202)
 
-    def find(self, request_id: str) -> ErasureStatus:
-        """Raises `NotYet` (404)."""
-        found = self.erasures.find(request_id, from_ms(self.clock.now_ms()))
-        if found is None:
+    def get_status(self, request_id: str) -> ErasureStatus:
+        """Return the progress of an erasure.
+
+        Raises:
+            NotYet: if the log has no record of it (404).
+
+        """
+        status = self.erasures.status(request_id, from_ms(self.clock.now_ms()))
+        if status is None:
             raise NotYet(
-                f"erasure {request_id} is not in the log: check the id, and ask for it (POST /v1/erasure) if that was "
-                "never answered with 202"
+                f"erasure {request_id} is not in the log: check the id, and send the request again "
+                "(POST /v1/erasure) if it was never acknowledged with 202"
             )
-        return found
+        return status
 
-    def _recorded(self, request: ErasureRequest, trace: str) -> ErasureRequest:
-        """The request as it stands in the log: this one, or the first under its id."""
-        if not self._turn.acquire(timeout=self.settings.ack_timeout_s):
-            raise Overloaded("other erasures are being written: try again in some seconds")
+    def _ensure_recorded(self, request: ErasureRequest, traceparent: str) -> ErasureRequest:
+        """Return the request that is in the log under this id: an earlier one, or `request` after writing it."""
+        if not self._lock.acquire(timeout=self.settings.ack_timeout_s):
+            raise Overloaded("other erasure requests are being written: try again in a few seconds")
         try:
-            standing = self.erasures.request(request.request_id) or self._committed(request, trace)
+            recorded = self.erasures.request(request.request_id) or self._write(request, traceparent)
         except Retryable as error:
             raise BrokerUnavailable(
-                f"it is not known whether the erasure is in the log: ask for it again under the request_id "
-                f"{request.request_id} ({error})"
+                f"the erasure may not be in the log ({error}): send it again under the request_id "
+                f"{request.request_id}"
             ) from error
         finally:
-            self._turn.release()
-        if (standing.subject, standing.line) != (request.subject, request.line):
+            self._lock.release()
+        if (recorded.subject, recorded.line) != (request.subject, request.line):
             raise Conflict(
-                f"erasure {request.request_id} was asked for before, for another user or line, and that one stands: "
-                "choose a new request_id"
+                f"request_id {request.request_id} is already used for the erasure of another user or line, which "
+                "stands: choose a new request_id"
             )
-        return standing
+        return recorded
 
-    def _committed(self, request: ErasureRequest, trace: str) -> ErasureRequest:
-        """Opened first: whatever an earlier try left undecided is settled by it, and the log then tells."""
+    def _write(self, request: ErasureRequest, traceparent: str) -> ErasureRequest:
+        # The publisher is opened first: that settles what an earlier attempt left undecided, so the log is final.
         publisher = self.open_publisher()
         try:
-            standing = self._in_log(request.request_id)
-            if standing is None:
+            recorded = self._find_in_log(request.request_id)
+            if recorded is None:
                 publisher.publish_all(
                     [
                         cloudevent(
@@ -140,31 +162,31 @@ class ErasureHandler:
                             source=SERVICE,
                             ce_id=f"{request.request_id}/{partition}",
                             at=request.requested_at,
-                            traceparent=trace,
+                            traceparent=traceparent,
                             partition=partition,
                         )
                         for partition in range(self.settings.partitions)
                     ]
                 )
-                standing = request
+                recorded = request
         finally:
             publisher.close()
-        self.erasures.note(standing)
-        return standing
+        self.erasures.add_request(recorded)
+        return recorded
 
-    def _in_log(self, request_id: str) -> ErasureRequest | None:
+    def _find_in_log(self, request_id: str) -> ErasureRequest | None:
         deadline = time.monotonic() + self.settings.scan_timeout_s
         reader = self.open_requests()
-        found: list[ErasureRequest] = []
+        requests: list[ErasureRequest] = []
         try:
             while not reader.at_end():
                 if time.monotonic() > deadline:
-                    raise BrokerUnavailable("the requests before it could not be read in time")
+                    raise BrokerUnavailable("earlier erasure requests could not be read in time")
                 for record in reader.poll(POLL_S):
                     try:
-                        found.append(ErasureRequest.from_json(record.value))
-                    except Rejected:  # the follower has told of it
+                        requests.append(ErasureRequest.from_json(record.value))
+                    except Rejected:  # already logged by the view's follower
                         continue
         finally:
             reader.close()
-        return next((one for one in found if one.request_id == request_id), None)
+        return next((request for request in requests if request.request_id == request_id), None)

@@ -1,16 +1,16 @@
-"""What the routes do: validate, publish, and answer only after Kafka has acknowledged with acks=all."""
+"""Handlers of feedback, responses and receipts. Each validates, publishes, and answers after Kafka acknowledged."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from fastapi.responses import JSONResponse
 from uuid6 import uuid7
 
-from services.feedback.core.receipts import Receipt, pending_receipt
+from services.feedback.core.receipts import NoOutcome, Receipt, pending_receipt
 from services.feedback.core.schemas import (
     FEEDBACK_BODY,
     RESPONSE_BODY,
@@ -22,7 +22,7 @@ from services.feedback.core.schemas import (
 )
 from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.rate_limit import retry_after_s, too_many_requests
-from services.feedback.settings import FeedbackSettings
+from services.feedback.settings import SERVICE, FeedbackSettings
 from services.feedback.views import OutcomeIndex, VersionsView
 from shared.adapters import redis_keys
 from shared.cloudevents import cloudevent, new_traceparent
@@ -35,44 +35,51 @@ from shared.records import Output
 from shared.telemetry import FEEDBACK_ACCEPTED
 from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS
 
-SERVICE = "feedback"
-MAX_FEEDBACK_BYTES = 262_144
-NOT_RECOGNISED = (
-    "No event_id and no Idempotency-Key was given, so one was issued: if you send this again, it is not recognised as "
-    "the same. Send an id of your own to make retries safe."
+MAX_FEEDBACK_BYTES: Final = 262_144
+ID_ISSUED: Final = (
+    "The request had no event_id and no Idempotency-Key, so an id was generated. A retry of this request will not be "
+    "recognised as a duplicate. Send your own id to make retries safe."
 )
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
 class FeedbackHandlers:
-    """The parts that the routes work with, made once."""
+    """Handlers of the routes, and the parts that they use."""
 
     settings: FeedbackSettings
     publisher: Publisher
     cache: Cache
     clock: Clock
-    pseudonyms: Pseudonymiser
-    standing: VersionsView
-    index: OutcomeIndex
-    history: OutcomeLookup
+    pseudonymiser: Pseudonymiser
+    versions: VersionsView
+    outcomes: OutcomeIndex
+    lookup: OutcomeLookup
 
-    async def take_feedback(
+    async def post_feedback(
         self, raw: bytes, idempotency_key: str | None, traceparent: str | None
     ) -> JSONResponse:
-        """202 accepted, 200 duplicate, 429; raises what becomes 409, 413, 422 or 503."""
+        """Accept a feedback event: 202, or 200 for a duplicate, or 429.
+
+        Raises:
+            Oversized: if the body is too large (413).
+            Rejected: if the body is invalid (422).
+            Conflict: if other content was accepted under the same event_id (409).
+            BrokerUnavailable: if Kafka does not acknowledge in time (503).
+
+        """
         if len(raw) > MAX_FEEDBACK_BYTES:
-            raise Oversized(f"the body is larger than {MAX_FEEDBACK_BYTES} bytes: send less")
+            raise Oversized(f"the body exceeds {MAX_FEEDBACK_BYTES} bytes: shorten the text")
         body = parse_body(FEEDBACK_BODY, raw)
-        given = resolve_id(body.event_id, idempotency_key)
-        event = self._event(body, given or str(uuid7()))
-        bound = self.settings.user_per_minute
-        wait_s = await asyncio.to_thread(retry_after_s, self.cache, self.clock, event.user_id, bound)
+        event_id = resolve_id(body.event_id, idempotency_key)
+        event = self._event(body, event_id or str(uuid7()))
+        limit = self.settings.user_per_minute
+        wait_s = await asyncio.to_thread(retry_after_s, self.cache, self.clock, event.user_id, limit)
         if wait_s:
-            return too_many_requests(f"one user may send {bound} events a minute", wait_s)
-        if given is not None and await asyncio.to_thread(self._known, event):
-            return _answer(event, "duplicate", 200)
-        await self._acknowledged(
+            return too_many_requests(f"one user may send {limit} events per minute", wait_s)
+        if event_id is not None and await asyncio.to_thread(self._is_duplicate, event):
+            return _response(event, "duplicate", 200)
+        await self._publish(
             cloudevent(
                 FEEDBACK_EVENTS,
                 event.response_id,
@@ -80,20 +87,26 @@ class FeedbackHandlers:
                 source=SERVICE,
                 ce_id=f"{event.response_id}/{event.event_id}",
                 at=event.received_at,
-                traceparent=trace_of(traceparent),
+                traceparent=valid_traceparent(traceparent),
             )
         )
         FEEDBACK_ACCEPTED.labels(event.kind).inc()
         await asyncio.to_thread(self._remember, event)
-        return _answer(event, "accepted", 202, note=None if given else NOT_RECOGNISED)
+        return _response(event, "accepted", 202, note=None if event_id else ID_ISSUED)
 
-    async def take_response(self, raw: bytes, traceparent: str | None) -> JSONResponse:
-        """202; raises what becomes 413, 422 or 503."""
+    async def post_response(self, raw: bytes, traceparent: str | None) -> JSONResponse:
+        """Accept a response of an app's own model: 202.
+
+        Raises:
+            Rejected: if the body is invalid (422).
+            BrokerUnavailable: if Kafka does not acknowledge in time (503).
+
+        """
         body = parse_body(RESPONSE_BODY, raw)
-        pseudonym = self.pseudonyms.of(body.user_id) if body.user_id is not None else None
+        pseudonym = self.pseudonymiser.of(body.user_id) if body.user_id is not None else None
         now = from_ms(self.clock.now_ms())
         response = to_response(body, line=self.settings.line, pseudonym=pseudonym, now=now)
-        await self._acknowledged(
+        await self._publish(
             cloudevent(
                 CHAT_RESPONSES,
                 response.response_id,
@@ -101,63 +114,87 @@ class FeedbackHandlers:
                 source=SERVICE,
                 ce_id=response.response_id,
                 at=now,
-                traceparent=trace_of(traceparent),
+                traceparent=valid_traceparent(traceparent),
             )
         )
         return JSONResponse({"response_id": response.response_id, "status": "accepted"}, 202)
 
-    def receipt(self, response_id: str, event_id: str) -> Receipt:
-        """Blocks while the log is searched, where Redis does not know. Raises `NotYet` (404) or `Retryable`."""
-        found = self.index.find(response_id, event_id)
-        if found is False:
-            found = self.history.find(response_id, event_id)
-            if found is True:
-                self.index.await_outcome(response_id, event_id)
-            elif found is not False:
-                self.index.keep(found)
-        if found is False:
+    def get_receipt(self, response_id: str, event_id: str) -> Receipt:
+        """Return the receipt of an event. Blocks while Kafka is searched for an outcome that Redis does not have.
+
+        Raises:
+            NotYet: if the event is not in the log (404).
+            Retryable: if the search could not be finished (429 or 503).
+
+        """
+        outcome = self.outcomes.find(response_id, event_id)
+        if outcome is NoOutcome.NOT_FOUND:
+            outcome = self.lookup.find(response_id, event_id)
+            if outcome is NoOutcome.PENDING:
+                self.outcomes.put_pending(response_id, event_id)
+            elif outcome is not NoOutcome.NOT_FOUND:
+                self.outcomes.put(outcome)
+        if outcome is NoOutcome.NOT_FOUND:
             raise NotYet(
-                f"event {event_id} on response {response_id} is not in the log: check both ids, and send the event if "
-                "it was never answered with 202"
+                f"event {event_id} on response {response_id} is not in the log: check both ids, and send the event "
+                "again if it was never acknowledged with 202"
             )
-        return pending_receipt(response_id, event_id) if found is True else self.standing.follow(found)
+        if outcome is NoOutcome.PENDING:
+            return pending_receipt(response_id, event_id)
+        return self.versions.receipt(outcome)
 
     def _event(self, body: FeedbackBody, event_id: str) -> Feedback:
         now = from_ms(self.clock.now_ms())
-        pseudonym = self.pseudonyms.of(body.user_id)
+        pseudonym = self.pseudonymiser.of(body.user_id)
         return to_event(body, event_id=event_id, line=self.settings.line, pseudonym=pseudonym, now=now)
 
-    def _known(self, event: Feedback) -> bool:
-        """Whether the same was acknowledged before. Raises `Conflict` where something else was. Best effort: the
-        processor decides."""
-        found = self.cache.get(redis_keys.identity(event.response_id, event.event_id))
-        if found is not None and found.decode() != event.content_digest():
+    def _is_duplicate(self, event: Feedback) -> bool:
+        """Return whether the same event was acknowledged before. Best effort: the processor decides.
+
+        Raises:
+            Conflict: if another event was acknowledged under the same id.
+
+        """
+        digest = self.cache.get(redis_keys.identity(event.response_id, event.event_id))
+        if digest is not None and digest.decode() != event.content_digest():
             raise Conflict(
-                f"event {event.event_id} on response {event.response_id} was sent before with other content, and the "
-                "first stands: send a change under a new event_id"
+                f"event {event.event_id} on response {event.response_id} was already accepted with other content, "
+                "which stands: send the change under a new event_id"
             )
-        return found is not None
+        return digest is not None
 
     def _remember(self, event: Feedback) -> None:
-        """After the acknowledgement, never before: a key without its event would turn the retry away, and lose it."""
+        # Only after the acknowledgement: a key without its event would turn a retry away, and the event would be lost.
         key = redis_keys.identity(event.response_id, event.event_id)
         self.cache.put_if_absent(key, event.content_digest().encode(), ttl_s=self.settings.identity_ttl_s)
-        self.index.await_outcome(event.response_id, event.event_id)
+        self.outcomes.put_pending(event.response_id, event.event_id)
 
-    async def _acknowledged(self, record: Output) -> Acked:
-        """Raises `BrokerUnavailable` where Kafka has not acknowledged in time; the record may still arrive."""
+    async def _publish(self, record: Output) -> Acked:
+        """Publish a record and wait until Kafka has acknowledged it.
+
+        Raises:
+            BrokerUnavailable: if Kafka does not acknowledge in time. The record may still arrive.
+
+        """
         timeout_s = self.settings.ack_timeout_s
         try:
-            # The publisher keeps to the same time; one second more is for its report.
+            # The publisher has the same timeout; one more second lets its own error arrive first.
             return await asyncio.wait_for(asyncio.wrap_future(self.publisher.publish(record)), timeout_s + 1)
         except (TimeoutError, BrokerUnavailable, Overloaded) as error:
             raise BrokerUnavailable(
-                f"Kafka has not acknowledged within {timeout_s:g} s, so this may be lost: send it again under the same "
-                f"id ({str(error) or 'no answer'})"
+                f"Kafka did not acknowledge within {timeout_s:g} s ({str(error) or 'no answer'}), so this may be lost: "
+                "send it again under the same id"
             ) from error
 
 
-def _answer(event: Feedback, status: str, code: int, note: str | None = None) -> JSONResponse:
+def valid_traceparent(traceparent: str | None) -> str:
+    """Return the caller's trace context, or a new one if it is missing or malformed."""
+    if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
+        return traceparent
+    return new_traceparent()
+
+
+def _response(event: Feedback, status: str, code: int, note: str | None = None) -> JSONResponse:
     hint = hint_for(event)
     body: dict[str, Any] = {
         "event_id": event.event_id,
@@ -166,8 +203,3 @@ def _answer(event: Feedback, status: str, code: int, note: str | None = None) ->
         "hint": hint,
     }
     return JSONResponse(body | ({"note": note} if note else {}), code)
-
-
-def trace_of(given: str | None) -> str:
-    """The caller's trace context; a fresh one where it gave none, or a broken one."""
-    return given if given is not None and _TRACEPARENT.fullmatch(given) else new_traceparent()

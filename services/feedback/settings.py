@@ -1,48 +1,54 @@
-"""Settings of feedback: `LOOPWRIGHT_FEEDBACK_*`, beside the common ones of `shared/settings.py`."""
+"""Settings of the feedback service: `LOOPWRIGHT_FEEDBACK_*`, in addition to the common ones."""
 
 from __future__ import annotations
+
+from typing import Final
 
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from shared.settings import Settings
 
+SERVICE: Final = "feedback"
+
 
 class FeedbackSettings(Settings):
-    """Bounds of one feedback process."""
+    """Settings of one feedback process."""
 
     model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_FEEDBACK_")
 
-    port: int = Field(8001, ge=0, le=65535)
-    ack_timeout_s: float = Field(5.0, gt=0, le=60, description="wait for Kafka before 503")
+    port: int = Field(8001, ge=0, le=65535, description="Port that the HTTP API listens on.")
+    ack_timeout_s: float = Field(
+        5.0,
+        gt=0,
+        le=60,
+        description="Seconds to wait for Kafka's acknowledgement before a request gets 503.",
+    )
     user_per_minute: int = Field(
-        600,
-        ge=1,
-        description="events of one user; one more gets 429",
+        600, ge=1, description="Feedback events accepted per user and minute; further events get 429."
     )
     identity_ttl_s: float = Field(
         172_800,
         gt=0,
-        description="how long retries get 200 `duplicate` here",
+        description="Seconds for which a repeated event is answered with 200 `duplicate`. Later repetitions are "
+        "accepted again and deduplicated by the processor.",
     )
     receipt_ttl_s: float = Field(
         2_592_000,
         gt=0,
-        description="how long an outcome stays in Redis",
+        description="Seconds for which outcomes stay in Redis; older ones are read from Kafka.",
     )
     pending_ttl_s: float = Field(
-        5.0,
-        gt=0,
-        description="how long `pending` is believed without a look",
+        5.0, gt=0, description="Seconds for which Redis may answer `pending` before Kafka is searched again."
     )
-    scan_timeout_s: float = Field(8.0, gt=0, description="for looking a receipt up in the log")
-    scans: int = Field(2, ge=1, le=64, description="such look-ups at once")
+    scan_timeout_s: float = Field(
+        8.0, gt=0, description="Seconds that a request may spend searching Kafka before it gets 503."
+    )
+    scans: int = Field(2, ge=1, le=64, description="Searches of Kafka for receipts that may run at once.")
     erasure_token: SecretStr | None = Field(
         None,
-        description="who shows it may erase users; without it the door erases nobody",
+        description="Bearer token that authorizes erasure requests. Without it, all erasure requests get 403.",
     )
     erasures_per_minute: int = Field(
-        60,
-        ge=1,
-        description="of all callers; one more gets 429",
+        60, ge=1, description="Erasure requests accepted per minute from all callers; further ones get 429."
     )

@@ -1,31 +1,42 @@
-"""What feedback keeps of the log: versions and rollout in memory, outcomes in Redis, where they may be lost."""
+"""Views of the log that requests are answered from: versions and erasures in memory, outcomes in Redis.
+
+Followers feed the views from the log. All views are thread-safe, and applying a record again changes nothing.
+"""
 
 from __future__ import annotations
 
 import json
 import threading
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
 
 import structlog
 
-from services.feedback.core.receipts import Receipt, make_receipt
+from services.feedback.core.erasure_status import ErasureProgress, ErasureStatus
+from services.feedback.core.receipts import NoOutcome, Receipt, make_receipt
 from shared.adapters import redis_keys
 from shared.errors import Rejected
-from shared.events import Outcome, OutcomeKind
+from shared.events import ErasureReport, ErasureRequest, Outcome, OutcomeKind
 from shared.ports import Cache, Position
 from shared.records import Record
-from shared.topics import FEEDBACK_OUTCOMES, MODEL_ROLLOUT, MODEL_VERSIONS
+from shared.telemetry import ERASURES_OPEN
+from shared.topics import (
+    ERASURE_REPORTS,
+    ERASURE_REQUESTS,
+    FEEDBACK_OUTCOMES,
+    MODEL_ROLLOUT,
+    MODEL_VERSIONS,
+)
 from shared.versions import ModelVersion, RolloutRecord
 
-PENDING_MARK = b"pending"
-"""Stands where the outcome will be; believed for a few seconds only."""
-INDEX_POSITIONS = "loopwright:receipt-positions"
-"""How far the outcomes are in Redis. It lies there too: if Redis is wiped, the index begins again."""
+PENDING_MARK: Final = b"pending"
+"""Stored in place of an outcome that is still pending; trusted for a few seconds only."""
 log = structlog.get_logger(__name__)
 
 
 class VersionsView:
-    """The versions and the newest rollout record of every line. Thread-safe."""
+    """The versions and the newest rollout record of every line."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -33,98 +44,163 @@ class VersionsView:
         self._rollout: dict[str, RolloutRecord] = {}
 
     def apply(self, records: Sequence[Record]) -> None:
-        """Records of `model.versions` and `model.rollout`, in any order; what cannot be read is passed over, loudly."""
+        """Apply records of `model.versions` and `model.rollout`, in any order. Unreadable ones are logged."""
         for record in records:
             if record.value is None:
                 continue
             try:
-                self._take(record)
+                self._apply(record)
             except Rejected as error:
-                log.warning("unreadable", topic=record.topic, offset=record.offset, error=str(error))
+                _log_unreadable(record, error)
 
-    def _take(self, record: Record) -> None:
-        if record.topic == MODEL_VERSIONS.name:
-            version = ModelVersion.from_json(record.value)
-            with self._lock:
-                self._versions.setdefault(version.line, {})[version.ref.version] = version
-        elif record.topic == MODEL_ROLLOUT.name:
-            decided = RolloutRecord.from_json(record.value)
-            with self._lock:
-                known = self._rollout.get(decided.line)
-                if known is None or decided.seq > known.seq:
-                    self._rollout[decided.line] = decided
-
-    def follow(self, outcome: Outcome) -> Receipt:
-        """The receipt of an event with this outcome, as things stand now."""
+    def receipt(self, outcome: Outcome) -> Receipt:
+        """Return the receipt of an event with this outcome."""
         with self._lock:
             versions = list(self._versions.get(outcome.line, {}).values())
             rollout = self._rollout.get(outcome.line)
         return make_receipt(outcome, versions, rollout)
 
+    def _apply(self, record: Record) -> None:
+        if record.topic == MODEL_VERSIONS.name:
+            version = ModelVersion.from_json(record.value)
+            with self._lock:
+                self._versions.setdefault(version.line, {})[version.ref.version] = version
+        elif record.topic == MODEL_ROLLOUT.name:
+            rollout = RolloutRecord.from_json(record.value)
+            with self._lock:
+                newest = self._rollout.get(rollout.line)
+                if newest is None or rollout.seq > newest.seq:
+                    self._rollout[rollout.line] = rollout
+
+
+class ErasureStatusView:
+    """The progress of every erasure that is in the log. The first request under an id stands."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._erasures: dict[str, ErasureProgress] = {}
+
+    def apply(self, records: Sequence[Record]) -> None:
+        """Apply records of `erasure.requests` and `erasure.reports`, in any order. Unreadable ones are logged."""
+        for record in records:
+            try:
+                if record.topic == ERASURE_REQUESTS.name:
+                    self.add_request(ErasureRequest.from_json(record.value))
+                elif record.topic == ERASURE_REPORTS.name:
+                    self._add_report(ErasureReport.from_json(record.value))
+            except Rejected as error:
+                _log_unreadable(record, error)
+        with self._lock:
+            ERASURES_OPEN.set(sum(erasure.stage() != "done" for erasure in self._erasures.values()))
+
+    def add_request(self, request: ErasureRequest) -> None:
+        """Add a request that is in the log."""
+        with self._lock:
+            self._erasure(request.request_id, request.line, request.subject).add_request(request)
+
+    def request(self, request_id: str) -> ErasureRequest | None:
+        """Return the request, or None if it is not in the log."""
+        with self._lock:
+            erasure = self._erasures.get(request_id)
+            return erasure.request if erasure is not None else None
+
+    def status(self, request_id: str, now: datetime) -> ErasureStatus | None:
+        """Return the progress of an erasure, or None if the log has no record of it."""
+        with self._lock:
+            erasure = self._erasures.get(request_id)
+            return erasure.status(request_id, now) if erasure is not None else None
+
+    def _add_report(self, report: ErasureReport) -> None:
+        with self._lock:
+            self._erasure(report.request_id, report.line, report.subject).add_report(report)
+
+    def _erasure(self, request_id: str, line: str, subject: str) -> ErasureProgress:
+        return self._erasures.setdefault(request_id, ErasureProgress(line, subject))
+
 
 class OutcomeIndex:
-    """Outcomes by event, in Redis. A lost write is a miss, which the log answers."""
+    """Outcomes by event, in Redis. An outcome that Redis has lost is read from the log (`OutcomeLookup`)."""
 
     def __init__(self, cache: Cache, *, ttl_s: float, pending_ttl_s: float) -> None:
         self._cache = cache
         self._ttl_s = ttl_s
         self._pending_ttl_s = pending_ttl_s
-        self._next: dict[Position, int] = {}
+        self._next_offsets: dict[Position, int] = {}
 
-    def starts(self) -> dict[Position, int]:
-        """Where to go on reading. Nothing if Redis no longer knows."""
-        raw = self._cache.get(INDEX_POSITIONS)
+    def start_offsets(self) -> dict[Position, int]:
+        """Return where to resume reading `feedback.outcomes`; empty if Redis does not know.
+
+        The offsets are in Redis too, so after Redis was wiped the index is rebuilt from the beginning.
+        """
+        raw = self._cache.get(redis_keys.receipt_positions())
         try:
-            known = json.loads(raw or b"{}")
-            self._next = {(FEEDBACK_OUTCOMES.name, int(p)): int(offset) for p, offset in known.items()}
+            offsets = json.loads(raw or b"{}")
+            self._next_offsets = {
+                (FEEDBACK_OUTCOMES.name, int(p)): int(offset) for p, offset in offsets.items()
+            }
         except (ValueError, AttributeError):
-            self._next = {}
-        return dict(self._next)
+            self._next_offsets = {}
+        return dict(self._next_offsets)
 
-    def forget(self) -> None:
-        """The log no longer holds what the positions point at: begin again at the next start."""
-        self._cache.put(INDEX_POSITIONS, b"{}", ttl_s=self._ttl_s)
+    def reset_offsets(self) -> None:
+        """Rebuild the index from the beginning at the next start, because the log no longer has these offsets."""
+        self._cache.put(redis_keys.receipt_positions(), b"{}", ttl_s=self._ttl_s)
 
     def apply(self, records: Sequence[Record]) -> None:
-        """Records of `feedback.outcomes`, in log order."""
+        """Apply records of `feedback.outcomes`, in log order. Unreadable ones are logged."""
         for record in records:
             try:
-                self.keep(Outcome.from_json(record.value))
+                self.put(Outcome.from_json(record.value))
             except Rejected as error:
-                log.warning("unreadable", topic=record.topic, offset=record.offset, error=str(error))
-            self._next[record.topic, record.partition] = record.offset + 1
-        positions = {str(partition): offset for (_, partition), offset in self._next.items()}
-        self._cache.put(INDEX_POSITIONS, json.dumps(positions).encode(), ttl_s=self._ttl_s)
+                _log_unreadable(record, error)
+            self._next_offsets[record.topic, record.partition] = record.offset + 1
+        offsets = {str(partition): offset for (_, partition), offset in self._next_offsets.items()}
+        self._cache.put(redis_keys.receipt_positions(), json.dumps(offsets).encode(), ttl_s=self._ttl_s)
 
-    def keep(self, outcome: Outcome) -> None:
-        """The first outcome of an event stands; that of a repetition says nothing about it. A dead letter can be
-        replayed, so what became of it is believed as briefly as that something is pending, and gives way."""
+    def put(self, outcome: Outcome) -> None:
+        """Store the first outcome of an event.
+
+        The outcome `duplicate` is about a repetition, not about the event, so it is ignored. The outcome `dead` ends
+        if the dead letter is replayed, so it is stored as briefly as `pending` and replaced by any other outcome.
+        """
         if outcome.outcome == OutcomeKind.DUPLICATE:
             return
         key, value = redis_keys.receipt(outcome.response_id, outcome.event_id), outcome.to_json()
         ttl_s = self._pending_ttl_s if outcome.outcome == OutcomeKind.DEAD else self._ttl_s
-        before = self._cache.put_if_absent(key, value, ttl_s=ttl_s)
-        if before is not None and before != value and (before == PENDING_MARK or _is_dead(before)):
+        stored = self._cache.put_if_absent(key, value, ttl_s=ttl_s)
+        if stored is not None and stored != value and (stored == PENDING_MARK or _is_dead(stored)):
             self._cache.put(key, value, ttl_s=ttl_s)
 
-    def await_outcome(self, response_id: str, event_id: str) -> None:
-        """Notes that the event is in the log; believed for `pending_ttl_s`, or until its outcome comes."""
+    def put_pending(self, response_id: str, event_id: str) -> None:
+        """Store that the event is in the log without an outcome, for `pending_ttl_s` or until its outcome arrives."""
         key = redis_keys.receipt(response_id, event_id)
         self._cache.put_if_absent(key, PENDING_MARK, ttl_s=self._pending_ttl_s)
 
-    def find(self, response_id: str, event_id: str) -> Outcome | bool:
-        """The outcome; True if the event is in the log without one; False if nothing is known here."""
-        raw = self._cache.get(redis_keys.receipt(response_id, event_id))
-        if raw is None or raw == PENDING_MARK:
-            return raw is not None
+    def find(self, response_id: str, event_id: str) -> Outcome | NoOutcome:
+        """Return the event's outcome, or why there is none; `NOT_FOUND` means only that Redis does not know."""
+        stored = self._cache.get(redis_keys.receipt(response_id, event_id))
+        if stored is None:
+            return NoOutcome.NOT_FOUND
+        if stored == PENDING_MARK:
+            return NoOutcome.PENDING
         try:
-            return Outcome.from_json(raw)
+            return Outcome.from_json(stored)
         except Rejected:
-            return False
+            return NoOutcome.NOT_FOUND
 
 
-def _is_dead(kept: bytes) -> bool:
+def _is_dead(stored: bytes) -> bool:
     try:
-        return Outcome.from_json(kept).outcome == OutcomeKind.DEAD
+        return Outcome.from_json(stored).outcome == OutcomeKind.DEAD
     except Rejected:
         return False
+
+
+def _log_unreadable(record: Record, error: Rejected) -> None:
+    log.warning(
+        "unreadable_record",
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        error=str(error),
+    )

@@ -18,9 +18,10 @@ from deploy.local.ports import choose
 from loopwright import AsyncLoopwright, Conflict, Denied, Erasure, Invalid, Loopwright, NotFound, Retry
 from loopwright.cli import app as cli
 from services.feedback.api import add_erasure_routes
+from services.feedback.core.erasure_status import ErasureStatus
 from services.feedback.erasure_handler import ErasureHandler
-from services.feedback.erasure_status import ErasureStatus, ErasureStatusView
 from services.feedback.settings import FeedbackSettings
+from services.feedback.views import ErasureStatusView
 from shared.adapters.clock import ManualClock
 from shared.adapters.http import ServerThread, add_service_routes
 from shared.adapters.in_memory import (
@@ -74,7 +75,7 @@ def desk() -> Iterator[Desk]:
         open_requests=lambda: InMemoryLogReader(log, ["erasure.requests"], partitions=[0]),
         cache=InMemoryCache(clock),
         clock=clock,
-        pseudonyms=Pseudonymiser(b"a key that is long enough"),
+        pseudonymiser=Pseudonymiser(b"a key that is long enough"),
         erasures=ErasureStatusView(),
     )
     topics = ["erasure.requests", "erasure.reports"]

@@ -1,4 +1,4 @@
-"""Feedback as a process beside a real Kafka and Redis: what it acknowledges is in the log, and receipts follow it."""
+"""The feedback process with a real Kafka and Redis: acknowledged requests are in the log, and receipts follow it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_fixed
 
 from services.feedback.api import build_app
 from services.feedback.erasure_handler import ErasureHandler
-from services.feedback.erasure_status import ErasureStatusView
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import OutcomeIndex, VersionsView
+from services.feedback.views import ErasureStatusView, OutcomeIndex, VersionsView
 from shared.adapters.clock import SystemClock
 from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
@@ -38,14 +37,14 @@ from shared.versions import DatasetRef, GateReport, ModelVersion, RolloutRecord,
 from tests.integration.service_process import Service, running
 
 P = 6
-KEY = "a key for these tests alone"
-TOKEN = "a token for these tests alone"
+KEY = "a key for these tests only"
+TOKEN = "a token for these tests only"
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
 def own_redis(redis_url: str) -> str:
-    """A database of Redis that is wiped here, and that no other test uses."""
+    """A Redis database that these tests wipe and no other test uses."""
     return redis_url.rsplit("/", 1)[0] + "/7"
 
 
@@ -65,30 +64,30 @@ def feedback(kafka: str, own_redis: str, tmp_path_factory: pytest.TempPathFactor
 
 
 def read(kafka: str, topic: str, key: str) -> list[Record]:
-    """What the topic holds under this key, in the one partition where it can be."""
+    """Return the topic's records under this key."""
     reader = KafkaLogReader(kafka, "console", [topic], partitions=[partition_for(key.encode(), P)])
-    found: list[Record] = []
+    records: list[Record] = []
     while not reader.at_end():
-        found += [record for record in reader.poll(0.2) if record.key == key.encode()]
+        records += [record for record in reader.poll(0.2) if record.key == key.encode()]
     reader.close()
-    return found
+    return records
 
 
-def said(response_id: str, **more: Any) -> dict[str, Any]:
-    thumbs = {
+def thumbs_body(response_id: str, **fields: Any) -> dict[str, Any]:
+    defaults = {
         "event_id": "e1",
         "response_id": response_id,
         "user_id": "alice",
         "kind": "thumbs",
         "value": "up",
     }
-    return thumbs | more
+    return defaults | fields
 
 
-def until(http: httpx.Client, path: str, stage: str) -> dict[str, Any]:
-    """The receipt, as soon as it has come to `stage`."""
+def wait_for_stage(http: httpx.Client, path: str, stage: str) -> dict[str, Any]:
+    """Return the receipt as soon as it is at `stage`."""
 
-    def asked() -> dict[str, Any]:
+    def get() -> dict[str, Any]:
         response = http.get(path)
         assert response.status_code == 200, response.text
         body: dict[str, Any] = response.json()
@@ -100,27 +99,25 @@ def until(http: httpx.Client, path: str, stage: str) -> dict[str, Any]:
         retry=retry_if_not_result(lambda body: body["stage"] == stage),
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
     )
-    found: dict[str, Any] = waiting(asked)
-    assert found["stage"] == stage, found
-    return found
+    receipt: dict[str, Any] = waiting(get)
+    assert receipt["stage"] == stage, receipt
+    return receipt
 
 
-def test_what_it_accepts_is_in_the_log_and_repetitions_are_recognised(
-    feedback: Service, kafka: str, fresh: str
-) -> None:
-    assert feedback.http.post("/v1/feedback", json=said(fresh)).status_code == 202
+def test_accepted_event_is_in_the_log_once(feedback: Service, kafka: str, fresh: str) -> None:
+    assert feedback.http.post("/v1/feedback", json=thumbs_body(fresh)).status_code == 202
     (record,) = read(kafka, "feedback.events", fresh)
     event = parse_union(FEEDBACK, record.value)
     assert (event.event_id, event.user_id) == ("e1", Pseudonymiser(KEY.encode()).of("alice"))
-    assert feedback.http.post("/v1/feedback", json=said(fresh)).json()["status"] == "duplicate"
-    assert feedback.http.post("/v1/feedback", json=said(fresh, value="down")).status_code == 409
+    assert feedback.http.post("/v1/feedback", json=thumbs_body(fresh)).json()["status"] == "duplicate"
+    assert feedback.http.post("/v1/feedback", json=thumbs_body(fresh, value="down")).status_code == 409
     assert len(read(kafka, "feedback.events", fresh)) == 1
 
 
-def test_a_receipt_follows_the_log_from_pending_to_serving(feedback: Service, kafka: str, fresh: str) -> None:
+def test_receipt_follows_the_log_from_pending_to_serving(feedback: Service, kafka: str, fresh: str) -> None:
     path = f"/v1/feedback/{fresh}/e1"
     assert feedback.http.get(path).status_code == 404
-    feedback.http.post("/v1/feedback", json=said(fresh, line=fresh))
+    feedback.http.post("/v1/feedback", json=thumbs_body(fresh, line=fresh))
     assert feedback.http.get(path).json()["stage"] == "pending"
 
     processor = KafkaPublisher(kafka, "processor")
@@ -133,7 +130,7 @@ def test_a_receipt_follows_the_log_from_pending_to_serving(feedback: Service, ka
         decided_at=NOW,
     )
     processor.publish(Output("feedback.outcomes", fresh.encode(), outcome.to_json())).result(10)
-    assert until(feedback.http, path, "batched")["batch_id"] == f"{fresh}-3-2"
+    assert wait_for_stage(feedback.http, path, "batched")["batch_id"] == f"{fresh}-3-2"
 
     ref = VersionRef(version=f"{fresh}@v1-11111111", kind="lora", uri="file:///v1", digest="1" * 64)
     base = VersionRef(version=f"{fresh}@base-00000000", kind="base", digest="0" * 64)
@@ -150,14 +147,14 @@ def test_a_receipt_follows_the_log_from_pending_to_serving(feedback: Service, ka
     )
     trainer = KafkaTransactionalPublisher(kafka, "trainer", fresh)
     trainer.publish_all([Output("model.versions", ref.version.encode(), version.to_json())])
-    assert until(feedback.http, path, "published")["version"] == ref.version
+    assert wait_for_stage(feedback.http, path, "published")["version"] == ref.version
 
     decided = RolloutRecord(
         line=fresh, seq=2, action="promote", stable=ref, previous=base, reason="it passed", decided_at=NOW
     )
     rollout = KafkaPublisher(kafka, "rollout")
     rollout.publish(Output("model.rollout", fresh.encode(), decided.to_json())).result(10)
-    receipt = until(feedback.http, path, "serving")
+    receipt = wait_for_stage(feedback.http, path, "serving")
     assert (receipt["serving"], receipt["run_id"], receipt["verdict"]) == (True, "run-1", "passed")
     for publisher in (processor, trainer, rollout):
         publisher.close()
@@ -165,7 +162,9 @@ def test_a_receipt_follows_the_log_from_pending_to_serving(feedback: Service, ka
 
 def test_wiping_redis_changes_no_receipt(feedback: Service, kafka: str, own_redis: str, fresh: str) -> None:
     for event_id in ("e1", "e2"):
-        assert feedback.http.post("/v1/feedback", json=said(fresh, event_id=event_id)).status_code == 202
+        assert (
+            feedback.http.post("/v1/feedback", json=thumbs_body(fresh, event_id=event_id)).status_code == 202
+        )
     processor = KafkaPublisher(kafka, "processor")
     outcome = Outcome(
         line="assistant", response_id=fresh, event_id="e1", outcome=OutcomeKind.UNMATCHED, decided_at=NOW
@@ -173,51 +172,51 @@ def test_wiping_redis_changes_no_receipt(feedback: Service, kafka: str, own_redi
     processor.publish(Output("feedback.outcomes", fresh.encode(), outcome.to_json())).result(10)
     processor.close()
     paths = [f"/v1/feedback/{fresh}/{event_id}" for event_id in ("e1", "e2")]
-    until(feedback.http, paths[0], "unmatched")
+    wait_for_stage(feedback.http, paths[0], "unmatched")
     before = [feedback.http.get(path).json() for path in paths]
     with redis.Redis.from_url(own_redis) as cache:
         cache.flushdb()
     assert [feedback.http.get(path).json() for path in paths] == before
-    # Without its duplicate keys the door takes a repetition; the processor will know it.
-    assert feedback.http.post("/v1/feedback", json=said(fresh)).status_code == 202
+    # Without its duplicate keys the service accepts a repetition; the processor detects it.
+    assert feedback.http.post("/v1/feedback", json=thumbs_body(fresh)).status_code == 202
 
 
-def test_a_response_of_an_own_model_is_in_the_log(feedback: Service, kafka: str, fresh: str) -> None:
-    made = {
+def test_response_of_an_own_model_is_in_the_log(feedback: Service, kafka: str, fresh: str) -> None:
+    body = {
         "response_id": fresh,
         "version": "gpt-x",
         "messages": [{"role": "user", "content": "How hot?"}],
         "choices": [{"index": 0, "text": "Very."}],
     }
-    assert feedback.http.post("/v1/responses", json=made).status_code == 202
+    assert feedback.http.post("/v1/responses", json=body).status_code == 202
     assert len(read(kafka, "chat.responses", fresh)) == 1
 
 
 def erase(service: Service, fresh: str, request_id: str) -> httpx.Response:
-    shown = {"Authorization": f"Bearer {TOKEN}"}
-    return service.http.post("/v1/erasure", json={"user_id": fresh, "request_id": request_id}, headers=shown)
+    authorization = {"Authorization": f"Bearer {TOKEN}"}
+    return service.http.post(
+        "/v1/erasure", json={"user_id": fresh, "request_id": request_id}, headers=authorization
+    )
 
 
-def erasures(kafka: str, subject: str) -> list[tuple[int, str]]:
-    """(partition, request_id) of the committed requests for this subject, in order."""
+def erasure_requests(kafka: str, subject: str) -> list[tuple[int, str]]:
+    """Return the sorted (partition, request_id) of the committed requests for this subject."""
     reader = KafkaLogReader(kafka, "console", ["erasure.requests"])
-    found: list[Record] = []
+    records: list[Record] = []
     while not reader.at_end():
-        found += [record for record in reader.poll(0.2) if record.key == subject.encode()]
+        records += [record for record in reader.poll(0.2) if record.key == subject.encode()]
     reader.close()
-    return sorted((r.partition, ErasureRequest.from_json(r.value).request_id) for r in found)
+    return sorted((r.partition, ErasureRequest.from_json(r.value).request_id) for r in records)
 
 
-def test_an_erasure_is_in_every_partition_once_when_it_is_acknowledged(
-    feedback: Service, kafka: str, fresh: str
-) -> None:
+def test_acknowledged_erasure_is_in_every_partition_once(feedback: Service, kafka: str, fresh: str) -> None:
     assert feedback.http.post("/v1/erasure", json={"user_id": fresh}).status_code == 401
     subject = Pseudonymiser(KEY.encode()).of(fresh)
     first = erase(feedback, fresh, fresh)
     assert first.status_code == 202, first.text
     assert first.json()["subject"] == subject
     assert erase(feedback, fresh, fresh).json() == first.json()
-    assert [partition for partition, _ in erasures(kafka, subject)] == list(range(P))
+    assert [partition for partition, _ in erasure_requests(kafka, subject)] == list(range(P))
     done = ErasureReport(
         line="assistant", request_id=fresh, subject=subject, service="trainer", versions=(), completed_at=NOW
     )
@@ -226,15 +225,15 @@ def test_an_erasure_is_in_every_partition_once_when_it_is_acknowledged(
         publisher = KafkaTransactionalPublisher(kafka, service, f"{fresh}-{service}")
         publisher.publish_all([Output("erasure.reports", fresh.encode(), report.to_json())])
         publisher.close()
-    assert followed(feedback, fresh)["snapshots"] == 0
+    assert wait_until_erased(feedback, fresh)["snapshots"] == 0
 
 
-def followed(service: Service, request_id: str) -> dict[str, Any]:
-    """The erasure, as soon as it is done."""
+def wait_until_erased(service: Service, request_id: str) -> dict[str, Any]:
+    """Return the erasure's status as soon as it is done."""
 
-    def asked() -> dict[str, Any]:
-        shown = {"Authorization": f"Bearer {TOKEN}"}
-        body: dict[str, Any] = service.http.get(f"/v1/erasure/{request_id}", headers=shown).json()
+    def get() -> dict[str, Any]:
+        authorization = {"Authorization": f"Bearer {TOKEN}"}
+        body: dict[str, Any] = service.http.get(f"/v1/erasure/{request_id}", headers=authorization).json()
         return body
 
     waiting = Retrying(
@@ -242,11 +241,11 @@ def followed(service: Service, request_id: str) -> dict[str, Any]:
         wait=wait_fixed(0.1),
         retry=retry_if_not_result(lambda body: body["status"] == "done"),
     )
-    found: dict[str, Any] = waiting(asked)
-    return found
+    status: dict[str, Any] = waiting(get)
+    return status
 
 
-def test_two_doors_erase_side_by_side_and_neither_fences_the_other(
+def test_two_processes_write_erasures_without_fencing_each_other(
     feedback: Service, kafka: str, own_redis: str, fresh: str, tmp_path: Path
 ) -> None:
     env = {
@@ -257,34 +256,32 @@ def test_two_doors_erase_side_by_side_and_neither_fences_the_other(
         "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN": TOKEN,
     }
     with running("feedback", tmp_path, env) as other:
-        answers = [erase(door, fresh, f"{fresh}-{n}") for n in range(3) for door in (feedback, other)]
+        answers = [erase(service, fresh, f"{fresh}-{n}") for n in range(3) for service in (feedback, other)]
     assert [answer.status_code for answer in answers] == [202] * 6
-    # The second door was asked for the same three, and found each in the log.
-    assert erasures(kafka, Pseudonymiser(KEY.encode()).of(fresh)) == [
+    # The second process got the same three requests and found each in the log.
+    assert erasure_requests(kafka, Pseudonymiser(KEY.encode()).of(fresh)) == [
         (partition, f"{fresh}-{n}") for partition in range(P) for n in range(3)
     ]
 
 
-def test_an_erasure_whose_transaction_broke_is_in_no_partition_until_it_is_asked_for_again(
-    kafka: str, fresh: str
-) -> None:
-    """One partition of a topic that is not there fails the transaction after others were written."""
+def test_failed_erasure_is_in_no_partition_until_it_is_retried(kafka: str, fresh: str) -> None:
+    """A partition that does not exist fails the transaction after other partitions were written."""
     create_topics(kafka, P)
     settings = FeedbackSettings(
         partitions=P + 1, ack_timeout_s=5.0, pseudonym_key=SecretStr(KEY), erasure_token=SecretStr(TOKEN)
     )
-    eraser = eraser_of(kafka, settings, fresh)
+    handler = erasure_handler(kafka, settings, fresh)
     body = json.dumps({"user_id": fresh, "request_id": fresh}).encode()
     with pytest.raises(BrokerUnavailable, match=f"under the request_id {fresh}"):
-        eraser.take(body, None, None)
-    subject = eraser.pseudonyms.of(fresh)
-    assert erasures(kafka, subject) == []
-    again = eraser_of(kafka, settings.model_copy(update={"partitions": P}), fresh)
-    assert again.take(body, None, None).status_code == 202
-    assert [partition for partition, _ in erasures(kafka, subject)] == list(range(P))
+        handler.post_erasure(body, None, None)
+    subject = handler.pseudonymiser.of(fresh)
+    assert erasure_requests(kafka, subject) == []
+    retrying = erasure_handler(kafka, settings.model_copy(update={"partitions": P}), fresh)
+    assert retrying.post_erasure(body, None, None).status_code == 202
+    assert [partition for partition, _ in erasure_requests(kafka, subject)] == list(range(P))
 
 
-def eraser_of(kafka: str, settings: FeedbackSettings, identity: str) -> ErasureHandler:
+def erasure_handler(kafka: str, settings: FeedbackSettings, identity: str) -> ErasureHandler:
     return ErasureHandler(
         settings=settings,
         open_publisher=lambda: KafkaTransactionalPublisher(
@@ -293,47 +290,54 @@ def eraser_of(kafka: str, settings: FeedbackSettings, identity: str) -> ErasureH
         open_requests=lambda: KafkaLogReader(kafka, "feedback", ["erasure.requests"], partitions=[0]),
         cache=InMemoryCache(),
         clock=SystemClock(),
-        pseudonyms=Pseudonymiser(KEY.encode()),
+        pseudonymiser=Pseudonymiser(KEY.encode()),
         erasures=ErasureStatusView(),
     )
 
 
-async def test_a_broker_that_does_not_answer_gives_503_in_time(fresh: str) -> None:
+async def test_unreachable_broker_gives_503_in_time(fresh: str) -> None:
     publisher = KafkaPublisher("127.0.0.1:1", "feedback", timeout_s=1.0)
     started = time.monotonic()
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(door_to(publisher)), base_url="http://feedback"
+        transport=httpx.ASGITransport(app_with(publisher)), base_url="http://feedback"
     ) as http:
-        response = await http.post("/v1/feedback", json=said(fresh))
+        response = await http.post("/v1/feedback", json=thumbs_body(fresh))
     assert response.status_code == 503
     assert response.headers["content-type"] == "application/problem+json"
     assert time.monotonic() - started < 5
     publisher.close()
 
 
-def door_to(publisher: KafkaPublisher) -> FastAPI:
-    """A door whose broker is away; the rest is in memory and of no interest."""
-    log, standing, cache = InMemoryLog(P), VersionsView(), InMemoryCache()
-    door = FeedbackHandlers(
+def app_with(publisher: KafkaPublisher) -> FastAPI:
+    """Return the app with this publisher; everything else is in memory."""
+    log, versions, cache = InMemoryLog(P), VersionsView(), InMemoryCache()
+    handlers = FeedbackHandlers(
         settings=FeedbackSettings(ack_timeout_s=1.0, pseudonym_key=SecretStr(KEY)),
         publisher=publisher,
         cache=cache,
         clock=SystemClock(),
-        pseudonyms=Pseudonymiser(KEY.encode()),
-        standing=standing,
-        index=OutcomeIndex(cache, ttl_s=60, pending_ttl_s=1),
-        history=OutcomeLookup(
-            lambda topic, partition: InMemoryLogReader(log, [topic]), partitions=P, timeout_s=1, slots=1
+        pseudonymiser=Pseudonymiser(KEY.encode()),
+        versions=versions,
+        outcomes=OutcomeIndex(cache, ttl_s=60, pending_ttl_s=1),
+        lookup=OutcomeLookup(
+            lambda topic, partition: InMemoryLogReader(log, [topic]),
+            partitions=P,
+            timeout_s=1,
+            max_parallel=1,
         ),
     )
-    ready = Readiness("versions")
+    readiness = Readiness("versions")
     follower = TopicFollower(
-        "versions", lambda: InMemoryLogReader(log, ["model.versions"]), standing.apply, ready, lambda: None
+        "versions",
+        lambda: InMemoryLogReader(log, ["model.versions"]),
+        versions.apply,
+        readiness,
+        lambda: None,
     )
-    return build_app(door, [follower], ready)
+    return build_app(handlers, follower, readiness)
 
 
-def test_it_stops_in_order_when_told_to(feedback: Service) -> None:
+def test_sigterm_stops_it_cleanly_and_logs_no_secrets(feedback: Service) -> None:
     feedback.child.terminate()
     assert feedback.child.wait(20) == 0, feedback.log.read_text()[-2000:]
     assert "alice" not in feedback.log.read_text()

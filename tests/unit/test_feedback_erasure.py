@@ -1,4 +1,4 @@
-"""The door's erasures over a log in memory: who may ask, what is written, how it is followed."""
+"""Erasures over a log in memory: who may request them, what is written, how progress is reported."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pydantic import SecretStr, ValidationError
 
 from services.feedback.api import add_erasure_routes
 from services.feedback.erasure_handler import ErasureHandler
-from services.feedback.erasure_status import ErasureStatusView
 from services.feedback.settings import FeedbackSettings
+from services.feedback.views import ErasureStatusView
 from shared.adapters.clock import ManualClock
 from shared.adapters.http import add_service_routes
 from shared.adapters.in_memory import (
@@ -42,8 +42,8 @@ VERSION = "assistant@v1-0a1b2c3d"
 
 
 @dataclass
-class Stage:
-    """`failing` is raised by the next publisher, before it writes or (with `arrives`) after it."""
+class ErasureApi:
+    """The erasure routes. The next publisher raises `failing` before it writes, or after it if `arrives` is set."""
 
     token: str | None = TOKEN
     clock: ManualClock = field(default_factory=lambda: ManualClock(1_772_366_000_000))
@@ -60,11 +60,13 @@ class Stage:
         self.follower = TopicFollower(
             "erasures", lambda: self._read(topics), self.erasures.apply, readiness, lambda: None
         )
-        add_erasure_routes(add_service_routes(self.app, readiness), self.eraser(), self.follower)
+        add_erasure_routes(add_service_routes(self.app, readiness), self.handler(), self.follower)
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://feedback")
 
-    def eraser(self, erasures: ErasureStatusView | None = None, identity: str = "door-1") -> ErasureHandler:
+    def handler(
+        self, erasures: ErasureStatusView | None = None, identity: str = "process-1"
+    ) -> ErasureHandler:
         settings = FeedbackSettings(
             partitions=P,
             ack_timeout_s=0.2,
@@ -77,7 +79,7 @@ class Stage:
             open_requests=lambda: self._read(["erasure.requests"], [0]),
             cache=self.cache,
             clock=self.clock,
-            pseudonyms=Pseudonymiser(KEY),
+            pseudonymiser=Pseudonymiser(KEY),
             erasures=erasures or self.erasures,
         )
 
@@ -94,19 +96,19 @@ class Stage:
     async def erase(
         self, body: dict[str, Any] = ALICE, token: str | None = TOKEN, **headers: str
     ) -> httpx.Response:
-        shown = {"Authorization": f"Bearer {token}"} if token else {}
-        return await self.http.post("/v1/erasure", json=body, headers=shown | headers)
+        authorization = {"Authorization": f"Bearer {token}"} if token else {}
+        return await self.http.post("/v1/erasure", json=body, headers=authorization | headers)
 
     async def follow(self, request_id: str = "q1", token: str | None = TOKEN) -> httpx.Response:
-        shown = {"Authorization": f"Bearer {token}"} if token else {}
-        return await self.http.get(f"/v1/erasure/{request_id}", headers=shown)
+        authorization = {"Authorization": f"Bearer {token}"} if token else {}
+        return await self.http.get(f"/v1/erasure/{request_id}", headers=authorization)
 
     def requests(self) -> list[ErasureRequest]:
         return [ErasureRequest.from_json(record.value) for record in self.log.records("erasure.requests")]
 
-    def report(self, **more: Any) -> None:
-        """The follower has a thread of its own; what it would hand on is applied here and now."""
-        said = {
+    def report(self, **fields: Any) -> None:
+        """Write a report and apply it at once, without waiting for the follower's thread."""
+        defaults = {
             "line": "assistant",
             "request_id": "q1",
             "subject": SUBJECT,
@@ -114,7 +116,7 @@ class Stage:
             "partitions": P,
             "completed_at": from_ms(self.clock.now_ms()),
         }
-        report = ErasureReport.model_validate(said | more)
+        report = ErasureReport.model_validate(defaults | fields)
         (acked,) = self.log.append(Output("erasure.reports", b"q1", report.to_json()))
         written = InMemoryLogReader(
             self.log, ["erasure.reports"], {(acked.topic, acked.partition): acked.offset}
@@ -124,7 +126,7 @@ class Stage:
 
 @dataclass
 class LostAnswer:
-    """A publisher whose records arrive while its answer does not."""
+    """A publisher whose records arrive although it raises an error."""
 
     publisher: InMemoryTransactionalPublisher
     error: BrokerUnavailable
@@ -139,26 +141,26 @@ class LostAnswer:
 
 @pytest.fixture
 async def make() -> AsyncIterator[Callable[..., Any]]:
-    made: list[Stage] = []
+    started: list[ErasureApi] = []
 
-    async def build(**told: Any) -> Stage:
-        stage = Stage(**told)
-        made.append(stage)
-        stage.follower.start()
-        while not stage.follower.caught_up:
-            await stage.http.get("/livez")
-        return stage
+    async def build(**fields: Any) -> ErasureApi:
+        api = ErasureApi(**fields)
+        started.append(api)
+        api.follower.start()
+        while not api.follower.caught_up:
+            await api.http.get("/livez")
+        return api
 
     yield build
-    for stage in made:
-        stage.follower.stop()
-        await stage.http.aclose()
+    for api in started:
+        api.follower.stop()
+        await api.http.aclose()
 
 
 @pytest.fixture
-async def stage(make: Callable[..., Any]) -> Stage:
-    made: Stage = await make()
-    return made
+async def api(make: Callable[..., Any]) -> ErasureApi:
+    api: ErasureApi = await make()
+    return api
 
 
 def problem(response: httpx.Response) -> dict[str, Any]:
@@ -168,109 +170,107 @@ def problem(response: httpx.Response) -> dict[str, Any]:
     return body
 
 
-async def test_a_request_goes_to_every_partition_under_the_pseudonym(stage: Stage) -> None:
-    response = await stage.erase()
+async def test_request_is_in_every_partition_under_the_pseudonym(api: ErasureApi) -> None:
+    response = await api.erase()
     assert response.status_code == 202
-    records = stage.log.records("erasure.requests")
+    records = api.log.records("erasure.requests")
     assert [record.partition for record in records] == list(range(P))
     assert {record.key for record in records} == {SUBJECT.encode()}
     assert not any(b"alice" in (record.value or b"") for record in records)
-    now = from_ms(stage.clock.now_ms())
+    now = from_ms(api.clock.now_ms())
     deadline = now + timedelta(days=ERASED_WITHIN_DAYS)
-    assert {(one.request_id, one.subject, one.requested_at, one.deadline) for one in stage.requests()} == {
+    assert {(r.request_id, r.subject, r.requested_at, r.deadline) for r in api.requests()} == {
         ("q1", SUBJECT, now, deadline)
     }
-    told = response.json()
-    assert (told["request_id"], told["subject"], told["status"]) == ("q1", SUBJECT, "requested")
-    assert datetime.fromisoformat(told["deadline"]) == deadline
+    status = response.json()
+    assert (status["request_id"], status["subject"], status["status"]) == ("q1", SUBJECT, "requested")
+    assert datetime.fromisoformat(status["deadline"]) == deadline
 
 
-async def test_without_a_token_the_door_erases_nobody_and_names_the_setting(make: Callable[..., Any]) -> None:
-    stage = await make(token=None)
-    for response in (await stage.erase(), await stage.follow()):
+async def test_without_configured_token_every_request_gets_403(make: Callable[..., Any]) -> None:
+    api = await make(token=None)
+    for response in (await api.erase(), await api.follow()):
         assert response.status_code == 403
         assert "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN" in problem(response)["detail"]
-    assert stage.requests() == []
+    assert api.requests() == []
 
 
 @pytest.mark.parametrize("token", [None, "another token of some length", TOKEN[:-1], "é"])
-async def test_without_the_right_token_nothing_is_erased_and_nothing_told(
-    stage: Stage, token: str | None
-) -> None:
+async def test_wrong_token_gets_401_and_erases_nothing(api: ErasureApi, token: str | None) -> None:
     header = {} if token is None else {b"Authorization": f"Bearer {token}".encode()}
-    asked = await stage.http.post("/v1/erasure", json=ALICE, headers=header)
-    followed = await stage.http.get("/v1/erasure/q1", headers=header)
-    for response in (asked, followed):
+    requested = await api.http.post("/v1/erasure", json=ALICE, headers=header)
+    followed = await api.http.get("/v1/erasure/q1", headers=header)
+    for response in (requested, followed):
         assert response.status_code == 401
         assert response.headers["www-authenticate"] == "Bearer"
         assert TOKEN not in problem(response)["detail"]
-    assert stage.requests() == []
+    assert api.requests() == []
 
 
-async def test_the_token_is_asked_for_before_anything_is_read(stage: Stage) -> None:
-    response = await stage.http.post("/v1/erasure", content=b"{not JSON")
+async def test_token_is_checked_before_the_body_is_read(api: ErasureApi) -> None:
+    response = await api.http.post("/v1/erasure", content=b"{not JSON")
     assert response.status_code == 401
 
 
-def test_a_sample_token_is_refused_under_the_name_of_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_token_is_refused_by_the_name_of_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN", "secret")
     with pytest.raises(ValidationError, match="LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN is a sample"):
         FeedbackSettings()
 
 
-async def test_the_same_request_again_is_answered_the_same_and_written_once(stage: Stage) -> None:
-    first = await stage.erase()
-    stage.clock.advance(3600)
-    again = await stage.erase()
+async def test_repeated_request_is_written_once(api: ErasureApi) -> None:
+    first = await api.erase()
+    api.clock.advance(3600)
+    again = await api.erase()
     assert (again.status_code, again.json()) == (202, first.json())
-    assert len(stage.requests()) == P
+    assert len(api.requests()) == P
 
 
-async def test_an_idempotency_key_is_the_request_id(stage: Stage) -> None:
+async def test_idempotency_key_is_the_request_id(api: ErasureApi) -> None:
     body = {"user_id": "alice"}
-    first = await stage.erase(body, **{"Idempotency-Key": "k1"})
-    again = await stage.erase(body, **{"Idempotency-Key": "k1"})
+    first = await api.erase(body, **{"Idempotency-Key": "k1"})
+    again = await api.erase(body, **{"Idempotency-Key": "k1"})
     assert (first.json()["request_id"], again.json()) == ("k1", first.json())
-    assert (await stage.erase(ALICE, **{"Idempotency-Key": "k1"})).status_code == 422
-    assert len(stage.requests()) == P
+    assert (await api.erase(ALICE, **{"Idempotency-Key": "k1"})).status_code == 422
+    assert len(api.requests()) == P
 
 
-async def test_without_an_id_one_is_issued(stage: Stage) -> None:
-    one, other = [await stage.erase({"user_id": "alice"}) for _ in range(2)]
-    assert one.json()["request_id"] != other.json()["request_id"]
+async def test_request_without_id_gets_one(api: ErasureApi) -> None:
+    first, second = [await api.erase({"user_id": "alice"}) for _ in range(2)]
+    assert first.json()["request_id"] != second.json()["request_id"]
 
 
-async def test_a_retry_at_another_door_finds_the_first_in_the_log(stage: Stage) -> None:
-    first = await stage.erase()
-    # Its follower has not read the request yet.
-    answer = stage.eraser(ErasureStatusView(), identity="door-2").take(
+async def test_retry_at_another_process_finds_the_first_in_the_log(api: ErasureApi) -> None:
+    first = await api.erase()
+    # The follower of the second process has not read the request yet.
+    answer = api.handler(ErasureStatusView(), identity="process-2").post_erasure(
         b'{"user_id": "alice", "request_id": "q1"}', None, None
     )
     assert answer.status_code == 202
     assert first.status_code == 202
-    assert len(stage.requests()) == P
+    assert len(api.requests()) == P
 
 
 @pytest.mark.parametrize("arrives", [False, True])
-async def test_after_an_answer_that_was_lost_the_log_decides_whether_it_is_written_again(
+async def test_after_a_lost_answer_the_log_decides_what_is_written(
     make: Callable[..., Any], arrives: bool
 ) -> None:
-    stage = await make(failing=BrokerUnavailable("the connection broke"), arrives=arrives)
-    lost = await stage.erase()
+    api = await make(failing=BrokerUnavailable("the connection broke"), arrives=arrives)
+    lost = await api.erase()
     assert lost.status_code == 503
     assert "under the request_id q1" in problem(lost)["detail"]
-    stage.failing = None
-    assert (await stage.erase()).status_code == 202
-    assert len(stage.requests()) == P
+    api.failing = None
+    assert (await api.erase()).status_code == 202
+    assert len(api.requests()) == P
 
 
-async def test_another_user_under_the_same_request_id_is_a_conflict(stage: Stage) -> None:
-    await stage.erase()
+async def test_other_user_under_the_same_request_id_is_a_conflict(api: ErasureApi) -> None:
+    await api.erase()
     for other in ({"user_id": "bob"}, {"line": "support"}):
-        refused = await stage.erase(ALICE | other)
+        refused = await api.erase(ALICE | other)
         assert refused.status_code == 409
         assert "new request_id" in problem(refused)["detail"]
-    assert {one.subject for one in stage.requests()} == {SUBJECT}
+    assert {request.subject for request in api.requests()} == {SUBJECT}
 
 
 @pytest.mark.parametrize(
@@ -287,87 +287,89 @@ async def test_another_user_under_the_same_request_id_is_a_conflict(stage: Stage
         ({"user_id": "a", "request_id": "x" * 9_000}, 413),
     ],
 )
-async def test_what_cannot_be_meant_is_refused(stage: Stage, body: dict[str, Any], status: int) -> None:
-    response = await stage.erase(body)
+async def test_invalid_request_is_rejected(api: ErasureApi, body: dict[str, Any], status: int) -> None:
+    response = await api.erase(body)
     assert response.status_code == status
     problem(response)
-    assert stage.requests() == []
+    assert api.requests() == []
 
 
-async def test_erasures_are_bounded_in_rate(stage: Stage) -> None:
-    codes = [(await stage.erase({"user_id": f"u{n}"})).status_code for n in range(4)]
+async def test_erasures_are_rate_limited(api: ErasureApi) -> None:
+    codes = [(await api.erase({"user_id": f"u{n}"})).status_code for n in range(4)]
     assert codes == [202, 202, 202, 429]
-    stage.clock.advance(61)
-    assert (await stage.erase({"user_id": "u3"})).status_code == 202
+    api.clock.advance(61)
+    assert (await api.erase({"user_id": "u3"})).status_code == 202
 
 
-async def test_an_erasure_is_followed_from_the_request_to_the_trainer(stage: Stage) -> None:
-    assert (await stage.follow()).status_code == 404
-    await stage.erase()
+async def test_status_follows_an_erasure_from_request_to_trainer(api: ErasureApi) -> None:
+    assert (await api.follow()).status_code == 404
+    await api.erase()
 
-    async def told() -> dict[str, Any]:
-        body: dict[str, Any] = (await stage.follow()).json()
+    async def status() -> dict[str, Any]:
+        body: dict[str, Any] = (await api.follow()).json()
         return body
 
-    assert (await told())["status"] == "requested"
-    stage.report(partition=0, responses=2, signals=3, batches={"assistant-0-1": 1})
-    stage.report(partition=0, responses=2, signals=3, batches={"assistant-0-1": 1})
-    part = await told()
+    assert (await status())["status"] == "requested"
+    api.report(partition=0, responses=2, signals=3, batches={"assistant-0-1": 1})
+    api.report(partition=0, responses=2, signals=3, batches={"assistant-0-1": 1})
+    part = await status()
     assert (part["status"], part["partitions_done"], part["partitions"]) == ("in_processor", 1, P)
     for partition in (1, 2):
-        stage.report(partition=partition, signals=1)
-    part = await told()
+        api.report(partition=partition, signals=1)
+    part = await status()
     assert (part["status"], part["responses"], part["signals"], part["batches"]) == ("in_trainer", 2, 5, 1)
-    stage.report(service="trainer", line="support", partitions=None)
-    assert (await told())["status"] == "in_trainer", "another line's trainer is not this one's"
-    stage.report(service="trainer", partitions=None, versions=(VERSION,), snapshots=2)
-    done = await told()
+    api.report(service="trainer", line="support", partitions=None)
+    assert (await status())["status"] == "in_trainer", (
+        "the trainer of another line does not complete this erasure"
+    )
+    api.report(service="trainer", partitions=None, versions=(VERSION,), snapshots=2)
+    done = await status()
     assert (done["status"], done["versions"], done["snapshots"]) == ("done", [VERSION], 2)
     assert VERSION in done["detail"]
     assert done["completed_at"]
 
 
-async def test_it_is_done_when_every_line_that_had_something_of_the_user_has_followed(stage: Stage) -> None:
-    await stage.erase()
+async def test_erasure_is_done_when_every_affected_line_has_reported(api: ErasureApi) -> None:
+    await api.erase()
     for partition in range(P):
-        stage.report(partition=partition, batches={f"support-{partition}-1": 1})
-    stage.report(service="trainer", partitions=None)
-    waiting = (await stage.follow()).json()
+        api.report(partition=partition, batches={f"support-{partition}-1": 1})
+    api.report(service="trainer", partitions=None)
+    waiting = (await api.follow()).json()
     assert (waiting["status"], "trainer of support" in waiting["detail"]) == ("in_trainer", True)
-    stage.report(service="trainer", line="support", partitions=None)
-    assert (await stage.follow()).json()["status"] == "done"
+    api.report(service="trainer", line="support", partitions=None)
+    assert (await api.follow()).json()["status"] == "done"
 
 
-async def test_an_erasure_past_its_deadline_says_so_until_it_is_done(stage: Stage) -> None:
-    await stage.erase()
-    stage.clock.advance(ERASED_WITHIN_DAYS * 86_400 + 1)
-    late = (await stage.follow()).json()
+async def test_erasure_past_its_deadline_is_overdue_until_done(api: ErasureApi) -> None:
+    await api.erase()
+    api.clock.advance(ERASED_WITHIN_DAYS * 86_400 + 1)
+    late = (await api.follow()).json()
     assert late["overdue"]
     assert "deadline has passed" in late["detail"]
     for partition in range(P):
-        stage.report(partition=partition)
-    stage.report(service="trainer", partitions=None)
-    assert not (await stage.follow()).json()["overdue"]
+        api.report(partition=partition)
+    api.report(service="trainer", partitions=None)
+    assert not (await api.follow()).json()["overdue"]
 
 
-def test_reports_alone_tell_of_an_erasure_whose_request_has_left_the_log() -> None:
-    stage = Stage()
+def test_reports_are_enough_if_the_request_has_left_the_log() -> None:
+    api = ErasureApi()
     for partition in range(P):
-        stage.report(partition=partition)
-    stage.report(service="trainer", partitions=None)
-    found = stage.erasures.find("q1", datetime(2026, 3, 1, tzinfo=UTC))
-    assert found is not None
-    assert (found.status, found.deadline, found.subject) == ("done", None, SUBJECT)
+        api.report(partition=partition)
+    api.report(service="trainer", partitions=None)
+    status = api.erasures.status("q1", datetime(2026, 3, 1, tzinfo=UTC))
+    assert status is not None
+    assert (status.status, status.deadline, status.subject) == ("done", None, SUBJECT)
 
 
-def test_an_unreadable_record_hides_no_other() -> None:
-    stage = Stage()
-    stage.log.append(Output("erasure.reports", b"k", b"garbage"), Output("erasure.requests", b"k", None))
-    stage.erasures.apply([*stage.log.records("erasure.reports"), *stage.log.records("erasure.requests")])
-    stage.report(partition=0)
-    assert stage.erasures.find("q1", datetime(2026, 3, 1, tzinfo=UTC)) is not None
+def test_unreadable_record_hides_no_other() -> None:
+    api = ErasureApi()
+    api.log.append(Output("erasure.reports", b"k", b"garbage"), Output("erasure.requests", b"k", None))
+    api.erasures.apply([*api.log.records("erasure.reports"), *api.log.records("erasure.requests")])
+    api.report(partition=0)
+    assert api.erasures.status("q1", datetime(2026, 3, 1, tzinfo=UTC)) is not None
 
 
-async def test_a_request_id_may_hold_slashes_and_signs(stage: Stage) -> None:
-    await stage.erase(ALICE | {"request_id": "a/b?c%"})
-    assert (await stage.follow("a%2Fb%3Fc%25")).json()["request_id"] == "a/b?c%"
+async def test_request_id_may_contain_slashes_and_punctuation(api: ErasureApi) -> None:
+    await api.erase(ALICE | {"request_id": "a/b?c%"})
+    assert (await api.follow("a%2Fb%3Fc%25")).json()["request_id"] == "a/b?c%"

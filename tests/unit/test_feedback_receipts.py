@@ -1,4 +1,4 @@
-"""What became of one feedback event, from the facts on the log."""
+"""Receipts: what became of one feedback event, according to the log."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def version(number: int, verdict: Verdict = "passed", through: int = 17) -> Mode
     )
 
 
-def serves(stable: VersionRef, canary: VersionRef | None = None, seq: int = 2) -> RolloutRecord:
+def rollout(stable: VersionRef, canary: VersionRef | None = None, seq: int = 2) -> RolloutRecord:
     return RolloutRecord(
         line="assistant",
         seq=seq,
@@ -50,71 +50,71 @@ def serves(stable: VersionRef, canary: VersionRef | None = None, seq: int = 2) -
     )
 
 
-def told(receipt: Receipt) -> tuple[str, str | None, str | None, bool]:
+def summary(receipt: Receipt) -> tuple[str, str | None, str | None, bool]:
     return receipt.stage, receipt.version, receipt.verdict, receipt.serving
 
 
-def test_without_an_outcome_it_is_pending() -> None:
+def test_event_without_outcome_is_pending() -> None:
     receipt = pending_receipt("r", "e")
     assert (receipt.outcome, receipt.stage, receipt.serving) == ("pending", "pending", False)
 
 
-def test_in_a_batch_that_no_version_has_read_it_is_batched() -> None:
-    receipt = make_receipt(outcome(), [version(1, through=16)], serves(BASE))
-    assert told(receipt) == ("batched", None, None, False)
+def test_event_is_batched_if_no_dataset_includes_its_batch() -> None:
+    receipt = make_receipt(outcome(), [version(1, through=16)], rollout(BASE))
+    assert summary(receipt) == ("batched", None, None, False)
     assert receipt.batch_id == "assistant-2-17"
 
 
-def test_it_is_followed_to_the_first_version_that_read_its_batch() -> None:
+def test_receipt_names_the_first_version_with_the_batch() -> None:
     v1, v2, v3 = version(1, through=16), version(2), version(3)
-    receipt = make_receipt(outcome(), [v1, v2, v3], serves(v2.ref))
-    assert told(receipt) == ("serving", v2.ref.version, "passed", True)
+    receipt = make_receipt(outcome(), [v1, v2, v3], rollout(v2.ref))
+    assert summary(receipt) == ("serving", v2.ref.version, "passed", True)
     assert (receipt.run_id, receipt.serving_version) == ("run-2", v2.ref.version)
 
 
-def test_a_later_version_that_read_the_batch_serves_it_too() -> None:
+def test_receipt_names_a_later_version_with_the_batch_as_serving() -> None:
     v1, v2 = version(1), version(2, through=40)
-    receipt = make_receipt(outcome(), [v1, v2], serves(v2.ref))
-    assert told(receipt) == ("serving", v1.ref.version, "passed", True)
+    receipt = make_receipt(outcome(), [v1, v2], rollout(v2.ref))
+    assert summary(receipt) == ("serving", v1.ref.version, "passed", True)
     assert receipt.serving_version == v2.ref.version
 
 
-def test_a_version_that_failed_gives_way_to_the_first_that_passed() -> None:
+def test_passed_version_takes_precedence_over_failed_one() -> None:
     failed, passed = version(1, "failed"), version(2, through=40)
-    assert told(make_receipt(outcome(), [failed], serves(BASE))) == (
+    assert summary(make_receipt(outcome(), [failed], rollout(BASE))) == (
         "trained",
         failed.ref.version,
         "failed",
         False,
     )
-    receipt = make_receipt(outcome(), [failed, passed], serves(passed.ref))
-    assert told(receipt) == ("serving", passed.ref.version, "passed", True)
+    receipt = make_receipt(outcome(), [failed, passed], rollout(passed.ref))
+    assert summary(receipt) == ("serving", passed.ref.version, "passed", True)
 
 
-def test_passed_but_not_serving_is_published_and_says_what_serves() -> None:
+def test_passed_version_that_does_not_serve_is_published() -> None:
     v1 = version(1)
-    receipt = make_receipt(outcome(), [v1], serves(BASE))
-    assert told(receipt) == ("published", v1.ref.version, "passed", False)
+    receipt = make_receipt(outcome(), [v1], rollout(BASE))
+    assert summary(receipt) == ("published", v1.ref.version, "passed", False)
     assert BASE.version in receipt.detail
-    assert told(make_receipt(outcome(), [v1], None)) == ("published", v1.ref.version, "passed", False)
+    assert summary(make_receipt(outcome(), [v1], None)) == ("published", v1.ref.version, "passed", False)
 
 
-def test_a_rollback_ends_the_serving() -> None:
+def test_rollback_ends_serving() -> None:
     v1 = version(1)
-    assert make_receipt(outcome(), [v1], serves(v1.ref)).serving
-    assert not make_receipt(outcome(), [v1], serves(BASE, seq=3)).serving
+    assert make_receipt(outcome(), [v1], rollout(v1.ref)).serving
+    assert not make_receipt(outcome(), [v1], rollout(BASE, seq=3)).serving
 
 
-def test_as_a_canary_it_serves_a_share() -> None:
+def test_canary_serves_a_share() -> None:
     v1 = version(1)
-    receipt = make_receipt(outcome(), [v1], serves(BASE, canary=v1.ref))
-    assert told(receipt) == ("canary", v1.ref.version, "passed", True)
+    receipt = make_receipt(outcome(), [v1], rollout(BASE, canary=v1.ref))
+    assert summary(receipt) == ("canary", v1.ref.version, "passed", True)
     assert "25%" in receipt.detail
 
 
-def test_a_failed_version_that_a_person_pinned_serves() -> None:
+def test_failed_version_serves_if_it_was_pinned() -> None:
     failed = version(1, "failed")
-    assert told(make_receipt(outcome(), [failed], serves(failed.ref))) == (
+    assert summary(make_receipt(outcome(), [failed], rollout(failed.ref))) == (
         "serving",
         failed.ref.version,
         "failed",
@@ -122,20 +122,22 @@ def test_a_failed_version_that_a_person_pinned_serves() -> None:
     )
 
 
-def test_the_base_holds_no_feedback() -> None:
+def test_base_contains_no_feedback() -> None:
     base = ModelVersion(line="assistant", ref=BASE, base=BASE.version, base_model="base", created_at=NOW)
-    assert told(make_receipt(outcome(), [base], serves(BASE))) == ("batched", None, None, False)
+    assert summary(make_receipt(outcome(), [base], rollout(BASE))) == ("batched", None, None, False)
 
 
-def test_the_order_in_which_versions_came_does_not_matter() -> None:
+def test_receipt_does_not_depend_on_the_order_of_versions() -> None:
     versions = [version(1, through=16), version(2, "failed"), version(3), version(10, through=99)]
-    receipts = {make_receipt(outcome(), order, serves(versions[3].ref)) for order in permutations(versions)}
-    assert {told(receipt) for receipt in receipts} == {("serving", versions[2].ref.version, "passed", True)}
+    receipts = {make_receipt(outcome(), order, rollout(versions[3].ref)) for order in permutations(versions)}
+    assert {summary(receipt) for receipt in receipts} == {
+        ("serving", versions[2].ref.version, "passed", True)
+    }
     assert len(receipts) == 1
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OutcomeKind if kind != OutcomeKind.BATCHED])
-def test_every_other_outcome_is_the_end_and_says_so(kind: OutcomeKind) -> None:
-    receipt = make_receipt(outcome(kind, batch_id=None), [version(1)], serves(version(1).ref))
+def test_every_other_outcome_is_final_and_explained(kind: OutcomeKind) -> None:
+    receipt = make_receipt(outcome(kind, batch_id=None), [version(1)], rollout(version(1).ref))
     assert (receipt.outcome, receipt.stage, receipt.serving, receipt.version) == (kind, kind, False, None)
     assert len(receipt.detail) > 20

@@ -1,4 +1,4 @@
-"""From what a caller sends to the record on the log."""
+"""Request bodies become valid records of the log, or are rejected with a reason."""
 
 from __future__ import annotations
 
@@ -23,22 +23,27 @@ NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 THUMBS = {"response_id": "chatcmpl-1", "user_id": "alice", "kind": "thumbs", "value": "up"}
 
 
-def event(said: dict[str, Any]) -> Feedback:
-    body = parse_body(FEEDBACK_BODY, json.dumps(said).encode())
+def event(fields: dict[str, Any]) -> Feedback:
+    body = parse_body(FEEDBACK_BODY, json.dumps(fields).encode())
     return to_event(body, event_id="e1", line="assistant", pseudonym="u_1", now=NOW)
 
 
-def test_a_users_own_name_never_reaches_the_record() -> None:
-    made = event(THUMBS)
-    assert isinstance(made, Thumbs)
-    assert (made.user_id, made.line, made.event_id, made.received_at) == ("u_1", "assistant", "e1", NOW)
-    assert b"alice" not in made.to_json()
+def test_user_id_never_reaches_the_record() -> None:
+    record = event(THUMBS)
+    assert isinstance(record, Thumbs)
+    assert (record.user_id, record.line, record.event_id, record.received_at) == (
+        "u_1",
+        "assistant",
+        "e1",
+        NOW,
+    )
+    assert b"alice" not in record.to_json()
 
 
-def test_everything_the_user_said_reaches_the_record() -> None:
+def test_all_feedback_fields_reach_the_record() -> None:
     at = NOW - timedelta(hours=1)
-    made = event(THUMBS | {"line": "other", "choice": 2, "tags": ["tone"], "occurred_at": at.isoformat()})
-    assert (made.line, made.choice, made.tags, made.occurred_at) == ("other", 2, ("tone",), at)
+    record = event(THUMBS | {"line": "other", "choice": 2, "tags": ["tone"], "occurred_at": at.isoformat()})
+    assert (record.line, record.choice, record.tags, record.occurred_at) == ("other", 2, ("tone",), at)
 
 
 @pytest.mark.parametrize(
@@ -51,11 +56,11 @@ def test_everything_the_user_said_reaches_the_record() -> None:
         ("retract", "e0"),
     ],
 )
-def test_each_kind_takes_its_value(kind: str, value: Any) -> None:
+def test_each_kind_accepts_its_value(kind: str, value: Any) -> None:
     assert event(THUMBS | {"kind": kind, "value": value}).value == value
 
 
-def test_a_preference_names_a_text_or_a_choice_on_either_side() -> None:
+def test_preference_names_a_text_or_choice_on_either_side() -> None:
     over = event(THUMBS | {"kind": "preference", "value": {"over": "It is cold."}})
     under = event(THUMBS | {"kind": "preference", "value": {"under": 1}})
     assert isinstance(over, Preference)
@@ -87,12 +92,12 @@ def test_a_preference_names_a_text_or_a_choice_on_either_side() -> None:
         ("shout", "up"),
     ],
 )
-def test_a_value_that_does_not_fit_its_kind_is_malformed(kind: str, value: Any) -> None:
+def test_value_of_another_kind_is_malformed(kind: str, value: Any) -> None:
     with pytest.raises(Malformed):
         event(THUMBS | {"kind": kind, "value": value})
 
 
-def test_a_number_of_ten_thousand_digits_is_malformed() -> None:
+def test_number_of_ten_thousand_digits_is_malformed() -> None:
     raw = json.dumps(THUMBS | {"value": 0}).replace('"value": 0', '"value": ' + "9" * 10_000)
     with pytest.raises(Malformed):
         to_event(parse_body(FEEDBACK_BODY, raw.encode()), event_id="e", line="l", pseudonym="u", now=NOW)
@@ -124,22 +129,22 @@ def test_a_number_of_ten_thousand_digits_is_malformed() -> None:
     ],
     ids=json.dumps,
 )
-def test_a_field_out_of_bounds_or_misspelt_is_malformed(change: dict[str, Any]) -> None:
+def test_field_out_of_bounds_or_misspelled_is_malformed(change: dict[str, Any]) -> None:
     with pytest.raises(Malformed):
         event(THUMBS | change)
 
 
-def test_names_of_every_script_are_welcome_as_user_ids() -> None:
+def test_user_ids_may_use_any_script() -> None:
     assert event(THUMBS | {"user_id": "Zoë 张伟 +49 (0)30"}).user_id == "u_1"
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\xff", b'"x"', b"null", b'{"value":' * 5_000], ids=repr)
-def test_what_is_no_body_is_malformed(raw: bytes) -> None:
+def test_body_that_is_no_json_object_is_malformed(raw: bytes) -> None:
     with pytest.raises(Malformed):
         parse_body(FEEDBACK_BODY, raw)
 
 
-def test_depth_is_bounded() -> None:
+def test_deeply_nested_body_is_malformed() -> None:
     deep = (
         b'{"response_id": "r", "user_id": "u", "kind": "comment", "value": '
         + b"[" * 5_000
@@ -150,14 +155,14 @@ def test_depth_is_bounded() -> None:
         parse_body(FEEDBACK_BODY, deep)
 
 
-def test_a_fault_names_the_field_and_not_what_was_sent() -> None:
-    with pytest.raises(Malformed) as refused:
+def test_fault_names_the_field_and_not_the_input() -> None:
+    with pytest.raises(Malformed) as raised:
         event(THUMBS | {"value": "my password is hunter2"})
-    assert str(refused.value).startswith("value: ")
-    assert "hunter2" not in str(refused.value)
+    assert str(raised.value).startswith("value: ")
+    assert "hunter2" not in str(raised.value)
 
 
-def test_a_time_a_day_ahead_is_a_wrong_clock() -> None:
+def test_time_more_than_a_day_ahead_is_rejected() -> None:
     assert event(THUMBS | {"occurred_at": (NOW + timedelta(hours=23)).isoformat()}).occurred_at
     with pytest.raises(Rejected, match="future"):
         event(THUMBS | {"occurred_at": (NOW + timedelta(hours=25)).isoformat()})
@@ -177,7 +182,7 @@ OUT_OF_RANGE = [
 
 
 @pytest.mark.parametrize("at", OUT_OF_RANGE)
-def test_a_time_out_of_range_is_refused_with_the_accepted_range(at: str) -> None:
+def test_time_out_of_range_is_rejected_with_the_accepted_range(at: str) -> None:
     with pytest.raises(Rejected, match=r"^occurred_at is .* from 2000-01-01T00:00:00Z until one day"):
         event(THUMBS | {"occurred_at": at})
     with pytest.raises(Rejected, match=r"^created_at is .* or leave the field out$"):
@@ -185,23 +190,23 @@ def test_a_time_out_of_range_is_refused_with_the_accepted_range(at: str) -> None
 
 
 @pytest.mark.parametrize("hours", [-14, 0, 14])
-def test_the_earliest_time_is_accepted_at_any_offset(hours: int) -> None:
+def test_earliest_time_is_accepted_at_any_offset(hours: int) -> None:
     at = EARLIEST.astimezone(timezone(timedelta(hours=hours))).isoformat()
     assert event(THUMBS | {"occurred_at": at}).occurred_at == EARLIEST
     assert response(RESPONSE | {"created_at": at}).created_at == EARLIEST
 
 
-def test_the_event_id_comes_from_the_body_or_the_header() -> None:
-    with_id = parse_body(FEEDBACK_BODY, json.dumps(THUMBS | {"event_id": "e7"}).encode())
-    without = parse_body(FEEDBACK_BODY, json.dumps(THUMBS).encode())
-    assert resolve_id(with_id.event_id, None) == "e7"
-    assert resolve_id(with_id.event_id, "e7") == "e7"
-    assert resolve_id(without.event_id, "e8") == "e8"
-    assert resolve_id(without.event_id, None) is None
+def test_event_id_comes_from_body_or_header() -> None:
+    body_with_id = parse_body(FEEDBACK_BODY, json.dumps(THUMBS | {"event_id": "e7"}).encode())
+    body_without_id = parse_body(FEEDBACK_BODY, json.dumps(THUMBS).encode())
+    assert resolve_id(body_with_id.event_id, None) == "e7"
+    assert resolve_id(body_with_id.event_id, "e7") == "e7"
+    assert resolve_id(body_without_id.event_id, "e8") == "e8"
+    assert resolve_id(body_without_id.event_id, None) is None
     with pytest.raises(Rejected, match="differ"):
-        resolve_id(with_id.event_id, "e8")
+        resolve_id(body_with_id.event_id, "e8")
     with pytest.raises(Malformed):
-        resolve_id(without.event_id, "not an id")
+        resolve_id(body_without_id.event_id, "not an id")
 
 
 RESPONSE = {
@@ -212,16 +217,21 @@ RESPONSE = {
 }
 
 
-def response(said: dict[str, Any], pseudonym: str | None = None) -> ChatResponse:
+def response(fields: dict[str, Any], pseudonym: str | None = None) -> ChatResponse:
     return to_response(
-        parse_body(RESPONSE_BODY, json.dumps(said).encode()), line="assistant", pseudonym=pseudonym, now=NOW
+        parse_body(RESPONSE_BODY, json.dumps(fields).encode()), line="assistant", pseudonym=pseudonym, now=NOW
     )
 
 
-def test_a_response_of_an_apps_own_model_becomes_a_record() -> None:
-    made = response(RESPONSE | {"user_id": "alice", "usage": {"prompt_tokens": 3}, "latency_ms": 12}, "u_1")
-    assert (made.response_id, made.version, made.line, made.user_id) == ("r1", "gpt-x", "assistant", "u_1")
-    assert (made.text_of(0), made.usage.prompt_tokens, made.latency_ms, made.created_at) == (
+def test_response_of_an_own_model_becomes_a_record() -> None:
+    record = response(RESPONSE | {"user_id": "alice", "usage": {"prompt_tokens": 3}, "latency_ms": 12}, "u_1")
+    assert (record.response_id, record.version, record.line, record.user_id) == (
+        "r1",
+        "gpt-x",
+        "assistant",
+        "u_1",
+    )
+    assert (record.text_of(0), record.usage.prompt_tokens, record.latency_ms, record.created_at) == (
         "Very.",
         3,
         12,
@@ -246,6 +256,6 @@ def test_a_response_of_an_apps_own_model_becomes_a_record() -> None:
     ],
     ids=lambda change: json.dumps(change)[:60],
 )
-def test_a_response_out_of_bounds_is_malformed(change: dict[str, Any]) -> None:
+def test_response_out_of_bounds_is_malformed(change: dict[str, Any]) -> None:
     with pytest.raises(Malformed):
         response(RESPONSE | change)

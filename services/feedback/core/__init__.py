@@ -1,1 +1,1 @@
-"""Pure rules of the feedback service: schemas, receipts, dead-letter replay."""
+"""Pure rules of the feedback service: no I/O, no clock, no randomness."""

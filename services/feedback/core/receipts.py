@@ -1,91 +1,111 @@
-"""From facts to a receipt: what became of one feedback event. Pure.
+"""Receipts: the outcome of a feedback event, followed to its batch, version and serving state.
 
-A `batched` event is followed on: batch -> the first version whose dataset read that batch -> its verdict -> whether
-that version, or another that read the batch too, answers users now.
+A `batched` event is followed to the first version whose dataset includes its batch, to that version's verdict, and to
+whether any version whose dataset includes the batch is serving now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from typing import Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.events import Outcome, OutcomeKind
 from shared.versions import ModelVersion, RolloutRecord
 
-PENDING = "pending"
+PENDING: Final = "pending"
 
-_SAYS: dict[OutcomeKind, str] = {
-    OutcomeKind.SUPERSEDED: "A newer signal of the same user took its place.",
-    OutcomeKind.DUPLICATE: "It said again what was already there, and counts once.",
-    OutcomeKind.RETRACTED: "It was taken back before it was in a batch.",
-    OutcomeKind.APPLIED_RETRACT: "It took back the event that it names.",
-    OutcomeKind.TALLY_ONLY: "It is counted, but nothing can be trained from it.",
-    OutcomeKind.UNMATCHED: "The response that it is about never came.",
-    OutcomeKind.LATE: "It came after the response's window had closed.",
-    OutcomeKind.DEAD: "It could not be processed and lies in the dead letters, from where it can be replayed.",
-    OutcomeKind.ERASED: "It was erased at its user's request.",
+_DETAILS: Final[dict[OutcomeKind, str]] = {
+    OutcomeKind.SUPERSEDED: "A newer signal from the same user replaced it.",
+    OutcomeKind.DUPLICATE: "It repeats feedback that was already recorded, so it is counted once.",
+    OutcomeKind.RETRACTED: "The user retracted it before it became part of a batch.",
+    OutcomeKind.APPLIED_RETRACT: "It retracted the event that it names.",
+    OutcomeKind.TALLY_ONLY: "It is counted, but it contains nothing to train on.",
+    OutcomeKind.UNMATCHED: "The response that it refers to never arrived.",
+    OutcomeKind.LATE: "It arrived after the feedback window of its response had closed.",
+    OutcomeKind.DEAD: "It could not be processed. It is kept as a dead letter and can be replayed.",
+    OutcomeKind.ERASED: "It was erased at the user's request.",
 }
 
 
-class Receipt(BaseModel):
-    """The answer to `GET /v1/feedback/{response_id}/{event_id}`.
+class NoOutcome(Enum):
+    """Reason why a lookup returns no outcome."""
 
-    `version` is the first that read the event's batch (the first that passed, if one did); `serving_version` the one
-    with it that answers users now. `stage` is the outcome, and for `batched` how far it came: `batched`, `trained`
-    (the gate let no version with it pass), `published`, `canary`, `serving`.
-    """
+    PENDING = "pending"
+    """The event is in the log and has no outcome yet."""
+    NOT_FOUND = "not_found"
+    """The place that was searched has no record of the event."""
+
+
+class Receipt(BaseModel):
+    """Response body of `GET /v1/feedback/{response_id}/{event_id}`."""
 
     model_config = ConfigDict(frozen=True)
     response_id: str
     event_id: str
-    outcome: str
-    batch_id: str | None = None
-    run_id: str | None = None
-    version: str | None = None
-    verdict: str | None = None
-    serving: bool = False
-    serving_version: str | None = None
-    stage: str
-    detail: str
+    outcome: str = Field(description="The event's outcome, or `pending`.")
+    batch_id: str | None = Field(None, description="The batch that contains the event's example.")
+    run_id: str | None = Field(None, description="The run that trained `version`.")
+    version: str | None = Field(
+        None,
+        description="The first version whose dataset includes the batch and that passed the gate; if none passed, the "
+        "first one.",
+    )
+    verdict: str | None = Field(None, description="The gate's verdict on `version`.")
+    serving: bool = Field(
+        False, description="Whether a version whose dataset includes the batch is serving now."
+    )
+    serving_version: str | None = Field(None, description="That serving version.")
+    stage: str = Field(
+        description="The outcome. A batched event moves on from `batched` to `trained` (the gate passed no version "
+        "with it), `published`, `canary` and `serving`."
+    )
+    detail: str = Field(description="The same in a sentence.")
 
 
 def pending_receipt(response_id: str, event_id: str) -> Receipt:
-    """In the log, without an outcome: waiting for its response, or in a batch that is still open."""
+    """Return the receipt of an event that is in the log and has no outcome yet."""
     return Receipt(
         response_id=response_id,
         event_id=event_id,
         outcome=PENDING,
         stage=PENDING,
-        detail="It is in the log and waits for its response, or for its batch to be cut.",
+        detail="It is in the log, waiting for its response or for its batch to be cut.",
     )
 
 
 def make_receipt(
     outcome: Outcome, versions: Iterable[ModelVersion], rollout: RolloutRecord | None
 ) -> Receipt:
-    """`versions` and `rollout` (the newest record) are those of the outcome's line."""
+    """Return the receipt of an event with this outcome.
+
+    Args:
+        outcome: the event's outcome.
+        versions: all versions of the outcome's line.
+        rollout: the newest rollout record of that line.
+
+    """
     if outcome.outcome != OutcomeKind.BATCHED or outcome.batch_id is None:
-        return _ended(outcome)
+        return _final(outcome)
     batch_id = outcome.batch_id
-    holding = [
-        v for v in versions if v.ref.kind == "lora" and v.dataset is not None and v.dataset.holds(batch_id)
-    ]
-    holding.sort(key=lambda v: v.number or 0)
-    if not holding:
-        return _batched(outcome)
-    return _trained(outcome, holding, rollout)
+    trained = sorted(
+        (v for v in versions if v.ref.kind == "lora" and v.dataset is not None and v.dataset.holds(batch_id)),
+        key=lambda v: v.number or 0,
+    )
+    return _trained(outcome, trained, rollout) if trained else _batched(outcome)
 
 
-def _ended(outcome: Outcome) -> Receipt:
-    says = _SAYS.get(outcome.outcome, "")
+def _final(outcome: Outcome) -> Receipt:
+    detail = _DETAILS.get(outcome.outcome, "")
     return Receipt(
         response_id=outcome.response_id,
         event_id=outcome.event_id,
         outcome=outcome.outcome,
         batch_id=outcome.batch_id,
         stage=outcome.outcome,
-        detail=f"{says} {outcome.detail}" if outcome.detail else says,
+        detail=f"{detail} {outcome.detail}" if outcome.detail else detail,
     )
 
 
@@ -96,45 +116,45 @@ def _batched(outcome: Outcome) -> Receipt:
         outcome=outcome.outcome,
         batch_id=outcome.batch_id,
         stage="batched",
-        detail=f"It is in batch {outcome.batch_id}; no version has been trained since.",
+        detail=f"It is in batch {outcome.batch_id}. No dataset includes that batch yet.",
     )
 
 
-def _trained(outcome: Outcome, holding: list[ModelVersion], rollout: RolloutRecord | None) -> Receipt:
-    first = next((v for v in holding if _verdict(v) == "passed"), holding[0])
-    names = {v.ref.version for v in holding}
+def _trained(outcome: Outcome, trained: Sequence[ModelVersion], rollout: RolloutRecord | None) -> Receipt:
+    version = next((v for v in trained if _verdict(v) == "passed"), trained[0])
+    names = {v.ref.version for v in trained}
     stable = rollout.stable.version if rollout is not None else None
     canary = rollout.canary.version if rollout is not None and rollout.canary is not None else None
     serving = next((name for name in (stable, canary) if name in names), None)
-    stage, says = _stage(first, serving, stable, rollout)
+    stage, detail = _stage(version, serving, stable, rollout)
     return Receipt(
         response_id=outcome.response_id,
         event_id=outcome.event_id,
         outcome=outcome.outcome,
         batch_id=outcome.batch_id,
-        run_id=first.run_id,
-        version=first.ref.version,
-        verdict=_verdict(first),
+        run_id=version.run_id,
+        version=version.ref.version,
+        verdict=_verdict(version),
         serving=serving is not None,
         serving_version=serving,
         stage=stage,
-        detail=f"Its batch {outcome.batch_id} was read for {first.ref.version}. {says}",
+        detail=f"The dataset of {version.ref.version} includes its batch {outcome.batch_id}. {detail}",
     )
 
 
 def _stage(
-    first: ModelVersion, serving: str | None, stable: str | None, rollout: RolloutRecord | None
+    version: ModelVersion, serving: str | None, stable: str | None, rollout: RolloutRecord | None
 ) -> tuple[str, str]:
     if serving is not None and serving == stable:
-        return "serving", f"{serving} answers users now."
+        return "serving", f"{serving} is serving now."
     if serving is not None and rollout is not None:
-        return "canary", f"{serving} is tried on {rollout.share:.0%} of the users."
-    if _verdict(first) == "passed":
-        return "published", f"It passed the gate and does not serve{f'; {stable} does' if stable else ''}."
-    why = "; ".join(first.gate.reasons) if first.gate is not None else ""
+        return "canary", f"{serving} is the canary and serves {rollout.share:.0%} of the users."
+    if _verdict(version) == "passed":
+        return "published", f"It passed the gate but is not serving{f'; {stable} is' if stable else ''}."
+    reasons = "; ".join(version.gate.reasons) if version.gate is not None else ""
     return (
         "trained",
-        f"The gate's verdict is {_verdict(first)}{f' ({why})' if why else ''}: it does not serve.",
+        f"The gate's verdict is {_verdict(version)}{f' ({reasons})' if reasons else ''}, so it does not serve.",
     )
 
 

@@ -1,10 +1,10 @@
-"""From what a caller sends to the record on the log. Pure: the clock and the key are the caller's."""
+"""Request bodies of the feedback API, and their conversion to records of the log."""
 
 from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
@@ -22,17 +22,17 @@ from shared.events import (
     rfc3339,
 )
 
-FUTURE = timedelta(days=1)
-"""How far ahead a user's clock may be."""
-ACCEPTED_TIMES = f"from {rfc3339(EARLIEST)} until one day in the future"
-MAX_FAULTS = 5
-_NO_CONTROL = r"^[^\x00-\x1f\x7f-\x9f]+$"
-UserId = Annotated[str, Field(min_length=1, max_length=256, pattern=_NO_CONTROL)]
+MAX_CLOCK_LEAD: Final = timedelta(days=1)
+"""How far ahead of ours a user's clock may be."""
+ACCEPTED_TIMES: Final = f"from {rfc3339(EARLIEST)} until one day in the future"
+MAX_FAULTS: Final = 5
+_NO_CONTROL_CHARACTERS: Final = r"^[^\x00-\x1f\x7f-\x9f]+$"
+UserId = Annotated[str, Field(min_length=1, max_length=256, pattern=_NO_CONTROL_CHARACTERS)]
 T = TypeVar("T")
 
 
 class Body(BaseModel):
-    """Strict and closed: a misspelt field is an error to be told, not a word to be lost."""
+    """Base of the request bodies. Unknown fields are errors, so a misspelled field is reported and not ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -40,50 +40,61 @@ class Body(BaseModel):
 class FeedbackBody(Body):
     """One thing a user said about one response (`POST /v1/feedback`)."""
 
-    event_id: Id | None = Field(None, description="yours; the same again under it counts once")
-    line: Line | None = None
-    response_id: Id = Field(description="the chat completion's `id`")
-    choice: int = 0
-    user_id: UserId = Field(description="your name of the user; a pseudonym takes its place at once")
-    kind: str = Field(max_length=32, description="thumbs, rating, correction, comment, preference or retract")
-    value: JsonValue = Field(
-        description='"up" or "down"; 1..5; the corrected answer; the comment; {"over": text or choice} or '
-        '{"under": text or choice}; the event_id to retract'
+    event_id: Id | None = Field(
+        None,
+        description="Your id for the event. Sending the event again under the same id has no further effect.",
     )
-    tags: list[Annotated[str, Field(pattern=_NO_CONTROL)]] = []
+    line: Line | None = Field(
+        None, description="Line of the response; the default is this deployment's line."
+    )
+    response_id: Id = Field(description="The `id` of the chat completion.")
+    choice: int = Field(0, description="Index of the choice that the feedback is about.")
+    user_id: UserId = Field(description="Your id for the user. Only a pseudonym of it is stored.")
+    kind: str = Field(
+        max_length=32, description="thumbs, rating, correction, comment, preference or retract."
+    )
+    value: JsonValue = Field(
+        description='By kind: "up" or "down"; 1 to 5; the corrected answer; the comment; '
+        '{"over": text or choice} or {"under": text or choice}; the event_id to retract.'
+    )
+    tags: list[Annotated[str, Field(pattern=_NO_CONTROL_CHARACTERS)]] = []
     occurred_at: AwareDatetime | None = Field(
-        None, description=f"when the user said it, {ACCEPTED_TIMES}; absent = now"
+        None, description=f"When the user gave the feedback, {ACCEPTED_TIMES}; the default is now."
     )
 
 
 class ResponseBody(Body):
-    """One answer of an app's own model (`POST /v1/responses`)."""
+    """One response of an app's own model (`POST /v1/responses`)."""
 
-    response_id: Id
-    line: Line | None = None
-    version: str = Field(min_length=1, max_length=256, description="your name of the model that answered")
+    response_id: Id = Field(description="Your id for the response; feedback refers to it.")
+    line: Line | None = Field(
+        None, description="Line of the response; the default is this deployment's line."
+    )
+    version: str = Field(min_length=1, max_length=256, description="Your name for the model that answered.")
     messages: list[Message] = Field(min_length=1)
     choices: list[Choice] = Field(min_length=1)
     status: str = "completed"
     error: str | None = None
     user_id: UserId | None = Field(
-        None, description="your name of the user; a pseudonym takes its place at once"
+        None, description="Your id for the user. Only a pseudonym of it is stored."
     )
     metadata: dict[str, str] = {}
     usage: Usage = Usage()
     latency_ms: float | None = None
     first_token_ms: float | None = None
     created_at: AwareDatetime | None = Field(
-        None, description=f"when it was answered, {ACCEPTED_TIMES}; absent = now"
+        None, description=f"When the model answered, {ACCEPTED_TIMES}; the default is now."
     )
 
 
 class ErasureBody(Body):
-    """Everything of one user is to go (`POST /v1/erasure`)."""
+    """Request to erase all data of one user (`POST /v1/erasure`)."""
 
-    user_id: UserId = Field(description="your name of the user; a pseudonym takes its place at once")
-    request_id: Id | None = Field(None, description="yours; the same again under it is the same erasure")
-    line: Line | None = None
+    user_id: UserId = Field(description="Your id for the user. Only a pseudonym of it is stored.")
+    request_id: Id | None = Field(
+        None, description="Your id for the request. Sending it again under the same id has no further effect."
+    )
+    line: Line | None = Field(None, description="Line of the request; the default is this deployment's line.")
 
 
 FEEDBACK_BODY = TypeAdapter(FeedbackBody)
@@ -93,7 +104,14 @@ _RESPONSE = TypeAdapter(ChatResponse)
 
 
 def parse_body(adapter: TypeAdapter[T], raw: bytes) -> T:
-    """Raises `Malformed` naming the faults. Depth is bounded by the parser, size by the door."""
+    """Parse a request body.
+
+    The JSON parser bounds its depth; the caller must bound its size.
+
+    Raises:
+        Malformed: if it does not fit; the message names the faults.
+
+    """
     try:
         return adapter.validate_json(raw, strict=True)
     except ValidationError as error:
@@ -101,49 +119,76 @@ def parse_body(adapter: TypeAdapter[T], raw: bytes) -> T:
 
 
 def describe_faults(error: ValidationError) -> str:
-    """The first faults in words, without what was sent: it may be somebody's text."""
-    found = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in found[:MAX_FAULTS]]
-    return "; ".join(told)
+    """Return the first faults in a sentence, without the input: it may be a user's text."""
+    faults = error.errors(include_url=False, include_input=False, include_context=False)[:MAX_FAULTS]
+    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)
 
 
-def resolve_id(given: str | None, idempotency_key: str | None, name: str = "event_id") -> str | None:
-    """The id that the caller gave, in the body (as `name`) or in the header. Raises `Rejected` where they differ."""
+def resolve_id(body_id: str | None, idempotency_key: str | None, name: str = "event_id") -> str | None:
+    """Return the caller's id from the body (field `name`) or the Idempotency-Key header; None if neither is given.
+
+    Raises:
+        Rejected: if both are given and differ.
+        Malformed: if the header is not a valid id.
+
+    """
     if idempotency_key is None:
-        return given
-    if given is not None and given != idempotency_key:
-        raise Rejected(f"{name} and Idempotency-Key differ: send one of them, or the same in both")
-    return _id(idempotency_key)
-
-
-def _id(value: str) -> str:
+        return body_id
+    if body_id is not None and body_id != idempotency_key:
+        raise Rejected(f"{name} and Idempotency-Key differ: send only one of them, or the same id in both")
     try:
-        return TypeAdapter(Id).validate_python(value)
+        return TypeAdapter(Id).validate_python(idempotency_key)
     except ValidationError:
-        raise Malformed("Idempotency-Key: 1 to 128 printable ASCII characters without spaces") from None
+        raise Malformed(
+            "Idempotency-Key is not a valid id: send 1 to 128 printable ASCII characters without spaces"
+        ) from None
 
 
 def to_event(body: FeedbackBody, *, event_id: str, line: str, pseudonym: str, now: datetime) -> Feedback:
-    """The record. Raises `Malformed` (a value that does not fit its kind) or `Rejected` (`refuse_time`)."""
+    """Return the record for `feedback.events`.
+
+    Args:
+        body: the request body.
+        event_id: the event's id, whether the caller gave it or not.
+        line: the line if `body` names none.
+        pseudonym: the pseudonym of `body.user_id`.
+        now: the time at which the request was received.
+
+    Raises:
+        Malformed: if the value does not fit its kind.
+        Rejected: if `occurred_at` is out of range.
+
+    """
     check_time("occurred_at", body.occurred_at, now)
-    said = body.model_dump(mode="json", exclude_none=True)
+    fields = body.model_dump(mode="json", exclude_none=True) | {
+        "line": body.line or line,
+        "user_id": pseudonym,
+        "event_id": event_id,
+        "received_at": now.isoformat(),
+    }
     try:
-        return _strict(
-            FEEDBACK,
-            said | _known(line=body.line or line, user_id=pseudonym, event_id=event_id, received_at=now),
-        )
+        return _validate(FEEDBACK, fields)
     except ValidationError as error:
         raise Malformed(_without_tag(describe_faults(error), body.kind)) from None
 
 
 def to_response(body: ResponseBody, *, line: str, pseudonym: str | None, now: datetime) -> ChatResponse:
-    """The record. Raises `Malformed` or `Rejected` (`refuse_time`)."""
+    """Return the record for `chat.responses`. The arguments are those of `to_event`.
+
+    Raises:
+        Malformed: if a field is out of bounds.
+        Rejected: if `created_at` is out of range.
+
+    """
     check_time("created_at", body.created_at, now)
-    said = body.model_dump(mode="json", exclude_none=True, exclude={"user_id"})
-    known = _known(line=body.line or line, created_at=body.created_at or now)
-    known |= {} if pseudonym is None else {"user_id": pseudonym}
+    fields = body.model_dump(mode="json", exclude_none=True, exclude={"user_id"}) | {
+        "line": body.line or line,
+        "created_at": (body.created_at or now).isoformat(),
+    }
+    if pseudonym is not None:
+        fields["user_id"] = pseudonym
     try:
-        return _strict(_RESPONSE, said | known)
+        return _validate(_RESPONSE, fields)
     except ValidationError as error:
         raise Malformed(describe_faults(error)) from None
 
@@ -153,7 +198,7 @@ def check_time(field: str, moment: datetime | None, now: datetime) -> None:
 
     Times are compared without conversion to UTC, which overflows for year 1 at +14:00 and for year 9999 at -14:00.
     """
-    if moment is None or EARLIEST <= moment <= now + FUTURE:
+    if moment is None or EARLIEST <= moment <= now + MAX_CLOCK_LEAD:
         return
     fault = f"before {rfc3339(EARLIEST)}" if moment < EARLIEST else "more than a day in the future"
     raise Rejected(
@@ -162,15 +207,11 @@ def check_time(field: str, moment: datetime | None, now: datetime) -> None:
     )
 
 
-def _known(**facts: Any) -> dict[str, Any]:
-    return {name: fact.isoformat() if isinstance(fact, datetime) else fact for name, fact in facts.items()}
-
-
-def _strict(adapter: TypeAdapter[T], fields: dict[str, Any]) -> T:
-    """As JSON, where strict still takes times as strings but no "5" for 5 and no true for 1."""
+def _validate(adapter: TypeAdapter[T], fields: dict[str, Any]) -> T:
+    # Strict validation takes times as strings only from JSON, and still refuses "5" for 5 and true for 1.
     return adapter.validate_json(json.dumps(fields), strict=True)
 
 
 def _without_tag(faults: str, kind: str) -> str:
-    """`thumbs.value: ...` becomes `value: ...`: callers know nothing of our classes."""
+    """Turn `thumbs.value: ...` into `value: ...`, the field that the caller knows."""
     return "; ".join(fault.removeprefix(f"{kind}.") for fault in faults.split("; "))

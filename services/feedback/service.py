@@ -1,0 +1,168 @@
+"""The feedback service: its parts, wired together, and their life cycle."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from services.feedback.api import add_erasure_routes, build_app
+from services.feedback.command_consumer import CommandConsumer
+from services.feedback.dlq_replay_worker import DeadLetterReplayer, DeadLetterReplayThread
+from services.feedback.erasure_handler import ErasureHandler
+from services.feedback.handlers import FeedbackHandlers
+from services.feedback.outcome_lookup import OutcomeLookup
+from services.feedback.settings import FeedbackSettings
+from services.feedback.views import ErasureStatusView, OutcomeIndex, VersionsView
+from shared.adapters.http import serve
+from shared.adapters.topic_follower import TopicFollower
+from shared.ports import Cache, Clock, LogRanges, LogReader, Position, Publisher, TransactionalPublisher
+from shared.pseudonym import Pseudonymiser
+from shared.records import Record
+from shared.telemetry import Readiness
+from shared.topics import (
+    ERASURE_REPORTS,
+    ERASURE_REQUESTS,
+    FEEDBACK_OUTCOMES,
+    MODEL_ROLLOUT,
+    MODEL_VERSIONS,
+    OPERATOR_RESULTS,
+)
+
+
+class OpenReader(Protocol):
+    """Opens a reader of topics, or of some of their partitions, from `starts` or from their beginning."""
+
+    def __call__(
+        self,
+        topics: Sequence[str],
+        starts: Mapping[Position, int] | None = None,
+        *,
+        partitions: Collection[int] | None = None,
+    ) -> LogReader:
+        """Return the reader. The caller closes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """What the service uses of the outside world. `__main__` builds the real ones."""
+
+    publisher: Publisher
+    replay_publisher: Publisher
+    """A publisher of its own for replays, so that they do not delay requests."""
+    cache: Cache
+    clock: Clock
+    log_ranges: LogRanges
+    open_reader: OpenReader
+    open_erasure_publisher: Callable[[], TransactionalPublisher]
+    open_command_consumer: Callable[[], CommandConsumer]
+
+
+class FeedbackService:
+    """One feedback process."""
+
+    def __init__(self, settings: FeedbackSettings, pseudonym_key: bytes, adapters: Adapters) -> None:
+        self._settings = settings
+        self._adapters = adapters
+        self._pseudonymiser = Pseudonymiser(pseudonym_key)
+        self._readiness = Readiness("versions", "outcomes", "erasures")
+        self._versions = VersionsView()
+        self._outcomes = OutcomeIndex(
+            adapters.cache, ttl_s=settings.receipt_ttl_s, pending_ttl_s=settings.pending_ttl_s
+        )
+        self._erasures = ErasureStatusView()
+        versions = self._follow("versions", [MODEL_VERSIONS.name, MODEL_ROLLOUT.name], self._versions.apply)
+        outcomes = TopicFollower(
+            "outcomes",
+            lambda: adapters.open_reader([FEEDBACK_OUTCOMES.name], self._outcomes.start_offsets()),
+            self._outcomes.apply,
+            self._readiness,
+            self._rebuild_outcomes,
+        )
+        erasures = self._follow(
+            "erasures", [ERASURE_REQUESTS.name, ERASURE_REPORTS.name], self._erasures.apply
+        )
+        self._followers = (versions, outcomes, erasures)
+        self._replays = DeadLetterReplayThread(self._replayer())
+        self.app = build_app(self._handlers(), versions, self._readiness, self._lifespan)
+        add_erasure_routes(self.app, self._erasure_handler(), erasures)
+
+    def run(self) -> bool:
+        """Serve until the process is asked to stop. Return False if a follower failed and stopped it."""
+        self._replays.start()
+        try:
+            serve(self.app, self._settings.host, self._settings.port)
+        finally:
+            self._replays.stop()
+        return not any(follower.failed for follower in self._followers)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        for follower in self._followers:
+            follower.start()
+        try:
+            yield
+        finally:
+            for follower in self._followers:
+                await run_in_threadpool(follower.stop)
+            await run_in_threadpool(self._adapters.publisher.close)
+
+    def _follow(
+        self, check: str, topics: Sequence[str], apply: Callable[[Sequence[Record]], None]
+    ) -> TopicFollower:
+        return TopicFollower(
+            check, lambda: self._adapters.open_reader(topics), apply, self._readiness, _terminate
+        )
+
+    def _rebuild_outcomes(self) -> None:
+        self._outcomes.reset_offsets()
+        _terminate()
+
+    def _handlers(self) -> FeedbackHandlers:
+        settings, adapters = self._settings, self._adapters
+        return FeedbackHandlers(
+            settings=settings,
+            publisher=adapters.publisher,
+            cache=adapters.cache,
+            clock=adapters.clock,
+            pseudonymiser=self._pseudonymiser,
+            versions=self._versions,
+            outcomes=self._outcomes,
+            lookup=OutcomeLookup(
+                lambda topic, partition: adapters.open_reader([topic], partitions=[partition]),
+                partitions=settings.partitions,
+                timeout_s=settings.scan_timeout_s,
+                max_parallel=settings.scans,
+            ),
+        )
+
+    def _erasure_handler(self) -> ErasureHandler:
+        return ErasureHandler(
+            settings=self._settings,
+            open_publisher=self._adapters.open_erasure_publisher,
+            open_requests=lambda: self._adapters.open_reader([ERASURE_REQUESTS.name], partitions=[0]),
+            cache=self._adapters.cache,
+            clock=self._adapters.clock,
+            pseudonymiser=self._pseudonymiser,
+            erasures=self._erasures,
+        )
+
+    def _replayer(self) -> DeadLetterReplayer:
+        return DeadLetterReplayer(
+            open_consumer=self._adapters.open_command_consumer,
+            open_results=lambda: self._adapters.open_reader([OPERATOR_RESULTS.name]),
+            ranges=self._adapters.log_ranges,
+            publisher=self._adapters.replay_publisher,
+            clock=self._adapters.clock,
+            ack_timeout_s=self._settings.ack_timeout_s,
+        )
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
