@@ -1,14 +1,14 @@
-"""The processor as a Faust application: `python -m services.processor`, or Faust's own command line."""
+"""The processor as a Faust application, for `python -m services.processor` and for Faust's own command line."""
 
 from __future__ import annotations
 
 import faust
 
+from services.processor.api import add_live_view
 from services.processor.core.erasure.process import ErasureConfig
 from services.processor.core.step import ProcessorStep
 from services.processor.core.wire import SERVICE
-from services.processor.live_view.agent import LiveView
-from services.processor.live_view.supervisor import LiveKeeper, attach
+from services.processor.live_view.view import LiveView, TallyReader
 from services.processor.settings import ProcessorSettings
 from shared.settings import load
 from shared.stream.config import EngineConfig
@@ -28,7 +28,10 @@ from shared.topics import (
 
 
 def engine_config(settings: ProcessorSettings) -> EngineConfig:
-    """Responses before feedback at the same append time: then nothing waits that need not."""
+    """Return the engine's configuration.
+
+    Responses are the first input: at the same append time they are processed before the feedback on them.
+    """
     return EngineConfig(
         bootstrap_servers=settings.kafka_bootstrap_servers,
         application=f"loopwright-{SERVICE}",
@@ -45,10 +48,9 @@ def engine_config(settings: ProcessorSettings) -> EngineConfig:
 
 
 def build(settings: ProcessorSettings) -> faust.App:
-    """The application, connected to nothing until it is started."""
-    config = engine_config(settings)
+    """Build the application. It connects to nothing until it is started."""
     app = host_engine(
-        config,
+        engine_config(settings),
         ProcessorStep(settings.limits, ErasureConfig(settings.partitions)),
         host=settings.host,
         port=settings.port,
@@ -57,15 +59,13 @@ def build(settings: ProcessorSettings) -> faust.App:
         store_cache_mb=settings.store_cache_mb,
     )
     if settings.live_view:
-        # Each process shows all of the topic: a group of its own, so none shares it with another.
-        group = f"{config.application}-live-{config.instance}"
         servers = settings.kafka_bootstrap_servers
-        attach(app, LiveKeeper(app.engine, lambda: LiveView(servers, group)))
+        add_live_view(app, LiveView(app.engine, lambda: TallyReader(servers)))
     return app
 
 
 def __getattr__(name: str) -> faust.App:
-    """`app` for Faust's command line, made when it is asked for: importing this module builds nothing."""
+    """Build `app` when Faust's command line asks for it, because importing this module must not read settings."""
     if name == "app":
         settings = load(ProcessorSettings)
         configure_logging(SERVICE, settings.log_level)

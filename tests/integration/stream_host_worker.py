@@ -1,24 +1,19 @@
-"""A worker that hosts the counting engine, and a live view that misbehaves as told. Started by its tests.
+"""A worker that hosts the counting engine, and a live view that fails in a chosen way. Started by its tests.
 
-`view`: "" works; "raises" in its agent; "sends" through Faust's producer, which fails; "unreachable" has no broker;
-"blocks" the event loop of the worker; "never stops".
+`view`: "" works; "raises" when records arrive; "unreachable" has no broker; "blocks" its thread when records arrive;
+"never stops" reading.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
 
-from faust.transport.drivers.aiokafka import Transport
-from faust.types import EventT
-from yarl import URL
-
-from services.processor.live_view.agent import LiveView
-from services.processor.live_view.supervisor import LiveKeeper, attach
+from services.processor.api import add_live_view
+from services.processor.live_view.view import LiveView, TallyReader
 from shared.dead_letters import DeadLetterLimit
 from shared.records import Output, Record
 from shared.stream.faust_host import host_engine, run_worker
@@ -27,32 +22,22 @@ from shared.telemetry import configure_logging
 from tests.integration.stream_rig import Rig, counting
 
 
-class Misbehaving(LiveView):
-    """One life of a view that fails in a stated way."""
+class FailingReader(TallyReader):
+    """A reader of tallies that fails in a chosen way."""
 
-    def __init__(self, how: str, kafka: str, name: str) -> None:
-        server = "127.0.0.1:9" if how == "unreachable" else kafka
-        super().__init__(server, f"{name}-live", topic=f"{name}.tallies")
-        self._how = how
-        if how == "sends":
-            nowhere = Transport([URL("kafka://127.0.0.1:9")], self.app)
-            self.app.producer = nowhere.create_producer(beacon=self.app.beacon)
-        self._topic = f"{name}.out"
-        app: Any = self.app
-        if how == "never stops":
-            app.stop = asyncio.Event().wait
+    def __init__(self, failure: str, kafka: str, topic: str) -> None:
+        self._failure = failure
+        super().__init__("127.0.0.1:9" if failure == "unreachable" else kafka, topic)
 
-    async def _turn(self) -> None:
-        if self._how == "sends":
-            await self.app.topic(self._topic).send(value=b"from Faust")
-        await super()._turn()
-
-    def take(self, event: EventT[bytes]) -> None:
-        if self._how == "raises":
-            raise RuntimeError("the agent raises")
-        if self._how == "blocks":
-            time.sleep(0.5)  # the whole event loop, web views and all
-        super().take(event)
+    def poll(self, timeout: float) -> list[Record]:
+        records = super().poll(timeout)
+        if records and self._failure == "raises":
+            raise RuntimeError("the reader raises")
+        if records and self._failure == "blocks":
+            time.sleep(0.5)
+        if self._failure == "never stops":
+            threading.Event().wait()
+        return records
 
 
 def silent(state: State, record: Record | Tick) -> list[Output]:
@@ -76,7 +61,8 @@ def main() -> None:
         store_cache_mb=8,
     )
     if "view" in told:
-        attach(app, LiveKeeper(app.engine, lambda: Misbehaving(told["view"], rig.kafka, rig.name)))
+        topic = f"{rig.name}.tallies"
+        add_live_view(app, LiveView(app.engine, lambda: FailingReader(told["view"], rig.kafka, topic)))
     run_worker(app, "ERROR")
 
 

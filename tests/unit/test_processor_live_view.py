@@ -1,8 +1,8 @@
-"""The live view without Kafka: its sums, and when it waits or begins anew."""
+"""The live view without Kafka: its sums, when it waits for the engine, and how it restarts."""
 
 from __future__ import annotations
 
-import asyncio
+import threading
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -11,59 +11,68 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.processor.live_view.agent import LiveView
-from services.processor.live_view.sums import FIGURES, VERSIONS_SHOWN, Entry, Sums, entry_of
-from services.processor.live_view.supervisor import LiveKeeper
+from services.processor.live_view.tally_table import VERSIONS_SHOWN, TallyTable, parse_entry
+from services.processor.live_view.view import FIRST_PAUSE_S, LiveView
 from shared.errors import Malformed
 from shared.events import Tally, from_ms
+from shared.records import Record
 
 V1, V2 = "assistant@v1-00000001", "assistant@v2-00000002"
 
 
-def entry(version: str = V1, user: str = "u1", at: int = 1, **figures: int) -> Entry:
-    return Entry(version, user, at, tuple(figures.get(name, 0) for name in FIGURES))
+def tally(version: str = V1, user: str = "u1", at_ms: int = 1_000, **counts: int) -> bytes:
+    record = Tally(
+        line="assistant", version=version, user_id=user, partition=0, updated_at=from_ms(at_ms), **counts
+    )
+    return record.to_json()
 
 
-def summed(*entries: Entry) -> Sums:
-    sums = Sums()
-    for each in entries:
-        sums.moved(None, each)
-    return sums
+def table_of(*tallies: bytes, max_keys: int = 1_000) -> TallyTable:
+    """Return a table with each of these tallies under a key of its own."""
+    table = TallyTable(max_keys)
+    for number, value in enumerate(tallies):
+        table.apply(b"%d" % number, value)
+    return table
 
 
-def test_what_users_made_of_each_version_is_summed_with_the_mean_rating() -> None:
-    shown = summed(
-        entry(up=2, ratings=3, rating_sum=10), entry(user="u2", down=1), entry(V2, user="u2", corrections=4)
-    ).shown()
-    assert shown["versions"][V1] == {
+# --- sums ---------------------------------------------------------------------------------------------------------
+
+
+def test_tallies_are_summed_per_version_with_mean_rating() -> None:
+    summary = table_of(
+        tally(up=2, ratings=3, rating_sum=10), tally(user="u2", down=1), tally(V2, user="u2", corrections=4)
+    ).summary()
+    assert summary["versions"][V1] == {
         "up": 2, "down": 1, "ratings": 3, "corrections": 0, "comments": 0, "preferences": 0,
         "rating_mean": 3.333, "users": 2,
     }  # fmt: skip
-    assert shown["versions"][V2]["rating_mean"] is None
-    assert (shown["totals"]["users"], shown["totals"]["versions"]) == (2, 2)
-    assert (shown["totals"]["up"], shown["totals"]["corrections"]) == (2, 4)
+    assert summary["versions"][V2]["rating_mean"] is None
+    assert (summary["totals"]["users"], summary["totals"]["versions"]) == (2, 2)
+    assert (summary["totals"]["up"], summary["totals"]["corrections"]) == (2, 4)
 
 
-def test_a_user_in_two_partitions_is_one_user() -> None:
-    sums = summed(entry(up=1), entry(up=1))
-    assert sums.shown()["versions"][V1]["users"] == 1
-    sums.moved(entry(up=1), None)
-    assert sums.shown()["versions"][V1]["users"] == 1
-    sums.moved(entry(up=1), None)
-    assert sums.shown() == Sums().shown()
+def test_user_in_two_partitions_counts_as_one() -> None:
+    table = table_of(tally(up=1), tally(up=1))
+    assert table.summary()["versions"][V1]["users"] == 1
+    table.apply(b"0", None)
+    assert table.summary()["versions"][V1]["users"] == 1
+    table.apply(b"1", None)
+    assert table.summary() == TallyTable().summary()
 
 
-def test_the_answer_is_bounded_and_one_version_can_be_asked_for() -> None:
-    sums = summed(*(entry(f"assistant@v{n}-00000000", at=n, up=1) for n in range(1, VERSIONS_SHOWN + 11)))
-    shown = sums.shown()
-    assert len(shown["versions"]) == VERSIONS_SHOWN
-    assert shown["versions_left_out"] == 10
-    assert next(iter(shown["versions"])) == f"assistant@v{VERSIONS_SHOWN + 10}-00000000"
-    assert shown["totals"]["up"] == VERSIONS_SHOWN + 10
-    one = sums.shown("assistant@v1-00000000")
-    assert list(one["versions"]) == ["assistant@v1-00000000"]
-    assert one["totals"] == shown["totals"]
-    assert sums.shown("assistant@v999-00000000")["versions"] == {}
+def test_summary_is_bounded_and_can_show_one_version() -> None:
+    table = table_of(
+        *(tally(f"assistant@v{n}-00000000", at_ms=n, up=1) for n in range(1, VERSIONS_SHOWN + 11))
+    )
+    summary = table.summary()
+    assert len(summary["versions"]) == VERSIONS_SHOWN
+    assert summary["versions_left_out"] == 10
+    assert next(iter(summary["versions"])) == f"assistant@v{VERSIONS_SHOWN + 10}-00000000"
+    assert summary["totals"]["up"] == VERSIONS_SHOWN + 10
+    single = table.summary("assistant@v1-00000000")
+    assert list(single["versions"]) == ["assistant@v1-00000000"]
+    assert single["totals"] == summary["totals"]
+    assert table.summary("assistant@v999-00000000")["versions"] == {}
 
 
 changes = st.lists(
@@ -75,143 +84,128 @@ changes = st.lists(
 
 
 @given(changes)
-def test_the_sums_are_those_of_the_table_whatever_came_before(
+def test_sums_equal_those_of_the_newest_tallies(
     history: list[tuple[int, tuple[str, str, int] | None]],
 ) -> None:
-    table: dict[int, Entry] = {}
-    sums = Sums()
-    for key, told in history:
-        after = None if told is None else entry(told[0], told[1], up=told[2])
-        sums.moved(table.get(key), after)
-        if after is None:
-            table.pop(key, None)
+    newest: dict[int, tuple[str, str, int]] = {}
+    table = TallyTable()
+    for key, change in history:
+        if change is None:
+            table.apply(b"%d" % key, None)
+            newest.pop(key, None)
         else:
-            table[key] = after
+            version, user, up = change
+            table.apply(b"%d" % key, tally(version, user, up=up))
+            newest[key] = change
     ups: Counter[str] = Counter()
-    for each in table.values():
-        ups[each.version] += each.figures[0]
-    shown = sums.shown()
-    assert {name: found["up"] for name, found in shown["versions"].items()} == dict(ups)
-    assert shown["totals"]["users"] == len({each.user_id for each in table.values()})
+    for version, _, up in newest.values():
+        ups[version] += up
+    summary = table.summary()
+    assert {name: sums["up"] for name, sums in summary["versions"].items()} == dict(ups)
+    assert summary["totals"]["users"] == len({user for _, user, _ in newest.values()})
 
 
-def test_what_is_no_tally_is_refused() -> None:
+def test_parsing_refuses_records_that_are_no_tally() -> None:
     for value in (b"", b"\xff", b"[]", b'{"version": 1}'):
         with pytest.raises(Malformed):
-            entry_of(value)
+            parse_entry(value)
 
 
-def tally(up: int = 1, user: str = "u1") -> bytes:
-    made = Tally(line="assistant", version=V1, user_id=user, partition=0, up=up, updated_at=from_ms(1_000))
-    return made.to_json()
+def test_newest_tally_counts_and_deletion_removes_it() -> None:
+    table = TallyTable()
+    table.apply(b"k", tally(up=1))
+    table.apply(b"k", tally(up=5))
+    assert table.summary()["totals"]["up"] == 5
+    table.apply(b"k", None)
+    table.apply(b"never seen", None)
+    assert table.summary()["totals"]["up"] == 0
+    assert len(table) == 0
 
 
-def take(view: LiveView, key: bytes | None, value: bytes | None) -> None:
-    view.take(SimpleNamespace(key=key, value=value))  # type: ignore[arg-type]
+def test_unreadable_records_are_counted_and_skipped() -> None:
+    table = TallyTable()
+    table.apply(b"k", tally(up=3))
+    table.apply(b"k", b"garbage")
+    table.apply(None, tally())
+    assert table.records == {"read": 3, "unreadable": 2}
+    assert table.summary()["totals"]["up"] == 3
 
 
-def test_the_newest_tally_of_a_key_counts_and_a_deletion_takes_it_away() -> None:
-    view = LiveView("127.0.0.1:9", "live")
-    take(view, b"k", tally(up=1))
-    take(view, b"k", tally(up=5))
-    assert view.sums.shown()["totals"]["up"] == 5
-    take(view, b"k", None)
-    take(view, b"never seen", None)
-    assert view.sums.shown()["totals"]["up"] == 0
-    assert len(view.table) == 0
+def test_full_table_counts_the_new_keys_it_leaves_out() -> None:
+    table = table_of(*(tally(user=f"u{n}", up=1) for n in range(5)), max_keys=2)
+    table.apply(b"0", tally(up=7, user="u0"))
+    assert table.records["left_out"] == 3
+    assert table.summary()["totals"]["up"] == 8
+    table.apply(b"1", None)
+    table.apply(b"9", tally(user="u9", up=1))
+    assert table.summary()["totals"]["up"] == 8
 
 
-def test_what_cannot_be_read_is_counted_and_passed_over() -> None:
-    view = LiveView("127.0.0.1:9", "live")
-    take(view, b"k", tally(up=3))
-    take(view, b"k", b"garbage")
-    take(view, None, tally())
-    assert view.counted == {"read": 3, "unreadable": 2}
-    assert view.sums.shown()["totals"]["up"] == 3
+# --- next to the engine -------------------------------------------------------------------------------------------
 
 
-def test_beyond_the_most_keys_it_counts_what_it_leaves_out() -> None:
-    view = LiveView("127.0.0.1:9", "live", most_keys=2)
-    for n in range(5):
-        take(view, b"%d" % n, tally(user=f"u{n}"))
-    take(view, b"0", tally(up=7, user="u0"))
-    assert view.counted["left_out"] == 3
-    assert view.sums.shown()["totals"]["up"] == 8
-    take(view, b"1", None)
-    take(view, b"9", tally(user="u9"))
-    assert view.sums.shown()["totals"]["up"] == 8
+class StopAfter(threading.Event):
+    """A stop signal that is set after a number of waits, and records them instead of waiting."""
 
+    def __init__(self, waits: int) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+        self._left = waits
 
-class Worker:
-    """Stands where the service does: stops after so many sleeps, and remembers how long each was."""
-
-    def __init__(self, sleeps: int) -> None:
-        self.slept: list[float] = []
-        self._left = sleeps
-
-    @property
-    def should_stop(self) -> bool:
-        return len(self.slept) >= self._left
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        await asyncio.sleep(0)
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        if len(self.waits) >= self._left:
+            self.set()
+        return self.is_set()
 
 
 class FakeEngine:
     def __init__(self, *, ready: bool = True, lag: int = 0, state: str = "running") -> None:
         self.ready, self.state = ready, state
         self.config = SimpleNamespace(slice_records=4_000)
-        self._lag = lag
+        self.lag = lag
 
     def partitions(self) -> tuple[Any, ...]:
-        return (SimpleNamespace(lag={"a": self._lag, "b": 0}),)
+        return (SimpleNamespace(lag={"a": self.lag, "b": 0}),)
 
 
-class FakeView:
-    """A life that goes on, or fails as told."""
+class FakeReader:
+    """Returns one tally per poll, or raises."""
 
-    def __init__(self, fails: BaseException | None = None) -> None:
-        self.may_read = asyncio.Event()
-        self.may_read.set()
-        self.failure: BaseException | None = None
-        self.behind: int | None = 0
-        self.counted: Counter[str] = Counter()
-        self.sums = Sums()
-        self.app = SimpleNamespace(start=self._start, stop=self._stop, should_stop=False, crash_reason=None)
-        self.stopped = False
-        self.could_read: list[bool] = []
-        self._fails = fails
+    def __init__(self, error: Exception | None = None, after: int = 0) -> None:
+        self.polls = 0
+        self.closed = False
+        self._error, self._after = error, after
 
-    async def _start(self) -> None:
-        if self._fails is not None:
-            raise self._fails
+    def poll(self, _timeout: float) -> list[Record]:
+        if self._error is not None and self.polls >= self._after:
+            raise self._error
+        self.polls += 1
+        return [Record("feedback.tallies", 0, self.polls, 0, b"k", tally(up=self.polls))]
 
-    async def _stop(self) -> None:
-        self.stopped = True
-        if self._fails is not None:
-            raise RuntimeError("Event loop is closed")
+    def behind(self) -> int | None:
+        return 0
 
-    async def measure(self) -> None:
-        self.could_read.append(self.may_read.is_set())
+    def close(self) -> None:
+        self.closed = True
 
 
-def kept(engine: FakeEngine, views: list[FakeView], sleeps: int) -> tuple[LiveKeeper, Worker]:
-    left = list(views)
-    keeper = LiveKeeper(engine, lambda: left.pop(0))  # type: ignore[arg-type, return-value]
-    worker = Worker(sleeps)
-    asyncio.run(keeper.keep(worker))  # type: ignore[arg-type]
-    return keeper, worker
+def run_view(engine: FakeEngine, readers: list[FakeReader], waits: int) -> tuple[LiveView, StopAfter]:
+    """Run a view that opens these readers one after another, until it has waited this often."""
+    stopping, left = StopAfter(waits), list(readers)
+    view = LiveView(engine, lambda: left.pop(0), stopping=stopping)  # type: ignore[arg-type, return-value]
+    view.run()
+    return view, stopping
 
 
-def test_the_engine_comes_first_the_view_starts_when_it_is_ready() -> None:
-    keeper, _ = kept(FakeEngine(ready=False, state="starting"), [], sleeps=5)
-    assert keeper.detail() == "not started yet"
-    assert keeper.answer()["behind"] is None
+def test_view_starts_only_once_the_engine_is_ready() -> None:
+    view, _ = run_view(FakeEngine(ready=False, state="starting"), [], waits=5)
+    assert view.status() == "not started yet"
+    assert view.snapshot()["behind"] is None
 
 
 @pytest.mark.parametrize(
-    ("engine", "may_read"),
+    ("engine", "reads"),
     [
         (FakeEngine(), True),
         (FakeEngine(lag=4_000), True),
@@ -220,37 +214,44 @@ def test_the_engine_comes_first_the_view_starts_when_it_is_ready() -> None:
         (FakeEngine(state="halted"), True),
     ],
 )
-def test_it_reads_nothing_while_the_engine_has_a_backlog(engine: FakeEngine, may_read: bool) -> None:
-    view = FakeView()
-    kept(engine, [view], sleeps=3)
-    assert view.could_read == [may_read]
-    assert view.stopped
+def test_view_reads_nothing_while_the_engine_has_a_backlog(engine: FakeEngine, reads: bool) -> None:
+    reader = FakeReader()
+    view, _ = run_view(engine, [reader], waits=3)
+    assert (reader.polls > 0) is reads
+    assert (view.snapshot()["totals"]["up"] > 0) is reads
+    assert reader.closed
 
 
-def test_whatever_fails_in_it_it_begins_anew_after_a_longer_pause_each_time_and_says_so() -> None:
-    broken = [
-        FakeView(OSError("no broker")),
-        FakeView(RuntimeError("a bug")),
-        FakeView(ValueError("another")),
-    ]
-    keeper, worker = kept(FakeEngine(), broken, sleeps=3)
-    assert worker.slept == [1.0, 2.0, 4.0]
-    assert keeper.failures == 3
-    assert keeper.detail() == "starts anew after: ValueError: another"
-    assert keeper.answer()["live_view"] == keeper.detail()
-    assert all(view.stopped for view in broken)
+def test_status_says_that_the_view_waits_for_the_engine() -> None:
+    engine = FakeEngine()
+    view, _ = run_view(engine, [FakeReader()], waits=2)
+    assert view.status() == "ok"
+    engine.lag = 9_000
+    assert view.status() == "behind by 0 records, waiting for the engine"
 
 
-def test_a_view_that_cannot_even_be_made_is_a_failed_one() -> None:
-    keeper, worker = kept(FakeEngine(), [], sleeps=2)
-    assert keeper.failures == 2
-    assert worker.slept == [1.0, 2.0]
+def test_view_restarts_after_any_failure_with_growing_pauses() -> None:
+    errors = [OSError("no broker"), RuntimeError("a bug"), ValueError("another")]
+    readers = [FakeReader(error) for error in errors]
+    view, stopping = run_view(FakeEngine(), readers, waits=3)
+    assert stopping.waits == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S]
+    assert view.snapshot()["failures"] == 3
+    assert view.status() == "restarting after: ValueError: another"
+    assert view.snapshot()["live_view"] == view.status()
+    assert all(reader.closed for reader in readers)
 
 
-def test_an_agent_that_died_ends_the_life_of_the_view() -> None:
-    died, next_one = FakeView(), FakeView()
-    died.failure = KeyError("in the agent")
-    keeper, _ = kept(FakeEngine(), [died, next_one], sleeps=3)
-    assert died.stopped
-    assert next_one.could_read == [True]
-    assert keeper.failures == 1
+def test_view_whose_reader_cannot_be_opened_restarts() -> None:
+    view, stopping = run_view(FakeEngine(), [], waits=2)
+    assert view.snapshot()["failures"] == 2
+    assert stopping.waits == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S]
+
+
+def test_view_that_failed_forgets_what_it_had_read() -> None:
+    """It may have missed the deletion of an erased user's tally."""
+    failing = FakeReader(KeyError("while reading"), after=1)
+    view, stopping = run_view(FakeEngine(), [failing], waits=2)
+    assert (failing.polls, failing.closed) == (1, True)
+    assert stopping.waits[-1] == FIRST_PAUSE_S
+    assert view.snapshot()["records"]["read"] == 0
+    assert view.snapshot()["totals"]["up"] == 0

@@ -1,1 +1,1 @@
-"""The live tallies view: a Faust table that only reads, next to the engine."""
+"""The live view: what users think of each version, for `/tallies`."""
