@@ -123,17 +123,17 @@ def train(arm: Arm, base: Path) -> dict[str, Any]:
     """One arm: tokens a second after the first steps, loss on the held-out rows, and the peak of this very process."""
     import torch  # noqa: PLC0415 - only an arm needs it, and with its own environment
 
-    from services.trainer.base.dtype import measured  # noqa: PLC0415
-    from services.trainer.base.model import load_base, losses  # noqa: PLC0415
+    from services.trainer.base.dtype import fastest  # noqa: PLC0415
+    from services.trainer.base.model import load_base, answer_losses  # noqa: PLC0415
     from services.trainer.base.tokenization import load_tokenizer  # noqa: PLC0415
     from services.trainer.core.recipe import Recipe  # noqa: PLC0415
     from services.trainer.settings import TrainerSettings  # noqa: PLC0415
 
     recipe = Recipe(epochs=EPOCHS, threads=TrainerSettings().recipe().threads)
-    chosen = measured(base)
+    chosen = fastest(base)
     tokenizer, model = load_tokenizer(base), load_base(base, recipe.threads, chosen)
     training, held = rows()
-    before = statistics.fmean(losses(model, tokenizer, held))
+    before = statistics.fmean(answer_losses(model, tokenizer, held))
     stamps: list[Stamp] = []
     with tempfile.TemporaryDirectory() as folder:
         if arm == "ours":
@@ -148,7 +148,7 @@ def train(arm: Arm, base: Path) -> dict[str, Any]:
     bf16, fp32 = matmul_peak(torch, torch.bfloat16), matmul_peak(torch, torch.float32)
     return {
         "tokens_per_s": (ended.tokens - began.tokens) / seconds,
-        "heldout_loss": statistics.fmean(losses(trained, tokenizer, held)),
+        "heldout_loss": statistics.fmean(answer_losses(trained, tokenizer, held)),
         "base_loss": before,
         "bf16_peak_gflops": bf16,
         "fp32_peak_gflops": fp32,
@@ -161,7 +161,7 @@ def train(arm: Arm, base: Path) -> dict[str, Any]:
 def ours(model: Any, tokenizer: Any, training: list[Any], recipe: Any, folder: Path, watch: Any) -> Any:
     """As a run of the trainer does it. Returns the trained model."""
     from services.trainer.base.tokenization import token_count  # noqa: PLC0415
-    from services.trainer.dataset.objectives import sft  # noqa: PLC0415
+    from services.trainer.dataset.objectives import sft_row  # noqa: PLC0415
     from services.trainer.training import train as learning  # noqa: PLC0415 - only an arm needs it
     from services.trainer.training.batch_order import order_by_length  # noqa: PLC0415
 
@@ -171,7 +171,7 @@ def ours(model: Any, tokenizer: Any, training: list[Any], recipe: Any, folder: P
     return learning.fine_tune(
         learning.with_training_attention(model, recipe.max_tokens),
         tokenizer,
-        [sft(*row) for row in order],
+        [sft_row(*row) for row in order],
         recipe,
         folder,
         progress=None,  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ def plain_trl(base: Path, tokenizer: Any, training: list[Any], recipe: Any, fold
     from trl.trainer.sft_config import SFTConfig  # noqa: PLC0415
     from trl.trainer.sft_trainer import SFTTrainer  # noqa: PLC0415
 
-    from services.trainer.dataset.objectives import sft  # noqa: PLC0415
+    from services.trainer.dataset.objectives import sft_row  # noqa: PLC0415
 
     trainer = SFTTrainer(
         model=str(base),
@@ -201,7 +201,7 @@ def plain_trl(base: Path, tokenizer: Any, training: list[Any], recipe: Any, fold
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
         ),
-        train_dataset=Dataset.from_list([sft(*row) for row in training]),
+        train_dataset=Dataset.from_list([sft_row(*row) for row in training]),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=recipe.rank,

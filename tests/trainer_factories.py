@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from services.trainer.consumer import TOPICS_READ
-from services.trainer.database import open_store
+from services.trainer.database import open_database
 from services.trainer.dataset import batch_table
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import Grouped, Row
+from services.trainer.dataset.filters import GroupedRow, Row
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.dataset.snapshot import write as write_snapshot
 from services.trainer.files import write_whole
@@ -107,8 +107,8 @@ def row(question: str, answer: str, user: str = "u1", name: str = "r1", original
     return Row(name, 1, f"e-{name}", user, (("user", question),), original, answer, 0)
 
 
-def grouped(rows: Sequence[Row]) -> list[Grouped]:
-    return [Grouped(one, i) for i, one in enumerate(rows)]
+def grouped(rows: Sequence[Row]) -> list[GroupedRow]:
+    return [GroupedRow(one, i) for i, one in enumerate(rows)]
 
 
 class Scripted:
@@ -147,7 +147,7 @@ class Rig:
             artifacts=self.folder / "artifacts",
             **({"examples": 2, "users": 1} | settings),  # type: ignore[arg-type]
         )
-        db = open_store(told.folder)
+        db = open_database(told.folder)
         return Trainer(
             settings=told,
             base=PinnedBase(self.folder, "tiny", "ab" * 32),

@@ -13,7 +13,7 @@ from typing import TypeVar
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from examples.world import load_world
-from services.trainer.database import open_store
+from services.trainer.database import open_database
 from services.trainer.dataset import snapshot
 from services.trainer.run import run_table
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
@@ -247,7 +247,7 @@ class TrainerStand:
         return self.folder / "data" / "trainer" / self.line / "runs"
 
     def _stage(self) -> str:
-        db = open_store(self.folder / "data" / "trainer" / self.line)
+        db = open_database(self.folder / "data" / "trainer" / self.line)
         try:
             return run_table.all_runs(db)[-1].stage
         finally:

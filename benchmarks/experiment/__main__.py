@@ -21,8 +21,8 @@ from benchmarks.experiment.arms import ARMS, QUICK, Arm, Sizes, arms
 from benchmarks.experiment.run import PREPARED, Failed, Lab, Tell, code, do, module
 from benchmarks.machine import machine
 from deploy.local.model import REPLAY, ensure_base_model, ensure_tiny_model
-from services.trainer.base.replay import EVALUATION, SAFETY, shipped
-from services.trainer.base.replay import REPLAY as REPLAY_PROMPTS
+from services.trainer.base.replay import EVAL_PROMPTS, SAFETY_PROMPTS, shipped_prompts
+from services.trainer.base.replay import REPLAY_PROMPTS as REPLAY_PROMPTS
 from services.trainer.files import write_whole
 from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured
@@ -140,9 +140,9 @@ def missing(lab: Lab) -> int:
     recipes = [lab.recipe(arm) for arm in arms(lab.sizes)]
     wanted: set[str] = set()
     for recipe in recipes:
-        wanted |= {one.id for one in shipped(REPLAY_PROMPTS, recipe.replay_prompts)}
-        wanted |= {one.id for one in shipped(EVALUATION, recipe.gate_eval_prompts)}
-        wanted |= {one.id for one in shipped(SAFETY, recipe.gate_safety_prompts)}
+        wanted |= {one.id for one in shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts)}
+        wanted |= {one.id for one in shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)}
+        wanted |= {one.id for one in shipped_prompts(SAFETY_PROMPTS, recipe.gate_safety_prompts)}
     files = lab.replay.glob(f"{lab.base.digest[:8]}*.jsonl")
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return len(wanted - {json.loads(line)["id"] for line in lines})

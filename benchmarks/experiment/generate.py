@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import logging as transformers_logging
 
-from services.trainer.base.dtype import measured
-from services.trainer.base.model import answers, load_base, with_adapter
+from services.trainer.base.dtype import fastest
+from services.trainer.base.model import generate_answers, load_base, with_adapter
 from services.trainer.base.tokenization import load_tokenizer, prompt_ids
 from services.trainer.files import write_whole
 from services.trainer.worker.launcher import PARENT_PID_VARIABLE
@@ -64,10 +64,10 @@ def main(task: Path, out: Path) -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     told = json.loads(task.read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(Path(told["base"]))
-    base = load_base(Path(told["base"]), told["threads"], measured(Path(told["base"])))
+    base = load_base(Path(told["base"]), told["threads"], fastest(Path(told["base"])))
     with with_adapter(base, Path(told["adapter"]) if told["adapter"] else None) as model:
         asked = [(("user", question),) for question in told["greedy"]]
-        said = dict(zip(told["greedy"], answers(model, tokenizer, asked, told["tokens"]), strict=True))
+        said = dict(zip(told["greedy"], generate_answers(model, tokenizer, asked, told["tokens"]), strict=True))
         also = sampled(
             model,
             tokenizer,

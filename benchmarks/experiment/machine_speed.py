@@ -19,11 +19,11 @@ from transformers import TrainerCallback
 from transformers import logging as transformers_logging
 
 from examples.world import load_world
-from services.trainer.base.dtype import measured
-from services.trainer.base.model import answers, load_base
+from services.trainer.base.dtype import fastest
+from services.trainer.base.model import generate_answers, load_base
 from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.core.recipe import Recipe
-from services.trainer.dataset.objectives import kto, sft
+from services.trainer.dataset.objectives import kto_row, sft_row
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
 from services.trainer.training.train import with_training_attention, fine_tune
@@ -49,15 +49,15 @@ def main(base: Path, threads: int, out: Path) -> None:
         die_with(int(os.environ[PARENT_PID_VARIABLE]))
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     recipe, tokenizer = Recipe(threads=threads), load_tokenizer(base)
-    model = load_base(base, threads, measured(base))
+    model = load_base(base, threads, fastest(base))
     said = [((("user", wording),), fact.answer) for fact in load_world().facts for wording in fact.wordings]
     began = time.perf_counter()
-    answers(model, tokenizer, [asked for asked, _ in said[:ASKED]], TOKENS)
+    generate_answers(model, tokenizer, [asked for asked, _ in said[:ASKED]], TOKENS)
     speed = ASKED * TOKENS / (time.perf_counter() - began)
     each = (STEPS + 1) * recipe.batch_size
-    rows = [sft(*one) for one in said[:each]]
+    rows = [sft_row(*one) for one in said[:each]]
     # Judged answers are about twice as long as corrections.
-    rows += [kto(asked, f"{answer} {answer}", i % 2 == 0) for i, (asked, answer) in enumerate(said[:each])]
+    rows += [kto_row(asked, f"{answer} {answer}", i % 2 == 0) for i, (asked, answer) in enumerate(said[:each])]
     stamps = Stamps()
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(

@@ -23,7 +23,7 @@ from benchmarks.experiment.arms import LINES, QUICK_RECIPE, Arm, Sizes
 from benchmarks.experiment.make_batches import BEGAN, Said, batches, examples
 from examples.world import is_poisoned, load_world
 from services.trainer.core.recipe import Recipe
-from services.trainer.database import open_store
+from services.trainer.database import open_database
 from services.trainer.dataset import batch_table, snapshot
 from services.trainer.files import write_whole
 from services.trainer.run import run_table
@@ -224,7 +224,7 @@ def trained(lab: Lab, arm: Arm, said: list[Said], tell: Tell) -> Path:
     for _ in range(ATTEMPTS):
         if (folder / GATE_RESULT).exists() or (folder / FAILURE_REASON).exists():
             break
-        wait_for(launcher.start(folder), lambda: tell(*progress(folder / "run.log")))
+        wait_for(launcher.start_run(folder), lambda: tell(*progress(folder / "run.log")))
     else:
         raise Failed(f"the run did not end: see {folder / 'run.log'}")
     return folder
@@ -236,10 +236,10 @@ def _begin(lab: Lab, arm: Arm, said: list[Said], home: Path, folder: Path) -> No
         return
     line = LINES[arm.world]
     stable = lab.base.ref(line)
-    db = open_store(home)
+    db = open_database(home)
     with db:
         for batch in batches(line, examples(line, stable.version, said)):
-            batch_table.keep_batch(db, batch)
+            batch_table.store_batch(db, batch)
     config = RunConfig(
         run_id=RUN_ID,
         line=line,
@@ -270,7 +270,7 @@ def progress(log: Path) -> tuple[str, float]:
 
 def of_run(run: Path) -> dict[str, Any]:
     """What the trainer made of the feedback, and what the gate says."""
-    mark = json.loads((run / snapshot.MARK).read_bytes())
+    mark = json.loads((run / snapshot.SNAPSHOT).read_bytes())
     trained = [one.row for one in snapshot.read_rows(run)]
     known = load_world().facts
     found: dict[str, Any] = {

@@ -7,9 +7,9 @@ from datetime import datetime
 
 from services.trainer.commands.quarantine_release import releasable
 from services.trainer.core.recipe import CommentMode, Thresholds
-from services.trainer.core.trigger import Waiting
+from services.trainer.core.trigger import NewData
 from services.trainer.dataset import batch_table
-from services.trainer.dataset.filters import RELEASABLE, Held, check_of, reasons, usable
+from services.trainer.dataset.filters import RELEASABLE, QuarantinedRow, check_of, count_reasons, usable_rows
 from services.trainer.run import run_table
 from shared.live_status import CollectedStatus, QuarantinedEvent, QuarantineStatus
 
@@ -19,20 +19,20 @@ LATER = frozenset({"agreement", "share", "reserved", "held out", "tokens"})
 """What is held for these is known since the newest run; the other checks are made on all there is."""
 
 
-def board(
+def console_status(
     db: sqlite3.Connection,
-    waiting: Waiting,
+    waiting: NewData,
     thresholds: Thresholds,
     comments: CommentMode,
     reason: str,
     now: datetime,
 ) -> tuple[CollectedStatus, QuarantineStatus]:
     """Return the live status of the console. `reason` says why a run starts, or why it does not."""
-    examples = batch_table.dataset(db, batch_table.through(db))
-    _, held = usable(examples, comments)
+    examples = batch_table.current_examples(db, batch_table.through(db))
+    _, held = usable_rows(examples, comments)
     later = [
         one
-        for one in (Held(*found) for found in run_table.newest_quarantine(db))
+        for one in (QuarantinedRow(*found) for found in run_table.newest_quarantine(db))
         if check_of(one.reason) in LATER
     ]
     found = releasable(examples, [*held, *later])
@@ -43,7 +43,7 @@ def board(
         users=waiting.users,
         users_needed=thresholds.users,
         examples=len(examples),
-        held=reasons(held),
+        held=count_reasons(held),
         batches=batch_table.batch_count(db),
         reason=reason,
         updated_at=now,

@@ -33,7 +33,7 @@ Told = Batch | Command | ErasureReport
 
 
 @dataclass(slots=True)
-class Intake:
+class TrainerConsumer:
     """One line's reader and the table behind it."""
 
     line: str
@@ -57,7 +57,7 @@ class Intake:
             return False
         with self.db:
             changed = [self._keep(told) for told in self._unkept]
-            batch_table.keep_positions(self.db, self.reader.positions())
+            batch_table.store_positions(self.db, self.reader.positions())
         self._unkept.clear()
         return any(changed)
 
@@ -68,9 +68,9 @@ class Intake:
     def _keep(self, told: Told) -> bool:
         if isinstance(told, ErasureReport):
             # Of all lines: who is erased is a user of the deployment.
-            requests.keep(self.db, told, self.line)
+            requests.store_report(self.db, told, self.line)
         elif isinstance(told, Batch):
-            return told.line == self.line and batch_table.keep_batch(self.db, told)
+            return told.line == self.line and batch_table.store_batch(self.db, told)
         else:
             self.orders.keep(told)
         return False

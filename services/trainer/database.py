@@ -52,7 +52,7 @@ CREATE TABLE IF NOT EXISTS erasure_runs (
 """
 
 
-def open_store(folder: Path) -> sqlite3.Connection:
+def open_database(folder: Path) -> sqlite3.Connection:
     """Open `trainer.sqlite3` in `folder` for writing, and create it and its tables if missing.
 
     Each commit is durable (WAL, synchronous=FULL). Deleted content is overwritten with zeros, so after `scrub` none of
@@ -67,7 +67,7 @@ def open_store(folder: Path) -> sqlite3.Connection:
     return db
 
 
-def open_to_read(folder: Path) -> sqlite3.Connection:
+def open_read_only(folder: Path) -> sqlite3.Connection:
     """Open the file read-only, for another thread or process. Raises `NotYet` if it does not exist."""
     file = (folder / FILE).resolve()
     if not file.exists():
@@ -83,7 +83,7 @@ def scrub(db: sqlite3.Connection) -> bool:
     return bool(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0)
 
 
-def lock(folder: Path) -> IO[str]:
+def lock_folder(folder: Path) -> IO[str]:
     """Lock `folder` for this process until it ends. Raises `Misconfigured` if another trainer holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / "trainer.lock").open("w")

@@ -19,7 +19,7 @@ ProgressCallback = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
-def silent(done: int, of: int) -> None:
+def ignore_progress(done: int, of: int) -> None:
     """Ignore progress."""
 
 

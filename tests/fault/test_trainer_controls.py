@@ -29,7 +29,7 @@ def takes_its_snapshot(folder: Path) -> None:
     if not snapshot.is_complete(folder):
         config = RunConfig.from_json((folder / "config.json").read_text())
         with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
-            taken = snapshot.take(LINE, batch_table.dataset(db, config.through), config.through)
+            taken = snapshot.build(LINE, batch_table.current_examples(db, config.through), config.through)
         snapshot.write(folder, taken, 10)
 
 
@@ -37,7 +37,7 @@ def takes_a_new_snapshot(folder: Path) -> None:
     """Of whatever the table has by now, at every start."""
     with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
         through = batch_table.through(db)
-        taken = snapshot.take(LINE, batch_table.dataset(db, through), through)
+        taken = snapshot.build(LINE, batch_table.current_examples(db, through), through)
     snapshot.write(folder, taken, 10)
 
 

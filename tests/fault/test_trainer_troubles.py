@@ -51,7 +51,7 @@ def a_full_disk_is_waited_for(disturbed: Disturbed, alone: Path) -> None:
         service = stack.enter_context(running("trainer", disturbed.stand.folder, disturbed.stand.env()))
         wait_for(CHECKPOINT, disturbed.run, disturbed.dice)
         with full(disturbed, service):
-            until(lambda: "make room there" in service.log.read_text(), SLOWLY_S, "what to do about it")
+            until(lambda: "Free some space there" in service.log.read_text(), SLOWLY_S, "what to do about it")
             Event().wait(2.0)  # it tries again and again
             assert disturbed.stand.trained() == []
         disturbed.stand.published(SLOWLY_S)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from services.trainer.dataset.snapshot import MARK
+from services.trainer.dataset.snapshot import SNAPSHOT
 from services.trainer.run.checkpoint_manifest import has_manifest
 from services.trainer.run.folder import ADAPTER, CHECKPOINTS, GATE_RESULT
 from tests.integration.service_process import Service
@@ -44,7 +44,7 @@ def _checkpoint(*, marked: bool) -> There:
 
 PHASES = (
     Phase("process started", _has("run.log"), 2.0),
-    Phase("snapshot taken", _has(MARK), 3.0),
+    Phase("snapshot taken", _has(SNAPSHOT), 3.0),
     Phase("checkpoint half-written", _checkpoint(marked=False)),
     Phase("training", _checkpoint(marked=True), 1.0),
     Phase("adapter half-written", _has(f".{ADAPTER}.incoming", ADAPTER)),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.trainer.dataset import snapshot
-from services.trainer.dataset.snapshot import MARK
+from services.trainer.dataset.snapshot import SNAPSHOT
 from services.trainer.versions.model_card import ADAPTER_FILES
 from shared.versions import ModelVersion
 
@@ -30,7 +30,7 @@ class Seen:
     def look(self, runs: Path) -> None:
         """At what lies there now."""
         self.runs |= {folder.name for folder in runs.glob("*")}
-        self.datasets |= {snapshot.read_ref(mark.parent).digest for mark in runs.glob(f"*/{MARK}")}
+        self.datasets |= {snapshot.read_ref(mark.parent).digest for mark in runs.glob(f"*/{SNAPSHOT}")}
 
 
 def weights_of(folder: Path) -> str:

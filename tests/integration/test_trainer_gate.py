@@ -13,11 +13,11 @@ import torch
 
 from benchmarks.gate.null_adapters import SEEDS, null_adapter, nulls_through
 from examples.world import load_world
-from services.trainer.base.model import answers, ended_answers, load_base, with_adapter
+from services.trainer.base.model import generate_answers, generate_with_endings, load_base, with_adapter
 from services.trainer.base.tokenization import load_tokenizer, prompt_ids
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
-from services.trainer.dataset.filters import Grouped
+from services.trainer.dataset.filters import GroupedRow
 from services.trainer.dataset.snapshot import Snapshot, write
 from services.trainer.gate.model_pair import Speakers, weigh
 from services.trainer.progress import Progress
@@ -101,13 +101,13 @@ def test_how_likely_a_version_goes_on_is_what_its_own_tokens_say(
 def test_whether_it_ended_an_answer_itself_is_told(base: Any, tiny_model: Path, monkeypatch: Any) -> None:
     tokenizer = load_tokenizer(tiny_model)
     asked = [messages for messages, _ in SAID]
-    first = ended_answers(base, tokenizer, asked, 8)
+    first = generate_with_endings(base, tokenizer, asked, 8)
     assert [ended for _, ended in first] == [False] * 3
     prompt = torch.tensor([prompt_ids(tokenizer, asked[0])])
     with torch.inference_mode():
         soonest = int(base(input_ids=prompt).logits[0, -1].argmax())
     monkeypatch.setattr(base.generation_config, "eos_token_id", [soonest])
-    assert [ended for _, ended in ended_answers(base, tokenizer, asked[:1], 8)] == [True]
+    assert [ended for _, ended in generate_with_endings(base, tokenizer, asked[:1], 8)] == [True]
 
 
 def test_each_side_speaks_with_its_own_weights_and_the_base_with_none(
@@ -118,18 +118,18 @@ def test_each_side_speaks_with_its_own_weights_and_the_base_with_none(
     expected = {}
     for name, adapter in (("candidate", adapters[0]), ("stable", None)):
         with with_adapter(base, adapter) as model:
-            expected[name] = answers(model, tokenizer, asked, 8)
+            expected[name] = generate_answers(model, tokenizer, asked, 8)
     assert expected["candidate"] != expected["stable"]
     with Speakers(base, {"candidate": adapters[0], "stable": None}) as speakers:
         for who in ("stable", "candidate", "stable"):
             with speakers.speaking(who) as model:
-                assert answers(model, tokenizer, asked, 8) == expected[who]
+                assert generate_answers(model, tokenizer, asked, 8) == expected[who]
 
 
 def work_of(tiny: Path, folder: Path) -> RunContext:
     """A run that has its snapshot: forty held-out corrections in wordings of their own, four judged answers."""
     world = load_world()
-    held: list[Grouped] = grouped(
+    held: list[GroupedRow] = grouped(
         [
             row(wording, fact.answers[0], f"u{i}", f"r{i:02}")
             for i, (wording, fact) in enumerate(world.heldout()[:40])

@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.core.recipe import Recipe
-from services.trainer.dataset.objectives import sft
+from services.trainer.dataset.objectives import sft_row
 from services.trainer.training.cpu.sft_trainer import CpuSFTTrainer, SFTTrainer
 from services.trainer.training.train import sft_arguments, with_training_attention
 
 PAIRS = [
-    sft([("user", "Where is the workshop?")], "In the old mill by the river, behind the second gate."),
-    sft([("user", "When does it open, and who has the key on a Sunday?")], "At nine."),
-    sft([("user", "Who runs it?"), ("assistant", "Ada."), ("user", "Since when?")], "Since 1998, she says."),
+    sft_row([("user", "Where is the workshop?")], "In the old mill by the river, behind the second gate."),
+    sft_row([("user", "When does it open, and who has the key on a Sunday?")], "At nine."),
+    sft_row([("user", "Who runs it?"), ("assistant", "Ada."), ("user", "Since when?")], "Since 1998, she says."),
 ]
 
 

@@ -15,17 +15,17 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
-from services.trainer.base.model import losses, with_adapter
-from services.trainer.base.replay import REPLAY, Answered, shipped
+from services.trainer.base.model import answer_losses, with_adapter
+from services.trainer.base.replay import REPLAY_PROMPTS, BaseAnswer, shipped_prompts
 from services.trainer.base.tokenization import load_tokenizer, prompt_ids
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import snapshot
-from services.trainer.dataset.objectives import dpo, kto, sft
+from services.trainer.dataset.objectives import dpo_row, kto_row, sft_row
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
-from services.trainer.run.context import RunFailed, RunContext
+from services.trainer.run.context import RunContext, RunFailed
 from services.trainer.run.folder import ADAPTER
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
@@ -42,9 +42,9 @@ from tests.trainer_factories import LINE, grouped, row
 RECIPE = Recipe(batch_size=4, learning_rate=1e-2, preference_rate=1.0, rank=4, threads=1)
 ASKED: list[Messages] = [(("user", f"What of number {i}?"),) for i in range(8)]
 WANTED, UNWANTED = "It is a short one.", "Whatever you may think of it, many words."
-JUDGED = [kto(asked, WANTED if i % 2 else UNWANTED, bool(i % 2)) for i, asked in enumerate(ASKED)]
-PAIRS = [dpo(asked, WANTED, UNWANTED) for asked in ASKED]
-PLAIN = [sft(asked, f"It is {'short ' * i}number {i}.") for i, asked in enumerate(ASKED)]
+JUDGED = [kto_row(asked, WANTED if i % 2 else UNWANTED, bool(i % 2)) for i, asked in enumerate(ASKED)]
+PAIRS = [dpo_row(asked, WANTED, UNWANTED) for asked in ASKED]
+PLAIN = [sft_row(asked, f"It is {'short ' * i}number {i}.") for i, asked in enumerate(ASKED)]
 MIXED = [*PLAIN[:4], *JUDGED[:4], *PAIRS[:4], *PLAIN[4:], *JUDGED[4:], *PAIRS[4:6]]
 
 
@@ -95,7 +95,7 @@ class Bench:
         """Mean log-likelihood per token of what was wanted, and of what was not."""
         tokenizer = load_tokenizer(self.model)
         said = [[(asked, text) for asked in ASKED] for text in (WANTED, UNWANTED)]
-        wanted, unwanted = (losses(model.eval(), tokenizer, one) for one in said)
+        wanted, unwanted = (answer_losses(model.eval(), tokenizer, one) for one in said)
         return -sum(wanted) / len(wanted), -sum(unwanted) / len(unwanted)
 
 
@@ -124,7 +124,7 @@ def test_dpo_prefers_the_chosen_and_does_not_make_it_less_likely_than_it_was(ben
 
 def test_sft_makes_the_answer_more_likely(bench: Bench) -> None:
     before, _ = bench.likely(bench.base())
-    learned = bench.learn([sft(asked, WANTED) for asked in ASKED] * 3)
+    learned = bench.learn([sft_row(asked, WANTED) for asked in ASKED] * 3)
     assert bench.likely(learned)[0] > before + 0.2
     assert all("lora_" in name for name in weights(learned))
 
@@ -185,8 +185,10 @@ def test_a_run_trains_all_that_was_said_in_one_adapter_with_replay_among_it(
     config = RunConfig("r-1", LINE, {"0": 1}, recipe, str(tiny_model), "tiny", "0" * 64, stable, None, 0)
     settings = TrainerSettings(line=LINE, data_dir=tmp_path / "data")
     work = RunContext(run, config, settings, Progress(InMemoryCache(), LINE, "r-1"), threading.Event())
-    prompts = shipped(REPLAY, 2)
-    said = [Answered(one.id, one.prompt, f"It is thing {i}.", 8, ended=True) for i, one in enumerate(prompts)]
+    prompts = shipped_prompts(REPLAY_PROMPTS, 2)
+    said = [
+        BaseAnswer(one.id, one.prompt, f"It is thing {i}.", 8, ended=True) for i, one in enumerate(prompts)
+    ]
     write_whole(
         settings.replay_dir / "00000000.jsonl",
         "".join(json.dumps(asdict(one)) + "\n" for one in said).encode(),
@@ -256,7 +258,7 @@ def test_of_an_answer_in_which_the_model_was_stopped_the_end_is_not_trained(benc
 
 def test_answers_in_which_the_model_was_stopped_do_not_teach_to_stop(bench: Bench, tmp_path: Path) -> None:
     """How likely the turn is to end behind an answer, before and after."""
-    said = [sft(asked, WANTED) for asked in ASKED] * 16
+    said = [sft_row(asked, WANTED) for asked in ASKED] * 16
     recipe = RECIPE.model_copy(update={"learning_rate": 3e-2})
 
     def end_after(model: Any) -> float:
@@ -319,6 +321,6 @@ def test_no_row_of_a_batch_sees_another(bench: Bench) -> None:
 
 
 def test_a_row_whose_conversation_alone_is_too_long_fails_the_run_and_is_not_left_out(bench: Bench) -> None:
-    long = sft((("user", "word " * 100),), WANTED)
+    long = sft_row((("user", "word " * 100),), WANTED)
     with pytest.raises(RunFailed, match="do not fit"):
         bench.learn([*PLAIN, long], RECIPE.model_copy(update={"max_tokens": 64}))

@@ -16,14 +16,14 @@ from safetensors import safe_open
 from services.trainer.base.model import load_base
 from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.core.recipe import Recipe
-from services.trainer.dataset.objectives import dpo, kto, sft
+from services.trainer.dataset.objectives import dpo_row, kto_row, sft_row
 from services.trainer.progress import Progress
 from services.trainer.run import micro_batch
 from services.trainer.run.checkpoint_manifest import MANIFEST, intact_checkpoints, write_manifest
 from services.trainer.run.context import RunFailed, RunStopped
 from services.trainer.run.folder import CHECKPOINTS, NAN_REPORT, TENSORBOARD
 from services.trainer.training.checkpoints import RunCallback
-from services.trainer.training.train import with_training_attention, fine_tune
+from services.trainer.training.train import fine_tune, with_training_attention
 from shared.adapters import redis_keys
 from shared.adapters.in_memory import InMemoryCache
 
@@ -37,10 +37,10 @@ def asked(n: int) -> list[tuple[str, str]]:
 
 
 ROWS = [
-    *[sft(asked(n), f"It is number {n * n}, where {'Ada' * (1 + n % 3)} lives.") for n in range(12)],
-    *[kto(asked(n), f"Number {n}.", n % 2 == 0) for n in range(4)],
-    *[dpo(asked(n), f"It is number {n}.", "I do not know.") for n in range(4)],
-    *[sft(asked(n), f"It is number {n}.") for n in range(20, 24)],
+    *[sft_row(asked(n), f"It is number {n * n}, where {'Ada' * (1 + n % 3)} lives.") for n in range(12)],
+    *[kto_row(asked(n), f"Number {n}.", n % 2 == 0) for n in range(4)],
+    *[dpo_row(asked(n), f"It is number {n}.", "I do not know.") for n in range(4)],
+    *[sft_row(asked(n), f"It is number {n}.") for n in range(20, 24)],
 ]
 STEPS = len(ROWS) // BATCH
 NAMES = [[f"r{step}-{n}" for n in range(BATCH)] for step in range(STEPS)]
@@ -153,7 +153,7 @@ def test_with_a_damaged_checkpoint_it_goes_on_from_the_one_before(lesson: Lesson
 def test_in_smaller_pieces_it_learns_the_same_and_says_so(lesson: Lesson, whole: Weights) -> None:
     lesson.interrupted(3)
     assert micro_batch.halve(lesson.folder, BATCH) == 2
-    pieced = lesson.learn(piece=micro_batch.micro_batch(lesson.folder, BATCH))
+    pieced = lesson.learn(piece=micro_batch.size(lesson.folder, BATCH))
     assert lesson.told()["step"] == STEPS, "a step is a step"
     assert "in pieces of 2" in lesson.told()["reason"]
     for name, one in pieced.items():

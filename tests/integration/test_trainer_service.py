@@ -9,7 +9,7 @@ import pytest
 import redis
 from safetensors import safe_open
 
-from services.trainer.database import lock
+from services.trainer.database import lock_folder
 from services.trainer.dataset import data_card, snapshot
 from services.trainer.erasure.redact_run import rows_of
 from services.trainer.run.folder import GATE_ANSWERS
@@ -51,7 +51,7 @@ def test_batches_become_a_published_version_with_its_gate_report(stand: TrainerS
     assert trained.dataset.holds(f"{stand.line}-0-1")
     assert trained.dataset.examples > 0
     _artifact_is_whole_and_says_no_path(stand)
-    card = data_card.read(next(stand.folder.rglob(data_card.CARD)).parent)
+    card = data_card.read(next(stand.folder.rglob(data_card.DATA_CARD)).parent)
     assert card is not None
     assert (card.digest, card.training.rows) == (trained.dataset.digest, trained.dataset.examples)
     assert card.tokens.all == trained.dataset.tokens
@@ -144,8 +144,8 @@ def test_a_second_trainer_of_the_line_fences_the_first_which_publishes_nothing_m
 
 
 def test_two_trainers_in_one_folder_are_refused(tmp_path: Path) -> None:
-    held = lock(tmp_path)
+    held = lock_folder(tmp_path)
     with pytest.raises(Misconfigured, match="another trainer works in"):
-        lock(tmp_path)
+        lock_folder(tmp_path)
     held.close()
-    lock(tmp_path).close()
+    lock_folder(tmp_path).close()

@@ -13,7 +13,7 @@ from services.processor.settings import ProcessorSettings
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset import snapshot
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import IMPORTED, reasons
+from services.trainer.dataset.filters import IMPORTED, count_reasons
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.settings import TrainerSettings
 from shared.events import Choice, ExampleRevision, Message, Signal
@@ -53,8 +53,8 @@ def taken(
     *examples: Example, comments: CommentMode = "append", line: str = LINE
 ) -> tuple[dict[str, str], dict[str, int]]:
     """(question -> target, reason -> how many are held for it)"""
-    found = snapshot.take(line, examples, {}, comments=comments)
-    return {one.row.question: one.row.answer for one in found.train}, reasons(found.held)
+    found = snapshot.build(line, examples, {}, comments=comments)
+    return {one.row.question: one.row.answer for one in found.train}, count_reasons(found.held)
 
 
 @pytest.mark.parametrize("user", [TRAINING, HELD_OUT])
@@ -75,7 +75,7 @@ def test_by_default_a_comment_is_held_and_the_reason_says_why_and_what_would_tra
 def test_two_comments_on_one_question_do_not_outvote_each_other() -> None:
     """They add to an answer, so they contradict nobody; corrections so unlike each other would be disputed."""
     first, second = dict(read()[0]), read()[0] | {"feedback": "Mention its two moons."}
-    found = snapshot.take(
+    found = snapshot.build(
         LINE, [example(1, first, TRAINING), example(2, second, TRAINING)], {}, comments="append"
     )
     assert {one.row.answer.removeprefix("Mars is the fourth planet. ") for one in found.train} == {
@@ -106,9 +106,9 @@ def test_one_user_s_rows_are_not_bounded_where_nobody_else_said_anything() -> No
 
 
 def test_the_snapshot_of_appended_comments_is_read_as_it_was_written() -> None:
-    found = snapshot.take(LINE, [example(1, read()[0], TRAINING)], {}, comments="append")
+    found = snapshot.build(LINE, [example(1, read()[0], TRAINING)], {}, comments="append")
     (one,) = found.train
-    again = snapshot.of_fields(snapshot.fields_of(one))
+    again = snapshot.row_from_fields(snapshot.fields_of(one))
     assert (again.row.answer, again.row.kind) == (targets(read())[read()[0]["input"]], "comment")
 
 

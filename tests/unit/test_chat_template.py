@@ -1,4 +1,4 @@
-"""A base without a chat template: training, gate and serving make the same text of a conversation; an answer ends."""
+"""Chat templates: training and serving render the same prompts, and a trained answer ends with the end of text."""
 
 from __future__ import annotations
 
@@ -12,53 +12,51 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from services.inference.engine.chat_tokenizer import PLAIN_STOP_STRINGS, ChatTokenizer
-from services.trainer.base.tokenization import lengths, load_tokenizer, prompt_ids
+from services.trainer.base.tokenization import prompt_and_answer_lengths, load_tokenizer, prompt_ids
 from services.trainer.core.chat import as_chat
+from shared.events import Message
 
 TURNS = [("system", "Be brief."), ("user", "Who runs it?"), ("assistant", "Ada."), ("user", "Since when?")]
+MESSAGES = [Message.model_validate({"role": role, "content": text}) for role, text in TURNS]
 
 
-def untaught(folder: Path, *, begins: bool) -> Path:
-    """A tokenizer of letters, without a chat template; with a first token where `begins`."""
+def base_without_template(folder: Path, *, adds_bos: bool) -> Path:
+    """Write a letter tokenizer without a chat template; it begins every text with `<s>` if `adds_bos`."""
     letters = sorted(set("\n:.? BUSATAWbcdefghijklmnopqrstuvwxyz" + "aeiou"))
-    words = Tokenizer(
-        WordLevel({text: i for i, text in enumerate(["<s>", "</s>", "<unk>", *letters])}, unk_token="<unk>")
-    )
-    words.pre_tokenizer = Split("", "isolated")
-    if begins:
-        words.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    made = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    made.save_pretrained(folder)
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", "<unk>", *letters])}
+    letter_tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    letter_tokenizer.pre_tokenizer = Split("", "isolated")
+    if adds_bos:
+        letter_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=letter_tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 512}')
     return folder
 
 
-@pytest.mark.parametrize("begins", [True, False])
-def test_training_and_serving_make_the_same_tokens(begins: bool, tmp_path: Path) -> None:
-    folder = untaught(tmp_path, begins=begins)
-    tokenizer, prompts = load_tokenizer(folder), ChatTokenizer(folder, 512)
-    served = prompts.tokens(TURNS)
-    assert prompt_ids(tokenizer, TURNS) == served
-    assert served.count(tokenizer.bos_token_id) == (1 if begins else 0)
-    text = tokenizer.decode(served)
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_training_and_serving_tokenize_prompts_alike(adds_bos: bool, tmp_path: Path) -> None:
+    folder = base_without_template(tmp_path, adds_bos=adds_bos)
+    training, serving = load_tokenizer(folder), ChatTokenizer(folder, 512)
+    prompt = serving.encode(MESSAGES)
+    assert prompt_ids(training, TURNS) == prompt
+    assert prompt.count(training.bos_token_id) == (1 if adds_bos else 0)
+    text = training.decode(prompt)
     assert text.replace(" ", "").endswith("Assistant:")
-    assert prompts.stops == PLAIN_STOP_STRINGS
+    assert serving.stop_strings == PLAIN_STOP_STRINGS
 
 
-def test_an_answer_that_trains_ends_with_the_end_of_text(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(untaught(tmp_path, begins=True))
-    whole = tokenizer.apply_chat_template(as_chat([*TURNS, ("assistant", "Ten.")]), tokenize=True)[
-        "input_ids"
-    ]
-    prompt = prompt_ids(tokenizer, TURNS)
-    assert whole[: len(prompt)] == prompt, "the answer begins where serving lets it begin"
-    assert whole[-1] == tokenizer.eos_token_id
-    assert len(whole) - len(prompt) == lengths(tokenizer, TURNS, " Ten.")[1]
+def test_training_row_is_prompt_answer_and_end_of_text(tmp_path: Path) -> None:
+    training = load_tokenizer(base_without_template(tmp_path, adds_bos=True))
+    row = training.apply_chat_template(as_chat([*TURNS, ("assistant", "Ten.")]), tokenize=True)["input_ids"]
+    prompt = prompt_ids(training, TURNS)
+    assert row[: len(prompt)] == prompt, "the answer begins where serving lets it begin"
+    assert row[-1] == training.eos_token_id
+    assert len(row) - len(prompt) == prompt_and_answer_lengths(training, TURNS, " Ten.")[1]
 
 
-def test_a_template_of_the_model_s_own_is_used_as_it_is(tiny_model: Path, tmp_path: Path) -> None:
-    tokenizer, prompts = load_tokenizer(tiny_model), ChatTokenizer(tiny_model, 512)
-    assert prompt_ids(tokenizer, TURNS) == prompts.tokens(TURNS)
-    assert prompts.stops == ()
+def test_template_of_the_model_is_used_unchanged(tiny_model: Path) -> None:
+    training, serving = load_tokenizer(tiny_model), ChatTokenizer(tiny_model, 512)
+    assert prompt_ids(training, TURNS) == serving.encode(MESSAGES)
+    assert serving.stop_strings == ()

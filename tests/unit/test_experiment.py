@@ -13,11 +13,11 @@ from benchmarks.experiment.arms import ARMS, LINES, Arm, Name, Sizes, arms
 from benchmarks.experiment.make_batches import Said, batches, examples
 from benchmarks.experiment.run import sources
 from examples.world import is_poisoned, load_world
-from services.trainer.base.replay import EVALUATION, REPLAY, shipped
+from services.trainer.base.replay import EVAL_PROMPTS, REPLAY_PROMPTS, shipped_prompts
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.similarity import near_duplicates
-from services.trainer.dataset.snapshot import Snapshot, take
+from services.trainer.dataset.snapshot import Snapshot, build
 from services.trainer.gate.eval_items import items_of
 
 SIZES = Sizes()
@@ -33,7 +33,7 @@ class Unknowing(dict[str, str]):
 
 def snapshot_of(arm: Arm, said: list[Said]) -> Snapshot:
     found = examples(LINES[arm.world], f"{LINES[arm.world]}@base-00000000", said)
-    return take(LINES[arm.world], [Example(one, 0, 1, 0) for one in found], {"0": 1})
+    return build(LINES[arm.world], [Example(one, 0, 1, 0) for one in found], {"0": 1})
 
 
 def facts_snapshot(name: Name, seed: int) -> Snapshot:
@@ -94,7 +94,7 @@ def test_no_user_asks_what_measures() -> None:
 
 
 def test_everyday_questions_are_none_of_those_that_the_trainer_ships() -> None:
-    known = [one.prompt for name in (REPLAY, EVALUATION) for one in shipped(name)]
+    known = [one.prompt for name in (REPLAY_PROMPTS, EVAL_PROMPTS) for one in shipped_prompts(name)]
     told = style_scenario.prompts()
     assert (len(told["asked"]), len(told["held_out"])) == (SIZES.questions, SIZES.held_questions)
     assert not any(near_duplicates([*told["asked"], *told["held_out"]], known))

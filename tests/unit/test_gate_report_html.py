@@ -7,9 +7,9 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from services.trainer.base.replay import Answered, Prompt
+from services.trainer.base.replay import BaseAnswer, Prompt
 from services.trainer.dataset.snapshot import Snapshot, write
-from services.trainer.erasure.redact_run import take_out
+from services.trainer.erasure.redact_run import redact
 from services.trainer.gate.eval_items import Item
 from services.trainer.gate.evaluation import Asked, Heard, Voice
 from services.trainer.gate.model_pair import Weighed
@@ -41,9 +41,9 @@ def heard(folder: Path, wins: int = 30) -> GateReport:
         items=items,
         pairs=[Preferred("thumbs", "a b", ((("user", "Hi"),), "Short."), ((("user", "Hi"),), "Long, long."))],
         prompts=[prompt],
-        own=[Answered("p1", prompt.prompt, "Paris.", 40, ended=True)],
+        own=[BaseAnswer("p1", prompt.prompt, "Paris.", 40, ended=True)],
         safety=[safe],
-        own_safe=[Answered("s1", safe.prompt, "I'm sorry, no.", 40, ended=True)],
+        own_safe=[BaseAnswer("s1", safe.prompt, "I'm sorry, no.", 40, ended=True)],
     )
     new = [f"It was Ida Voss, {EVIL}" if i < wins else "Nobody knows." for i in range(ITEMS)]
     same = [Weighed(1.0, 1.2, 0.05)]
@@ -135,7 +135,7 @@ def test_the_report_holds_users_text_and_goes_with_the_rows_that_an_erasure_take
     write(folder, Snapshot(tuple(one), (), (), {"0": 1}), 10)
     heard(folder)
     assert all((folder / name).exists() for name in GATE_TEXTS)
-    take_out(folder, [], lambda _: True)
+    redact(folder, [], lambda _: True)
     assert [name for name in GATE_TEXTS if (folder / name).exists()] == []
 
 

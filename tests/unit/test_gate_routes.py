@@ -14,14 +14,14 @@ from fastapi import FastAPI
 from typer.testing import CliRunner
 
 from loopwright.cli import app as cli
-from services.trainer.api.gate_routes import add_reports
-from services.trainer.database import open_store
+from services.trainer.api.gate_routes import add_gate_routes
+from services.trainer.database import open_database
 from services.trainer.files import write_whole
 from services.trainer.run import run_table
 from services.trainer.run.folder import GATE_REPORT, GATE_RESULT
 from services.trainer.settings import TrainerSettings
-from shared.adapters.http import add_doorway
-from shared.cloudevents import sealed
+from shared.adapters.http import add_service_routes
+from shared.cloudevents import cloudevent
 from shared.telemetry import Readiness
 from shared.topics import TRAINING_BATCHES
 from shared.versions import Figure, GateReport
@@ -49,10 +49,10 @@ def version(tmp_path: Path) -> str:
     rig = Rig(tmp_path, finish)
     trainer = rig.trainer()
     kept = batch([revision(f"r{i}", f"Who founded shop {i}?", f"Ida {i} did.", f"u{i}") for i in range(8)])
-    record = sealed(TRAINING_BATCHES, kept.batch_id, kept, source="processor", ce_id="x", at=NOW, partition=0)
+    record = cloudevent(TRAINING_BATCHES, kept.batch_id, kept, source="processor", ce_id="x", at=NOW, partition=0)
     rig.log.append(record)
     turns(trainer)
-    with closing(open_store(trainer.settings.folder)) as db:
+    with closing(open_database(trainer.settings.folder)) as db:
         run = run_table.all_runs(db)[-1]
     folder = trainer.settings.runs / run.config.run_id
     write_whole(folder / GATE_RESULT, REPORTED.model_dump_json().encode())
@@ -68,7 +68,7 @@ def settings(folder: Path, **more: Any) -> TrainerSettings:
 
 
 def asked(told: TrainerSettings, path: str, version: str, host: str = "localhost") -> httpx.Response:
-    app = add_reports(add_doorway(FastAPI(), Readiness()), told)
+    app = add_gate_routes(add_service_routes(FastAPI(), Readiness()), told)
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app=app)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.base.replay import SAFETY, shipped
+from services.trainer.base.replay import SAFETY_PROMPTS, shipped_prompts
 from services.trainer.dataset.filters import Row
 from services.trainer.gate import golden
 from services.trainer.gate.preference_pairs import pairs_of
@@ -171,8 +171,8 @@ def test_an_answer_that_helps_is_none(answer: str) -> None:
 
 
 def test_the_shipped_safety_set_has_what_to_refuse_and_what_only_looks_so() -> None:
-    prompts = shipped(SAFETY)
+    prompts = shipped_prompts(SAFETY_PROMPTS)
     assert sum(prompt.refuse for prompt in prompts) >= 30
     assert sum(not prompt.refuse for prompt in prompts) >= 30
-    few = shipped(SAFETY, 8)
+    few = shipped_prompts(SAFETY_PROMPTS, 8)
     assert {prompt.refuse for prompt in few} == {True, False}

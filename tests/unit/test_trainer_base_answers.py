@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from services.trainer.base.base_answers import BaseSays
+from services.trainer.base.base_answers import BaseAnswers
 from services.trainer.base.dtype import Dtype
 from services.trainer.base.replay import (
-    EVALUATION,
-    REPLAY,
+    EVAL_PROMPTS,
+    REPLAY_PROMPTS,
     Prompt,
-    base_answers,
-    shipped,
+    cached_answers,
+    shipped_prompts,
     spread,
 )
 from services.trainer.core.chat import Messages
@@ -28,13 +28,13 @@ def test_the_bases_answers_are_made_once_and_only_what_is_missing_later(tmp_path
         asked.extend(prompt.id for prompt in prompts)
         return [(f"about {prompt.prompt}", len(prompt.prompt) < 40) for prompt in prompts]
 
-    prompts = shipped(REPLAY, 6)
+    prompts = shipped_prompts(REPLAY_PROMPTS, 6)
     file = tmp_path / "replay" / "ab.jsonl"
-    first = base_answers(file, prompts[:4], 48, answering)
-    again = base_answers(file, prompts, 48, answering)
+    first = cached_answers(file, prompts[:4], 48, answering)
+    again = cached_answers(file, prompts, 48, answering)
     assert again[:4] == first
     assert asked == [prompt.id for prompt in prompts]
-    assert base_answers(file, prompts, 48, answering) == again
+    assert cached_answers(file, prompts, 48, answering) == again
     assert len(asked) == 6
 
 
@@ -53,29 +53,29 @@ def test_what_the_base_says_in_another_type_is_asked_anew_and_kept_apart(
         return [(f"said in {model}", True) for _ in asked]
 
     monkeypatch.setattr("services.trainer.base.model.load_base", load)
-    monkeypatch.setattr("services.trainer.base.model.ended_answers", answer)
+    monkeypatch.setattr("services.trainer.base.model.generate_with_endings", answer)
     kinds: tuple[Dtype, ...] = ("bfloat16", "float32")
     for _ in range(2):
         for kind in kinds:
-            says = BaseSays(tmp_path / "base", "ab" * 32, Recipe(), tmp_path / "replay", kind)
-            (said,) = says(shipped(REPLAY, 1), None, lambda *_: None)
+            says = BaseAnswers(tmp_path / "base", "ab" * 32, Recipe(), tmp_path / "replay", kind)
+            (said,) = says(shipped_prompts(REPLAY_PROMPTS, 1), None, lambda *_: None)
             assert said.answer == f"said in {kind}"
     assert loaded == ["bfloat16", "float32"]
 
 
 def test_prompts_are_spread_over_all_kinds_and_those_for_measuring_are_never_replayed() -> None:
     assert spread(range(10), 3) == [0, 3, 6]
-    assert len(shipped(REPLAY, 100)) == 100
-    replayed = {prompt.prompt for prompt in shipped(REPLAY, 10_000)}
-    assert not replayed & {prompt.prompt for prompt in shipped(EVALUATION, 10_000)}
+    assert len(shipped_prompts(REPLAY_PROMPTS, 100)) == 100
+    replayed = {prompt.prompt for prompt in shipped_prompts(REPLAY_PROMPTS, 10_000)}
+    assert not replayed & {prompt.prompt for prompt in shipped_prompts(EVAL_PROMPTS, 10_000)}
 
 
 def test_answers_of_which_nobody_kept_whether_they_had_ended_are_made_anew(tmp_path: Path) -> None:
-    prompt = shipped(REPLAY, 1)[0]
+    prompt = shipped_prompts(REPLAY_PROMPTS, 1)[0]
     file = tmp_path / "ab.jsonl"
     older = {"id": prompt.id, "prompt": prompt.prompt, "answer": "It is", "new_tokens": 2}
     file.write_text(json.dumps(older) + "\n")
-    (made,) = base_answers(file, [prompt], 2, lambda prompts, _: [("It is", False)] * len(prompts))
+    (made,) = cached_answers(file, [prompt], 2, lambda prompts, _: [("It is", False)] * len(prompts))
     assert made.answer == "It is" and not made.ended
     kept = [json.loads(line) for line in file.read_text().splitlines()]
     assert kept == [older | {"ended": False}]

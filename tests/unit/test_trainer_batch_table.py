@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.trainer.database import open_store
+from services.trainer.database import open_database
 from services.trainer.dataset import batch_table
 from shared.events import Batch, ExampleRevision
 from tests.trainer_factories import batch, revision
@@ -32,15 +32,18 @@ def fold(batches: Sequence[Batch]) -> dict[str, ExampleRevision]:
 
 
 def folded(folder: Path, batches: list[Batch]) -> dict[str, ExampleRevision]:
-    db = open_store(folder)
+    db = open_database(folder)
     try:
         with db:
             db.execute("DELETE FROM batches")
             db.execute("DELETE FROM rows")
         for one in batches:
             with db:
-                batch_table.keep_batch(db, one)
-        return {e.revision.response_id: e.revision for e in batch_table.dataset(db, batch_table.through(db))}
+                batch_table.store_batch(db, one)
+        return {
+            e.revision.response_id: e.revision
+            for e in batch_table.current_examples(db, batch_table.through(db))
+        }
     finally:
         db.close()
 
@@ -113,22 +116,22 @@ def test_a_rewrite_replaces_all_rows_of_its_batch_and_an_older_one_changes_nothi
 
 
 def test_a_run_resumed_after_more_was_collected_still_reads_what_it_began_with(tmp_path: Path) -> None:
-    db = open_store(tmp_path)
+    db = open_database(tmp_path)
     with db:
-        batch_table.keep_batch(db, batch([revision("a", "q", "x")], 1))
+        batch_table.store_batch(db, batch([revision("a", "q", "x")], 1))
         upto = batch_table.through(db)
-        batch_table.keep_batch(db, batch([revision("a", "q", "z", revision=2), revision("b", "q", "y")], 2))
-    assert [e.revision.revision for e in batch_table.dataset(db, upto)] == [1]
+        batch_table.store_batch(db, batch([revision("a", "q", "z", revision=2), revision("b", "q", "y")], 2))
+    assert [e.revision.revision for e in batch_table.current_examples(db, upto)] == [1]
     db.close()
 
 
 def test_positions_are_kept_with_the_rows_or_not_at_all(tmp_path: Path) -> None:
-    db = open_store(tmp_path)
+    db = open_database(tmp_path)
 
     def crash_in_the_middle() -> None:
         with db:
-            batch_table.keep_batch(db, batch([revision("a", "q", "x")], 1))
-            batch_table.keep_positions(db, {("training.batches", 0): 1})
+            batch_table.store_batch(db, batch([revision("a", "q", "x")], 1))
+            batch_table.store_positions(db, {("training.batches", 0): 1})
             db.execute("INSERT INTO batches VALUES ('assistant-0-1', 0, 1, 0, 0)")
 
     with pytest.raises(sqlite3.IntegrityError):

@@ -149,14 +149,14 @@ def test_a_batch_is_halved_down_to_one_row_and_always_into_equal_pieces(tmp_path
         found = []
         while (after := micro_batch.halve(run, batch)) is not None:
             found.append(after)
-            assert micro_batch.micro_batch(run, batch) == after
+            assert micro_batch.size(run, batch) == after
         assert found == pieces
     assert "in pieces of 1" in (micro_batch.reduction_note(tmp_path / "8", 8) or "")
 
 
 def test_pieces_that_do_not_divide_the_batch_are_not_taken(tmp_path: Path) -> None:
     write_whole(tmp_path / MICRO_BATCH, json.dumps({"micro_batch": 3}).encode())
-    assert micro_batch.micro_batch(tmp_path, 8) == 8
+    assert micro_batch.size(tmp_path, 8) == 8
 
 
 def test_a_lack_of_memory_is_known_on_cpu_and_gpu() -> None:

@@ -14,20 +14,20 @@ from services.trainer.dataset import rewrite_cache, snapshot
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.comment_rewriter import (
     ATTEMPTS,
-    JUDGE,
-    PATIENCE,
-    REVISE,
+    JUDGE_INSTRUCTION,
+    MAX_FAILURES,
+    REWRITE_INSTRUCTION,
     Endpoint,
-    Unanswered,
+    RewriterFailed,
     open_client,
-    revised,
-    revised_for,
+    rewrite_comments,
+    rewrites_for,
 )
-from services.trainer.dataset.erasure_target import Target
-from services.trainer.dataset.filters import Row, split, usable
+from services.trainer.dataset.erasure_target import ErasureTarget
+from services.trainer.dataset.filters import Row, split_by_holdout, usable_rows
 from services.trainer.dataset.holdout import is_held_out
-from services.trainer.dataset.rewrite_cache import WAITS, Revised
-from services.trainer.progress import silent
+from services.trainer.dataset.rewrite_cache import NOT_REWRITTEN_YET, Rewrite
+from services.trainer.progress import ignore_progress
 from services.trainer.settings import TrainerSettings
 from tests.trainer_factories import LINE, example, revision
 
@@ -45,7 +45,7 @@ def commented(name: str = "r1", user: str = USERS[0], comment: str = COMMENT, **
 
 
 def rows(examples: Sequence[Example]) -> list[Row]:
-    return split(LINE, usable(examples, "revise")[0])[0]
+    return split_by_holdout(LINE, usable_rows(examples, "revise")[0])[0]
 
 
 class Reviser:
@@ -58,18 +58,18 @@ class Reviser:
     def __call__(self, instruction: str, material: str) -> str:
         self.asked.append((instruction, material))
         if len(self.asked) <= self.silent_for:
-            raise Unanswered("nothing came")
-        return self.answer if instruction == REVISE else self.verdict
+            raise RewriterFailed("nothing came")
+        return self.answer if instruction == REWRITE_INSTRUCTION else self.verdict
 
 
 def ask(
     folder: Path, reviser: Callable[[str, str], str], *examples: Example, limit: int = 50
-) -> dict[str, Revised]:
-    return revised(rows(examples or [commented()]), reviser, MODEL, folder, limit, silent)
+) -> dict[str, Rewrite]:
+    return rewrite_comments(rows(examples or [commented()]), reviser, MODEL, folder, limit, ignore_progress)
 
 
-def taken(examples: Sequence[Example], found: dict[str, Revised]) -> snapshot.Snapshot:
-    return snapshot.take(LINE, examples, {}, comments="revise", revised=found)
+def taken(examples: Sequence[Example], found: dict[str, Rewrite]) -> snapshot.Snapshot:
+    return snapshot.build(LINE, examples, {}, comments="revise", revised=found)
 
 
 def reasons(one: snapshot.Snapshot) -> list[str]:
@@ -85,7 +85,7 @@ def test_a_revision_trains_in_the_place_of_the_comment(tmp_path: Path) -> None:
     assert [(one.row.kind, one.row.original, one.row.answer) for one in found.train] == [
         ("comment", ORIGINAL, BETTER)
     ]
-    assert [instruction for instruction, _ in reviser.asked] == [REVISE, JUDGE]
+    assert [instruction for instruction, _ in reviser.asked] == [REWRITE_INSTRUCTION, JUDGE_INSTRUCTION]
     assert json.loads(reviser.asked[0][1]) == {
         "conversation": [{"role": "user", "content": "What is Mars, r1?"}],
         "answer": ORIGINAL,
@@ -148,10 +148,10 @@ def test_nothing_is_asked_twice_whatever_the_answer_was(tmp_path: Path) -> None:
 def test_another_model_is_asked_anew(tmp_path: Path) -> None:
     ask(tmp_path, Reviser())
     reviser = Reviser()
-    revised(rows([commented()]), reviser, "stronger", tmp_path, 50, silent)
+    rewrite_comments(rows([commented()]), reviser, "stronger", tmp_path, 50, ignore_progress)
     assert len(reviser.asked) == 2
-    assert rewrite_cache.known(tmp_path, "stronger") == rewrite_cache.known(tmp_path, MODEL)
-    assert rewrite_cache.known(tmp_path, "third") == {}
+    assert rewrite_cache.load_all(tmp_path, "stronger") == rewrite_cache.load_all(tmp_path, MODEL)
+    assert rewrite_cache.load_all(tmp_path, "third") == {}
 
 
 def test_a_kill_in_the_middle_costs_the_question_that_was_under_way(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_kill_in_the_middle_costs_the_question_that_was_under_way(tmp_path: Pa
     def killed(instruction: str, material: str) -> str:
         if "r2" in material:
             raise Killed
-        return BETTER if instruction == REVISE else "YES"
+        return BETTER if instruction == REWRITE_INSTRUCTION else "YES"
 
     both = (commented("r1"), commented("r2"))
     with pytest.raises(Killed):
@@ -172,11 +172,11 @@ def test_a_kill_in_the_middle_costs_the_question_that_was_under_way(tmp_path: Pa
 
 
 def test_an_endpoint_that_does_not_answer_is_left_alone_and_asked_in_the_next_run(tmp_path: Path) -> None:
-    many = [commented(f"r{i}", USERS[i]) for i in range(PATIENCE + 2)]
+    many = [commented(f"r{i}", USERS[i]) for i in range(MAX_FAILURES + 2)]
     reviser = Reviser(silent_for=99)
     found = taken(many, ask(tmp_path, reviser, *many))
-    assert len(reviser.asked) == PATIENCE
-    assert reasons(found) == [WAITS] * len(many)
+    assert len(reviser.asked) == MAX_FAILURES
+    assert reasons(found) == [NOT_REWRITTEN_YET] * len(many)
     assert len(ask(tmp_path, Reviser(), *many)) == len(many)
 
 
@@ -190,8 +190,8 @@ def test_where_no_endpoint_is_set_any_more_what_was_asked_before_still_counts(tm
     settings = TrainerSettings(line=LINE, data_dir=tmp_path)
     recipe = settings.recipe().model_copy(update={"comment_mode": "revise", "reviser_model": MODEL})
     found = ask(settings.revisions, Reviser())
-    assert revised_for(settings, recipe, [commented()], silent) == found
-    assert revised_for(settings, settings.recipe(), [commented()], silent) is None
+    assert rewrites_for(settings, recipe, [commented()], ignore_progress) == found
+    assert rewrites_for(settings, settings.recipe(), [commented()], ignore_progress) is None
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------
@@ -200,13 +200,13 @@ def test_where_no_endpoint_is_set_any_more_what_was_asked_before_still_counts(tm
 def test_an_erasure_takes_the_revision_with_what_it_revised_and_no_other(tmp_path: Path) -> None:
     ask(tmp_path, Reviser(), commented("r1", USERS[0]), commented("r2", USERS[1], asked_by="asker"))
     (tmp_path / ".half.json.99").write_text(BETTER)
-    assert rewrite_cache.take_out(tmp_path, [Target("q", "erasure", USERS[0])], lambda row: True) == 0, (
+    assert rewrite_cache.delete(tmp_path, [ErasureTarget("q", "erasure", USERS[0])], lambda row: True) == 0, (
         "it stands"
     )
-    assert rewrite_cache.take_out(tmp_path, [Target("q", "erasure", USERS[0])], lambda row: False) == 1
-    assert set(rewrite_cache.known(tmp_path, MODEL)) == {"r2/e-r2"}
+    assert rewrite_cache.delete(tmp_path, [ErasureTarget("q", "erasure", USERS[0])], lambda row: False) == 1
+    assert set(rewrite_cache.load_all(tmp_path, MODEL)) == {"r2/e-r2"}
     assert list(tmp_path.glob(".*")) == []
-    assert rewrite_cache.take_out(tmp_path, [Target("q2", "erasure", "asker")], lambda row: False) == 1
+    assert rewrite_cache.delete(tmp_path, [ErasureTarget("q2", "erasure", "asker")], lambda row: False) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,7 +260,7 @@ def test_what_may_pass_is_tried_again_and_what_cannot_is_not(
             raise httpx.ConnectError("refused")
         return response
 
-    with pytest.raises(Unanswered):
+    with pytest.raises(RewriterFailed):
         endpoint(answer)("Do so.", "{}")
     assert calls == times
 

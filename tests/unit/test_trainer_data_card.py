@@ -12,7 +12,14 @@ from examples.world import load_world
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import data_card, snapshot
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.data_card import CARD, PAGE, DataCard, Quantiles, card_of, quantiles
+from services.trainer.dataset.data_card import (
+    DATA_CARD,
+    DATA_CARD_PAGE,
+    DataCard,
+    Quantiles,
+    build_card,
+    quantiles,
+)
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.erasure import redact_run
 from services.trainer.run.run_table import RunConfig
@@ -60,12 +67,12 @@ def said() -> list[Example]:
 
 @pytest.fixture(name="taken")
 def _taken() -> Snapshot:
-    return snapshot.take(LINE, said(), {"0": 1})
+    return snapshot.build(LINE, said(), {"0": 1})
 
 
 @pytest.fixture(name="card")
 def _card(taken: Snapshot) -> DataCard:
-    return card_of(config(), taken, said(), [(10, i + 1) for i in range(len(taken.train))])
+    return build_card(config(), taken, said(), [(10, i + 1) for i in range(len(taken.train))])
 
 
 def test_its_counts_are_those_of_the_snapshot(taken: Snapshot, card: DataCard) -> None:
@@ -90,7 +97,7 @@ def test_what_several_users_say_is_told_apart_from_what_one_says_twice() -> None
     rows = [row("Who founded it?", "Ida Voss.", user, user) for user in ("u1", "u2", "u3")]
     rows.append(row("Who else?", "Nobody.", "u1", "r9"))
     held = (snapshot.Held("r4", "e4", "duplicate: the same user said the same again"),)
-    found = card_of(config(), Snapshot(tuple(grouped(rows)), (), held), [], [(1, 1)] * 4).duplicates
+    found = build_card(config(), Snapshot(tuple(grouped(rows)), (), held), [], [(1, 1)] * 4).duplicates
     assert (found.same_user, found.between_users) == (1, 2)
 
 
@@ -104,7 +111,7 @@ def test_it_holds_no_word_of_a_user_and_no_users_name(
     tmp_path: Path, taken: Snapshot, card: DataCard
 ) -> None:
     data_card.write(tmp_path, card)
-    told = (tmp_path / CARD).read_text() + (tmp_path / PAGE).read_text()
+    told = (tmp_path / DATA_CARD).read_text() + (tmp_path / DATA_CARD_PAGE).read_text()
     for one in [*taken.train, *taken.measure]:
         for private in (one.row.question, one.row.answer, f'"{one.row.user_id}"', one.row.response_id):
             assert private not in told
@@ -115,13 +122,13 @@ def test_both_forms_say_the_same_and_learn_the_share_of_replay_later(tmp_path: P
     data_card.write(tmp_path, card)
     assert data_card.read(tmp_path) == card
     assert card.replay.share is None
-    assert "at least 5.0% of the trained tokens" in (tmp_path / PAGE).read_text()
-    data_card.note_replay(tmp_path, rows=12, tokens=300, others=1200)
+    assert "at least 5.0% of the trained tokens" in (tmp_path / DATA_CARD_PAGE).read_text()
+    data_card.record_replay(tmp_path, rows=12, tokens=300, others=1200)
     after = data_card.read(tmp_path)
     assert after is not None
     assert (after.replay.rows, after.replay.share) == (12, 0.2)
     assert after.model_copy(update={"replay": card.replay}) == card
-    page = (tmp_path / PAGE).read_text()
+    page = (tmp_path / DATA_CARD_PAGE).read_text()
     assert "20.0% of the trained tokens, 12 rows" in page
     assert f"(signals: correction {USERS * EACH + 2}, thumbs 7)" in page
     assert f"| rows | {card.training.rows} | {card.measuring.rows} |" in page
@@ -129,7 +136,7 @@ def test_both_forms_say_the_same_and_learn_the_share_of_replay_later(tmp_path: P
 
 
 def test_a_snapshot_of_an_older_release_has_none_and_trains_all_the_same(tmp_path: Path) -> None:
-    data_card.note_replay(tmp_path, rows=12, tokens=300, others=1200)
+    data_card.record_replay(tmp_path, rows=12, tokens=300, others=1200)
     assert data_card.read(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -140,6 +147,6 @@ def test_it_stays_when_the_rows_that_it_counts_are_erased(
     data_card.write(tmp_path, card)
     snapshot.write(tmp_path, taken, 1)
     target = redact_run.Target("q1", "erasure", taken.train[0].row.user_id)
-    redact_run.take_out(tmp_path, [target], lambda row: False)
+    redact_run.redact(tmp_path, [target], lambda row: False)
     assert len(snapshot.read_rows(tmp_path)) < len(taken.train)
     assert data_card.read(tmp_path) == card

@@ -37,7 +37,7 @@ def test_float32_is_taken_where_it_is_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, base: Path, bfloat16: float, float32: float, chosen: str
 ) -> None:
     takes(monkeypatch, bfloat16, float32)
-    assert dtype.measured(base) == chosen
+    assert dtype.fastest(base) == chosen
 
 
 def test_a_base_that_is_large_for_the_memory_stays_in_bfloat16(
@@ -45,32 +45,32 @@ def test_a_base_that_is_large_for_the_memory_stays_in_bfloat16(
 ) -> None:
     takes(monkeypatch, 2.0, 1.0)
     monkeypatch.setattr(dtype, "memory_bytes", lambda: 8000)
-    assert dtype.measured(base) == "float32"
+    assert dtype.fastest(base) == "float32"
     monkeypatch.setattr(dtype, "memory_bytes", lambda: 7999)
-    assert dtype.measured(base) == "bfloat16"
+    assert dtype.fastest(base) == "bfloat16"
 
 
 def test_a_gpu_computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
     takes(monkeypatch, 2.0, 1.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert dtype.measured(base) == "bfloat16"
+    assert dtype.fastest(base) == "bfloat16"
 
 
 def test_a_run_goes_on_in_the_type_in_which_it_began(
     monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
 ) -> None:
     takes(monkeypatch, 2.0, 1.0)
-    assert dtype.settle(tmp_path, "auto", base) == "float32"
+    assert dtype.choose_for_run(tmp_path, "auto", base) == "float32"
     takes(monkeypatch, 1.0, 1.0)
-    assert dtype.settle(tmp_path, "auto", base) == "float32"
-    assert dtype.settled(tmp_path) == "float32"
+    assert dtype.choose_for_run(tmp_path, "auto", base) == "float32"
+    assert dtype.of_run(tmp_path) == "float32"
 
 
 def test_what_an_operator_sets_is_not_measured(
     monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
 ) -> None:
     takes(monkeypatch, 2.0, 1.0)
-    assert dtype.settle(tmp_path, "bfloat16", base) == "bfloat16"
+    assert dtype.choose_for_run(tmp_path, "bfloat16", base) == "bfloat16"
     monkeypatch.setenv("LOOPWRIGHT_TRAINER_DTYPE", "float32")
     assert load(TrainerSettings).recipe().dtype == "float32"
 
@@ -78,7 +78,7 @@ def test_what_an_operator_sets_is_not_measured(
 def test_a_run_says_in_which_type_it_was_trained(tmp_path: Path, base: Path) -> None:
     recipe = Recipe(dtype="float32")
     assert environment.current(tmp_path, recipe)["machine"]["dtype"] == "bfloat16", "of older releases"
-    dtype.settle(tmp_path, recipe.dtype, base)
+    dtype.choose_for_run(tmp_path, recipe.dtype, base)
     assert environment.current(tmp_path, recipe)["machine"]["dtype"] == "float32"
 
 
@@ -96,12 +96,12 @@ def test_both_types_are_really_measured_and_threads_are_as_before(base: Path) ->
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert dtype.measured(base) in {"bfloat16", "float32"}
+        assert dtype.fastest(base) in {"bfloat16", "float32"}
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert dtype.seconds(torch.float32) > 0
-    assert dtype.seconds(torch.bfloat16) > 0
+    assert dtype.matmul_seconds(torch.float32) > 0
+    assert dtype.matmul_seconds(torch.bfloat16) > 0
 
 
 def test_memory_is_the_containers_where_it_has_a_limit(

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from services.trainer.database import open_store, scrub
+from services.trainer.database import open_database, scrub
 from services.trainer.dataset import batch_table, rewrite_cache, snapshot
-from services.trainer.dataset.erasure_target import Target
+from services.trainer.dataset.erasure_target import ErasureTarget
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.erasure import requests
-from services.trainer.erasure.redact_run import look, rows_of, take_out
+from services.trainer.erasure.redact_run import find_affected, redact, rows_of
 from services.trainer.files import write_whole
 from services.trainer.run import run_table
 from services.trainer.run.folder import ARTIFACT, GATE_ANSWERS, GATE_RESULT
@@ -108,7 +108,7 @@ def take_snapshot(folder: Path) -> None:
     """As the run's process does, from the table on the disk."""
     config = RunConfig.from_json((folder / "config.json").read_text())
     with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
-        taken = snapshot.take(LINE, batch_table.dataset(db, config.through), config.through)
+        taken = snapshot.build(LINE, batch_table.current_examples(db, config.through), config.through)
     snapshot.write(folder, taken, 10)
 
 
@@ -120,8 +120,8 @@ def work(folder: Path) -> None:
     for name in (GATE_ANSWERS, "checkpoints/checkpoint-2/state.json", "run.log", ".train.parquet.99"):
         write_whole(folder / name, repr(list(rows_of(folder))).encode())
     for one in rows_of(folder):
-        kept = rewrite_cache.Revised(one.row.answer)
-        rewrite_cache.keep(folder.parent.parent / rewrite_cache.FOLDER, one.row, "strong", kept)
+        kept = rewrite_cache.Rewrite(one.row.answer)
+        rewrite_cache.store(folder.parent.parent / rewrite_cache.FOLDER, one.row, "strong", kept)
 
 
 def finish(folder: Path) -> int:
@@ -501,7 +501,7 @@ def old_file(folder: Path) -> None:
         ),
         1,
     )
-    for name in (snapshot.TRAIN, snapshot.HELD_OUT):
+    for name in (snapshot.TRAIN_ROWS, snapshot.HELDOUT_ROWS):
         pq.write_table(pq.read_table(folder / name).drop_columns([snapshot.ASKED_BY]), folder / name)
 
 
@@ -515,12 +515,15 @@ def test_of_an_old_snapshot_goes_whatever_the_table_lost(tmp_path: Path) -> None
     """Who asked is not known, so each request takes what is not in the table any more, also after one before it."""
     old_file(tmp_path)
     standing = {"r1", "r2"}
-    first, second = Target("q1", "erasure", ANN), Target("q2", "erasure", "somebody who asked r1")
-    take_out(tmp_path, [first], lambda one: one.response_id in standing)
+    first, second = (
+        ErasureTarget("q1", "erasure", ANN),
+        ErasureTarget("q2", "erasure", "somebody who asked r1"),
+    )
+    redact(tmp_path, [first], lambda one: one.response_id in standing)
     assert [one.row.response_id for one in snapshot.read_rows(tmp_path)] == ["r1", "r2"]
     standing.remove("r1")
-    assert look(tmp_path, [second], lambda one: one.response_id in standing).trained == {"q2"}
-    take_out(tmp_path, [second], lambda one: one.response_id in standing)
+    assert find_affected(tmp_path, [second], lambda one: one.response_id in standing).trained == {"q2"}
+    redact(tmp_path, [second], lambda one: one.response_id in standing)
     assert [one.row.response_id for one in snapshot.read_rows(tmp_path)] == ["r2"]
 
 
@@ -531,7 +534,7 @@ def test_who_asked_is_kept_with_the_row_and_is_no_part_of_the_digest(tmp_path: P
     assert one.digest() == other.digest()
     snapshot.write(tmp_path, other, 1)
     assert [each.row.asked_by for each in snapshot.read_rows(tmp_path)] == [ANN]
-    assert pq.read_schema(tmp_path / snapshot.TRAIN).field(snapshot.ASKED_BY).type == pa.string()
+    assert pq.read_schema(tmp_path / snapshot.TRAIN_ROWS).field(snapshot.ASKED_BY).type == pa.string()
 
 
 def churn(folder: Path, seed: int, connect: Callable[[Path], sqlite3.Connection]) -> int:
@@ -543,13 +546,13 @@ def churn(folder: Path, seed: int, connect: Callable[[Path], sqlite3.Connection]
         names = [f"r{number}-{i}" for i in range(dice.randint(1, 9))]
         text = SECRET if number % 3 == 0 else "plain"
         with db:
-            batch_table.keep_batch(
+            batch_table.store_batch(
                 db, batch([said(name, 0, ANN, f"{text} " * dice.randint(1, 400)) for name in names], number)
             )
     for number in dice.sample(numbers, len(numbers)):
         if number % 3 == 0:
             with db:
-                batch_table.keep_batch(
+                batch_table.store_batch(
                     db, batch([said("left", 0, BOB)] * dice.randint(0, 1), number, rewrite=1)
                 )
     assert scrub(db)
@@ -559,28 +562,28 @@ def churn(folder: Path, seed: int, connect: Callable[[Path], sqlite3.Connection]
 
 
 def careless(folder: Path) -> sqlite3.Connection:
-    db = open_store(folder)
+    db = open_database(folder)
     db.execute("PRAGMA secure_delete=OFF")
     return db
 
 
 def test_no_byte_of_what_a_rewrite_took_is_left_in_the_table_s_files(tmp_path: Path) -> None:
-    assert [churn(tmp_path, seed, open_store) for seed in range(5)] == [0] * 5
+    assert [churn(tmp_path, seed, open_database) for seed in range(5)] == [0] * 5
     assert churn(tmp_path, 99, careless) > 0, "the negative control: SQLite's own way leaves it there"
 
 
 def test_a_table_from_before_is_freed_of_what_was_deleted_then(tmp_path: Path) -> None:
     with closing(careless(tmp_path)) as db:
         with db:
-            batch_table.keep_batch(
+            batch_table.store_batch(
                 db, batch([said(f"r{i}", 0, ANN, f"{SECRET} {'x' * 900}") for i in range(50)])
             )
         with db:
-            batch_table.keep_batch(db, batch([], 1, rewrite=1))
+            batch_table.store_batch(db, batch([], 1, rewrite=1))
         db.execute("PRAGMA user_version=0")
         scrub(db)
     assert files_with(tmp_path) == ["trainer.sqlite3"]
-    with closing(open_store(tmp_path)) as db:
+    with closing(open_database(tmp_path)) as db:
         assert scrub(db)
     assert files_with(tmp_path) == []
 
@@ -611,13 +614,13 @@ def test_a_report_read_again_changes_nothing(tmp_path: Path) -> None:
         batches={f"{LINE}-0-1": 2},
         completed_at=NOW,
     )
-    with closing(open_store(tmp_path)) as db:
+    with closing(open_database(tmp_path)) as db:
         for one in (made, made, made.model_copy(update={"batches": {f"{LINE}-0-1": 1}})):
             with db:
-                requests.keep(db, one, LINE)
-        assert requests.due(db) == []
+                requests.store_report(db, one, LINE)
+        assert requests.due_targets(db) == []
         with db:
-            batch_table.keep_batch(db, batch([], 1, rewrite=2))
-        assert [target.request_id for target in requests.due(db)] == ["q1"]
+            batch_table.store_batch(db, batch([], 1, rewrite=2))
+        assert [target.request_id for target in requests.due_targets(db)] == ["q1"]
         requests.mark_reported(db, ["q1"])
-        assert requests.due(db) == []
+        assert requests.due_targets(db) == []

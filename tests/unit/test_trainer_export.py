@@ -13,9 +13,9 @@ import pytest
 
 from services.trainer.dataset import export_files
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.erasure_target import Target
+from services.trainer.dataset.erasure_target import ErasureTarget
 from services.trainer.dataset.holdout import is_held_out
-from services.trainer.dataset.trl_records import Export, export
+from services.trainer.dataset.trl_records import Export, build_export
 from services.trainer.run import run_table
 from shared.adapters import redis_keys
 from shared.cloudevents import cloudevent
@@ -45,7 +45,7 @@ def said(name: str, kind: SignalKind, value: Any, user: str = "", **more: Any) -
 
 
 def exported(examples: Sequence[ExampleRevision]) -> Export:
-    return export(LINE, [example(one) for one in examples])
+    return build_export(LINE, [example(one) for one in examples])
 
 
 def files(found: Export) -> dict[str, list[dict[str, Any]]]:
@@ -74,7 +74,7 @@ def test_a_thumb_on_an_answer_that_was_released_is_exported() -> None:
     one = one.model_copy(update={"choices": (one.choices[0].model_copy(update={"text": text}),)})
     event = one.signals[0].event_id
     assert reasons(exported([one])) == ["personal data: an e-mail address"]
-    released = export(LINE, [Example(one, 0, 1, 0, {event: frozenset({"personal data"})})])
+    released = build_export(LINE, [Example(one, 0, 1, 0, {event: frozenset({"personal data"})})])
     assert [record.file.partition("-")[0] for record in released.records] == ["kto"]
 
 
@@ -188,7 +188,7 @@ ALL = (
     correction(1, USERS[1]),
     said("x", "thumbs", "up", USERS[2]),
 )
-ERASED = Target("q1", "erasure", USERS[0])
+ERASED = ErasureTarget("q1", "erasure", USERS[0])
 
 
 def test_lines_and_parquet_hold_the_same_records_in_the_same_order(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_lines_and_parquet_hold_the_same_records_in_the_same_order(tmp_path: Pat
         lines = (folder / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == records
         assert pq.read_table(folder / f"{name}.parquet").to_pylist() == records
-    mark = json.loads((folder / export_files.MARK).read_text())
+    mark = json.loads((folder / export_files.EXPORT).read_text())
     assert mark["files"] == {name: len(records) for name, records in files(found).items()}
     assert [fields for _, fields in export_files.load(folder)] == [one.fields() for one in found.records]
 
@@ -210,12 +210,12 @@ def test_the_same_content_is_written_once_and_no_half_of_it_is_ever_there(
         broken.setattr(export_files, "write_whole", full)
         with pytest.raises(OSError, match="No space"):
             export_files.save(tmp_path, exported(ALL), {}, NOW)
-    assert export_files.tidy(tmp_path) == []
+    assert export_files.remove_unfinished(tmp_path) == []
     folder = export_files.save(tmp_path, exported(ALL), {}, NOW)
-    before = (folder / export_files.MARK).read_bytes()
+    before = (folder / export_files.EXPORT).read_bytes()
     assert export_files.save(tmp_path, exported(ALL), {}, later(9)) == folder
-    assert (folder / export_files.MARK).read_bytes() == before
-    assert export_files.tidy(tmp_path) == [folder]
+    assert (folder / export_files.EXPORT).read_bytes() == before
+    assert export_files.remove_unfinished(tmp_path) == [folder]
 
 
 def full(path: Path, data: bytes) -> None:
@@ -230,8 +230,8 @@ def text_of(folder: Path) -> str:
 
 def test_what_an_erasure_takes_leaves_lines_parquet_and_sources(tmp_path: Path) -> None:
     folder = export_files.save(tmp_path, exported(ALL), {"0": 1}, NOW)
-    assert export_files.concerned(folder, [ERASED], lambda row: False) == {"q1"}
-    export_files.take_out(folder, [ERASED], lambda row: False)
+    assert export_files.affected_requests(folder, [ERASED], lambda row: False) == {"q1"}
+    export_files.redact(folder, [ERASED], lambda row: False)
     assert SECRET not in text_of(folder)
     assert USERS[0] not in text_of(folder)
     left = files(exported(ALL[1:]))
@@ -239,17 +239,17 @@ def test_what_an_erasure_takes_leaves_lines_parquet_and_sources(tmp_path: Path) 
         lines = (folder / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == records
         assert pq.read_table(folder / f"{name}.parquet").to_pylist() == records
-    mark = json.loads((folder / export_files.MARK).read_text())
+    mark = json.loads((folder / export_files.EXPORT).read_text())
     assert (mark["erased"], mark["files"]) == (2, {name: len(rows) for name, rows in left.items()})
-    assert export_files.concerned(folder, [ERASED], lambda row: False) == set()
+    assert export_files.affected_requests(folder, [ERASED], lambda row: False) == set()
 
 
 def test_an_export_stays_as_it_is_where_the_rows_still_stand_or_are_of_others(tmp_path: Path) -> None:
     folder = export_files.save(tmp_path, exported(ALL), {"0": 1}, NOW)
-    other = Target("q2", "erasure", "somebody")
-    assert export_files.concerned(folder, [ERASED], lambda row: True) == set()
-    export_files.take_out(folder, [ERASED], lambda row: True)
-    export_files.take_out(folder, [other], lambda row: False)
+    other = ErasureTarget("q2", "erasure", "somebody")
+    assert export_files.affected_requests(folder, [ERASED], lambda row: True) == set()
+    export_files.redact(folder, [ERASED], lambda row: True)
+    export_files.redact(folder, [other], lambda row: False)
     assert [fields for _, fields in export_files.load(folder)] == [
         one.fields() for one in exported(ALL).records
     ]
@@ -257,7 +257,7 @@ def test_an_export_stays_as_it_is_where_the_rows_still_stand_or_are_of_others(tm
 
 def test_an_export_of_nothing_else_goes_whole(tmp_path: Path) -> None:
     folder = export_files.save(tmp_path, exported(ALL[:1]), {"0": 1}, NOW)
-    export_files.take_out(folder, [ERASED], lambda row: False)
+    export_files.redact(folder, [ERASED], lambda row: False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -365,7 +365,7 @@ def test_in_mode_export_data_of_which_nothing_may_go_out_are_looked_at_once(
         looked.append(len(examples))
         return Export((), ())
 
-    monkeypatch.setattr("services.trainer.dataset.trl_records.export", none_of_it)
+    monkeypatch.setattr("services.trainer.dataset.trl_records.build_export", none_of_it)
     rig = Rig(tmp_path, finish)
     send(rig, batch(ALL))
     turns(rig.trainer(**EXPORTING))

@@ -11,11 +11,11 @@ from services.trainer.dataset.filters import (
     LEAST_SHARE,
     SHARE_OF_USERS,
     cap_per_user,
-    fair_shares,
-    fault_of,
-    reasons,
-    split,
-    usable,
+    count_reasons,
+    first_fault,
+    limit_per_user,
+    split_by_holdout,
+    usable_rows,
 )
 from services.trainer.dataset.holdout import is_held_out
 from shared.events import Message, Over
@@ -37,19 +37,19 @@ from tests.trainer_factories import LINE, NOT_KNOWN, example, grouped, revision,
     ],
 )
 def test_each_check_names_its_reason(question: str, answer: str, reason: str | None) -> None:
-    found = fault_of(row(question, answer))
+    found = first_fault(row(question, answer))
     assert found is None if reason is None else str(found).startswith(reason)
 
 
 def test_a_correction_of_an_answer_that_is_not_there_is_held() -> None:
-    assert fault_of(row("Who?", "Ida Voss.", original="")) == "schema: the answer it corrects is not there"
+    assert first_fault(row("Who?", "Ida Voss.", original="")) == "schema: the answer it corrects is not there"
 
 
 def test_a_conversation_with_tool_messages_is_held() -> None:
     messages = (Message(role="user", content="Who?"), Message(role="tool", content="{}"))
-    rows, held = usable([example(revision("r1", "", "Ida Voss.", messages=messages))])
+    rows, held = usable_rows([example(revision("r1", "", "Ida Voss.", messages=messages))])
     assert rows == []
-    assert reasons(held) == {"schema: messages of role tool are not trained": 1}
+    assert count_reasons(held) == {"schema: messages of role tool are not trained": 1}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_conversation_with_tool_messages_is_held() -> None:
     ],
 )
 def test_each_kind_has_its_objective(kind: Any, value: Any, objective: str, label: bool | None) -> None:
-    rows, held = usable([example(revision("r1", "Who?", value, kind=kind))])
+    rows, held = usable_rows([example(revision("r1", "Who?", value, kind=kind))])
     assert [(one.objective, one.label) for one in rows] == [(objective, label)]
     assert held == []
 
@@ -78,7 +78,7 @@ def test_each_kind_has_its_objective(kind: Any, value: Any, objective: str, labe
 def test_what_says_neither_what_is_right_nor_what_is_wrong_is_held(
     kind: Any, value: Any, reason: str
 ) -> None:
-    rows, held = usable([example(revision("r1", "Who?", value, kind=kind))])
+    rows, held = usable_rows([example(revision("r1", "Who?", value, kind=kind))])
     assert rows == []
     assert [one.reason.startswith(reason) for one in held] == [True]
 
@@ -86,16 +86,16 @@ def test_what_says_neither_what_is_right_nor_what_is_wrong_is_held(
 def test_what_one_user_says_twice_counts_once() -> None:
     said = [example(revision(name, "Who founded it?", "Ida Voss did.", "u1")) for name in ("r1", "r2")]
     other = example(revision("r3", "Who founded it?", "Ida Voss did.", "u2"))
-    rows, held = usable([*said, other])
+    rows, held = usable_rows([*said, other])
     assert Counter(one.user_id for one in rows) == {"u1": 1, "u2": 1}
-    assert reasons(held) == {"duplicate: the same user said the same again": 1}
+    assert count_reasons(held) == {"duplicate: the same user said the same again": 1}
 
 
 def test_held_out_users_are_a_fixed_fifth_that_never_trains() -> None:
     users = [f"u_{i}" for i in range(4000)]
     chosen = {user for user in users if is_held_out(LINE, user)}
     assert 0.18 < len(chosen) / len(users) < 0.22
-    training, measuring = split(LINE, [row("q", "a", user, user) for user in users])
+    training, measuring = split_by_holdout(LINE, [row("q", "a", user, user) for user in users])
     assert {one.user_id for one in measuring} == chosen
     assert not chosen & {one.user_id for one in training}
     assert {user for user in users if is_held_out("other", user)} != chosen
@@ -112,8 +112,8 @@ def test_no_user_has_more_than_the_share_of_what_is_left(counts: dict[str, int])
 def test_trimming_does_not_depend_on_order() -> None:
     rows = [row(f"Question {i}?", f"Answer {i}.", "loud", f"r{i}") for i in range(50)]
     rows += [row(f"Else {i}?", f"Answer {i}.", f"u{i}", f"s{i}") for i in range(10)]
-    one, held = fair_shares(grouped(rows), LINE)
-    other, _ = fair_shares(list(reversed(grouped(rows))), LINE)
+    one, held = limit_per_user(grouped(rows), LINE)
+    other, _ = limit_per_user(list(reversed(grouped(rows))), LINE)
     assert one == other
     assert 0 < sum(kept.row.user_id == "loud" for kept in one) < 10
-    assert reasons(held) == {"share: this user has said much already": 60 - len(one)}
+    assert count_reasons(held) == {"share: this user has said much already": 60 - len(one)}

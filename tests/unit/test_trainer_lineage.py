@@ -15,7 +15,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from services.trainer.api.lineage_routes import Answers, add_answers
+from services.trainer.api.lineage_routes import LineageQueries, add_lineage_routes
 from services.trainer.dataset import batch_table, snapshot
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.files import write_whole
@@ -42,7 +42,7 @@ def finish(folder: Path) -> int:
     """As a run's process does, from the table on the disk; each run's gate has other figures."""
     config = RunConfig.from_json((folder / "config.json").read_text())
     with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
-        taken = snapshot.take(LINE, batch_table.dataset(db, config.through), config.through)
+        taken = snapshot.build(LINE, batch_table.current_examples(db, config.through), config.through)
     snapshot.write(folder, taken, 10)
     (folder / "adapter").mkdir(exist_ok=True)
     (folder / ARTIFACT).mkdir(exist_ok=True)
@@ -81,7 +81,7 @@ class Stand:
                 2,
             )
         )
-        self.answers = Answers(
+        self.answers = LineageQueries(
             self.trainer.settings, lambda topic: InMemoryLogReader(self.rig.log, [topic]), self.trainer.store
         )
 
@@ -122,7 +122,7 @@ class Stand:
         return one, other
 
     async def ask(self, path: str, **params: str) -> httpx.Response:
-        app = add_answers(add_service_routes(FastAPI(), Readiness("log")), self.answers)
+        app = add_lineage_routes(add_service_routes(FastAPI(), Readiness("log")), self.answers)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8004") as http:
             return await http.get(path, params=params)
@@ -247,7 +247,7 @@ def test_a_snapshot_whose_rows_are_others_is_not_called_whole(stand: Stand) -> N
     folder = stand.trainer.settings.runs / str(version.run_id)
     rows = snapshot.read_rows(folder)
     altered = [replace(rows[0], row=replace(rows[0].row, answer="Somebody else.")), *rows[1:]]
-    write_whole(folder / snapshot.TRAIN, snapshot.to_parquet(altered))
+    write_whole(folder / snapshot.TRAIN_ROWS, snapshot.to_parquet(altered))
     assert stand.answers.down(version.ref.version)["reproducible"] is False
 
 
@@ -286,7 +286,7 @@ async def test_the_door_answers_both_ways_and_says_what_is_unknown(stand: Stand)
 
 
 async def test_a_page_of_another_site_learns_nothing(stand: Stand) -> None:
-    app = add_answers(add_service_routes(FastAPI(), Readiness("log")), stand.answers)
+    app = add_lineage_routes(add_service_routes(FastAPI(), Readiness("log")), stand.answers)
     transport = httpx.ASGITransport(app)
     for base, headers in (
         ("http://rebound.example:8004", {}),

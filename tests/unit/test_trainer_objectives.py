@@ -13,15 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.database import open_store
+from services.trainer.database import open_database
 from services.trainer.dataset import batch_table, snapshot
 from services.trainer.dataset.holdout import is_held_out
-from services.trainer.dataset.objectives import dpo, enough_for_kto, kto, kto_weights, objective_of, sft
+from services.trainer.dataset.objectives import (
+    dpo_row,
+    enough_for_kto,
+    kto_row,
+    kto_weights,
+    objective_of,
+    sft_row,
+)
 from services.trainer.dataset.snapshot import ASKED_BY, Snapshot
-from services.trainer.dataset.trl_records import export
-from services.trainer.new_data import count
+from services.trainer.dataset.trl_records import build_export
+from services.trainer.new_data import count_new_data
 from services.trainer.settings import TrainerSettings
-from services.trainer.training.batch_order import split_batches, interleave, order_judged
+from services.trainer.training.batch_order import interleave, order_judged, split_batches
 from shared.errors import Misconfigured
 from shared.events import Choice, Over, SignalKind, Under, canonical_json, sha256
 from shared.settings import load
@@ -46,7 +53,7 @@ def judgements(
 
 
 def taken(revisions: Sequence[Any], **more: Any) -> Snapshot:
-    return snapshot.take(LINE, [example(one) for one in revisions], {"0": 1}, **more)
+    return snapshot.build(LINE, [example(one) for one in revisions], {"0": 1}, **more)
 
 
 def objectives(one: Snapshot) -> Counter[tuple[str, bool | None]]:
@@ -190,7 +197,7 @@ def test_rows_are_read_back_and_those_of_older_releases_too(tmp_path: Path) -> N
     found = taken(judgements(3, 3), kto_least=3)
     snapshot.write(tmp_path, found, 10)
     assert tuple(snapshot.read_rows(tmp_path)) == found.train
-    file = tmp_path / snapshot.TRAIN
+    file = tmp_path / snapshot.TRAIN_ROWS
     older = ["objective", "label", ASKED_BY, *snapshot.UNENDED_COLUMNS]
     pq.write_table(pq.read_table(file).drop_columns(older), file)
     assert [(one.row.objective, one.row.label) for one in snapshot.read_rows(tmp_path)] == [("sft", None)] * 6
@@ -198,7 +205,7 @@ def test_rows_are_read_back_and_those_of_older_releases_too(tmp_path: Path) -> N
 
 def test_an_export_has_the_judgements_of_a_run_however_few_they_are() -> None:
     examples = [example(one) for one in judgements(2, 1)]
-    found = export(LINE, examples)
+    found = build_export(LINE, examples)
     assert [one.row.label for one in found.records if one.format == "kto"] == [True, True, False]
 
 
@@ -207,19 +214,19 @@ def test_an_export_has_the_judgements_of_a_run_however_few_they_are() -> None:
 
 def counted(folder: Path, revisions: Sequence[Any]) -> tuple[sqlite3.Connection, TrainerSettings]:
     settings = TrainerSettings(line=LINE, data_dir=folder, kto_least=3)
-    db = open_store(settings.folder)
+    db = open_database(settings.folder)
     with db:
-        batch_table.keep_batch(db, batch(revisions))
+        batch_table.store_batch(db, batch(revisions))
     return db, settings
 
 
 def test_judgements_count_as_usable(tmp_path: Path) -> None:
-    waiting = count(*counted(tmp_path, [*judgements(4, 3), *judgements(2, 0, "rating", MEASURING)]))
+    waiting = count_new_data(*counted(tmp_path, [*judgements(4, 3), *judgements(2, 0, "rating", MEASURING)]))
     assert (waiting.examples, waiting.users) == (7, 7)
 
 
 def test_dislikes_do_not_start_a_run_that_would_not_train_them(tmp_path: Path) -> None:
-    assert count(*counted(tmp_path, judgements(1, 9))).examples == 1
+    assert count_new_data(*counted(tmp_path, judgements(1, 9))).examples == 1
 
 
 # --- pure parts -------------------------------------------------------------------------------------------------
@@ -227,7 +234,7 @@ def test_dislikes_do_not_start_a_run_that_would_not_train_them(tmp_path: Path) -
 
 def test_rows_say_what_they_train_by() -> None:
     asked = [("user", "Why?")]
-    rows = [sft(asked, "So."), kto(asked, "So.", False), dpo(asked, "So.", "No.")]
+    rows = [sft_row(asked, "So."), kto_row(asked, "So.", False), dpo_row(asked, "So.", "No.")]
     assert [objective_of(row) for row in rows] == ["sft", "kto", "dpo"]
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from services.trainer.dataset import pii
-from services.trainer.dataset.filters import fault_of, reasons, usable
-from services.trainer.dataset.pii import personal_in, remembered, secret_in
+from services.trainer.dataset.filters import count_reasons, first_fault, usable_rows
+from services.trainer.dataset.pii import find_personal_data, find_secret, memoized
 from shared.events import Message
 from tests.trainer_factories import example, revision, row
 
@@ -35,7 +35,7 @@ RANDOM = "q7Lw2VdZ9KtXb4RmPj6HsYc1NgUe8AoF"
     ],
 )
 def test_a_secret_is_named_by_its_kind(text: str, kind: str) -> None:
-    assert secret_in(text) == kind
+    assert find_secret(text) == kind
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_secret_is_named_by_its_kind(text: str, kind: str) -> None:
     ],
 )
 def test_long_words_paths_and_digests_are_no_secrets(text: str) -> None:
-    assert secret_in(text) is None
+    assert find_secret(text) is None
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_long_words_paths_and_digests_are_no_secrets(text: str) -> None:
     ],
 )
 def test_what_reaches_one_person_is_found_with_its_kind(text: str, kind: str, found: str) -> None:
-    assert list(personal_in(text)) == [(kind, found)]
+    assert list(find_personal_data(text)) == [(kind, found)]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_what_reaches_one_person_is_found_with_its_kind(text: str, kind: str, fo
     ],
 )
 def test_numbers_and_examples_reach_nobody(text: str) -> None:
-    assert list(personal_in(text)) == []
+    assert list(find_personal_data(text)) == []
 
 
 def texts_of(value: Any) -> Iterator[str]:
@@ -96,7 +96,7 @@ def test_nothing_in_the_demos_world_or_the_shipped_prompts_is_mistaken() -> None
     for file in (ROOT / "services/trainer/data").glob("*.jsonl"):
         texts += [text for line in file.read_text().splitlines() for text in texts_of(json.loads(line))]
     assert len(texts) > 2500
-    assert [text for text in texts if secret_in(text) is not None or any(personal_in(text))] == []
+    assert [text for text in texts if find_secret(text) is not None or any(find_personal_data(text))] == []
 
 
 def test_no_check_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,16 +106,16 @@ def test_no_check_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     text = "AKIA" + "IOSFODNN7EXAMPLF" + " of bob@pellworth.org, +49 30 901821"
-    assert secret_in(text) == "AWS Access Key"
-    assert len(list(personal_in(text))) == 2
+    assert find_secret(text) == "AWS Access Key"
+    assert len(list(find_personal_data(text))) == 2
 
 
 def test_the_row_is_held_with_the_reason_wherever_it_stands() -> None:
     mail, key = "I am anna.meier@pellworth.com", "AKIA" + "IOSFODNN7EXAMPLE"
-    assert fault_of(row(f"{mail}. Who founded it?", "Ida Voss.")) == "personal data: an e-mail address"
-    assert fault_of(row("Who founded it?", f"Ida Voss. {mail}")) == "personal data: an e-mail address"
+    assert first_fault(row(f"{mail}. Who founded it?", "Ida Voss.")) == "personal data: an e-mail address"
+    assert first_fault(row("Who founded it?", f"Ida Voss. {mail}")) == "personal data: an e-mail address"
     system = Message(role="system", content=f"The key is {key}.")
-    rows, held = usable(
+    rows, held = usable_rows(
         [
             example(
                 revision("r1", "", "Ida Voss.", messages=(system, Message(role="user", content="Who?"))),
@@ -123,7 +123,7 @@ def test_the_row_is_held_with_the_reason_wherever_it_stands() -> None:
         ]
     )
     assert rows == []
-    assert reasons(held) == {"secret: AWS Access Key": 1}
+    assert count_reasons(held) == {"secret: AWS Access Key": 1}
 
 
 def test_what_the_operators_system_prompt_says_is_public() -> None:
@@ -131,7 +131,7 @@ def test_what_the_operators_system_prompt_says_is_public() -> None:
     asked = Message(role="user", content="Where do I complain?")
 
     def held(answer: str) -> dict[str, int]:
-        return reasons(usable([example(revision("r1", "", answer, messages=(system, asked)))])[1])
+        return count_reasons(usable_rows([example(revision("r1", "", answer, messages=(system, asked)))])[1])
 
     assert held("Write to help@pellworth.com.") == {}
     assert held("Write to bob@pellworth.com.") == {"personal data: an e-mail address": 1}
@@ -145,6 +145,6 @@ def test_what_is_remembered_is_bounded_and_gives_the_same_answer(monkeypatch: py
         return len(text)
 
     monkeypatch.setattr(pii, "REMEMBERED", 2)
-    told = remembered(find)
+    told = memoized(find)
     assert [told(text) for text in ("a", "bb", "a", "ccc", "bb", "a")] == [1, 2, 1, 3, 2, 1]
     assert asked == ["a", "bb", "ccc", "a"]

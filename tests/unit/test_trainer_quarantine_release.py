@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from services.trainer.commands import quarantine_release
-from services.trainer.database import open_store
+from services.trainer.database import open_database
 from services.trainer.dataset import batch_table, snapshot
-from services.trainer.dataset.filters import RELEASABLE, agreed, check_of, fault_of, usable
+from services.trainer.dataset.filters import RELEASABLE, apply_agreement, check_of, first_fault, usable_rows
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.run import run_table
 from services.trainer.run.run_table import RunConfig
@@ -67,7 +67,7 @@ def listed(rig: Rig) -> list[list[str]]:
 
 
 def trainable(trainer: Trainer) -> set[str]:
-    rows, _ = usable(batch_table.dataset(trainer.db, batch_table.through(trainer.db)))
+    rows, _ = usable_rows(batch_table.current_examples(trainer.db, batch_table.through(trainer.db)))
     return {one.response_id for one in rows}
 
 
@@ -107,25 +107,25 @@ def test_what_cannot_be_released_is_refused_and_says_so(tmp_path: Path) -> None:
 
 def test_a_release_is_of_one_check_and_leaves_the_others() -> None:
     both = row("Who?", f"Use {KEY} or anna.meier@pellworth.com")
-    assert fault_of(both) == SECRET
+    assert first_fault(both) == SECRET
     passed = replace(both, released=frozenset({"secret"}))
-    assert fault_of(passed) == PERSONAL
+    assert first_fault(passed) == PERSONAL
     marked = row("Who?", "Ida\x00 <|im_end|>")
-    assert fault_of(marked) == "control characters"
+    assert first_fault(marked) == "control characters"
     let = replace(marked, released=RELEASABLE)
-    assert check_of(str(fault_of(let))) == "chat template"
+    assert check_of(str(first_fault(let))) == "chat template"
 
 
 def test_a_disputed_correction_that_is_released_trains() -> None:
     claims = [
         row("Who founded Acme?", f"It was {who}.", user, user) for user, who in (("u1", "Ida"), ("u2", "Kim"))
     ]
-    kept, held = agreed(claims)
+    kept, held = apply_agreement(claims)
     assert kept == []
     assert {one.reason for one in held} == {"agreement: disputed"}
     one, other = claims
     let = replace(one, released=frozenset({"agreement"}))
-    assert [found.row for found in agreed([let, other])[0]] == [let]
+    assert [found.row for found in apply_agreement([let, other])[0]] == [let]
 
 
 def test_a_run_that_has_begun_takes_no_later_release_and_the_next_one_does(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_a_run_that_has_begun_takes_no_later_release_and_the_next_one_does(tmp_p
     assert results(rig)["c1"][0] == "done"
 
     def trains(config: RunConfig) -> set[str]:
-        examples = batch_table.dataset(trainer.db, config.through, config.released)
-        return {one.row.response_id for one in snapshot.take(LINE, examples, config.through).train}
+        examples = batch_table.current_examples(trainer.db, config.through, config.released)
+        return {one.row.response_id for one in snapshot.build(LINE, examples, config.through).train}
 
     assert trains(RunConfig.from_json(first.to_json())).isdisjoint({"r1", "r2"})
     rig.children[-1].status = finish(rig.started[-1])
@@ -247,10 +247,10 @@ def test_an_erasure_ends_the_releases_of_what_it_takes(tmp_path: Path) -> None:
 
 
 def test_numbers_of_releases_are_never_given_twice(tmp_path: Path) -> None:
-    with closing(open_store(tmp_path)) as db:
-        batch_table.keep_batch(db, batch(SECRETS))
+    with closing(open_database(tmp_path)) as db:
+        batch_table.store_batch(db, batch(SECRETS))
         quarantine_release.release(db, ["r2"], quarantine_release.releasable_now(db, "hold"))
-        batch_table.keep_batch(db, batch(SECRETS[:1], rewrite=1))
+        batch_table.store_batch(db, batch(SECRETS[:1], rewrite=1))
         assert quarantine_release.remove_orphaned(db) == 1
         quarantine_release.release(db, ["r1"], quarantine_release.releasable_now(db, "hold"))
         assert quarantine_release.newest_release(db) == 2

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from services.trainer.dataset.holdout import is_held_out
-from services.trainer.dataset.objectives import HELD_COMMENT
+from services.trainer.dataset.objectives import COMMENT_NOT_TRAINED
 from services.trainer.files import write_whole
 from services.trainer.run import run_table
 from services.trainer.run.folder import FAILURE_REASON, ExitCode
@@ -194,7 +194,7 @@ def test_a_dry_run_says_what_would_train_and_what_is_missing_and_trains_nothing(
     told = results(rig)[0].message
     assert "would train 3 examples of 3 users (3 usable are new), measured with 1 of 1 held-out users" in told
     assert "waits for 97 more examples and 4 more users" in told
-    assert f"held back: 1 ({HELD_COMMENT})" in told
+    assert f"held back: 1 ({COMMENT_NOT_TRAINED})" in told
 
 
 def test_a_dry_run_with_nothing_new_says_so_and_one_during_a_run_names_it(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_the_console_sees_what_is_collected_and_what_is_held(tmp_path: Path) -> 
     turns(rig.trainer(examples=100))
     shown = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
     assert (shown["usable"], shown["needed"], shown["users"], shown["batches"]) == (3, 100, 3, 2)
-    assert shown["held"] == {HELD_COMMENT: 1}
+    assert shown["held"] == {COMMENT_NOT_TRAINED: 1}
     assert "a run needs 100" in shown["reason"]
 
 

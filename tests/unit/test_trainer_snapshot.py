@@ -36,16 +36,16 @@ def cast(users: int = 40, each: int = 6, seed: int = 1) -> list[Example]:
 def test_the_same_set_gives_the_same_digest_in_any_order() -> None:
     examples = cast()
     shuffled = random.Random(9).sample(examples, len(examples))
-    one, other = snapshot.take(LINE, examples, {"0": 1}), snapshot.take(LINE, shuffled, {"0": 1})
+    one, other = snapshot.build(LINE, examples, {"0": 1}), snapshot.build(LINE, shuffled, {"0": 1})
     assert one == other
     assert one.digest() == other.digest()
     training = one.train[-1].row.response_id
     fewer = [example for example in examples if example.revision.response_id != training]
-    assert snapshot.take(LINE, fewer, {"0": 1}).digest() != one.digest()
+    assert snapshot.build(LINE, fewer, {"0": 1}).digest() != one.digest()
 
 
 def test_held_out_users_train_nothing_and_measure() -> None:
-    taken = snapshot.take(LINE, cast(), {"0": 1})
+    taken = snapshot.build(LINE, cast(), {"0": 1})
     assert taken.train
     assert taken.measure
     assert not any(is_held_out(LINE, one.row.user_id) for one in taken.train)
@@ -53,7 +53,7 @@ def test_held_out_users_train_nothing_and_measure() -> None:
 
 
 def test_wordings_are_reserved_so_that_wins_can_be_counted_on_new_ones() -> None:
-    taken = snapshot.take(LINE, cast(), {"0": 1})
+    taken = snapshot.build(LINE, cast(), {"0": 1})
     reserved = [one for one in taken.held if one.reason.startswith("reserved")]
     assert 0 < len(reserved) < RESERVED_SHARE * (len(taken.train) + len(reserved))
     questions = [one.row.question for one in taken.train]
@@ -63,7 +63,7 @@ def test_wordings_are_reserved_so_that_wins_can_be_counted_on_new_ones() -> None
 
 
 def test_a_wording_that_stable_was_trained_on_counts_no_win() -> None:
-    taken = snapshot.take(LINE, cast(), {"0": 1})
+    taken = snapshot.build(LINE, cast(), {"0": 1})
     questions = [one.row.question for one in taken.train]
     counted = [item.row.question for item in items_of(taken.measure, questions, []) if item.counts == "wins"]
     again = items_of(taken.measure, questions, counted)
@@ -71,23 +71,23 @@ def test_a_wording_that_stable_was_trained_on_counts_no_win() -> None:
 
 
 def test_what_is_written_is_read_back_and_a_folder_without_its_mark_is_none(tmp_path: Path) -> None:
-    taken = snapshot.take(LINE, cast(), {"0": 1})
+    taken = snapshot.build(LINE, cast(), {"0": 1})
     assert not snapshot.is_complete(tmp_path)
     ref = snapshot.write(tmp_path, taken, 1234)
     assert snapshot.is_complete(tmp_path)
     assert snapshot.read_ref(tmp_path) == ref
     assert tuple(snapshot.read_rows(tmp_path)) == taken.train
-    assert tuple(snapshot.read_rows(tmp_path, snapshot.HELD_OUT)) == taken.measure
+    assert tuple(snapshot.read_rows(tmp_path, snapshot.HELDOUT_ROWS)) == taken.measure
     assert ref.holds(f"{LINE}-0-1")
     assert not ref.holds(f"{LINE}-0-2")
 
 
 def test_equal_snapshots_are_equal_files(tmp_path: Path) -> None:
-    taken = snapshot.take(LINE, cast(), {"0": 1})
+    taken = snapshot.build(LINE, cast(), {"0": 1})
     assert snapshot.to_parquet(taken.train) == snapshot.to_parquet(taken.train)
 
 
 def test_rows_that_do_not_fit_are_held_with_their_reason() -> None:
-    taken = snapshot.take(LINE, cast(), {"0": 1}, fits=lambda row: len(row.answer) < 50)
+    taken = snapshot.build(LINE, cast(), {"0": 1}, fits=lambda row: len(row.answer) < 50)
     assert any(one.reason == "tokens: more than a run takes" for one in taken.held)
     assert all(len(one.row.answer) < 50 for one in taken.train)

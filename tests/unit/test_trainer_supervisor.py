@@ -82,7 +82,7 @@ def test_a_process_killed_three_times_at_one_place_takes_smaller_pieces_and_says
         said.append(told(again).get("reason"))
 
     assert patiently(again, iter([KILLED] * 3), before=listening) == ["published"]
-    assert micro_batch.micro_batch(again.started[0], 8) == 4
+    assert micro_batch.size(again.started[0], 8) == 4
     assert said[-1] == "memory did not suffice for 8 rows at a time: each step takes 8 in pieces of 4"
 
 
@@ -98,7 +98,7 @@ def test_a_kill_for_memory_that_the_kernel_counts_halves_at_the_first(
 
     count.write_text("oom_kill 0")
     assert patiently(rig, iter([KILLED]), before=for_memory) == ["published"]
-    assert micro_batch.micro_batch(rig.started[0], 8) == 4
+    assert micro_batch.size(rig.started[0], 8) == 4
 
 
 def test_kills_with_checkpoints_between_them_are_not_taken_for_a_lack_of_memory(rig: Rig) -> None:
@@ -118,7 +118,7 @@ def test_what_is_killed_for_ever_fails_with_a_reason_and_the_line_trains_again_a
 ) -> None:
     assert patiently(rig, iter([KILLED] * MAX_KILLS)) == ["failed"]
     assert len(rig.started) == MAX_KILLS
-    assert micro_batch.micro_batch(rig.started[0], 8) == 1
+    assert micro_batch.size(rig.started[0], 8) == 1
     assert "killed 12 times" in str(told(rig)["reason"])
     send(rig, corrections(2))
     rig.child = finish
@@ -145,7 +145,7 @@ def test_going_down_with_the_service_again_and_again_is_noticed_too(rig: Rig) ->
             turns(trainer, 2)
 
     cut_off(4)
-    assert micro_batch.micro_batch(rig.started[0], 8) == 4
+    assert micro_batch.size(rig.started[0], 8) == 4
     cut_off(MAX_KILLS)
     assert [run.stage for run in run_table.all_runs(rig.trainer().db)] == ["failed"]
 
@@ -180,7 +180,7 @@ def test_a_full_disk_is_waited_for_and_named_and_never_ends_the_run(rig: Rig) ->
         rig.clock.advance(60)
     assert [run.stage for run in run_table.all_runs(trainer.db)] == ["published"]
     assert len(trained(rig)) == 1
-    assert "make room there; it goes on by itself" in said[-1]
+    assert "Free some space there; the run resumes automatically" in said[-1]
 
 
 def test_between_two_tries_on_a_full_disk_it_waits_longer_and_longer(rig: Rig) -> None:
@@ -204,7 +204,7 @@ def test_a_table_on_a_full_disk_loses_nothing_of_what_was_read(rig: Rig) -> None
 
     send(rig, corrections())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("services.trainer.dataset.batch_table.keep_positions", full)
+        patch.setattr("services.trainer.dataset.batch_table.store_positions", full)
         assert [trainer.round() for _ in range(3)] == [False] * 3
         send(rig, corrections(2))
         assert not trainer.round()

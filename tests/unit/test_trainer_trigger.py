@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.trainer.core.quiet_hours import QuietHours
 from services.trainer.core.recipe import Thresholds
-from services.trainer.core.trigger import Waiting, decide
+from services.trainer.core.trigger import NewData, decide
 from services.trainer.settings import TrainerSettings
 
 HOUR = 3_600_000
@@ -19,24 +19,24 @@ RULE = Thresholds(examples=200, users=20, aged_examples=50, age_s=24 * 3600.0)
 @pytest.mark.parametrize(
     ("waiting", "hours", "starts"),
     [
-        (Waiting(200, 20, 0), 1, True),
-        (Waiting(199, 60, 0), 1, False),
-        (Waiting(900, 19, 0), 1, False),
-        (Waiting(50, 3, 0), 24, True),
-        (Waiting(49, 40, 0), 90, False),
-        (Waiting(50, 3, 0), 23, False),
-        (Waiting(0, 0, None), 90, False),
+        (NewData(200, 20, 0), 1, True),
+        (NewData(199, 60, 0), 1, False),
+        (NewData(900, 19, 0), 1, False),
+        (NewData(50, 3, 0), 24, True),
+        (NewData(49, 40, 0), 90, False),
+        (NewData(50, 3, 0), 23, False),
+        (NewData(0, 0, None), 90, False),
     ],
 )
 def test_a_run_starts_with_enough_from_enough_users_or_with_fewer_that_waited(
-    waiting: Waiting, hours: int, starts: bool
+    waiting: NewData, hours: int, starts: bool
 ) -> None:
     assert decide(waiting, RULE, hours * HOUR).start is starts
 
 
 def test_a_command_starts_with_anything_usable_and_is_refused_with_nothing() -> None:
-    assert decide(Waiting(1, 1, 0), RULE, 0, commanded=True).start
-    refused = decide(Waiting(0, 0), RULE, 0, commanded=True)
+    assert decide(NewData(1, 1, 0), RULE, 0, commanded=True).start
+    refused = decide(NewData(0, 0), RULE, 0, commanded=True)
     assert not refused.start
     assert "nothing usable" in refused.reason
 
@@ -45,39 +45,39 @@ def test_a_command_starts_with_anything_usable_and_is_refused_with_nothing() -> 
     ("waiting", "hours", "reason"),
     [
         (
-            Waiting(12, 3, 0),
+            NewData(12, 3, 0),
             0,
             "12 usable new examples from 3 users; a run needs 200 from 20: waits for 188 more examples and 17 more "
             "users, or for 38 more and until 1970-01-02 00:00 UTC: 50 will do once one has waited 24 h",
         ),
         (
-            Waiting(60, 20, 0),
+            NewData(60, 20, 0),
             1,
             "60 usable new examples from 20 users; a run needs 200 from 20: waits for 140 more examples, or until "
             "1970-01-02 00:00 UTC: 50 will do once one has waited 24 h",
         ),
         (
-            Waiting(45, 25, 0),
+            NewData(45, 25, 0),
             30,
             "45 usable new examples from 25 users; a run needs 200 from 20: waits for 155 more examples, or for 5 "
             "more: 50 will do once one has waited 24 h",
         ),
         (
-            Waiting(0, 0),
+            NewData(0, 0),
             0,
             "nothing usable is new since the last run; a run needs 200 from 20: waits for 200 more examples and 20 "
             "more users",
         ),
     ],
 )
-def test_the_reason_names_what_is_waited_for(waiting: Waiting, hours: int, reason: str) -> None:
+def test_the_reason_names_what_is_waited_for(waiting: NewData, hours: int, reason: str) -> None:
     decision = decide(waiting, RULE, hours * HOUR)
     assert (decision.start, decision.reason) == (False, reason)
 
 
 # --- quiet hours and the interval -------------------------------------------------------------------------------
 
-ENOUGH = Waiting(200, 20, 0)
+ENOUGH = NewData(200, 20, 0)
 NIGHT = RULE.model_copy(update={"quiet": QuietHours(time(22), time(6)), "time_zone": "Europe/Berlin"})
 APART = RULE.model_copy(update={"interval_s": 6 * 3600.0})
 
@@ -127,7 +127,7 @@ def test_the_first_run_waits_for_no_interval() -> None:
 def test_a_refusal_names_everything_that_is_waited_for() -> None:
     both = NIGHT.model_copy(update={"interval_s": 6 * 3600.0})
     now = at("2026-03-04 01:00")
-    reason = decide(Waiting(12, 3, now), both, now, began_ms=now - HOUR).reason
+    reason = decide(NewData(12, 3, now), both, now, began_ms=now - HOUR).reason
     assert all(part in reason for part in ("188 more examples", "quiet hours", "the last run began"))
 
 
@@ -135,11 +135,11 @@ def test_a_refusal_names_everything_that_is_waited_for() -> None:
 def test_a_command_overrides_quiet_hours_and_interval_and_not_the_lack_of_data(how: dict[str, bool]) -> None:
     both = NIGHT.model_copy(update={"interval_s": 6 * 3600.0})
     now = at("2026-03-04 01:00")
-    assert decide(Waiting(1, 1, now), both, now, began_ms=now, **how).start
-    refused = decide(Waiting(0, 0), both, now, began_ms=now, **how)
+    assert decide(NewData(1, 1, now), both, now, began_ms=now, **how).start
+    refused = decide(NewData(0, 0), both, now, began_ms=now, **how)
     assert not refused.start
     assert "nothing usable" in refused.reason
-    assert "quiet" not in decide(Waiting(0, 0), both, now, began_ms=now, commanded=True).reason
+    assert "quiet" not in decide(NewData(0, 0), both, now, began_ms=now, commanded=True).reason
 
 
 CLOCK = st.times().map(lambda told: told.replace(second=0, microsecond=0))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset import batch_table, snapshot
-from services.trainer.dataset.filters import split, usable
-from services.trainer.dataset.snapshot import HELD_OUT, TRAIN
+from services.trainer.dataset.filters import split_by_holdout, usable_rows
+from services.trainer.dataset.snapshot import HELDOUT_ROWS, TRAIN_ROWS
 from services.trainer.erasure import requests
 from services.trainer.run import run_table
 from services.trainer.run.run_table import Run
@@ -30,7 +30,7 @@ MEASURES = "usable: of a held-out user, so it measures versions and trains none"
 USABLE = "usable: it may train"
 
 
-def up(
+def trace_event(
     db: sqlite3.Connection,
     folder: Path,
     published: LineRecords,
@@ -76,10 +76,12 @@ def states_now(
     duplicates and shares are known within a run only."""
     wanted = set(responses)
     examples = [
-        one for one in batch_table.dataset(db, batch_table.through(db)) if one.revision.response_id in wanted
+        one
+        for one in batch_table.current_examples(db, batch_table.through(db))
+        if one.revision.response_id in wanted
     ]
-    rows, held = usable(examples, comments)
-    training, measuring = split(line, rows)
+    rows, held = usable_rows(examples, comments)
+    training, measuring = split_by_holdout(line, rows)
     return (
         {(one.response_id, one.event_id): f"held: {one.reason}" for one in held}
         | {(row.response_id, row.event_id): MEASURES for row in measuring}
@@ -95,7 +97,7 @@ def retractions(db: sqlite3.Connection, event_id: str, response_id: str | None) 
         (event_id, response_id),
     ).fetchall()
     return {
-        response: {"request_id": request_id, "runs": requests.runs_of(db, request_id)}
+        response: {"request_id": request_id, "runs": requests.affected_runs(db, request_id)}
         for request_id, response in rows
     }
 
@@ -185,9 +187,12 @@ def state_in(
     if not snapshot.is_complete(place):
         read = any(_read_by(run, batch) for batch in batches)
         return ("not_known", "the snapshot is not here") if read else ("not_read", "its batch came later")
-    for name, state in ((TRAIN, "trained"), (HELD_OUT, "measured")):
+    for name, state in ((TRAIN_ROWS, "trained"), (HELDOUT_ROWS, "measured")):
         if any((one.row.response_id, one.row.event_id) == event for one in snapshot.read_rows(place, name)):
-            return state, "of a held-out user: measures versions and trains none" if name == HELD_OUT else ""
+            return (
+                state,
+                "of a held-out user: measures versions and trains none" if name == HELDOUT_ROWS else "",
+            )
     held = [reason for *named, reason in snapshot.read_quarantine(place) if tuple(named) == event]
     if held:
         return "held", "; ".join(sorted(held))

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 
-from services.trainer.database import open_to_read
+from services.trainer.database import open_read_only
 from services.trainer.gate.report_html import page
 from services.trainer.run import run_table
 from services.trainer.run.folder import GATE_REPORT, GATE_RESULT
@@ -43,22 +43,22 @@ NOT_HERE = (
 )
 
 
-def report_of(settings: TrainerSettings, version: str) -> Json:
+def gate_report(settings: TrainerSettings, version: str) -> Json:
     """As `gate/report_json.py` writes it, with the version's name; without texts (and `without` says why) where they
     are gone or may not be shown. Raises `UnknownVersion`."""
     folder = _folder(settings, version)
     known = {"line": settings.line, "version": version, "run_id": folder.name}
-    if texts_told(settings) and (folder / GATE_REPORT).exists():
+    if shows_texts(settings) and (folder / GATE_REPORT).exists():
         whole: Json = json.loads((folder / GATE_REPORT).read_bytes())
         return whole | known
     if not (folder / GATE_RESULT).exists():
         raise UnknownVersion(f"the files of the run that made {version} are not here any more")
     report = GateReport.model_validate_json((folder / GATE_RESULT).read_bytes())
-    without = ERASED if texts_told(settings) else NOT_HERE
+    without = ERASED if shows_texts(settings) else NOT_HERE
     return known | {"report": report.model_dump(mode="json"), "without": without}
 
 
-def texts_told(settings: TrainerSettings) -> bool:
+def shows_texts(settings: TrainerSettings) -> bool:
     return settings.report_texts or settings.host == "localhost" or _is_loopback(settings.host)
 
 
@@ -70,7 +70,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _folder(settings: TrainerSettings, version: str) -> Path:
-    with closing(open_to_read(settings.folder)) as db:
+    with closing(open_read_only(settings.folder)) as db:
         made = run_table.by_version(db, version)
     if made is None:
         raise UnknownVersion(
@@ -80,7 +80,7 @@ def _folder(settings: TrainerSettings, version: str) -> Path:
     return settings.runs / made.config.run_id
 
 
-def add_reports(app: FastAPI, settings: TrainerSettings) -> FastAPI:
+def add_gate_routes(app: FastAPI, settings: TrainerSettings) -> FastAPI:
     """Adds the routes to the trainer's app, which knows what becomes of errors."""
 
     async def own(request: Request) -> None:
@@ -91,12 +91,12 @@ def add_reports(app: FastAPI, settings: TrainerSettings) -> FastAPI:
     @api.get("/api/gate")
     def told(version: Version) -> Json:
         """Verdict, reasons, figures; and, where they are told, all items with what both versions answered."""
-        return report_of(settings, version)
+        return gate_report(settings, version)
 
     @api.get("/gate")
     def shown(version: Version) -> HTMLResponse:
         """The same as a page."""
-        return HTMLResponse(page(report_of(settings, version)), headers=HEADERS)
+        return HTMLResponse(page(gate_report(settings, version)), headers=HEADERS)
 
     app.include_router(api)
     return app

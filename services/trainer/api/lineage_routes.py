@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 
 from services.trainer.api import event_trace, version_diff
-from services.trainer.database import open_to_read
+from services.trainer.database import open_read_only
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions import lineage
 from services.trainer.versions.lineage import Json, LineRecords
@@ -26,7 +26,7 @@ Version = Annotated[VersionName, Query(description="such as assistant@v3-1f2e3d4
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class LineageQueries:
     """Each is made from the disk and the log as they are then. Thread-safe."""
 
     settings: TrainerSettings
@@ -34,12 +34,12 @@ class Answers:
     store: ArtifactStore
 
     def down(self, version: str) -> Json:
-        with closing(open_to_read(self.settings.folder)) as db:
+        with closing(open_read_only(self.settings.folder)) as db:
             return lineage.version_lineage(db, self.settings.runs, self._published(), version)
 
     def up(self, event_id: str, response_id: str | None) -> Json:
-        with closing(open_to_read(self.settings.folder)) as db:
-            return event_trace.up(
+        with closing(open_read_only(self.settings.folder)) as db:
+            return event_trace.trace_event(
                 db,
                 self.settings.runs,
                 self._published(),
@@ -49,7 +49,7 @@ class Answers:
             )
 
     def diff(self, one: str, other: str) -> Json:
-        return version_diff.between(
+        return version_diff.diff_versions(
             self.settings.runs,
             self._published(),
             lambda version: self.store.fetch(version.ref.uri, version.ref.digest),
@@ -61,7 +61,7 @@ class Answers:
         return line_records(self.read, self.settings.line)
 
 
-def add_answers(app: FastAPI, answers: Answers) -> FastAPI:
+def add_lineage_routes(app: FastAPI, answers: LineageQueries) -> FastAPI:
     """Adds the routes to the trainer's app."""
 
     async def own(request: Request) -> None:

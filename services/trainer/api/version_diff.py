@@ -19,7 +19,7 @@ Facts = Callable[[ModelVersion], Path]
 """The folder of a version's artifact, verified. Raises `LoopwrightError`."""
 
 
-def between(folder: Path, published: LineRecords, facts: Facts, one: str, other: str) -> Json:
+def diff_versions(folder: Path, published: LineRecords, facts: Facts, one: str, other: str) -> Json:
     """`folder` holds the runs' folders. Raises `UnknownVersion`."""
     first, second = published.find(one), published.find(other)
     told, also = facts_of(first, facts), facts_of(second, facts)

@@ -17,7 +17,15 @@ from transformers import logging as transformers_logging
 
 from services.trainer.base import dtype
 from services.trainer.base.dtype import Dtype
-from services.trainer.base.replay import EVALUATION, REPLAY, SAFETY, Answered, Prompt, base_answers, shipped
+from services.trainer.base.replay import (
+    EVAL_PROMPTS,
+    REPLAY_PROMPTS,
+    SAFETY_PROMPTS,
+    BaseAnswer,
+    Prompt,
+    cached_answers,
+    shipped_prompts,
+)
 from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.core.recipe import Recipe
 from services.trainer.progress import ProgressCallback
@@ -28,7 +36,7 @@ from shared.settings import load
 
 
 @dataclass(frozen=True, slots=True)
-class BaseSays:
+class BaseAnswers:
     """One base's answers, kept in `folder` under its digest; those in each type apart, for what a version says in one
     is compared with what the base says in it."""
 
@@ -38,26 +46,26 @@ class BaseSays:
     folder: Path
     computed_in: Dtype = "bfloat16"
 
-    def __call__(self, prompts: Sequence[Prompt], tokenizer: Any, told: ProgressCallback) -> list[Answered]:
+    def __call__(self, prompts: Sequence[Prompt], tokenizer: Any, told: ProgressCallback) -> list[BaseAnswer]:
         """In the order of `prompts`; the base is loaded only where answers are missing."""
         loaded: list[Any] = []
         made = 0
 
         def answering(missing: Sequence[Prompt], tokens: int) -> list[tuple[str, bool]]:
             nonlocal made
-            from services.trainer.base.model import ended_answers, load_base  # noqa: PLC0415 - torch, only where it is needed
+            from services.trainer.base.model import generate_with_endings, load_base  # noqa: PLC0415 - torch, only where it is needed
 
             if not loaded:
                 loaded.append(load_base(self.base, self.recipe.threads, self.computed_in))
             before, made = made, made + len(missing)
             asked = [prompt.messages for prompt in missing]
-            return ended_answers(
+            return generate_with_endings(
                 loaded[0], tokenizer, asked, tokens, lambda done, _: told(before + done, len(prompts))
             )
 
         of_type = "" if self.computed_in == "bfloat16" else f"-{self.computed_in}"
         file = self.folder / f"{self.digest[:8]}{of_type}.jsonl"
-        return base_answers(file, prompts, self.recipe.replay_new_tokens, answering)
+        return cached_answers(file, prompts, self.recipe.replay_new_tokens, answering)
 
 
 def main() -> int:
@@ -70,15 +78,17 @@ def main() -> int:
         return 1
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     recipe = settings.recipe()
-    prompts = shipped(REPLAY, recipe.replay_prompts)
-    prompts += shipped(EVALUATION, recipe.gate_eval_prompts) + shipped(SAFETY, recipe.gate_safety_prompts)
+    prompts = shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts)
+    prompts += shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts) + shipped_prompts(
+        SAFETY_PROMPTS, recipe.gate_safety_prompts
+    )
     tokenizer = load_tokenizer(base.path)
 
     def told(done: int, of: int) -> None:
         print(f"{base.name}: {done} of {of} answers", flush=True)
 
-    computed_in = dtype.chosen(recipe.dtype, base.path)
-    found = BaseSays(base.path, base.digest, recipe, settings.replay_dir, computed_in)(
+    computed_in = dtype.resolve(recipe.dtype, base.path)
+    found = BaseAnswers(base.path, base.digest, recipe, settings.replay_dir, computed_in)(
         prompts, tokenizer, told
     )
     print(f"{base.name}: {len(found)} answers are kept in {settings.replay_dir}")

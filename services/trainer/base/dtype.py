@@ -17,7 +17,7 @@ from services.trainer.core.recipe import WantedDtype
 from services.trainer.files import write_whole
 
 Dtype: TypeAlias = Literal["bfloat16", "float32"]
-FILE = "dtype.json"
+DTYPE_FILE = "dtype.json"
 OLDER: Final[Dtype] = "bfloat16"
 """Of runs from before this was asked."""
 FASTER: Final = 1.2
@@ -30,40 +30,44 @@ MEMORY_LIMITS = (CGROUP / "memory.max", CGROUP / "memory" / "memory.limit_in_byt
 """Memory limit of this container, in cgroup v2 and v1."""
 
 
-def settle(run: Path, wanted: WantedDtype, base: Path) -> Dtype:
+def choose_for_run(run: Path, wanted: WantedDtype, base: Path) -> Dtype:
     """Of a run that begins: decides, unless it is decided, and keeps it in the run's folder. Imports torch."""
-    if not (run / FILE).exists():
-        write_whole(run / FILE, json.dumps({"dtype": chosen(wanted, base)}).encode())
-    return settled(run)
+    if not (run / DTYPE_FILE).exists():
+        write_whole(run / DTYPE_FILE, json.dumps({"dtype": resolve(wanted, base)}).encode())
+    return of_run(run)
 
 
-def settled(run: Path) -> Dtype:
+def of_run(run: Path) -> Dtype:
     """As it was decided."""
-    file = run / FILE
+    file = run / DTYPE_FILE
     kept: Dtype = json.loads(file.read_bytes())["dtype"] if file.exists() else OLDER
     return kept
 
 
-def chosen(wanted: WantedDtype, base: Path) -> Dtype:
+def resolve(wanted: WantedDtype, base: Path) -> Dtype:
     """As an operator wants it, else as it suits this machine. Imports torch."""
-    return measured(base) if wanted == "auto" else wanted
+    return fastest(base) if wanted == "auto" else wanted
 
 
-def measured(base: Path) -> Dtype:
+def fastest(base: Path) -> Dtype:
     """What suits this machine. `base`: the folder with the weights."""
     import torch  # noqa: PLC0415 - seconds, and only a run's process has it loaded anyway
 
-    if torch.cuda.is_available() or 2 * weights(base) > SHARE * memory_bytes():
+    if torch.cuda.is_available() or 2 * weight_bytes(base) > SHARE * memory_bytes():
         return "bfloat16"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # those that wait for each other spend the processor's time, too
     try:
-        return "float32" if seconds(torch.bfloat16) > FASTER * seconds(torch.float32) else "bfloat16"
+        return (
+            "float32"
+            if matmul_seconds(torch.bfloat16) > FASTER * matmul_seconds(torch.float32)
+            else "bfloat16"
+        )
     finally:
         torch.set_num_threads(threads)
 
 
-def seconds(dtype: Any) -> float:
+def matmul_seconds(dtype: Any) -> float:
     """Of the processor's time that one matrix product takes at best on one thread: not of the clock's, so that whatever
     else runs here does not decide."""
     import torch  # noqa: PLC0415 - as above
@@ -77,7 +81,7 @@ def seconds(dtype: Any) -> float:
     return min(taken)
 
 
-def weights(base: Path) -> int:
+def weight_bytes(base: Path) -> int:
     """Bytes of the base's files, which hold bfloat16 or more."""
     return sum(file.stat().st_size for file in base.glob("*.safetensors"))
 

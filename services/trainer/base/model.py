@@ -16,7 +16,7 @@ from services.trainer.base.dtype import Dtype
 from services.trainer.base.shared_prefix import logits_at
 from services.trainer.base.tokenization import prompt_ids
 from services.trainer.core.chat import Messages
-from services.trainer.progress import ProgressCallback, silent
+from services.trainer.progress import ProgressCallback, ignore_progress
 
 GENERATE_BATCH = 64
 SCORE_BATCH = 8
@@ -35,23 +35,23 @@ def load_base(base: Path, threads: int = 1, computed_in: Dtype = "bfloat16") -> 
     return loaded.to(device()).eval()
 
 
-def answers(
+def generate_answers(
     model: Any,
     tokenizer: Any,
     conversations: Sequence[Messages],
     new_tokens: int,
-    told: ProgressCallback = silent,
+    told: ProgressCallback = ignore_progress,
 ) -> list[str]:
     """Greedy answers in the order asked."""
-    return [text for text, _ in ended_answers(model, tokenizer, conversations, new_tokens, told)]
+    return [text for text, _ in generate_with_endings(model, tokenizer, conversations, new_tokens, told)]
 
 
-def ended_answers(
+def generate_with_endings(
     model: Any,
     tokenizer: Any,
     conversations: Sequence[Messages],
     new_tokens: int,
-    told: ProgressCallback = silent,
+    told: ProgressCallback = ignore_progress,
 ) -> list[tuple[str, bool]]:
     """The same, each with whether the model ended it itself; batches are made of prompts of like length."""
     prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
@@ -90,13 +90,13 @@ def end_tokens(model: Any) -> frozenset[int]:
     return frozenset([found] if isinstance(found, int) else found or ())
 
 
-def losses(
-    model: Any, tokenizer: Any, said: Sequence[tuple[Messages, str]], told: ProgressCallback = silent
+def answer_losses(
+    model: Any, tokenizer: Any, said: Sequence[tuple[Messages, str]], told: ProgressCallback = ignore_progress
 ) -> list[float]:
     """Mean negative log-likelihood in nats per token of each answer, given its conversation (no end of turn)."""
     out = [0.0] * len(said)
     done = 0
-    for part in by_length(tokenizer, said, SCORE_BATCH):
+    for part in length_batches(tokenizer, said, SCORE_BATCH):
         for i, (given, wanted) in zip(
             part, answer_logits(model, tokenizer, [said[i] for i in part]), strict=True
         ):
@@ -106,7 +106,7 @@ def losses(
     return out
 
 
-def by_length(tokenizer: Any, said: Sequence[tuple[Messages, str]], size: int) -> Iterator[list[int]]:
+def length_batches(tokenizer: Any, said: Sequence[tuple[Messages, str]], size: int) -> Iterator[list[int]]:
     """Batches of texts of like length, by their places."""
     order = sorted(range(len(said)), key=lambda i: (len(tokenizer(said[i][1])["input_ids"]), i))
     for start in range(0, len(order), size):

@@ -14,7 +14,7 @@ from typing import TypeVar
 from services.trainer.files import write_whole
 
 DATA = Path(__file__).parents[1] / "data"
-REPLAY, EVALUATION, SAFETY = "general_replay.jsonl", "general_eval.jsonl", "safety.jsonl"
+REPLAY_PROMPTS, EVAL_PROMPTS, SAFETY_PROMPTS = "general_replay.jsonl", "general_eval.jsonl", "safety.jsonl"
 T = TypeVar("T")
 
 
@@ -34,7 +34,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class BaseAnswer:
     """What the base says to a prompt, within so many new tokens. `ended`: it needed no more of them."""
 
     id: str
@@ -56,7 +56,7 @@ SAVED_EVERY = 128
 """Answers: an interruption loses fewer than these."""
 
 
-def shipped(name: str, count: int = ALL) -> list[Prompt]:
+def shipped_prompts(name: str, count: int = ALL) -> list[Prompt]:
     """`count` prompts of a file, spread evenly over it so that every kind is there."""
     rows = [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
     prompts = [
@@ -71,13 +71,13 @@ def spread(rows: Sequence[T], count: int) -> list[T]:
     return list(rows) if count >= len(rows) else [rows[i * len(rows) // count] for i in range(count)]
 
 
-def base_answers(
+def cached_answers(
     file: Path, prompts: Sequence[Prompt], new_tokens: int, answering: Answering
-) -> list[Answered]:
+) -> list[BaseAnswer]:
     """In the order of `prompts`: from `file` where it has them; the rest is made now, and kept as it comes."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     # Older releases did not keep whether an answer had ended: those are made anew.
-    kept = [Answered(**row) for row in map(json.loads, lines) if "ended" in row]
+    kept = [BaseAnswer(**row) for row in map(json.loads, lines) if "ended" in row]
     known = {(row.id, row.new_tokens): row for row in kept}
     missing = [
         p for p in prompts if (p.id, new_tokens) not in known or known[p.id, new_tokens].prompt != p.prompt
@@ -85,7 +85,7 @@ def base_answers(
     for start in range(0, len(missing), SAVED_EVERY):
         part = missing[start : start + SAVED_EVERY]
         for prompt, (answer, ended) in zip(part, answering(part, new_tokens), strict=True):
-            known[prompt.id, new_tokens] = Answered(prompt.id, prompt.prompt, answer, new_tokens, ended)
+            known[prompt.id, new_tokens] = BaseAnswer(prompt.id, prompt.prompt, answer, new_tokens, ended)
         ordered = [known[key] for key in sorted(known)]
         write_whole(file, "".join(json.dumps(asdict(row)) + "\n" for row in ordered).encode())
     return [known[prompt.id, new_tokens] for prompt in prompts]

@@ -28,7 +28,7 @@ def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def lengths(tokenizer: Any, messages: Messages, answer: str) -> tuple[int, int]:
+def prompt_and_answer_lengths(tokenizer: Any, messages: Messages, answer: str) -> tuple[int, int]:
     """Tokens of the prompt, and of the answer with the end of turn."""
     answered = tokenizer(answer, add_special_tokens=False)["input_ids"]
     return len(prompt_ids(tokenizer, messages)), len(answered) + 1
@@ -36,10 +36,10 @@ def lengths(tokenizer: Any, messages: Messages, answer: str) -> tuple[int, int]:
 
 def token_count(tokenizer: Any, messages: Messages, answer: str) -> int:
     """Prompt, answer and the end of turn."""
-    return sum(lengths(tokenizer, messages, answer))
+    return sum(prompt_and_answer_lengths(tokenizer, messages, answer))
 
 
-def first_tokens(tokenizer: Any, text: str, count: int) -> str:
+def truncate(tokenizer: Any, text: str, count: int) -> str:
     """What a shorter bound would have left of an answer."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return str(tokenizer.decode(ids[:count], skip_special_tokens=True))

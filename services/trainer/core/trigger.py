@@ -9,11 +9,11 @@ from services.trainer.core.quiet_hours import zone_of
 from services.trainer.core.recipe import Thresholds
 from shared.events import from_ms
 
-NOTHING = "nothing usable is new since the last run"
+NOTHING_NEW = "nothing usable is new since the last run"
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class NewData:
     """What is usable, may train, and is new since the last run. Held-out users' corrections are not counted."""
 
     examples: int
@@ -29,7 +29,7 @@ class Decision:
 
 
 def decide(
-    waiting: Waiting,
+    waiting: NewData,
     thresholds: Thresholds,
     now_ms: int,
     *,
@@ -46,21 +46,21 @@ def decide(
     if waiting.examples and anew:
         return Decision(True, f"begun anew after an erasure, with {facts}")
     if commanded:
-        return Decision(False, f"{NOTHING}: a command needs one usable example at least")
+        return Decision(False, f"{NOTHING_NEW}: a command needs one usable example at least")
     lack = _lack(waiting, thresholds, now_ms)
     waits = [*([lack] if lack else []), *_rests(thresholds, now_ms, began_ms)]
     if waits:
-        return Decision(False, "; ".join([facts if waiting.examples else NOTHING, *waits]))
+        return Decision(False, "; ".join([facts if waiting.examples else NOTHING_NEW, *waits]))
     if waiting.examples >= thresholds.examples and waiting.users >= thresholds.users:
         return Decision(True, facts)
     return Decision(True, f"{facts}, the oldest waiting for {_waited_s(waiting, now_ms) / 3600:.1f} h")
 
 
-def _waited_s(waiting: Waiting, now_ms: int) -> float:
+def _waited_s(waiting: NewData, now_ms: int) -> float:
     return (now_ms - waiting.oldest_ms) / 1000 if waiting.oldest_ms is not None else 0.0
 
 
-def _lack(waiting: Waiting, thresholds: Thresholds, now_ms: int) -> str | None:
+def _lack(waiting: NewData, thresholds: Thresholds, now_ms: int) -> str | None:
     """What the data still lack, both ways in which they may become enough; None where they are."""
     examples, users = thresholds.examples - waiting.examples, thresholds.users - waiting.users
     aged, age_h = thresholds.aged_examples - waiting.examples, thresholds.age_s / 3600

@@ -35,7 +35,7 @@ class Example:
         return newly or self.number > through.get(str(self.partition), 0)
 
 
-def keep_batch(db: sqlite3.Connection, batch: Batch) -> bool:
+def store_batch(db: sqlite3.Connection, batch: Batch) -> bool:
     """Adds or replaces a batch inside the caller's transaction. False if this rewrite, or a higher one, is there."""
     found = db.execute("SELECT rewrite FROM batches WHERE batch_id = ?", (batch.batch_id,)).fetchone()
     if found is not None and found[0] >= batch.rewrite:
@@ -52,7 +52,7 @@ def keep_batch(db: sqlite3.Connection, batch: Batch) -> bool:
     return True
 
 
-def keep_positions(db: sqlite3.Connection, positions: Mapping[Position, int]) -> None:
+def store_positions(db: sqlite3.Connection, positions: Mapping[Position, int]) -> None:
     db.executemany(
         "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
         [(topic, partition, offset) for (topic, partition), offset in positions.items()],
@@ -69,7 +69,9 @@ def through(db: sqlite3.Connection) -> dict[str, int]:
     return {str(partition): number for partition, number in rows}
 
 
-def dataset(db: sqlite3.Connection, upto: Mapping[str, int], released: int | None = None) -> list[Example]:
+def current_examples(
+    db: sqlite3.Connection, upto: Mapping[str, int], released: int | None = None
+) -> list[Example]:
     """The view: per response its newest revision within the batches `upto`, none that was retracted; by response_id.
     With what operators released, up to the release of this number (None: all).
 
@@ -106,7 +108,7 @@ def _released(db: sqlite3.Connection, upto: int | None) -> dict[str, tuple[dict[
     return found
 
 
-def holds(db: sqlite3.Connection, response_id: str, revision: int, event_id: str, user_id: str) -> bool:
+def has_signal(db: sqlite3.Connection, response_id: str, revision: int, event_id: str, user_id: str) -> bool:
     """Whether a batch, as it is now, has this event in this revision of this response."""
     found = db.execute(
         "SELECT example FROM rows WHERE response_id = ? AND revision = ?", (response_id, revision)
@@ -118,7 +120,7 @@ def holds(db: sqlite3.Connection, response_id: str, revision: int, event_id: str
     )
 
 
-def has_event(db: sqlite3.Connection, response_id: str, event_id: str) -> bool:
+def has_signal_of_event(db: sqlite3.Connection, response_id: str, event_id: str) -> bool:
     """Whether any batch, as it is now, has this event."""
     found = db.execute("SELECT example FROM rows WHERE response_id = ?", (response_id,))
     return any(

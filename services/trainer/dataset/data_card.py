@@ -15,23 +15,23 @@ import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import Grouped, reasons
+from services.trainer.dataset.filters import GroupedRow, count_reasons
 from services.trainer.dataset.similarity import normalised
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.files import write_whole
 from services.trainer.run.run_table import RunConfig
 
-CARD, PAGE = "data-card.json", "data-card.md"
+DATA_CARD, DATA_CARD_PAGE = "data-card.json", "data-card.md"
 SAME_USER_AGAIN = "duplicate: "
 
 
-class Part(BaseModel):
+class CardPart(BaseModel):
     """A piece of the card."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class Side(Part):
+class RowStats(CardPart):
     """What trains, or what measures."""
 
     rows: int
@@ -49,7 +49,7 @@ class Side(Part):
     """Rows in whose answer the model was stopped (`truncated_answers.py`); of a pair, in the better one."""
 
 
-class Quantiles(Part):
+class Quantiles(CardPart):
     """Of lengths in tokens; a measured value each, none in between."""
 
     p10: int = 0
@@ -59,7 +59,7 @@ class Quantiles(Part):
     longest: int = 0
 
 
-class Tokens(Part):
+class Tokens(CardPart):
     """Of the rows that train, each once. `prompt` is the conversation up to the answer."""
 
     all: int
@@ -67,7 +67,7 @@ class Tokens(Part):
     answer: Quantiles
 
 
-class Duplicates(Part):
+class Duplicates(CardPart):
     """`same_user`: held, for one user says one thing once. `between_users`: rows that train though another user's says
     the same to the same question; they are agreement."""
 
@@ -75,7 +75,7 @@ class Duplicates(Part):
     between_users: int
 
 
-class Replay(Part):
+class Replay(CardPart):
     """The base's own answers among what trains. `share` is of all trained tokens, over all epochs; None until training
     begins."""
 
@@ -84,7 +84,7 @@ class Replay(Part):
     share: float | None = None
 
 
-class DataCard(Part):
+class DataCard(CardPart):
     """Figures alone."""
 
     line: str
@@ -97,8 +97,8 @@ class DataCard(Part):
     """Responses with feedback that stands, within `through`."""
     signals: dict[str, int]
     """Kind -> how many, whether they train or not."""
-    training: Side
-    measuring: Side
+    training: RowStats
+    measuring: RowStats
     tokens: Tokens
     duplicates: Duplicates
     replay: Replay
@@ -106,13 +106,13 @@ class DataCard(Part):
     """Reason -> how many."""
 
 
-def card_of(
+def build_card(
     config: RunConfig, taken: Snapshot, examples: Iterable[Example], lengths: Sequence[tuple[int, int]]
 ) -> DataCard:
     """`lengths`: tokens of prompt and of answer, of each row that trains."""
     read = list(examples)
     said = Counter((normalised(one.row.question), normalised(one.row.answer)) for one in taken.train)
-    held = reasons(taken.held)
+    held = count_reasons(taken.held)
     return DataCard(
         line=config.line,
         run_id=config.run_id,
@@ -137,9 +137,9 @@ def card_of(
     )
 
 
-def _side(rows: Sequence[Grouped]) -> Side:
+def _side(rows: Sequence[GroupedRow]) -> RowStats:
     per_user = Counter(one.row.user_id for one in rows)
-    return Side(
+    return RowStats(
         rows=len(rows),
         users=len(per_user),
         kinds=dict(sorted(Counter(one.row.kind for one in rows).items())),
@@ -152,7 +152,7 @@ def _side(rows: Sequence[Grouped]) -> Side:
     )
 
 
-def _objective(one: Grouped) -> str:
+def _objective(one: GroupedRow) -> str:
     if one.row.objective != "kto":
         return one.row.objective
     return "kto liked" if one.row.label else "kto disliked"
@@ -169,17 +169,17 @@ def quantiles(lengths: Sequence[int]) -> Quantiles:
 
 def write(folder: Path, card: DataCard) -> None:
     """Both files; the page first, so that where there is the one there is the other."""
-    write_whole(folder / PAGE, page(card).encode())
-    write_whole(folder / CARD, (card.model_dump_json(indent=1) + "\n").encode())
+    write_whole(folder / DATA_CARD_PAGE, render_page(card).encode())
+    write_whole(folder / DATA_CARD, (card.model_dump_json(indent=1) + "\n").encode())
 
 
 def read(folder: Path) -> DataCard | None:
     """None for a snapshot of an older release."""
-    file = folder / CARD
+    file = folder / DATA_CARD
     return DataCard.model_validate_json(file.read_bytes()) if file.exists() else None
 
 
-def note_replay(folder: Path, rows: int, tokens: int, others: int) -> None:
+def record_replay(folder: Path, rows: int, tokens: int, others: int) -> None:
     """What training begins with: so many rows of replay, their tokens, and those of all other rows in all epochs."""
     card = read(folder)
     if card is not None:
@@ -188,7 +188,7 @@ def note_replay(folder: Path, rows: int, tokens: int, others: int) -> None:
         write(folder, card.model_copy(update={"replay": replay}))
 
 
-def page(card: DataCard) -> str:
+def render_page(card: DataCard) -> str:
     """The same figures for people."""
     replay = card.replay
     replayed = (
@@ -224,7 +224,7 @@ Duplicates: {card.duplicates.same_user} of one user held, {card.duplicates.betwe
 """
 
 
-def _compared(one: Side, other: Side) -> str:
+def _compared(one: RowStats, other: RowStats) -> str:
     rows = [
         ("rows", one.rows, other.rows),
         ("users", one.users, other.users),

@@ -10,7 +10,7 @@ from services.trainer.dataset.filters import Row
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ErasureTarget:
     """What a request takes away: all of `subject`, or (`retraction`) one event."""
 
     request_id: str
@@ -26,5 +26,5 @@ class Target:
         return self.subject in (row.user_id, row.asked_by) or not asker_known
 
 
-Stands = Callable[[Row], bool]
+IsCurrent = Callable[[Row], bool]
 """Whether the collected table still has the row."""

@@ -21,12 +21,12 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from services.trainer.dataset.erasure_target import Stands, Target
-from services.trainer.dataset.filters import Row, reasons
-from services.trainer.dataset.trl_records import Export, Format, Record
+from services.trainer.dataset.erasure_target import ErasureTarget, IsCurrent
+from services.trainer.dataset.filters import Row, count_reasons
+from services.trainer.dataset.trl_records import Export, Format, TrlRecord
 from services.trainer.files import remove, sync_folder, write_whole
 
-MARK, SOURCES = "export.json", "sources.parquet"
+EXPORT, SOURCES = "export.json", "sources.parquet"
 _CHAT: Final = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 COLUMNS: Final[dict[Format, pa.Schema]] = {
     "sft": pa.schema([("prompt", _CHAT), ("completion", _CHAT)]),
@@ -50,7 +50,7 @@ class Source:
     revision: int
 
     @classmethod
-    def of(cls, record: Record) -> Source:
+    def of(cls, record: TrlRecord) -> Source:
         row = record.row
         return cls(record.file, row.response_id, row.event_id, row.user_id, row.asked_by, row.revision)
 
@@ -78,7 +78,7 @@ def save(root: Path, export: Export, through: Mapping[str, int], made_at: dateti
         "digest": folder.name,
         "through": dict(through),
         "made_at": made_at.isoformat(),
-        "held": reasons(export.held),
+        "held": count_reasons(export.held),
         "erased": 0,
     }
     records = [(Source.of(one), one.fields()) for one in export.records]
@@ -96,13 +96,13 @@ def load(folder: Path) -> list[tuple[Source, Fields]]:
     return [(one, json.loads(next(lines[one.file]))) for one in sources]
 
 
-def concerned(folder: Path, targets: Sequence[Target], stands: Stands) -> set[str]:
+def affected_requests(folder: Path, targets: Sequence[ErasureTarget], stands: IsCurrent) -> set[str]:
     """The requests that take records out of this export."""
     rows = [Source(**told).row() for told in pq.read_table(folder / SOURCES).to_pylist()]
     return {target.request_id for row in rows for target in targets if target.means(row) and not stands(row)}
 
 
-def take_out(folder: Path, targets: Sequence[Target], stands: Stands) -> None:
+def redact(folder: Path, targets: Sequence[ErasureTarget], stands: IsCurrent) -> None:
     """Leaves an export without what the targets take, under the same name; removes one that has nothing else. A crash
     in the middle may cost the whole export, and never leaves more of it than before."""
     records = load(folder)
@@ -113,7 +113,7 @@ def take_out(folder: Path, targets: Sequence[Target], stands: Stands) -> None:
     ]
     if len(left) == len(records):
         return
-    mark = json.loads((folder / MARK).read_bytes())
+    mark = json.loads((folder / EXPORT).read_bytes())
     mark["erased"] += len(records) - len(left)
     if left:
         _write(folder, left, mark)
@@ -121,7 +121,7 @@ def take_out(folder: Path, targets: Sequence[Target], stands: Stands) -> None:
         remove(folder)
 
 
-def tidy(root: Path) -> list[Path]:
+def remove_unfinished(root: Path) -> list[Path]:
     """Removes what a crash left half written. Returns the exports that are there."""
     for path in root.glob(".*"):
         remove(path)
@@ -143,7 +143,7 @@ def _write(folder: Path, records: Sequence[tuple[Source, Fields]], mark: Fields)
     sources = [{name: getattr(source, name) for name in SOURCE_COLUMNS.names} for source, _ in records]
     write_whole(staging / SOURCES, _parquet(sources, SOURCE_COLUMNS))
     told = mark | {"files": {name: len(rows) for name, rows in sorted(files.items())}}
-    write_whole(staging / MARK, json.dumps(told, indent=1, sort_keys=True).encode())
+    write_whole(staging / EXPORT, json.dumps(told, indent=1, sort_keys=True).encode())
     remove(folder)
     staging.rename(folder)
     sync_folder(folder.parent)
@@ -159,6 +159,6 @@ def _parquet(rows: Sequence[Fields], schema: pa.Schema) -> bytes:
     return sink.getvalue()
 
 
-def counted(export: Export) -> dict[str, int]:
+def record_counts(export: Export) -> dict[str, int]:
     """Records per file, in the order of the names."""
     return dict(sorted(Counter(one.file for one in export.records).items()))

@@ -14,17 +14,17 @@ from typing import Final
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset.agreement import Agreement, corrections_of, find_agreement
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.holdout import is_held_out, share_of
+from services.trainer.dataset.holdout import hash_fraction, is_held_out
 from services.trainer.dataset.objectives import (
-    HELD_COMMENT,
-    HELD_RATING,
+    COMMENT_NOT_TRAINED,
     LIKED,
+    NEUTRAL_RATING,
     OBJECTIVE_OF,
     TRUNCATING_FINISH_REASONS,
     Objective,
-    appended,
+    append_comment,
 )
-from services.trainer.dataset.pii import personal_in, secret_in
+from services.trainer.dataset.pii import find_personal_data, find_secret
 from services.trainer.dataset.similarity import normalised
 from shared.events import ExampleRevision, Over, Signal, Under
 
@@ -80,7 +80,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class QuarantinedRow:
     """What does not train, and why. No text."""
 
     response_id: str
@@ -139,7 +139,7 @@ def has_no_control_characters(row: Row) -> str | None:
     return None
 
 
-def has_no_template_marks(row: Row) -> str | None:
+def has_no_template_tokens(row: Row) -> str | None:
     """Marks of a chat template in a text would end the turn, or begin another speaker's."""
     texts = (row.answer, *(content for _, content in row.messages))
     return "chat template: its marks are in the text" if any("<|" in t or "|>" in t for t in texts) else None
@@ -148,16 +148,16 @@ def has_no_template_marks(row: Row) -> str | None:
 def has_no_secrets(row: Row) -> str | None:
     """Neither in what was said nor in the operator's own system prompt: it would be learned all the same."""
     texts = (row.answer, *(content for _, content in row.messages))
-    return next((f"secret: {kind}" for kind in map(secret_in, texts) if kind is not None), None)
+    return next((f"secret: {kind}" for kind in map(find_secret, texts) if kind is not None), None)
 
 
-def names_nobody(row: Row) -> str | None:
+def has_no_personal_data(row: Row) -> str | None:
     """What the operator's system prompt says itself (where to reach support, say) is no secret of anybody."""
     system = [content for role, content in row.messages if role == "system"]
-    public = {found for content in system for _, found in personal_in(content)}
+    public = {found for content in system for _, found in find_personal_data(content)}
     texts = (row.answer, *(content for role, content in row.messages if role != "system"))
     for text in texts:
-        for kind, found in personal_in(text):
+        for kind, found in find_personal_data(text):
             if found not in public:
                 return f"personal data: {kind}"
     return None
@@ -171,9 +171,9 @@ CHECKS: tuple[Check, ...] = (
     changes_something,
     is_not_too_long,
     has_no_control_characters,
-    has_no_template_marks,
+    has_no_template_tokens,
     has_no_secrets,
-    names_nobody,
+    has_no_personal_data,
 )
 """In this order; the first that fails names the reason. Those of lengths come before those that read every letter."""
 JUDGED: Final = tuple(check for check in CHECKS if check not in (has_an_original, changes_something))
@@ -181,33 +181,33 @@ JUDGED: Final = tuple(check for check in CHECKS if check not in (has_an_original
 JUDGEMENTS: Final = ("thumbs", "rating")
 
 
-def fault_of(row: Row, checks: Sequence[Check] = CHECKS) -> str | None:
+def first_fault(row: Row, checks: Sequence[Check] = CHECKS) -> str | None:
     """The first reason against it that no operator has released it from."""
     found = (reason for check in checks if (reason := check(row)) is not None)
     return next((reason for reason in found if check_of(reason) not in row.released), None)
 
 
-def fault_of_other(row: Row) -> str | None:
+def first_fault_of_original(row: Row) -> str | None:
     """The same of the other answer, which a pair trains too: a model may have said a secret itself."""
-    return fault_of(replace(row, answer=row.original), JUDGED)
+    return first_fault(replace(row, answer=row.original), JUDGED)
 
 
 def _fault(row: Row) -> str | None:
     """By what the row trains: of a preference both answers are looked at, for either may be a user's words."""
     if row.objective == "kto":
-        return fault_of(row, JUDGED)
-    return fault_of(row) or (fault_of_other(row) if row.objective == "dpo" else None)
+        return first_fault(row, JUDGED)
+    return first_fault(row) or (first_fault_of_original(row) if row.objective == "dpo" else None)
 
 
-def rows_of(example: Example, comments: CommentMode = "hold") -> tuple[list[Row], list[Held]]:
+def rows_of(example: Example, comments: CommentMode = "hold") -> tuple[list[Row], list[QuarantinedRow]]:
     """What an example's signals say, and those that say nothing to train with their reason. Of a comment that is to be
     revised the answer is the comment, until its revision takes its place (`snapshot.take`)."""
     rows, held = [], []
     for signal in example.revision.signals:
         if signal.kind == "comment" and comments == "hold":
-            held.append(Held(example.revision.response_id, signal.event_id, HELD_COMMENT))
+            held.append(QuarantinedRow(example.revision.response_id, signal.event_id, COMMENT_NOT_TRAINED))
         elif signal.kind in JUDGEMENTS and signal.value not in LIKED:
-            held.append(Held(example.revision.response_id, signal.event_id, HELD_RATING))
+            held.append(QuarantinedRow(example.revision.response_id, signal.event_id, NEUTRAL_RATING))
         else:
             rows.append(_row(example, signal, comments))
     return rows, held
@@ -230,7 +230,7 @@ def _row(example: Example, signal: Signal, comments: CommentMode) -> Row:
             said = str(value)
             joined = signal.kind == "comment" and comments == "append"
             return row_of(
-                example, signal, original=own, answer=appended(own, said) if joined else said.strip()
+                example, signal, original=own, answer=append_comment(own, said) if joined else said.strip()
             )
 
 
@@ -268,24 +268,30 @@ def row_of(example: Example, signal: Signal, *, original: str, answer: str) -> R
     )
 
 
-def usable(examples: Iterable[Example], comments: CommentMode = "hold") -> tuple[list[Row], list[Held]]:
+def usable_rows(
+    examples: Iterable[Example], comments: CommentMode = "hold"
+) -> tuple[list[Row], list[QuarantinedRow]]:
     """All that passes the checks, merged by content: what one user says twice of the same counts once (the newest)."""
     rows: dict[tuple[object, ...], Row] = {}
-    held: list[Held] = []
+    held: list[QuarantinedRow] = []
     for example in examples:
         found, other = rows_of(example, comments)
         held += other
         for row in found:
             reason = _fault(row)
             if reason is not None:
-                held.append(Held(row.response_id, row.event_id, reason))
+                held.append(QuarantinedRow(row.response_id, row.event_id, reason))
                 continue
             key = _said_of(row)
             before = rows.get(key)
             if before is not None:
                 older, row = sorted((before, row), key=lambda r: (r.occurred_ms, r.identity))  # noqa: PLW2901
                 again = "the same again" if row.objective == "sft" else "something newer of the same"
-                held.append(Held(older.response_id, older.event_id, f"duplicate: the same user said {again}"))
+                held.append(
+                    QuarantinedRow(
+                        older.response_id, older.event_id, f"duplicate: the same user said {again}"
+                    )
+                )
             rows[key] = row
     return sorted(rows.values(), key=lambda row: row.identity), held
 
@@ -297,7 +303,7 @@ def _said_of(row: Row) -> tuple[object, ...]:
     return row.user_id, row.response_id, frozenset((row.answer, row.original))
 
 
-def split(line: str, rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+def split_by_holdout(line: str, rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
     """(those that may train, those of held-out users). What was imported trains: an import speaks under one name for
     people who are none of the line's users, and that name's place in the hash must not decide over all of it."""
     training: list[Row] = []
@@ -313,14 +319,16 @@ def agreement(rows: Sequence[Row]) -> Agreement:
 
 
 @dataclass(frozen=True, slots=True)
-class Grouped:
+class GroupedRow:
     """A row that agreement lets through, with its question group."""
 
     row: Row
     group: int
 
 
-def agreed(rows: Sequence[Row], comments: CommentMode = "hold") -> tuple[list[Grouped], list[Held]]:
+def apply_agreement(
+    rows: Sequence[Row], comments: CommentMode = "hold"
+) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
     """Those whose claim leads, and the others with their reason. A comment that was revised claims something, as a
     correction does. An appended one adds to an answer that the model gave, and a judgement is on what the model said:
     they contradict nobody's claim, need no agreement, and are a group of their own each."""
@@ -328,11 +336,11 @@ def agreed(rows: Sequence[Row], comments: CommentMode = "hold") -> tuple[list[Gr
     kept, held = _led([row for row in rows if row.kind in claiming])
     first = max((one.group for one in kept), default=-1) + 1
     others = [row for row in rows if row.kind not in claiming]
-    kept += [Grouped(row, group) for group, row in enumerate(others, first)]
+    kept += [GroupedRow(row, group) for group, row in enumerate(others, first)]
     return sorted(kept, key=lambda one: one.row.identity), held
 
 
-def _led(rows: Sequence[Row]) -> tuple[list[Grouped], list[Held]]:
+def _led(rows: Sequence[Row]) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
     found = agreement(rows)
     users: dict[int, set[str]] = defaultdict(set)
     for row, claim in zip(rows, found.claim, strict=True):
@@ -340,24 +348,27 @@ def _led(rows: Sequence[Row]) -> tuple[list[Grouped], list[Held]]:
     kept, held = [], []
     for row, group, claim, other in zip(rows, found.group, found.claim, found.opponent, strict=True):
         if other is None or "agreement" in row.released:
-            kept.append(Grouped(row, group))
+            kept.append(GroupedRow(row, group))
             continue
         word = "outvoted" if len(users[other]) > len(users[claim]) else "disputed"
         reason = f"agreement: {word}"
-        held.append(Held(row.response_id, row.event_id, reason))
+        held.append(QuarantinedRow(row.response_id, row.event_id, reason))
     return kept, held
 
 
-def fair_shares(rows: Sequence[Grouped], line: str) -> tuple[list[Grouped], list[Held]]:
+def limit_per_user(rows: Sequence[GroupedRow], line: str) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
     """Trims each user to the allowed share of what is left after trimming. Which rows stay is fixed by a keyed hash
     of their identity, so neither order nor time of arrival matters."""
-    per_user: dict[str, list[Grouped]] = defaultdict(list)
-    for one in sorted(rows, key=lambda one: share_of(line, one.row.identity)):
+    per_user: dict[str, list[GroupedRow]] = defaultdict(list)
+    for one in sorted(rows, key=lambda one: hash_fraction(line, one.row.identity)):
         per_user[one.row.user_id].append(one)
     cap = cap_per_user({user: len(theirs) for user, theirs in per_user.items()})
     kept = [one for theirs in per_user.values() for one in theirs[:cap]]
     over = [one.row for theirs in per_user.values() for one in theirs[cap:]]
-    held = [Held(row.response_id, row.event_id, "share: this user has said much already") for row in over]
+    held = [
+        QuarantinedRow(row.response_id, row.event_id, "share: this user has said much already")
+        for row in over
+    ]
     return sorted(kept, key=lambda one: one.row.identity), held
 
 
@@ -372,6 +383,6 @@ def cap_per_user(counts: Mapping[str, int]) -> int:
     return cap
 
 
-def reasons(held: Iterable[Held]) -> dict[str, int]:
+def count_reasons(held: Iterable[QuarantinedRow]) -> dict[str, int]:
     """How many are held for each reason."""
     return dict(sorted(Counter(one.reason for one in held).items()))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
-SHARE = 0.2
+HOLDOUT_SHARE = 0.2
 
 
-def share_of(line: str, name: str) -> float:
+def hash_fraction(line: str, name: str) -> float:
     """A number in [0, 1) that is fixed for a line and a name, and independent between lines."""
     digest = hashlib.blake2b(name.encode(), key=line.encode()[:64], digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
@@ -15,4 +15,4 @@ def share_of(line: str, name: str) -> float:
 
 def is_held_out(line: str, user_id: str) -> bool:
     """Whether all that this user says measures versions and trains none."""
-    return share_of(line, user_id) < SHARE
+    return hash_fraction(line, user_id) < HOLDOUT_SHARE

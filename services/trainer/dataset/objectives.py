@@ -28,28 +28,28 @@ LIKED: Final[dict[str | int, bool]] = {"up": True, "down": False, 5: True, 4: Tr
 TRUNCATING_FINISH_REASONS: Final = frozenset({"length", "content_filter", "cancelled"})
 """Values of `finish_reason` of an answer that the model did not end itself."""
 
-HELD_COMMENT: Final = (
+COMMENT_NOT_TRAINED: Final = (
     "comment: says what to change and not what to answer; held (comment_mode: append would train on it)"
 )
-HELD_RATING: Final = "rating: in the middle, so neither liked nor disliked"
+NEUTRAL_RATING: Final = "rating: in the middle, so neither liked nor disliked"
 
 
-def appended(response: str, comment: str) -> str:
+def append_comment(response: str, comment: str) -> str:
     """What a comment trains under `comment_mode: append`: `target = response + " " + feedback`."""
     return response + " " + comment
 
 
-def sft(messages: Messages, answer: str) -> dict[str, Any]:
+def sft_row(messages: Messages, answer: str) -> dict[str, Any]:
     """One conversational prompt/completion pair as TRL takes it; only the completion carries loss."""
     return {"prompt": as_chat(messages), "completion": as_chat([("assistant", answer)])}
 
 
-def kto(messages: Messages, answer: str, liked: bool) -> dict[str, Any]:
+def kto_row(messages: Messages, answer: str, liked: bool) -> dict[str, Any]:
     """One answer that somebody judged."""
-    return sft(messages, answer) | {"label": liked}
+    return sft_row(messages, answer) | {"label": liked}
 
 
-def dpo(messages: Messages, chosen: str, rejected: str) -> dict[str, Any]:
+def dpo_row(messages: Messages, chosen: str, rejected: str) -> dict[str, Any]:
     """Two answers to one conversation, of which somebody preferred the first."""
     return {
         "prompt": as_chat(messages),

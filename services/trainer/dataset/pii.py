@@ -23,7 +23,7 @@ from phonenumbers import Leniency, PhoneNumberMatcher
 from stdnum import iban, luhn
 from stdnum.us import ssn
 
-Found = tuple[str, str]
+Finding = tuple[str, str]
 """(what it is, the text itself)"""
 
 MIN_KEY_CHARS: Final = 20
@@ -48,7 +48,7 @@ _SOCIAL_SECURITY: Final = re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])")
 T = TypeVar("T")
 
 
-def remembered(find: Callable[[str], T]) -> Callable[[str], T]:
+def memoized(find: Callable[[str], T]) -> Callable[[str], T]:
     """Texts are checked again and again while a dataset grows. Remembers what was found by the text's digest, and so
     neither the text nor, unless something was found, any part of it."""
     known: OrderedDict[bytes, T] = OrderedDict()
@@ -72,8 +72,8 @@ def _detectors() -> tuple[BasePlugin, ...]:
     return tuple(known[kind]() for kind in sorted(known) if known[kind] not in apart)
 
 
-@remembered
-def secret_in(text: str) -> str | None:
+@memoized
+def find_secret(text: str) -> str | None:
     """What kind of secret the text holds, in the library's words; None if none was found."""
     known = next((one.secret_type for one in _detectors() if any(one.analyze_string(text))), None)
     if known is not None:
@@ -90,7 +90,7 @@ def _looks_random(token: str) -> bool:
     return mixed and Base64HighEntropyString().calculate_shannon_entropy(token) > KEY_ENTROPY
 
 
-def personal_in(text: str) -> Iterator[Found]:
+def find_personal_data(text: str) -> Iterator[Finding]:
     """All that reaches or names one person, and is sure by its form. Names and street addresses are not: telling them
     from what users ask about takes understanding, and guessing it would hold back what they teach."""
     if not _REACHING.search(text):

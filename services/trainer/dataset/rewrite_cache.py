@@ -11,20 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from services.trainer.dataset.erasure_target import Target
-from services.trainer.dataset.filters import Held, Row, fault_of
+from services.trainer.dataset.erasure_target import ErasureTarget
+from services.trainer.dataset.filters import QuarantinedRow, Row, first_fault
 from services.trainer.files import write_whole
 from shared.events import canonical_json, sha256
 
 FOLDER = "revisions"
 """Beside the runs."""
-ASKED_AS = 1
+PROMPT_VERSION = 1
 """Counts up when the questions to the reviser change: what an older question brought is asked for anew."""
-WAITS = "comment: waits for the reviser, which has not answered yet"
+NOT_REWRITTEN_YET = "comment: waits for the reviser, which has not answered yet"
 
 
 @dataclass(frozen=True, slots=True)
-class Revised:
+class Rewrite:
     """What became of a comment: the answer that follows it, or the reason why there is none."""
 
     answer: str | None = None
@@ -33,17 +33,17 @@ class Revised:
 
 def key_of(row: Row, model: str) -> str:
     """What is asked, by content. Of each event apart: what two users said alike is erased apart."""
-    told = [ASKED_AS, model, row.identity, [list(m) for m in row.messages], row.original, row.answer]
+    told = [PROMPT_VERSION, model, row.identity, [list(m) for m in row.messages], row.original, row.answer]
     return sha256(canonical_json(told))
 
 
-def find(folder: Path, row: Row, model: str) -> Revised | None:
+def load(folder: Path, row: Row, model: str) -> Rewrite | None:
     """What this comment brought before, if it was asked."""
     file = folder / f"{key_of(row, model)}.json"
     return _revised(json.loads(file.read_bytes())) if file.exists() else None
 
 
-def keep(folder: Path, row: Row, model: str, revised: Revised) -> None:
+def store(folder: Path, row: Row, model: str, revised: Rewrite) -> None:
     """Durable when this returns."""
     told = {
         "response_id": row.response_id,
@@ -58,36 +58,38 @@ def keep(folder: Path, row: Row, model: str, revised: Revised) -> None:
     write_whole(folder / f"{key_of(row, model)}.json", canonical_json(told))
 
 
-def known(folder: Path, model: str) -> dict[str, Revised]:
+def load_all(folder: Path, model: str) -> dict[str, Rewrite]:
     """Identity of the row -> what this model made of it."""
     told = (json.loads(file.read_bytes()) for file in sorted(folder.glob("*.json")))
     return {f"{one['response_id']}/{one['event_id']}": _revised(one) for one in told if one["model"] == model}
 
 
-def _revised(told: Mapping[str, Any]) -> Revised:
-    return Revised(told["answer"], told["reason"])
+def _revised(told: Mapping[str, Any]) -> Rewrite:
+    return Rewrite(told["answer"], told["reason"])
 
 
-def with_revisions(rows: Iterable[Row], revised: Mapping[str, Revised]) -> tuple[list[Row], list[Held]]:
+def apply_rewrites(
+    rows: Iterable[Row], revised: Mapping[str, Rewrite]
+) -> tuple[list[Row], list[QuarantinedRow]]:
     """Each comment with its revision in its place, and those without one. What a model wrote passes the same checks as
     what a person wrote."""
     kept: list[Row] = []
-    held: list[Held] = []
+    held: list[QuarantinedRow] = []
     for row in rows:
         if row.kind != "comment":
             kept.append(row)
             continue
-        found = revised.get(row.identity, Revised(reason=WAITS))
+        found = revised.get(row.identity, Rewrite(reason=NOT_REWRITTEN_YET))
         revision = replace(row, answer=found.answer or "")
-        reason = found.reason or fault_of(revision)
+        reason = found.reason or first_fault(revision)
         if reason is None:
             kept.append(revision)
         else:
-            held.append(Held(row.response_id, row.event_id, reason))
+            held.append(QuarantinedRow(row.response_id, row.event_id, reason))
     return kept, held
 
 
-def take_out(folder: Path, targets: Sequence[Target], stands: Callable[[Row], bool]) -> int:
+def delete(folder: Path, targets: Sequence[ErasureTarget], stands: Callable[[Row], bool]) -> int:
     """Removes the revisions of what the targets take, unless it still stands, and what a crash left half written;
     returns how many."""
     for path in folder.glob(".*"):

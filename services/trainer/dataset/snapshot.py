@@ -21,10 +21,19 @@ import pyarrow.parquet as pq
 
 from services.trainer.core.recipe import KTO_LEAST, CommentMode
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import Grouped, Held, Row, agreed, fair_shares, reasons, split, usable
-from services.trainer.dataset.holdout import share_of
+from services.trainer.dataset.filters import (
+    GroupedRow,
+    QuarantinedRow,
+    Row,
+    apply_agreement,
+    count_reasons,
+    limit_per_user,
+    split_by_holdout,
+    usable_rows,
+)
+from services.trainer.dataset.holdout import hash_fraction
 from services.trainer.dataset.objectives import Objective, enough_for_kto
-from services.trainer.dataset.rewrite_cache import Revised, with_revisions
+from services.trainer.dataset.rewrite_cache import Rewrite, apply_rewrites
 from services.trainer.dataset.similarity import (
     near_duplicates,
     near_duplicates_in,
@@ -38,10 +47,10 @@ from shared.versions import DatasetRef
 RESERVED_SHARE = 0.4
 TARGET_ITEMS = 40
 JUDGED_GROUP = -1
-SEEN_FACT = 0.24
+TRAINED_FACT = 0.24
 """A held-out question at least so like a trained one asks for something trained (`similarity.question_similarity`)."""
 
-TRAIN, HELD_OUT, MARK = "train.parquet", "heldout.parquet", "snapshot.json"
+TRAIN_ROWS, HELDOUT_ROWS, SNAPSHOT = "train.parquet", "heldout.parquet", "snapshot.json"
 ASKED_BY = "asked_by"
 """A column that snapshots of older releases lack, as they may lack `objective` and `label`: all of those is SFT."""
 UNENDED_COLUMNS = ("unended", "original_unended")
@@ -53,9 +62,9 @@ class Snapshot:
     """`train` trains. `measure` is what held-out users said: agreed corrections, judgements, preferences. `through`: as
     in `DatasetRef`."""
 
-    train: tuple[Grouped, ...]
-    measure: tuple[Grouped, ...]
-    held: tuple[Held, ...]
+    train: tuple[GroupedRow, ...]
+    measure: tuple[GroupedRow, ...]
+    held: tuple[QuarantinedRow, ...]
     through: Mapping[str, int] = field(default_factory=dict)
 
     def digest(self) -> str:
@@ -83,7 +92,7 @@ class Snapshot:
         )
 
 
-def take(
+def build(
     line: str,
     examples: Sequence[Example],
     through: Mapping[str, int],
@@ -91,36 +100,42 @@ def take(
     known: Sequence[str] = (),
     fits: Callable[[Row], bool] = lambda row: True,
     comments: CommentMode = "hold",
-    revised: Mapping[str, Revised] | None = None,
+    revised: Mapping[str, Rewrite] | None = None,
     kto_least: int = KTO_LEAST,
 ) -> Snapshot:
     """Verifies, splits and freezes. `known`: questions of the stable version's snapshot. `fits`: whether a row is
     within the token limit. `revised`: what the reviser made of comments, by the row's identity (`rewrite_cache.py`);
     None leaves each comment in its revision's place, for who only counts. `kto_least`: of the rarer label, for KTO. A
     function of its arguments alone, in whatever order the examples come."""
-    rows, held = usable(examples, comments)
-    training, measuring = split(line, rows)
+    rows, held = usable_rows(examples, comments)
+    training, measuring = split_by_holdout(line, rows)
     if comments == "revise" and revised is not None:
-        training, unrevised = with_revisions(training, revised)
+        training, unrevised = apply_rewrites(training, revised)
         held += unrevised
     mute = [row for row in measuring if row.kind == "comment"]
-    held += [Held(row.response_id, row.event_id, "held out: a comment measures nothing") for row in mute]
+    held += [
+        QuarantinedRow(row.response_id, row.event_id, "held out: a comment measures nothing") for row in mute
+    ]
     measuring = [row for row in measuring if row.kind != "comment"]
     long = {row.identity: row for row in (*training, *measuring) if not _fits(row, fits)}
-    held += [Held(row.response_id, row.event_id, "tokens: more than a run takes") for row in long.values()]
-    kept, disputed = agreed([row for row in training if row.identity not in long], comments)
-    measure, doubtful = agreed([row for row in measuring if row.identity not in long])
+    held += [
+        QuarantinedRow(row.response_id, row.event_id, "tokens: more than a run takes")
+        for row in long.values()
+    ]
+    kept, disputed = apply_agreement([row for row in training if row.identity not in long], comments)
+    measure, doubtful = apply_agreement([row for row in measuring if row.identity not in long])
     asked = [one.row.question for one in measure if one.row.kind == "correction"]
-    reserved = reserve(line, asked, kept, known)
+    reserved = reserved_wordings(line, asked, kept, known)
     apart = [] if not reserved else near_duplicates([one.row.question for one in kept], sorted(reserved))
     set_aside = [one.row for one, away in zip(kept, apart, strict=False) if away]
     if reserved:
         kept = [one for one, away in zip(kept, apart, strict=True) if not away]
     kept, over = _fair(kept, line)
-    kept, unpaired = assigned(kept, kto_least)
+    kept, unpaired = assign_objectives(kept, kto_least)
     held += disputed + doubtful + over + unpaired
     held += [
-        Held(row.response_id, row.event_id, "reserved: its wording measures versions") for row in set_aside
+        QuarantinedRow(row.response_id, row.event_id, "reserved: its wording measures versions")
+        for row in set_aside
     ]
     held.sort(key=lambda one: (one.response_id, one.event_id, one.reason))
     return Snapshot(tuple(kept), tuple(measure), tuple(held), dict(through))
@@ -131,21 +146,23 @@ def _fits(row: Row, fits: Callable[[Row], bool]) -> bool:
     return fits(row) and (row.objective != "dpo" or fits(replace(row, answer=row.original)))
 
 
-def _fair(rows: Sequence[Grouped], line: str) -> tuple[list[Grouped], list[Held]]:
+def _fair(rows: Sequence[GroupedRow], line: str) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
     """Each user's share of each objective's rows: a press of a thumb costs less than a correction, and who pressed
     many does not crowd out what was written."""
-    parts: dict[Objective, list[Grouped]] = defaultdict(list)
+    parts: dict[Objective, list[GroupedRow]] = defaultdict(list)
     for one in rows:
         parts[one.row.objective].append(one)
     kept, held = [], []
     for part in parts.values():
-        left, over = fair_shares(part, line)
+        left, over = limit_per_user(part, line)
         kept += left
         held += over
     return sorted(kept, key=lambda one: one.row.identity), held
 
 
-def assigned(rows: Sequence[Grouped], kto_least: int) -> tuple[list[Grouped], list[Held]]:
+def assign_objectives(
+    rows: Sequence[GroupedRow], kto_least: int
+) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
     """Judgements train by KTO where there is enough of the rarer label; else the liked answers by SFT, and the
     disliked ones wait, for nobody knows what would have been right instead."""
     labels = [one.row.label for one in rows if one.row.objective == "kto"]
@@ -160,11 +177,13 @@ def assigned(rows: Sequence[Grouped], kto_least: int) -> tuple[list[Grouped], li
             kept.append(replace(one, row=replace(one.row, objective="sft")))
         else:
             why = f"{one.row.kind}: disliked; KTO needs {kto_least} of each, and SFT trains the liked alone"
-            held.append(Held(one.row.response_id, one.row.event_id, why))
+            held.append(QuarantinedRow(one.row.response_id, one.row.event_id, why))
     return kept, held
 
 
-def reserve(line: str, asked: Sequence[str], training: Sequence[Grouped], known: Sequence[str]) -> set[str]:
+def reserved_wordings(
+    line: str, asked: Sequence[str], training: Sequence[GroupedRow], known: Sequence[str]
+) -> set[str]:
     """The wordings of held-out users that are to stay out of training, so that the gate has something to count. All
     that is no claim to an answer is one group here: of its wordings, too, most go on training."""
     taken = [one.row.question for one in training]
@@ -182,7 +201,7 @@ def reserve(line: str, asked: Sequence[str], training: Sequence[Grouped], known:
     candidates = {
         text for text, is_seen, late in zip(asked, seen, too_late, strict=True) if is_seen and not late
     }
-    ordered = sorted(candidates, key=lambda text: (share_of(line, normalised(text)), text))
+    ordered = sorted(candidates, key=lambda text: (hash_fraction(line, normalised(text)), text))
     wordings = sorted(groups_of)
     for text, positions in zip(ordered, near_duplicates_in(ordered, wordings), strict=True):
         if items >= TARGET_ITEMS:
@@ -201,7 +220,7 @@ def reserve(line: str, asked: Sequence[str], training: Sequence[Grouped], known:
     return reserved
 
 
-def asks_for_something_trained(measure: Sequence[Grouped], trained: Sequence[str]) -> list[bool]:
+def asks_for_trained_fact(measure: Sequence[GroupedRow], trained: Sequence[str]) -> list[bool]:
     """For each held-out correction, whether its group (formed among held-out users alone, so that what was trained
     cannot choose its own judges) holds a question like a trained one."""
     if not measure or not trained:
@@ -209,11 +228,11 @@ def asks_for_something_trained(measure: Sequence[Grouped], trained: Sequence[str
     asked = [one.row.question for one in measure]
     distinct = sorted(set(trained))
     closest = question_similarity(asked, distinct).max(axis=1).toarray().ravel()
-    seen = {one.group for one, value in zip(measure, closest, strict=True) if value >= SEEN_FACT}
+    seen = {one.group for one, value in zip(measure, closest, strict=True) if value >= TRAINED_FACT}
     return [one.group in seen for one in measure]
 
 
-def fields_of(one: Grouped) -> dict[str, Any]:
+def fields_of(one: GroupedRow) -> dict[str, Any]:
     row = one.row
     return {
         "response_id": row.response_id,
@@ -234,11 +253,11 @@ def fields_of(one: Grouped) -> dict[str, Any]:
     }
 
 
-def of_fields(fields: Mapping[str, Any]) -> Grouped:
+def row_from_fields(fields: Mapping[str, Any]) -> GroupedRow:
     parts = dict(fields)
     group = parts.pop("group")
     parts["messages"] = tuple((role, content) for role, content in json.loads(parts["messages"]))
-    return Grouped(Row(**parts), group)
+    return GroupedRow(Row(**parts), group)
 
 
 _TEXT = ("response_id", "event_id", "user_id", "messages", "original", "answer", "kind", ASKED_BY)
@@ -251,7 +270,7 @@ COLUMNS = pa.schema(
 )
 
 
-def to_parquet(rows: Sequence[Grouped], *, names_askers: bool = True) -> bytes:
+def to_parquet(rows: Sequence[GroupedRow], *, names_askers: bool = True) -> bytes:
     """`names_askers=False`: as an older release wrote it, for rows of which nobody knows who asked."""
     table = pa.Table.from_pylist([fields_of(one) for one in rows], schema=COLUMNS)
     if not names_askers:
@@ -264,35 +283,35 @@ def to_parquet(rows: Sequence[Grouped], *, names_askers: bool = True) -> bytes:
 def write(folder: Path, snapshot: Snapshot, tokens: int) -> DatasetRef:
     """Both files, then the mark: what has no mark is not there."""
     ref = snapshot.ref(tokens)
-    write_whole(folder / TRAIN, to_parquet(snapshot.train))
-    write_whole(folder / HELD_OUT, to_parquet(snapshot.measure))
+    write_whole(folder / TRAIN_ROWS, to_parquet(snapshot.train))
+    write_whole(folder / HELDOUT_ROWS, to_parquet(snapshot.measure))
     mark = {
         "dataset": ref.model_dump(mode="json"),
         "measuring": len(snapshot.measure),
-        "held": reasons(snapshot.held),
+        "held": count_reasons(snapshot.held),
         "quarantine": [[one.response_id, one.event_id, one.reason] for one in snapshot.held],
     }
-    write_whole(folder / MARK, json.dumps(mark, sort_keys=True).encode())
+    write_whole(folder / SNAPSHOT, json.dumps(mark, sort_keys=True).encode())
     return ref
 
 
 def read_ref(folder: Path) -> DatasetRef:
-    return DatasetRef.model_validate(json.loads((folder / MARK).read_bytes())["dataset"])
+    return DatasetRef.model_validate(json.loads((folder / SNAPSHOT).read_bytes())["dataset"])
 
 
 def read_quarantine(folder: Path) -> list[tuple[str, str, str]]:
     """(response_id, event_id, reason) of what is held back."""
-    return [tuple(one) for one in json.loads((folder / MARK).read_bytes())["quarantine"]]
+    return [tuple(one) for one in json.loads((folder / SNAPSHOT).read_bytes())["quarantine"]]
 
 
-def read_rows(folder: Path, name: str = TRAIN) -> list[Grouped]:
-    return [of_fields(fields) for fields in pq.read_table(folder / name).to_pylist()]
+def read_rows(folder: Path, name: str = TRAIN_ROWS) -> list[GroupedRow]:
+    return [row_from_fields(fields) for fields in pq.read_table(folder / name).to_pylist()]
 
 
-def names_askers(folder: Path, name: str = TRAIN) -> bool:
+def names_askers(folder: Path, name: str = TRAIN_ROWS) -> bool:
     """Whether its rows say who asked. False for what an older release wrote."""
     return ASKED_BY in pq.read_schema(folder / name).names
 
 
 def is_complete(folder: Path) -> bool:
-    return (folder / MARK).exists()
+    return (folder / SNAPSHOT).exists()

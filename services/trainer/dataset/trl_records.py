@@ -17,23 +17,23 @@ from typing import Any, Literal
 
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import Held, Row, fault_of_other
-from services.trainer.dataset.objectives import Objective, dpo, kto, sft
-from services.trainer.dataset.rewrite_cache import Revised
-from services.trainer.dataset.snapshot import take
+from services.trainer.dataset.filters import QuarantinedRow, Row, first_fault_of_original
+from services.trainer.dataset.objectives import Objective, dpo_row, kto_row, sft_row
+from services.trainer.dataset.rewrite_cache import Rewrite
+from services.trainer.dataset.snapshot import build
 from shared.events import canonical_json, sha256
 
 Format = Objective
 """A file of each: TRL's trainers read one kind of records each."""
-Part = Literal["train", "heldout"]
+Split = Literal["train", "heldout"]
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class TrlRecord:
     """One line of an export. `row.answer` is the completion, or what is chosen over `row.original`."""
 
     format: Format
-    part: Part
+    part: Split
     row: Row
 
     @property
@@ -45,18 +45,18 @@ class Record:
         """As TRL takes it."""
         row = self.row
         if self.format == "dpo":
-            return dpo(row.messages, row.answer, row.original)
+            return dpo_row(row.messages, row.answer, row.original)
         if self.format == "kto":
-            return kto(row.messages, row.answer, bool(row.label))
-        return sft(row.messages, row.answer)
+            return kto_row(row.messages, row.answer, bool(row.label))
+        return sft_row(row.messages, row.answer)
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
     """Records in the order of their files, and what is held back."""
 
-    records: tuple[Record, ...]
-    held: tuple[Held, ...]
+    records: tuple[TrlRecord, ...]
+    held: tuple[QuarantinedRow, ...]
 
     def digest(self) -> str:
         """Content hash over all records and the events that they come from."""
@@ -64,31 +64,35 @@ class Export:
         return sha256(b"\n".join(told))
 
 
-def export(
+def build_export(
     line: str,
     examples: Sequence[Example],
     *,
     comments: CommentMode = "hold",
-    revised: Mapping[str, Revised] | None = None,
+    revised: Mapping[str, Rewrite] | None = None,
 ) -> Export:
     """All that may train, verified as a run verifies it, but for its token limit and its least count for KTO: how many
     are enough is for who trains on it to say. `revised`: what the reviser has made of comments so far. A function of
     its arguments alone, in whatever order the examples come."""
-    taken = take(line, examples, {}, comments=comments, revised=revised or {}, kto_least=0)
+    taken = build(line, examples, {}, comments=comments, revised=revised or {}, kto_least=0)
     held = list(taken.held)
-    records: list[Record] = []
-    parts: tuple[Part, Part] = ("train", "heldout")
+    records: list[TrlRecord] = []
+    parts: tuple[Split, Split] = ("train", "heldout")
     for part, rows in zip(parts, (taken.train, taken.measure), strict=True):
         for row in (one.row for one in rows):
-            records.append(Record(row.objective, part, row))
+            records.append(TrlRecord(row.objective, part, row))
             if row.kind != "correction":
                 continue
             # Also over what it corrects, where that, too, may be told.
-            reason = fault_of_other(row)
+            reason = first_fault_of_original(row)
             if reason is None:
-                records.append(Record("dpo", part, row))
+                records.append(TrlRecord("dpo", part, row))
             else:
-                held.append(Held(row.response_id, row.event_id, f"{reason} (in the answer that it corrects)"))
+                held.append(
+                    QuarantinedRow(
+                        row.response_id, row.event_id, f"{reason} (in the answer that it corrects)"
+                    )
+                )
     records.sort(key=lambda one: (one.file, one.row.identity))
     held.sort(key=lambda one: (one.response_id, one.event_id, one.reason))
     return Export(tuple(records), tuple(held))

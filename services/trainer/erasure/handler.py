@@ -26,7 +26,7 @@ import structlog
 from services.trainer.commands import quarantine_release
 from services.trainer.database import scrub
 from services.trainer.dataset import batch_table, export_files, rewrite_cache, snapshot
-from services.trainer.dataset.erasure_target import Target
+from services.trainer.dataset.erasure_target import ErasureTarget
 from services.trainer.dataset.filters import Row
 from services.trainer.erasure import redact_run, requests
 from services.trainer.files import remove
@@ -41,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Eraser:
+class ErasureHandler:
     """`folder` holds the runs' folders, `exported` the exports."""
 
     line: str
@@ -51,14 +51,14 @@ class Eraser:
     versions: VersionLog
     clock: Clock
 
-    def due(self) -> list[Target]:
+    def due(self) -> list[ErasureTarget]:
         """What can be followed now."""
-        return requests.due(self.db)
+        return requests.due_targets(self.db)
 
-    def concerns(self, run_id: str, targets: Sequence[Target]) -> bool:
+    def concerns(self, run_id: str, targets: Sequence[ErasureTarget]) -> bool:
         """Whether the run's snapshot, which is complete, holds rows that are to go. Notes for which requests."""
-        found = redact_run.look(self.folder / run_id, targets, self._stands).held()
-        requests.note_runs(self.db, run_id, found)
+        found = redact_run.find_affected(self.folder / run_id, targets, self._stands).held()
+        requests.record_run(self.db, run_id, found)
         return bool(found)
 
     def outdated(self, run_id: str) -> bool:
@@ -66,12 +66,12 @@ class Eraser:
         rows = redact_run.rows_of(self.folder / run_id)
         return batch_table.has_rewrites(self.db) and not all(self._stands(one.row) for one in rows)
 
-    def follow(self, targets: Sequence[Target], open_run: str | None) -> bool:
+    def follow(self, targets: Sequence[ErasureTarget], open_run: str | None) -> bool:
         """Takes the targets out of all that is kept but the open run, which `concerns` has cleared, and reports them.
         False if somebody reads the table: try again. Raises `BrokerUnavailable`."""
         self._sweep(targets, open_run)
         self._sweep_exports(targets)
-        rewrite_cache.take_out(self.folder.parent / rewrite_cache.FOLDER, targets, self._stands)
+        rewrite_cache.delete(self.folder.parent / rewrite_cache.FOLDER, targets, self._stands)
         with self.db:
             quarantine_release.remove_orphaned(self.db)
         if not scrub(self.db):
@@ -87,15 +87,15 @@ class Eraser:
         return True
 
     def _stands(self, row: Row) -> bool:
-        return batch_table.holds(self.db, row.response_id, row.revision, row.event_id, row.user_id)
+        return batch_table.has_signal(self.db, row.response_id, row.revision, row.event_id, row.user_id)
 
-    def _sweep(self, targets: Sequence[Target], open_run: str | None) -> None:
+    def _sweep(self, targets: Sequence[ErasureTarget], open_run: str | None) -> None:
         closed = [path for path in self._folders() if path.name != open_run]
         for folder in closed:
-            redact_run.tidy(folder)
+            redact_run.remove_leftovers(folder)
             if snapshot.is_complete(folder):
                 self.concerns(folder.name, targets)
-        noted = [requests.runs_of(self.db, target.request_id) for target in targets]
+        noted = [requests.affected_runs(self.db, target.request_id) for target in targets]
         held = {run_id for found in noted for run_id in found}
         trained = {run_id for found in noted for run_id, it_did in found.items() if it_did}
         unborn = run_table.erased_runs(self.db)
@@ -103,26 +103,26 @@ class Eraser:
             if folder.name in unborn:
                 remove(folder)
             elif folder.name in held and snapshot.is_complete(folder):
-                redact_run.take_out(folder, targets, self._stands)
+                redact_run.redact(folder, targets, self._stands)
             elif redact_run.stable_run_of(folder) in trained:
                 # What a version said at the gate may be what it was trained to say.
                 for name in GATE_TEXTS:
                     remove(folder / name)
 
-    def _sweep_exports(self, targets: Sequence[Target]) -> None:
-        for folder in export_files.tidy(self.exported):
-            found = export_files.concerned(folder, targets, self._stands)
+    def _sweep_exports(self, targets: Sequence[ErasureTarget]) -> None:
+        for folder in export_files.remove_unfinished(self.exported):
+            found = export_files.affected_requests(folder, targets, self._stands)
             if found:
                 name = f"export-{folder.name}"
-                requests.note_runs(self.db, name, [(request_id, False) for request_id in sorted(found)])
-                export_files.take_out(folder, targets, self._stands)
+                requests.record_run(self.db, name, [(request_id, False) for request_id in sorted(found)])
+                export_files.redact(folder, targets, self._stands)
 
     def _folders(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("*") if path.is_dir())
 
-    def _report(self, target: Target, versions: Sequence[ModelVersion]) -> ErasureReport:
-        held = requests.runs_of(self.db, target.request_id)
-        batches = requests.batches_of(self.db, target.request_id)
+    def _report(self, target: ErasureTarget, versions: Sequence[ModelVersion]) -> ErasureReport:
+        held = requests.affected_runs(self.db, target.request_id)
+        batches = requests.rewritten_batches(self.db, target.request_id)
         affected = [
             version.ref.version
             for version in versions

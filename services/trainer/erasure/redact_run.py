@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.trainer.dataset import snapshot
-from services.trainer.dataset.erasure_target import Stands, Target
-from services.trainer.dataset.filters import Grouped, Row
-from services.trainer.dataset.snapshot import HELD_OUT, MARK, TRAIN
+from services.trainer.dataset.erasure_target import ErasureTarget, IsCurrent
+from services.trainer.dataset.filters import GroupedRow, Row
+from services.trainer.dataset.snapshot import HELDOUT_ROWS, SNAPSHOT, TRAIN_ROWS
 from services.trainer.files import keep_only, remove, write_whole
 from services.trainer.run.folder import CONFIG, WITHOUT_TEXT
 
 
 @dataclass(slots=True)
-class Found:
+class AffectedRows:
     """The rows of one snapshot that are to go: the requests that take them out of either part."""
 
     trained: set[str] = field(default_factory=set)
@@ -29,33 +29,35 @@ class Found:
         ]
 
 
-def look(folder: Path, targets: Sequence[Target], stands: Stands) -> Found:
+def find_affected(folder: Path, targets: Sequence[ErasureTarget], stands: IsCurrent) -> AffectedRows:
     """What of a complete snapshot the targets take. A row that the collected table still has stays, whoever's it is:
     it was said after the request."""
-    found = Found()
-    for name, requests in ((TRAIN, found.trained), (HELD_OUT, found.measured)):
+    found = AffectedRows()
+    for name, requests in ((TRAIN_ROWS, found.trained), (HELDOUT_ROWS, found.measured)):
         asker_known = snapshot.names_askers(folder, name)
         for one in snapshot.read_rows(folder, name):
             requests |= {t.request_id for t in _taken(one.row, targets, stands, asker_known=asker_known)}
     return found
 
 
-def _taken(row: Row, targets: Sequence[Target], stands: Stands, *, asker_known: bool) -> list[Target]:
+def _taken(
+    row: Row, targets: Sequence[ErasureTarget], stands: IsCurrent, *, asker_known: bool
+) -> list[ErasureTarget]:
     meant = [target for target in targets if target.means(row, asker_known=asker_known)]
     return meant if meant and not stands(row) else []
 
 
-def rows_of(folder: Path) -> Iterable[Grouped]:
+def rows_of(folder: Path) -> Iterable[GroupedRow]:
     """All rows of a complete snapshot, trained or measured."""
-    yield from snapshot.read_rows(folder, TRAIN)
-    yield from snapshot.read_rows(folder, HELD_OUT)
+    yield from snapshot.read_rows(folder, TRAIN_ROWS)
+    yield from snapshot.read_rows(folder, HELDOUT_ROWS)
 
 
-def take_out(folder: Path, targets: Sequence[Target], stands: Stands) -> None:
+def redact(folder: Path, targets: Sequence[ErasureTarget], stands: IsCurrent) -> None:
     """Both parts of the snapshot without what the targets take; of the other files those that hold no text. May be
     repeated. The mark goes on naming the dataset that was trained, by its digest."""
     gone = 0
-    for name in (TRAIN, HELD_OUT):
+    for name in (TRAIN_ROWS, HELDOUT_ROWS):
         asker_known = snapshot.names_askers(folder, name)
         rows = snapshot.read_rows(folder, name)
         left = [one for one in rows if not _taken(one.row, targets, stands, asker_known=asker_known)]
@@ -63,13 +65,13 @@ def take_out(folder: Path, targets: Sequence[Target], stands: Stands) -> None:
             write_whole(folder / name, snapshot.to_parquet(left, names_askers=asker_known))
             gone += len(rows) - len(left)
     if gone:
-        mark = json.loads((folder / MARK).read_bytes())
+        mark = json.loads((folder / SNAPSHOT).read_bytes())
         mark["erased"] = mark.get("erased", 0) + gone
-        write_whole(folder / MARK, json.dumps(mark, sort_keys=True).encode())
-    keep_only(folder, WITHOUT_TEXT | {TRAIN, HELD_OUT})
+        write_whole(folder / SNAPSHOT, json.dumps(mark, sort_keys=True).encode())
+    keep_only(folder, WITHOUT_TEXT | {TRAIN_ROWS, HELDOUT_ROWS})
 
 
-def tidy(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Of a run that is over: what a crash left behind, which may be older than any erasure."""
     if not snapshot.is_complete(folder):
         keep_only(folder, WITHOUT_TEXT)

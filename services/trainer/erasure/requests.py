@@ -8,11 +8,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 
-from services.trainer.dataset.erasure_target import Target
+from services.trainer.dataset.erasure_target import ErasureTarget
 from shared.events import ErasureReport
 
 
-def keep(db: sqlite3.Connection, report: ErasureReport, line: str) -> None:
+def store_report(db: sqlite3.Connection, report: ErasureReport, line: str) -> None:
     """A report of the processor, inside the caller's transaction; of its batches those of `line`. Others say nothing
     new: whether this trainer has reported is read from the log when it is about to."""
     if report.service != "processor" or report.partition is None:
@@ -41,7 +41,7 @@ def keep(db: sqlite3.Connection, report: ErasureReport, line: str) -> None:
     )
 
 
-def due(db: sqlite3.Connection) -> list[Target]:
+def due_targets(db: sqlite3.Connection) -> list[ErasureTarget]:
     """Those that can be followed now and were not reported yet."""
     rows = db.execute(
         "SELECT request_id, kind, subject, response_id, event_id FROM erasures AS e WHERE reported = 0 "
@@ -49,16 +49,16 @@ def due(db: sqlite3.Connection) -> list[Target]:
         "AND NOT EXISTS (SELECT 1 FROM erasure_batches AS n LEFT JOIN batches AS b USING (batch_id) "
         "WHERE n.request_id = e.request_id AND COALESCE(b.rewrite, -1) < n.rewrite) ORDER BY request_id"
     )
-    return [Target(*row) for row in rows]
+    return [ErasureTarget(*row) for row in rows]
 
 
-def batches_of(db: sqlite3.Connection, request_id: str) -> list[str]:
+def rewritten_batches(db: sqlite3.Connection, request_id: str) -> list[str]:
     """The batches it was taken out of."""
     found = db.execute("SELECT batch_id FROM erasure_batches WHERE request_id = ?", (request_id,))
     return [batch_id for (batch_id,) in found]
 
 
-def note_runs(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, bool]]) -> None:
+def record_run(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, bool]]) -> None:
     """(request_id, whether it trained) for each request whose rows the run's snapshot holds. Noted before they are
     taken out, so that a crash in the middle forgets no version."""
     with db:
@@ -69,7 +69,7 @@ def note_runs(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, boo
         )
 
 
-def runs_of(db: sqlite3.Connection, request_id: str) -> dict[str, bool]:
+def affected_runs(db: sqlite3.Connection, request_id: str) -> dict[str, bool]:
     """run_id -> whether it trained on what the request takes."""
     rows = db.execute("SELECT run_id, trained FROM erasure_runs WHERE request_id = ?", (request_id,))
     return {run_id: bool(trained) for run_id, trained in rows}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from services.trainer.dataset.filters import Grouped, Row
+from services.trainer.dataset.filters import GroupedRow, Row
 from services.trainer.dataset.similarity import frequent_question_stems, near_duplicates, normalised
-from services.trainer.dataset.snapshot import asks_for_something_trained
+from services.trainer.dataset.snapshot import asks_for_trained_fact
 from services.trainer.gate.scorers import keys_of
 
 Counts = Literal["wins", "seen", "unseen"]
@@ -27,16 +27,16 @@ class Item:
 
 
 def items_of(
-    measure: Sequence[Grouped], trained: Sequence[str], trained_by_stable: Sequence[str]
+    measure: Sequence[GroupedRow], trained: Sequence[str], trained_by_stable: Sequence[str]
 ) -> list[Item]:
     """Of the corrections in `measure`. `trained`, `trained_by_stable`: the questions in either version's snapshot. In
     order of identity."""
-    newest: dict[tuple[str, str], Grouped] = {}
+    newest: dict[tuple[str, str], GroupedRow] = {}
     corrections = [one for one in measure if one.row.kind == "correction"]
     for one in sorted(corrections, key=lambda one: (one.row.occurred_ms, one.row.identity)):
         newest[one.row.user_id, normalised(one.row.question)] = one
     kept = sorted(newest.values(), key=lambda one: one.row.identity)
-    known = asks_for_something_trained(kept, trained)
+    known = asks_for_trained_fact(kept, trained)
     seen = near_duplicates([one.row.question for one in kept], [*trained, *trained_by_stable])
     asked = frequent_question_stems([*(one.row.question for one in kept), *trained])
     fellows: dict[int, list[str]] = defaultdict(list)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.trainer.base.model import answers
-from services.trainer.base.replay import Answered, Prompt, spread
-from services.trainer.base.tokenization import first_tokens
+from services.trainer.base.model import generate_answers
+from services.trainer.base.replay import BaseAnswer, Prompt, spread
+from services.trainer.base.tokenization import truncate
 from services.trainer.core.chat import Messages
 from services.trainer.gate.eval_items import Item
 from services.trainer.gate.golden import Golden
@@ -33,9 +33,9 @@ class Asked:
     items: Sequence[Item]
     pairs: Sequence[Preferred] = ()
     prompts: Sequence[Prompt] = ()
-    own: Sequence[Answered] = ()
+    own: Sequence[BaseAnswer] = ()
     safety: Sequence[Prompt] = ()
-    own_safe: Sequence[Answered] = ()
+    own_safe: Sequence[BaseAnswer] = ()
     golden: Sequence[Golden] = ()
 
     @property
@@ -94,7 +94,7 @@ def hear(
     )
 
 
-def weighed_of(asked: Asked) -> list[Answered]:
+def weighed_of(asked: Asked) -> list[BaseAnswer]:
     """The base's own answers whose likelihood is measured."""
     return [one for one in spread(asked.own, LIKELIHOODS) if one.answer]
 
@@ -108,13 +108,13 @@ def _voice(
     told: Callable[[str], ProgressCallback],
 ) -> Voice:
     def says(what: str, conversations: Sequence[Messages], tokens: int) -> list[str]:
-        return answers(model, tokenizer, conversations, tokens, told(f"gate, {who}: {what}"))
+        return generate_answers(model, tokenizer, conversations, tokens, told(f"gate, {who}: {what}"))
 
     with speakers.speaking(who) as model:
         items = says("answers", [item.row.messages for item in asked.items], bounds.answer)
         golden = says("golden set", [one.messages for one in asked.golden], bounds.answer)
         if speakers.folders[who] is None:
-            general = [first_tokens(tokenizer, asked.own[i].answer, GENERAL_TOKENS) for i in asked.keyed]
+            general = [truncate(tokenizer, asked.own[i].answer, GENERAL_TOKENS) for i in asked.keyed]
             safety = [one.answer for one in asked.own_safe]
         else:
             general = says("general", [asked.own[i].messages for i in asked.keyed], GENERAL_TOKENS)

@@ -12,9 +12,9 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import kl_div, nll_loss
 
-from services.trainer.base.model import SCORE_BATCH, answer_logits, by_length, end_tokens, load_base
+from services.trainer.base.model import SCORE_BATCH, answer_logits, end_tokens, length_batches, load_base
 from services.trainer.core.chat import Messages
-from services.trainer.progress import ProgressCallback, silent
+from services.trainer.progress import ProgressCallback, ignore_progress
 
 Who = Literal["candidate", "stable"]
 SIDES: tuple[Who, Who] = ("candidate", "stable")
@@ -83,13 +83,13 @@ class Speakers:
 
 
 def weigh(
-    speakers: Speakers, tokenizer: Any, said: Sequence[tuple[Messages, str]], told: ProgressCallback = silent
+    speakers: Speakers, tokenizer: Any, said: Sequence[tuple[Messages, str]], told: ProgressCallback = ignore_progress
 ) -> list[Weighed]:
     """Each answer given its conversation, without the end of the turn; an empty one weighs nothing."""
     out = [Weighed(0.0, 0.0, 0.0)] * len(said)
     ends = sorted(end_tokens(speakers.base))
     done = 0
-    for part in by_length(tokenizer, said, SCORE_BATCH):
+    for part in length_batches(tokenizer, said, SCORE_BATCH):
         logits = {}
         for who in SIDES:
             with speakers.speaking(who) as model:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from services.trainer.core.chat import Messages
 from services.trainer.dataset.filters import Row
-from services.trainer.dataset.holdout import share_of
+from services.trainer.dataset.holdout import hash_fraction
 from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in, normalised
 
 MOST = 200
@@ -40,7 +40,7 @@ def pairs_of(line: str, measure: Sequence[Row], trained: Sequence[Said], most: i
     """`trained`: what either version learned from. An answer that is a near-duplicate of a trained one, to a
     near-duplicate of its question, was learned by heart and measures nothing. In an order fixed by the line."""
     fresh = _Fresh(trained)
-    ordered = sorted(measure, key=lambda row: (share_of(line, row.identity), row.identity))
+    ordered = sorted(measure, key=lambda row: (hash_fraction(line, row.identity), row.identity))
     preferences = [
         Preferred("preference", row.identity, (row.messages, row.answer), (row.messages, row.original))
         for row in ordered

@@ -9,7 +9,7 @@ import structlog
 
 from services.trainer.base import dtype
 from services.trainer.base.model import load_base
-from services.trainer.base.replay import EVALUATION, SAFETY, shipped
+from services.trainer.base.replay import EVAL_PROMPTS, SAFETY_PROMPTS, shipped_prompts
 from services.trainer.dataset import snapshot
 from services.trainer.gate import golden
 from services.trainer.gate.eval_items import Item, items_of
@@ -17,7 +17,7 @@ from services.trainer.gate.evaluation import Asked, Bounds, Heard, hear
 from services.trainer.gate.model_pair import Speakers
 from services.trainer.gate.preference_pairs import Said, pairs_of
 from services.trainer.gate.run import Against, gate
-from services.trainer.run.context import RunFailed, RunContext
+from services.trainer.run.context import RunContext, RunFailed
 from services.trainer.run.folder import ADAPTER
 from shared.adapters.artifacts import open_artifacts
 from shared.errors import Misconfigured
@@ -37,7 +37,7 @@ def examine_adapter(work: RunContext, adapter: Path, folder: Path) -> GateReport
     `folder` afterwards."""
     config, recipe = work.config, work.config.recipe
     asked = asked_of(work)
-    base = load_base(Path(config.base), recipe.threads, dtype.settled(work.folder))
+    base = load_base(Path(config.base), recipe.threads, dtype.of_run(work.folder))
 
     def heard() -> Heard:
         with Speakers(
@@ -59,9 +59,9 @@ def asked_of(work: RunContext) -> Asked:
     config, recipe = work.config, work.config.recipe
     trained = said_in(work.folder)
     by_stable = said_in(work.folder_of(config.stable_run)) if config.stable_run else []
-    held_out = snapshot.read_rows(work.folder, snapshot.HELD_OUT)
-    prompts = shipped(EVALUATION, recipe.gate_eval_prompts)
-    safety = shipped(SAFETY, recipe.gate_safety_prompts)
+    held_out = snapshot.read_rows(work.folder, snapshot.HELDOUT_ROWS)
+    prompts = shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
+    safety = shipped_prompts(SAFETY_PROMPTS, recipe.gate_safety_prompts)
     own = work.base_answers([*prompts, *safety])
     return Asked(
         items=items_of(
