@@ -1,7 +1,8 @@
-"""What tests of inference share: records, a model that is none, adapters that are."""
+"""Factories of the inference tests: versions, rollout records, requests, fakes, LoRA adapters."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -12,69 +13,122 @@ from services.inference.core.generation_request import (
     GenerationRequest,
     GenerationResult,
     Piece,
-    BatchRow,
     Sampling,
 )
+from services.inference.engine.batching import BatchRow
+from services.inference.engine.in_memory import InMemoryEngine
+from services.inference.engine.port import Generation, GenerationListener, InferenceEngine
 from shared.errors import BadArtifact
-from shared.events import sha256
+from shared.events import Message, sha256
 from shared.versions import RolloutRecord, VersionRef, version_name
 
-AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+DECIDED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LINE = "assistant"
 
 
-def reference(line: str, number: int | None, digest: str | None = None, **also: Any) -> VersionRef:
+def version_ref(line: str, number: int | None, digest: str | None = None, **overrides: Any) -> VersionRef:
+    """Return a reference to version `number` of `line`, or to its base if that is None."""
     digest = digest or sha256(f"{line} {number}".encode())
-    kind = "base" if number is None else "lora"
-    uri = "" if number is None else f"artifact:{digest}"
     fields = {
         "version": version_name(line, number, digest),
-        "kind": kind,
-        "uri": uri,
+        "kind": "base" if number is None else "lora",
+        "uri": "" if number is None else f"artifact:{digest}",
         "digest": digest,
-    } | also
+    } | overrides
     return VersionRef(**fields)
 
 
-def rollout(seq: int, stable: VersionRef, *, line: str = LINE, **also: Any) -> RolloutRecord:
+def rollout_record(seq: int, stable: VersionRef, *, line: str = LINE, **overrides: Any) -> RolloutRecord:
+    """Return a rollout record that promotes `stable`."""
     fields: dict[str, Any] = {"line": line, "seq": seq, "action": "promote", "stable": stable}
-    return RolloutRecord(**(fields | {"reason": "a test says so", "decided_at": AT} | also))
+    return RolloutRecord(**(fields | {"reason": "test", "decided_at": DECIDED_AT} | overrides))
 
 
-BASE = reference(LINE, None)
+BASE = version_ref(LINE, None)
 
 
-class FakeComputer:
-    """Answers each row with the text of its version, a character a token, until `tokens` are made.
+def generation_request(
+    response_id: str = "r1", version: str = BASE.version, prompt: str = "abc", **overrides: Any
+) -> GenerationRequest:
+    """Return a request with one user message."""
+    messages = (Message(role="user", content=prompt),)
+    return GenerationRequest(response_id, version, messages, **({"max_tokens": 100} | overrides))
 
-    Holds every batch at `gate` where one is set, and fails while `failure` is set.
+
+def submit(engine: InferenceEngine, request: GenerationRequest, listener: GenerationListener) -> Generation:
+    """Submit a request from a test that is not a coroutine."""
+    return asyncio.run(engine.submit(request, listener))
+
+
+class RecordingListener:
+    """Listener that keeps what it receives. `started` is set by the first piece, `ended` by the result."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.results: list[GenerationResult] = []
+        self.started = threading.Event()
+        self.ended = threading.Event()
+
+    def on_piece(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self.started.set()
+
+    def on_result(self, result: GenerationResult) -> None:
+        self.results.append(result)
+        self.ended.set()
+
+    def result(self, timeout_s: float = 60) -> GenerationResult:
+        """Wait for the result and return it."""
+        assert self.ended.wait(timeout_s), "the request did not end in time"
+        return self.results[0]
+
+
+class FakeTokenizer:
+    """Tokenizer whose tokens are the bytes of the text."""
+
+    stop_strings: tuple[str, ...] = ()
+
+    def __init__(self, max_context: int = 10_000) -> None:
+        self.max_context = max_context
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        return list("".join(message.content for message in messages).encode())
+
+    def decode(self, tokens: list[int]) -> str:
+        return bytes(tokens).decode("utf-8", "replace")
+
+
+class FakeModelRunner:
+    """Runner that answers every row with `text` and an end-of-text token.
+
+    While `gate` is set to an event, each batch waits for it. While `failure` is set, each batch fails with it.
     """
 
     def __init__(self, text: str = "hello") -> None:
         self.text = text
         self.batches: list[tuple[str | None, list[str]]] = []
         self.loaded: set[str] = set()
-        self.refuses: set[str] = set()
+        self.unusable: set[str] = set()
         self.failure: Exception | None = None
         self.gate: threading.Event | None = None
         self.entered = threading.Event()
 
     def load(self, version: str, folder: Path) -> None:
-        if version in self.refuses:
+        if version in self.unusable:
             raise BadArtifact(f"{version} does not fit")
         self.loaded.add(version)
 
     def unload(self, version: str) -> None:
         self.loaded.discard(version)
 
-    def smoke(self, version: str | None) -> None:
-        """It never smokes."""
+    def smoke_test(self, version: str | None) -> None:
+        pass
 
-    def warm(self, version: str | None) -> None:
-        """It is always warm."""
+    def warm_up(self, version: str | None) -> None:
+        pass
 
     def generate(self, version: str | None, rows: Sequence[BatchRow], sampling: Sampling) -> None:
-        self.batches.append((version, [row.ask.response_id for row in rows]))
+        self.batches.append((version, [row.generation.request.response_id for row in rows]))
         self.entered.set()
         if self.gate is not None:
             assert self.gate.wait(20)
@@ -82,38 +136,37 @@ class FakeComputer:
             raise self.failure
         for token in self.text.encode():
             for row in rows:
-                row.take(token, frozenset())
+                row.push(token, frozenset())
         for row in rows:
-            row.take(0, frozenset({0}))
-            row.ask.end_if_done()
+            row.push(0, frozenset({0}))
+            row.generation.end_if_finished()
 
 
-def decode(tokens: list[int]) -> str:
-    return bytes(tokens).decode("utf-8", "replace")
+class RecordingEngine(InMemoryEngine):
+    """In-memory engine that keeps the history of its loads, with the names of the files, and of its unloads."""
 
+    def __init__(self, base: str) -> None:
+        super().__init__(base)
+        self.loads: list[str] = []
+        self.loaded_files: dict[str, set[str]] = {}
+        self.unloads: list[str] = []
 
-class Heard:
-    """What one ask was told."""
+    def load(self, version: str, folder: Path) -> None:
+        super().load(version, folder)
+        self.loads.append(version)
+        self.loaded_files[version] = {file.name for file in folder.iterdir()}
 
-    def __init__(self) -> None:
-        self.pieces: list[Piece] = []
-        self.ends: list[GenerationResult] = []
-        self.done = threading.Event()
-
-    def end(self, ask: GenerationRequest, end: GenerationResult) -> None:
-        self.ends.append(end)
-        self.done.set()
-
-    def ask(self, name: str, version: str = BASE.version, **also: Any) -> GenerationRequest:
-        fields: dict[str, Any] = {"max_tokens": 100, "prompt": [1, 2, 3]} | also
-        return GenerationRequest(
-            response_id=name, version=version, on_piece=self.pieces.append, on_end=self.end, **fields
-        )
+    def unload(self, version: str) -> None:
+        super().unload(version)
+        self.unloads.append(version)
 
 
 def make_adapter(model: Path, folder: Path, seed: int, edit: Callable[[Any], None] | None = None) -> Path:
-    """A LoRA adapter of random weights that do change what the model says."""
-    import torch  # noqa: PLC0415 - unit tests do without
+    """Write a LoRA adapter of random weights, large enough to change the model's answers.
+
+    `edit` may change the `PeftModel` before it is saved.
+    """
+    import torch  # noqa: PLC0415 - most unit tests do without
     from peft import LoraConfig, PeftModel  # noqa: PLC0415
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 

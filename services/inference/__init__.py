@@ -1,6 +1,6 @@
-"""The model server: OpenAI-compatible chat over one base model, whose versions are LoRA adapters.
+"""OpenAI-compatible chat over one base model, whose versions are LoRA adapters.
 
-The way of a chat: `app` (door) -> `serving` (pinned to one version) -> `engine` (one thread, micro-batches)
--> `recorder` (the response record) -> the client. The way of a new version: `rollout_reader` -> `takeover`
--> `engine` -> `serving`.
+A chat passes through `api/routes.py`, `api/chat_handler.py` (which pins it to one version with `version_registry.py`),
+the engine (`engine/port.py`), `response_stream.py` and `response_publisher.py`, which publishes its record. A new
+version passes through `rollout_reader.py`, `version_swap.py`, the engine and `version_registry.py`.
 """

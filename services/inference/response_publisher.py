@@ -1,4 +1,4 @@
-"""Response records on their way to `chat.responses`: by the spool, or before the last byte (`delivery`)."""
+"""Publishing of response records to `chat.responses`, through the spool or directly (setting `delivery`)."""
 
 from __future__ import annotations
 
@@ -17,41 +17,54 @@ from shared.ports import Acked, Publisher
 from shared.records import Output
 from shared.telemetry import SPOOL_LOST, Readiness
 
-SEND_RECORDS = 100
-ACK_S = 30.0
+SEND_BATCH = 100
+ACK_TIMEOUT_S = 30.0
 RETRY_S = 1.0
-Then = Callable[[LoopwrightError | None], None]
+OnPublished = Callable[[LoopwrightError | None], None]
 log = structlog.get_logger(__name__)
 
 
 class ResponsePublisher(Protocol):
-    def keep(self, record: Output, then: Then) -> None:
-        """Calls `then` exactly once, from any thread: with None when the answer may end, or with why it may
-        not. Never raises."""
+    """Publisher of response records, with the delivery guarantee of one `delivery` setting."""
+
+    def publish(self, record: Output, on_published: OnPublished) -> None:
+        """Publish a record and call `on_published` exactly once, from any thread. Never raises.
+
+        The callback gets None if the answer may end, else the reason why the request must fail.
+        """
 
 
 class StrictResponsePublisher:
-    """`delivery: strict`: an answer ends only when Kafka has its record. `publisher` bounds the wait."""
+    """`delivery: strict`: an answer ends only after Kafka has acknowledged its record.
+
+    Args:
+        publisher: Its timeout limits how long an answer can be delayed.
+
+    """
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
 
-    def keep(self, record: Output, then: Then) -> None:
-        def done(future: Future[Acked]) -> None:
+    def publish(self, record: Output, on_published: OnPublished) -> None:
+        """Publish to Kafka. See `ResponsePublisher.publish`."""
+
+        def acknowledged(future: Future[Acked]) -> None:
             error = future.exception()
             if error is None:
-                then(None)
+                on_published(None)
                 return
-            log.error("response_not_recorded", error=str(error))
-            then(error if isinstance(error, LoopwrightError) else BrokerUnavailable(str(error)))
+            log.error("response_record_not_published", error=str(error))
+            on_published(error if isinstance(error, LoopwrightError) else BrokerUnavailable(str(error)))
 
-        self._publisher.publish(record).add_done_callback(done)
+        self._publisher.publish(record).add_done_callback(acknowledged)
 
 
 class SpoolResponsePublisher:
-    """`delivery: spool`: an answer ends when its record is on disk. When the spool is full, chats go on all
-    the same; each record that was not kept is counted (`loopwright_spool_lost_total`) and shown by
-    `/readyz`."""
+    """`delivery: spool`: an answer ends as soon as its record is on disk.
+
+    If the spool is full, chats still succeed. Each lost record is counted in `loopwright_spool_lost_total`, and
+    `/readyz` shows the number.
+    """
 
     def __init__(self, spool: Spool, readiness: Readiness) -> None:
         self._spool = spool
@@ -60,7 +73,8 @@ class SpoolResponsePublisher:
         self._lock = threading.Lock()
         readiness.set("spool", ok=True)
 
-    def keep(self, record: Output, then: Then) -> None:
+    def publish(self, record: Output, on_published: OnPublished) -> None:
+        """Append to the spool. See `ResponsePublisher.publish`."""
         try:
             self._spool.add(record)
         except Overloaded as error:
@@ -68,17 +82,15 @@ class SpoolResponsePublisher:
             with self._lock:
                 self._lost += 1
                 lost = self._lost
-            self._readiness.set(
-                "spool", ok=True, detail=f"{lost} response records lost since the start: {error}"
-            )
+            self._readiness.set("spool", ok=True, detail=f"{lost} response records lost since start: {error}")
             log.warning("response_record_lost", error=str(error), lost=lost)
-        then(None)
+        on_published(None)
 
 
 class SpoolSender:
-    """The thread that sends the spool to Kafka, oldest first, and deletes what is acknowledged.
+    """Thread that sends spooled records to Kafka, oldest first, and removes the acknowledged ones.
 
-    A record whose acknowledgement was lost is sent again under the same `ce_id`; readers drop the second.
+    A record whose acknowledgement was lost is sent again under the same `ce_id`; readers drop the duplicate.
     """
 
     def __init__(self, spool: Spool, publisher: Publisher, *, retry_s: float = RETRY_S) -> None:
@@ -89,44 +101,47 @@ class SpoolSender:
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, flush_s: float) -> None:
-        """Sends what is left for at most `flush_s` seconds; the rest stays on disk for the next start."""
-        until = time.monotonic() + flush_s
+        """Send remaining records for at most `flush_s` seconds; the rest stays on disk for the next start."""
+        deadline = time.monotonic() + flush_s
         self._stopping.set()
         self._thread.join(flush_s)
-        while len(self._spool) and not self._thread.is_alive() and time.monotonic() < until:
-            if not self._send(max(0.1, until - time.monotonic())):
+        while len(self._spool) and not self._thread.is_alive() and time.monotonic() < deadline:
+            if not self._send_batch(max(0.1, deadline - time.monotonic())):
                 break
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            if self._spool.wait(0.2) and not self._send(ACK_S):
+            if self._spool.wait(0.2) and not self._send_batch(ACK_TIMEOUT_S):
                 self._stopping.wait(self._retry_s)
 
-    def _send(self, timeout: float) -> bool:
-        """One round. False where Kafka did not take all of it."""
-        batch = self._spool.oldest(SEND_RECORDS)
+    def _send_batch(self, timeout_s: float) -> bool:
+        """Send the oldest records. Return whether the spool is done with all of them."""
+        batch = self._spool.oldest(SEND_BATCH)
         futures = [(spooled, self._publisher.publish(spooled.output)) for spooled in batch]
-        until = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout_s
         done = [
-            s.number for s, future in futures if self._settled(s, future, max(0.0, until - time.monotonic()))
+            spooled.number
+            for spooled, future in futures
+            if self._is_done(spooled, future, max(0.0, deadline - time.monotonic()))
         ]
         if done:
             self._spool.remove(done)
         if len(done) < len(batch):
-            log.warning("response_records_wait", waiting=len(self._spool))
+            log.warning("spooled_records_not_acknowledged", waiting=len(self._spool))
         return len(done) == len(batch)
 
     @staticmethod
-    def _settled(spooled: SpooledRecord, future: Future[Acked], timeout: float) -> bool:
-        """Acknowledged, or never to be taken (counted as lost): either way the spool is done with it."""
+    def _is_done(spooled: SpooledRecord, future: Future[Acked], timeout_s: float) -> bool:
+        """Wait for the acknowledgement. A rejected record is done too: retrying cannot help, so it is lost."""
         try:
-            future.result(timeout)
+            future.result(timeout_s)
         except Rejected as error:
             SPOOL_LOST.inc()
-            log.warning("response_record_refused", number=spooled.number, error=str(error))
+            log.warning("spooled_record_rejected", number=spooled.number, error=str(error))
         except (LoopwrightError, FutureTimeout):
             return False
         return True

@@ -1,5 +1,4 @@
-"""One chat between the door and the engine: pieces come across threads, the record is kept, then the answer
-may end."""
+"""One chat on its way from the engine to the client, and its record on the way to `chat.responses`."""
 
 from __future__ import annotations
 
@@ -13,9 +12,9 @@ import structlog
 
 from services.inference.core.generation_request import GenerationRequest, GenerationResult, Piece
 from services.inference.response_publisher import ResponsePublisher
-from shared.cloudevents import sealed
+from shared.cloudevents import cloudevent
 from shared.errors import LoopwrightError
-from shared.events import MAX_TEXT, ChatResponse, Choice, Message, Usage
+from shared.events import MAX_TEXT, ChatResponse, Choice
 from shared.records import Output
 from shared.telemetry import CHAT_REQUESTS, CHAT_SECONDS, CHAT_TOKENS
 from shared.topics import CHAT_RESPONSES
@@ -25,10 +24,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RequestDetails:
-    """What the record needs of the request."""
+    """Parts of the response record that the engine does not need. `user_id` is the pseudonym."""
 
     line: str
-    messages: tuple[Message, ...]
     user_id: str | None
     metadata: dict[str, str]
     created_at: datetime
@@ -37,80 +35,117 @@ class RequestDetails:
 
 @dataclass(frozen=True, slots=True)
 class ResponseEnd:
-    """The ask has ended and its record is kept; `error` says why the answer must not end well."""
+    """The result, after its record was published. `error` is why the request must fail although it completed."""
 
-    end: GenerationResult
+    result: GenerationResult
     error: LoopwrightError | None
 
 
 class ResponseStream:
-    """Made in the event loop, fed from the engine's thread. `on_piece` and `on_end` are the ask's."""
+    """Bridge from the engine's thread to the event loop. It is the request's `GenerationListener`.
+
+    Create it in the event loop, at admission.
+
+    Args:
+        request: The request that the engine gets.
+        details: Other parts of the response record.
+        publisher: Publishes the record.
+        release: Called with the version when the request has ended.
+
+    """
 
     def __init__(
-        self, said: RequestDetails, recorder: ResponsePublisher, release: Callable[[str], None]
+        self,
+        request: GenerationRequest,
+        details: RequestDetails,
+        publisher: ResponsePublisher,
+        release: Callable[[str], None],
     ) -> None:
-        self._said = said
-        self._recorder = recorder
+        self.request = request
+        self._details = details
+        self._publisher = publisher
         self._release = release
+        self._admitted_at = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Piece | ResponseEnd] = asyncio.Queue()
 
-    async def next(self) -> Piece | ResponseEnd:
-        """Pieces, then one `Settled`."""
+    async def next_event(self) -> Piece | ResponseEnd:
+        """Return the next piece, and at last the end."""
         return await self._events.get()
 
+    async def end(self) -> ResponseEnd:
+        """Skip the remaining pieces and return the end."""
+        while True:
+            event = await self.next_event()
+            if isinstance(event, ResponseEnd):
+                return event
+
     def on_piece(self, piece: Piece) -> None:
-        self._post(piece)
+        """Pass a piece to the event loop."""
+        self._send(piece)
 
-    def on_end(self, ask: GenerationRequest, end: GenerationResult) -> None:
-        """Exactly once per admitted request: unpins its version, keeps its record, then tells the door."""
-        self._release(ask.version)
-        seconds = time.monotonic() - ask.admitted_at
-        CHAT_REQUESTS.labels(ask.version, end.status).inc()
-        CHAT_SECONDS.labels(ask.version).observe(seconds)
-        CHAT_TOKENS.labels(ask.version).inc(ask.completion_tokens())
-        output = response_record(ask, end, self._said, seconds)
-        self._recorder.keep(output, lambda error: self._post(ResponseEnd(end, error)))
+    def on_result(self, result: GenerationResult) -> None:
+        """Release the version and publish the record, then let the answer end."""
+        version = self.request.version
+        seconds = time.monotonic() - self._admitted_at
+        self._release(version)
+        CHAT_REQUESTS.labels(version, result.status).inc()
+        CHAT_SECONDS.labels(version).observe(seconds)
+        CHAT_TOKENS.labels(version).inc(result.usage.completion_tokens)
+        first = result.first_token_at
+        record = response_record(
+            self.request,
+            result,
+            self._details,
+            latency_ms=seconds * 1000,
+            first_token_ms=None if first is None else (first - self._admitted_at) * 1000,
+        )
+        self._publisher.publish(record, lambda error: self._send(ResponseEnd(result, error)))
 
-    def _post(self, event: Piece | ResponseEnd) -> None:
+    def _send(self, event: Piece | ResponseEnd) -> None:
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:
-            log.debug(
-                "nobody_listens", event=type(event).__name__
-            )  # the server stopped before the engine did
+        except RuntimeError:  # the event loop was closed before the engine was stopped
+            log.debug("event_loop_closed", event_type=type(event).__name__)
 
 
 def response_record(
-    ask: GenerationRequest, end: GenerationResult, said: RequestDetails, seconds: float
+    request: GenerationRequest,
+    result: GenerationResult,
+    details: RequestDetails,
+    *,
+    latency_ms: float,
+    first_token_ms: float | None,
 ) -> Output:
-    """The `chat.responses` record of an ended ask, under the response's own id however often it is sent."""
-    first = ask.first_token_at
+    """Return the `chat.responses` record of a request that has ended.
+
+    Its id is the response's own, so readers recognise a record that was sent twice.
+    """
     record = ChatResponse(
         schema_version=1,
-        line=said.line,
-        response_id=ask.response_id,
-        version=ask.version,
-        messages=said.messages,
+        line=details.line,
+        response_id=request.response_id,
+        version=request.version,
+        messages=request.messages,
         choices=tuple(
-            Choice(index=row.index, text=row.text[:MAX_TEXT], finish_reason=row.finish_reason)
-            for row in ask.rows
+            Choice(index=choice.index, text=choice.text[:MAX_TEXT], finish_reason=choice.finish_reason)
+            for choice in result.choices
         ),
-        status=end.status,
-        error=end.error,
-        user_id=said.user_id,
-        metadata=said.metadata,
-        usage=Usage(prompt_tokens=len(ask.prompt), completion_tokens=ask.completion_tokens()),
-        latency_ms=seconds * 1000,
-        first_token_ms=None if first is None else (first - ask.admitted_at) * 1000,
-        created_at=said.created_at,
+        status=result.status,
+        error=result.error,
+        user_id=details.user_id,
+        metadata=details.metadata,
+        usage=result.usage,
+        latency_ms=latency_ms,
+        first_token_ms=first_token_ms,
+        created_at=details.created_at,
     )
-    return sealed(
+    return cloudevent(
         CHAT_RESPONSES,
-        ask.response_id,
+        request.response_id,
         record,
         source="inference",
-        ce_id=ask.response_id,
-        at=said.created_at,
-        traceparent=said.traceparent,
+        ce_id=request.response_id,
+        at=details.created_at,
+        traceparent=details.traceparent,
     )

@@ -1,4 +1,4 @@
-"""The thread that follows `model.rollout`."""
+"""Thread that reads `model.rollout` and applies its records."""
 
 from __future__ import annotations
 
@@ -17,39 +17,51 @@ from shared.topics import DEAD_LETTERS, MAX_MESSAGE_BYTES
 from shared.versions import RolloutRecord
 
 POLL_S = 0.25
-AGAIN_S = 15.0
-"""Between two tries of a record whose refusal may pass."""
+RETRY_S = 15.0
+"""Time between two attempts to apply a record that was refused for a temporary reason."""
 RECONNECT_S = 1.0
 log = structlog.get_logger(__name__)
 
 
 class RolloutReader:
-    """Reads the topic from its beginning. Of what was there at start only the newest record is applied, so
-    that a replica does not load every version there ever was; it is ready when it has. Garbage goes to the
-    dead letters."""
+    """Reader of the topic from its beginning.
+
+    Of the records that exist at start only the newest one is applied, so that a replica does not load every version
+    there ever was. The replica is ready once it has been applied or refused. Unreadable records become dead letters.
+
+    Args:
+        open_reader: Opens the topic at its beginning; called again after a connection error.
+        swap: Applies the records.
+        publisher: Publishes dead letters.
+        readiness: Its check `rollout` is set here.
+        on_fatal: Called with the error that ended the thread.
+
+    """
 
     def __init__(
         self,
         open_reader: Callable[[], LogReader],
-        takeover: VersionSwap,
+        swap: VersionSwap,
         publisher: Publisher,
         readiness: Readiness,
         on_fatal: Callable[[LoopwrightError], None],
     ) -> None:
-        self._open = open_reader
-        self._takeover = takeover
+        self._open_reader = open_reader
+        self._swap = swap
         self._publisher = publisher
         self._readiness = readiness
         self._on_fatal = on_fatal
-        self._first: RolloutRecord | None = None
+        self._newest_at_start: RolloutRecord | None = None
         self._caught_up = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rollout", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop the thread, waiting at most ten seconds for it."""
         self._stopping.set()
         self._thread.join(10.0)
 
@@ -66,50 +78,52 @@ class RolloutReader:
                 self._on_fatal(error)
                 return
             except Exception as error:
-                # A thread that dies unseen would leave this replica on an old version for ever.
+                # If the thread died silently, this replica would serve an old version forever.
                 log.exception("rollout_reader_failed")
-                self._on_fatal(Fatal(f"reading model.rollout: {type(error).__name__}: {error}"))
+                self._on_fatal(Fatal(f"cannot follow model.rollout: {type(error).__name__}: {error}"))
                 return
 
     def _follow(self) -> None:
-        reader = self._open()
-        idle = 0.0
+        reader = self._open_reader()
+        idle_s = 0.0
         try:
             while not self._stopping.is_set():
                 records = reader.poll(POLL_S)
                 for record in records:
-                    self._take(record)
+                    self._handle(record)
                 if not self._caught_up and reader.at_end():
                     self._catch_up()
-                idle = 0.0 if records else idle + POLL_S
-                if idle >= AGAIN_S:
-                    idle = 0.0
-                    self._takeover.again()
+                idle_s = 0.0 if records else idle_s + POLL_S
+                if idle_s >= RETRY_S:
+                    idle_s = 0.0
+                    self._swap.retry()
         finally:
             reader.close()
 
     def _catch_up(self) -> None:
-        if self._first is not None:
-            self._takeover.apply(self._first)
+        if self._newest_at_start is not None:
+            self._swap.apply(self._newest_at_start)
         self._caught_up = True
-        self._readiness.set("rollout", ok=True, detail=describe_refusals(self._takeover.refusals))
+        self._readiness.set("rollout", ok=True, detail=describe_refusals(self._swap.refusals))
 
-    def _take(self, record: Record) -> None:
-        if record.value is None:  # a tombstone: compaction removed a line
+    def _handle(self, record: Record) -> None:
+        if record.value is None:  # tombstone of a line
             return
         try:
-            wanted = RolloutRecord.from_json(record.value)
+            rollout = RolloutRecord.from_json(record.value)
         except Rejected as error:
-            self._bury(record, error)
+            self._send_to_dead_letters(record, error)
             return
         if self._caught_up:
-            self._takeover.apply(wanted)
-        elif self._takeover.newer(wanted) and (self._first is None or wanted.seq > self._first.seq):
-            self._first = wanted
+            self._swap.apply(rollout)
+        elif self._swap.is_newer(rollout) and (
+            self._newest_at_start is None or rollout.seq > self._newest_at_start.seq
+        ):
+            self._newest_at_start = rollout
 
-    def _bury(self, record: Record, error: Rejected) -> None:
-        """Not waited for: a broker that is away now would stop the reader, and the record stays where it
-        is."""
+    def _send_to_dead_letters(self, record: Record, error: Rejected) -> None:
+        # Not waiting for the acknowledgement: the record stays in model.rollout, so nothing is lost, and an
+        # unavailable broker must not stop this thread.
         DEAD_LETTERED.labels("inference", error.code).inc()
         log.error("rollout_record_dead", offset=record.offset, code=error.code, error=str(error))
         self._publisher.publish(
@@ -118,5 +132,5 @@ class RolloutReader:
 
 
 def describe_refusals(refusals: tuple[Refusal, ...]) -> str:
-    """For `/readyz`: what was refused, or nothing."""
+    """Return the refusals as one line for `/readyz`; empty if there are none."""
     return "; ".join(f"refused {r.version} (seq {r.seq}): {r.message}" for r in refusals)

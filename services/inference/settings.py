@@ -1,4 +1,4 @@
-"""Settings of inference: `LOOPWRIGHT_INFERENCE_*`, beside the common ones of `shared/settings.py`."""
+"""Settings of inference: environment variables `LOOPWRIGHT_INFERENCE_*`, and those of `shared/settings.py`."""
 
 from __future__ import annotations
 
@@ -11,71 +11,60 @@ from shared.settings import Settings
 
 
 class InferenceSettings(Settings):
-    """What one inference process may use, in memory, on disk and in time."""
+    """Settings of one inference process: model, batching, request limits, delivery and shutdown."""
 
     model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_INFERENCE_")
 
-    port: int = Field(8000, ge=0, le=65535)
-    device: Literal["auto", "cpu", "cuda"] = Field("auto")
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16")
-    threads: int = Field(
-        1,
-        ge=1,
-        le=256,
-        description="threads of torch within the one engine thread",
+    port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP API. 0 picks a free one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device of the model. `auto` uses the GPU if there is one."
     )
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Type of the weights in memory.")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads that torch uses.")
 
     max_batch: int = Field(
         16,
         ge=8,
         le=256,
-        description="answers generated at once; at least n's bound",
+        description="Limit of choices generated in one batch. At least the limit of a request's `n`.",
     )
     max_batch_tokens: int = Field(
-        32_768,
-        ge=1024,
-        description="padded prompt and answer tokens at once",
+        32_768, ge=1024, description="Limit of prompt and answer tokens in one batch, padding included."
     )
     batch_wait_ms: int = Field(
-        10,
-        ge=0,
-        le=1000,
-        description="how long a batch waits for company",
+        10, ge=0, le=1000, description="How long a batch waits for more requests, in milliseconds."
     )
     max_waiting: int = Field(
-        256,
-        ge=1,
-        description="requests in the queue; one more is refused with 429",
+        256, ge=1, description="Limit of waiting requests. Further ones are refused with status 429."
     )
     max_context: int = Field(
         4096,
         ge=64,
-        description="prompt and answer in tokens; never above the model's",
+        description="Limit of prompt and answer together, in tokens. A smaller limit of the model takes precedence.",
     )
     max_tokens: int = Field(
-        1024,
-        ge=1,
-        le=8192,
-        description="the most tokens a request may ask for",
+        1024, ge=1, le=8192, description="Limit of answer tokens. A request may only ask for fewer."
     )
     default_tokens: int = Field(
-        256,
-        ge=1,
-        le=8192,
-        description="where a request names no bound",
+        256, ge=1, le=8192, description="Limit of answer tokens for requests that set none."
     )
 
-    delivery: Literal["spool", "strict"] = Field("spool")
-    spool_mb: int = Field(256, ge=1, description="response records kept on disk")
+    delivery: Literal["spool", "strict"] = Field(
+        "spool",
+        description="When an answer may end: `spool`, as soon as its record is on disk; `strict`, only after Kafka "
+        "has acknowledged its record.",
+    )
+    spool_mb: int = Field(256, ge=1, description="Limit of the spool on disk, in MiB.")
     strict_timeout_s: float = Field(
         5.0,
         gt=0,
-        description="delivery strict: wait for Kafka before 503",
+        description="With strict delivery, how long to wait for Kafka before the request fails with status 503.",
     )
     drain_s: int = Field(
-        20,
-        ge=1,
-        le=600,
-        description="for requests under way when told to stop",
+        20, ge=1, le=600, description="At shutdown, how long running requests may take to finish, in seconds."
     )
-    flush_s: float = Field(5.0, ge=0, description="for the spool when told to stop")
+    flush_s: float = Field(
+        5.0,
+        ge=0,
+        description="At shutdown, how long to send spooled records, in seconds. The rest stays on disk.",
+    )

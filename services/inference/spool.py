@@ -1,4 +1,4 @@
-"""The bounded spool on disk: response records that Kafka has not acknowledged yet."""
+"""Bounded queue on disk for response records that Kafka has not acknowledged yet."""
 
 from __future__ import annotations
 
@@ -16,25 +16,32 @@ from shared.records import Output
 from shared.telemetry import SPOOL_RECORDS
 
 ROW_BYTES = 256
-"""Counted per record beside its contents, for what SQLite and the headers take."""
+"""Estimate of the bytes per record that SQLite and the headers take, counted in addition to key and value."""
 _TABLE = "CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY AUTOINCREMENT, bytes INTEGER NOT NULL, "
 _COLUMNS = "topic TEXT NOT NULL, key BLOB, value BLOB, headers TEXT NOT NULL)"
 
 
 @dataclass(frozen=True, slots=True)
 class SpooledRecord:
-    """A record on disk, as it was given in: its identity (`ce_id`) is the same however often it is sent."""
+    """A record on disk and its number in the spool. Its `ce_id` stays the same however often it is sent."""
 
     number: int
     output: Output
 
 
 class Spool:
-    """Records in the order they came, until they are acknowledged. Thread-safe; one process per file.
+    """First-in-first-out queue of records in a SQLite file. Thread-safe; one process per file.
 
-    What `add` returned for is on disk to the operating system: it survives the death of the process, kill
-    -9 included. It is not synced to the platter record by record, so a power failure can take the last
-    moments.
+    A record survives the death of the process, kill -9 included, once `add` has returned. Single records are not
+    synced to disk, so a power failure can lose the last moments.
+
+    Args:
+        path: The SQLite file; created if missing.
+        max_bytes: Limit of the queue's size.
+
+    Raises:
+        Misconfigured: if another process uses the file, or it is not a readable database.
+
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -45,11 +52,11 @@ class Spool:
         except BlockingIOError:
             os.close(self._lock_file)
             raise Misconfigured(
-                f"another process uses the spool {path}: give each replica a LOOPWRIGHT_DATA_DIR of its own"
+                f"another process uses the spool {path}: give each replica its own LOOPWRIGHT_DATA_DIR"
             ) from None
-        self._max = max_bytes
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._filled = threading.Condition(self._lock)
+        self._added = threading.Condition(self._lock)
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -59,21 +66,25 @@ class Spool:
         except sqlite3.DatabaseError as error:
             os.close(self._lock_file)
             raise Misconfigured(
-                f"the spool {path} cannot be read ({error}); move it away to start without it"
+                f"the spool {path} cannot be read ({error}); move the file away to start with an empty spool"
             ) from error
         path.chmod(0o600)
         self._count, self._bytes = int(row[0]), int(row[1])
         SPOOL_RECORDS.set(self._count)
 
     def add(self, record: Output) -> None:
-        """Raises `Overloaded` where the bound is reached or the disk does not take it; then nothing was
-        kept."""
+        """Append a record.
+
+        Raises:
+            Overloaded: if the spool or the disk is full. Then the record is not stored.
+
+        """
         size = ROW_BYTES + len(record.key or b"") + len(record.value or b"")
         headers = json.dumps([[name, value.decode("utf-8")] for name, value in record.headers])
         with self._lock:
-            if self._bytes + size > self._max:
+            if self._bytes + size > self._max_bytes:
                 raise Overloaded(
-                    f"the spool is full: {self._count} records wait for Kafka, {self._max >> 20} MB at most"
+                    f"the spool is full: {self._count} records wait for Kafka (limit {self._max_bytes >> 20} MiB)"
                 )
             try:
                 self._db.execute(
@@ -81,47 +92,50 @@ class Spool:
                     (size, record.topic, record.key, record.value, headers),
                 )
             except sqlite3.Error as error:
-                raise Overloaded(f"the spool's disk does not take it: {error}") from error
-            self._changed(1, size)
-            self._filled.notify_all()
+                raise Overloaded(f"the spool cannot be written: {error}") from error
+            self._update_size(1, size)
+            self._added.notify_all()
 
     def oldest(self, limit: int) -> list[SpooledRecord]:
+        """Return the oldest records, at most `limit`."""
         with self._lock:
             rows = self._db.execute(
                 "SELECT id, topic, key, value, headers FROM records ORDER BY id LIMIT ?", (limit,)
             ).fetchall()
         return [
             SpooledRecord(
-                number, Output(topic, key, value, tuple((n, v.encode()) for n, v in json.loads(headers)))
+                number,
+                Output(topic, key, value, tuple((name, text.encode()) for name, text in json.loads(headers))),
             )
             for number, topic, key, value, headers in rows
         ]
 
     def remove(self, numbers: Sequence[int]) -> None:
-        """What Kafka has acknowledged (or will never take)."""
-        marks = ",".join("?" * len(numbers))
+        """Remove records by their numbers."""
+        placeholders = ",".join("?" * len(numbers))
         with self._lock:
-            found = self._db.execute(
-                f"DELETE FROM records WHERE id IN ({marks}) RETURNING bytes",  # noqa: S608 - only question marks
+            removed = self._db.execute(
+                f"DELETE FROM records WHERE id IN ({placeholders}) RETURNING bytes",  # noqa: S608 - only question marks
                 list(numbers),
             ).fetchall()
-            self._changed(-len(found), -sum(row[0] for row in found))
+            self._update_size(-len(removed), -sum(row[0] for row in removed))
 
-    def wait(self, timeout: float) -> bool:
-        """Until there is a record, or for `timeout` seconds. Whether there is one."""
-        with self._filled:
-            return self._filled.wait_for(lambda: self._count > 0, timeout)
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a record, at most `timeout_s` seconds. Return whether there is one."""
+        with self._added:
+            return self._added.wait_for(lambda: self._count > 0, timeout_s)
 
     def __len__(self) -> int:
         with self._lock:
             return self._count
 
     def close(self) -> None:
+        """Close the file, so that another process can open it."""
         with self._lock:
             self._db.close()
             os.close(self._lock_file)
 
-    def _changed(self, count: int, size: int) -> None:
-        self._count += count
+    def _update_size(self, records: int, size: int) -> None:
+        self._count += records
         self._bytes += size
         SPOOL_RECORDS.set(self._count)

@@ -1,5 +1,4 @@
-"""What is served: the pointer that a flip moves, and the pins that keep a version in memory until its last
-request ends."""
+"""The versions in memory: which of them answers a request, and when one may be unloaded."""
 
 from __future__ import annotations
 
@@ -15,16 +14,16 @@ from shared.versions import RolloutRecord, VersionRef
 
 @dataclass(slots=True)
 class LoadedVersion:
-    """A version in memory. `wanted`: the pointer names it; else it only finishes its requests."""
+    """A version in memory. An unwanted one accepts no requests and is unloaded after its last one."""
 
     ref: VersionRef
     wanted: bool
-    pins: int = 0
+    requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ServingState:
-    """What is served, at one moment."""
+    """The versions that accept requests at one moment. `record` is None before the first rollout record."""
 
     record: RolloutRecord | None
     stable: VersionRef
@@ -34,9 +33,15 @@ class ServingState:
 
 
 class VersionRegistry:
-    """Thread-safe. Before the first rollout record the base is stable.
+    """The rollout record in force, and the versions in memory with their requests in flight. Thread-safe.
 
-    `unload` is called, without the lock, for a version that nobody wants or uses any more.
+    Before the first rollout record, the base is the stable version.
+
+    Args:
+        line: The line that is served.
+        base: Its base; always in memory.
+        unload: Called, without a lock held, with a version that is neither wanted nor in use any longer.
+
     """
 
     def __init__(self, line: str, base: VersionRef, unload: Callable[[str], None]) -> None:
@@ -44,91 +49,98 @@ class VersionRegistry:
         self.base = base
         self._unload = unload
         self._lock = threading.Lock()
-        self._held = {base.version: LoadedVersion(base, wanted=True)}
+        self._versions = {base.version: LoadedVersion(base, wanted=True)}
         self._record: RolloutRecord | None = None
         SERVING.labels(line, base.version).set(1)
 
-    def admit(self, model: str, user: str | None) -> str:
-        """Pins and returns the version for this request: `model` is the line, or a loaded version by name.
+    def acquire(self, model: str, user: str | None) -> str:
+        """Return the version for a request and keep it in memory until `release` is called with it.
 
-        Each admission needs one `release`. Raises `UnknownVersion`.
+        Args:
+            model: The line, or the name of a loaded version.
+            user: The user's pseudonym, if known: it decides who gets the canary.
+
+        Raises:
+            UnknownVersion: if `model` names neither the line nor a version that accepts requests.
+
         """
         with self._lock:
             version = model
             if model == self.line:
                 version = (choose_version(self._record, user) if self._record else self.base).version
-            held = self._held.get(version)
-            if held is None or not held.wanted:
-                names = ", ".join([self.line, *(v for v, h in self._held.items() if h.wanted)])
-                raise UnknownVersion(f"the model {model!r} is not served here; served are: {names}")
-            held.pins += 1
+            entry = self._versions.get(version)
+            if entry is None or not entry.wanted:
+                names = ", ".join([self.line, *(name for name, e in self._versions.items() if e.wanted)])
+                raise UnknownVersion(f"the model {model!r} is not available; available models: {names}")
+            entry.requests += 1
             return version
 
     def release(self, version: str) -> None:
-        """A request of this version has ended."""
+        """Note the end of a request. If it was the last of an unwanted version, that is unloaded."""
         with self._lock:
-            held = self._held[version]
-            held.pins -= 1
-            idle = self._drop_if_idle(held)
-        if idle:
+            entry = self._versions[version]
+            entry.requests -= 1
+            unused = self._remove_if_unused(entry)
+        if unused:
             self._unload(version)
 
-    def holds(self, version: str) -> bool:
-        """Whether the version is in memory; if so it stays there until the next `flip` or `let_go`."""
+    def retain(self, version: str) -> bool:
+        """Return whether a version is in memory, and keep it there until `activate` or `unload_unreferenced`."""
         with self._lock:
-            held = self._held.get(version)
-            if held is not None:
-                held.wanted = True
-            return held is not None
+            entry = self._versions.get(version)
+            if entry is not None:
+                entry.wanted = True
+            return entry is not None
 
     def add(self, ref: VersionRef) -> None:
-        """The version is in memory, loaded and tried; nobody is sent to it yet but by its name."""
+        """Add a version that the engine has loaded. Until `activate`, only requests that name it get it."""
         with self._lock:
-            self._held[ref.version] = LoadedVersion(ref, wanted=True)
+            self._versions[ref.version] = LoadedVersion(ref, wanted=True)
 
-    def flip(self, record: RolloutRecord) -> None:
-        """From the next admission on, `record` decides. What it does not name is unloaded when its last
-        request ends."""
-        wanted = {ref.version for ref in (record.stable, record.canary, self.base) if ref is not None}
+    def activate(self, record: RolloutRecord) -> None:
+        """Let `record` decide from the next request on. Versions that it does not name are unloaded when unused."""
         with self._lock:
-            before, self._record = self._record, record
-        self.keep_only(wanted)
-        SERVING.labels(self.line, (before.stable if before else self.base).version).set(0)
+            previous, self._record = self._record, record
+        self._keep_only(record)
+        SERVING.labels(self.line, (previous.stable if previous else self.base).version).set(0)
         SERVING.labels(self.line, record.stable.version).set(1)
         ROLLOUT_SEQ.labels(self.line).set(record.seq)
 
-    def let_go(self) -> None:
-        """Back to what the pointer names, after a take-over that did not come to its flip."""
+    def unload_unreferenced(self) -> None:
+        """Unload the versions that a swap loaded before it was abandoned."""
         with self._lock:
             record = self._record
-        refs = (record.stable, record.canary, self.base) if record else (self.base,)
-        self.keep_only({ref.version for ref in refs if ref is not None})
+        self._keep_only(record)
 
-    def keep_only(self, wanted: set[str]) -> None:
-        idle = []
-        with self._lock:
-            for held in list(self._held.values()):
-                held.wanted = held.ref.version in wanted
-                if self._drop_if_idle(held):
-                    idle.append(held.ref.version)
-        for version in idle:
-            self._unload(version)
-
-    def snapshot(self) -> ServingState:
+    def state(self) -> ServingState:
+        """Return the versions that accept requests now."""
         with self._lock:
             record = self._record
-            loaded = tuple(held.ref for held in self._held.values() if held.wanted)
+            loaded = tuple(entry.ref for entry in self._versions.values() if entry.wanted)
         if record is None:
             return ServingState(None, self.base, None, 0.0, loaded)
         return ServingState(record, record.stable, record.canary, record.share, loaded)
 
-    def in_memory(self) -> dict[str, int]:
-        """Every version in memory with its requests under way."""
+    def in_flight(self) -> dict[str, int]:
+        """Return every version in memory with the number of its requests in flight."""
         with self._lock:
-            return {version: held.pins for version, held in self._held.items()}
+            return {version: entry.requests for version, entry in self._versions.items()}
 
-    def _drop_if_idle(self, held: LoadedVersion) -> bool:
-        if held.wanted or held.pins or held.ref.version == self.base.version:
+    def _keep_only(self, record: RolloutRecord | None) -> None:
+        """Mark the versions of `record` and the base as wanted, and unload the others that are unused."""
+        refs = (self.base,) if record is None else (record.stable, record.canary, self.base)
+        wanted = {ref.version for ref in refs if ref is not None}
+        unused = []
+        with self._lock:
+            for entry in list(self._versions.values()):
+                entry.wanted = entry.ref.version in wanted
+                if self._remove_if_unused(entry):
+                    unused.append(entry.ref.version)
+        for version in unused:
+            self._unload(version)
+
+    def _remove_if_unused(self, entry: LoadedVersion) -> bool:
+        if entry.wanted or entry.requests or entry.ref.version == self.base.version:
             return False
-        del self._held[held.ref.version]
+        del self._versions[entry.ref.version]
         return True

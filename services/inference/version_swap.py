@@ -1,14 +1,13 @@
-"""From a rollout record to what is served: fetch, verify, load, try, warm, flip; the old version drains."""
+"""Swap to the versions of a rollout record: fetch, verify, load, activate; the old version drains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import structlog
 
+from services.inference.engine.port import InferenceEngine
 from services.inference.version_registry import VersionRegistry
 from shared.errors import BadArtifact, LoopwrightError, NotYet, Retryable
 from shared.ports import ArtifactStore
@@ -18,15 +17,9 @@ from shared.versions import RolloutRecord, VersionRef
 log = structlog.get_logger(__name__)
 
 
-class Loader(Protocol):
-    """Brings a version into memory, tried and warm; raises `BadArtifact`, and then nothing has changed."""
-
-    def load(self, version: str, folder: Path) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A version that a rollout record names and that is not served, and why."""
+    """A version that the rollout record `seq` names but that is not served, with the error."""
 
     version: str
     seq: int
@@ -35,76 +28,91 @@ class Refusal:
 
 
 class VersionSwap:
-    """One thread calls it. `seq` only grows (I7): a record that is not newer than the newest seen is
-    ignored, also where that one was refused. A refused stable changes nothing; a refused canary only means
-    that there is none."""
+    """Applies rollout records. Call it from one thread.
+
+    `seq` only grows (I7): a record that is not newer than the newest one seen is ignored, even if that was refused.
+    If the stable version is refused, nothing changes. If only the canary is refused, there is no canary.
+
+    Args:
+        registry: Decides which version answers, according to the record that is activated here.
+        store: Has the artifacts.
+        engine: Loads the versions.
+        on_refusals: Called after each attempt with the versions that were refused.
+
+    """
 
     def __init__(
         self,
-        serving: VersionRegistry,
+        registry: VersionRegistry,
         store: ArtifactStore,
-        loader: Loader,
+        engine: InferenceEngine,
         on_refusals: Callable[[tuple[Refusal, ...]], None],
     ) -> None:
-        self._serving = serving
+        self._registry = registry
         self._store = store
-        self._loader = loader
+        self._engine = engine
         self._on_refusals = on_refusals
         self._newest: RolloutRecord | None = None
-        self._again: RolloutRecord | None = None
+        self._to_retry: RolloutRecord | None = None
         self.refusals: tuple[Refusal, ...] = ()
 
-    def newer(self, record: RolloutRecord) -> bool:
-        """Whether the record is of this line and newer than every one seen."""
-        return record.line == self._serving.line and (self._newest is None or record.seq > self._newest.seq)
+    def is_newer(self, record: RolloutRecord) -> bool:
+        """Return whether the record belongs to this line and is newer than all records seen."""
+        return record.line == self._registry.line and (self._newest is None or record.seq > self._newest.seq)
 
     def apply(self, record: RolloutRecord) -> None:
-        """Takes over what the record asks for, or refuses it. Blocks while versions load; chats go on
-        meanwhile."""
-        if self.newer(record):
+        """Serve the versions that the record names, or refuse them.
+
+        Blocks while versions are loaded. Requests are answered meanwhile.
+        """
+        if self.is_newer(record):
             self._newest = record
-            self._try(record)
+            self._attempt(record)
 
-    def again(self) -> None:
-        """Tries the newest record once more if it was refused for a reason that may pass."""
-        if self._again is not None:
-            self._try(self._again)
+    def retry(self) -> None:
+        """Apply the newest record again if it was refused for a temporary reason."""
+        if self._to_retry is not None:
+            self._attempt(self._to_retry)
 
-    def _try(self, record: RolloutRecord) -> None:
-        self._again = None
+    def _attempt(self, record: RolloutRecord) -> None:
+        self._to_retry = None
         refusals: list[Refusal] = []
-        stable = self._ready(record.stable, record, refusals)
+        stable_loaded = self._try_load(record.stable, record, refusals)
         canary = record.canary if record.share > 0 else None
-        if canary is not None and not (stable and self._ready(canary, record, refusals)):
+        if canary is not None and not (stable_loaded and self._try_load(canary, record, refusals)):
             canary = None
-        if stable:
-            served = record.model_copy(update={"canary": canary, "share": record.share if canary else 0.0})
-            self._serving.flip(served)
-            log.info("took_over", seq=record.seq, stable=record.stable.version, reason=record.reason)
-        elif not self._fall_back(record):
-            self._serving.let_go()
+        if stable_loaded:
+            share = record.share if canary else 0.0
+            self._registry.activate(record.model_copy(update={"canary": canary, "share": share}))
+            log.info("version_swapped", seq=record.seq, stable=record.stable.version, reason=record.reason)
+        elif not self._activate_previous(record):
+            self._registry.unload_unreferenced()
         self.refusals = tuple(refusals)
         self._on_refusals(self.refusals)
 
-    def _fall_back(self, record: RolloutRecord) -> bool:
-        """A replica that starts beside a refused stable serves the one before it, if it can; else the base."""
-        if self._serving.snapshot().record is not None or record.previous is None:
+    def _activate_previous(self, record: RolloutRecord) -> bool:
+        """Serve the previous stable version if this replica has just started and the stable one was refused.
+
+        Return whether that version is served now. If not, the base is.
+        """
+        if self._registry.state().record is not None or record.previous is None:
             return False
-        if not self._ready(record.previous, record, []):
+        if not self._try_load(record.previous, record, []):
             return False
-        self._serving.flip(
+        self._registry.activate(
             record.model_copy(update={"stable": record.previous, "canary": None, "share": 0.0})
         )
-        log.warning("serving_previous", seq=record.seq, stable=record.previous.version)
+        log.warning("serving_previous_version", seq=record.seq, stable=record.previous.version)
         return True
 
-    def _ready(self, ref: VersionRef, record: RolloutRecord, refusals: list[Refusal]) -> bool:
+    def _try_load(self, ref: VersionRef, record: RolloutRecord, refusals: list[Refusal]) -> bool:
+        """Return whether the version is loaded. If not, add the reason to `refusals`."""
         try:
-            self._bring(ref)
+            self._load(ref)
         except LoopwrightError as error:
             refusals.append(Refusal(ref.version, record.seq, error.code, str(error)))
             if isinstance(error, Retryable):
-                self._again = record
+                self._to_retry = record
             ARTIFACTS_REFUSED.inc()
             log.warning(
                 "version_refused", version=ref.version, seq=record.seq, code=error.code, error=str(error)
@@ -112,32 +120,35 @@ class VersionSwap:
             return False
         return True
 
-    def _bring(self, ref: VersionRef) -> None:
-        """The version is in memory afterwards. Raises `BadArtifact`, or `NotYet` where it is not in the
-        store."""
-        base = self._serving.base
+    def _load(self, ref: VersionRef) -> None:
+        """Load the version unless it is in memory.
+
+        Raises:
+            BadArtifact: if the version cannot be served here.
+            NotYet: if its artifact is not in the store, or the store cannot be read.
+
+        """
+        base = self._registry.base
         if ref.kind == "base":
             if ref.digest != base.digest:
                 raise BadArtifact(
                     f"{ref.version} is another base than the one loaded here ({base.version}): "
-                    "set LOOPWRIGHT_BASE_MODEL of every service to the same model"
+                    "set LOOPWRIGHT_BASE_MODEL to the same model for every service"
                 )
             return
         if ref.kind == "full":
+            raise BadArtifact(f"{ref.version} is a full model; only LoRA adapters of the base can be served")
+        is_of_line = ref.version.startswith(f"{self._registry.line}@")
+        if not is_of_line or not ref.version.endswith(f"-{ref.digest[:8]}"):
             raise BadArtifact(
-                f"{ref.version} is a full model; this release serves LoRA adapters over one base only"
+                f"{ref.version} does not match its line and digest: "
+                f"expected {self._registry.line}@v<number>-{ref.digest[:8]}"
             )
-        if not ref.version.startswith(f"{self._serving.line}@") or not ref.version.endswith(
-            f"-{ref.digest[:8]}"
-        ):
-            raise BadArtifact(
-                f"{ref.version} is not the name that its line and its digest {ref.digest[:8]} give it"
-            )
-        if self._serving.holds(ref.version):
+        if self._registry.retain(ref.version):
             return
         try:
             with self._store.held(ref.uri, ref.digest) as folder:
-                self._loader.load(ref.version, folder)
+                self._engine.load(ref.version, folder)
         except OSError as error:
             raise NotYet(f"{ref.version}: the artifact store cannot be read: {error}") from error
-        self._serving.add(ref)
+        self._registry.add(ref)

@@ -1,4 +1,4 @@
-"""Fills a spool until it is killed. Run by path as `inference_spooler.py SPOOL`; prints each number once it is kept."""
+"""Program that fills a spool until it is killed, printing each record's number: `inference_spooler.py SPOOL`."""
 
 from __future__ import annotations
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from shared.adapters.artifacts import open_artifacts
 from shared.adapters.artifact_manifest import MANIFEST
+from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import find_base
 from shared.adapters.kafka import KafkaPublisher
 from shared.adapters.topic_admin import create_topics
 from shared.records import Output
-from tests.inference_factories import make_adapter, reference, rollout
-from tests.integration.test_inference_process import running, say, until
+from tests.inference_factories import make_adapter, rollout_record, version_ref
+from tests.integration.test_inference_process import chat, running, wait_until
 from tests.s3 import own_s3
 
 
@@ -28,10 +28,10 @@ def test_a_version_on_s3_takes_over_and_its_credentials_are_in_no_log(
         _, digest = open_artifacts(place, tmp_path / "mine").put(
             make_adapter(tiny_model, tmp_path / "v1", seed=1)
         )
-        v1 = reference(fresh, 1, digest)
+        v1 = version_ref(fresh, 1, digest)
         for record in (
-            rollout(1, find_base(str(tiny_model)).ref(fresh), line=fresh, action="adopt_base"),
-            rollout(2, v1, line=fresh),
+            rollout_record(1, find_base(str(tiny_model)).ref(fresh), line=fresh, action="adopt_base"),
+            rollout_record(2, v1, line=fresh),
         ):
             publisher.publish(Output("model.rollout", fresh.encode(), record.to_json())).result(10)
         settings = {
@@ -42,8 +42,8 @@ def test_a_version_on_s3_takes_over_and_its_credentials_are_in_no_log(
             "AWS_SECRET_ACCESS_KEY": "a-secret-that-no-log-has",
         }
         with running(tmp_path, **settings) as process, process.client() as client:
-            until(process.ready)
-            until(lambda: say(client, fresh, max_tokens=1).model == v1.version)
+            wait_until(process.ready)
+            wait_until(lambda: chat(client, fresh, max_tokens=1).model == v1.version)
             assert process.stopped() == 0
             assert "a-secret-that-no-log-has" not in process.log.read_text()
     publisher.close()

@@ -1,4 +1,4 @@
-"""`python -m services.inference` as it is deployed: its own process, real Kafka."""
+"""`python -m services.inference` as it is deployed: in a process, on a real Kafka."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from openai import OpenAI
 
 from deploy.local.ports import choose
-from services.inference.__main__ import InferenceService
+from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.base_model import find_base
@@ -29,12 +29,14 @@ from shared.events import ChatResponse
 from shared.records import Output, Record
 from shared.settings import load
 from shared.versions import RolloutRecord
-from tests.inference_factories import make_adapter, reference, rollout
+from tests.inference_factories import make_adapter, rollout_record, version_ref
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Process:
+class InferenceProcess:
+    """An inference process with a port and folders for one test."""
+
     def __init__(self, folder: Path, **settings: str) -> None:
         self.port = choose({"inference": 0})["inference"]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -53,7 +55,7 @@ class Process:
 
     def checks(self) -> dict[str, str]:
         answer = httpx.get(f"{self.url}/readyz").json()
-        return {name: str(what) for name, what in answer["checks"].items()}
+        return {name: str(detail) for name, detail in answer["checks"].items()}
 
     def ready(self) -> bool:
         assert self.child.poll() is None, self.log.read_text()
@@ -65,21 +67,22 @@ class Process:
     def client(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
 
-    def stopped(self) -> int:
+    def stop(self) -> int:
+        """Stop the process and return its exit status."""
         self.child.send_signal(signal.SIGTERM)
         return self.child.wait(40)
 
 
-def until(true: Callable[[], bool], seconds: float = 90) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true in time"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
         threading.Event().wait(0.1)
 
 
 @contextmanager
-def running(folder: Path, **settings: str) -> Iterator[Process]:
-    process = Process(folder, **settings)
+def running(folder: Path, **settings: str) -> Iterator[InferenceProcess]:
+    process = InferenceProcess(folder, **settings)
     try:
         yield process
     finally:
@@ -97,80 +100,85 @@ def read_all(kafka: str, topic: str) -> list[Record]:
     return records
 
 
-def say(client: OpenAI, line: str, **also: Any) -> Any:
-    fields = {"messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 8} | also
-    return client.chat.completions.create(model=line, **fields)
+def chat(client: OpenAI, line: str, **fields: Any) -> Any:
+    defaults: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "hello"}],
+        "temperature": 0,
+        "max_tokens": 8,
+    }
+    return client.chat.completions.create(model=line, **(defaults | fields))
 
 
 @pytest.mark.timeout(240)
-def test_a_version_on_the_log_takes_over_and_every_answer_reaches_it_even_the_last(
+def test_promoted_version_is_served_and_all_answers_are_recorded(
     kafka: str, tiny_model: Path, tmp_path: Path, fresh: str
 ) -> None:
     create_topics(kafka, 6)
     base = find_base(str(tiny_model)).ref(fresh)
     store = LocalArtifactStore(tmp_path / "artifacts")
-    v1 = reference(fresh, 1, store.put(make_adapter(tiny_model, tmp_path / "v1", seed=1))[1])
+    v1 = version_ref(fresh, 1, store.put(make_adapter(tiny_model, tmp_path / "v1", seed=1))[1])
     publisher = KafkaPublisher(kafka, "rollout")
 
     def write(value: RolloutRecord | bytes) -> None:
         data = value.to_json() if isinstance(value, RolloutRecord) else value
         publisher.publish(Output("model.rollout", fresh.encode(), data)).result(10)
 
-    write(rollout(1, base, line=fresh, action="adopt_base"))
+    write(rollout_record(1, base, line=fresh, action="adopt_base"))
     settings = {
         "KAFKA_BOOTSTRAP_SERVERS": kafka,
         "LOOPWRIGHT_BASE_MODEL": str(tiny_model),
         "LOOPWRIGHT_LINE": fresh,
     }
     with running(tmp_path, **settings) as process, process.client() as client:
-        until(process.ready)
-        first = say(client, fresh)
+        wait_until(process.ready)
+        first = chat(client, fresh)
         assert first.model == base.version
-        write(fresh.encode() + b" is no record")
-        write(rollout(2, v1, line=fresh))
-        until(lambda: say(client, fresh, max_tokens=1).model == v1.version)
-        write(rollout(3, reference(fresh, 2), line=fresh))
-        until(lambda: "refused" in process.checks()["rollout"])
+        write(fresh.encode() + b" is not a record")
+        write(rollout_record(2, v1, line=fresh))
+        wait_until(lambda: chat(client, fresh, max_tokens=1).model == v1.version)
+        write(rollout_record(3, version_ref(fresh, 2), line=fresh))
+        wait_until(lambda: "refused" in process.checks()["rollout"])
         assert process.ready()
-        stream = say(client, fresh, stream=True, temperature=1, max_tokens=400)
+        stream = chat(client, fresh, stream=True, temperature=1, max_tokens=400)
         last = next(iter(stream))
         process.child.send_signal(signal.SIGTERM)
         assert last.model == v1.version
-        rest = list(stream)
-        assert rest[-1].choices[0].finish_reason in ("stop", "length")
+        remaining = list(stream)
+        assert remaining[-1].choices[0].finish_reason in ("stop", "length")
         assert process.child.wait(40) == 0, process.log.read_text()
     publisher.close()
-    found = [ChatResponse.from_json(record.value) for record in read_all(kafka, "chat.responses")]
-    records = {record.response_id: record for record in found if record.line == fresh}
-    assert len(records) == len([record for record in found if record.line == fresh])
+    responses = [ChatResponse.from_json(record.value) for record in read_all(kafka, "chat.responses")]
+    records = {record.response_id: record for record in responses if record.line == fresh}
+    assert len(records) == len([record for record in responses if record.line == fresh])
     assert records[first.id].version == base.version
     assert records[last.id].status == "completed"
     dead = [
-        letter
-        for letter in read_all(kafka, "dead.letters")
-        if letter.value == fresh.encode() + b" is no record"
+        record
+        for record in read_all(kafka, "dead.letters")
+        if record.value == fresh.encode() + b" is not a record"
     ]
     assert len(dead) == 1
 
 
 @pytest.mark.timeout(120)
-def test_without_kafka_it_lives_says_what_is_missing_and_stops_in_order(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    nobody = choose({"kafka": 0})["kafka"]
-    settings = {"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{nobody}", "LOOPWRIGHT_BASE_MODEL": str(tiny_model)}
+def test_without_kafka_it_is_alive_not_ready_and_stops_cleanly(tiny_model: Path, tmp_path: Path) -> None:
+    unused_port = choose({"kafka": 0})["kafka"]
+    settings = {
+        "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{unused_port}",
+        "LOOPWRIGHT_BASE_MODEL": str(tiny_model),
+    }
     with running(tmp_path, **settings) as process:
 
-        def lives() -> bool:
+        def model_is_loaded() -> bool:
             try:
                 return "ok" in process.checks()["model"]
             except httpx.TransportError:
                 return False
 
-        until(lives)
+        wait_until(model_is_loaded)
         assert httpx.get(f"{process.url}/livez").status_code == 200
         assert not process.ready()
-        assert process.stopped() == 0, process.log.read_text()
+        assert process.stop() == 0, process.log.read_text()
 
 
 def test_without_a_pseudonym_key_it_does_not_start(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""I12: what was spooled survives kill -9."""
+"""I12: spooled records survive kill -9."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from services.inference.response_publisher import SpoolSender
 from services.inference.spool import Spool
-from shared.adapters.in_memory import MemoryLog, MemoryPublisher
+from shared.adapters.in_memory import InMemoryLog, InMemoryPublisher
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_what_was_kept_before_kill_9_is_sent_after_the_restart(tmp_path: Path) -> None:
+def test_records_spooled_before_kill_9_are_sent_after_restart(tmp_path: Path) -> None:
     path = tmp_path / "spool.sqlite"
     with subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("inference_spooler.py")), str(path)],
@@ -27,9 +27,9 @@ def test_what_was_kept_before_kill_9_is_sent_after_the_restart(tmp_path: Path) -
                 break
         child.send_signal(signal.SIGKILL)
         last = max([200, *(int(line) for line in child.stdout.read().split("\n")[:-1] if line)])
-    log = MemoryLog()
+    log = InMemoryLog()
     spool = Spool(path, 1 << 26)
-    sender = SpoolSender(spool, MemoryPublisher(log, "inference"))
+    sender = SpoolSender(spool, InMemoryPublisher(log, "inference"))
     sender.start()
     sender.stop(20)
     assert len(spool) == 0

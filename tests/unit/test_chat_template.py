@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from services.inference.engine.chat_tokenizer import PLAIN_STOP_STRINGS, ChatTokenizer
-from services.trainer.base.tokenization import prompt_and_answer_lengths, load_tokenizer, prompt_ids
+from services.trainer.base.tokenization import load_tokenizer, prompt_and_answer_lengths, prompt_ids
 from services.trainer.core.chat import as_chat
 from shared.events import Message
 

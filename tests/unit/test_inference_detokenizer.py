@@ -1,4 +1,4 @@
-"""Text of an answer: whole characters only, nothing of a stop string, the same as decoding all at once."""
+"""Incremental detokenization: complete characters, no stop strings, the same text as decoding all tokens at once."""
 
 from __future__ import annotations
 
@@ -9,41 +9,42 @@ from hypothesis import strategies as st
 from services.inference.core.detokenizer import IncrementalDetokenizer
 
 
-def by_bytes(tokens: list[int]) -> str:
-    """The hardest tokenizer there is: a token is a byte."""
+def decode_bytes(tokens: list[int]) -> str:
+    """Decode with the hardest tokenizer there is: each token is a byte."""
     return bytes(tokens).decode("utf-8", "replace")
 
 
-def pieces(text: str, *stops: str) -> list[str]:
-    stream = IncrementalDetokenizer(by_bytes, stops)
-    return [*(stream.push(byte) for byte in text.encode()), stream.flush()]
+def pieces(text: str, *stop_strings: str) -> list[str]:
+    detokenizer = IncrementalDetokenizer(decode_bytes, stop_strings)
+    return [*(detokenizer.push(byte) for byte in text.encode()), detokenizer.flush()]
 
 
-def test_a_character_of_four_bytes_comes_whole_with_its_last() -> None:
+def test_four_byte_character_is_released_with_its_last_byte() -> None:
     assert pieces("a😀b") == ["a", "", "", "", "😀", "b", ""]
 
 
 @given(st.text(max_size=60))
-def test_the_pieces_are_the_text(text: str) -> None:
+def test_pieces_join_to_the_text(text: str) -> None:
     assert "".join(pieces(text)) == text
 
 
-def test_bytes_that_never_become_a_character_come_at_the_end() -> None:
-    stream = IncrementalDetokenizer(by_bytes)
-    assert [stream.push(byte) for byte in b"ok\xf0\x9f"] == ["o", "k", "", ""]
-    assert stream.flush() == "\ufffd"
-    assert stream.text == "ok\ufffd"
+def test_incomplete_character_is_released_by_flush() -> None:
+    detokenizer = IncrementalDetokenizer(decode_bytes)
+    assert [detokenizer.push(byte) for byte in b"ok\xf0\x9f"] == ["o", "k", "", ""]
+    assert detokenizer.flush() == "\ufffd"
+    assert detokenizer.text == "ok\ufffd"
 
 
-def test_a_stop_string_over_several_tokens_is_never_shown() -> None:
-    stream = IncrementalDetokenizer(by_bytes, ("END",))
-    assert [stream.push(byte) for byte in b"to ENEND more"][:8] == ["t", "o", " ", "", "", "EN", "", ""]
-    assert stream.stopped
-    assert stream.text == "to EN"
-    assert stream.flush() == ""
+def test_stop_string_over_several_tokens_is_never_released() -> None:
+    detokenizer = IncrementalDetokenizer(decode_bytes, ("END",))
+    released = [detokenizer.push(byte) for byte in b"to ENEND more"]
+    assert released[:8] == ["t", "o", " ", "", "", "EN", "", ""]
+    assert detokenizer.stopped
+    assert detokenizer.text == "to EN"
+    assert detokenizer.flush() == ""
 
 
-def test_what_only_began_like_a_stop_string_comes_when_it_is_settled() -> None:
+def test_prefix_of_a_stop_string_is_released_when_it_turns_out_not_to_be_one() -> None:
     assert pieces("ENvy EN", "END") == ["", "", "ENv", "y", " ", "", "", "EN"]
 
 
@@ -51,16 +52,16 @@ def test_what_only_began_like_a_stop_string_comes_when_it_is_settled() -> None:
     st.text(alphabet="abé", max_size=40),
     st.lists(st.text(alphabet="abé", min_size=1, max_size=4), max_size=3),
 )
-def test_the_answer_ends_at_the_first_stop_string(text: str, stops: list[str]) -> None:
-    stream = IncrementalDetokenizer(by_bytes, stops)
+def test_text_ends_at_the_first_stop_string(text: str, stop_strings: list[str]) -> None:
+    detokenizer = IncrementalDetokenizer(decode_bytes, stop_strings)
     for byte in text.encode():
-        stream.push(byte)
-    stream.flush()
-    assert not any(stop in stream.text for stop in stops)
-    assert text.startswith(stream.text)
-    assert stream.stopped == any(stop in text for stop in stops)
+        detokenizer.push(byte)
+    detokenizer.flush()
+    assert not any(stop in detokenizer.text for stop in stop_strings)
+    assert text.startswith(detokenizer.text)
+    assert detokenizer.stopped == any(stop in text for stop in stop_strings)
 
 
-@pytest.mark.parametrize("stops", [(), ("",)])
-def test_no_stop_string_stops_nothing(stops: tuple[str, ...]) -> None:
-    assert "".join(pieces("abc", *stops)) == "abc"
+@pytest.mark.parametrize("stop_strings", [(), ("",)])
+def test_empty_stop_string_stops_nothing(stop_strings: tuple[str, ...]) -> None:
+    assert "".join(pieces("abc", *stop_strings)) == "abc"

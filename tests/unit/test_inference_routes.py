@@ -1,97 +1,88 @@
-"""The door: OpenAI's shapes, bounds and errors, with a model that is none."""
+"""HTTP API of inference: OpenAI's objects, limits and errors, with the in-memory engine."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from threading import Event
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
-from services.inference.api.routes import MAX_BODY_BYTES, AppDependencies, create_app
-from services.inference.engine.transformers_engine import TransformersEngine
+from services.inference.api.chat_handler import ChatHandler
+from services.inference.api.routes import MAX_BODY_BYTES, create_app
+from services.inference.engine.in_memory import InMemoryEngine
 from services.inference.response_publisher import StrictResponsePublisher
 from services.inference.settings import InferenceSettings
 from services.inference.version_registry import VersionRegistry
 from services.inference.version_swap import Refusal
 from shared.adapters.clock import ManualClock
-from shared.adapters.in_memory import MemoryLog, MemoryPublisher
+from shared.adapters.in_memory import InMemoryLog, InMemoryPublisher
 from shared.errors import BrokerUnavailable
 from shared.events import ChatResponse
 from shared.pseudonym import Pseudonymiser
 from shared.telemetry import Readiness
-from tests.inference_factories import BASE, LINE, FakeComputer, decode
+from tests.inference_factories import BASE, LINE
 
 CHAT = "/v1/chat/completions"
-ASK: dict[str, Any] = {"model": LINE, "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
+BODY: dict[str, Any] = {
+    "model": LINE,
+    "messages": [{"role": "user", "content": "hi"}],
+    "temperature": 0,
+}
 
 
-class FakePrompts:
-    context = 100
-    stops: tuple[str, ...] = ()
-
-    def tokens(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        return [1] * sum(len(text) for _, text in turns)
-
-
-class Door:
-    """The whole service but for the model, on a log in memory."""
+class App:
+    """The HTTP application on the in-memory engine, which answers "hello", and the in-memory log."""
 
     def __init__(self) -> None:
-        self.log = MemoryLog()
-        self.publisher = MemoryPublisher(self.log, "inference")
-        self.computer = FakeComputer()
-        self.engine = TransformersEngine(
-            lambda: self.computer, decode, base=BASE.version, max_waiting=1, batch_wait_s=0.0
+        self.log = InMemoryLog()
+        self.publisher = InMemoryPublisher(self.log, "inference")
+        self.engine = InMemoryEngine(
+            BASE.version, answer=lambda request, choice: "hello", max_waiting=1, max_context=100
         )
-        self.serving = VersionRegistry(LINE, BASE, self.engine.unload)
+        self.registry = VersionRegistry(LINE, BASE, self.engine.unload)
         self.readiness = Readiness("model")
         self.readiness.set("model", ok=True)
         self.refusals: tuple[Refusal, ...] = ()
-        parts = AppDependencies(
+        chats = ChatHandler(
             settings=InferenceSettings(line=LINE),
-            serving=self.serving,
+            registry=self.registry,
             engine=self.engine,
-            prompts=FakePrompts(),
-            recorder=StrictResponsePublisher(self.publisher),
+            publisher=StrictResponsePublisher(self.publisher),
             readiness=self.readiness,
             pseudonyms=Pseudonymiser(b"k" * 32),
             clock=ManualClock(),
-            refusals=lambda: self.refusals,
         )
-        transport = httpx.ASGITransport(create_app(parts))
-        self.http = httpx.AsyncClient(transport=transport, base_url="http://door")
+        app = create_app(chats, self.registry, self.readiness, lambda: self.refusals)
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://inference")
 
-    async def ask(self, **also: Any) -> httpx.Response:
-        return await self.http.post(CHAT, json=ASK | also)
+    async def chat(self, **fields: Any) -> httpx.Response:
+        return await self.http.post(CHAT, json=BODY | fields)
 
     def records(self) -> list[ChatResponse]:
         return [ChatResponse.from_json(record.value) for record in self.log.records("chat.responses")]
 
 
 @pytest.fixture
-async def door() -> AsyncIterator[Door]:
-    door = Door()
-    door.engine.start()
-    await asyncio.wrap_future(door.engine.loaded)
-    yield door
-    if door.computer.gate is not None:
-        door.computer.gate.set()
-    await door.http.aclose()
-    await asyncio.to_thread(door.engine.stop, 5)
+async def app() -> AsyncIterator[App]:
+    app = App()
+    app.engine.start()
+    yield app
+    app.engine.resume.set()
+    await app.http.aclose()
+    await asyncio.to_thread(app.engine.stop, 5)
 
 
-async def test_an_answer_says_its_version_and_is_recorded_once(door: Door) -> None:
-    answer = (await door.ask(user="anna", metadata={"page": "7"})).json()
+async def test_answer_names_its_version_and_is_recorded_once(app: App) -> None:
+    answer = (await app.chat(user="anna", metadata={"page": "7"})).json()
     assert answer["object"] == "chat.completion"
     assert answer["model"] == BASE.version
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "hello", "refusal": None}
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert answer["usage"] == {"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8}
-    [record] = door.records()
+    [record] = app.records()
     assert record.response_id == answer["id"]
     assert record.response_id.startswith("chatcmpl-")
     assert (record.status, record.version, record.line) == ("completed", BASE.version, LINE)
@@ -102,68 +93,68 @@ async def test_an_answer_says_its_version_and_is_recorded_once(door: Door) -> No
     assert record.first_token_ms is not None
 
 
-async def test_the_users_own_id_never_enters_the_log(door: Door) -> None:
-    await door.ask(user="anna@example.org")
-    [raw] = door.log.records("chat.responses")
+async def test_user_id_enters_the_log_only_as_pseudonym(app: App) -> None:
+    await app.chat(user="anna@example.org")
+    [raw] = app.log.records("chat.responses")
     assert raw.value is not None
     assert b"anna" not in raw.value
-    assert door.records()[0].user_id == Pseudonymiser(b"k" * 32).of("anna@example.org")
+    assert app.records()[0].user_id == Pseudonymiser(b"k" * 32).of("anna@example.org")
 
 
-async def test_a_trace_goes_on_in_the_record(door: Door) -> None:
+async def test_record_continues_the_trace_of_a_valid_traceparent(app: App) -> None:
     trace = f"00-{'a' * 32}-{'b' * 16}-01"
-    await door.http.post(CHAT, json=ASK, headers={"traceparent": trace})
-    await door.http.post(CHAT, json=ASK, headers={"traceparent": "nonsense"})
-    traces = [dict(record.headers)["traceparent"] for record in door.log.records("chat.responses")]
+    await app.http.post(CHAT, json=BODY, headers={"traceparent": trace})
+    await app.http.post(CHAT, json=BODY, headers={"traceparent": "nonsense"})
+    traces = [dict(record.headers)["traceparent"] for record in app.log.records("chat.responses")]
     assert trace.encode() in traces
     assert b"nonsense" not in traces
 
 
-async def test_two_choices_are_two_choices(door: Door) -> None:
-    answer = (await door.ask(n=2)).json()
+async def test_n_choices_are_returned_and_recorded(app: App) -> None:
+    answer = (await app.chat(n=2)).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
-    assert len(door.records()[0].choices) == 2
+    assert len(app.records()[0].choices) == 2
 
 
-async def test_the_stream_says_one_id_and_version_and_ends_with_usage(door: Door) -> None:
-    answer = await door.ask(stream=True, stream_options={"include_usage": True})
+async def test_stream_has_one_id_and_version_and_ends_with_usage(app: App) -> None:
+    answer = await app.chat(stream=True, stream_options={"include_usage": True})
     lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
     assert lines.pop() == "[DONE]"
     chunks = [json.loads(line) for line in lines]
     assert {chunk["model"] for chunk in chunks} == {BASE.version}
-    assert {chunk["id"] for chunk in chunks} == {door.records()[0].response_id}
+    assert {chunk["id"] for chunk in chunks} == {app.records()[0].response_id}
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks[:-1]) == "hello"
     assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["completion_tokens"] == 6
 
 
-async def test_content_may_be_parts_of_text(door: Door) -> None:
+async def test_text_parts_of_a_message_are_joined(app: App) -> None:
     parts = [{"type": "text", "text": "good "}, {"type": "text", "text": "day"}]
-    assert (await door.ask(messages=[{"role": "user", "content": parts}])).status_code == 200
-    assert door.records()[0].messages[0].content == "good day"
+    assert (await app.chat(messages=[{"role": "user", "content": parts}])).status_code == 200
+    assert app.records()[0].messages[0].content == "good day"
 
 
-async def test_unknown_fields_and_nulls_are_ignored(door: Door) -> None:
-    answer = await door.ask(user=None, stop=None, logit_bias={"1": 2}, service_tier="auto", metadata=None)
+async def test_unknown_fields_and_nulls_are_ignored(app: App) -> None:
+    answer = await app.chat(user=None, stop=None, logit_bias={"1": 2}, service_tier="auto", metadata=None)
     assert answer.status_code == 200
 
 
-async def test_a_stop_string_ends_the_answer_before_it(door: Door) -> None:
-    answer = (await door.ask(stop=["l"])).json()
+async def test_answer_stops_before_a_stop_string(app: App) -> None:
+    answer = (await app.chat(stop=["l"])).json()
     assert answer["choices"][0]["message"]["content"] == "he"
     assert answer["choices"][0]["finish_reason"] == "stop"
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-async def test_both_names_of_the_bound_bound(door: Door, name: str) -> None:
-    answer = (await door.ask(**{name: 2})).json()
+async def test_both_names_of_the_token_limit_work(app: App, name: str) -> None:
+    answer = (await app.chat(**{name: 2})).json()
     assert answer["choices"][0]["message"]["content"] == "he"
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
-async def test_an_unknown_model_is_404_in_openais_words(door: Door) -> None:
-    answer = await door.ask(model="gpt-4o")
+async def test_unknown_model_is_404_with_openais_error(app: App) -> None:
+    answer = await app.chat(model="gpt-4o")
     assert answer.status_code == 404
     error = answer.json()["error"]
     assert (error["code"], error["type"], error["param"]) == (
@@ -174,14 +165,15 @@ async def test_an_unknown_model_is_404_in_openais_words(door: Door) -> None:
     assert LINE in error["message"]
 
 
-async def test_a_conversation_that_does_not_fit_is_said(door: Door) -> None:
-    answer = await door.ask(messages=[{"role": "user", "content": "x" * 100}])
+async def test_too_long_conversation_is_400_and_releases_its_version(app: App) -> None:
+    answer = await app.chat(messages=[{"role": "user", "content": "x" * 100}])
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert app.registry.in_flight() == {BASE.version: 0}
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         {"messages": []},
         {"messages": [{"role": "user", "content": "x"}] * 65},
@@ -204,11 +196,11 @@ async def test_a_conversation_that_does_not_fit_is_said(door: Door) -> None:
         {"user": "x" * 513},
     ],
 )
-async def test_what_is_out_of_bounds_is_400_in_openais_words(door: Door, wrong: dict[str, Any]) -> None:
-    answer = await door.ask(**wrong)
+async def test_field_out_of_bounds_is_400_with_openais_error(app: App, invalid: dict[str, Any]) -> None:
+    answer = await app.chat(**invalid)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert door.records() == []
+    assert app.records() == []
 
 
 @pytest.mark.parametrize(
@@ -221,95 +213,95 @@ async def test_what_is_out_of_bounds_is_400_in_openais_words(door: Door, wrong: 
     ],
     ids=range(9),
 )  # fmt: skip
-async def test_hostile_bodies_are_400(door: Door, body: bytes) -> None:
-    answer = await door.http.post(CHAT, content=body)
+async def test_hostile_body_is_400(app: App, body: bytes) -> None:
+    answer = await app.http.post(CHAT, content=body)
     assert answer.status_code == 400
     assert "message" in answer.json()["error"]
 
 
-async def test_a_body_that_is_too_large_is_413_in_openais_words_declared_or_not(door: Door) -> None:
+async def test_too_large_body_is_413_declared_or_not(app: App) -> None:
     async def drip() -> AsyncIterator[bytes]:
         for _ in range(MAX_BODY_BYTES // 65_536 + 1):
             yield b" " * 65_536
 
     for content in (b" " * (MAX_BODY_BYTES + 1), drip()):
-        answer = await door.http.post(CHAT, content=content)
+        answer = await app.http.post(CHAT, content=content)
         assert answer.status_code == 413
         assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-async def test_a_full_queue_is_429_with_a_time_to_come_back(door: Door) -> None:
-    door.computer.gate = Event()
-    running = asyncio.create_task(door.ask())
-    assert await asyncio.to_thread(door.computer.entered.wait, 5)
-    waiting = asyncio.create_task(door.ask())
-    refused = await first_of(door, status=429)
+async def test_full_queue_is_429_with_retry_after(app: App) -> None:
+    app.engine.resume.clear()
+    running = asyncio.create_task(app.chat())
+    assert await asyncio.to_thread(app.engine.busy.wait, 5)
+    waiting = asyncio.create_task(app.chat())
+    refused = await chat_until(app, status=429)
     assert refused.headers["retry-after"]
     assert refused.json()["error"]["code"] == "queue_full"
-    door.computer.gate.set()
+    app.engine.resume.set()
     assert {(await running).status_code, (await waiting).status_code} == {200}
-    assert door.serving.in_memory() == {BASE.version: 0}
+    assert app.registry.in_flight() == {BASE.version: 0}
 
 
-async def first_of(door: Door, status: int) -> httpx.Response:
-    """Asks until the answer has this status; the queue of one takes at most one of them."""
+async def chat_until(app: App, status: int) -> httpx.Response:
+    """Send chats until one is answered with `status`; the queue accepts at most one of them."""
     async with asyncio.timeout(10):
         while True:
-            asked = asyncio.create_task(door.ask())
-            done, _ = await asyncio.wait({asked}, timeout=0.2)
-            if done and asked.result().status_code == status:
-                return asked.result()
+            chat = asyncio.create_task(app.chat())
+            done, _ = await asyncio.wait({chat}, timeout=0.2)
+            if done and chat.result().status_code == status:
+                return chat.result()
 
 
-async def test_a_failed_generate_is_500_and_recorded_as_failed(door: Door) -> None:
-    door.computer.failure = RuntimeError("out of memory")
+async def test_failed_generation_is_500_and_recorded_as_failed(app: App) -> None:
+    app.engine.failure = RuntimeError("out of memory")
     for stream in (False, True):
-        answer = await door.ask(stream=stream)
+        answer = await app.chat(stream=stream)
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "generation_failed"
-    assert [record.status for record in door.records()] == ["failed", "failed"]
-    assert "out of memory" in (door.records()[0].error or "")
-    door.computer.failure = None
-    assert (await door.ask()).status_code == 200
+    assert [record.status for record in app.records()] == ["failed", "failed"]
+    assert "out of memory" in (app.records()[0].error or "")
+    app.engine.failure = None
+    assert (await app.chat()).status_code == 200
 
 
-async def test_strict_delivery_without_kafka_is_503(door: Door) -> None:
-    door.publisher.failure = BrokerUnavailable("Kafka is away")
-    answer = await door.ask()
+async def test_strict_delivery_without_kafka_is_503(app: App) -> None:
+    app.publisher.failure = BrokerUnavailable("Kafka is unavailable")
+    answer = await app.chat()
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "broker_unavailable"
-    assert door.records() == []
+    assert app.records() == []
 
 
-async def test_strict_delivery_without_kafka_does_not_end_a_stream_well(door: Door) -> None:
-    door.publisher.failure = BrokerUnavailable("Kafka is away")
-    text = (await door.ask(stream=True)).text
+async def test_strict_delivery_without_kafka_ends_a_stream_as_failed(app: App) -> None:
+    app.publisher.failure = BrokerUnavailable("Kafka is unavailable")
+    text = (await app.chat(stream=True)).text
     assert "[DONE]" not in text
     assert '"finish_reason":"stop"' not in text
     assert "broker_unavailable" in text
 
 
-async def test_a_replica_that_is_not_ready_answers_nobody(door: Door) -> None:
-    door.readiness.set("model", ok=False, detail="loading")
-    answer = await door.ask()
+async def test_chat_before_the_service_is_ready_is_503(app: App) -> None:
+    app.readiness.set("model", ok=False, detail="loading")
+    answer = await app.chat()
     assert answer.status_code == 503
     assert "model: loading" in answer.json()["error"]["message"]
-    assert (await door.http.get("/readyz")).status_code == 503
-    assert (await door.http.get("/livez")).status_code == 200
+    assert (await app.http.get("/readyz")).status_code == 503
+    assert (await app.http.get("/livez")).status_code == 200
 
 
-async def test_the_models_are_the_line_and_what_is_loaded(door: Door) -> None:
-    door.refusals = (Refusal("assistant@v1-00000000", 4, "bad_artifact", "altered"),)
-    listed = (await door.http.get("/v1/models")).json()
-    assert [model["id"] for model in listed["data"]] == [LINE, BASE.version]
-    assert listed["data"][0]["loopwright"]["stable"] == BASE.version
-    assert listed["data"][0]["loopwright"]["refused"][0]["message"] == "altered"
-    assert (await door.http.get(f"/v1/models/{BASE.version}")).json()["loopwright"]["role"] == "stable"
-    missing = await door.http.get("/v1/models/none")
+async def test_models_are_the_line_and_the_loaded_versions(app: App) -> None:
+    app.refusals = (Refusal("assistant@v1-00000000", 4, "bad_artifact", "altered"),)
+    models = (await app.http.get("/v1/models")).json()
+    assert [model["id"] for model in models["data"]] == [LINE, BASE.version]
+    assert models["data"][0]["loopwright"]["stable"] == BASE.version
+    assert models["data"][0]["loopwright"]["refused"][0]["message"] == "altered"
+    assert (await app.http.get(f"/v1/models/{BASE.version}")).json()["loopwright"]["role"] == "stable"
+    missing = await app.http.get("/v1/models/none")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
 
 
-async def test_the_metrics_count_chats_by_version(door: Door) -> None:
-    await door.ask()
-    text = (await door.http.get("/metrics")).text
+async def test_metrics_count_chats_by_version(app: App) -> None:
+    await app.chat()
+    text = (await app.http.get("/metrics")).text
     assert f'loopwright_chat_requests_total{{status="completed",version="{BASE.version}"}}' in text

@@ -1,4 +1,4 @@
-"""Response records between the answer and the log."""
+"""Delivery of response records: the spool, its sender, and both kinds of publisher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from services.inference.response_publisher import SpoolResponsePublisher, SpoolSender, StrictResponsePublisher
 from services.inference.spool import ROW_BYTES, Spool
-from shared.adapters.in_memory import MemoryLog, MemoryPublisher
+from shared.adapters.in_memory import InMemoryLog, InMemoryPublisher
 from shared.errors import BrokerUnavailable, LoopwrightError, Misconfigured, Overloaded
 from shared.ports import Acked
 from shared.records import Output
@@ -23,38 +23,38 @@ def record(number: int, size: int = 10) -> Output:
     return Output(TOPIC, f"r{number}".encode(), b"x" * size, (("ce_id", f"r{number}".encode()),))
 
 
-def arrived(log: MemoryLog) -> list[str]:
-    return sorted(str(dict(found.headers)["ce_id"], "ascii") for found in log.records(TOPIC))
+def arrived(log: InMemoryLog) -> list[str]:
+    return sorted(str(dict(record.headers)["ce_id"], "ascii") for record in log.records(TOPIC))
 
 
-class Watched(MemoryPublisher):
-    """Says when so many were tried."""
+class CountingPublisher(InMemoryPublisher):
+    """Publisher that sets `attempted` after a number of attempts."""
 
-    def __init__(self, log: MemoryLog, service: str, tries: int) -> None:
+    def __init__(self, log: InMemoryLog, service: str, attempts: int) -> None:
         super().__init__(log, service)
-        self.left = tries
-        self.tried = Event()
+        self.remaining = attempts
+        self.attempted = Event()
 
     def publish(self, record: Output) -> Future[Acked]:
         future = super().publish(record)
-        self.left -= 1
-        if self.left <= 0:
-            self.tried.set()
+        self.remaining -= 1
+        if self.remaining <= 0:
+            self.attempted.set()
         return future
 
 
-def test_records_come_back_in_order_and_as_they_were(tmp_path: Path) -> None:
+def test_records_are_returned_in_order_and_unchanged(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool.sqlite", 1 << 20)
     for number in range(3):
         spool.add(record(number))
-    found = spool.oldest(10)
-    assert [spooled.output for spooled in found] == [record(0), record(1), record(2)]
-    spool.remove([found[0].number, found[1].number])
+    spooled_records = spool.oldest(10)
+    assert [spooled.output for spooled in spooled_records] == [record(0), record(1), record(2)]
+    spool.remove([spooled_records[0].number, spooled_records[1].number])
     assert [spooled.output for spooled in spool.oldest(10)] == [record(2)]
     spool.close()
 
 
-def test_a_full_spool_refuses_and_takes_again_when_something_left(tmp_path: Path) -> None:
+def test_full_spool_refuses_until_a_record_is_removed(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool.sqlite", 2 * (ROW_BYTES + 102))
     spool.add(record(1, 100))
     spool.add(record(2, 100))
@@ -66,7 +66,7 @@ def test_a_full_spool_refuses_and_takes_again_when_something_left(tmp_path: Path
     spool.close()
 
 
-def test_the_bound_holds_after_a_restart(tmp_path: Path) -> None:
+def test_size_limit_holds_after_a_restart(tmp_path: Path) -> None:
     first = Spool(tmp_path / "spool.sqlite", ROW_BYTES + 102)
     first.add(record(1, 100))
     first.close()
@@ -83,35 +83,35 @@ def test_two_processes_cannot_share_a_spool(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_a_file_that_is_no_spool_is_said_at_start(tmp_path: Path) -> None:
+def test_file_that_is_no_database_is_misconfigured(tmp_path: Path) -> None:
     (tmp_path / "spool.sqlite").write_bytes(b"no database" * 100)
-    with pytest.raises(Misconfigured, match="move it away"):
+    with pytest.raises(Misconfigured, match="move the file away"):
         Spool(tmp_path / "spool.sqlite", 1 << 20)
 
 
-def test_what_is_spooled_is_sent_and_deleted_on_its_ack(tmp_path: Path) -> None:
-    log = MemoryLog()
-    spool, publisher = Spool(tmp_path / "spool.sqlite", 1 << 20), Watched(log, "inference", 250)
+def test_spooled_records_are_sent_and_removed(tmp_path: Path) -> None:
+    log = InMemoryLog()
+    spool, publisher = Spool(tmp_path / "spool.sqlite", 1 << 20), CountingPublisher(log, "inference", 250)
     for number in range(250):
         spool.add(record(number))
     sender = SpoolSender(spool, publisher)
     sender.start()
-    assert publisher.tried.wait(10)
+    assert publisher.attempted.wait(10)
     sender.stop(5)
     assert len(arrived(log)) == 250
     assert len(spool) == 0
     spool.close()
 
 
-def test_a_broker_that_is_away_loses_nothing(tmp_path: Path) -> None:
+def test_unavailable_broker_loses_no_record(tmp_path: Path) -> None:
     """I12."""
-    log = MemoryLog()
-    spool, publisher = Spool(tmp_path / "spool.sqlite", 1 << 20), Watched(log, "inference", 3)
-    publisher.failure = BrokerUnavailable("away")
+    log = InMemoryLog()
+    spool, publisher = Spool(tmp_path / "spool.sqlite", 1 << 20), CountingPublisher(log, "inference", 3)
+    publisher.failure = BrokerUnavailable("unavailable")
     spool.add(record(1))
     sender = SpoolSender(spool, publisher, retry_s=0.01)
     sender.start()
-    assert publisher.tried.wait(5)
+    assert publisher.attempted.wait(5)
     assert arrived(log) == []
     assert len(spool) == 1
     publisher.failure = None
@@ -121,33 +121,33 @@ def test_a_broker_that_is_away_loses_nothing(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_a_lost_ack_sends_again_under_the_same_identity(tmp_path: Path) -> None:
-    log = MemoryLog()
-    publisher = Watched(log, "inference", 1)
-    publisher.failure, publisher.lose_acks = BrokerUnavailable("the answer was lost"), True
+def test_lost_acknowledgement_sends_again_under_the_same_id(tmp_path: Path) -> None:
+    log = InMemoryLog()
+    publisher = CountingPublisher(log, "inference", 1)
+    publisher.failure, publisher.lose_acks = BrokerUnavailable("the acknowledgement was lost"), True
     spool = Spool(tmp_path / "spool.sqlite", 1 << 20)
     spool.add(record(1))
     sender = SpoolSender(spool, publisher)
     sender.start()
-    assert publisher.tried.wait(5)
+    assert publisher.attempted.wait(5)
     sender.stop(0)
     publisher.failure = None
-    again = SpoolSender(spool, publisher)
-    again.start()
-    again.stop(5)
+    second_sender = SpoolSender(spool, publisher)
+    second_sender.start()
+    second_sender.stop(5)
     assert len(spool) == 0
     assert set(arrived(log)) == {"r1"}
     assert len(arrived(log)) >= 2
     spool.close()
 
 
-def test_a_record_that_kafka_will_never_take_does_not_block_the_others(tmp_path: Path) -> None:
-    log = MemoryLog()
+def test_rejected_record_does_not_block_the_others(tmp_path: Path) -> None:
+    log = InMemoryLog()
     spool = Spool(tmp_path / "spool.sqlite", 1 << 24)
     spool.add(record(1, 2_000_000))
     spool.add(record(2))
     before = SPOOL_LOST._value.get()
-    sender = SpoolSender(spool, MemoryPublisher(log, "inference"))
+    sender = SpoolSender(spool, InMemoryPublisher(log, "inference"))
     sender.start()
     sender.stop(5)
     assert arrived(log) == ["r2"]
@@ -156,12 +156,12 @@ def test_a_record_that_kafka_will_never_take_does_not_block_the_others(tmp_path:
     spool.close()
 
 
-def test_when_the_spool_is_full_chats_go_on_and_the_loss_is_counted_and_shown(tmp_path: Path) -> None:
-    spool, readiness, heard = Spool(tmp_path / "spool.sqlite", ROW_BYTES), Readiness(), []
+def test_full_spool_fails_no_chat_and_the_loss_is_shown(tmp_path: Path) -> None:
+    spool, readiness, errors = Spool(tmp_path / "spool.sqlite", ROW_BYTES), Readiness(), []
     before = SPOOL_LOST._value.get()
-    recorder = SpoolResponsePublisher(spool, readiness)
-    recorder.keep(record(1), heard.append)
-    assert heard == [None]
+    response_publisher = SpoolResponsePublisher(spool, readiness)
+    response_publisher.publish(record(1), errors.append)
+    assert errors == [None]
     assert SPOOL_LOST._value.get() == before + 1
     ready, checks = readiness.report()
     assert ready
@@ -169,12 +169,12 @@ def test_when_the_spool_is_full_chats_go_on_and_the_loss_is_counted_and_shown(tm
     spool.close()
 
 
-def test_strict_delivery_says_when_kafka_has_it_and_when_not() -> None:
-    log = MemoryLog()
-    publisher, heard = MemoryPublisher(log, "inference"), list[LoopwrightError | None]()
-    recorder = StrictResponsePublisher(publisher)
-    recorder.keep(record(1), heard.append)
-    publisher.failure = BrokerUnavailable("away")
-    recorder.keep(record(2), heard.append)
-    assert heard == [None, publisher.failure]
+def test_strict_delivery_reports_acknowledgement_and_failure() -> None:
+    log = InMemoryLog()
+    publisher, errors = InMemoryPublisher(log, "inference"), list[LoopwrightError | None]()
+    response_publisher = StrictResponsePublisher(publisher)
+    response_publisher.publish(record(1), errors.append)
+    publisher.failure = BrokerUnavailable("unavailable")
+    response_publisher.publish(record(2), errors.append)
+    assert errors == [None, publisher.failure]
     assert arrived(log) == ["r1"]

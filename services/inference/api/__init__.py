@@ -1,1 +1,1 @@
-"""HTTP routes of inference, compatible with OpenAI clients."""
+"""HTTP API of inference, compatible with OpenAI's."""

@@ -1,6 +1,6 @@
-"""The shapes of OpenAI's chat API that are spoken here: requests with their bounds, answers, chunks, errors.
+"""Schemas of OpenAI's chat API: requests with their limits, answers, streamed chunks, errors.
 
-Reference: https://platform.openai.com/docs/api-reference/chat. Fields that are not listed are ignored.
+Reference: https://platform.openai.com/docs/api-reference/chat. Request fields that are not declared are ignored.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from services.inference.core.generation_request import GenerationRequest, GenerationResult
 from shared.errors import (
     LoopwrightError,
     Malformed,
@@ -20,12 +21,13 @@ from shared.errors import (
     Retryable,
     UnknownVersion,
 )
-from shared.events import MAX_CHOICES, MAX_MESSAGES, MAX_TEXT, malformed
+from shared.events import MAX_CHOICES, MAX_MESSAGES, MAX_TEXT, Usage, malformed
 
 MAX_PARTS = 64
-MAX_STOPS = 4
-MAX_STOP_TEXT = 256
+MAX_STOP_STRINGS = 4
+MAX_STOP_LENGTH = 256
 DONE = b"data: [DONE]\n\n"
+"""The last event of a stream."""
 
 
 class _Input(BaseModel):
@@ -33,13 +35,15 @@ class _Input(BaseModel):
 
 
 class TextPart(_Input):
-    """Text only: images and sound are refused."""
+    """Part of a message. Only text is accepted, no images or audio."""
 
     type: Literal["text"]
     text: str = Field(max_length=MAX_TEXT)
 
 
 class ChatMessage(_Input):
+    """One message of the conversation."""
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
         Annotated[str, Field(max_length=MAX_TEXT)]
@@ -48,18 +52,20 @@ class ChatMessage(_Input):
     ) = None
 
     def text(self) -> str:
-        """Parts are joined as they are."""
+        """Return the content as one string; parts are joined without a separator."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
 
 
 class StreamOptions(_Input):
+    """Options of a streamed answer."""
+
     include_usage: bool | None = False
 
 
 class ChatRequest(_Input):
-    """`POST /v1/chat/completions`. As with OpenAI, no temperature means 1, and null means absent."""
+    """Body of `POST /v1/chat/completions`. A null means that the field is not set."""
 
     model: str = Field(min_length=1, max_length=256)
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
@@ -79,86 +85,87 @@ class ChatRequest(_Input):
 
     @field_validator("stop")
     @classmethod
-    def _bounded(cls, value: str | list[str] | None) -> str | list[str] | None:
+    def _limit_stop_strings(cls, value: str | list[str] | None) -> str | list[str] | None:
         stops = [value] if isinstance(value, str) else value or []
-        if len(stops) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_TEXT for stop in stops):
-            raise ValueError(f"at most {MAX_STOPS} stop strings of 1 to {MAX_STOP_TEXT} characters")
+        if len(stops) > MAX_STOP_STRINGS or not all(0 < len(stop) <= MAX_STOP_LENGTH for stop in stops):
+            raise ValueError(
+                f"expected at most {MAX_STOP_STRINGS} stop strings of 1 to {MAX_STOP_LENGTH} characters"
+            )
         return value
 
     @field_validator("messages")
     @classmethod
-    def _joined_bound(cls, value: list[ChatMessage]) -> list[ChatMessage]:
+    def _limit_joined_parts(cls, value: list[ChatMessage]) -> list[ChatMessage]:
         if any(len(message.text()) > MAX_TEXT for message in value):
-            raise ValueError(f"a message has at most {MAX_TEXT} characters, its parts together")
+            raise ValueError(f"a message has at most {MAX_TEXT} characters in all of its parts together")
         return value
 
-    def stops(self) -> tuple[str, ...]:
+    def stop_strings(self) -> tuple[str, ...]:
+        """Return the strings that end an answer."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    def token_bound(self) -> int | None:
-        """`max_completion_tokens`, or its older name."""
+    def token_limit(self) -> int | None:
+        """Return `max_completion_tokens`, or `max_tokens`, its older name."""
         return self.max_completion_tokens or self.max_tokens
 
-    def with_usage(self) -> bool:
+    def wants_usage(self) -> bool:
+        """Return whether a streamed answer must end with its usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-def read_request(body: bytes) -> ChatRequest:
-    """Raises `Malformed` naming the field, without repeating the input."""
+def parse_chat_request(body: bytes) -> ChatRequest:
+    """Parse a request body.
+
+    Raises:
+        Malformed: if it is invalid. The message names the field and does not repeat the input.
+
+    """
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
         raise malformed(error) from None
 
 
-class ContextExceeded(Rejected):
-    """The conversation does not fit into the model's context."""
-
-    code = "context_length_exceeded"
-
-
 class GenerationFailed(LoopwrightError):
-    """The model ran into an error; the request was recorded as failed."""
+    """The engine failed to answer; the response was recorded as failed."""
 
     code = "generation_failed"
 
 
-def usage(prompt: int, completion: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def completion(
-    *,
-    response_id: str,
-    created: int,
-    version: str,
-    choices: list[tuple[str, str | None]],
-    used: dict[str, int],
-) -> dict[str, Any]:
-    """A whole answer; `choices` are (text, finish_reason) in order."""
+def usage_object(usage: Usage) -> dict[str, int]:
+    """Return OpenAI's usage object."""
     return {
-        "id": response_id,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+def completion_object(request: GenerationRequest, result: GenerationResult, created: int) -> dict[str, Any]:
+    """Return OpenAI's chat completion object. `created` is in seconds since the epoch."""
+    return {
+        "id": request.response_id,
         "object": "chat.completion",
         "created": created,
-        "model": version,
+        "model": request.version,
         "choices": [
             {
-                "index": index,
-                "message": {"role": "assistant", "content": text, "refusal": None},
+                "index": choice.index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
                 "logprobs": None,
-                "finish_reason": reason,
+                "finish_reason": choice.finish_reason,
             }
-            for index, (text, reason) in enumerate(choices)
+            for choice in result.choices
         ],
-        "usage": used,
+        "usage": usage_object(result.usage),
     }
 
 
 class ChunkEncoder:
-    """Server-sent events of one streamed answer; each says the same id and version."""
+    """Encoder of one streamed answer as server-sent events with OpenAI's chunk objects."""
 
     def __init__(self, *, response_id: str, created: int, version: str, with_usage: bool) -> None:
-        self._head = {
+        self._common = {
             "id": response_id,
             "object": "chat.completion.chunk",
             "created": created,
@@ -167,24 +174,29 @@ class ChunkEncoder:
         self._with_usage = with_usage
 
     def role(self, choice: int) -> bytes:
-        return self._choice(choice, {"role": "assistant", "content": ""}, None)
+        """Return the first chunk of a choice."""
+        return self._chunk(choice, {"role": "assistant", "content": ""}, None)
 
     def text(self, choice: int, text: str) -> bytes:
-        return self._choice(choice, {"content": text}, None)
+        """Return a chunk with new text of a choice."""
+        return self._chunk(choice, {"content": text}, None)
 
-    def end(self, choice: int, reason: str | None) -> bytes:
-        return self._choice(choice, {}, reason)
+    def finish(self, choice: int, reason: str | None) -> bytes:
+        """Return the last chunk of a choice."""
+        return self._chunk(choice, {}, reason)
 
-    def usage(self, used: dict[str, int]) -> bytes:
-        """The last chunk before `[DONE]`, where it was asked for."""
-        return event(self._head | {"choices": [], "usage": used}) if self._with_usage else b""
+    def usage(self, usage: dict[str, int]) -> bytes:
+        """Return the chunk before `[DONE]` if the client wants the usage, else nothing."""
+        return server_sent_event(self._common | {"choices": [], "usage": usage}) if self._with_usage else b""
 
-    def _choice(self, choice: int, delta: dict[str, str], reason: str | None) -> bytes:
-        part = {"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return event(self._head | {"choices": [part]} | ({"usage": None} if self._with_usage else {}))
+    def _chunk(self, choice: int, delta: dict[str, str], reason: str | None) -> bytes:
+        choices = [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}]
+        usage = {"usage": None} if self._with_usage else {}
+        return server_sent_event(self._common | {"choices": choices} | usage)
 
 
-def event(value: dict[str, Any]) -> bytes:
+def server_sent_event(value: dict[str, Any]) -> bytes:
+    """Return one server-sent event with a JSON object."""
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
@@ -197,17 +209,19 @@ _ERRORS: tuple[tuple[type[LoopwrightError], int, str, str | None], ...] = (
     (Retryable, 503, "service_unavailable_error", None),
     (LoopwrightError, 500, "server_error", None),
 )
+"""Error class, HTTP status, OpenAI's type and code. The first class that matches counts; without a code, its own."""
 
 
 def error_body(error: LoopwrightError) -> tuple[int, dict[str, Any]]:
-    """(HTTP status, OpenAI's error object)"""
-    status, kind, code = next((s, k, c) for cls, s, k, c in _ERRORS if isinstance(error, cls))
+    """Return the HTTP status and OpenAI's error object."""
+    status, error_type, code = next((s, t, c) for cls, s, t, c in _ERRORS if isinstance(error, cls))
     param = "model" if status == 404 else None
     return status, {
-        "error": {"message": str(error), "type": kind, "param": param, "code": code or error.code}
+        "error": {"message": str(error), "type": error_type, "param": param, "code": code or error.code}
     }
 
 
 def error_response(error: LoopwrightError) -> JSONResponse:
+    """Return the error as an HTTP response."""
     status, body = error_body(error)
     return JSONResponse(body, status, {"Retry-After": "1"} if status in (429, 503) else None)

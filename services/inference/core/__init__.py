@@ -1,1 +1,1 @@
-"""Pure parts of inference: requests, canary routing, incremental detokenization."""
+"""Pure parts of inference: request and result types, canary routing, incremental detokenization."""

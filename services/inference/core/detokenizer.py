@@ -1,76 +1,85 @@
-"""Tokens of one answer to text, as they come: no split character, no stop string."""
+"""Incremental detokenization: turns the tokens of one choice into text that can be streamed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-UNFINISHED = "\ufffd"
-"""What a decoder shows for bytes that are not a whole character yet."""
+INCOMPLETE_CHARACTER = "\ufffd"
+"""Decoders return this for bytes that do not form a character yet."""
 
 
 class IncrementalDetokenizer:
-    """Takes tokens, returns the text that can be sent.
+    """Text of one choice, released as soon as it is final.
 
-    A character whose bytes are spread over tokens comes when it is whole; text that may turn out to be the
-    beginning of a stop string is held back until it does not. The stop string itself, and what follows, is
-    never returned. Cost per token does not grow with the answer.
+    Text is withheld while it ends in an incomplete character, or in a prefix of a stop string. A stop string and the
+    text after it are never released. The cost per token does not grow with the length of the text.
+
+    Args:
+        decode: Decodes token ids to text.
+        stop_strings: Strings that end the text. Empty ones are ignored.
+
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], stops: Sequence[str] = ()) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], stop_strings: Sequence[str] = ()) -> None:
         self._decode = decode
-        self._stops = tuple(stop for stop in stops if stop)
+        self._stop_strings = tuple(stop for stop in stop_strings if stop)
         self._tokens: list[int] = []
-        self._from = 0  # tokens before it are settled; decoding starts here, for the space before a word
-        self._read = 0  # tokens before it are in the text already
-        self._held = ""
-        self._sent: list[str] = []
+        # Decoding starts at `_start`, one step before the new tokens: a tokenizer decides about the space before a
+        # word by the token before it. The tokens up to `_decoded` are part of the text.
+        self._start = 0
+        self._decoded = 0
+        self._withheld = ""
+        self._released: list[str] = []
         self.length = 0
+        """Number of released characters."""
         self.stopped = False
+        """Whether a stop string was found."""
 
     @property
     def text(self) -> str:
-        """All that was returned so far."""
-        return "".join(self._sent)
+        """All text released so far."""
+        return "".join(self._released)
 
     def push(self, token: int) -> str:
-        """The text that this token sets free; often empty."""
+        """Add a token and return the text that becomes final with it, often an empty string."""
         if self.stopped:
             return ""
         self._tokens.append(token)
-        known = self._decode(self._tokens[self._from : self._read])
-        shown = self._decode(self._tokens[self._from :])
-        if len(shown) <= len(known) or shown.endswith(UNFINISHED):
+        before = self._decode(self._tokens[self._start : self._decoded])
+        after = self._decode(self._tokens[self._start :])
+        if len(after) <= len(before) or after.endswith(INCOMPLETE_CHARACTER):
             return ""
-        self._from, self._read = self._read, len(self._tokens)
-        return self._release(shown[len(known) :])
+        self._start, self._decoded = self._decoded, len(self._tokens)
+        return self._check_stop_strings(after[len(before) :])
 
     def flush(self) -> str:
-        """The rest, when no token will follow."""
+        """Return the withheld text. Call it once, after the last token."""
         if self.stopped:
             return ""
-        known = self._decode(self._tokens[self._from : self._read])
-        rest = self._release(self._decode(self._tokens[self._from :])[len(known) :])
-        self._from = self._read = len(self._tokens)
-        held, self._held = self._held, ""
-        return rest + self._send(held)
+        before = self._decode(self._tokens[self._start : self._decoded])
+        released = self._check_stop_strings(self._decode(self._tokens[self._start :])[len(before) :])
+        self._start = self._decoded = len(self._tokens)
+        withheld, self._withheld = self._withheld, ""
+        return released + self._release(withheld)
 
-    def _release(self, new: str) -> str:
-        buffer = self._held + new
-        found = [at for at in (buffer.find(stop) for stop in self._stops) if at >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return self._send(buffer[: min(found)])
-        keep = max((_overlap(buffer, stop) for stop in self._stops), default=0)
-        self._held = buffer[len(buffer) - keep :]
-        return self._send(buffer[: len(buffer) - keep])
+    def _check_stop_strings(self, new: str) -> str:
+        pending = self._withheld + new
+        positions = [at for at in (pending.find(stop) for stop in self._stop_strings) if at >= 0]
+        if positions:
+            self.stopped, self._withheld = True, ""
+            return self._release(pending[: min(positions)])
+        overlap = max((_overlap(pending, stop) for stop in self._stop_strings), default=0)
+        final = len(pending) - overlap
+        self._withheld = pending[final:]
+        return self._release(pending[:final])
 
-    def _send(self, text: str) -> str:
+    def _release(self, text: str) -> str:
         if text:
-            self._sent.append(text)
+            self._released.append(text)
             self.length += len(text)
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that is a beginning of `stop`, short of all of it."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

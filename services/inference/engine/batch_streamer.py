@@ -1,4 +1,4 @@
-"""What hands the tokens of a running `generate` to their rows, and stops each row by itself."""
+"""Streaming and stopping of each row of a running `generate` call."""
 
 from __future__ import annotations
 
@@ -8,26 +8,33 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
-from services.inference.core.generation_request import BatchRow
+from services.inference.engine.batching import BatchRow
 
 
 class BatchStreamer(StoppingCriteria):
-    """One stopping criterion over the whole batch, and the streamer in one.
+    """A stopping criterion that also streams: it hands each row its new token and stops rows one by one.
 
-    `generate` asks its stopping criteria after every step, *before* it calls a streamer, so a
-    `BaseStreamer` would learn of a stop string one step too late, and the row would cost a forward pass for
-    nothing. Here a row sees its token, decides, and the answer (a bool per row) takes it out of the batch
-    at once.
+    `generate` evaluates its stopping criteria after every step, before it calls a streamer. A `BaseStreamer` would
+    learn of a stop string one step too late, at the cost of a forward pass.
     """
 
-    def __init__(self, rows: Sequence[BatchRow], eos: frozenset[int]) -> None:
+    def __init__(self, rows: Sequence[BatchRow], eos_token_ids: frozenset[int]) -> None:
         self._rows = rows
-        self._eos = eos
+        self._eos_token_ids = eos_token_ids
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: Any) -> torch.Tensor:
-        """(batch, length) token ids so far -> (batch,) whether each row is done."""
+        """Push each row's newest token and return which rows are done.
+
+        Args:
+            input_ids: Token ids so far, (batch, seq).
+            scores: Ignored.
+
+        Returns:
+            Booleans, (batch,).
+
+        """
         for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
-            row.take(token, self._eos)
-        for ask in {id(row.ask): row.ask for row in self._rows}.values():
-            ask.end_if_done()
+            row.push(token, self._eos_token_ids)
+        for generation in {id(row.generation): row.generation for row in self._rows}.values():
+            generation.end_if_finished()
         return torch.tensor([row.finish_reason is not None for row in self._rows], device=input_ids.device)

@@ -1,7 +1,8 @@
-"""The one thread that does all torch work: it takes waiting requests in batches, and errands between them."""
+"""The engine that runs a transformers model in this process: one thread, requests in micro-batches."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import deque
@@ -12,48 +13,78 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from services.inference.core.generation_request import (
-    BatchRow,
-    Decode,
-    GenerationRequest,
-    GenerationResult,
-    Sampling,
-)
-from shared.errors import BadArtifact, LoopwrightError, Overloaded, Retryable
+from services.inference.core.generation_request import ContextExceeded, GenerationRequest, Sampling
+from services.inference.engine.batching import BatchRow, QueuedGeneration, select_batch
+from services.inference.engine.port import GenerationListener
+from shared.errors import BadArtifact, LoopwrightError, Overloaded, Retryable, UnknownVersion
+from shared.events import Message
 
 T = TypeVar("T")
-IDLE_S = 0.5
-WAIT_SHARE, MAX_WAIT_S = 0.02, 0.25
-"""After a batch its clients have so much of its time, and at most so long, to ask again and share the next one."""
+POLL_S = 0.5
+REJOIN_SHARE, MAX_REJOIN_S = 0.02, 0.25
+"""After a batch, its clients have this share of its duration, and at most this time, to join the next batch."""
 log = structlog.get_logger(__name__)
 
 
 class ModelRunner(Protocol):
-    """What the engine needs of the model: `adapters.Weights`. `version` None is the base."""
+    """The model as the engine's thread uses it: `LoraModel`. The version None is the base."""
 
-    def load(self, version: str, folder: Path) -> None: ...
+    def load(self, version: str, folder: Path) -> None:
+        """Load an adapter. Raises `BadArtifact`, and then nothing has changed."""
 
-    def unload(self, version: str) -> None: ...
+    def unload(self, version: str) -> None:
+        """Free an adapter's memory."""
 
-    def smoke(self, version: str | None) -> None: ...
+    def smoke_test(self, version: str | None) -> None:
+        """Generate a short answer. Raises `BadArtifact` if the model's output is unusable."""
 
-    def warm(self, version: str | None) -> None: ...
+    def warm_up(self, version: str | None) -> None:
+        """Run a small batch, so that no request pays for lazy initialisation."""
 
-    def generate(self, version: str | None, rows: Sequence[BatchRow], sampling: Sampling) -> None: ...
+    def generate(self, version: str | None, rows: Sequence[BatchRow], sampling: Sampling) -> None:
+        """Generate until every row has finished, pushing each token to its row."""
+
+
+class Tokenizer(Protocol):
+    """The tokenizer as the engine uses it, from several threads: `ChatTokenizer`."""
+
+    @property
+    def max_context(self) -> int:
+        """Limit of prompt and answer together, in tokens."""
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Stop strings that the chat template needs."""
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Return the prompt's token ids. Raises `Rejected` if the template refuses the conversation."""
+
+    def decode(self, tokens: list[int]) -> str:
+        """Return the text of token ids."""
 
 
 class TransformersEngine:
-    """Admission queue, micro-batches, errands.
+    """`InferenceEngine` on a model in this process.
 
-    Torch is used by this thread alone: on a CPU a second one that computes costs much of the speed (measured). A
-    batch is a set of waiting asks of one version with equal sampling, oldest first; it runs to its end by
-    one `generate`. Each ask that `submit` took is ended exactly once.
+    One thread does all torch work: on a CPU, a second computing thread costs much of the speed. It runs one micro-batch
+    after the other, each to its end, and loads and unloads versions between batches. A batch consists of waiting
+    requests for one version with equal sampling, oldest first.
+
+    Args:
+        make_runner: Loads the base model. Called in the engine's thread.
+        tokenizer: Tokenizer of the base model.
+        base: Version name of the base.
+        max_batch: Limit of rows (choices) in a batch.
+        max_batch_tokens: Limit of tokens in a batch, padding included.
+        max_waiting: Limit of waiting requests.
+        batch_wait_s: How long a batch waits for more requests.
+
     """
 
     def __init__(
         self,
-        make: Callable[[], ModelRunner],
-        decode: Decode,
+        make_runner: Callable[[], ModelRunner],
+        tokenizer: Tokenizer,
         *,
         base: str,
         max_batch: int = 16,
@@ -61,192 +92,202 @@ class TransformersEngine:
         max_waiting: int = 256,
         batch_wait_s: float = 0.01,
     ) -> None:
-        self._make = make
-        self._decode = decode
+        self._make_runner = make_runner
+        self._tokenizer = tokenizer
         self._base = base
         self._max_batch = max_batch
         self._max_batch_tokens = max_batch_tokens
         self._max_waiting = max_waiting
         self._batch_wait_s = batch_wait_s
-        self._waiting: deque[GenerationRequest] = deque()
-        self._errands: deque[Callable[[ModelRunner], None]] = deque()
-        self._running: list[GenerationRequest] = []
         self._changed = threading.Condition()
         self._closing = False
-        self._batch_ended = self._batch_took = 0.0
-        self._expected = max_batch
-        self.loaded: Future[None] = Future()
+        self._versions = [base]
+        self._waiting: deque[QueuedGeneration] = deque()
+        self._running: list[QueuedGeneration] = []
+        self._tasks: deque[Callable[[ModelRunner], None]] = deque()
+        self._batch_ended_at = self._batch_duration_s = 0.0
+        self._expected_rows = max_batch
+        self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    def start(self) -> None:
-        """Returns at once; `loaded` is done when the base is in memory and warm, or holds why it is not."""
+    def start(self) -> Future[None]:
+        """Start the thread, which loads the base. See `InferenceEngine.start`."""
         self._thread.start()
+        return self._started
 
-    def submit(self, ask: GenerationRequest) -> None:
-        """Raises `Overloaded` (the queue is full) or `Retryable` (stopping); then the ask is the caller's
-        to end."""
+    def stop(self, timeout_s: float) -> None:
+        """Stop the thread. See `InferenceEngine.stop`."""
+        with self._changed:
+            self._closing = True
+            unstarted, self._waiting = list(self._waiting), deque()
+            self._changed.notify_all()
+        for generation in unstarted:
+            generation.end("failed", "the replica shut down before it processed this request")
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            for generation in list(self._running):
+                generation.cancel()
+            self._thread.join(timeout_s)
+
+    async def submit(self, request: GenerationRequest, listener: GenerationListener) -> QueuedGeneration:
+        """Tokenize a request and queue it. See `InferenceEngine.submit`."""
+        prompt = await asyncio.to_thread(self._tokenizer.encode, request.messages)
+        remaining = self._tokenizer.max_context - len(prompt)
+        if remaining < 1:
+            raise ContextExceeded(
+                f"the conversation has {len(prompt)} tokens, but the model accepts at most "
+                f"{self._tokenizer.max_context - 1}; shorten the conversation"
+            )
+        generation = QueuedGeneration(
+            request,
+            prompt,
+            min(request.max_tokens, remaining),
+            request.stop + self._tokenizer.stop_strings,
+            listener,
+        )
         with self._changed:
             if self._closing:
-                raise Retryable("this replica is stopping; ask again")
+                raise Retryable("this replica is shutting down; send the request again")
+            if request.version not in self._versions:
+                raise UnknownVersion(f"the version {request.version} is not loaded")
             if len(self._waiting) >= self._max_waiting:
-                raise Overloaded(f"{self._max_waiting} requests are waiting already; ask again in a moment")
-            self._waiting.append(ask)
+                raise Overloaded(
+                    f"{self._max_waiting} requests are waiting already; send the request again in a moment"
+                )
+            self._waiting.append(generation)
             self._changed.notify_all()
-
-    def waiting(self) -> int:
-        with self._changed:
-            return len(self._waiting)
+        return generation
 
     def load(self, version: str, folder: Path) -> None:
-        """Loads, tries and warms a version, between batches; blocks until done. Raises `BadArtifact`; then
-        it is gone."""
-        self._call(lambda computer: computer.load(version, folder))
+        """Load, smoke-test and warm up a version between batches. See `InferenceEngine.load`."""
+        if version in self.versions():
+            return
+        self._schedule(lambda runner: runner.load(version, folder)).result()
         try:
-            self._call(lambda computer: computer.smoke(version))
-            self._call(lambda computer: computer.warm(version))
+            self._schedule(lambda runner: runner.smoke_test(version)).result()
+            self._schedule(lambda runner: runner.warm_up(version)).result()
         except Exception as error:
-            self.unload(version)
+            self._schedule(lambda runner: runner.unload(version))
             if isinstance(error, LoopwrightError):
                 raise
             raise BadArtifact(f"{version} cannot answer: {type(error).__name__}: {error}") from error
+        with self._changed:
+            self._versions.append(version)
 
     def unload(self, version: str) -> None:
-        """Comes after what was asked for before it; does not wait."""
-        self._errand(lambda computer: computer.unload(version))
-
-    def stop(self, timeout: float) -> None:
-        """Takes no more; waiting asks fail, running ones may finish for `timeout` seconds and are cancelled
-        then."""
+        """Unload a version after the batches and tasks queued before. See `InferenceEngine.unload`."""
         with self._changed:
-            self._closing = True
-            left, self._waiting = list(self._waiting), deque()
-            self._changed.notify_all()
-        for ask in left:
-            ask.end(GenerationResult("failed", "the replica stopped before it came to this request"))
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            for ask in list(self._running):
-                ask.cancel()
-            self._thread.join(timeout)
+            if version == self._base or version not in self._versions:
+                return
+            self._versions.remove(version)
+        self._schedule(lambda runner: runner.unload(version))
 
-    def _errand(self, work: Callable[[ModelRunner], T]) -> Future[T]:
+    def versions(self) -> tuple[str, ...]:
+        """Return the versions that accept requests, the base first."""
+        with self._changed:
+            return tuple(self._versions)
+
+    def _schedule(self, work: Callable[[ModelRunner], T]) -> Future[T]:
+        """Run `work` in the engine's thread, between batches."""
         future: Future[T] = Future()
 
-        def run(computer: ModelRunner) -> None:
+        def task(runner: ModelRunner) -> None:
             try:
-                future.set_result(work(computer))
-            except Exception as error:  # noqa: BLE001 - it belongs to whoever asked; the thread must live on
-                log.warning("errand_failed", error=str(error))
+                future.set_result(work(runner))
+            except Exception as error:  # noqa: BLE001 - the future carries it; the thread must survive
+                log.warning("engine_task_failed", error=str(error))
                 future.set_exception(error)
 
         with self._changed:
             if self._closing:
-                future.set_exception(Retryable("this replica is stopping"))
+                future.set_exception(Retryable("this replica is shutting down"))
                 return future
-            self._errands.append(run)
+            self._tasks.append(task)
             self._changed.notify_all()
         return future
 
-    def _call(self, work: Callable[[ModelRunner], T]) -> T:
-        return self._errand(work).result()
-
     def _run(self) -> None:
         try:
-            computer = self._make()
-            computer.smoke(None)
-            computer.warm(None)
-        except Exception as error:  # noqa: BLE001 - handed to whoever waits for `loaded`
-            self.loaded.set_exception(error)
+            runner = self._make_runner()
+            runner.smoke_test(None)
+            runner.warm_up(None)
+        except Exception as error:  # noqa: BLE001 - the future carries it
+            self._started.set_exception(error)
             return
-        self.loaded.set_result(None)
-        while self._turn(computer):
+        self._started.set_result(None)
+        while self._run_next(runner):
             pass
-        while self._errands:
-            self._errands.popleft()(computer)
+        while self._tasks:
+            self._tasks.popleft()(runner)
 
-    def _turn(self, computer: ModelRunner) -> bool:
-        """One errand or one batch. False when stopping."""
+    def _run_next(self, runner: ModelRunner) -> bool:
+        """Run one task or one batch. Return False when the engine is shutting down."""
         with self._changed:
-            self._changed.wait_for(lambda: self._errands or self._waiting or self._closing, IDLE_S)
+            self._changed.wait_for(lambda: self._tasks or self._waiting or self._closing, POLL_S)
             if self._closing:
                 return False
-            errand = self._errands.popleft() if self._errands else None
-        if errand is not None:
-            errand(computer)
+            task = self._tasks.popleft() if self._tasks else None
+        if task is not None:
+            task(runner)
             return True
-        batch = self._take()
+        batch = self._next_batch()
         if batch:
-            self._generate(computer, batch)
+            self._run_batch(runner, batch)
         return True
 
-    def _take(self) -> list[GenerationRequest]:
-        """The next batch, after a short wait for company.
+    def _next_batch(self) -> list[QueuedGeneration]:
+        """Wait a moment for requests that can share a batch, then take the batch out of the queue.
 
-        Clients whose answers ended together ask again together: without the wait the first of them would get a
-        batch of its own, and the others would wait for all of it, again and again. After a batch the wait ends as
-        soon as everybody of it is back, so a lone client never waits.
+        Clients whose answers ended together send their next requests together. Without the wait, the first of them
+        would get a batch of its own and the others would wait for it, again and again. After a batch, the wait ends
+        as soon as all of its clients are back, so a single client never waits.
         """
         with self._changed:
             if not self._waiting:
                 return []
-            first = self._waiting[0].admitted_at
-            after = self._batch_ended + max(
-                self._batch_wait_s, min(MAX_WAIT_S, WAIT_SHARE * self._batch_took)
+            oldest = self._waiting[0].queued_at
+            rejoin_until = self._batch_ended_at + max(
+                self._batch_wait_s, min(MAX_REJOIN_S, REJOIN_SHARE * self._batch_duration_s)
             )
-            back = self._expected if first <= after else self._max_batch
-            until = max(first + self._batch_wait_s, after)
-            while sum(ask.n for ask in self._waiting) < min(back, self._max_batch) and not self._closing:
-                left = until - time.monotonic()
-                if left <= 0:
+            expected = self._expected_rows if oldest <= rejoin_until else self._max_batch
+            wait_until = max(oldest + self._batch_wait_s, rejoin_until)
+            while self._waiting_rows() < min(expected, self._max_batch) and not self._closing:
+                remaining = wait_until - time.monotonic()
+                if remaining <= 0:
                     break
-                self._changed.wait(left)
-            gone = [ask for ask in self._waiting if ask.cancelled]
-            self._waiting = deque(ask for ask in self._waiting if not ask.cancelled)
+                self._changed.wait(remaining)
+            cancelled = [generation for generation in self._waiting if generation.cancelled]
+            self._waiting = deque(generation for generation in self._waiting if not generation.cancelled)
             batch = select_batch(self._waiting, self._max_batch, self._max_batch_tokens)
-            chosen = {id(ask) for ask in batch}
-            self._waiting = deque(ask for ask in self._waiting if id(ask) not in chosen)
-        for ask in gone:
-            ask.end(GenerationResult("cancelled"))
+            selected = {id(generation) for generation in batch}
+            self._waiting = deque(
+                generation for generation in self._waiting if id(generation) not in selected
+            )
+        for generation in cancelled:
+            generation.end("cancelled")
         return batch
 
-    def _generate(self, computer: ModelRunner, batch: list[GenerationRequest]) -> None:
+    def _waiting_rows(self) -> int:
+        return sum(generation.request.n for generation in self._waiting)
+
+    def _run_batch(self, runner: ModelRunner, batch: list[QueuedGeneration]) -> None:
         self._running = batch
-        started = time.monotonic()
-        rows = []
-        for ask in batch:
-            ask.rows = [BatchRow(ask, index, self._decode) for index in range(ask.n)]
-            rows += ask.rows
-        version = None if batch[0].version == self._base else batch[0].version
+        started_at = time.monotonic()
+        rows = [row for generation in batch for row in generation.start_rows(self._tokenizer.decode)]
+        request = batch[0].request
+        version = None if request.version == self._base else request.version
         try:
-            computer.generate(version, rows, batch[0].sampling)
+            runner.generate(version, rows, request.sampling)
         except Exception as error:
-            # Whatever one batch ran into (memory, a model's bug), the next one deserves its chance.
-            log.exception("batch_failed", version=batch[0].version, asks=len(batch))
-            for ask in batch:
-                ask.end(GenerationResult("failed", f"{type(error).__name__}: {error}"[:1000]))
-        for ask in batch:
-            ask.end_if_done()
-            ask.end(GenerationResult("failed", "the model stopped before the answer was complete"))
+            # A failure of one batch, such as out of memory, need not happen to the next one.
+            log.exception("batch_failed", version=request.version, requests=len(batch))
+            for generation in batch:
+                generation.end("failed", f"{type(error).__name__}: {error}"[:1000])
+        for generation in batch:
+            generation.end_if_finished()
+            generation.end("failed", "the model stopped before the answer was complete")
         self._running = []
-        self._batch_ended = time.monotonic()
-        self._batch_took = self._batch_ended - started
+        self._batch_ended_at = time.monotonic()
+        self._batch_duration_s = self._batch_ended_at - started_at
         with self._changed:
-            self._expected = len(rows) + sum(ask.n for ask in self._waiting)
-
-
-def select_batch(
-    waiting: Sequence[GenerationRequest], max_rows: int, max_tokens: int
-) -> list[GenerationRequest]:
-    """The oldest ask, and in order those that can share its batch: same version and sampling, within the
-    bounds on rows and on padded tokens. The oldest always goes, so nothing waits for ever."""
-    batch: list[GenerationRequest] = []
-    rows = prompt = answer = 0
-    for ask in waiting:
-        if batch and (batch[0].alone or ask.batch_key != batch[0].batch_key):
-            continue
-        longest = max(prompt, len(ask.prompt)), max(answer, ask.max_tokens)
-        if batch and (rows + ask.n > max_rows or (rows + ask.n) * sum(longest) > max_tokens):
-            continue
-        batch.append(ask)
-        rows, (prompt, answer) = rows + ask.n, longest
-    return batch
+            self._expected_rows = len(rows) + self._waiting_rows()

@@ -1,0 +1,212 @@
+"""Handler of `POST /v1/chat/completions`: admits a chat, submits it to the engine, answers it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from uuid6 import uuid7
+
+from services.inference.api.openai_schemas import (
+    DONE,
+    ChatRequest,
+    ChunkEncoder,
+    GenerationFailed,
+    completion_object,
+    error_body,
+    server_sent_event,
+    usage_object,
+)
+from services.inference.core.generation_request import GenerationRequest, Piece, Sampling
+from services.inference.engine.port import Generation, InferenceEngine
+from services.inference.response_publisher import ResponsePublisher
+from services.inference.response_stream import RequestDetails, ResponseEnd, ResponseStream
+from services.inference.settings import InferenceSettings
+from services.inference.version_registry import VersionRegistry
+from shared.cloudevents import new_traceparent
+from shared.errors import LoopwrightError, NotYet
+from shared.events import Message, from_ms
+from shared.ports import Clock
+from shared.pseudonym import Pseudonymiser
+from shared.telemetry import Readiness
+
+T = TypeVar("T")
+TRACEPARENT = re.compile(r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status code for a client that disconnected. It only shows up in logs."""
+
+
+class ChatHandler:
+    """Handler of chats. Every admitted chat ends in exactly one response record.
+
+    Args:
+        settings: The service's settings.
+        registry: Pins each chat to a version.
+        engine: Generates the answers.
+        publisher: Publishes the response records.
+        readiness: Chats are refused while the service is not ready.
+        pseudonyms: Replaces user ids.
+        clock: Dates the responses.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: InferenceSettings,
+        registry: VersionRegistry,
+        engine: InferenceEngine,
+        publisher: ResponsePublisher,
+        readiness: Readiness,
+        pseudonyms: Pseudonymiser,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._engine = engine
+        self._publisher = publisher
+        self._readiness = readiness
+        self._pseudonyms = pseudonyms
+        self._clock = clock
+
+    async def handle(self, chat: ChatRequest, http_request: Request) -> Response:
+        """Return the answer, streamed or whole.
+
+        Raises:
+            LoopwrightError: if the chat is refused, or fails before its first byte.
+
+        """
+        stream, generation = await self._submit(chat, http_request.headers.get("traceparent", ""))
+        try:
+            first = await _unless_disconnected(stream.next_event(), http_request)
+            if first is None:
+                return _cancelled_response(generation)
+            if isinstance(first, ResponseEnd):
+                _raise_if_failed(first)
+            created = self._clock.now_ms() // 1000
+            if chat.stream:
+                chunks = ChunkEncoder(
+                    response_id=stream.request.response_id,
+                    created=created,
+                    version=stream.request.version,
+                    with_usage=chat.wants_usage(),
+                )
+                return StreamingResponse(
+                    _stream_chunks(stream, generation, first, chunks), media_type="text/event-stream"
+                )
+            end = first if isinstance(first, ResponseEnd) else None
+            end = end or await _unless_disconnected(stream.end(), http_request)
+            if end is None:
+                return _cancelled_response(generation)
+            _raise_if_failed(end)
+            return JSONResponse(completion_object(stream.request, end.result, created))
+        except BaseException:
+            generation.cancel()  # no effect if it has ended
+            raise
+
+    async def _submit(self, chat: ChatRequest, traceparent: str) -> tuple[ResponseStream, Generation]:
+        self._require_ready()
+        settings = self._settings
+        user = self._pseudonyms.of(chat.user) if chat.user else None
+        version = self._registry.acquire(chat.model, user)
+        try:
+            request = GenerationRequest(
+                response_id=f"chatcmpl-{uuid7().hex}",
+                version=version,
+                messages=tuple(Message(role=m.role, content=m.text()) for m in chat.messages),
+                max_tokens=min(chat.token_limit() or settings.default_tokens, settings.max_tokens),
+                n=chat.n or 1,
+                sampling=sampling_of(chat),
+                stop=chat.stop_strings(),
+            )
+            details = RequestDetails(
+                line=settings.line,
+                user_id=user,
+                metadata=dict(chat.metadata or {}),
+                created_at=from_ms(self._clock.now_ms()),
+                traceparent=traceparent if TRACEPARENT.match(traceparent) else new_traceparent(),
+            )
+            stream = ResponseStream(request, details, self._publisher, self._registry.release)
+            return stream, await self._engine.submit(request, stream)
+        except BaseException:
+            self._registry.release(version)  # the engine has not accepted the request
+            raise
+
+    def _require_ready(self) -> None:
+        """Raise `NotYet` while the service is not ready.
+
+        Before the rollout is known, the base would answer although another version is stable.
+        """
+        ready, checks = self._readiness.report()
+        if not ready:
+            failing = "; ".join(
+                f"{name}: {detail}" for name, detail in checks.items() if not detail.startswith("ok")
+            )
+            raise NotYet(f"this replica is not ready yet ({failing}); send the request again in a moment")
+
+
+def sampling_of(chat: ChatRequest) -> Sampling:
+    """Return the request's sampling with OpenAI's defaults."""
+    return Sampling(
+        temperature=1.0 if chat.temperature is None else chat.temperature,
+        top_p=1.0 if chat.top_p is None else chat.top_p,
+        seed=chat.seed,
+    )
+
+
+async def _stream_chunks(
+    stream: ResponseStream, generation: Generation, first: Piece | ResponseEnd, chunks: ChunkEncoder
+) -> AsyncIterator[bytes]:
+    """Yield the answer as server-sent events. Finish reasons follow after the record was published."""
+    try:
+        for index in range(stream.request.n):
+            yield chunks.role(index)
+        event = first
+        while not isinstance(event, ResponseEnd):
+            if event.text:
+                yield chunks.text(event.choice, event.text)
+            event = await stream.next_event()
+        try:
+            _raise_if_failed(event)
+        except LoopwrightError as error:
+            yield server_sent_event(error_body(error)[1])
+            return
+        for choice in event.result.choices:
+            yield chunks.finish(choice.index, choice.finish_reason)
+        yield chunks.usage(usage_object(event.result.usage)) + DONE
+    finally:
+        generation.cancel()  # the client has disconnected; no effect if the request has ended
+
+
+def _raise_if_failed(end: ResponseEnd) -> None:
+    if end.error is not None:
+        raise end.error
+    if end.result.status != "completed":
+        reason = end.result.error or end.result.status
+        raise GenerationFailed(f"the model could not generate an answer: {reason}; send the request again")
+
+
+def _cancelled_response(generation: Generation) -> Response:
+    generation.cancel()
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _unless_disconnected(work: Coroutine[Any, Any, T], request: Request) -> T | None:
+    """Return the result of `work`, or None if the client disconnects first."""
+    result = asyncio.ensure_future(work)
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({result, disconnected}, return_when=asyncio.FIRST_COMPLETED)
+        return result.result() if result.done() else None
+    finally:
+        result.cancel()
+        disconnected.cancel()
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,162 @@
+"""The parts of one inference process, and the order in which they start and stop."""
+
+from __future__ import annotations
+
+import uvicorn
+
+from services.inference.api.chat_handler import ChatHandler
+from services.inference.api.routes import create_app
+from services.inference.engine.chat_tokenizer import ChatTokenizer
+from services.inference.engine.lora_model import LoraModel
+from services.inference.engine.port import InferenceEngine
+from services.inference.engine.transformers_engine import TransformersEngine
+from services.inference.response_publisher import (
+    ResponsePublisher,
+    SpoolResponsePublisher,
+    SpoolSender,
+    StrictResponsePublisher,
+)
+from services.inference.rollout_reader import RolloutReader, describe_refusals
+from services.inference.settings import InferenceSettings
+from services.inference.spool import Spool
+from services.inference.version_registry import VersionRegistry
+from services.inference.version_swap import VersionSwap
+from shared.adapters.artifacts import open_artifacts
+from shared.adapters.base_model import PinnedBase, find_base
+from shared.adapters.clock import SystemClock
+from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
+from shared.adapters.topic_admin import check_partitions
+from shared.errors import Fatal, LoopwrightError
+from shared.ports import LogReader, Publisher
+from shared.pseudonym import Pseudonymiser
+from shared.telemetry import Readiness
+from shared.topics import MODEL_ROLLOUT
+
+SERVICE = "inference"
+SPOOL_ACK_TIMEOUT_S = 10.0
+ENGINE_STOP_S = 5.0
+
+
+def build_engine(settings: InferenceSettings, base: PinnedBase) -> InferenceEngine:
+    """Return the engine, not started."""
+    tokenizer = ChatTokenizer(base.path, settings.max_context)
+    return TransformersEngine(
+        lambda: LoraModel(
+            base.path, tokenizer, device=settings.device, dtype=settings.dtype, threads=settings.threads
+        ),
+        tokenizer,
+        base=base.ref(settings.line).version,
+        max_batch=settings.max_batch,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_waiting=settings.max_waiting,
+        batch_wait_s=settings.batch_wait_ms / 1000,
+    )
+
+
+class InferenceService:
+    """One inference process.
+
+    Raises:
+        Misconfigured: if the settings lack a pseudonym key or name no usable base model.
+
+    """
+
+    def __init__(self, settings: InferenceSettings) -> None:
+        self._settings = settings
+        self._failure: LoopwrightError | None = None
+        pseudonyms = Pseudonymiser(settings.require_pseudonym_key())
+        base = find_base(settings.base_model)
+        checks = ["model", "rollout", *(["spool"] if settings.delivery == "spool" else [])]
+        self._readiness = Readiness(*checks)
+        self._engine = build_engine(settings, base)
+        registry = VersionRegistry(settings.line, base.ref(settings.line), self._engine.unload)
+        response_publisher = self._build_delivery()
+        swap = VersionSwap(
+            registry,
+            open_artifacts(settings.artifacts, settings.artifact_cache),
+            self._engine,
+            lambda refusals: self._readiness.set("rollout", ok=True, detail=describe_refusals(refusals)),
+        )
+        self._rollout_reader = RolloutReader(
+            self._open_rollout, swap, self._publisher, self._readiness, self._fail
+        )
+        chats = ChatHandler(
+            settings=settings,
+            registry=registry,
+            engine=self._engine,
+            publisher=response_publisher,
+            readiness=self._readiness,
+            pseudonyms=pseudonyms,
+            clock=SystemClock(),
+        )
+        app = create_app(chats, registry, self._readiness, lambda: swap.refusals)
+        config = uvicorn.Config(
+            app,
+            settings.host,
+            settings.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=settings.drain_s,
+        )
+        self.server = uvicorn.Server(config)
+
+    def _build_delivery(self) -> ResponsePublisher:
+        """Create the Kafka publisher and, for `delivery: spool`, the spool with its sender."""
+        settings = self._settings
+        is_strict = settings.delivery == "strict"
+        timeout_s = settings.strict_timeout_s if is_strict else SPOOL_ACK_TIMEOUT_S
+        self._publisher: Publisher = KafkaPublisher(
+            settings.kafka_bootstrap_servers, SERVICE, timeout_s=timeout_s
+        )
+        self._spool: Spool | None = None
+        self._spool_sender: SpoolSender | None = None
+        if is_strict:
+            return StrictResponsePublisher(self._publisher)
+        self._spool = Spool(settings.data_dir / SERVICE / "spool.sqlite", settings.spool_mb << 20)
+        self._spool_sender = SpoolSender(self._spool, self._publisher)
+        return SpoolResponsePublisher(self._spool, self._readiness)
+
+    def _open_rollout(self) -> LogReader:
+        servers = self._settings.kafka_bootstrap_servers
+        check_partitions(servers, self._settings.partitions)
+        return KafkaLogReader(servers, SERVICE, [MODEL_ROLLOUT.name])
+
+    def run(self) -> None:
+        """Serve until the server is stopped.
+
+        Raises:
+            LoopwrightError: the error that stopped it, if one did.
+
+        """
+        self._engine.start().add_done_callback(lambda future: self._on_engine_started(future.exception()))
+        if self._spool_sender is not None:
+            self._spool_sender.start()
+        self._rollout_reader.start()
+        try:
+            self.server.run()
+        finally:
+            self._stop()
+        if self._failure is not None:
+            raise self._failure
+
+    def _on_engine_started(self, error: BaseException | None) -> None:
+        if error is None:
+            self._readiness.set("model", ok=True, detail=self._settings.base_model)
+        elif isinstance(error, LoopwrightError):
+            self._fail(error)
+        else:
+            self._fail(Fatal(f"the base model cannot be used: {type(error).__name__}: {error}"))
+
+    def _fail(self, error: LoopwrightError) -> None:
+        """Stop the server because of `error`. Can be called from any thread."""
+        self._failure = error
+        self.server.should_exit = True
+
+    def _stop(self) -> None:
+        """Stop the parts after the server. The records of requests that end now are still sent or spooled."""
+        self._engine.stop(ENGINE_STOP_S)
+        self._rollout_reader.stop()
+        if self._spool_sender is not None and self._spool is not None:
+            self._spool_sender.stop(self._settings.flush_s)
+            self._spool.close()
+        self._publisher.close()
