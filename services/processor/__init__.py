@@ -1,1 +1,1 @@
-"""Joins responses with their feedback, cuts batches, says what became of each event. Design section 5."""
+"""Processor: joins responses with their feedback, cuts batches, decides the outcome of each event (design section 5)."""

@@ -1,4 +1,4 @@
-"""`python -m services.processor`"""
+"""Entry point of the processor: `python -m services.processor`. Its parts are built in `service.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.telemetry import configure_logging
 
 
 def main() -> None:
-    """Parses settings, builds the real parts once, runs."""
+    """Read the settings, build the application and run it until a signal stops it."""
     try:
         settings = load(ProcessorSettings)
     except LoopwrightError as error:

@@ -1,4 +1,4 @@
-"""The processor's settings."""
+"""Settings of the processor: `LOOPWRIGHT_PROCESSOR_*`, in addition to the common ones."""
 
 from __future__ import annotations
 
@@ -12,35 +12,39 @@ from shared.topics import BATCH_BYTES
 
 
 class ProcessorSettings(Settings):
-    """`LOOPWRIGHT_PROCESSOR_...` for what is its own."""
+    """Settings of one processor process."""
 
     model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_PROCESSOR_")
 
-    port: int = Field(8002, ge=0, le=65535)
-    instance: str = Field("0", pattern=r"^[A-Za-z0-9_-]+$", description="stable name among its processes")
-    batch_examples: int = Field(64, ge=1, le=64)
-    batch_bytes: int = Field(BATCH_BYTES, ge=1024, le=BATCH_BYTES)
-    batch_age_s: float = Field(30.0, gt=0, description="a quiet partition cuts its open batch after so long")
-
+    port: int = Field(8002, ge=0, le=65535, description="Port of the web views.")
+    instance: str = Field(
+        "0",
+        pattern=r"^[A-Za-z0-9_-]+$",
+        description="Stable name of this process among the processors of a deployment. Its stores are named after it.",
+    )
+    batch_examples: int = Field(64, ge=1, le=64, description="Examples at which a batch is cut.")
+    batch_bytes: int = Field(
+        BATCH_BYTES, ge=1024, le=BATCH_BYTES, description="Size in bytes that no batch exceeds."
+    )
+    batch_age_s: float = Field(
+        30.0, gt=0, description="Seconds after which an open batch is cut although it is not full."
+    )
     store: StoreKind = Field(
         "rocksdb",
-        description="where its state lies: under DATA_DIR, or in memory and read from Kafka at each start",
+        description="Where the state is kept: `rocksdb` in the data folder, or `memory`, which is read from Kafka at "
+        "each start.",
     )
     store_cache_mb: int = Field(
         DEFAULT_CACHE_MB,
         ge=8,
         le=65_536,
-        description="what the rocksdb stores keep of what they read, all partitions together",
+        description="Size of the RocksDB read cache in MB, shared by all partitions.",
     )
     live_view: bool = Field(
-        True, description="keeps the sums that /tallies shows; off saves the memory and time that they take"
+        True, description="Keep the sums that `/tallies` shows. Off, this saves their memory and CPU time."
     )
 
     @property
     def limits(self) -> BatchLimits:
-        """When batches are cut."""
-        return BatchLimits(
-            self.batch_examples,
-            self.batch_bytes,
-            round(self.batch_age_s * 1000),
-        )
+        """The bounds of a batch."""
+        return BatchLimits(self.batch_examples, self.batch_bytes, round(self.batch_age_s * 1000))

@@ -1,1 +1,1 @@
-"""Decides which version of a line serves whom. Design section 7."""
+"""Rollout: decides which version of a line serves (design section 7)."""

@@ -1,4 +1,4 @@
-"""`python -m services.rollout`"""
+"""Entry point of the rollout: `python -m services.rollout`. Its parts are built in `service.py`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 
 import structlog
 
+from services.rollout.core.step import SERVICE
 from services.rollout.service import build
 from services.rollout.settings import RolloutSettings
 from shared.errors import LoopwrightError
@@ -15,12 +16,12 @@ from shared.telemetry import configure_logging
 
 
 def main() -> None:
-    """Parses settings, builds the real parts once, runs."""
+    """Read the settings, build the application and run it until a signal stops it."""
     try:
         settings = load(RolloutSettings)
     except LoopwrightError as error:
-        sys.exit(f"rollout: {error}")
-    configure_logging("rollout", settings.log_level)
+        sys.exit(f"{SERVICE}: {error}")
+    configure_logging(SERVICE, settings.log_level)
     structlog.get_logger().info("starting", **settings.masked())
     run_worker(build(settings), settings.log_level)
 

@@ -1,4 +1,4 @@
-"""The rollout as a Faust application: `faust -A services.rollout.service worker`, or `python -m services.rollout`."""
+"""The rollout as a Faust application, for `python -m services.rollout` and for Faust's own command line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from services.rollout.settings import RolloutSettings
 from shared.settings import load
 from shared.stream.config import EngineConfig
 from shared.stream.faust_host import host_engine
+from shared.telemetry import configure_logging
 from shared.topics import (
     DEAD_LETTERS,
     MODEL_ROLLOUT,
@@ -19,11 +20,11 @@ from shared.topics import (
 )
 
 CACHE_MB = 8
-"""Its state is a few hundred records."""
+"""Size of the RocksDB read cache. The state is a few hundred records."""
 
 
 def engine_config(settings: RolloutSettings) -> EngineConfig:
-    """One partition, so one process decides; a second one stands by."""
+    """Return the engine's configuration. It has one partition, so one process decides and a second one is a standby."""
     return EngineConfig(
         bootstrap_servers=settings.kafka_bootstrap_servers,
         application=f"loopwright-{SERVICE}",
@@ -38,7 +39,7 @@ def engine_config(settings: RolloutSettings) -> EngineConfig:
 
 
 def build(settings: RolloutSettings) -> faust.App:
-    """The application, connected to nothing until it is started."""
+    """Build the application. It connects to nothing until it is started."""
     return host_engine(
         engine_config(settings),
         rollout_step,
@@ -51,7 +52,9 @@ def build(settings: RolloutSettings) -> faust.App:
 
 
 def __getattr__(name: str) -> faust.App:
-    """`app` for Faust's command line, made when it is asked for: importing this module builds nothing."""
+    """Build `app` when Faust's command line asks for it, because importing this module must not read settings."""
     if name == "app":
-        return build(load(RolloutSettings))
+        settings = load(RolloutSettings)
+        configure_logging(SERVICE, settings.log_level)
+        return build(settings)
     raise AttributeError(name)

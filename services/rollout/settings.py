@@ -1,4 +1,4 @@
-"""The rollout's settings."""
+"""Settings of the rollout: `LOOPWRIGHT_ROLLOUT_*`, in addition to the common ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from shared.stream.state_store import StoreKind
 
 
 class RolloutSettings(Settings):
-    """`LOOPWRIGHT_ROLLOUT_...` for what is its own."""
+    """Settings of the rollout."""
 
     model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_ROLLOUT_")
 
-    port: int = Field(8003, ge=0, le=65535)
+    port: int = Field(8003, ge=0, le=65535, description="Port of the web views.")
     store: StoreKind = Field(
         "rocksdb",
-        description="where its state lies: under DATA_DIR, or in memory and read from Kafka at each start",
+        description="Where the state is kept: `rocksdb` in the data folder, or `memory`, which is read from Kafka at "
+        "each start.",
     )

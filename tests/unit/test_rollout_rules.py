@@ -1,4 +1,4 @@
-"""I7 and I10 in the rollout's rules: seq only grows, and nothing serves that did not pass unless a person pins it."""
+"""I7 and I10 in the rollout's rules: seq only grows, and only a pin lets a version serve that did not pass."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def trained(number: int, verdict: str = "passed", against: str = BASE) -> ModelV
 
 
 class Line:
-    """The rollout's step over a real store; remembers what it published."""
+    """One line: the rollout's step over a real store, and the records that it published."""
 
-    def __init__(self, *first: LogRecord) -> None:
+    def __init__(self, *versions: LogRecord) -> None:
         self.store = MemoryStore()
         self.records: list[RolloutRecord] = []
         self.results: list[CommandResult] = []
-        for record in first:
+        for record in versions:
             self.publish(record)
 
     def publish(self, record: LogRecord) -> None:
@@ -59,12 +59,12 @@ class Line:
         return self.results[-1] if len(self.results) > before else None
 
     def _feed(self, topic: str, value: bytes) -> None:
-        overlay = WriteBuffer(self.store, 1_000_000)
-        overlay.savepoint()
+        buffer = WriteBuffer(self.store, 1_000_000)
+        buffer.savepoint()
         outputs: list[Output] = list(
-            rollout_step(overlay, Record(topic, 0, 0, 1_760_000_000_000, b"k", value))
+            rollout_step(buffer, Record(topic, 0, 0, 1_760_000_000_000, b"k", value))
         )
-        self.store.apply(overlay.writes, 0)
+        self.store.apply(buffer.writes, 0)
         self.records += [RolloutRecord.from_json(o.value) for o in outputs if o.topic == MODEL_ROLLOUT.name]
         self.results += [
             CommandResult.from_json(o.value) for o in outputs if o.topic == OPERATOR_RESULTS.name
@@ -75,18 +75,18 @@ class Line:
         return self.records[-1].stable.version
 
 
-def test_the_first_record_of_a_line_names_its_base_as_stable() -> None:
+def test_first_record_of_a_line_names_its_base_as_stable() -> None:
     line = Line(base())
     assert [(r.seq, r.action, r.stable.version) for r in line.records] == [(1, "adopt_base", BASE)]
 
 
-def test_a_passed_version_takes_over_and_remembers_what_it_replaced() -> None:
+def test_passed_version_takes_over_and_names_the_previous_one() -> None:
     line = Line(base(), trained(1))
     assert (line.stable, line.records[-1].seq, line.records[-1].previous) == (name(1), 2, base().ref)
 
 
 @pytest.mark.parametrize("verdict", ["failed", "inconclusive"])
-def test_what_did_not_pass_never_serves_by_itself_nor_by_promote(verdict: str) -> None:
+def test_version_that_did_not_pass_is_never_promoted(verdict: str) -> None:
     line = Line(base(), trained(1, verdict))
     result = line.command("promote", version=name(1))
     assert result is not None
@@ -94,7 +94,7 @@ def test_what_did_not_pass_never_serves_by_itself_nor_by_promote(verdict: str) -
     assert "pin" in result.message
 
 
-def test_a_person_may_pin_what_did_not_pass_and_nothing_moves_until_resume() -> None:
+def test_pin_serves_a_failed_version_until_resume() -> None:
     line = Line(base(), trained(1, "failed"))
     line.command("pin", version=name(1))
     assert line.stable == name(1)
@@ -104,12 +104,12 @@ def test_a_person_may_pin_what_did_not_pass_and_nothing_moves_until_resume() -> 
     assert line.stable == name(2)
 
 
-def test_a_version_gated_against_what_no_longer_serves_is_not_promoted() -> None:
+def test_version_gated_against_a_former_stable_is_not_promoted() -> None:
     line = Line(base(), trained(1), trained(2, against=BASE))
     assert line.stable == name(1)
 
 
-def test_rollback_goes_to_the_stable_before_and_further_back_by_name() -> None:
+def test_rollback_returns_to_the_previous_or_a_named_version() -> None:
     line = Line(base(), trained(1), trained(2, against=name(1)))
     line.command("rollback")
     assert line.stable == name(1)
@@ -117,20 +117,20 @@ def test_rollback_goes_to_the_stable_before_and_further_back_by_name() -> None:
     assert line.stable == BASE
 
 
-def test_rollback_of_the_first_stable_is_refused_with_the_reason() -> None:
+def test_rollback_of_the_first_stable_is_refused_with_a_reason() -> None:
     result = Line(base()).command("rollback")
     assert result is not None
     assert (result.status, "nothing before" in result.message) == ("refused", True)
 
 
-def test_a_command_sent_twice_is_carried_out_once() -> None:
+def test_command_sent_twice_is_executed_once() -> None:
     line = Line(base(), trained(1), trained(2, against=name(1)))
     line.command("rollback", "same")
     assert line.command("rollback", "same") is None
     assert line.stable == name(1)
 
 
-def test_a_version_announced_twice_is_considered_once() -> None:
+def test_version_published_twice_is_considered_once() -> None:
     line = Line(base(), trained(1))
     line.command("rollback")
     line.publish(trained(1))
@@ -144,24 +144,24 @@ def test_seq_only_grows_by_one() -> None:
     assert [record.seq for record in line.records] == list(range(1, 7))
 
 
-def test_before_its_base_is_known_a_line_takes_no_commands() -> None:
+def test_line_without_a_base_refuses_commands() -> None:
     result = Line().command("pause")
     assert result is not None
     assert (result.status, "no base" in result.message) == ("refused", True)
 
 
-def test_commands_of_other_services_get_no_answer_here() -> None:
+def test_commands_of_other_services_are_ignored() -> None:
     assert Line(base()).command("train_now") is None
 
 
-def test_an_unknown_version_is_refused_by_name() -> None:
+def test_unknown_version_is_refused_by_name() -> None:
     result = Line(base()).command("promote", version=name(7))
     assert result is not None
     assert name(7) in result.message
 
 
-def test_garbage_is_malformed_and_ticks_change_nothing() -> None:
-    overlay = WriteBuffer(MemoryStore(), 1_000)
+def test_garbage_is_malformed_and_ticks_do_nothing() -> None:
+    buffer = WriteBuffer(MemoryStore(), 1_000)
     with pytest.raises(Malformed):
-        list(rollout_step(overlay, Record(MODEL_VERSIONS.name, 0, 0, 0, b"k", b"{")))
-    assert list(rollout_step(overlay, Tick(0, 0))) == []
+        list(rollout_step(buffer, Record(MODEL_VERSIONS.name, 0, 0, 0, b"k", b"{")))
+    assert list(rollout_step(buffer, Tick(0, 0))) == []

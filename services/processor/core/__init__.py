@@ -1,1 +1,1 @@
-"""What the processor decides: pure functions, no I/O, no clock."""
+"""The processor's rules and its step. Pure: no I/O, clock or randomness."""

@@ -1,1 +1,1 @@
-"""What the rollout decides: pure functions, no I/O, no clock."""
+"""The rollout's rules and its step. Pure: no I/O, clock or randomness."""

@@ -1,6 +1,6 @@
-"""The rollout's step: state and records around the pure rules beside it.
+"""The rollout's step: applies the rules of `rules.py` to records, and publishes the decisions. Pure.
 
-State of the one partition: `l/<line>` -> `LineState`, `c/<command_id>` -> the append time of a command carried out.
+State of its only partition: `l/<line>` is a `LineState`, `c/<command_id>` the append time of an executed command.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SERVICE: Final = "rollout"
 
 
 def rollout_step(state: State, record: Record | Tick) -> Iterator[Output]:
-    """`Step` over `model.versions` and `operator.commands`."""
+    """Process one record: a `Step` over `model.versions` and `operator.commands`."""
     if isinstance(record, Tick):
         return
     if record.topic == MODEL_VERSIONS.name:
@@ -36,21 +36,21 @@ def rollout_step(state: State, record: Record | Tick) -> Iterator[Output]:
 
 def _version(state: State, version: ModelVersion, record: Record) -> Iterator[Output]:
     decision = rules.on_version(_line(state, version.line), version, record.timestamp)
-    yield from _applied(state, decision, record)
+    yield from _apply(state, decision, record)
 
 
 def _command(state: State, command: Command, record: Record) -> Iterator[Output]:
-    """Carries out what is the rollout's to carry out, once; every such command gets one result."""
-    done = b"c/" + command.command_id.encode()
-    if EXECUTORS.get(command.kind) != SERVICE or state.get(done) is not None:
+    """Execute a command of the rollout once, and publish its result. Commands of other services are ignored."""
+    executed = b"c/" + command.command_id.encode()
+    if EXECUTORS.get(command.kind) != SERVICE or state.get(executed) is not None:
         return
-    state.put(done, str(record.timestamp).encode())
+    state.put(executed, str(record.timestamp).encode())
     try:
         decision = rules.on_command(_line(state, command.line), command, record.timestamp)
     except Rejected as refusal:
         yield _result(command, "refused", refusal, record)
         return
-    yield from _applied(state, decision, record)
+    yield from _apply(state, decision, record)
     yield _result(command, "done", decision.message, record)
 
 
@@ -59,7 +59,7 @@ def _line(state: State, line: str) -> LineState:
     return LineState(line=line) if value is None else LineState.model_validate_json(value)
 
 
-def _applied(state: State, decision: rules.Decision, record: Record) -> Iterator[Output]:
+def _apply(state: State, decision: rules.Decision, record: Record) -> Iterator[Output]:
     state.put(
         b"l/" + decision.state.line.encode(), decision.state.model_dump_json(exclude_none=True).encode()
     )
@@ -82,11 +82,11 @@ def _result(
     return _output(OPERATOR_RESULTS, command.command_id, result, f"{command.command_id}/{SERVICE}", record)
 
 
-def _output(topic: Topic, key: str, made: LogRecord, ce_id: str, cause: Record) -> Output:
+def _output(topic: Topic, key: str, content: LogRecord, ce_id: str, cause: Record) -> Output:
     return cloudevent(
         topic,
         key,
-        made,
+        content,
         source=SERVICE,
         ce_id=ce_id,
         at=from_ms(cause.timestamp),

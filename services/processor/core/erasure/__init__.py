@@ -1,1 +1,1 @@
-"""Erasure within one partition: rules, process, state scan and forced compaction."""
+"""Erasure within one partition: rules, process, state scan, and forced compaction."""
