@@ -1,1 +1,1 @@
-"""Processor: joins responses with their feedback, cuts batches, decides the outcome of each event (design section 5)."""
+"""Processor: joins responses with feedback, cuts batches, and decides each event's outcome (design section 5)."""

@@ -77,7 +77,7 @@ class StoredResponse(StoredValue):
 
 
 class SeenEvent(Struct, omit_defaults=True):
-    """What is remembered of a feedback event to detect duplicates and other users' retractions.
+    """Memory of a feedback event, to detect duplicates and other users' retractions.
 
     `digest` is 128 bits of its content; `at_ms` is 0 for events that never became a signal.
     """
@@ -237,7 +237,7 @@ class PartitionState:
         return None if value is None else StoredResponse.from_json(value)
 
     def joined(self, key: bytes) -> JoinedResponse | None:
-        """Return the join state of a response, or None if neither it nor any feedback on it is stored."""
+        """Return the join state of a response, or None if there is no response and no feedback."""
         value = self.store.get(joined_key(key))
         if value is not None:
             joined = JoinedResponse.from_json(value)

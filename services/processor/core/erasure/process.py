@@ -93,7 +93,7 @@ class ErasureConfig:
 
 
 class ErasureProcess:
-    """The erasures of a partition, for one turn: `take` what is about them, `advance` at the end of every turn."""
+    """The erasures of a partition, for one turn: `take` their records, `advance` at the end of every turn."""
 
     __slots__ = ("_config", "_progress", "_store", "_stored", "_turn")
 

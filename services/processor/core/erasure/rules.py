@@ -20,16 +20,15 @@ from shared.topics import DAY_MS, WINDOW_DAYS
 BLOCK_MS: Final = WINDOW_DAYS * DAY_MS
 """How long an erased user's earlier records are still erased when they arrive."""
 IN_FLIGHT_MS: Final = 60_000
-"""How long after a request was made a record may reach the log and still count as made before it.
+"""A request covers records that are in the log before it and were appended up to this long after it was made.
 
-Of stored signals only the append time is known, which is never earlier than the time of saying. The log holds the
-request later than it was made, and what was appended in between belongs to the erasure.
+The time that the state holds is often the append time, which is later than the moment when the user acted.
 """
 REMEMBERED_REQUESTS: Final = 32
 """Requests of one user that are remembered, so that a repetition of one is not answered twice."""
 
 Target = str | tuple[str, str]
-"""What is erased: a user, or one event as (response_id, event_id)."""
+"""A user, or one event as (response_id, event_id)."""
 
 
 class ErasedUser(StoredValue):
@@ -53,9 +52,9 @@ class ErasureTask(StoredValue):
     request_id: str
     line: str
     subject: str
-    """The user to erase, or the user who takes the event back."""
+    """The user to erase, or the author of the retraction."""
     cutoff_ms: int
-    """The subject's records with an append time up to this are erased."""
+    """The subject's records with a time up to this are erased."""
     kind: str = "erasure"
     """`erasure` or `retraction`."""
     response_id: str = ""
@@ -72,7 +71,7 @@ class ErasureTask(StoredValue):
 
     @property
     def target(self) -> Target:
-        """What is erased, as `ErasureTargets` and `RewrittenBatch` name it."""
+        """The user or event to erase, as `ErasureTargets` and `RewrittenBatch` name it."""
         return self.subject if self.kind == "erasure" else (self.response_id, self.event_id)
 
 
