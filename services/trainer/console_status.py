@@ -1,9 +1,10 @@
-"""What the console shows of what is collected: the threshold bar, what is held back, and what of it can be released."""
+"""Live status of the collected data for the console: progress towards the next run, and the quarantine."""
 
 from __future__ import annotations
 
 import sqlite3
 from datetime import datetime
+from typing import Final
 
 from services.trainer.commands.quarantine_release import releasable
 from services.trainer.core.recipe import CommentMode, Thresholds
@@ -13,15 +14,15 @@ from services.trainer.dataset.filters import RELEASABLE, QuarantinedRow, check_o
 from services.trainer.run import run_table
 from shared.live_status import CollectedStatus, QuarantinedEvent, QuarantineStatus
 
-MAX_LISTED = 1000
-"""What one command may release."""
-LATER = frozenset({"agreement", "share", "reserved", "held out", "tokens"})
-"""What is held for these is known since the newest run; the other checks are made on all there is."""
+MAX_LISTED: Final = 1000
+"""Maximum number of listed events; one command can release this many."""
+RUN_CHECKS: Final = frozenset({"agreement", "share", "reserved", "held out", "tokens"})
+"""Checks that only a run makes, so their results are those of the newest run. The others are made here, on all data."""
 
 
 def console_status(
     db: sqlite3.Connection,
-    waiting: NewData,
+    new: NewData,
     thresholds: Thresholds,
     comments: CommentMode,
     reason: str,
@@ -29,24 +30,24 @@ def console_status(
 ) -> tuple[CollectedStatus, QuarantineStatus]:
     """Return the live status of the console. `reason` says why a run starts, or why it does not."""
     examples = batch_table.current_examples(db, batch_table.through(db))
-    _, held = usable_rows(examples, comments)
-    later = [
-        one
-        for one in (QuarantinedRow(*found) for found in run_table.newest_quarantine(db))
-        if check_of(one.reason) in LATER
+    _, quarantined = usable_rows(examples, comments)
+    of_run = [
+        row
+        for row in (QuarantinedRow(*fields) for fields in run_table.newest_quarantine(db))
+        if check_of(row.reason) in RUN_CHECKS
     ]
-    found = releasable(examples, [*held, *later])
-    held += [one for one in later if check_of(one.reason) not in RELEASABLE or one in found]
+    can_be_released = releasable(examples, [*quarantined, *of_run])
+    quarantined += [row for row in of_run if check_of(row.reason) not in RELEASABLE or row in can_be_released]
     collected = CollectedStatus(
-        usable=waiting.examples,
+        usable=new.examples,
         needed=thresholds.examples,
-        users=waiting.users,
+        users=new.users,
         users_needed=thresholds.users,
         examples=len(examples),
-        held=count_reasons(held),
+        held=count_reasons(quarantined),
         batches=batch_table.batch_count(db),
         reason=reason,
         updated_at=now,
     )
-    listed = tuple(QuarantinedEvent(one.response_id, one.event_id, one.reason) for one in found[:MAX_LISTED])
-    return collected, QuarantineStatus(held=listed, total=len(found), updated_at=now)
+    events = [QuarantinedEvent(row.response_id, row.event_id, row.reason) for row in can_be_released]
+    return collected, QuarantineStatus(held=tuple(events[:MAX_LISTED]), total=len(events), updated_at=now)

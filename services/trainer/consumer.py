@@ -1,14 +1,15 @@
-"""What the trainer reads: batches, erasures and commands, kept with the positions behind them in one transaction."""
+"""Consumes batches, commands and erasure reports into the trainer's database, together with the positions read."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 
-from services.trainer.commands.command_table import ACK_S, CommandTable
+from services.trainer.commands.command_table import ACK_TIMEOUT_S, CommandTable
 from services.trainer.dataset import batch_table
 from services.trainer.erasure import requests
 from services.trainer.versions.publish import SERVICE
@@ -27,55 +28,57 @@ from shared.topics import (
     TRAINING_BATCHES,
 )
 
-TOPICS_READ = (TRAINING_BATCHES.name, OPERATOR_COMMANDS.name, ERASURE_REPORTS.name)
+TOPICS_READ: Final = (TRAINING_BATCHES.name, OPERATOR_COMMANDS.name, ERASURE_REPORTS.name)
+Message = Batch | Command | ErasureReport
 log = structlog.get_logger(__name__)
-Told = Batch | Command | ErasureReport
 
 
 @dataclass(slots=True)
 class TrainerConsumer:
-    """One line's reader and the table behind it."""
+    """Consumer of one line. Stores messages and positions in one transaction, so each message counts once."""
 
     line: str
     db: sqlite3.Connection
     reader: LogReader
     publisher: Publisher
-    orders: CommandTable
+    commands: CommandTable
     rate: DeadLetterRate
-    _unkept: list[Told] = field(default_factory=list)
-    """Read and not in the table yet: a disk that was full did not take them."""
-
-    def take(self, records: Sequence[Record]) -> bool:
-        """Keeps what was read and the positions behind it; what cannot be read is a dead letter first (acknowledged
-        before the position moves past it). Returns whether batches of this line came. Where the table raises, nothing
-        is lost: the next call keeps these first."""
-        for record in records:
-            told = self._read(record)
-            self._unkept += [] if told is None else [told]
-            self.rate.add_processed(1)
-        if not records and not self._unkept:
-            return False
-        with self.db:
-            changed = [self._keep(told) for told in self._unkept]
-            batch_table.store_positions(self.db, self.reader.positions())
-        self._unkept.clear()
-        return any(changed)
+    _unstored: list[Message] = field(default_factory=list)
+    """Messages that were read but not stored, because the database raised (a full disk)."""
 
     def poll(self, seconds: float) -> list[Record]:
-        """The next records; none while earlier ones could not be kept."""
-        return [] if self._unkept else self.reader.poll(seconds)
+        """Return the next records, or none while earlier messages are not stored."""
+        return [] if self._unstored else self.reader.poll(seconds)
 
-    def _keep(self, told: Told) -> bool:
-        if isinstance(told, ErasureReport):
-            # Of all lines: who is erased is a user of the deployment.
-            requests.store_report(self.db, told, self.line)
-        elif isinstance(told, Batch):
-            return told.line == self.line and batch_table.store_batch(self.db, told)
+    def store(self, records: Sequence[Record]) -> bool:
+        """Store records and positions; return whether batches of this line are among them.
+
+        A record that cannot be parsed becomes a dead letter, which is acknowledged before the position moves past it.
+        If the database raises, nothing is lost: the next call stores the same messages first.
+        """
+        for record in records:
+            message = self._parse(record)
+            self._unstored += [] if message is None else [message]
+            self.rate.add_processed(1)
+        if not records and not self._unstored:
+            return False
+        with self.db:
+            changed = [self._store(message) for message in self._unstored]
+            batch_table.store_positions(self.db, self.reader.positions())
+        self._unstored.clear()
+        return any(changed)
+
+    def _store(self, message: Message) -> bool:
+        if isinstance(message, ErasureReport):
+            # Of every line: an erasure concerns a user of the whole deployment.
+            requests.store_report(self.db, message, self.line)
+        elif isinstance(message, Batch):
+            return message.line == self.line and batch_table.store_batch(self.db, message)
         else:
-            self.orders.keep(told)
+            self.commands.store(message)
         return False
 
-    def _read(self, record: Record) -> Told | None:
+    def _parse(self, record: Record) -> Message | None:
         try:
             if record.topic == TRAINING_BATCHES.name:
                 return Batch.from_json(record.value)
@@ -83,15 +86,15 @@ class TrainerConsumer:
                 return ErasureReport.from_json(record.value)
             return parse_union(COMMAND, record.value)
         except Rejected as error:
-            self._bury(record, error)
+            self._publish_dead_letter(record, error)
             return None
 
-    def _bury(self, record: Record, error: LoopwrightError) -> None:
+    def _publish_dead_letter(self, record: Record, error: LoopwrightError) -> None:
         letter = make_dead_letter(DEAD_LETTERS.name, record, error, SERVICE, MAX_MESSAGE_BYTES)
-        self.publisher.publish(letter).result(ACK_S)
+        self.publisher.publish(letter).result(ACK_TIMEOUT_S)
         DEAD_LETTERED.labels(SERVICE, error.code).inc()
         log.warning("dead_letter", topic=record.topic, partition=record.partition, offset=record.offset)
         if self.rate.add_dead_letter():
             raise DeadLetterFlood(
-                f"too many records of {record.topic} cannot be read: see {DEAD_LETTERS.name}"
+                f"too many records of {record.topic} cannot be parsed: {DEAD_LETTERS.name} has each with its error"
             )

@@ -1,4 +1,4 @@
-"""What has come since the last run, or the last dataset where nothing trains."""
+"""Counts the usable data that is new since the last run, or since the last dataset if the trainer only exports."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from services.trainer.settings import TrainerSettings
 
 
 def count_new_data(db: sqlite3.Connection, settings: TrainerSettings) -> NewData:
+    """Count the new examples that would train, and their users."""
     trains = settings.mode == "train"
-    done = run_table.newest_through(db) if trains else run_table.newest_export(db)[0]
+    through = run_table.newest_through(db) if trains else run_table.newest_export(db)[0]
     released = run_table.newest_release(db) if trains else None
-    everything = batch_table.current_examples(db, batch_table.through(db))
-    examples = [e for e in everything if e.is_new(done, released)]
-    training, _ = split_by_holdout(settings.line, usable_rows(examples, settings.comment_mode)[0])
+    examples = batch_table.current_examples(db, batch_table.through(db))
+    new = [example for example in examples if example.is_new(through, released)]
+    training, _ = split_by_holdout(settings.line, usable_rows(new, settings.comment_mode)[0])
     if trains and any(row.label is False for row in training):
-        # Whether dislikes train is decided by all judgements, new or not.
-        judged, _ = split_by_holdout(settings.line, usable_rows(everything, settings.comment_mode)[0])
-        labels = [row.label for row in judged if row.objective == "kto"]
+        # Whether disliked answers train depends on the labels of all rows, not only of the new ones.
+        rows, _ = split_by_holdout(settings.line, usable_rows(examples, settings.comment_mode)[0])
+        labels = [row.label for row in rows if row.objective == "kto"]
         if not enough_for_kto(labels.count(True), labels.count(False), settings.kto_least):
             training = [row for row in training if row.label is not False]
-    answering = {row.response_id for row in training}
+    responses = {row.response_id for row in training}
     return NewData(
         examples=len(training),
         users=len({row.user_id for row in training}),
-        oldest_ms=min((e.cut_ms for e in examples if e.revision.response_id in answering), default=None),
+        oldest_ms=min(
+            (example.cut_ms for example in new if example.revision.response_id in responses), default=None
+        ),
     )

@@ -1,9 +1,10 @@
-"""How far a run is: to Redis for the console, to the log for people. Losing it loses nothing."""
+"""Progress of a run: to Redis for the console, and to the log. It may be lost at any time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Final
 
 import structlog
 
@@ -11,20 +12,19 @@ from shared.adapters import redis_keys
 from shared.live_status import RunProgress
 from shared.ports import Cache
 
-TTL_S = 86_400.0
+TTL_S: Final = 86_400.0
 log = structlog.get_logger(__name__)
-
 
 ProgressCallback = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
-def ignore_progress(done: int, of: int) -> None:
+def ignore_progress(done: int, total: int) -> None:
     """Ignore progress."""
 
 
 class Progress:
-    """Tells where a run stands. `now` gives the time of a message."""
+    """Publisher of one run's progress. `now` returns the time of a message."""
 
     def __init__(
         self, cache: Cache, line: str, run_id: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -34,7 +34,7 @@ class Progress:
         self._run_id = run_id
         self._now = now
 
-    def tell(
+    def report(
         self,
         stage: str,
         step: int = 0,
@@ -65,6 +65,6 @@ class Progress:
         self._cache.put(redis_keys.run_progress(self._line), progress.to_json(), ttl_s=TTL_S)
         log.info("run_progress", **progress.model_dump(mode="json", exclude_none=True))
 
-    def counting(self, stage: str) -> Callable[[int, int], None]:
-        """A callback (done, of) that tells under this stage."""
-        return lambda done, of: self.tell(stage, done, of)
+    def callback(self, stage: str) -> ProgressCallback:
+        """Return a callback that reports progress within `stage`."""
+        return lambda done, total: self.report(stage, done, total)
