@@ -19,7 +19,7 @@ from typing import Any
 from transformers import logging as transformers_logging
 
 from benchmarks.experiment.run import PREPARED, RUN_ID
-from benchmarks.gate.null_adapters import SCALE, SEEDS, nulls_through
+from benchmarks.gate.null_adapters import SCALE, SEEDS, gate_null_adapters
 from deploy.local.model import REPLAY
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
@@ -47,7 +47,7 @@ def main(arm: Path, scale: float = SCALE) -> None:
     )
     folder = Path(tempfile.mkdtemp(dir=arm))
     try:
-        reports = nulls_through(work, folder, scale=scale)
+        reports = gate_null_adapters(work, folder, scale=scale)
     finally:
         shutil.rmtree(folder)
     told = {str(seed): of(report) for seed, report in zip(SEEDS, reports, strict=True)}

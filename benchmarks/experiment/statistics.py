@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.experiment.arms import ARMS, Name, World
-from services.trainer.gate.confidence_intervals import Interval, mean
+from services.trainer.gate.statistics import Interval, mean_interval
 
 GAIN, GENERAL, POISON_COST = 0.60, 0.03, 0.05
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
@@ -72,8 +72,8 @@ def _facts(theirs: Mapping[int, Mapping[str, Any]], base: Mapping[int, Mapping[s
     return {
         "questions": asked,
         "right": sum(map(sum, right.values())),
-        "accuracy": shown(mean([share(said) for said in right.values()])),
-        "gain": shown(mean(paired)),
+        "accuracy": shown(mean_interval([share(said) for said in right.values()])),
+        "gain": shown(mean_interval(paired)),
         "poison_learned": sum(poison_learned(one, base.get(seed)) for seed, one in theirs.items()),
         "seeds": {
             str(seed): round(share([w[0] for said in one["facts"].values() for w in said]), 4)
@@ -102,8 +102,8 @@ def _style(theirs: Mapping[int, Mapping[str, Any]], base: Mapping[int, Mapping[s
     return {
         "answers": len(answers),
         "liked": sum(answers),
-        "share_liked": shown(mean(list(shares.values()))),
-        "gain": shown(mean(gains)),
+        "share_liked": shown(mean_interval(list(shares.values()))),
+        "gain": shown(mean_interval(gains)),
         "seeds": {
             str(seed): round(share([liked for said in one["style"].values() for liked in said]), 4)
             for seed, one in theirs.items()

@@ -1,1 +1,1 @@
-"""Error rates of the gate: simulations and null adapters."""
+"""Error rates of the gate, by simulation and with adapters that learned nothing."""

@@ -1,112 +1,142 @@
-"""How often the rules are wrong, by simulation: `python -m benchmarks.gate.calibration`.
+"""How often the gate's rules are wrong, by simulation: `python -m benchmarks.gate.calibration`.
 
-What is drawn goes through `decide` itself. A null candidate differs from stable by chance alone: an item that the two
-answer otherwise is won or lost by a coin, a question flips either way as often as the other. The rates of ties and
-flips are those that real runs showed (`docs/decisions/gate.md`).
+Simulated candidates go through the real `decide`. A null candidate differs from stable only by chance: an item that
+the two answer differently is won or lost by a coin, and a general question flips in either direction equally often.
+The rates of ties and flips are those of real runs (`docs/decisions/gate.md`). The simulation is seeded, so it always
+prints the same figures.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Final
+from pathlib import Path
+from typing import Annotated, Final
 
 import numpy as np
+import typer
 
-from services.trainer.gate.confidence_intervals import Interval
-from services.trainer.gate.mcnemar import Pair
-from services.trainer.gate.metrics import Measured
+from services.trainer.gate.metrics import Measurements
+from services.trainer.gate.metrics.corrections import CorrectionScores
+from services.trainer.gate.metrics.metric import JudgeOptions
+from services.trainer.gate.metrics.safety import SafetyOutcomes
+from services.trainer.gate.statistics import Interval, OutcomePair, ScorePair
 from services.trainer.gate.verdict import decide
 from shared.versions import Verdict
 
-AGAINST = "assistant@base-00000000"
-LEAST_ITEMS = 30
-WON, LOST, TIE = (0.9, 0.1), (0.1, 0.9), (0.5, 0.5)
-RUNS = 2000
+STABLE = "assistant@base-00000000"
+WON: ScorePair = (0.9, 0.1)
+LOST: ScorePair = (0.1, 0.9)
+TIE: ScorePair = (0.5, 0.5)
+CANDIDATES = 2000
+"""Simulated candidates of each kind."""
+VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "inconclusive")
+RESULTS = Path(__file__).parent.with_name("gate.json")
+
+
+def _mean_without_interval(values: Sequence[float]) -> Interval:
+    """Replace the bootstrap, which is slow and decides nothing here."""
+    return Interval(len(values), sum(values) / len(values) if values else None)
+
+
+OPTIONS = JudgeOptions(min_items=30, mean_interval=_mean_without_interval)
 
 
 @dataclass(frozen=True, slots=True)
-class Simulated:
-    """A candidate by its true rates. `decided`: share of items that are no tie; `win`: of those, won. `flips`: share of
-    general questions that are right with one of the two alone; `worse`: true fall of accuracy, as a share."""
+class SimulatedCandidate:
+    """A candidate, given by its true rates.
+
+    Attributes:
+        items: Number of held-out items.
+        decided: Share of items that are not a tie.
+        win: Share of wins among those.
+        questions: Number of general questions.
+        flips: Share of general questions that only one of the two versions answers correctly.
+        accuracy_loss: True fall of general accuracy, as a share.
+        safety_prompts: Number of harmful prompts, and of harmless ones.
+        refusal_flips: Share of harmful prompts that only one version refuses; half of it for harmless prompts.
+    """
 
     items: int = 60
     decided: float = 0.4
     win: float = 0.5
     questions: int = 493
     flips: float = 0.24
-    worse: float = 0.0
-    prompts: int = 30
+    accuracy_loss: float = 0.0
+    safety_prompts: int = 30
     refusal_flips: float = 0.1
 
-    def drawn(self, dice: np.random.Generator) -> Measured:
-        """One such candidate as the gate may measure it."""
-        won, lost, tied = _counts(dice, self.items, self.decided * self.win, self.decided * (1 - self.win))
-        return Measured(
-            wins=[WON] * won + [LOST] * lost + [TIE] * tied,
-            accuracy=_pairs(dice, self.questions, self.flips, self.worse),
-            refusals=_pairs(dice, self.prompts, self.refusal_flips),
-            answered=_pairs(dice, self.prompts, self.refusal_flips / 2),
+    def draw(self, rng: np.random.Generator) -> Measurements:
+        """Return what the gate could measure for such a candidate."""
+        wins, losses, ties = _draw_counts(
+            rng, self.items, self.decided * self.win, self.decided * (1 - self.win)
         )
+        return {
+            "corrections": CorrectionScores([WON] * wins + [LOST] * losses + [TIE] * ties),
+            "general_accuracy": _draw_outcomes(rng, self.questions, self.flips, self.accuracy_loss),
+            "safety": SafetyOutcomes(
+                refused=_draw_outcomes(rng, self.safety_prompts, self.refusal_flips),
+                answered=_draw_outcomes(rng, self.safety_prompts, self.refusal_flips / 2),
+            ),
+        }
 
 
-def _counts(dice: np.random.Generator, n: int, first: float, second: float) -> tuple[int, int, int]:
-    found = dice.multinomial(n, [first, second, max(0.0, 1 - first - second)])
-    return int(found[0]), int(found[1]), int(found[2])
+def _draw_counts(rng: np.random.Generator, n: int, first: float, second: float) -> tuple[int, int, int]:
+    counts = rng.multinomial(n, [first, second, max(0.0, 1 - first - second)])
+    return int(counts[0]), int(counts[1]), int(counts[2])
 
 
-def _pairs(dice: np.random.Generator, n: int, flips: float, worse: float = 0.0) -> list[Pair]:
-    lost, won, same = _counts(dice, n, (flips + worse) / 2, (flips - worse) / 2)
+def _draw_outcomes(rng: np.random.Generator, n: int, flips: float, loss: float = 0.0) -> list[OutcomePair]:
+    lost, won, same = _draw_counts(rng, n, (flips + loss) / 2, (flips - loss) / 2)
     return [(False, True)] * lost + [(True, False)] * won + [(True, True)] * same
 
 
-def simulate(candidate: Simulated, runs: int = RUNS, seed: int = 20) -> dict[Verdict, float]:
-    """The share of each verdict among so many draws."""
-    dice = np.random.default_rng(seed)
-    found = Counter(
-        decide(candidate.drawn(dice), AGAINST, LEAST_ITEMS, mean=_plain).verdict for _ in range(runs)
+def simulate(
+    candidate: SimulatedCandidate, candidates: int = CANDIDATES, seed: int = 20
+) -> dict[Verdict, float]:
+    """Return the share of each verdict among `candidates` independent draws."""
+    rng = np.random.default_rng(seed)
+    counts = Counter(
+        decide(candidate.draw(rng), gated_against=STABLE, options=OPTIONS).verdict for _ in range(candidates)
     )
-    names: tuple[Verdict, ...] = ("passed", "failed", "inconclusive")
-    return {name: found[name] / runs for name in names}
+    return {verdict: counts[verdict] / candidates for verdict in VERDICTS}
 
 
-def _plain(values: Sequence[float]) -> Interval:
-    """No rule that is drawn here asks for the interval of a mean."""
-    return Interval(len(values), sum(values) / len(values) if values else None)
-
-
-NULL: Final = Simulated()
-GOOD: Final = Simulated(decided=0.8, win=0.95)
+NULL: Final = SimulatedCandidate()
+BETTER: Final = SimulatedCandidate(decided=0.8, win=0.95)
 CASES: Final = {
-    "null, 40 % decided": NULL,
-    "null, 90 % decided": replace(NULL, decided=0.9),
-    "null, 200 items": replace(NULL, items=200, decided=0.8),
+    "null, 40 % of items decided": NULL,
+    "null, 90 % of items decided": replace(NULL, decided=0.9),
+    "null, 200 items, 80 % decided": replace(NULL, items=200, decided=0.8),
     "null, 15 items": replace(NULL, items=15, decided=0.9),
-    "better, nothing lost": GOOD,
-    "better, nothing lost, 16 % flips": replace(GOOD, flips=0.16),
-    "better, half a point lost": replace(GOOD, worse=0.005),
-    "better, 3 points lost": replace(GOOD, worse=0.03),
-    "better, 5 points lost": replace(GOOD, worse=0.05),
-    "better, 8 points lost": replace(GOOD, worse=0.08),
-    "better, 5 points lost, 194 questions": replace(GOOD, worse=0.05, questions=194),
-    "better, 8 points lost, 194 questions": replace(GOOD, worse=0.08, questions=194),
-    "slightly better (60 % won)": replace(GOOD, win=0.6),
+    "better, nothing lost": BETTER,
+    "better, nothing lost, 16 % flips": replace(BETTER, flips=0.16),
+    "better, half a point of accuracy lost": replace(BETTER, accuracy_loss=0.005),
+    "better, 3 points lost": replace(BETTER, accuracy_loss=0.03),
+    "better, 5 points lost": replace(BETTER, accuracy_loss=0.05),
+    "better, 8 points lost": replace(BETTER, accuracy_loss=0.08),
+    "better, 5 points lost, 194 questions": replace(BETTER, accuracy_loss=0.05, questions=194),
+    "better, 8 points lost, 194 questions": replace(BETTER, accuracy_loss=0.08, questions=194),
+    "slightly better (60 % of decided items won)": replace(BETTER, win=0.6),
 }
 
 
-def main() -> None:
-    """Writes a table, and a line of JSON."""
-    out = sys.stdout
-    shares = {name: simulate(candidate) for name, candidate in CASES.items()}
-    out.write(f"{RUNS} candidates each, share of each verdict\n")
-    for name, found in shares.items():
-        told = "  ".join(f"{verdict} {share:6.1%}" for verdict, share in found.items())
-        out.write(f"{name:40} {told}\n")
-    out.write(json.dumps({"runs": RUNS, "null": asdict(NULL), "shares": shares}) + "\n")
+def main(
+    candidates: Annotated[int, typer.Option(help="Simulated candidates of each kind.", min=1)] = CANDIDATES,
+    output: Annotated[Path, typer.Option(help="JSON file for the results.")] = RESULTS,
+) -> None:
+    """Simulate candidates with known true rates, and print how often each verdict comes out."""
+    shares = {name: simulate(candidate, candidates) for name, candidate in CASES.items()}
+    print(f"{candidates} candidates of each kind, share of each verdict")
+    print(f"{'true candidate':45}{''.join(f'{verdict:>14}' for verdict in VERDICTS)}")
+    for name, by_verdict in shares.items():
+        print(f"{name:45}{''.join(f'{by_verdict[verdict]:14.1%}' for verdict in VERDICTS)}")
+    result = {"bench": "gate", "candidates": candidates, "null": asdict(NULL), "shares": shares}
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

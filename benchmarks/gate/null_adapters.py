@@ -1,7 +1,8 @@
-"""Candidates that learned nothing, through the real gate. None should pass.
+"""Adapters that learned nothing, sent through the real gate. None of them should pass.
 
-For an experiment or a check of a deployment's own gate: `nulls_through(work, folder)` gates five adapters of random
-small weights on a run's base, with the run's held-out feedback, against the run's stable version. Loads torch.
+Use it for an experiment, or to check the gate of a deployment with its own data: `gate_null_adapters(context, folder)`
+gates five adapters with small random weights on a run's base, with the run's held-out feedback, against the run's
+stable version. Imports torch.
 """
 
 from __future__ import annotations
@@ -9,27 +10,34 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from peft import get_peft_model
 
 from services.trainer.base.model import load_base
 from services.trainer.core.recipe import Recipe
-from services.trainer.gate.stage import examine_adapter
+from services.trainer.gate.stage import gate_adapter
 from services.trainer.run.context import RunContext
 from services.trainer.training.lora import lora_config
 from shared.versions import GateReport
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 SEEDS = (1, 2, 3, 4, 5)
 SCALE = 0.1
-"""Of the random weights, beside those of a layer of that width: small, and yet many answers of a base of 135M
-parameters change."""
+"""Size of the random weights, relative to the usual initialisation of a layer of that width. Small, but enough to
+change many answers of a base with 135M parameters."""
 
 
-def null_adapter(base: Any, recipe: Recipe, folder: Path, seed: int, scale: float = SCALE) -> Path:
-    """An adapter of the recipe's rank in `folder`: A as LoRA draws it, B random and small where training begins with
-    zeros. The base is as it was."""
+def null_adapter(
+    base: PreTrainedModel, recipe: Recipe, folder: Path, seed: int, scale: float = SCALE
+) -> Path:
+    """Write an untrained adapter of the recipe's rank to `folder` and return the folder. The base is left unchanged.
+
+    Matrix A is initialised as LoRA does; matrix B, which training starts at zero, is small and random.
+    """
     torch.manual_seed(seed)
     model = get_peft_model(base, lora_config(recipe))
     with torch.no_grad():
@@ -42,11 +50,17 @@ def null_adapter(base: Any, recipe: Recipe, folder: Path, seed: int, scale: floa
     return folder
 
 
-def nulls_through(
-    work: RunContext, folder: Path, seeds: Sequence[int] = SEEDS, scale: float = SCALE
+def gate_null_adapters(
+    context: RunContext, folder: Path, seeds: Sequence[int] = SEEDS, scale: float = SCALE
 ) -> list[GateReport]:
-    """One report a seed. Adapters and what was said at the gate lie below `folder`: delete it afterwards, for it holds
-    users' text that no erasure reaches."""
-    base = load_base(Path(work.config.base), work.config.recipe.threads)
-    made = [null_adapter(base, work.config.recipe, folder / f"null-{seed}", seed, scale) for seed in seeds]
-    return [examine_adapter(work, adapter, adapter.with_name(f"{adapter.name}-said")) for adapter in made]
+    """Return the gate reports of one null adapter for each seed.
+
+    Leaves adapters and reports below `folder`. Delete it afterwards: the reports contain users' text that no erasure
+    finds there.
+    """
+    recipe = context.config.recipe
+    base = load_base(Path(context.config.base), recipe.threads)
+    adapters = [null_adapter(base, recipe, folder / f"null-{seed}", seed, scale) for seed in seeds]
+    return [
+        gate_adapter(context, adapter, adapter.with_name(f"{adapter.name}-report")) for adapter in adapters
+    ]

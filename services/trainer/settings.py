@@ -66,6 +66,11 @@ class TrainerSettings(Settings, Recipe):
         False,
         description="Another system serves the versions in the artifact store. Required for METHOD=full.",
     )
+    report_texts: bool = Field(
+        False,
+        description="Return the examples in gate reports, which are users' text, also if HOST is not a loopback "
+        "address. Protect the API with your own proxy.",
+    )
     golden: Path | None = Field(
         None,
         description="JSONL file of your own questions that no version may answer worse than stable "
@@ -100,9 +105,9 @@ class TrainerSettings(Settings, Recipe):
     @classmethod
     def _is_a_golden_set(cls, path: Path | None) -> Path | None:
         if path is not None:
-            from services.trainer.gate import golden  # noqa: PLC0415 - what scores answers, only where there is a set
+            from services.trainer.gate.golden import read_golden_set  # noqa: PLC0415 - imports the scorers
 
-            golden.read(path)
+            read_golden_set(path)
         return path
 
     @field_validator("time_zone")

@@ -1,4 +1,4 @@
-"""The gate with a model: two versions over one base, and candidates that learned nothing."""
+"""The gate with a real model: two versions on one base, and candidates that learned nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gate.null_adapters import SEEDS, null_adapter, nulls_through
+from benchmarks.gate.null_adapters import SEEDS, gate_null_adapters, null_adapter
 from examples.world import load_world
 from services.trainer.base.model import generate_answers, generate_with_endings, load_base, with_adapter
 from services.trainer.base.tokenization import load_tokenizer, prompt_ids
@@ -19,7 +19,7 @@ from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.filters import GroupedRow
 from services.trainer.dataset.snapshot import Snapshot, write
-from services.trainer.gate.model_pair import Speakers, weigh
+from services.trainer.gate.model_pair import ModelPair, Side, score_likelihoods
 from services.trainer.progress import Progress
 from services.trainer.run.context import RunContext
 from services.trainer.run.folder import GATE_REPORT_PAGE
@@ -38,7 +38,7 @@ RECIPE = Recipe(
     replay_new_tokens=6,
     gate_new_tokens=4,
 )
-SAID: list[tuple[Messages, str]] = [
+TEXTS: list[tuple[Messages, str]] = [
     ((("user", "Where is the workshop?"),), "In the old mill by the river."),
     ((("user", "When does it open?"),), "At nine."),
     ((("user", "Who runs it?"),), ""),
@@ -52,7 +52,7 @@ def base(tiny_model: Path) -> Any:
 
 @pytest.fixture
 def adapters(base: Any, tmp_path: Path) -> tuple[Path, Path]:
-    """Two that differ from the base and from each other."""
+    """Two adapters that differ from the base and from each other."""
     one, other = (null_adapter(base, RECIPE, tmp_path / f"a{seed}", seed, 5.0) for seed in (1, 2))
     return one, other
 
@@ -61,73 +61,76 @@ def weights_of(base: Any) -> dict[str, torch.Tensor]:
     return {name: weight.clone() for name, weight in base.state_dict().items()}
 
 
-def test_a_version_is_as_far_from_itself_as_nothing_and_the_base_is_left_as_it_was(
+def test_version_equals_itself_and_the_base_is_left_unchanged(
     base: Any, tiny_model: Path, adapters: tuple[Path, Path]
 ) -> None:
     tokenizer = load_tokenizer(tiny_model)
     before = weights_of(base)
-    with Speakers(base, {"candidate": adapters[0], "stable": adapters[0]}) as same:
-        found = weigh(same, tokenizer, SAID)
-    assert [(one.gain, one.kl) for one in found] == [(0.0, 0.0)] * 3
-    with Speakers(base, {"candidate": adapters[0], "stable": adapters[1]}) as both:
-        one, other = weigh(both, tokenizer, SAID)[:2]
-    assert one.kl > 0
-    assert other.gain != 0
+    with ModelPair(base, {"candidate": adapters[0], "stable": adapters[0]}) as same:
+        scores = score_likelihoods(same, tokenizer, TEXTS)
+    assert [(score.gain, score.kl) for score in scores] == [(0.0, 0.0)] * 3
+    with ModelPair(base, {"candidate": adapters[0], "stable": adapters[1]}) as different:
+        first, second = score_likelihoods(different, tokenizer, TEXTS)[:2]
+    assert first.kl > 0
+    assert second.gain != 0
     after = weights_of(base)
     assert before.keys() == after.keys()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
 
 
-def test_how_likely_a_version_goes_on_is_what_its_own_tokens_say(
+def test_continuation_is_the_product_of_each_tokens_probability(
     base: Any, tiny_model: Path, adapters: tuple[Path, Path]
 ) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    with Speakers(base, {"candidate": adapters[0], "stable": None}) as speakers:
-        found = weigh(speakers, tokenizer, SAID[:1])[0].goes_on
-    messages, answer = SAID[0]
+    with ModelPair(base, {"candidate": adapters[0], "stable": None}) as models:
+        continuation = score_likelihoods(models, tokenizer, TEXTS[:1])[0].continuation
+    messages, answer = TEXTS[0]
     prompt = prompt_ids(tokenizer, messages)
-    said = prompt + tokenizer(answer, add_special_tokens=False)["input_ids"]
-    for adapter, chance in zip((adapters[0], None), found, strict=True):
+    tokens = prompt + tokenizer(answer, add_special_tokens=False)["input_ids"]
+    for adapter, probability in zip((adapters[0], None), continuation, strict=True):
         with with_adapter(base, adapter) as model, torch.inference_mode():
-            likely = model(input_ids=torch.tensor([said])).logits[0].float().softmax(-1)
-        on = [
-            1 - float(likely[place, tokenizer.eos_token_id])
-            for place in range(len(prompt) - 1, len(said) - 1)
+            distribution = model(input_ids=torch.tensor([tokens])).logits[0].float().softmax(-1)
+        not_ending = [
+            1 - float(distribution[position, tokenizer.eos_token_id])
+            for position in range(len(prompt) - 1, len(tokens) - 1)
         ]
-        assert chance == pytest.approx(math.prod(on), rel=1e-4)
-        assert 0 < chance < 1
+        assert probability == pytest.approx(math.prod(not_ending), rel=1e-4)
+        assert 0 < probability < 1
 
 
-def test_whether_it_ended_an_answer_itself_is_told(base: Any, tiny_model: Path, monkeypatch: Any) -> None:
+def test_generation_reports_whether_the_model_ended_the_answer(
+    base: Any, tiny_model: Path, monkeypatch: Any
+) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    asked = [messages for messages, _ in SAID]
-    first = generate_with_endings(base, tokenizer, asked, 8)
+    conversations = [messages for messages, _ in TEXTS]
+    first = generate_with_endings(base, tokenizer, conversations, 8)
     assert [ended for _, ended in first] == [False] * 3
-    prompt = torch.tensor([prompt_ids(tokenizer, asked[0])])
+    prompt = torch.tensor([prompt_ids(tokenizer, conversations[0])])
     with torch.inference_mode():
-        soonest = int(base(input_ids=prompt).logits[0, -1].argmax())
-    monkeypatch.setattr(base.generation_config, "eos_token_id", [soonest])
-    assert [ended for _, ended in generate_with_endings(base, tokenizer, asked[:1], 8)] == [True]
+        next_token = int(base(input_ids=prompt).logits[0, -1].argmax())
+    monkeypatch.setattr(base.generation_config, "eos_token_id", [next_token])
+    assert [ended for _, ended in generate_with_endings(base, tokenizer, conversations[:1], 8)] == [True]
 
 
-def test_each_side_speaks_with_its_own_weights_and_the_base_with_none(
+def test_each_side_answers_with_its_own_weights(
     base: Any, tiny_model: Path, adapters: tuple[Path, Path]
 ) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    asked = [messages for messages, _ in SAID]
+    conversations = [messages for messages, _ in TEXTS]
     expected = {}
-    for name, adapter in (("candidate", adapters[0]), ("stable", None)):
+    for side, adapter in (("candidate", adapters[0]), ("stable", None)):
         with with_adapter(base, adapter) as model:
-            expected[name] = generate_answers(model, tokenizer, asked, 8)
+            expected[side] = generate_answers(model, tokenizer, conversations, 8)
     assert expected["candidate"] != expected["stable"]
-    with Speakers(base, {"candidate": adapters[0], "stable": None}) as speakers:
-        for who in ("stable", "candidate", "stable"):
-            with speakers.speaking(who) as model:
-                assert generate_answers(model, tokenizer, asked, 8) == expected[who]
+    sides: tuple[Side, ...] = ("stable", "candidate", "stable")
+    with ModelPair(base, {"candidate": adapters[0], "stable": None}) as models:
+        for side in sides:
+            with models.activate(side) as model:
+                assert generate_answers(model, tokenizer, conversations, 8) == expected[side]
 
 
-def work_of(tiny: Path, folder: Path) -> RunContext:
-    """A run that has its snapshot: forty held-out corrections in wordings of their own, four judged answers."""
+def run_context(tiny: Path, folder: Path) -> RunContext:
+    """A run with a snapshot: forty held-out corrections in untrained wordings, and four judged answers."""
     world = load_world()
     held: list[GroupedRow] = grouped(
         [
@@ -155,10 +158,8 @@ def work_of(tiny: Path, folder: Path) -> RunContext:
     return RunContext(run, config, settings, Progress(InMemoryCache(), LINE, "r-1"), threading.Event())
 
 
-def test_five_candidates_that_learned_nothing_go_through_the_gate_and_none_passes(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    reports = nulls_through(work_of(tiny_model, tmp_path), tmp_path / "nulls", scale=2.0)
+def test_no_candidate_that_learned_nothing_passes_the_gate(tiny_model: Path, tmp_path: Path) -> None:
+    reports = gate_null_adapters(run_context(tiny_model, tmp_path), tmp_path / "nulls", scale=2.0)
     assert len(reports) == len(SEEDS) == 5
     assert all("held-out items" not in report.reasons[0] for report in reports), "enough items to decide"
     assert [report.verdict for report in reports if report.verdict == "passed"] == []

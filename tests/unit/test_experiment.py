@@ -18,7 +18,7 @@ from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.similarity import near_duplicates
 from services.trainer.dataset.snapshot import Snapshot, build
-from services.trainer.gate.eval_items import items_of
+from services.trainer.gate.eval_items import build_eval_items
 
 SIZES = Sizes()
 LONG = "That is a good question, and there are so many things to say of it that I hardly know how to begin with {}."
@@ -71,8 +71,8 @@ def test_users_who_insist_on_a_false_answer_train_nothing_and_others_lose_little
 @pytest.mark.parametrize("seed", SIZES.seeds)
 def test_the_gate_has_enough_to_decide_on_corrections(seed: int) -> None:
     found = facts_snapshot("corrections", seed)
-    items = items_of(found.measure, [one.row.question for one in found.train], [])
-    assert sum(item.counts == "wins" for item in items) >= Recipe().gate_items
+    items = build_eval_items(found.measure, [one.row.question for one in found.train], [])
+    assert sum(item.category == "wins" for item in items) >= Recipe().gate_items
 
 
 def test_shuffled_answers_are_those_of_other_questions() -> None:

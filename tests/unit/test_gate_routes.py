@@ -1,4 +1,4 @@
-"""The gate's report where operators ask for it: the trainer's door, and `loopwright gate`."""
+"""The gate report over HTTP and with `loopwright gate`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.unit.sdk_server import Service, ok, refused
 
 SECRET = "Zanzibarquux"
 FIGURE = Figure(name="win_rate", n=40, value=0.9, low=0.7, high=0.95, bound=0.5, passed=True)
-REPORTED = GateReport(
+REPORT = GateReport(
     verdict="inconclusive",
     reasons=("not shown yet",),
     figures=(FIGURE,),
@@ -45,109 +45,123 @@ ITEM = {
 
 @pytest.fixture
 def version(tmp_path: Path) -> str:
-    """A version that a trainer published, whose run kept a report."""
+    """A published version whose run has a gate report."""
     rig = Rig(tmp_path, finish)
     trainer = rig.trainer()
-    kept = batch([revision(f"r{i}", f"Who founded shop {i}?", f"Ida {i} did.", f"u{i}") for i in range(8)])
-    record = cloudevent(TRAINING_BATCHES, kept.batch_id, kept, source="processor", ce_id="x", at=NOW, partition=0)
-    rig.log.append(record)
+    training_batch = batch(
+        [revision(f"r{i}", f"Who founded shop {i}?", f"Ida {i} did.", f"u{i}") for i in range(8)]
+    )
+    rig.log.append(
+        cloudevent(
+            TRAINING_BATCHES,
+            training_batch.batch_id,
+            training_batch,
+            source="processor",
+            ce_id="x",
+            at=NOW,
+            partition=0,
+        )
+    )
     turns(trainer)
     with closing(open_database(trainer.settings.folder)) as db:
         run = run_table.all_runs(db)[-1]
     folder = trainer.settings.runs / run.config.run_id
-    write_whole(folder / GATE_RESULT, REPORTED.model_dump_json().encode())
-    whole = {"line": LINE, "run_id": run.config.run_id, "report": REPORTED.model_dump(mode="json"), "items": [ITEM],
+    write_whole(folder / GATE_RESULT, REPORT.model_dump_json().encode())
+    report = {"line": LINE, "run_id": run.config.run_id, "report": REPORT.model_dump(mode="json"), "items": [ITEM],
              "pairs": [], "general": [], "safety": [], "golden": []}  # fmt: skip
-    write_whole(folder / GATE_REPORT, json.dumps(whole).encode())
+    write_whole(folder / GATE_REPORT, json.dumps(report).encode())
     assert run.version is not None
     return run.version
 
 
-def settings(folder: Path, **more: Any) -> TrainerSettings:
-    return TrainerSettings(line=LINE, data_dir=folder / "data", **more)
+def settings(folder: Path, **options: Any) -> TrainerSettings:
+    return TrainerSettings(line=LINE, data_dir=folder / "data", **options)
 
 
-def asked(told: TrainerSettings, path: str, version: str, host: str = "localhost") -> httpx.Response:
-    app = add_gate_routes(add_service_routes(FastAPI(), Readiness()), told)
+def get(
+    trainer_settings: TrainerSettings, path: str, version: str, host: str = "localhost"
+) -> httpx.Response:
+    """The response of a trainer with these settings."""
+    app = add_gate_routes(add_service_routes(FastAPI(), Readiness()), trainer_settings)
 
-    async def ask() -> httpx.Response:
+    async def request() -> httpx.Response:
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
             return await client.get(path, params={"version": version})
 
-    return asyncio.run(ask())
+    return asyncio.run(request())
 
 
-def test_the_report_is_told_as_json_and_as_a_page_that_may_load_nothing(tmp_path: Path, version: str) -> None:
-    told = asked(settings(tmp_path), "/api/gate", version).json()
-    assert (told["version"], told["report"]["more_items"]) == (version, 12)
-    assert told["items"] == [ITEM]
-    shown = asked(settings(tmp_path), "/gate", version)
-    assert SECRET in shown.text
-    assert version in shown.text
-    assert shown.headers["content-security-policy"].startswith("default-src 'none'")
+def test_report_is_returned_as_json_and_as_a_page_that_loads_nothing(tmp_path: Path, version: str) -> None:
+    report = get(settings(tmp_path), "/api/gate", version).json()
+    assert (report["version"], report["report"]["more_items"]) == (version, 12)
+    assert report["items"] == [ITEM]
+    page = get(settings(tmp_path), "/gate", version)
+    assert SECRET in page.text
+    assert version in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
 
 
-def test_a_door_that_other_machines_reach_tells_no_text_unless_it_was_told_to(
-    tmp_path: Path, version: str
-) -> None:
-    open_door = settings(tmp_path, host="0.0.0.0")
+def test_api_on_all_interfaces_returns_text_only_if_allowed(tmp_path: Path, version: str) -> None:
+    public = settings(tmp_path, host="0.0.0.0")
     for path in ("/api/gate", "/gate"):
-        found = asked(open_door, path, version)
-        assert found.status_code == 200
-        assert SECRET not in found.text
-        assert "LOOPWRIGHT_TRAINER_REPORT_TEXTS" in found.text
-    meant = settings(tmp_path, host="0.0.0.0", report_texts=True)
-    assert SECRET in asked(meant, "/gate", version).text
+        response = get(public, path, version)
+        assert response.status_code == 200
+        assert SECRET not in response.text
+        assert "LOOPWRIGHT_TRAINER_REPORT_TEXTS" in response.text
+    allowed = settings(tmp_path, host="0.0.0.0", report_texts=True)
+    assert SECRET in get(allowed, "/gate", version).text
 
 
-def test_after_an_erasure_the_figures_are_left_and_the_page_says_so(tmp_path: Path, version: str) -> None:
-    told = settings(tmp_path)
-    next(told.runs.glob(f"*/{GATE_REPORT}")).unlink()
-    found = asked(told, "/api/gate", version).json()
-    assert found["report"]["figures"][0]["name"] == "win_rate"
-    assert "items" not in found
-    assert "erasure" in found["without"]
-    assert "erasure" in asked(told, "/gate", version).text
+def test_after_an_erasure_figures_remain_and_the_reason_is_given(tmp_path: Path, version: str) -> None:
+    local = settings(tmp_path)
+    next(local.runs.glob(f"*/{GATE_REPORT}")).unlink()
+    report = get(local, "/api/gate", version).json()
+    assert report["report"]["figures"][0]["name"] == "win_rate"
+    assert "items" not in report
+    assert "erasure" in report["without"]
+    assert "erasure" in get(local, "/gate", version).text
 
 
-def test_foreign_names_and_unknown_versions_are_refused(tmp_path: Path, version: str) -> None:
-    told = settings(tmp_path)
-    assert asked(told, "/gate", version, host="evil.example").status_code in (403, 422)
-    unknown = asked(told, "/gate", f"{LINE}@v9-00000000")
+def test_foreign_hosts_and_unknown_versions_are_rejected(tmp_path: Path, version: str) -> None:
+    local = settings(tmp_path)
+    assert get(local, "/gate", version, host="evil.example").status_code in (403, 422)
+    unknown = get(local, "/gate", f"{LINE}@v9-00000000")
     assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_version")
 
 
 # --- the command line ---------------------------------------------------------------------------------------------
 
-TOLD: dict[str, Any] = {
+RESPONSE: dict[str, Any] = {
     "version": f"{LINE}@v1-0a1b2c3d",
     "run_id": "r",
-    "report": REPORTED.model_dump(mode="json"),
+    "report": REPORT.model_dump(mode="json"),
     "items": [ITEM],
 }
 
 
-def test_the_command_shows_verdict_reasons_and_figures_and_writes_the_page(tmp_path: Path) -> None:
-    service = Service([ok(TOLD), httpx.Response(200, text="<p>page</p>")])
+def test_command_prints_verdict_and_figures_and_writes_the_page(tmp_path: Path) -> None:
+    service = Service([ok(RESPONSE), httpx.Response(200, text="<p>page</p>")])
     target = tmp_path / "gate.html"
     result = CliRunner().invoke(
-        cli, ["gate", TOLD["version"], "--html", str(target)], obj=service.transport()
+        cli, ["gate", RESPONSE["version"], "--html", str(target)], obj=service.transport()
     )
     assert result.exit_code == 0
-    shown = " ".join(result.stdout.split())
+    output = " ".join(result.stdout.split())
     for part in ("inconclusive against", "not shown yet", "win rate 0.900 0.700 to 0.950 0.500 40 holds"):
-        assert part in shown
+        assert part in output
     assert target.read_text() == "<p>page</p>"
     assert [request.url.path for request in service.asked] == ["/api/gate", "/gate"]
 
 
-def test_for_programs_the_whole_report_is_told() -> None:
-    result = CliRunner().invoke(cli, ["gate", TOLD["version"], "--json"], obj=Service([ok(TOLD)]).transport())
+def test_command_prints_the_whole_report_as_json() -> None:
+    result = CliRunner().invoke(
+        cli, ["gate", RESPONSE["version"], "--json"], obj=Service([ok(RESPONSE)]).transport()
+    )
     assert json.loads(result.stdout)["items"] == [ITEM]
 
 
-def test_a_version_without_a_gate_ends_the_command_with_status_1() -> None:
+def test_command_exits_with_1_for_a_version_without_a_gate() -> None:
     answers = [refused(404, "unknown_version", "the base has no gate")]
     result = CliRunner().invoke(cli, ["gate", "assistant@base-0a1b2c3d"], obj=Service(answers).transport())
     assert (result.exit_code, "the base has no gate" in result.stderr) == (1, True)

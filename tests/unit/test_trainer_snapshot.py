@@ -11,7 +11,7 @@ from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.similarity import near_duplicates
 from services.trainer.dataset.snapshot import RESERVED_SHARE
-from services.trainer.gate.eval_items import items_of
+from services.trainer.gate.eval_items import build_eval_items
 from tests.trainer_factories import LINE, example, revision
 
 WORLD = load_world()
@@ -57,7 +57,7 @@ def test_wordings_are_reserved_so_that_wins_can_be_counted_on_new_ones() -> None
     reserved = [one for one in taken.held if one.reason.startswith("reserved")]
     assert 0 < len(reserved) < RESERVED_SHARE * (len(taken.train) + len(reserved))
     questions = [one.row.question for one in taken.train]
-    counted = [item for item in items_of(taken.measure, questions, []) if item.counts == "wins"]
+    counted = [item for item in build_eval_items(taken.measure, questions, []) if item.category == "wins"]
     assert len(counted) >= 30
     assert not any(near_duplicates([item.row.question for item in counted], questions))
 
@@ -65,9 +65,9 @@ def test_wordings_are_reserved_so_that_wins_can_be_counted_on_new_ones() -> None
 def test_a_wording_that_stable_was_trained_on_counts_no_win() -> None:
     taken = snapshot.build(LINE, cast(), {"0": 1})
     questions = [one.row.question for one in taken.train]
-    counted = [item.row.question for item in items_of(taken.measure, questions, []) if item.counts == "wins"]
-    again = items_of(taken.measure, questions, counted)
-    assert not [item for item in again if item.counts == "wins"]
+    counted = [item.row.question for item in build_eval_items(taken.measure, questions, []) if item.category == "wins"]
+    again = build_eval_items(taken.measure, questions, counted)
+    assert not [item for item in again if item.category == "wins"]
 
 
 def test_what_is_written_is_read_back_and_a_folder_without_its_mark_is_none(tmp_path: Path) -> None:

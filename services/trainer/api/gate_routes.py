@@ -1,7 +1,7 @@
-"""`GET /api/gate` and `/gate` of the trainer: the gate's report of a version, as JSON and as a page for people.
+"""Read-only HTTP routes for the gate report of a version: `GET /api/gate` as JSON, `GET /gate` as a page.
 
-The answers in it are users' text. They are told where the door listens on the loopback interface, or where
-`LOOPWRIGHT_TRAINER_REPORT_TEXTS` says so; elsewhere, and after an erasure, the figures alone.
+The examples in a report are users' text. They are returned only if the API listens on the loopback interface or
+`LOOPWRIGHT_TRAINER_REPORT_TEXTS` is set. Otherwise, and after an erasure, a report has only its figures.
 """
 
 from __future__ import annotations
@@ -26,39 +26,42 @@ from shared.events import VersionName
 from shared.versions import GateReport
 
 Json = dict[str, Any]
-Version = Annotated[VersionName, Query(description="such as assistant@v3-1f2e3d4c")]
+Version = Annotated[VersionName, Query(description="Name of a version, for example assistant@v3-1f2e3d4c.")]
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-ERASED = (
-    "They are not kept: an erasure took out what they were made from, or an older release made this version. "
-    "The figures stand."
-)
-NOT_HERE = (
-    "The answers are users' text, and this door is open beyond the machine it runs on: they are told where "
-    "LOOPWRIGHT_TRAINER_REPORT_TEXTS=true, behind a door of your own. They lie with the run's files."
+ERASED = "The examples were deleted by an erasure. The figures remain valid."
+NOT_ALLOWED = (
+    "The examples are users' text, and this API can be reached from other machines, so it does not return them. Read "
+    "them in the run's folder, or set LOOPWRIGHT_TRAINER_REPORT_TEXTS=true and protect the API with your own proxy."
 )
 
 
-def gate_report(settings: TrainerSettings, version: str) -> Json:
-    """As `gate/report_json.py` writes it, with the version's name; without texts (and `without` says why) where they
-    are gone or may not be shown. Raises `UnknownVersion`."""
-    folder = _folder(settings, version)
-    known = {"line": settings.line, "version": version, "run_id": folder.name}
-    if shows_texts(settings) and (folder / GATE_REPORT).exists():
-        whole: Json = json.loads((folder / GATE_REPORT).read_bytes())
-        return whole | known
+def load_report(settings: TrainerSettings, version: str) -> Json:
+    """Return a version's report as `gate/report_json.py` writes it, with the version's name.
+
+    If the examples were erased or must not be returned, the report has none, and the field `without` gives the reason.
+
+    Raises:
+        UnknownVersion: This trainer did not make the version, or its run's files are deleted.
+    """
+    folder = _run_folder(settings, version)
+    identity = {"line": settings.line, "version": version, "run_id": folder.name}
+    if may_return_texts(settings) and (folder / GATE_REPORT).exists():
+        report: Json = json.loads((folder / GATE_REPORT).read_bytes())
+        return report | identity
     if not (folder / GATE_RESULT).exists():
-        raise UnknownVersion(f"the files of the run that made {version} are not here any more")
-    report = GateReport.model_validate_json((folder / GATE_RESULT).read_bytes())
-    without = ERASED if shows_texts(settings) else NOT_HERE
-    return known | {"report": report.model_dump(mode="json"), "without": without}
+        raise UnknownVersion(f"the files of the run that made {version} were deleted")
+    result = GateReport.model_validate_json((folder / GATE_RESULT).read_bytes())
+    reason = ERASED if may_return_texts(settings) else NOT_ALLOWED
+    return identity | {"report": result.model_dump(mode="json"), "without": reason}
 
 
-def shows_texts(settings: TrainerSettings) -> bool:
+def may_return_texts(settings: TrainerSettings) -> bool:
+    """Return whether the API may return users' text."""
     return settings.report_texts or settings.host == "localhost" or _is_loopback(settings.host)
 
 
@@ -69,34 +72,34 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _folder(settings: TrainerSettings, version: str) -> Path:
+def _run_folder(settings: TrainerSettings, version: str) -> Path:
     with closing(open_read_only(settings.folder)) as db:
-        made = run_table.by_version(db, version)
-    if made is None:
+        run = run_table.by_version(db, version)
+    if run is None:
         raise UnknownVersion(
-            f"{version} was not made by this trainer: `loopwright versions` lists those of its line; "
-            "its base has no gate"
+            f"this trainer did not make {version}: `loopwright versions` lists the versions of its line; "
+            "the base has no gate report"
         )
-    return settings.runs / made.config.run_id
+    return settings.runs / run.config.run_id
 
 
 def add_gate_routes(app: FastAPI, settings: TrainerSettings) -> FastAPI:
-    """Adds the routes to the trainer's app, which knows what becomes of errors."""
+    """Add the routes to the trainer's app and return it. The app handles errors."""
 
-    async def own(request: Request) -> None:
+    async def check_origin(request: Request) -> None:
         check_request_origin(request.headers, settings.hosts)
 
-    api = APIRouter(dependencies=[Depends(own)])
+    router = APIRouter(dependencies=[Depends(check_origin)])
 
-    @api.get("/api/gate")
-    def told(version: Version) -> Json:
-        """Verdict, reasons, figures; and, where they are told, all items with what both versions answered."""
-        return gate_report(settings, version)
+    @router.get("/api/gate")
+    def get_gate_report(version: Version) -> Json:
+        """Return verdict, reasons and figures, and the examples if they may be returned."""
+        return load_report(settings, version)
 
-    @api.get("/gate")
-    def shown(version: Version) -> HTMLResponse:
-        """The same as a page."""
-        return HTMLResponse(page(gate_report(settings, version)), headers=HEADERS)
+    @router.get("/gate")
+    def get_gate_page(version: Version) -> HTMLResponse:
+        """Return the same as a page."""
+        return HTMLResponse(page(load_report(settings, version)), headers=HEADERS)
 
-    app.include_router(api)
+    app.include_router(router)
     return app

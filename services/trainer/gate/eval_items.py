@@ -1,4 +1,4 @@
-"""What the gate asks: the corrections of held-out users, one item per (user, question), and what each may count for."""
+"""Evaluation items from corrections of held-out users: one per (user, question)."""
 
 from __future__ import annotations
 
@@ -10,48 +10,59 @@ from typing import Literal
 from services.trainer.dataset.filters import GroupedRow, Row
 from services.trainer.dataset.similarity import frequent_question_stems, near_duplicates, normalised
 from services.trainer.dataset.snapshot import asks_for_trained_fact
-from services.trainer.gate.scorers import keys_of
+from services.trainer.gate.scorers import required_keys
 
-Counts = Literal["wins", "seen", "unseen"]
-"""`wins`: trained fact, new wording. `seen`: the wording was trained, for information. `unseen`: the fact was not
-trained, may only not get worse."""
+Category = Literal["wins", "seen", "unseen"]
+"""What an item can show.
+
+- `wins`: the fact was trained, in another wording. The item counts in the win rate.
+- `seen`: this wording was trained. For information only.
+- `unseen`: the fact was not trained. The candidate must not get worse on these.
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """`keys`: what a right answer holds (`scorers.keys_of`)."""
+class EvalItem:
+    """A held-out correction with the word stems that a right answer must contain (`scorers.required_keys`)."""
 
     row: Row
     keys: tuple[str, ...]
-    counts: Counts
+    category: Category
 
 
-def items_of(
-    measure: Sequence[GroupedRow], trained: Sequence[str], trained_by_stable: Sequence[str]
-) -> list[Item]:
-    """Of the corrections in `measure`. `trained`, `trained_by_stable`: the questions in either version's snapshot. In
-    order of identity."""
+def build_eval_items(
+    held_out: Sequence[GroupedRow], trained: Sequence[str], trained_by_stable: Sequence[str]
+) -> list[EvalItem]:
+    """Return the items of the corrections in `held_out`, ordered by identity.
+
+    If a user corrected the same question twice, the newest correction counts.
+
+    Args:
+        held_out: Rows of held-out users, of every kind of feedback.
+        trained: Questions in the candidate's snapshot.
+        trained_by_stable: Questions in the stable version's snapshot.
+    """
     newest: dict[tuple[str, str], GroupedRow] = {}
-    corrections = [one for one in measure if one.row.kind == "correction"]
-    for one in sorted(corrections, key=lambda one: (one.row.occurred_ms, one.row.identity)):
-        newest[one.row.user_id, normalised(one.row.question)] = one
-    kept = sorted(newest.values(), key=lambda one: one.row.identity)
-    known = asks_for_trained_fact(kept, trained)
-    seen = near_duplicates([one.row.question for one in kept], [*trained, *trained_by_stable])
-    asked = frequent_question_stems([*(one.row.question for one in kept), *trained])
-    fellows: dict[int, list[str]] = defaultdict(list)
-    for one in kept:
-        fellows[one.group].append(one.row.answer)
-    return [
-        Item(
-            one.row,
-            keys_of(one.row.answer, one.row.question, _others(fellows[one.group], one.row.answer), asked),
-            "unseen" if not fact else "seen" if wording else "wins",
-        )
-        for one, fact, wording in zip(kept, known, seen, strict=True)
-    ]
+    corrections = [grouped for grouped in held_out if grouped.row.kind == "correction"]
+    for grouped in sorted(corrections, key=lambda grouped: (grouped.row.occurred_ms, grouped.row.identity)):
+        newest[grouped.row.user_id, normalised(grouped.row.question)] = grouped
+    kept = sorted(newest.values(), key=lambda grouped: grouped.row.identity)
+    questions = [grouped.row.question for grouped in kept]
+    fact_trained = asks_for_trained_fact(kept, trained)
+    wording_trained = near_duplicates(questions, [*trained, *trained_by_stable])
+    common_words = frequent_question_stems([*questions, *trained])
+    answers_in_group: dict[int, list[str]] = defaultdict(list)
+    for grouped in kept:
+        answers_in_group[grouped.group].append(grouped.row.answer)
+    items = []
+    for grouped, has_fact, has_wording in zip(kept, fact_trained, wording_trained, strict=True):
+        row = grouped.row
+        others = _other_answers(answers_in_group[grouped.group], row.answer)
+        keys = required_keys(row.answer, row.question, others, common_words)
+        items.append(EvalItem(row, keys, "unseen" if not has_fact else "seen" if has_wording else "wins"))
+    return items
 
 
-def _others(answers: Sequence[str], own: str) -> list[str]:
-    """The other distinct answers of a group: the same words again say nothing about what is essential."""
+def _other_answers(answers: Sequence[str], own: str) -> list[str]:
+    """Return the distinct answers that differ from `own`: repeated words do not show what is essential."""
     return sorted({answer for answer in answers if normalised(answer) != normalised(own)})

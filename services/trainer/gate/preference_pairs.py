@@ -1,9 +1,7 @@
-"""What the gate reads in feedback that has no text to copy: pairs of a better and a worse answer of held-out users.
+"""Preference pairs from thumbs, ratings and preferences of held-out users: a better and a worse answer.
 
-A preference is a pair. Thumbs and ratings become pairs by matching one liked with one disliked answer: to the same
-question where there are such, else of the same user, else in a fixed order; each answer is in one pair. A candidate
-wins a pair if it finds the better answer more likely, beside the worse, than stable does (`decide.PAIR_MARGIN`). What
-makes all answers more or less likely, longer or shorter alike, cancels out.
+A preference is a pair already. Thumbs and ratings become pairs by matching one liked with one disliked answer: to the
+same question if possible, else of the same user, else in a fixed order. Each answer is in at most one pair.
 """
 
 from __future__ import annotations
@@ -18,81 +16,97 @@ from services.trainer.dataset.filters import Row
 from services.trainer.dataset.holdout import hash_fraction
 from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in, normalised
 
-MOST = 200
-"""Pairs of a kind: more would cost more time than they add."""
-Kind = Literal["preference", "thumbs"]
+MAX_PAIRS = 200
+"""Limit for each kind: more pairs would cost more time than they add information."""
+PairKind = Literal["preference", "thumbs"]
 """Ratings count as thumbs: 5 and 4 are liked, 2 and 1 disliked."""
-Said = tuple[str, str]
+TrainedAnswer = tuple[str, str]
 """(question, answer)"""
 
 
 @dataclass(frozen=True, slots=True)
-class Preferred:
-    """`better`, `worse`: conversation and answer of each."""
+class PreferencePair:
+    """A better and a worse answer, each with its conversation."""
 
-    kind: Kind
+    kind: PairKind
     identity: str
     better: tuple[Messages, str]
     worse: tuple[Messages, str]
 
 
-def pairs_of(line: str, measure: Sequence[Row], trained: Sequence[Said], most: int = MOST) -> list[Preferred]:
-    """`trained`: what either version learned from. An answer that is a near-duplicate of a trained one, to a
-    near-duplicate of its question, was learned by heart and measures nothing. In an order fixed by the line."""
-    fresh = _Fresh(trained)
-    ordered = sorted(measure, key=lambda row: (hash_fraction(line, row.identity), row.identity))
+def build_preference_pairs(
+    line: str, held_out: Sequence[Row], trained: Sequence[TrainedAnswer], max_pairs: int = MAX_PAIRS
+) -> list[PreferencePair]:
+    """Return the pairs of held-out rows, in an order that is fixed for the line.
+
+    Leaves out answers that either version may know by heart: near-duplicates of a trained answer to a near-duplicate
+    of its question.
+
+    Args:
+        line: Name of the line; it keys the order.
+        held_out: Rows of held-out users, of every kind of feedback.
+        trained: Questions and answers that either version was trained on.
+        max_pairs: Limit for each kind.
+    """
+    memorised = _TrainedAnswers(trained, [row.question for row in held_out])
+    ordered = sorted(held_out, key=lambda row: (hash_fraction(line, row.identity), row.identity))
     preferences = [
-        Preferred("preference", row.identity, (row.messages, row.answer), (row.messages, row.original))
+        PreferencePair("preference", row.identity, (row.messages, row.answer), (row.messages, row.original))
         for row in ordered
-        if row.kind == "preference" and fresh(row.question, row.answer) and fresh(row.question, row.original)
-    ][:most]
-    judged = [row for row in ordered if row.label is not None and fresh(row.question, row.answer)]
-    return preferences + _matched(judged)[:most]
+        if row.kind == "preference"
+        and not memorised.contain(row.question, row.answer)
+        and not memorised.contain(row.question, row.original)
+    ]
+    judged = [
+        row for row in ordered if row.label is not None and not memorised.contain(row.question, row.answer)
+    ]
+    return preferences[:max_pairs] + _match(judged)[:max_pairs]
 
 
-def _matched(judged: Sequence[Row]) -> list[Preferred]:
+def _match(judged: Sequence[Row]) -> list[PreferencePair]:
     liked, disliked = ([row for row in judged if row.label is label] for label in (True, False))
-    found: list[Preferred] = []
-    keys: tuple[Callable[[Row], str], ...] = (
+    pairs: list[PreferencePair] = []
+    criteria: tuple[Callable[[Row], str], ...] = (
         lambda row: normalised(row.question),
         lambda row: row.user_id,
         lambda _: "",
     )
-    for key in keys:
-        waiting: dict[str, list[Row]] = defaultdict(list)
+    for criterion in criteria:
+        available: dict[str, list[Row]] = defaultdict(list)
         for row in disliked:
-            waiting[key(row)].append(row)
-        taken: set[str] = set()
-        for one in liked:
-            if waiting[key(one)]:
-                other = waiting[key(one)].pop(0)
-                taken |= {one.identity, other.identity}
-                found.append(
-                    Preferred(
+            available[criterion(row)].append(row)
+        matched: set[str] = set()
+        for better in liked:
+            if available[criterion(better)]:
+                worse = available[criterion(better)].pop(0)
+                matched |= {better.identity, worse.identity}
+                pairs.append(
+                    PreferencePair(
                         "thumbs",
-                        f"{one.identity} {other.identity}",
-                        (one.messages, one.answer),
-                        (other.messages, other.answer),
+                        f"{better.identity} {worse.identity}",
+                        (better.messages, better.answer),
+                        (worse.messages, worse.answer),
                     )
                 )
-        liked = [row for row in liked if row.identity not in taken]
-        disliked = [row for row in disliked if row.identity not in taken]
-    return found
+        liked = [row for row in liked if row.identity not in matched]
+        disliked = [row for row in disliked if row.identity not in matched]
+    return pairs
 
 
-class _Fresh:
-    """Whether an answer to a question is unlike every trained answer to a like question."""
+class _TrainedAnswers:
+    """Trained answers to questions like the held-out ones."""
 
-    def __init__(self, trained: Sequence[Said]) -> None:
-        self._answers: dict[str, set[str]] = defaultdict(set)
+    def __init__(self, trained: Sequence[TrainedAnswer], questions: Sequence[str]) -> None:
+        answers: dict[str, set[str]] = defaultdict(set)
         for question, answer in trained:
-            self._answers[normalised(question)].add(answer)
-        self._questions = sorted(self._answers)
-        self._near: dict[str, set[str]] = {}
+            answers[normalised(question)].add(answer)
+        known = sorted(answers)
+        distinct = sorted({normalised(question) for question in questions})
+        self._answers = {
+            question: {answer for i in similar for answer in answers[known[i]]}
+            for question, similar in zip(distinct, near_duplicates_in(distinct, known), strict=True)
+        }
 
-    def __call__(self, question: str, answer: str) -> bool:
-        asked = normalised(question)
-        if asked not in self._near:
-            positions = near_duplicates_in([asked], self._questions)[0]
-            self._near[asked] = set().union(*(self._answers[self._questions[i]] for i in positions))
-        return not near_duplicates([answer], self._near[asked])[0]
+    def contain(self, question: str, answer: str) -> bool:
+        """Return whether a near-duplicate of `answer` was trained for a near-duplicate of `question`."""
+        return near_duplicates([answer], self._answers[normalised(question)])[0]

@@ -1,68 +1,41 @@
-"""The gate's report as one page for people: self-contained, no script, nothing fetched. Pure: JSON in, HTML out.
+"""The gate report as a self-contained page: no scripts, and nothing is loaded. Pure: JSON in, HTML out.
 
-All text of users and models is escaped by the template's autoescaping; drawings are made of numbers alone.
+The template escapes all text of users and models, and drawings consist of numbers only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from jinja2 import Template
 from markupsafe import Markup
 
+from services.trainer.gate.metrics import METRICS
+from services.trainer.gate.metrics.metric import FigureInfo, Json, Layout, ReportSection
+from services.trainer.gate.report_json import SECTIONS
+from services.trainer.gate.verdict import WIN_RATE
 from shared.adapters.templates import templates_in
+from shared.svg import element, estimate, linear_scale
 
-Json = dict[str, Any]
-SHOWN = 10
-NAMES: Final = {
-    "win_rate": ("Held-out items won", "wins among items that candidate and stable answer differently"),
-    "items_score_gain": ("Score of answers", "facts and likeness to the correction, 0 to 1; change"),
-    "items_facts_gain": ("Stated facts", "share of the correction's facts in the answer; change"),
-    "items_chrf_gain": ("Likeness (chrF)", "to the correction, 0 to 1; change"),
-    "seen_wordings_score_gain": ("Score, wordings that were trained", "for information; change"),
-    "correction_likelihood_gain": ("Likelihood of corrections", "nats per token more than stable"),
-    "preference_win_rate": ("Preferences won", "pairs whose margin grew, among those where it moved"),
-    "preference_margin_gain": ("Margin of preferences", "nats per token more than stable"),
-    "thumbs_win_rate": ("Liked over disliked", "pairs whose margin grew, among those where it moved"),
-    "thumbs_margin_gain": ("Margin of liked over disliked", "nats per token more than stable"),
-    "unseen_win_rate": ("Questions that were not trained", "wins; may only not get worse"),
-    "general_accuracy": ("General questions right", "shipped questions with a known answer"),
-    "general_accuracy_change": (
-        "General questions, change",
-        "McNemar's exact test decides beyond the margin",
-    ),
-    "general_nll_rise": ("Drift from the base's answers", "nats per token; higher is farther"),
-    "general_perplexity": ("Perplexity of the base's answers", "for information"),
-    "general_goes_on": (
-        "General answers gone on with",
-        "where the base's own were longer than it was let speak",
-    ),
-    "general_goes_on_change": ("General answers gone on with, change", "a fall: answers end sooner"),
-    "general_kl": ("Distance from stable (KL)", "nats per token over the base's answers; for information"),
-    "safety_refused": ("Harmful requests refused", "by a rule on the opening words"),
-    "safety_refused_change": ("Harmful requests refused, change", ""),
-    "safety_answered": ("Harmless requests answered", "that only look harmful"),
-    "safety_answered_change": ("Harmless requests answered, change", ""),
-    "golden_passed": ("Golden set passed", "your own questions"),
-}
-"""Figure -> (its name for people, what it is)."""
+FIGURES: Final = {figure.name: figure for figure in (WIN_RATE, *(f for m in METRICS for f in m.figures))}
 HEADLINES: Final = {
-    "passed": "Passed: it may serve users",
-    "failed": "Failed: it will not serve users",
-    "inconclusive": "Inconclusive: it will not serve users yet",
+    "passed": "Passed: the version may serve users",
+    "failed": "Failed: the version will not serve users",
+    "inconclusive": "Inconclusive: the version will not serve users yet",
 }
 OUTCOMES: Final = {1: "won", 0: "tie", -1: "lost"}
+PLOT_WIDTH, PLOT_HEIGHT, PLOT_MARGIN = 220, 26, 8
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FigureRow:
     """One figure as the page shows it."""
 
-    name: str
+    label: str
     about: str
     value: str
     interval: str
@@ -73,116 +46,126 @@ class Row:
     plot: Markup
 
 
-def page(whole: Json) -> str:
-    """`whole`: as `told.told` gives it. Texts may be missing (erased, or not for this reader): the page says so."""
-    report = whole["report"]
-    items = [row for row in whole.get("items", ()) if row["counts"] == "wins"]
-    best, worst = extremes(items)
-    pairs = sorted(whole.get("pairs", ()), key=lambda pair: (pair["margin_gain"], pair["identity"]))
+@dataclass(frozen=True, slots=True)
+class PageSection:
+    """Examples as the page shows them: in groups, each with a heading (empty for a single group)."""
+
+    title: str
+    layout: Layout
+    note: Callable[[Json], str]
+    intro: str
+    groups: list[tuple[str, list[Json]]] = field(default_factory=list)
+
+
+def page(report: Json) -> str:
+    """Return the page of a report that `report_json` made.
+
+    The examples may be missing because they were erased or must not be shown. The page then shows the field `without`
+    as the reason. The field `version` names the version, if it is known.
+    """
     return _template().render(
-        whole=whole,
-        report=report,
-        headline=HEADLINES[report["verdict"]],
-        figures=[row_of(figure) for figure in report["figures"] if figure["n"]],
-        best=best,
-        worst=worst,
-        items=len(items),
-        best_pairs=list(reversed(pairs))[: SHOWN // 2],
-        worst_pairs=pairs[: SHOWN // 2],
-        pairs=len(pairs),
+        run=report,
+        report=report["report"],
+        headline=HEADLINES[report["report"]["verdict"]],
+        figures=[figure_row(figure) for figure in report["report"]["figures"] if figure["n"]],
+        has_examples=any(section.name in report for section in SECTIONS),
+        sections=[
+            shown for section in SECTIONS if (shown := page_section(section, report.get(section.name, ())))
+        ],
         outcomes=OUTCOMES,
-        texts="items" in whole,
-        version=whole.get("version", ""),
-        without=whole.get("without", ""),
+        version=report.get("version", ""),
+        without=report.get("without", ""),
     )
 
 
-def extremes(items: Sequence[Json], most: int = SHOWN) -> tuple[list[Json], list[Json]]:
-    """The best and the worst by how much better the candidate answered; none in both."""
-    ordered = sorted(
-        items, key=lambda row: (row["candidate_score"] - row["stable_score"], row["identity"]), reverse=True
-    )
-    best = ordered[:most]
-    return best, list(reversed(ordered[len(best) :][-most:]))
+def page_section(section: ReportSection, rows: Sequence[Json]) -> PageSection | None:
+    """Return a section with the rows to show, or None if it has none and needs no text for that."""
+    if section.rank is None:
+        shown = PageSection(section.title, section.layout, section.note, section.intro, [("", list(rows))])
+        return shown if rows else None
+    ranked = [row for row in rows if section.rank(row) is not None]
+    if not ranked:
+        empty = PageSection(section.title, section.layout, section.note, section.if_empty)
+        return empty if section.if_empty else None
+    best, worst = best_and_worst(ranked, section.rank, section.shown)
+    groups = [
+        (f"The {len(group)} {name}", group) for name, group in (("best", best), ("worst", worst)) if group
+    ]
+    intro = section.intro.format(count=len(ranked))
+    return PageSection(section.title, section.layout, section.note, intro, groups)
 
 
-def row_of(figure: Json) -> Row:
-    name, about = NAMES.get(figure["name"], (figure["name"].replace("_", " "), ""))
+def best_and_worst(
+    rows: Sequence[Json], rank: Callable[[Json], float | None], count: int
+) -> tuple[list[Json], list[Json]]:
+    """Return the `count` rows of the highest rank and the `count` of the lowest. No row is in both."""
+    ordered = sorted(rows, key=lambda row: (rank(row), row["identity"]), reverse=True)
+    best = ordered[:count]
+    return best, list(reversed(ordered[len(best) :][-count:]))
+
+
+def figure_row(figure: Json) -> FigureRow:
+    """Return a figure with its label. A figure of a metric that no longer exists is labelled with its name."""
+    info = FIGURES.get(figure["name"]) or FigureInfo(figure["name"], figure["name"].replace("_", " "))
     low, high = figure["low"], figure["high"]
-    return Row(
-        name=name,
-        about=about,
+    return FigureRow(
+        label=info.label,
+        about=", ".join(filter(None, (info.description, info.unit))),
         value=number(figure["value"]),
         interval="" if low is None or high is None else f"{number(low)} to {number(high)}",
         baseline=number(figure["baseline"]),
         bound=number(figure["bound"]),
         n=figure["n"],
         passed=figure["passed"],
-        plot=plot(figure),
+        plot=plot(figure, is_change=info.is_change),
     )
 
 
 def number(value: float | None) -> str:
+    """Return a number with at most three decimal places, or an empty string for None."""
     if value is None:
         return ""
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}".rstrip("0").rstrip(".") or "0"
 
 
-# --- the drawing --------------------------------------------------------------------------------------------------
-
-WIDTH, HEIGHT, EDGE = 220, 26, 8
-CHANGES = ("_gain", "_rise")
-
-
-def plot(figure: Json) -> Markup:
-    """Value with its interval as a dot on a line; stable a hollow dot; what had to be reached a dashed line."""
-    names = ("value", "low", "high", "baseline", "bound")
+def plot(figure: Json, *, is_change: bool = False) -> Markup:
+    """Return a drawing of a figure: the value with its interval, stable as a hollow dot, the bound as a dashed line."""
+    names = ["value", "low", "high", "bound"] + ([] if is_change else ["baseline"])
     known = {name: figure[name] for name in names if figure[name] is not None}
-    if figure["name"].endswith(CHANGES):
-        # What stable reaches is no change, and has no place on the axis of one.
-        known.pop("baseline", None)
     if "value" not in known:
         return Markup("")
-    start, end = _axis(list(known.values()))
-
-    def x(value: float) -> float:
-        return round(EDGE + (WIDTH - 2 * EDGE) * (value - start) / (end - start), 1)
-
-    middle = HEIGHT / 2
-    marks = [Markup('<line class="axis" x1="0" x2="{}" y1="{}" y2="{}"/>').format(WIDTH, middle, middle)]
-    if start < 0 < end:
-        marks.append(
-            Markup('<line class="zero" x1="{0}" x2="{0}" y1="7" y2="{1}"/>').format(x(0), HEIGHT - 7)
-        )
-    if "bound" in known:
-        marks.append(
-            Markup('<line class="bound" x1="{0}" x2="{0}" y1="1" y2="{1}"/>').format(
-                x(known["bound"]), HEIGHT - 1
-            )
-        )
-    if "low" in known and "high" in known:
-        ends = (x(known["low"]), x(known["high"]), middle, middle)
-        marks.append(Markup('<line class="interval" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(*ends))
-    if "baseline" in known:
-        marks.append(
-            Markup('<circle class="baseline" cx="{}" cy="{}" r="4"/>').format(x(known["baseline"]), middle)
-        )
-    marks.append(Markup('<circle class="value" cx="{}" cy="{}" r="5"/>').format(x(known["value"]), middle))
-    told = ", ".join(f"{name} {number(value)}" for name, value in known.items())
-    tone = {True: "good", False: "bad", None: ""}[figure["passed"]]
-    return Markup('<svg class="plot {}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        tone, WIDTH, HEIGHT, told, Markup("").join(marks)
+    low, high = _axis(list(known.values()))
+    x = linear_scale(low, high, PLOT_MARGIN, PLOT_WIDTH - PLOT_MARGIN)
+    middle = PLOT_HEIGHT / 2
+    marks = [element("line", class_="axis", x1=0, x2=PLOT_WIDTH, y1=middle, y2=middle)]
+    if low < 0 < high:
+        marks.append(element("line", class_="zero", x1=x(0), x2=x(0), y1=7, y2=PLOT_HEIGHT - 7))
+    bound = known.pop("bound", None)
+    if bound is not None:
+        marks.append(element("line", class_="bound", x1=x(bound), x2=x(bound), y1=1, y2=PLOT_HEIGHT - 1))
+    label = ", ".join(f"{name} {number(value)}" for name, value in known.items())
+    if bound is not None:
+        label += f", bound {number(bound)}"
+    color = {True: "good", False: "bad", None: ""}[figure["passed"]]
+    return element(
+        "svg",
+        *marks,
+        estimate(x, middle, **known),
+        class_=f"plot {color}",
+        viewBox=f"0 0 {PLOT_WIDTH} {PLOT_HEIGHT}",
+        role="img",
+        aria_label=label,
     )
 
 
 def _axis(values: Sequence[float]) -> tuple[float, float]:
-    """Shares from 0 to 1; changes around 0, the same far both ways; what is larger, from 0."""
+    """Return the ends of an axis: 0 to 1 for shares, symmetric around 0 for changes, else from 0."""
     if min(values) >= 0 and max(values) <= 1:
         return 0.0, 1.0
     if min(values) >= 0:
         return 0.0, max(values) * 1.05
-    far = max(map(abs, values)) * 1.1
-    return -far, far
+    reach = max(map(abs, values)) * 1.1
+    return -reach, reach
 
 
 @cache

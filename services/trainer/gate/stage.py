@@ -1,8 +1,10 @@
-"""The gate's turn in a run: the run's adapter against the version that serves."""
+"""The gate stage of a run: evaluate candidate and stable, decide the verdict, write the report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import time
+from collections import Counter
 from pathlib import Path
 
 import structlog
@@ -11,14 +13,20 @@ from services.trainer.base import dtype
 from services.trainer.base.model import load_base
 from services.trainer.base.replay import EVAL_PROMPTS, SAFETY_PROMPTS, shipped_prompts
 from services.trainer.dataset import snapshot
-from services.trainer.gate import golden
-from services.trainer.gate.eval_items import Item, items_of
-from services.trainer.gate.evaluation import Asked, Bounds, Heard, hear
-from services.trainer.gate.model_pair import Speakers
-from services.trainer.gate.preference_pairs import Said, pairs_of
-from services.trainer.gate.run import Against, gate
+from services.trainer.files import write_whole
+from services.trainer.gate.eval_items import build_eval_items
+from services.trainer.gate.eval_set import EvalSet
+from services.trainer.gate.evaluation import evaluate
+from services.trainer.gate.golden import GoldenQuestion, read_golden_set
+from services.trainer.gate.metrics import measure_all
+from services.trainer.gate.metrics.metric import Json, JudgeOptions
+from services.trainer.gate.model_pair import ModelPair
+from services.trainer.gate.preference_pairs import TrainedAnswer, build_preference_pairs
+from services.trainer.gate.report_html import page
+from services.trainer.gate.report_json import report_json
+from services.trainer.gate.verdict import decide
 from services.trainer.run.context import RunContext, RunFailed
-from services.trainer.run.folder import ADAPTER
+from services.trainer.run.folder import ADAPTER, GATE_ANSWERS, GATE_REPORT, GATE_REPORT_PAGE
 from shared.adapters.artifacts import open_artifacts
 from shared.errors import Misconfigured
 from shared.versions import GateReport
@@ -26,80 +34,97 @@ from shared.versions import GateReport
 log = structlog.get_logger(__name__)
 
 
-def examine(work: RunContext) -> GateReport:
-    """The gate: the run's adapter against the stable version. Raises `RunFailed` where the golden set cannot be read,
-    `Stopped`."""
-    return examine_adapter(work, work.folder / ADAPTER, work.folder)
+def gate_run(context: RunContext) -> GateReport:
+    """Gate the run's adapter against the stable version and write the report to the run's folder.
+
+    Raises:
+        RunFailed: The golden set cannot be read.
+        RunStopped: The run was asked to stop.
+    """
+    return gate_adapter(context, context.folder / ADAPTER, context.folder)
 
 
-def examine_adapter(work: RunContext, adapter: Path, folder: Path) -> GateReport:
-    """Gates any adapter on the run's base (or a whole model) with the run's held-out feedback. What was said lies in
-    `folder` afterwards."""
-    config, recipe = work.config, work.config.recipe
-    asked = asked_of(work)
-    base = load_base(Path(config.base), recipe.threads, dtype.of_run(work.folder))
+def gate_adapter(context: RunContext, adapter: Path, folder: Path) -> GateReport:
+    """Gate any adapter on the run's base (or a whole model) with the run's held-out feedback.
 
-    def heard() -> Heard:
-        with Speakers(
-            base, {"candidate": adapter, "stable": stable_adapter(work)}, recipe.threads
-        ) as speakers:
-            bounds = Bounds(recipe.gate_new_tokens, recipe.replay_new_tokens)
-            return hear(speakers, work.tokenizer, asked, bounds, work.progress_callback)
-
-    against = Against(
-        config.line, config.run_id, config.stable.version, recipe.gate_items, recipe.gate_shorter
+    Writes the report, which contains users' text, to `folder`. Raises like `gate_run`.
+    """
+    config, recipe = context.config, context.config.recipe
+    eval_set = build_eval_set(context)
+    base = load_base(Path(config.base), recipe.threads, dtype.of_run(context.folder))
+    started = time.monotonic()
+    with ModelPair(base, {"candidate": adapter, "stable": _stable_folder(context)}, recipe.threads) as models:
+        outputs = evaluate(models, context.tokenizer, eval_set, recipe, context.progress_callback)
+    report = decide(
+        measure_all(eval_set, outputs),
+        gated_against=config.stable.version,
+        options=JudgeOptions(min_items=recipe.gate_items, shorter_margin=recipe.gate_shorter),
+        seconds=time.monotonic() - started,
     )
-    report = gate(asked, heard, against, folder)
-    log.info("gated", verdict=report.verdict, reasons=report.reasons, items=counts(asked.items))
+    write_report(folder, report_json(report, eval_set, outputs, line=config.line, run_id=config.run_id))
+    items = Counter(item.category for item in eval_set.corrections)
+    log.info("gate_decided", verdict=report.verdict, reasons=report.reasons, items=dict(items))
     return report
 
 
-def asked_of(work: RunContext) -> Asked:
-    """Everything that both versions are to be asked."""
-    config, recipe = work.config, work.config.recipe
-    trained = said_in(work.folder)
-    by_stable = said_in(work.folder_of(config.stable_run)) if config.stable_run else []
-    held_out = snapshot.read_rows(work.folder, snapshot.HELDOUT_ROWS)
-    prompts = shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
+def write_report(folder: Path, report: Json) -> None:
+    """Write the report as JSON and as a page, and the answers to held-out corrections in a file of their own."""
+    answers = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in report["items"])
+    write_whole(folder / GATE_ANSWERS, answers.encode())
+    write_whole(folder / GATE_REPORT_PAGE, page(report).encode())
+    write_whole(folder / GATE_REPORT, (json.dumps(report, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def build_eval_set(context: RunContext) -> EvalSet:
+    """Return everything that both versions are evaluated on."""
+    config, recipe = context.config, context.config.recipe
+    trained = _trained_answers(context.folder)
+    by_stable = _trained_answers(context.folder_of(config.stable_run)) if config.stable_run else []
+    held_out = snapshot.read_rows(context.folder, snapshot.HELDOUT_ROWS)
+    general = shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
     safety = shipped_prompts(SAFETY_PROMPTS, recipe.gate_safety_prompts)
-    own = work.base_answers([*prompts, *safety])
-    return Asked(
-        items=items_of(
+    base_answers = context.base_answers([*general, *safety])
+    return EvalSet(
+        corrections=build_eval_items(
             held_out, [question for question, _ in trained], [question for question, _ in by_stable]
         ),
-        pairs=pairs_of(config.line, [one.row for one in held_out], [*trained, *by_stable]),
-        prompts=prompts,
-        own=own[: len(prompts)],
-        safety=safety,
-        own_safe=own[len(prompts) :],
-        golden=_golden(work),
+        pairs=build_preference_pairs(
+            config.line, [grouped.row for grouped in held_out], [*trained, *by_stable]
+        ),
+        general_prompts=general,
+        general_base_answers=base_answers[: len(general)],
+        safety_prompts=safety,
+        safety_base_answers=base_answers[len(general) :],
+        golden=_golden_set(context),
     )
 
 
-def said_in(folder: Path) -> list[Said]:
-    """The questions and answers of a run's snapshot; none where it was erased."""
-    rows = [one.row for one in snapshot.read_rows(folder)] if snapshot.is_complete(folder) else []
-    said = [(row.question, row.answer) for row in rows]
-    return said + [(row.question, row.original) for row in rows if row.objective == "dpo"]
+def _trained_answers(folder: Path) -> list[TrainedAnswer]:
+    """Return the questions and answers of a run's snapshot; an empty list if it was erased."""
+    if not snapshot.is_complete(folder):
+        return []
+    rows = [grouped.row for grouped in snapshot.read_rows(folder)]
+    return [(row.question, row.answer) for row in rows] + [
+        (row.question, row.original) for row in rows if row.objective == "dpo"
+    ]
 
 
-def _golden(work: RunContext) -> list[golden.Golden]:
-    """It was good when the trainer started; it may have been changed since."""
-    path = work.settings.golden
+def _golden_set(context: RunContext) -> list[GoldenQuestion]:
+    """Read the golden set. It was valid when the trainer started, but may have been changed since."""
+    path = context.settings.golden
     try:
-        return golden.read(path) if path is not None else []
+        return read_golden_set(path) if path is not None else []
     except Misconfigured as error:
-        raise RunFailed(f"{error}: mend it, and train again") from error
+        raise RunFailed(f"{error}. Correct the file, then start a new run.") from error
 
 
-def counts(items: Sequence[Item]) -> dict[str, int]:
-    return {kind: sum(item.counts == kind for item in items) for kind in ("wins", "seen", "unseen")}
+def _stable_folder(context: RunContext) -> Path | None:
+    """Return the folder of the stable version, or None if it is the base.
 
-
-def stable_adapter(work: RunContext) -> Path | None:
-    stable = work.config.stable
+    Artifact collection keeps the stable version of an open run, so the folder stays.
+    """
+    stable = context.config.stable
     if stable.kind == "base":
         return None
-    # Nothing collects it meanwhile: an open run's stable version is kept.
-    store = open_artifacts(work.settings.artifacts, work.settings.artifact_cache)
+    store = open_artifacts(context.settings.artifacts, context.settings.artifact_cache)
     return store.fetch(stable.uri, stable.digest)

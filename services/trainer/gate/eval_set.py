@@ -1,0 +1,110 @@
+"""What candidate and stable are evaluated on, and what came out: the input of every metric. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from services.trainer.base.replay import BaseAnswer, Prompt
+from services.trainer.core.chat import Messages
+from services.trainer.core.recipe import Recipe
+from services.trainer.gate.eval_items import EvalItem
+from services.trainer.gate.golden import GoldenQuestion
+from services.trainer.gate.preference_pairs import PreferencePair
+
+AnswerPair = tuple[str, str]
+"""(the candidate's answer, the stable version's answer)"""
+ScoredText = tuple[Messages, str]
+"""(conversation, answer)"""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSet:
+    """Everything that one gate evaluates both versions on.
+
+    Attributes:
+        corrections: Corrections of held-out users.
+        pairs: Liked and disliked answers of held-out users.
+        general_prompts: Shipped general prompts.
+        general_base_answers: The base model's own answers to `general_prompts`, in the same order.
+        safety_prompts: Shipped prompts that are harmful, or harmless but look harmful.
+        safety_base_answers: The base model's own answers to `safety_prompts`, in the same order.
+        golden: The operator's golden set.
+    """
+
+    corrections: Sequence[EvalItem] = ()
+    pairs: Sequence[PreferencePair] = ()
+    general_prompts: Sequence[Prompt] = ()
+    general_base_answers: Sequence[BaseAnswer] = ()
+    safety_prompts: Sequence[Prompt] = ()
+    safety_base_answers: Sequence[BaseAnswer] = ()
+    golden: Sequence[GoldenQuestion] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationTask:
+    """Prompts that both versions answer greedily.
+
+    Attributes:
+        name: Appears in the progress of the run, such as `gate, candidate: safety`.
+        prompts: Returns the conversations to answer.
+        max_new_tokens: Returns the longest answer in tokens.
+        base_answers: Returns the base's cached answers to these prompts. They are used, cut to `max_new_tokens`, if
+            a version is the base itself. Without it the base answers like any other version.
+    """
+
+    name: str
+    prompts: Callable[[EvalSet], Sequence[Messages]]
+    max_new_tokens: Callable[[Recipe], int]
+    base_answers: Callable[[EvalSet], Sequence[BaseAnswer]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LikelihoodTask:
+    """Given answers whose likelihood is computed under both versions.
+
+    Attributes:
+        name: Appears in the progress of the run, such as `gate: likelihood of corrections`.
+        texts: Returns the answers with their conversations.
+    """
+
+    name: str
+    texts: Callable[[EvalSet], Sequence[ScoredText]]
+
+
+@dataclass(frozen=True, slots=True)
+class LikelihoodScores:
+    """Likelihood of one answer under candidate and stable, in nats per token.
+
+    Attributes:
+        candidate_nll: Negative log-likelihood under the candidate.
+        stable_nll: Negative log-likelihood under the stable version.
+        kl: Kullback-Leibler divergence from stable to candidate, averaged over the answer's tokens.
+        continuation: Probability of not ending the turn before the answer's last token: (candidate, stable).
+    """
+
+    candidate_nll: float
+    stable_nll: float
+    kl: float
+    continuation: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def gain(self) -> float:
+        """Log-likelihood ratio, candidate over stable."""
+        return self.stable_nll - self.candidate_nll
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOutputs:
+    """Answers and likelihoods of both versions, by task, in the order of the task's prompts or texts."""
+
+    answers: Mapping[GenerationTask, Sequence[AnswerPair]] = field(default_factory=dict)
+    likelihoods: Mapping[LikelihoodTask, Sequence[LikelihoodScores]] = field(default_factory=dict)
+
+    def answers_to(self, task: GenerationTask) -> Sequence[AnswerPair]:
+        """Return both versions' answers to a task, or nothing if it was not run."""
+        return self.answers.get(task, ())
+
+    def likelihoods_of(self, task: LikelihoodTask) -> Sequence[LikelihoodScores]:
+        """Return the likelihoods of a task, or nothing if it was not run."""
+        return self.likelihoods.get(task, ())

@@ -1,0 +1,163 @@
+"""Greedy answers to held-out corrections: the items of the win rate, and how well they are answered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.trainer.gate.eval_items import EvalItem
+from services.trainer.gate.eval_set import EvalOutputs, EvalSet, GenerationTask
+from services.trainer.gate.metrics.correction_likelihood import CORRECTION_LIKELIHOODS
+from services.trainer.gate.metrics.metric import (
+    FigureInfo,
+    Json,
+    Judgement,
+    JudgeOptions,
+    Metric,
+    ReportSection,
+    Votes,
+)
+from services.trainer.gate.scorers import chrf, key_recall, outcome, score
+from services.trainer.gate.statistics import ScorePair, gains, stable_mean
+
+CORRECTION_ANSWERS = GenerationTask(
+    name="answers",
+    prompts=lambda eval_set: [item.row.messages for item in eval_set.corrections],
+    max_new_tokens=lambda recipe: recipe.gate_new_tokens,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionScores:
+    """Scores of both versions' answers.
+
+    Attributes:
+        scores: `scorers.score` of the items that count in the win rate.
+        facts: Of those that have keys, the share of the keys in the answer.
+        chrf: Of all of those, chrF to the correction.
+        seen_wordings: `scorers.score` of the items in a wording that was trained.
+    """
+
+    scores: Sequence[ScorePair] = ()
+    facts: Sequence[ScorePair] = ()
+    chrf: Sequence[ScorePair] = ()
+    seen_wordings: Sequence[ScorePair] = ()
+
+
+def item_scores(item: EvalItem, candidate: str, stable: str) -> ScorePair:
+    """Return the scores of both answers to an item."""
+    return score(candidate, item.row.answer, item.keys), score(stable, item.row.answer, item.keys)
+
+
+def count_votes(pairs: Sequence[ScorePair]) -> Votes:
+    """Return wins, losses and ties of the candidate's answers."""
+    counts = Counter(outcome(candidate, stable) for candidate, stable in pairs)
+    return Votes(wins=counts[1], losses=counts[-1], ties=counts[0])
+
+
+def _measure(eval_set: EvalSet, outputs: EvalOutputs) -> CorrectionScores:
+    answered = list(zip(eval_set.corrections, outputs.answers_to(CORRECTION_ANSWERS), strict=True))
+    counting = [(item, *answers) for item, answers in answered if item.category == "wins"]
+    return CorrectionScores(
+        scores=[item_scores(*answers) for answers in counting],
+        facts=[
+            (key_recall(candidate, item.keys), key_recall(stable, item.keys))
+            for item, candidate, stable in counting
+            if item.keys
+        ],
+        chrf=[
+            (chrf(candidate, item.row.answer), chrf(stable, item.row.answer))
+            for item, candidate, stable in counting
+        ],
+        seen_wordings=[item_scores(item, *answers) for item, answers in answered if item.category == "seen"],
+    )
+
+
+def _judge(values: CorrectionScores, options: JudgeOptions) -> Judgement:
+    judgement = Judgement(votes=count_votes(values.scores))
+    for name, pairs in (
+        ("items_score_gain", values.scores),
+        ("items_facts_gain", values.facts),
+        ("items_chrf_gain", values.chrf),
+        ("seen_wordings_score_gain", values.seen_wordings),
+    ):
+        judgement.add_figure(name, options.mean_interval(gains(pairs)), baseline=stable_mean(pairs))
+    return judgement
+
+
+def _rows(eval_set: EvalSet, outputs: EvalOutputs) -> list[Json]:
+    likelihoods = outputs.likelihoods_of(CORRECTION_LIKELIHOODS)
+    rows = []
+    for i, (item, (candidate, stable)) in enumerate(
+        zip(eval_set.corrections, outputs.answers_to(CORRECTION_ANSWERS), strict=True)
+    ):
+        candidate_score, stable_score = item_scores(item, candidate, stable)
+        rows.append(
+            {
+                "identity": item.row.identity,
+                "counts": item.category,
+                "question": item.row.question,
+                "correction": item.row.answer,
+                "keys": list(item.keys),
+                "candidate": candidate,
+                "stable": stable,
+                "candidate_score": round(candidate_score, 4),
+                "stable_score": round(stable_score, 4),
+                "outcome": outcome(candidate_score, stable_score),
+                "likelihood_gain": round(likelihoods[i].gain, 4) if likelihoods else None,
+            }
+        )
+    return rows
+
+
+def _rank(row: Json) -> float | None:
+    return row["candidate_score"] - row["stable_score"] if row["counts"] == "wins" else None
+
+
+CORRECTIONS = Metric(
+    name="corrections",
+    figures=(
+        FigureInfo(
+            "items_score_gain",
+            "Score of answers",
+            "facts of the correction and similarity to it; change from stable",
+            "score from 0 to 1",
+            is_change=True,
+        ),
+        FigureInfo(
+            "items_facts_gain",
+            "Facts in answers",
+            "share of the correction's facts in the answer; change from stable, for information",
+            "share",
+            is_change=True,
+        ),
+        FigureInfo(
+            "items_chrf_gain",
+            "Similarity to corrections (chrF)",
+            "change from stable, for information",
+            "chrF from 0 to 1",
+            is_change=True,
+        ),
+        FigureInfo(
+            "seen_wordings_score_gain",
+            "Score of answers in trained wordings",
+            "change from stable, for information",
+            "score from 0 to 1",
+            is_change=True,
+        ),
+    ),
+    measure=_measure,
+    judge=_judge,
+    tasks=(CORRECTION_ANSWERS,),
+    section=ReportSection(
+        name="items",
+        title="Answers to held-out corrections",
+        layout="corrections",
+        rows=_rows,
+        intro="{count} items in a wording that neither version was trained on. The score measures the facts of the "
+        "user's correction and the similarity to it.",
+        rank=_rank,
+        if_empty="No held-out correction is in a wording that was not trained.",
+    ),
+)

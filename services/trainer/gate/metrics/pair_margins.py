@@ -1,0 +1,125 @@
+"""Preference pairs of held-out users: whether a version finds the better answer more likely than the worse one.
+
+The margin of a pair is the log-likelihood per token of the better answer minus that of the worse one. A candidate wins
+a pair if its margin is larger than stable's by more than `PAIR_TIE_MARGIN`. What makes all answers more or less likely
+cancels out. Pairs count in the win rate, and no kind of feedback may get worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from services.trainer.core.chat import Messages
+from services.trainer.gate.eval_set import EvalOutputs, EvalSet, LikelihoodTask
+from services.trainer.gate.metrics.metric import (
+    EVEN,
+    FigureInfo,
+    Json,
+    Judgement,
+    JudgeOptions,
+    Metric,
+    ReportSection,
+    Votes,
+)
+from services.trainer.gate.statistics import win_rate_interval
+
+PAIR_TIE_MARGIN = 0.02
+"""Nats per token. A pair whose margin changed by at most this is a tie."""
+BETTER_ANSWERS = LikelihoodTask("liked answers", lambda eval_set: [pair.better for pair in eval_set.pairs])
+WORSE_ANSWERS = LikelihoodTask("disliked answers", lambda eval_set: [pair.worse for pair in eval_set.pairs])
+
+
+def _margin_gains(eval_set: EvalSet, outputs: EvalOutputs) -> list[float]:
+    """Return how much each pair's margin grew from stable to candidate, in nats per token."""
+    likelihoods = zip(
+        outputs.likelihoods_of(BETTER_ANSWERS), outputs.likelihoods_of(WORSE_ANSWERS), strict=True
+    )
+    return [better.gain - worse.gain for _, (better, worse) in zip(eval_set.pairs, likelihoods, strict=True)]
+
+
+def _outcome(margin_gain: float) -> int:
+    return 1 if margin_gain > PAIR_TIE_MARGIN else -1 if margin_gain < -PAIR_TIE_MARGIN else 0
+
+
+def _votes(margin_gains: Sequence[float]) -> Votes:
+    outcomes = [_outcome(gain) for gain in margin_gains]
+    return Votes(wins=outcomes.count(1), losses=outcomes.count(-1), ties=outcomes.count(0))
+
+
+def _measure(eval_set: EvalSet, outputs: EvalOutputs) -> Mapping[str, Sequence[float]]:
+    """Return the margin gains by kind of feedback."""
+    by_kind: dict[str, list[float]] = {}
+    for pair, gain in zip(eval_set.pairs, _margin_gains(eval_set, outputs), strict=True):
+        by_kind.setdefault(pair.kind, []).append(gain)
+    return by_kind
+
+
+def _judge(by_kind: Mapping[str, Sequence[float]], options: JudgeOptions) -> Judgement:
+    judgement = Judgement()
+    for kind, margin_gains in sorted(by_kind.items()):
+        votes = _votes(margin_gains)
+        rate = win_rate_interval(votes.wins, votes.losses)
+        worse = rate.high is not None and rate.high < EVEN
+        judgement.votes += votes
+        judgement.add_figure(f"{kind}_win_rate", rate, bound=EVEN, passed=not worse)
+        judgement.add_figure(f"{kind}_margin_gain", options.mean_interval(margin_gains))
+        if worse:
+            judgement.failures.append(f"worse on held-out users' {kind}")
+    return judgement
+
+
+def _rows(eval_set: EvalSet, outputs: EvalOutputs) -> list[Json]:
+    return [
+        {
+            "kind": pair.kind,
+            "identity": pair.identity,
+            "better_question": _question(pair.better[0]),
+            "better": pair.better[1],
+            "worse_question": _question(pair.worse[0]),
+            "worse": pair.worse[1],
+            "margin_gain": round(gain, 4),
+            "outcome": _outcome(gain),
+        }
+        for pair, gain in zip(eval_set.pairs, _margin_gains(eval_set, outputs), strict=True)
+    ]
+
+
+def _question(messages: Messages) -> str:
+    return " ".join(content for role, content in messages if role == "user")
+
+
+def _figures(kind: str, label: str) -> tuple[FigureInfo, FigureInfo]:
+    return (
+        FigureInfo(
+            f"{kind}_win_rate",
+            f"{label} won",
+            "pairs whose margin grew, among those whose margin changed",
+            "share",
+        ),
+        FigureInfo(
+            f"{kind}_margin_gain",
+            f"{label}, margin",
+            "better over worse answer; change from stable, for information",
+            "nats per token",
+            is_change=True,
+        ),
+    )
+
+
+PAIR_MARGINS = Metric(
+    name="pair_margins",
+    figures=(*_figures("preference", "Preferences"), *_figures("thumbs", "Liked and disliked answers")),
+    measure=_measure,
+    judge=_judge,
+    tasks=(BETTER_ANSWERS, WORSE_ANSWERS),
+    section=ReportSection(
+        name="pairs",
+        title="Pairs from thumbs, ratings and preferences",
+        layout="pairs",
+        rows=_rows,
+        intro="{count} pairs. The candidate wins a pair if it prefers the better answer more strongly than stable "
+        "does. These are likelihoods of given answers; the candidate did not write them.",
+        rank=lambda row: row["margin_gain"],
+        shown=5,
+    ),
+)

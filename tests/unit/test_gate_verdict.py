@@ -1,0 +1,199 @@
+"""The verdict: what passes, what fails, what stays inconclusive, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from services.trainer.gate.metrics import Measurements
+from services.trainer.gate.metrics.corrections import CorrectionScores
+from services.trainer.gate.metrics.general_accuracy import ACCURACY_MARGIN
+from services.trainer.gate.metrics.general_likelihood import NLL_MARGIN, GeneralLikelihoods
+from services.trainer.gate.metrics.metric import JudgeOptions
+from services.trainer.gate.metrics.safety import SafetyOutcomes
+from services.trainer.gate.statistics import OutcomePair, ScorePair
+from services.trainer.gate.verdict import decide
+from shared.versions import GateReport
+
+BASE = "assistant@base-00000000"
+OPTIONS = JudgeOptions(min_items=30)
+WON: ScorePair = (0.9, 0.1)
+LOST: ScorePair = (0.1, 0.9)
+TIE: ScorePair = (0.5, 0.5)
+UNCHANGED: Measurements = {
+    "general_accuracy": [(True, True)] * 60,
+    "general_likelihood": GeneralLikelihoods(nll=[(0.3, 0.3)] * 80),
+}
+"""General ability as it was."""
+
+
+def corrections(wins: int, losses: int = 0, ties: int = 0) -> Measurements:
+    """Answers to held-out corrections with these outcomes."""
+    return {"corrections": CorrectionScores([WON] * wins + [LOST] * losses + [TIE] * ties)}
+
+
+def flips(lost: int, won: int, total: int) -> list[OutcomePair]:
+    return [(False, True)] * lost + [(True, False)] * won + [(True, True)] * (total - lost - won)
+
+
+def report_of(*measurements: Measurements, options: JudgeOptions = OPTIONS) -> GateReport:
+    merged = {name: value for part in measurements for name, value in part.items()}
+    return decide(merged, gated_against=BASE, options=options)
+
+
+def figure(report: GateReport, name: str) -> Any:
+    return next(figure for figure in report.figures if figure.name == name)
+
+
+# --- better -------------------------------------------------------------------------------------------------------
+
+
+def test_better_candidate_passes() -> None:
+    report = report_of(corrections(25, ties=8), UNCHANGED)
+    assert report.verdict == "passed"
+    assert figure(report, "win_rate").low > 0.5
+
+
+def test_candidate_with_the_same_answers_does_not_pass() -> None:
+    report = report_of(corrections(0, ties=60), UNCHANGED)
+    assert report.verdict == "failed"
+    assert report.reasons[0].startswith("not shown to be better")
+
+
+def test_too_few_items_are_inconclusive_and_the_missing_are_counted() -> None:
+    report = report_of(corrections(22), UNCHANGED)
+    assert report.verdict == "inconclusive"
+    assert report.reasons == ("22 held-out items in new wordings: 8 more are needed to decide",)
+
+
+def test_estimated_number_of_items_would_decide() -> None:
+    report = report_of(corrections(20, 12, 8))
+    assert report.verdict == "inconclusive"
+    assert report.more_items is not None
+    assert f"about {report.more_items} more items" in report.reasons[0]
+    scale = (40 + report.more_items) / 40
+    enough = corrections(round(20 * scale), round(12 * scale), round(8 * scale))
+    assert report_of(enough).verdict == "passed"
+
+
+def test_candidate_that_wins_half_fails_without_an_estimate() -> None:
+    report = report_of(corrections(15, 16))
+    assert (report.verdict, report.more_items) == ("failed", None)
+
+
+def test_less_likely_corrections_fail_even_a_better_candidate() -> None:
+    report = report_of(corrections(40), {"correction_likelihood": [-0.2, -0.1] * 20})
+    assert report.verdict == "failed"
+    assert figure(report, "correction_likelihood_gain").high < 0
+
+
+def test_thumbs_without_corrections_can_decide() -> None:
+    changed = report_of({"pair_margins": {"thumbs": [0.3] * 30 + [-0.1] * 5}})
+    assert changed.verdict == "passed"
+    assert figure(changed, "thumbs_win_rate").n == 35
+    unchanged = report_of({"pair_margins": {"thumbs": [0.01, -0.01] * 20}})
+    assert unchanged.verdict == "failed"
+
+
+def test_kinds_of_feedback_share_one_win_rate_and_none_may_get_worse() -> None:
+    both = report_of(corrections(20), {"pair_margins": {"thumbs": [0.3] * 20}})
+    assert figure(both, "win_rate").n == 40
+    worse = report_of(corrections(60), {"pair_margins": {"thumbs": [-0.3] * 20}})
+    assert (worse.verdict, worse.reasons) == ("failed", ("worse on held-out users' thumbs",))
+
+
+def test_worse_untrained_questions_fail_even_with_too_few_items() -> None:
+    report = report_of(corrections(5), {"unseen_questions": [LOST] * 12})
+    assert report.verdict == "failed"
+    assert report.reasons == ("worse on questions that were not trained",)
+
+
+# --- no worse -----------------------------------------------------------------------------------------------------
+
+
+def test_lost_general_knowledge_fails_a_better_candidate() -> None:
+    report = report_of(corrections(40), UNCHANGED, {"general_accuracy": flips(12, 0, 60)})
+    assert report.verdict == "failed"
+    assert report.reasons == ("general accuracy fell by 20.0 points",)
+
+
+def test_general_answers_that_flip_both_ways_are_no_regression() -> None:
+    report = report_of(corrections(40), UNCHANGED, {"general_accuracy": flips(6, 4, 60)})
+    assert figure(report, "general_accuracy_change").value < -ACCURACY_MARGIN
+    assert report.verdict == "passed"
+
+
+def test_fall_that_may_be_chance_makes_a_better_candidate_inconclusive() -> None:
+    report = report_of(corrections(40), {"general_accuracy": flips(20, 12, 194)})
+    assert report.verdict == "inconclusive"
+    assert report.reasons[0].startswith("general accuracy fell by 4.1 points: 20 lost, 12 won of 194")
+
+
+def test_drift_from_the_bases_answers_fails() -> None:
+    drifted = {"general_likelihood": GeneralLikelihoods(nll=[(0.3 + NLL_MARGIN + 0.05, 0.3)] * 80)}
+    report = report_of(corrections(40), UNCHANGED, drifted)
+    assert report.verdict == "failed"
+    assert "less likely" in report.reasons[0]
+
+
+def test_shorter_general_answers_fail_unless_they_are_wanted() -> None:
+    def with_continuation(candidate: float, options: JudgeOptions = OPTIONS) -> GateReport:
+        values = {"continuation": [(candidate, 0.9)] * 40}
+        return report_of(corrections(40), UNCHANGED, values, options=options)
+
+    report = with_continuation(0.3)
+    assert report.verdict == "failed"
+    assert report.reasons[0].startswith("general answers end sooner")
+    assert "fell by 60 points" in report.reasons[0]
+    assert figure(report, "general_continuation").value == 0.3
+    assert figure(report, "general_continuation").baseline == 0.9
+    assert with_continuation(0.6).verdict == "passed"
+    assert with_continuation(0.3, replace(OPTIONS, shorter_margin=1.0)).verdict == "passed"
+
+
+def test_lost_refusals_fail_and_so_do_new_refusals_of_the_harmless() -> None:
+    unsafe = report_of(corrections(40), {"safety": SafetyOutcomes(refused=flips(6, 0, 30))})
+    assert unsafe.verdict == "failed"
+    assert unsafe.reasons[0] == "refusals of harmful requests fell by 20.0 points"
+    prudish = report_of(corrections(40), {"safety": SafetyOutcomes(answered=flips(6, 0, 30))})
+    assert prudish.verdict == "failed"
+    assert prudish.reasons[0] == "answers to harmless requests fell by 20.0 points"
+
+
+def test_golden_answer_that_only_the_candidate_fails_fails_the_gate() -> None:
+    both_fail = report_of(corrections(40), {"golden_set": [("hours", False, False), ("price", True, True)]})
+    assert both_fail.verdict == "passed"
+    broken = report_of(corrections(40), {"golden_set": [("hours", False, True), ("price", True, True)]})
+    assert broken.verdict == "failed"
+    assert broken.reasons == ("golden set: stable passes hours, the candidate does not",)
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+
+def test_report_contains_figures_and_no_user_text() -> None:
+    report = report_of(corrections(30), UNCHANGED)
+    assert {figure.name for figure in report.figures} == {
+        "win_rate",
+        "items_score_gain",
+        "correction_likelihood_gain",
+        "unseen_win_rate",
+        "general_accuracy",
+        "general_accuracy_change",
+        "general_nll_rise",
+        "general_perplexity",
+        "general_continuation_change",
+        "safety_refused_change",
+        "safety_answered_change",
+    }
+    assert all(
+        figure.n > 0 for figure in report.figures if figure.value is not None or figure.passed is not None
+    )
+    assert report.gated_against == BASE
+
+
+def test_measurement_of_an_unknown_metric_is_an_error() -> None:
+    with pytest.raises(KeyError, match="no metric is called 'corections'"):
+        report_of({"corections": CorrectionScores()})
