@@ -22,7 +22,7 @@ USER_TEXT = {"chat.responses", "feedback.events", "processor.changelog", "traini
 
 
 def kept(topic: Topic) -> str:
-    days = "for ever" if topic.keep_days is None else f"{topic.keep_days} days"
+    days = "forever" if topic.keep_days is None else f"{topic.keep_days} days"
     return f"{days}, compacted" if topic.compact else days
 
 
