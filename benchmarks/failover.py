@@ -1,11 +1,14 @@
-"""What a process that is killed with a transaction open costs the others: `python -m benchmarks.failover`.
+"""Cost of a kill -9 with a transaction open, for the other processes: `python -m benchmarks.failover`.
 
-In each round two processes with the shipped settings share four partitions, and one kills itself (SIGKILL) between
-sending a slice with its positions and committing it. Measured from that moment: how long a reader of committed
-records is held up in a partition that others go on writing to (`blocked`), and when each partition of the dead one
-has an output of its successor that can be read (`takeover`). Once against a broker that looks for timed-out
-transactions every second, as the local stack's does, and once every ten seconds, which is Kafka's default. Rounds run
-side by side (they wait, most of the time), their kills spread over the broker's interval. Ends in one JSON line.
+In each round, two workers with the shipped settings share four partitions. One kills itself between sending a slice,
+offsets included, and committing it. Measured from that moment:
+
+- `blocked_ms`: how long a reader of committed records is blocked in a partition that others keep writing to.
+- `failover_ms`: when the surviving worker's first output is readable in each of the dead worker's partitions.
+
+The rounds are repeated with a broker that looks for timed-out transactions every second, as the local stack's does,
+and with one that looks every ten seconds, Kafka's default. The rounds of one broker run in parallel, because they
+mostly wait, with their kills spread over the broker's interval. The last line of output is JSON.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,49 +36,51 @@ from deploy.local.ports import HOST, choose
 from deploy.local.processes import Program, end, spawn, tail
 
 PARTITIONS = 4
-PACE_S = 0.005
+WRITE_INTERVAL_S = 0.005
 STEADY_S = 3.0
-LONGEST_S = 60.0
-SCAN = "transaction.abort.timed.out.transaction.cleanup.interval.ms"
-CREATED = {"message.timestamp.type": "CreateTime"}
+TIMEOUT_S = 60.0
+CLEANUP_INTERVAL = "transaction.abort.timed.out.transaction.cleanup.interval.ms"
+CREATE_TIME = {"message.timestamp.type": "CreateTime"}
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def main(
-    rounds: Annotated[int, typer.Option(help="Kills per broker.", min=1)] = 5,
-    scans: Annotated[
-        str, typer.Option(help="How often the broker looks, in ms; with commas.")
+    rounds: Annotated[int, typer.Option(help="Number of kills per broker.", min=1)] = 5,
+    intervals: Annotated[
+        str, typer.Option(help="Cleanup intervals of the brokers in ms, comma-separated.")
     ] = "1000,10000",
 ) -> None:
-    """Measures, and prints one JSON line."""
+    """Measure, and print one JSON line."""
     figures: dict[str, Any] = {}
-    for scan in (int(each) for each in scans.split(",")):
-        with tempfile.TemporaryDirectory() as folder, broker(Path(folder), scan) as kafka:
-            found = side_by_side(kafka, Path(folder), rounds, scan / 1000)
-        figures[f"scan_{scan}_ms"] = {
-            name: _told([each[name] for each in found]) for name in ("blocked_ms", "takeover_ms")
+    for interval_ms in (int(each) for each in intervals.split(",")):
+        with tempfile.TemporaryDirectory() as folder, start_broker(Path(folder), interval_ms) as kafka:
+            results = run_rounds(kafka, Path(folder), rounds, interval_ms / 1000)
+        name = f"cleanup_interval_{interval_ms}_ms"
+        figures[name] = {
+            figure: _summarize([result[figure] for result in results])
+            for figure in ("blocked_ms", "failover_ms")
         }
-        print(f"scan {scan} ms: {figures[f'scan_{scan}_ms']}", file=sys.stderr)
-    print(json.dumps({"bench": "takeover", "ratios": {}, "figures": figures, "machine": machine()}))
+        print(f"{name}: {figures[name]}", file=sys.stderr)
+    print(json.dumps({"bench": "failover", "ratios": {}, "figures": figures, "machine": machine()}))
 
 
-def side_by_side(kafka: str, folder: Path, rounds: int, scan_s: float) -> list[dict[str, float]]:
-    """What each round found."""
+def run_rounds(kafka: str, folder: Path, rounds: int, interval_s: float) -> list[dict[str, float]]:
+    """Run the rounds in parallel and return the figures of each."""
     log = Log(kafka)
+
+    def run(number: int) -> dict[str, float]:
+        return run_round(log, folder, f"failover-{number}", number * interval_s / rounds)
+
     try:
         with ThreadPoolExecutor(rounds) as pool:
-            return list(
-                pool.map(
-                    lambda n: one_round(log, folder, f"takeover-{n}", n * scan_s / rounds), range(rounds)
-                )
-            )
+            return list(pool.map(run, range(rounds)))
     finally:
         log.close()
 
 
-def _told(values: list[float]) -> dict[str, float]:
+def _summarize(values: list[float]) -> dict[str, float]:
     return {
         "median": round(statistics.median(values)), "least": round(min(values)), "most": round(max(values)),
         "n": len(values),
@@ -82,8 +88,8 @@ def _told(values: list[float]) -> dict[str, float]:
 
 
 @contextmanager
-def broker(folder: Path, scan_ms: int) -> Iterator[str]:
-    """One of its own, which looks for timed-out transactions so often."""
+def start_broker(folder: Path, interval_ms: int) -> Iterator[str]:
+    """Start a Kafka broker with this cleanup interval and return its address."""
     ports = choose({"kafka": 0, "controller": 0})
     program = prepare_kafka(
         libs=ensure_jars(Path(".loopwright") / "kafka", lambda text: print(text, file=sys.stderr)),
@@ -92,8 +98,8 @@ def broker(folder: Path, scan_ms: int) -> Iterator[str]:
         controller_port=ports["controller"],
     )
     config = folder / "data" / "server.properties"
-    # The last of two settings of one name counts.
-    config.write_text(f"{config.read_text()}\n{SCAN}={scan_ms}\n")
+    # If a setting occurs twice, the last one counts.
+    config.write_text(f"{config.read_text()}\n{CLEANUP_INTERVAL}={interval_ms}\n")
     child = spawn(program, folder=folder, log=folder / "kafka.log")
     try:
         address = f"{HOST}:{ports['kafka']}"
@@ -104,63 +110,85 @@ def broker(folder: Path, scan_ms: int) -> Iterator[str]:
         end(child, seconds=program.stop_seconds)
 
 
-def one_round(log: Log, folder: Path, name: str, later_s: float) -> dict[str, float]:
-    """Milliseconds from the kill, which comes `later_s` later than it might."""
-    log.create({f"{name}.in": {}, f"{name}.dead": {}, f"{name}.out": CREATED}, PARTITIONS)
+def run_round(log: Log, folder: Path, name: str, delay_s: float) -> dict[str, float]:
+    """Return the figures of one kill, which is delayed by `delay_s`."""
+    log.create({f"{name}.in": {}, f"{name}.dead": {}, f"{name}.out": CREATE_TIME}, PARTITIONS)
     log.create({f"{name}.changelog": {"cleanup.policy": "compact"}}, PARTITIONS)
-    homes = {instance: folder / name / instance for instance in ("a", "b")}
-    with worker(log, name, "a", homes["a"]), worker(log, name, "b", homes["b"]):
-        _until(lambda: all(len(_owned(home)) == PARTITIONS // 2 for home in homes.values()), "both at work")
-        scene = Scene(log, name, _owned(homes["a"]))
-        with scene.writing(), scene.reading():
-            _until(lambda: len(scene.spoke) == PARTITIONS, "an output in every partition")
-            time.sleep(STEADY_S + later_s)
-            (homes["a"] / "die").touch()
-            _until((homes["a"] / "died").exists, "the kill")
-            died = float((homes["a"] / "died").read_text())
-            _until(lambda: scene.taken_over(died), "the takeover")
-            time.sleep(0.5)  # what came last may have been held up longest
-    return scene.figures(died)
+    folders = {instance: folder / name / instance for instance in ("a", "b")}
+    victim = folders["a"]
+    with start_worker(log, name, "a", folders["a"]), start_worker(log, name, "b", folders["b"]):
+        _wait_until(
+            lambda: all(len(_owned_partitions(each)) == PARTITIONS // 2 for each in folders.values()),
+            "both workers own their partitions",
+        )
+        traffic = Traffic(log, name, _owned_partitions(victim))
+        with traffic.write(), traffic.read():
+            _wait_until(lambda: len(traffic.read_partitions) == PARTITIONS, "each partition has an output")
+            time.sleep(STEADY_S + delay_s)
+            (victim / "die").touch()
+            _wait_until((victim / "died").exists, "the kill")
+            died_at = float((victim / "died").read_text())
+            _wait_until(lambda: traffic.has_failed_over(died_at), "the failover")
+            time.sleep(0.5)  # the records that are read last may have been blocked longest
+    return traffic.figures(died_at)
 
 
 @contextmanager
-def worker(log: Log, name: str, instance: str, home: Path) -> Iterator[None]:
-    """One process, stopped at the end if it still lives."""
-    home.mkdir(parents=True)
-    told = json.dumps({"kafka": log.kafka, "name": name, "instance": instance, "folder": str(home)})
-    argv = [sys.executable, "-m", "benchmarks.failover_worker", told]
-    child = spawn(Program(f"{name}-{instance}", argv, {}, cwd=Path()), folder=home, log=home / "log")
+def start_worker(log: Log, name: str, instance: str, folder: Path) -> Iterator[None]:
+    """Start a worker, and stop it at the end if it is still alive."""
+    folder.mkdir(parents=True)
+    arguments = json.dumps({"kafka": log.kafka, "name": name, "instance": instance, "folder": str(folder)})
+    argv = [sys.executable, "-m", "benchmarks.failover_worker", arguments]
+    program = Program(f"{name}-{instance}", argv, {}, cwd=Path())
+    child = spawn(program, folder=folder, log=folder / "log")
     try:
         yield
     finally:
         end(child, seconds=15)
 
 
-class Scene:
-    """Writes to the partitions, and watches what a reader of committed records sees there."""
+@dataclass(frozen=True)
+class ReadRecord:
+    """A record of the output topic. `worker` is None for the records that belong to no transaction."""
 
-    def __init__(self, log: Log, name: str, victim: list[int]) -> None:
-        self._log, self._name, self._victim = log, name, victim
+    partition: int
+    worker: str | None
+    written_at: float
+    read_at: float
+
+
+class Traffic:
+    """Writer of all partitions, and reader of their committed output records.
+
+    Args:
+        log: The broker.
+        name: Prefix of the round's topics.
+        victim_partitions: The partitions of the worker that is killed.
+
+    """
+
+    def __init__(self, log: Log, name: str, victim_partitions: list[int]) -> None:
+        self._log, self._name, self._victim_partitions = log, name, victim_partitions
         self._done = threading.Event()
-        self.spoke: dict[int, float] = {}
-        """When something was last read, by partition."""
-        self._seen: list[tuple[int, str, float, float]] = []
-        """Partition; who wrote it, "" for what is in no transaction; when it was written; when it was read."""
+        self._records: list[ReadRecord] = []
+        self.read_partitions: set[int] = set()
+        """Partitions in which a record was read."""
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Inputs for the engines, and records beside their outputs that belong to no transaction."""
-        thread = threading.Thread(target=self._write)
-        thread.start()
-        try:
+    def write(self) -> Iterator[None]:
+        """Write inputs for the workers, and output records outside of any transaction."""
+        with self._run_thread(self._write):
             yield
-        finally:
-            self._done.set()
-            thread.join()
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._read)
+    def read(self) -> Iterator[None]:
+        """Read the output topic."""
+        with self._run_thread(self._read):
+            yield
+
+    @contextmanager
+    def _run_thread(self, target: Callable[[], None]) -> Iterator[None]:
+        thread = threading.Thread(target=target)
         thread.start()
         try:
             yield
@@ -169,11 +197,12 @@ class Scene:
             thread.join()
 
     def _write(self) -> None:
-        producer, turn = self._log.sender(linger_ms=0), 0
-        while not self._done.wait(PACE_S):
-            turn += 1
-            producer.produce(f"{self._name}.in", str(time.time()).encode(), b"k%d" % turn, turn % PARTITIONS)
-            producer.produce(f"{self._name}.out", str(time.time()).encode(), b"", turn % PARTITIONS)
+        producer, number = self._log.sender(linger_ms=0), 0
+        while not self._done.wait(WRITE_INTERVAL_S):
+            number += 1
+            value, key, partition = str(time.time()).encode(), b"k%d" % number, number % PARTITIONS
+            producer.produce(f"{self._name}.in", value, key, partition)
+            producer.produce(f"{self._name}.out", value, b"", partition)
             producer.poll(0)
         producer.flush(10)
 
@@ -184,47 +213,58 @@ class Scene:
                 if message.error() is None:
                     partition, key, value = message.partition(), message.key(), message.value()
                     assert partition is not None and value is not None
-                    who = key.decode() if isinstance(key, bytes) else ""
-                    self.spoke[partition] = time.time()
-                    self._seen.append((partition, who, float(value), time.time()))
+                    worker = key.decode() if isinstance(key, bytes) and key else None
+                    self._records.append(ReadRecord(partition, worker, float(value), time.time()))
+                    self.read_partitions.add(partition)
         reader.close()
 
-    def _again(self, died: float) -> dict[int, float]:
-        again: dict[int, float] = {}
-        for partition, who, _, read in list(self._seen):
-            if who == "b" and read > died and partition in self._victim:
-                again.setdefault(partition, read)
-        return again
+    def _failover_times(self, died_at: float) -> dict[int, float]:
+        """Return when the survivor's first output was read, by partition of the victim."""
+        times: dict[int, float] = {}
+        for record in list(self._records):
+            if (
+                record.worker == "b"
+                and record.read_at > died_at
+                and record.partition in self._victim_partitions
+            ):
+                times.setdefault(record.partition, record.read_at)
+        return times
 
-    def taken_over(self, died: float) -> bool:
-        """Whether each partition of the dead has an output of the other."""
-        return self._again(died).keys() == set(self._victim)
+    def has_failed_over(self, died_at: float) -> bool:
+        """Return whether the survivor's output was read in each of the victim's partitions."""
+        return self._failover_times(died_at).keys() == set(self._victim_partitions)
 
-    def figures(self, died: float) -> dict[str, float]:
-        """Raises `WrongResult` where the reader missed what nobody held up."""
-        held = [read - written for partition, who, written, read in self._seen
-                if not who and partition in self._victim and written > died - 0.2]  # fmt: skip
-        others = [read - written for partition, who, written, read in self._seen
-                  if not who and partition not in self._victim and written > died - 0.2]  # fmt: skip
-        if not held or not others:
-            raise WrongResult(f"{self._name}: nothing was read beside the engines' outputs")
+    def figures(self, died_at: float) -> dict[str, float]:
+        """Return the figures of the round, in milliseconds.
+
+        Raises:
+            WrongResult: if records outside of transactions were not read.
+
+        """
+        delays: dict[bool, list[float]] = {True: [], False: []}
+        for record in self._records:
+            if record.worker is None and record.written_at > died_at - 0.2:
+                is_victim = record.partition in self._victim_partitions
+                delays[is_victim].append(record.read_at - record.written_at)
+        if not delays[True] or not delays[False]:
+            raise WrongResult(f"{self._name}: no records outside of transactions were read")
         return {
-            "blocked_ms": 1000 * max(held),
-            "others_blocked_ms": 1000 * max(others),
-            "takeover_ms": 1000 * (max(self._again(died).values()) - died),
+            "blocked_ms": 1000 * max(delays[True]),
+            "others_blocked_ms": 1000 * max(delays[False]),
+            "failover_ms": 1000 * (max(self._failover_times(died_at).values()) - died_at),
         }
 
 
-def _owned(home: Path) -> list[int]:
-    path = home / "owned.json"
+def _owned_partitions(folder: Path) -> list[int]:
+    path = folder / "owned.json"
     return list(json.loads(path.read_text())) if path.exists() else []
 
 
-def _until(holds: Any, what: str) -> None:
-    deadline = time.monotonic() + LONGEST_S
-    while not holds():
+def _wait_until(condition: Callable[[], bool], description: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
         if time.monotonic() > deadline:
-            raise WrongResult(f"not in {LONGEST_S:.0f} s: {what}")
+            raise WrongResult(f"not within {TIMEOUT_S:.0f} s: {description}")
         time.sleep(0.05)
 
 

@@ -1,4 +1,4 @@
-"""An engine that kills itself with a transaction open, once the file `die` is in its folder. See `takeover`."""
+"""Stream engine that kills itself in mid-transaction once its folder has a file `die`. See `failover.py`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from shared.stream.step import State, Tick
 
 
 def main() -> None:
-    """Runs until SIGTERM, all settings as shipped. `owned.json` tells its partitions, `died` when it killed itself."""
-    told = json.loads(sys.argv[1])
-    folder, name, instance = Path(told["folder"]), told["name"], told["instance"]
+    """Run with the shipped settings until SIGTERM or the file `die`.
+
+    The folder gets `owned.json` with the worker's partitions, and `died` with the time of the kill.
+    """
+    arguments = json.loads(sys.argv[1])
+    folder, name, instance = Path(arguments["folder"]), arguments["name"], arguments["instance"]
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
@@ -30,13 +33,13 @@ def main() -> None:
             yield Output.to_same_partition_as(record, f"{name}.out", instance.encode(), record.value)
 
     def probe(phase: str) -> None:
-        """Sent, its positions too, and not committed."""
+        """Kill this process after outputs and offsets were sent, before they are committed."""
         if phase == "after_produce" and (folder / "die").exists():
             (folder / "died").write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
 
     config = EngineConfig(
-        bootstrap_servers=told["kafka"],
+        bootstrap_servers=arguments["kafka"],
         application=name,
         instance=instance,
         inputs=(f"{name}.in",),
@@ -45,16 +48,16 @@ def main() -> None:
         outputs=frozenset({f"{name}.out"}),
     )
     engine = Engine(config, step, probe=probe)
-    threading.Thread(target=tell, args=(engine, folder / "owned.json"), daemon=True).start()
+    threading.Thread(target=report_partitions, args=(engine, folder / "owned.json"), daemon=True).start()
     engine.run(stop)
 
 
-def tell(engine: Engine, path: Path) -> None:
-    """The partitions it owns, ten times a second."""
+def report_partitions(engine: Engine, path: Path) -> None:
+    """Write the engine's partitions to `path`, ten times a second."""
     while True:
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps([view.partition for view in engine.partitions()]))
-        part.replace(path)
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps([status.partition for status in engine.partitions()]))
+        temporary.replace(path)
         time.sleep(0.1)
 
 
