@@ -1,4 +1,4 @@
-"""When a batch is cut, and what it then holds."""
+"""When a batch is cut, and what it contains."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from shared.events import Batch
 from tests.unit.processor_driver import ProcessorDriver, feedback, response
 
 
-def corrected(driver: ProcessorDriver, number: int, text: str = "A language.", at_s: float = 0.0) -> None:
+def add_correction(
+    driver: ProcessorDriver, number: int, text: str = "A language.", at_s: float = 0.0
+) -> None:
+    """Append a response and a correction of it."""
     driver.append(response(f"r{number}"), at_s)
     driver.append(feedback("correction", text, f"e{number}", response_id=f"r{number}"), at_s)
 
 
-def test_a_batch_is_cut_at_its_count_and_numbers_have_no_gap() -> None:
+def test_batch_is_cut_at_its_count_and_numbers_have_no_gaps() -> None:
     driver = ProcessorDriver(BatchLimits(examples=3))
     for number in range(7):
-        corrected(driver, number)
+        add_correction(driver, number)
     assert [(batch.batch_id, batch.reason, len(batch.examples)) for batch in driver.batches] == [
         ("assistant-0-1", "count", 3),
         ("assistant-0-2", "count", 3),
@@ -27,44 +30,44 @@ def test_a_batch_is_cut_at_its_count_and_numbers_have_no_gap() -> None:
     ]
 
 
-def test_a_quiet_partition_cuts_by_tick_and_not_before_its_age() -> None:
+def test_quiet_partition_cuts_by_tick_at_the_batch_age() -> None:
     driver = ProcessorDriver()
-    corrected(driver, 1)
+    add_correction(driver, 1)
     assert driver.tick(29) == []
     driver.tick(30)
     assert [batch.reason for batch in driver.batches] == ["age"]
     assert driver.tick(90) == []
 
 
-def test_a_batch_is_cut_before_it_outgrows_its_bytes() -> None:
+def test_batch_is_cut_before_it_exceeds_its_size() -> None:
     driver = ProcessorDriver(BatchLimits(size=6_000))
     for number in range(6):
-        corrected(driver, number, "long " * 300)
+        add_correction(driver, number, "long " * 300)
     assert {batch.reason for batch in driver.batches} == {"bytes"}
     assert all(len(batch.to_json()) <= 6_000 for batch in driver.batches)
 
 
-def test_an_example_too_large_for_any_batch_is_refused_and_the_rest_goes_on() -> None:
+def test_example_larger_than_a_batch_is_refused_alone() -> None:
     driver = ProcessorDriver(BatchLimits(size=6_000))
-    corrected(driver, 1, "long " * 3_000)
-    corrected(driver, 2)
+    add_correction(driver, 1, "long " * 3_000)
+    add_correction(driver, 2)
     driver.tick(31)
     assert [type(error) for error in driver.errors] == [Oversized]
     assert list(driver.dataset) == ["r2"]
 
 
-def test_an_edit_while_pending_replaces_the_revision_in_place() -> None:
+def test_edit_replaces_the_pending_revision() -> None:
     driver = ProcessorDriver(BatchLimits(examples=3))
-    corrected(driver, 1)
+    add_correction(driver, 1)
     driver.append(feedback("correction", "Better.", "e9", response_id="r1"), 1)
     driver.tick(31)
     assert [example.revision for batch in driver.batches for example in batch.examples] == [2]
 
 
-def test_an_edit_that_no_longer_fits_goes_to_the_next_batch_alone() -> None:
+def test_edit_that_does_not_fit_enters_the_next_batch() -> None:
     driver = ProcessorDriver(BatchLimits(size=8_000))
-    corrected(driver, 1, "short")
-    corrected(driver, 2, "word " * 500)
+    add_correction(driver, 1, "short")
+    add_correction(driver, 2, "word " * 500)
     driver.append(feedback("correction", "word " * 1_000, "e9", response_id="r1"), 1)
     driver.tick(31)
     assert [[example.response_id for example in batch.examples] for batch in driver.batches] == [
@@ -75,11 +78,11 @@ def test_an_edit_that_no_longer_fits_goes_to_the_next_batch_alone() -> None:
     assert driver.outcomes == {"e1": "superseded", "e2": "batched", "e9": "batched"}
 
 
-def test_each_line_has_batches_of_its_own() -> None:
+def test_each_line_has_its_own_batches() -> None:
     driver = ProcessorDriver()
     driver.append(response("r1", line="support"))
     driver.append(feedback("correction", "A language.", "e1", response_id="r1"))
-    corrected(driver, 2)
+    add_correction(driver, 2)
     driver.tick(31)
     assert sorted((batch.line, batch.batch_id) for batch in driver.batches) == [
         ("assistant", "assistant-0-1"),
@@ -87,9 +90,9 @@ def test_each_line_has_batches_of_its_own() -> None:
     ]
 
 
-def test_the_content_hash_names_the_content() -> None:
+def test_content_hash_matches_the_examples() -> None:
     driver = ProcessorDriver()
-    corrected(driver, 1)
+    add_correction(driver, 1)
     driver.tick(31)
     (batch,) = driver.batches
     assert batch.content_hash == Batch.hash_of(batch.examples)

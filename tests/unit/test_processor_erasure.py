@@ -1,4 +1,4 @@
-"""I11 in the processor's rules: what an erasure takes, from where, and what it leaves to others."""
+"""I11 in the processor's rules: an erasure removes everything of its user, and nothing of others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SECRET = "the cat is called Pellworth"
 DAY = DAY_MS / 1000
 HOUR = 3600.0
 CUT = 40.0
-"""By then a batch that was opened at the start has been cut by its age."""
+"""Seconds after the start when a batch opened at the start has been cut by its age."""
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def driver() -> ProcessorDriver:
     return ProcessorDriver(erasure=ErasureConfig(partitions=6))
 
 
-def asked(user: str | None, response_id: str = "r1", at_s: float = 0.0) -> LogRecord:
-    """A response to what `user` asked; what was said holds the secret."""
+def response_to(user: str | None, response_id: str = "r1", at_s: float = 0.0) -> LogRecord:
+    """Return a response to `user`, whose question contains the secret."""
     question = (Message(role="user", content=f"{SECRET}. What is Python?"),)
     made = START + timedelta(seconds=at_s)
     return response(response_id, messages=question, user_id=user, created_at=made)
@@ -58,49 +58,49 @@ def erasure(subject: str = ANN, request_id: str = "q1", at_s: float = HOUR) -> E
 
 
 def erase(driver: ProcessorDriver, subject: str = ANN, request_id: str = "q1", at_s: float = HOUR) -> None:
-    """All of it, as a request that is appended when it is made."""
+    """Append a request when it is made, and run the erasure to its end."""
     driver.append(erasure(subject, request_id, at_s), at_s)
     driver.finish_erasures(at_s)
 
 
 def traces(driver: ProcessorDriver, *, of: tuple[str, ...] = (ANN, SECRET)) -> list[str]:
-    """Where anything of the subject still stands: state (but for the fence), newest rewrites."""
+    """Return the places that still hold something of the subject: state (except `ErasedUser`) and newest rewrites."""
     needles = [needle.encode() for needle in of]
-    found = [
+    places = [
         f"state {key!r}"
         for key, value in driver.store.scan(b"\x01", b"\xff")
         if key[:2] not in (b"f/", b"g/") and any(needle in key + value for needle in needles)
     ]
-    return found + [
+    return places + [
         f"batch {batch.batch_id}" for batch in driver.batches if any(n in batch.to_json() for n in needles)
     ]
 
 
-def told(outputs: list[Output], *, of: tuple[str, ...] = (ANN, SECRET)) -> list[Output]:
-    """Outputs that hold something of the subject; reports, and deletions under its key, have to name it."""
+def leaks(outputs: list[Output], *, of: tuple[str, ...] = (ANN, SECRET)) -> list[Output]:
+    """Return the outputs that hold something of the subject, except reports and deletions, which must name it."""
     return [
-        each
-        for each in outputs
-        if each.topic != ERASURE_REPORTS.name
+        output
+        for output in outputs
+        if output.topic != ERASURE_REPORTS.name
         and any(
-            needle.encode() in (each.key or b"") * (each.value is not None) + (each.value or b"")
+            needle.encode() in (output.key or b"") * (output.value is not None) + (output.value or b"")
             for needle in of
         )
     ]
 
 
 def outcome_details(driver: ProcessorDriver) -> dict[str, tuple[str, str | None]]:
-    found = map(Outcome.from_json, driver.values(FEEDBACK_OUTCOMES.name))
-    return {outcome.event_id: (str(outcome.outcome), outcome.detail) for outcome in found}
+    outcomes = map(Outcome.from_json, driver.values(FEEDBACK_OUTCOMES.name))
+    return {outcome.event_id: (str(outcome.outcome), outcome.detail) for outcome in outcomes}
 
 
-# --- what is dropped ---
+# --- removal ---
 
 
-def test_what_the_subject_said_of_anothers_response_leaves_the_state_and_the_batch(
+def test_feedback_on_anothers_response_leaves_state_and_batch(
     driver: ProcessorDriver,
 ) -> None:
-    driver.append(asked(BOB, at_s=0))
+    driver.append(response_to(BOB, at_s=0))
     driver.append(feedback("correction", f"{SECRET}!", "e1", user=ANN), 1)
     driver.append(feedback("thumbs", "down", "e2", user=BOB), 2)
     driver.tick(CUT)
@@ -117,8 +117,8 @@ def test_what_the_subject_said_of_anothers_response_leaves_the_state_and_the_bat
     assert driver.outcomes == {"e1": "batched", "e2": "batched"}
 
 
-def test_what_the_subject_asked_becomes_a_retraction_without_content(driver: ProcessorDriver) -> None:
-    driver.append(asked(ANN))
+def test_response_to_the_subject_becomes_an_empty_retraction(driver: ProcessorDriver) -> None:
+    driver.append(response_to(ANN))
     driver.append(feedback("correction", "A language.", "e1", user=BOB), 1)
     driver.tick(CUT)
     erase(driver)
@@ -134,22 +134,22 @@ def test_what_the_subject_asked_becomes_a_retraction_without_content(driver: Pro
 
 
 @pytest.mark.parametrize("year", [1, 1969])
-def test_an_erasure_spares_others_whose_times_are_before_1970(driver: ProcessorDriver, year: int) -> None:
-    said_at = datetime(year, 1, 1, tzinfo=UTC)
-    driver.append(asked(BOB))
+def test_erasure_spares_others_whose_times_are_before_1970(driver: ProcessorDriver, year: int) -> None:
+    occurred_at = datetime(year, 1, 1, tzinfo=UTC)
+    driver.append(response_to(BOB))
     driver.append(feedback("thumbs", "up", "e1", user=ANN), 1)
-    driver.append(feedback("correction", "A language.", "e2", user=BOB, occurred_at=said_at), 2)
+    driver.append(feedback("correction", "A language.", "e2", user=BOB, occurred_at=occurred_at), 2)
     driver.tick(CUT)
     erase(driver)
     driver.tick(2 * HOUR)
     assert driver.dataset == {"r1": [("e2", "A language.")]}
 
 
-def test_what_waited_for_a_batch_is_erased_and_others_are_told_why(driver: ProcessorDriver) -> None:
-    driver.append(asked(ANN))
+def test_pending_feedback_is_erased_and_others_learn_why(driver: ProcessorDriver) -> None:
+    driver.append(response_to(ANN))
     driver.append(feedback("thumbs", "up", "e1", user=ANN), 1)
     driver.append(feedback("correction", "A language.", "e2", user=BOB), 2)
-    driver.append(asked(BOB, "r2"), 3)
+    driver.append(response_to(BOB, "r2"), 3)
     driver.append(feedback("thumbs", "up", "e3", user=ANN, response_id="r2"), 3)
     driver.append(feedback("retract", "e9", "e4", user=ANN, response_id="r2"), 3)
     driver.append(feedback("thumbs", "up", "e5", user=ANN, response_id="never-came"), 3)
@@ -166,23 +166,23 @@ def test_what_waited_for_a_batch_is_erased_and_others_are_told_why(driver: Proce
     assert traces(driver, of=(ANN,)) == []
 
 
-def test_feedback_on_an_erased_response_is_erased_while_its_window_lasts(driver: ProcessorDriver) -> None:
-    driver.append(asked(ANN))
+def test_feedback_on_an_erased_response_is_erased_in_its_window(driver: ProcessorDriver) -> None:
+    driver.append(response_to(ANN))
     erase(driver)
     driver.append(feedback("thumbs", "up", "e1", user=BOB), 2 * HOUR)
     driver.append(feedback("retract", "e1", "e2", user=BOB), 2 * HOUR)
-    driver.append(asked(ANN), 2 * HOUR)
+    driver.append(response_to(ANN), 2 * HOUR)
     assert driver.outcomes == {"e1": "erased", "e2": "erased"}
     assert driver.errors == []
     assert traces(driver) == []
 
 
-def test_the_subjects_tallies_are_deleted_and_nobody_elses(driver: ProcessorDriver) -> None:
+def test_only_the_subjects_tallies_are_deleted(driver: ProcessorDriver) -> None:
     for number, version in enumerate(["v", "v/1", "w"]):
         for user in (ANN, BOB):
             driver.append(response(f"r{number}", version=version))
-            said = feedback("thumbs", "up", f"{user}{number}", user=user, response_id=f"r{number}")
-            driver.append(said, number)
+            event = feedback("thumbs", "up", f"{user}{number}", user=user, response_id=f"r{number}")
+            driver.append(event, number)
     assert set(driver.tallies) == {ANN, BOB}
     erase(driver)
     assert set(driver.tallies) == {BOB}
@@ -190,10 +190,12 @@ def test_the_subjects_tallies_are_deleted_and_nobody_elses(driver: ProcessorDriv
     assert set(deleted) == {b"v|u_ann|0", b"v/1|u_ann|0", b"w|u_ann|0"}
 
 
-def test_a_tally_begun_anew_never_falls_below_nothing(driver: ProcessorDriver) -> None:
-    driver.append(asked(BOB))
+def test_tally_restarted_after_an_erasure_stays_at_zero_or_above(driver: ProcessorDriver) -> None:
+    driver.append(response_to(BOB))
     driver.append(feedback("thumbs", "up", "new", user=ANN), 3 * HOUR)
-    driver.append(erasure(at_s=HOUR), 4 * HOUR)  # the request took hours to come: what was said since stays
+    driver.append(
+        erasure(at_s=HOUR), 4 * HOUR
+    )  # the request arrived hours later; feedback given since then stays
     driver.finish_erasures(4 * HOUR)
     driver.tick(4 * HOUR)
     assert driver.dataset == {"r1": [("new", "up")]}
@@ -204,11 +206,11 @@ def test_a_tally_begun_anew_never_falls_below_nothing(driver: ProcessorDriver) -
 # --- what arrives later ---
 
 
-def test_what_was_made_before_the_request_is_erased_when_it_arrives_after_it(driver: ProcessorDriver) -> None:
+def test_records_made_before_the_request_are_erased_on_arrival(driver: ProcessorDriver) -> None:
     erase(driver)
     driver.append(feedback("correction", SECRET, "e1", user=ANN), 2 * HOUR)
     driver.append(feedback("thumbs", "up", "e2", user=BOB, response_id="r2"), 2 * HOUR)
-    driver.append(asked(ANN, "r2"), 2 * HOUR)
+    driver.append(response_to(ANN, "r2"), 2 * HOUR)
     late = feedback("correction", SECRET, "e3", user=ANN, at_s=10, received_at=START + timedelta(days=3))
     driver.append(late, 3 * DAY)
     assert outcome_details(driver) == {
@@ -217,22 +219,22 @@ def test_what_was_made_before_the_request_is_erased_when_it_arrives_after_it(dri
         "e3": ("erased", None),
     }
     assert traces(driver) == []
-    assert told(driver.outputs) == []
+    assert leaks(driver.outputs) == []
 
 
-def test_what_was_made_after_the_request_is_new_and_stays(driver: ProcessorDriver) -> None:
-    driver.append(asked(BOB))
+def test_records_made_after_the_request_stay(driver: ProcessorDriver) -> None:
+    driver.append(response_to(BOB))
     erase(driver)
     later = START + timedelta(hours=2)
     driver.append(feedback("thumbs", "up", "e1", user=ANN, received_at=later), 2 * HOUR)
-    driver.append(asked(ANN, "r2", at_s=2 * HOUR), 2 * HOUR)
+    driver.append(response_to(ANN, "r2", at_s=2 * HOUR), 2 * HOUR)
     driver.append(feedback("thumbs", "down", "e2", user=BOB, response_id="r2", received_at=later), 2 * HOUR)
     driver.tick(3 * HOUR)
     assert driver.dataset == {"r1": [("e1", "up")], "r2": [("e2", "down")]}
     assert driver.newest["r2"].user_id == ANN
 
 
-def test_a_fence_goes_when_its_time_is_over(driver: ProcessorDriver) -> None:
+def test_erased_user_is_forgotten_after_the_window(driver: ProcessorDriver) -> None:
     erase(driver)
     driver.tick(WINDOW_DAYS * DAY + HOUR - 1)
     assert [key for key, _ in driver.store.scan(b"f", b"h")]
@@ -242,61 +244,62 @@ def test_a_fence_goes_when_its_time_is_over(driver: ProcessorDriver) -> None:
     driver.tick((WINDOW_DAYS + 4) * DAY)
 
 
-# --- how it is carried through ---
+# --- how it proceeds ---
 
 
-def test_a_request_sent_twice_is_answered_once_and_another_of_the_same_subject_too(
+def test_repeated_request_is_reported_once_and_a_new_one_again(
     driver: ProcessorDriver,
 ) -> None:
-    driver.append(asked(ANN))
+    driver.append(response_to(ANN))
     erase(driver)
     erase(driver, at_s=2 * HOUR)
     erase(driver, request_id="q2", at_s=3 * HOUR)
     assert [report.request_id for report in driver.reports] == ["q1", "q2"]
 
 
-def test_a_large_state_is_walked_through_piece_by_piece_and_reported_at_the_end(
+def test_large_state_is_scanned_in_pieces_and_reported_once(
     driver: ProcessorDriver,
 ) -> None:
-    many = 2 * KEYS_PER_PIECE
-    for number in range(many):
-        driver.append(asked(ANN, f"r{number:04d}"), 1)
+    count = 2 * KEYS_PER_PIECE
+    for number in range(count):
+        driver.append(response_to(ANN, f"r{number:04d}"), 1)
         driver.append(feedback("thumbs", "up", f"e{number}", user=BOB, response_id=f"r{number:04d}"), 1)
     driver.tick(CUT)
 
     def left() -> int:
+        """Return how many responses are left."""
         return sum(1 for _ in driver.store.scan(b"a/r", b"a/s"))
 
-    pieces = [left()]
+    counts = [left()]
     driver.append(erasure(), HOUR)
-    pieces.append(left())
+    counts.append(left())
     for number in range(10 * RECORDS_PER_PIECE):  # a busy partition, which never ticks
-        driver.append(asked(BOB, f"z{number}", at_s=HOUR), HOUR)
-        pieces.append(left())
-    taken = [a - b for a, b in pairwise(pieces) if a > b]
-    assert pieces[0] == sum(taken) == many
-    assert len(taken) > 1
-    assert max(taken) <= KEYS_PER_PIECE
+        driver.append(response_to(BOB, f"z{number}", at_s=HOUR), HOUR)
+        counts.append(left())
+    removed = [a - b for a, b in pairwise(counts) if a > b]
+    assert counts[0] == sum(removed) == count
+    assert len(removed) > 1
+    assert max(removed) <= KEYS_PER_PIECE
     assert driver.reports == []
     driver.finish_erasures(HOUR)
     (report,) = driver.reports
-    assert report.responses == many
-    assert len(report.batches) == -(-many // 64)
+    assert report.responses == count
+    assert len(report.batches) == -(-count // 64)
     assert traces(driver, of=(ANN,)) == []
 
 
-def test_one_reread_serves_all_requests_that_wait_and_later_ones_wait_for_the_next(
+def test_one_reread_serves_all_waiting_requests(
     driver: ProcessorDriver,
 ) -> None:
     for number, user in enumerate(["u_a", "u_b", "u_c"]):
-        driver.append(asked(BOB, f"r{number}"))
+        driver.append(response_to(BOB, f"r{number}"))
         driver.append(feedback("thumbs", "up", f"e{number}", user=user, response_id=f"r{number}"), 1)
     driver.tick(CUT)
     driver.append(erasure("u_a", "q1"), HOUR)
     assert driver.reread_end is not None
     driver.append(erasure("u_b", "q2"), HOUR)
     driver.append(erasure("u_c", "q3"), HOUR)
-    driver.reread(2)  # its one batch, and that this was all
+    driver.reread(2)  # its only batch, and the end of the reread
     assert [report.request_id for report in driver.reports] == ["q1"]
     driver.finish_erasures(HOUR)
     assert [report.request_id for report in driver.reports] == ["q1", "q2", "q3"]
@@ -307,9 +310,9 @@ def test_one_reread_serves_all_requests_that_wait_and_later_ones_wait_for_the_ne
     ]
 
 
-def test_an_older_copy_that_the_log_still_holds_brings_nobody_back(driver: ProcessorDriver) -> None:
-    """Kafka may show a batch and its rewrites all: the second erasure must not begin from the first copy."""
-    driver.append(asked(BOB))
+def test_older_copy_of_a_batch_in_the_log_is_ignored(driver: ProcessorDriver) -> None:
+    """The log may hold a batch and all of its rewrites: the second erasure must not start from the first copy."""
+    driver.append(response_to(BOB))
     driver.append(feedback("thumbs", "up", "e1", user=ANN), 1)
     driver.append(feedback("thumbs", "up", "e2", user="u_carl"), 1)
     driver.append(feedback("thumbs", "down", "e3", user=BOB), 1)
@@ -322,8 +325,8 @@ def test_an_older_copy_that_the_log_still_holds_brings_nobody_back(driver: Proce
     assert traces(driver, of=(ANN, "u_carl")) == []
 
 
-def test_a_reread_that_begins_again_rewrites_nothing_twice(driver: ProcessorDriver) -> None:
-    driver.append(asked(ANN))
+def test_restarted_reread_rewrites_nothing_twice(driver: ProcessorDriver) -> None:
+    driver.append(response_to(ANN))
     driver.append(feedback("thumbs", "up", "e1", user=BOB), 1)
     driver.tick(CUT)
     driver.append(erasure(), HOUR)
@@ -333,12 +336,12 @@ def test_a_reread_that_begins_again_rewrites_nothing_twice(driver: ProcessorDriv
     assert [batch.rewrite for batch in driver.batches] == [1]
 
 
-# --- taken back too late ---
+# --- retractions after the window ---
 
 
-def aged(driver: ProcessorDriver) -> float:
-    """Ann's correction was trained, and the window has closed. Returns the time."""
-    driver.append(asked(BOB))
+def trained_and_expired(driver: ProcessorDriver) -> float:
+    """Put a correction of Ann's into a batch and close the window. Return the time."""
+    driver.append(response_to(BOB))
     driver.append(feedback("correction", "A mistake.", "e1", user=ANN), 1)
     driver.append(feedback("correction", "A tool.", "e2", user=BOB), 1)
     driver.tick(CUT)
@@ -346,8 +349,8 @@ def aged(driver: ProcessorDriver) -> float:
     return WINDOW_DAYS * DAY + 200
 
 
-def test_a_retraction_after_the_window_takes_the_event_out_of_its_batch(driver: ProcessorDriver) -> None:
-    late = aged(driver)
+def test_retraction_after_the_window_removes_the_event(driver: ProcessorDriver) -> None:
+    late = trained_and_expired(driver)
     driver.append(feedback("retract", "e1", "x1", user=ANN), late)
     driver.append(feedback("retract", "e1", "x1", user=ANN), late)
     driver.finish_erasures(late)
@@ -360,10 +363,10 @@ def test_a_retraction_after_the_window_takes_the_event_out_of_its_batch(driver: 
 
 
 @pytest.mark.parametrize(("user", "event"), [(BOB, "e1"), (ANN, "e7")])
-def test_a_late_retraction_of_anothers_or_no_event_changes_nothing(
+def test_late_retraction_of_a_foreign_event_changes_nothing(
     driver: ProcessorDriver, user: str, event: str
 ) -> None:
-    late = aged(driver)
+    late = trained_and_expired(driver)
     driver.append(feedback("retract", event, "x1", user=user), late)
     driver.finish_erasures(late)
     assert driver.dataset == {"r1": [("e1", "A mistake."), ("e2", "A tool.")]}
@@ -371,8 +374,8 @@ def test_a_late_retraction_of_anothers_or_no_event_changes_nothing(
     assert driver.reports[0].batches == {}
 
 
-def test_a_retraction_so_late_that_nothing_is_known_any_more_is_sought_too(driver: ProcessorDriver) -> None:
-    aged(driver)
+def test_retraction_after_the_trace_is_gone_searches_the_batches(driver: ProcessorDriver) -> None:
+    trained_and_expired(driver)
     driver.tick(2 * WINDOW_DAYS * DAY + 200)
     late = 2 * WINDOW_DAYS * DAY + 300
     driver.append(feedback("retract", "e1", "x1", user=ANN), late)
@@ -383,11 +386,11 @@ def test_a_retraction_so_late_that_nothing_is_known_any_more_is_sought_too(drive
     assert driver.outcomes["x1"] == "applied_retract"
 
 
-def test_a_retraction_that_only_came_early_waits_as_ever(driver: ProcessorDriver) -> None:
+def test_retraction_that_came_early_waits_for_its_event(driver: ProcessorDriver) -> None:
     driver.append(feedback("retract", "e1", "x1", user=ANN))
     driver.finish_erasures(1)
     assert driver.outcomes == {}
-    driver.append(asked(BOB), 2)
+    driver.append(response_to(BOB), 2)
     driver.append(feedback("thumbs", "up", "e1", user=ANN), 3)
     assert driver.outcomes == {"e1": "retracted", "x1": "applied_retract"}
 
@@ -395,31 +398,33 @@ def test_a_retraction_that_only_came_early_waits_as_ever(driver: ProcessorDriver
 # --- quiet partitions ---
 
 
-def test_after_a_rewrite_every_compacted_topic_gets_something_to_close_its_segment(
+def test_fillers_are_appended_to_every_compacted_topic(
     driver: ProcessorDriver,
 ) -> None:
-    """What the broker needs is tried on a real one: `test_erasure_on_disk.py`."""
-    driver.append(asked(ANN))
+    """That they make a real broker compact its segments is shown by `test_erasure_on_disk.py`."""
+    driver.append(response_to(ANN))
     driver.append(feedback("thumbs", "up", "e1", user=BOB), 1)
     driver.tick(CUT)
     erase(driver)
-    touched: list[float] = []
+    filled_at: list[float] = []
     for hours in range(2, 24 * 6):
         before = dict(driver.store.scan(b"\x01", b"\xff"))
-        made = driver.tick(hours * HOUR)
-        topics = {output.topic for output in made}
-        if made:
+        outputs = driver.tick(hours * HOUR)
+        topics = {output.topic for output in outputs}
+        if outputs:
             assert topics == {TRAINING_BATCHES.name, FEEDBACK_TALLIES.name}
-            assert dict(driver.store.scan(b"\x01", b"\xff")) != before  # so the changelog gets something too
-            touched.append(hours * HOUR)
-    assert len(touched) == FILLERS
-    assert touched[0] - HOUR > DAY
-    assert all(b - a > DAY for a, b in pairwise(touched))
+            assert (
+                dict(driver.store.scan(b"\x01", b"\xff")) != before
+            )  # so the changelog is appended to as well
+            filled_at.append(hours * HOUR)
+    assert len(filled_at) == FILLERS
+    assert filled_at[0] - HOUR > DAY
+    assert all(b - a > DAY for a, b in pairwise(filled_at))
     assert [len(batch.examples) for batch in driver.batches] == [1, 0, 0, 0]
     assert [batch.number for batch in driver.batches] == [1, 2, 3, 4]
 
 
-def test_an_erasure_that_found_no_batch_appends_none(driver: ProcessorDriver) -> None:
+def test_erasure_that_rewrote_no_batch_appends_none(driver: ProcessorDriver) -> None:
     erase(driver)
     driver.tick(HOUR + FILLER_INTERVAL_MS / 1000 + 20)
     assert driver.batches == []
@@ -440,44 +445,44 @@ KINDS: list[tuple[str, Any]] = [
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[LogRecord]:
-    """Responses to Ann, Bob and nobody, what both say of them, some of it taken back."""
+    """Draw responses to Ann, Bob or no user, and feedback by both, some of it retracted."""
     responses = draw(st.integers(1, 4))
     records: list[LogRecord] = []
     for number in range(responses):
         asker = draw(st.sampled_from([ANN, BOB, None]))
-        said = SECRET if asker == ANN else "What is it?"
-        question = (Message(role="user", content=said),)
-        records.append(response(f"r{number}", messages=question, user_id=asker))
+        question = SECRET if asker == ANN else "What is it?"
+        messages = (Message(role="user", content=question),)
+        records.append(response(f"r{number}", messages=messages, user_id=asker))
     for number in range(draw(st.integers(1, 12))):
-        who, target = draw(st.sampled_from([ANN, BOB])), f"r{draw(st.integers(0, responses))}"
+        user, target = draw(st.sampled_from([ANN, BOB])), f"r{draw(st.integers(0, responses))}"
         kind, value = draw(st.sampled_from(KINDS))
-        if who == BOB and isinstance(value, str):
+        if user == BOB and isinstance(value, str):
             value = value.replace(SECRET, "something else altogether")
         event_id, at = f"e{number}", draw(st.integers(-50, -1))
-        records.append(feedback(kind, value, event_id, user=who, at_s=at, response_id=target))
+        records.append(feedback(kind, value, event_id, user=user, at_s=at, response_id=target))
         if draw(st.booleans()):
-            records.append(feedback("retract", event_id, f"x{number}", user=who, at_s=0, response_id=target))
+            records.append(feedback("retract", event_id, f"x{number}", user=user, at_s=0, response_id=target))
     return records
 
 
 @settings(max_examples=200)
 @given(histories(), st.integers(0, 2**32), st.sampled_from([1, 2, 64]))
-def test_any_interleaving_of_an_erasure_leaves_nothing_of_the_subject(
+def test_erasure_at_any_moment_leaves_nothing_of_the_subject(
     history: list[LogRecord], seed: int, per_batch: int
 ) -> None:
-    """I11 with I1-I3: before, while and after it runs, other records come, batches are cut and others are erased."""
-    dice = random.Random(seed)
-    messy = history + dice.choices(history, k=dice.randrange(len(history) + 1))
-    dice.shuffle(messy)
-    asked_at = dice.randrange(len(messy) + 1)
+    """I11 with I1-I3: other records arrive, batches are cut and other users are erased before, during and after it."""
+    rng = random.Random(seed)
+    messy = history + rng.choices(history, k=rng.randrange(len(history) + 1))
+    rng.shuffle(messy)
+    requested_at = rng.randrange(len(messy) + 1)
     driver = ProcessorDriver(BatchLimits(examples=per_batch))
-    for at, record in enumerate([*messy[:asked_at], erasure(), *messy[asked_at:]]):
-        if record.event_type == ErasureRequest.event_type and dice.random() < 0.5:
+    for at, record in enumerate([*messy[:requested_at], erasure(), *messy[requested_at:]]):
+        if record.event_type == ErasureRequest.event_type and rng.random() < 0.5:
             driver.append(erasure("u_carl", "q0"), at)
         driver.append(record, at)
-        if dice.random() < 0.3:
-            driver.reread(dice.randrange(1, 4))
-        if dice.random() < 0.2:
+        if rng.random() < 0.3:
+            driver.reread(rng.randrange(1, 4))
+        if rng.random() < 0.2:
             driver.tick(at + 100)
     driver.finish_erasures(HOUR)
     assert traces(driver) == []
@@ -488,15 +493,14 @@ def test_any_interleaving_of_an_erasure_leaves_nothing_of_the_subject(
     driver.finish_erasures(2 * HOUR)
     assert driver.errors == []
     assert traces(driver) == []
-    assert told(driver.outputs[settled:]) == []
+    assert leaks(driver.outputs[settled:]) == []
     assert [report.request_id for report in driver.reports if report.kind == "erasure"].count("q1") == 1
-    _named_as_they_are(driver)
-    _all_decided_once(driver, [*messy, *messy])
+    _assert_reports_name_real_rewrites(driver)
+    _assert_one_outcome_each(driver, [*messy, *messy])
     assert driver.dataset == _without_ann(history)
 
 
-def _named_as_they_are(driver: ProcessorDriver) -> None:
-    """A report names rewrites that are in the log."""
+def _assert_reports_name_real_rewrites(driver: ProcessorDriver) -> None:
     logged = {
         (batch.batch_id, batch.rewrite) for batch in (Batch.from_json(v) for _, v in driver.logged_batches)
     }
@@ -504,35 +508,37 @@ def _named_as_they_are(driver: ProcessorDriver) -> None:
         assert set(report.batches.items()) <= logged
 
 
-def _all_decided_once(driver: ProcessorDriver, messy: list[LogRecord]) -> None:
-    """Each record of an event ends in one outcome; at the latest when the window of its response closes."""
+def _assert_one_outcome_each(driver: ProcessorDriver, messy: list[LogRecord]) -> None:
+    """Close all windows, then check that every feedback record got one outcome."""
     for days in (WINDOW_DAYS + 1, 2 * WINDOW_DAYS + 2, 2 * WINDOW_DAYS + 3):
         driver.tick(days * DAY)
     events = sum(1 for record in messy if record.event_type != "loopwright.chat.response")
     assert sum(len(kinds.split(",")) for kinds in driver.outcomes.values()) == events
-    # A repetition of an event that was erased is erased itself: there is nothing left to tell it by.
-    once = {OutcomeKind.DUPLICATE, OutcomeKind.ERASED}
+    # A repetition of an erased event is erased itself, because nothing is left to recognise it by.
+    repeatable = {OutcomeKind.DUPLICATE, OutcomeKind.ERASED}
     for event_id, kinds in driver.outcomes.items():
-        final = [kind for kind in kinds.split(",") if kind not in once]
+        final = [kind for kind in kinds.split(",") if kind not in repeatable]
         assert len(final) <= 1, (event_id, kinds)
 
 
 def _without_ann(history: list[LogRecord]) -> dict[str, list[tuple[str, Any]]]:
-    """What the dataset would be had she never been there."""
-    hers = {r.response_id for r in history if r.event_type == "loopwright.chat.response" and r.user_id == ANN}  # type: ignore[attr-defined]
+    """Return what the dataset would be if Ann had never used the app."""
+    her_responses = {
+        r.response_id for r in history if r.event_type == "loopwright.chat.response" and r.user_id == ANN
+    }  # type: ignore[attr-defined]
     plain = ProcessorDriver()
     for at, record in enumerate(history):
-        if record.response_id not in hers and record.user_id != ANN:  # type: ignore[attr-defined]
+        if record.response_id not in her_responses and record.user_id != ANN:  # type: ignore[attr-defined]
             plain.append(record, at)
     plain.tick(HOUR)
     return plain.dataset
 
 
-def test_a_report_holds_names_and_counts_alone(driver: ProcessorDriver) -> None:
-    driver.append(asked(ANN))
+def test_report_holds_only_names_and_counts(driver: ProcessorDriver) -> None:
+    driver.append(response_to(ANN))
     driver.append(feedback("correction", SECRET, "e1", user=ANN), 1)
     driver.tick(CUT)
     erase(driver)
     (value,) = driver.values(ERASURE_REPORTS.name)
     assert SECRET.encode() not in value
-    assert ErasureReport.from_json(value).signals == 2  # once in the join, once in the batch
+    assert ErasureReport.from_json(value).signals == 2  # one in the state, one in the batch

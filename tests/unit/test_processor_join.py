@@ -1,4 +1,4 @@
-"""I1-I4 in the processor's rules: each event one outcome, whatever the order of arrival."""
+"""I1-I4 in the processor's rules: each event gets one outcome, in any order of arrival."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def driver() -> ProcessorDriver:
 
 
 @pytest.mark.parametrize("response_first", [True, False])
-def test_a_correction_finds_its_response_in_either_order(
-    driver: ProcessorDriver, response_first: bool
-) -> None:
+def test_correction_finds_its_response_in_either_order(driver: ProcessorDriver, response_first: bool) -> None:
     records: list[LogRecord] = [response(), feedback("correction", "A language.", "e1")]
     for at, record in enumerate(records if response_first else reversed(records)):
         driver.append(record, at)
@@ -38,7 +36,7 @@ def test_a_correction_finds_its_response_in_either_order(
     assert driver.outcomes == {"e1": "batched"}
 
 
-def test_the_newest_edit_wins_and_the_older_is_superseded(driver: ProcessorDriver) -> None:
+def test_newest_edit_supersedes_the_older_one(driver: ProcessorDriver) -> None:
     driver.append(response())
     driver.append(feedback("correction", "Old.", "e1", at_s=1), 1)
     driver.append(feedback("correction", "New.", "e2", at_s=2), 2)
@@ -47,7 +45,7 @@ def test_the_newest_edit_wins_and_the_older_is_superseded(driver: ProcessorDrive
     assert driver.outcomes == {"e1": "superseded", "e2": "batched"}
 
 
-def test_an_edit_that_arrives_late_does_not_replace_a_newer_one(driver: ProcessorDriver) -> None:
+def test_older_edit_that_arrives_later_is_superseded(driver: ProcessorDriver) -> None:
     driver.append(response())
     driver.append(feedback("correction", "New.", "e2", at_s=2), 3)
     driver.append(feedback("correction", "Old.", "e1", at_s=1), 4)
@@ -56,7 +54,7 @@ def test_an_edit_that_arrives_late_does_not_replace_a_newer_one(driver: Processo
     assert driver.outcomes == {"e1": "superseded", "e2": "batched"}
 
 
-def test_a_clock_that_runs_ahead_is_held_to_the_append_time(driver: ProcessorDriver) -> None:
+def test_time_in_the_future_is_clamped_to_the_append_time(driver: ProcessorDriver) -> None:
     driver.append(response())
     driver.append(feedback("thumbs", "up", "e1", at_s=9_999), 1)
     driver.append(feedback("thumbs", "down", "e2", at_s=2), 2)
@@ -74,7 +72,7 @@ UNRENDERABLE = [
 
 @pytest.mark.parametrize("at", UNRENDERABLE, ids=str)
 @pytest.mark.parametrize("response_first", [True, False])
-def test_a_foreign_record_with_an_impossible_time_trains(
+def test_foreign_record_with_an_impossible_time_trains(
     driver: ProcessorDriver, at: datetime, response_first: bool
 ) -> None:
     records: list[LogRecord] = [response(), feedback("correction", "A language.", "e1", occurred_at=at)]
@@ -88,14 +86,14 @@ def test_a_foreign_record_with_an_impossible_time_trains(
 
 
 @pytest.mark.parametrize("at", UNRENDERABLE, ids=str)
-def test_an_impossible_time_is_never_stored(driver: ProcessorDriver, at: datetime) -> None:
+def test_impossible_time_is_never_stored(driver: ProcessorDriver, at: datetime) -> None:
     driver.append(feedback("correction", "A language.", "e1", occurred_at=at))
     joined = JoinedResponse.from_json(driver.store.get(joined_key(b"r1")) or b"")
     assert EARLIEST_MS <= joined.signals["e1"].at_ms <= T0
     assert joined.events["e1"].at_ms == joined.signals["e1"].at_ms
 
 
-def test_an_impossible_time_is_older_than_any_other(driver: ProcessorDriver) -> None:
+def test_impossible_time_is_older_than_any_other(driver: ProcessorDriver) -> None:
     driver.append(response())
     driver.append(feedback("thumbs", "up", "e1", at_s=1), 1)
     driver.append(feedback("thumbs", "down", "e2", occurred_at=UNRENDERABLE[0]), 2)
@@ -105,7 +103,7 @@ def test_an_impossible_time_is_older_than_any_other(driver: ProcessorDriver) -> 
 
 
 def poison(driver: ProcessorDriver, response_id: str, ms: int) -> None:
-    """Store `ms` as the time of every signal, as releases did that did not clamp it."""
+    """Store `ms` as the time of every signal, as code that does not clamp it would."""
     key = joined_key(response_id.encode())
     joined = JoinedResponse.from_json(driver.store.get(key) or b"")
     for event_id, signal in joined.signals.items():
@@ -129,7 +127,7 @@ def test_state_with_an_impossible_time_heals_at_the_cut(ms: int, response_first:
 
 
 @pytest.mark.parametrize("ms", [MIN_MS - 1, MAX_MS + 1, T0 * 1000 + MAX_MS])
-def test_an_impossible_append_time_closes_no_window(driver: ProcessorDriver, ms: int) -> None:
+def test_impossible_append_time_closes_no_window(driver: ProcessorDriver, ms: int) -> None:
     driver.append(response())
     driver.append(feedback("correction", "A language.", "e1"), 1)
     driver.process(Record(CHAT_RESPONSES.name, 0, 9, ms, b"r2", response("r2").to_json()))
@@ -138,7 +136,7 @@ def test_an_impossible_append_time_closes_no_window(driver: ProcessorDriver, ms:
     assert driver.outcomes == {"e1": "batched"}
 
 
-def test_the_same_event_again_is_a_duplicate_and_counts_once(driver: ProcessorDriver) -> None:
+def test_repeated_event_is_a_duplicate_and_counts_once(driver: ProcessorDriver) -> None:
     driver.append(response())
     for at in range(3):
         driver.append(feedback("thumbs", "down", "e1"), at)
@@ -148,7 +146,7 @@ def test_the_same_event_again_is_a_duplicate_and_counts_once(driver: ProcessorDr
     assert driver.tallies["u_ann"].down == 1
 
 
-def test_the_same_event_id_with_other_content_is_a_conflict_and_the_first_stands(
+def test_event_id_with_other_content_is_a_conflict(
     driver: ProcessorDriver,
 ) -> None:
     driver.append(response())
@@ -159,7 +157,7 @@ def test_the_same_event_id_with_other_content_is_a_conflict_and_the_first_stands
     assert [type(error) for error in driver.errors] == [Conflict]
 
 
-def test_a_response_sent_again_changes_nothing_and_another_under_its_id_is_a_conflict(
+def test_response_id_with_other_content_is_a_conflict(
     driver: ProcessorDriver,
 ) -> None:
     driver.append(response())
@@ -169,7 +167,7 @@ def test_a_response_sent_again_changes_nothing_and_another_under_its_id_is_a_con
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 2, 0), (2, 1, 0), (2, 0, 1), (1, 0, 2)])
-def test_a_retracted_correction_leaves_nothing_in_any_order(order: tuple[int, ...]) -> None:
+def test_retracted_correction_leaves_dataset_in_any_order(order: tuple[int, ...]) -> None:
     driver = ProcessorDriver()
     records: list[LogRecord] = [
         response(),
@@ -183,7 +181,7 @@ def test_a_retracted_correction_leaves_nothing_in_any_order(order: tuple[int, ..
     assert driver.outcomes == {"e1": "retracted", "e2": "applied_retract"}
 
 
-def test_a_retraction_after_the_cut_takes_the_example_back(driver: ProcessorDriver) -> None:
+def test_retraction_after_the_cut_retracts_the_example(driver: ProcessorDriver) -> None:
     driver.append(response())
     driver.append(feedback("correction", "A language.", "e1"), 1)
     driver.tick(CUT)
@@ -194,7 +192,7 @@ def test_a_retraction_after_the_cut_takes_the_example_back(driver: ProcessorDriv
     assert driver.outcomes == {"e1": "batched", "e2": "applied_retract"}
 
 
-def test_an_example_taken_back_before_the_cut_is_never_in_a_batch(driver: ProcessorDriver) -> None:
+def test_example_retracted_before_the_cut_is_never_in_a_batch(driver: ProcessorDriver) -> None:
     driver.append(response())
     driver.append(feedback("correction", "A language.", "e1"), 1)
     driver.append(feedback("retract", "e1", "e2"), 2)
@@ -202,7 +200,7 @@ def test_an_example_taken_back_before_the_cut_is_never_in_a_batch(driver: Proces
     assert driver.batches == []
 
 
-def test_nobody_takes_back_what_another_said(driver: ProcessorDriver) -> None:
+def test_user_cannot_retract_anothers_feedback(driver: ProcessorDriver) -> None:
     driver.append(response())
     driver.append(feedback("thumbs", "up", "e1", user="u_ann"), 1)
     driver.append(feedback("retract", "e1", "e2", user="u_bob"), 2)
@@ -220,7 +218,7 @@ def test_vague_comments_are_counted_but_not_trained(driver: ProcessorDriver) -> 
     assert driver.tallies["u_ann"].comments == 1
 
 
-def test_feedback_without_a_response_is_unmatched_when_the_window_closes(driver: ProcessorDriver) -> None:
+def test_feedback_without_a_response_ends_unmatched(driver: ProcessorDriver) -> None:
     driver.append(feedback("thumbs", "up", "e1"))
     driver.tick(WINDOW_DAYS * DAY - 1)
     assert driver.outcomes == {}
@@ -236,7 +234,7 @@ def test_feedback_after_the_window_is_late(driver: ProcessorDriver) -> None:
     assert driver.outcomes == {"e1": "batched", "e2": "late"}
 
 
-def test_in_the_end_nothing_is_remembered(driver: ProcessorDriver) -> None:
+def test_state_is_empty_once_all_windows_and_traces_ended(driver: ProcessorDriver) -> None:
     driver.append(response())
     driver.append(feedback("retract", "never-came", "e1"), 1)
     driver.append(feedback("correction", "A language.", "e2"), 1)
@@ -248,7 +246,7 @@ def test_in_the_end_nothing_is_remembered(driver: ProcessorDriver) -> None:
     assert left == set()
 
 
-def test_a_choice_the_response_does_not_have_is_not_trained(driver: ProcessorDriver) -> None:
+def test_feedback_on_a_missing_choice_is_not_trained(driver: ProcessorDriver) -> None:
     driver.append(feedback("thumbs", "up", "e1", choice=3))
     driver.append(response(), 1)
     driver.append(feedback("thumbs", "up", "e2", choice=4), 2)
@@ -258,20 +256,18 @@ def test_a_choice_the_response_does_not_have_is_not_trained(driver: ProcessorDri
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"\xff\xfe", b"[]", b'{"line":1}', b"[" * 100_000])
-def test_bytes_that_are_no_record_are_malformed_and_change_nothing(
-    driver: ProcessorDriver, value: bytes
-) -> None:
+def test_unreadable_record_is_malformed_and_changes_nothing(driver: ProcessorDriver, value: bytes) -> None:
     driver.process(Record(CHAT_RESPONSES.name, 0, 0, T0, b"r1", value))
     assert [type(error) for error in driver.errors] == [Malformed]
     assert driver.store.key_count() == 0
 
 
-def test_a_record_under_a_foreign_key_is_malformed(driver: ProcessorDriver) -> None:
+def test_record_under_a_foreign_key_is_malformed(driver: ProcessorDriver) -> None:
     driver.process(Record(CHAT_RESPONSES.name, 0, 0, T0, b"r2", response("r1").to_json()))
     assert [type(error) for error in driver.errors] == [Malformed]
 
 
-def test_a_tally_follows_edits_and_retractions(driver: ProcessorDriver) -> None:
+def test_tally_follows_edits_and_retractions(driver: ProcessorDriver) -> None:
     driver.append(feedback("thumbs", "down", "e1", at_s=0))
     assert driver.tallies == {}
     driver.append(response(), 1)
@@ -295,39 +291,39 @@ KINDS = [
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[LogRecord]:
-    """Up to three responses and what two users say of them, each event at a stated time; some taken back."""
+    """Draw up to three responses and feedback of two users, each event with its own time, some of it retracted."""
     responses = draw(st.integers(1, 3))
     records: list[LogRecord] = [response(f"r{n}") for n in range(responses)]
     for number in range(draw(st.integers(1, 10))):
         kind, value = draw(st.sampled_from(KINDS))
-        who, target = draw(st.sampled_from(["u_ann", "u_bob"])), f"r{draw(st.integers(0, responses - 1))}"
+        user, target = draw(st.sampled_from(["u_ann", "u_bob"])), f"r{draw(st.integers(0, responses - 1))}"
         event_id, at = f"e{number}", draw(st.integers(-50, -1))
-        records.append(feedback(kind, value, event_id, user=who, at_s=at, response_id=target))
+        records.append(feedback(kind, value, event_id, user=user, at_s=at, response_id=target))
         if draw(st.booleans()):
-            taken_back = feedback("retract", event_id, f"x{number}", user=who, at_s=0, response_id=target)
-            records.append(taken_back)
+            retraction = feedback("retract", event_id, f"x{number}", user=user, at_s=0, response_id=target)
+            records.append(retraction)
     return records
 
 
 @settings(max_examples=150)
 @given(histories(), st.integers(0, 2**32), st.sampled_from([1, 2, 64]))
-def test_any_interleaving_and_duplication_gives_the_same_dataset(
+def test_any_order_and_duplication_gives_the_same_dataset(
     history: list[LogRecord], seed: int, per_batch: int
 ) -> None:
-    """I3, I4: where the cuts fall is not part of it; nor is the order, nor how often a record was sent."""
+    """I3, I4: order, repetition and the position of the cuts do not change the dataset."""
     plain, shuffled = ProcessorDriver(), ProcessorDriver(BatchLimits(examples=per_batch))
-    dice = random.Random(seed)
-    messy = history + dice.choices(history, k=dice.randrange(len(history) + 1))
-    dice.shuffle(messy)
+    rng = random.Random(seed)
+    messy = history + rng.choices(history, k=rng.randrange(len(history) + 1))
+    rng.shuffle(messy)
     for driver, records in ((plain, history), (shuffled, messy)):
         for at, record in enumerate(records):
             driver.append(record, at)
-            if driver is shuffled and dice.random() < 0.2:
+            if driver is shuffled and rng.random() < 0.2:
                 driver.tick(at + 100)
         driver.tick(10 * CUT)
         assert driver.errors == []
     assert shuffled.dataset == plain.dataset
-    # I1: nothing is waiting once all came and all was cut, and each log record got exactly one outcome.
+    # I1: nothing waits once everything arrived and was cut, and each record got exactly one outcome.
     events = len(messy) - sum(1 for record in messy if record.event_type == "loopwright.chat.response")
     assert sum(len(kinds.split(",")) for kinds in shuffled.outcomes.values()) == events
     final = {
@@ -337,7 +333,7 @@ def test_any_interleaving_and_duplication_gives_the_same_dataset(
     assert all(len(kinds) == 1 for kinds in final.values()), final
 
 
-# --- any time, from any producer or release ---
+# --- any time, from any producer ---
 
 MOMENTS = st.one_of(
     st.sampled_from(UNRENDERABLE),
@@ -357,7 +353,7 @@ STORED_MS = st.one_of(
 
 @settings(max_examples=150)
 @given(
-    said=st.lists(
+    history=st.lists(
         st.tuples(
             st.sampled_from([*KINDS, ("comment", "Name the year in which it was founded")]),
             st.sampled_from(["u_ann", "u_bob"]),
@@ -370,19 +366,19 @@ STORED_MS = st.one_of(
     answered_after=st.integers(0, 6),
     per_batch=st.sampled_from([1, 64]),
 )
-def test_any_time_joins_and_is_cut_with_one_outcome_each(
-    said: list[tuple[tuple[str, str | int], str, datetime | None, int | None]],
+def test_feedback_with_any_time_gets_one_outcome(
+    history: list[tuple[tuple[str, str | int], str, datetime | None, int | None]],
     answered_after: int,
     per_batch: int,
 ) -> None:
-    """Of records with any datetime at any offset, and of stored state with any number of ms."""
+    """Records may have any datetime with any offset, and stored state any number of ms."""
     driver = ProcessorDriver(BatchLimits(examples=per_batch))
     events = [
         feedback(kind, value, f"e{number}", user=user, occurred_at=at)
-        for number, ((kind, value), user, at, _) in enumerate(said)
+        for number, ((kind, value), user, at, _) in enumerate(history)
     ]
     records: list[LogRecord] = [*events[:answered_after], response(), *events[answered_after:]]
-    stored = [ms for *_, ms in said]
+    stored = [ms for *_, ms in history]
     stored.insert(answered_after, None)
     for second, (record, ms) in enumerate(zip(records, stored, strict=True)):
         driver.append(record, second)

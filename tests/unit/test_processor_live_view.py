@@ -28,7 +28,7 @@ def tally(version: str = V1, user: str = "u1", at_ms: int = 1_000, **counts: int
 
 
 def table_of(*tallies: bytes, max_keys: int = 1_000) -> TallyTable:
-    """Return a table with each of these tallies under a key of its own."""
+    """Return a table with each of these tallies under its own key."""
     table = TallyTable(max_keys)
     for number, value in enumerate(tallies):
         table.apply(b"%d" % number, value)

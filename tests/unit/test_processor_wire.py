@@ -1,4 +1,4 @@
-"""What the processor writes is byte for byte what the models write; state that a slice makes and takes away is not."""
+"""The processor's fast encoding equals that of the pydantic models, byte for byte."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from shared.stream.write_buffer import WriteBuffer
 from shared.topics import FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES, Topic
 from tests.unit.processor_driver import T0, ProcessorDriver, feedback, response
 
-WRITTEN: dict[str, tuple[Topic, type[LogRecord]]] = {
+MODELS: dict[str, tuple[Topic, type[LogRecord]]] = {
     topic.name: (topic, kind)
     for topic, kind in ((TRAINING_BATCHES, Batch), (FEEDBACK_OUTCOMES, Outcome), (FEEDBACK_TALLIES, Tally))
 }
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-SAID: st.SearchStrategy[tuple[str, Any]] = st.one_of(
+CONTENT: st.SearchStrategy[tuple[str, Any]] = st.one_of(
     st.tuples(st.just("thumbs"), st.sampled_from(["up", "down"])),
     st.tuples(st.just("rating"), st.integers(1, 5)),
     st.tuples(st.just("correction"), TEXT.filter(bool)),
@@ -38,33 +38,35 @@ SAID: st.SearchStrategy[tuple[str, Any]] = st.one_of(
 @given(
     question=TEXT,
     answers=st.lists(st.tuples(TEXT, st.sampled_from([None, "stop"])), min_size=1, max_size=3),
-    said=st.lists(st.tuples(SAID, st.lists(TEXT.filter(bool), max_size=2)), max_size=5),
-    asked_by=st.sampled_from([None, "u_ann"]),
+    events=st.lists(st.tuples(CONTENT, st.lists(TEXT.filter(bool), max_size=2)), max_size=5),
+    asker=st.sampled_from([None, "u_ann"]),
     at_ms=st.integers(0, 5_000),
 )
-def test_every_record_is_what_its_model_would_write(
+def test_every_record_is_encoded_as_by_its_model(
     question: str,
     answers: list[tuple[str, str | None]],
-    said: list[tuple[tuple[str, Any], list[str]]],
-    asked_by: str | None,
+    events: list[tuple[tuple[str, Any], list[str]]],
+    asker: str | None,
     at_ms: int,
 ) -> None:
     driver = ProcessorDriver(BatchLimits(examples=2))
-    choices = tuple(Choice(index=n, text=text, finish_reason=why) for n, (text, why) in enumerate(answers))
+    choices = tuple(
+        Choice(index=n, text=text, finish_reason=reason) for n, (text, reason) in enumerate(answers)
+    )
     messages = (Message(role="user", content=question),)
-    driver.append(response(messages=messages, choices=choices, user_id=asked_by), at_ms / 1000)
-    for number, ((kind, value), tags) in enumerate(said):
+    driver.append(response(messages=messages, choices=choices, user_id=asker), at_ms / 1000)
+    for number, ((kind, value), tags) in enumerate(events):
         event = feedback(kind, value, f"e{number}", user=f"u{number}", tags=tuple(tags))
         driver.append(event, at_ms / 1000 + number)
     driver.tick(100)
     for output in driver.outputs:
-        topic, kind_of = WRITTEN[output.topic]
-        record = kind_of.from_json(output.value)
+        topic, model = MODELS[output.topic]
+        record = model.from_json(output.value)
         assert record.to_json() == output.value
         if isinstance(record, Batch):
             assert record.content_hash == Batch.hash_of(record.examples)
         headers = dict(output.headers)
-        same = cloudevent(
+        expected = cloudevent(
             topic,
             (output.key or b"").decode(),
             record,
@@ -73,28 +75,28 @@ def test_every_record_is_what_its_model_would_write(
             at=from_ms(T0 + at_ms + 1000),
             partition=0,
         )
-        assert (same.key, same.partition) == (output.key, output.partition)
-        assert {name: value for name, value in same.headers if name != "ce_time"} == {
+        assert (expected.key, expected.partition) == (output.key, output.partition)
+        assert {name: value for name, value in expected.headers if name != "ce_time"} == {
             name: value for name, value in output.headers if name != "ce_time"
         }
 
 
 @given(st.integers())
-def test_times_are_written_as_the_models_write_them(ms: int) -> None:
+def test_times_are_encoded_as_by_the_models(ms: int) -> None:
     tally = Tally(line="a", version="v", user_id="u", partition=0, updated_at=from_ms(ms))
     assert f'"updated_at":"{rfc3339(ms)}"'.encode() in tally.to_json()
 
 
-def test_what_waits_only_within_one_slice_is_never_written() -> None:
-    """A batch that is filled and cut in one slice leaves the answers and what was said of them, and no more."""
+def test_state_that_lives_within_one_slice_is_never_written() -> None:
+    """A batch that is filled and cut in one slice leaves no pending examples behind."""
     store, step = MemoryStore(), ProcessorStep(BatchLimits(examples=2))
-    overlay = WriteBuffer(store, 1_000_000)
+    buffer = WriteBuffer(store, 1_000_000)
     for number in range(2):
         for topic, record in (
             ("chat.responses", response(f"r{number}")),
             ("feedback.events", feedback("correction", "So.", f"e{number}", response_id=f"r{number}")),
         ):
-            overlay.savepoint()
-            list(step(overlay, Record(topic, 0, number, T0, f"r{number}".encode(), record.to_json())))
-    assert not [key for key in overlay.writes if key.startswith(pending_key("assistant", b""))]
-    assert sorted({key[:2] for key in overlay.writes}) == [b"a/", b"b/", b"j/", b"m/", b"t/", b"x/"]
+            buffer.savepoint()
+            list(step(buffer, Record(topic, 0, number, T0, f"r{number}".encode(), record.to_json())))
+    assert not [key for key in buffer.writes if key.startswith(pending_key("assistant", b""))]
+    assert sorted({key[:2] for key in buffer.writes}) == [b"a/", b"b/", b"j/", b"m/", b"t/", b"x/"]
