@@ -1,4 +1,4 @@
-"""Records of the log: what was read from a topic, and what will be produced to one.
+"""Records read from a topic, and records to produce to one.
 
 They import nothing of Kafka, so code that works with records, and its tests, need no broker.
 """

@@ -1,4 +1,4 @@
-"""What an engine is told, and how that becomes settings of librdkafka.
+"""Configuration of an engine, and the librdkafka settings of its Kafka clients.
 
 Reference: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md
 """
@@ -17,79 +17,87 @@ ClientSettings = dict[str, Any]
 PREFETCH_KB = 16_384
 REREAD_PREFETCH_KB = 4_096
 AUTHORIZATION_ERRORS = ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED")
-"""Errors of a reader that may not read: no waiting mends them."""
+"""Consumer errors that do not pass on retry: the process lacks a permission."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """One application of the engine. Times in seconds.
+    """Configuration of one application of the engine. All durations are in seconds.
 
-    Memory, beside the stores: `buffer_bytes` of records read and not yet processed, one call's worth more (at
-    most 16 MiB prefetched by the client, and one fetch of 1 MiB per partition), one slice of `slice_bytes`
-    with the state it writes, and 64 MiB of records on their way to the broker. While a step sees its output
-    again: 4 MiB of that waiting, 8 records more, and 4 MiB prefetched.
+    Memory, in addition to the stores: `buffer_bytes` of input records that wait for a slice; 16 MiB prefetched by the
+    client, and one fetch of 1 MiB per partition; one slice of `slice_bytes` with the state that it writes; 64 MiB of
+    records on their way to the broker. A reread adds 4 MiB of buffered records, 8 records more, and 4 MiB prefetched.
     """
 
     bootstrap_servers: str
     application: str
-    """The consumer group. Who changes it starts anew from the positions in the changelog."""
+    """The consumer group. Under a new name the engine continues from the positions in the changelog."""
     instance: str
-    """Stable name of this process among those of the application; it names the `transactional.id`.
+    """Name of this process within the application; part of the `transactional.id`.
 
-    A restart under the same name aborts at once what its dead predecessor left open; two alive under one name
-    fence each other."""
+    It must be stable and unique. A restarted process aborts the transaction that it left open under this name at once;
+    of two processes under one name, the later one fences the earlier."""
     inputs: tuple[str, ...]
-    """Topics with the same number of partitions, earlier ones first at the same append time."""
+    """Topics to read, all with the same number of partitions. At the same append time, earlier ones come first."""
     changelog: str
     dead_letters: str
     outputs: frozenset[str]
-    """All topics that the step may write."""
+    """Every topic that the step may write."""
     service: str = ""
-    """Named in dead letters; the application if empty."""
+    """Service name in dead letters; the application's if empty."""
     partitions: int | None = None
-    """P, if the caller knows it; inputs and changelog must agree with it and among themselves."""
+    """Expected number of partitions of inputs and changelog. If None, they only have to agree with each other."""
 
     slice_records: int = 4_000
+    """Most input records in a slice."""
     slice_bytes: int = 8 << 20
+    """Most memory of the input records in a slice."""
     buffer_bytes: int = 64 << 20
+    """Memory for input records that wait for a slice. An input whose share of it is full is paused."""
     commit_interval: float = 0.1
+    """Time from one slice to the next while records arrive slowly."""
     tick_interval: float = 1.0
+    """Time from one `Tick` of an idle partition to the next."""
     session_timeout: float = 6.0
     transaction_timeout: float = 4.0
-    """Below the session's, so that a dead process' transaction is gone when its successor reads."""
+    """Less than `session_timeout`, so that a dead process's transaction is aborted before its successor reads."""
     max_record_bytes: int = 1_000_000
-    """Of an output with its key and headers, or a state with its key. Below the topics' `max.message.bytes`."""
+    """Largest output (with key and headers) or state (with key); less than the topics' `max.message.bytes`."""
     dead_letter_limit: DeadLetterLimit = field(default_factory=DeadLetterLimit)
     max_failed_ticks: int = 10
-    """So many ticks of one partition raising in a row halt the engine."""
+    """The engine halts if this many ticks, or reread completions, in a row raise in one partition."""
     client: Mapping[str, Any] = field(default_factory=dict)
-    """Settings for every client, such as SASL. They may not replace what exactly-once rests on."""
+    """librdkafka settings for every client, such as SASL. Settings that exactly-once depends on are refused."""
 
     def __post_init__(self) -> None:
         if not self.inputs or len(set(self.inputs)) != len(self.inputs):
-            raise Misconfigured(f"{self.application}: inputs must be named, each once; got {self.inputs}.")
+            raise Misconfigured(
+                f"{self.application}: inputs must name at least one topic, and each topic once, not {self.inputs}."
+            )
         if self.transaction_timeout >= self.session_timeout:
             raise Misconfigured(
-                f"{self.application}: transaction_timeout ({self.transaction_timeout} s) must be below "
+                f"{self.application}: transaction_timeout ({self.transaction_timeout} s) must be less than "
                 f"session_timeout ({self.session_timeout} s)."
             )
-        taken = sorted(_RESERVED_SETTINGS & set(self.client))
-        if taken:
-            raise Misconfigured(f"{self.application}: these client settings are the engine's: {taken}.")
+        reserved = sorted(_RESERVED_SETTINGS & set(self.client))
+        if reserved:
+            raise Misconfigured(
+                f"{self.application}: the engine sets these client settings itself; remove them: {reserved}."
+            )
 
     @property
     def transactional_id(self) -> str:
-        """The identity under which this process writes."""
+        """The `transactional.id` of this process's producer."""
         return f"{self.application}-{self.instance}"
 
     def _common(self) -> ClientSettings:
         return {
             "bootstrap.servers": self.bootstrap_servers,
             "client.id": self.transactional_id,
-            # Reconnecting: soon, and never slower than once a second.
+            # Reconnect soon, and at least once a second.
             "reconnect.backoff.ms": 100,
             "reconnect.backoff.max.ms": 1_000,
-            # What goes wrong is told by the engine, once and in words.
+            # Critical messages only: the engine reports errors itself.
             "log_level": 2,
             **self.client,
         }
@@ -97,7 +105,7 @@ class EngineConfig:
     def _reader(self) -> ClientSettings:
         return self._common() | {
             "group.id": self.application,
-            # Of a member; the others carry it too, as the client holds `max.poll.interval.ms` against it.
+            # Only the group member uses it, but every client compares `max.poll.interval.ms` with it.
             "session.timeout.ms": round(self.session_timeout * 1000),
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -105,36 +113,39 @@ class EngineConfig:
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
             "queued.max.messages.kbytes": PREFETCH_KB,
-            # The end of a quiet input is told with the next answer of its broker: ask often.
+            # The end of an idle input is reported with the next fetch response, so fetch often.
             "fetch.wait.max.ms": 50,
             "fetch.error.backoff.ms": 100,
         }
 
     def consumer_settings(self) -> ClientSettings:
-        """The member of the group that reads the inputs."""
+        """Return the settings of the group member that reads the inputs."""
         return self._reader() | {
             "partition.assignment.strategy": "range",
             "heartbeat.interval.ms": max(100, round(self.session_timeout * 1000 / 6)),
         }
 
     def restorer_settings(self) -> ClientSettings:
-        """Reads the changelog; assigned by hand, so it is no member of the group and commits nothing."""
+        """Return the settings of the changelog reader, which is assigned manually and commits nothing."""
         return self._reader()
 
     def rereader_settings(self) -> ClientSettings:
-        """Reads outputs again, for the steps that asked; assigned by hand like the restorer."""
+        """Return the settings of the reader of the step's own outputs, which is assigned manually."""
         return self._reader() | {"queued.max.messages.kbytes": REREAD_PREFETCH_KB}
 
     def watermark_settings(self) -> ClientSettings:
-        """Asks for high watermarks: a read_committed client is told the last stable offset instead."""
+        """Return the settings for reading high watermarks.
+
+        A read_committed client would report the last stable offset instead.
+        """
         return self._reader() | {"isolation.level": "read_uncommitted"}
 
     def admin_settings(self) -> ClientSettings:
-        """Asks what the changelog is like."""
+        """Return the settings of the client that describes the changelog topic."""
         return self._common()
 
     def producer_settings(self) -> ClientSettings:
-        """The one transactional writer of this process."""
+        """Return the settings of the transactional producer."""
         return self._common() | {
             "transactional.id": self.transactional_id,
             "transaction.timeout.ms": round(self.transaction_timeout * 1000),
@@ -145,7 +156,7 @@ class EngineConfig:
             "linger.ms": 5,
             "queue.buffering.max.messages": 200_000,
             "queue.buffering.max.kbytes": 65_536,
-            # The broker is the judge of size; what it refuses is isolated and dead-lettered.
+            # The broker decides what is too large; the engine isolates a refused record as a dead letter.
             "message.max.bytes": self.max_record_bytes + 1_048_576,
         }
 

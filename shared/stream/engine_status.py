@@ -1,4 +1,4 @@
-"""What an engine shows of itself to other threads: web views, readiness, metrics."""
+"""Status of an engine for other threads: readiness checks, web views, metrics."""
 
 from __future__ import annotations
 
@@ -7,36 +7,43 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 EngineState = Literal["starting", "restoring", "running", "waiting", "halted", "failed", "stopped"]
-"""starting: not yet in the group; restoring: state is read from the changelog; running: also with no partition
-assigned, or nothing to do; waiting: for something outside, goes on by itself; halted: too many dead letters, a person
-must act; failed: `run` has raised; stopped: `run` has returned."""
+"""State of an engine.
+
+- starting: not yet in the consumer group.
+- restoring: the state is being read from the changelog.
+- running: records are processed as they arrive; also while there are none, or no partition is assigned.
+- waiting: something outside is missing, for example the broker. The engine continues without help once it is back.
+- halted: there were too many dead letters. A person has to act.
+- failed: `Engine.run` has raised.
+- stopped: `Engine.run` has returned.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionStatus:
-    """One owned partition, as of the last half second."""
+    """Status of one owned partition, at most half a second old."""
 
     partition: int
     positions: dict[str, int]
-    """The next offset per input topic, as committed."""
+    """Committed position by input topic: the next offset to process."""
     lag: dict[str, int]
-    """Records, markers included, that each input holds beyond its position; absent while that is not yet known."""
+    """Offsets from the position to the end of each input, transaction markers included. Unknown topics are absent."""
     keys: int
-    """About how many the state has."""
+    """Approximate number of keys in the state."""
     size_bytes: int | None
-    """About how much room it takes; None for one in memory."""
+    """Approximate size of the state on disk and in write buffers, in bytes; None for a store in memory."""
     records: int
-    """Processed since this process owns the partition; `dead_letters` among them."""
+    """Records processed since this process owns the partition, dead letters included."""
     dead_letters: int
     time_ms: int
-    """How far the partition's time has come, in ms since the epoch."""
+    """Stream time of the partition, in ms since the epoch."""
     last_commit_ms: int | None
     rereads: dict[str, int] = field(default_factory=dict)
-    """The next offset per output topic that the step is being shown again."""
+    """Next offset to read again, by output topic that has a reread in progress."""
 
 
 class EngineStatus:
-    """Written by the engine's thread, read by any."""
+    """Thread-safe status: the engine's thread writes it, any thread reads it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -45,23 +52,23 @@ class EngineStatus:
         self._partitions: tuple[PartitionStatus, ...] = ()
 
     def set_state(self, state: EngineState, reason: str = "") -> bool:
-        """Whether that is news."""
+        """Set state and reason together. Returns whether either of them changed."""
         with self._lock:
-            news = state != self._state or reason != self._reason
+            changed = state != self._state or reason != self._reason
             self._state, self._reason = state, reason
-        return news
+        return changed
 
     def set_partitions(self, partitions: tuple[PartitionStatus, ...]) -> None:
-        """Replaces what was shown of the partitions."""
+        """Replace the status of the owned partitions."""
         with self._lock:
             self._partitions = partitions
 
     def state(self) -> tuple[EngineState, str]:
-        """State and reason, as they belong together."""
+        """Return the state and its reason, read together."""
         with self._lock:
             return self._state, self._reason
 
     def partitions(self) -> tuple[PartitionStatus, ...]:
-        """What was last shown."""
+        """Return the status of the owned partitions."""
         with self._lock:
             return self._partitions

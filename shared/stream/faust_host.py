@@ -1,8 +1,9 @@
-"""The engine inside a Faust worker: life cycle, command line and web views are Faust's, the records are the engine's.
+"""Hosts the engine in a Faust worker, which provides the process, its command line and the web views.
 
-The worker's own Kafka clients are off: Faust's read uncommitted, acknowledge on exceptions and only log a failed send,
-so nothing that must not be lost or doubled passes through them (`docs/decisions/stream-engine.md`). What only looks may
-have some, in an application of its own beside this one (`docs/decisions/live-view.md`).
+The worker's own Kafka clients are off. Faust's consumer reads uncommitted records and acknowledges on exceptions, and
+its producer only logs a failed send. No data that must be neither lost nor duplicated may pass through them
+(`docs/decisions/stream-engine.md`). A read-only view may use them in a separate application
+(`docs/decisions/live-view.md`).
 """
 
 from __future__ import annotations
@@ -35,34 +36,34 @@ log = structlog.get_logger(__name__)
 
 
 class EngineService(Service):
-    """Runs an engine in a thread of its own for as long as the worker lives. A failed engine ends the worker."""
+    """Service that runs an engine in its own thread while the worker lives. If the engine fails, the worker ends."""
 
     def __init__(self, engine: Engine, **options: Any) -> None:
         super().__init__(**options)
         self._engine = engine
-        self._halt = threading.Event()
+        self._stop_request = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     async def on_start(self) -> None:
-        """Starts the engine's thread; the worker does not wait for it to be ready."""
+        """Start the engine's thread. The worker does not wait until the engine is ready."""
         self._thread.start()
 
     async def on_stop(self) -> None:
-        """Lets the slice under way commit and leaves the group; at most ten seconds."""
-        self._halt.set()
+        """Let the current slice commit, and leave the group. Takes at most ten seconds."""
+        self._stop_request.set()
         await asyncio.to_thread(self._thread.join, 10.0)
 
     @Service.task
     async def _watch(self) -> None:
         while not self.should_stop:
             if not self._thread.is_alive():
-                raise self._failure or Fatal("the engine ended")
+                raise self._failure or Fatal("the engine ended unexpectedly")
             await self.sleep(0.2)
 
     def _run(self) -> None:
         try:
-            self._engine.run(self._halt)
+            self._engine.run(self._stop_request)
         except BaseException as error:
             self._failure = error
             log.critical("engine_failed", error=str(error), kind=type(error).__name__)
@@ -74,15 +75,15 @@ class _NoKafka(BootStrategy):
 
 
 class EngineApp(faust.App):
-    """The worker's application; made by `host_engine`."""
+    """Application of the worker. Create it with `host_engine`."""
 
     BootStrategy = _NoKafka
     engine: Engine
     readiness_details: dict[str, Callable[[], str]]
-    """More to tell in `/readyz`, by name. Only the engine decides whether the process is ready."""
+    """Additional information in `/readyz`, by name. Only the engine decides whether the process is ready."""
 
     async def on_first_start(self) -> None:
-        """Faust would make folders for tables, and fail where those above are missing. There are no tables here."""
+        """Do nothing. Faust would create folders for its tables, and fail if the parent folders are missing."""
 
 
 def host_engine(
@@ -95,10 +96,10 @@ def host_engine(
     store: StoreKind = "rocksdb",
     store_cache_mb: int = DEFAULT_CACHE_MB,
 ) -> EngineApp:
-    """A Faust application around an engine, with `/livez`, `/readyz`, `/metrics` and `/partitions`.
+    """Return a Faust application that runs an engine, with `/livez`, `/readyz`, `/metrics` and `/partitions`.
 
-    Named after the engine's application. Connected to nothing until it is started. With `store` "rocksdb" the state
-    lies in `data_dir`, in a folder for this instance; with "memory" each start reads the whole changelog.
+    It is named after the engine's application and connects when it is started. With `store="rocksdb"` the state is kept
+    in `data_dir`, in a folder for this instance; with "memory" each start reads the whole changelog.
     """
     name = config.application
     folder = data_dir / name / "state" / config.instance
@@ -125,7 +126,7 @@ def host_engine(
     app.engine, app.readiness_details = engine, {}
 
     class Host(EngineService):
-        """Faust wants a class that it can construct without the engine."""
+        """Class that Faust can construct without arguments."""
 
         def __init__(self, **options: Any) -> None:
             super().__init__(engine, **options)
@@ -138,8 +139,8 @@ def host_engine(
 def _count_commit(application: str, commit: CommitStats) -> None:
     ENGINE_COMMITS.labels(application).inc()
     ENGINE_RECORDS.labels(application).inc(commit.records)
-    for code in commit.dead:
-        DEAD_LETTERED.labels(application, code).inc()
+    for kind in commit.dead_letters:
+        DEAD_LETTERED.labels(application, kind).inc()
 
 
 def _add_views(app: EngineApp, engine: Engine) -> None:
@@ -151,7 +152,7 @@ def _add_views(app: EngineApp, engine: Engine) -> None:
     async def readyz(view: View, _: Request) -> Response:
         detail = f"{engine.state}: {engine.reason}" if engine.reason else engine.state
         checks = {"engine": f"ok: {detail}" if engine.ready else detail}
-        checks |= {name: says() for name, says in app.readiness_details.items()}
+        checks |= {name: detail() for name, detail in app.readiness_details.items()}
         return view.json({"ready": engine.ready, "checks": checks}, status=200 if engine.ready else 503)
 
     @app.page("/metrics")
@@ -164,6 +165,6 @@ def _add_views(app: EngineApp, engine: Engine) -> None:
 
 
 def run_worker(app: faust.App, log_level: str) -> NoReturn:
-    """Runs until SIGTERM or SIGINT. Exits non-zero where the engine failed."""
+    """Run the worker until SIGTERM or SIGINT, and exit; the exit status is not zero if the engine failed."""
     worker = faust.Worker(app, loglevel=log_level, quiet=True, override_logging=False)
     worker.execute_from_commandline()

@@ -1,4 +1,4 @@
-"""The consumer of the input topics: membership in the group, reading into buffers of bounded size."""
+"""Consumer of the input topics: group membership, and reading into buffers of bounded size."""
 
 from __future__ import annotations
 
@@ -22,48 +22,51 @@ class TopicMissing(NotYet):
 
 
 class InputConsumer:
-    """A member of the group.
+    """The group member that reads the input topics. Not thread-safe.
 
-    Rebalances happen inside `read` and `close` only, and are left in `assigned` and `revoke_reason` for the engine to act
-    on; until `begin` nothing is read of what was assigned. A revocation that comes while a transaction is being
-    committed waits for that, as only a member of the group may commit positions.
+    Rebalances happen only inside `read` and `close`. They set `assigned` and `revoke_reason`, and the engine acts on
+    them after the call: nothing is read from a new assignment before `start_reading`. A revocation during a commit
+    waits for the commit (`before_revoke`), because only a member of the group may commit positions.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self.assigned: list[int] | None = None
-        """Partitions just assigned, not yet begun. The engine sets it back to None."""
+        """Partitions just assigned. The engine restores them and sets this to None."""
         self.revoke_reason: str | None = None
-        """Why what was owned is owned no longer. The engine sets it back to None."""
+        """Why the owned partitions are no longer ours. The engine closes them and sets this to None."""
         self.last_error: str | None = None
-        """What the client last complained of."""
+        """Newest error of the client, until the broker answers again."""
         self.before_revoke: Callable[[], None] = lambda: None
-        """Called when partitions are revoked or lost, before the group hears that they are given up."""
+        """Called when partitions are revoked or lost, before the group learns that they are released."""
         self._consumer = Consumer(config.consumer_settings() | {"error_cb": self._note_error})
-        self._per_buffer = 0
+        self._bytes_per_buffer = 0
         self._closed = False
 
     def check_topics(self) -> int:
-        """P, after asserting that inputs and changelog agree. Raises `NotThere`, `KafkaException`."""
+        """Check that inputs and changelog have the same number of partitions, and return it.
+
+        Raises `TopicMissing` if one of them does not exist, `Misconfigured` if they differ, and `KafkaException`.
+        """
         config = self._config
         counts: dict[str, int] = {}
         for topic in (*config.inputs, config.changelog):
-            found = self._consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
-            if found.error is not None or not found.partitions:
+            metadata = self._consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
+            if metadata.error is not None or not metadata.partitions:
                 raise TopicMissing(f"the topic {topic} to be created")
-            counts[topic] = len(found.partitions)
+            counts[topic] = len(metadata.partitions)
         expected = config.partitions or counts[config.changelog]
         if set(counts.values()) != {expected}:
             raise Misconfigured(
                 f"{config.application}: inputs and changelog must have the same number of partitions"
-                f"{f' ({config.partitions})' if config.partitions else ''}, but have {counts}. The number is fixed "
-                "when a deployment is made: create the topics anew with the right one."
+                f"{f' ({config.partitions})' if config.partitions else ''}, but have {counts}. It cannot change later: "
+                "delete the topics and create them with the right number of partitions."
             )
-        self._per_buffer = max(1, config.buffer_bytes // (expected * len(config.inputs)))
+        self._bytes_per_buffer = max(1, config.buffer_bytes // (expected * len(config.inputs)))
         return expected
 
     def join(self) -> None:
-        """Enters the group; partitions come by `read`."""
+        """Join the group. Partitions are assigned during later calls of `read`."""
         self._consumer.subscribe(
             list(self._config.inputs),
             on_assign=self._on_assign,
@@ -72,34 +75,34 @@ class InputConsumer:
         )
 
     def committed_offsets(self, partitions: Sequence[int]) -> dict[int, dict[str, int]]:
-        """The group's committed positions, per partition and topic, where there are any.
+        """Return the group's committed offsets by partition and topic, without topics that have none.
 
-        Waits for pending offsets of undecided transactions. Raises `KafkaException`.
+        Waits for the offsets of undecided transactions. Raises `KafkaException`.
         """
-        asked = [TopicPartition(topic, number) for number in partitions for topic in self._config.inputs]
-        found: dict[int, dict[str, int]] = {number: {} for number in partitions}
-        for each in self._consumer.committed(asked, timeout=METADATA_TIMEOUT_S):
+        wanted = [TopicPartition(topic, number) for number in partitions for topic in self._config.inputs]
+        offsets: dict[int, dict[str, int]] = {number: {} for number in partitions}
+        for each in self._consumer.committed(wanted, timeout=METADATA_TIMEOUT_S):
             if each.error is not None:
                 raise KafkaException(each.error)
             if each.offset >= 0:
-                found[each.partition][each.topic] = each.offset
-        return found
+                offsets[each.partition][each.topic] = each.offset
+        return offsets
 
     def start_reading(self, positions: Mapping[int, Mapping[str, int]]) -> None:
-        """Reads each input from its position on; where none is known, from the beginning."""
+        """Read each input from its position, or from the beginning if it has none."""
         self._consumer.assign(
             [
-                TopicPartition(topic, number, known.get(topic, OFFSET_BEGINNING))
-                for number, known in positions.items()
+                TopicPartition(topic, number, offsets.get(topic, OFFSET_BEGINNING))
+                for number, offsets in positions.items()
                 for topic in self._config.inputs
             ]
         )
 
     def read(self, owned: Mapping[int, OwnedPartition], limit: int, timeout: float) -> int:
-        """Moves what has come into the buffers of `owned`; returns how many records.
+        """Move records that have arrived into the buffers of `owned`, and return how many.
 
-        Takes the full `timeout` unless `limit` records are there. Records of partitions not in `owned` are left
-        to their owner. Raises `Fatal` where reading cannot go on.
+        Blocks for the whole `timeout` (seconds) unless `limit` records arrive. Skips records of other partitions, and
+        pauses inputs whose buffer is full. Raises `Fatal` if reading cannot continue.
         """
         count = 0
         for message in self._consumer.consume(limit, timeout):
@@ -127,27 +130,29 @@ class InputConsumer:
         return count
 
     def resume_drained(self, owned: Mapping[int, OwnedPartition]) -> None:
-        """Reads on where a buffer was full and is half empty again."""
+        """Resume paused inputs whose buffer is at most half full. Call this after slices took records."""
         for partition in owned.values():
             for topic in [
-                t for t in partition.paused if partition.merge_buffer.bytes_of(t) <= self._per_buffer // 2
+                t
+                for t in partition.paused
+                if partition.merge_buffer.bytes_of(t) <= self._bytes_per_buffer // 2
             ]:
                 self._consumer.resume([TopicPartition(topic, partition.number)])
                 partition.paused.discard(topic)
 
     def group_metadata(self) -> Any:
-        """The membership that a transaction commits positions under."""
+        """Return the group membership under which a transaction commits positions."""
         return self._consumer.consumer_group_metadata()
 
     def high_watermark(self, topic: str, partition: int) -> int | None:
-        """The end of an input as last heard, without asking the broker."""
-        found: tuple[int, int] | None = self._consumer.get_watermark_offsets(
+        """Return the last known end offset of an input, without asking the broker; None if unknown."""
+        marks: tuple[int, int] | None = self._consumer.get_watermark_offsets(
             TopicPartition(topic, partition), cached=True
         )
-        return None if found is None or found[1] < 0 else found[1]
+        return None if marks is None or marks[1] < 0 else marks[1]
 
     def broker_answers(self) -> bool:
-        """Asks for something small. Clears `last_error` if it comes."""
+        """Send a small request to the broker. If it answers, clear `last_error` and return True."""
         try:
             self._consumer.list_topics(self._config.changelog, timeout=METADATA_TIMEOUT_S)
         except KafkaException:
@@ -156,16 +161,17 @@ class InputConsumer:
         return True
 
     def close(self) -> None:
-        """Leaves the group, so that others take over at once. May be called twice."""
+        """Leave the group, so that other members take over at once. May be called twice."""
         if not self._closed:
             self._closed = True
             self._consumer.close()
 
     def _pause_full(self, owned: Mapping[int, OwnedPartition]) -> None:
-        """Stops reading an input whose buffer is full: others of its partition are behind, or the step is."""
+        """Pause each input whose buffer is full: other inputs of its partition lag behind, or the step is slow."""
         for partition in owned.values():
             for topic in self._config.inputs:
-                if topic not in partition.paused and partition.merge_buffer.bytes_of(topic) > self._per_buffer:
+                full = partition.merge_buffer.bytes_of(topic) > self._bytes_per_buffer
+                if full and topic not in partition.paused:
                     self._consumer.pause([TopicPartition(topic, partition.number)])
                     partition.paused.add(topic)
 
@@ -178,29 +184,29 @@ class InputConsumer:
                 partition.mark_end(topic, offset)
         elif name == "_AUTO_OFFSET_RESET":
             raise Fatal(
-                f"{self._config.application}: the position to read {topic} from is no longer in the log "
-                f"({error.str()}): records were deleted before they were processed. To go on without them, reset "
-                "the group's offsets of this topic to the earliest."
+                f"{self._config.application}: the position in {topic} is no longer in the log ({error.str()}): records "
+                "were deleted before they were processed. To continue without them, reset the group's offsets of this "
+                "topic to the earliest."
             )
         elif error.fatal() or name in AUTHORIZATION_ERRORS:
-            raise Fatal(f"{self._config.application}: the consumer cannot go on: {name}: {error.str()}")
+            raise Fatal(f"{self._config.application}: the consumer cannot continue: {name}: {error.str()}")
         else:
             self._note_error(error)
 
     def _note_error(self, error: KafkaError) -> None:
-        # Perhaps only one connection of several: the engine asks before it says that Kafka is away.
+        # It may concern one connection of several: the engine checks before it reports that Kafka is unreachable.
         self.last_error = f"{error.name()}: {error.str()}"
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Takes note, and has nothing read before the state is restored."""
+        """Note the assignment, and read nothing until the state is restored."""
         topics: dict[int, set[str]] = {}
         for each in partitions:
             topics.setdefault(each.partition, set()).add(each.topic)
-        if any(found != set(self._config.inputs) for found in topics.values()):
+        if any(assigned != set(self._config.inputs) for assigned in topics.values()):
             raise Misconfigured(
-                f"{self._config.application}: the same partition number of every input must land together, "
-                f"but assigned were {topics}. All members of the group must read {self._config.inputs} "
-                "with the range assignor."
+                f"{self._config.application}: the same partition of every input must be assigned to one member, but "
+                f"this one got {topics}. Every member of the group must read {self._config.inputs} with the range "
+                "assignor."
             )
         consumer.assign([])
         self.assigned = sorted(topics)
@@ -211,11 +217,11 @@ class InputConsumer:
 
     def _on_lost(self, _consumer: Consumer, _partitions: list[TopicPartition]) -> None:
         self.before_revoke()
-        self.assigned, self.revoke_reason = None, "lost: the group gave this member up"
+        self.assigned, self.revoke_reason = None, "lost: the group removed this member"
 
 
 def _headers(raw: Any) -> Headers:
-    """A header may have no value; that is the same as an empty one."""
+    """Return headers as they are, with an empty value in place of a missing one."""
     if None in [value for _, value in raw]:
         return tuple((name, value if value is not None else b"") for name, value in raw)
     return tuple(raw)

@@ -1,8 +1,7 @@
-"""Memory that is freed does not stay.
+"""Settings of glibc's allocator that keep the process from growing through fragmentation.
 
-Blocks of a store's cache come and go in many sizes, by many threads, and glibc keeps what lies between those that are
-in use, in an arena for nearly each thread: 30 MB after eight minutes at 500 records/s, and more with time, with nothing
-new in use.
+The blocks of a store's cache have many sizes and are allocated by many threads. By default glibc keeps the free memory
+between them in one arena per thread. In a long run that memory grew by tens of megabytes while nothing new was in use.
 """
 
 from __future__ import annotations
@@ -14,13 +13,15 @@ _M_ARENA_MAX = -8
 
 
 def limit_arenas() -> bool:
-    """All threads of this process that begin from now on share few. Whether that was possible: not with another
-    allocator than glibc's."""
+    """Make all threads that start from now on share `MAX_ARENAS` arenas.
+
+    Returns whether the allocator supports this; only glibc does.
+    """
     option = getattr(ctypes.CDLL(None), "mallopt", None)
     return option is not None and bool(option(_M_ARENA_MAX, MAX_ARENAS))
 
 
 def trim_heap() -> bool:
-    """Gives free memory back to the system. Whether there was any. Takes some milliseconds."""
+    """Return free memory to the operating system, and whether there was any. Takes a few milliseconds."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return trim is not None and bool(trim(0))

@@ -1,46 +1,142 @@
-"""One partition that this process owns: its inputs, its state, its positions."""
+"""One partition that this process owns: its buffered inputs, its state and its positions."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+import orjson
+
+from shared.errors import Fatal
 from shared.records import Record
 from shared.stream.config import EngineConfig
-from shared.stream.merge import MergeBuffer
-from shared.stream.offsets import Positions
-from shared.stream.output_rereader import RereadCursor
+from shared.stream.merge import MergeBuffer, memory_bytes
 from shared.stream.state_store import AS_OF_KEY, POSITIONS_KEY, StateStore
 from shared.stream.step import RereadComplete, Tick
 from shared.stream.write_buffer import WriteBuffer
 
 
+@dataclass(slots=True)
+class Positions:
+    """How far one partition has been processed.
+
+    The changelog holds them next to the state, in the same transaction, so the two always agree.
+    """
+
+    offsets: dict[str, int] = field(default_factory=dict)
+    """Next offset to process, by input topic."""
+    time_ms: int = 0
+    """Stream time of the partition, in ms since the epoch."""
+    rereads: dict[str, int] = field(default_factory=dict)
+    """Next offset to read again, by output topic that has a reread in progress."""
+
+    def encode(self) -> bytes:
+        """Return the value of the changelog record."""
+        fields = {"schema_version": 1, "offsets": self.offsets, "time_ms": self.time_ms}
+        return orjson.dumps(fields | {"rereads": self.rereads} if self.rereads else fields)
+
+    @classmethod
+    def decode(cls, value: bytes) -> Positions:
+        """Parse the value of a changelog record. Raises `Fatal` if this engine did not write it."""
+        try:
+            fields = orjson.loads(value)
+            offsets = {str(topic): int(offset) for topic, offset in fields["offsets"].items()}
+            rereads = {str(topic): int(offset) for topic, offset in fields.get("rereads", {}).items()}
+            return cls(offsets, int(fields["time_ms"]), rereads)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Fatal(
+                f"cannot read the positions in the changelog ({error}): another program seems to have written to "
+                "this topic. Give the engine a changelog topic that no other program writes."
+            ) from error
+
+    def copy(self) -> Positions:
+        """Return a copy that can be modified independently."""
+        return Positions(dict(self.offsets), self.time_ms, dict(self.rereads))
+
+
+@dataclass(slots=True)
+class RereadCursor:
+    """Progress of reading one output topic of one partition again.
+
+    `end` is the high watermark at the time when the reread began: records appended later are not part of it.
+    """
+
+    position: int
+    """Next offset to read."""
+    end: int
+    buffer: deque[Record] = field(default_factory=deque)
+    """Records that were read and wait for a slice."""
+    buffered_bytes: int = 0
+    """Memory taken by `buffer`, as `memory_bytes` counts it."""
+    failed_completions: int = 0
+    """How many times in a row the step raised on `RereadComplete`."""
+    retry_completion_at: float = 0.0
+    """Earliest time to pass `RereadComplete` to the step, in monotonic seconds."""
+
+    @property
+    def done(self) -> bool:
+        """Whether slices have taken every record."""
+        return self.position >= self.end and not self.buffer
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the next slice can take something: a record or the completion."""
+        return bool(self.buffer) or self.done
+
+    def add(self, record: Record) -> None:
+        """Buffer the next record, unless it was appended after `end`."""
+        self.position = record.offset + 1
+        if record.offset < self.end:
+            self.buffer.append(record)
+            self.buffered_bytes += memory_bytes(record)
+
+    def take(self, limit: int) -> list[Record]:
+        """Remove and return up to `limit` buffered records."""
+        taken = [self.buffer.popleft() for _ in range(min(limit, len(self.buffer)))]
+        self.buffered_bytes -= sum(map(memory_bytes, taken))
+        return taken
+
+    def put_back(self, records: Iterable[Record]) -> None:
+        """Undo a `take`: return these records to the front of the buffer."""
+        for record in reversed(list(records)):
+            self.buffer.appendleft(record)
+            self.buffered_bytes += memory_bytes(record)
+
+
 @dataclass(slots=True, eq=False)
 class PartitionSlice:
-    """What one partition has in a slice: records in the order to be processed, those reread, then perhaps the tick."""
+    """The part of a slice that comes from one partition.
+
+    The step processes `records`, then `reread_records`, then `completed_rereads`, then `tick`.
+    """
 
     partition: OwnedPartition
     records: list[Record]
+    """Input records, merged by append time."""
     reread_records: list[Record] = field(default_factory=list)
-    """Records as they are to be fed: `timestamp` is the partition's time."""
+    """Records of output topics that are being reread; their `timestamp` is the partition's stream time."""
     completed_rereads: list[RereadComplete] = field(default_factory=list)
-    """Fed after `reread`, each as the end of its topic."""
     tick: Tick | None = None
     new_positions: Positions = field(default_factory=Positions)
-    """The positions once this share is committed."""
+    """The partition's positions once this part is committed."""
     dead_letters: int = 0
     """How many of the records became dead letters."""
     changelog_offset: int | None = None
-    """Where the last changelog record of this share landed, as the broker acknowledged it."""
+    """Offset of the last changelog record of this part, as the broker acknowledged it."""
 
     def postpone_notifications(self) -> None:
-        """Takes tick and ends of rereads out; they come again with the next slice."""
+        """Remove the tick and the reread completions; the next slice gets them again."""
         self.completed_rereads.clear()
         if self.tick is not None:
             self.tick, self.partition.next_tick = None, 0.0
 
 
 class OwnedPartition:
-    """Created when the partition is assigned, closed when it is revoked or lost. One thread."""
+    """A partition from its assignment until it is revoked or lost. Not thread-safe.
+
+    Each `take_slice` must be followed by exactly one of `apply_commit`, `skip_commit` and `roll_back`.
+    """
 
     def __init__(self, number: int, config: EngineConfig, store: StateStore) -> None:
         self.number = number
@@ -49,98 +145,123 @@ class OwnedPartition:
         self.write_buffer = WriteBuffer(store, config.max_record_bytes)
         self.positions = Positions()
         self.paused: set[str] = set()
+        """Input topics that are not read at the moment, because their buffer is full."""
         self.next_tick = 0.0
         self.failed_ticks = 0
+        """How many ticks in a row have raised."""
         self.records = 0
         self.dead_letters = 0
         self.last_commit_ms: int | None = None
         self.reread_cursors: dict[str, RereadCursor] = {}
-        """The output topics being reread; kept by `Rereads`, and left here once the step has seen all."""
+        """By output topic. `OutputRereader` adds a cursor; the commit of its completion removes it."""
         self._ends: dict[str, int] = {}
 
     def restored_positions(self) -> Positions | None:
-        """What the restored changelog says of the positions, if it ever held any."""
+        """Return the positions in the restored store, or None if the changelog never held any."""
         value = self.store.get(POSITIONS_KEY)
         return None if value is None else Positions.decode(value)
 
     def mark_end(self, topic: str, offset: int) -> None:
-        """The log has nothing of `topic` from `offset` on; markers may lie between the last record and it."""
+        """Note that the log holds no record of `topic` at or after `offset`.
+
+        `offset` may be beyond the last record plus one: transaction markers take offsets too.
+        """
         self.merge_buffer.mark_end(topic)
         self._ends[topic] = offset
 
     def take_slice(
-        self, records: int, weight: int, *, now: float, clock_ms: int, tick_interval: float, reread: int = 0
+        self,
+        max_records: int,
+        max_bytes: int,
+        *,
+        now: float,
+        clock_ms: int,
+        tick_interval: float,
+        max_reread_records: int = 0,
     ) -> PartitionSlice:
-        """Its part of the next slice; may be empty. `now`: monotonic seconds, `clock_ms`: wall time; `reread`: how many
-        reread records, at most."""
-        share = PartitionSlice(self, self.merge_buffer.take(records, weight))
+        """Return this partition's part of the next slice; it may be empty.
+
+        Args:
+            max_records: Most input records to take.
+            max_bytes: Memory of the input records to take. The first record is taken even if it is larger.
+            now: Monotonic time, in seconds.
+            clock_ms: Wall-clock time, in ms since the epoch. A tick carries it, unless stream time is ahead.
+            tick_interval: Seconds from one tick to the next.
+            max_reread_records: Most reread records to take.
+
+        """
+        part = PartitionSlice(self, self.merge_buffer.take(max_records, max_bytes))
         if now >= self.next_tick and self.merge_buffer.is_idle():
             self.next_tick = now + tick_interval
-            last = share.records[-1].timestamp if share.records else 0
-            share.tick = Tick(self.number, max(clock_ms, last, self.positions.time_ms))
-        after = self.positions.copy()
-        for record in share.records:
-            after.offsets[record.topic] = record.offset + 1
-        after.time_ms = max(
-            after.time_ms,
-            share.tick.timestamp if share.tick else 0,
-            max((record.timestamp for record in share.records), default=0),
+            last = part.records[-1].timestamp if part.records else 0
+            part.tick = Tick(self.number, max(clock_ms, last, self.positions.time_ms))
+        new = self.positions.copy()
+        for record in part.records:
+            new.offsets[record.topic] = record.offset + 1
+        new.time_ms = max(
+            new.time_ms,
+            part.tick.timestamp if part.tick else 0,
+            max((record.timestamp for record in part.records), default=0),
         )
         for topic, end in self._ends.items():
             if self.merge_buffer.is_drained(topic):
-                after.offsets[topic] = max(end, after.offsets.get(topic, 0))
-        share.new_positions = after
-        if self.reread_cursors and reread:
-            self._take_reread(share, reread, now)
-        return share
+                new.offsets[topic] = max(end, new.offsets.get(topic, 0))
+        part.new_positions = new
+        if self.reread_cursors and max_reread_records:
+            self._take_reread(part, max_reread_records, now)
+        return part
 
-    def _take_reread(self, share: PartitionSlice, limit: int, now: float) -> None:
-        """What was read again, and after the last of it the word that it was the last."""
-        time_ms = max(self.positions.time_ms, max((record.timestamp for record in share.records), default=0))
-        for topic, reading in self.reread_cursors.items():
-            for record in reading.take(limit - len(share.reread_records)):
-                share.new_positions.rereads[topic] = record.offset + 1
-                share.reread_records.append(replace(record, timestamp=time_ms))
-            if reading.done and now >= reading.retry_completion_at:
-                share.completed_rereads.append(RereadComplete(topic, self.number, time_ms))
+    def _take_reread(self, part: PartitionSlice, limit: int, now: float) -> None:
+        time_ms = max(self.positions.time_ms, max((record.timestamp for record in part.records), default=0))
+        for topic, cursor in self.reread_cursors.items():
+            for record in cursor.take(limit - len(part.reread_records)):
+                part.new_positions.rereads[topic] = record.offset + 1
+                part.reread_records.append(replace(record, timestamp=time_ms))
+            if cursor.done and now >= cursor.retry_completion_at:
+                part.completed_rereads.append(RereadComplete(topic, self.number, time_ms))
 
-    def record_completion(self, through: RereadComplete, now: float, again_s: float, *, raised: bool) -> int:
-        """The step was told, or `raised`: then it is told again, after a while. How often in a row it has raised."""
-        reading = self.reread_cursors[through.topic]
-        reading.failed_completions = reading.failed_completions + 1 if raised else 0
-        reading.retry_completion_at = now + again_s if raised else 0.0
-        return reading.failed_completions
+    def record_completion(
+        self, completion: RereadComplete, now: float, retry_s: float, *, raised: bool
+    ) -> int:
+        """Record whether the step accepted a completion; if it raised, pass it again after `retry_s` seconds.
 
-    def apply_commit(self, share: PartitionSlice, clock_ms: int) -> None:
-        """The share is in the log: now, and only now, the store follows."""
-        assert share.changelog_offset is not None
-        self.positions = share.new_positions
+        Returns how many times in a row the step has raised on it.
+        """
+        cursor = self.reread_cursors[completion.topic]
+        cursor.failed_completions = cursor.failed_completions + 1 if raised else 0
+        cursor.retry_completion_at = now + retry_s if raised else 0.0
+        return cursor.failed_completions
+
+    def apply_commit(self, part: PartitionSlice, clock_ms: int) -> None:
+        """Write a part to the store. Call this only after its transaction was committed."""
+        assert part.changelog_offset is not None
+        self.positions = part.new_positions
         writes = self.write_buffer.writes
-        writes[POSITIONS_KEY] = share.new_positions.encode()
+        writes[POSITIONS_KEY] = part.new_positions.encode()
         writes[AS_OF_KEY] = b"%d" % clock_ms
-        self.store.apply(writes, share.changelog_offset + 1)
+        self.store.apply(writes, part.changelog_offset + 1)
         self.write_buffer.clear()
-        for through in share.completed_rereads:
-            if not self.reread_cursors[through.topic].failed_completions:
-                del self.reread_cursors[through.topic]
-        self.records += len(share.records)
-        self.dead_letters += share.dead_letters
+        for completion in part.completed_rereads:
+            if not self.reread_cursors[completion.topic].failed_completions:
+                del self.reread_cursors[completion.topic]
+        self.records += len(part.records)
+        self.dead_letters += part.dead_letters
         self.last_commit_ms = clock_ms
 
-    def skip_commit(self, share: PartitionSlice) -> None:
-        """Time passed, and no more: it is written with the next commit."""
-        self.positions = share.new_positions
+    def skip_commit(self, part: PartitionSlice) -> None:
+        """End a part that only advanced the time; the next commit makes its positions durable."""
+        self.positions = part.new_positions
         self.write_buffer.clear()
 
-    def roll_back(self, share: PartitionSlice) -> None:
-        """As before the slice: same records to come, nothing written, the tick due again."""
+    def roll_back(self, part: PartitionSlice) -> None:
+        """Undo `take_slice` after an abort: the same records come again, and the tick is due again."""
         self.write_buffer.clear()
-        self.merge_buffer.put_back(share.records)
-        for topic, reading in self.reread_cursors.items():
-            reading.put_back(record for record in share.reread_records if record.topic == topic)
-        if share.tick is not None:
+        self.merge_buffer.put_back(part.records)
+        for topic, cursor in self.reread_cursors.items():
+            cursor.put_back(record for record in part.reread_records if record.topic == topic)
+        if part.tick is not None:
             self.next_tick = 0.0
 
     def close(self) -> None:
-        """What was read and not committed is another owner's now."""
+        """Close the store. Buffered records that were not committed are dropped; the next owner reads them."""
         self.store.close()

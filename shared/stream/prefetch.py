@@ -1,7 +1,7 @@
-"""Reads what a slice will ask its stores for, the keys of one partition while another's records are processed.
+"""Prefetch of the state that a slice will read: one partition's keys while another's records are processed.
 
-A store is asked for many keys at once, in their order, and without holding up Python: half the time of asking for each,
-and most of it beside the step. Only a step that says which keys it will read (`Foretelling`) gains by it.
+Reading many sorted keys at once takes half the time of single reads, and most of it passes while the step runs, because
+the store releases the GIL. Only a `PrefetchingStep` benefits.
 """
 
 from __future__ import annotations
@@ -15,55 +15,55 @@ from shared.stream.partition import PartitionSlice
 from shared.stream.step import PrefetchingStep
 
 MIN_RECORDS = 32
-"""With fewer, handing over costs more than it saves."""
+"""Fewer records are not prefetched: the thread switch would cost more than it saves."""
 KEYS_PER_READ = 512
-"""Asked for at once."""
 MAX_BYTES = 16 << 20
-"""What is read ahead of one partition; the rest is read when it is asked for."""
+"""Limit for the prefetched values of one partition. The step reads the rest on demand."""
 
 StoredValues = dict[bytes, bytes | None]
 
 
 class Prefetcher:
-    """One thread beside the engine's. It reads stores that nobody writes: they are written after a slice's commit."""
+    """Reads stores in one background thread. Safe because stores are written only after a slice's commit."""
 
     def __init__(self, step: object) -> None:
         self._keys: Callable[[Record], Iterable[bytes]] | None = None
         if isinstance(step, PrefetchingStep):
             self._keys = step.prefetch_keys
-            self._thread = ThreadPoolExecutor(1, "ahead")
+            self._thread = ThreadPoolExecutor(1, "prefetch")
 
-    def prefetch(self, shares: list[PartitionSlice]) -> Generator[PartitionSlice, None, None]:
-        """The shares in their order, each with what its records will read. Close it: no read outlasts it.
+    def prefetch(self, parts: list[PartitionSlice]) -> Generator[PartitionSlice, None, None]:
+        """Yield the parts in order, each with the state that its records will read in its write buffer.
 
-        What a read raises (`StoreFailed`) is raised before its share.
+        The caller must close the generator: that waits for the last read. An exception of a read (`StoreFailed`) is
+        raised before its part is yielded.
         """
         if self._keys is None:
-            yield from shares
+            yield from parts
             return
-        coming = self._begin(shares, 0)
+        pending = self._submit(parts, 0)
         try:
-            for place, share in enumerate(shares):
-                if coming is not None:
-                    share.partition.write_buffer.preload(coming.result())
-                coming = self._begin(shares, place + 1)
-                yield share
+            for index, part in enumerate(parts):
+                if pending is not None:
+                    part.partition.write_buffer.preload(pending.result())
+                pending = self._submit(parts, index + 1)
+                yield part
         finally:
-            if coming is not None:
-                wait([coming])
+            if pending is not None:
+                wait([pending])
 
-    def _begin(self, shares: list[PartitionSlice], place: int) -> Future[StoredValues] | None:
-        if place == len(shares) or len(shares[place].records) < MIN_RECORDS:
+    def _submit(self, parts: list[PartitionSlice], index: int) -> Future[StoredValues] | None:
+        if index == len(parts) or len(parts[index].records) < MIN_RECORDS:
             return None
-        return self._thread.submit(self._read, shares[place])
+        return self._thread.submit(self._read, parts[index])
 
-    def _read(self, share: PartitionSlice) -> StoredValues:
+    def _read(self, part: PartitionSlice) -> StoredValues:
         assert self._keys is not None
-        wanted = iter(sorted({key for record in share.records for key in self._keys(record)}))
-        found: StoredValues = {}
+        keys_left = iter(sorted({key for record in part.records for key in self._keys(record)}))
+        values: StoredValues = {}
         size = 0
-        while size < MAX_BYTES and (keys := list(islice(wanted, KEYS_PER_READ))):
-            values = share.partition.store.get_many(keys)
-            found.update(zip(keys, values, strict=True))
-            size += sum(len(value) for value in values if value is not None)
-        return found
+        while size < MAX_BYTES and (keys := list(islice(keys_left, KEYS_PER_READ))):
+            stored = part.partition.store.get_many(keys)
+            values.update(zip(keys, stored, strict=True))
+            size += sum(len(value) for value in stored if value is not None)
+        return values

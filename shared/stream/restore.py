@@ -1,4 +1,4 @@
-"""Brings the stores of newly assigned partitions to the end of the changelog."""
+"""Restores the stores of newly assigned partitions from the changelog."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 RECORDS_PER_CALL = 4_000
 CALL_TIMEOUT_S = 0.02
 STALLED_AFTER_S = 15.0
-"""Longer than any transaction of ours may stay open: its own time, and the broker's scan."""
+"""Longer than the engine's transactions can stay open: their timeout, and the interval of the broker's scan for it."""
 METADATA_TIMEOUT_S = 5.0
 LOG_INTERVAL_S = 2.0
 
@@ -30,70 +30,79 @@ Writes = dict[bytes, bytes | None]
 
 
 class RestoreFailed(Retryable):
-    """The changelog could not be read; begin again."""
+    """The changelog could not be read. Close the `Restorer` and start a new one."""
 
     code = "restore_failed"
 
 
 @dataclass(slots=True)
 class RestoreProgress:
-    """`position` runs from `start`, where the store stands, to `target`; all are changelog offsets."""
+    """Progress of one partition, in changelog offsets."""
 
     start: int
+    """Position of the store when the restore began."""
     target: int
+    """End of the changelog when the restore began."""
     position: int
 
     @property
     def done(self) -> bool:
-        """Whether the store reflects all that was in the changelog when the partition was assigned."""
+        """Whether the store reflects everything that the changelog held when the restore began."""
         return self.position >= self.target
 
 
 class Restorer:
-    """Reads each partition of the changelog from where its store stands up to the high watermark of the moment.
+    """Reads each changelog partition from its store's position to the high watermark at the time of construction.
 
-    A store that the rest of the changelog would not make whole is wiped first (`fit.misfit`). The reader is
-    read_committed, so it cannot pass a transaction that is still open: to reach the high watermark is to have waited
-    until every transaction begun by a former owner is decided. It counts positions, not records, as transaction
-    markers and compacted records leave gaps. Raises `KafkaException` where the broker is away, and `StoreFailed`.
+    The caller calls `advance` until `done`, then `close`; it keeps ownership of the stores. A store that the rest of
+    the changelog would not complete is wiped first (`rebuild_reason`).
+
+    The consumer reads committed records only, so it cannot pass an open transaction. Once it reaches the high
+    watermark, every transaction that a former owner began is therefore decided. Progress counts offsets, not records,
+    because transaction markers and compaction leave gaps.
+
+    The constructor raises `KafkaException` if the broker is unreachable, and `StoreFailed`.
     """
 
-    def __init__(self, config: EngineConfig, stores: Mapping[int, StateStore], clock: Clock | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, stores: Mapping[int, StateStore], clock: Clock | None = None
+    ) -> None:
         self._application = config.application
         self._topic = config.changelog
         self._stores = dict(stores)
         self.progress: dict[int, RestoreProgress] = {}
         self.records = 0
-        """How many were read of the changelog."""
+        """Records read from the changelog so far."""
         self._consumer: Consumer | None = None
-        self._begun_ms = (clock or SystemClock()).now_ms()
-        self._begun = self._moved = self._told = time.monotonic()
+        self._started_ms = (clock or SystemClock()).now_ms()
+        self._started = self._last_read = self._last_log = time.monotonic()
         if not self._stores:
             return
-        identity, kept = _describe_changelog(config)
+        topic_id, delete_retention_ms = _describe_changelog(config)
         watermarks = Consumer(config.watermark_settings())
         try:
             for partition, store in self._stores.items():
-                low, high = self._ends(watermarks, partition)
-                self.progress[partition] = self._start(partition, store, ChangelogPartition(identity, low, high, kept))
+                low, high = self._log_bounds(watermarks, partition)
+                changelog = ChangelogPartition(topic_id, low, high, delete_retention_ms)
+                self.progress[partition] = self._prepare(partition, store, changelog)
         finally:
             watermarks.close()
         if self.done:
-            self._log()
+            self._log_progress()
             return
         self._consumer = Consumer(config.restorer_settings())
-        # A number, not "beginning": to look that up takes a fresh client half a second.
+        # Numeric offsets, because a new client needs half a second to look up "beginning".
         self._consumer.assign(
             [TopicPartition(self._topic, n, p.start) for n, p in self.progress.items() if not p.done]
         )
 
     @property
     def done(self) -> bool:
-        """Whether all partitions are."""
+        """Whether every partition is restored."""
         return all(progress.done for progress in self.progress.values())
 
     def advance(self) -> None:
-        """Reads on for a moment. Raises `RestoreFailed`, `StoreFailed` or `Fatal`."""
+        """Read for a moment and apply what arrived. Raises `RestoreFailed`, `StoreFailed` or `Fatal`."""
         if self._consumer is None or self.done:
             return
         writes: dict[int, Writes] = {}
@@ -109,108 +118,113 @@ class Restorer:
                 writes.setdefault(partition, {})
                 self.progress[partition].position = offset
             else:
-                self._refused(error.name(), error.str())
+                self._raise_error(error.name(), error.str())
         if any(writes.values()):
-            self._moved = time.monotonic()
+            self._last_read = time.monotonic()
         for partition, batch in writes.items():
             if self.progress[partition].done:
-                batch[AS_OF_KEY] = b"%d" % self._begun_ms
+                batch[AS_OF_KEY] = b"%d" % self._started_ms
             self._stores[partition].apply(batch, self.progress[partition].position)
-        self._log()
+        self._log_progress()
 
     def describe_progress(self) -> str:
-        """How far it is, for people; and what to do where it stands still."""
+        """Return the progress as text for people, with instructions if the restore is stalled."""
         each = self.progress.items()
-        whole = sum(p.target - p.start for _, p in each)
+        total = sum(p.target - p.start for _, p in each)
         left = sum(max(0, p.target - p.position) for _, p in each)
-        rate = self.records / max(0.001, time.monotonic() - self._begun)
+        rate = self.records / max(0.001, time.monotonic() - self._started)
         text = (
             f"{sum(p.done for _, p in each)} of {len(each)} partitions restored, "
-            f"{1 - left / whole if whole else 1:.0%} of {whole} changelog offsets read, {rate:.0f} records/s"
+            f"{1 - left / total if total else 1:.0%} of {total} changelog offsets read, {rate:.0f} records/s"
         )
-        if self.done or time.monotonic() < self._moved + STALLED_AFTER_S:
+        if self.done or time.monotonic() < self._last_read + STALLED_AFTER_S:
             return text
         at = ", ".join(f"partition {n} at offset {p.position}" for n, p in each if not p.done)
         return (
-            f"{text}; {self._topic} stands still before a transaction that stays open ({at}). If this lasts, the "
-            "broker has lost track of it: `kafka-transactions.sh find-hanging` shows it. `abort` lets readers go on, "
-            "but tears it apart where other partitions have its commit: see docs/decisions/fault-tests.md first."
+            f"{text}; an open transaction in {self._topic} blocks reading ({at}). If this lasts, the broker has lost "
+            "track of it: `kafka-transactions.sh find-hanging` shows it. `abort` unblocks readers, but leaves half a "
+            "transaction if other partitions have its commit: read docs/decisions/fault-tests.md first."
         )
 
     def close(self) -> None:
-        """Releases the reader; the stores stay open."""
+        """Close the consumer; the stores stay open."""
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None
 
-    def _start(self, partition: int, store: StateStore, changelog: ChangelogPartition) -> RestoreProgress:
-        """Where to read on. A store that does not fit the changelog is wiped and built anew."""
-        why = rebuild_reason(store, changelog, self._begun_ms)
-        if why is not None:
+    def _prepare(self, partition: int, store: StateStore, changelog: ChangelogPartition) -> RestoreProgress:
+        """Wipe the store if it has to be rebuilt, and return where to start reading."""
+        reason = rebuild_reason(store, changelog, self._started_ms)
+        if reason is not None:
             log.warning(
                 "store removed, to be rebuilt from the changelog",
                 application=self._application,
                 partition=partition,
-                why=why,
+                reason=reason,
             )
             store.wipe()
         position = store.changelog_position()
         start = changelog.low if position is None else position
+        as_of = b"%d" % self._started_ms
         if position is None:
-            # What is read from here on is complete as of now: deletions are kept long enough from now.
-            store.apply({CHANGELOG_ID_KEY: changelog.topic_id.encode(), AS_OF_KEY: b"%d" % self._begun_ms}, start)
+            # Deletions are kept long enough, counted from now, for the rebuild to read all of them.
+            store.apply({CHANGELOG_ID_KEY: changelog.topic_id.encode(), AS_OF_KEY: as_of}, start)
         elif start == changelog.high:
-            store.apply({AS_OF_KEY: b"%d" % self._begun_ms}, start)
+            store.apply({AS_OF_KEY: as_of}, start)
         return RestoreProgress(start, changelog.high, start)
 
-    def _ends(self, watermarks: Consumer, partition: int) -> tuple[int, int]:
-        found: tuple[int, int] | None = watermarks.get_watermark_offsets(
+    def _log_bounds(self, watermarks: Consumer, partition: int) -> tuple[int, int]:
+        marks: tuple[int, int] | None = watermarks.get_watermark_offsets(
             TopicPartition(self._topic, partition), timeout=METADATA_TIMEOUT_S
         )
-        if found is None:
-            raise RestoreFailed(f"Kafka did not tell the end of {self._topic} [{partition}].")
-        return found
+        if marks is None:
+            raise RestoreFailed(
+                f"no end offset of {self._topic} [{partition}] within {METADATA_TIMEOUT_S} s; the engine tries again"
+            )
+        return marks
 
-    def _refused(self, name: str, text: str) -> None:
+    def _raise_error(self, name: str, text: str) -> None:
         if name in AUTHORIZATION_ERRORS:
-            raise Fatal(f"The changelog {self._topic} cannot be read: {name}: {text}")
-        raise RestoreFailed(f"The changelog {self._topic} could not be read: {name}: {text}")
+            raise Fatal(
+                f"cannot read the changelog {self._topic}: {name}: {text}. The process needs READ on this topic."
+            )
+        raise RestoreFailed(f"cannot read the changelog {self._topic}: {name}: {text}")
 
-    def _log(self) -> None:
-        """How far it is, now and then, and what it took in the end."""
+    def _log_progress(self) -> None:
+        """Log the progress at most every `LOG_INTERVAL_S`, and the duration at the end."""
         if self.done:
-            took = round(time.monotonic() - self._begun, 2)
             log.info(
                 "restored",
                 application=self._application,
                 progress=self.describe_progress(),
                 records=self.records,
-                seconds=took,
+                seconds=round(time.monotonic() - self._started, 2),
             )
-        elif time.monotonic() > self._told + LOG_INTERVAL_S:
-            self._told = time.monotonic()
+        elif time.monotonic() > self._last_log + LOG_INTERVAL_S:
+            self._last_log = time.monotonic()
             log.info("restoring", application=self._application, progress=self.describe_progress())
 
 
 def _describe_changelog(config: EngineConfig) -> tuple[str, int]:
-    """Identity of the changelog, and for how long it keeps deletions. Raises `KafkaException`."""
+    """Return the changelog's topic id and its `delete.retention.ms`. Raises `KafkaException`."""
     admin = AdminClient(config.admin_settings())
     topic = config.changelog
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
     described = admin.describe_topics(TopicCollection([topic]), request_timeout=METADATA_TIMEOUT_S)[topic]
     configured = admin.describe_configs([resource], request_timeout=METADATA_TIMEOUT_S)[resource]
-    identity = str(described.result().topic_id)
+    topic_id = str(described.result().topic_id)
     try:
-        kept = int(configured.result()["delete.retention.ms"].value)
+        delete_retention_ms = int(configured.result()["delete.retention.ms"].value)
     except KafkaException as error:
         if error.args[0].name() not in AUTHORIZATION_ERRORS:
             raise
         log.warning(
-            "not allowed to read the settings of the changelog: delete.retention.ms is taken to be a day",
+            "not authorized to read the changelog's configuration: assuming Kafka's default delete.retention.ms "
+            "of one day",
             application=config.application,
         )
-        kept = DELETE_RETENTION_MS
-    return identity, kept
+        delete_retention_ms = DELETE_RETENTION_MS
+    return topic_id, delete_retention_ms
 
 
 def _partition_and_offset(message: Message) -> tuple[int, int]:

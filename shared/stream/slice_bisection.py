@@ -1,4 +1,4 @@
-"""How large the next slice may be after aborts: bisecting towards the record that breaks them. Pure."""
+"""Size of the next slice after aborts: bisects down to the record that causes them. Pure."""
 
 from __future__ import annotations
 
@@ -9,51 +9,52 @@ RecordId = tuple[str, int, int]
 
 
 class SliceSize:
-    """Three aborts at the same positions halve the slice; at one record, that record is given up.
+    """Size of the next slice: halved after three aborts in a row at the same first record, doubled after a commit.
 
-    "The same positions": the same first record. Aborts that no record can be blamed for (the broker is away,
-    the group rebalances) halve as well, as a slice may have been too much for the transaction's time, but
-    never give a record up.
+    When a slice of one record keeps aborting, that record is given up, but only for aborts that a record caused. Other
+    aborts (the broker is unreachable, the group rebalances) halve the slice too, because it may have been too large for
+    the transaction timeout, but they never give up a record.
     """
 
     def __init__(self, largest: int) -> None:
         self._largest = largest
         self._records = largest
-        self._at: RecordId | None = None
+        self._first: RecordId | None = None
         self._aborts = 0
-        self._blamed = 0
+        self._aborts_by_record = 0
 
     @property
     def records(self) -> int:
-        """How many records the next slice may hold."""
+        """Most records that the next slice may have."""
         return self._records
 
     @property
     def aborts(self) -> int:
-        """How often in a row the present positions were aborted at this size: the ground for waiting longer."""
+        """Aborts in a row with the same first record at this size. The engine waits longer with each."""
         return self._aborts
 
-    def aborted(self, at: RecordId, *, caused_by_record: bool) -> bool:
-        """A slice beginning `at` was aborted. True: give that one record up, to the dead letters.
+    def aborted(self, first: RecordId, *, caused_by_record: bool) -> bool:
+        """Count an abort of the slice that began with `first`. Returns whether to give that one record up.
 
-        True again only after as many aborts that blame what then stands for it: its dead letter.
+        After that, its dead letter takes its place. Returns True again only after as many further aborts that a record
+        caused.
         """
-        if at != self._at:
-            self._at, self._aborts, self._blamed = at, 0, 0
+        if first != self._first:
+            self._first, self._aborts, self._aborts_by_record = first, 0, 0
         self._aborts += 1
-        self._blamed += caused_by_record
+        self._aborts_by_record += caused_by_record
         if self._aborts < ABORTS_BEFORE_HALVING:
             return False
         if self._records > 1:
             self._records = max(1, self._records // 2)
-            self._aborts, self._blamed = 0, 0
+            self._aborts, self._aborts_by_record = 0, 0
             return False
-        if self._blamed < ABORTS_BEFORE_HALVING:
+        if self._aborts_by_record < ABORTS_BEFORE_HALVING:
             return False
-        self._aborts, self._blamed = 0, 0
+        self._aborts, self._aborts_by_record = 0, 0
         return True
 
     def committed(self) -> None:
-        """A slice went through: the next may be twice as large again."""
+        """Count a commit: the next slice may be twice as large, up to the configured size."""
         self._records = min(self._largest, self._records * 2)
-        self._at, self._aborts, self._blamed = None, 0, 0
+        self._first, self._aborts, self._aborts_by_record = None, 0, 0

@@ -1,4 +1,4 @@
-"""One slice: through the step, into one transaction, and after the commit into the stores."""
+"""Runs a slice: through the step, into one transaction, and after the commit into the stores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import structlog
 from confluent_kafka import TopicPartition
@@ -28,204 +28,229 @@ from shared.stream.transaction import ClientsUnusable, TransactionAborted, Trans
 log = structlog.get_logger(__name__)
 
 Probe = Callable[[str], None]
+"""Test hook, called with the name of each phase; see `Engine`."""
 FEW_HEADERS = 8
-"""With so few, a small record is not measured whole: should they be huge, the broker refuses it, to the same end."""
+"""A small record with at most this many headers is not measured exactly. If they are huge, the broker refuses it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommitStats:
-    """One committed transaction, for metrics. `dead`: the error class of each dead letter."""
+    """Counts of one committed transaction, for metrics."""
 
     partitions: int
     records: int
     outputs: int
     states: int
-    dead: tuple[str, ...]
+    dead_letters: tuple[str, ...]
+    """Error class of each dead letter."""
+
+
+class _GivenUp(NamedTuple):
+    """Why a record was given up."""
+
+    error: Exception
+    omit_value: bool
+    """Whether the broker refused the dead letter too, so that it goes without the record's bytes."""
 
 
 class SliceRunner:
-    """Runs slices, and decides after an abort how the same records are tried again.
+    """Runs slices, and decides after an abort how the same records are tried again. Not thread-safe.
 
-    After `run` returns True, log and stores have the slice; after False, neither has anything of it, and the
-    records wait in their buffers again.
+    After `run` returns, the slice is both in the log and in the stores. After `TransactionAborted` it is in neither,
+    and its records are back in their buffers. After any other error the partitions must be restored again.
     """
 
     def __init__(self, config: EngineConfig, step: Step | RereadingStep, clock: Clock, probe: Probe) -> None:
         self.size = SliceSize(config.slice_records)
         self._config = config
         self._service = config.service or config.application
-        # A step that never asks for a reread is never told that one is through.
+        # Safe for a plain `Step`: it requests no reread, so it never gets a `RereadComplete`.
         self._step = cast(RereadingStep, step)
         self._prefetcher = Prefetcher(step)
         self._producer: TransactionalProducer
         self._clock = clock
         self._probe = probe
         self._rate = DeadLetterRate(config.dead_letter_limit)
-        self._given_up: dict[RecordId, tuple[Exception, bool]] = {}
-        self._dead: list[str] = []
+        self._given_up: dict[RecordId, _GivenUp] = {}
+        self._dead_letters: list[str] = []
         self._outputs = 0
-        self._asked: list[str] = []
+        self._requested_rereads: list[str] = []
 
-    def use_producer(self, transactions: TransactionalProducer) -> None:
-        """The producer to write with from now on."""
-        self._producer = transactions
+    def use_producer(self, producer: TransactionalProducer) -> None:
+        """Write with this producer from now on. Must be called before the first `run`."""
+        self._producer = producer
 
     def run(
-        self, shares: list[PartitionSlice], group: Any, meanwhile: Callable[[], None] = lambda: None
+        self, parts: list[PartitionSlice], group: Any, meanwhile: Callable[[], None] = lambda: None
     ) -> CommitStats | None:
-        """Returns what was committed, None if there was nothing to commit. `meanwhile` is called while the broker
-        commits; it may add to the partitions' buffers.
+        """Run one slice, and return what was committed, or None if there was nothing to commit.
 
-        Raises `Aborted` (the next slice tries again), `Unresolved` (after a new start), `DeadLetterFlood`, `Fatal`.
+        `meanwhile` is called while the broker commits; it may add records to the partitions' buffers.
+
+        Raises `TransactionAborted` (run the next slice, which begins with the same records), `ClientsUnusable` and
+        `StoreFailed` (start again with new clients and stores), `DeadLetterFlood`, `Fatal`.
         """
-        mark = self._rate.save()
+        saved_rate = self._rate.save()
         try:
-            return self._run(shares, group, meanwhile)
+            return self._run(parts, group, meanwhile)
         except (TransactionAborted, ClientsUnusable) as failure:
-            self._rate.roll_back(mark)
-            self._failed(shares, failure)
+            self._rate.roll_back(saved_rate)
+            self._roll_back(parts, failure)
             raise
         except StoreFailed:
-            self._rate.roll_back(mark)
+            self._rate.roll_back(saved_rate)
             raise
 
-    def _run(self, shares: list[PartitionSlice], group: Any, meanwhile: Callable[[], None]) -> CommitStats | None:
-        self._dead, self._outputs = [], 0
-        self._search(shares)
+    def _run(
+        self, parts: list[PartitionSlice], group: Any, meanwhile: Callable[[], None]
+    ) -> CommitStats | None:
+        self._dead_letters, self._outputs = [], 0
+        self._isolate_notifications(parts)
         self._probe("before_transaction")
-        with closing(self._prefetcher.prefetch(shares)) as coming:
-            busy = [share for share in coming if self._step_through(share)]
-        for share in busy:
-            self._log_changes(share)
-        if busy:
-            sent = partial(self._probe, "after_produce")
-            self._producer.commit(_consumed_positions(busy), group, meanwhile=meanwhile, sent=sent)
+        with closing(self._prefetcher.prefetch(parts)) as prefetched:
+            changed = [part for part in prefetched if self._process(part)]
+        for part in changed:
+            self._produce_changelog(part)
+        if changed:
+            self._producer.commit(
+                _consumed_positions(changed),
+                group,
+                meanwhile=meanwhile,
+                before_commit=partial(self._probe, "after_produce"),
+            )
             self._probe("after_commit")
-        return self._committed(shares, busy)
+        return self._after_commit(parts, changed)
 
-    def _step_through(self, share: PartitionSlice) -> bool:
-        """Steps over the records of one partition and sends what follows. Whether there is anything to commit."""
-        step, overlay, allowed = self._step, share.partition.write_buffer, self._config.outputs
+    def _process(self, part: PartitionSlice) -> bool:
+        """Step over one partition's records and send the outputs. Returns whether there is anything to commit."""
+        step, state, allowed = self._step, part.partition.write_buffer, self._config.outputs
         small = self._config.max_record_bytes // 2
         sending: list[Output] = []
-        records = [*share.records, *share.reread_records] if share.reread_records else share.records
-        for at, record in enumerate(records):
-            overlay.savepoint()
+        records = [*part.records, *part.reread_records] if part.reread_records else part.records
+        for index, record in enumerate(records):
+            state.savepoint()
             try:
                 if self._given_up:
-                    self._refuse_given_up((record.topic, record.partition, record.offset))
-                outputs = [*step(overlay, record)]
+                    self._raise_if_given_up((record.topic, record.partition, record.offset))
+                outputs = [*step(state, record)]
                 for output in outputs:
-                    # Most are small outputs with few headers: for them, `_check` written out.
+                    # Inlined fast path of `_check`: most outputs are small and have few headers.
                     if (
                         output.__class__ is not Output
                         or len(output.headers) > FEW_HEADERS
                         or output.topic not in allowed
                         or len(output.value or b"") + len(output.key or b"") > small
                     ):
-                        self._check(output, share)
+                        self._check(output, part)
             except (MemoryError, StoreFailed):
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever a step raises is the record's end, not ours
-                overlay.undo()
-                self._asked.clear()
-                sending.append(self._die(share, record, error, at))
+            except Exception as error:  # noqa: BLE001 - whatever a step raises makes the record a dead letter
+                state.undo()
+                self._requested_rereads.clear()
+                sending.append(self._to_dead_letter(part, record, error, index))
             else:
-                sending += self._granted(share, outputs) if self._asked else outputs  # type: ignore[arg-type]
+                sending += self._begin_rereads(part, outputs) if self._requested_rereads else outputs  # type: ignore[arg-type]
         self._rate.add_processed(len(records))
-        for through in share.completed_rereads:
-            sending += self._through(share, through)
-        if share.tick is not None:
-            sending += self._tick(share)
+        for completion in part.completed_rereads:
+            sending += self._complete_reread(part, completion)
+        if part.tick is not None:
+            sending += self._tick(part)
         self._outputs += len(sending)
         self._producer.produce(sending)
-        asked = share.new_positions.rereads != share.partition.positions.rereads
-        return bool(records or sending or overlay.writes or share.completed_rereads or asked)
+        rereads_changed = part.new_positions.rereads != part.partition.positions.rereads
+        return bool(records or sending or state.writes or part.completed_rereads or rereads_changed)
 
-    def _tick(self, share: PartitionSlice) -> list[Output]:
-        """As for a record; but a tick has no bytes to keep, so where it raises that is logged, and not for ever."""
-        partition = share.partition
-        assert share.tick is not None
+    def _tick(self, part: PartitionSlice) -> list[Output]:
+        """Pass the tick to the step. A tick has no bytes to keep, so a failure is logged; several in a row halt."""
+        partition = part.partition
+        assert part.tick is not None
         try:
-            outputs = self._moment(share, share.tick)
+            outputs = self._notify(part, part.tick)
         except (MemoryError, StoreFailed):
             raise
         except Exception as error:
             partition.failed_ticks += 1
             log.exception("a tick raised", application=self._config.application, partition=partition.number)
             if partition.failed_ticks >= self._config.max_failed_ticks:
-                raise self._flood(
-                    f"{partition.failed_ticks} ticks in a row raised in partition {partition.number}, last: {error!r}"
+                raise self._halted(
+                    f"{partition.failed_ticks} ticks in a row raised in partition {partition.number}; "
+                    f"last: {error!r}"
                 ) from error
             return []
         partition.failed_ticks = 0
         return outputs
 
-    def _through(self, share: PartitionSlice, through: RereadComplete) -> list[Output]:
-        """As for a tick; where it raises it is fed again, until that was too often."""
-        partition, config = share.partition, self._config
-        position = share.new_positions.rereads.pop(through.topic)
-        now, again_s = time.monotonic(), config.tick_interval
+    def _complete_reread(self, part: PartitionSlice, completion: RereadComplete) -> list[Output]:
+        """Pass a reread's completion to the step. If it raises, pass it again later; several failures halt."""
+        partition, config = part.partition, self._config
+        position = part.new_positions.rereads.pop(completion.topic)
+        now, retry_s = time.monotonic(), config.tick_interval
         try:
-            outputs = self._moment(share, through)
+            outputs = self._notify(part, completion)
         except (MemoryError, StoreFailed):
             raise
         except Exception as error:
-            share.new_positions.rereads[through.topic] = position
-            failed = partition.record_completion(through, now, again_s, raised=True)
-            log.exception("the end of a reread raised", application=config.application, topic=through.topic)
-            if failed >= config.max_failed_ticks:
-                raise self._flood(
-                    f"the end of the reread of {through.topic} raised {failed} times in partition {partition.number}, "
-                    f"last: {error!r}"
+            part.new_positions.rereads[completion.topic] = position
+            failures = partition.record_completion(completion, now, retry_s, raised=True)
+            log.exception(
+                "a reread completion raised", application=config.application, topic=completion.topic
+            )
+            if failures >= config.max_failed_ticks:
+                raise self._halted(
+                    f"the completed reread of {completion.topic} raised {failures} times in a row in partition "
+                    f"{partition.number}; last: {error!r}"
                 ) from error
             return []
-        partition.record_completion(through, now, again_s, raised=False)
+        partition.record_completion(completion, now, retry_s, raised=False)
         return outputs
 
-    def _moment(self, share: PartitionSlice, moment: Tick | RereadComplete) -> list[Output]:
-        """What follows from something that is no record. Raises what the step does, with nothing of it left."""
-        overlay = share.partition.write_buffer
-        overlay.savepoint()
+    def _notify(self, part: PartitionSlice, notification: Tick | RereadComplete) -> list[Output]:
+        """Pass a notification to the step and return its outputs. If the step raises, its writes are undone."""
+        state = part.partition.write_buffer
+        state.savepoint()
         try:
-            self._refuse_given_up(("", share.partition.number, 0))
-            outputs = [*self._step(overlay, moment)]
+            self._raise_if_given_up(("", part.partition.number, 0))
+            outputs = [*self._step(state, notification)]
             for output in outputs:
-                self._check(output, share)
-            return self._granted(share, outputs)
+                self._check(output, part)
+            return self._begin_rereads(part, outputs)
         except Exception:
-            overlay.undo()
+            state.undo()
             raise
         finally:
-            self._asked.clear()
+            self._requested_rereads.clear()
 
-    def _granted(self, share: PartitionSlice, outputs: Iterable[Output | RereadRequest]) -> list[Output]:
-        """The outputs to produce; what was asked to be reread among them begins with the next slice."""
-        share.new_positions.rereads |= dict.fromkeys(self._asked, 0)
-        self._asked.clear()
+    def _begin_rereads(self, part: PartitionSlice, outputs: Iterable[Output | RereadRequest]) -> list[Output]:
+        """Schedule the requested rereads for the next slice, and return the outputs without the requests."""
+        part.new_positions.rereads |= dict.fromkeys(self._requested_rereads, 0)
+        self._requested_rereads.clear()
         return [output for output in outputs if not isinstance(output, RereadRequest)]
 
-    def _check(self, output: Output | RereadRequest, share: PartitionSlice) -> None:
+    def _check(self, output: Output | RereadRequest, part: PartitionSlice) -> None:
         if output.topic not in self._config.outputs:
-            raise ValueError(f"The step may not write the topic {output.topic!r}.")
+            raise ValueError(f"the step may not write the topic {output.topic!r}")
         if isinstance(output, RereadRequest):
-            if output.topic in share.new_positions.rereads or output.topic in self._asked:
-                raise ValueError(f"A reread of {output.topic} is under way already.")
-            self._asked.append(output.topic)
+            if output.topic in part.new_positions.rereads or output.topic in self._requested_rereads:
+                raise ValueError(f"a reread of {output.topic} is already in progress")
+            self._requested_rereads.append(output.topic)
             return
         size = record_size(output.key, output.value, output.headers)
         if size > self._config.max_record_bytes:
             raise Oversized(
-                f"An output to {output.topic} has {size} bytes; at most {self._config.max_record_bytes}."
+                f"an output to {output.topic} has {size} bytes; the limit is {self._config.max_record_bytes}"
             )
 
-    def _die(self, share: PartitionSlice, record: Record, error: Exception, at: int) -> Output:
+    def _to_dead_letter(self, part: PartitionSlice, record: Record, error: Exception, index: int) -> Output:
         kind = error_class(error)
-        # A replayed record was given once more by a person, a bounded number at a time: it says nothing of the stream.
-        if parse_replay_mark(record.headers) is None and self._rate.add_dead_letter(at):
-            raise self._flood(f"last: {kind}: {error}") from error
-        share.dead_letters += 1
-        self._dead.append(kind)
+        # An operator replayed this record, one of a bounded number, so it does not count as a failure of the stream.
+        if parse_replay_mark(record.headers) is None and self._rate.add_dead_letter(index):
+            limit = self._config.dead_letter_limit
+            raise self._halted(
+                f"more than {limit.max_share:.0%} of the last {limit.window} records (and more than "
+                f"{limit.max_count}) could not be processed; last: {kind}: {error}"
+            ) from error
+        part.dead_letters += 1
+        self._dead_letters.append(kind)
         log.warning(
             "dead letter",
             topic=record.topic,
@@ -235,82 +260,86 @@ class SliceRunner:
             error=str(error)[:500],
         )
         config = self._config
-        found = self._given_up.get((record.topic, record.partition, record.offset))
-        room = 0 if found and found[1] else config.max_record_bytes
-        return make_dead_letter(config.dead_letters, record, error, self._service, room)
+        given_up = self._given_up.get((record.topic, record.partition, record.offset))
+        max_bytes = 0 if given_up and given_up.omit_value else config.max_record_bytes
+        return make_dead_letter(config.dead_letters, record, error, self._service, max_bytes)
 
-    def _flood(self, last: str) -> DeadLetterFlood:
-        limit = self._config.dead_letter_limit
+    def _halted(self, cause: str) -> DeadLetterFlood:
         return DeadLetterFlood(
-            f"{self._config.application} halted: more than {limit.max_share:.0%} of the last {limit.window} records (and "
-            f"more than {limit.max_count}) could not be processed; {last}. Nothing of this slice was written. Mend the "
-            "cause, or raise the limit, and start again: it goes on where it stood."
+            f"{self._config.application} halted: {cause}. This slice was not written. Fix the cause or raise the "
+            "limit, and restart: the engine continues at the same records."
         )
 
-    def _log_changes(self, share: PartitionSlice) -> None:
-        """The changelog records of one partition: what changed, and last the positions it belongs to."""
-        topic, number = self._config.changelog, share.partition.number
-        self._producer.produce_changelog(topic, number, share.partition.write_buffer.writes)
+    def _produce_changelog(self, part: PartitionSlice) -> None:
+        """Send the changelog records of one partition: the changed state, and last the positions."""
+        topic, number = self._config.changelog, part.partition.number
+        self._producer.produce_changelog(topic, number, part.partition.write_buffer.writes)
 
-        def delivered(offset: int) -> None:
-            share.changelog_offset = offset
+        def note_offset(offset: int) -> None:
+            part.changelog_offset = offset
 
         self._producer.produce_tracked(
-            Output(topic, POSITIONS_KEY, share.new_positions.encode(), (), number), delivered
+            Output(topic, POSITIONS_KEY, part.new_positions.encode(), (), number), note_offset
         )
 
-    def _committed(self, shares: list[PartitionSlice], busy: list[PartitionSlice]) -> CommitStats | None:
-        for share in shares:
-            if share not in busy:
-                share.partition.skip_commit(share)
-        if not busy:
+    def _after_commit(self, parts: list[PartitionSlice], changed: list[PartitionSlice]) -> CommitStats | None:
+        for part in parts:
+            if part not in changed:
+                part.partition.skip_commit(part)
+        if not changed:
             return None
         now = self._clock.now_ms()
-        states = sum(len(share.partition.write_buffer.writes) for share in busy)
-        for share in busy:
-            share.partition.apply_commit(share, now)
+        states = sum(len(part.partition.write_buffer.writes) for part in changed)
+        for part in changed:
+            part.partition.apply_commit(part, now)
         self._probe("after_store")
         self.size.committed()
         self._given_up.clear()
-        records = sum(len(share.records) for share in busy)
-        return CommitStats(len(busy), records, self._outputs, states, tuple(self._dead))
+        records = sum(len(part.records) for part in changed)
+        return CommitStats(len(changed), records, self._outputs, states, tuple(self._dead_letters))
 
-    def _search(self, shares: list[PartitionSlice]) -> None:
-        """After an abort ticks wait until the records went through, and are then tried one by one: no record is to be
-        given up for what a tick has brought."""
+    def _isolate_notifications(self, parts: list[PartitionSlice]) -> None:
+        """After an abort, postpone notifications until the records are committed, and then try them one at a time.
+
+        Otherwise a record could be given up for the outputs of a tick.
+        """
         if not self.size.aborts and self.size.records == self._config.slice_records:
             return
-        alone = not any(share.records or share.reread_records for share in shares)
-        for share in shares:
-            if share.tick is not None or share.completed_rereads:
-                if not alone:
-                    share.postpone_notifications()
-                alone = False
+        postpone = any(part.records or part.reread_records for part in parts)
+        for part in parts:
+            if part.tick is not None or part.completed_rereads:
+                if postpone:
+                    part.postpone_notifications()
+                postpone = True
 
-    def _failed(self, shares: list[PartitionSlice], failure: TransactionAborted | ClientsUnusable) -> None:
-        """Rewinds, and gives the first record up where it alone was tried often enough."""
-        for share in shares:
-            share.partition.roll_back(share)
-        first = next((record for share in shares for record in (*share.records[:1], *share.reread_records[:1])), None)
-        moments = (share.partition.number for share in shares if share.tick is not None or share.completed_rereads)
-        at = (first.topic, first.partition, first.offset) if first else ("", next(moments, 0), 0)
-        blames = isinstance(failure, TransactionAborted) and failure.caused_by_record
-        if self.size.aborted(at, caused_by_record=blames):
+    def _roll_back(self, parts: list[PartitionSlice], failure: TransactionAborted | ClientsUnusable) -> None:
+        """Return the records to their buffers, and give the first one up if it failed often enough on its own."""
+        for part in parts:
+            part.partition.roll_back(part)
+        first = next(
+            (record for part in parts for record in (*part.records[:1], *part.reread_records[:1])), None
+        )
+        notified = (
+            part.partition.number for part in parts if part.tick is not None or part.completed_rereads
+        )
+        at = (first.topic, first.partition, first.offset) if first else ("", next(notified, 0), 0)
+        caused_by_record = isinstance(failure, TransactionAborted) and failure.caused_by_record
+        if self.size.aborted(at, caused_by_record=caused_by_record):
             oversized = isinstance(failure, TransactionAborted) and failure.oversized
             error = Oversized(str(failure)) if oversized else failure
-            # Where even its dead letter was refused, the record's bytes are left out; why it died is what it was.
+            # If the broker refused its dead letter too, keep the original error and leave out the record's bytes.
             before = self._given_up.get(at)
-            self._given_up[at] = (error, False) if before is None else (before[0], True)
+            self._given_up[at] = _GivenUp(error, False) if before is None else _GivenUp(before.error, True)
 
-    def _refuse_given_up(self, at: RecordId) -> None:
-        found = self._given_up.get(at)
-        if found is not None:
-            raise found[0]
+    def _raise_if_given_up(self, at: RecordId) -> None:
+        given_up = self._given_up.get(at)
+        if given_up is not None:
+            raise given_up.error
 
 
-def _consumed_positions(shares: list[PartitionSlice]) -> list[TopicPartition]:
+def _consumed_positions(parts: list[PartitionSlice]) -> list[TopicPartition]:
     return [
-        TopicPartition(topic, share.partition.number, offset)
-        for share in shares
-        for topic, offset in share.new_positions.offsets.items()
+        TopicPartition(topic, part.partition.number, offset)
+        for part in parts
+        for topic, offset in part.new_positions.offsets.items()
     ]

@@ -1,4 +1,4 @@
-"""Where the state of one partition lives between transactions: a copy of the changelog."""
+"""Port of a partition's local state, which is a copy of its changelog; and a store in memory."""
 
 from __future__ import annotations
 
@@ -10,76 +10,80 @@ from sortedcontainers import SortedDict
 from shared.errors import Retryable
 
 ENGINE_KEY_PREFIX = b"\x00loopwright."
-"""Keys that begin so are the engine's and the stores'; steps cannot write them, and do not see them."""
+"""Prefix of the keys of the engine and the stores. Steps can neither write nor see them."""
 POSITIONS_KEY = ENGINE_KEY_PREFIX + b"positions"
-"""In changelog and store: input positions and time of the partition."""
+"""Key of the partition's `Positions`, in the changelog and in the store."""
 AS_OF_KEY = ENGINE_KEY_PREFIX + b"as_of"
-"""In the store alone: a moment (ms since epoch, as text) up to which nothing of the changelog is missing in it."""
+"""Key, in the store only, of the last time at which the store was complete (ms since the epoch, as text)."""
 CHANGELOG_ID_KEY = ENGINE_KEY_PREFIX + b"log"
-"""In the store alone: the identity of the changelog that it is a copy of."""
+"""Key, in the store only, of the id of the changelog topic that the store is a copy of."""
 
 
 StoreKind = Literal["rocksdb", "memory"]
-"""The settings' words: on disk, or gone with the process."""
+"""Values of the settings that choose a store: on disk, or in memory only."""
 DEFAULT_CACHE_MB = 64
-"""What the stores of a process on disk may hold in memory, all partitions together, unless told otherwise."""
+"""Default block cache of the on-disk stores of a process, all partitions together."""
 
 
 class StoreFailed(Retryable):
-    """A store could not be read or written: its disk is full, its folder damaged, another process has it open.
+    """A store cannot be read or written: the disk is full, the files are damaged, or another process has it open.
 
-    Close it and open it anew: by then it is what it was after some earlier `apply`, or empty. The log has the rest.
+    Close the store and open it again. It then holds the state after some earlier `apply`, or nothing; the changelog has
+    the rest.
     """
 
     code = "store_failed"
 
 
 class StateStore(Protocol):
-    """An ordered map of bytes for ONE partition, with the changelog position that it reflects.
+    """Ordered map of bytes for one partition, together with the changelog position that it reflects.
 
-    Written only with what is committed. One thread. A store that was lost, or whose position does not fit the
-    changelog, is wiped and rebuilt: nothing needs to be durable at once, but `apply` must be atomic, so that
-    contents and position never disagree, also after a crash: then both are those of some earlier `apply`.
-    Every method but `close` may raise `StoreFailed`.
+    The engine writes only committed state. If a store is lost or does not fit the changelog, the engine wipes and
+    rebuilds it, so writes need not be durable at once. But `apply` must be atomic: also after a crash, contents and
+    position are both those after some earlier `apply`.
+
+    Not thread-safe, except for `get_many`. Every method except `close` may raise `StoreFailed`.
     """
 
     def get(self, key: bytes) -> bytes | None:
-        """The value, or None if there is none."""
+        """Return the value, or None if the key does not exist."""
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        """The value of each, in the order of `keys`; quickest where these are sorted. May be called from another thread
-        while this one calls `get` or `scan`, never beside a write."""
+        """Return the value of each key, in the order of `keys`; fastest if they are sorted.
+
+        Another thread may call this during a `get` or `scan`, but never during a write.
+        """
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """`start <= key < end` in key order; lazy. Not to be continued after an `apply`."""
+        """Return the pairs with `start <= key < end` in key order. Lazy; invalid after the next `apply`."""
 
     def apply(self, writes: Mapping[bytes, bytes | None], position: int) -> None:
-        """Puts (None: deletes), all or nothing; `position`: the next changelog offset to read."""
+        """Write all values, or none (None deletes the key), with the next changelog offset to read."""
 
     def changelog_position(self) -> int | None:
-        """The next changelog offset to read; None for a store that holds nothing yet."""
+        """Return the next changelog offset to read, or None if nothing was ever applied."""
 
     def key_count(self) -> int:
-        """How many keys there are; may be an estimate, for people to look at."""
+        """Return the approximate number of keys, for status views."""
 
     def size_bytes(self) -> int | None:
-        """About how much room the state takes, on disk and in buffers; None where that is not known."""
+        """Return the approximate size on disk and in write buffers, in bytes, or None if unknown."""
 
     def close(self) -> None:
-        """Releases what it holds open. A durable store keeps its contents. Closing twice is allowed. Never raises."""
+        """Release all resources; a durable store keeps its contents. May be called twice. Never raises."""
 
     def wipe(self) -> None:
-        """Back to empty, without a position; usable on."""
+        """Remove all contents and the position. The store remains open."""
 
 
 OpenStore = Callable[[int], StateStore]
-"""Opens the store of a partition, by number, as it was left; one that is damaged is opened empty.
+"""Opens the store of a partition, by number, as it was left. A damaged store is opened empty.
 
-Raises `StoreFailed` where it cannot be opened for now."""
+Raises `StoreFailed` if it cannot be opened at the moment."""
 
 
 class MemoryStore:
-    """Forgets with the process; rebuilt from the changelog each time its partition is assigned."""
+    """`StateStore` in memory. It is rebuilt from the changelog whenever its partition is assigned."""
 
     def __init__(self, partition: int = 0) -> None:
         self.partition = partition
@@ -87,38 +91,46 @@ class MemoryStore:
         self._position: int | None = None
 
     def get(self, key: bytes) -> bytes | None:
+        """Return the value, or None."""
         value: bytes | None = self._map.get(key)
         return value
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        """Return the value of each key."""
         return [self._map.get(key) for key in keys]
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        found = self._map
-        for key in found.irange(start, end, inclusive=(True, False)):
-            yield key, found[key]
+        """Yield the pairs in a key range."""
+        contents = self._map
+        for key in contents.irange(start, end, inclusive=(True, False)):
+            yield key, contents[key]
 
     def apply(self, writes: Mapping[bytes, bytes | None], position: int) -> None:
-        found = self._map
+        """Write values and position."""
+        contents = self._map
         for key, value in writes.items():
             if value is None:
-                found.pop(key, None)
+                contents.pop(key, None)
             else:
-                found[key] = value
+                contents[key] = value
         self._position = position
 
     def changelog_position(self) -> int | None:
+        """Return the next changelog offset to read."""
         return self._position
 
     def key_count(self) -> int:
+        """Return the number of keys."""
         return len(self._map)
 
     def size_bytes(self) -> int | None:
+        """Return None: the size in memory is unknown."""
         return None
 
     def close(self) -> None:
-        return None
+        """Do nothing: there are no resources to release."""
 
     def wipe(self) -> None:
+        """Remove all contents and the position."""
         self._map.clear()
         self._position = None

@@ -1,6 +1,6 @@
-"""What a step is: a pure function from the state of one partition and one record to outputs.
+"""Contracts between the engine and a step: a pure function from one partition's state and one record to outputs.
 
-The words of the engine's port. They import nothing of Kafka, so a step and its tests need no broker.
+Nothing here imports Kafka, so a step and its tests need no broker.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from shared.records import Output, Record, value_class
 
 @value_class
 class Tick:
-    """Time passing in one partition: fed about once a second while all its inputs are at their end.
+    """Notification that time passed in one partition, about once a second while all of its inputs are at their end.
 
-    `timestamp`: ms since the epoch, never less than that of an earlier record or tick of the partition.
-    A tick is not in the log: what it changes is durable only through the state and the outputs.
+    `timestamp` is in ms since the epoch and never less than that of an earlier record or tick of the partition. A tick
+    is not in the log, so its effects are durable only through the state and the outputs.
     """
 
     partition: int
@@ -25,12 +25,14 @@ class Tick:
 
 @value_class
 class RereadRequest:
-    """Said among outputs: the step wants to see this partition of one of its own output topics again.
+    """Request to read this partition of one of the step's own output topics again. Returned among the outputs.
 
-    From the next slice on the engine feeds what the log holds of it, from its beginning to what its end is by then,
-    as records of that topic beside those of the inputs, a bounded number in each slice, and at last `Through`. Their
-    `timestamp` is the partition's time, not that of their append. How far it has come is committed with the state, so
-    a new owner goes on with it. To say it again for the same topic before `Through` came counts as raising.
+    Starting with the next slice, the engine passes the records of that topic to the step, from the beginning of the
+    log to its end at that time. They are mixed with the input records, a bounded number per slice, and carry the
+    partition's stream time as `timestamp`. `RereadComplete` follows the last one. The position is committed with the
+    state, so a new owner of the partition continues there.
+
+    A second request for the same topic before `RereadComplete` counts as an exception of the step.
     """
 
     topic: str
@@ -38,7 +40,10 @@ class RereadRequest:
 
 @value_class
 class RereadComplete:
-    """All of what a `Reread` asked for has been fed. `timestamp`: the partition's time, as of a tick."""
+    """Notification that the step has received every record of a `RereadRequest`.
+
+    `timestamp` is the partition's stream time, in ms since the epoch.
+    """
 
     topic: str
     partition: int
@@ -46,53 +51,64 @@ class RereadComplete:
 
 
 class State(Protocol):
-    """The state of ONE partition, ordered by key bytes.
+    """Key-value state of one partition, ordered by key bytes.
 
-    What the step writes is visible to it at once, durable only with the commit, undone if the step raises.
-    Not thread-safe; valid only during the call that it was given to.
+    The step sees its own writes at once. They become durable with the commit, and are undone if the step raises. A
+    step must not keep the state after the call that received it. Not thread-safe.
     """
 
     def get(self, key: bytes) -> bytes | None:
-        """The value, or None if there is none."""
+        """Return the value, or None if the key does not exist."""
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Raises `Oversized` where key and value do not fit one record, `ValueError` for the engine's key."""
+        """Write a value.
+
+        Raises `Oversized` if key and value together exceed one record, and `ValueError` for a key that is reserved
+        for the engine.
+        """
 
     def delete(self, key: bytes) -> None:
-        """No error if there is nothing to delete."""
+        """Delete a key; no error if it does not exist."""
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """`start <= key < end` in key order, as of the call: writes made while iterating do not show.
+        """Return the pairs with `start <= key < end` in key order, as of the call.
 
-        Lazy: the caller bounds how much it reads.
+        Later writes do not change the result. It is lazy, so the caller decides how much it reads.
         """
 
 
 class Step(Protocol):
-    """Deterministic: no I/O, no clock, no randomness.
+    """Business logic that the engine runs. It must be deterministic: no I/O, no clock, no randomness.
 
-    Raising `Rejected` (or anything else) makes the record a dead letter with that class and message; the
-    state it wrote is undone and its outputs are dropped. The outputs may be a generator; it is read to its
-    end before any is produced. An output to a topic that the engine was not given, or too large for a record,
-    counts as raising.
-    A tick or a `Through` that raises is undone too, logged, and fed again; several in a row halt the engine.
+    If it raises on a record, its writes are undone, its outputs are dropped, and the record becomes a dead letter with
+    the class and message of the exception. Raise `Rejected` for a record that is at fault. An output counts as an
+    exception of the step if its topic is not among the engine's outputs or if it is too large. If the step raises on
+    a `Tick` or `RereadComplete`, its writes are undone, the error is logged, and the notification is passed again;
+    several failures in a row halt the engine.
+
+    The result may be a generator. The engine reads it to its end before it produces any output.
     """
 
     def __call__(self, state: State, record: Record | Tick, /) -> Iterable[Output]:
-        """What follows from `record`, given `state`."""
+        """Process one record or tick, and return the outputs."""
 
 
 class RereadingStep(Protocol):
-    """A `Step` that may ask to see its output again, and is told when it has seen all of it."""
+    """A `Step` that may also return `RereadRequest`, and then receives its own outputs and `RereadComplete`."""
 
-    def __call__(self, state: State, record: Record | Tick | RereadComplete, /) -> Iterable[Output | RereadRequest]:
-        """What follows from `record`, given `state`."""
+    def __call__(
+        self, state: State, record: Record | Tick | RereadComplete, /
+    ) -> Iterable[Output | RereadRequest]:
+        """Process one record or notification, and return outputs and requests."""
 
 
 @runtime_checkable
 class PrefetchingStep(Protocol):
-    """A step that can tell which keys it will read, before it is called: they are then read many at a time."""
+    """A step that can predict which keys it will read, so that the engine reads many at once."""
 
     def prefetch_keys(self, record: Record, /) -> Iterable[bytes]:
-        """Some of the keys that `record` will make it `get`, whatever the state. Pure, quick, and never raises; called
-        in another thread. A key too many costs a read, one left out nothing."""
+        """Return keys that the step will `get` for this record, in whatever state it finds.
+
+        Called in another thread: it must be pure, quick, and never raise. A superfluous key costs one read; a missing
+        one is read when the step asks for it.
+        """

@@ -1,4 +1,4 @@
-"""Whether a store can be brought up to date by reading on, or has to be built anew. Pure."""
+"""Whether a local store can be brought up to date from the changelog, or has to be rebuilt. Pure."""
 
 from __future__ import annotations
 
@@ -12,39 +12,45 @@ DELETE_RETENTION_MS = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class ChangelogPartition:
-    """A partition of it, as the broker tells of it now."""
+    """One partition of the changelog, as the broker describes it now."""
 
     topic_id: str
-    """Of the topic: another one, if it was deleted and created again under its name. Empty where not told."""
+    """Id of the topic; a topic that is deleted and created again under the same name gets a new one."""
     low: int
-    """The first offset that is still there."""
+    """First offset that is still in the log."""
     high: int
-    """The offset that the next record will get."""
+    """Offset that the next record will get."""
     delete_retention_ms: int = DELETE_RETENTION_MS
-    """So long at least a deletion stays in the log; after that it is as if the key had never been."""
+    """Minimum time for which a deletion stays in the log. Later, compaction removes every trace of the key."""
 
 
 def rebuild_reason(store: StateStore, changelog: ChangelogPartition, now_ms: int) -> str | None:
-    """Why it must be wiped; None if the rest of the changelog is all that it lacks, or it is empty."""
+    """Return why a store must be wiped and rebuilt, or None if reading the rest of the changelog completes it.
+
+    An empty store needs no rebuild.
+    """
     position = store.changelog_position()
     if position is None:
         return None
     if _text(store, CHANGELOG_ID_KEY) != changelog.topic_id:
-        return "it is the copy of another changelog"
+        return "it is a copy of another changelog topic"
     if position < changelog.low:
-        return f"it is too old: it stands at offset {position}, and the changelog begins at {changelog.low}"
+        return f"it is too old: its position is {position}, and the changelog begins at {changelog.low}"
     if position > changelog.high:
-        return f"it stands at offset {position}, beyond the end of the changelog at {changelog.high}"
+        return f"its position {position} is beyond the end of the changelog at {changelog.high}"
     if position >= changelog.high - 1:
-        # At most the marker of its own last transaction follows: nothing was written since, however long ago.
+        # At most the commit marker of the store's own last transaction follows: nothing was written since.
         return None
     return _age_reason(_text(store, AS_OF_KEY), changelog.delete_retention_ms, now_ms)
 
 
 def _age_reason(as_of: str, delete_retention_ms: int, now_ms: int) -> str | None:
-    """Deletions that it has not seen may be gone from the log. Half of their time is left for clocks and reading."""
+    """Return why the store's age is a problem: compaction may have removed deletions that it has not read.
+
+    Half of the retention time is kept as a margin for clock differences and for reading.
+    """
     if not as_of.isdecimal():
-        return "nothing tells how old it is"
+        return "its age is unknown"
     age = abs(now_ms - int(as_of))
     if age > delete_retention_ms // 2:
         return (

@@ -1,4 +1,4 @@
-"""The one transactional producer of a process: what may be tried again, what aborts, what ends the process."""
+"""Transactional producer of a process: which errors are retried, which abort the transaction, which are fatal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from shared.errors import Fatal, Fenced, Misconfigured, Retryable
 from shared.records import Output
 
 CALL_TIMEOUT_S = 1.0
-"""The longest single wait inside the client, so that a stop is noticed."""
+"""Longest single call into the client, so that a stop request is noticed."""
 DECISION_TIMEOUT_S, STOP_TIMEOUT_S = 10.0, 5.0
-"""How long to ask what became of a transaction: normally, and after a stop."""
+"""How long to retry a call until the outcome of a transaction is known: normally, and after a stop request."""
 COMMIT_TIMEOUT_S = 2 * DECISION_TIMEOUT_S + 2 * CALL_TIMEOUT_S
-"""Asking, and aborting where the answer is no, have taken no longer than this."""
+"""Upper bound for a commit, including an abort after it failed."""
 
-Delivered = Callable[[KafkaError | None, Message], None]
+DeliveryCallback = Callable[[KafkaError | None, Message], None]
 
 _FENCED = frozenset({"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"})
 _MISCONFIGURED = frozenset(
@@ -32,7 +32,7 @@ _MISCONFIGURED = frozenset(
 )
 _NOT_CAUSED_BY_RECORD = frozenset(
     {
-        # the broker is away, slow, or moving its partitions
+        # the broker is unreachable, slow, or moving partitions
         "_TRANSPORT", "_ALL_BROKERS_DOWN", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "_MSG_TIMED_OUT", "_PURGE_QUEUE",
         "_PURGE_INFLIGHT", "_STATE", "REQUEST_TIMED_OUT", "NETWORK_EXCEPTION", "NOT_COORDINATOR",
         "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS", "NOT_ENOUGH_REPLICAS",
@@ -40,7 +40,7 @@ _NOT_CAUSED_BY_RECORD = frozenset(
         "CONCURRENT_TRANSACTIONS", "KAFKA_STORAGE_ERROR", "THROTTLING_QUOTA_EXCEEDED",
         # the group is moving partitions
         "ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS", "FENCED_INSTANCE_ID",
-        # the transaction outlived its time
+        # the transaction timed out
         "INVALID_TXN_STATE", "INVALID_PRODUCER_ID_MAPPING", "UNKNOWN_PRODUCER_ID",
         "OUT_OF_ORDER_SEQUENCE_NUMBER",
     }
@@ -48,53 +48,65 @@ _NOT_CAUSED_BY_RECORD = frozenset(
 
 
 class TransactionAborted(Retryable):
-    """The transaction was aborted; nothing of it counts. The same records may be tried again."""
+    """The transaction was aborted and has no effect. The same records may be tried again."""
 
     code = "aborted"
 
     def __init__(self, message: str, *, caused_by_record: bool = False, oversized: bool = False) -> None:
-        """`caused_by_record`: the broker refused something that was sent, and may do so again."""
+        """Create the error.
+
+        `caused_by_record` means that the broker refused a record of the transaction, and probably will again;
+        `oversized`, that the reason was its size.
+        """
         super().__init__(message)
         self.caused_by_record = caused_by_record
         self.oversized = oversized
 
 
 class ClientsUnusable(Retryable):
-    """What became of the transaction is not known here, or this producer cannot go on.
+    """The outcome of a transaction is unknown, or the Kafka clients cannot continue. Create new ones.
 
-    A new producer under the same identity decides it: `start` aborts what is still open, and shuts out what this one
-    may yet have on its way. After that the changelog tells what was committed.
+    A new producer with the same `transactional.id` settles the outcome: its `start` aborts an open transaction and
+    fences off requests of this producer that are still in flight. After that the changelog shows what was committed.
     """
 
-    code = "unresolved"
+    code = "clients_unusable"
 
 
 class TransactionalProducer:
-    """One transaction at a time.
+    """Producer that has one transaction at a time. Not thread-safe, except for `wait_for_commit`.
 
-    Every method does what it says, or raises `Aborted` after it has aborted, `Fenced` or `Misconfigured` where this
-    process cannot go on, or `Unresolved` where this producer cannot. The broker fences both a producer whose identity
-    another took over and one whose transaction took too long; a transaction older than it may be tells the second
-    apart. Where both are true, it begins anew and fences the other, which then ends: one of the two is left.
+    Every method either succeeds or raises:
+
+    - `TransactionAborted`, after aborting the transaction: try the slice again.
+    - `ClientsUnusable`: this producer cannot continue; create a new one.
+    - `Fenced` or `Misconfigured`: this process cannot continue.
+
+    The broker fences a producer in two cases: another process took over its identity, or its transaction exceeded the
+    timeout. The age of the transaction distinguishes them. If both apply, this process creates new clients and fences
+    the other one, which then ends, so one of the two remains.
     """
 
     def __init__(
-        self, settings: dict[str, Any], stop: threading.Event, waiting: Callable[[str], None]
+        self, settings: dict[str, Any], stop: threading.Event, on_waiting: Callable[[str], None]
     ) -> None:
-        """`waiting` is told, again and again, what keeps a call from succeeding."""
+        """Create the client; `start` connects it.
+
+        `on_waiting` is called repeatedly, with the reason, while a call is retried.
+        """
         self._identity = str(settings["transactional.id"])
         self._producer = Producer(settings)
         self._stop = stop
-        self._waiting = waiting
-        self._may_take_s = float(settings["transaction.timeout.ms"]) / 1000
+        self._on_waiting = on_waiting
+        self._timeout_s = float(settings["transaction.timeout.ms"]) / 1000
         self._open = False
         self._opened_at = 0.0
-        self._finishing: PendingCommit | None = None
+        self._pending_commit: PendingCommit | None = None
 
     def start(self) -> bool:
-        """Takes over the identity: aborts what a predecessor left open, fences one that still lives.
+        """Take over the `transactional.id`: abort a predecessor's open transaction, and fence the predecessor.
 
-        False if stopped before the broker answered.
+        Returns False if a stop was requested before the broker answered.
         """
         while not self._stop.is_set():
             try:
@@ -102,27 +114,27 @@ class TransactionalProducer:
             except KafkaException as raised:
                 error = _cause(raised)
                 if not error.retriable() or error.fatal():
-                    raise self._ends(error) from raised
-                self._waiting(f"for Kafka's transaction coordinator: {error.str()}")
+                    raise self._to_raise(error) from raised
+                self._on_waiting(f"for Kafka's transaction coordinator: {error.str()}")
             else:
                 return True
         return False
 
     def begin(self) -> None:
-        """Opens a transaction, if none is open."""
+        """Begin a transaction unless one is open."""
         if self._open:
             return
         try:
             self._producer.begin_transaction()
         except KafkaException as raised:
-            raise self._ends(_cause(raised)) from raised
+            raise self._to_raise(_cause(raised)) from raised
         self._open, self._opened_at = True, time.monotonic()
 
     def produce(self, outputs: Iterable[Output]) -> None:
-        """Sends in the open transaction, or opens one.
+        """Send outputs in the open transaction; begin one if necessary.
 
-        What the broker refuses shows when the transaction is committed, with its cause: a callback for every record
-        would cost more than all the rest here.
+        Blocks while the client's queue is full. If the broker refuses a record, `commit` reports it: a delivery
+        callback for every record would cost more than everything else here.
         """
         send = self._producer.produce
         for output in outputs:
@@ -141,7 +153,7 @@ class TransactionalProducer:
                 raise self.abort(_cause(raised)) from raised
 
     def produce_changelog(self, topic: str, partition: int, writes: Mapping[bytes, bytes | None]) -> None:
-        """As `produce`, for the states of one partition: they make up most of what is sent."""
+        """Send the changed state of one partition, as `produce` does but with less overhead per record."""
         self.begin()
         send = self._producer.produce
         for key, value in writes.items():
@@ -152,18 +164,18 @@ class TransactionalProducer:
             except KafkaException as raised:
                 raise self.abort(_cause(raised)) from raised
 
-    def produce_tracked(self, output: Output, delivered: Callable[[int], None]) -> None:
-        """As `produce`, and tells the offset that the broker gave it: before the transaction is committed."""
+    def produce_tracked(self, output: Output, on_offset: Callable[[int], None]) -> None:
+        """Send one output, and call `on_offset` with the offset that it got, before `commit` returns."""
 
         def acknowledged(error: KafkaError | None, message: Message) -> None:
             offset = message.offset()
             if error is None and offset is not None:
-                delivered(offset)
+                on_offset(offset)
 
         self._produce_one(output, acknowledged)
 
-    def _produce_one(self, output: Output, acknowledged: Delivered | None = None) -> None:
-        """Waits while the queue is full."""
+    def _produce_one(self, output: Output, acknowledged: DeliveryCallback | None = None) -> None:
+        """Send one output, waiting while the client's queue is full."""
         self.begin()
         partition = -1 if output.partition is None else output.partition
         headers: Any = list(output.headers)
@@ -185,51 +197,51 @@ class TransactionalProducer:
         group: Any,
         *,
         meanwhile: Callable[[], None] = lambda: None,
-        sent: Callable[[], None] = lambda: None,
+        before_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        """Adds the consumed positions, waits until the broker has everything of the open transaction, and commits it.
+        """Add the consumed positions to the open transaction, flush everything, and commit it.
 
-        That is done in a thread of its own, while `meanwhile` runs in the caller's: more than a tenth of the time goes
-        by in waiting for the broker. `sent` is called in the other, before the commit. What `meanwhile` raises is
-        raised only once the commit is decided.
+        This runs in a thread of its own. The calling thread runs `meanwhile` at the same time, because waiting for the
+        broker takes more than a tenth of the time; if `meanwhile` raises, the commit is decided first. The other
+        thread calls `before_commit` when everything is flushed.
         """
-        finishing = self._finishing = PendingCommit(
-            lambda: self.send_positions(positions, group), lambda: self._commit(sent)
+        pending = self._pending_commit = PendingCommit(
+            lambda: self.send_positions(positions, group), lambda: self._flush_and_commit(before_commit)
         )
         try:
             meanwhile()
         finally:
-            finishing.wait()
-            self._finishing = None
-        if finishing.raised is not None:
-            raise finishing.raised
+            pending.wait()
+            self._pending_commit = None
+        if pending.raised is not None:
+            raise pending.raised
         self._open = False
 
     def wait_for_commit(self) -> None:
-        """Waits until a commit under way is decided; returns at once if there is none. For a partition's hand-over."""
-        if self._finishing is not None:
-            self._finishing.wait()
+        """Block until a commit in progress is decided. Called before partitions are handed over."""
+        if self._pending_commit is not None:
+            self._pending_commit.wait()
 
     def send_positions(self, positions: list[TopicPartition], group: Any) -> None:
-        """Adds the consumed positions. The first part of a commit, in its thread."""
+        """Add the consumed positions to the transaction: the first part of a commit, in its thread."""
         send = self._producer.send_offsets_to_transaction
-        self._finish(lambda: send(positions, group, CALL_TIMEOUT_S))
+        self._call_until_done(lambda: send(positions, group, CALL_TIMEOUT_S))
 
-    def _commit(self, sent: Callable[[], None]) -> None:
-        """The rest of it. A call that timed out is asked again, never taken for an answer."""
+    def _flush_and_commit(self, before_commit: Callable[[], None]) -> None:
+        """Run the second part of a commit. A call that timed out is repeated, never taken for a result."""
         try:
             until = time.monotonic() + DECISION_TIMEOUT_S
             while self._producer.flush(CALL_TIMEOUT_S) and time.monotonic() < until:
-                self._waiting("for Kafka to take records")  # the commit will tell what became of them
+                self._on_waiting("for Kafka to take records")  # the commit reports their outcome
         except KafkaException as raised:
             error = _cause(raised)
-            raise (self._ends(error) if error.fatal() else self.abort(error)) from raised
-        sent()
-        self._finish(lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
-        self._producer.poll(0)  # for the acknowledgement of what was produced last, if it came only now
+            raise (self._to_raise(error) if error.fatal() else self.abort(error)) from raised
+        before_commit()
+        self._call_until_done(lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
+        self._producer.poll(0)  # runs the callback of `produce_tracked`, if it is still due
 
     def abort(self, error: KafkaError | None = None, why: str = "") -> TransactionAborted:
-        """Aborts the open transaction, and returns what to raise."""
+        """Abort the open transaction, and return the exception to raise."""
         begun = time.monotonic()
         while self._open:
             try:
@@ -237,8 +249,8 @@ class TransactionalProducer:
             except KafkaException as raised:
                 cause = _cause(raised)
                 if not cause.retriable() or cause.fatal():
-                    raise self._ends(cause) from raised
-                self._wait_on(begun, "for Kafka to abort a transaction", cause)
+                    raise self._to_raise(cause) from raised
+                self._keep_waiting(begun, "for Kafka to abort a transaction", cause)
             else:
                 self._open = False
         if error is None:
@@ -251,11 +263,11 @@ class TransactionalProducer:
         )
 
     def close(self) -> None:
-        """Drops what is not committed. Waits for nothing: the broker aborts what was open, after its time."""
+        """Drop uncommitted records without waiting. The broker aborts an open transaction when it times out."""
         self._producer.purge(blocking=False)
 
-    def _finish(self, call: Callable[[], None]) -> None:
-        """Asks until it is done."""
+    def _call_until_done(self, call: Callable[[], None]) -> None:
+        """Repeat a call until it succeeds, aborts the transaction, or takes too long."""
         begun = time.monotonic()
         while True:
             try:
@@ -263,59 +275,66 @@ class TransactionalProducer:
             except KafkaException as raised:
                 error = _cause(raised)
                 if error.fatal() or error.name() in _FENCED:
-                    raise self._ends(error) from raised
+                    raise self._to_raise(error) from raised
                 if error.txn_requires_abort() or not error.retriable():
                     raise self.abort(error) from raised
-                self._wait_on(begun, "for Kafka to take a transaction", error)
+                self._keep_waiting(begun, "for Kafka to take a transaction", error)
             else:
                 return
 
-    def _wait_on(self, begun: float, what: str, error: KafkaError) -> None:
-        """Waiting goes on for a while, and a shorter one after a stop. By then the broker has aborted it."""
-        self._waiting(f"{what}: {error.str()}")
-        if time.monotonic() > begun + (STOP_TIMEOUT_S if self._stop.is_set() else DECISION_TIMEOUT_S):
-            raise ClientsUnusable(f"{what}: {error.name()}: {error.str()}")
+    def _keep_waiting(self, begun: float, reason: str, error: KafkaError) -> None:
+        """Report the wait. Raises `ClientsUnusable` after the timeout.
 
-    def _ends(self, error: KafkaError) -> Fatal | ClientsUnusable:
+        The broker has then aborted the transaction.
+        """
+        self._on_waiting(f"{reason}: {error.str()}")
+        if time.monotonic() > begun + (STOP_TIMEOUT_S if self._stop.is_set() else DECISION_TIMEOUT_S):
+            raise ClientsUnusable(f"waited too long {reason}: {error.name()}: {error.str()}")
+
+    def _to_raise(self, error: KafkaError) -> Fatal | ClientsUnusable:
         name = error.name()
-        if name in _FENCED and self._open and time.monotonic() - self._opened_at >= self._may_take_s:
+        if name in _FENCED and self._open and time.monotonic() - self._opened_at >= self._timeout_s:
             return ClientsUnusable(
-                "The broker aborted a transaction that stood open for longer than it may: this process, or the "
-                f"broker, was away meanwhile ({error.str()})."
+                "the broker aborted a transaction that exceeded its timeout, because this process or the broker was "
+                f"unresponsive ({error.str()})."
             )
         if name in _FENCED:
             return Fenced(
-                f"The transactional.id {self._identity!r} was taken over ({error.str()}). Nothing was lost: start it "
-                "again, and only one process under each instance name."
+                f"the transactional.id {self._identity!r} was taken over ({error.str()}). Nothing was lost. Run only "
+                "one process under each instance name, and start this one again."
             )
         if name in _MISCONFIGURED:
             return Misconfigured(f"Kafka refuses the producer {self._identity!r}: {error.str()}")
-        return ClientsUnusable(f"The producer {self._identity!r} cannot go on: {name}: {error.str()}.")
+        return ClientsUnusable(f"the producer {self._identity!r} cannot continue: {name}: {error.str()}.")
 
 
 class PendingCommit:
-    """A commit under way in a thread of its own: first the positions, then the rest.
+    """A commit that runs in its own thread: first the positions, then the rest.
 
-    Where the group's coordinator went away, the client may never return from sending positions, whatever time-out it
-    was given (librdkafka issues 5456 and 5511, open): then the thread is given up. All else ends in its time.
+    If the group's coordinator disappears, the client may never return from sending positions, whatever its timeout
+    (librdkafka issues 5456 and 5511, both open). The thread is then abandoned. Every other call returns in time.
     """
 
     def __init__(
-        self, positions: Callable[[], None], rest: Callable[[], None], give_up_s: float = COMMIT_TIMEOUT_S
+        self,
+        positions: Callable[[], None],
+        rest: Callable[[], None],
+        timeout_s: float = COMMIT_TIMEOUT_S,
     ) -> None:
+        """Start the thread, which calls `positions`, then `rest`."""
         self.raised: BaseException | None = None
         self._positions, self._rest = positions, rest
         self._returned = threading.Event()
-        self._until = time.monotonic() + give_up_s
+        self._until = time.monotonic() + timeout_s
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Until it is decided, or given up; then `raised` says why it is not committed."""
+        """Block until the commit is decided or abandoned. `raised` is then the reason why it failed, or None."""
         if self._returned.wait(max(0.0, self._until - time.monotonic())):
             self._thread.join()
         else:
-            self.raised = ClientsUnusable("The client does not return from sending positions.")
+            self.raised = ClientsUnusable("the Kafka client does not return from sending positions")
 
     def _run(self) -> None:
         try:
@@ -324,7 +343,7 @@ class PendingCommit:
             finally:
                 self._returned.set()
             self._rest()
-        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+        except BaseException as error:  # noqa: BLE001 - `commit` raises it in its own thread
             self.raised = error
 
 

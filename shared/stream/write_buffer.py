@@ -1,4 +1,4 @@
-"""The state as a step sees it: the store beneath, the writes of this slice above, revocable by record."""
+"""State of one partition during a slice: uncommitted writes over the store, which a step can undo per record."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from shared.stream.state_store import ENGINE_KEY_PREFIX, StateStore
 
 _ABSENT = object()
 PREFIX_BYTES = 2
-"""Scans are over keys that begin alike: to keep these together is all the order that they need."""
+"""Scans cover keys with a common prefix, so written keys are indexed by their first bytes and sorted on demand."""
 
 
 class WriteBuffer:
-    """`State` over a store that it never writes.
+    """`State` that collects the writes of a slice and never writes the store. Not thread-safe.
 
-    The engine calls `savepoint` before each record, `undo` where the step raised, and `clear` once `writes`
-    is committed and applied to the store, or was aborted. Until then it remembers what it has read: what a slice asks
-    for again costs nothing, and what it makes and takes away again is never written.
+    The engine calls `savepoint` before each record, `undo` if the step raised, and `clear` after `writes` was applied
+    to the store or the transaction was aborted. Until then the buffer also caches reads. A key that is created and
+    deleted within one slice leaves no write.
     """
 
     def __init__(self, store: StateStore, max_record_bytes: int) -> None:
         self.writes: dict[bytes, bytes | None] = {}
-        """What the slice has changed so far: the newest value per key, None for a deletion."""
+        """The changes of the slice: the newest value of each key, None for a deletion."""
         self._store = store
         self._max = max_record_bytes
         self._undo: list[tuple[bytes, object]] = []
         self._read: dict[bytes, bytes | None] = {}
-        self._groups: defaultdict[bytes, list[bytes]] | None = None
-        """The keys of `writes`, and some that are there no longer, by how they begin; from the first scan on."""
+        self._keys_by_prefix: defaultdict[bytes, list[bytes]] | None = None
+        """Index of `writes`, built by the first scan. It may hold keys that are no longer in `writes`."""
 
     def get(self, key: bytes) -> bytes | None:
+        """Return the newest value, or None."""
         value = self.writes.get(key, _ABSENT)
         if value is _ABSENT:
             value = self._read.get(key, _ABSENT)
@@ -40,76 +41,79 @@ class WriteBuffer:
                 value = self._read[key] = self._store.get(key)
         return value  # type: ignore[return-value]
 
-    def preload(self, found: dict[bytes, bytes | None]) -> None:
-        """What the store holds under some keys that this slice will ask for; None: nothing."""
-        self._read.update(found)
+    def preload(self, values: dict[bytes, bytes | None]) -> None:
+        """Cache values that were read from the store; None for a key that does not exist."""
+        self._read.update(values)
 
     def put(self, key: bytes, value: bytes) -> None:
+        """Write a value. Raises `Oversized` or `ValueError` as `State.put` does."""
         if len(key) + len(value) > self._max:
             raise Oversized(
-                f"State of {len(key) + len(value)} bytes under key {key[:80]!r}: "
-                f"one record holds at most {self._max}. Keep it in several keys."
+                f"the state under key {key[:80]!r} has {len(key) + len(value)} bytes; a record holds at most "
+                f"{self._max}. Split the state over several keys."
             )
         self._write(key, value)
 
     def delete(self, key: bytes) -> None:
+        """Delete a key; no error if it does not exist."""
         before = self.writes.get(key, _ABSENT)
         if self._read.get(key, _ABSENT) is not None or key.startswith(ENGINE_KEY_PREFIX):
             self._write(key, None)
-        elif before is not _ABSENT:  # the store has none, so there is nothing to delete there
+        elif before is not _ABSENT:  # the store does not have the key, so it needs no deletion there
             self._undo.append((key, before))
             del self.writes[key]
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        if self._groups is None:
-            self._groups = defaultdict(list)
+        """Return the pairs in a key range, merged from the store and the writes so far."""
+        if self._keys_by_prefix is None:
+            self._keys_by_prefix = defaultdict(list)
             for key in self.writes:
-                self._groups[key[:PREFIX_BYTES]].append(key)
+                self._keys_by_prefix[key[:PREFIX_BYTES]].append(key)
         written: list[tuple[bytes, bytes | None]] = []
-        for group in sorted(self._groups):
-            if start[:PREFIX_BYTES] <= group <= end[:PREFIX_BYTES]:
-                keys = sorted({key for key in self._groups[group] if key in self.writes})
-                self._groups[group] = keys
-                within = keys[bisect_left(keys, start) : bisect_left(keys, end)]
-                written += [(key, self.writes[key]) for key in within]
+        for prefix in sorted(self._keys_by_prefix):
+            if start[:PREFIX_BYTES] <= prefix <= end[:PREFIX_BYTES]:
+                keys = sorted({key for key in self._keys_by_prefix[prefix] if key in self.writes})
+                self._keys_by_prefix[prefix] = keys
+                in_range = keys[bisect_left(keys, start) : bisect_left(keys, end)]
+                written += [(key, self.writes[key]) for key in in_range]
         return _merged(self._store.scan(start, end), written)
 
     def savepoint(self) -> None:
-        """What is written from here on is one record's."""
+        """Set the point to which `undo` returns."""
         self._undo.clear()
 
     def undo(self) -> None:
-        """Back to the last savepoint."""
+        """Undo every write since the last savepoint."""
         for key, before in reversed(self._undo):
             if before is _ABSENT:
                 self.writes.pop(key, None)
             else:
-                if key not in self.writes and self._groups is not None:
-                    self._groups[key[:PREFIX_BYTES]].append(key)
+                if key not in self.writes and self._keys_by_prefix is not None:
+                    self._keys_by_prefix[key[:PREFIX_BYTES]].append(key)
                 self.writes[key] = before  # type: ignore[assignment]
         self._undo.clear()
 
     def clear(self) -> None:
-        """Forgets the slice. The dict handed out as `writes` is left as it is."""
+        """Forget the slice. A dict that was obtained as `writes` stays unchanged."""
         self.writes = {}
         self._read = {}
         self._undo.clear()
-        self._groups = None
+        self._keys_by_prefix = None
 
     def _write(self, key: bytes, value: bytes | None) -> None:
         if key.startswith(ENGINE_KEY_PREFIX):
-            raise ValueError("This key is the engine's own.")
+            raise ValueError(f"the key {key[:80]!r} is reserved for the engine")
         before = self.writes.get(key, _ABSENT)
         self._undo.append((key, before))
         self.writes[key] = value
-        if before is _ABSENT and self._groups is not None:
-            self._groups[key[:PREFIX_BYTES]].append(key)
+        if before is _ABSENT and self._keys_by_prefix is not None:
+            self._keys_by_prefix[key[:PREFIX_BYTES]].append(key)
 
 
 def _merged(
     stored: Iterator[tuple[bytes, bytes]], written: list[tuple[bytes, bytes | None]]
 ) -> Iterator[tuple[bytes, bytes]]:
-    """Both in key order; where both have a key, `written` is right."""
+    """Merge two sequences in key order. If both have a key, `written` wins."""
     at, count = 0, len(written)
     for key, value in stored:
         while at < count and written[at][0] < key:

@@ -1,4 +1,4 @@
-"""The contract of `Store`, over each implementation: a new one joins by one line in `OPENERS`."""
+"""Contract of `StateStore`, tested on each implementation. Add a new implementation to `OPENERS`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.stream.state_store import MemoryStore, StateStore
 
 
 class Opener(Protocol):
-    """Opens the store of one partition in a folder of its own."""
+    """Opens the store of one partition in an empty folder."""
 
     def __call__(self, folder: Path) -> StateStore: ...
 
@@ -33,26 +33,26 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore
     opened.close()
 
 
-def test_a_new_store_is_empty_and_has_no_position(store: StateStore) -> None:
+def test_new_store_is_empty_and_has_no_position(store: StateStore) -> None:
     assert store.changelog_position() is None
     assert store.key_count() == 0
     assert store.get(b"a") is None
     assert list(store.scan(b"", b"\xff")) == []
 
 
-def test_a_batch_of_puts_and_deletes_is_applied_with_its_position(store: StateStore) -> None:
+def test_apply_writes_deletes_and_sets_the_position(store: StateStore) -> None:
     store.apply({b"a": b"1", b"b": b"2"}, 10)
     store.apply({b"a": None, b"b": b"3", b"never": None, b"empty": b""}, 12)
     assert store.changelog_position() == 12
     assert [store.get(k) for k in (b"a", b"b", b"never", b"empty")] == [None, b"3", None, b""]
 
 
-def test_it_tells_about_how_many_keys_there_are(store: StateStore) -> None:
+def test_key_count_is_reported(store: StateStore) -> None:
     store.apply({b"%d" % n: b"" for n in range(10)}, 10)
     assert store.key_count() == 10
 
 
-def test_it_tells_about_how_much_room_it_takes_if_it_knows(store: StateStore) -> None:
+def test_size_grows_with_the_contents_if_known(store: StateStore) -> None:
     before = store.size_bytes()
     store.apply({b"%d" % n: bytes(1_000) for n in range(1_000)}, 1_000)
     after = store.size_bytes()
@@ -60,14 +60,14 @@ def test_it_tells_about_how_much_room_it_takes_if_it_knows(store: StateStore) ->
     assert before is None or (after or 0) > before + 500_000
 
 
-def test_a_position_moves_on_without_writes(store: StateStore) -> None:
+def test_position_advances_without_writes(store: StateStore) -> None:
     store.apply({b"a": b"1"}, 10)
     store.apply({}, 15)
     assert store.changelog_position() == 15
     assert store.get(b"a") == b"1"
 
 
-def test_a_scan_is_ordered_by_bytes_and_leaves_its_end_out(store: StateStore) -> None:
+def test_scan_is_ordered_by_bytes_and_excludes_its_end(store: StateStore) -> None:
     keys = [b"b", b"a\xff", b"a", b"", b"\x00", b"a\x00", b"\xff\xff"]
     store.apply(dict.fromkeys(keys, b"v"), 1)
     assert [key for key, _ in store.scan(b"", b"\xff\xff\xff")] == sorted(keys)
@@ -75,13 +75,13 @@ def test_a_scan_is_ordered_by_bytes_and_leaves_its_end_out(store: StateStore) ->
     assert list(store.scan(b"b", b"a")) == []
 
 
-def test_a_scan_is_lazy(store: StateStore) -> None:
+def test_scan_is_lazy(store: StateStore) -> None:
     store.apply({b"%d" % n: b"" for n in range(1_000)}, 1)
     scan = store.scan(b"", b"\xff")
     assert next(scan) == (b"0", b"")
 
 
-def test_a_wiped_store_is_as_new_and_usable(store: StateStore) -> None:
+def test_wiped_store_is_empty_and_usable(store: StateStore) -> None:
     store.apply({b"a": b"1"}, 10)
     store.wipe()
     assert store.changelog_position() is None
@@ -90,12 +90,12 @@ def test_a_wiped_store_is_as_new_and_usable(store: StateStore) -> None:
     assert (store.changelog_position(), store.get(b"b")) == (3, b"2")
 
 
-def test_a_wiped_store_may_have_been_empty(store: StateStore) -> None:
+def test_empty_store_can_be_wiped(store: StateStore) -> None:
     store.wipe()
     assert (store.changelog_position(), store.key_count()) == (None, 0)
 
 
-def test_closing_twice_is_allowed(store: StateStore) -> None:
+def test_store_can_be_closed_twice(store: StateStore) -> None:
     store.close()
     store.close()
 
@@ -105,7 +105,7 @@ BATCH = st.dictionaries(st.binary(max_size=2), st.none() | st.binary(max_size=2)
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(BATCH, max_size=8), start=st.binary(max_size=2), end=st.binary(max_size=2))
-def test_a_store_equals_a_sorted_dict(
+def test_store_equals_a_sorted_dict(
     store: StateStore, batches: list[dict[bytes, bytes | None]], start: bytes, end: bytes
 ) -> None:
     store.wipe()
@@ -119,5 +119,5 @@ def test_a_store_equals_a_sorted_dict(
                 model[key] = value
     assert list(store.scan(start, end)) == sorted((k, v) for k, v in model.items() if start <= k < end)
     assert all(store.get(k) == v for k, v in model.items())
-    asked = [start, *model, end]
-    assert store.get_many(asked) == [model.get(key) for key in asked]
+    keys = [start, *model, end]
+    assert store.get_many(keys) == [model.get(key) for key in keys]

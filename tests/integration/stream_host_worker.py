@@ -1,7 +1,7 @@
-"""A worker that hosts the counting engine, and a live view that fails in a chosen way. Started by its tests.
+"""Worker that hosts an engine with the counting step, and a live view that fails in a chosen way. Started by tests.
 
-`view`: "" works; "raises" when records arrive; "unreachable" has no broker; "blocks" its thread when records arrive;
-"never stops" reading.
+The argument is JSON. `view` chooses the failure of the reader: "" (none), "raises" (when records arrive), "unreachable"
+(it has no broker), "blocks" (its thread, when records arrive), or "never stops" (reading).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shared.records import Output, Record
 from shared.stream.faust_host import host_engine, run_worker
 from shared.stream.step import State, Tick
 from shared.telemetry import configure_logging
-from tests.integration.stream_rig import Rig, counting
+from tests.integration.stream_rig import Rig, counting_step
 
 
 class FailingReader(TallyReader):
@@ -40,29 +40,29 @@ class FailingReader(TallyReader):
         return records
 
 
-def silent(state: State, record: Record | Tick) -> list[Output]:
-    """Remembers the last offset of each key, and writes nothing."""
+def silent_step(state: State, record: Record | Tick) -> list[Output]:
+    """Store the last offset of each key, and write no output."""
     if isinstance(record, Record):
         state.put(record.key or b"", b"%d" % record.offset)
     return []
 
 
 def main() -> None:
-    told = json.loads(sys.argv[1])
-    rig = Rig(told["kafka"], told["name"], told["partitions"])
+    settings = json.loads(sys.argv[1])
+    rig = Rig(settings["kafka"], settings["name"], settings["partitions"])
     configure_logging("host")
     limit = DeadLetterLimit(window=100, min_records=50, max_count=10)
     app = host_engine(
-        rig.config(told["instance"], dead_letter_limit=limit),
-        silent if told.get("step") == "silent" else counting(rig.out),
+        rig.config(settings["instance"], dead_letter_limit=limit),
+        silent_step if settings.get("step") == "silent" else counting_step(rig.out),
         host="127.0.0.1",
-        port=told["port"],
-        data_dir=Path(told["folder"]),
+        port=settings["port"],
+        data_dir=Path(settings["folder"]),
         store_cache_mb=8,
     )
-    if "view" in told:
+    if "view" in settings:
         topic = f"{rig.name}.tallies"
-        add_live_view(app, LiveView(app.engine, lambda: FailingReader(told["view"], rig.kafka, topic)))
+        add_live_view(app, LiveView(app.engine, lambda: FailingReader(settings["view"], rig.kafka, topic)))
     run_worker(app, "ERROR")
 
 

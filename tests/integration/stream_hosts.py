@@ -1,4 +1,4 @@
-"""Processes that host an engine, for tests: started, asked over HTTP, stopped in order; and tallies for their views."""
+"""Worker processes that host an engine, for tests: start, query over HTTP, stop; and tallies for their live view."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ Sent = tuple[bytes | None, bytes | None, int]
 
 
 def tally(version: str, user: str, partition: int = 0, **figures: int) -> Sent:
-    made = Tally(
+    """Return a record of `feedback.tallies`."""
+    record = Tally(
         line="assistant",
         version=version,
         user_id=user,
@@ -36,17 +37,17 @@ def tally(version: str, user: str, partition: int = 0, **figures: int) -> Sent:
         updated_at=from_ms(1_700_000_000_000),
         **figures,
     )
-    return f"{version}|{user}|{partition}".encode(), made.to_json(), partition
+    return f"{version}|{user}|{partition}".encode(), record.to_json(), partition
 
 
-def create(kafka: str, topic: str) -> None:
-    """As the topics job does: compacted, so a record without a key would be refused."""
+def create_tallies_topic(kafka: str, topic: str) -> None:
+    """Create a tallies topic with the production settings: compacted, so it refuses records without a key."""
     admin = AdminClient({"bootstrap.servers": kafka})
     admin.create_topics([NewTopic(topic, 2, 1, config=FEEDBACK_TALLIES.broker_config())])[topic].result()
 
 
-def write(kafka: str, topic: str, *records: Sent, commit: bool = True) -> None:
-    """In one transaction, compressed, as the engine writes."""
+def write_tallies(kafka: str, topic: str, *records: Sent, commit: bool = True) -> None:
+    """Write records in one compressed transaction, as the engine does; abort it unless `commit`."""
     producer = Producer(
         {"bootstrap.servers": kafka, "transactional.id": f"{topic}-writer", "compression.type": "lz4"}
     )
@@ -65,69 +66,77 @@ class Worker:
     stopped_at: float | None = None
 
     def stop(self) -> None:
-        """Tells it to; several may stop at the same time."""
+        """Request a stop without waiting, so that several workers can stop at the same time."""
         if self.stopped_at is None:
             self.stopped_at = time.monotonic()
             self.child.terminate()
 
     def get(self, path: str) -> dict[str, Any]:
-        answer: dict[str, Any] = self.http.get(path).json()
-        return answer
+        body: dict[str, Any] = self.http.get(path).json()
+        return body
 
     def answers(self, path: str, holds: Callable[[httpx.Response], bool]) -> Callable[[], bool]:
-        def look() -> bool:
+        """Return a condition: the response of `path` satisfies `holds`."""
+
+        def check() -> bool:
             assert self.child.poll() is None, "the worker ended"
             try:
                 return holds(self.http.get(path))
             except httpx.TransportError:
                 return False
 
-        return look
+        return check
 
 
 @contextmanager
-def worker(
+def running_worker(
     folder: Path, argv: list[str], port: int, env: Mapping[str, str] | None = None
 ) -> Iterator[Worker]:
-    """From its start to its end, which must be in order and quick."""
+    """Run a worker until the end of the block. It must then stop in time, with status 0."""
     log = folder / "worker.log"
     child = spawn(Program("worker", argv, env or {}, cwd=ROOT), folder=folder, log=log)
     with httpx.Client(base_url=f"http://{HOST}:{port}", timeout=10) as http:
         try:
-            running = Worker(http, child)
-            yield running
-            running.stop()
+            started = Worker(http, child)
+            yield started
+            started.stop()
             assert child.wait(20) == 0, tail(log, 30)
-            assert time.monotonic() - (running.stopped_at or 0.0) < 12, "it was slow to stop"
+            assert time.monotonic() - (started.stopped_at or 0.0) < 12, "the worker was slow to stop"
         except AssertionError as failed:
             raise AssertionError(f"{failed}\n{tail(log, 40)}") from failed
         finally:
             end(child, seconds=0)
 
 
-def hosted(rig: Rig, folder: Path, **told: object) -> tuple[list[str], int]:
+def host_command(rig: Rig, folder: Path, **settings: object) -> tuple[list[str], int]:
+    """Return the command line of a worker for `stream_host_worker`, and its port."""
     port = choose({"worker": 0})["worker"]
-    words = {
+    defaults = {
         "kafka": rig.kafka, "name": rig.name, "partitions": rig.partitions, "instance": "one", "port": port,
         "folder": str(folder / "data"),
     }  # fmt: skip
-    return [sys.executable, "-m", "tests.integration.stream_host_worker", json.dumps(words | told)], port
+    return [
+        sys.executable,
+        "-m",
+        "tests.integration.stream_host_worker",
+        json.dumps(defaults | settings),
+    ], port
 
 
-def ready(answer: httpx.Response) -> bool:
-    return answer.status_code == 200
+def is_ready(response: httpx.Response) -> bool:
+    return response.status_code == 200
 
 
-def positions_at_end(rig: Rig) -> Callable[[httpx.Response], bool]:
-    """Whether `/partitions` says that all was committed that the inputs hold now."""
+def all_processed(rig: Rig) -> Callable[[httpx.Response], bool]:
+    """Return a check of `/partitions`: everything that the inputs hold at this call was committed."""
     ends = rig.ends()
 
-    def holds(answer: httpx.Response) -> bool:
-        found = {
-            (topic, each["partition"]): at
-            for each in answer.json()["partitions"]
-            for topic, at in each["positions"].items()
+    def holds(response: httpx.Response) -> bool:
+        positions = {
+            (topic, each["partition"]): offset
+            for each in response.json()["partitions"]
+            for topic, offset in each["positions"].items()
         }
-        return found == ends
+        return positions == ends
 
     return holds

@@ -1,4 +1,4 @@
-"""What the tests of the stream engine share: topics, a counting step, a reader of what was committed, an oracle."""
+"""Fixtures for tests of the stream engine: topics, a counting step, a reader of committed records, and an oracle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shared.stream.state_store import POSITIONS_KEY
 from shared.stream.step import State, Tick
 
 CREATE = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"}
-"""Kept whatever their times say: those of tests lie years back."""
+"""Without retention, because the timestamps of tests are years old."""
 APPEND = {"message.timestamp.type": "LogAppendTime"}
 
 
@@ -55,21 +55,21 @@ class Rig:
         return f"{self.name}.dead"
 
     def create(self, **configs: dict[str, str]) -> Rig:
-        """Topics are stamped by the broker; `a=CREATE` lets a test say when its records were appended."""
+        """Create the topics. The broker sets timestamps; with `a=CREATE` the test sets those of topic `a`."""
         admin = AdminClient({"bootstrap.servers": self.kafka})
-        wanted = {
+        topics = {
             "a": NewTopic(self.a, self.partitions, 1, config=configs.get("a", APPEND)),
             "b": NewTopic(self.b, self.partitions, 1, config=configs.get("b", APPEND)),
             "out": NewTopic(self.out, self.partitions, 1, config=configs.get("out", {})),
             "changelog": NewTopic(self.changelog, self.partitions, 1, config={"cleanup.policy": "compact"}),
             "dead": NewTopic(self.dead, 1, 1, config=configs.get("dead", {})),
         }
-        for future in admin.create_topics(list(wanted.values())).values():
+        for future in admin.create_topics(list(topics.values())).values():
             future.result()
         return self
 
     def config(self, instance: str = "one", **settings: object) -> EngineConfig:
-        given = {
+        defaults = {
             "bootstrap_servers": self.kafka,
             "application": self.name,
             "instance": instance,
@@ -78,12 +78,12 @@ class Rig:
             "dead_letters": self.dead,
             "outputs": frozenset({self.out}),
         } | settings
-        return EngineConfig(**given)  # type: ignore[arg-type]
+        return EngineConfig(**defaults)  # type: ignore[arg-type]
 
     def send(
         self, topic: str, records: Iterable[tuple[str, str]], times: Iterable[int] | None = None
     ) -> None:
-        """(key, value) each, all acknowledged when this returns. `times`: for topics with `CREATE`."""
+        """Send (key, value) pairs, and wait for their acknowledgements. `times`: timestamps, if `CREATE` is set."""
         producer = Producer(
             {"bootstrap.servers": self.kafka, "partitioner": "murmur2_random", "acks": "all", "linger.ms": 5}
         )
@@ -101,7 +101,7 @@ class Rig:
         assert not failed
 
     def read(self, topic: str, *, committed: bool = True, seconds: float = 15.0) -> list[Message]:
-        """Everything up to the end: for read_committed, to where no transaction is open any more."""
+        """Return every record up to the end; if `committed`, also wait until no transaction before the end is open."""
         settings = {"bootstrap.servers": self.kafka, "group.id": f"{self.name}-reader"}
         ends = Consumer(settings | {"isolation.level": "read_uncommitted"})
         reader = Consumer(
@@ -115,34 +115,34 @@ class Rig:
         numbers = sorted(ends.list_topics(topic, timeout=10).topics[topic].partitions)
         marks = {n: ends.get_watermark_offsets(TopicPartition(topic, n), timeout=10) for n in numbers}
         reader.assign([TopicPartition(topic, n, low) for n, (low, _) in marks.items()])
-        found, deadline = [], time.monotonic() + seconds
+        records, deadline = [], time.monotonic() + seconds
         left = {n: high for n, (low, high) in marks.items() if high > low}
         while left:
-            assert time.monotonic() < deadline, f"{topic} is not decided up to {left}"
+            assert time.monotonic() < deadline, f"not every transaction in {topic} is decided up to {left}"
             for message in reader.consume(1_000, 0.05):
                 at = message.offset()
                 if message.error() is None:
-                    found.append(message)
+                    records.append(message)
                     at += 1
                 if at >= left.get(message.partition(), at + 1):
                     del left[message.partition()]
         ends.close()
         reader.close()
-        return found
+        return records
 
     def ends(self) -> dict[tuple[str, int], int]:
-        """Where the inputs end now, by topic and partition."""
-        asked = Consumer({"bootstrap.servers": self.kafka, "group.id": f"{self.name}-ends"})
-        found = {
-            (topic, n): asked.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1]
+        """Return the current end offsets of the inputs, by topic and partition."""
+        consumer = Consumer({"bootstrap.servers": self.kafka, "group.id": f"{self.name}-ends"})
+        offsets = {
+            (topic, n): consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1]
             for topic in (self.a, self.b)
             for n in range(self.partitions)
         }
-        asked.close()
-        return found
+        consumer.close()
+        return offsets
 
     def changelog_state(self) -> dict[int, dict[bytes, bytes]]:
-        """Per partition, what a compacted changelog holds; the engine's own key left out."""
+        """Return the compacted changelog of each partition, without the engine's own key."""
         state: dict[int, dict[bytes, bytes]] = {n: {} for n in range(self.partitions)}
         for message in self.read(self.changelog):
             if message.value() is None:
@@ -153,17 +153,20 @@ class Rig:
 
 
 def events(count: int, keys: int, prefix: str = "e") -> dict[str, str]:
-    """So many events, each with its key."""
+    """Return `count` events with their keys."""
     return {f"{prefix}{n}": f"k{n % keys}" for n in range(count)}
 
 
-def swapped(sent: dict[str, str]) -> list[tuple[str, str]]:
-    """As they are sent: (key, event)."""
+def as_records(sent: dict[str, str]) -> list[tuple[str, str]]:
+    """Return events as (key, value) records to send."""
     return [(key, event) for event, key in sent.items()]
 
 
-def counting(out: str) -> Callable[[State, Record | Tick], Iterator[Output]]:
-    """Counts the records of each key; one output each, with the count. A record `bad...` is rejected after it wrote."""
+def counting_step(out: str) -> Callable[[State, Record | Tick], Iterator[Output]]:
+    """Return a step that counts the records of each key, and writes an output with each count.
+
+    It rejects a record `bad...` after writing for it, so a test can see that nothing of it remains.
+    """
 
     def step(state: State, record: Record | Tick) -> Iterator[Output]:
         if isinstance(record, Tick):
@@ -174,20 +177,20 @@ def counting(out: str) -> Callable[[State, Record | Tick], Iterator[Output]]:
         value = (record.value or b"").decode()
         yield Output.to_same_partition_as(record, out, key, json.dumps([value, count]).encode())
         if value.startswith("bad"):
-            raise Rejected(f"{value} is not to be counted")
+            raise Rejected(f"{value} must not be counted")
 
     return step
 
 
 @contextmanager
 def running(engine: Engine) -> Iterator[threading.Thread]:
-    """The engine in a thread, stopped at the end; what it raised is raised here."""
+    """Run an engine in a thread until the end of the block. An exception of the engine is raised there."""
     stop, raised = threading.Event(), list[BaseException]()
 
     def work() -> None:
         try:
             engine.run(stop)
-        except BaseException as error:  # noqa: BLE001 - carried to the test's own thread
+        except BaseException as error:  # noqa: BLE001 - raised in the test's thread
             raised.append(error)
 
     thread = threading.Thread(target=work, name="engine")
@@ -202,18 +205,18 @@ def running(engine: Engine) -> Iterator[threading.Thread]:
         raise raised[0]
 
 
-def until(holds: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
-    """Looks ten times a second."""
+def until(holds: Callable[[], bool], description: str, seconds: float = 20.0) -> None:
+    """Wait until `holds()` returns True, polling ten times a second."""
     deadline, pause = time.monotonic() + seconds, threading.Event()
     while not holds():
-        assert time.monotonic() < deadline, f"not in {seconds} s: {what}"
+        assert time.monotonic() < deadline, f"not within {seconds} s: {description}"
         pause.wait(0.1)
 
 
 def drained(engine: Engine, rig: Rig) -> Callable[[], bool]:
-    """Whether it owns all partitions, and its positions are where the inputs end at the moment of the call.
+    """Return a condition: the engine owns every partition and has processed the inputs to their ends at this call.
 
-    Asks the broker: the lag that an engine shows is up to half a second old.
+    The ends come from the broker, because the lag in the engine's status may be half a second old.
     """
     ends = rig.ends()
 
@@ -227,14 +230,15 @@ def drained(engine: Engine, rig: Rig) -> Callable[[], bool]:
 
 
 def processed(engine: Engine, count: int) -> Callable[[], bool]:
+    """Return a condition: the engine has processed at least `count` records."""
     return lambda: sum(p.records for p in engine.partitions()) >= count
 
 
-def complaints(rig: Rig, sent: dict[str, str]) -> list[str]:
-    """The oracle of I1 and I4 for the counting step: `sent` is {event: key}, each acknowledged once.
+def violations(rig: Rig, sent: dict[str, str]) -> list[str]:
+    """Return violations of I1 and I4 by the counting step. `sent` is {event: key}, each acknowledged once.
 
-    Every event has exactly one committed output, the counts of a key run 1, 2, 3 without gap or repeat, and the
-    changelog agrees with the last of them.
+    Every event must have exactly one committed output, the counts of each key must run 1, 2, 3 without a gap or
+    repetition, and the changelog must hold the last count.
     """
     events: Counter[str] = Counter()
     counts: dict[str, list[int]] = defaultdict(list)
@@ -242,17 +246,17 @@ def complaints(rig: Rig, sent: dict[str, str]) -> list[str]:
         event, count = json.loads(message.value())
         events[event] += 1
         counts[message.key().decode()].append(count)
-    found = []
+    errors = []
     if missing := set(sent) - set(events):
-        found.append(f"lost: {len(missing)} events")
-    if strange := set(events) - set(sent):
-        found.append(f"strange: {len(strange)} events")
-    if twice := [event for event, n in events.items() if n > 1]:
-        found.append(f"twice: {len(twice)} events")
+        errors.append(f"{len(missing)} events are missing")
+    if unknown := set(events) - set(sent):
+        errors.append(f"{len(unknown)} events were never sent")
+    if repeated := [event for event, n in events.items() if n > 1]:
+        errors.append(f"{len(repeated)} events have several outputs")
     per_key = Counter(sent.values())
     if wrong := [key for key in per_key if counts[key] != list(range(1, per_key[key] + 1))]:
-        found.append(f"counts: {len(wrong)} keys")
+        errors.append(f"{len(wrong)} keys have wrong counts")
     logged = {k.decode(): int(v) for state in rig.changelog_state().values() for k, v in state.items()}
     if logged != dict(per_key):
-        found.append("the changelog differs from what was sent")
-    return found
+        errors.append("the changelog differs from the sent events")
+    return errors

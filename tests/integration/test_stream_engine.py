@@ -1,4 +1,4 @@
-"""The engine on real Kafka, undisturbed: what it promises while nothing fails."""
+"""Tests of the engine on real Kafka: its guarantees while nothing fails."""
 
 from __future__ import annotations
 
@@ -22,80 +22,80 @@ from shared.stream.step import State, Tick
 from tests.integration.stream_rig import (
     CREATE,
     Rig,
-    complaints,
-    counting,
+    as_records,
+    counting_step,
     drained,
     events,
     processed,
     running,
-    swapped,
     until,
+    violations,
 )  # fmt: skip
 
 
-def test_every_input_is_counted_once_and_a_restart_goes_on_from_the_changelog(rig: Rig) -> None:
+def test_inputs_are_counted_once_across_a_restart(rig: Rig) -> None:
     rig.create()
     commits: list[CommitStats] = []
     first, second = events(3_000, 50, "a"), events(3_000, 50, "b")
-    rig.send(rig.a, swapped(first))
-    engine = Engine(rig.config(), counting(rig.out), on_commit=commits.append)
+    rig.send(rig.a, as_records(first))
+    engine = Engine(rig.config(), counting_step(rig.out), on_commit=commits.append)
     with running(engine):
         until(processed(engine, 3_000), "the first half")
         until(drained(engine, rig), "no lag at the end")
         assert engine.ready
         assert sum(p.keys for p in engine.partitions()) >= 50
     assert sum(commit.records for commit in commits) == 3_000
-    rig.send(rig.b, swapped(second))
+    rig.send(rig.b, as_records(second))
     stores: dict[int, MemoryStore] = {}
     engine = Engine(
-        rig.config("two"), counting(rig.out), open_store=lambda n: stores.setdefault(n, MemoryStore(n))
+        rig.config("two"), counting_step(rig.out), open_store=lambda n: stores.setdefault(n, MemoryStore(n))
     )
     with running(engine):
         until(processed(engine, 3_000), "the second half")
-    assert complaints(rig, first | second) == []
-    held = {n: dict(store.scan(b"\x01", b"\xff")) for n, store in stores.items()}
-    assert held == rig.changelog_state()
+    assert violations(rig, first | second) == []
+    restored = {n: dict(store.scan(b"\x01", b"\xff")) for n, store in stores.items()}
+    assert restored == rig.changelog_state()
 
 
-def test_a_record_that_makes_the_step_raise_is_a_dead_letter_and_leaves_no_state(rig: Rig) -> None:
+def test_record_that_raises_becomes_a_dead_letter_without_state(rig: Rig) -> None:
     rig.create()
     good = events(20, 4)
-    rig.send(rig.a, [*swapped(good), ("k1", "bad one"), ("only-bad", "bad two")])
+    rig.send(rig.a, [*as_records(good), ("k1", "bad one"), ("only-bad", "bad two")])
     commits: list[CommitStats] = []
-    engine = Engine(rig.config(service="processor"), counting(rig.out), on_commit=commits.append)
+    engine = Engine(rig.config(service="processor"), counting_step(rig.out), on_commit=commits.append)
     with running(engine):
         until(processed(engine, 22), "all records")
-    assert complaints(rig, good) == []
+    assert violations(rig, good) == []
     dead = {message.value(): message for message in rig.read(rig.dead)}
     assert set(dead) == {b"bad one", b"bad two"}
     headers = dict(dead[b"bad two"].headers())
     assert dead[b"bad two"].key() == b"only-bad"
     assert headers["dl_topic"] == rig.a.encode()
     assert headers["dl_class"] == b"rejected"
-    assert headers["dl_message"] == b"bad two is not to be counted"
+    assert headers["dl_message"] == b"bad two must not be counted"
     assert headers["dl_service"] == b"processor"
     assert {"dl_partition", "dl_offset", "dl_timestamp"} <= set(headers)
-    assert [kind for commit in commits for kind in commit.dead] == ["rejected", "rejected"]
+    assert [kind for commit in commits for kind in commit.dead_letters] == ["rejected", "rejected"]
 
 
-def test_too_many_dead_letters_halt_the_engine_before_they_are_written(rig: Rig) -> None:
+def test_too_many_dead_letters_halt_before_they_are_written(rig: Rig) -> None:
     rig.create()
     rig.send(rig.a, [(f"k{n}", f"bad {n}") for n in range(2_000)])
     engine = Engine(
         rig.config(dead_letter_limit=DeadLetterLimit(window=100, min_records=50, max_count=10)),
-        counting(rig.out),
+        counting_step(rig.out),
     )
     with running(engine):
         until(lambda: engine.state == "halted", "halting")
         assert "rejected" in engine.reason
         assert not engine.ready
     assert rig.read(rig.dead) == []
-    assert complaints(rig, {}) == []
+    assert violations(rig, {}) == []
 
 
-def test_ticks_come_about_every_second_while_a_partition_is_quiet(rig: Rig) -> None:
+def test_idle_partition_gets_regular_ticks(rig: Rig) -> None:
     rig.create()
-    clock = ManualClock(now_ms=5_000_000_000_000)  # later than the broker's: ticks never go back
+    clock = ManualClock(now_ms=5_000_000_000_000)  # later than the broker's, because ticks never go back
     beats: dict[int, list[float]] = {0: [], 1: []}
     stamps: list[int] = []
 
@@ -103,16 +103,16 @@ def test_ticks_come_about_every_second_while_a_partition_is_quiet(rig: Rig) -> N
         if isinstance(record, Tick):
             beats[record.partition].append(time.monotonic())
             stamps.append(record.timestamp)
-            if record.timestamp >= 5_000_000_002_000 and state.get(b"told") is None:
-                state.put(b"told", b"yes")
-                yield Output.to_same_partition_as(record, rig.out, b"tick", b"told")
+            if record.timestamp >= 5_000_000_002_000 and state.get(b"done") is None:
+                state.put(b"done", b"yes")
+                yield Output.to_same_partition_as(record, rig.out, b"tick", b"done")
 
     engine = Engine(rig.config(tick_interval=0.3), step, clock=clock)
     with running(engine):
         until(lambda: min(len(each) for each in beats.values()) >= 4, "ticks")
         assert rig.read(rig.out) == []  # nothing to commit, nothing written
         clock.advance(2.0)
-        until(lambda: len(rig.read(rig.out)) == 2, "what the ticks say, once in each partition")
+        until(lambda: len(rig.read(rig.out)) == 2, "the output of a tick in each partition")
         before = {n: len(each) for n, each in beats.items()}
         until(lambda: all(len(beats[n]) >= before[n] + 2 for n in beats), "more ticks")
         assert len(rig.read(rig.out)) == 2
@@ -122,37 +122,37 @@ def test_ticks_come_about_every_second_while_a_partition_is_quiet(rig: Rig) -> N
     assert stamps == sorted(stamps)
 
 
-def test_a_topic_fully_ahead_of_another_is_merged_by_time_within_bounded_buffers(rig: Rig) -> None:
-    """All of `a` lies in the log before any of `b`, of which each record is as old as one of `a`."""
+def test_topics_are_merged_by_time_in_bounded_buffers(rig: Rig) -> None:
+    """All of `a` is in the log before any of `b`, although their append times interleave."""
     rig = Rig(rig.kafka, rig.name, partitions=1).create(a=CREATE, b=CREATE)
     base, count = 1_700_000_000_000, 1_500
     for topic, shift in ((rig.a, 0), (rig.b, 1)):
         times = (base + 10 * (n // 100) + shift for n in range(count))
         rig.send(topic, [("k", f"{topic}{n}") for n in range(count)], times)
     seen: list[tuple[int, str, int]] = []
-    heaviest = 0
+    largest = 0
 
     def step(_state: State, record: Record | Tick) -> list[Output]:
-        nonlocal heaviest
+        nonlocal largest
         if isinstance(record, Record):
             seen.append((record.timestamp, record.topic, record.offset))
-            heaviest = max(
-                heaviest, *(p.merge_buffer.bytes_of(t) for p in engine._owned.values() for t in (rig.a, rig.b))
+            largest = max(
+                largest, *(p.merge_buffer.bytes_of(t) for p in engine._owned.values() for t in (rig.a, rig.b))
             )
         return []
 
-    # Room for 256 records of each input, against 1,500 of each: reading has to pause and go on, many times.
+    # The buffers hold 256 records of each input, which has 1,500: reading must pause and resume many times.
     engine = Engine(rig.config(buffer_bytes=512 * 1_100, slice_records=100), step)
     with running(engine):
         until(processed(engine, 2 * count), "both topics")
     assert len(seen) == 2 * count
     assert seen == sorted(seen)
-    assert heaviest < (256 + 100 + 1) * 1_100
+    assert largest < (256 + 100 + 1) * 1_100
 
 
-def test_an_output_that_only_the_broker_refuses_is_isolated_and_the_rest_goes_on(rig: Rig) -> None:
+def test_output_refused_by_the_broker_is_isolated(rig: Rig) -> None:
     rig.create(out={"max.message.bytes": "2000", "compression.type": "uncompressed"})
-    plain = counting(rig.out)
+    plain = counting_step(rig.out)
     noise = "".join(chr(33 + (n * n * 7919 + n // 3) % 90) for n in range(40_000))
 
     def step(state: State, record: Record | Tick) -> Iterator[Output]:
@@ -161,20 +161,20 @@ def test_an_output_that_only_the_broker_refuses_is_isolated_and_the_rest_goes_on
             yield Output.to_same_partition_as(record, rig.out, b"k", noise.encode())
 
     good = events(40, 4)
-    mixed = swapped(good)
+    mixed = as_records(good)
     mixed[7:7] = [("k0", "large")]
     rig.send(rig.a, mixed)
     aborts: list[str] = []
     engine = Engine(rig.config(slice_records=4), step, on_abort=aborts.append)
     with running(engine):
         until(processed(engine, 41), "all records", 40)
-    assert complaints(rig, good) == []
+    assert violations(rig, good) == []
     dead = {message.value(): dict(message.headers())["dl_class"] for message in rig.read(rig.dead)}
     assert dead == {b"large": b"oversized"}
     assert aborts
 
 
-def test_outputs_and_states_beyond_the_stated_size_are_dead_letters_at_once(rig: Rig) -> None:
+def test_oversized_outputs_and_states_are_dead_letters_at_once(rig: Rig) -> None:
     rig.create()
 
     def step(state: State, record: Record | Tick) -> Iterator[Output]:
@@ -182,8 +182,10 @@ def test_outputs_and_states_beyond_the_stated_size_are_dead_letters_at_once(rig:
             if record.value == b"state":
                 state.put(b"k", bytes(1_001))
             if record.value == b"foreign":
-                yield Output("somebody.elses", b"k", b"v")
-            yield Output.to_same_partition_as(record, rig.out, b"k", bytes(1_001) if record.value == b"output" else b"fine")
+                yield Output("another.service", b"k", b"v")
+            yield Output.to_same_partition_as(
+                record, rig.out, b"k", bytes(1_001) if record.value == b"output" else b"fine"
+            )
 
     rig.send(rig.a, [("k", kind) for kind in ("state", "output", "foreign", "fine")])
     aborts: list[str] = []
@@ -202,44 +204,44 @@ def test_outputs_and_states_beyond_the_stated_size_are_dead_letters_at_once(rig:
     assert aborts == []
 
 
-def test_an_expired_group_goes_on_from_the_positions_in_the_changelog(rig: Rig) -> None:
+def test_expired_group_continues_from_the_changelog(rig: Rig) -> None:
     rig.create()
     first, second = events(100, 5, "a"), events(100, 5, "b")
-    rig.send(rig.a, swapped(first))
-    engine = Engine(rig.config(), counting(rig.out))
+    rig.send(rig.a, as_records(first))
+    engine = Engine(rig.config(), counting_step(rig.out))
     with running(engine):
         until(processed(engine, 100), "the first half")
     admin = AdminClient({"bootstrap.servers": rig.kafka})
     admin.delete_consumer_groups([rig.name])[rig.name].result()
-    rig.send(rig.a, swapped(second))
-    engine = Engine(rig.config(), counting(rig.out))
+    rig.send(rig.a, as_records(second))
+    engine = Engine(rig.config(), counting_step(rig.out))
     with running(engine):
         until(processed(engine, 100), "the second half")
-    assert complaints(rig, first | second) == []
+    assert violations(rig, first | second) == []
 
 
-def test_records_deleted_before_they_were_processed_stop_the_engine(rig: Rig) -> None:
+def test_deleted_unprocessed_records_stop_the_engine(rig: Rig) -> None:
     rig = Rig(rig.kafka, rig.name, partitions=1).create()
-    rig.send(rig.a, swapped(events(10, 1, "a")))
-    engine = Engine(rig.config(), counting(rig.out))
+    rig.send(rig.a, as_records(events(10, 1, "a")))
+    engine = Engine(rig.config(), counting_step(rig.out))
     with running(engine):
         until(processed(engine, 10), "the first ten")
-    rig.send(rig.a, swapped(events(10, 1, "b")))
+    rig.send(rig.a, as_records(events(10, 1, "b")))
     admin = AdminClient({"bootstrap.servers": rig.kafka})
     for future in admin.delete_records([TopicPartition(rig.a, 0, 15)]).values():
         future.result()
-    engine = Engine(rig.config(), counting(rig.out))
+    engine = Engine(rig.config(), counting_step(rig.out))
     with pytest.raises(Fatal, match="no longer in the log"), running(engine) as thread:
         thread.join(20)
     assert engine.state == "failed"
 
 
-def test_a_second_process_under_the_same_name_fences_the_first(rig: Rig) -> None:
+def test_second_process_with_the_same_name_fences_the_first(rig: Rig) -> None:
     rig.create()
     sent = events(40, 4)
-    halves = swapped(sent)
-    first = Engine(rig.config("same", session_timeout=6.0), counting(rig.out))
-    second = Engine(rig.config("same", session_timeout=6.0), counting(rig.out))
+    halves = as_records(sent)
+    first = Engine(rig.config("same", session_timeout=6.0), counting_step(rig.out))
+    second = Engine(rig.config("same", session_timeout=6.0), counting_step(rig.out))
     with pytest.raises(Fenced, match="same"), running(first) as thread:  # noqa: PT012 - two engines, nested
         until(lambda: first.ready, "the first")
         rig.send(rig.a, halves[:20])
@@ -251,32 +253,32 @@ def test_a_second_process_under_the_same_name_fences_the_first(rig: Rig) -> None
             until(lambda: len(second.partitions()) == 2, "all partitions with the second")
             until(drained(second, rig), "the second half")
     assert first.state == "failed"
-    assert complaints(rig, sent) == []
+    assert violations(rig, sent) == []
 
 
 def test_inputs_with_different_numbers_of_partitions_are_refused(rig: Rig) -> None:
     rig.create()
     other = Rig(rig.kafka, f"{rig.name}x", partitions=3).create()
-    engine = Engine(rig.config(inputs=(rig.a, other.a)), counting(rig.out))
+    engine = Engine(rig.config(inputs=(rig.a, other.a)), counting_step(rig.out))
     with pytest.raises(Misconfigured, match="same number of partitions"):
         engine.run(threading.Event())
-    engine = Engine(rig.config(partitions=6), counting(rig.out))
+    engine = Engine(rig.config(partitions=6), counting_step(rig.out))
     with pytest.raises(Misconfigured, match="same number of partitions"):
         engine.run(threading.Event())
 
 
-def test_it_waits_for_its_topics_and_says_so(rig: Rig) -> None:
-    engine = Engine(rig.config(), counting(rig.out))
+def test_engine_waits_for_missing_topics(rig: Rig) -> None:
+    engine = Engine(rig.config(), counting_step(rig.out))
     with running(engine):
         until(lambda: engine.state == "waiting", "waiting")
         assert rig.a in engine.reason
         assert not engine.ready
         rig.create()
-        until(lambda: engine.ready, "going on by itself")
+        until(lambda: engine.ready, "recovery")
 
 
-def test_it_waits_for_a_broker_that_is_away_and_stops_when_told(rig: Rig) -> None:
-    engine = Engine(rig.config(bootstrap_servers="127.0.0.1:9"), counting(rig.out))
+def test_engine_waits_for_the_broker_and_can_be_stopped(rig: Rig) -> None:
+    engine = Engine(rig.config(bootstrap_servers="127.0.0.1:9"), counting_step(rig.out))
     with running(engine):
         until(lambda: engine.state == "waiting", "waiting")
         assert "127.0.0.1:9" in engine.reason

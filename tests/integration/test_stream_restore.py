@@ -1,4 +1,4 @@
-"""Restores on real Kafka: a store that fits reads only what it lacks; one that does not is built anew, by itself."""
+"""Tests of restores on real Kafka: a valid store reads only what it lacks, any other is rebuilt."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from shared.adapters.clock import ManualClock
 from shared.stream.engine import Engine
 from shared.stream.restore import Restorer
 from shared.stream.rocksdb_store import RocksDBStore, RocksDBStoreFactory
-from tests.integration.stream_rig import Rig, complaints, counting, drained, running, until
+from tests.integration.stream_rig import Rig, counting_step, drained, running, until, violations
 
 HOUR_S = 3_600
 Logs = list[MutableMapping[str, Any]]
 
 
-# --- a restore by itself ------------------------------------------------------------------------------------------
+# --- the restorer without an engine ------------------------------------------------------------------------------
 
 
 class Changelog:
-    """One partition of a changelog, written by hand; `held` is what a whole copy of it holds."""
+    """One partition of a changelog, written by the test. `contents` is what a complete copy holds."""
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
-        self.held: dict[bytes, bytes] = {}
+        self.contents: dict[bytes, bytes] = {}
         self.create()
 
     def create(self) -> None:
-        """With a log start that can be moved, unlike that of one which is compacted only."""
+        """Create the topic. It is not only compacted, so that its first offset can be moved."""
         topic = NewTopic(self.rig.changelog, 1, 1, config={"cleanup.policy": "compact,delete"})
         admin = AdminClient({"bootstrap.servers": self.rig.kafka})
-        # One that was just deleted takes a moment to be gone.
+        # A topic that was just deleted takes a moment to disappear.
         for attempt in Retrying(
             retry=retry_if_exception_type(KafkaException), stop=stop_after_delay(10), wait=wait_fixed(0.1)
         ):
@@ -51,7 +51,7 @@ class Changelog:
     def delete(self) -> None:
         admin = AdminClient({"bootstrap.servers": self.rig.kafka})
         admin.delete_topics([self.rig.changelog])[self.rig.changelog].result()
-        self.held = {}
+        self.contents = {}
 
     def cut(self, low: int) -> None:
         admin = AdminClient({"bootstrap.servers": self.rig.kafka})
@@ -59,28 +59,28 @@ class Changelog:
             future.result()
 
     def write(self, keys: int, value: bytes | None) -> None:
-        """One record per key, k0, k1..."""
+        """Write one record per key: k0, k1 and so on."""
         producer = Producer({"bootstrap.servers": self.rig.kafka, "linger.ms": 5})
         for n in range(keys):
             key = b"k%d" % n
             producer.produce(self.rig.changelog, value, key, 0)
             if value is None:
-                self.held.pop(key, None)
+                self.contents.pop(key, None)
             else:
-                self.held[key] = value
+                self.contents[key] = value
         assert producer.flush(20) == 0
 
     def restore(self, store: RocksDBStore, clock: ManualClock) -> int:
-        """Brings it to the end; how many records that took."""
-        restore = Restorer(self.rig.config(), {0: store}, clock)
+        """Restore a store to the end of the changelog, and return how many records that took."""
+        restorer = Restorer(self.rig.config(), {0: store}, clock)
         deadline = time.monotonic() + 15
-        while not restore.done:
-            assert time.monotonic() < deadline, restore.describe_progress()
-            restore.advance()
-        restore.close()
-        held = dict(store.scan(b"\x01", b"\xff"))
-        assert held == self.held
-        return restore.records
+        while not restorer.done:
+            assert time.monotonic() < deadline, restorer.describe_progress()
+            restorer.advance()
+        restorer.close()
+        restored = dict(store.scan(b"\x01", b"\xff"))
+        assert restored == self.contents
+        return restorer.records
 
 
 @pytest.fixture
@@ -95,9 +95,7 @@ def store(tmp_path: Path) -> Iterator[RocksDBStore]:
     opened.close()
 
 
-def test_an_empty_store_reads_all_and_a_warm_one_only_the_tail(
-    changelog: Changelog, store: RocksDBStore
-) -> None:
+def test_warm_store_reads_only_the_tail(changelog: Changelog, store: RocksDBStore) -> None:
     clock = ManualClock()
     assert changelog.restore(store, clock) == 0
     changelog.write(500, b"1")
@@ -108,30 +106,30 @@ def test_an_empty_store_reads_all_and_a_warm_one_only_the_tail(
     assert changelog.restore(store, clock) == 7
 
 
-def test_a_store_beyond_the_end_is_rebuilt(changelog: Changelog, store: RocksDBStore) -> None:
+def test_store_beyond_the_end_is_rebuilt(changelog: Changelog, store: RocksDBStore) -> None:
     clock = ManualClock()
     changelog.write(50, b"1")
     changelog.restore(store, clock)
     store.apply({b"stray": b"1"}, 1_000)
     with capture_logs() as logs:
         assert changelog.restore(store, clock) == 50
-    assert ["beyond the end" in why for why in rebuilt(logs)] == [True]
+    assert ["beyond the end" in reason for reason in rebuild_reasons(logs)] == [True]
 
 
-def test_a_store_below_the_log_start_is_rebuilt(changelog: Changelog, store: RocksDBStore) -> None:
+def test_store_below_the_log_start_is_rebuilt(changelog: Changelog, store: RocksDBStore) -> None:
     clock = ManualClock()
     changelog.write(50, b"1")
     changelog.restore(store, clock)
     changelog.write(60, b"2")
     changelog.cut(51)
-    changelog.held = {b"k%d" % n: b"2" for n in range(1, 60)}
+    changelog.contents = {b"k%d" % n: b"2" for n in range(1, 60)}
     with capture_logs() as logs:
         assert changelog.restore(store, clock) == 59
-    assert ["begins at 51" in why for why in rebuilt(logs)] == [True]
+    assert ["begins at 51" in reason for reason in rebuild_reasons(logs)] == [True]
 
 
-def test_a_store_that_may_have_missed_deletions_is_rebuilt(changelog: Changelog, store: RocksDBStore) -> None:
-    """Half a day is the half of delete.retention.ms; a store to which nothing was added meanwhile may be older."""
+def test_store_that_may_have_missed_deletions_is_rebuilt(changelog: Changelog, store: RocksDBStore) -> None:
+    """The limit is half a day, half of delete.retention.ms. A store that lacks nothing may be older."""
     clock = ManualClock()
     changelog.write(50, b"1")
     changelog.restore(store, clock)
@@ -144,15 +142,13 @@ def test_a_store_that_may_have_missed_deletions_is_rebuilt(changelog: Changelog,
     clock.advance(13 * HOUR_S)
     with capture_logs() as logs:
         assert changelog.restore(store, clock) == 65
-    assert ["too old: last complete 13.0 h ago" in why for why in rebuilt(logs)] == [True]
+    assert ["too old: last complete 13.0 h ago" in reason for reason in rebuild_reasons(logs)] == [True]
 
 
-def test_the_copy_of_a_changelog_that_was_created_anew_is_rebuilt(
-    changelog: Changelog, store: RocksDBStore
-) -> None:
-    """Though its position lies within the new one."""
+def test_copy_of_a_recreated_changelog_is_rebuilt(changelog: Changelog, store: RocksDBStore) -> None:
+    """It is rebuilt although its position is within the new changelog."""
     clock = ManualClock()
-    changelog.write(50, b"of the old one")
+    changelog.write(50, b"old")
     changelog.restore(store, clock)
     changelog.delete()
     changelog.create()
@@ -160,37 +156,39 @@ def test_the_copy_of_a_changelog_that_was_created_anew_is_rebuilt(
     changelog.write(30, b"2")
     with capture_logs() as logs:
         assert changelog.restore(store, clock) == 60
-    assert ["another changelog" in why for why in rebuilt(logs)] == [True]
+    assert ["another changelog" in reason for reason in rebuild_reasons(logs)] == [True]
 
 
-def test_a_restore_that_was_broken_off_goes_on_where_it_was(changelog: Changelog, tmp_path: Path) -> None:
+def test_interrupted_restore_continues_at_its_position(changelog: Changelog, tmp_path: Path) -> None:
     clock = ManualClock()
     changelog.write(9_000, b"1")
     store = RocksDBStoreFactory(tmp_path, cache_mb=8)(0)
-    broken_off = Restorer(changelog.rig.config(), {0: store}, clock)
+    interrupted = Restorer(changelog.rig.config(), {0: store}, clock)
     deadline = time.monotonic() + 15
-    while not broken_off.records:
+    while not interrupted.records:
         assert time.monotonic() < deadline
-        broken_off.advance()
-    assert not broken_off.done
-    broken_off.close()
+        interrupted.advance()
+    assert not interrupted.done
+    interrupted.close()
     store.close()
     store = RocksDBStoreFactory(tmp_path, cache_mb=8)(0)
-    assert changelog.restore(store, clock) == 9_000 - broken_off.records
+    assert changelog.restore(store, clock) == 9_000 - interrupted.records
     store.close()
 
 
-def rebuilt(logs: Logs) -> list[str]:
-    """Why stores were rebuilt."""
-    return [entry["why"] for entry in logs if "rebuilt" in entry["event"]]
+def rebuild_reasons(logs: Logs) -> list[str]:
+    """Return the reasons why stores were rebuilt."""
+    return [entry["reason"] for entry in logs if "rebuilt" in entry["event"]]
 
 
-# --- the engine over it -------------------------------------------------------------------------------------------
+# --- the engine with stores on disk ------------------------------------------------------------------------------
 
 
 def process(rig: Rig, folder: Path, sent: dict[str, str], instance: str = "one") -> Logs:
-    """An engine with its stores in a folder takes `sent` in, and is stopped. What it logged."""
-    engine = Engine(rig.config(instance), counting(rig.out), open_store=RocksDBStoreFactory(folder, cache_mb=8))
+    """Process `sent` with an engine whose stores are in `folder`, stop it, and return its logs."""
+    engine = Engine(
+        rig.config(instance), counting_step(rig.out), open_store=RocksDBStoreFactory(folder, cache_mb=8)
+    )
     with capture_logs() as logs, running(engine):
         rig.send(rig.a, [(key, event) for event, key in sent.items()])
         until(lambda: len(engine.partitions()) == rig.partitions, "all partitions")
@@ -198,29 +196,33 @@ def process(rig: Rig, folder: Path, sent: dict[str, str], instance: str = "one")
     return logs
 
 
-def read_of_changelog(logs: Logs) -> int:
+def changelog_records_read(logs: Logs) -> int:
     return sum(entry["records"] for entry in logs if entry["event"] == "restored")
 
 
-def test_a_graceful_stop_leaves_nothing_to_read_and_a_lost_folder_is_rebuilt(
-    rig: Rig, tmp_path: Path
-) -> None:
+def test_graceful_stop_leaves_no_tail_and_lost_folder_is_rebuilt(rig: Rig, tmp_path: Path) -> None:
     rig.create()
     mine, other = tmp_path / "mine", tmp_path / "other"
     counts = {"a": 2_000, "b": 200, "c": 90, "d": 90, "e": 90}
     rounds = [{f"{name}{n}": f"k{n % 50}" for n in range(count)} for name, count in counts.items()]
     sent = dict(chain.from_iterable(each.items() for each in rounds))
-    assert read_of_changelog(process(rig, mine, rounds[0])) == 0
-    assert read_of_changelog(process(rig, mine, rounds[1])) == 0, "after a graceful stop there is no tail"
+    assert changelog_records_read(process(rig, mine, rounds[0])) == 0
+    assert changelog_records_read(process(rig, mine, rounds[1])) == 0, (
+        "after a graceful stop there is no tail"
+    )
     logged = len(rig.read(rig.changelog))
-    assert read_of_changelog(process(rig, other, rounds[2], "two")) == logged
+    assert changelog_records_read(process(rig, other, rounds[2], "two")) == logged
     tail = len(rig.read(rig.changelog)) - logged
     assert 50 < tail < 300
-    assert read_of_changelog(process(rig, mine, rounds[3])) == tail, "what another wrote since, and no more"
+    assert changelog_records_read(process(rig, mine, rounds[3])) == tail, (
+        "only what another instance wrote since"
+    )
     shutil.rmtree(mine)
     logged = len(rig.read(rig.changelog))
-    assert read_of_changelog(process(rig, mine, rounds[4])) == logged, "all of it, for want of a folder"
-    assert complaints(rig, sent) == []
+    assert changelog_records_read(process(rig, mine, rounds[4])) == logged, (
+        "the whole changelog, because the folder is gone"
+    )
+    assert violations(rig, sent) == []
     state = rig.changelog_state()
     for number in range(rig.partitions):
         store = RocksDBStoreFactory(mine, cache_mb=8)(number)
@@ -228,10 +230,8 @@ def test_a_graceful_stop_leaves_nothing_to_read_and_a_lost_folder_is_rebuilt(
         store.close()
 
 
-def test_a_store_damaged_under_a_running_engine_is_rebuilt_and_nothing_is_lost(
-    rig: Rig, tmp_path: Path
-) -> None:
-    """Reading it fails in the middle of a step: that is no fault of the record, and must not make it a dead letter."""
+def test_damaged_store_is_rebuilt_without_a_dead_letter(rig: Rig, tmp_path: Path) -> None:
+    """The read fails in the middle of a step. It is not the record's fault, so it must not become a dead letter."""
     rig.create()
     keys = [random.Random(n).randbytes(100).hex() for n in range(400)]
     first = {f"a{n}": keys[n % 400] for n in range(1_600)}
@@ -243,6 +243,6 @@ def test_a_store_damaged_under_a_running_engine_is_rebuilt_and_nothing_is_lost(
             opened.write(bytes(chain.from_iterable(repeat(range(256), 8))))
     logs = process(rig, tmp_path, second)
     assert any("damaged" in entry["event"] and "block checksum" in entry["error"] for entry in logs)
-    assert read_of_changelog(logs) > 400
+    assert changelog_records_read(logs) > 400
     assert rig.read(rig.dead) == []
-    assert complaints(rig, first | second) == []
+    assert violations(rig, first | second) == []

@@ -1,4 +1,4 @@
-"""The engine on real Kafka where its surroundings fail it: the group, people, the broker, its own step."""
+"""Tests of the engine on real Kafka when its environment fails: the group, operators, the broker, the step."""
 
 from __future__ import annotations
 
@@ -19,102 +19,102 @@ from shared.stream.engine import Engine
 from shared.stream.step import State, Tick
 from tests.integration.stream_rig import (
     Rig,
-    complaints,
-    counting,
+    as_records,
+    counting_step,
     drained,
     events,
     processed,
     running,
-    swapped,
     until,
+    violations,
 )  # fmt: skip
 
 
-def limited(kafka: str, topic: str, size: int) -> None:
-    """The broker refuses what is larger in this topic."""
+def limit_record_size(kafka: str, topic: str, size: int) -> None:
+    """Make the broker refuse larger records in this topic."""
     entry = ConfigEntry("max.message.bytes", str(size), incremental_operation=AlterConfigOpType.SET)
-    asked = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
     admin = AdminClient({"bootstrap.servers": kafka})
-    admin.incremental_alter_configs([asked])[asked].result()
+    admin.incremental_alter_configs([resource])[resource].result()
 
 
 def noise(size: int) -> str:
-    """Text that does not get much smaller when it is compressed; as long in bytes."""
+    """Return `size` bytes of text that hardly compresses."""
     return random.Random(size).randbytes(size // 2).hex()
 
 
 # --- the group ----------------------------------------------------------------------------------------------------
 
 
-def test_a_member_that_was_given_up_drops_its_slice_and_comes_back(rig: Rig) -> None:
-    """It stands still for longer than the group waits, a slice in hand. Another takes over; its own is aborted."""
+def test_removed_member_drops_its_slice_and_rejoins(rig: Rig) -> None:
+    """It hangs with a slice for longer than the group waits. Another member takes over, and its slice is aborted."""
     rig.create()
     sent, more = events(400, 20), events(100, 20, "late")
-    armed, stands, goes_on = threading.Event(), threading.Event(), threading.Event()
+    armed, hanging, may_continue = threading.Event(), threading.Event(), threading.Event()
 
     def probe(phase: str) -> None:
-        if phase == "before_transaction" and armed.is_set() and not stands.is_set():
-            stands.set()
-            assert goes_on.wait(30)
+        if phase == "before_transaction" and armed.is_set() and not hanging.is_set():
+            hanging.set()
+            assert may_continue.wait(30)
 
     aborts: list[str] = []
     short = {"session_timeout": 1.5, "transaction_timeout": 1.0}
-    # The group gives a member up that has not asked for so long, though it still lives.
+    # The group removes a member that has not polled for this long, although it is alive.
     patience = {"max.poll.interval.ms": 1_500}
-    plain = counting(rig.out)
+    plain = counting_step(rig.out)
     first = Engine(rig.config("one", client=patience, **short), plain, probe=probe, on_abort=aborts.append)
-    second = Engine(rig.config("two", **short), counting(rig.out))
+    second = Engine(rig.config("two", **short), counting_step(rig.out))
     with running(first):
         until(lambda: first.ready, "the first")
         armed.set()
-        rig.send(rig.a, swapped(sent))
-        assert stands.wait(20)
+        rig.send(rig.a, as_records(sent))
+        assert hanging.wait(20)
         with running(second):
             until(drained(second, rig), "the second with all of it")
-            goes_on.set()
-            until(lambda: bool(aborts), "the first to be told")
-            until(lambda: len(first.partitions()) == 1, "the first to be back with its share")
-            rig.send(rig.b, swapped(more))
-            until(lambda: processed(first, 1)() and processed(second, 1)(), "both at work")
+            may_continue.set()
+            until(lambda: bool(aborts), "an abort of the first")
+            until(lambda: len(first.partitions()) == 1, "the first to rejoin")
+            rig.send(rig.b, as_records(more))
+            until(lambda: processed(first, 1)() and processed(second, 1)(), "records processed by both")
         until(drained(first, rig), "the first with all of it")
-    assert complaints(rig, sent | more) == []
-    assert rig.read(rig.dead) == [], "no record is to blame for it"
+    assert violations(rig, sent | more) == []
+    assert rig.read(rig.dead) == [], "no record caused it"
 
 
-def test_a_transaction_that_outlived_its_time_is_begun_anew_by_itself(rig: Rig) -> None:
-    """It stands still with all of a slice sent. The broker aborts that, and shuts its producer out."""
+def test_timed_out_transaction_is_repeated(rig: Rig) -> None:
+    """The engine hangs after sending a slice. The broker aborts the transaction and fences the producer."""
     rig.create()
     sent = events(200, 20)
-    stands, goes_on = threading.Event(), threading.Event()
+    hanging, may_continue = threading.Event(), threading.Event()
 
     def probe(phase: str) -> None:
-        if phase == "after_produce" and not stands.is_set():
-            stands.set()
-            assert goes_on.wait(30)
+        if phase == "after_produce" and not hanging.is_set():
+            hanging.set()
+            assert may_continue.wait(30)
 
-    engine = Engine(rig.config(transaction_timeout=1.0), counting(rig.out), probe=probe)
+    engine = Engine(rig.config(transaction_timeout=1.0), counting_step(rig.out), probe=probe)
     with running(engine), capture_logs() as logs:
-        until(lambda: engine.ready, "it")
-        rig.send(rig.a, swapped(sent))
-        assert stands.wait(20)
-        # Read to an end that no open transaction holds back: only then has the broker aborted it.
+        until(lambda: engine.ready, "the engine")
+        rig.send(rig.a, as_records(sent))
+        assert hanging.wait(20)
+        # This returns only once no transaction is open, so the broker has aborted it.
         assert rig.read(rig.out) == []
-        goes_on.set()
+        may_continue.set()
         until(drained(engine, rig), "all of it", 30)
-    assert [log["reason"] for log in logs if log["event"] == "starting anew"] != []
-    assert complaints(rig, sent) == []
+    assert [log["reason"] for log in logs if log["event"] == "restarting clients"] != []
+    assert violations(rig, sent) == []
 
 
-def test_a_member_that_reads_one_input_only_is_refused_with_a_reason(rig: Rig) -> None:
-    """Then the same partition number of every input would not land together."""
+def test_member_that_reads_only_one_input_is_refused(rig: Rig) -> None:
+    """Otherwise the same partition of every input would not be assigned to one member."""
     rig.create()
     other = Consumer(
         {"bootstrap.servers": rig.kafka, "group.id": rig.name, "partition.assignment.strategy": "range"}
     )
     other.subscribe([rig.a])
     until(lambda: other.consume(1, 0.1) == [] and len(other.assignment()) == 2, "the other in the group")
-    engine = Engine(rig.config(), counting(rig.out))
-    with pytest.raises(Misconfigured, match="land together"), running(engine) as thread:  # noqa: PT012 - nested
+    engine = Engine(rig.config(), counting_step(rig.out))
+    with pytest.raises(Misconfigured, match="assigned to one member"), running(engine) as thread:  # noqa: PT012 - nested
         deadline = time.monotonic() + 20
         while thread.is_alive() and time.monotonic() < deadline:
             other.consume(1, 0.1)
@@ -123,83 +123,83 @@ def test_a_member_that_reads_one_input_only_is_refused_with_a_reason(rig: Rig) -
     other.close()
 
 
-def test_partitions_are_handed_over_within_seconds_and_nothing_is_left_open(rig: Rig) -> None:
-    """Joining and leaving in order: the other is at work again after a rebalance, not after a session timeout."""
+def test_partitions_are_handed_over_within_seconds(rig: Rig) -> None:
+    """After a member joins or leaves cleanly, the other continues after a rebalance, not after a session timeout."""
     rig.create()
     sent: dict[str, str] = {}
-    first, second = (Engine(rig.config(name), counting(rig.out)) for name in ("one", "two"))
+    first, second = (Engine(rig.config(name), counting_step(rig.out)) for name in ("one", "two"))
 
-    def at_work(engine: Engine, partitions: int, prefix: str) -> float:
+    def seconds_until_processing(engine: Engine, partitions: int, prefix: str) -> float:
         began = time.monotonic()
         until(lambda: len(engine.partitions()) == partitions, f"{partitions} partitions with {prefix}")
         more = events(50, 20, prefix)
         sent.update(more)
-        rig.send(rig.a, swapped(more))
-        until(lambda: set(rig_events(rig)) >= set(more), f"what came meanwhile: {prefix}")
+        rig.send(rig.a, as_records(more))
+        until(lambda: set(committed_events(rig)) >= set(more), f"the events sent meanwhile: {prefix}")
         return time.monotonic() - began
 
     with running(second):
-        at_work(second, 2, "alone")
+        seconds_until_processing(second, 2, "alone")
         with running(first):
-            joined = at_work(first, 1, "joined")
-        left = at_work(second, 2, "left")
-    assert complaints(rig, sent) == []
-    # The group's session is 6 s; a member that is told to stop must not be waited for.
+            joined = seconds_until_processing(first, 1, "joined")
+        left = seconds_until_processing(second, 2, "left")
+    assert violations(rig, sent) == []
+    # The session timeout is 6 s. A member that stops cleanly must not be waited for.
     assert joined < 5
     assert left < 3
 
 
-def rig_events(rig: Rig) -> list[str]:
+def committed_events(rig: Rig) -> list[str]:
     return [message.value().decode().split('"')[1] for message in rig.read(rig.out)]
 
 
-# --- people -------------------------------------------------------------------------------------------------------
+# --- operators ----------------------------------------------------------------------------------------------------
 
 
-def test_positions_set_from_outside_are_followed_and_told_of(rig: Rig) -> None:
-    """A person moves the group forward over records that are not wanted."""
+def test_group_offsets_set_by_an_operator_are_used_and_logged(rig: Rig) -> None:
+    """An operator moves the group forward past unwanted records."""
     rig = Rig(rig.kafka, rig.name, partitions=1).create()
     first, unwanted, last = (events(10, 2, prefix) for prefix in "abc")
-    rig.send(rig.a, swapped(first))
-    engine = Engine(rig.config(), counting(rig.out))
+    rig.send(rig.a, as_records(first))
+    engine = Engine(rig.config(), counting_step(rig.out))
     with running(engine):
         until(processed(engine, 10), "the first ten")
-    rig.send(rig.a, swapped(unwanted))
-    rig.send(rig.a, swapped(last))
+    rig.send(rig.a, as_records(unwanted))
+    rig.send(rig.a, as_records(last))
     wanted = ConsumerGroupTopicPartitions(rig.name, [TopicPartition(rig.a, 0, 20)])
     admin = AdminClient({"bootstrap.servers": rig.kafka})
-    for attempt in Retrying(  # the member that has just left may not be gone yet
+    for attempt in Retrying(  # the broker may not have removed the former member yet
         retry=retry_if_exception_type(KafkaException), stop=stop_after_delay(10), wait=wait_fixed(0.2)
     ):
         with attempt:
             admin.alter_consumer_group_offsets([wanted])[rig.name].result()
-    engine = Engine(rig.config(), counting(rig.out))
+    engine = Engine(rig.config(), counting_step(rig.out))
     with capture_logs() as logs, running(engine):
         until(drained(engine, rig), "the rest")
-    assert complaints(rig, first | last) == []
-    told = [entry for entry in logs if "set from outside" in entry["event"]]
-    assert told[0]["group"][rig.a] == 20
-    assert told[0]["state"][rig.a] == 10
+    assert violations(rig, first | last) == []
+    warnings = [entry for entry in logs if "group offsets differ" in entry["event"]]
+    assert warnings[0]["group"][rig.a] == 20
+    assert warnings[0]["state"][rig.a] == 10
 
 
-def test_a_transaction_time_that_the_broker_refuses_is_named(rig: Rig) -> None:
+def test_transaction_timeout_refused_by_the_broker_is_reported(rig: Rig) -> None:
     rig.create()
     config = rig.config(
         transaction_timeout=1_000.0, session_timeout=1_200.0, client={"max.poll.interval.ms": 1_200_000}
     )
-    engine = Engine(config, counting(rig.out))
+    engine = Engine(config, counting_step(rig.out))
     with pytest.raises(Misconfigured, match=r"refuses the producer.*timeout"):
         engine.run(threading.Event())
     assert engine.state == "failed"
 
 
-# --- records and states that no topic takes ----------------------------------------------------------------------
+# --- records and states that the broker refuses -------------------------------------------------------------------
 
 
-def test_a_state_that_only_the_changelog_refuses_ends_in_a_dead_letter(rig: Rig) -> None:
+def test_state_refused_by_the_changelog_becomes_a_dead_letter(rig: Rig) -> None:
     rig.create()
-    limited(rig.kafka, rig.changelog, 2_000)
-    plain = counting(rig.out)
+    limit_record_size(rig.kafka, rig.changelog, 2_000)
+    plain = counting_step(rig.out)
 
     def step(state: State, record: Record | Tick) -> Iterator[Output]:
         if isinstance(record, Record) and record.value == b"large":
@@ -208,38 +208,38 @@ def test_a_state_that_only_the_changelog_refuses_ends_in_a_dead_letter(rig: Rig)
             yield from plain(state, record)
 
     good = events(20, 4)
-    mixed = swapped(good)
+    mixed = as_records(good)
     mixed[5:5] = [("k0", "large")]
     rig.send(rig.a, mixed)
     engine = Engine(rig.config(slice_records=4), step)
     with running(engine):
         until(processed(engine, 21), "all records", 40)
-    assert complaints(rig, good) == []
+    assert violations(rig, good) == []
     assert [(m.value(), dict(m.headers())["dl_class"]) for m in rig.read(rig.dead)] == [
         (b"large", b"oversized")
     ]
 
 
-def test_where_even_its_dead_letter_is_refused_a_record_goes_without_its_bytes(rig: Rig) -> None:
+def test_refused_dead_letter_is_written_without_its_value(rig: Rig) -> None:
     rig.create(dead={"max.message.bytes": "2000"})
     large = noise(20_000)
 
     def step(state: State, record: Record | Tick) -> Iterator[Output]:
         if isinstance(record, Record) and record.value == large.encode():
-            raise ValueError("not to be processed")
-        yield from counting(rig.out)(state, record)
+            raise ValueError("refused on purpose")
+        yield from counting_step(rig.out)(state, record)
 
     good = events(20, 4)
-    mixed = swapped(good)
+    mixed = as_records(good)
     mixed[5:5] = [("k0", large)]
     rig.send(rig.a, mixed)
     engine = Engine(rig.config(slice_records=4), step)
     with running(engine):
         until(processed(engine, 21), "all records", 40)
-    assert complaints(rig, good) == []
-    (letter,) = rig.read(rig.dead)
-    headers = dict(letter.headers())
-    assert letter.value() is None
+    assert violations(rig, good) == []
+    (dead_letter,) = rig.read(rig.dead)
+    headers = dict(dead_letter.headers())
+    assert dead_letter.value() is None
     assert headers["dl_omitted"] == str(20_000 + len("k0")).encode()
     assert headers["dl_topic"] == rig.a.encode()
 
@@ -247,14 +247,14 @@ def test_where_even_its_dead_letter_is_refused_a_record_goes_without_its_bytes(r
 # --- ticks --------------------------------------------------------------------------------------------------------
 
 
-def test_a_tick_that_raises_is_undone_and_several_in_a_row_halt_the_engine(rig: Rig) -> None:
+def test_ticks_that_raise_are_undone_and_halt_the_engine(rig: Rig) -> None:
     rig = Rig(rig.kafka, rig.name, partitions=1).create()
     raises = threading.Event()
     ticks: list[int] = []
 
     def step(state: State, record: Record | Tick) -> Iterator[Output]:
         if isinstance(record, Record):
-            yield from counting(rig.out)(state, record)
+            yield from counting_step(rig.out)(state, record)
             return
         ticks.append(len(ticks))
         state.put(b"of a tick", b"1")
@@ -276,11 +276,11 @@ def test_a_tick_that_raises_is_undone_and_several_in_a_row_halt_the_engine(rig: 
     assert b"of a tick" not in rig.changelog_state()[0]
 
 
-def test_a_tick_s_output_that_the_broker_refuses_halts_and_costs_no_record(rig: Rig) -> None:
-    """No record is to blame: none may become a dead letter for it, and it must not be tried for ever."""
+def test_refused_output_of_a_tick_halts_and_costs_no_record(rig: Rig) -> None:
+    """No record caused it, so none may become a dead letter for it; and it must not be retried forever."""
     rig.create()
-    limited(rig.kafka, rig.out, 2_000)
-    plain = counting(rig.out)
+    limit_record_size(rig.kafka, rig.out, 2_000)
+    plain = counting_step(rig.out)
     poisoned = threading.Event()
 
     def step(state: State, record: Record | Tick) -> Iterator[Output]:
@@ -292,15 +292,15 @@ def test_a_tick_s_output_that_the_broker_refuses_halts_and_costs_no_record(rig: 
     sent = events(60, 20)
     engine = Engine(rig.config(tick_interval=0.05, max_failed_ticks=3, slice_records=8), step)
     with running(engine):
-        rig.send(rig.a, swapped(sent))
+        rig.send(rig.a, as_records(sent))
         until(drained(engine, rig), "the first")
         poisoned.set()
         more = events(60, 20, "late")
-        rig.send(rig.b, swapped(more))
+        rig.send(rig.b, as_records(more))
         until(lambda: engine.state == "halted", "halting", 30)
         assert "ticks in a row" in engine.reason
     assert rig.read(rig.dead) == []
     engine = Engine(rig.config(), plain)
     with running(engine):
-        until(drained(engine, rig), "all of it, once that was mended")
-    assert complaints(rig, sent | more) == []
+        until(drained(engine, rig), "all of it, once the step was fixed")
+    assert violations(rig, sent | more) == []

@@ -1,4 +1,4 @@
-"""The store on disk: what it is after a stop, a kill, a damage, a full disk, and how much memory it takes."""
+"""Tests of the store on disk: after a stop, a kill, damage, or a full disk; and its memory."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from shared.stream.rocksdb_store import (
 )
 from shared.stream.state_store import StoreFailed
 from shared.stream.write_buffer import WriteBuffer
-from tests.unit.rocks_writer import batch, contents
+from tests.unit.rocksdb_writer import batch, contents
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def opened(folder: Path) -> RocksDBStore:
+def open_store(folder: Path) -> RocksDBStore:
     return RocksDBStoreFactory(folder, cache_mb=8)(0)
 
 
-def filled(folder: Path) -> Path:
-    """The folder of partition 0, closed, with a thousand keys in several blocks."""
-    store = opened(folder)
+def filled_store(folder: Path) -> Path:
+    """Return the folder of a closed store of partition 0, with a thousand keys in several blocks."""
+    store = open_store(folder)
     store.apply({b"%06d" % n: os.urandom(100) for n in range(1_000)}, 77)
     store.close()
     return folder / "0"
 
 
-def test_a_closed_store_is_opened_as_it_was_left(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+def test_closed_store_reopens_with_its_contents(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
     store.apply({b"a": b"1", b"b": b"2"}, 10)
     store.apply({b"b": None, b"c": b"3"}, 20)
     store.close()
-    store = opened(tmp_path)
+    store = open_store(tmp_path)
     assert store.changelog_position() == 20
     assert list(store.scan(b"", b"\xff")) == [(b"a", b"1"), (b"c", b"3")]
     store.close()
 
 
-def test_each_partition_has_a_store_of_its_own(tmp_path: Path) -> None:
+def test_each_partition_has_its_own_store(tmp_path: Path) -> None:
     stores = RocksDBStoreFactory(tmp_path, cache_mb=8)
     one, two = stores(1), stores(2)
     one.apply({b"a": b"1"}, 5)
@@ -92,38 +92,38 @@ def lose(file: Path) -> None:
         ("MANIFEST*", lose),
     ],
 )
-def test_a_damaged_store_opens_empty_and_says_so(
+def test_damaged_store_opens_empty_with_a_warning(
     tmp_path: Path, pattern: str, damage: Callable[[Path], None]
 ) -> None:
-    folder = filled(tmp_path)
+    folder = filled_store(tmp_path)
     for file in folder.glob(pattern):
         damage(file)
-    (folder / "left-over").write_text("of the damaged one")
+    (folder / "left-over").write_text("from the damaged store")
     with capture_logs() as logs:
-        store = opened(tmp_path)
+        store = open_store(tmp_path)
     assert [entry["log_level"] for entry in logs if "damaged" in entry["event"]] == ["warning"]
     assert not (folder / "left-over").exists()
     assert (store.changelog_position(), list(store.scan(b"", b"\xff"))) == (None, [])
     store.apply({b"a": b"1"}, 3)
     store.close()
-    store = opened(tmp_path)
+    store = open_store(tmp_path)
     assert (store.changelog_position(), store.get(b"a")) == (3, b"1")
     store.close()
 
 
-def test_a_file_in_the_place_of_the_folder_is_replaced(tmp_path: Path) -> None:
+def test_file_in_place_of_the_folder_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "0").write_text("?")
-    store = opened(tmp_path)
+    store = open_store(tmp_path)
     assert store.changelog_position() is None
     store.close()
 
 
 @pytest.mark.parametrize("read", ["get", "get_many", "scan"])
-def test_damage_found_while_reading_is_never_taken_for_an_absent_key(tmp_path: Path, read: str) -> None:
-    folder = filled(tmp_path)
+def test_damage_found_by_a_read_never_looks_like_an_absent_key(tmp_path: Path, read: str) -> None:
+    folder = filled_store(tmp_path)
     for file in folder.glob("*.sst"):
         scribble(file)
-    store = opened(tmp_path)
+    store = open_store(tmp_path)
     assert store.changelog_position() == 77
     with capture_logs() as logs, pytest.raises(StoreFailed, match="could not be read"):  # noqa: PT012
         if read == "scan":
@@ -135,64 +135,64 @@ def test_damage_found_while_reading_is_never_taken_for_an_absent_key(tmp_path: P
     assert ["damaged" in entry["event"] for entry in logs] == [True]
     store.close()
     assert not folder.exists()
-    store = opened(tmp_path)
+    store = open_store(tmp_path)
     assert store.changelog_position() is None
     store.close()
 
 
-def test_a_caller_s_mistake_is_no_damage(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+def test_wrong_argument_is_not_taken_for_damage(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
     store.apply({b"a": b"1"}, 3)
     with pytest.raises(KeyError, match="bytes"):
         store.get("a")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bytes"):
         store.apply({b"a": "1"}, 4)  # type: ignore[dict-item]
     store.close()
-    store = opened(tmp_path)
+    store = open_store(tmp_path)
     assert (store.changelog_position(), store.get(b"a")) == (3, b"1")
     store.close()
 
 
-def test_a_store_that_another_has_open_is_left_alone(tmp_path: Path) -> None:
-    store = opened(tmp_path)
+def test_store_open_elsewhere_is_refused_and_unharmed(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
     store.apply({b"a": b"1"}, 10)
     with pytest.raises(StoreFailed, match="Another process has it open"):
-        opened(tmp_path)
+        open_store(tmp_path)
     assert (store.changelog_position(), store.get(b"a")) == (10, b"1")
     store.close()
 
 
-# --- kills and full disks, in a process of its own -----------------------------------------------------------------
+# --- kills and full disks, in a separate process -------------------------------------------------------------------
 
 
-def writer(folder: Path, *told: str) -> subprocess.Popen[str]:
+def start_writer(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.unit.rocks_writer", str(folder), *told],
+        [sys.executable, "-m", "tests.unit.rocksdb_writer", str(folder), *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
 
 
-def test_killed_in_the_middle_of_writing_contents_and_position_agree(tmp_path: Path) -> None:
-    """Three kills, one after another on the same folder; what each leaves is a prefix of all batches."""
+def test_contents_and_position_agree_after_a_kill(tmp_path: Path) -> None:
+    """After each of three kills on the same folder, the store holds a prefix of all batches."""
     before = 0
     for _ in range(3):
-        known = tables(tmp_path)
-        child = writer(tmp_path)
+        before_start = tables(tmp_path)
+        child = start_writer(tmp_path)
         assert child.stdout is not None
         for line in child.stdout:
-            # Two new tables: the first is in use by the time that there is a second.
-            if int(line) % 50 == 0 and len(tables(tmp_path) - known) >= 2:
+            # Once a second table appears, the first one is in use.
+            if int(line) % 50 == 0 and len(tables(tmp_path) - before_start) >= 2:
                 break
         child.send_signal(signal.SIGKILL)
         last = int((child.stdout.read().split() or [line])[-1])
         child.stdout.close()
         assert child.wait(10) == -signal.SIGKILL
-        store = opened(tmp_path)
+        store = open_store(tmp_path)
         position = store.changelog_position()
         assert position is not None
-        assert before < position <= last + 2  # the last line may not have been written
+        assert before < position <= last + 2  # the last batch may not have been printed
         assert dict(store.scan(b"", b"\xff")) == contents(position)
         store.close()
         before = position
@@ -202,26 +202,26 @@ def tables(folder: Path) -> set[str]:
     return {file.name for file in folder.rglob("*.sst")}
 
 
-def test_where_the_disk_is_full_it_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
-    """The child may make no file larger than 32 KiB, writes until that fails, and opens the store again."""
-    child = writer(tmp_path, "full disk")
+def test_full_disk_is_reported_and_keeps_the_contents(tmp_path: Path) -> None:
+    """The child may write no file larger than 32 KiB. It writes until that fails, and reopens the store."""
+    child = start_writer(tmp_path, "full disk")
     out, _ = child.communicate(timeout=30)
-    told = json.loads(out.splitlines()[-1])  # after what it logged
-    assert "File too large" in told["failed"]
-    assert not told["damaged"]
-    store = opened(tmp_path)
+    report = json.loads(out.splitlines()[-1])  # after its log lines
+    assert "File too large" in report["failed"]
+    assert not report["damaged"]
+    store = open_store(tmp_path)
     position = store.changelog_position()
-    assert position == told["position"] > 0
+    assert position == report["position"] > 0
     assert dict(store.scan(b"", b"\xff")) == contents(position)
     store.apply(batch(position), position + 1)
     store.close()
 
 
-# --- order, memory, what is left over ------------------------------------------------------------------------------
+# --- order, memory, unused stores ----------------------------------------------------------------------------------
 
 
-def test_what_is_due_first_is_scanned_first_wherever_it_lies(tmp_path: Path) -> None:
-    """Part on disk, part in the buffer, part in the slice; deleted ones in all of them."""
+def test_scan_is_ordered_across_disk_and_buffers(tmp_path: Path) -> None:
+    """Some keys are on disk, some in the buffer, some in the slice; some were deleted in each of them."""
     store = RocksDBStoreFactory(tmp_path, cache_mb=8, flush_s=0)(0)
 
     def due(ms: int) -> bytes:
@@ -236,26 +236,26 @@ def test_what_is_due_first_is_scanned_first_wherever_it_lies(tmp_path: Path) -> 
     store.close()
 
 
-def test_memory_stays_within_its_bound_whatever_the_size_of_the_state(tmp_path: Path) -> None:
+def test_memory_stays_bounded_for_any_state_size(tmp_path: Path) -> None:
     stores = RocksDBStoreFactory(tmp_path, cache_mb=8)
     opened_stores = [stores(n) for n in range(3)]
-    most = 0
+    peak = 0
     for n in range(60):
         store = opened_stores[n % 3]
         store.apply({b"%d-%d" % (n, m): os.urandom(1_000) for m in range(1_500)}, n)
         assert (store.get(b"%d-%d" % (n - 3, n)) is not None) == (n >= 3)
-        memory = stores._memory
-        most = max(most, memory.cache.get_usage())
-        assert memory.buffers.get_usage() < 2 * MIN_BUFFER_BYTES + 1_500 * 1_100
-    assert most < (8 << 20) * 1.1
+        budget = stores._budget
+        peak = max(peak, budget.cache.get_usage())
+        assert budget.buffers.get_usage() < 2 * MIN_BUFFER_BYTES + 1_500 * 1_100
+    assert peak < (8 << 20) * 1.1
     assert sum(file.stat().st_size for file in tmp_path.rglob("*.sst")) > 48 << 20
     for store in opened_stores:
         store.close()
 
 
-def test_stores_of_partitions_that_others_took_over_are_removed_after_a_day(tmp_path: Path) -> None:
+def test_store_unused_for_a_day_is_removed(tmp_path: Path) -> None:
     for number in (1, 2, 3):
-        shutil.copytree(filled(tmp_path / "made"), tmp_path / "state" / str(number))
+        shutil.copytree(filled_store(tmp_path / "made"), tmp_path / "state" / str(number))
     old = time.time() - REMOVE_UNUSED_AFTER_S - 60
     stores = RocksDBStoreFactory(tmp_path / "state", cache_mb=8, flush_s=0)
     store = stores(3)

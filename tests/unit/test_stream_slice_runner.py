@@ -1,4 +1,4 @@
-"""Slices that are aborted, without Kafka: who is blamed, what is tried again, and that it comes to an end."""
+"""Tests of aborted slices, without Kafka: which record is given up, what is retried, and that retries end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGEST = 8
 
 
 class FakeTransactions:
-    """Keeps what was committed; refuses as told."""
+    """Records committed outputs in `log`. Aborts a commit if `refuses` returns True for one of its outputs."""
 
     def __init__(self, refuses: Callable[[Output], bool], failure: Callable[[], TransactionAborted]) -> None:
         self.log: list[Output] = []
@@ -33,34 +33,40 @@ class FakeTransactions:
     def produce(self, outputs: Iterable[Output]) -> None:
         self._open += outputs
 
-    def produce_tracked(self, output: Output, delivered: Callable[[int], None]) -> None:
+    def produce_tracked(self, output: Output, on_offset: Callable[[int], None]) -> None:
         self._open.append(output)
-        delivered(len(self.log) + len(self._open))
+        on_offset(len(self.log) + len(self._open))
 
     def produce_changelog(self, topic: str, partition: int, writes: dict[bytes, bytes | None]) -> None:
         self._open += [Output(topic, key, value, (), partition) for key, value in writes.items()]
 
     def commit(
-        self, _positions: object, _group: object, *, meanwhile: Callable[[], None], sent: Callable[[], None]
+        self,
+        _positions: object,
+        _group: object,
+        *,
+        meanwhile: Callable[[], None],
+        before_commit: Callable[[], None],
     ) -> None:
         self.attempts += 1
         if any(self._refuses(output) for output in self._open):
             self._open = []
             raise self._failure()
-
-        sent()
+        before_commit()
         self.log += self._open
         self._open = []
 
 
-class At:
-    """An engine with two partitions, turned by hand."""
+class EngineDriver:
+    """An engine with two partitions whose slices are run one by one, without Kafka."""
 
     def __init__(
         self,
         step: Callable[[State, Record | Tick], Iterator[Output]],
         refuses: Callable[[Output], bool],
-        failure: Callable[[], TransactionAborted] = lambda: TransactionAborted("refused", caused_by_record=True, oversized=True),
+        failure: Callable[[], TransactionAborted] = lambda: TransactionAborted(
+            "refused", caused_by_record=True, oversized=True
+        ),
     ) -> None:
         config = EngineConfig(
             bootstrap_servers="broker:9092",
@@ -83,19 +89,20 @@ class At:
         self._now = 0.0
 
     def add(self, partition: int, *values: bytes) -> None:
+        """Add input records, the last of which is the end of the input."""
         merge = self.engine._owned[partition].merge_buffer
         for offset, value in enumerate(values):
             merge.add(Record("in", partition, offset, 1, b"k", value))
         merge.mark_end("in")
 
-    def turn(self, times: int) -> None:
+    def run_slices(self, times: int) -> None:
         for _ in range(times):
             self._now += 1.0
-            shares = self.engine._take(self.engine._slice_runner.size.records, self._now)
-            if shares:
-                self.engine._run_slice(shares)
+            parts = self.engine._take_slice(self.engine._slice_runner.size.records, self._now)
+            if parts:
+                self.engine._run_slice(parts)
 
-    def written(self, topic: str) -> list[bytes | None]:
+    def committed(self, topic: str) -> list[bytes | None]:
         return [output.value for output in self.transactions.log if output.topic == topic]
 
 
@@ -108,65 +115,67 @@ def values(count: int, prefix: bytes = b"v") -> list[bytes]:
     return [b"%s%d" % (prefix, n) for n in range(count)]
 
 
-def test_a_record_that_the_broker_refuses_is_given_up_and_no_other() -> None:
-    at = At(echo, lambda output: output.topic == "out" and output.value == b"v5")
-    at.add(0, *values(20))
-    at.add(1, *values(20, b"w"))
-    at.turn(60)
-    assert sorted(v for v in at.written("out") if v) == sorted({*values(20), *values(20, b"w")} - {b"v5"})
-    assert at.written("dead") == [b"v5"]
+def test_only_the_record_that_the_broker_refuses_is_given_up() -> None:
+    driver = EngineDriver(echo, lambda output: output.topic == "out" and output.value == b"v5")
+    driver.add(0, *values(20))
+    driver.add(1, *values(20, b"w"))
+    driver.run_slices(60)
+    assert sorted(v for v in driver.committed("out") if v) == sorted(
+        {*values(20), *values(20, b"w")} - {b"v5"}
+    )
+    assert driver.committed("dead") == [b"v5"]
 
 
-def test_where_its_dead_letter_is_refused_too_it_goes_without_its_bytes() -> None:
-    at = At(echo, lambda output: output.topic in ("out", "dead") and output.value == b"v5")
-    at.add(0, *values(20))
-    at.turn(60)
-    assert sorted(v for v in at.written("out") if v) == sorted({*values(20)} - {b"v5"})
-    assert at.written("dead") == [None]
+def test_refused_dead_letter_is_written_without_its_value() -> None:
+    driver = EngineDriver(echo, lambda output: output.topic in ("out", "dead") and output.value == b"v5")
+    driver.add(0, *values(20))
+    driver.run_slices(60)
+    assert sorted(v for v in driver.committed("out") if v) == sorted({*values(20)} - {b"v5"})
+    assert driver.committed("dead") == [None]
 
 
-def test_no_record_is_given_up_for_aborts_that_no_record_is_to_blame_for() -> None:
-    left = 200
+def test_aborts_not_caused_by_a_record_give_none_up() -> None:
+    aborts_left = 200
 
-    def away(_output: Output) -> bool:
-        nonlocal left
-        left -= 1
-        return left > 0
+    def unreachable(_output: Output) -> bool:
+        nonlocal aborts_left
+        aborts_left -= 1
+        return aborts_left > 0
 
-    at = At(echo, away, lambda: TransactionAborted("the broker is away"))
-    at.add(0, *values(20))
-    at.turn(300)
-    assert at.written("out") == values(20)
-    assert at.written("dead") == []
-    assert at.transactions.attempts > 50
+    driver = EngineDriver(echo, unreachable, lambda: TransactionAborted("the broker is unreachable"))
+    driver.add(0, *values(20))
+    driver.run_slices(300)
+    assert driver.committed("out") == values(20)
+    assert driver.committed("dead") == []
+    assert driver.transactions.attempts > 50
 
 
-def test_a_dead_letter_that_meets_a_passing_trouble_keeps_its_bytes_and_its_reason() -> None:
-    """The one abort that no record is to blame for comes just when the record was given up."""
-    troubles = 2
+def test_dead_letter_keeps_value_and_reason_after_a_broker_failure() -> None:
+    """The broker fails exactly when the record was given up."""
+    failures = 2
 
     def refuses(output: Output) -> bool:
-        nonlocal troubles
-        if output.topic == "dead" and troubles:
-            troubles -= 1
+        nonlocal failures
+        if output.topic == "dead" and failures:
+            failures -= 1
             return True
         return output.topic == "out" and output.value == b"v5"
 
     def failure() -> TransactionAborted:
-        if troubles < 2:
-            return TransactionAborted("the broker was away")
+        if failures < 2:
+            return TransactionAborted("the broker was unreachable")
         return TransactionAborted("refused", caused_by_record=True, oversized=True)
 
-    at = At(echo, refuses, failure)
-    at.add(0, *values(6))
-    at.turn(60)
-    assert at.written("dead") == [b"v5"]
-    (letter,) = (output for output in at.transactions.log if output.topic == "dead")
-    assert dict(letter.headers)["dl_class"] == b"oversized"
+    driver = EngineDriver(echo, refuses, failure)
+    driver.add(0, *values(6))
+    driver.run_slices(60)
+    assert driver.committed("dead") == [b"v5"]
+    (dead_letter,) = (output for output in driver.transactions.log if output.topic == "dead")
+    assert dict(dead_letter.headers)["dl_class"] == b"oversized"
 
 
-def poisoned(_state: State, record: Record | Tick) -> Iterator[Output]:
-    """What the ticks of partition 1 bring is refused."""
+def poison_ticks(_state: State, record: Record | Tick) -> Iterator[Output]:
+    """Write an output that the broker refuses on every tick of partition 1."""
     if isinstance(record, Tick):
         if record.partition == 1:
             yield Output.to_same_partition_as(record, "out", b"tick", b"poison")
@@ -174,41 +183,45 @@ def poisoned(_state: State, record: Record | Tick) -> Iterator[Output]:
         yield Output.to_same_partition_as(record, "out", record.key, record.value)
 
 
-def test_a_tick_s_output_that_the_broker_refuses_costs_no_record() -> None:
-    at = At(poisoned, lambda output: output.value == b"poison")
-    at.add(1)
-    at.add(0, *values(30))
+def test_refused_output_of_a_tick_costs_no_record() -> None:
+    driver = EngineDriver(poison_ticks, lambda output: output.value == b"poison")
+    driver.add(1)
+    driver.add(0, *values(30))
     with pytest.raises(DeadLetterFlood, match="ticks in a row"):
-        at.turn(400)
-    assert at.written("out") == values(30)
-    assert at.written("dead") == []
+        driver.run_slices(400)
+    assert driver.committed("out") == values(30)
+    assert driver.committed("dead") == []
 
 
-def test_a_tick_s_output_that_the_broker_refuses_is_not_tried_for_ever() -> None:
-    at = At(poisoned, lambda output: output.value == b"poison")
-    at.add(0)
-    at.add(1)
+def test_refused_output_of_a_tick_is_not_retried_forever() -> None:
+    driver = EngineDriver(poison_ticks, lambda output: output.value == b"poison")
+    driver.add(0)
+    driver.add(1)
     with pytest.raises(DeadLetterFlood, match="ticks in a row raised in partition 1"):
-        at.turn(400)
+        driver.run_slices(400)
 
 
-class Closing(MemoryStore):
+class ClosingStore(MemoryStore):
+    """Store that notes whether it was closed."""
+
     closed = False
 
     def close(self) -> None:
         self.closed = True
 
 
-def test_what_was_lost_is_dropped_unwritten() -> None:
-    at = At(echo, lambda _output: False)
-    stores = [Closing(n) for n in (0, 1)]
-    at.engine._owned = {n: OwnedPartition(n, at.engine.config, store) for n, store in enumerate(stores)}
-    at.add(0, *values(3))
-    at.add(1, *values(3))
-    at.engine._drop("lost: the group gave this member up")
-    at.turn(3)
+def test_lost_partitions_are_dropped_without_a_commit() -> None:
+    driver = EngineDriver(echo, lambda _output: False)
+    stores = [ClosingStore(n) for n in (0, 1)]
+    driver.engine._owned = {
+        n: OwnedPartition(n, driver.engine.config, store) for n, store in enumerate(stores)
+    }
+    driver.add(0, *values(3))
+    driver.add(1, *values(3))
+    driver.engine._release_partitions("lost: the group removed this member")
+    driver.run_slices(3)
     assert all(store.closed for store in stores)
-    assert at.engine.partitions() == ()
-    assert at.transactions.log == []
-    assert "lost" in at.engine.reason
-    assert not at.engine.ready
+    assert driver.engine.partitions() == ()
+    assert driver.transactions.log == []
+    assert "lost" in driver.engine.reason
+    assert not driver.engine.ready
