@@ -22,15 +22,15 @@ from tests.integration.stream_hosts import (
     V1,
     V2,
     Worker,
-    create,
-    hosted,
-    positions_at_end,
-    ready,
+    all_processed,
+    create_tallies_topic,
+    host_command,
+    is_ready,
+    running_worker,
     tally,
-    worker,
-    write,
+    write_tallies,
 )
-from tests.integration.stream_rig import Rig, complaints, events, swapped, until
+from tests.integration.stream_rig import Rig, as_records, events, until, violations
 
 # --- the view without a worker ------------------------------------------------------------------------------------
 
@@ -64,11 +64,11 @@ def caught_up(view: LiveView) -> Callable[[], bool]:
 def test_view_shows_the_newest_committed_tallies(kafka: str, fresh: str) -> None:
     """Records are compressed, with garbage and deletions between them. Aborted ones never count."""
     topic = f"{fresh}.tallies"
-    create(kafka, topic)
+    create_tallies_topic(kafka, topic)
     many = [tally(V1, f"u{n}", n % 2, up=1, ratings=1, rating_sum=n % 5 + 1) for n in range(100)]
-    write(kafka, topic, *many, (b"garbage", b"\xff\xfe no tally", 0))
-    write(kafka, topic, tally(V1, "u0", 0, up=1_000), commit=False)
-    write(kafka, topic, tally(V2, "u1", 1, corrections=2), tally(V1, "u2", 0, down=3), (many[4][0], None, 0))
+    write_tallies(kafka, topic, *many, (b"garbage", b"\xff\xfe no tally", 0))
+    write_tallies(kafka, topic, tally(V1, "u0", 0, up=1_000), commit=False)
+    write_tallies(kafka, topic, tally(V2, "u1", 1, corrections=2), tally(V1, "u2", 0, down=3), (many[4][0], None, 0))
     admin = AdminClient({"bootstrap.servers": kafka})
     topics_before = set(admin.list_topics(timeout=10).topics)
     with running_view(kafka, topic, IdleEngine()) as view:
@@ -79,7 +79,7 @@ def test_view_shows_the_newest_committed_tallies(kafka: str, fresh: str) -> None
         assert shown["versions"][V1]["users"] == 99
         assert shown["versions"][V2]["corrections"] == 2
         assert shown["records"] == {"read": 104, "unreadable": 1, "left_out": 0}
-        write(kafka, topic, tally(V2, "u1", 1, corrections=7))
+        write_tallies(kafka, topic, tally(V2, "u1", 1, corrections=7))
         until(lambda: view.snapshot()["versions"][V2]["corrections"] == 7, "the newer tally")
     assert set(admin.list_topics(timeout=10).topics) - topics_before <= {"__consumer_offsets"}
     group = "processor-reader"
@@ -91,8 +91,8 @@ def test_view_shows_the_newest_committed_tallies(kafka: str, fresh: str) -> None
 
 def test_view_keeps_its_rate_and_stops_while_the_engine_is_busy(kafka: str, fresh: str) -> None:
     topic = f"{fresh}.tallies"
-    create(kafka, topic)
-    write(kafka, topic, *(tally(V1, f"u{n}", n % 2, up=1) for n in range(1_000)))
+    create_tallies_topic(kafka, topic)
+    write_tallies(kafka, topic, *(tally(V1, f"u{n}", n % 2, up=1) for n in range(1_000)))
     engine = IdleEngine()
     with running_view(kafka, topic, engine, records_per_s=500) as view:
 
@@ -124,7 +124,7 @@ HINDERING = ("blocks", "never stops", "")
 
 def send_to(rig: Rig, topic: str, prefix: str) -> dict[str, str]:
     sent = events(500, 40, prefix)
-    rig.send(topic, swapped(sent))
+    rig.send(topic, as_records(sent))
     return sent
 
 
@@ -136,14 +136,14 @@ def test_engine_is_exactly_once_whatever_its_live_view_does(kafka: str, fresh: s
         running: dict[str, Worker] = {}
         for how, rig in rigs.items():
             rig.create()
-            create(kafka, f"{rig.name}.tallies")
-            write(kafka, f"{rig.name}.tallies", *(tally(V1, f"u{n}", n % 2, up=1) for n in range(10)))
+            create_tallies_topic(kafka, f"{rig.name}.tallies")
+            write_tallies(kafka, f"{rig.name}.tallies", *(tally(V1, f"u{n}", n % 2, up=1) for n in range(10)))
             sent[how] = send_to(rig, rig.a, "a")
             folder = tmp_path / rig.name
-            argv, port = hosted(rig, folder, view=how)
-            running[how] = workers.enter_context(worker(folder, argv, port))
+            argv, port = host_command(rig, folder, view=how)
+            running[how] = workers.enter_context(running_worker(folder, argv, port))
         for how, process in running.items():
-            until(process.answers("/readyz", ready), f"ready: {how}")
+            until(process.answers("/readyz", is_ready), f"ready: {how}")
         for how in FAILING:
             process = running[how]
             until(
@@ -155,14 +155,14 @@ def test_engine_is_exactly_once_whatever_its_live_view_does(kafka: str, fresh: s
             sent[how] |= send_to(rig, rig.b, "b")
         for how, rig in rigs.items():
             process = running[how]
-            until(process.answers("/partitions", positions_at_end(rig)), f"all processed: {how}")
-            assert ready(process.http.get("/readyz")), how
+            until(process.answers("/partitions", all_processed(rig)), f"all processed: {how}")
+            assert is_ready(process.http.get("/readyz")), how
             assert process.get("/readyz")["checks"]["engine"].startswith("ok"), how
         until(running[""].answers("/tallies", lambda a: a.json()["behind"] == 0), "the view at the end")
         assert running[""].get(f"/tallies?version={V1}")["versions"][V1]["up"] == 10
         for process in running.values():
             process.stop()
-    assert {how: complaints(rig, sent[how]) for how, rig in rigs.items()} == {how: [] for how in rigs}
+    assert {how: violations(rig, sent[how]) for how, rig in rigs.items()} == {how: [] for how in rigs}
 
 
 # --- the processor as shipped -------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wanted = [NewTopic(t.name, t.partitions(2), 1, config=t.broker_config()) for t in TOPICS.values()]
         for future in admin.create_topics(wanted).values():
             future.result()
-        write(address, FEEDBACK_TALLIES.name, tally(V1, "u1", 0, up=2), tally(V1, "u2", 1, down=1))
+        write_tallies(address, FEEDBACK_TALLIES.name, tally(V1, "u1", 0, up=2), tally(V1, "u2", 1, down=1))
         yield address
 
 
@@ -200,9 +200,9 @@ def test_both_command_lines_run_the_same_processor(own: str, tmp_path: Path) -> 
                 "LOOPWRIGHT_PROCESSOR_PORT": str(port),
                 "LOOPWRIGHT_PROCESSOR_INSTANCE": name,
             }
-            running[name] = workers.enter_context(worker(tmp_path / name, argv, port, env))
+            running[name] = workers.enter_context(running_worker(tmp_path / name, argv, port, env))
         for process in running.values():
-            until(process.answers("/readyz", ready), "ready")
+            until(process.answers("/readyz", is_ready), "ready")
             until(process.answers("/partitions", lambda a: len(a.json()["partitions"]) == 1), "its share")
             until(process.answers("/tallies", lambda a: a.json()["totals"]["users"] == 2), "the live view")
         owned = []
