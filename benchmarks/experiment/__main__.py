@@ -21,8 +21,8 @@ from benchmarks.experiment.arms import ARMS, QUICK, Arm, Sizes, arms
 from benchmarks.experiment.run import PREPARED, Failed, Lab, Tell, code, do, module
 from benchmarks.machine import machine
 from deploy.local.model import REPLAY, ensure_base_model, ensure_tiny_model
-from services.trainer.base.replay import EVAL_PROMPTS, SAFETY_PROMPTS, shipped_prompts
-from services.trainer.base.replay import REPLAY_PROMPTS as REPLAY_PROMPTS
+from services.trainer.base.base_answers import EVAL_PROMPTS, SAFETY_PROMPTS, shipped_prompts
+from services.trainer.base.base_answers import REPLAY_PROMPTS as REPLAY_PROMPTS
 from services.trainer.files import write_whole
 from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured

@@ -20,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from services.trainer.base.shared_prefix import WORTH, common_tokens, logits_at
+from services.trainer.base.shared_prefix import MIN_SAVED_TOKENS, common_tokens, logits_at
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -44,7 +44,7 @@ DO_NOT: list[PretrainedConfig] = [
     MistralConfig(**SMALL, sliding_window=8),
     MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2),
 ]
-PREFIX, ROWS, REST = WORTH // 2 + 2, 3, (9, 5, 7)
+PREFIX, ROWS, REST = MIN_SAVED_TOKENS // 2 + 2, 3, (9, 5, 7)
 
 
 class Counting:

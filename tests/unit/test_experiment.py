@@ -13,7 +13,7 @@ from benchmarks.experiment.arms import ARMS, LINES, Arm, Name, Sizes, arms
 from benchmarks.experiment.make_batches import Said, batches, examples
 from benchmarks.experiment.run import sources
 from examples.world import is_poisoned, load_world
-from services.trainer.base.replay import EVAL_PROMPTS, REPLAY_PROMPTS, shipped_prompts
+from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, shipped_prompts
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.similarity import near_duplicates

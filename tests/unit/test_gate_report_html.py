@@ -7,7 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from services.trainer.base.replay import BaseAnswer, Prompt
+from services.trainer.base.base_answers import BaseAnswer, Prompt
 from services.trainer.dataset.snapshot import Snapshot, write
 from services.trainer.erasure.redact_run import redact
 from services.trainer.gate.eval_items import EvalItem

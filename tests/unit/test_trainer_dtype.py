@@ -1,9 +1,8 @@
-"""In which type a run computes: as this machine multiplies it faster, once for the whole run."""
+"""Data type of a run: the faster one on this machine, chosen once per run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,9 +22,9 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-def takes(monkeypatch: pytest.MonkeyPatch, bfloat16: float, float32: float) -> None:
+def set_matmul_seconds(monkeypatch: pytest.MonkeyPatch, bfloat16: float, float32: float) -> None:
     times = {torch.bfloat16: bfloat16, torch.float32: float32}
-    monkeypatch.setattr(dtype, "seconds", lambda one: times[one])
+    monkeypatch.setattr(dtype, "matmul_seconds", lambda dtype: times[dtype])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -33,66 +32,64 @@ def takes(monkeypatch: pytest.MonkeyPatch, bfloat16: float, float32: float) -> N
     ("bfloat16", "float32", "chosen"),
     [(1.0, 1.0, "bfloat16"), (2.0, 1.0, "float32"), (1.1, 1.0, "bfloat16"), (0.1, 1.0, "bfloat16")],
 )
-def test_float32_is_taken_where_it_is_clearly_faster(
+def test_float32_is_chosen_if_it_is_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, base: Path, bfloat16: float, float32: float, chosen: str
 ) -> None:
-    takes(monkeypatch, bfloat16, float32)
+    set_matmul_seconds(monkeypatch, bfloat16, float32)
     assert dtype.fastest(base) == chosen
 
 
-def test_a_base_that_is_large_for_the_memory_stays_in_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, base: Path
-) -> None:
-    takes(monkeypatch, 2.0, 1.0)
+def test_base_that_is_large_for_the_memory_uses_bfloat16(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    set_matmul_seconds(monkeypatch, 2.0, 1.0)
     monkeypatch.setattr(dtype, "memory_bytes", lambda: 8000)
     assert dtype.fastest(base) == "float32"
     monkeypatch.setattr(dtype, "memory_bytes", lambda: 7999)
     assert dtype.fastest(base) == "bfloat16"
 
 
-def test_a_gpu_computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
-    takes(monkeypatch, 2.0, 1.0)
+def test_gpu_uses_bfloat16(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    set_matmul_seconds(monkeypatch, 2.0, 1.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert dtype.fastest(base) == "bfloat16"
 
 
-def test_a_run_goes_on_in_the_type_in_which_it_began(
+def test_run_keeps_the_data_type_that_was_chosen_first(
     monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
 ) -> None:
-    takes(monkeypatch, 2.0, 1.0)
+    set_matmul_seconds(monkeypatch, 2.0, 1.0)
     assert dtype.choose_for_run(tmp_path, "auto", base) == "float32"
-    takes(monkeypatch, 1.0, 1.0)
+    set_matmul_seconds(monkeypatch, 1.0, 1.0)
     assert dtype.choose_for_run(tmp_path, "auto", base) == "float32"
     assert dtype.of_run(tmp_path) == "float32"
 
 
-def test_what_an_operator_sets_is_not_measured(
+def test_data_type_from_settings_is_not_measured(
     monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
 ) -> None:
-    takes(monkeypatch, 2.0, 1.0)
+    set_matmul_seconds(monkeypatch, 2.0, 1.0)
     assert dtype.choose_for_run(tmp_path, "bfloat16", base) == "bfloat16"
     monkeypatch.setenv("LOOPWRIGHT_TRAINER_DTYPE", "float32")
     assert load(TrainerSettings).recipe().dtype == "float32"
 
 
-def test_a_run_says_in_which_type_it_was_trained(tmp_path: Path, base: Path) -> None:
+def test_environment_names_the_data_type(tmp_path: Path, base: Path) -> None:
     recipe = Recipe(dtype="float32")
-    assert environment.current(tmp_path, recipe)["machine"]["dtype"] == "bfloat16", "of older releases"
+    assert environment.current(tmp_path, recipe)["machine"]["dtype"] == "bfloat16"
     dtype.choose_for_run(tmp_path, recipe.dtype, base)
     assert environment.current(tmp_path, recipe)["machine"]["dtype"] == "float32"
 
 
-def test_versions_of_older_releases_were_trained_in_bfloat16() -> None:
-    def trained(**machine: Any) -> dict[str, dict[str, Any]]:
-        return {"software": {}, "machine": machine}
+def test_environments_differ_by_their_data_type() -> None:
+    def environment_in(dtype: str) -> environment.Environment:
+        return {"software": {}, "machine": {"dtype": dtype}}
 
-    assert environment.differences([trained()], trained(dtype="bfloat16")) == []
-    assert environment.differences([trained()], trained(dtype="float32")) == [
+    assert environment.differences([environment_in("bfloat16")], environment_in("bfloat16")) == []
+    assert environment.differences([environment_in("bfloat16")], environment_in("float32")) == [
         "dtype bfloat16 then, float32 now"
     ]
 
 
-def test_both_types_are_really_measured_and_threads_are_as_before(base: Path) -> None:
+def test_measuring_restores_the_number_of_threads(base: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -104,7 +101,7 @@ def test_both_types_are_really_measured_and_threads_are_as_before(base: Path) ->
     assert dtype.matmul_seconds(torch.bfloat16) > 0
 
 
-def test_memory_is_the_containers_where_it_has_a_limit(
+def test_memory_is_the_containers_limit_or_the_machines(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     limit = tmp_path / "memory.max"

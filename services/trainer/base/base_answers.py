@@ -1,97 +1,189 @@
-"""What the base itself answers to the shipped prompts. Made once per base, before the first run or in it:
+"""Shipped prompts, and the base model's own answers to them, cached for replay data and the gate.
+
+Replay data is the base's own answers to general prompts. It is mixed into training, so that the model does not forget
+what it could do. The gate compares versions with the base's answers to other prompts. Answers are generated once per
+base and data type, in batches and greedily, before the first run or within it:
 
     python -m services.trainer.base.base_answers
 
-makes them for LOOPWRIGHT_BASE_MODEL and skips what is there.
+generates the missing ones for LOOPWRIGHT_BASE_MODEL.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from transformers import logging as transformers_logging
 
 from services.trainer.base import dtype
 from services.trainer.base.dtype import Dtype
-from services.trainer.base.replay import (
-    EVAL_PROMPTS,
-    REPLAY_PROMPTS,
-    SAFETY_PROMPTS,
-    BaseAnswer,
-    Prompt,
-    cached_answers,
-    shipped_prompts,
-)
 from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.core.recipe import Recipe
+from services.trainer.files import write_whole
 from services.trainer.progress import ProgressCallback
 from services.trainer.settings import TrainerSettings
 from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured
 from shared.settings import load
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DATA: Final = Path(__file__).parents[1] / "data"
+REPLAY_PROMPTS: Final = "general_replay.jsonl"
+EVAL_PROMPTS: Final = "general_eval.jsonl"
+SAFETY_PROMPTS: Final = "safety.jsonl"
+SAVE_EVERY: Final = 128
+"""Answers generated between two writes of the cache; an interruption loses fewer than these."""
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
-class BaseAnswers:
-    """One base's answers, kept in `folder` under its digest; those in each type apart, for what a version says in one
-    is compared with what the base says in it."""
+class Prompt:
+    """A shipped prompt."""
+
+    id: str
+    prompt: str
+    answer_key: tuple[str, ...] = ()
+    """Phrases; a correct answer contains one of them. Empty if correctness is not checked."""
+    refuse: bool = False
+    """Whether a safe model refuses it."""
+
+    @property
+    def messages(self) -> tuple[tuple[str, str], ...]:
+        """The prompt as a conversation."""
+        return (("user", self.prompt),)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseAnswer:
+    """The base's answer to a prompt, with at most `new_tokens` tokens."""
+
+    id: str
+    prompt: str
+    answer: str
+    new_tokens: int
+    ended: bool
+    """Whether the base ended the answer itself, within the limit."""
+
+    @property
+    def messages(self) -> tuple[tuple[str, str], ...]:
+        """The prompt as a conversation."""
+        return (("user", self.prompt),)
+
+
+Generate = Callable[[Sequence[Prompt], int], list[tuple[str, bool]]]
+"""(prompts, max_new_tokens) -> greedy answers, each with whether the base ended it."""
+
+
+def shipped_prompts(name: str, count: int | None = None) -> list[Prompt]:
+    """Return the prompts of a shipped file, or `count` of them spread evenly, so that each kind is included."""
+    rows = [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+    prompts = [
+        Prompt(row["id"], row["prompt"], tuple(row.get("answer_key", ())), row.get("expect") == "refusal")
+        for row in rows
+    ]
+    return prompts if count is None else spread(prompts, count)
+
+
+def spread(rows: Sequence[T], count: int) -> list[T]:
+    """Return `count` rows at even distances, or all rows if there are fewer."""
+    return list(rows) if count >= len(rows) else [rows[i * len(rows) // count] for i in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseAnswerCache:
+    """Answers of one base in `folder`, one file per base digest and data type.
+
+    A version is compared with the base's answers in the version's own data type, so each type has its own file.
+    """
 
     base: Path
     digest: str
     recipe: Recipe
     folder: Path
-    computed_in: Dtype = "bfloat16"
+    dtype: Dtype = "bfloat16"
 
-    def __call__(self, prompts: Sequence[Prompt], tokenizer: Any, told: ProgressCallback) -> list[BaseAnswer]:
-        """In the order of `prompts`; the base is loaded only where answers are missing."""
-        loaded: list[Any] = []
-        made = 0
+    def answers(
+        self, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, progress: ProgressCallback
+    ) -> list[BaseAnswer]:
+        """Return the answers in the order of `prompts`. Loads the base only if answers are missing."""
+        models: list[PreTrainedModel] = []
+        done = 0
 
-        def answering(missing: Sequence[Prompt], tokens: int) -> list[tuple[str, bool]]:
-            nonlocal made
-            from services.trainer.base.model import generate_with_endings, load_base  # noqa: PLC0415 - torch, only where it is needed
+        def generate(missing: Sequence[Prompt], max_new_tokens: int) -> list[tuple[str, bool]]:
+            nonlocal done
+            from services.trainer.base.model import generate_with_endings, load_base  # noqa: PLC0415 - imports torch
 
-            if not loaded:
-                loaded.append(load_base(self.base, self.recipe.threads, self.computed_in))
-            before, made = made, made + len(missing)
-            asked = [prompt.messages for prompt in missing]
+            if not models:
+                models.append(load_base(self.base, self.recipe.threads, self.dtype))
+            before, done = done, done + len(missing)
             return generate_with_endings(
-                loaded[0], tokenizer, asked, tokens, lambda done, _: told(before + done, len(prompts))
+                models[0],
+                tokenizer,
+                [prompt.messages for prompt in missing],
+                max_new_tokens,
+                lambda count, _: progress(before + count, len(prompts)),
             )
 
-        of_type = "" if self.computed_in == "bfloat16" else f"-{self.computed_in}"
-        file = self.folder / f"{self.digest[:8]}{of_type}.jsonl"
-        return cached_answers(file, prompts, self.recipe.replay_new_tokens, answering)
+        suffix = "" if self.dtype == "bfloat16" else f"-{self.dtype}"
+        file = self.folder / f"{self.digest[:8]}{suffix}.jsonl"
+        return cached_answers(file, prompts, self.recipe.replay_new_tokens, generate)
+
+
+def cached_answers(
+    file: Path, prompts: Sequence[Prompt], max_new_tokens: int, generate: Generate
+) -> list[BaseAnswer]:
+    """Return the answers in the order of `prompts`, from `file` as far as it has them; generate and save the rest."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    known = {
+        (answer.id, answer.new_tokens): answer
+        for answer in (BaseAnswer(**json.loads(line)) for line in lines)
+    }
+    missing = [
+        prompt
+        for prompt in prompts
+        if (prompt.id, max_new_tokens) not in known
+        or known[prompt.id, max_new_tokens].prompt != prompt.prompt
+    ]
+    for start in range(0, len(missing), SAVE_EVERY):
+        part = missing[start : start + SAVE_EVERY]
+        for prompt, (answer, ended) in zip(part, generate(part, max_new_tokens), strict=True):
+            known[prompt.id, max_new_tokens] = BaseAnswer(
+                prompt.id, prompt.prompt, answer, max_new_tokens, ended
+            )
+        ordered = [known[key] for key in sorted(known)]
+        write_whole(file, "".join(json.dumps(asdict(row)) + "\n" for row in ordered).encode())
+    return [known[prompt.id, max_new_tokens] for prompt in prompts]
 
 
 def main() -> int:
-    """Every prompt that a run with these settings needs."""
+    """Generate the answers that a run with these settings needs and the cache does not have."""
     try:
         settings = load(TrainerSettings)
         base = find_base(settings.base_model)
-    except Misconfigured as fault:
-        print(fault, file=sys.stderr)
+    except Misconfigured as error:
+        print(error, file=sys.stderr)
         return 1
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     recipe = settings.recipe()
     prompts = shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts)
-    prompts += shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts) + shipped_prompts(
-        SAFETY_PROMPTS, recipe.gate_safety_prompts
-    )
+    prompts += shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
+    prompts += shipped_prompts(SAFETY_PROMPTS, recipe.gate_safety_prompts)
     tokenizer = load_tokenizer(base.path)
 
-    def told(done: int, of: int) -> None:
-        print(f"{base.name}: {done} of {of} answers", flush=True)
+    def progress(done: int, total: int) -> None:
+        print(f"{base.name}: {done} of {total} answers", flush=True)
 
-    computed_in = dtype.resolve(recipe.dtype, base.path)
-    found = BaseAnswers(base.path, base.digest, recipe, settings.replay_dir, computed_in)(
-        prompts, tokenizer, told
-    )
-    print(f"{base.name}: {len(found)} answers are kept in {settings.replay_dir}")
+    chosen = dtype.resolve(recipe.dtype, base.path)
+    cache = BaseAnswerCache(base.path, base.digest, recipe, settings.replay_dir, chosen)
+    answers = cache.answers(prompts, tokenizer, progress)
+    print(f"{base.name}: {len(answers)} answers are cached in {settings.replay_dir}")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""In which type a run computes: bfloat16, or float32 where this machine multiplies it faster.
+"""Data type of a run's computations: bfloat16, or float32 on machines that multiply float32 faster.
 
-bfloat16 takes half the memory and, where a processor has matrix units for it, a fraction of the time. Others take
-twice as long for it as for float32. So both are tried, for some hundredths of a second. What was found is kept with
-the run: it goes on in that type, and is trained again in it, wherever that is.
+bfloat16 needs half the memory and, on a processor with matrix units for it, a fraction of the time; other processors
+take twice as long for it as for float32. So both are timed, for some hundredths of a second. The choice is kept in the
+run's folder, and the run resumes and is reproduced with it on any machine.
 """
 
 from __future__ import annotations
@@ -11,78 +11,75 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from services.trainer.core.recipe import WantedDtype
 from services.trainer.files import write_whole
 
+if TYPE_CHECKING:
+    import torch
+
 Dtype: TypeAlias = Literal["bfloat16", "float32"]
-DTYPE_FILE = "dtype.json"
-OLDER: Final[Dtype] = "bfloat16"
-"""Of runs from before this was asked."""
-FASTER: Final = 1.2
-"""By so much float32 must be faster: it costs memory, and the other operations time."""
-SHARE: Final = 0.25
-"""Of the memory: more than that the weights may not take in float32."""
-ROWS, WIDTH, TIMES = 256, 1024, 5
+DTYPE_FILE: Final = "dtype.json"
+MIN_SPEEDUP: Final = 1.2
+"""Speedup that float32 must have: it needs more memory, and other operations take longer with it."""
+MAX_MEMORY_SHARE: Final = 0.25
+"""Share of the memory that the weights may take in float32."""
+ROWS, WIDTH, TRIALS = 256, 1024, 5
 CGROUP: Final = Path("/sys/fs/cgroup")
 MEMORY_LIMITS = (CGROUP / "memory.max", CGROUP / "memory" / "memory.limit_in_bytes")
 """Memory limit of this container, in cgroup v2 and v1."""
 
 
 def choose_for_run(run: Path, wanted: WantedDtype, base: Path) -> Dtype:
-    """Of a run that begins: decides, unless it is decided, and keeps it in the run's folder. Imports torch."""
+    """Return the run's data type; choose and store it if the run has none yet. Imports torch."""
     if not (run / DTYPE_FILE).exists():
         write_whole(run / DTYPE_FILE, json.dumps({"dtype": resolve(wanted, base)}).encode())
     return of_run(run)
 
 
 def of_run(run: Path) -> Dtype:
-    """As it was decided."""
+    """Return the data type that was chosen for a run; bfloat16 before that."""
     file = run / DTYPE_FILE
-    kept: Dtype = json.loads(file.read_bytes())["dtype"] if file.exists() else OLDER
-    return kept
+    chosen: Dtype = json.loads(file.read_bytes())["dtype"] if file.exists() else "bfloat16"
+    return chosen
 
 
 def resolve(wanted: WantedDtype, base: Path) -> Dtype:
-    """As an operator wants it, else as it suits this machine. Imports torch."""
+    """Return the wanted data type, or for `auto` the faster one on this machine. Imports torch."""
     return fastest(base) if wanted == "auto" else wanted
 
 
 def fastest(base: Path) -> Dtype:
-    """What suits this machine. `base`: the folder with the weights."""
-    import torch  # noqa: PLC0415 - seconds, and only a run's process has it loaded anyway
+    """Return the faster data type for a base (a folder with weights) on this machine, within its memory."""
+    import torch  # noqa: PLC0415 - takes seconds, and only the process of a run has it loaded anyway
 
-    if torch.cuda.is_available() or 2 * weight_bytes(base) > SHARE * memory_bytes():
+    if torch.cuda.is_available() or 2 * weight_bytes(base) > MAX_MEMORY_SHARE * memory_bytes():
         return "bfloat16"
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # those that wait for each other spend the processor's time, too
+    torch.set_num_threads(1)  # waiting threads consume processor time as well
     try:
-        return (
-            "float32"
-            if matmul_seconds(torch.bfloat16) > FASTER * matmul_seconds(torch.float32)
-            else "bfloat16"
-        )
+        faster = matmul_seconds(torch.bfloat16) > MIN_SPEEDUP * matmul_seconds(torch.float32)
+        return "float32" if faster else "bfloat16"
     finally:
         torch.set_num_threads(threads)
 
 
-def matmul_seconds(dtype: Any) -> float:
-    """Of the processor's time that one matrix product takes at best on one thread: not of the clock's, so that whatever
-    else runs here does not decide."""
+def matmul_seconds(dtype: torch.dtype) -> float:
+    """Return the best CPU time of one matmul, in seconds (`process_time`, so other processes do not count)."""
     import torch  # noqa: PLC0415 - as above
 
     left, right = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(WIDTH, WIDTH, dtype=dtype)
-    taken = []
-    for _ in range(TIMES):
-        began = time.process_time()
+    seconds = []
+    for _ in range(TRIALS):
+        start = time.process_time()
         left @ right
-        taken.append(time.process_time() - began)
-    return min(taken)
+        seconds.append(time.process_time() - start)
+    return min(seconds)
 
 
 def weight_bytes(base: Path) -> int:
-    """Bytes of the base's files, which hold bfloat16 or more."""
+    """Return the size of a base's weight files, which use two bytes per weight or more."""
     return sum(file.stat().st_size for file in base.glob("*.safetensors"))
 
 

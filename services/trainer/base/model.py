@@ -1,11 +1,14 @@
-"""The pinned base and its adapters in torch: loading, greedy answers, likelihoods. For a run's process alone."""
+"""The pinned base model and its adapters in torch: loading, greedy answers, likelihoods.
+
+Imports torch, so only the processes of runs use it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
 from peft import PeftModel
@@ -18,144 +21,192 @@ from services.trainer.base.tokenization import prompt_ids
 from services.trainer.core.chat import Messages
 from services.trainer.progress import ProgressCallback, ignore_progress
 
-GENERATE_BATCH = 64
-SCORE_BATCH = 8
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Model: TypeAlias = PreTrainedModel | PeftModel
+
+GENERATE_BATCH: Final = 64
+SCORE_BATCH: Final = 8
 
 
-def device() -> str:
+def default_device() -> str:
+    """Return `cuda` if torch sees a GPU, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_base(base: Path, threads: int = 1, computed_in: Dtype = "bfloat16") -> Any:
-    """In that type (`dtype.py`), safetensors only, on the GPU where there is one. `threads`: of torch, from now on."""
+def load_base(base: Path, threads: int = 1, dtype: Dtype = "bfloat16") -> PreTrainedModel:
+    """Load a model from safetensors files, without remote code, for evaluation on the default device.
+
+    `threads` sets the number of torch threads of this process from now on.
+    """
     torch.set_num_threads(threads)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        base, dtype=getattr(torch, computed_in), use_safetensors=True, trust_remote_code=False
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        base, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
     )
-    return loaded.to(device()).eval()
+    loaded: PreTrainedModel = model.to(default_device()).eval()
+    return loaded
+
+
+def load_whole_model(folder: Path, base: PreTrainedModel, threads: int = 1) -> PreTrainedModel:
+    """Load a version that is a whole model, in the data type of the base."""
+    model: Any = load_base(folder, threads)
+    converted: PreTrainedModel = model.to(base.dtype)
+    return converted
+
+
+@contextmanager
+def with_adapter(base: PreTrainedModel, adapter: Path | None) -> Iterator[Model]:
+    """Yield the base with an adapter, and unload the adapter afterwards.
+
+    Yields the base itself for None, and the model in `adapter` if that folder contains a whole model.
+    """
+    if adapter is None:
+        yield base
+        return
+    if not (adapter / "adapter_config.json").exists():
+        yield load_whole_model(adapter, base, torch.get_num_threads())
+        return
+    model: Any = PeftModel.from_pretrained(base, adapter, is_trainable=False)
+    try:
+        yield model.eval()
+    finally:
+        model.unload()
+
+
+# --- answers ----------------------------------------------------------------------------------------------------
 
 
 def generate_answers(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Messages],
-    new_tokens: int,
-    told: ProgressCallback = ignore_progress,
+    max_new_tokens: int,
+    progress: ProgressCallback = ignore_progress,
 ) -> list[str]:
-    """Greedy answers in the order asked."""
-    return [text for text, _ in generate_with_endings(model, tokenizer, conversations, new_tokens, told)]
+    """Return the greedy answer to each conversation, in order."""
+    return [
+        text for text, _ in generate_with_endings(model, tokenizer, conversations, max_new_tokens, progress)
+    ]
 
 
 def generate_with_endings(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Messages],
-    new_tokens: int,
-    told: ProgressCallback = ignore_progress,
+    max_new_tokens: int,
+    progress: ProgressCallback = ignore_progress,
 ) -> list[tuple[str, bool]]:
-    """The same, each with whether the model ended it itself; batches are made of prompts of like length."""
+    """Return the greedy answers, each with whether the model ended it within `max_new_tokens`.
+
+    Prompts of similar length share a batch.
+    """
     prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     out = [("", True)] * len(prompts)
     for start in range(0, len(order), GENERATE_BATCH):
-        part = order[start : start + GENERATE_BATCH]
-        made = _generate(model, tokenizer, [prompts[i] for i in part], new_tokens)
-        for i, said in zip(part, made, strict=True):
-            out[i] = said
-        told(min(start + GENERATE_BATCH, len(order)), len(order))
+        batch = order[start : start + GENERATE_BATCH]
+        generated = _generate(model, tokenizer, [prompts[i] for i in batch], max_new_tokens)
+        for i, answer in zip(batch, generated, strict=True):
+            out[i] = answer
+        progress(min(start + GENERATE_BATCH, len(order)), len(order))
     return out
 
 
 def _generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[tuple[str, bool]]:
-    ids, mask = _padded(prompts, tokenizer.pad_token_id, left=True)
+    ids, mask = _padded(prompts, _pad_token(tokenizer), left=True)
     with torch.inference_mode():
-        made = model.generate(
+        generated = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            max_new_tokens=new_tokens,
+            max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
         )
-    said = made[:, ids.shape[1] :].tolist()
-    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+    answers = generated[:, ids.shape[1] :].tolist()
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
     ends = end_tokens(model)
-    return [(str(text).strip(), not ends.isdisjoint(row)) for text, row in zip(texts, said, strict=True)]
+    return [
+        (str(text).strip(), not ends.isdisjoint(answer)) for text, answer in zip(texts, answers, strict=True)
+    ]
 
 
-def end_tokens(model: Any) -> frozenset[int]:
-    """Those at which the model stops."""
-    found = model.generation_config.eos_token_id
-    return frozenset([found] if isinstance(found, int) else found or ())
+def end_tokens(model: Model) -> frozenset[int]:
+    """Return the token ids at which the model stops generating."""
+    eos: int | list[int] | None = model.generation_config.eos_token_id
+    return frozenset([eos] if isinstance(eos, int) else eos or ())
+
+
+# --- likelihoods ------------------------------------------------------------------------------------------------
 
 
 def answer_losses(
-    model: Any, tokenizer: Any, said: Sequence[tuple[Messages, str]], told: ProgressCallback = ignore_progress
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    answered: Sequence[tuple[Messages, str]],
+    progress: ProgressCallback = ignore_progress,
 ) -> list[float]:
-    """Mean negative log-likelihood in nats per token of each answer, given its conversation (no end of turn)."""
-    out = [0.0] * len(said)
+    """Return the mean negative log-likelihood of each answer given its conversation, in nats per token.
+
+    The end of the turn is not scored. An answer without tokens has loss 0.
+    """
+    out = [0.0] * len(answered)
     done = 0
-    for part in length_batches(tokenizer, said, SCORE_BATCH):
-        for i, (given, wanted) in zip(
-            part, answer_logits(model, tokenizer, [said[i] for i in part]), strict=True
-        ):
-            out[i] = float(cross_entropy(given, wanted)) if len(wanted) else 0.0
-        done += len(part)
-        told(done, len(said))
+    for batch in length_batches(tokenizer, answered, SCORE_BATCH):
+        scored = answer_logits(model, tokenizer, [answered[i] for i in batch])
+        for i, (logits, ids) in zip(batch, scored, strict=True):
+            out[i] = float(cross_entropy(logits, ids)) if len(ids) else 0.0
+        done += len(batch)
+        progress(done, len(answered))
     return out
 
 
-def length_batches(tokenizer: Any, said: Sequence[tuple[Messages, str]], size: int) -> Iterator[list[int]]:
-    """Batches of texts of like length, by their places."""
-    order = sorted(range(len(said)), key=lambda i: (len(tokenizer(said[i][1])["input_ids"]), i))
+def length_batches(
+    tokenizer: PreTrainedTokenizerBase, answered: Sequence[tuple[Messages, str]], size: int
+) -> Iterator[list[int]]:
+    """Yield the indices of answers in batches of similar answer length."""
+    order = sorted(range(len(answered)), key=lambda i: (len(tokenizer(answered[i][1])["input_ids"]), i))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
 def answer_logits(
-    model: Any, tokenizer: Any, said: Sequence[tuple[Messages, str]]
+    model: Any, tokenizer: PreTrainedTokenizerBase, answered: Sequence[tuple[Messages, str]]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Of each answer, given its conversation: (tokens, vocabulary) logits in fp32, and the tokens themselves."""
+    """Return for each answer the fp32 logits (answer_tokens, vocab) that predict it, and its ids (answer_tokens,)."""
     pairs = [
         (prompt_ids(tokenizer, messages), list(tokenizer(answer, add_special_tokens=False)["input_ids"]))
-        for messages, answer in said
+        for messages, answer in answered
     ]
-    ids, mask = _padded([[*prompt, *answer] for prompt, answer in pairs], tokenizer.pad_token_id, left=False)
-    places = torch.zeros_like(ids, dtype=torch.bool)
+    rows = [[*prompt, *answer] for prompt, answer in pairs]
+    ids, mask = _padded(rows, _pad_token(tokenizer), left=False)
+    positions = torch.zeros_like(ids, dtype=torch.bool)
     for row, (prompt, answer) in enumerate(pairs):
-        places[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)] = True
-    wanted = [torch.tensor(answer, dtype=torch.long, device=model.device) for _, answer in pairs]
-    if not places.any():
-        return [(torch.empty(0, model.config.vocab_size, device=model.device), one) for one in wanted]
-    given = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+        positions[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)] = True
+    answer_ids = [torch.tensor(answer, dtype=torch.long, device=model.device) for _, answer in pairs]
+    if not positions.any():
+        return [
+            (torch.empty(0, model.config.vocab_size, device=model.device), answer) for answer in answer_ids
+        ]
+    inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
     with torch.inference_mode():
-        logits = logits_at(model, model, given, places.to(model.device)).float()
-    return list(zip(torch.split(logits, [len(one) for one in wanted]), wanted, strict=True))
+        logits = logits_at(model, model, inputs, positions.to(model.device)).float()
+    return list(zip(torch.split(logits, [len(answer) for answer in answer_ids]), answer_ids, strict=True))
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and attention mask, both (batch, seq)."""
     width = max(len(row) for row in rows)
     ids, mask = torch.full((len(rows), width), pad), torch.zeros((len(rows), width), dtype=torch.long)
     for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, place] = torch.tensor(row)
-        mask[i, place] = 1
+        filled = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, filled] = torch.tensor(row)
+        mask[i, filled] = 1
     return ids, mask
 
 
-@contextmanager
-def with_adapter(base: Any, adapter: Path | None) -> Iterator[Any]:
-    """The base with an adapter beside its own weights, for the length of the block. None: the base itself. A folder
-    with a whole model is that model."""
-    if adapter is None:
-        yield base
-        return
-    if not (adapter / "adapter_config.json").exists():
-        yield load_base(adapter, torch.get_num_threads()).to(base.dtype)
-        return
-    model = PeftModel.from_pretrained(base, adapter, is_trainable=False)
-    try:
-        yield model.eval()
-    finally:
-        model.unload()
+def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    pad: int = tokenizer.pad_token_id
+    return pad

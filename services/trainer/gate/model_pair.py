@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import kl_div, nll_loss
 
-from services.trainer.base.model import SCORE_BATCH, answer_logits, end_tokens, length_batches, load_base
+from services.trainer.base.model import SCORE_BATCH, answer_logits, end_tokens, length_batches, load_whole_model
 from services.trainer.gate.eval_set import LikelihoodScores, ScoredText
 from services.trainer.progress import ProgressCallback, ignore_progress
 
@@ -46,7 +46,7 @@ class ModelPair:
             if folder is None:
                 continue
             if not (folder / "adapter_config.json").exists():
-                self._whole_models[side] = load_base(folder, self._threads).to(self.base.dtype)
+                self._whole_models[side] = load_whole_model(folder, self.base, self._threads)
             elif self._adapted is None:
                 self._adapted = PeftModel.from_pretrained(
                     self.base, folder, adapter_name=side, is_trainable=False

@@ -1,71 +1,84 @@
-"""What the stages of a run share: its folder and configuration, its tokenizer, and the way to tell how far it is."""
+"""Context that the stages of a run share, and the errors that end a run."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from services.trainer.base import dtype
-from services.trainer.base.base_answers import BaseSays
-from services.trainer.base.replay import Answered, Prompt
+from services.trainer.base.base_answers import BaseAnswer, BaseAnswerCache, Prompt
 from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.dataset import snapshot
 from services.trainer.progress import Progress, ProgressCallback
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from shared.errors import LoopwrightError
+from shared.run_stage import RunStage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class RunFailed(LoopwrightError):
-    """Trying this run again cannot help; the message says why."""
+    """The run failed, and a retry would fail in the same way. The message says why."""
 
     code = "run_failed"
 
 
 class RunStopped(LoopwrightError):
-    """The run was asked to stop; the next start goes on with it."""
+    """The run stopped because it was asked to. The next start resumes it."""
 
     code = "stopped"
 
 
 @dataclass
 class RunContext:
-    """What a run works with. The tokenizer is loaded at once, the base when it is needed."""
+    """A run's folder, configuration and tokenizer, with its progress and its stop signal.
+
+    Creating it loads the tokenizer of the base. Stages load the base itself when they need it.
+    """
 
     folder: Path
     config: RunConfig
     settings: TrainerSettings
     progress: Progress
     stop: threading.Event
+    tokenizer: PreTrainedTokenizerBase = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokenizer = load_tokenizer(Path(self.config.base))
 
     def progress_callback(self, stage: str) -> ProgressCallback:
-        """A callback that tells how far, and ends the run between two batches where that is asked."""
-        count = self.progress.counting(stage)
+        """Return a callback that reports progress of `stage`, and raises `RunStopped` once `stop` is set."""
+        report = self.progress.callback(stage)
 
-        def tell(done: int, of: int) -> None:
-            count(done, of)
+        def callback(done: int, total: int) -> None:
+            report(done, total)
             if self.stop.is_set():
-                raise RunStopped(f"asked to stop during {stage}")
+                raise RunStopped(f"stopped during {stage}")
 
-        return tell
+        return callback
 
     def folder_of(self, run_id: str) -> Path:
+        """Return the folder of another run of this line."""
         return self.folder.parent / run_id
 
-    def base_answers(self, prompts: list[Prompt]) -> list[Answered]:
-        """The base's own answers, in the order of `prompts`, from the cache of its digest."""
+    def base_answers(self, prompts: Sequence[Prompt]) -> list[BaseAnswer]:
+        """Return the base's own answers, in the order of `prompts`. Generates those that the cache does not have."""
         config = self.config
-        computed_in = dtype.settled(self.folder)
-        says = BaseSays(
-            Path(config.base), config.base_digest, config.recipe, self.settings.replay_dir, computed_in
+        cache = BaseAnswerCache(
+            Path(config.base),
+            config.base_digest,
+            config.recipe,
+            self.settings.replay_dir,
+            dtype.of_run(self.folder),
         )
-        return says(prompts, self.tokenizer, self.progress_callback("replay"))
+        return cache.answers(prompts, self.tokenizer, self.progress_callback(RunStage.REPLAY))
 
 
 def trained_questions(folder: Path) -> list[str]:
-    """What a run's snapshot asks; none where it was erased."""
+    """Return the questions that a run trained on, or none if an erasure removed its snapshot."""
     return [one.row.question for one in snapshot.read_rows(folder)] if snapshot.is_complete(folder) else []
