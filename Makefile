@@ -1,17 +1,19 @@
 # Paths are relative and quoted: the repository may lie under a path with spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test test-fault bench-trainer bench-processor bench-soak experiment lint format lock clean
+.PHONY: help install setup demo chapter up down env test test-fault compose-test bench-trainer bench-processor bench-soak experiment lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
-# The machine's own Python, used only to make .venv: PYTHON3=... names it, else the first that is new enough.
+# The machine's own Python, used to make .venv and for compose-test: PYTHON3=... names it, else the first that is new enough.
 PYTHON3 ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 # Workloads that test-fault tries each fault with.
 SEEDS ?= 20
 # Test processes, each with a Kafka and a Redis of its own; 0: this process alone (for a debugger).
 JOBS ?= 2
-CHECKED := services shared sdk deploy examples benchmarks
+CHECKED := services shared sdk deploy examples benchmarks tests/compose
+# Starts a Docker engine for compose-test where none runs.
+ENGINE_TOOL ?= ../shared/tools/docker-here
 SERVICES := inference feedback processor trainer rollout console local
 UV = $$(command -v uv || echo .loopwright/uv/bin/uv)
 COMPILE = "$(UV)" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
@@ -52,6 +54,10 @@ test: setup ## Install what is missing and run all tests
 
 test-fault: setup ## Every fault with SEEDS workloads (20): kills, zombies, rebalances, broker, disks, clocks; broken variants caught
 	@LOOPWRIGHT_FAULT_SEEDS=$(SEEDS) "$(PYTHON)" -m pytest tests/fault -v -n $(JOBS) --dist worksteal $(ARGS)
+
+compose-test: ## Build docker-compose.yml and run it twice: the default model, then a model folder; needs Docker
+	@test -n "$(PYTHON3)" || { echo "make compose-test: Python 3.11 or newer is needed; install it or name it: make PYTHON3=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON3)" -m tests.compose --engine-tool "$(ENGINE_TOOL)" $(ARGS)
 
 bench-trainer: setup ## Our training beside plain TRL defaults; writes benchmarks/trainer.json
 	@"$(PYTHON)" -m benchmarks.trainer $(ARGS)

@@ -33,7 +33,13 @@ def prepare(wanted: str, state: Path) -> str:
                 f"LOOPWRIGHT_BASE_MODEL={wanted} is no folder in the containers: they see the folder that "
                 "LOOPWRIGHT_MODELS_DIR names as /models."
             )
-        return str(find_base(wanted).path)
+        try:
+            return str(find_base(wanted).path)
+        except PermissionError as error:
+            raise StackError(
+                f"{error.filename} cannot be read in the containers, which run as user {os.getuid()}. "
+                "Make the model readable for all users: chmod -R a+rX FOLDER."
+            ) from error
     return fetched(wanted, state / "models" / PINNED)
 
 

@@ -1,4 +1,4 @@
-"""What runs when containers are made: the environment file, the packages, the model job, the health check."""
+"""What runs when containers are made: environment file, packages, model job, health check, compose test."""
 
 from __future__ import annotations
 
@@ -107,6 +107,15 @@ def test_a_folder_of_the_users_own_is_taken_as_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
+def test_unreadable_model_folder_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> None:
+        raise PermissionError(13, "Permission denied", "/models/mine/model.safetensors")
+
+    monkeypatch.setattr(model, "find_base", refuse)
+    with pytest.raises(StackError, match=r"/models/mine/model\.safetensors .*chmod -R a\+rX"):
+        model.prepare(str(tmp_path), tmp_path / "state")
+
+
 def test_a_hubs_model_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     folder = tmp_path / "snapshot"
@@ -169,3 +178,28 @@ def test_a_port_where_nobody_listens_is_not_ready() -> None:
     with a_service(200, b"{}") as port:
         pass
     assert str(missing(port)).startswith("does not answer")
+
+
+def compose_test(tool: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `make compose-test` where there is no `docker` command."""
+    command = [sys.executable, "-m", "tests.compose", "--engine-tool", str(tool), *arguments]
+    env = {"PATH": "/nowhere"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def test_compose_test_without_engine_fails_with_a_remedy(tmp_path: Path) -> None:
+    done = compose_test(tmp_path / "missing")
+    assert done.returncode == 1
+    assert "compose-test FAILED: no Docker engine" in done.stderr
+    assert "ENGINE_TOOL=" in done.stderr and str(tmp_path / "missing") in done.stderr
+
+
+def test_compose_test_is_skipped_loudly_if_allowed(tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text('#!/bin/sh\necho "$1" >>"$0.calls"\nexit 1\n')
+    tool.chmod(0o755)
+    done = compose_test(tool, "--allow-missing-engine")
+    assert done.returncode == 0
+    assert "compose-test SKIPPED: no Docker engine" in done.stderr
+    # An engine that did not come up in time must not stay.
+    assert (tmp_path / "tool.calls").read_text() == "start\nstop\n"
