@@ -70,7 +70,7 @@ class ResponseStream:
         self._events: asyncio.Queue[Piece | ResponseEnd] = asyncio.Queue()
 
     async def next_event(self) -> Piece | ResponseEnd:
-        """Return the next piece, and at last the end."""
+        """Return the next piece, or the end after the last one."""
         return await self._events.get()
 
     async def end(self) -> ResponseEnd:

@@ -40,7 +40,7 @@ class VersionRegistry:
     Args:
         line: The line that is served.
         base: Its base; always in memory.
-        unload: Called, without a lock held, with a version that is neither wanted nor in use any longer.
+        unload: Called, without a lock held, with a version that can be unloaded now.
 
     """
 
@@ -58,10 +58,10 @@ class VersionRegistry:
 
         Args:
             model: The line, or the name of a loaded version.
-            user: The user's pseudonym, if known: it decides who gets the canary.
+            user: The user's pseudonym, if known. Only requests with a user can get the canary.
 
         Raises:
-            UnknownVersion: if `model` names neither the line nor a version that accepts requests.
+            UnknownVersion: if `model` is not the line or a version that accepts requests.
 
         """
         with self._lock:

@@ -44,7 +44,7 @@ def test_a_version_on_s3_takes_over_and_its_credentials_are_in_no_log(
         with running(tmp_path, **settings) as process, process.client() as client:
             wait_until(process.ready)
             wait_until(lambda: chat(client, fresh, max_tokens=1).model == v1.version)
-            assert process.stopped() == 0
+            assert process.stop() == 0
             assert "a-secret-that-no-log-has" not in process.log.read_text()
     publisher.close()
     assert (tmp_path / "data" / "artifacts" / digest / MANIFEST).exists(), "it is read from its cache"

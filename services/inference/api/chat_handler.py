@@ -98,8 +98,10 @@ class ChatHandler:
                 return StreamingResponse(
                     _stream_chunks(stream, generation, first, chunks), media_type="text/event-stream"
                 )
-            end = first if isinstance(first, ResponseEnd) else None
-            end = end or await _unless_disconnected(stream.end(), http_request)
+            if isinstance(first, ResponseEnd):
+                end: ResponseEnd | None = first
+            else:
+                end = await _unless_disconnected(stream.end(), http_request)
             if end is None:
                 return _cancelled_response(generation)
             _raise_if_failed(end)
