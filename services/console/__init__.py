@@ -1,1 +1,1 @@
-"""The operator's side: what the loop is doing, and the one way for commands."""
+"""The operators' service: shows what the loop is doing, and takes commands."""

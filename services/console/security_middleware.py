@@ -1,12 +1,13 @@
-"""Around every answer of the console: who may ask at all, and what a browser may do with it.
+"""Middleware that checks Host and Origin of every request and restricts what browsers may do with the answers.
 
-The routes of `/api` check for themselves. The page, its assets and above all its socket, which carries an operator's
-clicks, are answered by NiceGUI, which lets every origin in: so the same rules are laid around the whole app.
+The routes under `/api` check for themselves. The page, its assets and its socket, which carries an operator's clicks,
+are answered by NiceGUI, which accepts any origin. The middleware therefore covers the whole app.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,12 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared.adapters.http import problem
 from shared.adapters.origin_check import Forbidden, check_request_origin
 
-OPEN = frozenset({"/livez", "/readyz", "/metrics"})
-"""Asked by orchestrators and Prometheus under whatever name they know; they tell nothing about users."""
-POLICY = "; ".join(
+UNCHECKED_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
+"""Orchestrators and Prometheus request these under any host name; the answers contain nothing about users."""
+CONTENT_SECURITY_POLICY: Final = "; ".join(
     (
         "default-src 'self'",
-        # NiceGUI starts its page by inline scripts and evaluates its event handlers, Vue compiles templates.
+        # NiceGUI starts its page with inline scripts and evaluates its event handlers; Vue compiles templates.
         "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data:",
@@ -28,27 +29,29 @@ POLICY = "; ".join(
         "object-src 'none'",
         "base-uri 'none'",
         "form-action 'none'",
-        # A page that frames the console could make the operator click.
+        # A page that could frame the console could trick the operator into clicking.
         "frame-ancestors 'none'",
     )
 )
-HEADERS = {
-    "Content-Security-Policy": POLICY,
+SECURITY_HEADERS: Final = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
 }
-POLICY_VIOLATION = 1008
+POLICY_VIOLATION: Final = 1008
+"""Close code of a WebSocket that is refused (RFC 6455, section 7.4.1)."""
 
 
 class SecurityMiddleware:
-    """ASGI middleware: refuses foreign hosts and origins, sets the headers above."""
+    """ASGI middleware that refuses foreign hosts and origins and sets the security headers."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
         self._app = app
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in OPEN:
+        """Handle one request or WebSocket."""
+        if scope["type"] == "lifespan" or scope["path"] in UNCHECKED_PATHS:
             await self._app(scope, receive, send)
             return
         try:
@@ -60,9 +63,9 @@ class SecurityMiddleware:
                 await problem(403, error.code, "Forbidden", str(error))(scope, receive, send)
             return
 
-        async def fenced(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
-        await self._app(scope, receive, fenced)
+        await self._app(scope, receive, send_with_headers)

@@ -1,4 +1,4 @@
-"""How many records a topic has ever been given: the sum of its partitions' ends."""
+"""Number of records ever written to a topic: the sum of its partitions' end offsets."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from shared.adapters.kafka import to_error
 
 
 class KafkaEndOffsets:
-    """Asks the broker. Exact for a topic written without transactions, as `feedback.events` is. Thread-safe."""
+    """Reads end offsets from the broker. Thread-safe.
+
+    The sum counts records exactly only for a topic written without transactions, such as `feedback.events`, because
+    transaction markers take offsets too.
+    """
 
     def __init__(
         self, servers: str, client_id: str, topic: str, partitions: int, *, timeout_s: float = 2.0
     ) -> None:
-        self._parts = [TopicPartition(topic, partition) for partition in range(partitions)]
+        self._partitions = [TopicPartition(topic, partition) for partition in range(partitions)]
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._consumer = Consumer(
@@ -27,17 +31,18 @@ class KafkaEndOffsets:
             }
         )
 
-    def count(self) -> int:
-        """Raises `BrokerUnavailable`."""
+    def total(self) -> int:
+        """Return the sum of the end offsets. Raise `BrokerUnavailable` if a broker does not answer in time."""
         with self._lock:
             try:
-                ends = [
-                    self._consumer.get_watermark_offsets(part, timeout=self._timeout_s)
-                    for part in self._parts
+                offsets = [
+                    self._consumer.get_watermark_offsets(partition, timeout=self._timeout_s)
+                    for partition in self._partitions
                 ]
             except KafkaException as error:
                 raise to_error(error.args[0]) from error
-        return sum(high for _, high in ends)
+        return sum(end for _, end in offsets)
 
     def close(self) -> None:
+        """Close the connection."""
         self._consumer.close()

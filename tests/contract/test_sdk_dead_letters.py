@@ -16,9 +16,11 @@ from typer.testing import CliRunner, Result
 from deploy.local.ports import choose
 from loopwright import AsyncLoopwright, Invalid, Loopwright, NotFound, Retry
 from loopwright.cli import app as cli
-from services.console.api.dead_letter_routes import DeadLetterReader, add_dead_letter_routes
-from services.console.api.routes import ConsoleBackend, build_app
+from services.console.api.dead_letter_routes import add_dead_letter_routes
+from services.console.api.routes import build_app
+from services.console.backend import ConsoleBackend
 from services.console.core.projection import FOLLOWED_TOPICS
+from services.console.dead_letter_query import DeadLetterReader
 from services.console.settings import ConsoleSettings
 from services.feedback.core.dlq_replay_rules import ReplayReport, command_result
 from shared.adapters.clock import ManualClock
@@ -81,11 +83,13 @@ def desk() -> Iterator[Desk]:
         "log", lambda: InMemoryLogReader(log, topics), console.apply, readiness, lambda: None
     )
     app = build_app(console, follower, readiness)
-    add_dead_letter_routes(app, console, follower, DeadLetterReader(console, InMemoryLogRanges(log)))
+    add_dead_letter_routes(app, console, follower, DeadLetterReader(InMemoryLogRanges(log)))
     port = choose({"console": 0})["console"]
     server = ServerThread(app, "127.0.0.1", port)
     server.start()
+    follower.start()
     yield Desk(log, clock, f"http://127.0.0.1:{port}")
+    follower.stop()
     server.stop()
 
 

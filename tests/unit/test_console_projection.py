@@ -23,19 +23,21 @@ V1 = VersionRef(version="assistant@v1-11111111", kind="lora", uri="file:///v1", 
 DEAD = (("dl_topic", b"feedback.events"), ("dl_class", b"malformed"), ("dl_message", b"not JSON"))
 
 
-def record(topic: str, made: LogRecord | bytes | None, headers: tuple[tuple[str, bytes], ...] = ()) -> Record:
-    value = made.to_json() if isinstance(made, LogRecord) else made
+def record(
+    topic: str, content: LogRecord | bytes | None, headers: tuple[tuple[str, bytes], ...] = ()
+) -> Record:
+    value = content.to_json() if isinstance(content, LogRecord) else content
     return Record(topic, 0, 0, 1_770_000_000_000, b"k", value, headers)
 
 
 def outcome(kind: OutcomeKind, line: str = "assistant") -> Record:
-    made = Outcome(line=line, response_id="r", event_id="e", outcome=kind, decided_at=NOW)
-    return record("feedback.outcomes", made)
+    content = Outcome(line=line, response_id="r", event_id="e", outcome=kind, decided_at=NOW)
+    return record("feedback.outcomes", content)
 
 
 def batch(number: int, examples: int, rewrite: int = 0) -> Record:
-    """A batch on the wire; what its examples say is of no interest here."""
-    made = Batch(
+    """Return a batch with placeholders for its examples, which the console only counts."""
+    content = Batch(
         line="assistant",
         batch_id=f"assistant-0-{number}",
         partition=0,
@@ -46,31 +48,31 @@ def batch(number: int, examples: int, rewrite: int = 0) -> Record:
         content_hash="0" * 64,
         cut_at=NOW,
     )
-    wire = json.loads(made.to_json()) | {"examples": [{"response_id": f"r{n}"} for n in range(examples)]}
-    return record("training.batches", json.dumps(wire).encode())
+    fields = json.loads(content.to_json()) | {"examples": [{"response_id": f"r{n}"} for n in range(examples)]}
+    return record("training.batches", json.dumps(fields).encode())
 
 
 def version(ref: VersionRef, number: int | None = None) -> Record:
     gate = (
         GateReport(verdict="passed", reasons=("won 9 of 9",), gated_against=BASE.version) if number else None
     )
-    made = ModelVersion(
+    content = ModelVersion(
         line="assistant", ref=ref, number=number, base=BASE.version, base_model="b", gate=gate, created_at=NOW
     )
-    return record("model.versions", made)
+    return record("model.versions", content)
 
 
-def decision(seq: int, stable: VersionRef, **more: Any) -> Record:
-    made = RolloutRecord(
+def rollout(seq: int, stable: VersionRef, **fields: Any) -> Record:
+    content = RolloutRecord(
         line="assistant",
         seq=seq,
         action="promote",
         stable=stable,
         reason=f"decision {seq}",
         decided_at=NOW + timedelta(minutes=seq),
-        **more,
+        **fields,
     )
-    return record("model.rollout", made)
+    return record("model.rollout", content)
 
 
 COMMAND = record(
@@ -85,7 +87,7 @@ RESULT = record(
 )
 
 
-def folded(*records: Record) -> Projection:
+def projection(*records: Record) -> Projection:
     state = Projection()
     state.apply(records)
     return state
@@ -95,7 +97,7 @@ def status(state: Projection, accepted: int | None = 0) -> dict[str, Any]:
     return responses.status(state, "assistant", accepted=accepted, collected=None, run=None)
 
 
-def test_an_empty_log_is_an_empty_status() -> None:
+def test_empty_log_has_an_empty_status() -> None:
     assert status(Projection()) == {
         "line": "assistant",
         "serving": None,
@@ -111,17 +113,17 @@ def test_an_empty_log_is_an_empty_status() -> None:
     }
 
 
-def test_the_ledger_closes_over_outcomes_dead_letters_and_pending() -> None:
+def test_outcomes_dead_letters_and_pending_add_up_to_accepted() -> None:
     kinds = [OutcomeKind.BATCHED, OutcomeKind.BATCHED, OutcomeKind.DUPLICATE]
-    state = folded(*[outcome(kind) for kind in kinds], record("dead.letters", b"garbage", DEAD))
-    shown = status(state, accepted=7)
-    assert shown["ledger"] == {"batched": 2, "duplicate": 1, "dead": 1}
-    assert shown["pending"] == 3
-    assert sum(shown["ledger"].values()) + shown["pending"] == shown["accepted"]
+    state = projection(*[outcome(kind) for kind in kinds], record("dead.letters", b"garbage", DEAD))
+    body = status(state, accepted=7)
+    assert body["ledger"] == {"batched": 2, "duplicate": 1, "dead": 1}
+    assert body["pending"] == 3
+    assert sum(body["ledger"].values()) + body["pending"] == body["accepted"]
 
 
-def replayed(*positions: str, topics: dict[str, int], command_id: str = "c-1") -> Record:
-    made = CommandResult(
+def replay_result(*positions: str, topics: dict[str, int], command_id: str = "c-1") -> Record:
+    content = CommandResult(
         line="assistant",
         command_id=command_id,
         status="done",
@@ -130,104 +132,104 @@ def replayed(*positions: str, topics: dict[str, int], command_id: str = "c-1") -
         finished_at=NOW,
         replayed=Replayed(positions=positions, topics=topics),
     )
-    return record("operator.results", made)
+    return record("operator.results", content)
 
 
-def test_an_event_that_died_and_was_replayed_counts_once_before_and_after_its_outcome() -> None:
+def test_replayed_event_counts_once_before_and_after_its_outcome() -> None:
     dead = record("dead.letters", b"?", DEAD)
-    state = folded(outcome(OutcomeKind.BATCHED), dead)
+    state = projection(outcome(OutcomeKind.BATCHED), dead)
     assert (status(state, 2)["ledger"], status(state, 2)["pending"]) == ({"batched": 1, "dead": 1}, 0)
-    again = replayed("0-0", topics={"feedback.events": 1, "chat.responses": 1})
+    again = replay_result("0-0", topics={"feedback.events": 1, "chat.responses": 1})
     state.apply([again, again])
     assert (status(state, 2)["ledger"], status(state, 2)["pending"]) == ({"batched": 1}, 1)
-    assert state.sent_again == {"feedback.events": 1, "chat.responses": 1}
+    assert state.replayed_by_topic == {"feedback.events": 1, "chat.responses": 1}
     assert state.replayed == {"0-0": "c-1"}
-    died_again = status(folded(outcome(OutcomeKind.BATCHED), dead, again, dead), 2)
+    died_again = status(projection(outcome(OutcomeKind.BATCHED), dead, again, dead), 2)
     assert (died_again["ledger"], died_again["pending"]) == ({"batched": 1, "dead": 1}, 0)
     state.apply([outcome(OutcomeKind.BATCHED)])
     assert (status(state, 2)["ledger"], status(state, 2)["pending"]) == ({"batched": 2}, 0)
 
 
-def test_the_result_of_a_replay_says_how_many_went_back() -> None:
-    told = responses.command(folded(replayed("0-0", "0-3", topics={"feedback.events": 2})), "c-1")
-    assert told is not None
-    assert (told["status"], told["replayed"]) == ("done", 2)
+def test_replay_result_has_the_number_of_replayed_letters() -> None:
+    command = responses.command(projection(replay_result("0-0", "0-3", topics={"feedback.events": 2})), "c-1")
+    assert command is not None
+    assert (command["status"], command["replayed"]) == ("done", 2)
 
 
-def test_a_dead_letter_of_another_topic_is_no_feedback() -> None:
+def test_dead_letter_of_another_topic_is_not_in_the_ledger() -> None:
     elsewhere = (("dl_topic", b"chat.responses"),)
-    state = folded(record("dead.letters", None, elsewhere), record("dead.letters", b"x", DEAD))
+    state = projection(record("dead.letters", None, elsewhere), record("dead.letters", b"x", DEAD))
     assert (state.dead_letters, status(state)["ledger"]) == (2, {"dead": 1})
 
 
 def test_without_kafka_accepted_and_pending_are_unknown() -> None:
-    shown = status(folded(outcome(OutcomeKind.BATCHED)), accepted=None)
-    assert (shown["accepted"], shown["pending"], shown["ledger"]) == (None, None, {"batched": 1})
+    body = status(projection(outcome(OutcomeKind.BATCHED)), accepted=None)
+    assert (body["accepted"], body["pending"], body["ledger"]) == (None, None, {"batched": 1})
 
 
-def test_a_rewrite_replaces_its_batch_and_an_older_one_does_not_come_back() -> None:
+def test_rewrite_replaces_its_batch_in_any_order() -> None:
     for order in permutations([batch(1, 64), batch(1, 63, rewrite=1), batch(1, 60, rewrite=2), batch(2, 10)]):
-        assert status(folded(*order))["batches"] == {"count": 2, "examples": 70}
+        assert status(projection(*order))["batches"] == {"count": 2, "examples": 70}
 
 
-def test_the_newest_rollout_record_serves_in_whatever_order_they_are_read() -> None:
-    for order in permutations([decision(1, BASE), decision(2, V1), decision(3, BASE)]):
-        serving = status(folded(*order))["serving"]
+def test_newest_rollout_record_counts_in_any_order() -> None:
+    for order in permutations([rollout(1, BASE), rollout(2, V1), rollout(3, BASE)]):
+        serving = status(projection(*order))["serving"]
         assert (serving["version"], serving["seq"], serving["reason"]) == (BASE.version, 3, "decision 3")
         assert serving["since"] == (NOW + timedelta(minutes=3)).isoformat()
 
 
-def test_rollout_is_told_newest_first() -> None:
-    state = folded(decision(1, BASE), decision(3, V1), decision(2, BASE))
-    assert [told["seq"] for told in responses.rollout(state, "assistant")] == [3, 2, 1]
+def test_rollout_is_listed_newest_first() -> None:
+    state = projection(rollout(1, BASE), rollout(3, V1), rollout(2, BASE))
+    assert [body["seq"] for body in responses.rollout(state, "assistant")] == [3, 2, 1]
     assert responses.rollout(state, "other") == []
 
 
-def test_a_version_that_was_trained_from_what_was_erased_is_told_as_not_reproducible() -> None:
-    told = ErasureReport(
+def test_version_with_erased_data_is_not_reproducible() -> None:
+    report = ErasureReport(
         line="assistant",
         request_id="q1",
-        subject="somebody",
+        subject="u_1",
         service="trainer",
         versions=(V1.version,),
         completed_at=NOW,
     )
-    for order in permutations([version(V1, 1), version(BASE), record("erasure.reports", told)]):
-        shown = responses.versions(folded(*order), "assistant")
-        assert {v["version"]: v["reproducible"] for v in shown} == {BASE.version: True, V1.version: False}
+    for order in permutations([version(V1, 1), version(BASE), record("erasure.reports", report)]):
+        versions = responses.versions(projection(*order), "assistant")
+        assert {v["version"]: v["reproducible"] for v in versions} == {BASE.version: True, V1.version: False}
 
 
-def test_versions_are_told_with_verdict_and_which_one_serves() -> None:
-    state = folded(version(V1, 1), version(BASE), decision(1, BASE))
+def test_versions_have_their_verdict_and_whether_they_serve() -> None:
+    state = projection(version(V1, 1), version(BASE), rollout(1, BASE))
     assert [
         (v["version"], v["kind"], v["verdict"], v["serving"]) for v in responses.versions(state, "assistant")
     ] == [
         (BASE.version, "base", None, True),
         (V1.version, "lora", "passed", False),
     ]
-    state.apply([decision(2, BASE, canary=V1, share=0.05)])
+    state.apply([rollout(2, BASE, canary=V1, share=0.05)])
     assert [v["serving"] for v in responses.versions(state, "assistant")] == [True, True]
     assert status(state)["versions"] == 2
 
 
-def test_a_command_is_pending_until_its_result_whichever_is_read_first() -> None:
+def test_command_is_pending_until_its_result() -> None:
     assert responses.command(Projection(), "c1") is None
-    pending = responses.command(folded(COMMAND), "c1")
+    pending = responses.command(projection(COMMAND), "c1")
     assert pending is not None
     assert pending["status"] == "pending"
     for order in permutations([COMMAND, RESULT]):
-        done = responses.command(folded(*order), "c1")
+        done = responses.command(projection(*order), "c1")
         assert done is not None
         assert (done["status"], done["message"], done["executor"]) == ("refused", "no", "rollout")
 
 
-def test_reading_a_batch_version_decision_or_command_twice_changes_nothing() -> None:
-    records = [batch(1, 64), version(V1, 1), decision(1, BASE), COMMAND, RESULT]
-    assert folded(*records, *records) == folded(*records)
+def test_reading_records_twice_changes_nothing() -> None:
+    records = [batch(1, 64), version(V1, 1), rollout(1, BASE), COMMAND, RESULT]
+    assert projection(*records, *records) == projection(*records)
 
 
-def test_what_cannot_be_read_is_counted_and_stops_nothing() -> None:
-    state = folded(
+def test_unreadable_records_are_counted_and_stop_nothing() -> None:
+    state = projection(
         record("feedback.outcomes", b"garbage"),
         record("operator.commands", b'{"kind": "shout"}'),
         record("training.batches", None),
@@ -237,15 +239,39 @@ def test_what_cannot_be_read_is_counted_and_stops_nothing() -> None:
     assert (state.unreadable, status(state)["ledger"]) == (2, {"late": 1})
 
 
-def test_an_outcome_of_a_newer_writer_that_has_no_name_here_is_counted_as_unreadable() -> None:
-    made = json.loads(outcome(OutcomeKind.LATE).value or b"") | {"outcome": "teleported"}
-    assert folded(record("feedback.outcomes", json.dumps(made).encode())).unreadable == 1
+def test_unknown_outcome_is_counted_as_unreadable() -> None:
+    content = json.loads(outcome(OutcomeKind.LATE).value or b"") | {"outcome": "teleported"}
+    assert projection(record("feedback.outcomes", json.dumps(content).encode())).unreadable == 1
+
+
+def test_newest_dead_letters_are_kept_without_their_content() -> None:
+    state = Projection()
+    for offset in range(70):
+        headers = (
+            ("dl_topic", b"feedback.events"),
+            ("dl_class", b"malformed"),
+            ("dl_message", str(offset).encode()),
+            ("dl_service", b"processor"),
+        )
+        state.apply(
+            [Record("dead.letters", 0, offset, 1_770_000_000_000 + offset, b"k", b"a secret", headers)]
+        )
+    newest = responses.dead_letters(state)
+    assert (state.dead_letters, len(newest)) == (70, 50)
+    assert newest[0] == {
+        "topic": "feedback.events",
+        "code": "malformed",
+        "message": "69",
+        "service": "processor",
+        "at": "2026-02-02T02:40:00.069000+00:00",
+    }
+    assert "secret" not in str(newest)
 
 
 POOL = [
     *[outcome(kind) for kind in OutcomeKind],
     *[batch(n, n + rewrite, rewrite) for n in (1, 2) for rewrite in (0, 1)],
-    *[decision(seq, ref) for seq, ref in ((1, BASE), (2, V1), (3, BASE))],
+    *[rollout(seq, ref) for seq, ref in ((1, BASE), (2, V1), (3, BASE))],
     version(BASE),
     version(V1, 1),
     COMMAND,
@@ -256,5 +282,5 @@ POOL = [
 
 @settings(max_examples=50)
 @given(st.permutations(POOL))
-def test_the_state_does_not_depend_on_the_order_in_which_topics_are_read(order: list[Record]) -> None:
-    assert folded(*order) == folded(*POOL)
+def test_state_does_not_depend_on_the_order_of_topics(order: list[Record]) -> None:
+    assert projection(*order) == projection(*POOL)

@@ -1,1 +1,1 @@
-"""Pure state and validation of the console: no I/O, no clock."""
+"""Pure rules of the console: no I/O, no clock, no randomness."""

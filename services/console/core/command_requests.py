@@ -1,11 +1,11 @@
-"""From what an operator sends to a command on the log. Pure."""
+"""Requests of operators, and their conversion to commands on the log."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Final, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,50 +15,52 @@ from shared.dead_letter_replay import POSITION_PATTERN
 from shared.errors import Malformed, Rejected, UnknownVersion
 from shared.events import Id, Line
 
-KINDS: tuple[str, ...] = tuple(kind.model_fields["kind"].default for kind in get_args(get_args(Command)[0]))
-
-DRY = ("train_now", "collect_garbage")
-"""Kinds that can be asked what they would do."""
+KINDS: Final[tuple[str, ...]] = tuple(
+    kind.model_fields["kind"].default for kind in get_args(get_args(Command)[0])
+)
+DRY_RUN_KINDS: Final = ("train_now", "collect_garbage")
+"""Kinds of command that have a dry run."""
+MAX_FAULTS: Final = 5
 
 
 class CommandRequest(BaseModel):
-    """The body of `POST /api/commands`. `version` and the lists where the kind needs them."""
+    """Request body of `POST /api/commands`. Which of the optional fields are needed depends on the kind."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: str = Field(max_length=32, description=", ".join(KINDS))
-    line: Line | None = None
+    line: Line | None = Field(None, description="The default is the console's line.")
     version: str | None = Field(None, max_length=128)
     dry_run: bool | None = Field(
-        None, description="of train_now and collect_garbage: only say what would be done"
+        None, description="Only report what would be done. For train_now and collect_garbage."
     )
     response_ids: list[Id] | None = None
     positions: list[Annotated[str, Field(pattern=POSITION_PATTERN)]] | None = Field(
-        None, description="of dead letters"
+        None, description="Positions of dead letters, as `<partition>-<offset>`."
     )
 
 
 class UnknownKind(Rejected):
-    """No such command."""
+    """The kind of command does not exist."""
 
     code = "unknown_kind"
 
 
 class NoExecutor(Rejected):
-    """A command that no service of this deployment carries out."""
+    """No service executes this kind of command."""
 
     code = "no_executor"
 
 
 def parse_command_request(raw: bytes) -> CommandRequest:
-    """Raises `Malformed`."""
+    """Parse a request body. Raise `Malformed` if it does not fit."""
     try:
         return CommandRequest.model_validate_json(raw, strict=True)
     except ValidationError as error:
-        raise Malformed(_told(error)) from None
+        raise Malformed(_describe_faults(error)) from None
 
 
 def to_command(
-    order: CommandRequest,
+    request: CommandRequest,
     state: Projection,
     *,
     line: str,
@@ -66,28 +68,48 @@ def to_command(
     now: datetime,
     executors: Mapping[str, str] = EXECUTORS,
 ) -> Command:
-    """Raises `UnknownKind`, `NoExecutor`, `UnknownVersion` or `Malformed`, each saying what would do."""
-    if order.kind not in KINDS:
-        raise UnknownKind(f"there is no command {order.kind!r}; there are: {', '.join(KINDS)}")
-    if order.kind not in executors:
-        raise NoExecutor(
-            f"no service carries out {order.kind} yet; those that are: {', '.join(sorted(executors))}"
+    """Return the record for `operator.commands`.
+
+    Args:
+        request: the operator's request.
+        state: the console's state, which knows the versions of each line.
+        line: the line if `request` names none.
+        command_id: the id of the new command.
+        now: the time at which the request was received.
+        executors: kind of command -> the service that executes it.
+
+    Raises:
+        UnknownKind: if the kind does not exist.
+        NoExecutor: if no service executes it.
+        UnknownVersion: if the line has no such version.
+        Malformed: if the fields do not fit the kind.
+
+    """
+    if request.kind not in KINDS:
+        raise UnknownKind(f"unknown command {request.kind!r}: use one of {', '.join(KINDS)}")
+    if request.kind not in executors:
+        raise NoExecutor(f"no service executes {request.kind} yet: use one of {', '.join(sorted(executors))}")
+    if request.dry_run and request.kind not in DRY_RUN_KINDS:
+        raise Malformed(
+            f"dry_run is not available for {request.kind}: leave it out, or use it with "
+            f"{' or '.join(DRY_RUN_KINDS)}"
         )
-    if order.dry_run and order.kind not in DRY:
-        raise Malformed(f"dry_run: there is none of {order.kind}, only of {' and '.join(DRY)}")
-    line = order.line or line
-    fields: dict[str, Any] = order.model_dump(mode="json", exclude_none=True)
+    line = request.line or line
+    fields: dict[str, Any] = request.model_dump(mode="json", exclude_none=True)
     fields |= {"line": line, "command_id": command_id, "issued_at": now.isoformat()}
     try:
         command = COMMAND.validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
-        raise Malformed(_told(error)) from None
-    if order.version is not None and order.version not in state.versions.get(line, {}):
-        known = ", ".join(sorted(state.versions.get(line, {}))) or "none yet"
-        raise UnknownVersion(f"line {line} has no version {order.version}; it has: {known}")
+        raise Malformed(_describe_faults(error)) from None
+    versions = state.versions.get(line, {})
+    if request.version is not None and request.version not in versions:
+        raise UnknownVersion(
+            f"line {line} has no version {request.version}; its versions are: "
+            f"{', '.join(sorted(versions)) or 'none yet'}"
+        )
     return command
 
 
-def _told(error: ValidationError) -> str:
-    faults = error.errors(include_url=False, include_input=False, include_context=False)[:5]
+def _describe_faults(error: ValidationError) -> str:
+    faults = error.errors(include_url=False, include_input=False, include_context=False)[:MAX_FAULTS]
     return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)

@@ -1,7 +1,7 @@
-"""What the console shows, folded from the log. Pure: records in, state out.
+"""State of the console, folded from the log.
 
-Each part keeps the newest (or the first) of its kind by the record's own order, so that the order in which topics are
-read does not matter, and reading a record twice changes nothing but the counts, which are by record.
+Each part keeps the newest (or the first) record of its kind by the records' own order, so the order in which topics are
+read does not matter. Reading a record again changes nothing but the counters, which count records.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from pydantic import TypeAdapter
 
@@ -31,7 +31,7 @@ from shared.topics import (
 )
 from shared.versions import ModelVersion, RolloutRecord
 
-FOLLOWED_TOPICS = (
+FOLLOWED_TOPICS: Final = (
     FEEDBACK_OUTCOMES,
     TRAINING_BATCHES,
     MODEL_VERSIONS,
@@ -42,11 +42,11 @@ FOLLOWED_TOPICS = (
     ERASURE_REPORTS,
 )
 
-MAX_DEAD_LETTERS = 50
+MAX_DEAD_LETTERS: Final = 50
 
 
-class BatchSize(LogRecord):
-    """What the console reads of a `Batch`: not its examples, only how many."""
+class BatchSummary(LogRecord):
+    """The fields of `Batch` that the console reads. Examples are only counted, not parsed."""
 
     event_type = "loopwright.batch"
     batch_id: str
@@ -54,15 +54,15 @@ class BatchSize(LogRecord):
     examples: list[Any]
 
 
-class ErasedFrom(LogRecord):
-    """What the console reads of an `ErasureReport`: not whose it was."""
+class ErasureSummary(LogRecord):
+    """The fields of `ErasureReport` that the console reads. The user is not among them."""
 
     event_type = ErasureReport.event_type
     versions: tuple[str, ...] = ()
 
 
-class OutcomeCount(LogRecord):
-    """What the console reads of an `Outcome`."""
+class OutcomeSummary(LogRecord):
+    """The fields of `Outcome` that the console reads."""
 
     event_type = Outcome.event_type
     outcome: OutcomeKind
@@ -70,33 +70,34 @@ class OutcomeCount(LogRecord):
 
 @dataclass
 class Projection:
-    """The state. `apply` is the only writer."""
+    """State of the console. Only `apply` and `add_command` change it."""
 
     ledger: Counter[str] = field(default_factory=Counter)
-    """Outcome -> events, over all lines, dead letters among them until they are replayed."""
+    """Outcome -> events, over all lines. Dead letters of feedback count as `dead` until they are replayed."""
     dead_letters: int = 0
-    letters: deque[tuple[int, DeadLetterOrigin]] = field(
+    newest_dead_letters: deque[tuple[int, DeadLetterOrigin]] = field(
         default_factory=lambda: deque(maxlen=MAX_DEAD_LETTERS)
     )
-    """(append time in ms, where it came from) of the last dead letters that were read."""
+    """(append time in ms, origin) of the dead letters that were read last."""
     unreadable: int = 0
-    """Records that could not be read: shown, for they mean that the rest may be wrong."""
+    """Records that could not be parsed. The console shows this count, because other figures may then be wrong."""
     batches: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
-    """line -> batch_id -> (rewrite, examples)"""
+    """Line -> batch_id -> (rewrite, examples)."""
     versions: dict[str, dict[str, ModelVersion]] = field(default_factory=dict)
-    """line -> version -> its record"""
-    erased: set[str] = field(default_factory=set)
-    """Versions that were trained from what was erased since: their snapshots are whole no more."""
+    """Line -> version -> its record."""
+    erased_versions: set[str] = field(default_factory=set)
+    """Versions trained on data that was erased later, so their snapshots are incomplete."""
     rollout: dict[str, dict[int, RolloutRecord]] = field(default_factory=dict)
-    """line -> seq -> its record"""
+    """Line -> seq -> its record."""
     commands: dict[str, Command] = field(default_factory=dict)
     results: dict[str, CommandResult] = field(default_factory=dict)
     replayed: dict[str, str] = field(default_factory=dict)
-    """Place of a dead letter that went back -> the command by which."""
-    sent_again: Counter[str] = field(default_factory=Counter)
-    """Topic -> records on it that were there before: its dead letters that went back."""
+    """Position of a replayed dead letter -> the id of the command that replayed it."""
+    replayed_by_topic: Counter[str] = field(default_factory=Counter)
+    """Topic -> its records that are replays of dead letters, and so have been on the topic before."""
 
     def apply(self, records: Iterable[Record]) -> None:
+        """Fold records of the followed topics into the state. Records that cannot be parsed are counted."""
         for record in records:
             fold = _FOLDS.get(record.topic)
             if fold is None or (record.value is None and record.topic != DEAD_LETTERS.name):
@@ -107,74 +108,74 @@ class Projection:
                 self.unreadable += 1
 
     def add_command(self, command: Command) -> None:
-        """Also called for one that was just acknowledged, so that whoever sent it finds it."""
+        """Add a command. Also called right after it was acknowledged, so that its sender can ask for it at once."""
         self.commands.setdefault(command.command_id, command)
 
-    def serving(self, line: str) -> RolloutRecord | None:
-        """The newest rollout record of a line; None before its base is adopted."""
+    def newest_rollout(self, line: str) -> RolloutRecord | None:
+        """Return the newest rollout record of a line, or None before its base is adopted."""
         records = self.rollout.get(line)
         return records[max(records)] if records else None
 
-    def decided(self) -> int:
-        """Feedback events that have their outcome."""
+    def events_with_outcome(self) -> int:
+        """Return how many feedback events have an outcome, over all lines."""
         return self.ledger.total()
 
 
-def _outcome(state: Projection, record: Record) -> None:
-    state.ledger[OutcomeCount.from_json(record.value).outcome] += 1
+def _fold_outcome(state: Projection, record: Record) -> None:
+    state.ledger[OutcomeSummary.from_json(record.value).outcome] += 1
 
 
-def _dead_letter(state: Projection, record: Record) -> None:
+def _fold_dead_letter(state: Projection, record: Record) -> None:
     state.dead_letters += 1
     origin = parse_origin(record)
-    state.letters.append((record.timestamp, origin))
+    state.newest_dead_letters.append((record.timestamp, origin))
     if origin.topic == FEEDBACK_EVENTS.name:
         state.ledger[OutcomeKind.DEAD] += 1
 
 
-def _batch(state: Projection, record: Record) -> None:
-    batch = BatchSize.from_json(record.value)
-    known = state.batches.setdefault(batch.line, {})
-    found = (batch.rewrite, len(batch.examples))
-    known[batch.batch_id] = max(known.get(batch.batch_id, found), found, key=lambda size: size[0])
+def _fold_batch(state: Projection, record: Record) -> None:
+    batch = BatchSummary.from_json(record.value)
+    batches = state.batches.setdefault(batch.line, {})
+    size = (batch.rewrite, len(batch.examples))
+    batches[batch.batch_id] = max(batches.get(batch.batch_id, size), size, key=lambda item: item[0])
 
 
-def _version(state: Projection, record: Record) -> None:
+def _fold_version(state: Projection, record: Record) -> None:
     version = ModelVersion.from_json(record.value)
     state.versions.setdefault(version.line, {})[version.ref.version] = version
 
 
-def _erasure(state: Projection, record: Record) -> None:
-    state.erased.update(ErasedFrom.from_json(record.value).versions)
+def _fold_erasure(state: Projection, record: Record) -> None:
+    state.erased_versions.update(ErasureSummary.from_json(record.value).versions)
 
 
-def _decision(state: Projection, record: Record) -> None:
-    decided = RolloutRecord.from_json(record.value)
-    state.rollout.setdefault(decided.line, {}).setdefault(decided.seq, decided)
+def _fold_rollout(state: Projection, record: Record) -> None:
+    rollout = RolloutRecord.from_json(record.value)
+    state.rollout.setdefault(rollout.line, {}).setdefault(rollout.seq, rollout)
 
 
-def _command(state: Projection, record: Record) -> None:
+def _fold_command(state: Projection, record: Record) -> None:
     state.add_command(parse_union(_COMMAND, record.value))
 
 
-def _result(state: Projection, record: Record) -> None:
+def _fold_result(state: Projection, record: Record) -> None:
     result = CommandResult.from_json(record.value)
     if state.results.setdefault(result.command_id, result) is not result or result.replayed is None:
         return
     state.replayed.update(dict.fromkeys(result.replayed.positions, result.command_id))
-    state.sent_again.update(result.replayed.topics)
-    # These events are dead no more: what becomes of them is still to come, or has come meanwhile.
+    state.replayed_by_topic.update(result.replayed.topics)
+    # Replayed events are no longer dead: their outcomes are counted when they arrive, or were counted already.
     state.ledger[OutcomeKind.DEAD] -= result.replayed.topics.get(FEEDBACK_EVENTS.name, 0)
 
 
 _COMMAND: TypeAdapter[Command] = COMMAND
 _FOLDS: dict[str, Callable[[Projection, Record], None]] = {
-    FEEDBACK_OUTCOMES.name: _outcome,
-    TRAINING_BATCHES.name: _batch,
-    MODEL_VERSIONS.name: _version,
-    ERASURE_REPORTS.name: _erasure,
-    MODEL_ROLLOUT.name: _decision,
-    OPERATOR_COMMANDS.name: _command,
-    OPERATOR_RESULTS.name: _result,
-    DEAD_LETTERS.name: _dead_letter,
+    FEEDBACK_OUTCOMES.name: _fold_outcome,
+    TRAINING_BATCHES.name: _fold_batch,
+    MODEL_VERSIONS.name: _fold_version,
+    ERASURE_REPORTS.name: _fold_erasure,
+    MODEL_ROLLOUT.name: _fold_rollout,
+    OPERATOR_COMMANDS.name: _fold_command,
+    OPERATOR_RESULTS.name: _fold_result,
+    DEAD_LETTERS.name: _fold_dead_letter,
 }

@@ -1,39 +1,122 @@
-"""What the console answers, from its state. Pure: plain JSON values."""
+"""Response bodies of the console's API, from its state. They are plain JSON values."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from services.console.core.projection import Projection
 from shared.events import from_ms
+from shared.live_status import CollectedStatus, LiveStatus, QuarantineStatus, RunProgress
 from shared.versions import ModelVersion, RolloutRecord
 
 Json = dict[str, Any]
-MAX_RECORDS = 200
+MAX_ROLLOUT_RECORDS: Final = 200
 
 
 def status(
-    state: Projection, line: str, *, accepted: int | None, collected: Json | None, run: Json | None
+    state: Projection,
+    line: str,
+    *,
+    accepted: int | None,
+    collected: CollectedStatus | None,
+    run: RunProgress | None,
 ) -> Json:
-    """The answer to `GET /api/status`. `accepted` and the ledger are over all lines, the rest is of this line.
+    """Return the body of `GET /api/status`.
 
-    `accepted` is None where Kafka does not answer; then `pending` is unknown too.
+    Args:
+        state: the console's state.
+        line: the line. Only `accepted`, `pending`, the ledger and the dead letters are over all lines.
+        accepted: feedback events accepted so far; None if Kafka is not reachable, and then `pending` is unknown too.
+        collected: the trainer's progress towards the next run, or None if it is not known.
+        run: the progress of the newest run, or None if it is not known.
+
     """
     batches = state.batches.get(line, {})
-    decided = state.decided()
     return {
         "line": line,
-        "serving": _serving(state.serving(line)),
+        "serving": _serving(state.newest_rollout(line)),
         "ledger": {str(outcome): count for outcome, count in sorted(state.ledger.items()) if count},
         "accepted": accepted,
-        "pending": None if accepted is None else max(0, accepted - decided),
+        "pending": None if accepted is None else max(0, accepted - state.events_with_outcome()),
         "batches": {"count": len(batches), "examples": sum(examples for _, examples in batches.values())},
-        "collected": collected,
-        "run": run,
+        "collected": _live(collected),
+        "run": _live(run),
         "versions": len(state.versions.get(line, {})),
         "dead_letters": state.dead_letters,
         "unreadable": state.unreadable,
     }
+
+
+def versions(state: Projection, line: str) -> list[Json]:
+    """Return the body of `GET /api/versions`: the base, then the other versions by number."""
+    rollout_record = state.newest_rollout(line)
+    refs = (rollout_record.stable, rollout_record.canary) if rollout_record is not None else ()
+    serving = {ref.version for ref in refs if ref is not None}
+    ordered = sorted(state.versions.get(line, {}).values(), key=lambda v: (v.number or 0, v.created_at))
+    return [
+        _version(
+            version,
+            serving=version.ref.version in serving,
+            erased=version.ref.version in state.erased_versions,
+        )
+        for version in ordered
+    ]
+
+
+def rollout(state: Projection, line: str) -> list[Json]:
+    """Return the body of `GET /api/rollout`: the newest records that the compacted topic still has, newest first."""
+    records = state.rollout.get(line, {})
+    newest = sorted(records, reverse=True)[:MAX_ROLLOUT_RECORDS]
+    return [records[seq].model_dump(mode="json") for seq in newest]
+
+
+def dead_letters(state: Projection) -> list[Json]:
+    """Return the newest dead letters, newest first: where each came from and why it failed, without its content."""
+    newest = sorted(state.newest_dead_letters, key=lambda letter: letter[0], reverse=True)
+    return [
+        {
+            "topic": origin.topic,
+            "code": origin.error_class,
+            "message": origin.message,
+            "service": origin.service,
+            "at": from_ms(appended_ms).isoformat(),
+        }
+        for appended_ms, origin in newest
+    ]
+
+
+def command(state: Projection, command_id: str) -> Json | None:
+    """Return the body of `GET /api/commands/{command_id}`, or None if the command is unknown."""
+    result = state.results.get(command_id)
+    if result is not None:
+        body: Json = {
+            "command_id": command_id,
+            "status": result.status,
+            "message": result.message,
+            "executor": result.executor,
+            "finished_at": result.finished_at.isoformat(),
+        }
+        return body if result.replayed is None else body | {"replayed": len(result.replayed.positions)}
+    pending = state.commands.get(command_id)
+    if pending is None:
+        return None
+    message = f"{pending.kind} for line {pending.line} has not been executed yet"
+    return {"command_id": command_id, "status": "pending", "message": message}
+
+
+def quarantine(known: QuarantineStatus | None) -> Json:
+    """Return the body of `GET /api/quarantine`. `total` is null while the trainer's status is not known."""
+    if known is None:
+        return {"held": [], "total": None, "updated_at": None}
+    return {
+        "held": [event._asdict() for event in known.held],
+        "total": known.total,
+        "updated_at": known.updated_at.isoformat(),
+    }
+
+
+def _live(record: LiveStatus | None) -> Json | None:
+    return None if record is None else record.model_dump(mode="json", exclude_none=True)
 
 
 def _serving(record: RolloutRecord | None) -> Json | None:
@@ -50,19 +133,8 @@ def _serving(record: RolloutRecord | None) -> Json | None:
     }
 
 
-def versions(state: Projection, line: str) -> list[Json]:
-    """The answer to `GET /api/versions`: the base, then by number."""
-    record = state.serving(line)
-    serving = {ref.version for ref in (record.stable, record.canary) if ref is not None} if record else set()
-    known = sorted(state.versions.get(line, {}).values(), key=lambda v: (v.number or 0, v.created_at))
-    return [
-        _version(version, version.ref.version in serving, whole=version.ref.version not in state.erased)
-        for version in known
-    ]
-
-
-def _version(version: ModelVersion, serving: bool, *, whole: bool) -> Json:
-    """`whole`: nothing that it was trained from was erased. A published record never changes, so it cannot say so."""
+def _version(version: ModelVersion, *, serving: bool, erased: bool) -> Json:
+    """Return one version. `erased`: some of its data was erased since, which its immutable record does not know."""
     gate = version.gate
     return {
         "version": version.ref.version,
@@ -76,48 +148,7 @@ def _version(version: ModelVersion, serving: bool, *, whole: bool) -> Json:
         "run_id": version.run_id,
         "base": version.base,
         "base_model": version.base_model,
-        "reproducible": version.reproducible and whole,
+        "reproducible": version.reproducible and not erased,
         "created_at": version.created_at.isoformat(),
         "serving": serving,
     }
-
-
-def rollout(state: Projection, line: str) -> list[Json]:
-    """The answer to `GET /api/rollout`: newest first, as many as the compacted topic still holds, at most 200."""
-    records = state.rollout.get(line, {})
-    return [records[seq].model_dump(mode="json") for seq in sorted(records, reverse=True)[:MAX_RECORDS]]
-
-
-def dead_letters(state: Projection) -> list[Json]:
-    """The last dead letters, newest first: why each, never what it held."""
-    newest = sorted(state.letters, key=lambda letter: letter[0], reverse=True)
-    return [
-        {
-            "topic": origin.topic,
-            "code": origin.error_class,
-            "message": origin.message,
-            "service": origin.service,
-            "at": from_ms(at_ms).isoformat(),
-        }
-        for at_ms, origin in newest
-    ]
-
-
-def command(state: Projection, command_id: str) -> Json | None:
-    """The answer to `GET /api/commands/{command_id}`; None where nothing is known of it."""
-    result = state.results.get(command_id)
-    told: Json
-    if result is not None:
-        told = {
-            "command_id": command_id,
-            "status": result.status,
-            "message": result.message,
-            "executor": result.executor,
-            "finished_at": result.finished_at.isoformat(),
-        }
-        return told if result.replayed is None else told | {"replayed": len(result.replayed.positions)}
-    known = state.commands.get(command_id)
-    if known is None:
-        return None
-    message = f"{known.kind} for {known.line} waits to be carried out"
-    return {"command_id": command_id, "status": "pending", "message": message}

@@ -1,1 +1,5 @@
-"""What an operator sees: facts are read once a second (`board`), made into a view (`view`), drawn (`draw`), shown."""
+"""The operators' page.
+
+Once a second, `refresher` reads a `PageData`, `view_model` turns it into a `PageView`, and `render` turns that into
+HTML, which `page` shows in all open browsers. The steps between reading and showing are pure.
+"""

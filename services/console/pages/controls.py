@@ -1,160 +1,177 @@
-"""The operator's buttons. Each asks first, and then gives its command as `POST /api/commands` does."""
+"""Buttons of the page. Each asks for confirmation and then sends its command as `POST /api/commands` does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from nicegui import ui
 
-from services.console.api.routes import ConsoleBackend
-from services.console.core import responses
+from services.console.backend import ConsoleBackend
 from services.console.core.command_requests import CommandRequest
-from services.console.pages.formatting import short
+from services.console.pages.formatting import short_version
 from services.console.pages.refresher import PERIOD_S, PageRefresher
 from shared.errors import LoopwrightError
 
-WAITS_S = 60.0
+RESULT_TIMEOUT_S: Final = 60.0
+"""How long the page waits for a command's result before it says that there is none yet."""
+NOTICE_MS: Final = 15_000
+SHORT_NOTICE_MS: Final = 3_000
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
-    """What a button does, in words. `versions` offers some to choose from, None where the command names none."""
+class CommandButton:
+    """A button, and the dialog that confirms it."""
 
     kind: str
     label: str
-    asks: str
-    explains: str
-    does: str
+    question: str
+    explanation: str
+    confirm_label: str
     versions: Callable[[PageRefresher], dict[str, str]] | None = None
+    """Returns the versions to choose from, with their labels; None if the command names no version."""
 
 
-def _passed(board: PageRefresher) -> dict[str, str]:
+def _promotable(refresher: PageRefresher) -> dict[str, str]:
     return {
         v.version: f"{v.version}, {v.verdict}"
-        for v in board.view.versions
+        for v in refresher.view.versions
         if v.verdict in ("passed", "base") and not v.serving
     }
 
 
-def _earlier(board: PageRefresher) -> dict[str, str]:
-    return {"": "the version before the present one"} | _passed(board)
+def _rollback_targets(refresher: PageRefresher) -> dict[str, str]:
+    return {"": "Previous stable version"} | _promotable(refresher)
 
 
-DEEDS = (
-    Deed(
+BUTTONS: Final = (
+    CommandButton(
         "train_now",
         "Train now",
         "Start a run now?",
-        "It trains on what is usable, however little that is, and is tested by the gate like any other.",
-        "Start the run",
+        "The run trains on the usable examples collected so far, however few. "
+        "The gate evaluates it like any other run.",
+        "Start run",
     ),
-    Deed(
+    CommandButton(
         "promote",
         "Promote",
-        "Let a version serve all users?",
-        "It takes over without a failed request. Versions that did not pass the gate are not offered here.",
+        "Promote a version?",
+        "The version takes over all users without a failed request. "
+        "You can choose the base or a version that passed the gate.",
         "Promote",
-        _passed,
+        _promotable,
     ),
-    Deed(
+    CommandButton(
         "rollback",
         "Roll back",
-        "Go back to an earlier version?",
-        "It takes over without a failed request, and answers all users.",
+        "Roll back to an earlier version?",
+        "The earlier version takes over all users without a failed request.",
         "Roll back",
-        _earlier,
+        _rollback_targets,
     ),
-    Deed(
+    CommandButton(
         "pause",
         "Pause",
         "Pause the rollout?",
-        "What serves goes on serving; no new version takes over until somebody resumes.",
+        "The stable version keeps serving. No new version takes over until you resume the rollout.",
         "Pause",
     ),
-    Deed(
+    CommandButton(
         "resume",
         "Resume",
         "Resume the rollout?",
-        "New versions that pass the gate take over again.",
+        "New versions that pass the gate can take over again.",
         "Resume",
     ),
 )
 
 
-def add_controls(console: ConsoleBackend, board: PageRefresher) -> None:
-    """Into the present slot. Of pause and resume the one that would change something is shown."""
-    place = ui.element("span")
-    buttons = {deed.kind: _add(deed, console, board, place) for deed in DEEDS}
+def add_controls(backend: ConsoleBackend, refresher: PageRefresher) -> None:
+    """Add the buttons to the current slot. Of pause and resume, only the one that has an effect is visible."""
+    anchor = ui.element("span")
+    buttons = {button.kind: _add_button(button, backend, refresher, anchor) for button in BUTTONS}
 
-    def fit() -> None:
-        paused = board.view.serving is not None and board.view.serving.paused
+    def update_visibility() -> None:
+        paused = refresher.view.serving is not None and refresher.view.serving.paused
         buttons["pause"].set_visibility(not paused)
         buttons["resume"].set_visibility(paused)
 
-    ui.timer(PERIOD_S, fit)
+    ui.timer(PERIOD_S, update_visibility)
 
 
-def _add(deed: Deed, console: ConsoleBackend, board: PageRefresher, place: ui.element) -> ui.button:
-    def ask() -> None:
+def _add_button(
+    button: CommandButton, backend: ConsoleBackend, refresher: PageRefresher, anchor: ui.element
+) -> ui.button:
+    def open_dialog() -> None:
         with ui.dialog() as dialog, ui.card().classes("confirm"):
-            ui.html(deed.asks, sanitize=False, tag="h2")
-            ui.html(deed.explains, sanitize=False, tag="p")
-            offered = deed.versions(board) if deed.versions else {}
+            ui.html(button.question, sanitize=False, tag="h2")
+            ui.html(button.explanation, sanitize=False, tag="p")
+            versions = button.versions(refresher) if button.versions else {}
             choice = None
-            if deed.versions is not None and not offered:
-                ui.html("There is none to choose.", sanitize=False, tag="p")
-            elif deed.versions is not None:
-                choice = ui.select(offered, value=next(iter(offered)), label="Version").classes("w-full")
+            if button.versions is not None and not versions:
+                ui.html("No version is available.", sanitize=False, tag="p")
+            elif button.versions is not None:
+                choice = ui.select(versions, value=next(iter(versions)), label="Version").classes("w-full")
 
-            async def go() -> None:
+            async def confirm() -> None:
                 dialog.close()
                 version = (choice and choice.value) or None
-                # What comes of it is told when the dialog is long gone.
-                with place:
-                    await give(console, CommandRequest(kind=deed.kind, line=board.line, version=version))
+                # The dialog is deleted before the result arrives, so notices are shown in the anchor's slot.
+                with anchor:
+                    request = CommandRequest(kind=button.kind, line=refresher.line, version=version)
+                    await send_command(backend, request)
 
             with ui.row().classes("tools"):
-                ui.button("Not now", on_click=dialog.close, color=None).props("flat no-caps autofocus")
-                if deed.versions is None or offered:
-                    ui.button(deed.does, on_click=go, color=None).props("flat no-caps").classes("go")
+                ui.button("Cancel", on_click=dialog.close, color=None).props("flat no-caps autofocus")
+                if button.versions is None or versions:
+                    ui.button(button.confirm_label, on_click=confirm, color=None).props(
+                        "flat no-caps"
+                    ).classes("primary")
         dialog.on("hide", dialog.delete)
         dialog.open()
 
-    return ui.button(deed.label, on_click=ask, color=None).props("flat no-caps")
+    return ui.button(button.label, on_click=open_dialog, color=None).props("flat no-caps")
 
 
-async def give(console: ConsoleBackend, order: CommandRequest) -> None:
-    """Gives the command; says what came of it as soon as that is known, or what is wrong with it."""
+async def send_command(backend: ConsoleBackend, request: CommandRequest) -> None:
+    """Send a command, and show its result as soon as it is known, or why it was refused."""
     try:
-        command_id = await console.command(order)
+        command_id = await backend.send_command(request)
     except LoopwrightError as error:
-        ui.notify(str(error), type="negative", multi_line=True, timeout=15_000, close_button="Close")
+        _notify(str(error), "negative")
         return
-    about = f"{order.kind.replace('_', ' ')} {short(order.version) if order.version else ''}".strip()
-    ui.notify(f"Given: {about}", timeout=3_000)
-    waited = 0.0
+    name = request.kind.replace("_", " ").capitalize()
+    if request.version:
+        name += f" {short_version(request.version)}"
+    ui.notify(f"{name}: sent", timeout=SHORT_NOTICE_MS)
+    waited_s = 0.0
 
-    def look() -> None:
-        nonlocal waited
-        waited += PERIOD_S
-        with console.lock:
-            found = responses.command(console.state, command_id)
-        if found is not None and found["status"] != "pending":
+    def check_result() -> None:
+        nonlocal waited_s
+        waited_s += PERIOD_S
+        command = backend.command(command_id)
+        if command is not None and command["status"] != "pending":
             timer.cancel()
-            text = f"{about}: {found['status']}. {found['message']}"
-            done = found["status"] == "done"
-            ui.notify(
-                text,
-                type="positive" if done else "negative",
-                multi_line=True,
-                timeout=15_000,
-                close_button="Close",
+            _notify(
+                f"{name}: {command['status']}. {command['message']}",
+                "positive" if command["status"] == "done" else "negative",
             )
-        elif waited >= WAITS_S:
+        elif waited_s >= RESULT_TIMEOUT_S:
             timer.cancel()
-            ui.notify(
-                f"{about} still waits to be carried out", type="warning", close_button="Close", timeout=15_000
+            _notify(
+                f"{name}: not executed yet. Check that the service that executes it is running.", "warning"
             )
 
-    timer = ui.timer(PERIOD_S, look)
+    timer = ui.timer(PERIOD_S, check_result)
+
+
+def _notify(text: str, tone: Literal["positive", "negative", "warning"]) -> None:
+    ui.notify(
+        text,
+        type=tone,
+        multi_line=True,
+        timeout=NOTICE_MS,
+        close_button="Close",
+    )

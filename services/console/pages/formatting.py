@@ -1,77 +1,80 @@
-"""Numbers and times as people read them, and the words for what the services name by code. Pure."""
+"""Text for numbers, times, outcomes and run stages."""
 
 from __future__ import annotations
 
-import math
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
-THIN = "\N{NARROW NO-BREAK SPACE}"
+from shared.run_stage import RunStage, run_stage
 
-OUTCOMES: dict[str, str] = {
-    "batched": "in a training batch",
-    "tally_only": "counted, nothing to train on",
-    "superseded": "replaced by a newer word of its user",
-    "duplicate": "sent again, counts once",
-    "retracted": "taken back by its user",
-    "applied_retract": "took another back",
-    "unmatched": "its answer never came",
-    "late": "came after the window",
-    "erased": "erased on request",
-    "dead": "could not be read",
-    "pending": "no outcome yet",
+THIN: Final = "\N{NARROW NO-BREAK SPACE}"
+DASH: Final = "–"
+"""Shown for a number that is not known."""
+
+OUTCOMES: Final[dict[str, str]] = {
+    "batched": "Part of a training batch",
+    "tally_only": "Counted, nothing to train on",
+    "superseded": "Replaced by a newer signal from the same user",
+    "duplicate": "Repeated, counted once",
+    "retracted": "Retracted by the user",
+    "applied_retract": "Retracted another event",
+    "unmatched": "Its response never arrived",
+    "late": "Arrived after the feedback window",
+    "erased": "Erased at the user's request",
+    "dead": "Could not be processed",
+    "pending": "No outcome yet",
 }
-"""Outcome -> what it means, in the order in which they are shown."""
+"""Outcome -> its meaning, in the order in which the page lists them."""
 
-STAGES: dict[str, str] = {
-    "begun": "preparing the data",
-    "snapshot": "preparing the data",
-    "replay": "preparing replay",
-    "train": "training",
-    "training": "training",
-    "trained": "trained, the gate is next",
-    "gate": "in the gate",
-    "gating": "in the gate",
-    "gated": "through the gate, being published",
-    "tested": "through the gate, being published",
-    "waiting": "waiting to go on",
-    "published": "published",
-    "failed": "failed",
-    "erased": "ended by an erasure",
+STAGES: Final[dict[RunStage, str]] = {
+    RunStage.BEGUN: "starting",
+    RunStage.SNAPSHOT: "preparing the dataset",
+    RunStage.REVISING: "rewriting answers from comments",
+    RunStage.REPLAY: "preparing replay data",
+    RunStage.TRAINING: "training",
+    RunStage.TRAINED: "trained, waiting for the gate",
+    RunStage.GATE: "in the gate",
+    RunStage.GATED: "publishing",
+    RunStage.WAITING: "waiting to resume",
+    RunStage.PUBLISHED: "published",
+    RunStage.FAILED: "failed",
+    RunStage.ERASED: "ended by an erasure",
 }
-"""A run's stage -> words."""
 
 
-def stage_of(run: str) -> str:
-    """Words for a run's stage. The gate says what it is at (`gate, stable: answers`); an unknown one stays."""
-    if run.startswith("gate, "):
-        return f"in the {run}"
-    return STAGES.get(run, run.replace("_", " "))
+def describe_stage(stage: str) -> str:
+    """Return words for a run's stage: `in the gate (candidate: answers)`. An unknown stage stays as it is."""
+    known = run_stage(stage)
+    if known is None:
+        return stage.replace("_", " ")
+    task = stage[len(known) :].lstrip(",: ")
+    return f"{STAGES[known]} ({task})" if task else STAGES[known]
 
 
 def number(value: float | None) -> str:
-    """`12 345`, `0.617`, `3.1`: whole numbers grouped, others to three figures; a dash for none."""
+    """Return `12 345`, `0.617` or `3.1`: grouped digits, else three significant digits; a dash for None."""
     if value is None:
-        return "–"
+        return DASH
     if float(value).is_integer():
         return f"{int(value):,}".replace(",", THIN)
     return f"{value:,.0f}".replace(",", THIN) if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def measured(value: float | None) -> str:
-    """A figure of the gate, with as many places as one compares by: `0.60`, `18.2`, `1 204`; a dash for none."""
+def metric(value: float | None) -> str:
+    """Return a gate metric with a fixed number of decimals: `0.60`, `18.2` or `1 204`; a dash for None."""
     if value is None:
-        return "–"
+        return DASH
     size = abs(value)
     return f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 1000 else number(round(value))
 
 
-def count(value: int, one: str, many: str) -> str:
-    return f"{number(value)} {one if value == 1 else many}"
+def count(value: int, singular: str, plural: str) -> str:
+    """Return `1 batch` or `18 batches`."""
+    return f"{number(value)} {singular if value == 1 else plural}"
 
 
-def span(seconds: float) -> str:
-    """A length of time, rounded to what matters: `40 s`, `12 min`, `3 h`, `2 d`."""
+def duration(seconds: float) -> str:
+    """Return a rounded length of time: `40 s`, `12 min`, `3 h` or `2 d`."""
     for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size * (2 if unit != "min" else 1.5):
             return f"{round(seconds / size)}{THIN}{unit}"
@@ -79,36 +82,27 @@ def span(seconds: float) -> str:
 
 
 def ago(moment: datetime, now: datetime) -> str:
-    """Changes at most once a minute, so that what shows it stands still."""
+    """Return `3 h ago`. The text changes at most once a minute, so the page is not redrawn every second."""
     minutes = (now - moment).total_seconds() // 60
     if minutes < 1:
         return "just now"
-    return f"1{THIN}min ago" if minutes < 2 else f"{span(minutes * 60)} ago"
+    return f"1{THIN}min ago" if minutes < 2 else f"{duration(minutes * 60)} ago"
 
 
-def when(moment: datetime) -> str:
+def timestamp(moment: datetime) -> str:
+    """Return `2026-03-04 09:00 UTC`."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def moment(text: Any) -> datetime | None:
-    """A time that a service wrote; None where it is not one."""
+def parse_time(text: Any) -> datetime | None:
+    """Return a time from JSON, or None if `text` is not a time with a time zone."""
     try:
-        read = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except (TypeError, ValueError):
         return None
-    return read if read.tzinfo is not None else None
+    return moment if moment.tzinfo is not None else None
 
 
-def short(version: str) -> str:
-    """`assistant@v3-1f2e3d4c` -> `v3`: enough where the line is known."""
+def short_version(version: str) -> str:
+    """Return `v3` for `assistant@v3-1f2e3d4c`, for places where the line is known."""
     return version.rpartition("@")[2].partition("-")[0]
-
-
-def figure(value: Any) -> float | None:
-    """A number from Redis, where it is one."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if number else None
-
-
-def whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,95 +1,113 @@
-"""The loop as a drawing shows it: five services, the count of what has passed from each to the next. Pure."""
+"""Model of the loop diagram: five services, and how much each has passed on to the next."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.console.pages import formatting as say
+from services.console.pages import formatting as fmt
 from services.console.pages.page_data import PageData
-from services.console.pages.progress import Progress, Threshold
+from services.console.pages.progress import RunView, ThresholdView
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
+    """One service: its task, and what it is doing now."""
+
     name: str
-    does: str
+    task: str
     now: str
     busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """From the node of the same place to the next, the last back to the first."""
+    """From the node with the same index to the next one; the last arrow leads back to the first node."""
 
     count: str
-    what: str
+    unit: str
     moving: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Loop:
+class LoopDiagram:
+    """The nodes and arrows, in the order of the loop."""
+
     nodes: tuple[Node, ...]
     arrows: tuple[Arrow, ...]
 
     @property
-    def told(self) -> str:
-        """The drawing in words, for who cannot see it."""
-        nodes = "; ".join(f"{node.name}: {node.now or node.does}" for node in self.nodes)
-        arrows = ", ".join(f"{arrow.count} {arrow.what}" for arrow in self.arrows)
-        return f"The loop. {nodes}. Passed on so far: {arrows}."
+    def description(self) -> str:
+        """The diagram in words, for screen readers."""
+        nodes = "; ".join(f"{node.name}: {node.now or node.task}" for node in self.nodes)
+        arrows = ", ".join(f"{arrow.count} {arrow.unit}" for arrow in self.arrows)
+        return f"Diagram of the loop. {nodes}. Passed on so far: {arrows}."
 
 
-def loop_of(facts: PageData, threshold: Threshold | None, progress: Progress | None) -> Loop:
-    status = facts.status or {}
-    serving, batches = status.get("serving"), status.get("batches", {})
-    training = progress is not None and progress.active
-    trained = [v for v in facts.versions if v["kind"] != "base"]
-    passed = sum(v["verdict"] == "passed" for v in trained)
-    pending, seq = status.get("pending"), serving["seq"] if serving else None
-    rate = "" if facts.per_minute is None else f"{say.number(round(facts.per_minute))} a minute"
-    nodes = (
-        Node("inference", "answers chats", f"{say.short(serving['version'])} serves" if serving else ""),
-        Node("feedback", "takes what users say", rate, bool(facts.per_minute)),
+def loop_diagram(data: PageData, threshold: ThresholdView | None, run: RunView | None) -> LoopDiagram:
+    """Return the diagram. Unknown counts are dashes."""
+    return LoopDiagram(_nodes(data, threshold, run), _arrows(data))
+
+
+def _nodes(data: PageData, threshold: ThresholdView | None, run: RunView | None) -> tuple[Node, ...]:
+    status = data.status or {}
+    serving, pending = status.get("serving"), status.get("pending")
+    rate = "" if data.events_per_minute is None else f"{fmt.number(round(data.events_per_minute))} per minute"
+    return (
+        Node(
+            "inference",
+            "answers chats",
+            f"serving {fmt.short_version(serving['version'])}" if serving else "",
+        ),
+        Node("feedback", "accepts feedback", rate, bool(data.events_per_minute)),
         Node(
             "processor",
             "joins and batches",
-            "" if pending is None else f"{say.number(pending)} pending",
+            "" if pending is None else f"{fmt.number(pending)} pending",
             bool(pending),
         ),
-        Node("trainer", "trains and tests", _trainer(threshold, progress), training),
-        Node("rollout", "decides what serves", _rollout(facts)),
+        Node("trainer", "trains and evaluates", _trainer(threshold, run), run is not None and run.active),
+        Node("rollout", "decides what serves", _rollout(data)),
     )
-    moving = facts.moving
-    arrows = (
-        Arrow(say.number(facts.chats), "chats", "chats" in moving),
-        Arrow(say.number(status.get("accepted")), "events", "accepted" in moving),
+
+
+def _arrows(data: PageData) -> tuple[Arrow, ...]:
+    status = data.status or {}
+    batches = status.get("batches", {}).get("count", 0)
+    decisions = status["serving"]["seq"] if status.get("serving") else None
+    trained = [v for v in data.versions if v["kind"] != "base"]
+    passed = sum(v["verdict"] == "passed" for v in trained)
+    growing = data.growing
+    return (
+        Arrow(fmt.number(data.responses), _unit(data.responses, "response"), "responses" in growing),
         Arrow(
-            say.number(batches.get("count", 0)),
-            "batches" if batches.get("count") != 1 else "batch",
-            "batches" in moving,
+            fmt.number(status.get("accepted")), _unit(status.get("accepted"), "event"), "accepted" in growing
         ),
+        Arrow(fmt.number(batches), "batch" if batches == 1 else "batches", "batches" in growing),
         Arrow(
             f"{passed} of {len(trained)}" if trained else "0",
             "passed" if trained else "versions",
-            "versions" in moving,
+            "versions" in growing,
         ),
-        Arrow("–" if seq is None else f"no. {seq}", "decision", "seq" in moving),
+        Arrow(fmt.number(decisions), _unit(decisions, "decision"), "decisions" in growing),
     )
-    return Loop(nodes, arrows)
 
 
-def _trainer(threshold: Threshold | None, progress: Progress | None) -> str:
-    if progress is not None and progress.active:
-        return progress.stage if progress.share is None else f"{progress.stage} {progress.share:.0%}"
+def _unit(value: int | None, singular: str) -> str:
+    return singular if value == 1 else f"{singular}s"
+
+
+def _trainer(threshold: ThresholdView | None, run: RunView | None) -> str:
+    if run is not None and run.active:
+        return run.stage if run.share is None else f"{run.stage} {run.share:.0%}"
     return "" if threshold is None else threshold.text.removesuffix(" examples")
 
 
-def _rollout(facts: PageData) -> str:
-    serving = (facts.status or {}).get("serving")
+def _rollout(data: PageData) -> str:
+    serving = (data.status or {}).get("serving")
     if serving is None:
         return ""
     if serving["paused"]:
         return "paused"
     if serving["canary"] is not None:
         return f"canary at {serving['share']:.0%}"
-    return "all users on one"
+    return "no canary"

@@ -1,20 +1,23 @@
-"""How near the next run is, and how far the present one. Pure."""
+"""View of the progress towards the next run, and of the newest run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
-from services.console.core.responses import Json
-from services.console.pages import formatting as say
+from services.console.pages import formatting as fmt
+from shared.live_status import CollectedStatus, RunProgress
+from shared.run_stage import ENDED_STAGES, RunStage, run_stage
 
-ENDED = frozenset({"published", "failed", "erased"})
-SILENT_S = 60.0
+STALE_S: Final = 60.0
+"""A run in progress that has not reported for longer than this is marked."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    """`share` of what is needed, 0..1, more than enough is 1."""
+class ProgressBar:
+    """One bar. `share` is 0..1; more than enough is 1."""
 
     name: str
     text: str
@@ -22,100 +25,88 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class Threshold:
-    """What is collected towards the next run. `held`: (reason, how many), most first."""
+class ThresholdView:
+    """Data collected towards the next run."""
 
     usable: int
     text: str
-    bars: tuple[Bar, ...]
-    held: tuple[tuple[str, str], ...]
-    asides: tuple[str, ...]
-    told: str
+    bars: tuple[ProgressBar, ...]
+    quarantined: tuple[tuple[str, str], ...]
+    """(reason, number of examples), most first."""
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """A run. `left` is empty where the end is not known; `share` is 0..1, None where a stage does not say."""
+class RunView:
+    """A run. A text is empty, and `share` None, if the stage does not report it."""
 
     run_id: str
     stage: str
     active: bool
     failed: bool
     share: float | None
+    """Share of the stage's steps that is done, 0..1."""
     steps: str
     loss: str
     speed: str
-    left: str
+    time_left: str
     detail: str
-    silent: str
+    staleness: str
     losses: tuple[tuple[int, float], ...]
+    """(step, loss)."""
 
 
-def threshold_of(collected: Json | None, now: datetime) -> Threshold | None:
-    """None where the trainer's figures are not there (it has told none yet, or Redis was wiped)."""
-    if collected is None:
+def threshold_view(collected: CollectedStatus | None, now: datetime) -> ThresholdView | None:
+    """Return the view, or None if the trainer's status is not known."""
+    if collected is None or not collected.needed:
         return None
-    usable, needed = say.whole(collected.get("usable")), say.whole(collected.get("needed"))
-    users, users_needed = say.whole(collected.get("users")), say.whole(collected.get("users_needed"))
-    if usable is None or not needed:
-        return None
-    bars = [_bar("usable examples", usable, needed)]
-    if users is not None and users_needed:
-        bars.append(_bar("users behind them", users, users_needed))
-    told = say.moment(collected.get("updated_at"))
-    return Threshold(
-        usable=usable,
-        text=f"{say.number(usable)} of {say.number(needed)} usable examples",
+    bars = [_bar("Usable examples", collected.usable, collected.needed)]
+    if collected.users_needed:
+        bars.append(_bar("Users", collected.users, collected.users_needed))
+    notes = [f"{fmt.count(collected.batches, 'batch', 'batches')} read"] if collected.batches else []
+    notes.append(f"updated {fmt.ago(collected.updated_at, now)}")
+    return ThresholdView(
+        usable=collected.usable,
+        text=f"{fmt.number(collected.usable)} of {fmt.number(collected.needed)} usable examples",
         bars=tuple(bars),
-        held=_held(collected.get("held")),
-        asides=_asides(collected),
-        told=f"told {say.ago(told, now)}" if told is not None else "",
+        quarantined=_quarantined(collected.held),
+        notes=tuple(notes),
     )
 
 
-def _bar(name: str, have: int, needed: int) -> Bar:
-    joint = " of " if have < needed else ", needed "
-    return Bar(name, f"{say.number(have)}{joint}{say.number(needed)}", min(1.0, have / needed))
-
-
-def _held(held: object) -> tuple[tuple[str, str], ...]:
-    if not isinstance(held, dict):
-        return ()
-    counted = [(str(reason), n) for reason, count in held.items() if (n := say.whole(count))]
-    return tuple(
-        (reason, say.number(n)) for reason, n in sorted(counted, key=lambda item: (-item[1], item[0]))
-    )
-
-
-def _asides(collected: Json) -> tuple[str, ...]:
-    told = []
-    if heldout := say.whole(collected.get("heldout")):
-        told.append(f"{say.number(heldout)} kept aside for the gate")
-    if batches := say.whole(collected.get("batches")):
-        told.append(f"{say.count(batches, 'batch', 'batches')} read")
-    return tuple(told)
-
-
-def progress_of(run: Json | None, losses: tuple[tuple[int, float], ...], now: datetime) -> Progress | None:
-    """None where no run has been told of."""
-    if run is None or not isinstance(run.get("stage"), str):
+def run_view(run: RunProgress | None, losses: tuple[tuple[int, float], ...], now: datetime) -> RunView | None:
+    """Return the view, or None if no run is known."""
+    if run is None:
         return None
-    stage, step, steps = run["stage"], say.whole(run.get("step")), say.whole(run.get("steps"))
-    active = stage not in ENDED
-    eta, speed, loss = (say.figure(run.get(name)) for name in ("eta_s", "tokens_per_s", "loss"))
-    told = say.moment(run.get("updated_at"))
-    silence = (now - told).total_seconds() if told is not None else 0.0
-    return Progress(
-        run_id=str(run.get("run_id", "")),
-        stage=say.stage_of(stage),
+    stage = run_stage(run.stage)
+    active = stage not in ENDED_STAGES
+    silent_s = (now - run.updated_at).total_seconds()
+    stale = active and silent_s > STALE_S
+    return RunView(
+        run_id=run.run_id,
+        stage=fmt.describe_stage(run.stage),
         active=active,
-        failed=stage == "failed",
-        share=min(1.0, step / steps) if step is not None and steps else None,
-        steps=f"{say.number(step)} of {say.number(steps)}" if step is not None and steps else "",
-        loss=f"{loss:.3f}" if loss is not None else "",
-        speed=say.number(round(speed)) if speed is not None else "",
-        left=say.span(eta) if eta is not None and active else "",
-        detail=str(run.get("version") or run.get("reason") or ""),
-        silent=f"nothing heard for {say.span(silence // 60 * 60)}" if active and silence > SILENT_S else "",
+        failed=stage is RunStage.FAILED,
+        share=min(1.0, run.step / run.steps) if run.steps else None,
+        steps=f"{fmt.number(run.step)} of {fmt.number(run.steps)}" if run.steps else "",
+        loss=f"{run.loss:.3f}" if run.loss is not None else "",
+        speed=fmt.number(round(run.tokens_per_s)) if run.tokens_per_s is not None else "",
+        time_left=fmt.duration(run.eta_s) if run.eta_s is not None and active else "",
+        detail=run.version or run.reason or "",
+        staleness=f"no update for {fmt.duration(silent_s // 60 * 60)}" if stale else "",
         losses=losses,
     )
+
+
+def _bar(name: str, have: int, needed: int) -> ProgressBar:
+    text = (
+        f"{fmt.number(have)} of {fmt.number(needed)}"
+        if have < needed
+        else f"{fmt.number(have)} ({fmt.number(needed)} needed)"
+    )
+    return ProgressBar(name, text, min(1.0, have / needed))
+
+
+def _quarantined(counts: Mapping[str, int]) -> tuple[tuple[str, str], ...]:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return tuple((reason, fmt.number(examples)) for reason, examples in ordered if examples)

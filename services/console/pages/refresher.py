@@ -1,16 +1,16 @@
-"""Reads the facts once a second, however many pages are open, and draws them once for all of them."""
+"""Thread that reads the page's data once a second and renders it once for all open pages."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import structlog
 
-from services.console.api.routes import ConsoleBackend
-from services.console.core import responses
+from services.console.backend import ConsoleBackend
 from services.console.pages.page_data import PageData
-from services.console.pages.rates import RollingCounters, Sample
+from services.console.pages.rates import LossCurve, RollingCounters, Sample
 from services.console.pages.render import render
 from services.console.pages.view_model import PageView, build_view
 from shared.adapters.topic_follower import TopicFollower
@@ -18,96 +18,103 @@ from shared.errors import Retryable
 from shared.events import from_ms
 from shared.topics import CHAT_RESPONSES
 
-PERIOD_S = 1.0
-STALE_MS = 40_000
-"""Longer than a reading takes where Kafka does not answer."""
-STOP_S = 10.0
+PERIOD_S: Final = 1.0
+STALE_MS: Final = 40_000
+"""A page older than this is stale. Longer than a refresh takes while Kafka does not answer."""
+STOP_S: Final = 10.0
 log = structlog.get_logger(__name__)
 
 
 class PageRefresher:
-    """The newest view of the console's line, and each part of the page as HTML. Pages only look at it.
+    """The newest view of the console's line, and the HTML of its parts. Pages only read these attributes.
 
-    `chats` says how many responses the log has taken; it raises `Retryable`.
+    `count_responses` returns how many records were ever written to `chat.responses`; it raises `Retryable` if Kafka is
+    not reachable.
     """
 
-    def __init__(self, console: ConsoleBackend, follower: TopicFollower, chats: Callable[[], int]) -> None:
-        self._console = console
+    def __init__(
+        self, backend: ConsoleBackend, follower: TopicFollower, count_responses: Callable[[], int]
+    ) -> None:
+        self._backend = backend
         self._follower = follower
-        self._chats = chats
-        self._history = RollingCounters()
+        self._count_responses = count_responses
+        self._counters = RollingCounters()
+        self._losses = LossCurve()
         self._stopping = threading.Event()
-        self._read_ms = console.clock.now_ms()
-        self._thread = threading.Thread(target=self._run, name="board", daemon=True)
-        self.line = console.settings.line
-        self.view: PageView = build_view(PageData(self.line, from_ms(console.clock.now_ms())))
+        self._refreshed_ms = backend.clock.now_ms()
+        self._thread = threading.Thread(target=self._run, name="page-refresher", daemon=True)
+        self.line = backend.settings.line
+        self.view: PageView = build_view(PageData(self.line, from_ms(backend.clock.now_ms())))
         self.parts: Mapping[str, str] = render(self.view)
 
     def start(self) -> None:
+        """Start refreshing."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when the thread has ended (within bounds)."""
+        """Stop refreshing; return when the thread has ended, after at most `STOP_S` seconds."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(STOP_S)
 
     @property
     def stale(self) -> bool:
-        """Whether what is shown may no longer be so."""
-        return self._console.clock.now_ms() - self._read_ms > STALE_MS
+        """Whether the page has not been refreshed for too long."""
+        return self._backend.clock.now_ms() - self._refreshed_ms > STALE_MS
 
     def refresh(self) -> None:
-        """Reads once. Called by the board's own thread."""
-        view = build_view(self._facts())
+        """Read and render once. The thread calls this once a second."""
+        view = build_view(self._read())
         self.view, self.parts = view, render(view)
-        self._read_ms = self._console.clock.now_ms()
+        self._refreshed_ms = self._backend.clock.now_ms()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 self.refresh()
             except Retryable as error:
-                log.warning("board_not_refreshed", code=error.code)
+                log.warning("page_not_refreshed", code=error.code, error=str(error))
             self._stopping.wait(PERIOD_S)
 
-    def _facts(self) -> PageData:
-        console, line = self._console, self.line
-        now = from_ms(console.clock.now_ms())
+    def _read(self) -> PageData:
+        backend, line = self._backend, self.line
+        now = from_ms(backend.clock.now_ms())
         if not self._follower.caught_up:
             return PageData(line, now)
-        status, chats = console.status(line), self._count_chats()
-        with console.lock:
-            versions = tuple(responses.versions(console.state, line))
-            rollout = tuple(responses.rollout(console.state, line))
-            letters = tuple(responses.dead_letters(console.state))
-        counters = {
-            "chats": chats,
-            "accepted": status["accepted"],
-            "batches": status["batches"]["count"],
-            "versions": len(versions),
-            "seq": status["serving"]["seq"] if status["serving"] else 0,
-        }
-        history = self._history
-        history.add(Sample(console.clock.now_ms(), counters))
-        history.follow(status["run"])
+        collected, run = backend.collected(line), backend.run_progress(line)
+        status, responses = backend.status(line, collected, run), self._response_count()
+        versions = tuple(backend.versions(line))
+        self._losses.add(run)
+        self._counters.add(
+            Sample(
+                backend.clock.now_ms(),
+                {
+                    "responses": responses,
+                    "accepted": status["accepted"],
+                    "batches": status["batches"]["count"],
+                    "versions": len(versions),
+                    "decisions": status["serving"]["seq"] if status["serving"] else 0,
+                },
+            )
+        )
         return PageData(
             line=line,
             now=now,
             status=status,
+            collected=collected,
+            run=run,
             versions=versions,
-            rollout=rollout,
-            letters=letters,
-            chats=chats,
-            per_minute=history.per_minute("accepted"),
-            moving=history.moving(),
-            losses=tuple(history.losses),
+            rollout=tuple(backend.rollout(line)),
+            dead_letters=tuple(backend.dead_letters()),
+            responses=responses,
+            events_per_minute=self._counters.per_minute("accepted"),
+            growing=self._counters.growing(),
+            losses=tuple(self._losses.points),
         )
 
-    def _count_chats(self) -> int | None:
-        with self._console.lock:
-            again = self._console.state.sent_again[CHAT_RESPONSES.name]
+    def _response_count(self) -> int | None:
+        replayed = self._backend.replayed_count(CHAT_RESPONSES.name)
         try:
-            return max(0, self._chats() - again)
+            return max(0, self._count_responses() - replayed)
         except Retryable:
             return None

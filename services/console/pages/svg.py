@@ -1,16 +1,17 @@
-"""The drawings: the loop, the loss, an interval. Inline SVG, coloured by the page's own properties. Pure."""
+"""Drawings of the page: the loop, the loss and intervals, as inline SVG in the colours of `page.css`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from markupsafe import Markup
 
-from services.console.pages.loop_diagram import Arrow, Loop, Node
-from services.console.pages.versions import Forest
+from services.console.pages.loop_diagram import Arrow, LoopDiagram, Node
+from services.console.pages.versions import ForestPlot
 
-NOTHING = Markup("")
+EMPTY: Final = Markup("")
 
 
 # --- the loop -----------------------------------------------------------------------------------------------------
@@ -19,82 +20,84 @@ NODE_W, NODE_H = 172, 76
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """Where an arrow goes (`d`), and where its two words stand."""
+class ArrowShape:
+    """Path of an arrow (`d` of an SVG path), and the position of its two lines of text."""
 
     d: str
-    x: float
-    y: float
+    text_x: float
+    text_y: float
     anchor: str
 
 
-def loop_wide(loop: Loop) -> Markup:
-    """All five beside each other, the way back below: for screens wider than a phone's."""
+def loop_wide(loop: LoopDiagram) -> Markup:
+    """Draw the services side by side, with the arrow back below them: for screens wider than a phone's."""
     step, top, left = 272, 14, 12
     width, height = left * 2 + step * 4 + NODE_W, 178
     middle, bottom = top + NODE_H / 2, top + NODE_H
-    spots = [(left + step * i, top) for i in range(5)]
-    ways = [
-        Way(
+    corners = [(left + step * i, top) for i in range(5)]
+    shapes = [
+        ArrowShape(
             f"M{x + NODE_W + 6} {middle} H{x + step - 8}",
             x + NODE_W + (step - NODE_W) / 2,
             middle - 10,
             "middle",
         )
-        for x, _ in spots[:4]
+        for x, _ in corners[:4]
     ]
-    first, last, low = spots[0][0] + NODE_W / 2, spots[4][0] + NODE_W / 2, height - 32
+    first, last, low = corners[0][0] + NODE_W / 2, corners[4][0] + NODE_W / 2, height - 32
     back = f"M{last} {bottom + 6} V{low - 14} Q{last} {low} {last - 14} {low}"
     back += f" H{first + 14} Q{first} {low} {first} {low - 14} V{bottom + 8}"
-    ways.append(Way(back, (first + last) / 2, low - 10, "middle"))
-    return _drawn(loop, spots, ways, width, height, "loop wide")
+    shapes.append(ArrowShape(back, (first + last) / 2, low - 10, "middle"))
+    return _draw_loop(loop, corners, shapes, width, height, "loop wide")
 
 
-def loop_tall(loop: Loop) -> Markup:
-    """One below the other, the way back at the side: for phones."""
+def loop_tall(loop: LoopDiagram) -> Markup:
+    """Draw the services one below the other, with the arrow back at the side: for phones."""
     step, top, left = 126, 6, 96
     width, height = 340, top * 2 + step * 4 + NODE_H
     across = left + NODE_W / 2
-    spots = [(left, top + step * i) for i in range(5)]
-    ways = [
-        Way(
+    corners = [(left, top + step * i) for i in range(5)]
+    shapes = [
+        ArrowShape(
             f"M{across} {y + NODE_H + 5} V{y + step - 7}",
             across + 14,
             y + NODE_H + (step - NODE_H) / 2 - 2,
             "start",
         )
-        for _, y in spots[:4]
+        for _, y in corners[:4]
     ]
-    start, end, side = spots[4][1] + NODE_H / 2, spots[0][1] + NODE_H / 2, 22
+    start, end, side = corners[4][1] + NODE_H / 2, corners[0][1] + NODE_H / 2, 22
     back = f"M{left - 6} {start} H{side + 14} Q{side} {start} {side} {start - 14}"
     back += f" V{end + 14} Q{side} {end} {side + 14} {end} H{left - 8}"
-    ways.append(Way(back, side + 9, (start + end) / 2, "start"))
-    return _drawn(loop, spots, ways, width, height, "loop tall")
+    shapes.append(ArrowShape(back, side + 9, (start + end) / 2, "start"))
+    return _draw_loop(loop, corners, shapes, width, height, "loop tall")
 
 
-def _drawn(
-    loop: Loop,
-    spots: Sequence[tuple[float, float]],
-    ways: Sequence[Way],
+def _draw_loop(
+    loop: LoopDiagram,
+    corners: Sequence[tuple[float, float]],
+    shapes: Sequence[ArrowShape],
     width: float,
     height: float,
     kind: str,
 ) -> Markup:
-    # A page holds both drawings, and a marker is found by its id.
+    # The page contains both drawings, and marker ids must be unique in a page.
     tip = f"tip-{kind.rsplit(' ', maxsplit=1)[-1]}"
-    arrows = NOTHING.join(_arrow(arrow, way, tip) for arrow, way in zip(loop.arrows, ways, strict=True))
-    nodes = NOTHING.join(_node(node, x, y) for node, (x, y) in zip(loop.nodes, spots, strict=True))
+    arrows = EMPTY.join(
+        _draw_arrow(arrow, shape, tip) for arrow, shape in zip(loop.arrows, shapes, strict=True)
+    )
+    nodes = EMPTY.join(_draw_node(node, x, y) for node, (x, y) in zip(loop.nodes, corners, strict=True))
     return Markup(
         '<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}"><defs><marker id="{}" viewBox="0 0 8 8" '
         'refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto-start-reverse">'
         '<path d="M0 0L8 4L0 8z" class="tip"/></marker></defs>{}{}</svg>'
-    ).format(kind, width, height, loop.told, tip, arrows, nodes)
+    ).format(kind, width, height, loop.description, tip, arrows, nodes)
 
 
-def _node(node: Node, x: float, y: float) -> Markup:
+def _draw_node(node: Node, x: float, y: float) -> Markup:
     return Markup(
         '<g transform="translate({} {})" class="node{}"><rect width="{}" height="{}" rx="12"/>'
-        '<text class="name" x="16" y="28">{}</text><text class="does" x="16" y="{}">{}</text>{}</g>'
+        '<text class="name" x="16" y="28">{}</text><text class="task" x="16" y="{}">{}</text>{}</g>'
     ).format(
         x,
         y,
@@ -103,28 +106,28 @@ def _node(node: Node, x: float, y: float) -> Markup:
         NODE_H,
         node.name,
         46,
-        node.does,
-        Markup('<text class="now" x="16" y="65">{}</text>').format(node.now) if node.now else NOTHING,
+        node.task,
+        Markup('<text class="now" x="16" y="65">{}</text>').format(node.now) if node.now else EMPTY,
     )
 
 
-def _arrow(arrow: Arrow, way: Way, tip: str) -> Markup:
+def _draw_arrow(arrow: Arrow, shape: ArrowShape, tip: str) -> Markup:
     return Markup(
         '<g class="arrow{}"><path d="{}" marker-end="url(#{})"/>'
         '<text class="count" x="{}" y="{}" text-anchor="{}">{}</text>'
-        '<text class="what" x="{}" y="{}" text-anchor="{}">{}</text></g>'
+        '<text class="unit" x="{}" y="{}" text-anchor="{}">{}</text></g>'
     ).format(
         " moving" if arrow.moving else "",
-        way.d,
+        shape.d,
         tip,
-        way.x,
-        way.y,
-        way.anchor,
+        shape.text_x,
+        shape.text_y,
+        shape.anchor,
         arrow.count,
-        way.x,
-        way.y + (26 if way.anchor == "middle" else 16),
-        way.anchor,
-        arrow.what,
+        shape.text_x,
+        shape.text_y + (26 if shape.anchor == "middle" else 16),
+        shape.anchor,
+        arrow.unit,
     )
 
 
@@ -135,23 +138,23 @@ PAD_LEFT, PAD_RIGHT, PAD_TOP, PAD_BOTTOM = 44, 14, 10, 22
 
 
 def loss_chart(losses: Sequence[tuple[int, float]]) -> Markup:
-    """A line over the steps; nothing with fewer than two points. The axis of the loss begins at 0."""
+    """Draw the loss by step, on an axis that starts at 0. Return nothing for fewer than two points."""
     if len(losses) < 2:
-        return NOTHING
+        return EMPTY
     first, last = losses[0][0], losses[-1][0]
     top = max(loss for _, loss in losses) * 1.05 or 1.0
     inner_w, inner_h = CHART_W - PAD_LEFT - PAD_RIGHT, CHART_H - PAD_TOP - PAD_BOTTOM
 
-    def place(step: int, loss: float) -> tuple[float, float]:
+    def position(step: int, loss: float) -> tuple[float, float]:
         return (
             round(PAD_LEFT + inner_w * (step - first) / (last - first), 1),
             round(PAD_TOP + inner_h * (1 - loss / top), 1),
         )
 
-    line = " ".join(f"{x},{y}" for x, y in (place(*point) for point in losses))
-    end_x, end_y = place(*losses[-1])
+    line = " ".join(f"{x},{y}" for x, y in (position(*point) for point in losses))
+    end_x, end_y = position(*losses[-1])
     floor = PAD_TOP + inner_h
-    grid = NOTHING.join(
+    grid = EMPTY.join(
         Markup(
             '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" text-anchor="end">{}</text>'
         ).format(PAD_LEFT, CHART_W - PAD_RIGHT, y, y, PAD_LEFT - 8, y + 4, f"{value:.2f}")
@@ -159,50 +162,46 @@ def loss_chart(losses: Sequence[tuple[int, float]]) -> Markup:
             (share * top, round(PAD_TOP + inner_h * (1 - share), 1)) for share in (0.0, 0.5, 1.0)
         )
     )
-    told = f"Loss by step: {losses[0][1]:.3f} at step {first}, {losses[-1][1]:.3f} at step {last}."
+    description = f"Loss by step: {losses[0][1]:.3f} at step {first}, {losses[-1][1]:.3f} at step {last}."
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}'
         '<polygon class="area" points="{},{} {} {},{}"/><polyline points="{}"/><circle cx="{}" cy="{}" r="3.5"/>'
         '<text x="{}" y="{}">step {}</text><text x="{}" y="{}" text-anchor="end">step {}</text></svg>'
     ).format(
-        CHART_W, CHART_H, told, grid, PAD_LEFT, floor, line, end_x, floor, line, end_x, end_y,
+        CHART_W, CHART_H, description, grid, PAD_LEFT, floor, line, end_x, floor, line, end_x, end_y,
         PAD_LEFT, CHART_H - 5, first, CHART_W - PAD_RIGHT, CHART_H - 5, last,
     )  # fmt: skip
 
 
-# --- one figure ---------------------------------------------------------------------------------------------------
+# --- one metric ---------------------------------------------------------------------------------------------------
 
 FOREST_W, FOREST_H = 160, 18
 
 
-def forest(figure: Forest, passed: bool | None) -> Markup:
-    """Value with its interval; the baseline as a hollow mark, the bound a dashed line. The table has the numbers."""
-    if figure.value is None:
-        return NOTHING
+def forest_plot(plot: ForestPlot, passed: bool | None) -> Markup:
+    """Draw a metric's value and interval, its baseline as a hollow mark and its limit as a dashed line."""
+    if plot.value is None:
+        return EMPTY
     middle = FOREST_H / 2
     marks = [Markup('<line class="axis" x1="0" x2="{}" y1="{}" y2="{}"/>').format(FOREST_W, middle, middle)]
-    if figure.bound is not None:
-        x = _along(figure.bound)
+    if plot.bound is not None:
+        x = _x(plot.bound)
         marks.append(
             Markup('<line class="bound" x1="{}" x2="{}" y1="1" y2="{}"/>').format(x, x, FOREST_H - 1)
         )
-    if figure.low is not None and figure.high is not None:
-        ends = (_along(figure.low), _along(figure.high), middle, middle)
+    if plot.low is not None and plot.high is not None:
+        ends = (_x(plot.low), _x(plot.high), middle, middle)
         marks.append(Markup('<line class="interval" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(*ends))
-    if figure.baseline is not None:
+    if plot.baseline is not None:
         marks.append(
-            Markup('<circle class="baseline" cx="{}" cy="{}" r="3.5"/>').format(
-                _along(figure.baseline), middle
-            )
+            Markup('<circle class="baseline" cx="{}" cy="{}" r="3.5"/>').format(_x(plot.baseline), middle)
         )
-    marks.append(
-        Markup('<circle class="value" cx="{}" cy="{}" r="4.5"/>').format(_along(figure.value), middle)
-    )
+    marks.append(Markup('<circle class="value" cx="{}" cy="{}" r="4.5"/>').format(_x(plot.value), middle))
     tone = {True: "passed", False: "failed", None: ""}[passed]
     return Markup('<svg class="forest {}" viewBox="0 0 {} {}" aria-hidden="true">{}</svg>').format(
-        tone, FOREST_W, FOREST_H, NOTHING.join(marks)
+        tone, FOREST_W, FOREST_H, EMPTY.join(marks)
     )
 
 
-def _along(share: float) -> float:
+def _x(share: float) -> float:
     return round(6 + (FOREST_W - 12) * share, 1)

@@ -1,4 +1,4 @@
-// Dark or light: what this browser chose last, else what its system says. Runs before the first paint.
+// Dark or light theme: the one last chosen in this browser, else the system's. Runs before the first paint.
 (() => {
   const KEY = "loopwright-theme";
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -12,7 +12,7 @@
   };
   window.loopwrightTheme = () => {
     const next = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-    try { localStorage.setItem(KEY, next); } catch { /* A browser that keeps nothing still changes this page. */ }
+    try { localStorage.setItem(KEY, next); } catch { /* Without storage, the choice lasts until the page is reloaded. */ }
     apply();
   };
   system.addEventListener("change", apply);

@@ -1,47 +1,57 @@
-"""From facts to what is shown: every word, number and share of the page is decided here. Pure."""
+"""Model of the page: every word, number and share that it shows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from services.console.core.responses import Json
-from services.console.pages import formatting as say
-from services.console.pages.loop_diagram import Loop, loop_of
+from services.console.pages import formatting as fmt
+from services.console.pages.loop_diagram import LoopDiagram, loop_diagram
 from services.console.pages.page_data import PageData
-from services.console.pages.progress import Progress, Threshold, progress_of, threshold_of
+from services.console.pages.progress import RunView, ThresholdView, run_view, threshold_view
 from services.console.pages.versions import VersionRow, version_rows
 
 Tone = Literal["calm", "busy", "good", "warn", "bad"]
-MAX_DECISIONS = 8
-MAX_LETTERS = 8
+MAX_DECISIONS: Final = 8
+MAX_DEAD_LETTERS: Final = 8
 
-NOT_READ = (
-    "The log is being read. Figures appear when its end is reached; with a long history that takes a moment."
+READING_LOG: Final = "Reading the log. Figures appear once the console has reached its end."
+NO_FEEDBACK: Final = "No feedback yet. Chat through the inference API, then send feedback on a response:"
+SEND_COMMAND: Final = 'loopwright send RESPONSE_ID correction "The right answer." --user USER_ID'
+NO_SERVING: Final = (
+    "No version is serving yet. The trainer publishes the base model when it starts, and rollout adopts it."
 )
-NO_FEEDBACK = "No feedback yet. Chat through the inference door, then send some with:"
-SEND = 'loopwright send RESPONSE_ID correction "The right answer." --user somebody'
-NO_SERVING = (
-    "Nothing serves yet. When the trainer has started, it announces the base model and rollout adopts it."
+NO_VERSIONS: Final = (
+    "No versions yet. The base model appears once the trainer has started; each run adds one."
 )
-NO_VERSIONS = "No version yet. The base model appears here when the trainer has started; each run adds one."
-NO_ROLLOUT = "No decision yet. The first one adopts the base model."
-NO_THRESHOLD = "The trainer has told no figures: it does not run, or has only just begun."
-NO_RUN = "No run lately. One starts by itself when enough is collected, or when somebody orders it."
-NO_LETTERS = "None. Every record so far could be read."
-NO_KAFKA = "Kafka does not answer: how much was accepted and is pending is unknown; the rest is as last read."
-UNREADABLE = "{} in the log could not be read by the console; some of what is shown may be wrong."
+NO_ROLLOUT: Final = "No decisions yet. The first one adopts the base model."
+NO_THRESHOLD: Final = "No status from the trainer. Either it is not running or it has just started."
+NO_RUN: Final = (
+    "No recent run. A run starts automatically when enough data is collected, or when an operator starts one."
+)
+NO_DEAD_LETTERS: Final = "None. All records so far could be processed."
+NO_KAFKA: Final = (
+    "Kafka is not reachable, so the numbers of accepted and pending events are unknown. Check the brokers. Everything "
+    "else is as of the last update."
+)
+UNREADABLE: Final = (
+    "The console could not read {} of the log, so some figures may be wrong. Check that all services run the same "
+    "release."
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StatusMessage:
+    """One sentence about the state of the loop."""
+
     text: str
     tone: Tone
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """One outcome's part of the ledger. `share` is of all events, 0..1."""
+class LedgerRow:
+    """One outcome in the ledger. `share` is its share of all events, 0..1."""
 
     outcome: str
     count: str
@@ -50,19 +60,21 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Events:
-    """Feedback over all lines; `ledger` is empty where there is none."""
+class FeedbackView:
+    """Feedback over all lines. The ledger is empty if there is no feedback."""
 
     accepted: str
     rate: str
     pending: str
-    ledger: tuple[Share, ...]
+    ledger: tuple[LedgerRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class ServingView:
+    """The newest rollout record of the line."""
+
     version: str
-    since: str
+    age: str
     at: str
     reason: str
     seq: str
@@ -71,161 +83,164 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """One rollout record."""
+class DecisionRow:
+    """One rollout record in the list."""
 
     seq: str
     action: str
     stable: str
     reason: str
     at: str
-    ago: str
+    age: str
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    origin: str
-    code: str
+class DeadLetterRow:
+    """One dead letter in the list, without its content."""
+
+    topic: str
+    error_class: str
     service: str
     message: str
     at: str
-    ago: str
+    age: str
 
 
 @dataclass(frozen=True, slots=True)
 class PageView:
-    """The whole page. `read` is False before the log was read to its end: then all but the notices is empty."""
+    """The whole page. Until `log_read` is set, everything but the headline and the notices is empty."""
 
     line: str
-    read: bool
-    headline: Told
-    notices: tuple[Told, ...]
-    loop: Loop
-    events: Events
-    threshold: Threshold | None
-    progress: Progress | None
-    serving: Serving | None
+    log_read: bool
+    headline: StatusMessage
+    notices: tuple[StatusMessage, ...]
+    loop: LoopDiagram
+    feedback: FeedbackView
+    threshold: ThresholdView | None
+    run: RunView | None
+    serving: ServingView | None
     versions: tuple[VersionRow, ...]
     older_versions: int
-    decisions: tuple[Decision, ...]
-    dead: str
-    letters: tuple[Letter, ...]
+    decisions: tuple[DecisionRow, ...]
+    dead_letter_count: str
+    dead_letters: tuple[DeadLetterRow, ...]
 
 
-def build_view(facts: PageData) -> PageView:
-    status = facts.status or {}
-    threshold = threshold_of(status.get("collected"), facts.now)
-    progress = progress_of(status.get("run"), facts.losses, facts.now)
-    serving = _serving(status.get("serving"), facts)
-    shown, older = version_rows(facts.versions)
-    dead = status.get("dead_letters", 0)
+def build_view(data: PageData) -> PageView:
+    """Return the page for this data."""
+    status = data.status or {}
+    threshold = threshold_view(data.collected, data.now)
+    run = run_view(data.run, data.losses, data.now)
+    serving = _serving(status.get("serving"), data)
+    versions, older_versions = version_rows(data.versions)
+    dead_letters = status.get("dead_letters", 0)
     return PageView(
-        line=facts.line,
-        read=facts.status is not None,
-        headline=_headline(facts, serving, threshold, progress),
-        notices=_notices(facts),
-        loop=loop_of(facts, threshold, progress),
-        events=_events(facts, status),
+        line=data.line,
+        log_read=data.status is not None,
+        headline=_headline(data, serving, threshold, run),
+        notices=_notices(data),
+        loop=loop_diagram(data, threshold, run),
+        feedback=_feedback(data, status),
         threshold=threshold,
-        progress=progress,
+        run=run,
         serving=serving,
-        versions=shown,
-        older_versions=older,
-        decisions=tuple(_decision(record, facts) for record in facts.rollout[:MAX_DECISIONS]),
-        dead=say.count(dead, "dead letter", "dead letters") if dead else "",
-        letters=tuple(_letter(letter, facts) for letter in facts.letters[:MAX_LETTERS]),
+        versions=versions,
+        older_versions=older_versions,
+        decisions=tuple(_decision(record, data) for record in data.rollout[:MAX_DECISIONS]),
+        dead_letter_count=fmt.count(dead_letters, "dead letter", "dead letters") if dead_letters else "",
+        dead_letters=tuple(_dead_letter(letter, data) for letter in data.dead_letters[:MAX_DEAD_LETTERS]),
     )
 
 
 def _headline(
-    facts: PageData, serving: Serving | None, threshold: Threshold | None, progress: Progress | None
-) -> Told:
-    """The one thing that is going on."""
-    if facts.status is None:
-        return Told("Reading the log", "busy")
-    if progress is not None and progress.active:
-        left = f", {progress.left} left" if progress.left else ""
-        return Told(f"A run is {progress.stage}{left}", "busy")
+    data: PageData, serving: ServingView | None, threshold: ThresholdView | None, run: RunView | None
+) -> StatusMessage:
+    """Return the most important thing that is happening now."""
+    if data.status is None:
+        return StatusMessage("Reading the log", "busy")
+    if run is not None and run.active:
+        time_left = f", {run.time_left} left" if run.time_left else ""
+        return StatusMessage(f"Run in progress: {run.stage}{time_left}", "busy")
     if serving is not None and serving.paused:
-        return Told("Paused: no version takes over until somebody resumes", "warn")
+        return StatusMessage("Rollout paused: no new version takes over until it is resumed", "warn")
     if serving is not None and serving.canary is not None:
-        return Told(serving.canary, "busy")
+        return StatusMessage(serving.canary, "busy")
     if threshold is not None and threshold.usable > 0:
-        return Told(f"Collecting: {threshold.text}", "calm")
-    if not facts.status.get("accepted") and not facts.status.get("ledger"):
-        return Told("Waiting for the first feedback", "calm")
-    return Told("At rest: nothing new to learn from", "calm")
+        return StatusMessage(f"Collecting: {threshold.text}", "calm")
+    if not data.status.get("accepted") and not data.status.get("ledger"):
+        return StatusMessage("Waiting for the first feedback", "calm")
+    return StatusMessage("Idle: no new usable examples", "calm")
 
 
-def _notices(facts: PageData) -> tuple[Told, ...]:
-    if facts.status is None:
-        return (Told(NOT_READ, "busy"),)
-    told = []
-    if facts.status["accepted"] is None:
-        told.append(Told(NO_KAFKA, "bad"))
-    if facts.status["unreadable"]:
-        records = say.count(facts.status["unreadable"], "record", "records")
-        told.append(Told(UNREADABLE.format(records), "warn"))
-    return tuple(told)
+def _notices(data: PageData) -> tuple[StatusMessage, ...]:
+    if data.status is None:
+        return (StatusMessage(READING_LOG, "busy"),)
+    notices = []
+    if data.status["accepted"] is None:
+        notices.append(StatusMessage(NO_KAFKA, "bad"))
+    if data.status["unreadable"]:
+        records = fmt.count(data.status["unreadable"], "record", "records")
+        notices.append(StatusMessage(UNREADABLE.format(records), "warn"))
+    return tuple(notices)
 
 
-def _events(facts: PageData, status: Json) -> Events:
+def _feedback(data: PageData, status: Json) -> FeedbackView:
     ledger: dict[str, int] = dict(status.get("ledger", {}))
     if status.get("pending"):
         ledger["pending"] = status["pending"]
     total = sum(ledger.values())
-    known = [outcome for outcome in say.OUTCOMES if ledger.get(outcome)]
-    others = sorted(outcome for outcome in ledger if outcome not in say.OUTCOMES)
-    shares = tuple(
-        Share(
+    known = [outcome for outcome in fmt.OUTCOMES if ledger.get(outcome)]
+    unknown = sorted(outcome for outcome in ledger if outcome not in fmt.OUTCOMES)
+    rows = tuple(
+        LedgerRow(
             outcome.replace("_", " "),
-            say.number(ledger[outcome]),
+            fmt.number(ledger[outcome]),
             ledger[outcome] / total,
-            say.OUTCOMES.get(outcome, ""),
+            fmt.OUTCOMES.get(outcome, ""),
         )
-        for outcome in [*known, *others]
+        for outcome in [*known, *unknown]
     )
-    rate = "" if facts.per_minute is None else f"{say.number(round(facts.per_minute))} a minute"
-    return Events(say.number(status.get("accepted")), rate, say.number(status.get("pending")), shares)
+    rate = "" if data.events_per_minute is None else f"{fmt.number(round(data.events_per_minute))} per minute"
+    return FeedbackView(fmt.number(status.get("accepted")), rate, fmt.number(status.get("pending")), rows)
 
 
-def _serving(record: Json | None, facts: PageData) -> Serving | None:
+def _serving(record: Json | None, data: PageData) -> ServingView | None:
     if record is None:
         return None
-    since = say.moment(record["since"]) or facts.now
+    since = fmt.parse_time(record["since"]) or data.now
     canary = None
     if record["canary"] is not None:
-        canary = f"Canary {say.short(record['canary'])} answers {record['share']:.0%} of the users"
-    return Serving(
+        canary = f"Canary {fmt.short_version(record['canary'])} serves {record['share']:.0%} of the users"
+    return ServingView(
         version=record["version"],
-        since=say.ago(since, facts.now),
-        at=say.when(since),
+        age=fmt.ago(since, data.now),
+        at=fmt.timestamp(since),
         reason=record["reason"],
-        seq=say.number(record["seq"]),
+        seq=fmt.number(record["seq"]),
         canary=canary,
         paused=record["paused"],
     )
 
 
-def _decision(record: Json, facts: PageData) -> Decision:
-    at = say.moment(record["decided_at"]) or facts.now
-    return Decision(
-        seq=say.number(record["seq"]),
+def _decision(record: Json, data: PageData) -> DecisionRow:
+    at = fmt.parse_time(record["decided_at"]) or data.now
+    return DecisionRow(
+        seq=fmt.number(record["seq"]),
         action=record["action"].replace("_", " "),
-        stable=say.short(record["stable"]["version"]),
+        stable=fmt.short_version(record["stable"]["version"]),
         reason=record["reason"],
-        at=say.when(at),
-        ago=say.ago(at, facts.now),
+        at=fmt.timestamp(at),
+        age=fmt.ago(at, data.now),
     )
 
 
-def _letter(letter: Json, facts: PageData) -> Letter:
-    at = say.moment(letter["at"]) or facts.now
-    return Letter(
-        origin=letter["topic"] or "an unknown topic",
-        code=letter["code"] or "no reason",
-        service=letter["service"],
+def _dead_letter(letter: Json, data: PageData) -> DeadLetterRow:
+    at = fmt.parse_time(letter["at"]) or data.now
+    return DeadLetterRow(
+        topic=letter["topic"] or "an unknown topic",
+        error_class=letter["code"] or "unknown error",
+        service=letter["service"] or "an unknown service",
         message=letter["message"],
-        at=say.when(at),
-        ago=say.ago(at, facts.now),
+        at=fmt.timestamp(at),
+        age=fmt.ago(at, data.now),
     )

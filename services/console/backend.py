@@ -1,0 +1,141 @@
+"""What routes and pages share: the console's state, the trainer's live status, and sending commands."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+
+from uuid6 import uuid7
+
+from services.console.core import responses
+from services.console.core.command_requests import CommandRequest, to_command
+from services.console.core.projection import Projection
+from services.console.core.responses import Json
+from services.console.settings import SERVICE, ConsoleSettings
+from shared.adapters import redis_keys
+from shared.cloudevents import cloudevent
+from shared.errors import BrokerUnavailable, Overloaded, Retryable
+from shared.events import from_ms
+from shared.live_status import CollectedStatus, QuarantineStatus, RunProgress
+from shared.ports import Cache, Clock, Publisher
+from shared.records import Record
+from shared.topics import FEEDBACK_EVENTS, OPERATOR_COMMANDS
+
+
+class ConsoleBackend:
+    """State of the console, and the operations on it. Thread-safe.
+
+    `count_feedback` returns how many records were ever written to `feedback.events`; it raises `Retryable` if Kafka is
+    not reachable.
+    """
+
+    def __init__(
+        self,
+        settings: ConsoleSettings,
+        publisher: Publisher,
+        cache: Cache,
+        clock: Clock,
+        count_feedback: Callable[[], int],
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.state = Projection()
+        self._publisher = publisher
+        self._cache = cache
+        self._count_feedback = count_feedback
+        self._lock = threading.Lock()
+
+    def apply(self, records: Sequence[Record]) -> None:
+        """Fold records of the followed topics into the state."""
+        with self._lock:
+            self.state.apply(records)
+
+    # --- live status of the trainer ---
+
+    def collected(self, line: str) -> CollectedStatus | None:
+        """Return the progress towards the line's next run, or None if it is not known."""
+        return CollectedStatus.from_json(self._cache.get(redis_keys.collected(line)))
+
+    def run_progress(self, line: str) -> RunProgress | None:
+        """Return the progress of the line's newest run, or None if it is not known."""
+        return RunProgress.from_json(self._cache.get(redis_keys.run_progress(line)))
+
+    def quarantine(self, line: str) -> Json:
+        """Return the events of the line that can be released from quarantine."""
+        return responses.quarantine(QuarantineStatus.from_json(self._cache.get(redis_keys.quarantine(line))))
+
+    # --- state ---
+
+    def status(self, line: str, collected: CollectedStatus | None, run: RunProgress | None) -> Json:
+        """Return what the loop is doing. `accepted` and `pending` are null if Kafka is not reachable."""
+        with self._lock:
+            status = responses.status(self.state, line, accepted=None, collected=collected, run=run)
+            events_with_outcome = self.state.events_with_outcome()
+            replayed = self.state.replayed_by_topic[FEEDBACK_EVENTS.name]
+        # Counted after the ledger is read, so that every event in the ledger is among the accepted ones.
+        try:
+            accepted = max(0, self._count_feedback() - replayed)
+        except Retryable:
+            return status
+        return status | {"accepted": accepted, "pending": max(0, accepted - events_with_outcome)}
+
+    def versions(self, line: str) -> list[Json]:
+        """Return all versions of the line with their verdicts and gate metrics."""
+        with self._lock:
+            return responses.versions(self.state, line)
+
+    def rollout(self, line: str) -> list[Json]:
+        """Return the line's rollout records, newest first."""
+        with self._lock:
+            return responses.rollout(self.state, line)
+
+    def dead_letters(self) -> list[Json]:
+        """Return the newest dead letters, newest first, without their content."""
+        with self._lock:
+            return responses.dead_letters(self.state)
+
+    def replayed_by(self) -> dict[str, str]:
+        """Return position of each replayed dead letter -> the command that replayed it."""
+        with self._lock:
+            return dict(self.state.replayed)
+
+    def replayed_count(self, topic: str) -> int:
+        """Return how many records of a topic are replays of dead letters."""
+        with self._lock:
+            return self.state.replayed_by_topic[topic]
+
+    # --- commands ---
+
+    async def send_command(self, request: CommandRequest) -> str:
+        """Write a command to the log and return its id.
+
+        Raises:
+            Rejected: if the request is invalid.
+            BrokerUnavailable: if Kafka does not acknowledge in time. The command may still be executed.
+
+        """
+        now = from_ms(self.clock.now_ms())
+        with self._lock:
+            command = to_command(
+                request, self.state, line=self.settings.line, command_id=str(uuid7()), now=now
+            )
+        record = cloudevent(
+            OPERATOR_COMMANDS, command.line, command, source=SERVICE, ce_id=command.command_id, at=now
+        )
+        timeout_s = self.settings.ack_timeout_s
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(self._publisher.publish(record)), timeout_s + 1)
+        except (TimeoutError, BrokerUnavailable, Overloaded) as error:
+            raise BrokerUnavailable(
+                f"Kafka did not acknowledge command {command.command_id} within {timeout_s:g} s, so it may or may not "
+                f"be executed: check GET /api/commands/{command.command_id} before you send it again"
+            ) from error
+        with self._lock:
+            self.state.add_command(command)
+        return command.command_id
+
+    def command(self, command_id: str) -> Json | None:
+        """Return the result of a command, `pending` if it has none yet, or None if the command is unknown."""
+        with self._lock:
+            return responses.command(self.state, command_id)

@@ -1,0 +1,268 @@
+"""The console's API over a log and a cache in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from services.console.api.routes import build_app
+from services.console.backend import ConsoleBackend
+from services.console.core.projection import FOLLOWED_TOPICS
+from services.console.settings import ConsoleSettings
+from shared.adapters import redis_keys
+from shared.adapters.clock import ManualClock
+from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
+from shared.adapters.origin_check import Forbidden, check_request_origin
+from shared.adapters.topic_follower import TopicFollower
+from shared.commands import COMMAND, CommandResult
+from shared.errors import BrokerUnavailable
+from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
+from shared.live_status import CollectedStatus, RunProgress
+from shared.records import Output
+from shared.telemetry import Readiness
+from shared.versions import ModelVersion, RolloutRecord, VersionRef
+
+NOW = datetime(2026, 3, 4, tzinfo=UTC)
+BASE = VersionRef(version="assistant@base-00000000", kind="base", digest="0" * 64)
+PROMOTE = {"kind": "promote", "line": "assistant", "version": BASE.version}
+
+
+COLLECTED = CollectedStatus(
+    usable=3,
+    needed=24,
+    users=2,
+    users_needed=5,
+    examples=9,
+    held={"agreement: disputed": 1},
+    batches=4,
+    reason="3 of 24 usable examples",
+    updated_at=NOW,
+)
+RUN = RunProgress(run_id="r-1", stage="training", step=1, steps=4, share=0.25, updated_at=NOW)
+
+
+@dataclass
+class ConsoleApi:
+    log: InMemoryLog
+    cache: InMemoryCache
+    publisher: InMemoryPublisher
+    backend: ConsoleBackend
+    http: httpx.AsyncClient
+    accepted: list[int] = field(default_factory=lambda: [0])
+    """What the broker counts on `feedback.events`; empty if it is not reachable."""
+
+    async def write(self, topic: str, record: LogRecord) -> None:
+        """Write a record and return once the console has read it."""
+        before = repr(self.backend.state)
+        self.log.append(Output(topic, b"k", record.to_json()))
+        async with asyncio.timeout(10):
+            while repr(self.backend.state) == before:
+                await self.http.get("/livez")
+
+    async def get(self, path: str) -> Any:
+        response = await self.http.get(path)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[ConsoleApi]:
+    clock = ManualClock()
+    log, cache, readiness = InMemoryLog(6, clock), InMemoryCache(clock), Readiness("log")
+    publisher, accepted = InMemoryPublisher(log, "console"), [0]
+
+    def count() -> int:
+        if not accepted:
+            raise BrokerUnavailable("away")
+        return accepted[0]
+
+    settings = ConsoleSettings(hosts=frozenset({"console"}))
+    backend = ConsoleBackend(settings, publisher, cache, clock, count)
+    topics = [topic.name for topic in FOLLOWED_TOPICS]
+    base = ModelVersion(line="assistant", ref=BASE, base=BASE.version, base_model="b", created_at=NOW)
+    log.append(Output("model.versions", b"v", base.to_json()))
+    follower = TopicFollower(
+        "log", lambda: InMemoryLogReader(log, topics), backend.apply, readiness, lambda: None
+    )
+    app = build_app(backend, follower, readiness)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as http:
+        follower.start()
+        while not follower.caught_up:
+            await http.get("/livez")
+        yield ConsoleApi(log, cache, publisher, backend, http, accepted)
+        follower.stop()
+
+
+def problem(response: httpx.Response, status: int, code: str) -> str:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["code"] == code
+    return str(response.json()["detail"])
+
+
+async def test_status_combines_the_log_and_the_live_status(api: ConsoleApi) -> None:
+    api.cache.put(redis_keys.collected("assistant"), COLLECTED.to_json(), ttl_s=60)
+    api.cache.put(redis_keys.run_progress("assistant"), RUN.to_json(), ttl_s=60)
+    outcome = Outcome(
+        line="assistant", response_id="r", event_id="e", outcome=OutcomeKind.BATCHED, decided_at=NOW
+    )
+    await api.write("feedback.outcomes", outcome)
+    first = RolloutRecord(
+        line="assistant", seq=1, action="adopt_base", stable=BASE, reason="base", decided_at=NOW
+    )
+    await api.write("model.rollout", first)
+    api.accepted[:] = [5]
+    status = await api.get("/api/status")
+    assert status["serving"]["version"] == BASE.version
+    assert (status["accepted"], status["ledger"], status["pending"]) == (5, {"batched": 1}, 4)
+    assert status["collected"] == json.loads(COLLECTED.to_json())
+    assert status["run"] == json.loads(RUN.to_json())
+    assert [v["serving"] for v in await api.get("/api/versions")] == [True]
+    assert [r["seq"] for r in await api.get("/api/rollout")] == [1]
+
+
+async def test_status_without_redis_and_kafka_shows_what_is_known(api: ConsoleApi) -> None:
+    api.cache.away = True
+    api.accepted.clear()
+    status = await api.get("/api/status")
+    assert (status["accepted"], status["pending"], status["collected"], status["run"]) == (
+        None,
+        None,
+        None,
+        None,
+    )
+    assert status["versions"] == 1
+
+
+@pytest.mark.parametrize("junk", [b"junk", b"[1]", b'"x"', b"\xff", b'{"usable": 3, "needed": 24}', b"{}"])
+async def test_unreadable_live_status_is_absent(api: ConsoleApi, junk: bytes) -> None:
+    api.cache.put(redis_keys.collected("assistant"), junk, ttl_s=60)
+    api.cache.put(redis_keys.run_progress("assistant"), junk, ttl_s=60)
+    status = await api.get("/api/status")
+    assert (status["collected"], status["run"]) == (None, None)
+
+
+async def test_line_can_be_chosen_and_must_be_valid(api: ConsoleApi) -> None:
+    assert await api.get("/api/versions?line=other") == []
+    problem(await api.http.get("/api/status?line=NO"), 422, "invalid")
+
+
+async def test_accepted_command_is_in_the_log_and_gets_its_result(api: ConsoleApi) -> None:
+    accepted = await api.http.post("/api/commands", json=PROMOTE)
+    assert accepted.status_code == 202
+    command_id = accepted.json()["command_id"]
+    (record,) = api.log.records("operator.commands")
+    command = parse_union(COMMAND, record.value)
+    assert (record.key, command.command_id, command.kind) == (b"assistant", command_id, "promote")
+    pending = await api.http.get(f"/api/commands/{command_id}")
+    assert (pending.status_code, pending.json()["status"]) == (202, "pending")
+    result = CommandResult(
+        line="assistant",
+        command_id=command_id,
+        status="done",
+        message="ok",
+        executor="rollout",
+        finished_at=NOW,
+    )
+    await api.write("operator.results", result)
+    body = await api.get(f"/api/commands/{command_id}")
+    assert (body["status"], body["message"]) == ("done", "ok")
+    problem(await api.http.get("/api/commands/unknown"), 404, "unknown_command")
+
+
+@pytest.mark.parametrize(
+    ("request_body", "status", "code"),
+    [
+        ({"kind": "shout"}, 422, "unknown_kind"),
+        ({"kind": "replay", "positions": ["a/0/1"]}, 422, "malformed"),
+        ({"kind": "replay", "positions": []}, 422, "malformed"),
+        ({"kind": "promote", "version": "assistant@v9-99999999"}, 404, "unknown_version"),
+        ({"kind": "pin", "version": BASE.version, "line": "other"}, 404, "unknown_version"),
+        ({"kind": "rollback", "version": "assistant@v9-99999999"}, 404, "unknown_version"),
+        ({"kind": "promote"}, 422, "malformed"),
+        ({"kind": "promote", "version": "nonsense"}, 422, "malformed"),
+        ({"kind": "train_now", "now": True}, 422, "malformed"),
+        ({"kind": "train_now", "line": "BAD LINE"}, 422, "malformed"),
+        ({"kind": "rollback", "dry_run": True}, 422, "malformed"),
+        ({}, 422, "malformed"),
+    ],
+    ids=json.dumps,
+)
+async def test_invalid_command_is_rejected(
+    api: ConsoleApi, request_body: dict[str, Any], status: int, code: str
+) -> None:
+    problem(await api.http.post("/api/commands", json=request_body), status, code)
+    assert api.log.records("operator.commands") == []
+
+
+@pytest.mark.parametrize("kind", ["rollback", "pause", "resume", "train_now", "export_dataset"])
+async def test_command_without_a_version_is_accepted(api: ConsoleApi, kind: str) -> None:
+    assert (await api.http.post("/api/commands", json={"kind": kind})).status_code == 202
+
+
+async def test_dry_run_is_part_of_the_command(api: ConsoleApi) -> None:
+    for fields in ({}, {"dry_run": True}):
+        assert (await api.http.post("/api/commands", json={"kind": "train_now"} | fields)).status_code == 202
+    commands = [parse_union(COMMAND, record.value) for record in api.log.records("operator.commands")]
+    assert [command.dry_run for command in commands if command.kind == "train_now"] == [False, True]
+
+
+async def test_command_without_acknowledgement_is_not_accepted(api: ConsoleApi) -> None:
+    api.publisher.failure = BrokerUnavailable("away")
+    detail = problem(await api.http.post("/api/commands", json=PROMOTE), 503, "broker_unavailable")
+    assert "/api/commands/" in detail
+
+
+async def test_page_of_another_site_cannot_send_commands(api: ConsoleApi) -> None:
+    raw = json.dumps(PROMOTE).encode()
+    for media in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        response = await api.http.post("/api/commands", content=raw, headers={"content-type": media})
+        problem(response, 415, "media_type")
+    for origin in ("https://evil.example", "http://127.0.0.1:9999", "null", "http://127.0.0.1"):
+        problem(
+            await api.http.post("/api/commands", json=PROMOTE, headers={"origin": origin}), 403, "forbidden"
+        )
+    for path in ("/api/status", "/api/versions", "/api/commands/c"):
+        problem(await api.http.get(path, headers={"host": "evil.example"}), 403, "forbidden")
+    assert api.log.records("operator.commands") == []
+    own_origin = {"origin": "http://127.0.0.1:8080"}
+    assert (await api.http.post("/api/commands", json=PROMOTE, headers=own_origin)).status_code == 202
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:8080", "localhost:8080", "localhost", "[::1]:8080", "10.0.0.7", "console:8080"]
+)
+def test_addresses_localhost_and_configured_hosts_are_accepted(host: str) -> None:
+    check_request_origin({"host": host, "origin": f"http://{host}"}, {"console"})
+    check_request_origin({"host": host}, {"console"})
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", "consol"]
+)
+def test_foreign_name_for_the_same_address_is_refused(host: str) -> None:
+    with pytest.raises(Forbidden):
+        check_request_origin({"host": host}, {"console"})
+
+
+async def test_api_is_unavailable_until_the_log_has_been_read() -> None:
+    log, readiness = InMemoryLog(6), Readiness("log")
+    backend = ConsoleBackend(
+        ConsoleSettings(), InMemoryPublisher(log, "console"), InMemoryCache(), ManualClock(), lambda: 0
+    )
+    follower = TopicFollower(
+        "log", lambda: InMemoryLogReader(log, ["model.versions"]), backend.apply, readiness, lambda: None
+    )
+    app = build_app(backend, follower, readiness)  # the follower is not started
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
+        problem(await http.get("/api/status"), 503, "broker_unavailable")
+        assert (await http.get("/readyz")).status_code == 503
+        assert (await http.get("/livez")).status_code == 200
