@@ -1,1 +1,1 @@
-"""`make experiment`: does it help? Arms with seeds through the real trainer and gate (docs/decisions/experiment.md)."""
+"""The experiment: whether training on feedback helps, and whether the gate rejects feedback that cannot help."""

@@ -1,4 +1,4 @@
-"""`make experiment`: all arms, one after the other; what is done is skipped. Then the table, the plot and the bars."""
+"""`make experiment`: runs all arms one after the other, then prints the table and the bars and draws the plot."""
 
 from __future__ import annotations
 
@@ -15,89 +15,101 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, SAFETY_PROMPTS, shipped_prompts
 
 from benchmarks.experiment import eta, plot, statistics
-from benchmarks.experiment.arms import ARMS, QUICK, Arm, Sizes, arms
-from benchmarks.experiment.run import PREPARED, Failed, Lab, Tell, code, do, module
+from benchmarks.experiment.arms import ARMS, QUICK, Arm, Sizes, all_arms
+from benchmarks.experiment.run import PREPARED, Experiment, ProcessFailed, code_digest, run_arm, run_module
 from benchmarks.machine import machine
 from deploy.local.model import REPLAY, ensure_base_model, ensure_tiny_model
-from services.trainer.base.base_answers import EVAL_PROMPTS, SAFETY_PROMPTS, shipped_prompts
-from services.trainer.base.base_answers import REPLAY_PROMPTS as REPLAY_PROMPTS
 from services.trainer.files import write_whole
 from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured
 from shared.events import canonical_json, sha256
 
 RESULTS = Path(__file__).parent.with_name("experiment.json")
-MISSED, INTERRUPTED = 1, 130
+FAILED, INTERRUPTED = 1, 130
+"""Exit codes."""
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def main(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Tiny counts and the tiny model: does all of it run?")
+        bool,
+        typer.Option("--quick", help="Use tiny sizes and the tiny model, to check that everything runs."),
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where a bar is not reached.")] = False,
-    base: Annotated[str, typer.Option(help="Folder or id of another base model.")] = "",
-    folder: Annotated[Path, typer.Option(help="Where all of it is kept.")] = PREPARED / "experiment",
-    output: Annotated[Path | None, typer.Option(help="The JSON; the plot lies beside it.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="An arm such as facts-corrections-1.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a bar is not reached.")] = False,
+    base: Annotated[str, typer.Option(help="Folder or Hugging Face id of another base model.")] = "",
+    folder: Annotated[Path, typer.Option(help="Folder for the runs and results.")] = PREPARED / "experiment",
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file for the results. The plot is written next to it.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run only this arm, for example facts-corrections-1. Repeatable.")
+    ] = None,
 ) -> None:
-    """Runs what is left of the experiment. Ctrl-C stops it in order; the same command goes on."""
+    """Run the rest of the experiment. Press Ctrl-C to stop; the same command resumes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console()
-    lab = lab_of(quick, base, folder)
-    wanted = [arm for arm in chosen(lab.sizes, quick) if not only or arm.key in only]
+    experiment = prepare(quick, base, folder)
+    selected = [arm for arm in arms_to_run(experiment) if not only or arm.key in only]
     try:
-        run_all(lab, wanted, console)
+        run_all(experiment, selected, console)
     except KeyboardInterrupt:
-        console.print("Stopped. The same command goes on where it was.")
+        console.print("Stopped. Run the same command again to resume.")
         raise typer.Exit(INTERRUPTED) from None
-    except Failed as failure:
+    except ProcessFailed as failure:
         console.print(f"[red]{failure}")
-        raise typer.Exit(MISSED) from None
-    report = report_of(lab)
-    target = output or (lab.folder / "experiment.json" if quick or only else RESULTS)
+        raise typer.Exit(FAILED) from None
+    report = make_report(experiment)
+    target = output or (experiment.folder / "experiment.json" if quick or only else RESULTS)
     write_whole(target, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     write_whole(target.with_suffix(".svg"), plot.svg(report["figures"]).encode())
-    show(report, console)
-    console.print(f"{target}, {target.with_suffix('.svg').name}; all else lies in {lab.folder}")
+    print_report(report, console)
+    console.print(f"Results: {target} and {target.with_suffix('.svg').name}. Runs: {experiment.folder}.")
     if strict and not all(bar["reached"] for bar in report["bars"]):
-        raise typer.Exit(MISSED)
+        raise typer.Exit(FAILED)
 
 
-def lab_of(quick: bool, base: str, folder: Path) -> Lab:
-    """Settings of a deployment that this shell may have do not count here."""
-    given = base or os.environ.get("LOOPWRIGHT_BASE_MODEL", "")
+def prepare(quick: bool, base: str, folder: Path) -> Experiment:
+    """Find or download the base model and return the experiment. Settings of a deployment in this shell are ignored."""
+    base_name = base or os.environ.get("LOOPWRIGHT_BASE_MODEL", "")
     for name in [name for name in os.environ if name.startswith("LOOPWRIGHT_")]:
         del os.environ[name]
     try:
-        made = given or str((ensure_tiny_model if quick else ensure_base_model)(PREPARED, print))
-        found = find_base(made)
-    except Misconfigured as fault:
-        print(fault, file=sys.stderr)
-        raise typer.Exit(MISSED) from None
+        location = base_name or str((ensure_tiny_model if quick else ensure_base_model)(PREPARED, print))
+        pinned = find_base(location)
+    except Misconfigured as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(FAILED) from None
     sizes = QUICK if quick else Sizes()
-    name = sha256(canonical_json([sizes.parts(), found.digest, quick]))[:8]
-    folder = (folder / name).resolve()
+    digest = sha256(canonical_json([sizes.to_dict(), pinned.digest, quick]))[:8]
+    folder = (folder / digest).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    return Lab(folder, found, sizes, folder / REPLAY if quick else (PREPARED / REPLAY).resolve(), quick)
+    replay = folder / REPLAY if quick else (PREPARED / REPLAY).resolve()
+    return Experiment(folder, pinned, sizes, replay, quick)
 
 
-def chosen(sizes: Sizes, quick: bool) -> list[Arm]:
-    """The quick form has one seed."""
-    return [one for one in arms(sizes) if not quick or one.seed == sizes.seeds[0]]
+def arms_to_run(experiment: Experiment) -> list[Arm]:
+    """Return the arms; the quick form has only the first seed."""
+    sizes = experiment.sizes
+    return [arm for arm in all_arms(sizes) if not experiment.quick or arm.seed == sizes.seeds[0]]
 
 
 # --- running --------------------------------------------------------------------------------------------------------
 
 
-def run_all(lab: Lab, wanted: list[Arm], console: Console) -> None:
-    left = [arm for arm in wanted if lab.result(arm) is None]
-    console.print(f"{len(wanted)} arms, {len(wanted) - len(left)} done; kept in {lab.folder}")
-    if left and not lab.quick:
-        tell_time(lab, left, console)
+def run_all(experiment: Experiment, selected: list[Arm], console: Console) -> None:
+    """Run the selected arms that have no result yet.
+
+    Raises:
+        ProcessFailed: A process of an arm failed.
+    """
+    left = [arm for arm in selected if experiment.result(arm) is None]
+    console.print(f"{len(selected)} arms, {len(selected) - len(left)} done, in {experiment.folder}")
+    if left and not experiment.quick:
+        print_estimate(experiment, left, console)
     with Progress(
         TextColumn("{task.description:<42}"),
         BarColumn(),
@@ -105,104 +117,128 @@ def run_all(lab: Lab, wanted: list[Arm], console: Console) -> None:
         TimeElapsedColumn(),
         console=console,
     ) as bar:
-        whole = bar.add_task("all arms", total=len(wanted), completed=len(wanted) - len(left))
+        total = bar.add_task("all arms", total=len(selected), completed=len(selected) - len(left))
         for arm in left:
             task = bar.add_task(arm.key, total=1.0)
 
-            def tell(stage: str, share: float, arm: Arm = arm, task: Any = task) -> None:
+            def show_stage(stage: str, share: float, arm: Arm = arm, task: Any = task) -> None:
                 bar.update(task, description=f"{arm.key}: {stage}", completed=share)
 
-            told: Tell = tell
-            found = do(lab, arm, told)
+            result = run_arm(experiment, arm, show_stage)
             bar.remove_task(task)
-            bar.advance(whole)
-            console.print(f"{arm.key}: {found.get('verdict', 'measured')} ({found['seconds']:.0f} s)")
+            bar.advance(total)
+            console.print(f"{arm.key}: {result.get('verdict', 'measured')} ({result['seconds']:.0f} s)")
 
 
-def tell_time(lab: Lab, left: list[Arm], console: Console) -> None:
-    """By steps that are made now, on this machine, as busy as it is."""
-    out = lab.folder / "probe.json"
-    console.print("Measuring how long a step takes here ...")
-    module("probe", lab.folder / "probe.log", str(lab.base.path), str(lab.threads), str(out))
-    speed = eta.Speed(**json.loads(out.read_bytes()))
-    recipes = {arm.world: lab.recipe(arm) for arm in arms(lab.sizes)}
-    needed = eta.seconds(left, results(lab), lab.sizes, recipes, speed, missing(lab))
-    ends = datetime.now(UTC).astimezone() + timedelta(seconds=needed)
+def print_estimate(experiment: Experiment, left: list[Arm], console: Console) -> None:
+    """Print how long the arms will take, from training steps that are timed now."""
+    output = experiment.folder / "speed.json"
+    console.print("Measuring the speed of this machine ...")
+    run_module(
+        "machine_speed",
+        experiment.folder / "speed.log",
+        str(experiment.base.path),
+        str(experiment.threads),
+        str(output),
+    )
+    speed = eta.Speed(**json.loads(output.read_bytes()))
+    recipes = {arm.scenario: experiment.recipe(arm) for arm in all_arms(experiment.sizes)}
+    seconds = eta.estimate_seconds(
+        left, all_results(experiment), experiment.sizes, recipes, speed, count_missing_prompts(experiment)
+    )
+    end = datetime.now(UTC).astimezone() + timedelta(seconds=seconds)
     console.print(
-        f"A step of SFT takes {speed.sft_step_s:.2f} s, one of KTO {speed.kto_step_s:.2f} s, answers come at "
-        f"{speed.tokens_per_s:.0f} tokens/s: {len(left)} arms take about {needed / 60:.0f} minutes, "
-        f"until {ends:%H:%M}."
+        f"An SFT step takes {speed.sft_step_s:.2f} s, a KTO step {speed.kto_step_s:.2f} s, and the base generates "
+        f"{speed.tokens_per_s:.0f} tokens/s. {len(left)} arms take about {seconds / 60:.0f} minutes, until {end:%H:%M}."
     )
 
 
-def missing(lab: Lab) -> int:
-    """Shipped prompts that the base was not asked yet."""
-    recipes = [lab.recipe(arm) for arm in arms(lab.sizes)]
-    wanted: set[str] = set()
-    for recipe in recipes:
-        wanted |= {one.id for one in shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts)}
-        wanted |= {one.id for one in shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)}
-        wanted |= {one.id for one in shipped_prompts(SAFETY_PROMPTS, recipe.gate_safety_prompts)}
-    files = lab.replay.glob(f"{lab.base.digest[:8]}*.jsonl")
+def count_missing_prompts(experiment: Experiment) -> int:
+    """Return the number of shipped prompts that the base has not answered yet."""
+    needed: set[str] = set()
+    for recipe in (experiment.recipe(arm) for arm in all_arms(experiment.sizes)):
+        for file, count in (
+            (REPLAY_PROMPTS, recipe.replay_prompts),
+            (EVAL_PROMPTS, recipe.gate_eval_prompts),
+            (SAFETY_PROMPTS, recipe.gate_safety_prompts),
+        ):
+            needed |= {prompt.id for prompt in shipped_prompts(file, count)}
+    files = experiment.replay.glob(f"{experiment.base.digest[:8]}*.jsonl")
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    return len(wanted - {json.loads(line)["id"] for line in lines})
+    return len(needed - {json.loads(line)["id"] for line in lines})
 
 
-def results(lab: Lab) -> list[dict[str, Any]]:
-    return [found for arm in arms(lab.sizes) if (found := lab.result(arm)) is not None]
+def all_results(experiment: Experiment) -> list[dict[str, Any]]:
+    """Return the results of all arms that are done."""
+    return [result for arm in all_arms(experiment.sizes) if (result := experiment.result(arm)) is not None]
 
 
-# --- telling --------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------------------------
 
 
-def report_of(lab: Lab) -> dict[str, Any]:
-    done = results(lab)
-    found = statistics.figures(done)
+def make_report(experiment: Experiment) -> dict[str, Any]:
+    """Return the content of `experiment.json`."""
+    done = all_results(experiment)
+    figures = statistics.compute_figures(done)
     return {
         "bench": "experiment",
-        "quick": lab.quick,
-        "base": lab.base.name,
-        "bars": [asdict(bar) for bar in statistics.bars(found)],
-        "figures": found,
-        "sizes": lab.sizes.parts(),
-        "arms": [{name: one[name] for name in ("world", "arm", "seed", "seconds", "code")} for one in done],
-        "minutes": round(sum(one["seconds"] for one in done) / 60, 1),
-        "same_code": {one["code"] for one in done} <= {code()},
+        "quick": experiment.quick,
+        "base": experiment.base.name,
+        "bars": [asdict(bar) for bar in statistics.check_bars(figures)],
+        "figures": figures,
+        "sizes": experiment.sizes.to_dict(),
+        "arms": [
+            {name: result[name] for name in ("world", "arm", "seed", "seconds", "code")} for result in done
+        ],
+        "minutes": round(sum(result["seconds"] for result in done) / 60, 1),
+        "same_code": {result["code"] for result in done} <= {code_digest()},
         "machine": machine(),
     }
 
 
-def show(report: dict[str, Any], console: Console) -> None:
-    for world in ARMS:
+def print_report(report: dict[str, Any], console: Console) -> None:
+    """Print a table for each scenario, and the bars."""
+    for scenario in ARMS:
         table = Table(
-            title=f"World of {world}" + (" (quick: the figures mean nothing)" if report["quick"] else "")
+            title=f"Scenario: {scenario}"
+            + (" (quick form: the figures mean nothing)" if report["quick"] else "")
         )
-        what = "held-out right" if world == "facts" else "short and direct"
-        for column in ("arm", what, "above base [95 %]", "general", "poison", "verdicts by seed"):
+        measured = "correct" if scenario == "facts" else "short and direct"
+        for column in (
+            "arm",
+            f"held-out answers: {measured}",
+            "gain over base [95 %]",
+            "general accuracy",
+            "poison learned",
+            "verdicts by seed",
+        ):
             table.add_column(column)
-        for name, arm in report["figures"].get(world, {}).items():
-            table.add_row(name, *cells(arm))
+        for name, arm in report["figures"].get(scenario, {}).items():
+            table.add_row(name, *table_cells(arm))
         console.print(table)
     for bar in report["bars"]:
-        mark = {True: "[green]reached[/]", False: "[red]NOT REACHED[/]", None: "open"}[bar["reached"]]
+        mark = {True: "[green]reached[/]", False: "[red]NOT REACHED[/]", None: "not measured"}[bar["reached"]]
         console.print(f"{mark}  {bar['name']}: {bar['found']} (wanted: {bar['wanted']})")
     if not report["same_code"]:
-        console.print("[yellow]Some arms were made by an earlier state of the trainer's code.")
+        console.print(
+            "[yellow]Some arms were run with other code than the present one. Delete them to run them again."
+        )
 
 
-def cells(arm: dict[str, Any]) -> list[str]:
-    held = (
+def table_cells(arm: dict[str, Any]) -> list[str]:
+    """Return the cells of an arm's row, without its name."""
+    held_out = (
         f"{arm['right']} of {arm['questions']}" if "right" in arm else f"{arm['liked']} of {arm['answers']}"
     )
     gain = arm["gain"]
-    above = (
-        "" if gain["low"] is None or "verdicts" not in arm
-        else f"{statistics.points(gain['value'])} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
-    )  # fmt: skip
+    gain_cell = ""
+    if gain["low"] is not None and "verdicts" in arm:
+        interval = f"[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+        gain_cell = f"{statistics.points(gain['value'])} {interval}"
     general = arm.get("general_change")
     return [
-        held,
-        above,
+        held_out,
+        gain_cell,
         "" if general is None else statistics.points(general),
         str(arm.get("poison_learned", "")),
         ", ".join(arm.get("verdicts", {}).values()),

@@ -1,43 +1,55 @@
-"""What is run: two worlds, their arms, three seeds each, and how large."""
+"""What the experiment runs: two scenarios, their arms with three seeds each, and their sizes."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-World = Literal["facts", "style"]
-Name = Literal["base", "corrections", "shuffled", "poisoned", "thumbs", "random"]
-ARMS: Final[dict[World, tuple[Name, ...]]] = {
+Scenario = Literal["facts", "style"]
+ArmName = Literal["base", "corrections", "shuffled", "poisoned", "thumbs", "random"]
+ARMS: Final[dict[Scenario, tuple[ArmName, ...]]] = {
     "facts": ("base", "corrections", "shuffled", "poisoned"),
     "style": ("base", "thumbs", "random"),
 }
-LINES: Final[dict[World, str]] = {"facts": "pellworth", "style": "style"}
-"""A line's name keys who is held out: fixed, so that it is the same users in every run."""
+LINES: Final[dict[Scenario, str]] = {"facts": "pellworth", "style": "style"}
+"""Name of the line of a scenario. It keys who is held out, so it is fixed: the same users in every run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    world: World
-    name: Name
+    """One arm of a scenario with one seed."""
+
+    scenario: Scenario
+    name: ArmName
     seed: int
 
     @property
     def key(self) -> str:
-        """Names the arm's folder."""
-        return f"{self.world}-{self.name}-{self.seed}"
+        """Name of the arm's folder."""
+        return f"{self.scenario}-{self.name}-{self.seed}"
 
     @property
     def trains(self) -> bool:
+        """Whether the arm trains a version. The base is only measured."""
         return self.name != "base"
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """All that results depend on beside the code. Those of other sizes are not mixed.
+    """Everything but the code that results depend on. Results of different sizes are kept apart.
 
-    `facts` of the company, each wording asked by one of `users`; `poisoners` come to them. `samples` answers of the
-    base to each everyday question get a thumb; `measured` ones to each held-out question tell how often the liked style
-    is spoken.
+    Attributes:
+        seeds: Seeds of every arm.
+        facts: Facts of the invented company that users ask for.
+        users: Number of users. Each wording of a fact is asked by one of them.
+        poisoners: Users who insist on false answers, in addition to `users`.
+        questions: Everyday questions whose answers get thumbs.
+        samples: Answers of the base to each of these questions.
+        held_questions: Everyday questions that measure how often the liked style is used.
+        measured: Answers to each of these.
+        answer_tokens: Longest greedy answer, in tokens.
+        sample_tokens: Longest sampled answer, in tokens.
+        recipes: Settings of the recipe that differ from the default, by scenario.
     """
 
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -50,12 +62,13 @@ class Sizes:
     measured: int = 4
     answer_tokens: int = 40
     sample_tokens: int = 48
-    recipes: tuple[tuple[World, dict[str, Any]], ...] = (
+    recipes: tuple[tuple[Scenario, dict[str, Any]], ...] = (
         ("facts", {"gate_eval_prompts": 240}),
         ("style", {"epochs": 1.0, "gate_eval_prompts": 240}),
     )
 
-    def parts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sizes by name."""
         return asdict(self)
 
 
@@ -74,7 +87,7 @@ QUICK: Final = Sizes(
         ("style", {"epochs": 0.5, "kto_least": 10}),
     ),
 )
-"""For a model that knows nothing: whether all of it runs."""
+"""For the tiny random model: shows only that everything runs."""
 QUICK_RECIPE: Final[dict[str, Any]] = {
     "rank": 4,
     "threads": 1,
@@ -86,6 +99,6 @@ QUICK_RECIPE: Final[dict[str, Any]] = {
 }
 
 
-def arms(sizes: Sizes) -> list[Arm]:
-    """In the order in which they run: seed by seed, so that an interrupted experiment has whole seeds to show."""
-    return [Arm(world, name, seed) for seed in sizes.seeds for world in ARMS for name in ARMS[world]]
+def all_arms(sizes: Sizes) -> list[Arm]:
+    """Return the arms in the order in which they run: seed by seed, so an interrupted experiment has complete seeds."""
+    return [Arm(scenario, name, seed) for seed in sizes.seeds for scenario in ARMS for name in ARMS[scenario]]

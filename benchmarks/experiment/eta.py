@@ -1,4 +1,4 @@
-"""How long what is left will take: by what such arms took here before, else by the machine's measured speed. Pure."""
+"""Estimates how long the remaining arms take. Pure."""
 
 from __future__ import annotations
 
@@ -7,64 +7,74 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.experiment.arms import Arm, Sizes, World
+from benchmarks.experiment.arms import Arm, Scenario, Sizes
 from services.trainer.core.recipe import Recipe
 
-TRAINING_SHARE = {"facts": 0.55, "style": 0.75}
-"""Of what users say, about so much trains: the rest measures, is reserved, or was said before."""
-SHUFFLED_SHARE = 0.4
-"""Of what contradicts itself more is held."""
-STARTS_S = 30.0
-"""Processes, their libraries, and the base, three times an arm."""
+TRAINED_SHARE = {"facts": 0.55, "style": 0.75}
+"""Approximate share of the feedback that trains. The rest is held out, reserved or repeated."""
+TRAINED_SHARE_SHUFFLED = 0.4
+"""Shuffled corrections contradict each other, so more of them are quarantined."""
+STARTUP_S = 30.0
+"""Seconds per arm for starting processes and loading the base three times."""
 LIKELIHOODS = 250
-"""Texts that the gate reads with both versions, each about as long as three tokens are in being made."""
+"""Texts whose likelihood the gate computes. Each takes about as long as generating three tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Seconds a step, and tokens a second of answers."""
+    """Measured speed of this machine: seconds per training step, and generated tokens per second."""
 
     sft_step_s: float
     kto_step_s: float
     tokens_per_s: float
 
 
-def seconds(
+def estimate_seconds(
     left: Sequence[Arm],
     done: Sequence[Mapping[str, Any]],
     sizes: Sizes,
-    recipe: Mapping[World, Recipe],
+    recipes: Mapping[Scenario, Recipe],
     speed: Speed,
-    shipped_missing: int,
+    missing_prompts: int,
 ) -> float:
-    """`recipe`: by world. `shipped_missing`: prompts that the base was not asked yet."""
-    seen: dict[tuple[str, str], list[float]] = {}
-    for one in done:
-        seen.setdefault((one["world"], one["arm"]), []).append(one["seconds"])
-    total = shipped_missing * next(iter(recipe.values())).replay_new_tokens / speed.tokens_per_s
+    """Return the estimated time of the arms in `left`, in seconds.
+
+    An arm takes as long as the same arm with other seeds took, or else what the machine's speed predicts.
+
+    Args:
+        left: Arms that have no result yet.
+        done: Results of the other arms.
+        sizes: Sizes of the experiment.
+        recipes: Recipe of each scenario.
+        speed: Measured speed.
+        missing_prompts: Number of shipped prompts that the base has not answered yet.
+    """
+    known: dict[tuple[str, str], list[float]] = {}
+    for result in done:
+        known.setdefault((result["world"], result["arm"]), []).append(result["seconds"])
+    total = missing_prompts * next(iter(recipes.values())).replay_new_tokens / speed.tokens_per_s
     for arm in left:
-        known = seen.get((arm.world, arm.name))
-        total += statistics.fmean(known) if known else predicted(arm, sizes, recipe[arm.world], speed)
+        seconds = known.get((arm.scenario, arm.name))
+        total += statistics.fmean(seconds) if seconds else _predict(arm, sizes, recipes[arm.scenario], speed)
     return total
 
 
-def predicted(arm: Arm, sizes: Sizes, recipe: Recipe, speed: Speed) -> float:
-    if arm.world == "facts":
-        said, asked = sizes.facts * 10, sizes.facts * 3 * sizes.answer_tokens
-        base = sizes.facts * 13 * sizes.answer_tokens
+def _predict(arm: Arm, sizes: Sizes, recipe: Recipe, speed: Speed) -> float:
+    if arm.scenario == "facts":
+        feedback = sizes.facts * 10
+        measured_tokens = sizes.facts * 3 * sizes.answer_tokens
+        base_tokens = sizes.facts * 13 * sizes.answer_tokens
         step_s = speed.sft_step_s
     else:
-        said, asked = (
-            sizes.questions * sizes.samples,
-            sizes.held_questions * sizes.measured * sizes.sample_tokens,
-        )
-        base = said * sizes.sample_tokens + asked
+        feedback = sizes.questions * sizes.samples
+        measured_tokens = sizes.held_questions * sizes.measured * sizes.sample_tokens
+        base_tokens = feedback * sizes.sample_tokens + measured_tokens
         step_s = speed.kto_step_s
     if not arm.trains:
-        return STARTS_S / 3 + base / speed.tokens_per_s
-    share = SHUFFLED_SHARE if arm.name == "shuffled" else TRAINING_SHARE[arm.world]
-    steps = share * said * recipe.epochs / recipe.batch_size * step_s
-    steps += recipe.replay_prompts / recipe.batch_size * speed.sft_step_s
-    gate = recipe.gate_eval_prompts * 24 + recipe.gate_safety_prompts * recipe.replay_new_tokens
-    gate += 3 * LIKELIHOODS + (80 * recipe.gate_new_tokens if arm.world == "facts" else 0)
-    return STARTS_S + steps + (gate + asked) / speed.tokens_per_s
+        return STARTUP_S / 3 + base_tokens / speed.tokens_per_s
+    share = TRAINED_SHARE_SHUFFLED if arm.name == "shuffled" else TRAINED_SHARE[arm.scenario]
+    training_s = share * feedback * recipe.epochs / recipe.batch_size * step_s
+    training_s += recipe.replay_prompts / recipe.batch_size * speed.sft_step_s
+    gate_tokens = recipe.gate_eval_prompts * 24 + recipe.gate_safety_prompts * recipe.replay_new_tokens
+    gate_tokens += 3 * LIKELIHOODS + (80 * recipe.gate_new_tokens if arm.scenario == "facts" else 0)
+    return STARTUP_S + training_s + (gate_tokens + measured_tokens) / speed.tokens_per_s

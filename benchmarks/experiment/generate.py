@@ -1,7 +1,8 @@
-"""What a version says, in a process of its own: `python -m benchmarks.experiment.generate TASK OUT`.
+"""Generates a version's answers, in a process of its own: `python -m benchmarks.experiment.generate TASK OUTPUT`.
 
-Both are JSON files. TASK: base, adapter (or null), threads, seed, greedy (questions) within `tokens`, sampled
-(question, how many) within `sampled_tokens`. OUT, written whole: greedy (question to answer), sampled (to answers).
+TASK is a JSON file with the fields `base`, `adapter` (or null), `threads`, `seed`, `greedy` (questions), `tokens`
+(limit of their answers), `sampled` (pairs of question and number of answers) and `sampled_tokens`. OUTPUT is written
+when it is complete: `greedy` maps questions to answers, `sampled` maps questions to lists of answers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from transformers import logging as transformers_logging
@@ -23,59 +24,81 @@ from services.trainer.files import write_whole
 from services.trainer.worker.launcher import PARENT_PID_VARIABLE
 from shared.adapters.parent_death import die_with
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Model: TypeAlias = PreTrainedModel | PeftModel
+
 TOP_K = 50
-"""Without the tail. A bound on probability would sort the whole vocabulary for each token, which a CPU feels."""
-AT_ONCE = 96
+"""Sampling without the unlikely tail. Top-p would sort the vocabulary for each token, which is slow on a CPU."""
+BATCH_SIZE = 96
 
 
-def sampled(
-    model: Any, tokenizer: Any, asked: Sequence[tuple[str, int]], tokens: int, seed: int
+def sample_answers(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Sequence[tuple[str, int]],
+    max_new_tokens: int,
+    seed: int,
 ) -> dict[str, list[str]]:
-    """At temperature 1, of the likeliest `TOP_K` tokens."""
+    """Return sampled answers by question, at temperature 1 from the `TOP_K` most likely tokens.
+
+    Args:
+        model: The version's model.
+        tokenizer: Its tokenizer.
+        counts: Questions, each with the number of answers.
+        max_new_tokens: Longest answer, in tokens.
+        seed: Seed of torch.
+    """
     torch.manual_seed(seed)
-    wanted = sorted(
-        (question for question, times in asked for _ in range(times)), key=lambda text: (len(text), text)
+    questions = sorted(
+        (question for question, count in counts for _ in range(count)), key=lambda text: (len(text), text)
     )
-    out: dict[str, list[str]] = {}
+    answers: dict[str, list[str]] = {}
     tokenizer.padding_side = "left"
-    for start in range(0, len(wanted), AT_ONCE):
-        part = wanted[start : start + AT_ONCE]
-        prompts = [prompt_ids(tokenizer, (("user", question),)) for question in part]
-        given = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
+    for start in range(0, len(questions), BATCH_SIZE):
+        batch = questions[start : start + BATCH_SIZE]
+        prompts = [prompt_ids(tokenizer, (("user", question),)) for question in batch]
+        inputs = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
         with torch.inference_mode():
-            made = model.generate(
-                **given,
-                max_new_tokens=tokens,
+            outputs = model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
                 do_sample=True,
                 temperature=1.0,
                 top_k=TOP_K,
                 top_p=1.0,
                 pad_token_id=tokenizer.pad_token_id,
             )
-        new = made[:, given["input_ids"].shape[1] :]
-        for question, text in zip(part, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            out.setdefault(question, []).append(str(text).strip())
-    return out
+        new_tokens = outputs[:, inputs["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+        for question, text in zip(batch, texts, strict=True):
+            answers.setdefault(question, []).append(str(text).strip())
+    return answers
 
 
-def main(task: Path, out: Path) -> None:
+def main(task_file: Path, output: Path) -> None:
+    """Run the task and write its output."""
     if PARENT_PID_VARIABLE in os.environ:
         die_with(int(os.environ[PARENT_PID_VARIABLE]))
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    told = json.loads(task.read_text(encoding="utf-8"))
-    tokenizer = load_tokenizer(Path(told["base"]))
-    base = load_base(Path(told["base"]), told["threads"], fastest(Path(told["base"])))
-    with with_adapter(base, Path(told["adapter"]) if told["adapter"] else None) as model:
-        asked = [(("user", question),) for question in told["greedy"]]
-        said = dict(zip(told["greedy"], generate_answers(model, tokenizer, asked, told["tokens"]), strict=True))
-        also = sampled(
+    task = json.loads(task_file.read_text(encoding="utf-8"))
+    base_folder = Path(task["base"])
+    tokenizer = load_tokenizer(base_folder)
+    base = load_base(base_folder, task["threads"], fastest(base_folder))
+    with with_adapter(base, Path(task["adapter"]) if task["adapter"] else None) as model:
+        conversations = [(("user", question),) for question in task["greedy"]]
+        greedy = generate_answers(model, tokenizer, conversations, task["tokens"])
+        sampled = sample_answers(
             model,
             tokenizer,
-            [(question, times) for question, times in told["sampled"]],
-            told["sampled_tokens"],
-            told["seed"],
+            [(question, count) for question, count in task["sampled"]],
+            task["sampled_tokens"],
+            task["seed"],
         )
-    write_whole(out, json.dumps({"greedy": said, "sampled": also}, ensure_ascii=False, indent=1).encode())
+    answers = {"greedy": dict(zip(task["greedy"], greedy, strict=True)), "sampled": sampled}
+    write_whole(output, json.dumps(answers, ensure_ascii=False, indent=1).encode())
 
 
 if __name__ == "__main__":

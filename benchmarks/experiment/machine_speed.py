@@ -1,6 +1,7 @@
-"""How fast this machine is: `python -m benchmarks.experiment.machine_speed BASE THREADS OUT`, in a process of its own.
+"""Measures this machine's speed: `python -m benchmarks.experiment.machine_speed BASE THREADS OUTPUT`.
 
-OUT: seconds a step of SFT and of KTO, tokens a second of greedy answers.
+OUTPUT is a JSON file with the fields of `eta.Speed`: seconds per SFT step and per KTO step, and generated tokens per
+second. It runs in a process of its own, with the environment of a run.
 """
 
 from __future__ import annotations
@@ -26,39 +27,46 @@ from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.objectives import kto_row, sft_row
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
-from services.trainer.training.train import with_training_attention, fine_tune
+from services.trainer.training.train import fine_tune, with_training_attention
 from services.trainer.worker.launcher import PARENT_PID_VARIABLE
 from shared.adapters.in_memory import InMemoryCache
 from shared.adapters.parent_death import die_with
 
 STEPS = 3
-"""Of each kind, without the first."""
-ASKED, TOKENS = 32, 16
+"""Timed steps of each objective, without the first step."""
+ANSWERS, ANSWER_TOKENS = 32, 16
 
 
-class Stamps(TrainerCallback):
+class StepTimes(TrainerCallback):
+    """Records the time after each training step."""
+
     def __init__(self) -> None:
-        self.at: list[float] = []
+        self.times: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.at.append(time.perf_counter())
+        """Record the time."""
+        self.times.append(time.perf_counter())
 
 
-def main(base: Path, threads: int, out: Path) -> None:
+def main(base_folder: Path, threads: int, output: Path) -> None:
+    """Measure and write the speed."""
     if PARENT_PID_VARIABLE in os.environ:
         die_with(int(os.environ[PARENT_PID_VARIABLE]))
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    recipe, tokenizer = Recipe(threads=threads), load_tokenizer(base)
-    model = load_base(base, threads, fastest(base))
-    said = [((("user", wording),), fact.answer) for fact in load_world().facts for wording in fact.wordings]
-    began = time.perf_counter()
-    generate_answers(model, tokenizer, [asked for asked, _ in said[:ASKED]], TOKENS)
-    speed = ASKED * TOKENS / (time.perf_counter() - began)
-    each = (STEPS + 1) * recipe.batch_size
-    rows = [sft_row(*one) for one in said[:each]]
+    recipe, tokenizer = Recipe(threads=threads), load_tokenizer(base_folder)
+    model = load_base(base_folder, threads, fastest(base_folder))
+    texts = [((("user", wording),), fact.answer) for fact in load_world().facts for wording in fact.wordings]
+    started = time.perf_counter()
+    generate_answers(model, tokenizer, [messages for messages, _ in texts[:ANSWERS]], ANSWER_TOKENS)
+    tokens_per_s = ANSWERS * ANSWER_TOKENS / (time.perf_counter() - started)
+    count = (STEPS + 1) * recipe.batch_size
+    rows = [sft_row(messages, answer) for messages, answer in texts[:count]]
     # Judged answers are about twice as long as corrections.
-    rows += [kto_row(asked, f"{answer} {answer}", i % 2 == 0) for i, (asked, answer) in enumerate(said[:each])]
-    stamps = Stamps()
+    rows += [
+        kto_row(messages, f"{answer} {answer}", i % 2 == 0)
+        for i, (messages, answer) in enumerate(texts[:count])
+    ]
+    step_times = StepTimes()
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(
             with_training_attention(model, recipe.max_tokens),
@@ -66,17 +74,17 @@ def main(base: Path, threads: int, out: Path) -> None:
             rows,
             recipe,
             Path(folder),
-            progress=Progress(InMemoryCache(), "probe", "probe"),
+            progress=Progress(InMemoryCache(), "speed", "speed"),
             stop=threading.Event(),
-            watch=stamps,
+            watch=step_times,
         )
-    steps = [later - earlier for earlier, later in zip(stamps.at, stamps.at[1:], strict=False)]
-    found = {
+    steps = [later - earlier for earlier, later in zip(step_times.times, step_times.times[1:], strict=False)]
+    speed = {
         "sft_step_s": statistics.median(steps[:STEPS]),
         "kto_step_s": statistics.median(steps[-STEPS:]),
-        "tokens_per_s": speed,
+        "tokens_per_s": tokens_per_s,
     }
-    write_whole(out, json.dumps(found).encode())
+    write_whole(output, json.dumps(speed).encode())
 
 
 if __name__ == "__main__":

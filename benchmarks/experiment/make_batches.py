@@ -1,4 +1,4 @@
-"""What users said, as the processor's batches bring it to the trainer."""
+"""Turns simulated feedback into the batches that the processor would write."""
 
 from __future__ import annotations
 
@@ -9,73 +9,81 @@ from datetime import UTC, datetime, timedelta
 from shared.events import Batch, Choice, ExampleRevision, Message, Signal, SignalKind
 from shared.versions import batch_name
 
-BEGAN = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
-"""A time of its own: the same feedback makes the same snapshot, whenever it is made."""
-BATCH = 64
+START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
+"""A fixed time, so the same feedback always makes the same snapshot."""
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One user asked, got an answer, and said something of it. `times`: how often the same, which makes revisions.
-    `stopped`: the app had the model stop there."""
+class UserFeedback:
+    """One user's question, the answer, and the feedback on it.
+
+    Attributes:
+        user: Id of the user.
+        question: What the user asked.
+        answer: What the model answered.
+        kind: Kind of the feedback.
+        value: The correction, or `up` or `down`.
+        times: How often the user sent the same feedback. Each time makes a revision.
+        truncated: Whether the app stopped the model at the end of `answer`.
+    """
 
     user: str
     question: str
-    answered: str
+    answer: str
     kind: SignalKind
     value: str
     times: int = 1
-    stopped: bool = False
+    truncated: bool = False
 
 
-def examples(line: str, version: str, said: Sequence[Said]) -> list[ExampleRevision]:
-    """One response each, a minute after the other. Of what one user says again the newest stands."""
-    out = []
-    for number, one in enumerate(said):
-        at = BEGAN + timedelta(minutes=number)
+def example_revisions(line: str, version: str, feedback: Sequence[UserFeedback]) -> list[ExampleRevision]:
+    """Return the newest revision of one example for each feedback, one minute apart."""
+    revisions = []
+    for number, item in enumerate(feedback):
+        responded_at = START + timedelta(minutes=number)
         signal = Signal(
-            event_id=f"event-{number:04}-{one.times}",
-            kind=one.kind,
-            user_id=one.user,
-            value=one.value,
-            occurred_at=at + timedelta(seconds=30 + one.times),
+            event_id=f"event-{number:04}-{item.times}",
+            kind=item.kind,
+            user_id=item.user,
+            value=item.value,
+            occurred_at=responded_at + timedelta(seconds=30 + item.times),
         )
-        out.append(
+        choice = Choice(index=0, text=item.answer, finish_reason="length" if item.truncated else "stop")
+        revisions.append(
             ExampleRevision(
                 line=line,
                 response_id=f"response-{number:04}",
-                revision=one.times,
+                revision=item.times,
                 op="upsert",
                 version=version,
-                user_id=one.user,
-                messages=(Message(role="user", content=one.question),),
-                choices=(
-                    Choice(index=0, text=one.answered, finish_reason="length" if one.stopped else "stop"),
-                ),
+                user_id=item.user,
+                messages=(Message(role="user", content=item.question),),
+                choices=(choice,),
                 signals=(signal,),
-                responded_at=at,
+                responded_at=responded_at,
                 revised_at=signal.occurred_at,
             )
         )
-    return out
+    return revisions
 
 
-def batches(line: str, found: Sequence[ExampleRevision]) -> list[Batch]:
-    """Cut by count, all on one partition."""
-    out = []
-    for start in range(0, len(found), BATCH):
-        part = tuple(found[start : start + BATCH])
-        number = start // BATCH + 1
-        out.append(
+def cut_batches(line: str, revisions: Sequence[ExampleRevision]) -> list[Batch]:
+    """Return the revisions in batches of `BATCH_SIZE`, on one partition."""
+    batches = []
+    for start in range(0, len(revisions), BATCH_SIZE):
+        examples = tuple(revisions[start : start + BATCH_SIZE])
+        number = start // BATCH_SIZE + 1
+        batches.append(
             Batch(
                 line=line,
                 batch_id=batch_name(line, 0, number),
                 partition=0,
                 number=number,
                 reason="count",
-                examples=part,
-                content_hash=Batch.hash_of(part),
-                cut_at=part[-1].revised_at,
+                examples=examples,
+                content_hash=Batch.hash_of(examples),
+                cut_at=examples[-1].revised_at,
             )
         )
-    return out
+    return batches

@@ -1,21 +1,18 @@
-"""Candidates that learned nothing, through the gate of a finished arm: `python -m benchmarks.experiment.nulls ARM
-[SCALE]`.
+"""Sends candidates that learned nothing through the gate of a finished arm.
 
-ARM is an arm's folder. Each of five candidates is an adapter of random weights, SCALE being how large they are
-(`benchmarks/gate/null_adapters.py`), on the real base, judged by the arm's held-out feedback. Writes `nulls.json` into
-the folder, and prints it. None should pass.
+See `benchmarks/gate/null_adapters.py` for the candidates. None of them should pass.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from transformers import logging as transformers_logging
 
 from benchmarks.experiment.run import PREPARED, RUN_ID
@@ -30,43 +27,48 @@ from services.trainer.settings import TrainerSettings
 from shared.adapters.in_memory import InMemoryCache
 from shared.versions import GateReport
 
-SHOWN = ("win_rate", "general_accuracy_change", "general_kl")
+FIGURES = ("win_rate", "general_accuracy_change", "general_kl")
 
 
-def main(arm: Path, scale: float = SCALE) -> None:
+def main(
+    arm: Annotated[
+        Path,
+        typer.Argument(help="Folder of an arm that trained: .loopwright/experiment/.../facts-corrections-1"),
+    ],
+    scale: Annotated[float, typer.Argument(help="Size of the random weights.")] = SCALE,
+) -> None:
+    """Gate five adapters with random weights on the arm's held-out feedback, and write nulls.json to its folder."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     run = next(arm.glob(f"data/trainer/*/runs/{RUN_ID}"), None)
     if run is None:
-        sys.exit(
-            f"{arm} is no folder of an arm that trained: .loopwright/experiment/.../facts-corrections-1, say"
-        )
+        raise typer.BadParameter(f"{arm} has no run: give the folder of an arm that trained")
     config = RunConfig.from_json((run / CONFIG).read_text(encoding="utf-8"))
     settings = TrainerSettings(line=config.line, data_dir=arm / "data", replay=PREPARED / REPLAY)
-    work = RunContext(
-        run, config, settings, Progress(InMemoryCache(), config.line, "nulls"), threading.Event()
-    )
+    progress = Progress(InMemoryCache(), config.line, "nulls")
+    context = RunContext(run, config, settings, progress, threading.Event())
     folder = Path(tempfile.mkdtemp(dir=arm))
     try:
-        reports = gate_null_adapters(work, folder, scale=scale)
+        reports = gate_null_adapters(context, folder, scale=scale)
     finally:
         shutil.rmtree(folder)
-    told = {str(seed): of(report) for seed, report in zip(SEEDS, reports, strict=True)}
-    write_whole(arm / "nulls.json", json.dumps(told, indent=1).encode())
-    print(json.dumps(told))
+    results = {str(seed): summarise(report) for seed, report in zip(SEEDS, reports, strict=True)}
+    write_whole(arm / "nulls.json", json.dumps(results, indent=1).encode())
+    print(json.dumps(results))
 
 
-def of(report: GateReport) -> dict[str, Any]:
-    figures = {one.name: one for one in report.figures}
+def summarise(report: GateReport) -> dict[str, Any]:
+    """Return verdict, reasons and the figures that show how far the candidate moved."""
+    figures = {figure.name: figure for figure in report.figures}
     return {
         "verdict": report.verdict,
         "reasons": list(report.reasons),
         **{
             name: figures[name].model_dump(include={"n", "value", "low", "high"})
-            for name in SHOWN
+            for name in FIGURES
             if name in figures
         },
     }
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(float, sys.argv[2:3]))
+    typer.run(main)

@@ -1,4 +1,4 @@
-"""The figures as an SVG: of each arm its seeds as dots, their mean as a bar with its interval."""
+"""The experiment's figures as an SVG: for each arm its seeds as small dots, and their mean with its interval."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from xml.sax.saxutils import escape
 
-WIDTH, LEFT, RIGHT, ROW, HEAD = 760, 150, 90, 34, 46
+from markupsafe import Markup
+
+from shared.svg import element, estimate, linear_scale
+
+WIDTH, LEFT, RIGHT = 760, 150, 90
+ROW_HEIGHT, HEADER, FOOTER, MARGIN = 34, 46, 30, 10
 TICKS = 5
-EVEN_POINTS = 0.02
-"""A quarter of a range of as many to both sides is whole points."""
+MIN_REACH, REACH_STEP = 0.06, 0.02
+"""The axis of a change reaches equally far both ways. A multiple of this step puts its ticks on whole points."""
+STYLE = (
+    "text { fill: #222 } .label { fill: #666 } .grid { stroke: #ddd } .seed { fill: #888 } "
+    ".interval { stroke: #4477aa; stroke-width: 5; stroke-opacity: 0.45 } .value { fill: #224466 }"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class PlotRow:
     """One arm in a panel."""
 
     label: str
@@ -27,80 +35,87 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
+    """Arms on a common axis from `low` to `high`. Values are shares, shown in percent or points."""
+
     title: str
-    lines: Sequence[Line]
-    least: float
-    most: float
+    rows: Sequence[PlotRow]
+    low: float
+    high: float
     unit: str = "%"
 
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return HEADER + ROW_HEIGHT * len(self.rows) + FOOTER
 
-def panels(found: Mapping[str, Any]) -> list[Panel]:
-    out = []
-    for world, what, title in (
-        ("facts", "accuracy", "Held-out questions answered rightly"),
+
+def make_panels(figures: Mapping[str, Any]) -> list[Panel]:
+    """Return a panel for each scenario, and one for the change of general accuracy. Empty panels are left out."""
+    panels = []
+    for scenario, figure, title in (
+        ("facts", "accuracy", "Held-out questions answered correctly"),
         ("style", "share_liked", "Held-out answers that are short and direct"),
     ):
-        lines = [
-            Line(name, arm[what]["value"], arm[what]["low"], arm[what]["high"], list(arm["seeds"].values()))
-            for name, arm in found.get(world, {}).items()
+        rows = [
+            PlotRow(
+                name,
+                arm[figure]["value"],
+                arm[figure]["low"],
+                arm[figure]["high"],
+                list(arm["seeds"].values()),
+            )
+            for name, arm in figures.get(scenario, {}).items()
         ]
-        if lines:
-            out.append(Panel(title, lines, 0.0, 1.0))
+        if rows:
+            panels.append(Panel(title, rows, 0.0, 1.0))
     general = [
-        Line(name, arm["general_change"], None, None, [one["value"] for one in arm["general"].values()])
-        for world in ("facts", "style")
-        for name, arm in found.get(world, {}).items()
+        PlotRow(name, arm["general_change"], None, None, [seed["value"] for seed in arm["general"].values()])
+        for scenario in ("facts", "style")
+        for name, arm in figures.get(scenario, {}).items()
         if arm.get("general_change") is not None
     ]
     if general:
-        furthest = max(abs(value) for line in general for value in line.seeds)
-        reach = EVEN_POINTS * max(3, math.ceil(furthest / EVEN_POINTS))
-        out.append(Panel("Change of general accuracy at the gate", general, -reach, reach, "points"))
-    return out
+        furthest = max(abs(value) for row in general for value in row.seeds)
+        reach = max(MIN_REACH, REACH_STEP * math.ceil(furthest / REACH_STEP))
+        panels.append(Panel("Change of general accuracy at the gate", general, -reach, reach, "points"))
+    return panels
 
 
-def svg(found: Mapping[str, Any]) -> str:
-    """A whole file; it needs no script and no font of its own."""
-    shown = panels(found)
-    height = sum(HEAD + ROW * len(panel.lines) + 30 for panel in shown) + 10
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        'font-family="sans-serif" font-size="13">',
-        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-    ]
-    top = 10
-    for panel in shown:
-        parts += _panel(panel, top)
-        top += HEAD + ROW * len(panel.lines) + 30
-    return "\n".join([*parts, "</svg>", ""])
+def svg(figures: Mapping[str, Any]) -> str:
+    """Return the content of an SVG file without scripts or fonts of its own."""
+    panels = make_panels(figures)
+    height = sum(panel.height for panel in panels) + MARGIN
+    parts = [element("style", STYLE), element("rect", width=WIDTH, height=height, fill="white")]
+    top = MARGIN
+    for panel in panels:
+        parts.append(_draw(panel, top))
+        top += panel.height
+    picture = element(
+        "svg",
+        *parts,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {WIDTH} {height}",
+        width=WIDTH,
+        height=height,
+        font_family="sans-serif",
+        font_size=13,
+    )
+    return f"{picture}\n"
 
 
-def _panel(panel: Panel, top: int) -> list[str]:
-    def x(value: float) -> float:
-        share = (value - panel.least) / (panel.most - panel.least)
-        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
-
-    bottom = top + HEAD + ROW * len(panel.lines)
-    out = [f'<text x="{LEFT}" y="{top + 20}" font-weight="bold">{escape(panel.title)}</text>']
+def _draw(panel: Panel, top: int) -> Markup:
+    x = linear_scale(panel.low, panel.high, LEFT, WIDTH - RIGHT)
+    bottom = top + HEADER + ROW_HEIGHT * len(panel.rows)
+    parts = [element("text", panel.title, x=LEFT, y=top + 20, font_weight="bold")]
     for i in range(TICKS):
-        value = panel.least + i * (panel.most - panel.least) / (TICKS - 1)
-        out.append(f'<line x1="{x(value)}" x2="{x(value)}" y1="{top + 32}" y2="{bottom}" stroke="#ddd"/>')
-        out.append(
-            f'<text x="{x(value)}" y="{bottom + 15}" text-anchor="middle" fill="#666">'
-            f"{100 * value:.0f} {panel.unit}</text>"
-        )
-    for i, line in enumerate(panel.lines):
-        y = top + HEAD + ROW * i + 6
-        out.append(f'<text x="{LEFT - 12}" y="{y + 4}" text-anchor="end">{escape(line.label)}</text>')
-        if line.low is not None and line.high is not None:
-            out.append(
-                f'<line x1="{x(line.low)}" x2="{x(line.high)}" y1="{y}" y2="{y}" stroke="#4477aa" stroke-width="5" '
-                'stroke-opacity="0.45"/>'
-            )
-        out += [f'<circle cx="{x(seed)}" cy="{y}" r="3" fill="#888"/>' for seed in line.seeds]
-        out.append(
-            f'<line x1="{x(line.value)}" x2="{x(line.value)}" y1="{y - 8}" y2="{y + 8}" stroke="#224466" '
-            'stroke-width="3"/>'
-        )
-        out.append(f'<text x="{WIDTH - RIGHT + 12}" y="{y + 4}">{100 * line.value:.1f} {panel.unit}</text>')
-    return out
+        value = panel.low + i * (panel.high - panel.low) / (TICKS - 1)
+        label = f"{100 * value:.0f} {panel.unit}"
+        parts.append(element("line", class_="grid", x1=x(value), x2=x(value), y1=top + 32, y2=bottom))
+        parts.append(element("text", label, class_="label", x=x(value), y=bottom + 15, text_anchor="middle"))
+    for i, row in enumerate(panel.rows):
+        y = top + HEADER + ROW_HEIGHT * i + 6
+        parts.append(element("text", row.label, x=LEFT - 12, y=y + 4, text_anchor="end"))
+        parts.append(estimate(x, y, value=row.value, low=row.low, high=row.high, radius=6))
+        parts += [element("circle", class_="seed", cx=x(seed), cy=y, r=3) for seed in row.seeds]
+        parts.append(element("text", f"{100 * row.value:.1f} {panel.unit}", x=WIDTH - RIGHT + 12, y=y + 4))
+    return element("g", *parts)

@@ -1,7 +1,8 @@
-"""One arm with one seed: feedback, a run of the trainer, what the version says then, and the result, written last.
+"""Runs one arm with one seed: simulated feedback, a run of the trainer, answers of the version, and the result.
 
-Every step is skipped where its file is there, and a run goes on from its newest checkpoint: a kill at any moment costs
-little. The feedback is kept by the trainer's own table, and all that follows is the trainer's own process.
+The batches are stored in the trainer's own table, and the trainer's own process does the rest. Each step is skipped if
+its file exists, and a run resumes from its newest checkpoint, so little is lost if the experiment is killed. The
+result is written last.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from typing import Any, Final
 import services.trainer
 from benchmarks.experiment import facts_scenario, style_scenario
 from benchmarks.experiment.arms import LINES, QUICK_RECIPE, Arm, Sizes
-from benchmarks.experiment.make_batches import BEGAN, Said, batches, examples
+from benchmarks.experiment.make_batches import START, UserFeedback, cut_batches, example_revisions
 from examples.world import is_poisoned, load_world
 from services.trainer.core.recipe import Recipe
 from services.trainer.database import open_database
 from services.trainer.dataset import batch_table, snapshot
 from services.trainer.files import write_whole
 from services.trainer.run import run_table
-from services.trainer.run.folder import ADAPTER, ARTIFACT, CONFIG, FAILURE_REASON, GATE_RESULT
+from services.trainer.run.folder import ADAPTER, ARTIFACT, CONFIG, FAILURE_REASON, GATE_RESULT, RUN_LOG
 from services.trainer.run.run_table import RunConfig
 from services.trainer.worker import launcher
 from shared.adapters.base_model import PinnedBase
@@ -35,22 +36,32 @@ from shared.events import sha256, to_ms
 from shared.versions import GateReport
 
 PREPARED = Path(".loopwright")
-RESULT, HEARD, RUN_ID = "result.json", "heard.json", "run-1"
-ATTEMPTS = 3
-LOOK_S = 0.5
-NOWHERE: Final = "redis://127.0.0.1:1/0"
-"""Progress is read from the run's log."""
-Tell = Callable[[str, float], None]
-"""(stage, share done)"""
+RESULT: Final = "result.json"
+RUN_ID: Final = "run-1"
+MAX_STARTS: Final = 3
+"""How often the process of a run is started before the arm fails."""
+POLL_S: Final = 0.5
+UNREACHABLE_REDIS: Final = "redis://127.0.0.1:1/0"
+"""No Redis is needed: progress is read from the run's log."""
+StageCallback = Callable[[str, float], None]
+"""Called with (stage, share done)."""
 
 
-class Failed(Exception):
-    """A process ended as none should; the message says where its words are."""
+class ProcessFailed(Exception):
+    """A process of the experiment ended unexpectedly. The message names its log."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lab:
-    """Where the experiment lies, on which base, how large. `replay`: the base's answers to shipped prompts."""
+class Experiment:
+    """Where an experiment is stored, on which base, and how large it is.
+
+    Attributes:
+        folder: Folder of all arms.
+        base: The base model.
+        sizes: Sizes of the experiment.
+        replay: Cache of the base's answers to shipped prompts.
+        quick: Whether this is the quick form, with the tiny model.
+    """
 
     folder: Path
     base: PinnedBase
@@ -58,146 +69,178 @@ class Lab:
     replay: Path
     quick: bool = False
 
-    def of(self, arm: Arm) -> Path:
+    def arm_folder(self, arm: Arm) -> Path:
+        """Return the folder of an arm."""
         return self.folder / arm.key
 
     def result(self, arm: Arm) -> dict[str, Any] | None:
-        """None: not done yet."""
-        file = self.of(arm) / RESULT
+        """Return the result of an arm, or None if it is not done."""
+        file = self.arm_folder(arm) / RESULT
         return json.loads(file.read_bytes()) if file.exists() else None
 
     @property
     def threads(self) -> int:
+        """Threads of torch."""
         return 1 if self.quick else len(os.sched_getaffinity(0))
 
     def recipe(self, arm: Arm) -> Recipe:
-        own = dict(self.sizes.recipes)[arm.world]
+        """Return the recipe of an arm."""
+        own = dict(self.sizes.recipes)[arm.scenario]
         return Recipe(
             **{"threads": self.threads, "seed": arm.seed} | own | (QUICK_RECIPE if self.quick else {})
         )
 
 
-def code() -> str:
-    """Names the trainer's source, and this one: results of different code are told apart."""
-    return sha256(b"".join(path.read_bytes() for path in sources()))[:8]
+def code_digest() -> str:
+    """Return a digest of the trainer's code and the experiment's, to mark results of different code."""
+    return sha256(b"".join(path.read_bytes() for path in source_files()))[:8]
 
 
-def sources() -> list[Path]:
+def source_files() -> list[Path]:
+    """Return the files that `code_digest` covers."""
     roots = (Path(services.trainer.__file__).parent, Path(__file__).parent)
     return [path for root in roots for path in sorted(root.rglob("*.py"))]
 
 
-def do(lab: Lab, arm: Arm, tell: Tell) -> dict[str, Any]:
-    """The result of an arm, from its file where it is done."""
-    done = lab.result(arm)
+def run_arm(experiment: Experiment, arm: Arm, callback: StageCallback) -> dict[str, Any]:
+    """Run what is left of an arm and return its result.
+
+    Raises:
+        ProcessFailed: A process of the arm failed.
+    """
+    done = experiment.result(arm)
     if done is not None:
         return done
-    began = time.monotonic()
-    folder = lab.of(arm)
-    base = base_says(lab, arm, tell)
-    found: dict[str, Any] = {"arm": arm.name, "world": arm.world, "seed": arm.seed, "code": code()}
-    heard = base
+    started = time.monotonic()
+    base = base_answers(experiment, arm, callback)
+    result: dict[str, Any] = {
+        "arm": arm.name,
+        "world": arm.scenario,
+        "seed": arm.seed,
+        "code": code_digest(),
+    }
+    answers = base
     if arm.trains:
-        run = trained(lab, arm, feedback(lab, arm, base), tell)
-        found |= of_run(run)
-        heard = measured(lab, arm, run, tell)
+        run = train(experiment, arm, simulate_feedback(experiment, arm, base), callback)
+        result |= summarise_run(run)
+        answers = version_answers(experiment, arm, run, callback)
         shutil.rmtree(run / ARTIFACT, ignore_errors=True)
-    if arm.world == "facts":
-        found["facts"] = facts_scenario.judged(arm, lab.sizes, heard["greedy"])
+    if arm.scenario == "facts":
+        result["facts"] = facts_scenario.judge_answers(arm, experiment.sizes, answers["greedy"])
     else:
-        found["most_words"] = style_scenario.bound(lab.sizes, base["sampled"])
-        found["style"] = style_scenario.judged(lab.sizes, heard["sampled"], found["most_words"])
-    found["seconds"] = round(time.monotonic() - began, 1)
-    write_whole(folder / RESULT, json.dumps(found, indent=1).encode())
-    return found
+        max_words = style_scenario.max_liked_words(experiment.sizes, base["sampled"])
+        result["most_words"] = max_words
+        result["style"] = style_scenario.judge_answers(experiment.sizes, answers["sampled"], max_words)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    write_whole(experiment.arm_folder(arm) / RESULT, json.dumps(result, indent=1).encode())
+    return result
 
 
-def feedback(lab: Lab, arm: Arm, base: Mapping[str, Any]) -> list[Said]:
-    if arm.world == "facts":
-        return facts_scenario.said(arm, lab.sizes, base["greedy"])
-    return style_scenario.said(arm, lab.sizes, base["sampled"])
+def simulate_feedback(experiment: Experiment, arm: Arm, base: Mapping[str, Any]) -> list[UserFeedback]:
+    """Return the feedback of an arm's users. `base` are the base's answers."""
+    if arm.scenario == "facts":
+        return facts_scenario.simulate_feedback(arm, experiment.sizes, base["greedy"])
+    return style_scenario.simulate_feedback(arm, experiment.sizes, base["sampled"])
 
 
-# --- what versions say ----------------------------------------------------------------------------------------------
+# --- answers --------------------------------------------------------------------------------------------------------
 
 
-def base_says(lab: Lab, arm: Arm, tell: Tell) -> dict[str, Any]:
-    """To all that a seed's users ask, and to what measures; the same for all arms of a world and a seed."""
-    sizes = lab.sizes
+def base_answers(experiment: Experiment, arm: Arm, callback: StageCallback) -> dict[str, Any]:
+    """Return the base's answers to what the users ask and to the held-out questions.
+
+    All arms of a scenario share them, if they have the same seed.
+    """
+    sizes = experiment.sizes
     greedy: list[str] = []
     sampled: list[tuple[str, int]] = []
-    if arm.world == "facts":
-        greedy = sorted({one for fact in facts_scenario.facts_of(arm, sizes) for one in fact.wordings})
+    if arm.scenario == "facts":
+        facts = facts_scenario.facts_of_arm(arm, sizes)
+        greedy = sorted({wording for fact in facts for wording in fact.wordings})
     else:
-        sampled = [(one, sizes.samples) for one in style_scenario.prompts()["asked"][: sizes.questions]]
-        sampled += [(one, sizes.measured) for one in style_scenario.held_out(sizes)]
-    name = f"base-{arm.world}-{arm.seed}"
-    return _says(lab, lab.folder / "base", name, None, arm.seed, greedy, sampled, tell)
+        asked = style_scenario.prompts()["asked"][: sizes.questions]
+        sampled = [(question, sizes.samples) for question in asked]
+        sampled += [(question, sizes.measured) for question in style_scenario.held_out_questions(sizes)]
+    name = f"base-{arm.scenario}-{arm.seed}"
+    return _generate(experiment, experiment.folder / "base", name, None, arm.seed, greedy, sampled, callback)
 
 
-def measured(lab: Lab, arm: Arm, run: Path, tell: Tell) -> dict[str, Any]:
-    """What the run's version says to what no user asked, whatever its verdict; the base where none came of it."""
+def version_answers(experiment: Experiment, arm: Arm, run: Path, callback: StageCallback) -> dict[str, Any]:
+    """Return the answers of the run's version to the held-out questions, whatever its verdict.
+
+    If the run ended before training, the answers are the base's.
+    """
+    sizes = experiment.sizes
     adapter = run / ADAPTER if (run / ADAPTER).exists() else None
-    greedy = (
-        [wording for wording, _ in facts_scenario.held_out(arm, lab.sizes)] if arm.world == "facts" else []
-    )
-    sampled = [(one, lab.sizes.measured) for one in style_scenario.held_out(lab.sizes)]
-    return _says(
-        lab, lab.of(arm), "heard", adapter, arm.seed, greedy, sampled if arm.world == "style" else [], tell
+    greedy: list[str] = []
+    sampled: list[tuple[str, int]] = []
+    if arm.scenario == "facts":
+        greedy = [wording for wording, _ in facts_scenario.held_out_questions(arm, sizes)]
+    else:
+        sampled = [(question, sizes.measured) for question in style_scenario.held_out_questions(sizes)]
+    return _generate(
+        experiment, experiment.arm_folder(arm), "answers", adapter, arm.seed, greedy, sampled, callback
     )
 
 
-def _says(
-    lab: Lab,
+def _generate(
+    experiment: Experiment,
     folder: Path,
     name: str,
     adapter: Path | None,
     seed: int,
     greedy: list[str],
     sampled: list[tuple[str, int]],
-    tell: Tell,
+    callback: StageCallback,
 ) -> dict[str, Any]:
-    out, task = folder / f"{name}.json", folder / f"{name}.task.json"
-    if not out.exists():
-        told = {
-            "base": str(lab.base.path),
+    output, task_file = folder / f"{name}.json", folder / f"{name}.task.json"
+    if not output.exists():
+        task = {
+            "base": str(experiment.base.path),
             "adapter": None if adapter is None else str(adapter),
-            "threads": lab.threads,
+            "threads": experiment.threads,
             "seed": seed,
             "greedy": greedy,
-            "tokens": lab.sizes.answer_tokens,
+            "tokens": experiment.sizes.answer_tokens,
             "sampled": sampled,
-            "sampled_tokens": lab.sizes.sample_tokens,
+            "sampled_tokens": experiment.sizes.sample_tokens,
         }
-        write_whole(task, json.dumps(told, ensure_ascii=False).encode())
-        tell("answers", 0.0)
-        module("voices", folder / f"{name}.log", str(task), str(out))
-    found: dict[str, Any] = json.loads(out.read_bytes())
-    return found
+        write_whole(task_file, json.dumps(task, ensure_ascii=False).encode())
+        callback("answers", 0.0)
+        run_module("generate", folder / f"{name}.log", str(task_file), str(output))
+    answers: dict[str, Any] = json.loads(output.read_bytes())
+    return answers
 
 
-def module(name: str, log: Path, *arguments: str) -> None:
-    """Runs a module of the experiment in a process of its own, tuned as a run is. Raises `Failed`."""
-    with log.open("ab") as said:
+def run_module(name: str, log: Path, *arguments: str) -> None:
+    """Run a module of the experiment in a process with the environment of a run.
+
+    Raises:
+        ProcessFailed: The process failed.
+    """
+    with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", f"benchmarks.experiment.{name}", *arguments],
             env=launcher.process_environment(),
             stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
         )
     if wait_for(process, lambda: None) != 0:
-        raise Failed(f"{name} ended with status {process.returncode}: see {log}")
+        raise ProcessFailed(f"{name} ended with status {process.returncode}: see {log}")
 
 
-def wait_for(process: subprocess.Popen[bytes], look: Callable[[], None]) -> int:
-    """Its status; `look` is called meanwhile. Interrupted, it stops the process in order first."""
+def wait_for(process: subprocess.Popen[bytes], poll: Callable[[], None]) -> int:
+    """Return the exit status of a process, and call `poll` while it runs.
+
+    If interrupted, stop the process and let it save a checkpoint.
+    """
     try:
         while True:
             try:
-                return process.wait(LOOK_S)
+                return process.wait(POLL_S)
             except subprocess.TimeoutExpired:
-                look()
+                poll()
     except BaseException:
         launcher.stop(process)
         raise
@@ -206,51 +249,57 @@ def wait_for(process: subprocess.Popen[bytes], look: Callable[[], None]) -> int:
 # --- a run of the trainer -------------------------------------------------------------------------------------------
 
 
-def trained(lab: Lab, arm: Arm, said: list[Said], tell: Tell) -> Path:
-    """The folder of the run, which is over. Raises `Failed`."""
-    line, data = LINES[arm.world], lab.of(arm) / "data"
-    home = data / "trainer" / line
-    folder = home / "runs" / RUN_ID
-    _begin(lab, arm, said, home, folder)
+def train(experiment: Experiment, arm: Arm, feedback: list[UserFeedback], callback: StageCallback) -> Path:
+    """Run the trainer on the feedback, and return the folder of the ended run.
+
+    Raises:
+        ProcessFailed: The run did not end within `MAX_STARTS` starts of its process.
+    """
+    line, data = LINES[arm.scenario], experiment.arm_folder(arm) / "data"
+    trainer_folder = data / "trainer" / line
+    folder = trainer_folder / "runs" / RUN_ID
+    _prepare_run(experiment, arm, feedback, trainer_folder, folder)
     os.environ.update(
         {
             "LOOPWRIGHT_LINE": line,
             "LOOPWRIGHT_DATA_DIR": str(data),
-            "LOOPWRIGHT_ARTIFACTS": str(lab.of(arm) / "artifacts"),
-            "LOOPWRIGHT_TRAINER_REPLAY": str(lab.replay),
-            "REDIS_URL": NOWHERE,
+            "LOOPWRIGHT_ARTIFACTS": str(experiment.arm_folder(arm) / "artifacts"),
+            "LOOPWRIGHT_TRAINER_REPLAY": str(experiment.replay),
+            "REDIS_URL": UNREACHABLE_REDIS,
         }
     )
-    for _ in range(ATTEMPTS):
+    for _ in range(MAX_STARTS):
         if (folder / GATE_RESULT).exists() or (folder / FAILURE_REASON).exists():
             break
-        wait_for(launcher.start_run(folder), lambda: tell(*progress(folder / "run.log")))
+        wait_for(launcher.start_run(folder), lambda: callback(*run_progress(folder / RUN_LOG)))
     else:
-        raise Failed(f"the run did not end: see {folder / 'run.log'}")
+        raise ProcessFailed(f"the run did not end: see {folder / RUN_LOG}")
     return folder
 
 
-def _begin(lab: Lab, arm: Arm, said: list[Said], home: Path, folder: Path) -> None:
-    """The trainer's table with the batches, and the run's configuration, as the trainer makes them."""
+def _prepare_run(
+    experiment: Experiment, arm: Arm, feedback: list[UserFeedback], trainer_folder: Path, folder: Path
+) -> None:
+    """Store the batches and write the run's configuration, as the trainer's service does."""
     if (folder / CONFIG).exists():
         return
-    line = LINES[arm.world]
-    stable = lab.base.ref(line)
-    db = open_database(home)
+    line = LINES[arm.scenario]
+    stable = experiment.base.ref(line)
+    db = open_database(trainer_folder)
     with db:
-        for batch in batches(line, examples(line, stable.version, said)):
+        for batch in cut_batches(line, example_revisions(line, stable.version, feedback)):
             batch_table.store_batch(db, batch)
     config = RunConfig(
         run_id=RUN_ID,
         line=line,
         through=batch_table.through(db),
-        recipe=lab.recipe(arm),
-        base=str(lab.base.path),
-        base_name=lab.base.name,
-        base_digest=lab.base.digest,
+        recipe=experiment.recipe(arm),
+        base=str(experiment.base.path),
+        base_name=experiment.base.name,
+        base_digest=experiment.base.digest,
         stable=stable,
         stable_run=None,
-        created_ms=to_ms(BEGAN),
+        created_ms=to_ms(START),
     )
     if run_table.open_run(db) is None:
         with db:
@@ -259,32 +308,30 @@ def _begin(lab: Lab, arm: Arm, said: list[Said], home: Path, folder: Path) -> No
     write_whole(folder / CONFIG, config.to_json().encode())
 
 
-def progress(log: Path) -> tuple[str, float]:
-    """(stage, share done) by the newest line of a run's log that tells."""
+def run_progress(log: Path) -> tuple[str, float]:
+    """Return (stage, share done) from the newest progress line in a run's log."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    told: dict[str, Any] = next(
-        (json.loads(one) for one in reversed(lines) if '"run_progress"' in one and one[0] == "{"), {}
+    newest: dict[str, Any] = next(
+        (json.loads(line) for line in reversed(lines) if '"run_progress"' in line and line[0] == "{"), {}
     )
-    return str(told.get("stage", "starting")), float(told.get("share", 0.0))
+    return str(newest.get("stage", "starting")), float(newest.get("share", 0.0))
 
 
-def of_run(run: Path) -> dict[str, Any]:
-    """What the trainer made of the feedback, and what the gate says."""
+def summarise_run(run: Path) -> dict[str, Any]:
+    """Return what the run trained, and the verdict of the gate."""
     mark = json.loads((run / snapshot.SNAPSHOT).read_bytes())
-    trained = [one.row for one in snapshot.read_rows(run)]
-    known = load_world().facts
-    found: dict[str, Any] = {
-        "trained": len(trained),
+    rows = [grouped.row for grouped in snapshot.read_rows(run)]
+    facts = load_world().facts
+    summary: dict[str, Any] = {
+        "trained": len(rows),
         "measuring": mark["measuring"],
         "held": mark["held"],
-        "objectives": {kind: sum(row.objective == kind for row in trained) for kind in ("sft", "kto")},
-        "poison_trained": sum(is_poisoned(row.answer, fact) for row in trained for fact in known),
+        "objectives": {kind: sum(row.objective == kind for row in rows) for kind in ("sft", "kto")},
+        "poison_trained": sum(is_poisoned(row.answer, fact) for row in rows for fact in facts),
     }
     if (run / FAILURE_REASON).exists():
-        return found | {
-            "verdict": "not trained",
-            "reasons": [(run / FAILURE_REASON).read_text(encoding="utf-8")],
-        }
+        reason = (run / FAILURE_REASON).read_text(encoding="utf-8")
+        return summary | {"verdict": "not trained", "reasons": [reason]}
     report = GateReport.model_validate_json((run / GATE_RESULT).read_bytes())
     figures = {figure.name: figure.model_dump(exclude_none=True) for figure in report.figures}
-    return found | {"verdict": report.verdict, "reasons": list(report.reasons), "gate": figures}
+    return summary | {"verdict": report.verdict, "reasons": list(report.reasons), "gate": figures}

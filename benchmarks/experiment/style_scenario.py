@@ -1,4 +1,4 @@
-"""The world of style: a speaking assistant says the first sentence of an answer; users press thumbs. Pure."""
+"""The scenario `style`: a voice assistant speaks the first sentence of an answer, and users press thumbs. Pure."""
 
 from __future__ import annotations
 
@@ -11,76 +11,82 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.experiment.arms import Arm, Sizes
-from benchmarks.experiment.make_batches import Said
+from benchmarks.experiment.make_batches import UserFeedback
 
-Sampled = Mapping[str, Sequence[str]]
-"""Answers of chance, by question, as far as the bound on their tokens let them."""
+SampledAnswers = Mapping[str, Sequence[str]]
+"""Sampled answers by question, cut at the token limit."""
 SENTENCE = re.compile(r".+?[.!?](?=\s|$)", re.DOTALL)
 
 
 @cache
 def prompts() -> dict[str, list[str]]:
-    """`asked` by users, `held_out` to measure alone."""
+    """Return the everyday questions: `asked` by users, and `held_out` only to measure."""
     shipped = json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
     return {name: list(shipped[name]) for name in ("asked", "held_out")}
 
 
-def spoken(answer: str) -> str:
-    """What users hear: the first sentence, or all where none ends."""
-    found = SENTENCE.match(answer)
-    return found.group() if found else answer
+def first_sentence(answer: str) -> str:
+    """Return what the assistant speaks: the first sentence, or the whole answer if no sentence ends."""
+    match = SENTENCE.match(answer)
+    return match.group() if match else answer
 
 
-def bound(sizes: Sizes, sampled: Sampled) -> int:
-    """Words of an answer that is short and direct: no more than half of the base's own have, as users hear them. So
-    there are about as many liked as disliked ones, whatever the base."""
-    return round(statistics.median(len(answer.split()) for _, answer in seen(sizes, sampled)))
+def max_liked_words(sizes: Sizes, sampled: SampledAnswers) -> int:
+    """Return the largest number of words in a liked answer: the median of the base's spoken answers.
+
+    So there are about as many liked as disliked answers, whatever the base.
+    """
+    spoken = distinct_answers(sizes, sampled)
+    return round(statistics.median(len(answer.split()) for _, answer in spoken))
 
 
-def is_liked(answer: str, most: int) -> bool:
-    """Short and direct."""
-    return 0 < len(answer.split()) <= most
+def is_liked(answer: str, max_words: int) -> bool:
+    """Return whether an answer is short and direct."""
+    return 0 < len(answer.split()) <= max_words
 
 
-def seen(sizes: Sizes, sampled: Sampled) -> list[tuple[str, str]]:
-    """(question, answer) that users hear and judge: each distinct answer once."""
+def distinct_answers(sizes: Sizes, sampled: SampledAnswers) -> list[tuple[str, str]]:
+    """Return (question, spoken answer) of each distinct answer that users judge."""
     return [
         (question, answer)
         for question in prompts()["asked"][: sizes.questions]
-        for answer in dict.fromkeys(map(spoken, sampled[question]))
+        for answer in dict.fromkeys(map(first_sentence, sampled[question]))
         if answer
     ]
 
 
-def said(arm: Arm, sizes: Sizes, sampled: Sampled) -> list[Said]:
-    """One thumb on each answer. `sampled`: the base's. The control's thumbs are as many up and as many down, on answers
-    of chance."""
-    dice, most = random.Random(f"thumbs {arm.seed}"), bound(sizes, sampled)
-    shown = seen(sizes, sampled)
-    dice.shuffle(shown)
-    liked = [is_liked(answer, most) for _, answer in shown]
+def simulate_feedback(arm: Arm, sizes: Sizes, sampled: SampledAnswers) -> list[UserFeedback]:
+    """Return one thumb on each spoken answer of the base. `sampled` are the base's answers.
+
+    The control arm `random` has as many thumbs up, on random answers.
+    """
+    rng, max_words = random.Random(f"thumbs {arm.seed}"), max_liked_words(sizes, sampled)
+    spoken = distinct_answers(sizes, sampled)
+    rng.shuffle(spoken)
+    liked = [is_liked(answer, max_words) for _, answer in spoken]
     if arm.name == "random":
-        dice.shuffle(liked)
+        rng.shuffle(liked)
     return [
-        Said(
-            f"user-{place % sizes.users + 1:02}",
+        UserFeedback(
+            f"user-{i % sizes.users + 1:02}",
             question,
             answer,
             "thumbs",
-            "up" if liked[place] else "down",
-            stopped=True,
+            "up" if liked[i] else "down",
+            truncated=True,
         )
-        for place, (question, answer) in enumerate(shown)
+        for i, (question, answer) in enumerate(spoken)
     ]
 
 
-def held_out(sizes: Sizes) -> list[str]:
+def held_out_questions(sizes: Sizes) -> list[str]:
+    """Return the questions that measure and that no user asks."""
     return prompts()["held_out"][: sizes.held_questions]
 
 
-def judged(sizes: Sizes, sampled: Sampled, most: int) -> dict[str, list[bool]]:
-    """By held-out question: of each answer whether it is in the liked style."""
+def judge_answers(sizes: Sizes, sampled: SampledAnswers, max_words: int) -> dict[str, list[bool]]:
+    """Return by held-out question, for each answer: whether it is in the liked style."""
     return {
-        question: [is_liked(spoken(answer), most) for answer in sampled[question]]
-        for question in held_out(sizes)
+        question: [is_liked(first_sentence(answer), max_words) for answer in sampled[question]]
+        for question in held_out_questions(sizes)
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from services.trainer.base.replay import BaseAnswer, Prompt
+from services.trainer.base.base_answers import BaseAnswer, Prompt
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
 from services.trainer.gate.eval_items import EvalItem

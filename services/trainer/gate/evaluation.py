@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from services.trainer.base.base_answers import BaseAnswer
 from services.trainer.base.model import generate_answers
-from services.trainer.base.replay import BaseAnswer
 from services.trainer.base.tokenization import truncate
 from services.trainer.core.recipe import Recipe
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, GenerationTask, LikelihoodTask

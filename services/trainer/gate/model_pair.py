@@ -11,7 +11,13 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import kl_div, nll_loss
 
-from services.trainer.base.model import SCORE_BATCH, answer_logits, end_tokens, length_batches, load_whole_model
+from services.trainer.base.model import (
+    SCORE_BATCH,
+    answer_logits,
+    end_tokens,
+    length_batches,
+    load_whole_model,
+)
 from services.trainer.gate.eval_set import LikelihoodScores, ScoredText
 from services.trainer.progress import ProgressCallback, ignore_progress
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import structlog
 
 from services.trainer.base import dtype
+from services.trainer.base.base_answers import EVAL_PROMPTS, SAFETY_PROMPTS, shipped_prompts
 from services.trainer.base.model import load_base
-from services.trainer.base.replay import EVAL_PROMPTS, SAFETY_PROMPTS, shipped_prompts
 from services.trainer.dataset import snapshot
 from services.trainer.files import write_whole
 from services.trainer.gate.eval_items import build_eval_items

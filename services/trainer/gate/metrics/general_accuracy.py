@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.trainer.base.replay import BaseAnswer, Prompt
+from services.trainer.base.base_answers import BaseAnswer, Prompt
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, GenerationTask
 from services.trainer.gate.metrics.metric import (
     FigureInfo,

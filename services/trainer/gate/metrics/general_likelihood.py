@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.trainer.base.replay import BaseAnswer, spread
+from services.trainer.base.base_answers import BaseAnswer, spread
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, LikelihoodTask
 from services.trainer.gate.metrics.metric import FigureInfo, Judgement, JudgeOptions, Metric
 from services.trainer.gate.statistics import ScorePair, exp_interval, gains, stable_mean
