@@ -44,7 +44,7 @@ def test_stop_string_over_several_tokens_is_never_released() -> None:
     assert detokenizer.flush() == ""
 
 
-def test_prefix_of_a_stop_string_is_released_when_it_turns_out_not_to_be_one() -> None:
+def test_prefix_of_a_stop_string_is_released_once_it_is_ruled_out() -> None:
     assert pieces("ENvy EN", "END") == ["", "", "ENv", "y", " ", "", "", "EN"]
 
 
