@@ -1,4 +1,4 @@
-"""Batches, examples and a trainer over the log in memory, as the trainer's tests need them."""
+"""Factories of batches, examples and rows, and a trainer over a log in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.trainer.dataset.filters import GroupedRow, Row
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.dataset.snapshot import write as write_snapshot
 from services.trainer.files import write_whole
-from services.trainer.run.folder import ARTIFACT
+from services.trainer.run.folder import ADAPTER, ARTIFACT, GATE_RESULT, ExitCode
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.publish import SERVICE, VersionLog, transactional_id
@@ -52,7 +52,7 @@ def revision(
     messages: tuple[Message, ...] | None = None,
     asked_by: str | None = None,
 ) -> ExampleRevision:
-    """One response with one signal; the event is named after the response."""
+    """Return a revision of one response with one signal, whose event id is `e-<response_id>`."""
     signal = Signal(event_id=f"e-{response_id}", kind=kind, user_id=user, value=answer, occurred_at=NOW)
     return ExampleRevision(
         line=line,
@@ -69,10 +69,10 @@ def revision(
     )
 
 
-def ended(one: ExampleRevision, reason: str | None) -> ExampleRevision:
-    """The same, of an answer that ended so."""
-    return one.model_copy(
-        update={"choices": tuple(c.model_copy(update={"finish_reason": reason}) for c in one.choices)}
+def with_finish_reason(revision: ExampleRevision, reason: str | None) -> ExampleRevision:
+    """Return the revision with this finish reason of the answer."""
+    return revision.model_copy(
+        update={"choices": tuple(c.model_copy(update={"finish_reason": reason}) for c in revision.choices)}
     )
 
 
@@ -85,7 +85,8 @@ def batch(
     line: str = LINE,
     cut_at: datetime = NOW,
 ) -> Batch:
-    held = tuple(examples)
+    """Return a batch. One with `rewrite` > 0 is a rewrite after an erasure."""
+    contents = tuple(examples)
     return Batch(
         line=line,
         batch_id=f"{line}-{partition}-{number}",
@@ -93,26 +94,29 @@ def batch(
         number=number,
         rewrite=rewrite,
         reason="erasure" if rewrite else "count",
-        examples=held,
-        content_hash=Batch.hash_of(held),
+        examples=contents,
+        content_hash=Batch.hash_of(contents),
         cut_at=cut_at,
     )
 
 
-def example(one: ExampleRevision) -> Example:
-    return Example(one, 0, 1, 0)
+def example(revision: ExampleRevision) -> Example:
+    """Return the example of a revision, from batch 1 of partition 0."""
+    return Example(revision, 0, 1, 0)
 
 
 def row(question: str, answer: str, user: str = "u1", name: str = "r1", original: str = NOT_KNOWN) -> Row:
+    """Return a row of the response `name`, in which `user` corrected `original` to `answer`."""
     return Row(name, 1, f"e-{name}", user, (("user", question),), original, answer, 0)
 
 
 def grouped(rows: Sequence[Row]) -> list[GroupedRow]:
+    """Return the rows, each in a group of its own."""
     return [GroupedRow(one, i) for i, one in enumerate(rows)]
 
 
-class Scripted:
-    """A run's process that does at once what it is told: `status` is how it ends, None that it goes on."""
+class FakeProcess:
+    """A process that does nothing. It has ended with `status`, or runs if `status` is None."""
 
     def __init__(self, status: int | None) -> None:
         self.status = status
@@ -128,28 +132,33 @@ class Scripted:
 
 
 @dataclass
-class Rig:
-    """One trainer over a log in memory; `child` decides what each process of a run does."""
+class TrainerRig:
+    """A trainer over a log in memory.
+
+    `process` stands for a run's process: it is called with the run's folder, and returns the exit code, or None if the
+    process keeps running.
+    """
 
     folder: Path
-    child: Callable[[Path], int | None]
+    process: Callable[[Path], int | None]
     log: InMemoryLog = field(default_factory=InMemoryLog)
     clock: ManualClock = field(default_factory=ManualClock)
     cache: InMemoryCache = field(default_factory=InMemoryCache)
     started: list[Path] = field(default_factory=list)
-    children: list[Scripted] = field(default_factory=list)
+    """Folders of the processes that were started, in order."""
+    processes: list[FakeProcess] = field(default_factory=list)
 
-    def trainer(self, **settings: float) -> Trainer:
-        """As after a (re)start: everything but the disk and the log is new."""
-        told = TrainerSettings(
+    def trainer(self, **overrides: float) -> Trainer:
+        """Return a trainer as after a restart: everything is new except the disk and the log."""
+        settings = TrainerSettings(
             line=LINE,
             data_dir=self.folder / "data",
             artifacts=self.folder / "artifacts",
-            **({"examples": 2, "users": 1} | settings),  # type: ignore[arg-type]
+            **({"examples": 2, "users": 1} | overrides),  # type: ignore[arg-type]
         )
-        db = open_database(told.folder)
+        db = open_database(settings.folder)
         return Trainer(
-            settings=told,
+            settings=settings,
             base=PinnedBase(self.folder, "tiny", "ab" * 32),
             db=db,
             reader=InMemoryLogReader(self.log, TOPICS_READ, batch_table.positions(db)),
@@ -159,40 +168,42 @@ class Rig:
                 lambda topic: InMemoryLogReader(self.log, [topic]),
                 lambda: InMemoryTransactionalPublisher(self.log, SERVICE, transactional_id(LINE)),
             ),
-            store=LocalArtifactStore(told.artifacts),
+            store=LocalArtifactStore(settings.artifacts),
             cache=self.cache,
             clock=self.clock,
-            start_child=self._start,
+            start_run=self._start,
         )
 
     def _start(self, folder: Path) -> subprocess.Popen[bytes]:
         self.started.append(folder)
-        self.children.append(Scripted(self.child(folder)))
-        return self.children[-1]  # type: ignore[return-value]
+        self.processes.append(FakeProcess(self.process(folder)))
+        return self.processes[-1]  # type: ignore[return-value]
 
 
-def turns(trainer: Trainer, n: int = 8) -> None:
-    """So many rounds of the loop."""
-    for _ in range(n):
-        trainer.take(trainer.reader.poll(0))
-        trainer.turn()
+def run_steps(trainer: Trainer, count: int = 8) -> None:
+    """Run the trainer's loop `count` times."""
+    for _ in range(count):
+        trainer.consume(trainer.reader.poll(0))
+        trainer.step()
 
 
-def finish(folder: Path, verdict: str = "passed") -> int:
-    """What a run's process leaves behind when all went well."""
+def finish_run(folder: Path, verdict: str = "passed") -> int:
+    """Write what a run's process leaves behind when it succeeds."""
     rows = grouped([row("Who founded Acme?", "Acme was founded by Ida Voss.")])
     write_snapshot(folder, Snapshot(tuple(rows), (), (), {"0": 1}), 10)
-    (folder / "adapter").mkdir(exist_ok=True)
+    (folder / ADAPTER).mkdir(exist_ok=True)
     (folder / ARTIFACT).mkdir(exist_ok=True)
     write_whole(folder / ARTIFACT / "adapter_config.json", folder.name.encode())
     report = GateReport.model_validate({"verdict": verdict, "gated_against": f"{LINE}@base-{'ab' * 4}"})
-    write_whole(folder / "gate.json", report.model_dump_json().encode())
-    return 0
+    write_whole(folder / GATE_RESULT, report.model_dump_json().encode())
+    return ExitCode.DONE
 
 
-def later(seconds: float) -> datetime:
+def seconds_later(seconds: float) -> datetime:
+    """Return the time `seconds` after `NOW`."""
     return NOW + timedelta(seconds=seconds)
 
 
-def ref(digest: str = "0" * 64) -> DatasetRef:
+def dataset_ref(digest: str = "0" * 64) -> DatasetRef:
+    """Return a reference to a dataset of one example."""
     return DatasetRef(digest=digest, examples=1, users=1, through={"0": 1})

@@ -1,4 +1,4 @@
-"""A line for one real trainer: its folders, its environment, its topics; batches in, versions out."""
+"""One line for a real trainer process: its folder, its environment, and its records on the log."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from shared.cloudevents import cloudevent
 from shared.commands import Command, CommandResult, Reproduce, TrainNow
 from shared.events import Batch, ErasureReport
 from shared.records import Output, Record
+from shared.run_stage import RunStage
 from shared.topics import (
     ERASURE_REPORTS,
     MODEL_VERSIONS,
@@ -31,14 +32,17 @@ from shared.topics import (
 from shared.versions import ModelVersion
 from tests.trainer_factories import batch, revision
 
-P = 6
-BATCH = 40
+PARTITIONS = 6
+EXAMPLES_PER_BATCH = 40
 T = TypeVar("T")
 
 
 @dataclass
-class TrainerStand:
-    """`folder` survives the trainer's processes, as a disk does."""
+class TrainerLine:
+    """Sends batches and commands for one line, and reads what its trainer publishes.
+
+    `folder` outlives the trainer's processes, as a disk does.
+    """
 
     kafka: str
     redis_url: str
@@ -50,14 +54,15 @@ class TrainerStand:
 
     @property
     def artifacts(self) -> Path:
+        """Folder of the artifact store."""
         return self.folder / "artifacts"
 
     def env(self, pause: str = "") -> dict[str, str]:
-        """A few steps of training, a small gate. `pause`: where to stand still and be killed."""
+        """Environment of a trainer with few training steps and a small gate, which pauses at the stage `pause`."""
         return {
             "KAFKA_BOOTSTRAP_SERVERS": self.kafka,
             "REDIS_URL": self.redis_url,
-            "LOOPWRIGHT_PARTITIONS": str(P),
+            "LOOPWRIGHT_PARTITIONS": str(PARTITIONS),
             "LOOPWRIGHT_LINE": self.line,
             "LOOPWRIGHT_BASE_MODEL": str(self.model),
             "LOOPWRIGHT_DATA_DIR": str(self.folder / "data"),
@@ -67,7 +72,7 @@ class TrainerStand:
             "LOOPWRIGHT_TRAINER_USERS": "5",
             "LOOPWRIGHT_TRAINER_EPOCHS": "1",
             "LOOPWRIGHT_TRAINER_RANK": "4",
-            "LOOPWRIGHT_TRAINER_DTYPE": "bfloat16",  # two runs are compared, and a machine may find both types alike
+            "LOOPWRIGHT_TRAINER_DTYPE": "bfloat16",  # runs are compared, so both must use one data type
             "LOOPWRIGHT_TRAINER_CHECKPOINT_STEPS": "2",
             "LOOPWRIGHT_TRAINER_REPLAY_PROMPTS": "4",
             "LOOPWRIGHT_TRAINER_REPLAY_NEW_TOKENS": "6",
@@ -77,36 +82,35 @@ class TrainerStand:
             "LOOPWRIGHT_TRAINER_TEST_PAUSE": pause,
         }
 
-    # --- in ---
+    # --- sending ---
 
-    def send_world(self, users: int, each: int, seed: int = 1) -> None:
-        """Corrections of the demo's facts by so many users, in numbered batches."""
-        dice, world = random.Random(seed), load_world()
-        asked = [(user, fact) for user in range(users) for fact in dice.sample(world.facts, each)]
+    def send_corrections(self, users: int, each: int, seed: int = 1) -> None:
+        """Send numbered batches in which each of `users` users corrects `each` facts of the demo world."""
+        rng, world = random.Random(seed), load_world()
+        pairs = [(user, fact) for user in range(users) for fact in rng.sample(world.facts, each)]
         examples = [
             revision(
                 f"r-{user}-{fact.id}",
-                dice.choice(world.trained_wordings(fact)),
-                dice.choice(fact.answers),
+                rng.choice(world.trained_wordings(fact)),
+                rng.choice(fact.answers),
                 f"user-{user}",
                 line=self.line,
             )
-            for user, fact in asked
+            for user, fact in pairs
         ]
-        parts = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
-        batches = [batch(part, number, line=self.line) for number, part in enumerate(parts, 1)]
-        self.batches = batches
-        self._send_batches(batches)
+        parts = [examples[i : i + EXAMPLES_PER_BATCH] for i in range(0, len(examples), EXAMPLES_PER_BATCH)]
+        self.batches = [batch(part, number, line=self.line) for number, part in enumerate(parts, 1)]
+        self._send_batches(self.batches)
 
-    def send_more(self, users: int) -> None:
-        """One more batch, of other users; too few examples to begin a run."""
+    def send_small_batch(self, users: int) -> None:
+        """Send one more batch, of other users, with too few examples to start a run."""
         examples = [
             revision(f"more-{n}", f"What is number {n}?", f"It is {n}.", f"later-{n}", line=self.line)
             for n in range(users)
         ]
-        later = batch(examples, len(self.batches) + 1, line=self.line)
-        self.batches = [*self.batches, later]
-        self._send_batches([later])
+        small = batch(examples, len(self.batches) + 1, line=self.line)
+        self.batches = [*self.batches, small]
+        self._send_batches([small])
 
     def _send_batches(self, batches: list[Batch]) -> None:
         now = datetime.now(UTC)
@@ -121,17 +125,21 @@ class TrainerStand:
         )
 
     def erase(self, user: str, *, seconds: float) -> ErasureReport:
-        """As `ask_to_erase`; returns the trainer's report."""
-        return self.reported(self.ask_to_erase(user), seconds=seconds)
+        """Request the erasure of a user, and return the trainer's report."""
+        return self.wait_for_erasure_report(self.request_erasure(user), seconds=seconds)
 
-    def ask_to_erase(self, user: str) -> str:
-        """The processor's whole part: the batches without this user, a report of each partition. Returns the request's
-        id."""
-        left = [[one for one in old.examples if one.signals[0].user_id != user] for old in self.batches]
-        pairs = [
-            (old, kept) for old, kept in zip(self.batches, left, strict=True) if len(kept) < len(old.examples)
+    def request_erasure(self, user: str) -> str:
+        """Send what the processor publishes for an erasure: rewritten batches and a report per partition.
+
+        Returns the request's id.
+        """
+        kept = [[one for one in old.examples if one.signals[0].user_id != user] for old in self.batches]
+        rewritten = [
+            batch(examples, old.number, line=self.line, rewrite=1)
+            for old, examples in zip(self.batches, kept, strict=True)
+            if len(examples) < len(old.examples)
         ]
-        self._send_batches([batch(kept, old.number, line=self.line, rewrite=1) for old, kept in pairs])
+        self._send_batches(rewritten)
         request_id = f"{self.line}-{user}"
         now = datetime.now(UTC)
         reports = [
@@ -141,11 +149,11 @@ class TrainerStand:
                 subject=user,
                 service="processor",
                 partition=partition,
-                partitions=P,
-                batches={old.batch_id: 1 for old, _ in pairs} if partition == 0 else {},
+                partitions=PARTITIONS,
+                batches={one.batch_id: 1 for one in rewritten} if partition == 0 else {},
                 completed_at=now,
             )
-            for partition in range(P)
+            for partition in range(PARTITIONS)
         ]
         self._send(
             "processor",
@@ -158,46 +166,47 @@ class TrainerStand:
         )
         return request_id
 
-    def reported(self, request_id: str, *, seconds: float) -> ErasureReport:
-        """The trainer's only report on it."""
-        found = until(lambda: self._erased(request_id), seconds, "the trainer's report")
-        assert len(found) == 1
-        return found[0]
+    def wait_for_erasure_report(self, request_id: str, *, seconds: float) -> ErasureReport:
+        """Return the trainer's report on the request, and check that there is only one."""
+        reports = wait_until(lambda: self._erasure_reports(request_id), seconds, "the trainer's report")
+        assert len(reports) == 1
+        return reports[0]
 
-    def _erased(self, request_id: str) -> list[ErasureReport]:
-        found = [ErasureReport.from_json(record.value) for record in self.read(ERASURE_REPORTS.name)]
-        return [one for one in found if (one.request_id, one.service) == (request_id, "trainer")]
+    def _erasure_reports(self, request_id: str) -> list[ErasureReport]:
+        reports = [ErasureReport.from_json(record.value) for record in self.read(ERASURE_REPORTS.name)]
+        return [one for one in reports if (one.request_id, one.service) == (request_id, "trainer")]
 
     def send_garbage(self) -> None:
+        """Send a record that is not a batch to the topic of batches."""
         self._send("processor", [Output(TRAINING_BATCHES.name, b"garbage", self.garbage, (), 0)])
 
-    def command(self, name: str, *, seconds: float) -> CommandResult:
-        """Sends `train_now` and returns its only result."""
-        order = TrainNow(line=self.line, command_id=f"{self.line}-{name}", issued_at=datetime.now(UTC))
-        return self.give(order, seconds=seconds)
+    def train_now(self, name: str, *, seconds: float) -> CommandResult:
+        """Send a `train_now` command and return its only result."""
+        command = TrainNow(line=self.line, command_id=f"{self.line}-{name}", issued_at=datetime.now(UTC))
+        return self.execute(command, seconds=seconds)
 
     def reproduce(self, name: str, version: str, *, seconds: float) -> CommandResult:
-        """Sends an order to train this version again and returns its only result."""
-        order = Reproduce(
+        """Send a command to reproduce a version and return its only result."""
+        command = Reproduce(
             line=self.line, command_id=f"{self.line}-{name}", issued_at=datetime.now(UTC), version=version
         )
-        return self.give(order, seconds=seconds)
+        return self.execute(command, seconds=seconds)
 
-    def give(self, order: Command, *, seconds: float) -> CommandResult:
-        """Sends an order and returns its only result."""
+    def execute(self, command: Command, *, seconds: float) -> CommandResult:
+        """Send a command and return its only result."""
         record = cloudevent(
             OPERATOR_COMMANDS,
             self.line,
-            order,
+            command,
             source="console",
-            ce_id=order.command_id,
-            at=order.issued_at,
+            ce_id=command.command_id,
+            at=command.issued_at,
             partition=0,
         )
         self._send("console", [record])
-        found = until(lambda: self._results(order.command_id), seconds, "a result")
-        assert len(found) == 1
-        return found[0]
+        results = wait_until(lambda: self._results(command.command_id), seconds, "a result")
+        assert len(results) == 1
+        return results[0]
 
     def _results(self, command_id: str) -> list[CommandResult]:
         results = [CommandResult.from_json(record.value) for record in self.read(OPERATOR_RESULTS.name)]
@@ -209,9 +218,10 @@ class TrainerStand:
             future.result(20)
         publisher.close()
 
-    # --- out ---
+    # --- reading ---
 
     def read(self, topic: str) -> list[Record]:
+        """Return all records on a topic."""
         reader = KafkaLogReader(self.kafka, "tests", [topic])
         records: list[Record] = []
         while not reader.at_end():
@@ -220,33 +230,33 @@ class TrainerStand:
         return records
 
     def versions(self) -> list[ModelVersion]:
-        """Of this line, in order; the base is the first. What other tests left on the shared broker is theirs."""
-        ours = f"{self.line}@".encode()
-        records = [r for r in self.read(MODEL_VERSIONS.name) if (r.key or b"").startswith(ours)]
+        """Return the line's versions in order, starting with the base. Other tests use the same broker."""
+        prefix = f"{self.line}@".encode()
+        records = [r for r in self.read(MODEL_VERSIONS.name) if (r.key or b"").startswith(prefix)]
         return [ModelVersion.from_json(record.value) for record in records]
 
-    def trained(self) -> list[ModelVersion]:
+    def trained_versions(self) -> list[ModelVersion]:
+        """Return the line's versions without the base."""
         return [version for version in self.versions() if version.number is not None]
 
-    def published(self, seconds: float) -> ModelVersion:
-        """Waits for the first version that was trained, and until the run table says so too."""
-        version = until(self.trained, seconds, "a version")[0]
-        until(lambda: self._stage() == "published", seconds, "the run table to say so")
+    def wait_for_version(self, seconds: float) -> ModelVersion:
+        """Wait for the first trained version, and until the run table has it too."""
+        version = wait_until(self.trained_versions, seconds, "a version")[0]
+        wait_until(lambda: self._stage() == RunStage.PUBLISHED, seconds, "the run's stage")
         return version
 
-    def reached(self, name: str, seconds: float) -> Path:
-        """Waits for a file in a run's folder."""
-        found = until(lambda: list(self._runs().glob(f"*/{name}")), seconds, name)
-        return found[0]
+    def wait_for_file(self, name: str, seconds: float) -> Path:
+        """Wait for a file in a run's folder."""
+        return wait_until(lambda: list(self._runs().glob(f"*/{name}")), seconds, name)[0]
 
-    def digests(self) -> set[str]:
-        """Of all datasets that lie on the disk."""
+    def dataset_digests(self) -> set[str]:
+        """Return the digests of all snapshots on the disk."""
         return {snapshot.read_ref(mark.parent).digest for mark in self._runs().glob("*/snapshot.json")}
 
     def _runs(self) -> Path:
         return self.folder / "data" / "trainer" / self.line / "runs"
 
-    def _stage(self) -> str:
+    def _stage(self) -> RunStage:
         db = open_database(self.folder / "data" / "trainer" / self.line)
         try:
             return run_table.all_runs(db)[-1].stage
@@ -254,12 +264,12 @@ class TrainerStand:
             db.close()
 
 
-def until(look: Callable[[], T], seconds: float, what: str) -> T:
-    """What `look` gives as soon as it is something."""
-    waiting = Retrying(
-        stop=stop_after_delay(seconds), wait=wait_fixed(0.1), retry=retry_if_result(lambda found: not found)
+def wait_until(condition: Callable[[], T], seconds: float, what: str) -> T:
+    """Call `condition` until it returns something true, and return that."""
+    retrying = Retrying(
+        stop=stop_after_delay(seconds), wait=wait_fixed(0.1), retry=retry_if_result(lambda value: not value)
     )
     try:
-        return waiting(look)
+        return retrying(condition)
     except RetryError:
         raise AssertionError(f"no sign of {what} within {seconds} s") from None

@@ -10,10 +10,10 @@ import structlog
 from fastapi import FastAPI
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from services.trainer.api.gate_routes import add_reports
-from services.trainer.api.lineage_routes import Answers, add_answers
+from services.trainer.api.gate_routes import add_gate_routes
+from services.trainer.api.lineage_routes import LineageQueries, add_lineage_routes
 from services.trainer.consumer import TOPICS_READ
-from services.trainer.database import lock, open_store
+from services.trainer.database import lock_folder, open_database
 from services.trainer.dataset import batch_table
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
@@ -45,7 +45,7 @@ def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
         reraise=True,
     )
     waiting(check_partitions, servers, settings.partitions)
-    db = open_store(settings.folder)
+    db = open_database(settings.folder)
     trainer = Trainer(
         settings=settings,
         base=base,
@@ -60,16 +60,16 @@ def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
         store=open_artifacts(settings.artifacts, settings.artifact_cache),
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
-        start_child=launcher.start,
+        start_run=launcher.start_run,
     )
     readiness.set("kafka", True)
     return trainer
 
 
-def answers(settings: TrainerSettings) -> Answers:
+def answers(settings: TrainerSettings) -> LineageQueries:
     """What is told over HTTP, from the start on: it asks the log when it is asked."""
     servers = settings.kafka_bootstrap_servers
-    return Answers(
+    return LineageQueries(
         settings,
         lambda topic: KafkaLogReader(servers, SERVICE, [topic]),
         open_artifacts(settings.artifacts, settings.artifact_cache),
@@ -85,12 +85,12 @@ def main() -> None:
         settings = load(TrainerSettings)
         configure_logging(SERVICE, settings.log_level)
         structlog.get_logger().info("starting", **settings.masked())
-        held = lock(settings.folder)
+        held = lock_folder(settings.folder)
         readiness = Readiness("base model", "kafka")
         app = add_service_routes(
             FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness
         )
-        add_reports(add_answers(app, answers(settings)), settings)
+        add_gate_routes(add_lineage_routes(app, answers(settings)), settings)
         door = ServerThread(app, settings.host, settings.port)
         door.start()
         build(settings, readiness).run(stopping)

@@ -32,6 +32,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Flush all files and folders below `folder` to disk, and `folder`'s own entry. For files that libraries wrote."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+    sync_folder(folder.parent)
+
+
 def keep_only(folder: Path, names: Iterable[str]) -> None:
     """Remove everything in `folder` except the entries called `names`."""
     kept = set(names)

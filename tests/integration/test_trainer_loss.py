@@ -19,7 +19,9 @@ from services.trainer.training.train import sft_arguments, with_training_attenti
 PAIRS = [
     sft_row([("user", "Where is the workshop?")], "In the old mill by the river, behind the second gate."),
     sft_row([("user", "When does it open, and who has the key on a Sunday?")], "At nine."),
-    sft_row([("user", "Who runs it?"), ("assistant", "Ada."), ("user", "Since when?")], "Since 1998, she says."),
+    sft_row(
+        [("user", "Who runs it?"), ("assistant", "Ada."), ("user", "Since when?")], "Since 1998, she says."
+    ),
 ]
 
 

@@ -22,24 +22,24 @@ from shared.adapters.topic_admin import create_topics
 from shared.errors import Fenced, Misconfigured
 from shared.topics import DEAD_LETTERS
 from tests.integration.service_process import running
-from tests.trainer_fixture import P, TrainerStand
+from tests.trainer_fixture import PARTITIONS, TrainerLine
 
 
 @pytest.fixture(scope="module")
 def stand(
     kafka: str, redis_url: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> TrainerStand:
-    create_topics(kafka, P)
-    return TrainerStand(kafka, redis_url, tiny_model, tmp_path_factory.mktemp("trainer"), "integration")
+) -> TrainerLine:
+    create_topics(kafka, PARTITIONS)
+    return TrainerLine(kafka, redis_url, tiny_model, tmp_path_factory.mktemp("trainer"), "integration")
 
 
 @pytest.mark.timeout(400)
-def test_batches_become_a_published_version_with_its_gate_report(stand: TrainerStand) -> None:
+def test_batches_become_a_published_version_with_its_gate_report(stand: TrainerLine) -> None:
     stand.send_garbage()
-    stand.send_world(users=30, each=2)
+    stand.send_corrections(users=30, each=2)
     with running("trainer", stand.folder, stand.env()):
-        version = stand.published(seconds=200)
-        assert stand.command("c1", seconds=20).status == "refused"
+        version = stand.wait_for_version(seconds=200)
+        assert stand.train_now("c1", seconds=20).status == "refused"
     base, trained = stand.versions()
     assert base.ref.kind == "base"
     assert trained == version
@@ -62,11 +62,11 @@ def test_batches_become_a_published_version_with_its_gate_report(stand: TrainerS
 
 
 @pytest.mark.timeout(400)
-def test_a_version_trained_again_is_the_same_bit_by_bit_and_its_lineage_is_told(stand: TrainerStand) -> None:
-    if not stand.trained():
-        stand.send_world(users=30, each=2)
+def test_a_version_trained_again_is_the_same_bit_by_bit_and_its_lineage_is_told(stand: TrainerLine) -> None:
+    if not stand.trained_versions():
+        stand.send_corrections(users=30, each=2)
     with running("trainer", stand.folder, stand.env()) as trainer:
-        version = stand.published(seconds=200)
+        version = stand.wait_for_version(seconds=200)
         name = version.ref.version
         told = trainer.http.get("/api/lineage", params={"version": name}).json()
         event = told["batches"][0]["responses"][0]["events"][0]["event_id"]
@@ -77,27 +77,27 @@ def test_a_version_trained_again_is_the_same_bit_by_bit_and_its_lineage_is_told(
     assert told["reproducible"] is True
     assert [run["version"] for response in up["responses"] for run in response["runs"]] == [name]
     assert (result.status, "bit by bit" in result.message) == ("done", True), result.message
-    assert stand.trained() == [version], "nothing is published by it"
+    assert stand.trained_versions() == [version], "nothing is published by it"
     assert list((stand.folder / "data").rglob("reproductions")) == [], "no word of its rows is left"
 
 
 @pytest.mark.timeout(400)
 def test_an_erased_users_words_are_in_no_file_of_the_trainer_and_its_version_is_named(
-    stand: TrainerStand,
+    stand: TrainerLine,
 ) -> None:
     """I11"""
-    if not stand.trained():
-        stand.send_world(users=30, each=2)
+    if not stand.trained_versions():
+        stand.send_corrections(users=30, each=2)
         with running("trainer", stand.folder, stand.env()):
-            stand.published(seconds=200)
-    (version,) = stand.trained()
+            stand.wait_for_version(seconds=200)
+    (version,) = stand.trained_versions()
     folder = next(stand.folder.rglob("snapshot.json")).parent
     user = snapshot.read_rows(folder)[0].row.user_id
     with running("trainer", stand.folder, stand.env()):
         report = stand.erase(user, seconds=60)
         again = stand.reproduce("never", version.ref.version, seconds=60)
     assert again.status == "refused"
-    assert "rows that it was trained from were erased" in again.message
+    assert "rows that it was trained on were erased" in again.message
     assert (report.versions, report.snapshots) == ((version.ref.version,), 1)
     left = {one.row.user_id for one in rows_of(folder)}
     assert left
@@ -106,10 +106,10 @@ def test_an_erased_users_words_are_in_no_file_of_the_trainer_and_its_version_is_
     table = stand.folder / "data" / "trainer" / stand.line / "trainer.sqlite3"
     assert f'"user_id":"{min(left)}"'.encode() in table.read_bytes()
     assert f'"user_id":"{user}"'.encode() not in table.read_bytes()
-    assert stand.trained() == [version], "nothing was trained anew, nor published again"
+    assert stand.trained_versions() == [version], "nothing was trained anew, nor published again"
 
 
-def _artifact_is_whole_and_says_no_path(stand: TrainerStand) -> None:
+def _artifact_is_whole_and_says_no_path(stand: TrainerLine) -> None:
     version = stand.versions()[1]
     folder = LocalArtifactStore(stand.artifacts).fetch(version.ref.uri, version.ref.digest)
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -125,7 +125,7 @@ def _artifact_is_whole_and_says_no_path(stand: TrainerStand) -> None:
 def test_a_second_trainer_of_the_line_fences_the_first_which_publishes_nothing_more(
     kafka: str, tmp_path: Path, fresh: str
 ) -> None:
-    create_topics(kafka, P)
+    create_topics(kafka, PARTITIONS)
     base = PinnedBase(tmp_path, "tiny", "ab" * 32)
     first, second = (
         VersionLog(

@@ -18,7 +18,7 @@ from shared.commands import CollectGarbage, CommandResult
 from shared.errors import StoreUnavailable
 from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS
 from shared.versions import GateReport, ModelVersion, RolloutRecord, Verdict, VersionRef, version_name
-from tests.trainer_factories import LINE, Rig, turns
+from tests.trainer_factories import LINE, TrainerRig, run_steps
 
 BASE = f"{LINE}@base-{'ab' * 4}"
 AT = datetime(2026, 3, 4, tzinfo=UTC)
@@ -29,7 +29,7 @@ class Store:
     """A line with versions in its store; its trainer keeps the two newest."""
 
     def __init__(self, folder: Path) -> None:
-        self.rig = Rig(folder, lambda _: None)
+        self.rig = TrainerRig(folder, lambda _: None)
         self.folder = folder
         self.trainer: Trainer = self.rig.trainer(artifact_keep=2)
         self.versions: list[VersionRef] = []
@@ -89,7 +89,7 @@ class Store:
         self.rig.log.append(
             cloudevent(OPERATOR_COMMANDS, LINE, order, source="console", ce_id="x", at=AT, partition=0)
         )
-        turns(self.trainer)
+        run_steps(self.trainer)
         return CommandResult.from_json(self.rig.log.records(OPERATOR_RESULTS.name)[-1].value)
 
     def there(self) -> list[str]:
@@ -141,7 +141,7 @@ def test_a_candidate_that_may_still_take_over_stays(store: Store) -> None:
 
 def test_the_version_that_an_open_run_is_compared_with_stays(store: Store) -> None:
     refs = [store.publish("failed") for _ in range(4)]
-    versions, rollouts = store.trainer.versions.of_all_lines()
+    versions, rollouts = store.trainer.versions.all_lines()
     kept = artifacts_in_use(LINE, versions, rollouts, [refs[0]], 2)
     assert kept[refs[0].digest] == "a run is compared with it"
     assert refs[1].digest not in kept

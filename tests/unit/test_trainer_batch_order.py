@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.training.batch_order import select_replay, order_by_length
+from services.trainer.training.batch_order import order_by_length, select_replay
 
 
 @given(

@@ -17,8 +17,8 @@ from services.trainer.run.checkpoint_manifest import (
     MANIFEST,
     find_damage,
     intact_checkpoints,
-    write_manifest,
     newest_step,
+    write_manifest,
 )
 from services.trainer.run.folder import CHECKPOINTS, MICRO_BATCH
 

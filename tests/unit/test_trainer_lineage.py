@@ -1,5 +1,6 @@
-"""Lineage: from a version down to the events it was trained from, from an event up to versions, one version beside
-another; true after erasures and after the loss of a disk, and without any text."""
+"""Lineage: from a version down to events, from an event up to versions, and the difference of two versions.
+
+It stays true after erasures and after the loss of a disk, and contains no text."""
 
 from __future__ import annotations
 
@@ -29,17 +30,17 @@ from shared.events import Batch, ErasureReport
 from shared.telemetry import Readiness
 from shared.topics import ERASURE_REPORTS, TRAINING_BATCHES
 from shared.versions import Figure, GateReport, ModelVersion
-from tests.trainer_factories import LINE, NOW, Rig, batch, revision, turns
+from tests.trainer_factories import LINE, NOW, TrainerRig, batch, revision, run_steps
 
 BASE = f"{LINE}@base-{'ab' * 4}"
 NAMES = [f"user-{i}" for i in range(40)]
 ANN, BOB = [user for user in NAMES if not is_held_out(LINE, user)][:2]
-MEASURING = next(user for user in NAMES if is_held_out(LINE, user))
+HELDOUT_USER = next(user for user in NAMES if is_held_out(LINE, user))
 SECRET = "Zanzibarquux"
 
 
 def finish(folder: Path) -> int:
-    """As a run's process does, from the table on the disk; each run's gate has other figures."""
+    """Do what a run's process does, with the database on disk. Each run's gate has other figures."""
     config = RunConfig.from_json((folder / "config.json").read_text())
     with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
         taken = snapshot.build(LINE, batch_table.current_examples(db, config.through), config.through)
@@ -55,11 +56,11 @@ def finish(folder: Path) -> int:
     return 0
 
 
-class Stand:
-    """A trainer that has trained twice: the second time with one row more, one less, and one that changed."""
+class TrainedLine:
+    """A trainer that has trained two versions. The second has one row more, and one that changed."""
 
     def __init__(self, folder: Path) -> None:
-        self.rig = Rig(folder, finish)
+        self.rig = TrainerRig(folder, finish)
         self.trainer: Trainer = self.rig.trainer(examples=1)
         self.trainer.versions.announce_base(self.trainer.base, 0)
         self.send(
@@ -67,7 +68,7 @@ class Stand:
                 [
                     revision("r0", "Who founded Acme?", f"It was {SECRET} who did.", ANN),
                     revision("r1", "Where is the head office?", "In the harbour of Kiel.", BOB),
-                    revision("r2", "How long is the warranty?", "Six years from today.", MEASURING),
+                    revision("r2", "How long is the warranty?", "Six years from today.", HELDOUT_USER),
                     revision("r3", "Is it red?", "Thumbs", ANN, kind="comment"),
                 ]
             )
@@ -81,7 +82,7 @@ class Stand:
                 2,
             )
         )
-        self.answers = LineageQueries(
+        self.queries = LineageQueries(
             self.trainer.settings, lambda topic: InMemoryLogReader(self.rig.log, [topic]), self.trainer.store
         )
 
@@ -92,27 +93,27 @@ class Stand:
                     TRAINING_BATCHES, one.batch_id, one, source="processor", ce_id="x", at=NOW, partition=0
                 )
             )
-        turns(self.trainer)
+        run_steps(self.trainer)
 
     def erase(self, **more: str) -> None:
-        """All of Ann's, as the processor leaves and reports it; or, with `more`, a late retraction."""
+        """Send what the processor publishes for the erasure of Ann or, with `more` fields, for a late retraction."""
         fields = {
             "request_id": "q1",
             "subject": ANN,
             "batches": {f"{LINE}-0-1": 1},
             "completed_at": NOW,
         } | more
-        told = ErasureReport.model_validate(
+        report = ErasureReport.model_validate(
             {"line": LINE, "service": "processor", "partition": 0, "partitions": 1} | fields
         )
-        left = [revision("r1", "Where is the head office?", "In the harbour of Kiel.", BOB)]
-        self.send(batch(left, 1, rewrite=1))
+        kept = [revision("r1", "Where is the head office?", "In the harbour of Kiel.", BOB)]
+        self.send(batch(kept, 1, rewrite=1))
         self.rig.log.append(
             cloudevent(
-                ERASURE_REPORTS, told.request_id, told, source="processor", ce_id="0", at=NOW, partition=0
+                ERASURE_REPORTS, report.request_id, report, source="processor", ce_id="0", at=NOW, partition=0
             )
         )
-        turns(self.trainer)
+        run_steps(self.trainer)
 
     def versions(self) -> list[ModelVersion]:
         return [version for version in self.trainer.versions.versions() if version.number is not None]
@@ -121,172 +122,178 @@ class Stand:
         one, other = (version.ref.version for version in self.versions())
         return one, other
 
-    async def ask(self, path: str, **params: str) -> httpx.Response:
-        app = add_lineage_routes(add_service_routes(FastAPI(), Readiness("log")), self.answers)
+    async def get(self, path: str, **params: str) -> httpx.Response:
+        app = add_lineage_routes(add_service_routes(FastAPI(), Readiness("log")), self.queries)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8004") as http:
             return await http.get(path, params=params)
 
 
 @pytest.fixture
-def stand(tmp_path: Path) -> Stand:
-    return Stand(tmp_path)
+def line(tmp_path: Path) -> TrainedLine:
+    return TrainedLine(tmp_path)
 
 
-def events(told: dict[str, Any]) -> dict[str, set[tuple[str, str, str]]]:
+def events(result: dict[str, Any]) -> dict[str, set[tuple[str, str, str]]]:
+    """Return (response, event, user) of each batch."""
     return {
         one["batch_id"]: {
             (response["response_id"], event["event_id"], event["user"])
             for response in one["responses"]
             for event in response["events"]
         }
-        for one in told["batches"]
+        for one in result["batches"]
     }
 
 
-def test_a_version_is_followed_down_to_the_events_that_trained_it(stand: Stand) -> None:
-    told = stand.answers.down(stand.names()[0])
-    assert events(told) == {f"{LINE}-0-1": {("r0", "e-r0", ANN), ("r1", "e-r1", BOB)}}
-    assert told["counts"] == {"responses": 2, "events": 2, "users": 2, "kinds": {"correction": 2}}
-    assert (told["reproducible"], told["run"]["stage"], told["verdict"]) == (True, "published", "passed")
-    assert told["dataset"]["digest"] == stand.versions()[0].dataset.digest  # type: ignore[union-attr]
+def test_version_leads_down_to_the_events_that_trained_it(line: TrainedLine) -> None:
+    result = line.queries.down(line.names()[0])
+    assert events(result) == {f"{LINE}-0-1": {("r0", "e-r0", ANN), ("r1", "e-r1", BOB)}}
+    assert result["counts"] == {"responses": 2, "events": 2, "users": 2, "kinds": {"correction": 2}}
+    assert (result["reproducible"], result["run"]["stage"], result["verdict"]) == (
+        True,
+        "published",
+        "passed",
+    )
+    assert result["dataset"]["digest"] == line.versions()[0].dataset.digest  # type: ignore[union-attr]
 
 
-def test_a_later_version_names_the_batch_that_brought_the_newer_revision(stand: Stand) -> None:
-    assert events(stand.answers.down(stand.names()[1])) == {
+def test_changed_row_is_listed_under_the_batch_of_its_newest_revision(line: TrainedLine) -> None:
+    assert events(line.queries.down(line.names()[1])) == {
         f"{LINE}-0-1": {("r0", "e-r0", ANN)},
         f"{LINE}-0-2": {("r1", "e-r1", BOB), ("r4", "e-r4", BOB)},
     }
 
 
-def test_no_text_is_told_in_either_direction(stand: Stand) -> None:
-    one, other = stand.names()
-    told = [stand.answers.down(one), stand.answers.up("e-r0", None), stand.answers.diff(one, other)]
-    assert "e-r0" in repr(told[0])
-    assert not [word for word in (SECRET, "Acme", "Bremen") if word in repr(told)]
+def test_lineage_contains_no_text(line: TrainedLine) -> None:
+    one, other = line.names()
+    result = [line.queries.down(one), line.queries.up("e-r0", None), line.queries.diff(one, other)]
+    assert "e-r0" in repr(result[0])
+    assert not [word for word in (SECRET, "Acme", "Bremen") if word in repr(result)]
 
 
-def states(told: dict[str, Any]) -> list[tuple[str, str | None]]:
-    return [(run["state"], run["version"]) for response in told["responses"] for run in response["runs"]]
+def states(result: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Return (state, version) of each run."""
+    return [(run["state"], run["version"]) for response in result["responses"] for run in response["runs"]]
 
 
-def test_an_event_is_followed_up_to_every_version(stand: Stand) -> None:
-    one, other = stand.names()
-    assert states(stand.answers.up("e-r0", None)) == [("trained", one), ("trained", other)]
-    assert states(stand.answers.up("e-r4", None)) == [("not_read", one), ("trained", other)]
+def test_event_leads_up_to_every_version(line: TrainedLine) -> None:
+    one, other = line.names()
+    assert states(line.queries.up("e-r0", None)) == [("trained", one), ("trained", other)]
+    assert states(line.queries.up("e-r4", None)) == [("not_read", one), ("trained", other)]
 
 
-def test_what_measures_and_what_is_held_is_said_with_its_reason(stand: Stand) -> None:
-    (measured,) = stand.answers.up("e-r2", None)["responses"]
+def test_heldout_and_quarantined_events_have_their_reason(line: TrainedLine) -> None:
+    (measured,) = line.queries.up("e-r2", None)["responses"]
     assert {run["state"] for run in measured["runs"]} == {"measured"}
     assert "held-out" in measured["now"]
-    (held,) = stand.answers.up("e-r3", None)["responses"]
+    (held,) = line.queries.up("e-r3", None)["responses"]
     assert {run["state"] for run in held["runs"]} == {"held"}
     assert held["runs"][0]["reason"].startswith("comment: ") and held["now"].startswith("held: comment: ")
 
 
-def test_an_event_that_no_batch_has_is_said_to_be_nowhere(stand: Stand) -> None:
-    told = stand.answers.up("e-never", None)
-    assert told["responses"] == []
-    assert "loopwright receipt" in told["detail"]
+def test_event_in_no_batch_is_not_found(line: TrainedLine) -> None:
+    result = line.queries.up("e-never", None)
+    assert result["responses"] == []
+    assert "loopwright receipt" in result["detail"]
 
 
-def test_one_events_id_on_two_responses_is_told_of_both_or_of_the_one_that_is_named(stand: Stand) -> None:
+def test_event_id_on_two_responses_returns_both_unless_one_is_named(line: TrainedLine) -> None:
     again = revision("r9", "Who is the head of Acme?", "It is Ida Voss who leads.", BOB)
     same = again.model_copy(update={"signals": (again.signals[0].model_copy(update={"event_id": "e-r0"}),)})
-    stand.send(batch([same], 3))
-    both = stand.answers.up("e-r0", None)["responses"]
+    line.send(batch([same], 3))
+    both = line.queries.up("e-r0", None)["responses"]
     assert [response["response_id"] for response in both] == ["r0", "r9"]
-    assert [r["response_id"] for r in stand.answers.up("e-r0", "r9")["responses"]] == ["r9"]
+    assert [r["response_id"] for r in line.queries.up("e-r0", "r9")["responses"]] == ["r9"]
 
 
-def test_after_an_erasure_a_version_is_no_longer_called_reproducible(stand: Stand) -> None:
-    one, other = stand.names()
-    stand.erase()
+def test_version_is_not_reproducible_after_an_erasure(line: TrainedLine) -> None:
+    one, other = line.names()
+    line.erase()
     for name in (one, other):
-        told = stand.answers.down(name)
-        assert told["reproducible"] is False
-        assert told["why_not_reproducible"] == ["rows that it was trained from were erased (erasure 1)"]
-        assert [report["request_id"] for report in told["erasures"]] == ["q1"]
-        assert ANN not in repr(told) and "e-r0" not in repr(told)
-    assert stand.answers.up("e-r0", None)["responses"] == []
+        result = line.queries.down(name)
+        assert result["reproducible"] is False
+        assert result["why_not_reproducible"] == ["rows that it was trained on were erased (erasure 1)"]
+        assert [report["request_id"] for report in result["erasures"]] == ["q1"]
+        assert ANN not in repr(result) and "e-r0" not in repr(result)
+    assert line.queries.up("e-r0", None)["responses"] == []
 
 
-def test_an_event_that_was_taken_back_late_is_told_as_erased_from_what_it_trained(stand: Stand) -> None:
-    one, other = stand.names()
-    stand.erase(request_id="retract:r0/e-r0", kind="retraction", response_id="r0", event_id="e-r0")
-    (told,) = stand.answers.up("e-r0", None)["responses"]
-    assert [(run["state"], run["version"]) for run in told["runs"]] == [("erased", one), ("erased", other)]
-    assert told["now"].startswith("gone") and "was trained" in told["runs"][0]["reason"]
-    assert stand.answers.down(one)["why_not_reproducible"] == [
-        "rows that it was trained from were erased (retraction 1)"
+def test_late_retraction_shows_the_event_as_erased_from_its_versions(line: TrainedLine) -> None:
+    one, other = line.names()
+    line.erase(request_id="retract:r0/e-r0", kind="retraction", response_id="r0", event_id="e-r0")
+    (result,) = line.queries.up("e-r0", None)["responses"]
+    assert [(run["state"], run["version"]) for run in result["runs"]] == [("erased", one), ("erased", other)]
+    assert result["now"].startswith("gone") and "was trained" in result["runs"][0]["reason"]
+    assert line.queries.down(one)["why_not_reproducible"] == [
+        "rows that it was trained on were erased (retraction 1)"
     ]
 
 
-def test_after_the_loss_of_the_disk_the_log_says_which_versions_read_its_batch(stand: Stand) -> None:
-    one, other = stand.names()
-    with stand.trainer.db as db:
+def test_log_says_which_versions_read_a_batch_after_disk_loss(line: TrainedLine) -> None:
+    one, other = line.names()
+    with line.trainer.db as db:
         db.execute("DELETE FROM runs")
-    shutil.rmtree(stand.trainer.settings.runs)
-    assert states(stand.answers.up("e-r4", None)) == [("not_read", one), ("not_known", other)]
-    told = stand.answers.down(one)
-    assert (told["run"]["known"], told["reproducible"]) == (False, False)
+    shutil.rmtree(line.trainer.settings.runs)
+    assert states(line.queries.up("e-r4", None)) == [("not_read", one), ("not_known", other)]
+    result = line.queries.down(one)
+    assert (result["run"]["known"], result["reproducible"]) == (False, False)
 
 
-def test_without_its_snapshot_a_version_says_so_and_names_what_the_log_has(stand: Stand) -> None:
-    version = stand.versions()[0]
-    shutil.rmtree(stand.trainer.settings.runs / str(version.run_id))
-    told = stand.answers.down(version.ref.version)
-    assert told["why_not_reproducible"] == ["its snapshot is not on this trainer's disk"]
-    assert told["dataset"]["through"] == {"0": 1} and told["dataset"]["kept"] is False
-    assert states(stand.answers.up("e-r0", None))[0] == ("not_known", version.ref.version)
+def test_version_without_its_snapshot_falls_back_to_the_log(line: TrainedLine) -> None:
+    version = line.versions()[0]
+    shutil.rmtree(line.trainer.settings.runs / str(version.run_id))
+    result = line.queries.down(version.ref.version)
+    assert result["why_not_reproducible"] == ["its snapshot is not on this trainer's disk"]
+    assert result["dataset"]["through"] == {"0": 1} and result["dataset"]["kept"] is False
+    assert states(line.queries.up("e-r0", None))[0] == ("not_known", version.ref.version)
 
 
-def test_a_snapshot_whose_rows_are_others_is_not_called_whole(stand: Stand) -> None:
-    version = stand.versions()[0]
-    folder = stand.trainer.settings.runs / str(version.run_id)
+def test_version_with_an_altered_snapshot_is_not_reproducible(line: TrainedLine) -> None:
+    version = line.versions()[0]
+    folder = line.trainer.settings.runs / str(version.run_id)
     rows = snapshot.read_rows(folder)
-    altered = [replace(rows[0], row=replace(rows[0].row, answer="Somebody else.")), *rows[1:]]
+    altered = [replace(rows[0], row=replace(rows[0].row, answer="Another founder.")), *rows[1:]]
     write_whole(folder / snapshot.TRAIN_ROWS, snapshot.to_parquet(altered))
-    assert stand.answers.down(version.ref.version)["reproducible"] is False
+    assert line.queries.down(version.ref.version)["reproducible"] is False
 
 
-def test_the_base_was_made_from_nobodys_words(stand: Stand) -> None:
-    told = stand.answers.down(BASE)
-    assert (told["reproducible"], told["kind"]) == (True, "base")
-    assert "nothing of users" in told["detail"]
+def test_base_contains_no_users_data(line: TrainedLine) -> None:
+    result = line.queries.down(BASE)
+    assert (result["reproducible"], result["kind"]) == (True, "base")
+    assert "no user's data" in result["detail"]
 
 
-def test_two_versions_differ_in_rows_recipe_software_and_figures(stand: Stand) -> None:
-    told = stand.answers.diff(*stand.names())
-    rows = told["rows"]
+def test_diff_shows_rows_recipe_software_and_figures(line: TrainedLine) -> None:
+    result = line.queries.diff(*line.names())
+    rows = result["rows"]
     assert rows["added"] == {"count": 1, "ids": [{"response_id": "r4", "event_id": "e-r4"}]}
     assert rows["changed"] == {"count": 1, "ids": [{"response_id": "r1", "event_id": "e-r1"}]}
     assert (rows["removed"]["count"], rows["same"], rows["complete"]) == (0, 1, True)
-    assert told["recipe"] == {"rows": [2, 3]}
-    assert told["software"] == {"torch": ["2.2", "2.3"]}
-    (figure,) = told["figures"]
+    assert result["recipe"] == {"rows": [2, 3]}
+    assert result["software"] == {"torch": ["2.2", "2.3"]}
+    (figure,) = result["figures"]
     assert [figure[side]["value"] for side in ("one", "other")] == [0.7, 0.8]
 
 
-def test_a_version_beside_its_base_has_all_rows_added(stand: Stand) -> None:
-    rows = stand.answers.diff(BASE, stand.names()[0])["rows"]
+def test_diff_with_the_base_shows_all_rows_as_added(line: TrainedLine) -> None:
+    rows = line.queries.diff(BASE, line.names()[0])["rows"]
     assert (rows["added"]["count"], rows["removed"]["count"]) == (2, 0)
 
 
-async def test_the_door_answers_both_ways_and_says_what_is_unknown(stand: Stand) -> None:
-    one, other = stand.names()
-    assert (await stand.ask("/api/lineage", version=one)).json()["counts"]["events"] == 2
-    assert (await stand.ask("/api/lineage", event_id="e-r0")).json()["responses"][0]["kind"] == "correction"
-    assert (await stand.ask("/api/diff", one=one, other=other)).json()["same_base"] is True
-    unknown = await stand.ask("/api/lineage", version=f"{LINE}@v9-00000000")
+async def test_http_api_answers_both_ways_and_names_unknown_versions(line: TrainedLine) -> None:
+    one, other = line.names()
+    assert (await line.get("/api/lineage", version=one)).json()["counts"]["events"] == 2
+    assert (await line.get("/api/lineage", event_id="e-r0")).json()["responses"][0]["kind"] == "correction"
+    assert (await line.get("/api/diff", one=one, other=other)).json()["same_base"] is True
+    unknown = await line.get("/api/lineage", version=f"{LINE}@v9-00000000")
     assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_version")
     assert one in unknown.json()["detail"]
-    assert (await stand.ask("/api/lineage")).status_code == 422
+    assert (await line.get("/api/lineage")).status_code == 422
 
 
-async def test_a_page_of_another_site_learns_nothing(stand: Stand) -> None:
-    app = add_lineage_routes(add_service_routes(FastAPI(), Readiness("log")), stand.answers)
+async def test_requests_from_other_sites_are_refused(line: TrainedLine) -> None:
+    app = add_lineage_routes(add_service_routes(FastAPI(), Readiness("log")), line.queries)
     transport = httpx.ASGITransport(app)
     for base, headers in (
         ("http://rebound.example:8004", {}),

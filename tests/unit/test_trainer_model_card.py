@@ -12,8 +12,8 @@ from services.trainer.dataset import data_card
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.run import environment
 from services.trainer.run.environment import Environment
-from services.trainer.versions.model_card import render_card, base_licence, write_artifact
-from tests.trainer_factories import grouped, ref, row
+from services.trainer.versions.model_card import base_licence, render_card, write_artifact
+from tests.trainer_factories import dataset_ref, grouped, row
 from tests.unit.test_trainer_publish import REPORT, run
 
 HERE: Environment = {"software": {"torch": "2.9"}, "machine": {"processor": "A processor", "threads": 2}}
@@ -35,7 +35,7 @@ def made(folder: Path, licence: str = "") -> str:
     environment.record(folder, HERE)
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"w")
-    return (write_artifact(folder, config, ref(), REPORT) / "README.md").read_text()
+    return (write_artifact(folder, config, dataset_ref(), REPORT) / "README.md").read_text()
 
 
 def front(folder: Path) -> dict[str, Any]:
@@ -80,6 +80,6 @@ def test_it_holds_no_word_of_users_and_no_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["## Data", "## Gate: passed"])
 def test_a_run_of_an_older_release_has_a_card_without_what_it_does_not_know(part: str) -> None:
-    text = render_card(run("run-1"), ref(), REPORT)
+    text = render_card(run("run-1"), dataset_ref(), REPORT)
     assert (part in text) is (part != "## Data")
     assert "not noted" in text

@@ -18,7 +18,7 @@ from shared.adapters.in_memory import InMemoryLog, InMemoryLogReader, InMemoryTr
 from shared.errors import BrokerUnavailable, Fenced
 from shared.topics import MODEL_VERSIONS
 from shared.versions import Figure, GateReport, ModelVersion
-from tests.trainer_factories import LINE, ref
+from tests.trainer_factories import LINE, dataset_ref
 
 BASE = PinnedBase(Path("models/tiny"), "tiny", "ab" * 32)
 REPORT = GateReport(
@@ -49,7 +49,7 @@ def artifact(folder: Path, config: RunConfig) -> Path:
     adapter.mkdir(parents=True)
     write_whole(adapter / "adapter_model.safetensors", config.run_id.encode())
     write_whole(adapter / "adapter_config.json", b'{"base_model_name_or_path": "tiny"}')
-    return write_artifact(folder, config, ref(), REPORT)
+    return write_artifact(folder, config, dataset_ref(), REPORT)
 
 
 class Line:
@@ -74,8 +74,8 @@ class Line:
 def test_a_run_is_published_once_however_often_it_is_tried(tmp_path: Path) -> None:
     line, config = Line(tmp_path), run("run-1")
     folder = artifact(tmp_path / "run", config)
-    first = line.versions().publish(config, ref(), REPORT, folder, line.store)
-    again = line.versions().publish(config, ref(), REPORT, folder, line.store)
+    first = line.versions().publish(config, dataset_ref(), REPORT, folder, line.store)
+    again = line.versions().publish(config, dataset_ref(), REPORT, folder, line.store)
     assert first == again
     assert [version.run_id for version in line.published()] == ["run-1"]
     assert first.number == 1
@@ -86,7 +86,7 @@ def test_versions_are_numbered_on_from_the_highest(tmp_path: Path) -> None:
     line = Line(tmp_path)
     versions = line.versions()
     for name in ("run-1", "run-2"):
-        versions.publish(run(name), ref(), REPORT, artifact(tmp_path / name, run(name)), line.store)
+        versions.publish(run(name), dataset_ref(), REPORT, artifact(tmp_path / name, run(name)), line.store)
     assert [version.number for version in line.published()] == [1, 2]
     assert [version.ref.version.split("-")[0] for version in line.published()] == [f"{LINE}@v1", f"{LINE}@v2"]
 
@@ -103,7 +103,7 @@ def test_a_trainer_that_was_taken_over_publishes_nothing_and_says_why(tmp_path: 
     old = line.versions()
     line.versions()
     with pytest.raises(Fenced, match="one trainer per line"):
-        old.publish(config, ref(), REPORT, artifact(tmp_path / "run", config), line.store)
+        old.publish(config, dataset_ref(), REPORT, artifact(tmp_path / "run", config), line.store)
     assert line.published() == []
 
 
@@ -113,8 +113,8 @@ def test_an_unknown_outcome_is_read_before_it_is_tried_again(tmp_path: Path) -> 
     folder = artifact(tmp_path / "run", config)
     line.publishers[0].failure = BrokerUnavailable("no answer")
     with pytest.raises(BrokerUnavailable):
-        versions.publish(config, ref(), REPORT, folder, line.store)
-    published = versions.publish(config, ref(), REPORT, folder, line.store)
+        versions.publish(config, dataset_ref(), REPORT, folder, line.store)
+    published = versions.publish(config, dataset_ref(), REPORT, folder, line.store)
     assert line.published() == [published]
 
 

@@ -1,4 +1,4 @@
-"""What follows when a run's process ends: again, later, in smaller pieces, or not."""
+"""Restart policy: restart at once, later, with a smaller micro-batch, or not at all."""
 
 from __future__ import annotations
 
@@ -6,92 +6,96 @@ import pytest
 
 from services.trainer.worker.restart_policy import (
     KILLS_BEFORE_HALVING,
-    LONGEST_WAIT_S,
-    MAX_KILLS,
     MAX_ERRORS,
+    MAX_KILLS,
+    MAX_WAIT_S,
     Attempts,
     EndCause,
     RestartDecision,
-    record_start,
-    decide,
     backoff_s,
+    decide,
+    record_start,
 )
 
-HERE = Attempts(place="training, step 4")
+AT_STEP_4 = Attempts(position="training, step 4")
 
 
-def dying(
-    times: int, *, smaller: bool, by_kernel: bool = False, start: Attempts = HERE
+def decisions_after_kills(
+    kills: int, *, can_halve: bool, oom_killed: bool = False, attempts: Attempts = AT_STEP_4
 ) -> list[RestartDecision]:
-    tried, found = start, []
-    for _ in range(times):
-        tried, then = decide(record_start(tried), "killed", errors=0, by_kernel=by_kernel, smaller=smaller)
-        found.append(then)
-    return found
+    """Return the decision after each of so many kills at one position."""
+    decisions = []
+    for _ in range(kills):
+        attempts, decision = decide(
+            record_start(attempts), "killed", errors=0, oom_killed=oom_killed, can_halve=can_halve
+        )
+        decisions.append(decision)
+    return decisions
 
 
-def test_one_kill_is_nothing_and_it_goes_on_at_once() -> None:
-    assert dying(1, smaller=True) == [RestartDecision(wait_s=0.0)]
+def test_first_kill_restarts_at_once() -> None:
+    assert decisions_after_kills(1, can_halve=True) == [RestartDecision(wait_s=0.0)]
 
 
-def test_several_kills_at_one_place_are_taken_for_a_lack_of_memory() -> None:
-    halved = [then.halve for then in dying(7, smaller=True)]
+def test_every_third_kill_at_one_position_halves_the_micro_batch() -> None:
+    halved = [decision.halve for decision in decisions_after_kills(7, can_halve=True)]
     assert halved == [False, False, True, False, False, True, False]
 
 
-def test_a_kill_that_the_kernel_counts_as_one_for_memory_halves_at_once() -> None:
-    assert dying(1, smaller=True, by_kernel=True)[0].halve
+def test_kill_counted_by_the_kernel_halves_at_once() -> None:
+    assert decisions_after_kills(1, can_halve=True, oom_killed=True)[0].halve
 
 
-def test_what_is_killed_on_and_on_ends_with_a_reason_that_says_what_to_do() -> None:
-    *before, last = dying(MAX_KILLS, smaller=False)
-    assert all(then.failed is None for then in before)
-    assert last.failed is not None
-    assert f"killed {MAX_KILLS} times" in last.failed
-    assert "LOOPWRIGHT_TRAINER_BATCH_SIZE" in last.failed
+def test_repeated_kills_fail_the_run_with_a_remedy() -> None:
+    *before, last = decisions_after_kills(MAX_KILLS, can_halve=False)
+    assert all(decision.failure is None for decision in before)
+    assert last.failure is not None
+    assert f"killed {MAX_KILLS} times" in last.failure
+    assert "LOOPWRIGHT_TRAINER_BATCH_SIZE" in last.failure
 
 
-def test_with_pieces_of_one_row_and_a_kernel_that_says_so_it_ends_sooner() -> None:
-    *before, last = dying(KILLS_BEFORE_HALVING, smaller=False, by_kernel=True)
-    assert all(then.failed is None for then in before)
-    assert last.failed is not None
-    assert "for want of memory" in last.failed
+def test_kernel_kills_with_one_row_fail_the_run_sooner() -> None:
+    *before, last = decisions_after_kills(KILLS_BEFORE_HALVING, can_halve=False, oom_killed=True)
+    assert all(decision.failure is None for decision in before)
+    assert last.failure is not None
+    assert "because memory ran out" in last.failure
 
 
-def test_who_comes_further_begins_to_count_anew() -> None:
-    tried = HERE
+def test_progress_resets_the_counts() -> None:
+    attempts = AT_STEP_4
     for step in range(5 * MAX_KILLS):
-        tried = tried.at(f"training, step {step}")
-        tried, then = decide(record_start(tried), "killed", errors=0, by_kernel=False, smaller=True)
-        assert then == RestartDecision(wait_s=0.0)
+        attempts = attempts.at(f"training, step {step}")
+        attempts, decision = decide(
+            record_start(attempts), "killed", errors=0, oom_killed=False, can_halve=True
+        )
+        assert decision == RestartDecision(wait_s=0.0)
 
 
-def test_the_wait_grows_to_a_minute_and_no_further() -> None:
-    waits = [backoff_s(times) for times in range(1, 12)]
+def test_wait_doubles_up_to_a_minute() -> None:
+    waits = [backoff_s(early_ends) for early_ends in range(1, 12)]
     assert waits[:4] == [0.0, 2.0, 4.0, 8.0]
     assert waits == sorted(waits)
-    assert waits[-1] == LONGEST_WAIT_S
+    assert waits[-1] == MAX_WAIT_S
 
 
 @pytest.mark.parametrize("end", ["disk", "memory", "stopped"])
-def test_a_full_disk_a_lack_of_memory_and_an_ordered_end_are_no_deaths_and_never_fail(end: EndCause) -> None:
-    tried = HERE
+def test_full_disk_low_memory_and_stops_never_fail_a_run(end: EndCause) -> None:
+    attempts = AT_STEP_4
     for _ in range(50):
-        tried, then = decide(record_start(tried), end, errors=0, by_kernel=True, smaller=False)
-        assert then.failed is None
-        assert not then.halve
-    assert (tried.deaths, tried.under_way) == (0, False)
+        attempts, decision = decide(record_start(attempts), end, errors=0, oom_killed=True, can_halve=False)
+        assert decision.failure is None
+        assert not decision.halve
+    assert (attempts.kills, attempts.running) == (0, False)
 
 
-def test_errors_of_the_program_end_the_run_after_three() -> None:
-    found = [
-        decide(HERE, "error", errors=errors, by_kernel=False, smaller=True)[1].failed
+def test_third_error_fails_the_run() -> None:
+    failures = [
+        decide(AT_STEP_4, "error", errors=errors, oom_killed=False, can_halve=True)[1].failure
         for errors in range(1, MAX_ERRORS + 1)
     ]
-    assert found == [None, None, f"tried {MAX_ERRORS} times"]
+    assert failures == [None, None, f"tried {MAX_ERRORS} times"]
 
 
-def test_counts_survive_on_the_disk_also_from_an_older_or_newer_release() -> None:
-    tried, _ = decide(record_start(HERE), "killed", errors=0, by_kernel=False, smaller=True)
-    assert Attempts.of(tried.parts() | {"of_a_newer_release": 1}) == tried
-    assert Attempts.of({}) == Attempts()
+def test_counts_survive_a_restart() -> None:
+    attempts, _ = decide(record_start(AT_STEP_4), "killed", errors=0, oom_killed=False, can_halve=True)
+    assert Attempts.from_json(attempts.to_json()) == attempts

@@ -21,14 +21,14 @@ from services.trainer.run.run_table import RunConfig
 from services.trainer.worker.pipeline import run_to_exit_code
 from services.trainer.worker.restart_policy import MAX_KILLS
 from shared.adapters import redis_keys
-from tests.trainer_factories import LINE, Rig, finish, turns
+from tests.trainer_factories import LINE, TrainerRig, finish_run, run_steps
 from tests.unit.test_trainer_publish import run as config_of
 from tests.unit.test_trainer_service import corrections, send, trained
 
 KILLED = -signal.SIGKILL
 
 
-def told(rig: Rig) -> dict[str, object]:
+def told(rig: TrainerRig) -> dict[str, object]:
     found: dict[str, object] = json.loads(rig.cache.get(redis_keys.run_progress(LINE)) or b"{}")
     return found
 
@@ -36,7 +36,7 @@ def told(rig: Rig) -> dict[str, object]:
 def snapshot_only(folder: Path) -> None:
     """As after the first stage."""
     if not snapshot.is_complete(folder):
-        finish(folder)
+        finish_run(folder)
         (folder / "gate.json").unlink()
         (folder / "adapter").rmdir()
 
@@ -48,33 +48,35 @@ def checkpoint(folder: Path, step: int) -> None:
     write_manifest(place, step)
 
 
-def patiently(rig: Rig, ends: Iterator[int], *, before: Callable[[Path], None] = snapshot_only) -> list[str]:
+def patiently(
+    rig: TrainerRig, ends: Iterator[int], *, before: Callable[[Path], None] = snapshot_only
+) -> list[str]:
     """Runs until nothing starts any more; the stages of all runs."""
 
     def child(folder: Path) -> int:
         before(folder)
         status = next(ends, None)
-        return finish(folder) if status is None else status
+        return finish_run(folder) if status is None else status
 
-    rig.child = child
+    rig.process = child
     send(rig, corrections())
     trainer = rig.trainer()
     for _ in range(3 * MAX_KILLS):
-        turns(trainer, 2)
+        run_steps(trainer, 2)
         rig.clock.advance(60)
     return [run.stage for run in run_table.all_runs(trainer.db)]
 
 
 @pytest.fixture
-def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerRig:
     monkeypatch.setattr(micro_batch, "OOM_KILL_COUNTERS", ())
-    return Rig(tmp_path, finish)
+    return TrainerRig(tmp_path, finish_run)
 
 
-def test_a_process_killed_three_times_at_one_place_takes_smaller_pieces_and_says_so(rig: Rig) -> None:
+def test_a_process_killed_three_times_at_one_place_takes_smaller_pieces_and_says_so(rig: TrainerRig) -> None:
     assert patiently(rig, iter([KILLED] * 2)) == ["published"]
     assert not (rig.started[0] / MICRO_BATCH).exists()
-    again = Rig(rig.folder / "again", finish)
+    again = TrainerRig(rig.folder / "again", finish_run)
     said: list[object] = []
 
     def listening(folder: Path) -> None:
@@ -87,7 +89,7 @@ def test_a_process_killed_three_times_at_one_place_takes_smaller_pieces_and_says
 
 
 def test_a_kill_for_memory_that_the_kernel_counts_halves_at_the_first(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = rig.folder / "memory.events"
     monkeypatch.setattr(micro_batch, "OOM_KILL_COUNTERS", (count,))
@@ -101,7 +103,7 @@ def test_a_kill_for_memory_that_the_kernel_counts_halves_at_the_first(
     assert micro_batch.size(rig.started[0], 8) == 4
 
 
-def test_kills_with_checkpoints_between_them_are_not_taken_for_a_lack_of_memory(rig: Rig) -> None:
+def test_kills_with_checkpoints_between_them_are_not_taken_for_a_lack_of_memory(rig: TrainerRig) -> None:
     steps = iter(range(1, 100))
 
     def getting_on(folder: Path) -> None:
@@ -114,35 +116,35 @@ def test_kills_with_checkpoints_between_them_are_not_taken_for_a_lack_of_memory(
 
 
 def test_what_is_killed_for_ever_fails_with_a_reason_and_the_line_trains_again_at_its_threshold(
-    rig: Rig,
+    rig: TrainerRig,
 ) -> None:
     assert patiently(rig, iter([KILLED] * MAX_KILLS)) == ["failed"]
     assert len(rig.started) == MAX_KILLS
     assert micro_batch.size(rig.started[0], 8) == 1
     assert "killed 12 times" in str(told(rig)["reason"])
     send(rig, corrections(2))
-    rig.child = finish
+    rig.process = finish_run
     trainer = rig.trainer()
-    turns(trainer)
+    run_steps(trainer)
     assert [run.stage for run in run_table.all_runs(trainer.db)] == ["failed", "published"]
     assert [version.run_id for version in trained(rig)] == [rig.started[-1].name]
 
 
-def test_going_down_with_the_service_again_and_again_is_noticed_too(rig: Rig) -> None:
+def test_going_down_with_the_service_again_and_again_is_noticed_too(rig: TrainerRig) -> None:
     """As where a container's limit ends all that is in it: nobody is left to see the status."""
 
     def child(folder: Path) -> None:
         snapshot_only(folder)
 
-    rig.child = child
+    rig.process = child
     send(rig, corrections())
 
     def cut_off(times: int) -> None:
         for _ in range(times):
             trainer = rig.trainer()
-            turns(trainer, 3)
+            run_steps(trainer, 3)
             rig.clock.advance(60)
-            turns(trainer, 2)
+            run_steps(trainer, 2)
 
     cut_off(4)
     assert micro_batch.size(rig.started[0], 8) == 4
@@ -150,52 +152,52 @@ def test_going_down_with_the_service_again_and_again_is_noticed_too(rig: Rig) ->
     assert [run.stage for run in run_table.all_runs(rig.trainer().db)] == ["failed"]
 
 
-def test_a_service_stopped_in_order_any_number_of_times_counts_nothing(rig: Rig) -> None:
+def test_a_service_stopped_in_order_any_number_of_times_counts_nothing(rig: TrainerRig) -> None:
     def child(folder: Path) -> None:
         snapshot_only(folder)
 
-    rig.child = child
+    rig.process = child
     send(rig, corrections())
     for _ in range(2 * MAX_KILLS):
         trainer = rig.trainer()
-        turns(trainer, 3)
-        trainer.process.stop()
+        run_steps(trainer, 3)
+        trainer.supervisor.stop()
     assert {folder.name for folder in rig.started} == {rig.started[0].name}
     assert [run.stage for run in run_table.all_runs(rig.trainer().db)] == ["snapshot"]
     assert not (rig.started[0] / MICRO_BATCH).exists()
 
 
-def test_a_full_disk_is_waited_for_and_named_and_never_ends_the_run(rig: Rig) -> None:
+def test_a_full_disk_is_waited_for_and_named_and_never_ends_the_run(rig: TrainerRig) -> None:
     said = []
 
     def child(folder: Path) -> int:
         said.append(str(told(rig).get("reason", "")))
-        return ExitCode.DISK_FULL if len(said) <= MAX_KILLS + 8 else finish(folder)
+        return ExitCode.DISK_FULL if len(said) <= MAX_KILLS + 8 else finish_run(folder)
 
-    rig.child = child
+    rig.process = child
     send(rig, corrections())
     trainer = rig.trainer()
     for _ in range(MAX_KILLS + 12):
-        turns(trainer, 3)
+        run_steps(trainer, 3)
         rig.clock.advance(60)
     assert [run.stage for run in run_table.all_runs(trainer.db)] == ["published"]
     assert len(trained(rig)) == 1
     assert "Free some space there; the run resumes automatically" in said[-1]
 
 
-def test_between_two_tries_on_a_full_disk_it_waits_longer_and_longer(rig: Rig) -> None:
-    rig.child = lambda folder: ExitCode.DISK_FULL
+def test_between_two_tries_on_a_full_disk_it_waits_longer_and_longer(rig: TrainerRig) -> None:
+    rig.process = lambda folder: ExitCode.DISK_FULL
     send(rig, corrections())
     trainer = rig.trainer()
     started = []
     for _ in range(40):
-        turns(trainer, 3)
+        run_steps(trainer, 3)
         started.append(len(rig.started))
         rig.clock.advance(1)
     assert 4 <= started[-1] <= 8
 
 
-def test_a_table_on_a_full_disk_loses_nothing_of_what_was_read(rig: Rig) -> None:
+def test_a_table_on_a_full_disk_loses_nothing_of_what_was_read(rig: TrainerRig) -> None:
     """The service says so, tries again, and reads no further meanwhile."""
     trainer = rig.trainer()
 
@@ -205,21 +207,21 @@ def test_a_table_on_a_full_disk_loses_nothing_of_what_was_read(rig: Rig) -> None
     send(rig, corrections())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("services.trainer.dataset.batch_table.store_positions", full)
-        assert [trainer.round() for _ in range(3)] == [False] * 3
+        assert [trainer.run_once() for _ in range(3)] == [False] * 3
         send(rig, corrections(2))
-        assert not trainer.round()
+        assert not trainer.run_once()
     for _ in range(8):
-        assert trainer.round()
+        assert trainer.run_once()
     assert len(trained(rig)) >= 1
     assert dict(run_table.all_runs(trainer.db)[-1].config.through) == {"0": 2}
 
 
-def test_an_error_that_is_no_full_disk_ends_the_service(rig: Rig) -> None:
+def test_an_error_that_is_no_full_disk_ends_the_service(rig: TrainerRig) -> None:
     trainer = rig.trainer()
     send(rig, corrections())
     trainer.db.execute("DROP TABLE batches")
     with pytest.raises(sqlite3.OperationalError, match="no such table"):
-        trainer.round()
+        trainer.run_once()
 
 
 # --- how the process says it ---
@@ -289,16 +291,16 @@ def test_a_reason_that_the_full_disk_does_not_take_is_not_lost_for_an_unknown_er
     assert run_to_exit_code(folder, config, raising(RunFailed("the loss became nan"))) == ExitCode.DISK_FULL
 
 
-def test_only_the_newest_failed_run_keeps_its_checkpoints(rig: Rig) -> None:
+def test_only_the_newest_failed_run_keeps_its_checkpoints(rig: TrainerRig) -> None:
     def child(folder: Path) -> int:
         checkpoint(folder, 2)
         write_whole(folder / FAILURE_REASON, b"loss is nan")
         return ExitCode.FAILED
 
-    rig.child = child
+    rig.process = child
     trainer = rig.trainer()
     for number in (1, 2):
         send(rig, corrections(number))
-        turns(trainer)
+        run_steps(trainer)
     assert [run.stage for run in run_table.all_runs(trainer.db)] == ["failed", "failed"]
     assert [(folder / CHECKPOINTS).exists() for folder in dict.fromkeys(rig.started)] == [False, True]

@@ -100,7 +100,7 @@ def _rows(folder: Path, version: ModelVersion) -> tuple[dict[tuple[str, str], Js
     left = read_snapshot_state(folder / version.run_id, version.dataset)
     return {
         (one.row.response_id, one.row.event_id): _content(fields_of(one)) for one in left.rows
-    }, left.whole
+    }, left.complete
 
 
 def _content(fields: Json) -> Json:

@@ -1,12 +1,18 @@
-"""Which artifacts nothing needs any more, and the order to take them out of the store.
+"""Garbage collection of the artifact store, by operator command.
 
-Kept are, of every line: what the newest rollout record names (stable, the one before it, canary; a pinned version is
-stable), what passed the gate since stable was made and may take over, and the newest versions whatever their verdict;
-of this line what its open run is compared with; and everything that was put lately, whatever it is: a run that is about
-to publish it may have put it. Other lines' versions are theirs to collect. What no version names is of a run that never
-came to publish it.
+These artifacts are in use and never deleted:
 
-Each is looked at once more when it is about to go, against the log as it is then; who holds it keeps it (`ports.py`).
+- of every line, what the newest rollout record names: stable (which includes a pinned version), canary, and the
+  previous stable version;
+- of every line, versions newer than stable that passed the gate, and the newest versions whatever their verdict;
+- of other lines, every version: their own trainers collect them;
+- of this line, the version that the open run is compared with.
+
+Artifacts that were put recently are kept as well, because a run may be about to publish them. An artifact that no
+version names was left by a run that was never published.
+
+Each artifact is checked again against the log as it is when the artifact is about to be deleted. One that another
+process holds is kept (`ArtifactStore.discard`).
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from typing import Final
 
 import structlog
 
-from services.trainer.commands.command_table import COLLECT, LOOK_FOR_GARBAGE, CommandTable
+from services.trainer.commands.command_table import CommandKind, CommandTable
 from services.trainer.run import run_table
 from services.trainer.settings import TrainerSettings
 from shared.errors import LoopwrightError
@@ -27,123 +33,142 @@ from shared.ports import ArtifactStore, Clock, Stored
 from shared.versions import ModelVersion, RolloutRecord, VersionRef
 
 MAX_PER_COMMAND: Final = 50
-"""Taken out by one order: collecting stands still meanwhile."""
+"""Artifacts that one command deletes at most, because the trainer does nothing else meanwhile."""
 MAX_NAMED: Final = 10
+"""Deleted artifacts that a command's result names at most."""
 log = structlog.get_logger(__name__)
 ReadAllLines = Callable[[], tuple[Sequence[ModelVersion], Sequence[RolloutRecord]]]
-"""All versions and all rollout records of all lines, as the log has them now. Raises `BrokerUnavailable`."""
+"""Reads all versions and all rollout records of all lines from the log. Raises `BrokerUnavailable`."""
 
 
 def artifacts_in_use(
     line: str,
     versions: Sequence[ModelVersion],
     rollouts: Sequence[RolloutRecord],
-    comparing: Iterable[VersionRef],
+    compared: Iterable[VersionRef],
     keep: int,
 ) -> dict[str, str]:
-    """Digest -> why it is kept. `comparing`: with what open runs of `line` are compared. `keep`: of the newest."""
-    kept = {version.ref.digest: "of another line" for version in versions if version.line != line}
+    """Return the digests of artifacts in use, each with the reason to keep it.
+
+    Args:
+        line: The line whose artifacts may be collected.
+        versions: Versions of all lines.
+        rollouts: Rollout records of all lines.
+        compared: Versions that open runs of `line` are compared with.
+        keep: How many of the newest versions of each line to keep.
+
+    """
+    reasons = {version.ref.digest: "of another line" for version in versions if version.line != line}
     for name in {version.line for version in versions}:
-        ours = sorted(
+        of_line = sorted(
             (version for version in versions if version.line == name), key=lambda version: version.number or 0
         )
-        kept |= {version.ref.digest: "newest" for version in ours[-keep:]}
-        kept |= {
-            version.ref.digest: "may take over" for version in _candidates(ours, _newest(name, rollouts))
-        }
-    kept |= {ref.digest: "a run is compared with it" for ref in comparing}
+        reasons |= {version.ref.digest: "newest" for version in of_line[-keep:]}
+        candidates = _candidates(of_line, _newest_record(name, rollouts))
+        reasons |= {version.ref.digest: "candidate for rollout" for version in candidates}
+    reasons |= {ref.digest: "compared with the open run" for ref in compared}
     for name in {record.line for record in rollouts}:
-        record = _newest(name, rollouts)
+        record = _newest_record(name, rollouts)
         refs = (record.previous, record.canary, record.stable) if record is not None else ()
-        kept |= {ref.digest: "serves, or did before" for ref in refs if ref is not None}
-    return kept
+        reasons |= {ref.digest: "serving or served before" for ref in refs if ref is not None}
+    return reasons
 
 
-def _newest(line: str, rollouts: Sequence[RolloutRecord]) -> RolloutRecord | None:
-    return max((one for one in rollouts if one.line == line), key=lambda one: one.seq, default=None)
+def _newest_record(line: str, rollouts: Sequence[RolloutRecord]) -> RolloutRecord | None:
+    return max(
+        (record for record in rollouts if record.line == line), key=lambda record: record.seq, default=None
+    )
 
 
 def _candidates(versions: Sequence[ModelVersion], record: RolloutRecord | None) -> list[ModelVersion]:
-    """Passed, and newer than what serves: all that passed where nothing is known to serve."""
+    """Return the versions that passed the gate and are newer than stable, or all that passed if stable is unknown."""
     stable = record.stable.version if record is not None else None
-    serving = next((one.number or 0 for one in versions if one.ref.version == stable), 0)
-    return [
-        one for one in versions if one.gate and one.gate.verdict == "passed" and (one.number or 0) > serving
-    ]
+    stable_number = next((v.number or 0 for v in versions if v.ref.version == stable), 0)
+    return [v for v in versions if v.gate and v.gate.verdict == "passed" and (v.number or 0) > stable_number]
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactCollector:
-    """Of one line's trainer. One thread."""
+    """Garbage collector of one line's artifacts. Not thread-safe."""
 
     settings: TrainerSettings
     db: sqlite3.Connection
-    orders: CommandTable
+    commands: CommandTable
     store: ArtifactStore
-    logged: ReadAllLines
+    read_all_lines: ReadAllLines
     clock: Clock
 
-    def turn(self) -> None:
-        """Carries out what is asked for."""
-        for kind in (LOOK_FOR_GARBAGE, COLLECT):
-            asked = self.orders.undecided(kind)
-            if not asked:
+    def run_commands(self) -> None:
+        """Execute the pending garbage collection commands."""
+        for kind in (CommandKind.COLLECT_GARBAGE_DRY_RUN, CommandKind.COLLECT_GARBAGE):
+            pending = self.commands.pending(kind)
+            if not pending:
                 continue
             try:
-                told = self.collect(dry=kind == LOOK_FOR_GARBAGE)
+                message = self.collect(dry_run=kind == CommandKind.COLLECT_GARBAGE_DRY_RUN)
             except (LoopwrightError, OSError) as error:
-                self.orders.settle(asked, "refused", f"nothing more was collected: {error}")
+                self.commands.settle(pending, "refused", f"garbage collection stopped: {error}")
             else:
-                self.orders.settle(asked, "done", told)
+                self.commands.settle(pending, "done", message)
 
-    def collect(self, *, dry: bool) -> str:
-        """Returns what to say of it. Raises `LoopwrightError` where log or store are away."""
-        young_ms = self.clock.now_ms() - round(self.settings.artifact_grace_hours * 3_600_000)
-        kept, stored = self._wanted(), self.store.stored()
-        old = [one for one in stored if one.digest not in kept and one.put_ms < young_ms]
-        gone = old if dry else [one for one in old[:MAX_PER_COMMAND] if self._went(one, young_ms)]
-        pieces = 0 if dry else self.store.sweep(young_ms)
-        told = [_of(gone, "would go" if dry else "went", len(stored), self._names())]
-        if len(old) > MAX_PER_COMMAND and not dry:
-            told.append(f"{len(old) - MAX_PER_COMMAND} more wait for another order")
-        if len(gone) < len(old[:MAX_PER_COMMAND]):
-            told.append(f"{len(old[:MAX_PER_COMMAND]) - len(gone)} were held or needed again")
-        if pieces:
-            told.append(f"{pieces} pieces left by interrupted writers went too")
-        told.append(f"kept: {_why(stored, kept, gone)}")
-        return "; ".join(told)
+    def collect(self, *, dry_run: bool) -> str:
+        """Delete unused artifacts, or only list them. Return the message for the operator.
 
-    def _went(self, one: Stored, young_ms: int) -> bool:
-        """Looks once more, when nobody can put it: it may have been put, promoted or pinned since."""
-        went = self.store.discard(
-            one.digest, unless=lambda now: now.put_ms >= young_ms or now.digest in self._wanted()
+        Raises `LoopwrightError` if the log or the store is unavailable.
+        """
+        grace_start_ms = self.clock.now_ms() - round(self.settings.artifact_grace_hours * 3_600_000)
+        in_use, stored = self._in_use(), self.store.stored()
+        unused = [
+            artifact
+            for artifact in stored
+            if artifact.digest not in in_use and artifact.put_ms < grace_start_ms
+        ]
+        selected = unused if dry_run else unused[:MAX_PER_COMMAND]
+        deleted = [one for one in selected if dry_run or self._delete(one, grace_start_ms)]
+        leftovers = 0 if dry_run else self.store.sweep(grace_start_ms)
+        verb = "would be deleted" if dry_run else "deleted"
+        parts = [f"{len(deleted)} of {len(stored)} artifacts {verb}, {self._size_and_names(deleted)}"]
+        if len(unused) > len(selected):
+            parts.append(f"{len(unused) - len(selected)} more need another command")
+        if len(deleted) < len(selected):
+            parts.append(f"{len(selected) - len(deleted)} kept because they are in use again")
+        if leftovers:
+            parts.append(f"{leftovers} leftovers of interrupted writers deleted")
+        parts.append(f"kept: {_kept_counts(stored, in_use, deleted)}")
+        return "; ".join(parts)
+
+    def _delete(self, artifact: Stored, grace_start_ms: int) -> bool:
+        """Delete an artifact unless it was put, promoted or pinned meanwhile. Return whether it was deleted."""
+        deleted = self.store.discard(
+            artifact.digest, unless=lambda now: now.put_ms >= grace_start_ms or now.digest in self._in_use()
         )
-        if went:
-            log.info("artifact_collected", digest=one.digest, size=one.size)
-        return went
+        if deleted:
+            log.info("artifact_deleted", digest=artifact.digest, size=artifact.size)
+        return deleted
 
-    def _wanted(self) -> dict[str, str]:
-        versions, rollouts = self.logged()
+    def _in_use(self) -> dict[str, str]:
+        versions, rollouts = self.read_all_lines()
         run = run_table.open_run(self.db)
-        comparing = [run.config.stable] if run is not None else []
-        return artifacts_in_use(
-            self.settings.line, versions, rollouts, comparing, self.settings.artifact_keep
-        )
+        compared = [run.config.stable] if run is not None else []
+        return artifacts_in_use(self.settings.line, versions, rollouts, compared, self.settings.artifact_keep)
 
-    def _names(self) -> dict[str, str]:
-        return {version.ref.digest: version.ref.version for version in self.logged()[0]}
-
-
-def _of(gone: Sequence[Stored], verb: str, of: int, names: Mapping[str, str]) -> str:
-    size = sum(one.size for one in gone) / 1e6
-    told = f"{len(gone)} of {of} artifacts {verb}, {size:.1f} MB"
-    if not gone:
-        return told
-    named = [names.get(one.digest, f"{one.digest[:8]}, which no version names") for one in gone[:MAX_NAMED]]
-    return f"{told}: {', '.join(named)}{', ...' if len(gone) > MAX_NAMED else ''}"
+    def _size_and_names(self, artifacts: Sequence[Stored]) -> str:
+        size = f"{sum(artifact.size for artifact in artifacts) / 1e6:.1f} MB"
+        if not artifacts:
+            return size
+        versions = {version.ref.digest: version.ref.version for version in self.read_all_lines()[0]}
+        names = [
+            versions.get(artifact.digest, f"{artifact.digest[:8]} (of no version)")
+            for artifact in artifacts[:MAX_NAMED]
+        ]
+        return f"{size}: {', '.join(names)}{', ...' if len(artifacts) > MAX_NAMED else ''}"
 
 
-def _why(stored: Sequence[Stored], kept: Mapping[str, str], gone: Sequence[Stored]) -> str:
-    away = {one.digest for one in gone}
-    counts = Counter(kept.get(one.digest, "put lately") for one in stored if one.digest not in away)
+def _kept_counts(stored: Sequence[Stored], reasons: Mapping[str, str], deleted: Sequence[Stored]) -> str:
+    deleted_digests = {artifact.digest for artifact in deleted}
+    counts = Counter(
+        reasons.get(artifact.digest, "put recently")
+        for artifact in stored
+        if artifact.digest not in deleted_digests
+    )
     return ", ".join(f"{count} ({reason})" for reason, count in sorted(counts.items())) or "none"

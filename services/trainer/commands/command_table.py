@@ -1,15 +1,13 @@
-"""Operators' commands to this trainer: kept as they come, decided once, answered once."""
+"""Operator commands of one line: stored when they arrive, decided once, their results published once."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final, Literal
 
-from services.trainer.commands import quarantine_release
-from services.trainer.core.recipe import CommentMode
-from services.trainer.run import run_table
 from services.trainer.versions.publish import SERVICE, VersionLog
 from shared.cloudevents import cloudevent
 from shared.commands import (
@@ -25,18 +23,35 @@ from shared.events import from_ms
 from shared.ports import Clock, Publisher
 from shared.topics import OPERATOR_RESULTS
 
-ACK_S = 15.0
-STATUS: Final[dict[str, Literal["done", "refused", "failed"]]] = {"done": "done", "failed": "failed"}
-MAX_MESSAGE = 2048
-TRAIN, LOOK, EXPORT, RELEASE = "train_now", "dry_run", "export_dataset", "release"
-REPRODUCE, COLLECT, LOOK_FOR_GARBAGE = "reproduce", "collect_garbage", "collect_garbage_dry_run"
-"""What a command asks for: a run, only what a run would train, a dataset to take elsewhere, that what is held trains
-after all, a version trained again, or an artifact store without what nothing needs (or only what that would be)."""
+CommandStatus = Literal["done", "refused", "failed"]
+ACK_TIMEOUT_S: Final = 15.0
+MAX_MESSAGE: Final = 2048
+"""Maximum length of a result's message, in characters. Longer ones are cut."""
+
+
+class CommandKind(StrEnum):
+    """What a command asks the trainer to do."""
+
+    TRAIN_NOW = "train_now"
+    DRY_RUN = "dry_run"
+    """Report what a run would train."""
+    EXPORT_DATASET = "export_dataset"
+    RELEASE = "release"
+    """Release responses from quarantine."""
+    REPRODUCE = "reproduce"
+    """Train a version again and compare the weights."""
+    COLLECT_GARBAGE = "collect_garbage"
+    COLLECT_GARBAGE_DRY_RUN = "collect_garbage_dry_run"
+    """Report which artifacts garbage collection would delete."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandTable:
-    """The commands of one line, in the trainer's table and on the log."""
+    """The commands of one line: the trainer's table of them, and their results on `operator.results`.
+
+    A command is pending until it has a status, and its result is unpublished until the log has it. Both survive a
+    restart.
+    """
 
     line: str
     db: sqlite3.Connection
@@ -44,78 +59,103 @@ class CommandTable:
     publisher: Publisher
     clock: Clock
 
-    def keep(self, command: Command) -> None:
-        """Inside the caller's transaction. What other services carry out is left alone."""
+    def store(self, command: Command) -> None:
+        """Store a command, inside the caller's transaction. Ignores commands of other lines and services."""
         if command.line != self.line:
             return
-        if isinstance(command, TrainNow):
-            run_table.note_command(self.db, command.command_id, LOOK if command.dry_run else TRAIN)
-        elif isinstance(command, ExportDataset):
-            run_table.note_command(self.db, command.command_id, EXPORT)
-        elif isinstance(command, Release):
-            run_table.note_command(self.db, command.command_id, RELEASE)
-            quarantine_release.store_request(self.db, command.command_id, command.response_ids)
-        elif isinstance(command, Reproduce):
-            run_table.note_command(self.db, command.command_id, REPRODUCE)
-            run_table.note_reproduction(self.db, command.command_id, command.version)
-        elif isinstance(command, CollectGarbage):
-            run_table.note_command(
-                self.db, command.command_id, LOOK_FOR_GARBAGE if command.dry_run else COLLECT
-            )
+        match command:
+            case TrainNow():
+                self._insert(command, CommandKind.DRY_RUN if command.dry_run else CommandKind.TRAIN_NOW)
+            case ExportDataset():
+                self._insert(command, CommandKind.EXPORT_DATASET)
+            case Release():
+                self._insert(command, CommandKind.RELEASE)
+                self.db.executemany(
+                    "INSERT OR IGNORE INTO release_orders VALUES (?, ?)",
+                    [(command.command_id, response_id) for response_id in command.response_ids],
+                )
+            case Reproduce():
+                self._insert(command, CommandKind.REPRODUCE)
+                self.db.execute(
+                    "INSERT OR IGNORE INTO reproduce_orders VALUES (?, ?)",
+                    (command.command_id, command.version),
+                )
+            case CollectGarbage():
+                dry = command.dry_run
+                self._insert(
+                    command, CommandKind.COLLECT_GARBAGE_DRY_RUN if dry else CommandKind.COLLECT_GARBAGE
+                )
 
-    def undecided(self, kind: str) -> list[str]:
-        """Commands of this kind to act on; those that the log has a result of (from before this table was made) are
-        put away."""
-        open_ = run_table.undecided(self.db, kind)
-        if not open_:
-            return []
-        known = self.versions.answered()
-        for command_id in open_:
-            if command_id in known:
-                run_table.mark_answered(self.db, command_id)
-        return [command_id for command_id in open_ if command_id not in known]
+    def _insert(self, command: Command, kind: CommandKind) -> None:
+        self.db.execute(
+            "INSERT OR IGNORE INTO commands (command_id, kind) VALUES (?, ?)", (command.command_id, kind)
+        )
 
-    def decide(self, command_ids: Iterable[str], status: str, message: str) -> None:
-        """Inside the caller's transaction."""
-        told = message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
-        for command_id in command_ids:
-            run_table.decide_command(self.db, command_id, status, told)
+    def pending(self, kind: CommandKind, *, skip_answered: bool = True) -> list[str]:
+        """Return the ids of commands of this kind that are not decided, oldest first.
 
-    def settle(self, command_ids: Sequence[str], status: str, message: str) -> None:
-        """As `decide`, in a transaction of its own."""
+        Commands that have a result on the log are marked as answered and left out: they were executed before the
+        table was lost. With `skip_answered=False` they are included, for commands that rebuild the table's content.
+        """
+        rows = self.db.execute(
+            "SELECT command_id FROM commands WHERE answered = 0 AND status IS NULL AND kind = ? ORDER BY rowid",
+            (kind,),
+        )
+        pending = [command_id for (command_id,) in rows]
+        if not pending or not skip_answered:
+            return pending
+        answered = self.versions.answered_commands()
+        for command_id in pending:
+            if command_id in answered:
+                self._mark_answered(command_id)
+        return [command_id for command_id in pending if command_id not in answered]
+
+    def responses_to_release(self, command_id: str) -> list[str]:
+        """Return the ids of the responses that a release command names."""
+        rows = self.db.execute("SELECT response_id FROM release_orders WHERE command_id = ?", (command_id,))
+        return [response_id for (response_id,) in rows]
+
+    def version_to_reproduce(self, command_id: str) -> str:
+        """Return the version that a reproduce command names."""
+        rows = self.db.execute("SELECT version FROM reproduce_orders WHERE command_id = ?", (command_id,))
+        return str(rows.fetchone()[0])
+
+    def decide(self, command_ids: Iterable[str], status: CommandStatus, message: str) -> None:
+        """Store the results of commands, inside the caller's transaction. `publish_results` publishes them."""
+        if len(message) > MAX_MESSAGE:
+            message = message[: MAX_MESSAGE - 1] + "…"
+        self.db.executemany(
+            "UPDATE commands SET status = ?, message = ? WHERE command_id = ?",
+            [(status, message, command_id) for command_id in command_ids],
+        )
+
+    def settle(self, command_ids: Sequence[str], status: CommandStatus, message: str) -> None:
+        """Store the results of commands, in a transaction of its own."""
         if command_ids:
             with self.db:
                 self.decide(command_ids, status, message)
 
-    def release(self, comments: CommentMode) -> bool:
-        """Carries out the releases that wait; returns whether there were any. A table that was made anew follows those
-        that have their result already, too: `answer` does not repeat it."""
-        asked = run_table.undecided(self.db, RELEASE)
-        for command_id in asked:
-            with self.db:
-                held = quarantine_release.releasable_now(self.db, comments)
-                done, told = quarantine_release.release(
-                    self.db, quarantine_release.requested_responses(self.db, command_id), held
-                )
-                self.decide([command_id], "done" if done else "refused", told)
-        return bool(asked)
+    def publish_results(self) -> None:
+        """Publish the results that are not on the log yet, in the order of the commands.
 
-    def answer(self) -> None:
-        """Publishes results that were decided, each once: after a crash the log says which are there. Raises
-        `BrokerUnavailable`."""
-        decided = run_table.decided(self.db)
-        known = self.versions.answered() if decided else set()
-        for command_id, status, message in decided:
-            if command_id not in known:
+        Raises `BrokerUnavailable`; the next call continues, and publishes no result twice.
+        """
+        rows = self.db.execute(
+            "SELECT command_id, status, COALESCE(message, '') FROM commands "
+            "WHERE answered = 0 AND status IS NOT NULL ORDER BY rowid"
+        ).fetchall()
+        answered = self.versions.answered_commands() if rows else set()
+        for command_id, status, message in rows:
+            if command_id not in answered:
                 self._publish(command_id, status, message)
-            run_table.mark_answered(self.db, command_id)
+            self._mark_answered(command_id)
 
-    def _publish(self, command_id: str, status: str, message: str) -> None:
+    def _publish(self, command_id: str, status: CommandStatus, message: str) -> None:
         now = from_ms(self.clock.now_ms())
         result = CommandResult(
             line=self.line,
             command_id=command_id,
-            status=STATUS.get(status, "refused"),
+            status=status,
             message=message,
             executor=SERVICE,
             finished_at=now,
@@ -123,4 +163,8 @@ class CommandTable:
         record = cloudevent(
             OPERATOR_RESULTS, command_id, result, source=SERVICE, ce_id=command_id, at=now, partition=0
         )
-        self.publisher.publish(record).result(ACK_S)
+        self.publisher.publish(record).result(ACK_TIMEOUT_S)
+
+    def _mark_answered(self, command_id: str) -> None:
+        with self.db:
+            self.db.execute("UPDATE commands SET answered = 1 WHERE command_id = ?", (command_id,))

@@ -1,14 +1,14 @@
-"""What a dry run says: what would train, what is missing, what is held back. Pure; no text of users."""
+"""Message of `loopwright train now --dry-run`: what would train, what is missing, what is quarantined. No user text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from services.trainer.core.recipe import KTO_LEAST, CommentMode
-from services.trainer.core.trigger import Decision, Waiting
+from services.trainer.core.trigger import Decision, NewData
 from services.trainer.dataset import snapshot
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import Grouped, reasons
+from services.trainer.dataset.filters import GroupedRow, count_reasons
 from services.trainer.dataset.snapshot import Snapshot
 
 
@@ -16,46 +16,61 @@ def dry_run_message(
     line: str,
     examples: Sequence[Example],
     through: Mapping[str, int],
-    waiting: Waiting,
+    waiting: NewData,
     decision: Decision,
     *,
     comments: CommentMode,
     kto_least: int = KTO_LEAST,
-    under_way: str | None = None,
+    open_run: str | None = None,
     trains: bool = True,
 ) -> str:
-    """`examples`: all that is collected. `decision`: whether a run would begin by itself. `under_way`: the open run.
-    `trains`: False where this trainer writes a dataset instead.
+    """Return what a run would train now, and whether one starts without a command.
 
-    A snapshot is taken as a run takes it, but for the token limit, the questions of the version that serves and what a
-    reviser makes of comments: all are known within a run only, and leave less.
+    The snapshot is taken as a run takes it, except for three things that only a run knows, each of which leaves fewer
+    rows: the token limit, the questions of the stable version, and answers rewritten from comments.
+
+    Args:
+        line: The line.
+        examples: Everything that is collected.
+        through: Highest batch number of `examples`, by partition.
+        waiting: Counts of the new usable data.
+        decision: Whether a run starts without a command, and why.
+        comments: How comments are used.
+        kto_least: Judgements with the rarer label that KTO needs.
+        open_run: Id of the open run, if there is one.
+        trains: Whether this trainer trains, rather than exporting datasets.
+
     """
-    taken = snapshot.take(line, examples, through, comments=comments, kto_least=kto_least)
-    parts = [what_trains(taken, waiting)]
+    taken = snapshot.build(line, examples, through, comments=comments, kto_least=kto_least)
+    parts = [_training_summary(taken, waiting)]
     if not trains:
-        begins = "a dataset is written by itself" if decision.start else "no dataset is written by itself"
-        parts.append(f"but this trainer never trains (mode: export); {begins}: {decision.reason}")
-    elif under_way is not None:
-        parts.append(f"run {under_way} is under way: what is new is for the next one")
+        starts = "a dataset is exported automatically" if decision.start else "no dataset is exported yet"
+        parts.append(f"but this trainer never trains (mode: export); {starts}: {decision.reason}")
+    elif open_run is not None:
+        parts.append(f"run {open_run} is in progress: new data is for the next run")
     elif decision.start:
-        parts.append(f"a run begins by itself: {decision.reason}")
+        parts.append(f"a run starts automatically: {decision.reason}")
     else:
-        parts.append(f"no run begins by itself: {decision.reason}")
-    held = reasons(taken.held)
-    if held:
-        parts.append("held back: " + ", ".join(f"{n} ({reason})" for reason, n in held.items()))
+        parts.append(f"no run starts automatically: {decision.reason}")
+    quarantined = count_reasons(taken.quarantined)
+    if quarantined:
+        parts.append(
+            "quarantined: " + ", ".join(f"{count} ({reason})" for reason, count in quarantined.items())
+        )
     return "; ".join(parts)
 
 
-def what_trains(taken: Snapshot, waiting: Waiting) -> str:
+def _training_summary(taken: Snapshot, waiting: NewData) -> str:
     if not waiting.examples:
         return "would train nothing: nothing usable is new since the last run"
     if not taken.train:
-        return "would train nothing: verification leaves nothing"
-    trained = f"would train {len(taken.train)} examples of {_users(taken.train)} users"
-    measured = f"measured with {len(taken.measure)} of {_users(taken.measure)} held-out users"
-    return f"{trained} ({waiting.examples} usable are new), {measured}"
+        return "would train nothing: the checks leave no rows"
+    return (
+        f"would train {len(taken.train)} examples of {_users(taken.train)} users "
+        f"({waiting.examples} usable are new), "
+        f"evaluated on {len(taken.heldout)} of {_users(taken.heldout)} held-out users"
+    )
 
 
-def _users(rows: Sequence[Grouped]) -> int:
-    return len({one.row.user_id for one in rows})
+def _users(rows: Sequence[GroupedRow]) -> int:
+    return len({row.row.user_id for row in rows})

@@ -1,7 +1,7 @@
-"""What operators let train after all: examples that a check held back pass it from the next run on.
+"""Releases from quarantine: operators let examples train that a check quarantined, from the next run on.
 
-A release is of one event and one check. It names no text, says nothing of any other check, and ends with the event:
-what an erasure takes out of the batches is released no more, should it ever come again.
+A release covers one event and one check; the other checks still apply to that event. It stores no text, and it ends
+when an erasure removes the event from its batch, so it does not cover a later event with the same id.
 """
 
 from __future__ import annotations
@@ -10,80 +10,103 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from services.trainer.commands.command_table import CommandKind, CommandTable
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset import batch_table
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import RELEASABLE, Held, check_of, usable
+from services.trainer.dataset.filters import RELEASABLE, QuarantinedRow, check_of, usable_rows
 from services.trainer.run import run_table
 
 
-def store_request(db: sqlite3.Connection, command_id: str, response_ids: Iterable[str]) -> None:
-    """What a command asks for, inside the caller's transaction."""
-    db.executemany(
-        "INSERT OR IGNORE INTO release_orders VALUES (?, ?)",
-        [(command_id, response_id) for response_id in response_ids],
-    )
+def run_commands(commands: CommandTable, comments: CommentMode) -> bool:
+    """Execute the pending release commands. Returns whether there were any.
 
-
-def requested_responses(db: sqlite3.Connection, command_id: str) -> list[str]:
-    """The responses that a command names."""
-    rows = db.execute("SELECT response_id FROM release_orders WHERE command_id = ?", (command_id,))
-    return [response_id for (response_id,) in rows]
+    Commands that were answered before the table was lost are executed again, to rebuild the table of releases; their
+    results are not published again.
+    """
+    pending = commands.pending(CommandKind.RELEASE, skip_answered=False)
+    for command_id in pending:
+        with commands.db:
+            released, message = release(
+                commands.db,
+                commands.responses_to_release(command_id),
+                releasable_now(commands.db, comments),
+            )
+            commands.decide([command_id], "done" if released else "refused", message)
+    return bool(pending)
 
 
 def newest_release(db: sqlite3.Connection) -> int:
-    """The number of the last release; they only grow."""
+    """Return the number of the newest release. Numbers only grow."""
     return int(db.execute("SELECT COALESCE(MAX(number), 0) FROM releases").fetchone()[0])
 
 
-def releasable_now(db: sqlite3.Connection, comments: CommentMode) -> list[Held]:
-    """What is held now and can be released. What is disputed among users is known since the newest run."""
-    examples = batch_table.dataset(db, batch_table.through(db))
-    return releasable(
-        examples, [*usable(examples, comments)[1], *(Held(*one) for one in run_table.newest_quarantine(db))]
-    )
+def releasable_now(db: sqlite3.Connection, comments: CommentMode) -> list[QuarantinedRow]:
+    """Return the quarantined rows that can be released now.
+
+    Checks of a single row are made on the collected data. Rows quarantined because users disagree are those of the
+    newest run.
+    """
+    examples = batch_table.current_examples(db, batch_table.through(db))
+    quarantined = [
+        *usable_rows(examples, comments)[1],
+        *(QuarantinedRow(*row) for row in run_table.newest_quarantine(db)),
+    ]
+    return releasable(examples, quarantined)
 
 
-def releasable(examples: Sequence[Example], held: Iterable[Held]) -> list[Held]:
-    """Each once, in order, of events that stand and were not released from that check before."""
-    standing = {
-        (one.revision.response_id, signal.event_id): one.released.get(signal.event_id, frozenset())
-        for one in examples
-        for signal in one.revision.signals
+def releasable(examples: Sequence[Example], quarantined: Iterable[QuarantinedRow]) -> list[QuarantinedRow]:
+    """Return the rows of `quarantined` that can be released, each once and in order.
+
+    Their check must allow it, their event must be in `examples`, and must not have been released from that check.
+    """
+    released_checks = {
+        (example.revision.response_id, signal.event_id): example.released.get(signal.event_id, frozenset())
+        for example in examples
+        for signal in example.revision.signals
     }
-    found = {
-        one
-        for one in held
-        if check_of(one.reason) in RELEASABLE
-        and check_of(one.reason) not in standing.get((one.response_id, one.event_id), RELEASABLE)
+    rows = {
+        row
+        for row in quarantined
+        if check_of(row.reason) in RELEASABLE
+        and check_of(row.reason) not in released_checks.get((row.response_id, row.event_id), RELEASABLE)
     }
-    return sorted(found, key=lambda one: (one.response_id, one.event_id, one.reason))
+    return sorted(rows, key=lambda row: (row.response_id, row.event_id, row.reason))
 
 
-def release(db: sqlite3.Connection, response_ids: Iterable[str], held: Iterable[Held]) -> tuple[bool, str]:
-    """Releases what of `held` belongs to these responses, inside the caller's transaction. Returns whether there was
-    any, and what to say of it."""
-    wanted = set(response_ids)
-    found = [one for one in held if one.response_id in wanted]
+def release(
+    db: sqlite3.Connection, response_ids: Iterable[str], quarantined: Iterable[QuarantinedRow]
+) -> tuple[bool, str]:
+    """Release the rows of `quarantined` that belong to these responses, inside the caller's transaction.
+
+    Returns whether there were any, and the message for the operator.
+    """
+    requested = set(response_ids)
+    rows = [row for row in quarantined if row.response_id in requested]
     db.executemany(
         "INSERT OR IGNORE INTO releases (response_id, event_id, passes) VALUES (?, ?, ?)",
-        [(one.response_id, one.event_id, check_of(one.reason)) for one in found],
+        [(row.response_id, row.event_id, check_of(row.reason)) for row in rows],
     )
-    if not found:
-        return False, f"none of these {len(wanted)} responses has anything held that can be released"
-    counts = Counter(one.reason for one in found)
-    told = ", ".join(f"{count} ({reason})" for reason, count in sorted(counts.items()))
-    of = f"{len({one.response_id for one in found})} of {len(wanted)} responses"
-    return True, f"released {told}, of {of}; they count from the next run on"
+    if not rows:
+        return False, f"none of these {len(requested)} responses has a quarantined row that can be released"
+    counts = Counter(row.reason for row in rows)
+    reasons = ", ".join(f"{count} ({reason})" for reason, count in sorted(counts.items()))
+    responses = len({row.response_id for row in rows})
+    return True, (
+        f"released {reasons}, of {responses} of {len(requested)} responses; they train from the next run on"
+    )
 
 
 def remove_orphaned(db: sqlite3.Connection) -> int:
-    """Ends the releases of events that no batch holds any more; returns how many. Inside the caller's transaction."""
+    """Delete the releases of events that are in no batch any more, inside the caller's transaction.
+
+    Returns how many were deleted.
+    """
     rows = db.execute("SELECT number, response_id, event_id FROM releases").fetchall()
-    gone = [
+    orphaned = [
         (number,)
         for number, response_id, event_id in rows
-        if not batch_table.has_event(db, response_id, event_id)
+        if not batch_table.has_signal_of_event(db, response_id, event_id)
     ]
-    db.executemany("DELETE FROM releases WHERE number = ?", gone)
-    return len(gone)
+    db.executemany("DELETE FROM releases WHERE number = ?", orphaned)
+    return len(orphaned)

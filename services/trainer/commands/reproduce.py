@@ -1,7 +1,8 @@
-"""Trains versions again where operators ask for it: one at a time, beside no run, in a scratch folder that goes after.
+"""Reproduction: train a version again from its snapshot, by operator command, and compare the weights.
 
-What a scratch folder holds is users' text: it is removed before an erasure is followed, at each start, and at the end.
-The order stands until it is answered: what was interrupted begins again, and is refused if its rows were erased.
+One version is reproduced at a time, never during a run, in a process and a folder of its own. The folder holds a copy
+of users' text, so it is removed when the process ends, when the trainer starts, and before an erasure is applied. A
+command that was interrupted stays pending and starts again; it is refused if an erasure removed the version's rows.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import json
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
-from services.trainer.commands.command_table import REPRODUCE, CommandTable
+from services.trainer.commands.command_table import CommandKind, CommandTable
 from services.trainer.files import remove, write_whole
 from services.trainer.run import run_table
 from services.trainer.run.folder import (
@@ -35,156 +36,138 @@ from services.trainer.run.folder import (
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.lineage import LineRecords, read_snapshot_state, why_not_reproducible
-from services.trainer.worker.launcher import start as start_process
-from services.trainer.worker.launcher import stop
+from services.trainer.worker import launcher
 from shared.adapters.base_model import PinnedBase
 from shared.errors import LoopwrightError, Rejected
 from shared.ports import ArtifactStore
 from shared.versions import ModelVersion
 
 NOT_COPIED: Final = frozenset({CONFIG, GATE_RESULT, FAILURE_REASON, GATE_ANSWERS, RUN_LOG, ATTEMPTS})
-"""Of a run's folder what has no part in its training."""
-MAX_DISTANCE: Final = 0.05
-"""How far apart the weights may be, as a share of their size, where another machine or other software rounds
-otherwise. Chosen, not measured: docs/decisions/lineage.md says what is known."""
+"""Files of a run's folder that its training does not read."""
 log = structlog.get_logger(__name__)
 
 
 class NotReproducible(Rejected):
-    """The version cannot be trained again here; the message says why."""
+    """The version cannot be reproduced by this trainer. The message says why."""
 
     code = "not_reproducible"
 
 
-def start(scratch: Path) -> subprocess.Popen[bytes]:
-    """Starts the process that trains again."""
-    return start_process(scratch, "services.trainer.worker.reproduce", REPRODUCE_LOG)
-
-
 @dataclass(slots=True)
 class Reproducer:
-    """Of one line. `published()` reads the log; `start_child(scratch)` starts the process."""
+    """Executes the reproduce commands of one line.
+
+    `read_line_records` reads the line's records from the log; `start_process` starts the process for a folder.
+    """
 
     settings: TrainerSettings
     base: PinnedBase
     db: sqlite3.Connection
-    orders: CommandTable
+    commands: CommandTable
     store: ArtifactStore
-    published: Callable[[], LineRecords]
-    start_child: Callable[[Path], subprocess.Popen[bytes]] = start
-    child: subprocess.Popen[bytes] | None = None
-    asked: tuple[str, str] | None = None
-    """The command and the version that the process is for."""
+    read_line_records: Callable[[], LineRecords]
+    start_process: Callable[[Path], subprocess.Popen[bytes]] = launcher.start_reproduction
+    process: subprocess.Popen[bytes] | None = None
+    command_id: str = ""
+    version: str = ""
+    """The command that the process executes, and the version that it names."""
 
     @property
     def busy(self) -> bool:
-        """While it is, no run should begin: both would want the whole machine."""
-        return self.child is not None
+        """Whether a process is running. No run may start meanwhile: both would use the whole machine."""
+        return self.process is not None
 
     @property
     def folder(self) -> Path:
+        """Parent of the folder in which the process works."""
         return self.settings.folder / "reproductions"
 
-    def turn(self, *, free: bool) -> None:
-        """Takes the end of what is under way, or begins what is asked for next where the machine is `free`. Where the
-        log or the store is away the order is refused: it can be given again."""
-        if self.child is not None:
-            status = self.child.poll()
-            if status is not None:
-                self._end(status)
-        elif free:
-            self._next()
+    def step(self, *, may_start: bool) -> None:
+        """Settle the command whose process has ended, or start the next one if `may_start`."""
+        if self.process is None:
+            if may_start:
+                self._start_next()
+            return
+        status = self.process.poll()
+        if status is not None:
+            self._finish(status)
 
     def stop(self) -> None:
-        """In order, and nothing of it is left. The order stands."""
-        if self.child is not None:
-            stop(self.child)
-            self.child = None
+        """Stop the process and remove its folder. Its command stays pending."""
+        if self.process is not None:
+            launcher.stop(self.process)
+            self.process = None
         remove(self.folder)
 
-    def _next(self) -> None:
-        for command_id in self.orders.undecided(REPRODUCE):
-            version = run_table.version_to_reproduce(self.db, command_id)
+    def _start_next(self) -> None:
+        for command_id in self.commands.pending(CommandKind.REPRODUCE):
+            version = self.commands.version_to_reproduce(command_id)
             try:
-                self._begin(command_id, version)
+                folder = self._prepare(version)
+                self.process = self.start_process(folder)
             except (LoopwrightError, OSError) as error:
                 remove(self.folder)
-                self.orders.settle([command_id], "refused", f"{version} is not trained again: {error}")
+                self.commands.settle([command_id], "refused", f"{version} cannot be reproduced: {error}")
                 continue
+            self.command_id, self.version = command_id, version
+            log.info("reproduction_started", version=version, run_id=folder.name)
             return
 
-    def _begin(self, command_id: str, name: str) -> None:
-        published = self.published()
-        version = published.find(name)
-        config = self._config(version, published)
+    def _prepare(self, name: str) -> Path:
+        """Fill a folder with what the version was trained from, and with its artifact. Return the folder."""
+        records = self.read_line_records()
+        version = records.find(name)
+        config = self._config(version, records)
         remove(self.folder)
-        scratch = self.folder / config.run_id
-        scratch.mkdir(parents=True)
+        folder = self.folder / config.run_id
+        folder.mkdir(parents=True)
         for path in (self.settings.runs / config.run_id).iterdir():
             if path.is_file() and path.name not in NOT_COPIED and not path.name.startswith("."):
-                shutil.copyfile(path, scratch / path.name)
-        shutil.copytree(self.store.fetch(version.ref.uri, version.ref.digest), scratch / ORIGINAL)
-        write_whole(scratch / CONFIG, config.to_json().encode())
-        self.asked = (command_id, name)
-        self.child = self.start_child(scratch)
-        log.info("reproduction_began", version=name, run_id=config.run_id)
+                shutil.copyfile(path, folder / path.name)
+        shutil.copytree(self.store.fetch(version.ref.uri, version.ref.digest), folder / ORIGINAL)
+        write_whole(folder / CONFIG, config.to_json().encode())
+        return folder
 
-    def _config(self, version: ModelVersion, published: LineRecords) -> RunConfig:
-        """The run's own, on the base as it lies here. Raises `NotReproducible`."""
+    def _config(self, version: ModelVersion, records: LineRecords) -> RunConfig:
+        """Return the configuration of the version's run, with this trainer's path of the base.
+
+        Raises `NotReproducible`.
+        """
         if version.run_id is None:
             raise NotReproducible("it is the line's base, which was not trained here")
-        left = read_snapshot_state(self.settings.runs / version.run_id, version.dataset)
-        reasons = why_not_reproducible(version, left, published)
+        state = read_snapshot_state(self.settings.runs / version.run_id, version.dataset)
+        reasons = why_not_reproducible(version, state, records)
         if reasons:
             raise NotReproducible("; ".join(reasons))
         run = run_table.by_id(self.db, version.run_id)
         if run is None:
-            raise NotReproducible("this trainer's table does not have its run")
+            raise NotReproducible("its run is not in this trainer's database")
         if run.config.base_digest != self.base.digest:
             raise NotReproducible(
-                f"it was trained on the base {run.config.base_digest[:8]} and this trainer has "
-                f"{self.base.digest[:8]}: set LOOPWRIGHT_BASE_MODEL to that one"
+                f"it was trained on the base {run.config.base_digest[:8]}, but this trainer uses "
+                f"{self.base.digest[:8]}: set LOOPWRIGHT_BASE_MODEL to the former"
             )
         return replace(run.config, base=str(self.base.path))
 
-    def _end(self, status: int) -> None:
-        command_id, version = self.asked or ("", "")
-        scratch = next(iter(self.folder.glob("*")), self.folder)
-        self.child = None
-        if status == 0 and (scratch / COMPARISON).exists():
-            status_name, told = verdict(version, json.loads((scratch / COMPARISON).read_bytes()))
-        elif status == ExitCode.FAILED and (scratch / FAILURE_REASON).exists():
-            status_name, told = "failed", (scratch / FAILURE_REASON).read_text(encoding="utf-8")
+    def _finish(self, status: int) -> None:
+        folder = next(iter(self.folder.glob("*")), self.folder)
+        self.process = None
+        if status == ExitCode.DONE and (folder / COMPARISON).exists():
+            comparison = json.loads((folder / COMPARISON).read_bytes())
+            reproduced, message = bool(comparison["reproduced"]), str(comparison["message"])
+        elif status == ExitCode.FAILED and (folder / FAILURE_REASON).exists():
+            reproduced, message = False, (folder / FAILURE_REASON).read_text(encoding="utf-8")
         else:
-            status_name, told = (
-                "failed",
-                f"its process ended with status {status}: {_last_words(scratch / REPRODUCE_LOG)}",
-            )
+            last_line = _last_line(folder / REPRODUCE_LOG)
+            reproduced, message = False, f"the process ended with status {status}: {last_line}"
         remove(self.folder)
-        self.orders.settle([command_id], status_name, told)
-        log.info("reproduction_ended", version=version, verdict=status_name, told=told)
+        outcome = "is reproduced" if reproduced else "is not reproduced"
+        self.commands.settle(
+            [self.command_id], "done" if reproduced else "failed", f"{self.version} {outcome}: {message}"
+        )
+        log.info("reproduction_ended", version=self.version, reproduced=reproduced, message=message)
 
 
-def verdict(version: str, compared: Mapping[str, Any]) -> tuple[str, str]:
-    """(`done` or `failed`, what to say). Under the same software on the same machine nothing but the same bytes will
-    do; else the weights must be close, and what differed is named."""
-    other = compared["differences"]
-    digest = next((new for name, (_, new) in compared["files"].items() if name.endswith(".safetensors")), "")
-    if compared["bitwise"]:
-        also = f", though under {'; '.join(other)}" if other else ""
-        return "done", f"{version} is reproduced bit by bit (weights {digest[:16]}){also}"
-    apart = compared["distance"]
-    unlike = ", ".join(name for name, (one, new) in compared["files"].items() if one != new)
-    by = "in their shapes" if apart is None else f"by {apart:.2%} of their size"
-    far = f"{unlike} {'are' if ',' in unlike else 'is'} not the same, its weights differ {by}"
-    if not other:
-        return "failed", f"{version} is not reproduced: {far}, under the same software on the same machine"
-    under = f"trained under other conditions ({'; '.join(other)})"
-    if apart is not None and apart <= MAX_DISTANCE:
-        return "done", f"{version} is reproduced closely: {far} (at most {MAX_DISTANCE:.0%}), {under}"
-    return "failed", f"{version} is not reproduced: {far} (more than {MAX_DISTANCE:.0%}), {under}"
-
-
-def _last_words(file: Path) -> str:
+def _last_line(file: Path) -> str:
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
-    return lines[-1][:300] if lines else "it said nothing"
+    return lines[-1][:300] if lines else "no output"

@@ -78,7 +78,7 @@ class ErasureHandler:
             return False
         versions = self.versions.versions()
         reports = [self._report(target, versions) for target in targets]
-        self.versions.report(reports)
+        self.versions.publish_erasure_reports(reports)
         requests.mark_reported(self.db, [target.request_id for target in targets])
         for report in reports:
             log.info(

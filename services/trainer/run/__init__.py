@@ -1,1 +1,1 @@
-"""One run: its row in the table, its process from the outside and from within, and what its stages share."""
+"""A training run's database rows, folder and context. Nothing here imports torch at module level."""

@@ -1,65 +1,52 @@
-"""Which checkpoints count: those whose mark, written last, names every file with its digest, and whose files are so.
+"""Manifests that tell intact checkpoints from incomplete and damaged ones.
 
-No torch, so that the service may look too. A mark that an older release wrote names no digests and does not count: its
-run begins its training again.
+A manifest lists every file of a checkpoint with its size and SHA-256 digest. It is written last, so a checkpoint
+without one is incomplete, and a checkpoint that differs from its manifest is damaged. A run resumes only from intact
+checkpoints.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import structlog
 
-from services.trainer.files import sync_folder, write_whole
+from services.trainer.files import sync_tree, write_whole
 
-MANIFEST = "complete"
-"""The mark's name."""
+MANIFEST: Final = "complete"
 log = structlog.get_logger(__name__)
 
 
 def write_manifest(checkpoint: Path, step: int) -> None:
-    """All its files are on the disk, then named with their digests; from here on it counts, also after a power cut."""
-    sync(checkpoint)
+    """Flush a checkpoint's files to disk, then write its manifest. The checkpoint then survives a power cut."""
+    sync_tree(checkpoint)
     files = {
         str(path.relative_to(checkpoint)): [path.stat().st_size, _digest(path)] for path in _files(checkpoint)
     }
     write_whole(checkpoint / MANIFEST, json.dumps({"step": step, "files": files}, sort_keys=True).encode())
 
 
-def sync(folder: Path) -> None:
-    """Every file below is on the disk, and its name: for what was written by others' code, before it counts."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-    sync_folder(folder)
-    sync_folder(folder.parent)
-
-
 def has_manifest(checkpoint: Path) -> bool:
-    """Whether it was finished, whatever became of it since."""
+    """Return whether the checkpoint was completed. It may have been damaged since."""
     return (checkpoint / MANIFEST).exists()
 
 
 def step_of(checkpoint: Path) -> int:
-    """From its name; -1 where that is none of ours."""
+    """Return the step in the checkpoint's name `checkpoint-<step>`, or -1 if the name has another form."""
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with it, in words; None where it is as it was marked."""
-    found = _mark_of(checkpoint)
-    if found is None:
-        return "its mark is missing or cannot be read"
-    for name, (size, digest) in found.items():
+    """Compare a checkpoint with its manifest. Return the first difference in words, or None if it is intact."""
+    manifest = _read_manifest(checkpoint)
+    if manifest is None:
+        return "its manifest is missing or unreadable"
+    for name, (size, digest) in manifest.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
@@ -71,21 +58,21 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def intact_checkpoints(folder: Path) -> Iterator[Path]:
-    """Those that can be gone on from, newest first. Each is read whole to be sure."""
+    """Yield the intact checkpoints in `folder`, newest first. Reads all files of each one to verify it."""
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
-        wrong = find_damage(checkpoint)
-        if wrong is None:
+        damage = find_damage(checkpoint)
+        if damage is None:
             yield checkpoint
         elif has_manifest(checkpoint):
-            log.warning("checkpoint_damaged", checkpoint=checkpoint.name, damage=wrong)
+            log.warning("checkpoint_damaged", checkpoint=checkpoint.name, damage=damage)
 
 
 def newest_step(folder: Path) -> int:
-    """Of what was finished, unread; 0 where nothing was."""
-    return max((step_of(one) for one in folder.glob("checkpoint-*") if has_manifest(one)), default=0)
+    """Return the step of the newest complete checkpoint without verifying it, or 0 if there is none."""
+    return max((step_of(path) for path in folder.glob("checkpoint-*") if has_manifest(path)), default=0)
 
 
-def _mark_of(checkpoint: Path) -> dict[str, Any] | None:
+def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]] | None:
     try:
         files = json.loads((checkpoint / MANIFEST).read_bytes())["files"]
     except (OSError, ValueError, KeyError, TypeError):

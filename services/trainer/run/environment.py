@@ -1,57 +1,73 @@
-"""What a run's numbers depend on beside data and recipe: the software, the processor, the threads.
+"""Software and hardware that a run trained on, recorded because the trained weights depend on them.
 
-Noted in the run's folder whenever training begins or goes on, each that differs once: a run that went on under other
-software says so. No path, no name of a host.
+A run records its environment each time training starts or resumes; equal ones are recorded once. Records contain no
+paths and no host names, because they are published with the version.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Final, TypedDict
 
 from services.trainer.base import dtype
 from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
+from services.trainer.run import micro_batch
 from services.trainer.run.folder import ENVIRONMENTS
-from services.trainer.run.micro_batch import micro_batch
 
-LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors", "numpy")
-CPUINFO = Path("/proc/cpuinfo")
-OLDER = {"software": {}, "machine": {"dtype": dtype.OLDER}}
-"""What versions of older releases do not say of themselves."""
-Environment = dict[str, dict[str, Any]]
+LIBRARIES: Final = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
+CPUINFO: Final = Path("/proc/cpuinfo")
+
+
+class Environment(TypedDict):
+    """Versions of Python and of libraries by name, and properties of the machine and of its use by name."""
+
+    software: dict[str, str]
+    machine: dict[str, str | int]
 
 
 def current(run: Path, recipe: Recipe) -> Environment:
-    """As training in this run's folder would meet it now: with the rows at a time that memory allows, in the type
-    that was settled. Imports torch."""
-    found = host(recipe.threads)
-    own = {"micro_batch": micro_batch(run, recipe.batch_size), "dtype": dtype.settled(run)}
-    return found | {"machine": found["machine"] | own}
+    """Return the environment in which training in the folder `run` would run now. Imports torch."""
+    environment = host(recipe.threads)
+    environment["machine"] |= {
+        "micro_batch": micro_batch.size(run, recipe.batch_size),
+        "dtype": dtype.of_run(run),
+    }
+    return environment
 
 
 def host(threads: int) -> Environment:
-    """Imports torch. `threads`: of the recipe."""
-    import torch  # noqa: PLC0415 - seconds, and only a run's process has it loaded anyway
+    """Return software and hardware of this host, with `threads` torch threads. Imports torch."""
+    import torch  # noqa: PLC0415 - takes seconds, and only training processes need it
 
-    cuda = torch.cuda.is_available()
-    machine = {
-        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
-        "processor": processor_name(),
-        "architecture": platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": threads,
+    return {
+        "software": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in LIBRARIES},
+        "machine": {
+            "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+            "processor": processor_name(),
+            "architecture": platform.machine(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": threads,
+        },
     }
-    software = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
-    return {"software": software, "machine": machine}
 
 
 def processor_name() -> str:
-    """The processor's model, as Linux names it; else what the platform knows."""
+    """Return the processor's model name from `/proc/cpuinfo`, or what the `platform` module reports."""
     if CPUINFO.exists():
         for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
@@ -60,31 +76,34 @@ def processor_name() -> str:
     return platform.processor() or "unknown"
 
 
-def record(folder: Path, environment: Environment) -> None:
-    """Adds it to what the run has seen, unless it is there."""
-    known = read(folder)
-    if environment not in known:
-        write_whole(folder / ENVIRONMENTS, json.dumps([*known, environment], sort_keys=True).encode())
+def record(run: Path, environment: Environment) -> None:
+    """Append `environment` to the run's records unless it is already there."""
+    recorded = read(run)
+    if environment not in recorded:
+        write_whole(run / ENVIRONMENTS, json.dumps([*recorded, environment], sort_keys=True).encode())
 
 
-def read(folder: Path) -> list[Environment]:
-    """In the order in which they came; empty for a run of an older release."""
-    file = folder / ENVIRONMENTS
+def read(run: Path) -> list[Environment]:
+    """Return the recorded environments, oldest first; empty if training has not started."""
+    file = run / ENVIRONMENTS
     return list(json.loads(file.read_bytes())) if file.exists() else []
 
 
-def differences(before: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> list[str]:
-    """In words; empty where the run knew this one environment alone."""
-    if not before:
-        return ["the version does not say under which software it was trained"]
+def differences(recorded: Sequence[Environment], now: Environment) -> list[str]:
+    """Return in words how `now` differs from the environments that a version was trained in.
+
+    Empty if it was trained in this one environment only.
+    """
+    if not recorded:
+        return ["the version does not record its software"]
     found = []
-    if len(before) > 1:
-        found.append(f"it was trained in {len(before)} turns under different software or machines")
-    for part in ("software", "machine"):
-        then, there = OLDER[part] | before[-1].get(part, {}), OLDER[part] | now.get(part, {})
+    if len(recorded) > 1:
+        found.append(f"training was resumed on other software or hardware ({len(recorded)} environments)")
+    then = recorded[-1]
+    for before, after in ((then["software"], now["software"]), (then["machine"], now["machine"])):
         found += [
-            f"{name} {then.get(name, 'unknown')} then, {there.get(name, 'unknown')} now"
-            for name in sorted({*then, *there})
-            if then.get(name) != there.get(name)
+            f"{name} {before.get(name, 'unknown')} then, {after.get(name, 'unknown')} now"
+            for name in sorted({*before, *after})
+            if before.get(name) != after.get(name)
         ]
     return found

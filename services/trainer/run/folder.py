@@ -35,9 +35,9 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from services.trainer.base.dtype import FILE as DTYPE
-from services.trainer.dataset.data_card import CARD, PAGE
-from services.trainer.dataset.snapshot import MARK
+from services.trainer.base.dtype import DTYPE_FILE as DTYPE
+from services.trainer.dataset.data_card import DATA_CARD, DATA_CARD_PAGE
+from services.trainer.dataset.snapshot import SNAPSHOT
 
 CONFIG: Final = "config.json"
 RUN_LOG: Final = "run.log"
@@ -64,11 +64,11 @@ GATE_TEXTS: Final = (GATE_ANSWERS, GATE_REPORT, GATE_REPORT_PAGE)
 WITHOUT_TEXT: Final = frozenset(
     {
         CONFIG,
-        MARK,
+        SNAPSHOT,
         GATE_RESULT,
         FAILURE_REASON,
-        CARD,
-        PAGE,
+        DATA_CARD,
+        DATA_CARD_PAGE,
         ENVIRONMENTS,
         TENSORBOARD,
         MICRO_BATCH,

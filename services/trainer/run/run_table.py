@@ -1,4 +1,7 @@
-"""The run table: which runs there were, how far each came, what became of it. One run is open at a time."""
+"""Table of training runs: configuration, stage, failures. At most one run is open at a time.
+
+It also stores which rows the runs quarantined, and which exports were written. The schema is in `database.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,25 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal
 
 from services.trainer.core.recipe import Recipe
 from shared.events import from_ms
+from shared.run_stage import ENDED_STAGES, RunStage
 from shared.versions import VersionRef
-
-Stage = Literal["begun", "snapshot", "trained", "gated", "published", "failed", "erased"]
-CLOSED: Final = ("published", "failed", "erased")
-"""`erased`: rows of its snapshot were erased under it. It is as if it had never been; another begins in its place."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """All that a run's outcome depends on besides the rows collected. Written before anything else of the run."""
+    """Configuration of a run. With the collected rows it determines the result, so a resumed run uses the same one.
+
+    Attributes:
+        through: Highest batch number that the run reads, by partition.
+        base: Folder of the base model.
+        stable: Version that the gate compares the run's version with.
+        stable_run: Run that made the stable version; None for the base.
+        created_ms: Time at which the run started, in milliseconds since the epoch.
+        released: Number of the newest release from quarantine that the run includes (`quarantine_release.py`).
+    """
 
     run_id: str
     line: str
@@ -33,59 +41,71 @@ class RunConfig:
     stable_run: str | None
     created_ms: int
     released: int = 0
-    """The number of the newest release that it follows (`quarantine_release.py`)."""
 
     @property
     def created_at(self) -> datetime:
+        """Time at which the run started."""
         return from_ms(self.created_ms)
 
     def to_json(self) -> str:
-        parts = {name: getattr(self, name) for name in self.__slots__}
-        parts["recipe"] = self.recipe.model_dump()
-        parts["stable"] = self.stable.model_dump()
-        return json.dumps(parts, sort_keys=True)
+        """Return the configuration as JSON with sorted keys."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields["recipe"] = self.recipe.model_dump()
+        fields["stable"] = self.stable.model_dump()
+        return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> RunConfig:
-        parts = json.loads(text)
-        parts["recipe"] = Recipe.model_validate(parts["recipe"])
-        parts["stable"] = VersionRef.model_validate(parts["stable"])
-        return cls(**parts)
+        """Return the configuration that `to_json` wrote."""
+        fields = json.loads(text)
+        fields["recipe"] = Recipe.model_validate(fields["recipe"])
+        fields["stable"] = VersionRef.model_validate(fields["stable"])
+        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
+    """A row of the table. `failures` counts errors of the process; `reason` says why the run started or failed."""
+
     config: RunConfig
-    stage: Stage
+    stage: RunStage
     failures: int
     reason: str
     version: str | None
 
 
 def begin(db: sqlite3.Connection, config: RunConfig, reason: str) -> None:
-    """Inside the caller's transaction. From here on a crash resumes this very run."""
+    """Insert a new run, inside the caller's transaction. From then on a restart resumes this run."""
     db.execute(
-        "INSERT INTO runs (run_id, stage, through, config, reason, created_ms) VALUES (?, 'begun', ?, ?, ?, ?)",
-        (config.run_id, json.dumps(dict(config.through)), config.to_json(), reason, config.created_ms),
+        "INSERT INTO runs (run_id, stage, through, config, reason, created_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            config.run_id,
+            RunStage.BEGUN,
+            json.dumps(dict(config.through)),
+            config.to_json(),
+            reason,
+            config.created_ms,
+        ),
     )
 
 
 def open_run(db: sqlite3.Connection) -> Run | None:
-    """The run that is not closed, if there is one."""
-    return _first(_read(db, "WHERE stage NOT IN (?, ?, ?)", *CLOSED))
+    """Return the run that has not ended, or None."""
+    return _first(_read(db, "WHERE stage NOT IN (?, ?, ?)", *ENDED_STAGES))
 
 
 def by_id(db: sqlite3.Connection, run_id: str) -> Run | None:
+    """Return the run with this id, or None."""
     return _first(_read(db, "WHERE run_id = ?", run_id))
 
 
 def by_version(db: sqlite3.Connection, version: str) -> Run | None:
-    """The run that made it; None where this trainer's table has none, as of the base."""
+    """Return the run that made `version`, or None if this table has none, as for the base."""
     return _first(_read(db, "WHERE version = ?", version))
 
 
 def all_runs(db: sqlite3.Connection) -> list[Run]:
-    """The oldest first."""
+    """Return all runs, oldest first."""
     return _read(db)
 
 
@@ -94,16 +114,21 @@ def _read(db: sqlite3.Connection, where: str = "", *values: str) -> list[Run]:
         f"SELECT config, stage, failures, reason, version FROM runs {where} ORDER BY created_ms, run_id",  # noqa: S608 - `where` is from above
         values,
     )
-    return [Run(RunConfig.from_json(row[0]), *row[1:]) for row in rows]
+    return [
+        Run(RunConfig.from_json(config), RunStage(stage), failures, reason, version)
+        for config, stage, failures, reason, version in rows
+    ]
 
 
-def _first(found: list[Run]) -> Run | None:
-    return found[0] if found else None
+def _first(runs: list[Run]) -> Run | None:
+    return runs[0] if runs else None
 
 
 def newest_through(db: sqlite3.Connection) -> dict[str, int]:
-    """How far the newest run read, whatever became of it, unless it was `erased`: what lies behind is not new any
-    more."""
+    """Return up to which batch of each partition the newest run read; empty if there was none.
+
+    Data up to there is no longer new, however the run ended. Erased runs do not count.
+    """
     row = db.execute(
         "SELECT through FROM runs WHERE stage != 'erased' ORDER BY created_ms DESC, run_id DESC"
     ).fetchone()
@@ -111,24 +136,13 @@ def newest_through(db: sqlite3.Connection) -> dict[str, int]:
 
 
 def newest_start_ms(db: sqlite3.Connection) -> int | None:
-    """When the newest run began, in milliseconds, unless it was `erased`; None if there was none."""
+    """Return when the newest run started, or None if there was none. Erased runs do not count."""
     row = db.execute("SELECT MAX(created_ms) FROM runs WHERE stage != 'erased'").fetchone()
     return None if row[0] is None else int(row[0])
 
 
-def record_export(db: sqlite3.Connection, digest: str, through: Mapping[str, int], now_ms: int) -> None:
-    """Inside the caller's transaction."""
-    db.execute("INSERT INTO exports VALUES (?, ?, ?)", (digest, json.dumps(dict(through)), now_ms))
-
-
-def newest_export(db: sqlite3.Connection) -> tuple[dict[str, int], int | None]:
-    """How far the newest export read, and when it was made; ({}, None) if there was none."""
-    row = db.execute("SELECT through, created_ms FROM exports ORDER BY rowid DESC").fetchone()
-    return (dict(json.loads(row[0])), int(row[1])) if row else ({}, None)
-
-
 def newest_release(db: sqlite3.Connection) -> int:
-    """The number of the newest release that the newest run follows, as `last_through`."""
+    """Return the number of the newest release from quarantine that the newest run includes. Erased runs do not count."""
     row = db.execute(
         "SELECT config FROM runs WHERE stage != 'erased' ORDER BY created_ms DESC, run_id DESC"
     ).fetchone()
@@ -136,17 +150,18 @@ def newest_release(db: sqlite3.Connection) -> int:
 
 
 def newest_is_erased(db: sqlite3.Connection) -> bool:
-    """Whether the newest run was `erased`, so that another is to begin in its place."""
+    """Return whether the newest run is erased, so another run has to replace it."""
     row = db.execute("SELECT stage FROM runs ORDER BY created_ms DESC, run_id DESC").fetchone()
-    return row is not None and row[0] == "erased"
+    return row is not None and row[0] == RunStage.ERASED
 
 
 def erased_runs(db: sqlite3.Connection) -> set[str]:
-    """The runs that were `erased`."""
+    """Return the ids of the runs that an erasure ended."""
     return {run_id for (run_id,) in db.execute("SELECT run_id FROM runs WHERE stage = 'erased'")}
 
 
-def set_stage(db: sqlite3.Connection, run_id: str, stage: Stage, version: str | None = None) -> None:
+def set_stage(db: sqlite3.Connection, run_id: str, stage: RunStage, version: str | None = None) -> None:
+    """Store the stage that a run has reached, and its version if one is given."""
     with db:
         db.execute(
             "UPDATE runs SET stage = ?, version = COALESCE(?, version) WHERE run_id = ?",
@@ -154,16 +169,31 @@ def set_stage(db: sqlite3.Connection, run_id: str, stage: Stage, version: str | 
         )
 
 
-def store_quarantine(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, str, str]]) -> None:
-    """What a run's snapshot holds back: (response_id, event_id, reason) each. No text of users."""
+def count_failure(db: sqlite3.Connection, run_id: str, reason: str) -> int:
+    """Add one failure of the run's process. Return how many there are."""
+    with db:
+        db.execute("UPDATE runs SET failures = failures + 1, reason = ? WHERE run_id = ?", (reason, run_id))
+    return int(db.execute("SELECT failures FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])
+
+
+def mark_failed(db: sqlite3.Connection, run_id: str, reason: str) -> None:
+    """End the run without a version."""
+    with db:
+        db.execute(
+            "UPDATE runs SET stage = ?, reason = ? WHERE run_id = ?", (RunStage.FAILED, reason, run_id)
+        )
+
+
+def store_quarantine(db: sqlite3.Connection, run_id: str, rows: Iterable[tuple[str, str, str]]) -> None:
+    """Store the rows that a run's snapshot quarantined, as (response_id, event_id, reason)."""
     with db:
         db.executemany(
-            "INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?)", [(run_id, *one) for one in held]
+            "INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?)", [(run_id, *row) for row in rows]
         )
 
 
 def newest_quarantine(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
-    """(response_id, event_id, reason) of what the newest run that has a snapshot holds back."""
+    """Return the rows that the newest run with a snapshot quarantined, as (response_id, event_id, reason)."""
     rows = db.execute(
         "SELECT response_id, event_id, reason FROM quarantine WHERE run_id = "
         "(SELECT run_id FROM runs WHERE stage NOT IN ('begun', 'erased') "
@@ -172,59 +202,12 @@ def newest_quarantine(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
     return rows.fetchall()
 
 
-def count_failure(db: sqlite3.Connection, run_id: str, reason: str) -> int:
-    """Notes one more failure; returns how many there are."""
-    with db:
-        db.execute("UPDATE runs SET failures = failures + 1, reason = ? WHERE run_id = ?", (reason, run_id))
-    return int(db.execute("SELECT failures FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])
+def record_export(db: sqlite3.Connection, digest: str, through: Mapping[str, int], now_ms: int) -> None:
+    """Record an export and up to which batches it read, inside the caller's transaction."""
+    db.execute("INSERT INTO exports VALUES (?, ?, ?)", (digest, json.dumps(dict(through)), now_ms))
 
 
-def mark_failed(db: sqlite3.Connection, run_id: str, reason: str) -> None:
-    """The run is over and no version comes of it."""
-    with db:
-        db.execute("UPDATE runs SET stage = 'failed', reason = ? WHERE run_id = ?", (reason, run_id))
-
-
-def decided(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
-    """(command_id, status, message) of commands that were decided and have no published result, in the order in which
-    they came."""
-    rows = db.execute(
-        "SELECT command_id, status, COALESCE(message, '') FROM commands "
-        "WHERE answered = 0 AND status IS NOT NULL ORDER BY rowid"
-    )
-    return rows.fetchall()
-
-
-def undecided(db: sqlite3.Connection, kind: str) -> list[str]:
-    """Commands of this kind that wait, in the order in which they came."""
-    rows = db.execute(
-        "SELECT command_id FROM commands WHERE answered = 0 AND status IS NULL AND kind = ? ORDER BY rowid",
-        (kind,),
-    )
-    return [command_id for (command_id,) in rows]
-
-
-def note_command(db: sqlite3.Connection, command_id: str, kind: str) -> None:
-    db.execute("INSERT OR IGNORE INTO commands (command_id, kind) VALUES (?, ?)", (command_id, kind))
-
-
-def decide_command(db: sqlite3.Connection, command_id: str, status: str, message: str) -> None:
-    db.execute(
-        "UPDATE commands SET status = ?, message = ? WHERE command_id = ?", (status, message, command_id)
-    )
-
-
-def mark_answered(db: sqlite3.Connection, command_id: str) -> None:
-    with db:
-        db.execute("UPDATE commands SET answered = 1 WHERE command_id = ?", (command_id,))
-
-
-def note_reproduction(db: sqlite3.Connection, command_id: str, version: str) -> None:
-    """Store the version that a reproduce command names, inside the caller's transaction."""
-    db.execute("INSERT OR IGNORE INTO reproduce_orders VALUES (?, ?)", (command_id, version))
-
-
-def version_to_reproduce(db: sqlite3.Connection, command_id: str) -> str:
-    """Return the version that a reproduce command names."""
-    row = db.execute("SELECT version FROM reproduce_orders WHERE command_id = ?", (command_id,)).fetchone()
-    return str(row[0])
+def newest_export(db: sqlite3.Connection) -> tuple[dict[str, int], int | None]:
+    """Return up to which batches the newest export read and when it was written, or ({}, None) if there is none."""
+    row = db.execute("SELECT through, created_ms FROM exports ORDER BY rowid DESC").fetchone()
+    return (dict(json.loads(row[0])), int(row[1])) if row else ({}, None)

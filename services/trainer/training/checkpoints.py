@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from services.trainer.progress import Progress
 from services.trainer.run import disk_space
-from services.trainer.run.checkpoint_manifest import intact_checkpoints, has_manifest, write_manifest, step_of
+from services.trainer.run.checkpoint_manifest import has_manifest, intact_checkpoints, step_of, write_manifest
 from services.trainer.run.context import RunFailed
 from services.trainer.run.folder import NAN_REPORT
 from services.trainer.training import nan_report
@@ -93,7 +93,7 @@ class RunCallback(TrainerCallback):
         seconds = max(1e-9, time.monotonic() - self._began)
         done = max(1, state.global_step - self._first_step)
         speed = (state.num_input_tokens_seen - self._first_tokens) / seconds
-        self._progress.tell(
+        self._progress.report(
             "training",
             state.global_step,
             state.max_steps,

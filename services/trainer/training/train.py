@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,32 @@ from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from services.trainer.base import dtype
-from services.trainer.base.model import device, load_base
-from services.trainer.base.replay import REPLAY, Answered, shipped
+from services.trainer.base.base_answers import REPLAY_PROMPTS, BaseAnswer, shipped_prompts
+from services.trainer.base.model import default_device, load_base
 from services.trainer.base.tokenization import token_count
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import data_card, snapshot
 from services.trainer.dataset.filters import Row
-from services.trainer.dataset.objectives import Objective, dpo, kto, kto_weights, objective_of, sft
-from services.trainer.files import sync_folder, write_whole
+from services.trainer.dataset.objectives import (
+    Objective,
+    TrlRow,
+    dpo_row,
+    kto_row,
+    kto_weights,
+    objective_of,
+    sft_row,
+)
+from services.trainer.files import sync_folder, sync_tree, write_whole
 from services.trainer.progress import Progress
 from services.trainer.run import micro_batch
-from services.trainer.run.checkpoint_manifest import sync
-from services.trainer.run.context import RunFailed, RunStopped, RunContext
+from services.trainer.run.context import RunContext, RunFailed, RunStopped
 from services.trainer.run.folder import ADAPTER, CHECKPOINTS
 from services.trainer.training.batch_order import (
-    split_batches,
     interleave,
+    order_by_length,
     order_judged,
     select_replay,
-    order_by_length,
+    split_batches,
 )
 from services.trainer.training.checkpoints import RunCallback, newest_checkpoint
 from services.trainer.training.cpu.sft_trainer import CpuSFTTrainer
@@ -89,7 +96,7 @@ def train(work: RunContext) -> None:
         raise RunFailed("the snapshot is empty")
     replayed = [
         _replay(work.tokenizer, one)
-        for one in work.base_answers(shipped(REPLAY, recipe.replay_prompts))
+        for one in work.base_answers(shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts))
         if one.answer
     ]
     replayed = [one for one in replayed if one.tokens <= recipe.max_tokens]
@@ -98,7 +105,7 @@ def train(work: RunContext) -> None:
     chosen = [
         replayed[i] for i in select_replay(total, [one.tokens for one in replayed], recipe.replay_share)
     ]
-    data_card.note_replay(work.folder, len(chosen), sum(one.tokens for one in chosen), total)
+    data_card.record_replay(work.folder, len(chosen), sum(one.tokens for one in chosen), total)
     order = order_rows(told, chosen, recipe)
     log.info("training", rows=len(rows), replay=len(chosen), order=len(order))
     places = [of_step for _, of_step in plan_steps([one.fields for one in order], recipe.batch_size)]
@@ -109,7 +116,7 @@ def train(work: RunContext) -> None:
         lambda step: [order[i].name for i in places[step - 1]],
         micro_batch.reduction_note(work.folder, recipe.batch_size),
     )
-    base = load_base(Path(work.config.base), recipe.threads, dtype.settled(work.folder))
+    base = load_base(Path(work.config.base), recipe.threads, dtype.of_run(work.folder))
     model = fine_tune(
         with_training_attention(base, recipe.max_tokens),
         work.tokenizer,
@@ -119,7 +126,7 @@ def train(work: RunContext) -> None:
         progress=work.progress,
         stop=work.stop,
         watch=watch,
-        piece=micro_batch.micro_batch(work.folder, recipe.batch_size),
+        piece=micro_batch.size(work.folder, recipe.batch_size),
     )
     save_adapter(model, work.folder / ADAPTER, work.config.base_name)
     shutil.rmtree(work.folder / CHECKPOINTS, ignore_errors=True)
@@ -127,20 +134,21 @@ def train(work: RunContext) -> None:
 
 def training_row(tokenizer: Any, row: Row) -> TrainingRow:
     """What a verified row trains, by its objective."""
+    fields: TrlRow
     tokens = token_count(tokenizer, row.messages, row.answer)
     match row.objective:
         case "dpo":
             tokens += token_count(tokenizer, row.messages, row.original)
-            fields = dpo(row.messages, row.answer, row.original)
+            fields = dpo_row(row.messages, row.answer, row.original)
         case "kto":
-            fields = kto(row.messages, row.answer, bool(row.label))
+            fields = kto_row(row.messages, row.answer, bool(row.label))
         case "sft":
-            fields = sft(row.messages, row.answer)
+            fields = sft_row(row.messages, row.answer)
     return TrainingRow(row.identity, fields | {TRUNCATED: [row.unended, row.original_unended]}, tokens)
 
 
-def _replay(tokenizer: Any, said: Answered) -> TrainingRow:
-    fields = sft(said.messages, said.answer) | {TRUNCATED: [not said.ended, False]}
+def _replay(tokenizer: Any, said: BaseAnswer) -> TrainingRow:
+    fields = sft_row(said.messages, said.answer) | {TRUNCATED: [not said.ended, False]}
     return TrainingRow(f"replay/{said.id}", fields, token_count(tokenizer, said.messages, said.answer))
 
 
@@ -167,7 +175,7 @@ def order_rows(
 def fine_tune(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     recipe: Recipe,
     folder: Path,
     *,
@@ -209,10 +217,10 @@ def fine_tune(
 
 
 def objective_trainers(
-    model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], recipe: Recipe, folder: Path, piece: int
+    model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], recipe: Recipe, folder: Path, piece: int
 ) -> dict[Objective, Any]:
     """A TRL trainer for each objective that `rows` have. They tokenise, and give the losses; none of them trains."""
-    told: dict[Objective, list[dict[str, Any]]] = {}
+    told: dict[Objective, list[Mapping[str, Any]]] = {}
     for row in rows:
         told.setdefault(objective_of(row), []).append({TRUNCATED: [False, False]} | row)
     # KTO pairs each conversation with a neighbour's answer: within the pieces that are taken at a time.
@@ -229,7 +237,7 @@ def objective_trainers(
             # TRL's copy of a fresh adapter; without it the reference is the base with the adapter off: the same.
             model.delete_adapter("ref")
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if device() == "cuda":
+    if default_device() == "cuda":
         add_fused_lm_head(base, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     else:
         add_answers_head(base)
@@ -237,12 +245,12 @@ def objective_trainers(
 
 
 def _loss(
-    kind: Objective, rows: Sequence[dict[str, Any]], recipe: Recipe, folder: Path, common: dict[str, Any]
+    kind: Objective, rows: Sequence[Mapping[str, Any]], recipe: Recipe, folder: Path, common: dict[str, Any]
 ) -> tuple[Any, Any]:
     """TRL's trainer of an objective, and its arguments."""
     match kind:
         case "sft":
-            return (Sft if device() == "cuda" else CpuSft), sft_arguments(folder, recipe)
+            return (Sft if default_device() == "cuda" else CpuSft), sft_arguments(folder, recipe)
         case "kto":
             labels = [row["label"] for row in rows]
             liked, disliked = kto_weights(labels.count(True), labels.count(False))
@@ -260,7 +268,7 @@ def _loss(
 
 def with_training_attention(base: Any, max_tokens: int) -> Any:
     """On a CPU, PyTorch's fused attention is slow backwards; for rows that are not long the plain one is faster."""
-    if device() == "cpu" and max_tokens <= PLAIN_ATTENTION_TOKENS:
+    if default_device() == "cpu" and max_tokens <= PLAIN_ATTENTION_TOKENS:
         base.set_attn_implementation("eager")
     return base
 
@@ -273,7 +281,7 @@ def sft_arguments(folder: Path, recipe: Recipe) -> SFTConfig:
 def _common(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """What differs from TRL's defaults was measured faster on a CPU, and no worse: one type throughout (`dtype.py`), no
     autocast, no recomputation, batches of like length."""
-    cuda = device() == "cuda"
+    cuda = default_device() == "cuda"
     return {
         "output_dir": str(folder),
         # The epochs are in the order of the rows (`batch_order.py`).
@@ -313,6 +321,6 @@ def save_adapter(model: Any, target: Path, base_name: str) -> None:
             write_whole(staging / name, (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
     # PEFT writes a model card of its own, with the path of the base in it.
     (staging / "README.md").unlink(missing_ok=True)
-    sync(staging)
+    sync_tree(staging)
     staging.rename(target)
     sync_folder(target.parent)

@@ -1,7 +1,7 @@
-"""From a version down to the events that it was trained from: run, snapshot, batches, responses, events.
+"""Lineage of a version down to the events it was trained on: run, snapshot, batches, responses, events.
 
-Names and counts alone; no text. Users are the pseudonyms that the log has. What is told is what is true now: the log
-says which versions there are and what erasures reached, the run's folder what is left of its snapshot.
+Contains ids, counts and users' pseudonyms, but no text. It describes the present: the log says which versions exist and
+which erasures affected them, and the run's folder what is left of the snapshot.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from services.trainer.dataset import snapshot
-from services.trainer.dataset.filters import Grouped
+from services.trainer.dataset.filters import GroupedRow
 from services.trainer.run import run_table
 from services.trainer.run.run_table import Run
 from shared.errors import UnknownVersion
 from shared.events import ErasureReport, from_ms, rfc3339
 from shared.versions import DatasetRef, ModelVersion, RolloutRecord, batch_position
 
-Json = dict[str, Any]
+Json: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class LineRecords:
-    """What the log has of one line. `rollout`: its newest record. `erasures`: the trainer's own reports."""
+    """The log's records of one line: versions, the newest rollout record, and the trainer's erasure reports."""
 
     line: str
     versions: Sequence[ModelVersion] = ()
@@ -35,24 +35,23 @@ class LineRecords:
     erasures: Sequence[ErasureReport] = ()
 
     def find(self, name: str) -> ModelVersion:
-        """Raises `UnknownVersion`, saying which there are."""
-        found = next((version for version in self.versions if version.ref.version == name), None)
-        if found is None:
-            known = ", ".join(version.ref.version for version in self.versions[-10:]) or "none yet"
-            raise UnknownVersion(
-                f"the trainer of line {self.line} knows no version {name}; the newest: {known}"
-            )
-        return found
+        """Return the version `name`. Raises `UnknownVersion`, which lists the newest versions."""
+        version = next((one for one in self.versions if one.ref.version == name), None)
+        if version is None:
+            newest = ", ".join(one.ref.version for one in self.versions[-10:]) or "none yet"
+            raise UnknownVersion(f"line {self.line} has no version {name}; the newest: {newest}")
+        return version
 
     def of_run(self, run_id: str) -> ModelVersion | None:
+        """Return the version that a run was published as, or None."""
         return next((version for version in self.versions if version.run_id == run_id), None)
 
-    def erased_from(self, name: str) -> list[ErasureReport]:
-        """The requests that took out of its snapshot what the version was trained from."""
+    def erasures_of(self, name: str) -> list[ErasureReport]:
+        """Return the reports of erasures that removed rows the version was trained on."""
         return [report for report in self.erasures if name in report.versions]
 
     def serving(self, name: str) -> str | None:
-        """`stable`, `canary`, or None where no user sees it."""
+        """Return `stable` or `canary`, or None if the version serves no user."""
         record = self.rollout
         if record is None:
             return None
@@ -63,56 +62,60 @@ class LineRecords:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotState:
-    """What is left of the snapshot of a version. `whole`: all that was trained, by its digest."""
+    """What is left of the snapshot that a version was trained on.
 
-    rows: tuple[Grouped, ...]
-    measuring: int
-    whole: bool
-    there: bool = True
+    Attributes:
+        rows: Rows that trained and are still there.
+        heldout_rows: Number of rows of held-out users.
+        complete: All rows that trained are there, unchanged, according to the digest.
+        exists: The snapshot is on this trainer's disk.
+
+    """
+
+    rows: tuple[GroupedRow, ...]
+    heldout_rows: int
+    complete: bool
+    exists: bool = True
 
 
-MISSING_SNAPSHOT = SnapshotState((), 0, whole=False, there=False)
+MISSING_SNAPSHOT: Final = SnapshotState((), 0, complete=False, exists=False)
 
 
 def read_snapshot_state(folder: Path, dataset: DatasetRef | None) -> SnapshotState:
-    """Reads a run's snapshot as it is now."""
+    """Read a run's snapshot as it is now, and compare it with the dataset that was published."""
     if dataset is None or not snapshot.is_complete(folder):
         return MISSING_SNAPSHOT
     rows = tuple(snapshot.read_rows(folder))
-    whole = snapshot.Snapshot(rows, (), ()).digest() == dataset.digest
-    return SnapshotState(rows, len(snapshot.read_rows(folder, snapshot.HELD_OUT)), whole)
+    complete = snapshot.Snapshot(rows, (), ()).digest() == dataset.digest
+    return SnapshotState(rows, len(snapshot.read_rows(folder, snapshot.HELDOUT_ROWS)), complete)
 
 
-def why_not_reproducible(version: ModelVersion, left: SnapshotState, published: LineRecords) -> list[str]:
-    """Empty where it can be trained again from its snapshot."""
+def why_not_reproducible(version: ModelVersion, state: SnapshotState, records: LineRecords) -> list[str]:
+    """Return the reasons why a version cannot be trained again from its snapshot; empty if it can."""
     reasons = []
-    erasures = published.erased_from(version.ref.version)
+    erasures = records.erasures_of(version.ref.version)
     if erasures:
         kinds = Counter(report.kind for report in erasures)
-        told = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
-        reasons.append(f"rows that it was trained from were erased ({told})")
-    elif left.there and not left.whole:
-        reasons.append("its snapshot is not the one that it was trained from any more")
-    if version.ref.kind != "base" and not left.there:
+        counts = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()))
+        reasons.append(f"rows that it was trained on were erased ({counts})")
+    elif state.exists and not state.complete:
+        reasons.append("its snapshot has changed since it was trained")
+    if version.ref.kind != "base" and not state.exists:
         reasons.append("its snapshot is not on this trainer's disk")
     if not version.reproducible and not reasons:
-        reasons.append("it was published as one that cannot be")
+        reasons.append("it was published as not reproducible")
     return reasons
 
 
-def version_lineage(db: sqlite3.Connection, folder: Path, published: LineRecords, name: str) -> Json:
-    """`folder` holds the runs' folders. Raises `UnknownVersion`."""
-    version = published.find(name)
-    told = _head(version, published)
+def version_lineage(db: sqlite3.Connection, runs: Path, records: LineRecords, name: str) -> Json:
+    """Return a version's lineage down to its events. `runs` contains the runs' folders. Raises `UnknownVersion`."""
+    version = records.find(name)
+    head = _head(version, records)
     if version.run_id is None:
-        return told | {
-            "reproducible": True,
-            "detail": "the line's base: nothing of users is in it",
-        }
-    left = read_snapshot_state(folder / version.run_id, version.dataset)
-    reasons = why_not_reproducible(version, left, published)
-    run = run_table.by_id(db, version.run_id)
-    return told | {
+        return head | {"reproducible": True, "detail": "the line's base: no user's data is in it"}
+    state = read_snapshot_state(runs / version.run_id, version.dataset)
+    reasons = why_not_reproducible(version, state, records)
+    return head | {
         "reproducible": not reasons,
         "why_not_reproducible": reasons,
         "erasures": [
@@ -121,16 +124,16 @@ def version_lineage(db: sqlite3.Connection, folder: Path, published: LineRecords
                 "kind": report.kind,
                 "completed_at": rfc3339(report.completed_at),
             }
-            for report in published.erased_from(name)
+            for report in records.erasures_of(name)
         ],
-        "run": _run(version.run_id, run),
-        "dataset": _dataset(version, left),
-        "counts": _counts(left.rows),
-        "batches": batches_of(db, left.rows),
+        "run": _run(version.run_id, run_table.by_id(db, version.run_id)),
+        "dataset": _dataset(version, state),
+        "counts": _counts(state.rows),
+        "batches": batches_of(db, state.rows),
     }
 
 
-def _head(version: ModelVersion, published: LineRecords) -> Json:
+def _head(version: ModelVersion, records: LineRecords) -> Json:
     gate = version.gate
     return {
         "version": version.ref.version,
@@ -139,14 +142,14 @@ def _head(version: ModelVersion, published: LineRecords) -> Json:
         "base": version.base,
         "base_model": version.base_model,
         "created_at": rfc3339(version.created_at),
-        "serving": published.serving(version.ref.version),
+        "serving": records.serving(version.ref.version),
         "verdict": gate.verdict if gate else None,
         "gated_against": gate.gated_against if gate else None,
     }
 
 
 def _run(run_id: str, run: Run | None) -> Json:
-    """What the table has of it: nothing after the trainer's disk was lost."""
+    """Return what the run table has. It has nothing about runs from before the trainer's disk was lost."""
     if run is None:
         return {"run_id": run_id, "known": False}
     return {
@@ -159,17 +162,17 @@ def _run(run_id: str, run: Run | None) -> Json:
     }
 
 
-def _dataset(version: ModelVersion, left: SnapshotState) -> Json | None:
+def _dataset(version: ModelVersion, state: SnapshotState) -> Json | None:
     if version.dataset is None:
         return None
     return version.dataset.model_dump(mode="json") | {
-        "kept": left.there,
-        "whole": left.whole,
-        "measuring": left.measuring,
+        "kept": state.exists,
+        "whole": state.complete,
+        "measuring": state.heldout_rows,
     }
 
 
-def _counts(rows: Sequence[Grouped]) -> Json:
+def _counts(rows: Sequence[GroupedRow]) -> Json:
     return {
         "responses": len({one.row.response_id for one in rows}),
         "events": len({(one.row.response_id, one.row.event_id) for one in rows}),
@@ -178,33 +181,39 @@ def _counts(rows: Sequence[Grouped]) -> Json:
     }
 
 
-def batches_of(db: sqlite3.Connection, rows: Iterable[Grouped]) -> list[Json]:
-    """The batches that brought these rows, each with its responses, each with its events. A row whose batch is not
-    known any more stands under a batch without a name."""
-    grouped: dict[str | None, dict[tuple[str, int], list[Grouped]]] = defaultdict(lambda: defaultdict(list))
+def batches_of(db: sqlite3.Connection, rows: Iterable[GroupedRow]) -> list[Json]:
+    """Return the batches that contained these rows, each with its responses and their events.
+
+    Rows whose batch is not known any more come last, under a batch without an id.
+    """
+    by_batch: dict[str | None, dict[tuple[str, int], list[GroupedRow]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for one in rows:
-        place = (one.row.response_id, one.row.revision)
-        grouped[batch_of(db, *place)][place].append(one)
-    named = sorted((name for name in grouped if name is not None), key=batch_position)
-    order: list[str | None] = [*named, None] if None in grouped else [*named]
-    return [_batch(db, name, grouped[name]) for name in order]
+        revision = (one.row.response_id, one.row.revision)
+        by_batch[batch_of(db, *revision)][revision].append(one)
+    batch_ids = sorted((batch_id for batch_id in by_batch if batch_id is not None), key=batch_position)
+    order: list[str | None] = [*batch_ids, None] if None in by_batch else [*batch_ids]
+    return [_batch(db, batch_id, by_batch[batch_id]) for batch_id in order]
 
 
 def batch_of(db: sqlite3.Connection, response_id: str, revision: int) -> str | None:
-    """The batch that holds a revision of a response (I2: there is at most one)."""
-    found = db.execute(
+    """Return the batch that contains a revision of a response, of which there is at most one (I2), or None."""
+    row = db.execute(
         "SELECT batch_id FROM rows WHERE response_id = ? AND revision = ? ORDER BY batch_id",
         (response_id, revision),
     ).fetchone()
-    return None if found is None else str(found[0])
+    return None if row is None else str(row[0])
 
 
-def _batch(db: sqlite3.Connection, name: str | None, responses: dict[tuple[str, int], list[Grouped]]) -> Json:
-    found = db.execute("SELECT rewrite, cut_ms FROM batches WHERE batch_id = ?", (name,)).fetchone()
+def _batch(
+    db: sqlite3.Connection, batch_id: str | None, responses: dict[tuple[str, int], list[GroupedRow]]
+) -> Json:
+    batch = db.execute("SELECT rewrite, cut_ms FROM batches WHERE batch_id = ?", (batch_id,)).fetchone()
     return {
-        "batch_id": name,
-        "rewrite": found[0] if found else None,
-        "cut_at": rfc3339(from_ms(found[1])) if found else None,
+        "batch_id": batch_id,
+        "rewrite": batch[0] if batch else None,
+        "cut_at": rfc3339(from_ms(batch[1])) if batch else None,
         "users": len({one.row.user_id for rows in responses.values() for one in rows}),
         "events": sum(map(len, responses.values())),
         "responses": [
@@ -227,5 +236,5 @@ def _batch(db: sqlite3.Connection, name: str | None, responses: dict[tuple[str, 
 
 
 def event_id_json(event_id: str) -> bytes:
-    """How an event's id stands in the JSON of an example."""
+    """Return an event id as it occurs in the JSON of an example, to search for it."""
     return json.dumps(event_id).encode()

@@ -12,9 +12,8 @@ from huggingface_hub.repocard import metadata_load
 
 from services.trainer.dataset import data_card
 from services.trainer.dataset.data_card import DataCard
-from services.trainer.files import sync_folder, write_whole
+from services.trainer.files import sync_folder, sync_tree, write_whole
 from services.trainer.run import environment
-from services.trainer.run.checkpoint_manifest import sync
 from services.trainer.run.environment import Environment
 from services.trainer.run.folder import ARTIFACT
 from services.trainer.run.run_table import RunConfig
@@ -49,7 +48,7 @@ def write_artifact(folder: Path, config: RunConfig, dataset: DatasetRef, report:
     write_whole(staging / LINEAGE_FILE, canonical_json(lineage))
     told = render_card(config, dataset, report, data_card.read(folder), seen, base_licence(Path(config.base)))
     write_whole(staging / "README.md", told.encode())
-    sync(staging)
+    sync_tree(staging)
     staging.rename(target)
     sync_folder(folder)
     return target

@@ -1,14 +1,14 @@
-"""From a run's artifact to a published version: complete, immutable, at most once (I6). Erasures are reported so too.
+"""Publish versions and erasure reports: complete, immutable, and at most once (I6).
 
-A version's number is given here, under the fence of the line's transactional identity, so that two trainers can never
-give the same one. Whether a run was published already is read from the log, never remembered.
+A version gets its number when it is published, under the line's transactional id, so two trainers of one line can never
+assign the same number. Whether a run was published is always read from the log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
@@ -24,58 +24,62 @@ from shared.records import Output
 from shared.topics import ERASURE_REPORTS, MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_RESULTS
 from shared.versions import DatasetRef, GateReport, ModelVersion, RolloutRecord, VersionRef, version_name
 
-SERVICE = "trainer"
+SERVICE: Final = "trainer"
 OpenReader = Callable[[str], LogReader]
-"""Opens a reader of one topic from its beginning."""
+"""Opens a reader of one topic, from its beginning."""
 R = TypeVar("R", bound=LogRecord)
 log = structlog.get_logger(__name__)
 
 
 def transactional_id(line: str) -> str:
-    """The transactional identity of a line's one trainer."""
+    """Return the transactional id of the trainer of `line`."""
     return f"loopwright-trainer-{line}"
 
 
 class VersionLog:
-    """The line's versions, rollout and command results as the log has them, and the one way to add a version."""
+    """The log's records about one line's versions, and the only way to publish a version.
+
+    Every method reads the log as it is at that moment, and raises `BrokerUnavailable` if it cannot.
+    """
 
     def __init__(
-        self, line: str, read: OpenReader, open_publisher: Callable[[], TransactionalPublisher]
+        self, line: str, open_reader: OpenReader, open_publisher: Callable[[], TransactionalPublisher]
     ) -> None:
         self._line = line
-        self._read = read
-        self._open = open_publisher
+        self._open_reader = open_reader
+        self._open_publisher = open_publisher
         self._publisher: TransactionalPublisher | None = open_publisher()
 
     def versions(self) -> list[ModelVersion]:
-        """In the order in which they were published."""
-        return self._all(MODEL_VERSIONS.name, ModelVersion)
+        """Return the line's versions, in the order in which they were published."""
+        return self._read(MODEL_VERSIONS.name, ModelVersion)
 
-    def published(self) -> LineRecords:
-        """All that lineage needs of the log, as it is now."""
-        return line_records(self._read, self._line)
+    def line_records(self) -> LineRecords:
+        """Return all records of the line that lineage needs."""
+        return line_records(self._open_reader, self._line)
 
-    def of_all_lines(self) -> tuple[list[ModelVersion], list[RolloutRecord]]:
-        """All versions and all rollout records, as they are now."""
-        versions = read_records(self._read, MODEL_VERSIONS.name, ModelVersion)
-        return versions, read_records(self._read, MODEL_ROLLOUT.name, RolloutRecord)
+    def all_lines(self) -> tuple[list[ModelVersion], list[RolloutRecord]]:
+        """Return the versions and rollout records of all lines."""
+        versions = read_records(self._open_reader, MODEL_VERSIONS.name, ModelVersion)
+        return versions, read_records(self._open_reader, MODEL_ROLLOUT.name, RolloutRecord)
 
     def stable(self, base: VersionRef) -> VersionRef:
-        """The version that serves; the base where nothing was ever decided, or on another base."""
-        records = self._all(MODEL_ROLLOUT.name, RolloutRecord)
+        """Return the line's stable version, or `base` if there is no rollout record."""
+        records = self._read(MODEL_ROLLOUT.name, RolloutRecord)
         return max(records, key=lambda record: record.seq).stable if records else base
 
-    def run_of(self, ref: VersionRef) -> ModelVersion | None:
+    def find(self, ref: VersionRef) -> ModelVersion | None:
+        """Return the record of a version, or None if the line has no such version."""
         return next((version for version in self.versions() if version.ref.version == ref.version), None)
 
-    def answered(self) -> set[str]:
-        """The commands of this line that have a result."""
-        return {result.command_id for result in self._all(OPERATOR_RESULTS.name, CommandResult)}
+    def answered_commands(self) -> set[str]:
+        """Return the ids of the line's commands that have a result."""
+        return {result.command_id for result in self._read(OPERATOR_RESULTS.name, CommandResult)}
 
     def announce_base(self, base: PinnedBase, now_ms: int) -> bool:
-        """Publishes the base as a version if it is not one yet. Returns whether it did."""
+        """Publish the base as a version unless it is one. Return whether it was published."""
         ref = base.ref(self._line)
-        if any(version.ref.version == ref.version for version in self.versions()):
+        if self.find(ref) is not None:
             return False
         version = ModelVersion(
             line=self._line, ref=ref, base=ref.version, base_model=base.name, created_at=from_ms(now_ms)
@@ -86,11 +90,17 @@ class VersionLog:
     def publish(
         self, config: RunConfig, dataset: DatasetRef, report: GateReport, artifact: Path, store: ArtifactStore
     ) -> ModelVersion:
-        """Publishes what a run made, unless the log has it already. Raises `Fenced` where another trainer has taken
-        over the line, `BrokerUnavailable` where it is to be tried again (nothing is doubled by that)."""
-        there = self.made_by(config.run_id)
-        if there is not None:
-            return there
+        """Publish a run's version unless the log has one of this run. Return the version on the log.
+
+        Raises:
+            Fenced: if another trainer has taken over the line.
+            BrokerUnavailable: if it is unknown whether the version is on the log. Call again to find out; no version
+                is published twice.
+
+        """
+        published = self.version_of_run(config.run_id)
+        if published is not None:
+            return published
         known = self.versions()
         uri, digest = store.put(artifact)
         number = max((version.number or 0 for version in known), default=0) + 1
@@ -113,16 +123,19 @@ class VersionLog:
         self._publish(version)
         return version
 
-    def made_by(self, run_id: str) -> ModelVersion | None:
-        """The version that a run was published as. What an earlier try left undecided is settled before."""
-        self._fence()
+    def version_of_run(self, run_id: str) -> ModelVersion | None:
+        """Return the version that the run was published as, or None. Completes an interrupted transaction first."""
+        self._open_transactions()
         return next((version for version in self.versions() if version.run_id == run_id), None)
 
-    def report(self, reports: Sequence[ErasureReport]) -> None:
-        """Publishes those of this trainer's reports that the log does not have. Raises as `publish`."""
-        self._fence()
-        known = self._all(ERASURE_REPORTS.name, ErasureReport)
-        there = {report.request_id for report in known if report.service == SERVICE}
+    def publish_erasure_reports(self, reports: Sequence[ErasureReport]) -> None:
+        """Publish the trainer's erasure reports that are not on the log. Raises as `publish` does."""
+        self._open_transactions()
+        published = {
+            report.request_id
+            for report in self._read(ERASURE_REPORTS.name, ErasureReport)
+            if report.service == SERVICE
+        }
         self._commit(
             [
                 cloudevent(
@@ -134,18 +147,19 @@ class VersionLog:
                     at=report.completed_at,
                 )
                 for report in reports
-                if report.request_id not in there
+                if report.request_id not in published
             ]
         )
 
     def close(self) -> None:
+        """Close the publisher."""
         if self._publisher is not None:
             self._publisher.close()
 
-    def _fence(self) -> TransactionalPublisher:
-        """After a failure whose outcome is unknown a new publisher ends what the old one left open."""
+    def _open_transactions(self) -> TransactionalPublisher:
+        """Return the publisher. Opening one ends any transaction that an earlier publisher left open."""
         if self._publisher is None:
-            self._publisher = self._open()
+            self._publisher = self._open_publisher()
         return self._publisher
 
     def _publish(self, version: ModelVersion) -> None:
@@ -159,45 +173,52 @@ class VersionLog:
     def _commit(self, records: Sequence[Output]) -> None:
         if not records:
             return
-        publisher = self._fence()
+        publisher = self._open_transactions()
         try:
             publisher.publish_all(records)
         except Fenced as error:
             raise Fenced(
-                f"another trainer took over the line {self._line}: one trainer per line; this one ends. ({error})"
+                f"another trainer took over line {self._line}, so this one ends: run one trainer per line ({error})"
             ) from error
         except BrokerUnavailable:
             self._publisher = None
             publisher.close()
             raise
 
-    def _all(self, topic: str, kind: type[R]) -> list[R]:
-        return [one for one in read_records(self._read, topic, kind) if one.line == self._line]
+    def _read(self, topic: str, kind: type[R]) -> list[R]:
+        return [
+            record for record in read_records(self._open_reader, topic, kind) if record.line == self._line
+        ]
 
 
-def line_records(read: OpenReader, line: str) -> LineRecords:
-    """What the log has of a line now. Raises `BrokerUnavailable`."""
-    versions = [one for one in read_records(read, MODEL_VERSIONS.name, ModelVersion) if one.line == line]
-    decided = [one for one in read_records(read, MODEL_ROLLOUT.name, RolloutRecord) if one.line == line]
-    reports = [
-        one
-        for one in read_records(read, ERASURE_REPORTS.name, ErasureReport)
-        if one.line == line and one.service == SERVICE
-    ]
-    return LineRecords(line, versions, max(decided, key=lambda one: one.seq, default=None), reports)
+def line_records(open_reader: OpenReader, line: str) -> LineRecords:
+    """Return the log's records of one line that lineage needs. Raises `BrokerUnavailable`."""
+
+    def read(topic: str, kind: type[R]) -> list[R]:
+        return [record for record in read_records(open_reader, topic, kind) if record.line == line]
+
+    rollouts = read(MODEL_ROLLOUT.name, RolloutRecord)
+    return LineRecords(
+        line=line,
+        versions=read(MODEL_VERSIONS.name, ModelVersion),
+        rollout=max(rollouts, key=lambda record: record.seq, default=None),
+        erasures=[
+            report for report in read(ERASURE_REPORTS.name, ErasureReport) if report.service == SERVICE
+        ],
+    )
 
 
-def read_records(read: OpenReader, topic: str, kind: type[R]) -> list[R]:
-    """All readable records of a topic as it is now, of all lines. Raises `BrokerUnavailable`."""
-    reader = read(topic)
-    found: list[R] = []
+def read_records(open_reader: OpenReader, topic: str, kind: type[R]) -> list[R]:
+    """Return the readable records on a topic as it is now, of all lines. Raises `BrokerUnavailable`."""
+    reader = open_reader(topic)
+    records: list[R] = []
     try:
         while not reader.at_end():
             for record in reader.poll(0.2):
                 try:
-                    found.append(kind.from_json(record.value))
+                    records.append(kind.from_json(record.value))
                 except (Malformed, Oversized) as error:
                     log.warning("unreadable_record", topic=topic, offset=record.offset, error=str(error))
     finally:
         reader.close()
-    return found
+    return records

@@ -1,1 +1,1 @@
-"""The process of one run: launcher, supervisor, and the pipeline inside it."""
+"""Processes that train: how the service starts and supervises them, and what they execute."""

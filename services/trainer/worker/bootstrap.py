@@ -1,5 +1,4 @@
-"""What every process of the trainer's does first and last: a run's (`pipeline.py`), and one that trains again
-(`reproduce.py`). How the service starts and stops them: `launcher.py`."""
+"""Start and end of the processes that train: a run (`pipeline.py`) and a reproduction (`reproduce.py`)."""
 
 from __future__ import annotations
 
@@ -8,15 +7,16 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import structlog
 from transformers import logging as transformers_logging
 
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
-from services.trainer.run.context import RunFailed, RunStopped, RunContext
+from services.trainer.run.context import RunContext, RunFailed, RunStopped
 from services.trainer.run.folder import CONFIG, FAILURE_REASON, ExitCode
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
@@ -26,16 +26,35 @@ from shared.adapters.redis import RedisCache
 from shared.settings import load
 from shared.telemetry import configure_logging
 
-NICENESS = 10
-"""Serving and the stream go first where a run shares their processors."""
+NICENESS: Final = 10
+"""Training yields the processor to serving and streaming on the same machine."""
 log = structlog.get_logger(__name__)
 
 
-def open_run(service: str, told_as: str = "{}") -> tuple[Path, RunConfig, Callable[[], RunContext]]:
-    """Ties this process to its parent where one is named, and reads what it is to do from the folder named in its
-    arguments. `service`: its name in the log; `told_as`: how progress names the run.
+@dataclass(frozen=True, slots=True)
+class RunProcess:
+    """What a process that trains knows before it loads anything large."""
 
-    Returns folder, configuration, and what opens the work, which may fail as any part of it: call it inside `ended`.
+    folder: Path
+    config: RunConfig
+    settings: TrainerSettings
+    progress: Progress
+    stop: threading.Event
+
+    def context(self) -> RunContext:
+        """Load the tokenizer and return the run's context. Can fail like any stage; call it within `exit_code_of`."""
+        return RunContext(self.folder, self.config, self.settings, self.progress, self.stop)
+
+
+def start_process(service: str, progress_id: str = "{}") -> RunProcess:
+    """Set up this process, and read the configuration from the folder that the first argument names.
+
+    The process ends with its parent, runs at low priority, and sets `stop` on SIGTERM.
+
+    Args:
+        service: Name of the process in the log.
+        progress_id: Template of the run id in progress reports; `{}` stands for the run's id.
+
     """
     if PARENT_PID_VARIABLE in os.environ:
         die_with(int(os.environ[PARENT_PID_VARIABLE]))
@@ -48,18 +67,18 @@ def open_run(service: str, told_as: str = "{}") -> tuple[Path, RunConfig, Callab
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = RunConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
-    progress = Progress(RedisCache(settings.redis_url), config.line, told_as.format(config.run_id))
-    return folder, config, partial(RunContext, folder, config, settings, progress, stop)
+    progress = Progress(RedisCache(settings.redis_url), config.line, progress_id.format(config.run_id))
+    return RunProcess(folder, config, settings, progress, stop)
 
 
-def exit_code_of(folder: Path, done: Callable[[], None]) -> int:
-    """Does it, and says with which status the process is to end. Raises what is neither done, failed nor stopped."""
+def exit_code_of(folder: Path, work: Callable[[], None]) -> ExitCode:
+    """Execute `work` and return the process's exit code. Errors other than `RunFailed` and `RunStopped` are raised."""
     try:
-        done()
+        work()
     except RunFailed as failure:
         write_whole(folder / FAILURE_REASON, str(failure).encode())
         return ExitCode.FAILED
     except RunStopped as stopped:
         log.info("stopped", detail=str(stopped))
         return ExitCode.STOPPED
-    return 0
+    return ExitCode.DONE

@@ -1,7 +1,8 @@
-"""The process in which a run trains, as the service starts and stops it.
+"""Start and stop the processes that train.
 
-torch lives there and not in the service: collecting, health and progress go on while a run has the processor, and its
-memory is given back when it ends. It dies with the service, also on kill -9 of it.
+Training runs in processes of its own, so the service never imports torch: it keeps reading and answering while a run
+uses the processor, and a run's memory is returned when its process ends. A process ends with the service, even if the
+service is killed with SIGKILL.
 """
 
 from __future__ import annotations
@@ -13,56 +14,69 @@ import time
 from pathlib import Path
 from typing import Final
 
-PARENT_PID_VARIABLE = "LOOPWRIGHT_TRAINER_PARENT"
-PAUSE_VARIABLE = "LOOPWRIGHT_TRAINER_TEST_PAUSE"
-"""For fault tests, in a demo deployment only: the stage (of service or child) at which to stand still and be killed."""
-PAUSE_S = 600.0
-STOP_S = 10.0
+from services.trainer.run.folder import REPRODUCE_LOG, RUN_LOG
+
+PARENT_PID_VARIABLE: Final = "LOOPWRIGHT_TRAINER_PARENT"
+"""Environment variable with the process id of the service, with which the process has to end."""
+PAUSE_VARIABLE: Final = "LOOPWRIGHT_TRAINER_TEST_PAUSE"
+"""Environment variable for fault tests in a demo deployment: the stage at which to pause, so a test can kill it."""
+PAUSE_S: Final = 600.0
+STOP_TIMEOUT_S: Final = 10.0
 
 TUNING: Final = {
-    # torch gives large blocks back to the system after every step and faults them in again; keeping them makes
-    # training on a CPU half as fast again.
+    # By default torch returns large blocks to the system after each step and requests them again. Keeping them makes
+    # training on a CPU 1.5 times as fast.
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "OMP_NUM_THREADS": "1",
-    # Threads that spin for long while they wait for each other starve one another where anything else runs: a step
-    # then took a hundred times as long. Those that sleep at once lose a fifth on a quiet machine; a short spin loses
-    # nothing there.
+    # How long a thread spins while it waits for others. The default starves other threads on a busy machine, where a
+    # step took 100 times as long. Not spinning costs 20 % on an idle machine; this value costs nothing.
     "GOMP_SPINCOUNT": "20000",
     "TOKENIZERS_PARALLELISM": "false",
 }
+"""Environment variables of a training process, unless the service's environment sets them."""
 
 
-def start(
-    folder: Path, module: str = "services.trainer.worker.pipeline", log: str = "run.log"
-) -> subprocess.Popen[bytes]:
-    """Starts the process that works in this folder, a run's; what it prints goes to the file `log` in it."""
-    with (folder / log).open("ab") as out:
+def start_run(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the process of the run whose folder this is. Its output is appended to `run.log`."""
+    return _start("services.trainer.worker.pipeline", folder, RUN_LOG)
+
+
+def start_reproduction(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the process that reproduces the version prepared in `folder`."""
+    return _start("services.trainer.worker.reproduce", folder, REPRODUCE_LOG)
+
+
+def _start(module: str, folder: Path, log_name: str) -> subprocess.Popen[bytes]:
+    with (folder / log_name).open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", module, str(folder)],
             env=process_environment(),
             stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
+            stdout=output,
+            stderr=output,
         )
 
 
 def process_environment() -> dict[str, str]:
-    """The environment of a process that trains: tuned, where whoever started us says nothing else, and tied to us."""
+    """Return the environment variables of a process that trains and ends with this one."""
     return TUNING | dict(os.environ) | {PARENT_PID_VARIABLE: str(os.getpid())}
 
 
-def stop(child: subprocess.Popen[bytes]) -> None:
-    """In order: it keeps a checkpoint of what was learned. After `STOP_S` it is killed; its marks make that safe."""
-    child.terminate()
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to stop, so it saves a checkpoint, and kill it after `STOP_TIMEOUT_S`.
+
+    A kill loses at most the work since the last checkpoint.
+    """
+    process.terminate()
     try:
-        child.wait(STOP_S)
+        process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+        process.kill()
+        process.wait()
 
 
 def pause_for_fault_test(stage: str) -> None:
-    """Stands still at this stage if a fault test asks for it."""
+    """Pause at `stage` if a fault test asks for it."""
     if os.environ.get(PAUSE_VARIABLE) == stage and os.environ.get("LOOPWRIGHT_DEMO") == "true":
         time.sleep(PAUSE_S)

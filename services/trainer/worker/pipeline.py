@@ -1,10 +1,8 @@
-"""One run, in a process of its own: `python -m services.trainer.worker.pipeline RUN_DIR`.
+"""Execute one run in a process of its own: `python -m services.trainer.worker.pipeline RUN_FOLDER`.
 
-Stages, each skipped where its result is there already: snapshot.json -> adapter/ -> artifact/ -> gate.json (written
-last). So a kill -9 at any moment costs at most the work since the newest checkpoint, and never a second dataset.
-
-Ends with 0 done; 3 failed for good (`failed.txt` says why); 4 out of memory, and the next start takes smaller pieces;
-5 the disk is full, and what could go is gone; 143 stopped by SIGTERM.
+The stages are snapshot, training, artifact and gate. Each is skipped if its result exists: `snapshot.json`, `adapter/`,
+`gate.json` (written last, after `artifact/`). So a process killed at any moment loses at most the work since its newest
+checkpoint, and never takes a second snapshot. Exit codes: `run/folder.py`.
 """
 
 from __future__ import annotations
@@ -18,92 +16,111 @@ from pathlib import Path
 import structlog
 
 from services.trainer.base import dtype
-from services.trainer.base.tokenization import lengths, token_count
-from services.trainer.database import open_to_read
+from services.trainer.base.tokenization import prompt_and_answer_lengths, token_count
+from services.trainer.database import open_read_only
 from services.trainer.dataset import batch_table, data_card, snapshot
-from services.trainer.dataset.comment_rewriter import revised_for
+from services.trainer.dataset.comment_rewriter import EndpointConfig, rewrites_for
 from services.trainer.dataset.filters import Row
 from services.trainer.files import write_whole
 from services.trainer.run import disk_space, environment, micro_batch
-from services.trainer.run.context import RunFailed, RunContext, trained_questions
+from services.trainer.run.context import RunContext, RunFailed, trained_questions
 from services.trainer.run.folder import ADAPTER, CHECKPOINTS, FAILURE_REASON, GATE_RESULT, ExitCode
 from services.trainer.run.run_table import RunConfig
 from services.trainer.versions.model_card import write_artifact
-from services.trainer.worker.bootstrap import open_run, exit_code_of
+from services.trainer.worker.bootstrap import exit_code_of, start_process
 from services.trainer.worker.launcher import pause_for_fault_test
 from services.trainer.worker.restart_policy import MEMORY_REMEDY
+from shared.run_stage import RunStage
 
 log = structlog.get_logger(__name__)
 
 
-def run_stages(work: RunContext) -> None:
-    """Whatever of the run is left."""
-    if not snapshot.is_complete(work.folder):
-        take_snapshot(work)
-    pause_for_fault_test("snapshot")
-    if not (work.folder / ADAPTER).exists():
-        from services.trainer.training.train import train  # noqa: PLC0415 - seconds of imports, only where they are needed
+def run_stages(context: RunContext) -> None:
+    """Execute the stages of the run that are not complete. Raises `RunFailed` or `RunStopped`."""
+    folder, config = context.folder, context.config
+    if not snapshot.is_complete(folder):
+        take_snapshot(context)
+    pause_for_fault_test(RunStage.SNAPSHOT)
+    if not (folder / ADAPTER).exists():
+        from services.trainer.training.train import train  # noqa: PLC0415 - importing torch takes seconds
 
-        recipe = work.config.recipe
-        if not environment.read(work.folder):
-            # What began under an older release goes on as it began.
-            dtype.settle(work.folder, recipe.dtype, Path(work.config.base))
-        environment.record(work.folder, environment.current(work.folder, recipe))
-        train(work)
-    # They are of no more use; a kill may have come between the adapter and their removal.
-    shutil.rmtree(work.folder / CHECKPOINTS, ignore_errors=True)
-    pause_for_fault_test("trained")
-    if not (work.folder / GATE_RESULT).exists():
-        from services.trainer.gate.stage import examine  # noqa: PLC0415 - as above
+        dtype.choose_for_run(folder, config.recipe.dtype, Path(config.base))
+        environment.record(folder, environment.current(folder, config.recipe))
+        train(context)
+    # Training removes them too, but the process may have been killed in between.
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    pause_for_fault_test(RunStage.TRAINED)
+    if not (folder / GATE_RESULT).exists():
+        from services.trainer.gate.stage import gate_run  # noqa: PLC0415 - importing torch takes seconds
 
-        report = examine(work)
-        write_artifact(work.folder, work.config, snapshot.read_ref(work.folder), report)
-        write_whole(work.folder / GATE_RESULT, report.model_dump_json(indent=1, exclude_none=True).encode())
+        report = gate_run(context)
+        write_artifact(folder, config, snapshot.read_ref(folder), report)
+        write_whole(folder / GATE_RESULT, report.model_dump_json(indent=1, exclude_none=True).encode())
 
 
-def take_snapshot(work: RunContext) -> None:
-    """Raises `RunFailed` where nothing is left after verification."""
-    work.progress.tell("snapshot")
-    with closing(open_to_read(work.folder.parent.parent)) as db:
-        examples = batch_table.dataset(db, work.config.through, work.config.released)
-
-    recipe = work.config.recipe
+def take_snapshot(context: RunContext) -> None:
+    """Write the run's snapshot and data card. Raises `RunFailed` if the checks leave no rows to train."""
+    config, recipe, settings = context.config, context.config.recipe, context.settings
+    context.progress.report(RunStage.SNAPSHOT)
+    with closing(open_read_only(settings.folder)) as db:
+        examples = batch_table.current_examples(db, config.through, config.released)
 
     def fits(row: Row) -> bool:
-        return token_count(work.tokenizer, row.messages, row.answer) <= recipe.max_tokens
+        return token_count(context.tokenizer, row.messages, row.answer) <= recipe.max_tokens
 
-    revised = revised_for(work.settings, recipe, examples, work.progress_callback("revising"))
-    known = trained_questions(work.folder_of(work.config.stable_run)) if work.config.stable_run else []
-    taken = snapshot.take(
-        work.config.line,
+    endpoint = EndpointConfig(
+        settings.reviser_url, settings.reviser_key, settings.reviser_timeout_s, settings.reviser_limit
+    )
+    rewrites = rewrites_for(
+        config.line,
+        recipe,
         examples,
-        work.config.through,
-        known=known,
+        endpoint if settings.reviser_url else None,
+        settings.revisions,
+        context.progress_callback(RunStage.REVISING),
+    )
+    stable_run = config.stable_run
+    taken = snapshot.build(
+        config.line,
+        examples,
+        config.through,
+        known=trained_questions(context.folder_of(stable_run)) if stable_run else [],
         fits=fits,
         comments=recipe.comment_mode,
-        revised=revised,
+        rewrites=rewrites,
         kto_least=recipe.kto_least,
     )
-    sizes = [lengths(work.tokenizer, one.row.messages, one.row.answer) for one in taken.train]
-    data_card.write(work.folder, data_card.card_of(work.config, taken, examples, sizes))
-    ref = snapshot.write(work.folder, taken, tokens=sum(map(sum, sizes)))
+    sizes = [
+        prompt_and_answer_lengths(context.tokenizer, one.row.messages, one.row.answer) for one in taken.train
+    ]
+    data_card.write(
+        context.folder,
+        data_card.build_card(config.line, config.run_id, config.created_at, recipe, taken, examples, sizes),
+    )
+    ref = snapshot.write(context.folder, taken, tokens=sum(map(sum, sizes)))
     log.info(
         "snapshot_taken", examples=ref.examples, users=ref.users, tokens=ref.tokens, digest=ref.digest[:8]
     )
     if not taken.train:
-        raise RunFailed("nothing is left to train after verification: see the reasons for which it is held")
+        raise RunFailed(
+            "no rows are left to train after the checks: `data-card.md` in the run's folder lists the reasons"
+        )
 
 
 def main() -> int:
-    folder, config, work = open_run("trainer-run")
-    return run_to_exit_code(folder, config, lambda: run_stages(work()))
+    """Execute the run and return the exit code."""
+    process = start_process("trainer-run")
+    return run_to_exit_code(process.folder, process.config, lambda: run_stages(process.context()))
 
 
-def run_to_exit_code(folder: Path, config: RunConfig, done: Callable[[], None]) -> int:
-    """As `ended`, and where memory or the disk did not suffice. Raises what nobody expected."""
+def run_to_exit_code(folder: Path, config: RunConfig, work: Callable[[], None]) -> ExitCode:
+    """Execute `work` and return the exit code, also if memory or disk space did not suffice.
+
+    Any other unexpected error is raised.
+    """
     try:
         try:
-            return exit_code_of(folder, done)
+            return exit_code_of(folder, work)
         except Exception as error:
             if not micro_batch.is_out_of_memory(error):
                 raise
@@ -111,19 +128,19 @@ def run_to_exit_code(folder: Path, config: RunConfig, done: Callable[[], None]) 
     except Exception as error:
         if not disk_space.is_disk_full_error(error):
             raise
-        log.error("disk_full", error=str(error), freed=disk_space.free_space(folder))  # noqa: TRY400 - no bug of ours
+        log.error("disk_full", error=str(error), deleted=disk_space.free_space(folder))  # noqa: TRY400 - not a bug
         return ExitCode.DISK_FULL
 
 
-def handle_out_of_memory(folder: Path, batch_size: int, error: Exception) -> int:
-    """Smaller pieces from the next start on, where it was training and they can be smaller."""
+def handle_out_of_memory(folder: Path, batch_size: int, error: Exception) -> ExitCode:
+    """Halve the micro-batch for the next start. Fail the run if it was not training, or if the micro-batch is 1."""
     training = snapshot.is_complete(folder) and not (folder / ADAPTER).exists()
-    after = micro_batch.halve(folder, batch_size) if training else None
-    log.warning("out_of_memory", error=str(error), micro_batch=after)
-    if after is not None:
+    rows = micro_batch.halve(folder, batch_size) if training else None
+    log.warning("out_of_memory", error=str(error), micro_batch=rows)
+    if rows is not None:
         return ExitCode.OUT_OF_MEMORY
-    doing = "training with one row at a time" if training else "this is no step of training"
-    write_whole(folder / FAILURE_REASON, f"memory did not suffice ({doing}): {MEMORY_REMEDY}".encode())
+    during = "training with one row at a time" if training else "not while training"
+    write_whole(folder / FAILURE_REASON, f"out of memory ({during}): {MEMORY_REMEDY}".encode())
     return ExitCode.FAILED
 
 

@@ -1,86 +1,140 @@
-"""One version trained again, in a process of its own: `python -m services.trainer.worker.reproduce SCRATCH`.
+"""Reproduce one version in a process of its own: `python -m services.trainer.worker.reproduce FOLDER`.
 
-SCRATCH is a run's folder made anew from its configuration and snapshot; the version's own artifact lies in
-`original/`. Trains as the run did, compares, writes `compared.json` last. Ends as a run's process does.
+FOLDER is laid out like a run's folder, with the run's configuration and snapshot, and with the version's own artifact
+in `original/`. The process trains as the run did, compares the two adapters, and writes `compared.json` last. Exit
+codes: `run/folder.py`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from services.trainer.files import write_whole
 from services.trainer.run import environment
 from services.trainer.run.context import RunContext
+from services.trainer.run.environment import Environment
 from services.trainer.run.folder import ADAPTER, COMPARISON, ORIGINAL
 from services.trainer.versions.model_card import LINEAGE_FILE
-from services.trainer.worker.bootstrap import open_run, exit_code_of
+from services.trainer.worker.bootstrap import exit_code_of, start_process
 from shared.adapters.artifact_manifest import file_digest
 
+MAX_DISTANCE: Final = 0.05
+"""Relative distance up to which weights count as reproduced on other hardware or software, which rounds differently.
+Chosen, not measured: see docs/decisions/lineage.md."""
 
-def reproduce(work: RunContext) -> dict[str, Any]:
-    """Trains, unless it did, and compares with what lies in `original/`. Raises `RunFailed` or `Stopped`."""
-    from services.trainer.training.train import train  # noqa: PLC0415 - seconds of imports, only where they are needed
 
-    now = environment.current(work.folder, work.config.recipe)
-    if not (work.folder / ADAPTER).exists():
-        train(work)
-    original = work.folder / ORIGINAL
-    facts = json.loads((original / LINEAGE_FILE).read_bytes())
-    return compare(original, work.folder / ADAPTER, facts.get("environments", []), now)
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A version's adapter compared with the adapter that was trained again.
+
+    Attributes:
+        files: SHA-256 digests of the original file (None if it is missing) and of the new one, by file name.
+        distance: Relative distance of the weights; None if their names or shapes differ.
+        differences: How the environments differ, in words.
+
+    """
+
+    files: dict[str, tuple[str | None, str]]
+    distance: float | None
+    differences: list[str]
+
+    @property
+    def is_bitwise_equal(self) -> bool:
+        """Whether all files are equal byte for byte."""
+        return all(original == new for original, new in self.files.values())
+
+
+def reproduce(context: RunContext) -> Comparison:
+    """Train the version again, unless that is done, and compare it. Raises `RunFailed` or `RunStopped`."""
+    from services.trainer.training.train import train  # noqa: PLC0415 - importing torch takes seconds
+
+    now = environment.current(context.folder, context.config.recipe)
+    if not (context.folder / ADAPTER).exists():
+        train(context)
+    original = context.folder / ORIGINAL
+    lineage = json.loads((original / LINEAGE_FILE).read_bytes())
+    return compare(original, context.folder / ADAPTER, lineage["environments"], now)
 
 
 def compare(
-    original: Path, made: Path, before: list[environment.Environment], now: environment.Environment
-) -> dict[str, Any]:
-    """`bitwise`: every file is the same, byte for byte. `distance`: of the weights, as a share of their size.
-    `differences`: what the two were trained under that is not the same."""
-    names = sorted(path.name for path in made.iterdir() if path.is_file())
-    files = {name: [digest_or_none(original / name), file_digest(made / name)] for name in names}
-    apart = [
-        relative_distance(original / name, made / name) for name in names if name.endswith(".safetensors")
+    original: Path, reproduced: Path, recorded: Sequence[Environment], now: Environment
+) -> Comparison:
+    """Compare two adapters, given the environments recorded with the original and the environment of the other."""
+    names = sorted(path.name for path in reproduced.iterdir() if path.is_file())
+    distances = [
+        relative_distance(original / name, reproduced / name)
+        for name in names
+        if name.endswith(".safetensors")
     ]
-    return {
-        "bitwise": all(one == other for one, other in files.values()),
-        "files": files,
-        "distance": max((one for one in apart if one is not None), default=None)
-        if None not in apart
-        else None,
-        "differences": environment.differences(before, now),
-    }
+    return Comparison(
+        files={name: (_digest_or_none(original / name), file_digest(reproduced / name)) for name in names},
+        distance=None if None in distances else max((d for d in distances if d is not None), default=None),
+        differences=environment.differences(recorded, now),
+    )
 
 
-def digest_or_none(path: Path) -> str | None:
-    """None where the version has no such file."""
+def _digest_or_none(path: Path) -> str | None:
     return file_digest(path) if path.exists() else None
 
 
-def relative_distance(one: Path, other: Path) -> float | None:
-    """|one - other| / |one| over all weights; None where they are not of the same names and shapes."""
-    if not one.exists():
+def relative_distance(original: Path, reproduced: Path) -> float | None:
+    """Return |original - reproduced| / |original| over all weights, or None if their names or shapes differ."""
+    if not original.exists():
         return None
     from safetensors.torch import load_file  # noqa: PLC0415 - imports torch
 
-    here, there = load_file(one), load_file(other)
-    if {name: tuple(value.shape) for name, value in here.items()} != {
-        name: tuple(value.shape) for name, value in there.items()
+    before, after = load_file(original), load_file(reproduced)
+    if {name: weight.shape for name, weight in before.items()} != {
+        name: weight.shape for name, weight in after.items()
     }:
         return None
-    apart = sum(float((here[name].double() - there[name].double()).square().sum()) for name in here)
-    size = sum(float(value.double().square().sum()) for value in here.values())
-    return float((apart / size) ** 0.5) if size else float(apart > 0)
+    difference = sum(float((before[name].double() - after[name].double()).square().sum()) for name in before)
+    norm = sum(float(weight.double().square().sum()) for weight in before.values())
+    return float((difference / norm) ** 0.5) if norm else float(difference > 0)
+
+
+def judge(comparison: Comparison) -> tuple[bool, str]:
+    """Return whether the version counts as reproduced, and the details in words.
+
+    In the same environment every byte must be equal. In another one the weights must be close.
+    """
+    differences = "; ".join(comparison.differences)
+    if comparison.is_bitwise_equal:
+        digest = next(
+            (new for name, (_, new) in comparison.files.items() if name.endswith(".safetensors")), ""
+        )
+        return True, f"bit by bit (weights {digest[:16]})" + (
+            f", although the environment differs ({differences})" if differences else ""
+        )
+    distance = comparison.distance
+    unequal = ", ".join(name for name, (original, new) in comparison.files.items() if original != new)
+    by = "in shape" if distance is None else f"by {distance:.2%}"
+    details = f"{unequal} {'differ' if ',' in unequal else 'differs'}, the weights {by}"
+    if not differences:
+        return False, f"{details}, with the same software on the same machine"
+    if distance is not None and distance <= MAX_DISTANCE:
+        return (
+            True,
+            f"closely: {details} (at most {MAX_DISTANCE:.0%}), in another environment ({differences})",
+        )
+    return False, f"{details} (more than {MAX_DISTANCE:.0%}), in another environment ({differences})"
 
 
 def main() -> int:
-    folder, _, work = open_run("trainer-reproduce", "reproduce {}")
+    """Reproduce the version and return the exit code."""
+    process = start_process("trainer-reproduce", "reproduce {}")
 
-    def done() -> None:
-        compared = reproduce(work())
-        write_whole(folder / COMPARISON, json.dumps(compared, sort_keys=True).encode())
+    def work() -> None:
+        reproduced, message = judge(reproduce(process.context()))
+        result = {"reproduced": reproduced, "message": message}
+        write_whole(process.folder / COMPARISON, json.dumps(result, sort_keys=True).encode())
 
-    return exit_code_of(folder, done)
+    return exit_code_of(process.folder, work)
 
 
 if __name__ == "__main__":

@@ -1,94 +1,110 @@
-"""What follows when a run's process ends without having come to the end. Pure; the counts are kept with the run.
+"""Decide whether and when to restart a run's process that ended early. No I/O and no clock.
 
-A kill says nothing about its cause: a person, a machine that went down, the kernel that needed memory. One or two are
-nothing. Several at the same place, without a new checkpoint between them, are taken for a lack of memory: the pieces in
-which a step is computed are halved. What is killed on and on ends with a reason, so that the line is free again.
+A kill does not say why it happened: an operator, a machine that went down, or the kernel out of memory. One or two kills
+are ignored. Several at the same position, without a new checkpoint between them, are taken for a lack of memory, and
+the micro-batch is halved. A run that keeps being killed fails with a reason, so that the line can train again.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Final, Literal
 
-KILLS_BEFORE_HALVING = 3
-MAX_KILLS = 12
-"""At one place in a row."""
-MAX_ERRORS = 3
-"""In a whole run. They are errors of the program: the same again is likely to end the same."""
-LONGEST_WAIT_S = 60.0
+KILLS_BEFORE_HALVING: Final = 3
+MAX_KILLS: Final = 12
+"""Kills at one position in a row after which the run fails."""
+MAX_ERRORS: Final = 3
+"""Errors in a whole run after which it fails. They are errors of the program, which a retry is likely to repeat."""
+MAX_WAIT_S: Final = 60.0
+MEMORY_REMEDY: Final = (
+    "give the trainer more memory, or lower LOOPWRIGHT_TRAINER_MAX_TOKENS or LOOPWRIGHT_TRAINER_BATCH_SIZE"
+)
 
 EndCause = Literal["stopped", "killed", "error", "disk", "memory"]
-"""How a process ended: in order; by a signal, or with whoever started it; with an error; as the disk was full; as
-memory did not suffice, and it has taken smaller pieces already."""
+"""Why a process ended early: it was asked to stop; by a signal, or together with the service; with an unexpected error;
+the disk was full; memory did not suffice, and the process has halved the micro-batch itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """`deaths`, `waits`: kills, and all ends but ordered ones, at `place` in a row. `under_way`: one began of which no
-    end is known."""
+    """Early ends of a run's process. Stored with the run, so that a crash of the machine counts too.
 
-    place: str = ""
-    deaths: int = 0
-    waits: int = 0
-    under_way: bool = False
+    Attributes:
+        position: How far the run had come.
+        kills: Kills at this position in a row.
+        early_ends: Early ends of any cause except "stopped" at this position in a row.
+        running: A process was started, and its end has not been recorded.
+
+    """
+
+    position: str = ""
+    kills: int = 0
+    early_ends: int = 0
+    running: bool = False
 
     @classmethod
-    def of(cls, parts: dict[str, Any]) -> Attempts:
-        return cls(**{name: parts[name] for name in cls.__slots__ if name in parts})
+    def from_json(cls, text: bytes) -> Attempts:
+        """Return the attempts that `to_json` wrote."""
+        return cls(**json.loads(text))
 
-    def parts(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_json(self) -> bytes:
+        """Return the attempts as JSON."""
+        return json.dumps(asdict(self)).encode()
 
-    def at(self, place: str) -> Attempts:
-        """Further on, everything is counted anew."""
-        return self if place == self.place else Attempts(place=place, under_way=self.under_way)
+    def at(self, position: str) -> Attempts:
+        """Return the attempts at `position`: these if the run is still there, else none."""
+        return self if position == self.position else Attempts(position=position, running=self.running)
 
 
 @dataclass(frozen=True, slots=True)
 class RestartDecision:
-    """Again after `wait_s`, with smaller pieces first where `halve`; or, where `failed` gives a reason, not."""
+    """Restart after `wait_s` seconds, with half the micro-batch if `halve`; or fail the run if `failure` says why."""
 
     wait_s: float = 0.0
     halve: bool = False
-    failed: str | None = None
+    failure: str | None = None
 
 
 def record_start(attempts: Attempts) -> Attempts:
-    """As it is to be written down before a process is started."""
-    return replace(attempts, under_way=True)
+    """Return the attempts to store before a process is started."""
+    return replace(attempts, running=True)
 
 
 def decide(
-    attempts: Attempts, end: EndCause, *, errors: int, by_kernel: bool, smaller: bool
+    attempts: Attempts, end: EndCause, *, errors: int, oom_killed: bool, can_halve: bool
 ) -> tuple[Attempts, RestartDecision]:
-    """`errors`: in this run so far. `by_kernel`: the kernel has killed for memory meanwhile. `smaller`: what was under
-    way can take smaller pieces."""
+    """Return the attempts to store after a process ended, and what to do.
+
+    Args:
+        attempts: The stored attempts, at the position where the process ended.
+        end: Why it ended.
+        errors: Unexpected errors of this run so far, including this one.
+        oom_killed: The kernel counted a kill for memory while the process ran.
+        can_halve: The process was training, with a micro-batch of more than one row.
+
+    """
     if end == "stopped":
-        return replace(attempts, under_way=False), RestartDecision()
-    deaths = attempts.deaths + (end == "killed")
-    after = replace(attempts, deaths=deaths, waits=attempts.waits + 1, under_way=False)
-    wait = 0.0 if end == "memory" else backoff_s(after.waits)
+        return replace(attempts, running=False), RestartDecision()
+    kills = attempts.kills + (end == "killed")
+    after = replace(attempts, kills=kills, early_ends=attempts.early_ends + 1, running=False)
+    wait = 0.0 if end == "memory" else backoff_s(after.early_ends)
     if end == "error" and errors >= MAX_ERRORS:
-        return after, RestartDecision(failed=f"tried {MAX_ERRORS} times")
+        return after, RestartDecision(failure=f"tried {MAX_ERRORS} times")
     if end != "killed":
         return after, RestartDecision(wait)
-    if by_kernel and not smaller and deaths >= KILLS_BEFORE_HALVING:
+    if oom_killed and not can_halve and kills >= KILLS_BEFORE_HALVING:
         return after, RestartDecision(
-            failed=f"the kernel killed its process {deaths} times for want of memory: {MEMORY_REMEDY}"
+            failure=f"the kernel killed its process {kills} times because memory ran out: {MEMORY_REMEDY}"
         )
-    if deaths >= MAX_KILLS:
+    if kills >= MAX_KILLS:
         return after, RestartDecision(
-            failed=f"its process was killed {deaths} times without coming further, as where memory does not suffice: "
+            failure=f"its process was killed {kills} times without progress, possibly because memory ran out: "
             f"{MEMORY_REMEDY}"
         )
-    return after, RestartDecision(wait, halve=smaller and (by_kernel or deaths % KILLS_BEFORE_HALVING == 0))
+    return after, RestartDecision(wait, halve=can_halve and (oom_killed or kills % KILLS_BEFORE_HALVING == 0))
 
 
-MEMORY_REMEDY = (
-    "give the trainer more memory, or lower LOOPWRIGHT_TRAINER_MAX_TOKENS or LOOPWRIGHT_TRAINER_BATCH_SIZE"
-)
-
-
-def backoff_s(times: int) -> float:
-    """Before trying again at the same place: at once, then 2 s, 4 s, ... up to a minute."""
-    return 0.0 if times <= 1 else min(LONGEST_WAIT_S, 2.0 ** (times - 1))
+def backoff_s(early_ends: int) -> float:
+    """Return the seconds to wait after this many early ends in a row: 0, 2, 4, 8 and so on, up to `MAX_WAIT_S`."""
+    return 0.0 if early_ends <= 1 else min(MAX_WAIT_S, 2.0 ** (early_ends - 1))

@@ -1,12 +1,11 @@
-"""Supervise the process of the open run: start it, watch it, restart it after it ended.
+"""Supervise the process of the open run: start it, poll it, and restart it if it ends early.
 
-`restart_policy.py` decides whether and when to restart. The counts are stored in the run's folder, so that a
-machine that crashes with it repeatedly is noticed too.
+`restart_policy.py` decides whether and when to restart. The counts it needs are stored in the run's folder, so a run
+that repeatedly takes down the whole machine is recognized too.
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -30,12 +29,11 @@ from services.trainer.run.folder import (
     ExitCode,
 )
 from services.trainer.run.run_table import Run
-from services.trainer.worker import restart_policy
-from services.trainer.worker.launcher import stop
+from services.trainer.worker import launcher, restart_policy
 from services.trainer.worker.restart_policy import Attempts, EndCause
 from shared.ports import Clock
 
-TRAINING = "training"
+TRAINING: Final = "training"
 END_CAUSES: Final[dict[int, EndCause]] = {
     ExitCode.STOPPED: "stopped",
     ExitCode.OUT_OF_MEMORY: "memory",
@@ -46,104 +44,115 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """`done`: the gate has its report. `failed`: why the run is over. `told`: what people should know meanwhile."""
+    """Status of a run's process. All fields at their defaults: it is running, or waits for its restart.
+
+    Attributes:
+        done: The gate's result is complete.
+        failure: Why the run has failed.
+        note: What operators should know while the run continues.
+
+    """
 
     done: bool = False
-    failed: str | None = None
-    told: str | None = None
+    failure: str | None = None
+    note: str | None = None
 
 
 @dataclass(slots=True)
 class RunSupervisor:
-    """`start(folder)` starts the process of the run whose folder that is."""
+    """Runs the process of the open run. `start_process` starts the process for a run's folder."""
 
     db: sqlite3.Connection
     clock: Clock
-    start: Callable[[Path], subprocess.Popen[bytes]]
-    child: subprocess.Popen[bytes] | None = None
+    start_process: Callable[[Path], subprocess.Popen[bytes]]
+    process: subprocess.Popen[bytes] | None = None
     folder: Path | None = None
+    """Folder of the run whose process was started."""
     not_before_ms: int = 0
-    kernel_kills: int | None = None
+    """Time before which the process is not restarted."""
+    oom_kills: int | None = None
+    """Kills for memory that the kernel had counted when the process was started."""
 
-    def follow(self, run: Run, folder: Path) -> RunStatus:
-        """One look: starts what is not there, notes how far it is, or takes its end."""
-        if self.child is None:
-            return self._begin(run, folder)
-        status = self.child.poll()
+    def poll(self, run: Run, folder: Path) -> RunStatus:
+        """Start the run's process if none is running, or handle its end. Return the run's status."""
+        if self.process is None:
+            return self._start(run, folder)
+        status = self.process.poll()
         if status is None:
             return RunStatus()
-        self.child = None
-        if status == 0 and (folder / GATE_RESULT).exists():
+        self.process = None
+        if status == ExitCode.DONE and (folder / GATE_RESULT).exists():
             return RunStatus(done=True)
         if status == ExitCode.FAILED and (folder / FAILURE_REASON).exists():
-            return RunStatus(failed=(folder / FAILURE_REASON).read_text(encoding="utf-8"))
-        return self._ended(run, folder, END_CAUSES.get(status, "killed" if status < 0 else "error"), status)
+            return RunStatus(failure=(folder / FAILURE_REASON).read_text(encoding="utf-8"))
+        end = END_CAUSES.get(status, "killed" if status < 0 else "error")
+        return self._handle_early_end(run, folder, end, status)
 
     def stop(self) -> None:
-        """In order; it goes on at the next start. That is no death of it."""
-        if self.child is None:
+        """Stop the process. The next start resumes the run, and the stop does not count as an early end."""
+        if self.process is None:
             return
-        stop(self.child)
-        self.child = None
+        launcher.stop(self.process)
+        self.process = None
         if self.folder is not None and (self.folder / ATTEMPTS).exists():
-            tried, _ = restart_policy.decide(
-                _read(self.folder), "stopped", errors=0, by_kernel=False, smaller=False
+            attempts, _ = restart_policy.decide(
+                _read_attempts(self.folder), "stopped", errors=0, oom_killed=False, can_halve=False
             )
             try:
-                _write(self.folder, tried)
+                _write_attempts(self.folder, attempts)
             except OSError as error:
-                log.warning("attempt_not_noted", error=str(error))
+                log.warning("attempts_not_stored", error=str(error))
 
-    def _begin(self, run: Run, folder: Path) -> RunStatus:
+    def _start(self, run: Run, folder: Path) -> RunStatus:
         if (folder / GATE_RESULT).exists():
             return RunStatus(done=True)
         if self.clock.now_ms() < self.not_before_ms:
             return RunStatus()
-        tried = _read(folder)
-        if tried.under_way:
-            return self._ended(run, folder, "killed", None)
+        attempts = _read_attempts(folder)
+        if attempts.running:
+            # The service ended without recording the end of the process, so they were killed together.
+            return self._handle_early_end(run, folder, "killed", None)
         write_whole(folder / CONFIG, run.config.to_json().encode())
-        _write(folder, restart_policy.record_start(tried.at(position_of(folder))))
-        self.kernel_kills = micro_batch.kernel_oom_kills()
-        self.folder, self.child = folder, self.start(folder)
+        _write_attempts(folder, restart_policy.record_start(attempts.at(position_of(folder))))
+        self.oom_kills = micro_batch.kernel_oom_kills()
+        self.folder, self.process = folder, self.start_process(folder)
         return RunStatus()
 
-    def _ended(self, run: Run, folder: Path, end: EndCause, status: int | None) -> RunStatus:
-        """`status`: of the process; None where that is not known, for who started it was gone before it."""
-        place = position_of(folder)
+    def _handle_early_end(self, run: Run, folder: Path, end: EndCause, status: int | None) -> RunStatus:
+        """Decide about a restart. `status` is the exit code, or None if the service ended before it could read it."""
+        run_id, batch_size = run.config.run_id, run.config.recipe.batch_size
+        position = position_of(folder)
         reason = f"its process ended with status {status}: see run.log in its folder"
-        errors = run_table.count_failure(self.db, run.config.run_id, reason) if end == "error" else 0
-        now = micro_batch.kernel_oom_kills()
-        tried, then = restart_policy.decide(
-            _read(folder).at(place),
+        oom_kills = micro_batch.kernel_oom_kills()
+        attempts, decision = restart_policy.decide(
+            _read_attempts(folder).at(position),
             end,
-            errors=errors,
-            by_kernel=status is not None and now is not None and now > (self.kernel_kills or 0),
-            smaller=place.startswith(TRAINING)
-            and micro_batch.micro_batch(folder, run.config.recipe.batch_size) > 1,
+            errors=run_table.count_failure(self.db, run_id, reason) if end == "error" else 0,
+            oom_killed=status is not None and oom_kills is not None and oom_kills > (self.oom_kills or 0),
+            can_halve=position.startswith(TRAINING) and micro_batch.size(folder, batch_size) > 1,
         )
-        self.not_before_ms = self.clock.now_ms() + round(then.wait_s * 1000)
-        if then.halve:
-            micro_batch.halve(folder, run.config.recipe.batch_size)
-        _write(folder, tried)
+        self.not_before_ms = self.clock.now_ms() + round(decision.wait_s * 1000)
+        if decision.halve:
+            micro_batch.halve(folder, batch_size)
+        _write_attempts(folder, attempts)
         log.warning(
             "run_interrupted",
-            run_id=run.config.run_id,
+            run_id=run_id,
             end=end,
             status=status,
-            place=place,
-            deaths=tried.deaths,
-            again_in_s=None if then.failed else then.wait_s,
+            position=position,
+            kills=attempts.kills,
+            restart_in_s=None if decision.failure else decision.wait_s,
         )
-        if then.failed:
-            return RunStatus(failed=f"{reason}; {then.failed}" if end == "error" else then.failed)
+        if decision.failure:
+            return RunStatus(failure=f"{reason}; {decision.failure}" if end == "error" else decision.failure)
         if end == "disk":
-            return RunStatus(told=disk_space.disk_full_message(folder))
-        return RunStatus(told=micro_batch.reduction_note(folder, run.config.recipe.batch_size))
+            return RunStatus(note=disk_space.disk_full_message(folder))
+        return RunStatus(note=micro_batch.reduction_note(folder, batch_size))
 
 
 def position_of(folder: Path) -> str:
-    """How far a run has come, as far as it would go on from there."""
+    """Return in words from where the run in `folder` would resume."""
     if not snapshot.is_complete(folder):
         return "snapshot"
     if (folder / ADAPTER).exists():
@@ -151,10 +160,10 @@ def position_of(folder: Path) -> str:
     return f"{TRAINING}, step {newest_step(folder / CHECKPOINTS)}"
 
 
-def _read(folder: Path) -> Attempts:
+def _read_attempts(folder: Path) -> Attempts:
     file = folder / ATTEMPTS
-    return Attempts.of(json.loads(file.read_bytes())) if file.exists() else Attempts()
+    return Attempts.from_json(file.read_bytes()) if file.exists() else Attempts()
 
 
-def _write(folder: Path, tried: Attempts) -> None:
-    write_whole(folder / ATTEMPTS, json.dumps(tried.parts()).encode())
+def _write_attempts(folder: Path, attempts: Attempts) -> None:
+    write_whole(folder / ATTEMPTS, attempts.to_json())
