@@ -1,6 +1,6 @@
 # Paths are relative and quoted: the repository may lie under a path with spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test test-fault compose-test bench-trainer bench-processor bench-soak experiment lint format lock clean
+.PHONY: help install setup demo chapter up down env test test-fault compose-test base-answers bench-trainer bench-processor bench-soak experiment lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -58,6 +58,12 @@ test-fault: setup ## Every fault with SEEDS workloads (20): kills, zombies, reba
 compose-test: ## Build docker-compose.yml and run it twice: the default model, then a model folder; needs Docker
 	@test -n "$(PYTHON3)" || { echo "make compose-test: Python 3.11 or newer is needed; install it or name it: make PYTHON3=/path/to/python3" >&2; exit 1; }
 	@"$(PYTHON3)" -m tests.compose --engine-tool "$(ENGINE_TOOL)" $(ARGS)
+
+base-answers: setup ## Regenerate the answers of the demo's base that the trainer ships (about ten minutes)
+	@for dtype in bfloat16 float32; do \
+		LOOPWRIGHT_BASE_MODEL=.loopwright/models/smollm2-135m-instruct LOOPWRIGHT_TRAINER_REPLAY=.loopwright/base-answers \
+		LOOPWRIGHT_TRAINER_DTYPE=$$dtype "$(PYTHON)" -m services.trainer.base.base_answers --ship || exit 1; \
+	done
 
 bench-trainer: setup ## Our training beside plain TRL defaults; writes benchmarks/trainer.json
 	@"$(PYTHON)" -m benchmarks.trainer $(ARGS)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from services.trainer.base.base_answers import (
     EVAL_PROMPTS,
     REPLAY_PROMPTS,
+    BaseAnswer,
     BaseAnswerCache,
     Prompt,
     cached_answers,
+    read_shipped,
     shipped_prompts,
     spread,
 )
@@ -42,7 +45,7 @@ def test_only_missing_answers_are_generated(tmp_path: Path) -> None:
 
 def test_each_data_type_has_its_own_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
-    tokenizer: Any = None
+    tokenizer: Any = FakeTokenizer()
 
     def load(base: Path, threads: int, dtype: str) -> str:
         loaded.append(dtype)
@@ -62,6 +65,48 @@ def test_each_data_type_has_its_own_answers(tmp_path: Path, monkeypatch: pytest.
             (found,) = cache.answers(shipped_prompts(REPLAY_PROMPTS, 1), tokenizer, ignore_progress)
             assert found.answer == f"answer in {dtype}"
     assert loaded == ["bfloat16", "float32"]
+
+
+class FakeTokenizer:
+    """The parts of a tokenizer that an answer depends on."""
+
+    chat_template = "{{ messages }}"
+    eos_token = "<|im_end|>"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BaseAnswerCache:
+    """A cache whose base has one shipped answer, in bfloat16."""
+    monkeypatch.setattr("services.trainer.base.base_answers.SHIPPED_ANSWERS", tmp_path / "shipped")
+    cache = BaseAnswerCache(tmp_path / "base", "ab" * 32, Recipe(), tmp_path / "replay")
+    (prompt,) = shipped_prompts(REPLAY_PROMPTS, 1)
+    answer = BaseAnswer(prompt.id, prompt.prompt, "shipped", Recipe().replay_new_tokens, ended=True)
+    cache.ship([answer], tokenizer=cast(Any, FakeTokenizer()))
+    return cache
+
+
+def test_shipped_answers_need_no_generation(shipped: BaseAnswerCache) -> None:
+    prompts = shipped_prompts(REPLAY_PROMPTS, 1)
+    (answer,) = shipped.answers(prompts, cast(Any, FakeTokenizer()), ignore_progress)
+    assert answer.answer == "shipped"
+    assert not shipped.folder.exists(), "nothing is left to cache"
+
+
+@pytest.mark.parametrize(
+    ("change", "value"), [("chat_template", "{{ other }}"), ("eos_token", "</s>"), ("new_tokens", 41)]
+)
+def test_shipped_answers_of_other_settings_are_not_used(
+    shipped: BaseAnswerCache, change: str, value: str | int
+) -> None:
+    tokenizer, cache = FakeTokenizer(), shipped
+    if change == "new_tokens":
+        cache = replace(shipped, recipe=Recipe(replay_new_tokens=41))
+    else:
+        setattr(tokenizer, change, value)
+    fingerprint = cache.fingerprint(cast(Any, tokenizer))
+    assert read_shipped(cache.digest, fingerprint, cache.shipped_file) == []
+    assert read_shipped(cache.digest, shipped.fingerprint(cast(Any, FakeTokenizer())), cache.shipped_file)
+    assert read_shipped("cd" * 32, fingerprint, cache.shipped_file) == []
 
 
 def test_prompts_are_spread_evenly() -> None:

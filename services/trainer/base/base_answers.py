@@ -6,11 +6,13 @@ base and data type, in batches and greedily, before the first run or within it:
 
     python -m services.trainer.base.base_answers
 
-generates the missing ones for LOOPWRIGHT_BASE_MODEL.
+generates the missing ones for LOOPWRIGHT_BASE_MODEL. `data/base_answers/` ships those of the demo's base (`make
+base-answers` writes them), so that set-up need not generate them.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +31,7 @@ from services.trainer.progress import ProgressCallback
 from services.trainer.settings import TrainerSettings
 from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured
+from shared.events import canonical_json, sha256
 from shared.settings import load
 
 if TYPE_CHECKING:
@@ -38,6 +41,8 @@ DATA: Final = Path(__file__).parents[1] / "data"
 REPLAY_PROMPTS: Final = "general_replay.jsonl"
 EVAL_PROMPTS: Final = "general_eval.jsonl"
 SAFETY_PROMPTS: Final = "safety.jsonl"
+SHIPPED_ANSWERS: Final = DATA / "base_answers"
+"""Answers of the demo's base: `<digest8>-<dtype>.jsonl`, a header line and then one `BaseAnswer` per line."""
 SAVE_EVERY: Final = 128
 """Answers generated between two writes of the cache; an interruption loses fewer than these."""
 T = TypeVar("T")
@@ -133,17 +138,59 @@ class BaseAnswerCache:
 
         suffix = "" if self.dtype == "bfloat16" else f"-{self.dtype}"
         file = self.folder / f"{self.digest[:8]}{suffix}.jsonl"
-        return cached_answers(file, prompts, self.recipe.replay_new_tokens, generate)
+        shipped = read_shipped(self.digest, self.fingerprint(tokenizer), self.shipped_file)
+        return cached_answers(file, prompts, self.recipe.replay_new_tokens, generate, shipped)
+
+    @property
+    def shipped_file(self) -> Path:
+        """The file that ships this base's answers, if any does."""
+        return SHIPPED_ANSWERS / f"{self.digest[:8]}-{self.dtype}.jsonl"
+
+    def fingerprint(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return a digest of everything besides weights and prompts that determines an answer."""
+        settings = {
+            "chat_template": tokenizer.chat_template,
+            "decoding": "greedy",
+            "dtype": self.dtype,
+            "eos_token": tokenizer.eos_token,
+            "new_tokens": self.recipe.replay_new_tokens,
+        }
+        return sha256(canonical_json(settings))
+
+    def ship(self, answers: Sequence[BaseAnswer], tokenizer: PreTrainedTokenizerBase) -> Path:
+        """Write the answers to `shipped_file` and return it."""
+        header = {"base_digest": self.digest, "fingerprint": self.fingerprint(tokenizer)}
+        rows = [header, *(asdict(answer) for answer in sorted(answers, key=lambda answer: answer.id))]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_whole(self.shipped_file, lines.encode())
+        return self.shipped_file
+
+
+def read_shipped(base_digest: str, fingerprint: str, file: Path) -> list[BaseAnswer]:
+    """Return the shipped answers, or none if `file` is missing or was made for another base or other settings."""
+    if not file.exists():
+        return []
+    header, *lines = file.read_text(encoding="utf-8").splitlines()
+    if json.loads(header) != {"base_digest": base_digest, "fingerprint": fingerprint}:
+        return []
+    return [BaseAnswer(**json.loads(line)) for line in lines]
 
 
 def cached_answers(
-    file: Path, prompts: Sequence[Prompt], max_new_tokens: int, generate: Generate
+    file: Path,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    generate: Generate,
+    shipped: Sequence[BaseAnswer] = (),
 ) -> list[BaseAnswer]:
-    """Return the answers in the order of `prompts`, from `file` as far as it has them; generate and save the rest."""
+    """Return the answers in the order of `prompts`.
+
+    They come from `shipped` and from `file` as far as these have them; the rest is generated and saved to `file`.
+    """
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     known = {
         (answer.id, answer.new_tokens): answer
-        for answer in (BaseAnswer(**json.loads(line)) for line in lines)
+        for answer in (*shipped, *(BaseAnswer(**json.loads(line)) for line in lines))
     }
     missing = [
         prompt
@@ -164,6 +211,17 @@ def cached_answers(
 
 def main() -> int:
     """Generate the answers that a run with these settings needs and the cache does not have."""
+    parser = argparse.ArgumentParser(
+        prog="python -m services.trainer.base.base_answers",
+        description="Generate the base model's own answers to the shipped prompts. "
+        "LOOPWRIGHT_BASE_MODEL names the base.",
+    )
+    parser.add_argument(
+        "--ship",
+        action="store_true",
+        help="also write the answers to the trainer's data files, to be shipped",
+    )
+    options = parser.parse_args()
     try:
         settings = load(TrainerSettings)
         base = find_base(settings.base_model)
@@ -183,7 +241,9 @@ def main() -> int:
     chosen = dtype.resolve(recipe.dtype, base.path)
     cache = BaseAnswerCache(base.path, base.digest, recipe, settings.replay_dir, chosen)
     answers = cache.answers(prompts, tokenizer, progress)
-    print(f"{base.name}: {len(answers)} answers are cached in {settings.replay_dir}")
+    print(f"{base.name}: {len(answers)} answers available ({chosen})")
+    if options.ship:
+        print(f"wrote {cache.ship(answers, tokenizer)}")
     return 0
 
 
