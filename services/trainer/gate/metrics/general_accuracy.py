@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from services.trainer.base.base_answers import BaseAnswer, Prompt
+from typing import TYPE_CHECKING
+
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, GenerationTask
 from services.trainer.gate.metrics.metric import (
     FigureInfo,
@@ -15,6 +16,9 @@ from services.trainer.gate.metrics.metric import (
 )
 from services.trainer.gate.scorers import contains_phrase
 from services.trainer.gate.statistics import DOUBT_P, OutcomePair
+
+if TYPE_CHECKING:
+    from services.trainer.base.base_answers import BaseAnswer, Prompt
 
 ACCURACY_MARGIN = 0.03
 """Falls of accuracy up to this share are accepted."""

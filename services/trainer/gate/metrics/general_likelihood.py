@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from services.trainer.base.base_answers import BaseAnswer, spread
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, LikelihoodTask
 from services.trainer.gate.metrics.metric import FigureInfo, Judgement, JudgeOptions, Metric
 from services.trainer.gate.statistics import ScorePair, exp_interval, gains, stable_mean
+
+if TYPE_CHECKING:
+    from services.trainer.base.base_answers import BaseAnswer
 
 MAX_ANSWERS = 80
 """Number of base answers whose likelihood is computed, spread evenly over the prompts."""
@@ -19,6 +22,8 @@ NLL_MARGIN = 0.15
 
 def scored_base_answers(eval_set: EvalSet) -> list[BaseAnswer]:
     """Return the base's answers whose likelihood is computed."""
+    from services.trainer.base.base_answers import spread  # noqa: PLC0415 - imports transformers, see `eval_set`
+
     return [answer for answer in spread(eval_set.general_base_answers, MAX_ANSWERS) if answer.answer]
 
 
