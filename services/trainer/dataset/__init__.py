@@ -1,1 +1,4 @@
-"""What users said, as a dataset: collected, verified, grouped, with its objectives, frozen for a run or exported."""
+"""Feedback as a dataset: stored, filtered, grouped, assigned to objectives, and frozen for a run or exported.
+
+Nothing here reads settings: each function takes what it depends on.
+"""

@@ -1,8 +1,8 @@
-"""Every row of every batch, kept with the positions read: a crash between the two is impossible.
+"""Rows of all batches in SQLite, stored together with the positions read.
 
-The log may redeliver, compact and reorder across partitions; what is kept is a function of the set of
-(batch_id, rewrite) seen (I4, I5): a higher rewrite replaces all rows of its batch, the newest revision of a response
-is the example, `retract` takes it out.
+The log may redeliver, compact, and reorder across partitions. The table is a function of the set of
+(batch_id, rewrite) read (I4, I5): a higher rewrite replaces all rows of its batch, the newest revision of a response is
+the current example, and a `retract` removes it.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ from shared.ports import Position
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """The newest revision of a response, and the batch that brought it."""
+    """The newest revision of a response, and the batch that contains it."""
 
     revision: ExampleRevision
     partition: int
     number: int
     cut_ms: int
     released: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """event_id -> the checks that an operator lets it pass (`quarantine_release.py`)."""
+    """event_id -> checks that an operator released it from (`commands/quarantine_release.py`)."""
     release: int = 0
-    """The number of the newest of these releases."""
+    """Number of the newest of these releases."""
 
     def is_new(self, through: Mapping[str, int], released: int | None = None) -> bool:
-        """Whether its batch was not yet read for the snapshot that went `through`, or it was released after
-        `released`."""
-        newly = released is not None and self.release > released
-        return newly or self.number > through.get(str(self.partition), 0)
+        """Return whether a run with these limits did not read it: a newer batch, or a release after `released`."""
+        newly_released = released is not None and self.release > released
+        return newly_released or self.number > through.get(str(self.partition), 0)
 
 
 def store_batch(db: sqlite3.Connection, batch: Batch) -> bool:
-    """Adds or replaces a batch inside the caller's transaction. False if this rewrite, or a higher one, is there."""
-    found = db.execute("SELECT rewrite FROM batches WHERE batch_id = ?", (batch.batch_id,)).fetchone()
-    if found is not None and found[0] >= batch.rewrite:
+    """Store a batch within the caller's transaction; return False if the table has this or a higher rewrite of it."""
+    stored = db.execute("SELECT rewrite FROM batches WHERE batch_id = ?", (batch.batch_id,)).fetchone()
+    if stored is not None and stored[0] >= batch.rewrite:
         return False
     db.execute("DELETE FROM rows WHERE batch_id = ?", (batch.batch_id,))
     db.execute(
@@ -53,6 +52,7 @@ def store_batch(db: sqlite3.Connection, batch: Batch) -> bool:
 
 
 def store_positions(db: sqlite3.Connection, positions: Mapping[Position, int]) -> None:
+    """Store the next offset of each partition, within the caller's transaction."""
     db.executemany(
         "INSERT OR REPLACE INTO positions VALUES (?, ?, ?)",
         [(topic, partition, offset) for (topic, partition), offset in positions.items()],
@@ -60,11 +60,12 @@ def store_positions(db: sqlite3.Connection, positions: Mapping[Position, int]) -
 
 
 def positions(db: sqlite3.Connection) -> dict[Position, int]:
+    """Return the next offset to read of each partition."""
     return {(topic, part): offset for topic, part, offset in db.execute("SELECT * FROM positions")}
 
 
 def through(db: sqlite3.Connection) -> dict[str, int]:
-    """Partition -> highest batch number kept."""
+    """Return the highest batch number of each partition."""
     rows = db.execute("SELECT partition, MAX(number) FROM batches GROUP BY partition ORDER BY partition")
     return {str(partition): number for partition, number in rows}
 
@@ -72,10 +73,10 @@ def through(db: sqlite3.Connection) -> dict[str, int]:
 def current_examples(
     db: sqlite3.Connection, upto: Mapping[str, int], released: int | None = None
 ) -> list[Example]:
-    """The view: per response its newest revision within the batches `upto`, none that was retracted; by response_id.
-    With what operators released, up to the release of this number (None: all).
+    """Return the newest revision of each response that is not retracted, in order of response_id.
 
-    Should two batches hold one revision (I2 says they do not), the one with the smaller position stands.
+    Only batches within `upto` (partition -> number) and releases up to the number `released` count (None: all
+    releases). If two batches contained one revision, which I2 excludes, the lower position would count.
     """
     rows = db.execute(
         "SELECT r.example, r.op, b.partition, b.number, b.cut_ms FROM rows r JOIN batches b USING (batch_id) "
@@ -94,7 +95,7 @@ def current_examples(
 
 
 def _released(db: sqlite3.Connection, upto: int | None) -> dict[str, tuple[dict[str, frozenset[str]], int]]:
-    """response_id -> (event_id -> checks, the newest number)"""
+    """Return response_id -> (event_id -> released checks, number of the newest release)."""
     found: dict[str, tuple[dict[str, frozenset[str]], int]] = {}
     rows = db.execute(
         "SELECT response_id, event_id, passes, number FROM releases WHERE number <= COALESCE(?, number) "
@@ -109,7 +110,7 @@ def _released(db: sqlite3.Connection, upto: int | None) -> dict[str, tuple[dict[
 
 
 def has_signal(db: sqlite3.Connection, response_id: str, revision: int, event_id: str, user_id: str) -> bool:
-    """Whether a batch, as it is now, has this event in this revision of this response."""
+    """Return whether a batch, in its current rewrite, contains this event in this revision of the response."""
     found = db.execute(
         "SELECT example FROM rows WHERE response_id = ? AND revision = ?", (response_id, revision)
     )
@@ -121,7 +122,7 @@ def has_signal(db: sqlite3.Connection, response_id: str, revision: int, event_id
 
 
 def has_signal_of_event(db: sqlite3.Connection, response_id: str, event_id: str) -> bool:
-    """Whether any batch, as it is now, has this event."""
+    """Return whether any batch, in its current rewrite, contains this event."""
     found = db.execute("SELECT example FROM rows WHERE response_id = ?", (response_id,))
     return any(
         signal.event_id == event_id for (blob,) in found for signal in ExampleRevision.from_json(blob).signals
@@ -129,9 +130,10 @@ def has_signal_of_event(db: sqlite3.Connection, response_id: str, event_id: str)
 
 
 def has_rewrites(db: sqlite3.Connection) -> bool:
-    """Whether anything was ever taken out of a batch."""
+    """Return whether an erasure ever rewrote a batch."""
     return db.execute("SELECT 1 FROM batches WHERE rewrite > 0 LIMIT 1").fetchone() is not None
 
 
 def batch_count(db: sqlite3.Connection) -> int:
+    """Return the number of batches stored."""
     return int(db.execute("SELECT COUNT(*) FROM batches").fetchone()[0])

@@ -1,9 +1,9 @@
-"""Comments become answers: a stronger model, behind any OpenAI-compatible endpoint, rewrites what was commented on.
+"""Rewrites answers as users' comments ask, by a stronger model behind an OpenAI-compatible endpoint.
 
-Off unless `comment_mode: revise` and an endpoint are set: this is the one place from which users' words leave the
-deployment. What has a secret or personal data in it is held before it is asked for; held-out users' comments are not
-asked for at all. Each answer is checked: that it changed something, that it is no essay, and, by a second question to
-the same model, that it does what the comment asks.
+Off unless `comment_mode` is `revise` and an endpoint is set: this is the only place from which users' text leaves the
+deployment. Comments with a secret or personal data are quarantined before, and those of held-out users are never sent.
+A rewrite is used if it changed something, is not much longer than the answer, and the same model, asked again, says
+that it does what the comment asks.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Final
 
 import httpx
 import structlog
+from pydantic import SecretStr
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from services.trainer.core.chat import as_chat
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import rewrite_cache
 from services.trainer.dataset.batch_table import Example
@@ -25,7 +27,6 @@ from services.trainer.dataset.filters import Row, split_by_holdout, usable_rows
 from services.trainer.dataset.rewrite_cache import Rewrite
 from services.trainer.dataset.similarity import normalised
 from services.trainer.progress import ProgressCallback
-from services.trainer.settings import TrainerSettings
 from shared.errors import Rejected, Retryable
 
 UNCHANGED: Final = "UNCHANGED"
@@ -42,38 +43,49 @@ JUDGE_INSTRUCTION: Final = (
 )
 MAX_GROWTH: Final = 3
 MAX_GROWTH_CHARS: Final = 400
-"""A revision has at most `LONGEST` times the characters of the answer, and `LONGEST_MORE` more."""
+"""A rewrite has at most `MAX_GROWTH` times the characters of the answer, plus `MAX_GROWTH_CHARS`."""
 ATTEMPTS: Final = 3
 MAX_FAILURES: Final = 3
-"""After so many comments in a row without an answer the endpoint is left alone until the next run."""
+"""After this many comments in a row without an answer, no more are sent until the next run."""
 
 Complete = Callable[[str, str], str]
-"""(instruction, material) -> what the model replies. Raises `Unanswered`."""
+"""(instruction, material) -> the model's reply. Raises `RewriterFailed`."""
 log = structlog.get_logger(__name__)
 
 
 class RewriterFailed(Rejected):
-    """The endpoint gave no answer that can be read; the message says what it gave instead."""
+    """The endpoint gave no usable reply. The message says what it gave instead."""
 
     code = "reviser_unanswered"
 
 
 class RewriterBusy(Retryable):
-    """The endpoint may answer if it is asked again."""
+    """The endpoint failed in a way that may pass."""
 
     code = "reviser_busy"
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointConfig:
+    """Where comments are sent, and how many per run at most."""
+
+    url: str
+    key: SecretStr | None
+    timeout_s: float
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An `Ask` over HTTP. Greedy, so that the same question most likely brings the same answer."""
+    """A `Complete` over HTTP. Decodes greedily, so that the same request most likely gets the same reply."""
 
     client: httpx.Client
     model: str
     wait_s: float = 1.0
-    """At most, before asking again for the first time; then twice as long."""
+    """Maximum wait before the first retry; it doubles with each one."""
 
     def __call__(self, instruction: str, material: str) -> str:
+        """Return the reply to an instruction and its material, after up to `ATTEMPTS` attempts."""
         retrying = Retrying(
             retry=retry_if_exception_type(RewriterBusy),
             stop=stop_after_attempt(ATTEMPTS),
@@ -81,15 +93,15 @@ class Endpoint:
             reraise=True,
         )
         try:
-            return retrying(self._ask, instruction, material)
+            return retrying(self._request, instruction, material)
         except RewriterBusy as error:
             raise RewriterFailed(str(error)) from error
 
-    def _ask(self, instruction: str, material: str) -> str:
-        said = [{"role": "system", "content": instruction}, {"role": "user", "content": material}]
+    def _request(self, instruction: str, material: str) -> str:
+        messages = as_chat([("system", instruction), ("user", material)])
         try:
             reply = self.client.post(
-                "chat/completions", json={"model": self.model, "messages": said, "temperature": 0}
+                "chat/completions", json={"model": self.model, "messages": messages, "temperature": 0}
             )
         except httpx.TransportError as error:
             raise RewriterBusy(f"the reviser cannot be reached: {type(error).__name__}") from error
@@ -97,87 +109,94 @@ class Endpoint:
             raise RewriterBusy(f"the reviser answered with status {reply.status_code}")
         if not reply.is_success:
             raise RewriterFailed(
-                f"the reviser answered with status {reply.status_code}: see its URL, model and key"
+                f"the reviser answered with status {reply.status_code}: check its URL, model and key "
+                "(LOOPWRIGHT_TRAINER_REVISER_*)"
             )
         try:
             return str(reply.json()["choices"][0]["message"]["content"] or "").strip()
         except (ValueError, LookupError, TypeError) as error:
-            raise RewriterFailed("what the reviser answered is no chat completion") from error
+            raise RewriterFailed("the reviser's reply is not a chat completion") from error
 
 
-def open_client(settings: TrainerSettings) -> httpx.Client:
-    """To the configured endpoint. It follows no redirect: users' words go where the setting says, and nowhere else."""
-    key = settings.reviser_key
+def open_client(config: EndpointConfig) -> httpx.Client:
+    """Return a client of the endpoint. It follows no redirect: users' text is sent to the configured URL only."""
     return httpx.Client(
-        base_url=settings.reviser_url.rstrip("/") + "/",
-        headers={} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"},
-        timeout=settings.reviser_timeout_s,
+        base_url=config.url.rstrip("/") + "/",
+        headers={} if config.key is None else {"Authorization": f"Bearer {config.key.get_secret_value()}"},
+        timeout=config.timeout_s,
         follow_redirects=False,
     )
 
 
-def rewrite(row: Row, ask: Complete) -> Rewrite:
-    """`row.answer` is the comment on `row.original`. Raises `Unanswered`."""
-    conversation = [{"role": role, "content": content} for role, content in row.messages]
-    material = {"conversation": conversation, "answer": row.original, "comment": row.answer}
-    answer = ask(REWRITE_INSTRUCTION, json.dumps(material, ensure_ascii=False))
+def rewrite(row: Row, complete: Complete) -> Rewrite:
+    """Rewrite `row.original` as the comment `row.answer` asks, and check the result. Raises `RewriterFailed`."""
+    material = {"conversation": as_chat(row.messages), "answer": row.original, "comment": row.answer}
+    answer = complete(REWRITE_INSTRUCTION, json.dumps(material, ensure_ascii=False))
     reason = fault_of_rewrite(row.original, answer)
     if reason is not None:
         return Rewrite(reason=reason)
-    material = {"comment": row.answer, "before": row.original, "after": answer}
-    verdict = ask(JUDGE_INSTRUCTION, json.dumps(material, ensure_ascii=False))
+    texts = {"comment": row.answer, "before": row.original, "after": answer}
+    verdict = complete(JUDGE_INSTRUCTION, json.dumps(texts, ensure_ascii=False))
     if not verdict.upper().startswith("YES"):
-        return Rewrite(reason="comment: its revision does not do what it asks")
+        return Rewrite(reason="comment: the reviser's answer does not do what it asks")
     return Rewrite(answer)
 
 
 def fault_of_rewrite(original: str, answer: str) -> str | None:
-    """What can be seen without asking."""
+    """Return the reason against a rewrite that needs no model to see, or None."""
     if not answer or answer.strip(" .") == UNCHANGED or normalised(answer) == normalised(original):
         return "comment: the reviser changed nothing"
     if len(answer) > MAX_GROWTH * len(original) + MAX_GROWTH_CHARS:
-        return "comment: its revision is far longer than the answer"
+        return "comment: the reviser's answer is much longer than the original"
     return None
 
 
 def rewrite_comments(
-    rows: Sequence[Row], ask: Complete, model: str, folder: Path, limit: int, told: ProgressCallback
+    rows: Sequence[Row], complete: Complete, model: str, cache: Path, limit: int, progress: ProgressCallback
 ) -> dict[str, Rewrite]:
-    """Identity -> what became of each comment among `rows` that was ever asked for; of the others `limit` at most are
-    asked for now, the newest first. Each is kept as it comes: a kill costs the one that is under way."""
+    """Return the result for each comment among `rows` that was ever sent, by the row's identity.
+
+    At most `limit` of the others are sent now, the newest first. Each result is cached at once, so a crash repeats only
+    the comment in progress.
+    """
     out: dict[str, Rewrite] = {}
     comments = [row for row in rows if row.kind == "comment"]
-    asked = silent = 0
+    sent = failures = 0
     for done, row in enumerate(sorted(comments, key=lambda row: (-row.occurred_ms, row.identity)), 1):
-        found = rewrite_cache.load(folder, row, model)
-        if found is None and asked < limit and silent < MAX_FAILURES:
-            asked += 1
+        result = rewrite_cache.load(cache, row, model)
+        if result is None and sent < limit and failures < MAX_FAILURES:
+            sent += 1
             try:
-                found = rewrite(row, ask)
+                result = rewrite(row, complete)
             except RewriterFailed as error:
-                silent += 1
-                log.warning("revision_missing", response_id=row.response_id, error=str(error))
+                failures += 1
+                log.warning("rewrite_failed", response_id=row.response_id, error=str(error))
             else:
-                silent = 0
-                rewrite_cache.store(folder, row, model, found)
-        if found is not None:
-            out[row.identity] = found
-        told(done, len(comments))
+                failures = 0
+                rewrite_cache.store(cache, row, model, result)
+        if result is not None:
+            out[row.identity] = result
+        progress(done, len(comments))
     return out
 
 
 def rewrites_for(
-    settings: TrainerSettings, recipe: Recipe, examples: Sequence[Example], told: ProgressCallback
+    line: str,
+    recipe: Recipe,
+    examples: Sequence[Example],
+    endpoint: EndpointConfig | None,
+    cache: Path,
+    progress: ProgressCallback,
 ) -> dict[str, Rewrite] | None:
-    """As `snapshot.take` wants it: None where the recipe does not revise comments. Asks the configured endpoint for
-    what is missing; where none is configured any more, there is what was asked before."""
+    """Return the rewrites for a snapshot, by the row's identity; None if the recipe does not rewrite comments.
+
+    Sends missing ones to `endpoint`; without an endpoint only cached ones are used.
+    """
     if recipe.comment_mode != "revise":
         return None
-    if not settings.reviser_url:
-        return rewrite_cache.load_all(settings.revisions, recipe.reviser_model)
-    training, _ = split_by_holdout(settings.line, usable_rows(examples, "revise")[0])
-    with open_client(settings) as client:
-        ask = Endpoint(client, recipe.reviser_model)
-        return rewrite_comments(
-            training, ask, recipe.reviser_model, settings.revisions, settings.reviser_limit, told
-        )
+    if endpoint is None:
+        return rewrite_cache.load_all(cache, recipe.reviser_model)
+    training, _ = split_by_holdout(line, usable_rows(examples, "revise")[0])
+    with open_client(endpoint) as client:
+        complete = Endpoint(client, recipe.reviser_model)
+        return rewrite_comments(training, complete, recipe.reviser_model, cache, endpoint.limit, progress)

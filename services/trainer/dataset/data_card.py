@@ -1,56 +1,59 @@
-"""A snapshot's data card: what a run trains on, in figures. No user's text, no name of anybody, so it may outlive an
-erasure of the rows that it counts, and may be shown to whoever asks what a version was made from.
+"""Data card of a snapshot: statistics of what a run trains on, without user text and without ids of users.
 
-`data-card.json` and `data-card.md` say the same. They are written before the snapshot's mark, so that a snapshot that
-is complete has them; the share of replay is added when training begins, for only then it is known.
+It may therefore be kept after an erasure of the rows that it counts, and be shown to anyone who asks what a version was
+made from. `data-card.json` and `data-card.md` have the same content. Both are written before `snapshot.json`, so a
+complete snapshot has them; training adds the share of replay data when it starts, because it is not known before.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import GroupedRow, count_reasons
 from services.trainer.dataset.similarity import normalised
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.files import write_whole
-from services.trainer.run.run_table import RunConfig
 
-DATA_CARD, DATA_CARD_PAGE = "data-card.json", "data-card.md"
-SAME_USER_AGAIN = "duplicate: "
+DATA_CARD: Final = "data-card.json"
+DATA_CARD_PAGE: Final = "data-card.md"
 
 
 class CardPart(BaseModel):
-    """A piece of the card."""
+    """Base of the card and its parts."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class RowStats(CardPart):
-    """What trains, or what measures."""
+    """Statistics of the rows that train, or of the held-out rows."""
 
     rows: int
     users: int
     kinds: dict[str, int]
+    """Kind of feedback -> rows."""
     imported: int
     questions: int
     """Distinct wordings."""
     groups: int
-    """Questions that mean the same are one."""
+    """Question groups, that is, distinct questions by meaning."""
     largest_user_share: float
-    objectives: dict[str, int] = {}
-    """How many rows by which loss; those of KTO by their label. Empty where an older release wrote the card."""
+    objectives: dict[str, int]
+    """Objective -> rows; KTO separately per label."""
     unended: int = 0
-    """Rows in whose answer the model was stopped (`truncated_answers.py`); of a pair, in the better one."""
+    """Rows whose answer was truncated; for a preference, the better answer."""
 
 
 class Quantiles(CardPart):
-    """Of lengths in tokens; a measured value each, none in between."""
+    """Quantiles of lengths in tokens. Each is a length that occurs."""
 
     p10: int = 0
     p50: int = 0
@@ -60,7 +63,7 @@ class Quantiles(CardPart):
 
 
 class Tokens(CardPart):
-    """Of the rows that train, each once. `prompt` is the conversation up to the answer."""
+    """Tokens of the rows that train, each row once. `prompt` is the conversation before the answer."""
 
     all: int
     prompt: Quantiles
@@ -68,24 +71,26 @@ class Tokens(CardPart):
 
 
 class Duplicates(CardPart):
-    """`same_user`: held, for one user says one thing once. `between_users`: rows that train though another user's says
-    the same to the same question; they are agreement."""
+    """Repetitions of the same answer to the same question."""
 
     same_user: int
+    """Quarantined: what a user gives twice counts once."""
     between_users: int
+    """Rows that train although another user gave the same: that is agreement."""
 
 
 class Replay(CardPart):
-    """The base's own answers among what trains. `share` is of all trained tokens, over all epochs; None until training
-    begins."""
+    """The base's own answers among what trains."""
 
     least_share: float
+    """Minimum share of all trained tokens that the recipe asks for."""
     rows: int | None = None
     share: float | None = None
+    """Share of all trained tokens, over all epochs; None until training starts."""
 
 
 class DataCard(CardPart):
-    """Figures alone."""
+    """Data card of one snapshot."""
 
     line: str
     run_id: str
@@ -94,50 +99,67 @@ class DataCard(CardPart):
     through: dict[str, int]
     """Partition -> highest batch number read."""
     examples: int
-    """Responses with feedback that stands, within `through`."""
+    """Responses with current feedback within `through`."""
     signals: dict[str, int]
-    """Kind -> how many, whether they train or not."""
+    """Kind -> signals of these examples, whether they train or not."""
     training: RowStats
     measuring: RowStats
+    """Held-out rows, which evaluate versions."""
     tokens: Tokens
     duplicates: Duplicates
     replay: Replay
     held: dict[str, int]
-    """Reason -> how many."""
+    """Reason -> quarantined events."""
 
 
 def build_card(
-    config: RunConfig, taken: Snapshot, examples: Iterable[Example], lengths: Sequence[tuple[int, int]]
+    line: str,
+    run_id: str,
+    began_at: datetime,
+    recipe: Recipe,
+    snapshot: Snapshot,
+    examples: Iterable[Example],
+    lengths: Sequence[tuple[int, int]],
 ) -> DataCard:
-    """`lengths`: tokens of prompt and of answer, of each row that trains."""
+    """Return the card of a snapshot.
+
+    Args:
+        line: name of the line.
+        run_id: run that takes the snapshot.
+        began_at: when the run began.
+        recipe: recipe of the run.
+        snapshot: the snapshot.
+        examples: the examples that it was built from.
+        lengths: tokens of prompt and answer of each row that trains.
+    """
     read = list(examples)
-    said = Counter((normalised(one.row.question), normalised(one.row.answer)) for one in taken.train)
-    held = count_reasons(taken.held)
+    answers = Counter((normalised(one.row.question), normalised(one.row.answer)) for one in snapshot.train)
+    reasons = count_reasons(snapshot.quarantined)
     return DataCard(
-        line=config.line,
-        run_id=config.run_id,
-        began_at=config.created_at,
-        digest=taken.digest(),
-        through=dict(taken.through),
+        line=line,
+        run_id=run_id,
+        began_at=began_at,
+        digest=snapshot.digest(),
+        through=dict(snapshot.through),
         examples=len(read),
         signals=dict(sorted(Counter(signal.kind for one in read for signal in one.revision.signals).items())),
-        training=_side(taken.train),
-        measuring=_side(taken.measure),
+        training=_stats(snapshot.train),
+        measuring=_stats(snapshot.heldout),
         tokens=Tokens(
             all=sum(map(sum, lengths)),
             prompt=quantiles([prompt for prompt, _ in lengths]),
             answer=quantiles([answer for _, answer in lengths]),
         ),
         duplicates=Duplicates(
-            same_user=sum(count for reason, count in held.items() if reason.startswith(SAME_USER_AGAIN)),
-            between_users=len(taken.train) - len(said),
+            same_user=sum(count for reason, count in reasons.items() if reason.startswith("duplicate: ")),
+            between_users=len(snapshot.train) - len(answers),
         ),
-        replay=Replay(least_share=config.recipe.replay_share),
-        held=held,
+        replay=Replay(least_share=recipe.replay_share),
+        held=reasons,
     )
 
 
-def _side(rows: Sequence[GroupedRow]) -> RowStats:
+def _stats(rows: Sequence[GroupedRow]) -> RowStats:
     per_user = Counter(one.row.user_id for one in rows)
     return RowStats(
         rows=len(rows),
@@ -159,28 +181,35 @@ def _objective(one: GroupedRow) -> str:
 
 
 def quantiles(lengths: Sequence[int]) -> Quantiles:
-    """All 0 where there is nothing."""
+    """Return quantiles of lengths; all 0 for no lengths."""
     if not lengths:
         return Quantiles()
-    found = np.quantile(lengths, [0.1, 0.5, 0.9, 0.99, 1.0], method="inverted_cdf")
-    p10, p50, p90, p99, longest = (int(value) for value in found)
+    values = np.quantile(lengths, [0.1, 0.5, 0.9, 0.99, 1.0], method="inverted_cdf")
+    p10, p50, p90, p99, longest = (int(value) for value in values)
     return Quantiles(p10=p10, p50=p50, p90=p90, p99=p99, longest=longest)
 
 
 def write(folder: Path, card: DataCard) -> None:
-    """Both files; the page first, so that where there is the one there is the other."""
+    """Write both files, the page first, so that a folder with the JSON file has both."""
     write_whole(folder / DATA_CARD_PAGE, render_page(card).encode())
     write_whole(folder / DATA_CARD, (card.model_dump_json(indent=1) + "\n").encode())
 
 
 def read(folder: Path) -> DataCard | None:
-    """None for a snapshot of an older release."""
+    """Return the card in a folder, or None if it has none."""
     file = folder / DATA_CARD
     return DataCard.model_validate_json(file.read_bytes()) if file.exists() else None
 
 
 def record_replay(folder: Path, rows: int, tokens: int, others: int) -> None:
-    """What training begins with: so many rows of replay, their tokens, and those of all other rows in all epochs."""
+    """Add the replay data of a run to the card, if there is one.
+
+    Args:
+        folder: the run's folder.
+        rows: rows of replay data.
+        tokens: their tokens.
+        others: tokens of all other rows, over all epochs.
+    """
     card = read(folder)
     if card is not None:
         share = round(tokens / max(1, tokens + others), 4)
@@ -189,7 +218,7 @@ def record_replay(folder: Path, rows: int, tokens: int, others: int) -> None:
 
 
 def render_page(card: DataCard) -> str:
-    """The same figures for people."""
+    """Return the card as Markdown."""
     replay = card.replay
     replayed = (
         f"at least {replay.least_share:.1%} of the trained tokens"
@@ -198,12 +227,12 @@ def render_page(card: DataCard) -> str:
     )
     return f"""# What a run of {card.line} trains on
 
-Figures of the snapshot `{card.digest[:8]}`, run `{card.run_id}` of {card.began_at:%Y-%m-%d %H:%M} UTC.
+Statistics of snapshot `{card.digest[:8]}`, run `{card.run_id}` of {card.began_at:%Y-%m-%d %H:%M} UTC.
 
 Read: {card.examples} examples (signals: {_listed(card.signals)}); \
 batches (partition: highest number) {_listed(card.through, ": ")}.
 
-| | trains | measures |
+| | trains | held out |
 | --- | --- | --- |
 {_compared(card.training, card.measuring)}
 
@@ -212,11 +241,11 @@ batches (partition: highest number) {_listed(card.through, ": ")}.
 {_lengths("conversation", card.tokens.prompt)}
 {_lengths("answer", card.tokens.answer)}
 
-{card.tokens.all} tokens in all, each row once. Replay of the base's own answers: {replayed}.
+{card.tokens.all} tokens in total, each row once. Replay data (the base's own answers): {replayed}.
 
-Duplicates: {card.duplicates.same_user} of one user held, {card.duplicates.between_users} of several users train.
+Duplicates: {card.duplicates.same_user} by one user quarantined, {card.duplicates.between_users} by several users train.
 
-## Held: {sum(card.held.values())}
+## Quarantined: {sum(card.held.values())}
 
 | reason | signals |
 | --- | --- |
@@ -224,17 +253,17 @@ Duplicates: {card.duplicates.same_user} of one user held, {card.duplicates.betwe
 """
 
 
-def _compared(one: RowStats, other: RowStats) -> str:
+def _compared(train: RowStats, heldout: RowStats) -> str:
     rows = [
-        ("rows", one.rows, other.rows),
-        ("users", one.users, other.users),
-        ("kinds", _listed(one.kinds), _listed(other.kinds)),
-        ("objectives", _listed(one.objectives), _listed(other.objectives)),
-        ("answers in which the model was stopped", one.unended, other.unended),
-        ("imported", one.imported, other.imported),
-        ("wordings of questions", one.questions, other.questions),
-        ("questions by meaning", one.groups, other.groups),
-        ("largest share of one user", f"{one.largest_user_share:.1%}", f"{other.largest_user_share:.1%}"),
+        ("rows", train.rows, heldout.rows),
+        ("users", train.users, heldout.users),
+        ("kinds", _listed(train.kinds), _listed(heldout.kinds)),
+        ("objectives", _listed(train.objectives), _listed(heldout.objectives)),
+        ("truncated answers", train.unended, heldout.unended),
+        ("imported", train.imported, heldout.imported),
+        ("wordings of questions", train.questions, heldout.questions),
+        ("questions by meaning", train.groups, heldout.groups),
+        ("largest share of one user", f"{train.largest_user_share:.1%}", f"{heldout.largest_user_share:.1%}"),
     ]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
@@ -244,5 +273,5 @@ def _lengths(name: str, found: Quantiles) -> str:
 
 
 def _listed(counts: dict[str, int], between: str = " ") -> str:
-    """`correction 3, thumbs 2`, or `0: 7, 1: 5`."""
+    """Return counts as text, such as `correction 3, thumbs 2` or `0: 7, 1: 5`."""
     return ", ".join(f"{name}{between}{count}" for name, count in counts.items()) or "none"

@@ -1,8 +1,8 @@
-"""Target of an erasure, and the test whether a row of it must be deleted."""
+"""What an erasure request deletes, and how to tell rows that it deletes from rows that stay."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from services.trainer.dataset.filters import Row
 
 @dataclass(frozen=True, slots=True)
 class ErasureTarget:
-    """What a request takes away: all of `subject`, or (`retraction`) one event."""
+    """Target of a request: everything of `subject` (`erasure`), or one event (`retraction`)."""
 
     request_id: str
     kind: Literal["erasure", "retraction"]
@@ -19,12 +19,25 @@ class ErasureTarget:
     response_id: str | None = None
     event_id: str | None = None
 
-    def means(self, row: Row, *, asker_known: bool = True) -> bool:
-        """Whether the row is of that subject, or that event. Where it is not known who asked, it may be."""
+    def matches(self, row: Row) -> bool:
+        """Return whether the row is the event, or is by the subject, or answers a question that the subject asked."""
         if self.kind == "retraction":
             return (row.response_id, row.event_id) == (self.response_id, self.event_id)
-        return self.subject in (row.user_id, row.asked_by) or not asker_known
+        return self.subject in (row.user_id, row.asked_by)
 
 
 IsCurrent = Callable[[Row], bool]
-"""Whether the collected table still has the row."""
+"""Returns whether the batch table still has the row. If so, it was given after the request, and stays."""
+
+
+def targets_of(row: Row, targets: Sequence[ErasureTarget], is_current: IsCurrent) -> list[ErasureTarget]:
+    """Return the targets that delete a row; none if the row is still current."""
+    matching = [target for target in targets if target.matches(row)]
+    return matching if matching and not is_current(row) else []
+
+
+def row_for_erasure(
+    response_id: str, revision: int, event_id: str, user_id: str, asked_by: str | None
+) -> Row:
+    """Return a row without text, for files that store only whose content they hold."""
+    return Row(response_id, revision, event_id, user_id, (), "", "", 0, asked_by=asked_by)

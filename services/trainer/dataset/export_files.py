@@ -1,10 +1,12 @@
-"""Exports on the disk: `exports/<digest>/`, there as a whole or not at all.
+"""Exports on disk: `exports/<digest>/`, complete or absent.
 
-    sft-train.jsonl, sft-train.parquet, dpo-train..., kto-train..., ...-heldout...   the records, as TRL takes them
-    sources.parquet     for each record its response, its event, and whose words it holds: so that erasure finds it
-    export.json         what it is: digest, batches read, rows per file, what is held back and why
+| name | content |
+| --- | --- |
+| `<format>-<split>.jsonl`, `<format>-<split>.parquet` | the records, as TRL takes them |
+| `sources.parquet` | for each record its response, event and users, in the same order: how an erasure finds it |
+| `export.json` | digest, batches read, records per file, quarantined rows per reason, records erased |
 
-An export is never changed in place: what an erasure leaves of one is written beside it and takes its name.
+An export never changes in place. An erasure writes the remaining records to a new folder and then replaces the export.
 """
 
 from __future__ import annotations
@@ -21,26 +23,32 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from services.trainer.dataset.erasure_target import ErasureTarget, IsCurrent
+from services.trainer.dataset.erasure_target import (
+    ErasureTarget,
+    IsCurrent,
+    row_for_erasure,
+    targets_of,
+)
 from services.trainer.dataset.filters import Row, count_reasons
 from services.trainer.dataset.trl_records import Export, Format, TrlRecord
 from services.trainer.files import remove, sync_folder, write_whole
 
-EXPORT, SOURCES = "export.json", "sources.parquet"
+EXPORT: Final = "export.json"
+SOURCES: Final = "sources.parquet"
 _CHAT: Final = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 COLUMNS: Final[dict[Format, pa.Schema]] = {
     "sft": pa.schema([("prompt", _CHAT), ("completion", _CHAT)]),
     "dpo": pa.schema([("prompt", _CHAT), ("chosen", _CHAT), ("rejected", _CHAT)]),
     "kto": pa.schema([("prompt", _CHAT), ("completion", _CHAT), ("label", pa.bool_())]),
 }
-_NAMES = ("file", "response_id", "event_id", "user_id", "asked_by")
+_NAMES: Final = ("file", "response_id", "event_id", "user_id", "asked_by")
 SOURCE_COLUMNS: Final = pa.schema([(name, pa.string()) for name in _NAMES] + [("revision", pa.int64())])
-Fields = dict[str, Any]
+Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where one record comes from. Names, no text."""
+    """Origin of one record: ids only, no text."""
 
     file: str
     response_id: str
@@ -51,85 +59,88 @@ class Source:
 
     @classmethod
     def of(cls, record: TrlRecord) -> Source:
+        """Return the source of a record."""
         row = record.row
         return cls(record.file, row.response_id, row.event_id, row.user_id, row.asked_by, row.revision)
 
     def row(self) -> Row:
-        """As erasures look at rows: who and what, without its text."""
-        return Row(
-            self.response_id,
-            self.revision,
-            self.event_id,
-            self.user_id,
-            (),
-            "",
-            "",
-            0,
-            asked_by=self.asked_by,
-        )
+        """Return the record's row without its text, as erasures match it."""
+        return row_for_erasure(self.response_id, self.revision, self.event_id, self.user_id, self.asked_by)
 
 
 def save(root: Path, export: Export, through: Mapping[str, int], made_at: datetime) -> Path:
-    """Writes it below `root`, under its digest, unless it is there. Returns its folder."""
+    """Write an export below `root` under its digest, unless it exists, and return its folder."""
     folder = root / export.digest()
     if folder.exists():
         return folder
-    mark = {
+    summary = {
         "digest": folder.name,
         "through": dict(through),
         "made_at": made_at.isoformat(),
-        "held": count_reasons(export.held),
+        "held": count_reasons(export.quarantined),
         "erased": 0,
     }
-    records = [(Source.of(one), one.fields()) for one in export.records]
-    _write(folder, records, mark)
+    records = [(Source.of(record), record.fields()) for record in export.records]
+    _write(folder, records, summary)
     return folder
 
 
 def load(folder: Path) -> list[tuple[Source, Fields]]:
-    """Its records, each with its source."""
-    sources = [Source(**told) for told in pq.read_table(folder / SOURCES).to_pylist()]
+    """Return the records of an export, each with its source."""
+    sources = _read_sources(folder)
     lines = {
         name: iter((folder / f"{name}.jsonl").read_text(encoding="utf-8").split("\n"))
-        for name in dict.fromkeys(one.file for one in sources)
+        for name in dict.fromkeys(source.file for source in sources)
     }
-    return [(one, json.loads(next(lines[one.file]))) for one in sources]
+    return [(source, json.loads(next(lines[source.file]))) for source in sources]
 
 
-def affected_requests(folder: Path, targets: Sequence[ErasureTarget], stands: IsCurrent) -> set[str]:
-    """The requests that take records out of this export."""
-    rows = [Source(**told).row() for told in pq.read_table(folder / SOURCES).to_pylist()]
-    return {target.request_id for row in rows for target in targets if target.means(row) and not stands(row)}
+def _read_sources(folder: Path) -> list[Source]:
+    return [Source(**fields) for fields in pq.read_table(folder / SOURCES).to_pylist()]
 
 
-def redact(folder: Path, targets: Sequence[ErasureTarget], stands: IsCurrent) -> None:
-    """Leaves an export without what the targets take, under the same name; removes one that has nothing else. A crash
-    in the middle may cost the whole export, and never leaves more of it than before."""
+def record_counts(export: Export) -> dict[str, int]:
+    """Return the number of records per file, in order of the names."""
+    return dict(sorted(Counter(record.file for record in export.records).items()))
+
+
+def affected_requests(folder: Path, targets: Sequence[ErasureTarget], is_current: IsCurrent) -> set[str]:
+    """Return the ids of the requests that delete records of this export."""
+    return {
+        target.request_id
+        for source in _read_sources(folder)
+        for target in targets_of(source.row(), targets, is_current)
+    }
+
+
+def redact(folder: Path, targets: Sequence[ErasureTarget], is_current: IsCurrent) -> None:
+    """Delete the records that the targets delete; remove the export if none are left.
+
+    The folder keeps its name. A crash may cost the whole export, but never leaves more of it than before.
+    """
     records = load(folder)
-    left = [
-        (source, fields)
-        for source, fields in records
-        if not any(target.means(source.row()) for target in targets) or stands(source.row())
+    kept = [
+        (source, fields) for source, fields in records if not targets_of(source.row(), targets, is_current)
     ]
-    if len(left) == len(records):
+    if len(kept) == len(records):
         return
-    mark = json.loads((folder / EXPORT).read_bytes())
-    mark["erased"] += len(records) - len(left)
-    if left:
-        _write(folder, left, mark)
+    summary = json.loads((folder / EXPORT).read_bytes())
+    summary["erased"] += len(records) - len(kept)
+    if kept:
+        _write(folder, kept, summary)
     else:
         remove(folder)
 
 
 def remove_unfinished(root: Path) -> list[Path]:
-    """Removes what a crash left half written. Returns the exports that are there."""
+    """Remove folders that a crash left unfinished, and return the complete exports."""
     for path in root.glob(".*"):
         remove(path)
     return sorted(path for path in root.glob("*") if path.is_dir())
 
 
-def _write(folder: Path, records: Sequence[tuple[Source, Fields]], mark: Fields) -> None:
-    """Beside `folder` first, then in its place."""
+def _write(folder: Path, records: Sequence[tuple[Source, Fields]], summary: Fields) -> None:
+    """Write a complete export to a temporary folder, then replace `folder` with it."""
     staging = folder.with_name(f".{folder.name}.incoming")
     remove(staging)
     files: dict[str, list[Fields]] = defaultdict(list)
@@ -142,8 +153,8 @@ def _write(folder: Path, records: Sequence[tuple[Source, Fields]], mark: Fields)
         write_whole(staging / f"{name}.parquet", _parquet(rows, columns))
     sources = [{name: getattr(source, name) for name in SOURCE_COLUMNS.names} for source, _ in records]
     write_whole(staging / SOURCES, _parquet(sources, SOURCE_COLUMNS))
-    told = mark | {"files": {name: len(rows) for name, rows in sorted(files.items())}}
-    write_whole(staging / EXPORT, json.dumps(told, indent=1, sort_keys=True).encode())
+    counts = {"files": {name: len(rows) for name, rows in sorted(files.items())}}
+    write_whole(staging / EXPORT, json.dumps({**summary, **counts}, indent=1, sort_keys=True).encode())
     remove(folder)
     staging.rename(folder)
     sync_folder(folder.parent)
@@ -157,8 +168,3 @@ def _parquet(rows: Sequence[Fields], schema: pa.Schema) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink, compression="zstd")
     return sink.getvalue()
-
-
-def record_counts(export: Export) -> dict[str, int]:
-    """Records per file, in the order of the names."""
-    return dict(sorted(Counter(one.file for one in export.records).items()))

@@ -1,6 +1,6 @@
-"""What may be trained on, and why the rest may not: small checks, then agreement by meaning, then fair shares.
+"""Which feedback may train, and why the rest may not: checks of single rows, agreement of users, a share per user.
 
-Everything here is pure and deterministic: the same examples give the same rows and the same reasons (I5).
+Pure and deterministic: the same examples give the same rows and the same reasons (I5).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from services.trainer.core.recipe import CommentMode
-from services.trainer.dataset.agreement import Agreement, corrections_of, find_agreement
+from services.trainer.dataset.agreement import corrections_of, find_agreement
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.holdout import hash_fraction, is_held_out
 from services.trainer.dataset.objectives import (
@@ -32,18 +32,19 @@ MAX_ANSWER_CHARS: Final = 4000
 MAX_PROMPT_CHARS: Final = 8000
 TRAINABLE_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 IMPORTED: Final = "imported"
-"""The tag of feedback that an import sends under one name, whoever said it (`loopwright.seed_import.TAG`)."""
-LEAST_SHARE = 0.02
-SHARE_OF_USERS = 3
-"""One user's share of a dataset is at most max(2 %, 3 / distinct users)."""
+"""Tag of imported feedback, which has one user id whoever gave it (`loopwright.seed_import.TAG`)."""
+MIN_SHARE: Final = 0.02
+SHARE_FACTOR: Final = 3
+"""The maximum share of one user in a dataset is max(`MIN_SHARE`, `SHARE_FACTOR` / number of users)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one user said of one answer: the conversation up to it, what the model said, what it should have said.
+    """One user's feedback on one answer: the conversation before it, the model's answer and the better one.
 
-    Of a thumb or a rating `answer` is what was judged, and there is no original; of a preference it is what was
-    preferred, over `original`."""
+    For a thumb or a rating, `answer` is the judged answer and `original` is empty. For a preference, `answer` was
+    preferred over `original`.
+    """
 
     response_id: str
     revision: int
@@ -55,106 +56,119 @@ class Row:
     occurred_ms: int
     kind: str = "correction"
     imported: bool = False
-    """Whether it came by an import and not from a user of the app."""
+    """Whether it was imported, not given by a user of the app."""
     asked_by: str | None = None
-    """Who asked what it corrects, where that is known: an erasure of theirs takes it too."""
+    """User who asked the question, if known. An erasure of that user deletes the row as well."""
     released: frozenset[str] = frozenset()
-    """The checks that an operator lets it pass."""
+    """Checks from which an operator released it."""
     objective: Objective = "sft"
-    """What it trains by."""
     label: bool | None = None
-    """Of a thumb or a rating: whether the answer was liked."""
+    """For a thumb or a rating, whether the answer was liked."""
     unended: bool = False
-    """Whether the model was stopped before it had ended `answer` (`truncated_answers.py`)."""
+    """Whether `answer` was truncated, so that it trains without an end of turn (`training/truncated_answers.py`)."""
     original_unended: bool = False
-    """The same of `original`."""
+    """Whether `original` was truncated."""
 
     @property
     def question(self) -> str:
-        """What agreement and near-duplicates look at: all that the user asked in the conversation."""
+        """All user messages of the conversation: what agreement and near-duplicates compare."""
         return " ".join(content for role, content in self.messages if role == "user")
 
     @property
     def identity(self) -> str:
+        """Identity of the event: response and event id."""
         return f"{self.response_id}/{self.event_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedRow:
-    """What does not train, and why. No text."""
+    """An event that does not train, and why. Contains no user text."""
 
     response_id: str
     event_id: str
     reason: str
+    """`<check>` or `<check>: <detail>`."""
+
+    @classmethod
+    def of(cls, row: Row, reason: str) -> QuarantinedRow:
+        """Return the quarantine entry of a row."""
+        return cls(row.response_id, row.event_id, reason)
 
 
 Check = Callable[[Row], str | None]
-"""None, or the reason that keeps the row from training. What stands before its colon names the check."""
+"""Returns None, or the reason why the row must not train. The part before the colon names the check."""
 RELEASABLE: Final = frozenset({"secret", "personal data", "length", "control characters", "agreement"})
-"""Checks that a person may overrule for an example. The others hold what cannot be trained, what measures, or what
-would give one user more than their share."""
+"""Checks that an operator may overrule for an event. The other checks hold back what cannot train, what evaluates
+versions, or what would exceed a user's share."""
 
 
 def check_of(reason: str) -> str:
-    """The check that a reason names."""
+    """Return the check that a reason names."""
     return reason.partition(":")[0]
 
 
+# --- checks of one row ------------------------------------------------------------------------------------------
+
+
 def has_a_question(row: Row) -> str | None:
+    """Check that the conversation has a user message."""
     return None if row.question.strip() else "schema: no question in the conversation"
 
 
 def has_an_original(row: Row) -> str | None:
-    return None if row.original.strip() else "schema: the answer it corrects is not there"
+    """Check that the corrected answer is present."""
+    return None if row.original.strip() else "schema: the corrected answer is missing"
 
 
 def has_trainable_roles(row: Row) -> str | None:
+    """Check that every message has a role that chat templates train."""
     unknown = sorted({role for role, _ in row.messages} - TRAINABLE_ROLES.keys())
-    return f"schema: messages of role {unknown[0]} are not trained" if unknown else None
+    return f"schema: messages of role {unknown[0]} do not train" if unknown else None
 
 
-def says_something(row: Row) -> str | None:
+def has_an_answer(row: Row) -> str | None:
+    """Check that the answer is not empty."""
     return None if row.answer.strip() else "integrity: empty"
 
 
 def changes_something(row: Row) -> str | None:
+    """Check that the answer differs from the original in more than punctuation."""
     same = normalised(row.answer) == normalised(row.original) and bool(normalised(row.answer))
-    return "integrity: the same as the answer it corrects" if same else None
+    return "integrity: same as the answer it corrects" if same else None
 
 
 def is_not_too_long(row: Row) -> str | None:
+    """Check the length of answer and conversation in characters, before slower checks read them."""
     if len(row.answer) > MAX_ANSWER_CHARS:
-        return f"length: the correction is longer than {MAX_ANSWER_CHARS} characters"
+        return f"length: the answer is longer than {MAX_ANSWER_CHARS} characters"
     if sum(len(content) for _, content in row.messages) > MAX_PROMPT_CHARS:
         return f"length: the conversation is longer than {MAX_PROMPT_CHARS} characters"
     return None
 
 
 def has_no_control_characters(row: Row) -> str | None:
-    for text in (row.answer, *(content for _, content in row.messages)):
-        if any(
-            unicodedata.category(letter) in {"Cc", "Cf"} and letter not in "\n\t\r\u200d" for letter in text
-        ):
+    """Check for control and format characters other than whitespace and the zero-width joiner."""
+    for text in _texts(row):
+        if any(unicodedata.category(char) in {"Cc", "Cf"} and char not in "\n\t\r\u200d" for char in text):
             return "control characters"
     return None
 
 
 def has_no_template_tokens(row: Row) -> str | None:
-    """Marks of a chat template in a text would end the turn, or begin another speaker's."""
-    texts = (row.answer, *(content for _, content in row.messages))
-    return "chat template: its marks are in the text" if any("<|" in t or "|>" in t for t in texts) else None
+    """Check for tokens of chat templates, which would end the turn or begin another speaker's."""
+    has_tokens = any("<|" in text or "|>" in text for text in _texts(row))
+    return "chat template: the text contains special tokens" if has_tokens else None
 
 
 def has_no_secrets(row: Row) -> str | None:
-    """Neither in what was said nor in the operator's own system prompt: it would be learned all the same."""
-    texts = (row.answer, *(content for _, content in row.messages))
-    return next((f"secret: {kind}" for kind in map(find_secret, texts) if kind is not None), None)
+    """Check for secrets, in the operator's system prompt as well: it is trained like the rest."""
+    return next((f"secret: {kind}" for kind in map(find_secret, _texts(row)) if kind is not None), None)
 
 
 def has_no_personal_data(row: Row) -> str | None:
-    """What the operator's system prompt says itself (where to reach support, say) is no secret of anybody."""
+    """Check for personal data, except for what the operator's system prompt contains, such as a support address."""
     system = [content for role, content in row.messages if role == "system"]
-    public = {found for content in system for _, found in find_personal_data(content)}
+    public = {text for content in system for _, text in find_personal_data(content)}
     texts = (row.answer, *(content for role, content in row.messages if role != "system"))
     for text in texts:
         for kind, found in find_personal_data(text):
@@ -163,11 +177,15 @@ def has_no_personal_data(row: Row) -> str | None:
     return None
 
 
-CHECKS: tuple[Check, ...] = (
+def _texts(row: Row) -> tuple[str, ...]:
+    return (row.answer, *(content for _, content in row.messages))
+
+
+CHECKS: Final[tuple[Check, ...]] = (
     has_a_question,
     has_an_original,
     has_trainable_roles,
-    says_something,
+    has_an_answer,
     changes_something,
     is_not_too_long,
     has_no_control_characters,
@@ -175,81 +193,86 @@ CHECKS: tuple[Check, ...] = (
     has_no_secrets,
     has_no_personal_data,
 )
-"""In this order; the first that fails names the reason. Those of lengths come before those that read every letter."""
-JUDGED: Final = tuple(check for check in CHECKS if check not in (has_an_original, changes_something))
-"""What is asked of an answer that somebody judged: there is no other beside it."""
+"""Checks of an answer that replaces another, in order; the first that fails gives the reason."""
+JUDGED_CHECKS: Final = tuple(check for check in CHECKS if check not in (has_an_original, changes_something))
+"""Checks of an answer that was only judged, so there is no other one."""
 JUDGEMENTS: Final = ("thumbs", "rating")
 
 
 def first_fault(row: Row, checks: Sequence[Check] = CHECKS) -> str | None:
-    """The first reason against it that no operator has released it from."""
-    found = (reason for check in checks if (reason := check(row)) is not None)
-    return next((reason for reason in found if check_of(reason) not in row.released), None)
+    """Return the first reason against a row from which no operator released it, or None."""
+    reasons = (reason for check in checks if (reason := check(row)) is not None)
+    return next((reason for reason in reasons if check_of(reason) not in row.released), None)
 
 
 def first_fault_of_original(row: Row) -> str | None:
-    """The same of the other answer, which a pair trains too: a model may have said a secret itself."""
-    return first_fault(replace(row, answer=row.original), JUDGED)
+    """Return the same for the original, which a pair trains as well: a model may have written a secret itself."""
+    return first_fault(replace(row, answer=row.original), JUDGED_CHECKS)
 
 
-def _fault(row: Row) -> str | None:
-    """By what the row trains: of a preference both answers are looked at, for either may be a user's words."""
+def _first_fault_by_objective(row: Row) -> str | None:
+    """Check what the row trains: both answers of a preference, since a user may have written either."""
     if row.objective == "kto":
-        return first_fault(row, JUDGED)
+        return first_fault(row, JUDGED_CHECKS)
     return first_fault(row) or (first_fault_of_original(row) if row.objective == "dpo" else None)
 
 
+# --- rows of an example -----------------------------------------------------------------------------------------
+
+
 def rows_of(example: Example, comments: CommentMode = "hold") -> tuple[list[Row], list[QuarantinedRow]]:
-    """What an example's signals say, and those that say nothing to train with their reason. Of a comment that is to be
-    revised the answer is the comment, until its revision takes its place (`snapshot.take`)."""
-    rows, held = [], []
+    """Return the rows of an example's signals, and the signals that never train.
+
+    A comment that a stronger model will follow has the comment as its answer until `rewrite_cache.apply_rewrites`.
+    """
+    rows, quarantined = [], []
     for signal in example.revision.signals:
         if signal.kind == "comment" and comments == "hold":
-            held.append(QuarantinedRow(example.revision.response_id, signal.event_id, COMMENT_NOT_TRAINED))
+            quarantined.append(
+                QuarantinedRow(example.revision.response_id, signal.event_id, COMMENT_NOT_TRAINED)
+            )
         elif signal.kind in JUDGEMENTS and signal.value not in LIKED:
-            held.append(QuarantinedRow(example.revision.response_id, signal.event_id, NEUTRAL_RATING))
+            quarantined.append(QuarantinedRow(example.revision.response_id, signal.event_id, NEUTRAL_RATING))
         else:
-            rows.append(_row(example, signal, comments))
-    return rows, held
+            rows.append(_row_of_signal(example, signal, comments))
+    return rows, quarantined
 
 
-def _row(example: Example, signal: Signal, comments: CommentMode) -> Row:
+def _row_of_signal(example: Example, signal: Signal, comments: CommentMode) -> Row:
     revision = example.revision
-    own, stopped = _text(revision, signal.choice), _stopped(revision, signal.choice)
+    own, truncated = _text(revision, signal.choice), _is_truncated(revision, signal.choice)
     match signal.value:
         case str() | int() as value if signal.kind in JUDGEMENTS:
             row = row_of(example, signal, original="", answer=own)
-            return replace(row, label=LIKED[value], unended=stopped)
-        case Over(over=which):
-            row = row_of(example, signal, original=_text(revision, which), answer=own)
-            return replace(row, unended=stopped, original_unended=_stopped(revision, which))
-        case Under(under=which):
-            row = row_of(example, signal, original=own, answer=_text(revision, which))
-            return replace(row, unended=_stopped(revision, which), original_unended=stopped)
+            return replace(row, label=LIKED[value], unended=truncated)
+        case Over(over=other):
+            row = row_of(example, signal, original=_text(revision, other), answer=own)
+            return replace(row, unended=truncated, original_unended=_is_truncated(revision, other))
+        case Under(under=other):
+            row = row_of(example, signal, original=own, answer=_text(revision, other))
+            return replace(row, unended=_is_truncated(revision, other), original_unended=truncated)
         case value:
-            said = str(value)
-            joined = signal.kind == "comment" and comments == "append"
-            return row_of(
-                example, signal, original=own, answer=append_comment(own, said) if joined else said.strip()
-            )
+            text = str(value)
+            append = signal.kind == "comment" and comments == "append"
+            answer = append_comment(own, text) if append else text.strip()
+            return row_of(example, signal, original=own, answer=answer)
 
 
-def _text(revision: ExampleRevision, which: str | int) -> str:
-    """A text is itself; a number is that choice of the response, empty if there is none."""
-    if isinstance(which, str):
-        return which
-    return next((choice.text for choice in revision.choices if choice.index == which), "")
+def _text(revision: ExampleRevision, choice: str | int) -> str:
+    """Return a text as it is, and for a number the text of that choice, or an empty one if it does not exist."""
+    if isinstance(choice, str):
+        return choice
+    return next((one.text for one in revision.choices if one.index == choice), "")
 
 
-def _stopped(revision: ExampleRevision, which: str | int) -> bool:
+def _is_truncated(revision: ExampleRevision, choice: str | int) -> bool:
     return any(
-        choice.index == which and choice.finish_reason in TRUNCATING_FINISH_REASONS
-        for choice in revision.choices
+        one.index == choice and one.finish_reason in TRUNCATING_FINISH_REASONS for one in revision.choices
     )
 
 
 def row_of(example: Example, signal: Signal, *, original: str, answer: str) -> Row:
-    """The conversation that the signal speaks of, with what it says of the answer."""
+    """Return a row of a signal with the given answers."""
     revision = example.revision
     return Row(
         response_id=revision.response_id,
@@ -268,59 +291,57 @@ def row_of(example: Example, signal: Signal, *, original: str, answer: str) -> R
     )
 
 
+# --- filters of all rows ----------------------------------------------------------------------------------------
+
+
 def usable_rows(
     examples: Iterable[Example], comments: CommentMode = "hold"
 ) -> tuple[list[Row], list[QuarantinedRow]]:
-    """All that passes the checks, merged by content: what one user says twice of the same counts once (the newest)."""
+    """Return the rows that pass all checks, and the others. What one user gives twice counts once, the newest."""
     rows: dict[tuple[object, ...], Row] = {}
-    held: list[QuarantinedRow] = []
+    quarantined: list[QuarantinedRow] = []
     for example in examples:
-        found, other = rows_of(example, comments)
-        held += other
+        found, never_train = rows_of(example, comments)
+        quarantined += never_train
         for row in found:
-            reason = _fault(row)
+            reason = _first_fault_by_objective(row)
             if reason is not None:
-                held.append(QuarantinedRow(row.response_id, row.event_id, reason))
+                quarantined.append(QuarantinedRow.of(row, reason))
                 continue
-            key = _said_of(row)
-            before = rows.get(key)
-            if before is not None:
-                older, row = sorted((before, row), key=lambda r: (r.occurred_ms, r.identity))  # noqa: PLW2901
-                again = "the same again" if row.objective == "sft" else "something newer of the same"
-                held.append(
-                    QuarantinedRow(
-                        older.response_id, older.event_id, f"duplicate: the same user said {again}"
-                    )
-                )
-            rows[key] = row
-    return sorted(rows.values(), key=lambda row: row.identity), held
+            key = _content_key(row)
+            newest = row
+            if key in rows:
+                older, newest = sorted((rows[key], row), key=lambda r: (r.occurred_ms, r.identity))
+                again = "the same again" if row.objective == "sft" else "newer feedback on the same"
+                quarantined.append(QuarantinedRow.of(older, f"duplicate: this user gave {again}"))
+            rows[key] = newest
+    return sorted(rows.values(), key=lambda row: row.identity), quarantined
 
 
-def _said_of(row: Row) -> tuple[object, ...]:
-    """What is the same if one user says it twice: an answer to a question, or a judgement on the same answers."""
+def _content_key(row: Row) -> tuple[object, ...]:
+    """Return what two rows of a user share if they repeat: question and answer, or the judged answers."""
     if row.objective == "sft":
         return row.user_id, row.kind, normalised(row.question), normalised(row.answer)
     return row.user_id, row.response_id, frozenset((row.answer, row.original))
 
 
 def split_by_holdout(line: str, rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
-    """(those that may train, those of held-out users). What was imported trains: an import speaks under one name for
-    people who are none of the line's users, and that name's place in the hash must not decide over all of it."""
+    """Return the rows that may train, and those of held-out users.
+
+    Imported rows always train: an import has one user id for many people who are not users of the line, and the hash of
+    that id must not decide about all of it.
+    """
     training: list[Row] = []
-    measuring: list[Row] = []
+    heldout: list[Row] = []
     for row in rows:
-        measures = is_held_out(line, row.user_id) and not row.imported
-        (measuring if measures else training).append(row)
-    return training, measuring
-
-
-def agreement(rows: Sequence[Row]) -> Agreement:
-    return find_agreement(corrections_of([(row.user_id, row.question, row.answer) for row in rows]))
+        is_heldout = is_held_out(line, row.user_id) and not row.imported
+        (heldout if is_heldout else training).append(row)
+    return training, heldout
 
 
 @dataclass(frozen=True, slots=True)
 class GroupedRow:
-    """A row that agreement lets through, with its question group."""
+    """A row that passed agreement, with the number of its question group."""
 
     row: Row
     group: int
@@ -329,60 +350,62 @@ class GroupedRow:
 def apply_agreement(
     rows: Sequence[Row], comments: CommentMode = "hold"
 ) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
-    """Those whose claim leads, and the others with their reason. A comment that was revised claims something, as a
-    correction does. An appended one adds to an answer that the model gave, and a judgement is on what the model said:
-    they contradict nobody's claim, need no agreement, and are a group of their own each."""
+    """Return the rows whose claim leads (`agreement.py`), and the others.
+
+    Corrections and rewritten comments make claims. An appended comment adds to an answer of the model, and a judgement
+    is about one, so they contradict no claim: each passes, with a group of its own.
+    """
     claiming = {"correction", "comment"} if comments == "revise" else {"correction"}
-    kept, held = _led([row for row in rows if row.kind in claiming])
+    kept, quarantined = _leading([row for row in rows if row.kind in claiming])
     first = max((one.group for one in kept), default=-1) + 1
     others = [row for row in rows if row.kind not in claiming]
     kept += [GroupedRow(row, group) for group, row in enumerate(others, first)]
-    return sorted(kept, key=lambda one: one.row.identity), held
+    return sorted(kept, key=lambda one: one.row.identity), quarantined
 
 
-def _led(rows: Sequence[Row]) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
-    found = agreement(rows)
+def _leading(rows: Sequence[Row]) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
+    agreement = find_agreement(corrections_of([(row.user_id, row.question, row.answer) for row in rows]))
     users: dict[int, set[str]] = defaultdict(set)
-    for row, claim in zip(rows, found.claim, strict=True):
+    for row, claim in zip(rows, agreement.claim, strict=True):
         users[claim].add(row.user_id)
-    kept, held = [], []
-    for row, group, claim, other in zip(rows, found.group, found.claim, found.opponent, strict=True):
-        if other is None or "agreement" in row.released:
+    kept, quarantined = [], []
+    for row, group, claim, opponent in zip(
+        rows, agreement.group, agreement.claim, agreement.opponent, strict=True
+    ):
+        if opponent is None or "agreement" in row.released:
             kept.append(GroupedRow(row, group))
             continue
-        word = "outvoted" if len(users[other]) > len(users[claim]) else "disputed"
-        reason = f"agreement: {word}"
-        held.append(QuarantinedRow(row.response_id, row.event_id, reason))
-    return kept, held
+        verdict = "outvoted" if len(users[opponent]) > len(users[claim]) else "disputed"
+        quarantined.append(QuarantinedRow.of(row, f"agreement: {verdict}"))
+    return kept, quarantined
 
 
 def limit_per_user(rows: Sequence[GroupedRow], line: str) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
-    """Trims each user to the allowed share of what is left after trimming. Which rows stay is fixed by a keyed hash
-    of their identity, so neither order nor time of arrival matters."""
+    """Trim each user to the maximum share of the rows that are left.
+
+    A keyed hash of its identity decides whether a row stays, so order and time of arrival do not matter.
+    """
     per_user: dict[str, list[GroupedRow]] = defaultdict(list)
     for one in sorted(rows, key=lambda one: hash_fraction(line, one.row.identity)):
         per_user[one.row.user_id].append(one)
     cap = cap_per_user({user: len(theirs) for user, theirs in per_user.items()})
     kept = [one for theirs in per_user.values() for one in theirs[:cap]]
     over = [one.row for theirs in per_user.values() for one in theirs[cap:]]
-    held = [
-        QuarantinedRow(row.response_id, row.event_id, "share: this user has said much already")
-        for row in over
-    ]
-    return sorted(kept, key=lambda one: one.row.identity), held
+    quarantined = [QuarantinedRow.of(row, "share: this user has many rows already") for row in over]
+    return sorted(kept, key=lambda one: one.row.identity), quarantined
 
 
 def cap_per_user(counts: Mapping[str, int]) -> int:
-    """The most rows one user may have: within the share of the rows then left, and at least 1."""
+    """Return the most rows that one user may have: the maximum share of the rows then left, and at least 1."""
     if not counts:
         return 0
-    share = max(LEAST_SHARE, SHARE_OF_USERS / len(counts))
+    share = max(MIN_SHARE, SHARE_FACTOR / len(counts))
     cap = max(counts.values())
     while cap > 1 and cap > share * sum(min(cap, n) for n in counts.values()):
         cap -= 1
     return cap
 
 
-def count_reasons(held: Iterable[QuarantinedRow]) -> dict[str, int]:
-    """How many are held for each reason."""
-    return dict(sorted(Counter(one.reason for one in held).items()))
+def count_reasons(quarantined: Iterable[QuarantinedRow]) -> dict[str, int]:
+    """Return the number of quarantined rows per reason, in order of the reasons."""
+    return dict(sorted(Counter(row.reason for row in quarantined).items()))

@@ -1,16 +1,16 @@
-"""Which loss each kind of feedback gets, and how its rows look to TRL. `docs/decisions/objectives.md` says why.
+"""Objective of each kind of feedback, and the rows that TRL's trainers take. docs/decisions/objectives.md has reasons.
 
 | feedback | objective |
 | --- | --- |
-| correction; comment, as `CommentMode` says | SFT on the answer's tokens |
-| thumbs; ratings: 5 and 4 liked, 2 and 1 disliked | KTO; SFT on the liked where there is too little (`KTO_LEAST`) |
-| preference | DPO with the chosen answer's negative log-likelihood beside it |
+| correction; comment, depending on `CommentMode` | SFT on the tokens of the answer |
+| thumbs; ratings: 5 and 4 are liked, 2 and 1 disliked | KTO; SFT on the liked if a label is too rare (`KTO_LEAST`) |
+| preference | DPO plus the negative log-likelihood of the chosen answer |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypedDict
 
 from services.trainer.core.chat import Messages, as_chat
 from services.trainer.core.recipe import KTO_LEAST
@@ -24,33 +24,53 @@ OBJECTIVE_OF: Final[dict[str, Objective]] = {
     "preference": "dpo",
 }
 LIKED: Final[dict[str | int, bool]] = {"up": True, "down": False, 5: True, 4: True, 2: False, 1: False}
+"""Label of a thumb or a rating. A rating of 3 has none."""
 
 TRUNCATING_FINISH_REASONS: Final = frozenset({"length", "content_filter", "cancelled"})
 """Values of `finish_reason` of an answer that the model did not end itself."""
 
 COMMENT_NOT_TRAINED: Final = (
-    "comment: says what to change and not what to answer; held (comment_mode: append would train on it)"
+    "comment: says what to change, not what to answer (comment_mode append or revise would train on it)"
 )
-NEUTRAL_RATING: Final = "rating: in the middle, so neither liked nor disliked"
+NEUTRAL_RATING: Final = "rating: neutral, so neither liked nor disliked"
 
 
-def append_comment(response: str, comment: str) -> str:
-    """What a comment trains under `comment_mode: append`: `target = response + " " + feedback`."""
-    return response + " " + comment
+class SftRow(TypedDict):
+    """Conversational prompt and completion; only the completion has a loss."""
+
+    prompt: list[dict[str, str]]
+    completion: list[dict[str, str]]
 
 
-def sft_row(messages: Messages, answer: str) -> dict[str, Any]:
-    """One conversational prompt/completion pair as TRL takes it; only the completion carries loss."""
+class KtoRow(SftRow):
+    """An answer and whether it was liked."""
+
+    label: bool
+
+
+class DpoRow(TypedDict):
+    """Two answers to one conversation, of which the first was preferred."""
+
+    prompt: list[dict[str, str]]
+    chosen: list[dict[str, str]]
+    rejected: list[dict[str, str]]
+
+
+TrlRow = SftRow | KtoRow | DpoRow
+
+
+def sft_row(messages: Messages, answer: str) -> SftRow:
+    """Return an answer to train on."""
     return {"prompt": as_chat(messages), "completion": as_chat([("assistant", answer)])}
 
 
-def kto_row(messages: Messages, answer: str, liked: bool) -> dict[str, Any]:
-    """One answer that somebody judged."""
-    return sft_row(messages, answer) | {"label": liked}
+def kto_row(messages: Messages, answer: str, liked: bool) -> KtoRow:
+    """Return a judged answer."""
+    return {"prompt": as_chat(messages), "completion": as_chat([("assistant", answer)]), "label": liked}
 
 
-def dpo_row(messages: Messages, chosen: str, rejected: str) -> dict[str, Any]:
-    """Two answers to one conversation, of which somebody preferred the first."""
+def dpo_row(messages: Messages, chosen: str, rejected: str) -> DpoRow:
+    """Return a preference."""
     return {
         "prompt": as_chat(messages),
         "chosen": as_chat([("assistant", chosen)]),
@@ -59,16 +79,23 @@ def dpo_row(messages: Messages, chosen: str, rejected: str) -> dict[str, Any]:
 
 
 def objective_of(row: Mapping[str, Any]) -> Objective:
-    """What a row made by `sft`, `kto` or `dpo` trains by."""
+    """Return the objective of a TRL row."""
     return "dpo" if "chosen" in row else "kto" if "label" in row else "sft"
 
 
+def append_comment(answer: str, comment: str) -> str:
+    """Return what a comment trains with `comment_mode: append`: the answer, a space, the comment."""
+    return answer + " " + comment
+
+
 def enough_for_kto(liked: int, disliked: int, least: int = KTO_LEAST) -> bool:
-    """Whether there is enough of the rarer label."""
+    """Return whether the rarer label has at least `least` rows."""
     return min(liked, disliked) >= least
 
 
 def kto_weights(liked: int, disliked: int) -> tuple[float, float]:
-    """The weights of a liked and of a disliked answer: the rarer side weighs as much more as it is rarer, so that both
-    weigh the same together (Ethayarajh et al. 2024, equation 8: between 1 and 4/3 times the other)."""
+    """Return the weights of a liked and of a disliked answer, such that both labels weigh the same in total.
+
+    Ethayarajh et al. 2024, equation 8, which allows one side to weigh between 1 and 4/3 times the other.
+    """
     return max(1.0, disliked / max(1, liked)), max(1.0, liked / max(1, disliked))

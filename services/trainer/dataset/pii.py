@@ -1,7 +1,7 @@
-"""What in a text must not be learned by heart: keys that open something, and what reaches or names one person.
+"""Detectors of secrets and of personal data, which a model must not memorise.
 
-Patterns and check digits of libraries, no model: `docs/decisions/verification.md` says which, and what was measured.
-Nothing here asks the network.
+They use the patterns and check digits of libraries, no model and no network. docs/decisions/verification.md says which
+libraries, and what they find.
 """
 
 from __future__ import annotations
@@ -24,58 +24,63 @@ from stdnum import iban, luhn
 from stdnum.us import ssn
 
 Finding = tuple[str, str]
-"""(what it is, the text itself)"""
+"""(kind, the text found)"""
 
 MIN_KEY_CHARS: Final = 20
 KEY_ENTROPY: Final = 4.25
-"""Bits per character. Random letters and digits have more from about 25 characters on; words and paths have less."""
-REMEMBERED: Final = 65_536
+"""Minimum entropy in bits per character. Random strings of 25 characters or more exceed it; words and paths do not."""
+MEMO_SIZE: Final = 65_536
+"""Number of texts whose result is memoized."""
 _UNBROKEN: Final = re.compile(rf"[A-Za-z0-9+/=_-]{{{MIN_KEY_CHARS},}}")
 _MIXED: Final = (re.compile(r"\d"), re.compile(r"[a-z]"), re.compile(r"[A-Z]"))
-_REACHING: Final = re.compile(r"[@\d]")
-"""No pattern of `personal_in` does without; most texts have neither."""
+_CANDIDATE: Final = re.compile(r"[@\d]")
+"""Required by every pattern of `find_personal_data`; most texts have neither character."""
 _ADDRESS: Final = re.compile(r"(?<![\w.%+'-])[\w.%+'-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 _PLACEHOLDER: Final = re.compile(r"(?:^|\.)example(?:\.(?:com|net|org))?$")
-"""Names reserved for examples (RFC 2606): such an address reaches nobody."""
+"""Domains reserved for examples (RFC 2606), whose addresses reach no one."""
 _ACCOUNT: Final = re.compile(r"\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{2,4}){3,8}\b")
 _CARD: Final = re.compile(
     r"(?<![\w-])(?<!\d )(?:[2-6]\d{3}([ -]?)\d{4}\1\d{4}\1\d{4}(?:\1?\d{1,3})?|3\d{3}([ -]?)\d{6}\2\d{5})"
     r"(?![\w-])(?! \d)"
 )
-"""As cards print their numbers: in fours, or 4-6-5; not the middle of something longer."""
+"""Card numbers as printed, in groups of 4, or 4-6-5, and not within a longer number."""
 _SOCIAL_SECURITY: Final = re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])")
 
 T = TypeVar("T")
 
 
 def memoized(find: Callable[[str], T]) -> Callable[[str], T]:
-    """Texts are checked again and again while a dataset grows. Remembers what was found by the text's digest, and so
-    neither the text nor, unless something was found, any part of it."""
+    """Memoize the result of a detector by the digest of the text.
+
+    The same texts are checked each time a dataset grows. Only results are kept in memory, not the texts.
+    """
     known: OrderedDict[bytes, T] = OrderedDict()
 
-    def told(text: str) -> T:
+    def memoized_find(text: str) -> T:
         key = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if key not in known:
             known[key] = find(text)
-            if len(known) > REMEMBERED:
+            if len(known) > MEMO_SIZE:
                 known.popitem(last=False)
         return known[key]
 
-    return told
+    return memoized_find
 
 
 @lru_cache(maxsize=1)
 def _detectors() -> tuple[BasePlugin, ...]:
-    """All of the library's, but those that need a judgement of ours (`secret_in`, `personal_in`)."""
-    apart = {Base64HighEntropyString, HexHighEntropyString, IPPublicDetector, KeywordDetector}
+    """Return the library's detectors, except those that `find_secret` and `find_personal_data` use in their own way."""
+    excluded = {Base64HighEntropyString, HexHighEntropyString, IPPublicDetector, KeywordDetector}
     known: Mapping[str, type[BasePlugin]] = get_mapping_from_secret_type_to_class()
-    return tuple(known[kind]() for kind in sorted(known) if known[kind] not in apart)
+    return tuple(known[kind]() for kind in sorted(known) if known[kind] not in excluded)
 
 
 @memoized
 def find_secret(text: str) -> str | None:
-    """What kind of secret the text holds, in the library's words; None if none was found."""
-    known = next((one.secret_type for one in _detectors() if any(one.analyze_string(text))), None)
+    """Return the kind of secret that the text contains, as the library names it, or None."""
+    known = next(
+        (detector.secret_type for detector in _detectors() if any(detector.analyze_string(text))), None
+    )
     if known is not None:
         return str(known)
     keyword = KeywordDetector()
@@ -85,15 +90,18 @@ def find_secret(text: str) -> str | None:
 
 
 def _looks_random(token: str) -> bool:
-    """Hexadecimal digits alone do not: commits, digests and ids are no secrets."""
+    """Return whether a token is random. Hexadecimal ones are not: commits, digests and ids are no secrets."""
     mixed = all(kind.search(token) for kind in _MIXED)
     return mixed and Base64HighEntropyString().calculate_shannon_entropy(token) > KEY_ENTROPY
 
 
 def find_personal_data(text: str) -> Iterator[Finding]:
-    """All that reaches or names one person, and is sure by its form. Names and street addresses are not: telling them
-    from what users ask about takes understanding, and guessing it would hold back what they teach."""
-    if not _REACHING.search(text):
+    """Yield what identifies or reaches a person and is certain by its form.
+
+    Names and street addresses are not: to tell them from what users ask about requires understanding, and a guess would
+    quarantine useful corrections.
+    """
+    if not _CANDIDATE.search(text):
         return
     for match in _ADDRESS.finditer(text):
         if _is_address(match[0]):

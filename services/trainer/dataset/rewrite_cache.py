@@ -1,118 +1,114 @@
-"""What a reviser made of users' comments, kept so that nothing is asked twice: a file each, below the trainer's folder.
+"""Cache of the rewrites that a stronger model made from comments, so that each comment is sent once.
 
-A file is written whole or not at all, names whose words it holds, and goes with them: an erasure finds it here.
+One file per comment, written atomically. Each file names whose content it holds, so an erasure finds it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from services.trainer.dataset.erasure_target import ErasureTarget
+from services.trainer.dataset.erasure_target import (
+    ErasureTarget,
+    IsCurrent,
+    row_for_erasure,
+    targets_of,
+)
 from services.trainer.dataset.filters import QuarantinedRow, Row, first_fault
 from services.trainer.files import write_whole
 from shared.events import canonical_json, sha256
 
-FOLDER = "revisions"
-"""Beside the runs."""
-PROMPT_VERSION = 1
-"""Counts up when the questions to the reviser change: what an older question brought is asked for anew."""
-NOT_REWRITTEN_YET = "comment: waits for the reviser, which has not answered yet"
+FOLDER: Final = "revisions"
+"""Name of the cache's folder, next to the folder of runs."""
+PROMPT_VERSION: Final = 1
+"""Increases when the instructions to the rewriter change, so that older rewrites are not used."""
+NOT_REWRITTEN_YET: Final = "comment: waiting for the reviser"
 
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """What became of a comment: the answer that follows it, or the reason why there is none."""
+    """Result for one comment: the rewritten answer, or the reason why there is none."""
 
     answer: str | None = None
     reason: str | None = None
 
 
 def key_of(row: Row, model: str) -> str:
-    """What is asked, by content. Of each event apart: what two users said alike is erased apart."""
-    told = [PROMPT_VERSION, model, row.identity, [list(m) for m in row.messages], row.original, row.answer]
-    return sha256(canonical_json(told))
+    """Return the content hash of a request. It includes the event, so that equal comments are erased separately."""
+    messages = [list(message) for message in row.messages]
+    return sha256(canonical_json([PROMPT_VERSION, model, row.identity, messages, row.original, row.answer]))
 
 
 def load(folder: Path, row: Row, model: str) -> Rewrite | None:
-    """What this comment brought before, if it was asked."""
+    """Return the cached result for a comment, or None."""
     file = folder / f"{key_of(row, model)}.json"
-    return _revised(json.loads(file.read_bytes())) if file.exists() else None
+    return _rewrite(json.loads(file.read_bytes())) if file.exists() else None
 
 
-def store(folder: Path, row: Row, model: str, revised: Rewrite) -> None:
-    """Durable when this returns."""
-    told = {
+def store(folder: Path, row: Row, model: str, rewrite: Rewrite) -> None:
+    """Store the result for a comment. It is durable when this returns."""
+    entry = {
         "response_id": row.response_id,
         "revision": row.revision,
         "event_id": row.event_id,
         "user_id": row.user_id,
         "asked_by": row.asked_by,
         "model": model,
-        "answer": revised.answer,
-        "reason": revised.reason,
+        "answer": rewrite.answer,
+        "reason": rewrite.reason,
     }
-    write_whole(folder / f"{key_of(row, model)}.json", canonical_json(told))
+    write_whole(folder / f"{key_of(row, model)}.json", canonical_json(entry))
 
 
 def load_all(folder: Path, model: str) -> dict[str, Rewrite]:
-    """Identity of the row -> what this model made of it."""
-    told = (json.loads(file.read_bytes()) for file in sorted(folder.glob("*.json")))
-    return {f"{one['response_id']}/{one['event_id']}": _revised(one) for one in told if one["model"] == model}
+    """Return the results of this model for all comments, by the identity of the row."""
+    entries = (json.loads(file.read_bytes()) for file in sorted(folder.glob("*.json")))
+    return {
+        f"{entry['response_id']}/{entry['event_id']}": _rewrite(entry)
+        for entry in entries
+        if entry["model"] == model
+    }
 
 
-def _revised(told: Mapping[str, Any]) -> Rewrite:
-    return Rewrite(told["answer"], told["reason"])
+def _rewrite(entry: Mapping[str, Any]) -> Rewrite:
+    return Rewrite(entry["answer"], entry["reason"])
 
 
 def apply_rewrites(
-    rows: Iterable[Row], revised: Mapping[str, Rewrite]
+    rows: Iterable[Row], rewrites: Mapping[str, Rewrite]
 ) -> tuple[list[Row], list[QuarantinedRow]]:
-    """Each comment with its revision in its place, and those without one. What a model wrote passes the same checks as
-    what a person wrote."""
+    """Replace each comment by its rewrite; return the rows, and the comments without a usable rewrite.
+
+    A rewrite must pass the checks that a user's correction must pass.
+    """
     kept: list[Row] = []
-    held: list[QuarantinedRow] = []
+    quarantined: list[QuarantinedRow] = []
     for row in rows:
         if row.kind != "comment":
             kept.append(row)
             continue
-        found = revised.get(row.identity, Rewrite(reason=NOT_REWRITTEN_YET))
-        revision = replace(row, answer=found.answer or "")
-        reason = found.reason or first_fault(revision)
+        rewrite = rewrites.get(row.identity, Rewrite(reason=NOT_REWRITTEN_YET))
+        rewritten = replace(row, answer=rewrite.answer or "")
+        reason = rewrite.reason or first_fault(rewritten)
         if reason is None:
-            kept.append(revision)
+            kept.append(rewritten)
         else:
-            held.append(QuarantinedRow(row.response_id, row.event_id, reason))
-    return kept, held
+            quarantined.append(QuarantinedRow.of(row, reason))
+    return kept, quarantined
 
 
-def delete(folder: Path, targets: Sequence[ErasureTarget], stands: Callable[[Row], bool]) -> int:
-    """Removes the revisions of what the targets take, unless it still stands, and what a crash left half written;
-    returns how many."""
+def redact(folder: Path, targets: Sequence[ErasureTarget], is_current: IsCurrent) -> int:
+    """Delete the rewrites that the targets delete, and unfinished files; return the number of rewrites deleted."""
     for path in folder.glob(".*"):
         path.unlink(missing_ok=True)
-    gone = 0
+    deleted = 0
     for file in sorted(folder.glob("*.json")):
-        row = _source(json.loads(file.read_bytes()))
-        if any(target.means(row) for target in targets) and not stands(row):
+        entry = json.loads(file.read_bytes())
+        names = ("response_id", "revision", "event_id", "user_id", "asked_by")
+        if targets_of(row_for_erasure(*(entry[name] for name in names)), targets, is_current):
             file.unlink(missing_ok=True)
-            gone += 1
-    return gone
-
-
-def _source(told: Mapping[str, Any]) -> Row:
-    """As erasures look at rows: who and what, without its text."""
-    return Row(
-        told["response_id"],
-        told["revision"],
-        told["event_id"],
-        told["user_id"],
-        (),
-        "",
-        "",
-        0,
-        asked_by=told["asked_by"],
-    )
+            deleted += 1
+    return deleted

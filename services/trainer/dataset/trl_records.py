@@ -1,48 +1,48 @@
-"""What an export holds: TRL's conversational records, each with the row that it was made of. Pure.
+"""Records of an export: TRL's conversational formats, each with the row that it was made from. Pure.
 
-| format | columns | from |
+| format | columns | made from |
 | --- | --- | --- |
-| `sft` | prompt, completion | corrections that train, comments that are appended or were revised |
-| `dpo` | prompt, chosen, rejected | the same corrections over the answers they correct; preferences |
-| `kto` | prompt, completion, label | thumbs; ratings, 4 and 5 as liked, 1 and 2 as not |
+| `sft` | prompt, completion | corrections; comments that are appended or rewritten |
+| `dpo` | prompt, chosen, rejected | the same corrections, over the answers they correct; preferences |
+| `kto` | prompt, completion, label | thumbs; ratings, 4 and 5 as liked, 1 and 2 as disliked |
 
-Held-out users' feedback is a split of its own: who trains on it has nothing left to measure with.
+Feedback of held-out users is a split of its own, because a model trained on it cannot be evaluated with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import QuarantinedRow, Row, first_fault_of_original
-from services.trainer.dataset.objectives import Objective, dpo_row, kto_row, sft_row
+from services.trainer.dataset.objectives import Objective, TrlRow, dpo_row, kto_row, sft_row
 from services.trainer.dataset.rewrite_cache import Rewrite
 from services.trainer.dataset.snapshot import build
 from shared.events import canonical_json, sha256
 
 Format = Objective
-"""A file of each: TRL's trainers read one kind of records each."""
+"""Each format has files of its own, since each of TRL's trainers reads one kind of record."""
 Split = Literal["train", "heldout"]
 
 
 @dataclass(frozen=True, slots=True)
 class TrlRecord:
-    """One line of an export. `row.answer` is the completion, or what is chosen over `row.original`."""
+    """One record of an export. `row.answer` is the completion, or is chosen over `row.original`."""
 
     format: Format
-    part: Split
+    split: Split
     row: Row
 
     @property
     def file(self) -> str:
-        """The name of its file, without what says how it is written."""
-        return f"{self.format}-{self.part}"
+        """Name of its file, without the extension."""
+        return f"{self.format}-{self.split}"
 
-    def fields(self) -> dict[str, Any]:
-        """As TRL takes it."""
+    def fields(self) -> TrlRow:
+        """Return the record as TRL takes it."""
         row = self.row
         if self.format == "dpo":
             return dpo_row(row.messages, row.answer, row.original)
@@ -53,15 +53,15 @@ class TrlRecord:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Records in the order of their files, and what is held back."""
+    """Records in the order of their files, and what is quarantined."""
 
     records: tuple[TrlRecord, ...]
-    held: tuple[QuarantinedRow, ...]
+    quarantined: tuple[QuarantinedRow, ...]
 
     def digest(self) -> str:
-        """Content hash over all records and the events that they come from."""
-        told = (canonical_json([one.file, one.row.identity, one.fields()]) for one in self.records)
-        return sha256(b"\n".join(told))
+        """Return the content hash of all records and of the events that they come from."""
+        records = (canonical_json([one.file, one.row.identity, one.fields()]) for one in self.records)
+        return sha256(b"\n".join(records))
 
 
 def build_export(
@@ -69,30 +69,28 @@ def build_export(
     examples: Sequence[Example],
     *,
     comments: CommentMode = "hold",
-    revised: Mapping[str, Rewrite] | None = None,
+    rewrites: Mapping[str, Rewrite] | None = None,
 ) -> Export:
-    """All that may train, verified as a run verifies it, but for its token limit and its least count for KTO: how many
-    are enough is for who trains on it to say. `revised`: what the reviser has made of comments so far. A function of
-    its arguments alone, in whatever order the examples come."""
-    taken = build(line, examples, {}, comments=comments, revised=revised or {}, kto_least=0)
-    held = list(taken.held)
+    """Return everything that may train, filtered as for a run but without its token limit and its minimum for KTO.
+
+    Whoever trains on an export decides how many rows suffice. `rewrites` are those that exist already. Depends only on
+    the arguments, and not on the order of the examples.
+    """
+    snapshot = build(line, examples, {}, comments=comments, rewrites=rewrites or {}, kto_least=0)
+    quarantined = list(snapshot.quarantined)
     records: list[TrlRecord] = []
-    parts: tuple[Split, Split] = ("train", "heldout")
-    for part, rows in zip(parts, (taken.train, taken.measure), strict=True):
+    splits: tuple[Split, Split] = ("train", "heldout")
+    for split, rows in zip(splits, (snapshot.train, snapshot.heldout), strict=True):
         for row in (one.row for one in rows):
-            records.append(TrlRecord(row.objective, part, row))
+            records.append(TrlRecord(row.objective, split, row))
             if row.kind != "correction":
                 continue
-            # Also over what it corrects, where that, too, may be told.
+            # A correction is also a pair with the answer that it corrects, if that answer passes the checks.
             reason = first_fault_of_original(row)
             if reason is None:
-                records.append(TrlRecord("dpo", part, row))
+                records.append(TrlRecord("dpo", split, row))
             else:
-                held.append(
-                    QuarantinedRow(
-                        row.response_id, row.event_id, f"{reason} (in the answer that it corrects)"
-                    )
-                )
+                quarantined.append(QuarantinedRow.of(row, f"{reason} (in the corrected answer)"))
     records.sort(key=lambda one: (one.file, one.row.identity))
-    held.sort(key=lambda one: (one.response_id, one.event_id, one.reason))
-    return Export(tuple(records), tuple(held))
+    quarantined.sort(key=lambda one: (one.response_id, one.event_id, one.reason))
+    return Export(tuple(records), tuple(quarantined))

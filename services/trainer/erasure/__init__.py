@@ -1,1 +1,1 @@
-"""Erasures: what is to go, where it lies in runs and exports, and the report of it."""
+"""Erasures in the trainer: which requests are due, deleting their rows from runs and exports, and the reports."""

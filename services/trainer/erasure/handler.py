@@ -1,17 +1,16 @@
-"""Follows erasures in what the trainer keeps, and reports them.
+"""Applies erasures to everything that the trainer stores, and reports them.
 
-What holds, once a request is reported: no file of this trainer has a row of the subject that the collected table does
-not have, and none will get one.
+Once a request is reported, no file of this trainer contains a row of the subject that the batch table does not have,
+and none will. This holds because:
 
-- The collected table has lost the rows before: a request is due only when every rewritten batch is here.
-- A run that has its snapshot is looked at: if it holds such rows it is ended, and another begins in its place; if not,
-  nothing that it writes later can hold them, for it reads no rows but those of its snapshot.
-- A run that has not may be reading the table at this very moment: its process is stopped and begins again, from the
-  table as it is now.
+- A request is due only when the batch table has every rewritten batch, so the table has lost the rows already.
+- A run with a snapshot is inspected. If it contains such rows, it is ended and another begins in its place; if not,
+  nothing that it writes later can contain them, because it reads no other rows.
+- A run without a snapshot may be reading the table right now, so its process is stopped and starts again.
 - A run whose snapshot has a row that the table lost is never published, whether or not its request is due yet.
-- An export is written by this same process, from the table as it is then.
-- A revision of a comment is written by a run's process that has no snapshot yet, so none is written meanwhile.
-- Each step may be repeated, and the report comes last: a crash anywhere begins again at the first.
+- Exports are written by this process, from the table as it is then.
+- Rewrites of comments are written by a run that has no snapshot yet, so none are written meanwhile.
+- Every step can be repeated, and the report comes last, so after a crash all steps run again.
 """
 
 from __future__ import annotations
@@ -42,36 +41,39 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ErasureHandler:
-    """`folder` holds the runs' folders, `exported` the exports."""
+    """Erasures of one line. `runs` contains the folders of runs, `exports` those of exports."""
 
     line: str
     db: sqlite3.Connection
-    folder: Path
-    exported: Path
+    runs: Path
+    exports: Path
     versions: VersionLog
     clock: Clock
 
-    def due(self) -> list[ErasureTarget]:
-        """What can be followed now."""
+    def due_targets(self) -> list[ErasureTarget]:
+        """Return the targets that can be applied now."""
         return requests.due_targets(self.db)
 
-    def concerns(self, run_id: str, targets: Sequence[ErasureTarget]) -> bool:
-        """Whether the run's snapshot, which is complete, holds rows that are to go. Notes for which requests."""
-        found = redact_run.find_affected(self.folder / run_id, targets, self._stands).held()
-        requests.record_run(self.db, run_id, found)
-        return bool(found)
+    def affects(self, run_id: str, targets: Sequence[ErasureTarget]) -> bool:
+        """Return whether a run's complete snapshot contains rows to delete, and record for which requests."""
+        affected = redact_run.affected_requests(self.runs / run_id, targets, self._is_current)
+        requests.record_run(self.db, run_id, affected)
+        return bool(affected)
 
-    def outdated(self, run_id: str) -> bool:
-        """Whether the run's snapshot has any row that was taken out of its batch since."""
-        rows = redact_run.rows_of(self.folder / run_id)
-        return batch_table.has_rewrites(self.db) and not all(self._stands(one.row) for one in rows)
+    def has_erased_rows(self, run_id: str) -> bool:
+        """Return whether a run's snapshot contains any row that was deleted from its batch since."""
+        rows = redact_run.rows_of(self.runs / run_id)
+        return batch_table.has_rewrites(self.db) and not all(self._is_current(one.row) for one in rows)
 
-    def follow(self, targets: Sequence[ErasureTarget], open_run: str | None) -> bool:
-        """Takes the targets out of all that is kept but the open run, which `concerns` has cleared, and reports them.
-        False if somebody reads the table: try again. Raises `BrokerUnavailable`."""
-        self._sweep(targets, open_run)
-        self._sweep_exports(targets)
-        rewrite_cache.delete(self.folder.parent / rewrite_cache.FOLDER, targets, self._stands)
+    def apply(self, targets: Sequence[ErasureTarget], open_run: str | None) -> bool:
+        """Delete the targets from everything but the open run, which `affects` has cleared, and report them.
+
+        Returns False if another process reads the database: then nothing was reported, and the caller must try again.
+        Raises `BrokerUnavailable`.
+        """
+        self._redact_runs(targets, open_run)
+        self._redact_exports(targets)
+        rewrite_cache.redact(self.runs.parent / rewrite_cache.FOLDER, targets, self._is_current)
         with self.db:
             quarantine_release.remove_orphaned(self.db)
         if not scrub(self.db):
@@ -86,48 +88,48 @@ class ErasureHandler:
             )
         return True
 
-    def _stands(self, row: Row) -> bool:
+    def _is_current(self, row: Row) -> bool:
         return batch_table.has_signal(self.db, row.response_id, row.revision, row.event_id, row.user_id)
 
-    def _sweep(self, targets: Sequence[ErasureTarget], open_run: str | None) -> None:
-        closed = [path for path in self._folders() if path.name != open_run]
+    def _redact_runs(self, targets: Sequence[ErasureTarget], open_run: str | None) -> None:
+        closed = [path for path in self._run_folders() if path.name != open_run]
         for folder in closed:
             redact_run.remove_leftovers(folder)
             if snapshot.is_complete(folder):
-                self.concerns(folder.name, targets)
-        noted = [requests.affected_runs(self.db, target.request_id) for target in targets]
-        held = {run_id for found in noted for run_id in found}
-        trained = {run_id for found in noted for run_id, it_did in found.items() if it_did}
-        unborn = run_table.erased_runs(self.db)
+                self.affects(folder.name, targets)
+        recorded = [requests.affected_runs(self.db, target.request_id) for target in targets]
+        affected = {run_id for runs in recorded for run_id in runs}
+        trained = {run_id for runs in recorded for run_id, has_trained in runs.items() if has_trained}
+        ended_by_erasure = run_table.erased_runs(self.db)
         for folder in closed:
-            if folder.name in unborn:
+            if folder.name in ended_by_erasure:
                 remove(folder)
-            elif folder.name in held and snapshot.is_complete(folder):
-                redact_run.redact(folder, targets, self._stands)
+            elif folder.name in affected and snapshot.is_complete(folder):
+                redact_run.redact(folder, targets, self._is_current)
             elif redact_run.stable_run_of(folder) in trained:
-                # What a version said at the gate may be what it was trained to say.
+                # At the gate the stable version may have answered with what it was trained on.
                 for name in GATE_TEXTS:
                     remove(folder / name)
 
-    def _sweep_exports(self, targets: Sequence[ErasureTarget]) -> None:
-        for folder in export_files.remove_unfinished(self.exported):
-            found = export_files.affected_requests(folder, targets, self._stands)
-            if found:
+    def _redact_exports(self, targets: Sequence[ErasureTarget]) -> None:
+        for folder in export_files.remove_unfinished(self.exports):
+            affected = export_files.affected_requests(folder, targets, self._is_current)
+            if affected:
                 name = f"export-{folder.name}"
-                requests.record_run(self.db, name, [(request_id, False) for request_id in sorted(found)])
-                export_files.redact(folder, targets, self._stands)
+                requests.record_run(self.db, name, dict.fromkeys(sorted(affected), False))
+                export_files.redact(folder, targets, self._is_current)
 
-    def _folders(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("*") if path.is_dir())
+    def _run_folders(self) -> list[Path]:
+        return sorted(path for path in self.runs.glob("*") if path.is_dir())
 
     def _report(self, target: ErasureTarget, versions: Sequence[ModelVersion]) -> ErasureReport:
-        held = requests.affected_runs(self.db, target.request_id)
+        runs = requests.affected_runs(self.db, target.request_id)
         batches = requests.rewritten_batches(self.db, target.request_id)
         affected = [
             version.ref.version
             for version in versions
             if version.run_id is not None
-            and (held.get(version.run_id, False) or self._may_have_trained(version, batches))
+            and (runs.get(version.run_id, False) or self._may_have_trained(version, batches))
         ]
         return ErasureReport(
             line=self.line,
@@ -138,11 +140,14 @@ class ErasureHandler:
             event_id=target.event_id,
             service="trainer",
             versions=tuple(affected),
-            snapshots=len(held),
+            snapshots=len(runs),
             completed_at=from_ms(self.clock.now_ms()),
         )
 
     def _may_have_trained(self, version: ModelVersion, batches: Sequence[str]) -> bool:
-        """Where the snapshot of a version is lost, all that is known is which batches it read: rather one too many."""
-        lost = version.run_id is not None and not snapshot.is_complete(self.folder / version.run_id)
+        """Return whether a version whose snapshot is lost read any of these batches.
+
+        Which of their rows it trained is not known then, so a report may name a version too many, but never misses one.
+        """
+        lost = version.run_id is not None and not snapshot.is_complete(self.runs / version.run_id)
         return lost and version.dataset is not None and any(map(version.dataset.holds, batches))

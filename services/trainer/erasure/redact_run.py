@@ -1,78 +1,57 @@
-"""Taking rows out of a run's folder, and with them whatever else in it may hold their text."""
+"""Deletes rows from a run's folder, together with all other files in it that may contain their text."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.trainer.dataset import snapshot
-from services.trainer.dataset.erasure_target import ErasureTarget, IsCurrent
-from services.trainer.dataset.filters import GroupedRow, Row
+from services.trainer.dataset.erasure_target import ErasureTarget, IsCurrent, targets_of
+from services.trainer.dataset.filters import GroupedRow
 from services.trainer.dataset.snapshot import HELDOUT_ROWS, SNAPSHOT, TRAIN_ROWS
 from services.trainer.files import keep_only, remove, write_whole
 from services.trainer.run.folder import CONFIG, WITHOUT_TEXT
 
 
-@dataclass(slots=True)
-class AffectedRows:
-    """The rows of one snapshot that are to go: the requests that take them out of either part."""
-
-    trained: set[str] = field(default_factory=set)
-    measured: set[str] = field(default_factory=set)
-
-    def held(self) -> list[tuple[str, bool]]:
-        """(request_id, whether it trained)"""
-        return [
-            (request_id, request_id in self.trained) for request_id in sorted(self.trained | self.measured)
-        ]
-
-
-def find_affected(folder: Path, targets: Sequence[ErasureTarget], stands: IsCurrent) -> AffectedRows:
-    """What of a complete snapshot the targets take. A row that the collected table still has stays, whoever's it is:
-    it was said after the request."""
-    found = AffectedRows()
-    for name, requests in ((TRAIN_ROWS, found.trained), (HELDOUT_ROWS, found.measured)):
-        asker_known = snapshot.names_askers(folder, name)
+def affected_requests(
+    folder: Path, targets: Sequence[ErasureTarget], is_current: IsCurrent
+) -> dict[str, bool]:
+    """Return the requests that delete rows of a complete snapshot: request_id -> whether any of these rows trained."""
+    affected: dict[str, bool] = {}
+    for name, trains in ((HELDOUT_ROWS, False), (TRAIN_ROWS, True)):
         for one in snapshot.read_rows(folder, name):
-            requests |= {t.request_id for t in _taken(one.row, targets, stands, asker_known=asker_known)}
-    return found
-
-
-def _taken(
-    row: Row, targets: Sequence[ErasureTarget], stands: IsCurrent, *, asker_known: bool
-) -> list[ErasureTarget]:
-    meant = [target for target in targets if target.means(row, asker_known=asker_known)]
-    return meant if meant and not stands(row) else []
+            affected |= {target.request_id: trains for target in targets_of(one.row, targets, is_current)}
+    return dict(sorted(affected.items()))
 
 
 def rows_of(folder: Path) -> Iterable[GroupedRow]:
-    """All rows of a complete snapshot, trained or measured."""
+    """Yield all rows of a complete snapshot, those that train and the held-out ones."""
     yield from snapshot.read_rows(folder, TRAIN_ROWS)
     yield from snapshot.read_rows(folder, HELDOUT_ROWS)
 
 
-def redact(folder: Path, targets: Sequence[ErasureTarget], stands: IsCurrent) -> None:
-    """Both parts of the snapshot without what the targets take; of the other files those that hold no text. May be
-    repeated. The mark goes on naming the dataset that was trained, by its digest."""
-    gone = 0
+def redact(folder: Path, targets: Sequence[ErasureTarget], is_current: IsCurrent) -> None:
+    """Delete the rows that the targets delete from the snapshot, and all other files that may contain text.
+
+    `snapshot.json` keeps the digest of the dataset that was trained. May be repeated.
+    """
+    deleted = 0
     for name in (TRAIN_ROWS, HELDOUT_ROWS):
-        asker_known = snapshot.names_askers(folder, name)
         rows = snapshot.read_rows(folder, name)
-        left = [one for one in rows if not _taken(one.row, targets, stands, asker_known=asker_known)]
-        if len(left) < len(rows):
-            write_whole(folder / name, snapshot.to_parquet(left, names_askers=asker_known))
-            gone += len(rows) - len(left)
-    if gone:
-        mark = json.loads((folder / SNAPSHOT).read_bytes())
-        mark["erased"] = mark.get("erased", 0) + gone
-        write_whole(folder / SNAPSHOT, json.dumps(mark, sort_keys=True).encode())
+        kept = [one for one in rows if not targets_of(one.row, targets, is_current)]
+        if len(kept) < len(rows):
+            write_whole(folder / name, snapshot.to_parquet(kept))
+            deleted += len(rows) - len(kept)
+    if deleted:
+        summary = json.loads((folder / SNAPSHOT).read_bytes())
+        summary["erased"] = summary.get("erased", 0) + deleted
+        write_whole(folder / SNAPSHOT, json.dumps(summary, sort_keys=True).encode())
     keep_only(folder, WITHOUT_TEXT | {TRAIN_ROWS, HELDOUT_ROWS})
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Of a run that is over: what a crash left behind, which may be older than any erasure."""
+    """Remove from the folder of a closed run what a crash left unfinished, which may be older than any erasure."""
     if not snapshot.is_complete(folder):
         keep_only(folder, WITHOUT_TEXT)
         return
@@ -81,7 +60,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def stable_run_of(folder: Path) -> str | None:
-    """The run whose version this run was gated against."""
+    """Return the run whose version a run was gated against, or None."""
     file = folder / CONFIG
-    found = json.loads(file.read_bytes()).get("stable_run") if file.exists() else None
-    return found if isinstance(found, str) else None
+    stable = json.loads(file.read_bytes()).get("stable_run") if file.exists() else None
+    return stable if isinstance(stable, str) else None

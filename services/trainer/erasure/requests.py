@@ -1,20 +1,22 @@
-"""What is to be erased here: the processor's reports as they come, kept beside the batches that they name.
+"""Table of erasure requests: the processor's reports, and the runs and exports that each request affects.
 
-A request is due once all partitions have reported and every batch that they rewrote is here as they left it.
+A request is due once every partition has reported, and the batch table has every batch in the rewrite that they reported.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from services.trainer.dataset.erasure_target import ErasureTarget
 from shared.events import ErasureReport
 
 
 def store_report(db: sqlite3.Connection, report: ErasureReport, line: str) -> None:
-    """A report of the processor, inside the caller's transaction; of its batches those of `line`. Others say nothing
-    new: whether this trainer has reported is read from the log when it is about to."""
+    """Store a report of the processor with the batches of `line`, within the caller's transaction.
+
+    Reports of other services are ignored: whether this trainer has reported is read from the log before it reports.
+    """
     if report.service != "processor" or report.partition is None:
         return
     db.execute(
@@ -42,7 +44,7 @@ def store_report(db: sqlite3.Connection, report: ErasureReport, line: str) -> No
 
 
 def due_targets(db: sqlite3.Connection) -> list[ErasureTarget]:
-    """Those that can be followed now and were not reported yet."""
+    """Return the requests that are due and not reported yet, in order of their ids."""
     rows = db.execute(
         "SELECT request_id, kind, subject, response_id, event_id FROM erasures AS e WHERE reported = 0 "
         "AND (SELECT COUNT(*) FROM erasure_parts AS p WHERE p.request_id = e.request_id) >= partitions "
@@ -53,29 +55,32 @@ def due_targets(db: sqlite3.Connection) -> list[ErasureTarget]:
 
 
 def rewritten_batches(db: sqlite3.Connection, request_id: str) -> list[str]:
-    """The batches it was taken out of."""
-    found = db.execute("SELECT batch_id FROM erasure_batches WHERE request_id = ?", (request_id,))
-    return [batch_id for (batch_id,) in found]
+    """Return the batches that a request rewrote."""
+    rows = db.execute("SELECT batch_id FROM erasure_batches WHERE request_id = ?", (request_id,))
+    return [batch_id for (batch_id,) in rows]
 
 
-def record_run(db: sqlite3.Connection, run_id: str, held: Iterable[tuple[str, bool]]) -> None:
-    """(request_id, whether it trained) for each request whose rows the run's snapshot holds. Noted before they are
-    taken out, so that a crash in the middle forgets no version."""
+def record_run(db: sqlite3.Connection, run_id: str, affected: Mapping[str, bool]) -> None:
+    """Record that a run or an export contains rows of requests: request_id -> whether any of them trained.
+
+    Recorded before the rows are deleted, so that a crash in between does not lose which version is affected.
+    """
     with db:
         db.executemany(
             "INSERT INTO erasure_runs VALUES (?, ?, ?) "
             "ON CONFLICT (request_id, run_id) DO UPDATE SET trained = MAX(trained, excluded.trained)",
-            [(request_id, run_id, int(trained)) for request_id, trained in held],
+            [(request_id, run_id, int(trained)) for request_id, trained in affected.items()],
         )
 
 
 def affected_runs(db: sqlite3.Connection, request_id: str) -> dict[str, bool]:
-    """run_id -> whether it trained on what the request takes."""
+    """Return the runs and exports that contained rows of a request: run_id -> whether any of them trained."""
     rows = db.execute("SELECT run_id, trained FROM erasure_runs WHERE request_id = ?", (request_id,))
     return {run_id: bool(trained) for run_id, trained in rows}
 
 
 def mark_reported(db: sqlite3.Connection, request_ids: Iterable[str]) -> None:
+    """Record that the trainer has reported these requests."""
     with db:
         db.executemany(
             "UPDATE erasures SET reported = 1 WHERE request_id = ?",
