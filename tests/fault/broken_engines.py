@@ -1,4 +1,4 @@
-"""Engines that are broken on purpose, each in a way that others get wrong: the fault tests' oracle must catch each."""
+"""Engines that are broken on purpose, each by a common mistake. The oracle of the fault tests must catch every one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from services.processor.core.step import SERVICE
+from services.processor.core.wire import SERVICE
 from shared.cloudevents import cloudevent
 from shared.events import FEEDBACK, Outcome, OutcomeKind, from_ms, parse_union
 from shared.records import Output, Record
@@ -36,41 +36,44 @@ VARIANTS = (
     "changelog outside the transaction",
 )
 ONE_TOPIC_AHEAD = "one topic ahead"
-FENCE_IN_MEMORY = "fence in memory"
+ERASED_USERS_IN_MEMORY = "erased users in memory"
 
 
 def broken(variant: str, config: EngineConfig, folder: Path) -> tuple[Callable[..., Engine], Wrap]:
-    """The engine and what to wrap the step in; with no variant both are as they should be."""
-    make: Callable[..., Engine] = Engine
-    wrap: Wrap = _as_it_is
+    """Return the engine class of a variant and the wrapper of its step. An empty variant is not broken."""
+    make_engine: Callable[..., Engine] = Engine
+    wrap: Wrap = _unchanged
     if variant == "ack before commit":
-        make = PositionsFirst
+        make_engine = CommitsPositionsFirst
     elif variant == "positions outside the transaction":
-        make = PositionsAfter
-        _replace(engine_module, "TransactionalProducer", WithoutPositions)
+        make_engine = CommitsPositionsAfter
+        _replace(engine_module, "TransactionalProducer", TransactionWithoutPositions)
     elif variant == "store before commit":
-        make = StoreFirst
+        make_engine = WritesStoreFirst
     elif variant == "dedup key before the write":
         folder.mkdir(parents=True, exist_ok=True)
-        wrap = lambda step: RememberedFirst(step, folder.parent / "remembered")  # noqa: E731
+        wrap = lambda step: RemembersEventsFirst(step, folder.parent / "remembered")  # noqa: E731
     elif variant == "changelog outside the transaction":
-        ChangelogApart.changelog, ChangelogApart.servers = config.changelog, config.bootstrap_servers
-        _replace(engine_module, "TransactionalProducer", ChangelogApart)
-    elif variant == FENCE_IN_MEMORY:
-        wrap = ForgottenFence
+        SeparateChangelogProducer.changelog, SeparateChangelogProducer.servers = (
+            config.changelog,
+            config.bootstrap_servers,
+        )
+        _replace(engine_module, "TransactionalProducer", SeparateChangelogProducer)
+    elif variant == ERASED_USERS_IN_MEMORY:
+        wrap = KeepsErasedUsersInMemory
     elif variant == ONE_TOPIC_AHEAD:
-        _replace(partition_module, "MergeBuffer", Unmerged)
+        _replace(partition_module, "MergeBuffer", UnmergedInputs)
     else:
         assert not variant, variant
-    return make, wrap
+    return make_engine, wrap
 
 
 def _replace(module: ModuleType, name: str, by: type) -> None:
-    """For this process, which is a test's."""
+    """Patch a module of this process, which belongs to one test."""
     setattr(module, name, by)
 
 
-def _as_it_is(step: RereadingStep) -> RereadingStep:
+def _unchanged(step: RereadingStep) -> RereadingStep:
     return step
 
 
@@ -85,24 +88,24 @@ def _commit(consumer: Consumer, shares: list[PartitionSlice]) -> None:
     )
 
 
-class PositionsFirst(Engine):
-    """Commits the positions, then runs the transaction. A crash in between loses records."""
+class CommitsPositionsFirst(Engine):
+    """Commits positions before the transaction. A crash in between loses records."""
 
     def _transact(self, shares: list[PartitionSlice]) -> CommitStats | None:
         _commit(self._inputs._consumer, shares)
         return super()._transact(shares)
 
 
-class WithoutPositions(TransactionalProducer):
-    """The transaction has outputs and changelog alone."""
+class TransactionWithoutPositions(TransactionalProducer):
+    """Leaves the positions out of the transaction."""
 
     def send_positions(self, positions: list[TopicPartition], group: Any) -> None:
         while self._producer.flush(1.0):
             pass
 
 
-class PositionsAfter(Engine):
-    """Commits the transaction, then the positions. A crash in between has records processed again."""
+class CommitsPositionsAfter(Engine):
+    """Commits positions after the transaction. A crash in between repeats records."""
 
     def _transact(self, shares: list[PartitionSlice]) -> CommitStats | None:
         commit = super()._transact(shares)
@@ -110,8 +113,8 @@ class PositionsAfter(Engine):
         return commit
 
 
-class StoreFirst(Engine):
-    """Writes the store, then commits. A crash in between leaves a state that never was."""
+class WritesStoreFirst(Engine):
+    """Writes the store before the commit. A crash in between leaves a state that was never committed."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         probe = settings.pop("probe")
@@ -132,15 +135,15 @@ class StoreFirst(Engine):
     def _write(self, share: PartitionSlice) -> None:
         if share.changelog_offset is not None:
             writes = {**share.partition.write_buffer.writes, POSITIONS_KEY: share.new_positions.encode()}
-            for more in (writes, {}):  # the second has the first flushed to the disk
-                share.partition.store.apply(more, share.changelog_offset + 1)
+            for batch in (writes, {}):  # the second call flushes the first to disk
+                share.partition.store.apply(batch, share.changelog_offset + 1)
                 self._stop.wait(0.1)
 
 
-class RememberedFirst:
-    """Remembers what it has seen in a side store, before the transaction: the Redis key set before the write.
+class RemembersEventsFirst:
+    """Remembers events in a side store before the transaction, like a Redis key that is set before the write.
 
-    A crash in between has it take for a repetition what was never counted.
+    After a crash in between, it takes an event that never counted for a repetition.
     """
 
     def __init__(self, step: RereadingStep, path: Path) -> None:
@@ -148,20 +151,22 @@ class RememberedFirst:
         self._seen = set(path.read_text().split()) if path.exists() else set()
         self._file = path.open("a")
 
-    def __call__(self, state: State, record: Record | Tick | RereadComplete) -> Iterator[Output | RereadRequest]:
+    def __call__(
+        self, state: State, record: Record | Tick | RereadComplete
+    ) -> Iterator[Output | RereadRequest]:
         if not isinstance(record, Record) or record.topic != FEEDBACK_EVENTS.name:
             yield from self._step(state, record)
             return
         key = hashlib.sha256(record.value or b"").hexdigest()
         if key in self._seen:
-            yield self._repeated(record)
+            yield self._duplicate(record)
             return
         self._seen.add(key)
         self._file.write(f"{key}\n")
         self._file.flush()
         yield from self._step(state, record)
 
-    def _repeated(self, record: Record) -> Output:
+    def _duplicate(self, record: Record) -> Output:
         event = parse_union(FEEDBACK, record.value)
         outcome = Outcome(
             line=event.line,
@@ -181,35 +186,37 @@ class RememberedFirst:
         )
 
 
-class ForgottenFence:
-    """Keeps whom it erased in memory alone. A crash, and what comes late of them is taken in again."""
+class KeepsErasedUsersInMemory:
+    """Keeps erased users in memory only. After a crash, their late records are accepted."""
 
     def __init__(self, step: RereadingStep) -> None:
         self._step = step
-        self._fences: dict[bytes, bytes] = {}
+        self._users: dict[bytes, bytes] = {}
 
-    def __call__(self, state: State, record: Record | Tick | RereadComplete) -> Iterable[Output | RereadRequest]:
-        return self._step(WithFences(state, self._fences), record)
+    def __call__(
+        self, state: State, record: Record | Tick | RereadComplete
+    ) -> Iterable[Output | RereadRequest]:
+        return self._step(StateWithoutErasedUsers(state, self._users), record)
 
 
-class WithFences:
-    """`State` with the fences apart."""
+class StateWithoutErasedUsers:
+    """A `State` that keeps erased users in a dictionary instead."""
 
-    def __init__(self, state: State, fences: dict[bytes, bytes]) -> None:
-        self._state, self._fences = state, fences
+    def __init__(self, state: State, users: dict[bytes, bytes]) -> None:
+        self._state, self._users = state, users
 
     def get(self, key: bytes) -> bytes | None:
-        return self._fences.get(key) if key.startswith(b"f/") else self._state.get(key)
+        return self._users.get(key) if key.startswith(b"f/") else self._state.get(key)
 
     def put(self, key: bytes, value: bytes) -> None:
         if key.startswith(b"f/"):
-            self._fences[key] = value
+            self._users[key] = value
         else:
             self._state.put(key, value)
 
     def delete(self, key: bytes) -> None:
         if key.startswith(b"f/"):
-            self._fences.pop(key, None)
+            self._users.pop(key, None)
         else:
             self._state.delete(key)
 
@@ -217,21 +224,21 @@ class WithFences:
         return self._state.scan(start, end)
 
 
-class ChangelogApart(TransactionalProducer):
-    """The changelog by a producer of its own. A crash before the commit leaves a state without its outputs."""
+class SeparateChangelogProducer(TransactionalProducer):
+    """Writes the changelog outside the transaction. A crash before the commit leaves state without its outputs."""
 
     changelog = ""
     servers = ""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._apart = Producer({"bootstrap.servers": self.servers, "acks": "all", "linger.ms": 5})
+        self._separate = Producer({"bootstrap.servers": self.servers, "acks": "all", "linger.ms": 5})
 
     def produce(self, outputs: Iterable[Output]) -> None:
         rest = []
         for output in outputs:
             if output.topic == self.changelog:
-                self._apart.produce(output.topic, output.value, output.key, output.partition or 0)
+                self._separate.produce(output.topic, output.value, output.key, output.partition or 0)
             else:
                 rest.append(output)
         super().produce(rest)
@@ -239,11 +246,11 @@ class ChangelogApart(TransactionalProducer):
     def produce_changelog(self, topic: str, partition: int, writes: Mapping[bytes, bytes | None]) -> None:
         self.begin()
         for key, value in writes.items():
-            self._apart.produce(topic, value, key, partition)
+            self._separate.produce(topic, value, key, partition)
 
     def produce_tracked(self, output: Output, delivered: Callable[[int], None]) -> None:
         self.begin()
-        self._apart.produce(
+        self._separate.produce(
             output.topic,
             output.value,
             output.key,
@@ -252,12 +259,12 @@ class ChangelogApart(TransactionalProducer):
         )
 
     def send_positions(self, positions: list[TopicPartition], group: Any) -> None:
-        self._apart.flush(10.0)
+        self._separate.flush(10.0)
         super().send_positions(positions, group)
 
 
-class Unmerged(MergeBuffer):
-    """Gives out what there is of the first topic, whatever the others may have that is older."""
+class UnmergedInputs(MergeBuffer):
+    """Hands out the first topic's records without waiting for older ones of the other topics."""
 
     def _next_run(self) -> tuple[int, float] | None:
         return next(((order, float("inf")) for order, queue in enumerate(self._queues) if queue), None)

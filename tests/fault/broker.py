@@ -1,4 +1,4 @@
-"""A Kafka of a test's own that may be killed and started again."""
+"""A Kafka broker that a test may kill and start again."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from deploy.local.processes import Program, end, spawn, tail
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT_SESSION = "broker.session.timeout.ms=500\nbroker.heartbeat.interval.ms=100\n"
-"""So that a broker that was killed is given up before it is back: see `lost_markers`."""
-LOST = "these partitions are likely deleted already and hence can be skipped"
+"""With these, the session of a killed broker times out before it is back: see `lost_markers`."""
+LOST_MARKERS = "these partitions are likely deleted already and hence can be skipped"
 
 
 class Broker:
-    """Started by `start`, once and again after each `kill`, under the same address and over the same data."""
+    """A broker that keeps its address and its data over every `kill` and `start`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,34 +37,35 @@ class Broker:
         self.address = f"{HOST}:{ports['kafka']}"
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Start the broker and wait until it answers."""
         log = self._folder / "kafka.log"
         self._child = spawn(self._program, folder=self._folder, log=log)
         assert wait_for_kafka(self.address, seconds=90), f"Kafka did not start:\n{tail(log)}"
 
     def kill(self) -> None:
-        """-9."""
+        """Kill the broker with SIGKILL."""
         assert self._child is not None
         self._child.kill()
         assert self._child.wait(10) == -signal.SIGKILL
 
     def end(self) -> None:
+        """Stop the broker gracefully, if it runs."""
         if self._child is not None:
             end(self._child, seconds=self._program.stop_seconds)
 
     def lost_markers(self) -> bool:
-        """Whether it has dropped the end of a transaction that was decided: then nobody can keep what it promised.
+        """Return whether the broker has dropped markers of a decided transaction: no client can then be exactly once.
 
-        A broker that was killed stays registered until its session times out. Where it is back before that, it loads
-        its transactions, and then its own partitions lose their leader for a moment: what it has yet to write to them
-        it takes for that of deleted topics. The transaction stays open there for ever, and is whole elsewhere.
+        A killed broker stays registered until its session times out. If it is back before that, it loads its
+        transactions, and then its own partitions lose their leader for a moment: it drops the markers that it still has
+        to write to them, as if the topics were deleted. The transaction stays open there and is complete elsewhere.
         """
-        return LOST in (self._folder / "kafka.log").read_text(errors="replace")
+        return LOST_MARKERS in (self._folder / "kafka.log").read_text(errors="replace")
 
 
 @contextmanager
 def own_broker(folder: Path) -> Iterator[Broker]:
-    """Started; stopped at the end."""
+    """Provide a running broker, and stop it at the end."""
     broker = Broker(folder)
     try:
         broker.start()

@@ -1,4 +1,4 @@
-"""What the fault tests share, and what they have to tell at the end. How much they try: see `extent`."""
+"""Fixtures of the fault tests, and the summary that they print. How much they try: see `fault_settings`."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 import pytest
 
 from tests.fault.fault_settings import RARE_SEEDS, SEEDS
-from tests.fault.processor_rig import ProcessorRig, Processors, processors
+from tests.fault.processor_rig import ProcessorGroup, ProcessorRig, processor_group
 
-COUNTED = ("kills", "complaints", "caught", "unjudged")
+COUNTED = ("kills", "violations", "caught", "unjudged")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`seed`: as many as were asked for; `rare_seed`: fewer."""
+    """Run a test once per `seed`, or per `rare_seed`, of which there are fewer."""
     for name, count in (("seed", SEEDS), ("rare_seed", RARE_SEEDS)):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, range(count))
 
 
 @pytest.fixture
-def workers(kafka: str, fresh: str, tmp_path: Path, record_property: Any) -> Iterator[Processors]:
-    """Processes of the processor on topics of their own, stamped by the broker."""
-    with processors(ProcessorRig(kafka, fresh).create(), tmp_path, record_property) as started:
-        yield started
+def workers(kafka: str, fresh: str, tmp_path: Path, record_property: Any) -> Iterator[ProcessorGroup]:
+    """Processor processes on their own topics, which the broker stamps with append times."""
+    with processor_group(ProcessorRig(kafka, fresh).create(), tmp_path, record_property) as group:
+        yield group
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """One line at the end of what was done here."""
+    """Print one line that sums up the fault tests."""
     reports = [
         report
         for reports in terminalreporter.stats.values()
@@ -40,7 +40,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     ran = [report for report in reports if report.when == "call"]
     if not ran:
         return
-    # A property stands in the report of every later phase too: the last one of a test has them all.
+    # The report of a later phase repeats the properties of the earlier ones, so the last has all of them.
     last: dict[str, pytest.TestReport] = {}
     for report in sorted(reports, key=lambda report: ("setup", "call", "teardown").index(report.when)):
         last[report.nodeid] = report
@@ -53,6 +53,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.section("faults")
     terminalreporter.write_line(
         f"faults: {len(ran)} runs with {SEEDS} seeds in {seconds:.0f} s of tests: {sums['kills']} kills, "
-        f"{sums['complaints']} complaints, {sums['caught']} broken variants caught, "
-        f"{sums['unjudged']} runs not judged as the broker lost what it had decided, {failed} failed"
+        f"{sums['violations']} violations, {sums['caught']} broken variants caught, "
+        f"{sums['unjudged']} runs not judged because the broker lost decided transactions, {failed} failed"
     )

@@ -1,4 +1,4 @@
-"""A real trainer's line whose run is disturbed, and the same run left alone beside it."""
+"""A real trainer whose run is interrupted, and the same run without interruptions for comparison."""
 
 from __future__ import annotations
 
@@ -13,62 +13,66 @@ from pathlib import Path
 from services.trainer.run.folder import ADAPTER, CONFIG
 from services.trainer.worker.launcher import TUNING
 from shared.adapters.artifacts_local import LocalArtifactStore
-from tests.fault.trainer_kills import SLOWLY_S, Phase, kill_the_run, kill_the_service, wait_for
-from tests.fault.trainer_oracle import Seen, complaints, weights_of
+from tests.fault.trainer_oracle import Observations, violations, weights_of
+from tests.fault.trainer_phases import STAGE_S, Phase, kill_run, kill_service, wait_for
 from tests.integration.service_process import ROOT, Service, running
-from tests.trainer_fixture import TrainerStand, until
+from tests.trainer_fixture import TrainerLine, wait_until
 
-HOWS = ("-9", "-9 to the run", "in order")
+ENDINGS = ("kill service", "kill run", "graceful")
 
 
-class Disturbed:
-    """One stand, its run, and what was seen of it."""
+class DisturbedTrainer:
+    """A trainer, its run, and the observations of it."""
 
-    def __init__(self, stand: TrainerStand, dice: random.Random) -> None:
-        self.stand, self.dice, self.seen, self.kills = stand, dice, Seen(), 0
+    def __init__(self, trainer: TrainerLine, rng: random.Random) -> None:
+        self.trainer, self.rng, self.observations, self.kills = trainer, rng, Observations(), 0
 
     @property
     def runs(self) -> Path:
-        return self.stand.folder / "data" / "trainer" / self.stand.line / "runs"
+        return self.trainer.folder / "data" / "trainer" / self.trainer.line / "runs"
 
     def run(self) -> Path | None:
         return next(self.runs.glob("*"), None) if self.runs.exists() else None
 
-    def end_in(self, phase: Phase, hows: Sequence[str] = HOWS) -> None:
-        with running("trainer", self.stand.folder, self.stand.env(phase.pause)) as service:
-            wait_for(phase, self.run, self.dice)
-            self.end(service, "-9" if phase.pause else self.dice.choice(hows))
+    def interrupt_in(self, phase: Phase, endings: Sequence[str] = ENDINGS) -> None:
+        """Start the trainer and end it at a random moment of this phase."""
+        with running("trainer", self.trainer.folder, self.trainer.env(phase.pause)) as service:
+            wait_for(phase, self.run, self.rng)
+            self.end(service, "kill service" if phase.pause else self.rng.choice(endings))
 
     def kill_when_published(self) -> None:
-        with running("trainer", self.stand.folder, self.stand.env("published")) as service:
-            until(self.stand.trained, SLOWLY_S, "a version in the log")
-            self.end(service, "-9")
+        """Start the trainer and kill it once its version is in the log."""
+        with running("trainer", self.trainer.folder, self.trainer.env("published")) as service:
+            wait_until(self.trainer.trained_versions, STAGE_S, "a version in the log")
+            self.end(service, "kill service")
 
-    def end(self, service: Service, how: str) -> None:
-        """`-9` to the service or (where there is one) to its run's process alone, or `in order`, as by Ctrl-C."""
-        if how == "in order":
+    def end(self, service: Service, ending: str) -> None:
+        """Kill the service or only its run's process (if there is one), or stop the service gracefully."""
+        if ending == "graceful":
             service.child.terminate()
             service.child.wait()
-        elif not (how == "-9 to the run" and kill_the_run(service)):
-            kill_the_service(service)
-        self.kills += how != "in order"
-        self.seen.look(self.runs)
+        elif not (ending == "kill run" and kill_run(service)):
+            kill_service(service)
+        self.kills += ending != "graceful"
+        self.observations.observe(self.runs)
 
     def judge(self, undisturbed: Path) -> list[str]:
-        """After its end: against the same run, begun from the same table and left alone."""
-        self.seen.look(self.runs)
-        self.seen.versions = self.stand.trained()
-        store = LocalArtifactStore(self.stand.artifacts)
-        for one in self.seen.versions:
-            self.seen.weights[one.ref.version] = weights_of(store.fetch(one.ref.uri, one.ref.digest))
-        again = Seen()
-        self.seen.uninterrupted = weights_of(self._left_alone(undisturbed) / ADAPTER)
-        again.look(undisturbed / "runs")
-        self.seen.dataset_again = "".join(again.datasets)
-        return list(complaints(self.seen))
+        """Return the violations, compared with the same run from the same table without interruptions."""
+        self.observations.observe(self.runs)
+        self.observations.versions = self.trainer.trained_versions()
+        store = LocalArtifactStore(self.trainer.artifacts)
+        for version in self.observations.versions:
+            self.observations.weights[version.ref.version] = weights_of(
+                store.fetch(version.ref.uri, version.ref.digest)
+            )
+        again = Observations()
+        self.observations.undisturbed_weights = weights_of(self._run_undisturbed(undisturbed) / ADAPTER)
+        again.observe(undisturbed / "runs")
+        self.observations.retaken_dataset = "".join(again.datasets)
+        return list(violations(self.observations))
 
-    def _left_alone(self, folder: Path) -> Path:
-        """The folder of the run, done again by one process from its configuration and the table."""
+    def _run_undisturbed(self, folder: Path) -> Path:
+        """Repeat the run in one process from its configuration and the table. Return its folder."""
         run = self.run()
         assert run is not None
         again = folder / "runs" / run.name
@@ -76,7 +80,7 @@ class Disturbed:
         shutil.copy(run / CONFIG, again)
         for table in self.runs.parent.glob("trainer.sqlite3*"):
             shutil.copy(table, folder)
-        env = self.stand.env() | {"LOOPWRIGHT_DATA_DIR": str(folder / "data")}
+        env = self.trainer.env() | {"LOOPWRIGHT_DATA_DIR": str(folder / "data")}
         done = subprocess.run(
             [sys.executable, "-m", "services.trainer.worker.pipeline", str(again)],
             env=TUNING | dict(os.environ) | env,

@@ -1,6 +1,6 @@
-"""How much the fault tests try: `LOOPWRIGHT_FAULT_SEEDS` workloads for each fault (`make test-fault`: 20), or one.
+"""Extent of the fault tests: `LOOPWRIGHT_FAULT_SEEDS` workloads for each fault, one by default (`make test-fault`: 20).
 
-With one seed it is the short form, as among all tests: of faults with many varieties it tries the first two.
+With one seed the tests run in their short form, as part of `make test`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 SEEDS = int(os.environ.get("LOOPWRIGHT_FAULT_SEEDS", "1"))
 RARE_SEEDS = max(1, SEEDS // 4)
-"""For faults that do not depend on a moment that chance picks."""
+"""Workloads for faults that do not depend on a randomly chosen moment."""
 
 
-def varieties(of: Sequence[T]) -> Sequence[T]:
-    """All, or the first two in the short form."""
-    return of if SEEDS > 1 else of[:2]
+def select_variants(variants: Sequence[T]) -> Sequence[T]:
+    """Return all variants of a fault, or the first two in the short form."""
+    return variants if SEEDS > 1 else variants[:2]

@@ -1,4 +1,4 @@
-"""Disks of a test's own that can be filled to the last byte."""
+"""Small disks that tests can fill to the last byte."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MAY_MOUNT = 1 << 21
-"""CAP_SYS_ADMIN."""
+CAP_SYS_ADMIN = 1 << 21
+"""Bit of the Linux capability that mounting needs."""
 
 
-def may_mount() -> bool:
+def can_mount() -> bool:
+    """Return whether this process may mount file systems."""
     status = Path("/proc/self/status")
-    found = (
+    lines = (
         [line for line in status.read_text().splitlines() if line.startswith("CapEff:")]
         if status.exists()
         else []
     )
-    return bool(found and int(found[0].split()[1], 16) & MAY_MOUNT)
+    return bool(lines and int(lines[0].split()[1], 16) & CAP_SYS_ADMIN)
 
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
-    """So large, in memory."""
+    """Mount a file system of this size in memory."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
     try:
@@ -33,8 +34,8 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
 
 
 @contextmanager
-def ballast(path: Path) -> Iterator[None]:
-    """Full: not a byte is left where this file lies."""
+def fill_disk(path: Path) -> Iterator[None]:
+    """Fill the file system that holds `path`, until the block ends."""
     with path.open("wb", buffering=0) as file:
         size = 1 << 20
         while size:

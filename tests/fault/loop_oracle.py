@@ -1,4 +1,4 @@
-"""Reads everything the loop has written and says which of I1-I4 and I6 do not hold."""
+"""Checks I1-I4 and I6 over everything that the loop has written to the log."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from shared.topics import (
 from shared.versions import ModelVersion
 from tests.fault import oracle
 
-OF_THE_PROCESSOR = (CHAT_RESPONSES, FEEDBACK_EVENTS, FEEDBACK_OUTCOMES, TRAINING_BATCHES, FEEDBACK_TALLIES)
+PROCESSOR_TOPICS = (CHAT_RESPONSES, FEEDBACK_EVENTS, FEEDBACK_OUTCOMES, TRAINING_BATCHES, FEEDBACK_TALLIES)
 
 
 def read_all(kafka: str, topic: Topic) -> list[Record]:
-    """Every committed record of a topic."""
+    """Return every committed record of a topic."""
     reader = KafkaLogReader(kafka, "oracle", [topic.name])
     records = []
     while not reader.at_end():
@@ -35,16 +35,16 @@ def read_all(kafka: str, topic: Topic) -> list[Record]:
     return records
 
 
-def complaints(kafka: str) -> list[str]:
-    """What does not hold, in words; empty if all is well. Call it when the processor has consumed all there is."""
+def violations(kafka: str) -> list[str]:
+    """Return the violations found; empty if all invariants hold. The processor must have consumed all of its inputs."""
     dead = [r for r in read_all(kafka, DEAD_LETTERS) if parse_origin(r).topic in oracle.INPUTS]
     changelog = read_all(kafka, PROCESSOR_CHANGELOG)
-    seen = oracle.Seen({t.name: read_all(kafka, t) for t in OF_THE_PROCESSOR}, dead, changelog)
-    return [*oracle.complaints(seen), *_each_run_published_one_version(kafka)]
+    contents = oracle.LogContents({t.name: read_all(kafka, t) for t in PROCESSOR_TOPICS}, dead, changelog)
+    return [*oracle.violations(contents), *_each_run_published_one_version(kafka)]
 
 
 def _each_run_published_one_version(kafka: str) -> Iterable[str]:
-    """I6: one version per run, numbers 1, 2, 3... each once."""
+    """Check I6: one version per run, with the numbers 1, 2, 3... each once."""
     versions = [ModelVersion.from_json(record.value) for record in read_all(kafka, MODEL_VERSIONS)]
     trained = [version for version in versions if version.ref.kind != "base"]
     runs = Counter(version.run_id for version in trained)

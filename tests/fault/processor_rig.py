@@ -1,4 +1,4 @@
-"""The processor's topics under a prefix, its processes, and everything that the log holds of them afterwards."""
+"""Runs the real processor in processes that can be killed, and reads everything that the log then holds."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from shared.adapters.kafka import to_record
 from shared.records import Record
 from shared.stream.config import EngineConfig
 from shared.topics import TOPICS
-from tests.fault.oracle import Seen, complaints
-from tests.fault.workload import Load, history
+from tests.fault.oracle import LogContents, violations
+from tests.fault.workload import LoadGenerator, history
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = {"session_timeout": 2.0, "transaction_timeout": 1.5}
-SHIPPED: dict[str, float] = {}
-ASK_S = 2.0
+SHORT_TIMEOUTS = {"session_timeout": 2.0, "transaction_timeout": 1.5}
+SHIPPED_TIMEOUTS: dict[str, float] = {}
+CALL_S = 2.0
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ProcessorRig:
-    """One processor application on a shared broker."""
+    """The topics of one processor application under a prefix, on a shared broker."""
 
     kafka: str
     name: str
@@ -49,9 +49,9 @@ class ProcessorRig:
         return f"{self.name}."
 
     def config(self, instance: str, **changes: Any) -> EngineConfig:
-        """What is shipped, under other names."""
+        """Return the shipped configuration with prefixed topic names."""
         settings = ProcessorSettings(
-            kafka_bootstrap_servers=self.kafka, processor_instance=instance, partitions=self.partitions
+            kafka_bootstrap_servers=self.kafka, instance=instance, partitions=self.partitions
         )
         shipped = engine_config(settings)
         return replace(
@@ -65,7 +65,7 @@ class ProcessorRig:
         )
 
     def create(self, *, create_time: bool = False) -> ProcessorRig:
-        """The topics as the topics job makes them; with `create_time` the inputs' writers say when they wrote."""
+        """Create the topics as the topics job does. With `create_time`, writers choose the inputs' append times."""
         stamp = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"} if create_time else {}
         inputs = engine_config(ProcessorSettings()).inputs
         wanted = [
@@ -82,46 +82,46 @@ class ProcessorRig:
             future.result()
         return self
 
-    def seen(self, seconds: float = 30.0) -> Seen:
-        """Every committed record. Raises `AssertionError` where a transaction stays open for so long."""
-        found: dict[str, list[Record]] = {name: [] for name in self._topics()}
+    def read_log(self, seconds: float = 30.0) -> LogContents:
+        """Return all committed records. Raises `AssertionError` if a transaction stays open for this long."""
+        records: dict[str, list[Record]] = {name: [] for name in self._topics()}
         for record in self._read(seconds):
             name = record.topic.removeprefix(self.prefix)
-            found[name].append(replace(record, topic=name))
+            records[name].append(replace(record, topic=name))
         shipped = engine_config(ProcessorSettings())
-        dead = [replace(r, headers=self._told(r)) for r in found.pop(shipped.dead_letters)]
-        changelog = found.pop(shipped.changelog)
-        return Seen(found, dead, changelog)
+        dead = [replace(r, headers=self._without_prefix(r)) for r in records.pop(shipped.dead_letters)]
+        changelog = records.pop(shipped.changelog)
+        return LogContents(records, dead, changelog)
 
     def consumed(self) -> bool:
-        """Whether the group's committed positions are where the inputs end."""
+        """Return whether the group has committed the ends of all inputs."""
         places = self._places(self.config("any").inputs)
 
         def at_their_ends(reader: Consumer) -> bool:
-            committed = [max(0, place.offset) for place in reader.committed(places, timeout=ASK_S)]
+            committed = [max(0, place.offset) for place in reader.committed(places, timeout=CALL_S)]
             return committed == _ends(reader, places)
 
-        return self._asked(at_their_ends, False)
+        return self._query(at_their_ends, False)
 
-    def decided(self) -> bool:
-        """Whether no transaction is open in any topic: readers of committed records come to the end."""
+    def has_no_open_transaction(self) -> bool:
+        """Return whether readers of committed records can reach the end of every topic."""
         places = self._places([self.prefix + topic for topic in self._topics()])
-        stable = self._asked(lambda reader: _ends(reader, places), list[int]())
-        return stable == self._asked(lambda reader: _ends(reader, places), [0], "read_uncommitted")
+        stable = self._query(lambda reader: _ends(reader, places), list[int]())
+        return stable == self._query(lambda reader: _ends(reader, places), [0], "read_uncommitted")
 
-    def written(self) -> int:
-        """The ends of the changelog, added up: they grow with each commit, and with each attempt at one."""
+    def changelog_end(self) -> int:
+        """Return the sum of the changelog's end offsets, which grows with every attempt to commit."""
         places = self._places([self.config("any").changelog])
-        return self._asked(lambda reader: sum(_ends(reader, places)), 0, "read_uncommitted")
+        return self._query(lambda reader: sum(_ends(reader, places)), 0, "read_uncommitted")
 
-    def _asked(self, question: Callable[[Consumer], T], otherwise: T, isolation: str = "read_committed") -> T:
-        """`otherwise`: where the broker cannot answer, being away or undecided."""
+    def _query(self, query: Callable[[Consumer], T], default: T, isolation: str = "read_committed") -> T:
+        """Ask the broker. Returns `default` if it is down or undecided."""
         settings = {"bootstrap.servers": self.kafka, "group.id": self.name, "log_level": 2}
         reader = Consumer(settings | {"isolation.level": isolation})
         try:
-            return question(reader)
+            return query(reader)
         except KafkaException:
-            return otherwise
+            return default
         finally:
             reader.close()
 
@@ -132,7 +132,7 @@ class ProcessorRig:
         shipped = engine_config(ProcessorSettings())
         return [*shipped.inputs, *sorted(shipped.outputs), shipped.changelog, shipped.dead_letters]
 
-    def _told(self, letter: Record) -> tuple[tuple[str, bytes], ...]:
+    def _without_prefix(self, letter: Record) -> tuple[tuple[str, bytes], ...]:
         prefix = self.prefix.encode()
         return tuple((n, v.removeprefix(prefix) if n == "dl_topic" else v) for n, v in letter.headers)
 
@@ -170,105 +170,107 @@ class ProcessorRig:
 
 
 def _ends(reader: Consumer, places: Iterable[TopicPartition]) -> list[int]:
-    """For a reader of committed records: where the first open transaction begins."""
-    return [reader.get_watermark_offsets(place, timeout=ASK_S)[1] for place in places]
+    """Return end offsets; for a reader of committed records, where the first open transaction begins."""
+    return [reader.get_watermark_offsets(place, timeout=CALL_S)[1] for place in places]
 
 
-class Processors:
-    """Starts processes of the real step on the real engine, and ends by pid those that are left. Counts the kills."""
+class ProcessorGroup:
+    """Processes of one processor: starts, kills and stops them by pid, and counts the kills."""
 
     def __init__(self, rig: ProcessorRig, folder: Path) -> None:
         self.rig = rig
         self.folder = folder
-        self.load = Load(rig.kafka, rig.prefix)
+        self.load = LoadGenerator(rig.kafka, rig.prefix)
         self.kills = 0
-        self.complained = 0
+        self.violation_count = 0
         self._started: list[tuple[Popen[bytes], Path]] = []
 
     def state(self, instance: str = "one") -> Path:
-        """Where an instance keeps its stores, a folder per partition."""
+        """Return the folder of an instance's stores, which has a folder per partition."""
         return self.folder / "state" / instance
 
     def start(
-        self, instance: str = "one", *, timeouts: Mapping[str, float] = SHORT, **told: Any
+        self, instance: str = "one", *, timeouts: Mapping[str, float] = SHORT_TIMEOUTS, **options: Any
     ) -> Popen[bytes]:
-        """A process. `told`: see `processor_worker`."""
-        config = self.rig.config(instance, slice_records=told.pop("slice_records", 40), **timeouts)
-        words = asdict(config) | {"outputs": sorted(config.outputs), "client": {}}
-        words.pop("dead_letter_limit")
+        """Start a process. `options` are those of `processor_worker`."""
+        config = self.rig.config(instance, slice_records=options.pop("slice_records", 40), **timeouts)
+        engine = asdict(config) | {"outputs": sorted(config.outputs), "client": {}}
+        engine.pop("dead_letter_limit")
         name = f"{len(self._started)}-{instance}"
-        told = {"engine": words, "prefix": self.rig.prefix, "folder": str(self.state(instance))} | told
+        options = {
+            "engine": engine, "prefix": self.rig.prefix, "folder": str(self.state(instance)),
+        } | options  # fmt: skip
         log = self.folder / f"{name}.log"
         program = Program(
             name=name,
-            argv=[sys.executable, "-m", "tests.fault.processor_worker", json.dumps(told)],
+            argv=[sys.executable, "-m", "tests.fault.processor_worker", json.dumps(options)],
             cwd=ROOT,
         )
         child = spawn(program, folder=self.folder / "programs", log=log)
         self._started.append((child, log))
         return child
 
-    def killed(self, instance: str = "one", seconds: float = 40.0, **told: Any) -> None:
-        """Runs one until it kills itself as it was told."""
-        child = self.start(instance, **told)
+    def run_until_killed(self, instance: str = "one", seconds: float = 40.0, **options: Any) -> None:
+        """Run a process until it kills itself, as its options say."""
+        child = self.start(instance, **options)
         assert child.wait(seconds) == -signal.SIGKILL, self.logs()
         self.kills += 1
 
     def kill(self, child: Popen[bytes]) -> None:
-        """From outside, wherever it is."""
+        """Kill a process at an arbitrary moment."""
         child.kill()
         assert child.wait(10) == -signal.SIGKILL, self.logs()
         self.kills += 1
 
     def stop(self, child: Popen[bytes], seconds: float = 20.0) -> None:
-        """Gracefully; it must end well. SIGTERM itself ends one that has not even begun."""
+        """Stop a process gracefully. SIGTERM itself ends one that has no handler for it yet."""
         child.terminate()
         assert child.wait(seconds) in (0, -signal.SIGTERM), self.logs()
 
-    def finish(self, instance: str = "one", seconds: float = 60.0, **told: Any) -> None:
-        """Runs one until all is consumed, then stops it."""
-        child = self.start(instance, **told)
+    def run_to_end(self, instance: str = "one", seconds: float = 60.0, **options: Any) -> None:
+        """Run a process until all inputs are consumed, then stop it."""
+        child = self.start(instance, **options)
         self.until_consumed(seconds, child)
         self.stop(child)
 
     def until_consumed(self, seconds: float = 60.0, *children: Popen[bytes]) -> None:
-        """Waits; `children` may not end meanwhile."""
+        """Wait until all inputs are consumed. Fails if one of `children` ends before."""
 
-        def done() -> bool:
+        def consumed() -> bool:
             assert all(child.poll() is None for child in children), self.logs()
             return self.rig.consumed()
 
-        self.until(done, "all is consumed", seconds)
+        self.until(consumed, "all inputs are consumed", seconds)
 
-    def until(self, holds: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-        """Looks five times a second."""
+    def until(self, condition: Callable[[], bool], description: str, seconds: float = 30.0) -> None:
+        """Wait until a condition holds, checking five times a second."""
         deadline, pause = time.monotonic() + seconds, Event()
-        while not holds():
-            assert time.monotonic() < deadline, f"not in {seconds} s: {what}\n{self.logs()}"
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {seconds} s: {description}\n{self.logs()}"
             pause.wait(0.2)
 
-    def complaints(self) -> list[str]:
-        """The oracle's, of a processor that should give no cause."""
-        found = self.caught()
-        self.complained += len(found)
+    def violations(self) -> list[str]:
+        """Return what the oracle finds; the test fails if that is anything."""
+        found = self.expected_violations()
+        self.violation_count += len(found)
         return found
 
-    def caught(self) -> list[str]:
-        """The oracle's, of one that is broken on purpose."""
-        return complaints(self.rig.seen(), self.load.sent())
+    def expected_violations(self) -> list[str]:
+        """Return what the oracle finds about a processor that is broken on purpose."""
+        return violations(self.rig.read_log(), self.load.sent())
 
     def logs(self) -> str:
-        """The last words of each process."""
+        """Return the end of each process's log."""
         return "\n".join(
             f"--- {log.name}, status {child.poll()}\n{tail(log, 12)}" for child, log in self._started
         )
 
     def log_of(self, child: Popen[bytes]) -> str:
-        """All that one process has said."""
+        """Return the whole log of one process."""
         return next(log.read_text(errors="replace") for started, log in self._started if started is child)
 
     def end(self) -> None:
-        """Whatever is left. A stopped process must go on to be killed."""
+        """Kill the processes that are left. A frozen one must be resumed for that."""
         for child, _ in self._started:
             if child.poll() is None:
                 os.kill(child.pid, signal.SIGCONT)
@@ -277,20 +279,22 @@ class Processors:
 
 
 @contextmanager
-def processors(rig: ProcessorRig, folder: Path, record: Callable[[str, int], None]) -> Iterator[Processors]:
-    """Processes of one rig; none is left behind. `record` is told what there is to count."""
-    started = Processors(rig, folder)
+def processor_group(
+    rig: ProcessorRig, folder: Path, record: Callable[[str, int], None]
+) -> Iterator[ProcessorGroup]:
+    """Provide processes of one rig and leave none behind. Kills and violations are passed to `record`."""
+    group = ProcessorGroup(rig, folder)
     try:
-        yield started
+        yield group
     finally:
-        started.end()
-        record("kills", started.kills)
-        record("complaints", started.complained)
+        group.end()
+        record("kills", group.kills)
+        record("violations", group.violation_count)
 
 
 @contextmanager
-def under_load(workers: Processors, seed: int) -> Iterator[None]:
-    """Sends a little every tenth of a second, until left."""
+def under_load(workers: ProcessorGroup, seed: int) -> Iterator[None]:
+    """Send a few records every tenth of a second while the block runs."""
     stop = Event()
 
     def send() -> None:
@@ -306,9 +310,9 @@ def under_load(workers: Processors, seed: int) -> Iterator[None]:
     finally:
         stop.set()
         sender.join()
-        workers.load.settled()
+        workers.load.flush()
 
 
-def is_stopped(child: Popen[bytes]) -> bool:
-    """Whether a signal has stopped it (SIGSTOP)."""
+def is_frozen(child: Popen[bytes]) -> bool:
+    """Return whether a process is stopped by SIGSTOP."""
     return psutil.Process(child.pid).status() == psutil.STATUS_STOPPED

@@ -1,10 +1,14 @@
-"""A process of the processor's step on the engine, made to be hurt: `python -m tests.fault.processor_worker '{...}'`.
+"""A process that runs the processor's step on the engine until SIGTERM, with faults on demand.
 
-It runs until SIGTERM. `engine`: its `EngineConfig`; `prefix`: of all topics; `folder`: where its stores lie.
-`kill` and `stand`: [phase, n] kills it, or stops it as SIGSTOP does, the n-th time it comes to that phase; after the
-work of a slice only slices with `least` records (1) count: ticks alone make some too. `variant` names a way to be
-broken on purpose. `clock`: "jumping" is up to a day wrong, and changes its mind. `examples`, `age_ms`: when batches are
-cut. `largest_file`: in bytes; from SIGUSR1 to SIGUSR2 the disk takes no file beyond it.
+`python -m tests.fault.processor_worker '{...}'` takes these options:
+
+- `engine`: its `EngineConfig`; `prefix`: of all topics; `folder`: of its stores.
+- `kill`, `freeze`: `[phase, n]` sends SIGKILL or SIGSTOP to itself the n-th time it reaches that phase. In phases after
+  the work of a slice, only slices with at least `min_records` records (1) count, because ticks make slices too.
+- `variant`: a way to be broken on purpose (`broken_engines`).
+- `clock`: "jumping" is wrong by up to a day, in another way every moment.
+- `examples`, `age_ms`: when batches are cut.
+- `max_file_bytes`: from SIGUSR1 to SIGUSR2 no file can grow beyond this.
 """
 
 from __future__ import annotations
@@ -39,8 +43,8 @@ from tests.fault.broken_engines import broken
 JUMP_MS = 700
 
 
-class Renamed:
-    """The step over topics that have a prefix. `records`: how many it was given since somebody set it back."""
+class PrefixedStep:
+    """The step over topics with a prefix. `records` counts its records until it is reset."""
 
     def __init__(self, step: RereadingStep, prefix: str) -> None:
         self._step = step
@@ -50,7 +54,9 @@ class Renamed:
     def prefetch_keys(self, record: Record) -> Iterable[bytes]:
         return self._step.prefetch_keys(record) if isinstance(self._step, PrefetchingStep) else ()
 
-    def __call__(self, state: State, record: Record | Tick | RereadComplete) -> Iterator[Output | RereadRequest]:
+    def __call__(
+        self, state: State, record: Record | Tick | RereadComplete
+    ) -> Iterator[Output | RereadRequest]:
         if not isinstance(record, Tick):
             record = replace(record, topic=record.topic.removeprefix(self._prefix))
         self.records += isinstance(record, Record)
@@ -59,28 +65,28 @@ class Renamed:
 
 
 class JumpingClock(SystemClock):
-    """Right, a day ahead or a day behind, another way every moment."""
+    """A clock that is right, a day ahead or a day behind, and changes every moment."""
 
     def now_ms(self) -> int:
         now = super().now_ms()
         return now + random.Random(now // JUMP_MS).choice((-DAY_MS, 0, DAY_MS))
 
 
-AFTER_WORK = ("after_produce", "after_commit", "after_store")
+PHASES_AFTER_WORK = ("after_produce", "after_commit", "after_store")
 
 
-def probe_of(told: dict[str, Any], step: Renamed) -> Callable[[str], None]:
-    """Hurts itself at the moments it was told."""
+def probe_of(options: dict[str, Any], step: PrefixedStep) -> Callable[[str], None]:
+    """Return the engine's probe, which sends signals to this process at the chosen moments."""
     left: dict[tuple[str, int], int] = {}
-    for word, number in (("kill", signal.SIGKILL), ("stand", signal.SIGSTOP)):
-        if told.get(word):
-            phase, times = told[word]
+    for option, number in (("kill", signal.SIGKILL), ("freeze", signal.SIGSTOP)):
+        if options.get(option):
+            phase, times = options[option]
             left[phase, number] = times
 
     def probe(now: str) -> None:
         if now == "before_transaction":
             step.records = 0
-        elif now in AFTER_WORK and step.records < told.get("least", 1):
+        elif now in PHASES_AFTER_WORK and step.records < options.get("min_records", 1):
             return
         for (phase, number), times in left.items():
             if phase == now:
@@ -91,12 +97,12 @@ def probe_of(told: dict[str, Any], step: Renamed) -> Callable[[str], None]:
     return probe
 
 
-def limit_files(bytes_at_most: int) -> None:
-    """From SIGUSR1 to SIGUSR2 no file may grow beyond this: EFBIG, as real as a full disk, and for anybody to have."""
+def limit_file_size(max_bytes: int) -> None:
+    """Let writes beyond this size fail with EFBIG from SIGUSR1 to SIGUSR2, like a full disk and without privileges."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def set_limit(number: int, _frame: FrameType | None) -> None:
-        soft = bytes_at_most if number == signal.SIGUSR1 else hard
+        soft = max_bytes if number == signal.SIGUSR1 else hard
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     signal.signal(signal.SIGUSR1, set_limit)
@@ -104,22 +110,22 @@ def limit_files(bytes_at_most: int) -> None:
 
 
 def main() -> None:
-    told = json.loads(sys.argv[1])
+    options = json.loads(sys.argv[1])
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
-    engine_words = told["engine"]
-    engine_words["inputs"] = tuple(engine_words["inputs"])
-    engine_words["outputs"] = frozenset(engine_words["outputs"])
-    config = EngineConfig(**engine_words, dead_letter_limit=DeadLetterLimit(max_share=0.5))
-    step = ProcessorStep(BatchLimits(told.get("examples", 8), BATCH_BYTES, told.get("age_ms", 1_000)))
-    folder = Path(told["folder"])
-    make, step_of = broken(told.get("variant", ""), config, folder)
-    renamed = Renamed(step_of(step), told["prefix"])
-    engine = make(
+    engine_options = options["engine"]
+    engine_options["inputs"] = tuple(engine_options["inputs"])
+    engine_options["outputs"] = frozenset(engine_options["outputs"])
+    config = EngineConfig(**engine_options, dead_letter_limit=DeadLetterLimit(max_share=0.5))
+    step = ProcessorStep(BatchLimits(options.get("examples", 8), BATCH_BYTES, options.get("age_ms", 1_000)))
+    folder = Path(options["folder"])
+    make_engine, wrap = broken(options.get("variant", ""), config, folder)
+    prefixed = PrefixedStep(wrap(step), options["prefix"])
+    engine = make_engine(
         config,
-        renamed,
+        prefixed,
         open_store=RocksDBStoreFactory(folder, cache_mb=8, flush_s=0.05),
-        clock=JumpingClock() if told.get("clock") == "jumping" else SystemClock(),
-        probe=probe_of(told, renamed),
+        clock=JumpingClock() if options.get("clock") == "jumping" else SystemClock(),
+        probe=probe_of(options, prefixed),
     )
     stop = threading.Event()
 
@@ -127,8 +133,8 @@ def main() -> None:
         stop.set()
 
     signal.signal(signal.SIGTERM, terminate)
-    if "largest_file" in told:
-        limit_files(told["largest_file"])
+    if "max_file_bytes" in options:
+        limit_file_size(options["max_file_bytes"])
     engine.run(stop)
 
 

@@ -1,4 +1,7 @@
-"""I1-I4 when the broker itself is killed -9 under load: the processors wait for it and go on by themselves."""
+"""I1-I4 when the broker is killed under load: the processors wait for it and continue without help.
+
+Negative controls: `test_processor_controls`.
+"""
 
 from __future__ import annotations
 
@@ -11,52 +14,53 @@ import pytest
 
 from tests.fault.broker import Broker, own_broker
 from tests.fault.fault_settings import SEEDS
-from tests.fault.processor_rig import ProcessorRig, Processors, processors, under_load
+from tests.fault.processor_rig import ProcessorGroup, ProcessorRig, processor_group, under_load
 
 KILLS = 2 if SEEDS > 1 else 1
 ATTEMPTS = 3
 
 
-def killed_under_load(broker: Broker, workers: Processors, seed: int) -> None:
-    """Two processes at work, and a broker that goes and comes; until all is consumed, or the broker at fault. Both
-    processes live through it.
+def kill_under_load(broker: Broker, workers: ProcessorGroup, seed: int) -> None:
+    """Kill and restart the broker while two processes work, until all is consumed or the broker broke its promise.
+
+    Both processes must survive it.
     """
-    dice, pause = random.Random(seed), threading.Event()
+    rng, pause = random.Random(seed), threading.Event()
     running = {name: workers.start(name, age_ms=300) for name in ("one", "two")}
     with under_load(workers, seed):
-        workers.until(lambda: workers.rig.written() > 0, "work is done")
+        workers.until(lambda: workers.rig.changelog_end() > 0, "the processors work")
         for _ in range(KILLS):
-            pause.wait(dice.uniform(1.0, 4.0))
+            pause.wait(rng.uniform(1.0, 4.0))
             broker.kill()
             workers.kills += 1
-            # Back at once, or only after each open transaction's time ran out.
-            pause.wait(dice.choice((dice.uniform(0.1, 2.0), dice.uniform(5.0, 7.0))))
+            # The broker returns at once, or only after every open transaction has timed out.
+            pause.wait(rng.choice((rng.uniform(0.1, 2.0), rng.uniform(5.0, 7.0))))
             broker.start()
 
-    def over() -> bool:
+    def finished() -> bool:
         for name, child in running.items():
-            assert child.poll() is None, f"{name} ended by itself: {workers.log_of(child)[-2_000:]}"
-        return broker.lost_markers() or (workers.rig.consumed() and workers.rig.decided())
+            assert child.poll() is None, f"{name} ended: {workers.log_of(child)[-2_000:]}"
+        return broker.lost_markers() or (workers.rig.consumed() and workers.rig.has_no_open_transaction())
 
-    workers.until(over, "all is consumed", 60)
+    workers.until(finished, "all inputs are consumed", 60)
     if not broker.lost_markers():
         for child in running.values():
             workers.stop(child)
 
 
 @pytest.mark.timeout(300)
-def test_a_broker_killed_under_load_loses_and_doubles_nothing(
+def test_broker_killed_under_load_loses_and_repeats_nothing(
     rare_seed: int, fresh: str, tmp_path: Path, record_property: Callable[[str, int], None]
 ) -> None:
-    """Runs in which the broker broke its own promise are told at the end, and tried again."""
+    """Runs in which the broker broke its own promise are counted as unjudged and tried again."""
     for attempt in range(ATTEMPTS):
         folder = tmp_path / str(attempt)
         with own_broker(folder) as broker:
             rig = ProcessorRig(broker.address, fresh).create()
-            with processors(rig, folder, record_property) as workers:
-                killed_under_load(broker, workers, rare_seed + 100 * attempt)
+            with processor_group(rig, folder, record_property) as workers:
+                kill_under_load(broker, workers, rare_seed + 100 * attempt)
                 if not broker.lost_markers():
-                    assert workers.complaints() == []
+                    assert workers.violations() == []
                     return
         record_property("unjudged", 1)
     pytest.fail(f"the broker lost the ends of decided transactions in each of {ATTEMPTS} runs")

@@ -1,6 +1,7 @@
-"""I1-I4 whatever becomes of the stores: deleted, damaged, put back from yesterday, or on a disk that is full.
+"""I1-I4 when stores are deleted, damaged or restored from a backup, or their disk is full.
 
-They are copies of the changelog: nothing may rest on them, and what is wrong in one must never reach the outputs.
+A store is a copy of the changelog, so damage to it must never reach the outputs. Negative controls:
+`test_processor_controls`.
 """
 
 from __future__ import annotations
@@ -17,144 +18,149 @@ from subprocess import Popen
 
 import pytest
 
-from tests.fault.fault_settings import varieties
-from tests.fault.full_disks import ballast, may_mount, small_disk
-from tests.fault.processor_rig import Processors
+from tests.fault.fault_settings import select_variants
+from tests.fault.full_disks import can_mount, fill_disk, small_disk
+from tests.fault.processor_rig import ProcessorGroup
 from tests.fault.workload import history
 
-Hurt = Callable[[Path, random.Random], None]
-Full = Callable[[Processors, Popen[bytes]], AbstractContextManager[None]]
-LARGEST_FILE = 128 * 1024
+Damage = Callable[[Path, random.Random], None]
+Full = Callable[[ProcessorGroup, Popen[bytes]], AbstractContextManager[None]]
+MAX_FILE_BYTES = 128 * 1024
 PADDING = 30_000
-"""Of text in each answer, so that what a slice writes is larger than that."""
+"""Bytes of text in each answer, so that a slice writes more than `MAX_FILE_BYTES`."""
 
 
-def deleted(state: Path, _dice: random.Random) -> None:
+def delete_all(state: Path, _dice: random.Random) -> None:
     shutil.rmtree(state)
 
 
-def one_partition_deleted(state: Path, dice: random.Random) -> None:
-    shutil.rmtree(dice.choice(sorted(state.iterdir())))
+def delete_one_partition(state: Path, rng: random.Random) -> None:
+    shutil.rmtree(rng.choice(sorted(state.iterdir())))
 
 
-def tables_overwritten(state: Path, dice: random.Random) -> None:
+def overwrite_tables(state: Path, rng: random.Random) -> None:
     for table in sorted(state.rglob("*.sst")):
         content = bytearray(table.read_bytes())
-        at = dice.randrange(len(content) + 1)  # a kill leaves tables that are empty yet
-        content[at : at + 64] = dice.randbytes(len(content[at : at + 64]))
+        at = rng.randrange(len(content) + 1)  # a kill can leave empty tables
+        content[at : at + 64] = rng.randbytes(len(content[at : at + 64]))
         table.write_bytes(content)
 
 
-def manifest_cut(state: Path, dice: random.Random) -> None:
+def truncate_manifests(state: Path, rng: random.Random) -> None:
     for manifest in sorted(state.rglob("MANIFEST-*")):
-        os.truncate(manifest, dice.randrange(manifest.stat().st_size + 1))
+        os.truncate(manifest, rng.randrange(manifest.stat().st_size + 1))
 
 
-def tables_missing(state: Path, dice: random.Random) -> None:
+def delete_tables(state: Path, rng: random.Random) -> None:
     for table in sorted(state.rglob("*.sst")):
-        if dice.random() < 0.7:
+        if rng.random() < 0.7:
             table.unlink()
 
 
-HURTS: tuple[Hurt, ...] = (tables_overwritten, deleted, one_partition_deleted, manifest_cut, tables_missing)
+DAMAGES: tuple[Damage, ...] = (
+    overwrite_tables, delete_all, delete_one_partition, truncate_manifests, delete_tables,
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("hurt", varieties(HURTS))
-def test_a_store_hurt_between_lives_is_rebuilt(hurt: Hurt, rare_seed: int, workers: Processors) -> None:
-    dice = random.Random(rare_seed)
+@pytest.mark.parametrize("damage", select_variants(DAMAGES))
+def test_store_damaged_between_starts_is_rebuilt(
+    damage: Damage, rare_seed: int, workers: ProcessorGroup
+) -> None:
+    rng = random.Random(rare_seed)
     first, second = (history(rare_seed * 2 + n, 25, name=f"part{n}") for n in (0, 1))
     workers.load.send(first)
-    workers.load.settled()
-    if dice.random() < 0.5:
-        workers.finish(age_ms=300)
+    workers.load.flush()
+    if rng.random() < 0.5:
+        workers.run_to_end(age_ms=300)
     else:
-        workers.killed(kill=["after_store", 3], age_ms=300, slice_records=20)
-    hurt(workers.state(), dice)
+        workers.run_until_killed(kill=["after_store", 3], age_ms=300, slice_records=20)
+    damage(workers.state(), rng)
     workers.load.send(second)
-    workers.load.settled()
-    workers.finish(age_ms=300)
-    assert workers.complaints() == []
+    workers.load.flush()
+    workers.run_to_end(age_ms=300)
+    assert workers.violations() == []
 
 
-@pytest.mark.parametrize("hurt", varieties((tables_overwritten, deleted, tables_missing)))
-def test_a_store_hurt_under_a_running_processor_is_rebuilt(
-    hurt: Hurt, rare_seed: int, workers: Processors
+@pytest.mark.parametrize("damage", select_variants((overwrite_tables, delete_all, delete_tables)))
+def test_store_damaged_under_a_running_processor_is_rebuilt(
+    damage: Damage, rare_seed: int, workers: ProcessorGroup
 ) -> None:
     first, second = (history(rare_seed * 2 + n, 25, name=f"part{n}") for n in (0, 1))
     workers.load.send(first)
-    workers.load.settled()
+    workers.load.flush()
     running = workers.start(age_ms=300)
     workers.until_consumed(40, running)
-    hurt(workers.state(), random.Random(rare_seed))
-    # What is said again of the first responses has them read from what was hurt.
+    damage(workers.state(), random.Random(rare_seed))
+    # Repeated records of the first responses make the processor read the damaged state.
     workers.load.send(first[::3])
     workers.load.send(second)
-    workers.load.settled()
+    workers.load.flush()
     workers.until_consumed(40, running)
     workers.stop(running)
-    assert workers.complaints() == []
+    assert workers.violations() == []
 
 
-def test_a_store_put_back_from_before_reads_what_it_lacks(rare_seed: int, workers: Processors) -> None:
-    """As a restored backup does; its position says what to read."""
+def test_store_restored_from_a_backup_catches_up(rare_seed: int, workers: ProcessorGroup) -> None:
+    """Its stored position says what to read from the changelog."""
     parts = [history(rare_seed * 3 + n, 20, name=f"part{n}") for n in range(3)]
     before = workers.folder / "before"
     for n, part in enumerate(parts):
         workers.load.send(part)
-        workers.load.settled()
+        workers.load.flush()
         if n == 2:
             shutil.rmtree(workers.state())
             shutil.copytree(before, workers.state())
-        workers.finish(age_ms=300)
+        workers.run_to_end(age_ms=300)
         if n == 0:
             shutil.copytree(workers.state(), before)
-    assert workers.complaints() == []
+    assert workers.violations() == []
 
 
 # --- a full disk --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def file_limit(workers: Processors, child: Popen[bytes]) -> Iterator[None]:
-    """Full for this process: no file may grow on."""
+def file_limit(workers: ProcessorGroup, child: Popen[bytes]) -> Iterator[None]:
+    """Let no file of this process grow, until the block ends."""
     os.kill(child.pid, signal.SIGUSR1)
     yield
     os.kill(child.pid, signal.SIGUSR2)
 
 
-def nothing_left(workers: Processors, _child: Popen[bytes]) -> AbstractContextManager[None]:
-    """Full: not a byte is left."""
-    return ballast(workers.state().parent / "ballast")
+def full_file_system(workers: ProcessorGroup, _child: Popen[bytes]) -> AbstractContextManager[None]:
+    """Fill the file system of the stores, until the block ends."""
+    return fill_disk(workers.state().parent / "ballast")
 
 
-def through_a_full_disk(workers: Processors, seed: int, full: Full, sign: str) -> None:
+def run_through_a_full_disk(workers: ProcessorGroup, seed: int, full: Full, error: str) -> None:
+    """Fill the disk under a running processor until it logs `error`, then free it again."""
     workers.load.send(history(seed, 15, name="first"))
-    workers.load.settled()
-    running = workers.start(age_ms=300, largest_file=LARGEST_FILE)
+    workers.load.flush()
+    running = workers.start(age_ms=300, max_file_bytes=MAX_FILE_BYTES)
     workers.until_consumed(40, running)
     with full(workers, running):
         workers.load.send(history(seed + 100, 20, name="second", padding=PADDING))
-        workers.load.settled()
-        workers.until(lambda: sign in workers.log_of(running), f"the store meets: {sign}")
-        threading.Event().wait(1.0)  # it tries again and again
+        workers.load.flush()
+        workers.until(lambda: error in workers.log_of(running), f"the store reports: {error}")
+        threading.Event().wait(1.0)  # it retries meanwhile
     workers.load.send(history(seed + 200, 15, name="third"))
-    workers.load.settled()
+    workers.load.flush()
     workers.until_consumed(60, running)
     workers.stop(running)
-    assert workers.complaints() == []
+    assert workers.violations() == []
 
 
-def test_a_disk_that_takes_no_more_is_waited_for(rare_seed: int, workers: Processors) -> None:
-    """It goes on by itself once there is room, in the same process."""
-    through_a_full_disk(workers, rare_seed, file_limit, "File too large")
+def test_processor_waits_for_a_disk_that_refuses_writes(rare_seed: int, workers: ProcessorGroup) -> None:
+    """The same process continues once there is disk space."""
+    run_through_a_full_disk(workers, rare_seed, file_limit, "File too large")
 
 
-if may_mount():
+if can_mount():
 
-    def test_a_full_disk_is_waited_for(rare_seed: int, workers: Processors) -> None:
-        """With a file system of its own, which root alone may have."""
+    def test_processor_waits_for_a_full_file_system(rare_seed: int, workers: ProcessorGroup) -> None:
+        """Mounting a small file system needs root."""
         with small_disk(workers.state().parent, 8):
             try:
-                through_a_full_disk(workers, rare_seed, nothing_left, "No space left")
+                run_through_a_full_disk(workers, rare_seed, full_file_system, "No space left")
             finally:
                 workers.end()

@@ -1,7 +1,7 @@
-"""I1-I4: whatever a killed processor was doing, every acknowledged event has one outcome and counts once.
+"""I1-I4 when a processor is killed: every acknowledged event has one outcome and counts once.
 
-The real step on the real engine, in processes that kill themselves in a named phase. The oracle reads all that is
-committed, and asks the core what should be (`oracle`).
+The real step runs on the real engine in processes that kill themselves in a chosen phase. The oracle compares all
+committed records with what the core makes of the inputs. Negative controls: `test_processor_controls`.
 """
 
 from __future__ import annotations
@@ -14,51 +14,49 @@ from typing import Any
 import pytest
 
 from tests.fault.fault_settings import SEEDS
-from tests.fault.processor_rig import SHIPPED, Processors
+from tests.fault.processor_rig import SHIPPED_TIMEOUTS, ProcessorGroup
 from tests.fault.workload import history
 
 PHASES = ("before_transaction", "after_produce", "after_commit", "after_store", "during_restore")
-LIVES = 2 if SEEDS > 1 else 1
+KILLS = 2 if SEEDS > 1 else 1
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_killed_in_this_phase_nothing_is_lost_and_nothing_counts_twice(
-    phase: str, seed: int, workers: Processors
-) -> None:
-    """Twice in this phase (once in the short form), with or without its store; then one more life, to the end."""
-    dice = random.Random(f"{phase}{seed}")
-    parts = [history(seed * 10 + n, 20, name=f"part{n}") for n in range(LIVES + 1)]
-    cuts: dict[str, Any] = {"examples": dice.choice((2, 8)), "age_ms": dice.choice((200, 5_000))}
+def test_kill_in_any_phase_loses_and_repeats_nothing(phase: str, seed: int, workers: ProcessorGroup) -> None:
+    """The processor is killed once or twice, sometimes loses its store, and then runs to the end."""
+    rng = random.Random(f"{phase}{seed}")
+    parts = [history(seed * 10 + n, 20, name=f"part{n}") for n in range(KILLS + 1)]
+    cuts: dict[str, Any] = {"examples": rng.choice((2, 8)), "age_ms": rng.choice((200, 5_000))}
     for part in parts[:-1]:
         workers.load.send(part)
-        workers.load.settled()
-        if phase == "during_restore" or dice.random() < 0.3:
+        workers.load.flush()
+        if phase == "during_restore" or rng.random() < 0.3:
             shutil.rmtree(workers.state(), ignore_errors=True)
-        times = 1 if phase == "during_restore" else dice.randint(1, 3)
-        workers.killed(kill=[phase, times], slice_records=dice.choice((10, 20)), **cuts)
+        times = 1 if phase == "during_restore" else rng.randint(1, 3)
+        workers.run_until_killed(kill=[phase, times], slice_records=rng.choice((10, 20)), **cuts)
     workers.load.send(parts[-1])
-    workers.load.settled()
-    workers.finish(**cuts)
-    assert workers.complaints() == []
+    workers.load.flush()
+    workers.run_to_end(**cuts)
+    assert workers.violations() == []
 
 
-def test_a_successor_takes_over_with_the_shipped_timeouts(workers: Processors) -> None:
-    """Nobody fences the dead one's open transaction: its time and the broker's scan end it."""
+def test_successor_takes_over_with_the_shipped_timeouts(workers: ProcessorGroup) -> None:
+    """Only its timeout ends the dead process's open transaction, because the successor has another identity."""
     workers.load.send(history(1, 60))
-    workers.load.settled()
-    workers.killed(kill=["after_produce", 2], timeouts=SHIPPED)
-    begun = time.monotonic()
-    second = workers.start("two", timeouts=SHIPPED)
+    workers.load.flush()
+    workers.run_until_killed(kill=["after_produce", 2], timeouts=SHIPPED_TIMEOUTS)
+    started = time.monotonic()
+    second = workers.start("two", timeouts=SHIPPED_TIMEOUTS)
     workers.until_consumed(40, second)
-    took = time.monotonic() - begun
+    took = time.monotonic() - started
     workers.stop(second)
-    assert workers.complaints() == []
+    assert workers.violations() == []
     assert took < 20
 
 
-def test_a_processor_without_faults_is_not_complained_of(rare_seed: int, workers: Processors) -> None:
-    """The oracle over the same log, with nothing done to the processor."""
+def test_processor_without_faults_has_no_violations(rare_seed: int, workers: ProcessorGroup) -> None:
+    """The oracle accepts the same workload if nothing is done to the processor."""
     workers.load.send(history(rare_seed))
-    workers.load.settled()
-    workers.finish()
-    assert workers.complaints() == []
+    workers.load.flush()
+    workers.run_to_end()
+    assert workers.violations() == []

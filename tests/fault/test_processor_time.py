@@ -1,4 +1,4 @@
-"""I1-I4 when time misbehaves: clocks that jump, records appended with times that go back, and weeks read in seconds."""
+"""I1-I4 with faulty times: clocks that jump, append times that go back, and weeks of history read in seconds."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from shared.events import FEEDBACK, ChatResponse, Choice, Message, Outcome, OutcomeKind, from_ms, to_ms
 from shared.topics import CHAT_RESPONSES, DAY_MS, FEEDBACK_EVENTS, FEEDBACK_OUTCOMES, WINDOW_DAYS
 from tests.fault.broken_engines import ONE_TOPIC_AHEAD
-from tests.fault.oracle import INPUTS, Seen, names
-from tests.fault.processor_rig import ProcessorRig, Processors, processors
+from tests.fault.oracle import INPUTS, LogContents, violation_names
+from tests.fault.processor_rig import ProcessorGroup, ProcessorRig, processor_group
 from tests.fault.workload import Intent, history
 
 HOUR_MS = 3_600_000
@@ -27,66 +27,66 @@ RESPONSES, EVERY_MS = 60, 17 * HOUR_MS
 
 
 @pytest.fixture
-def dated(kafka: str, fresh: str, tmp_path: Path, record_property: Any) -> Iterator[Processors]:
-    """Over topics whose writers say when they wrote."""
-    with processors(
+def dated(kafka: str, fresh: str, tmp_path: Path, record_property: Any) -> Iterator[ProcessorGroup]:
+    """Processes over topics whose writers choose the append times."""
+    with processor_group(
         ProcessorRig(kafka, fresh).create(create_time=True), tmp_path, record_property
-    ) as started:
-        yield started
+    ) as group:
+        yield group
 
 
-def test_a_clock_that_jumps_a_day_to_and_fro_changes_nothing(rare_seed: int, workers: Processors) -> None:
-    dice = random.Random(rare_seed)
+def test_clock_that_jumps_by_a_day_changes_nothing(rare_seed: int, workers: ProcessorGroup) -> None:
+    rng = random.Random(rare_seed)
     for n in range(2):
         workers.load.send(history(rare_seed * 2 + n, 25, name=f"part{n}"))
-        workers.load.settled()
+        workers.load.flush()
         if n == 0:
-            kill = [dice.choice(("after_produce", "after_commit")), 3]
-            workers.killed(clock="jumping", age_ms=200, kill=kill, slice_records=20)
-    workers.finish(clock="jumping", age_ms=200)
-    assert workers.complaints() == []
+            kill = [rng.choice(("after_produce", "after_commit")), 3]
+            workers.run_until_killed(clock="jumping", age_ms=200, kill=kill, slice_records=20)
+    workers.run_to_end(clock="jumping", age_ms=200)
+    assert workers.violations() == []
 
 
-def test_records_whose_append_times_go_back_are_all_processed(rare_seed: int, dated: Processors) -> None:
-    """By up to a day, as after a change of the topic's leader to a broker whose clock is behind."""
-    dice = random.Random(rare_seed)
+def test_records_whose_append_times_go_back_are_processed(rare_seed: int, dated: ProcessorGroup) -> None:
+    """They go back by up to a day, as if the topic's new leader had a clock that is behind."""
+    rng = random.Random(rare_seed)
     for n in range(2):
         now = time.time_ns() // 1_000_000
         part = history(rare_seed * 2 + n, 25, name=f"part{n}")
-        dated.load.send([replace(intent, at_ms=now - dice.randrange(DAY_MS)) for intent in part])
-        dated.load.settled()
+        dated.load.send([replace(intent, at_ms=now - rng.randrange(DAY_MS)) for intent in part])
+        dated.load.flush()
         if n == 0:
-            dated.killed(age_ms=200, kill=["after_commit", 2], slice_records=20)
-    dated.finish(age_ms=200)
-    assert dated.complaints() == []
+            dated.run_until_killed(age_ms=200, kill=["after_commit", 2], slice_records=20)
+    dated.run_to_end(age_ms=200)
+    assert dated.violations() == []
 
 
-# --- weeks, one topic fully ahead of the other --------------------------------------------------------------------
+# --- weeks of history, one topic written before the other ---------------------------------------------------------
 
 
-def weeks(begin_ms: int) -> tuple[list[Intent], list[Intent], dict[tuple[str, str], str]]:
-    """Responses, feedback, both by time, and what is to become of each event.
+def weeks_of_history(start_ms: int) -> tuple[list[Intent], list[Intent], dict[tuple[str, str], str]]:
+    """Return responses and feedback, both ordered by time, and the expected outcome of each event.
 
-    A response every seventeen hours. To each something is said an hour before it comes, an hour before its window
-    closes, and an hour after; and something to a response that never comes.
+    There is a response every seventeen hours. Each gets feedback an hour before it arrives, an hour before its window
+    closes, and an hour after; and there is feedback on a response that never arrives.
     """
     responses, feedback = [], []
-    fates: dict[tuple[str, str], str] = {}
+    expected: dict[tuple[str, str], str] = {}
     for n in range(RESPONSES):
-        at, name = begin_ms + n * EVERY_MS, f"r{n}"
+        at, name = start_ms + n * EVERY_MS, f"r{n}"
         responses.append(_response(name, at))
         last = at + WINDOW_MS
-        for target, event_id, when, fate in (
+        for target, event_id, event_at, outcome in (
             (name, "before", at - HOUR_MS, "batched"),
             (name, "in-time", last - HOUR_MS, "batched"),
             (name, "too-late", last + HOUR_MS, "late"),
-            (f"no-{name}", "alone", at, "unmatched"),
+            (f"no-{name}", "no-response", at, "unmatched"),
         ):
-            feedback.append(_correction(target, event_id, when))
-            fates[target, event_id] = fate
-    # And a record at the end of each partition, by which its last windows close.
-    responses += [_response(f"end{n}", begin_ms + WEEKS_AGO_MS - HOUR_MS) for n in range(12)]
-    return responses, sorted(feedback, key=lambda intent: intent.at_ms), fates
+            feedback.append(_correction(target, event_id, event_at))
+            expected[target, event_id] = outcome
+    # Records at the end of each partition close its last windows.
+    responses += [_response(f"end{n}", start_ms + WEEKS_AGO_MS - HOUR_MS) for n in range(12)]
+    return responses, sorted(feedback, key=lambda intent: intent.at_ms), expected
 
 
 def _response(name: str, at_ms: int) -> Intent:
@@ -116,45 +116,50 @@ def _correction(target: str, event_id: str, at_ms: int) -> Intent:
     return Intent(0, FEEDBACK_EVENTS.name, target.encode(), event.to_json(), at_ms)
 
 
-def replayed(workers: Processors, seed: int, **told: Any) -> dict[tuple[str, str], str]:
-    """One topic is written to its end, then the other; then they are read, with a kill in the middle."""
-    responses, feedback, fates = weeks(time.time_ns() // 1_000_000 - WEEKS_AGO_MS)
+def process_history(workers: ProcessorGroup, seed: int, **options: Any) -> dict[tuple[str, str], str]:
+    """Write one topic to its end, then the other, then process both with a kill in between.
+
+    Returns the expected outcomes.
+    """
+    responses, feedback, expected = weeks_of_history(time.time_ns() // 1_000_000 - WEEKS_AGO_MS)
     for part in (responses, feedback):
         workers.load.send(part)
-        workers.load.settled()
+        workers.load.flush()
     phase = random.Random(seed).choice(("before_transaction", "after_produce", "after_commit"))
-    workers.killed(kill=[phase, 4], slice_records=20, **told)
-    workers.finish(**told)
-    return fates
+    workers.run_until_killed(kill=[phase, 4], slice_records=20, **options)
+    workers.run_to_end(**options)
+    return expected
 
 
-def test_weeks_of_history_close_their_windows_at_the_right_time(rare_seed: int, dated: Processors) -> None:
-    fates = replayed(dated, rare_seed)
-    assert dated.complaints() == []
-    seen = dated.rig.seen()
+def test_weeks_of_history_close_windows_at_the_right_time(rare_seed: int, dated: ProcessorGroup) -> None:
+    expected = process_history(dated, rare_seed)
+    assert dated.violations() == []
+    log = dated.rig.read_log()
     outcomes = [
-        (record.partition, Outcome.from_json(record.value)) for record in seen.of(FEEDBACK_OUTCOMES.name)
+        (record.partition, Outcome.from_json(record.value)) for record in log.topic(FEEDBACK_OUTCOMES.name)
     ]
-    assert {(o.response_id, o.event_id): str(o.outcome) for _, o in outcomes} == fates
+    assert {(o.response_id, o.event_id): str(o.outcome) for _, o in outcomes} == expected
     for partition, outcome in outcomes:
         if outcome.outcome is OutcomeKind.UNMATCHED:
-            assert to_ms(outcome.decided_at) == closing(seen, partition, outcome.response_id)
-    # Time only grows in a partition: neither topic was read ahead of the other.
+            assert to_ms(outcome.decided_at) == closing_ms(log, partition, outcome.response_id)
+    # Time only grows within a partition, so no topic was read ahead of the other.
     times: dict[int, list[int]] = defaultdict(list)
     for partition, outcome in outcomes:
         times[partition].append(to_ms(outcome.decided_at))
-    assert all(found == sorted(found) for found in times.values())
+    assert all(decided == sorted(decided) for decided in times.values())
 
 
-def closing(seen: Seen, partition: int, response_id: str) -> int:
-    """When the window of a response that never came closes: with the first record of its partition after its end."""
-    records = [r for topic in INPUTS for r in seen.of(topic) if r.partition == partition]
+def closing_ms(log: LogContents, partition: int, response_id: str) -> int:
+    """Return when the window of a missing response closes: with the first record of its partition after its end."""
+    records = [r for topic in INPUTS for r in log.topic(topic) if r.partition == partition]
     end = WINDOW_MS + min(record.timestamp for record in records if record.key == response_id.encode())
     return min(record.timestamp for record in records if record.timestamp >= end)
 
 
-def test_a_processor_that_reads_one_topic_ahead_is_caught(dated: Processors, record_property: Any) -> None:
-    """The negative control of it."""
-    replayed(dated, 0, variant=ONE_TOPIC_AHEAD)
-    assert "I3" in names(dated.caught())
+def test_oracle_catches_a_processor_that_reads_one_topic_ahead(
+    dated: ProcessorGroup, record_property: Any
+) -> None:
+    """The negative control of reading weeks of history."""
+    process_history(dated, 0, variant=ONE_TOPIC_AHEAD)
+    assert "I3" in violation_names(dated.expected_violations())
     record_property("caught", 1)

@@ -1,8 +1,8 @@
-"""I5, I6: a trainer killed with -9 wherever a run can be goes on with the same run, and publishes one version: of the
-dataset that the run began with, with the weights, to the last bit, of a run that nobody disturbed.
+"""I5, I6 when a trainer is killed in any phase of a run: it continues the same run and publishes one version.
 
-Real processes, Kafka, Redis and training of a tiny model. A seed picks where it is killed, and whether the service is
-or only its run's process. The oracle's controls are in `test_trainer_controls`.
+The version has the dataset with which the run started, and bit for bit the weights of an undisturbed run. Processes,
+Kafka, Redis and the training of a tiny model are real. A seed picks the phases, and whether the service or only its
+run's process is killed. Negative controls: `test_trainer_controls`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import pytest
 from services.trainer.run.folder import CONFIG
 from services.trainer.run.run_table import RunConfig
 from shared.adapters.topic_admin import create_topics
-from tests.fault.disturbed_trainer import HOWS, Disturbed
+from tests.fault.disturbed_trainer import ENDINGS, DisturbedTrainer
 from tests.fault.fault_settings import SEEDS
-from tests.fault.trainer_kills import PHASES, SLOWLY_S, plan
+from tests.fault.trainer_phases import PHASES, STAGE_S, plan
 from tests.integration.service_process import running
-from tests.trainer_fixture import P, TrainerStand
+from tests.trainer_fixture import PARTITIONS, TrainerLine
 
 SHORT = [phase for phase in PHASES if phase.name == "checkpoint half-written"]
-"""Among all tests it is killed there, and after the version is in the log: each start costs seconds of imports."""
+"""The phases of the short form, before the kill after publishing. Each start costs seconds of imports."""
 
 
 @pytest.mark.timeout(900)
-def test_killed_wherever_it_can_be_a_run_publishes_one_version_of_the_weights_it_would_have_had(
+def test_run_killed_in_any_phase_publishes_the_undisturbed_version(
     kafka: str,
     redis_url: str,
     tiny_model: Path,
@@ -36,20 +36,20 @@ def test_killed_wherever_it_can_be_a_run_publishes_one_version_of_the_weights_it
     seed: int,
     record_property: Any,
 ) -> None:
-    create_topics(kafka, P)
-    stand = TrainerStand(kafka, redis_url, tiny_model, tmp_path / "killed", fresh)
-    stand.folder.mkdir()
-    disturbed = Disturbed(stand, random.Random(seed))
-    stand.send_world(users=30, each=2)
-    for number, phase in enumerate(plan(seed, disturbed.dice) if SEEDS > 1 else SHORT):
-        disturbed.end_in(phase, HOWS if SEEDS > 1 else HOWS[:1])
+    create_topics(kafka, PARTITIONS)
+    trainer = TrainerLine(kafka, redis_url, tiny_model, tmp_path / "killed", fresh)
+    trainer.folder.mkdir()
+    disturbed = DisturbedTrainer(trainer, random.Random(seed))
+    trainer.send_corrections(users=30, each=2)
+    for number, phase in enumerate(plan(seed, disturbed.rng) if SEEDS > 1 else SHORT):
+        disturbed.interrupt_in(phase, ENDINGS if SEEDS > 1 else ENDINGS[:1])
         if number == 0:
-            # What is said after the run began is for the next one.
-            stand.send_more(users=3)
+            # Feedback after the start of the run belongs to the next one.
+            trainer.send_small_batch(users=3)
     disturbed.kill_when_published()
-    with running("trainer", stand.folder, stand.env()):
-        stand.published(SLOWLY_S)
+    with running("trainer", trainer.folder, trainer.env()):
+        trainer.wait_for_version(STAGE_S)
     record_property("kills", disturbed.kills)
-    assert disturbed.judge(tmp_path / "left alone") == []
+    assert disturbed.judge(tmp_path / "undisturbed") == []
     through = RunConfig.from_json((next(disturbed.runs.glob("*")) / CONFIG).read_text()).through
-    assert dict(through) == {"0": 2}, "the batches that came later are none of its"
+    assert dict(through) == {"0": 2}, "later batches do not belong to this run"

@@ -1,5 +1,4 @@
-"""What must hold of a line whose one run was interrupted, however often: I5, I6, and that nothing was learned twice or
-not at all."""
+"""Checks I5 and I6 on a line whose only run was interrupted, and that every row was trained on exactly once."""
 
 from __future__ import annotations
 
@@ -15,39 +14,45 @@ from shared.versions import ModelVersion
 
 
 @dataclass
-class Seen:
-    """`datasets`: the digests of all snapshots that ever lay on the disk; `runs`: the folders of runs that ever did.
-    `weights` by what they were published as, `uninterrupted` those of the same run that nobody disturbed."""
+class Observations:
+    """Observations of a run.
+
+    `datasets` and `runs` are the digests of snapshots and the names of run folders that were ever on disk. `weights`
+    are digests by version, `undisturbed_weights` is the digest of the same run without interruptions.
+    """
 
     versions: list[ModelVersion] = field(default_factory=list)
     datasets: set[str] = field(default_factory=set)
     runs: set[str] = field(default_factory=set)
     weights: dict[str, str] = field(default_factory=dict)
-    uninterrupted: str = ""
-    dataset_again: str = ""
-    """Of a snapshot that the uninterrupted run took by itself, from the same batches."""
+    undisturbed_weights: str = ""
+    retaken_dataset: str = ""
+    """Digest of the snapshot that the undisturbed run took from the same batches."""
 
-    def look(self, runs: Path) -> None:
-        """At what lies there now."""
+    def observe(self, runs: Path) -> None:
+        """Add the current snapshots and run folders."""
         self.runs |= {folder.name for folder in runs.glob("*")}
         self.datasets |= {snapshot.read_ref(mark.parent).digest for mark in runs.glob(f"*/{SNAPSHOT}")}
 
 
 def weights_of(folder: Path) -> str:
-    """The digest of the weights in an adapter's or an artifact's folder."""
+    """Return the digest of the weights in the folder of an adapter or an artifact."""
     return hashlib.sha256((folder / ADAPTER_FILES[0]).read_bytes()).hexdigest()
 
 
-def complaints(seen: Seen) -> Iterator[str]:
-    """What is wrong, each beginning with its name; none if all is well."""
-    names = [version.ref.version for version in seen.versions]
+def violations(observations: Observations) -> Iterator[str]:
+    """Yield the violations found, each starting with its name."""
+    names = [version.ref.version for version in observations.versions]
     if len(names) != 1:
         yield f"I6 published: {len(names)} versions of one run: {names}"
-    if len(seen.runs) != 1:
-        yield f"I6 runs: {len(seen.runs)}"
-    if len(seen.datasets) != 1 or seen.dataset_again not in seen.datasets:
-        yield f"I5 dataset: {sorted(seen.datasets)}, and {seen.dataset_again} when taken again"
-    if any(one.dataset is None or one.dataset.digest not in seen.datasets for one in seen.versions):
-        yield "I5 version: of another dataset than its run's"
-    if any(found != seen.uninterrupted for found in seen.weights.values()):
-        yield "weights: not those of the run that was not interrupted"
+    if len(observations.runs) != 1:
+        yield f"I6 runs: {len(observations.runs)}"
+    if len(observations.datasets) != 1 or observations.retaken_dataset not in observations.datasets:
+        yield f"I5 dataset: {sorted(observations.datasets)}, and {observations.retaken_dataset} when taken again"
+    if any(
+        version.dataset is None or version.dataset.digest not in observations.datasets
+        for version in observations.versions
+    ):
+        yield "I5 version: its dataset is not that of its run"
+    if any(digest != observations.undisturbed_weights for digest in observations.weights.values()):
+        yield "weights: not those of the undisturbed run"

@@ -1,4 +1,4 @@
-"""What apps and users send to the processor, from a seed, and a log of what was meant and what was acknowledged."""
+"""Random records of apps and users, from a seed, and a record of everything sent and acknowledged."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from shared.events import FEEDBACK, ChatResponse, Choice, Feedback
 from shared.events import Message as Turn
 from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS
 
-INTENT = "intent"
-"""The header by which a record in the log is known again, whatever its bytes."""
+INTENT_HEADER = "intent"
+"""The header that identifies a record in the log by the number of its intent."""
 LINES = ("assistant", "coder")
 USERS = ("u_ann", "u_bob", "u_cyd", "u_dan")
-VAGUE, TELLING = "bad answer", "Name the year in which it was founded"
+VAGUE, USEFUL = "bad answer", "Name the year in which it was founded"
 GARBAGE = (b"", b"{", b"\xff\xfe", b"[]", b'{"line":1}', b"null")
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """One record to be sent. `at_ms`: its append time, for topics that leave that to the writer; 0: now."""
+    """One record to send. `at_ms` is its append time, for topics that leave that to the writer; 0 means now."""
 
     number: int
     topic: str
@@ -35,7 +35,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """An intent and where the log acknowledged it; (-1, -1) if it did not."""
+    """An intent, and the place at which the log acknowledged it: (-1, -1) if it did not."""
 
     intent: Intent
     partition: int
@@ -47,122 +47,120 @@ class Sent:
 
 
 def history(seed: int, responses: int = 40, *, name: str = "", padding: int = 0) -> list[Intent]:
-    """`responses` and all that may be said about them, in an order that a network might bring them.
+    """Return responses and feedback on them, in an order in which a network might deliver them.
 
-    Corrections, edits, thumbs, ratings, comments, preferences, retractions, of unknown events too; the same again,
-    conflicts, garbage, wrong keys; feedback before its response, and responses that never come. About one record in
-    twenty cannot be processed. `padding`: bytes of incompressible text in each answer.
+    There are corrections, edits, thumbs, ratings, comments, preferences, and retractions, also of unknown events;
+    repetitions, conflicts, garbage and wrong keys; feedback before its response, and responses that never come. About
+    one record in twenty cannot be processed. `padding` is the size of incompressible text in each answer, in bytes.
     """
-    dice = random.Random(seed)
-    told: list[list[tuple[str, bytes, bytes]]] = []
+    rng = random.Random(seed)
+    stories: list[list[tuple[str, bytes, bytes]]] = []
     for place in range(responses):
         response_id = f"{name or f's{seed}'}-r{place}"
-        told.append(list(_about(dice, response_id, padding)))
-    order = [number for number, story in enumerate(told) for _ in story]
-    # Stories overlap in time, but not from one end to the other.
-    places = sorted(range(len(order)), key=lambda at: at + dice.uniform(0, 60))
+        stories.append(list(_story(rng, response_id, padding)))
+    order = [number for number, story in enumerate(stories) for _ in story]
+    # Stories of different responses overlap, but only with their neighbours.
+    places = sorted(range(len(order)), key=lambda at: at + rng.uniform(0, 60))
     order = [order[at] for at in places]
-    left = [iter(story) for story in told]
+    left = [iter(story) for story in stories]
     return [Intent(at, *next(left[number])) for at, number in enumerate(order)]
 
 
-def _about(dice: random.Random, response_id: str, padding: int) -> Iterator[tuple[str, bytes, bytes]]:
-    """One response's records, in order."""
-    answer = _answer(dice, response_id, padding)
-    events = list(_events(dice, answer))
-    comes = dice.random()
-    at = 0 if comes < 0.6 else dice.randint(0, len(events)) if comes < 0.9 else None
+def _story(rng: random.Random, response_id: str, padding: int) -> Iterator[tuple[str, bytes, bytes]]:
+    """Yield the records of one response, in order."""
+    answer = _answer(rng, response_id, padding)
+    events = list(_events(rng, answer))
+    chance = rng.random()
+    at = 0 if chance < 0.6 else rng.randint(0, len(events)) if chance < 0.9 else None
     for place, (key, value) in enumerate([*events, (b"", b"")]):
         if place == at:
-            yield from _responses(dice, answer)
+            yield from _responses(rng, answer)
         if place < len(events):
             yield FEEDBACK_EVENTS.name, key, value
 
 
-def _answer(dice: random.Random, response_id: str, padding: int) -> ChatResponse:
-    failed = dice.random() < 0.05
+def _answer(rng: random.Random, response_id: str, padding: int) -> ChatResponse:
+    failed = rng.random() < 0.05
     texts = (
-        ()
-        if failed
-        else [f"Answer {n} of {response_id} {dice.randbytes(padding // 2).hex()}" for n in (0, 1)]
+        () if failed else [f"Answer {n} of {response_id} {rng.randbytes(padding // 2).hex()}" for n in (0, 1)]
     )
     return ChatResponse(
-        line=dice.choice(LINES),
+        line=rng.choice(LINES),
         response_id=response_id,
-        version=f"own-model-{dice.randint(1, 2)}",
+        version=f"own-model-{rng.randint(1, 2)}",
         messages=(Turn(role="user", content=f"What is {response_id}?"),),
         choices=tuple(Choice(index=n, text=text) for n, text in enumerate(texts)),
         status="failed" if failed else "completed",
-        user_id=dice.choice(USERS),
+        user_id=rng.choice(USERS),
         created_at=datetime.now(UTC),
     )
 
 
-def _responses(dice: random.Random, answer: ChatResponse) -> Iterator[tuple[str, bytes, bytes]]:
+def _responses(rng: random.Random, answer: ChatResponse) -> Iterator[tuple[str, bytes, bytes]]:
     key, topic = answer.response_id.encode(), CHAT_RESPONSES.name
     yield topic, key, answer.to_json()
-    if dice.random() < 0.1:  # sent again
+    if rng.random() < 0.1:  # sent again
         yield topic, key, answer.model_copy(update={"latency_ms": 7.0}).to_json()
-    if dice.random() < 0.05:  # another response under this id
+    if rng.random() < 0.05:  # another response under this id
         yield topic, key, answer.model_copy(update={"choices": (Choice(index=0, text="Another."),)}).to_json()
-    if dice.random() < 0.05:
-        yield topic, key, dice.choice(GARBAGE)
+    if rng.random() < 0.05:
+        yield topic, key, rng.choice(GARBAGE)
 
 
-def _events(dice: random.Random, answer: ChatResponse) -> Iterator[tuple[bytes, bytes]]:
-    """What users say, in order, with what networks and clients do to it."""
-    said: list[Feedback] = []
+def _events(rng: random.Random, answer: ChatResponse) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the feedback of users, in order, with the faults that networks and clients add."""
+    events: list[Feedback] = []
     key = answer.response_id.encode()
-    for number in range(dice.choice((0, 1, 2, 3, 4, 5, 8))):
-        event = _event(dice, answer, f"e{number}", said)
-        said.append(event)
+    for number in range(rng.choice((0, 1, 2, 3, 4, 5, 8))):
+        event = _event(rng, answer, f"e{number}", events)
+        events.append(event)
         yield key, event.to_json()
-        chance = dice.random()
-        if chance < 0.12:  # the same again, as it was or as another delivery
-            again = dice.choice(said)
+        chance = rng.random()
+        if chance < 0.12:  # repeated, with or without another delivery time
+            again = rng.choice(events)
             yield key, again.model_copy(update={"received_at": datetime.now(UTC)}).to_json()
         elif chance < 0.14:  # other content under the same id
             yield key, event.model_copy(update={"tags": ("changed",)}).to_json()
         elif chance < 0.16:
-            yield key, dice.choice(GARBAGE)
+            yield key, rng.choice(GARBAGE)
         elif chance < 0.18:
             yield b"another-key", event.model_copy(update={"event_id": f"w{number}"}).to_json()
 
 
-def _event(dice: random.Random, answer: ChatResponse, event_id: str, said: list[Feedback]) -> Feedback:
-    kind = dice.choice(("correction", "correction", "thumbs", "rating", "comment", "preference", "retract"))
-    user = dice.choice(USERS[:3])
+def _event(rng: random.Random, answer: ChatResponse, event_id: str, events: list[Feedback]) -> Feedback:
+    kind = rng.choice(("correction", "correction", "thumbs", "rating", "comment", "preference", "retract"))
+    user = rng.choice(USERS[:3])
     value: Any = {
-        "correction": f"It is {dice.randrange(1000)}.",
-        "thumbs": dice.choice(("up", "down")),
-        "rating": dice.randint(1, 5),
-        "comment": dice.choice((VAGUE, TELLING)),
-        "preference": dice.choice(({"over": 1}, {"under": "Something else."})),
-        "retract": f"e{dice.randrange(12)}",  # said before, said later, or never
+        "correction": f"It is {rng.randrange(1000)}.",
+        "thumbs": rng.choice(("up", "down")),
+        "rating": rng.randint(1, 5),
+        "comment": rng.choice((VAGUE, USEFUL)),
+        "preference": rng.choice(({"over": 1}, {"under": "Something else."})),
+        "retract": f"e{rng.randrange(12)}",  # an event that came before, comes later, or never
     }[kind]
-    if kind == "retract" and said and dice.random() < 0.7:
-        taken_back = dice.choice(said)
-        value, user = taken_back.event_id, taken_back.user_id
+    if kind == "retract" and events and rng.random() < 0.7:
+        target = rng.choice(events)
+        value, user = target.event_id, target.user_id
     if kind == "retract" and value == event_id:
-        value = "never-said"
-    at = datetime.now(UTC) + timedelta(seconds=dice.randint(-600, 30))
+        value = "never-sent"
+    at = datetime.now(UTC) + timedelta(seconds=rng.randint(-600, 30))
     return FEEDBACK.validate_python(
         {
             "line": answer.line,
             "response_id": answer.response_id,
             "event_id": event_id,
-            "choice": dice.choice((0, 0, 0, 1, 3)) if kind == "thumbs" else 0,  # there is no 3
+            "choice": rng.choice((0, 0, 0, 1, 3)) if kind == "thumbs" else 0,  # no response has a choice 3
             "user_id": user,
             "kind": kind,
             "value": value,
-            "occurred_at": dice.choice((at, None)),
+            "occurred_at": rng.choice((at, None)),
             "received_at": datetime.now(UTC),
         }
     )
 
 
-class Load:
-    """Sends intents and keeps the log of them. One thread; a broker that is away is waited for."""
+class LoadGenerator:
+    """Sends intents and remembers their acknowledgements, from one thread. Waits for a broker that is down."""
 
     def __init__(self, kafka: str, prefix: str) -> None:
         self._prefix = prefix
@@ -181,32 +179,32 @@ class Load:
         )
 
     def send(self, intents: Iterable[Intent]) -> int:
-        """Puts them on their way, under numbers of this log; returns how many."""
+        """Send intents without waiting, and return how many. They are numbered across all calls."""
         count = 0
-        for given in intents:
-            intent = replace(given, number=len(self._intents))
+        for unnumbered in intents:
+            intent = replace(unnumbered, number=len(self._intents))
             self._intents.append(intent)
             self._producer.produce(
                 self._prefix + intent.topic,
                 intent.value,
                 intent.key,
-                headers={INTENT: str(intent.number)},
+                headers={INTENT_HEADER: str(intent.number)},
                 timestamp=intent.at_ms,
-                on_delivery=self._noting(intent.number),
+                on_delivery=self._on_delivery(intent.number),
             )
             self._producer.poll(0)
             count += 1
         return count
 
-    def settled(self) -> None:
-        """Returns when all are acknowledged or have failed."""
+    def flush(self) -> None:
+        """Wait until all are acknowledged or have failed."""
         assert self._producer.flush(60) == 0
 
     def sent(self) -> list[Sent]:
-        """The log so far."""
+        """Return all intents sent so far."""
         return [Sent(intent, *self._acknowledged.get(intent.number, (-1, -1))) for intent in self._intents]
 
-    def _noting(self, number: int) -> Any:
+    def _on_delivery(self, number: int) -> Any:
         def delivered(error: KafkaError | None, message: Message) -> None:
             partition, offset = message.partition(), message.offset()
             if error is None and partition is not None and offset is not None:
