@@ -1,9 +1,9 @@
 """Checks I1-I4 over everything that the log holds of a processor. Pure.
 
 The reference is the processor's own core, run offline over the input topics (`recompute`). Pending events are found
-by letting the core close every window of the state that the changelog holds (`drain`): each event must then have exactly
-one outcome, and the outputs must equal those of a run without faults. The oracle knows only the core's step, not how it
-encodes state.
+by letting the core close every window of the state that the changelog holds (`drain`): each event must then have
+exactly one outcome, and the outputs must equal those of a run without faults. The oracle knows only the core's step,
+not how it encodes state.
 """
 
 from __future__ import annotations

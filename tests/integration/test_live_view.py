@@ -170,7 +170,7 @@ def test_engine_is_exactly_once_whatever_its_live_view_does(kafka: str, fresh: s
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start a Kafka of its own with the processor's topics, whose names are fixed."""
+    """Start a separate Kafka with the processor's topics, whose names are fixed."""
     with own_kafka(tmp_path_factory.mktemp("own")) as address:
         admin = AdminClient({"bootstrap.servers": address})
         wanted = [NewTopic(t.name, t.partitions(2), 1, config=t.broker_config()) for t in TOPICS.values()]
