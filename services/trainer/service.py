@@ -173,12 +173,12 @@ class Trainer:
 
     def _erase(self) -> None:
         """Apply the erasures that are due. `erasure/handler.py` states what holds afterwards."""
-        due = self.erasures.due()
+        due = self.erasures.due_targets()
         if due:
             self.reproducer.stop()
             self._abort_for_erasure(due)
             run = run_table.open_run(self.db)
-            self.erasures.follow(due, run.config.run_id if run is not None else None)
+            self.erasures.apply(due, run.config.run_id if run is not None else None)
 
     def _abort_for_erasure(self, due: Sequence[ErasureTarget]) -> None:
         """End the open run if its snapshot contains rows to erase. Restart it if its snapshot is not complete."""
@@ -190,7 +190,7 @@ class Trainer:
             self.supervisor.stop()
         if not snapshot.is_complete(folder):
             remove(folder)
-        elif self.erasures.concerns(run.config.run_id, due):
+        elif self.erasures.affects(run.config.run_id, due):
             self._end_erased_run(run)
 
     def _end_erased_run(self, run: Run) -> None:
@@ -336,7 +336,7 @@ class Trainer:
     def _publish(self, run: Run) -> None:
         """Publish the run's version, unless an erasure removed rows of its snapshot meanwhile."""
         folder = self._folder(run)
-        if self.erasures.outdated(run.config.run_id):
+        if self.erasures.has_erased_rows(run.config.run_id):
             self._end_erased_run(run)
             return
         report = GateReport.model_validate_json((folder / GATE_RESULT).read_bytes())

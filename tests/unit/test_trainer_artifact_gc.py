@@ -1,4 +1,4 @@
-"""Garbage collection of the artifact store: what goes, what never goes, and what is looked at once more."""
+"""Garbage collection of the artifact store: what is deleted, what is kept, and what is checked again."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ AT = datetime(2026, 3, 4, tzinfo=UTC)
 MONTH = timedelta(days=30)
 
 
-class Store:
-    """A line with versions in its store; its trainer keeps the two newest."""
+class StoreRig:
+    """A line with versions in its artifact store. Its trainer keeps the two newest."""
 
     def __init__(self, folder: Path) -> None:
         self.rig = TrainerRig(folder, lambda _: None)
@@ -34,7 +34,7 @@ class Store:
         self.trainer: Trainer = self.rig.trainer(artifact_keep=2)
         self.versions: list[VersionRef] = []
         self.seq = 0
-        self.given = 0
+        self.commands = 0
 
     def put(self, name: str, age: timedelta = MONTH) -> tuple[str, str]:
         folder = self.folder / "made" / name
@@ -84,127 +84,125 @@ class Store:
         )
 
     def collect(self, *, dry_run: bool = False) -> CommandResult:
-        self.given += 1
-        order = CollectGarbage(line=LINE, command_id=f"c{self.given}", issued_at=AT, dry_run=dry_run)
+        self.commands += 1
+        command = CollectGarbage(line=LINE, command_id=f"c{self.commands}", issued_at=AT, dry_run=dry_run)
         self.rig.log.append(
-            cloudevent(OPERATOR_COMMANDS, LINE, order, source="console", ce_id="x", at=AT, partition=0)
+            cloudevent(OPERATOR_COMMANDS, LINE, command, source="console", ce_id="x", at=AT, partition=0)
         )
         run_steps(self.trainer)
         return CommandResult.from_json(self.rig.log.records(OPERATOR_RESULTS.name)[-1].value)
 
-    def there(self) -> list[str]:
-        """Versions whose artifacts are there; of those that no version names, their digest."""
+    def stored(self) -> list[str]:
+        """Return the versions whose artifacts are stored, and the digests of artifacts of no version."""
         names = {ref.digest: ref.version for ref in self.versions}
         return [names.get(one.digest, one.digest) for one in self.trainer.store.stored()]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
+def store(tmp_path: Path) -> StoreRig:
+    return StoreRig(tmp_path)
 
 
-def test_old_versions_that_nothing_needs_go_and_are_named(store: Store) -> None:
+def test_old_unused_versions_are_deleted_and_named(store: StoreRig) -> None:
     refs = [store.publish("failed") for _ in range(4)]
     store.serve(VersionRef(version=BASE, kind="base", digest="ab" * 32))
     result = store.collect()
     assert result.status == "done"
-    assert "2 of 4 artifacts went" in result.message
+    assert "2 of 4 artifacts deleted" in result.message
     assert refs[0].version in result.message and "2 (newest)" in result.message
-    assert sorted(store.there()) == sorted(ref.version for ref in refs[2:])
-    assert "0 of 2 artifacts went" in store.collect().message
+    assert sorted(store.stored()) == sorted(ref.version for ref in refs[2:])
+    assert "0 of 2 artifacts deleted" in store.collect().message
 
 
-def test_a_dry_run_names_them_and_takes_nothing(store: Store) -> None:
+def test_dry_run_names_artifacts_and_deletes_nothing(store: StoreRig) -> None:
     refs = [store.publish("failed") for _ in range(3)]
-    assert f"1 of 3 artifacts would go, 0.0 MB: {refs[0].version}" in store.collect(dry_run=True).message
-    assert len(store.there()) == 3
+    assert (
+        f"1 of 3 artifacts would be deleted, 0.0 MB: {refs[0].version}" in store.collect(dry_run=True).message
+    )
+    assert len(store.stored()) == 3
 
 
-def test_what_serves_what_served_before_and_what_is_pinned_stay_however_old(store: Store) -> None:
+def test_stable_previous_and_pinned_versions_stay(store: StoreRig) -> None:
     first, second, *_ = [store.publish("failed") for _ in range(6)]
     store.serve(stable=first, previous=second)
     store.collect()
-    assert {first.version, second.version} <= set(store.there())
-    assert len(store.there()) == 4
+    assert {first.version, second.version} <= set(store.stored())
+    assert len(store.stored()) == 4
 
 
-def test_a_candidate_that_may_still_take_over_stays(store: Store) -> None:
+def test_candidate_newer_than_stable_stays(store: StoreRig) -> None:
     old, stable = store.publish("passed"), store.publish("passed")
     candidate = store.publish("passed")
     for _ in range(3):
         store.publish("failed")
     store.serve(stable)
     store.collect()
-    assert candidate.version in store.there()
-    assert old.version not in store.there()
+    assert candidate.version in store.stored()
+    assert old.version not in store.stored()
 
 
-def test_the_version_that_an_open_run_is_compared_with_stays(store: Store) -> None:
+def test_version_compared_with_the_open_run_stays(store: StoreRig) -> None:
     refs = [store.publish("failed") for _ in range(4)]
     versions, rollouts = store.trainer.versions.all_lines()
-    kept = artifacts_in_use(LINE, versions, rollouts, [refs[0]], 2)
-    assert kept[refs[0].digest] == "a run is compared with it"
-    assert refs[1].digest not in kept
+    in_use = artifacts_in_use(LINE, versions, rollouts, [refs[0]], 2)
+    assert in_use[refs[0].digest] == "compared with the open run"
+    assert refs[1].digest not in in_use
 
 
-def test_another_lines_versions_are_left_to_their_trainer(store: Store) -> None:
+def test_versions_of_other_lines_stay(store: StoreRig) -> None:
     others = [store.publish("failed", line="other") for _ in range(4)]
     store.collect()
-    assert sorted(store.there()) == sorted(ref.version for ref in others)
+    assert sorted(store.stored()) == sorted(ref.version for ref in others)
 
 
-def test_what_no_version_names_goes_when_it_is_old_and_stays_while_it_is_young(store: Store) -> None:
+def test_artifact_of_no_version_is_deleted_only_if_it_is_old(store: StoreRig) -> None:
     _, old = store.put("orphan")
     _, young = store.put("about-to-be-published", timedelta(hours=1))
-    assert "1 of 2 artifacts would go" in store.collect(dry_run=True).message
+    assert "1 of 2 artifacts would be deleted" in store.collect(dry_run=True).message
     result = store.collect()
-    assert store.there() == [young]
-    assert f"{old[:8]}, which no version names" in result.message and "1 (put lately)" in result.message
+    assert store.stored() == [young]
+    assert f"{old[:8]} (of no version)" in result.message and "1 (put recently)" in result.message
 
 
-def test_what_is_put_again_is_young_again(store: Store) -> None:
+def test_putting_an_artifact_again_refreshes_its_age(store: StoreRig) -> None:
     _, digest = store.put("orphan")
     store.trainer.store.put(store.folder / "made" / "orphan")
     store.collect()
-    assert store.there() == [digest]
+    assert store.stored() == [digest]
 
 
-def test_what_a_reader_holds_stays_until_it_is_let_go(store: Store) -> None:
+def test_artifact_held_by_a_reader_stays_until_released(store: StoreRig) -> None:
     uri, digest = store.put("orphan")
     with store.trainer.store.held(uri, digest) as folder:
-        assert "1 were held or needed again" in store.collect().message
+        assert "1 kept because they are in use again" in store.collect().message
         assert (folder / "adapter_model.safetensors").exists()
     store.collect()
-    assert store.there() == []
+    assert store.stored() == []
 
 
-def test_what_is_pinned_while_it_is_collected_is_not_taken(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The pin comes after the collector has looked, and before it takes."""
+def test_version_pinned_during_collection_stays(store: StoreRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pin comes after the collector has selected the artifact, and before it deletes it."""
     refs = [store.publish("failed") for _ in range(4)]
     local = store.trainer.store
     lock = local._lock  # type: ignore[attr-defined]
 
     @contextmanager
-    def pinned_meanwhile(digest: str, kind: int) -> Iterator[object]:
-        with lock(digest, kind) as held:
+    def pin_meanwhile(digest: str, kind: int) -> Iterator[object]:
+        with lock(digest, kind) as locked:
             if digest == refs[0].digest:
                 store.serve(refs[0])
-            yield held
+            yield locked
 
-    monkeypatch.setattr(local, "_lock", pinned_meanwhile)
+    monkeypatch.setattr(local, "_lock", pin_meanwhile)
     store.collect()
-    assert refs[0].version in store.there()
-    assert refs[1].version not in store.there()
+    assert refs[0].version in store.stored()
+    assert refs[1].version not in store.stored()
 
 
-def test_a_store_that_is_away_refuses_the_order_and_does_not_end_the_trainer(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def away() -> list[object]:
+def test_unavailable_store_refuses_the_command(store: StoreRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable() -> list[object]:
         raise StoreUnavailable("connection reset")
 
-    monkeypatch.setattr(store.trainer.store, "stored", away)
+    monkeypatch.setattr(store.trainer.store, "stored", unavailable)
     result = store.collect()
     assert (result.status, "connection reset" in result.message) == ("refused", True)

@@ -31,7 +31,12 @@ def made(folder: Path, licence: str = "") -> str:
         **{name: getattr(config, name) for name in config.__slots__} | {"base": str(base)}  # type: ignore[arg-type]
     )
     taken = Snapshot(tuple(rows), (), ())
-    data_card.write(folder, data_card.build_card(config, taken, [], [(4, 6)] * 3))
+    data_card.write(
+        folder,
+        data_card.build_card(
+            config.line, config.run_id, config.created_at, config.recipe, taken, [], [(4, 6)] * 3
+        ),
+    )
     environment.record(folder, HERE)
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"w")

@@ -1,4 +1,4 @@
-"""The trainer's loop over the log in memory; a run's process does at once what the test tells it."""
+"""The trainer's loop over a log in memory. Runs' processes are simulated."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.objectives import COMMENT_NOT_TRAINED
+from services.trainer.dataset.snapshot import SNAPSHOT
 from services.trainer.files import write_whole
 from services.trainer.run import run_table
 from services.trainer.run.folder import FAILURE_REASON, ExitCode
@@ -27,13 +28,14 @@ from shared.versions import ModelVersion
 from tests.trainer_factories import LINE, NOW, TrainerRig, batch, finish_run, revision, run_steps
 
 QUESTIONS = ("Who founded Acme?", "Where is the head office?", "How long is the warranty?")
-MEASURING = next(user for user in (f"user-{i}" for i in range(40)) if is_held_out(LINE, user))
-TRAINING = [user for user in (f"user-{i}" for i in range(20)) if not is_held_out(LINE, user)]
+HELDOUT_USER = next(user for user in (f"user-{i}" for i in range(40)) if is_held_out(LINE, user))
+TRAINING_USERS = [user for user in (f"user-{i}" for i in range(20)) if not is_held_out(LINE, user)]
 
 
 def corrections(number: int = 1, line: str = LINE) -> Batch:
+    """Return batch `number` with one correction of each question, each by another user."""
     examples = [
-        revision(f"r{number}-{i}", question, f"The answer is number {i}.", TRAINING[i], line=line)
+        revision(f"r{number}-{i}", question, f"The answer is number {i}.", TRAINING_USERS[i], line=line)
         for i, question in enumerate(QUESTIONS)
     ]
     return batch(examples, number, line=line)
@@ -50,7 +52,8 @@ def send(rig: TrainerRig, *batches: Batch) -> None:
     )
 
 
-def order(rig: TrainerRig, name: str, line: str = LINE, *, dry_run: bool = False) -> None:
+def train_now(rig: TrainerRig, name: str, line: str = LINE, *, dry_run: bool = False) -> None:
+    """Send a `train_now` command with the id `name`."""
     command = TrainNow(line=line, command_id=name, issued_at=NOW, dry_run=dry_run)
     rig.log.append(
         cloudevent(OPERATOR_COMMANDS, line, command, source="console", ce_id=name, at=NOW, partition=0)
@@ -62,11 +65,11 @@ def results(rig: TrainerRig) -> list[CommandResult]:
 
 
 def trained(rig: TrainerRig) -> list[ModelVersion]:
-    found = [ModelVersion.from_json(record.value) for record in rig.log.records(MODEL_VERSIONS.name)]
-    return [version for version in found if version.ref.kind == "lora"]
+    versions = [ModelVersion.from_json(record.value) for record in rig.log.records(MODEL_VERSIONS.name)]
+    return [version for version in versions if version.ref.kind == "lora"]
 
 
-def test_enough_corrections_become_a_published_version_once(tmp_path: Path) -> None:
+def test_enough_corrections_become_one_published_version(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, finish_run)
     send(rig, corrections())
     trainer = rig.trainer()
@@ -77,7 +80,7 @@ def test_enough_corrections_become_a_published_version_once(tmp_path: Path) -> N
     assert len(rig.started) == 1
 
 
-def test_what_was_trained_is_not_new_and_does_not_train_again_alone(tmp_path: Path) -> None:
+def test_only_new_data_starts_the_next_run(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, finish_run)
     send(rig, corrections())
     trainer = rig.trainer()
@@ -89,7 +92,7 @@ def test_what_was_trained_is_not_new_and_does_not_train_again_alone(tmp_path: Pa
     assert dict(second.through) == {"0": 2}
 
 
-def test_the_next_run_is_gated_against_the_version_that_serves(tmp_path: Path) -> None:
+def test_run_is_compared_with_the_stable_version(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, finish_run)
     send(rig, corrections())
     trainer = rig.trainer()
@@ -97,40 +100,42 @@ def test_the_next_run_is_gated_against_the_version_that_serves(tmp_path: Path) -
     assert run_table.all_runs(trainer.db)[0].config.stable == trainer.base.ref(LINE)
 
 
-def test_garbage_is_a_dead_letter_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_unreadable_record_becomes_a_dead_letter(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, finish_run)
     rig.log.append(Output(TRAINING_BATCHES.name, b"k", b"\xff{not a batch", (), 0))
     send(rig, corrections())
     trainer = rig.trainer()
     run_steps(trainer)
     run_steps(rig.trainer())
-    letters = rig.log.records(DEAD_LETTERS.name)
-    assert [(letter.key, letter.value) for letter in letters] == [(b"k", b"\xff{not a batch")]
+    dead_letters = rig.log.records(DEAD_LETTERS.name)
+    assert [(dead_letter.key, dead_letter.value) for dead_letter in dead_letters] == [
+        (b"k", b"\xff{not a batch")
+    ]
     assert len(trained(rig)) == 1
 
 
-def test_batches_and_commands_of_another_line_are_left_alone(tmp_path: Path) -> None:
+def test_batches_and_commands_of_other_lines_are_ignored(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, finish_run)
     send(rig, corrections(line="other"))
-    order(rig, "c1", line="other")
+    train_now(rig, "c1", line="other")
     run_steps(rig.trainer())
     assert trained(rig) == []
     assert results(rig) == []
 
 
-def test_train_now_with_nothing_usable_is_refused_once_with_the_reason(tmp_path: Path) -> None:
+def test_train_now_without_usable_data_is_refused_once(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, finish_run)
-    order(rig, "c1")
+    train_now(rig, "c1")
     run_steps(rig.trainer())
     run_steps(rig.trainer())
     assert [(one.command_id, one.status) for one in results(rig)] == [("c1", "refused")]
     assert "nothing usable" in results(rig)[0].message
 
 
-def test_train_now_starts_a_run_below_the_threshold_and_is_answered_once(tmp_path: Path) -> None:
+def test_train_now_starts_a_run_below_the_threshold(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, finish_run)
     send(rig, corrections())
-    order(rig, "c1")
+    train_now(rig, "c1")
     trainer = rig.trainer(examples=100)
     run_steps(trainer)
     run_steps(rig.trainer(examples=100))
@@ -138,23 +143,23 @@ def test_train_now_starts_a_run_below_the_threshold_and_is_answered_once(tmp_pat
     assert len(trained(rig)) == 1
 
 
-def test_commands_answered_before_the_disk_was_lost_are_not_carried_out_again(tmp_path: Path) -> None:
+def test_answered_commands_are_not_executed_again_after_disk_loss(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path / "one", finish_run)
     send(rig, corrections())
-    order(rig, "c1")
+    train_now(rig, "c1")
     run_steps(rig.trainer(examples=100))
-    other = TrainerRig(tmp_path / "two", finish_run, log=rig.log)
-    run_steps(other.trainer(examples=100))
+    rebuilt = TrainerRig(tmp_path / "two", finish_run, log=rig.log)
+    run_steps(rebuilt.trainer(examples=100))
     assert [one.command_id for one in results(rig)] == ["c1"]
-    assert other.started == []
+    assert rebuilt.started == []
 
 
-def test_a_command_during_a_run_is_refused_and_says_which_run(tmp_path: Path) -> None:
+def test_train_now_during_a_run_is_refused_and_names_the_run(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, lambda folder: -9)
     send(rig, corrections())
     trainer = rig.trainer()
     run_steps(trainer, 2)
-    order(rig, "c1")
+    train_now(rig, "c1")
     run_steps(trainer, 3)
     run = run_table.open_run(trainer.db)
     assert run is not None
@@ -162,9 +167,7 @@ def test_a_command_during_a_run_is_refused_and_says_which_run(tmp_path: Path) ->
     assert run.config.run_id in results(rig)[0].message
 
 
-def test_quiet_hours_and_the_interval_are_named_to_the_console_and_a_command_overrides_them(
-    tmp_path: Path,
-) -> None:
+def test_train_now_overrides_the_interval_that_the_console_shows(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, finish_run)
     send(rig, corrections())
     trainer = rig.trainer(min_interval_hours=6)
@@ -173,59 +176,49 @@ def test_quiet_hours_and_the_interval_are_named_to_the_console_and_a_command_ove
     rig.clock.advance(60)
     run_steps(trainer)
     assert len(trained(rig)) == 1
-    shown = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
-    assert "the last run began less than 6 h ago" in shown["reason"]
-    order(rig, "c1")
+    status = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
+    assert "the last run began less than 6 h ago" in status["reason"]
+    train_now(rig, "c1")
     run_steps(trainer)
     assert [(one.command_id, one.status) for one in results(rig)] == [("c1", "done")]
     assert len(trained(rig)) == 2
 
 
-def test_a_dry_run_says_what_would_train_and_what_is_missing_and_trains_nothing(tmp_path: Path) -> None:
+def test_dry_run_reports_what_would_train_and_trains_nothing(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, finish_run)
-    measured = revision("m1", QUESTIONS[0], "The answer is number 0.", MEASURING)
+    measured = revision("m1", QUESTIONS[0], "The answer is number 0.", HELDOUT_USER)
     send(
         rig, corrections(), batch([measured, revision("t1", "Who?", "Say the year too.", kind="comment")], 2)
     )
-    order(rig, "c1", dry_run=True)
+    train_now(rig, "c1", dry_run=True)
     run_steps(rig.trainer(examples=100, users=7))
     assert rig.started == []
     assert [(one.command_id, one.status) for one in results(rig)] == [("c1", "done")]
-    told = results(rig)[0].message
-    assert "would train 3 examples of 3 users (3 usable are new), measured with 1 of 1 held-out users" in told
-    assert "waits for 97 more examples and 4 more users" in told
-    assert f"held back: 1 ({COMMENT_NOT_TRAINED})" in told
+    message = results(rig)[0].message
+    assert (
+        "would train 3 examples of 3 users (3 usable are new), evaluated on 1 of 1 held-out users" in message
+    )
+    assert "waiting for 97 more examples and 4 more users" in message
+    assert f"quarantined: 1 ({COMMENT_NOT_TRAINED})" in message
 
 
-def test_a_dry_run_with_nothing_new_says_so_and_one_during_a_run_names_it(tmp_path: Path) -> None:
+def test_dry_run_without_new_data_says_so(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, lambda folder: -9)
-    order(rig, "c1", dry_run=True)
+    train_now(rig, "c1", dry_run=True)
     trainer = rig.trainer()
     run_steps(trainer, 3)
     assert "would train nothing: nothing usable is new" in results(rig)[0].message
     send(rig, corrections())
     run_steps(trainer, 2)
-    order(rig, "c2", dry_run=True)
+    train_now(rig, "c2", dry_run=True)
     run_steps(trainer, 3)
     run = run_table.open_run(trainer.db)
     assert run is not None
-    assert f"run {run.config.run_id} is under way" in results(rig)[1].message
+    assert f"run {run.config.run_id} is in progress" in results(rig)[1].message
 
 
-def test_a_table_of_an_older_release_goes_on_with_its_commands(tmp_path: Path) -> None:
-    rig = TrainerRig(tmp_path, finish_run)
-    send(rig, corrections())
-    db = rig.trainer().db
-    with db:
-        db.execute("ALTER TABLE commands DROP COLUMN kind")
-        db.execute("INSERT INTO commands (command_id) VALUES ('c1')")
-    db.close()
-    run_steps(rig.trainer(examples=100))
-    assert [(one.command_id, one.status) for one in results(rig)] == [("c1", "done")]
-
-
-def test_a_killed_process_resumes_the_same_run_with_the_same_config(tmp_path: Path) -> None:
-    """I5, I6: after kill -9 of the process, and of the service, the same run comes to its end."""
+def test_killed_process_resumes_the_same_run(tmp_path: Path) -> None:
+    """I5, I6: after kill -9 of the process, and of the service, the same run is completed."""
     ends = iter([-9, -9])
     rig = TrainerRig(tmp_path, lambda folder: next(ends, None) or finish_run(folder))
     send(rig, corrections())
@@ -240,7 +233,7 @@ def test_a_killed_process_resumes_the_same_run_with_the_same_config(tmp_path: Pa
     assert [version.run_id for version in trained(rig)] == [rig.started[0].name]
 
 
-def test_a_process_that_fails_three_times_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+def test_third_error_of_the_process_fails_the_run(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, lambda folder: 1)
     send(rig, corrections())
     trainer = rig.trainer()
@@ -255,33 +248,33 @@ def test_a_process_that_fails_three_times_ends_the_run_with_the_reason(tmp_path:
     assert trained(rig) == []
 
 
-def test_a_run_whose_data_is_at_fault_is_not_tried_again(tmp_path: Path) -> None:
-    def nothing_left(folder: Path) -> int:
-        write_whole(folder / FAILURE_REASON, b"nothing is left to train after verification")
+def test_failed_run_is_not_retried(tmp_path: Path) -> None:
+    def no_rows_left(folder: Path) -> int:
+        write_whole(folder / FAILURE_REASON, b"no rows are left to train after the checks")
         return ExitCode.FAILED
 
-    rig = TrainerRig(tmp_path, nothing_left)
+    rig = TrainerRig(tmp_path, no_rows_left)
     send(rig, corrections())
     trainer = rig.trainer()
     run_steps(trainer, 12)
     assert len(rig.started) == 1
-    assert run_table.all_runs(trainer.db)[0].reason.startswith("nothing is left")
-    shown = rig.cache.get(redis_keys.run_progress(LINE))
-    assert shown is not None
-    assert json.loads(shown)["stage"] == "failed"
+    assert run_table.all_runs(trainer.db)[0].reason.startswith("no rows are left")
+    status = rig.cache.get(redis_keys.run_progress(LINE))
+    assert status is not None
+    assert json.loads(status)["stage"] == "failed"
 
 
-def test_the_console_sees_what_is_collected_and_what_is_held(tmp_path: Path) -> None:
+def test_console_sees_collected_and_quarantined_data(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, finish_run)
     send(rig, corrections(), batch([revision("t1", "Who?", "Say the year too.", kind="comment")], 2))
     run_steps(rig.trainer(examples=100))
-    shown = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
-    assert (shown["usable"], shown["needed"], shown["users"], shown["batches"]) == (3, 100, 3, 2)
-    assert shown["held"] == {COMMENT_NOT_TRAINED: 1}
-    assert "a run needs 100" in shown["reason"]
+    status = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
+    assert (status["usable"], status["needed"], status["users"], status["batches"]) == (3, 100, 3, 2)
+    assert status["held"] == {COMMENT_NOT_TRAINED: 1}
+    assert "a run needs 100" in status["reason"]
 
 
-def test_a_redis_that_is_away_stops_nothing(tmp_path: Path) -> None:
+def test_unavailable_redis_stops_nothing(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, finish_run)
     rig.cache.away = True
     send(rig, corrections())
@@ -289,29 +282,29 @@ def test_a_redis_that_is_away_stops_nothing(tmp_path: Path) -> None:
     assert len(trained(rig)) == 1
 
 
-def test_failed_and_inconclusive_versions_are_published_with_their_verdict(tmp_path: Path) -> None:
+def test_inconclusive_version_is_published_with_its_verdict(tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path, lambda folder: finish_run(folder, "inconclusive"))
     send(rig, corrections())
     run_steps(rig.trainer())
     assert [version.gate.verdict for version in trained(rig) if version.gate] == ["inconclusive"]
 
 
-def test_what_a_run_holds_back_is_shown_with_its_reasons(tmp_path: Path) -> None:
-    def holding(folder: Path) -> int:
+def test_rows_that_a_run_quarantines_are_shown_with_their_reasons(tmp_path: Path) -> None:
+    def quarantining(folder: Path) -> int:
         finish_run(folder)
-        mark = json.loads((folder / "snapshot.json").read_bytes())
+        mark = json.loads((folder / SNAPSHOT).read_bytes())
         mark["quarantine"] = [
             ["r1-0", "e-r1-0", "agreement: outvoted"],
             ["r1-1", "e-r1-1", "agreement: outvoted"],
         ]
-        write_whole(folder / "snapshot.json", json.dumps(mark).encode())
+        write_whole(folder / SNAPSHOT, json.dumps(mark).encode())
         return 0
 
-    rig = TrainerRig(tmp_path, holding)
+    rig = TrainerRig(tmp_path, quarantining)
     send(rig, corrections())
     trainer = rig.trainer()
     run_steps(trainer)
     rig.clock.advance(60)
     run_steps(trainer)
-    shown = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
-    assert shown["held"] == {"agreement: outvoted": 2}
+    status = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
+    assert status["held"] == {"agreement: outvoted": 2}

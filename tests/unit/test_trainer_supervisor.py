@@ -1,4 +1,4 @@
-"""What the service makes of how a run's process ends, over the log in memory; the processes do what the test says."""
+"""How the trainer handles the end of a run's process. Processes are simulated; the log is in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from services.trainer.files import write_whole
 from services.trainer.run import micro_batch, run_table
 from services.trainer.run.checkpoint_manifest import write_manifest
 from services.trainer.run.context import RunFailed, RunStopped
-from services.trainer.run.folder import CHECKPOINTS, FAILURE_REASON, MICRO_BATCH, ExitCode
+from services.trainer.run.folder import (
+    ADAPTER,
+    CHECKPOINTS,
+    FAILURE_REASON,
+    GATE_RESULT,
+    MICRO_BATCH,
+    ExitCode,
+)
 from services.trainer.run.run_table import RunConfig
 from services.trainer.worker.pipeline import run_to_exit_code
 from services.trainer.worker.restart_policy import MAX_KILLS
@@ -28,37 +35,41 @@ from tests.unit.test_trainer_service import corrections, send, trained
 KILLED = -signal.SIGKILL
 
 
-def told(rig: TrainerRig) -> dict[str, object]:
-    found: dict[str, object] = json.loads(rig.cache.get(redis_keys.run_progress(LINE)) or b"{}")
-    return found
+def progress(rig: TrainerRig) -> dict[str, object]:
+    """Return the run's progress as the console sees it."""
+    record: dict[str, object] = json.loads(rig.cache.get(redis_keys.run_progress(LINE)) or b"{}")
+    return record
 
 
 def snapshot_only(folder: Path) -> None:
-    """As after the first stage."""
+    """Leave the folder as it is when the snapshot is complete and training begins."""
     if not snapshot.is_complete(folder):
         finish_run(folder)
-        (folder / "gate.json").unlink()
-        (folder / "adapter").rmdir()
+        (folder / GATE_RESULT).unlink()
+        (folder / ADAPTER).rmdir()
 
 
-def checkpoint(folder: Path, step: int) -> None:
-    place = folder / CHECKPOINTS / f"checkpoint-{step}"
-    place.mkdir(parents=True)
-    (place / "state.json").write_text("{}")
-    write_manifest(place, step)
+def write_checkpoint(folder: Path, step: int) -> None:
+    checkpoint = folder / CHECKPOINTS / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    write_manifest(checkpoint, step)
 
 
-def patiently(
+def run_to_the_end(
     rig: TrainerRig, ends: Iterator[int], *, before: Callable[[Path], None] = snapshot_only
 ) -> list[str]:
-    """Runs until nothing starts any more; the stages of all runs."""
+    """Run until no process is started any more, and return the stages of all runs.
 
-    def child(folder: Path) -> int:
+    Each process calls `before` and ends with the next of `ends`; after the last one, processes succeed.
+    """
+
+    def process(folder: Path) -> int:
         before(folder)
         status = next(ends, None)
         return finish_run(folder) if status is None else status
 
-    rig.process = child
+    rig.process = process
     send(rig, corrections())
     trainer = rig.trainer()
     for _ in range(3 * MAX_KILLS):
@@ -73,55 +84,53 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerRig:
     return TrainerRig(tmp_path, finish_run)
 
 
-def test_a_process_killed_three_times_at_one_place_takes_smaller_pieces_and_says_so(rig: TrainerRig) -> None:
-    assert patiently(rig, iter([KILLED] * 2)) == ["published"]
+def test_third_kill_at_one_position_halves_the_micro_batch(rig: TrainerRig) -> None:
+    assert run_to_the_end(rig, iter([KILLED] * 2)) == ["published"]
     assert not (rig.started[0] / MICRO_BATCH).exists()
-    again = TrainerRig(rig.folder / "again", finish_run)
-    said: list[object] = []
+    other = TrainerRig(rig.folder / "other", finish_run)
+    reasons: list[object] = []
 
-    def listening(folder: Path) -> None:
+    def note_reason(folder: Path) -> None:
         snapshot_only(folder)
-        said.append(told(again).get("reason"))
+        reasons.append(progress(other).get("reason"))
 
-    assert patiently(again, iter([KILLED] * 3), before=listening) == ["published"]
-    assert micro_batch.size(again.started[0], 8) == 4
-    assert said[-1] == "memory did not suffice for 8 rows at a time: each step takes 8 in pieces of 4"
+    assert run_to_the_end(other, iter([KILLED] * 3), before=note_reason) == ["published"]
+    assert micro_batch.size(other.started[0], 8) == 4
+    assert reasons[-1] == "memory did not suffice for 8 rows at once: each step uses micro-batches of 4 rows"
 
 
-def test_a_kill_for_memory_that_the_kernel_counts_halves_at_the_first(
+def test_kill_counted_by_the_kernel_halves_the_micro_batch_at_once(
     rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = rig.folder / "memory.events"
-    monkeypatch.setattr(micro_batch, "OOM_KILL_COUNTERS", (count,))
+    counter = rig.folder / "memory.events"
+    monkeypatch.setattr(micro_batch, "OOM_KILL_COUNTERS", (counter,))
 
-    def for_memory(folder: Path) -> None:
+    def count_oom_kill(folder: Path) -> None:
         snapshot_only(folder)
-        count.write_text(f"oom_kill {len(rig.started)}")
+        counter.write_text(f"oom_kill {len(rig.started)}")
 
-    count.write_text("oom_kill 0")
-    assert patiently(rig, iter([KILLED]), before=for_memory) == ["published"]
+    counter.write_text("oom_kill 0")
+    assert run_to_the_end(rig, iter([KILLED]), before=count_oom_kill) == ["published"]
     assert micro_batch.size(rig.started[0], 8) == 4
 
 
-def test_kills_with_checkpoints_between_them_are_not_taken_for_a_lack_of_memory(rig: TrainerRig) -> None:
+def test_kills_with_progress_in_between_keep_the_micro_batch(rig: TrainerRig) -> None:
     steps = iter(range(1, 100))
 
-    def getting_on(folder: Path) -> None:
+    def make_progress(folder: Path) -> None:
         snapshot_only(folder)
-        checkpoint(folder, next(steps))
+        write_checkpoint(folder, next(steps))
 
-    assert patiently(rig, iter([KILLED] * 2 * MAX_KILLS), before=getting_on) == ["published"]
+    assert run_to_the_end(rig, iter([KILLED] * 2 * MAX_KILLS), before=make_progress) == ["published"]
     assert len(rig.started) == 2 * MAX_KILLS + 1
     assert not (rig.started[0] / MICRO_BATCH).exists()
 
 
-def test_what_is_killed_for_ever_fails_with_a_reason_and_the_line_trains_again_at_its_threshold(
-    rig: TrainerRig,
-) -> None:
-    assert patiently(rig, iter([KILLED] * MAX_KILLS)) == ["failed"]
+def test_run_that_keeps_being_killed_fails_and_frees_the_line(rig: TrainerRig) -> None:
+    assert run_to_the_end(rig, iter([KILLED] * MAX_KILLS)) == ["failed"]
     assert len(rig.started) == MAX_KILLS
     assert micro_batch.size(rig.started[0], 8) == 1
-    assert "killed 12 times" in str(told(rig)["reason"])
+    assert "killed 12 times" in str(progress(rig)["reason"])
     send(rig, corrections(2))
     rig.process = finish_run
     trainer = rig.trainer()
@@ -130,33 +139,33 @@ def test_what_is_killed_for_ever_fails_with_a_reason_and_the_line_trains_again_a
     assert [version.run_id for version in trained(rig)] == [rig.started[-1].name]
 
 
-def test_going_down_with_the_service_again_and_again_is_noticed_too(rig: TrainerRig) -> None:
-    """As where a container's limit ends all that is in it: nobody is left to see the status."""
+def test_kills_together_with_the_service_count_too(rig: TrainerRig) -> None:
+    """As when a container is killed for memory with everything in it, so no exit code is read."""
 
-    def child(folder: Path) -> None:
+    def process(folder: Path) -> None:
         snapshot_only(folder)
 
-    rig.process = child
+    rig.process = process
     send(rig, corrections())
 
-    def cut_off(times: int) -> None:
+    def kill_service(times: int) -> None:
         for _ in range(times):
             trainer = rig.trainer()
             run_steps(trainer, 3)
             rig.clock.advance(60)
             run_steps(trainer, 2)
 
-    cut_off(4)
+    kill_service(4)
     assert micro_batch.size(rig.started[0], 8) == 4
-    cut_off(MAX_KILLS)
+    kill_service(MAX_KILLS)
     assert [run.stage for run in run_table.all_runs(rig.trainer().db)] == ["failed"]
 
 
-def test_a_service_stopped_in_order_any_number_of_times_counts_nothing(rig: TrainerRig) -> None:
-    def child(folder: Path) -> None:
+def test_stops_of_the_service_do_not_count(rig: TrainerRig) -> None:
+    def process(folder: Path) -> None:
         snapshot_only(folder)
 
-    rig.process = child
+    rig.process = process
     send(rig, corrections())
     for _ in range(2 * MAX_KILLS):
         trainer = rig.trainer()
@@ -167,14 +176,14 @@ def test_a_service_stopped_in_order_any_number_of_times_counts_nothing(rig: Trai
     assert not (rig.started[0] / MICRO_BATCH).exists()
 
 
-def test_a_full_disk_is_waited_for_and_named_and_never_ends_the_run(rig: TrainerRig) -> None:
-    said = []
+def test_full_disk_is_reported_and_never_ends_the_run(rig: TrainerRig) -> None:
+    reasons = []
 
-    def child(folder: Path) -> int:
-        said.append(str(told(rig).get("reason", "")))
-        return ExitCode.DISK_FULL if len(said) <= MAX_KILLS + 8 else finish_run(folder)
+    def process(folder: Path) -> int:
+        reasons.append(str(progress(rig).get("reason", "")))
+        return ExitCode.DISK_FULL if len(reasons) <= MAX_KILLS + 8 else finish_run(folder)
 
-    rig.process = child
+    rig.process = process
     send(rig, corrections())
     trainer = rig.trainer()
     for _ in range(MAX_KILLS + 12):
@@ -182,10 +191,10 @@ def test_a_full_disk_is_waited_for_and_named_and_never_ends_the_run(rig: Trainer
         rig.clock.advance(60)
     assert [run.stage for run in run_table.all_runs(trainer.db)] == ["published"]
     assert len(trained(rig)) == 1
-    assert "Free some space there; the run resumes automatically" in said[-1]
+    assert "Free some space there; the run resumes automatically" in reasons[-1]
 
 
-def test_between_two_tries_on_a_full_disk_it_waits_longer_and_longer(rig: TrainerRig) -> None:
+def test_waits_on_a_full_disk_grow(rig: TrainerRig) -> None:
     rig.process = lambda folder: ExitCode.DISK_FULL
     send(rig, corrections())
     trainer = rig.trainer()
@@ -197,8 +206,8 @@ def test_between_two_tries_on_a_full_disk_it_waits_longer_and_longer(rig: Traine
     assert 4 <= started[-1] <= 8
 
 
-def test_a_table_on_a_full_disk_loses_nothing_of_what_was_read(rig: TrainerRig) -> None:
-    """The service says so, tries again, and reads no further meanwhile."""
+def test_full_disk_under_the_database_loses_no_record(rig: TrainerRig) -> None:
+    """The service reports it, tries again, and reads nothing more meanwhile."""
     trainer = rig.trainer()
 
     def full(*_: object) -> None:
@@ -216,7 +225,7 @@ def test_a_table_on_a_full_disk_loses_nothing_of_what_was_read(rig: TrainerRig) 
     assert dict(run_table.all_runs(trainer.db)[-1].config.through) == {"0": 2}
 
 
-def test_an_error_that_is_no_full_disk_ends_the_service(rig: TrainerRig) -> None:
+def test_other_database_errors_end_the_service(rig: TrainerRig) -> None:
     trainer = rig.trainer()
     send(rig, corrections())
     trainer.db.execute("DROP TABLE batches")
@@ -224,19 +233,21 @@ def test_an_error_that_is_no_full_disk_ends_the_service(rig: TrainerRig) -> None
         trainer.run_once()
 
 
-# --- how the process says it ---
+# --- exit codes of the process ---
 
 
 def raising(error: BaseException) -> Callable[[], None]:
-    def done() -> None:
+    """Return a function that raises `error`."""
+
+    def work() -> None:
         raise error
 
-    return done
+    return work
 
 
 @pytest.fixture
 def training(tmp_path: Path) -> tuple[Path, RunConfig]:
-    """The folder of a run that is about to train."""
+    """Return the folder and configuration of a run that is about to train."""
     folder = tmp_path / "runs" / "run-1"
     folder.mkdir(parents=True)
     snapshot_only(folder)
@@ -252,7 +263,7 @@ def training(tmp_path: Path) -> tuple[Path, RunConfig]:
         (RuntimeError("CUDA out of memory"), ExitCode.OUT_OF_MEMORY),
     ],
 )
-def test_a_process_says_by_its_status_why_it_ends(
+def test_exit_code_says_why_the_process_ended(
     error: Exception, status: int, training: tuple[Path, RunConfig]
 ) -> None:
     folder, config = training
@@ -260,26 +271,26 @@ def test_a_process_says_by_its_status_why_it_ends(
     assert (folder / FAILURE_REASON).exists() == (status == ExitCode.FAILED)
 
 
-def test_an_error_that_nobody_expected_is_raised_with_its_trace(training: tuple[Path, RunConfig]) -> None:
+def test_unexpected_error_is_raised(training: tuple[Path, RunConfig]) -> None:
     folder, config = training
     with pytest.raises(ZeroDivisionError):
         run_to_exit_code(folder, config, raising(ZeroDivisionError()))
     assert not (folder / FAILURE_REASON).exists()
 
 
-def test_memory_that_does_not_suffice_for_one_row_or_in_the_gate_is_for_a_person(
+def test_out_of_memory_with_one_row_or_in_the_gate_fails_the_run(
     training: tuple[Path, RunConfig],
 ) -> None:
     folder, config = training
     ends = [run_to_exit_code(folder, config, raising(MemoryError())) for _ in range(4)]
     assert ends == [ExitCode.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY, ExitCode.FAILED]
     assert "one row at a time" in (folder / FAILURE_REASON).read_text()
-    (folder / "adapter").mkdir()
+    (folder / ADAPTER).mkdir()
     assert run_to_exit_code(folder, config, raising(MemoryError())) == ExitCode.FAILED
     assert "LOOPWRIGHT_TRAINER_MAX_TOKENS" in (folder / FAILURE_REASON).read_text()
 
 
-def test_a_reason_that_the_full_disk_does_not_take_is_not_lost_for_an_unknown_error(
+def test_failure_on_a_full_disk_is_reported_as_a_full_disk(
     training: tuple[Path, RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, config = training
@@ -292,12 +303,12 @@ def test_a_reason_that_the_full_disk_does_not_take_is_not_lost_for_an_unknown_er
 
 
 def test_only_the_newest_failed_run_keeps_its_checkpoints(rig: TrainerRig) -> None:
-    def child(folder: Path) -> int:
-        checkpoint(folder, 2)
+    def process(folder: Path) -> int:
+        write_checkpoint(folder, 2)
         write_whole(folder / FAILURE_REASON, b"loss is nan")
         return ExitCode.FAILED
 
-    rig.process = child
+    rig.process = process
     trainer = rig.trainer()
     for number in (1, 2):
         send(rig, corrections(number))

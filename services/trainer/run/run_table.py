@@ -28,6 +28,7 @@ class RunConfig:
         stable_run: Run that made the stable version; None for the base.
         created_ms: Time at which the run started, in milliseconds since the epoch.
         released: Number of the newest release from quarantine that the run includes (`quarantine_release.py`).
+
     """
 
     run_id: str
@@ -142,7 +143,7 @@ def newest_start_ms(db: sqlite3.Connection) -> int | None:
 
 
 def newest_release(db: sqlite3.Connection) -> int:
-    """Return the number of the newest release from quarantine that the newest run includes. Erased runs do not count."""
+    """Return the number of the newest quarantine release that the newest run includes. Erased runs do not count."""
     row = db.execute(
         "SELECT config FROM runs WHERE stage != 'erased' ORDER BY created_ms DESC, run_id DESC"
     ).fetchone()

@@ -222,7 +222,7 @@ def objective_trainers(
     """A TRL trainer for each objective that `rows` have. They tokenise, and give the losses; none of them trains."""
     told: dict[Objective, list[Mapping[str, Any]]] = {}
     for row in rows:
-        told.setdefault(objective_of(row), []).append({TRUNCATED: [False, False]} | row)
+        told.setdefault(objective_of(row), []).append({TRUNCATED: [False, False], **row})
     # KTO pairs each conversation with a neighbour's answer: within the pieces that are taken at a time.
     common = _common(folder, recipe) | {"per_device_train_batch_size": piece, "max_length": recipe.max_tokens}
     # Without an adapter to turn off, the reference is measured before the first step.

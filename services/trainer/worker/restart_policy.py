@@ -1,8 +1,8 @@
 """Decide whether and when to restart a run's process that ended early. No I/O and no clock.
 
-A kill does not say why it happened: an operator, a machine that went down, or the kernel out of memory. One or two kills
-are ignored. Several at the same position, without a new checkpoint between them, are taken for a lack of memory, and
-the micro-batch is halved. A run that keeps being killed fails with a reason, so that the line can train again.
+A kill does not say why it happened: an operator, a machine that went down, or the kernel when memory ran out. One or
+two kills are ignored. Several at the same position, without a new checkpoint between them, are taken for a lack of
+memory, and the micro-batch is halved. A run that keeps being killed fails with a reason, so the line can train again.
 """
 
 from __future__ import annotations
