@@ -54,7 +54,7 @@ def taken(
 ) -> tuple[dict[str, str], dict[str, int]]:
     """(question -> target, reason -> how many are held for it)"""
     found = snapshot.build(line, examples, {}, comments=comments)
-    return {one.row.question: one.row.answer for one in found.train}, count_reasons(found.held)
+    return {one.row.question: one.row.answer for one in found.train}, count_reasons(found.quarantined)
 
 
 @pytest.mark.parametrize("user", [TRAINING, HELD_OUT])

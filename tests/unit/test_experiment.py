@@ -74,7 +74,7 @@ def test_poisoners_train_nothing_and_others_lose_little(seed: int) -> None:
 @pytest.mark.parametrize("seed", SIZES.seeds)
 def test_corrections_give_the_gate_enough_items(seed: int) -> None:
     snapshot = facts_snapshot("corrections", seed)
-    items = build_eval_items(snapshot.measure, [grouped.row.question for grouped in snapshot.train], [])
+    items = build_eval_items(snapshot.heldout, [grouped.row.question for grouped in snapshot.train], [])
     assert sum(item.category == "wins" for item in items) >= Recipe().gate_items
 
 

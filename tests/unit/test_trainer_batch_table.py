@@ -1,4 +1,4 @@
-"""I4, I5: what is collected is a function of the set of (batch_id, rewrite), however the log delivers it."""
+"""I4, I5: the batch table is a function of the set of (batch_id, rewrite), however the log delivers it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.trainer_factories import batch, revision
 
 
 def fold(batches: Sequence[Batch]) -> dict[str, ExampleRevision]:
-    """What the view must equal, straight from the definition: the oracle of these tests."""
+    """Return the expected examples, computed from the definition: the oracle of these tests."""
     latest: dict[str, Batch] = {}
     for one in batches:
         if one.batch_id not in latest or one.rewrite > latest[one.batch_id].rewrite:
@@ -25,13 +25,13 @@ def fold(batches: Sequence[Batch]) -> dict[str, ExampleRevision]:
     newest: dict[str, ExampleRevision] = {}
     for one in sorted(latest.values(), key=lambda batch: (batch.partition, batch.number)):
         for example in one.examples:
-            held = newest.get(example.response_id)
-            if held is None or example.revision > held.revision:
+            known = newest.get(example.response_id)
+            if known is None or example.revision > known.revision:
                 newest[example.response_id] = example
     return {response_id: example for response_id, example in newest.items() if example.op == "upsert"}
 
 
-def folded(folder: Path, batches: list[Batch]) -> dict[str, ExampleRevision]:
+def current(folder: Path, batches: list[Batch]) -> dict[str, ExampleRevision]:
     db = open_database(folder)
     try:
         with db:
@@ -49,15 +49,17 @@ def folded(folder: Path, batches: list[Batch]) -> dict[str, ExampleRevision]:
 
 
 def compacted(batches: list[Batch], spared: Set[int] = frozenset()) -> list[Batch]:
-    """What is left of a topic after compaction by batch_id: its newest record per key, in the order of the log; and
-    those places that the cleaner has not come to yet, the `spared`."""
+    """Return a topic after compaction by batch_id: the newest record per key, in the order of the log.
+
+    The records at positions `spared` are still there, because the log cleaner has not reached them.
+    """
     newest = {one.batch_id: i for i, one in enumerate(batches)}
     return [one for i, one in enumerate(batches) if newest[one.batch_id] == i or i in spared]
 
 
 @st.composite
-def written(draw: st.DrawFn) -> list[Batch]:
-    """A log as the processor writes it: batches of new revisions, and rewrites of some, each higher than the last."""
+def logs(draw: st.DrawFn) -> list[Batch]:
+    """Draw a log as the processor writes it: batches of new revisions, then increasing rewrites of some of them."""
     batches: list[Batch] = []
     revisions = dict.fromkeys("abcd", 0)
     for number in range(1, draw(st.integers(1, 6)) + 1):
@@ -79,43 +81,43 @@ def written(draw: st.DrawFn) -> list[Batch]:
     return batches
 
 
-@given(log=written(), data=st.data())
+@given(log=logs(), data=st.data())
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_collecting_in_any_order_with_repeats_equals_the_fold_after_compaction(
+def test_examples_do_not_depend_on_order_repeats_or_compaction(
     tmp_path: Path, log: list[Batch], data: st.DataObject
 ) -> None:
     expected = fold(log)
     delivered = data.draw(st.permutations([*log, *data.draw(st.lists(st.sampled_from(log), max_size=4))]))
-    assert folded(tmp_path, delivered) == expected
-    assert folded(tmp_path, compacted(log)) == expected
-    assert folded(tmp_path, [*log, *compacted(log)]) == expected
+    assert current(tmp_path, delivered) == expected
+    assert current(tmp_path, compacted(log)) == expected
+    assert current(tmp_path, [*log, *compacted(log)]) == expected
     spared = data.draw(st.sets(st.integers(0, len(log) - 1)))
-    assert folded(tmp_path, compacted(log, spared)) == expected
+    assert current(tmp_path, compacted(log, spared)) == expected
     read = data.draw(st.integers(0, len(log)))
-    assert folded(tmp_path, [*log[:read], *compacted(log, spared)]) == expected
+    assert current(tmp_path, [*log[:read], *compacted(log, spared)]) == expected
 
 
-def test_the_oracle_catches_a_collection_that_takes_the_last_delivered_revision(tmp_path: Path) -> None:
+def test_oracle_catches_taking_the_last_delivered_revision(tmp_path: Path) -> None:
     first, second = revision("a", "q", "old"), revision("a", "q", "new", revision=2)
     log = [batch([second], 2), batch([first], 1)]
     last_delivered = {e.response_id: e for one in log for e in one.examples}
     assert last_delivered != fold(log)
-    assert folded(tmp_path, log) == fold(log)
+    assert current(tmp_path, log) == fold(log)
 
 
-def test_a_retracted_correction_leaves_the_dataset(tmp_path: Path) -> None:
+def test_retracted_correction_leaves_the_dataset(tmp_path: Path) -> None:
     log = [batch([revision("a", "q", "x")], 1), batch([revision("a", "q", "x", revision=2, op="retract")], 2)]
-    assert folded(tmp_path, log) == {}
+    assert current(tmp_path, log) == {}
 
 
-def test_a_rewrite_replaces_all_rows_of_its_batch_and_an_older_one_changes_nothing(tmp_path: Path) -> None:
+def test_rewrite_replaces_its_batch_and_an_older_one_does_not(tmp_path: Path) -> None:
     whole = batch([revision("a", "q", "x"), revision("b", "q", "y")], 1)
     erased = batch([whole.examples[1]], 1, rewrite=1)
-    assert list(folded(tmp_path, [whole, erased])) == ["b"]
-    assert list(folded(tmp_path, [erased, whole])) == ["b"]
+    assert list(current(tmp_path, [whole, erased])) == ["b"]
+    assert list(current(tmp_path, [erased, whole])) == ["b"]
 
 
-def test_a_run_resumed_after_more_was_collected_still_reads_what_it_began_with(tmp_path: Path) -> None:
+def test_resumed_run_reads_only_the_batches_it_began_with(tmp_path: Path) -> None:
     db = open_database(tmp_path)
     with db:
         batch_table.store_batch(db, batch([revision("a", "q", "x")], 1))
@@ -125,7 +127,7 @@ def test_a_run_resumed_after_more_was_collected_still_reads_what_it_began_with(t
     db.close()
 
 
-def test_positions_are_kept_with_the_rows_or_not_at_all(tmp_path: Path) -> None:
+def test_positions_and_rows_are_stored_together_or_not_at_all(tmp_path: Path) -> None:
     db = open_database(tmp_path)
 
     def crash_in_the_middle() -> None:

@@ -1,4 +1,4 @@
-"""Comments that a stronger model follows: what is asked, what of its answers is taken, and what is kept of them."""
+"""Comments that a stronger model follows: what is sent, which replies train, and what is cached."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from services.trainer.dataset.comment_rewriter import (
     MAX_FAILURES,
     REWRITE_INSTRUCTION,
     Endpoint,
+    EndpointConfig,
     RewriterFailed,
     open_client,
     rewrite_comments,
@@ -32,7 +33,7 @@ from services.trainer.settings import TrainerSettings
 from tests.trainer_factories import LINE, example, revision
 
 USERS = [user for user in (f"user-{i}" for i in range(60)) if not is_held_out(LINE, user)]
-MEASURING = next(user for user in (f"user-{i}" for i in range(60)) if is_held_out(LINE, user))
+HELDOUT = next(user for user in (f"user-{i}" for i in range(60)) if is_held_out(LINE, user))
 ORIGINAL, COMMENT = "Mars is a planet.", "Add how many moons it has."
 BETTER = "Mars is a planet with two moons."
 MODEL = "strong"
@@ -48,45 +49,45 @@ def rows(examples: Sequence[Example]) -> list[Row]:
     return split_by_holdout(LINE, usable_rows(examples, "revise")[0])[0]
 
 
-class Reviser:
-    """Says what it is told to, and remembers what it was asked."""
+class FakeRewriter:
+    """Rewriter with fixed replies, which records what it was sent."""
 
-    def __init__(self, answer: str = BETTER, verdict: str = "YES", silent_for: int = 0) -> None:
-        self.answer, self.verdict, self.silent_for = answer, verdict, silent_for
-        self.asked: list[tuple[str, str]] = []
+    def __init__(self, answer: str = BETTER, verdict: str = "YES", failures: int = 0) -> None:
+        self.answer, self.verdict, self.failures = answer, verdict, failures
+        self.requests: list[tuple[str, str]] = []
 
     def __call__(self, instruction: str, material: str) -> str:
-        self.asked.append((instruction, material))
-        if len(self.asked) <= self.silent_for:
-            raise RewriterFailed("nothing came")
+        self.requests.append((instruction, material))
+        if len(self.requests) <= self.failures:
+            raise RewriterFailed("no reply")
         return self.answer if instruction == REWRITE_INSTRUCTION else self.verdict
 
 
-def ask(
+def rewrite_all(
     folder: Path, reviser: Callable[[str, str], str], *examples: Example, limit: int = 50
 ) -> dict[str, Rewrite]:
     return rewrite_comments(rows(examples or [commented()]), reviser, MODEL, folder, limit, ignore_progress)
 
 
-def taken(examples: Sequence[Example], found: dict[str, Rewrite]) -> snapshot.Snapshot:
-    return snapshot.build(LINE, examples, {}, comments="revise", revised=found)
+def build(examples: Sequence[Example], found: dict[str, Rewrite]) -> snapshot.Snapshot:
+    return snapshot.build(LINE, examples, {}, comments="revise", rewrites=found)
 
 
 def reasons(one: snapshot.Snapshot) -> list[str]:
-    return [each.reason for each in one.held]
+    return [each.reason for each in one.quarantined]
 
 
-# --- what is taken ----------------------------------------------------------------------------------------------
+# --- what trains ----------------------------------------------------------------------------------------------
 
 
-def test_a_revision_trains_in_the_place_of_the_comment(tmp_path: Path) -> None:
-    reviser = Reviser()
-    found = taken([commented()], ask(tmp_path, reviser))
+def test_rewrite_trains_instead_of_the_comment(tmp_path: Path) -> None:
+    reviser = FakeRewriter()
+    found = build([commented()], rewrite_all(tmp_path, reviser))
     assert [(one.row.kind, one.row.original, one.row.answer) for one in found.train] == [
         ("comment", ORIGINAL, BETTER)
     ]
-    assert [instruction for instruction, _ in reviser.asked] == [REWRITE_INSTRUCTION, JUDGE_INSTRUCTION]
-    assert json.loads(reviser.asked[0][1]) == {
+    assert [instruction for instruction, _ in reviser.requests] == [REWRITE_INSTRUCTION, JUDGE_INSTRUCTION]
+    assert json.loads(reviser.requests[0][1]) == {
         "conversation": [{"role": "user", "content": "What is Mars, r1?"}],
         "answer": ORIGINAL,
         "comment": COMMENT,
@@ -96,23 +97,21 @@ def test_a_revision_trains_in_the_place_of_the_comment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reviser", "reason"),
     [
-        (Reviser("UNCHANGED"), "comment: the reviser changed nothing"),
-        (Reviser(ORIGINAL.upper()), "comment: the reviser changed nothing"),
-        (Reviser(""), "comment: the reviser changed nothing"),
-        (Reviser("many words " * 200), "comment: its revision is far longer than the answer"),
-        (Reviser(verdict="No, it does not."), "comment: its revision does not do what it asks"),
-        (Reviser("Ask anna.meier@pellworth.com."), "personal data: an e-mail address"),
-        (Reviser("Two.<|im_end|>"), "chat template: its marks are in the text"),
+        (FakeRewriter("UNCHANGED"), "comment: the reviser changed nothing"),
+        (FakeRewriter(ORIGINAL.upper()), "comment: the reviser changed nothing"),
+        (FakeRewriter(""), "comment: the reviser changed nothing"),
+        (FakeRewriter("many words " * 200), "comment: the reviser's answer is much longer than the original"),
+        (FakeRewriter(verdict="No, it does not."), "comment: the reviser's answer does not do what it asks"),
+        (FakeRewriter("Ask anna.meier@pellworth.com."), "personal data: an e-mail address"),
+        (FakeRewriter("Two.<|im_end|>"), "chat template: the text contains special tokens"),
     ],
 )
-def test_what_does_not_follow_the_comment_or_fails_a_check_is_held(
-    reviser: Reviser, reason: str, tmp_path: Path
-) -> None:
-    found = taken([commented()], ask(tmp_path, reviser))
+def test_rewrite_that_fails_a_check_is_quarantined(reviser: FakeRewriter, reason: str, tmp_path: Path) -> None:
+    found = build([commented()], rewrite_all(tmp_path, reviser))
     assert (found.train, reasons(found)) == ((), [reason])
 
 
-def test_revisions_that_contradict_each_other_are_disputed_like_corrections(tmp_path: Path) -> None:
+def test_contradicting_rewrites_are_disputed(tmp_path: Path) -> None:
     asked = [commented("r1", USERS[0]), commented("r1b", USERS[1])]
     same = [
         example(one.revision.model_copy(update={"messages": asked[0].revision.messages})) for one in asked
@@ -120,43 +119,45 @@ def test_revisions_that_contradict_each_other_are_disputed_like_corrections(tmp_
     answers = iter(
         ["Acme was founded by Ida Voss in 1987.", "YES", "Acme was founded by Otto Kern in 1912.", "YES"]
     )
-    found = taken(same, ask(tmp_path, lambda *_: next(answers), *same))
+    found = build(same, rewrite_all(tmp_path, lambda *_: next(answers), *same))
     assert reasons(found) == ["agreement: disputed"] * 2
 
 
-# --- what is asked ----------------------------------------------------------------------------------------------
+# --- what is sent ----------------------------------------------------------------------------------------------
 
 
-def test_neither_held_out_users_nor_what_names_somebody_is_asked_about(tmp_path: Path) -> None:
-    reviser = Reviser()
-    ask(
+def test_held_out_users_and_personal_data_are_not_sent(tmp_path: Path) -> None:
+    reviser = FakeRewriter()
+    rewrite_all(
         tmp_path,
         reviser,
-        commented("m", MEASURING),
+        commented("m", HELDOUT),
         commented("p", comment="Write to anna.meier@pellworth.com then."),
     )
-    assert reviser.asked == []
+    assert reviser.requests == []
 
 
-def test_nothing_is_asked_twice_whatever_the_answer_was(tmp_path: Path) -> None:
-    first = ask(tmp_path, Reviser(), commented("r1")) | ask(tmp_path, Reviser(verdict="NO"), commented("r2"))
-    again = Reviser()
-    assert ask(tmp_path, again, commented("r1"), commented("r2")) == first
-    assert again.asked == []
+def test_no_comment_is_sent_twice(tmp_path: Path) -> None:
+    first = rewrite_all(tmp_path, FakeRewriter(), commented("r1")) | rewrite_all(
+        tmp_path, FakeRewriter(verdict="NO"), commented("r2")
+    )
+    again = FakeRewriter()
+    assert rewrite_all(tmp_path, again, commented("r1"), commented("r2")) == first
+    assert again.requests == []
 
 
-def test_another_model_is_asked_anew(tmp_path: Path) -> None:
-    ask(tmp_path, Reviser())
-    reviser = Reviser()
+def test_comments_are_sent_again_to_another_model(tmp_path: Path) -> None:
+    rewrite_all(tmp_path, FakeRewriter())
+    reviser = FakeRewriter()
     rewrite_comments(rows([commented()]), reviser, "stronger", tmp_path, 50, ignore_progress)
-    assert len(reviser.asked) == 2
+    assert len(reviser.requests) == 2
     assert rewrite_cache.load_all(tmp_path, "stronger") == rewrite_cache.load_all(tmp_path, MODEL)
     assert rewrite_cache.load_all(tmp_path, "third") == {}
 
 
-def test_a_kill_in_the_middle_costs_the_question_that_was_under_way(tmp_path: Path) -> None:
+def test_crash_repeats_only_the_comment_in_progress(tmp_path: Path) -> None:
     class Killed(BaseException):
-        """No error that anything catches."""
+        """An error that nothing catches."""
 
     def killed(instruction: str, material: str) -> str:
         if "r2" in material:
@@ -165,48 +166,51 @@ def test_a_kill_in_the_middle_costs_the_question_that_was_under_way(tmp_path: Pa
 
     both = (commented("r1"), commented("r2"))
     with pytest.raises(Killed):
-        ask(tmp_path, killed, *both)
-    reviser = Reviser()
-    assert set(ask(tmp_path, reviser, *both)) == {"r1/e-r1", "r2/e-r2"}
-    assert len(reviser.asked) == 2
+        rewrite_all(tmp_path, killed, *both)
+    reviser = FakeRewriter()
+    assert set(rewrite_all(tmp_path, reviser, *both)) == {"r1/e-r1", "r2/e-r2"}
+    assert len(reviser.requests) == 2
 
 
-def test_an_endpoint_that_does_not_answer_is_left_alone_and_asked_in_the_next_run(tmp_path: Path) -> None:
+def test_failing_endpoint_is_not_used_until_the_next_run(tmp_path: Path) -> None:
     many = [commented(f"r{i}", USERS[i]) for i in range(MAX_FAILURES + 2)]
-    reviser = Reviser(silent_for=99)
-    found = taken(many, ask(tmp_path, reviser, *many))
-    assert len(reviser.asked) == MAX_FAILURES
+    reviser = FakeRewriter(failures=99)
+    found = build(many, rewrite_all(tmp_path, reviser, *many))
+    assert len(reviser.requests) == MAX_FAILURES
     assert reasons(found) == [NOT_REWRITTEN_YET] * len(many)
-    assert len(ask(tmp_path, Reviser(), *many)) == len(many)
+    assert len(rewrite_all(tmp_path, FakeRewriter(), *many)) == len(many)
 
 
-def test_one_run_asks_for_so_many_and_no_more(tmp_path: Path) -> None:
+def test_one_run_sends_at_most_its_limit(tmp_path: Path) -> None:
     many = [commented(f"r{i}", USERS[i]) for i in range(5)]
-    assert len(ask(tmp_path, Reviser(), *many, limit=2)) == 2
-    assert len(ask(tmp_path, Reviser(), *many, limit=2)) == 4
+    assert len(rewrite_all(tmp_path, FakeRewriter(), *many, limit=2)) == 2
+    assert len(rewrite_all(tmp_path, FakeRewriter(), *many, limit=2)) == 4
 
 
-def test_where_no_endpoint_is_set_any_more_what_was_asked_before_still_counts(tmp_path: Path) -> None:
+def test_without_an_endpoint_cached_rewrites_are_used(tmp_path: Path) -> None:
     settings = TrainerSettings(line=LINE, data_dir=tmp_path)
     recipe = settings.recipe().model_copy(update={"comment_mode": "revise", "reviser_model": MODEL})
-    found = ask(settings.revisions, Reviser())
-    assert rewrites_for(settings, recipe, [commented()], ignore_progress) == found
-    assert rewrites_for(settings, settings.recipe(), [commented()], ignore_progress) is None
+    found = rewrite_all(settings.revisions, FakeRewriter())
+    arguments = ([commented()], None, settings.revisions, ignore_progress)
+    assert rewrites_for(LINE, recipe, *arguments) == found
+    assert rewrites_for(LINE, settings.recipe(), *arguments) is None
 
 
-# --- what is kept -----------------------------------------------------------------------------------------------
+# --- erasure -----------------------------------------------------------------------------------------------
 
 
-def test_an_erasure_takes_the_revision_with_what_it_revised_and_no_other(tmp_path: Path) -> None:
-    ask(tmp_path, Reviser(), commented("r1", USERS[0]), commented("r2", USERS[1], asked_by="asker"))
+def test_erasure_deletes_the_rewrites_of_its_subject_only(tmp_path: Path) -> None:
+    rewrite_all(
+        tmp_path, FakeRewriter(), commented("r1", USERS[0]), commented("r2", USERS[1], asked_by="asker")
+    )
     (tmp_path / ".half.json.99").write_text(BETTER)
-    assert rewrite_cache.delete(tmp_path, [ErasureTarget("q", "erasure", USERS[0])], lambda row: True) == 0, (
+    assert rewrite_cache.redact(tmp_path, [ErasureTarget("q", "erasure", USERS[0])], lambda row: True) == 0, (
         "it stands"
     )
-    assert rewrite_cache.delete(tmp_path, [ErasureTarget("q", "erasure", USERS[0])], lambda row: False) == 1
+    assert rewrite_cache.redact(tmp_path, [ErasureTarget("q", "erasure", USERS[0])], lambda row: False) == 1
     assert set(rewrite_cache.load_all(tmp_path, MODEL)) == {"r2/e-r2"}
     assert list(tmp_path.glob(".*")) == []
-    assert rewrite_cache.delete(tmp_path, [ErasureTarget("q2", "erasure", "asker")], lambda row: False) == 1
+    assert rewrite_cache.redact(tmp_path, [ErasureTarget("q2", "erasure", "asker")], lambda row: False) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -218,7 +222,7 @@ def endpoint(answer: Callable[[httpx.Request], httpx.Response]) -> Endpoint:
     return Endpoint(client, MODEL, wait_s=0)
 
 
-def test_it_speaks_to_any_openai_compatible_endpoint() -> None:
+def test_endpoint_is_openai_compatible() -> None:
     seen: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -248,9 +252,7 @@ def test_it_speaks_to_any_openai_compatible_endpoint() -> None:
         (None, ATTEMPTS),
     ],
 )
-def test_what_may_pass_is_tried_again_and_what_cannot_is_not(
-    response: httpx.Response | None, times: int
-) -> None:
+def test_only_errors_that_may_pass_are_retried(response: httpx.Response | None, times: int) -> None:
     calls = 0
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -265,10 +267,12 @@ def test_what_may_pass_is_tried_again_and_what_cannot_is_not(
     assert calls == times
 
 
-def test_the_key_is_sent_and_never_shown() -> None:
+def test_key_is_sent_and_never_logged() -> None:
     key = "k-0123456789abcdefghij"
     settings = TrainerSettings(reviser_url="http://model.example/v1", reviser_model=MODEL, reviser_key=key)  # type: ignore[arg-type]
-    with open_client(settings) as client:
+    config = EndpointConfig(settings.reviser_url, settings.reviser_key, timeout_s=1.0, limit=1)
+    with open_client(config) as client:
         assert client.headers["authorization"] == f"Bearer {key}"
         assert not client.follow_redirects
     assert key not in repr(settings.masked())
+    assert key not in repr(config)

@@ -1,4 +1,4 @@
-"""A snapshot's data card: the figures are those of what trains, and nothing in it is anybody's words."""
+"""Data card: its statistics are those of the snapshot, and it contains no user text."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from services.trainer.dataset.data_card import (
     build_card,
     quantiles,
 )
+from services.trainer.dataset.erasure_target import ErasureTarget
 from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.erasure import redact_run
 from services.trainer.run.run_table import RunConfig
 from shared.versions import VersionRef
-from tests.trainer_factories import LINE, ended, example, grouped, revision, row
+from tests.trainer_factories import LINE, example, grouped, revision, row, with_finish_reason
 
 WORLD = load_world()
 USERS, EACH = 30, 5
@@ -45,7 +46,7 @@ def config() -> RunConfig:
     )
 
 
-def said() -> list[Example]:
+def examples() -> list[Example]:
     dice = random.Random(3)
     corrections = [
         example(
@@ -59,7 +60,11 @@ def said() -> list[Example]:
     )
     secret = example(revision("secret", "Who am I?", "You are anna.meier@pellworth.com.", "u1"))
     thumbs = [
-        example(ended(revision(f"t{i}", "Who?", "up", f"u{i}", kind="thumbs"), "length" if i else "stop"))
+        example(
+            with_finish_reason(
+                revision(f"t{i}", "Who?", "up", f"u{i}", kind="thumbs"), "length" if i else "stop"
+            )
+        )
         for i in range(7)
     ]
     return [*corrections, again, secret, *thumbs]
@@ -67,58 +72,72 @@ def said() -> list[Example]:
 
 @pytest.fixture(name="taken")
 def _taken() -> Snapshot:
-    return snapshot.build(LINE, said(), {"0": 1})
+    return snapshot.build(LINE, examples(), {"0": 1})
 
 
 @pytest.fixture(name="card")
 def _card(taken: Snapshot) -> DataCard:
-    return build_card(config(), taken, said(), [(10, i + 1) for i in range(len(taken.train))])
+    return build_card(
+        LINE,
+        config().run_id,
+        config().created_at,
+        config().recipe,
+        taken,
+        examples(),
+        [(10, i + 1) for i in range(len(taken.train))],
+    )
 
 
-def test_its_counts_are_those_of_the_snapshot(taken: Snapshot, card: DataCard) -> None:
+def test_counts_are_those_of_the_snapshot(taken: Snapshot, card: DataCard) -> None:
     assert card.digest == taken.digest()
-    assert card.examples == len(said())
+    assert card.examples == len(examples())
     assert card.signals == {"correction": USERS * EACH + 2, "thumbs": 7}
     assert card.training.rows == len(taken.train)
     assert card.training.users == len({one.row.user_id for one in taken.train})
     assert card.training.kinds == Counter(one.row.kind for one in taken.train)
     assert card.training.objectives == {"sft": len(taken.train)}
     assert card.measuring.objectives["kto liked"] == 7 - card.training.kinds["thumbs"]
-    assert card.measuring.rows == len(taken.measure) > 0
+    assert card.measuring.rows == len(taken.heldout) > 0
     assert card.training.unended + card.measuring.unended == 6
     loudest = Counter(one.row.user_id for one in taken.train).most_common(1)[0][1]
     assert card.training.largest_user_share == pytest.approx(loudest / len(taken.train), abs=1e-4)
-    assert sum(card.held.values()) == len(taken.held)
+    assert sum(card.held.values()) == len(taken.quarantined)
     assert card.held["personal data: an e-mail address"] == 1
     assert sum(card.signals.values()) == card.training.rows + card.measuring.rows + sum(card.held.values())
 
 
-def test_what_several_users_say_is_told_apart_from_what_one_says_twice() -> None:
+def test_duplicates_by_one_user_and_by_several_are_counted_apart() -> None:
     rows = [row("Who founded it?", "Ida Voss.", user, user) for user in ("u1", "u2", "u3")]
     rows.append(row("Who else?", "Nobody.", "u1", "r9"))
-    held = (snapshot.Held("r4", "e4", "duplicate: the same user said the same again"),)
-    found = build_card(config(), Snapshot(tuple(grouped(rows)), (), held), [], [(1, 1)] * 4).duplicates
+    duplicates = (snapshot.QuarantinedRow("r4", "e4", "duplicate: this user gave the same again"),)
+    found = build_card(
+        LINE,
+        config().run_id,
+        config().created_at,
+        config().recipe,
+        Snapshot(tuple(grouped(rows)), (), duplicates),
+        [],
+        [(1, 1)] * 4,
+    ).duplicates
     assert (found.same_user, found.between_users) == (1, 2)
 
 
-def test_lengths_are_told_by_quantiles_that_were_measured() -> None:
+def test_quantiles_are_lengths_that_occur() -> None:
     assert quantiles([]) == Quantiles()
     assert quantiles([7]) == Quantiles(p10=7, p50=7, p90=7, p99=7, longest=7)
     assert quantiles(range(1, 101)) == Quantiles(p10=10, p50=50, p90=90, p99=99, longest=100)
 
 
-def test_it_holds_no_word_of_a_user_and_no_users_name(
-    tmp_path: Path, taken: Snapshot, card: DataCard
-) -> None:
+def test_card_contains_no_text_and_no_user(tmp_path: Path, taken: Snapshot, card: DataCard) -> None:
     data_card.write(tmp_path, card)
-    told = (tmp_path / DATA_CARD).read_text() + (tmp_path / DATA_CARD_PAGE).read_text()
-    for one in [*taken.train, *taken.measure]:
+    text = (tmp_path / DATA_CARD).read_text() + (tmp_path / DATA_CARD_PAGE).read_text()
+    for one in [*taken.train, *taken.heldout]:
         for private in (one.row.question, one.row.answer, f'"{one.row.user_id}"', one.row.response_id):
-            assert private not in told
-    assert "anna" not in told
+            assert private not in text
+    assert "anna" not in text
 
 
-def test_both_forms_say_the_same_and_learn_the_share_of_replay_later(tmp_path: Path, card: DataCard) -> None:
+def test_both_files_agree_and_get_the_replay_share_later(tmp_path: Path, card: DataCard) -> None:
     data_card.write(tmp_path, card)
     assert data_card.read(tmp_path) == card
     assert card.replay.share is None
@@ -135,18 +154,16 @@ def test_both_forms_say_the_same_and_learn_the_share_of_replay_later(tmp_path: P
     assert all(f"| {reason} | {count} |" in page for reason, count in card.held.items())
 
 
-def test_a_snapshot_of_an_older_release_has_none_and_trains_all_the_same(tmp_path: Path) -> None:
+def test_replay_share_without_a_card_is_ignored(tmp_path: Path) -> None:
     data_card.record_replay(tmp_path, rows=12, tokens=300, others=1200)
     assert data_card.read(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_stays_when_the_rows_that_it_counts_are_erased(
-    tmp_path: Path, taken: Snapshot, card: DataCard
-) -> None:
+def test_card_stays_when_its_rows_are_erased(tmp_path: Path, taken: Snapshot, card: DataCard) -> None:
     data_card.write(tmp_path, card)
     snapshot.write(tmp_path, taken, 1)
-    target = redact_run.Target("q1", "erasure", taken.train[0].row.user_id)
+    target = ErasureTarget("q1", "erasure", taken.train[0].row.user_id)
     redact_run.redact(tmp_path, [target], lambda row: False)
     assert len(snapshot.read_rows(tmp_path)) < len(taken.train)
     assert data_card.read(tmp_path) == card

@@ -1,4 +1,4 @@
-"""Datasets to take elsewhere: what is in them, how and when they are written, and that an erasure reaches them."""
+"""Exports: their records and files, when they are written, and their erasure."""
 
 from __future__ import annotations
 
@@ -22,10 +22,21 @@ from shared.cloudevents import cloudevent
 from shared.commands import CommandResult, ExportDataset, TrainNow
 from shared.events import Batch, Choice, ErasureReport, ExampleRevision, Over, SignalKind, Under
 from shared.topics import ERASURE_REPORTS, OPERATOR_COMMANDS, OPERATOR_RESULTS, TRAINING_BATCHES
-from tests.trainer_factories import LINE, NOT_KNOWN, NOW, Rig, batch, example, finish, later, revision, turns
+from tests.trainer_factories import (
+    LINE,
+    NOT_KNOWN,
+    NOW,
+    TrainerRig,
+    batch,
+    example,
+    finish_run,
+    revision,
+    run_steps,
+    seconds_later,
+)
 
 USERS = [user for user in (f"user-{i}" for i in range(60)) if not is_held_out(LINE, user)]
-MEASURING = next(user for user in (f"user-{i}" for i in range(60)) if is_held_out(LINE, user))
+HELDOUT = next(user for user in (f"user-{i}" for i in range(60)) if is_held_out(LINE, user))
 QUESTIONS = ("Who founded Acme?", "Where is the head office?", "How long is the warranty?")
 SECRET = "Zanzibarquux"
 
@@ -36,44 +47,44 @@ def correction(i: int, user: str, answer: str | None = None) -> ExampleRevision:
     )
 
 
-def said(name: str, kind: SignalKind, value: Any, user: str = "", **more: Any) -> ExampleRevision:
-    """An answer with one more choice, and what one user said of it."""
+def feedback(name: str, kind: SignalKind, value: Any, user: str = "", **more: Any) -> ExampleRevision:
+    """Return a response with two choices and one signal."""
     one = revision(name, f"What of {name}?", "-", user or USERS[0], original=f"Take {name}.")
     choices = (*one.choices, Choice(index=1, text=f"Leave {name}."))
     signals = (one.signals[0].model_copy(update={"kind": kind, "value": value} | more),)
     return one.model_copy(update={"choices": choices, "signals": signals})
 
 
-def exported(examples: Sequence[ExampleRevision]) -> Export:
+def export_of(examples: Sequence[ExampleRevision]) -> Export:
     return build_export(LINE, [example(one) for one in examples])
 
 
-def files(found: Export) -> dict[str, list[dict[str, Any]]]:
-    told: dict[str, list[dict[str, Any]]] = {}
+def files(found: Export) -> dict[str, list[Any]]:
+    records: dict[str, list[Any]] = {}
     for one in found.records:
-        told.setdefault(one.file, []).append(one.fields())
-    return told
+        records.setdefault(one.file, []).append(one.fields())
+    return records
 
 
 def reasons(found: Export) -> list[str]:
-    return [one.reason for one in found.held]
+    return [one.reason for one in found.quarantined]
 
 
-def test_a_secret_that_the_model_said_is_not_exported_as_the_answer_to_shun() -> None:
-    said_it = revision(
+def test_secret_in_a_corrected_answer_is_not_exported() -> None:
+    correction_of_secret = revision(
         "r0", QUESTIONS[0], "I may not tell.", USERS[0], original="Use AKIA" + "IOSFODNN7EXAMPLE"
     )
-    found = exported([said_it])
+    found = export_of([correction_of_secret])
     assert [one.file.partition("-")[0] for one in found.records] == ["sft"]
-    assert reasons(found) == ["secret: AWS Access Key (in the answer that it corrects)"]
+    assert reasons(found) == ["secret: AWS Access Key (in the corrected answer)"]
 
 
-def test_a_thumb_on_an_answer_that_was_released_is_exported() -> None:
-    one = said("r0", "thumbs", "up")
+def test_released_thumb_is_exported() -> None:
+    one = feedback("r0", "thumbs", "up")
     text = "Ask anna.meier@pellworth.com"
     one = one.model_copy(update={"choices": (one.choices[0].model_copy(update={"text": text}),)})
     event = one.signals[0].event_id
-    assert reasons(exported([one])) == ["personal data: an e-mail address"]
+    assert reasons(export_of([one])) == ["personal data: an e-mail address"]
     released = build_export(LINE, [Example(one, 0, 1, 0, {event: frozenset({"personal data"})})])
     assert [record.file.partition("-")[0] for record in released.records] == ["kto"]
 
@@ -82,11 +93,11 @@ def chat(role: str, content: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content}]
 
 
-# --- what is in it ----------------------------------------------------------------------------------------------
+# --- content ----------------------------------------------------------------------------------------------
 
 
-def test_a_correction_is_a_completion_and_is_chosen_over_the_answer_that_it_corrects() -> None:
-    found = files(exported([correction(0, USERS[0])]))
+def test_correction_is_a_completion_and_a_preference() -> None:
+    found = files(export_of([correction(0, USERS[0])]))
     prompt, better = chat("user", QUESTIONS[0]), chat("assistant", "The answer is number 0.")
     assert found == {
         "sft-train": [{"prompt": prompt, "completion": better}],
@@ -95,22 +106,22 @@ def test_a_correction_is_a_completion_and_is_chosen_over_the_answer_that_it_corr
 
 
 @pytest.mark.parametrize("value", ["up", "down", 5, 4, 2, 1])
-def test_a_thumb_or_a_rating_labels_the_answer_it_was_given(value: Any) -> None:
+def test_thumb_or_rating_labels_its_answer(value: Any) -> None:
     kind: SignalKind = "thumbs" if isinstance(value, str) else "rating"
     label = value in ("up", 5, 4)
     prompt = chat("user", "What of x?")
-    assert files(exported([said("x", kind, value)])) == {
+    assert files(export_of([feedback("x", kind, value)])) == {
         "kto-train": [{"prompt": prompt, "completion": chat("assistant", "Take x."), "label": label}]
     }
-    other = files(exported([said("x", kind, value, choice=1)]))["kto-train"]
+    other = files(export_of([feedback("x", kind, value, choice=1)]))["kto-train"]
     assert other[0]["completion"] == chat("assistant", "Leave x.")
 
 
-def test_a_rating_in_the_middle_says_neither() -> None:
-    found = exported([said("x", "rating", 3)])
+def test_neutral_rating_is_not_exported() -> None:
+    found = export_of([feedback("x", "rating", 3)])
     assert (found.records, reasons(found)) == (
         (),
-        ["rating: in the middle, so neither liked nor disliked"],
+        ["rating: neutral, so neither liked nor disliked"],
     )
 
 
@@ -123,148 +134,151 @@ def test_a_rating_in_the_middle_says_neither() -> None:
         (Under(under="Ask someone."), "Ask someone.", "Take x."),
     ],
 )
-def test_a_preference_is_a_pair_in_its_direction(value: Any, chosen: str, rejected: str) -> None:
-    pair = files(exported([said("x", "preference", value)]))["dpo-train"][0]
+def test_preference_is_a_pair_in_its_direction(value: Any, chosen: str, rejected: str) -> None:
+    pair = files(export_of([feedback("x", "preference", value)]))["dpo-train"][0]
     assert (pair["chosen"], pair["rejected"]) == (chat("assistant", chosen), chat("assistant", rejected))
 
 
 @pytest.mark.parametrize("value", [Over(over=5), Over(over="Take x."), Under(under="marks <|im_end|> here")])
-def test_a_preference_over_nothing_or_the_same_or_with_marks_is_held(value: Any) -> None:
-    found = exported([said("x", "preference", value)])
+def test_invalid_preference_is_quarantined(value: Any) -> None:
+    found = export_of([feedback("x", "preference", value)])
     assert found.records == ()
-    assert len(found.held) == 1
+    assert len(found.quarantined) == 1
 
 
-def test_marks_in_the_text_that_is_not_chosen_are_found_too() -> None:
-    found = exported([said("x", "preference", Over(over="marks <|im_end|> here"))])
-    assert [reason.endswith(("of a chat template", "are in the text")) for reason in reasons(found)] == [True]
+def test_template_tokens_in_a_rejected_answer_are_found() -> None:
+    found = export_of([feedback("x", "preference", Over(over="marks <|im_end|> here"))])
+    assert reasons(found) == ["chat template: the text contains special tokens"]
 
 
-def test_what_one_user_says_again_of_the_same_counts_once_the_newest() -> None:
-    old, new = said("x", "thumbs", "up"), said("x", "thumbs", "down", occurred_at=later(60), event_id="e-2")
+def test_newest_feedback_of_a_user_on_an_answer_counts() -> None:
+    old, new = (
+        feedback("x", "thumbs", "up"),
+        feedback("x", "thumbs", "down", occurred_at=seconds_later(60), event_id="e-2"),
+    )
     both = old.model_copy(update={"signals": (*new.signals, *old.signals)})
-    found = exported([both])
+    found = export_of([both])
     assert [one.row.label for one in found.records] == [False]
-    assert [one.event_id for one in found.held] == ["e-x"]
+    assert [one.event_id for one in found.quarantined] == ["e-x"]
 
 
-def test_held_out_users_are_a_split_of_their_own() -> None:
+def test_held_out_users_are_a_split() -> None:
     found = files(
-        exported([correction(0, USERS[0]), correction(1, MEASURING), said("x", "thumbs", "up", MEASURING)])
+        export_of([correction(0, USERS[0]), correction(1, HELDOUT), feedback("x", "thumbs", "up", HELDOUT)])
     )
     assert sorted(found) == ["dpo-heldout", "dpo-train", "kto-heldout", "sft-heldout", "sft-train"]
 
 
-def test_no_user_fills_the_thumbs_alone() -> None:
-    many = [said(f"m{i}", "thumbs", "up", USERS[0]) for i in range(30)]
-    others = [said(f"o{i}", "thumbs", "up", USERS[i]) for i in range(1, 12)]
-    users = [one.row.user_id for one in exported(many + others).records]
+def test_share_of_one_users_thumbs_is_limited() -> None:
+    many = [feedback(f"m{i}", "thumbs", "up", USERS[0]) for i in range(30)]
+    others = [feedback(f"o{i}", "thumbs", "up", USERS[i]) for i in range(1, 12)]
+    users = [one.row.user_id for one in export_of(many + others).records]
     assert users.count(USERS[0]) < 30
     assert len(set(users)) == 12
 
 
-def test_reasons_of_a_run_that_do_not_hold_here_are_not_given() -> None:
-    assert reasons(exported([said("x", "thumbs", "up"), said("c", "comment", "Be brief, please.")])) == [
-        "comment: says what to change and not what to answer; held (comment_mode: append would train on it)"
+def test_token_limit_and_kto_minimum_do_not_apply() -> None:
+    assert reasons(
+        export_of([feedback("x", "thumbs", "up"), feedback("c", "comment", "Be brief, please.")])
+    ) == [
+        "comment: says what to change, not what to answer (comment_mode append or revise would train on it)"
     ]
 
 
-def test_the_digest_is_of_the_content_in_whatever_order_it_came() -> None:
+def test_digest_does_not_depend_on_order() -> None:
     all_of_it = [
         *(correction(i, USERS[i]) for i in range(8)),
-        said("x", "thumbs", "up"),
-        said("y", "rating", 1),
+        feedback("x", "thumbs", "up"),
+        feedback("y", "rating", 1),
     ]
     shuffled = random.Random(3).sample(all_of_it, len(all_of_it))
-    assert exported(shuffled).digest() == exported(all_of_it).digest()
-    assert exported(all_of_it[1:]).digest() != exported(all_of_it).digest()
+    assert export_of(shuffled).digest() == export_of(all_of_it).digest()
+    assert export_of(all_of_it[1:]).digest() != export_of(all_of_it).digest()
 
 
-# --- how it is written ------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------
 
 
 ALL = (
     correction(0, USERS[0], f"It was {SECRET}."),
     correction(1, USERS[1]),
-    said("x", "thumbs", "up", USERS[2]),
+    feedback("x", "thumbs", "up", USERS[2]),
 )
 ERASED = ErasureTarget("q1", "erasure", USERS[0])
 
 
-def test_lines_and_parquet_hold_the_same_records_in_the_same_order(tmp_path: Path) -> None:
-    found = exported(ALL)
+def test_jsonl_and_parquet_have_the_same_records(tmp_path: Path) -> None:
+    found = export_of(ALL)
     folder = export_files.save(tmp_path, found, {"0": 1}, NOW)
     for name, records in files(found).items():
         lines = (folder / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == records
         assert pq.read_table(folder / f"{name}.parquet").to_pylist() == records
-    mark = json.loads((folder / export_files.EXPORT).read_text())
-    assert mark["files"] == {name: len(records) for name, records in files(found).items()}
+    summary = json.loads((folder / export_files.EXPORT).read_text())
+    assert summary["files"] == {name: len(records) for name, records in files(found).items()}
     assert [fields for _, fields in export_files.load(folder)] == [one.fields() for one in found.records]
 
 
-def test_the_same_content_is_written_once_and_no_half_of_it_is_ever_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_is_written_once_and_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(export_files, "write_whole", full)
         with pytest.raises(OSError, match="No space"):
-            export_files.save(tmp_path, exported(ALL), {}, NOW)
+            export_files.save(tmp_path, export_of(ALL), {}, NOW)
     assert export_files.remove_unfinished(tmp_path) == []
-    folder = export_files.save(tmp_path, exported(ALL), {}, NOW)
+    folder = export_files.save(tmp_path, export_of(ALL), {}, NOW)
     before = (folder / export_files.EXPORT).read_bytes()
-    assert export_files.save(tmp_path, exported(ALL), {}, later(9)) == folder
+    assert export_files.save(tmp_path, export_of(ALL), {}, seconds_later(9)) == folder
     assert (folder / export_files.EXPORT).read_bytes() == before
     assert export_files.remove_unfinished(tmp_path) == [folder]
 
 
 def full(path: Path, data: bytes) -> None:
-    """A disk that takes nothing."""
+    """Fail as a full disk does."""
     raise OSError(28, "No space left on device")
 
 
 def text_of(folder: Path) -> str:
-    told = [repr(pq.read_table(path).to_pylist()) for path in folder.rglob("*.parquet")]
-    return "".join([*told, *(path.read_text() for path in folder.rglob("*.json*"))])
+    texts = [repr(pq.read_table(path).to_pylist()) for path in folder.rglob("*.parquet")]
+    return "".join([*texts, *(path.read_text() for path in folder.rglob("*.json*"))])
 
 
-def test_what_an_erasure_takes_leaves_lines_parquet_and_sources(tmp_path: Path) -> None:
-    folder = export_files.save(tmp_path, exported(ALL), {"0": 1}, NOW)
+def test_erasure_deletes_records_from_all_files(tmp_path: Path) -> None:
+    folder = export_files.save(tmp_path, export_of(ALL), {"0": 1}, NOW)
     assert export_files.affected_requests(folder, [ERASED], lambda row: False) == {"q1"}
     export_files.redact(folder, [ERASED], lambda row: False)
     assert SECRET not in text_of(folder)
     assert USERS[0] not in text_of(folder)
-    left = files(exported(ALL[1:]))
+    left = files(export_of(ALL[1:]))
     for name, records in left.items():
         lines = (folder / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == records
         assert pq.read_table(folder / f"{name}.parquet").to_pylist() == records
-    mark = json.loads((folder / export_files.EXPORT).read_text())
-    assert (mark["erased"], mark["files"]) == (2, {name: len(rows) for name, rows in left.items()})
+    summary = json.loads((folder / export_files.EXPORT).read_text())
+    assert (summary["erased"], summary["files"]) == (2, {name: len(rows) for name, rows in left.items()})
     assert export_files.affected_requests(folder, [ERASED], lambda row: False) == set()
 
 
-def test_an_export_stays_as_it_is_where_the_rows_still_stand_or_are_of_others(tmp_path: Path) -> None:
-    folder = export_files.save(tmp_path, exported(ALL), {"0": 1}, NOW)
-    other = ErasureTarget("q2", "erasure", "somebody")
+def test_current_rows_and_those_of_others_stay(tmp_path: Path) -> None:
+    folder = export_files.save(tmp_path, export_of(ALL), {"0": 1}, NOW)
+    other = ErasureTarget("q2", "erasure", "another-user")
     assert export_files.affected_requests(folder, [ERASED], lambda row: True) == set()
     export_files.redact(folder, [ERASED], lambda row: True)
     export_files.redact(folder, [other], lambda row: False)
     assert [fields for _, fields in export_files.load(folder)] == [
-        one.fields() for one in exported(ALL).records
+        one.fields() for one in export_of(ALL).records
     ]
 
 
-def test_an_export_of_nothing_else_goes_whole(tmp_path: Path) -> None:
-    folder = export_files.save(tmp_path, exported(ALL[:1]), {"0": 1}, NOW)
+def test_export_without_other_records_is_removed(tmp_path: Path) -> None:
+    folder = export_files.save(tmp_path, export_of(ALL[:1]), {"0": 1}, NOW)
     export_files.redact(folder, [ERASED], lambda row: False)
     assert list(tmp_path.iterdir()) == []
 
 
-# --- when, by the trainer's loop --------------------------------------------------------------------------------
+# --- commands and triggers --------------------------------------------------------------------------------
 
 
-def send(rig: Rig, *batches: Batch) -> None:
+def send(rig: TrainerRig, *batches: Batch) -> None:
     rig.log.append(
         *(
             cloudevent(
@@ -275,64 +289,62 @@ def send(rig: Rig, *batches: Batch) -> None:
     )
 
 
-def order(rig: Rig, name: str, kind: type[ExportDataset] | type[TrainNow] = ExportDataset) -> None:
-    command = kind(line=LINE, command_id=name, issued_at=NOW)
+def command(rig: TrainerRig, name: str, kind: type[ExportDataset] | type[TrainNow] = ExportDataset) -> None:
+    message = kind(line=LINE, command_id=name, issued_at=NOW)
     rig.log.append(
-        cloudevent(OPERATOR_COMMANDS, LINE, command, source="console", ce_id=name, at=NOW, partition=0)
+        cloudevent(OPERATOR_COMMANDS, LINE, message, source="console", ce_id=name, at=NOW, partition=0)
     )
 
 
-def results(rig: Rig) -> list[CommandResult]:
+def results(rig: TrainerRig) -> list[CommandResult]:
     return [CommandResult.from_json(record.value) for record in rig.log.records(OPERATOR_RESULTS.name)]
 
 
-def there(rig: Rig) -> list[Path]:
+def exports_of(rig: TrainerRig) -> list[Path]:
     return sorted((rig.folder / "data" / "trainer" / LINE / "exports").glob("*"))
 
 
-def test_a_command_writes_a_dataset_and_says_where_once(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, finish)
+def test_command_writes_one_export_and_reports_its_folder(tmp_path: Path) -> None:
+    rig = TrainerRig(tmp_path, finish_run)
     send(rig, batch(ALL))
-    order(rig, "c1")
-    turns(rig.trainer(examples=100))
-    turns(rig.trainer(examples=100))
-    (folder,) = there(rig)
+    command(rig, "c1")
+    run_steps(rig.trainer(examples=100))
+    run_steps(rig.trainer(examples=100))
+    (folder,) = exports_of(rig)
     assert [(one.command_id, one.status) for one in results(rig)] == [("c1", "done")]
     assert str(folder.resolve()) in results(rig)[0].message
     assert "sft-train 2" in results(rig)[0].message
 
 
-def test_an_export_is_no_run_so_what_it_read_still_trains(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, lambda folder: None)
+def test_exported_data_still_trains(tmp_path: Path) -> None:
+    rig = TrainerRig(tmp_path, lambda folder: None)
     send(rig, batch(ALL))
-    order(rig, "c1")
+    command(rig, "c1")
     trainer = rig.trainer()
-    turns(trainer)
-    assert len(there(rig)) == 1
+    run_steps(trainer)
+    assert len(exports_of(rig)) == 1
     assert run_table.open_run(trainer.db) is not None
-    order(rig, "c2")
-    turns(trainer)
+    command(rig, "c2")
+    run_steps(trainer)
     assert [one.status for one in results(rig)] == ["done", "done"]
 
 
-def test_a_command_with_nothing_to_export_is_refused_and_says_what_is_held(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, finish)
-    send(rig, batch([said("x", "rating", 3)]))
-    order(rig, "c1")
-    turns(rig.trainer())
+def test_command_without_data_is_refused_with_the_reasons(tmp_path: Path) -> None:
+    rig = TrainerRig(tmp_path, finish_run)
+    send(rig, batch([feedback("x", "rating", 3)]))
+    command(rig, "c1")
+    run_steps(rig.trainer())
     assert [one.status for one in results(rig)] == ["refused"]
-    assert "nothing to export; held back: 1 (rating: in the middle" in results(rig)[0].message
-    assert there(rig) == []
+    assert "nothing to export; quarantined: 1 (rating: neutral" in results(rig)[0].message
+    assert exports_of(rig) == []
 
 
-def test_a_full_disk_refuses_the_command_and_the_trainer_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rig = Rig(tmp_path, finish)
+def test_full_disk_refuses_the_command_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = TrainerRig(tmp_path, finish_run)
     monkeypatch.setattr(export_files, "write_whole", full)
     send(rig, batch(ALL))
-    order(rig, "c1")
-    turns(rig.trainer(examples=100))
+    command(rig, "c1")
+    run_steps(rig.trainer(examples=100))
     assert [one.status for one in results(rig)] == ["refused"]
     assert "No space left" in results(rig)[0].message
 
@@ -340,77 +352,75 @@ def test_a_full_disk_refuses_the_command_and_the_trainer_goes_on(
 EXPORTING = cast("dict[str, float]", {"mode": "export"})
 
 
-def test_in_mode_export_a_dataset_is_written_where_a_run_would_begin_and_nothing_trains(
+def test_export_mode_writes_exports_instead_of_runs(
     tmp_path: Path,
 ) -> None:
-    rig = Rig(tmp_path, finish)
+    rig = TrainerRig(tmp_path, finish_run)
     send(rig, batch(ALL))
     trainer = rig.trainer(**EXPORTING)
-    turns(trainer)
-    assert len(there(rig)) == 1
-    turns(rig.trainer(**EXPORTING))
-    assert len(there(rig)) == 1
+    run_steps(trainer)
+    assert len(exports_of(rig)) == 1
+    run_steps(rig.trainer(**EXPORTING))
+    assert len(exports_of(rig)) == 1
     send(rig, batch([correction(2, USERS[3]), correction(4, USERS[4])], 2))
-    turns(rig.trainer(**EXPORTING))
-    assert len(there(rig)) == 2
+    run_steps(rig.trainer(**EXPORTING))
+    assert len(exports_of(rig)) == 2
     assert run_table.all_runs(trainer.db) == []
 
 
-def test_in_mode_export_data_of_which_nothing_may_go_out_are_looked_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looked = []
+def test_export_mode_considers_unusable_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    considered = []
 
-    def none_of_it(line: str, examples: Sequence[Any], **more: Any) -> Export:
-        looked.append(len(examples))
+    def build_nothing(line: str, examples: Sequence[Any], **more: Any) -> Export:
+        considered.append(len(examples))
         return Export((), ())
 
-    monkeypatch.setattr("services.trainer.dataset.trl_records.build_export", none_of_it)
-    rig = Rig(tmp_path, finish)
+    monkeypatch.setattr("services.trainer.dataset.trl_records.build_export", build_nothing)
+    rig = TrainerRig(tmp_path, finish_run)
     send(rig, batch(ALL))
-    turns(rig.trainer(**EXPORTING))
-    assert looked == [3]
+    run_steps(rig.trainer(**EXPORTING))
+    assert considered == [3]
 
 
-def test_in_mode_export_train_now_is_refused_and_the_console_and_a_dry_run_say_why(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, finish)
+def test_export_mode_refuses_train_now_with_the_reason(tmp_path: Path) -> None:
+    rig = TrainerRig(tmp_path, finish_run)
     send(rig, batch(ALL))
-    order(rig, "c1", TrainNow)
+    command(rig, "c1", TrainNow)
     dry = TrainNow(line=LINE, command_id="c2", issued_at=NOW, dry_run=True)
     rig.log.append(
         cloudevent(OPERATOR_COMMANDS, LINE, dry, source="console", ce_id="c2", at=NOW, partition=0)
     )
-    turns(rig.trainer(**EXPORTING | {"examples": 100}))
-    told = {one.command_id: (one.status, one.message) for one in results(rig)}
-    assert told["c1"][0] == "refused"
-    assert "loopwright dataset export" in told["c1"][1]
-    assert "this trainer never trains (mode: export)" in told["c2"][1]
+    run_steps(rig.trainer(**EXPORTING | {"examples": 100}))
+    results_by_id = {one.command_id: (one.status, one.message) for one in results(rig)}
+    assert results_by_id["c1"][0] == "refused"
+    assert "loopwright dataset export" in results_by_id["c1"][1]
+    assert "this trainer never trains (mode: export)" in results_by_id["c2"][1]
     shown = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
-    assert shown["reason"].startswith("writes datasets and never trains; ")
+    assert shown["reason"].startswith("exports datasets and never trains; ")
     assert rig.started == []
 
 
-def test_a_run_that_was_open_rests_in_mode_export_and_goes_on_after_it(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, lambda folder: -9)
+def test_open_run_waits_while_in_export_mode(tmp_path: Path) -> None:
+    rig = TrainerRig(tmp_path, lambda folder: -9)
     send(rig, batch(ALL))
-    turns(rig.trainer(), 3)
+    run_steps(rig.trainer(), 3)
     began = len(rig.started)
-    turns(rig.trainer(**EXPORTING))
+    run_steps(rig.trainer(**EXPORTING))
     assert len(rig.started) == began
-    rig.child = finish
+    rig.process = finish_run
     trainer = rig.trainer()
-    turns(trainer)
+    run_steps(trainer)
     assert [run.stage for run in run_table.all_runs(trainer.db)] == ["published"]
 
 
-def test_an_erasure_reaches_exports_before_it_is_reported(tmp_path: Path) -> None:
+def test_exports_are_redacted_before_the_erasure_is_reported(tmp_path: Path) -> None:
     """I11: no file below the trainer's folder has the text once the report is out."""
-    rig = Rig(tmp_path, finish)
+    rig = TrainerRig(tmp_path, finish_run)
     send(rig, batch(ALL))
-    order(rig, "c1")
+    command(rig, "c1")
     trainer = rig.trainer(examples=100)
-    turns(trainer)
-    (folder,) = there(rig)
+    run_steps(trainer)
+    (folder,) = exports_of(rig)
     (folder.with_name(".0123.incoming")).mkdir()
     (folder.with_name(".0123.incoming") / "sft-train.jsonl").write_text(SECRET)
     assert SECRET in text_of(folder)
@@ -420,8 +430,8 @@ def test_an_erasure_reaches_exports_before_it_is_reported(tmp_path: Path) -> Non
         batches={f"{LINE}-0-1": 1}, completed_at=NOW,
     )  # fmt: skip
     rig.log.append(cloudevent(ERASURE_REPORTS, "q1", report, source="processor", ce_id="0", at=NOW))
-    turns(trainer)
-    assert there(rig) == [folder]
+    run_steps(trainer)
+    assert exports_of(rig) == [folder]
     assert SECRET not in text_of(folder.parent)
     made = [ErasureReport.from_json(record.value) for record in rig.log.records(ERASURE_REPORTS.name)]
     assert [one.snapshots for one in made if one.service == "trainer"] == [1]

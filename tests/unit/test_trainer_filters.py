@@ -1,3 +1,5 @@
+"""Checks of single rows, duplicates, the holdout split and the share per user."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -8,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trainer.dataset.filters import (
-    LEAST_SHARE,
-    SHARE_OF_USERS,
+    MIN_SHARE,
+    SHARE_FACTOR,
     cap_per_user,
     count_reasons,
     first_fault,
@@ -28,11 +30,11 @@ from tests.trainer_factories import LINE, NOT_KNOWN, example, grouped, revision,
         ("Who?", "It was Ida Voss.", None),
         ("  ", "It was Ida Voss.", "schema: no question"),
         ("Who?", "   ", "integrity: empty"),
-        ("Who?", NOT_KNOWN.upper(), "integrity: the same"),
-        ("Who?", "x" * 4001, "length: the correction"),
+        ("Who?", NOT_KNOWN.upper(), "integrity: same"),
+        ("Who?", "x" * 4001, "length: the answer"),
         ("Who?", "Ida\x00Voss", "control characters"),
         ("Who?", "Ida\u202eVoss", "control characters"),
-        ("Who?", "Ida.<|im_end|><|im_start|>system", "chat template: its marks"),
+        ("Who?", "Ida.<|im_end|><|im_start|>system", "chat template: the text contains"),
         ("Who?", "Ida\n\tVoss", None),
     ],
 )
@@ -41,15 +43,15 @@ def test_each_check_names_its_reason(question: str, answer: str, reason: str | N
     assert found is None if reason is None else str(found).startswith(reason)
 
 
-def test_a_correction_of_an_answer_that_is_not_there_is_held() -> None:
-    assert first_fault(row("Who?", "Ida Voss.", original="")) == "schema: the answer it corrects is not there"
+def test_correction_of_a_missing_answer_is_quarantined() -> None:
+    assert first_fault(row("Who?", "Ida Voss.", original="")) == "schema: the corrected answer is missing"
 
 
-def test_a_conversation_with_tool_messages_is_held() -> None:
+def test_conversation_with_tool_messages_is_quarantined() -> None:
     messages = (Message(role="user", content="Who?"), Message(role="tool", content="{}"))
-    rows, held = usable_rows([example(revision("r1", "", "Ida Voss.", messages=messages))])
+    rows, quarantined = usable_rows([example(revision("r1", "", "Ida Voss.", messages=messages))])
     assert rows == []
-    assert count_reasons(held) == {"schema: messages of role tool are not trained": 1}
+    assert count_reasons(quarantined) == {"schema: messages of role tool do not train": 1}
 
 
 @pytest.mark.parametrize(
@@ -66,54 +68,52 @@ def test_a_conversation_with_tool_messages_is_held() -> None:
     ],
 )
 def test_each_kind_has_its_objective(kind: Any, value: Any, objective: str, label: bool | None) -> None:
-    rows, held = usable_rows([example(revision("r1", "Who?", value, kind=kind))])
+    rows, quarantined = usable_rows([example(revision("r1", "Who?", value, kind=kind))])
     assert [(one.objective, one.label) for one in rows] == [(objective, label)]
-    assert held == []
+    assert quarantined == []
 
 
 @pytest.mark.parametrize(
     ("kind", "value", "reason"),
-    [("rating", 3, "rating: in the middle"), ("comment", "more detail", "comment: says what to change")],
+    [("rating", 3, "rating: neutral"), ("comment", "more detail", "comment: says what to change")],
 )
-def test_what_says_neither_what_is_right_nor_what_is_wrong_is_held(
-    kind: Any, value: Any, reason: str
-) -> None:
-    rows, held = usable_rows([example(revision("r1", "Who?", value, kind=kind))])
+def test_neutral_feedback_is_quarantined(kind: Any, value: Any, reason: str) -> None:
+    rows, quarantined = usable_rows([example(revision("r1", "Who?", value, kind=kind))])
     assert rows == []
-    assert [one.reason.startswith(reason) for one in held] == [True]
+    assert [one.reason.startswith(reason) for one in quarantined] == [True]
 
 
-def test_what_one_user_says_twice_counts_once() -> None:
-    said = [example(revision(name, "Who founded it?", "Ida Voss did.", "u1")) for name in ("r1", "r2")]
+def test_same_feedback_by_one_user_counts_once() -> None:
+    repeated = [example(revision(name, "Who founded it?", "Ida Voss did.", "u1")) for name in ("r1", "r2")]
     other = example(revision("r3", "Who founded it?", "Ida Voss did.", "u2"))
-    rows, held = usable_rows([*said, other])
+    rows, quarantined = usable_rows([*repeated, other])
     assert Counter(one.user_id for one in rows) == {"u1": 1, "u2": 1}
-    assert count_reasons(held) == {"duplicate: the same user said the same again": 1}
+    assert count_reasons(quarantined) == {"duplicate: this user gave the same again": 1}
 
 
-def test_held_out_users_are_a_fixed_fifth_that_never_trains() -> None:
+def test_fixed_fifth_of_users_is_held_out() -> None:
     users = [f"u_{i}" for i in range(4000)]
     chosen = {user for user in users if is_held_out(LINE, user)}
     assert 0.18 < len(chosen) / len(users) < 0.22
-    training, measuring = split_by_holdout(LINE, [row("q", "a", user, user) for user in users])
-    assert {one.user_id for one in measuring} == chosen
+    training, heldout = split_by_holdout(LINE, [row("q", "a", user, user) for user in users])
+    assert {one.user_id for one in heldout} == chosen
     assert not chosen & {one.user_id for one in training}
     assert {user for user in users if is_held_out("other", user)} != chosen
 
 
 @given(st.dictionaries(st.text("abcdefghij", min_size=1, max_size=2), st.integers(1, 60), min_size=1))
-def test_no_user_has_more_than_the_share_of_what_is_left(counts: dict[str, int]) -> None:
+def test_no_user_exceeds_the_share_of_the_rows_left(counts: dict[str, int]) -> None:
     cap = cap_per_user(counts)
     left = sum(min(cap, n) for n in counts.values())
-    assert cap == 1 or cap <= max(LEAST_SHARE, SHARE_OF_USERS / len(counts)) * left
+    assert cap == 1 or cap <= max(MIN_SHARE, SHARE_FACTOR / len(counts)) * left
     assert cap >= 1
 
 
 def test_trimming_does_not_depend_on_order() -> None:
     rows = [row(f"Question {i}?", f"Answer {i}.", "loud", f"r{i}") for i in range(50)]
     rows += [row(f"Else {i}?", f"Answer {i}.", f"u{i}", f"s{i}") for i in range(10)]
-    one, held = limit_per_user(grouped(rows), LINE)
+    one, quarantined = limit_per_user(grouped(rows), LINE)
     other, _ = limit_per_user(list(reversed(grouped(rows))), LINE)
     assert one == other
     assert 0 < sum(kept.row.user_id == "loud" for kept in one) < 10
-    assert count_reasons(held) == {"share: this user has said much already": 60 - len(one)}
+    assert count_reasons(quarantined) == {"share: this user has many rows already": 60 - len(one)}

@@ -1,4 +1,4 @@
-"""What thumbs, ratings and preferences become in a run's dataset, and when it is KTO that trains them."""
+"""Objectives of thumbs, ratings and preferences in a run's dataset, and when KTO trains them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +23,7 @@ from services.trainer.dataset.objectives import (
     objective_of,
     sft_row,
 )
-from services.trainer.dataset.snapshot import ASKED_BY, Snapshot
+from services.trainer.dataset.snapshot import Snapshot
 from services.trainer.dataset.trl_records import build_export
 from services.trainer.new_data import count_new_data
 from services.trainer.settings import TrainerSettings
@@ -32,16 +31,16 @@ from services.trainer.training.batch_order import interleave, order_judged, spli
 from shared.errors import Misconfigured
 from shared.events import Choice, Over, SignalKind, Under, canonical_json, sha256
 from shared.settings import load
-from tests.trainer_factories import LINE, batch, ended, example, revision
+from tests.trainer_factories import LINE, batch, example, revision, with_finish_reason
 
 TRAINING = [user for user in (f"user-{i}" for i in range(400)) if not is_held_out(LINE, user)]
-MEASURING = [user for user in (f"user-{i}" for i in range(400)) if is_held_out(LINE, user)]
+HELDOUT = [user for user in (f"user-{i}" for i in range(400)) if is_held_out(LINE, user)]
 
 
 def judgements(
     liked: int, disliked: int, kind: SignalKind = "thumbs", users: Sequence[str] = TRAINING
 ) -> list[Any]:
-    """Each by a user of their own, of an answer of its own."""
+    """Return judgements, each by another user and on another answer."""
     yes, no = ("up", "down") if kind == "thumbs" else (5, 1)
     values: list[Any] = [yes] * liked + [no] * disliked
     return [
@@ -52,7 +51,7 @@ def judgements(
     ]
 
 
-def taken(revisions: Sequence[Any], **more: Any) -> Snapshot:
+def build(revisions: Sequence[Any], **more: Any) -> Snapshot:
     return snapshot.build(LINE, [example(one) for one in revisions], {"0": 1}, **more)
 
 
@@ -60,93 +59,96 @@ def objectives(one: Snapshot) -> Counter[tuple[str, bool | None]]:
     return Counter((each.row.objective, each.row.label) for each in one.train)
 
 
-# --- which loss -------------------------------------------------------------------------------------------------
+# --- which objective -------------------------------------------------------------------------------------------------
 
 
-def test_judgements_train_by_kto_where_there_is_enough_of_the_rarer_label() -> None:
-    found = taken([*judgements(6, 5), *judgements(2, 1, "rating", TRAINING[20:])], kto_least=6)
+def test_judgements_train_by_kto_with_enough_of_both_labels() -> None:
+    found = build([*judgements(6, 5), *judgements(2, 1, "rating", TRAINING[20:])], kto_least=6)
     assert objectives(found) == {("kto", True): 8, ("kto", False): 6}
-    assert found.held == ()
+    assert found.quarantined == ()
 
 
-def test_with_less_of_it_the_liked_train_by_sft_and_the_others_say_why_they_wait() -> None:
-    found = taken(judgements(6, 5), kto_least=6)
+def test_liked_answers_train_by_sft_if_a_label_is_too_rare() -> None:
+    found = build(judgements(6, 5), kto_least=6)
     assert objectives(found) == {("sft", True): 6}
-    assert {one.reason for one in found.held} == {
-        "thumbs: disliked; KTO needs 6 of each, and SFT trains the liked alone"
+    assert {one.reason for one in found.quarantined} == {
+        "thumbs: disliked; KTO needs 6 rows per label, and SFT trains liked ones only"
     }
-    assert len(found.held) == 5
+    assert len(found.quarantined) == 5
 
 
-def test_which_loss_is_decided_by_what_trains_and_not_by_held_out_users() -> None:
-    found = taken([*judgements(6, 5), *judgements(0, 9, "rating", MEASURING)], kto_least=6)
+def test_held_out_judgements_do_not_count_for_kto() -> None:
+    found = build([*judgements(6, 5), *judgements(0, 9, "rating", HELDOUT)], kto_least=6)
     assert set(objectives(found)) == {("sft", True)}
-    assert [(one.row.objective, one.row.label) for one in found.measure] == [("kto", False)] * 9
+    assert [(one.row.objective, one.row.label) for one in found.heldout] == [("kto", False)] * 9
 
 
-def test_a_preference_trains_by_dpo_and_measures_of_a_held_out_user() -> None:
+def test_preference_trains_by_dpo_or_is_held_out() -> None:
     over: Any = Over(over="Ask somebody.")
-    said = [
+    preferences = [
         revision(f"p{i}", f"Which {i}?", over, user, kind="preference")
-        for i, user in enumerate([*TRAINING[:3], MEASURING[0]])
+        for i, user in enumerate([*TRAINING[:3], HELDOUT[0]])
     ]
-    found = taken(said)
+    found = build(preferences)
     assert objectives(found) == {("dpo", None): 3}
-    assert [one.row.kind for one in found.measure] == ["preference"]
+    assert [one.row.kind for one in found.heldout] == ["preference"]
 
 
-def test_a_pair_of_which_one_answer_is_too_long_does_not_train() -> None:
+def test_pair_with_one_answer_too_long_does_not_train() -> None:
     over: Any = Over(over="long " * 50)
-    found = taken(
+    found = build(
         [revision("p", "Which?", over, TRAINING[0], kind="preference")],
         fits=lambda row: len(row.answer) < 100,
     )
-    assert (found.train, [one.reason for one in found.held]) == ((), ["tokens: more than a run takes"])
+    assert (found.train, [one.reason for one in found.quarantined]) == (
+        (),
+        ["tokens: longer than the limit of a run"],
+    )
 
 
-def test_who_presses_many_thumbs_does_not_crowd_out_what_they_wrote() -> None:
+def test_many_thumbs_do_not_displace_a_users_corrections() -> None:
     loud = TRAINING[0]
-    pressed = judgements(40, 0, users=[loud] * 40)
+    thumbs = judgements(40, 0, users=[loud] * 40)
     others = judgements(20, 0, "rating", TRAINING[1:])
-    written = [
+    corrections = [
         revision(f"c{i}", f"Who made thing {i}?", f"Person number {i} did.", TRAINING[i]) for i in range(4)
     ]
-    found = taken([*pressed, *others, *written], kto_least=1)
+    found = build([*thumbs, *others, *corrections], kto_least=1)
     kept = Counter(one.row.kind for one in found.train if one.row.user_id == loud)
     assert kept["correction"] == 1
     assert 0 < kept["thumbs"] < 10
 
 
-def test_the_wordings_that_measure_corrections_are_not_trained_as_liked_answers_either() -> None:
+def test_reserved_wordings_do_not_train_as_liked_answers() -> None:
     question = "Who founded the company called Acme?"
-    measuring = [revision("m", question, "Ida Voss founded it.", MEASURING[0])]
+    heldout = [revision("m", question, "Ida Voss founded it.", HELDOUT[0])]
     liked = [
         *judgements(3, 0),
         revision("t", question, "up", TRAINING[9], kind="thumbs", original="Ida Voss did."),
     ]
-    found = taken([*measuring, *liked], kto_least=1)
+    found = build([*heldout, *liked], kto_least=1)
     assert "t" not in {one.row.response_id for one in found.train}
-    assert ("t", "reserved: its wording measures versions") in {
-        (one.response_id, one.reason) for one in found.held
+    assert ("t", "reserved: its wording evaluates versions") in {
+        (one.response_id, one.reason) for one in found.quarantined
     }
 
 
 # --- the snapshot -----------------------------------------------------------------------------------------------
 
 
-def test_the_content_hash_covers_what_was_judged_how_and_by_which_loss() -> None:
+def test_digest_covers_answers_labels_and_objectives() -> None:
     digests = {
-        taken(judgements(2, 2), kto_least=2).digest(),
-        taken(judgements(2, 2), kto_least=3).digest(),
-        taken(list(reversed(judgements(2, 2))), kto_least=2).digest(),
-        taken(judgements(3, 1), kto_least=1).digest(),
+        build(judgements(2, 2), kto_least=2).digest(),
+        build(judgements(2, 2), kto_least=3).digest(),
+        build(list(reversed(judgements(2, 2))), kto_least=2).digest(),
+        build(judgements(3, 1), kto_least=1).digest(),
     }
     assert len(digests) == 3
 
 
-def test_a_snapshot_of_corrections_has_the_hash_that_older_releases_gave_it() -> None:
-    found = taken([revision(f"c{i}", f"Who made {i}?", f"Person {i} did.", TRAINING[i]) for i in range(3)])
-    old = (
+def test_digest_leaves_out_columns_with_their_default() -> None:
+    found = build([revision(f"c{i}", f"Who made {i}?", f"Person {i} did.", TRAINING[i]) for i in range(3)])
+    hashed = (
         "response_id",
         "revision",
         "event_id",
@@ -158,20 +160,20 @@ def test_a_snapshot_of_corrections_has_the_hash_that_older_releases_gave_it() ->
         "kind",
         "group",
     )
-    rows = [{name: snapshot.fields_of(one)[name] for name in old} for one in found.train]
+    rows = [{name: snapshot.fields_of(one)[name] for name in hashed} for one in found.train]
     assert len(rows) == 3
     assert found.digest() == sha256(b"\n".join(map(canonical_json, rows)))
 
 
 @pytest.mark.parametrize("reason", ["length", "cancelled", "content_filter", "stop", None])
-def test_of_an_answer_in_which_the_model_was_stopped_it_is_known(reason: str | None) -> None:
-    stopped = reason in {"length", "cancelled", "content_filter"}
-    found = taken([ended(one, reason) for one in judgements(2, 2)], kto_least=2)
-    assert [one.row.unended for one in found.train] == [stopped] * 4
-    assert (found.digest() == taken(judgements(2, 2), kto_least=2).digest()) is not stopped
+def test_truncated_answers_are_marked(reason: str | None) -> None:
+    truncated = reason in {"length", "cancelled", "content_filter"}
+    found = build([with_finish_reason(one, reason) for one in judgements(2, 2)], kto_least=2)
+    assert [one.row.unended for one in found.train] == [truncated] * 4
+    assert (found.digest() == build(judgements(2, 2), kto_least=2).digest()) is not truncated
 
 
-def test_of_a_pair_each_answer_is_stopped_or_not_and_what_a_user_wrote_is_whole(tmp_path: Path) -> None:
+def test_each_answer_of_a_pair_is_marked_and_users_texts_never(tmp_path: Path) -> None:
     choices = (
         Choice(index=0, text="It is a long", finish_reason="length"),
         Choice(index=1, text="It is long.", finish_reason="stop"),
@@ -181,8 +183,8 @@ def test_of_a_pair_each_answer_is_stopped_or_not_and_what_a_user_wrote_is_whole(
         revision("p1", "One?", Under(under=1), TRAINING[1], kind="preference"),
         revision("p2", "Two?", Under(under="What I wrote"), TRAINING[2], kind="preference"),
     ]
-    corrected = ended(revision("c0", "Three?", "What I wrote.", TRAINING[3]), "length")
-    found = taken([*(one.model_copy(update={"choices": choices}) for one in pairs), corrected])
+    corrected = with_finish_reason(revision("c0", "Three?", "What I wrote.", TRAINING[3]), "length")
+    found = build([*(one.model_copy(update={"choices": choices}) for one in pairs), corrected])
     assert [(one.row.unended, one.row.original_unended) for one in found.train] == [
         (False, False),
         (True, False),
@@ -193,26 +195,22 @@ def test_of_a_pair_each_answer_is_stopped_or_not_and_what_a_user_wrote_is_whole(
     assert tuple(snapshot.read_rows(tmp_path)) == found.train
 
 
-def test_rows_are_read_back_and_those_of_older_releases_too(tmp_path: Path) -> None:
-    found = taken(judgements(3, 3), kto_least=3)
+def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    found = build(judgements(3, 3), kto_least=3)
     snapshot.write(tmp_path, found, 10)
     assert tuple(snapshot.read_rows(tmp_path)) == found.train
-    file = tmp_path / snapshot.TRAIN_ROWS
-    older = ["objective", "label", ASKED_BY, *snapshot.UNENDED_COLUMNS]
-    pq.write_table(pq.read_table(file).drop_columns(older), file)
-    assert [(one.row.objective, one.row.label) for one in snapshot.read_rows(tmp_path)] == [("sft", None)] * 6
 
 
-def test_an_export_has_the_judgements_of_a_run_however_few_they_are() -> None:
+def test_export_has_judgements_however_few_they_are() -> None:
     examples = [example(one) for one in judgements(2, 1)]
     found = build_export(LINE, examples)
     assert [one.row.label for one in found.records if one.format == "kto"] == [True, True, False]
 
 
-# --- counting ---------------------------------------------------------------------------------------------------
+# --- new data ---------------------------------------------------------------------------------------------------
 
 
-def counted(folder: Path, revisions: Sequence[Any]) -> tuple[sqlite3.Connection, TrainerSettings]:
+def stored(folder: Path, revisions: Sequence[Any]) -> tuple[sqlite3.Connection, TrainerSettings]:
     settings = TrainerSettings(line=LINE, data_dir=folder, kto_least=3)
     db = open_database(settings.folder)
     with db:
@@ -221,25 +219,25 @@ def counted(folder: Path, revisions: Sequence[Any]) -> tuple[sqlite3.Connection,
 
 
 def test_judgements_count_as_usable(tmp_path: Path) -> None:
-    waiting = count_new_data(*counted(tmp_path, [*judgements(4, 3), *judgements(2, 0, "rating", MEASURING)]))
-    assert (waiting.examples, waiting.users) == (7, 7)
+    new = count_new_data(*stored(tmp_path, [*judgements(4, 3), *judgements(2, 0, "rating", HELDOUT)]))
+    assert (new.examples, new.users) == (7, 7)
 
 
 def test_dislikes_do_not_start_a_run_that_would_not_train_them(tmp_path: Path) -> None:
-    assert count_new_data(*counted(tmp_path, judgements(1, 9))).examples == 1
+    assert count_new_data(*stored(tmp_path, judgements(1, 9))).examples == 1
 
 
 # --- pure parts -------------------------------------------------------------------------------------------------
 
 
-def test_rows_say_what_they_train_by() -> None:
+def test_trl_row_has_the_columns_of_its_objective() -> None:
     asked = [("user", "Why?")]
     rows = [sft_row(asked, "So."), kto_row(asked, "So.", False), dpo_row(asked, "So.", "No.")]
     assert [objective_of(row) for row in rows] == ["sft", "kto", "dpo"]
 
 
 @given(liked=st.integers(1, 5000), disliked=st.integers(1, 5000))
-def test_both_labels_weigh_the_same_together(liked: int, disliked: int) -> None:
+def test_both_labels_weigh_the_same_in_total(liked: int, disliked: int) -> None:
     one, other = kto_weights(liked, disliked)
     assert one * liked == pytest.approx(other * disliked)
     assert min(one, other) == 1
@@ -250,7 +248,7 @@ def test_both_labels_weigh_the_same_together(liked: int, disliked: int) -> None:
 @given(
     liked=st.integers(8, 60), disliked=st.integers(8, 60), epochs=st.integers(1, 3), seed=st.integers(0, 9)
 )
-def test_every_judgement_trains_once_an_epoch_and_each_batch_has_both_labels(
+def test_judgements_train_once_per_epoch_in_mixed_batches(
     liked: int, disliked: int, epochs: int, seed: int
 ) -> None:
     up, down = [f"+{i}" for i in range(liked)], [f"-{i}" for i in range(disliked)]
@@ -261,7 +259,7 @@ def test_every_judgement_trains_once_an_epoch_and_each_batch_has_both_labels(
         assert len(part) < size or {one[0] for one in part} == {"+", "-"}
 
 
-def test_the_batches_of_each_objective_are_spread_over_the_run() -> None:
+def test_batches_of_each_objective_are_spread_over_the_run() -> None:
     out = interleave([["a"] * 8, ["b"] * 4, ["c"]])
     assert Counter(out) == {"a": 8, "b": 4, "c": 1}
     assert Counter(out[:6])["b"] == 2
@@ -273,32 +271,32 @@ def test_the_batches_of_each_objective_are_spread_over_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "names"),
+    ("variables", "message"),
     [
         ({"COMMENT_MODE": "revise"}, "LOOPWRIGHT_TRAINER_REVISER_URL"),
         (
             {"COMMENT_MODE": "revise", "REVISER_URL": "http://127.0.0.1:1/v1"},
             "LOOPWRIGHT_TRAINER_REVISER_MODEL",
         ),
-        ({"METHOD": "full"}, "inference serves LoRA adapters over one base"),
+        ({"METHOD": "full"}, "inference serves LoRA adapters on one base"),
     ],
 )
-def test_settings_that_do_not_fit_together_are_refused(
-    told: dict[str, str], names: str, monkeypatch: pytest.MonkeyPatch
+def test_incompatible_settings_are_refused(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in told.items():
+    for name, value in variables.items():
         monkeypatch.setenv(f"LOOPWRIGHT_TRAINER_{name}", value)
-    with pytest.raises(Misconfigured, match=names):
+    with pytest.raises(Misconfigured, match=message):
         load(TrainerSettings)
 
 
-def test_a_list_that_is_no_json_is_refused_with_how_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_that_is_not_json_is_refused_with_an_example(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOOPWRIGHT_TRAINER_HOSTS", "trainer.example.org")
-    with pytest.raises(Misconfigured, match=r"hosts.*written as JSON"):
+    with pytest.raises(Misconfigured, match=r"hosts.*write lists as JSON"):
         load(TrainerSettings)
 
 
-def test_all_weights_are_trained_only_for_who_serves_them_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_method_requires_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOOPWRIGHT_TRAINER_METHOD", "full")
     monkeypatch.setenv("LOOPWRIGHT_TRAINER_SERVE_ELSEWHERE", "true")
     assert load(TrainerSettings).recipe().method == "full"

@@ -1,4 +1,4 @@
-"""What must not be learned by heart is found by its form; what users of the demo say is not mistaken for it."""
+"""Secrets and personal data are found by their form, without false positives on what the demo's users write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.trainer_factories import example, revision, row
 
 ROOT = Path(__file__).parents[2]
 RANDOM = "q7Lw2VdZ9KtXb4RmPj6HsYc1NgUe8AoF"
-"""Not a key of anything. Those below are put together, so that no scanner takes this file for a leak."""
+"""A random string that is no key. Keys below are assembled, so that scanners do not report this file."""
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ RANDOM = "q7Lw2VdZ9KtXb4RmPj6HsYc1NgUe8AoF"
         (f"It says {RANDOM} on the back.", "a long random string"),
     ],
 )
-def test_a_secret_is_named_by_its_kind(text: str, kind: str) -> None:
+def test_secret_is_found_with_its_kind(text: str, kind: str) -> None:
     assert find_secret(text) == kind
 
 
@@ -63,7 +63,7 @@ def test_long_words_paths_and_digests_are_no_secrets(text: str) -> None:
         ("It came from 93.184.216.34 today.", "a public IP address", "93.184.216.34"),
     ],
 )
-def test_what_reaches_one_person_is_found_with_its_kind(text: str, kind: str, found: str) -> None:
+def test_personal_data_is_found_with_its_kind(text: str, kind: str, found: str) -> None:
     assert list(find_personal_data(text)) == [(kind, found)]
 
 
@@ -79,7 +79,7 @@ def test_what_reaches_one_person_is_found_with_its_kind(text: str, kind: str, fo
         "Ask @support, or meet me@home.",
     ],
 )
-def test_numbers_and_examples_reach_nobody(text: str) -> None:
+def test_numbers_and_example_addresses_are_no_personal_data(text: str) -> None:
     assert list(find_personal_data(text)) == []
 
 
@@ -90,7 +90,7 @@ def texts_of(value: Any) -> Iterator[str]:
         yield from texts_of(one)
 
 
-def test_nothing_in_the_demos_world_or_the_shipped_prompts_is_mistaken() -> None:
+def test_demo_world_and_shipped_prompts_have_no_false_positives() -> None:
     whole = [ROOT / "examples/world/facts.json", ROOT / "examples/chapter/rows.json"]
     texts = [text for file in whole for text in texts_of(json.loads(file.read_bytes()))]
     for file in (ROOT / "services/trainer/data").glob("*.jsonl"):
@@ -99,7 +99,7 @@ def test_nothing_in_the_demos_world_or_the_shipped_prompts_is_mistaken() -> None
     assert [text for text in texts if find_secret(text) is not None or any(find_personal_data(text))] == []
 
 
-def test_no_check_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_use_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, **__: object) -> None:
         pytest.fail("a check opened a connection")
 
@@ -110,12 +110,12 @@ def test_no_check_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(find_personal_data(text))) == 2
 
 
-def test_the_row_is_held_with_the_reason_wherever_it_stands() -> None:
+def test_row_is_quarantined_wherever_the_text_occurs() -> None:
     mail, key = "I am anna.meier@pellworth.com", "AKIA" + "IOSFODNN7EXAMPLE"
     assert first_fault(row(f"{mail}. Who founded it?", "Ida Voss.")) == "personal data: an e-mail address"
     assert first_fault(row("Who founded it?", f"Ida Voss. {mail}")) == "personal data: an e-mail address"
     system = Message(role="system", content=f"The key is {key}.")
-    rows, held = usable_rows(
+    rows, found = usable_rows(
         [
             example(
                 revision("r1", "", "Ida Voss.", messages=(system, Message(role="user", content="Who?"))),
@@ -123,28 +123,28 @@ def test_the_row_is_held_with_the_reason_wherever_it_stands() -> None:
         ]
     )
     assert rows == []
-    assert count_reasons(held) == {"secret: AWS Access Key": 1}
+    assert count_reasons(found) == {"secret: AWS Access Key": 1}
 
 
-def test_what_the_operators_system_prompt_says_is_public() -> None:
+def test_system_prompt_of_the_operator_is_public() -> None:
     system = Message(role="system", content="Send people to help@pellworth.com.")
     asked = Message(role="user", content="Where do I complain?")
 
-    def held(answer: str) -> dict[str, int]:
+    def quarantined(answer: str) -> dict[str, int]:
         return count_reasons(usable_rows([example(revision("r1", "", answer, messages=(system, asked)))])[1])
 
-    assert held("Write to help@pellworth.com.") == {}
-    assert held("Write to bob@pellworth.com.") == {"personal data: an e-mail address": 1}
+    assert quarantined("Write to help@pellworth.com.") == {}
+    assert quarantined("Write to bob@pellworth.com.") == {"personal data: an e-mail address": 1}
 
 
-def test_what_is_remembered_is_bounded_and_gives_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_memoized_results_are_bounded_and_correct(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
 
     def find(text: str) -> int:
-        asked.append(text)
+        checked.append(text)
         return len(text)
 
-    monkeypatch.setattr(pii, "REMEMBERED", 2)
-    told = memoized(find)
-    assert [told(text) for text in ("a", "bb", "a", "ccc", "bb", "a")] == [1, 2, 1, 3, 2, 1]
-    assert asked == ["a", "bb", "ccc", "a"]
+    monkeypatch.setattr(pii, "MEMO_SIZE", 2)
+    memoized_find = memoized(find)
+    assert [memoized_find(text) for text in ("a", "bb", "a", "ccc", "bb", "a")] == [1, 2, 1, 3, 2, 1]
+    assert checked == ["a", "bb", "ccc", "a"]

@@ -10,7 +10,7 @@ from services.trainer.dataset import snapshot
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.similarity import near_duplicates
-from services.trainer.dataset.snapshot import RESERVED_SHARE
+from services.trainer.dataset.snapshot import MAX_RESERVED_SHARE
 from services.trainer.gate.eval_items import build_eval_items
 from tests.trainer_factories import LINE, example, revision
 
@@ -33,7 +33,7 @@ def cast(users: int = 40, each: int = 6, seed: int = 1) -> list[Example]:
     ]
 
 
-def test_the_same_set_gives_the_same_digest_in_any_order() -> None:
+def test_digest_does_not_depend_on_order() -> None:
     examples = cast()
     shuffled = random.Random(9).sample(examples, len(examples))
     one, other = snapshot.build(LINE, examples, {"0": 1}), snapshot.build(LINE, shuffled, {"0": 1})
@@ -44,50 +44,54 @@ def test_the_same_set_gives_the_same_digest_in_any_order() -> None:
     assert snapshot.build(LINE, fewer, {"0": 1}).digest() != one.digest()
 
 
-def test_held_out_users_train_nothing_and_measure() -> None:
+def test_held_out_users_only_evaluate() -> None:
     taken = snapshot.build(LINE, cast(), {"0": 1})
     assert taken.train
-    assert taken.measure
+    assert taken.heldout
     assert not any(is_held_out(LINE, one.row.user_id) for one in taken.train)
-    assert all(is_held_out(LINE, one.row.user_id) for one in taken.measure)
+    assert all(is_held_out(LINE, one.row.user_id) for one in taken.heldout)
 
 
-def test_wordings_are_reserved_so_that_wins_can_be_counted_on_new_ones() -> None:
+def test_wordings_are_reserved_for_the_gate() -> None:
     taken = snapshot.build(LINE, cast(), {"0": 1})
-    reserved = [one for one in taken.held if one.reason.startswith("reserved")]
-    assert 0 < len(reserved) < RESERVED_SHARE * (len(taken.train) + len(reserved))
+    reserved = [one for one in taken.quarantined if one.reason.startswith("reserved")]
+    assert 0 < len(reserved) < MAX_RESERVED_SHARE * (len(taken.train) + len(reserved))
     questions = [one.row.question for one in taken.train]
-    counted = [item for item in build_eval_items(taken.measure, questions, []) if item.category == "wins"]
+    counted = [item for item in build_eval_items(taken.heldout, questions, []) if item.category == "wins"]
     assert len(counted) >= 30
     assert not any(near_duplicates([item.row.question for item in counted], questions))
 
 
-def test_a_wording_that_stable_was_trained_on_counts_no_win() -> None:
+def test_wording_that_stable_trained_on_counts_no_win() -> None:
     taken = snapshot.build(LINE, cast(), {"0": 1})
     questions = [one.row.question for one in taken.train]
-    counted = [item.row.question for item in build_eval_items(taken.measure, questions, []) if item.category == "wins"]
-    again = build_eval_items(taken.measure, questions, counted)
+    counted = [
+        item.row.question
+        for item in build_eval_items(taken.heldout, questions, [])
+        if item.category == "wins"
+    ]
+    again = build_eval_items(taken.heldout, questions, counted)
     assert not [item for item in again if item.category == "wins"]
 
 
-def test_what_is_written_is_read_back_and_a_folder_without_its_mark_is_none(tmp_path: Path) -> None:
+def test_snapshot_is_read_back_and_complete_only_with_its_mark(tmp_path: Path) -> None:
     taken = snapshot.build(LINE, cast(), {"0": 1})
     assert not snapshot.is_complete(tmp_path)
     ref = snapshot.write(tmp_path, taken, 1234)
     assert snapshot.is_complete(tmp_path)
     assert snapshot.read_ref(tmp_path) == ref
     assert tuple(snapshot.read_rows(tmp_path)) == taken.train
-    assert tuple(snapshot.read_rows(tmp_path, snapshot.HELDOUT_ROWS)) == taken.measure
+    assert tuple(snapshot.read_rows(tmp_path, snapshot.HELDOUT_ROWS)) == taken.heldout
     assert ref.holds(f"{LINE}-0-1")
     assert not ref.holds(f"{LINE}-0-2")
 
 
-def test_equal_snapshots_are_equal_files(tmp_path: Path) -> None:
+def test_equal_snapshots_give_equal_files(tmp_path: Path) -> None:
     taken = snapshot.build(LINE, cast(), {"0": 1})
     assert snapshot.to_parquet(taken.train) == snapshot.to_parquet(taken.train)
 
 
-def test_rows_that_do_not_fit_are_held_with_their_reason() -> None:
+def test_rows_over_the_token_limit_are_quarantined() -> None:
     taken = snapshot.build(LINE, cast(), {"0": 1}, fits=lambda row: len(row.answer) < 50)
-    assert any(one.reason == "tokens: more than a run takes" for one in taken.held)
+    assert any(one.reason == "tokens: longer than the limit of a run" for one in taken.quarantined)
     assert all(len(one.row.answer) < 50 for one in taken.train)
