@@ -1,4 +1,4 @@
-"""The machine's own Chromium, headless: nothing is downloaded for it, and it asks for nothing itself."""
+"""Headless Chromium for tests: the installed one, which makes no requests of its own."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DRIVER = "chromedriver"
-WAITS_S = 20
-QUIET = (
+TIMEOUT_S = 20
+SWITCHES = (
     "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
@@ -31,56 +31,58 @@ QUIET = (
 )
 
 
-def found() -> tuple[str, str]:
-    """Paths of browser and driver; the test fails where one is missing."""
+def find_chromium() -> tuple[str, str]:
+    """Return the paths of browser and driver. Fail the test if one is missing."""
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     driver = shutil.which(DRIVER)
     if browser is None or driver is None:
         pytest.fail(
-            "the console's page is tested in Chromium, which is not on PATH: install Chromium (or Chrome) and "
-            "chromedriver (Debian: apt install chromium chromium-driver)"
+            "Chromium or chromedriver is not on PATH: install both (`sh deploy/local/chromium.sh`, or on Debian "
+            "`apt install chromium chromium-driver`)"
         )
     return browser, driver
 
 
 @contextmanager
-def opened() -> Iterator[webdriver.Chrome]:
-    browser, driver = found()
+def open_browser() -> Iterator[webdriver.Chrome]:
+    """Open a browser for the block."""
+    browser, driver = find_chromium()
     options = webdriver.ChromeOptions()
     options.binary_location = browser
-    for switch in QUIET:
+    for switch in SWITCHES:
         options.add_argument(switch)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     chrome = webdriver.Chrome(options=options, service=Service(driver))
-    chrome.set_script_timeout(WAITS_S)
+    chrome.set_script_timeout(TIMEOUT_S)
     try:
         yield chrome
     finally:
         chrome.quit()
 
 
-def until(chrome: webdriver.Chrome, true: Callable[[], Any], told: str) -> Any:
-    return WebDriverWait(chrome, WAITS_S, 0.1).until(lambda _: true(), f"never came: {told}")
+def wait_until(chrome: webdriver.Chrome, condition: Callable[[], Any], description: str) -> Any:
+    """Return the value of `condition` as soon as it is true."""
+    return WebDriverWait(chrome, TIMEOUT_S, 0.1).until(lambda _: condition(), f"timed out: {description}")
 
 
-def prefers(chrome: webdriver.Chrome, scheme: str) -> None:
-    """The system's dark or light."""
+def set_color_scheme(chrome: webdriver.Chrome, scheme: str) -> None:
+    """Set the system's color scheme: `dark` or `light`."""
     feature = {"name": "prefers-color-scheme", "value": scheme}
     chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
 
-def wide(chrome: webdriver.Chrome, pixels: int, high: int) -> None:
-    """The size of the screen; below 600 wide a phone's."""
-    size = {"width": pixels, "height": high, "deviceScaleFactor": 1, "mobile": pixels < 600}
+def set_screen_size(chrome: webdriver.Chrome, width: int, height: int) -> None:
+    """Set the size of the screen in pixels; below 600 wide it is a phone's."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
-def hosts_asked(chrome: webdriver.Chrome) -> set[str]:
-    """Every host:port that pages have sent anything to since this was last asked; `data:` asks nobody."""
-    said = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
+def requested_hosts(chrome: webdriver.Chrome) -> set[str]:
+    """Return every host:port that pages have sent requests to since the last call."""
+    messages = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
     urls = [
         message["params"]["request"]["url"] if "request" in message["params"] else message["params"]["url"]
-        for message in said
+        for message in messages
         if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated")
     ]
     return {urlsplit(url).netloc for url in urls if not url.startswith(("data:", "blob:", "chrome:"))}

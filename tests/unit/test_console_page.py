@@ -182,11 +182,24 @@ def test_run_shows_stage_steps_loss_speed_and_time_left() -> None:
     page = view(status(), run=RUN, losses=((20, 2.0), (40, 1.25)))
     run = page.run
     assert run is not None
-    assert (run.stage, run.steps, run.share, run.loss) == ("training", "40 of 160", 0.25, "1.250")
+    assert (run.stage_and_task, run.steps, run.share, run.loss) == ("training", "40 of 160", 0.25, "1.250")
     assert (run.speed, run.time_left) == ("611", f"2{fmt.THIN}min")
     assert page.headline.text == f"Run in progress: training, 2{fmt.THIN}min left"
     assert "<polyline" in render(page)["run"]
     assert page.loop.nodes[3].now == "training 25%"
+
+
+@pytest.mark.parametrize(
+    ("stage", "text"),
+    [
+        ("training", "training 25%"),
+        ("gate, candidate: answers", "in the gate 25%"),
+        ("replay", "making replay data"),
+    ],
+)
+def test_trainer_node_leaves_out_what_does_not_fit(stage: str, text: str) -> None:
+    page = view(status(), run=run_progress(stage=stage))
+    assert page.loop.nodes[3].now == text
 
 
 def test_run_without_recent_updates_says_so() -> None:

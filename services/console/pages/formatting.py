@@ -28,11 +28,11 @@ OUTCOMES: Final[dict[str, str]] = {
 
 STAGES: Final[dict[RunStage, str]] = {
     RunStage.BEGUN: "starting",
-    RunStage.SNAPSHOT: "preparing the dataset",
-    RunStage.REVISING: "rewriting answers from comments",
-    RunStage.REPLAY: "preparing replay data",
+    RunStage.SNAPSHOT: "building dataset",
+    RunStage.REVISING: "rewriting answers",
+    RunStage.REPLAY: "making replay data",
     RunStage.TRAINING: "training",
-    RunStage.TRAINED: "trained, waiting for the gate",
+    RunStage.TRAINED: "awaiting the gate",
     RunStage.GATE: "in the gate",
     RunStage.GATED: "publishing",
     RunStage.WAITING: "waiting to resume",
@@ -42,13 +42,12 @@ STAGES: Final[dict[RunStage, str]] = {
 }
 
 
-def describe_stage(stage: str) -> str:
-    """Return words for a run's stage: `in the gate (candidate: answers)`. An unknown stage stays as it is."""
+def describe_stage(stage: str) -> tuple[str, str]:
+    """Return words for a run's stage and its task: ("in the gate", "candidate: answers"). Both may be unknown."""
     known = run_stage(stage)
     if known is None:
-        return stage.replace("_", " ")
-    task = stage[len(known) :].lstrip(",: ")
-    return f"{STAGES[known]} ({task})" if task else STAGES[known]
+        return stage.replace("_", " "), ""
+    return STAGES[known], stage[len(known) :].lstrip(",: ")
 
 
 def number(value: float | None) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from services.console.pages import formatting as fmt
 from services.console.pages.page_data import PageData
 from services.console.pages.progress import RunView, ThresholdView
+
+MAX_NODE_CHARACTERS: Final = 18
+"""Characters of bold text that fit into a node of the drawing (`svg.NODE_W`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,8 @@ def _unit(value: int | None, singular: str) -> str:
 
 def _trainer(threshold: ThresholdView | None, run: RunView | None) -> str:
     if run is not None and run.active:
-        return run.stage if run.share is None else f"{run.stage} {run.share:.0%}"
+        text = run.stage if run.share is None else f"{run.stage} {run.share:.0%}"
+        return text if len(text) <= MAX_NODE_CHARACTERS else run.stage
     return "" if threshold is None else threshold.text.removesuffix(" examples")
 
 

@@ -42,6 +42,8 @@ class RunView:
 
     run_id: str
     stage: str
+    task: str
+    """What the run does within the stage."""
     active: bool
     failed: bool
     share: float | None
@@ -54,6 +56,11 @@ class RunView:
     staleness: str
     losses: tuple[tuple[int, float], ...]
     """(step, loss)."""
+
+    @property
+    def stage_and_task(self) -> str:
+        """The stage with its task: `in the gate (candidate: answers)`."""
+        return f"{self.stage} ({self.task})" if self.task else self.stage
 
 
 def threshold_view(collected: CollectedStatus | None, now: datetime) -> ThresholdView | None:
@@ -79,12 +86,14 @@ def run_view(run: RunProgress | None, losses: tuple[tuple[int, float], ...], now
     if run is None:
         return None
     stage = run_stage(run.stage)
+    words, task = fmt.describe_stage(run.stage)
     active = stage not in ENDED_STAGES
     silent_s = (now - run.updated_at).total_seconds()
     stale = active and silent_s > STALE_S
     return RunView(
         run_id=run.run_id,
-        stage=fmt.describe_stage(run.stage),
+        stage=words,
+        task=task,
         active=active,
         failed=stage is RunStage.FAILED,
         share=min(1.0, run.step / run.steps) if run.steps else None,

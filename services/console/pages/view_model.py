@@ -160,7 +160,7 @@ def _headline(
         return StatusMessage("Reading the log", "busy")
     if run is not None and run.active:
         time_left = f", {run.time_left} left" if run.time_left else ""
-        return StatusMessage(f"Run in progress: {run.stage}{time_left}", "busy")
+        return StatusMessage(f"Run in progress: {run.stage_and_task}{time_left}", "busy")
     if serving is not None and serving.paused:
         return StatusMessage("Rollout paused: no new version takes over until it is resumed", "warn")
     if serving is not None and serving.canary is not None:
