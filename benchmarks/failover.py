@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.machine import machine
-from benchmarks.processor.kafka_client import Log, WrongResult
+from benchmarks.processor.kafka_client import KafkaClient, WrongResult
 from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.ports import HOST, choose
@@ -68,7 +68,7 @@ def main(
 
 def run_rounds(kafka: str, folder: Path, rounds: int, interval_s: float) -> list[dict[str, float]]:
     """Run the rounds in parallel and return the figures of each."""
-    log = Log(kafka)
+    log = KafkaClient(kafka)
 
     def run(number: int) -> dict[str, float]:
         return run_round(log, folder, f"failover-{number}", number * interval_s / rounds)
@@ -110,7 +110,7 @@ def start_broker(folder: Path, interval_ms: int) -> Iterator[str]:
         end(child, seconds=program.stop_seconds)
 
 
-def run_round(log: Log, folder: Path, name: str, delay_s: float) -> dict[str, float]:
+def run_round(log: KafkaClient, folder: Path, name: str, delay_s: float) -> dict[str, float]:
     """Return the figures of one kill, which is delayed by `delay_s`."""
     log.create({f"{name}.in": {}, f"{name}.dead": {}, f"{name}.out": CREATE_TIME}, PARTITIONS)
     log.create({f"{name}.changelog": {"cleanup.policy": "compact"}}, PARTITIONS)
@@ -134,10 +134,10 @@ def run_round(log: Log, folder: Path, name: str, delay_s: float) -> dict[str, fl
 
 
 @contextmanager
-def start_worker(log: Log, name: str, instance: str, folder: Path) -> Iterator[None]:
+def start_worker(log: KafkaClient, name: str, instance: str, folder: Path) -> Iterator[None]:
     """Start a worker, and stop it at the end if it is still alive."""
     folder.mkdir(parents=True)
-    arguments = json.dumps({"kafka": log.kafka, "name": name, "instance": instance, "folder": str(folder)})
+    arguments = json.dumps({"kafka": log.address, "name": name, "instance": instance, "folder": str(folder)})
     argv = [sys.executable, "-m", "benchmarks.failover_worker", arguments]
     program = Program(f"{name}-{instance}", argv, {}, cwd=Path())
     child = spawn(program, folder=folder, log=folder / "log")
@@ -167,7 +167,7 @@ class Traffic:
 
     """
 
-    def __init__(self, log: Log, name: str, victim_partitions: list[int]) -> None:
+    def __init__(self, log: KafkaClient, name: str, victim_partitions: list[int]) -> None:
         self._log, self._name, self._victim_partitions = log, name, victim_partitions
         self._done = threading.Event()
         self._records: list[ReadRecord] = []
@@ -197,7 +197,7 @@ class Traffic:
             thread.join()
 
     def _write(self) -> None:
-        producer, number = self._log.sender(linger_ms=0), 0
+        producer, number = self._log.producer(linger_ms=0), 0
         while not self._done.wait(WRITE_INTERVAL_S):
             number += 1
             value, key, partition = str(time.time()).encode(), b"k%d" % number, number % PARTITIONS
@@ -207,7 +207,7 @@ class Traffic:
         producer.flush(10)
 
     def _read(self) -> None:
-        reader = self._log.follow([f"{self._name}.out"])
+        reader = self._log.open_reader([f"{self._name}.out"])
         while not self._done.is_set():
             for message in reader.consume(1_000, 0.005):
                 if message.error() is None:

@@ -1,1 +1,1 @@
-"""`make bench-processor`: the stream engine and the processor beside their peers, on one Kafka, in one run."""
+"""`make bench-processor`: compares the stream engine and the processor with their peers, on one Kafka in one run."""

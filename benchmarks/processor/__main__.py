@@ -1,4 +1,4 @@
-"""`make bench-processor`: every arm in a process of its own, one after the other on one Kafka; then one JSON line."""
+"""`make bench-processor`: runs each arm in its own process, one by one on one Kafka, and prints one JSON line."""
 
 from __future__ import annotations
 
@@ -15,64 +15,74 @@ import typer
 from confluent_kafka import KafkaException
 from rich.console import Console
 
-from benchmarks.processor import end_to_end, latency, onestage, state_benchmarks
-from benchmarks.processor.broker import broker
-from benchmarks.processor.harness import Lab
-from benchmarks.processor.kafka_client import Log, WrongResult
-from benchmarks.processor.results import Found, Results, Settings
+from benchmarks.processor import end_to_end, latency, one_stage, state_benchmarks
+from benchmarks.processor.broker import running_broker
+from benchmarks.processor.harness import BenchmarkRun
+from benchmarks.processor.kafka_client import KafkaClient, WrongResult
+from benchmarks.processor.results import Figures, Results, Settings
 from deploy.local.errors import StackError
 
 RESULTS = Path(__file__).parent.with_suffix(".json")
 FOLDER = Path(".loopwright/bench/processor")
 QUICK = {"events": 30_000, "faust_events": 3_000, "keys": 20_000, "few_keys": 2_000}
-DIRTY_CORES = 0.25
+FOREIGN_CORES_LIMIT = 0.25
+"""Results with more CPU use by other processes are marked as unreliable."""
 app = typer.Typer(add_completion=False)
 progress = Console(stderr=True, highlight=False)
 
-Measure = Callable[[Lab, Settings], Found]
+Measure = Callable[[BenchmarkRun, Settings], Figures]
 ARMS: dict[str, Measure] = {
-    "raw": lambda lab, told: onestage.measure(lab, "raw", told.events),
-    "engine": lambda lab, told: onestage.measure(lab, "engine", told.events),
-    "quixstreams": lambda lab, told: onestage.measure(lab, "quixstreams", told.events),
-    "faust": lambda lab, told: onestage.measure(lab, "faust", told.faust_events),
-    "processor-350": lambda lab, told: end_to_end.measure(lab, told.events, 350),
-    "processor-4k": lambda lab, told: end_to_end.measure(lab, told.events_4k, 4096),
-    "keys-10k": lambda lab, told: state_benchmarks.keys(
-        lab, told.few_keys, told.keys, told.events, restart=False
+    "raw": lambda bench, settings: one_stage.measure(bench, "raw", settings.events),
+    "engine": lambda bench, settings: one_stage.measure(bench, "engine", settings.events),
+    "quixstreams": lambda bench, settings: one_stage.measure(bench, "quixstreams", settings.events),
+    "faust": lambda bench, settings: one_stage.measure(bench, "faust", settings.faust_events),
+    "processor-350": lambda bench, settings: end_to_end.measure(bench, settings.events, 350),
+    "processor-4k": lambda bench, settings: end_to_end.measure(bench, settings.events_4k, 4096),
+    "keys-10k": lambda bench, settings: state_benchmarks.measure_keys(
+        bench, settings.few_keys, settings.keys, settings.events, restart=False
     ),
-    "keys-1m": lambda lab, told: state_benchmarks.keys(lab, told.keys, told.keys, told.events, restart=True),
-    "latency": lambda lab, told: latency.one_stage(lab, told.latency_s),
-    "latency-processor": lambda lab, told: latency.as_shipped(lab, told.latency_s),
-    "takeover": lambda lab, told: state_benchmarks.takeover(lab, told.takeover_s),
+    "keys-1m": lambda bench, settings: state_benchmarks.measure_keys(
+        bench, settings.keys, settings.keys, settings.events, restart=True
+    ),
+    "latency": lambda bench, settings: latency.measure_one_stage(bench, settings.latency_s),
+    "latency-processor": lambda bench, settings: latency.measure_processor(bench, settings.latency_s),
+    "takeover": lambda bench, settings: state_benchmarks.measure_takeover(bench, settings.takeover_s),
 }
 
 
 @app.command()
 def main(
-    arms: Annotated[str, typer.Option(help=f"Only these, with commas: {', '.join(ARMS)}.")] = "",
+    arms: Annotated[
+        str, typer.Option(help=f"Arms to run, separated by commas: {', '.join(ARMS)}. Default: all.")
+    ] = "",
     events: Annotated[
-        int, typer.Option(help="Of each arm but those that are named below.", min=1_000)
+        int, typer.Option(help="Events of each arm, except those named below.", min=1_000)
     ] = 1_000_000,
     faust_events: Annotated[
-        int, typer.Option(help="Faust gets fewer: it is so much slower.", min=1_000)
+        int, typer.Option(help="Events of the Faust arm, which is much slower.", min=1_000)
     ] = 40_000,
-    events_4k: Annotated[int, typer.Option("--events-4k", help="Records of 4 KB.", min=1_000)] = 200_000,
-    partitions: Annotated[int, typer.Option(help="Of every topic; even.", min=2)] = 4,
-    rounds: Annotated[int, typer.Option(help="How often each arm runs, in turn; medians count.", min=1)] = 3,
-    resume: Annotated[
-        bool, typer.Option(help="Go on where a run with the same settings was stopped.")
+    events_4k: Annotated[
+        int, typer.Option("--events-4k", help="Events of the arm with 4 KB records.", min=1_000)
+    ] = 200_000,
+    partitions: Annotated[int, typer.Option(help="Partitions of every topic; an even number.", min=2)] = 4,
+    rounds: Annotated[int, typer.Option(help="Rounds of all arms; the report has medians.", min=1)] = 3,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted run with the same settings.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="Run every arm once with few events, to check that it works.")
     ] = False,
-    quick: Annotated[bool, typer.Option(help="Everything once and small, to see that it works.")] = False,
 ) -> None:
-    """The stream engine and the processor beside their peers. Writes benchmarks/processor.json if all arms ran.
+    """Compare the stream engine and the processor with their peers.
 
-    Each arm checks its own output: one that lost, doubled or miscounted a record ends the run.
+    Writes benchmarks/processor.json if every arm ran. Each arm checks its own output; a lost, duplicated or miscounted
+    record ends the run.
     """
     chosen = [name.strip() for name in arms.split(",") if name.strip()] or list(ARMS)
     if unknown := sorted(set(chosen) - ARMS.keys()):
-        raise typer.BadParameter(f"no such arm: {', '.join(unknown)}; there are {', '.join(ARMS)}")
+        raise typer.BadParameter(f"unknown arm: {', '.join(unknown)}; choose from {', '.join(ARMS)}")
     if partitions % 2:
-        raise typer.BadParameter("an even number of partitions: two processes share them in one of the arms")
+        raise typer.BadParameter(
+            "the number of partitions must be even, because one arm divides them between two processes"
+        )
     settings = Settings(
         events=QUICK["events"] if quick else events,
         faust_events=QUICK["faust_events"] if quick else faust_events,
@@ -100,34 +110,35 @@ def main(
 
 
 def run(chosen: list[str], settings: Settings, rounds: int, results: Results) -> None:
-    """Each arm in turn, as many rounds; those there already are passed over."""
+    """Run the arms in turn, for the given number of rounds, without the results that exist already."""
     for leftover in ("kafka", "arms"):
         shutil.rmtree(FOLDER / leftover, ignore_errors=True)
     todo = [(n, arm) for n in range(1, rounds + 1) for arm in chosen if len(results.runs.get(arm, ())) < n]
     if "quixstreams" in chosen:
-        onestage.quixstreams_python()
-    with broker(FOLDER / "kafka") as kafka:
-        log = Log(kafka.address)
-        lab = Lab(kafka, log, FOLDER, settings.partitions)
+        one_stage.quixstreams_python()
+    with running_broker(FOLDER / "kafka") as kafka:
+        client = KafkaClient(kafka.address)
+        bench = BenchmarkRun(kafka, client, FOLDER, settings.partitions)
         try:
             for n, arm in todo:
                 with progress.status(f"round {n} of {rounds}: {arm}"):
                     try:
-                        found = ARMS[arm](lab, settings)
+                        figures = ARMS[arm](bench, settings)
                     except WrongResult as wrong:
                         raise WrongResult(f"{arm}: {wrong}") from wrong
-                results.add(arm, found)
-                progress.print(f"round {n} of {rounds}, {arm}: {_line(found)}")
+                results.add(arm, figures)
+                progress.print(f"round {n} of {rounds}, {arm}: {_line(figures)}")
         finally:
-            lab.unload()
-            log.close()
+            bench.unload()
+            client.close()
     shutil.rmtree(FOLDER / "kafka", ignore_errors=True)
 
 
-def _line(found: Found) -> str:
-    told = ", ".join(f"{name} {value:g}" for name, value in found.items())
-    dirty = found.get("foreign_cores", 0.0) > DIRTY_CORES
-    return f"{told}  (others took {found['foreign_cores']:g} cores: not a quiet machine)" if dirty else told
+def _line(figures: Figures) -> str:
+    text = ", ".join(f"{name} {value:g}" for name, value in figures.items())
+    if figures.get("foreign_cores", 0.0) <= FOREIGN_CORES_LIMIT:
+        return text
+    return f"{text}  (unreliable: other processes used {figures['foreign_cores']:g} cores)"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The one Kafka that all arms of a run share."""
+"""Kafka broker that all arms of a run share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.local.errors import StackError
-from deploy.local.kafka import answers, prepare_kafka, wait_for_kafka
+from deploy.local.kafka import is_ready, prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.ports import HOST, choose
 from deploy.local.processes import end, spawn, tail
@@ -19,20 +19,23 @@ PREPARED = Path(".loopwright")
 
 @dataclass(frozen=True)
 class Broker:
-    """`pid` is None for one that was there before."""
+    """A running broker."""
 
     address: str
     pid: int | None
+    """None if the broker was running before the benchmark."""
 
 
 @contextmanager
-def broker(folder: Path) -> Iterator[Broker]:
-    """KAFKA_BOOTSTRAP_SERVERS, else one for this run: its data lies in `folder`, and it ends with the block."""
-    given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
-    if given:
-        if not answers(given):
-            raise StackError(f"KAFKA_BOOTSTRAP_SERVERS: no broker answers at {given}.")
-        yield Broker(given, None)
+def running_broker(folder: Path) -> Iterator[Broker]:
+    """Use the broker at KAFKA_BOOTSTRAP_SERVERS, or start one with its data in `folder` until the end of the block."""
+    address = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+    if address:
+        if not is_ready(address):
+            raise StackError(
+                f"KAFKA_BOOTSTRAP_SERVERS: no broker answers at {address}. Start it, or unset the variable."
+            )
+        yield Broker(address, None)
         return
     ports = choose({"kafka": 0, "controller": 0})
     program = prepare_kafka(

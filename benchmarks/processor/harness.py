@@ -1,4 +1,4 @@
-"""What all arms share: the broker, the inputs loaded once, and processes that are watched while they work."""
+"""Harness of all arms: the broker, inputs that are loaded once, and measured processes."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from typing import Any
 import psutil
 
 from benchmarks.processor.broker import Broker
-from benchmarks.processor.kafka_client import Log, WrongResult
+from benchmarks.processor.kafka_client import KafkaClient, WrongResult
 from benchmarks.processor.votes import STATE_BYTES, Workload
 from deploy.local.processes import Program, end, spawn, tail
 
-LOOK_S, QUIET_S, STUCK_S = 0.25, 1.5, 60.0
-CACHED = 0.1
-"""The share of the keys that the cache of a store may hold."""
+SAMPLE_INTERVAL_S, SETTLE_S, STALLED_AFTER_S = 0.25, 1.5, 60.0
+CACHED_SHARE = 0.1
+"""Share of the keys that fit into the cache of a store."""
 
 
 def cache_mb(keys: int) -> int:
-    """At most a tenth of the keys with their states; a store needs 1 MiB."""
-    return max(1, int(keys * STATE_BYTES * CACHED) >> 20)
+    """Return the cache size in MiB for this number of keys: `CACHED_SHARE` of their states, and at least 1."""
+    return max(1, int(keys * STATE_BYTES * CACHED_SHARE) >> 20)
 
 
 @dataclass
-class Lab:
+class BenchmarkRun:
     """One run of the benchmark."""
 
     broker: Broker
-    log: Log
+    kafka: KafkaClient
     folder: Path
     partitions: int
     _loaded: set[str] = field(default_factory=set)
     _count: int = 0
 
     def input(self, workload: Workload) -> str:
-        """The topic with these votes, loaded when it is first asked for."""
-        name = _named(workload)
+        """Return the topic with this workload; the first call loads it."""
+        name = _topic_of(workload)
         if name not in self._loaded:
-            self.log.delete([name])
-            self.log.create({name: {}}, self.partitions)
-            self.log.load(name, workload)
+            self.kafka.delete([name])
+            self.kafka.create({name: {}}, self.partitions)
+            self.kafka.load(name, workload)
             self._loaded.add(name)
         return name
 
-    def forget_input(self, workload: Workload) -> None:
-        """Something was added to its topic: who asks for it next gets a new one."""
-        self._loaded.discard(_named(workload))
+    def discard_input(self, workload: Workload) -> None:
+        """Make the next call of `input` load a new topic, because records were added to this one."""
+        self._loaded.discard(_topic_of(workload))
 
-    def fresh(self, arm: str) -> tuple[str, Path]:
-        """A name that no topic or group begins with yet, and an empty folder."""
+    def new_name(self, arm: str) -> tuple[str, Path]:
+        """Return a new name for an arm's topics and groups, and an empty folder."""
         self._count += 1
         name = f"bench-{arm}-{self._count}-{round(time.time())}"
         folder = (self.folder / "arms" / name).resolve()
@@ -64,38 +64,39 @@ class Lab:
         return name, folder
 
     def clean(self, name: str, folder: Path) -> None:
-        """Removes what an arm made."""
-        self.log.delete([topic for topic in self.log.topics() if name in topic])
+        """Delete the topics and the folder of an arm."""
+        self.kafka.delete([topic for topic in self.kafka.topics() if name in topic])
         shutil.rmtree(folder, ignore_errors=True)
 
     def unload(self) -> None:
-        """Removes the inputs."""
-        self.log.delete(self._loaded)
+        """Delete the loaded inputs."""
+        self.kafka.delete(self._loaded)
 
     @contextmanager
     def running(
         self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None
-    ) -> Iterator[Running]:
-        """A process of an arm, stopped at the end of the block, and killed should this one be."""
+    ) -> Iterator[MeasuredProcess]:
+        """Run a process of an arm until the end of the block. It is killed if this process dies."""
         log = self.folder / "logs" / f"{name}.log"
         program = Program(name, argv, env or {}, cwd=Path())
         child = spawn(program, folder=self.folder / "programs", log=log)
         try:
-            yield Running(child, log, self.broker.pid)
+            yield MeasuredProcess(child, log, self.broker.pid)
         finally:
             end(child, seconds=program.stop_seconds)
 
 
-def _named(workload: Workload) -> str:
+def _topic_of(workload: Workload) -> str:
     return f"bench-votes-{workload.events}-{workload.keys}"
 
 
 def python(module: str, *arguments: str) -> list[str]:
+    """Return the command line that runs a module."""
     return [sys.executable, "-m", module, *arguments]
 
 
-class Running:
-    """A process, and what it and all others take of the machine while it works."""
+class MeasuredProcess:
+    """A process, and the CPU time and memory that it and others use while it runs."""
 
     def __init__(self, child: subprocess.Popen[bytes], log: Path, broker: int | None) -> None:
         self.child = child
@@ -103,29 +104,29 @@ class Running:
         self._known = [psutil.Process()] + ([psutil.Process(broker)] if broker else [])
         self._process = psutil.Process(child.pid)
         self._began = time.monotonic()
-        self._before = self._taken()
+        self._before = self._cpu_seconds()
         self._now = self._before
         self._ended = self._began
         self.rss = self.rss_peak = 0
 
-    def _taken(self) -> tuple[float, float, float]:
-        """CPU seconds so far: of the machine, of those that belong here, of the process itself."""
+    def _cpu_seconds(self) -> tuple[float, float, float]:
+        """Return CPU seconds so far: of the machine, of the benchmark's processes, and of this process."""
         whole = psutil.cpu_times()
         busy = whole.user + whole.nice + whole.system
         own = sum(self._process.cpu_times()[:2])
         return busy, own + sum(sum(process.cpu_times()[:2]) for process in self._known), own
 
-    def look(self) -> None:
-        """Takes note. Raises `WrongResult` where the process has ended."""
+    def sample(self) -> None:
+        """Measure CPU time and memory now. Raises `WrongResult` if the process has ended."""
         status = self.child.poll()
         if status is not None:
-            raise WrongResult(f"the process ended with {status}:\n{tail(self._log)}")
-        self._now, self._ended = self._taken(), time.monotonic()
+            raise WrongResult(f"the process ended with status {status}:\n{tail(self._log)}")
+        self._now, self._ended = self._cpu_seconds(), time.monotonic()
         self.rss = self._process.memory_info().rss
         self.rss_peak = max(self.rss_peak, self.rss)
 
     def load(self) -> dict[str, float]:
-        """CPU seconds of the process, and the cores that others than arm, broker and benchmark took meanwhile."""
+        """Return the process's CPU seconds and peak memory, and the cores that foreign processes used meanwhile."""
         busy, known, own = (now - then for now, then in zip(self._now, self._before, strict=True))
         seconds = max(0.001, self._ended - self._began)
         return {
@@ -134,32 +135,34 @@ class Running:
             "rss_peak_mb": round(self.rss_peak / 2**20, 1),
         }
 
-    def until_written(self, log: Log, topic: str, count: int, quiet_s: float = QUIET_S) -> None:
-        """Waits until `count` records are in the topic, none of them undecided, and no more come."""
+    def wait_until_written(
+        self, kafka: KafkaClient, topic: str, count: int, settle_s: float = SETTLE_S
+    ) -> None:
+        """Wait until `count` records are in the topic, all committed, and none arrives for `settle_s` seconds."""
         at, moved = -1, time.monotonic()
         while True:
-            self.look()
-            high = sum(log.ends(topic).values())
+            self.sample()
+            high = sum(kafka.ends(topic).values())
             now = time.monotonic()
             if high != at:
                 at, moved = high, now
-            elif now > moved + STUCK_S:
+            elif now > moved + STALLED_AFTER_S:
                 raise WrongResult(
-                    f"{topic} stands still at {at}, at least {count} were to come:\n{tail(self._log)}"
+                    f"{topic} stopped at {at} records, but at least {count} are expected:\n{tail(self._log)}"
                 )
             elif (
                 at >= count
-                and now > moved + quiet_s
-                and high == sum(log.ends(topic, committed=True).values())
+                and now > moved + settle_s
+                and high == sum(kafka.ends(topic, committed=True).values())
             ):
                 return
-            time.sleep(LOOK_S)
+            time.sleep(SAMPLE_INTERVAL_S)
 
 
-def status(folder: Path) -> dict[str, Any]:
-    """What an engine's process last wrote of itself; empty if it has not yet."""
+def read_status(folder: Path) -> dict[str, Any]:
+    """Return the last status that an engine's process wrote, or an empty dict."""
     try:
-        found: dict[str, Any] = json.loads((folder / "status.json").read_text())
+        status: dict[str, Any] = json.loads((folder / "status.json").read_text())
     except FileNotFoundError:
         return {}
-    return found
+    return status

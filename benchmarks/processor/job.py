@@ -1,4 +1,7 @@
-"""What a measured process is told. The standard library alone: one of them runs in an environment of its own."""
+"""Parameters of a measured process.
+
+Standard library only, because one of the processes runs in a separate environment.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,28 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One process of an arm. Its topics exist; `name` is the group's, and begins the name of what it makes itself."""
+    """One process of an arm. Its topics exist already."""
 
     kafka: str
     name: str
+    """Consumer group, and prefix of everything that the process creates."""
     input: str
     output: str
     folder: str
-    """Its own, for stores and status; exists."""
+    """Existing folder for its stores and its status file."""
     changelog: str = ""
     dead_letters: str = ""
     partitions: int = 4
     instance: str = "0"
     cache_mb: int = 8
-    remembered: int = 8
+    remembered_events: int = 8
+    """Event ids kept per key to detect repetitions."""
 
     def to_json(self) -> str:
+        """Return the command-line argument of the process."""
         return json.dumps(asdict(self))
 
 
-def told() -> Job:
-    """The job in this process' argument."""
+def read_job() -> Job:
+    """Parse the job in this process's argument."""
     return Job(**json.loads(sys.argv[1]))

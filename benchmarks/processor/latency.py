@@ -1,4 +1,4 @@
-"""From the append of an input to the moment its output can be read, read_committed, at a steady rate."""
+"""Latency at a steady rate: from the append of an input until a read_committed consumer gets its output."""
 
 from __future__ import annotations
 
@@ -13,37 +13,45 @@ import orjson
 from confluent_kafka import Message
 
 from benchmarks.processor import end_to_end
-from benchmarks.processor.harness import LOOK_S, STUCK_S, Lab, Running, python, status
+from benchmarks.processor.harness import (
+    SAMPLE_INTERVAL_S,
+    STALLED_AFTER_S,
+    BenchmarkRun,
+    MeasuredProcess,
+    python,
+    read_status,
+)
 from benchmarks.processor.job import Job
-from benchmarks.processor.kafka_client import Log, Sent, WrongResult, value_of
-from benchmarks.processor.onestage import checked_rate, new_job
+from benchmarks.processor.kafka_client import KafkaClient, OutgoingRecord, WrongResult, message_value
+from benchmarks.processor.one_stage import checked_rate, new_job
 from benchmarks.processor.votes import Workload
 from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS, FEEDBACK_OUTCOMES, FEEDBACK_TALLIES
 
 RATE = 500
-DROPPED_S = 5.0
-"""Of the beginning: first fetches, first transactions."""
-LAG_S = 2.0
-"""Between a response and what is said of it."""
+WARM_UP_S = 5.0
+"""Duration at the beginning that is not counted: first fetches, first transactions."""
+FEEDBACK_DELAY_S = 2.0
+"""Time between a response and its feedback."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """An output as a reader got it. `at`: seconds since the epoch, when it was handed out."""
+class ReceivedOutput:
+    """An output as a consumer received it."""
 
     topic: str
     partition: int
     appended_ms: int
     value: bytes
-    at: float
+    received_at: float
+    """Seconds since the epoch."""
 
 
-class Follower:
-    """Reads in a thread of its own what is committed from now on, each record as soon as it can be."""
+class OutputFollower:
+    """Reads the outputs that are committed from now on in a background thread."""
 
-    def __init__(self, log: Log, topics: Sequence[str]) -> None:
-        self.seen: list[Seen] = []
-        self._reader = log.follow(topics)
+    def __init__(self, kafka: KafkaClient, topics: Sequence[str]) -> None:
+        self.outputs: list[ReceivedOutput] = []
+        self._reader = kafka.open_reader(topics)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, name="follower", daemon=True)
         self._thread.start()
@@ -52,149 +60,164 @@ class Follower:
         while not self._stop.is_set():
             message = self._reader.poll(0.1)
             if message is not None and message.error() is None:
-                self.seen.append(_seen(message, time.time()))
+                self.outputs.append(_received(message, time.time()))
 
-    def until(self, holds: Callable[[list[Seen]], bool], running: Running, what: str) -> None:
-        """Raises `WrongResult` where it does not come, or the process ends."""
-        until = time.monotonic() + STUCK_S
-        while not holds(self.seen):
-            running.look()
+    def wait_until(
+        self, holds: Callable[[list[ReceivedOutput]], bool], running: MeasuredProcess, description: str
+    ) -> None:
+        """Wait until `holds(outputs)`. Raises `WrongResult` after a timeout, or if the process ends."""
+        until = time.monotonic() + STALLED_AFTER_S
+        while not holds(self.outputs):
+            running.sample()
             if time.monotonic() > until:
-                raise WrongResult(f"not within {STUCK_S:.0f} s: {what}; {len(self.seen)} outputs were read")
-            time.sleep(LOOK_S)
+                raise WrongResult(
+                    f"not within {STALLED_AFTER_S:.0f} s: {description}; {len(self.outputs)} outputs were read"
+                )
+            time.sleep(SAMPLE_INTERVAL_S)
 
     def close(self) -> None:
+        """Stop the thread and close the consumer."""
         self._stop.set()
         self._thread.join()
         self._reader.close()
 
 
 @contextmanager
-def following(log: Log, *topics: str) -> Iterator[Follower]:
-    follower = Follower(log, topics)
+def follow_outputs(kafka: KafkaClient, *topics: str) -> Iterator[OutputFollower]:
+    """Follow topics until the end of the block."""
+    follower = OutputFollower(kafka, topics)
     try:
         yield follower
     finally:
         follower.close()
 
 
-def _seen(message: Message, at: float) -> Seen:
+def _received(message: Message, at: float) -> ReceivedOutput:
     topic, partition = message.topic(), message.partition()
     assert topic is not None and partition is not None
-    return Seen(topic, partition, message.timestamp()[1], value_of(message), at)
+    return ReceivedOutput(topic, partition, message.timestamp()[1], message_value(message), at)
 
 
-def paced(
-    log: Log, records: Iterable[tuple[str, Sent]], rate: int, go_on: Callable[[], bool] = lambda: True
+def send_at_rate(
+    kafka: KafkaClient,
+    records: Iterable[tuple[str, OutgoingRecord]],
+    rate: int,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> int:
-    """Sends (topic, record) at `rate` a second for as long as `go_on` says; returns how many."""
-    sender, began, count = log.sender(linger_ms=0), time.monotonic(), 0
+    """Send (topic, record) pairs at `rate` per second while `go_on()` returns True. Returns how many were sent."""
+    producer, began, count = kafka.producer(linger_ms=0), time.monotonic(), 0
     for topic, record in records:
         if not go_on():
             break
         ahead = began + count / rate - time.monotonic()
         if ahead > 0:
             time.sleep(ahead)
-        sender.produce(topic, record[1], record[0], headers=list(record[2]) if len(record) == 3 else [])
-        sender.poll(0)
+        producer.produce(topic, record[1], record[0], headers=list(record[2]) if len(record) == 3 else [])
+        producer.poll(0)
         count += 1
-    sender.flush(STUCK_S)
+    producer.flush(STALLED_AFTER_S)
     return count
 
 
 def percentile(values: list[float], share: float) -> float:
+    """Return the value below which `share` (0 to 1) of the values lie. Sorts the list."""
     values.sort()
     return values[min(len(values) - 1, int(share * len(values)))]
 
 
-def until_running(folder: Path, partitions: int, running: Running) -> float:
-    """When (seconds since the epoch) the engine there had restored and begun so many partitions."""
-    until = time.monotonic() + 4 * STUCK_S
+def wait_until_running(folder: Path, partitions: int, running: MeasuredProcess) -> float:
+    """Wait until an engine runs this many partitions, and return when it began to (seconds since the epoch)."""
+    until = time.monotonic() + 4 * STALLED_AFTER_S
     while True:
-        running.look()
-        found = status(folder)
-        if found.get("state") == "running" and len(found["partitions"]) == partitions:
-            return float(found["at"])
+        running.sample()
+        status = read_status(folder)
+        if status.get("state") == "running" and len(status["partitions"]) == partitions:
+            return float(status["at"])
         if time.monotonic() > until:
-            raise WrongResult(f"the engine does not run {partitions} partitions; it says {found}")
+            raise WrongResult(f"the engine does not run {partitions} partitions; its status is {status}")
         time.sleep(0.05)
 
 
-def one_stage(lab: Lab, seconds: float) -> dict[str, float]:
-    """The one-stage job."""
+def measure_one_stage(bench: BenchmarkRun, seconds: float) -> dict[str, float]:
+    """Return the latency of the one-stage job."""
     count = round(RATE * seconds)
-    workload = Workload.halves(count)
-    source, folder = lab.fresh("slow-votes")
-    lab.log.create({source: {}}, lab.partitions)
-    job = new_job(lab, "latency", workload, source)
-    with lab.running(job.name, python("benchmarks.processor.jobs.engine", job.to_json())) as running:
-        until_running(Path(job.folder), lab.partitions, running)
-        with following(lab.log, job.output) as follower:
-            paced(lab.log, ((source, event) for event in workload), RATE)
-            follower.until(lambda seen: len(seen) >= workload.events, running, "an output for each event")
-            seen = list(follower.seen)
-    checked_rate(lab, job, workload, 0)
+    workload = Workload.two_per_key(count)
+    source, folder = bench.new_name("slow-votes")
+    bench.kafka.create({source: {}}, bench.partitions)
+    job = new_job(bench, "latency", workload, source)
+    with bench.running(job.name, python("benchmarks.processor.jobs.engine", job.to_json())) as running:
+        wait_until_running(Path(job.folder), bench.partitions, running)
+        with follow_outputs(bench.kafka, job.output) as follower:
+            send_at_rate(bench.kafka, ((source, event) for event in workload), RATE)
+            follower.wait_until(
+                lambda outputs: len(outputs) >= workload.events, running, "an output for each event"
+            )
+            outputs = list(follower.outputs)
+    checked_rate(bench, job, workload, 0)
     sent: dict[str, int] = {}
-    for message in lab.log.read(source):
-        # Of an event that is sent a second time the first counts; the other's output names it a repeat.
-        sent.setdefault(_voted(value_of(message)), message.timestamp()[1])
-    delays = _delays(sent, ((_voted(one.value), one) for one in seen))
-    _clean(lab, job, source, folder)
+    for message in bench.kafka.read(source):
+        # Only the first record of an event counts; the output of a repetition has another key.
+        sent.setdefault(_event_key(message_value(message)), message.timestamp()[1])
+    delays = _delays(sent, ((_event_key(output.value), output) for output in outputs))
+    _remove(bench, job, source, folder)
     return {"p50_ms": round(percentile(delays, 0.5), 1), "p99_ms": round(percentile(delays, 0.99), 1)}
 
 
-def _clean(lab: Lab, job: Job, source: str, folder: Path) -> None:
-    lab.clean(job.name, Path(job.folder))
-    lab.clean(source, folder)
+def _remove(bench: BenchmarkRun, job: Job, source: str, folder: Path) -> None:
+    bench.clean(job.name, Path(job.folder))
+    bench.clean(source, folder)
 
 
-def _voted(value: bytes) -> str:
-    """An event, and whether it is told as a repeat."""
+def _event_key(value: bytes) -> str:
+    """Return the event id of an event or output, and whether it is a repetition."""
     event = orjson.loads(value)
     return f"{event['event_id']} {event.get('repeated', False)}"
 
 
-def _delays(sent: dict[str, int], seen: Iterable[tuple[str, Seen]]) -> list[float]:
-    """In ms, of what was sent after the first seconds. What the two do not share is left out."""
-    first = min(sent.values()) + DROPPED_S * 1000
-    return [one.at * 1000 - sent[name] for name, one in seen if sent.get(name, 0) >= first]
+def _delays(sent: dict[str, int], outputs: Iterable[tuple[str, ReceivedOutput]]) -> list[float]:
+    """Return the delays in ms of the records sent after the warm-up, by key. Keys missing on one side are ignored."""
+    first = min(sent.values()) + WARM_UP_S * 1000
+    return [output.received_at * 1000 - sent[key] for key, output in outputs if sent.get(key, 0) >= first]
 
 
-def as_shipped(lab: Lab, seconds: float) -> dict[str, float]:
-    """The processor: from a correction to its user's tally, which is written at once, and to its outcome.
+def measure_processor(bench: BenchmarkRun, seconds: float) -> dict[str, float]:
+    """Return the latency of the processor, from a correction to its user's tally and to its outcome.
 
-    An outcome comes with its batch: at 64 examples of a partition, or when the batch has its age.
+    A tally is written at once. An outcome comes with its batch: at 64 examples in a partition, or at the batch's age.
     """
     pairs = round(RATE * seconds / 2)
-    talk = end_to_end.Conversation(pairs, 350)
+    workload = end_to_end.FeedbackWorkload(pairs, 350)
 
-    def records() -> Iterator[tuple[str, Sent]]:
-        for form, i in end_to_end.forms(pairs, RATE, min(LAG_S, seconds / 4)):
-            if form == "response":
-                yield CHAT_RESPONSES.name, talk.response(i)
+    def records() -> Iterator[tuple[str, OutgoingRecord]]:
+        for kind, i in end_to_end.interleaved(pairs, RATE, min(FEEDBACK_DELAY_S, seconds / 4)):
+            if kind == "response":
+                yield CHAT_RESPONSES.name, workload.response(i)
             else:
-                yield FEEDBACK_EVENTS.name, talk.correction(i)
+                yield FEEDBACK_EVENTS.name, workload.correction(i)
 
     topics = (FEEDBACK_TALLIES.name, FEEDBACK_OUTCOMES.name)
     with (
-        end_to_end.own_topics(lab),
-        end_to_end.processor(lab, "latency") as running,
-        following(lab.log, *topics) as follower,
+        end_to_end.processor_topics(bench),
+        end_to_end.running_processor(bench, "latency") as running,
+        follow_outputs(bench.kafka, *topics) as follower,
     ):
-        paced(lab.log, records(), RATE)
-        follower.until(
-            lambda seen: len(seen) >= 2 * pairs, running, "a tally and an outcome for each correction"
+        send_at_rate(bench.kafka, records(), RATE)
+        follower.wait_until(
+            lambda outputs: len(outputs) >= 2 * pairs, running, "a tally and an outcome for each correction"
         )
-        if complaints := end_to_end.complaints_of(lab, pairs):
-            raise WrongResult(f"{pairs} corrections, {RATE} records a second: {', '.join(complaints)}")
+        if errors := end_to_end.find_errors(bench, pairs):
+            raise WrongResult(f"{pairs} corrections, {RATE} records a second: {', '.join(errors)}")
         sent = {
-            orjson.loads(value_of(m))["user_id"]: m.timestamp()[1] for m in lab.log.read(FEEDBACK_EVENTS.name)
+            orjson.loads(message_value(m))["user_id"]: m.timestamp()[1]
+            for m in bench.kafka.read(FEEDBACK_EVENTS.name)
         }
-        tallied = [(orjson.loads(s.value)["user_id"], s) for s in follower.seen if s.topic == topics[0]]
-        told = [
-            (f"u_{orjson.loads(s.value)['event_id'][2:]}", s) for s in follower.seen if s.topic == topics[1]
+        tallied = [(orjson.loads(s.value)["user_id"], s) for s in follower.outputs if s.topic == topics[0]]
+        decided = [
+            (f"u_{orjson.loads(s.value)['event_id'][2:]}", s)
+            for s in follower.outputs
+            if s.topic == topics[1]
         ]
-    tallies, outcomes = _delays(sent, tallied), _delays(sent, told)
+    tallies, outcomes = _delays(sent, tallied), _delays(sent, decided)
     return {
         "tally_p50_ms": round(percentile(tallies, 0.5), 1),
         "tally_p99_ms": round(percentile(tallies, 0.99), 1),

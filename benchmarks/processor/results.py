@@ -1,4 +1,4 @@
-"""What was measured so far, and the line that a run ends with."""
+"""Results of the arms so far, and the report of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from benchmarks.machine import machine
 
-Found = dict[str, float]
+Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What makes two runs comparable."""
+    """Settings of a run. Two runs are comparable if they are equal."""
 
     events: int
     faust_events: int
@@ -27,41 +27,44 @@ class Settings:
 
     @property
     def latency_s(self) -> float:
+        """Duration of the latency measurements, in seconds."""
         return 8.0 if self.quick else 35.0
 
     @property
     def takeover_s(self) -> float:
+        """Duration of the takeover measurement, in seconds."""
         return 18.0 if self.quick else 24.0
 
 
 class Results:
-    """Kept in a file after every arm, so that a run that was interrupted can go on."""
+    """Results by arm, saved after every arm, so that an interrupted run can be resumed."""
 
     def __init__(self, path: Path, settings: Settings, *, resume: bool) -> None:
         self._path = path
         self._settings = settings
-        self.runs: dict[str, list[Found]] = {}
+        self.runs: dict[str, list[Figures]] = {}
         if resume and path.exists():
-            kept = json.loads(path.read_text())
-            if kept["settings"] == asdict(settings):
-                self.runs = kept["runs"]
+            saved = json.loads(path.read_text())
+            if saved["settings"] == asdict(settings):
+                self.runs = saved["runs"]
 
-    def add(self, arm: str, found: Found) -> None:
-        self.runs.setdefault(arm, []).append(found)
+    def add(self, arm: str, figures: Figures) -> None:
+        """Add the figures of one round of an arm, and save all results."""
+        self.runs.setdefault(arm, []).append(figures)
         part = self._path.with_suffix(".part")
         part.write_text(json.dumps({"settings": asdict(self._settings), "runs": self.runs}, indent=1))
         part.replace(self._path)
 
     def median(self, arm: str, figure: str) -> float | None:
-        """Over all rounds; None where the arm did not run."""
-        found = [one[figure] for one in self.runs.get(arm, ())]
-        return statistics.median(found) if found else None
+        """Return the median of a figure over all rounds, or None if the arm did not run."""
+        values = [figures[figure] for figures in self.runs.get(arm, ())]
+        return statistics.median(values) if values else None
 
     def _speed(self, arm: str) -> float | None:
         return self.median(arm, "events_per_s")
 
     def report(self) -> dict[str, Any]:
-        """The whole result; None for what was not measured."""
+        """Return the complete report, with None for figures that were not measured."""
         ours, many = self._speed("engine"), self._speed("keys-1m")
         figures = {
             "p50_ms_at_500": self.median("latency", "p50_ms"),
@@ -85,7 +88,9 @@ class Results:
                 "keys_1m_vs_10k": _ratio(many, self._speed("keys-10k")),
             },
             "figures": figures,
-            "arms": {arm: _told(found) for arm, found in self.runs.items() if "events_per_s" in found[0]},
+            "arms": {
+                arm: _arm_report(rounds) for arm, rounds in self.runs.items() if "events_per_s" in rounds[0]
+            },
             "settings": asdict(self._settings),
             "machine": machine(),
         }
@@ -95,16 +100,18 @@ def _ratio(ours: float | None, theirs: float | None) -> float | None:
     return None if ours is None or theirs is None else round(ours / theirs, 3)
 
 
-def _told(rounds: list[Found]) -> Found:
-    """Median and range of the rounds, and the most that others took of the machine during one of them."""
-    speeds = [one["events_per_s"] for one in rounds]
+def _arm_report(rounds: list[Figures]) -> Figures:
+    """Return median and range over the rounds, and the most cores that foreign processes used during one."""
+    speeds = [figures["events_per_s"] for figures in rounds]
     return {
         "events_per_s": round(statistics.median(speeds)),
         "least": round(min(speeds)),
         "most": round(max(speeds)),
         "rounds": len(rounds),
         "events": rounds[0]["events"],
-        "cpu_s_per_100k": round(statistics.median(one["cpu_s"] / one["events"] for one in rounds) * 1e5, 2),
-        "rss_peak_mb": statistics.median(one["rss_peak_mb"] for one in rounds),
-        "foreign_cores": max(one["foreign_cores"] for one in rounds),
+        "cpu_s_per_100k": round(
+            statistics.median(figures["cpu_s"] / figures["events"] for figures in rounds) * 1e5, 2
+        ),
+        "rss_peak_mb": statistics.median(figures["rss_peak_mb"] for figures in rounds),
+        "foreign_cores": max(figures["foreign_cores"] for figures in rounds),
     }

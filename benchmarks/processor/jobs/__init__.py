@@ -1,1 +1,1 @@
-"""What is measured, each in a process of its own: `python -m benchmarks.processor.jobs.<name> '{...}'`."""
+"""Measured jobs, each run in its own process: `python -m benchmarks.processor.jobs.<name> '{...}'`."""

@@ -1,4 +1,4 @@
-"""Our engine with the one-stage job, its state in RocksDB; otherwise as shipped."""
+"""The one-stage job on the stream engine, with state in RocksDB and default settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from benchmarks.processor.job import Job, told
+from benchmarks.processor.job import Job, read_job
 from benchmarks.processor.votes import vote
 from shared.errors import Malformed
 from shared.records import Output, Record
@@ -21,20 +21,22 @@ from shared.stream.rocksdb_store import RocksDBStoreFactory
 from shared.stream.step import State, Tick
 
 STATUS = "status.json"
-LOOK_S = 0.05
+POLL_INTERVAL_S = 0.05
 
 
-class Votes:
-    """One output and one state, and so one changelog record, for each input."""
+class VotesStep:
+    """Step that writes one output and one state, so one changelog record, for each input."""
 
     def __init__(self, job: Job) -> None:
         self._output = job.output
-        self._remembered = job.remembered
+        self._remembered = job.remembered_events
 
     def prefetch_keys(self, record: Record) -> Iterable[bytes]:
+        """Return the record's key, which is all that the step reads."""
         return (record.key or b"",)
 
     def __call__(self, state: State, record: Record | Tick) -> Iterable[Output]:
+        """Process one event; ignore ticks."""
         if isinstance(record, Tick):
             return ()
         key = record.key or b""
@@ -49,8 +51,8 @@ class Votes:
 
 
 def main() -> None:
-    """Runs until SIGTERM; `status.json` in its folder tells how it stands."""
-    job, stop, ended = told(), threading.Event(), threading.Event()
+    """Run until SIGTERM, and keep `status.json` in the job's folder up to date."""
+    job, stop, ended = read_job(), threading.Event(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     config = EngineConfig(
         bootstrap_servers=job.kafka,
@@ -63,21 +65,21 @@ def main() -> None:
         partitions=job.partitions,
     )
     folder = Path(job.folder)
-    engine = Engine(config, Votes(job), open_store=RocksDBStoreFactory(folder / "state", job.cache_mb))
-    teller = threading.Thread(target=tell, args=(engine, folder / STATUS, ended), daemon=True)
-    teller.start()
+    engine = Engine(config, VotesStep(job), open_store=RocksDBStoreFactory(folder / "state", job.cache_mb))
+    status_writer = threading.Thread(target=write_status, args=(engine, folder / STATUS, ended), daemon=True)
+    status_writer.start()
     try:
         engine.run(stop)
     finally:
         ended.set()
-        teller.join()
+        status_writer.join()
 
 
-def tell(engine: Engine, path: Path, ended: threading.Event) -> None:
-    """Writes what changed: the state, when (seconds since the epoch), and the partitions owned."""
+def write_status(engine: Engine, path: Path, ended: threading.Event) -> None:
+    """Write each change of the engine's state and owned partitions, with its time in seconds since the epoch."""
     before: tuple[str, list[int]] | None = None
-    while not ended.wait(LOOK_S):
-        now = (engine.state, sorted(view.partition for view in engine.partitions()))
+    while not ended.wait(POLL_INTERVAL_S):
+        now = (engine.state, sorted(status.partition for status in engine.partitions()))
         if now != before:
             before = now
             part = path.with_suffix(".part")

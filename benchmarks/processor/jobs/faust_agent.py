@@ -1,4 +1,4 @@
-"""The same job as Faust's documentation would have it: an agent, a Table, a send."""
+"""The same job in Faust, as its documentation suggests: an agent, a Table, and a send."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import faust
 
-from benchmarks.processor.job import Job, told
+from benchmarks.processor.job import Job, read_job
 from benchmarks.processor.votes import vote
 
 
 def build(job: Job) -> faust.App:
-    """The Table is in memory with a changelog topic: the faster of Faust's two stores here."""
+    """Return the Faust application. Its Table is in memory with a changelog, the faster of Faust's stores here."""
     app = faust.App(
         job.name,
         broker=f"kafka://{job.kafka}",
@@ -32,7 +32,7 @@ def build(job: Job) -> faust.App:
     async def count(stream: Any) -> None:
         items: AsyncIterable[tuple[bytes, dict[str, Any]]] = stream.items()
         async for key, event in items:
-            state, output = vote(votes.get(key), event, job.remembered)
+            state, output = vote(votes.get(key), event, job.remembered_events)
             votes[key] = state
             await counts.send(key=key, value=output)
 
@@ -40,8 +40,8 @@ def build(job: Job) -> faust.App:
 
 
 def main() -> None:
-    """Runs a Faust worker until SIGTERM."""
-    worker = faust.Worker(build(told()), loglevel=logging.WARNING, quiet=True)
+    """Run a Faust worker until SIGTERM."""
+    worker = faust.Worker(build(read_job()), loglevel=logging.WARNING, quiet=True)
     worker.execute_from_commandline()
 
 

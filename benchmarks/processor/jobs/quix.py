@@ -1,4 +1,4 @@
-"""The same job in quixstreams, exactly-once, otherwise with its defaults. Runs in an environment of its own."""
+"""The same job in quixstreams, exactly-once, otherwise with its defaults. Runs in a separate environment."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from quixstreams import Application
 from quixstreams import State as QuixState
 
-from benchmarks.processor.job import told
+from benchmarks.processor.job import read_job
 from benchmarks.processor.votes import vote
 
 
 def main() -> None:
-    """Runs until SIGTERM, which quixstreams handles itself."""
-    job = told()
+    """Run until SIGTERM, which quixstreams handles."""
+    job = read_job()
     app = Application(
         broker_address=job.kafka,
         consumer_group=job.name,
@@ -26,7 +26,7 @@ def main() -> None:
     counts = app.topic(job.output, key_serializer="bytes", value_serializer="json")
 
     def count(event: dict[str, Any], state: QuixState) -> dict[str, Any]:
-        after, output = vote(state.get("vote"), event, job.remembered)
+        after, output = vote(state.get("vote"), event, job.remembered_events)
         state.set("vote", after)
         return output
 

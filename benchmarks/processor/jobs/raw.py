@@ -1,4 +1,4 @@
-"""The limit of one Python process: consume and produce, nothing parsed, no state, no transaction."""
+"""Upper limit for one Python process: consume and produce, without parsing, state or transactions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import threading
 
 from confluent_kafka import Consumer, Producer
 
-from benchmarks.processor.job import told
+from benchmarks.processor.job import read_job
 
 BATCH, CALL_S = 4_000, 0.02
 
 
 def main() -> None:
-    """Copies the input until SIGTERM."""
-    job, stop = told(), threading.Event()
+    """Copy the input to the output until SIGTERM."""
+    job, stop = read_job(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     common = {"bootstrap.servers": job.kafka, "log_level": 2}
     producer = Producer(
