@@ -1,9 +1,7 @@
 """Hosts the engine in a Faust worker, which provides the process, its command line and the web views.
 
 The worker's own Kafka clients are off. Faust's consumer reads uncommitted records and acknowledges on exceptions, and
-its producer only logs a failed send. No data that must be neither lost nor duplicated may pass through them
-(`docs/decisions/stream-engine.md`). A read-only view may use them in a separate application
-(`docs/decisions/live-view.md`).
+its producer only logs a failed send, so they could lose or duplicate data (`docs/decisions/stream-engine.md`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Prefetch of the state that a slice will read: one partition's keys while another's records are processed.
 
-Reading many sorted keys at once takes half the time of single reads, and most of it passes while the step runs, because
+Reading many sorted keys at once takes less than half the time of single reads, most of it while the step runs, because
 the store releases the GIL. Only a `PrefetchingStep` benefits.
 """
 
