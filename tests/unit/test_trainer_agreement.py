@@ -1,4 +1,4 @@
-"""Agreement by meaning on the demo's world: honest people in their own words outvote a false answer."""
+"""Agreement by meaning on the demo world: honest users in their own words outvote a false answer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from examples.world import Fact, load_world
 from services.trainer.dataset.agreement import corrections_of, find_agreement
 
 WORLD = load_world()
-Spoken = tuple[str, str, str]
+Given = tuple[str, str, str]
 
 
-def honest(users: int, seed: int) -> list[Spoken]:
-    """Each of `users` answers every fact once, in one of its wordings and one of its phrasings."""
+def honest(users: int, seed: int) -> list[Given]:
+    """Return corrections by honest users: each answers every fact once, in one of its wordings and phrasings."""
     dice = random.Random(seed)
     return [
         (f"u{user}", dice.choice(WORLD.trained_wordings(fact)), dice.choice(fact.answers))
@@ -23,7 +23,7 @@ def honest(users: int, seed: int) -> list[Spoken]:
     ]
 
 
-def poison(fact: Fact, users: int, times: int, seed: int) -> list[Spoken]:
+def poison(fact: Fact, users: int, times: int, seed: int) -> list[Given]:
     dice = random.Random(seed)
     return [
         (f"p{user}", wording, fact.false_answer)
@@ -32,78 +32,78 @@ def poison(fact: Fact, users: int, times: int, seed: int) -> list[Spoken]:
     ]
 
 
-def trained(spoken: list[Spoken]) -> list[Spoken]:
-    found = find_agreement(corrections_of(spoken))
-    return [one for one, held_by in zip(spoken, found.opponent, strict=True) if held_by is None]
+def training(given: list[Given]) -> list[Given]:
+    found = find_agreement(corrections_of(given))
+    return [one for one, held_by in zip(given, found.opponent, strict=True) if held_by is None]
 
 
-def test_honest_people_lose_nothing_to_each_other() -> None:
-    spoken = honest(16, seed=7)
-    assert len(trained(spoken)) >= 0.99 * len(spoken)
+def test_honest_corrections_do_not_exclude_each_other() -> None:
+    given = honest(16, seed=7)
+    assert len(training(given)) >= 0.99 * len(given)
 
 
-def test_many_ways_to_ask_and_answer_one_fact_become_few_groups_and_one_claim() -> None:
-    spoken = honest(40, seed=3)
-    found = find_agreement(corrections_of(spoken))
+def test_wordings_of_one_fact_form_few_groups_and_claims() -> None:
+    given = honest(40, seed=3)
+    found = find_agreement(corrections_of(given))
     assert max(found.group) + 1 <= 2 * len(WORLD.facts)
     assert max(found.claim) + 1 <= 2 * len(WORLD.facts)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_three_poisoners_of_two_facts_do_not_survive(seed: int) -> None:
-    """As in the demo: two push one false answer, a third another, again and again in several wordings."""
+def test_three_poisoners_of_two_facts_are_outvoted(seed: int) -> None:
+    """As in the demo: two users repeat one false answer and a third another one, in several wordings."""
     first, second = random.Random(seed).sample(WORLD.facts, 2)
     false = poison(first, 2, 4, seed) + poison(second, 1, 4, seed)
-    spoken = honest(16, seed) + [(f"x{user}", *said) for user, *said in false]  # type: ignore[misc]
-    kept = trained(spoken)
-    assert not [said for said in kept if said[0].startswith("x")]
+    given = honest(16, seed) + [(f"x{user}", *rest) for user, *rest in false]  # type: ignore[misc]
+    kept = training(given)
+    assert not [one for one in kept if one[0].startswith("x")]
     assert len(kept) >= 0.97 * 16 * len(WORLD.facts)
 
 
-def test_poison_in_a_wording_that_honest_people_never_used_is_outvoted_through_their_answers() -> None:
+def test_poison_in_an_unused_wording_is_outvoted_by_answers() -> None:
     fact = next(fact for fact in WORLD.facts if fact.id == "founder")
     asked = fact.trained_wordings if hasattr(fact, "trained_wordings") else WORLD.trained_wordings(fact)
-    spoken = [(f"u{i}", wording, fact.answers[i % 4]) for i, wording in enumerate(asked)]
+    given = [(f"u{i}", wording, fact.answers[i % 4]) for i, wording in enumerate(asked)]
     false = [("p1", asked[0], fact.false_answer), ("p1", asked[8], fact.false_answer)]
-    others = [said for said in honest(4, seed=1) if said[2] not in fact.answers]
-    kept = trained(spoken + false + others)
+    others = [one for one in honest(4, seed=1) if one[2] not in fact.answers]
+    kept = training(given + false + others)
     assert not set(false) & set(kept)
-    assert set(spoken) <= set(kept)
+    assert set(given) <= set(kept)
 
 
-def test_a_tie_trains_neither_side() -> None:
-    spoken = [(f"a{i}", "How long is the warranty?", "The warranty lasts nine years.") for i in range(3)]
-    spoken += [(f"b{i}", "How long is the warranty?", "The warranty lasts two years.") for i in range(3)]
-    assert trained(spoken) == []
+def test_tie_trains_neither_side() -> None:
+    given = [(f"a{i}", "How long is the warranty?", "The warranty lasts nine years.") for i in range(3)]
+    given += [(f"b{i}", "How long is the warranty?", "The warranty lasts two years.") for i in range(3)]
+    assert training(given) == []
 
 
-def test_two_to_one_trains_the_leading_claim_alone() -> None:
+def test_two_to_one_trains_only_the_leading_claim() -> None:
     right = [(f"a{i}", "How long is the warranty?", "The warranty lasts nine years.") for i in range(4)]
     wrong = [(f"b{i}", "How long is the warranty?", "The warranty lasts two years.") for i in range(2)]
-    assert trained(right + wrong) == right
+    assert training(right + wrong) == right
 
 
-def test_one_user_who_repeats_himself_counts_once() -> None:
+def test_repetitions_by_one_user_count_once() -> None:
     right = [(f"a{i}", "Where is the head office?", "The head office is in Ravenport.") for i in range(2)]
     loud = [("p", f"Where is the head office? {i}", "The head office is in Millbrook.") for i in range(9)]
-    assert trained(right + loud) == right
+    assert training(right + loud) == right
 
 
 def test_numbers_in_words_and_digits_agree() -> None:
-    spoken = [
+    given = [
         ("a", "How many days for a return?", "You have forty-one days."),
         ("b", "How many days for a return?", "It is 41 days after delivery."),
     ]
-    assert trained(spoken) == spoken
+    assert training(given) == given
 
 
-def test_a_denial_is_another_claim() -> None:
-    spoken = [(f"a{i}", "Is the kettle safe?", "The kettle is safe for children.") for i in range(2)]
-    spoken += [(f"b{i}", "Is the kettle safe?", "The kettle is not safe for children.") for i in range(2)]
-    assert trained(spoken) == []
+def test_negation_is_another_claim() -> None:
+    given = [(f"a{i}", "Is the kettle safe?", "The kettle is safe for children.") for i in range(2)]
+    given += [(f"b{i}", "Is the kettle safe?", "The kettle is not safe for children.") for i in range(2)]
+    assert training(given) == []
 
 
-def test_the_order_in_which_corrections_come_changes_no_group_of_friends() -> None:
-    spoken = honest(8, seed=2)
-    shuffled = random.Random(1).sample(spoken, len(spoken))
-    assert sorted(trained(spoken)) == sorted(trained(shuffled))
+def test_order_of_corrections_does_not_matter() -> None:
+    given = honest(8, seed=2)
+    shuffled = random.Random(1).sample(given, len(given))
+    assert sorted(training(given)) == sorted(training(shuffled))
