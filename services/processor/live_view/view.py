@@ -27,7 +27,7 @@ from shared.topics import FEEDBACK_TALLIES
 log = structlog.get_logger(__name__)
 
 RECORDS_PER_S: Final = 5_000
-"""Default limit of the reading rate. A record costs some 25 µs, so it takes an eighth of a core at most."""
+"""Default limit of the reading rate. A record takes some 20 µs, so a tenth of a core at most."""
 RECORDS_PER_PIECE: Final = 50
 """Records between two checks of the rate and of the engine's backlog."""
 POLL_S: Final = 0.25
