@@ -42,13 +42,13 @@ log = structlog.get_logger(__name__)
 GC_THRESHOLD = 100_000
 """Number of new objects after which Python looks for reference cycles; its default is 700."""
 READ_TIMEOUT_S = 0.02
-"""The client returns when it has all records asked for, or after this time."""
+"""The client returns when it has all requested records, or after this time."""
 STATUS_INTERVAL_S = 0.5
 RETRY_INTERVAL_S = 0.5
 
 
 class Engine:
-    """Runs `step` until it is asked to stop.
+    """Runs `step` until a stop is requested.
 
     Construct it and call `run` once. The properties and `partitions` may be read from any thread.
     """

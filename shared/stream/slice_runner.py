@@ -50,7 +50,7 @@ class _GivenUp(NamedTuple):
 
     error: Exception
     omit_value: bool
-    """Whether the broker refused the dead letter too, so that it goes without the record's bytes."""
+    """Whether the broker refused the dead letter too, so that it must omit the record's value."""
 
 
 class SliceRunner:
@@ -144,7 +144,7 @@ class SliceRunner:
                         self._check(output, part)
             except (MemoryError, StoreFailed):
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever a step raises makes the record a dead letter
+            except Exception as error:  # noqa: BLE001 - any exception of the step makes the record a dead letter
                 state.undo()
                 self._requested_rereads.clear()
                 sending.append(self._to_dead_letter(part, record, error, index))
