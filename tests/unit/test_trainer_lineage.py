@@ -147,7 +147,7 @@ def events(result: dict[str, Any]) -> dict[str, set[tuple[str, str, str]]]:
 
 
 def test_version_leads_down_to_the_events_that_trained_it(line: TrainedLine) -> None:
-    result = line.queries.down(line.names()[0])
+    result = line.queries.version(line.names()[0])
     assert events(result) == {f"{LINE}-0-1": {("r0", "e-r0", ANN), ("r1", "e-r1", BOB)}}
     assert result["counts"] == {"responses": 2, "events": 2, "users": 2, "kinds": {"correction": 2}}
     assert (result["reproducible"], result["run"]["stage"], result["verdict"]) == (
@@ -159,7 +159,7 @@ def test_version_leads_down_to_the_events_that_trained_it(line: TrainedLine) -> 
 
 
 def test_changed_row_is_listed_under_the_batch_of_its_newest_revision(line: TrainedLine) -> None:
-    assert events(line.queries.down(line.names()[1])) == {
+    assert events(line.queries.version(line.names()[1])) == {
         f"{LINE}-0-1": {("r0", "e-r0", ANN)},
         f"{LINE}-0-2": {("r1", "e-r1", BOB), ("r4", "e-r4", BOB)},
     }
@@ -167,7 +167,7 @@ def test_changed_row_is_listed_under_the_batch_of_its_newest_revision(line: Trai
 
 def test_lineage_contains_no_text(line: TrainedLine) -> None:
     one, other = line.names()
-    result = [line.queries.down(one), line.queries.up("e-r0", None), line.queries.diff(one, other)]
+    result = [line.queries.version(one), line.queries.event("e-r0", None), line.queries.diff(one, other)]
     assert "e-r0" in repr(result[0])
     assert not [word for word in (SECRET, "Acme", "Bremen") if word in repr(result)]
 
@@ -179,21 +179,21 @@ def states(result: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 def test_event_leads_up_to_every_version(line: TrainedLine) -> None:
     one, other = line.names()
-    assert states(line.queries.up("e-r0", None)) == [("trained", one), ("trained", other)]
-    assert states(line.queries.up("e-r4", None)) == [("not_read", one), ("trained", other)]
+    assert states(line.queries.event("e-r0", None)) == [("trained", one), ("trained", other)]
+    assert states(line.queries.event("e-r4", None)) == [("not_read", one), ("trained", other)]
 
 
 def test_heldout_and_quarantined_events_have_their_reason(line: TrainedLine) -> None:
-    (measured,) = line.queries.up("e-r2", None)["responses"]
+    (measured,) = line.queries.event("e-r2", None)["responses"]
     assert {run["state"] for run in measured["runs"]} == {"measured"}
     assert "held-out" in measured["now"]
-    (held,) = line.queries.up("e-r3", None)["responses"]
+    (held,) = line.queries.event("e-r3", None)["responses"]
     assert {run["state"] for run in held["runs"]} == {"held"}
     assert held["runs"][0]["reason"].startswith("comment: ") and held["now"].startswith("held: comment: ")
 
 
 def test_event_in_no_batch_is_not_found(line: TrainedLine) -> None:
-    result = line.queries.up("e-never", None)
+    result = line.queries.event("e-never", None)
     assert result["responses"] == []
     assert "loopwright receipt" in result["detail"]
 
@@ -202,30 +202,30 @@ def test_event_id_on_two_responses_returns_both_unless_one_is_named(line: Traine
     again = revision("r9", "Who is the head of Acme?", "It is Ida Voss who leads.", BOB)
     same = again.model_copy(update={"signals": (again.signals[0].model_copy(update={"event_id": "e-r0"}),)})
     line.send(batch([same], 3))
-    both = line.queries.up("e-r0", None)["responses"]
+    both = line.queries.event("e-r0", None)["responses"]
     assert [response["response_id"] for response in both] == ["r0", "r9"]
-    assert [r["response_id"] for r in line.queries.up("e-r0", "r9")["responses"]] == ["r9"]
+    assert [r["response_id"] for r in line.queries.event("e-r0", "r9")["responses"]] == ["r9"]
 
 
 def test_version_is_not_reproducible_after_an_erasure(line: TrainedLine) -> None:
     one, other = line.names()
     line.erase()
     for name in (one, other):
-        result = line.queries.down(name)
+        result = line.queries.version(name)
         assert result["reproducible"] is False
         assert result["why_not_reproducible"] == ["rows that it was trained on were erased (erasure 1)"]
         assert [report["request_id"] for report in result["erasures"]] == ["q1"]
         assert ANN not in repr(result) and "e-r0" not in repr(result)
-    assert line.queries.up("e-r0", None)["responses"] == []
+    assert line.queries.event("e-r0", None)["responses"] == []
 
 
 def test_late_retraction_shows_the_event_as_erased_from_its_versions(line: TrainedLine) -> None:
     one, other = line.names()
     line.erase(request_id="retract:r0/e-r0", kind="retraction", response_id="r0", event_id="e-r0")
-    (result,) = line.queries.up("e-r0", None)["responses"]
+    (result,) = line.queries.event("e-r0", None)["responses"]
     assert [(run["state"], run["version"]) for run in result["runs"]] == [("erased", one), ("erased", other)]
     assert result["now"].startswith("gone") and "was trained" in result["runs"][0]["reason"]
-    assert line.queries.down(one)["why_not_reproducible"] == [
+    assert line.queries.version(one)["why_not_reproducible"] == [
         "rows that it was trained on were erased (retraction 1)"
     ]
 
@@ -235,18 +235,18 @@ def test_log_says_which_versions_read_a_batch_after_disk_loss(line: TrainedLine)
     with line.trainer.db as db:
         db.execute("DELETE FROM runs")
     shutil.rmtree(line.trainer.settings.runs)
-    assert states(line.queries.up("e-r4", None)) == [("not_read", one), ("not_known", other)]
-    result = line.queries.down(one)
+    assert states(line.queries.event("e-r4", None)) == [("not_read", one), ("not_known", other)]
+    result = line.queries.version(one)
     assert (result["run"]["known"], result["reproducible"]) == (False, False)
 
 
 def test_version_without_its_snapshot_falls_back_to_the_log(line: TrainedLine) -> None:
     version = line.versions()[0]
     shutil.rmtree(line.trainer.settings.runs / str(version.run_id))
-    result = line.queries.down(version.ref.version)
+    result = line.queries.version(version.ref.version)
     assert result["why_not_reproducible"] == ["its snapshot is not on this trainer's disk"]
     assert result["dataset"]["through"] == {"0": 1} and result["dataset"]["kept"] is False
-    assert states(line.queries.up("e-r0", None))[0] == ("not_known", version.ref.version)
+    assert states(line.queries.event("e-r0", None))[0] == ("not_known", version.ref.version)
 
 
 def test_version_with_an_altered_snapshot_is_not_reproducible(line: TrainedLine) -> None:
@@ -255,11 +255,11 @@ def test_version_with_an_altered_snapshot_is_not_reproducible(line: TrainedLine)
     rows = snapshot.read_rows(folder)
     altered = [replace(rows[0], row=replace(rows[0].row, answer="Another founder.")), *rows[1:]]
     write_whole(folder / snapshot.TRAIN_ROWS, snapshot.to_parquet(altered))
-    assert line.queries.down(version.ref.version)["reproducible"] is False
+    assert line.queries.version(version.ref.version)["reproducible"] is False
 
 
 def test_base_contains_no_users_data(line: TrainedLine) -> None:
-    result = line.queries.down(BASE)
+    result = line.queries.version(BASE)
     assert (result["reproducible"], result["kind"]) == (True, "base")
     assert "no user's data" in result["detail"]
 

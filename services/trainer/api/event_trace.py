@@ -1,6 +1,6 @@
-"""From a feedback event up to the versions: which were trained on it, measured with it, or had it held back, and why.
+"""Traces a feedback event to the runs and versions that trained on it, evaluated with it or quarantined it, and why.
 
-An event is named by its id within its response; where only its id is given, all responses that have one are told.
+An event id is unique within its response. If only the event id is given, all responses with such an event are traced.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset import batch_table, snapshot
@@ -20,14 +21,14 @@ from services.trainer.versions.lineage import Json, LineRecords, event_id_json
 from shared.events import ExampleRevision, from_ms, rfc3339
 from shared.versions import ModelVersion, batch_position
 
-NOWHERE = (
-    "no batch here holds it: it may still wait in the processor, be replaced by a newer one, or be erased; "
-    "`loopwright receipt RESPONSE EVENT` says what became of it"
+NOT_FOUND: Final = (
+    "no batch contains it: it may still be in the processor, replaced by a newer event, or erased; "
+    "`loopwright receipt RESPONSE EVENT` shows its outcome"
 )
-
-GONE = "gone: its response's newest revision does not have it"
-MEASURES = "usable: of a held-out user, so it measures versions and trains none"
-USABLE = "usable: it may train"
+GONE: Final = "gone: the newest revision of its response does not contain it"
+EVALUATES: Final = "usable: of a held-out user, so it evaluates versions and never trains"
+USABLE: Final = "usable: it may train"
+LATER: Final = "its batch came later"
 
 
 def trace_event(
@@ -39,23 +40,23 @@ def trace_event(
     *,
     comments: CommentMode = "hold",
 ) -> Json:
-    """`folder` holds the runs' folders."""
-    places = occurrences(db, event_id, response_id)
+    """Return the trace of an event. `folder` contains the runs' folders."""
+    found = occurrences(db, event_id, response_id)
     retracted = retractions(db, event_id, response_id)
-    responses = sorted({*places, *retracted})
+    responses = sorted({*found, *retracted})
     now = states_now(db, published.line, responses, comments)
-    told = [
-        _response(db, folder, published, (name, event_id), places.get(name, []))
+    traces = [
+        _trace_response(db, folder, published, (name, event_id), found.get(name, []))
         | {"now": now.get((name, event_id), GONE), "retracted": retracted.get(name)}
         for name in responses
     ]
-    return {"event_id": event_id, "responses": told, "detail": None if told else NOWHERE}
+    return {"event_id": event_id, "responses": traces, "detail": None if traces else NOT_FOUND}
 
 
 def occurrences(
     db: sqlite3.Connection, event_id: str, response_id: str | None
 ) -> dict[str, list[tuple[str, ExampleRevision]]]:
-    """response_id -> (batch_id, revision that has the event), oldest first."""
+    """Return response_id -> (batch_id, revision that contains the event), oldest first."""
     rows = db.execute(
         "SELECT batch_id, example FROM rows WHERE (?1 IS NULL OR response_id = ?1) AND instr(example, ?2) "
         "ORDER BY response_id, revision",
@@ -72,25 +73,27 @@ def occurrences(
 def states_now(
     db: sqlite3.Connection, line: str, responses: Sequence[str], comments: CommentMode
 ) -> dict[tuple[str, str], str]:
-    """(response_id, event_id) -> what the checks of a single example say of it as it stands. Agreement among users,
-    duplicates and shares are known within a run only."""
+    """Return (response_id, event_id) -> result of the checks of single rows for the current examples.
+
+    Agreement of users, and their shares, are determined within a run only.
+    """
     wanted = set(responses)
     examples = [
         one
         for one in batch_table.current_examples(db, batch_table.through(db))
         if one.revision.response_id in wanted
     ]
-    rows, held = usable_rows(examples, comments)
-    training, measuring = split_by_holdout(line, rows)
+    rows, quarantined = usable_rows(examples, comments)
+    training, heldout = split_by_holdout(line, rows)
     return (
-        {(one.response_id, one.event_id): f"held: {one.reason}" for one in held}
-        | {(row.response_id, row.event_id): MEASURES for row in measuring}
+        {(one.response_id, one.event_id): f"held: {one.reason}" for one in quarantined}
+        | {(row.response_id, row.event_id): EVALUATES for row in heldout}
         | {(row.response_id, row.event_id): USABLE for row in training}
     )
 
 
 def retractions(db: sqlite3.Connection, event_id: str, response_id: str | None) -> dict[str, Json]:
-    """response_id -> the late retraction that took the event out, and the runs that it reached."""
+    """Return response_id -> the late retraction that deleted the event, and the runs that it affected."""
     rows = db.execute(
         "SELECT request_id, response_id FROM erasures WHERE kind = 'retraction' AND event_id = ?1 "
         "AND (?2 IS NULL OR response_id = ?2)",
@@ -102,7 +105,7 @@ def retractions(db: sqlite3.Connection, event_id: str, response_id: str | None) 
     }
 
 
-def _response(
+def _trace_response(
     db: sqlite3.Connection,
     folder: Path,
     published: LineRecords,
@@ -119,11 +122,11 @@ def _response(
         "batches": [{"batch_id": batch_id, "revision": revision.revision} for batch_id, revision in found],
         "runs": [
             *(
-                _of_version(version, published, [name for name, _ in found])
-                for version in _without_run(db, published)
+                _trace_version(version, published, [name for name, _ in found])
+                for version in _versions_without_run(db, published)
             ),
             *(
-                _in_run(db, folder, published, run, event, found)
+                _trace_run(db, folder, published, run, event, found)
                 for run in run_table.all_runs(db)
                 if run.stage != "erased"
             ),
@@ -131,28 +134,28 @@ def _response(
     }
 
 
-def _without_run(db: sqlite3.Connection, published: LineRecords) -> list[ModelVersion]:
-    """Versions whose runs the table does not have: it was lost with its disk, and made anew from the log."""
+def _versions_without_run(db: sqlite3.Connection, published: LineRecords) -> list[ModelVersion]:
+    """Return the versions whose runs are not in the database, because it was lost and rebuilt from the log."""
     known = {run.config.run_id for run in run_table.all_runs(db)}
     return [one for one in published.versions if one.run_id is not None and one.run_id not in known]
 
 
-def _of_version(version: ModelVersion, published: LineRecords, batches: Sequence[str]) -> Json:
-    """As `_in_run`, where all that is known is which batches were read."""
+def _trace_version(version: ModelVersion, published: LineRecords, batches: Sequence[str]) -> Json:
+    """Return the same as `_trace_run`, from the batches that the version read."""
     read = version.dataset is not None and any(map(version.dataset.holds, batches))
     return {
         "run_id": version.run_id,
         "stage": "published",
         "began_at": rfc3339(version.created_at),
         "state": "not_known" if read else "not_read",
-        "reason": "its batch was read; the run itself is lost" if read else "its batch came later",
+        "reason": "its batch was read, but the run's data is lost" if read else LATER,
         "version": version.ref.version,
         "verdict": version.gate.verdict if version.gate else None,
         "serving": published.serving(version.ref.version),
     }
 
 
-def _in_run(
+def _trace_run(
     db: sqlite3.Connection,
     folder: Path,
     published: LineRecords,
@@ -160,7 +163,7 @@ def _in_run(
     event: tuple[str, str],
     found: Sequence[tuple[str, ExampleRevision]],
 ) -> Json:
-    """What one run did with it, and the version that came of the run, if one did."""
+    """Return what one run did with the event, and the version that the run made, if any."""
     state, reason = state_in(db, folder, run, event, [batch_id for batch_id, _ in found])
     version = published.of_run(run.config.run_id)
     return {
@@ -178,37 +181,41 @@ def _in_run(
 def state_in(
     db: sqlite3.Connection, folder: Path, run: Run, event: tuple[str, str], batches: Sequence[str]
 ) -> tuple[str, str]:
-    """`trained`, `measured` (of a held-out user), `held`, `erased`, `not_used`, `not_read` or `not_known`; with a
-    reason where there is one to give."""
-    place = folder / run.config.run_id
-    gone = _erased_in(db, run, event)
-    if gone is not None:
-        return "erased", f"was {'trained' if gone else 'measured'}, and taken out of the snapshot since"
-    if not snapshot.is_complete(place):
+    """Return the state of an event in a run and the reason.
+
+    States: `trained`, `measured` (held-out user), `held` (quarantined), `erased`, `not_used`, `not_read`, `not_known`.
+    """
+    run_folder = folder / run.config.run_id
+    had_trained = _trained_before_erasure(db, run, event)
+    if had_trained is not None:
+        return "erased", f"was {'trained' if had_trained else 'measured'}, then deleted from the snapshot"
+    if not snapshot.is_complete(run_folder):
         read = any(_read_by(run, batch) for batch in batches)
-        return ("not_known", "the snapshot is not here") if read else ("not_read", "its batch came later")
+        return ("not_known", "the snapshot is lost") if read else ("not_read", LATER)
     for name, state in ((TRAIN_ROWS, "trained"), (HELDOUT_ROWS, "measured")):
-        if any((one.row.response_id, one.row.event_id) == event for one in snapshot.read_rows(place, name)):
+        if any(
+            (one.row.response_id, one.row.event_id) == event for one in snapshot.read_rows(run_folder, name)
+        ):
             return (
                 state,
-                "of a held-out user: measures versions and trains none" if name == HELDOUT_ROWS else "",
+                "of a held-out user: evaluates versions and never trains" if name == HELDOUT_ROWS else "",
             )
-    held = [reason for *named, reason in snapshot.read_quarantine(place) if tuple(named) == event]
-    if held:
-        return "held", "; ".join(sorted(held))
+    reasons = [reason for *ids, reason in snapshot.read_quarantine(run_folder) if tuple(ids) == event]
+    if reasons:
+        return "held", "; ".join(sorted(reasons))
     if not any(_read_by(run, batch) for batch in batches):
-        return "not_read", "its batch came later"
-    return "not_used", "a newer revision of its response took its place"
+        return "not_read", LATER
+    return "not_used", "a newer revision of its response replaced it"
 
 
-def _erased_in(db: sqlite3.Connection, run: Run, event: tuple[str, str]) -> bool | None:
-    """Whether a late retraction of this very event took it out of what the run trained; None where none did."""
-    found = db.execute(
+def _trained_before_erasure(db: sqlite3.Connection, run: Run, event: tuple[str, str]) -> bool | None:
+    """Return whether the run trained on an event that was retracted later; None if it was not retracted here."""
+    trained = db.execute(
         "SELECT MAX(trained) FROM erasures JOIN erasure_runs USING (request_id) "
         "WHERE kind = 'retraction' AND run_id = ? AND response_id = ? AND event_id = ?",
         (run.config.run_id, *event),
     ).fetchone()[0]
-    return None if found is None else bool(found)
+    return None if trained is None else bool(trained)
 
 
 def _read_by(run: Run, batch_id: str) -> bool:

@@ -1,5 +1,7 @@
-"""What the trainer answers over HTTP: lineage, both ways, and what two versions differ in. It changes nothing;
-orders come by the log. Names and counts, never a text."""
+"""Read-only HTTP routes for lineage: of a version down to events, of an event up to versions, and version diffs.
+
+Responses contain ids and counts, never text. Operator commands come by the log, not by these routes.
+"""
 
 from __future__ import annotations
 
@@ -22,74 +24,77 @@ from shared.errors import Malformed
 from shared.events import Id, VersionName
 from shared.ports import ArtifactStore
 
-Version = Annotated[VersionName, Query(description="such as assistant@v3-1f2e3d4c")]
+Version = Annotated[VersionName, Query(description="Name of a version, for example assistant@v3-1f2e3d4c.")]
 
 
 @dataclass(frozen=True, slots=True)
 class LineageQueries:
-    """Each is made from the disk and the log as they are then. Thread-safe."""
+    """Queries that read the database, the runs' folders and the log at the time of the request. Thread-safe."""
 
     settings: TrainerSettings
     read: OpenReader
     store: ArtifactStore
 
-    def down(self, version: str) -> Json:
+    def version(self, name: str) -> Json:
+        """Return the lineage of a version. Raises `UnknownVersion`."""
         with closing(open_read_only(self.settings.folder)) as db:
-            return lineage.version_lineage(db, self.settings.runs, self._published(), version)
+            return lineage.version_lineage(db, self.settings.runs, self._line_records(), name)
 
-    def up(self, event_id: str, response_id: str | None) -> Json:
+    def event(self, event_id: str, response_id: str | None) -> Json:
+        """Return what each run did with a feedback event; `response_id` if several responses have that event id."""
         with closing(open_read_only(self.settings.folder)) as db:
             return event_trace.trace_event(
                 db,
                 self.settings.runs,
-                self._published(),
+                self._line_records(),
                 event_id,
                 response_id,
                 comments=self.settings.comment_mode,
             )
 
     def diff(self, one: str, other: str) -> Json:
+        """Return the differences of two versions. Raises `UnknownVersion`."""
         return version_diff.diff_versions(
             self.settings.runs,
-            self._published(),
+            self._line_records(),
             lambda version: self.store.fetch(version.ref.uri, version.ref.digest),
             one,
             other,
         )
 
-    def _published(self) -> LineRecords:
+    def _line_records(self) -> LineRecords:
         return line_records(self.read, self.settings.line)
 
 
-def add_lineage_routes(app: FastAPI, answers: LineageQueries) -> FastAPI:
-    """Adds the routes to the trainer's app."""
+def add_lineage_routes(app: FastAPI, queries: LineageQueries) -> FastAPI:
+    """Add the routes to the trainer's app."""
 
-    async def own(request: Request) -> None:
-        check_request_origin(request.headers, answers.settings.hosts)
+    async def check_origin(request: Request) -> None:
+        check_request_origin(request.headers, queries.settings.hosts)
 
     @app.exception_handler(Forbidden)
     async def forbidden(_: Request, error: Forbidden) -> JSONResponse:
         return problem(403, error.code, "Forbidden", str(error))
 
-    api = APIRouter(prefix="/api", dependencies=[Depends(own)])
+    api = APIRouter(prefix="/api", dependencies=[Depends(check_origin)])
 
     @api.get("/lineage")
-    def told(
+    def lineage_of(
         version: Version | None = None,
-        event_id: Annotated[Id | None, Query()] = None,
+        event_id: Annotated[Id | None, Query(description="Id of a feedback event.")] = None,
         response_id: Annotated[
-            Id | None, Query(description="where the event's id alone is not enough")
+            Id | None, Query(description="Required if several responses have an event with this id.")
         ] = None,
     ) -> Json:
-        """Of a version: run, snapshot, batches, responses, events. Of an event: runs and versions."""
+        """Return the run, snapshot, batches and events of a version, or the runs and versions of an event."""
         if (version is None) == (event_id is None):
-            raise Malformed("say which: version, or event_id")
-        return answers.down(version) if version is not None else answers.up(str(event_id), response_id)
+            raise Malformed("give exactly one of the parameters version and event_id")
+        return queries.version(version) if version is not None else queries.event(str(event_id), response_id)
 
     @api.get("/diff")
     def diff(one: Version, other: Version) -> Json:
-        """Recipe, rows, figures, base and software of two versions."""
-        return answers.diff(one, other)
+        """Return the differences of two versions in recipe, rows, figures, base and software."""
+        return queries.diff(one, other)
 
     app.include_router(api)
     return app

@@ -1,11 +1,11 @@
-"""What two versions differ in: recipe, rows, figures of the gate, base, software. Names and counts; no text."""
+"""Differences of two versions in recipe, rows, gate figures, base and software. Ids and counts only, no text."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from services.trainer.dataset.snapshot import fields_of
 from services.trainer.versions.lineage import Json, LineRecords, read_snapshot_state
@@ -13,22 +13,22 @@ from services.trainer.versions.model_card import LINEAGE_FILE
 from shared.errors import LoopwrightError
 from shared.versions import Figure, ModelVersion
 
-NAMED = 50
-"""Rows of each kind that are named; all are counted."""
-Facts = Callable[[ModelVersion], Path]
-"""The folder of a version's artifact, verified. Raises `LoopwrightError`."""
+MAX_IDS: Final = 50
+"""Maximum number of rows listed per kind of difference. All are counted."""
+FetchArtifact = Callable[[ModelVersion], Path]
+"""Returns the folder of a version's verified artifact. Raises `LoopwrightError`."""
 
 
-def diff_versions(folder: Path, published: LineRecords, facts: Facts, one: str, other: str) -> Json:
-    """`folder` holds the runs' folders. Raises `UnknownVersion`."""
+def diff_versions(folder: Path, published: LineRecords, fetch: FetchArtifact, one: str, other: str) -> Json:
+    """Return the differences of two versions. `folder` contains the runs' folders. Raises `UnknownVersion`."""
     first, second = published.find(one), published.find(other)
-    told, also = facts_of(first, facts), facts_of(second, facts)
+    before, after = artifact_lineage(first, fetch), artifact_lineage(second, fetch)
     return {
         "one": _head(first),
         "other": _head(second),
         "same_base": first.base == second.base,
-        "recipe": changed(told.get("recipe", {}), also.get("recipe", {})),
-        "software": changed(_flat(told), _flat(also)),
+        "recipe": changed(before.get("recipe", {}), after.get("recipe", {})),
+        "software": changed(_environment(before), _environment(after)),
         "rows": rows_between(folder, first, second),
         "dataset": changed(_sizes(first), _sizes(second)),
         "figures": figures_between(first, second),
@@ -45,25 +45,25 @@ def _head(version: ModelVersion) -> Json:
     }
 
 
-def facts_of(version: ModelVersion, facts: Facts) -> Json:
-    """What the artifact says of itself; nothing where it is the base's, or is not to be had."""
+def artifact_lineage(version: ModelVersion, fetch: FetchArtifact) -> Json:
+    """Return the lineage file of a version's artifact; empty for a base, and if the artifact is not available."""
     if version.ref.kind == "base":
         return {}
     try:
-        found: Json = json.loads((facts(version) / LINEAGE_FILE).read_bytes())
+        lineage: Json = json.loads((fetch(version) / LINEAGE_FILE).read_bytes())
     except (LoopwrightError, OSError):
         return {}
-    return found
+    return lineage
 
 
-def _flat(told: Mapping[str, Any]) -> Json:
-    """Software and machine as one level of names. What was trained in several turns names the last."""
-    environments = told.get("environments") or [{}]
+def _environment(lineage: Mapping[str, Any]) -> Json:
+    """Return software and machine as one mapping; for training that was resumed elsewhere, the last ones."""
+    environments = lineage.get("environments") or [{}]
     return {**environments[-1].get("software", {}), **environments[-1].get("machine", {})}
 
 
 def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """By name: [here, there], of what differs."""
+    """Return name -> [value in `one`, value in `other`] of the entries that differ."""
     return {
         name: [one.get(name), other.get(name)]
         for name in sorted({*one, *other})
@@ -76,25 +76,30 @@ def _sizes(version: ModelVersion) -> Json:
 
 
 def rows_between(folder: Path, one: ModelVersion, other: ModelVersion) -> Json:
-    """Rows that only the other trained (`added`), only the first (`removed`), and both with another content
-    (`changed`). `complete` is False where a snapshot has lost rows: then the counts are of what is left."""
-    before, here = _rows(folder, one)
-    after, there = _rows(folder, other)
+    """Return the rows that only `other` trained (`added`), only `one` (`removed`), or both differently (`changed`).
+
+    `complete` is False if a snapshot has lost rows; the counts are then those of the remaining rows.
+    """
+    before, one_complete = _rows(folder, one)
+    after, other_complete = _rows(folder, other)
     both = before.keys() & after.keys()
-    found = {
+    keys_of = {
         "added": sorted(after.keys() - before.keys()),
         "removed": sorted(before.keys() - after.keys()),
         "changed": sorted(key for key in both if before[key] != after[key]),
     }
-    told: Json = {"complete": here and there, "same": len(both) - len(found["changed"])}
-    for name, keys in found.items():
-        ids = [{"response_id": response_id, "event_id": event_id} for response_id, event_id in keys[:NAMED]]
-        told[name] = {"count": len(keys), "ids": ids}
-    return told
+    diff: Json = {
+        "complete": one_complete and other_complete,
+        "same": len(both) - len(keys_of["changed"]),
+    }
+    for name, keys in keys_of.items():
+        ids = [{"response_id": response_id, "event_id": event_id} for response_id, event_id in keys[:MAX_IDS]]
+        diff[name] = {"count": len(keys), "ids": ids}
+    return diff
 
 
 def _rows(folder: Path, version: ModelVersion) -> tuple[dict[tuple[str, str], Json], bool]:
-    """What trained by (response, event), and whether it is all that did. The base was trained from nothing."""
+    """Return (response, event) -> row of what a version trained on, and whether that is complete. None for a base."""
     if version.run_id is None:
         return {}, True
     left = read_snapshot_state(folder / version.run_id, version.dataset)
@@ -104,16 +109,16 @@ def _rows(folder: Path, version: ModelVersion) -> tuple[dict[tuple[str, str], Js
 
 
 def _content(fields: Json) -> Json:
-    """Without what says nothing of the row itself: the number of its group, which depends on all others."""
+    """Return the fields without the group number, which depends on all other rows."""
     return {name: value for name, value in fields.items() if name != "group"}
 
 
 def figures_between(one: ModelVersion, other: ModelVersion) -> list[Json]:
-    """Figures of both gates side by side, by name."""
-    here, there = _figures(one), _figures(other)
+    """Return the figures of both gates, matched by name."""
+    first, second = _figures(one), _figures(other)
     return [
-        {"name": name, "one": _figure(here.get(name)), "other": _figure(there.get(name))}
-        for name in dict.fromkeys([*here, *there])
+        {"name": name, "one": _figure(first.get(name)), "other": _figure(second.get(name))}
+        for name in dict.fromkeys([*first, *second])
     ]
 
 
