@@ -1,4 +1,4 @@
-"""The console as a process beside a real Kafka and Redis."""
+"""The console process with a real Kafka and Redis."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import create_topics
 from shared.commands import CommandResult
 from shared.events import LogRecord, Outcome, OutcomeKind, Thumbs
+from shared.live_status import CollectedStatus
 from shared.records import Output
 from shared.versions import ModelVersion, RolloutRecord, VersionRef
 from tests.integration.service_process import Service, running
@@ -35,15 +36,17 @@ def console(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> It
         yield service
 
 
-def put(kafka: str, service: str, topic: str, key: str, made: LogRecord) -> None:
+def put(kafka: str, service: str, topic: str, key: str, record: LogRecord) -> None:
     publisher = KafkaPublisher(kafka, service)
-    publisher.publish(Output(topic, key.encode(), made.to_json())).result(10)
+    publisher.publish(Output(topic, key.encode(), record.to_json())).result(10)
     publisher.close()
 
 
-def until(ask: Callable[[], Any], true: Callable[[Any], bool]) -> Any:
+def wait_until(get: Callable[[], Any], condition: Callable[[Any], bool]) -> Any:
+    """Return the first value of `get` that meets the condition."""
+    retrying = Retrying(stop=stop_after_delay(20), wait=wait_fixed(0.1), retry=retry_if_not_result(condition))
     try:
-        return Retrying(stop=stop_after_delay(20), wait=wait_fixed(0.1), retry=retry_if_not_result(true))(ask)
+        return retrying(get)
     except RetryError as error:
         pytest.fail(f"still {error.last_attempt.result()}")
 
@@ -62,7 +65,7 @@ def adopt_base(kafka: str, line: str) -> None:
     put(kafka, "rollout", "model.rollout", line, record)
 
 
-def test_the_ledger_follows_the_log(console: Service, kafka: str, fresh: str) -> None:
+def test_ledger_follows_the_log(console: Service, kafka: str, fresh: str) -> None:
     def status() -> Any:
         return console.http.get("/api/status").json()
 
@@ -76,32 +79,47 @@ def test_the_ledger_follows_the_log(console: Service, kafka: str, fresh: str) ->
         line=fresh, response_id=f"{fresh}-0", event_id="e", outcome=OutcomeKind.ERASED, decided_at=NOW
     )
     put(kafka, "processor", "feedback.outcomes", outcome.response_id, outcome)
-    after = until(status, lambda now: now["ledger"].get("erased", 0) == before["ledger"].get("erased", 0) + 1)
+    after = wait_until(
+        status, lambda now: now["ledger"].get("erased", 0) == before["ledger"].get("erased", 0) + 1
+    )
     assert after["accepted"] >= before["accepted"] + 3
-    # Other tests of this broker write outcomes without events: then nothing is pending.
+    # Other tests write outcomes without events to this broker; pending is then 0.
     assert after["pending"] == max(0, after["accepted"] - sum(after["ledger"].values()))
 
 
-def test_serving_versions_and_live_figures_of_a_line(
+def test_status_shows_serving_versions_and_live_status_of_a_line(
     console: Service, kafka: str, redis_url: str, fresh: str
 ) -> None:
     adopt_base(kafka, fresh)
-    RedisCache(redis_url).put(redis_keys.collected(fresh), b'{"usable": 2, "needed": 24}', ttl_s=60)
+    collected = CollectedStatus(
+        usable=2,
+        needed=24,
+        users=1,
+        users_needed=3,
+        examples=5,
+        held={},
+        batches=1,
+        reason="2 of 24 usable examples",
+        updated_at=NOW,
+    )
+    RedisCache(redis_url).put(redis_keys.collected(fresh), collected.to_json(), ttl_s=60)
     path = f"/api/status?line={fresh}"
-    shown = until(lambda: console.http.get(path).json(), lambda now: now["serving"] and now["versions"] == 1)
-    assert (shown["serving"]["version"], shown["serving"]["seq"]) == (base_of(fresh).version, 1)
-    assert shown["collected"] == {"usable": 2, "needed": 24}
+    status = wait_until(
+        lambda: console.http.get(path).json(), lambda now: now["serving"] and now["versions"] == 1
+    )
+    assert (status["serving"]["version"], status["serving"]["seq"]) == (base_of(fresh).version, 1)
+    assert CollectedStatus.model_validate(status["collected"]) == collected
     versions = console.http.get(f"/api/versions?line={fresh}").json()
     assert [(v["version"], v["serving"]) for v in versions] == [(base_of(fresh).version, True)]
 
 
-def test_a_command_goes_to_the_log_and_its_result_comes_back(
-    console: Service, kafka: str, fresh: str
-) -> None:
+def test_command_is_in_the_log_and_gets_its_result(console: Service, kafka: str, fresh: str) -> None:
     adopt_base(kafka, fresh)
-    order = {"kind": "promote", "line": fresh, "version": base_of(fresh).version}
-    given = until(lambda: console.http.post("/api/commands", json=order), lambda r: r.status_code == 202)
-    command_id = given.json()["command_id"]
+    command = {"kind": "promote", "line": fresh, "version": base_of(fresh).version}
+    response = wait_until(
+        lambda: console.http.post("/api/commands", json=command), lambda r: r.status_code == 202
+    )
+    command_id = response.json()["command_id"]
     path = f"/api/commands/{command_id}"
     assert console.http.get(path).json()["status"] == "pending"
     result = CommandResult(
@@ -109,17 +127,17 @@ def test_a_command_goes_to_the_log_and_its_result_comes_back(
     )
     put(kafka, "rollout", "operator.results", command_id, result)
     assert (
-        until(lambda: console.http.get(path).json(), lambda told: told["status"] == "refused")["message"]
+        wait_until(lambda: console.http.get(path).json(), lambda body: body["status"] == "refused")["message"]
         == "no"
     )
 
 
-def test_a_restart_tells_the_same(
+def test_restarted_console_shows_the_same(
     console: Service, env: dict[str, str], kafka: str, fresh: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     adopt_base(kafka, fresh)
     path = f"/api/versions?line={fresh}"
-    before = until(
+    before = wait_until(
         lambda: console.http.get(path).json(), lambda versions: versions and versions[0]["serving"]
     )
     rollout = console.http.get(f"/api/rollout?line={fresh}").json()
@@ -128,6 +146,6 @@ def test_a_restart_tells_the_same(
         assert again.http.get(f"/api/rollout?line={fresh}").json() == rollout
 
 
-def test_it_stops_in_order_when_told_to(console: Service) -> None:
+def test_sigterm_stops_it_cleanly(console: Service) -> None:
     console.child.terminate()
     assert console.child.wait(20) == 0, console.log.read_text()[-2000:]
