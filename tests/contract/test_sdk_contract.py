@@ -1,4 +1,4 @@
-"""The SDK and the services, which share no code, mean the same by each answer and each body."""
+"""The SDK and the services, which share no code, agree on request and response bodies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIRST = VersionRef(version="assistant@v1-0a1b2c3d", kind="lora", uri="v1", diges
 
 
 def state() -> Projection:
-    """A line whose first version has just taken over from its base."""
+    """Return the state of a line whose first version was just promoted."""
     figure = Figure(name="wins", n=40, value=0.9, low=0.7, high=1.0, bound=0.5, passed=True)
     gate = GateReport(verdict="passed", reasons=("it wins",), figures=(figure,), gated_against=BASE.version)
     base = ModelVersion(line="assistant", ref=BASE, base=BASE.version, base_model="tiny", created_at=AT)
@@ -49,29 +49,29 @@ def state() -> Projection:
     )
 
 
-def sent(**request: Any) -> bytes:
-    """What the SDK puts on the wire for a call: the method's name and its arguments."""
+def sent_body(**call: Any) -> bytes:
+    """Return the body that the client sends for a call, given as method name and arguments."""
     bodies: list[bytes] = []
 
-    def answer(asked: httpx.Request) -> httpx.Response:
-        bodies.append(asked.content)
+    def accept(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.content)
         return httpx.Response(
             202, json={"event_id": "e", "status": "accepted", "command_id": "c", "response_id": "r"}
         )
 
-    with Loopwright(transport=httpx.MockTransport(answer)) as client:
-        getattr(client, request.pop("method"))(**request)
+    with Loopwright(transport=httpx.MockTransport(accept)) as client:
+        getattr(client, call.pop("method"))(**call)
     return bodies[0]
 
 
-def told(answer: Any) -> Any:
-    """As it comes over the wire."""
-    return json.loads(json.dumps(answer))
+def over_the_wire(body: Any) -> Any:
+    """Return a body as the client receives it."""
+    return json.loads(json.dumps(body))
 
 
-def test_the_console_s_status_is_read_whole() -> None:
+def test_console_status_is_parsed() -> None:
     status = Status.model_validate(
-        told(responses.status(state(), "assistant", accepted=4, collected=None, run=None))
+        over_the_wire(responses.status(state(), "assistant", accepted=4, collected=None, run=None))
     )
     assert status.serving is not None
     assert (status.serving.version, status.serving.reason, status.serving.since) == (
@@ -82,15 +82,15 @@ def test_the_console_s_status_is_read_whole() -> None:
     assert (status.accepted, status.pending, status.ledger) == (4, 4, {})
 
 
-def test_the_console_s_versions_are_read_with_the_gate_s_figures() -> None:
-    base, first = (Version.model_validate(told(v)) for v in responses.versions(state(), "assistant"))
+def test_console_versions_are_parsed_with_gate_figures() -> None:
+    base, first = (Version.model_validate(over_the_wire(v)) for v in responses.versions(state(), "assistant"))
     assert (base.version, base.verdict, base.serving) == (BASE.version, None, False)
     assert (first.verdict, first.reasons, first.number, first.serving) == ("passed", ("it wins",), 1, True)
     assert (first.figures[0].name, first.figures[0].low, first.created_at) == ("wins", 0.7, AT)
 
 
-def test_the_console_s_result_of_a_command_is_read() -> None:
-    result = CommandResult.model_validate(told(responses.command(state(), "c-1")))
+def test_console_command_result_is_parsed() -> None:
+    result = CommandResult.model_validate(over_the_wire(responses.command(state(), "c-1")))
     assert (result.status, result.message, result.executor, result.finished_at) == (
         "done",
         "Done.",
@@ -99,7 +99,7 @@ def test_the_console_s_result_of_a_command_is_read() -> None:
     )
 
 
-def test_every_field_of_a_receipt_has_its_place() -> None:
+def test_receipt_models_have_the_same_fields() -> None:
     assert set(ServedReceipt.model_fields) == set(Receipt.model_fields)
 
 
@@ -110,10 +110,10 @@ def test_every_field_of_a_receipt_has_its_place() -> None:
         {"method": "thumbs_down", "choice": 1},
         {"method": "rate", "stars": 5},
         {"method": "correct", "text": "Wellington."},
-        {"method": "comment", "text": "Say where it lies."},
+        {"method": "comment", "text": "Say where it is."},
         {"method": "prefer", "over": "worse"},
         {"method": "prefer", "under": 1},
-        {"method": "retract", "retracted": "e-1"},
+        {"method": "retract", "retracted_event_id": "e-1"},
         {
             "method": "send",
             "kind": "thumbs",
@@ -125,18 +125,18 @@ def test_every_field_of_a_receipt_has_its_place() -> None:
     ],
     ids=lambda call: call["method"],
 )
-def test_the_door_takes_all_that_the_sdk_can_say(call: dict[str, Any]) -> None:
-    body = parse_body(FEEDBACK_BODY, sent(response_id="r-1", user_id="alice", **call))
+def test_feedback_service_accepts_every_kind_of_feedback(call: dict[str, Any]) -> None:
+    body = parse_body(FEEDBACK_BODY, sent_body(response_id="r-1", user_id="alice", **call))
     assert (body.response_id, body.user_id) == ("r-1", "alice")
     assert body.event_id is not None
     event = to_event(body, event_id=body.event_id, line="assistant", pseudonym="p-1", now=AT)
     assert event.kind == body.kind
 
 
-def test_the_door_takes_the_sdk_s_responses() -> None:
-    asked = [{"role": "user", "content": "Tell me about Mars."}]
-    call = {"method": "record_response", "response_id": "r-1", "messages": asked, "version": "mine"}
-    body = parse_body(RESPONSE_BODY, sent(**call, text="A planet.", finish_reason="length"))
+def test_feedback_service_accepts_recorded_responses() -> None:
+    messages = [{"role": "user", "content": "Tell me about Mars."}]
+    call = {"method": "record_response", "response_id": "r-1", "messages": messages, "version": "mine"}
+    body = parse_body(RESPONSE_BODY, sent_body(**call, text="A planet.", finish_reason="length"))
     response = to_response(body, line="assistant", pseudonym=None, now=AT)
     assert response.choices[0].finish_reason == "length"
     assert (response.text_of(0), response.version, response.messages[0].content) == (
@@ -149,9 +149,9 @@ def test_the_door_takes_the_sdk_s_responses() -> None:
 @pytest.mark.parametrize(
     "call", [{"kind": "train_now"}, {"kind": "promote", "version": FIRST.version, "line": "assistant"}]
 )
-def test_the_console_takes_the_sdk_s_commands(call: dict[str, Any]) -> None:
-    order = parse_command_request(sent(method="command", **call))
-    assert {"kind": order.kind, "line": order.line, "version": order.version} == {
+def test_console_accepts_commands(call: dict[str, Any]) -> None:
+    request = parse_command_request(sent_body(method="command", **call))
+    assert {"kind": request.kind, "line": request.line, "version": request.version} == {
         "line": None,
         "version": None,
     } | call

@@ -1,4 +1,4 @@
-"""Both clients of the SDK, and the command line, against the console's own routes over a log in memory."""
+"""Dead letters: both clients and the command line against the console's routes, over an in-memory log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from deploy.local.ports import choose
+from deploy.local.ports import choose_ports
 from loopwright import AsyncLoopwright, Invalid, Loopwright, NotFound, Retry
 from loopwright.cli import app as cli
 from services.console.api.dead_letter_routes import add_dead_letter_routes
@@ -41,79 +41,81 @@ from shared.records import Output, Record
 from shared.telemetry import Readiness
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
-Ask = Callable[..., Any]
-"""Calls a method of a client by its name."""
+CallClient = Callable[..., Any]
+"""Calls the named method of a client."""
 
 
 @dataclass
-class Desk:
+class ConsoleFixture:
     log: InMemoryLog
     clock: ManualClock
     url: str
 
-    def bury(self, value: bytes, *, topic: str = "feedback.events", malformed: bool = False) -> str:
-        """A minute after the one before; returns its position."""
+    def add_dead_letter(
+        self, value: bytes, *, topic: str = "feedback.events", malformed: bool = False
+    ) -> str:
+        """Add a dead letter one minute after the previous one, and return its position."""
         self.clock.advance(60.0)
         error = Malformed("not JSON") if malformed else Oversized("too much")
         record = Record(topic, 2, 41, 1_772_366_000_000, b"r-1", value, (("ce_id", b"e-1"),))
         acked = self.log.append(make_dead_letter("dead.letters", record, error, "processor", 1_000_000))[0]
         return f"{acked.partition}-{acked.offset}"
 
-    def carry_out(self) -> Replay:
-        """Answers the one command on the log as its executor does."""
+    def execute_command(self) -> Replay:
+        """Execute the only command on the log as its executor would, and return it."""
         (record,) = self.log.records("operator.commands")
         command = parse_union(COMMAND, record.value)
         assert isinstance(command, Replay)
-        account = ReplayReport(dict.fromkeys(command.positions, "feedback.events"))
-        made = command_result(command, account, "feedback", T0)
-        self.log.append(Output("operator.results", b"k", made.to_json()))
+        report = ReplayReport(dict.fromkeys(command.positions, "feedback.events"))
+        result = command_result(command, report, "feedback", T0)
+        self.log.append(Output("operator.results", b"k", result.to_json()))
         return command
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
-    """The console as it serves, on a port of its own."""
+def console() -> Iterator[ConsoleFixture]:
+    """Serve the console on a free port."""
     clock = ManualClock(round(T0.timestamp() * 1000))
     log, readiness = InMemoryLog(6, clock), Readiness("log")
-    console = ConsoleBackend(
+    backend = ConsoleBackend(
         ConsoleSettings(), InMemoryPublisher(log, "console"), InMemoryCache(clock), clock, lambda: 0
     )
     topics = [topic.name for topic in FOLLOWED_TOPICS]
     follower = TopicFollower(
-        "log", lambda: InMemoryLogReader(log, topics), console.apply, readiness, lambda: None
+        "log", lambda: InMemoryLogReader(log, topics), backend.apply, readiness, lambda: None
     )
-    app = build_app(console, follower, readiness)
-    add_dead_letter_routes(app, console, follower, DeadLetterReader(InMemoryLogRanges(log)))
-    port = choose({"console": 0})["console"]
+    app = build_app(backend, follower, readiness)
+    add_dead_letter_routes(app, backend, follower, DeadLetterReader(InMemoryLogRanges(log)))
+    port = choose_ports({"console": 0})["console"]
     server = ServerThread(app, "127.0.0.1", port)
     server.start()
     follower.start()
-    yield Desk(log, clock, f"http://127.0.0.1:{port}")
+    yield ConsoleFixture(log, clock, f"http://127.0.0.1:{port}")
     follower.stop()
     server.stop()
 
 
 @pytest.fixture(params=["sync", "async"])
-def ask(request: pytest.FixtureRequest, desk: Desk) -> Ask:
+def call(request: pytest.FixtureRequest, console: ConsoleFixture) -> CallClient:
     retry = Retry(attempts=40, first_wait_s=0.05, longest_wait_s=0.1)
 
-    def sync(method: str, *arguments: Any, **named: Any) -> Any:
-        with Loopwright(console_url=desk.url, retry=retry) as loop:
+    def call_sync(method: str, *arguments: Any, **named: Any) -> Any:
+        with Loopwright(console_url=console.url, retry=retry) as loop:
             return getattr(loop, method)(*arguments, **named)
 
-    async def later(method: str, *arguments: Any, **named: Any) -> Any:
-        async with AsyncLoopwright(console_url=desk.url, retry=retry) as loop:
+    async def run_async(method: str, *arguments: Any, **named: Any) -> Any:
+        async with AsyncLoopwright(console_url=console.url, retry=retry) as loop:
             return await getattr(loop, method)(*arguments, **named)
 
-    def run(method: str, *arguments: Any, **named: Any) -> Any:
-        return asyncio.run(later(method, *arguments, **named))
+    def call_async(method: str, *arguments: Any, **named: Any) -> Any:
+        return asyncio.run(run_async(method, *arguments, **named))
 
-    return sync if request.param == "sync" else run
+    return call_sync if request.param == "sync" else call_async
 
 
-def test_dead_letters_are_listed_newest_first_with_their_origin(desk: Desk, ask: Ask) -> None:
-    first, second = desk.bury(b"{}"), desk.bury(b"\xff\x00", malformed=True)
-    page = ask("dead_letters")
+def test_dead_letters_are_listed_newest_first_with_origin(console: ConsoleFixture, call: CallClient) -> None:
+    first, second = console.add_dead_letter(b"{}"), console.add_dead_letter(b"\xff\x00", malformed=True)
+    page = call("dead_letters")
     assert [letter.position for letter in page.dead_letters] == [second, first]
     assert page.next is None
     newest = page.dead_letters[0]
@@ -123,9 +125,12 @@ def test_dead_letters_are_listed_newest_first_with_their_origin(desk: Desk, ask:
     assert newest.appended_at == datetime(2026, 3, 1, 11, 53, 20, tzinfo=UTC)
 
 
-def test_filters_reach_the_console(desk: Desk, ask: Ask) -> None:
-    first, second = desk.bury(b"{}"), desk.bury(b"{}", malformed=True, topic="chat.responses")
-    wanted: list[tuple[dict[str, Any], list[str]]] = [
+def test_filters_reach_the_console(console: ConsoleFixture, call: CallClient) -> None:
+    first, second = (
+        console.add_dead_letter(b"{}"),
+        console.add_dead_letter(b"{}", malformed=True, topic="chat.responses"),
+    )
+    cases: list[tuple[dict[str, Any], list[str]]] = [
         ({"error_class": "malformed"}, [second]),
         ({"topic": "feedback.events"}, [first]),
         ({"since": T0 + timedelta(minutes=2)}, [second]),
@@ -133,154 +138,170 @@ def test_filters_reach_the_console(desk: Desk, ask: Ask) -> None:
         ({"replayed": True}, []),
         ({"replayed": False, "error_class": "oversized"}, [first]),
     ]
-    for filters, positions in wanted:
-        assert [each.position for each in ask("dead_letters", **filters).dead_letters] == positions, filters
+    for filters, positions in cases:
+        assert [letter.position for letter in call("dead_letters", **filters).dead_letters] == positions, (
+            filters
+        )
 
 
-def test_pages_follow_each_other(desk: Desk, ask: Ask) -> None:
-    buried = [desk.bury(b"%d" % n) for n in range(5)]
-    found: list[str] = []
-    page = ask("dead_letters", limit=2)
+def test_cursor_returns_the_next_page(console: ConsoleFixture, call: CallClient) -> None:
+    positions = [console.add_dead_letter(b"%d" % n) for n in range(5)]
+    listed: list[str] = []
+    page = call("dead_letters", limit=2)
     while True:
-        found += [letter.position for letter in page.dead_letters]
+        listed += [letter.position for letter in page.dead_letters]
         if page.next is None:
             break
-        page = ask("dead_letters", limit=2, cursor=page.next)
-    assert found == buried[::-1]
+        page = call("dead_letters", limit=2, cursor=page.next)
+    assert listed == positions[::-1]
 
 
-def test_one_is_shown_with_its_bytes_as_text_or_hex(desk: Desk, ask: Ask) -> None:
-    text, raw = ask("dead_letter", desk.bury("é{".encode())), ask("dead_letter", desk.bury(b"\xff\x00"))
+def test_content_is_returned_as_text_or_hex(console: ConsoleFixture, call: CallClient) -> None:
+    text, raw = (
+        call("dead_letter", console.add_dead_letter("é{".encode())),
+        call("dead_letter", console.add_dead_letter(b"\xff\x00")),
+    )
     assert (text.value.encoding, text.value.data) == ("text", "é{")
     assert (raw.value.encoding, raw.value.data, raw.value.bytes) == ("hex", "ff00", 2)
     assert (raw.key.data, raw.headers[0][0], raw.headers[0][1].data) == ("r-1", "ce_id", "e-1")
 
 
-def test_what_is_shown_is_bounded(desk: Desk, ask: Ask) -> None:
-    shown = ask("dead_letter", desk.bury("é".encode() * 100_000)).value
-    assert (shown.bytes, shown.truncated, shown.encoding) == (200_000, True, "text")
-    assert len(shown.data.encode()) == 65_536
-    # A character that the bound cuts in two makes no text into bytes.
-    assert ask("dead_letter", desk.bury(b"x" + "é".encode() * 100_000)).value.encoding == "text"
+def test_returned_content_is_bounded(console: ConsoleFixture, call: CallClient) -> None:
+    value = call("dead_letter", console.add_dead_letter("é".encode() * 100_000)).value
+    assert (value.bytes, value.truncated, value.encoding) == (200_000, True, "text")
+    assert len(value.data.encode()) == 65_536
+    # A character that is cut in two at the limit does not turn text into hex.
+    assert (
+        call("dead_letter", console.add_dead_letter(b"x" + "é".encode() * 100_000)).value.encoding == "text"
+    )
 
 
-def test_what_is_not_there_or_no_position_is_an_error_of_its_own(desk: Desk, ask: Ask) -> None:
+def test_unknown_and_invalid_positions_raise_different_errors(
+    console: ConsoleFixture, call: CallClient
+) -> None:
     with pytest.raises(NotFound, match="no dead letter at 3-1042"):
-        ask("dead_letter", "3-1042")
+        call("dead_letter", "3-1042")
     with pytest.raises(Invalid, match="position"):
-        ask("dead_letter", "nonsense")
+        call("dead_letter", "nonsense")
     with pytest.raises(Invalid, match="limit"):
-        ask("dead_letters", limit=1_000)
+        call("dead_letters", limit=1_000)
     with pytest.raises(Invalid):
-        ask("dead_letters", cursor="nonsense")
+        call("dead_letters", cursor="nonsense")
 
 
-def test_a_moment_without_a_time_zone_is_refused_before_asking(ask: Ask) -> None:
+def test_time_without_time_zone_is_rejected_before_sending(call: CallClient) -> None:
     with pytest.raises(ValueError, match="since has no time zone"):
-        ask("dead_letters", since=datetime(2026, 3, 1))  # noqa: DTZ001 - the point of it
+        call("dead_letters", since=datetime(2026, 3, 1))  # noqa: DTZ001 - rejected by the client
 
 
-def test_a_replay_is_a_command_whose_result_says_how_many_went_back(desk: Desk, ask: Ask) -> None:
-    positions = [desk.bury(b"1"), desk.bury(b"2")]
-    given = ask("replay", positions)
-    assert ask("result", given.command_id) is None
-    assert list(desk.carry_out().positions) == positions
-    result = ask("wait_for_result", given.command_id, timeout=10, poll=0.05)
+def test_result_of_a_replay_counts_replayed_dead_letters(console: ConsoleFixture, call: CallClient) -> None:
+    positions = [console.add_dead_letter(b"1"), console.add_dead_letter(b"2")]
+    command = call("replay", positions)
+    assert call("result", command.command_id) is None
+    assert list(console.execute_command().positions) == positions
+    result = call("wait_for_result", command.command_id, timeout=10, poll=0.05)
     assert (result.status, result.replayed) == ("done", 2)
-    assert ask("dead_letters", replayed=False).dead_letters == ()
-    assert ask("dead_letter", positions[0]).replayed_by == given.command_id
+    assert call("dead_letters", replayed=False).dead_letters == ()
+    assert call("dead_letter", positions[0]).replayed_by == command.command_id
 
 
-# --- the command line over the same console --------------------------------------------------------------------
+# --- the command line ----------------------------------------------------------------------------------------
 
 
-def loopwright(desk: Desk, *arguments: str, ready: bool = True) -> Result:
+def loopwright(console: ConsoleFixture, *arguments: str, ready: bool = True) -> Result:
     if ready:
-        with Loopwright(console_url=desk.url, retry=Retry(40, 0.05, 0.1)) as loop:
+        with Loopwright(console_url=console.url, retry=Retry(40, 0.05, 0.1)) as loop:
             loop.dead_letters()
-    return CliRunner().invoke(cli, ["dead-letters", *arguments, "--console-url", desk.url])
+    return CliRunner().invoke(cli, ["dead-letters", *arguments, "--console-url", console.url])
 
 
-def test_the_list_is_a_table_or_json(desk: Desk) -> None:
-    assert loopwright(desk, "list").stdout == "no dead letters\n"
-    first, second = desk.bury(b"{}"), desk.bury(b"{}", malformed=True)
-    shown = loopwright(desk, "list").stdout.splitlines()
+def test_list_is_printed_as_table_or_json(console: ConsoleFixture) -> None:
+    assert loopwright(console, "list").stdout == "no dead letters\n"
+    first, second = console.add_dead_letter(b"{}"), console.add_dead_letter(b"{}", malformed=True)
+    shown = loopwright(console, "list").stdout.splitlines()
     assert [line.split()[0] for line in shown] == ["position", second, first]
     assert "malformed" in shown[1]
     assert "feedback.events 2-41" in shown[1]
-    told = json.loads(loopwright(desk, "list", "--json", "--class", "oversized").stdout)
-    assert [letter["position"] for letter in told] == [first]
-    assert "more with --limit" in loopwright(desk, "list", "--limit", "1").stdout
+    printed = json.loads(loopwright(console, "list", "--json", "--class", "oversized").stdout)
+    assert [letter["position"] for letter in printed] == [first]
+    assert "more with --limit" in loopwright(console, "list", "--limit", "1").stdout
 
 
-def test_one_is_shown_whole_and_cannot_steer_the_terminal(desk: Desk) -> None:
-    shown = loopwright(desk, "show", desk.bury(b"\x1b[2Jhello [bold]")).stdout
+def test_show_escapes_control_characters(console: ConsoleFixture) -> None:
+    shown = loopwright(console, "show", console.add_dead_letter(b"\x1b[2Jhello [bold]")).stdout
     assert "\\x1b[2Jhello [bold]" in shown
     assert "too much" in shown
-    assert json.loads(loopwright(desk, "show", desk.bury(b"\xff"), "--json").stdout)["value"]["data"] == "ff"
+    assert (
+        json.loads(loopwright(console, "show", console.add_dead_letter(b"\xff"), "--json").stdout)["value"][
+            "data"
+        ]
+        == "ff"
+    )
 
 
-def test_a_dry_run_says_what_would_go_back_and_orders_nothing(desk: Desk) -> None:
-    first, _ = desk.bury(b"{}"), desk.bury(b"{}", malformed=True)
-    by_class = loopwright(desk, "replay", "--class", "oversized", "--dry-run")
+def test_dry_run_prints_the_plan_and_sends_no_command(console: ConsoleFixture) -> None:
+    first, _ = console.add_dead_letter(b"{}"), console.add_dead_letter(b"{}", malformed=True)
+    by_class = loopwright(console, "replay", "--class", "oversized", "--dry-run")
     assert (by_class.exit_code, by_class.stdout.splitlines()[-1]) == (0, "1 dead letter would be replayed")
-    told = json.loads(loopwright(desk, "replay", first, "--dry-run", "--json").stdout)
-    assert ([letter["position"] for letter in told["would_replay"]], told["more"]) == ([first], False)
-    assert desk.log.records("operator.commands") == []
+    printed = json.loads(loopwright(console, "replay", first, "--dry-run", "--json").stdout)
+    assert ([letter["position"] for letter in printed["would_replay"]], printed["more"]) == ([first], False)
+    assert console.log.records("operator.commands") == []
 
 
-def test_without_a_terminal_nothing_goes_back_unless_yes_is_said(desk: Desk) -> None:
-    place = desk.bury(b"{}")
-    asked = loopwright(desk, "replay", place)
-    assert asked.exit_code == 2
-    assert "--yes" in asked.stderr
-    assert desk.log.records("operator.commands") == []
+def test_replay_without_terminal_needs_yes(console: ConsoleFixture) -> None:
+    position = console.add_dead_letter(b"{}")
+    result = loopwright(console, "replay", position)
+    assert result.exit_code == 2
+    assert "--yes" in result.stderr
+    assert console.log.records("operator.commands") == []
 
 
-@pytest.mark.parametrize("said", ["n\n", "y\n"])
-def test_on_a_terminal_a_person_is_asked(desk: Desk, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = desk.bury(b"{}")
-    loopwright(desk, "list")
-    monkeypatch.setattr("loopwright.cli.common.at_terminal", lambda: True)
-    arguments = ["dead-letters", "replay", place, "--no-wait", "--console-url", desk.url]
-    answered = CliRunner().invoke(cli, arguments, input=said)
-    assert "Replay 1 dead letter?" in answered.stderr
-    assert (answered.exit_code == 0) == (said == "y\n")
-    assert len(desk.log.records("operator.commands")) == (said == "y\n")
+@pytest.mark.parametrize("reply", ["n\n", "y\n"])
+def test_replay_asks_for_confirmation_on_a_terminal(
+    console: ConsoleFixture, reply: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    position = console.add_dead_letter(b"{}")
+    loopwright(console, "list")
+    monkeypatch.setattr("loopwright.cli.common.is_interactive", lambda: True)
+    arguments = ["dead-letters", "replay", position, "--no-wait", "--console-url", console.url]
+    result = CliRunner().invoke(cli, arguments, input=reply)
+    assert "Replay 1 dead letter?" in result.stderr
+    assert (result.exit_code == 0) == (reply == "y\n")
+    assert len(console.log.records("operator.commands")) == (reply == "y\n")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--all", "3-1"], ["3-1", "--class", "oversized"]])
-def test_it_must_be_said_which(desk: Desk, arguments: list[str]) -> None:
-    assert loopwright(desk, "replay", *arguments, "--yes", ready=False).exit_code == 2
+def test_replay_needs_positions_or_filters(console: ConsoleFixture, arguments: list[str]) -> None:
+    assert loopwright(console, "replay", *arguments, "--yes", ready=False).exit_code == 2
 
 
-def test_a_replay_waits_and_says_how_many_went_back(desk: Desk) -> None:
-    positions = [desk.bury(b"1"), desk.bury(b"2")]
-    loopwright(desk, "list")
-    given = threading.Event()
+def test_replay_waits_and_prints_the_result(console: ConsoleFixture) -> None:
+    positions = [console.add_dead_letter(b"1"), console.add_dead_letter(b"2")]
+    loopwright(console, "list")
+    pause = threading.Event()
 
     def executor() -> None:
-        while not desk.log.records("operator.commands"):
-            given.wait(0.05)
-        carried_out.append(desk.carry_out())
+        while not console.log.records("operator.commands"):
+            pause.wait(0.05)
+        executed.append(console.execute_command())
 
-    carried_out: list[Replay] = []
+    executed: list[Replay] = []
     thread = threading.Thread(target=executor)
     thread.start()
-    told = loopwright(desk, "replay", "--all", "--yes", "--wait")
+    result = loopwright(console, "replay", "--all", "--yes", "--wait")
     thread.join()
-    assert (told.exit_code, told.stdout) == (0, "done replayed 2 dead letters: 2 to feedback.events\n")
-    assert carried_out[0].positions == tuple(reversed(positions))
-    assert loopwright(desk, "replay", "--all", "--yes").stdout == "nothing to replay\n"
+    assert (result.exit_code, result.stdout) == (0, "done replayed 2 dead letters: 2 to feedback.events\n")
+    assert executed[0].positions == tuple(reversed(positions))
+    assert loopwright(console, "replay", "--all", "--yes").stdout == "nothing to replay\n"
 
 
 @pytest.mark.parametrize("text", ["yesterday", "3w", "-1h", "2026-13-01"])
-def test_a_time_that_is_none_is_wrong_usage(desk: Desk, text: str) -> None:
-    assert loopwright(desk, "list", f"--since={text}", ready=False).exit_code == 2
+def test_invalid_time_is_a_usage_error(console: ConsoleFixture, text: str) -> None:
+    assert loopwright(console, "list", f"--since={text}", ready=False).exit_code == 2
 
 
-def test_times_may_be_given_as_ago_or_as_a_date(desk: Desk) -> None:
-    place = desk.bury(b"{}")
-    assert place in loopwright(desk, "list", "--since", "2026-03-01").stdout
-    assert place not in loopwright(desk, "list", "--until", "2026-02-01T00:00:00+00:00").stdout
-    assert place in loopwright(desk, "list", "--until", "30m").stdout or datetime.now(UTC) < T0
+def test_time_can_be_an_age_or_a_date(console: ConsoleFixture) -> None:
+    position = console.add_dead_letter(b"{}")
+    assert position in loopwright(console, "list", "--since", "2026-03-01").stdout
+    assert position not in loopwright(console, "list", "--until", "2026-02-01T00:00:00+00:00").stdout
+    assert position in loopwright(console, "list", "--until", "30m").stdout or datetime.now(UTC) < T0

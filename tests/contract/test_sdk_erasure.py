@@ -1,4 +1,4 @@
-"""Both clients of the SDK, and the command line, against the door's own erasure routes over a log in memory."""
+"""Erasure: both clients and the command line against the feedback service's routes, over an in-memory log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from deploy.local.ports import choose
+from deploy.local.ports import choose_ports
 from loopwright import AsyncLoopwright, Conflict, Denied, Erasure, Invalid, Loopwright, NotFound, Retry
 from loopwright.cli import app as cli
 from services.feedback.api import add_erasure_routes
@@ -36,42 +36,46 @@ from shared.pseudonym import Pseudonymiser
 from shared.records import Output
 from shared.telemetry import Readiness
 
-P = 3
+PARTITIONS = 3
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TOKEN = "the operator's own token"
 VERSION = "assistant@v1-0a1b2c3d"
-Ask = Callable[..., Any]
+CallClient = Callable[..., Any]
 
 
 @dataclass
-class Desk:
+class FeedbackFixture:
     log: InMemoryLog
     url: str
 
-    def follow_up(self, request_id: str) -> None:
-        """What processor and trainer report."""
-        made = ErasureReport(
+    def complete_erasure(self, request_id: str) -> None:
+        """Append the reports of processor and trainer."""
+        report = ErasureReport(
             line="assistant",
             request_id=request_id,
             subject="u_1",
             service="processor",
-            partitions=P,
+            partitions=PARTITIONS,
             signals=1,
             completed_at=T0,
         )
-        last = made.model_copy(update={"service": "trainer", "versions": (VERSION,), "snapshots": 2})
-        all_of = [made.model_copy(update={"partition": partition}) for partition in range(P)]
-        self.log.append(*(Output("erasure.reports", b"k", one.to_json()) for one in [*all_of, last]))
+        trainer_report = report.model_copy(
+            update={"service": "trainer", "versions": (VERSION,), "snapshots": 2}
+        )
+        reports = [report.model_copy(update={"partition": partition}) for partition in range(PARTITIONS)]
+        self.log.append(
+            *(Output("erasure.reports", b"k", each.to_json()) for each in [*reports, trainer_report])
+        )
 
 
 @pytest.fixture
-def desk() -> Iterator[Desk]:
-    """The door's routes of erasure as they serve, on a port of their own."""
+def feedback() -> Iterator[FeedbackFixture]:
+    """Serve the erasure routes of the feedback service on a free port."""
     clock = ManualClock(round(T0.timestamp() * 1000))
-    log, readiness = InMemoryLog(P, clock), Readiness("erasures")
-    eraser = ErasureHandler(
-        settings=FeedbackSettings(partitions=P, erasure_token=SecretStr(TOKEN)),
-        open_publisher=lambda: InMemoryTransactionalPublisher(log, "feedback", "door"),
+    log, readiness = InMemoryLog(PARTITIONS, clock), Readiness("erasures")
+    handler = ErasureHandler(
+        settings=FeedbackSettings(partitions=PARTITIONS, erasure_token=SecretStr(TOKEN)),
+        open_publisher=lambda: InMemoryTransactionalPublisher(log, "feedback", "erasure"),
         open_requests=lambda: InMemoryLogReader(log, ["erasure.requests"], partitions=[0]),
         cache=InMemoryCache(clock),
         clock=clock,
@@ -80,15 +84,15 @@ def desk() -> Iterator[Desk]:
     )
     topics = ["erasure.requests", "erasure.reports"]
     follower = TopicFollower(
-        "erasures", lambda: InMemoryLogReader(log, topics), eraser.erasures.apply, readiness, lambda: None
+        "erasures", lambda: InMemoryLogReader(log, topics), handler.erasures.apply, readiness, lambda: None
     )
     app = add_service_routes(FastAPI(), readiness)
-    add_erasure_routes(app, eraser, follower)
+    add_erasure_routes(app, handler, follower)
     follower.start()
-    port = choose({"feedback": 0})["feedback"]
+    port = choose_ports({"feedback": 0})["feedback"]
     server = ServerThread(app, "127.0.0.1", port)
     server.start()
-    yield Desk(log, f"http://127.0.0.1:{port}")
+    yield FeedbackFixture(log, f"http://127.0.0.1:{port}")
     server.stop()
     follower.stop()
 
@@ -97,70 +101,70 @@ RETRY = Retry(attempts=40, first_wait_s=0.05, longest_wait_s=0.1)
 
 
 @pytest.fixture(params=["sync", "async"])
-def ask(request: pytest.FixtureRequest, desk: Desk) -> Ask:
-    """Calls a method of a client by its name."""
+def call(request: pytest.FixtureRequest, feedback: FeedbackFixture) -> CallClient:
+    """Return a function that calls the named method of a client."""
 
-    def told(token: str | None) -> dict[str, Any]:
-        return {"feedback_url": desk.url, "erasure_token": token, "retry": RETRY}
+    def settings(token: str | None) -> dict[str, Any]:
+        return {"feedback_url": feedback.url, "erasure_token": token, "retry": RETRY}
 
-    def sync(method: str, *arguments: Any, token: str | None = TOKEN, **named: Any) -> Any:
-        with Loopwright(**told(token)) as loop:
+    def call_sync(method: str, *arguments: Any, token: str | None = TOKEN, **named: Any) -> Any:
+        with Loopwright(**settings(token)) as loop:
             return getattr(loop, method)(*arguments, **named)
 
-    async def later(method: str, *arguments: Any, token: str | None, **named: Any) -> Any:
-        async with AsyncLoopwright(**told(token)) as loop:
+    async def run_async(method: str, *arguments: Any, token: str | None, **named: Any) -> Any:
+        async with AsyncLoopwright(**settings(token)) as loop:
             return await getattr(loop, method)(*arguments, **named)
 
-    def run(method: str, *arguments: Any, token: str | None = TOKEN, **named: Any) -> Any:
-        return asyncio.run(later(method, *arguments, token=token, **named))
+    def call_async(method: str, *arguments: Any, token: str | None = TOKEN, **named: Any) -> Any:
+        return asyncio.run(run_async(method, *arguments, token=token, **named))
 
-    return sync if request.param == "sync" else run
+    return call_sync if request.param == "sync" else call_async
 
 
-def test_every_field_of_an_erasure_has_its_place() -> None:
+def test_erasure_models_have_the_same_fields() -> None:
     assert set(ErasureStatus.model_fields) == set(Erasure.model_fields)
 
 
-def test_a_user_is_erased_and_followed_until_it_is_done(desk: Desk, ask: Ask) -> None:
-    given = ask("erase", "alice", line="support")
-    assert (given.status, given.line, given.overdue) == ("requested", "support", False)
-    assert given.deadline > given.requested_at == T0
-    assert ask("erase", "alice", given.request_id, line="support") == given
-    assert len(desk.log.records("erasure.requests")) == P
-    asked = ask("erase", "bob", "q-1")
-    desk.follow_up("q-1")
-    done = ask("wait_for_erasure", asked.request_id, timeout=10, poll=0.05)
-    assert (done.status, done.versions, done.snapshots, done.signals) == ("done", (VERSION,), 2, P)
-    assert done.partitions_done == done.partitions == P
+def test_erasure_is_followed_until_done(feedback: FeedbackFixture, call: CallClient) -> None:
+    erasure = call("erase", "alice", line="support")
+    assert (erasure.status, erasure.line, erasure.overdue) == ("requested", "support", False)
+    assert erasure.deadline > erasure.requested_at == T0
+    assert call("erase", "alice", erasure.request_id, line="support") == erasure
+    assert len(feedback.log.records("erasure.requests")) == PARTITIONS
+    second = call("erase", "bob", "q-1")
+    feedback.complete_erasure("q-1")
+    done = call("wait_for_erasure", second.request_id, timeout=10, poll=0.05)
+    assert (done.status, done.versions, done.snapshots, done.signals) == ("done", (VERSION,), 2, PARTITIONS)
+    assert done.partitions_done == done.partitions == PARTITIONS
 
 
-def test_what_the_door_refuses_is_an_error_of_its_own(ask: Ask) -> None:
+def test_rejected_erasures_raise_their_own_errors(call: CallClient) -> None:
     for token in (None, "another token of some length"):
         with pytest.raises(Denied, match="LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"):
-            ask("erase", "alice", token=token)
+            call("erase", "alice", token=token)
     with pytest.raises(NotFound, match="q-404"):
-        ask("erasure", "q-404")
+        call("erasure", "q-404")
     with pytest.raises(Invalid, match="user_id"):
-        ask("erase", "")
-    ask("erase", "alice", "q-1")
+        call("erase", "")
+    call("erase", "alice", "q-1")
     with pytest.raises(Conflict, match="new request_id"):
-        ask("erase", "bob", "q-1")
+        call("erase", "bob", "q-1")
 
 
-def test_the_command_line_erases_and_follows(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line_erases_and_follows(feedback: FeedbackFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     def loopwright(*arguments: str) -> Any:
         monkeypatch.setenv("LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN", TOKEN)
-        return CliRunner().invoke(cli, ["erase", *arguments, "--feedback-url", desk.url])
+        return CliRunner().invoke(cli, ["erase", *arguments, "--feedback-url", feedback.url])
 
-    with Loopwright(feedback_url=desk.url, erasure_token=TOKEN, retry=RETRY) as loop:
-        loop.erase("somebody")  # the door is ready
-    asked = loopwright("alice", "--request-id", "q-1", "--json")
-    assert (asked.exit_code, json.loads(asked.stdout)["status"]) == (0, "requested")
-    desk.follow_up("q-1")
-    waited = loopwright("alice", "--request-id", "q-1", "--wait")
-    assert (waited.exit_code, waited.stdout.split()[0]) == (0, "done")
-    shown = loopwright("--status", "q-1")
-    assert VERSION in shown.stdout
+    with Loopwright(feedback_url=feedback.url, erasure_token=TOKEN, retry=RETRY) as loop:
+        loop.erase("someone")  # returns once the service is ready
+    requested = loopwright("alice", "--request-id", "q-1", "--json")
+    assert (requested.exit_code, json.loads(requested.stdout)["status"]) == (0, "requested")
+    feedback.complete_erasure("q-1")
+    awaited = loopwright("alice", "--request-id", "q-1", "--wait")
+    assert (awaited.exit_code, awaited.stdout.split()[0]) == (0, "done")
+    status = loopwright("--status", "q-1")
+    assert VERSION in status.stdout
     missing = loopwright("--status", "q-404")
     assert missing.exit_code == 1
     assert "q-404" in missing.stderr

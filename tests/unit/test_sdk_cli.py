@@ -1,4 +1,4 @@
-"""The command `loopwright`: what it prints, and the exit status that scripts go by."""
+"""The command `loopwright`: what it sends and prints, and its exit statuses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from loopwright import Retry
 from loopwright.cli import app, common
-from tests.unit.sdk_server import Answer, Service, ok, refused
+from tests.unit.sdk_server import FakeService, Reply, json_response, problem_response
 
 ACCEPTED = {"event_id": "e-1", "status": "accepted", "actionable": True}
 COMMAND = {"command_id": "c-1"}
@@ -22,12 +22,18 @@ COMMANDS = [
     "status",
     "watch",
     "versions",
+    "lineage",
+    "diff",
+    "gate",
     "rollout promote",
     "rollout rollback",
     "rollout pin",
     "rollout pause",
     "rollout resume",
     "train now",
+    "train reproduce",
+    "artifacts gc",
+    "dataset export",
     "dead-letters list",
     "dead-letters show",
     "dead-letters replay",
@@ -36,36 +42,38 @@ COMMANDS = [
 ]
 
 
-def loopwright(*arguments: str, answers: list[Answer] | None = None, stdin: str | None = None) -> Result:
-    return run(Service(answers or [ok({})]), *arguments, stdin=stdin)
+def loopwright(*arguments: str, answers: list[Reply] | None = None, stdin: str | None = None) -> Result:
+    return run(FakeService(answers or [json_response({})]), *arguments, stdin=stdin)
 
 
-def run(service: Service, *arguments: str, stdin: str | None = None) -> Result:
+def run(service: FakeService, *arguments: str, stdin: str | None = None) -> Result:
     return CliRunner().invoke(app, list(arguments), obj=service.transport(), input=stdin)
 
 
-def test_send_says_that_it_was_accepted_and_under_which_id() -> None:
-    service = Service([ok(ACCEPTED, 202)])
+def test_send_prints_status_and_event_id() -> None:
+    service = FakeService([json_response(ACCEPTED, 202)])
     result = run(service, "send", "chat-1", "correction", "Wellington.", "--user", "alice", "--tag", "geo")
     assert (result.exit_code, result.stdout) == (0, "accepted e-1\n")
     (body,) = service.bodies()
     assert (body["value"], body["tags"]) == ("Wellington.", ["geo"])
 
 
-def test_a_hint_is_shown_as_it_was_given() -> None:
-    vague = ACCEPTED | {"actionable": False, "hint": "Say [what] is wrong."}
-    result = loopwright("send", "chat-1", "comment", "bad", "-u", "alice", answers=[ok(vague, 202)])
-    assert "Say [what] is wrong." in result.stdout
+def test_hint_is_printed_verbatim() -> None:
+    vague = ACCEPTED | {"actionable": False, "hint": "Say [what] is [/] wrong."}
+    result = loopwright(
+        "send", "chat-1", "comment", "bad", "-u", "alice", answers=[json_response(vague, 202)]
+    )
+    assert "Say [what] is [/] wrong." in result.stdout
 
 
-def test_a_long_correction_may_come_from_another_program() -> None:
-    service = Service([ok(ACCEPTED, 202)])
+def test_correction_can_be_read_from_stdin() -> None:
+    service = FakeService([json_response(ACCEPTED, 202)])
     run(service, "send", "chat-1", "correction", "-", "-u", "alice", stdin="first\nsecond\n")
     assert service.bodies()[0]["value"] == "first\nsecond"
 
 
-def test_a_preference_is_given_by_the_other_text() -> None:
-    service = Service([ok(ACCEPTED, 202)])
+def test_preference_sends_the_other_text() -> None:
+    service = FakeService([json_response(ACCEPTED, 202)])
     assert run(service, "send", "chat-1", "preference", "--over", "worse", "-u", "alice").exit_code == 0
     assert service.bodies()[0]["value"] == {"over": "worse"}
 
@@ -84,73 +92,73 @@ def test_a_preference_is_given_by_the_other_text() -> None:
         ["applause", "loud"],
     ],
 )
-def test_wrong_usage_is_found_before_anything_is_sent(arguments: list[str]) -> None:
-    service = Service([ok(ACCEPTED, 202)])
+def test_usage_error_is_detected_before_sending(arguments: list[str]) -> None:
+    service = FakeService([json_response(ACCEPTED, 202)])
     assert run(service, "send", "chat-1", *arguments, "-u", "alice").exit_code == 2
-    assert service.asked == []
+    assert service.requests == []
 
 
-def test_a_refusal_is_one_line_on_stderr_and_status_1() -> None:
-    answers: list[Answer] = [refused(409, "conflict", "Send it under a new id.")]
+def test_problem_is_one_line_on_stderr_and_exit_status_1() -> None:
+    answers: list[Reply] = [problem_response(409, "conflict", "Send it under a new id.")]
     result = loopwright("send", "chat-1", "thumbs", "up", "-u", "alice", answers=answers)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "loopwright: Title: Send it under a new id.\n"
 
 
-def test_a_refusal_is_json_for_programs() -> None:
-    answers: list[Answer] = [refused(409, "conflict", "Send it under a new id.")]
+def test_problem_is_printed_as_json() -> None:
+    answers: list[Reply] = [problem_response(409, "conflict", "Send it under a new id.")]
     result = loopwright("send", "chat-1", "thumbs", "up", "-u", "alice", "--json", answers=answers)
     assert result.exit_code == 1
     assert json.loads(result.stderr)["error"]["code"] == "conflict"
 
 
-def test_no_answer_is_status_3_and_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOOPWRIGHT_CONSOLE_URL", "http://desk:1")
+def test_unreachable_service_is_exit_status_3_and_names_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOPWRIGHT_CONSOLE_URL", "http://console:1")
     monkeypatch.setattr(common, "RETRY", Retry(attempts=2, first_wait_s=0.0))
     result = loopwright("status", answers=[httpx.ConnectError("refused")])
     assert result.exit_code == 3
-    assert "http://desk:1 is not reachable" in result.stderr
+    assert "http://console:1 is not reachable" in result.stderr
     assert "LOOPWRIGHT_CONSOLE_URL" in result.stderr
 
 
-def test_a_service_that_fails_is_status_3() -> None:
+def test_failing_service_is_exit_status_3() -> None:
     assert loopwright("status", answers=[httpx.Response(500)]).exit_code == 3
 
 
-def test_a_receipt_shows_the_stage_first() -> None:
-    told = {"response_id": "r", "event_id": "e", "outcome": "batched", "batch_id": "p0-7", "serving": False}
+def test_receipt_prints_the_stage_first() -> None:
+    body = {"response_id": "r", "event_id": "e", "outcome": "batched", "batch_id": "p0-7", "serving": False}
     result = loopwright(
-        "receipt", "r", "e", answers=[ok(told | {"stage": "training", "detail": "Run r1 has it."})]
+        "receipt", "r", "e", answers=[json_response(body | {"stage": "training", "detail": "Run r1 has it."})]
     )
     assert result.stdout.splitlines()[0] == "training Run r1 has it."
     assert "batch_id        p0-7" in result.stdout
     assert "verdict" not in result.stdout
 
 
-def test_status_shows_all_that_the_console_says() -> None:
-    told = {"line": "assistant", "ledger": {"batched": 2}, "accepted": 5, "pending": 3, "run": {"step": 4}}
-    shown = loopwright("status", answers=[ok(told)]).stdout
-    assert all(part in shown for part in ("line: assistant", "batched: 2", "pending: 3", "step: 4"))
-    as_json = json.loads(loopwright("status", "--json", answers=[ok(told)]).stdout)
-    assert {name: as_json[name] for name in told} == told
+def test_status_prints_all_fields() -> None:
+    body = {"line": "assistant", "ledger": {"batched": 2}, "accepted": 5, "pending": 3, "run": {"step": 4}}
+    text = loopwright("status", answers=[json_response(body)]).stdout
+    assert all(part in text for part in ("line: assistant", "batched: 2", "pending: 3", "step: 4"))
+    as_json = json.loads(loopwright("status", "--json", answers=[json_response(body)]).stdout)
+    assert {name: as_json[name] for name in body} == body
 
 
-def test_versions_mark_the_one_that_serves() -> None:
-    told = [
+def test_versions_mark_the_serving_version() -> None:
+    body = [
         {"version": "assistant@base-0a1b2c3d", "serving": False},
         {"version": "assistant@v1-1a1b2c3d", "verdict": "passed", "serving": True},
     ]
-    lines = loopwright("versions", answers=[ok(told)]).stdout.splitlines()
+    lines = loopwright("versions", answers=[json_response(body)]).stdout.splitlines()
     assert [("yes" in line, "passed" in line) for line in lines[1:]] == [(False, False), (True, True)]
-    as_json = json.loads(loopwright("versions", "--json", answers=[ok(told)]).stdout)
+    as_json = json.loads(loopwright("versions", "--json", answers=[json_response(body)]).stdout)
     assert [version["serving"] for version in as_json] == [False, True]
 
 
-def test_the_line_may_be_set_once_for_all_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_can_be_set_by_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOOPWRIGHT_LINE", "support")
-    service = Service([ok([])])
+    service = FakeService([json_response([])])
     run(service, "versions")
-    assert service.asked[0].url.query == b"line=support"
+    assert service.requests[0].url.query == b"line=support"
 
 
 @pytest.mark.parametrize(
@@ -167,84 +175,91 @@ def test_the_line_may_be_set_once_for_all_commands(monkeypatch: pytest.MonkeyPat
         (["train", "now", "--dry-run"], {"kind": "train_now", "dry_run": True}),
     ],
 )
-def test_an_order_waits_for_what_comes_of_it(arguments: list[str], body: dict[str, object]) -> None:
-    service = Service([ok(COMMAND, 202), ok(COMMAND | {"status": "done", "message": "As ordered."})])
+def test_command_waits_for_its_result(arguments: list[str], body: dict[str, object]) -> None:
+    service = FakeService(
+        [json_response(COMMAND, 202), json_response(COMMAND | {"status": "done", "message": "Executed."})]
+    )
     result = run(service, *arguments)
-    assert (result.exit_code, result.stdout) == (0, "done As ordered.\n")
-    assert json.loads(service.asked[0].content) == body
-    assert service.asked[1].url.path == "/api/commands/c-1"
+    assert (result.exit_code, result.stdout) == (0, "done Executed.\n")
+    assert json.loads(service.requests[0].content) == body
+    assert service.requests[1].url.path == "/api/commands/c-1"
 
 
-def test_an_order_that_is_refused_later_is_status_1() -> None:
-    late = ok(COMMAND | {"status": "refused", "message": "No such version."})
-    result = loopwright("rollout", "promote", "v9", "--json", answers=[ok(COMMAND, 202), late])
+def test_refused_command_is_exit_status_1() -> None:
+    refusal = json_response(COMMAND | {"status": "refused", "message": "No such version."})
+    result = loopwright("rollout", "promote", "v9", "--json", answers=[json_response(COMMAND, 202), refusal])
     assert result.exit_code == 1
     assert json.loads(result.stdout)["message"] == "No such version."
 
 
-def test_an_order_need_not_be_waited_for() -> None:
-    service = Service([ok(COMMAND, 202)])
+def test_command_with_no_wait_prints_its_id() -> None:
+    service = FakeService([json_response(COMMAND, 202)])
     assert run(service, "train", "now", "--no-wait").stdout == "accepted c-1\n"
     assert json.loads(run(service, "train", "now", "--no-wait", "--json").stdout) == COMMAND
-    assert {request.method for request in service.asked} == {"POST"}
+    assert {request.method for request in service.requests} == {"POST"}
 
 
 ERASURE = {"request_id": "q-1", "subject": "u_1", "status": "requested", "detail": "It is in the log."}
-DONE = ERASURE | {"status": "done", "detail": "Gone.", "versions": ["assistant@v1-0a1b2c3d"], "snapshots": 2}
+DONE = ERASURE | {
+    "status": "done",
+    "detail": "Erased.",
+    "versions": ["assistant@v1-0a1b2c3d"],
+    "snapshots": 2,
+}
 
 
-def test_an_erasure_is_asked_for_with_the_token_and_says_how_far_it_is(
+def test_erasure_is_sent_with_the_token_and_prints_its_status(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN", "the token")
-    service = Service([ok(ERASURE, 202)])
+    service = FakeService([json_response(ERASURE, 202)])
     result = run(service, "erase", "alice", "--request-id", "q-1", "--line", "b")
     assert result.exit_code == 0
     assert result.stdout.startswith("requested It is in the log.\n")
     assert service.bodies() == [{"user_id": "alice", "request_id": "q-1", "line": "b"}]
-    assert service.asked[0].headers["authorization"] == "Bearer the token"
+    assert service.requests[0].headers["authorization"] == "Bearer the token"
 
 
-def test_an_erasure_can_be_waited_for_or_asked_after_later() -> None:
-    service = Service([ok(ERASURE, 202), ok(DONE)])
-    waited = json.loads(run(service, "erase", "alice", "--wait", "--json").stdout)
-    assert DONE.items() <= waited.items()
-    assert [request.method for request in service.asked] == ["POST", "GET"]
-    later = loopwright("erase", "--status", "q-1", answers=[ok(DONE)])
-    assert "done Gone." in later.stdout
+def test_erasure_can_be_awaited_or_queried_later() -> None:
+    service = FakeService([json_response(ERASURE, 202), json_response(DONE)])
+    erasure = json.loads(run(service, "erase", "alice", "--wait", "--json").stdout)
+    assert DONE.items() <= erasure.items()
+    assert [request.method for request in service.requests] == ["POST", "GET"]
+    later = loopwright("erase", "--status", "q-1", answers=[json_response(DONE)])
+    assert "done Erased." in later.stdout
     assert "trained    assistant@v1-0a1b2c3d" in later.stdout
 
 
 @pytest.mark.parametrize(
     "arguments", [[], ["alice", "--status", "q-1"], ["--status", "q-1", "--request-id", "q-2"]]
 )
-def test_an_erasure_names_a_user_or_an_erasure(arguments: list[str]) -> None:
-    service = Service([ok(ERASURE, 202)])
+def test_erase_needs_either_a_user_or_a_request_id(arguments: list[str]) -> None:
+    service = FakeService([json_response(ERASURE, 202)])
     assert run(service, "erase", *arguments).exit_code == 2
-    assert service.asked == []
+    assert service.requests == []
 
 
-@pytest.mark.parametrize("said", ["n\n", "y\n"])
-def test_at_a_terminal_a_person_is_asked_before_a_user_is_erased(
-    said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("loopwright.cli.erase.at_terminal", lambda: True)
-    service = Service([ok(ERASURE, 202)])
-    result = CliRunner().invoke(app, ["erase", "alice"], obj=service.transport(), input=said)
-    assert "Erase all that alice said and asked?" in result.stderr
-    assert len(service.asked) == (said == "y\n")
-    assert (result.exit_code == 0) == (said == "y\n")
+@pytest.mark.parametrize("reply", ["n\n", "y\n"])
+def test_erase_asks_for_confirmation_on_a_terminal(reply: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loopwright.cli.erase.is_interactive", lambda: True)
+    service = FakeService([json_response(ERASURE, 202)])
+    result = CliRunner().invoke(app, ["erase", "alice"], obj=service.transport(), input=reply)
+    assert "Erase all data of alice?" in result.stderr
+    assert len(service.requests) == (reply == "y\n")
+    assert (result.exit_code == 0) == (reply == "y\n")
 
 
-def test_a_door_that_erases_nobody_says_which_setting_is_missing() -> None:
-    answers: list[Answer] = [refused(403, "erasure_not_configured", "Set LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN.")]
+def test_unconfigured_erasure_names_the_missing_setting() -> None:
+    answers: list[Reply] = [
+        problem_response(403, "erasure_not_configured", "Set LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN.")
+    ]
     result = loopwright("erase", "alice", answers=answers)
     assert result.exit_code == 1
     assert "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN" in result.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_every_command_shows_an_example(command: str) -> None:
+def test_help_of_every_command_has_an_example(command: str) -> None:
     text = loopwright(*command.split(), "--help").stdout
     assert f"Example: loopwright {command}" in text
     assert "--json" in text

@@ -1,4 +1,4 @@
-"""`loopwright watch` follows a run: a line for each change, until it ends."""
+"""`loopwright watch`: one line per change of a run, until it ends."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ import pytest
 from typer.testing import CliRunner
 
 from loopwright.cli import app, watch
-from tests.unit.sdk_server import Service, ok
+from tests.unit.sdk_server import FakeService, json_response
 
 TRAINING = {
     "run_id": "r1", "stage": "training", "step": 12, "steps": 40, "share": 0.3,
     "loss": 1.204, "tokens_per_s": 169.2, "eta_s": 48.0,
 }  # fmt: skip
-WAITING = {"run_id": "r1", "stage": "waiting", "reason": "the disk [that] holds it takes no more"}
+WAITING = {"run_id": "r1", "stage": "waiting", "reason": "the disk [data] is full"}
 PUBLISHED = {"run_id": "r1", "stage": "published", "verdict": "passed", "version": "assistant@v1-abcd1234"}
 
 
-def watched(
+def watch_output(
     monkeypatch: pytest.MonkeyPatch, *runs: Mapping[str, Any] | None, as_json: bool = False
 ) -> list[str]:
-    """The lines of a watch to which the console says these, one after another."""
+    """Return the printed lines while the console reports these runs, one after the other."""
     monkeypatch.setattr(watch, "sleep", lambda _: None)
-    service = Service([ok({"line": "assistant", "run": run}) for run in runs])
-    told = CliRunner().invoke(app, ["watch", *(["--json"] if as_json else [])], obj=service.transport())
-    assert told.exit_code == 0, told.output
-    return told.stdout.splitlines()
+    service = FakeService([json_response({"line": "assistant", "run": run}) for run in runs])
+    result = CliRunner().invoke(app, ["watch", *(["--json"] if as_json else [])], obj=service.transport())
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
 
 
-def test_each_change_is_a_line_with_loss_speed_share_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = watched(monkeypatch, TRAINING, TRAINING, TRAINING | {"step": 13}, WAITING, PUBLISHED)
-    assert told == [
+def test_each_change_is_one_line_with_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = watch_output(monkeypatch, TRAINING, TRAINING, TRAINING | {"step": 13}, WAITING, PUBLISHED)
+    assert lines == [
         "training 12/40 30 %, loss 1.204, 169 tokens/s, 48 s left",
         "training 13/40 30 %, loss 1.204, 169 tokens/s, 48 s left",
-        "waiting, the disk [that] holds it takes no more",
+        "waiting, the disk [data] is full",
         "published, passed, assistant@v1-abcd1234",
     ]
 
 
-def test_for_programs_each_is_a_line_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [json.loads(line) for line in watched(monkeypatch, TRAINING, PUBLISHED, as_json=True)] == [
+def test_each_change_is_one_line_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [json.loads(line) for line in watch_output(monkeypatch, TRAINING, PUBLISHED, as_json=True)] == [
         TRAINING,
         PUBLISHED,
     ]
 
 
-def test_where_no_run_was_told_of_it_says_so_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert watched(monkeypatch, None) == ["no run has been told of"]
+def test_watch_ends_if_there_is_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watch_output(monkeypatch, None) == ["no training run yet"]
 
 
-def test_long_waits_are_told_in_minutes_and_hours() -> None:
-    lines = [watch.told_of(TRAINING | {"eta_s": seconds}) for seconds in (600, 9000)]
+def test_long_durations_are_in_minutes_and_hours() -> None:
+    lines = [watch.format_progress(TRAINING | {"eta_s": seconds}) for seconds in (600, 9000)]
     assert [line.rsplit(", ", 1)[1] for line in lines] == ["10 min left", "2.5 h left"]

@@ -1,10 +1,12 @@
-"""Loopwright's client: send users' feedback, follow what became of it, operate the loop.
+"""Python client for Loopwright: send users' feedback, follow its outcome, and operate the loop.
 
-from loopwright import Loopwright
+    from loopwright import Loopwright
 
-with Loopwright() as loop:
-    sent = loop.correct(response_id, user_id="u-17", text="Wellington is the capital.")
-    print(loop.receipt(response_id, sent.event_id).detail)
+    with Loopwright() as loop:
+        sent = loop.correct(response_id, user_id="u-17", text="Wellington is the capital.")
+        print(loop.receipt(response_id, sent.event_id).detail)
+
+`AsyncLoopwright` has the same methods as coroutines.
 """
 
 from loopwright.async_client import AsyncLoopwright
@@ -25,26 +27,35 @@ from loopwright.event_ids import new_event_id
 from loopwright.models import (
     Accepted,
     Command,
+    CommandKind,
     CommandResult,
-    Content,
     DeadLetter,
     DeadLetterContent,
     DeadLetterPage,
     Diff,
     Erasure,
+    FeedbackKind,
     Figure,
     GateReport,
-    Held,
+    GateResult,
     Lineage,
+    LineageBatch,
+    LineageEvent,
+    LineageResponse,
     Quarantine,
+    QuarantinedEvent,
     Receipt,
+    RecordContent,
     Recorded,
     Serving,
     Status,
     Trace,
+    TraceResponse,
+    TraceRun,
     Version,
 )
 from loopwright.retry import Retry
+from loopwright.wire import FeedbackValue
 
 __version__ = "0.1.0"
 
@@ -52,33 +63,42 @@ __all__ = [
     "Accepted",
     "AsyncLoopwright",
     "Command",
+    "CommandKind",
     "CommandResult",
     "Conflict",
-    "Content",
     "DeadLetter",
     "DeadLetterContent",
     "DeadLetterPage",
     "Denied",
     "Diff",
     "Erasure",
+    "FeedbackKind",
+    "FeedbackValue",
     "Figure",
     "GateReport",
-    "Held",
+    "GateResult",
     "Invalid",
     "Lineage",
+    "LineageBatch",
+    "LineageEvent",
+    "LineageResponse",
     "Loopwright",
     "LoopwrightError",
     "NotFound",
     "Overloaded",
     "Problem",
     "Quarantine",
+    "QuarantinedEvent",
     "Receipt",
+    "RecordContent",
     "Recorded",
     "Retry",
     "Serving",
     "Status",
     "StillRunning",
     "Trace",
+    "TraceResponse",
+    "TraceRun",
     "Unavailable",
     "Unreachable",
     "Version",

@@ -1,4 +1,4 @@
-"""`python -m loopwright`: the command line, where the script is not on the path."""
+"""Runs the command line as `python -m loopwright`."""
 
 from loopwright.cli import main
 

@@ -1,4 +1,7 @@
-"""The client for programs with an event loop: `client.py` with `async` and `await`, nothing else."""
+"""Asynchronous client, and the source of the synchronous one, which `sdk/generate_sync_client.py` generates.
+
+Requests are built and responses parsed by the pure functions in `wire.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import httpx
 from tenacity import AsyncRetrying, stop_after_attempt
 
-from loopwright import endpoints
-from loopwright.base_urls import find_erasure_token, find_places
-from loopwright.endpoints import POLL_S, Call, Value
+from loopwright.base_urls import resolve_base_urls, resolve_erasure_token
 from loopwright.errors import StillRunning, Unreachable
+from loopwright.event_ids import new_event_id
 from loopwright.models import (
     Accepted,
     Command,
@@ -26,8 +28,8 @@ from loopwright.models import (
     DeadLetterPage,
     Diff,
     Erasure,
+    FeedbackKind,
     GateReport,
-    Kind,
     Lineage,
     Quarantine,
     Receipt,
@@ -36,13 +38,33 @@ from loopwright.models import (
     Trace,
     Version,
 )
-from loopwright.retry import Retry, last_answer, worth_repeating
-
-A = TypeVar("A")
+from loopwright.retry import Retry, last_response, should_retry
+from loopwright.wire import (
+    POLL_INTERVAL_S,
+    FeedbackValue,
+    Service,
+    check,
+    choices_of,
+    format_time,
+    parse,
+    path_of,
+    preference_value,
+    without_none,
+)
 
 
 class AsyncLoopwright:
-    """As `Loopwright`, for one event loop; close it, or use it in an `async with`."""
+    """Asynchronous client for the feedback service, the console and the trainer. Use it in one event loop.
+
+    Close it with `close`, or use it in an `async with` block:
+
+        async with AsyncLoopwright() as loop:
+            sent = await loop.correct(response_id, user_id="u-17", text="Wellington is the capital.")
+            print((await loop.receipt(response_id, sent.event_id)).detail)
+
+    Broken connections and the statuses 429 and 503 are retried. A feedback event keeps its id over all attempts, so it
+    is counted once. Every method that sends a request raises `Unreachable` or a `Problem` if it fails.
+    """
 
     def __init__(
         self,
@@ -56,22 +78,38 @@ class AsyncLoopwright:
         retry: Retry | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._places = find_places(feedback_url, console_url, inference_url, trainer_url)
-        self._erasure_token = find_erasure_token(erasure_token)
+        """Create a client. It connects with the first request.
+
+        Args:
+            feedback_url: Base URL of the feedback service. Default: `LOOPWRIGHT_FEEDBACK_URL`, else the local stack's.
+            console_url: Base URL of the console. Default: `LOOPWRIGHT_CONSOLE_URL`, else the local stack's.
+            inference_url: Base URL of inference. Default: `LOOPWRIGHT_INFERENCE_URL`, else the local stack's.
+            trainer_url: Base URL of the trainer. Default: `LOOPWRIGHT_TRAINER_URL`, else the local stack's.
+            erasure_token: Token that authorises erasures; sent only with those. Default:
+                `LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN`.
+            timeout: Timeout of one attempt, in seconds.
+            retry: Retry policy.
+            transport: HTTP transport to use instead of the network, for tests.
+
+        """
+        self._base_urls = resolve_base_urls(feedback_url, console_url, inference_url, trainer_url)
+        self._erasure_token = resolve_erasure_token(erasure_token)
         self._retry = retry or Retry()
         self._http = httpx.AsyncClient(timeout=timeout, transport=transport)
 
     @property
     def openai_base_url(self) -> str:
-        """What the official OpenAI client takes as `base_url` to chat with the line's serving version."""
-        return f"{self._places.inference}/v1"
+        """Return the `base_url` with which an OpenAI client chats with the serving version."""
+        return f"{self._base_urls.inference}/v1"
+
+    # --- feedback ---------------------------------------------------------------------------------------------------
 
     async def send(
         self,
         response_id: str,
         user_id: str,
-        kind: Kind,
-        value: Value,
+        kind: FeedbackKind,
+        value: FeedbackValue,
         event_id: str | None = None,
         *,
         choice: int = 0,
@@ -79,36 +117,47 @@ class AsyncLoopwright:
         occurred_at: datetime | None = None,
         line: str | None = None,
     ) -> Accepted:
-        """Send one feedback event; returns once it is in the log for good.
+        """Send one feedback event. Returns once it is stored durably in the log.
 
-        `response_id` is the chat completion's `id`, `user_id` your name of the user (it is pseudonymised at the
-        door). Without an `event_id` a UUIDv7 is made; give one to make your own retries recognisable. `occurred_at`
-        is when the user said it, if that was not now.
+        Args:
+            response_id: The `id` of the chat completion.
+            user_id: Your id of the user. Only a pseudonym of it is stored.
+            kind: Kind of feedback.
+            value: Content, depending on the kind; see `FeedbackValue`.
+            event_id: Id of the event. Pass your own to make your retries recognisable; the default is a new UUIDv7.
+            choice: Index of the choice that the feedback is about, if the completion has several.
+            tags: Labels to store with the event.
+            occurred_at: When the user gave the feedback, with a time zone; the default is now.
+            line: Line of the response; the default is the service's own.
+
+        Raises:
+            Conflict: The event id was already used for different feedback.
+            ValueError: `occurred_at` has no time zone.
+
         """
-        return await self._run(
-            endpoints.send(
-                response_id,
-                user_id,
-                kind,
-                value,
-                event_id=event_id,
-                choice=choice,
-                tags=tags,
-                occurred_at=occurred_at,
-                line=line,
-            )
-        )
+        event = {
+            "event_id": event_id or new_event_id(),
+            "response_id": response_id,
+            "user_id": user_id,
+            "kind": kind,
+            "value": value,
+            "choice": choice,
+            "tags": list(tags) or None,
+            "occurred_at": format_time("occurred_at", occurred_at),
+            "line": line,
+        }
+        return parse(await self._post("feedback", path_of("v1", "feedback"), event), Accepted)
 
     async def thumbs_up(
         self, response_id: str, user_id: str, *, choice: int = 0, event_id: str | None = None
     ) -> Accepted:
-        """The user liked the answer."""
+        """Send that the user liked the answer."""
         return await self.send(response_id, user_id, "thumbs", "up", event_id, choice=choice)
 
     async def thumbs_down(
         self, response_id: str, user_id: str, *, choice: int = 0, event_id: str | None = None
     ) -> Accepted:
-        """The user disliked the answer."""
+        """Send that the user disliked the answer."""
         return await self.send(response_id, user_id, "thumbs", "down", event_id, choice=choice)
 
     async def rate(
@@ -120,19 +169,19 @@ class AsyncLoopwright:
         choice: int = 0,
         event_id: str | None = None,
     ) -> Accepted:
-        """The user gave 1 (worst) to 5 stars."""
+        """Send the user's rating, from 1 (worst) to 5 stars."""
         return await self.send(response_id, user_id, "rating", stars, event_id, choice=choice)
 
     async def correct(
         self, response_id: str, user_id: str, text: str, *, choice: int = 0, event_id: str | None = None
     ) -> Accepted:
-        """The user says what the answer should have been."""
+        """Send the user's correction: `text` is what the answer should have been."""
         return await self.send(response_id, user_id, "correction", text, event_id, choice=choice)
 
     async def comment(
         self, response_id: str, user_id: str, text: str, *, choice: int = 0, event_id: str | None = None
     ) -> Accepted:
-        """The user says what is missing or wrong."""
+        """Send the user's comment: `text` says what is wrong with the answer or missing from it."""
         return await self.send(response_id, user_id, "comment", text, event_id, choice=choice)
 
     async def prefer(
@@ -145,16 +194,28 @@ class AsyncLoopwright:
         choice: int = 0,
         event_id: str | None = None,
     ) -> Accepted:
-        """This answer is better than `over`, or worse than `under`: a text, or another choice of the response."""
-        return await self.send(
-            response_id, user_id, "preference", endpoints.preference(over, under), event_id, choice=choice
-        )
+        """Send that the user prefers this answer to another one, or another one to this answer.
+
+        Args:
+            response_id: The `id` of the chat completion.
+            user_id: Your id of the user.
+            over: The worse answer: its text, or the index of another choice of the same completion.
+            under: The better answer, likewise. Give exactly one of the two.
+            choice: Index of the choice that is compared.
+            event_id: Id of the event; the default is a new UUIDv7.
+
+        Raises:
+            ValueError: Not exactly one of `over` and `under` is given.
+
+        """
+        value = preference_value(over, under)
+        return await self.send(response_id, user_id, "preference", value, event_id, choice=choice)
 
     async def retract(
-        self, response_id: str, user_id: str, retracted: str, *, event_id: str | None = None
+        self, response_id: str, user_id: str, retracted_event_id: str, *, event_id: str | None = None
     ) -> Accepted:
-        """The user takes back the event `retracted`. This is an event of its own."""
-        return await self.send(response_id, user_id, "retract", retracted, event_id)
+        """Retract an earlier event of the same user. The retraction is an event with an id of its own."""
+        return await self.send(response_id, user_id, "retract", retracted_event_id, event_id)
 
     async def record_response(
         self,
@@ -166,58 +227,128 @@ class AsyncLoopwright:
         finish_reason: str | None = None,
         line: str | None = None,
     ) -> Recorded:
-        """Record an answer of your own model, so that feedback on it can be learned from.
+        """Record an answer that Loopwright did not generate, so that it can learn from feedback on it.
 
-        `messages` is the conversation up to the answer, as `{"role", "content"}`; `text` the answer; `version` your
-        name of the model that gave it; `finish_reason` how it ended, as OpenAI has it: one that was
-        cut off (`length`) does not teach to end there. Feedback may come before or after its response.
+        Feedback may be sent before or after. If the id was recorded before, the first record stays in force.
+
+        Args:
+            response_id: Your id of the response.
+            messages: The conversation before the answer, as `{"role": ..., "content": ...}`.
+            text: The answer.
+            version: Your name of the model that answered.
+            finish_reason: Why the answer ended, as in the OpenAI API. With `length`, its end is not trained on.
+            line: Line of the response; the default is the service's own.
+
         """
-        return await self._run(
-            endpoints.record_response(
-                response_id, messages, text, version=version, finish_reason=finish_reason, line=line
-            )
-        )
+        response = {
+            "response_id": response_id,
+            "version": version,
+            "messages": [dict(message) for message in messages],
+            "choices": choices_of(text, finish_reason),
+            "line": line,
+        }
+        return parse(await self._post("feedback", path_of("v1", "responses"), response), Recorded)
 
     async def receipt(self, response_id: str, event_id: str) -> Receipt:
-        """What became of a feedback event, up to the version that serves."""
-        return await self._run(endpoints.receipt(response_id, event_id))
+        """Return the receipt of a feedback event: its outcome, followed to the version that serves."""
+        return parse(await self._get("feedback", path_of("v1", "feedback", response_id, event_id)), Receipt)
+
+    # --- erasure ----------------------------------------------------------------------------------------------------
 
     async def erase(self, user_id: str, request_id: str | None = None, *, line: str | None = None) -> Erasure:
-        """Erase all that a user said and asked; returns once that is in the log for good. See `wait_for_erasure`.
+        """Request the erasure of all data of a user. Returns once the request is stored durably in the log.
 
-        `user_id` is your name of the user. Without a `request_id` a UUIDv7 is made; the same one again is the same
-        erasure. This is an operator's call: it needs `erasure_token`. Versions that were trained from it are named, not
-        undone.
+        Versions that were trained on the data are listed, not changed. Needs the erasure token. Follow the erasure with
+        `wait_for_erasure`.
+
+        Args:
+            user_id: Your id of the user.
+            request_id: Id of the request. Repeating a request under its id has no further effect; the default is a new
+                UUIDv7.
+            line: Line of the request; the default is the service's own.
+
+        Raises:
+            Conflict: The request id was already used for another user.
+            Denied: The erasure token is missing or wrong.
+
         """
-        return await self._run(endpoints.erase(user_id, request_id, line))
+        request = {"user_id": user_id, "request_id": request_id or new_event_id(), "line": line}
+        return parse(
+            await self._post("feedback", path_of("v1", "erasure"), request, send_token=True), Erasure
+        )
 
     async def erasure(self, request_id: str) -> Erasure:
-        """How far an erasure has come. Needs `erasure_token`."""
-        return await self._run(endpoints.erasure(request_id))
+        """Return the progress of an erasure. Needs the erasure token."""
+        return parse(
+            await self._get("feedback", path_of("v1", "erasure", request_id), send_token=True), Erasure
+        )
 
     async def wait_for_erasure(
         self,
         request_id: str,
         *,
-        timeout: float = 600.0,  # noqa: ASYNC109 - the mirror of the other client
-        poll: float = POLL_S,
+        timeout: float = 600.0,  # noqa: ASYNC109 - the synchronous client has the same parameters
+        poll: float = POLL_INTERVAL_S,
     ) -> Erasure:
-        """As `erasure`, but asks again every `poll` seconds until it is done; raises `StillRunning` after `timeout`
-        seconds."""
+        """Wait until an erasure is done and return it. Needs the erasure token.
+
+        Args:
+            request_id: Id of the request.
+            timeout: Longest wait, in seconds.
+            poll: Interval between two requests, in seconds.
+
+        Raises:
+            StillRunning: The erasure is not done within the timeout.
+
+        """
         end = time.monotonic() + timeout
-        while (found := await self.erasure(request_id)).status != "done":
+        while (erasure := await self.erasure(request_id)).status != "done":
             if time.monotonic() + poll > end:
                 raise StillRunning(request_id, timeout, "erasure")
             await asyncio.sleep(poll)
-        return found
+        return erasure
+
+    # --- state of the loop ------------------------------------------------------------------------------------------
 
     async def status(self, line: str | None = None) -> Status:
-        """What the loop is doing now, for one line; absent, the console's own."""
-        return await self._run(endpoints.status(line))
+        """Return what a line of the loop is doing now. The default is the console's own line."""
+        return parse(await self._get("console", path_of("api", "status", line=line)), Status)
 
     async def versions(self, line: str | None = None) -> list[Version]:
-        """All versions of a line with their verdicts, the base first."""
-        return await self._run(endpoints.versions(line))
+        """Return all versions of a line with their verdicts, the base first."""
+        return parse(await self._get("console", path_of("api", "versions", line=line)), list[Version])
+
+    async def lineage(self, version: str) -> Lineage:
+        """Return what a version was trained on: run, dataset snapshot, batches, responses and events."""
+        return parse(await self._get("trainer", path_of("api", "lineage", version=version)), Lineage)
+
+    async def trace(self, event_id: str, response_id: str | None = None) -> Trace:
+        """Return what each run did with an event, and the versions that came out of the runs.
+
+        Args:
+            event_id: Id of the event.
+            response_id: Id of its response, if the event id is not unique.
+
+        """
+        path = path_of("api", "lineage", event_id=event_id, response_id=response_id)
+        return parse(await self._get("trainer", path), Trace)
+
+    async def diff(self, one: str, other: str) -> Diff:
+        """Return the differences between two versions: recipe, training rows, gate figures, base and software."""
+        return parse(await self._get("trainer", path_of("api", "diff", one=one, other=other)), Diff)
+
+    async def gate_report(self, version: str) -> GateReport:
+        """Return the gate's report on a version: verdict, reasons and figures.
+
+        It contains the answers that were compared only if the trainer is allowed to return users' text.
+        """
+        return parse(await self._get("trainer", path_of("api", "gate", version=version)), GateReport)
+
+    async def gate_report_html(self, version: str) -> str:
+        """Return the gate's report on a version as one self-contained HTML page."""
+        return (await self._get("trainer", path_of("gate", version=version))).text
+
+    # --- commands ---------------------------------------------------------------------------------------------------
 
     async def command(
         self,
@@ -227,12 +358,48 @@ class AsyncLoopwright:
         version: str | None = None,
         dry_run: bool = False,
     ) -> Command:
-        """Give an operator's command; returns once it is in the log for good. See `wait_for_result`.
+        """Issue an operator command. Returns once it is stored durably in the log; see `wait_for_result`.
 
-        Where no answer says whether it was taken, it is not given again: `Unreachable` or `Unavailable` is raised.
-        `dry_run` belongs to `train_now` and `collect_garbage`: the result says what would be done, and nothing is.
+        A command is not sent again if it may have been accepted: `Unreachable` or `Unavailable` is raised instead.
+
+        Args:
+            kind: Kind of command. For `replay` and `release`, use the methods of that name.
+            line: The line; the default is the console's own.
+            version: The version, for `promote`, `rollback`, `pin` and `reproduce`.
+            dry_run: Only report what would be done. For `train_now` and `collect_garbage`.
+
         """
-        return await self._run(endpoints.command(kind, line, version, dry_run=dry_run))
+        return await self._issue({"kind": kind, "line": line, "version": version, "dry_run": dry_run or None})
+
+    async def result(self, command_id: str) -> CommandResult | None:
+        """Return the result of a command, or None if it has not been executed yet."""
+        response = await self._get("console", path_of("api", "commands", command_id))
+        return None if response.status_code == httpx.codes.ACCEPTED else parse(response, CommandResult)
+
+    async def wait_for_result(
+        self,
+        command_id: str,
+        *,
+        timeout: float = 600.0,  # noqa: ASYNC109 - the synchronous client has the same parameters
+        poll: float = POLL_INTERVAL_S,
+    ) -> CommandResult:
+        """Wait until a command has been executed and return its result.
+
+        Args:
+            command_id: Id of the command.
+            timeout: Longest wait, in seconds.
+            poll: Interval between two requests, in seconds.
+
+        Raises:
+            StillRunning: There is no result within the timeout.
+
+        """
+        end = time.monotonic() + timeout
+        while (result := await self.result(command_id)) is None:
+            if time.monotonic() + poll > end:
+                raise StillRunning(command_id, timeout)
+            await asyncio.sleep(poll)
+        return result
 
     async def dead_letters(
         self,
@@ -245,85 +412,66 @@ class AsyncLoopwright:
         cursor: str | None = None,
         limit: int = 50,
     ) -> DeadLetterPage:
-        """Records that could not be processed, newest first, a page at a time.
+        """Return one page of the records that could not be processed, newest first.
 
-        Wanted are those of one `error_class` and one original `topic`, that died from `since` and before `until`, and
-        that were `replayed` or not; None takes all. `cursor` is the `next` of the page before; a page may be short,
-        even empty, while there is a `next`. `limit` is 1 to 200.
+        Args:
+            error_class: Only records that failed with this class of error.
+            topic: Only records from this topic.
+            since: Only records that failed at this time or later, with a time zone.
+            until: Only records that failed before this time, with a time zone.
+            replayed: Only records that were replayed (True), or were not (False).
+            cursor: `next` of the page before. A page may be short or even empty although there is a next one.
+            limit: Most records in the page, 1 to 200.
+
+        Raises:
+            ValueError: `since` or `until` has no time zone.
+
         """
-        return await self._run(
-            endpoints.dead_letters(
-                error_class=error_class,
-                topic=topic,
-                since=since,
-                until=until,
-                replayed=replayed,
-                cursor=cursor,
-                limit=limit,
-            )
+        path = path_of(
+            "api",
+            "dead-letters",
+            error_class=error_class,
+            topic=topic,
+            since=format_time("since", since),
+            until=format_time("until", until),
+            replayed=None if replayed is None else str(replayed).lower(),
+            cursor=cursor,
+            limit=limit,
         )
+        return parse(await self._get("console", path), DeadLetterPage)
 
     async def dead_letter(self, position: str) -> DeadLetterContent:
-        """One dead letter with what the record held."""
-        return await self._run(endpoints.dead_letter(position))
+        """Return one dead letter with the content of its record."""
+        return parse(await self._get("console", path_of("api", "dead-letters", position)), DeadLetterContent)
 
     async def replay(self, positions: Sequence[str], *, line: str | None = None) -> Command:
-        """Send dead letters, at most 1000, back to their topics; returns once the order is in the log for good.
+        """Issue a command that sends dead letters back to their topics; `wait_for_result` returns how many were.
 
-        Each goes back once, whatever is asked how often; one that fails again is a new dead letter that names the one
-        before. `wait_for_result` tells how many went back.
+        Each dead letter is replayed once, however often it is requested. If it fails again, the new dead letter names
+        this one.
+
+        Args:
+            positions: Positions of the dead letters, at most 1000.
+            line: The line; the default is the console's own.
+
         """
-        return await self._run(endpoints.replay(positions, line))
+        return await self._issue({"kind": "replay", "positions": list(positions), "line": line})
 
     async def quarantine(self, line: str | None = None) -> Quarantine:
-        """What is held back from training and can be released: ids and reasons, never a text."""
-        return await self._run(endpoints.quarantine(line))
+        """Return the events that were kept out of training and can be released: ids and reasons, no text."""
+        return parse(await self._get("console", path_of("api", "quarantine", line=line)), Quarantine)
 
     async def release(self, response_ids: Sequence[str], *, line: str | None = None) -> Command:
-        """Let what is held of these responses, at most 1000, train from the next run on; returns once the order is in
-        the log for good. `wait_for_result` tells what of it was released."""
-        return await self._run(endpoints.release(response_ids, line))
+        """Issue a command that releases quarantined events; they can train from the next run on.
 
-    async def lineage(self, version: str) -> Lineage:
-        """What a version was made from: run, snapshot, batches, responses, events. Asks the trainer."""
-        return await self._run(endpoints.lineage(version))
+        Args:
+            response_ids: Ids of the responses whose events are released, at most 1000.
+            line: The line; the default is the console's own.
 
-    async def trace(self, event_id: str, response_id: str | None = None) -> Trace:
-        """What became of an event in each run, and in the versions that came of them. `response_id` where the event's
-        id alone is not enough. Asks the trainer."""
-        return await self._run(endpoints.trace(event_id, response_id))
+        """
+        return await self._issue({"kind": "release", "response_ids": list(response_ids), "line": line})
 
-    async def diff(self, one: str, other: str) -> Diff:
-        """What two versions differ in: recipe, rows, figures, base, software. Asks the trainer."""
-        return await self._run(endpoints.diff(one, other))
-
-    async def gate_report(self, version: str) -> GateReport:
-        """What the gate found of a version: verdict, reasons, figures, and where the trainer tells them the answers.
-        Asks the trainer."""
-        return await self._run(endpoints.gate_report(version))
-
-    async def gate_page(self, version: str) -> str:
-        """The same as one HTML page that needs nothing else. Asks the trainer."""
-        return await self._run(endpoints.gate_page(version))
-
-    async def result(self, command_id: str) -> CommandResult | None:
-        """What came of a command, None while nothing is known."""
-        return await self._run(endpoints.result(command_id))
-
-    async def wait_for_result(
-        self,
-        command_id: str,
-        *,
-        timeout: float = 600.0,  # noqa: ASYNC109 - the mirror of the other client
-        poll: float = POLL_S,
-    ) -> CommandResult:
-        """As `result`, but asks again every `poll` seconds; raises `StillRunning` after `timeout` seconds."""
-        end = time.monotonic() + timeout
-        while (found := await self.result(command_id)) is None:
-            if time.monotonic() + poll > end:
-                raise StillRunning(command_id, timeout)
-            await asyncio.sleep(poll)
-        return found
+    # --- requests ---------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
         """Close the connections."""
@@ -333,27 +481,60 @@ class AsyncLoopwright:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         await self.close()
 
-    async def _run(self, call: Call[A]) -> A:
+    async def _issue(self, command: Mapping[str, Any]) -> Command:
+        """Send a command once: each time it arrives, it is a new command."""
+        response = await self._post("console", path_of("api", "commands"), command, repeatable=False)
+        return parse(response, Command)
+
+    async def _get(self, service: Service, path: str, *, send_token: bool = False) -> httpx.Response:
+        return await self._request("GET", service, path, None, repeatable=True, send_token=send_token)
+
+    async def _post(
+        self,
+        service: Service,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        repeatable: bool = True,
+        send_token: bool = False,
+    ) -> httpx.Response:
+        json = without_none(body)
+        return await self._request("POST", service, path, json, repeatable=repeatable, send_token=send_token)
+
+    async def _request(
+        self,
+        method: Literal["GET", "POST"],
+        service: Service,
+        path: str,
+        json: Mapping[str, Any] | None,
+        *,
+        repeatable: bool,
+        send_token: bool,
+    ) -> httpx.Response:
+        """Send a request and return the successful response.
+
+        `repeatable`: sending the request twice has the same effect as sending it once.
+        """
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self._retry.attempts),
             wait=self._retry.wait,
-            retry=partial(worth_repeating, call.repeatable),
-            retry_error_callback=last_answer,
+            retry=partial(should_retry, repeatable),
+            retry_error_callback=last_response,
         )
-        url = self._places.of(call.service) + call.path
+        base_url = self._base_urls.of(service)
+        token = self._erasure_token if send_token else None
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            answer: httpx.Response = await retrying(
-                self._http.request,
-                call.method,
-                url,
-                json=call.body,
-                headers=call.headers(self._erasure_token),
+            response: httpx.Response = await retrying(
+                self._http.request, method, base_url + path, json=json, headers=headers
             )
         except httpx.TransportError as error:
-            base, variable = self._places.of(call.service), self._places.variable(call.service)
-            raise Unreachable(base, variable, str(error)) from error
-        return call.read(answer)
+            raise Unreachable(base_url, self._base_urls.variable(service), str(error)) from error
+        return check(response)

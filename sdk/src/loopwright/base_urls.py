@@ -1,24 +1,25 @@
-"""Where the services are: given, else from the environment, else the local stack's addresses."""
+"""Base URLs of the services: from an argument, else an environment variable, else the local stack's default."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 
-from loopwright.endpoints import Service
+from loopwright.wire import Service
 
 FEEDBACK_VARIABLE = "LOOPWRIGHT_FEEDBACK_URL"
 CONSOLE_VARIABLE = "LOOPWRIGHT_CONSOLE_URL"
 INFERENCE_VARIABLE = "LOOPWRIGHT_INFERENCE_URL"
 TRAINER_VARIABLE = "LOOPWRIGHT_TRAINER_URL"
 ERASURE_TOKEN_VARIABLE = "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"  # noqa: S105 - the name of a variable
-"""As at the door: what is shown to it to erase a user."""
-_LOCAL = {
+"""The same variable configures the token in the feedback service."""
+DEFAULTS = {
     FEEDBACK_VARIABLE: "http://127.0.0.1:8001",
     CONSOLE_VARIABLE: "http://127.0.0.1:8080",
     INFERENCE_VARIABLE: "http://127.0.0.1:8000",
     TRAINER_VARIABLE: "http://127.0.0.1:8004",
 }
+"""Base URLs of the local stack, by environment variable."""
 _VARIABLES: dict[Service, str] = {
     "feedback": FEEDBACK_VARIABLE,
     "console": CONSOLE_VARIABLE,
@@ -27,8 +28,8 @@ _VARIABLES: dict[Service, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Base addresses, without a slash at the end."""
+class BaseUrls:
+    """Base URLs of the services, without a trailing slash."""
 
     feedback: str
     console: str
@@ -36,31 +37,31 @@ class Places:
     trainer: str
 
     def of(self, service: Service) -> str:
-        """Base address of a service that calls go to."""
+        """Return the base URL of a service."""
         return {"feedback": self.feedback, "console": self.console, "trainer": self.trainer}[service]
 
     @staticmethod
     def variable(service: Service) -> str:
-        """The environment variable that sets it."""
+        """Return the name of the environment variable that sets the URL of a service."""
         return _VARIABLES[service]
 
 
-def find_erasure_token(given: str | None) -> str | None:
-    """As given, or from its variable."""
-    return given or os.environ.get(ERASURE_TOKEN_VARIABLE) or None
-
-
-def find_places(
-    feedback: str | None, console: str | None, inference: str | None, trainer: str | None = None
-) -> Places:
-    """Each address as given, from its variable, or the local stack's."""
-    return Places(
-        _place(feedback, FEEDBACK_VARIABLE),
-        _place(console, CONSOLE_VARIABLE),
-        _place(inference, INFERENCE_VARIABLE),
-        _place(trainer, TRAINER_VARIABLE),
+def resolve_base_urls(
+    feedback: str | None, console: str | None, inference: str | None, trainer: str | None
+) -> BaseUrls:
+    """Return the URL of each service: the argument, else its environment variable, else the local stack's default."""
+    return BaseUrls(
+        _resolve(feedback, FEEDBACK_VARIABLE),
+        _resolve(console, CONSOLE_VARIABLE),
+        _resolve(inference, INFERENCE_VARIABLE),
+        _resolve(trainer, TRAINER_VARIABLE),
     )
 
 
-def _place(given: str | None, variable: str) -> str:
-    return (given or os.environ.get(variable) or _LOCAL[variable]).rstrip("/")
+def resolve_erasure_token(token: str | None) -> str | None:
+    """Return the argument, else the value of `LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN`, else None."""
+    return token or os.environ.get(ERASURE_TOKEN_VARIABLE) or None
+
+
+def _resolve(url: str | None, variable: str) -> str:
+    return (url or os.environ.get(variable) or DEFAULTS[variable]).rstrip("/")

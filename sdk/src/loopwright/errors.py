@@ -1,48 +1,69 @@
-"""What can go wrong, one class per thing that a caller does differently. Every message says what to do."""
+"""Errors that the clients raise.
+
+LoopwrightError
+├── Unreachable     no response from the service
+├── StillRunning    waited too long for a result
+└── Problem         the service answered with an error
+    ├── Invalid         the request is wrong (other 4xx)
+    ├── Denied          401, 403
+    ├── NotFound        404
+    ├── Conflict        409
+    ├── Overloaded      429, after all retries
+    └── Unavailable     5xx, after all retries; or not a Loopwright service
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
 
 class LoopwrightError(Exception):
-    """Root of all errors that this package raises on purpose. `code` is for programs, the message for people."""
+    """Base class of the errors. The message is for people and says what to do; programs use the class or `code`."""
 
     code = "error"
+    """Stable identifier of the error, in snake case."""
 
 
 class Unreachable(LoopwrightError):
-    """No answer came: nothing listens there, or the connection broke, also after trying again."""
+    """The service sent no response: nothing listens at the address, or the connection broke. Retries did not help."""
 
     code = "unreachable"
 
-    def __init__(self, url: str, setting: str, reason: str) -> None:
+    def __init__(self, url: str, variable: str, reason: str) -> None:
         self.url = url
-        what = reason or "no answer"
         super().__init__(
-            f"{url} is not reachable ({what}). Is the stack up? Another address is set by {setting}."
+            f"{url} is not reachable ({reason or 'no response'}). Check that the service is running, or set {variable} "
+            "to its address."
         )
 
 
 class StillRunning(LoopwrightError):
-    """The command or erasure was accepted, but did not come to its end within the time that was given."""
+    """The command or erasure was accepted but did not finish within the timeout. It may still finish."""
 
     code = "still_running"
 
-    def __init__(self, command_id: str, seconds: float, what: str = "command") -> None:
+    def __init__(
+        self, command_id: str, timeout: float, kind: Literal["command", "erasure"] = "command"
+    ) -> None:
         self.command_id = command_id
+        """Id of the command, or request id of the erasure."""
         super().__init__(
-            f"No result of {what} {command_id} after {seconds:g} s. It was accepted and may still be carried out: "
-            f"ask for its result again later."
+            f"{kind} {command_id} has not finished after {timeout:g} s. It was accepted and may still finish; check "
+            "its result later."
         )
 
 
 class Problem(LoopwrightError):
-    """The service answered with a problem document (RFC 9457).
+    """The service answered with an error: a problem document (RFC 9457), or any other response of status 400 or above.
 
-    `status` is the HTTP status, `code` the service's stable word, `detail` its sentence that says what to do.
+    Attributes:
+        status: HTTP status.
+        code: Stable identifier of the problem, as the service sent it.
+        title: Short summary.
+        detail: What went wrong and what to do.
+
     """
 
     def __init__(self, status: int, code: str, title: str, detail: str) -> None:
@@ -54,27 +75,27 @@ class Problem(LoopwrightError):
 
 
 class Invalid(Problem):
-    """The request is at fault: sending the same again cannot help."""
+    """The request is invalid. Sending it again does not help."""
 
 
 class Denied(Problem):
-    """The caller is unknown or may not do this."""
+    """The caller is not authenticated, or not allowed to do this."""
 
 
 class NotFound(Problem):
-    """Nothing is there under this name, or not yet."""
+    """No object has this id, or it does not exist yet."""
 
 
 class Conflict(Problem):
-    """The event_id was used before for other feedback. The first stands; send the new one under a new id."""
+    """The id was already used for different content, which stays in force. Send the new content under a new id."""
 
 
 class Overloaded(Problem):
-    """Too many requests, also after waiting as told. Nothing was stored."""
+    """Too many requests, even after waiting as long as the service asked. Nothing was stored."""
 
 
 class Unavailable(Problem):
-    """The service cannot do its work now (its log is away, or it failed), also after trying again."""
+    """The service cannot do its work now, for example because Kafka is down. Retries did not help."""
 
 
 _BY_STATUS: dict[int, type[Problem]] = {
@@ -87,7 +108,7 @@ _BY_STATUS: dict[int, type[Problem]] = {
 
 
 def problem_from(response: httpx.Response) -> Problem:
-    """The error that an answer of status 400 or above stands for, whether or not it is a problem document."""
+    """Return the error for a response of status 400 or above, whether or not it is a problem document."""
     status = response.status_code
     document = _document(response)
     kind = _BY_STATUS.get(status, Invalid if status < 500 else Unavailable)
@@ -105,9 +126,9 @@ def _document(response: httpx.Response) -> dict[str, Any]:
 
 
 def _advice(kind: type[Problem], response: httpx.Response) -> str:
-    where = f"{response.request.method} {response.request.url}"
+    request = f"{response.request.method} {response.request.url}"
     if kind is Unavailable:
-        return f"{where} failed with status {response.status_code}; try again later, and look at the service's log."
+        return f"{request} failed with status {response.status_code}. Try again later, or check the service's log."
     if kind is NotFound:
-        return f"{where} does not exist; check the id, and that this is the address of the right service."
-    return f"{where} was refused with status {response.status_code}."
+        return f"{request} does not exist. Check the id, and that the address is that of the right service."
+    return f"{request} was rejected with status {response.status_code}."

@@ -1,4 +1,4 @@
-"""Event ids: UUIDv7, so that they sort by the time they were made (RFC 9562, section 5.7)."""
+"""Ids of feedback events: UUIDv7 (RFC 9562, section 5.7), which sort by creation time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import uuid
 
 
 def new_event_id() -> str:
-    """A fresh id: 48 bits of Unix milliseconds, version and variant, 74 random bits."""
+    """Return a new id: 48 bits of Unix time in milliseconds, version and variant, and 74 random bits."""
     value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62

@@ -1,4 +1,4 @@
-"""What the services answer. Unknown fields are kept (`model_extra`), so that a newer service is not cut short."""
+"""Responses of the services. Unknown fields are kept in `model_extra`, so a newer service loses none of its fields."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Kind = Literal["thumbs", "rating", "correction", "comment", "preference", "retract"]
+FeedbackKind = Literal["thumbs", "rating", "correction", "comment", "preference", "retract"]
 """Kinds of feedback."""
 
 CommandKind = Literal[
@@ -23,337 +23,473 @@ CommandKind = Literal[
     "collect_garbage",
     "replay",
 ]
-"""Kinds of operator commands. A service refuses those that it cannot carry out."""
+"""Kinds of operator commands. A deployment rejects kinds that none of its services executes."""
 
 
-class Answer(BaseModel):
-    """Frozen: an answer is a fact of its moment."""
+class ResponseModel(BaseModel):
+    """Base class of the responses. They are immutable."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class Accepted(Answer):
-    """Feedback that is in the log for good.
+# --- feedback service -----------------------------------------------------------------------------------------------
 
-    `status` is `duplicate` when the same was sent before: it counts once. `actionable` says whether a model can be
-    trained on it; if not, `hint` says what to write instead.
-    """
+
+class Accepted(ResponseModel):
+    """Acknowledgement of a feedback event that is stored durably in the log."""
 
     event_id: str
+    """Id of the event."""
     status: Literal["accepted", "duplicate"]
+    """`duplicate` if the same event was sent before. It counts once."""
     actionable: bool = True
+    """Whether a model can be trained on the event."""
     hint: str | None = None
+    """How to make the event actionable, if it is not."""
 
 
-class Recorded(Answer):
-    """A response of your own model that is in the log for good."""
+class Recorded(ResponseModel):
+    """Acknowledgement of a response that is stored durably in the log."""
 
     response_id: str
+    """Id of the response."""
     status: Literal["accepted"]
+    """Always `accepted`."""
 
 
-class Receipt(Answer):
-    """What became of one feedback event: its outcome, followed on to the version that was trained on it.
-
-    `outcome` is `pending` until the event has one. `version` is the first that was trained on it,
-    `serving_version` the one with it in its training that answers users now, if `serving`. `stage` is how far it came,
-    `detail` all this in a sentence.
-    """
+class Receipt(ResponseModel):
+    """Outcome of one feedback event, followed to its batch, version and serving state."""
 
     response_id: str
+    """Id of the response that the event is about."""
     event_id: str
+    """Id of the event."""
     outcome: str
+    """Outcome of the event, for example `batched` or `superseded`; `pending` if it has none yet."""
     batch_id: str | None = None
+    """The batch that contains the event's example."""
     run_id: str | None = None
+    """The run that trained `version`."""
     version: str | None = None
+    """The first version whose dataset includes the batch and that passed the gate; if none passed, the first one."""
     verdict: str | None = None
+    """The gate's verdict on `version`: `passed`, `failed` or `inconclusive`."""
     serving: bool = False
+    """Whether a version whose dataset includes the batch serves users now."""
     serving_version: str | None = None
+    """That serving version."""
     stage: str
+    """The outcome; a batched event moves on to `trained`, `published`, `canary` and `serving`."""
     detail: str = ""
+    """The same in a sentence."""
 
 
-class Erasure(Answer):
-    """How far the erasure of one user has come.
-
-    `status`: `requested` (in the log), `in_processor` (`partitions_done` of `partitions` hold nothing of the user any
-    more), `in_trainer` (all of them), `done` (nor do datasets and snapshots). By `deadline` the log has dropped its
-    last copies. `versions` were trained from it, and still are. `subject` is the user's pseudonym, `detail` all this
-    in a sentence.
-    """
+class Erasure(ResponseModel):
+    """Progress of the erasure of one user's data."""
 
     request_id: str
+    """Id of the request."""
     subject: str
+    """The user's pseudonym."""
     status: Literal["requested", "in_processor", "in_trainer", "done"]
+    """`requested`: the request is in the log. `in_processor`: some partitions have erased the data. `in_trainer`: all
+    partitions have. `done`: so have the trainers."""
     line: str = ""
+    """Line of the request."""
     requested_at: datetime | None = None
+    """When the erasure was requested."""
     deadline: datetime | None = None
+    """By then, Kafka has deleted the last copies."""
     partitions_done: int = 0
+    """Partitions that have erased the data."""
     partitions: int | None = None
+    """Partitions in total; None if not known yet."""
     responses: int = 0
+    """Responses that were erased from the processor."""
     signals: int = 0
+    """Signals that were erased from the processor."""
     batches: int = 0
+    """Batches that were rewritten without the data."""
     snapshots: int = 0
+    """Dataset snapshots that the data was deleted from."""
     versions: tuple[str, ...] = ()
+    """Versions that were trained on the data. They remain unchanged."""
     completed_at: datetime | None = None
+    """When the erasure was done."""
     overdue: bool = False
+    """Whether the deadline passed before the erasure was done."""
     detail: str = ""
+    """The same in a sentence."""
 
 
-class Serving(Answer):
-    """Which version answers a line's users, since when and why: the line's newest rollout record."""
+# --- console --------------------------------------------------------------------------------------------------------
+
+
+class Serving(ResponseModel):
+    """The version that serves a line, from the line's newest rollout record."""
 
     version: str
+    """The stable version."""
     seq: int
+    """Number of the rollout record. It increases with every decision."""
     since: datetime
+    """When the decision was made."""
     reason: str
+    """Why it was made."""
     canary: str | None = None
+    """The version that is being tried on a share of the users."""
     share: float = 0.0
+    """Share of users that the canary serves, from 0 to 1."""
     paused: bool = False
+    """Whether automatic promotions are paused."""
 
 
-class Status(Answer):
-    """What the loop is doing now. More than these fields is in `model_extra`.
-
-    `serving` is None before the line's first rollout record. `ledger` counts feedback events by outcome; `accepted`
-    and `pending` are None where the log did not answer.
-    """
+class Status(ResponseModel):
+    """State of the loop. `model_extra` has further fields, for example `run`, the progress of the newest run."""
 
     line: str
+    """The line."""
     serving: Serving | None = None
+    """The version that serves; None before the line's first rollout record."""
     ledger: dict[str, int] = {}
+    """Number of feedback events by outcome."""
     accepted: int | None = None
+    """Feedback events in the log; None if Kafka was not reachable."""
     pending: int | None = None
+    """Feedback events without an outcome; None if Kafka was not reachable."""
 
 
-class Figure(Answer):
-    """One figure of the gate with its interval. `baseline` is the same for the version that it was compared with."""
+class Figure(ResponseModel):
+    """A value measured by the gate, with its confidence interval."""
 
     name: str
+    """Name of the figure, for example `win_rate`."""
     n: int
+    """Sample size."""
     value: float | None = None
+    """Measured value of the version."""
     low: float | None = None
+    """Lower end of the confidence interval."""
     high: float | None = None
+    """Upper end of the confidence interval."""
     baseline: float | None = None
+    """Value of the version that it was compared with."""
     bound: float | None = None
+    """Value that `low` (or `value`) had to reach. None if the figure is informational."""
     passed: bool | None = None
+    """Whether the bound was reached. None if there is no bound or not enough data."""
 
 
-class Version(Answer):
-    """One version of a model. `verdict`, its `reasons` and `figures` are the gate's; the base has none."""
+class Version(ResponseModel):
+    """A version of a line. The base has no run and no verdict."""
 
     version: str
+    """Name, for example `assistant@v3-1f2e3d4c`."""
     kind: str | None = None
+    """`base` or `lora`."""
     number: int | None = None
+    """Number within the line."""
     run_id: str | None = None
+    """The run that trained it."""
     verdict: str | None = None
+    """The gate's verdict: `passed`, `failed` or `inconclusive`."""
     reasons: tuple[str, ...] = ()
+    """Reasons for the verdict."""
     gated_against: str | None = None
+    """The version that the gate compared it with."""
     figures: tuple[Figure, ...] = ()
+    """What the gate measured."""
     serving: bool = False
+    """Whether it serves users now, as stable version or canary."""
     created_at: datetime | None = None
+    """When it was published."""
 
 
-class Gate(Answer):
-    """The verdict, why, and all figures. `more_items`: about how many more held-out items would decide."""
-
-    verdict: str
-    reasons: tuple[str, ...] = ()
-    figures: tuple[Figure, ...] = ()
-    gated_against: str | None = None
-    more_items: int | None = None
-    seconds: float = 0.0
-
-
-class GateReport(Answer):
-    """What the gate found of a version. The answers (`items`, `pairs`, `general`, `safety`, `golden`) are users' text;
-    where the trainer does not tell them, `without` says why."""
-
-    version: str
-    run_id: str | None = None
-    report: Gate
-    items: tuple[dict[str, Any], ...] = ()
-    pairs: tuple[dict[str, Any], ...] = ()
-    general: tuple[dict[str, Any], ...] = ()
-    safety: tuple[dict[str, Any], ...] = ()
-    golden: tuple[dict[str, Any], ...] = ()
-    without: str | None = None
-
-
-class Command(Answer):
-    """A command that was accepted; what came of it is its result."""
+class Command(ResponseModel):
+    """Acknowledgement of a command that is stored durably in the log."""
 
     command_id: str
+    """Id of the command, with which its result is queried."""
 
 
-class CommandResult(Answer):
-    """What came of a command: `done`, or `refused` or `failed` for the reason in `message`."""
+class CommandResult(ResponseModel):
+    """Result of a command."""
 
     command_id: str
+    """Id of the command."""
     status: Literal["done", "refused", "failed"]
+    """`refused` if the command is not applicable, `failed` if its execution failed."""
     message: str = ""
+    """What was done, or why it was not."""
     executor: str | None = None
+    """The service that executed the command."""
     finished_at: datetime | None = None
+    """When it finished."""
     replayed: int | None = None
-    """Of a `replay` alone: how many dead letters went back."""
+    """Number of dead letters that were replayed. Only for the kind `replay`."""
 
 
-class Held(Answer):
-    """A thing somebody said that is held back from training, and can be released. `reason` begins with the check."""
+class QuarantinedEvent(ResponseModel):
+    """A feedback event that a check keeps out of training, and that an operator can release."""
 
     response_id: str
+    """Id of the response."""
     event_id: str
+    """Id of the event."""
     reason: str
+    """The check, a colon, and what it detected."""
 
 
-class Quarantine(Answer):
-    """What is held and can be released: at most the first 1000 of `total`, which is None while it is not known."""
+class Quarantine(ResponseModel):
+    """The events of a line that are quarantined and can be released."""
 
-    held: tuple[Held, ...]
+    held: tuple[QuarantinedEvent, ...]
+    """The first 1000 events."""
     total: int | None = None
+    """Number of events; None if not known, because the trainer has not reported yet."""
     updated_at: datetime | None = None
+    """When the trainer reported."""
 
 
-class LineageEvent(Answer):
-    """An event that trained. `user` is a pseudonym."""
-
-    event_id: str
-    kind: str
-    user: str
-
-
-class LineageResponse(Answer):
-    """A response with the events of it that trained."""
-
-    response_id: str
-    revision: int
-    events: tuple[LineageEvent, ...] = ()
-
-
-class LineageBatch(Answer):
-    """A batch with what it brought. `batch_id` is None where the batch is not known any more."""
-
-    batch_id: str | None = None
-    users: int = 0
-    events: int = 0
-    responses: tuple[LineageResponse, ...] = ()
-
-
-class Lineage(Answer):
-    """What a version was made from. More than these fields is in `model_extra`: run, dataset, erasures.
-
-    `reproducible` says whether its snapshot is whole, `why_not_reproducible` what it lost. `serving` is `stable`,
-    `canary`, or None. `counts` and `batches` are of what is left of the snapshot.
-    """
-
-    version: str
-    kind: str = ""
-    base: str = ""
-    base_model: str = ""
-    verdict: str | None = None
-    serving: str | None = None
-    reproducible: bool
-    why_not_reproducible: tuple[str, ...] = ()
-    run: dict[str, Any] | None = None
-    dataset: dict[str, Any] | None = None
-    counts: dict[str, Any] = {}
-    batches: tuple[LineageBatch, ...] = ()
-    detail: str = ""
-
-
-class TraceRun(Answer):
-    """What one run did with an event.
-
-    `state` is `trained`, `measured` (of a held-out user), `held`, `erased`, `not_used`, `not_read` or `not_known`;
-    `version` what came of the run, if it is published.
-    """
-
-    run_id: str
-    stage: str = ""
-    state: str
-    reason: str = ""
-    version: str | None = None
-    verdict: str | None = None
-    serving: str | None = None
-
-
-class TraceResponse(Answer):
-    """An event within its response. `now` says what the checks make of it as it stands."""
-
-    response_id: str
-    kind: str | None = None
-    user: str | None = None
-    now: str = ""
-    batches: tuple[dict[str, Any], ...] = ()
-    runs: tuple[TraceRun, ...] = ()
-
-
-class Trace(Answer):
-    """Where an event went. Without any `responses`, `detail` says why and where to ask."""
-
-    event_id: str
-    responses: tuple[TraceResponse, ...] = ()
-    detail: str | None = None
-
-
-class Diff(Answer):
-    """What two versions differ in. `recipe`, `software` and `dataset`: name -> [one, other] of what is not the same;
-    `rows`: added, removed and changed; `figures`: of both gates by name."""
-
-    one: dict[str, Any]
-    other: dict[str, Any]
-    same_base: bool
-    recipe: dict[str, Any] = {}
-    software: dict[str, Any] = {}
-    dataset: dict[str, Any] = {}
-    rows: dict[str, Any] = {}
-    figures: tuple[dict[str, Any], ...] = ()
-
-
-class DeadLetter(Answer):
-    """A record that could not be processed: where it came from, and why.
-
-    `position` names it. `at` is when it died, `appended_at` when the record itself was written. `bytes` is the size of
-    the record; `omitted` says that it was too large to keep. `replayed_by` is the command by which it went back to its
-    topic, `replayed_from` the dead letter that this record had been before, `replay_count` how often it went back so
-    far.
-    """
+class DeadLetter(ResponseModel):
+    """A record that could not be processed: its origin and the error."""
 
     position: str
+    """Identifies the dead letter: `<partition>-<offset>`."""
     at: datetime
+    """When the record failed."""
     error_class: str
+    """Class of the error, for example `malformed`."""
     message: str = ""
+    """Message of the error."""
     service: str = ""
+    """The service that failed to process the record."""
     topic: str
+    """The record's original topic."""
     partition: int | None = None
+    """Its original partition."""
     offset: int | None = None
+    """Its original offset."""
     appended_at: datetime | None = None
+    """When it was written to the original topic."""
     bytes: int = 0
+    """Size of its key and value."""
     omitted: bool = False
+    """Whether its content was too large to keep."""
     replayed_from: str | None = None
+    """The dead letter that the record was replayed from before it failed again."""
     replay_count: int = 0
+    """How often the record has been replayed so far."""
     replayed_by: str | None = None
+    """The command that replayed this dead letter."""
 
 
-class Content(Answer):
-    """A part of a record: its `data` as text where it is text, else as hex. `bytes` is the size of the whole."""
+class RecordContent(ResponseModel):
+    """Key, value or header of a record."""
 
     encoding: Literal["text", "hex"]
+    """`text` if the content is UTF-8, else `hex`."""
     data: str
+    """The content, encoded."""
     bytes: int
+    """Size of the complete content."""
     truncated: bool = False
+    """Whether `data` is only the beginning."""
 
 
 class DeadLetterContent(DeadLetter):
-    """A dead letter with what the record held."""
+    """A dead letter with the content of its record."""
 
-    key: Content | None = None
-    value: Content | None = None
-    headers: tuple[tuple[str, Content | None], ...] = ()
+    key: RecordContent | None = None
+    """The record's key."""
+    value: RecordContent | None = None
+    """The record's value."""
+    headers: tuple[tuple[str, RecordContent | None], ...] = ()
+    """Name and value of the record's headers."""
 
 
-class DeadLetterPage(Answer):
-    """Some dead letters, newest first. While `next` is not None there may be more, however few are here."""
+class DeadLetterPage(ResponseModel):
+    """One page of dead letters, newest first."""
 
     dead_letters: tuple[DeadLetter, ...] = ()
+    """The dead letters."""
     next: str | None = None
+    """Cursor of the next page; None if this is the last one. A page may be short although there is a next one."""
+
+
+# --- trainer --------------------------------------------------------------------------------------------------------
+
+
+class GateResult(ResponseModel):
+    """The gate's verdict on a version, with reasons and figures."""
+
+    verdict: str
+    """`passed`, `failed` or `inconclusive`."""
+    reasons: tuple[str, ...] = ()
+    """Reasons for the verdict."""
+    figures: tuple[Figure, ...] = ()
+    """What the gate measured."""
+    gated_against: str | None = None
+    """The version that it was compared with."""
+    more_items: int | None = None
+    """Estimated number of additional held-out items that would make the result conclusive."""
+    seconds: float = 0.0
+    """Duration of the evaluation, in seconds."""
+
+
+class GateReport(ResponseModel):
+    """The gate's report on a version. The examples are users' text and are returned only if the trainer allows it."""
+
+    version: str
+    """The version."""
+    run_id: str | None = None
+    """The run that trained it."""
+    report: GateResult
+    """Verdict, reasons and figures."""
+    items: tuple[dict[str, Any], ...] = ()
+    """Answers to held-out users' questions."""
+    pairs: tuple[dict[str, Any], ...] = ()
+    """Preference pairs."""
+    general: tuple[dict[str, Any], ...] = ()
+    """Answers to general prompts."""
+    safety: tuple[dict[str, Any], ...] = ()
+    """Answers to harmful and harmless prompts."""
+    golden: tuple[dict[str, Any], ...] = ()
+    """Answers to the operator's own prompts."""
+    without: str | None = None
+    """Why the report has no examples, if it has none."""
+
+
+class LineageEvent(ResponseModel):
+    """A feedback event that a version was trained on."""
+
+    event_id: str
+    """Id of the event."""
+    kind: str
+    """Kind of feedback."""
+    user: str
+    """The user's pseudonym."""
+
+
+class LineageResponse(ResponseModel):
+    """A response and its events that a version was trained on."""
+
+    response_id: str
+    """Id of the response."""
+    revision: int
+    """Revision of the example."""
+    events: tuple[LineageEvent, ...] = ()
+    """The events."""
+
+
+class LineageBatch(ResponseModel):
+    """A batch and its responses that a version was trained on."""
+
+    batch_id: str | None = None
+    """Id of the batch; None if the batch is no longer known."""
+    users: int = 0
+    """Number of users."""
+    events: int = 0
+    """Number of events."""
+    responses: tuple[LineageResponse, ...] = ()
+    """The responses."""
+
+
+class Lineage(ResponseModel):
+    """What a version was trained on. `model_extra` has further fields, for example `erasures`."""
+
+    version: str
+    """The version."""
+    kind: str = ""
+    """`base` or `lora`."""
+    base: str = ""
+    """The line's base version."""
+    base_model: str = ""
+    """Name of the base model."""
+    verdict: str | None = None
+    """The gate's verdict: `passed`, `failed` or `inconclusive`."""
+    serving: str | None = None
+    """`stable`, `canary`, or None if the version serves no user."""
+    reproducible: bool
+    """Whether the version can be trained again from its snapshot."""
+    why_not_reproducible: tuple[str, ...] = ()
+    """Reasons why it cannot."""
+    run: dict[str, Any] | None = None
+    """The run that trained it."""
+    dataset: dict[str, Any] | None = None
+    """The dataset snapshot as it was published: digest, examples, users, tokens."""
+    counts: dict[str, Any] = {}
+    """Numbers of events, responses and users in what is left of the snapshot."""
+    batches: tuple[LineageBatch, ...] = ()
+    """The batches behind what is left of the snapshot."""
+    detail: str = ""
+    """A note, for example that this is the base."""
+
+
+class TraceRun(ResponseModel):
+    """What one run did with an event."""
+
+    run_id: str
+    """The run."""
+    stage: str = ""
+    """Stage of the run."""
+    state: str
+    """`trained`, `measured` (the user is held out), `held` (in quarantine), `erased`, `not_used`, `not_read` or
+    `not_known`."""
+    reason: str = ""
+    """Why, if that is not obvious."""
+    version: str | None = None
+    """The version that the run published."""
+    verdict: str | None = None
+    """The gate's verdict on that version."""
+    serving: str | None = None
+    """`stable`, `canary`, or None if that version serves no user."""
+
+
+class TraceResponse(ResponseModel):
+    """An event of one response, and the runs that read it."""
+
+    response_id: str
+    """Id of the response."""
+    kind: str | None = None
+    """Kind of feedback."""
+    user: str | None = None
+    """The user's pseudonym."""
+    now: str = ""
+    """Whether the event can train now, or the check that keeps it out."""
+    batches: tuple[dict[str, Any], ...] = ()
+    """The batches that contain the event."""
+    runs: tuple[TraceRun, ...] = ()
+    """The runs."""
+
+
+class Trace(ResponseModel):
+    """The runs and versions that an event reached."""
+
+    event_id: str
+    """Id of the event."""
+    responses: tuple[TraceResponse, ...] = ()
+    """The responses that have an event with this id; usually one."""
+    detail: str | None = None
+    """Why there are no responses, if there are none."""
+
+
+class Diff(ResponseModel):
+    """Differences between two versions."""
+
+    one: dict[str, Any]
+    """The first version: name, base, verdict, and the version that the gate compared it with."""
+    other: dict[str, Any]
+    """The second version, likewise."""
+    same_base: bool
+    """Whether both have the same base."""
+    recipe: dict[str, Any] = {}
+    """Differing settings of the recipe: name -> values in the first and in the second version."""
+    software: dict[str, Any] = {}
+    """Differing software and hardware, likewise."""
+    dataset: dict[str, Any] = {}
+    """Differing properties of the dataset, likewise."""
+    rows: dict[str, Any] = {}
+    """Training rows that were added, removed or changed: counts, and the ids of the first ones."""
+    figures: tuple[dict[str, Any], ...] = ()
+    """The gate's figures on both versions, by name."""

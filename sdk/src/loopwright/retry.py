@@ -1,4 +1,4 @@
-"""When a request is tried again, and how long to wait before. Pure: the clients do the waiting."""
+"""Retry policy of the clients: which requests are sent again, and after how long. No I/O; the clients wait."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from email.utils import parsedate_to_datetime
 import httpx
 from tenacity import RetryCallState
 
-TRY_AGAIN = frozenset({429, 503})
-"""Statuses by which a service asks to be asked again. After a 503 the thing may have been done all the same."""
+RETRYABLE_STATUSES = frozenset({429, 503})
+"""Statuses after which a request is sent again. After a 503 it may have been executed nevertheless."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """`attempts` in all. Waits grow from `first_wait_s` by doubling, with jitter, up to `longest_wait_s`.
-
-    A `Retry-After` of the service comes before that, and is cut at `longest_wait_s` too.
-    """
+    """Retry policy. Waits double with each attempt, with jitter. A `Retry-After` of the service takes precedence."""
 
     attempts: int = 6
+    """Maximum number of attempts, including the first."""
     first_wait_s: float = 0.25
+    """Longest wait before the second attempt, in seconds."""
     longest_wait_s: float = 15.0
+    """Longest wait before any attempt, in seconds. It also limits `Retry-After`."""
 
     def wait(self, state: RetryCallState) -> float:
-        """Seconds before the next attempt (tenacity's `wait`)."""
-        told = retry_after(_answer(state), datetime.now(UTC))
-        if told is not None:
-            return min(told, self.longest_wait_s)
-        grown = min(self.first_wait_s * 2.0 ** (state.attempt_number - 1), self.longest_wait_s)
-        return grown * random.uniform(0.5, 1.0)  # noqa: S311 - spreads clients, hides nothing
+        """Return the wait before the next attempt, in seconds (tenacity's `wait`)."""
+        requested = retry_after(_response(state), datetime.now(UTC))
+        if requested is not None:
+            return min(requested, self.longest_wait_s)
+        backoff = min(self.first_wait_s * 2.0 ** (state.attempt_number - 1), self.longest_wait_s)
+        return backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads clients, hides nothing
 
 
-def worth_repeating(repeatable: bool, state: RetryCallState) -> bool:
-    """Whether another attempt may help and cannot do the thing twice (tenacity's `retry`).
+def should_retry(repeatable: bool, state: RetryCallState) -> bool:
+    """Return whether another attempt may help and cannot execute the request twice (tenacity's `retry`).
 
-    What is not `repeatable` is sent again only if it never arrived, or was refused for there being too many.
+    A request that is not `repeatable` is sent again only if it never arrived, or was rejected with status 429.
     """
-    answer = _answer(state)
-    if answer is not None:
-        return answer.status_code in TRY_AGAIN and (repeatable or answer.status_code == 429)
+    response = _response(state)
+    if response is not None:
+        return response.status_code in RETRYABLE_STATUSES and (repeatable or response.status_code == 429)
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return True
@@ -50,28 +50,28 @@ def worth_repeating(repeatable: bool, state: RetryCallState) -> bool:
     return repeatable and isinstance(error, httpx.TransportError)
 
 
-def last_answer(state: RetryCallState) -> httpx.Response:
-    """When the attempts are used up, the last answer or error is the caller's (tenacity's `retry_error_callback`)."""
+def last_response(state: RetryCallState) -> httpx.Response:
+    """Return the last response, or raise the last error (tenacity's `retry_error_callback`)."""
     assert state.outcome is not None
-    answer: httpx.Response = state.outcome.result()
-    return answer
+    response: httpx.Response = state.outcome.result()
+    return response
 
 
 def retry_after(response: httpx.Response | None, now: datetime) -> float | None:
-    """Seconds that the answer's `Retry-After` asks for, as seconds or as a date; None if it says nothing readable."""
+    """Return the wait that the `Retry-After` header asks for, in seconds, or None if it is missing or unreadable."""
     value = response.headers.get("retry-after") if response is not None else None
     if value is None:
         return None
     if value.strip().isdigit():
         return float(value)
     try:
-        moment = parsedate_to_datetime(value)
+        time = parsedate_to_datetime(value)
     except ValueError:
         return None
-    return max(0.0, (moment - now).total_seconds())
+    return max(0.0, (time - now).total_seconds())
 
 
-def _answer(state: RetryCallState) -> httpx.Response | None:
+def _response(state: RetryCallState) -> httpx.Response | None:
     if state.outcome is None or state.outcome.failed:
         return None
     result = state.outcome.result()

@@ -1,7 +1,7 @@
-"""Rows `{"input", "response", "feedback"}`, as a notebook keeps them, as responses with comments.
+"""Import of rows `{"input", "response", "feedback"}`, as a notebook stores them, as responses with comments.
 
-Nothing here remembers what was imported: the ids are made from what a row says (`ids_of`), so that the same row again
-is the same event again, and counts once. A bad row spoils no other: reading yields what is wrong with it.
+The ids are derived from a row's content (`row_ids`), so importing a row again sends the same event, which counts once.
+An invalid row is reported and skipped.
 """
 
 from __future__ import annotations
@@ -17,152 +17,161 @@ from loopwright.errors import Conflict, Invalid
 
 FIELDS: Final = ("input", "response", "feedback")
 MAX_ROW_BYTES: Final = 262_144
-"""The whole row as it stands in the file."""
-MAX_TEXT: Final = 32_768
-"""Characters of one of its texts; the door takes no more."""
+"""Maximum size of a row in the file."""
+MAX_TEXT_CHARS: Final = 32_768
+"""Maximum length of a field; the feedback service accepts no longer text."""
 MAX_FILE_BYTES: Final = 268_435_456
-USER: Final = "seed-import"
-VERSION: Final = "imported"
-TAG: Final = "imported"
-"""On every imported comment: nobody who uses the app said it, so the trainer never counts it as a tester's."""
-_SPACE = uuid.UUID("6f9c0e52-3a6b-5d0e-9f6e-2b1f4f0d8a11")
-_BLANK = " \t\r\n\ufeff"
+DEFAULT_USER: Final = "seed-import"
+DEFAULT_VERSION: Final = "imported"
+IMPORT_TAG: Final = "imported"
+"""Tag of imported comments. They do not come from a user of the app, so the trainer does not count their user."""
+_NAMESPACE: Final = uuid.UUID("6f9c0e52-3a6b-5d0e-9f6e-2b1f4f0d8a11")
+_WHITESPACE: Final = " \t\r\n\ufeff"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row that can be sent. `number`: its line (JSONL) or its place (array), from 1."""
+    """A valid row."""
 
     number: int
+    """Line number (JSON lines) or position (JSON array), from 1."""
     input: str
     response: str
     feedback: str
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """A row that cannot be sent, and what is wrong with it; never what it says."""
+class RowError:
+    """A row that cannot be imported."""
 
     number: int
+    """As in `Row`."""
     reason: str
+    """What is wrong. Contains no text from the row."""
 
 
-Found: TypeAlias = Row | Fault
+ParsedRow: TypeAlias = Row | RowError
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
-    """What became of a row at the door. `hint`: why nothing can be learned from it as it stands."""
+class ImportedRow:
+    """A row that the feedback service accepted."""
 
     number: int
     status: Literal["accepted", "duplicate"]
     response_id: str
     event_id: str
     hint: str | None = None
+    """How to write the feedback so that a model can be trained on it, if it cannot."""
 
 
 @dataclass(slots=True)
-class Imported:
-    """All that became of an import."""
+class ImportReport:
+    """Result of an import, row by row."""
 
-    sent: list[Sent] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    rows: list[ImportedRow] = field(default_factory=list)
+    errors: list[RowError] = field(default_factory=list)
 
-    def count(self, status: str) -> int:
-        """Rows that the door answered so."""
-        return sum(sent.status == status for sent in self.sent)
+    def count(self, status: Literal["accepted", "duplicate"]) -> int:
+        """Return the number of rows with this status."""
+        return sum(row.status == status for row in self.rows)
 
     @property
     def vague(self) -> int:
-        """Rows with a hint."""
-        return sum(sent.hint is not None for sent in self.sent)
+        """Return the number of rows whose feedback is too vague to train on."""
+        return sum(row.hint is not None for row in self.rows)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
 
 
-def read_rows(raw: bytes) -> list[Found]:
-    """The rows of a JSON array, of JSONL, or one row alone, in order, good and bad.
+def read_rows(raw: bytes) -> list[ParsedRow]:
+    """Parse a file: a JSON array, JSON lines, or a single object. Return valid and invalid rows in order.
 
-    A byte order mark, blank lines and CRLF mean nothing. Raises ValueError where the file as a whole is no such thing.
+    A byte order mark, blank lines and CRLF are accepted.
+
+    Raises:
+        ValueError: The file is larger than `MAX_FILE_BYTES`.
+
     """
     if len(raw) > MAX_FILE_BYTES:
-        raise ValueError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB: import it in parts")
+        raise ValueError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB; split it")
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raw = raw.decode("utf-16", "replace").encode()
     raw = raw.removeprefix(b"\xef\xbb\xbf")
     if raw.lstrip()[:1] == b"[":
-        return list(_of_array(raw))
+        return list(_parse_array(raw))
     lines = [(number, line) for number, line in enumerate(raw.split(b"\n"), 1) if line.strip()]
-    if len(lines) > 1 and _is_one_object(raw):
-        return [_row(1, raw)]
-    return [_row(number, line) for number, line in lines]
+    if len(lines) > 1 and _is_single_object(raw):
+        return [_parse_row(1, raw)]
+    return [_parse_row(number, line) for number, line in lines]
 
 
-def _of_array(raw: bytes) -> Iterator[Found]:
-    """Element by element, so that a fault in the array's form costs only the rows behind it."""
+def _parse_array(raw: bytes) -> Iterator[ParsedRow]:
+    """Parse element by element, so that a syntax error affects only the rows after it."""
     text, decoder = raw.decode("utf-8", "surrogateescape"), json.JSONDecoder()
-    at, number = text.index("[") + 1, 0
+    position, number = text.index("[") + 1, 0
     while True:
-        at = _past(text, at, _BLANK)
-        if text[at : at + 1] == "]":
-            behind = text[at + 1 :].strip(_BLANK)
-            if behind:
-                yield Fault(number + 1, "something stands behind the end of the array, and was not read")
+        position = _skip_whitespace(text, position)
+        if text[position : position + 1] == "]":
+            if text[position + 1 :].strip(_WHITESPACE):
+                yield RowError(number + 1, "text after the end of the array was not read")
             return
         number += 1
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            yield Fault(number, f"{_not_json(error)}; the array was not read further")
+            yield RowError(number, f"{_describe(error)}; the rest of the array was not read")
             return
-        yield _checked(number, value, len(text[at:end].encode("utf-8", "surrogateescape")))
-        at = _past(text, end, _BLANK)
-        if text[at : at + 1] not in (",", "]"):
-            yield Fault(number + 1, "no comma or ] behind the row before; the array was not read further")
+        yield _validate(number, value, len(text[position:end].encode("utf-8", "surrogateescape")))
+        position = _skip_whitespace(text, end)
+        if text[position : position + 1] not in (",", "]"):
+            yield RowError(
+                number + 1, "no comma or ] after the previous row; the rest of the array was not read"
+            )
             return
-        at += text[at] == ","
+        position += text[position] == ","
 
 
-def _past(text: str, at: int, skipped: str) -> int:
-    while at < len(text) and text[at] in skipped:
-        at += 1
-    return at
+def _skip_whitespace(text: str, position: int) -> int:
+    while position < len(text) and text[position] in _WHITESPACE:
+        position += 1
+    return position
 
 
-def _is_one_object(raw: bytes) -> bool:
-    """One object over several lines, as a pretty-printer writes it."""
+def _is_single_object(raw: bytes) -> bool:
+    """Return whether the file is one object on several lines."""
     try:
         return isinstance(json.loads(raw), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _row(number: int, raw: bytes) -> Found:
+def _parse_row(number: int, raw: bytes) -> ParsedRow:
     if len(raw) > MAX_ROW_BYTES:
-        return Fault(number, f"larger than {MAX_ROW_BYTES >> 10} KiB")
+        return RowError(number, f"larger than {MAX_ROW_BYTES >> 10} KiB")
     try:
-        return _checked(number, json.loads(raw.decode().strip(_BLANK)), len(raw))
+        return _validate(number, json.loads(raw.decode().strip(_WHITESPACE)), len(raw))
     except UnicodeDecodeError:
-        return Fault(number, "not UTF-8")
+        return RowError(number, "not UTF-8")
     except (ValueError, RecursionError) as error:
-        return Fault(number, _not_json(error))
+        return RowError(number, _describe(error))
 
 
-def _not_json(error: ValueError | RecursionError) -> str:
+def _describe(error: ValueError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    what = error.msg.lower() if isinstance(error, json.JSONDecodeError) else "a number that is too long"
-    return f"not JSON ({what})"
+    fault = error.msg.lower() if isinstance(error, json.JSONDecodeError) else "a number is too long"
+    return f"not JSON ({fault})"
 
 
-def _checked(number: int, value: Any, size: int) -> Found:
+def _validate(number: int, value: Any, size: int) -> ParsedRow:
     if size > MAX_ROW_BYTES:
-        return Fault(number, f"larger than {MAX_ROW_BYTES >> 10} KiB")
+        return RowError(number, f"larger than {MAX_ROW_BYTES >> 10} KiB")
     if not isinstance(value, dict):
-        return Fault(number, 'not an object {"input", "response", "feedback"}')
+        return RowError(number, 'not an object {"input", "response", "feedback"}')
     faults = [fault for name in FIELDS if (fault := _fault_of(name, value)) is not None]
-    return Fault(number, "; ".join(faults)) if faults else Row(number, *(value[name] for name in FIELDS))
+    return RowError(number, "; ".join(faults)) if faults else Row(number, *(value[name] for name in FIELDS))
 
 
 def _fault_of(name: str, row: dict[str, Any]) -> str | None:
@@ -170,11 +179,11 @@ def _fault_of(name: str, row: dict[str, Any]) -> str | None:
         return f"{name} is missing"
     text = row[name]
     if not isinstance(text, str):
-        return f"{name} is not a text"
+        return f"{name} is not a string"
     if not text.strip():
         return f"{name} is empty"
-    if len(text) > MAX_TEXT:
-        return f"{name} is longer than {MAX_TEXT} characters"
+    if len(text) > MAX_TEXT_CHARS:
+        return f"{name} is longer than {MAX_TEXT_CHARS} characters"
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -185,51 +194,63 @@ def _fault_of(name: str, row: dict[str, Any]) -> str | None:
 # --- sending ----------------------------------------------------------------------------------------------------
 
 
-def ids_of(row: Row, *, user: str, line: str | None, version: str) -> tuple[str, str]:
-    """(response_id, event_id), UUIDv5 over what the row says and whom it is imported as, wherever it stands.
+def row_ids(row: Row, *, user: str, line: str | None, version: str) -> tuple[str, str]:
+    """Return the response id and the event id of a row: UUIDv5 of its content, independent of its number.
 
-    Every row is a response of its own, also where two rows quote the same answer: of two comments by one user on one
-    response, only the newer would count. `line` counts as given: unnamed and named are two imports.
+    Each row is a response of its own, even if two rows have the same answer: of two comments by one user on one
+    response, only the newer would count. `line` is hashed as given, so None differs from the default line's name.
     """
     content = [line, version, row.input, row.response, row.feedback]
-    response = uuid.uuid5(_SPACE, json.dumps(content, ensure_ascii=False))
+    response = uuid.uuid5(_NAMESPACE, json.dumps(content, ensure_ascii=False))
     return f"seed-{response}", str(uuid.uuid5(response, user))
 
 
 def import_rows(
     loop: Loopwright,
-    found: Iterable[Found],
+    rows: Iterable[ParsedRow],
     *,
-    user: str = USER,
-    version: str = VERSION,
+    user: str = DEFAULT_USER,
+    version: str = DEFAULT_VERSION,
     line: str | None = None,
-    told: Callable[[Sent | Fault], None] = lambda _: None,
-) -> Imported:
-    """Sends each row as a response with a comment; `told` hears of each as it is done.
+    on_row: Callable[[ImportedRow | RowError], None] = lambda _: None,
+) -> ImportReport:
+    """Send each row as a response with a comment.
 
-    What the door refuses about a row is that row's fault and stops nothing. Raises the client's other errors
-    (`Unreachable`, `Unavailable`, `Denied`, `Overloaded`): then the same import again goes on where it stopped.
+    A row that the feedback service rejects is reported as a `RowError`. Other errors of the client end the import; to
+    resume it, import the same rows again.
+
+    Args:
+        loop: The client.
+        rows: Rows from `read_rows`.
+        user: Id of the user that the comments are attributed to.
+        version: Name of the model that generated the responses.
+        line: The line; the default is the service's own.
+        on_row: Called with the result of each row.
+
+    Raises:
+        LoopwrightError: `Unreachable`, `Unavailable`, `Denied`, or `Overloaded`.
+
     """
-    imported = Imported()
-    for row in found:
-        done = row if isinstance(row, Fault) else _send(loop, row, user, version, line)
-        if isinstance(done, Fault):
-            imported.faults.append(done)
+    report = ImportReport()
+    for row in rows:
+        result = row if isinstance(row, RowError) else _send(loop, row, user, version, line)
+        if isinstance(result, RowError):
+            report.errors.append(result)
         else:
-            imported.sent.append(done)
-        told(done)
-    return imported
+            report.rows.append(result)
+        on_row(result)
+    return report
 
 
-def _send(loop: Loopwright, row: Row, user: str, version: str, line: str | None) -> Sent | Fault:
-    response_id, event_id = ids_of(row, user=user, line=line, version=version)
-    asked = [{"role": "user", "content": row.input}]
+def _send(loop: Loopwright, row: Row, user: str, version: str, line: str | None) -> ImportedRow | RowError:
+    response_id, event_id = row_ids(row, user=user, line=line, version=version)
+    messages = [{"role": "user", "content": row.input}]
     try:
-        loop.record_response(response_id, asked, row.response, version=version, line=line)
-        answer = loop.send(response_id, user, "comment", row.feedback, event_id, tags=_TAGS, line=line)
+        loop.record_response(response_id, messages, row.response, version=version, line=line)
+        sent = loop.send(response_id, user, "comment", row.feedback, event_id, tags=_TAGS, line=line)
     except (Invalid, Conflict) as error:
-        return Fault(row.number, f"refused: {error}")
-    return Sent(row.number, answer.status, response_id, event_id, answer.hint)
+        return RowError(row.number, f"rejected: {error}")
+    return ImportedRow(row.number, sent.status, response_id, event_id, sent.hint)
 
 
-_TAGS: Sequence[str] = (TAG,)
+_TAGS: Final[Sequence[str]] = (IMPORT_TAG,)

@@ -1,4 +1,4 @@
-"""The command `loopwright`. Exit status: 0 done, 1 refused by the service, 2 wrong usage, 3 no service answered."""
+"""The command `loopwright`. Exit status: 0 success, 1 refused, 2 usage error, 3 no result from the service."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from loopwright.cli import dead_letters, erase, feedback, gate, import_, lineage
 from loopwright.cli.common import app
 
 app.command("send")(feedback.send)
-app.add_typer(import_.imports, name="import")
+app.add_typer(import_.app, name="import")
 app.command("receipt")(feedback.receipt)
 app.command("erase")(erase.erase)
 app.command("status")(operator.status)
@@ -19,8 +19,8 @@ app.add_typer(operator.rollout, name="rollout")
 app.add_typer(operator.train, name="train")
 app.add_typer(operator.artifacts, name="artifacts")
 app.add_typer(operator.dataset, name="dataset")
-app.add_typer(quarantine.quarantine, name="quarantine")
-app.add_typer(dead_letters.dead_letters, name="dead-letters")
+app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(dead_letters.app, name="dead-letters")
 
 __all__ = ["app", "main"]
 

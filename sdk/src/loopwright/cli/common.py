@@ -1,4 +1,4 @@
-"""What all commands share: the root, the options, how an error becomes one line and an exit status."""
+"""Shared by all commands: the root command, common options, printing, and exit statuses of errors."""
 
 from __future__ import annotations
 
@@ -10,66 +10,81 @@ from typing import Annotated
 
 import httpx
 import typer
+from pydantic import BaseModel
 from rich.console import Console
+from rich.markup import escape
 
-from loopwright.base_urls import CONSOLE_VARIABLE, FEEDBACK_VARIABLE, TRAINER_VARIABLE
+from loopwright.base_urls import CONSOLE_VARIABLE, DEFAULTS, FEEDBACK_VARIABLE, TRAINER_VARIABLE
 from loopwright.client import Loopwright
 from loopwright.errors import LoopwrightError, StillRunning, Unavailable, Unreachable
 from loopwright.retry import Retry
 
-REFUSED = 1
-NO_ANSWER = 3
+EXIT_REFUSED = 1
+EXIT_NO_RESULT = 3
+MAX_IDS_PER_COMMAND = 1_000
+"""Most positions or response ids that one command may name."""
 RETRY = Retry(attempts=4)
-"""Somebody is watching: give up after about two seconds."""
+"""A person is waiting, so give up after about two seconds."""
 
+HELP = "Send users' feedback to Loopwright, follow its outcome, and operate the loop."
 app = typer.Typer(
     name="loopwright",
-    help="Send users' feedback to Loopwright, follow what became of it, operate the loop.",
-    epilog="Exit status: 0 done, 1 refused by the service, 2 wrong usage, 3 no service answered.",
+    help=HELP,
+    epilog=(
+        "Exit status: 0 success; 1 refused or failed; 2 usage error; 3 the service is not reachable, is not available, "
+        "or did not finish in time."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(soft_wrap=True, highlight=False)
-err = Console(soft_wrap=True, highlight=False, stderr=True)
+out = Console(soft_wrap=True, highlight=False, emoji=False)
+err = Console(soft_wrap=True, highlight=False, emoji=False, stderr=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+AssumeYes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 FeedbackUrl = Annotated[
     str | None,
     typer.Option(
         "--feedback-url",
         envvar=FEEDBACK_VARIABLE,
-        help="The feedback door.",
-        show_default="http://127.0.0.1:8001",
+        help="Base URL of the feedback service.",
+        show_default=DEFAULTS[FEEDBACK_VARIABLE],
     ),
 ]
 ConsoleUrl = Annotated[
     str | None,
     typer.Option(
-        "--console-url", envvar=CONSOLE_VARIABLE, help="The console.", show_default="http://127.0.0.1:8080"
+        "--console-url",
+        envvar=CONSOLE_VARIABLE,
+        help="Base URL of the console.",
+        show_default=DEFAULTS[CONSOLE_VARIABLE],
     ),
 ]
 TrainerUrl = Annotated[
     str | None,
     typer.Option(
-        "--trainer-url", envvar=TRAINER_VARIABLE, help="The trainer.", show_default="http://127.0.0.1:8004"
+        "--trainer-url",
+        envvar=TRAINER_VARIABLE,
+        help="Base URL of the trainer.",
+        show_default=DEFAULTS[TRAINER_VARIABLE],
     ),
 ]
 LineName = Annotated[
     str | None,
     typer.Option(
-        "--line", envvar="LOOPWRIGHT_LINE", help="The line meant.", show_default="the service's own"
+        "--line", envvar="LOOPWRIGHT_LINE", help="Name of the line.", show_default="the service's own line"
     ),
 ]
 
 
-@app.callback()
+@app.callback(help=HELP)
 def root() -> None:
-    """Send users' feedback to Loopwright, follow what became of it, operate the loop."""
+    """Make `loopwright` a group of commands."""
 
 
 @contextmanager
-def connected(
+def connect(
     context: typer.Context,
     as_json: bool,
     *,
@@ -78,9 +93,9 @@ def connected(
     trainer_url: str | None = None,
     retry: Retry | None = None,
 ) -> Iterator[Loopwright]:
-    """A client for one command; its errors end the command with one line and their exit status.
+    """Open a client for one command. An error of the client ends the command with one line and its exit status.
 
-    The context's `obj` may hold the transport to use instead of the network.
+    If `context.obj` is an HTTP transport, the client uses it instead of the network.
     """
     transport = context.obj if isinstance(context.obj, httpx.BaseTransport) else None
     try:
@@ -96,31 +111,38 @@ def connected(
         if as_json:
             print_json({"error": {"code": error.code, "message": str(error)}}, err)
         else:
-            err.print(f"[red]loopwright:[/] {escaped(str(error))}")
+            print_error(str(error))
         raise typer.Exit(exit_status(error)) from None
 
 
 def exit_status(error: LoopwrightError) -> int:
-    """1 for what was refused, 3 where no useful answer came."""
-    return NO_ANSWER if isinstance(error, Unreachable | Unavailable | StillRunning) else REFUSED
+    """Return the exit status for an error of the client."""
+    return EXIT_NO_RESULT if isinstance(error, Unreachable | Unavailable | StillRunning) else EXIT_REFUSED
 
 
-def at_terminal() -> bool:
-    """Whether a person can be asked."""
+def is_interactive() -> bool:
+    """Return whether stdin is a terminal, so that a question can be answered."""
     return sys.stdin.isatty()
 
 
-def refuse_unasked() -> None:
-    """Before a question: wrong usage where there is nobody to answer it."""
-    if not at_terminal():
-        raise typer.BadParameter("nobody can be asked here: give --yes, or --dry-run to see what it would do")
+def require_terminal() -> None:
+    """Raise a usage error if a question could not be answered."""
+    if not is_interactive():
+        raise typer.BadParameter(
+            "stdin is not a terminal, so confirmation is not possible: add --yes, or --dry-run to see the effect"
+        )
 
 
 def print_json(value: object, console: Console = out) -> None:
-    """One line of JSON, as it is."""
+    """Print a value as one line of JSON."""
     console.print(json.dumps(value, ensure_ascii=False), markup=False)
 
 
-def escaped(text: str) -> str:
-    """Text that holds no markup, whatever a user wrote."""
-    return text.replace("[", r"\[")
+def print_model(model: BaseModel) -> None:
+    """Print a model as one line of JSON, without the fields that are None."""
+    print_json(model.model_dump(mode="json", exclude_none=True))
+
+
+def print_error(message: str) -> None:
+    """Print an error message on stderr."""
+    err.print(f"[red]loopwright:[/] {escape(message)}")

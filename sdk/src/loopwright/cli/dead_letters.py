@@ -1,4 +1,4 @@
-"""`loopwright dead-letters`: records that could not be processed, why, and the way back."""
+"""`loopwright dead-letters`: records that could not be processed, and their replay."""
 
 from __future__ import annotations
 
@@ -9,62 +9,80 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from loopwright.cli.common import (
+    MAX_IDS_PER_COMMAND,
     AsJson,
+    AssumeYes,
     ConsoleUrl,
     LineName,
-    connected,
+    connect,
     err,
-    escaped,
     out,
     print_json,
-    refuse_unasked,
+    print_model,
+    require_terminal,
 )
-from loopwright.cli.operator import Patience, follow
+from loopwright.cli.operator import ResultTimeout, Wait, print_result
 from loopwright.client import Loopwright
-from loopwright.models import Content, DeadLetter, DeadLetterContent
+from loopwright.models import DeadLetter, DeadLetterContent, RecordContent
 
-PAGE = 200
-AT_ONCE = 1_000
-"""What one command may name."""
-WIDE = 240
+PAGE_SIZE = 200
+WIDTH_WITHOUT_TERMINAL = 240
+"""Columns of a table that is not printed to a terminal, so that each row is one line."""
+PREVIEW_ROWS = 20
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
-dead_letters = typer.Typer(
-    help="See records that could not be processed, and replay them.", no_args_is_help=True
-)
+app = typer.Typer(help="List records that could not be processed, and replay them.", no_args_is_help=True)
 
 
-def moment(text: str) -> datetime:
-    """`30m`, `2h`, `3d` ago, or a date or time as ISO 8601, local if it names no zone. Raises BadParameter."""
-    ago = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
-    if ago is not None:
-        return datetime.now(UTC) - timedelta(**{UNITS[ago[2]]: int(ago[1])})
+def parse_time(text: str) -> datetime:
+    """Parse `30m`, `2h` or `3d` (before now), or an ISO 8601 date or time (local without a zone).
+
+    Raises:
+        typer.BadParameter: The text is neither.
+
+    """
+    age = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
+    if age is not None:
+        return datetime.now(UTC) - timedelta(**{UNITS[age[2]]: int(age[1])})
     try:
         return datetime.fromisoformat(text).astimezone()
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no time: give 30m, 2h, 3d or 2026-03-01T12:00") from None
+        raise typer.BadParameter(
+            f"invalid time {text!r}: expected an age (30m, 2h, 3d) or a date or time (2026-03-01T12:00)"
+        ) from None
 
 
-ErrorClass = Annotated[str | None, typer.Option("--class", help="Of this class of error, such as oversized.")]
-TopicName = Annotated[str | None, typer.Option("--topic", help="That came from this topic.")]
+ErrorClass = Annotated[
+    str | None,
+    typer.Option("--class", help="Only records with this class of error, for example oversized."),
+]
+TopicName = Annotated[str | None, typer.Option("--topic", help="Only records from this topic.")]
 Since = Annotated[
     datetime | None,
-    typer.Option(parser=moment, metavar="TIME", help="Not older: 30m, 2h, 3d ago, or a date or time."),
+    typer.Option(
+        parser=parse_time,
+        metavar="TIME",
+        help="Only records that failed since then: an age (30m, 2h, 3d), or a date or time.",
+    ),
 ]
-Until = Annotated[datetime | None, typer.Option(parser=moment, metavar="TIME", help="Older than this.")]
+Until = Annotated[
+    datetime | None,
+    typer.Option(parser=parse_time, metavar="TIME", help="Only records that failed before then, likewise."),
+]
 
 
-@dead_letters.command("list")
-def listed(
+@app.command("list")
+def list_dead_letters(
     context: typer.Context,
     error_class: ErrorClass = None,
     topic: TopicName = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of records.")] = 50,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
@@ -72,86 +90,100 @@ def listed(
 
     Example: loopwright dead-letters list --topic feedback.events --since 2h
     """
-    with connected(context, as_json, console_url=console_url) as loop:
-        found, more = _found(loop, limit, None, error_class, topic, since, until)
+    with connect(context, as_json, console_url=console_url) as loop:
+        letters, more = _find(loop, limit, None, error_class, topic, since, until)
     if as_json:
-        print_json([letter.model_dump(mode="json", exclude_none=True) for letter in found])
+        print_json([letter.model_dump(mode="json", exclude_none=True) for letter in letters])
         return
-    if not found:
+    if not letters:
         out.print("no dead letters")
         return
-    _print(table(found), out)
+    _print_table(letters, out)
     if more:
-        out.print(f"the newest {len(found)}; more with --limit")
+        out.print(f"the newest {len(letters)}; show more with --limit")
 
 
-@dead_letters.command("show")
+@app.command("show")
 def show(
     context: typer.Context,
-    position: Annotated[str, typer.Argument(help="As `list` shows it, such as 3-1042.", show_default=False)],
+    position: Annotated[
+        str,
+        typer.Argument(
+            help="Position of the record, as printed by `loopwright dead-letters list`, for example 3-1042.",
+            show_default=False,
+        ),
+    ],
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show everything about one: where it came from, why it failed, what it held.
+    """Show one record that could not be processed: its origin, the error and its content.
 
     Example: loopwright dead-letters show 3-1042
     """
-    with connected(context, as_json, console_url=console_url) as loop:
+    with connect(context, as_json, console_url=console_url) as loop:
         letter = loop.dead_letter(position)
     if as_json:
-        print_json(letter.model_dump(mode="json", exclude_none=True))
+        print_model(letter)
         return
-    for name, told in described(letter):
-        out.print(f"[bold]{name:<12}[/] {escaped(told)}")
+    for name, text in _describe(letter):
+        out.print(f"[bold]{name:<12}[/] {escape(text)}")
 
 
-@dead_letters.command("replay")
+@app.command("replay")
 def replay(
     context: typer.Context,
     positions: Annotated[
-        list[str] | None, typer.Argument(help="Those at these positions.", show_default=False)
+        list[str] | None, typer.Argument(help="Positions of the records to replay.", show_default=False)
     ] = None,
     error_class: ErrorClass = None,
     topic: TopicName = None,
     since: Since = None,
     until: Until = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that were not replayed yet.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=AT_ONCE, help="At most so many, the newest.")] = AT_ONCE,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be replayed, and stop.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for what comes of it.")] = True,
-    timeout: Patience = 120.0,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Replay all records that were not replayed yet.")
+    ] = False,
+    limit: Annotated[
+        int,
+        typer.Option(
+            min=1, max=MAX_IDS_PER_COMMAND, help="Maximum number of records; the newest are replayed."
+        ),
+    ] = MAX_IDS_PER_COMMAND,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be replayed.")] = False,
+    yes: AssumeYes = False,
+    wait: Wait = True,
+    timeout: ResultTimeout = 120.0,
     line: LineName = None,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send dead letters back to the topics they came from: by position, or by what they are. Each goes back once.
+    """Send dead letters back to their original topics.
 
-    Mend the cause first: what fails again is a new dead letter, which names the one before.
+    Name their positions, or select them with filters or --all. Fix the cause first: a record that fails again becomes a
+    new dead letter. Each dead letter is replayed once.
 
     Example: loopwright dead-letters replay --class oversized --since 2h
     """
     filtered = everything or any(value is not None for value in (error_class, topic, since, until))
     if bool(positions) == filtered:
-        raise typer.BadParameter("say which: positions, or filters such as --class, or --all")
-    if len(positions or ()) > AT_ONCE:
-        raise typer.BadParameter(f"at most {AT_ONCE} at once")
-    with connected(context, as_json, console_url=console_url) as loop:
+        raise typer.BadParameter("name the positions to replay, or use filters such as --class, or --all")
+    if len(positions or ()) > MAX_IDS_PER_COMMAND:
+        raise typer.BadParameter(f"too many positions: at most {MAX_IDS_PER_COMMAND} per command")
+    with connect(context, as_json, console_url=console_url) as loop:
         if positions:
-            found: Sequence[DeadLetter] = [loop.dead_letter(position) for position in positions]
+            letters: Sequence[DeadLetter] = [loop.dead_letter(position) for position in positions]
             more = False
         else:
-            found, more = _found(loop, limit, False, error_class, topic, since, until)
-        if dry_run or not found:
-            _tell_plan(found, more, as_json)
+            letters, more = _find(loop, limit, False, error_class, topic, since, until)
+        if dry_run or not letters:
+            _print_plan(letters, more, as_json)
             return
         if not yes:
-            _ask(found, more)
-        given = loop.replay([letter.position for letter in found], line=line)
-        follow(loop, given, "replay", timeout if wait else None, as_json)
+            _confirm(letters, more)
+        command = loop.replay([letter.position for letter in letters], line=line)
+        print_result(loop, command, "replay", timeout if wait else None, as_json)
 
 
-def _found(
+def _find(
     loop: Loopwright,
     limit: int,
     replayed: bool | None,
@@ -160,8 +192,8 @@ def _found(
     since: datetime | None,
     until: datetime | None,
 ) -> tuple[list[DeadLetter], bool]:
-    """The newest `limit`, and whether there may be more."""
-    found: list[DeadLetter] = []
+    """Return the newest `limit` dead letters, and whether there may be more."""
+    letters: list[DeadLetter] = []
     cursor: str | None = None
     while True:
         page = loop.dead_letters(
@@ -171,76 +203,69 @@ def _found(
             until=until,
             replayed=replayed,
             cursor=cursor,
-            limit=min(PAGE, limit - len(found)),
+            limit=min(PAGE_SIZE, limit - len(letters)),
         )
-        found += page.dead_letters
+        letters += page.dead_letters
         cursor = page.next
-        if cursor is None or len(found) >= limit:
-            return found, cursor is not None
+        if cursor is None or len(letters) >= limit:
+            return letters, cursor is not None
 
 
-def _tell_plan(found: Sequence[DeadLetter], more: bool, as_json: bool) -> None:
+def _print_plan(letters: Sequence[DeadLetter], more: bool, as_json: bool) -> None:
     if as_json:
-        letters = [letter.model_dump(mode="json", exclude_none=True) for letter in found]
-        print_json({"would_replay": letters, "more": more})
+        plan = [letter.model_dump(mode="json", exclude_none=True) for letter in letters]
+        print_json({"would_replay": plan, "more": more})
         return
-    if not found:
+    if not letters:
         out.print("nothing to replay")
         return
-    _print(table(found), out)
-    out.print(f"{_counted(len(found))} would be replayed" + (", and there may be more" if more else ""))
+    _print_table(letters, out)
+    out.print(f"{_count(letters)} would be replayed" + ("; there may be more" if more else ""))
 
 
-def _ask(found: Sequence[DeadLetter], more: bool) -> None:
-    """Ends the command unless a person says yes."""
-    refuse_unasked()
-    _print(table(found[:20]), err)
-    if len(found) > 20:
-        err.print(f"and {len(found) - 20} more")
+def _confirm(letters: Sequence[DeadLetter], more: bool) -> None:
+    """Ask for confirmation, and end the command without it."""
+    require_terminal()
+    _print_table(letters[:PREVIEW_ROWS], err)
+    if len(letters) > PREVIEW_ROWS:
+        err.print(f"and {len(letters) - PREVIEW_ROWS} more")
     if more:
-        err.print(f"there may be more than these {len(found)}: run it again for them")
-    typer.confirm(f"Replay {_counted(len(found))}?", abort=True, err=True)
+        err.print(f"there may be more than {_count(letters)}: run the command again for the others")
+    typer.confirm(f"Replay {_count(letters)}?", abort=True, err=True)
 
 
-def _counted(count: int) -> str:
-    return f"{count} dead letter{'s' * (count != 1)}"
+def _count(letters: Sequence[DeadLetter]) -> str:
+    return f"{len(letters)} dead letter{'s' * (len(letters) != 1)}"
 
 
-def table(letters: Sequence[DeadLetter]) -> Table:
-    """One row each."""
-    shown = Table("position", "died", "class", "from", "bytes", "replayed", "message", box=None)
+def _print_table(letters: Sequence[DeadLetter], console: Console) -> None:
+    table = Table("position", "failed at", "class", "origin", "bytes", "replayed", "message", box=None)
     for letter in letters:
-        shown.add_row(
-            escaped(letter.position),
+        table.add_row(
+            escape(letter.position),
             letter.at.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
-            escaped(letter.error_class),
-            escaped(_origin(letter)),
+            escape(letter.error_class),
+            escape(_origin(letter)),
             str(letter.bytes),
             _replayed(letter),
-            escaped(_first_line(letter.message)),
+            escape(_first_line(letter.message)),
         )
-    return shown
-
-
-def _print(made: Table, console: Console) -> None:
-    """A row is one line where nobody looks at a screen of some width."""
-    wide = console if console.is_terminal else Console(file=console.file, width=WIDE, highlight=False)
-    wide.print(made)
+    if not console.is_terminal:
+        console = Console(file=console.file, width=WIDTH_WITHOUT_TERMINAL, highlight=False, emoji=False)
+    console.print(table)
 
 
 def _replayed(letter: DeadLetter) -> str:
-    """Whether it went back, or had been sent back before it died here."""
+    """Return whether the dead letter was replayed, or is itself a replay that failed again."""
     if letter.replayed_by is not None:
         return "[green]yes[/]"
     return f"failed again ({letter.replay_count})" if letter.replayed_from is not None else ""
 
 
 def _origin(letter: DeadLetter) -> str:
-    return (
-        letter.topic
-        if letter.partition is None
-        else f"{letter.topic} {letter.partition}-{letter.offset if letter.offset is not None else '?'}"
-    )
+    if letter.partition is None:
+        return letter.topic
+    return f"{letter.topic} {letter.partition}-{letter.offset if letter.offset is not None else '?'}"
 
 
 def _first_line(text: str, limit: int = 100) -> str:
@@ -248,37 +273,36 @@ def _first_line(text: str, limit: int = 100) -> str:
     return first if len(first) <= limit else first[: limit - 1] + "…"
 
 
-def described(letter: DeadLetterContent) -> list[tuple[str, str]]:
-    """Everything about one, as name and text."""
-    told = [
+def _describe(letter: DeadLetterContent) -> list[tuple[str, str]]:
+    """Return all properties of a dead letter as names and texts."""
+    properties = [
         ("position", letter.position),
-        ("died", letter.at.isoformat()),
+        ("failed at", letter.at.isoformat()),
         ("class", letter.error_class),
         ("message", letter.message),
         ("service", letter.service),
-        ("from", _origin(letter)),
-        ("appended", letter.appended_at.isoformat() if letter.appended_at else "not known"),
-        ("bytes", f"{letter.bytes}{', too large to be kept' if letter.omitted else ''}"),
+        ("origin", _origin(letter)),
+        ("appended at", letter.appended_at.isoformat() if letter.appended_at else "unknown"),
+        ("bytes", f"{letter.bytes}{' (too large to keep)' if letter.omitted else ''}"),
     ]
     if letter.replayed_from is not None:
-        told.append(
-            ("replayed from", f"{letter.replayed_from}; it went back {letter.replay_count} times so far")
-        )
+        replays = f"replayed {letter.replay_count} time{'s' * (letter.replay_count != 1)} so far"
+        properties.append(("replay of", f"{letter.replayed_from} ({replays})"))
     if letter.replayed_by is not None:
-        told.append(("replayed by", f"command {letter.replayed_by}"))
-    told.append(("key", _content(letter.key)))
-    told += [(f"header {name}", _content(value)) for name, value in letter.headers]
-    told.append(("value", _content(letter.value)))
-    return told
+        properties.append(("replayed by", f"command {letter.replayed_by}"))
+    properties.append(("key", _format_content(letter.key)))
+    properties += [(f"header {name}", _format_content(value)) for name, value in letter.headers]
+    properties.append(("value", _format_content(letter.value)))
+    return properties
 
 
-def _content(content: Content | None) -> str:
+def _format_content(content: RecordContent | None) -> str:
     if content is None:
         return "none"
-    cut = f" … ({content.bytes} bytes in all)" if content.truncated else ""
-    return ("hex " if content.encoding == "hex" else "") + _harmless(content.data) + cut
+    suffix = f" … ({content.bytes} bytes in total)" if content.truncated else ""
+    return ("hex " if content.encoding == "hex" else "") + _without_control_characters(content.data) + suffix
 
 
-def _harmless(text: str) -> str:
-    """Without what would steer a terminal: these are bytes that nobody could read so far."""
+def _without_control_characters(text: str) -> str:
+    """Replace control characters, which could steer the terminal: the content comes from anywhere."""
     return "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text)

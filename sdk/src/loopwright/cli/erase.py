@@ -1,79 +1,86 @@
-"""`loopwright erase`: all that a user said and asked goes, and it can be followed."""
+"""`loopwright erase`: erase a user's data, and follow the erasure."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from loopwright.cli.common import (
     AsJson,
+    AssumeYes,
     FeedbackUrl,
     LineName,
-    at_terminal,
-    connected,
+    connect,
     err,
-    escaped,
+    is_interactive,
     out,
-    print_json,
+    print_model,
 )
 from loopwright.models import Erasure
 
-SHOWN = ("request_id", "subject", "deadline", "responses", "signals", "batches", "snapshots")
+PRINTED_FIELDS = ("request_id", "subject", "deadline", "responses", "signals", "batches", "snapshots")
 
 
 def erase(
     context: typer.Context,
     user: Annotated[
         str | None,
-        typer.Argument(help="Your name of the user, as feedback was sent under.", show_default=False),
+        typer.Argument(help="Your id of the user, as in the feedback you sent.", show_default=False),
     ] = None,
     status: Annotated[
         str | None,
-        typer.Option("--status", metavar="REQUEST_ID", help="Ask how far an erasure has come instead."),
+        typer.Option(
+            "--status", metavar="REQUEST_ID", help="Show the progress of an earlier erasure instead."
+        ),
     ] = None,
     request_id: Annotated[
-        str | None, typer.Option("--request-id", help="Your own id of this erasure, to repeat it safely.")
+        str | None,
+        typer.Option(
+            "--request-id",
+            help="Your id of this erasure. Repeating the command with it has no further effect.",
+        ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is done.")] = False,
-    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 600.0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the erasure is done.")] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Longest wait with --wait, in seconds.")
+    ] = 600.0,
+    yes: AssumeYes = False,
     line: LineName = None,
     feedback_url: FeedbackUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Erase all that a user said and asked, from log, datasets and snapshots. It cannot be undone.
+    """Erase all data of a user from the log, the datasets and the snapshots. This cannot be undone.
 
-    The door's erasure token is taken from LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN. Versions that were trained from it are
-    named; what they learned stays until they are replaced.
+    Needs the erasure token of the feedback service in LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN. Versions that were trained on
+    the data are listed and remain unchanged.
 
     Example: loopwright erase u-17 --wait
     """
     if (user is None) == (status is None):
-        raise typer.BadParameter("give the user to erase, or --status with the id of an erasure")
+        raise typer.BadParameter("name the user to erase, or use --status with the id of an earlier erasure")
     if status is not None and request_id is not None:
-        raise typer.BadParameter(
-            "--request-id belongs to an erasure that is asked for; --status names one that was"
-        )
-    if user is not None and not yes and not as_json and at_terminal():
-        typer.confirm(f"Erase all that {user} said and asked?", abort=True, err=True)
-    with connected(context, as_json, feedback_url=feedback_url) as loop:
-        found = loop.erase(user, request_id, line=line) if user is not None else loop.erasure(status or "")
-        if wait and found.status != "done":
+        raise typer.BadParameter("--request-id is for a new erasure and cannot be combined with --status")
+    if user is not None and not yes and not as_json and is_interactive():
+        typer.confirm(f"Erase all data of {user}?", abort=True, err=True)
+    with connect(context, as_json, feedback_url=feedback_url) as loop:
+        erasure = loop.erase(user, request_id, line=line) if user is not None else loop.erasure(status or "")
+        if wait and erasure.status != "done":
             if not as_json:
-                err.print(f"erasure {escaped(found.request_id)} is in the log; waiting until it is done")
-            found = loop.wait_for_erasure(found.request_id, timeout=timeout)
-    _tell(found, as_json)
-
-
-def _tell(found: Erasure, as_json: bool) -> None:
+                err.print(f"erasure {escape(erasure.request_id)} is accepted; waiting until it is done")
+            erasure = loop.wait_for_erasure(erasure.request_id, timeout=timeout)
     if as_json:
-        print_json(found.model_dump(mode="json", exclude_none=True))
-        return
-    out.print(f"[bold]{escaped(found.status)}[/] {escaped(found.detail)}".rstrip())
-    for name in SHOWN:
-        told = getattr(found, name)
-        if told is not None:
-            out.print(f"  {name:<10} {escaped(str(told))}")
-    for version in found.versions:
-        out.print(f"  {'trained':<10} {escaped(version)}")
+        print_model(erasure)
+    else:
+        _print_erasure(erasure)
+
+
+def _print_erasure(erasure: Erasure) -> None:
+    out.print(f"[bold]{escape(erasure.status)}[/] {escape(erasure.detail)}".rstrip())
+    for name in PRINTED_FIELDS:
+        value = getattr(erasure, name)
+        if value is not None:
+            out.print(f"  {name:<10} {escape(str(value))}")
+    for version in erasure.versions:
+        out.print(f"  {'trained':<10} {escape(version)}")

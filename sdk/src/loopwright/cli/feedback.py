@@ -1,4 +1,4 @@
-"""`loopwright send` and `loopwright receipt`."""
+"""`loopwright send` and `loopwright receipt`: send feedback, and follow its outcome."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
-from loopwright import endpoints
-from loopwright.cli.common import AsJson, FeedbackUrl, LineName, connected, escaped, out, print_json
-from loopwright.endpoints import Value
+from loopwright.cli.common import AsJson, FeedbackUrl, LineName, connect, out, print_json, print_model
+from loopwright.wire import FeedbackValue, preference_value
 
 ResponseId = Annotated[str, typer.Argument(help="The chat completion's id.", show_default=False)]
 
 
-class Said(StrEnum):
-    """Kinds of feedback, as the command line takes them."""
+class Kind(StrEnum):
+    """Kinds of feedback, as choices of the command line."""
 
     THUMBS = "thumbs"
     RATING = "rating"
@@ -30,43 +30,51 @@ class Said(StrEnum):
 def send(
     context: typer.Context,
     response_id: ResponseId,
-    kind: Annotated[Said, typer.Argument(show_default=False)],
-    user: Annotated[str, typer.Option("--user", "-u", help="Who says it; pseudonymised at the door.")],
+    kind: Annotated[Kind, typer.Argument(help="Kind of feedback.", show_default=False)],
+    user: Annotated[
+        str, typer.Option("--user", "-u", help="Your id of the user. Only a pseudonym is stored.")
+    ],
     value: Annotated[
         str | None,
         typer.Argument(
-            help="up or down, 1 to 5, the right answer, the comment, the event id to retract; - reads stdin.",
+            help="thumbs: up or down; rating: 1 to 5; correction: the right answer; comment: its text; "
+            "retract: the event's id. Use - to read stdin.",
             show_default=False,
         ),
     ] = None,
-    over: Annotated[str | None, typer.Option(help="preference: the worse text.")] = None,
-    under: Annotated[str | None, typer.Option(help="preference: the better text.")] = None,
+    over: Annotated[str | None, typer.Option(help="For preference: the text of the worse answer.")] = None,
+    under: Annotated[str | None, typer.Option(help="For preference: the text of the better answer.")] = None,
     event_id: Annotated[
-        str | None, typer.Option(help="Your own id of this event, to repeat it safely.")
+        str | None,
+        typer.Option(help="Your id of the event. Repeating the command with it has no further effect."),
     ] = None,
-    choice: Annotated[int, typer.Option(min=0, help="Which of several answers.")] = 0,
-    tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    choice: Annotated[int, typer.Option(min=0, help="Index of the choice, if there are several.")] = 0,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Label to store with the event. Can be repeated.")
+    ] = None,
     occurred_at: Annotated[
         datetime | None,
         typer.Option(
-            help="When it was said, if not now; local time.", formats=["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"]
+            help="When the user gave the feedback, in local time.",
+            formats=["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"],
+            show_default="now",
         ),
     ] = None,
     line: LineName = None,
     feedback_url: FeedbackUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send what a user said about one response.
+    """Send one user's feedback on a response.
 
     Example: loopwright send chatcmpl-7 correction "Wellington is the capital." --user u-17
     """
-    said = meant(kind, value, over, under)
-    with connected(context, as_json, feedback_url=feedback_url) as loop:
+    content = parse_value(kind, value, over, under)
+    with connect(context, as_json, feedback_url=feedback_url) as loop:
         accepted = loop.send(
             response_id,
             user,
             kind.value,
-            said,
+            content,
             event_id,
             choice=choice,
             tags=tag or (),
@@ -76,55 +84,60 @@ def send(
     if as_json:
         print_json(accepted.model_dump(mode="json"))
         return
-    before = " (it was sent before and counts once)" if accepted.status == "duplicate" else ""
-    out.print(f"{accepted.status} [bold]{escaped(accepted.event_id)}[/]{before}")
+    note = " (sent before, counts once)" if accepted.status == "duplicate" else ""
+    out.print(f"{accepted.status} [bold]{escape(accepted.event_id)}[/]{note}")
     if accepted.hint:
-        out.print(f"[yellow]{escaped(accepted.hint)}[/]")
+        out.print(f"[yellow]{escape(accepted.hint)}[/]")
 
 
 def receipt(
     context: typer.Context,
     response_id: ResponseId,
     event_id: Annotated[
-        str, typer.Argument(help="The event's id, as `send` printed it.", show_default=False)
+        str, typer.Argument(help="The event's id, as printed by `loopwright send`.", show_default=False)
     ],
     feedback_url: FeedbackUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what became of a feedback event, up to the version that serves.
+    """Show the outcome of a feedback event, followed to the version that serves.
 
     Example: loopwright receipt chatcmpl-7 0198c1d2-7e3f-7a04-9b1c-5d2e8f6a7b90
     """
-    with connected(context, as_json, feedback_url=feedback_url) as loop:
+    with connect(context, as_json, feedback_url=feedback_url) as loop:
         found = loop.receipt(response_id, event_id)
     if as_json:
-        print_json(found.model_dump(mode="json", exclude_none=True))
+        print_model(found)
         return
-    out.print(f"[bold]{escaped(found.stage)}[/] {escaped(found.detail)}")
+    out.print(f"[bold]{escape(found.stage)}[/] {escape(found.detail)}")
     for name in ("outcome", "batch_id", "run_id", "version", "verdict", "serving", "serving_version"):
-        told = getattr(found, name)
-        if told is not None:
-            out.print(f"  {name:<15} {escaped(str(told))}")
-
-
-def meant(kind: Said, value: str | None, over: str | None, under: str | None) -> Value:
-    """The value as the door takes it. Raises BadParameter (exit status 2) for what cannot be meant."""
-    if kind is Said.PREFERENCE:
+        value = getattr(found, name)
         if value is not None:
-            raise typer.BadParameter("a preference takes --over or --under instead of a value")
+            out.print(f"  {name:<15} {escape(str(value))}")
+
+
+def parse_value(kind: Kind, value: str | None, over: str | None, under: str | None) -> FeedbackValue:
+    """Return the value of the event.
+
+    Raises:
+        typer.BadParameter: The value is missing or does not fit the kind.
+
+    """
+    if kind is Kind.PREFERENCE:
+        if value is not None:
+            raise typer.BadParameter("a preference has no value: use --over or --under")
         try:
-            return endpoints.preference(over, under)
+            return preference_value(over, under)
         except ValueError:
             raise typer.BadParameter("a preference needs exactly one of --over and --under") from None
     if over is not None or under is not None:
-        raise typer.BadParameter("--over and --under belong to a preference")
+        raise typer.BadParameter("--over and --under are only for the kind preference")
     if value is None:
-        raise typer.BadParameter(f"a {kind.value} needs a value")
+        raise typer.BadParameter(f"{kind.value} needs a value: see loopwright send --help")
     text = sys.stdin.read().rstrip("\n") if value == "-" else value
-    if kind is Said.THUMBS and text not in ("up", "down"):
-        raise typer.BadParameter("thumbs are up or down")
-    if kind is Said.RATING:
+    if kind is Kind.THUMBS and text not in ("up", "down"):
+        raise typer.BadParameter(f"invalid thumbs {text!r}: expected up or down")
+    if kind is Kind.RATING:
         if text not in ("1", "2", "3", "4", "5"):
-            raise typer.BadParameter("a rating is 1, 2, 3, 4 or 5")
+            raise typer.BadParameter(f"invalid rating {text!r}: expected 1, 2, 3, 4 or 5")
         return int(text)
     return text

@@ -1,4 +1,4 @@
-"""`loopwright gate`: why a version passed or did not, with every figure; as a page with the answers side by side."""
+"""`loopwright gate`: the gate's report on a version, as text, JSON or an HTML page."""
 
 from __future__ import annotations
 
@@ -6,79 +6,88 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from loopwright.cli.common import REFUSED, AsJson, TrainerUrl, connected, err, escaped, out, print_json
+from loopwright.cli.common import (
+    EXIT_REFUSED,
+    AsJson,
+    TrainerUrl,
+    connect,
+    out,
+    print_error,
+    print_model,
+)
 from loopwright.models import Figure, GateReport
 
-TONES = {"passed": "green", "failed": "red", "inconclusive": "yellow"}
+VERDICT_COLOURS = {"passed": "green", "failed": "red", "inconclusive": "yellow"}
+PASSED_TEXTS = {True: "[green]holds[/]", False: "[red]does not hold[/]", None: ""}
 
 
 def gate(
     context: typer.Context,
-    version: Annotated[str, typer.Argument(help="The version.", show_default=False)],
+    version: Annotated[str, typer.Argument(help="Name of the version.", show_default=False)],
     html: Annotated[
         Path | None,
         typer.Option(
-            "--html", metavar="PATH", help="Write the report there as one page. It holds users' text."
+            "--html",
+            metavar="PATH",
+            help="Also save the report as an HTML page, with the best and worst answers (users' text).",
         ),
     ] = None,
     trainer_url: TrainerUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the gate found of a version: verdict, reasons, figures; with --html also the best and worst answers.
+    """Show why a version passed the gate or did not: verdict, reasons and figures.
 
     Example: loopwright gate assistant@v3-1f2e3d4c --html gate.html
     """
-    with connected(context, as_json, trainer_url=trainer_url) as loop:
-        found = loop.gate_report(version)
-        page = loop.gate_page(version) if html is not None else ""
+    with connect(context, as_json, trainer_url=trainer_url) as loop:
+        report = loop.gate_report(version)
+        page = loop.gate_report_html(version) if html is not None else ""
     if html is not None:
         _write(html, page)
     if as_json:
-        print_json(found.model_dump(mode="json", exclude_none=True))
+        print_model(report)
         return
-    _tell(found)
+    _print_report(report)
     if html is not None:
-        out.print(f"written to {escaped(str(html))}")
+        out.print(f"report saved to {escape(str(html))}")
 
 
 def _write(path: Path, page: str) -> None:
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        err.print(
-            f"[red]loopwright:[/] {escaped(str(path))} cannot be written: {escaped(str(error.strerror))}"
-        )
-        raise typer.Exit(REFUSED) from None
+        print_error(f"cannot write {path}: {error.strerror}")
+        raise typer.Exit(EXIT_REFUSED) from None
 
 
-def _tell(found: GateReport) -> None:
-    report = found.report
-    tone = TONES.get(report.verdict, "bold")
-    out.print(f"[{tone}]{escaped(report.verdict)}[/] against {escaped(report.gated_against or '-')}")
-    for reason in report.reasons:
-        out.print(f"  {escaped(reason)}")
-    table = Table("figure", "value", "95 %", "stable", "bound", "n", "", box=None)
-    for figure in report.figures:
-        table.add_row(*_row(figure))
+def _print_report(report: GateReport) -> None:
+    result = report.report
+    colour = VERDICT_COLOURS.get(result.verdict, "bold")
+    out.print(f"[{colour}]{escape(result.verdict)}[/] against {escape(result.gated_against or '-')}")
+    for reason in result.reasons:
+        out.print(f"  {escape(reason)}")
+    table = Table("figure", "value", "95 % interval", "baseline", "bound", "n", "", box=None)
+    for figure in result.figures:
+        table.add_row(*_table_row(figure))
     out.print(table)
-    if found.without:
-        out.print(escaped(found.without))
+    if report.without:
+        out.print(escape(report.without))
 
 
-def _row(figure: Figure) -> tuple[str, ...]:
-    def short(value: float | None) -> str:
+def _table_row(figure: Figure) -> tuple[str, ...]:
+    def number(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}"
 
-    both = figure.low is not None and figure.high is not None
-    holds = {True: "[green]holds[/]", False: "[red]does not[/]", None: ""}[figure.passed]
+    has_interval = figure.low is not None and figure.high is not None
     return (
-        escaped(figure.name.replace("_", " ")),
-        short(figure.value),
-        f"{short(figure.low)} to {short(figure.high)}" if both else "",
-        short(figure.baseline),
-        short(figure.bound),
+        escape(figure.name.replace("_", " ")),
+        number(figure.value),
+        f"{number(figure.low)} to {number(figure.high)}" if has_interval else "",
+        number(figure.baseline),
+        number(figure.bound),
         str(figure.n),
-        holds,
+        PASSED_TEXTS[figure.passed],
     )

@@ -1,4 +1,4 @@
-"""`loopwright import`: feedback that was collected elsewhere."""
+"""`loopwright import`: import existing feedback."""
 
 from __future__ import annotations
 
@@ -6,116 +6,121 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loopwright.cli.common import (
-    REFUSED,
+    EXIT_REFUSED,
     AsJson,
     FeedbackUrl,
     LineName,
-    connected,
+    connect,
     err,
-    escaped,
     out,
     print_json,
 )
 from loopwright.retry import Retry
 from loopwright.seed_import import (
+    DEFAULT_USER,
+    DEFAULT_VERSION,
     MAX_FILE_BYTES,
-    USER,
-    VERSION,
-    Fault,
-    Imported,
-    Sent,
+    ImportedRow,
+    ImportReport,
+    RowError,
     import_rows,
     read_rows,
 )
 
-PATIENT = Retry(longest_wait_s=65.0)
-"""The door takes so many events of one user a minute; an import waits for the next one."""
+RATE_LIMIT_RETRY = Retry(longest_wait_s=65.0)
+"""The feedback service limits the events per user and minute; an import waits for the next minute."""
 
-imports = typer.Typer(help="Import feedback that was collected elsewhere.", no_args_is_help=True)
+HELP = "Import existing feedback."
+app = typer.Typer(help=HELP, no_args_is_help=True)
 
 
-@imports.callback()
+@app.callback(help=HELP)
 def root() -> None:
-    """Import feedback that was collected elsewhere."""
+    """Make `import` a group of commands although it has only one."""
 
 
-@imports.command("seed")
+@app.command("seed")
 def seed(
     context: typer.Context,
     file: Annotated[
         typer.FileBinaryRead,
-        typer.Argument(help="A JSON array, or one JSON object a line; - reads stdin.", show_default=False),
+        typer.Argument(
+            help="JSON array of rows, or JSON lines. Use - to read stdin.", metavar="FILE", show_default=False
+        ),
     ],
-    user: Annotated[str, typer.Option("--user", "-u", help="Whose feedback it is counted as.")] = USER,
+    user: Annotated[
+        str, typer.Option("--user", "-u", help="Id of the user that the feedback is attributed to.")
+    ] = DEFAULT_USER,
     version: Annotated[
-        str, typer.Option("--version", help="Your name of the model that answered.")
-    ] = VERSION,
+        str, typer.Option("--version", help="Name of the model that generated the responses.")
+    ] = DEFAULT_VERSION,
     line: LineName = None,
     feedback_url: FeedbackUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import rows {"input", "response", "feedback"} as responses with comments.
+    """Import rows {"input": ..., "response": ..., "feedback": ...} as responses with comments.
 
-    The same rows again change nothing. Bad rows stop nothing.
-    They are named by line (JSONL) or place (array), and make the exit status 1.
+    Importing the same rows again changes nothing. Invalid rows are reported by line number (JSON lines) or position
+    (JSON array) and skipped; the exit status is then 1.
 
     Example: loopwright import seed feedback.json
     """
     try:
-        found = read_rows(file.read(MAX_FILE_BYTES + 1))
+        rows = read_rows(file.read(MAX_FILE_BYTES + 1))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    if not found:
-        raise typer.BadParameter("there are no rows in it")
+    if not rows:
+        raise typer.BadParameter("the file has no rows")
     with (
-        connected(context, as_json, feedback_url=feedback_url, retry=PATIENT) as loop,
-        _progress() as progress,
+        connect(context, as_json, feedback_url=feedback_url, retry=RATE_LIMIT_RETRY) as loop,
+        _progress_bar() as progress,
     ):
-        task = progress.add_task("importing", total=len(found))
+        task = progress.add_task("importing", total=len(rows))
 
-        def tell(done: Sent | Fault) -> None:
+        def on_row(result: ImportedRow | RowError) -> None:
             progress.advance(task)
             if not as_json:
-                _say(done)
+                _print_problem(result)
 
-        imported = import_rows(loop, found, user=user, version=version, line=line, told=tell)
+        report = import_rows(loop, rows, user=user, version=version, line=line, on_row=on_row)
     if as_json:
-        print_json(_as_json(imported))
+        print_json(_as_json(report))
     else:
-        out.print(_summary(imported))
-    if imported.faults:
-        raise typer.Exit(REFUSED)
+        out.print(_summary(report))
+    if report.errors:
+        raise typer.Exit(EXIT_REFUSED)
 
 
-def _progress() -> Progress:
-    """A bar on a terminal; nothing elsewhere, and nothing left behind."""
+def _progress_bar() -> Progress:
+    """Return a bar that is shown only on a terminal and removed at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
-def _say(done: Sent | Fault) -> None:
-    """Only what a person must look at."""
-    if isinstance(done, Fault):
-        err.print(f"[red]row {done.number}:[/] {escaped(done.reason)}")
-    elif done.hint:
-        err.print(f"[yellow]row {done.number}:[/] {escaped(done.hint)}")
+def _print_problem(result: ImportedRow | RowError) -> None:
+    """Print rows that need attention."""
+    if isinstance(result, RowError):
+        err.print(f"[red]row {result.number}:[/] {escape(result.reason)}")
+    elif result.hint:
+        err.print(f"[yellow]row {result.number}:[/] {escape(result.hint)}")
 
 
-def _summary(imported: Imported) -> str:
-    parts = [f"{imported.count('accepted')} accepted", f"{imported.count('duplicate')} duplicate"]
-    parts += [f"{imported.vague} too vague to learn from"] if imported.vague else []
-    return ", ".join([*parts, f"{len(imported.faults)} bad"])
+def _summary(report: ImportReport) -> str:
+    parts = [f"{report.count('accepted')} accepted", f"{report.count('duplicate')} duplicate"]
+    parts += [f"{report.vague} too vague to train on"] if report.vague else []
+    return ", ".join([*parts, f"{len(report.errors)} invalid"])
 
 
-def _as_json(imported: Imported) -> dict[str, object]:
+def _as_json(report: ImportReport) -> dict[str, object]:
     return {
-        "accepted": imported.count("accepted"),
-        "duplicate": imported.count("duplicate"),
-        "vague": imported.vague,
-        "bad": len(imported.faults),
-        "rows": [asdict(row) for row in imported.sent],
-        "faults": [asdict(fault) for fault in imported.faults],
+        "accepted": report.count("accepted"),
+        "duplicate": report.count("duplicate"),
+        "vague": report.vague,
+        "bad": len(report.errors),
+        "rows": [asdict(row) for row in report.rows],
+        "faults": [asdict(error) for error in report.errors],
     }

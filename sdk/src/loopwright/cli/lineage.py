@@ -1,5 +1,4 @@
-"""`loopwright lineage` and `diff`: from a version to the feedback behind it, from feedback to versions, and from one
-version to another. Names and counts; the trainer tells no texts."""
+"""`loopwright lineage` and `loopwright diff`: what versions were trained on, and how they differ. No users' text."""
 
 from __future__ import annotations
 
@@ -7,55 +6,65 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from loopwright.cli.common import AsJson, TrainerUrl, connected, escaped, out, print_json
+from loopwright.cli.common import AsJson, TrainerUrl, connect, out, print_json
 from loopwright.models import Diff, Lineage, LineageBatch, Trace, TraceResponse, TraceRun
 
-SHORT = 12
-"""Characters of a pseudonym that are shown."""
+PSEUDONYM_CHARS = 12
+"""Printed characters of a user's pseudonym."""
 
 
 def lineage(
     context: typer.Context,
-    version: Annotated[str | None, typer.Argument(help="Down from this version.", show_default=False)] = None,
-    up: Annotated[str | None, typer.Option("--up", metavar="EVENT", help="Up from this event.")] = None,
-    response: Annotated[
-        str | None, typer.Option("--response", help="The event's response, where its id alone is not enough.")
+    version: Annotated[
+        str | None,
+        typer.Argument(help="Show the events that this version was trained on.", show_default=False),
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Responses shown of each batch.")] = 5,
+    up: Annotated[
+        str | None,
+        typer.Option("--up", metavar="EVENT", help="Show the runs and versions that this event reached."),
+    ] = None,
+    response: Annotated[
+        str | None,
+        typer.Option(
+            "--response", help="Id of the event's response, for --up, if the event id is not unique."
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Maximum number of responses shown per batch.")] = 5,
     trainer_url: TrainerUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a version was trained from, down to the events; or, with --up, what became of an event.
+    """Show what a version was trained on, or with --up, which versions an event reached.
 
     Example: loopwright lineage assistant@v3-1f2e3d4c
     """
     if (version is None) == (up is None):
-        raise typer.BadParameter("say which: a version, or --up EVENT")
+        raise typer.BadParameter("name a version, or use --up with the id of an event")
     if response is not None and up is None:
-        raise typer.BadParameter("--response belongs to --up")
-    with connected(context, as_json, trainer_url=trainer_url) as loop:
+        raise typer.BadParameter("--response can only be used with --up")
+    with connect(context, as_json, trainer_url=trainer_url) as loop:
         found = loop.lineage(version) if version is not None else loop.trace(str(up), response)
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
-        out.print(_down(found, limit) if isinstance(found, Lineage) else _up(found))
+        out.print(_lineage_tree(found, limit) if isinstance(found, Lineage) else _trace_tree(found))
 
 
 def diff(
     context: typer.Context,
-    one: Annotated[str, typer.Argument(help="A version.", show_default=False)],
-    other: Annotated[str, typer.Argument(help="Another one.", show_default=False)],
+    one: Annotated[str, typer.Argument(help="Name of the first version.", show_default=False)],
+    other: Annotated[str, typer.Argument(help="Name of the second version.", show_default=False)],
     trainer_url: TrainerUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what two versions differ in: recipe, rows, figures of the gate, base, software.
+    """Compare two versions: recipe, software, dataset, gate figures and training rows.
 
     Example: loopwright diff assistant@v2-0a1b2c3d assistant@v3-1f2e3d4c
     """
-    with connected(context, as_json, trainer_url=trainer_url) as loop:
+    with connect(context, as_json, trainer_url=trainer_url) as loop:
         found = loop.diff(one, other)
     if as_json:
         print_json(found.model_dump(mode="json"))
@@ -63,15 +72,15 @@ def diff(
         _print_diff(found)
 
 
-def _down(found: Lineage, limit: int) -> Tree:
-    serves = f", serves as {found.serving}" if found.serving else ""
-    tree = Tree(f"[bold]{escaped(found.version)}[/] {escaped(found.verdict or found.kind)}{serves}")
-    tree.add(f"base {escaped(found.base)} ({escaped(found.base_model)})")
+def _lineage_tree(found: Lineage, limit: int) -> Tree:
+    serving = f", serving as {found.serving}" if found.serving else ""
+    tree = Tree(f"[bold]{escape(found.version)}[/] {escape(found.verdict or found.kind)}{serving}")
+    tree.add(f"base {escape(found.base)} ({escape(found.base_model)})")
     if found.detail:
-        tree.add(escaped(found.detail))
+        tree.add(escape(found.detail))
     if found.run is None:
         return tree
-    run = tree.add(f"run {escaped(str(found.run.get('run_id')))} {escaped(str(found.run.get('stage', '')))}")
+    run = tree.add(f"run {escape(str(found.run.get('run_id')))} {escape(str(found.run.get('stage', '')))}")
     dataset = found.dataset or {}
     digest = str(dataset.get("digest", ""))[:8]
     snapshot = run.add(
@@ -80,88 +89,92 @@ def _down(found: Lineage, limit: int) -> Tree:
     )
     snapshot.add(f"reproducible: {'yes' if found.reproducible else 'no'}")
     for reason in found.why_not_reproducible:
-        snapshot.add(f"[yellow]{escaped(reason)}[/]")
+        snapshot.add(f"[yellow]{escape(reason)}[/]")
     counts = found.counts
-    left = snapshot.add(
+    events = snapshot.add(
         f"{counts.get('events', 0)} events on {counts.get('responses', 0)} responses by "
-        f"{counts.get('users', 0)} users ({_listed(counts.get('kinds', {}))})"
+        f"{counts.get('users', 0)} users ({_format_counts(counts.get('kinds', {}))})"
     )
     for batch in found.batches:
-        _add_batch(left, batch, limit)
+        _add_batch(events, batch, limit)
     return tree
 
 
 def _add_batch(tree: Tree, batch: LineageBatch, limit: int) -> None:
-    name = escaped(batch.batch_id or "a batch that is not known any more")
+    name = f"batch {escape(batch.batch_id)}" if batch.batch_id else "unknown batch"
     branch = tree.add(
-        f"batch {name}: {batch.events} events on {len(batch.responses)} responses by {batch.users} users"
+        f"{name}: {batch.events} events on {len(batch.responses)} responses by {batch.users} users"
     )
     for response in batch.responses[:limit]:
-        leaf = branch.add(f"response {escaped(response.response_id)} revision {response.revision}")
+        leaf = branch.add(f"response {escape(response.response_id)} revision {response.revision}")
         for event in response.events:
-            leaf.add(f"{event.kind} {escaped(event.event_id)} by {escaped(event.user[:SHORT])}")
+            leaf.add(f"{event.kind} {escape(event.event_id)} by {escape(event.user[:PSEUDONYM_CHARS])}")
     if len(batch.responses) > limit:
-        branch.add(f"... {len(batch.responses) - limit} more (--limit, or --json for all)")
+        branch.add(f"... {len(batch.responses) - limit} more (show them with --limit or --json)")
 
 
-def _up(found: Trace) -> Tree:
-    tree = Tree(f"[bold]{escaped(found.event_id)}[/]")
+def _trace_tree(found: Trace) -> Tree:
+    tree = Tree(f"[bold]{escape(found.event_id)}[/]")
     if found.detail:
-        tree.add(escaped(found.detail))
+        tree.add(escape(found.detail))
     for response in found.responses:
         _add_response(tree, response)
     return tree
 
 
 def _add_response(tree: Tree, response: TraceResponse) -> None:
-    by = f" by {escaped(response.user[:SHORT])}" if response.user else ""
-    branch = tree.add(f"response {escaped(response.response_id)}: {escaped(response.kind or 'event')}{by}")
-    branch.add(f"now {escaped(response.now)}")
+    by = f" by {escape(response.user[:PSEUDONYM_CHARS])}" if response.user else ""
+    branch = tree.add(f"response {escape(response.response_id)}: {escape(response.kind or 'event')}{by}")
+    branch.add(f"now {escape(response.now)}")
     for batch in response.batches:
-        branch.add(f"batch {escaped(str(batch.get('batch_id')))} revision {batch.get('revision')}")
+        branch.add(f"batch {escape(str(batch.get('batch_id')))} revision {batch.get('revision')}")
     for run in response.runs:
-        branch.add(_run(run))
+        branch.add(_format_run(run))
 
 
-def _run(run: TraceRun) -> str:
-    serves = f", serves as {run.serving}" if run.serving else ""
-    came = f"{escaped(run.version)} {escaped(run.verdict or '')}{serves}" if run.version else "no version yet"
+def _format_run(run: TraceRun) -> str:
+    serving = f", serving as {run.serving}" if run.serving else ""
     if run.stage == "failed":
-        came = "failed"
-    why = f" ({escaped(run.reason)})" if run.reason else ""
-    return f"run {escaped(run.run_id)} -> {came}: [bold]{escaped(run.state)}[/]{why}"
+        result = "failed"
+    elif run.version:
+        result = f"{escape(run.version)} {escape(run.verdict or '')}{serving}"
+    else:
+        result = "no version yet"
+    reason = f" ({escape(run.reason)})" if run.reason else ""
+    return f"run {escape(run.run_id)} -> {result}: [bold]{escape(run.state)}[/]{reason}"
 
 
 def _print_diff(found: Diff) -> None:
     one, other = str(found.one.get("version")), str(found.other.get("version"))
-    table = Table("", escaped(one), escaped(other), box=None)
+    table = Table("", escape(one), escape(other), box=None)
     for name in ("verdict", "gated_against", "base"):
-        table.add_row(name, _cell(found.one.get(name)), _cell(found.other.get(name)))
-    for part, changed in (("recipe", found.recipe), ("software", found.software), ("dataset", found.dataset)):
-        for name, pair in changed.items():
-            table.add_row(f"{part}: {escaped(name)}", _cell(pair[0]), _cell(pair[1]))
+        table.add_row(name.replace("_", " "), _cell(found.one.get(name)), _cell(found.other.get(name)))
+    for part, changes in (("recipe", found.recipe), ("software", found.software), ("dataset", found.dataset)):
+        for name, values in changes.items():
+            table.add_row(f"{part}: {escape(name)}", _cell(values[0]), _cell(values[1]))
     for figure in found.figures:
-        table.add_row(escaped(str(figure["name"])), _figure(figure.get("one")), _figure(figure.get("other")))
+        name = escape(str(figure["name"]).replace("_", " "))
+        table.add_row(name, _figure_cell(figure.get("one")), _figure_cell(figure.get("other")))
     out.print(table)
     rows = found.rows
-    told = ", ".join(
+    counts = ", ".join(
         f"{rows[name]['count']} {name}" for name in ("added", "removed", "changed") if name in rows
     )
-    left = "" if rows.get("complete", True) else " (of what is left: a snapshot lost rows)"
-    out.print(f"rows: {rows.get('same', 0)} the same, {told}{left}")
+    note = "" if rows.get("complete", True) else " (incomplete: a snapshot has lost rows)"
+    out.print(f"rows: {rows.get('same', 0)} the same, {counts}{note}")
 
 
-def _figure(figure: Mapping[str, Any] | None) -> str:
+def _figure_cell(figure: Mapping[str, Any] | None) -> str:
     if figure is None or figure.get("value") is None:
         return "-"
     low, high = figure.get("low"), figure.get("high")
-    between = f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else ""
-    return f"{figure['value']:.3f}{between} n {figure.get('n')}"
+    interval = f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else ""
+    return f"{figure['value']:.3f}{interval} n {figure.get('n')}"
 
 
 def _cell(value: Any) -> str:
-    return "-" if value is None else escaped(str(value))
+    return "-" if value is None else escape(str(value))
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def _format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"

@@ -1,89 +1,94 @@
-"""`loopwright status`, `versions`, `rollout`, `train`, `artifacts` and `dataset`: what the operator sees
-and orders, by way of the console."""
+"""`loopwright status`, `versions`, `rollout`, `train`, `artifacts` and `dataset`: requests to the console."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
 from loopwright.cli.common import (
-    REFUSED,
+    EXIT_REFUSED,
     AsJson,
     ConsoleUrl,
     LineName,
-    connected,
+    connect,
     err,
-    escaped,
     out,
     print_json,
+    print_model,
 )
 from loopwright.client import Loopwright
 from loopwright.models import Command, CommandKind
 
+ARTIFACTS_HELP = "Manage the artifact store."
+DATASET_HELP = "Export the collected dataset."
 rollout = typer.Typer(help="Decide which version serves.", no_args_is_help=True)
-train = typer.Typer(help="Decide when a version is trained.", no_args_is_help=True)
-artifacts = typer.Typer(help="Keep the store of versions small.", no_args_is_help=True)
-dataset = typer.Typer(help="Take what was collected elsewhere.", no_args_is_help=True)
+train = typer.Typer(help="Start training, or reproduce a version.", no_args_is_help=True)
+artifacts = typer.Typer(help=ARTIFACTS_HELP, no_args_is_help=True)
+dataset = typer.Typer(help=DATASET_HELP, no_args_is_help=True)
 
 NoWait = Annotated[
-    bool, typer.Option("--no-wait", help="Do not wait for the result; print the command's id.")
+    bool, typer.Option("--no-wait", help="Print the command's id and do not wait for its result.")
 ]
-Patience = Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait for the result.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the command's result.")]
+ResultTimeout = Annotated[
+    float, typer.Option("--timeout", min=1, help="Longest wait for the result, in seconds.")
+]
 
 
 def status(
     context: typer.Context, line: LineName = None, console_url: ConsoleUrl = None, as_json: AsJson = False
 ) -> None:
-    """Show what the loop is doing.
+    """Show the state of the loop: the serving version, feedback by outcome, and the newest run.
 
     Example: loopwright status
     """
-    with connected(context, as_json, console_url=console_url) as loop:
-        found = loop.status(line).model_dump(mode="json")
+    with connect(context, as_json, console_url=console_url) as loop:
+        state = loop.status(line).model_dump(mode="json")
     if as_json:
-        print_json(found)
+        print_json(state)
         return
-    out.print(_branch(Tree("[bold]Loopwright[/]"), found))
+    out.print(_add_json(Tree("[bold]Loopwright[/]"), state))
 
 
 def versions(
     context: typer.Context, line: LineName = None, console_url: ConsoleUrl = None, as_json: AsJson = False
 ) -> None:
-    """List all versions with their verdicts; the one that serves is marked.
+    """List all versions with their verdicts, and which of them serve.
 
     Example: loopwright versions --json
     """
-    with connected(context, as_json, console_url=console_url) as loop:
+    with connect(context, as_json, console_url=console_url) as loop:
         found = loop.versions(line)
     if as_json:
         print_json([version.model_dump(mode="json", exclude_none=True) for version in found])
         return
-    table = Table("version", "verdict", "serving", "made", box=None)
+    table = Table("version", "verdict", "serving", "created at", box=None)
     for version in found:
-        made = version.created_at.astimezone().strftime("%Y-%m-%d %H:%M") if version.created_at else ""
-        mark = "[green]yes[/]" if version.serving else ""
-        table.add_row(escaped(version.version), escaped(version.verdict or "-"), mark, made)
+        created_at = version.created_at.astimezone().strftime("%Y-%m-%d %H:%M") if version.created_at else ""
+        serving = "[green]yes[/]" if version.serving else ""
+        table.add_row(escape(version.version), escape(version.verdict or "-"), serving, created_at)
     out.print(table)
 
 
 @rollout.command("promote")
 def promote(
     context: typer.Context,
-    version: Annotated[str, typer.Argument(help="The version to serve.", show_default=False)],
+    version: Annotated[str, typer.Argument(help="Name of the version.", show_default=False)],
     line: LineName = None,
     no_wait: NoWait = False,
-    timeout: Patience = 120.0,
+    timeout: ResultTimeout = 120.0,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the one that serves.
+    """Make a version that passed the gate serve all users.
 
     Example: loopwright rollout promote assistant@v3-1f2e3d4c
     """
-    _order(context, "promote", line, version, None if no_wait else timeout, console_url, as_json)
+    _run(context, "promote", line, version, None if no_wait else timeout, console_url, as_json)
 
 
 @rollout.command("rollback")
@@ -91,38 +96,36 @@ def rollback(
     context: typer.Context,
     version: Annotated[
         str | None,
-        typer.Argument(help="Where to; without it, the version that served before.", show_default=False),
+        typer.Argument(help="Version to return to. Default: the one that served before.", show_default=False),
     ] = None,
     line: LineName = None,
     no_wait: NoWait = False,
-    timeout: Patience = 120.0,
+    timeout: ResultTimeout = 120.0,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Go back to the version that served before.
+    """Return to an earlier version.
 
     Example: loopwright rollout rollback
     """
-    _order(context, "rollback", line, version, None if no_wait else timeout, console_url, as_json)
+    _run(context, "rollback", line, version, None if no_wait else timeout, console_url, as_json)
 
 
 @rollout.command("pin")
 def pin(
     context: typer.Context,
-    version: Annotated[
-        str, typer.Argument(help="The version to serve, whatever the gate said.", show_default=False)
-    ],
+    version: Annotated[str, typer.Argument(help="Name of the version.", show_default=False)],
     line: LineName = None,
     no_wait: NoWait = False,
-    timeout: Patience = 120.0,
+    timeout: ResultTimeout = 120.0,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version serve whatever its verdict, and let no other take over until `resume`.
+    """Make a version serve regardless of its verdict, and keep it serving until `loopwright rollout resume`.
 
     Example: loopwright rollout pin assistant@v3-1f2e3d4c
     """
-    _order(context, "pin", line, version, None if no_wait else timeout, console_url, as_json)
+    _run(context, "pin", line, version, None if no_wait else timeout, console_url, as_json)
 
 
 @rollout.command("pause")
@@ -130,15 +133,15 @@ def pause(
     context: typer.Context,
     line: LineName = None,
     no_wait: NoWait = False,
-    timeout: Patience = 120.0,
+    timeout: ResultTimeout = 120.0,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep the version that serves; what passes the gate waits until `resume`.
+    """Pause automatic promotions: new versions wait until `loopwright rollout resume`.
 
     Example: loopwright rollout pause
     """
-    _order(context, "pause", line, None, None if no_wait else timeout, console_url, as_json)
+    _run(context, "pause", line, None, None if no_wait else timeout, console_url, as_json)
 
 
 @rollout.command("resume")
@@ -146,82 +149,98 @@ def resume(
     context: typer.Context,
     line: LineName = None,
     no_wait: NoWait = False,
-    timeout: Patience = 120.0,
+    timeout: ResultTimeout = 120.0,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """End a pause or a pin: versions that pass the gate take over again.
+    """End a pause or a pin: versions that pass the gate are promoted again.
 
     Example: loopwright rollout resume
     """
-    _order(context, "resume", line, None, None if no_wait else timeout, console_url, as_json)
+    _run(context, "resume", line, None, None if no_wait else timeout, console_url, as_json)
 
 
 @train.command("now")
 def train_now(
     context: typer.Context,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be trained, and what is missing.")
+        bool, typer.Option("--dry-run", help="Only show what would be trained, and what is missing.")
     ] = False,
     line: LineName = None,
     no_wait: NoWait = False,
-    timeout: Patience = 3600.0,
+    timeout: ResultTimeout = 3600.0,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a version from what was collected, without waiting for threshold, quiet hours or interval.
+    """Train a version now, without waiting for the threshold, the quiet hours or the interval.
 
     Example: loopwright train now --dry-run
     """
-    patience = None if no_wait else timeout
-    _order(context, "train_now", line, None, patience, console_url, as_json, dry_run=dry_run)
+    _run(
+        context,
+        "train_now",
+        line,
+        None,
+        None if no_wait else timeout,
+        console_url,
+        as_json,
+        dry_run=dry_run,
+    )
 
 
 @train.command("reproduce")
 def reproduce(
     context: typer.Context,
-    version: Annotated[str, typer.Argument(help="The version to train again.", show_default=False)],
+    version: Annotated[str, typer.Argument(help="Name of the version.", show_default=False)],
     line: LineName = None,
     no_wait: NoWait = False,
-    timeout: Patience = 3600.0,
+    timeout: ResultTimeout = 3600.0,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a version again from its snapshot, aside, and say whether the same came of it, bit by bit or closely.
+    """Train a version again from its snapshot, and compare the result with the version.
 
-    Nothing is published. It waits for a run that is under way, and the next run waits for it.
+    Nothing is published. It starts when the current run has ended, and the next run starts after it.
 
     Example: loopwright train reproduce assistant@v3-1f2e3d4c
     """
-    _order(context, "reproduce", line, version, None if no_wait else timeout, console_url, as_json)
+    _run(context, "reproduce", line, version, None if no_wait else timeout, console_url, as_json)
 
 
-@artifacts.callback()
+@artifacts.callback(help=ARTIFACTS_HELP)
 def _artifacts() -> None:
-    """Keep the store of versions small."""
+    """Make `artifacts` a group of commands although it has only one."""
 
 
 @artifacts.command("gc")
 def artifacts_gc(
     context: typer.Context,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     line: LineName = None,
     no_wait: NoWait = False,
-    timeout: Patience = 600.0,
+    timeout: ResultTimeout = 600.0,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take out of the artifact store what no rollout, candidate, recent version or run needs.
+    """Remove artifacts that are neither in use nor recent.
 
     Example: loopwright artifacts gc --dry-run
     """
-    patience = None if no_wait else timeout
-    _order(context, "collect_garbage", line, None, patience, console_url, as_json, dry_run=dry_run)
+    _run(
+        context,
+        "collect_garbage",
+        line,
+        None,
+        None if no_wait else timeout,
+        console_url,
+        as_json,
+        dry_run=dry_run,
+    )
 
 
-@dataset.callback()
+@dataset.callback(help=DATASET_HELP)
 def _dataset() -> None:
-    """Take what was collected elsewhere."""
+    """Make `dataset` a group of commands although it has only one."""
 
 
 @dataset.command("export")
@@ -229,59 +248,66 @@ def dataset_export(
     context: typer.Context,
     line: LineName = None,
     no_wait: NoWait = False,
-    timeout: Patience = 600.0,
+    timeout: ResultTimeout = 600.0,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write all that may train as JSONL and Parquet in TRL's formats; says where, on the trainer's disk.
+    """Export the training data in TRL's formats, as JSON lines and Parquet.
+
+    The files are written to the trainer's disk; the result names the folder.
 
     Example: loopwright dataset export
     """
-    _order(context, "export_dataset", line, None, None if no_wait else timeout, console_url, as_json)
+    _run(context, "export_dataset", line, None, None if no_wait else timeout, console_url, as_json)
 
 
-def _order(
+def _run(
     context: typer.Context,
     kind: CommandKind,
     line: str | None,
     version: str | None,
-    patience: float | None,
+    timeout: float | None,
     console_url: str | None,
     as_json: bool,
     *,
     dry_run: bool = False,
 ) -> None:
-    """Give a command and, with `patience` in seconds, wait for what comes of it; exit status 1 if it was not done."""
-    with connected(context, as_json, console_url=console_url) as loop:
-        given = loop.command(kind, line=line, version=version, dry_run=dry_run)
-        follow(loop, given, kind, patience, as_json)
+    """Issue a command and print its result; see `print_result`."""
+    with connect(context, as_json, console_url=console_url) as loop:
+        command = loop.command(kind, line=line, version=version, dry_run=dry_run)
+        print_result(loop, command, kind, timeout, as_json)
 
 
-def follow(loop: Loopwright, given: Command, kind: str, patience: float | None, as_json: bool) -> None:
-    """Say that it was accepted; or, with `patience` in seconds, wait and say what came of it."""
-    if patience is None:
+def print_result(loop: Loopwright, command: Command, kind: str, timeout: float | None, as_json: bool) -> None:
+    """Wait up to `timeout` seconds for a command's result and print it; if it is None, only print the command's id.
+
+    Raises:
+        typer.Exit: The command was refused or failed.
+
+    """
+    if timeout is None:
         if as_json:
-            print_json({"command_id": given.command_id})
+            print_json({"command_id": command.command_id})
         else:
-            out.print(f"accepted [bold]{escaped(given.command_id)}[/]")
+            out.print(f"accepted [bold]{escape(command.command_id)}[/]")
         return
     with err.status(f"{kind}: accepted, waiting for the result"):
-        result = loop.wait_for_result(given.command_id, timeout=patience)
+        result = loop.wait_for_result(command.command_id, timeout=timeout)
     if as_json:
-        print_json(result.model_dump(mode="json", exclude_none=True))
+        print_model(result)
     else:
         colour = "green" if result.status == "done" else "red"
-        out.print(f"[{colour}]{result.status}[/] {escaped(result.message)}".rstrip())
+        out.print(f"[{colour}]{result.status}[/] {escape(result.message)}".rstrip())
     if result.status != "done":
-        raise typer.Exit(REFUSED)
+        raise typer.Exit(EXIT_REFUSED)
 
 
-def _branch(tree: Tree, value: Any) -> Tree:
-    """Nested JSON as a tree, in the order it came."""
+def _add_json(tree: Tree, value: Any) -> Tree:
+    """Add nested JSON to a tree, in its order, without the values that are None. Return the tree."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value, 1)
     for name, item in pairs:
         if isinstance(item, dict | list):
-            _branch(tree.add(f"[bold]{escaped(str(name))}[/]"), item)
+            _add_json(tree.add(f"[bold]{escape(str(name))}[/]"), item)
         elif item is not None:
-            tree.add(f"{escaped(str(name))}: {escaped(str(item))}")
+            tree.add(f"{escape(str(name))}: {escape(str(item))}")
     return tree

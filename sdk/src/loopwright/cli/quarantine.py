@@ -1,4 +1,4 @@
-"""`loopwright quarantine`: what is held back from training, why, and the way to let it train after all."""
+"""`loopwright quarantine`: events that a check keeps out of training, and their release."""
 
 from __future__ import annotations
 
@@ -7,128 +7,139 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from loopwright.cli.common import (
+    MAX_IDS_PER_COMMAND,
     AsJson,
+    AssumeYes,
     ConsoleUrl,
     LineName,
-    connected,
-    escaped,
+    connect,
     out,
     print_json,
-    refuse_unasked,
+    require_terminal,
 )
-from loopwright.cli.operator import Patience, follow
+from loopwright.cli.operator import ResultTimeout, Wait, print_result
 from loopwright.client import Loopwright
 from loopwright.errors import LoopwrightError
-from loopwright.models import Held
+from loopwright.models import QuarantinedEvent
 
-AT_ONCE = 1_000
-"""What one command may name."""
+app = typer.Typer(help="List events that are kept out of training, and release them.", no_args_is_help=True)
 
-quarantine = typer.Typer(help="See what is held back from training, and release it.", no_args_is_help=True)
-
-Reason = Annotated[
-    str | None, typer.Option("--reason", help="Whose reason begins so, such as `personal data`.")
+ReasonPrefix = Annotated[
+    str | None,
+    typer.Option("--reason", help="Only events whose reason starts with this text.", show_default=False),
 ]
 
 
-@quarantine.command("list")
-def listed(
+@app.command("list")
+def list_events(
     context: typer.Context,
-    reason: Reason = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    reason: ReasonPrefix = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of events.")] = 50,
     line: LineName = None,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what is held and can be released, with the reason of each; never a text.
+    """List quarantined events that can be released: ids and reasons, no text.
 
     Example: loopwright quarantine list --reason "personal data"
     """
-    with connected(context, as_json, console_url=console_url) as loop:
-        found = _found(loop, line, reason)
+    with connect(context, as_json, console_url=console_url) as loop:
+        events = _find(loop, line, reason)
     if as_json:
-        print_json([one.model_dump(mode="json") for one in found[:limit]])
+        print_json([event.model_dump(mode="json") for event in events[:limit]])
         return
-    if not found:
-        out.print("nothing is held that could be released")
+    if not events:
+        out.print("no quarantined events that can be released")
         return
     table = Table("response", "event", "reason", box=None)
-    for one in found[:limit]:
-        table.add_row(escaped(one.response_id), escaped(one.event_id), escaped(one.reason))
+    for event in events[:limit]:
+        table.add_row(escape(event.response_id), escape(event.event_id), escape(event.reason))
     out.print(table)
-    out.print(f"{min(limit, len(found))} of {len(found)}: {_counted(found)}")
+    out.print(f"{min(limit, len(events))} of {len(events)}: {escape(_count_by_reason(events))}")
 
 
-@quarantine.command("release")
+@app.command("release")
 def release(
     context: typer.Context,
     response_ids: Annotated[
-        list[str] | None, typer.Argument(help="What is held of these responses.", show_default=False)
+        list[str] | None,
+        typer.Argument(help="Ids of the responses whose events are released.", show_default=False),
     ] = None,
-    reason: Reason = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be released, and stop.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for what comes of it.")] = True,
-    timeout: Patience = 120.0,
+    reason: ReasonPrefix = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be released, and why it is quarantined.")
+    ] = False,
+    yes: AssumeYes = False,
+    wait: Wait = True,
+    timeout: ResultTimeout = 120.0,
     line: LineName = None,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let examples train after all, from the next run on: by response, or by the reason that holds them.
+    """Release events from quarantine, so that they can train from the next run on.
 
-    All is released that is held of a response and can be: look at the answers first, where your application shows them.
+    Name the responses, or select events with --reason. All quarantined events of a response are released, so check its
+    text in your application first.
 
     Example: loopwright quarantine release chatcmpl-123 chatcmpl-124
     """
     if bool(response_ids) == (reason is not None):
-        raise typer.BadParameter("say which: responses, or --reason")
-    if len(response_ids or ()) > AT_ONCE:
-        raise typer.BadParameter(f"at most {AT_ONCE} at once")
-    with connected(context, as_json, console_url=console_url) as loop:
-        blind = bool(response_ids) and yes and not dry_run
-        found = [] if blind else _found(loop, line, reason)
+        raise typer.BadParameter("name the responses to release, or use --reason")
+    if len(response_ids or ()) > MAX_IDS_PER_COMMAND:
+        raise typer.BadParameter(f"too many responses: at most {MAX_IDS_PER_COMMAND} per command")
+    with connect(context, as_json, console_url=console_url) as loop:
+        # Ids named with --yes are released even if the list of quarantined events is not available.
+        skip_lookup = bool(response_ids) and yes and not dry_run
+        events = [] if skip_lookup else _find(loop, line, reason)
         if response_ids:
-            found = [one for one in found if one.response_id in set(response_ids)]
-        named = list(dict.fromkeys(response_ids or (one.response_id for one in found)))[:AT_ONCE]
-        if dry_run or not named:
-            _tell_plan(found, as_json)
+            events = [event for event in events if event.response_id in set(response_ids)]
+        ids = list(dict.fromkeys(response_ids or (event.response_id for event in events)))
+        ids = ids[:MAX_IDS_PER_COMMAND]
+        if dry_run or not ids:
+            _print_plan(events, as_json)
             return
         if not yes:
-            _ask(found, named)
-        follow(loop, loop.release(named, line=line), "release", timeout if wait else None, as_json)
+            _confirm(events, ids)
+        command = loop.release(ids, line=line)
+        print_result(loop, command, "release", timeout if wait else None, as_json)
 
 
-def _found(loop: Loopwright, line: str | None, reason: str | None) -> list[Held]:
-    told = loop.quarantine(line)
-    if told.total is None:
+def _find(loop: Loopwright, line: str | None, reason: str | None) -> list[QuarantinedEvent]:
+    quarantine = loop.quarantine(line)
+    if quarantine.total is None:
         raise LoopwrightError(
-            "what is held is not known: the trainer has not told, or Redis lost it; it tells again within seconds "
-            "where it runs"
+            "the quarantined events are not known: the trainer has not reported them yet. It reports every few "
+            "seconds; check that it is running."
         )
-    return [one for one in told.held if one.reason.startswith(reason or "")]
+    return [event for event in quarantine.held if event.reason.startswith(reason or "")]
 
 
-def _tell_plan(found: Sequence[Held], as_json: bool) -> None:
+def _print_plan(events: Sequence[QuarantinedEvent], as_json: bool) -> None:
     if as_json:
-        print_json({"would_release": [one.model_dump(mode="json") for one in found]})
-    elif found:
-        out.print(f"would be released: {_counted(found)}")
+        print_json({"would_release": [event.model_dump(mode="json") for event in events]})
+    elif events:
+        out.print(f"would be released: {escape(_count_by_reason(events))}")
     else:
         out.print("nothing to release")
 
 
-def _ask(found: Sequence[Held], named: Sequence[str]) -> None:
-    """Ends the command unless a person says yes."""
-    refuse_unasked()
+def _confirm(events: Sequence[QuarantinedEvent], response_ids: Sequence[str]) -> None:
+    """Ask for confirmation, and end the command without it."""
+    require_terminal()
+    reasons = _count_by_reason(events) or "no quarantined events found"
     typer.confirm(
-        f"Release what is held of {len(named)} responses ({_counted(found) or 'not known'})?",
-        abort=True,
-        err=True,
+        f"Release the events of {_plural(len(response_ids), 'response')} ({reasons})?", abort=True, err=True
     )
 
 
-def _counted(found: Sequence[Held]) -> str:
-    return ", ".join(f"{n} ({reason})" for reason, n in sorted(Counter(one.reason for one in found).items()))
+def _count_by_reason(events: Sequence[QuarantinedEvent]) -> str:
+    counts = Counter(event.reason for event in events)
+    return ", ".join(f"{count} ({reason})" for reason, count in sorted(counts.items()))
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"

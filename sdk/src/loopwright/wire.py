@@ -1,0 +1,108 @@
+"""What the clients put into requests and read from responses. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, TypeAlias, TypeVar
+from urllib.parse import quote, urlencode
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+
+from loopwright.errors import Unavailable, problem_from
+
+Service = Literal["feedback", "console", "trainer"]
+"""Services that the clients call."""
+
+FeedbackValue: TypeAlias = str | int | Mapping[str, str | int]
+"""Content of a feedback event. It depends on the kind:
+
+- `thumbs`: `"up"` or `"down"`
+- `rating`: 1 to 5
+- `correction`: the corrected answer
+- `comment`: the comment
+- `preference`: `{"over": ...}` or `{"under": ...}`, with a text or the index of another choice
+- `retract`: the id of the event to retract
+"""
+
+POLL_INTERVAL_S = 0.5
+"""Default interval between two requests while a client waits for a result, in seconds."""
+
+T = TypeVar("T")
+
+
+def path_of(*parts: str, **query: str | int | None) -> str:
+    """Return a URL path from unquoted parts, with the query parameters that are not None."""
+    path = "".join(f"/{quote(part, safe='')}" for part in parts)
+    parameters = without_none(query)
+    return f"{path}?{urlencode(parameters, quote_via=quote)}" if parameters else path
+
+
+def without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def format_time(name: str, time: datetime | None) -> str | None:
+    """Return a time as ISO 8601, or None.
+
+    Raises:
+        ValueError: `time` has no time zone. The message contains the parameter's `name`.
+
+    """
+    if time is None:
+        return None
+    if time.tzinfo is None:
+        raise ValueError(f"{name} has no time zone; use an aware datetime, for example datetime.now(UTC)")
+    return time.isoformat()
+
+
+def preference_value(over: str | int | None, under: str | int | None) -> FeedbackValue:
+    """Return the value of a preference.
+
+    Raises:
+        ValueError: Not exactly one of the two is given.
+
+    """
+    if over is not None and under is None:
+        return {"over": over}
+    if under is not None and over is None:
+        return {"under": under}
+    raise ValueError("a preference needs exactly one of over= and under=: the other text, or another choice")
+
+
+def choices_of(text: str, finish_reason: str | None) -> Sequence[Mapping[str, str | int]]:
+    """Return the only choice of a recorded response."""
+    return [without_none({"index": 0, "text": text, "finish_reason": finish_reason})]
+
+
+def parse(response: httpx.Response, type_: type[T]) -> T:
+    """Return the response body as an instance of `type_`.
+
+    Raises:
+        Unavailable: The body does not fit, so the response is probably not Loopwright's.
+
+    """
+    try:
+        return TypeAdapter(type_).validate_python(response.json())
+    except ValueError as error:
+        raise _unexpected_response(response, error) from error
+
+
+def check(response: httpx.Response) -> httpx.Response:
+    """Return the response if it is a success. Raise the matching `Problem` otherwise."""
+    if response.status_code >= 400:
+        raise problem_from(response)
+    return response
+
+
+def _unexpected_response(response: httpx.Response, error: ValueError) -> Unavailable:
+    fault = error.errors(include_input=False)[0]["msg"] if isinstance(error, ValidationError) else "not JSON"
+    return Unavailable(
+        response.status_code,
+        "unexpected_response",
+        "Unexpected response",
+        f"{response.request.url} did not answer like a Loopwright service ({fault}). Check the address, and that the "
+        "client and the service have compatible versions.",
+    )
