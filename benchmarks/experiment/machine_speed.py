@@ -26,10 +26,9 @@ from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.objectives import kto_row, sft_row
 from services.trainer.files import write_whole
-from services.trainer.progress import Progress
-from services.trainer.training.train import fine_tune, with_training_attention
+from services.trainer.training.cpu.attention import with_training_attention
+from services.trainer.training.train import fine_tune
 from services.trainer.worker.launcher import PARENT_PID_VARIABLE
-from shared.adapters.in_memory import InMemoryCache
 from shared.adapters.parent_death import die_with
 
 STEPS = 3
@@ -74,9 +73,8 @@ def main(base_folder: Path, threads: int, output: Path) -> None:
             rows,
             recipe,
             Path(folder),
-            progress=Progress(InMemoryCache(), "speed", "speed"),
+            callback=step_times,
             stop=threading.Event(),
-            watch=step_times,
         )
     steps = [later - earlier for earlier, later in zip(step_times.times, step_times.times[1:], strict=False)]
     speed = {

@@ -15,8 +15,8 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
+from services.trainer.base.base_answers import REPLAY_PROMPTS, BaseAnswer, shipped_prompts
 from services.trainer.base.model import answer_losses, with_adapter
-from services.trainer.base.replay import REPLAY_PROMPTS, BaseAnswer, shipped_prompts
 from services.trainer.base.tokenization import load_tokenizer, prompt_ids
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
@@ -31,6 +31,7 @@ from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import train
 from services.trainer.training.checkpoints import RunCallback
+from services.trainer.training.cpu.attention import with_training_attention
 from services.trainer.training.lora import lora_config
 from services.trainer.training.multi_objective_trainer import plan_steps
 from services.trainer.training.truncated_answers import TRUNCATED, end_of_turn_ids
@@ -72,17 +73,18 @@ class Bench:
     def base(self) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
 
-    def learn(self, rows: Sequence[dict[str, Any]], recipe: Recipe = RECIPE, piece: int | None = None) -> Any:
+    def learn(
+        self, rows: Sequence[dict[str, Any]], recipe: Recipe = RECIPE, micro_batch_size: int | None = None
+    ) -> Any:
         return train.fine_tune(
-            train.with_training_attention(self.base(), recipe.max_tokens),
+            with_training_attention(self.base(), recipe.max_tokens),
             load_tokenizer(self.model),
             rows,
             recipe,
             self.folder,
-            progress=Progress(InMemoryCache(), LINE, "run-1"),
+            callback=self.heard,
             stop=threading.Event(),
-            watch=self.heard,
-            piece=piece,
+            micro_batch_size=micro_batch_size,
         )
 
     def adapted(self) -> Any:
@@ -213,7 +215,7 @@ def test_a_batch_in_pieces_teaches_what_the_whole_batch_teaches(
     bench: Bench, tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     one = weights(bench.learn(rows))
-    other = weights(Bench(bench.model, tmp_path / "pieces").learn(rows, piece=2))
+    other = weights(Bench(bench.model, tmp_path / "pieces").learn(rows, micro_batch_size=2))
     for name, weight in one.items():
         torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=1e-5)
 

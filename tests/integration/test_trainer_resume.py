@@ -1,5 +1,7 @@
-"""A run that was interrupted ends with the weights, to the last bit, of one that was not; one whose loss is no number
-ends with evidence. Real training of a tiny model, in this process."""
+"""An interrupted run ends with the same weights, to the last bit, as a run that was not interrupted.
+
+Trains a tiny model in this process.
+"""
 
 from __future__ import annotations
 
@@ -16,41 +18,42 @@ from safetensors import safe_open
 from services.trainer.base.model import load_base
 from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.core.recipe import Recipe
-from services.trainer.dataset.objectives import dpo_row, kto_row, sft_row
+from services.trainer.dataset.objectives import TrlRow, dpo_row, kto_row, sft_row
 from services.trainer.progress import Progress
 from services.trainer.run import micro_batch
 from services.trainer.run.checkpoint_manifest import MANIFEST, intact_checkpoints, write_manifest
 from services.trainer.run.context import RunFailed, RunStopped
 from services.trainer.run.folder import CHECKPOINTS, NAN_REPORT, TENSORBOARD
 from services.trainer.training.checkpoints import RunCallback
-from services.trainer.training.train import fine_tune, with_training_attention
+from services.trainer.training.cpu.attention import with_training_attention
+from services.trainer.training.train import fine_tune
 from shared.adapters import redis_keys
 from shared.adapters.in_memory import InMemoryCache
 
-BATCH = 4
-RECIPE = Recipe(batch_size=BATCH, rank=4, checkpoint_steps=2, threads=1, learning_rate=1e-3)
+BATCH_SIZE = 4
+RECIPE = Recipe(batch_size=BATCH_SIZE, rank=4, checkpoint_steps=2, threads=1, learning_rate=1e-3)
 Weights = dict[str, torch.Tensor]
 
 
-def asked(n: int) -> list[tuple[str, str]]:
+def question(n: int) -> list[tuple[str, str]]:
     return [("user", f"What is the number of house {n}, and who lives there since {1900 + n}?")]
 
 
-ROWS = [
-    *[sft_row(asked(n), f"It is number {n * n}, where {'Ada' * (1 + n % 3)} lives.") for n in range(12)],
-    *[kto_row(asked(n), f"Number {n}.", n % 2 == 0) for n in range(4)],
-    *[dpo_row(asked(n), f"It is number {n}.", "I do not know.") for n in range(4)],
-    *[sft_row(asked(n), f"It is number {n}.") for n in range(20, 24)],
+ROWS: list[TrlRow] = [
+    *[sft_row(question(n), f"It is number {n * n}, where {'Ada' * (1 + n % 3)} lives.") for n in range(12)],
+    *[kto_row(question(n), f"Number {n}.", n % 2 == 0) for n in range(4)],
+    *[dpo_row(question(n), f"It is number {n}.", "I do not know.") for n in range(4)],
+    *[sft_row(question(n), f"It is number {n}.") for n in range(20, 24)],
 ]
-STEPS = len(ROWS) // BATCH
-NAMES = [[f"r{step}-{n}" for n in range(BATCH)] for step in range(STEPS)]
+STEPS = len(ROWS) // BATCH_SIZE
+ROW_NAMES = [[f"r{step}-{n}" for n in range(BATCH_SIZE)] for step in range(STEPS)]
 
 
 class StopAfter(RunCallback):
-    """Asks to stop when a step is done."""
+    """Callback that stops the training after a step."""
 
-    def __init__(self, step: int, *given: Any) -> None:
-        super().__init__(*given)
+    def __init__(self, step: int, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._step = step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -59,8 +62,8 @@ class StopAfter(RunCallback):
         super().on_step_end(args, state, control, **rest)
 
 
-class Lesson:
-    """One run's folder; `learn` is one process of it."""
+class TrainingRun:
+    """One run's folder. Each call of `train` stands for one process of the run."""
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder, self.model, self.cache = folder, model, InMemoryCache()
@@ -70,16 +73,20 @@ class Lesson:
     def checkpoints(self) -> Path:
         return self.folder / CHECKPOINTS
 
-    def learn(
-        self, *, stop_after: int = 0, piece: int | None = None, watch: type[RunCallback] = RunCallback
+    def train(
+        self,
+        *,
+        stop_after: int = 0,
+        micro_batch_size: int | None = None,
+        callback_class: type[RunCallback] = RunCallback,
     ) -> Weights:
         stop, progress = threading.Event(), Progress(self.cache, "assistant", "run-1")
-        told = (
+        arguments = (
             progress,
             stop,
             self.folder,
-            lambda step: NAMES[step - 1],
-            micro_batch.reduction_note(self.folder, BATCH),
+            lambda step: ROW_NAMES[step - 1],
+            micro_batch.reduction_note(self.folder, BATCH_SIZE),
         )
         model = fine_tune(
             with_training_attention(load_base(self.model, 1), RECIPE.max_tokens),
@@ -87,96 +94,95 @@ class Lesson:
             ROWS,
             RECIPE,
             self.checkpoints,
-            progress=progress,
+            callback=StopAfter(stop_after, *arguments) if stop_after else callback_class(*arguments),
             stop=stop,
-            watch=StopAfter(stop_after, *told) if stop_after else watch(*told),
-            piece=piece,
+            micro_batch_size=micro_batch_size,
         )
-        return {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
+        return {
+            name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad
+        }
 
-    def interrupted(self, step: int) -> None:
+    def interrupt_after(self, step: int) -> None:
         with pytest.raises(RunStopped):
-            self.learn(stop_after=step)
+            self.train(stop_after=step)
 
-    def told(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.cache.get(redis_keys.run_progress("assistant")) or b"{}")
-        return found
+    def progress(self) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(self.cache.get(redis_keys.run_progress("assistant")) or b"{}")
+        return record
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """Of a run that nobody interrupted."""
-    return Lesson(tmp_path_factory.mktemp("whole") / "run", tiny_model).learn()
+def uninterrupted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """Return the weights of a run that was not interrupted."""
+    return TrainingRun(tmp_path_factory.mktemp("uninterrupted") / "run", tiny_model).train()
 
 
 @pytest.fixture
-def lesson(tiny_model: Path, tmp_path: Path) -> Lesson:
-    return Lesson(tmp_path / "run", tiny_model)
+def run(tiny_model: Path, tmp_path: Path) -> TrainingRun:
+    return TrainingRun(tmp_path / "run", tiny_model)
 
 
-def same(one: Weights, other: Weights) -> bool:
+def equal(one: Weights, other: Weights) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_interrupted_twice_it_ends_with_the_same_weights_to_the_last_bit(
-    lesson: Lesson, whole: Weights
-) -> None:
+def test_run_interrupted_twice_ends_with_the_same_weights(run: TrainingRun, uninterrupted: Weights) -> None:
     for step in (3, 5):
-        lesson.interrupted(step)
-        assert next(intact_checkpoints(lesson.checkpoints)).name == f"checkpoint-{step}"
-    assert same(lesson.learn(), whole)
-    assert (lesson.told()["step"], lesson.told()["share"]) == (STEPS, 1.0)
-    assert {"loss", "tokens_per_s", "eta_s"} <= lesson.told().keys()
-    assert len(list((lesson.folder / TENSORBOARD).glob("*tfevents*"))) == 3, "one file for each start"
+        run.interrupt_after(step)
+        assert next(intact_checkpoints(run.checkpoints)).name == f"checkpoint-{step}"
+    assert equal(run.train(), uninterrupted)
+    assert (run.progress()["step"], run.progress()["share"]) == (STEPS, 1.0)
+    assert {"loss", "tokens_per_s", "eta_s"} <= run.progress().keys()
+    assert len(list((run.folder / TENSORBOARD).glob("*tfevents*"))) == 3, "one file for each start"
 
 
-def test_a_resume_that_forgets_something_is_caught_by_the_same_comparison(
-    lesson: Lesson, whole: Weights
+def test_comparison_detects_a_resume_without_optimizer_state(
+    run: TrainingRun, uninterrupted: Weights
 ) -> None:
-    lesson.interrupted(3)
-    checkpoint = next(intact_checkpoints(lesson.checkpoints))
+    run.interrupt_after(3)
+    checkpoint = next(intact_checkpoints(run.checkpoints))
     (checkpoint / "optimizer.pt").unlink()
     write_manifest(checkpoint, 3)
-    assert not same(lesson.learn(), whole)
+    assert not equal(run.train(), uninterrupted)
 
 
-def test_with_a_damaged_checkpoint_it_goes_on_from_the_one_before(lesson: Lesson, whole: Weights) -> None:
-    lesson.interrupted(5)
-    newest = next(intact_checkpoints(lesson.checkpoints))
+def test_damaged_checkpoint_resumes_from_the_one_before(run: TrainingRun, uninterrupted: Weights) -> None:
+    run.interrupt_after(5)
+    newest = next(intact_checkpoints(run.checkpoints))
     (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:-7])
     shutil.copytree(newest, newest.with_name("checkpoint-6"))
-    (newest.with_name("checkpoint-6") / MANIFEST).unlink()  # half-written when it was killed
-    assert next(intact_checkpoints(lesson.checkpoints)).name == "checkpoint-4"
-    assert same(lesson.learn(), whole)
+    (newest.with_name("checkpoint-6") / MANIFEST).unlink()  # as after a kill during the write
+    assert next(intact_checkpoints(run.checkpoints)).name == "checkpoint-4"
+    assert equal(run.train(), uninterrupted)
 
 
-def test_in_smaller_pieces_it_learns_the_same_and_says_so(lesson: Lesson, whole: Weights) -> None:
-    lesson.interrupted(3)
-    assert micro_batch.halve(lesson.folder, BATCH) == 2
-    pieced = lesson.learn(piece=micro_batch.size(lesson.folder, BATCH))
-    assert lesson.told()["step"] == STEPS, "a step is a step"
-    assert "in pieces of 2" in lesson.told()["reason"]
-    for name, one in pieced.items():
-        torch.testing.assert_close(one, whole[name], rtol=0.05, atol=2e-3)
-
-
-def test_a_loss_that_is_no_number_ends_the_run_with_evidence_and_the_last_good_checkpoint(
-    lesson: Lesson,
+def test_smaller_micro_batch_learns_the_same_and_is_reported(
+    run: TrainingRun, uninterrupted: Weights
 ) -> None:
-    class Poisoned(RunCallback):
-        """From step 5 on the model gives no numbers."""
+    run.interrupt_after(3)
+    assert micro_batch.halve(run.folder, BATCH_SIZE) == 2
+    weights = run.train(micro_batch_size=micro_batch.size(run.folder, BATCH_SIZE))
+    assert run.progress()["step"] == STEPS, "the number of steps does not change"
+    assert "micro-batches of 2" in run.progress()["reason"]
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, uninterrupted[name], rtol=0.05, atol=2e-3)
+
+
+def test_nan_loss_fails_the_run_and_keeps_the_last_good_checkpoint(run: TrainingRun) -> None:
+    class PoisonStep5(RunCallback):
+        """Callback that sets weights to NaN before step 5."""
 
         def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             if state.global_step == 4:
-                next(one for one in model.parameters() if one.requires_grad).data.fill_(torch.nan)
+                next(weight for weight in model.parameters() if weight.requires_grad).data.fill_(torch.nan)
 
     with pytest.raises(RunFailed, match="is nan at step 5: lower LOOPWRIGHT_TRAINER_LEARNING_RATE"):
-        lesson.learn(watch=Poisoned)
-    told = json.loads((lesson.folder / NAN_REPORT).read_text())
-    assert (told["step"], told["rows"]) == (5, NAMES[4])
-    assert [one["step"] for one in told["history"]][:4] == [1, 2, 3, 4]
-    assert told["last_good_checkpoint"] == f"{CHECKPOINTS}/checkpoint-4"
-    kept = next(intact_checkpoints(lesson.checkpoints))
-    assert kept.name == "checkpoint-4"
-    with safe_open(kept / "adapter_model.safetensors", "pt") as weights:
+        run.train(callback_class=PoisonStep5)
+    report = json.loads((run.folder / NAN_REPORT).read_text())
+    assert (report["step"], report["rows"]) == (5, ROW_NAMES[4])
+    assert [logs["step"] for logs in report["history"]][:4] == [1, 2, 3, 4]
+    assert report["last_good_checkpoint"] == f"{CHECKPOINTS}/checkpoint-4"
+    checkpoint = next(intact_checkpoints(run.checkpoints))
+    assert checkpoint.name == "checkpoint-4"
+    with safe_open(checkpoint / "adapter_model.safetensors", "pt") as weights:
         assert all(weights.get_tensor(name).isfinite().all() for name in weights.keys())  # noqa: SIM118 - no mapping

@@ -1,3 +1,5 @@
+"""Order of training rows: every row trains, replay reaches its share, batches have similar lengths."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -9,15 +11,17 @@ from services.trainer.training.batch_order import order_by_length, select_replay
 
 
 @given(
-    corrections=st.integers(0, 50_000),
-    rows=st.lists(st.integers(5, 80), min_size=1, max_size=40),
+    train_tokens=st.integers(0, 50_000),
+    replay_tokens=st.lists(st.integers(5, 80), min_size=1, max_size=40),
     share=st.floats(0, 0.5),
 )
-def test_replay_is_at_least_its_share_of_all_tokens(corrections: int, rows: list[int], share: float) -> None:
-    chosen = select_replay(corrections, rows, share)
-    tokens = sum(rows[i] for i in chosen)
-    assert tokens >= share * (tokens + corrections) - 1e-6
-    assert set(chosen) == set(range(len(rows)))
+def test_replay_reaches_its_share_of_all_tokens(
+    train_tokens: int, replay_tokens: list[int], share: float
+) -> None:
+    selected = select_replay(train_tokens, replay_tokens, share)
+    tokens = sum(replay_tokens[i] for i in selected)
+    assert tokens >= share * (tokens + train_tokens) - 1e-6
+    assert set(selected) == set(range(len(replay_tokens)))
 
 
 @given(
@@ -27,33 +31,35 @@ def test_replay_is_at_least_its_share_of_all_tokens(corrections: int, rows: list
     batch=st.integers(1, 9),
     seed=st.integers(0, 3),
 )
-def test_every_correction_trains_once_an_epoch_and_every_replay_row_once(
+def test_corrections_train_once_per_epoch_and_replay_rows_once(
     corrections: int, replay: int, epochs: int, batch: int, seed: int
 ) -> None:
     rows = [f"c{i}" for i in range(corrections)]
-    others = [f"r{i}" for i in range(replay)]
-    out = order_by_length(rows, others, float(epochs), batch, lambda row: 1 + int(row[1:]) % 7, seed)
-    assert Counter(out) == Counter(rows * epochs + others)
-    assert out == order_by_length(rows, others, float(epochs), batch, lambda row: 1 + int(row[1:]) % 7, seed)
+    replay_rows = [f"r{i}" for i in range(replay)]
+    ordered = order_by_length(rows, replay_rows, float(epochs), batch, lambda row: 1 + int(row[1:]) % 7, seed)
+    assert Counter(ordered) == Counter(rows * epochs + replay_rows)
+    assert ordered == order_by_length(
+        rows, replay_rows, float(epochs), batch, lambda row: 1 + int(row[1:]) % 7, seed
+    )
 
 
-def test_half_an_epoch_has_half_of_the_corrections() -> None:
-    out = order_by_length(list(range(40)), [], 1.5, 4, lambda row: 5, 1)
-    assert len(out) == 60
-    assert set(Counter(out).values()) == {1, 2}
+def test_half_an_epoch_contains_half_of_the_corrections() -> None:
+    ordered = order_by_length(list(range(40)), [], 1.5, 4, lambda row: 5, 1)
+    assert len(ordered) == 60
+    assert set(Counter(ordered).values()) == {1, 2}
 
 
-def test_a_batch_has_rows_of_like_length() -> None:
+def test_rows_of_a_batch_have_similar_lengths() -> None:
     rows = list(range(10, 410))
-    out = order_by_length(rows, [], 2.0, 8, lambda row: row, 3)
-    batches = [out[i : i + 8] for i in range(0, len(out), 8)]
+    ordered = order_by_length(rows, [], 2.0, 8, lambda row: row, 3)
+    batches = [ordered[i : i + 8] for i in range(0, len(ordered), 8)]
     padded = sum(8 * max(batch) for batch in batches)
-    assert padded < 1.3 * sum(out)
+    assert padded < 1.3 * sum(ordered)
     unsorted = sum(8 * max(rows[i::50]) for i in range(50))
     assert unsorted > 1.5 * sum(rows)
 
 
-def test_no_two_epochs_have_the_same_batches() -> None:
-    out = order_by_length(list(range(80)), [], 2.0, 8, lambda row: 10 + row % 5, 1)
-    batches = [frozenset(out[i : i + 8]) for i in range(0, len(out), 8)]
+def test_epochs_have_different_batches() -> None:
+    ordered = order_by_length(list(range(80)), [], 2.0, 8, lambda row: 10 + row % 5, 1)
+    batches = [frozenset(ordered[i : i + 8]) for i in range(0, len(ordered), 8)]
     assert len(set(batches)) == len(batches)

@@ -1,4 +1,4 @@
-"""I6: a version is published at most once, only complete, and its artifact never changes."""
+"""I6: a version is published at most once, only when complete, and its artifact never changes."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ REPORT = GateReport(
 
 
 def run(name: str) -> RunConfig:
+    """Return the configuration of the run `name`."""
     return RunConfig(
         run_id=name,
         line=LINE,
@@ -45,6 +46,7 @@ def run(name: str) -> RunConfig:
 
 
 def artifact(folder: Path, config: RunConfig) -> Path:
+    """Write an adapter and return the artifact made from it."""
     adapter = folder / "adapter"
     adapter.mkdir(parents=True)
     write_whole(adapter / "adapter_model.safetensors", config.run_id.encode())
@@ -53,7 +55,7 @@ def artifact(folder: Path, config: RunConfig) -> Path:
 
 
 class Line:
-    """A line's log and store; `versions()` opens it as a trainer does."""
+    """A line's log and artifact store. `versions()` opens the log as a trainer does."""
 
     def __init__(self, folder: Path) -> None:
         self.log = InMemoryLog()
@@ -71,7 +73,7 @@ class Line:
         return [ModelVersion.from_json(record.value) for record in self.log.records(MODEL_VERSIONS.name)]
 
 
-def test_a_run_is_published_once_however_often_it_is_tried(tmp_path: Path) -> None:
+def test_run_is_published_once_however_often_it_is_tried(tmp_path: Path) -> None:
     line, config = Line(tmp_path), run("run-1")
     folder = artifact(tmp_path / "run", config)
     first = line.versions().publish(config, dataset_ref(), REPORT, folder, line.store)
@@ -82,7 +84,7 @@ def test_a_run_is_published_once_however_often_it_is_tried(tmp_path: Path) -> No
     assert line.store.fetch(first.ref.uri, first.ref.digest).exists()
 
 
-def test_versions_are_numbered_on_from_the_highest(tmp_path: Path) -> None:
+def test_version_numbers_count_up(tmp_path: Path) -> None:
     line = Line(tmp_path)
     versions = line.versions()
     for name in ("run-1", "run-2"):
@@ -91,14 +93,14 @@ def test_versions_are_numbered_on_from_the_highest(tmp_path: Path) -> None:
     assert [version.ref.version.split("-")[0] for version in line.published()] == [f"{LINE}@v1", f"{LINE}@v2"]
 
 
-def test_the_base_is_a_version_and_published_once(tmp_path: Path) -> None:
+def test_base_is_published_once(tmp_path: Path) -> None:
     line = Line(tmp_path)
     assert line.versions().announce_base(BASE, 0)
     assert not line.versions().announce_base(BASE, 0)
     assert [version.ref for version in line.published()] == [BASE.ref(LINE)]
 
 
-def test_a_trainer_that_was_taken_over_publishes_nothing_and_says_why(tmp_path: Path) -> None:
+def test_fenced_trainer_publishes_nothing_and_says_why(tmp_path: Path) -> None:
     line, config = Line(tmp_path), run("run-1")
     old = line.versions()
     line.versions()
@@ -107,7 +109,7 @@ def test_a_trainer_that_was_taken_over_publishes_nothing_and_says_why(tmp_path: 
     assert line.published() == []
 
 
-def test_an_unknown_outcome_is_read_before_it_is_tried_again(tmp_path: Path) -> None:
+def test_unknown_outcome_is_read_from_the_log_before_a_retry(tmp_path: Path) -> None:
     line, config = Line(tmp_path), run("run-1")
     versions = line.versions()
     folder = artifact(tmp_path / "run", config)
@@ -118,7 +120,7 @@ def test_an_unknown_outcome_is_read_before_it_is_tried_again(tmp_path: Path) -> 
     assert line.published() == [published]
 
 
-def test_the_artifact_names_the_base_and_no_path_and_says_what_it_was_made_from(tmp_path: Path) -> None:
+def test_artifact_names_base_and_run_but_no_path(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "run", run("run-1"))
     assert folder.name == ARTIFACT
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -135,7 +137,7 @@ def test_the_artifact_names_the_base_and_no_path_and_says_what_it_was_made_from(
     assert "| win_rate | 31 | 0.900 | 0.750 to 0.970 |  | 0.500 |" in card
 
 
-def test_the_same_run_makes_the_same_artifact(tmp_path: Path) -> None:
+def test_same_run_gives_the_same_artifact(tmp_path: Path) -> None:
     store = LocalArtifactStore(tmp_path / "store")
     one, other = artifact(tmp_path / "a", run("run-1")), artifact(tmp_path / "b", run("run-1"))
     assert store.put(one) == store.put(other)

@@ -1,4 +1,4 @@
-"""A run's curves: TensorBoard's files, true after a crash, and never a reason for a run to end."""
+"""Training curves: readable by TensorBoard, correct after a crash, and never a reason for a run to fail."""
 
 from __future__ import annotations
 
@@ -16,60 +16,61 @@ from services.trainer.training.tensorboard import CurveWriter
 
 
 def events(run: Path) -> list[Event]:
-    """All records of all files, in the order in which TensorBoard reads them; a wrong checksum fails."""
-    found = []
+    """Return the events of all files in TensorBoard's order, and check their checksums."""
+    events = []
     for file in sorted((run / TENSORBOARD).glob("*tfevents*")):
         content = file.read_bytes()
         while content:
             (length,) = struct.unpack("Q", content[:8])
             record = content[12 : 12 + length]
             assert struct.unpack("I", content[12 + length : 16 + length]) == (masked_crc32c(record),)
-            found.append(Event.FromString(record))
+            events.append(Event.FromString(record))
             content = content[16 + length :]
-    return found
+    return events
 
 
-def points(run: Path, name: str) -> list[tuple[int, float]]:
+def points(run: Path, tag: str) -> list[tuple[int, float]]:
+    """Return (step, value) of each point of a curve."""
     return [
         (event.step, round(value.simple_value, 3))
         for event in events(run)
         for value in event.summary.value
-        if value.tag == name
+        if value.tag == tag
     ]
 
 
-def test_loss_rate_gradient_and_speed_are_drawn_by_step(tmp_path: Path) -> None:
-    drawn = CurveWriter(tmp_path)
-    drawn.begin(0)
+def test_metrics_are_written_per_step(tmp_path: Path) -> None:
+    curves = CurveWriter(tmp_path)
+    curves.open(0)
     for step in (1, 2):
-        drawn.draw(
+        curves.add(
             step, {"loss": 2.0 / step, "grad_norm": 0.5, "epoch": 0.1, "kto/kl": 0.25, "note": "a word"}
         )
     assert points(tmp_path, "train/loss") == [(1, 2.0), (2, 1.0)], (
-        "there before it is closed: it may be killed"
+        "written before the file is closed, because the process may be killed"
     )
-    drawn.close()
+    curves.close()
     tags = {value.tag for event in events(tmp_path) for value in event.summary.value}
     assert tags == {"train/loss", "train/grad_norm", "train/kto/kl"}
     assert events(tmp_path)[0].file_version == "brain.Event:2"
 
 
-def test_what_was_drawn_after_the_checkpoint_that_a_run_goes_on_from_is_void(tmp_path: Path) -> None:
-    for begin, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        drawn = CurveWriter(tmp_path)
-        drawn.begin(begin)
+def test_points_after_the_resumed_step_are_hidden(tmp_path: Path) -> None:
+    for first_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        curves = CurveWriter(tmp_path)
+        curves.open(first_step)
         for step in steps:
-            drawn.draw(step, {"loss": float(step)})
-        drawn.close()
+            curves.add(step, {"loss": float(step)})
+        curves.close()
     restarts = [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START]
     assert restarts == [3]
     assert len(list((tmp_path / TENSORBOARD).iterdir())) == 2
 
 
-def test_curves_that_cannot_be_written_are_given_up_and_the_run_goes_on(
+def test_full_disk_stops_the_curves_but_raises_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full:
+    class FullDisk:
         def __init__(self, _path: str) -> None:
             pass
 
@@ -78,13 +79,13 @@ def test_curves_that_cannot_be_written_are_given_up_and_the_run_goes_on(
 
         flush = close = write
 
-    monkeypatch.setattr(tensorboard, "RecordWriter", Full)
-    drawn = CurveWriter(tmp_path)
-    drawn.begin(0)
-    drawn.draw(1, {"loss": 1.0})
-    drawn.close()
-    (tmp_path / "file").write_text("in its way")
-    other = CurveWriter(tmp_path / "file")
-    other.begin(0)
-    other.draw(1, {"loss": 1.0})
-    other.close()
+    monkeypatch.setattr(tensorboard, "RecordWriter", FullDisk)
+    curves = CurveWriter(tmp_path)
+    curves.open(0)
+    curves.add(1, {"loss": 1.0})
+    curves.close()
+    (tmp_path / "file").write_text("not a folder")
+    blocked = CurveWriter(tmp_path / "file")
+    blocked.open(0)
+    blocked.add(1, {"loss": 1.0})
+    blocked.close()

@@ -35,7 +35,14 @@ COMMENT_NOT_TRAINED: Final = (
 NEUTRAL_RATING: Final = "rating: neutral, so neither liked nor disliked"
 
 
-class SftRow(TypedDict):
+class TruncationFlags(TypedDict, total=False):
+    """Columns that training adds to a row (`training/truncated_answers.py`)."""
+
+    truncated: list[bool]
+    """Whether the answer is truncated, and whether the rejected answer is."""
+
+
+class SftRow(TruncationFlags):
     """Conversational prompt and completion; only the completion has a loss."""
 
     prompt: list[dict[str, str]]
@@ -48,7 +55,7 @@ class KtoRow(SftRow):
     label: bool
 
 
-class DpoRow(TypedDict):
+class DpoRow(TruncationFlags):
     """Two answers to one conversation, of which the first was preferred."""
 
     prompt: list[dict[str, str]]

@@ -1,1 +1,1 @@
-"""Between a snapshot and an adapter: losses, order, checkpoints, memory. In a run's process alone, where torch is."""
+"""From a snapshot to an adapter: order of rows, losses, checkpoints. Imports torch, so only runs' processes use it."""

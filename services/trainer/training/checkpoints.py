@@ -1,13 +1,12 @@
-"""Watch a run's steps: report progress, mark complete checkpoints, stop a run that diverges.
+"""Callback of a run's training: reports progress, completes checkpoints, and ends a run that diverges.
 
-transformers writes a checkpoint's files (adapter, optimiser, schedule, random states, position in the data). It counts
-once it has a manifest (`checkpoint_manifest.py`). After a kill during a write, or if a file is damaged, the run falls
-back to the previous checkpoint.
+transformers writes a checkpoint's files: adapter, optimizer, scheduler, random states, position in the data. The
+checkpoint counts once it has a manifest (`checkpoint_manifest.py`). If the process is killed while it writes one, or if
+a file is damaged, the run resumes from the checkpoint before.
 """
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,118 +14,146 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from services.trainer.files import remove
 from services.trainer.progress import Progress
 from services.trainer.run import disk_space
-from services.trainer.run.checkpoint_manifest import has_manifest, intact_checkpoints, step_of, write_manifest
+from services.trainer.run.checkpoint_manifest import (
+    has_manifest,
+    intact_checkpoints,
+    step_of,
+    write_manifest,
+)
 from services.trainer.run.context import RunFailed
 from services.trainer.run.folder import NAN_REPORT
 from services.trainer.training import nan_report
 from services.trainer.training.tensorboard import CurveWriter
+from shared.run_stage import RunStage
 
 RowNames = Callable[[int], Sequence[str]]
-"""The names of what a step (from 1) trains on."""
+"""Returns the names of the rows that a step trains on. The first step is 1."""
 log = structlog.get_logger(__name__)
 
 
 def no_row_names(_step: int) -> Sequence[str]:
-    """Where it is not known what a step trains on."""
+    """Return no names, if it is not known which rows a step trains on."""
     return ()
 
 
 def newest_checkpoint(folder: Path) -> str | None:
-    """The newest that is complete and as it was marked; those after it, half-written or damaged, are removed."""
+    """Return the newest intact checkpoint, or None. Deletes incomplete checkpoints, and damaged ones after it."""
     newest = next(intact_checkpoints(folder), None)
-    best = -1 if newest is None else step_of(newest)
+    newest_step = -1 if newest is None else step_of(newest)
     for checkpoint in list(folder.glob("checkpoint-*")):
-        if step_of(checkpoint) > best or not has_manifest(checkpoint):
-            log.warning("checkpoint_removed", checkpoint=checkpoint.name)
-            shutil.rmtree(checkpoint)
+        if step_of(checkpoint) > newest_step or not has_manifest(checkpoint):
+            log.warning("checkpoint_deleted", checkpoint=checkpoint.name)
+            remove(checkpoint)
     return None if newest is None else str(newest)
 
 
 class RunCallback(TrainerCallback):
-    """`run`: its folder, for curves and evidence; None: none are kept. `note`: what to say beside each step."""
+    """Callback of a run's training.
+
+    Args:
+        progress: Where each step is reported.
+        stop: Training saves a checkpoint and stops once it is set.
+        run: The run's folder, for curves and diagnostics; None writes neither.
+        row_names: Names the rows of each step, for diagnostics.
+        note: Added to each progress report.
+
+    """
 
     def __init__(
         self,
         progress: Progress,
         stop: threading.Event,
         run: Path | None = None,
-        rows: RowNames = no_row_names,
+        row_names: RowNames = no_row_names,
         note: str | None = None,
     ) -> None:
         self._progress = progress
         self._stop = stop
         self._run = run
-        self._rows = rows
-        self._noted = {} if note is None else {"reason": note}
+        self._row_names = row_names
+        self._note = note
         self._curves = CurveWriter(run) if run is not None else None
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self._first_step = 0
         self._first_tokens = 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A resumed run begins at a later step."""
-        self._began, self._first_step = time.monotonic(), state.global_step
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Remember where training starts. A resumed run starts at a later step."""
+        self._started, self._first_step = time.monotonic(), state.global_step
         self._first_tokens = state.num_input_tokens_seen
         if self._curves is not None:
-            self._curves.begin(state.global_step)
+            self._curves.open(state.global_step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Asked to stop: keep what was learned so far."""
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Save a checkpoint and stop if asked to. Make space on the disk before any checkpoint."""
         if self._stop.is_set():
             control.should_save = True
             control.should_training_stop = True
         if control.should_save:
-            disk_space.ensure_space_for_checkpoint(Path(args.output_dir))
+            disk_space.ensure_space_for_checkpoint(Path(str(args.output_dir)))
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
-        """Raises `RunFailed` where the loss or the gradient is not finite; nothing of that step is saved."""
-        told = logs or {}
-        self._refuse_no_number(state, told)
-        if "loss" not in told:
+        """Report a step. Raises `RunFailed` if the loss or the gradient is not finite, before that step is saved."""
+        metrics = logs or {}
+        self._check_finite(state, metrics)
+        if "loss" not in metrics:
             return
-        seconds = max(1e-9, time.monotonic() - self._began)
-        done = max(1, state.global_step - self._first_step)
-        speed = (state.num_input_tokens_seen - self._first_tokens) / seconds
+        seconds = max(1e-9, time.monotonic() - self._started)
+        steps_done = max(1, state.global_step - self._first_step)
+        tokens_per_s = (state.num_input_tokens_seen - self._first_tokens) / seconds
         self._progress.report(
-            "training",
+            RunStage.TRAINING,
             state.global_step,
             state.max_steps,
-            loss=round(float(told["loss"]), 4),
-            tokens_per_s=round(speed, 1),
-            eta_s=round((state.max_steps - state.global_step) * seconds / done, 1),
-            **self._noted,
+            loss=round(float(metrics["loss"]), 4),
+            tokens_per_s=round(tokens_per_s, 1),
+            eta_s=round((state.max_steps - state.global_step) * seconds / steps_done, 1),
+            reason=self._note,
         )
         if self._curves is not None:
-            self._curves.draw(state.global_step, {**told, "tokens_per_s": speed})
+            self._curves.add(state.global_step, {**metrics, "tokens_per_s": tokens_per_s})
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """All files of the checkpoint are written by now; TRL has put a card with paths beside them."""
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Complete the checkpoint, whose files are all written by now."""
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if checkpoint.is_dir():
             write_manifest(checkpoint, state.global_step)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """No more points."""
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Close the curves."""
         if self._curves is not None:
             self._curves.close()
 
-    def _refuse_no_number(self, state: Any, told: dict[str, Any]) -> None:
-        figure = nan_report.non_finite_metric(told)
-        if figure is None:
+    def _check_finite(self, state: TrainerState, metrics: dict[str, Any]) -> None:
+        metric = nan_report.non_finite_metric(metrics)
+        if metric is None:
             return
         if self._run is not None:
-            nan_report.write(
-                self._run, state.global_step, figure, state.log_history, self._rows(state.global_step)
-            )
+            rows = self._row_names(state.global_step)
+            nan_report.write(self._run, state.global_step, metric, state.log_history, rows)
         if self._curves is not None:
             self._curves.close()
         raise RunFailed(
-            f"{figure} at step {state.global_step}: lower LOOPWRIGHT_TRAINER_LEARNING_RATE, or look at the rows of "
-            f"that step; {NAN_REPORT} in the run's folder names them, and its last good checkpoint is kept"
+            f"{metric} at step {state.global_step}: lower LOOPWRIGHT_TRAINER_LEARNING_RATE, or check the rows of that "
+            f"step, which {NAN_REPORT} in the run's folder names; the last good checkpoint is kept there"
         )

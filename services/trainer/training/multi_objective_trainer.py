@@ -1,172 +1,187 @@
-"""One run over batches of several objectives, each with TRL's own loss (SFT on CPUs: `cpu/sft_trainer.py`).
+"""transformers' `Trainer` over batches of several objectives, each with TRL's own loss.
 
-A step trains one batch, and a batch is of one objective. All train one adapter (or all weights) with one optimiser; the
-reference of KTO and DPO is the base itself, with the adapter off: there is no second copy of it. The batches of the
-objectives are spread over the run (`batch_order.py`), so that none is forgotten for another, and a checkpoint is a
-place in one order. Where memory does not suffice for a batch, it is taken in pieces whose gradients add up.
+A step trains one batch, and a batch has one objective. All objectives train the same adapter (or all weights) with one
+optimizer. The reference model of KTO and DPO is the base with the adapter off, so there is no second copy of it.
+Batches of the objectives are spread over the run (`batch_order.py`), so that none is forgotten for another, and a
+checkpoint is a position in one order. If memory does not suffice for a batch, it is split into micro-batches whose
+gradients are summed.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
-from types import MethodType
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 import torch
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
-from trl.trainer.utils import FusedCausalLMOutput
 
-from services.trainer.base.shared_prefix import logits_at
 from services.trainer.dataset.objectives import Objective, objective_of
-from services.trainer.training.cpu.sft_trainer import IGNORED
+from services.trainer.training.cpu.sft_trainer import IGNORE_INDEX
 
-WARMUP_STEPS = 5
-"""Or a tenth of the run, where that is less."""
-LOGGED_METRICS = ("rewards/", "kl")
-"""Of what TRL's trainers measure on the way; the rest costs time, or says little of one batch."""
-Fields = dict[str, Any]
+WARMUP_STEPS: Final = 5
+"""Steps over which the learning rate rises, or a tenth of the run if that is shorter."""
+LOGGED_METRICS: Final = ("rewards/", "kl")
+"""Prefixes of the metrics of TRL's trainers that are logged. Others cost time, or say little about one batch."""
+TokenizedRow: TypeAlias = dict[str, Any]
+"""A row as a TRL trainer tokenizes it: lists of token ids by column."""
+Inputs: TypeAlias = dict[str, Any]
+"""Inputs of one micro-batch: the tensors of a TRL collator, and `objective`, `share` and `answer_tokens`."""
 
 
-def plan_steps(rows: Sequence[Mapping[str, Any]], size: int) -> Iterator[tuple[Objective, range]]:
-    """The rows of each step, by their places: `size` of one objective, or what is left of it before another begins."""
+def plan_steps(rows: Sequence[Mapping[str, Any]], batch_size: int) -> Iterator[tuple[Objective, range]]:
+    """Yield the objective and the row indices of each step.
+
+    A step has `batch_size` rows of one objective, or fewer if a row of another objective follows.
+    """
     start = 0
     while start < len(rows):
-        kind = objective_of(rows[start])
+        objective = objective_of(rows[start])
         end = start + 1
-        while end < len(rows) and end - start < size and objective_of(rows[end]) == kind:
+        while end < len(rows) and end - start < batch_size and objective_of(rows[end]) == objective:
             end += 1
-        yield kind, range(start, end)
+        yield objective, range(start, end)
         start = end
 
 
-class StepDataset(torch.utils.data.Dataset[tuple[Objective, list[Fields]]]):
-    """One item a step: its objective, and its rows as that objective's trainer has tokenised them."""
+class StepDataset(torch.utils.data.Dataset[tuple[Objective, list[TokenizedRow]]]):
+    """Dataset with one item per step: its objective, and its rows as that objective's trainer has tokenized them."""
 
-    def __init__(self, plan: Sequence[tuple[Objective, int]], parts: Mapping[Objective, Trainer]) -> None:
-        """`plan`: objective and rows of each step. Raises `ValueError` where a trainer has left rows out, as TRL does
-        with those whose conversation alone is longer than the limit."""
-        taken: dict[Objective, int] = dict.fromkeys(parts, 0)
-        self._where: list[tuple[Objective, range]] = []
-        for kind, count in plan:
-            self._where.append((kind, range(taken[kind], taken[kind] + count)))
-            taken[kind] += count
-        self._rows: dict[Objective, Any] = {kind: part.train_dataset for kind, part in parts.items()}
-        short = {kind: count - len(self._rows[kind]) for kind, count in taken.items()}
-        if any(short.values()):
-            raise ValueError(f"rows do not fit into the limit of tokens: {short}")
+    def __init__(self, plan: Sequence[tuple[Objective, int]], trainers: Mapping[Objective, Trainer]) -> None:
+        """Create the dataset.
+
+        Args:
+            plan: Objective and number of rows of each step.
+            trainers: Trainer of each objective, with its rows in the order of the plan.
+
+        Raises:
+            ValueError: If a trainer has dropped rows, as TRL does if a conversation alone exceeds the token limit.
+
+        """
+        counts: dict[Objective, int] = dict.fromkeys(trainers, 0)
+        self._steps: list[tuple[Objective, range]] = []
+        for objective, count in plan:
+            self._steps.append((objective, range(counts[objective], counts[objective] + count)))
+            counts[objective] += count
+        self._rows: dict[Objective, Any] = {name: trainer.train_dataset for name, trainer in trainers.items()}
+        dropped = {name: count - len(self._rows[name]) for name, count in counts.items()}
+        if any(dropped.values()):
+            raise ValueError(f"rows exceed the token limit: {dropped}")
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._steps)
 
-    def __getitem__(self, step: int) -> tuple[Objective, list[Fields]]:
-        kind, places = self._where[step]
-        return kind, [self._rows[kind][place] for place in places]
+    def __getitem__(self, step: int) -> tuple[Objective, list[TokenizedRow]]:
+        objective, indices = self._steps[step]
+        return objective, [self._rows[objective][index] for index in indices]
 
 
 class MultiObjectiveTrainer(Trainer):
-    """`parts`: a TRL trainer of each objective, over the same model. `rates`: the share of the learning rate at which
-    its steps are made. `piece`: how many rows are taken at a time."""
+    """Trainer whose loss and collator are those of a TRL trainer, chosen by the objective of each step.
+
+    Args:
+        plan: Objective and number of rows of each step.
+        trainers: TRL trainer of each objective, all over the same model.
+        rates: Factor of the learning rate for each objective's steps.
+        micro_batch_size: Rows that go through the model at once.
+        trainer_arguments: Arguments of `transformers.Trainer`.
+
+    """
 
     def __init__(
         self,
         plan: Sequence[tuple[Objective, int]],
-        parts: Mapping[Objective, Any],
+        trainers: Mapping[Objective, Any],
         rates: Mapping[Objective, float],
-        piece: int,
-        **given: Any,
+        micro_batch_size: int,
+        **trainer_arguments: Any,
     ) -> None:
-        self._parts = parts
-        self._piece = piece
-        self._rates = [rates[kind] for kind, _ in plan]
-        self._heard: dict[str, list[float]] = {}
-        super().__init__(train_dataset=StepDataset(plan, parts), data_collator=self._collate, **given)
+        self._trainers = trainers
+        self._micro_batch_size = micro_batch_size
+        self._rates = [rates[objective] for objective, _ in plan]
+        self._pending_metrics: dict[str, list[float]] = {}
+        super().__init__(
+            train_dataset=StepDataset(plan, trainers), data_collator=self._collate, **trainer_arguments
+        )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
-        """Up in a few steps, then down to nothing, times the rate of the step's objective."""
+        """Create a schedule: warm-up, then linear decay to 0, times the rate of the step's objective."""
         rates = self._rates
-        warm = max(1, min(WARMUP_STEPS, num_training_steps // 10))
+        warmup = max(1, min(WARMUP_STEPS, num_training_steps // 10))
 
-        def share(step: int) -> float:
-            left = (num_training_steps - step) / max(1, num_training_steps - warm)
+        def factor(step: int) -> float:
+            remaining = (num_training_steps - step) / max(1, num_training_steps - warmup)
             rate = rates[min(step, len(rates) - 1)]
-            return rate * max(0.0, min(1.0, (step + 1) / (warm + 1), left))
+            return rate * max(0.0, min(1.0, (step + 1) / (warmup + 1), remaining))
 
-        steered: Any = optimizer or self.optimizer
-        self.lr_scheduler = LambdaLR(steered, share)
+        scheduled: Any = optimizer or self.optimizer
+        self.lr_scheduler = LambdaLR(scheduled, factor)
         return self.lr_scheduler
 
-    def _collate(self, steps: list[tuple[Objective, list[Fields]]]) -> Fields:
-        ((kind, rows),) = steps
-        collator = self._parts[kind].data_collator
-        starts = range(0, len(rows), self._piece)
-        pieces = [collator(rows[start : start + self._piece]) for start in starts]
-        shares = [len(rows[start : start + self._piece]) / len(rows) for start in starts]
-        answered = sum(
-            int((piece["labels"][:, 1:] != IGNORED).sum()) for piece in pieces if "labels" in piece
+    def _collate(self, steps: list[tuple[Objective, list[TokenizedRow]]]) -> dict[str, list[Inputs]]:
+        """Return the micro-batches of one step, each with its share of the rows and the step's answer tokens."""
+        ((objective, rows),) = steps
+        collator = self._trainers[objective].data_collator
+        parts = [
+            rows[start : start + self._micro_batch_size]
+            for start in range(0, len(rows), self._micro_batch_size)
+        ]
+        collated = [collator(part) for part in parts]
+        answer_tokens = sum(
+            int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum()) for inputs in collated if "labels" in inputs
         )
         return {
-            "pieces": [
-                {"objective": kind, "share": share, "answered": answered, **piece}
-                for share, piece in zip(shares, pieces, strict=True)
+            "micro_batches": [
+                {
+                    "objective": objective,
+                    "share": len(part) / len(rows),
+                    "answer_tokens": answer_tokens,
+                    **inputs,
+                }
+                for part, inputs in zip(parts, collated, strict=True)
             ]
         }
 
-    def training_step(self, model: Any, inputs: Fields, num_items_in_batch: Any = None) -> torch.Tensor:
-        """All pieces of a batch; returns its loss."""
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Run forward and backward for all micro-batches of a step. Returns the loss of the batch, a scalar."""
         total = torch.zeros((), device=self.args.device)
-        for piece in inputs["pieces"]:
-            self.state.num_input_tokens_seen += int(piece["attention_mask"].sum())
-            total += super().training_step(model, piece)
-        objective = inputs["pieces"][0]["objective"]
-        self._heard.setdefault(f"{objective}/loss", []).append(float(total))
+        for micro_batch in inputs["micro_batches"]:
+            self.state.num_input_tokens_seen += int(micro_batch["attention_mask"].sum())
+            total += super().training_step(model, micro_batch)
+        objective = inputs["micro_batches"][0]["objective"]
+        self._pending_metrics.setdefault(f"{objective}/loss", []).append(float(total))
         return total
 
     def compute_loss(
-        self, model: Any, inputs: Fields, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: torch.nn.Module,
+        inputs: Inputs,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
-        """A piece's part of its batch's loss: by its share of the answers' tokens (SFT), or of the rows."""
+        """Return a micro-batch's part of the batch's loss: its share of the answer tokens (SFT), or of the rows."""
         inputs = dict(inputs)
-        objective, share, answered = (inputs.pop(name) for name in ("objective", "share", "answered"))
-        part = self._parts[objective]
+        objective = inputs.pop("objective")
+        share = inputs.pop("share")
+        answer_tokens = inputs.pop("answer_tokens")
+        trainer = self._trainers[objective]
         if objective == "sft":
-            loss = part.compute_loss(model, inputs, num_items_in_batch=max(1, answered))
+            loss = trainer.compute_loss(model, inputs, num_items_in_batch=max(1, answer_tokens))
         else:
-            loss = share * part.compute_loss(model, inputs)
-        for name, found in part._metrics["train"].items():
+            loss = share * trainer.compute_loss(model, inputs)
+        for name, values in trainer._metrics["train"].items():
             if name.startswith(LOGGED_METRICS):
-                self._heard.setdefault(f"{objective}/{name}", []).extend(found)
-        part._metrics["train"].clear()
+                self._pending_metrics.setdefault(f"{objective}/{name}", []).extend(values)
+        trainer._metrics["train"].clear()
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """With what was heard of each objective since the last time."""
-        logs.update({name: sum(found) / len(found) for name, found in self._heard.items() if found})
-        self._heard.clear()
-        super().log(logs, start_time)
-
-
-def add_answers_head(base: Any) -> None:
-    """For a CPU: what TRL's trainers ask of the language model's head, applied once to the answers' tokens, as in
-    `sft_trainer.py`. The likelihoods of the labels are TRL's; what it measures beside them is 0."""
-    forward = base.forward
-
-    @functools.wraps(type(base).forward)
-    def answered(
-        _self: Any, *args: Any, fused_lm_head: bool = False, labels: torch.Tensor | None = None, **rest: Any
-    ) -> Any:
-        if not fused_lm_head or labels is None:
-            return forward(*args, **rest, **({} if labels is None else {"labels": labels}))
-        wanted = labels[:, 1:]
-        kept = wanted != IGNORED
-        likely = -cross_entropy(logits_at(base, forward, rest, kept).float(), wanted[kept], reduction="none")
-        log_probs = likely.new_zeros(wanted.shape).masked_scatter(kept, likely)
-        nothing = log_probs.detach().new_zeros(wanted.shape)
-        return FusedCausalLMOutput(
-            log_probs=log_probs, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool()
+        """Log the metrics, and the means of each objective's metrics since the last call."""
+        logs.update(
+            {name: sum(values) / len(values) for name, values in self._pending_metrics.items() if values}
         )
-
-    base.forward = MethodType(answered, base)
+        self._pending_metrics.clear()
+        super().log(logs, start_time)

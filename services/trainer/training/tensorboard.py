@@ -1,7 +1,7 @@
-"""A run's curves as TensorBoard event files, in its folder and removed with it: `tensorboard --logdir .../runs`.
+"""Training curves of a run as TensorBoard event files in its folder: `tensorboard --logdir .../runs`.
 
-Written record by record: a writer with a thread of its own would lose its last points when the process is killed, and
-wait for ever where the disk is full. Curves that cannot be written are given up; the run goes on.
+Events are written synchronously. A writer with a thread of its own would lose the last events when the process is
+killed, and would wait forever on a full disk. If the curves cannot be written, the run continues without them.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ TAGS: Final = {
     "tokens_per_s": "speed/tokens_per_s",
     "num_input_tokens_seen": "speed/tokens_seen",
 }
-"""What is drawn, and under which name. Other figures that a trainer logs (of an objective, say) come under `train/`."""
+"""TensorBoard tag of each logged metric. Others, such as those of an objective, get the prefix `train/`."""
 NOT_PLOTTED: Final = frozenset({"epoch", "total_flos", "step"})
 log = structlog.get_logger(__name__)
 
 
 class CurveWriter:
-    """One file for each start of the run's process; TensorBoard shows them as one."""
+    """Writer of a run's curves. Each start of the run's process adds a file; TensorBoard shows them as one curve."""
 
     def __init__(self, run: Path) -> None:
         self._folder = run / TENSORBOARD
-        self._writer: Any = None
+        self._writer: RecordWriter | None = None
 
-    def begin(self, step: int) -> None:
-        """What was drawn after `step`, before a crash, is not shown any more."""
+    def open(self, step: int) -> None:
+        """Start a file. TensorBoard hides what an earlier process wrote after `step`, from which training resumes."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._writer = RecordWriter(str(self._folder / f"events.out.tfevents.{time.time_ns()}"))
@@ -50,9 +50,9 @@ class CurveWriter:
             restart = SessionLog(status=SessionLog.START)
             self._write(Event(wall_time=time.time(), step=step + 1, session_log=restart))
 
-    def draw(self, step: int, figures: Mapping[str, Any]) -> None:
-        """A point of each figure that is a number."""
-        for name, value in figures.items():
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Add a point for each metric that is a number."""
+        for name, value in metrics.items():
             if isinstance(value, int | float) and name not in NOT_PLOTTED:
                 point = scalar(TAGS.get(name, f"train/{name}"), value)
                 self._write(Event(wall_time=time.time(), step=step, summary=point))
@@ -63,12 +63,12 @@ class CurveWriter:
                 self._give_up(error)
 
     def close(self) -> None:
-        """No more points."""
+        """Close the file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
-    def _write(self, event: Any) -> None:
+    def _write(self, event: Event) -> None:
         if self._writer is not None:
             try:
                 self._writer.write(event.SerializeToString())
@@ -76,5 +76,5 @@ class CurveWriter:
                 self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        log.warning("curves_given_up", error=str(error))
+        log.warning("curves_not_written", error=str(error))
         self._writer = None

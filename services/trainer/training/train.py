@@ -1,14 +1,14 @@
-"""A fresh LoRA adapter on the pinned base, by TRL: resumable at any step (`checkpoints.py`)."""
+"""Train a run's adapter on the pinned base with TRL. Training can be interrupted and resumed at any step."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import torch
@@ -40,7 +40,6 @@ from services.trainer.dataset.objectives import (
     sft_row,
 )
 from services.trainer.files import sync_folder, sync_tree, write_whole
-from services.trainer.progress import Progress
 from services.trainer.run import micro_batch
 from services.trainer.run.context import RunContext, RunFailed, RunStopped
 from services.trainer.run.folder import ADAPTER, CHECKPOINTS
@@ -52,88 +51,86 @@ from services.trainer.training.batch_order import (
     split_batches,
 )
 from services.trainer.training.checkpoints import RunCallback, newest_checkpoint
+from services.trainer.training.cpu.answers_head import add_answers_head
+from services.trainer.training.cpu.attention import with_training_attention
 from services.trainer.training.cpu.sft_trainer import CpuSFTTrainer
 from services.trainer.training.lora import lora_config
-from services.trainer.training.multi_objective_trainer import (
-    MultiObjectiveTrainer,
-    add_answers_head,
-    plan_steps,
-)
-from services.trainer.training.truncated_answers import TRUNCATED, TruncatedAnswersMixin
+from services.trainer.training.multi_objective_trainer import MultiObjectiveTrainer, plan_steps
+from services.trainer.training.truncated_answers import TruncatedAnswersMixin
 
-PLAIN_ATTENTION_TOKENS = 1024
-"""Its memory grows with the square of the length."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from services.trainer.base.model import Model
+
 log = structlog.get_logger(__name__)
 
 
 class Sft(TruncatedAnswersMixin, SFTTrainer):
-    """TRL's trainers, each without the ends of answers that were stopped."""
+    """TRL's SFT trainer, without an end of turn after truncated answers."""
 
 
-class CpuSft(TruncatedAnswersMixin, CpuSFTTrainer): ...
+class CpuSft(TruncatedAnswersMixin, CpuSFTTrainer):
+    """`CpuSFTTrainer`, without an end of turn after truncated answers."""
 
 
-class Kto(TruncatedAnswersMixin, KTOTrainer): ...
+class Kto(TruncatedAnswersMixin, KTOTrainer):
+    """TRL's KTO trainer, without an end of turn after truncated answers."""
 
 
-class Dpo(TruncatedAnswersMixin, DPOTrainer): ...
+class Dpo(TruncatedAnswersMixin, DPOTrainer):
+    """TRL's DPO trainer, without an end of turn after truncated answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """A row as TRL takes it, the name of the feedback behind it, and its tokens."""
+    """A row as TRL takes it, the name of the feedback behind it, and its number of tokens."""
 
     name: str
-    fields: dict[str, Any]
+    fields: TrlRow
     tokens: int
 
 
-def train(work: RunContext) -> None:
-    """Writes the adapter. Raises `RunFailed` or `Stopped`."""
-    recipe = work.config.recipe
-    rows = [one.row for one in snapshot.read_rows(work.folder)]
+def train(context: RunContext) -> None:
+    """Train on the run's snapshot and write the adapter. Raises `RunFailed` or `RunStopped`."""
+    folder, recipe, tokenizer = context.folder, context.config.recipe, context.tokenizer
+    rows = [training_row(tokenizer, one.row) for one in snapshot.read_rows(folder)]
     if not rows:
-        raise RunFailed("the snapshot is empty")
-    replayed = [
-        _replay(work.tokenizer, one)
-        for one in work.base_answers(shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts))
-        if one.answer
-    ]
-    replayed = [one for one in replayed if one.tokens <= recipe.max_tokens]
-    told = [training_row(work.tokenizer, row) for row in rows]
-    total = round(sum(one.tokens for one in told) * recipe.epochs)
-    chosen = [
-        replayed[i] for i in select_replay(total, [one.tokens for one in replayed], recipe.replay_share)
-    ]
-    data_card.record_replay(work.folder, len(chosen), sum(one.tokens for one in chosen), total)
-    order = order_rows(told, chosen, recipe)
-    log.info("training", rows=len(rows), replay=len(chosen), order=len(order))
-    places = [of_step for _, of_step in plan_steps([one.fields for one in order], recipe.batch_size)]
-    watch = RunCallback(
-        work.progress,
-        work.stop,
-        work.folder,
-        lambda step: [order[i].name for i in places[step - 1]],
-        micro_batch.reduction_note(work.folder, recipe.batch_size),
+        raise RunFailed("the snapshot has no rows to train")
+    base_answers = context.base_answers(shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts))
+    candidates = [_replay_row(tokenizer, answer) for answer in base_answers if answer.answer]
+    candidates = [row for row in candidates if row.tokens <= recipe.max_tokens]
+    train_tokens = round(sum(row.tokens for row in rows) * recipe.epochs)
+    selected = select_replay(train_tokens, [row.tokens for row in candidates], recipe.replay_share)
+    replay = [candidates[index] for index in selected]
+    data_card.record_replay(folder, len(replay), sum(row.tokens for row in replay), train_tokens)
+    ordered = order_rows(rows, replay, recipe)
+    log.info("training", rows=len(rows), replay=len(replay), ordered=len(ordered))
+    steps = [indices for _, indices in plan_steps([row.fields for row in ordered], recipe.batch_size)]
+    callback = RunCallback(
+        context.progress,
+        context.stop,
+        folder,
+        lambda step: [ordered[index].name for index in steps[step - 1]],
+        micro_batch.reduction_note(folder, recipe.batch_size),
     )
-    base = load_base(Path(work.config.base), recipe.threads, dtype.of_run(work.folder))
+    base = load_base(Path(context.config.base), recipe.threads, dtype.of_run(folder))
     model = fine_tune(
         with_training_attention(base, recipe.max_tokens),
-        work.tokenizer,
-        [one.fields for one in order],
+        tokenizer,
+        [row.fields for row in ordered],
         recipe,
-        work.folder / CHECKPOINTS,
-        progress=work.progress,
-        stop=work.stop,
-        watch=watch,
-        piece=micro_batch.size(work.folder, recipe.batch_size),
+        folder / CHECKPOINTS,
+        callback=callback,
+        stop=context.stop,
+        micro_batch_size=micro_batch.size(folder, recipe.batch_size),
     )
-    save_adapter(model, work.folder / ADAPTER, work.config.base_name)
-    shutil.rmtree(work.folder / CHECKPOINTS, ignore_errors=True)
+    save_adapter(model, folder / ADAPTER, context.config.base_name)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
-def training_row(tokenizer: Any, row: Row) -> TrainingRow:
-    """What a verified row trains, by its objective."""
+def training_row(tokenizer: PreTrainedTokenizerBase, row: Row) -> TrainingRow:
+    """Return the TRL row of a verified row, by its objective."""
     fields: TrlRow
     tokens = token_count(tokenizer, row.messages, row.answer)
     match row.objective:
@@ -144,148 +141,184 @@ def training_row(tokenizer: Any, row: Row) -> TrainingRow:
             fields = kto_row(row.messages, row.answer, bool(row.label))
         case "sft":
             fields = sft_row(row.messages, row.answer)
-    return TrainingRow(row.identity, fields | {TRUNCATED: [row.unended, row.original_unended]}, tokens)
+    fields["truncated"] = [row.unended, row.original_unended]
+    return TrainingRow(row.identity, fields, tokens)
 
 
-def _replay(tokenizer: Any, said: BaseAnswer) -> TrainingRow:
-    fields = sft_row(said.messages, said.answer) | {TRUNCATED: [not said.ended, False]}
-    return TrainingRow(f"replay/{said.id}", fields, token_count(tokenizer, said.messages, said.answer))
+def _replay_row(tokenizer: PreTrainedTokenizerBase, answer: BaseAnswer) -> TrainingRow:
+    fields = sft_row(answer.messages, answer.answer)
+    fields["truncated"] = [not answer.ended, False]
+    tokens = token_count(tokenizer, answer.messages, answer.answer)
+    return TrainingRow(f"replay/{answer.id}", fields, tokens)
 
 
 def order_rows(
     rows: Sequence[TrainingRow], replay: Sequence[TrainingRow], recipe: Recipe
 ) -> list[TrainingRow]:
-    """All rows of a run as they train: each objective in its own order, its batches spread over the run. A function of
-    its arguments, so that a resumed run goes on in the same order."""
-    parts: dict[Objective, list[TrainingRow]] = {"sft": [], "kto": [], "dpo": []}
-    for one in rows:
-        parts[objective_of(one.fields)].append(one)
+    """Return all rows of a run in the order in which they train.
+
+    Each objective has its own order, and its batches are spread over the run. The result depends only on the arguments,
+    so a resumed run continues in the same order.
+    """
+    by_objective: dict[Objective, list[TrainingRow]] = {"sft": [], "kto": [], "dpo": []}
+    for row in rows:
+        by_objective[objective_of(row.fields)].append(row)
+    by_label: dict[bool, list[TrainingRow]] = {True: [], False: []}
+    for row in by_objective["kto"]:
+        by_label[bool(row.fields.get("label"))].append(row)
     size, epochs, seed = recipe.batch_size, recipe.epochs, recipe.seed
-    labelled: dict[bool, list[TrainingRow]] = {True: [], False: []}
-    for one in parts["kto"]:
-        labelled[one.fields["label"]].append(one)
     orders = [
-        order_by_length(parts["sft"], replay, epochs, size, lambda one: one.tokens, seed),
-        order_judged(labelled[True], labelled[False], epochs, seed),
-        order_by_length(parts["dpo"], [], epochs, size, lambda one: one.tokens, seed),
+        order_by_length(by_objective["sft"], replay, epochs, size, lambda row: row.tokens, seed),
+        order_judged(by_label[True], by_label[False], epochs, seed),
+        order_by_length(by_objective["dpo"], [], epochs, size, lambda row: row.tokens, seed),
     ]
-    return [one for batch in interleave([split_batches(order, size) for order in orders]) for one in batch]
+    return [row for batch in interleave([split_batches(order, size) for order in orders]) for row in batch]
 
 
 def fine_tune(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Mapping[str, Any]],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[TrlRow],
     recipe: Recipe,
-    folder: Path,
+    checkpoints: Path,
     *,
-    progress: Progress,
+    callback: TrainerCallback,
     stop: threading.Event,
-    watch: TrainerCallback | None = None,
-    piece: int | None = None,
-) -> Any:
-    """Trains on `rows` (`objectives.sft`, `kto`, `dpo`; with `UNENDED` where an answer was stopped) once, in their
-    order, and returns the model, with its adapter where the recipe makes one. A step trains `batch_size` rows of one
-    objective, or what is left of it before a row of another comes; `piece` of them at a time (default: all).
-    Checkpoints lie in `folder`. Raises `RunFailed` (the loss became NaN or infinite; a row is too long), `Stopped`."""
+    micro_batch_size: int | None = None,
+) -> Model:
+    """Train on `rows` once, in their order, and return the model, with an adapter if the recipe uses LoRA.
+
+    Resumes from the newest intact checkpoint.
+
+    Args:
+        model: The base, on its device.
+        tokenizer: The base's tokenizer.
+        rows: Rows of all epochs. A step trains `recipe.batch_size` rows of one objective, or fewer if a row of another
+            objective follows.
+        recipe: Hyperparameters.
+        checkpoints: Folder of the checkpoints.
+        callback: Called for each step, usually a `RunCallback`.
+        stop: Set by whoever wants the training to stop.
+        micro_batch_size: Rows that go through the model at once; by default a whole batch.
+
+    Raises:
+        RunFailed: If the loss became NaN or infinite, or a row is too long.
+        RunStopped: If `stop` was set. A checkpoint was saved.
+
+    """
     set_seed(recipe.seed)
     tokenizer.padding_side = "right"
-    plan = [(kind, len(places)) for kind, places in plan_steps(rows, recipe.batch_size)]
-    model = get_peft_model(model, lora_config(recipe)) if recipe.method == "lora" else model.float()
-    parts = objective_trainers(model, tokenizer, rows, recipe, folder, piece or recipe.batch_size)
+    micro_batch_size = micro_batch_size or recipe.batch_size
+    plan = [(objective, len(indices)) for objective, indices in plan_steps(rows, recipe.batch_size)]
+    base: Any = model
+    trained: Model = get_peft_model(base, lora_config(recipe)) if recipe.method == "lora" else base.float()
+    trainers = objective_trainers(trained, tokenizer, rows, recipe, checkpoints, micro_batch_size)
+    arguments = _common_arguments(checkpoints, recipe) | {
+        "per_device_train_batch_size": 1,  # one item of `StepDataset`, which is a whole batch
+        "remove_unused_columns": False,
+        "include_num_input_tokens_seen": "no",  # `MultiObjectiveTrainer` counts them
+    }
     try:
         trainer = MultiObjectiveTrainer(
             plan,
-            parts,
+            trainers,
             {"sft": 1.0, "kto": recipe.preference_rate, "dpo": recipe.preference_rate},
-            piece or recipe.batch_size,
-            model=model,
-            args=TrainingArguments(
-                **_common(folder, recipe)
-                | {"per_device_train_batch_size": 1, "remove_unused_columns": False}
-                | {"include_num_input_tokens_seen": "no"}
-            ),
+            micro_batch_size,
+            model=trained,
+            args=TrainingArguments(**arguments),
             processing_class=tokenizer,
-            callbacks=[watch or RunCallback(progress, stop)],
+            callbacks=[callback],
         )
     except ValueError as error:
         raise RunFailed(f"the rows cannot be trained: {error}") from error
-    trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
     if stop.is_set():
-        raise RunStopped("training was asked to stop")
-    return trainer.model
+        raise RunStopped("stopped during training")
+    return trained
 
 
 def objective_trainers(
-    model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], recipe: Recipe, folder: Path, piece: int
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[TrlRow],
+    recipe: Recipe,
+    checkpoints: Path,
+    micro_batch_size: int,
 ) -> dict[Objective, Any]:
-    """A TRL trainer for each objective that `rows` have. They tokenise, and give the losses; none of them trains."""
-    told: dict[Objective, list[Mapping[str, Any]]] = {}
+    """Return a TRL trainer for each objective among `rows`. They tokenize rows and compute losses, but never train."""
+    by_objective: dict[Objective, list[dict[str, Any]]] = {}
     for row in rows:
-        told.setdefault(objective_of(row), []).append({TRUNCATED: [False, False], **row})
-    # KTO pairs each conversation with a neighbour's answer: within the pieces that are taken at a time.
-    common = _common(folder, recipe) | {"per_device_train_batch_size": piece, "max_length": recipe.max_tokens}
-    # Without an adapter to turn off, the reference is measured before the first step.
-    reference: dict[str, Any] = {"precompute_ref_log_probs": recipe.method == "full"}
-    parts: dict[Objective, Any] = {}
-    for kind, theirs in told.items():
-        trainer, args = _loss(kind, theirs, recipe, folder, common | reference)
-        parts[kind] = trainer(
-            model=model, args=args, train_dataset=Dataset.from_list(theirs), processing_class=tokenizer
+        by_objective.setdefault(objective_of(row), []).append({"truncated": [False, False], **row})
+    arguments = _common_arguments(checkpoints, recipe) | {
+        # KTO pairs each conversation with the answer of a neighbour within a micro-batch.
+        "per_device_train_batch_size": micro_batch_size,
+        "max_length": recipe.max_tokens,
+        # Without an adapter that can be turned off, the reference's likelihoods are computed before the first step.
+        "precompute_ref_log_probs": recipe.method == "full",
+    }
+    trainers: dict[Objective, Any] = {}
+    for objective, fields in by_objective.items():
+        trainer, trainer_arguments = _trainer_class(objective, fields, recipe, checkpoints, arguments)
+        trainers[objective] = trainer(
+            model=model,
+            args=trainer_arguments,
+            train_dataset=Dataset.from_list(fields),
+            processing_class=tokenizer,
         )
-        if "ref" in getattr(model, "peft_config", ()):
-            # TRL's copy of a fresh adapter; without it the reference is the base with the adapter off: the same.
+        if isinstance(model, PeftModel) and "ref" in model.peft_config:
+            # TRL's copy of the fresh adapter. The base with the adapter off is the same reference.
             model.delete_adapter("ref")
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if default_device() == "cuda":
         add_fused_lm_head(base, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     else:
         add_answers_head(base)
-    return parts
+    return trainers
 
 
-def _loss(
-    kind: Objective, rows: Sequence[Mapping[str, Any]], recipe: Recipe, folder: Path, common: dict[str, Any]
+def _trainer_class(
+    objective: Objective,
+    rows: Sequence[dict[str, Any]],
+    recipe: Recipe,
+    checkpoints: Path,
+    arguments: dict[str, Any],
 ) -> tuple[Any, Any]:
-    """TRL's trainer of an objective, and its arguments."""
-    match kind:
+    """Return the class of an objective's TRL trainer, and its arguments."""
+    match objective:
         case "sft":
-            return (Sft if default_device() == "cuda" else CpuSft), sft_arguments(folder, recipe)
+            return (Sft if default_device() == "cuda" else CpuSft), sft_arguments(checkpoints, recipe)
         case "kto":
             labels = [row["label"] for row in rows]
             liked, disliked = kto_weights(labels.count(True), labels.count(False))
             return Kto, KTOConfig(
-                **common, beta=recipe.kto_beta, desirable_weight=liked, undesirable_weight=disliked
+                **arguments, beta=recipe.kto_beta, desirable_weight=liked, undesirable_weight=disliked
             )
         case "dpo":
             return Dpo, DPOConfig(
-                **common,
+                **arguments,
                 beta=recipe.dpo_beta,
                 loss_type=["sigmoid", "sft"],
                 loss_weights=[1.0, recipe.dpo_nll],
             )
 
 
-def with_training_attention(base: Any, max_tokens: int) -> Any:
-    """On a CPU, PyTorch's fused attention is slow backwards; for rows that are not long the plain one is faster."""
-    if default_device() == "cpu" and max_tokens <= PLAIN_ATTENTION_TOKENS:
-        base.set_attn_implementation("eager")
-    return base
+def sft_arguments(checkpoints: Path, recipe: Recipe) -> SFTConfig:
+    """Return the arguments of TRL's SFT trainer."""
+    return SFTConfig(
+        **_common_arguments(checkpoints, recipe), max_length=recipe.max_tokens, completion_only_loss=True
+    )
 
 
-def sft_arguments(folder: Path, recipe: Recipe) -> SFTConfig:
-    """Of SFT's loss."""
-    return SFTConfig(**_common(folder, recipe), max_length=recipe.max_tokens, completion_only_loss=True)
+def _common_arguments(checkpoints: Path, recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments that all trainers share.
 
-
-def _common(folder: Path, recipe: Recipe) -> dict[str, Any]:
-    """What differs from TRL's defaults was measured faster on a CPU, and no worse: one type throughout (`dtype.py`), no
-    autocast, no recomputation, batches of like length."""
+    Where they differ from TRL's defaults, they were measured to be faster on a CPU and no worse: one data type
+    throughout (`dtype.py`), no autocast, no gradient checkpointing, batches of rows of similar length.
+    """
     cuda = default_device() == "cuda"
     return {
-        "output_dir": str(folder),
-        # The epochs are in the order of the rows (`batch_order.py`).
-        "num_train_epochs": 1,
+        "output_dir": str(checkpoints),
+        "num_train_epochs": 1,  # the rows of all epochs are in order (`batch_order.py`)
         "per_device_train_batch_size": recipe.batch_size,
         "learning_rate": recipe.learning_rate,
         "train_sampling_strategy": "sequential",
@@ -294,8 +327,7 @@ def _common(folder: Path, recipe: Recipe) -> dict[str, Any]:
         "use_cpu": not cuda,
         "dataloader_pin_memory": cuda,
         "logging_steps": 1,
-        # It would put the mean of earlier losses in the place of one that is no number.
-        "logging_nan_inf_filter": False,
+        "logging_nan_inf_filter": False,  # the filter would replace a NaN loss by the mean of earlier ones
         "include_num_input_tokens_seen": "non_padding",
         "save_strategy": "steps",
         "save_steps": recipe.checkpoint_steps,
@@ -307,19 +339,23 @@ def _common(folder: Path, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def save_adapter(model: Any, target: Path, base_name: str) -> None:
-    """Weights and configuration alone, naming the base and no path of this machine; complete, then there. Of a model
-    of which all weights were trained the model itself, in bf16 as the base."""
+def save_adapter(model: Model, target: Path, base_name: str) -> None:
+    """Write weights and configuration to `target`, which appears only when complete.
+
+    The configuration names the base by `base_name`, not by its path on this machine. A model without an adapter is
+    written as a whole, in bfloat16.
+    """
     staging = target.with_name(f".{target.name}.incoming")
     shutil.rmtree(staging, ignore_errors=True)
-    (model if isinstance(model, PeftModel) else model.to(torch.bfloat16)).save_pretrained(str(staging))
+    saved: Any = model if isinstance(model, PeftModel) else model.to(torch.bfloat16)  # type: ignore[arg-type]
+    saved.save_pretrained(str(staging))
     for name, field in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
         if (staging / name).exists():
             config = json.loads((staging / name).read_text()) | {field: base_name}
             if isinstance(config.get("target_modules"), list):
-                config["target_modules"].sort()  # PEFT keeps a set: in another order in each process
+                config["target_modules"].sort()  # PEFT keeps a set, whose order differs between processes
             write_whole(staging / name, (json.dumps(config, indent=1, sort_keys=True) + "\n").encode())
-    # PEFT writes a model card of its own, with the path of the base in it.
+    # PEFT writes a model card with the path of the base in it.
     (staging / "README.md").unlink(missing_ok=True)
     sync_tree(staging)
     staging.rename(target)

@@ -1,49 +1,64 @@
-"""Answers that ended because the model was stopped (a bound on tokens, a caller who left): what they say trains, an end
-of the turn does not. Trained with one, they teach to stop in mid-sentence, or after as few words as the bound allowed.
+"""Truncated answers train without an end of turn.
 
-`finish_reason` says it of a response (OpenAI's `length`; our `cancelled`); of the base's own answers, whether it ended
-them itself. What a user wrote is whole.
+An answer is truncated if the model was stopped, by a token limit or because the client left. Its text trains like any
+other, but an end-of-turn token after it would teach the model to stop in mid-sentence.
+
+Responses say so by their `finish_reason`, and the base's own answers by whether they ended. Users' corrections are
+never truncated.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-TRUNCATED: Final = "unended"
-"""A field of a row as TRL takes it: whether the model was stopped, in its answer, or in the chosen and the other."""
-_ANSWERS: Final = {"input_ids": 0, "labels": 0, "completion_ids": 0, "chosen_ids": 0, "rejected_ids": 1}
-"""The columns that TRL's trainers of SFT, KTO and DPO make, and which answer of a row each ends with."""
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+TRUNCATED: Final = "truncated"
+"""Column of a TRL row with the `TruncationFlags` (`dataset/objectives.py`)."""
+_ANSWER_COLUMNS: Final = {
+    "input_ids": 0,
+    "labels": 0,
+    "completion_ids": 0,
+    "chosen_ids": 0,
+    "rejected_ids": 1,
+}
+"""Columns that TRL's trainers of SFT, KTO and DPO create, with the index in `TRUNCATED` of the answer at their end."""
 
 
 class TruncatedAnswersMixin:
-    """Before one of TRL's trainers: its dataset, and with it the likelihoods of its reference, without those ends."""
+    """Mixin for TRL's trainers that drops the end of turn of truncated answers.
+
+    It changes the prepared dataset, from which TRL also computes the likelihoods of the reference model.
+    """
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *rest: Any) -> Any:
-        prepared = super()._prepare_dataset(dataset, processing_class, args, *rest)  # type: ignore[misc]
+        prepared: Dataset = super()._prepare_dataset(dataset, processing_class, args, *rest)  # type: ignore[misc]
         return prepared.map(
             drop_end_of_turn,
             batched=True,
-            # KTO has paired each conversation with another answer of such a batch.
+            # KTO has paired each conversation with another answer of a batch of this size.
             batch_size=args.per_device_train_batch_size,
             fn_kwargs={"tokens": len(end_of_turn_ids(processing_class))},
         )
 
 
 def drop_end_of_turn(rows: dict[str, list[Any]], tokens: int) -> dict[str, list[Any]]:
-    """A batch of tokenised rows; `tokens`: of what follows an answer."""
-    for column, answer in _ANSWERS.items():
+    """Drop the last `tokens` tokens, the end of turn, of truncated answers in a batch of tokenized rows."""
+    for column, answer in _ANSWER_COLUMNS.items():
         if column in rows:
             rows[column] = [
-                ids[: len(ids) - tokens] if stopped[answer] else ids
-                for ids, stopped in zip(rows[column], rows[TRUNCATED], strict=True)
+                ids[: len(ids) - tokens] if truncated[answer] else ids
+                for ids, truncated in zip(rows[column], rows[TRUNCATED], strict=True)
             ]
     if "KL_completion_ids" in rows:
         rows["KL_completion_ids"] = [rows["completion_ids"][-1], *rows["completion_ids"][:-1]]
     return rows
 
 
-def end_of_turn_ids(tokenizer: Any) -> list[int]:
-    """The tokens that the chat template puts behind an answer."""
-    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    text = str(tokenizer.apply_chat_template(said, tokenize=False))
+def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that the chat template puts after an answer."""
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    text = str(tokenizer.apply_chat_template(chat, tokenize=False))
     return list(tokenizer(text[text.rindex("b") + 1 :], add_special_tokens=False)["input_ids"])

@@ -1,1 +1,1 @@
-"""What a run leaves: an artifact with its card, published once, traced both ways, trained again, collected at last."""
+"""Versions: their artifacts and model cards, their publication, and their lineage."""

@@ -1,4 +1,4 @@
-"""A version's artifact folder: weights, configuration, lineage, card. No user text, no path of any machine."""
+"""Artifact folder of a version: weights, configuration, lineage and model card. No user text, no path of a machine."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from services.trainer.dataset.data_card import DataCard
 from services.trainer.files import sync_folder, sync_tree, write_whole
 from services.trainer.run import environment
 from services.trainer.run.environment import Environment
-from services.trainer.run.folder import ARTIFACT
+from services.trainer.run.folder import ADAPTER, ARTIFACT
 from services.trainer.run.run_table import RunConfig
 from shared.events import canonical_json
 from shared.versions import DatasetRef, GateReport, version_name
 
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-"""Of an adapter; a whole model has others."""
-LINEAGE_FILE = "loopwright.json"
+ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapter_config.json")
+"""Files of an adapter. A whole model has others."""
+LINEAGE_FILE: Final = "loopwright.json"
+"""File with the version's run, base, dataset digest, recipe and environments."""
 LICENCE_OF_BASE: Final = "as-the-base"
-"""The licence where the base's folder does not say which."""
+"""Name of the licence if the base's folder does not state one."""
 
 
 def write_artifact(folder: Path, config: RunConfig, dataset: DatasetRef, report: GateReport) -> Path:
-    """Makes `folder/artifact` from `folder/adapter`; complete, then there. One made before is replaced."""
+    """Write `artifact/` in the run's folder from `adapter/`, and replace an earlier one. It appears when complete."""
     staging, target = folder / f".{ARTIFACT}.incoming", folder / ARTIFACT
     for old in (staging, target):
         shutil.rmtree(old, ignore_errors=True)
     staging.mkdir()
-    for path in sorted((folder / "adapter").iterdir()):
+    for path in sorted((folder / ADAPTER).iterdir()):
         shutil.copyfile(path, staging / path.name)
-    seen = environment.read(folder)
+    environments = environment.read(folder)
     lineage = {
         "line": config.line,
         "run_id": config.run_id,
@@ -43,11 +44,12 @@ def write_artifact(folder: Path, config: RunConfig, dataset: DatasetRef, report:
         "base_digest": config.base_digest,
         "dataset_digest": dataset.digest,
         "recipe": config.recipe.model_dump(mode="json"),
-        "environments": seen,
+        "environments": environments,
     }
     write_whole(staging / LINEAGE_FILE, canonical_json(lineage))
-    told = render_card(config, dataset, report, data_card.read(folder), seen, base_licence(Path(config.base)))
-    write_whole(staging / "README.md", told.encode())
+    licence = base_licence(Path(config.base))
+    card = render_card(config, dataset, report, data_card.read(folder), environments, licence)
+    write_whole(staging / "README.md", card.encode())
     sync_tree(staging)
     staging.rename(target)
     sync_folder(folder)
@@ -55,33 +57,41 @@ def write_artifact(folder: Path, config: RunConfig, dataset: DatasetRef, report:
 
 
 def base_licence(base: Path) -> dict[str, str]:
-    """What the base's own card says of its licence, as front matter. A version is under its base's."""
-    file = base / "README.md"
-    told: Mapping[str, Any] = (metadata_load(file) or {}) if file.exists() else {}
+    """Return the licence fields of the base's own model card. A version has the licence of its base."""
+    card = base / "README.md"
+    metadata: Mapping[str, Any] = (metadata_load(card) or {}) if card.exists() else {}
     names = ("license", "license_name", "license_link")
-    found = {name: str(told[name]) for name in names if isinstance(told.get(name), str)}
-    return found if "license" in found else {"license": "other", "license_name": LICENCE_OF_BASE}
+    fields = {name: str(metadata[name]) for name in names if isinstance(metadata.get(name), str)}
+    return fields if "license" in fields else {"license": "other", "license_name": LICENCE_OF_BASE}
 
 
 def render_card(
     config: RunConfig,
     dataset: DatasetRef,
     report: GateReport,
-    data: DataCard | None = None,
-    environments: Sequence[Environment] = (),
-    licence: Mapping[str, str] | None = None,
+    data: DataCard | None,
+    environments: Sequence[Environment],
+    licence: Mapping[str, str],
 ) -> str:
-    """What it is, from what, how it was tested: a model card as Hugging Face has them. `data` and `environments` are
-    absent for runs that an older release began."""
-    licence = licence or base_licence(Path(config.base))
+    """Return a version's model card in the format of Hugging Face.
+
+    Args:
+        config: Configuration of the version's run.
+        dataset: The snapshot that was trained.
+        report: The gate's report.
+        data: Statistics of the snapshot, if the run has them.
+        environments: Environments that the run trained in, oldest first.
+        licence: The result of `base_licence`.
+
+    """
     parts = [
         f"---\n{_front_matter(config, report, licence)}\n---\n",
         f"# A version of {config.line}\n",
-        _what_it_is(config, licence),
+        _summary(config, licence),
         _lineage(config, dataset),
         _table("Recipe", ("setting", "value"), sorted(config.recipe.model_dump(mode="json").items())),
         _data(data),
-        _table("Trained with", ("what", "value"), _trained_with(environments)),
+        _table("Training environment", ("property", "value"), _environment_rows(environments)),
         _gate(report),
         _limits(config),
     ]
@@ -90,28 +100,28 @@ def render_card(
 
 def _front_matter(config: RunConfig, report: GateReport, licence: Mapping[str, str]) -> str:
     method = config.recipe.method
-    named: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "base_model": config.base_name,
         "library_name": "peft" if method == "lora" else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["loopwright", method, f"gate-{report.verdict}"],
     }
-    return str(ModelCardData(**(named | dict(licence))).to_yaml())
+    return str(ModelCardData(**(fields | dict(licence))).to_yaml())
 
 
-def _what_it_is(config: RunConfig, licence: Mapping[str, str]) -> str:
+def _summary(config: RunConfig, licence: Mapping[str, str]) -> str:
     name = licence.get("license_name") or licence.get("license")
-    over = "Serve it over exactly this base." if config.recipe.method == "lora" else "It is a whole model."
-    under = "its base's: see there" if name == LICENCE_OF_BASE else f"{name}, as its base's"
-    return f"""Made from `{config.base_name}` (digest `{config.base_digest[:8]}`) by training on what users said of \
-its answers. {over} Licence: {under}.
+    use = "Serve it on exactly this base." if config.recipe.method == "lora" else "It is a whole model."
+    terms = "that of the base: see its model card" if name == LICENCE_OF_BASE else f"{name}, as for the base"
+    return f"""Trained from `{config.base_name}` (digest `{config.base_digest[:8]}`) on users' feedback about its \
+answers. {use} Licence: {terms}.
 """
 
 
 def _lineage(config: RunConfig, dataset: DatasetRef) -> str:
     through = ", ".join(f"{part}: {number}" for part, number in sorted(dataset.through.items())) or "none"
     rows = [
-        ("run", f"`{config.run_id}` of {config.created_at:%Y-%m-%d %H:%M} UTC"),
+        ("run", f"`{config.run_id}`, started {config.created_at:%Y-%m-%d %H:%M} UTC"),
         (
             "dataset",
             f"`{dataset.digest[:8]}`: {dataset.examples} rows of {dataset.users} users, {dataset.tokens} tokens",
@@ -119,10 +129,9 @@ def _lineage(config: RunConfig, dataset: DatasetRef) -> str:
         ("batches read (partition: highest number)", through),
         ("compared with", f"`{config.stable.version}`"),
     ]
-    told = _table("Lineage", ("", ""), rows)
     return (
-        told
-        + "\n`loopwright lineage VERSION` follows it down to the events, where the rows are still kept.\n"
+        _table("Lineage", ("", ""), rows)
+        + "\n`loopwright lineage VERSION` lists the feedback events behind it that still exist.\n"
     )
 
 
@@ -131,12 +140,12 @@ def _data(data: DataCard | None) -> str:
         return ""
     replay = data.replay
     rows = [
-        ("rows that train", data.training.rows),
+        ("rows trained on", data.training.rows),
         ("users", data.training.users),
-        ("kinds", _counted(data.training.kinds)),
-        ("wordings of questions", data.training.questions),
+        ("kinds of feedback", _counts(data.training.kinds)),
+        ("distinct questions", data.training.questions),
         ("largest share of one user", f"{data.training.largest_user_share:.1%}"),
-        ("rows of held-out users, that measure", data.measuring.rows),
+        ("rows of held-out users, for evaluation", data.measuring.rows),
         ("tokens, each row once", data.tokens.all),
         (
             "replay of the base's own answers",
@@ -144,43 +153,43 @@ def _data(data: DataCard | None) -> str:
             if replay.share is None
             else f"{replay.share:.1%}",
         ),
-        ("held back", f"{sum(data.held.values())}: {_counted(data.held)}" if data.held else "nothing"),
+        ("quarantined", f"{sum(data.held.values())}: {_counts(data.held)}" if data.held else "nothing"),
     ]
-    return _table("Data", ("figure", "value"), rows)
+    return _table("Data", ("statistic", "value"), rows)
 
 
-def _trained_with(environments: Sequence[Environment]) -> list[tuple[str, Any]]:
+def _environment_rows(environments: Sequence[Environment]) -> list[tuple[str, Any]]:
     if not environments:
-        return [("software", "not noted")]
+        return [("software", "not recorded")]
     last = environments[-1]
-    rows = [*last.get("software", {}).items(), *last.get("machine", {}).items()]
-    turns = len(environments)
-    return [*rows, *([("turns", f"{turns}, under different ones; this is the last")] if turns > 1 else [])]
+    rows: list[tuple[str, Any]] = [*last["software"].items(), *last["machine"].items()]
+    if len(environments) > 1:
+        rows.append(("environments", f"{len(environments)}, because training was resumed; this is the last"))
+    return rows
 
 
 def _gate(report: GateReport) -> str:
     reasons = "\n".join(f"- {reason}" for reason in report.reasons)
-    figures = [
+    rows = [
         (
             figure.name,
             figure.n,
-            _shown(figure.value),
-            "" if figure.low is None else f"{figure.low:.3f} to {_shown(figure.high)}",
-            _shown(figure.baseline),
-            _shown(figure.bound),
+            _number(figure.value),
+            "" if figure.low is None else f"{figure.low:.3f} to {_number(figure.high)}",
+            _number(figure.baseline),
+            _number(figure.bound),
         )
         for figure in report.figures
     ]
-    headings = ("figure", "n", "value", "95 % interval", "before", "bound")
-    table = _table("", headings, figures)
-    return f"## Gate: {report.verdict}, against `{report.gated_against}`\n\n{reasons}\n{table}"
+    table = _table("", ("metric", "n", "value", "95 % interval", "baseline", "limit"), rows)
+    return f"## Gate: {report.verdict}, compared with `{report.gated_against}`\n\n{reasons}\n{table}"
 
 
 def _limits(config: RunConfig) -> str:
     return f"""## Limits
 
-It was tested on questions of held-out users of this application and on the shipped general and safety sets, and on \
-nothing else. What `{config.base_name}` gets wrong and nobody corrected, it gets wrong too.
+Evaluated only on questions of held-out users of this application, and on Loopwright's general and safety prompts. \
+Mistakes of `{config.base_name}` that no user corrected remain.
 """
 
 
@@ -194,9 +203,9 @@ def _row(cells: Sequence[Any]) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def _counted(counts: Mapping[str, int]) -> str:
+def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 
 
-def _shown(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"

@@ -1,1 +1,1 @@
-"""Overrides of TRL and PEFT that exist only because CPUs are slow."""
+"""Overrides of TRL, PEFT and transformers that exist only because CPUs are slow. Numbers: benchmarks/trainer.json."""
