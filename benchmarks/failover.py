@@ -32,8 +32,8 @@ from benchmarks.machine import machine
 from benchmarks.processor.kafka_client import KafkaClient, WrongResult
 from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
-from deploy.local.ports import HOST, choose
-from deploy.local.processes import Program, end, spawn, tail
+from deploy.local.ports import HOST, choose_ports
+from deploy.local.processes import Program, spawn, tail, terminate
 
 PARTITIONS = 4
 WRITE_INTERVAL_S = 0.005
@@ -90,7 +90,7 @@ def _summarize(values: list[float]) -> dict[str, float]:
 @contextmanager
 def start_broker(folder: Path, interval_ms: int) -> Iterator[str]:
     """Start a Kafka broker with this cleanup interval and return its address."""
-    ports = choose({"kafka": 0, "controller": 0})
+    ports = choose_ports({"kafka": 0, "controller": 0})
     program = prepare_kafka(
         libs=ensure_jars(Path(".loopwright") / "kafka", lambda text: print(text, file=sys.stderr)),
         data=folder / "data",
@@ -107,7 +107,7 @@ def start_broker(folder: Path, interval_ms: int) -> Iterator[str]:
             sys.exit(f"Kafka did not start:\n{tail(folder / 'kafka.log')}")
         yield address
     finally:
-        end(child, seconds=program.stop_seconds)
+        terminate(child, seconds=program.stop_seconds)
 
 
 def run_round(log: KafkaClient, folder: Path, name: str, delay_s: float) -> dict[str, float]:
@@ -144,7 +144,7 @@ def start_worker(log: KafkaClient, name: str, instance: str, folder: Path) -> It
     try:
         yield
     finally:
-        end(child, seconds=15)
+        terminate(child, seconds=15)
 
 
 @dataclass(frozen=True)

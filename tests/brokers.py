@@ -8,8 +8,8 @@ from pathlib import Path
 
 from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
-from deploy.local.ports import HOST, choose
-from deploy.local.processes import end, spawn, tail
+from deploy.local.ports import HOST, choose_ports
+from deploy.local.processes import spawn, tail, terminate
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @contextmanager
 def own_kafka(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[str]:
     """The address of a broker whose data lies in `folder`; stopped at the end. `settings`: of the broker, added."""
-    ports = choose({"kafka": 0, "controller": 0})
+    ports = choose_ports({"kafka": 0, "controller": 0})
     program = prepare_kafka(
         libs=ensure_jars(ROOT / ".loopwright" / "kafka", print),
         data=folder / "data",
@@ -33,4 +33,4 @@ def own_kafka(folder: Path, settings: Mapping[str, str] | None = None) -> Iterat
         assert wait_for_kafka(address, seconds=90), f"Kafka did not start:\n{tail(log)}"
         yield address
     finally:
-        end(child, seconds=program.stop_seconds)
+        terminate(child, seconds=program.stop_seconds)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import settings
 
 from deploy.local.model import ensure_base_model, ensure_tiny_model
-from deploy.local.ports import HOST, choose
-from deploy.local.processes import end, spawn, tail
+from deploy.local.ports import HOST, choose_ports
+from deploy.local.processes import spawn, tail, terminate
 from deploy.local.redis import prepare_redis, wait_for_redis
 from tests.brokers import own_kafka
 
@@ -51,7 +51,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield given
         return
     folder = tmp_path_factory.mktemp("redis")
-    port = choose({"redis": 0})["redis"]
+    port = choose_ports({"redis": 0})["redis"]
     program = prepare_redis(data=folder / "data", port=port)
     log = folder / "redis.log"
     child = spawn(program, folder=folder, log=log)
@@ -60,7 +60,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert wait_for_redis(url, seconds=30), f"Redis did not start:\n{tail(log)}"
         yield url
     finally:
-        end(child, seconds=program.stop_seconds)
+        terminate(child, seconds=program.stop_seconds)
 
 
 @pytest.fixture(scope="session")

@@ -15,13 +15,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, SAFETY_PROMPTS, shipped_prompts
 
 from benchmarks.experiment import eta, plot, statistics
 from benchmarks.experiment.arms import ARMS, QUICK, Arm, Sizes, all_arms
 from benchmarks.experiment.run import PREPARED, Experiment, ProcessFailed, code_digest, run_arm, run_module
 from benchmarks.machine import machine
-from deploy.local.model import REPLAY, ensure_base_model, ensure_tiny_model
+from deploy.local.model import REPLAY_FOLDER, ensure_base_model, ensure_tiny_model
+from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, SAFETY_PROMPTS, shipped_prompts
 from services.trainer.files import write_whole
 from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured
@@ -87,7 +87,7 @@ def prepare(quick: bool, base: str, folder: Path) -> Experiment:
     digest = sha256(canonical_json([sizes.to_dict(), pinned.digest, quick]))[:8]
     folder = (folder / digest).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    replay = folder / REPLAY if quick else (PREPARED / REPLAY).resolve()
+    replay = folder / REPLAY_FOLDER if quick else (PREPARED / REPLAY_FOLDER).resolve()
     return Experiment(folder, pinned, sizes, replay, quick)
 
 

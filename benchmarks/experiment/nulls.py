@@ -17,7 +17,7 @@ from transformers import logging as transformers_logging
 
 from benchmarks.experiment.run import PREPARED, RUN_ID
 from benchmarks.gate.null_adapters import SCALE, SEEDS, gate_null_adapters
-from deploy.local.model import REPLAY
+from deploy.local.model import REPLAY_FOLDER
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
 from services.trainer.run.context import RunContext
@@ -43,7 +43,7 @@ def main(
     if run is None:
         raise typer.BadParameter(f"{arm} has no run: give the folder of an arm that trained")
     config = RunConfig.from_json((run / CONFIG).read_text(encoding="utf-8"))
-    settings = TrainerSettings(line=config.line, data_dir=arm / "data", replay=PREPARED / REPLAY)
+    settings = TrainerSettings(line=config.line, data_dir=arm / "data", replay=PREPARED / REPLAY_FOLDER)
     progress = Progress(InMemoryCache(), config.line, "nulls")
     context = RunContext(run, config, settings, progress, threading.Event())
     folder = Path(tempfile.mkdtemp(dir=arm))

@@ -11,8 +11,8 @@ from pathlib import Path
 from deploy.local.errors import StackError
 from deploy.local.kafka import is_ready, prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
-from deploy.local.ports import HOST, choose
-from deploy.local.processes import end, spawn, tail
+from deploy.local.ports import HOST, choose_ports
+from deploy.local.processes import spawn, tail, terminate
 
 PREPARED = Path(".loopwright")
 
@@ -37,7 +37,7 @@ def running_broker(folder: Path) -> Iterator[Broker]:
             )
         yield Broker(address, None)
         return
-    ports = choose({"kafka": 0, "controller": 0})
+    ports = choose_ports({"kafka": 0, "controller": 0})
     program = prepare_kafka(
         libs=ensure_jars(PREPARED / "kafka", print),
         data=folder / "data",
@@ -52,4 +52,4 @@ def running_broker(folder: Path) -> Iterator[Broker]:
             raise StackError(f"Kafka did not start:\n{tail(log)}")
         yield Broker(address, child.pid)
     finally:
-        end(child, seconds=program.stop_seconds)
+        terminate(child, seconds=program.stop_seconds)

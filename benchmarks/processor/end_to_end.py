@@ -20,7 +20,7 @@ from benchmarks.processor.harness import BenchmarkRun, MeasuredProcess, python
 from benchmarks.processor.kafka_client import LOG_APPEND_TIME, OutgoingRecord, WrongResult, message_value
 from benchmarks.processor.one_stage import WARM_UP_SHARE
 from benchmarks.processor.votes import HASH_MULTIPLIER
-from deploy.local.ports import choose
+from deploy.local.ports import choose_ports
 from shared.cloudevents import CloudEventFactory
 from shared.events import ChatResponse, Correction
 from shared.stream.partition import Positions
@@ -160,7 +160,7 @@ def running_processor(bench: BenchmarkRun, arm: str) -> Iterator[MeasuredProcess
         "KAFKA_BOOTSTRAP_SERVERS": bench.broker.address,
         "LOOPWRIGHT_PARTITIONS": str(bench.partitions),
         "LOOPWRIGHT_DATA_DIR": str(folder),
-        "LOOPWRIGHT_PROCESSOR_PORT": str(choose({"processor": 0})["processor"]),
+        "LOOPWRIGHT_PROCESSOR_PORT": str(choose_ports({"processor": 0})["processor"]),
         "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": str(BATCH_AGE_S),
         "LOOPWRIGHT_LOG_LEVEL": "WARNING",
     }

@@ -18,7 +18,7 @@ import psutil
 from benchmarks.processor.broker import Broker
 from benchmarks.processor.kafka_client import KafkaClient, WrongResult
 from benchmarks.processor.votes import STATE_BYTES, Workload
-from deploy.local.processes import Program, end, spawn, tail
+from deploy.local.processes import Program, spawn, tail, terminate
 
 SAMPLE_INTERVAL_S, SETTLE_S, STALLED_AFTER_S = 0.25, 1.5, 60.0
 CACHED_SHARE = 0.1
@@ -83,7 +83,7 @@ class BenchmarkRun:
         try:
             yield MeasuredProcess(child, log, self.broker.pid)
         finally:
-            end(child, seconds=program.stop_seconds)
+            terminate(child, seconds=program.stop_seconds)
 
 
 def _topic_of(workload: Workload) -> str:

@@ -20,7 +20,7 @@ from deploy.local.errors import StackError
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.model import ensure_base_model, ensure_tiny_model
 from deploy.local.redis import find_redis
-from deploy.local.services import ALL, REPOSITORY
+from deploy.local.services import REPOSITORY, SERVICES
 from deploy.local.stack import LocalStack, missing_of
 from deploy.local.state_file import owner_of, read_record
 
@@ -56,7 +56,7 @@ def setup(root: Root = DEFAULT_ROOT) -> None:
 def up(
     root: Root = DEFAULT_ROOT,
     foreground: Annotated[bool, typer.Option(help="Stay; Ctrl-C stops the stack.")] = False,
-    services: Annotated[str, typer.Option(help="Only these services, with commas.")] = ",".join(ALL),
+    services: Annotated[str, typer.Option(help="Only these services, with commas.")] = ",".join(SERVICES),
     prepared: Prepared = None,
 ) -> None:
     """Start Kafka, Redis and the services, and print where they listen."""
@@ -157,7 +157,7 @@ def status(
     if record is None:
         print(json.dumps({"state": "down"}) if as_json else f"no stack runs in {root}")
         raise typer.Exit(3)
-    missing = {name: missing_of(record[name]) for name in ALL if name in record}
+    missing = {name: missing_of(record[name]) for name in SERVICES if name in record}
     if as_json:
         print(json.dumps({**record, "missing": {name: what for name, what in missing.items() if what}}))
         return

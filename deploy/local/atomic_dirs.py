@@ -14,18 +14,18 @@ from typing import Any
 
 from deploy.local.errors import StackError
 
-READY = "ready.json"
+MARKER = "ready.json"
 """Written last into a folder: without it the folder is not complete; other facts mean another release."""
 
 
-def is_ready(folder: Path, facts: dict[str, Any]) -> bool:
+def is_complete(folder: Path, facts: dict[str, Any]) -> bool:
     """Whether `folder` is complete and was made from these facts (versions, digests, seeds)."""
-    marker = folder / READY
+    marker = folder / MARKER
     return marker.exists() and json.loads(marker.read_text()) == facts
 
 
 @contextmanager
-def written_whole(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
+def atomic_dir(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
     """A temporary folder to fill; at the end of the block it is marked and takes `folder`'s place.
 
     If the block raises, `folder` stays as it was. What an interrupted block left behind is removed by the
@@ -36,7 +36,7 @@ def written_whole(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
         shutil.rmtree(left)
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
     yield part
-    (part / READY).write_text(json.dumps(facts))
+    (part / MARKER).write_text(json.dumps(facts))
     part.chmod(0o755)
     for path in part.rglob("*"):
         if path.is_file():
@@ -48,7 +48,7 @@ def written_whole(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
 
 
 @contextmanager
-def only_one(lock: Path) -> Iterator[None]:
+def exclusive_lock(lock: Path) -> Iterator[None]:
     """Wait until no other process holds this lock. The system releases it when its holder dies."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:

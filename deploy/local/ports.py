@@ -18,13 +18,13 @@ from deploy.local.atomic_dirs import private_folder
 from deploy.local.errors import StackError
 
 HOST = "127.0.0.1"
-REPLACEMENTS = range(15000, 30000)
+FALLBACK_PORTS = range(15000, 30000)
 """Below the range from which systems take the local ports of outgoing connections, so that a service which
 was killed finds its port free when it comes back."""
 
 
 @cache
-def _chosen() -> int:
+def _reservations() -> int:
     """The file whose bytes stand for ports. Closing it anywhere in this process would undo all its locks."""
     return os.open(private_folder("ports") / "chosen", os.O_RDWR | os.O_CREAT, 0o600)
 
@@ -32,7 +32,7 @@ def _chosen() -> int:
 def reserve(port: int) -> bool:
     """Whether the port is this process's from now on; False if another process of this user has chosen it."""
     try:
-        fcntl.lockf(_chosen(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
     except (BlockingIOError, PermissionError):
         return False
     return True
@@ -60,14 +60,14 @@ def claim(port: int) -> socket.socket | None:
     return holder
 
 
-def choose(wanted: Mapping[str, int]) -> dict[str, int]:
+def choose_ports(wanted: Mapping[str, int]) -> dict[str, int]:
     """A port for each name: the wanted one if it is free, else another; 0 wants any. None is given twice."""
     held: dict[str, socket.socket] = {}
     try:
         for name, port in wanted.items():
             holder = claim(port) if port else None
             for _ in range(200):
-                holder = holder or claim(random.choice(REPLACEMENTS))
+                holder = holder or claim(random.choice(FALLBACK_PORTS))
             if holder is None:
                 raise StackError(f"found no free port on {HOST} for {name}")
             held[name] = holder

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deploy.local.die_with_parent import PARENT
 
-TETHER = Path(__file__).with_name("die_with_parent.py")
+DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Program:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             json.dump(facts, file, indent=1)
-        return [sys.executable, "-I", "-S", str(TETHER), str(path.resolve())]
+        return [sys.executable, "-I", "-S", str(DIE_WITH_PARENT), str(path.resolve())]
 
 
 def spawn(program: Program, *, folder: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -83,7 +83,7 @@ def spawn(program: Program, *, folder: Path, log: Path) -> subprocess.Popen[byte
     return outcome
 
 
-def end(child: subprocess.Popen[bytes], *, seconds: float) -> None:
+def terminate(child: subprocess.Popen[bytes], *, seconds: float) -> None:
     """SIGTERM, and SIGKILL if the child has not ended in time."""
     if child.poll() is None:
         child.terminate()

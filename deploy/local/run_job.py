@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from deploy.local.processes import Program, end, spawn
+from deploy.local.processes import Program, spawn, terminate
 
 LOOK_SECONDS = 0.1
 END_SECONDS = 5
@@ -28,5 +28,5 @@ def run_job(program: Program, folder: Path, heard: Callable[[str], None] = lambd
                     return child.returncode, log.read_text(errors="replace")
                 time.sleep(LOOK_SECONDS)
     except BaseException:
-        end(child, seconds=END_SECONDS)
+        terminate(child, seconds=END_SECONDS)
         raise

@@ -16,13 +16,13 @@ PORTS = {
     "trainer": 8004,
     "console": 8080,
 }
-ALL = tuple(PORTS)
-TORCH = frozenset({"inference", "trainer"})
+SERVICES = tuple(PORTS)
+TORCH_SERVICES = frozenset({"inference", "trainer"})
 ERASURE_TOKEN = "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"
 """Told to feedback alone."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-TUNING = {
+TORCH_TUNING = {
     # torch returns large blocks to the system after every step and faults them in again; keeping them makes
     # training on a CPU half as fast again.
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
@@ -43,7 +43,7 @@ def wanted_port(service: str, env: Mapping[str, str]) -> int:
     return int(env.get(port_setting(service)) or PORTS.get(service, 0))
 
 
-def environment(
+def service_environment(
     *, root: Path, kafka: str, redis: str, base_model: str, key: str, ports: Mapping[str, int]
 ) -> dict[str, str]:
     """What every service of the stack is told."""
@@ -64,8 +64,8 @@ def environment(
     return told
 
 
-def tuning(service: str) -> dict[str, str]:
+def torch_tuning(service: str) -> dict[str, str]:
     """Settings of torch and the allocator, where the service uses them and nobody has set them."""
-    if service not in TORCH:
+    if service not in TORCH_SERVICES:
         return {}
-    return {name: setting for name, setting in TUNING.items() if name not in os.environ}
+    return {name: setting for name, setting in TORCH_TUNING.items() if name not in os.environ}

@@ -15,17 +15,17 @@ from urllib.parse import urlsplit
 from deploy.local.errors import StackError
 from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
-from deploy.local.model import answers_env, ensure_base_model
-from deploy.local.ports import HOST, choose
+from deploy.local.model import base_answers_env, ensure_base_model
+from deploy.local.ports import HOST, choose_ports
 from deploy.local.processes import Program, tail
 from deploy.local.redis import prepare_redis, wait_for_redis
 from deploy.local.services import (
-    ALL,
     ERASURE_TOKEN,
     REPOSITORY,
-    environment,
+    SERVICES,
     port_setting,
-    tuning,
+    service_environment,
+    torch_tuning,
     wanted_port,
 )
 from deploy.local.state_file import Ownership, erase_record, erasure_token, pseudonym_key, write_record
@@ -56,7 +56,7 @@ class LocalStack:
     def __init__(
         self,
         root: Path = Path(".loopwright"),
-        services: Sequence[str] = ALL,
+        services: Sequence[str] = SERVICES,
         env: Mapping[str, str] | None = None,
         base_model: Path | str | None = None,
         *,
@@ -198,7 +198,7 @@ class LocalStack:
         wanted |= {} if redis else {"redis": 6379}
         libs = None if kafka else ensure_jars(self.prepared / "kafka", self._progress)
         base_model = self._base()
-        ports = choose(wanted)
+        ports = choose_ports(wanted)
         for name, port in ports.items():
             if wanted[name] not in {0, port}:
                 self._progress(f"{name}: port {wanted[name]} is taken, using {port}")
@@ -218,7 +218,7 @@ class LocalStack:
         service_ports = {service: ports[service] for service in self.services}
         self.urls = {"kafka": kafka, "redis": redis}
         self.urls |= {service: f"http://{HOST}:{port}" for service, port in service_ports.items()}
-        told = environment(
+        told = service_environment(
             root=self.root,
             kafka=kafka,
             redis=redis,
@@ -226,7 +226,7 @@ class LocalStack:
             key=self._setting("LOOPWRIGHT_PSEUDONYM_KEY") or pseudonym_key(self.root),
             ports=service_ports,
         )
-        told |= answers_env(self.prepared, base_model)
+        told |= base_answers_env(self.prepared, base_model)
         programs.append(self._program(TOPICS, "shared.adapters.topic_admin", told, once=True))
         programs += [self._program(name, f"services.{name}", told) for name in self.services]
         return programs
@@ -237,7 +237,7 @@ class LocalStack:
         settled = {"LOOPWRIGHT_BASE_MODEL", *(port_setting(service) for service in self.services)}
         asked = {key: text for key, text in self._env.items() if key not in settled}
         own = {ERASURE_TOKEN: self._erasure_token()} if name == "feedback" else {}
-        return Program(name, argv, {**tuning(name), **told, **own, **asked}, cwd=REPOSITORY, once=once)
+        return Program(name, argv, {**torch_tuning(name), **told, **own, **asked}, cwd=REPOSITORY, once=once)
 
     def _erasure_token(self) -> str:
         return self._setting(ERASURE_TOKEN) or erasure_token(self.root)

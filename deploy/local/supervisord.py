@@ -22,7 +22,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from deploy.local.atomic_dirs import private_folder
 from deploy.local.errors import StackError
-from deploy.local.processes import Program, end, spawn, tail
+from deploy.local.processes import Program, spawn, tail, terminate
 
 SOCKET_BYTES = 80
 """A unix socket's path may take about 100 bytes, and supervisor first makes one with its pid appended."""
@@ -122,7 +122,7 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
         deadline = time.monotonic() + 20
         while not self._answers():
             if self._child.poll() is not None or time.monotonic() > deadline:
-                end(self._child, seconds=2)
+                terminate(self._child, seconds=2)
                 raise StackError(f"supervisord did not start:\n{tail(log)}")
             time.sleep(0.05)
 
@@ -184,5 +184,5 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
         if self._child is None:
             return
         # supervisord stops one program after the other, each within its own bound.
-        end(self._child, seconds=15 + sum(program.stop_seconds for program in self.programs.values()))
+        terminate(self._child, seconds=15 + sum(program.stop_seconds for program in self.programs.values()))
         self._child = None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deploy.local.errors import StackError
 from deploy.local.kafka_jars import ensure_jars
-from deploy.local.model import ensure_answers, ensure_base_model
+from deploy.local.model import ensure_base_answers, ensure_base_model
 from deploy.local.stack import LocalStack
 from deploy.local.state_file import owner_of, read_record
 from examples.demo.chats import AT_ONCE
@@ -42,7 +42,7 @@ def prepare(progress: Callable[[str], None]) -> None:
     if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         ensure_jars(PREPARED / "kafka", progress)
     base = os.environ.get("LOOPWRIGHT_BASE_MODEL") or ensure_base_model(PREPARED, progress)
-    ensure_answers(PREPARED, base, progress)
+    ensure_base_answers(PREPARED, base, progress)
 
 
 def clean(root: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
-from deploy.local.services import ALL, port_setting
+from deploy.local.services import SERVICES, port_setting
 from deploy.local.state_file import owner_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def test_the_chapter_s_rows_become_its_targets_and_a_model_that_answers(
     root = tmp_path / "a chapter"
     own = {"KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL"}
     # Any free ports: another stack may be starting on the usual ones.
-    ports = {port_setting(service): "0" for service in ALL}
+    ports = {port_setting(service): "0" for service in SERVICES}
     said = subprocess.run(
         [sys.executable, "-m", "examples.chapter", "--root", str(root)],
         cwd=ROOT,

@@ -15,7 +15,7 @@ from redis import Redis
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 
-from deploy.local.processes import end
+from deploy.local.processes import terminate
 from shared.adapters import redis_keys
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.adapters.redis import RedisCache
@@ -303,6 +303,6 @@ def test_console_stops_cleanly_while_a_page_is_open(
     with running("console", tmp_path_factory.mktemp("stops"), env) as service:
         visit(chromium, service)
         started = time.monotonic()
-        end(service.child, seconds=20)
+        terminate(service.child, seconds=20)
         assert (service.child.returncode, time.monotonic() - started < 15) == (0, True)
         assert "Traceback" not in service.log.read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.services import ALL, port_setting
+from deploy.local.services import SERVICES, port_setting
 from deploy.local.stack import LocalStack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ COMMANDS = next(text for _, text in BLOCKS if text.startswith("loopwright ")).sp
 
 @pytest.fixture(scope="module")
 def stack(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    own = {port_setting(service): "0" for service in ALL}
+    own = {port_setting(service): "0" for service in SERVICES}
     own |= {"LOOPWRIGHT_DEMO": "true"}
     root = tmp_path_factory.mktemp("readme")
     with LocalStack(root, env=own, base_model=tiny_model, prepared=ROOT / ".loopwright") as running:

@@ -10,8 +10,8 @@ from subprocess import Popen
 
 from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
-from deploy.local.ports import HOST, choose
-from deploy.local.processes import Program, end, spawn, tail
+from deploy.local.ports import HOST, choose_ports
+from deploy.local.processes import Program, spawn, tail, terminate
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT_SESSION = "broker.session.timeout.ms=500\nbroker.heartbeat.interval.ms=100\n"
@@ -24,7 +24,7 @@ class Broker:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        ports = choose({"kafka": 0, "controller": 0})
+        ports = choose_ports({"kafka": 0, "controller": 0})
         self._program: Program = prepare_kafka(
             libs=ensure_jars(ROOT / ".loopwright" / "kafka", print),
             data=folder / "data",
@@ -51,7 +51,7 @@ class Broker:
     def end(self) -> None:
         """Stop the broker gracefully, if it runs."""
         if self._child is not None:
-            end(self._child, seconds=self._program.stop_seconds)
+            terminate(self._child, seconds=self._program.stop_seconds)
 
     def lost_markers(self) -> bool:
         """Return whether the broker has dropped markers of a decided transaction: no client can then be exactly once.

@@ -19,7 +19,7 @@ import psutil
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from deploy.local.processes import Program, end, spawn, tail
+from deploy.local.processes import Program, spawn, tail, terminate
 from services.processor.service import engine_config
 from services.processor.settings import ProcessorSettings
 from shared.adapters.kafka import to_record
@@ -275,7 +275,7 @@ class ProcessorGroup:
             if child.poll() is None:
                 os.kill(child.pid, signal.SIGCONT)
                 child.kill()
-                end(child, seconds=10)
+                terminate(child, seconds=10)
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from subprocess import Popen
 import httpx
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from deploy.local.ports import HOST, choose
-from deploy.local.processes import Program, end, spawn, tail
+from deploy.local.ports import HOST, choose_ports
+from deploy.local.processes import Program, spawn, tail, terminate
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 60
@@ -31,7 +31,7 @@ class Service:
 @contextmanager
 def running(name: str, folder: Path, env: Mapping[str, str]) -> Iterator[Service]:
     """`python -m services.<name>`, from ready to stopped."""
-    port = choose({name: 0})[name]
+    port = choose_ports({name: 0})[name]
     program = Program(
         name=name,
         argv=[sys.executable, "-m", f"services.{name}"],
@@ -51,7 +51,7 @@ def running(name: str, folder: Path, env: Mapping[str, str]) -> Iterator[Service
             assert waiting(_is_ready, http, child), f"{name} did not become ready:\n{tail(log, 40)}"
             yield Service(http, child, log)
         finally:
-            end(child, seconds=20)
+            terminate(child, seconds=20)
 
 
 def _is_ready(http: httpx.Client, child: Popen[bytes]) -> bool:

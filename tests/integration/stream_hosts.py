@@ -16,8 +16,8 @@ import httpx
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from deploy.local.ports import HOST, choose
-from deploy.local.processes import Program, end, spawn, tail
+from deploy.local.ports import HOST, choose_ports
+from deploy.local.processes import Program, spawn, tail, terminate
 from shared.events import Tally, from_ms
 from shared.topics import FEEDBACK_TALLIES
 from tests.integration.stream_rig import Rig
@@ -105,12 +105,12 @@ def running_worker(
         except AssertionError as failed:
             raise AssertionError(f"{failed}\n{tail(log, 40)}") from failed
         finally:
-            end(child, seconds=0)
+            terminate(child, seconds=0)
 
 
 def host_command(rig: Rig, folder: Path, **settings: object) -> tuple[list[str], int]:
     """Return the command line of a worker for `stream_host_worker`, and its port."""
-    port = choose({"worker": 0})["worker"]
+    port = choose_ports({"worker": 0})["worker"]
     defaults = {
         "kafka": rig.kafka, "name": rig.name, "partitions": rig.partitions, "instance": "one", "port": port,
         "folder": str(folder / "data"),

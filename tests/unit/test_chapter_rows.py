@@ -8,7 +8,7 @@ import pytest
 
 from examples.chapter.rows import read, targets
 from examples.chapter.stack import DEFAULTS, FIXED, model_folder, settings
-from loopwright.seed_import import TAG
+from loopwright.seed_import import IMPORT_TAG
 from services.processor.settings import ProcessorSettings
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset import snapshot
@@ -24,7 +24,7 @@ HELD_OUT = next(f"u{n}" for n in range(100) if is_held_out(LINE, f"u{n}"))
 TRAINING = next(f"u{n}" for n in range(100) if not is_held_out(LINE, f"u{n}"))
 
 
-def example(number: int, row: dict[str, str], user: str, tags: tuple[str, ...] = (TAG,)) -> Example:
+def example(number: int, row: dict[str, str], user: str, tags: tuple[str, ...] = (IMPORT_TAG,)) -> Example:
     """A row as the processor hands it over."""
     said = Signal(
         event_id=f"e-{number}",
@@ -113,7 +113,7 @@ def test_the_snapshot_of_appended_comments_is_read_as_it_was_written() -> None:
 
 
 def test_the_import_and_the_trainer_mean_the_same_tag() -> None:
-    assert TAG == IMPORTED
+    assert IMPORT_TAG == IMPORTED
 
 
 def test_every_setting_of_the_chapter_is_one_that_its_service_reads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ import yaml
 from deploy.docker import model as model_job
 from deploy.local import model as local_model
 from deploy.local.kafka import SETTINGS
-from deploy.local.kafka_jars import KAFKA
-from deploy.local.services import PORTS, TORCH, TUNING
+from deploy.local.kafka_jars import KAFKA_VERSION
+from deploy.local.services import PORTS, TORCH_SERVICES, TORCH_TUNING
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -160,7 +160,7 @@ def test_the_start_has_an_order_in_which_the_topics_come_before_every_service() 
     order = list(TopologicalSorter(graph).static_order())
     assert order.index("kafka") < order.index("topics") < min(order.index(name) for name in PORTS)
     assert all("topics" in graph[name] for name in PORTS)
-    assert all("model" in graph[name] for name in TORCH)
+    assert all("model" in graph[name] for name in TORCH_SERVICES)
 
 
 @pytest.mark.parametrize("name", sorted(CONTAINERS))
@@ -180,7 +180,7 @@ def test_nothing_runs_as_root_or_gains_rights(name: str) -> None:
 def test_images_are_short_names_with_a_version() -> None:
     images = {container["image"] for container in CONTAINERS.values() if "image" in container}
     images |= {below for below, _ in stages().values() if below not in stages()}
-    assert images == {f"apache/kafka:{KAFKA}", "redis:7-alpine", "python:3.11-slim"}
+    assert images == {f"apache/kafka:{KAFKA_VERSION}", "redis:7-alpine", "python:3.11-slim"}
 
 
 def test_each_target_holds_the_code_of_one_service() -> None:
@@ -299,7 +299,7 @@ def test_torch_is_tuned_as_on_one_machine() -> None:
         for line in stages()["inference-packages"][1] if line.startswith("ENV")
         for pair in line.split()[1:]
     )  # fmt: skip
-    assert {name: told.get(name) for name in TUNING} == TUNING
+    assert {name: told.get(name) for name in TORCH_TUNING} == TORCH_TUNING
 
 
 def test_the_trainer_adds_to_the_packages_of_inference_and_changes_none() -> None:

