@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import logging as transformers_logging
@@ -25,10 +25,7 @@ from services.trainer.worker.launcher import PARENT_PID_VARIABLE
 from shared.adapters.parent_death import die_with
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    Model: TypeAlias = PreTrainedModel | PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 TOP_K = 50
 """Sampling without the unlikely tail. Top-p would sort the vocabulary for each token, which is slow on a CPU."""
@@ -36,7 +33,7 @@ BATCH_SIZE = 96
 
 
 def sample_answers(
-    model: Model,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     counts: Sequence[tuple[str, int]],
     max_new_tokens: int,
@@ -45,7 +42,7 @@ def sample_answers(
     """Return sampled answers by question, at temperature 1 from the `TOP_K` most likely tokens.
 
     Args:
-        model: The version's model.
+        model: A model that generates: transformers' or PEFT's, which share no typed `generate`.
         tokenizer: Its tokenizer.
         counts: Questions, each with the number of answers.
         max_new_tokens: Longest answer, in tokens.

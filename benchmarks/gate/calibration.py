@@ -133,7 +133,7 @@ def main(
     print(f"{'true candidate':45}{''.join(f'{verdict:>14}' for verdict in VERDICTS)}")
     for name, by_verdict in shares.items():
         print(f"{name:45}{''.join(f'{by_verdict[verdict]:14.1%}' for verdict in VERDICTS)}")
-    result = {"bench": "gate", "candidates": candidates, "null": asdict(NULL), "shares": shares}
+    result = {"bench": "gate", "candidates": candidates, "null": asdict(NULL), "figures": shares}
     output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
