@@ -25,8 +25,8 @@ from shared.cloudevents import cloudevent
 from shared.telemetry import Readiness
 from shared.topics import TRAINING_BATCHES
 from shared.versions import Figure, GateReport
-from tests.trainer_factories import LINE, NOW, Rig, batch, finish, revision, turns
-from tests.unit.sdk_server import Service, ok, refused
+from tests.trainer_factories import LINE, NOW, TrainerRig, batch, finish_run, revision, run_steps
+from tests.unit.sdk_server import FakeService, json_response, problem_response
 
 SECRET = "Zanzibarquux"
 FIGURE = Figure(name="win_rate", n=40, value=0.9, low=0.7, high=0.95, bound=0.5, passed=True)
@@ -46,7 +46,7 @@ ITEM = {
 @pytest.fixture
 def version(tmp_path: Path) -> str:
     """A published version whose run has a gate report."""
-    rig = Rig(tmp_path, finish)
+    rig = TrainerRig(tmp_path, finish_run)
     trainer = rig.trainer()
     training_batch = batch(
         [revision(f"r{i}", f"Who founded shop {i}?", f"Ida {i} did.", f"u{i}") for i in range(8)]
@@ -62,7 +62,7 @@ def version(tmp_path: Path) -> str:
             partition=0,
         )
     )
-    turns(trainer)
+    run_steps(trainer)
     with closing(open_database(trainer.settings.folder)) as db:
         run = run_table.all_runs(db)[-1]
     folder = trainer.settings.runs / run.config.run_id
@@ -141,7 +141,7 @@ RESPONSE: dict[str, Any] = {
 
 
 def test_command_prints_verdict_and_figures_and_writes_the_page(tmp_path: Path) -> None:
-    service = Service([ok(RESPONSE), httpx.Response(200, text="<p>page</p>")])
+    service = FakeService([json_response(RESPONSE), httpx.Response(200, text="<p>page</p>")])
     target = tmp_path / "gate.html"
     result = CliRunner().invoke(
         cli, ["gate", RESPONSE["version"], "--html", str(target)], obj=service.transport()
@@ -151,17 +151,19 @@ def test_command_prints_verdict_and_figures_and_writes_the_page(tmp_path: Path) 
     for part in ("inconclusive against", "not shown yet", "win rate 0.900 0.700 to 0.950 0.500 40 holds"):
         assert part in output
     assert target.read_text() == "<p>page</p>"
-    assert [request.url.path for request in service.asked] == ["/api/gate", "/gate"]
+    assert [request.url.path for request in service.requests] == ["/api/gate", "/gate"]
 
 
 def test_command_prints_the_whole_report_as_json() -> None:
     result = CliRunner().invoke(
-        cli, ["gate", RESPONSE["version"], "--json"], obj=Service([ok(RESPONSE)]).transport()
+        cli, ["gate", RESPONSE["version"], "--json"], obj=FakeService([json_response(RESPONSE)]).transport()
     )
     assert json.loads(result.stdout)["items"] == [ITEM]
 
 
 def test_command_exits_with_1_for_a_version_without_a_gate() -> None:
-    answers = [refused(404, "unknown_version", "the base has no gate")]
-    result = CliRunner().invoke(cli, ["gate", "assistant@base-0a1b2c3d"], obj=Service(answers).transport())
+    answers = [problem_response(404, "unknown_version", "the base has no gate")]
+    result = CliRunner().invoke(
+        cli, ["gate", "assistant@base-0a1b2c3d"], obj=FakeService(answers).transport()
+    )
     assert (result.exit_code, "the base has no gate" in result.stderr) == (1, True)

@@ -159,9 +159,6 @@ async def test_both_clients_send_the_same_requests_to_the_trainer() -> None:
         assert (await loop_.lineage(V1)).reproducible is False
         assert (await loop_.trace("e0")).event_id == "e0"
         assert (await loop_.diff(V1, V2)).same_base is True
-    requests = [
-        [(request.method, str(request.url)) for request in each.requests]
-        for each in (sync_service, async_service)
-    ]
-    assert requests[0] == requests[1]
+    requests = [(request.method, str(request.url)) for request in sync_service.requests]
+    assert requests == [(request.method, str(request.url)) for request in async_service.requests]
     assert all(url.startswith("http://trainer/api/") for _, url in requests)

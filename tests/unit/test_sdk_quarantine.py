@@ -93,8 +93,5 @@ async def test_both_clients_send_the_same_requests() -> None:
         == async_service.bodies()
         == [{"kind": "release", "line": "b", "response_ids": ["r1"]}]
     )
-    requests = [
-        [(request.method, str(request.url)) for request in each.requests]
-        for each in (sync_service, async_service)
-    ]
-    assert requests[0] == requests[1]
+    requests = [(request.method, str(request.url)) for request in sync_service.requests]
+    assert requests == [(request.method, str(request.url)) for request in async_service.requests]

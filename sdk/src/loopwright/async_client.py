@@ -181,7 +181,7 @@ class AsyncLoopwright:
     async def comment(
         self, response_id: str, user_id: str, text: str, *, choice: int = 0, event_id: str | None = None
     ) -> Accepted:
-        """Send the user's comment: `text` says what is wrong with the answer or missing from it."""
+        """Send the user's comment: `text` names the faults of the answer."""
         return await self.send(response_id, user_id, "comment", text, event_id, choice=choice)
 
     async def prefer(
@@ -214,7 +214,7 @@ class AsyncLoopwright:
     async def retract(
         self, response_id: str, user_id: str, retracted_event_id: str, *, event_id: str | None = None
     ) -> Accepted:
-        """Retract an earlier event of the same user. The retraction is an event with an id of its own."""
+        """Retract an earlier event of the same user. The retraction is itself an event."""
         return await self.send(response_id, user_id, "retract", retracted_event_id, event_id)
 
     async def record_response(

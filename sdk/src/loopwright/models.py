@@ -220,7 +220,7 @@ class CommandResult(ResponseModel):
     status: Literal["done", "refused", "failed"]
     """`refused` if the command is not applicable, `failed` if its execution failed."""
     message: str = ""
-    """What was done, or why it was not."""
+    """The effect, or why there is none."""
     executor: str | None = None
     """The service that executed the command."""
     finished_at: datetime | None = None
@@ -419,9 +419,9 @@ class Lineage(ResponseModel):
     dataset: dict[str, Any] | None = None
     """The dataset snapshot as it was published: digest, examples, users, tokens."""
     counts: dict[str, Any] = {}
-    """Numbers of events, responses and users in what is left of the snapshot."""
+    """Numbers of events, responses and users in the snapshot's remaining rows."""
     batches: tuple[LineageBatch, ...] = ()
-    """The batches behind what is left of the snapshot."""
+    """The batches of the snapshot's remaining rows."""
     detail: str = ""
     """A note, for example that this is the base."""
 

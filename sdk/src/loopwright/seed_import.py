@@ -47,7 +47,7 @@ class RowError:
     number: int
     """As in `Row`."""
     reason: str
-    """What is wrong. Contains no text from the row."""
+    """The faults, without any text from the row."""
 
 
 ParsedRow: TypeAlias = Row | RowError
@@ -197,7 +197,7 @@ def _fault_of(name: str, row: dict[str, Any]) -> str | None:
 def row_ids(row: Row, *, user: str, line: str | None, version: str) -> tuple[str, str]:
     """Return the response id and the event id of a row: UUIDv5 of its content, independent of its number.
 
-    Each row is a response of its own, even if two rows have the same answer: of two comments by one user on one
+    Each row gets its own response, even if two rows have the same answer: of two comments by one user on one
     response, only the newer would count. `line` is hashed as given, so None differs from the default line's name.
     """
     content = [line, version, row.input, row.response, row.feedback]

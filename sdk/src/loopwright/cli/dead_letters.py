@@ -52,7 +52,7 @@ def parse_time(text: str) -> datetime:
         return datetime.fromisoformat(text).astimezone()
     except ValueError:
         raise typer.BadParameter(
-            f"invalid time {text!r}: expected an age (30m, 2h, 3d) or a date or time (2026-03-01T12:00)"
+            f"{text!r} is not a time: expected an age (30m, 2h, 3d) or a date or time (2026-03-01T12:00)"
         ) from None
 
 
@@ -71,7 +71,9 @@ Since = Annotated[
 ]
 Until = Annotated[
     datetime | None,
-    typer.Option(parser=parse_time, metavar="TIME", help="Only records that failed before then, likewise."),
+    typer.Option(
+        parser=parse_time, metavar="TIME", help="Only records that failed before then, in the same formats."
+    ),
 ]
 
 
@@ -165,7 +167,7 @@ def replay(
     """
     filtered = everything or any(value is not None for value in (error_class, topic, since, until))
     if bool(positions) == filtered:
-        raise typer.BadParameter("name the positions to replay, or use filters such as --class, or --all")
+        raise typer.BadParameter("either positions, or filters such as --class, or --all must be given")
     if len(positions or ()) > MAX_IDS_PER_COMMAND:
         raise typer.BadParameter(f"too many positions: at most {MAX_IDS_PER_COMMAND} per command")
     with connect(context, as_json, console_url=console_url) as loop:

@@ -59,7 +59,9 @@ def erase(
     Example: loopwright erase u-17 --wait
     """
     if (user is None) == (status is None):
-        raise typer.BadParameter("name the user to erase, or use --status with the id of an earlier erasure")
+        raise typer.BadParameter(
+            "either the user to erase, or --status with the id of an earlier erasure must be given"
+        )
     if status is not None and request_id is not None:
         raise typer.BadParameter("--request-id is for a new erasure and cannot be combined with --status")
     if user is not None and not yes and not as_json and is_interactive():

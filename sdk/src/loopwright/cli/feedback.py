@@ -55,7 +55,8 @@ def send(
     occurred_at: Annotated[
         datetime | None,
         typer.Option(
-            help="When the user gave the feedback, in local time.",
+            metavar="TIME",
+            help="When the user gave the feedback, in local time: 2026-03-01T12:00:00 or 2026-03-01.",
             formats=["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"],
             show_default="now",
         ),
@@ -135,9 +136,9 @@ def parse_value(kind: Kind, value: str | None, over: str | None, under: str | No
         raise typer.BadParameter(f"{kind.value} needs a value: see loopwright send --help")
     text = sys.stdin.read().rstrip("\n") if value == "-" else value
     if kind is Kind.THUMBS and text not in ("up", "down"):
-        raise typer.BadParameter(f"invalid thumbs {text!r}: expected up or down")
+        raise typer.BadParameter(f"{text!r} is not a thumbs value: expected up or down")
     if kind is Kind.RATING:
         if text not in ("1", "2", "3", "4", "5"):
-            raise typer.BadParameter(f"invalid rating {text!r}: expected 1, 2, 3, 4 or 5")
+            raise typer.BadParameter(f"{text!r} is not a rating: expected 1, 2, 3, 4 or 5")
         return int(text)
     return text

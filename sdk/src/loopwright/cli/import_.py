@@ -48,9 +48,7 @@ def seed(
     context: typer.Context,
     file: Annotated[
         typer.FileBinaryRead,
-        typer.Argument(
-            help="JSON array of rows, or JSON lines. Use - to read stdin.", metavar="FILE", show_default=False
-        ),
+        typer.Argument(help="JSON array of rows, or JSON lines. Use - to read stdin.", show_default=False),
     ],
     user: Annotated[
         str, typer.Option("--user", "-u", help="Id of the user that the feedback is attributed to.")

@@ -42,7 +42,7 @@ def lineage(
     Example: loopwright lineage assistant@v3-1f2e3d4c
     """
     if (version is None) == (up is None):
-        raise typer.BadParameter("name a version, or use --up with the id of an event")
+        raise typer.BadParameter("either a version, or --up with the id of an event must be given")
     if response is not None and up is None:
         raise typer.BadParameter("--response can only be used with --up")
     with connect(context, as_json, trainer_url=trainer_url) as loop:

@@ -88,7 +88,7 @@ def release(
     Example: loopwright quarantine release chatcmpl-123 chatcmpl-124
     """
     if bool(response_ids) == (reason is not None):
-        raise typer.BadParameter("name the responses to release, or use --reason")
+        raise typer.BadParameter("either response ids or --reason must be given")
     if len(response_ids or ()) > MAX_IDS_PER_COMMAND:
         raise typer.BadParameter(f"too many responses: at most {MAX_IDS_PER_COMMAND} per command")
     with connect(context, as_json, console_url=console_url) as loop:
