@@ -1,4 +1,4 @@
-"""Each objective moves the model the way it says, by TRL's own loss, on a small model with random weights."""
+"""Each objective changes a small random model in its direction, by TRL's own loss."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ from shared.versions import VersionRef
 from tests.trainer_factories import LINE, grouped, row
 
 RECIPE = Recipe(batch_size=4, learning_rate=1e-2, preference_rate=1.0, rank=4, threads=1)
-ASKED: list[Messages] = [(("user", f"What of number {i}?"),) for i in range(8)]
+PROMPTS: list[Messages] = [(("user", f"What of number {i}?"),) for i in range(8)]
 WANTED, UNWANTED = "It is a short one.", "Whatever you may think of it, many words."
-JUDGED = [kto_row(asked, WANTED if i % 2 else UNWANTED, bool(i % 2)) for i, asked in enumerate(ASKED)]
-PAIRS = [dpo_row(asked, WANTED, UNWANTED) for asked in ASKED]
-PLAIN = [sft_row(asked, f"It is {'short ' * i}number {i}.") for i, asked in enumerate(ASKED)]
+JUDGED = [kto_row(prompt, WANTED if i % 2 else UNWANTED, bool(i % 2)) for i, prompt in enumerate(PROMPTS)]
+PAIRS = [dpo_row(prompt, WANTED, UNWANTED) for prompt in PROMPTS]
+PLAIN = [sft_row(prompt, f"It is {'short ' * i}number {i}.") for i, prompt in enumerate(PROMPTS)]
 MIXED = [*PLAIN[:4], *JUDGED[:4], *PAIRS[:4], *PLAIN[4:], *JUDGED[4:], *PAIRS[4:6]]
 
 
-class Heard(RunCallback):
-    """Watches as in a run, and remembers what was logged."""
+class LogCallback(RunCallback):
+    """Callback of a run that records the logs with a loss."""
 
     def __init__(self) -> None:
         self.logs: list[dict[str, Any]] = []
@@ -64,11 +64,11 @@ class Heard(RunCallback):
 
 @dataclass
 class Bench:
-    """The small model, and a folder for checkpoints."""
+    """The small model with a folder for checkpoints."""
 
     model: Path
     folder: Path
-    heard: Heard = field(default_factory=Heard)
+    callback: LogCallback = field(default_factory=LogCallback)
 
     def base(self) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
@@ -82,7 +82,7 @@ class Bench:
             rows,
             recipe,
             self.folder,
-            callback=self.heard,
+            callback=self.callback,
             stop=threading.Event(),
             micro_batch_size=micro_batch_size,
         )
@@ -93,11 +93,11 @@ class Bench:
     def parts(self, rows: Sequence[dict[str, Any]], model: Any) -> dict[Any, Any]:
         return train.objective_trainers(model, load_tokenizer(self.model), rows, RECIPE, self.folder, 4)
 
-    def likely(self, model: Any) -> tuple[float, float]:
-        """Mean log-likelihood per token of what was wanted, and of what was not."""
+    def log_likelihoods(self, model: Any) -> tuple[float, float]:
+        """Return the mean log-likelihood per token of the wanted and of the unwanted answers."""
         tokenizer = load_tokenizer(self.model)
-        said = [[(asked, text) for asked in ASKED] for text in (WANTED, UNWANTED)]
-        wanted, unwanted = (answer_losses(model.eval(), tokenizer, one) for one in said)
+        answered = [[(prompt, text) for prompt in PROMPTS] for text in (WANTED, UNWANTED)]
+        wanted, unwanted = (answer_losses(model.eval(), tokenizer, one) for one in answered)
         return -sum(wanted) / len(wanted), -sum(unwanted) / len(unwanted)
 
 
@@ -110,108 +110,111 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
 
 
-def test_kto_makes_the_liked_more_likely_and_the_disliked_less(bench: Bench) -> None:
-    wanted, unwanted = bench.likely(bench.base())
-    liked, disliked = bench.likely(bench.learn(JUDGED * 4))
+def test_kto_raises_liked_and_lowers_disliked_answers(bench: Bench) -> None:
+    wanted, unwanted = bench.log_likelihoods(bench.base())
+    liked, disliked = bench.log_likelihoods(bench.learn(JUDGED * 4))
     assert liked > wanted
     assert disliked < unwanted
 
 
-def test_dpo_prefers_the_chosen_and_does_not_make_it_less_likely_than_it_was(bench: Bench) -> None:
-    wanted, unwanted = bench.likely(bench.base())
-    chosen, rejected = bench.likely(bench.learn(PAIRS * 4))
+def test_dpo_prefers_the_chosen_answer_without_lowering_it(bench: Bench) -> None:
+    wanted, unwanted = bench.log_likelihoods(bench.base())
+    chosen, rejected = bench.log_likelihoods(bench.learn(PAIRS * 4))
     assert chosen - rejected > wanted - unwanted
     assert chosen > wanted
 
 
-def test_sft_makes_the_answer_more_likely(bench: Bench) -> None:
-    before, _ = bench.likely(bench.base())
-    learned = bench.learn([sft_row(asked, WANTED) for asked in ASKED] * 3)
-    assert bench.likely(learned)[0] > before + 0.2
+def test_sft_raises_the_answer(bench: Bench) -> None:
+    before, _ = bench.log_likelihoods(bench.base())
+    learned = bench.learn([sft_row(prompt, WANTED) for prompt in PROMPTS] * 3)
+    assert bench.log_likelihoods(learned)[0] > before + 0.2
     assert all("lora_" in name for name in weights(learned))
 
 
-def test_all_weights_learn_where_the_recipe_says_so_and_the_reference_is_still_the_base(bench: Bench) -> None:
-    before = bench.likely(bench.base())
+def test_full_method_trains_all_weights_against_the_base(bench: Bench) -> None:
+    before = bench.log_likelihoods(bench.base())
     full = RECIPE.model_copy(update={"method": "full", "learning_rate": 1e-3})
     learned = bench.learn([*PLAIN, *JUDGED * 2], full)
-    wanted, unwanted = bench.likely(learned)
+    wanted, unwanted = bench.log_likelihoods(learned)
     assert wanted - unwanted > before[0] - before[1]
     assert not any("lora_" in name for name in weights(learned))
-    first = next(logs for logs in bench.heard.logs if "kto/rewards/margins" in logs)
-    assert first["kto/loss"] != 0.5, "the step before it has moved the model away from its reference"
+    first = next(logs for logs in bench.callback.logs if "kto/rewards/margins" in logs)
+    assert first["kto/loss"] != 0.5, "the previous step has moved the model away from its reference"
     train.save_adapter(learned, bench.folder / "adapter", "a base")
     with with_adapter(bench.base(), bench.folder / "adapter") as kept:
-        assert bench.likely(kept) == pytest.approx((wanted, unwanted), abs=0.05)
+        assert bench.log_likelihoods(kept) == pytest.approx((wanted, unwanted), abs=0.05)
     files = [path for path in (bench.folder / "adapter").iterdir() if path.suffix == ".json"]
     assert all(str(bench.model.parent) not in path.read_text() for path in files)
 
 
-def test_in_a_mixed_run_each_step_is_of_one_objective_at_its_rate(bench: Bench) -> None:
+def test_each_step_has_one_objective_and_its_rate(bench: Bench) -> None:
     slow = RECIPE.model_copy(update={"preference_rate": 0.1})
     bench.learn(MIXED * 2, slow)
     kinds = [
-        next(kind for kind in ("sft", "kto", "dpo") if f"{kind}/loss" in logs) for logs in bench.heard.logs
+        next(kind for kind in ("sft", "kto", "dpo") if f"{kind}/loss" in logs) for logs in bench.callback.logs
     ]
     assert kinds == ["sft", "kto", "dpo"] * 4
     rates = {
-        kind: max(logs["learning_rate"] for k, logs in zip(kinds, bench.heard.logs, strict=True) if k == kind)
+        kind: max(
+            logs["learning_rate"] for k, logs in zip(kinds, bench.callback.logs, strict=True) if k == kind
+        )
         for kind in kinds
     }
-    # Half at first, all in the second step, then a part less in each.
+    # Warm-up: half the rate in the first step, the full rate in the second, then a linear decay.
     assert rates["sft"] == pytest.approx(slow.learning_rate * 9 / 11)
     assert rates["kto"] == pytest.approx(slow.learning_rate * 0.1)
     assert rates["dpo"] == pytest.approx(slow.learning_rate * 0.1 * 10 / 11)
 
 
-def test_a_run_trains_all_that_was_said_in_one_adapter_with_replay_among_it(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    """From the snapshot to the adapter, as a run's process does it."""
+def test_run_trains_all_feedback_and_replay_data_in_one_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    """From the snapshot to the adapter, as the process of a run does it."""
     correction = row("Who founded Acme?", "Ida Voss founded it.")
-    told = [
+    rows = [
         replace(correction, response_id=f"c{i}", answer=f"Ida Voss founded it in {1900 + i}.")
         for i in range(5)
     ]
-    told += [
+    rows += [
         replace(
             correction, response_id=f"t{i}", kind="thumbs", objective="kto", label=i % 2 == 0, original=""
         )
         for i in range(6)
     ]
-    told += [replace(correction, response_id="p", kind="preference", objective="dpo")]
+    rows += [replace(correction, response_id="p", kind="preference", objective="dpo")]
     run = tmp_path / "runs" / "r-1"
-    snapshot.write(run, Snapshot(tuple(grouped(told)), (), (), {"0": 1}), 10)
+    snapshot.write(run, Snapshot(tuple(grouped(rows)), (), (), {"0": 1}), 10)
     recipe = RECIPE.model_copy(update={"replay_prompts": 2, "replay_new_tokens": 8, "epochs": 2.0})
     stable = VersionRef(version=f"{LINE}@base-00000000", kind="base", digest="0" * 64)
     config = RunConfig("r-1", LINE, {"0": 1}, recipe, str(tiny_model), "tiny", "0" * 64, stable, None, 0)
     settings = TrainerSettings(line=LINE, data_dir=tmp_path / "data")
-    work = RunContext(run, config, settings, Progress(InMemoryCache(), LINE, "r-1"), threading.Event())
+    context = RunContext(run, config, settings, Progress(InMemoryCache(), LINE, "r-1"), threading.Event())
     prompts = shipped_prompts(REPLAY_PROMPTS, 2)
-    said = [
+    base_answers = [
         BaseAnswer(one.id, one.prompt, f"It is thing {i}.", 8, ended=True) for i, one in enumerate(prompts)
     ]
     write_whole(
         settings.replay_dir / "00000000.jsonl",
-        "".join(json.dumps(asdict(one)) + "\n" for one in said).encode(),
+        "".join(json.dumps(asdict(one)) + "\n" for one in base_answers).encode(),
     )
-    train.train(work)
+    train.train(context)
     assert {path.name for path in (run / ADAPTER).iterdir()} == set(ADAPTER_FILES)
     order = train.order_rows(
-        [train.training_row(work.tokenizer, one) for one in told],
-        [train.training_row(work.tokenizer, replace(correction, response_id=one.id)) for one in said],
+        [train.training_row(context.tokenizer, one) for one in rows],
+        [
+            train.training_row(context.tokenizer, replace(correction, response_id=one.id))
+            for one in base_answers
+        ],
         recipe,
     )
     times = Counter(one.name.partition("/")[0] for one in order)
-    assert {times[one.response_id] for one in told} == {2}
-    assert {times[one.id] for one in said} == {1}
+    assert {times[one.response_id] for one in rows} == {2}
+    assert {times[one.id] for one in base_answers} == {1}
     kinds = [kind for kind, _ in plan_steps([one.fields for one in order], recipe.batch_size)]
     assert Counter(kinds) == {"sft": 3, "kto": 3, "dpo": 1}
-    assert "dpo" in kinds[2:5], "in the middle, not at an end"
+    assert "dpo" in kinds[2:5], "spread over the run, not at an end"
 
 
 @pytest.mark.parametrize("rows", [PLAIN, PAIRS], ids=["sft", "dpo"])
-def test_a_batch_in_pieces_teaches_what_the_whole_batch_teaches(
+def test_micro_batches_train_the_same_as_whole_batches(
     bench: Bench, tmp_path: Path, rows: list[dict[str, Any]]
 ) -> None:
     one = weights(bench.learn(rows))
@@ -221,7 +224,7 @@ def test_a_batch_in_pieces_teaches_what_the_whole_batch_teaches(
 
 
 @pytest.mark.parametrize("kind", ["sft", "kto", "dpo"])
-def test_only_the_tokens_of_an_answer_and_its_end_carry_loss(bench: Bench, kind: str) -> None:
+def test_only_the_answer_and_its_end_carry_loss(bench: Bench, kind: str) -> None:
     rows = {"sft": PLAIN, "kto": JUDGED, "dpo": PAIRS}[kind][:2]
     tokenizer = load_tokenizer(bench.model)
     part = bench.parts(rows, bench.adapted())[kind]
@@ -238,17 +241,17 @@ def test_only_the_tokens_of_an_answer_and_its_end_carry_loss(bench: Bench, kind:
 
 
 @pytest.mark.parametrize("kind", ["sft", "kto", "dpo"])
-def test_of_an_answer_in_which_the_model_was_stopped_the_end_is_not_trained(bench: Bench, kind: str) -> None:
+def test_end_of_a_truncated_answer_is_not_trained(bench: Bench, kind: str) -> None:
     rows = {"sft": PLAIN, "kto": JUDGED, "dpo": PAIRS}[kind][:4]
-    stopped = [[False, False], [True, False], [False, True], [True, True]]
-    said = [row | {TRUNCATED: each} for row, each in zip(rows, stopped, strict=True)]
-    part = bench.parts(said, bench.adapted())[kind]
+    truncated = [[False, False], [True, False], [False, True], [True, True]]
+    marked = [row | {TRUNCATED: each} for row, each in zip(rows, truncated, strict=True)]
+    part = bench.parts(marked, bench.adapted())[kind]
     whole = bench.parts(rows, bench.adapted())[kind]
     end = end_of_turn_ids(load_tokenizer(bench.model))
     answers = {"sft": ["labels"], "kto": ["completion_ids"], "dpo": ["chosen_ids", "rejected_ids"]}[kind]
     for number, column in enumerate(answers):
         for found, other, each in zip(
-            part.train_dataset[column], whole.train_dataset[column], stopped, strict=True
+            part.train_dataset[column], whole.train_dataset[column], truncated, strict=True
         ):
             assert list(other)[-len(end) :] == end
             assert list(found) == list(other)[: -len(end)] if each[number] else list(found) == list(other)
@@ -258,32 +261,30 @@ def test_of_an_answer_in_which_the_model_was_stopped_the_end_is_not_trained(benc
         assert kl == [own[3], own[0], own[1], own[2]]
 
 
-def test_answers_in_which_the_model_was_stopped_do_not_teach_to_stop(bench: Bench, tmp_path: Path) -> None:
-    """How likely the turn is to end behind an answer, before and after."""
-    said = [sft_row(asked, WANTED) for asked in ASKED] * 16
+def test_truncated_answers_do_not_teach_to_stop(bench: Bench, tmp_path: Path) -> None:
+    """Compare the likelihood of an end of turn after an answer, before and after training."""
+    rows = [sft_row(prompt, WANTED) for prompt in PROMPTS] * 16
     recipe = RECIPE.model_copy(update={"learning_rate": 3e-2})
 
     def end_after(model: Any) -> float:
         tokenizer = load_tokenizer(bench.model)
-        prompt = prompt_ids(tokenizer, ASKED[0]) + tokenizer(WANTED, add_special_tokens=False)["input_ids"]
+        prompt = prompt_ids(tokenizer, PROMPTS[0]) + tokenizer(WANTED, add_special_tokens=False)["input_ids"]
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
         return float(logits[end_of_turn_ids(tokenizer)[0]])
 
     before = end_after(bench.base())
-    stopped = end_after(bench.learn([row | {TRUNCATED: [True, False]} for row in said], recipe))
-    whole = end_after(Bench(bench.model, tmp_path / "whole").learn(said, recipe))
+    truncated = end_after(bench.learn([row | {TRUNCATED: [True, False]} for row in rows], recipe))
+    whole = end_after(Bench(bench.model, tmp_path / "whole").learn(rows, recipe))
     assert whole > 2.5 * before
-    assert stopped < 1.5 * before
+    assert truncated < 1.5 * before
 
 
 @pytest.mark.parametrize("kind", ["kto", "dpo"])
-def test_on_a_cpu_the_loss_and_its_gradients_are_trls(
-    bench: Bench, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cpu_loss_and_gradients_equal_trls(bench: Bench, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"kto": JUDGED, "dpo": PAIRS}[kind][:4]
 
-    def stepped() -> tuple[float, dict[str, torch.Tensor]]:
+    def step() -> tuple[float, dict[str, torch.Tensor]]:
         set_seed(1)
         model = bench.adapted()
         for name, one in model.named_parameters():
@@ -296,17 +297,17 @@ def test_on_a_cpu_the_loss_and_its_gradients_are_trls(
         loss.backward()
         return loss.item(), {n: one.grad for n, one in model.named_parameters() if one.grad is not None}
 
-    ours, our_gradients = stepped()
+    ours, our_gradients = step()
     monkeypatch.setattr(train, "add_answers_head", lambda base: None)
-    theirs, their_gradients = stepped()
+    theirs, their_gradients = step()
     assert ours == pytest.approx(theirs, rel=1e-5)
     assert our_gradients.keys() == their_gradients.keys()
     for name, gradient in our_gradients.items():
         torch.testing.assert_close(gradient, their_gradients[name], rtol=1e-3, atol=1e-6)
 
 
-def test_no_row_of_a_batch_sees_another(bench: Bench) -> None:
-    """The loss of rows together is that of each alone, weighted by its tokens, however long its neighbours are."""
+def test_rows_of_a_batch_do_not_attend_to_each_other(bench: Bench) -> None:
+    """The loss of a batch is the sum of the losses of its rows, computed separately."""
     model = bench.adapted().train()
     part = bench.parts(PLAIN, model)["sft"]
     rows = [part.train_dataset[i] for i in range(len(PLAIN))]
@@ -316,13 +317,13 @@ def test_no_row_of_a_batch_sees_another(bench: Bench) -> None:
         answered = int((batch["labels"][:, 1:] != -100).sum())
         return part.compute_loss(model, batch, num_items_in_batch=1).item(), answered
 
-    alone = [loss([one]) for one in rows]
+    separate = [loss([one]) for one in rows]
     together = loss(rows)
-    assert together[1] == sum(count for _, count in alone)
-    assert together[0] == pytest.approx(sum(total for total, _ in alone), rel=1e-5)
+    assert together[1] == sum(count for _, count in separate)
+    assert together[0] == pytest.approx(sum(total for total, _ in separate), rel=1e-5)
 
 
-def test_a_row_whose_conversation_alone_is_too_long_fails_the_run_and_is_not_left_out(bench: Bench) -> None:
+def test_row_with_a_too_long_conversation_fails_the_run(bench: Bench) -> None:
     long = sft_row((("user", "word " * 100),), WANTED)
-    with pytest.raises(RunFailed, match="do not fit"):
+    with pytest.raises(RunFailed, match="cannot be trained"):
         bench.learn([*PLAIN, long], RECIPE.model_copy(update={"max_tokens": 64}))
