@@ -1,10 +1,11 @@
-"""`python -m services.trainer`"""
+"""Run the trainer of one line: `python -m services.trainer`."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
+from typing import Final
 
 import structlog
 from fastapi import FastAPI
@@ -15,6 +16,7 @@ from services.trainer.api.lineage_routes import LineageQueries, add_lineage_rout
 from services.trainer.consumer import TOPICS_READ
 from services.trainer.database import lock_folder, open_database
 from services.trainer.dataset import batch_table
+from services.trainer.gate.golden import read_golden_set
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.publish import SERVICE, VersionLog, transactional_id
@@ -30,21 +32,30 @@ from shared.errors import BrokerUnavailable, LoopwrightError
 from shared.settings import load
 from shared.telemetry import Readiness, configure_logging
 
-WAIT_FOR_KAFKA_S = 60.0
+KAFKA_TIMEOUT_S: Final = 60.0
+"""How long a start waits for the broker."""
+
+
+def load_settings() -> TrainerSettings:
+    """Read the settings, and the golden set that they name. Raises `Misconfigured` if either is invalid."""
+    settings = load(TrainerSettings)
+    if settings.golden is not None:
+        read_golden_set(settings.golden)
+    return settings
 
 
 def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
-    """All real parts, once. Waits a minute for a broker."""
+    """Build the trainer with its real adapters. Waits for the broker up to `KAFKA_TIMEOUT_S`."""
     servers = settings.kafka_bootstrap_servers
     base = find_base(settings.base_model)
     readiness.set("base model", True, base.name)
-    waiting = Retrying(
+    retrying = Retrying(
         retry=retry_if_exception_type(BrokerUnavailable),
-        stop=stop_after_delay(WAIT_FOR_KAFKA_S),
+        stop=stop_after_delay(KAFKA_TIMEOUT_S),
         wait=wait_fixed(1.0),
         reraise=True,
     )
-    waiting(check_partitions, servers, settings.partitions)
+    retrying(check_partitions, servers, settings.partitions)
     db = open_database(settings.folder)
     trainer = Trainer(
         settings=settings,
@@ -66,8 +77,8 @@ def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
     return trainer
 
 
-def answers(settings: TrainerSettings) -> LineageQueries:
-    """What is told over HTTP, from the start on: it asks the log when it is asked."""
+def lineage_queries(settings: TrainerSettings) -> LineageQueries:
+    """Return the read-only queries of the HTTP API. Each reads the log, so they work before the trainer is ready."""
     servers = settings.kafka_bootstrap_servers
     return LineageQueries(
         settings,
@@ -77,25 +88,25 @@ def answers(settings: TrainerSettings) -> LineageQueries:
 
 
 def main() -> None:
-    """Parses settings, builds the real parts once, runs until SIGTERM or SIGINT."""
+    """Load the settings, serve the HTTP API, and run the trainer until SIGTERM or SIGINT."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     try:
-        settings = load(TrainerSettings)
+        settings = load_settings()
         configure_logging(SERVICE, settings.log_level)
         structlog.get_logger().info("starting", **settings.masked())
-        held = lock_folder(settings.folder)
+        lock = lock_folder(settings.folder)
         readiness = Readiness("base model", "kafka")
         app = add_service_routes(
             FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness
         )
-        add_gate_routes(add_lineage_routes(app, answers(settings)), settings)
-        door = ServerThread(app, settings.host, settings.port)
-        door.start()
+        add_gate_routes(add_lineage_routes(app, lineage_queries(settings)), settings)
+        server = ServerThread(app, settings.host, settings.port)
+        server.start()
         build(settings, readiness).run(stopping)
-        door.stop()
-        held.close()
+        server.stop()
+        lock.close()
     except LoopwrightError as error:
         structlog.get_logger().critical("ended", code=error.code, error=str(error))
         sys.exit(f"trainer: {error}")

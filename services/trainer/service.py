@@ -1,7 +1,7 @@
 """The trainer's loop: read, run commands, erase, start a run, supervise it, publish its version.
 
-The loop has one thread, and each run trains in a process of its own. A restart resumes whatever was interrupted: the
-database names the open run, the run's folder holds its results so far, and the log says whether it was published.
+The loop has one thread, and each run trains in a separate process. A restart resumes interrupted work: the database
+names the open run, the run's folder holds its results so far, and the log says whether it was published.
 """
 
 from __future__ import annotations

@@ -101,15 +101,6 @@ class TrainerSettings(Settings, Recipe):
         QuietHours.parse(value)
         return value
 
-    @field_validator("golden")
-    @classmethod
-    def _is_a_golden_set(cls, path: Path | None) -> Path | None:
-        if path is not None:
-            from services.trainer.gate.golden import read_golden_set  # noqa: PLC0415 - imports the scorers
-
-            read_golden_set(path)
-        return path
-
     @field_validator("time_zone")
     @classmethod
     def _check_time_zone(cls, value: str) -> str:
@@ -117,7 +108,7 @@ class TrainerSettings(Settings, Recipe):
         return value
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.comment_mode == "revise" and not (self.reviser_url and self.reviser_model):
             raise ValueError(
                 "LOOPWRIGHT_TRAINER_COMMENT_MODE=revise requires LOOPWRIGHT_TRAINER_REVISER_URL and "
@@ -131,6 +122,7 @@ class TrainerSettings(Settings, Recipe):
         return self
 
     def thresholds(self) -> Thresholds:
+        """Return when a run starts without a command."""
         return Thresholds(
             examples=self.examples,
             users=self.users,
@@ -142,29 +134,31 @@ class TrainerSettings(Settings, Recipe):
         )
 
     def recipe(self) -> Recipe:
-        chosen = {name: getattr(self, name) for name in Recipe.model_fields}
-        return Recipe(**chosen | {"threads": self.threads or len(os.sched_getaffinity(0))})
+        """Return the recipe of a run that starts now, with the number of threads of this machine."""
+        fields = {name: getattr(self, name) for name in Recipe.model_fields}
+        return Recipe(**fields | {"threads": self.threads or len(os.sched_getaffinity(0))})
 
     @property
     def replay_dir(self) -> Path:
+        """Folder of the base's own answers."""
         return self.replay or self.data_dir / "replay"
 
     @property
     def folder(self) -> Path:
-        """What this trainer keeps: table, runs, replay. Holds users' texts; nothing of it is published."""
+        """Folder of this trainer: database, runs, exports. It contains users' text, and is never published."""
         return self.data_dir / "trainer" / self.line
 
     @property
     def runs(self) -> Path:
-        """A folder for each run, by its id."""
+        """Folder with a folder for each run, named by its id."""
         return self.folder / "runs"
 
     @property
     def revisions(self) -> Path:
-        """What the reviser made of comments (`rewrite_cache.py`)."""
+        """Cache of answers rewritten from comments (`rewrite_cache.py`)."""
         return self.folder / "revisions"
 
     @property
     def exports(self) -> Path:
-        """Datasets to take elsewhere, each under its digest. They hold users' texts; an erasure reaches them here."""
+        """Folder with exported datasets, each named by its digest. They contain users' text; erasures apply to them."""
         return self.folder / "exports"

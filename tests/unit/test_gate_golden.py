@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from services.trainer.__main__ import load_settings
 from services.trainer.gate.golden import read_golden_set
-from services.trainer.settings import TrainerSettings
 from shared.errors import Misconfigured
-from shared.settings import load
 
 
 def write_golden_set(folder: Path, *lines: object) -> Path:
@@ -78,4 +77,4 @@ def test_trainer_does_not_start_with_an_invalid_golden_set(
 ) -> None:
     monkeypatch.setenv("LOOPWRIGHT_TRAINER_GOLDEN", str(write_golden_set(tmp_path, "{")))
     with pytest.raises(Misconfigured, match="line 1: invalid JSON"):
-        load(TrainerSettings)
+        load_settings()

@@ -4,7 +4,7 @@ These artifacts are in use and never deleted:
 
 - of every line, what the newest rollout record names: stable (which includes a pinned version), canary, and the
   previous stable version;
-- of every line, versions newer than stable that passed the gate, and the newest versions whatever their verdict;
+- of every line, versions newer than stable that passed the gate, and the newest versions with any verdict;
 - of other lines, every version: their own trainers collect them;
 - of this line, the version that the open run is compared with.
 

@@ -130,7 +130,7 @@ class CommandTable:
         )
 
     def settle(self, command_ids: Sequence[str], status: CommandStatus, message: str) -> None:
-        """Store the results of commands, in a transaction of its own."""
+        """Store the results of commands, in a separate transaction."""
         if command_ids:
             with self.db:
                 self.decide(command_ids, status, message)

@@ -1,4 +1,4 @@
-"""Message of `loopwright train now --dry-run`: what would train, what is missing, what is quarantined. No user text."""
+"""Message of `loopwright train now --dry-run`: what would train, and why a run starts or not."""
 
 from __future__ import annotations
 

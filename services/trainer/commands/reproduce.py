@@ -1,6 +1,6 @@
 """Reproduction: train a version again from its snapshot, by operator command, and compare the weights.
 
-One version is reproduced at a time, never during a run, in a process and a folder of its own. The folder holds a copy
+One version is reproduced at a time, never during a run, in a separate process and folder. The folder holds a copy
 of users' text, so it is removed when the process ends, when the trainer starts, and before an erasure is applied. A
 command that was interrupted stays pending and starts again; it is refused if an erasure removed the version's rows.
 """

@@ -13,21 +13,21 @@ Every run has the folder `DATA_DIR/trainer/<line>/runs/<run_id>`:
 | `dtype.json` | data type of the run's computations | training |
 | `environments.json` | software and hardware that the run trained on | training |
 | `micro-batch.json` | rows per forward pass, if memory did not suffice for a whole batch | supervisor, the process |
-| `checkpoints/` | training state (text: random states and optimiser moments of what was trained) | training |
+| `checkpoints/` | state from which training resumes (text) | training |
 | `tensorboard/` | training curves | training |
-| `evidence.json` | diagnostics of a loss that became NaN or infinite, with row names | training |
+| `evidence.json` | diagnostics of a loss that became NaN or infinite, with names of rows | training |
 | `adapter/` | trained weights; renamed into place when complete (text) | training |
 | `gate_answers.jsonl` | answers of both versions to held-out questions (text) | gate |
 | `gate_report.json`, `gate_report.html` | full gate report with examples (text) | gate |
-| `artifact/` | what is published: weights, model card, lineage | pipeline |
-| `gate.json` | the `GateReport` that is published; written last, so it marks the run as complete | pipeline |
+| `artifact/` | weights, model card and lineage, as published (text) | pipeline |
+| `gate.json` | the `GateReport` of the version; written last, so it marks the run as complete | pipeline |
 | `failed.txt` | why the run failed and must not be retried | the process |
 
 A name that starts with a dot is a file or folder that is not complete. A process that reproduces a version works in a
 folder of the same layout, with the version's own artifact in `original/` and the result in `compared.json`.
 
-Files marked "text" can contain or encode users' text. When an erasure affects a run, only the files in `WITHOUT_TEXT`
-and the redacted snapshot stay (`erasure/redact_run.py`).
+Entries marked "text" contain users' text, or weights that were trained on it. When an erasure affects a run, only the
+redacted snapshot and the entries in `WITHOUT_TEXT` stay (`erasure/redact_run.py`).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ WITHOUT_TEXT: Final = frozenset(
         DTYPE,
     }
 )
-"""Files that hold only names and numbers, so an erasure leaves them."""
+"""Entries that an erasure leaves: they contain statistics, settings and reasons, but no user's text or feedback."""
 
 
 class ExitCode(IntEnum):

@@ -1,6 +1,6 @@
 """Training curves of a run as TensorBoard event files in its folder: `tensorboard --logdir .../runs`.
 
-Events are written synchronously. A writer with a thread of its own would lose the last events when the process is
+Events are written synchronously. A background writer would lose the last events when the process is
 killed, and would wait forever on a full disk. If the curves cannot be written, the run continues without them.
 """
 

@@ -198,7 +198,7 @@ def fine_tune(
         recipe: Hyperparameters.
         checkpoints: Folder of the checkpoints.
         callback: Called for each step, usually a `RunCallback`.
-        stop: Set by whoever wants the training to stop.
+        stop: Set to stop the training.
         micro_batch_size: Rows that go through the model at once; by default a whole batch.
 
     Raises:

@@ -1,7 +1,7 @@
 """Lineage of a version down to the events it was trained on: run, snapshot, batches, responses, events.
 
 Contains ids, counts and users' pseudonyms, but no text. It describes the present: the log says which versions exist and
-which erasures affected them, and the run's folder what is left of the snapshot.
+which erasures affected them, and the run's folder holds the rest of the snapshot.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class LineRecords:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotState:
-    """What is left of the snapshot that a version was trained on.
+    """State of the snapshot that a version was trained on.
 
     Attributes:
         rows: Rows that trained and are still there.

@@ -1,6 +1,6 @@
 """Start and stop the processes that train.
 
-Training runs in processes of its own, so the service never imports torch: it keeps reading and answering while a run
+Training runs in separate processes, so the service never imports torch: it keeps reading and answering while a run
 uses the processor, and a run's memory is returned when its process ends. A process ends with the service, even if the
 service is killed with SIGKILL.
 """

@@ -1,4 +1,4 @@
-"""Execute one run in a process of its own: `python -m services.trainer.worker.pipeline RUN_FOLDER`.
+"""Execute one run: `python -m services.trainer.worker.pipeline RUN_FOLDER`.
 
 The stages are snapshot, training, artifact and gate. Each is skipped if its result exists: `snapshot.json`, `adapter/`,
 `gate.json` (written last, after `artifact/`). So a process killed at any moment loses at most the work since its newest

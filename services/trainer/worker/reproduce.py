@@ -1,4 +1,4 @@
-"""Reproduce one version in a process of its own: `python -m services.trainer.worker.reproduce FOLDER`.
+"""Reproduce one version: `python -m services.trainer.worker.reproduce FOLDER`.
 
 FOLDER is laid out like a run's folder, with the run's configuration and snapshot, and with the version's own artifact
 in `original/`. The process trains as the run did, compares the two adapters, and writes `compared.json` last. Exit
