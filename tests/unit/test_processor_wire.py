@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.processor.core.batches import BatchLimits
 from services.processor.core.state import pending_key
 from services.processor.core.step import ProcessorStep
-from services.processor.core.wire import rfc3339
+from services.processor.core.wire import OutcomeOut, TallyOut, rfc3339, wire_struct
 from shared.cloudevents import cloudevent
 from shared.events import Batch, Choice, LogRecord, Message, Outcome, Tally, from_ms
 from shared.records import Record
@@ -85,6 +86,26 @@ def test_every_record_is_encoded_as_by_its_model(
 def test_times_are_encoded_as_by_the_models(ms: int) -> None:
     tally = Tally(line="a", version="v", user_id="u", partition=0, updated_at=from_ms(ms))
     assert f'"updated_at":"{rfc3339(ms)}"'.encode() in tally.to_json()
+
+
+def test_wire_struct_has_the_fields_of_its_model_in_order() -> None:
+    for _, model in MODELS.values():
+        assert wire_struct(model).__struct_fields__ == tuple(model.model_fields)
+
+
+def test_wire_struct_refuses_missing_and_unknown_fields() -> None:
+    """The type checker cannot see these fields, so construction must fail loudly."""
+    with pytest.raises(TypeError, match="response_id"):
+        OutcomeOut(line="assistant")
+    known = {
+        "line": "a",
+        "version": "v",
+        "user_id": "u",
+        "partition": 0,
+        "updated_at": "2026-01-01T00:00:00Z",
+    }
+    with pytest.raises(TypeError, match="unknown"):
+        TallyOut(**known, unknown=1)
 
 
 def test_state_that_lives_within_one_slice_is_never_written() -> None:
