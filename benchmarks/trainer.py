@@ -7,7 +7,7 @@ trainer does, in the data type that a run would choose on this machine.
 
 Tokens are counted per row, without padding. The prefix that rows share counts in each of them, although ours computes
 it only once (`services/trainer/base/shared_prefix.py`), so the ratio of tokens per second is the ratio of the time for
-the same rows. The share of the matmul peak counts what is really computed, padding included, relative to the bf16
+the same rows. The share of the matmul peak counts all computed operations, padding included, relative to the bf16
 peak. It can exceed 1 on a processor that is faster in fp32; the share of the fp32 peak is reported too.
 """
 

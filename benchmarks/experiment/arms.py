@@ -12,7 +12,7 @@ ARMS: Final[dict[Scenario, tuple[ArmName, ...]]] = {
     "style": ("base", "thumbs", "random"),
 }
 LINES: Final[dict[Scenario, str]] = {"facts": "pellworth", "style": "style"}
-"""Name of the line of a scenario. It keys who is held out, so it is fixed: the same users in every run."""
+"""Name of the line of a scenario. It keys the hold-out, so it is fixed: every run holds out the same users."""
 
 
 @dataclass(frozen=True, slots=True)

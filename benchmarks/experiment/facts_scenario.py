@@ -44,7 +44,7 @@ def simulate_feedback(arm: Arm, sizes: Sizes, answers: Mapping[str, str]) -> lis
 def _honest_feedback(
     facts: list[Fact], sizes: Sizes, answers: Mapping[str, str], rng: random.Random
 ) -> list[UserFeedback]:
-    """Return feedback on each wording, from one user each, who corrects in one of the fact's phrasings."""
+    """Return one user's feedback on each wording. Corrections use one of the fact's phrasings."""
     world = load_world()
     asked = [(fact, wording) for fact in facts for wording in world.trained_wordings(fact)]
     rng.shuffle(asked)

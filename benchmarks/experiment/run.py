@@ -103,7 +103,7 @@ def source_files() -> list[Path]:
 
 
 def run_arm(experiment: Experiment, arm: Arm, callback: StageCallback) -> dict[str, Any]:
-    """Run what is left of an arm and return its result.
+    """Run the remaining steps of an arm and return its result.
 
     Raises:
         ProcessFailed: A process of the arm failed.
@@ -166,7 +166,7 @@ def base_answers(experiment: Experiment, arm: Arm, callback: StageCallback) -> d
 
 
 def version_answers(experiment: Experiment, arm: Arm, run: Path, callback: StageCallback) -> dict[str, Any]:
-    """Return the answers of the run's version to the held-out questions, whatever its verdict.
+    """Return the answers of the run's version to the held-out questions, even if it failed the gate.
 
     If the run ended before training, the answers are the base's.
     """

@@ -34,7 +34,7 @@ def first_sentence(answer: str) -> str:
 def max_liked_words(sizes: Sizes, sampled: SampledAnswers) -> int:
     """Return the largest number of words in a liked answer: the median of the base's spoken answers.
 
-    So there are about as many liked as disliked answers, whatever the base.
+    So about half of the answers are liked, with any base.
     """
     spoken = distinct_answers(sizes, sampled)
     return round(statistics.median(len(answer.split()) for _, answer in spoken))

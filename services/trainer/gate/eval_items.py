@@ -64,5 +64,5 @@ def build_eval_items(
 
 
 def _other_answers(answers: Sequence[str], own: str) -> list[str]:
-    """Return the distinct answers that differ from `own`: repeated words do not show what is essential."""
+    """Return the distinct answers that differ from `own`: repeated words do not show which ones matter."""
     return sorted({answer for answer in answers if normalised(answer) != normalised(own)})

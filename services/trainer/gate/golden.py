@@ -81,7 +81,7 @@ class GoldenQuestion:
         return " ".join(content for role, content in self.messages if role == "user")
 
     def faults(self, answer: str) -> list[str]:
-        """Return what is wrong with an answer, one sentence each; an empty list if it passes."""
+        """Return the faults of an answer; an empty list if it passes."""
         faults = []
         for required in self.line.must_contain:
             phrases = [required] if isinstance(required, str) else list(required)

@@ -23,7 +23,7 @@ MAX_DECIDED_ITEMS = 5_000
 FAIL_P = 0.05
 """A fall beyond the margin with a p-value below this is a loss."""
 DOUBT_P = 0.2
-"""A fall beyond the margin with a p-value between `FAIL_P` and this is neither a loss nor excluded."""
+"""A fall beyond the margin with a p-value between `FAIL_P` and this may be a loss."""
 
 ScorePair = tuple[float, float]
 """(candidate, stable)"""
@@ -174,7 +174,7 @@ def decided_items_needed(wins: int, losses: int) -> int | None:
         return None
     sizes = np.arange(decided, MAX_DECIDED_ITEMS + 1)
     expected_wins = np.floor(sizes * (wins / decided) + 1e-9)
-    # The lower bound is above 1/2 exactly if at least so many wins have a probability below (1 - CONFIDENCE) / 2
+    # The lower bound is above 1/2 exactly if this many wins or more have a probability below (1 - CONFIDENCE) / 2
     # under a fair coin.
     sufficient = bdtrc(expected_wins - 1, sizes, 0.5) < (1 - CONFIDENCE) / 2
     return int(sizes[sufficient.argmax()]) if sufficient.any() else None
@@ -183,7 +183,7 @@ def decided_items_needed(wins: int, losses: int) -> int | None:
 def more_items_needed(wins: int, losses: int, items: int, min_items: int) -> int | None:
     """Return about how many more items would decide, assuming that ties stay as frequent as observed.
 
-    The result is at least what is missing to `min_items`. Returns None if no number of items would decide
+    The result is at least the number missing to `min_items`. Returns None if no number of items would decide
     (`decided_items_needed`) and none are missing.
     """
     missing = max(0, min_items - items)

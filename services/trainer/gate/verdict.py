@@ -70,7 +70,7 @@ def decide(
 def _verdict(
     votes: Votes, *, better: bool, min_items: int, failures: list[str], doubts: list[str]
 ) -> tuple[Verdict, list[str], int | None]:
-    """Return the verdict, its reasons, and about how many more items would decide if that is what is missing."""
+    """Return the verdict, its reasons, and about how many more items would decide, if any number would."""
     if failures:
         return "failed", failures, None
     if votes.items >= min_items and better:
