@@ -1,6 +1,6 @@
 """Table of erasure requests: the processor's reports, and the runs and exports that each request affects.
 
-A request is due once every partition has reported, and the batch table has every batch in the rewrite that they reported.
+A request is due once every partition has reported, and the batch table has each batch in the reported rewrite.
 """
 
 from __future__ import annotations
