@@ -1,0 +1,65 @@
+"""The shipped answers of the demo's base: complete, made for this base, and what the base really answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deploy.local.model import ensure_base_model
+from services.trainer.base.base_answers import (
+    EVAL_PROMPTS,
+    REPLAY_PROMPTS,
+    SAFETY_PROMPTS,
+    BaseAnswer,
+    BaseAnswerCache,
+    read_shipped,
+    shipped_prompts,
+    spread,
+)
+from services.trainer.base.dtype import Dtype
+from services.trainer.base.model import generate_with_endings, load_base
+from services.trainer.base.tokenization import load_tokenizer
+from services.trainer.core.recipe import Recipe
+from services.trainer.progress import ignore_progress
+from shared.adapters.base_model import find_base
+
+ROOT = Path(__file__).resolve().parents[2]
+DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
+SAMPLE = 12
+MIN_EQUAL = 9
+"""Answers of the sample that must be equal: rounding differs between processors, and greedy choices may be close."""
+
+
+@pytest.fixture(scope="module")
+def demo_base() -> Path:
+    return ensure_base_model(ROOT / ".loopwright", print)
+
+
+def shipped(base: Path, dtype: Dtype, folder: Path) -> list[BaseAnswer]:
+    cache = BaseAnswerCache(base, find_base(str(base)).digest, Recipe(), folder, dtype)
+    return read_shipped(cache.digest, cache.fingerprint(load_tokenizer(base)), cache.shipped_file)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_shipped_answers_cover_all_prompts_of_a_run(demo_base: Path, dtype: Dtype, tmp_path: Path) -> None:
+    recipe = Recipe()
+    prompts = [
+        *shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts),
+        *shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts),
+        *shipped_prompts(SAFETY_PROMPTS, recipe.gate_safety_prompts),
+    ]
+    answers = {(answer.id, answer.prompt): answer for answer in shipped(demo_base, dtype, tmp_path)}
+    assert {(prompt.id, prompt.prompt) for prompt in prompts} <= answers.keys()
+    assert {answer.new_tokens for answer in answers.values()} == {recipe.replay_new_tokens}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_shipped_answers_are_what_the_base_answers(demo_base: Path, dtype: Dtype, tmp_path: Path) -> None:
+    sample = spread(shipped(demo_base, dtype, tmp_path), SAMPLE)
+    model, tokenizer = load_base(demo_base, 2, dtype), load_tokenizer(demo_base)
+    conversations = [answer.messages for answer in sample]
+    made = generate_with_endings(model, tokenizer, conversations, Recipe().replay_new_tokens, ignore_progress)
+    equal = sum((answer.answer, answer.ended) == again for answer, again in zip(sample, made, strict=True))
+    assert equal >= MIN_EQUAL, [(a.answer, again) for a, again in zip(sample, made, strict=True)]
