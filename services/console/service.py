@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from services.console.api.dead_letter_routes import add_dead_letter_routes
 from services.console.api.quarantine_routes import add_quarantine_routes
-from services.console.api.routes import build_app
+from services.console.api.routes import add_fallback_route, build_app
 from services.console.backend import ConsoleBackend
 from services.console.core.projection import FOLLOWED_TOPICS
 from services.console.dead_letter_query import DeadLetterReader
@@ -60,6 +60,7 @@ class ConsoleService:
         self.app = build_app(backend, self._follower, readiness, self._lifespan)
         add_dead_letter_routes(self.app, backend, self._follower, DeadLetterReader(adapters.log_ranges))
         add_quarantine_routes(self.app, backend, self._follower)
+        add_fallback_route(self.app)
         add_page(self.app, backend, self._refresher)
 
     def run(self) -> bool:

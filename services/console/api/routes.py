@@ -49,6 +49,17 @@ def build_app(
     return app
 
 
+def add_fallback_route(app: FastAPI) -> None:
+    """Answer unknown API paths with a problem document. Call this after all other API routes were added.
+
+    Otherwise NiceGUI, which answers all remaining paths, would return an HTML page.
+    """
+
+    @app.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)
+    async def handle_unknown_path(rest: str) -> JSONResponse:
+        return problem(404, "http", "Not Found", f"there is no /api/{rest}: check the path")
+
+
 def request_guard(backend: ConsoleBackend, follower: TopicFollower) -> Callable[[Request], Awaitable[None]]:
     """Return the dependency of all API routes: it checks Host and Origin, and that the state is complete."""
 

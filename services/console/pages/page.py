@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse
 from nicegui import ui
 
 from services.console.backend import ConsoleBackend
@@ -14,7 +13,6 @@ from services.console.pages.controls import add_controls
 from services.console.pages.refresher import PERIOD_S, PageRefresher
 from services.console.pages.render import PARTS
 from services.console.security_middleware import SecurityMiddleware
-from shared.adapters.http import problem
 
 HERE: Final = Path(__file__).parent
 LOGO: Final = (
@@ -45,11 +43,6 @@ def add_page(app: FastAPI, backend: ConsoleBackend, refresher: PageRefresher) ->
     Call this only once in a process: NiceGUI has global state.
     """
     css, theme = (HERE / "page.css").read_text(), (HERE / "theme.js").read_text()
-
-    @app.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)
-    async def handle_unknown_path(rest: str) -> JSONResponse:
-        # Without this route, NiceGUI would answer unknown API paths with an HTML page.
-        return problem(404, "http", "Not Found", f"there is no /api/{rest}: check the path")
 
     @ui.page("/", title="Loopwright", favicon=LOGO)
     def show_page() -> None:
