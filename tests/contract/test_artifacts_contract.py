@@ -1,4 +1,4 @@
-"""The contract of `ArtifactStore`, over the local folder, and over two of fsspec's file systems: memory and S3."""
+"""Contract of `ArtifactStore`: a local folder, and fsspec's memory and S3 file systems."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from shared.ports import ArtifactStore, Stored
 from tests.s3 import own_s3
 
 FAR = 2**53
-"""Later than any time here, in milliseconds."""
+"""Later than any time in these tests, in milliseconds."""
 
 
 @dataclass
 class World:
-    """`open()` is the store as one process has it; `alter` and `drop` a file of it behind its back."""
+    """A store: `open()` returns it as a new process sees it; `alter` and `drop` change a file behind its back."""
 
     open: Callable[[], ArtifactStore]
     alter: Callable[[str, bytes], None]
@@ -51,7 +51,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 class Memory(MemoryFileSystem):
-    """fsspec's own hands one file, with one position in it, to all who read it at once; no store does that."""
+    """Memory file system whose readers do not share one file position, unlike fsspec's own."""
 
     def _open(self, path: str, mode: str = "rb", *arguments: Any, **more: Any) -> Any:
         return (
@@ -61,7 +61,7 @@ class Memory(MemoryFileSystem):
 
 @cache
 def s3_files() -> Any:
-    """One client for all tests: to make one takes longer than a test."""
+    """Return one client for all tests, because creating one takes longer than a test."""
     return fsspec.filesystem("s3", **OPTIONS["s3"])
 
 
@@ -94,7 +94,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, fresh: str) -> World:
 
 
 def made(folder: Path, weights: bytes = b"weights") -> Path:
-    """What a run leaves: files, and one in a folder."""
+    """Write an artifact folder like a run's, with a file in a subfolder."""
     write(folder / "adapter_model.safetensors", weights)
     write(folder / "tokenizer" / "vocab.json", b"{}")
     return folder
@@ -108,14 +108,14 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_what_is_put_by_one_process_is_fetched_by_another(world: World, tmp_path: Path) -> None:
+def test_artifact_put_by_one_process_is_fetched_by_another(world: World, tmp_path: Path) -> None:
     folder = made(tmp_path / "run")
     uri, digest = world.open().put(folder)
     assert uri == f"artifact:{digest}"
     assert content(world.open().fetch(uri, digest)) == content(folder)
 
 
-def test_the_same_content_is_stored_once_under_one_name(world: World, tmp_path: Path) -> None:
+def test_equal_content_is_stored_once_under_one_name(world: World, tmp_path: Path) -> None:
     store = world.open()
     assert store.put(made(tmp_path / "a")) == world.open().put(made(tmp_path / "b"))
     assert len(store.stored()) == 1
@@ -123,19 +123,19 @@ def test_the_same_content_is_stored_once_under_one_name(world: World, tmp_path: 
     assert len(store.stored()) == 2
 
 
-def test_what_was_never_put_is_not_there_yet(world: World) -> None:
+def test_unknown_artifact_raises_not_yet(world: World) -> None:
     with pytest.raises(NotYet):
         world.open().fetch("artifact:" + "0" * 64, "0" * 64)
     assert world.open().stored() == []
 
 
-def test_a_uri_that_is_not_the_digests_is_refused(world: World, tmp_path: Path) -> None:
+def test_uri_of_another_digest_is_refused(world: World, tmp_path: Path) -> None:
     _, digest = world.open().put(made(tmp_path / "run"))
     with pytest.raises(BadArtifact):
         world.open().fetch("artifact:" + "0" * 64, digest)
 
 
-def test_without_its_manifest_it_is_not_there_whatever_files_are(world: World, tmp_path: Path) -> None:
+def test_artifact_without_manifest_does_not_exist(world: World, tmp_path: Path) -> None:
     uri, digest = world.open().put(made(tmp_path / "run"))
     world.drop(f"{digest}/{MANIFEST}")
     assert world.open().stored() == []
@@ -144,14 +144,14 @@ def test_without_its_manifest_it_is_not_there_whatever_files_are(world: World, t
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", MANIFEST])
-def test_what_was_altered_is_refused(world: World, tmp_path: Path, name: str) -> None:
+def test_altered_artifact_is_refused(world: World, tmp_path: Path, name: str) -> None:
     uri, digest = world.open().put(made(tmp_path / "run"))
     world.alter(f"{digest}/{name}", b'{"files": {}}')
     with pytest.raises(BadArtifact):
         world.open().fetch(uri, digest)
 
 
-def test_a_file_that_is_missing_is_noticed(world: World, tmp_path: Path) -> None:
+def test_missing_file_is_detected(world: World, tmp_path: Path) -> None:
     uri, digest = world.open().put(made(tmp_path / "run"))
     world.drop(f"{digest}/tokenizer/vocab.json")
     with pytest.raises(BadArtifact, match=r"vocab\.json"):
@@ -159,7 +159,7 @@ def test_a_file_that_is_missing_is_noticed(world: World, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "code.py", ".hidden"])
-def test_what_may_carry_code_or_hides_is_never_put(world: World, tmp_path: Path, name: str) -> None:
+def test_code_and_hidden_files_are_never_stored(world: World, tmp_path: Path, name: str) -> None:
     folder = made(tmp_path / "run")
     (folder / name).write_bytes(b"x")
     with pytest.raises(BadArtifact):
@@ -167,7 +167,7 @@ def test_what_may_carry_code_or_hides_is_never_put(world: World, tmp_path: Path,
     assert world.open().stored() == []
 
 
-def test_writers_at_once_leave_one_whole_artifact(world: World, tmp_path: Path) -> None:
+def test_concurrent_writers_leave_one_complete_artifact(world: World, tmp_path: Path) -> None:
     folder = made(tmp_path / "run", os.urandom(50_000))
     with ThreadPoolExecutor(4) as pool:
         (one,) = set(pool.map(lambda _: world.open().put(folder), range(4)))
@@ -175,7 +175,7 @@ def test_writers_at_once_leave_one_whole_artifact(world: World, tmp_path: Path) 
     assert world.open().sweep(FAR) == 0, "nobody left anything lying about"
 
 
-def test_what_is_discarded_is_gone_and_can_be_put_again(world: World, tmp_path: Path) -> None:
+def test_discarded_artifact_can_be_put_again(world: World, tmp_path: Path) -> None:
     store, folder = world.open(), made(tmp_path / "run")
     uri, digest = store.put(folder)
     assert store.discard(digest) is True
@@ -186,7 +186,7 @@ def test_what_is_discarded_is_gone_and_can_be_put_again(world: World, tmp_path: 
     assert content(world.open().fetch(uri, digest)) == content(folder)
 
 
-def test_what_is_discarded_may_be_spared_at_the_last_moment(world: World, tmp_path: Path) -> None:
+def test_discard_can_be_cancelled_at_the_last_moment(world: World, tmp_path: Path) -> None:
     store = world.open()
     uri, digest = store.put(made(tmp_path / "run"))
     seen: list[Stored] = []
@@ -200,7 +200,7 @@ def test_what_is_discarded_may_be_spared_at_the_last_moment(world: World, tmp_pa
     assert content(world.open().fetch(uri, digest)) == content(tmp_path / "run")
 
 
-def test_what_is_held_stays_whole_until_it_is_let_go(world: World, tmp_path: Path) -> None:
+def test_held_artifact_stays_complete_until_released(world: World, tmp_path: Path) -> None:
     folder = made(tmp_path / "run")
     uri, digest = world.open().put(folder)
     with world.open().held(uri, digest) as there:
@@ -208,11 +208,8 @@ def test_what_is_held_stays_whole_until_it_is_let_go(world: World, tmp_path: Pat
         assert content(there) == content(folder)
 
 
-def test_what_a_reader_begins_while_it_is_collected_is_whole_or_not_there(
-    world: World, tmp_path: Path
-) -> None:
-    """Readers and collectors at once: whoever reads has all of it, or is told that it is not there; nobody gets a
-    part."""
+def test_reader_during_collection_gets_everything_or_nothing(world: World, tmp_path: Path) -> None:
+    """Concurrent readers and collectors: a reader gets the complete artifact or `NotYet`, never a part."""
     folder = made(tmp_path / "run", os.urandom(20_000))
     uri, digest = world.open().put(folder)
     whole, stop = content(folder), threading.Event()
@@ -242,9 +239,7 @@ def test_what_a_reader_begins_while_it_is_collected_is_whole_or_not_there(
     assert content(world.open().fetch(uri, digest)) == whole, "the last thing done was to put it"
 
 
-def test_what_is_put_while_it_is_collected_is_whole_or_not_there_and_no_writer_fails(
-    world: World, tmp_path: Path
-) -> None:
+def test_put_during_collection_never_fails_or_leaves_a_part(world: World, tmp_path: Path) -> None:
     folder = made(tmp_path / "run", os.urandom(20_000))
 
     def collect() -> None:
@@ -263,7 +258,7 @@ def test_what_is_put_while_it_is_collected_is_whole_or_not_there_and_no_writer_f
     assert content(world.open().fetch(uri, digest)) == content(folder)
 
 
-def test_what_interrupted_writers_left_is_swept_when_it_is_old(world: World, tmp_path: Path) -> None:
+def test_old_leftovers_of_interrupted_writers_are_swept(world: World, tmp_path: Path) -> None:
     store = world.open()
     uri, digest = store.put(made(tmp_path / "run"))
     world.alter(f"{'ab' * 32}/adapter_model.safetensors", b"half")
@@ -283,7 +278,7 @@ def away(request: pytest.FixtureRequest, tmp_path: Path, fresh: str) -> World:
     return remote(f"memory://{fresh}", tmp_path)
 
 
-def test_what_was_fetched_once_is_read_from_the_cache(away: World, tmp_path: Path) -> None:
+def test_fetched_artifact_is_read_from_the_cache(away: World, tmp_path: Path) -> None:
     uri, digest = away.open().put(made(tmp_path / "run"))
     reader = away.open()
     reader.fetch(uri, digest)
@@ -291,14 +286,14 @@ def test_what_was_fetched_once_is_read_from_the_cache(away: World, tmp_path: Pat
     assert content(reader.fetch(uri, digest)) == content(tmp_path / "run")
 
 
-def test_what_was_altered_in_the_cache_is_fetched_again(away: World, tmp_path: Path) -> None:
+def test_altered_cache_entry_is_fetched_again(away: World, tmp_path: Path) -> None:
     uri, digest = away.open().put(made(tmp_path / "run"))
     reader = away.open()
     write(reader.fetch(uri, digest) / "adapter_model.safetensors", b"altered")
     assert content(reader.fetch(uri, digest)) == content(tmp_path / "run")
 
 
-def test_a_collector_gives_way_to_who_claimed_and_takes_no_notice_of_the_dead(
+def test_collector_yields_to_live_claims_and_ignores_stale_ones(
     away: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = away.open()
@@ -309,7 +304,7 @@ def test_a_collector_gives_way_to_who_claimed_and_takes_no_notice_of_the_dead(
     assert store.discard(digest) is True
 
 
-def test_who_puts_waits_for_a_collector_that_came_first_and_says_so_if_that_takes_too_long(
+def test_put_waits_for_an_earlier_collector_within_bounds(
     away: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = made(tmp_path / "run")
@@ -323,7 +318,7 @@ def test_who_puts_waits_for_a_collector_that_came_first_and_says_so_if_that_take
     assert store.put(folder) == (uri, digest)
 
 
-def test_what_was_altered_is_not_kept_in_the_cache(away: World, tmp_path: Path) -> None:
+def test_altered_artifact_is_not_cached(away: World, tmp_path: Path) -> None:
     uri, digest = away.open().put(made(tmp_path / "run"))
     away.alter(f"{digest}/adapter_model.safetensors", b"altered")
     reader = away.open()
@@ -332,7 +327,7 @@ def test_what_was_altered_is_not_kept_in_the_cache(away: World, tmp_path: Path) 
     assert reader._cache.stored() == []  # type: ignore[attr-defined]
 
 
-def test_a_store_that_is_away_is_said_to_be_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_store_raises_store_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_remote("memory://gone", tmp_path / "cache")
 
     def refused(*_: object, **__: object) -> bytes:

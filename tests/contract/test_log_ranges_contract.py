@@ -1,4 +1,4 @@
-"""`LogRanges`: what the fake promises is what Kafka does."""
+"""Contract of `LogRanges`, in memory and on Kafka."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shared.records import Output, Record
 
 P = 2
 T0 = round(time.time() * 1000) + 600_000
-"""Later than what the broker itself writes into the log."""
+"""Later than records that the broker itself writes."""
 
 
 @dataclass
@@ -29,9 +29,9 @@ class Land:
     ranges: LogRanges
     topic: str
     write: Callable[[int, list[bytes]], None]
-    """Into a partition, a second apart, the first at T0."""
+    """Append records to a partition, one second apart, the first at T0."""
     trim: Callable[[int, int], None]
-    """Removes what lies below an offset of a partition."""
+    """Delete records below an offset."""
 
 
 @pytest.fixture(params=["memory", "kafka"])
@@ -65,7 +65,7 @@ def kafka_land(request: pytest.FixtureRequest, topic: str) -> Land:
     now = [T0]
 
     def write(partition: int, values: list[bytes]) -> None:
-        """Each in a transaction of its own, so that there are offsets that hold no record."""
+        """Write each in a separate transaction, so that some offsets hold no record."""
         producer = Producer(producer_config(servers, "test") | {"transactional.id": topic})
         producer.init_transactions(20)
         for value in values:
@@ -92,7 +92,7 @@ def test_an_empty_topic_has_bounds_and_no_records(land: Land) -> None:
     assert all_of(land) == []
 
 
-def test_what_lies_within_the_bounds_is_read_whole_and_in_order(land: Land) -> None:
+def test_records_within_the_bounds_are_read_in_order(land: Land) -> None:
     land.write(0, [b"a", b"b", b"c"])
     land.write(1, [b"d"])
     found = all_of(land)
@@ -101,7 +101,7 @@ def test_what_lies_within_the_bounds_is_read_whole_and_in_order(land: Land) -> N
     assert (found[0].key, found[0].headers, found[0].topic) == (b"k", (("h", b"1"),), land.topic)
 
 
-def test_a_range_ends_before_its_stop_and_where_nothing_lies_it_is_empty(land: Land) -> None:
+def test_range_excludes_its_stop_and_may_be_empty(land: Land) -> None:
     land.write(0, [b"a", b"b", b"c"])
     offsets = [record.offset for record in all_of(land)]
 
@@ -115,7 +115,7 @@ def test_a_range_ends_before_its_stop_and_where_nothing_lies_it_is_empty(land: L
     assert read(5_000, 6_000) == []
 
 
-def test_since_is_the_first_record_as_new_as_that(land: Land) -> None:
+def test_since_returns_the_first_record_at_least_as_new(land: Land) -> None:
     land.write(0, [b"a", b"b", b"c"])
     offsets = [record.offset for record in all_of(land)]
     bounds = land.ranges.bounds(land.topic)
@@ -125,7 +125,7 @@ def test_since_is_the_first_record_as_new_as_that(land: Land) -> None:
     assert land.ranges.since(land.topic, T0 + 60_000) == {0: bounds[0][1], 1: bounds[1][1]}
 
 
-def test_what_retention_removed_is_below_the_bounds_and_passed_over(land: Land) -> None:
+def test_deleted_records_are_below_the_bounds_and_skipped(land: Land) -> None:
     land.write(0, [b"a", b"b", b"c"])
     low = all_of(land)[1].offset
     land.trim(0, low)
@@ -133,7 +133,7 @@ def test_what_retention_removed_is_below_the_bounds_and_passed_over(land: Land) 
     assert [r.value for r in land.ranges.read(land.topic, {0: (0, 1_000)})] == [b"b", b"c"]
 
 
-def test_a_broker_that_is_away_is_told() -> None:
+def test_unreachable_broker_raises_broker_unavailable() -> None:
     fake = InMemoryLogRanges(InMemoryLog(P))
     fake.failure = BrokerUnavailable("away")
     for ranges in (fake, KafkaLogRanges("127.0.0.1:1", "test")):

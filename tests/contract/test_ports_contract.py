@@ -1,4 +1,4 @@
-"""One suite per port, over its fake and its real adapter: what the fakes promise is what Kafka and Redis do."""
+"""One contract suite per port, run against the in-memory adapter and the real one."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ FEEDBACK, OUTCOMES, VERSIONS = "feedback.events", "feedback.outcomes", "model.ve
 
 @dataclass
 class World:
-    """A log to write to and read from, whichever is behind it."""
+    """A log, in memory or on Kafka."""
 
     publisher: Callable[[str], Publisher]
     transactional: Callable[[str, str], TransactionalPublisher]
     reader: Callable[..., LogReader]
     topic: Callable[[], str]
-    """A new topic with one partition, which the table of writers does not know."""
+    """Create a topic with one partition that is not in the table of writers."""
     write: Callable[[str, Sequence[bytes]], None]
-    """Writes values to such a topic."""
+    """Write values to such a topic."""
     trim: Callable[[str, int], None]
-    """Removes what lies below an offset of such a topic."""
+    """Delete records of such a topic below an offset."""
 
 
 @pytest.fixture(params=["memory", "kafka"])
@@ -122,7 +122,7 @@ def kafka_world(request: pytest.FixtureRequest, fresh: str, closing: list[Callab
 
 
 def drain(reader: LogReader, seconds: float = 30.0) -> list[Record]:
-    """Everything up to the end that the reader saw when it was opened."""
+    """Return everything up to the end that the reader saw when it was opened."""
     deadline, found = time.monotonic() + seconds, list[Record]()
     while not reader.at_end():
         assert time.monotonic() < deadline, "the reader did not come to the end in time"
@@ -141,7 +141,7 @@ def wait_for(reader: LogReader, key: bytes, count: int, seconds: float = 30.0) -
 # --- Publisher and LogReader ------------------------------------------------------------------------------------
 
 
-def test_an_acknowledged_record_is_read_where_the_acknowledgement_says(world: World, fresh: str) -> None:
+def test_acknowledged_record_is_at_the_acknowledged_position(world: World, fresh: str) -> None:
     headers = (("ce_id", b"1"), ("ce_type", b"t"))
     record = Output(FEEDBACK, fresh.encode(), b"value", headers)
     acked = world.publisher("feedback").publish(record).result(30)
@@ -200,7 +200,7 @@ def test_an_empty_value_is_a_tombstone_and_is_read_as_none(world: World, fresh: 
     assert [r.value for r in drain(world.reader([VERSIONS])) if r.key == fresh.encode()] == [None]
 
 
-def test_a_reader_goes_on_from_the_positions_of_another(world: World, fresh: str) -> None:
+def test_reader_continues_from_the_positions_of_another(world: World, fresh: str) -> None:
     publisher, key = world.publisher("feedback"), fresh.encode()
     publisher.publish(Output(FEEDBACK, key, b"one")).result(30)
     first = world.reader([FEEDBACK])
@@ -212,7 +212,7 @@ def test_a_reader_goes_on_from_the_positions_of_another(world: World, fresh: str
     assert [r.value for r in wait_for(first, key, 1)] == [b"two"]
 
 
-def test_a_reader_of_empty_topics_comes_to_their_end(world: World) -> None:
+def test_reader_of_empty_topics_is_at_the_end(world: World) -> None:
     reader = world.reader([world.topic()])
     assert drain(reader) == []
     assert reader.poll(0.05) == []
@@ -228,7 +228,7 @@ def test_only_the_given_partitions_are_read(world: World, fresh: str) -> None:
     assert b"4" in [r.value for r in found if r.key == key]
 
 
-def test_a_position_that_retention_removed_is_fatal_and_never_skipped(world: World) -> None:
+def test_deleted_start_position_is_fatal_and_never_skipped(world: World) -> None:
     topic = world.topic()
     world.write(topic, [b"0", b"1", b"2", b"3"])
     world.trim(topic, 2)
@@ -242,7 +242,7 @@ def test_a_position_that_retention_removed_is_fatal_and_never_skipped(world: Wor
 # --- TransactionalPublisher -------------------------------------------------------------------------------------
 
 
-def test_a_transaction_is_read_whole(world: World, fresh: str) -> None:
+def test_transaction_is_read_completely(world: World, fresh: str) -> None:
     key = fresh.encode()
     with_both = [Output(VERSIONS, key, b"a"), Output(VERSIONS, key, b"b")]
     writer = world.transactional("trainer", "line")
@@ -279,7 +279,7 @@ class Caching:
     cache: Cache
     pass_time: Callable[[float], None]
     away: Callable[[], Cache]
-    """A cache that cannot be reached."""
+    """A cache that is unreachable."""
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -295,11 +295,11 @@ def caching(request: pytest.FixtureRequest) -> Caching:
 
 
 def wait_really(seconds: float) -> None:
-    """Redis has a clock of its own, which nothing but time moves."""
+    """Redis has its own clock, so its tests wait in real time."""
     threading.Event().wait(seconds)
 
 
-def test_what_was_put_is_there_until_its_time_is_over(caching: Caching, fresh: str) -> None:
+def test_value_is_kept_until_it_expires(caching: Caching, fresh: str) -> None:
     caching.cache.put(fresh, b"value", ttl_s=1)
     assert caching.cache.get(fresh) == b"value"
     caching.pass_time(1.2)
@@ -312,20 +312,20 @@ def test_a_later_put_replaces_an_earlier_one(caching: Caching, fresh: str) -> No
     assert caching.cache.get(fresh) == b"two"
 
 
-def test_the_first_stays_where_only_the_first_is_wanted(caching: Caching, fresh: str) -> None:
+def test_put_if_absent_keeps_the_first_value(caching: Caching, fresh: str) -> None:
     assert caching.cache.put_if_absent(fresh, b"first", ttl_s=30) is None
     assert caching.cache.put_if_absent(fresh, b"second", ttl_s=30) == b"first"
     assert caching.cache.get(fresh) == b"first"
 
 
-def test_a_count_adds_up_and_begins_again_when_its_time_is_over(caching: Caching, fresh: str) -> None:
+def test_counter_restarts_after_it_expires(caching: Caching, fresh: str) -> None:
     assert [caching.cache.count(fresh, ttl_s=1) for _ in range(2)] == [1, 2]
     assert caching.cache.count(fresh, by=5, ttl_s=60) == 7, "the first addition set the time"
     caching.pass_time(1.2)
     assert caching.cache.count(fresh, ttl_s=30) == 1
 
 
-def test_a_redis_that_hangs_costs_its_callers_little() -> None:
+def test_hanging_redis_delays_callers_only_briefly() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         cache = RedisCache(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
         started = time.monotonic()

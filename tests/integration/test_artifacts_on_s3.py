@@ -1,4 +1,4 @@
-"""Inference as a process, with its versions on S3."""
+"""Inference as a process, with its artifact store on S3."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.s3 import own_s3
 
 
 @pytest.mark.timeout(240)
-def test_a_version_on_s3_takes_over_and_its_credentials_are_in_no_log(
+def test_version_on_s3_is_served_without_logging_credentials(
     kafka: str, tiny_model: Path, tmp_path: Path, fresh: str
 ) -> None:
     create_topics(kafka, 6)

@@ -1,4 +1,4 @@
-"""The topics job against a real Kafka: what an existing deployment has, and how it gets what is wanted."""
+"""The topics job against a real Kafka with existing topics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def change(kafka: str, setting: str, value: str) -> None:
         future.result(20)
 
 
-def test_settings_of_an_existing_topic_are_reported_and_changed_only_where_asked(kafka: str) -> None:
+def test_existing_settings_change_only_with_apply(kafka: str) -> None:
     create_topics(kafka, P)
     assert [one for one in differing_settings(kafka) if one.topic == TOPIC] == []
     change(kafka, "retention.ms", "86400000")

@@ -1,4 +1,4 @@
-"""The partition of a key, against the vectors of Kafka's own tests (and a real producer in the contract suite)."""
+"""Partitions of keys, against vectors of Kafka's own tests. The contract suite compares with a real producer."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ VECTORS = {
 
 
 @pytest.mark.parametrize("key", VECTORS, ids=lambda key: key.decode())
-def test_murmur2_gives_what_kafka_gives(key: bytes) -> None:
+def test_murmur2_equals_kafkas(key: bytes) -> None:
     assert murmur2(key) == VECTORS[key] % 2**32
 
 
-def test_a_negative_hash_still_names_a_partition() -> None:
+def test_negative_hash_gives_a_valid_partition() -> None:
     assert VECTORS[b"21"] < 0
     assert partition_for(b"21", 6) == (VECTORS[b"21"] & 0x7FFFFFFF) % 6
 

@@ -38,7 +38,7 @@ def test_every_topic_is_named_with_its_retention() -> None:
     }
 
 
-def test_what_users_wrote_is_in_no_topic_that_outlives_the_deadline_uncompacted() -> None:
+def test_user_text_is_in_no_topic_beyond_the_deadline() -> None:
     for name in USER_TEXT:
         topic = TOPICS[name]
         if topic.compact:
@@ -49,7 +49,7 @@ def test_what_users_wrote_is_in_no_topic_that_outlives_the_deadline_uncompacted(
             assert topic.keep_days + int(SEGMENTS["segment.ms"]) // DAY_MS < ERASED_WITHIN_DAYS, name
 
 
-def test_the_deadline_is_what_its_parts_add_up_to() -> None:
+def test_deadline_is_the_sum_of_its_parts() -> None:
     assert f"### The deadline: {ERASED_WITHIN_DAYS} days" in PAGE
     parts = [int(days) for days in re.findall(r"^\| [^|]+ \| (?:up to )?(\d+) \|$", PAGE, re.MULTILINE)]
     assert parts[0] == INPUT_DAYS

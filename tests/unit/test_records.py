@@ -1,4 +1,4 @@
-"""Yesterday's record still reads: a golden file per record class, with fields of a newer writer."""
+"""Records are read with unknown fields of newer writers: one golden file per record class."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def without_unknown(value: Any) -> Any:
 
 
 def read(name: str, value: bytes) -> LogRecord:
-    """As the services read it: by its union where it is one of several kinds."""
+    """Read a record as services do: through its union if it is one of several kinds."""
     record = CLASSES[name]
     if issubclass(record, FeedbackBase):
         return parse_union(FEEDBACK, value)
@@ -67,7 +67,7 @@ def test_every_record_class_has_its_golden_file() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
-def test_yesterdays_record_still_reads_with_every_field(name: str) -> None:
+def test_golden_records_are_read_with_every_field(name: str) -> None:
     written = json.loads(golden(name))
     record = read(name, golden(name))
     assert type(record) is CLASSES[name]
@@ -77,13 +77,13 @@ def test_yesterdays_record_still_reads_with_every_field(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
-def test_what_is_written_is_read_as_the_same(name: str) -> None:
+def test_written_record_is_read_back_unchanged(name: str) -> None:
     record = read(name, golden(name))
     assert read(name, record.to_json()) == record
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))
-def test_a_record_without_any_of_its_identity_is_malformed(name: str) -> None:
+def test_record_without_its_identity_is_malformed(name: str) -> None:
     required = [field for field, info in CLASSES[name].model_fields.items() if info.is_required()]
     assert "line" in required
     for field in required:
@@ -121,7 +121,7 @@ def test_an_absent_value_is_malformed_and_a_huge_one_oversized() -> None:
         parse_union(FEEDBACK, b"x" * (MAX_RECORD_BYTES + 1))
 
 
-def test_a_fault_is_told_without_the_text_that_was_sent() -> None:
+def test_error_does_not_repeat_the_text_that_was_sent() -> None:
     secret = "the card number 4929 1234"
     sent = json.loads(golden("Correction")) | {"value": {"text": secret}, "user_id": f"{secret} "}
     with pytest.raises(Malformed) as refused:
@@ -143,7 +143,7 @@ def test_a_time_without_a_zone_is_refused() -> None:
         read("Thumbs", json.dumps(sent).encode())
 
 
-def test_what_was_said_makes_the_digest_and_its_delivery_does_not() -> None:
+def test_digest_covers_content_and_not_delivery() -> None:
     said = json.loads(golden("Correction"))
     first = parse_union(FEEDBACK, json.dumps(said).encode()).content_digest()
     again = said | {"received_at": "2026-02-01T00:00:00Z", "schema_version": 2}
@@ -158,7 +158,7 @@ def test_what_was_said_makes_the_digest_and_its_delivery_does_not() -> None:
         assert parse_union(FEEDBACK, json.dumps(said | change).encode()).content_digest() != first
 
 
-def test_a_batchs_hash_is_over_its_examples_alone() -> None:
+def test_batch_hash_covers_only_its_examples() -> None:
     batch = Batch.from_json(golden("Batch"))
     assert Batch.hash_of(batch.examples) == Batch.hash_of(
         tuple(ExampleRevision.from_json(example.to_json()) for example in batch.examples)

@@ -1,4 +1,4 @@
-"""The thread that follows a log into memory."""
+"""The thread that follows topics into memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(log: InMemoryLog, *values: bytes) -> None:
 
 
 class Seen:
-    """What was applied, and a way to wait for it."""
+    """Records that were applied, and a way to wait for them."""
 
     def __init__(self) -> None:
         self.values: list[bytes | None] = []
@@ -38,7 +38,7 @@ class Seen:
             assert self.changed.wait_for(lambda: len(self.values) >= count, 10), self.values
 
 
-def test_it_hands_on_what_was_there_and_what_comes() -> None:
+def test_follower_applies_existing_and_new_records() -> None:
     log, seen, readiness = InMemoryLog(), Seen(), Readiness("versions")
     write(log, b"1", b"2")
     follower = TopicFollower(
@@ -60,7 +60,7 @@ def test_it_hands_on_what_was_there_and_what_comes() -> None:
     assert not follower.failed
 
 
-def test_it_waits_for_a_broker_that_is_not_there_yet() -> None:
+def test_follower_waits_for_an_unreachable_broker() -> None:
     log, seen, readiness = InMemoryLog(), Seen(), Readiness("versions")
     write(log, b"1")
     away = [BrokerUnavailable("nobody there")]
@@ -77,7 +77,7 @@ def test_it_waits_for_a_broker_that_is_not_there_yet() -> None:
     assert not follower.failed
 
 
-def test_a_log_that_cannot_be_read_on_makes_it_unready_and_is_reported() -> None:
+def test_read_error_makes_the_service_unready() -> None:
     log, readiness, reported = InMemoryLog(), Readiness("versions"), threading.Event()
     write(log, b"1", b"2")
     log.trim(TOPIC, 0, 2)
@@ -97,7 +97,7 @@ def test_a_log_that_cannot_be_read_on_makes_it_unready_and_is_reported() -> None
     follower.stop()
 
 
-def test_stopping_before_it_started_is_no_error() -> None:
+def test_stop_before_start_is_allowed() -> None:
     def never() -> LogReader:
         raise Fatal("opened all the same")
 

@@ -1,4 +1,4 @@
-"""Each topic has the writers of the design: in the table, in what the services make, in what they open."""
+"""Each topic has exactly its declared writers: in the table, in created records, and in opened publishers."""
 
 from __future__ import annotations
 
@@ -40,22 +40,27 @@ def test_each_topic_has_the_writers_of_the_design() -> None:
 
 @dataclass(frozen=True)
 class Maker:
-    """A function that makes records of the log: which of its arguments is the topic."""
+    """A function that creates records, and which of its arguments is the topic."""
 
     place: int
     keyword: str = "topic"
 
 
-MAKERS = {"cloudevent": Maker(0), "CloudEventFactory": Maker(0), "Output": Maker(0), "Output.to_same_partition_as": Maker(1)}
-REPLAYED = {"services.inference.spool": "reads back from disk what was given to it as a record"}
-"""Modules that make records again from ones that were made before; the publisher refuses foreign topics there too."""
+MAKERS = {
+    "cloudevent": Maker(0),
+    "CloudEventFactory": Maker(0),
+    "Output": Maker(0),
+    "Output.to_same_partition_as": Maker(1),
+}
+REPLAYED = {"services.inference.spool": "reads back records from disk"}
+"""Modules that recreate existing records; there too, the publisher refuses foreign topics."""
 
 
 def written_by(package: str) -> list[tuple[str, str]]:
-    """(place, topic) for each record that the modules of a package make; the topic is "?" where it cannot be read.
+    """Return (location, topic) for each record that a package creates; the topic is "?" if it cannot be determined.
 
-    Records are made by `cloudevent(TOPIC, ...)`, `Output(TOPIC.name, ...)`, or a function of the same module that hands on
-    a topic of its own arguments to these; then its callers are what counts. The topic is named by its constant.
+    Records are created by `cloudevent(TOPIC, ...)`, `Output(TOPIC.name, ...)`, or a function of the same module that
+    passes its topic argument to these; then its callers count. The topic is named by its constant.
     """
     return [
         found
@@ -75,7 +80,7 @@ def _written(module: str, source: ast.Module) -> list[tuple[str, str]]:
 
 
 def _calls_of(makers: dict[str, Maker], source: ast.Module) -> tuple[list[tuple[int, str]], dict[str, Maker]]:
-    """What is made by calls of `makers`, and the functions that only hand a topic of theirs on to them."""
+    """Return records created by calls of `makers`, and functions that only pass their topic argument to them."""
     found: list[tuple[int, str]] = []
     handing_on: dict[str, Maker] = {}
     for function, call in _calls_with_function(source):
@@ -107,7 +112,7 @@ def _calls_with_function(
 
 
 def topic_named(argument: ast.expr | None) -> str:
-    """The topic that an expression names by its constant or its text, else "?"."""
+    """Return the topic that an expression names by constant or text, else "?"."""
     if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
         return argument.value
     if argument is not None:
@@ -118,8 +123,10 @@ def topic_named(argument: ast.expr | None) -> str:
 
 
 def engine_outputs(package: str) -> list[tuple[str, str]]:
-    """(place, topic) for each topic that a service gives the stream engine to write: `outputs={...}` of its settings,
-    under whatever name these are made, but not TRL's word for what a model gives."""
+    """Return (location, topic) for each topic that a service lets the stream engine write: `outputs={...}`.
+
+    A model's `outputs` in TRL is something else and is ignored.
+    """
     return [
         (f"{module}:{keyword.value.lineno}", topic_named(node))
         for module in below(package)
@@ -134,7 +141,7 @@ def engine_outputs(package: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("service", services())
-def test_a_service_makes_records_only_for_the_topics_that_it_may_write(service: str) -> None:
+def test_service_makes_records_only_for_its_own_topics(service: str) -> None:
     package = f"services.{service}"
     foreign = [
         f"{place} writes {topic}"
@@ -144,8 +151,8 @@ def test_a_service_makes_records_only_for_the_topics_that_it_may_write(service: 
     assert foreign == []
 
 
-def test_a_publisher_is_opened_only_under_the_services_own_name() -> None:
-    """Publishers refuse a foreign topic by the name they were opened with, so the name must be the service's."""
+def test_publishers_are_opened_under_the_services_name() -> None:
+    """Publishers check topics by the name they were opened with, so it must be the service's."""
     for service in services():
         for module in below(f"services.{service}"):
             for node in ast.walk(tree(module)):
@@ -156,7 +163,7 @@ def test_a_publisher_is_opened_only_under_the_services_own_name() -> None:
 
 
 def _value(module: str, expression: ast.expr) -> object:
-    """The value of a literal, or of a name that some module of the service sets to one."""
+    """Return the value of a literal, or of a name that a module of the service sets to one."""
     if isinstance(expression, ast.Constant):
         return expression.value
     service = ".".join(module.split(".")[:2])
@@ -172,8 +179,8 @@ def _value(module: str, expression: ast.expr) -> object:
     return values.pop() if len(values) == 1 else None
 
 
-def test_the_reading_of_writers_follows_a_topic_that_is_handed_on() -> None:
-    """The negative control: each way of writing a foreign topic is seen, and an unreadable one is not passed over."""
+def test_writers_are_found_through_passed_topics() -> None:
+    """Negative control: each way of writing a foreign topic is found, and an unreadable topic is reported."""
     source = """
 cloudevent(MODEL_ROLLOUT, k, r)
 Output("chat.responses", k, v)
