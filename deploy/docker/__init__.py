@@ -1,1 +1,1 @@
-"""Loopwright in containers: what `docker-compose.yml` at the root builds from, and what runs inside."""
+"""Build files and helper scripts of the images that `docker-compose.yml` defines."""

@@ -1,7 +1,8 @@
-"""Run a module as a container's first process, stoppable while it still imports: `python entrypoint.py MODULE`.
+"""Run a module as PID 1 of a container: `python entrypoint.py MODULE`.
 
-The kernel keeps from the first process of a container every signal that it has no handler for, and the services set
-theirs when they listen. Until then this one ends them. `init: true` would do it too, where the engine has an init.
+PID 1 gets no default signal handlers, and the services install theirs only after their imports. Until then this script
+handles SIGTERM and SIGINT, so that a starting container stops at once. `init: true` would do the same, but not every
+engine has an init.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import sys
 from types import FrameType
 
 
-def stopped(number: int, _: FrameType | None) -> None:
-    """Nothing is open yet that would have to be closed."""
+def exit_on_signal(number: int, _: FrameType | None) -> None:
+    """Exit at once; nothing is open yet."""
     sys.exit(128 + number)
 
 
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stopped)
+        signal.signal(number, exit_on_signal)
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes .env from .env.example with secrets of its own: `make env`. Needs no Python, only a POSIX shell.
-# A setting without a value in the example is a secret. What is there already is never changed.
+# `make env`: create .env from .env.example and fill in new secrets. Needs only a POSIX shell.
+# Variables without a value in the example are secrets. An existing .env is never changed.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -9,11 +9,11 @@ secrets=$(sed -n 's/^\([A-Z_]*\)=$/\1/p' .env.example)
 if [ -e .env ] || [ -L .env ]; then
     for name in $secrets; do
         if ! grep -q "^$name=." .env; then
-            echo "make env: .env is there and has no $name: add one of your own, 32 random characters." >&2
+            echo "make env: .env exists, but $name is not set in it. Add it: 32 random characters." >&2
             exit 1
         fi
     done
-    echo "make env: .env is there and was left as it is."
+    echo "make env: .env already exists; it was not changed."
     exit 0
 fi
 
@@ -28,6 +28,6 @@ while IFS= read -r line; do
     esac
     printf '%s\n' "$line"
 done <.env.example >"$part"
-# A link fails where a file has appeared meanwhile; a move would replace it.
+# ln fails if another process has created .env meanwhile; mv would overwrite it.
 ln "$part" .env
-echo "make env: wrote .env with new secrets; keep it, and keep it to yourself."
+echo "make env: wrote .env with new secrets. Back it up and keep it private."

@@ -1,7 +1,7 @@
-"""`python -m deploy.docker.model`, the model job: puts the base model where inference and the trainer look, and ends.
+"""Job that prepares the base model for inference and the trainer: `python -m deploy.docker.model`.
 
-It is the one container that needs the network. A model that was fetched once is not looked up again: the base of a
-line is pinned, and a hub's newest revision would be another base.
+It is the only container that needs the network. A Hugging Face model is downloaded once and then pinned, because a
+newer revision would be a different base.
 """
 
 from __future__ import annotations
@@ -17,53 +17,61 @@ from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured
 
 STATE = Path("/var/lib/loopwright")
-PINNED = "pinned.json"
+PINNED_FILE = "pinned.json"
+"""Maps each downloaded Hugging Face id to its folder."""
 
 
-def prepare(wanted: str, state: Path) -> str:
-    """Returns the model's folder. `wanted` is empty (the default model), a folder, or a Hugging Face id.
+def prepare(model: str, state: Path) -> str:
+    """Return the folder of the base model, downloading it if necessary.
 
-    Raises `StackError` or `Misconfigured`, which say what to do.
+    Args:
+        model: A folder, a Hugging Face id, or empty for the default model.
+        state: Folder whose `models` subfolder gets what is downloaded.
+
+    Raises:
+        StackError: if the folder is missing or not readable, or the default model cannot be prepared.
+        Misconfigured: if the model cannot be downloaded or has no safetensors weights.
+
     """
-    if not wanted:
-        return str(ensure_base_model(state, say))
-    if Path(wanted).is_absolute():
-        if not Path(wanted).is_dir():
+    if not model:
+        return str(ensure_base_model(state, print_line))
+    if Path(model).is_absolute():
+        if not Path(model).is_dir():
             raise StackError(
-                f"LOOPWRIGHT_BASE_MODEL={wanted} is no folder in the containers: they see the folder that "
-                "LOOPWRIGHT_MODELS_DIR names as /models."
+                f"LOOPWRIGHT_BASE_MODEL={model} is not a folder in the containers. Set LOOPWRIGHT_MODELS_DIR to a "
+                "folder of this machine; the containers see it as /models."
             )
         try:
-            return str(find_base(wanted).path)
+            return str(find_base(model).path)
         except PermissionError as error:
             raise StackError(
-                f"{error.filename} cannot be read in the containers, which run as user {os.getuid()}. "
+                f"{error.filename} is not readable in the containers, which run as user {os.getuid()}. "
                 "Make the model readable for all users: chmod -R a+rX FOLDER."
             ) from error
-    return fetched(wanted, state / "models" / PINNED)
+    return fetch_once(model, state / "models" / PINNED_FILE)
 
 
-def fetched(model: str, pinned: Path) -> str:
-    """The folder of a hub's model, fetched unless it was fetched whole before."""
+def fetch_once(model: str, pinned: Path) -> str:
+    """Return the folder of a Hugging Face model; download it unless `pinned` lists it."""
     folders: dict[str, str] = json.loads(pinned.read_text()) if pinned.exists() else {}
     if model in folders and Path(folders[model]).is_dir():
         return folders[model]
-    say(f"fetching {model}")
+    print_line(f"downloading {model}")
     folders[model] = str(find_base(model).path)
-    # Written last: what an interrupted job left behind is not taken for a model.
+    # Written last, so that an interrupted download is not taken for a complete model.
     part = pinned.with_suffix(".part")
     part.write_text(json.dumps(folders))
     part.replace(pinned)
     return folders[model]
 
 
-def say(line: str) -> None:
-    """One line of progress."""
+def print_line(line: str) -> None:
+    """Print one line of progress and flush it."""
     print(line, flush=True)
 
 
 if __name__ == "__main__":
     try:
-        say(f"base model: {prepare(os.environ.get('LOOPWRIGHT_BASE_MODEL', ''), STATE)}")
+        print_line(f"base model: {prepare(os.environ.get('LOOPWRIGHT_BASE_MODEL', ''), STATE)}")
     except (StackError, Misconfigured) as error:
         sys.exit(f"model: {error}")

@@ -1,4 +1,4 @@
-"""Loopwright on one machine without containers: Kafka, Redis and every service as processes.
+"""Loopwright on one machine without containers: Kafka, Redis and every service run as local processes.
 
-`python -m deploy.local --help`, or `LocalStack` from `deploy.local.stack`.
+Use `python -m deploy.local --help`, or `LocalStack` from `deploy.local.stack` in Python.
 """

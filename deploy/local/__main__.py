@@ -1,4 +1,4 @@
-"""`python -m deploy.local setup|up|down|status`."""
+"""Command line of the local stack: `python -m deploy.local setup|up|down|status`."""
 
 from __future__ import annotations
 
@@ -21,82 +21,89 @@ from deploy.local.kafka_jars import ensure_jars
 from deploy.local.model import ensure_base_model, ensure_tiny_model
 from deploy.local.redis import find_redis
 from deploy.local.services import REPOSITORY, SERVICES
-from deploy.local.stack import LocalStack, missing_of
-from deploy.local.state_file import owner_of, read_record
+from deploy.local.stack import LocalStack, not_ready_reason
+from deploy.local.state_file import owner_pid, read_state
 
-DOWN_SECONDS = 120
+STOP_SECONDS = 120
 
-app = typer.Typer(help="Loopwright on this machine, without containers.", no_args_is_help=True)
-Root = Annotated[Path, typer.Option(help="The folder that holds everything the stack writes.")]
+app = typer.Typer(help="Run Loopwright on this machine without containers.", no_args_is_help=True)
+Root = Annotated[Path, typer.Option(help="Folder for everything that the stack writes.")]
 Prepared = Annotated[
-    Path | None, typer.Option(help="Where Kafka's jars and the base model are; the root if not given.")
+    Path | None, typer.Option(help="Folder with Kafka's jars and the base model. Default: the root.")
 ]
 DEFAULT_ROOT = Path(".loopwright")
 
 
-def say(line: str) -> None:
-    """A line of progress, at once."""
+def print_line(line: str) -> None:
+    """Print one line of progress and flush it."""
     print(line, flush=True)
 
 
 @app.command()
 def setup(root: Root = DEFAULT_ROOT) -> None:
-    """Fetch Kafka and make the base model and the tests' model; skip what is done. Interrupt it at any time."""
+    """Download Kafka and the base model, and create the tests' model.
+
+    Skips what is already there. It can be interrupted and run again at any time.
+    """
     if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
-        ensure_jars(root / "kafka", say)
+        ensure_jars(root / "kafka", print_line)
     if not os.environ.get("REDIS_URL"):
         find_redis()
     if not os.environ.get("LOOPWRIGHT_BASE_MODEL"):
-        ensure_base_model(root, say)
-        ensure_tiny_model(root, say)
-    say("setup: done")
+        ensure_base_model(root, print_line)
+        ensure_tiny_model(root, print_line)
+    print_line("setup: complete")
 
 
 @app.command()
 def up(
     root: Root = DEFAULT_ROOT,
-    foreground: Annotated[bool, typer.Option(help="Stay; Ctrl-C stops the stack.")] = False,
-    services: Annotated[str, typer.Option(help="Only these services, with commas.")] = ",".join(SERVICES),
+    foreground: Annotated[bool, typer.Option(help="Stay in the foreground; Ctrl-C stops the stack.")] = False,
+    services: Annotated[str, typer.Option(help="Services to start, separated by commas.")] = ",".join(
+        SERVICES
+    ),
     prepared: Prepared = None,
 ) -> None:
-    """Start Kafka, Redis and the services, and print where they listen."""
+    """Start Kafka, Redis and the services, and print their addresses."""
     if foreground:
-        run_here(root, services.split(","), prepared or root)
+        run_in_foreground(root, services.split(","), prepared or root)
     else:
-        run_apart(root, services, prepared or root)
+        start_in_background(root, services, prepared or root)
 
 
-def run_here(root: Path, services: list[str], prepared: Path) -> None:
-    """Own the stack until SIGTERM or SIGINT."""
-    asked = threading.Event()
+def run_in_foreground(root: Path, services: list[str], prepared: Path) -> None:
+    """Run the stack until SIGTERM or SIGINT."""
+    stop_requested = threading.Event()
 
     def stop(number: int, _: object) -> None:
-        first = not asked.is_set()
-        asked.set()
-        # While starting there is something to interrupt, once; later the loop below sees the event.
+        first = not stop_requested.is_set()
+        stop_requested.set()
+        # A start is interrupted once; afterwards the loop below sees the event.
         if first and not started:
             raise KeyboardInterrupt
 
     started = False
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    stack = LocalStack(root, [service for service in services if service], prepared=prepared, progress=say)
+    stack = LocalStack(
+        root, [service for service in services if service], prepared=prepared, progress=print_line
+    )
     try:
         with stack:
             started = True
-            show_addresses(stack.urls)
-            while not asked.wait(1.0):
+            print_addresses(stack.urls)
+            while not stop_requested.wait(1.0):
                 pass
     except KeyboardInterrupt:
-        say("interrupted")
-    say("stopped")
+        print_line("interrupted")
+    print_line("stopped")
 
 
-def run_apart(root: Path, services: str, prepared: Path) -> None:
-    """Start an owner in the background and follow it until the stack is ready."""
-    owner = owner_of(root)
+def start_in_background(root: Path, services: str, prepared: Path) -> None:
+    """Start a background process that runs the stack; print its progress until the stack is ready."""
+    owner = owner_pid(root)
     if owner is not None:
-        raise StackError(f"a stack already runs in {root} (process {owner}); stop it with `make down`.")
+        raise StackError(f"a stack is already running in {root} (process {owner}). Stop it with `make down`.")
     log = root.resolve() / "run" / "logs" / "stack.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
@@ -109,22 +116,22 @@ def run_apart(root: Path, services: str, prepared: Path) -> None:
         )  # fmt: skip
     try:
         with log.open() as lines:
-            while (record := read_record(root)) is None or record["state"] != "ready":
-                say_all(lines.read())
+            while (state := read_state(root)) is None or state["state"] != "ready":
+                print_output(lines.read())
                 if child.poll() is not None:
-                    say_all(lines.read())
+                    print_output(lines.read())
                     raise typer.Exit(1)
                 time.sleep(0.2)
-            say_all(lines.read())
+            print_output(lines.read())
     except KeyboardInterrupt:
         child.terminate()
-        child.wait(DOWN_SECONDS)
+        child.wait(STOP_SECONDS)
         raise typer.Exit(130) from None
-    say(f"The stack runs (process {child.pid}); logs in {log.parent}; stop it with `make down`.")
+    print_line(f"The stack is running (process {child.pid}). Logs: {log.parent}. Stop it with `make down`.")
 
 
-def say_all(text: str) -> None:
-    """Pass on what the owner said."""
+def print_output(text: str) -> None:
+    """Print output of the background process."""
     if text:
         print(text, end="", flush=True)
 
@@ -132,57 +139,57 @@ def say_all(text: str) -> None:
 @app.command()
 def down(root: Root = DEFAULT_ROOT) -> None:
     """Stop the stack: services, then Redis, then Kafka."""
-    owner = owner_of(root)
+    owner = owner_pid(root)
     if owner is None:
-        say(f"no stack runs in {root}")
+        print_line(f"no stack is running in {root}")
         return
     os.kill(owner, signal.SIGTERM)
-    deadline = time.monotonic() + DOWN_SECONDS
-    while owner_of(root) == owner:
+    deadline = time.monotonic() + STOP_SECONDS
+    while owner_pid(root) == owner:
         if time.monotonic() > deadline:
-            # Its children are tethered to it.
+            # Its children die with it.
             os.kill(owner, signal.SIGKILL)
-            raise StackError(f"process {owner} did not stop within {DOWN_SECONDS} s and was killed.")
+            raise StackError(f"process {owner} did not stop within {STOP_SECONDS} s and was killed.")
         time.sleep(0.1)
-    say("stopped")
+    print_line("stopped")
 
 
 @app.command()
 def status(
     root: Root = DEFAULT_ROOT,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Where everything listens and what is not ready; exit status 3 if no stack runs."""
-    record = read_record(root)
-    if record is None:
-        print(json.dumps({"state": "down"}) if as_json else f"no stack runs in {root}")
+    """Print addresses and readiness. Exits with 3 if no stack is running."""
+    state = read_state(root)
+    if state is None:
+        print(json.dumps({"state": "down"}) if as_json else f"no stack is running in {root}")
         raise typer.Exit(3)
-    missing = {name: missing_of(record[name]) for name in SERVICES if name in record}
+    reasons = {name: not_ready_reason(state[name]) for name in SERVICES if name in state}
     if as_json:
-        print(json.dumps({**record, "missing": {name: what for name, what in missing.items() if what}}))
+        print(json.dumps({**state, "missing": {name: reason for name, reason in reasons.items() if reason}}))
         return
-    show(record, missing)
+    print_status(state, reasons)
 
 
-def show(record: dict[str, Any], missing: dict[str, str | None]) -> None:
-    """The status as a table."""
-    table = Table(title=f"stack of process {record['owner']}: {record['state']}")
-    for column in ("", "address", "pid at start", ""):
+def print_status(state: dict[str, Any], reasons: dict[str, str | None]) -> None:
+    """Print the status as a table."""
+    table = Table(title=f"Stack of process {state['owner']}: {state['state']}")
+    for column in ("Program", "Address", "PID at start", "Status"):
         table.add_column(column)
-    for name in ("kafka", "redis", *missing):
-        pid = record["pids"].get(name, "")
-        table.add_row(name, record[name], str(pid), missing.get(name) or ("ready" if name in missing else ""))
+    for name in ("kafka", "redis", *reasons):
+        pid = state["pids"].get(name, "")
+        table.add_row(name, state[name], str(pid), reasons.get(name) or ("ready" if name in reasons else ""))
     Console().print(table)
 
 
-def show_addresses(urls: dict[str, str]) -> None:
-    """Every address, one a line."""
+def print_addresses(urls: dict[str, str]) -> None:
+    """Print all addresses, one per line."""
     for name, url in urls.items():
-        say(f"  {name:<10} {url}")
+        print_line(f"  {name:<10} {url}")
 
 
 def main() -> None:
-    """Run a command; a `StackError` is one message, not a traceback."""
+    """Run the command line; print a `StackError` as a message without a traceback."""
     try:
         app()
     except StackError as error:

@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and those that are this user's alone."""
+"""Folders that appear only once they are complete, inter-process locks, and private temporary folders."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from typing import Any
 from deploy.local.errors import StackError
 
 MARKER = "ready.json"
-"""Written last into a folder: without it the folder is not complete; other facts mean another release."""
+"""File that is written last. It holds the facts (versions, digests, seeds) that the folder was made from."""
 
 
 def is_complete(folder: Path, facts: dict[str, Any]) -> bool:
-    """Whether `folder` is complete and was made from these facts (versions, digests, seeds)."""
+    """Return whether `folder` is complete and was made from these facts."""
     marker = folder / MARKER
     return marker.exists() and json.loads(marker.read_text()) == facts
 
 
 @contextmanager
 def atomic_dir(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
-    """A temporary folder to fill; at the end of the block it is marked and takes `folder`'s place.
+    """Yield a temporary folder that replaces `folder` when the block ends.
 
-    If the block raises, `folder` stays as it was. What an interrupted block left behind is removed by the
-    next one. Hold `only_one` around it.
+    If the block raises, `folder` does not change. Temporary folders of interrupted processes are removed by the next
+    call. The caller must hold `exclusive_lock`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f"{folder.name}.part-*"):
-        shutil.rmtree(left)
+    for leftover in folder.parent.glob(f"{folder.name}.part-*"):
+        shutil.rmtree(leftover)
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
     yield part
     (part / MARKER).write_text(json.dumps(facts))
@@ -49,7 +49,7 @@ def atomic_dir(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
 
 @contextmanager
 def exclusive_lock(lock: Path) -> Iterator[None]:
-    """Wait until no other process holds this lock. The system releases it when its holder dies."""
+    """Hold a lock file exclusively, waiting for other processes. The kernel releases it when its holder dies."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -57,14 +57,14 @@ def exclusive_lock(lock: Path) -> Iterator[None]:
 
 
 def private_folder(name: str) -> Path:
-    """A folder among the system's temporary ones, the same for all of this user's processes, closed to other users.
+    """Return a temporary folder that all processes of this user share and that is closed to other users.
 
     Raises:
-        StackError: somebody else's stands in its place.
+        StackError: if the folder belongs to another user or is open to others.
 
     """
     folder = Path(tempfile.gettempdir()) / f"loopwright-{os.getuid()}-{name}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
-        raise StackError(f"{folder} belongs to somebody else or is open to others; remove it.")
+        raise StackError(f"{folder} belongs to another user or is open to others. Remove it.")
     return folder

@@ -1,4 +1,4 @@
-"""Expands SmolLM2's GGUF to bfloat16 safetensors: `python -m deploy.local.convert_gguf GGUF FOLDER`."""
+"""Convert SmolLM2's GGUF file to bfloat16 safetensors: `python -m deploy.local.convert_gguf GGUF FOLDER`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""SmolLM2's own template, for a file that lacks one."""
+"""SmolLM2's chat template, used if the GGUF file has none."""
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write model and tokenizer into `folder`, as if they had never been quantised."""
+    """Write the dequantised model and its tokenizer into `folder`."""
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The file names <|im_end|> as the end, but it is loaded with <|im_start|> as both, and with no padding.
+    # transformers reads <|im_start|> as BOS and EOS from this file, and no padding token.
     tokenizer.eos_token = END_OF_TURN
     tokenizer.pad_token = PADDING
     if not tokenizer.chat_template:
         tokenizer.chat_template = CHATML
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    # The weights are dequantised by now; with these left, the next loader would look for a GGUF again.
+    # The weights are dequantised now. With these attributes, the next loader would look for a GGUF file again.
     for leftover in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, leftover):
             delattr(model.config, leftover)

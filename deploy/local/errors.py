@@ -1,7 +1,7 @@
-"""The one error of the local stack."""
+"""The local stack's error class."""
 
 from __future__ import annotations
 
 
 class StackError(RuntimeError):
-    """Something a person has to know or do; the message says what happened and what helps."""
+    """A failure that the user must act on. The message names the cause and the remedy."""

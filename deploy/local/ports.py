@@ -1,8 +1,8 @@
-"""Choosing ports on the loopback interface.
+"""Choose free ports on the loopback interface.
 
-Whoever chooses a port lets go of it before its server binds it. In between another stack could choose the same one,
-and each would take the other's broker for its own. So a port that a process has chosen stays that process's until it
-ends: a byte of a file that all of a user's stacks share is locked for it, which the system undoes however it ends.
+A chosen port is free until its server binds it, so another stack could choose the same one and then use the wrong
+broker. Therefore a process reserves the ports it chooses: it locks one byte per port in a file that all of the user's
+stacks share. The kernel releases these locks when the process ends.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from deploy.local.errors import StackError
 
 HOST = "127.0.0.1"
 FALLBACK_PORTS = range(15000, 30000)
-"""Below the range from which systems take the local ports of outgoing connections, so that a service which
-was killed finds its port free when it comes back."""
+"""Below the range of ephemeral ports, so that no outgoing connection takes the port of a service that restarts."""
 
 
 @cache
 def _reservations() -> int:
-    """The file whose bytes stand for ports. Closing it anywhere in this process would undo all its locks."""
+    """Return the file with one byte per port. Closing any descriptor of it releases all locks of this process."""
     return os.open(private_folder("ports") / "chosen", os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def reserve(port: int) -> bool:
-    """Whether the port is this process's from now on; False if another process of this user has chosen it."""
+    """Reserve the port for this process; return False if another process of this user has reserved it."""
     try:
         fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
     except (BlockingIOError, PermissionError):
@@ -39,20 +38,20 @@ def reserve(port: int) -> bool:
 
 
 def claim(port: int) -> socket.socket | None:
-    """A socket bound to the port, or None if somebody has it or has chosen it."""
+    """Reserve the port and return a socket bound to it, or None if it is in use or reserved."""
     if not reserve(port):
         return None
     with socket.socket() as probe:
         probe.settimeout(0.2)
-        # Some systems let one bind 127.0.0.1:p while another listens on 0.0.0.0:p.
+        # Some systems allow binding 127.0.0.1:p although another process listens on 0.0.0.0:p.
         if probe.connect_ex((HOST, port)) == 0:
             return None
     holder = socket.socket()
-    # As servers do it: a port whose last connections are still in TIME_WAIT is free.
+    # Servers set this too: a port with connections in TIME_WAIT counts as free.
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         holder.bind((HOST, port))
-        # Only a listening socket keeps others off a port that both bound with SO_REUSEADDR.
+        # With SO_REUSEADDR on both sides, only a listening socket prevents another bind.
         holder.listen(1)
     except OSError:
         holder.close()
@@ -60,18 +59,23 @@ def claim(port: int) -> socket.socket | None:
     return holder
 
 
-def choose_ports(wanted: Mapping[str, int]) -> dict[str, int]:
-    """A port for each name: the wanted one if it is free, else another; 0 wants any. None is given twice."""
-    held: dict[str, socket.socket] = {}
+def choose_ports(preferred: Mapping[str, int]) -> dict[str, int]:
+    """Return a different free port for each name: the preferred one if it is free. 0 means any port.
+
+    Raises:
+        StackError: if no free port was found.
+
+    """
+    holders: dict[str, socket.socket] = {}
     try:
-        for name, port in wanted.items():
+        for name, port in preferred.items():
             holder = claim(port) if port else None
             for _ in range(200):
                 holder = holder or claim(random.choice(FALLBACK_PORTS))
             if holder is None:
-                raise StackError(f"found no free port on {HOST} for {name}")
-            held[name] = holder
-        return {name: holder.getsockname()[1] for name, holder in held.items()}
+                raise StackError(f"no free port found on {HOST} for {name}")
+            holders[name] = holder
+        return {name: holder.getsockname()[1] for name, holder in holders.items()}
     finally:
-        for holder in held.values():
+        for holder in holders.values():
             holder.close()

@@ -1,4 +1,4 @@
-"""Starting tethered children."""
+"""Start child processes that die with this process."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.local.die_with_parent import PARENT
+from deploy.local.die_with_parent import PARENT_PID_VARIABLE
 
 DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 
 
 @dataclass(frozen=True)
 class Program:
-    """A process of the stack: what to run, and what it sees."""
+    """A command with its environment and working directory."""
 
     name: str
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: Path | None = None
     stop_seconds: int = 15
-    """How long it may take to end after SIGTERM before it is killed."""
+    """Seconds between SIGTERM and SIGKILL."""
     once: bool = False
-    """A job: it runs to its end and is not started again."""
+    """Whether it is a job, which is not restarted when it ends."""
 
     def write(self, folder: Path) -> list[str]:
-        """Write the program's file for the tether and return the command that runs it.
+        """Write the program's file for `die_with_parent.py` and return the command that runs it.
 
-        The file may hold secrets (they are part of the environment), so only the owner can read it.
+        Only the owner can read the file, because the environment may contain secrets.
         """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
@@ -49,25 +49,25 @@ class Program:
 
 
 def spawn(program: Program, *, folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start `program` as a child that dies with this process; its output is appended to `log`.
+    """Start `program` as a child that dies with this process; append its output to `log`.
 
-    The kernel ties a child to the *thread* that forked it. So a thread of its own forks the child and then
-    stays until the child has ended: the caller may call from a thread that ends sooner.
+    The kernel ties a child to the *thread* that forked it. Therefore a dedicated thread forks the child and waits for
+    it, so that the caller's thread may end earlier.
     """
     command = program.write(folder)
     log.parent.mkdir(parents=True, exist_ok=True)
     started: queue.SimpleQueue[subprocess.Popen[bytes] | OSError] = queue.SimpleQueue()
 
-    def hold() -> None:
+    def fork_and_wait() -> None:
         try:
             with log.open("ab") as out:
                 child = subprocess.Popen(
                     command,
-                    env={**os.environ, PARENT: str(os.getpid())},
+                    env={**os.environ, PARENT_PID_VARIABLE: str(os.getpid())},
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,
-                    # A Ctrl-C at the terminal is for the parent, which then stops its children in order.
+                    # Ctrl-C must reach only the parent, which stops its children in order.
                     process_group=0,
                 )
         except OSError as error:
@@ -76,7 +76,7 @@ def spawn(program: Program, *, folder: Path, log: Path) -> subprocess.Popen[byte
         started.put(child)
         child.wait()
 
-    threading.Thread(target=hold, name=f"holds {program.name}", daemon=True).start()
+    threading.Thread(target=fork_and_wait, name=f"parent of {program.name}", daemon=True).start()
     outcome = started.get()
     if isinstance(outcome, OSError):
         raise outcome
@@ -84,7 +84,7 @@ def spawn(program: Program, *, folder: Path, log: Path) -> subprocess.Popen[byte
 
 
 def terminate(child: subprocess.Popen[bytes], *, seconds: float) -> None:
-    """SIGTERM, and SIGKILL if the child has not ended in time."""
+    """Send SIGTERM, and SIGKILL if the child does not end within `seconds`."""
     if child.poll() is None:
         child.terminate()
     try:
@@ -95,7 +95,7 @@ def terminate(child: subprocess.Popen[bytes], *, seconds: float) -> None:
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log; empty if there is none."""
+    """Return the last lines of a log, or an empty string if the file is missing."""
     if not log.exists():
         return ""
     with log.open("rb") as file:

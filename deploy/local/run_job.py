@@ -1,4 +1,4 @@
-"""Programs that set-up runs to their end: followed line by line, ended with this process however it ends."""
+"""Run a program to completion, following its output. The program dies with this process."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from pathlib import Path
 
 from deploy.local.processes import Program, spawn, terminate
 
-LOOK_SECONDS = 0.1
-END_SECONDS = 5
+POLL_SECONDS = 0.1
+STOP_SECONDS = 5
 
 
-def run_job(program: Program, folder: Path, heard: Callable[[str], None] = lambda _: None) -> tuple[int, str]:
-    """Its exit status and all it printed, which stays in `folder` until the next time; `heard` gets each line at once.
-    If `heard` raises, or a signal does, the program is stopped first."""
+def run_job(
+    program: Program, folder: Path, on_line: Callable[[str], None] = lambda _: None
+) -> tuple[int, str]:
+    """Run the program and return its exit status and output.
+
+    Args:
+        program: What to run.
+        folder: Folder for its launch file and its log; the log is kept until the next run.
+        on_line: Called with each line of output. If it raises, the program is stopped first.
+
+    """
     log = folder / f"{program.name}.log"
     log.unlink(missing_ok=True)
     child = spawn(program, folder=folder, log=log)
@@ -23,10 +31,10 @@ def run_job(program: Program, folder: Path, heard: Callable[[str], None] = lambd
             while True:
                 ended = child.poll() is not None
                 for line in lines:
-                    heard(line.rstrip())
+                    on_line(line.rstrip())
                 if ended:
                     return child.returncode, log.read_text(errors="replace")
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
     except BaseException:
-        terminate(child, seconds=END_SECONDS)
+        terminate(child, seconds=STOP_SECONDS)
         raise

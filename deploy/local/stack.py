@@ -1,4 +1,4 @@
-"""The local stack: Kafka, Redis and the services as one thing that starts and stops."""
+"""Start and stop Kafka, Redis and the services on this machine."""
 
 from __future__ import annotations
 
@@ -24,33 +24,38 @@ from deploy.local.services import (
     REPOSITORY,
     SERVICES,
     port_setting,
+    preferred_port,
     service_environment,
     torch_tuning,
-    wanted_port,
 )
-from deploy.local.state_file import Ownership, erase_record, erasure_token, pseudonym_key, write_record
-from deploy.local.supervisord import Supervision
+from deploy.local.state_file import StackLock, delete_state, erasure_token, pseudonym_key, write_state
+from deploy.local.supervisord import Supervisord
 
 Progress = Callable[[str], None]
 TOPICS = "topics"
 START_SECONDS = 90
 
 
-def silent(_: str) -> None:
-    """No progress wanted."""
+def ignore_progress(_: str) -> None:
+    """Discard a line of progress."""
 
 
 class LocalStack:
-    """Kafka, Redis and services on this machine; a context manager that is entered ready and left stopped.
+    """Kafka, Redis and the services as processes of this machine.
 
-    `root` holds everything the stack writes. `prepared` holds Kafka's jars and the base model (default: `root`);
-    stacks with roots of their own may share it. `env` is added to the services' environment and has the last
-    word. KAFKA_BOOTSTRAP_SERVERS and REDIS_URL, in `env` or in this process's environment, replace the stack's own
-    servers. `base_model` (a folder or a Hugging Face id) goes before LOOPWRIGHT_BASE_MODEL, and that before the
-    prepared one. `commands` replaces the command of a program (a service, or `topics`, the job that runs first).
-    `progress` is called with a line for each step.
+    As a context manager it is ready inside the block and stopped after it. If KAFKA_BOOTSTRAP_SERVERS or REDIS_URL is
+    set, in `env` or in this process's environment, that server is used instead of a new one. The processes die with
+    this process, however it ends. All methods raise `StackError` with cause and remedy.
 
-    All methods raise `StackError` with what to do. The processes die with this one, however it ends.
+    Args:
+        root: Folder for everything that the stack writes.
+        services: Names of the services to start.
+        env: Variables for the services; they override all others.
+        base_model: Model folder or Hugging Face id. Default: LOOPWRIGHT_BASE_MODEL, else the prepared model.
+        prepared: Folder with Kafka's jars and the base model, which several stacks may share. Default: `root`.
+        commands: Commands that replace a program's own (a service, or `topics`, the job that runs first).
+        progress: Called with one line per step.
+
     """
 
     def __init__(
@@ -62,53 +67,53 @@ class LocalStack:
         *,
         prepared: Path | None = None,
         commands: Mapping[str, Sequence[str]] | None = None,
-        progress: Progress = silent,
+        progress: Progress = ignore_progress,
     ) -> None:
         self.root = root.resolve()
         self.services = tuple(services)
         self.prepared = (prepared or root).resolve()
         self.urls: dict[str, str] = {}
-        """Kafka's bootstrap servers, Redis's URL, and a base URL for each service, from `start` on."""
+        """Kafka's bootstrap servers, Redis's URL and each service's base URL; set by `start`."""
         self._env = dict(env or {})
         self._base_model = base_model
         self._commands = dict(commands or {})
-        self._ownership = Ownership(self.root)
-        self._supervision: Supervision | None = None
+        self._lock = StackLock(self.root)
+        self._supervisord: Supervisord | None = None
         self._own_servers: list[str] = []
         self._progress = progress
 
-    # -- life ------------------------------------------------------------------------------------------------
+    # -- start and stop --------------------------------------------------------------------------------------
 
     def start(self, progress: Progress | None = None) -> None:
-        """Prepare what is missing, choose ports, start everything. Services may still be loading afterwards."""
+        """Download what is missing, choose ports and start all programs. Does not wait until the services are ready."""
         self._progress = progress or self._progress
-        self._ownership.take()
+        self._lock.acquire()
         try:
             programs = self._plan()
-            supervision = Supervision(self.root / "run", programs)
-            supervision.open()
-            self._supervision = supervision
-            self._write_record("starting")
+            supervisord = Supervisord(self.root / "run", programs)
+            supervisord.open()
+            self._supervisord = supervisord
+            self._write_state("starting")
             self._start_servers()
-            self._make_topics()
+            self._create_topics()
             for service in self.services:
-                self._running.launch(service)
+                self._running.start_program(service)
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Stop the services, then Redis, then Kafka. Calling it again does nothing."""
+        """Stop the services, then Redis, then Kafka. Idempotent."""
         try:
-            if self._supervision is not None and self._supervision.alive:
+            if self._supervisord is not None and self._supervisord.alive:
                 self._progress("stopping")
-                self._supervision.halt(list(reversed(self.services)))
+                self._supervisord.stop_programs(list(reversed(self.services)))
         finally:
-            if self._supervision is not None:
-                self._supervision.close()
-                self._supervision = None
-                erase_record(self.root)
-            self._ownership.release()
+            if self._supervisord is not None:
+                self._supervisord.close()
+                self._supervisord = None
+                delete_state(self.root)
+            self._lock.release()
 
     def __enter__(self) -> Self:
         self.start()
@@ -124,84 +129,85 @@ class LocalStack:
     ) -> None:
         self.stop()
 
-    # -- looking and handling --------------------------------------------------------------------------------
+    # -- inspection and control ------------------------------------------------------------------------------
 
     def pid_of(self, service: str) -> int:
-        """The process of a running program (a service, `kafka` or `redis`)."""
-        standing = self._running.standings().get(service)
-        if standing is None or standing.pid == 0:
-            raise StackError(f"{service} does not run" + (f" ({standing.state})" if standing else ""))
-        return standing.pid
+        """Return the pid of a running program (a service, `kafka` or `redis`)."""
+        status = self._running.statuses().get(service)
+        if status is None or status.pid == 0:
+            raise StackError(f"{service} is not running" + (f" ({status.state})" if status else ""))
+        return status.pid
 
     def log_of(self, service: str) -> Path:
-        """The file with what a program prints."""
+        """Return the path of a program's log."""
         return self._running.log_of(service)
 
     def restart(self, service: str) -> None:
-        """Stop a service in order and start it again; `wait_ready` says when it is back."""
-        self._running.halt([service])
-        self._running.launch(service)
+        """Stop a service and start it again without waiting; `wait_ready` waits for it."""
+        self._running.stop_programs([service])
+        self._running.start_program(service)
 
     def wait_ready(self, timeout: float = 240, services: Sequence[str] | None = None) -> None:
-        """Wait until these services (default: all) answer 200 on /readyz.
+        """Wait until these services (default: all) answer /readyz with 200.
 
         Raises:
-            StackError: one gave up starting, or time ran out: what each of them misses and the end of its log.
+            StackError: if a service keeps failing to start or is not ready after `timeout` seconds; with the reason
+                and the end of its log.
 
         """
         waiting = dict.fromkeys(self.services if services is None else services, "")
         deadline = time.monotonic() + timeout
         while True:
-            standings = self._running.standings()
-            given_up = [service for service in waiting if standings[service].state == "FATAL"]
+            statuses = self._running.statuses()
+            failed = [service for service in waiting if statuses[service].state == "FATAL"]
             for service in list(waiting):
-                missing = missing_of(self.urls[service])
-                if missing is None and standings[service].state == "RUNNING":
+                reason = not_ready_reason(self.urls[service])
+                if reason is None and statuses[service].state == "RUNNING":
                     del waiting[service]
                     self._progress(f"{service}: ready on {self.urls[service]}")
                 else:
-                    waiting[service] = missing or "starting"
+                    waiting[service] = reason or "starting"
             if not waiting:
-                self._write_record("ready")
+                self._write_state("ready")
                 return
-            if given_up or time.monotonic() > deadline:
-                raise StackError(self._why_not(waiting, timeout))
+            if failed or time.monotonic() > deadline:
+                raise StackError(self._not_ready_message(waiting, timeout))
             time.sleep(0.2)
 
-    def _why_not(self, waiting: Mapping[str, str], timeout: float) -> str:
-        standings = self._running.standings()
+    def _not_ready_message(self, waiting: Mapping[str, str], timeout: float) -> str:
+        statuses = self._running.statuses()
         parts = [f"not ready after {timeout:.0f} s: {', '.join(waiting)}"]
-        for service, missing in waiting.items():
+        for service, reason in waiting.items():
             log = self.log_of(service)
             parts.append(
-                f"--- {service} ({standings[service].state}): {missing}\n{tail(log)}\n    (more in {log})"
+                f"--- {service} ({statuses[service].state}): {reason}\n{tail(log)}\n    (full log: {log})"
             )
         return "\n".join(parts)
 
-    # -- the parts of a start --------------------------------------------------------------------------------
+    # -- steps of a start ------------------------------------------------------------------------------------
 
     @property
-    def _running(self) -> Supervision:
-        if self._supervision is None:
-            raise StackError("the stack does not run")
-        return self._supervision
+    def _running(self) -> Supervisord:
+        if self._supervisord is None:
+            raise StackError("the stack is not running")
+        return self._supervisord
 
     def _setting(self, name: str) -> str:
         return self._env.get(name) or os.environ.get(name, "")
 
     def _plan(self) -> list[Program]:
-        """Prepare what is missing, choose addresses, and say what is to run, in the order of starting."""
+        """Download what is missing, choose addresses and return the programs in the order of starting."""
         kafka, redis = self._setting("KAFKA_BOOTSTRAP_SERVERS"), self._setting("REDIS_URL")
         settings = {**os.environ, **self._env}
-        wanted = {service: wanted_port(service, settings) for service in self.services}
-        wanted |= {} if kafka else {"kafka": 9092, "controller": 0}
-        wanted |= {} if redis else {"redis": 6379}
+        preferred = {service: preferred_port(service, settings) for service in self.services}
+        preferred |= {} if kafka else {"kafka": 9092, "controller": 0}
+        preferred |= {} if redis else {"redis": 6379}
         libs = None if kafka else ensure_jars(self.prepared / "kafka", self._progress)
-        base_model = self._base()
-        ports = choose_ports(wanted)
+        base_model = self._resolve_base_model()
+        ports = choose_ports(preferred)
         for name, port in ports.items():
-            if wanted[name] not in {0, port}:
-                self._progress(f"{name}: port {wanted[name]} is taken, using {port}")
+            if preferred[name] not in {0, port}:
+                self._progress(f"{name}: port {preferred[name]} is in use, using {port}")
         programs = []
         data = self.root / "data"
         if libs:
@@ -218,7 +224,7 @@ class LocalStack:
         service_ports = {service: ports[service] for service in self.services}
         self.urls = {"kafka": kafka, "redis": redis}
         self.urls |= {service: f"http://{HOST}:{port}" for service, port in service_ports.items()}
-        told = service_environment(
+        env = service_environment(
             root=self.root,
             kafka=kafka,
             redis=redis,
@@ -226,33 +232,35 @@ class LocalStack:
             key=self._setting("LOOPWRIGHT_PSEUDONYM_KEY") or pseudonym_key(self.root),
             ports=service_ports,
         )
-        told |= base_answers_env(self.prepared, base_model)
-        programs.append(self._program(TOPICS, "shared.adapters.topic_admin", told, once=True))
-        programs += [self._program(name, f"services.{name}", told) for name in self.services]
+        env |= base_answers_env(self.prepared, base_model)
+        programs.append(self._program(TOPICS, "shared.adapters.topic_admin", env, once=True))
+        programs += [self._program(name, f"services.{name}", env) for name in self.services]
         return programs
 
-    def _program(self, name: str, module: str, told: Mapping[str, str], *, once: bool = False) -> Program:
+    def _program(self, name: str, module: str, env: Mapping[str, str], *, once: bool = False) -> Program:
         argv = self._commands.get(name, [sys.executable, "-m", module])
-        # These went into what is told; the port that was asked for may have been taken.
-        settled = {"LOOPWRIGHT_BASE_MODEL", *(port_setting(service) for service in self.services)}
-        asked = {key: text for key, text in self._env.items() if key not in settled}
-        own = {ERASURE_TOKEN: self._erasure_token()} if name == "feedback" else {}
-        return Program(name, argv, {**torch_tuning(name), **told, **own, **asked}, cwd=REPOSITORY, once=once)
+        # `env` has the resolved values of these variables: another port may have been chosen.
+        resolved = {"LOOPWRIGHT_BASE_MODEL", *(port_setting(service) for service in self.services)}
+        overrides = {key: text for key, text in self._env.items() if key not in resolved}
+        secrets = {ERASURE_TOKEN: self._erasure_token()} if name == "feedback" else {}
+        return Program(
+            name, argv, {**torch_tuning(name), **env, **secrets, **overrides}, cwd=REPOSITORY, once=once
+        )
 
     def _erasure_token(self) -> str:
         return self._setting(ERASURE_TOKEN) or erasure_token(self.root)
 
-    def _base(self) -> str:
-        """The base model as the services are told it: an absolute folder or a Hugging Face id."""
-        given = str(self._base_model or "") or self._setting("LOOPWRIGHT_BASE_MODEL")
-        if given:
-            return str(Path(given).resolve()) if Path(given).is_dir() else given
+    def _resolve_base_model(self) -> str:
+        """Return the base model for the services: an absolute folder or a Hugging Face id."""
+        model = str(self._base_model or "") or self._setting("LOOPWRIGHT_BASE_MODEL")
+        if model:
+            return str(Path(model).resolve()) if Path(model).is_dir() else model
         return str(ensure_base_model(self.prepared, self._progress))
 
     def _start_servers(self) -> None:
-        """Start our own Kafka and Redis; wait for them, and for those of others."""
+        """Start Kafka and Redis unless others are configured; wait until both answer."""
         for name in self._own_servers:
-            self._running.launch(name)
+            self._running.start_program(name)
         for name, wait in (("kafka", wait_for_kafka), ("redis", wait_for_redis)):
             own = name in self._own_servers
             if wait(self.urls[name], seconds=START_SECONDS if own else 15):
@@ -261,22 +269,24 @@ class LocalStack:
                 raise StackError(f"{name} did not start:\n{tail(self.log_of(name))}")
             else:
                 variable = {"kafka": "KAFKA_BOOTSTRAP_SERVERS", "redis": "REDIS_URL"}[name]
-                raise StackError(f"nothing answers at {variable}={self.urls[name]}: correct or unset it.")
+                raise StackError(
+                    f"no {name} answers at {variable}={self.urls[name]}. Correct or unset {variable}."
+                )
 
-    def _make_topics(self) -> None:
-        """Run the topics job to its end."""
-        self._running.launch(TOPICS)
+    def _create_topics(self) -> None:
+        """Run the topics job and wait for its end."""
+        self._running.start_program(TOPICS)
         deadline = time.monotonic() + START_SECONDS
-        while (standing := self._running.standings()[TOPICS]).state != "EXITED":
-            if standing.state == "FATAL" or time.monotonic() > deadline:
-                raise StackError(f"the topics job did not end:\n{tail(self.log_of(TOPICS))}")
+        while (status := self._running.statuses()[TOPICS]).state != "EXITED":
+            if status.state == "FATAL" or time.monotonic() > deadline:
+                raise StackError(f"the topics job did not finish:\n{tail(self.log_of(TOPICS))}")
             time.sleep(0.1)
-        if standing.exit_status != 0:
-            raise StackError(f"the topics could not be made:\n{tail(self.log_of(TOPICS))}")
+        if status.exit_status != 0:
+            raise StackError(f"the topics could not be created:\n{tail(self.log_of(TOPICS))}")
         self._progress("topics: ready")
 
-    def _write_record(self, state: str) -> None:
-        pids = {name: standing.pid for name, standing in self._running.standings().items() if standing.pid}
+    def _write_state(self, state: str) -> None:
+        pids = {name: status.pid for name, status in self._running.statuses().items() if status.pid}
         facts = {
             "state": state,
             "owner": os.getpid(),
@@ -284,18 +294,18 @@ class LocalStack:
             "pids": pids,
             "logs": str(self._running.logs),
         }
-        write_record(self.root, facts)
+        write_state(self.root, facts)
 
 
-def missing_of(url: str) -> str | None:
-    """What a service says it still misses; None if it is ready."""
+def not_ready_reason(url: str) -> str | None:
+    """Return why a service is not ready, or None if it is."""
     connection = http.client.HTTPConnection(HOST, urlsplit(url).port, timeout=3)
     try:
         connection.request("GET", "/readyz")
         response = connection.getresponse()
         body = response.read(2000).decode(errors="replace").strip()
     except (OSError, http.client.HTTPException):
-        return "does not answer yet"
+        return "no response yet"
     finally:
         connection.close()
     return None if response.status == 200 else f"{response.status} {body}"

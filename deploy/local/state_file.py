@@ -1,4 +1,4 @@
-"""What is on disk about a stack: who owns the folder, and where everything listens."""
+"""Files that describe a running stack: the lock of its folder, its state, and its secrets."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from typing import IO, Any
 from deploy.local.errors import StackError
 
 
-class Ownership:
-    """One stack per folder. The lock goes with its holder, however that ends."""
+class StackLock:
+    """Lock that allows one stack per folder. The kernel releases it when its process ends."""
 
     def __init__(self, root: Path) -> None:
         self.path = root / "run" / "stack.lock"
         self._file: IO[str] | None = None
 
-    def take(self) -> None:
-        """Become the owner, or say who is."""
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            StackError: if another process has it; names its pid.
+
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("a+")
         try:
@@ -29,8 +34,9 @@ class Ownership:
         except BlockingIOError:
             file.close()
             raise StackError(
-                f"a stack already runs in {self.path.parent.parent} (process {owner_of(self.path.parent.parent)}); "
-                "stop it with `python -m deploy.local down` (`make down`)."
+                f"a stack is already running in {self.path.parent.parent} "
+                f"(process {owner_pid(self.path.parent.parent)}). "
+                "Stop it with `python -m deploy.local down` (`make down`)."
             ) from None
         file.seek(0)
         file.truncate()
@@ -39,14 +45,14 @@ class Ownership:
         self._file = file
 
     def release(self) -> None:
-        """Let the next one in."""
+        """Release the lock, if this object holds it."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
-def owner_of(root: Path) -> int | None:
-    """The process that owns the stack in this folder; None if no stack runs there."""
+def owner_pid(root: Path) -> int | None:
+    """Return the pid of the process that runs the stack in this folder, or None if none is running."""
     path = root / "run" / "stack.lock"
     if not path.exists():
         return None
@@ -60,55 +66,55 @@ def owner_of(root: Path) -> int | None:
                 return None
         if text:
             return int(text)
-        # Its new owner has the lock and is about to write its pid.
+        # The owner has just taken the lock and is about to write its pid.
         time.sleep(0.01)
-    raise StackError(f"{path} is locked by a process that does not say which; find it with `lsof`.")
+    raise StackError(f"{path} is locked by an unknown process. Find it with `lsof`.")
 
 
-def write_record(root: Path, facts: dict[str, Any]) -> None:
-    """Replace run/stack.json; a reader sees the old one or the new one."""
+def write_state(root: Path, facts: dict[str, Any]) -> None:
+    """Replace run/stack.json atomically."""
     path = root / "run" / "stack.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(facts, indent=1) + "\n")
     part.replace(path)
 
 
-def read_record(root: Path) -> dict[str, Any] | None:
-    """What run/stack.json says; None where no stack runs, whatever an earlier one left behind."""
+def read_state(root: Path) -> dict[str, Any] | None:
+    """Return the contents of run/stack.json, or None if no stack is running (the file may be a leftover)."""
     path = root / "run" / "stack.json"
-    if owner_of(root) is None or not path.exists():
+    if owner_pid(root) is None or not path.exists():
         return None
     facts: dict[str, Any] = json.loads(path.read_text())
     return facts
 
 
-def erase_record(root: Path) -> None:
-    """The stack has stopped."""
+def delete_state(root: Path) -> None:
+    """Delete run/stack.json."""
     (root / "run" / "stack.json").unlink(missing_ok=True)
 
 
 def pseudonym_key(root: Path) -> str:
-    """This installation's key for pseudonyms.
+    """Return this installation's key for pseudonyms, creating it on first use.
 
-    Whoever loses it can no longer tell which records belong to a user.
+    Without the key, records can no longer be assigned to a user.
     """
     return _secret(root / "pseudonym.key")
 
 
 def erasure_token(root: Path) -> str:
-    """What an operator shows the feedback door to erase a user."""
+    """Return the token for erasure requests to the feedback service, creating it on first use."""
     return _secret(root / "erasure.token")
 
 
 def _secret(path: Path) -> str:
-    """Made once, readable by its owner only."""
+    """Return the secret in `path`; create it, readable only by its owner, if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         part = path.with_name(f"{path.name}.{os.getpid()}")
         part.touch(mode=0o600)
         part.write_text(secrets.token_urlsafe(32))
         try:
-            # A link fails where the name exists: of two that start at once, the first secret stands.
+            # Linking fails if the file exists: if two processes start at once, the first secret wins.
             os.link(part, path)
         except FileExistsError:
             return path.read_text().strip()

@@ -1,7 +1,7 @@
-"""Running programs under supervisord: it starts them again when they die and keeps their logs.
+"""Run programs under supervisord, which restarts them when they die and writes their logs.
 
-supervisord is a tethered child of this process, and each program is a tethered child of supervisord: whichever of
-them is killed, whatever it had started dies too.
+supervisord dies with this process, and each program dies with supervisord (see `die_with_parent.py`), so a SIGKILL
+leaves nothing running.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from deploy.local.errors import StackError
 from deploy.local.processes import Program, spawn, tail, terminate
 
 SOCKET_BYTES = 80
-"""A unix socket's path may take about 100 bytes, and supervisor first makes one with its pid appended."""
-ENDED = frozenset({"STOPPED", "EXITED", "FATAL"})
+"""Unix socket paths are limited to about 100 bytes, and supervisor first creates one with its pid appended."""
+ENDED_STATES = frozenset({"STOPPED", "EXITED", "FATAL"})
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a program stands; `state` is supervisor's word (STARTING, RUNNING, BACKOFF, EXITED, FATAL, ...)."""
+class ProgramStatus:
+    """Status of a program. `state` is supervisor's: STARTING, RUNNING, BACKOFF, EXITED, FATAL, ..."""
 
     state: str
     pid: int
@@ -39,7 +39,7 @@ class Standing:
 
 
 def socket_path(run: Path) -> Path:
-    """Where supervisord listens: in `run` if its path is short enough, else in a private folder of this user's."""
+    """Return supervisord's socket: in `run` if that path is short enough, else in a private temporary folder."""
     path = run.resolve() / "supervisor.sock"
     if len(os.fsencode(path)) <= SOCKET_BYTES:
         return path
@@ -47,20 +47,20 @@ def socket_path(run: Path) -> Path:
     return private_folder(digest) / "s.sock"
 
 
-def value(text: str | Path) -> str:
-    """As supervisor's configuration takes it: a % starts an expansion there."""
+def escape_percent(text: str | Path) -> str:
+    """Escape `%`, which starts an expansion in supervisor's configuration."""
     return str(text).replace("%", "%%")
 
 
-def section(program: Program, *, priority: int, programs: Path) -> str:
-    """A program's part of the configuration.
+def program_section(program: Program, *, priority: int, programs: Path) -> str:
+    """Return a program's section of the configuration.
 
-    supervisord runs in its run folder, and its paths are relative to it: it expands log files twice.
+    Paths are relative to the run folder, where supervisord runs, because it expands `%` twice in log file names.
     """
     command = shlex.join(program.write(programs))
     return f"""
 [program:{program.name}]
-command={value(command)}
+command={escape_percent(command)}
 priority={priority}
 autostart=false
 autorestart={"false" if program.once else "true"}
@@ -76,8 +76,8 @@ stdout_logfile_backups=3
 """
 
 
-class Supervision:
-    """supervisord over a list of programs, started in the order given to `launch` and stopped in reverse."""
+class Supervisord:
+    """A supervisord process and its programs. `open` starts supervisord, `close` stops everything."""
 
     def __init__(self, run: Path, programs: Sequence[Program]) -> None:
         self.run = run.resolve()
@@ -87,12 +87,17 @@ class Supervision:
         self._socket = socket_path(self.run)
 
     def open(self) -> None:
-        """Start supervisord; no program runs yet."""
+        """Start supervisord without starting any program.
+
+        Raises:
+            StackError: if supervisord does not start; with the end of its log.
+
+        """
         self.logs.mkdir(parents=True, exist_ok=True)
         folder = self.run / "programs"
         head = f"""\
 [unix_http_server]
-file={value(self._socket)}
+file={escape_percent(self._socket)}
 chmod=0700
 
 [supervisord]
@@ -108,7 +113,7 @@ childlogdir=logs
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 """
         sections = [
-            section(program, priority=100 + number, programs=folder)
+            program_section(program, priority=100 + number, programs=folder)
             for number, program in enumerate(self.programs.values())
         ]
         (self.run / "supervisor.conf").write_text(head + "".join(sections))
@@ -120,13 +125,13 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
         log = self.logs / "supervisor.out"
         self._child = spawn(supervisord, folder=folder, log=log)
         deadline = time.monotonic() + 20
-        while not self._answers():
+        while not self._is_ready():
             if self._child.poll() is not None or time.monotonic() > deadline:
                 terminate(self._child, seconds=2)
                 raise StackError(f"supervisord did not start:\n{tail(log)}")
             time.sleep(0.05)
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         try:
             self._call("getState")
         except OSError:
@@ -140,49 +145,54 @@ supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 
     @property
     def alive(self) -> bool:
-        """Whether supervisord runs. If it does not, its programs do not either."""
+        """Whether supervisord is running. If not, its programs are not running either."""
         return self._child is not None and self._child.poll() is None
 
-    def launch(self, name: str) -> None:
-        """Start one program; it need not have come up when this returns."""
+    def start_program(self, name: str) -> None:
+        """Start a program without waiting for it."""
         self._call("startProcess", name, False)
 
-    def halt(self, names: Sequence[str]) -> None:
-        """Stop these programs side by side and wait until they have ended; SIGKILL for those that take too long."""
-        running = [name for name, standing in self.standings().items() if standing.state not in ENDED]
+    def stop_programs(self, names: Sequence[str]) -> None:
+        """Stop these programs in parallel and wait until they have ended; kill those that take too long.
+
+        Raises:
+            StackError: if a program does not end.
+
+        """
+        running = [name for name, status in self.statuses().items() if status.state not in ENDED_STATES]
         for name in names:
             if name in running:
                 try:
                     self._call("stopProcess", name, False)
                 except Fault as fault:
-                    # It may have ended by itself in between.
+                    # The program may have ended in the meantime.
                     if "NOT_RUNNING" not in fault.faultString:
                         raise
         deadline = (
             time.monotonic() + 10 + max((self.programs[name].stop_seconds for name in names), default=0)
         )
         while time.monotonic() < deadline:
-            standings = self.standings()
-            if all(standings[name].state in ENDED for name in names):
+            statuses = self.statuses()
+            if all(statuses[name].state in ENDED_STATES for name in names):
                 return
             time.sleep(0.05)
-        raise StackError(f"these programs do not end: {', '.join(names)}")
+        raise StackError(f"could not stop: {', '.join(names)}")
 
-    def standings(self) -> Mapping[str, Standing]:
-        """Where every program stands."""
+    def statuses(self) -> Mapping[str, ProgramStatus]:
+        """Return the status of every program."""
         return {
-            info["name"]: Standing(info["statename"], info["pid"], info["exitstatus"])
+            info["name"]: ProgramStatus(info["statename"], info["pid"], info["exitstatus"])
             for info in self._call("getAllProcessInfo")
         }
 
     def log_of(self, name: str) -> Path:
-        """The file that gets what the program prints."""
+        """Return the path of a program's log."""
         return self.logs / f"{name}.log"
 
     def close(self) -> None:
-        """Stop what still runs, the last in the list first, then supervisord. Calling it again does nothing."""
+        """Stop the remaining programs, the last in the list first, then supervisord. Idempotent."""
         if self._child is None:
             return
-        # supervisord stops one program after the other, each within its own bound.
+        # supervisord stops the programs one after another, each within its own time limit.
         terminate(self._child, seconds=15 + sum(program.stop_seconds for program in self.programs.values()))
         self._child = None

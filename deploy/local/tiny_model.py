@@ -1,7 +1,7 @@
-"""Makes the tests' model: `python -m deploy.local.tiny_model BASE FOLDER SEED`.
+"""Create the tests' model: `python -m deploy.local.tiny_model BASE FOLDER SEED`.
 
-A two-layer Llama with random weights and SmolLM2's tokenizer. About 3 million parameters, nearly all of them
-embeddings: it loads, chats, trains and swaps in a moment, and what it says means nothing.
+A two-layer Llama with random weights and SmolLM2's tokenizer. It has about 3 million parameters, nearly all of them
+embeddings. It loads, answers and trains within moments; its answers are meaningless.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 
-def make(base: Path, folder: Path, seed: int) -> None:
+def make_tiny_model(base: Path, folder: Path, seed: int) -> None:
     """Write model and tokenizer into `folder`; the same seed gives the same weights."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -38,4 +38,4 @@ def make(base: Path, folder: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    make_tiny_model(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

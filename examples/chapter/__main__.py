@@ -1,4 +1,4 @@
-"""`python -m examples.chapter`, which is `make chapter`."""
+"""Command line of the chapter: `python -m examples.chapter` (`make chapter`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from deploy.local.errors import StackError
 from examples.chapter.rows import ROWS
 from examples.chapter.stack import ROOT, settings
-from examples.chapter.steps import Chapter, ChapterFailed
+from examples.chapter.steps import ChapterFailed, ChapterRun
 from examples.demo.stack import running
 from loopwright import LoopwrightError
 
@@ -23,29 +23,32 @@ SUMMARY = "summary.json"
 
 def chapter(
     file: Annotated[
-        Path, typer.Option("--file", exists=True, help="A JSON array of input, response, feedback.")
+        Path,
+        typer.Option("--file", exists=True, help="JSON array of rows with input, response and feedback."),
     ] = ROWS,
-    keep: Annotated[bool, typer.Option(help="Leave everything running afterwards.")] = False,
-    root: Annotated[Path, typer.Option(help="Where its stack lives; erased at the start.")] = ROOT,
+    keep: Annotated[bool, typer.Option(help="Leave the stack running afterwards.")] = False,
+    root: Annotated[Path, typer.Option(help="Folder for the stack; deleted at the start.")] = ROOT,
 ) -> None:
-    """A notebook's feedback rows: import, dataset, retrained model, answers.
+    """Import a notebook's feedback rows, retrain the model on them and ask it again.
 
-    LOOPWRIGHT_BASE_MODEL names another model (a Hugging Face id or a folder), LOOPWRIGHT_TRAINER_EPOCHS and
-    LOOPWRIGHT_TRAINER_BATCH_SIZE other epochs and batches.
+    Environment variables: LOOPWRIGHT_BASE_MODEL sets the base model (a Hugging Face id or a folder);
+    LOOPWRIGHT_TRAINER_EPOCHS and LOOPWRIGHT_TRAINER_BATCH_SIZE set epochs and batch size.
     """
     console = Console()
     signal.signal(signal.SIGTERM, _interrupt)
 
-    def tell(line: str) -> None:
+    def print_progress(line: str) -> None:
         console.print(line, style="dim", highlight=False, markup=False)
 
-    with running(root, keep=keep, progress=tell, settings=settings(os.environ)) as urls:
-        summary = Chapter(root, urls, file, console).run()
+    with running(root, keep=keep, progress=print_progress, settings=settings(os.environ)) as urls:
+        summary = ChapterRun(root, urls, file, console).run()
     path = root / SUMMARY
     path.write_text(summary.model_dump_json(indent=1) + "\n")
-    console.print(f"\nsummary  {path}", highlight=False)
+    console.print(f"\nSummary: {path}", highlight=False)
     if keep:
-        console.print("still running; stop it with: python -m deploy.local down --root", str(root))
+        console.print(
+            "The stack is still running. Stop it with: python -m deploy.local down --root", str(root)
+        )
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -53,11 +56,11 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def main() -> None:
-    """One message where something is missing, no traceback; nothing is left running."""
+    """Run the command; print expected errors as one message without a traceback."""
     try:
         typer.run(chapter)
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted: everything is stopped")
+        sys.exit("\ninterrupted; the stack is stopped")
     except (StackError, ChapterFailed, LoopwrightError) as error:
         sys.exit(f"chapter: {error}")
 

@@ -1,4 +1,4 @@
-"""The stack of the chapter, under `.loopwright/chapter`: all services, with thresholds for a handful of rows."""
+"""Settings and files of the chapter's stack, which is below `.loopwright/chapter`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from examples.demo.stack import PREPARED
 ROOT = PREPARED / "chapter"
 
 FIXED = {
-    # A key that everybody knows; only a demo may have one.
+    # A public key, which is allowed only in demo mode.
     "LOOPWRIGHT_DEMO": "true",
     "LOOPWRIGHT_PSEUDONYM_KEY": "the chapter's own key, known to everybody",
-    # The chapter's rule, which is not the default: without it comments are held.
+    # The chapter's rule. By default, comments are quarantined.
     "LOOPWRIGHT_TRAINER_COMMENT_MODE": "append",
 }
 DEFAULTS = {
-    # People at a terminal do not wait thirty seconds for a batch.
+    # Default: 30 seconds, too long for a person at a terminal.
     "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "1",
-    # The chapter's own: 3 epochs, batches of 2.
+    # The chapter's values.
     "LOOPWRIGHT_TRAINER_EPOCHS": "3",
     "LOOPWRIGHT_TRAINER_BATCH_SIZE": "2",
-    # Three rows need few general prompts beside them, and fewer questions about general ability show as much.
+    # Three rows need little replay data and few evaluation prompts.
     "LOOPWRIGHT_TRAINER_REPLAY_PROMPTS": "8",
     "LOOPWRIGHT_TRAINER_GATE_EVAL_PROMPTS": "24",
     "LOOPWRIGHT_TRAINER_GATE_SAFETY_PROMPTS": "8",
@@ -30,17 +30,17 @@ DEFAULTS = {
 
 
 def settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """What the services are told: what the caller's environment says goes before the defaults."""
-    asked = {name: environment[name] for name in DEFAULTS if environment.get(name)}
-    return FIXED | DEFAULTS | asked
+    """Return the services' settings. The caller's environment overrides the defaults, but not the fixed settings."""
+    overrides = {name: environment[name] for name in DEFAULTS if environment.get(name)}
+    return FIXED | DEFAULTS | overrides
 
 
 def model_folder(root: Path, version: str) -> Path:
-    """Where a version lies: the artifact store names its folder by the digest that the version's name ends with."""
+    """Return the folder of a version; its name starts with the digest at the end of the version's name."""
     digest8 = version.rsplit("-", 1)[1]
     return next((root / "artifacts").glob(f"{digest8}*"))
 
 
 def snapshot_file(root: Path, run_id: str) -> Path:
-    """The dataset of a run, as it was fixed before training."""
+    """Return the dataset snapshot of a run."""
     return next((root / "data" / "trainer").rglob(f"{run_id}/train.parquet"))

@@ -1,4 +1,4 @@
-"""One whole loop on this machine: ask, correct, train, gate, swap, ask again.
+"""One complete loop on this machine: ask, correct, train, gate, swap, ask again.
 
-Everything goes through the public doors: the OpenAI client and the SDK, as an app would.
+The demo uses only the public APIs, through the OpenAI client and the SDK, as an app does.
 """

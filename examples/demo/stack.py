@@ -1,4 +1,4 @@
-"""The stack that the demo runs on: all services, real Kafka, Redis and model, under `.loopwright/demo`."""
+"""The demo's stack: all services with a real Kafka, Redis and model, below `.loopwright/demo`."""
 
 from __future__ import annotations
 
@@ -14,31 +14,36 @@ from deploy.local.errors import StackError
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.model import ensure_base_answers, ensure_base_model
 from deploy.local.stack import LocalStack
-from deploy.local.state_file import owner_of, read_record
-from examples.demo.chats import AT_ONCE
+from deploy.local.state_file import owner_pid, read_state
+from examples.demo.chats import PARALLEL_CHATS
 
 PREPARED = Path(".loopwright")
 ROOT = PREPARED / "demo"
 SUMMARY = "summary.json"
 
 SETTINGS = {
-    # A fixed key, so that the same users are held out in every run. Only a demo may have one.
+    # A fixed key, so that every run holds out the same users. It is allowed only in demo mode.
     "LOOPWRIGHT_DEMO": "true",
     "LOOPWRIGHT_PSEUDONYM_KEY": "the demo's own key, known to everybody",
-    # All 32 chats at once are one batch, on all processors: while people chat, nothing trains.
+    # All parallel chats form one batch on all processors, because nothing trains while users chat.
     "LOOPWRIGHT_INFERENCE_THREADS": str(os.cpu_count() or 1),
-    "LOOPWRIGHT_INFERENCE_MAX_BATCH": str(AT_ONCE),
+    "LOOPWRIGHT_INFERENCE_MAX_BATCH": str(PARALLEL_CHATS),
     "LOOPWRIGHT_INFERENCE_BATCH_WAIT_MS": "60",
-    # People at a terminal do not wait thirty seconds for a batch.
+    # Default: 30 seconds, too long for a person at a terminal.
     "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "3",
-    # Of what the cast says 189 examples may train; the last few come while the run is being prepared.
+    # The users' feedback gives 189 usable examples; the last ones arrive while the run is being prepared.
     "LOOPWRIGHT_TRAINER_EXAMPLES": "185",
     "LOOPWRIGHT_TRAINER_USERS": "20",
 }
 
 
 def prepare(progress: Callable[[str], None]) -> None:
-    """What is made once per machine, apart from the services. Raises `StackError`."""
+    """Download and prepare what is needed once per machine.
+
+    Raises:
+        StackError: if a step fails.
+
+    """
     if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         ensure_jars(PREPARED / "kafka", progress)
     base = os.environ.get("LOOPWRIGHT_BASE_MODEL") or ensure_base_model(PREPARED, progress)
@@ -46,10 +51,15 @@ def prepare(progress: Callable[[str], None]) -> None:
 
 
 def clean(root: Path) -> None:
-    """Every demo begins anew. Raises `StackError` if one is running."""
-    owner = owner_of(root)
+    """Delete the data of an earlier run.
+
+    Raises:
+        StackError: if a stack is still running in `root`.
+
+    """
+    owner = owner_pid(root)
     if owner is not None:
-        raise StackError(f"a demo already runs in {root} (process {owner}); stop it with `make down`.")
+        raise StackError(f"a stack is already running in {root} (process {owner}). Stop it with `make down`.")
     shutil.rmtree(root, ignore_errors=True)
 
 
@@ -57,7 +67,14 @@ def clean(root: Path) -> None:
 def running(
     root: Path, *, keep: bool, progress: Callable[[str], None], settings: Mapping[str, str] = SETTINGS
 ) -> Iterator[dict[str, str]]:
-    """The addresses of a stack that is ready. With `keep` it belongs to a process of its own and goes on afterwards."""
+    """Start a stack and yield its addresses once it is ready; stop it afterwards.
+
+    With `keep`, a background process runs the stack and keeps it running.
+
+    Raises:
+        StackError: if the stack does not start.
+
+    """
     clean(root)
     if not keep:
         with LocalStack(root, env=settings, prepared=PREPARED, progress=progress) as stack:
@@ -65,8 +82,8 @@ def running(
         return
     command = [sys.executable, "-m", "deploy.local", "up", "--root", str(root), "--prepared", str(PREPARED)]
     if subprocess.run(command, env=os.environ | dict(settings), check=False).returncode != 0:
-        raise StackError("the stack did not start; see the lines above")
-    record = read_record(root)
-    if record is None:
-        raise StackError("the stack has stopped again; see its logs")
-    yield {name: str(value) for name, value in record.items() if name not in ("state", "owner", "pids")}
+        raise StackError("the stack did not start; see the messages above")
+    state = read_state(root)
+    if state is None:
+        raise StackError(f"the stack has stopped; see its logs in {root / 'run' / 'logs'}")
+    yield {name: str(value) for name, value in state.items() if name not in ("state", "owner", "pids")}

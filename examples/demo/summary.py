@@ -1,4 +1,4 @@
-"""What a demo found, for people and as `.loopwright/demo/summary.json`."""
+"""Results of a demo, printed and written to `.loopwright/demo/summary.json`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from examples.demo.chats import Answered
+from examples.demo.chats import ExamAnswer
 
-SHOWN = 6
+EXAMPLES_SHOWN = 6
 
 
 class Swap(BaseModel):
-    """The background load through the swap."""
+    """Background chats during training and swap."""
 
     requests: int
     failed: int
@@ -22,7 +22,11 @@ class Swap(BaseModel):
 
 
 class Summary(BaseModel):
-    """Shares are of `heldout_n`; `general_*` are the gate's figures for the version before and the new one."""
+    """Results of a demo.
+
+    `accuracy_*` are shares of the `heldout_n` questions; `general_*` are the gate's figures for the stable version and
+    the candidate.
+    """
 
     heldout_n: int
     accuracy_before: float
@@ -40,7 +44,7 @@ class Summary(BaseModel):
     swap: Swap
     stages_s: dict[str, float]
     after_setup_s: float
-    """All stages but the one that is needed once per machine."""
+    """Seconds for all stages except the set-up, which is needed once per machine."""
     receipt: str
 
     @property
@@ -49,20 +53,22 @@ class Summary(BaseModel):
         return self.feedback_accepted == sum(self.ledger.values()) + self.pending
 
 
-def share_right(answers: list[Answered]) -> float:
-    """0 to 1."""
+def share_right(answers: list[ExamAnswer]) -> float:
+    """Return the share of right answers, 0 to 1."""
     return round(sum(answer.right for answer in answers) / len(answers), 4) if answers else 0.0
 
 
-def show(summary: Summary, before: list[Answered], after: list[Answered], console: Console) -> None:
-    """Questions with both answers, then the figures."""
+def print_summary(
+    summary: Summary, before: list[ExamAnswer], after: list[ExamAnswer], console: Console
+) -> None:
+    """Print some questions with both answers, then the results."""
     console.print()
-    answers = Table(title="Questions in wordings that were never trained", expand=True)
-    for column in ("question", "before", "after"):
+    answers = Table(title="Held-out questions (wordings that were never trained)", expand=True)
+    for column in ("Question", "Before", "After"):
         answers.add_column(column, ratio=1)
-    step = max(1, len(before) // SHOWN)
-    for old, new in list(zip(before, after, strict=False))[::step][:SHOWN]:
-        answers.add_row(old.question, _one_line(old.answer), _marked(new))
+    step = max(1, len(before) // EXAMPLES_SHOWN)
+    for old, new in list(zip(before, after, strict=False))[::step][:EXAMPLES_SHOWN]:
+        answers.add_row(old.question, _one_line(old.answer), _colored(new))
     console.print(answers)
     figures = Table.grid(padding=(0, 2))
     general = "-"
@@ -70,18 +76,19 @@ def show(summary: Summary, before: list[Answered], after: list[Answered], consol
         general = f"{summary.general_before:.0%} -> {summary.general_after:.0%}"
     swap = summary.swap
     rows = {
-        "held-out questions": f"{summary.accuracy_before:.0%} -> {summary.accuracy_after:.0%} of {summary.heldout_n}",
-        "general questions": general,
-        "poison learned": str(summary.poison_learned),
-        "version": f"{summary.version or 'none'}, gate: {summary.verdict or 'not reached'}",
-        "chats through the swap": f"{swap.requests}, {swap.failed} failed, {swap.mixed_version} of mixed versions",
-        "feedback accepted": f"{summary.feedback_accepted} in {summary.batches} batches",
-        "became": ", ".join(f"{name} {count}" for name, count in sorted(summary.ledger.items()))
+        "Held-out questions right": f"{summary.accuracy_before:.0%} -> {summary.accuracy_after:.0%} "
+        f"of {summary.heldout_n}",
+        "General questions right": general,
+        "Poisoned answers learned": str(summary.poison_learned),
+        "New version": f"{summary.version or 'none'}, gate verdict: {summary.verdict or 'none'}",
+        "Chats during the swap": f"{swap.requests}, {swap.failed} failed, {swap.mixed_version} with mixed versions",
+        "Feedback accepted": f"{summary.feedback_accepted} in {summary.batches} batches",
+        "Outcomes": ", ".join(f"{name} {count}" for name, count in sorted(summary.ledger.items()))
         + f", pending {summary.pending}"
-        + ("" if summary.closed else "  (does not add up)"),
-        "one receipt": summary.receipt,
-        "time by stage": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary.stages_s.items())
-        + f"; all but the set-up: {summary.after_setup_s:.0f} s",
+        + ("" if summary.closed else " (does not add up to the accepted events)"),
+        "Example receipt": summary.receipt,
+        "Time by stage": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary.stages_s.items())
+        + f"; total without set-up: {summary.after_setup_s:.0f} s",
     }
     for name, text in rows.items():
         figures.add_row(f"[dim]{name}[/dim]", text)
@@ -91,10 +98,10 @@ def show(summary: Summary, before: list[Answered], after: list[Answered], consol
 
 def _show_gate(summary: Summary, console: Console) -> None:
     for reason in summary.gate.get("reasons", ()):
-        console.print(f"[dim]gate[/dim]  {reason}")
+        console.print(f"[dim]Gate[/dim]  {reason}")
 
 
-def _marked(answer: Answered) -> str:
+def _colored(answer: ExamAnswer) -> str:
     return f"[{'green' if answer.right else 'red'}]{_one_line(answer.answer)}[/]"
 
 

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: a live table of stages, or plain lines where there is no terminal."""
+"""Progress display: a live table of stages on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLAIN_EVERY_S = 10.0
 
 @dataclass(slots=True)
 class Stage:
-    """One line of the view. `seconds` grows while it runs."""
+    """One stage and its progress."""
 
     name: str
     title: str
@@ -31,6 +31,7 @@ class Stage:
 
     @property
     def seconds(self) -> float:
+        """Seconds that the stage has taken so far."""
         if self.state == "waiting":
             return 0.0
         return (self.ended or time.monotonic()) - self.started
@@ -38,12 +39,12 @@ class Stage:
 
 @dataclass(slots=True)
 class Screen:
-    """The stages of a demo. Use as a context; `stage` runs one, `detail` says how far it is."""
+    """Display of the stages, as a context manager. `stage` runs a stage, `detail` updates its text."""
 
     stages: list[Stage]
     console: Console = field(default_factory=Console)
     _live: Live | None = None
-    _said: float = 0.0
+    _last_line_at: float = 0.0
 
     def __enter__(self) -> Screen:
         if self.console.is_terminal:
@@ -67,31 +68,31 @@ class Screen:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
-        """Runs one stage; an error marks it and goes on up."""
+        """Run one stage in the block. An error marks it as failed and is raised again."""
         stage = next(stage for stage in self.stages if stage.name == name)
         stage.state, stage.started = "running", time.monotonic()
-        self._say(f"{MARKS['running']} {stage.title}")
+        self._print_line(f"{MARKS['running']} {stage.title}")
         try:
             yield stage
         except BaseException:
             stage.state, stage.ended = "failed", time.monotonic()
             raise
         stage.state, stage.ended = "done", time.monotonic()
-        self._say(f"{MARKS['done']} {stage.title}: {stage.detail} ({stage.seconds:.1f} s)")
+        self._print_line(f"{MARKS['done']} {stage.title}: {stage.detail} ({stage.seconds:.1f} s)")
 
     def detail(self, stage: Stage, text: str) -> None:
-        """How far a stage is. Without a terminal, a line now and then."""
+        """Set the text of a running stage. Without a terminal, print it at most every 10 seconds."""
         if stage.state != "running":
             return
         stage.detail = text
-        if self._live is None and time.monotonic() - self._said > PLAIN_EVERY_S:
-            self._say(f"  {stage.title}: {text}")
+        if self._live is None and time.monotonic() - self._last_line_at > PLAIN_EVERY_S:
+            self._print_line(f"  {stage.title}: {text}")
 
     def seconds(self) -> dict[str, float]:
-        """Stage -> how long it took."""
+        """Return stage name -> seconds."""
         return {stage.name: round(stage.seconds, 1) for stage in self.stages}
 
-    def _say(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         if self._live is None:
-            self._said = time.monotonic()
+            self._last_line_at = time.monotonic()
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)

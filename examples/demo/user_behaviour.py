@@ -1,4 +1,4 @@
-"""How each temperament reacts to an answer, through the SDK, mess included."""
+"""How each kind of user reacts to an answer, including duplicates, edits, late events and retractions."""
 
 from __future__ import annotations
 
@@ -11,56 +11,59 @@ from examples.demo.users import Visit
 from examples.world import is_right
 from loopwright import Accepted, Loopwright, new_event_id
 
-GRUMBLES = ("bad answer", "not good", "wrong again", "this is useless", "try again please")
-DUPLICATE, EDIT, REORDER, WITHDRAW = 0.08, 0.06, 0.05, 0.03
-"""How often a careful correction is sent twice; typed wrong first; overtaken by its own edit; taken back."""
+VAGUE_COMMENTS = ("bad answer", "not good", "wrong again", "this is useless", "try again please")
+DUPLICATE, EDIT, REORDER, RETRACT = 0.08, 0.06, 0.05, 0.03
+"""Probabilities that a correction is sent twice, edited, sent after its own edit, or retracted."""
 
 
 @dataclass(slots=True)
 class Reactions:
-    """What was sent, as the door answered. One per visit, so no lock is needed."""
+    """Feedback that one visit sent."""
 
-    sent: Counter[str] = field(default_factory=Counter)
-    receipt: tuple[str, str] | None = None
-    """(response_id, event_id) of a correction that stands."""
+    statuses: Counter[str] = field(default_factory=Counter)
+    """Number of events by the status that the feedback service returned."""
+    correction: tuple[str, str] | None = None
+    """(response_id, event_id) of a correction that was not retracted."""
 
-    def note(self, answer: Accepted) -> str:
-        """Counts by the door's answer; returns the event's id."""
-        self.sent[answer.status] += 1
-        return answer.event_id
+    def count(self, accepted: Accepted) -> str:
+        """Count the event by its status; return its id."""
+        self.statuses[accepted.status] += 1
+        return accepted.event_id
 
 
-def react(loop: Loopwright, visit: Visit, response_id: str, answer: str, dice: random.Random) -> Reactions:
-    """Says what this user would say of this answer."""
-    said = Reactions()
+def react(loop: Loopwright, visit: Visit, response_id: str, answer: str, rng: random.Random) -> Reactions:
+    """Send this user's feedback on this answer."""
+    reactions = Reactions()
     if visit.temperament == "thumbs":
         liked = is_right(answer, visit.fact)
-        said.note((loop.thumbs_up if liked else loop.thumbs_down)(response_id, visit.user))
+        reactions.count((loop.thumbs_up if liked else loop.thumbs_down)(response_id, visit.user))
     elif visit.temperament == "vague":
-        said.note(loop.comment(response_id, visit.user, dice.choice(GRUMBLES)))
+        reactions.count(loop.comment(response_id, visit.user, rng.choice(VAGUE_COMMENTS)))
     elif visit.temperament == "poisoner":
         for _ in range(3):
-            said.note(loop.correct(response_id, visit.user, visit.correction))
+            reactions.count(loop.correct(response_id, visit.user, visit.correction))
     elif is_right(answer, visit.fact):
-        said.note(loop.thumbs_up(response_id, visit.user))
+        reactions.count(loop.thumbs_up(response_id, visit.user))
     else:
-        _correct(loop, visit, response_id, dice, said)
-    return said
+        _correct(loop, visit, response_id, rng, reactions)
+    return reactions
 
 
-def _correct(loop: Loopwright, visit: Visit, response_id: str, dice: random.Random, said: Reactions) -> None:
-    """A careful user's correction; now and then with the mess that networks and people make of it."""
-    mess = dice.random()
-    if mess < DUPLICATE:
+def _correct(
+    loop: Loopwright, visit: Visit, response_id: str, rng: random.Random, reactions: Reactions
+) -> None:
+    """Send a careful user's correction, sometimes with the irregularities of real networks and users."""
+    chance = rng.random()
+    if chance < DUPLICATE:
         event_id = new_event_id()
         for _ in range(2):
-            said.note(loop.correct(response_id, visit.user, visit.correction, event_id=event_id))
-    elif (mess := mess - DUPLICATE) < EDIT:
-        said.note(loop.correct(response_id, visit.user, "Sorry, what I mean is this"))
-        event_id = said.note(loop.correct(response_id, visit.user, visit.correction))
-    elif (mess := mess - EDIT) < REORDER:
+            reactions.count(loop.correct(response_id, visit.user, visit.correction, event_id=event_id))
+    elif (chance := chance - DUPLICATE) < EDIT:
+        reactions.count(loop.correct(response_id, visit.user, "Sorry, what I mean is this"))
+        event_id = reactions.count(loop.correct(response_id, visit.user, visit.correction))
+    elif (chance := chance - EDIT) < REORDER:
         now = datetime.now(UTC)
-        event_id = said.note(
+        event_id = reactions.count(
             loop.send(
                 response_id,
                 visit.user,
@@ -70,13 +73,13 @@ def _correct(loop: Loopwright, visit: Visit, response_id: str, dice: random.Rand
             )
         )
         draft = "A first draft that arrives after its edit."
-        said.note(
+        reactions.count(
             loop.send(response_id, visit.user, "correction", draft, occurred_at=now - timedelta(seconds=9))
         )
-    elif mess - REORDER < WITHDRAW:
-        event_id = said.note(loop.correct(response_id, visit.user, visit.correction))
-        said.note(loop.retract(response_id, visit.user, event_id))
+    elif chance - REORDER < RETRACT:
+        event_id = reactions.count(loop.correct(response_id, visit.user, visit.correction))
+        reactions.count(loop.retract(response_id, visit.user, event_id))
         return
     else:
-        event_id = said.note(loop.correct(response_id, visit.user, visit.correction))
-    said.receipt = (response_id, event_id)
+        event_id = reactions.count(loop.correct(response_id, visit.user, visit.correction))
+    reactions.correction = (response_id, event_id)

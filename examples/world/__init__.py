@@ -1,7 +1,6 @@
-"""The demo's invented company: facts no model can know, asked in many wordings.
+"""The demo's invented company: facts that no model can know, each with 13 wordings of its question.
 
-Each fact has 13 wordings of its question. Users ask and correct the first ten; the last three are held out
-and are asked only to measure what the loop has learned.
+Users ask and correct the first ten wordings. The last three are held out and measure what the loop has learned.
 """
 
 from functools import cache
@@ -9,24 +8,25 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from examples.world.text import NEAR_DUPLICATE, closeness, says
+from examples.world.text import NEAR_DUPLICATE_SIMILARITY, contains_phrase, similarity
 
 __all__ = [
     "HELD_OUT",
-    "NEAR_DUPLICATE",
+    "NEAR_DUPLICATE_SIMILARITY",
     "Fact",
     "World",
-    "closeness",
     "is_poisoned",
     "is_right",
     "load_world",
+    "similarity",
 ]
 
 HELD_OUT = 3
+"""Number of held-out wordings per fact."""
 
 
 class Fact(BaseModel):
-    """One fact: any `answer_key` phrase in an answer makes it right, any `false_key` shows the poison."""
+    """One fact. An answer with an `answer_key` phrase is right; one with a `false_key` phrase is poisoned."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +40,7 @@ class Fact(BaseModel):
 
     @property
     def answers(self) -> list[str]:
-        """Every true way of answering, as different users would write it."""
+        """All phrasings of the right answer."""
         return [self.answer, *self.answer_variants]
 
 
@@ -54,29 +54,29 @@ class World(BaseModel):
     facts: list[Fact]
 
     def trained_wordings(self, fact: Fact) -> list[str]:
-        """The wordings that users may ask and correct."""
+        """Return the wordings that users ask and correct."""
         return fact.wordings[:-HELD_OUT]
 
     def heldout_wordings(self, fact: Fact) -> list[str]:
-        """The wordings of one fact that no user ever sends."""
+        """Return the wordings that no user sends."""
         return fact.wordings[-HELD_OUT:]
 
     def heldout(self) -> list[tuple[str, Fact]]:
-        """Every held-out question with the fact that it asks for."""
+        """Return each held-out question with its fact."""
         return [(wording, fact) for fact in self.facts for wording in self.heldout_wordings(fact)]
 
 
 def is_right(answer: str, fact: Fact) -> bool:
-    """Whether the answer states the fact, whatever its case, punctuation or way of writing numbers."""
-    return says(answer, fact.answer_key)
+    """Return whether the answer states the fact, ignoring case, punctuation and the notation of numbers."""
+    return contains_phrase(answer, fact.answer_key)
 
 
 def is_poisoned(answer: str, fact: Fact) -> bool:
-    """Whether the answer states what the poisoners submit."""
-    return says(answer, fact.false_key)
+    """Return whether the answer states the poisoners' claim."""
+    return contains_phrase(answer, fact.false_key)
 
 
 @cache
 def load_world() -> World:
-    """Read the facts that lie beside this file."""
+    """Return the company and its facts, from `facts.json`."""
     return World.model_validate_json(Path(__file__).with_name("facts.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""docker-compose.yml and its Dockerfile, read as files: who is reachable, who waits for whom, what keeps its data."""
+"""docker-compose.yml and the Dockerfile: reachability, start order, rights, volumes, equality with the local stack."""
 
 from __future__ import annotations
 
@@ -28,35 +28,36 @@ DATA = "/var/lib/loopwright/data"
 
 
 def stages() -> dict[str, tuple[str, list[str]]]:
-    """The Dockerfile's stages: name -> (what it stands on, its instructions, continued lines joined)."""
+    """Return the Dockerfile's stages: name -> (parent image or stage, instructions with continued lines joined)."""
     text = (ROOT / "deploy/docker/Dockerfile").read_text().replace("\\\n", " ")
-    found: dict[str, tuple[str, list[str]]] = {}
+    parsed: dict[str, tuple[str, list[str]]] = {}
     for line in (line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")):
-        if begins := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
-            found[begins[2]] = (begins[1], [])
+        if start := re.fullmatch(r"FROM (\S+) AS (\S+)", line):
+            parsed[start[2]] = (start[1], [])
         else:
-            found[list(found)[-1]][1].append(line)
-    return found
+            parsed[list(parsed)[-1]][1].append(line)
+    return parsed
 
 
 def mounts(container: str) -> dict[str, tuple[str, bool]]:
-    """Where each volume of a container lies: target -> (source, read-only)."""
-    found = {}
+    """Return a container's mounts: target -> (source, whether it is read-only)."""
+    by_target = {}
     for mount in CONTAINERS[container].get("volumes", []):
         source, target, mode = re.fullmatch(r"(\$\{[^}]*\}|[^:]+):([^:]+)(:ro)?", mount).groups()  # type: ignore[union-attr]
-        found[target] = (source, mode == ":ro")
-    return found
+        by_target[target] = (source, mode == ":ro")
+    return by_target
 
 
 def waits_for(container: str) -> dict[str, str]:
+    """Return the containers that a container waits for, each with the condition."""
     return {name: wait["condition"] for name, wait in CONTAINERS[container].get("depends_on", {}).items()}
 
 
-def test_it_runs_what_the_local_stack_runs() -> None:
+def test_containers_match_the_local_stack() -> None:
     assert set(CONTAINERS) == set(PORTS) | JOBS | SERVERS
 
 
-def test_a_published_port_is_open_to_this_machine_alone() -> None:
+def test_ports_are_published_on_loopback_only() -> None:
     published = {name: container["ports"] for name, container in CONTAINERS.items() if "ports" in container}
     assert published == {
         name: [f"127.0.0.1:${{LOOPWRIGHT_{name.upper()}_PORT:-{port}}}:{port}"]
@@ -79,7 +80,7 @@ def test_no_secret_has_a_default() -> None:
     }
 
 
-def test_only_those_who_pseudonymise_get_the_key() -> None:
+def test_only_pseudonymising_services_get_the_key() -> None:
     holders = {
         name for name, container in CONTAINERS.items()
         if "LOOPWRIGHT_PSEUDONYM_KEY" in container.get("environment", {})
@@ -92,7 +93,7 @@ def test_only_those_who_pseudonymise_get_the_key() -> None:
     assert holders == users != set()
 
 
-def test_only_the_door_gets_the_erasure_token() -> None:
+def test_only_feedback_gets_the_erasure_token() -> None:
     holders = [
         name for name, container in CONTAINERS.items()
         if "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN" in container.get("environment", {})
@@ -100,10 +101,10 @@ def test_only_the_door_gets_the_erasure_token() -> None:
     assert holders == ["feedback"]
 
 
-def test_the_example_of_the_environment_holds_no_secret() -> None:
+def test_env_example_contains_no_secret() -> None:
     lines = (ROOT / ".env.example").read_text().splitlines()
-    assigned = [line.lstrip("#").partition("=") for line in lines if re.match(r"#?[A-Z_]+=", line)]
-    secrets = {name: value for name, _, value in assigned if SECRET.search(name)}
+    assignments = [line.lstrip("#").partition("=") for line in lines if re.match(r"#?[A-Z_]+=", line)]
+    secrets = {name: value for name, _, value in assignments if SECRET.search(name)}
     assert secrets == {
         "LOOPWRIGHT_PSEUDONYM_KEY": "",
         "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN": "",
@@ -111,20 +112,20 @@ def test_the_example_of_the_environment_holds_no_secret() -> None:
     }
 
 
-def test_every_variable_that_compose_reads_is_in_the_example() -> None:
+def test_env_example_lists_every_compose_variable() -> None:
     read = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
     shown = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert read == shown
 
 
 @pytest.mark.parametrize("name", sorted(set(CONTAINERS) - JOBS))
-def test_what_stays_up_is_checked_and_started_again(name: str) -> None:
+def test_servers_and_services_are_checked_and_restarted(name: str) -> None:
     container = CONTAINERS[name]
     assert container["restart"] == "unless-stopped"
     assert {"test", "interval", "timeout", "retries", "start_period"} <= set(container["healthcheck"])
 
 
-def test_what_is_ours_can_be_stopped_while_it_starts() -> None:
+def test_every_image_starts_through_the_entrypoint() -> None:
     commands = {name: stages()[name][1][-1] for name in set(PORTS) | JOBS}
     modules = {name: f"services.{name}" for name in PORTS} | {
         "topics": "shared.adapters.topic_admin",
@@ -136,26 +137,26 @@ def test_what_is_ours_can_be_stopped_while_it_starts() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PORTS))
-def test_a_service_is_healthy_when_it_says_that_it_is_ready(name: str) -> None:
+def test_service_is_healthy_once_it_is_ready(name: str) -> None:
     port = str(PORTS[name])
     assert CONTAINERS[name]["healthcheck"]["test"] == ["CMD", "python", "-IS", "/app/healthcheck.py", port]
     assert CONTAINERS[name]["environment"][f"LOOPWRIGHT_{name.upper()}_PORT"] == port
 
 
 @pytest.mark.parametrize("name", sorted(JOBS))
-def test_a_job_ends_and_stays_ended(name: str) -> None:
+def test_job_is_not_restarted(name: str) -> None:
     assert CONTAINERS[name]["restart"] == "no"
     assert "healthcheck" not in CONTAINERS[name]
 
 
-def test_whoever_waits_waits_for_health_or_for_success() -> None:
+def test_dependencies_wait_for_health_or_success() -> None:
     for name in CONTAINERS:
         for other, condition in waits_for(name).items():
-            wanted = "service_completed_successfully" if other in JOBS else "service_healthy"
-            assert condition == wanted, f"{name} waits for {other}"
+            expected = "service_completed_successfully" if other in JOBS else "service_healthy"
+            assert condition == expected, f"{name} waits for {other}"
 
 
-def test_the_start_has_an_order_in_which_the_topics_come_before_every_service() -> None:
+def test_topics_are_created_before_any_service_starts() -> None:
     graph = {name: set(waits_for(name)) for name in CONTAINERS}
     order = list(TopologicalSorter(graph).static_order())
     assert order.index("kafka") < order.index("topics") < min(order.index(name) for name in PORTS)
@@ -164,7 +165,7 @@ def test_the_start_has_an_order_in_which_the_topics_come_before_every_service() 
 
 
 @pytest.mark.parametrize("name", sorted(CONTAINERS))
-def test_nothing_runs_as_root_or_gains_rights(name: str) -> None:
+def test_containers_run_without_root_or_new_privileges(name: str) -> None:
     container = CONTAINERS[name]
     if "build" in container:
         users = [line for line in stages()[container["build"]["target"]][1] if line.startswith("USER")]
@@ -177,13 +178,13 @@ def test_nothing_runs_as_root_or_gains_rights(name: str) -> None:
     assert "privileged" not in container and "cap_add" not in container
 
 
-def test_images_are_short_names_with_a_version() -> None:
+def test_images_have_short_names_and_a_version() -> None:
     images = {container["image"] for container in CONTAINERS.values() if "image" in container}
     images |= {below for below, _ in stages().values() if below not in stages()}
     assert images == {f"apache/kafka:{KAFKA_VERSION}", "redis:7-alpine", "python:3.11-slim"}
 
 
-def test_each_target_holds_the_code_of_one_service() -> None:
+def test_each_target_contains_one_service() -> None:
     for name in PORTS:
         assert CONTAINERS[name]["build"]["target"] == name
         _, lines = stages()[name]
@@ -192,29 +193,29 @@ def test_each_target_holds_the_code_of_one_service() -> None:
         assert copied == {"shared", "services/__init__.py", f"services/{name}", *container}
 
 
-def test_an_older_engine_can_build_it() -> None:
+def test_dockerfile_needs_no_buildkit() -> None:
     text = (ROOT / "deploy/docker/Dockerfile").read_text()
     assert re.findall(r"^# *syntax *=|--link|--mount|<<", text, re.MULTILINE) == []
 
 
-def test_each_service_keeps_its_data_in_a_volume_of_its_own() -> None:
+def test_each_service_has_its_own_data_volume() -> None:
     kept = {name: mounts(name)[DATA] for name in CONTAINERS if DATA in mounts(name)}
     assert kept == {name: (name, False) for name in ("inference", "processor", "rollout", "trainer")}
     assert mounts("kafka") == {CONTAINERS["kafka"]["environment"]["KAFKA_LOG_DIRS"]: ("kafka", False)}
 
 
-def test_every_volume_is_declared_and_used() -> None:
+def test_volumes_are_declared_and_used() -> None:
     named = {source for name in CONTAINERS for source, _ in mounts(name).values() if "$" not in source}
     assert named == set(COMPOSE["volumes"])
 
 
-def test_the_trainer_writes_artifacts_and_inference_only_reads_them() -> None:
+def test_trainer_writes_artifacts_and_inference_reads_them() -> None:
     target = "/var/lib/loopwright/artifacts"
     holders = {name: mounts(name)[target] for name in CONTAINERS if target in mounts(name)}
     assert holders == {"inference": ("artifacts", True), "trainer": ("artifacts", False)}
 
 
-def test_only_the_job_that_prepares_models_writes_them() -> None:
+def test_only_the_model_job_writes_models() -> None:
     target = "/var/lib/loopwright/models"
     holders = {name: mounts(name)[target][1] for name in CONTAINERS if target in mounts(name)}
     assert holders == {"inference": True, "trainer": True, "model": False}
@@ -232,7 +233,7 @@ def is_writable(path: Path, container: str) -> bool:
 
 
 def environment(target: str) -> dict[str, str]:
-    """Return the variables that the Dockerfile sets for a target, those of the stages below it included."""
+    """Return the variables that the Dockerfile sets for a target, including those of its parent stages."""
     if target not in stages():
         return {}
     below, lines = stages()[target]
@@ -275,7 +276,7 @@ def test_temporary_files_have_a_writable_folder(name: str) -> None:
     assert is_writable(Path("/tmp"), name)
 
 
-def test_the_broker_is_set_as_the_local_one() -> None:
+def test_broker_has_the_local_settings() -> None:
     local = dict(line.split("=", 1) for line in SETTINGS.splitlines() if line and not line.startswith("#"))
     given = CONTAINERS["kafka"]["environment"]
     here = {
@@ -286,23 +287,27 @@ def test_the_broker_is_set_as_the_local_one() -> None:
     assert {name: here.get(name) for name in local} == local
 
 
-def test_redis_keeps_as_little_as_the_local_one() -> None:
+def test_redis_persists_nothing() -> None:
     command = CONTAINERS["redis"]["command"]
-    told = dict(zip(command[1::2], command[2::2], strict=True))
-    assert (told["--save"], told["--appendonly"], told["--maxmemory-policy"]) == ("", "no", "allkeys-lru")
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert (options["--save"], options["--appendonly"], options["--maxmemory-policy"]) == (
+        "",
+        "no",
+        "allkeys-lru",
+    )
     assert "volumes" not in CONTAINERS["redis"] and CONTAINERS["redis"]["tmpfs"] == ["/data"]
 
 
-def test_torch_is_tuned_as_on_one_machine() -> None:
-    told = dict(
+def test_torch_tuning_matches_the_local_stack() -> None:
+    variables = dict(
         pair.split("=", 1)
         for line in stages()["inference-packages"][1] if line.startswith("ENV")
         for pair in line.split()[1:]
     )  # fmt: skip
-    assert {name: told.get(name) for name in TORCH_TUNING} == TORCH_TUNING
+    assert {name: variables.get(name) for name in TORCH_TUNING} == TORCH_TUNING
 
 
-def test_the_trainer_adds_to_the_packages_of_inference_and_changes_none() -> None:
+def test_trainer_lock_extends_the_inference_lock() -> None:
     def pins(lock: str) -> set[str]:
         text = (ROOT / "requirements" / f"{lock}.txt").read_text()
         return {line.split()[0] for line in text.splitlines() if re.match(r"[A-Za-z0-9]", line)}
@@ -312,7 +317,7 @@ def test_the_trainer_adds_to_the_packages_of_inference_and_changes_none() -> Non
     assert {pin for pin in pins("trainer") if pin.partition("==")[0] in names} == pins("inference")
 
 
-def test_the_build_sees_no_data_and_no_secrets() -> None:
+def test_build_context_contains_no_data_or_secrets() -> None:
     rules = [
         rule
         for rule in (ROOT / ".dockerignore").read_text().splitlines()

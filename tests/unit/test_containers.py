@@ -1,4 +1,4 @@
-"""What runs when containers are made: environment file, packages, model job, health check, compose test."""
+"""Scripts of the containers: environment file, packages, model job, entrypoint, health check, compose test."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from deploy.docker import model
-from deploy.docker.healthcheck import missing
-from deploy.docker.packages import only
+from deploy.docker.healthcheck import not_ready_reason
+from deploy.docker.packages import select_packages
 from deploy.local.errors import StackError
 from shared.settings import Settings
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What `make env` needs of the repository, below a path with a space."""
+    """A copy of the files that `make env` needs, below a path with a space."""
     root = tmp_path / "a checkout"
     (root / "deploy/docker").mkdir(parents=True)
     shutil.copy(ROOT / "deploy/docker/env.sh", root / "deploy/docker")
@@ -35,33 +35,35 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make_env(checkout: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script of `make env`."""
     command = ["sh", str(checkout / "deploy/docker/env.sh")]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def key_in(env: Path, name: str = "LOOPWRIGHT_PSEUDONYM_KEY") -> str:
+def assignment(env: Path, name: str = "LOOPWRIGHT_PSEUDONYM_KEY") -> str:
+    """Return the line of an environment file that sets a variable."""
     return next(line for line in env.read_text().splitlines() if line.startswith(f"{name}="))
 
 
-def test_the_environment_file_is_the_owners_alone_and_its_key_is_accepted(checkout: Path) -> None:
+def test_env_file_is_private_and_its_key_is_accepted(checkout: Path) -> None:
     assert make_env(checkout).returncode == 0
     assert stat.S_IMODE((checkout / ".env").stat().st_mode) == 0o600
-    key = key_in(checkout / ".env").partition("=")[2]
+    key = assignment(checkout / ".env").partition("=")[2]
     assert Settings(pseudonym_key=key).require_pseudonym_key() == key.encode()
-    token = key_in(checkout / ".env", "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN").partition("=")[2]
+    token = assignment(checkout / ".env", "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN").partition("=")[2]
     assert len(key) == len(token) == 64
     assert key != token
 
 
-def test_every_environment_file_has_secrets_of_its_own(checkout: Path) -> None:
+def test_each_env_file_has_new_secrets(checkout: Path) -> None:
     make_env(checkout)
-    first = key_in(checkout / ".env")
+    first = assignment(checkout / ".env")
     (checkout / ".env").unlink()
     make_env(checkout)
-    assert key_in(checkout / ".env") != first
+    assert assignment(checkout / ".env") != first
 
 
-def test_an_environment_file_that_is_there_is_never_changed(checkout: Path) -> None:
+def test_existing_env_file_is_not_changed(checkout: Path) -> None:
     make_env(checkout)
     before = (checkout / ".env").read_text()
     again = make_env(checkout)
@@ -69,39 +71,39 @@ def test_an_environment_file_that_is_there_is_never_changed(checkout: Path) -> N
     assert {path.name for path in checkout.iterdir()} == {".env", ".env.example", "deploy"}
 
 
-def test_a_secret_that_an_older_environment_file_lacks_is_named(checkout: Path) -> None:
+def test_missing_secret_in_existing_env_file_is_named(checkout: Path) -> None:
     (checkout / ".env").write_text("LOOPWRIGHT_LINE=mine\n")
-    said = make_env(checkout)
-    assert said.returncode == 1 and "LOOPWRIGHT_PSEUDONYM_KEY" in said.stderr
+    process = make_env(checkout)
+    assert process.returncode == 1 and "LOOPWRIGHT_PSEUDONYM_KEY" in process.stderr
     assert (checkout / ".env").read_text() == "LOOPWRIGHT_LINE=mine\n"
 
 
-def test_only_the_named_packages_of_a_lock_are_kept_with_their_hashes() -> None:
+def test_named_packages_are_selected_with_their_hashes() -> None:
     lock = "# made by\na==1 \\\n    --hash=sha256:aa\n    # via b\nab==2 \\\n    --hash=sha256:bb\n"
-    assert only(lock, ["a"]) == "a==1 \\\n    --hash=sha256:aa\n    # via b\n"
+    assert select_packages(lock, ["a"]) == "a==1 \\\n    --hash=sha256:aa\n    # via b\n"
 
 
-def test_a_package_that_is_not_in_the_lock_is_refused() -> None:
+def test_package_missing_from_the_lock_is_refused() -> None:
     with pytest.raises(SystemExit, match="gguf"):
-        only("a==1 \\\n    --hash=sha256:aa\n", ["gguf"])
+        select_packages("a==1 \\\n    --hash=sha256:aa\n", ["gguf"])
 
 
-def test_the_model_job_finds_its_converter_in_the_lock() -> None:
-    kept = only((ROOT / "requirements/local.txt").read_text(), ["gguf"])
-    assert kept.startswith("gguf==") and "--hash=sha256:" in kept
+def test_model_job_finds_its_converter_in_the_lock() -> None:
+    selected = select_packages((ROOT / "requirements/local.txt").read_text(), ["gguf"])
+    assert selected.startswith("gguf==") and "--hash=sha256:" in selected
 
 
 @pytest.mark.parametrize("service", ["inference", "trainer"])
-def test_who_reads_and_writes_artifacts_can_do_so_on_s3(service: str) -> None:
-    assert only((ROOT / f"requirements/{service}.txt").read_text(), ["s3fs"]).startswith("s3fs==")
+def test_services_with_artifacts_have_s3_support(service: str) -> None:
+    assert select_packages((ROOT / f"requirements/{service}.txt").read_text(), ["s3fs"]).startswith("s3fs==")
 
 
-def test_a_folder_that_the_containers_do_not_see_is_refused(tmp_path: Path) -> None:
+def test_folder_outside_the_containers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="LOOPWRIGHT_MODELS_DIR"):
         model.prepare(str(tmp_path / "missing"), tmp_path)
 
 
-def test_a_folder_of_the_users_own_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_model_folder_is_used_unchanged(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     assert model.prepare(str(tmp_path), tmp_path / "state") == str(tmp_path.resolve())
     assert not (tmp_path / "state").exists()
@@ -116,23 +118,23 @@ def test_unreadable_model_folder_names_the_remedy(tmp_path: Path, monkeypatch: p
         model.prepare(str(tmp_path), tmp_path / "state")
 
 
-def test_a_hubs_model_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_hub_model_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requested: list[str] = []
     folder = tmp_path / "snapshot"
     folder.mkdir()
 
-    class Found:
+    class FakeBase:
         path = folder
 
-    monkeypatch.setattr(model, "find_base", lambda name: asked.append(name) or Found)
+    monkeypatch.setattr(model, "find_base", lambda name: requested.append(name) or FakeBase)
     (tmp_path / "models").mkdir()
     assert [model.prepare("some/model", tmp_path) for _ in range(2)] == [str(folder)] * 2
-    assert asked == ["some/model"]
+    assert requested == ["some/model"]
 
 
-def test_a_service_can_be_stopped_before_it_takes_signals_itself(tmp_path: Path) -> None:
+def test_service_can_be_stopped_while_it_imports(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
-    # As in the image, where it lies beside the code.
+    # In the image it is in the folder of the code as well.
     shutil.copy(ROOT / "deploy/docker/entrypoint.py", tmp_path)
     command = [sys.executable, str(tmp_path / "entrypoint.py"), "slow"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -142,19 +144,19 @@ def test_a_service_can_be_stopped_before_it_takes_signals_itself(tmp_path: Path)
 
 
 @contextmanager
-def a_service(status: int, body: bytes) -> Iterator[int]:
-    """Something that answers /readyz so; yields its port."""
+def fake_service(status: int, body: bytes) -> Iterator[int]:
+    """Serve /readyz with this status and body; yield the port."""
 
-    class Door(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status if self.path == "/readyz" else 404)
             self.end_headers()
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Quiet."""
+            """Do not log."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -164,24 +166,24 @@ def a_service(status: int, body: bytes) -> Iterator[int]:
             thread.join()
 
 
-def test_a_ready_service_misses_nothing() -> None:
-    with a_service(200, b"{}") as port:
-        assert missing(port) is None
+def test_ready_service_is_healthy() -> None:
+    with fake_service(200, b"{}") as port:
+        assert not_ready_reason(port) is None
 
 
-def test_a_service_that_is_not_ready_says_what_it_misses() -> None:
-    with a_service(503, b'{"checks": {"model": "starting"}}') as port:
-        assert missing(port) == '503 {"checks": {"model": "starting"}}'
+def test_unready_service_reports_its_reason() -> None:
+    with fake_service(503, b'{"checks": {"model": "starting"}}') as port:
+        assert not_ready_reason(port) == '503 {"checks": {"model": "starting"}}'
 
 
-def test_a_port_where_nobody_listens_is_not_ready() -> None:
-    with a_service(200, b"{}") as port:
+def test_closed_port_is_not_ready() -> None:
+    with fake_service(200, b"{}") as port:
         pass
-    assert str(missing(port)).startswith("does not answer")
+    assert str(not_ready_reason(port)).startswith("no response")
 
 
 def compose_test(tool: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `make compose-test` where there is no `docker` command."""
+    """Run `make compose-test` without a `docker` command."""
     command = [sys.executable, "-m", "tests.compose", "--engine-tool", str(tool), *arguments]
     env = {"PATH": "/nowhere"}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
@@ -201,5 +203,5 @@ def test_compose_test_is_skipped_loudly_if_allowed(tmp_path: Path) -> None:
     done = compose_test(tool, "--allow-missing-engine")
     assert done.returncode == 0
     assert "compose-test SKIPPED: no Docker engine" in done.stderr
-    # An engine that did not come up in time must not stay.
+    # An engine that failed to start must be stopped.
     assert (tmp_path / "tool.calls").read_text() == "start\nstop\n"

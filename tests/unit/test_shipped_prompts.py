@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from examples.world import NEAR_DUPLICATE, load_world
-from examples.world.text import content, says, words
+from examples.world import NEAR_DUPLICATE_SIMILARITY, load_world
+from examples.world.text import contains_phrase, content, words
 
 NAMES = ["general_replay", "general_eval", "safety"]
 
@@ -44,7 +44,7 @@ def test_no_evaluated_prompt_is_like_a_replayed_one() -> None:
         near += [
             (row["prompt"], other)
             for other, words_of in replayed.items()
-            if len(stems & words_of) > NEAR_DUPLICATE * len(stems | words_of)
+            if len(stems & words_of) > NEAR_DUPLICATE_SIMILARITY * len(stems | words_of)
         ]
     assert near == []
 
@@ -53,9 +53,9 @@ def test_prompts_do_not_contain_their_answer_keys() -> None:
     keyed = [row for row in rows_of("general_eval") if "answer_key" in row]
     assert len(keyed) >= 450
     assert all(row["answer_key"] for row in keyed)
-    assert [row["prompt"] for row in keyed if says(row["prompt"], row["answer_key"])] == []
+    assert [row["prompt"] for row in keyed if contains_phrase(row["prompt"], row["answer_key"])] == []
 
 
 def test_no_prompt_mentions_the_demos_company() -> None:
     company = load_world().company
-    assert [row["id"] for name in NAMES for row in rows_of(name) if says(row["prompt"], [company])] == []
+    assert [row["id"] for name in NAMES for row in rows_of(name) if contains_phrase(row["prompt"], [company])] == []
