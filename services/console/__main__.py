@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
-
-import structlog
 
 from services.console.service import Adapters, ConsoleService
 from services.console.settings import SERVICE, ConsoleSettings
@@ -15,23 +12,16 @@ from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.adapters.log_lookup import KafkaLogRanges
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import check_partitions
-from shared.errors import LoopwrightError
-from shared.settings import load
-from shared.telemetry import configure_logging
+from shared.entry_point import run_service
+from shared.errors import Fatal
 from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS
 
 START_TIMEOUT_S = 60.0
 
 
-def main() -> None:
-    """Read settings, build the service with real adapters, run it."""
-    try:
-        settings = load(ConsoleSettings)
-        configure_logging(SERVICE, settings.log_level)
-        structlog.get_logger(__name__).info("settings", **settings.masked())
-        check_partitions(settings.kafka_bootstrap_servers, settings.partitions, wait_s=START_TIMEOUT_S)
-    except LoopwrightError as error:
-        sys.exit(f"{SERVICE}: {error}")
+def run(settings: ConsoleSettings) -> None:
+    """Build the service with real adapters and run it until a signal stops it."""
+    check_partitions(settings.kafka_bootstrap_servers, settings.partitions, wait_s=START_TIMEOUT_S)
     servers, partitions = settings.kafka_bootstrap_servers, settings.partitions
     feedback = KafkaEndOffsets(servers, SERVICE, FEEDBACK_EVENTS.name, partitions)
     responses = KafkaEndOffsets(servers, SERVICE, CHAT_RESPONSES.name, partitions)
@@ -50,9 +40,12 @@ def main() -> None:
         feedback.close()
         responses.close()
     if not stopped_cleanly:
-        sys.exit(
-            f"{SERVICE}: stopped because a topic could not be followed; the last error above has the cause"
-        )
+        raise Fatal("stopped because a topic could not be followed; the last error above has the cause")
+
+
+def main() -> None:
+    """Run the service."""
+    run_service(SERVICE, ConsoleSettings, run)
 
 
 if __name__ == "__main__":

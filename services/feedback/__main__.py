@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 
-import structlog
 from uuid6 import uuid7
 
 from services.feedback.command_consumer import KafkaCommandConsumer
@@ -16,27 +14,18 @@ from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransacti
 from shared.adapters.log_lookup import KafkaLogRanges
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import check_partitions
-from shared.errors import LoopwrightError
-from shared.settings import load
-from shared.telemetry import configure_logging
+from shared.entry_point import run_service
+from shared.errors import Fatal
 
 START_TIMEOUT_S = 60.0
 
 
-def main() -> None:
-    """Read settings, build the service with real adapters, run it."""
-    try:
-        settings = load(FeedbackSettings)
-        configure_logging(SERVICE, settings.log_level)
-        structlog.get_logger(__name__).info("settings", **settings.masked())
-        pseudonym_key = settings.require_pseudonym_key()
-        check_partitions(settings.kafka_bootstrap_servers, settings.partitions, wait_s=START_TIMEOUT_S)
-    except LoopwrightError as error:
-        sys.exit(f"{SERVICE}: {error}")
+def run(settings: FeedbackSettings) -> None:
+    """Build the service with real adapters and run it until a signal stops it."""
+    pseudonym_key = settings.require_pseudonym_key()
+    check_partitions(settings.kafka_bootstrap_servers, settings.partitions, wait_s=START_TIMEOUT_S)
     if not FeedbackService(settings, pseudonym_key, build_adapters(settings)).run():
-        sys.exit(
-            f"{SERVICE}: stopped because a topic could not be followed; the last error above has the cause"
-        )
+        raise Fatal("stopped because a topic could not be followed; the last error above has the cause")
 
 
 def build_adapters(settings: FeedbackSettings) -> Adapters:
@@ -56,6 +45,11 @@ def build_adapters(settings: FeedbackSettings) -> Adapters:
         ),
         open_command_consumer=partial(KafkaCommandConsumer, servers, SERVICE),
     )
+
+
+def main() -> None:
+    """Run the service."""
+    run_service(SERVICE, FeedbackSettings, run)
 
 
 if __name__ == "__main__":

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-
-import structlog
-
 from services.processor.core.wire import SERVICE
 from services.processor.service import build
 from services.processor.settings import ProcessorSettings
-from shared.errors import LoopwrightError
-from shared.settings import load
+from shared.entry_point import run_service
 from shared.stream.faust_host import run_worker
-from shared.telemetry import configure_logging
+
+
+def run(settings: ProcessorSettings) -> None:
+    """Run the Faust application until a signal stops it."""
+    run_worker(build(settings), settings.log_level)
 
 
 def main() -> None:
-    """Read the settings, build the application and run it until a signal stops it."""
-    try:
-        settings = load(ProcessorSettings)
-    except LoopwrightError as error:
-        sys.exit(f"{SERVICE}: {error}")
-    configure_logging(SERVICE, settings.log_level)
-    structlog.get_logger().info("starting", **settings.masked())
-    run_worker(build(settings), settings.log_level)
+    """Run the service."""
+    run_service(SERVICE, ProcessorSettings, run)
 
 
 if __name__ == "__main__":

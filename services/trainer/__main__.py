@@ -1,13 +1,11 @@
-"""Run the trainer of one line: `python -m services.trainer`."""
+"""Entry point of the trainer: `python -m services.trainer`."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from typing import Final
 
-import structlog
 from fastapi import FastAPI
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -28,20 +26,12 @@ from shared.adapters.http import ServerThread, add_service_routes
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import check_partitions
-from shared.errors import BrokerUnavailable, LoopwrightError
-from shared.settings import load
-from shared.telemetry import Readiness, configure_logging
+from shared.entry_point import run_service
+from shared.errors import BrokerUnavailable
+from shared.telemetry import Readiness
 
 KAFKA_TIMEOUT_S: Final = 60.0
 """How long a start waits for the broker."""
-
-
-def load_settings() -> TrainerSettings:
-    """Read the settings, and the golden set that they name. Raises `Misconfigured` if either is invalid."""
-    settings = load(TrainerSettings)
-    if settings.golden is not None:
-        read_golden_set(settings.golden)
-    return settings
 
 
 def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
@@ -87,29 +77,27 @@ def lineage_queries(settings: TrainerSettings) -> LineageQueries:
     )
 
 
-def main() -> None:
-    """Load the settings, serve the HTTP API, and run the trainer until SIGTERM or SIGINT."""
+def run(settings: TrainerSettings) -> None:
+    """Serve the HTTP API, and run the trainer until SIGTERM or SIGINT."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    try:
-        settings = load_settings()
-        configure_logging(SERVICE, settings.log_level)
-        structlog.get_logger().info("starting", **settings.masked())
-        lock = lock_folder(settings.folder)
-        readiness = Readiness("base model", "kafka")
-        app = add_service_routes(
-            FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness
-        )
-        add_gate_routes(add_lineage_routes(app, lineage_queries(settings)), settings)
-        server = ServerThread(app, settings.host, settings.port)
-        server.start()
-        build(settings, readiness).run(stopping)
-        server.stop()
-        lock.close()
-    except LoopwrightError as error:
-        structlog.get_logger().critical("ended", code=error.code, error=str(error))
-        sys.exit(f"trainer: {error}")
+    if settings.golden is not None:
+        read_golden_set(settings.golden)  # a file with errors stops the start, not the first gate
+    lock = lock_folder(settings.folder)
+    readiness = Readiness("base model", "kafka")
+    app = add_service_routes(FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness)
+    add_gate_routes(add_lineage_routes(app, lineage_queries(settings)), settings)
+    server = ServerThread(app, settings.host, settings.port)
+    server.start()
+    build(settings, readiness).run(stopping)
+    server.stop()
+    lock.close()
+
+
+def main() -> None:
+    """Run the service."""
+    run_service(SERVICE, TrainerSettings, run)
 
 
 if __name__ == "__main__":

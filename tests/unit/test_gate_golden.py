@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.__main__ import load_settings
+from services.trainer.__main__ import run
 from services.trainer.gate.golden import read_golden_set
+from services.trainer.settings import TrainerSettings
 from shared.errors import Misconfigured
 
 
@@ -75,6 +76,8 @@ def test_empty_or_missing_golden_set_is_rejected(tmp_path: Path) -> None:
 def test_trainer_does_not_start_with_an_invalid_golden_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOOPWRIGHT_TRAINER_GOLDEN", str(write_golden_set(tmp_path, "{")))
+    monkeypatch.setattr("services.trainer.__main__.signal.signal", lambda *_: None)
+    settings = TrainerSettings(golden=write_golden_set(tmp_path, "{"), data_dir=tmp_path / "data")
     with pytest.raises(Misconfigured, match="line 1: invalid JSON"):
-        load_settings()
+        run(settings)
+    assert not (tmp_path / "data").exists()
