@@ -32,7 +32,7 @@ def test_expected_error_ends_with_one_line() -> None:
     def run(_: Settings) -> None:
         raise Misconfigured("topics missing: run the topics job")
 
-    with pytest.raises(SystemExit, match="^probe: topics missing: run the topics job$"):
+    with pytest.raises(SystemExit, match=r"^probe: topics missing: run the topics job$"):
         run_service("probe", Settings, run)
 
 
