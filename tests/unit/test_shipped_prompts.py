@@ -58,4 +58,6 @@ def test_prompts_do_not_contain_their_answer_keys() -> None:
 
 def test_no_prompt_mentions_the_demos_company() -> None:
     company = load_world().company
-    assert [row["id"] for name in NAMES for row in rows_of(name) if contains_phrase(row["prompt"], [company])] == []
+    assert [
+        row["id"] for name in NAMES for row in rows_of(name) if contains_phrase(row["prompt"], [company])
+    ] == []

@@ -106,7 +106,9 @@ def test_rewrite_trains_instead_of_the_comment(tmp_path: Path) -> None:
         (FakeRewriter("Two.<|im_end|>"), "chat template: the text contains special tokens"),
     ],
 )
-def test_rewrite_that_fails_a_check_is_quarantined(reviser: FakeRewriter, reason: str, tmp_path: Path) -> None:
+def test_rewrite_that_fails_a_check_is_quarantined(
+    reviser: FakeRewriter, reason: str, tmp_path: Path
+) -> None:
     found = build([commented()], rewrite_all(tmp_path, reviser))
     assert (found.train, reasons(found)) == ((), [reason])
 
