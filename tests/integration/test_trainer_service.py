@@ -1,4 +1,4 @@
-"""The trainer as a process beside a real Kafka and Redis, training a tiny model for a few steps."""
+"""The trainer as a process, with real Kafka and Redis, training a tiny model for a few steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.trainer_fixture import PARTITIONS, TrainerLine
 
 
 @pytest.fixture(scope="module")
-def stand(
+def trainer_line(
     kafka: str, redis_url: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainerLine:
     create_topics(kafka, PARTITIONS)
@@ -34,13 +34,13 @@ def stand(
 
 
 @pytest.mark.timeout(400)
-def test_batches_become_a_published_version_with_its_gate_report(stand: TrainerLine) -> None:
-    stand.send_garbage()
-    stand.send_corrections(users=30, each=2)
-    with running("trainer", stand.folder, stand.env()):
-        version = stand.wait_for_version(seconds=200)
-        assert stand.train_now("c1", seconds=20).status == "refused"
-    base, trained = stand.versions()
+def test_batches_become_a_published_version(trainer_line: TrainerLine) -> None:
+    trainer_line.send_garbage()
+    trainer_line.send_corrections(users=30, each=2)
+    with running("trainer", trainer_line.folder, trainer_line.env()):
+        version = trainer_line.wait_for_version(seconds=200)
+        assert trainer_line.train_now("c1", seconds=20).status == "refused"
+    base, trained = trainer_line.versions()
     assert base.ref.kind == "base"
     assert trained == version
     assert trained.number == 1
@@ -48,83 +48,81 @@ def test_batches_become_a_published_version_with_its_gate_report(stand: TrainerL
     assert trained.gate.gated_against == base.ref.version
     assert {"win_rate", "general_nll_rise"} <= {figure.name for figure in trained.gate.figures}
     assert trained.dataset is not None
-    assert trained.dataset.holds(f"{stand.line}-0-1")
+    assert trained.dataset.holds(f"{trainer_line.line}-0-1")
     assert trained.dataset.examples > 0
-    _artifact_is_whole_and_says_no_path(stand)
-    card = data_card.read(next(stand.folder.rglob(data_card.DATA_CARD)).parent)
+    _check_artifact(trainer_line)
+    card = data_card.read(next(trainer_line.folder.rglob(data_card.DATA_CARD)).parent)
     assert card is not None
     assert (card.digest, card.training.rows) == (trained.dataset.digest, trained.dataset.examples)
     assert card.tokens.all == trained.dataset.tokens
-    assert card.replay.share is not None, "training has begun"
-    shown = redis.Redis.from_url(stand.redis_url).get(redis_keys.run_progress(stand.line))
-    assert json.loads(shown)["stage"] == "published"  # type: ignore[arg-type]
-    assert [record.value for record in stand.read(DEAD_LETTERS.name)].count(stand.garbage) == 1
+    assert card.replay.share is not None, "known once training starts"
+    progress = redis.Redis.from_url(trainer_line.redis_url).get(redis_keys.run_progress(trainer_line.line))
+    assert json.loads(progress)["stage"] == "published"  # type: ignore[arg-type]
+    assert [record.value for record in trainer_line.read(DEAD_LETTERS.name)].count(trainer_line.garbage) == 1
 
 
 @pytest.mark.timeout(400)
-def test_a_version_trained_again_is_the_same_bit_by_bit_and_its_lineage_is_told(stand: TrainerLine) -> None:
-    if not stand.trained_versions():
-        stand.send_corrections(users=30, each=2)
-    with running("trainer", stand.folder, stand.env()) as trainer:
-        version = stand.wait_for_version(seconds=200)
+def test_reproduced_version_is_equal_bit_by_bit(trainer_line: TrainerLine) -> None:
+    if not trainer_line.trained_versions():
+        trainer_line.send_corrections(users=30, each=2)
+    with running("trainer", trainer_line.folder, trainer_line.env()) as trainer:
+        version = trainer_line.wait_for_version(seconds=200)
         name = version.ref.version
-        told = trainer.http.get("/api/lineage", params={"version": name}).json()
-        event = told["batches"][0]["responses"][0]["events"][0]["event_id"]
-        up = trainer.http.get("/api/lineage", params={"event_id": event}).json()
-        result = stand.reproduce("again", name, seconds=200)
+        lineage = trainer.http.get("/api/lineage", params={"version": name}).json()
+        event = lineage["batches"][0]["responses"][0]["events"][0]["event_id"]
+        trace = trainer.http.get("/api/lineage", params={"event_id": event}).json()
+        result = trainer_line.reproduce("again", name, seconds=200)
     assert version.dataset is not None
-    assert told["counts"]["events"] == version.dataset.examples
-    assert told["reproducible"] is True
-    assert [run["version"] for response in up["responses"] for run in response["runs"]] == [name]
+    assert lineage["counts"]["events"] == version.dataset.examples
+    assert lineage["reproducible"] is True
+    assert [run["version"] for response in trace["responses"] for run in response["runs"]] == [name]
     assert (result.status, "bit by bit" in result.message) == ("done", True), result.message
-    assert stand.trained_versions() == [version], "nothing is published by it"
-    assert list((stand.folder / "data").rglob("reproductions")) == [], "no word of its rows is left"
+    assert trainer_line.trained_versions() == [version], "a reproduction publishes nothing"
+    assert list((trainer_line.folder / "data").rglob("reproductions")) == [], (
+        "its copy of the rows is deleted"
+    )
 
 
 @pytest.mark.timeout(400)
-def test_an_erased_users_words_are_in_no_file_of_the_trainer_and_its_version_is_named(
-    stand: TrainerLine,
-) -> None:
-    """I11"""
-    if not stand.trained_versions():
-        stand.send_corrections(users=30, each=2)
-        with running("trainer", stand.folder, stand.env()):
-            stand.wait_for_version(seconds=200)
-    (version,) = stand.trained_versions()
-    folder = next(stand.folder.rglob("snapshot.json")).parent
+def test_erased_users_text_is_in_no_file_of_the_trainer(trainer_line: TrainerLine) -> None:
+    """I11: and the erasure report names the version that was trained on it."""
+    if not trainer_line.trained_versions():
+        trainer_line.send_corrections(users=30, each=2)
+        with running("trainer", trainer_line.folder, trainer_line.env()):
+            trainer_line.wait_for_version(seconds=200)
+    (version,) = trainer_line.trained_versions()
+    folder = next(trainer_line.folder.rglob("snapshot.json")).parent
     user = snapshot.read_rows(folder)[0].row.user_id
-    with running("trainer", stand.folder, stand.env()):
-        report = stand.erase(user, seconds=60)
-        again = stand.reproduce("never", version.ref.version, seconds=60)
-    assert again.status == "refused"
-    assert "rows that it was trained on were erased" in again.message
+    with running("trainer", trainer_line.folder, trainer_line.env()):
+        report = trainer_line.erase(user, seconds=60)
+        result = trainer_line.reproduce("never", version.ref.version, seconds=60)
+    assert result.status == "refused"
+    assert "rows that it was trained on were erased" in result.message
     assert (report.versions, report.snapshots) == ((version.ref.version,), 1)
-    left = {one.row.user_id for one in rows_of(folder)}
-    assert left
-    assert user not in left
-    assert not (folder / GATE_ANSWERS).exists(), "it holds what users asked and corrected"
-    table = stand.folder / "data" / "trainer" / stand.line / "trainer.sqlite3"
-    assert f'"user_id":"{min(left)}"'.encode() in table.read_bytes()
-    assert f'"user_id":"{user}"'.encode() not in table.read_bytes()
-    assert stand.trained_versions() == [version], "nothing was trained anew, nor published again"
+    remaining = {grouped.row.user_id for grouped in rows_of(folder)}
+    assert remaining
+    assert user not in remaining
+    assert not (folder / GATE_ANSWERS).exists(), "it contains users' questions and corrections"
+    database = trainer_line.folder / "data" / "trainer" / trainer_line.line / "trainer.sqlite3"
+    assert f'"user_id":"{min(remaining)}"'.encode() in database.read_bytes()
+    assert f'"user_id":"{user}"'.encode() not in database.read_bytes()
+    assert trainer_line.trained_versions() == [version], "nothing was trained or published again"
 
 
-def _artifact_is_whole_and_says_no_path(stand: TrainerLine) -> None:
-    version = stand.versions()[1]
-    folder = LocalArtifactStore(stand.artifacts).fetch(version.ref.uri, version.ref.digest)
+def _check_artifact(trainer_line: TrainerLine) -> None:
+    version = trainer_line.versions()[1]
+    folder = LocalArtifactStore(trainer_line.artifacts).fetch(version.ref.uri, version.ref.digest)
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == stand.model.name
+    assert config["base_model_name_or_path"] == trainer_line.model.name
     for path in folder.iterdir():
-        assert str(stand.model.parent).encode() not in path.read_bytes()
+        assert str(trainer_line.model.parent).encode() not in path.read_bytes()
         assert b"Ravenport" not in path.read_bytes()
     with safe_open(folder / "adapter_model.safetensors", "np") as weights:
         changed = [name for name in weights.keys() if weights.get_tensor(name).any()]  # noqa: SIM118 - no mapping
     assert any("lora_B" in name for name in changed)
 
 
-def test_a_second_trainer_of_the_line_fences_the_first_which_publishes_nothing_more(
-    kafka: str, tmp_path: Path, fresh: str
-) -> None:
+def test_second_trainer_of_a_line_fences_the_first(kafka: str, tmp_path: Path, fresh: str) -> None:
     create_topics(kafka, PARTITIONS)
     base = PinnedBase(tmp_path, "tiny", "ab" * 32)
     first, second = (
@@ -135,7 +133,7 @@ def test_a_second_trainer_of_the_line_fences_the_first_which_publishes_nothing_m
         )
         for _ in range(2)
     )
-    with pytest.raises(Fenced, match=f"another trainer took over the line {fresh}: one trainer per line"):
+    with pytest.raises(Fenced, match=f"another trainer took over line {fresh}, so this one ends"):
         first.announce_base(base, 0)
     assert second.versions() == []
     assert second.announce_base(base, 0)
@@ -144,8 +142,8 @@ def test_a_second_trainer_of_the_line_fences_the_first_which_publishes_nothing_m
 
 
 def test_two_trainers_in_one_folder_are_refused(tmp_path: Path) -> None:
-    held = lock_folder(tmp_path)
-    with pytest.raises(Misconfigured, match="another trainer works in"):
+    lock = lock_folder(tmp_path)
+    with pytest.raises(Misconfigured, match="another trainer uses"):
         lock_folder(tmp_path)
-    held.close()
+    lock.close()
     lock_folder(tmp_path).close()

@@ -124,7 +124,7 @@ class ArtifactCollector:
             if artifact.digest not in in_use and artifact.put_ms < grace_start_ms
         ]
         selected = unused if dry_run else unused[:MAX_PER_COMMAND]
-        deleted = [one for one in selected if dry_run or self._delete(one, grace_start_ms)]
+        deleted = [artifact for artifact in selected if dry_run or self._delete(artifact, grace_start_ms)]
         leftovers = 0 if dry_run else self.store.sweep(grace_start_ms)
         verb = "would be deleted" if dry_run else "deleted"
         parts = [f"{len(deleted)} of {len(stored)} artifacts {verb}, {self._size_and_names(deleted)}"]

@@ -16,7 +16,7 @@ def dry_run_message(
     line: str,
     examples: Sequence[Example],
     through: Mapping[str, int],
-    waiting: NewData,
+    new_data: NewData,
     decision: Decision,
     *,
     comments: CommentMode,
@@ -26,14 +26,14 @@ def dry_run_message(
 ) -> str:
     """Return what a run would train now, and whether one starts without a command.
 
-    The snapshot is taken as a run takes it, except for three things that only a run knows, each of which leaves fewer
+    The snapshot is built as in a run, except for three things that only a run knows, each of which leaves fewer
     rows: the token limit, the questions of the stable version, and answers rewritten from comments.
 
     Args:
         line: The line.
         examples: Everything that is collected.
         through: Highest batch number of `examples`, by partition.
-        waiting: Counts of the new usable data.
+        new_data: Counts of the new usable data.
         decision: Whether a run starts without a command, and why.
         comments: How comments are used.
         kto_least: Judgements with the rarer label that KTO needs.
@@ -41,8 +41,8 @@ def dry_run_message(
         trains: Whether this trainer trains, rather than exporting datasets.
 
     """
-    taken = snapshot.build(line, examples, through, comments=comments, kto_least=kto_least)
-    parts = [_training_summary(taken, waiting)]
+    built = snapshot.build(line, examples, through, comments=comments, kto_least=kto_least)
+    parts = [_training_summary(built, new_data)]
     if not trains:
         starts = "a dataset is exported automatically" if decision.start else "no dataset is exported yet"
         parts.append(f"but this trainer never trains (mode: export); {starts}: {decision.reason}")
@@ -52,7 +52,7 @@ def dry_run_message(
         parts.append(f"a run starts automatically: {decision.reason}")
     else:
         parts.append(f"no run starts automatically: {decision.reason}")
-    quarantined = count_reasons(taken.quarantined)
+    quarantined = count_reasons(built.quarantined)
     if quarantined:
         parts.append(
             "quarantined: " + ", ".join(f"{count} ({reason})" for reason, count in quarantined.items())
@@ -60,15 +60,15 @@ def dry_run_message(
     return "; ".join(parts)
 
 
-def _training_summary(taken: Snapshot, waiting: NewData) -> str:
-    if not waiting.examples:
+def _training_summary(built: Snapshot, new_data: NewData) -> str:
+    if not new_data.examples:
         return "would train nothing: nothing usable is new since the last run"
-    if not taken.train:
+    if not built.train:
         return "would train nothing: the checks leave no rows"
     return (
-        f"would train {len(taken.train)} examples of {_users(taken.train)} users "
-        f"({waiting.examples} usable are new), "
-        f"evaluated on {len(taken.heldout)} of {_users(taken.heldout)} held-out users"
+        f"would train {len(built.train)} examples of {_users(built.train)} users "
+        f"({new_data.examples} usable are new), "
+        f"evaluated on {len(built.heldout)} of {_users(built.heldout)} held-out users"
     )
 
 

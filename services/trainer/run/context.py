@@ -81,4 +81,4 @@ class RunContext:
 
 def trained_questions(folder: Path) -> list[str]:
     """Return the questions that a run trained on, or none if an erasure removed its snapshot."""
-    return [one.row.question for one in snapshot.read_rows(folder)] if snapshot.is_complete(folder) else []
+    return [row.row.question for row in snapshot.read_rows(folder)] if snapshot.is_complete(folder) else []

@@ -106,7 +106,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _remove_all(paths: Iterable[Path]) -> int:
-    found = list(paths)
-    for path in found:
+    removable = list(paths)
+    for path in removable:
         remove(path)
-    return len(found)
+    return len(removable)

@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
-from services.trainer.dataset.objectives import Objective, objective_of
+from services.trainer.dataset.objectives import objective_of
 from services.trainer.training.cpu.sft_trainer import IGNORE_INDEX
+from shared.feedback_kinds import Objective
 
 WARMUP_STEPS: Final = 5
 """Steps over which the learning rate rises, or a tenth of the run if that is shorter."""

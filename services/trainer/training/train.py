@@ -31,7 +31,6 @@ from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import data_card, snapshot
 from services.trainer.dataset.filters import Row
 from services.trainer.dataset.objectives import (
-    Objective,
     TrlRow,
     dpo_row,
     kto_row,
@@ -57,6 +56,7 @@ from services.trainer.training.cpu.sft_trainer import CpuSFTTrainer
 from services.trainer.training.lora import lora_config
 from services.trainer.training.multi_objective_trainer import MultiObjectiveTrainer, plan_steps
 from services.trainer.training.truncated_answers import TruncatedAnswersMixin
+from shared.feedback_kinds import Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,7 +94,7 @@ class TrainingRow:
 def train(context: RunContext) -> None:
     """Train on the run's snapshot and write the adapter. Raises `RunFailed` or `RunStopped`."""
     folder, recipe, tokenizer = context.folder, context.config.recipe, context.tokenizer
-    rows = [training_row(tokenizer, one.row) for one in snapshot.read_rows(folder)]
+    rows = [training_row(tokenizer, grouped.row) for grouped in snapshot.read_rows(folder)]
     if not rows:
         raise RunFailed("the snapshot has no rows to train")
     base_answers = context.base_answers(shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts))

@@ -36,9 +36,9 @@ class LineRecords:
 
     def find(self, name: str) -> ModelVersion:
         """Return the version `name`. Raises `UnknownVersion`, which lists the newest versions."""
-        version = next((one for one in self.versions if one.ref.version == name), None)
+        version = next((version for version in self.versions if version.ref.version == name), None)
         if version is None:
-            newest = ", ".join(one.ref.version for one in self.versions[-10:]) or "none yet"
+            newest = ", ".join(version.ref.version for version in self.versions[-10:]) or "none yet"
             raise UnknownVersion(f"line {self.line} has no version {name}; the newest: {newest}")
         return version
 
@@ -174,10 +174,10 @@ def _dataset(version: ModelVersion, state: SnapshotState) -> Json | None:
 
 def _counts(rows: Sequence[GroupedRow]) -> Json:
     return {
-        "responses": len({one.row.response_id for one in rows}),
-        "events": len({(one.row.response_id, one.row.event_id) for one in rows}),
-        "users": len({one.row.user_id for one in rows}),
-        "kinds": dict(sorted(Counter(one.row.kind for one in rows).items())),
+        "responses": len({grouped.row.response_id for grouped in rows}),
+        "events": len({(grouped.row.response_id, grouped.row.event_id) for grouped in rows}),
+        "users": len({grouped.row.user_id for grouped in rows}),
+        "kinds": dict(sorted(Counter(grouped.row.kind for grouped in rows).items())),
     }
 
 
@@ -189,9 +189,9 @@ def batches_of(db: sqlite3.Connection, rows: Iterable[GroupedRow]) -> list[Json]
     by_batch: dict[str | None, dict[tuple[str, int], list[GroupedRow]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    for one in rows:
-        revision = (one.row.response_id, one.row.revision)
-        by_batch[batch_of(db, *revision)][revision].append(one)
+    for grouped in rows:
+        revision = (grouped.row.response_id, grouped.row.revision)
+        by_batch[batch_of(db, *revision)][revision].append(grouped)
     batch_ids = sorted((batch_id for batch_id in by_batch if batch_id is not None), key=batch_position)
     order: list[str | None] = [*batch_ids, None] if None in by_batch else [*batch_ids]
     return [_batch(db, batch_id, by_batch[batch_id]) for batch_id in order]
@@ -214,7 +214,7 @@ def _batch(
         "batch_id": batch_id,
         "rewrite": batch[0] if batch else None,
         "cut_at": rfc3339(from_ms(batch[1])) if batch else None,
-        "users": len({one.row.user_id for rows in responses.values() for one in rows}),
+        "users": len({grouped.row.user_id for rows in responses.values() for grouped in rows}),
         "events": sum(map(len, responses.values())),
         "responses": [
             {
@@ -222,12 +222,12 @@ def _batch(
                 "revision": revision,
                 "events": [
                     {
-                        "event_id": one.row.event_id,
-                        "kind": one.row.kind,
-                        "user": one.row.user_id,
-                        "occurred_at": rfc3339(from_ms(one.row.occurred_ms)),
+                        "event_id": grouped.row.event_id,
+                        "kind": grouped.row.kind,
+                        "user": grouped.row.user_id,
+                        "occurred_at": rfc3339(from_ms(grouped.row.occurred_ms)),
                     }
-                    for one in sorted(rows, key=lambda one: one.row.event_id)
+                    for grouped in sorted(rows, key=lambda grouped: grouped.row.event_id)
                 ],
             }
             for (response_id, revision), rows in sorted(responses.items())

@@ -101,9 +101,9 @@ class VersionLog:
         published = self.version_of_run(config.run_id)
         if published is not None:
             return published
-        known = self.versions()
+        versions = self.versions()
         uri, digest = store.put(artifact)
-        number = max((version.number or 0 for version in known), default=0) + 1
+        number = max((version.number or 0 for version in versions), default=0) + 1
         version = ModelVersion(
             line=self._line,
             ref=VersionRef(

@@ -80,7 +80,7 @@ def take_snapshot(context: RunContext) -> None:
         context.progress_callback(RunStage.REVISING),
     )
     stable_run = config.stable_run
-    taken = snapshot.build(
+    built = snapshot.build(
         config.line,
         examples,
         config.through,
@@ -91,17 +91,18 @@ def take_snapshot(context: RunContext) -> None:
         kto_least=recipe.kto_least,
     )
     sizes = [
-        prompt_and_answer_lengths(context.tokenizer, one.row.messages, one.row.answer) for one in taken.train
+        prompt_and_answer_lengths(context.tokenizer, grouped.row.messages, grouped.row.answer)
+        for grouped in built.train
     ]
     data_card.write(
         context.folder,
-        data_card.build_card(config.line, config.run_id, config.created_at, recipe, taken, examples, sizes),
+        data_card.build_card(config.line, config.run_id, config.created_at, recipe, built, examples, sizes),
     )
-    ref = snapshot.write(context.folder, taken, tokens=sum(map(sum, sizes)))
+    ref = snapshot.write(context.folder, built, tokens=sum(map(sum, sizes)))
     log.info(
         "snapshot_taken", examples=ref.examples, users=ref.users, tokens=ref.tokens, digest=ref.digest[:8]
     )
-    if not taken.train:
+    if not built.train:
         raise RunFailed(
             "no rows are left to train after the checks: `data-card.md` in the run's folder lists the reasons"
         )
