@@ -22,9 +22,13 @@ def run_service(name: str, settings_type: type[S], run: Callable[[S], None]) -> 
     """
     try:
         settings = load(settings_type)
-        configure_logging(name, settings.log_level)
-        structlog.get_logger().info("starting", **settings.masked())
+    except LoopwrightError as error:
+        sys.exit(f"{name}: {error}")
+    configure_logging(name, settings.log_level)
+    log = structlog.get_logger()
+    log.info("starting", **settings.masked())
+    try:
         run(settings)
     except LoopwrightError as error:
-        structlog.get_logger().critical("stopped", code=error.code, error=str(error))
+        log.critical("stopped", code=error.code, error=str(error))
         sys.exit(f"{name}: {error}")

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from loopwright import Retry
+from loopwright import Retry, __version__
 from loopwright.cli import app, common
 from tests.unit.sdk_server import FakeService, Reply, json_response, problem_response
 
@@ -263,3 +263,8 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
     text = loopwright(*command.split(), "--help").stdout
     assert f"Example: loopwright {command}" in text
     assert "--json" in text
+
+
+def test_version_is_that_of_the_package() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"loopwright {__version__}\n")

@@ -24,6 +24,7 @@ from loopwright.errors import (
     Unreachable,
 )
 from loopwright.event_ids import new_event_id
+from loopwright.feedback_kinds import FeedbackKind
 from loopwright.models import (
     Accepted,
     Command,
@@ -34,7 +35,6 @@ from loopwright.models import (
     DeadLetterPage,
     Diff,
     Erasure,
-    FeedbackKind,
     Figure,
     GateReport,
     GateResult,

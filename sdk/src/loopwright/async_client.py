@@ -19,6 +19,7 @@ from tenacity import AsyncRetrying, stop_after_attempt
 from loopwright.base_urls import resolve_base_urls, resolve_erasure_token
 from loopwright.errors import StillRunning, Unreachable
 from loopwright.event_ids import new_event_id
+from loopwright.feedback_kinds import FeedbackKind
 from loopwright.models import (
     Accepted,
     Command,
@@ -28,7 +29,6 @@ from loopwright.models import (
     DeadLetterPage,
     Diff,
     Erasure,
-    FeedbackKind,
     GateReport,
     Lineage,
     Quarantine,

@@ -7,9 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-FeedbackKind = Literal["thumbs", "rating", "correction", "comment", "preference", "retract"]
-"""Kinds of feedback."""
-
 CommandKind = Literal[
     "promote",
     "rollback",

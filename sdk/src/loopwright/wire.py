@@ -16,7 +16,7 @@ Service = Literal["feedback", "console", "trainer"]
 """Services that the clients call."""
 
 FeedbackValue: TypeAlias = str | int | Mapping[str, str | int]
-"""Content of a feedback event. It depends on the kind:
+"""Content of a feedback event. It depends on the kind (`feedback_kinds.VALUES`):
 
 - `thumbs`: `"up"` or `"down"`
 - `rating`: 1 to 5

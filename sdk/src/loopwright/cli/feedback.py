@@ -4,41 +4,32 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from loopwright.cli.common import AsJson, FeedbackUrl, LineName, connect, out, print_json, print_model
+from loopwright.feedback_kinds import VALUES, FeedbackKind
 from loopwright.wire import FeedbackValue, preference_value
 
 ResponseId = Annotated[str, typer.Argument(help="The chat completion's id.", show_default=False)]
 
 
-class Kind(StrEnum):
-    """Kinds of feedback, as choices of the command line."""
-
-    THUMBS = "thumbs"
-    RATING = "rating"
-    CORRECTION = "correction"
-    COMMENT = "comment"
-    PREFERENCE = "preference"
-    RETRACT = "retract"
+VALUE_HELP = "; ".join(f"{kind}: {value.help}" for kind, value in VALUES.items() if not value.by_options)
 
 
 def send(
     context: typer.Context,
     response_id: ResponseId,
-    kind: Annotated[Kind, typer.Argument(help="Kind of feedback.", show_default=False)],
+    kind: Annotated[FeedbackKind, typer.Argument(help="Kind of feedback.", show_default=False)],
     user: Annotated[
         str, typer.Option("--user", "-u", help="Your id of the user. Only a pseudonym is stored.")
     ],
     value: Annotated[
         str | None,
         typer.Argument(
-            help="thumbs: up or down; rating: 1 to 5; correction: the right answer; comment: its text; "
-            "retract: the event's id. Use - to read stdin.",
+            help=f"{VALUE_HELP}. Use - to read stdin.",
             show_default=False,
         ),
     ] = None,
@@ -74,7 +65,7 @@ def send(
         accepted = loop.send(
             response_id,
             user,
-            kind.value,
+            kind,
             content,
             event_id,
             choice=choice,
@@ -116,29 +107,29 @@ def receipt(
             out.print(f"  {name:<15} {escape(str(value))}")
 
 
-def parse_value(kind: Kind, value: str | None, over: str | None, under: str | None) -> FeedbackValue:
+def parse_value(kind: FeedbackKind, value: str | None, over: str | None, under: str | None) -> FeedbackValue:
     """Return the value of the event.
 
     Raises:
         typer.BadParameter: The value is missing or does not fit the kind.
 
     """
-    if kind is Kind.PREFERENCE:
+    if VALUES[kind].by_options:
         if value is not None:
-            raise typer.BadParameter("a preference has no value: use --over or --under")
+            raise typer.BadParameter(f"a {kind} has no value: use --over or --under")
         try:
             return preference_value(over, under)
         except ValueError:
-            raise typer.BadParameter("a preference needs exactly one of --over and --under") from None
+            raise typer.BadParameter(f"a {kind} needs exactly one of --over and --under") from None
     if over is not None or under is not None:
         raise typer.BadParameter("--over and --under are only for the kind preference")
     if value is None:
-        raise typer.BadParameter(f"{kind.value} needs a value: see loopwright send --help")
+        raise typer.BadParameter(f"{kind} needs a value: see loopwright send --help")
     text = sys.stdin.read().rstrip("\n") if value == "-" else value
-    if kind is Kind.THUMBS and text not in ("up", "down"):
-        raise typer.BadParameter(f"{text!r} is not a thumbs value: expected up or down")
-    if kind is Kind.RATING:
-        if text not in ("1", "2", "3", "4", "5"):
-            raise typer.BadParameter(f"{text!r} is not a rating: expected 1, 2, 3, 4 or 5")
-        return int(text)
-    return text
+    choices = VALUES[kind].choices
+    if not choices:
+        return text
+    by_text = {str(choice): choice for choice in choices}
+    if text not in by_text:
+        raise typer.BadParameter(f"{text!r} is not a {kind} value: expected {VALUES[kind].help}")
+    return by_text[text]
