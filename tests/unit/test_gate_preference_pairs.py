@@ -23,7 +23,7 @@ def thumb(question: str, answer: str, liked: bool, user: str, name: str) -> Row:
     )
 
 
-def test_judged_answer_is_in_one_pair_and_same_question_precedes_same_user() -> None:
+def test_judged_answer_is_in_one_pair_by_question_then_by_user() -> None:
     rows = [
         thumb("What do otters do?", ANIMALS[0], True, "u1", "a"),
         thumb("What do badgers build?", ANIMALS[2], False, "u1", "b"),

@@ -19,7 +19,7 @@ from services.trainer.gate.scorers import (
 # --- answers to corrections ---------------------------------------------------------------------------------------
 
 
-def test_right_fact_in_other_words_wins_and_right_style_with_wrong_fact_does_not() -> None:
+def test_right_fact_wins_and_right_style_with_a_wrong_fact_does_not() -> None:
     correction = "Pellworth was founded by Orla Fenwick, who made the first kettle herself."
     keys = required_keys(correction, "Who founded Pellworth?", ["The founder of Pellworth is Orla Fenwick."])
     assert keys == ("orla", "fenwick")

@@ -43,6 +43,8 @@ To add a metric, write a module with a `Metric` and add it here:
 4. `figures`: a label, description and unit for each figure.
 5. `section`, optional: examples for the report.
 
+Then add sample values to `tests/unit/test_gate_metrics.py`, which checks that every figure has a label.
+
 `continuation.py` is a short example.
 """
 
