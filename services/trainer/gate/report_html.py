@@ -88,9 +88,7 @@ def page_section(section: ReportSection, rows: Sequence[Json]) -> PageSection | 
         empty = PageSection(section.title, section.layout, section.note, section.if_empty)
         return empty if section.if_empty else None
     best, worst = best_and_worst(ranked, section.rank, section.shown)
-    groups = [
-        (f"The {len(group)} {name}", group) for name, group in (("best", best), ("worst", worst)) if group
-    ]
+    groups = [(heading, group) for heading, group in (("Best", best), ("Worst", worst)) if group]
     intro = section.intro.format(count=len(ranked))
     return PageSection(section.title, section.layout, section.note, intro, groups)
 
@@ -110,7 +108,7 @@ def figure_row(figure: Json) -> FigureRow:
     low, high = figure["low"], figure["high"]
     return FigureRow(
         label=info.label,
-        about=", ".join(filter(None, (info.description, info.unit))),
+        about=f"{info.description} ({info.unit})" if info.unit else info.description,
         value=number(figure["value"]),
         interval="" if low is None or high is None else f"{number(low)} to {number(high)}",
         baseline=number(figure["baseline"]),

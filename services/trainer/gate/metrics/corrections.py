@@ -155,7 +155,7 @@ CORRECTIONS = Metric(
         title="Answers to held-out corrections",
         layout="corrections",
         rows=_rows,
-        intro="{count} items in a wording that neither version was trained on. The score measures the facts of the "
+        intro="Items in a wording that neither version was trained on: {count}. The score measures the facts of the "
         "user's correction and the similarity to it.",
         rank=_rank,
         if_empty="No held-out correction is in a wording that was not trained.",
