@@ -145,7 +145,7 @@ def test_engine_is_exactly_once_whatever_its_live_view_does(kafka: str, fresh: s
             argv, port = host_command(rig, folder, view=how)
             running[how] = workers.enter_context(running_worker(folder, argv, port))
         for how, process in running.items():
-            until(process.answers("/readyz", is_ready), f"ready: {how}", 60)
+            until(process.answers("/readyz", is_ready), f"ready: {how}")
         for how in FAILING:
             process = running[how]
             until(
