@@ -1,4 +1,4 @@
-"""A Kafka of one's own: for the session, and for tests that count what whole topics hold."""
+"""A separate Kafka broker, for the test session and for tests that count all records of a topic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @contextmanager
 def own_kafka(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[str]:
-    """The address of a broker whose data lies in `folder`; stopped at the end. `settings`: of the broker, added."""
+    """Run a broker with its data in `folder` and additional `settings`; yield its address."""
     ports = choose_ports({"kafka": 0, "controller": 0})
     program = prepare_kafka(
         libs=ensure_jars(ROOT / ".loopwright" / "kafka", print),

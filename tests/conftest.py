@@ -1,4 +1,4 @@
-"""What tests of every folder share: a real Kafka, a real Redis, a small model, and the mark of the folder."""
+"""Fixtures of all tests: a real Kafka, a real Redis, the models; and a mark per test folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.brokers import own_kafka
 
 ROOT = Path(__file__).resolve().parent.parent
 PREPARED = ROOT / ".loopwright"
-# How long an example takes says more of what else runs on the machine than of the code.
+# No deadline, because the time per example depends on the machine's load.
 settings.register_profile("loopwright", deadline=None)
 settings.load_profile("loopwright")
 KINDS = ("unit", "contract", "integration", "fault", "e2e")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each test carries the name of its folder as its mark."""
+    """Mark each test with the name of its folder."""
     for item in items:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         if folder in KINDS:
@@ -34,10 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Bootstrap servers of a real Kafka: KAFKA_BOOTSTRAP_SERVERS, else one broker for this session."""
-    given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
-    if given:
-        yield given
+    """Bootstrap servers of a real Kafka: KAFKA_BOOTSTRAP_SERVERS, else a broker for this session."""
+    configured = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+    if configured:
+        yield configured
         return
     with own_kafka(tmp_path_factory.mktemp("kafka")) as address:
         yield address
@@ -46,9 +46,9 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real Redis: REDIS_URL, else a server for this session."""
-    given = os.environ.get("REDIS_URL")
-    if given:
-        yield given
+    configured = os.environ.get("REDIS_URL")
+    if configured:
+        yield configured
         return
     folder = tmp_path_factory.mktemp("redis")
     port = choose_ports({"redis": 0})["redis"]
@@ -65,18 +65,18 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def base_model() -> Path:
-    """Folder of SmolLM2-135M-Instruct, prepared on first use (minutes); LOOPWRIGHT_BASE_MODEL replaces it."""
-    given = os.environ.get("LOOPWRIGHT_BASE_MODEL")
-    return Path(given) if given else ensure_base_model(PREPARED, print)
+    """Folder of SmolLM2-135M-Instruct, prepared on first use (minutes), or LOOPWRIGHT_BASE_MODEL."""
+    configured = os.environ.get("LOOPWRIGHT_BASE_MODEL")
+    return Path(configured) if configured else ensure_base_model(PREPARED, print)
 
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
-    """Folder of a two-layer random Llama with SmolLM2's tokenizer: it runs everything and knows nothing."""
+    """Folder of a two-layer random Llama with SmolLM2's tokenizer: fast, but its answers are meaningless."""
     return ensure_tiny_model(PREPARED, print)
 
 
 @pytest.fixture
 def fresh() -> str:
-    """A prefix that no other test has: for topics, groups and keys on a shared broker or server."""
+    """A unique prefix for topics, groups and keys on a shared broker or server."""
     return f"t{secrets.token_hex(5)}"

@@ -1,4 +1,4 @@
-"""An S3 in this process, by moto. Its address and credentials are in the environment, where a deployment has them."""
+"""An S3 server in this process (moto), with address and credentials in the environment, as in a deployment."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from shared.adapters.artifacts_remote import OPTIONS
 
 @contextmanager
 def own_s3() -> Iterator[str]:
-    """The URL of a bucket. Processes that are started meanwhile find it by the same environment."""
+    """Yield the URL of a new bucket. Child processes find the server through the environment."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    told = {
+    variables = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
@@ -29,13 +29,13 @@ def own_s3() -> Iterator[str]:
     }
     try:
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in told.items():
+            for name, value in variables.items():
                 patch.setenv(name, value)
-            # moto keeps its buckets for as long as the process lives: each caller has one of its own.
+            # moto keeps buckets until the process ends, so each caller gets a new one.
             bucket = f"loopwright-{secrets.token_hex(4)}"
             fsspec.filesystem("s3", **OPTIONS["s3"]).mkdir(bucket)
             yield f"s3://{bucket}"
     finally:
         server.stop()
-        # Kept clients would go on asking a server that is gone.
+        # Cached clients would keep using the stopped server.
         fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -1,9 +1,9 @@
 """`make compose-test`: build docker-compose.yml, run it, and take one correction through it.
 
 Needs Docker with Compose and Python's standard library. Two deployments, one after the other: the first prepares the
-default model, the second uses a model folder of the user's. In each, everything must become healthy, inference must
-answer a chat, and a correction of that answer must reach a training batch. At the end everything is removed but the
-build cache.
+default model, the second uses a model folder. In each, everything must become healthy, inference must
+answer a chat, and a correction of that answer must reach a training batch. Afterwards everything except the
+build cache is removed.
 """
 
 from __future__ import annotations

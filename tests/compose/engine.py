@@ -1,4 +1,4 @@
-"""The Docker engine of the compose test: the one that runs, or one that a tool starts for the test."""
+"""The Docker engine of the compose test: a running one, or one that a tool starts for the test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def docker_engine(tool: Path) -> Iterator[dict[str, str]]:
     """
     reason = unusable(os.environ)
     if reason is None:
-        report("engine: using the one that runs")
+        report("engine: using the running one")
         yield dict(os.environ)
         return
     if not tool.is_file():
@@ -77,7 +77,7 @@ def start(tool: Path) -> dict[str, str]:
 
 
 def stop(tool: Path, env: Mapping[str, str]) -> None:
-    """Stop the engine that the tool started, unless containers of somebody else run on it."""
+    """Stop the engine that the tool started, unless other containers run on it."""
     if env:
         running = subprocess.run(
             ["docker", "ps", "--quiet"], env=env, stdout=subprocess.PIPE, text=True, check=False

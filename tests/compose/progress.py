@@ -1,4 +1,4 @@
-"""Progress of the compose test, with the seconds since it began."""
+"""Progress of the compose test, with the seconds since its start."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ STARTED = time.monotonic()
 
 
 def report(line: str) -> None:
-    """Print one line at once, so that it stands before what the commands print after it."""
+    """Print one line and flush it, so that it precedes the output of later commands."""
     print(f"[{time.monotonic() - STARTED:6.1f} s] {line}", flush=True)

@@ -1,4 +1,4 @@
-"""One deployment of docker-compose.yml with a project name, secrets and ports of its own."""
+"""One deployment of docker-compose.yml with its own project name, secrets and ports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SERVICES = ("inference", "feedback", "processor", "rollout", "trainer", "console
 
 
 class StackFailedError(RuntimeError):
-    """The deployment did not do what it must. `services` are those whose logs tell more."""
+    """A deployment failed. `services` are those whose logs show why."""
 
     def __init__(self, message: str, services: list[str] | None = None) -> None:
         super().__init__(message)
@@ -60,7 +60,7 @@ class Stack:
             report(f"{self.project}: docker compose down -v")
             with interrupts_ignored():
                 command = self._command("down", "--volumes", "--rmi", "local")
-                # In a session of its own, because Compose would not ignore the terminal's interrupt.
+                # In a new session, because Compose does not ignore the terminal's interrupt.
                 subprocess.run(command, cwd=ROOT, env=self._env, check=False, start_new_session=True)
 
     def start(self, seconds: float) -> None:
@@ -87,9 +87,12 @@ class Stack:
         if not ids:
             return {}
         command = ["docker", "inspect", *ids]
-        shown = subprocess.run(command, env=self._env, stdout=subprocess.PIPE, text=True, check=True).stdout
-        containers: list[dict[str, Any]] = json.loads(shown)
-        return {one["Config"]["Labels"]["com.docker.compose.service"]: state_of(one) for one in containers}
+        output = subprocess.run(command, env=self._env, stdout=subprocess.PIPE, text=True, check=True).stdout
+        containers: list[dict[str, Any]] = json.loads(output)
+        return {
+            container["Config"]["Labels"]["com.docker.compose.service"]: state_of(container)
+            for container in containers
+        }
 
     def last_line(self, service: str) -> str:
         """Return the last line of a service's log."""

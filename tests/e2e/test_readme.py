@@ -1,4 +1,4 @@
-"""The README's snippets, run as they stand there against a stack of their own; only addresses and ids are put in."""
+"""The README's snippets, run unchanged except for addresses and ids against a separate stack."""
 
 from __future__ import annotations
 
@@ -24,35 +24,36 @@ COMMANDS = next(text for _, text in BLOCKS if text.startswith("loopwright ")).sp
 
 @pytest.fixture(scope="module")
 def stack(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    own = {port_setting(service): "0" for service in SERVICES}
-    own |= {"LOOPWRIGHT_DEMO": "true"}
+    env = {port_setting(service): "0" for service in SERVICES}
+    env |= {"LOOPWRIGHT_DEMO": "true"}
     root = tmp_path_factory.mktemp("readme")
-    with LocalStack(root, env=own, base_model=tiny_model, prepared=ROOT / ".loopwright") as running:
+    with LocalStack(root, env=env, base_model=tiny_model, prepared=ROOT / ".loopwright") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def answered(stack: LocalStack) -> str:
-    """What the Python snippets print, and then the id of their response."""
+    """Output of the Python snippets, followed by the id of their response."""
     code = PYTHON.replace("http://127.0.0.1:8000", stack.urls["inference"]) + "\nprint(answer.id)\n"
-    return ran([sys.executable, "-c", code], stack)
+    return run([sys.executable, "-c", code], stack)
 
 
-def ran(command: list[str], stack: LocalStack) -> str:
+def run(command: list[str], stack: LocalStack) -> str:
+    """Run a command with the stack's addresses; return its output."""
     env = os.environ | {
         "LOOPWRIGHT_FEEDBACK_URL": stack.urls["feedback"],
         "LOOPWRIGHT_CONSOLE_URL": stack.urls["console"],
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert said.returncode == 0, said.stdout + said.stderr
-    return said.stdout.strip()
+    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout.strip()
 
 
 @pytest.mark.timeout(300)
 def test_chat_correction_and_receipt_in_python(answered: str) -> None:
     receipt, response_id = answered.splitlines()
-    assert len(receipt.split()) > 3, "a receipt says what became of it in words"
+    assert len(receipt.split()) > 3, "a receipt is a sentence"
     assert response_id.startswith("chatcmpl-")
 
 
@@ -60,13 +61,13 @@ def test_chat_correction_and_receipt_in_python(answered: str) -> None:
 def test_feedback_by_curl(stack: LocalStack, answered: str) -> None:
     command = CURL.replace("http://127.0.0.1:8001", stack.urls["feedback"])
     command = command.replace("chatcmpl-...", answered.splitlines()[1])
-    assert '"event_id"' in ran(["sh", "-c", command], stack)
+    assert '"event_id"' in run(["sh", "-c", command], stack)
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_are_those_of_the_cli(stack: LocalStack, command: str) -> None:
-    said = ran([*command.split(), "--help"], stack)
-    assert "Usage" in said
+def test_commands_exist_in_the_cli(stack: LocalStack, command: str) -> None:
+    output = run([*command.split(), "--help"], stack)
+    assert "Usage" in output
     if command in ("loopwright status", "loopwright versions"):
-        assert "assistant@base" in ran(command.split(), stack)
+        assert "assistant@base" in run(command.split(), stack)

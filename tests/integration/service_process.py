@@ -1,4 +1,4 @@
-"""A service as its own process, as a deployment runs it, for tests beside a real Kafka and Redis."""
+"""Run a service as a process, as a deployment does, with a real Kafka and Redis."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ START_S = 60
 
 @dataclass(frozen=True)
 class Service:
-    """`http` speaks to it; `child` is its process, `log` what it wrote."""
+    """A running service: an HTTP client for it, its process and its log."""
 
     http: httpx.Client
     child: Popen[bytes]
@@ -30,7 +30,7 @@ class Service:
 
 @contextmanager
 def running(name: str, folder: Path, env: Mapping[str, str]) -> Iterator[Service]:
-    """`python -m services.<name>`, from ready to stopped."""
+    """Run `python -m services.<name>`; yield it once it is ready, stop it afterwards."""
     port = choose_ports({name: 0})[name]
     program = Program(
         name=name,
@@ -55,7 +55,7 @@ def running(name: str, folder: Path, env: Mapping[str, str]) -> Iterator[Service
 
 
 def _is_ready(http: httpx.Client, child: Popen[bytes]) -> bool:
-    assert child.poll() is None, "it ended"
+    assert child.poll() is None, "the service ended"
     try:
         return http.get("/readyz").status_code == 200
     except httpx.TransportError:

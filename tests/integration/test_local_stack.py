@@ -1,4 +1,4 @@
-"""The local stack with stand-ins for the services: what starts, what is told, what comes back, what is left."""
+"""The local stack with stand-ins for the services: start, environment, restart, stop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deploy.local.stack import LocalStack
 ROOT = Path(__file__).resolve().parents[2]
 PREPARED = ROOT / ".loopwright"
 SERVICE = Path(__file__).with_name("local_service.py")
-DONE = [sys.executable, "-c", "print('topics there')"]
+DONE = [sys.executable, "-c", "print('topics exist')"]
 
 Stack = Callable[..., LocalStack]
 
@@ -37,9 +37,9 @@ def notes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stack(tmp_path: Path, notes: Path, kafka: str, redis_url: str) -> Stack:
-    """Makes a stack of stand-ins on this session's Kafka and Redis; `never` lists those that are never ready."""
+    """Factory of stacks of stand-ins on this session's Kafka and Redis; services in `never` never become ready."""
 
-    def make(*services: str, never: tuple[str, ...] = (), **rest: Any) -> LocalStack:
+    def make(*services: str, never: tuple[str, ...] = (), **overrides: Any) -> LocalStack:
         commands = {
             name: [sys.executable, str(SERVICE), name, str(notes), *(["never"] if name in never else [])]
             for name in services
@@ -49,22 +49,23 @@ def stack(tmp_path: Path, notes: Path, kafka: str, redis_url: str) -> Stack:
             "env": {"KAFKA_BOOTSTRAP_SERVERS": kafka, "REDIS_URL": redis_url},
             "base_model": tmp_path,
             "prepared": PREPARED,
-        } | rest
+        } | overrides
         return LocalStack(services=services, commands={"topics": DONE} | commands, **settings)
 
     return make
 
 
-def told(url: str) -> Mapping[str, str]:
-    """The environment that the stand-in at this address sees."""
+def environment_of(url: str) -> Mapping[str, str]:
+    """Return the environment of the stand-in at this address."""
     connection = http.client.HTTPConnection("127.0.0.1", urlsplit(url).port, timeout=10)
     connection.request("GET", "/env")
-    answer: Mapping[str, str] = json.loads(connection.getresponse().read())
+    environment: Mapping[str, str] = json.loads(connection.getresponse().read())
     connection.close()
-    return answer
+    return environment
 
 
 def eventually() -> Retrying:
+    """Retry a block until its assertions hold."""
     return Retrying(
         stop=stop_after_delay(10),
         wait=wait_fixed(0.05),
@@ -73,21 +74,21 @@ def eventually() -> Retrying:
     )
 
 
-def test_the_whole_stack_starts_and_stops_the_services_before_its_redis_and_kafka(
+def test_services_stop_before_redis_and_kafka(
     stack: Stack, notes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
     monkeypatch.delenv("REDIS_URL", raising=False)
     with stack("inference", "feedback", env={}) as running:
-        record = json.loads((running.root / "run" / "stack.json").read_text())
+        state = json.loads((running.root / "run" / "stack.json").read_text())
         pids = {name: running.pid_of(name) for name in ("kafka", "redis", "inference", "feedback")}
         assert wait_for_kafka(running.urls["kafka"], seconds=10)
         with Redis.from_url(running.urls["redis"]) as redis:
             assert redis.ping()
-        assert told(running.urls["feedback"])["REDIS_URL"] == running.urls["redis"]
-    assert record["state"] == "ready"
-    assert record["pids"] == pids
-    assert {name: record[name] for name in running.urls} == running.urls
+        assert environment_of(running.urls["feedback"])["REDIS_URL"] == running.urls["redis"]
+    assert state["state"] == "ready"
+    assert state["pids"] == pids
+    assert {name: state[name] for name in running.urls} == running.urls
     assert sorted(notes.read_text().splitlines()) == [
         "feedback kafka=True redis=True",
         "inference kafka=True redis=True",
@@ -96,12 +97,14 @@ def test_the_whole_stack_starts_and_stops_the_services_before_its_redis_and_kafk
     assert not (running.root / "run" / "stack.json").exists()
 
 
-def test_services_are_told_addresses_folders_and_a_key_that_stays(stack: Stack, tmp_path: Path) -> None:
-    seen = []
+def test_services_get_addresses_folders_and_a_stable_key(stack: Stack, tmp_path: Path) -> None:
+    environments = []
     for _ in range(2):
         with stack("trainer", "feedback") as running:
-            seen.append((told(running.urls["trainer"]), told(running.urls["feedback"])))
-    (trainer, feedback), (_, feedback_again) = seen
+            environments.append(
+                (environment_of(running.urls["trainer"]), environment_of(running.urls["feedback"]))
+            )
+    (trainer, feedback), (_, feedback_again) = environments
     assert trainer["LOOPWRIGHT_BASE_MODEL"] == str(tmp_path.resolve())
     assert trainer["HF_HUB_OFFLINE"] == "1"
     assert trainer["LOOPWRIGHT_DATA_DIR"] == str(running.root / "data")
@@ -121,20 +124,20 @@ def test_services_are_told_addresses_folders_and_a_key_that_stays(stack: Stack, 
         assert secret.stat().st_mode & 0o077 == 0
 
 
-def test_what_the_caller_sets_reaches_the_services(stack: Stack, kafka: str, redis_url: str) -> None:
+def test_callers_settings_reach_the_services(stack: Stack, kafka: str, redis_url: str) -> None:
     env = {
         "KAFKA_BOOTSTRAP_SERVERS": kafka,
         "REDIS_URL": redis_url,
         "LOOPWRIGHT_TRAINER_EPOCHS": "a 'b' %c, \"d\"",
     }
     with stack("feedback", env=env) as running:
-        assert told(running.urls["feedback"])["LOOPWRIGHT_TRAINER_EPOCHS"] == "a 'b' %c, \"d\""
+        assert environment_of(running.urls["feedback"])["LOOPWRIGHT_TRAINER_EPOCHS"] == "a 'b' %c, \"d\""
 
 
-def test_a_service_killed_by_kill_9_comes_back(stack: Stack) -> None:
+def test_killed_service_is_restarted(stack: Stack) -> None:
     with stack("feedback", "console") as running:
         killed = psutil.Process(running.pid_of("feedback"))
-        # One that dies within its first second counts as failing to start and is given more time.
+        # supervisord counts a program that dies within its first second as failing to start and delays its restart.
         with pytest.raises(psutil.TimeoutExpired):
             killed.wait(timeout=1.5)
         other = running.pid_of("console")
@@ -146,7 +149,7 @@ def test_a_service_killed_by_kill_9_comes_back(stack: Stack) -> None:
         assert running.pid_of("console") == other
 
 
-def test_a_restarted_service_is_another_process_on_the_same_address(stack: Stack, notes: Path) -> None:
+def test_restart_keeps_the_address_and_changes_the_process(stack: Stack, notes: Path) -> None:
     with stack("feedback") as running:
         before = running.pid_of("feedback")
         running.restart("feedback")
@@ -155,8 +158,8 @@ def test_a_restarted_service_is_another_process_on_the_same_address(stack: Stack
         assert len(notes.read_text().splitlines()) == 1
 
 
-def test_a_taken_port_is_replaced_and_said(stack: Stack, kafka: str, redis_url: str) -> None:
-    said: list[str] = []
+def test_used_port_is_replaced_and_reported(stack: Stack, kafka: str, redis_url: str) -> None:
+    lines: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         env = {
@@ -164,14 +167,14 @@ def test_a_taken_port_is_replaced_and_said(stack: Stack, kafka: str, redis_url: 
             "REDIS_URL": redis_url,
             "LOOPWRIGHT_FEEDBACK_PORT": str(taken),
         }
-        with stack("feedback", env=env, progress=said.append) as running:
+        with stack("feedback", env=env, progress=lines.append) as running:
             chosen = urlsplit(running.urls["feedback"]).port
             assert chosen != taken
-            assert told(running.urls["feedback"])["LOOPWRIGHT_FEEDBACK_PORT"] == str(chosen)
-    assert f"feedback: port {taken} is taken, using {chosen}" in said
+            assert environment_of(running.urls["feedback"])["LOOPWRIGHT_FEEDBACK_PORT"] == str(chosen)
+    assert f"feedback: port {taken} is in use, using {chosen}" in lines
 
 
-def test_a_second_stack_in_the_same_folder_is_refused(stack: Stack) -> None:
+def test_second_stack_in_the_same_folder_is_refused(stack: Stack) -> None:
     with stack("feedback") as running:
         with pytest.raises(StackError, match=rf"process {os.getpid()}\).*down"):
             stack("feedback").start()
@@ -180,7 +183,7 @@ def test_a_second_stack_in_the_same_folder_is_refused(stack: Stack) -> None:
         pass
 
 
-def test_a_service_that_never_gets_ready_is_named_with_what_it_misses_and_its_log(stack: Stack) -> None:
+def test_unready_service_is_named_with_reason_and_log(stack: Stack) -> None:
     running = stack("feedback", "console", never=("console",))
     running.start()
     try:
@@ -195,7 +198,7 @@ def test_a_service_that_never_gets_ready_is_named_with_what_it_misses_and_its_lo
     assert "console started as" in message
 
 
-def test_failing_topics_end_the_start_and_leave_nothing_running(stack: Stack) -> None:
+def test_failing_topics_job_stops_the_stack(stack: Stack) -> None:
     failing = stack("feedback")
     failing._commands["topics"] = [sys.executable, "-c", "raise SystemExit('no such cluster')"]
     with pytest.raises(StackError, match="no such cluster"):
@@ -204,17 +207,13 @@ def test_failing_topics_end_the_start_and_leave_nothing_running(stack: Stack) ->
         pass
 
 
-def test_a_kafka_that_does_not_answer_is_named(
-    stack: Stack, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_kafka_is_named(stack: Stack, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.local.stack.wait_for_kafka", lambda *_, **__: False)
     with pytest.raises(StackError, match=r"KAFKA_BOOTSTRAP_SERVERS=127\.0\.0\.1:1"):
         stack("feedback", env={"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "REDIS_URL": redis_url}).start()
 
 
-def test_up_starts_a_stack_that_outlives_it_and_down_stops_it(
-    tmp_path: Path, kafka: str, redis_url: str
-) -> None:
+def test_up_starts_a_background_stack_and_down_stops_it(tmp_path: Path, kafka: str, redis_url: str) -> None:
     env = os.environ | {
         "KAFKA_BOOTSTRAP_SERVERS": kafka,
         "REDIS_URL": redis_url,

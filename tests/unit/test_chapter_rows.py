@@ -1,4 +1,4 @@
-"""The chapter's example against the code that it stands for: same rows, same rule, settings and tag that exist."""
+"""The chapter's rows, rule, settings and tag match the trainer and the import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from examples.chapter.rows import read, targets
+from examples.chapter.rows import read_rows, targets
 from examples.chapter.stack import DEFAULTS, FIXED, model_folder, settings
 from loopwright.seed_import import IMPORT_TAG
 from services.processor.settings import ProcessorSettings
@@ -25,8 +25,8 @@ TRAINING = next(f"u{n}" for n in range(100) if not is_held_out(LINE, f"u{n}"))
 
 
 def example(number: int, row: dict[str, str], user: str, tags: tuple[str, ...] = (IMPORT_TAG,)) -> Example:
-    """A row as the processor hands it over."""
-    said = Signal(
+    """Return a row as an example in a batch."""
+    signal = Signal(
         event_id=f"e-{number}",
         kind="comment",
         user_id=user,
@@ -42,57 +42,59 @@ def example(number: int, row: dict[str, str], user: str, tags: tuple[str, ...] =
         version="imported",
         messages=(Message(role="user", content=row["input"]),),
         choices=(Choice(index=0, text=row["response"]),),
-        signals=(said,),
+        signals=(signal,),
         responded_at=AT,
         revised_at=AT,
     )
     return Example(revision, 0, 1, 0)
 
 
-def taken(
+def build(
     *examples: Example, comments: CommentMode = "append", line: str = LINE
 ) -> tuple[dict[str, str], dict[str, int]]:
-    """(question -> target, reason -> how many are held for it)"""
-    found = snapshot.build(line, examples, {}, comments=comments)
-    return {one.row.question: one.row.answer for one in found.train}, count_reasons(found.quarantined)
+    """Return question -> target, and quarantine reason -> number of examples."""
+    built = snapshot.build(line, examples, {}, comments=comments)
+    return {row.row.question: row.row.answer for row in built.train}, count_reasons(built.quarantined)
 
 
 @pytest.mark.parametrize("user", [TRAINING, HELD_OUT])
-def test_append_trains_the_response_and_the_feedback_behind_it_whoever_imported_it(user: str) -> None:
-    examples = [example(number, row, user) for number, row in enumerate(read())]
-    assert taken(*examples) == (targets(read()), {})
+def test_append_mode_trains_response_plus_feedback(user: str) -> None:
+    examples = [example(number, row, user) for number, row in enumerate(read_rows())]
+    assert build(*examples) == (targets(read_rows()), {})
 
 
-def test_by_default_a_comment_is_held_and_the_reason_says_why_and_what_would_train_it() -> None:
-    trained, held = taken(*[example(n, row, TRAINING) for n, row in enumerate(read())], comments="hold")
+def test_comments_are_quarantined_by_default_with_a_remedy() -> None:
+    trained, quarantined = build(
+        *[example(n, row, TRAINING) for n, row in enumerate(read_rows())], comments="hold"
+    )
     assert trained == {}
-    ((reason, count),) = held.items()
+    ((reason, count),) = quarantined.items()
     assert count == 3
     assert reason.startswith("comment: ")
-    assert "comment_mode: append" in reason
+    assert "comment_mode append" in reason
 
 
-def test_two_comments_on_one_question_do_not_outvote_each_other() -> None:
-    """They add to an answer, so they contradict nobody; corrections so unlike each other would be disputed."""
-    first, second = dict(read()[0]), read()[0] | {"feedback": "Mention its two moons."}
-    found = snapshot.build(
+def test_comments_on_one_question_do_not_compete() -> None:
+    """Comments extend an answer. Corrections that differ as much would be disputed."""
+    first, second = dict(read_rows()[0]), read_rows()[0] | {"feedback": "Mention its two moons."}
+    built = snapshot.build(
         LINE, [example(1, first, TRAINING), example(2, second, TRAINING)], {}, comments="append"
     )
-    assert {one.row.answer.removeprefix("Mars is the fourth planet. ") for one in found.train} == {
+    assert {row.row.answer.removeprefix("Mars is the fourth planet. ") for row in built.train} == {
         "Include details about its atmosphere.",
         "Mention its two moons.",
     }
-    assert len({one.group for one in found.train}) == 2
+    assert len({row.group for row in built.train}) == 2
 
 
-def test_what_a_held_out_user_of_the_app_says_never_trains() -> None:
-    trained, held = taken(example(1, read()[0], HELD_OUT, tags=()))
+def test_comment_of_a_held_out_user_is_not_trained() -> None:
+    trained, quarantined = build(example(1, read_rows()[0], HELD_OUT, tags=()))
     assert trained == {}
-    assert list(held) == ["held out: a comment measures nothing"]
+    assert list(quarantined) == ["held out: a comment cannot evaluate versions"]
 
 
-def test_one_user_s_rows_are_not_bounded_where_nobody_else_said_anything() -> None:
-    """The share bound is max(2 %, 3 / users): it begins to bind with the fourth user."""
+def test_rows_of_a_single_user_are_not_capped() -> None:
+    """A user's share is limited to max(2 %, 3 / users), which has no effect with fewer than four users."""
     many = [
         example(
             n,
@@ -101,22 +103,25 @@ def test_one_user_s_rows_are_not_bounded_where_nobody_else_said_anything() -> No
         )
         for n in range(20)
     ]
-    trained, held = taken(*many)
-    assert (len(trained), held) == (20, {})
+    trained, quarantined = build(*many)
+    assert (len(trained), quarantined) == (20, {})
 
 
-def test_the_snapshot_of_appended_comments_is_read_as_it_was_written() -> None:
-    found = snapshot.build(LINE, [example(1, read()[0], TRAINING)], {}, comments="append")
-    (one,) = found.train
-    again = snapshot.row_from_fields(snapshot.fields_of(one))
-    assert (again.row.answer, again.row.kind) == (targets(read())[read()[0]["input"]], "comment")
+def test_snapshot_of_appended_comments_round_trips() -> None:
+    built = snapshot.build(LINE, [example(1, read_rows()[0], TRAINING)], {}, comments="append")
+    (row,) = built.train
+    restored = snapshot.row_from_fields(snapshot.fields_of(row))
+    assert (restored.row.answer, restored.row.kind) == (
+        targets(read_rows())[read_rows()[0]["input"]],
+        "comment",
+    )
 
 
-def test_the_import_and_the_trainer_mean_the_same_tag() -> None:
+def test_import_and_trainer_use_the_same_tag() -> None:
     assert IMPORT_TAG == IMPORTED
 
 
-def test_every_setting_of_the_chapter_is_one_that_its_service_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chapter_sets_only_existing_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in settings({}).items():
         monkeypatch.setenv(name, value)
     trainer, processor = TrainerSettings(), ProcessorSettings()
@@ -131,13 +136,13 @@ def test_every_setting_of_the_chapter_is_one_that_its_service_reads(monkeypatch:
     assert unread == []
 
 
-def test_what_the_caller_s_environment_says_goes_before_the_chapter_s_defaults() -> None:
-    asked = settings({"LOOPWRIGHT_TRAINER_EPOCHS": "1", "LOOPWRIGHT_TRAINER_COMMENT_MODE": "hold"})
-    assert asked["LOOPWRIGHT_TRAINER_EPOCHS"] == "1"
-    assert asked["LOOPWRIGHT_TRAINER_COMMENT_MODE"] == "append", "without it there is no chapter"
+def test_environment_overrides_the_chapters_defaults() -> None:
+    merged = settings({"LOOPWRIGHT_TRAINER_EPOCHS": "1", "LOOPWRIGHT_TRAINER_COMMENT_MODE": "hold"})
+    assert merged["LOOPWRIGHT_TRAINER_EPOCHS"] == "1"
+    assert merged["LOOPWRIGHT_TRAINER_COMMENT_MODE"] == "append", "without it there is no chapter"
 
 
-def test_a_version_s_folder_is_found_by_its_name(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_version_folder_is_found_by_version_name(tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("root")
     folder = root / "artifacts" / ("0a1b2c3d" * 8)
     folder.mkdir(parents=True)
