@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import httpx
+import pytest
 
 from services.console.service import Adapters, ConsoleService
 from services.console.settings import ConsoleSettings
@@ -18,6 +19,8 @@ from shared.adapters.in_memory import (
 )
 
 
+# NiceGUI looks at every object in memory, and touching torch's deprecated class warns, if another test imported torch.
+@pytest.mark.filterwarnings("ignore:.*reduce_op.*:FutureWarning")
 async def test_console_serves_api_and_page_once_the_log_has_been_read() -> None:
     clock = ManualClock()
     log = InMemoryLog(3, clock)
