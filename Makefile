@@ -73,13 +73,13 @@ base-answers: setup ## Regenerate the shipped answers of the demo's base model (
 bench-trainer: setup ## Compare the trainer with plain TRL defaults; writes benchmarks/trainer.json
 	@"$(PYTHON)" -m benchmarks.trainer $(ARGS)
 
-bench-processor: install ## Compare the stream engine and the processor with their peers; writes benchmarks/processor.json (ARGS=--quick)
+bench-processor: install ## Compare the processor with its peers; writes benchmarks/processor.json (ARGS=--quick for a short run)
 	@"$(PYTHON)" -m benchmarks.processor $(ARGS)
 
-bench-soak: install ## Run the processor for 30 minutes and check that its memory does not grow; writes benchmarks/soak.json
+bench-soak: install ## Check for 30 minutes that the processor's memory does not grow; writes benchmarks/soak.json
 	@"$(PYTHON)" -m benchmarks.soak $(ARGS)
 
-experiment: setup ## Measure whether the loop improves the model: 7 arms, 3 seeds; resumable; writes benchmarks/experiment.json
+experiment: setup ## Measure whether feedback improves the model (hours; resumable); writes benchmarks/experiment.json
 	@"$(PYTHON)" -m benchmarks.experiment $(ARGS)
 
 lint: install ## Run ruff and mypy --strict
