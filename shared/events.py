@@ -289,6 +289,7 @@ Feedback = Annotated[
 ]
 FEEDBACK: TypeAdapter[Feedback] = TypeAdapter(Feedback)
 SignalKind = Literal["thumbs", "rating", "correction", "comment", "preference"]
+"""Kinds of feedback except `retract`. `shared.feedback_kinds` describes them; a test compares both, and `Tally`."""
 SignalValue = Over | Under | int | str
 
 

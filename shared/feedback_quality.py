@@ -1,14 +1,12 @@
-"""Rule that decides whether feedback can be trained on, and the hint that says what to write instead.
+"""Rule that decides whether a comment is too vague to train on, and the hint that says what to write instead.
 
-The feedback API returns the hint, and the processor applies the same rule.
+The feedback API returns the hint, and the processor applies the same rule; both find it in `shared.feedback_kinds`.
 """
 
 from __future__ import annotations
 
 import re
 from typing import Final
-
-from shared.events import Feedback
 
 MIN_COMMENT_WORDS: Final = 3
 _WORD = re.compile(r"[^\W_]+", re.UNICODE)
@@ -32,8 +30,6 @@ def is_vague(comment: str) -> bool:
     return len(words) < MIN_COMMENT_WORDS or all(word in _UNINFORMATIVE_WORDS for word in words)
 
 
-def hint_for(event: Feedback) -> str | None:
-    """Return what to write instead, or None if the event can be trained on or retracts another."""
-    if event.kind == "comment" and is_vague(event.value):
-        return VAGUE_HINT
-    return None
+def hint_for_comment(comment: str) -> str | None:
+    """Return what to write instead of a vague comment, or None if it can be trained on."""
+    return VAGUE_HINT if is_vague(comment) else None

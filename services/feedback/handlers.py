@@ -28,7 +28,7 @@ from shared.adapters import redis_keys
 from shared.cloudevents import cloudevent, new_traceparent
 from shared.errors import BrokerUnavailable, Conflict, NotYet, Overloaded, Oversized
 from shared.events import Feedback, from_ms
-from shared.feedback_quality import hint_for
+from shared.feedback_kinds import hint_for
 from shared.ports import Acked, Cache, Clock, Publisher
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from loopwright import CommandResult, Loopwright, Receipt, Status, Version
+from loopwright.cli import app
+from loopwright.feedback_kinds import VALUES, FeedbackKind
 from services.console.core import responses
 from services.console.core.command_requests import parse_command_request
 from services.console.core.projection import Projection
 from services.feedback.core.receipts import Receipt as ServedReceipt
 from services.feedback.core.schemas import FEEDBACK_BODY, RESPONSE_BODY, parse_body, to_event, to_response
 from shared.commands import CommandResult as LoggedResult
+from shared.events import Retract
+from shared.feedback_kinds import FEEDBACK_KINDS
 from shared.versions import Figure, GateReport, ModelVersion, RolloutRecord, VersionRef
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+RECORDS = Path(__file__).resolve().parents[1] / "data" / "records"
+GOLDEN_VALUES: dict[str, Any] = {
+    record.model_fields["kind"].default: json.loads((RECORDS / f"{record.__name__}.json").read_text())[
+        "value"
+    ]
+    for record in (*(kind.record for kind in FEEDBACK_KINDS), Retract)
+}
+"""A value of each kind of feedback, from its golden record."""
 DIGEST = "0a1b2c3d" * 8
 BASE = VersionRef(version="assistant@base-0a1b2c3d", kind="base", digest=DIGEST)
 FIRST = VersionRef(version="assistant@v1-0a1b2c3d", kind="lora", uri="v1", digest=DIGEST)
@@ -61,6 +75,19 @@ def sent_body(**call: Any) -> bytes:
 
     with Loopwright(transport=httpx.MockTransport(accept)) as client:
         getattr(client, call.pop("method"))(**call)
+    return bodies[0]
+
+
+def body_of_command(*arguments: str) -> bytes:
+    """Return the body that the command `loopwright` sends."""
+    bodies: list[bytes] = []
+
+    def accept(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.content)
+        return httpx.Response(202, json={"event_id": "e", "status": "accepted"})
+
+    result = CliRunner().invoke(app, list(arguments), obj=httpx.MockTransport(accept))
+    assert result.exit_code == 0, result.output
     return bodies[0]
 
 
@@ -131,6 +158,38 @@ def test_feedback_service_accepts_every_kind_of_feedback(call: dict[str, Any]) -
     assert body.event_id is not None
     event = to_event(body, event_id=body.event_id, line="assistant", pseudonym="p-1", now=AT)
     assert event.kind == body.kind
+
+
+def test_sdk_lists_the_kinds_of_the_services() -> None:
+    assert list(get_args(FeedbackKind)) == list(VALUES) == list(GOLDEN_VALUES)
+
+
+@pytest.mark.parametrize("kind", GOLDEN_VALUES)
+def test_client_sends_every_kind(kind: str) -> None:
+    value = GOLDEN_VALUES[kind]
+    call = {"method": "send", "response_id": "r-1", "user_id": "alice", "kind": kind, "value": value}
+    body = parse_body(FEEDBACK_BODY, sent_body(**call))
+    event = to_event(body, event_id="e-1", line="assistant", pseudonym="p-1", now=AT)
+    assert (event.kind, json.loads(event.to_json())["value"]) == (kind, value)
+
+
+@pytest.mark.parametrize("kind", GOLDEN_VALUES)
+def test_command_line_sends_every_kind(kind: str) -> None:
+    value = GOLDEN_VALUES[kind]
+    by_option = isinstance(value, dict)
+    arguments = [f"--{name}={text}" for name, text in value.items()] if by_option else [str(value)]
+    body = parse_body(FEEDBACK_BODY, body_of_command("send", "r-1", kind, *arguments, "-u", "alice"))
+    event = to_event(body, event_id="e-1", line="assistant", pseudonym="p-1", now=AT)
+    assert (event.kind, json.loads(event.to_json())["value"]) == (kind, value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(kind, value) for kind in VALUES for value in VALUES[kind].choices]
+)
+def test_service_accepts_every_choice_of_the_command_line(kind: str, value: str | int) -> None:
+    body = parse_body(FEEDBACK_BODY, body_of_command("send", "r-1", kind, str(value), "-u", "alice"))
+    event = to_event(body, event_id="e-1", line="assistant", pseudonym="p-1", now=AT)
+    assert (event.kind, json.loads(event.to_json())["value"]) == (kind, value)
 
 
 def test_feedback_service_accepts_recorded_responses() -> None:

@@ -21,6 +21,7 @@ from shared.events import (
     Usage,
     rfc3339,
 )
+from shared.feedback_kinds import FEEDBACK_KINDS, KIND_BY_NAME, list_names
 
 MAX_CLOCK_LEAD: Final = timedelta(days=1)
 """How far ahead of ours a user's clock may be."""
@@ -50,12 +51,10 @@ class FeedbackBody(Body):
     response_id: Id = Field(description="The `id` of the chat completion.")
     choice: int = Field(0, description="Index of the choice that the feedback is about.")
     user_id: UserId = Field(description="Your id for the user. Only a pseudonym of it is stored.")
-    kind: str = Field(
-        max_length=32, description="thumbs, rating, correction, comment, preference or retract."
-    )
+    kind: str = Field(max_length=32, description=f"{list_names([*KIND_BY_NAME, 'retract'], 'or')}.")
     value: JsonValue = Field(
-        description='By kind: "up" or "down"; 1 to 5; the corrected answer; the comment; '
-        '{"over": text or choice} or {"under": text or choice}; the event_id to retract.'
+        description="By kind: "
+        + "; ".join([*(kind.value_help for kind in FEEDBACK_KINDS), "the event_id to retract."])
     )
     tags: list[Annotated[str, Field(pattern=_NO_CONTROL_CHARACTERS)]] = []
     occurred_at: AwareDatetime | None = Field(

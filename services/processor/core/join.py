@@ -7,7 +7,7 @@ None of the rules depends on the order of arrival:
 - A retracted event keeps its slot without content: the event that it replaced does not come back.
 - The same event again is a duplicate. The same id with other content is a conflict, and the first event stands.
 - A retraction may arrive before the event that it retracts.
-- A vague comment is counted, never trained on.
+- Feedback that is too vague (`hint_for`) is counted, never trained on.
 
 Each feedback record gets exactly one outcome: at once (`duplicate`, `superseded`, `tally_only`, `retracted`,
 `applied_retract`, `late`), when its batch is cut (`batched`), or when the window closes (`unmatched`).
@@ -24,7 +24,7 @@ from services.processor.core.state import JoinedResponse, SeenEvent, Signal, Sto
 from services.processor.core.wire import value_json
 from shared.errors import Conflict, Oversized, Rejected
 from shared.events import EARLIEST_MS, MAX_SIGNALS, Feedback, OutcomeKind, Retract, to_ms
-from shared.feedback_quality import hint_for
+from shared.feedback_kinds import VAGUE_KINDS, hint_for
 
 MAX_EVENTS: Final = 4 * MAX_SIGNALS
 """Events remembered per response to detect duplicates. Any beyond these become dead letters."""
@@ -57,8 +57,8 @@ class Change(Struct):
     added: list[Signal] = field(default_factory=list)
     removed: list[Signal] = field(default_factory=list)
     """Signals to count in tallies, and to stop counting. Counting starts once the response names its version."""
-    vague_comments: list[str] = field(default_factory=list)
-    """The authors of the vague comments to count, one entry per comment."""
+    vague: list[SeenEvent] = field(default_factory=list)
+    """Events to count in tallies that are too vague to become signals."""
     search_batches: bool = False
     """Whether batches must be searched for the retracted event, because the state may have forgotten it."""
 
@@ -115,8 +115,8 @@ def on_response(
     joined.choices, joined.answer_bytes = response.valid_choices, size
     change.waiting.update(joined.signals)
     change.added = list(joined.signals.values())
-    change.vague_comments = [
-        event.user_id for event in joined.events.values() if event.kind == "comment" and not event.at_ms
+    change.vague = [
+        event for event in joined.events.values() if event.kind in VAGUE_KINDS and not event.at_ms
     ]
     return change.finish()
 
@@ -151,7 +151,7 @@ def on_feedback(joined: JoinedResponse, waiting: Iterable[str], event: Feedback,
         change.decide(event.event_id, OutcomeKind.TALLY_ONLY, hint)
         _settle_waiting_retraction(change, event, has_slot=False)
         if joined.answered:
-            change.vague_comments.append(event.user_id)
+            change.vague.append(seen)
     else:
         _add_signal(change, event, seen, now_ms)
     return change.finish()

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 from msgspec import Struct
 
-from services.processor.core.state import Signal
+from services.processor.core.state import SeenEvent, Signal
+from shared.feedback_kinds import KIND_BY_NAME
 
 
-def count(tally: Struct, removed: Iterable[Signal], added: Iterable[Signal], vague_comments: int) -> None:
-    """Update the counters of a `TallyOut`: ratings are summed, all other signals are counted.
+def count(
+    tally: Struct, removed: Iterable[Signal], added: Iterable[Signal], vague: Iterable[SeenEvent]
+) -> None:
+    """Update the counters of a `TallyOut` as `FeedbackKind` says. `vague` are events that were too vague for a signal.
 
     No counter falls below zero: a removed signal may have been counted before an erasure deleted the tally.
     """
-    _add(tally, "comments", vague_comments)
+    for event in vague:
+        counter = KIND_BY_NAME[event.kind].counter
+        assert isinstance(counter, str), f"{event.kind}: a kind with a hint has one counter"
+        _add(tally, counter, 1)
     for sign, signals in ((-1, removed), (1, added)):
         for signal in signals:
-            if signal.kind == "rating":
-                _add(tally, "ratings", sign)
-                _add(tally, "rating_sum", sign * int(bytes(signal.value)))
-            elif signal.kind == "thumbs":
-                _add(tally, bytes(signal.value)[1:-1].decode(), sign)
-            else:
-                _add(tally, f"{signal.kind}s", sign)
+            _add_signal(tally, signal, sign)
+
+
+def _add_signal(tally: Struct, signal: Signal, sign: int) -> None:
+    kind = KIND_BY_NAME[signal.kind]
+    counter = kind.counter
+    _add(tally, counter if isinstance(counter, str) else counter[msgspec.json.decode(signal.value)], sign)
+    if kind.sum_counter is not None:
+        _add(tally, kind.sum_counter, sign * msgspec.json.decode(signal.value))
 
 
 def _add(tally: Struct, counter: str, amount: int) -> None:

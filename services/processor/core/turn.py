@@ -77,7 +77,8 @@ class PartitionTurn:
         joined = change.joined
         if not joined.answered or joined.version is None:
             return
-        users = {signal.user_id for signal in (*change.added, *change.removed)}.union(change.vague_comments)
+        users = {signal.user_id for signal in (*change.added, *change.removed)}
+        users |= {event.user_id for event in change.vague}
         for user_id in sorted(users):
             stored = self.state.tally(joined.version, user_id)
             tally = (
@@ -95,7 +96,7 @@ class PartitionTurn:
                 tally,
                 [signal for signal in change.removed if signal.user_id == user_id],
                 [signal for signal in change.added if signal.user_id == user_id],
-                change.vague_comments.count(user_id),
+                [event for event in change.vague if event.user_id == user_id],
             )
             value = self.outbox.tally(joined.version, user_id, tally)
             self.state.put_tally(joined.version, user_id, value)

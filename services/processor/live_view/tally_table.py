@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from shared.errors import Rejected
 from shared.events import Tally, to_ms
+from shared.feedback_kinds import FEEDBACK_KINDS
 
 COUNTERS: Final = tuple(name for name, field in Tally.model_fields.items() if field.default == 0)
 """The counters of a tally, as its model orders them."""
@@ -119,6 +120,9 @@ def _count(users: Counter[str], user_id: str, sign: int) -> None:
 
 def _to_json(counts: list[int], users: int) -> dict[str, Any]:
     by_name = dict(zip(COUNTERS, counts, strict=True))
-    rating_sum = by_name.pop("rating_sum")
-    mean = round(rating_sum / by_name["ratings"], 3) if by_name["ratings"] else None
-    return by_name | {"rating_mean": mean, "users": users}
+    means: dict[str, float | None] = {}
+    for kind in FEEDBACK_KINDS:
+        if kind.sum_counter is not None and isinstance(kind.counter, str):
+            total, count = by_name.pop(kind.sum_counter), by_name[kind.counter]
+            means[f"{kind.name}_mean"] = round(total / count, 3) if count else None
+    return by_name | means | {"users": users}

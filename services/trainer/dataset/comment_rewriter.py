@@ -28,6 +28,7 @@ from services.trainer.dataset.rewrite_cache import Rewrite
 from services.trainer.dataset.similarity import normalised
 from services.trainer.progress import ProgressCallback
 from shared.errors import Rejected, Retryable
+from shared.feedback_kinds import KIND_BY_NAME
 
 UNCHANGED: Final = "UNCHANGED"
 REWRITE_INSTRUCTION: Final = (
@@ -160,7 +161,7 @@ def rewrite_comments(
     the comment in progress.
     """
     out: dict[str, Rewrite] = {}
-    comments = [row for row in rows if row.kind == "comment"]
+    comments = [row for row in rows if KIND_BY_NAME[row.kind].is_remark]
     sent = failures = 0
     for done, row in enumerate(sorted(comments, key=lambda row: (-row.occurred_ms, row.identity)), 1):
         result = rewrite_cache.load(cache, row, model)

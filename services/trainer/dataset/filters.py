@@ -17,16 +17,13 @@ from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.holdout import hash_fraction, is_held_out
 from services.trainer.dataset.objectives import (
     COMMENT_NOT_TRAINED,
-    LIKED,
-    NEUTRAL_RATING,
-    OBJECTIVE_OF,
     TRUNCATING_FINISH_REASONS,
-    Objective,
     append_comment,
 )
 from services.trainer.dataset.pii import find_personal_data, find_secret
 from services.trainer.dataset.similarity import normalised
 from shared.events import ExampleRevision, Over, Signal, Under
+from shared.feedback_kinds import FEEDBACK_KINDS, KIND_BY_NAME, Objective
 
 MAX_ANSWER_CHARS: Final = 4000
 MAX_PROMPT_CHARS: Final = 8000
@@ -196,7 +193,6 @@ CHECKS: Final[tuple[Check, ...]] = (
 """Checks of an answer that replaces another, in order; the first that fails gives the reason."""
 JUDGED_CHECKS: Final = tuple(check for check in CHECKS if check not in (has_an_original, changes_something))
 """Checks of an answer that was only judged, so there is no other one."""
-JUDGEMENTS: Final = ("thumbs", "rating")
 
 
 def first_fault(row: Row, checks: Sequence[Check] = CHECKS) -> str | None:
@@ -227,24 +223,26 @@ def rows_of(example: Example, comments: CommentMode = "hold") -> tuple[list[Row]
     """
     rows, quarantined = [], []
     for signal in example.revision.signals:
-        if signal.kind == "comment" and comments == "hold":
+        kind = KIND_BY_NAME[signal.kind]
+        if kind.is_remark and comments == "hold":
             quarantined.append(
                 QuarantinedRow(example.revision.response_id, signal.event_id, COMMENT_NOT_TRAINED)
             )
-        elif signal.kind in JUDGEMENTS and signal.value not in LIKED:
-            quarantined.append(QuarantinedRow(example.revision.response_id, signal.event_id, NEUTRAL_RATING))
+        elif kind.objective == "kto" and signal.value not in kind.liked:
+            reason = f"{kind.name}: neutral, so neither liked nor disliked"
+            quarantined.append(QuarantinedRow(example.revision.response_id, signal.event_id, reason))
         else:
             rows.append(_row_of_signal(example, signal, comments))
     return rows, quarantined
 
 
 def _row_of_signal(example: Example, signal: Signal, comments: CommentMode) -> Row:
-    revision = example.revision
+    revision, kind = example.revision, KIND_BY_NAME[signal.kind]
     own, truncated = _text(revision, signal.choice), _is_truncated(revision, signal.choice)
     match signal.value:
-        case str() | int() as value if signal.kind in JUDGEMENTS:
+        case str() | int() as value if kind.objective == "kto":
             row = row_of(example, signal, original="", answer=own)
-            return replace(row, label=LIKED[value], unended=truncated)
+            return replace(row, label=kind.liked[value], unended=truncated)
         case Over(over=other):
             row = row_of(example, signal, original=_text(revision, other), answer=own)
             return replace(row, unended=truncated, original_unended=_is_truncated(revision, other))
@@ -253,7 +251,7 @@ def _row_of_signal(example: Example, signal: Signal, comments: CommentMode) -> R
             return replace(row, unended=_is_truncated(revision, other), original_unended=truncated)
         case value:
             text = str(value)
-            append = signal.kind == "comment" and comments == "append"
+            append = kind.is_remark and comments == "append"
             answer = append_comment(own, text) if append else text.strip()
             return row_of(example, signal, original=own, answer=answer)
 
@@ -287,7 +285,7 @@ def row_of(example: Example, signal: Signal, *, original: str, answer: str) -> R
         imported=IMPORTED in signal.tags,
         asked_by=revision.user_id,
         released=example.released.get(signal.event_id, frozenset()),
-        objective=OBJECTIVE_OF[signal.kind],
+        objective=KIND_BY_NAME[signal.kind].objective,
     )
 
 
@@ -355,7 +353,9 @@ def apply_agreement(
     Corrections and rewritten comments make claims. An appended comment adds to an answer of the model, and a judgement
     is about one, so they contradict no claim: each passes, with a group of its own.
     """
-    claiming = {"correction", "comment"} if comments == "revise" else {"correction"}
+    claiming = {
+        kind.name for kind in FEEDBACK_KINDS if kind.is_answer or (kind.is_remark and comments == "revise")
+    }
     kept, quarantined = _leading([row for row in rows if row.kind in claiming])
     first = max((one.group for one in kept), default=-1) + 1
     others = [row for row in rows if row.kind not in claiming]

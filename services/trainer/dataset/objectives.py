@@ -1,30 +1,20 @@
-"""Objective of each kind of feedback, and the rows that TRL's trainers take. docs/decisions/objectives.md has reasons.
+"""The rows that TRL's trainers take, by objective. docs/decisions/objectives.md has reasons.
 
-| feedback | objective |
-| --- | --- |
-| correction; comment, depending on `CommentMode` | SFT on the tokens of the answer |
-| thumbs; ratings: 5 and 4 are liked, 2 and 1 disliked | KTO; SFT on the liked if a label is too rare (`KTO_LEAST`) |
-| preference | DPO plus the negative log-likelihood of the chosen answer |
+`shared.feedback_kinds` says which kind of feedback has which objective:
+
+- `sft`: loss on the tokens of the answer.
+- `kto`: loss on a liked or disliked answer; SFT on the liked ones if a label is too rare (`KTO_LEAST`).
+- `dpo`: DPO plus the negative log-likelihood of the chosen answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, TypedDict
 
 from services.trainer.core.chat import Messages, as_chat
 from services.trainer.core.recipe import KTO_LEAST
-
-Objective = Literal["sft", "kto", "dpo"]
-OBJECTIVE_OF: Final[dict[str, Objective]] = {
-    "correction": "sft",
-    "comment": "sft",
-    "thumbs": "kto",
-    "rating": "kto",
-    "preference": "dpo",
-}
-LIKED: Final[dict[str | int, bool]] = {"up": True, "down": False, 5: True, 4: True, 2: False, 1: False}
-"""Label of a thumb or a rating. A rating of 3 has none."""
+from shared.feedback_kinds import Objective
 
 TRUNCATING_FINISH_REASONS: Final = frozenset({"length", "content_filter", "cancelled"})
 """Values of `finish_reason` of an answer that the model did not end itself."""
@@ -32,7 +22,6 @@ TRUNCATING_FINISH_REASONS: Final = frozenset({"length", "content_filter", "cance
 COMMENT_NOT_TRAINED: Final = (
     "comment: says what to change, not what to answer (comment_mode append or revise would train on it)"
 )
-NEUTRAL_RATING: Final = "rating: neutral, so neither liked nor disliked"
 
 
 class TruncationFlags(TypedDict, total=False):

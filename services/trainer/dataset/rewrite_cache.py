@@ -20,6 +20,7 @@ from services.trainer.dataset.erasure_target import (
 from services.trainer.dataset.filters import QuarantinedRow, Row, first_fault
 from services.trainer.files import write_whole
 from shared.events import canonical_json, sha256
+from shared.feedback_kinds import KIND_BY_NAME
 
 FOLDER: Final = "revisions"
 """Name of the cache's folder, next to the folder of runs."""
@@ -87,7 +88,7 @@ def apply_rewrites(
     kept: list[Row] = []
     quarantined: list[QuarantinedRow] = []
     for row in rows:
-        if row.kind != "comment":
+        if not KIND_BY_NAME[row.kind].is_remark:
             kept.append(row)
             continue
         rewrite = rewrites.get(row.identity, Rewrite(reason=NOT_REWRITTEN_YET))

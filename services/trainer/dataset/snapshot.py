@@ -32,7 +32,7 @@ from services.trainer.dataset.filters import (
     usable_rows,
 )
 from services.trainer.dataset.holdout import hash_fraction
-from services.trainer.dataset.objectives import Objective, enough_for_kto
+from services.trainer.dataset.objectives import enough_for_kto
 from services.trainer.dataset.rewrite_cache import Rewrite, apply_rewrites
 from services.trainer.dataset.similarity import (
     near_duplicates,
@@ -42,6 +42,7 @@ from services.trainer.dataset.similarity import (
 )
 from services.trainer.files import write_whole
 from shared.events import canonical_json, sha256
+from shared.feedback_kinds import ITEM, KIND_BY_NAME, Objective
 from shared.versions import DatasetRef
 
 MAX_RESERVED_SHARE: Final = 0.4
@@ -121,6 +122,7 @@ def build(
         comments: how comments train.
         rewrites: rewrites by row identity; None leaves comments as they are, for callers that only count.
         kto_least: minimum rows of the rarer label for KTO.
+
     """
     rows, quarantined = usable_rows(examples, comments)
     training, heldout = split_by_holdout(line, rows)
@@ -128,11 +130,11 @@ def build(
         training, unusable = apply_rewrites(training, rewrites)
         quarantined += unusable
     quarantined += [
-        QuarantinedRow.of(row, "held out: a comment cannot evaluate versions")
+        QuarantinedRow.of(row, f"held out: a {row.kind} cannot evaluate versions")
         for row in heldout
-        if row.kind == "comment"
+        if KIND_BY_NAME[row.kind].matcher is None
     ]
-    heldout = [row for row in heldout if row.kind != "comment"]
+    heldout = [row for row in heldout if KIND_BY_NAME[row.kind].matcher is not None]
     too_long = {row.identity: row for row in (*training, *heldout) if not _fits(row, fits)}
     quarantined += [
         QuarantinedRow.of(row, "tokens: longer than the limit of a run") for row in too_long.values()
@@ -157,7 +159,7 @@ def _fits(row: Row, fits: Callable[[Row], bool]) -> bool:
 def _without_reserved(
     line: str, train: Sequence[GroupedRow], heldout: Sequence[GroupedRow], known: Sequence[str]
 ) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
-    questions = [one.row.question for one in heldout if one.row.kind == "correction"]
+    questions = [one.row.question for one in heldout if KIND_BY_NAME[one.row.kind].matcher == ITEM]
     reserved = reserved_wordings(line, questions, train, known)
     if not reserved:
         return list(train), []

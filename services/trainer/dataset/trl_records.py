@@ -18,10 +18,11 @@ from typing import Literal
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import QuarantinedRow, Row, first_fault_of_original
-from services.trainer.dataset.objectives import Objective, TrlRow, dpo_row, kto_row, sft_row
+from services.trainer.dataset.objectives import TrlRow, dpo_row, kto_row, sft_row
 from services.trainer.dataset.rewrite_cache import Rewrite
 from services.trainer.dataset.snapshot import build
 from shared.events import canonical_json, sha256
+from shared.feedback_kinds import KIND_BY_NAME, Objective
 
 Format = Objective
 """Each format has files of its own, since each of TRL's trainers reads one kind of record."""
@@ -83,7 +84,7 @@ def build_export(
     for split, rows in zip(splits, (snapshot.train, snapshot.heldout), strict=True):
         for row in (one.row for one in rows):
             records.append(TrlRecord(row.objective, split, row))
-            if row.kind != "correction":
+            if not KIND_BY_NAME[row.kind].is_answer:
                 continue
             # A correction is also a pair with the answer that it corrects, if that answer passes the checks.
             reason = first_fault_of_original(row)

@@ -11,6 +11,7 @@ from services.trainer.dataset.filters import GroupedRow, Row
 from services.trainer.dataset.similarity import frequent_question_stems, near_duplicates, normalised
 from services.trainer.dataset.snapshot import asks_for_trained_fact
 from services.trainer.gate.scorers import required_keys
+from shared.feedback_kinds import ITEM, KIND_BY_NAME
 
 Category = Literal["wins", "seen", "unseen"]
 """What an item can show.
@@ -43,7 +44,7 @@ def build_eval_items(
         trained_by_stable: Questions in the stable version's snapshot.
     """
     newest: dict[tuple[str, str], GroupedRow] = {}
-    corrections = [grouped for grouped in held_out if grouped.row.kind == "correction"]
+    corrections = [grouped for grouped in held_out if KIND_BY_NAME[grouped.row.kind].matcher == ITEM]
     for grouped in sorted(corrections, key=lambda grouped: (grouped.row.occurred_ms, grouped.row.identity)):
         newest[grouped.row.user_id, normalised(grouped.row.question)] = grouped
     kept = sorted(newest.values(), key=lambda grouped: grouped.row.identity)

@@ -1,4 +1,4 @@
-"""Preference pairs from thumbs, ratings and preferences of held-out users: a better and a worse answer.
+"""Preference pairs of held-out users: a better and a worse answer. `shared.feedback_kinds` names the kinds used.
 
 A preference is a pair already. Thumbs and ratings become pairs by matching one liked with one disliked answer: to the
 same question if possible, else of the same user, else in a fixed order. Each answer is in at most one pair.
@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from services.trainer.core.chat import Messages
 from services.trainer.dataset.filters import Row
 from services.trainer.dataset.holdout import hash_fraction
 from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in, normalised
+from shared.feedback_kinds import KIND_BY_NAME, PAIR_MATCHERS
 
 MAX_PAIRS = 200
 """Limit for each kind: more pairs would cost more time than they add information."""
-PairKind = Literal["preference", "thumbs"]
-"""Ratings count as thumbs: 5 and 4 are liked, 2 and 1 disliked."""
 TrainedAnswer = tuple[str, str]
 """(question, answer)"""
 
@@ -28,7 +26,8 @@ TrainedAnswer = tuple[str, str]
 class PreferencePair:
     """A better and a worse answer, each with its conversation."""
 
-    kind: PairKind
+    kind: str
+    """Name of the matcher (`shared.feedback_kinds.PAIR_MATCHERS`)."""
     identity: str
     better: tuple[Messages, str]
     worse: tuple[Messages, str]
@@ -50,20 +49,26 @@ def build_preference_pairs(
     """
     memorised = _TrainedAnswers(trained, [row.question for row in held_out])
     ordered = sorted(held_out, key=lambda row: (hash_fraction(line, row.identity), row.identity))
-    preferences = [
-        PreferencePair("preference", row.identity, (row.messages, row.answer), (row.messages, row.original))
-        for row in ordered
-        if row.kind == "preference"
-        and not memorised.contain(row.question, row.answer)
-        and not memorised.contain(row.question, row.original)
-    ]
-    judged = [
-        row for row in ordered if row.label is not None and not memorised.contain(row.question, row.answer)
-    ]
-    return preferences[:max_pairs] + _match(judged)[:max_pairs]
+    pairs: list[PreferencePair] = []
+    for matcher in PAIR_MATCHERS:
+        is_pair = matcher.how == "pair"
+        rows = [
+            row
+            for row in ordered
+            if KIND_BY_NAME[row.kind].matcher == matcher
+            and not memorised.contain(row.question, row.answer)
+            and not (is_pair and memorised.contain(row.question, row.original))
+        ]
+        found = [_given_pair(matcher.name, row) for row in rows] if is_pair else _match(matcher.name, rows)
+        pairs += found[:max_pairs]
+    return pairs
 
 
-def _match(judged: Sequence[Row]) -> list[PreferencePair]:
+def _given_pair(kind: str, row: Row) -> PreferencePair:
+    return PreferencePair(kind, row.identity, (row.messages, row.answer), (row.messages, row.original))
+
+
+def _match(kind: str, judged: Sequence[Row]) -> list[PreferencePair]:
     liked, disliked = ([row for row in judged if row.label is label] for label in (True, False))
     pairs: list[PreferencePair] = []
     criteria: tuple[Callable[[Row], str], ...] = (
@@ -82,7 +87,7 @@ def _match(judged: Sequence[Row]) -> list[PreferencePair]:
                 matched |= {better.identity, worse.identity}
                 pairs.append(
                     PreferencePair(
-                        "thumbs",
+                        kind,
                         f"{better.identity} {worse.identity}",
                         (better.messages, better.answer),
                         (worse.messages, worse.answer),

@@ -22,6 +22,7 @@ from services.trainer.gate.metrics.metric import (
     Votes,
 )
 from services.trainer.gate.statistics import win_rate_interval
+from shared.feedback_kinds import FEEDBACK_KINDS, PAIR_MATCHERS, Matcher, list_names
 
 PAIR_TIE_MARGIN = 0.02
 """Nats per token. A pair whose margin changed by at most this is a tie."""
@@ -88,17 +89,17 @@ def _question(messages: Messages) -> str:
     return " ".join(content for role, content in messages if role == "user")
 
 
-def _figures(kind: str, label: str) -> tuple[FigureInfo, FigureInfo]:
+def _figures(matcher: Matcher) -> tuple[FigureInfo, FigureInfo]:
     return (
         FigureInfo(
-            f"{kind}_win_rate",
-            f"{label} won",
+            f"{matcher.name}_win_rate",
+            f"{matcher.label} won",
             "pairs whose margin grew, among those whose margin changed",
             "share",
         ),
         FigureInfo(
-            f"{kind}_margin_gain",
-            f"{label}, margin",
+            f"{matcher.name}_margin_gain",
+            f"{matcher.label}, margin",
             "better over worse answer; change from stable, for information",
             "nats per token",
             is_change=True,
@@ -106,18 +107,20 @@ def _figures(kind: str, label: str) -> tuple[FigureInfo, FigureInfo]:
     )
 
 
+_SOURCES = [kind.plural for kind in FEEDBACK_KINDS if kind.matcher in PAIR_MATCHERS]
+
 PAIR_MARGINS = Metric(
     name="pair_margins",
-    figures=(*_figures("preference", "Preferences"), *_figures("thumbs", "Liked and disliked answers")),
+    figures=tuple(figure for matcher in PAIR_MATCHERS for figure in _figures(matcher)),
     measure=_measure,
     judge=_judge,
     tasks=(BETTER_ANSWERS, WORSE_ANSWERS),
     section=ReportSection(
         name="pairs",
-        title="Pairs from thumbs, ratings and preferences",
+        title=f"Pairs from {list_names(_SOURCES, 'and')}",
         layout="pairs",
         rows=_rows,
-        intro="{count} pairs. The candidate wins a pair if it prefers the better answer more strongly than stable "
+        intro="Pairs: {count}. The candidate wins a pair if it prefers the better answer more strongly than stable "
         "does. These are likelihoods of given answers; the candidate did not write them.",
         rank=lambda row: row["margin_gain"],
         shown=5,
