@@ -37,6 +37,7 @@ def logits_at(
         forward: calls the model; the model itself or a wrapper such as DDP.
         inputs: `input_ids` and `attention_mask`, both (batch, seq), padded on the right; more are passed on.
         positions: (batch, seq) or narrower, boolean; at least one is True.
+
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     columns = positions.any(0).nonzero().squeeze(1)

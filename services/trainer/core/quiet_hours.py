@@ -24,6 +24,7 @@ class QuietHours:
 
         Raises:
             ValueError: if `text` has another form, or both times are equal.
+
         """
         if not text.strip():
             return None

@@ -49,6 +49,7 @@ def decide(
         commanded: an operator asked for a run: one usable example suffices, at any time.
         after_erasure: a run was ended by an erasure, and this one would replace it: as if commanded.
         last_run_ms: when the last run began; None if there was none.
+
     """
     counts = f"{new.examples} usable new examples from {new.users} users"
     if new.examples and commanded:

@@ -131,6 +131,7 @@ def build_card(
         snapshot: the snapshot.
         examples: the examples that it was built from.
         lengths: tokens of prompt and answer of each row that trains.
+
     """
     read = list(examples)
     answers = Counter((normalised(one.row.question), normalised(one.row.answer)) for one in snapshot.train)
@@ -209,6 +210,7 @@ def record_replay(folder: Path, rows: int, tokens: int, others: int) -> None:
         rows: rows of replay data.
         tokens: their tokens.
         others: tokens of all other rows, over all epochs.
+
     """
     card = read(folder)
     if card is not None:
