@@ -62,6 +62,11 @@ class RunContext:
 
         return callback
 
+    @property
+    def trainer_folder(self) -> Path:
+        """Folder of the trainer's database, which contains the run's folder as `runs/<run_id>`."""
+        return self.folder.parent.parent
+
     def folder_of(self, run_id: str) -> Path:
         """Return the folder of another run of this line."""
         return self.folder.parent / run_id

@@ -62,7 +62,7 @@ def take_snapshot(context: RunContext) -> None:
     """Write the run's snapshot and data card. Raises `RunFailed` if the checks leave no rows to train."""
     config, recipe, settings = context.config, context.config.recipe, context.settings
     context.progress.report(RunStage.SNAPSHOT)
-    with closing(open_read_only(settings.folder)) as db:
+    with closing(open_read_only(context.trainer_folder)) as db:
         examples = batch_table.current_examples(db, config.through, config.released)
 
     def fits(row: Row) -> bool:
