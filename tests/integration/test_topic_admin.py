@@ -24,24 +24,24 @@ def change(kafka: str, setting: str, value: str) -> None:
 
 def test_existing_settings_change_only_with_apply(kafka: str) -> None:
     create_topics(kafka, P)
-    assert [one for one in differing_settings(kafka) if one.topic == TOPIC] == []
+    assert [difference for difference in differing_settings(kafka) if difference.topic == TOPIC] == []
     change(kafka, "retention.ms", "86400000")
     change(kafka, "flush.ms", "123456")
     try:
         env = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": kafka, "LOOPWRIGHT_PARTITIONS": str(P)}
-        said = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-m", "shared.adapters.topic_admin"],
             env=env,
             capture_output=True,
             text=True,
             check=True,
         ).stdout
-        assert f"{TOPIC}: retention.ms is 86400000, wanted 34560000000" in said
-        assert "--apply" in said
-        (one,) = [one for one in differing_settings(kafka) if one.topic == TOPIC]
-        assert (one.setting, one.found) == ("retention.ms", "86400000")
-        apply_settings(kafka, [one])
-        assert [one for one in differing_settings(kafka) if one.topic == TOPIC] == []
+        assert f"{TOPIC}: retention.ms is 86400000, expected 34560000000" in output
+        assert "--apply" in output
+        (difference,) = [difference for difference in differing_settings(kafka) if difference.topic == TOPIC]
+        assert (difference.setting, difference.found) == ("retention.ms", "86400000")
+        apply_settings(kafka, [difference])
+        assert [difference for difference in differing_settings(kafka) if difference.topic == TOPIC] == []
         admin = AdminClient({"bootstrap.servers": kafka})
         resource = ConfigResource(ResourceType.TOPIC, TOPIC)
         assert admin.describe_configs([resource])[resource].result(20)["flush.ms"].value == "123456", (
