@@ -172,7 +172,7 @@ def test_concurrent_writers_leave_one_complete_artifact(world: World, tmp_path: 
     with ThreadPoolExecutor(4) as pool:
         (one,) = set(pool.map(lambda _: world.open().put(folder), range(4)))
     assert content(world.open().fetch(*one)) == content(folder)
-    assert world.open().sweep(FAR) == 0, "nobody left anything lying about"
+    assert world.open().sweep(FAR) == 0, "nothing is left to sweep"
 
 
 def test_discarded_artifact_can_be_put_again(world: World, tmp_path: Path) -> None:

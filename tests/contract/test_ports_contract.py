@@ -290,8 +290,8 @@ def caching(request: pytest.FixtureRequest) -> Caching:
         dead.away = True
         return Caching(InMemoryCache(clock), clock.advance, lambda: dead)
     real = RedisCache(request.getfixturevalue("redis_url"))
-    nobody = RedisCache("redis://127.0.0.1:1/0")
-    return Caching(real, wait_really, lambda: nobody)
+    unreachable = RedisCache("redis://127.0.0.1:1/0")
+    return Caching(real, wait_really, lambda: unreachable)
 
 
 def wait_really(seconds: float) -> None:

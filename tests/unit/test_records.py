@@ -144,9 +144,9 @@ def test_a_time_without_a_zone_is_refused() -> None:
 
 
 def test_digest_covers_content_and_not_delivery() -> None:
-    said = json.loads(golden("Correction"))
-    first = parse_union(FEEDBACK, json.dumps(said).encode()).content_digest()
-    again = said | {"received_at": "2026-02-01T00:00:00Z", "schema_version": 2}
+    content = json.loads(golden("Correction"))
+    first = parse_union(FEEDBACK, json.dumps(content).encode()).content_digest()
+    again = content | {"received_at": "2026-02-01T00:00:00Z", "schema_version": 2}
     assert parse_union(FEEDBACK, json.dumps(again).encode()).content_digest() == first
     changes: list[dict[str, Any]] = [
         {"value": "110 degrees."},
@@ -155,7 +155,7 @@ def test_digest_covers_content_and_not_delivery() -> None:
         {"user_id": "u_other"},
     ]
     for change in changes:
-        assert parse_union(FEEDBACK, json.dumps(said | change).encode()).content_digest() != first
+        assert parse_union(FEEDBACK, json.dumps(content | change).encode()).content_digest() != first
 
 
 def test_batch_hash_covers_only_its_examples() -> None:

@@ -39,7 +39,7 @@ class Body(BaseModel):
 
 
 class FeedbackBody(Body):
-    """One thing a user said about one response (`POST /v1/feedback`)."""
+    """One statement of a user about one response (`POST /v1/feedback`)."""
 
     event_id: Id | None = Field(
         None,

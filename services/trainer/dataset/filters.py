@@ -29,7 +29,7 @@ MAX_ANSWER_CHARS: Final = 4000
 MAX_PROMPT_CHARS: Final = 8000
 TRAINABLE_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 IMPORTED: Final = "imported"
-"""Tag of imported feedback, which has one user id whoever gave it (`loopwright.seed_import.TAG`)."""
+"""Tag of imported feedback, which has one user id whoever gave it (`loopwright.seed_import.IMPORT_TAG`)."""
 MIN_SHARE: Final = 0.02
 SHARE_FACTOR: Final = 3
 """The maximum share of one user in a dataset is max(`MIN_SHARE`, `SHARE_FACTOR` / number of users)."""
