@@ -101,7 +101,7 @@ def run_view(run: RunProgress | None, losses: tuple[tuple[int, float], ...], now
         loss=f"{run.loss:.3f}" if run.loss is not None else "",
         speed=fmt.number(round(run.tokens_per_s)) if run.tokens_per_s is not None else "",
         time_left=fmt.duration(run.eta_s) if run.eta_s is not None and active else "",
-        detail=run.version or run.reason or "",
+        detail=f"version {run.version}" if run.version else run.reason or "",
         staleness=f"no update for {fmt.duration(silent_s // 60 * 60)}" if stale else "",
         losses=losses,
     )
