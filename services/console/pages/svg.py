@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from services.console.pages.loop_diagram import Arrow, LoopDiagram, Node
 from services.console.pages.versions import ForestPlot
+from shared.svg import element, estimate, linear_scale
 
 EMPTY: Final = Markup("")
 
@@ -182,26 +183,24 @@ def forest_plot(plot: ForestPlot, passed: bool | None) -> Markup:
     """Draw a metric's value and interval, its baseline as a hollow mark and its limit as a dashed line."""
     if plot.value is None:
         return EMPTY
+    scale = linear_scale(0, 1, 6, FOREST_W - 6)
     middle = FOREST_H / 2
-    marks = [Markup('<line class="axis" x1="0" x2="{}" y1="{}" y2="{}"/>').format(FOREST_W, middle, middle)]
+    marks = [element("line", class_="axis", x1=0, x2=FOREST_W, y1=middle, y2=middle)]
     if plot.bound is not None:
-        x = _x(plot.bound)
-        marks.append(
-            Markup('<line class="bound" x1="{}" x2="{}" y1="1" y2="{}"/>').format(x, x, FOREST_H - 1)
+        bound = scale(plot.bound)
+        marks.append(element("line", class_="bound", x1=bound, x2=bound, y1=1, y2=FOREST_H - 1))
+    marks.append(
+        estimate(
+            scale,
+            middle,
+            value=plot.value,
+            low=plot.low,
+            high=plot.high,
+            baseline=plot.baseline,
+            radius=4.5,
         )
-    if plot.low is not None and plot.high is not None:
-        ends = (_x(plot.low), _x(plot.high), middle, middle)
-        marks.append(Markup('<line class="interval" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(*ends))
-    if plot.baseline is not None:
-        marks.append(
-            Markup('<circle class="baseline" cx="{}" cy="{}" r="3.5"/>').format(_x(plot.baseline), middle)
-        )
-    marks.append(Markup('<circle class="value" cx="{}" cy="{}" r="4.5"/>').format(_x(plot.value), middle))
+    )
     tone = {True: "passed", False: "failed", None: ""}[passed]
     return Markup('<svg class="forest {}" viewBox="0 0 {} {}" aria-hidden="true">{}</svg>').format(
         tone, FOREST_W, FOREST_H, EMPTY.join(marks)
     )
-
-
-def _x(share: float) -> float:
-    return round(6 + (FOREST_W - 12) * share, 1)
