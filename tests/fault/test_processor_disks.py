@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
 
@@ -30,20 +30,30 @@ PADDING = 30_000
 """Bytes of text in each answer, so that a slice writes more than `MAX_FILE_BYTES`."""
 
 
+def delete_tree(tree: Path) -> None:
+    """Delete a tree that a running processor may be writing to.
+
+    The rename takes it out of the processor's reach at once. RocksDB's background compaction would otherwise
+    remove files between the listing and the deletion, and `rmtree` fails on those.
+    """
+    shutil.rmtree(tree.rename(tree.with_name(f"{tree.name}.deleted")))
+
+
 def delete_all(state: Path, _dice: random.Random) -> None:
-    shutil.rmtree(state)
+    delete_tree(state)
 
 
 def delete_one_partition(state: Path, rng: random.Random) -> None:
-    shutil.rmtree(rng.choice(sorted(state.iterdir())))
+    delete_tree(rng.choice(sorted(state.iterdir())))
 
 
 def overwrite_tables(state: Path, rng: random.Random) -> None:
     for table in sorted(state.rglob("*.sst")):
-        content = bytearray(table.read_bytes())
-        at = rng.randrange(len(content) + 1)  # a kill can leave empty tables
-        content[at : at + 64] = rng.randbytes(len(content[at : at + 64]))
-        table.write_bytes(content)
+        with suppress(FileNotFoundError), table.open("r+b") as file:  # a compaction may have removed it
+            at = rng.randrange(file.seek(0, os.SEEK_END) + 1)  # a kill can leave empty tables
+            size = min(64, file.tell() - at)
+            file.seek(at)
+            file.write(rng.randbytes(size))
 
 
 def truncate_manifests(state: Path, rng: random.Random) -> None:
@@ -54,7 +64,7 @@ def truncate_manifests(state: Path, rng: random.Random) -> None:
 def delete_tables(state: Path, rng: random.Random) -> None:
     for table in sorted(state.rglob("*.sst")):
         if rng.random() < 0.7:
-            table.unlink()
+            table.unlink(missing_ok=True)  # a compaction may have removed it
 
 
 DAMAGES: tuple[Damage, ...] = (
