@@ -349,7 +349,10 @@ class Batch(LogRecord):
 
 
 class OutcomeKind(StrEnum):
-    """Final outcome of a feedback event. Each event gets exactly one; `pending` means that it has none yet."""
+    """Final outcome of a feedback event. Each event gets exactly one; `pending` means that it has none yet.
+
+    `refused` is valid but cannot be applied (`RefusalReason`); `dead` could not be read, or met a bug.
+    """
 
     BATCHED = "batched"
     SUPERSEDED = "superseded"
@@ -359,21 +362,45 @@ class OutcomeKind(StrEnum):
     TALLY_ONLY = "tally_only"
     UNMATCHED = "unmatched"
     LATE = "late"
+    REFUSED = "refused"
     DEAD = "dead"
     ERASED = "erased"
 
 
+class RefusalReason(StrEnum):
+    """Why a valid record was `refused`. The codes are stable; `Outcome.detail` says it in a sentence."""
+
+    CONFLICT = "conflict"
+    """Another record with this id and other content came first."""
+    NOT_YOURS = "not_yours"
+    """It retracts another user's event, or a retraction."""
+    TOO_MANY = "too_many"
+    """The user or the response has as much feedback as is kept."""
+    TOO_LARGE = "too_large"
+    """With it, the example would be larger than a batch may be."""
+    RESPONSE_LATE = "response_late"
+    """The response came after the window of the feedback that waited for it."""
+    UNUSABLE = "unusable"
+    """Its stored content could not be processed, so it was set aside."""
+
+
 class Outcome(LogRecord):
-    """The outcome of one feedback event."""
+    """The outcome of one feedback event or, without an `event_id`, of a response that was refused."""
 
     event_type = "loopwright.outcome"
     response_id: Id
-    event_id: Id
+    event_id: Id | None = Field(None, description="Absent if the outcome is about the response itself.")
     outcome: OutcomeKind
     batch_id: Id | None = None
     revision: int | None = None
+    reason: RefusalReason | None = Field(None, description="Set if the outcome is `refused`.")
     detail: str | None = Field(None, max_length=1024)
     decided_at: AwareDatetime
+
+    @property
+    def is_repetition(self) -> bool:
+        """Whether it is about another record with the same id, so that the event has an outcome of its own."""
+        return self.outcome is OutcomeKind.DUPLICATE or self.reason is RefusalReason.CONFLICT
 
 
 class Tally(LogRecord):

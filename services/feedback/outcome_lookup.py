@@ -68,7 +68,7 @@ class OutcomeLookup:
 
     def _find(self, response_id: str, event_id: str, deadline: float) -> Outcome | NoOutcome:
         outcomes = self._outcomes(response_id, event_id, deadline)
-        first = next((o for o in outcomes if o.outcome != OutcomeKind.DUPLICATE), None)
+        first = next((o for o in outcomes if not o.is_repetition), None)
         if first is not None:
             return first
         arrivals = self._arrivals(response_id, event_id, deadline)

@@ -160,10 +160,10 @@ class OutcomeIndex:
     def put(self, outcome: Outcome) -> None:
         """Store the first outcome of an event.
 
-        The outcome `duplicate` is about a repetition, not about the event, so it is ignored. The outcome `dead` ends
-        if the dead letter is replayed, so it is stored as briefly as `pending` and replaced by any other outcome.
+        Outcomes about a response or about a repetition are not the event's, so they are ignored. The outcome `dead`
+        ends if the dead letter is replayed, so it is stored as briefly as `pending` and replaced by any other outcome.
         """
-        if outcome.outcome == OutcomeKind.DUPLICATE:
+        if outcome.event_id is None or outcome.is_repetition:
             return
         key, value = redis_keys.receipt(outcome.response_id, outcome.event_id), outcome.to_json()
         ttl_s = self._pending_ttl_s if outcome.outcome == OutcomeKind.DEAD else self._ttl_s

@@ -42,7 +42,6 @@ Content = tuple[Any, ...]
 INPUTS = (CHAT_RESPONSES.name, FEEDBACK_EVENTS.name)
 UNLIMITED = 1 << 40
 _COUNTERS = {"up", "down", "ratings", "rating_sum", "corrections", "comments", "preferences"}
-_REPEATABLE = (OutcomeKind.DUPLICATE, OutcomeKind.LATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +77,7 @@ def violations(log: LogContents, sent: Sequence[Sent] = ()) -> list[str]:
     return [
         *_acknowledged_records_are_in_the_log(log, sent),
         *_dead_letters_equal_a_recomputation(log, offline),
+        *_refused_responses_equal_a_recomputation(outcomes, offline),
         *_each_event_has_one_outcome(log, outcomes, pending),
         *_batched_outcomes_match_the_batches([*outcomes, *pending], batches),
         *_each_revision_is_in_one_batch(batches),
@@ -182,6 +182,19 @@ def _dead_letters_equal_a_recomputation(log: LogContents, offline: CoreRun) -> I
             yield f"I1 dead letters: {place} has {count}, offline {int(expected)}"
 
 
+def _refused_responses_equal_a_recomputation(outcomes: Sequence[Outcome], offline: CoreRun) -> Iterator[str]:
+    values = [output.value for output in offline.outputs[FEEDBACK_OUTCOMES.name]]
+    expected = _refused_responses(map(Outcome.from_json, values))
+    for refused, count in (expected - _refused_responses(outcomes)).items():
+        yield f"I1 lost: {refused} has {count} outcomes less than offline"
+    for refused, count in (_refused_responses(outcomes) - expected).items():
+        yield f"I1 twice: {refused} has {count} outcomes more than offline"
+
+
+def _refused_responses(outcomes: Iterable[Outcome]) -> Counter[tuple[str, str | None]]:
+    return Counter((o.response_id, o.reason) for o in outcomes if o.event_id is None)
+
+
 def _origin(letter: Record) -> Place:
     headers = dict(letter.headers)
     return headers["dl_topic"].decode(), int(headers["dl_partition"]), int(headers["dl_offset"])
@@ -207,12 +220,19 @@ def _each_event_has_one_outcome(
             yield f"I1 lost: {text}"
         elif count > records[event_id]:
             yield f"I1 twice: {text}"
-    final = _count(outcome for outcome in [*outcomes, *pending] if outcome.outcome not in _REPEATABLE)
+    final = _count(
+        outcome
+        for outcome in [*outcomes, *pending]
+        if not outcome.is_repetition and outcome.outcome is not OutcomeKind.LATE
+    )
     yield from (f"I1 fates: {event_id} has {count} of them" for event_id, count in final.items() if count > 1)
 
 
 def _count(outcomes: Iterable[Outcome]) -> Counter[Event]:
-    return Counter((outcome.response_id, outcome.event_id) for outcome in outcomes)
+    """Count the outcomes of each event, without those of responses."""
+    return Counter(
+        (outcome.response_id, outcome.event_id) for outcome in outcomes if outcome.event_id is not None
+    )
 
 
 def _parse(record: Record) -> Feedback | None:

@@ -148,12 +148,24 @@ class ProcessorDriver:
 
     @property
     def outcomes(self) -> dict[str, str]:
-        """The outcomes of each event_id, joined by commas: normally exactly one."""
+        """The outcomes of each event_id, joined by commas: normally exactly one. Refusals name their reason."""
         kinds: dict[str, str] = {}
-        for outcome in map(Outcome.from_json, self.values(FEEDBACK_OUTCOMES.name)):
-            before = kinds.get(outcome.event_id)
-            kinds[outcome.event_id] = f"{before},{outcome.outcome}" if before else str(outcome.outcome)
+        for outcome in self.decided:
+            if outcome.event_id is not None:
+                kind = f"refused:{outcome.reason}" if outcome.reason else str(outcome.outcome)
+                before = kinds.get(outcome.event_id)
+                kinds[outcome.event_id] = f"{before},{kind}" if before else kind
         return kinds
+
+    @property
+    def decided(self) -> list[Outcome]:
+        """All outcomes, those of responses included."""
+        return [Outcome.from_json(value) for value in self.values(FEEDBACK_OUTCOMES.name)]
+
+    @property
+    def refused_responses(self) -> list[tuple[str, str]]:
+        """(response_id, reason) of the responses that were refused."""
+        return [(o.response_id, str(o.reason)) for o in self.decided if o.event_id is None]
 
     @property
     def logged_batches(self) -> list[tuple[bytes, bytes]]:

@@ -30,8 +30,8 @@ def record(
     return Record(topic, 0, 0, 1_770_000_000_000, b"k", value, headers)
 
 
-def outcome(kind: OutcomeKind, line: str = "assistant") -> Record:
-    content = Outcome(line=line, response_id="r", event_id="e", outcome=kind, decided_at=NOW)
+def outcome(kind: OutcomeKind, line: str = "assistant", event_id: str | None = "e") -> Record:
+    content = Outcome(line=line, response_id="r", event_id=event_id, outcome=kind, decided_at=NOW)
     return record("feedback.outcomes", content)
 
 
@@ -115,7 +115,10 @@ def test_empty_log_has_an_empty_status() -> None:
 
 def test_outcomes_dead_letters_and_pending_add_up_to_accepted() -> None:
     kinds = [OutcomeKind.BATCHED, OutcomeKind.BATCHED, OutcomeKind.DUPLICATE]
-    state = projection(*[outcome(kind) for kind in kinds], record("dead.letters", b"garbage", DEAD))
+    refused_response = outcome(OutcomeKind.REFUSED, event_id=None)
+    state = projection(
+        *[outcome(kind) for kind in kinds], refused_response, record("dead.letters", b"garbage", DEAD)
+    )
     body = status(state, accepted=7)
     assert body["ledger"] == {"batched": 2, "duplicate": 1, "dead": 1}
     assert body["pending"] == 3

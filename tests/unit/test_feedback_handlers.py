@@ -21,7 +21,7 @@ from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
 from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable, Overloaded
-from shared.events import FEEDBACK, ChatResponse, Outcome, OutcomeKind, parse_union
+from shared.events import FEEDBACK, ChatResponse, Outcome, OutcomeKind, RefusalReason, parse_union
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output
 from shared.telemetry import Readiness
@@ -44,7 +44,7 @@ class FeedbackApi:
         return await self.http.post("/v1/feedback", json=body, headers=headers)
 
     def write_outcome(
-        self, kind: OutcomeKind, event_id: str = "e1", response_id: str = "chatcmpl-1", **fields: Any
+        self, kind: OutcomeKind, event_id: str | None = "e1", response_id: str = "chatcmpl-1", **fields: Any
     ) -> None:
         """Write an outcome to the partition of its event, as the processor does."""
         outcome = Outcome(
@@ -313,6 +313,20 @@ async def test_outcome_of_a_repetition_does_not_hide_that_of_the_event(api: Feed
     api.cache.away = False
     api.outcomes.apply(api.log.records("feedback.outcomes"))
     assert (await receipt(api)).json()["outcome"] == "batched"
+
+
+@pytest.mark.parametrize("from_kafka", [True, False])
+async def test_refused_conflict_and_refused_response_hide_no_outcome(
+    api: FeedbackApi, from_kafka: bool
+) -> None:
+    api.cache.away = True
+    await api.send(THUMBS)
+    await api.send(THUMBS | {"value": "down"})
+    api.cache.away = from_kafka
+    api.write_outcome(OutcomeKind.REFUSED, reason=RefusalReason.CONFLICT)
+    api.write_outcome(OutcomeKind.REFUSED, event_id=None, reason=RefusalReason.CONFLICT)
+    api.outcomes.apply(api.log.records("feedback.outcomes"))
+    assert (await receipt(api)).json()["outcome"] == "pending"
 
 
 async def test_event_is_a_duplicate_if_every_arrival_is(api: FeedbackApi) -> None:

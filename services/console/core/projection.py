@@ -65,6 +65,7 @@ class OutcomeSummary(LogRecord):
     """The fields of `Outcome` that the console reads."""
 
     event_type = Outcome.event_type
+    event_id: str | None = None
     outcome: OutcomeKind
 
 
@@ -122,7 +123,9 @@ class Projection:
 
 
 def _fold_outcome(state: Projection, record: Record) -> None:
-    state.ledger[OutcomeSummary.from_json(record.value).outcome] += 1
+    outcome = OutcomeSummary.from_json(record.value)
+    if outcome.event_id is not None:  # else it is about a response
+        state.ledger[outcome.outcome] += 1
 
 
 def _fold_dead_letter(state: Projection, record: Record) -> None:

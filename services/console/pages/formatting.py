@@ -20,6 +20,7 @@ OUTCOMES: Final[dict[str, str]] = {
     "applied_retract": "Retracted another event",
     "unmatched": "Its response never arrived",
     "late": "Arrived after the feedback window",
+    "refused": "Valid, but not applicable; the receipt says why",
     "erased": "Erased at the user's request",
     "dead": "Could not be processed",
     "pending": "No outcome yet",

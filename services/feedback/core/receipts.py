@@ -25,6 +25,7 @@ _DETAILS: Final[dict[OutcomeKind, str]] = {
     OutcomeKind.TALLY_ONLY: "It is counted, but it contains nothing to train on.",
     OutcomeKind.UNMATCHED: "The response that it refers to never arrived.",
     OutcomeKind.LATE: "It arrived after the feedback window of its response had closed.",
+    OutcomeKind.REFUSED: "It was refused and changes nothing.",
     OutcomeKind.DEAD: "It could not be processed. It is kept as a dead letter and can be replayed.",
     OutcomeKind.ERASED: "It was erased at the user's request.",
 }
@@ -97,11 +98,16 @@ def make_receipt(
     return _trained(outcome, trained, rollout) if trained else _batched(outcome)
 
 
+def _event_id(outcome: Outcome) -> str:
+    assert outcome.event_id is not None, "the outcome of a response has no receipt"
+    return outcome.event_id
+
+
 def _final(outcome: Outcome) -> Receipt:
     detail = _DETAILS.get(outcome.outcome, "")
     return Receipt(
         response_id=outcome.response_id,
-        event_id=outcome.event_id,
+        event_id=_event_id(outcome),
         outcome=outcome.outcome,
         batch_id=outcome.batch_id,
         stage=outcome.outcome,
@@ -112,7 +118,7 @@ def _final(outcome: Outcome) -> Receipt:
 def _batched(outcome: Outcome) -> Receipt:
     return Receipt(
         response_id=outcome.response_id,
-        event_id=outcome.event_id,
+        event_id=_event_id(outcome),
         outcome=outcome.outcome,
         batch_id=outcome.batch_id,
         stage="batched",
@@ -129,7 +135,7 @@ def _trained(outcome: Outcome, trained: Sequence[ModelVersion], rollout: Rollout
     stage, detail = _stage(version, serving, stable, rollout)
     return Receipt(
         response_id=outcome.response_id,
-        event_id=outcome.event_id,
+        event_id=_event_id(outcome),
         outcome=outcome.outcome,
         batch_id=outcome.batch_id,
         run_id=version.run_id,
