@@ -45,11 +45,12 @@ class Settings(BaseSettings):
         description="URL of the Redis server. Redis holds only what may be lost at any moment.",
     )
     partitions: int = Field(
-        6,
+        24,
         ge=1,
         le=1024,
         validation_alias=common("partitions"),
-        description="Number of partitions (P) of the partitioned topics. It is fixed when a deployment is created.",
+        description="Number of partitions (P) of the partitioned topics. It is fixed when a deployment is created, and "
+        "limits how many processors can ever work at the same time.",
     )
     line: Line = Field(
         "assistant",

@@ -55,6 +55,8 @@ def service_environment(
         "LOOPWRIGHT_DATA_DIR": str(root.resolve() / "data"),
         "LOOPWRIGHT_ARTIFACTS": str(root.resolve() / "artifacts"),
         "LOOPWRIGHT_PSEUDONYM_KEY": key,
+        # Fewer than the default: one machine does not grow, and each example waits less for its batch to fill.
+        "LOOPWRIGHT_PARTITIONS": os.environ.get("LOOPWRIGHT_PARTITIONS", "6"),
         "PYTHONUNBUFFERED": "1",
     }
     env |= {port_setting(service): str(port) for service, port in ports.items()}

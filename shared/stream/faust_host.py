@@ -104,7 +104,9 @@ def host_engine(
     engine = Engine(
         config,
         step,
-        open_store=MemoryStore if store == "memory" else RocksDBStoreFactory(folder, store_cache_mb),
+        open_store=MemoryStore
+        if store == "memory"
+        else RocksDBStoreFactory(folder, store_cache_mb, partitions=config.partitions or 1),
         on_commit=lambda commit: _count_commit(name, commit),
         on_abort=lambda _: ENGINE_ABORTS.labels(name).inc(),
     )

@@ -123,7 +123,7 @@ def main() -> None:
     engine = make_engine(
         config,
         prefixed,
-        open_store=RocksDBStoreFactory(folder, cache_mb=8, flush_s=0.05),
+        open_store=RocksDBStoreFactory(folder, cache_mb=8, flush_s=0.05, partitions=config.partitions or 1),
         clock=JumpingClock() if options.get("clock") == "jumping" else SystemClock(),
         probe=probe_of(options, prefixed),
     )

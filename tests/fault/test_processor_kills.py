@@ -9,12 +9,19 @@ from __future__ import annotations
 import random
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fault.fault_settings import SEEDS
-from tests.fault.processor_rig import SHIPPED_TIMEOUTS, ProcessorGroup
+from tests.fault.processor_rig import (
+    SHIPPED_TIMEOUTS,
+    ProcessorGroup,
+    ProcessorRig,
+    processor_group,
+    under_load,
+)
 from tests.fault.workload import history
 
 PHASES = ("before_transaction", "after_produce", "after_commit", "after_store", "during_restore")
@@ -52,6 +59,22 @@ def test_successor_takes_over_with_the_shipped_timeouts(workers: ProcessorGroup)
     workers.stop(second)
     assert workers.violations() == []
     assert took < 20
+
+
+def test_kill_with_24_partitions_loses_and_repeats_nothing(
+    kafka: str, fresh: str, tmp_path: Path, record_property: Any
+) -> None:
+    """The default number of partitions: one of two processes dies, and the other one takes over its half."""
+    rig = ProcessorRig(kafka, fresh, partitions=24).create()
+    with processor_group(rig, tmp_path, record_property) as group:
+        first, second = group.start("one", age_ms=300), group.start("two", age_ms=300)
+        with under_load(group, seed=24):
+            group.until(lambda: rig.changelog_end() > 24, "the processors work")
+            group.kill(first)
+            group.until(lambda: rig.changelog_end() > 100, "the second process works")
+        group.until_consumed(60, second)
+        group.stop(second)
+        assert group.violations() == []
 
 
 def test_processor_without_faults_has_no_violations(rare_seed: int, workers: ProcessorGroup) -> None:

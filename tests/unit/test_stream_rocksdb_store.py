@@ -253,6 +253,19 @@ def test_memory_stays_bounded_for_any_state_size(tmp_path: Path) -> None:
         store.close()
 
 
+@pytest.mark.parametrize("partitions", [6, 24, 256])
+def test_many_small_stores_do_not_flush_at_every_write(tmp_path: Path, partitions: int) -> None:
+    """Empty buffers of many stores once filled the shared limit; each write then made a file, 100 times slower."""
+    factory = RocksDBStoreFactory(tmp_path, cache_mb=8, flush_s=3600, partitions=partitions)
+    stores = [factory(number) for number in range(partitions)]
+    for n in range(10):
+        for store in stores:
+            store.apply({b"%d" % m: bytes(300) for m in range(n, n + 20)}, n)
+    assert list(tmp_path.rglob("*.sst")) == []
+    for store in stores:
+        store.close()
+
+
 def test_store_unused_for_a_day_is_removed(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         shutil.copytree(filled_store(tmp_path / "made"), tmp_path / "state" / str(number))

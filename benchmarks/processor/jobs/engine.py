@@ -65,7 +65,11 @@ def main() -> None:
         partitions=job.partitions,
     )
     folder = Path(job.folder)
-    engine = Engine(config, VotesStep(job), open_store=RocksDBStoreFactory(folder / "state", job.cache_mb))
+    engine = Engine(
+        config,
+        VotesStep(job),
+        open_store=RocksDBStoreFactory(folder / "state", job.cache_mb, partitions=job.partitions),
+    )
     status_writer = threading.Thread(target=write_status, args=(engine, folder / STATUS, ended), daemon=True)
     status_writer.start()
     try:
