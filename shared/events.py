@@ -442,7 +442,7 @@ class ErasureReport(LogRecord):
 
     event_type = "loopwright.erasure.report"
     request_id: Id = Field(
-        description="Id of the erasure; for a late retraction `retract:<response_id>/<event_id>`."
+        description="Id of the erasure; for a late retraction `retract:` and a digest of response_id and event_id."
     )
     kind: Literal["erasure", "retraction"] = "erasure"
     subject: Id = Field(description="Pseudonym of the erased user, or of the user who retracted.")

@@ -26,6 +26,7 @@ from services.feedback.settings import SERVICE, FeedbackSettings
 from services.feedback.views import OutcomeIndex, VersionsView
 from shared.adapters import redis_keys
 from shared.cloudevents import cloudevent, new_traceparent
+from shared.composed_ids import join_ids
 from shared.errors import BrokerUnavailable, Conflict, NotYet, Overloaded, Oversized
 from shared.events import Feedback, from_ms
 from shared.feedback_kinds import hint_for
@@ -85,7 +86,7 @@ class FeedbackHandlers:
                 event.response_id,
                 event,
                 source=SERVICE,
-                ce_id=f"{event.response_id}/{event.event_id}",
+                ce_id=join_ids(event.response_id, event.event_id),
                 at=event.received_at,
                 traceparent=valid_traceparent(traceparent),
             )

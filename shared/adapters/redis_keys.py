@@ -1,6 +1,11 @@
-"""Keys of everything that services keep in Redis. Redis may lose any of it at any moment."""
+"""Keys of everything that services keep in Redis. Redis may lose any of it at any moment.
+
+Ids from callers may contain `:`. They come last in a key, or `join_ids` joins them, so no two things share a key.
+"""
 
 from __future__ import annotations
+
+from shared.composed_ids import join_ids
 
 
 def run_progress(line: str) -> str:
@@ -20,7 +25,7 @@ def quarantine(line: str) -> str:
 
 def receipt(response_id: str, event_id: str) -> str:
     """Return the key of a feedback event's `Outcome` record, as JSON."""
-    return f"loopwright:receipt:{response_id}:{event_id}"
+    return f"loopwright:receipt:{join_ids(response_id, event_id)}"
 
 
 def receipt_positions() -> str:
@@ -30,9 +35,9 @@ def receipt_positions() -> str:
 
 def identity(response_id: str, event_id: str) -> str:
     """Return the key of an accepted feedback event's content digest, which detects repetitions (best effort)."""
-    return f"loopwright:identity:{response_id}:{event_id}"
+    return f"loopwright:identity:{join_ids(response_id, event_id)}"
 
 
 def rate_limit(service: str, caller: str, window: int) -> str:
     """Return the key that counts a caller's requests to a service in one time window."""
-    return f"loopwright:rate:{service}:{caller}:{window}"
+    return f"loopwright:rate:{service}:{window}:{caller}"

@@ -10,11 +10,41 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
 
 from services.processor.core.batches import BatchLimits
 from services.processor.core.erasure.compaction import FILLER_INTERVAL_MS, FILLERS
-from services.processor.core.erasure.process import KEYS_PER_PIECE, RECORDS_PER_PIECE, ErasureConfig
-from shared.events import Batch, ErasureReport, ErasureRequest, LogRecord, Message, Outcome, OutcomeKind
+from services.processor.core.erasure.process import (
+    KEYS_PER_PIECE,
+    PROGRESS_KEY,
+    RECORDS_PER_PIECE,
+    ErasureConfig,
+)
+from services.processor.core.erasure.rules import (
+    ErasedUser,
+    ErasureProgress,
+    ErasureTargets,
+    ErasureTask,
+    remove_users,
+    rewrite_batch,
+)
+from services.processor.core.join import retraction_key
+from services.processor.core.state import JoinedResponse, SeenEvent, Signal, StoredResponse
+from shared.events import (
+    EARLIEST_MS,
+    MAX_MS,
+    MIN_MS,
+    Batch,
+    ErasureReport,
+    ErasureRequest,
+    ExampleRevision,
+    LogRecord,
+    Message,
+    Outcome,
+    OutcomeKind,
+    from_ms,
+)
+from shared.events import Signal as BatchSignal
 from shared.records import Output
 from shared.topics import (
     DAY_MS,
@@ -24,7 +54,7 @@ from shared.topics import (
     TRAINING_BATCHES,
     WINDOW_DAYS,
 )
-from tests.unit.processor_driver import START, ProcessorDriver, feedback, response
+from tests.unit.processor_driver import START, T0, ProcessorDriver, feedback, response
 
 ANN, BOB = "u_ann", "u_bob"
 SECRET = "the cat is called Pellworth"
@@ -357,7 +387,7 @@ def test_retraction_after_the_window_removes_the_event(driver: ProcessorDriver) 
     assert driver.dataset == {"r1": [("e2", "A tool.")]}
     assert driver.outcomes == {"e1": "batched", "e2": "batched", "x1": "duplicate,applied_retract"}
     (report,) = driver.reports
-    assert (report.kind, report.request_id, report.partitions) == ("retraction", "retract:r1/x1", 1)
+    assert (report.kind, report.request_id[:8], report.partitions) == ("retraction", "retract:", 1)
     assert (report.response_id, report.event_id, report.subject) == ("r1", "e1", ANN)
     assert report.batches == {"assistant-0-1": 1}
 
@@ -428,6 +458,143 @@ def test_erasure_that_rewrote_no_batch_appends_none(driver: ProcessorDriver) -> 
     erase(driver)
     driver.tick(HOUR + FILLER_INTERVAL_MS / 1000 + 20)
     assert driver.batches == []
+
+
+# --- any time, any state ---
+
+
+TIMES = st.one_of(
+    st.sampled_from(
+        [MIN_MS, -DAY_MS, -60_001, -2, -1, 0, 1, EARLIEST_MS - 1, EARLIEST_MS, T0, T0 + 30 * DAY_MS, MAX_MS]
+    ),
+    st.integers(MIN_MS, MAX_MS),
+)
+"""Times in ms since the epoch that a record may hold."""
+
+
+def said_by(user: str, at_ms: int) -> JoinedResponse:
+    """Return a response of Bob's with a signal, a vague comment and a waiting retraction of `user`."""
+    return JoinedResponse(
+        line="assistant",
+        since_ms=at_ms,
+        responded_ms=at_ms,
+        version="v",
+        revision=1,
+        events={
+            "e1": SeenEvent("0" * 32, user, "correction", at_ms),
+            "e2": SeenEvent("1" * 32, user, "comment"),
+        },
+        slots={f"{user}|correction|0": "e1"},
+        signals={"e1": Signal("correction", user, Raw(b'"A language."'), at_ms)},
+        retractions={retraction_key("e3", user): "e4"},
+    )
+
+
+@given(TIMES, TIMES, TIMES)
+def test_erasing_one_user_removes_nothing_of_another_at_any_time(at_ms: int, asked: int, cutoff: int) -> None:
+    """There is no time that means "no time"."""
+    stored = said_by(BOB, at_ms)
+    before = stored.to_json()
+    change = remove_users(stored, ["e1"], {ANN: cutoff})
+    assert (change.outcomes, change.removed, change.revised) == ([], [], False)
+    assert stored.to_json() == before
+    example = ExampleRevision(
+        line="assistant",
+        response_id="r1",
+        revision=1,
+        op="upsert",
+        version="v",
+        user_id=BOB,
+        signals=(
+            BatchSignal(event_id="e1", kind="thumbs", user_id=BOB, value="up", occurred_at=from_ms(at_ms)),
+        ),
+        responded_at=from_ms(asked),
+        revised_at=from_ms(asked),
+    )
+    batch = Batch(
+        line="assistant",
+        batch_id="assistant-0-1",
+        partition=0,
+        number=1,
+        reason="age",
+        examples=(example, example.model_copy(update={"response_id": "r2", "user_id": None})),
+        content_hash="0" * 64,
+        cut_at=from_ms(asked),
+    )
+    targets = ErasureTargets.of([ErasureTask("q1", "assistant", ANN, cutoff)])
+    assert rewrite_batch(batch, targets, 1) is None
+    of_bob = ErasureTargets.of([ErasureTask("q1", "assistant", BOB, cutoff)])
+    assert (rewrite_batch(batch, of_bob, 1) is not None) == (min(asked, at_ms) <= cutoff)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TIMES, TIMES, st.sampled_from([T0, T0 + DAY_MS, MIN_MS, -1, 0, MAX_MS]))
+def test_erasing_one_user_leaves_anothers_state_as_it_is(at_ms: int, asked: int, requested_ms: int) -> None:
+    driver = ProcessorDriver()
+    stored = StoredResponse(
+        "assistant", "v", "completed", asked, Raw(b"[]"), Raw(b"[]"), indices=(0,), user_id=BOB
+    )
+    driver.store.apply(
+        {b"a/r1": stored.to_json(), b"a/r2": stored.to_json(), b"j/r2": said_by(BOB, at_ms).to_json()}, 0
+    )
+    before = [*driver.store.scan(b"a/", b"b"), *driver.store.scan(b"j/", b"k")]
+    moment = from_ms(requested_ms)
+    request = ErasureRequest(
+        line="assistant", request_id="q1", subject=ANN, requested_at=moment, deadline=moment
+    )
+    driver.append(request, 1)
+    driver.finish_erasures(1)
+    assert driver.errors == []
+    assert [*driver.store.scan(b"a/", b"b"), *driver.store.scan(b"j/", b"k")] == before
+    assert [report.request_id for report in driver.reports] == ["q1"]
+
+
+@given(TIMES, TIMES, TIMES, st.text("ab", min_size=1, max_size=2))
+def test_block_of_an_erased_user_covers_only_earlier_records(
+    requested: int, until: int, at_ms: int, request_id: str
+) -> None:
+    user = ErasedUser(requested, until, ("q",))
+    assert user.covers(at_ms, until - 1) == (at_ms < requested)
+    assert not user.covers(at_ms, until)
+    further = user.extended(request_id, requested - 1, until - 1)
+    assert (further.requested_ms, further.until_ms) == (requested, until)
+
+
+LONG_ID = st.text("".join(map(chr, range(ord("!"), ord("~") + 1))), min_size=120, max_size=128)
+
+
+@settings(max_examples=30, deadline=None)
+@given(LONG_ID, LONG_ID, LONG_ID, LONG_ID)
+def test_late_retraction_is_reported_whatever_its_ids(
+    response_id: str, event_id: str, retraction: str, user: str
+) -> None:
+    driver = ProcessorDriver()
+    driver.append(response(response_id))
+    driver.append(feedback("correction", "Wrong.", event_id, user=user, response_id=response_id), 1)
+    driver.tick(CUT)
+    late = (WINDOW_DAYS + 1) * DAY
+    event = feedback("retract", event_id, retraction, user=user, response_id=response_id)
+    driver.append(event, late)
+    driver.finish_erasures(late)
+    assert driver.errors == []
+    (report,) = driver.reports
+    assert (report.response_id, report.event_id, report.subject) == (response_id, event_id, user)
+    assert driver.dataset == {}
+
+
+def test_stored_retraction_with_an_overlong_request_id_is_reported(driver: ProcessorDriver) -> None:
+    late = trained_and_expired(driver)
+    overlong = "retract:" + "r" * 128 + "/" + "e" * 128
+    task = ErasureTask(
+        overlong, "assistant", ANN, driver.now_ms, "retraction", "r1", "e1", retraction_id="x1"
+    )
+    progress = ErasureProgress(requests=1, waiting=1)
+    driver.store.apply({b"e/wait/000000000001": task.to_json(), PROGRESS_KEY: progress.to_json()}, 0)
+    driver.finish_erasures(late)
+    assert driver.errors == []
+    (report,) = driver.reports
+    assert (report.response_id, report.event_id, len(report.request_id)) == ("r1", "e1", 39)
+    assert driver.dataset == {"r1": [("e2", "A tool.")]}
 
 
 # --- any order ---

@@ -11,6 +11,7 @@ from services.processor.core.join import EventOutcome
 from services.processor.core.state import JoinedResponse, encode
 from services.processor.core.wire import SERVICE, OutcomeOut, rfc3339
 from shared.cloudevents import CloudEventFactory, cloudevent, traceparent_of
+from shared.composed_ids import join_ids
 from shared.events import Batch, LogRecord, Outcome, Tally, from_ms
 from shared.records import Output, Record
 from shared.stream.step import RereadComplete, RereadRequest, Tick
@@ -59,7 +60,7 @@ class Outbox:
                 detail=detail or UNSET,
                 decided_at=self.now,
             )
-            self._seal(_OUTCOME, key, encode(outcome), f"{response_id}/{event_id}/{kind}")
+            self._seal(_OUTCOME, key, encode(outcome), join_ids(response_id, event_id, kind))
 
     def tally(self, version: str, user_id: str, tally: Struct) -> bytes:
         """Send a `TallyOut`, dated now. Returns its bytes."""

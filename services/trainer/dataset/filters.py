@@ -22,6 +22,7 @@ from services.trainer.dataset.objectives import (
 )
 from services.trainer.dataset.pii import find_personal_data, find_secret
 from services.trainer.dataset.similarity import normalised
+from shared.composed_ids import join_ids
 from shared.events import ExampleRevision, Over, Signal, Under
 from shared.feedback_kinds import FEEDBACK_KINDS, KIND_BY_NAME, Objective
 
@@ -74,7 +75,7 @@ class Row:
     @property
     def identity(self) -> str:
         """Identity of the event: response and event id."""
-        return f"{self.response_id}/{self.event_id}"
+        return join_ids(self.response_id, self.event_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from services.trainer.dataset.erasure_target import (
 )
 from services.trainer.dataset.filters import QuarantinedRow, Row, first_fault
 from services.trainer.files import write_whole
+from shared.composed_ids import join_ids
 from shared.events import canonical_json, sha256
 from shared.feedback_kinds import KIND_BY_NAME
 
@@ -68,7 +69,7 @@ def load_all(folder: Path, model: str) -> dict[str, Rewrite]:
     """Return the results of this model for all comments, by the identity of the row."""
     entries = (json.loads(file.read_bytes()) for file in sorted(folder.glob("*.json")))
     return {
-        f"{entry['response_id']}/{entry['event_id']}": _rewrite(entry)
+        join_ids(entry["response_id"], entry["event_id"]): _rewrite(entry)
         for entry in entries
         if entry["model"] == model
     }

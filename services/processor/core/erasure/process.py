@@ -40,6 +40,7 @@ from services.processor.core.join import EventOutcome, retraction_key
 from services.processor.core.state import JoinedResponse, prefix_end
 from services.processor.core.turn import PartitionTurn
 from services.processor.core.wire import SERVICE
+from shared.composed_ids import digest_id, shortened_id
 from shared.errors import Rejected
 from shared.events import (
     Batch,
@@ -75,6 +76,8 @@ UNBLOCKED_AT_ONCE: Final = 100
 BATCHES_IN_REPORT: Final = 8_000
 """Batches named in one report, the newest: their rewrites are in the log after those of all others."""
 
+RETRACTION: Final = "retract:"
+"""Prefix of the request ids under which late retractions are reported."""
 PROGRESS_KEY: Final = b"m/erasing"
 _ACTIVE, _WAITING = b"e/now/", b"e/wait/"
 _INPUTS = (CHAT_RESPONSES.name, FEEDBACK_EVENTS.name)
@@ -160,7 +163,7 @@ class ErasureProcess:
         """Search the batches for a retracted event that the state no longer knows."""
         self._add(
             ErasureTask(
-                request_id=f"retract:{event.response_id}/{event.event_id}",
+                request_id=digest_id(RETRACTION, event.response_id, event.event_id),
                 line=event.line,
                 subject=event.user_id,
                 cutoff_ms=self._turn.now_ms,
@@ -175,16 +178,19 @@ class ErasureProcess:
     def _request(self, request: ErasureRequest) -> None:
         """Block the user's earlier records and add a task, unless the request is a repetition."""
         now_ms = self._turn.now_ms
-        user = self._erased_user(request.subject) or ErasedUser()
-        if now_ms < user.until_ms and request.request_id in user.requests:
-            return
-        if user.until_ms:
-            self._store.delete(_unblock_key(user.until_ms, request.subject))
         requested_ms = to_ms(request.requested_at)
-        user.add(request.request_id, requested_ms, now_ms + BLOCK_MS)
+        known = self._erased_user(request.subject)
+        if known is None:
+            user = ErasedUser(requested_ms, now_ms + BLOCK_MS, (request.request_id,))
+        elif now_ms < known.until_ms and request.request_id in known.requests:
+            return
+        else:
+            self._store.delete(_unblock_key(known.until_ms, request.subject))
+            user = known.extended(request.request_id, requested_ms, now_ms + BLOCK_MS)
         self._store.put(_user_key(request.subject), user.to_json())
         self._store.put(_unblock_key(user.until_ms, request.subject), b"")
-        self._progress.next_unblock_ms = min(self._progress.next_unblock_ms or user.until_ms, user.until_ms)
+        first = self._progress.next_unblock_ms
+        self._progress.next_unblock_ms = user.until_ms if first is None else min(first, user.until_ms)
         cutoff_ms = min(now_ms, requested_ms + IN_FLIGHT_MS)
         self._add(ErasureTask(request.request_id, request.line, request.subject, cutoff_ms))
 
@@ -288,7 +294,7 @@ class ErasureProcess:
         partition = self._turn.outbox.partition
         report = ErasureReport(
             line=task.line,
-            request_id=task.request_id,
+            request_id=shortened_id(task.request_id),
             kind="retraction" if retraction else "erasure",
             subject=task.subject,
             response_id=task.response_id or None,
@@ -301,8 +307,8 @@ class ErasureProcess:
             batches=batches,
             completed_at=from_ms(self._turn.now_ms),
         )
-        ce_id = f"{task.request_id}/{SERVICE}/{partition}"
-        self._turn.outbox.send(ERASURE_REPORTS, task.request_id, report, ce_id)
+        ce_id = f"{report.request_id}/{SERVICE}/{partition}"
+        self._turn.outbox.send(ERASURE_REPORTS, report.request_id, report, ce_id)
 
     def _settle(self, task: ErasureTask) -> None:
         """Give a late retraction its outcome, unless it got one in the meantime."""
@@ -341,20 +347,20 @@ class ErasureProcess:
 
     def _blocked(self, user_id: str, made: int) -> bool:
         """Return whether what a user made at `made` ms must be erased on arrival."""
-        user = self._erased_user(user_id) if self._progress.next_unblock_ms else None
-        return user is not None and self._turn.now_ms < user.until_ms and made < user.requested_ms
+        user = self._erased_user(user_id) if self._progress.next_unblock_ms is not None else None
+        return user is not None and user.covers(made, self._turn.now_ms)
 
     def _unblock_users(self) -> None:
         """Delete the `ErasedUser`s whose time is over. Their keys name the user, so they must leave the disk too."""
         progress, now_ms = self._progress, self._turn.now_ms
-        if not progress.next_unblock_ms or now_ms < progress.next_unblock_ms:
+        if progress.next_unblock_ms is None or now_ms < progress.next_unblock_ms:
             return
         over = islice(self._store.scan(b"g/", _unblock_key(now_ms, "")), UNBLOCKED_AT_ONCE)
         for place, _ in list(over):
             self._store.delete(place)
             self._store.delete(_user_key(place.split(b"/", 2)[2].decode()))
         first = next(self._store.scan(b"g/", prefix_end(b"g/")), None)
-        progress.next_unblock_ms = 0 if first is None else int(first[0].split(b"/", 2)[1])
+        progress.next_unblock_ms = None if first is None else int(first[0].split(b"/", 2)[1])
         schedule_fillers(progress, now_ms, self._config.filler_interval_ms)
 
 

@@ -34,16 +34,22 @@ Target = str | tuple[str, str]
 class ErasedUser(StoredValue):
     """A user whose records made before `requested_ms` are erased on arrival, until `until_ms`."""
 
-    requested_ms: int = 0
-    until_ms: int = 0
+    requested_ms: int
+    until_ms: int
     requests: tuple[str, ...] = ()
     """The newest requests to erase this user."""
 
-    def add(self, request_id: str, requested_ms: int, until_ms: int) -> None:
-        """Extend to a further request."""
-        self.requested_ms = max(self.requested_ms, requested_ms)
-        self.until_ms = max(self.until_ms, until_ms)
-        self.requests = (*self.requests, request_id)[-REMEMBERED_REQUESTS:]
+    def extended(self, request_id: str, requested_ms: int, until_ms: int) -> ErasedUser:
+        """Return this user with a further request."""
+        return ErasedUser(
+            requested_ms=max(self.requested_ms, requested_ms),
+            until_ms=max(self.until_ms, until_ms),
+            requests=(*self.requests, request_id)[-REMEMBERED_REQUESTS:],
+        )
+
+    def covers(self, made_ms: int, now_ms: int) -> bool:
+        """Return whether a record that this user made at `made_ms` is erased if it arrives at `now_ms`."""
+        return now_ms < self.until_ms and made_ms < self.requested_ms
 
 
 class ErasureTask(StoredValue):
@@ -86,8 +92,8 @@ class ErasureProgress(StoredValue):
     """Tasks so far; numbers them."""
     waiting: int = 0
     """Tasks that wait for the active ones to end."""
-    next_unblock_ms: int = 0
-    """When the first `ErasedUser` is deleted; 0 if there is none."""
+    next_unblock_ms: int | None = None
+    """When the first `ErasedUser` is deleted; None if there is none."""
     next_filler_ms: int = 0
     fillers_left: int = 0
     """How often a filler must still be appended, next at `next_filler_ms` (`compaction.py`)."""
@@ -97,7 +103,13 @@ class ErasureProgress(StoredValue):
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do now or later."""
-        return not (self.phase or self.waiting or self.next_unblock_ms or self.fillers_left)
+        return not (self.phase or self.waiting or self.next_unblock_ms is not None or self.fillers_left)
+
+
+def covers(cutoffs: Mapping[str, int], user_id: str | None, at_ms: int) -> bool:
+    """Return whether an erasure covers what a user did at `at_ms`, given the cutoff of each erased user."""
+    cutoff = cutoffs.get(user_id) if user_id is not None else None
+    return cutoff is not None and at_ms <= cutoff
 
 
 def made_ms(event: Feedback) -> int:
@@ -117,7 +129,7 @@ def remove_users(joined: JoinedResponse, waiting: Iterable[str], cutoffs: Mappin
             del joined.retractions[key]
             if not joined.expired:
                 change.decide(retraction, OutcomeKind.ERASED)
-    erased = {e for e, seen in joined.events.items() if seen.at_ms <= cutoffs.get(seen.user_id, -1)}
+    erased = {e for e, seen in joined.events.items() if covers(cutoffs, seen.user_id, seen.at_ms)}
     for event_id in sorted(erased):
         change.drop_signal(event_id, OutcomeKind.ERASED)
         del joined.events[event_id]
@@ -161,7 +173,9 @@ class ErasureTargets:
         targets = cls()
         for task in tasks:
             if task.kind == "erasure":
-                targets.cutoffs[task.subject] = max(targets.cutoffs.get(task.subject, 0), task.cutoff_ms)
+                targets.cutoffs[task.subject] = max(
+                    targets.cutoffs.get(task.subject, task.cutoff_ms), task.cutoff_ms
+                )
             else:
                 targets.events[task.response_id, task.event_id] = task.subject
         return targets
@@ -213,13 +227,13 @@ def _without_targets(
     example: ExampleRevision, targets: ErasureTargets, removed: Counter[Target]
 ) -> ExampleRevision:
     asker = example.user_id
-    if asker is not None and to_ms(example.responded_at) <= targets.cutoffs.get(asker, -1):
+    if asker is not None and covers(targets.cutoffs, asker, to_ms(example.responded_at)):
         removed[asker] += len(example.signals)
         return _without_content(example)
     kept = []
     for signal in example.signals:
         event = (example.response_id, signal.event_id)
-        if to_ms(signal.occurred_at) <= targets.cutoffs.get(signal.user_id, -1):
+        if covers(targets.cutoffs, signal.user_id, to_ms(signal.occurred_at)):
             removed[signal.user_id] += 1
         elif targets.events.get(event) == signal.user_id:
             removed[event] += 1

@@ -33,7 +33,9 @@ class StateScan:
         for place, value in found:
             if place.startswith(b"a/"):
                 response = StoredResponse.from_json(value)
-                if response.user_id is not None and response.at_ms <= self._cutoffs.get(response.user_id, -1):
+                if response.user_id is not None and rules.covers(
+                    self._cutoffs, response.user_id, response.at_ms
+                ):
                     self._erase_response(place[2:], response.user_id)
             elif place.startswith(b"j/"):
                 self._remove_feedback(place[2:], JoinedResponse.from_json(value))
@@ -64,7 +66,7 @@ class StateScan:
     def _remove_feedback(self, key: bytes, stored: JoinedResponse) -> None:
         """Remove users' feedback on another user's response. The example's next revision follows."""
         turn, cutoffs = self._turn, self._cutoffs
-        has_events = any(seen.at_ms <= cutoffs.get(seen.user_id, -1) for seen in stored.events.values())
+        has_events = any(rules.covers(cutoffs, seen.user_id, seen.at_ms) for seen in stored.events.values())
         if not has_events and not any(retraction_owner(waiting) in cutoffs for waiting in stored.retractions):
             return
         joined = turn.load(key)
