@@ -20,10 +20,13 @@ Position = tuple[str, int]
 
 @runtime_checkable
 class Clock(Protocol):
-    """Wall-clock time. Pure cores never see one; edges read it and pass the time in."""
+    """Wall-clock and monotonic time. Pure cores never see a clock; edges read it and pass the time in."""
 
     def now_ms(self) -> int:
-        """Return the time in milliseconds since the epoch."""
+        """Return the wall-clock time in milliseconds since the epoch. It may jump when the host's clock is set."""
+
+    def monotonic(self) -> float:
+        """Return seconds since an arbitrary start. It never jumps, so it measures how much time has passed."""
 
     def wait(self, seconds: float) -> None:
         """Block for `seconds`. A manual clock advances its time instead."""

@@ -58,6 +58,8 @@ class EngineConfig:
     """Time from one slice to the next while records arrive slowly."""
     tick_interval: float = 1.0
     """Time from one `Tick` of an idle partition to the next."""
+    max_clock_difference: float = 60.0
+    """Ticks stop while this host's clock and the broker's differ by more than this."""
     session_timeout: float = 6.0
     transaction_timeout: float = 4.0
     """Less than `session_timeout`, so that a dead process's transaction is aborted before its successor reads."""

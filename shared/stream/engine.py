@@ -66,9 +66,9 @@ class Engine:
     ) -> None:
         """Prepare the engine; `run` connects it.
 
-        `clock` gives ticks their time. `on_commit` and `on_abort` (with the reason) are called in the engine's thread.
-        `probe` is a test hook, called with the name of each phase: before_transaction, after_produce, after_commit,
-        after_store, during_restore.
+        `clock` measures the time between ticks, and is compared with the broker's. `on_commit` and `on_abort` (with the
+        reason) are called in the engine's thread. `probe` is a test hook, called with the name of each phase:
+        before_transaction, after_produce, after_commit, after_store, during_restore.
         """
         self.config = config
         self._open_store = open_store
@@ -79,6 +79,8 @@ class Engine:
         self._status = EngineStatus()
         self._stop = threading.Event()
         self._owned: dict[int, OwnedPartition] = {}
+        self._active: dict[int, OwnedPartition] = {}
+        """The owned partitions that are not halted."""
         self._to_restore: list[int] | None = None
         self._restorer: Restorer | None = None
         self._restoring: dict[int, OwnedPartition] = {}
@@ -109,6 +111,11 @@ class Engine:
     def partitions(self) -> tuple[PartitionStatus, ...]:
         """Return the status of the owned partitions."""
         return self._status.partitions()
+
+    @property
+    def clock_problem(self) -> str:
+        """Why ticks are off: this host's clock and the broker's disagree. Empty if they agree."""
+        return self._status.clocks()
 
     def run(self, stop: threading.Event) -> None:
         """Run until `stop` is set, then leave the group and return.
@@ -203,31 +210,31 @@ class Engine:
             return
         size = self._slice_runner.size.records
         if not self._backlog:  # with a backlog, the records read during the last commit fill a slice
-            self._inputs.read(self._owned, self.config.slice_records, READ_TIMEOUT_S)
+            self._inputs.read(self._active, self.config.slice_records, READ_TIMEOUT_S)
         if self._inputs.revoke_reason is not None or self._inputs.assigned is not None:
             return
-        self._rereader.advance(self._owned)
+        self._rereader.advance(self._active)
         now = time.monotonic()
-        waiting = sum(partition.merge_buffer.count() for partition in self._owned.values())
+        waiting = sum(partition.merge_buffer.count() for partition in self._active.values())
         if self._backlog or now >= self._next_slice or waiting >= size:
             self._next_slice = now + self.config.commit_interval
-            parts = self._take_slice(size, now)
+            parts = self._take_slice(size, self._clock.monotonic())
             self._backlog = sum(len(part.records) for part in parts) >= size
             if parts:
                 self._run_slice(parts)
-            self._inputs.resume_drained(self._owned)
+            self._inputs.resume_drained(self._active)
         if now >= self._next_status:
             self._update_status(now)
 
     def _take_slice(self, size: int, now: float) -> list[PartitionSlice]:
         """Return the next slice, divided equally between the partitions. A different one begins each time."""
-        numbers = sorted(self._owned)
+        numbers = sorted(self._active)
         first = self._slice_count % len(numbers) if numbers else 0
         parts, bytes_left = [], self.config.slice_bytes
         size, reread_size = self._divide_slice(size)
         for index, number in enumerate(numbers[first:] + numbers[:first]):
             remaining = len(numbers) - index
-            part = self._owned[number].take_slice(
+            part = self._active[number].take_slice(
                 -(-size // remaining),
                 -(-bytes_left // remaining),
                 now=now,
@@ -237,7 +244,8 @@ class Engine:
             )
             size -= len(part.records)
             reread_size -= len(part.reread_records)
-            if part.records or part.reread_records or part.completed_rereads or part.tick:
+            notified = part.completed_rereads or part.tick or part.measures_clock
+            if part.records or part.reread_records or notified:
                 parts.append(part)
         return parts
 
@@ -247,7 +255,7 @@ class Engine:
         When slices were halved to find a record that aborts them, inputs and rereads take turns, because the record may
         be among either.
         """
-        owned = self._owned.values()
+        owned = self._active.values()
         if not any(cursor.has_work for partition in owned for cursor in partition.reread_cursors.values()):
             return size, 0
         if size >= 2 * RECORDS_PER_SLICE * len(owned):
@@ -268,7 +276,7 @@ class Engine:
         self._slice_count += 1
         if commit is not None:
             if self.state == "waiting":
-                self._set_state("running")
+                self._set_running()
             if self._on_commit is not None:
                 self._on_commit(commit)
 
@@ -277,7 +285,7 @@ class Engine:
 
     def _read_during_commit(self) -> None:
         """Read while the broker commits. A rebalance in here waits for the commit; the engine acts on it afterwards."""
-        self._inputs.read(self._owned, self.config.slice_records, 0.0)
+        self._inputs.read(self._active, self.config.slice_records, 0.0)
 
     def _continue_restore(self, numbers: list[int]) -> None:
         """Restore for a moment, then poll the group, which may rebalance again."""
@@ -298,7 +306,7 @@ class Engine:
             text = error.args[0].str() if isinstance(error, KafkaException) else str(error)
             self._set_waiting(f"to restore: {text}")
             self._stop.wait(RETRY_INTERVAL_S)
-        self._inputs.read(self._owned, 1, 0.0)
+        self._inputs.read(self._active, 1, 0.0)
 
     def _start_processing(self) -> None:
         """Own the restored partitions, and read their inputs from the positions that belong to the state."""
@@ -307,11 +315,28 @@ class Engine:
         self._owned, self._restoring = self._restoring, {}
         self._end_restore()
         self._to_restore = None
-        self._inputs.start_reading({n: p.positions.offsets for n, p in self._owned.items()})
+        self._active = {n: p for n, p in self._owned.items() if p.halted is None}
+        self._inputs.start_reading({n: p.positions.offsets for n, p in self._active.items()})
         self._in_group = True
         self._update_status(time.monotonic())
-        self._set_state("running", "" if self._owned else "no partition is assigned to this process")
+        self._set_running()
         log.info("assigned", application=self.config.application, partitions=sorted(self._owned))
+
+    def _halt_partition(self, partition: OwnedPartition, reason: str) -> None:
+        """Stop processing one partition until a person acts. Its state and positions stay as they are.
+
+        The process keeps the partition, so that it does not halt one member after the other, and processes the others.
+        """
+        partition.halted = reason
+        self._active.pop(partition.number, None)
+        self._inputs.pause(partition)
+        log.critical(
+            "partition halted",
+            application=self.config.application,
+            partition=partition.number,
+            reason=reason,
+        )
+        self._set_running()
 
     def _reconcile(self, number: int, restored: Positions | None) -> Positions:
         """Return the group's positions where they exist, and the changelog's otherwise.
@@ -350,7 +375,7 @@ class Engine:
         self._rereader.close()
         for partition in self._owned.values():
             partition.close()
-        self._owned = {}
+        self._owned, self._active = {}, {}
         self._backlog = self._in_group = False
         self._status.set_partitions(())
         self._set_state("starting", f"partitions {reason}; waiting for the group")
@@ -361,14 +386,40 @@ class Engine:
         self._status.set_partitions(
             tuple(self._partition_status(partition) for _, partition in sorted(self._owned.items()))
         )
+        self._check_clocks()
         if self._inputs.last_error is not None and not self._inputs.broker_answers():
             self._broker_unreachable = True
             self._set_waiting(f"for Kafka at {self.config.bootstrap_servers}: {self._inputs.last_error}")
         elif self._broker_unreachable:
             # The old clients remember the former coordinators and may wait for them forever.
             raise ClientsUnusable("Kafka was unreachable")
+        elif self.state == "waiting" and self._in_group:
+            self._set_running()
         elif self.state == "waiting":
-            self._set_state(*(("running", "") if self._in_group else ("starting", "joining the group")))
+            self._set_state("starting", "joining the group")
+
+    def _check_clocks(self) -> None:
+        """Report whether this host's clock and the broker's agree."""
+        wall_ms, now = self._clock.now_ms(), self._clock.monotonic()
+        differences = {
+            number: partition.clocks.difference_ms(wall_ms, now) or 0
+            for number, partition in sorted(self._active.items())
+            if partition.clocks.disagree(wall_ms, now)
+        }
+        if not differences:
+            if self._status.set_clocks("") and self._active:
+                log.info("the clocks agree again", application=self.config.application)
+            return
+        was_agreed = not self.clock_problem
+        worst = max(differences.values(), key=abs)
+        self._status.set_clocks(
+            f"this host's clock is {abs(worst) / 1000:.0f} s {'ahead of' if worst > 0 else 'behind'} the broker's "
+            f"(partitions {', '.join(map(str, differences))}; limit {self.config.max_clock_difference:.0f} s). Records "
+            "are processed, but batches of idle partitions wait for the next record. Synchronize the clocks of this "
+            "host and of the Kafka brokers (NTP); this ends by itself."
+        )
+        if was_agreed:
+            log.error("the clocks disagree", application=self.config.application, detail=self.clock_problem)
 
     def _partition_status(self, partition: OwnedPartition) -> PartitionStatus:
         offsets, lag = partition.positions.offsets, {}
@@ -387,7 +438,18 @@ class Engine:
             time_ms=partition.positions.time_ms,
             last_commit_ms=partition.last_commit_ms,
             rereads=dict(partition.positions.rereads),
+            halted=partition.halted,
         )
+
+    def _set_running(self) -> None:
+        """Set the state to "running", or to "halted" with the reasons if an owned partition is halted."""
+        halted = [
+            f"partition {n}: {p.halted}" for n, p in sorted(self._owned.items()) if p.halted is not None
+        ]
+        if halted:
+            self._set_state("halted", "; ".join(halted))
+        else:
+            self._set_state("running", "" if self._owned else "no partition is assigned to this process")
 
     def _set_waiting(self, reason: str) -> None:
         """Set the state to "waiting". `reason` completes the sentence "waiting ..."."""
@@ -404,7 +466,7 @@ class Engine:
         self._to_restore = None
         for partition in self._owned.values():
             partition.close()
-        self._owned = {}
+        self._owned, self._active = {}, {}
         self._backlog = self._in_group = self._broker_unreachable = False
         self._status.set_partitions(())
         self._rereader.close()

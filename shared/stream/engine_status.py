@@ -13,7 +13,7 @@ EngineState = Literal["starting", "restoring", "running", "waiting", "halted", "
 - restoring: the state is being read from the changelog.
 - running: records are processed as they arrive; also while there are none, or no partition is assigned.
 - waiting: something outside is missing, for example the broker. The engine continues without help once it is back.
-- halted: there were too many dead letters. A person has to act.
+- halted: a person has to act. Partitions that are not halted themselves are processed as usual.
 - failed: `Engine.run` has raised.
 - stopped: `Engine.run` has returned.
 """
@@ -40,6 +40,8 @@ class PartitionStatus:
     last_commit_ms: int | None
     rereads: dict[str, int] = field(default_factory=dict)
     """Next offset to read again, by output topic that has a reread in progress."""
+    halted: str | None = None
+    """Why the partition is not processed until a person acts."""
 
 
 class EngineStatus:
@@ -50,6 +52,7 @@ class EngineStatus:
         self._state: EngineState = "starting"
         self._reason = ""
         self._partitions: tuple[PartitionStatus, ...] = ()
+        self._clocks = ""
 
     def set_state(self, state: EngineState, reason: str = "") -> bool:
         """Set state and reason together. Returns whether either of them changed."""
@@ -62,6 +65,18 @@ class EngineStatus:
         """Replace the status of the owned partitions."""
         with self._lock:
             self._partitions = partitions
+
+    def set_clocks(self, text: str) -> bool:
+        """Set why ticks are off, or an empty text. Returns whether it changed."""
+        with self._lock:
+            changed = text != self._clocks
+            self._clocks = text
+        return changed
+
+    def clocks(self) -> str:
+        """Return why ticks are off; empty if they are not."""
+        with self._lock:
+            return self._clocks
 
     def state(self) -> tuple[EngineState, str]:
         """Return the state and its reason, read together."""

@@ -140,6 +140,10 @@ class InputConsumer:
                 self._consumer.resume([TopicPartition(topic, partition.number)])
                 partition.paused.discard(topic)
 
+    def pause(self, partition: OwnedPartition) -> None:
+        """Stop reading the inputs of a partition until it is assigned again."""
+        self._consumer.pause([TopicPartition(topic, partition.number) for topic in self._config.inputs])
+
     def group_metadata(self) -> Any:
         """Return the group membership under which a transaction commits positions."""
         return self._consumer.consumer_group_metadata()

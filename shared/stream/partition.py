@@ -14,6 +14,7 @@ from shared.stream.config import EngineConfig
 from shared.stream.merge import MergeBuffer, memory_bytes
 from shared.stream.state_store import AS_OF_KEY, POSITIONS_KEY, StateStore
 from shared.stream.step import RereadComplete, Tick
+from shared.stream.stream_time import ClockComparison, IdleTime
 from shared.stream.write_buffer import WriteBuffer
 
 
@@ -27,7 +28,7 @@ class Positions:
     offsets: dict[str, int] = field(default_factory=dict)
     """Next offset to process, by input topic."""
     time_ms: int = 0
-    """Stream time of the partition, in ms since the epoch."""
+    """Stream time: the latest append time among the partition's records, in ms since the epoch."""
     rereads: dict[str, int] = field(default_factory=dict)
     """Next offset to read again, by output topic that has a reread in progress."""
 
@@ -118,12 +119,16 @@ class PartitionSlice:
     """Records of output topics that are being reread; their `timestamp` is the partition's stream time."""
     completed_rereads: list[RereadComplete] = field(default_factory=list)
     tick: Tick | None = None
+    measures_clock: bool = False
+    """Whether to commit the positions although nothing changed, to learn the broker's time."""
     new_positions: Positions = field(default_factory=Positions)
     """The partition's positions once this part is committed."""
     dead_letters: int = 0
     """How many of the records became dead letters."""
     changelog_offset: int | None = None
     """Offset of the last changelog record of this part, as the broker acknowledged it."""
+    changelog_times: tuple[int | None, float, float] | None = None
+    """Append time of that record, and the monotonic times at which it was sent and acknowledged."""
 
     def postpone_notifications(self) -> None:
         """Remove the tick and the reread completions; the next slice gets them again."""
@@ -146,7 +151,11 @@ class OwnedPartition:
         self.positions = Positions()
         self.paused: set[str] = set()
         """Input topics that are not read at the moment, because their buffer is full."""
+        self.halted: str | None = None
+        """Why this partition is not processed until a person acts, or None if it is processed."""
         self.next_tick = 0.0
+        self.idle_time = IdleTime()
+        self.clocks = ClockComparison(round(config.max_clock_difference * 1000))
         self.failed_ticks = 0
         """How many ticks in a row have raised."""
         self.records = 0
@@ -185,24 +194,25 @@ class OwnedPartition:
             max_records: Most input records to take.
             max_bytes: Memory of the input records to take. The first record is taken even if it is larger.
             now: Monotonic time, in seconds.
-            clock_ms: Wall-clock time, in ms since the epoch. A tick carries it, unless stream time is ahead.
+            clock_ms: Wall-clock time, in ms since the epoch. It is only compared with the broker's clock.
             tick_interval: Seconds from one tick to the next.
             max_reread_records: Most reread records to take.
 
         """
         part = PartitionSlice(self, self.merge_buffer.take(max_records, max_bytes))
-        if now >= self.next_tick and self.merge_buffer.is_idle():
-            self.next_tick = now + tick_interval
-            last = part.records[-1].timestamp if part.records else 0
-            part.tick = Tick(self.number, max(clock_ms, last, self.positions.time_ms))
         new = self.positions.copy()
         for record in part.records:
             new.offsets[record.topic] = record.offset + 1
-        new.time_ms = max(
-            new.time_ms,
-            part.tick.timestamp if part.tick else 0,
-            max((record.timestamp for record in part.records), default=0),
-        )
+        if part.records:
+            new.time_ms = max(new.time_ms, *(record.timestamp for record in part.records))
+            self.idle_time.restart(now)
+        if now >= self.next_tick and new.time_ms and self.merge_buffer.is_idle():
+            self.next_tick = now + tick_interval
+            if self.clocks.allows_tick(clock_ms, now):
+                passed_ms = self.idle_time.advance(now)
+                part.tick = Tick(self.number, new.time_ms + passed_ms, new.time_ms)
+            else:
+                part.measures_clock = self.clocks.must_measure(clock_ms, now)
         for topic, end in self._ends.items():
             if self.merge_buffer.is_drained(topic):
                 new.offsets[topic] = max(end, new.offsets.get(topic, 0))
@@ -240,6 +250,8 @@ class OwnedPartition:
         writes[POSITIONS_KEY] = part.new_positions.encode()
         writes[AS_OF_KEY] = b"%d" % clock_ms
         self.store.apply(writes, part.changelog_offset + 1)
+        if part.changelog_times is not None:
+            self.clocks.measure(*part.changelog_times)
         self.write_buffer.clear()
         for completion in part.completed_rereads:
             if not self.reread_cursors[completion.topic].failed_completions:
@@ -259,7 +271,7 @@ class OwnedPartition:
         self.merge_buffer.put_back(part.records)
         for topic, cursor in self.reread_cursors.items():
             cursor.put_back(record for record in part.reread_records if record.topic == topic)
-        if part.tick is not None:
+        if part.tick is not None or part.measures_clock:
             self.next_tick = 0.0
 
     def close(self) -> None:

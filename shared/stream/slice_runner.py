@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -158,7 +157,14 @@ class SliceRunner:
         self._outputs += len(sending)
         self._producer.produce(sending)
         rereads_changed = part.new_positions.rereads != part.partition.positions.rereads
-        return bool(records or sending or state.writes or part.completed_rereads or rereads_changed)
+        return bool(
+            records
+            or sending
+            or state.writes
+            or part.completed_rereads
+            or rereads_changed
+            or part.measures_clock
+        )
 
     def _tick(self, part: PartitionSlice) -> list[Output]:
         """Pass the tick to the step. A tick has no bytes to keep, so a failure is logged; several in a row halt."""
@@ -184,7 +190,7 @@ class SliceRunner:
         """Pass a reread's completion to the step. If it raises, pass it again later; several failures halt."""
         partition, config = part.partition, self._config
         position = part.new_positions.rereads.pop(completion.topic)
-        now, retry_s = time.monotonic(), config.tick_interval
+        now, retry_s = self._clock.monotonic(), config.tick_interval
         try:
             outputs = self._notify(part, completion)
         except (MemoryError, StoreFailed):
@@ -275,8 +281,11 @@ class SliceRunner:
         topic, number = self._config.changelog, part.partition.number
         self._producer.produce_changelog(topic, number, part.partition.write_buffer.writes)
 
-        def note_offset(offset: int) -> None:
+        sent = self._clock.monotonic()
+
+        def note_offset(offset: int, append_ms: int | None) -> None:
             part.changelog_offset = offset
+            part.changelog_times = append_ms, sent, self._clock.monotonic()
 
         self._producer.produce_tracked(
             Output(topic, POSITIONS_KEY, part.new_positions.encode(), (), number), note_offset

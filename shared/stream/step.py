@@ -15,12 +15,16 @@ from shared.records import Output, Record, value_class
 class Tick:
     """Notification that time passed in one partition, about once a second while all of its inputs are at their end.
 
-    `timestamp` is in ms since the epoch and never less than that of an earlier record or tick of the partition. A tick
-    is not in the log, so its effects are durable only through the state and the outputs.
+    A partition that has not processed any record yet gets no ticks. A tick is not in the log, so its effects are
+    durable only through the state and the outputs.
     """
 
     partition: int
     timestamp: int
+    """Stream time plus the time that passed since the newest record, in ms since the epoch. Use it to flush what has
+    waited long enough, never to expire data: after a restart the passed time counts from zero again."""
+    stream_ms: int
+    """Stream time: the latest append time among the partition's records, in ms since the epoch. Expire data by this."""
 
 
 @value_class

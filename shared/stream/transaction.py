@@ -7,7 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    TIMESTAMP_LOG_APPEND_TIME,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 
 from shared.errors import Fatal, Fenced, Misconfigured, Retryable
 from shared.records import Output
@@ -164,13 +171,17 @@ class TransactionalProducer:
             except KafkaException as raised:
                 raise self.abort(_cause(raised)) from raised
 
-    def produce_tracked(self, output: Output, on_offset: Callable[[int], None]) -> None:
-        """Send one output, and call `on_offset` with the offset that it got, before `commit` returns."""
+    def produce_tracked(self, output: Output, on_offset: Callable[[int, int | None], None]) -> None:
+        """Send one output, and call `on_offset` with its offset and append time, before `commit` returns.
+
+        The append time, in ms since the epoch, is None if the topic does not use LogAppendTime.
+        """
 
         def acknowledged(error: KafkaError | None, message: Message) -> None:
             offset = message.offset()
             if error is None and offset is not None:
-                on_offset(offset)
+                kind, time_ms = message.timestamp()
+                on_offset(offset, time_ms if kind == TIMESTAMP_LOG_APPEND_TIME else None)
 
         self._produce_one(output, acknowledged)
 

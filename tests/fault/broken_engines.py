@@ -248,14 +248,14 @@ class SeparateChangelogProducer(TransactionalProducer):
         for key, value in writes.items():
             self._separate.produce(topic, value, key, partition)
 
-    def produce_tracked(self, output: Output, delivered: Callable[[int], None]) -> None:
+    def produce_tracked(self, output: Output, delivered: Callable[[int, int | None], None]) -> None:
         self.begin()
         self._separate.produce(
             output.topic,
             output.value,
             output.key,
             output.partition or 0,
-            on_delivery=lambda error, message: None if error else delivered(message.offset() or 0),
+            on_delivery=lambda error, message: None if error else delivered(message.offset() or 0, None),
         )
 
     def send_positions(self, positions: list[TopicPartition], group: Any) -> None:

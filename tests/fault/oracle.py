@@ -138,7 +138,8 @@ def _closing_ticks(partition: int, log: LogContents) -> list[Record | Tick]:
     last = max((record.timestamp for topic in INPUTS for record in log.topic(topic)), default=0)
     cut = last + 2 * DAY_MS  # beyond what clocks may have jumped
     close = cut + (WINDOW_DAYS + 1) * DAY_MS
-    return [Tick(partition, cut), *(Tick(partition, close + n * 60_000) for n in range(20))]
+    closing = [close + n * 60_000 for n in range(20)]
+    return [Tick(partition, at_ms, at_ms) for at_ms in (cut, *closing)]
 
 
 def _run_core(store: MemoryStore, records: Sequence[Record | Tick], run: CoreRun) -> None:

@@ -61,7 +61,9 @@ class Rig:
             "a": NewTopic(self.a, self.partitions, 1, config=configs.get("a", APPEND)),
             "b": NewTopic(self.b, self.partitions, 1, config=configs.get("b", APPEND)),
             "out": NewTopic(self.out, self.partitions, 1, config=configs.get("out", {})),
-            "changelog": NewTopic(self.changelog, self.partitions, 1, config={"cleanup.policy": "compact"}),
+            "changelog": NewTopic(
+                self.changelog, self.partitions, 1, config={"cleanup.policy": "compact"} | APPEND
+            ),
             "dead": NewTopic(self.dead, 1, 1, config=configs.get("dead", {})),
         }
         for future in admin.create_topics(list(topics.values())).values():

@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from shared.adapters.clock import ManualClock
+from shared.adapters.clock import SystemClock
 from shared.dead_letters import DeadLetterLimit
 from shared.errors import Fatal, Fenced, Misconfigured
 from shared.records import Output, Record
@@ -95,15 +95,16 @@ def test_too_many_dead_letters_halt_before_they_are_written(rig: Rig) -> None:
 
 def test_idle_partition_gets_regular_ticks(rig: Rig) -> None:
     rig.create()
-    clock = ManualClock(now_ms=5_000_000_000_000)  # later than the broker's, because ticks never go back
+    rig.send(rig.a, as_records(events(20, 20)))
+    clock = SkippingClock()
     beats: dict[int, list[float]] = {0: [], 1: []}
-    stamps: list[int] = []
+    stamps: dict[int, list[int]] = {0: [], 1: []}
 
     def step(state: State, record: Record | Tick) -> Iterator[Output]:
         if isinstance(record, Tick):
             beats[record.partition].append(time.monotonic())
-            stamps.append(record.timestamp)
-            if record.timestamp >= 5_000_000_002_000 and state.get(b"done") is None:
+            stamps[record.partition].append(record.timestamp)
+            if record.timestamp >= record.stream_ms + 40_000 and state.get(b"done") is None:
                 state.put(b"done", b"yes")
                 yield Output.to_same_partition_as(record, rig.out, b"tick", b"done")
 
@@ -111,7 +112,7 @@ def test_idle_partition_gets_regular_ticks(rig: Rig) -> None:
     with running(engine):
         until(lambda: min(len(each) for each in beats.values()) >= 4, "ticks")
         assert rig.read(rig.out) == []  # nothing to commit, nothing written
-        clock.advance(2.0)
+        clock.skipped_s = 40.0
         until(lambda: len(rig.read(rig.out)) == 2, "the output of a tick in each partition")
         before = {n: len(each) for n, each in beats.items()}
         until(lambda: all(len(beats[n]) >= before[n] + 2 for n in beats), "more ticks")
@@ -119,7 +120,62 @@ def test_idle_partition_gets_regular_ticks(rig: Rig) -> None:
     gaps = sorted(b - a for each in beats.values() for a, b in pairwise(each[:4]))
     assert gaps[0] > 0.28
     assert gaps[len(gaps) // 2] < 0.6
-    assert stamps == sorted(stamps)
+    assert all(each == sorted(each) for each in stamps.values())
+
+
+class SkippingClock(SystemClock):
+    """A clock for which more time has passed than for the system."""
+
+    skipped_s = 0.0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + round(self.skipped_s * 1000)
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.skipped_s
+
+
+class SettableClock(SystemClock):
+    """A clock whose wall time is wrong."""
+
+    error_s = 0.0
+
+    def now_ms(self) -> int:
+        return super().now_ms() + round(self.error_s * 1000)
+
+
+@pytest.mark.parametrize("error_s", [-86_400.0, 31 * 86_400.0])
+def test_wrong_wall_clock_stops_ticks_until_it_is_right(rig: Rig, error_s: float) -> None:
+    rig.create()
+    rig.send(rig.a, as_records(events(20, 20)))
+    clock = SettableClock()
+    ticks: list[Tick] = []
+
+    def step(_state: State, record: Record | Tick) -> list[Output]:
+        if isinstance(record, Tick):
+            ticks.append(record)
+        return []
+
+    engine = Engine(rig.config(tick_interval=0.1), step, clock=clock)
+    with running(engine):
+        until(lambda: len(ticks) >= 4, "ticks")
+        clock.error_s = error_s
+        until(lambda: engine.clock_problem != "", "noticing")
+        assert (
+            f"{abs(error_s):.0f} s {'ahead of' if error_s > 0 else 'behind'} the broker's"
+            in engine.clock_problem
+        )
+        assert engine.ready
+        before = len(ticks)
+        rig.send(rig.a, as_records(events(20, 20, "more")))
+        until(drained(engine, rig), "the records sent meanwhile")
+        assert len(ticks) == before
+        clock.error_s = 0.0
+        until(lambda: len(ticks) > before + 4, "ticks again")
+        until(lambda: engine.clock_problem == "", "recovery")
+        now_ms = clock.now_ms()
+        assert all(abs(p.time_ms - now_ms) < 60_000 for p in engine.partitions())
+    assert all(abs(tick.timestamp - now_ms) < 60_000 for tick in ticks)
 
 
 def test_topics_are_merged_by_time_in_bounded_buffers(rig: Rig) -> None:

@@ -102,7 +102,8 @@ class ProcessorDriver:
 
     def tick(self, at_s: float) -> list[Output]:
         """Process a tick `at_s` seconds after the start. Returns its outputs."""
-        return self.process(Tick(0, T0 + round(at_s * 1000)))
+        at_ms = T0 + round(at_s * 1000)
+        return self.process(Tick(0, at_ms, at_ms))
 
     def reread(self, at_most: int = 1_000_000) -> None:
         """Continue a requested reread by up to `at_most` records, the last of which says that it is complete."""

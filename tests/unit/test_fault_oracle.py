@@ -32,7 +32,7 @@ def process(intents: list[Intent], *, ticks: bool = True) -> LogContents:
         headers = ((INTENT_HEADER, str(intent.number).encode()),)
         record = Record(intent.topic, 0, len(log), at, intent.key, intent.value, headers)
         log.append(record)
-        for item in (record, Tick(0, at)) if ticks and intent.number % 20 == 0 else (record,):
+        for item in (record, Tick(0, at, at)) if ticks and intent.number % 20 == 0 else (record,):
             _process_one(step, store, item, contents)
     return contents
 

@@ -164,4 +164,4 @@ def test_garbage_is_malformed_and_ticks_do_nothing() -> None:
     buffer = WriteBuffer(MemoryStore(), 1_000)
     with pytest.raises(Malformed):
         list(rollout_step(buffer, Record(MODEL_VERSIONS.name, 0, 0, 0, b"k", b"{")))
-    assert list(rollout_step(buffer, Tick(0, 0))) == []
+    assert list(rollout_step(buffer, Tick(0, 0, 0))) == []

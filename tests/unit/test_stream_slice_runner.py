@@ -28,14 +28,13 @@ class FakeTransactions:
         self.attempts = 0
         self._open: list[Output] = []
         self._refuses, self._failure = refuses, failure
-        self._last: Callable[[int], None] = lambda _offset: None
 
     def produce(self, outputs: Iterable[Output]) -> None:
         self._open += outputs
 
-    def produce_tracked(self, output: Output, on_offset: Callable[[int], None]) -> None:
+    def produce_tracked(self, output: Output, on_offset: Callable[[int, int | None], None]) -> None:
         self._open.append(output)
-        on_offset(len(self.log) + len(self._open))
+        on_offset(len(self.log) + len(self._open), None)
 
     def produce_changelog(self, topic: str, partition: int, writes: dict[bytes, bytes | None]) -> None:
         self._open += [Output(topic, key, value, (), partition) for key, value in writes.items()]
@@ -86,6 +85,9 @@ class EngineDriver:
         self.engine._rereader = SimpleNamespace(close=lambda: None)
         self.engine._slice_runner.use_producer(self.transactions)
         self.engine._owned = {n: OwnedPartition(n, config, MemoryStore(n)) for n in (0, 1)}
+        for partition in self.engine._owned.values():
+            partition.positions.time_ms = 1  # as after an earlier record: only then there are ticks
+        self.engine._active = dict(self.engine._owned)
         self._now = 0.0
 
     def add(self, partition: int, *values: bytes) -> None:
