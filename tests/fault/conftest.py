@@ -12,7 +12,7 @@ import pytest
 from tests.fault.fault_settings import RARE_SEEDS, SEEDS
 from tests.fault.processor_rig import ProcessorGroup, ProcessorRig, processor_group
 
-COUNTED = ("kills", "violations", "caught", "unjudged")
+COUNTED = ("kills", "violations", "caught", "unjudged", "histories", "mutations")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -62,5 +62,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(
         f"faults: {len(ran)} runs with {SEEDS} seeds in {seconds:.0f} s of tests: {sums['kills']} kills, "
         f"{sums['violations']} violations, {sums['caught']} broken variants caught, "
-        f"{sums['unjudged']} runs not judged because the broker lost decided transactions, {failed} failed"
+        f"{sums['unjudged']} runs not judged because the broker lost decided transactions, {sums['histories']} hostile "
+        f"histories, {sums['mutations']} mutations caught in them, {failed} failed"
     )

@@ -1,0 +1,291 @@
+"""Judges a history: runs it with and without its hostile records, and names every violation of I13.
+
+A violation starts with its name. What hostile records may legitimately change is in `_allowed_outcomes` and
+`_dataset`; there is no other exception.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from services.processor.core.erasure.process import TASKS_AT_ONCE
+from shared.cloudevents import traceparent_of
+from shared.dead_letter_replay import parse_dead_letter
+from shared.errors import LoopwrightError
+from shared.events import (
+    FEEDBACK,
+    Batch,
+    ChatResponse,
+    ErasureReport,
+    ErasureRequest,
+    Feedback,
+    LogRecord,
+    Outcome,
+    OutcomeKind,
+    Tally,
+    parse_union,
+)
+from shared.records import Output, Record
+from shared.topics import (
+    CHAT_RESPONSES,
+    DEAD_LETTERS,
+    ERASURE_REPORTS,
+    FEEDBACK_EVENTS,
+    FEEDBACK_OUTCOMES,
+    FEEDBACK_TALLIES,
+    TRAINING_BATCHES,
+)
+from tests.fault.i13.history import History
+from tests.fault.i13.partition_run import CLOSER, PartitionRun, RunResult
+
+Event = tuple[str, str]
+"""(response_id, event_id)"""
+
+MAX_HEADER_BYTES = 1_024
+"""Largest header of an output: no producer may make ours grow."""
+MAX_STATE_BYTES = 600_000
+"""Largest value in the state besides responses: what a batch holds, and memory of what was said before."""
+MAX_TASKS = 5 * TASKS_AT_ONCE
+"""Most tasks that may wait in the state."""
+KEPT_PREFIXES = (b"b/", b"t/", b"m/", b"w/")
+"""Keys that may outlive every window: the open batches' numbers, tallies, and rewrites' numbers."""
+READERS: dict[str, type[LogRecord]] = {
+    FEEDBACK_OUTCOMES.name: Outcome,
+    FEEDBACK_TALLIES.name: Tally,
+    TRAINING_BATCHES.name: Batch,
+    ERASURE_REPORTS.name: ErasureReport,
+}
+CUT_DECIDES = frozenset({OutcomeKind.SUPERSEDED, OutcomeKind.RETRACTED, OutcomeKind.ERASED})
+"""Outcomes of an event that leaves the open batch before it is cut. If it was cut before, the event is `batched`."""
+
+
+def violations(history: History) -> list[str]:
+    """Return the violations of one history, each starting with its name."""
+    full = PartitionRun(history).run()
+    alone = PartitionRun(history.without_hostile()).run()
+    return [
+        *full.failures,
+        *(f"without hostile records: {failure}" for failure in alone.failures),
+        *_only_unreadable_records_die(full),
+        *_every_event_has_one_outcome(full),
+        *_outputs_can_be_read(full),
+        *_state_is_bounded(full),
+        *_honest_outcomes_are_the_same(history, full, alone),
+        *_honest_data_is_the_same(full, alone),
+        *_traces_belong_to_their_event(full),
+    ]
+
+
+def name_of(violation: str) -> str:
+    """Return the name of a violation."""
+    return violation.split(":", maxsplit=1)[0]
+
+
+# --- one run ------------------------------------------------------------------------------------------------------
+
+
+def parse_event(record: Record) -> Feedback | None:
+    """Return the feedback event of a record, or None if the record cannot be read or is in the wrong place."""
+    try:
+        event = parse_union(FEEDBACK, record.value)
+    except LoopwrightError:
+        return None
+    return event if record.key == event.response_id.encode() else None
+
+
+def _is_readable(record: Record) -> bool:
+    if record.topic == FEEDBACK_EVENTS.name:
+        return parse_event(record) is not None
+    try:
+        if record.topic == CHAT_RESPONSES.name:
+            return record.key == ChatResponse.from_json(record.value).response_id.encode()
+        ErasureRequest.from_json(record.value)
+    except LoopwrightError:
+        return False
+    return True
+
+
+def _only_unreadable_records_die(run: RunResult) -> Iterator[str]:
+    dead: Counter[tuple[str, int]] = Counter()
+    for output in run.outputs(DEAD_LETTERS.name):
+        letter = parse_dead_letter(Record(output.topic, 0, 0, 0, output.key, output.value, output.headers))
+        dead[letter.origin.topic, letter.origin_offset or 0] += 1
+        if _is_readable(run.records[letter.origin.topic, letter.origin_offset or 0]):
+            yield f"dead letter: {letter.origin.error_class}: {letter.origin.message}"
+    for place, record in run.records.items():
+        if not _is_readable(record) and dead[place] != 1 and not run.failures:
+            yield f"dead letters of an unreadable record: {dead[place]} of {record.topic} {record.value!r:.200}"
+
+
+def _outcomes(run: RunResult) -> dict[Event, list[dict[str, Any]]]:
+    found: dict[Event, list[dict[str, Any]]] = defaultdict(list)
+    for output in run.outputs(FEEDBACK_OUTCOMES.name):
+        outcome = orjson.loads(output.value or b"")
+        if outcome.get("event_id") is not None:
+            found[outcome["response_id"], outcome["event_id"]].append(outcome)
+    return found
+
+
+def _every_event_has_one_outcome(run: RunResult) -> Iterator[str]:
+    if run.failures:
+        return
+    sent: Counter[Event] = Counter()
+    for record in run.records.values():
+        if record.topic == FEEDBACK_EVENTS.name and (event := parse_event(record)) is not None:
+            sent[event.response_id, event.event_id] += 1
+    outcomes = _outcomes(run)
+    for event in sent.keys() | outcomes.keys():
+        response_id, count = event[0], len(outcomes[event])
+        if response_id.startswith(CLOSER) or (response_id in run.damaged and count <= sent[event]):
+            continue
+        if count != sent[event]:
+            kinds = [outcome["outcome"] for outcome in outcomes[event]]
+            yield f"outcomes: {event} is {sent[event]} times in the log and has {kinds}"
+
+
+def _outputs_can_be_read(run: RunResult) -> Iterator[str]:
+    for output in run.log:
+        is_long = any(len(name) + len(value) > MAX_HEADER_BYTES for name, value in output.headers)
+        if is_long and output.topic != DEAD_LETTERS.name:
+            yield f"header: {output.topic} has one of more than {MAX_HEADER_BYTES} bytes"
+        reader = READERS.get(output.topic)
+        if reader is not None and output.value is not None:
+            try:
+                reader.from_json(output.value)
+            except LoopwrightError as error:
+                yield f"unreadable output: {error}"
+
+
+def _state_is_bounded(run: RunResult) -> Iterator[str]:
+    for key, value in run.state.items():
+        if len(value) > MAX_STATE_BYTES and not key.startswith(b"a/"):
+            yield f"bounded: {key!r:.200} has {len(value)} bytes"
+    tasks = sum(key.startswith((b"e/now/", b"e/wait/")) for key in run.state)
+    if tasks > MAX_TASKS:
+        yield f"bounded: {tasks} erasure tasks wait"
+    if run.failures:
+        return
+    for key in run.final_state:
+        if not key.startswith(KEPT_PREFIXES) and CLOSER.encode() not in key:
+            yield f"bounded: {key!r:.200} is left after all windows"
+
+
+def _traces_belong_to_their_event(run: RunResult) -> Iterator[str]:
+    traces: dict[Event, set[str | None]] = defaultdict(lambda: {None})
+    for record in run.records.values():
+        if record.topic == FEEDBACK_EVENTS.name and (event := parse_event(record)) is not None:
+            traces[event.response_id, event.event_id].add(traceparent_of(record.headers))
+    for output in run.outputs(FEEDBACK_OUTCOMES.name):
+        outcome, trace = orjson.loads(output.value or b""), traceparent_of(output.headers)
+        event_id = outcome.get("event_id")
+        if (
+            trace is not None
+            and event_id is not None
+            and trace not in traces[outcome["response_id"], event_id]
+        ):
+            yield f"trace: the outcome of {event_id} has another event's traceparent {trace[:80]}"
+
+
+# --- two runs: nothing that others do changes what happens to honest users ----------------------------------------
+
+
+def _honest_events(run: RunResult) -> set[Event]:
+    events = (parse_event(run.records[place]) for place in run.honest if place[0] == FEEDBACK_EVENTS.name)
+    return {(event.response_id, event.event_id) for event in events if event is not None}
+
+
+def _honest_outcomes_are_the_same(history: History, full: RunResult, alone: RunResult) -> Iterator[str]:
+    if full.failures or alone.failures:
+        return
+    with_others, without = _outcomes(full), _outcomes(alone)
+    for event in sorted(_honest_events(alone)):
+        mine, expected = _fates(with_others[event]), _fates(without[event])
+        if mine != expected and not _allowed_outcomes(history, mine, expected):
+            yield f"interference: {event} has {mine}, and {expected} without hostile records"
+
+
+def _fates(outcomes: list[dict[str, Any]]) -> list[tuple[str, str, str | None]]:
+    """Return what users learn about an event, besides the number and time of its batch."""
+    return sorted((o["outcome"], o["line"], o.get("reason")) for o in outcomes)
+
+
+def _allowed_outcomes(history: History, mine: list[Any], expected: list[Any]) -> bool:
+    """Return whether only the time of a cut differs, which all users of a line share.
+
+    With batches of one example every revision is cut at once, so that nothing is allowed to differ.
+    """
+    if history.limits.examples == 1 or len(mine) != len(expected):
+        return False
+    batched = str(OutcomeKind.BATCHED)
+    return all(
+        a == b or (a[1:] == b[1:] and {a[0], b[0]} <= {batched, *CUT_DECIDES} and batched in (a[0], b[0]))
+        for a, b in zip(mine, expected, strict=True)
+    )
+
+
+def _honest_data_is_the_same(full: RunResult, alone: RunResult) -> Iterator[str]:
+    if full.failures or alone.failures:
+        return
+    users = {
+        user for user in map(_author, (alone.records[place] for place in alone.honest)) if user is not None
+    }
+    with_others, without = _dataset(full, users), _dataset(alone, users)
+    for response_id in sorted(with_others.keys() | without.keys()):
+        if with_others.get(response_id) != without.get(response_id):
+            yield (
+                f"interference: the example {response_id} has {with_others.get(response_id)}, and "
+                f"{without.get(response_id)} without hostile records"
+            )
+    mine, expected = _tallies(full, users), _tallies(alone, users)
+    for name in sorted(mine.keys() | expected.keys()):
+        if mine.get(name) != expected.get(name):
+            yield f"interference: the tally {name} is {mine.get(name)}, and {expected.get(name)} without others"
+
+
+def _author(record: Record) -> str | None:
+    user: str | None = orjson.loads(record.value or b"{}").get("user_id")
+    return user
+
+
+def _dataset(run: RunResult, users: set[str]) -> dict[str, Any]:
+    """Return the honest users' signals in the newest revision of each example.
+
+    Signals of other users on the same response are left out: they may stand next to the honest ones.
+    """
+    batches: dict[str, dict[str, Any]] = {}
+    for output in run.outputs(TRAINING_BATCHES.name):
+        batch = orjson.loads(output.value or b"")
+        before = batches.get(batch["batch_id"])
+        if before is None or before["rewrite"] < batch["rewrite"]:
+            batches[batch["batch_id"]] = batch
+    newest: dict[str, dict[str, Any]] = {}
+    for batch in batches.values():
+        for example in batch["examples"]:
+            before = newest.get(example["response_id"])
+            if before is None or before["revision"] < example["revision"]:
+                newest[example["response_id"]] = example
+    found = {}
+    for response_id, example in newest.items():
+        signals = [signal for signal in example.get("signals", ()) if signal["user_id"] in users]
+        if signals:
+            content = {
+                name: example.get(name) for name in ("line", "version", "user_id", "messages", "choices")
+            }
+            found[response_id] = (content, sorted(signals, key=lambda signal: str(signal["event_id"])))
+    return found
+
+
+def _tallies(run: RunResult, users: set[str]) -> dict[bytes, dict[str, Any]]:
+    newest: dict[bytes, Output] = {}
+    for output in run.outputs(FEEDBACK_TALLIES.name):
+        newest[output.key or b""] = output
+    found = {}
+    for key, output in newest.items():
+        tally = orjson.loads(output.value) if output.value else {}
+        if tally.get("user_id") in users:
+            found[key] = {name: value for name, value in tally.items() if name != "updated_at"}
+    return found
