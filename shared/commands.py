@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, TypeAdapter
 
-from shared.events import Id, LogRecord, Part, VersionName
+from shared.events import Id, LogRecord, Part, VersionName, canonical_json, sha256
 
 
 class CommandBase(LogRecord):
@@ -17,6 +17,16 @@ class CommandBase(LogRecord):
     issued_by: str = Field("operator", max_length=128)
     issued_at: AwareDatetime
 
+    def content_digest(self) -> str:
+        """Return a digest of what the command asks for, without who issued it and when.
+
+        Two commands with one id are the same command if their digests are equal, and a conflict otherwise.
+        """
+        content = self.model_dump(
+            mode="json", exclude_none=True, exclude={"issued_by", "issued_at", "schema_version"}
+        )
+        return sha256(canonical_json(content))
+
 
 class Promote(CommandBase):
     """Make this version stable."""
@@ -26,10 +36,13 @@ class Promote(CommandBase):
 
 
 class Rollback(CommandBase):
-    """Return to `version`, or to the previous stable version."""
+    """Return to `version`, or to the stable version before the present one. Repeated rollbacks walk back further."""
 
     kind: Literal["rollback"] = "rollback"
     version: VersionName | None = None
+    leaving: VersionName | None = Field(
+        None, description="The version to roll back from. If another one serves, the command changes nothing."
+    )
 
 
 class Pause(CommandBase):
@@ -78,6 +91,16 @@ class Reproduce(CommandBase):
     version: VersionName
 
 
+class GateAgain(CommandBase):
+    """Evaluate a version against the present stable version, and publish the new gate report.
+
+    The rollout issues it for a version that passed its gate against a version that no longer serves.
+    """
+
+    kind: Literal["gate_again"] = "gate_again"
+    version: VersionName
+
+
 class CollectGarbage(CommandBase):
     """Remove artifacts that no rollout record, candidate, recent version or run needs."""
 
@@ -104,6 +127,7 @@ Command = Annotated[
     | ExportDataset
     | Release
     | Reproduce
+    | GateAgain
     | CollectGarbage
     | Replay,
     Field(discriminator="kind"),
@@ -120,6 +144,7 @@ EXECUTORS: dict[str, str] = {
     "export_dataset": "trainer",
     "release": "trainer",
     "reproduce": "trainer",
+    "gate_again": "trainer",
     "collect_garbage": "trainer",
     "replay": "feedback",
 }

@@ -100,7 +100,12 @@ DEAD_LETTERS = Topic("dead.letters", "original key", ALL_READERS, keep_days=INPU
 MODEL_VERSIONS = Topic("model.versions", "version", _by("trainer"), compact=True, single_partition=True)
 MODEL_ROLLOUT = Topic("model.rollout", "line", _by("rollout"), compact=True, single_partition=True)
 OPERATOR_COMMANDS = Topic(
-    "operator.commands", "line", _by("console"), keep_days=90, single_partition=True, append_time=True
+    "operator.commands",
+    "line",
+    _by("console", "rollout"),
+    keep_days=90,
+    single_partition=True,
+    append_time=True,
 )
 OPERATOR_RESULTS = Topic(
     "operator.results", "command_id", ALL_READERS - {"console"}, keep_days=90, single_partition=True

@@ -9,6 +9,8 @@ from pydantic import AwareDatetime, Field
 from shared.events import Digest, Id, LogRecord, Part, VersionName
 
 Verdict = Literal["passed", "failed", "inconclusive"]
+MAX_HISTORY = 20
+"""Maximum number of versions to which repeated rollbacks return."""
 
 
 def version_name(line: str, number: int | None, digest: str) -> str:
@@ -35,7 +37,7 @@ class VersionRef(Part):
 
     version: VersionName
     kind: Literal["base", "lora", "full"]
-    uri: str = ""
+    uri: str = Field("", max_length=2048)
     digest: Digest
 
 
@@ -61,6 +63,12 @@ class GateReport(Part):
     reasons: tuple[str, ...] = ()
     figures: tuple[Figure, ...] = ()
     gated_against: VersionName
+    number: int = Field(
+        1,
+        ge=1,
+        le=1_000_000,
+        description="Counts the gates of this version. A higher number replaces a lower one.",
+    )
     more_items: int | None = Field(
         None,
         ge=0,
@@ -88,7 +96,10 @@ class DatasetRef(Part):
 
 
 class ModelVersion(LogRecord):
-    """One immutable, content-addressed version. It is published at most once, and only when complete."""
+    """One immutable, content-addressed version, published when it is complete.
+
+    It is published again only with a later gate report; everything else stays the same.
+    """
 
     event_type = "loopwright.version"
     ref: VersionRef
@@ -103,14 +114,25 @@ class ModelVersion(LogRecord):
 
 
 class RolloutRecord(LogRecord):
-    """The desired state of a line. `seq` only increases; the record with the highest `seq` is current."""
+    """The desired state of a line. `seq` only increases; the record with the highest `seq` is current.
+
+    The action `hold` changes nothing that serves: a version that passed its gate has to wait, and `reason` says why.
+    """
 
     event_type = "loopwright.rollout"
     seq: int = Field(ge=1)
-    action: Literal["adopt_base", "promote", "rollback", "canary", "pause", "resume", "pin"]
+    action: Literal["adopt_base", "promote", "rollback", "canary", "pause", "resume", "pin", "hold"]
     stable: VersionRef
     previous: VersionRef | None = Field(
-        None, description="The previous stable version, to which a rollback returns."
+        None, description="The version to which a rollback returns: the first of `history`."
+    )
+    history: tuple[VersionRef, ...] = Field(
+        (),
+        max_length=MAX_HISTORY,
+        description="Former stable versions to which repeated rollbacks return, newest first.",
+    )
+    waiting: VersionName | None = Field(
+        None, description="A version that passed its gate and is not promoted yet."
     )
     canary: VersionRef | None = None
     share: float = Field(0.0, ge=0, le=1)

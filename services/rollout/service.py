@@ -32,7 +32,7 @@ def engine_config(settings: RolloutSettings) -> EngineConfig:
         inputs=(MODEL_VERSIONS.name, OPERATOR_COMMANDS.name),
         changelog=ROLLOUT_CHANGELOG.name,
         dead_letters=DEAD_LETTERS.name,
-        outputs=frozenset({MODEL_ROLLOUT.name, OPERATOR_RESULTS.name}),
+        outputs=frozenset({MODEL_ROLLOUT.name, OPERATOR_COMMANDS.name, OPERATOR_RESULTS.name}),
         service=SERVICE,
         partitions=1,
     )

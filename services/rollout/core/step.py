@@ -1,19 +1,19 @@
 """The rollout's step: applies the rules of `rules.py` to records, and publishes the decisions. Pure.
 
-State of its only partition: `l/<line>` is a `LineState`, `c/<command_id>` the append time of an executed command.
+State of its only partition (`store.py`): lines, their versions, and the results of executed commands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Final
 
-from services.rollout.core import rules
-from services.rollout.core.rules import LineState
+from services.rollout.core import rules, store
+from services.rollout.core.store import ExecutedCommand
 from shared.cloudevents import cloudevent, traceparent_of
-from shared.commands import COMMAND, EXECUTORS, Command, CommandResult
-from shared.errors import LoopwrightError, Rejected
-from shared.events import LogRecord, from_ms, parse_union
+from shared.commands import COMMAND, EXECUTORS, Command, CommandResult, GateAgain
+from shared.errors import Rejected
+from shared.events import LogRecord, from_ms, parse_union, sha256
 from shared.records import Output, Record
 from shared.stream.step import State, Tick
 from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS, Topic
@@ -35,49 +35,74 @@ def rollout_step(state: State, record: Record | Tick) -> Iterator[Output]:
 
 
 def _version(state: State, version: ModelVersion, record: Record) -> Iterator[Output]:
-    decision = rules.on_version(_line(state, version.line), version, record.timestamp)
+    line = store.read_line(state, version.line)
+    decision = rules.on_version(line, version, store.lookup(state, version.line), record.timestamp)
     yield from _apply(state, decision, record)
 
 
 def _command(state: State, command: Command, record: Record) -> Iterator[Output]:
-    """Execute a command of the rollout once, and publish its result. Commands of other services are ignored."""
-    executed = b"c/" + command.command_id.encode()
-    if EXECUTORS.get(command.kind) != SERVICE or state.get(executed) is not None:
+    """Execute a command of the rollout once. A repeated one changes nothing and has the same result again.
+
+    Commands of other services are ignored. A command with the id of another one is refused.
+    """
+    if EXECUTORS.get(command.kind) != SERVICE:
         return
-    state.put(executed, str(record.timestamp).encode())
+    content = command.content_digest()
+    executed = store.read_executed(state, command.command_id)
+    if executed is None:
+        outputs, executed = _execute(state, command, content, record)
+        store.remember(state, command.command_id, executed)
+        yield from outputs
+    elif executed.content not in ("", content):
+        executed = ExecutedCommand(
+            content=content,
+            status="refused",
+            message=f"command id {command.command_id} was used before for another command: use a new id",
+            at_ms=record.timestamp,
+        )
+    yield _result(command, executed, record)
+
+
+def _execute(
+    state: State, command: Command, content: str, record: Record
+) -> tuple[list[Output], ExecutedCommand]:
+    now_ms = record.timestamp
     try:
-        decision = rules.on_command(_line(state, command.line), command, record.timestamp)
+        line = store.read_line(state, command.line)
+        decision = rules.on_command(line, command, store.lookup(state, command.line), now_ms)
     except Rejected as refusal:
-        yield _result(command, "refused", refusal, record)
-        return
-    yield from _apply(state, decision, record)
-    yield _result(command, "done", decision.message, record)
-
-
-def _line(state: State, line: str) -> LineState:
-    value = state.get(b"l/" + line.encode())
-    return LineState(line=line) if value is None else LineState.model_validate_json(value)
+        return [], ExecutedCommand(
+            content=content, status="refused", message=str(refusal)[:2048], at_ms=now_ms
+        )
+    executed = ExecutedCommand(content=content, status="done", message=decision.message[:2048], at_ms=now_ms)
+    return list(_apply(state, decision, record)), executed
 
 
 def _apply(state: State, decision: rules.Decision, record: Record) -> Iterator[Output]:
-    state.put(
-        b"l/" + decision.state.line.encode(), decision.state.model_dump_json(exclude_none=True).encode()
-    )
+    """Store what a decision changes, and return what it publishes."""
+    store.write(state, decision.state, decision.versions)
+    line, published = decision.state.line, decision.state.record
     if decision.record is not None:
-        line = decision.record.line
         yield _output(MODEL_ROLLOUT, line, decision.record, f"{line}/{decision.record.seq}", record)
+    if decision.gate_again is not None and published is not None:
+        command = GateAgain(
+            line=line,
+            command_id=f"gate-again-{line}-{published.seq}-{sha256(decision.gate_again.encode())[:8]}",
+            issued_by=SERVICE,
+            issued_at=from_ms(record.timestamp),
+            version=decision.gate_again,
+        )
+        yield _output(OPERATOR_COMMANDS, line, command, command.command_id, record)
 
 
-def _result(
-    command: Command, status: Literal["done", "refused"], message: str | LoopwrightError, record: Record
-) -> Output:
+def _result(command: Command, executed: ExecutedCommand, record: Record) -> Output:
     result = CommandResult(
         line=command.line,
         command_id=command.command_id,
-        status=status,
-        message=str(message)[:2048],
+        status=executed.status,
+        message=executed.message,
         executor=SERVICE,
-        finished_at=from_ms(record.timestamp),
+        finished_at=from_ms(executed.at_ms),
     )
     return _output(OPERATOR_RESULTS, command.command_id, result, f"{command.command_id}/{SERVICE}", record)
 

@@ -3,7 +3,7 @@
 These artifacts are in use and never deleted:
 
 - of every line, what the newest rollout record names: stable (which includes a pinned version), canary, and the
-  previous stable version;
+  former stable versions to which rollbacks return;
 - of every line, versions newer than stable that passed the gate, and the newest versions with any verdict;
 - of other lines, every version: their own trainers collect them;
 - of this line, the version that the open run is compared with.
@@ -69,7 +69,7 @@ def artifacts_in_use(
     reasons |= {ref.digest: "compared with the open run" for ref in compared}
     for name in {record.line for record in rollouts}:
         record = _newest_record(name, rollouts)
-        refs = (record.previous, record.canary, record.stable) if record is not None else ()
+        refs = (*record.history, record.previous, record.canary, record.stable) if record is not None else ()
         reasons |= {ref.digest: "serving or served before" for ref in refs if ref is not None}
     return reasons
 

@@ -6,7 +6,7 @@ assign the same number. Whether a run was published is always read from the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -51,8 +51,8 @@ class VersionLog:
         self._publisher: TransactionalPublisher | None = open_publisher()
 
     def versions(self) -> list[ModelVersion]:
-        """Return the line's versions, in the order in which they were published."""
-        return self._read(MODEL_VERSIONS.name, ModelVersion)
+        """Return the line's versions with their latest gate reports, in the order in which they were published."""
+        return latest_records(self._read(MODEL_VERSIONS.name, ModelVersion))
 
     def line_records(self) -> LineRecords:
         """Return all records of the line that lineage needs."""
@@ -60,7 +60,7 @@ class VersionLog:
 
     def all_lines(self) -> tuple[list[ModelVersion], list[RolloutRecord]]:
         """Return the versions and rollout records of all lines."""
-        versions = read_records(self._open_reader, MODEL_VERSIONS.name, ModelVersion)
+        versions = latest_records(read_records(self._open_reader, MODEL_VERSIONS.name, ModelVersion))
         return versions, read_records(self._open_reader, MODEL_ROLLOUT.name, RolloutRecord)
 
     def stable(self, base: VersionRef) -> VersionRef:
@@ -200,12 +200,17 @@ def line_records(open_reader: OpenReader, line: str) -> LineRecords:
     rollouts = read(MODEL_ROLLOUT.name, RolloutRecord)
     return LineRecords(
         line=line,
-        versions=read(MODEL_VERSIONS.name, ModelVersion),
+        versions=latest_records(read(MODEL_VERSIONS.name, ModelVersion)),
         rollout=max(rollouts, key=lambda record: record.seq, default=None),
         erasures=[
             report for report in read(ERASURE_REPORTS.name, ErasureReport) if report.service == SERVICE
         ],
     )
+
+
+def latest_records(versions: Iterable[ModelVersion]) -> list[ModelVersion]:
+    """Return the last record of each version, in the order of the first ones. A new gate publishes another record."""
+    return list({version.ref.version: version for version in versions}.values())
 
 
 def read_records(open_reader: OpenReader, topic: str, kind: type[R]) -> list[R]:
