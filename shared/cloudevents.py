@@ -5,6 +5,7 @@ Sources: CloudEvents Kafka protocol binding 1.0.2, section 3.2; W3C Trace Contex
 
 from __future__ import annotations
 
+import re
 import secrets
 from datetime import datetime
 
@@ -12,6 +13,7 @@ from shared.events import LogRecord, rfc3339
 from shared.records import Headers, Output
 from shared.topics import Topic
 
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _JSON = ("content-type", b"application/json")
 
 
@@ -26,6 +28,13 @@ def traceparent_of(headers: Headers) -> str | None:
 def new_traceparent() -> str:
     """Return a new, sampled trace context."""
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+
+
+def valid_traceparent(traceparent: str | None) -> str:
+    """Return the caller's trace context, or a new one if it is missing or malformed."""
+    if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
+        return traceparent
+    return new_traceparent()
 
 
 class CloudEventFactory:

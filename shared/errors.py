@@ -11,6 +11,7 @@ LoopwrightError
 │   ├── Oversized
 │   ├── Conflict
 │   ├── UnknownVersion
+│   ├── UnknownLine
 │   └── BadArtifact
 └── Fatal                this process cannot continue; a person must act
 ├── Fenced
@@ -87,6 +88,12 @@ class UnknownVersion(Rejected):
     """The line has no version of this name."""
 
     code = "unknown_version"
+
+
+class UnknownLine(Rejected):
+    """The deployment has no line of this name."""
+
+    code = "unknown_line"
 
 
 class BadArtifact(Rejected):

@@ -30,6 +30,8 @@ MAX_TEXT = 32_768
 MAX_MESSAGES = 64
 MAX_CHOICES = 8
 MAX_TAGS = 16
+MAX_METADATA = 16
+MAX_TOKENS = 1_000_000_000
 MAX_SIGNALS = 256
 """Maximum number of signals per response. The processor enforces it, whichever producer wrote the events."""
 
@@ -39,6 +41,13 @@ Id = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Tag = Annotated[str, Field(min_length=1, max_length=64)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=MAX_METADATA),
+]
+"""The app's own labels of a response, with OpenAI's limits."""
+Milliseconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+"""A duration in ms, at most about eleven days."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """sha256 as lower-case hex."""
 VersionName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}@(v[1-9][0-9]*|base)-[0-9a-f]{8}$")]
@@ -158,14 +167,14 @@ class Choice(Part):
 
     index: int = Field(ge=0, lt=MAX_CHOICES)
     text: Text
-    finish_reason: str | None = None
+    finish_reason: str | None = Field(None, max_length=64)
 
 
 class Usage(Part):
     """Token counts of a response."""
 
-    prompt_tokens: int = Field(0, ge=0)
-    completion_tokens: int = Field(0, ge=0)
+    prompt_tokens: int = Field(0, ge=0, le=MAX_TOKENS)
+    completion_tokens: int = Field(0, ge=0, le=MAX_TOKENS)
 
 
 class ChatResponse(LogRecord):
@@ -179,10 +188,10 @@ class ChatResponse(LogRecord):
     status: Literal["completed", "failed", "cancelled"] = "completed"
     error: str | None = Field(None, max_length=2048)
     user_id: Id | None = Field(None, description="Pseudonym of the user, never the id that the caller sent.")
-    metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+    metadata: Metadata = Field(default_factory=dict)
     usage: Usage = Usage()
-    latency_ms: float | None = Field(None, ge=0)
-    first_token_ms: float | None = Field(None, ge=0)
+    latency_ms: Milliseconds | None = None
+    first_token_ms: Milliseconds | None = None
     created_at: AwareDatetime
 
     def text_of(self, choice: int) -> str | None:

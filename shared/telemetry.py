@@ -17,6 +17,11 @@ CHAT_SECONDS = Histogram(
 CHAT_TOKENS = Counter("loopwright_chat_tokens", "Tokens generated", ["version"])
 SPOOL_RECORDS = Gauge("loopwright_spool_records", "Response records on disk, not yet acknowledged by Kafka")
 SPOOL_LOST = Counter("loopwright_spool_lost", "Response records dropped because the spool was full")
+RESPONSES_NOT_RECORDED = Counter(
+    "loopwright_responses_not_recorded",
+    "Responses that were answered but not recorded, by reason",
+    ["reason"],
+)
 SERVING = Gauge("loopwright_serving", "1 for the version that serves the line", ["line", "version"])
 ROLLOUT_SEQ = Gauge("loopwright_rollout_seq", "Newest rollout record applied", ["line"])
 ARTIFACTS_REFUSED = Counter("loopwright_artifacts_refused", "Versions refused because of their artifact")

@@ -18,12 +18,11 @@ from uuid6 import uuid7
 
 from services.feedback.core.erasure_status import ErasureStatus
 from services.feedback.core.schemas import ERASURE_BODY, parse_body, resolve_id
-from services.feedback.handlers import valid_traceparent
 from services.feedback.rate_limit import retry_after_s, too_many_requests
 from services.feedback.settings import SERVICE, FeedbackSettings
-from services.feedback.views import ErasureStatusView
+from services.feedback.views import ErasureStatusView, KnownLines
 from shared.adapters.http import problem
-from shared.cloudevents import cloudevent
+from shared.cloudevents import cloudevent, valid_traceparent
 from shared.errors import BrokerUnavailable, Conflict, NotYet, Overloaded, Oversized, Rejected, Retryable
 from shared.events import ErasureRequest, from_ms
 from shared.ports import Cache, Clock, LogReader, TransactionalPublisher
@@ -51,6 +50,7 @@ class ErasureHandler:
     cache: Cache
     clock: Clock
     pseudonymiser: Pseudonymiser
+    lines: KnownLines
     erasures: ErasureStatusView
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -102,7 +102,7 @@ class ErasureHandler:
             return too_many_requests(f"this service accepts {limit} erasures per minute", wait_s)
         now = from_ms(self.clock.now_ms())
         request = ErasureRequest(
-            line=body.line or self.settings.line,
+            line=self.lines.check(body.line or self.settings.line),
             request_id=request_id or str(uuid7()),
             subject=self.pseudonymiser.of(body.user_id),
             requested_at=now,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from services.feedback.core.schemas import (
     FEEDBACK_BODY,
     RESPONSE_BODY,
     FeedbackBody,
+    check_id,
     parse_body,
     resolve_id,
     to_event,
@@ -23,9 +23,9 @@ from services.feedback.core.schemas import (
 from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.rate_limit import retry_after_s, too_many_requests
 from services.feedback.settings import SERVICE, FeedbackSettings
-from services.feedback.views import OutcomeIndex, VersionsView
+from services.feedback.views import KnownLines, OutcomeIndex, VersionsView
 from shared.adapters import redis_keys
-from shared.cloudevents import cloudevent, new_traceparent
+from shared.cloudevents import cloudevent, valid_traceparent
 from shared.composed_ids import join_ids
 from shared.errors import BrokerUnavailable, Conflict, NotYet, Overloaded, Oversized
 from shared.events import Feedback, from_ms
@@ -41,7 +41,6 @@ ID_ISSUED: Final = (
     "The request had no event_id and no Idempotency-Key, so an id was generated. A retry of this request will not be "
     "recognised as a duplicate. Send your own id to make retries safe."
 )
-_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +52,7 @@ class FeedbackHandlers:
     cache: Cache
     clock: Clock
     pseudonymiser: Pseudonymiser
+    lines: KnownLines
     versions: VersionsView
     outcomes: OutcomeIndex
     lookup: OutcomeLookup
@@ -96,9 +96,10 @@ class FeedbackHandlers:
         return _response(event, "accepted", 202, note=None if event_id else ID_ISSUED)
 
     async def post_response(self, raw: bytes, traceparent: str | None) -> JSONResponse:
-        """Accept a response of an app's own model: 202.
+        """Accept a response of an app's own model: 202, or 429.
 
         Raises:
+            Oversized: if a batch could not hold the response (413).
             Rejected: if the body is invalid (422).
             BrokerUnavailable: if Kafka does not acknowledge in time (503).
 
@@ -106,7 +107,13 @@ class FeedbackHandlers:
         body = parse_body(RESPONSE_BODY, raw)
         pseudonym = self.pseudonymiser.of(body.user_id) if body.user_id is not None else None
         now = from_ms(self.clock.now_ms())
-        response = to_response(body, line=self.settings.line, pseudonym=pseudonym, now=now)
+        line = self.lines.check(body.line or self.settings.line)
+        response = to_response(body, line=line, pseudonym=pseudonym, now=now)
+        limit, sender = self.settings.responses_per_minute, pseudonym or f"line/{line}"
+        wait_s = await asyncio.to_thread(retry_after_s, self.cache, self.clock, f"responses/{sender}", limit)
+        if wait_s:
+            of = "one user" if pseudonym else "requests without a user"
+            return too_many_requests(f"{of} may record {limit} responses per minute", wait_s)
         await self._publish(
             cloudevent(
                 CHAT_RESPONSES,
@@ -124,10 +131,13 @@ class FeedbackHandlers:
         """Return the receipt of an event. Blocks while Kafka is searched for an outcome that Redis does not have.
 
         Raises:
+            Malformed: if no event can have these ids (422).
             NotYet: if the event is not in the log (404).
             Retryable: if the search could not be finished (429 or 503).
 
         """
+        check_id(response_id, "the response_id")
+        check_id(event_id, "the event_id")
         outcome = self.outcomes.find(response_id, event_id)
         if outcome is NoOutcome.NOT_FOUND:
             outcome = self.lookup.find(response_id, event_id)
@@ -147,7 +157,8 @@ class FeedbackHandlers:
     def _event(self, body: FeedbackBody, event_id: str) -> Feedback:
         now = from_ms(self.clock.now_ms())
         pseudonym = self.pseudonymiser.of(body.user_id)
-        return to_event(body, event_id=event_id, line=self.settings.line, pseudonym=pseudonym, now=now)
+        line = self.lines.check(body.line or self.settings.line)
+        return to_event(body, event_id=event_id, line=line, pseudonym=pseudonym, now=now)
 
     def _is_duplicate(self, event: Feedback) -> bool:
         """Return whether the same event was acknowledged before. Best effort: the processor decides.
@@ -186,13 +197,6 @@ class FeedbackHandlers:
                 f"Kafka did not acknowledge within {timeout_s:g} s ({str(error) or 'no answer'}), so this may be lost: "
                 "send it again under the same id"
             ) from error
-
-
-def valid_traceparent(traceparent: str | None) -> str:
-    """Return the caller's trace context, or a new one if it is missing or malformed."""
-    if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
-        return traceparent
-    return new_traceparent()
 
 
 def _response(event: Feedback, status: str, code: int, note: str | None = None) -> JSONResponse:

@@ -19,7 +19,7 @@ from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import ErasureStatusView, OutcomeIndex, VersionsView
+from services.feedback.views import ErasureStatusView, KnownLines, OutcomeIndex, VersionsView
 from shared.adapters.http import serve
 from shared.adapters.topic_follower import TopicFollower
 from shared.ports import Cache, Clock, LogRanges, LogReader, Position, Publisher, TransactionalPublisher
@@ -78,6 +78,9 @@ class FeedbackService:
         )
         self._erasures = ErasureStatusView()
         versions = self._follow("versions", [MODEL_VERSIONS.name, MODEL_ROLLOUT.name], self._versions.apply)
+        self._lines = KnownLines(
+            frozenset({settings.line, *settings.lines}), self._versions, lambda: versions.caught_up
+        )
         outcomes = TopicFollower(
             "outcomes",
             lambda: adapters.open_reader([FEEDBACK_OUTCOMES.name], self._outcomes.start_offsets()),
@@ -132,6 +135,7 @@ class FeedbackService:
             cache=adapters.cache,
             clock=adapters.clock,
             pseudonymiser=self._pseudonymiser,
+            lines=self._lines,
             versions=self._versions,
             outcomes=self._outcomes,
             lookup=OutcomeLookup(
@@ -150,6 +154,7 @@ class FeedbackService:
             cache=self._adapters.cache,
             clock=self._adapters.clock,
             pseudonymiser=self._pseudonymiser,
+            lines=self._lines,
             erasures=self._erasures,
         )
 

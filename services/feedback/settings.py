@@ -7,6 +7,7 @@ from typing import Final
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from shared.events import Line
 from shared.settings import Settings
 
 SERVICE: Final = "feedback"
@@ -26,6 +27,17 @@ class FeedbackSettings(Settings):
     )
     user_per_minute: int = Field(
         600, ge=1, description="Feedback events accepted per user and minute; further events get 429."
+    )
+    responses_per_minute: int = Field(
+        6_000,
+        ge=1,
+        description="Responses accepted per minute from one user, or on one line from requests that name no user; "
+        "further ones get 429.",
+    )
+    lines: tuple[Line, ...] = Field(
+        (),
+        description="Lines to accept besides LOOPWRIGHT_LINE and those that have a version, as a JSON list. Requests "
+        "for any other line get 422.",
     )
     identity_ttl_s: float = Field(
         172_800,

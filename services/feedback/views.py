@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -16,7 +17,7 @@ import structlog
 from services.feedback.core.erasure_status import ErasureProgress, ErasureStatus
 from services.feedback.core.receipts import NoOutcome, Receipt, make_receipt
 from shared.adapters import redis_keys
-from shared.errors import Rejected
+from shared.errors import BrokerUnavailable, Rejected, UnknownLine
 from shared.events import ErasureReport, ErasureRequest, Outcome, OutcomeKind
 from shared.ports import Cache, Position
 from shared.records import Record
@@ -32,6 +33,7 @@ from shared.versions import ModelVersion, RolloutRecord
 
 PENDING_MARK: Final = b"pending"
 """Stored in place of an outcome that is still pending; trusted for a few seconds only."""
+MAX_NAMED_LINES: Final = 10
 log = structlog.get_logger(__name__)
 
 
@@ -53,6 +55,11 @@ class VersionsView:
             except Rejected as error:
                 _log_unreadable(record, error)
 
+    def lines(self) -> set[str]:
+        """Return the lines that have a version."""
+        with self._lock:
+            return set(self._versions)
+
     def receipt(self, outcome: Outcome) -> Receipt:
         """Return the receipt of an event with this outcome."""
         with self._lock:
@@ -71,6 +78,42 @@ class VersionsView:
                 newest = self._rollout.get(rollout.line)
                 if newest is None or rollout.seq > newest.seq:
                     self._rollout[rollout.line] = rollout
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLines:
+    """The lines of the deployment: those that are configured, and those that have a version.
+
+    Each line takes state in the processor for ever, so requests cannot create lines.
+    """
+
+    configured: frozenset[str]
+    versions: VersionsView
+    caught_up: Callable[[], bool]
+    """Returns whether `versions` has read the whole log."""
+
+    def check(self, line: str) -> str:
+        """Return the line.
+
+        Raises:
+            UnknownLine: if the deployment has no such line.
+            BrokerUnavailable: if this is not known yet.
+
+        """
+        if line in self.configured:
+            return line
+        caught_up, known = self.caught_up(), self.configured | self.versions.lines()
+        if line in known:
+            return line
+        if not caught_up:
+            raise BrokerUnavailable(
+                "feedback is still reading the lines from Kafka: try again in a few seconds"
+            )
+        names = ", ".join(sorted(known)[:MAX_NAMED_LINES]) + (", ..." if len(known) > MAX_NAMED_LINES else "")
+        raise UnknownLine(
+            f"unknown line {line!r}; known lines: {names}. Correct the name, or add the line to "
+            "LOOPWRIGHT_FEEDBACK_LINES"
+        )
 
 
 class ErasureStatusView:

@@ -15,10 +15,16 @@ from services.inference.response_publisher import ResponsePublisher
 from shared.cloudevents import cloudevent
 from shared.errors import LoopwrightError
 from shared.events import MAX_TEXT, ChatResponse, Choice
+from shared.limits import MAX_RESPONSE_BYTES
 from shared.records import Output
-from shared.telemetry import CHAT_REQUESTS, CHAT_SECONDS, CHAT_TOKENS
+from shared.telemetry import CHAT_REQUESTS, CHAT_SECONDS, CHAT_TOKENS, RESPONSES_NOT_RECORDED
 from shared.topics import CHAT_RESPONSES
 
+TOO_LARGE = (
+    f"the response takes {{}} bytes as a record; the limit is {MAX_RESPONSE_BYTES}. Feedback on it will be "
+    "`unmatched`. Shorten the conversation to have its answers recorded"
+)
+MAX_ERROR = 2048
 log = structlog.get_logger(__name__)
 
 
@@ -35,10 +41,14 @@ class RequestDetails:
 
 @dataclass(frozen=True, slots=True)
 class ResponseEnd:
-    """The result, after its record was published. `error` is why the request must fail although it completed."""
+    """The result, after its record was published. `error` is why the request must fail although it completed.
+
+    `not_recorded` is why there is no record, for the caller; the answer itself is complete.
+    """
 
     result: GenerationResult
     error: LoopwrightError | None
+    not_recorded: str | None = None
 
 
 class ResponseStream:
@@ -85,7 +95,10 @@ class ResponseStream:
         self._send(piece)
 
     def on_result(self, result: GenerationResult) -> None:
-        """Release the version and publish the record, then let the answer end."""
+        """Release the version and publish the record, then let the answer end.
+
+        A response that no batch can hold is answered but not recorded: recording must not make a chat fail.
+        """
         version = self.request.version
         seconds = time.monotonic() - self._admitted_at
         self._release(version)
@@ -100,6 +113,12 @@ class ResponseStream:
             latency_ms=seconds * 1000,
             first_token_ms=None if first is None else (first - self._admitted_at) * 1000,
         )
+        size = len(record.value or b"")
+        if size > MAX_RESPONSE_BYTES:
+            RESPONSES_NOT_RECORDED.labels("too_large").inc()
+            log.warning("response_not_recorded", response_id=self.request.response_id, bytes=size)
+            self._send(ResponseEnd(result, None, TOO_LARGE.format(size)))
+            return
         self._publisher.publish(record, lambda error: self._send(ResponseEnd(result, error)))
 
     def _send(self, event: Piece | ResponseEnd) -> None:
@@ -132,7 +151,7 @@ def response_record(
             for choice in result.choices
         ),
         status=result.status,
-        error=result.error,
+        error=result.error[:MAX_ERROR] if result.error is not None else None,
         user_id=details.user_id,
         metadata=details.metadata,
         usage=result.usage,

@@ -29,6 +29,7 @@ from shared.errors import (
     Retryable,
     UnknownVersion,
 )
+from shared.limits import MAX_HEADER_BYTES
 from shared.telemetry import Readiness
 
 MAX_BODY_BYTES = 262_144
@@ -100,7 +101,11 @@ def add_service_routes(app: FastAPI, readiness: Readiness, max_body: int = MAX_B
 
 
 class BodyLimit:
-    """ASGI middleware that answers 413 to bodies over `max_bytes`, by declared length or once they exceed it."""
+    """ASGI middleware that bounds requests.
+
+    It answers 413 to bodies over `max_bytes`, by declared length or once they exceed it, and 431 to headers over
+    `MAX_HEADER_BYTES`.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -110,6 +115,10 @@ class BodyLimit:
         """Pass the request on, unless its body is too large."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            detail = f"the headers are larger than {MAX_HEADER_BYTES} bytes: send fewer or shorter ones"
+            await problem(431, "headers_too_large", "Headers too large", detail)(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max:

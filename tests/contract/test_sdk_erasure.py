@@ -21,7 +21,7 @@ from services.feedback.api import add_erasure_routes
 from services.feedback.core.erasure_status import ErasureStatus
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import ErasureStatusView
+from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
 from shared.adapters.clock import ManualClock
 from shared.adapters.http import ServerThread, add_service_routes
 from shared.adapters.in_memory import (
@@ -80,6 +80,7 @@ def feedback() -> Iterator[FeedbackFixture]:
         cache=InMemoryCache(clock),
         clock=clock,
         pseudonymiser=Pseudonymiser(b"a key that is long enough"),
+        lines=KnownLines(frozenset({"assistant", "support"}), VersionsView(), lambda: True),
         erasures=ErasureStatusView(),
     )
     topics = ["erasure.requests", "erasure.reports"]

@@ -21,7 +21,7 @@ from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import ErasureStatusView, OutcomeIndex, VersionsView
+from services.feedback.views import ErasureStatusView, KnownLines, OutcomeIndex, VersionsView
 from shared.adapters.clock import SystemClock
 from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
@@ -84,6 +84,10 @@ def thumbs_body(response_id: str, **fields: Any) -> dict[str, Any]:
     return defaults | fields
 
 
+def is_accepted(response: httpx.Response) -> bool:
+    return response.status_code == 202
+
+
 def wait_for_stage(http: httpx.Client, path: str, stage: str) -> dict[str, Any]:
     """Return the receipt as soon as it is at `stage`."""
 
@@ -117,7 +121,16 @@ def test_accepted_event_is_in_the_log_once(feedback: Service, kafka: str, fresh:
 def test_receipt_follows_the_log_from_pending_to_serving(feedback: Service, kafka: str, fresh: str) -> None:
     path = f"/v1/feedback/{fresh}/e1"
     assert feedback.http.get(path).status_code == 404
-    feedback.http.post("/v1/feedback", json=thumbs_body(fresh, line=fresh))
+    body = thumbs_body(fresh, line=fresh)
+    assert feedback.http.post("/v1/feedback", json=body).json()["code"] == "unknown_line"
+    base = VersionRef(version=f"{fresh}@base-00000000", kind="base", digest="0" * 64)
+    base_version = ModelVersion(line=fresh, ref=base, base=base.version, base_model="b", created_at=NOW)
+    trainer = KafkaPublisher(kafka, "trainer")
+    trainer.publish(Output("model.versions", base.version.encode(), base_version.to_json())).result(10)
+    waiting = Retrying(
+        stop=stop_after_delay(20), wait=wait_fixed(0.1), retry=retry_if_not_result(is_accepted)
+    )
+    waiting(lambda: feedback.http.post("/v1/feedback", json=body))
     assert feedback.http.get(path).json()["stage"] == "pending"
 
     processor = KafkaPublisher(kafka, "processor")
@@ -133,7 +146,6 @@ def test_receipt_follows_the_log_from_pending_to_serving(feedback: Service, kafk
     assert wait_for_stage(feedback.http, path, "batched")["batch_id"] == f"{fresh}-3-2"
 
     ref = VersionRef(version=f"{fresh}@v1-11111111", kind="lora", uri="file:///v1", digest="1" * 64)
-    base = VersionRef(version=f"{fresh}@base-00000000", kind="base", digest="0" * 64)
     version = ModelVersion(
         line=fresh,
         ref=ref,
@@ -291,6 +303,7 @@ def erasure_handler(kafka: str, settings: FeedbackSettings, identity: str) -> Er
         cache=InMemoryCache(),
         clock=SystemClock(),
         pseudonymiser=Pseudonymiser(KEY.encode()),
+        lines=KnownLines(frozenset({"assistant"}), VersionsView(), lambda: True),
         erasures=ErasureStatusView(),
     )
 
@@ -317,6 +330,7 @@ def app_with(publisher: KafkaPublisher) -> FastAPI:
         cache=cache,
         clock=SystemClock(),
         pseudonymiser=Pseudonymiser(KEY.encode()),
+        lines=KnownLines(frozenset({"assistant"}), versions, lambda: True),
         versions=versions,
         outcomes=OutcomeIndex(cache, ttl_s=60, pending_ttl_s=1),
         lookup=OutcomeLookup(

@@ -15,7 +15,7 @@ from pydantic import SecretStr, ValidationError
 from services.feedback.api import add_erasure_routes
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import ErasureStatusView
+from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
 from shared.adapters.clock import ManualClock
 from shared.adapters.http import add_service_routes
 from shared.adapters.in_memory import (
@@ -80,6 +80,7 @@ class ErasureApi:
             cache=self.cache,
             clock=self.clock,
             pseudonymiser=Pseudonymiser(KEY),
+            lines=KnownLines(frozenset({"assistant", "support"}), VersionsView(), lambda: True),
             erasures=erasures or self.erasures,
         )
 
@@ -283,6 +284,7 @@ async def test_other_user_under_the_same_request_id_is_a_conflict(api: ErasureAp
         ({"user_id": "a", "request_id": "with space"}, 422),
         ({"user_id": "a", "request_id": "retract:r/e"}, 422),
         ({"user_id": "a", "line": "UPPER"}, 422),
+        ({"user_id": "a", "line": "made-up"}, 422),
         ({"user_id": "a", "else": 1}, 422),
         ({"user_id": "a", "request_id": "x" * 9_000}, 413),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,15 +17,17 @@ from services.feedback.api import build_app
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import OutcomeIndex, VersionsView
+from services.feedback.views import KnownLines, OutcomeIndex, VersionsView
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
 from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable, Overloaded
 from shared.events import FEEDBACK, ChatResponse, Outcome, OutcomeKind, RefusalReason, parse_union
+from shared.limits import MAX_RESPONSE_BYTES
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output
 from shared.telemetry import Readiness
+from shared.versions import ModelVersion, VersionRef
 
 P = 6
 KEY = b"a key that is long enough"
@@ -66,12 +69,16 @@ async def api() -> AsyncIterator[FeedbackApi]:
     outcomes = OutcomeIndex(cache, ttl_s=1000, pending_ttl_s=5)
     handlers = FeedbackHandlers(
         settings=FeedbackSettings(
-            user_per_minute=3, pseudonym_key=SecretStr(KEY.decode()), ack_timeout_s=0.2
+            user_per_minute=3,
+            responses_per_minute=4,
+            pseudonym_key=SecretStr(KEY.decode()),
+            ack_timeout_s=0.2,
         ),
         publisher=publisher,
         cache=cache,
         clock=clock,
         pseudonymiser=Pseudonymiser(KEY),
+        lines=KnownLines(frozenset({"assistant"}), versions, lambda: follower.caught_up),
         versions=versions,
         outcomes=outcomes,
         lookup=OutcomeLookup(
@@ -384,3 +391,79 @@ async def test_readiness_metrics_and_schema_are_served(api: FeedbackApi) -> None
     assert (await api.http.get("/readyz")).json() == {"ready": True, "checks": {"versions": "ok"}}
     assert "loopwright_feedback_accepted_total" in (await api.http.get("/metrics")).text
     assert (await api.http.get("/openapi.json")).status_code == 200
+
+
+RESPONSE: dict[str, Any] = {
+    "response_id": "r1",
+    "version": "gpt-x",
+    "messages": [{"role": "user", "content": "hi"}],
+    "choices": [{"index": 0, "text": "hello"}],
+}
+
+
+async def test_response_that_no_batch_can_hold_is_413_and_says_what_to_do(api: FeedbackApi) -> None:
+    body = RESPONSE | {"messages": [{"role": "user", "content": "x" * 30_000}] * 13}
+    response = await api.http.post("/v1/responses", json=body)
+    assert response.status_code == 413
+    assert problem(response)["code"] == "oversized"
+    assert str(MAX_RESPONSE_BYTES) in problem(response)["detail"]
+    assert "Shorten" in problem(response)["detail"]
+    assert api.log.records("chat.responses") == []
+
+
+@pytest.mark.parametrize("who", [{"user_id": "alice"}, {}])
+async def test_responses_are_limited_per_user_or_else_per_line(api: FeedbackApi, who: dict[str, str]) -> None:
+    for n in range(4):
+        response = await api.http.post("/v1/responses", json=RESPONSE | who | {"response_id": f"r{n}"})
+        assert response.status_code == 202
+    refused = await api.http.post("/v1/responses", json=RESPONSE | who)
+    assert refused.status_code == 429
+    assert problem(refused)["code"] == "overloaded"
+    assert int(refused.headers["Retry-After"]) > 0
+    other = await api.http.post("/v1/responses", json=RESPONSE | {"user_id": "bob"})
+    assert other.status_code == 202, "another user's limit is another one"
+    assert (await api.send(THUMBS)).status_code == 202, "feedback has a limit of its own"
+
+
+async def test_unknown_line_is_422_that_names_the_known_ones(api: FeedbackApi) -> None:
+    for path, body in (("/v1/feedback", THUMBS), ("/v1/responses", RESPONSE)):
+        response = await api.http.post(path, json=body | {"line": "made-up"})
+        assert response.status_code == 422
+        assert problem(response)["code"] == "unknown_line"
+        assert "assistant" in problem(response)["detail"]
+    assert api.log.records("feedback.events") == api.log.records("chat.responses") == []
+
+
+async def test_line_with_a_version_is_known(api: FeedbackApi) -> None:
+    ref = VersionRef(version="support@base-00000000", kind="base", digest="0" * 64)
+    version = ModelVersion(
+        line="support",
+        ref=ref,
+        base=ref.version,
+        base_model="b",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    api.log.append(Output("model.versions", ref.version.encode(), version.to_json()))
+    async with asyncio.timeout(10):
+        while (await api.send(THUMBS | {"line": "support"})).status_code != 202:
+            pass
+
+
+def test_unknown_line_is_unavailable_until_the_versions_are_read() -> None:
+    lines = KnownLines(frozenset({"assistant"}), VersionsView(), lambda: False)
+    assert lines.check("assistant") == "assistant"
+    with pytest.raises(BrokerUnavailable):
+        lines.check("support")
+
+
+async def test_receipt_of_impossible_ids_is_422(api: FeedbackApi) -> None:
+    response = await api.http.get("/v1/feedback/" + "r" * 129 + "/e1")
+    assert response.status_code == 422
+    assert "128" in problem(response)["detail"]
+
+
+async def test_oversized_headers_are_431(api: FeedbackApi) -> None:
+    response = await api.send(THUMBS, traceparent="x" * 17_000)
+    assert response.status_code == 431
+    assert problem(response)["code"] == "headers_too_large"
+    assert api.log.records("feedback.events") == []

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 
 from services.inference.api.chat_handler import ChatHandler
 from services.inference.api.routes import MAX_BODY_BYTES, create_app
+from services.inference.core.generation_request import GenerationRequest, GenerationResult
 from services.inference.engine.in_memory import InMemoryEngine
 from services.inference.response_publisher import StrictResponsePublisher
+from services.inference.response_stream import RequestDetails, response_record
 from services.inference.settings import InferenceSettings
 from services.inference.version_registry import VersionRegistry
 from services.inference.version_swap import Refusal
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import InMemoryLog, InMemoryPublisher
 from shared.errors import BrokerUnavailable
-from shared.events import ChatResponse
+from shared.events import ChatResponse, Message, Usage
 from shared.pseudonym import Pseudonymiser
 from shared.telemetry import Readiness
 from tests.inference_factories import BASE, LINE
@@ -36,11 +40,11 @@ BODY: dict[str, Any] = {
 class App:
     """The HTTP application on the in-memory engine, which answers "hello", and the in-memory log."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_context: int = 100) -> None:
         self.log = InMemoryLog()
         self.publisher = InMemoryPublisher(self.log, "inference")
         self.engine = InMemoryEngine(
-            BASE.version, answer=lambda request, choice: "hello", max_waiting=1, max_context=100
+            BASE.version, answer=lambda request, choice: "hello", max_waiting=1, max_context=max_context
         )
         self.registry = VersionRegistry(LINE, BASE, self.engine.unload)
         self.readiness = Readiness("model")
@@ -135,6 +139,50 @@ async def test_text_parts_of_a_message_are_joined(app: App) -> None:
     assert app.records()[0].messages[0].content == "good day"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_response_too_large_to_record_is_answered_and_says_so(stream: bool) -> None:
+    app = App(max_context=1_000_000)
+    app.engine.start()
+    not_recorded = REGISTRY.get_sample_value(
+        "loopwright_responses_not_recorded_total", {"reason": "too_large"}
+    )
+    answer = await app.chat(messages=[{"role": "user", "content": "x" * 32_000}] * 12, stream=stream)
+    assert answer.status_code == 200
+    if stream:
+        chunks = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "hello"
+        notice = chunks[-1]["loopwright"]
+    else:
+        assert answer.json()["choices"][0]["message"]["content"] == "hello"
+        notice = answer.json()["loopwright"]
+    assert notice["recorded"] is False
+    assert "unmatched" in notice["detail"]
+    assert app.records() == []
+    assert app.registry.in_flight() == {BASE.version: 0}
+    now = REGISTRY.get_sample_value("loopwright_responses_not_recorded_total", {"reason": "too_large"})
+    assert now == (not_recorded or 0) + 1
+    await app.http.aclose()
+    await asyncio.to_thread(app.engine.stop, 5)
+
+
+async def test_recorded_answer_has_no_notice(app: App) -> None:
+    assert "loopwright" not in (await app.chat()).json()
+
+
+async def test_oversized_headers_are_431(app: App) -> None:
+    answer = await app.http.post(CHAT, json=BODY, headers={"traceparent": "x" * 17_000})
+    assert answer.status_code == 431
+    assert app.records() == []
+
+
+async def test_long_error_of_the_engine_is_recorded_shortened() -> None:
+    request = GenerationRequest("chatcmpl-1", BASE.version, (Message(role="user", content="hi"),), 8)
+    details = RequestDetails(LINE, None, {}, datetime(2026, 1, 1, tzinfo=UTC), "")
+    result = GenerationResult("failed", Usage(), error="e" * 5000)
+    record = response_record(request, result, details, latency_ms=1, first_token_ms=None)
+    assert ChatResponse.from_json(record.value).error == "e" * 2048
+
+
 async def test_unknown_fields_and_nulls_are_ignored(app: App) -> None:
     answer = await app.chat(user=None, stop=None, logit_bias={"1": 2}, service_tier="auto", metadata=None)
     assert answer.status_code == 200
@@ -193,7 +241,9 @@ async def test_too_long_conversation_is_400_and_releases_its_version(app: App) -
         {"seed": 2**64},
         {"metadata": {str(n): "x" for n in range(17)}},
         {"metadata": {"a": {"deep": "er"}}},
-        {"user": "x" * 513},
+        {"user": "x" * 257},
+        {"user": "ann\tb"},
+        {"safety_identifier": "ann\n"},
     ],
 )
 async def test_field_out_of_bounds_is_400_with_openais_error(app: App, invalid: dict[str, Any]) -> None:

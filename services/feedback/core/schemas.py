@@ -8,27 +8,34 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
-from shared.errors import Malformed, Rejected
+from shared.errors import Malformed, Oversized, Rejected
 from shared.events import (
     EARLIEST,
     FEEDBACK,
+    MAX_CHOICES,
+    MAX_MESSAGES,
+    MAX_TAGS,
     ChatResponse,
     Choice,
     Feedback,
     Id,
     Line,
     Message,
+    Metadata,
+    Milliseconds,
+    Tag,
     Usage,
     rfc3339,
 )
 from shared.feedback_kinds import FEEDBACK_KINDS, KIND_BY_NAME, list_names
+from shared.limits import MAX_RESPONSE_BYTES
+from shared.user_ids import NO_CONTROL_CHARACTERS, UserId
 
 MAX_CLOCK_LEAD: Final = timedelta(days=1)
 """How far ahead of ours a user's clock may be."""
 ACCEPTED_TIMES: Final = f"from {rfc3339(EARLIEST)} until one day in the future"
 MAX_FAULTS: Final = 5
-_NO_CONTROL_CHARACTERS: Final = r"^[^\x00-\x1f\x7f-\x9f]+$"
-UserId = Annotated[str, Field(min_length=1, max_length=256, pattern=_NO_CONTROL_CHARACTERS)]
+ShortText = Annotated[str, Field(min_length=1, max_length=256, pattern=NO_CONTROL_CHARACTERS)]
 T = TypeVar("T")
 
 
@@ -56,7 +63,9 @@ class FeedbackBody(Body):
         description="By kind: "
         + "; ".join([*(kind.value_help for kind in FEEDBACK_KINDS), "the event_id to retract."])
     )
-    tags: list[Annotated[str, Field(pattern=_NO_CONTROL_CHARACTERS)]] = []
+    tags: Annotated[
+        list[Annotated[Tag, Field(pattern=NO_CONTROL_CHARACTERS)]], Field(max_length=MAX_TAGS)
+    ] = []
     occurred_at: AwareDatetime | None = Field(
         None, description=f"When the user gave the feedback, {ACCEPTED_TIMES}; the default is now."
     )
@@ -69,18 +78,18 @@ class ResponseBody(Body):
     line: Line | None = Field(
         None, description="Line of the response; the default is this deployment's line."
     )
-    version: str = Field(min_length=1, max_length=256, description="Your name for the model that answered.")
-    messages: list[Message] = Field(min_length=1)
-    choices: list[Choice] = Field(min_length=1)
+    version: ShortText = Field(description="Your name for the model that answered.")
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    choices: list[Choice] = Field(min_length=1, max_length=MAX_CHOICES)
     status: str = "completed"
     error: str | None = None
     user_id: UserId | None = Field(
         None, description="Your id for the user. Only a pseudonym of it is stored."
     )
-    metadata: dict[str, str] = {}
+    metadata: Metadata = {}
     usage: Usage = Usage()
-    latency_ms: float | None = None
-    first_token_ms: float | None = None
+    latency_ms: Milliseconds | None = None
+    first_token_ms: Milliseconds | None = None
     created_at: AwareDatetime | None = Field(
         None, description=f"When the model answered, {ACCEPTED_TIMES}; the default is now."
     )
@@ -100,6 +109,7 @@ FEEDBACK_BODY = TypeAdapter(FeedbackBody)
 RESPONSE_BODY = TypeAdapter(ResponseBody)
 ERASURE_BODY = TypeAdapter(ErasureBody)
 _RESPONSE = TypeAdapter(ChatResponse)
+_ID: TypeAdapter[str] = TypeAdapter(Id)
 
 
 def parse_body(adapter: TypeAdapter[T], raw: bytes) -> T:
@@ -135,11 +145,16 @@ def resolve_id(body_id: str | None, idempotency_key: str | None, name: str = "ev
         return body_id
     if body_id is not None and body_id != idempotency_key:
         raise Rejected(f"{name} and Idempotency-Key differ: send only one of them, or the same id in both")
+    return check_id(idempotency_key, "Idempotency-Key")
+
+
+def check_id(value: str, name: str) -> str:
+    """Return an id from a header or a path. Raise `Malformed`, with the field's `name`, if it is not a valid id."""
     try:
-        return TypeAdapter(Id).validate_python(idempotency_key)
+        return _ID.validate_python(value)
     except ValidationError:
         raise Malformed(
-            "Idempotency-Key is not a valid id: send 1 to 128 printable ASCII characters without spaces"
+            f"{name} is not a valid id: send 1 to 128 printable ASCII characters without spaces"
         ) from None
 
 
@@ -177,6 +192,7 @@ def to_response(body: ResponseBody, *, line: str, pseudonym: str | None, now: da
     Raises:
         Malformed: if a field is out of bounds.
         Rejected: if `created_at` is out of range.
+        Oversized: if a batch could not hold the response and feedback on it.
 
     """
     check_time("created_at", body.created_at, now)
@@ -187,9 +203,17 @@ def to_response(body: ResponseBody, *, line: str, pseudonym: str | None, now: da
     if pseudonym is not None:
         fields["user_id"] = pseudonym
     try:
-        return _validate(_RESPONSE, fields)
+        response = _validate(_RESPONSE, fields)
     except ValidationError as error:
         raise Malformed(describe_faults(error)) from None
+    size = len(response.to_json())
+    if size > MAX_RESPONSE_BYTES:
+        raise Oversized(
+            f"the response takes {size} bytes as a record; the limit is {MAX_RESPONSE_BYTES}, because it must fit into "
+            "one training batch together with feedback on it. Shorten the conversation, for example leave out "
+            "documents that were only context"
+        )
+    return response
 
 
 def check_time(field: str, moment: datetime | None, now: datetime) -> None:

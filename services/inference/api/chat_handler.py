@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
@@ -27,7 +26,7 @@ from services.inference.response_publisher import ResponsePublisher
 from services.inference.response_stream import RequestDetails, ResponseEnd, ResponseStream
 from services.inference.settings import InferenceSettings
 from services.inference.version_registry import VersionRegistry
-from shared.cloudevents import new_traceparent
+from shared.cloudevents import valid_traceparent
 from shared.errors import LoopwrightError, NotYet
 from shared.events import Message, from_ms
 from shared.ports import Clock
@@ -35,13 +34,12 @@ from shared.pseudonym import Pseudonymiser
 from shared.telemetry import Readiness
 
 T = TypeVar("T")
-TRACEPARENT = re.compile(r"^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status code for a client that disconnected. It only shows up in logs."""
 
 
 class ChatHandler:
-    """Handler of chats. Every admitted chat ends in exactly one response record.
+    """Handler of chats. Every admitted chat ends in exactly one response record, unless that would be too large.
 
     Args:
         settings: The service's settings.
@@ -80,7 +78,7 @@ class ChatHandler:
             LoopwrightError: if the chat is refused, or fails before its first byte.
 
         """
-        stream, generation = await self._submit(chat, http_request.headers.get("traceparent", ""))
+        stream, generation = await self._submit(chat, http_request.headers.get("traceparent"))
         try:
             first = await _unless_disconnected(stream.next_event(), http_request)
             if first is None:
@@ -105,15 +103,16 @@ class ChatHandler:
             if end is None:
                 return _cancelled_response(generation)
             _raise_if_failed(end)
-            return JSONResponse(completion_object(stream.request, end.result, created))
+            return JSONResponse(completion_object(stream.request, end.result, created, end.not_recorded))
         except BaseException:
             generation.cancel()  # no effect if it has ended
             raise
 
-    async def _submit(self, chat: ChatRequest, traceparent: str) -> tuple[ResponseStream, Generation]:
+    async def _submit(self, chat: ChatRequest, traceparent: str | None) -> tuple[ResponseStream, Generation]:
         self._require_ready()
         settings = self._settings
-        user = self._pseudonyms.of(chat.user) if chat.user else None
+        user_id = chat.user_id()
+        user = self._pseudonyms.of(user_id) if user_id else None
         version = self._registry.acquire(chat.model, user)
         try:
             request = GenerationRequest(
@@ -130,7 +129,7 @@ class ChatHandler:
                 user_id=user,
                 metadata=dict(chat.metadata or {}),
                 created_at=from_ms(self._clock.now_ms()),
-                traceparent=traceparent if TRACEPARENT.match(traceparent) else new_traceparent(),
+                traceparent=valid_traceparent(traceparent),
             )
             stream = ResponseStream(request, details, self._publisher, self._registry.release)
             return stream, await self._engine.submit(request, stream)
@@ -178,7 +177,7 @@ async def _stream_chunks(
             yield server_sent_event(error_body(error)[1])
             return
         for choice in event.result.choices:
-            yield chunks.finish(choice.index, choice.finish_reason)
+            yield chunks.finish(choice.index, choice.finish_reason, event.not_recorded)
         yield chunks.usage(usage_object(event.result.usage)) + DONE
     finally:
         generation.cancel()  # the client has disconnected; no effect if the request has ended

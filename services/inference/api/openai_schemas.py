@@ -9,7 +9,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from services.inference.core.generation_request import GenerationRequest, GenerationResult
 from shared.errors import (
@@ -21,13 +21,22 @@ from shared.errors import (
     Retryable,
     UnknownVersion,
 )
-from shared.events import MAX_CHOICES, MAX_MESSAGES, MAX_TEXT, Usage, malformed
+from shared.events import MAX_CHOICES, MAX_MESSAGES, MAX_TEXT, Metadata, Usage, malformed
+from shared.user_ids import UserId
 
 MAX_PARTS = 64
 MAX_STOP_STRINGS = 4
 MAX_STOP_LENGTH = 256
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream."""
+
+
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
+OptionalUserId = Annotated[UserId | None, BeforeValidator(_none_if_empty)]
+"""Some clients send an empty text instead of no user."""
 
 
 class _Input(BaseModel):
@@ -78,10 +87,9 @@ class ChatRequest(_Input):
     stop: str | list[str] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    user: str | None = Field(None, max_length=512)
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = (
-        Field(None, max_length=16)
-    )
+    user: OptionalUserId = None
+    safety_identifier: OptionalUserId = None
+    metadata: Metadata | None = None
 
     @field_validator("stop")
     @classmethod
@@ -99,6 +107,10 @@ class ChatRequest(_Input):
         if any(len(message.text()) > MAX_TEXT for message in value):
             raise ValueError(f"a message has at most {MAX_TEXT} characters in all of its parts together")
         return value
+
+    def user_id(self) -> str | None:
+        """Return `user` or else `safety_identifier`, its newer name."""
+        return self.user or self.safety_identifier
 
     def stop_strings(self) -> tuple[str, ...]:
         """Return the strings that end an answer."""
@@ -141,9 +153,19 @@ def usage_object(usage: Usage) -> dict[str, int]:
     }
 
 
-def completion_object(request: GenerationRequest, result: GenerationResult, created: int) -> dict[str, Any]:
-    """Return OpenAI's chat completion object. `created` is in seconds since the epoch."""
-    return {
+def recording_object(not_recorded: str | None) -> dict[str, Any]:
+    """Return the field by which an answer says that it was not recorded and why; empty if it was recorded."""
+    return {"loopwright": {"recorded": False, "detail": not_recorded}} if not_recorded else {}
+
+
+def completion_object(
+    request: GenerationRequest, result: GenerationResult, created: int, not_recorded: str | None = None
+) -> dict[str, Any]:
+    """Return OpenAI's chat completion object. `created` is in seconds since the epoch.
+
+    `not_recorded` is why the response was not recorded, or None if it was.
+    """
+    return recording_object(not_recorded) | {
         "id": request.response_id,
         "object": "chat.completion",
         "created": created,
@@ -181,18 +203,20 @@ class ChunkEncoder:
         """Return a chunk with new text of a choice."""
         return self._chunk(choice, {"content": text}, None)
 
-    def finish(self, choice: int, reason: str | None) -> bytes:
-        """Return the last chunk of a choice."""
-        return self._chunk(choice, {}, reason)
+    def finish(self, choice: int, reason: str | None, not_recorded: str | None = None) -> bytes:
+        """Return the last chunk of a choice. `not_recorded` is as in `completion_object`."""
+        return self._chunk(choice, {}, reason, recording_object(not_recorded))
 
     def usage(self, usage: dict[str, int]) -> bytes:
         """Return the chunk before `[DONE]` if the client wants the usage, else nothing."""
         return server_sent_event(self._common | {"choices": [], "usage": usage}) if self._with_usage else b""
 
-    def _chunk(self, choice: int, delta: dict[str, str], reason: str | None) -> bytes:
+    def _chunk(
+        self, choice: int, delta: dict[str, str], reason: str | None, extra: dict[str, Any] | None = None
+    ) -> bytes:
         choices = [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}]
         usage = {"usage": None} if self._with_usage else {}
-        return server_sent_event(self._common | {"choices": choices} | usage)
+        return server_sent_event(self._common | {"choices": choices} | usage | (extra or {}))
 
 
 def server_sent_event(value: dict[str, Any]) -> bytes:

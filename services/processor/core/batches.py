@@ -7,11 +7,10 @@ from typing import Literal
 
 from services.processor.core.state import OpenBatch, PendingExample
 from shared.errors import Oversized
+from shared.limits import EXAMPLE_FRAME_BYTES
 from shared.topics import BATCH_BYTES
 
 CutReason = Literal["count", "bytes", "age"]
-FRAME_BYTES = 512
-"""Upper bound for the bytes of an example besides its response and its feedback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class BatchLimits:
 
 def example_size(response_bytes: int, joined_bytes: int) -> int:
     """Return an upper bound of an example's bytes in a batch, given the stored sizes of its parts."""
-    return response_bytes + joined_bytes + FRAME_BYTES
+    return response_bytes + joined_bytes + EXAMPLE_FRAME_BYTES
 
 
 def add(batch: OpenBatch, old: PendingExample | None, new: PendingExample, now_ms: int) -> None:

@@ -1,0 +1,24 @@
+"""Sizes that depend on each other: what an API accepts must fit into the batch that a processor cuts.
+
+An example is one response with its feedback. It travels in a batch of at most `BATCH_BYTES`, so a response may take
+only what is left after the feedback that it must have room for. `services/processor/core/batches.py` computes with the
+same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shared.events import MAX_TEXT
+from shared.topics import BATCH_BYTES
+
+EXAMPLE_FRAME_BYTES: Final = 512
+"""Upper bound for the bytes of an example besides its response and its feedback."""
+EVENT_FRAME_BYTES: Final = 12 * 1024
+"""Upper bound for the bytes that one feedback event adds to an example besides its text: ids, tags, bookkeeping."""
+FEEDBACK_ROOM_BYTES: Final = 4 * MAX_TEXT + EVENT_FRAME_BYTES
+"""Room for feedback that every response leaves: one correction of `MAX_TEXT` characters of up to four bytes each."""
+MAX_RESPONSE_BYTES: Final = BATCH_BYTES - EXAMPLE_FRAME_BYTES - FEEDBACK_ROOM_BYTES
+"""Maximum size of a `chat.responses` record as JSON (380,416 bytes)."""
+MAX_HEADER_BYTES: Final = 16_384
+"""Maximum size of all headers of an HTTP request together."""
