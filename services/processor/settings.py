@@ -7,6 +7,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.processor.core.batches import BatchLimits
 from shared.settings import Settings
+from shared.stream.instance import AUTO, INSTANCE_PATTERN
 from shared.stream.state_store import DEFAULT_CACHE_MB, StoreKind
 from shared.topics import BATCH_BYTES
 
@@ -18,9 +19,10 @@ class ProcessorSettings(Settings):
 
     port: int = Field(8002, ge=0, le=65535, description="Port of the web views.")
     instance: str = Field(
-        "0",
-        pattern=r"^[A-Za-z0-9_-]+$",
-        description="Stable name of this process among the processors of a deployment. Its stores are named after it.",
+        AUTO,
+        pattern=INSTANCE_PATTERN,
+        description="Name of this process among those that share the data folder, or `auto`: the lowest free number. "
+        "Its stores are named after it.",
     )
     batch_examples: int = Field(64, ge=1, le=64, description="Examples at which a batch is cut.")
     batch_bytes: int = Field(

@@ -24,11 +24,11 @@ CACHE_MB = 8
 
 
 def engine_config(settings: RolloutSettings) -> EngineConfig:
-    """Return the engine's configuration. It has one partition, so one process decides and a second one is a standby."""
+    """Return the engine's configuration. It has one partition, so one process decides; others stand by."""
     return EngineConfig(
         bootstrap_servers=settings.kafka_bootstrap_servers,
         application=f"loopwright-{SERVICE}",
-        instance="0",
+        instance=settings.instance,
         inputs=(MODEL_VERSIONS.name, OPERATOR_COMMANDS.name),
         changelog=ROLLOUT_CHANGELOG.name,
         dead_letters=DEAD_LETTERS.name,

@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from shared.settings import Settings
+from shared.stream.instance import AUTO, INSTANCE_PATTERN
 from shared.stream.state_store import StoreKind
 
 
@@ -15,6 +16,12 @@ class RolloutSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_ROLLOUT_")
 
     port: int = Field(8003, ge=0, le=65535, description="Port of the web views.")
+    instance: str = Field(
+        AUTO,
+        pattern=INSTANCE_PATTERN,
+        description="Name of this process among those that share the data folder, or `auto`: the lowest free number. "
+        "Its stores are named after it.",
+    )
     store: StoreKind = Field(
         "rocksdb",
         description="Where the state is kept: `rocksdb` in the data folder, or `memory`, which is read from Kafka at "

@@ -33,16 +33,18 @@ class EngineConfig:
     application: str
     """The consumer group. Under a new name the engine continues from the positions in the changelog."""
     instance: str
-    """Name of this process within the application; part of the `transactional.id`.
-
-    It must be stable and unique. A restarted process aborts the transaction that it left open under this name at once;
-    of two processes under one name, the later one fences the earlier."""
+    """Name of this process among those that share a data folder. Its stores are named after it."""
     inputs: tuple[str, ...]
     """Topics to read, all with the same number of partitions. At the same append time, earlier ones come first."""
     changelog: str
     dead_letters: str
     outputs: frozenset[str]
     """Every topic that the step may write."""
+    identity: str = ""
+    """Name of this process within the application, for the `transactional.id`; the instance's if empty.
+
+    It must be stable and unique (`instance.py`). A restarted process aborts the transaction that it left open under
+    this name at once; of two processes under one name, the later one fences the earlier."""
     service: str = ""
     """Service name in dead letters; the application's if empty."""
     partitions: int | None = None
@@ -90,7 +92,7 @@ class EngineConfig:
     @property
     def transactional_id(self) -> str:
         """The `transactional.id` of this process's producer."""
-        return f"{self.application}-{self.instance}"
+        return f"{self.application}-{self.identity or self.instance}"
 
     def _common(self) -> ClientSettings:
         return {

@@ -449,7 +449,9 @@ class Engine:
         if halted:
             self._set_state("halted", "; ".join(halted))
         else:
-            self._set_state("running", "" if self._owned else "no partition is assigned to this process")
+            self._set_state(
+                "running", "" if self._owned else "standing by: other processes have all partitions"
+            )
 
     def _set_waiting(self, reason: str) -> None:
         """Set the state to "waiting". `reason` completes the sentence "waiting ..."."""

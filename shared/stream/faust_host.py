@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from shared.errors import Fatal
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
+from shared.stream.instance import claim_instance
 from shared.stream.rocksdb_store import RocksDBStoreFactory
 from shared.stream.slice_runner import CommitStats
 from shared.stream.state_store import DEFAULT_CACHE_MB, MemoryStore, StoreKind
@@ -98,8 +99,19 @@ def host_engine(
 
     It is named after the engine's application and connects when it is started. With `store="rocksdb"` the state is kept
     in `data_dir`, in a folder for this instance; with "memory" each start reads the whole changelog.
+
+    Unless `config` has an identity, the process claims its instance now and holds it until it ends, so that processes
+    on one data folder never share stores or a `transactional.id`.
+
+    Raises:
+        Misconfigured: The instance is taken, or the data folder cannot be locked.
+
     """
     name = config.application
+    if not config.identity:
+        instance = claim_instance(data_dir / name, config.instance)
+        config = replace(config, instance=instance.name, identity=instance.identity)
+        log.info("instance_claimed", application=name, instance=instance.name, identity=instance.identity)
     folder = data_dir / name / "state" / config.instance
     engine = Engine(
         config,

@@ -53,7 +53,7 @@ def main() -> None:
     configure_logging("host")
     limit = DeadLetterLimit(window=100, min_records=50, max_count=10)
     app = host_engine(
-        rig.config(settings["instance"], dead_letter_limit=limit),
+        rig.config(settings["instance"], identity=settings.get("identity", ""), dead_letter_limit=limit),
         silent_step if settings.get("step") == "silent" else counting_step(rig.out),
         host="127.0.0.1",
         port=settings["port"],

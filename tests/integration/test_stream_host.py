@@ -78,11 +78,11 @@ def test_worker_recovers_after_a_broker_restart(fresh: str, tmp_path: Path) -> N
 def test_fenced_worker_ends_with_the_reason(kafka: str, fresh: str, tmp_path: Path) -> None:
     rig = Rig(kafka, fresh).create()
     first, second = tmp_path / "first", tmp_path / "second"
-    argv, port = host_command(rig, first)
+    argv, port = host_command(rig, first, identity="both")
     sent: dict[str, str] = {}
     with pytest.raises(AssertionError, match="was taken over"), running_worker(first, argv, port) as running:  # noqa: PT012
         until(running.answers("/readyz", is_ready), "the first")
-        argv, port = host_command(rig, second)
+        argv, port = host_command(rig, second, identity="both")
         with running_worker(second, argv, port) as other:
             until(other.answers("/readyz", is_ready), "the second")
             sent = {f"a{n}": f"k{n % 40}" for n in range(200)}
