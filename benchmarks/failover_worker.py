@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
@@ -39,7 +40,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     config = EngineConfig(
-        bootstrap_servers=arguments["kafka"],
+        kafka=KafkaConnection(arguments["kafka"]),
         application=name,
         instance=instance,
         inputs=(f"{name}.in",),

@@ -12,11 +12,20 @@ import re
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from shared.errors import Misconfigured
 from shared.events import Line
+from shared.kafka_connection import NAMESPACE_PATTERN, KafkaConnection, KafkaProperties
 
 SAMPLE_SECRETS = frozenset({"change-me", "changeme", "secret", "password", "demo", "loopwright"})
 MIN_SECRET = 16
@@ -38,6 +47,19 @@ class Settings(BaseSettings):
         "127.0.0.1:9092",
         validation_alias=common("kafka_bootstrap_servers", "KAFKA_BOOTSTRAP_SERVERS"),
         description="Kafka brokers to connect to, as a comma-separated list of host:port.",
+    )
+    kafka_config: Annotated[KafkaProperties, NoDecode, PlainValidator(KafkaProperties.parse)] = Field(
+        default_factory=KafkaProperties,
+        validation_alias=common("kafka_config"),
+        description="librdkafka properties of every Kafka client, such as TLS and SASL: the path of a file with a "
+        "`key=value` per line or a JSON object, or the JSON object itself.",
+    )
+    namespace: str = Field(
+        "",
+        pattern=NAMESPACE_PATTERN,
+        validation_alias=common("namespace"),
+        description="Prefix of the deployment's topics, consumer groups and transactional ids, joined with a dot. It "
+        "is fixed when a deployment is created. Deployments on one Kafka cluster need different namespaces.",
     )
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
@@ -96,6 +118,11 @@ class Settings(BaseSettings):
             if isinstance(value, SecretStr) and not self.demo:
                 refuse_sample(variable_of(type(self), name), value.get_secret_value())
         return self
+
+    @property
+    def kafka(self) -> KafkaConnection:
+        """How the service reaches Kafka."""
+        return KafkaConnection(self.kafka_bootstrap_servers, self.namespace, self.kafka_config)
 
     @property
     def artifact_cache(self) -> Path:

@@ -20,6 +20,7 @@ from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.cloudevents import cloudevent
 from shared.commands import Command, CommandResult, Reproduce, TrainNow
 from shared.events import Batch, ErasureReport
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.run_stage import RunStage
 from shared.topics import (
@@ -213,7 +214,7 @@ class TrainerLine:
         return [one for one in results if one.command_id == command_id]
 
     def _send(self, service: str, records: list[Output]) -> None:
-        publisher = KafkaPublisher(self.kafka, service)
+        publisher = KafkaPublisher(KafkaConnection(self.kafka), service)
         for future in [publisher.publish(record) for record in records]:
             future.result(20)
         publisher.close()
@@ -222,7 +223,7 @@ class TrainerLine:
 
     def read(self, topic: str) -> list[Record]:
         """Return all records on a topic."""
-        reader = KafkaLogReader(self.kafka, "tests", [topic])
+        reader = KafkaLogReader(KafkaConnection(self.kafka), "tests", [topic])
         records: list[Record] = []
         while not reader.at_end():
             records += reader.poll(0.2)

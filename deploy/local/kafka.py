@@ -8,13 +8,14 @@ import uuid
 from pathlib import Path
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from deploy.local.errors import StackError
 from deploy.local.java import find_java
 from deploy.local.ports import HOST
 from deploy.local.processes import Program
+from shared.adapters.kafka_clients import build_admin
+from shared.kafka_connection import KafkaConnection
 
 HEAP = "512m"
 
@@ -114,7 +115,7 @@ def format_storage(java: str, libs: Path, config: Path) -> None:
 
 def is_ready(bootstrap: str, *, seconds: float = 5.0) -> bool:
     """Return whether a broker answers at this address."""
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    admin = build_admin(KafkaConnection(bootstrap), {"log_level": 0})
     try:
         return bool(admin.list_topics(timeout=seconds).brokers)
     except KafkaException:

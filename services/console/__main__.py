@@ -21,16 +21,16 @@ START_TIMEOUT_S = 60.0
 
 def run(settings: ConsoleSettings) -> None:
     """Build the service with real adapters and run it until a signal stops it."""
-    check_partitions(settings.kafka_bootstrap_servers, settings.partitions, wait_s=START_TIMEOUT_S)
-    servers, partitions = settings.kafka_bootstrap_servers, settings.partitions
-    feedback = KafkaEndOffsets(servers, SERVICE, FEEDBACK_EVENTS.name, partitions)
-    responses = KafkaEndOffsets(servers, SERVICE, CHAT_RESPONSES.name, partitions)
+    check_partitions(settings.kafka, settings.partitions, wait_s=START_TIMEOUT_S)
+    kafka, partitions = settings.kafka, settings.partitions
+    feedback = KafkaEndOffsets(kafka, SERVICE, FEEDBACK_EVENTS.name, partitions)
+    responses = KafkaEndOffsets(kafka, SERVICE, CHAT_RESPONSES.name, partitions)
     adapters = Adapters(
-        publisher=KafkaPublisher(servers, SERVICE, timeout_s=settings.ack_timeout_s),
+        publisher=KafkaPublisher(kafka, SERVICE, timeout_s=settings.ack_timeout_s),
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
-        log_ranges=KafkaLogRanges(servers, SERVICE),
-        open_reader=partial(KafkaLogReader, servers, SERVICE),
+        log_ranges=KafkaLogRanges(kafka, SERVICE),
+        open_reader=partial(KafkaLogReader, kafka, SERVICE),
         count_feedback=feedback.total,
         count_responses=responses.total,
     )

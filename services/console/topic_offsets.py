@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
-from shared.adapters.kafka import to_error
+from shared.adapters.kafka import QUIET, to_error
+from shared.adapters.kafka_clients import build_consumer
+from shared.kafka_connection import KafkaConnection
 
 
 class KafkaEndOffsets:
@@ -17,18 +19,25 @@ class KafkaEndOffsets:
     """
 
     def __init__(
-        self, servers: str, client_id: str, topic: str, partitions: int, *, timeout_s: float = 2.0
+        self,
+        kafka: KafkaConnection,
+        client_id: str,
+        topic: str,
+        partitions: int,
+        *,
+        timeout_s: float = 2.0,
     ) -> None:
         self._partitions = [TopicPartition(topic, partition) for partition in range(partitions)]
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
-        self._consumer = Consumer(
+        self._consumer = build_consumer(
+            kafka,
             {
-                "bootstrap.servers": servers,
                 "client.id": client_id,
                 "group.id": f"{client_id}-ends",
                 "enable.auto.commit": False,
-            }
+                **QUIET,
+            },
         )
 
     def total(self) -> int:

@@ -23,27 +23,27 @@ START_TIMEOUT_S = 60.0
 def run(settings: FeedbackSettings) -> None:
     """Build the service with real adapters and run it until a signal stops it."""
     pseudonym_key = settings.require_pseudonym_key()
-    check_partitions(settings.kafka_bootstrap_servers, settings.partitions, wait_s=START_TIMEOUT_S)
+    check_partitions(settings.kafka, settings.partitions, wait_s=START_TIMEOUT_S)
     if not FeedbackService(settings, pseudonym_key, build_adapters(settings)).run():
         raise Fatal("stopped because a topic could not be followed; the last error above has the cause")
 
 
 def build_adapters(settings: FeedbackSettings) -> Adapters:
     """Connect to Kafka and Redis."""
-    servers, ack_timeout_s = settings.kafka_bootstrap_servers, settings.ack_timeout_s
+    kafka, ack_timeout_s = settings.kafka, settings.ack_timeout_s
     # A transactional id of its own per process, so that processes that write erasures at once do not fence each other.
     erasure_id = f"loopwright-{SERVICE}-erasure-{uuid7()}"
     return Adapters(
-        publisher=KafkaPublisher(servers, SERVICE, timeout_s=ack_timeout_s),
-        replay_publisher=KafkaPublisher(servers, SERVICE, timeout_s=ack_timeout_s),
+        publisher=KafkaPublisher(kafka, SERVICE, timeout_s=ack_timeout_s),
+        replay_publisher=KafkaPublisher(kafka, SERVICE, timeout_s=ack_timeout_s),
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
-        log_ranges=KafkaLogRanges(servers, SERVICE),
-        open_reader=partial(KafkaLogReader, servers, SERVICE),
+        log_ranges=KafkaLogRanges(kafka, SERVICE),
+        open_reader=partial(KafkaLogReader, kafka, SERVICE),
         open_erasure_publisher=partial(
-            KafkaTransactionalPublisher, servers, SERVICE, erasure_id, timeout_s=ack_timeout_s
+            KafkaTransactionalPublisher, kafka, SERVICE, erasure_id, timeout_s=ack_timeout_s
         ),
-        open_command_consumer=partial(KafkaCommandConsumer, servers, SERVICE),
+        open_command_consumer=partial(KafkaCommandConsumer, kafka, SERVICE),
     )
 
 

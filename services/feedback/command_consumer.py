@@ -7,6 +7,8 @@ from typing import Final, Protocol
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from shared.adapters.kafka import QUIET, to_error, to_record
+from shared.adapters.kafka_clients import build_consumer
+from shared.kafka_connection import KafkaConnection
 from shared.records import Record
 from shared.topics import OPERATOR_COMMANDS
 
@@ -43,11 +45,11 @@ class CommandConsumer(Protocol):
 class KafkaCommandConsumer:
     """`CommandConsumer` by a consumer group: `operator.commands` has one partition, so the group has one reader."""
 
-    def __init__(self, servers: str, service: str) -> None:
+    def __init__(self, kafka: KafkaConnection, service: str) -> None:
         self._newly_assigned = False
-        self._consumer = Consumer(
+        self._consumer = build_consumer(
+            kafka,
             {
-                "bootstrap.servers": servers,
                 "client.id": service,
                 "group.id": GROUP,
                 "enable.auto.commit": False,
@@ -57,7 +59,7 @@ class KafkaCommandConsumer:
                 "session.timeout.ms": 6_000,
                 "heartbeat.interval.ms": 1_000,
                 **QUIET,
-            }
+            },
         )
         self._consumer.subscribe([OPERATOR_COMMANDS.name], on_assign=self._on_assign)
 

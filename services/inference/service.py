@@ -105,9 +105,7 @@ class InferenceService:
         settings = self._settings
         is_strict = settings.delivery == "strict"
         timeout_s = settings.strict_timeout_s if is_strict else SPOOL_ACK_TIMEOUT_S
-        self._publisher: Publisher = KafkaPublisher(
-            settings.kafka_bootstrap_servers, SERVICE, timeout_s=timeout_s
-        )
+        self._publisher: Publisher = KafkaPublisher(settings.kafka, SERVICE, timeout_s=timeout_s)
         self._spool: Spool | None = None
         self._spool_sender: SpoolSender | None = None
         if is_strict:
@@ -117,9 +115,9 @@ class InferenceService:
         return SpoolResponsePublisher(self._spool, self._readiness)
 
     def _open_rollout(self) -> LogReader:
-        servers = self._settings.kafka_bootstrap_servers
-        check_partitions(servers, self._settings.partitions)
-        return KafkaLogReader(servers, SERVICE, [MODEL_ROLLOUT.name])
+        kafka = self._settings.kafka
+        check_partitions(kafka, self._settings.partitions)
+        return KafkaLogReader(kafka, SERVICE, [MODEL_ROLLOUT.name])
 
     def run(self) -> None:
         """Serve until the server is stopped.

@@ -33,7 +33,7 @@ def engine_config(settings: ProcessorSettings) -> EngineConfig:
     Responses are the first input: at the same append time they are processed before the feedback on them.
     """
     return EngineConfig(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+        kafka=settings.kafka,
         application=f"loopwright-{SERVICE}",
         instance=settings.instance,
         inputs=(CHAT_RESPONSES.name, FEEDBACK_EVENTS.name, ERASURE_REQUESTS.name),
@@ -59,8 +59,8 @@ def build(settings: ProcessorSettings) -> faust.App:
         store_cache_mb=settings.store_cache_mb,
     )
     if settings.live_view:
-        servers = settings.kafka_bootstrap_servers
-        add_live_view(app, LiveView(app.engine, lambda: TallyReader(servers)))
+        kafka = settings.kafka
+        add_live_view(app, LiveView(app.engine, lambda: TallyReader(kafka)))
     return app
 
 

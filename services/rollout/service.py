@@ -26,7 +26,7 @@ CACHE_MB = 8
 def engine_config(settings: RolloutSettings) -> EngineConfig:
     """Return the engine's configuration. It has one partition, so one process decides; others stand by."""
     return EngineConfig(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+        kafka=settings.kafka,
         application=f"loopwright-{SERVICE}",
         instance=settings.instance,
         inputs=(MODEL_VERSIONS.name, OPERATOR_COMMANDS.name),

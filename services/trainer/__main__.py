@@ -36,7 +36,7 @@ KAFKA_TIMEOUT_S: Final = 60.0
 
 def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
     """Build the trainer with its real adapters. Waits for the broker up to `KAFKA_TIMEOUT_S`."""
-    servers = settings.kafka_bootstrap_servers
+    kafka = settings.kafka
     base = find_base(settings.base_model)
     readiness.set("base model", True, base.name)
     retrying = Retrying(
@@ -45,18 +45,18 @@ def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
         wait=wait_fixed(1.0),
         reraise=True,
     )
-    retrying(check_partitions, servers, settings.partitions)
+    retrying(check_partitions, kafka, settings.partitions)
     db = open_database(settings.folder)
     trainer = Trainer(
         settings=settings,
         base=base,
         db=db,
-        reader=KafkaLogReader(servers, SERVICE, TOPICS_READ, batch_table.positions(db)),
-        publisher=KafkaPublisher(servers, SERVICE),
+        reader=KafkaLogReader(kafka, SERVICE, TOPICS_READ, batch_table.positions(db)),
+        publisher=KafkaPublisher(kafka, SERVICE),
         versions=VersionLog(
             settings.line,
-            lambda topic: KafkaLogReader(servers, SERVICE, [topic]),
-            lambda: KafkaTransactionalPublisher(servers, SERVICE, transactional_id(settings.line)),
+            lambda topic: KafkaLogReader(kafka, SERVICE, [topic]),
+            lambda: KafkaTransactionalPublisher(kafka, SERVICE, transactional_id(settings.line)),
         ),
         store=open_artifacts(settings.artifacts, settings.artifact_cache),
         cache=RedisCache(settings.redis_url),
@@ -69,10 +69,10 @@ def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
 
 def lineage_queries(settings: TrainerSettings) -> LineageQueries:
     """Return the read-only queries of the HTTP API. Each reads the log, so they work before the trainer is ready."""
-    servers = settings.kafka_bootstrap_servers
+    kafka = settings.kafka
     return LineageQueries(
         settings,
-        lambda topic: KafkaLogReader(servers, SERVICE, [topic]),
+        lambda topic: KafkaLogReader(kafka, SERVICE, [topic]),
         open_artifacts(settings.artifacts, settings.artifact_cache),
     )
 

@@ -12,14 +12,13 @@ from typing import Any
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
-    Consumer,
     KafkaError,
     KafkaException,
     Message,
-    Producer,
     TopicPartition,
 )
 
+from shared.adapters.kafka_clients import build_consumer, build_producer
 from shared.errors import (
     BrokerUnavailable,
     Fatal,
@@ -29,6 +28,7 @@ from shared.errors import (
     Overloaded,
     Oversized,
 )
+from shared.kafka_connection import KafkaConnection
 from shared.ports import Acked, Position
 from shared.records import Output, Record
 from shared.topics import MAX_MESSAGE_BYTES, TOPICS, may_write
@@ -40,10 +40,9 @@ QUIET = {"log_level": 2}
 """Only critical client logs: failed calls report errors themselves, without a line per reconnect."""
 
 
-def producer_config(servers: str, client_id: str) -> dict[str, Any]:
+def producer_config(client_id: str) -> dict[str, Any]:
     """Return a producer configuration: durable, ordered, and partitioned like JVM clients."""
     return {
-        "bootstrap.servers": servers,
         "client.id": client_id,
         "acks": "all",
         "enable.idempotence": True,
@@ -86,10 +85,10 @@ def _arguments(record: Output) -> dict[str, Any]:
 class KafkaPublisher:
     """`Publisher` with its own delivery thread. `timeout_s` limits the wait for an acknowledgement."""
 
-    def __init__(self, servers: str, service: str, *, timeout_s: float = 10.0) -> None:
-        config = producer_config(servers, service) | {"delivery.timeout.ms": round(timeout_s * 1000)}
+    def __init__(self, kafka: KafkaConnection, service: str, *, timeout_s: float = 10.0) -> None:
+        config = producer_config(service) | {"delivery.timeout.ms": round(timeout_s * 1000)}
         self._service = service
-        self._producer = Producer(config)
+        self._producer = build_producer(kafka, config)
         self._open = True
         self._deliveries = threading.Thread(target=self._serve, name=f"{service}-deliveries", daemon=True)
         self._deliveries.start()
@@ -140,12 +139,14 @@ class KafkaPublisher:
 class KafkaTransactionalPublisher:
     """`TransactionalPublisher`. `identity` is the `transactional.id`: one live writer each."""
 
-    def __init__(self, servers: str, service: str, identity: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, kafka: KafkaConnection, service: str, identity: str, *, timeout_s: float = 30.0
+    ) -> None:
         self._service = service
         self._timeout_s = timeout_s
-        self._producer = Producer(
-            producer_config(servers, service)
-            | {"transactional.id": identity, "transaction.timeout.ms": 10_000}
+        self._producer = build_producer(
+            kafka,
+            producer_config(service) | {"transactional.id": identity, "transaction.timeout.ms": 10_000},
         )
         self._call(lambda: self._producer.init_transactions(timeout_s))
 
@@ -184,16 +185,16 @@ class KafkaLogReader:
 
     def __init__(
         self,
-        servers: str,
+        kafka: KafkaConnection,
         service: str,
         topics: Sequence[str],
         starts: Mapping[Position, int] | None = None,
         *,
         partitions: Collection[int] | None = None,
     ) -> None:
-        self._consumer = Consumer(
+        self._consumer = build_consumer(
+            kafka,
             {
-                "bootstrap.servers": servers,
                 "client.id": service,
                 "group.id": f"{service}-reader",
                 "enable.auto.commit": False,
@@ -203,7 +204,7 @@ class KafkaLogReader:
                 "queued.max.messages.kbytes": QUEUE_KB,
                 "fetch.wait.max.ms": 50,
                 **QUIET,
-            }
+            },
         )
         self._next: dict[Position, int] = dict(starts or {})
         self._unfinished: set[Position] = set()

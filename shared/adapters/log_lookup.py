@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from shared.adapters.kafka import QUIET, to_error, to_record
+from shared.adapters.kafka_clients import build_consumer
 from shared.errors import BrokerUnavailable, Misconfigured
+from shared.kafka_connection import KafkaConnection
 from shared.records import Record
 
 CALL_S = 5.0
@@ -21,8 +23,8 @@ QUEUE_KB = 8_192
 class KafkaLogRanges:
     """`LogRanges` that opens a connection per call. `timeout_s` limits the total time of a `read`."""
 
-    def __init__(self, servers: str, service: str, *, timeout_s: float = 20.0) -> None:
-        self._servers = servers
+    def __init__(self, kafka: KafkaConnection, service: str, *, timeout_s: float = 20.0) -> None:
+        self._kafka = kafka
         self._service = service
         self._timeout_s = timeout_s
 
@@ -88,9 +90,9 @@ class KafkaLogRanges:
 
     @contextmanager
     def _connected(self) -> Iterator[Consumer]:
-        consumer = Consumer(
+        consumer = build_consumer(
+            self._kafka,
             {
-                "bootstrap.servers": self._servers,
                 "client.id": self._service,
                 "group.id": f"{self._service}-ranges",
                 "enable.auto.commit": False,
@@ -100,7 +102,7 @@ class KafkaLogRanges:
                 "queued.max.messages.kbytes": QUEUE_KB,
                 "fetch.wait.max.ms": 50,
                 **QUIET,
-            }
+            },
         )
         try:
             yield consumer

@@ -24,7 +24,9 @@ from confluent_kafka.admin import (
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from shared.adapters.kafka import to_error
+from shared.adapters.kafka_clients import build_admin
 from shared.errors import BrokerUnavailable, LoopwrightError, Misconfigured
+from shared.kafka_connection import KafkaConnection
 from shared.settings import Settings, load
 from shared.topics import TOPICS, Topic
 
@@ -45,7 +47,7 @@ class Difference:
         return f"{self.topic}: {self.setting} is {self.found or 'not set'}, expected {self.wanted}"
 
 
-def create_topics(servers: str, p: int) -> list[str]:
+def create_topics(kafka: KafkaConnection, p: int) -> list[str]:
     """Create missing topics and return their names. Waits up to a minute for a broker.
 
     Raises:
@@ -53,11 +55,11 @@ def create_topics(servers: str, p: int) -> list[str]:
         Misconfigured: if an existing topic has a different number of partitions.
 
     """
-    admin = AdminClient({"bootstrap.servers": servers, "client.id": "topics-job"})
+    admin = build_admin(kafka, {"client.id": "topics-job"})
     return _retrying(WAIT_S)(_create, admin, p)
 
 
-def check_partitions(servers: str, p: int, *, wait_s: float = 0.0) -> None:
+def check_partitions(kafka: KafkaConnection, p: int, *, wait_s: float = 0.0) -> None:
     """Verify at start of a service that all topics exist with the right number of partitions.
 
     Raises:
@@ -65,7 +67,7 @@ def check_partitions(servers: str, p: int, *, wait_s: float = 0.0) -> None:
         BrokerUnavailable: if no broker answers within `wait_s` seconds.
 
     """
-    admin = AdminClient({"bootstrap.servers": servers, "client.id": "partition-check"})
+    admin = build_admin(kafka, {"client.id": "partition-check"})
     existing = _retrying(wait_s)(_existing, admin)
     missing = sorted(TOPICS.keys() - existing.keys())
     if missing:
@@ -75,9 +77,9 @@ def check_partitions(servers: str, p: int, *, wait_s: float = 0.0) -> None:
     _check_p(existing, p)
 
 
-def differing_settings(servers: str) -> list[Difference]:
+def differing_settings(kafka: KafkaConnection) -> list[Difference]:
     """Return the settings of existing topics that differ. Raises `BrokerUnavailable`."""
-    admin = AdminClient({"bootstrap.servers": servers, "client.id": "topics-job"})
+    admin = build_admin(kafka, {"client.id": "topics-job"})
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in sorted(_existing(admin))]
     if not resources:
         return []
@@ -92,9 +94,9 @@ def differing_settings(servers: str) -> list[Difference]:
     ]
 
 
-def apply_settings(servers: str, wanted: list[Difference]) -> None:
+def apply_settings(kafka: KafkaConnection, wanted: list[Difference]) -> None:
     """Apply these settings and no others. Raises `BrokerUnavailable`."""
-    admin = AdminClient({"bootstrap.servers": servers, "client.id": "topics-job"})
+    admin = build_admin(kafka, {"client.id": "topics-job"})
     changes = [
         ConfigResource(
             ResourceType.TOPIC,
@@ -195,11 +197,10 @@ def main() -> None:
     options = parser.parse_args()
     try:
         settings = load(Settings)
-        servers = settings.kafka_bootstrap_servers
-        created = create_topics(servers, settings.partitions)
-        differing = differing_settings(servers)
+        created = create_topics(settings.kafka, settings.partitions)
+        differing = differing_settings(settings.kafka)
         if options.apply:
-            apply_settings(servers, differing)
+            apply_settings(settings.kafka, differing)
     except LoopwrightError as error:
         sys.exit(f"topics: {error}")
     sys.stdout.write("".join(f"{line}\n" for line in report_lines(created, differing, applied=options.apply)))

@@ -5,12 +5,12 @@ Reference: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from shared.dead_letters import DeadLetterLimit
 from shared.errors import Misconfigured
+from shared.kafka_connection import KafkaConnection
 
 ClientSettings = dict[str, Any]
 
@@ -29,7 +29,7 @@ class EngineConfig:
     records on their way to the broker. A reread adds 4 MiB of buffered records, 8 records more, and 4 MiB prefetched.
     """
 
-    bootstrap_servers: str
+    kafka: KafkaConnection
     application: str
     """The consumer group. Under a new name the engine continues from the positions in the changelog."""
     instance: str
@@ -70,8 +70,6 @@ class EngineConfig:
     dead_letter_limit: DeadLetterLimit = field(default_factory=DeadLetterLimit)
     max_failed_ticks: int = 10
     """The engine halts if this many ticks, or reread completions, in a row raise in one partition."""
-    client: Mapping[str, Any] = field(default_factory=dict)
-    """librdkafka settings for every client, such as SASL. Settings that exactly-once depends on are refused."""
 
     def __post_init__(self) -> None:
         if not self.inputs or len(set(self.inputs)) != len(self.inputs):
@@ -83,11 +81,6 @@ class EngineConfig:
                 f"{self.application}: transaction_timeout ({self.transaction_timeout} s) must be less than "
                 f"session_timeout ({self.session_timeout} s)."
             )
-        reserved = sorted(_RESERVED_SETTINGS & set(self.client))
-        if reserved:
-            raise Misconfigured(
-                f"{self.application}: the engine sets these client settings itself; remove them: {reserved}."
-            )
 
     @property
     def transactional_id(self) -> str:
@@ -96,14 +89,12 @@ class EngineConfig:
 
     def _common(self) -> ClientSettings:
         return {
-            "bootstrap.servers": self.bootstrap_servers,
             "client.id": self.transactional_id,
             # Reconnect soon, and at least once a second.
             "reconnect.backoff.ms": 100,
             "reconnect.backoff.max.ms": 1_000,
             # Critical messages only: the engine reports errors itself.
             "log_level": 2,
-            **self.client,
         }
 
     def _reader(self) -> ClientSettings:
@@ -163,12 +154,3 @@ class EngineConfig:
             # The broker decides what is too large; the engine isolates a refused record as a dead letter.
             "message.max.bytes": self.max_record_bytes + 1_048_576,
         }
-
-
-_RESERVED_SETTINGS = frozenset(
-    {
-        "acks", "auto.offset.reset", "bootstrap.servers", "enable.auto.commit", "enable.auto.offset.store",
-        "enable.idempotence", "enable.partition.eof", "group.id", "isolation.level",
-        "partition.assignment.strategy", "partitioner", "transactional.id",
-    }
-)  # fmt: skip

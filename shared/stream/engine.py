@@ -152,7 +152,9 @@ class Engine:
         """
         self._inputs = InputConsumer(self.config)
         self._rereader = OutputRereader(self.config)
-        self._producer = TransactionalProducer(self.config.producer_settings(), self._stop, self._set_waiting)
+        self._producer = TransactionalProducer(
+            self.config.kafka, self.config.producer_settings(), self._stop, self._set_waiting
+        )
         self._inputs.before_revoke = self._producer.wait_for_commit
         self._slice_runner.use_producer(self._producer)
         try:
@@ -191,7 +193,7 @@ class Engine:
             except Retryable as missing:
                 self._set_waiting(f"for {missing}")
             except KafkaException as error:
-                self._set_waiting(f"for Kafka at {self.config.bootstrap_servers}: {error.args[0].str()}")
+                self._set_waiting(f"for Kafka at {self.config.kafka.servers}: {error.args[0].str()}")
             self._stop.wait(RETRY_INTERVAL_S)
         if self._stop.is_set() or not self._producer.start():
             return False
@@ -389,7 +391,7 @@ class Engine:
         self._check_clocks()
         if self._inputs.last_error is not None and not self._inputs.broker_answers():
             self._broker_unreachable = True
-            self._set_waiting(f"for Kafka at {self.config.bootstrap_servers}: {self._inputs.last_error}")
+            self._set_waiting(f"for Kafka at {self.config.kafka.servers}: {self._inputs.last_error}")
         elif self._broker_unreachable:
             # The old clients remember the former coordinators and may wait for them forever.
             raise ClientsUnusable("Kafka was unreachable")

@@ -125,7 +125,7 @@ def host_engine(
     app = EngineApp(
         name,
         autodiscover=False,
-        broker=[f"kafka://{server.strip()}" for server in config.bootstrap_servers.split(",")],
+        broker=[f"kafka://{server.strip()}" for server in config.kafka.servers.split(",")],
         datadir=str(data_dir / name),
         topic_allow_declare=False,
         topic_disable_leader=True,

@@ -7,6 +7,7 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
+from shared.adapters.kafka_clients import build_consumer
 from shared.errors import Fatal, Misconfigured, NotYet
 from shared.records import Headers, Record
 from shared.stream.config import AUTHORIZATION_ERRORS, EngineConfig
@@ -39,7 +40,9 @@ class InputConsumer:
         """Newest error of the client, until the broker answers again."""
         self.before_revoke: Callable[[], None] = lambda: None
         """Called when partitions are revoked or lost, before the group learns that they are released."""
-        self._consumer = Consumer(config.consumer_settings() | {"error_cb": self._note_error})
+        self._consumer = build_consumer(
+            config.kafka, config.consumer_settings() | {"error_cb": self._note_error}
+        )
         self._bytes_per_buffer = 0
         self._closed = False
 

@@ -12,6 +12,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from shared.adapters.kafka import to_record
+from shared.adapters.kafka_clients import build_consumer
 from shared.errors import Fatal
 from shared.stream.config import AUTHORIZATION_ERRORS, EngineConfig
 from shared.stream.partition import OwnedPartition, RereadCursor
@@ -88,7 +89,7 @@ class OutputRereader:
     def _begin(self, topic: str, number: int, position: int) -> RereadCursor:
         """Begin at `position`, or at the first offset still in the log. Raises `KafkaException`."""
         if self._watermarks is None:
-            self._watermarks = Consumer(self._config.watermark_settings())
+            self._watermarks = build_consumer(self._config.kafka, self._config.watermark_settings())
         marks: tuple[int, int] | None = self._watermarks.get_watermark_offsets(
             TopicPartition(topic, number), timeout=METADATA_TIMEOUT_S
         )
@@ -100,7 +101,7 @@ class OutputRereader:
         cursor = RereadCursor(max(position, low), high)
         if cursor.position < high:
             if self._consumer is None:
-                self._consumer = Consumer(self._config.rereader_settings())
+                self._consumer = build_consumer(self._config.kafka, self._config.rereader_settings())
             self._consumer.incremental_assign([TopicPartition(topic, number, cursor.position)])
         log.info(
             "rereading",

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import structlog
 from confluent_kafka import Consumer, KafkaException, Message, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource
+from confluent_kafka.admin import ConfigResource
 
 from shared.adapters.clock import SystemClock
+from shared.adapters.kafka_clients import build_admin, build_consumer
 from shared.errors import Fatal, Retryable
 from shared.ports import Clock
 from shared.stream.config import AUTHORIZATION_ERRORS, EngineConfig
@@ -79,7 +80,7 @@ class Restorer:
         if not self._stores:
             return
         topic_id, delete_retention_ms = _describe_changelog(config)
-        watermarks = Consumer(config.watermark_settings())
+        watermarks = build_consumer(config.kafka, config.watermark_settings())
         try:
             for partition, store in self._stores.items():
                 low, high = self._log_bounds(watermarks, partition)
@@ -90,7 +91,7 @@ class Restorer:
         if self.done:
             self._log_progress()
             return
-        self._consumer = Consumer(config.restorer_settings())
+        self._consumer = build_consumer(config.kafka, config.restorer_settings())
         # Numeric offsets, because a new client needs half a second to look up "beginning".
         self._consumer.assign(
             [TopicPartition(self._topic, n, p.start) for n, p in self.progress.items() if not p.done]
@@ -207,7 +208,7 @@ class Restorer:
 
 def _describe_changelog(config: EngineConfig) -> tuple[str, int]:
     """Return the changelog's topic id and its `delete.retention.ms`. Raises `KafkaException`."""
-    admin = AdminClient(config.admin_settings())
+    admin = build_admin(config.kafka, config.admin_settings())
     topic = config.changelog
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
     described = admin.describe_topics(TopicCollection([topic]), request_timeout=METADATA_TIMEOUT_S)[topic]

@@ -12,11 +12,12 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
-    Producer,
     TopicPartition,
 )
 
+from shared.adapters.kafka_clients import build_producer
 from shared.errors import Fatal, Fenced, Misconfigured, Retryable
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output
 
 CALL_TIMEOUT_S = 1.0
@@ -95,14 +96,18 @@ class TransactionalProducer:
     """
 
     def __init__(
-        self, settings: dict[str, Any], stop: threading.Event, on_waiting: Callable[[str], None]
+        self,
+        kafka: KafkaConnection,
+        settings: dict[str, Any],
+        stop: threading.Event,
+        on_waiting: Callable[[str], None],
     ) -> None:
         """Create the client; `start` connects it.
 
         `on_waiting` is called repeatedly, with the reason, while a call is retried.
         """
-        self._identity = str(settings["transactional.id"])
-        self._producer = Producer(settings)
+        self._identity = f"{kafka.prefix}{settings['transactional.id']}"
+        self._producer = build_producer(kafka, settings)
         self._stop = stop
         self._on_waiting = on_waiting
         self._timeout_s = float(settings["transaction.timeout.ms"]) / 1000

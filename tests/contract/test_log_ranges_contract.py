@@ -16,6 +16,7 @@ from shared.adapters.in_memory import InMemoryLog, InMemoryLogRanges
 from shared.adapters.kafka import producer_config
 from shared.adapters.log_lookup import KafkaLogRanges
 from shared.errors import BrokerUnavailable
+from shared.kafka_connection import KafkaConnection
 from shared.ports import LogRanges
 from shared.records import Output, Record
 
@@ -34,7 +35,7 @@ class Land:
     """Delete records below an offset."""
 
 
-@pytest.fixture(params=["memory", "kafka"])
+@pytest.fixture(params=["memory", "kafka", "kafka with a namespace"])
 def land(request: pytest.FixtureRequest, fresh: str) -> Land:
     made: Land = (memory if request.param == "memory" else kafka_land)(request, f"{fresh}-ranges")
     return made
@@ -55,8 +56,10 @@ def memory(_: pytest.FixtureRequest, topic: str) -> Land:
 def kafka_land(request: pytest.FixtureRequest, topic: str) -> Land:
     servers: str = request.getfixturevalue("kafka")
     admin = AdminClient({"bootstrap.servers": servers})
-    admin.create_topics([NewTopic(topic, P, 1)])[topic].result(20)
-    ranges = KafkaLogRanges(servers, "test")
+    kafka = KafkaConnection(servers, "contract" if "namespace" in request.param else "")
+    stored = kafka.prefix + topic
+    admin.create_topics([NewTopic(stored, P, 1)])[stored].result(20)
+    ranges = KafkaLogRanges(kafka, "test")
     # A topic that was just made may have no leader yet.
     led = Retrying(
         retry=retry_if_exception_type(BrokerUnavailable), wait=wait_fixed(0.2), stop=stop_after_delay(20)
@@ -66,18 +69,19 @@ def kafka_land(request: pytest.FixtureRequest, topic: str) -> Land:
 
     def write(partition: int, values: list[bytes]) -> None:
         """Write each in a separate transaction, so that some offsets hold no record."""
-        producer = Producer(producer_config(servers, "test") | {"transactional.id": topic})
+        producer = Producer(
+            {"bootstrap.servers": servers} | producer_config("test") | {"transactional.id": topic}
+        )
         producer.init_transactions(20)
         for value in values:
             producer.begin_transaction()
-            producer.produce(topic, value, b"k", partition, headers=[("h", b"1")], timestamp=now[0])
+            producer.produce(stored, value, b"k", partition, headers=[("h", b"1")], timestamp=now[0])
             producer.commit_transaction(20)
             now[0] += 1_000
 
     def trim(partition: int, low: int) -> None:
-        admin.delete_records([TopicPartition(topic, partition, low)])[
-            TopicPartition(topic, partition)
-        ].result(20)
+        (future,) = admin.delete_records([TopicPartition(stored, partition, low)]).values()
+        future.result(20)
 
     return Land(ranges, topic, write, trim)
 
@@ -136,6 +140,6 @@ def test_deleted_records_are_below_the_bounds_and_skipped(land: Land) -> None:
 def test_unreachable_broker_raises_broker_unavailable() -> None:
     fake = InMemoryLogRanges(InMemoryLog(P))
     fake.failure = BrokerUnavailable("away")
-    for ranges in (fake, KafkaLogRanges("127.0.0.1:1", "test")):
+    for ranges in (fake, KafkaLogRanges(KafkaConnection("127.0.0.1:1"), "test")):
         with pytest.raises(BrokerUnavailable):
             ranges.bounds("dead.letters")

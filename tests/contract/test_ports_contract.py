@@ -24,6 +24,7 @@ from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransacti
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import create_topics
 from shared.errors import BrokerUnavailable, Fatal, Fenced, Misconfigured, Oversized
+from shared.kafka_connection import KafkaConnection
 from shared.partitioning import partition_for
 from shared.ports import Cache, LogReader, Position, Publisher, TransactionalPublisher
 from shared.records import Output, Record
@@ -48,7 +49,7 @@ class World:
     """Delete records of such a topic below an offset."""
 
 
-@pytest.fixture(params=["memory", "kafka"])
+@pytest.fixture(params=["memory", "kafka", "kafka with a namespace"])
 def world(request: pytest.FixtureRequest, fresh: str) -> Iterator[World]:
     closing: list[Callable[[], None]] = []
     yield (memory_world if request.param == "memory" else kafka_world)(request, fresh, closing)
@@ -81,16 +82,17 @@ def memory_world(_: pytest.FixtureRequest, fresh: str, closing: list[Callable[[]
 
 def kafka_world(request: pytest.FixtureRequest, fresh: str, closing: list[Callable[[], None]]) -> World:
     servers: str = request.getfixturevalue("kafka")
-    create_topics(servers, P)
+    kafka = KafkaConnection(servers, "contract" if "namespace" in request.param else "")
+    create_topics(kafka, P)
     admin = AdminClient({"bootstrap.servers": servers})
 
     def publisher(service: str) -> Publisher:
-        made = KafkaPublisher(servers, service)
+        made = KafkaPublisher(kafka, service)
         closing.append(made.close)
         return made
 
     def transactional(service: str, identity: str) -> TransactionalPublisher:
-        made = KafkaTransactionalPublisher(servers, service, f"{fresh}-{identity}")
+        made = KafkaTransactionalPublisher(kafka, service, f"{fresh}-{identity}")
         closing.append(made.close)
         return made
 
@@ -99,23 +101,23 @@ def kafka_world(request: pytest.FixtureRequest, fresh: str, closing: list[Callab
         starts: Mapping[Position, int] | None = None,
         partitions: Collection[int] | None = None,
     ) -> LogReader:
-        made = KafkaLogReader(servers, "console", topics, starts, partitions=partitions)
+        made = KafkaLogReader(kafka, "console", topics, starts, partitions=partitions)
         closing.append(made.close)
         return made
 
     def topic() -> str:
-        name = f"{fresh}-topic"
+        name = kafka.prefix + f"{fresh}-topic"
         admin.create_topics([NewTopic(name, num_partitions=1, replication_factor=1)])[name].result(30)
-        return name
+        return name.removeprefix(kafka.prefix)
 
     def write(name: str, values: Sequence[bytes]) -> None:
-        producer = Producer(producer_config(servers, "contract"))
+        producer = Producer({"bootstrap.servers": servers} | producer_config("contract"))
         for value in values:
-            producer.produce(name, value=value, partition=0)
+            producer.produce(kafka.prefix + name, value=value, partition=0)
         assert producer.flush(30) == 0
 
     def trim(name: str, before: int) -> None:
-        for future in admin.delete_records([TopicPartition(name, 0, before)]).values():
+        for future in admin.delete_records([TopicPartition(kafka.prefix + name, 0, before)]).values():
             future.result(30)
 
     return World(publisher, transactional, reader, topic, write, trim)

@@ -22,6 +22,7 @@ from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import create_topics
 from shared.commands import COMMAND, Command, CommandResult
 from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
+from shared.kafka_connection import KafkaConnection
 from shared.live_status import CollectedStatus, RunProgress
 from shared.records import Output
 from shared.versions import Figure, GateReport, ModelVersion, RolloutRecord, VersionRef
@@ -44,7 +45,7 @@ SOCKET = {
 
 @pytest.fixture(scope="module")
 def env(kafka: str, redis_url: str) -> dict[str, str]:
-    create_topics(kafka, P)
+    create_topics(KafkaConnection(kafka), P)
     return {
         "KAFKA_BOOTSTRAP_SERVERS": kafka,
         "REDIS_URL": redis_url,
@@ -88,7 +89,7 @@ def text_of(chrome: Chrome, part: str) -> str:
 
 
 def put(kafka: str, service: str, topic: str, key: str, record: LogRecord) -> None:
-    publisher = KafkaPublisher(kafka, service)
+    publisher = KafkaPublisher(KafkaConnection(kafka), service)
     publisher.publish(Output(topic, key.encode(), record.to_json())).result(10)
     publisher.close()
 
@@ -109,7 +110,7 @@ def publish_version(
 
 
 def commands_of_line(kafka: str) -> list[Command]:
-    reader = KafkaLogReader(kafka, "test", ["operator.commands"])
+    reader = KafkaLogReader(KafkaConnection(kafka), "test", ["operator.commands"])
     try:
         commands = []
         while not reader.at_end():

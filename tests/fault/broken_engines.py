@@ -56,7 +56,7 @@ def broken(variant: str, config: EngineConfig, folder: Path) -> tuple[Callable[.
     elif variant == "changelog outside the transaction":
         SeparateChangelogProducer.changelog, SeparateChangelogProducer.servers = (
             config.changelog,
-            config.bootstrap_servers,
+            config.kafka.servers,
         )
         _replace(engine_module, "TransactionalProducer", SeparateChangelogProducer)
     elif variant == ERASED_USERS_IN_MEMORY:

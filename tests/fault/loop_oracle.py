@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from shared.adapters.kafka import KafkaLogReader
 from shared.dead_letters import parse_origin
+from shared.kafka_connection import KafkaConnection
 from shared.records import Record
 from shared.topics import (
     CHAT_RESPONSES,
@@ -27,7 +28,7 @@ PROCESSOR_TOPICS = (CHAT_RESPONSES, FEEDBACK_EVENTS, FEEDBACK_OUTCOMES, TRAINING
 
 def read_all(kafka: str, topic: Topic) -> list[Record]:
     """Return every committed record of a topic."""
-    reader = KafkaLogReader(kafka, "oracle", [topic.name])
+    reader = KafkaLogReader(KafkaConnection(kafka), "oracle", [topic.name])
     records = []
     while not reader.at_end():
         records += reader.poll(0.2)

@@ -23,6 +23,7 @@ from loopwright import Loopwright, Version, new_event_id
 from shared.adapters.kafka import KafkaPublisher
 from shared.cloudevents import cloudevent
 from shared.events import ChatResponse, Choice, Message
+from shared.kafka_connection import KafkaConnection
 from shared.topics import CHAT_RESPONSES
 from tests.fault.loop_oracle import violations
 
@@ -36,7 +37,7 @@ SECRET = "the quiet blue lighthouse"
 
 def publish_responses(kafka: str, names: Sequence[str]) -> None:
     """Publish responses as an app with its own model does."""
-    publisher = KafkaPublisher(kafka, "sdk")
+    publisher = KafkaPublisher(KafkaConnection(kafka), "sdk")
     now = datetime.now(UTC)
     for name in names:
         response = ChatResponse(

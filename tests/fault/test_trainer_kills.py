@@ -16,6 +16,7 @@ import pytest
 from services.trainer.run.folder import CONFIG
 from services.trainer.run.run_table import RunConfig
 from shared.adapters.topic_admin import create_topics
+from shared.kafka_connection import KafkaConnection
 from tests.fault.disturbed_trainer import ENDINGS, DisturbedTrainer
 from tests.fault.fault_settings import SEEDS
 from tests.fault.trainer_phases import PHASES, STAGE_S, plan
@@ -36,7 +37,7 @@ def test_run_killed_in_any_phase_publishes_the_undisturbed_version(
     seed: int,
     record_property: Any,
 ) -> None:
-    create_topics(kafka, PARTITIONS)
+    create_topics(KafkaConnection(kafka), PARTITIONS)
     trainer = TrainerLine(kafka, redis_url, tiny_model, tmp_path / "killed", fresh)
     trainer.folder.mkdir()
     disturbed = DisturbedTrainer(trainer, random.Random(seed))

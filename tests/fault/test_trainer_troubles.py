@@ -18,6 +18,7 @@ import pytest
 from services.trainer.dataset import snapshot
 from services.trainer.erasure.redact_run import rows_of
 from shared.adapters.topic_admin import create_topics
+from shared.kafka_connection import KafkaConnection
 from tests.fault.disturbed_trainer import DisturbedTrainer
 from tests.fault.fault_settings import SEEDS
 from tests.fault.full_disks import can_mount, fill_disk, small_disk
@@ -125,7 +126,7 @@ def test_trainer_with_a_fault_publishes_one_version_of_its_data(
     fresh: str,
     rare_seed: int,
 ) -> None:
-    create_topics(kafka, PARTITIONS)
+    create_topics(KafkaConnection(kafka), PARTITIONS)
     trainer = TrainerLine(kafka, redis_url, tiny_model, tmp_path / "disturbed", fresh)
     trainer.folder.mkdir()
     trainer.send_corrections(users=30, each=2)

@@ -15,6 +15,7 @@ from pathlib import Path
 from services.processor.api import add_live_view
 from services.processor.live_view.view import LiveView, TallyReader
 from shared.dead_letters import DeadLetterLimit
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.stream.faust_host import host_engine, run_worker
 from shared.stream.step import State, Tick
@@ -27,7 +28,7 @@ class FailingReader(TallyReader):
 
     def __init__(self, failure: str, kafka: str, topic: str) -> None:
         self._failure = failure
-        super().__init__("127.0.0.1:9" if failure == "unreachable" else kafka, topic)
+        super().__init__(KafkaConnection("127.0.0.1:9" if failure == "unreachable" else kafka), topic)
 
     def poll(self, timeout: float) -> list[Record]:
         records = super().poll(timeout)

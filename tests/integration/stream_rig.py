@@ -15,6 +15,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from shared.errors import Rejected
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
@@ -72,7 +73,7 @@ class Rig:
 
     def config(self, instance: str = "one", **settings: object) -> EngineConfig:
         defaults = {
-            "bootstrap_servers": self.kafka,
+            "kafka": KafkaConnection(self.kafka),
             "application": self.name,
             "instance": instance,
             "inputs": (self.a, self.b),

@@ -11,6 +11,7 @@ from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import find_base
 from shared.adapters.kafka import KafkaPublisher
 from shared.adapters.topic_admin import create_topics
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output
 from tests.inference_factories import make_adapter, rollout_record, version_ref
 from tests.integration.test_inference_process import chat, running, wait_until
@@ -21,8 +22,8 @@ from tests.s3 import own_s3
 def test_version_on_s3_is_served_without_logging_credentials(
     kafka: str, tiny_model: Path, tmp_path: Path, fresh: str
 ) -> None:
-    create_topics(kafka, 6)
-    publisher = KafkaPublisher(kafka, "rollout")
+    create_topics(KafkaConnection(kafka), 6)
+    publisher = KafkaPublisher(KafkaConnection(kafka), "rollout")
     with own_s3() as bucket:
         place = f"{bucket}/{fresh}"
         _, digest = open_artifacts(place, tmp_path / "mine").put(

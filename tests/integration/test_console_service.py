@@ -15,6 +15,7 @@ from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import create_topics
 from shared.commands import CommandResult
 from shared.events import LogRecord, Outcome, OutcomeKind, Thumbs
+from shared.kafka_connection import KafkaConnection
 from shared.live_status import CollectedStatus
 from shared.records import Output
 from shared.versions import ModelVersion, RolloutRecord, VersionRef
@@ -26,7 +27,7 @@ NOW = datetime(2026, 3, 4, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def env(kafka: str, redis_url: str) -> dict[str, str]:
-    create_topics(kafka, P)
+    create_topics(KafkaConnection(kafka), P)
     return {"KAFKA_BOOTSTRAP_SERVERS": kafka, "REDIS_URL": redis_url, "LOOPWRIGHT_PARTITIONS": str(P)}
 
 
@@ -37,7 +38,7 @@ def console(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def put(kafka: str, service: str, topic: str, key: str, record: LogRecord) -> None:
-    publisher = KafkaPublisher(kafka, service)
+    publisher = KafkaPublisher(KafkaConnection(kafka), service)
     publisher.publish(Output(topic, key.encode(), record.to_json())).result(10)
     publisher.close()
 

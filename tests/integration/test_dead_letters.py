@@ -28,6 +28,7 @@ from shared.dead_letter_replay import parse_replay_mark
 from shared.dead_letters import DeadLetterLimit
 from shared.errors import Rejected
 from shared.events import ChatResponse, Choice, Message, Thumbs
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.stream.engine import Engine
 from shared.stream.step import State, Tick
@@ -51,14 +52,14 @@ class Stack:
     loop: Loopwright
 
     def write(self, service: str, *records: Output) -> None:
-        publisher = KafkaPublisher(self.kafka, service)
+        publisher = KafkaPublisher(KafkaConnection(self.kafka), service)
         futures = [publisher.publish(record) for record in records]
         for future in futures:
             future.result(20)
         publisher.close()
 
     def read(self, topic: str) -> list[Record]:
-        reader = KafkaLogReader(self.kafka, "test", [topic])
+        reader = KafkaLogReader(KafkaConnection(self.kafka), "test", [topic])
         records: list[Record] = []
         while not reader.at_end():
             records += reader.poll(0.2)
@@ -118,7 +119,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[
     folder = tmp_path_factory.mktemp("dead-letters")
     with ExitStack() as exit_stack:
         kafka = exit_stack.enter_context(own_kafka(folder))
-        create_topics(kafka, P)
+        create_topics(KafkaConnection(kafka), P)
         env = {
             "KAFKA_BOOTSTRAP_SERVERS": kafka,
             "REDIS_URL": f"{redis_url.rsplit('/', 1)[0]}/11",

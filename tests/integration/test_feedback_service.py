@@ -29,6 +29,7 @@ from shared.adapters.topic_admin import create_topics
 from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable
 from shared.events import FEEDBACK, ErasureReport, ErasureRequest, Outcome, OutcomeKind, parse_union
+from shared.kafka_connection import KafkaConnection
 from shared.partitioning import partition_for
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output, Record
@@ -50,7 +51,7 @@ def own_redis(redis_url: str) -> str:
 
 @pytest.fixture(scope="module")
 def feedback(kafka: str, own_redis: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    create_topics(kafka, P)
+    create_topics(KafkaConnection(kafka), P)
     env = {
         "KAFKA_BOOTSTRAP_SERVERS": kafka,
         "REDIS_URL": own_redis,
@@ -65,7 +66,9 @@ def feedback(kafka: str, own_redis: str, tmp_path_factory: pytest.TempPathFactor
 
 def read(kafka: str, topic: str, key: str) -> list[Record]:
     """Return the topic's records under this key."""
-    reader = KafkaLogReader(kafka, "console", [topic], partitions=[partition_for(key.encode(), P)])
+    reader = KafkaLogReader(
+        KafkaConnection(kafka), "console", [topic], partitions=[partition_for(key.encode(), P)]
+    )
     records: list[Record] = []
     while not reader.at_end():
         records += [record for record in reader.poll(0.2) if record.key == key.encode()]
@@ -133,7 +136,7 @@ def test_receipt_follows_the_log_from_pending_to_serving(feedback: Service, kafk
     waiting(lambda: feedback.http.post("/v1/feedback", json=body))
     assert feedback.http.get(path).json()["stage"] == "pending"
 
-    processor = KafkaPublisher(kafka, "processor")
+    processor = KafkaPublisher(KafkaConnection(kafka), "processor")
     outcome = Outcome(
         line=fresh,
         response_id=fresh,
@@ -157,14 +160,14 @@ def test_receipt_follows_the_log_from_pending_to_serving(feedback: Service, kafk
         gate=GateReport(verdict="passed", gated_against=base.version),
         created_at=NOW,
     )
-    trainer = KafkaTransactionalPublisher(kafka, "trainer", fresh)
+    trainer = KafkaTransactionalPublisher(KafkaConnection(kafka), "trainer", fresh)
     trainer.publish_all([Output("model.versions", ref.version.encode(), version.to_json())])
     assert wait_for_stage(feedback.http, path, "published")["version"] == ref.version
 
     decided = RolloutRecord(
         line=fresh, seq=2, action="promote", stable=ref, previous=base, reason="it passed", decided_at=NOW
     )
-    rollout = KafkaPublisher(kafka, "rollout")
+    rollout = KafkaPublisher(KafkaConnection(kafka), "rollout")
     rollout.publish(Output("model.rollout", fresh.encode(), decided.to_json())).result(10)
     receipt = wait_for_stage(feedback.http, path, "serving")
     assert (receipt["serving"], receipt["run_id"], receipt["verdict"]) == (True, "run-1", "passed")
@@ -177,7 +180,7 @@ def test_wiping_redis_changes_no_receipt(feedback: Service, kafka: str, own_redi
         assert (
             feedback.http.post("/v1/feedback", json=thumbs_body(fresh, event_id=event_id)).status_code == 202
         )
-    processor = KafkaPublisher(kafka, "processor")
+    processor = KafkaPublisher(KafkaConnection(kafka), "processor")
     outcome = Outcome(
         line="assistant", response_id=fresh, event_id="e1", outcome=OutcomeKind.UNMATCHED, decided_at=NOW
     )
@@ -213,7 +216,7 @@ def erase(service: Service, fresh: str, request_id: str) -> httpx.Response:
 
 def erasure_requests(kafka: str, subject: str) -> list[tuple[int, str]]:
     """Return the sorted (partition, request_id) of the committed requests for this subject."""
-    reader = KafkaLogReader(kafka, "console", ["erasure.requests"])
+    reader = KafkaLogReader(KafkaConnection(kafka), "console", ["erasure.requests"])
     records: list[Record] = []
     while not reader.at_end():
         records += [record for record in reader.poll(0.2) if record.key == subject.encode()]
@@ -234,7 +237,7 @@ def test_acknowledged_erasure_is_in_every_partition_once(feedback: Service, kafk
     )
     part = done.model_copy(update={"service": "processor", "partition": 0, "partitions": 1})
     for service, report in (("processor", part), ("trainer", done)):
-        publisher = KafkaTransactionalPublisher(kafka, service, f"{fresh}-{service}")
+        publisher = KafkaTransactionalPublisher(KafkaConnection(kafka), service, f"{fresh}-{service}")
         publisher.publish_all([Output("erasure.reports", fresh.encode(), report.to_json())])
         publisher.close()
     assert wait_until_erased(feedback, fresh)["snapshots"] == 0
@@ -278,7 +281,7 @@ def test_two_processes_write_erasures_without_fencing_each_other(
 
 def test_failed_erasure_is_in_no_partition_until_it_is_retried(kafka: str, fresh: str) -> None:
     """A partition that does not exist fails the transaction after other partitions were written."""
-    create_topics(kafka, P)
+    create_topics(KafkaConnection(kafka), P)
     settings = FeedbackSettings(
         partitions=P + 1, ack_timeout_s=5.0, pseudonym_key=SecretStr(KEY), erasure_token=SecretStr(TOKEN)
     )
@@ -297,9 +300,11 @@ def erasure_handler(kafka: str, settings: FeedbackSettings, identity: str) -> Er
     return ErasureHandler(
         settings=settings,
         open_publisher=lambda: KafkaTransactionalPublisher(
-            kafka, "feedback", identity, timeout_s=settings.ack_timeout_s
+            KafkaConnection(kafka), "feedback", identity, timeout_s=settings.ack_timeout_s
         ),
-        open_requests=lambda: KafkaLogReader(kafka, "feedback", ["erasure.requests"], partitions=[0]),
+        open_requests=lambda: KafkaLogReader(
+            KafkaConnection(kafka), "feedback", ["erasure.requests"], partitions=[0]
+        ),
         cache=InMemoryCache(),
         clock=SystemClock(),
         pseudonymiser=Pseudonymiser(KEY.encode()),
@@ -309,7 +314,7 @@ def erasure_handler(kafka: str, settings: FeedbackSettings, identity: str) -> Er
 
 
 async def test_unreachable_broker_gives_503_in_time(fresh: str) -> None:
-    publisher = KafkaPublisher("127.0.0.1:1", "feedback", timeout_s=1.0)
+    publisher = KafkaPublisher(KafkaConnection("127.0.0.1:1"), "feedback", timeout_s=1.0)
     started = time.monotonic()
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app_with(publisher)), base_url="http://feedback"

@@ -26,6 +26,7 @@ from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.adapters.topic_admin import create_topics
 from shared.errors import Misconfigured
 from shared.events import ChatResponse
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.settings import load
 from shared.versions import RolloutRecord
@@ -92,7 +93,7 @@ def running(folder: Path, **settings: str) -> Iterator[InferenceProcess]:
 
 
 def read_all(kafka: str, topic: str) -> list[Record]:
-    reader = KafkaLogReader(kafka, "console", [topic])
+    reader = KafkaLogReader(KafkaConnection(kafka), "console", [topic])
     records = []
     while not reader.at_end():
         records += reader.poll(0.5)
@@ -113,11 +114,11 @@ def chat(client: OpenAI, line: str, **fields: Any) -> Any:
 def test_promoted_version_is_served_and_all_answers_are_recorded(
     kafka: str, tiny_model: Path, tmp_path: Path, fresh: str
 ) -> None:
-    create_topics(kafka, 6)
+    create_topics(KafkaConnection(kafka), 6)
     base = find_base(str(tiny_model)).ref(fresh)
     store = LocalArtifactStore(tmp_path / "artifacts")
     v1 = version_ref(fresh, 1, store.put(make_adapter(tiny_model, tmp_path / "v1", seed=1))[1])
-    publisher = KafkaPublisher(kafka, "rollout")
+    publisher = KafkaPublisher(KafkaConnection(kafka), "rollout")
 
     def write(value: RolloutRecord | bytes) -> None:
         data = value.to_json() if isinstance(value, RolloutRecord) else value

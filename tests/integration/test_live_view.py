@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from deploy.local.ports import choose_ports
 from services.processor.live_view.view import LiveView, TallyReader
+from shared.kafka_connection import KafkaConnection
 from shared.topics import FEEDBACK_TALLIES, TOPICS
 from tests.brokers import own_kafka
 from tests.integration.stream_hosts import (
@@ -48,7 +49,7 @@ class IdleEngine:
 
 @contextmanager
 def running_view(kafka: str, topic: str, engine: IdleEngine, **options: int) -> Iterator[LiveView]:
-    view = LiveView(engine, lambda: TallyReader(kafka, topic), **options)  # type: ignore[arg-type]
+    view = LiveView(engine, lambda: TallyReader(KafkaConnection(kafka), topic), **options)  # type: ignore[arg-type]
     view.start()
     try:
         yield view

@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 from shared.adapters.clock import SystemClock
 from shared.dead_letters import DeadLetterLimit
 from shared.errors import Fatal, Fenced, Misconfigured
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.stream.engine import Engine
 from shared.stream.slice_runner import CommitStats
@@ -334,7 +335,7 @@ def test_engine_waits_for_missing_topics(rig: Rig) -> None:
 
 
 def test_engine_waits_for_the_broker_and_can_be_stopped(rig: Rig) -> None:
-    engine = Engine(rig.config(bootstrap_servers="127.0.0.1:9"), counting_step(rig.out))
+    engine = Engine(rig.config(kafka=KafkaConnection("127.0.0.1:9")), counting_step(rig.out))
     with running(engine):
         until(lambda: engine.state == "waiting", "waiting")
         assert "127.0.0.1:9" in engine.reason

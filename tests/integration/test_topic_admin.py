@@ -8,10 +8,15 @@ import sys
 
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from shared.adapters.topic_admin import apply_settings, create_topics, differing_settings
+from shared.adapters.topic_admin import Difference, apply_settings, create_topics, differing_settings
+from shared.kafka_connection import KafkaConnection
 
 P = 6
 TOPIC = "erasure.reports"
+
+
+def topic_differences(kafka: str) -> list[Difference]:
+    return [each for each in differing_settings(KafkaConnection(kafka)) if each.topic == TOPIC]
 
 
 def change(kafka: str, setting: str, value: str) -> None:
@@ -23,8 +28,8 @@ def change(kafka: str, setting: str, value: str) -> None:
 
 
 def test_existing_settings_change_only_with_apply(kafka: str) -> None:
-    create_topics(kafka, P)
-    assert [difference for difference in differing_settings(kafka) if difference.topic == TOPIC] == []
+    create_topics(KafkaConnection(kafka), P)
+    assert topic_differences(kafka) == []
     change(kafka, "retention.ms", "86400000")
     change(kafka, "flush.ms", "123456")
     try:
@@ -38,14 +43,14 @@ def test_existing_settings_change_only_with_apply(kafka: str) -> None:
         ).stdout
         assert f"{TOPIC}: retention.ms is 86400000, expected 34560000000" in output
         assert "--apply" in output
-        (difference,) = [difference for difference in differing_settings(kafka) if difference.topic == TOPIC]
+        (difference,) = topic_differences(kafka)
         assert (difference.setting, difference.found) == ("retention.ms", "86400000")
-        apply_settings(kafka, [difference])
-        assert [difference for difference in differing_settings(kafka) if difference.topic == TOPIC] == []
+        apply_settings(KafkaConnection(kafka), [difference])
+        assert topic_differences(kafka) == []
         admin = AdminClient({"bootstrap.servers": kafka})
         resource = ConfigResource(ResourceType.TOPIC, TOPIC)
         assert admin.describe_configs([resource])[resource].result(20)["flush.ms"].value == "123456", (
             "not ours"
         )
     finally:
-        apply_settings(kafka, differing_settings(kafka))
+        apply_settings(KafkaConnection(kafka), differing_settings(KafkaConnection(kafka)))

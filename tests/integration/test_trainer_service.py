@@ -20,6 +20,7 @@ from shared.adapters.base_model import PinnedBase
 from shared.adapters.kafka import KafkaLogReader, KafkaTransactionalPublisher
 from shared.adapters.topic_admin import create_topics
 from shared.errors import Fenced, Misconfigured
+from shared.kafka_connection import KafkaConnection
 from shared.topics import DEAD_LETTERS
 from tests.integration.service_process import running
 from tests.trainer_fixture import PARTITIONS, TrainerLine
@@ -29,7 +30,7 @@ from tests.trainer_fixture import PARTITIONS, TrainerLine
 def trainer_line(
     kafka: str, redis_url: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> TrainerLine:
-    create_topics(kafka, PARTITIONS)
+    create_topics(KafkaConnection(kafka), PARTITIONS)
     return TrainerLine(kafka, redis_url, tiny_model, tmp_path_factory.mktemp("trainer"), "integration")
 
 
@@ -123,13 +124,13 @@ def _check_artifact(trainer_line: TrainerLine) -> None:
 
 
 def test_second_trainer_of_a_line_fences_the_first(kafka: str, tmp_path: Path, fresh: str) -> None:
-    create_topics(kafka, PARTITIONS)
+    create_topics(KafkaConnection(kafka), PARTITIONS)
     base = PinnedBase(tmp_path, "tiny", "ab" * 32)
     first, second = (
         VersionLog(
             fresh,
-            lambda topic: KafkaLogReader(kafka, "tests", [topic]),
-            lambda: KafkaTransactionalPublisher(kafka, SERVICE, transactional_id(fresh)),
+            lambda topic: KafkaLogReader(KafkaConnection(kafka), "tests", [topic]),
+            lambda: KafkaTransactionalPublisher(KafkaConnection(kafka), SERVICE, transactional_id(fresh)),
         )
         for _ in range(2)
     )

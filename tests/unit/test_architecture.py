@@ -24,6 +24,7 @@ from tests.unit.source_tree import (
     reached,
     run_at_import,
     services,
+    tree,
 )
 
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets"}
@@ -124,6 +125,56 @@ def test_importing_shared_and_sdk_connects_to_nothing() -> None:
         [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "[]\n", "")
+
+
+# --- one place builds Kafka clients -------------------------------------------------------------------------------
+
+KAFKA_BUILDERS = {"shared.adapters.kafka_clients"}
+KAFKA_CLIENTS = {
+    "Producer", "Consumer", "ShareConsumer", "SerializingProducer", "DeserializingConsumer", "AdminClient",
+    "AIOProducer", "AIOConsumer", "AIOKafkaProducer", "AIOKafkaConsumer", "KafkaProducer", "KafkaConsumer",
+}  # fmt: skip
+
+
+def kafka_clients_used(node: ast.AST) -> list[str]:
+    """Return where a module uses a class of Kafka clients, other than in annotations."""
+    found = []
+    if isinstance(node, ast.ImportFrom | ast.Import):
+        found = [alias.name for alias in node.names if alias.asname and alias.name in KAFKA_CLIENTS]
+    elif isinstance(node, ast.Name | ast.Attribute):
+        name = node.id if isinstance(node, ast.Name) else node.attr
+        found = [name] if name in KAFKA_CLIENTS else []
+    places = [f"{getattr(node, 'lineno', 0)} {name}" for name in found]
+    for part, value in ast.iter_fields(node):
+        if part not in {"annotation", "returns"}:
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, ast.AST):
+                    places += kafka_clients_used(each)
+    return places
+
+
+def test_one_module_builds_every_kafka_client() -> None:
+    used = {name: kafka_clients_used(tree(name)) for name in modules() if top(name) != "examples"}
+    assert {name for name, places in used.items() if places} == KAFKA_BUILDERS, used
+
+
+def test_kafka_clients_are_found_however_they_are_built() -> None:
+    """Negative control: each way to construct a client is found, and an annotation is not taken for one."""
+    source = """
+from confluent_kafka import Consumer as Reader, Producer
+import confluent_kafka
+def read(consumer: Consumer) -> Consumer:
+    seen: Consumer = consumer
+    partial(Producer, {})
+    confluent_kafka.admin.AdminClient({})
+class Own(Consumer): ...
+"""
+    assert kafka_clients_used(ast.parse(source)) == [
+        "2 Consumer",
+        "6 Producer",
+        "7 AdminClient",
+        "8 Consumer",
+    ]
 
 
 # --- no cycles, pure cores ----------------------------------------------------------------------------------------

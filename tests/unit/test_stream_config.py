@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import Misconfigured
+from shared.kafka_connection import KafkaConnection
 from shared.stream.config import EngineConfig
 
 
 def config(**settings: object) -> EngineConfig:
     defaults: dict[str, object] = {
-        "bootstrap_servers": "broker:9092",
+        "kafka": KafkaConnection("broker:9092"),
         "application": "processor",
         "instance": "one",
         "inputs": ("a", "b"),
@@ -19,19 +20,6 @@ def config(**settings: object) -> EngineConfig:
         "outputs": frozenset(),
     }
     return EngineConfig(**(defaults | settings))  # type: ignore[arg-type]
-
-
-def test_client_settings_cannot_undo_exactly_once() -> None:
-    with_sasl = config(client={"sasl.username": "x"})
-    clients = (
-        with_sasl.consumer_settings(),
-        with_sasl.producer_settings(),
-        with_sasl.restorer_settings(),
-        with_sasl.watermark_settings(),
-    )
-    assert all(client["sasl.username"] == "x" for client in clients)
-    with pytest.raises(Misconfigured, match=r"isolation\.level"):
-        config(client={"isolation.level": "read_uncommitted"})
 
 
 def test_transaction_must_time_out_before_the_session() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.errors import Fatal
+from shared.kafka_connection import KafkaConnection
 from shared.records import Record
 from shared.stream.config import EngineConfig
 from shared.stream.partition import OwnedPartition, PartitionSlice, Positions, RereadCursor
@@ -12,7 +13,7 @@ from shared.stream.state_store import POSITIONS_KEY, MemoryStore
 from shared.stream.step import RereadComplete
 
 CONFIG = EngineConfig(
-    bootstrap_servers="broker:9092",
+    kafka=KafkaConnection("broker:9092"),
     application="processor",
     instance="one",
     inputs=("a",),

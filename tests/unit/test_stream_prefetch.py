@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from shared.kafka_connection import KafkaConnection
 from shared.records import Record
 from shared.stream.config import EngineConfig
 from shared.stream.partition import OwnedPartition, PartitionSlice
@@ -48,7 +49,7 @@ class PrefetchingEcho:
 def slice_of(store: RecordingStore, records: int, keys: int = 10) -> PartitionSlice:
     """Return a slice of `records` records over `keys` keys."""
     config = EngineConfig(
-        bootstrap_servers="broker:9092", application="a", instance="one", inputs=("in",), changelog="changelog",
+        kafka=KafkaConnection("broker:9092"), application="a", instance="one", inputs=("in",), changelog="changelog",
         dead_letters="dead", outputs=frozenset(),
     )  # fmt: skip
     made = [Record("in", store.partition, n, 1, b"k%d" % (n % keys), b"v") for n in range(records)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from shared.errors import DeadLetterFlood
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
@@ -68,7 +69,7 @@ class EngineDriver:
         ),
     ) -> None:
         config = EngineConfig(
-            bootstrap_servers="broker:9092",
+            kafka=KafkaConnection("broker:9092"),
             application="a",
             instance="one",
             inputs=("in",),

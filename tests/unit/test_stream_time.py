@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from shared.kafka_connection import KafkaConnection
 from shared.records import Record
 from shared.stream.config import EngineConfig
 from shared.stream.partition import OwnedPartition, PartitionSlice
@@ -12,7 +13,7 @@ from shared.stream.step import Tick
 from shared.stream.stream_time import MAX_TICK_STEP_S, MEASURE_INTERVAL_S, ClockComparison, IdleTime
 
 CONFIG = EngineConfig(
-    bootstrap_servers="broker:9092",
+    kafka=KafkaConnection("broker:9092"),
     application="processor",
     instance="one",
     inputs=("a",),

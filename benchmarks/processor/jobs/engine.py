@@ -14,6 +14,7 @@ import orjson
 from benchmarks.processor.job import Job, read_job
 from benchmarks.processor.votes import vote
 from shared.errors import Malformed
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
@@ -55,7 +56,7 @@ def main() -> None:
     job, stop, ended = read_job(), threading.Event(), threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     config = EngineConfig(
-        bootstrap_servers=job.kafka,
+        kafka=KafkaConnection(job.kafka),
         application=job.name,
         instance=job.instance,
         inputs=(job.input,),

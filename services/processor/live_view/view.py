@@ -18,6 +18,7 @@ from confluent_kafka import Message
 
 from services.processor.live_view.tally_table import MAX_KEYS, TallyTable
 from shared.adapters.kafka import KafkaLogReader
+from shared.kafka_connection import KafkaConnection
 from shared.ports import Position
 from shared.records import Record
 from shared.stream.engine import Engine
@@ -42,9 +43,9 @@ STOP_S: Final = 3.0
 class TallyReader(KafkaLogReader):
     """Reader of `feedback.tallies` that also knows how far it is behind."""
 
-    def __init__(self, servers: str, topic: str = FEEDBACK_TALLIES.name) -> None:
+    def __init__(self, kafka: KafkaConnection, topic: str = FEEDBACK_TALLIES.name) -> None:
         self._ends: dict[Position, int] = {}
-        super().__init__(servers, "processor", [topic])
+        super().__init__(kafka, "processor", [topic])
 
     def behind(self) -> int | None:
         """Return the number of offsets left to read, or None until the end of each partition is known."""
