@@ -31,12 +31,11 @@ pairs = st.tuples(ids, ids)
 
 @st.composite
 def neighbours(draw: st.DrawFn) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Draw two pairs of ids that the same text may be split into."""
-    whole = draw(st.text("ab/:|%2F5", min_size=4, max_size=12))
-    cuts = st.integers(1, len(whole) - 2)
-    first, second = draw(cuts), draw(cuts)
-    a, b = (whole[:first], whole[first + 1 :]), (whole[:second], whole[second + 1 :])
-    return a, b
+    """Draw two pairs of ids that become the same text if a separator joins them."""
+    parts = st.text("ab%", min_size=1, max_size=3)
+    separator = draw(st.sampled_from(["/", ":", "|", "%2F", "%", "-"]))
+    first, second, third = draw(parts), draw(parts), draw(parts)
+    return (first + separator + second, third), (first, second + separator + third)
 
 
 def ce_id(response_id: str, event_id: str) -> bytes:
