@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.processor.core.erasure.rules import SEARCH_INTERVAL_MS
 from services.processor.core.step import ProcessorStep
 from shared.errors import LoopwrightError
 from shared.events import FEEDBACK, Batch, ExampleRevision, Feedback, Outcome, OutcomeKind, Tally, parse_union
 from shared.records import Output, Record
 from shared.stream.merge import MergeBuffer
 from shared.stream.state_store import ENGINE_KEY_PREFIX, MemoryStore
-from shared.stream.step import Tick
+from shared.stream.step import RereadComplete, RereadRequest, Tick
 from shared.stream.write_buffer import WriteBuffer
 from shared.topics import (
     CHAT_RESPONSES,
@@ -134,15 +135,19 @@ def compacted_state(log: LogContents) -> dict[int, dict[bytes, bytes | None]]:
 
 
 def _closing_ticks(partition: int, log: LogContents) -> list[Record | Tick]:
-    """Return ticks that cut every batch and close every window. The core closes a bounded number per tick."""
+    """Return ticks that cut every batch, close every window, and search for late retractions.
+
+    The core does a bounded part of it per tick.
+    """
     last = max((record.timestamp for topic in INPUTS for record in log.topic(topic)), default=0)
     cut = last + 2 * DAY_MS  # beyond what clocks may have jumped
     close = cut + (WINDOW_DAYS + 1) * DAY_MS
     closing = [close + n * 60_000 for n in range(20)]
+    closing += [close + n * SEARCH_INTERVAL_MS for n in range(2, 12)]
     return [Tick(partition, at_ms, at_ms) for at_ms in (cut, *closing)]
 
 
-def _run_core(store: MemoryStore, records: Sequence[Record | Tick], run: CoreRun) -> None:
+def _run_core(store: MemoryStore, records: Sequence[Record | Tick | RereadComplete], run: CoreRun) -> None:
     step = ProcessorStep()
     for record in records:
         buffer = WriteBuffer(store, 1_000_000)
@@ -154,9 +159,14 @@ def _run_core(store: MemoryStore, records: Sequence[Record | Tick], run: CoreRun
             run.dead.add((record.topic, record.partition, record.offset))
             continue
         store.apply(buffer.writes, 0)
+        rereads = [output.topic for output in outputs if isinstance(output, RereadRequest)]
         for output in outputs:
-            if isinstance(output, Output):  # not a `RereadRequest`: nothing is erased here
+            if isinstance(output, Output):
                 run.outputs[output.topic].append(output)
+        # The reread finds nothing: what is searched for here was never in a batch.
+        _run_core(
+            store, [RereadComplete(topic, record.partition, record.timestamp) for topic in rereads], run
+        )
 
 
 # --- I1 -----------------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from services.processor.core.batches import BatchLimits
-from services.processor.core.erasure.process import PROGRESS_KEY, ErasureConfig
+from services.processor.core.erasure.process import ErasureConfig
 from services.processor.core.erasure.rules import ErasureProgress
+from services.processor.core.erasure.tasks import PROGRESS_KEY
 from services.processor.core.step import ProcessorStep
 from shared.errors import LoopwrightError
 from shared.events import (
@@ -86,6 +87,8 @@ class ProcessorDriver:
         self.reread_position = 0
         """How many batches the current reread has fed; it ends at `reread_end`."""
         self.reread_end: int | None = None
+        self.rereads = 0
+        """How many rereads were requested."""
         self.now_ms = T0
         self._offsets = itertools.count()
 
@@ -120,8 +123,13 @@ class ProcessorDriver:
                 self.process(RereadComplete(TRAINING_BATCHES.name, 0, self.now_ms))
 
     def finish_erasures(self, at_s: float) -> None:
-        """Tick and reread until no erasure is active or waiting."""
-        while (value := self.store.get(PROGRESS_KEY)) and _is_active(ErasureProgress.from_json(value)):
+        """Tick and reread until no task is active or waiting, from `at_s` on until the last search is due."""
+        while value := self.store.get(PROGRESS_KEY):
+            progress = ErasureProgress.from_json(value)
+            if not (progress.phase or progress.waiting or progress.searches):
+                return
+            if not (progress.phase or progress.waiting) and progress.next_search_ms is not None:
+                at_s = max(at_s, (progress.next_search_ms - T0) / 1000)
             self.reread()
             self.tick(at_s)
 
@@ -141,7 +149,13 @@ class ProcessorDriver:
         if len(outputs) < len(results):
             assert self.reread_end is None, "the step requested a reread during a reread"
             self.reread_position, self.reread_end = 0, len(self.logged_batches)
+            self.rereads += 1
         return outputs
+
+    @property
+    def now_s(self) -> float:
+        """The partition's time, in seconds after the start."""
+        return (self.now_ms - T0) / 1000
 
     def values(self, topic: str, outputs: Iterable[Output] | None = None) -> list[bytes]:
         """Return the values of the outputs to a topic; of all outputs by default."""
@@ -218,7 +232,3 @@ class ProcessorDriver:
         return {
             tally.user_id: tally for tally in (Tally.from_json(value) for value in newest.values() if value)
         }
-
-
-def _is_active(progress: ErasureProgress) -> bool:
-    return bool(progress.phase or progress.waiting)

@@ -16,7 +16,6 @@ from services.processor.core.batches import BatchLimits
 from services.processor.core.erasure.compaction import FILLER_INTERVAL_MS, FILLERS
 from services.processor.core.erasure.process import (
     KEYS_PER_PIECE,
-    PROGRESS_KEY,
     RECORDS_PER_PIECE,
     ErasureConfig,
 )
@@ -28,7 +27,8 @@ from services.processor.core.erasure.rules import (
     remove_users,
     rewrite_batch,
 )
-from services.processor.core.join import retraction_key
+from services.processor.core.erasure.tasks import PROGRESS_KEY
+from services.processor.core.join import MAX_LATE_RETRACTIONS_OF_USER, retraction_key, retraction_owner
 from services.processor.core.state import JoinedResponse, SeenEvent, Signal, StoredResponse
 from shared.events import (
     EARLIEST_MS,
@@ -42,6 +42,7 @@ from shared.events import (
     Message,
     Outcome,
     OutcomeKind,
+    RefusalReason,
     from_ms,
 )
 from shared.events import Signal as BatchSignal
@@ -91,6 +92,12 @@ def erase(driver: ProcessorDriver, subject: str = ANN, request_id: str = "q1", a
     """Append a request when it is made, and run the erasure to its end."""
     driver.append(erasure(subject, request_id, at_s), at_s)
     driver.finish_erasures(at_s)
+
+
+def pass_time(driver: ProcessorDriver, at_s: float) -> None:
+    """Let stream time pass: append a record that is about nobody, then tick."""
+    driver.append(response("clock"), at_s)
+    driver.tick(at_s)
 
 
 def traces(driver: ProcessorDriver, *, of: tuple[str, ...] = (ANN, SECRET)) -> list[str]:
@@ -266,12 +273,13 @@ def test_records_made_after_the_request_stay(driver: ProcessorDriver) -> None:
 
 def test_erased_user_is_forgotten_after_the_window(driver: ProcessorDriver) -> None:
     erase(driver)
-    driver.tick(WINDOW_DAYS * DAY + HOUR - 1)
+    pass_time(driver, WINDOW_DAYS * DAY + HOUR - 1)
+    driver.tick(2 * WINDOW_DAYS * DAY)  # a tick's time may be wrong, so it ends no block
     assert [key for key, _ in driver.store.scan(b"f", b"h")]
-    driver.tick(WINDOW_DAYS * DAY + HOUR + 10)
+    pass_time(driver, WINDOW_DAYS * DAY + HOUR + 10)
     assert traces(driver) == []
     assert not [key for key, _ in driver.store.scan(b"f", b"h")]
-    driver.tick((WINDOW_DAYS + 4) * DAY)
+    driver.tick((2 * WINDOW_DAYS + 4) * DAY)
 
 
 # --- how it proceeds ---
@@ -375,7 +383,7 @@ def trained_and_expired(driver: ProcessorDriver) -> float:
     driver.append(feedback("correction", "A mistake.", "e1", user=ANN), 1)
     driver.append(feedback("correction", "A tool.", "e2", user=BOB), 1)
     driver.tick(CUT)
-    driver.tick(WINDOW_DAYS * DAY + 100)
+    pass_time(driver, WINDOW_DAYS * DAY + 100)
     return WINDOW_DAYS * DAY + 200
 
 
@@ -404,16 +412,25 @@ def test_late_retraction_of_a_foreign_event_changes_nothing(
     assert driver.reports[0].batches == {}
 
 
-def test_retraction_after_the_trace_is_gone_searches_the_batches(driver: ProcessorDriver) -> None:
+def test_retraction_after_the_trace_is_gone_waits_for_a_window(driver: ProcessorDriver) -> None:
+    """Its response might only be late, so the batches are searched once it is not."""
     trained_and_expired(driver)
-    driver.tick(2 * WINDOW_DAYS * DAY + 200)
+    pass_time(driver, 2 * WINDOW_DAYS * DAY + 200)
     late = 2 * WINDOW_DAYS * DAY + 300
     driver.append(feedback("retract", "e1", "x1", user=ANN), late)
-    driver.finish_erasures(late)
+    pass_time(driver, late + WINDOW_DAYS * DAY - 60)
+    driver.finish_erasures(driver.now_s)
+    assert "x1" not in driver.outcomes
+    assert driver.rereads == 0
+    pass_time(driver, late + WINDOW_DAYS * DAY + 60)
+    driver.finish_erasures(driver.now_s)
     assert driver.dataset == {"r1": [("e2", "A tool.")]}
     assert driver.outcomes["x1"] == "applied_retract"
-    driver.tick(late + WINDOW_DAYS * DAY + 60)
-    assert driver.outcomes["x1"] == "applied_retract"
+    driver.append(feedback("retract", "e1", "x2", user=ANN), driver.now_s)
+    pass_time(driver, late + 3 * WINDOW_DAYS * DAY)
+    driver.finish_erasures(driver.now_s)
+    assert (driver.outcomes["x1"], driver.outcomes["x2"]) == ("applied_retract", "duplicate")
+    assert driver.rereads == 1
 
 
 def test_retraction_that_came_early_waits_for_its_event(driver: ProcessorDriver) -> None:
@@ -423,6 +440,97 @@ def test_retraction_that_came_early_waits_for_its_event(driver: ProcessorDriver)
     driver.append(response_to(BOB), 2)
     driver.append(feedback("thumbs", "up", "e1", user=ANN), 3)
     assert driver.outcomes == {"e1": "retracted", "x1": "applied_retract"}
+    assert driver.rereads == 0
+
+
+def test_retraction_of_nothing_is_unmatched_after_one_search(driver: ProcessorDriver) -> None:
+    driver.append(feedback("retract", "e1", "x1", user=ANN))
+    driver.append(feedback("thumbs", "up", "e2", user=BOB), 1)
+    pass_time(driver, WINDOW_DAYS * DAY + 60)
+    driver.finish_erasures(driver.now_s)
+    assert driver.outcomes == {"x1": "unmatched", "e2": "unmatched"}
+    assert driver.rereads == 1
+
+
+def test_retraction_on_a_known_response_is_never_searched_for(driver: ProcessorDriver) -> None:
+    """The state has known every event of the response, so no batch can hold another."""
+    driver.append(response_to(BOB))
+    driver.append(feedback("retract", "e9", "x1", user=ANN), 1)
+    pass_time(driver, WINDOW_DAYS * DAY + 60)
+    driver.finish_erasures(driver.now_s)
+    assert driver.outcomes == {"x1": "unmatched"}
+    assert driver.rereads == 0
+
+
+def test_late_retractions_share_a_search_and_its_interval(driver: ProcessorDriver) -> None:
+    late = trained_and_expired(driver)
+    for number in range(300):
+        event = feedback("retract", f"e{number}", f"x{number}", user=f"u_{number % 7}")
+        driver.append(event, late + 60 * number)
+        driver.reread()
+        driver.tick(late + 60 * number)
+    hours = 300 * 60 / 3600
+    assert 1 <= driver.rereads <= hours
+    driver.finish_erasures(driver.now_s)
+    assert driver.rereads <= hours + 2
+    assert set(driver.outcomes.values()) == {"batched", "late"}
+    assert len(driver.outcomes) == 302
+
+
+def test_erasure_takes_waiting_retractions_along(driver: ProcessorDriver) -> None:
+    late = trained_and_expired(driver)
+    driver.append(feedback("retract", "e2", "x1", user=BOB), late)
+    driver.append(feedback("retract", "e1", "x2", user=ANN), late)
+    driver.append(erasure("u_carl", "q1", at_s=late), late + 1)
+    while driver.reread_end is None:
+        driver.tick(late + 1)
+    driver.reread()
+    driver.tick(late + 2)
+    assert driver.dataset == {}
+    assert (driver.outcomes["x1"], driver.outcomes["x2"]) == ("applied_retract", "applied_retract")
+    assert driver.rereads == 1
+
+
+def test_erasing_a_user_decides_their_waiting_retractions(driver: ProcessorDriver) -> None:
+    late = trained_and_expired(driver)
+    driver.append(feedback("retract", "e1", "x1", user=ANN), late)
+    driver.append(feedback("retract", "e2", "x2", user=BOB), late)
+    erase(driver, at_s=late + 1)
+    assert (driver.outcomes["x1"], driver.outcomes["x2"]) == ("erased", "applied_retract")
+    assert traces(driver) == []
+
+
+def test_flood_of_late_retractions_is_refused_in_words(
+    driver: ProcessorDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.processor.core.erasure.tasks.MAX_SEARCHES", 20)
+    monkeypatch.setattr("services.processor.core.erasure.tasks.MAX_SEARCHES_OF_USER", 8)
+    late = trained_and_expired(driver)
+    for number in range(10):
+        driver.append(feedback("retract", f"m{number}", f"x{number}", user="u_mallory"), late)
+    driver.append(feedback("retract", "e1", "x-ann", user=ANN), late)
+    for number in range(30):
+        driver.append(feedback("retract", "z", f"y{number}", user=f"u_{number}"), late)
+    refused = [o for o in map(Outcome.from_json, driver.values(FEEDBACK_OUTCOMES.name)) if o.reason]
+    assert {(o.outcome, o.reason) for o in refused} == {(OutcomeKind.REFUSED, RefusalReason.TOO_MANY)}
+    assert len(refused) == 2 + 30 - (20 - 8 - 1)
+    assert all(o.detail and "send it again" in o.detail for o in refused)
+    driver.finish_erasures(late)
+    assert driver.outcomes["x-ann"] == "applied_retract"
+    assert all("," not in kinds for kinds in driver.outcomes.values())
+    driver.append(feedback("retract", "m9", "again", user="u_mallory"), driver.now_s)
+    driver.finish_erasures(driver.now_s)
+    assert driver.outcomes["again"] == "late"
+
+
+def test_retractions_without_end_leave_a_bounded_trace(driver: ProcessorDriver) -> None:
+    late = trained_and_expired(driver)
+    for number in range(MAX_LATE_RETRACTIONS_OF_USER + 5):
+        driver.append(feedback("retract", f"m{number}", f"x{number}", user="u_mallory"), late)
+    driver.append(feedback("retract", "e1", "x-ann", user=ANN), late)
+    stored = JoinedResponse.from_json(driver.store.get(b"j/r1") or b"")
+    owners = [retraction_owner(key) for key in stored.retractions]
+    assert (owners.count("u_mallory"), owners.count(ANN)) == (MAX_LATE_RETRACTIONS_OF_USER, 1)
 
 
 # --- quiet partitions ---

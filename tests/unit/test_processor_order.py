@@ -112,6 +112,7 @@ def test_any_order_gives_each_record_one_outcome(history: list[LogRecord], seed:
     rng.shuffle(messy)
     driver = process(messy, BatchLimits(examples=2), rng)
     driver.tick(31 * DAY_MS / 1000)
+    driver.finish_erasures(driver.now_s)
     decided = [Outcome.from_json(value) for value in driver.values(FEEDBACK_OUTCOMES.name)]
     events_sent = sum(not isinstance(record, ChatResponse) for record in messy)
     assert len(decided) + len(driver.errors) == events_sent

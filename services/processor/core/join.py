@@ -23,13 +23,17 @@ from msgspec import Struct, field
 from services.processor.core.state import JoinedResponse, SeenEvent, Signal, StoredResponse
 from services.processor.core.wire import value_json
 from shared.errors import Conflict, Oversized, Rejected
-from shared.events import EARLIEST_MS, MAX_SIGNALS, Feedback, OutcomeKind, Retract, to_ms
+from shared.events import EARLIEST_MS, MAX_SIGNALS, Feedback, OutcomeKind, RefusalReason, Retract, to_ms
 from shared.feedback_kinds import VAGUE_KINDS, hint_for
 
 MAX_EVENTS: Final = 4 * MAX_SIGNALS
 """Events remembered per response to detect duplicates. Any beyond these become dead letters."""
+MAX_LATE_RETRACTIONS: Final = 1_024
+"""Retractions remembered per response after its window, to detect repetitions."""
+MAX_LATE_RETRACTIONS_OF_USER: Final = 64
+"""The same for one user."""
 RESPONSE_ERASED: Final = "the response was erased"
-_ALREADY_RETRACTED: Final = "already taken back"
+ALREADY_RETRACTED: Final = "already taken back"
 
 
 class EventOutcome(NamedTuple):
@@ -38,6 +42,16 @@ class EventOutcome(NamedTuple):
     event_id: str
     kind: OutcomeKind
     detail: str | None = None
+    reason: RefusalReason | None = None
+
+
+class BatchSearch(NamedTuple):
+    """A retraction of an event that the state does not know, but that an earlier batch may hold."""
+
+    event_id: str
+    user_id: str
+    retraction_id: str
+    """The event that retracts it."""
 
 
 class Change(Struct):
@@ -59,8 +73,8 @@ class Change(Struct):
     """Signals to count in tallies, and to stop counting. Counting starts once the response names its version."""
     vague: list[SeenEvent] = field(default_factory=list)
     """Events to count in tallies that are too vague to become signals."""
-    search_batches: bool = False
-    """Whether batches must be searched for the retracted event, because the state may have forgotten it."""
+    searches: list[BatchSearch] = field(default_factory=list)
+    """Retractions whose outcome a search of the batches decides."""
 
     def decide(self, event_id: str, kind: OutcomeKind, detail: str | None = None) -> None:
         """Give an event its outcome."""
@@ -165,12 +179,27 @@ def _on_late_feedback(change: Change, event: Feedback) -> None:
     elif not isinstance(event, Retract):
         change.decide(event.event_id, OutcomeKind.LATE, "the response's window is closed")
     elif (key := retraction_key(event.value, event.user_id)) in joined.retractions:
-        change.decide(event.event_id, OutcomeKind.DUPLICATE, _ALREADY_RETRACTED)
-    elif len(joined.retractions) >= MAX_EVENTS:
-        raise Oversized(f"more than {MAX_EVENTS} events on one response")
+        change.decide(event.event_id, OutcomeKind.DUPLICATE, ALREADY_RETRACTED)
+    elif event.event_id in joined.retractions.values():
+        change.decide(event.event_id, OutcomeKind.DUPLICATE)
     else:
-        joined.retractions[key] = event.event_id
-        change.changed = change.search_batches = True
+        _remember_late_retraction(joined, key, event.event_id)
+        change.changed = True
+        change.searches.append(BatchSearch(event.value, event.user_id, event.event_id))
+
+
+def _remember_late_retraction(joined: JoinedResponse, key: str, retraction_id: str) -> None:
+    """Remember a retraction, to recognise its repetition. Beyond the limits, the oldest ones are forgotten.
+
+    Nothing else depends on it, so a user who retracts without end loses only this.
+    """
+    known, user_id = joined.retractions, retraction_owner(key)
+    of_user = [each for each in known if retraction_owner(each) == user_id]
+    for oldest in of_user[: max(0, len(of_user) - MAX_LATE_RETRACTIONS_OF_USER + 1)]:
+        del known[oldest]
+    for oldest in list(known)[: max(0, len(known) - MAX_LATE_RETRACTIONS + 1)]:
+        del known[oldest]
+    known[key] = retraction_id
 
 
 def _add_signal(change: Change, event: Feedback, seen: SeenEvent, now_ms: int) -> None:
@@ -217,11 +246,9 @@ def _retract(change: Change, event: Retract) -> None:
     joined = change.joined
     target = joined.events.get(event.value)
     if target is None:
-        # If this is all that is known, the response may be older than the state remembers.
-        change.search_batches = not joined.answered and len(joined.events) == 1
         key = retraction_key(event.value, event.user_id)
         if key in joined.retractions:
-            change.decide(event.event_id, OutcomeKind.DUPLICATE, _ALREADY_RETRACTED)
+            change.decide(event.event_id, OutcomeKind.DUPLICATE, ALREADY_RETRACTED)
         else:
             joined.retractions[key] = event.event_id
         return
@@ -263,12 +290,22 @@ def _no_such_choice(choice: int) -> str:
 
 
 def on_expiry(joined: JoinedResponse) -> Change:
-    """Return the change when the window closes: feedback whose response never arrived is `unmatched`."""
+    """Return the change when the window closes: feedback whose response never arrived is `unmatched`.
+
+    A retraction is, too, if the response arrived without its event. If not even the response did, the event may be
+    older than the state remembers, so the batches are searched.
+    """
     change = Change(trace_of(joined), set())
     for event_id in [] if joined.answered else sorted(joined.signals):
         change.decide(event_id, OutcomeKind.UNMATCHED)
-    for event_id in sorted(joined.retractions.values()):
-        change.decide(event_id, OutcomeKind.UNMATCHED)
+    if joined.answered:
+        for retraction_id in sorted(joined.retractions.values()):
+            change.decide(retraction_id, OutcomeKind.UNMATCHED)
+    else:
+        change.joined.retractions = joined.retractions
+        for key, retraction_id in sorted(joined.retractions.items()):
+            event_id, user_id = key.rsplit(" ", 1)
+            change.searches.append(BatchSearch(event_id, user_id, retraction_id))
     return change
 
 

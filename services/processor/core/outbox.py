@@ -48,7 +48,7 @@ class Outbox:
         batch_id: str | None = None,
     ) -> None:
         """Send the outcomes of events on the response `key`; `batch_id` names the batch that they are in."""
-        for event_id, kind, detail in outcomes:
+        for event_id, kind, detail, reason in outcomes:
             response_id = key.decode()
             outcome = OutcomeOut(
                 line=joined.line,
@@ -57,6 +57,7 @@ class Outbox:
                 outcome=kind,
                 batch_id=batch_id or UNSET,
                 revision=joined.revision if batch_id else UNSET,
+                reason=reason or UNSET,
                 detail=detail or UNSET,
                 decided_at=self.now,
             )

@@ -16,7 +16,7 @@ from services.processor.core.state import JoinedResponse, joined_key, response_k
 from services.processor.core.turn import PartitionTurn
 from services.processor.core.wire import to_stored
 from shared.errors import Malformed
-from shared.events import FEEDBACK, ChatResponse, OutcomeKind, Retract, parse_union
+from shared.events import FEEDBACK, ChatResponse, OutcomeKind, parse_union
 from shared.records import Output, Record
 from shared.stream.step import RereadComplete, RereadRequest, State, Tick
 from shared.topics import CHAT_RESPONSES, ERASURE_REQUESTS, FEEDBACK_EVENTS
@@ -63,8 +63,6 @@ class ProcessorStep:
         pending = turn.pending(key, joined)
         change = join.on_feedback(joined, pending.waiting if pending else (), event, turn.now_ms)
         turn.apply(key, change, pending)
-        if change.search_batches and isinstance(event, Retract):
-            erasures.search_batches(event, outcome_due=joined.expired)
 
     def _on_response(self, turn: PartitionTurn, erasures: ErasureProcess, record: Record) -> None:
         response = ChatResponse.from_json(record.value)

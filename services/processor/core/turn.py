@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from services.processor.core import batches, join, tallies
 from services.processor.core.batches import BatchLimits, CutReason
-from services.processor.core.join import Change, EventOutcome
+from services.processor.core.join import BatchSearch, Change, EventOutcome
 from services.processor.core.outbox import Outbox
 from services.processor.core.state import JoinedResponse, OpenBatch, PartitionState, PendingExample
 from services.processor.core.wire import TallyOut, batch_json, example_json, read_tally
@@ -31,7 +31,7 @@ class PartitionTurn:
     impossible: clamping it would close every window of the partition at once.
     """
 
-    __slots__ = ("limits", "now_ms", "outbox", "state")
+    __slots__ = ("limits", "now_ms", "outbox", "searches", "state")
 
     def __init__(self, store: State, cause: Record | Tick | RereadComplete, limits: BatchLimits) -> None:
         if not MIN_MS <= cause.timestamp <= MAX_MS:
@@ -43,6 +43,8 @@ class PartitionTurn:
         self.outbox = Outbox(cause)
         self.now_ms = cause.timestamp
         self.limits = limits
+        self.searches: list[tuple[bytes, str, BatchSearch]] = []
+        """(response, line, search) of this turn. `ErasureProcess` takes them over."""
 
     # --- one response ---
 
@@ -64,6 +66,7 @@ class PartitionTurn:
     def apply(self, key: bytes, change: Change, pending: PendingExample | None = None) -> None:
         """Carry out a change: outcomes, tallies, and a new revision in the open batch, in place of `pending`."""
         self.outbox.outcomes(key, change.joined, change.outcomes)
+        self._search(key, change)
         if not change.changed:
             return
         self._count(change)
@@ -110,8 +113,12 @@ class PartitionTurn:
             return
         change = join.on_expiry(joined)
         self.outbox.outcomes(key, joined, change.outcomes)
+        self._search(key, change)
         if self.now_ms < change.joined.expires_ms:
             self.state.put_joined(key, change.joined)
+
+    def _search(self, key: bytes, change: Change) -> None:
+        self.searches += ((key, change.joined.line, search) for search in change.searches)
 
     # --- the open batch ---
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -26,6 +26,8 @@ The time that the state holds is often the append time, which is later than the 
 """
 REMEMBERED_REQUESTS: Final = 32
 """Requests of one user that are remembered, so that a repetition of one is not answered twice."""
+SEARCH_INTERVAL_MS: Final = 3_600_000
+"""How long late retractions wait to be searched for together. Each search reads all batches of the partition."""
 
 Target = str | tuple[str, str]
 """A user, or one event as (response_id, event_id)."""
@@ -38,6 +40,8 @@ class ErasedUser(StoredValue):
     until_ms: int
     requests: tuple[str, ...] = ()
     """The newest requests to erase this user."""
+    task: int | None = None
+    """The number of the newest request's task."""
 
     def extended(self, request_id: str, requested_ms: int, until_ms: int) -> ErasedUser:
         """Return this user with a further request."""
@@ -45,6 +49,7 @@ class ErasedUser(StoredValue):
             requested_ms=max(self.requested_ms, requested_ms),
             until_ms=max(self.until_ms, until_ms),
             requests=(*self.requests, request_id)[-REMEMBERED_REQUESTS:],
+            task=self.task,
         )
 
     def covers(self, made_ms: int, now_ms: int) -> bool:
@@ -61,19 +66,20 @@ class ErasureTask(StoredValue):
     """The user to erase, or the author of the retraction."""
     cutoff_ms: int
     """The subject's records with a time up to this are erased."""
-    kind: str = "erasure"
-    """`erasure` or `retraction`."""
+    kind: Literal["erasure", "retraction"] = "erasure"
     response_id: str = ""
     event_id: str = ""
     """For a retraction: the event that is taken back."""
     retraction_id: str = ""
     """For a retraction: the event that takes it back."""
-    outcome_due: bool = False
-    """For a retraction: whether its outcome is decided here, because the response is no longer joined."""
+    outcome: OutcomeKind = OutcomeKind.LATE
+    """For a retraction: its outcome if no batch holds the event."""
     responses: int = 0
     signals: int = 0
     rewrites: int = 0
     """Batches rewritten so far."""
+    further: int = 0
+    """Further requests that this task answers (`FurtherRequest`)."""
 
     @property
     def target(self) -> Target:
@@ -81,17 +87,35 @@ class ErasureTask(StoredValue):
         return self.subject if self.kind == "erasure" else (self.response_id, self.event_id)
 
 
+class FurtherRequest(StoredValue):
+    """Another request to erase the user of a task. Both are answered together, each by its own report."""
+
+    request_id: str
+    line: str
+
+
 class ErasureProgress(StoredValue):
     """How far a partition is with its erasures, and when the next step is due."""
 
-    phase: str = ""
-    """`scan` the state, `reread` batches, `report`; empty while no task is active."""
+    phase: Literal["", "scan", "reread", "report", "recover"] = ""
+    """`scan` the state, `reread` batches, `report`; empty while no task is active.
+
+    `recover` waits until no reread can be in progress, after a value of this kind could not be read.
+    """
+    resume_ms: int = 0
+    """When the phase `recover` ends."""
     cursor: str = ""
     """The last key that the state scan has visited."""
     requests: int = 0
     """Tasks so far; numbers them."""
     waiting: int = 0
-    """Tasks that wait for the active ones to end."""
+    """Erasures that wait for the active tasks to end."""
+    searches: int = 0
+    """Late retractions that wait for the next search."""
+    next_search_ms: int | None = None
+    """When it begins, unless an erasure begins before; None if none waits or tasks are active."""
+    search_cursor: str = ""
+    """The key of the late retraction that was taken last."""
     next_unblock_ms: int | None = None
     """When the first `ErasedUser` is deleted; None if there is none."""
     next_filler_ms: int = 0
@@ -103,7 +127,8 @@ class ErasureProgress(StoredValue):
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do now or later."""
-        return not (self.phase or self.waiting or self.next_unblock_ms is not None or self.fillers_left)
+        due = self.phase or self.waiting or self.searches or self.fillers_left
+        return not due and self.next_unblock_ms is None
 
 
 def covers(cutoffs: Mapping[str, int], user_id: str | None, at_ms: int) -> bool:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Final
+
+from msgspec import MsgspecError
 
 from services.processor.core.erasure import rules
 from services.processor.core.join import retraction_owner
-from services.processor.core.state import JoinedResponse, StoredResponse, prefix_end
+from services.processor.core.state import JoinedResponse, StoredResponse, encode, prefix_end
 from services.processor.core.turn import PartitionTurn
+from shared.errors import Malformed
 from shared.events import Tally
 
 PREFIXES: Final = (b"a/", b"j/", b"t/")
 """Responses, their feedback, and tallies: all keys with data of a user."""
+BYTES_PER_PIECE: Final = 4 << 20
+"""Bytes of values read in one turn; the last value may exceed it."""
+OUTPUTS_PER_PIECE: Final = 1_000
+"""Records sent in one turn; those for the last key may exceed it."""
 
 
 class StateScan:
@@ -28,20 +34,43 @@ class StateScan:
         """user -> (responses, signals) removed in this piece."""
 
     def advance(self, cursor: str, at_most: int) -> str | None:
-        """Visit up to `at_most` keys after `cursor`. Return the last of them, or None at the end of the state."""
-        found = list(islice(self._after(cursor.encode()), at_most))
-        for place, value in found:
+        """Visit up to `at_most` keys after `cursor`. Return the last of them, or None at the end of the state.
+
+        Stops earlier once it has read `BYTES_PER_PIECE` or caused `OUTPUTS_PER_PIECE`. Holds one value at a time.
+        """
+        outputs = self._turn.outbox.outputs
+        most_outputs = len(outputs) + OUTPUTS_PER_PIECE
+        count = size = 0
+        for place, value in self._after(cursor.encode()):
+            self._visit(place, value)
+            count, size = count + 1, size + len(value)
+            if count >= at_most or size >= BYTES_PER_PIECE or len(outputs) >= most_outputs:
+                return place.decode()
+        return None
+
+    def _visit(self, place: bytes, value: bytes) -> None:
+        try:
             if place.startswith(b"a/"):
                 response = StoredResponse.from_json(value)
-                if response.user_id is not None and rules.covers(
-                    self._cutoffs, response.user_id, response.at_ms
-                ):
-                    self._erase_response(place[2:], response.user_id)
             elif place.startswith(b"j/"):
-                self._remove_feedback(place[2:], JoinedResponse.from_json(value))
+                joined = JoinedResponse.from_json(value)
             else:
-                self._delete_tally(place, Tally.from_json(value))
-        return None if len(found) < at_most else found[-1][0].decode()
+                tally = Tally.from_json(value)
+        except (MsgspecError, Malformed):
+            self._delete_unreadable(place, value)
+            return
+        if place.startswith(b"a/"):
+            if response.user_id is not None and rules.covers(self._cutoffs, response.user_id, response.at_ms):
+                self._erase_response(place[2:], response.user_id)
+        elif place.startswith(b"j/"):
+            self._remove_feedback(place[2:], joined)
+        else:
+            self._delete_tally(place, tally)
+
+    def _delete_unreadable(self, place: bytes, value: bytes) -> None:
+        """Delete a value that cannot be read if it names an erased user: it may hold content of that user."""
+        if any(encode(user_id)[1:-1] in place + value for user_id in self._cutoffs):
+            self._turn.state.store.delete(place)
 
     def _after(self, cursor: bytes) -> Iterator[tuple[bytes, bytes]]:
         for prefix in PREFIXES:
