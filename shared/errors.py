@@ -3,12 +3,15 @@
 LoopwrightError
 ├── Retryable            the same call may succeed later
 │   ├── BrokerUnavailable
+│   │   ├── NotPermitted
+│   │   └── TopicUnavailable
 │   ├── NotYet
 │   ├── StoreUnavailable
 │   └── Overloaded
 ├── Rejected             the input is at fault; a retry cannot help
 │   ├── Malformed
 │   ├── Oversized
+│   ├── RefusedByBroker
 │   ├── Conflict
 │   ├── UnknownVersion
 │   ├── UnknownLine
@@ -40,6 +43,18 @@ class BrokerUnavailable(Retryable):
     """Kafka did not answer or did not acknowledge in time."""
 
     code = "broker_unavailable"
+
+
+class TopicUnavailable(BrokerUnavailable):
+    """A topic does not exist, or no longer exists. The topics job creates it."""
+
+    code = "topic_unavailable"
+
+
+class NotPermitted(BrokerUnavailable):
+    """Kafka refuses the principal or its credentials. A retry succeeds once a person has granted the permission."""
+
+    code = "not_permitted"
 
 
 class NotYet(Retryable):
@@ -76,6 +91,12 @@ class Oversized(Rejected):
     """The input is larger than a documented limit."""
 
     code = "oversized"
+
+
+class RefusedByBroker(Rejected):
+    """Kafka refuses the record for its contents, for instance because it has no key on a compacted topic."""
+
+    code = "refused_by_broker"
 
 
 class Conflict(Rejected):

@@ -44,16 +44,20 @@ class Acked:
 class Publisher(Protocol):
     """Publishes records to the log. Thread-safe.
 
-    A publisher is bound to one service. Publishing to a topic that `shared/topics.py` does not let this service write
-    raises `Misconfigured` immediately.
+    Failures never last: a client that cannot continue is replaced. A publisher is bound to one service. Publishing to
+    a topic that `shared/topics.py` does not let this service write raises `Misconfigured` immediately.
     """
+
+    @property
+    def problem(self) -> str | None:
+        """Why publishing fails at the moment and what to do about it, or None. For readiness checks."""
 
     def publish(self, record: Output) -> Future[Acked]:
         """Queue a record and return a future that completes when the log has acknowledged it with acks=all.
 
-        The future fails with `BrokerUnavailable` after the adapter's timeout, `Oversized` if the record is too large,
-        or `Overloaded` if the local queue is full. A record whose future failed may still arrive: publish it again
-        under the same identity.
+        The future fails with `BrokerUnavailable` after the adapter's timeout, `NotPermitted` if the service may not
+        write the topic, `Oversized` or `RefusedByBroker` if the record is at fault, or `Overloaded` if the local queue
+        is full. A record whose future failed may still arrive: publish it again under the same identity.
         """
 
     def flush(self, timeout: float) -> int:
@@ -86,10 +90,20 @@ class LogReader(Protocol):
     """
 
     def poll(self, timeout: float) -> list[Record]:
-        """Return a bounded number of records, or an empty list if none arrive within `timeout` seconds."""
+        """Return a bounded number of records, or an empty list if none arrive within `timeout` seconds.
+
+        Raises:
+            NotPermitted: if a topic may not be read. Call again: reading continues where it stopped.
+            TopicUnavailable: if a topic no longer exists; the same.
+            Fatal: if records were deleted before they were read.
+
+        """
 
     def at_end(self) -> bool:
-        """Return whether `poll` has returned everything that was in the log when the reader was opened."""
+        """Return whether `poll` has returned everything that was in the log when the reader was opened.
+
+        After `poll` raised, False until reading has reached the end again.
+        """
 
     def positions(self) -> dict[Position, int]:
         """Return the next offset per partition. A reader opened there continues after the last `poll`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -39,6 +40,9 @@ ENGINE_COMMITS = Counter("loopwright_engine_commits", "Transactions committed", 
 ENGINE_ABORTS = Counter("loopwright_engine_aborts", "Transactions aborted", ["application"])
 DEAD_LETTERED = Counter("loopwright_dead_letters", "Records sent to dead.letters", ["service", "code"])
 OUTCOMES = Counter("loopwright_outcomes", "Outcomes of feedback events", ["outcome"])
+PUBLISHERS_REPLACED = Counter(
+    "loopwright_publishers_replaced", "Kafka clients replaced because they could not continue", ["service"]
+)
 LIVE_VIEW_BEHIND = Gauge(
     "loopwright_live_view_behind", "Records of feedback.tallies that the live view has not read yet"
 )
@@ -88,16 +92,25 @@ class Readiness:
     def __init__(self, *names: str) -> None:
         self._lock = threading.Lock()
         self._checks = {name: Check(False, "starting") for name in names}
+        self._watched: dict[str, Callable[[], str | None]] = {}
 
     def set(self, name: str, ok: bool, detail: str = "") -> None:
         """Set the state of a check."""
         with self._lock:
             self._checks[name] = Check(ok, detail)
 
+    def watch(self, name: str, problem: Callable[[], str | None]) -> None:
+        """Add a check that asks for a problem whenever the readiness is reported; it passes if there is none."""
+        with self._lock:
+            self._watched[name] = problem
+
     def report(self) -> tuple[bool, dict[str, str]]:
         """Return whether all checks pass, and the state of each: "ok", or what is missing."""
         with self._lock:
-            checks = dict(self._checks)
+            checks, watched = dict(self._checks), dict(self._watched)
+        for name, problem in watched.items():
+            detail = problem()
+            checks[name] = Check(detail is None, detail or "")
         return all(c.ok for c in checks.values()), {
             name: f"ok{': ' + c.detail if c.detail else ''}" if c.ok else c.detail or "not ready"
             for name, c in checks.items()

@@ -15,7 +15,7 @@ from services.console.core.responses import Json
 from services.console.settings import SERVICE, ConsoleSettings
 from shared.adapters import redis_keys
 from shared.cloudevents import cloudevent
-from shared.errors import BrokerUnavailable, Overloaded, Retryable
+from shared.errors import BrokerUnavailable, NotPermitted, Overloaded, Retryable
 from shared.events import from_ms
 from shared.live_status import CollectedStatus, QuarantineStatus, RunProgress
 from shared.ports import Cache, Clock, Publisher
@@ -126,6 +126,8 @@ class ConsoleBackend:
         timeout_s = self.settings.ack_timeout_s
         try:
             await asyncio.wait_for(asyncio.wrap_future(self._publisher.publish(record)), timeout_s + 1)
+        except NotPermitted:
+            raise
         except (TimeoutError, BrokerUnavailable, Overloaded) as error:
             raise BrokerUnavailable(
                 f"Kafka did not acknowledge command {command.command_id} within {timeout_s:g} s, so it may or may not "

@@ -49,6 +49,7 @@ class ConsoleService:
         self._settings = settings
         self._adapters = adapters
         readiness = Readiness("log")
+        readiness.watch("publisher", lambda: adapters.publisher.problem)
         backend = ConsoleBackend(
             settings, adapters.publisher, adapters.cache, adapters.clock, adapters.count_feedback
         )

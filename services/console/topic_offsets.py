@@ -6,8 +6,9 @@ import threading
 
 from confluent_kafka import KafkaException, TopicPartition
 
-from shared.adapters.kafka import QUIET, to_error
+from shared.adapters.kafka import QUIET
 from shared.adapters.kafka_clients import build_consumer
+from shared.adapters.kafka_errors import to_error
 from shared.kafka_connection import KafkaConnection
 
 

@@ -27,7 +27,7 @@ from services.feedback.views import KnownLines, OutcomeIndex, VersionsView
 from shared.adapters import redis_keys
 from shared.cloudevents import cloudevent, valid_traceparent
 from shared.composed_ids import join_ids
-from shared.errors import BrokerUnavailable, Conflict, NotYet, Overloaded, Oversized
+from shared.errors import BrokerUnavailable, Conflict, NotPermitted, NotYet, Overloaded, Oversized
 from shared.events import Feedback, from_ms
 from shared.feedback_kinds import hint_for
 from shared.ports import Acked, Cache, Clock, Publisher
@@ -186,12 +186,15 @@ class FeedbackHandlers:
 
         Raises:
             BrokerUnavailable: if Kafka does not acknowledge in time. The record may still arrive.
+            NotPermitted: if this service may not write the topic.
 
         """
         timeout_s = self.settings.ack_timeout_s
         try:
             # The publisher has the same timeout; one more second lets its own error arrive first.
             return await asyncio.wait_for(asyncio.wrap_future(self.publisher.publish(record)), timeout_s + 1)
+        except NotPermitted:
+            raise
         except (TimeoutError, BrokerUnavailable, Overloaded) as error:
             raise BrokerUnavailable(
                 f"Kafka did not acknowledge within {timeout_s:g} s ({str(error) or 'no answer'}), so this may be lost: "

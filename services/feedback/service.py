@@ -72,6 +72,7 @@ class FeedbackService:
         self._adapters = adapters
         self._pseudonymiser = Pseudonymiser(pseudonym_key)
         self._readiness = Readiness("versions", "outcomes", "erasures")
+        self._readiness.watch("publisher", lambda: adapters.publisher.problem)
         self._versions = VersionsView()
         self._outcomes = OutcomeIndex(
             adapters.cache, ttl_s=settings.receipt_ttl_s, pending_ttl_s=settings.pending_ttl_s

@@ -91,11 +91,18 @@ class SpoolSender:
     """Thread that sends spooled records to Kafka, oldest first, and removes the acknowledged ones.
 
     A record whose acknowledgement was lost is sent again under the same `ce_id`; readers drop the duplicate.
+
+    The thread survives every error, such as a full disk, and tries again. Meanwhile the check `spool_sender` fails with
+    the reason. While only Kafka refuses the records, the check passes and its detail has the reason.
     """
 
-    def __init__(self, spool: Spool, publisher: Publisher, *, retry_s: float = RETRY_S) -> None:
+    def __init__(
+        self, spool: Spool, publisher: Publisher, readiness: Readiness, *, retry_s: float = RETRY_S
+    ) -> None:
         self._spool = spool
         self._publisher = publisher
+        self._readiness = readiness
+        readiness.set("spool_sender", ok=True)
         self._retry_s = retry_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
@@ -110,13 +117,31 @@ class SpoolSender:
         self._stopping.set()
         self._thread.join(flush_s)
         while len(self._spool) and not self._thread.is_alive() and time.monotonic() < deadline:
-            if not self._send_batch(max(0.1, deadline - time.monotonic())):
+            try:
+                if not self._send_batch(max(0.1, deadline - time.monotonic())):
+                    break
+            except Overloaded as error:
+                log.warning("spooled_records_kept", reason=str(error))
                 break
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            if self._spool.wait(0.2) and not self._send_batch(ACK_TIMEOUT_S):
+            if self._spool.wait(0.2) and not self._try_batch():
                 self._stopping.wait(self._retry_s)
+
+    def _try_batch(self) -> bool:
+        """Send a batch, and report in the readiness check whether that works. Never raises."""
+        try:
+            sent = self._send_batch(ACK_TIMEOUT_S)
+        except Exception as error:  # a thread that ended would never send again, and nobody would notice
+            log.exception("spool_sender_failed")
+            self._readiness.set(
+                "spool_sender", ok=False, detail=f"cannot send spooled records, trying again: {error}"
+            )
+            return False
+        detail = "" if sent else self._publisher.problem or f"{len(self._spool)} records wait for Kafka"
+        self._readiness.set("spool_sender", ok=True, detail=detail)
+        return sent
 
     def _send_batch(self, timeout_s: float) -> bool:
         """Send the oldest records. Return whether the spool is done with all of them."""

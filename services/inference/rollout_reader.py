@@ -9,7 +9,7 @@ import structlog
 
 from services.inference.version_swap import Refusal, VersionSwap
 from shared.dead_letters import make_dead_letter
-from shared.errors import Fatal, LoopwrightError, Rejected, Retryable
+from shared.errors import Fatal, LoopwrightError, NotPermitted, Rejected, Retryable, TopicUnavailable
 from shared.ports import LogReader, Publisher
 from shared.records import Record
 from shared.telemetry import DEAD_LETTERED, Readiness
@@ -70,7 +70,9 @@ class RolloutReader:
             try:
                 self._follow()
             except Retryable as error:
-                if not self._caught_up:
+                if not self._caught_up or isinstance(error, NotPermitted | TopicUnavailable):
+                    # Once caught up, an unreachable broker does not stop this replica from serving.
+                    self._caught_up = False
                     self._readiness.set("rollout", ok=False, detail=str(error))
                 log.warning("rollout_unreadable", error=str(error))
                 self._stopping.wait(RECONNECT_S)

@@ -109,9 +109,11 @@ class InferenceService:
         self._spool: Spool | None = None
         self._spool_sender: SpoolSender | None = None
         if is_strict:
+            # With a spool, answers go on while Kafka refuses their records, until the spool is full.
+            self._readiness.watch("publisher", lambda: self._publisher.problem)
             return StrictResponsePublisher(self._publisher)
         self._spool = Spool(settings.data_dir / SERVICE / "spool.sqlite", settings.spool_mb << 20)
-        self._spool_sender = SpoolSender(self._spool, self._publisher)
+        self._spool_sender = SpoolSender(self._spool, self._publisher, self._readiness)
         return SpoolResponsePublisher(self._spool, self._readiness)
 
     def _open_rollout(self) -> LogReader:

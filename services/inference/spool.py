@@ -97,11 +97,19 @@ class Spool:
             self._added.notify_all()
 
     def oldest(self, limit: int) -> list[SpooledRecord]:
-        """Return the oldest records, at most `limit`."""
+        """Return the oldest records, at most `limit`.
+
+        Raises:
+            Overloaded: if the disk is full or cannot be read. Call again later.
+
+        """
         with self._lock:
-            rows = self._db.execute(
-                "SELECT id, topic, key, value, headers FROM records ORDER BY id LIMIT ?", (limit,)
-            ).fetchall()
+            try:
+                rows = self._db.execute(
+                    "SELECT id, topic, key, value, headers FROM records ORDER BY id LIMIT ?", (limit,)
+                ).fetchall()
+            except sqlite3.Error as error:
+                raise Overloaded(f"the spool cannot be read: {error}") from error
         return [
             SpooledRecord(
                 number,
@@ -111,13 +119,21 @@ class Spool:
         ]
 
     def remove(self, numbers: Sequence[int]) -> None:
-        """Remove records by their numbers."""
+        """Remove records by their numbers.
+
+        Raises:
+            Overloaded: if the disk is full or cannot be written. The records stay, so they are sent again.
+
+        """
         placeholders = ",".join("?" * len(numbers))
         with self._lock:
-            removed = self._db.execute(
-                f"DELETE FROM records WHERE id IN ({placeholders}) RETURNING bytes",  # noqa: S608 - only question marks
-                list(numbers),
-            ).fetchall()
+            try:
+                removed = self._db.execute(
+                    f"DELETE FROM records WHERE id IN ({placeholders}) RETURNING bytes",  # noqa: S608 - only question marks
+                    list(numbers),
+                ).fetchall()
+            except sqlite3.Error as error:
+                raise Overloaded(f"the spool cannot be written: {error}") from error
             self._update_size(-len(removed), -sum(row[0] for row in removed))
 
     def wait(self, timeout_s: float) -> bool:

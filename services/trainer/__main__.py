@@ -90,7 +90,10 @@ def run(settings: TrainerSettings) -> None:
     add_gate_routes(add_lineage_routes(app, lineage_queries(settings)), settings)
     server = ServerThread(app, settings.host, settings.port)
     server.start()
-    build(settings, readiness).run(stopping)
+    trainer = build(settings, readiness)
+    readiness.watch("log", lambda: trainer.problem)
+    readiness.watch("publisher", lambda: trainer.publisher.problem)
+    trainer.run(stopping)
     server.stop()
     lock.close()
 

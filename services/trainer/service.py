@@ -77,6 +77,8 @@ class Trainer:
     clock: Clock
     start_run: Callable[[Path], subprocess.Popen[bytes]]
     dead_letters: DeadLetterRate = field(default_factory=lambda: DeadLetterRate(DeadLetterLimit()))
+    problem: str | None = None
+    """Why the log cannot be read at the moment, or None."""
     new_data: NewData | None = None
     """Counts of the data since the last run, or None if they must be counted again."""
     status_written_ms: int = 0
@@ -123,7 +125,7 @@ class Trainer:
         Returns False if the disk is full. Nothing is lost then, and the caller should try again later.
         """
         try:
-            self.consume(self.consumer.poll(POLL_TIMEOUT_S))
+            self.consume(self._poll())
             self.step()
         except Exception as error:
             if not disk_space.is_disk_full_error(error):
@@ -131,6 +133,18 @@ class Trainer:
             self._report_full_disk(error)
             return False
         return True
+
+    def _poll(self) -> Sequence[Record]:
+        """Return the next records; none while the log cannot be read, which `problem` then explains."""
+        try:
+            records = self.consumer.poll(POLL_TIMEOUT_S)
+        except Retryable as error:
+            log.warning("log_unreadable", code=error.code, error=str(error))
+            self.problem = str(error)
+            return []
+        if self.reader.at_end():
+            self.problem = None
+        return records
 
     def consume(self, records: Sequence[Record]) -> None:
         """Store records read from the log."""

@@ -119,6 +119,11 @@ class InMemoryPublisher:
         self.failure: LoopwrightError | None = None
         self.lose_acks = False
 
+    @property
+    def problem(self) -> str | None:
+        """Return the set `failure` as text."""
+        return None if self.failure is None else str(self.failure)
+
     def publish(self, record: Output) -> Future[Acked]:
         """Append a record and return a completed future."""
         _check_writer(self._service, record)
@@ -191,9 +196,13 @@ class InMemoryLogReader:
         ]
         self._next: dict[Position, int] = dict(starts or {})
         self._ends = {position: log.end(position) for position in self._parts}
+        self.failure: LoopwrightError | None = None
+        """Set it to make `poll` raise; None ends that."""
 
     def poll(self, timeout: float) -> list[Record]:
         """Return the next records, waiting up to `timeout` seconds for the first."""
+        if self.failure is not None:
+            raise self.failure
         seen = {position: self._log.end(position) for position in self._parts}
         found = self._take()
         if not found and timeout > 0:
@@ -211,7 +220,7 @@ class InMemoryLogReader:
 
     def at_end(self) -> bool:
         """Return whether everything that was in the log at the start was returned."""
-        return all(
+        return self.failure is None and all(
             self._next.get(position, 0) >= end or not self._log.take(position, self._next.get(position), 1)
             for position, end in self._ends.items()
         )

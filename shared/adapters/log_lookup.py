@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from shared.adapters.kafka import QUIET, to_error, to_record
+from shared.adapters.kafka import QUIET, to_record
 from shared.adapters.kafka_clients import build_consumer
+from shared.adapters.kafka_errors import to_error
 from shared.errors import BrokerUnavailable, Misconfigured
 from shared.kafka_connection import KafkaConnection
 from shared.records import Record

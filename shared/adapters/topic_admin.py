@@ -23,8 +23,8 @@ from confluent_kafka.admin import (
 )
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from shared.adapters.kafka import to_error
 from shared.adapters.kafka_clients import build_admin
+from shared.adapters.kafka_errors import to_error
 from shared.errors import BrokerUnavailable, LoopwrightError, Misconfigured
 from shared.kafka_connection import KafkaConnection
 from shared.settings import Settings, load

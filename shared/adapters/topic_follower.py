@@ -22,8 +22,9 @@ class TopicFollower:
     """Thread that reads topics until `stop()` and passes the records to `apply`, in log order.
 
     It reports to `readiness` under the name `check`: ready once it has applied everything that was in the log when it
-    started. While Kafka is unavailable at the start it retries. Any other error, from the log or from `apply`, stops
-    it: the check fails and `on_failure` is called, because the view in memory would no longer be current.
+    started. While Kafka is unavailable at the start, or a topic cannot be read later, it retries, and the check fails
+    with the reason. Any other error, from the log or from `apply`, stops it: the check fails and `on_failure` is
+    called, because the view in memory would no longer be current.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class TopicFollower:
 
     @property
     def caught_up(self) -> bool:
-        """Whether everything that was in the log at the start has been applied."""
+        """Whether everything that was in the log at the start has been applied, and the log can be read."""
         return self._caught_up.is_set()
 
     def start(self) -> None:
@@ -87,7 +88,13 @@ class TopicFollower:
     def _follow(self, reader: LogReader) -> None:
         try:
             while not self._stopping.is_set():
-                records = reader.poll(POLL_S)
+                try:
+                    records = reader.poll(POLL_S)
+                except Retryable as error:
+                    self._caught_up.clear()
+                    self._readiness.set(self._check, False, f"cannot read the log: {error}")
+                    self._stopping.wait(REOPEN_S)
+                    continue
                 if records:
                     self._apply(records)
                 if not self.caught_up and reader.at_end():

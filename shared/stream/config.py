@@ -16,8 +16,6 @@ ClientSettings = dict[str, Any]
 
 PREFETCH_KB = 16_384
 REREAD_PREFETCH_KB = 4_096
-AUTHORIZATION_ERRORS = ("TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED")
-"""Consumer errors that do not pass on retry: the process lacks a permission."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,14 +21,15 @@ import time
 from collections.abc import Callable
 
 import structlog
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 from shared.adapters.clock import SystemClock
+from shared.adapters.kafka_errors import describe_refusal
 from shared.errors import DeadLetterFlood, Fatal, Retryable
 from shared.ports import Clock
 from shared.stream.config import EngineConfig
 from shared.stream.engine_status import EngineState, EngineStatus, PartitionStatus
-from shared.stream.inputs import InputConsumer
+from shared.stream.inputs import InputConsumer, TopicMissing
 from shared.stream.output_rereader import RECORDS_PER_SLICE, OutputRereader
 from shared.stream.partition import OwnedPartition, PartitionSlice, Positions
 from shared.stream.restore import Restorer
@@ -44,7 +45,8 @@ GC_THRESHOLD = 100_000
 READ_TIMEOUT_S = 0.02
 """The client returns when it has all requested records, or after this time."""
 STATUS_INTERVAL_S = 0.5
-RETRY_INTERVAL_S = 0.5
+RETRY_INTERVAL_S, MAX_RETRY_INTERVAL_S = 0.5, 10.0
+"""Time between two attempts, and its upper bound while new clients keep failing: each attempt moves partitions."""
 
 
 class Engine:
@@ -92,6 +94,11 @@ class Engine:
         self._backlog = False
         self._in_group = False
         self._broker_unreachable = False
+        self._restart_reason = ""
+        self._restarts = 0
+        """How many times in a row new clients were needed, without a commit in between."""
+        self._blocked = False
+        """Whether transactions are aborted until a person acts; the state says what they have to do."""
 
     @property
     def state(self) -> EngineState:
@@ -141,8 +148,10 @@ class Engine:
                 self._run_session()
             except (ClientsUnusable, StoreFailed) as error:
                 log.warning("restarting clients", application=self.config.application, reason=str(error))
-                self._set_waiting(f"to restart: {error}")
-                stop.wait(RETRY_INTERVAL_S)
+                self._restart_reason = f"to restart: {error}"
+                self._set_waiting(self._restart_reason)
+                stop.wait(min(MAX_RETRY_INTERVAL_S, RETRY_INTERVAL_S * 2**self._restarts))
+                self._restarts = min(self._restarts + 1, 10)
         self._set_state("stopped")
 
     def _run_session(self) -> None:
@@ -185,20 +194,23 @@ class Engine:
 
     def _start(self) -> bool:
         """Check the topics, take over the `transactional.id`, and join the group. Returns False if stopped."""
-        self._set_state("starting")
+        self._set_state(*(("waiting", self._restart_reason) if self._restart_reason else ("starting", "")))
         while not self._stop.is_set():
             try:
                 self._inputs.check_topics()
                 break
-            except Retryable as missing:
+            except TopicMissing as missing:
                 self._set_waiting(f"for {missing}")
+            except Retryable as refused:
+                self._set_waiting(str(refused))
             except KafkaException as error:
                 self._set_waiting(f"for Kafka at {self.config.kafka.servers}: {error.args[0].str()}")
             self._stop.wait(RETRY_INTERVAL_S)
         if self._stop.is_set() or not self._producer.start():
             return False
         self._inputs.join()
-        self._set_state("starting", "joining the group")
+        if not self._restart_reason:
+            self._set_state("starting", "joining the group")
         return True
 
     def _iterate(self) -> None:
@@ -273,10 +285,14 @@ class Engine:
             if self._on_abort is not None:
                 self._on_abort(str(aborted))
             self._backlog = False
+            if aborted.lasting:
+                self._blocked = True
+                self._set_waiting(str(aborted))
             self._stop.wait(min(1.0, 0.02 * 2**self._slice_runner.size.aborts))
             return
         self._slice_count += 1
         if commit is not None:
+            self._blocked, self._restarts = False, 0
             if self.state == "waiting":
                 self._set_running()
             if self._on_commit is not None:
@@ -305,7 +321,7 @@ class Engine:
                 self._start_processing()
         except (KafkaException, Retryable) as error:
             self._end_restore()
-            text = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+            text = _describe_error(error) if isinstance(error, KafkaException) else str(error)
             self._set_waiting(f"to restore: {text}")
             self._stop.wait(RETRY_INTERVAL_S)
         self._inputs.read(self._active, 1, 0.0)
@@ -321,6 +337,7 @@ class Engine:
         self._inputs.start_reading({n: p.positions.offsets for n, p in self._active.items()})
         self._in_group = True
         self._update_status(time.monotonic())
+        self._restart_reason = ""
         self._set_running()
         log.info("assigned", application=self.config.application, partitions=sorted(self._owned))
 
@@ -395,9 +412,11 @@ class Engine:
         elif self._broker_unreachable:
             # The old clients remember the former coordinators and may wait for them forever.
             raise ClientsUnusable("Kafka was unreachable")
-        elif self.state == "waiting" and self._in_group:
+        elif self.state != "waiting" or self._blocked or self._restart_reason:
+            return
+        elif self._in_group:
             self._set_running()
-        elif self.state == "waiting":
+        else:
             self._set_state("starting", "joining the group")
 
     def _check_clocks(self) -> None:
@@ -471,8 +490,13 @@ class Engine:
         for partition in self._owned.values():
             partition.close()
         self._owned, self._active = {}, {}
-        self._backlog = self._in_group = self._broker_unreachable = False
+        self._backlog = self._in_group = self._broker_unreachable = self._blocked = False
         self._status.set_partitions(())
         self._rereader.close()
         self._inputs.close()
         self._producer.close()
+
+
+def _describe_error(raised: KafkaException) -> str:
+    error: KafkaError = raised.args[0]
+    return describe_refusal(error, reading=True) or str(error.str())

@@ -8,10 +8,12 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from shared.adapters.kafka_clients import build_consumer
+from shared.adapters.kafka_errors import TOPIC_ERRORS, describe_refusal, to_error
 from shared.errors import Fatal, Misconfigured, NotYet
 from shared.records import Headers, Record
-from shared.stream.config import AUTHORIZATION_ERRORS, EngineConfig
+from shared.stream.config import EngineConfig
 from shared.stream.partition import OwnedPartition
+from shared.stream.transaction import ClientsUnusable
 
 METADATA_TIMEOUT_S = 2.0
 
@@ -49,12 +51,15 @@ class InputConsumer:
     def check_topics(self) -> int:
         """Check that inputs and changelog have the same number of partitions, and return it.
 
-        Raises `TopicMissing` if one of them does not exist, `Misconfigured` if they differ, and `KafkaException`.
+        Raises `TopicMissing` if one of them does not exist, `NotPermitted` if one may not be read, `Misconfigured` if
+        they differ, and `KafkaException`.
         """
         config = self._config
         counts: dict[str, int] = {}
         for topic in (*config.inputs, config.changelog):
             metadata = self._consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
+            if metadata.error is not None and describe_refusal(metadata.error) is not None:
+                raise to_error(metadata.error, topic=topic, reading=True)
             if metadata.error is not None or not metadata.partitions:
                 raise TopicMissing(f"the topic {topic} to be created")
             counts[topic] = len(metadata.partitions)
@@ -105,7 +110,8 @@ class InputConsumer:
         """Move records that have arrived into the buffers of `owned`, and return how many.
 
         Blocks for the whole `timeout` (seconds) unless `limit` records arrive. Skips records of other partitions, and
-        pauses inputs whose buffer is full. Raises `Fatal` if reading cannot continue.
+        pauses inputs whose buffer is full. Raises `ClientsUnusable` while an input may not be read or does not exist,
+        and `Fatal` if reading cannot continue.
         """
         count = 0
         for message in self._consumer.consume(limit, timeout):
@@ -195,7 +201,14 @@ class InputConsumer:
                 "were deleted before they were processed. To continue without them, reset the group's offsets of this "
                 "topic to the earliest."
             )
-        elif error.fatal() or name in AUTHORIZATION_ERRORS:
+        elif (
+            refusal := describe_refusal(
+                error, topic=topic or "", reading=True, group=self._config.application
+            )
+        ) is not None or name in TOPIC_ERRORS:
+            # The client reports it once, and may take minutes to notice that it has passed. New clients check first.
+            raise ClientsUnusable(refusal or f"the input {topic} no longer exists ({error.str()})")
+        elif error.fatal():
             raise Fatal(f"{self._config.application}: the consumer cannot continue: {name}: {error.str()}")
         else:
             self._note_error(error)

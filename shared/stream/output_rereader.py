@@ -13,8 +13,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from shared.adapters.kafka import to_record
 from shared.adapters.kafka_clients import build_consumer
+from shared.adapters.kafka_errors import describe_refusal
 from shared.errors import Fatal
-from shared.stream.config import AUTHORIZATION_ERRORS, EngineConfig
+from shared.stream.config import EngineConfig
 from shared.stream.partition import OwnedPartition, RereadCursor
 
 log = structlog.get_logger(__name__)
@@ -48,7 +49,7 @@ class OutputRereader:
         """Begin the requested rereads and buffer records that have arrived. Returns without waiting for records.
 
         The engine calls this once per iteration, so it is cheap while no reread is in progress. Raises `Fatal` if the
-        process is not authorized to read an output topic.
+        client cannot continue.
         """
         if not any(partition.positions.rereads for partition in owned.values()):
             self.close()
@@ -116,7 +117,7 @@ class OutputRereader:
     def _handle_message(self, message: Message, owned: Mapping[int, OwnedPartition]) -> None:
         topic, number, offset = message.topic(), message.partition(), message.offset()
         if topic is None or number is None or offset is None:
-            self._raise_if_fatal(message.error(), topic)
+            self._note_error(message.error(), topic)
             return
         partition = owned.get(number)
         cursor = partition.reread_cursors.get(topic) if partition is not None else None
@@ -134,7 +135,7 @@ class OutputRereader:
             del partition.reread_cursors[topic]
             return
         else:
-            self._raise_if_fatal(error, topic)
+            self._note_error(error, topic)
         if cursor.position >= cursor.end:
             self._stop_reading(topic, number)
 
@@ -143,11 +144,17 @@ class OutputRereader:
         if any(each.topic == topic and each.partition == number for each in self._consumer.assignment()):
             self._consumer.incremental_unassign([TopicPartition(topic, number)])
 
-    def _raise_if_fatal(self, error: KafkaError | None, topic: str | None) -> None:
-        if error is not None and (error.fatal() or error.name() in AUTHORIZATION_ERRORS):
+    def _note_error(self, error: KafkaError | None, topic: str | None) -> None:
+        """Log an error of the client, which tries again by itself. Raises `Fatal` if it cannot."""
+        if error is None:
+            return
+        refusal = describe_refusal(error, topic=topic or "", reading=True)
+        if refusal is not None:
+            log.error("cannot continue a reread", application=self._config.application, reason=refusal)
+        elif error.fatal():
             raise Fatal(
                 f"{self._config.application}: cannot read the output topic {topic} again: {error.name()}: "
-                f"{error.str()}. The process needs READ on its own output topics."
+                f"{error.str()}."
             )
 
 

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
-from confluent_kafka import Consumer, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import ConfigResource
 
 from shared.adapters.clock import SystemClock
 from shared.adapters.kafka_clients import build_admin, build_consumer
-from shared.errors import Fatal, Retryable
+from shared.adapters.kafka_errors import AUTHORIZATION_ERRORS, describe_refusal
+from shared.errors import Retryable
 from shared.ports import Clock
-from shared.stream.config import AUTHORIZATION_ERRORS, EngineConfig
+from shared.stream.config import EngineConfig
 from shared.stream.state_store import AS_OF_KEY, CHANGELOG_ID_KEY, StateStore
 from shared.stream.store_validation import DELETE_RETENTION_MS, ChangelogPartition, rebuild_reason
 
@@ -103,7 +104,7 @@ class Restorer:
         return all(progress.done for progress in self.progress.values())
 
     def advance(self) -> None:
-        """Read for a moment and apply what arrived. Raises `RestoreFailed`, `StoreFailed` or `Fatal`."""
+        """Read for a moment and apply what arrived. Raises `RestoreFailed` or `StoreFailed`."""
         if self._consumer is None or self.done:
             return
         writes: dict[int, Writes] = {}
@@ -119,7 +120,7 @@ class Restorer:
                 writes.setdefault(partition, {})
                 self.progress[partition].position = offset
             else:
-                self._raise_error(error.name(), error.str())
+                self._raise_error(error)
         if any(writes.values()):
             self._last_read = time.monotonic()
         for partition, batch in writes.items():
@@ -184,12 +185,11 @@ class Restorer:
             )
         return marks
 
-    def _raise_error(self, name: str, text: str) -> None:
-        if name in AUTHORIZATION_ERRORS:
-            raise Fatal(
-                f"cannot read the changelog {self._topic}: {name}: {text}. The process needs READ on this topic."
-            )
-        raise RestoreFailed(f"cannot read the changelog {self._topic}: {name}: {text}")
+    def _raise_error(self, error: KafkaError) -> None:
+        refusal = describe_refusal(error, topic=self._topic, reading=True)
+        raise RestoreFailed(
+            refusal or f"cannot read the changelog {self._topic}: {error.name()}: {error.str()}"
+        )
 
     def _log_progress(self) -> None:
         """Log the progress at most every `LOG_INTERVAL_S`, and the duration at the end."""

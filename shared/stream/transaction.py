@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,13 @@ from confluent_kafka import (
 )
 
 from shared.adapters.kafka_clients import build_producer
+from shared.adapters.kafka_errors import (
+    FENCED_ERRORS,
+    OVERSIZED_ERRORS,
+    TOPIC_ERRORS,
+    blames_record,
+    describe_refusal,
+)
 from shared.errors import Fatal, Fenced, Misconfigured, Retryable
 from shared.kafka_connection import KafkaConnection
 from shared.records import Output
@@ -29,30 +37,8 @@ COMMIT_TIMEOUT_S = 2 * DECISION_TIMEOUT_S + 2 * CALL_TIMEOUT_S
 
 DeliveryCallback = Callable[[KafkaError | None, Message], None]
 
-_FENCED = frozenset({"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"})
-_MISCONFIGURED = frozenset(
-    {
-        "INVALID_TRANSACTION_TIMEOUT",
-        "TRANSACTIONAL_ID_AUTHORIZATION_FAILED",
-        "CLUSTER_AUTHORIZATION_FAILED",
-        "_INVALID_ARG",
-    }
-)
-_NOT_CAUSED_BY_RECORD = frozenset(
-    {
-        # the broker is unreachable, slow, or moving partitions
-        "_TRANSPORT", "_ALL_BROKERS_DOWN", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "_MSG_TIMED_OUT", "_PURGE_QUEUE",
-        "_PURGE_INFLIGHT", "_STATE", "REQUEST_TIMED_OUT", "NETWORK_EXCEPTION", "NOT_COORDINATOR",
-        "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS", "NOT_ENOUGH_REPLICAS",
-        "NOT_ENOUGH_REPLICAS_AFTER_APPEND", "NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE",
-        "CONCURRENT_TRANSACTIONS", "KAFKA_STORAGE_ERROR", "THROTTLING_QUOTA_EXCEEDED",
-        # the group is moving partitions
-        "ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS", "FENCED_INSTANCE_ID",
-        # the transaction timed out
-        "INVALID_TXN_STATE", "INVALID_PRODUCER_ID_MAPPING", "UNKNOWN_PRODUCER_ID",
-        "OUT_OF_ORDER_SEQUENCE_NUMBER",
-    }
-)  # fmt: skip
+_PRODUCED_TO = re.compile(r"\bfor (\S+) \[\d+\]")
+_MISCONFIGURED = frozenset({"INVALID_TRANSACTION_TIMEOUT", "_INVALID_ARG"})
 
 
 class TransactionAborted(Retryable):
@@ -60,15 +46,24 @@ class TransactionAborted(Retryable):
 
     code = "aborted"
 
-    def __init__(self, message: str, *, caused_by_record: bool = False, oversized: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        caused_by_record: bool = False,
+        oversized: bool = False,
+        lasting: bool = False,
+    ) -> None:
         """Create the error.
 
         `caused_by_record` means that the broker refused a record of the transaction, and probably will again;
-        `oversized`, that the reason was its size.
+        `oversized`, that the reason was its size. `lasting` says that a person has to act, for instance grant a
+        permission, before a retry can succeed.
         """
         super().__init__(message)
         self.caused_by_record = caused_by_record
         self.oversized = oversized
+        self.lasting = lasting
 
 
 class ClientsUnusable(Retryable):
@@ -271,12 +266,20 @@ class TransactionalProducer:
                 self._open = False
         if error is None:
             return TransactionAborted(why)
-        name = error.name()
+        refusal = self._describe_refusal(error)
         return TransactionAborted(
-            f"{name}: {error.str()}",
-            caused_by_record=name not in _NOT_CAUSED_BY_RECORD,
-            oversized=name in ("MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE"),
+            refusal or f"{error.name()}: {error.str()}",
+            caused_by_record=blames_record(error),
+            oversized=error.name() in OVERSIZED_ERRORS,
+            lasting=refusal is not None,
         )
+
+    def _describe_refusal(self, error: KafkaError) -> str | None:
+        """Return what a person has to do before a retry can succeed, or None if a retry may succeed by itself."""
+        refusal = describe_refusal(error, topic=_topic_of(error), identity=self._identity)
+        if refusal is None and error.name() in TOPIC_ERRORS:
+            return f"an output topic does not exist ({error.str()}): run the topics job"
+        return refusal
 
     def close(self) -> None:
         """Drop uncommitted records without waiting. The broker aborts an open transaction when it times out."""
@@ -290,7 +293,7 @@ class TransactionalProducer:
                 call()
             except KafkaException as raised:
                 error = _cause(raised)
-                if error.fatal() or error.name() in _FENCED:
+                if error.fatal() or error.name() in FENCED_ERRORS:
                     raise self._to_raise(error) from raised
                 if error.txn_requires_abort() or not error.retriable():
                     raise self.abort(error) from raised
@@ -309,18 +312,21 @@ class TransactionalProducer:
 
     def _to_raise(self, error: KafkaError) -> Fatal | ClientsUnusable:
         name = error.name()
-        if name in _FENCED and self._open and time.monotonic() - self._opened_at >= self._timeout_s:
+        if name in FENCED_ERRORS and self._open and time.monotonic() - self._opened_at >= self._timeout_s:
             return ClientsUnusable(
                 "the broker aborted a transaction that exceeded its timeout, because this process or the broker was "
                 f"unresponsive ({error.str()})."
             )
-        if name in _FENCED:
+        if name in FENCED_ERRORS:
             return Fenced(
                 f"the transactional.id {self._identity!r} was taken over ({error.str()}). Nothing was lost. Run only "
                 "one process under each instance name, and start this one again."
             )
         if name in _MISCONFIGURED:
             return Misconfigured(f"Kafka refuses the producer {self._identity!r}: {error.str()}")
+        refusal = self._describe_refusal(error)
+        if refusal is not None:
+            return ClientsUnusable(f"{refusal}.")
         return ClientsUnusable(f"the producer {self._identity!r} cannot continue: {name}: {error.str()}.")
 
 
@@ -361,6 +367,12 @@ class PendingCommit:
             self._rest()
         except BaseException as error:  # noqa: BLE001 - `commit` raises it in its own thread
             self.raised = error
+
+
+def _topic_of(error: KafkaError) -> str:
+    """Return the topic that the client's text names, as in "ProduceRequest for topic [0] with 1 message(s) failed"."""
+    found = _PRODUCED_TO.search(error.str())
+    return found[1] if found else ""
 
 
 def _cause(raised: KafkaException) -> KafkaError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from services.inference.response_publisher import SpoolSender
 from services.inference.spool import Spool
 from shared.adapters.in_memory import InMemoryLog, InMemoryPublisher
+from shared.telemetry import Readiness
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +30,7 @@ def test_records_spooled_before_kill_9_are_sent_after_restart(tmp_path: Path) ->
         last = max([200, *(int(line) for line in child.stdout.read().split("\n")[:-1] if line)])
     log = InMemoryLog()
     spool = Spool(path, 1 << 26)
-    sender = SpoolSender(spool, InMemoryPublisher(log, "inference"))
+    sender = SpoolSender(spool, InMemoryPublisher(log, "inference"), Readiness())
     sender.start()
     sender.stop(20)
     assert len(spool) == 0

@@ -65,6 +65,7 @@ async def test_service_is_ready_when_all_followers_have_caught_up() -> None:
                 "versions": "ok",
                 "outcomes": "ok",
                 "erasures": "ok",
+                "publisher": "ok",
             }
             assert (await http.post("/v1/feedback", json=THUMBS)).status_code == 202
             assert (await http.get("/v1/feedback/r1/e1")).json()["outcome"] == "pending"

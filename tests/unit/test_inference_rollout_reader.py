@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 
 import pytest
 
+from services.inference import rollout_reader
 from services.inference.rollout_reader import RolloutReader
 from services.inference.version_registry import VersionRegistry
 from services.inference.version_swap import Refusal, VersionSwap
 from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.in_memory import InMemoryLog, InMemoryLogReader, InMemoryPublisher
-from shared.errors import BrokerUnavailable, Fatal, LoopwrightError
+from shared.errors import BrokerUnavailable, Fatal, LoopwrightError, NotPermitted
 from shared.ports import LogReader
 from shared.records import Output, Record
 from shared.telemetry import Readiness
@@ -101,6 +103,26 @@ def test_later_record_is_applied(setup: Setup) -> None:
     setup.write(rollout_record(1, v1))
     assert setup.applied.wait(5)
     assert setup.registry.state().stable == v1
+
+
+def test_topic_that_may_not_be_read_makes_the_replica_unready(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_reader, "RECONNECT_S", 0.01)
+    reader = InMemoryLogReader(setup.log, [TOPIC])
+    setup.open_reader = lambda: reader
+    setup.reader.start()
+    assert setup.caught_up.wait(5)
+    reader.failure = NotPermitted("the principal may not read model.rollout: grant READ")
+    deadline = time.monotonic() + 5
+    while "grant READ" not in setup.readiness.report()[1]["rollout"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not setup.readiness.report()[0]
+    setup.caught_up.clear()
+    reader.failure = None
+    assert setup.caught_up.wait(5)
+    assert setup.readiness.report()[0]
 
 
 def test_unreadable_record_becomes_a_dead_letter_and_blocks_none(setup: Setup) -> None:

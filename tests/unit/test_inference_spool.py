@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Event
@@ -11,7 +14,7 @@ import pytest
 from services.inference.response_publisher import SpoolResponsePublisher, SpoolSender, StrictResponsePublisher
 from services.inference.spool import ROW_BYTES, Spool
 from shared.adapters.in_memory import InMemoryLog, InMemoryPublisher
-from shared.errors import BrokerUnavailable, LoopwrightError, Misconfigured, Overloaded
+from shared.errors import BrokerUnavailable, LoopwrightError, Misconfigured, NotPermitted, Overloaded
 from shared.ports import Acked
 from shared.records import Output
 from shared.telemetry import SPOOL_LOST, Readiness
@@ -94,7 +97,7 @@ def test_spooled_records_are_sent_and_removed(tmp_path: Path) -> None:
     spool, publisher = Spool(tmp_path / "spool.sqlite", 1 << 20), CountingPublisher(log, "inference", 250)
     for number in range(250):
         spool.add(record(number))
-    sender = SpoolSender(spool, publisher)
+    sender = SpoolSender(spool, publisher, Readiness())
     sender.start()
     assert publisher.attempted.wait(10)
     sender.stop(5)
@@ -109,7 +112,7 @@ def test_unavailable_broker_loses_no_record(tmp_path: Path) -> None:
     spool, publisher = Spool(tmp_path / "spool.sqlite", 1 << 20), CountingPublisher(log, "inference", 3)
     publisher.failure = BrokerUnavailable("unavailable")
     spool.add(record(1))
-    sender = SpoolSender(spool, publisher, retry_s=0.01)
+    sender = SpoolSender(spool, publisher, Readiness(), retry_s=0.01)
     sender.start()
     assert publisher.attempted.wait(5)
     assert arrived(log) == []
@@ -127,12 +130,12 @@ def test_lost_acknowledgement_sends_again_under_the_same_id(tmp_path: Path) -> N
     publisher.failure, publisher.lose_acks = BrokerUnavailable("the acknowledgement was lost"), True
     spool = Spool(tmp_path / "spool.sqlite", 1 << 20)
     spool.add(record(1))
-    sender = SpoolSender(spool, publisher)
+    sender = SpoolSender(spool, publisher, Readiness())
     sender.start()
     assert publisher.attempted.wait(5)
     sender.stop(0)
     publisher.failure = None
-    second_sender = SpoolSender(spool, publisher)
+    second_sender = SpoolSender(spool, publisher, Readiness())
     second_sender.start()
     second_sender.stop(5)
     assert len(spool) == 0
@@ -147,7 +150,7 @@ def test_rejected_record_does_not_block_the_others(tmp_path: Path) -> None:
     spool.add(record(1, 2_000_000))
     spool.add(record(2))
     before = SPOOL_LOST._value.get()
-    sender = SpoolSender(spool, InMemoryPublisher(log, "inference"))
+    sender = SpoolSender(spool, InMemoryPublisher(log, "inference"), Readiness())
     sender.start()
     sender.stop(5)
     assert arrived(log) == ["r2"]
@@ -178,3 +181,65 @@ def test_strict_delivery_reports_acknowledgement_and_failure() -> None:
     response_publisher.publish(record(2), errors.append)
     assert errors == [None, publisher.failure]
     assert arrived(log) == ["r1"]
+
+
+@pytest.mark.parametrize("broken", ["oldest", "remove"])
+def test_sender_survives_a_full_disk_and_sends_everything_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    log, readiness = InMemoryLog(), Readiness()
+    spool, publisher = Spool(tmp_path / "spool.sqlite", 1 << 20), InMemoryPublisher(log, "inference")
+    working, is_full = getattr(spool, broken), [True]
+
+    def failing(argument: object) -> object:
+        if is_full[0]:
+            raise sqlite3.OperationalError("database or disk is full")
+        return working(argument)
+
+    monkeypatch.setattr(spool, broken, failing)
+    sender = SpoolSender(spool, publisher, readiness, retry_s=0.01)
+    assert readiness.report()[0]
+    sender.start()
+    spool.add(record(1))
+    wait_until(lambda: not readiness.report()[0])
+    assert "disk is full" in readiness.report()[1]["spool_sender"]
+    is_full[0] = False
+    wait_until(lambda: len(spool) == 0 and readiness.report()[0])
+    spool.add(record(2))
+    wait_until(lambda: len(spool) == 0)
+    assert set(arrived(log)) == {"r1", "r2"}
+    sender.stop(5)
+    spool.close()
+
+
+def test_sqlite_errors_of_the_spool_are_retryable(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.sqlite", 1 << 20)
+    spool.add(record(1))
+    number = spool.oldest(1)[0].number
+    spool._db.close()
+    for call in (lambda: spool.oldest(1), lambda: spool.remove([number]), lambda: spool.add(record(2))):
+        with pytest.raises(Overloaded):
+            call()
+
+
+def test_refused_records_wait_in_the_spool_and_readiness_says_why(tmp_path: Path) -> None:
+    log, readiness = InMemoryLog(), Readiness()
+    spool, publisher = Spool(tmp_path / "spool.sqlite", 1 << 20), InMemoryPublisher(log, "inference")
+    publisher.failure = NotPermitted("the principal may not write to chat.responses: grant WRITE")
+    sender = SpoolSender(spool, publisher, readiness, retry_s=0.01)
+    sender.start()
+    spool.add(record(1))
+    wait_until(lambda: "grant WRITE" in readiness.report()[1]["spool_sender"])
+    assert readiness.report()[0], "answers go on while the spool has space"
+    publisher.failure = None
+    wait_until(lambda: len(spool) == 0 and readiness.report()[1]["spool_sender"] == "ok")
+    assert arrived(log) == ["r1"]
+    sender.stop(5)
+    spool.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

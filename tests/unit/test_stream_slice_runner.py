@@ -82,7 +82,12 @@ class EngineDriver:
         self.transactions = FakeTransactions(refuses, failure)
         self.engine: Any = Engine(config, step)
         self.engine._stop = SimpleNamespace(wait=lambda _seconds: None)
-        self.engine._inputs = SimpleNamespace(group_metadata=lambda: None, read=lambda *_: 0)
+        self.engine._inputs = SimpleNamespace(
+            group_metadata=lambda: None,
+            read=lambda *_: 0,
+            high_watermark=lambda *_: None,
+            resume_drained=None,
+        )
         self.engine._rereader = SimpleNamespace(close=lambda: None)
         self.engine._slice_runner.use_producer(self.transactions)
         self.engine._owned = {n: OwnedPartition(n, config, MemoryStore(n)) for n in (0, 1)}
@@ -151,6 +156,27 @@ def test_aborts_not_caused_by_a_record_give_none_up() -> None:
     assert driver.committed("out") == values(20)
     assert driver.committed("dead") == []
     assert driver.transactions.attempts > 50
+
+
+def test_missing_permission_waits_with_its_reason_and_passes_by_itself() -> None:
+    granted = False
+    reason = "the principal may not write to out: grant WRITE and DESCRIBE on the topic"
+    driver = EngineDriver(
+        echo,
+        lambda output: output.topic == "out" and not granted,
+        lambda: TransactionAborted(reason, lasting=True),
+    )
+    driver.add(0, *values(20))
+    driver.run_slices(100)
+    assert (driver.engine.state, driver.engine.reason) == ("waiting", reason)
+    driver.engine._inputs.last_error = None
+    driver.engine._update_status(0.0)
+    assert driver.engine.state == "waiting", "a broker that answers is not enough"
+    granted = True
+    driver.run_slices(30)
+    assert driver.engine.state == "running"
+    assert driver.committed("out") == values(20)
+    assert driver.committed("dead") == []
 
 
 def test_dead_letter_keeps_value_and_reason_after_a_broker_failure() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from shared.adapters import topic_follower
 from shared.adapters.in_memory import InMemoryLog, InMemoryLogReader
 from shared.adapters.topic_follower import TopicFollower
-from shared.errors import BrokerUnavailable, Fatal
+from shared.errors import BrokerUnavailable, Fatal, NotPermitted
 from shared.ports import LogReader
 from shared.records import Output, Record
 from shared.telemetry import Readiness
@@ -95,6 +97,33 @@ def test_read_error_makes_the_service_unready() -> None:
     assert not follower.caught_up
     assert not readiness.report()[0]
     follower.stop()
+
+
+def test_unreadable_topic_fails_the_check_until_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topic_follower, "REOPEN_S", 0.01)
+    log, seen, readiness = InMemoryLog(), Seen(), Readiness("versions")
+    write(log, b"1")
+    reader = InMemoryLogReader(log, [TOPIC])
+    follower = TopicFollower("versions", lambda: reader, seen.apply, readiness, lambda: None)
+    follower.start()
+    wait_until(lambda: follower.caught_up)
+    reader.failure = NotPermitted("the principal may not read model.versions: grant READ")
+    wait_until(lambda: not follower.caught_up)
+    wait_until(lambda: "grant READ" in readiness.report()[1]["versions"])
+    assert not readiness.report()[0]
+    assert not follower.failed
+    reader.failure = None
+    write(log, b"2")
+    seen.wait_for(2)
+    wait_until(lambda: follower.caught_up and readiness.report()[0])
+    follower.stop()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_stop_before_start_is_allowed() -> None:
