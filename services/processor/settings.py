@@ -24,6 +24,15 @@ class ProcessorSettings(Settings):
         description="Name of this process among those that share the data folder, or `auto`: the lowest free number. "
         "Its stores are named after it.",
     )
+    workers: int = Field(
+        1, ge=1, le=64, description="Processes that this command runs on this host; also `--workers`."
+    )
+    worker_port: int = Field(
+        8102,
+        ge=1,
+        le=65_535,
+        description="Port of the second worker's web views. The first has `port`; further ones follow this number.",
+    )
     batch_examples: int = Field(64, ge=1, le=64, description="Examples at which a batch is cut.")
     batch_bytes: int = Field(
         BATCH_BYTES, ge=1024, le=BATCH_BYTES, description="Size in bytes that no batch exceeds."

@@ -102,7 +102,7 @@ def decisions(kafka: str) -> list[tuple[int, str, str]]:
     partition = TopicPartition(MODEL_ROLLOUT.name, 0, 0)
     _, end = consumer.get_watermark_offsets(partition, timeout=10)
     consumer.assign([partition])
-    found = []
+    found: list[tuple[int, str, str]] = []
     for message in consumer.consume(end, 2.0) if end else []:
         record = RolloutRecord.from_json(message.value())
         found.append((record.seq, record.action, record.stable.version))
