@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from services.processor.core.batches import BatchLimits
 from shared.records import Headers
+from shared.topics import CHAT_RESPONSES, DAY_MS, WINDOW_DAYS
 
+ROOT = "honest"
+"""Beginning of the ids of honest responses and events."""
 T0 = 1_760_000_000_000
 """Append time of the first record, in ms since the epoch."""
+
+FORGOTTEN_MS = WINDOW_DAYS * DAY_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +110,30 @@ def is_honest(step: Step) -> bool:
 
 def _short(key: bytes | None) -> str:
     return repr(key) if key is None or len(key) <= 200 else f"{key[:60]!r}... ({len(key)} bytes)"
+
+
+_CLAIM = re.compile(rb'"(response|event)_id"\s*:\s*"(%s-[^"]*)"' % ROOT.encode())
+
+
+def fair(steps: Iterable[Step]) -> Iterator[Step]:
+    """Yield the steps without the records that are hostile and first.
+
+    The first content under an id stands, so a hostile record may use the id of an honest response or event only after
+    the honest record, and not after the window, when the id is forgotten. (Feedback on an honest response may always
+    come, also before the response.)
+    """
+    known: dict[bytes, int] = {}
+    stream_ms = 0
+    for step in steps:
+        if not isinstance(step, Appended):
+            yield step
+            continue
+        stream_ms = max(stream_ms, step.at_ms)
+        names = _CLAIM.findall(step.value or b"")
+        what = b"response" if step.topic == CHAT_RESPONSES.name else b"event"
+        claimed = {name for kind, name in names if kind == what}
+        if step.honest:
+            known |= {name: known.get(name, stream_ms) for name in claimed}
+        elif not all(name in known and stream_ms - known[name] < FORGOTTEN_MS for name in claimed):
+            continue
+        yield step

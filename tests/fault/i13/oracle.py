@@ -1,7 +1,7 @@
 """Judges a history: runs it with and without its hostile records, and names every violation of I13.
 
-A violation starts with its name. What hostile records may legitimately change is in `_allowed_outcomes` and
-`_dataset`; there is no other exception.
+A violation starts with its name. What hostile records may legitimately change is in
+`_regardless_of_cuts` and `_dataset`, and what they may not do in `history.fair`; there is no other exception.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from shared.events import (
     Feedback,
     LogRecord,
     Outcome,
-    OutcomeKind,
     Tally,
     parse_union,
 )
@@ -44,6 +43,8 @@ from tests.fault.i13.partition_run import CLOSER, PartitionRun, RunResult
 
 Event = tuple[str, str]
 """(response_id, event_id)"""
+Fate = tuple[str, str, str | None]
+"""(outcome, line, reason)"""
 
 MAX_HEADER_BYTES = 1_024
 """Largest header of an output: no producer may make ours grow."""
@@ -59,8 +60,8 @@ READERS: dict[str, type[LogRecord]] = {
     TRAINING_BATCHES.name: Batch,
     ERASURE_REPORTS.name: ErasureReport,
 }
-CUT_DECIDES = frozenset({OutcomeKind.SUPERSEDED, OutcomeKind.RETRACTED, OutcomeKind.ERASED})
-"""Outcomes of an event that leaves the open batch before it is cut. If it was cut before, the event is `batched`."""
+CUT_DECIDES = frozenset({"batched", "superseded", "retracted", "erased"})
+"""Outcomes of an event that was in the open batch: `batched` if it was still there when the batch was cut."""
 
 
 def violations(history: History) -> list[str]:
@@ -133,11 +134,7 @@ def _outcomes(run: RunResult) -> dict[Event, list[dict[str, Any]]]:
 def _every_event_has_one_outcome(run: RunResult) -> Iterator[str]:
     if run.failures:
         return
-    sent: Counter[Event] = Counter()
-    for record in run.records.values():
-        if record.topic == FEEDBACK_EVENTS.name and (event := parse_event(record)) is not None:
-            sent[event.response_id, event.event_id] += 1
-    outcomes = _outcomes(run)
+    sent, outcomes = _sent(run), _outcomes(run)
     for event in sent.keys() | outcomes.keys():
         response_id, count = event[0], len(outcomes[event])
         if response_id.startswith(CLOSER) or (response_id in run.damaged and count <= sent[event]):
@@ -202,29 +199,37 @@ def _honest_outcomes_are_the_same(history: History, full: RunResult, alone: RunR
     if full.failures or alone.failures:
         return
     with_others, without = _outcomes(full), _outcomes(alone)
+    sent, sent_alone = _sent(full), _sent(alone)
     for event in sorted(_honest_events(alone)):
         mine, expected = _fates(with_others[event]), _fates(without[event])
-        if mine != expected and not _allowed_outcomes(history, mine, expected):
-            yield f"interference: {event} has {mine}, and {expected} without hostile records"
+        by_others = sent[event] - sent_alone[event]
+        if history.limits.examples > 1:
+            mine, expected = _regardless_of_cuts(mine), _regardless_of_cuts(expected)
+        # Each record under this id has an outcome, also those that others sent; the honest ones have theirs.
+        if expected - mine or (mine - expected).total() > by_others:
+            yield f"interference: {event} has {dict(mine)}, and {dict(expected)} without hostile records"
 
 
-def _fates(outcomes: list[dict[str, Any]]) -> list[tuple[str, str, str | None]]:
+def _sent(run: RunResult) -> Counter[Event]:
+    """Return how often each event is in the log."""
+    events = (parse_event(record) for record in run.records.values() if record.topic == FEEDBACK_EVENTS.name)
+    return Counter((event.response_id, event.event_id) for event in events if event is not None)
+
+
+def _fates(outcomes: list[dict[str, Any]]) -> Counter[Fate]:
     """Return what users learn about an event, besides the number and time of its batch."""
-    return sorted((o["outcome"], o["line"], o.get("reason")) for o in outcomes)
+    return Counter((o["outcome"], o["line"], o.get("reason")) for o in outcomes)
 
 
-def _allowed_outcomes(history: History, mine: list[Any], expected: list[Any]) -> bool:
-    """Return whether only the time of a cut differs, which all users of a line share.
+def _regardless_of_cuts(fates: Counter[Fate]) -> Counter[Fate]:
+    """Return the fates without what depends on the time of a cut, which all users of a line share.
 
-    With batches of one example every revision is cut at once, so that nothing is allowed to differ.
+    With batches of one example every revision is cut at once. Then nothing depends on it, and this is not used.
     """
-    if history.limits.examples == 1 or len(mine) != len(expected):
-        return False
-    batched = str(OutcomeKind.BATCHED)
-    return all(
-        a == b or (a[1:] == b[1:] and {a[0], b[0]} <= {batched, *CUT_DECIDES} and batched in (a[0], b[0]))
-        for a, b in zip(mine, expected, strict=True)
-    )
+    regardless: Counter[Fate] = Counter()
+    for (outcome, line, reason), count in fates.items():
+        regardless["batched or left" if outcome in CUT_DECIDES else outcome, line, reason] += count
+    return regardless
 
 
 def _honest_data_is_the_same(full: RunResult, alone: RunResult) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import structlog
@@ -15,7 +16,6 @@ from services.processor.core.erasure.process import ErasureConfig
 from services.processor.core.step import ProcessorStep
 from services.processor.service import engine_config
 from services.processor.settings import ProcessorSettings
-from shared.adapters.clock import ManualClock
 from shared.dead_letter_replay import make_replay_record, parse_dead_letter
 from shared.dead_letters import DeadLetterLimit
 from shared.records import Output, Record
@@ -28,18 +28,44 @@ from tests.fault.i13 import requests
 from tests.fault.i13.history import T0, Appended, History, HostClock, Idle, Replay, Stored
 
 SLICE_RECORDS = 8
-EPOCHS_DAYS = (31, 62, 93, 124, 155, 186)
+EPOCHS_DAYS = (31, 62, 93, 124)
 """When harmless records come after a history, so that its windows close and its erasures end."""
 MAX_ROUNDS = 600
 """Ticks after which all erasures of a history must have ended."""
 CLOSER = "closer"
 
 
+class Clocks:
+    """`Clock` of the processor's host. True time and monotonic time go on together; the host and the broker may err."""
+
+    def __init__(self) -> None:
+        self.real_ms = T0
+        self.host_offset_ms = 0
+        self.broker_offset_ms = 0
+
+    @property
+    def broker_ms(self) -> int:
+        return self.real_ms + self.broker_offset_ms
+
+    def now_ms(self) -> int:
+        return self.real_ms + self.host_offset_ms
+
+    def monotonic(self) -> float:
+        return (self.real_ms - T0) / 1000
+
+    def wait(self, seconds: float) -> None:
+        self.real_ms += round(seconds * 1000)
+
+    def pass_until(self, real_ms: int) -> None:
+        self.real_ms = max(self.real_ms, real_ms)
+
+
 class MemoryProducer:
     """Stands in for `TransactionalProducer`: a commit appends everything to the log."""
 
-    def __init__(self, log: list[Output]) -> None:
+    def __init__(self, log: list[Output], clocks: Clocks) -> None:
         self._log = log
+        self._clocks = clocks
         self._open: list[Output] = []
         self.changelog_bytes = 0
         """Size of the largest value that was written to the state."""
@@ -47,8 +73,8 @@ class MemoryProducer:
     def produce(self, outputs: Iterable[Output]) -> None:
         self._open += outputs
 
-    def produce_tracked(self, output: Output, on_offset: Callable[[int], None]) -> None:
-        on_offset(0)
+    def produce_tracked(self, output: Output, on_offset: Callable[[int, int | None], None]) -> None:
+        on_offset(0, self._clocks.broker_ms)
 
     def produce_changelog(self, topic: str, partition: int, writes: dict[bytes, bytes | None]) -> None:
         for value in writes.values():
@@ -98,15 +124,13 @@ class PartitionRun:
         self.history = history
         self.result = RunResult()
         self.config = CONFIG
-        self.host_offset_ms = 0
-        self._clock = ManualClock(T0)
+        self.clocks = Clocks()
         self._step = ProcessorStep(history.limits, ErasureConfig(1))
-        self._runner = SliceRunner(self.config, self._step, self._clock, lambda _phase: None)
-        self._producer: Any = MemoryProducer(self.result.log)
+        self._runner = SliceRunner(self.config, self._step, self.clocks, lambda _phase: None)
+        self._producer: Any = MemoryProducer(self.result.log, self.clocks)
         self._runner.use_producer(self._producer)
         self.partition = OwnedPartition(0, self.config, MemoryStore())
         self._offsets: Counter[str] = Counter()
-        self._real_ms = T0
         self._last_at_ms = T0
 
     def run(self) -> RunResult:
@@ -134,7 +158,7 @@ class PartitionRun:
             elif isinstance(step, Idle):
                 self._idle(step)
             elif isinstance(step, HostClock):
-                self.host_offset_ms = step.offset_ms
+                self.clocks.host_offset_ms = step.offset_ms
             elif isinstance(step, Replay):
                 self._replay_dead_letters(step)
             else:
@@ -143,9 +167,9 @@ class PartitionRun:
             self._run_slice()
 
     def _idle(self, step: Idle) -> None:
-        start = self._real_ms
+        start = self.clocks.real_ms
         for number in range(1, step.ticks + 1):
-            self._pass_time(start + max(0, step.real_ms - start) * number // step.ticks)
+            self.clocks.pass_until(start + max(0, step.real_ms - start) * number // step.ticks)
             self._run_slice()
 
     def _replay_dead_letters(self, step: Replay) -> None:
@@ -157,7 +181,8 @@ class PartitionRun:
         self._run_slice()
 
     def _append(self, at_ms: int, real_ms: int, output: Output, honest: bool) -> None:
-        self._pass_time(real_ms)
+        self.clocks.pass_until(real_ms)
+        self.clocks.broker_offset_ms = at_ms - real_ms
         offset = self._offsets[output.topic]
         self._offsets[output.topic] += 1
         record = Record(output.topic, 0, offset, at_ms, output.key, output.value, output.headers)
@@ -166,9 +191,6 @@ class PartitionRun:
             self.result.honest.add((output.topic, offset))
         self.partition.merge_buffer.add(record)
         self._last_at_ms = at_ms
-
-    def _pass_time(self, real_ms: int) -> None:
-        self._real_ms = max(self._real_ms, real_ms)
 
     def _run_slice(self) -> None:
         """Run everything that waits, a tick if one is due, and the next piece of a reread."""
@@ -181,8 +203,8 @@ class PartitionRun:
         part = partition.take_slice(
             self.config.slice_records,
             self.config.slice_bytes,
-            now=(self._real_ms - T0) / 1000,
-            clock_ms=self._real_ms + self.host_offset_ms,
+            now=self.clocks.monotonic(),
+            clock_ms=self.clocks.now_ms(),
             tick_interval=self.config.tick_interval,
             max_reread_records=64,
         )
@@ -213,25 +235,23 @@ class PartitionRun:
 
     def _let_time_pass(self) -> None:
         """Append harmless records much later, and let ticks and rereads come until the partition is at rest."""
+        self.clocks.host_offset_ms = 0
         last = max(
-            max((record.timestamp for record in self.result.records.values()), default=T0), self._real_ms
+            max((record.timestamp for record in self.result.records.values()), default=T0),
+            self.clocks.real_ms,
         )
         for days in EPOCHS_DAYS:
             for number in range(3):
-                at_ms = last + days * DAY_MS + number * 11_000
-                body = {
-                    "response_id": f"{CLOSER}-{days}-{number}", "event_id": CLOSER, "user_id": CLOSER,
-                    "kind": "thumbs", "value": "up",
-                }  # fmt: skip
-                record = requests.feedback(body, at_ms)
-                assert record is not None
-                self._append(at_ms, at_ms, record, honest=False)
-                self._run_slice()
+                at_ms = (
+                    last + days * DAY_MS + number * 11_000
+                )  # far enough apart for a pass over expired windows
+                self._append(at_ms, at_ms, _closer(days, number), honest=False)
+            self._run_slice()
             self._finish_erasures()
 
     def _finish_erasures(self) -> None:
         for _ in range(MAX_ROUNDS):
-            self._pass_time(self._real_ms + 1_000)
+            self.clocks.wait(1)
             self._run_slice()
             if not self._is_erasing():
                 return
@@ -245,6 +265,15 @@ class PartitionRun:
 
     def _user_state(self) -> dict[bytes, bytes]:
         return dict(self.partition.store.scan(b"\x01", b"\xff\xff"))
+
+
+@cache
+def _closer(days: int, number: int) -> Output:
+    """Return harmless feedback on a response that nobody knows."""
+    ids = {"response_id": f"{CLOSER}-{days}-{number}", "event_id": CLOSER, "user_id": CLOSER}
+    record = requests.feedback(ids | {"kind": "thumbs", "value": "up"}, T0)
+    assert record is not None
+    return record
 
 
 def _config() -> EngineConfig:

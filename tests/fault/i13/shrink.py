@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fault.i13.history import History
+from tests.fault.i13.history import History, fair
 from tests.fault.i13.oracle import name_of, violations
 
 MAX_ATTEMPTS = 400
@@ -16,7 +16,7 @@ def shrink(history: History, name: str) -> History:
     while size and attempts < MAX_ATTEMPTS:
         start = 0
         while start < len(steps) and attempts < MAX_ATTEMPTS:
-            fewer = steps[:start] + steps[start + size :]
+            fewer = list(fair(steps[:start] + steps[start + size :]))
             attempts += 1
             if any(name_of(found) == name for found in violations(history.with_steps(fewer))):
                 steps = fewer
