@@ -22,7 +22,8 @@ from services.feedback.core.schemas import (
     to_response,
 )
 from services.feedback.erasure_handler import MAX_ERASURE_BYTES, RETRACTION_PREFIX
-from services.feedback.handlers import MAX_FEEDBACK_BYTES, valid_traceparent
+from services.feedback.handlers import MAX_FEEDBACK_BYTES
+from services.feedback.views import KnownLines, VersionsView
 from services.inference.api.openai_schemas import parse_chat_request
 from services.inference.core.generation_request import ChoiceResult, GenerationRequest, GenerationResult
 from services.inference.response_stream import RequestDetails, response_record
@@ -30,6 +31,7 @@ from shared.cloudevents import cloudevent
 from shared.errors import LoopwrightError
 from shared.events import MAX_CHOICES, MAX_MESSAGES, ErasureRequest, Message, Usage, from_ms
 from shared.feedback_kinds import KIND_BY_NAME
+from shared.limits import MAX_RESPONSE_BYTES
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output
 from shared.topics import CHAT_RESPONSES, ERASED_WITHIN_DAYS, ERASURE_REQUESTS, FEEDBACK_EVENTS
@@ -37,7 +39,8 @@ from tests.fault.i13 import values
 
 PSEUDONYMS = Pseudonymiser(b"a key that is long enough")
 LINE = "assistant"
-MAX_RESPONSE_BYTES = 1_000_000
+LINES = KnownLines(frozenset({LINE, "coder"}), VersionsView(), lambda: True)
+MAX_BODY_BYTES = 1_000_000
 KINDS = (*KIND_BY_NAME, "retract")
 
 
@@ -50,7 +53,8 @@ def feedback(body: dict[str, Any], now_ms: int, trace: str = "") -> Output | Non
         parsed, now = parse_body(FEEDBACK_BODY, raw), from_ms(now_ms)
         event_id = resolve_id(parsed.event_id, None) or "generated"
         user = PSEUDONYMS.of(parsed.user_id)
-        event = to_event(parsed, event_id=event_id, line=LINE, pseudonym=user, now=now)
+        line = LINES.check(parsed.line or LINE)
+        event = to_event(parsed, event_id=event_id, line=line, pseudonym=user, now=now)
         return cloudevent(
             FEEDBACK_EVENTS,
             event.response_id,
@@ -58,7 +62,7 @@ def feedback(body: dict[str, Any], now_ms: int, trace: str = "") -> Output | Non
             source="feedback",
             ce_id=f"{event.response_id}/{event.event_id}",
             at=now,
-            traceparent=valid_traceparent(a_trace(trace or f"{now_ms} {raw!r}")),
+            traceparent=a_trace(trace or f"{now_ms} {raw!r}"),
         )
 
     return _accepted(body, accept)
@@ -68,11 +72,11 @@ def response(body: dict[str, Any], now_ms: int, trace: str = "") -> Output | Non
     """Return the record of `POST /v1/responses`, or None if the body is refused."""
 
     def accept(raw: bytes) -> Output:
-        if len(raw) > MAX_RESPONSE_BYTES:
+        if len(raw) > MAX_BODY_BYTES:
             raise LoopwrightError("too large")
         parsed, now = parse_body(RESPONSE_BODY, raw), from_ms(now_ms)
         user = PSEUDONYMS.of(parsed.user_id) if parsed.user_id is not None else None
-        record = to_response(parsed, line=LINE, pseudonym=user, now=now)
+        record = to_response(parsed, line=LINES.check(parsed.line or LINE), pseudonym=user, now=now)
         return cloudevent(
             CHAT_RESPONSES,
             record.response_id,
@@ -80,7 +84,7 @@ def response(body: dict[str, Any], now_ms: int, trace: str = "") -> Output | Non
             source="feedback",
             ce_id=record.response_id,
             at=now,
-            traceparent=valid_traceparent(a_trace(trace or f"{now_ms} {raw!r}")),
+            traceparent=a_trace(trace or f"{now_ms} {raw!r}"),
         )
 
     return _accepted(body, accept)
@@ -94,7 +98,8 @@ def chat(body: dict[str, Any], now_ms: int, response_id: str, rng: random.Random
         status = rng.choice(("completed", "completed", "completed", "failed", "cancelled"))
         texts = [values.a_text(rng) for _ in range(request.n or 1)] if status != "failed" else []
         choices = tuple(ChoiceResult(n, text, rng.choice(("stop", None))) for n, text in enumerate(texts))
-        return response_record(
+        user_id = request.user_id()
+        record = response_record(
             GenerationRequest(
                 response_id=response_id,
                 version=f"{LINE}@base-00000000",
@@ -104,7 +109,7 @@ def chat(body: dict[str, Any], now_ms: int, response_id: str, rng: random.Random
             GenerationResult(status, Usage(), choices, None if status == "completed" else "out of memory"),
             RequestDetails(
                 line=LINE,
-                user_id=PSEUDONYMS.of(request.user) if request.user else None,
+                user_id=PSEUDONYMS.of(user_id) if user_id else None,
                 metadata=dict(request.metadata or {}),
                 created_at=from_ms(now_ms),
                 traceparent=a_trace(f"{now_ms} {raw!r}"),
@@ -112,6 +117,9 @@ def chat(body: dict[str, Any], now_ms: int, response_id: str, rng: random.Random
             latency_ms=rng.random() * 1e6,
             first_token_ms=None,
         )
+        if len(record.value or b"") > MAX_RESPONSE_BYTES:
+            raise LoopwrightError("answered, but not recorded")
+        return record
 
     return _accepted(body, accept)
 
@@ -125,7 +133,7 @@ def erasure(body: dict[str, Any], now_ms: int) -> Output | None:
         if len(raw) > MAX_ERASURE_BYTES or request_id.startswith(RETRACTION_PREFIX):
             raise LoopwrightError("refused")
         request = ErasureRequest(
-            line=parsed.line or LINE,
+            line=LINES.check(parsed.line or LINE),
             request_id=request_id,
             subject=PSEUDONYMS.of(parsed.user_id),
             requested_at=now,
