@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from services.processor.core.erasure.process import TASKS_AT_ONCE
+from services.processor.core.erasure.tasks import MAX_SEARCHES, TASKS_AT_ONCE
 from shared.cloudevents import traceparent_of
 from shared.dead_letter_replay import parse_dead_letter
 from shared.errors import LoopwrightError
@@ -50,8 +50,8 @@ MAX_HEADER_BYTES = 1_024
 """Largest header of an output: no producer may make ours grow."""
 MAX_STATE_BYTES = 600_000
 """Largest value in the state besides responses: what a batch holds, and memory of what was said before."""
-MAX_TASKS = 5 * TASKS_AT_ONCE
-"""Most tasks that may wait in the state."""
+MAX_TASKS = MAX_SEARCHES + TASKS_AT_ONCE
+"""Most erasure tasks in the state, of which erasures of users are not bounded: only operators can order them."""
 KEPT_PREFIXES = (b"b/", b"t/", b"m/", b"w/")
 """Keys that may outlive every window: the open batches' numbers, tallies, and rewrites' numbers."""
 READERS: dict[str, type[LogRecord]] = {
@@ -161,7 +161,7 @@ def _state_is_bounded(run: RunResult) -> Iterator[str]:
     for key, value in run.state.items():
         if len(value) > MAX_STATE_BYTES and not key.startswith(b"a/"):
             yield f"bounded: {key!r:.200} has {len(value)} bytes"
-    tasks = sum(key.startswith((b"e/now/", b"e/wait/")) for key in run.state)
+    tasks = sum(key.startswith((b"e/now/", b"e/find/")) for key in run.state)
     if tasks > MAX_TASKS:
         yield f"bounded: {tasks} erasure tasks wait"
     if run.failures:
