@@ -31,7 +31,12 @@ class Topic:
     compact: bool = False
     single_partition: bool = False
     append_time: bool = False
-    """True for inputs: the broker's clock sets timestamps (LogAppendTime), so that no producer can move time."""
+    """True for the engine's inputs and changelogs: the broker's clock sets timestamps (LogAppendTime).
+
+    No producer can move the time of an input, and the engine refuses to run otherwise. An acknowledged changelog record
+    tells the engine what time it is at the broker."""
+    is_changelog: bool = False
+    """Whether the topic is the backup of an engine's state, which must be compacted and nothing else."""
     config: dict[str, str] = field(default_factory=dict, hash=False)
 
     def partitions(self, p: int) -> int:
@@ -84,7 +89,13 @@ ERASURE_REQUESTS = Topic(
 )
 ERASURE_REPORTS = Topic("erasure.reports", "request_id", _by("processor", "trainer"), keep_days=PROOF_DAYS)
 PROCESSOR_CHANGELOG = Topic(
-    "processor.changelog", "store key", _by("processor"), compact=True, config=COMPACTED
+    "processor.changelog",
+    "store key",
+    _by("processor"),
+    compact=True,
+    append_time=True,
+    is_changelog=True,
+    config=COMPACTED,
 )
 TRAINING_BATCHES = Topic("training.batches", "batch_id", _by("processor"), compact=True, config=COMPACTED)
 FEEDBACK_OUTCOMES = Topic("feedback.outcomes", "response_id", _by("processor"), keep_days=90)
@@ -97,7 +108,9 @@ FEEDBACK_TALLIES = Topic(
     config=COMPACTED,
 )
 DEAD_LETTERS = Topic("dead.letters", "original key", ALL_READERS, keep_days=INPUT_DAYS, config=SEGMENTS)
-MODEL_VERSIONS = Topic("model.versions", "version", _by("trainer"), compact=True, single_partition=True)
+MODEL_VERSIONS = Topic(
+    "model.versions", "version", _by("trainer"), compact=True, single_partition=True, append_time=True
+)
 MODEL_ROLLOUT = Topic("model.rollout", "line", _by("rollout"), compact=True, single_partition=True)
 OPERATOR_COMMANDS = Topic(
     "operator.commands",
@@ -111,7 +124,13 @@ OPERATOR_RESULTS = Topic(
     "operator.results", "command_id", ALL_READERS - {"console"}, keep_days=90, single_partition=True
 )
 ROLLOUT_CHANGELOG = Topic(
-    "rollout.changelog", "store key", _by("rollout"), compact=True, single_partition=True
+    "rollout.changelog",
+    "store key",
+    _by("rollout"),
+    compact=True,
+    single_partition=True,
+    append_time=True,
+    is_changelog=True,
 )
 
 TOPICS: dict[str, Topic] = {

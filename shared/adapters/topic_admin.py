@@ -21,7 +21,14 @@ from confluent_kafka.admin import (
     NewTopic,
     ResourceType,
 )
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_delay,
+    wait_exponential,
+    wait_fixed,
+)
 
 from shared.adapters.kafka_clients import build_admin
 from shared.adapters.kafka_errors import to_error
@@ -45,6 +52,14 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.topic}: {self.setting} is {self.found or 'not set'}, expected {self.wanted}"
+
+    @property
+    def stops_the_engine(self) -> bool:
+        """Whether the processor and the rollout refuse to run with this difference."""
+        topic = TOPICS[self.topic]
+        if topic.is_changelog:
+            return self.setting == "cleanup.policy"
+        return self.setting == "message.timestamp.type" and topic.append_time
 
 
 def create_topics(kafka: KafkaConnection, p: int) -> list[str]:
@@ -112,6 +127,17 @@ def apply_settings(kafka: KafkaConnection, wanted: list[Difference]) -> None:
     if changes:
         for future in admin.incremental_alter_configs(changes, request_timeout=CALL_S).values():
             _result(future)
+
+
+def still_stopping(kafka: KafkaConnection, wait_s: float = CALL_S) -> list[Difference]:
+    """Return the differences that stop the engine after `apply_settings`. Brokers take a moment to apply settings."""
+    wait = Retrying(
+        retry=retry_if_result(bool),
+        stop=stop_after_delay(wait_s),
+        wait=wait_fixed(0.2),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else [],
+    )
+    return wait(lambda: [each for each in differing_settings(kafka) if each.stops_the_engine])
 
 
 def differences(topic: Topic, found: Mapping[str, str | None]) -> list[Difference]:
@@ -201,9 +227,14 @@ def main() -> None:
         differing = differing_settings(settings.kafka)
         if options.apply:
             apply_settings(settings.kafka, differing)
+            stopping = still_stopping(settings.kafka)
+        else:
+            stopping = [difference for difference in differing if difference.stops_the_engine]
     except LoopwrightError as error:
         sys.exit(f"topics: {error}")
     sys.stdout.write("".join(f"{line}\n" for line in report_lines(created, differing, applied=options.apply)))
+    if stopping:
+        sys.exit(stop_message(stopping, applied=options.apply))
 
 
 def report_lines(created: list[str], differing: list[Difference], *, applied: bool) -> list[str]:
@@ -216,6 +247,18 @@ def report_lines(created: list[str], differing: list[Difference], *, applied: bo
             "(a shorter retention deletes records)"
         )
     return lines
+
+
+def stop_message(stopping: list[Difference], *, applied: bool) -> str:
+    """Return the error for differences with which the processor or the rollout refuses to run."""
+    remedy = (
+        "a broker did not take the setting: check the permissions (ALTER_CONFIGS) and the broker's own policies"
+        if applied
+        else "run `python -m shared.adapters.topic_admin --apply`"
+    )
+    return (
+        f"topics: the processor and the rollout refuse to run with {'; '.join(map(str, stopping))}; {remedy}"
+    )
 
 
 if __name__ == "__main__":

@@ -48,6 +48,9 @@ class EngineConfig:
     partitions: int | None = None
     """Expected number of partitions of inputs and changelog. If None, they only have to agree with each other."""
 
+    require_append_time: bool = True
+    """Refuse inputs whose timestamps the broker does not set. Off only for tests and benchmarks that choose them."""
+
     slice_records: int = 4_000
     """Most input records in a slice."""
     slice_bytes: int = 8 << 20

@@ -36,6 +36,7 @@ from shared.stream.restore import Restorer
 from shared.stream.slice_runner import CommitStats, Probe, SliceRunner
 from shared.stream.state_store import MemoryStore, OpenStore, StoreFailed
 from shared.stream.step import RereadingStep, Step
+from shared.stream.topic_checks import FIX, TopicInspector
 from shared.stream.transaction import ClientsUnusable, TransactionAborted, TransactionalProducer
 
 log = structlog.get_logger(__name__)
@@ -120,8 +121,8 @@ class Engine:
         return self._status.partitions()
 
     @property
-    def clock_problem(self) -> str:
-        """Why ticks are off: this host's clock and the broker's disagree. Empty if they agree."""
+    def clock_check(self) -> str:
+        """Whether this host's clock and the broker's agree: a text that begins with "ok" unless ticks are off."""
         return self._status.clocks()
 
     def run(self, stop: threading.Event) -> None:
@@ -159,7 +160,8 @@ class Engine:
 
         `ClientsUnusable` and `StoreFailed` end the session. The next one learns from the log what was committed.
         """
-        self._inputs = InputConsumer(self.config)
+        self._inputs = InputConsumer(self.config, self._clock)
+        self._inspector = TopicInspector(self.config)
         self._rereader = OutputRereader(self.config)
         self._producer = TransactionalProducer(
             self.config.kafka, self.config.producer_settings(), self._stop, self._set_waiting
@@ -198,6 +200,10 @@ class Engine:
         while not self._stop.is_set():
             try:
                 self._inputs.check_topics()
+                topics = self._inspector.inspect()
+                self._inputs.unverified = frozenset(
+                    t for t, found in topics.items() if found.settings is None
+                )
                 break
             except TopicMissing as missing:
                 self._set_waiting(f"for {missing}")
@@ -238,6 +244,7 @@ class Engine:
                 self._run_slice(parts)
             self._inputs.resume_drained(self._active)
         if now >= self._next_status:
+            self._inspector.poll(now)
             self._update_status(now)
 
     def _take_slice(self, size: int, now: float) -> list[PartitionSlice]:
@@ -427,20 +434,28 @@ class Engine:
             for number, partition in sorted(self._active.items())
             if partition.clocks.disagree(wall_ms, now)
         }
+        agreed = self.clock_check.startswith("ok")
         if not differences:
-            if self._status.set_clocks("") and self._active:
+            self._status.set_clocks(self._comparable_clocks(wall_ms, now))
+            if not agreed:
                 log.info("the clocks agree again", application=self.config.application)
             return
-        was_agreed = not self.clock_problem
         worst = max(differences.values(), key=abs)
         self._status.set_clocks(
-            f"this host's clock is {abs(worst) / 1000:.0f} s {'ahead of' if worst > 0 else 'behind'} the broker's "
-            f"(partitions {', '.join(map(str, differences))}; limit {self.config.max_clock_difference:.0f} s). Records "
-            "are processed, but batches of idle partitions wait for the next record. Synchronize the clocks of this "
-            "host and of the Kafka brokers (NTP); this ends by itself."
+            f"ticks are off: this host's clock is {abs(worst) / 1000:.0f} s {'ahead of' if worst > 0 else 'behind'} "
+            f"the broker's (partitions {', '.join(map(str, differences))}; limit "
+            f"{self.config.max_clock_difference:.0f} s). Records are processed, but batches of idle partitions wait "
+            "for the next record. Synchronize the clocks of this host and of the Kafka brokers (NTP); this ends by "
+            "itself."
         )
-        if was_agreed:
-            log.error("the clocks disagree", application=self.config.application, detail=self.clock_problem)
+        if agreed:
+            log.error("the clocks disagree", application=self.config.application, detail=self.clock_check)
+
+    def _comparable_clocks(self, wall_ms: int, now: float) -> str:
+        measured = [p.clocks.difference_ms(wall_ms, now) for p in self._active.values() if p.clocks.measured]
+        if None in measured:
+            return f"ok, but not compared with the broker's: {self.config.changelog} has no append times; run `{FIX}`"
+        return "ok"
 
     def _partition_status(self, partition: OwnedPartition) -> PartitionStatus:
         offsets, lag = partition.positions.offsets, {}

@@ -52,7 +52,7 @@ class EngineStatus:
         self._state: EngineState = "starting"
         self._reason = ""
         self._partitions: tuple[PartitionStatus, ...] = ()
-        self._clocks = ""
+        self._clocks = "ok"
 
     def set_state(self, state: EngineState, reason: str = "") -> bool:
         """Set state and reason together. Returns whether either of them changed."""
@@ -67,14 +67,14 @@ class EngineStatus:
             self._partitions = partitions
 
     def set_clocks(self, text: str) -> bool:
-        """Set why ticks are off, or an empty text. Returns whether it changed."""
+        """Set whether this host's clock and the broker's agree. Returns whether it changed."""
         with self._lock:
             changed = text != self._clocks
             self._clocks = text
         return changed
 
     def clocks(self) -> str:
-        """Return why ticks are off; empty if they are not."""
+        """Return whether this host's clock and the broker's agree, as text for people."""
         with self._lock:
             return self._clocks
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    TIMESTAMP_LOG_APPEND_TIME,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
 
+from shared.adapters.clock import SystemClock
 from shared.adapters.kafka_clients import build_consumer
 from shared.adapters.kafka_errors import TOPIC_ERRORS, describe_refusal, to_error
 from shared.errors import Fatal, Misconfigured, NotYet
+from shared.ports import Clock
 from shared.records import Headers, Record
 from shared.stream.config import EngineConfig
 from shared.stream.partition import OwnedPartition
+from shared.stream.topic_checks import FIX
 from shared.stream.transaction import ClientsUnusable
 
 METADATA_TIMEOUT_S = 2.0
@@ -32,8 +42,11 @@ class InputConsumer:
     waits for the commit (`before_revoke`), because only a member of the group may commit positions.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, clock: Clock | None = None) -> None:
         self._config = config
+        self._clock = clock or SystemClock()
+        self.unverified: frozenset[str] = frozenset()
+        """Inputs whose settings this process may not read."""
         self.assigned: list[int] | None = None
         """Partitions just assigned. The engine restores them and sets this to None."""
         self.revoke_reason: str | None = None
@@ -122,11 +135,14 @@ class InputConsumer:
                 self._handle_error(error, partition, message.topic(), message.offset())
             elif partition is not None:
                 raw = message.headers()
+                kind, time_ms = message.timestamp()
+                if kind != TIMESTAMP_LOG_APPEND_TIME:
+                    time_ms = self._harmless_time(message.topic(), message.offset(), time_ms, partition)
                 record = Record(
                     message.topic(),  # type: ignore[arg-type]
                     number,
                     message.offset(),  # type: ignore[arg-type]
-                    message.timestamp()[1],
+                    time_ms,
                     message.key(),
                     message.value(),
                     _headers(raw) if raw else (),
@@ -178,6 +194,22 @@ class InputConsumer:
         if not self._closed:
             self._closed = True
             self._consumer.close()
+
+    def _harmless_time(self, topic: Any, offset: Any, time_ms: int, partition: OwnedPartition) -> int:
+        """Return a time for a record whose timestamp the broker did not set: one that moves no stream time.
+
+        The topic uses LogAppendTime now, so such a record was appended before. Raises `Misconfigured` if the topic's
+        settings cannot be read.
+        """
+        if not self._config.require_append_time:
+            return time_ms
+        if topic in self.unverified:
+            raise Misconfigured(
+                f"{self._config.application}: the record at {topic} [{partition.number}] offset {offset} has its "
+                f"producer's timestamp. If the topic does not use LogAppendTime, run `{FIX}`. If the record is older "
+                "than that setting, allow this process to describe the topic's configuration (DESCRIBE_CONFIGS)."
+            )
+        return max(0, min(time_ms, partition.positions.time_ms or self._clock.now_ms()))
 
     def _pause_full(self, owned: Mapping[int, OwnedPartition]) -> None:
         """Pause each input whose buffer is full: other inputs of its partition lag behind, or the step is slow."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import orjson
 
 from shared.errors import Fatal
+from shared.events import MAX_MS
 from shared.records import Record
 from shared.stream.config import EngineConfig
 from shared.stream.merge import MergeBuffer, memory_bytes
@@ -204,7 +205,8 @@ class OwnedPartition:
         for record in part.records:
             new.offsets[record.topic] = record.offset + 1
         if part.records:
-            new.time_ms = max(new.time_ms, *(record.timestamp for record in part.records))
+            latest = max((r.timestamp for r in part.records if r.timestamp <= MAX_MS), default=0)
+            new.time_ms = max(new.time_ms, latest)
             self.idle_time.restart(now)
         if now >= self.next_tick and new.time_ms and self.merge_buffer.is_idle():
             self.next_tick = now + tick_interval

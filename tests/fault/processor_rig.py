@@ -43,6 +43,8 @@ class ProcessorRig:
     kafka: str
     name: str
     partitions: int = 2
+    create_time: bool = False
+    """Whether writers choose the append times of the inputs."""
 
     @property
     def prefix(self) -> str:
@@ -61,12 +63,13 @@ class ProcessorRig:
             changelog=self.prefix + shipped.changelog,
             dead_letters=self.prefix + shipped.dead_letters,
             outputs=frozenset(self.prefix + topic for topic in shipped.outputs),
+            require_append_time=not self.create_time,
             **changes,
         )
 
-    def create(self, *, create_time: bool = False) -> ProcessorRig:
-        """Create the topics as the topics job does. With `create_time`, writers choose the inputs' append times."""
-        stamp = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"} if create_time else {}
+    def create(self) -> ProcessorRig:
+        """Create the topics as the topics job does, except for `create_time`."""
+        stamp = {"message.timestamp.type": "CreateTime", "retention.ms": "-1"} if self.create_time else {}
         inputs = engine_config(ProcessorSettings()).inputs
         wanted = [
             NewTopic(

@@ -30,7 +30,7 @@ RESPONSES, EVERY_MS = 60, 17 * HOUR_MS
 def dated(kafka: str, fresh: str, tmp_path: Path, record_property: Any) -> Iterator[ProcessorGroup]:
     """Processes over topics whose writers choose the append times."""
     with processor_group(
-        ProcessorRig(kafka, fresh).create(create_time=True), tmp_path, record_property
+        ProcessorRig(kafka, fresh, create_time=True).create(), tmp_path, record_property
     ) as group:
         yield group
 

@@ -53,8 +53,11 @@ def main() -> None:
     rig = Rig(settings["kafka"], settings["name"], settings["partitions"])
     configure_logging("host")
     limit = DeadLetterLimit(window=100, min_records=50, max_count=10)
+    changes = {"require_append_time": settings.get("require_append_time", True)}
     app = host_engine(
-        rig.config(settings["instance"], identity=settings.get("identity", ""), dead_letter_limit=limit),
+        rig.config(
+            settings["instance"], identity=settings.get("identity", ""), dead_letter_limit=limit, **changes
+        ),
         silent_step if settings.get("step") == "silent" else counting_step(rig.out),
         host="127.0.0.1",
         port=settings["port"],

@@ -15,9 +15,11 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from shared.errors import Misconfigured
 from shared.records import Output, Record
+from shared.stream import topic_checks
 from shared.stream.engine import Engine
 from shared.stream.step import State, Tick
 from tests.integration.stream_rig import (
+    CREATE,
     Rig,
     as_records,
     counting_step,
@@ -41,6 +43,60 @@ def limit_record_size(kafka: str, topic: str, size: int) -> None:
 def noise(size: int) -> str:
     """Return `size` bytes of text that hardly compresses."""
     return random.Random(size).randbytes(size // 2).hex()
+
+
+def set_topic(kafka: str, topic: str, setting: str, value: str) -> None:
+    """Change a setting of a topic, and wait until the broker reports the change."""
+    entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": kafka})
+    admin.incremental_alter_configs([resource])[resource].result()
+    until(lambda: admin.describe_configs([resource])[resource].result()[setting].value == value, "the change")
+
+
+# --- settings of the topics ---------------------------------------------------------------------------------------
+
+
+def test_input_without_append_time_is_refused_with_the_command(rig: Rig) -> None:
+    rig.create(b=CREATE)
+    engine = Engine(rig.config(), counting_step(rig.out))
+    with pytest.raises(
+        Misconfigured, match=r"\.b: message\.timestamp\.type is CreateTime.*topic_admin --apply"
+    ):
+        engine.run(threading.Event())
+    set_topic(rig.kafka, rig.b, "message.timestamp.type", "LogAppendTime")
+    set_topic(rig.kafka, rig.changelog, "cleanup.policy", "delete")
+    engine = Engine(rig.config(), counting_step(rig.out))
+    with pytest.raises(Misconfigured, match=r"changelog: cleanup\.policy is delete.*topic_admin --apply"):
+        engine.run(threading.Event())
+
+
+def test_records_from_before_append_time_are_processed(rig: Rig) -> None:
+    """Their producers stamped them with the far future, which must not become the partitions' time."""
+    rig.create(a=CREATE | {"message.timestamp.after.max.ms": str(2**62)})
+    old, new = events(20, 20, "old"), events(20, 20, "new")
+    rig.send(rig.a, as_records(old), [4_000_000_000_000] * 20)
+    set_topic(rig.kafka, rig.a, "message.timestamp.type", "LogAppendTime")
+    rig.send(rig.a, as_records(new))
+    engine = Engine(rig.config(), counting_step(rig.out))
+    with running(engine):
+        until(drained(engine, rig), "all of it")
+        limit_ms = time.time() * 1000 + 60_000
+        assert all(p.time_ms < limit_ms for p in engine.partitions())
+    assert violations(rig, old | new) == []
+
+
+def test_setting_that_changes_while_the_engine_runs_ends_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topic_checks, "CHECK_INTERVAL_S", 0.2)
+    rig.create()
+    engine = Engine(rig.config(), counting_step(rig.out))
+    with pytest.raises(Misconfigured, match=r"message\.timestamp\.type"), running(engine) as thread:  # noqa: PT012 - nested
+        until(lambda: engine.ready, "the engine")
+        set_topic(rig.kafka, rig.a, "message.timestamp.type", "CreateTime")
+        thread.join(20)
+    assert engine.state == "failed"
 
 
 # --- the group ----------------------------------------------------------------------------------------------------

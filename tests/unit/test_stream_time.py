@@ -130,6 +130,12 @@ def test_records_that_go_back_in_time_do_not_move_stream_time(driver: PartitionD
     assert (tick.stream_ms, driver.partition.positions.time_ms) == (T0, T0)
 
 
+def test_impossible_append_time_never_becomes_stream_time(driver: PartitionDriver) -> None:
+    driver.add(T0 * 1000)
+    assert driver.run() == Tick(0, T0, T0)
+    assert driver.partition.positions.time_ms == T0
+
+
 def test_restart_of_an_idle_partition_counts_from_zero(driver: PartitionDriver) -> None:
     driver.run(50)
     restarted = PartitionDriver()
