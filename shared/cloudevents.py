@@ -13,15 +13,17 @@ from shared.events import LogRecord, rfc3339
 from shared.records import Headers, Output
 from shared.topics import Topic
 
-_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT_BYTES = 55
 _JSON = ("content-type", b"application/json")
 
 
 def traceparent_of(headers: Headers) -> str | None:
-    """Return the last `traceparent` header, or None."""
+    """Return the last `traceparent` header, or None if there is none or if it is malformed."""
     for name, value in reversed(headers):
         if name == "traceparent":
-            return value.decode("ascii", "replace") or None
+            text = value.decode("ascii", "replace") if value and len(value) <= _TRACEPARENT_BYTES else ""
+            return text if _TRACEPARENT.fullmatch(text) else None
     return None
 
 

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import hashlib
 from typing import Final
+from urllib.parse import unquote
 
 MAX_ID: Final = 128
 """The most characters of an `Id`."""
 
 
-def join_ids(*parts: str) -> str:
-    """Join parts with `/`. Different parts give different results: `%` and `/` within a part are percent-encoded.
+def join_ids(*parts: str, separator: str = "/") -> str:
+    """Join parts. Different parts give different results: `%` and the separator within a part are percent-encoded.
 
     The result has no maximum length, so it is for headers and keys, not for a field of type `Id`.
     """
-    return "/".join([part if "/" not in part and "%" not in part else _encode(part) for part in parts])
+    return separator.join(
+        [part if separator not in part and "%" not in part else _encode(part, separator) for part in parts]
+    )
+
+
+def split_ids(joined: str, separator: str = "/") -> list[str]:
+    """Return the parts that `join_ids` joined."""
+    return [unquote(part) for part in joined.split(separator)]
 
 
 def digest_id(prefix: str, *parts: str) -> str:
@@ -31,5 +39,5 @@ def shortened_id(name: str) -> str:
     return name if len(name) <= MAX_ID else digest_id("sha256:", name)
 
 
-def _encode(part: str) -> str:
-    return part.replace("%", "%25").replace("/", "%2F")
+def _encode(part: str, separator: str) -> str:
+    return part.replace("%", "%25").replace(separator, f"%{ord(separator):02X}")

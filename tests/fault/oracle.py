@@ -16,7 +16,19 @@ from typing import Any
 from services.processor.core.erasure.rules import SEARCH_INTERVAL_MS
 from services.processor.core.step import ProcessorStep
 from shared.errors import LoopwrightError
-from shared.events import FEEDBACK, Batch, ExampleRevision, Feedback, Outcome, OutcomeKind, Tally, parse_union
+from shared.events import (
+    FEEDBACK,
+    Batch,
+    ChatResponse,
+    ExampleRevision,
+    Feedback,
+    Message,
+    Outcome,
+    OutcomeKind,
+    Tally,
+    from_ms,
+    parse_union,
+)
 from shared.records import Output, Record
 from shared.stream.merge import MergeBuffer
 from shared.stream.state_store import ENGINE_KEY_PREFIX, MemoryStore
@@ -108,7 +120,7 @@ def recompute(log: LogContents) -> CoreRun:
             merge.add(record)
         for topic in INPUTS:
             merge.mark_end(topic)
-        _run_core(store, [*merge.take(UNLIMITED, UNLIMITED), *_closing_ticks(partition, log)], run)
+        _run_core(store, [*merge.take(UNLIMITED, UNLIMITED), *_closing_records(partition, log)], run)
     return run
 
 
@@ -118,7 +130,7 @@ def drain(log: LogContents) -> CoreRun:
     for partition, state in compacted_state(log).items():
         store = MemoryStore()
         store.apply(state, 0)
-        _run_core(store, _closing_ticks(partition, log), run)
+        _run_core(store, _closing_records(partition, log), run)
     return run
 
 
@@ -134,17 +146,30 @@ def compacted_state(log: LogContents) -> dict[int, dict[bytes, bytes | None]]:
     return state
 
 
-def _closing_ticks(partition: int, log: LogContents) -> list[Record | Tick]:
-    """Return ticks that cut every batch, close every window, and search for late retractions.
+def _closing_records(partition: int, log: LogContents) -> list[Record | Tick]:
+    """Return a tick that cuts every batch, and records without effect that close every window.
 
-    The core does a bounded part of it per tick.
+    The core does a bounded part of it per record. The ticks at the end search for late retractions.
     """
     last = max((record.timestamp for topic in INPUTS for record in log.topic(topic)), default=0)
     cut = last + 2 * DAY_MS  # beyond what clocks may have jumped
     close = cut + (WINDOW_DAYS + 1) * DAY_MS
-    closing = [close + n * 60_000 for n in range(20)]
-    closing += [close + n * SEARCH_INTERVAL_MS for n in range(2, 12)]
-    return [Tick(partition, at_ms, at_ms) for at_ms in (cut, *closing)]
+    return [
+        Tick(partition, cut, last),
+        *(_response_without_feedback(partition, f"closing-{n}", close + n * 60_000) for n in range(20)),
+        *(Tick(partition, close + n * SEARCH_INTERVAL_MS, close) for n in range(2, 12)),
+    ]
+
+
+def _response_without_feedback(partition: int, response_id: str, at_ms: int) -> Record:
+    response = ChatResponse(
+        line="closing",
+        response_id=response_id,
+        version="none",
+        messages=(Message(role="user", content="?"),),
+        created_at=from_ms(at_ms),
+    )
+    return Record(CHAT_RESPONSES.name, partition, 1 << 60, at_ms, response_id.encode(), response.to_json())
 
 
 def _run_core(store: MemoryStore, records: Sequence[Record | Tick | RereadComplete], run: CoreRun) -> None:
@@ -338,9 +363,14 @@ def _each_event_counts_once(log: LogContents, batches: Sequence[Batch], offline:
 
 
 def tallies(values: Iterable[bytes | None]) -> dict[tuple[str, str, int], dict[str, int]]:
-    """Return the newest counters per (version, user, partition), without those that are zero."""
+    """Return the newest counters per (version, user, partition), without those that are zero.
+
+    A tally that expired counts as it was before.
+    """
     newest_counters: dict[tuple[str, str, int], dict[str, int]] = {}
     for value in values:
+        if value is None:
+            continue
         tally = Tally.from_json(value)
         counters = {name: count for name, count in tally.model_dump(include=_COUNTERS).items() if count}
         newest_counters[tally.version, tally.user_id, tally.partition] = counters

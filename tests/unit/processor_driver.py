@@ -42,6 +42,8 @@ from shared.topics import (
 )
 
 T0 = 1_760_000_000_000
+FILLER = "filler"
+"""How the ids of the responses begin that only move stream time."""
 START = datetime.fromtimestamp(T0 / 1000, UTC)
 
 
@@ -107,6 +109,12 @@ class ProcessorDriver:
         """Process a tick `at_s` seconds after the start. Returns its outputs."""
         at_ms = T0 + round(at_s * 1000)
         return self.process(Tick(0, at_ms, at_ms))
+
+    def advance(self, at_s: float) -> None:
+        """Move stream time to `at_s` seconds after the start, by responses without feedback, and tick."""
+        for number in range(3):
+            self.append(response(f"{FILLER}-{at_s}-{number}"), at_s)
+        self.tick(at_s)
 
     def reread(self, at_most: int = 1_000_000) -> None:
         """Continue a requested reread by up to `at_most` records, the last of which says that it is complete."""

@@ -77,10 +77,11 @@ def test_workload_leads_to_every_kind_of_outcome() -> None:
     """Otherwise the fault tests would check less than they claim."""
     contents = process([i for seed in range(3) for i in history(seed, 80)], ticks=False)
     outcomes = b"".join(record.value or b"" for record in contents.topic(FEEDBACK_OUTCOMES.name)).decode()
-    kinds = ("batched", "superseded", "duplicate", "retracted", "applied_retract", "tally_only")
+    kinds = ("batched", "superseded", "duplicate", "retracted", "applied_retract", "tally_only", "refused")
     assert [kind for kind in kinds if f'"outcome":"{kind}"' not in outcomes] == []
-    classes = {dict(letter.headers)["dl_class"] for letter in contents.dead}
-    assert classes >= {b"malformed", b"conflict", b"rejected"}
+    reasons = ("conflict", "not_yours")
+    assert [reason for reason in reasons if f'"reason":"{reason}"' not in outcomes] == []
+    assert {dict(letter.headers)["dl_class"] for letter in contents.dead} == {b"malformed"}
 
 
 def test_oracle_misses_an_acknowledged_record() -> None:

@@ -94,12 +94,6 @@ def erase(driver: ProcessorDriver, subject: str = ANN, request_id: str = "q1", a
     driver.finish_erasures(at_s)
 
 
-def pass_time(driver: ProcessorDriver, at_s: float) -> None:
-    """Let stream time pass: append a record that is about nobody, then tick."""
-    driver.append(response("clock"), at_s)
-    driver.tick(at_s)
-
-
 def traces(driver: ProcessorDriver, *, of: tuple[str, ...] = (ANN, SECRET)) -> list[str]:
     """Return the places that still hold something of the subject: state (except `ErasedUser`) and newest rewrites."""
     needles = [needle.encode() for needle in of]
@@ -273,10 +267,10 @@ def test_records_made_after_the_request_stay(driver: ProcessorDriver) -> None:
 
 def test_erased_user_is_forgotten_after_the_window(driver: ProcessorDriver) -> None:
     erase(driver)
-    pass_time(driver, WINDOW_DAYS * DAY + HOUR - 1)
+    driver.advance(WINDOW_DAYS * DAY + HOUR - 1)
     driver.tick(2 * WINDOW_DAYS * DAY)  # a tick's time may be wrong, so it ends no block
     assert [key for key, _ in driver.store.scan(b"f", b"h")]
-    pass_time(driver, WINDOW_DAYS * DAY + HOUR + 10)
+    driver.advance(WINDOW_DAYS * DAY + HOUR + 10)
     assert traces(driver) == []
     assert not [key for key, _ in driver.store.scan(b"f", b"h")]
     driver.tick((2 * WINDOW_DAYS + 4) * DAY)
@@ -383,7 +377,7 @@ def trained_and_expired(driver: ProcessorDriver) -> float:
     driver.append(feedback("correction", "A mistake.", "e1", user=ANN), 1)
     driver.append(feedback("correction", "A tool.", "e2", user=BOB), 1)
     driver.tick(CUT)
-    pass_time(driver, WINDOW_DAYS * DAY + 100)
+    driver.advance(WINDOW_DAYS * DAY + 100)
     return WINDOW_DAYS * DAY + 200
 
 
@@ -415,19 +409,19 @@ def test_late_retraction_of_a_foreign_event_changes_nothing(
 def test_retraction_after_the_trace_is_gone_waits_for_a_window(driver: ProcessorDriver) -> None:
     """Its response might only be late, so the batches are searched once it is not."""
     trained_and_expired(driver)
-    pass_time(driver, 2 * WINDOW_DAYS * DAY + 200)
+    driver.advance(2 * WINDOW_DAYS * DAY + 200)
     late = 2 * WINDOW_DAYS * DAY + 300
     driver.append(feedback("retract", "e1", "x1", user=ANN), late)
-    pass_time(driver, late + WINDOW_DAYS * DAY - 60)
+    driver.advance(late + WINDOW_DAYS * DAY - 60)
     driver.finish_erasures(driver.now_s)
     assert "x1" not in driver.outcomes
     assert driver.rereads == 0
-    pass_time(driver, late + WINDOW_DAYS * DAY + 60)
+    driver.advance(late + WINDOW_DAYS * DAY + 60)
     driver.finish_erasures(driver.now_s)
     assert driver.dataset == {"r1": [("e2", "A tool.")]}
     assert driver.outcomes["x1"] == "applied_retract"
     driver.append(feedback("retract", "e1", "x2", user=ANN), driver.now_s)
-    pass_time(driver, late + 3 * WINDOW_DAYS * DAY)
+    driver.advance(late + 3 * WINDOW_DAYS * DAY)
     driver.finish_erasures(driver.now_s)
     assert (driver.outcomes["x1"], driver.outcomes["x2"]) == ("applied_retract", "duplicate")
     assert driver.rereads == 1
@@ -446,7 +440,7 @@ def test_retraction_that_came_early_waits_for_its_event(driver: ProcessorDriver)
 def test_retraction_of_nothing_is_unmatched_after_one_search(driver: ProcessorDriver) -> None:
     driver.append(feedback("retract", "e1", "x1", user=ANN))
     driver.append(feedback("thumbs", "up", "e2", user=BOB), 1)
-    pass_time(driver, WINDOW_DAYS * DAY + 60)
+    driver.advance(WINDOW_DAYS * DAY + 60)
     driver.finish_erasures(driver.now_s)
     assert driver.outcomes == {"x1": "unmatched", "e2": "unmatched"}
     assert driver.rereads == 1
@@ -456,7 +450,7 @@ def test_retraction_on_a_known_response_is_never_searched_for(driver: ProcessorD
     """The state has known every event of the response, so no batch can hold another."""
     driver.append(response_to(BOB))
     driver.append(feedback("retract", "e9", "x1", user=ANN), 1)
-    pass_time(driver, WINDOW_DAYS * DAY + 60)
+    driver.advance(WINDOW_DAYS * DAY + 60)
     driver.finish_erasures(driver.now_s)
     assert driver.outcomes == {"x1": "unmatched"}
     assert driver.rereads == 0
@@ -786,7 +780,7 @@ def _assert_reports_name_real_rewrites(driver: ProcessorDriver) -> None:
 def _assert_one_outcome_each(driver: ProcessorDriver, messy: list[LogRecord]) -> None:
     """Close all windows, then check that every feedback record got one outcome."""
     for days in (WINDOW_DAYS + 1, 2 * WINDOW_DAYS + 2, 2 * WINDOW_DAYS + 3):
-        driver.tick(days * DAY)
+        driver.advance(days * DAY)
     events = sum(1 for record in messy if record.event_type != "loopwright.chat.response")
     assert sum(len(kinds.split(",")) for kinds in driver.outcomes.values()) == events
     # A repetition of an erased event is erased itself, because nothing is left to recognise it by.

@@ -9,8 +9,17 @@ None of the rules depends on the order of arrival:
 - A retraction may arrive before the event that it retracts.
 - Feedback that is too vague (`hint_for`) is counted, never trained on.
 
+The time of an event is the one that its user stated. It is not moved up to the response's time: that would only make
+ties between edits by a client whose clock is slow, and would depend on which of the two arrives first. A client with a
+wrong clock does best to state no time.
+
+Only the limits depend on the order of arrival: what arrives beyond them is `refused`. They are per user as well as per
+response, so that no user can use up a response, and thumbs and ratings leave room for corrections. A retraction is
+never refused because of a limit.
+
 Each feedback record gets exactly one outcome: at once (`duplicate`, `superseded`, `tally_only`, `retracted`,
-`applied_retract`, `late`), when its batch is cut (`batched`), or when the window closes (`unmatched`).
+`applied_retract`, `late`, `refused`), when its batch is cut (`batched`), or when the window closes (`unmatched`). The
+same event once more is a `duplicate`, also if it was `refused`, unless so many others came that it was forgotten.
 """
 
 from __future__ import annotations
@@ -20,26 +29,50 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct, field
 
-from services.processor.core.state import JoinedResponse, SeenEvent, Signal, StoredResponse
+from services.processor.core.state import JoinedResponse, SeenEvent, Signal, StoredResponse, encode
 from services.processor.core.wire import value_json
-from shared.errors import Conflict, Oversized, Rejected
-from shared.events import EARLIEST_MS, MAX_SIGNALS, Feedback, OutcomeKind, RefusalReason, Retract, to_ms
-from shared.feedback_kinds import VAGUE_KINDS, hint_for
+from shared.events import (
+    EARLIEST_MS,
+    MAX_RECORD_BYTES,
+    MAX_SIGNALS,
+    Feedback,
+    OutcomeKind,
+    RefusalReason,
+    Retract,
+    to_ms,
+)
+from shared.feedback_kinds import KIND_BY_NAME, VAGUE_KINDS, hint_for
 
-MAX_EVENTS: Final = 4 * MAX_SIGNALS
-"""Events remembered per response to detect duplicates. Any beyond these become dead letters."""
 MAX_LATE_RETRACTIONS: Final = 1_024
 """Retractions remembered per response after its window, to detect repetitions."""
 MAX_LATE_RETRACTIONS_OF_USER: Final = 64
 """The same for one user."""
+MAX_LABELS: Final = MAX_SIGNALS * 3 // 4
+"""Most thumbs and ratings in one example. The rest of `MAX_SIGNALS` is kept for feedback that says more, so that even
+the most popular answer can still be corrected."""
+MAX_STORED_BYTES: Final = MAX_RECORD_BYTES - 256
+"""Most bytes of a `StoredResponse`: with its key it must fit into a record of the changelog."""
+MAX_USER_SIGNALS: Final = 16
+"""Most current signals of one user on one response."""
+MAX_USER_BYTES: Final = 200_000
+"""Most bytes of one user's signals on one response. Each single event is smaller."""
+MAX_USER_EVENTS: Final = 64
+"""Most events of one user, besides the current signals, that are remembered per response to detect duplicates; and most
+retractions of one user that wait for their event."""
+MEMORY_BYTES: Final = 32_768
+"""Most bytes of such memory per response, of all users together; and the same for waiting retractions."""
+SIGNAL_FRAME_BYTES: Final = 320
+"""Upper bound for the bytes of a signal, in an example and in the join state, besides its ids, value and tags."""
+MEMORY_FRAME_BYTES: Final = 200
+"""The same for an event that is only remembered."""
 RESPONSE_ERASED: Final = "the response was erased"
 ALREADY_RETRACTED: Final = "already taken back"
 
 
 class EventOutcome(NamedTuple):
-    """The outcome of one feedback event, before it becomes a record."""
+    """The outcome of one feedback event, or of a response if `event_id` is None, before it becomes a record."""
 
-    event_id: str
+    event_id: str | None
     kind: OutcomeKind
     detail: str | None = None
     reason: RefusalReason | None = None
@@ -80,6 +113,10 @@ class Change(Struct):
         """Give an event its outcome."""
         self.outcomes.append(EventOutcome(event_id, kind, detail))
 
+    def refuse(self, event_id: str | None, reason: RefusalReason, detail: str) -> None:
+        """Refuse an event, or the response if `event_id` is None. `detail` says what to do."""
+        self.outcomes.append(EventOutcome(event_id, OutcomeKind.REFUSED, detail, reason))
+
     def drop_signal(self, event_id: str, kind: OutcomeKind) -> None:
         """Remove a current signal. Its event gets this outcome, unless a batch has already given it one."""
         signal = self.joined.signals.pop(event_id, None)
@@ -102,23 +139,35 @@ class Change(Struct):
 
 
 def on_response(
-    joined: JoinedResponse | None, stored: StoredResponse | None, response: StoredResponse, size: int
+    joined: JoinedResponse | None,
+    stored: StoredResponse | None,
+    response: StoredResponse,
+    size: int,
+    max_bytes: int,
 ) -> Change:
     """Return the change that a response makes. Feedback that arrived before it counts from now on.
 
-    `stored` is the response already known under this id, `size` the new one's in bytes. Raises `Conflict` if they
-    differ, and `Rejected` if feedback was waiting for this response and has expired.
+    `stored` is the response already known under this id, `size` the new one's in bytes, `max_bytes` the most that a
+    response and its signals may have together. A response is refused if another one has this id, if feedback waited
+    for it until the window closed, or if the state cannot hold it.
     """
+    if (joined is None or not joined.answered) and size > MAX_STORED_BYTES:
+        change = Change(joined or JoinedResponse.from_response(response, size), set(), changed=False)
+        change.refuse(None, RefusalReason.TOO_LARGE, _RESPONSE_TOO_LARGE)
+        return change
     if joined is None:
         return Change(JoinedResponse.from_response(response, size), set())
     if joined.expired:
         if joined.answered:
             return Change(joined, set(), changed=False)
-        raise Rejected("the response came after its window had closed")
+        change = Change(joined, set(), changed=False)
+        change.refuse(None, RefusalReason.RESPONSE_LATE, _RESPONSE_LATE)
+        return change
     if joined.answered:
+        change = Change(joined, set(), changed=False)
         if stored is None or not stored.same_content(response):
-            raise Conflict("the response came again with other content; the first stands")
-        return Change(joined, set(), changed=False)
+            change.refuse(None, RefusalReason.CONFLICT, _RESPONSE_CONFLICT)
+        return change
     change = Change(joined, set())
     if response.status == "completed":
         for event_id, signal in list(joined.signals.items()):
@@ -127,6 +176,7 @@ def on_response(
                 change.decide(event_id, OutcomeKind.TALLY_ONLY, _no_such_choice(signal.choice))
     joined.line, joined.version, joined.responded_ms = response.line, response.version, response.at_ms
     joined.choices, joined.answer_bytes = response.valid_choices, size
+    _refuse_what_does_not_fit(change, max_bytes)
     change.waiting.update(joined.signals)
     change.added = list(joined.signals.values())
     change.vague = [
@@ -135,14 +185,28 @@ def on_response(
     return change.finish()
 
 
+def _refuse_what_does_not_fit(change: Change, max_bytes: int) -> None:
+    """Refuse signals, the last arrived first, until the rest fits into a batch together with the response."""
+    joined = change.joined
+    size = joined.answer_bytes + signals_bytes(joined)
+    for event_id in reversed(list(joined.signals)):
+        if size <= max_bytes:
+            return
+        size -= signal_bytes(event_id, joined.signals.pop(event_id))
+        change.refuse(event_id, RefusalReason.TOO_LARGE, _too_large(max_bytes))
+
+
 # --- feedback arrives ---------------------------------------------------------------------------------------------
 
 
-def on_feedback(joined: JoinedResponse, waiting: Iterable[str], event: Feedback, now_ms: int) -> Change:
+def on_feedback(
+    joined: JoinedResponse, waiting: Iterable[str], event: Feedback, now_ms: int, max_bytes: int
+) -> Change:
     """Return the change that a feedback event makes, given its append time `now_ms`.
 
-    `waiting` are the response's events in the open batch. Raises `Conflict` if another event has this id, `Rejected` if
-    it retracts another user's event, and `Oversized` if the response has too much feedback.
+    `waiting` are the response's events in the open batch, `max_bytes` the most that a response and its signals may have
+    together. An event is refused if another one has its id, if it retracts what is not its user's, or if there is no
+    room for it.
     """
     change = Change(joined, set(waiting))
     if joined.expired:
@@ -151,14 +215,14 @@ def on_feedback(joined: JoinedResponse, waiting: Iterable[str], event: Feedback,
     digest = event.content_digest()[:32]
     seen = joined.events.get(event.event_id)
     if seen is not None:
-        if seen.digest != digest:
-            raise Conflict(f"event {event.event_id} came again with other content; the first stands")
         change.changed = False
-        change.decide(event.event_id, OutcomeKind.DUPLICATE)
+        if seen.digest == digest:
+            change.decide(event.event_id, OutcomeKind.DUPLICATE)
+        else:
+            change.refuse(event.event_id, RefusalReason.CONFLICT, _EVENT_CONFLICT)
         return change
-    if len(joined.events) >= MAX_EVENTS:
-        raise Oversized(f"more than {MAX_EVENTS} events on one response")
-    seen = joined.events[event.event_id] = SeenEvent(digest, event.user_id, event.kind)
+    line = "" if joined.answered or event.line == joined.line else event.line
+    seen = joined.events[event.event_id] = SeenEvent(digest, event.user_id, event.kind, line=line)
     if isinstance(event, Retract):
         _retract(change, event)
     elif (hint := hint_for(event)) is not None:
@@ -167,14 +231,17 @@ def on_feedback(joined: JoinedResponse, waiting: Iterable[str], event: Feedback,
         if joined.answered:
             change.vague.append(seen)
     else:
-        _add_signal(change, event, seen, now_ms)
+        _add_signal(change, event, seen, now_ms, max_bytes)
+    _bound_memory(change, event.user_id)
     return change.finish()
 
 
 def _on_late_feedback(change: Change, event: Feedback) -> None:
     """Decide an event after the window. A retraction gets its outcome only once the batches have been searched."""
     joined, change.changed = change.joined, False
-    if joined.erased:
+    if joined.unusable:
+        change.refuse(event.event_id, RefusalReason.UNUSABLE, UNUSABLE)
+    elif joined.erased:
         change.decide(event.event_id, OutcomeKind.ERASED, RESPONSE_ERASED)
     elif not isinstance(event, Retract):
         change.decide(event.event_id, OutcomeKind.LATE, "the response's window is closed")
@@ -202,30 +269,33 @@ def _remember_late_retraction(joined: JoinedResponse, key: str, retraction_id: s
     known[key] = retraction_id
 
 
-def _add_signal(change: Change, event: Feedback, seen: SeenEvent, now_ms: int) -> None:
-    """Put a signal into its slot if it is the newest there."""
+def _add_signal(change: Change, event: Feedback, seen: SeenEvent, now_ms: int, max_bytes: int) -> None:
+    """Put a signal into its slot if it is the newest there, and if there is room for it."""
     joined = change.joined
     seen.at_ms = at = _clamped_ms(event, now_ms)
     if joined.choices is not None and event.choice not in joined.choices:
         change.decide(event.event_id, OutcomeKind.TALLY_ONLY, _no_such_choice(event.choice))
         _settle_waiting_retraction(change, event, has_slot=False)
         return
-    slot = f"{event.user_id}|{event.kind}|{event.choice}"
+    slot = slot_of(event.user_id, event.kind, event.choice)
     holder = joined.slots.get(slot)
     if holder is not None and (joined.events[holder].at_ms, holder) > (at, event.event_id):
         _settle_waiting_retraction(change, event, has_slot=False)
         change.decide(event.event_id, OutcomeKind.SUPERSEDED)
         return
+    signal = Signal(
+        event.kind, event.user_id, value_json(event.value), at, choice=event.choice, tags=event.tags
+    )
+    if retraction_key(event.event_id, event.user_id) not in joined.retractions:
+        refusal = _no_room_for(joined, event.event_id, signal, holder, max_bytes)
+        if refusal is not None:
+            change.refuse(event.event_id, *refusal)
+            return
     if holder is not None:
         change.drop_signal(holder, OutcomeKind.SUPERSEDED)
     joined.slots[slot] = event.event_id
     if _settle_waiting_retraction(change, event, has_slot=True):
         return
-    if len(joined.signals) >= MAX_SIGNALS:
-        raise Oversized(f"more than {MAX_SIGNALS} signals on one response")
-    signal = Signal(
-        event.kind, event.user_id, value_json(event.value), at, choice=event.choice, tags=event.tags
-    )
     joined.signals[event.event_id] = signal
     change.added.append(signal)
     if joined.answered:
@@ -252,8 +322,12 @@ def _retract(change: Change, event: Retract) -> None:
         else:
             joined.retractions[key] = event.event_id
         return
-    if target.user_id != event.user_id or target.kind == "retract":
-        raise Rejected(f"event {event.value} is not this user's to take back")
+    if target.user_id != event.user_id:
+        change.refuse(event.event_id, RefusalReason.NOT_YOURS, _NOT_YOURS)
+        return
+    if target.kind == "retract":
+        change.refuse(event.event_id, RefusalReason.NOT_YOURS, _RETRACTS_A_RETRACTION)
+        return
     change.drop_signal(event.value, OutcomeKind.RETRACTED)
     change.decide(event.event_id, OutcomeKind.APPLIED_RETRACT)
 
@@ -272,6 +346,11 @@ def _settle_waiting_retraction(change: Change, event: Feedback, *, has_slot: boo
     return has_slot
 
 
+def slot_of(user_id: str, kind: str, choice: int) -> str:
+    """Return the slot of a signal. Different signals never share one, because kinds and choices contain no `|`."""
+    return f"{user_id}|{kind}|{choice}"
+
+
 def retraction_key(event_id: str, user_id: str) -> str:
     """Return the key under which a user's retraction waits for an event. Ids contain no spaces."""
     return f"{event_id} {user_id}"
@@ -284,6 +363,148 @@ def retraction_owner(key: str) -> str:
 
 def _no_such_choice(choice: int) -> str:
     return f"the response has no choice {choice}"
+
+
+# --- limits -------------------------------------------------------------------------------------------------------
+
+
+def signal_bytes(event_id: str, signal: Signal) -> int:
+    """Return an upper bound of the bytes that a signal takes in an example, and in the join state."""
+    tags = len(encode(signal.tags)) if signal.tags else 0
+    ids = _json_bytes(event_id) + _json_bytes(signal.user_id)
+    return len(bytes(signal.value)) + tags + 4 * ids + SIGNAL_FRAME_BYTES
+
+
+def signals_bytes(joined: JoinedResponse) -> int:
+    """Return an upper bound of the bytes that all signals take in an example, and in the join state."""
+    return sum(signal_bytes(event_id, signal) for event_id, signal in joined.signals.items())
+
+
+def _no_room_for(
+    joined: JoinedResponse, event_id: str, signal: Signal, holder: str | None, max_bytes: int
+) -> tuple[RefusalReason, str] | None:
+    """Return why a signal cannot be added in place of `holder`, or None if it can."""
+    others = [(other_id, other) for other_id, other in joined.signals.items() if other_id != holder]
+    own = [(other_id, other) for other_id, other in others if other.user_id == signal.user_id]
+    size = signal_bytes(event_id, signal)
+    if len(own) >= MAX_USER_SIGNALS or (
+        own and size + sum(signal_bytes(*other) for other in own) > MAX_USER_BYTES
+    ):
+        return RefusalReason.TOO_MANY, _USER_HAS_TOO_MANY
+    if len(others) >= MAX_SIGNALS:
+        return RefusalReason.TOO_MANY, _RESPONSE_HAS_TOO_MANY
+    if _is_label(signal) and sum(_is_label(other) for _, other in others) >= MAX_LABELS:
+        return RefusalReason.TOO_MANY, _RESPONSE_HAS_TOO_MANY_LABELS
+    if joined.answer_bytes + size + sum(signal_bytes(*other) for other in others) > max_bytes:
+        return RefusalReason.TOO_LARGE, _too_large(max_bytes)
+    return None
+
+
+def _is_label(signal: Signal) -> bool:
+    """Return whether a signal only rates the answer."""
+    return KIND_BY_NAME[signal.kind].objective == "kto"
+
+
+def _bound_memory(change: Change, user_id: str) -> None:
+    """Forget the oldest events that are no current signals, once they are too many.
+
+    Those of the user whose event was just added come first; then those of whoever has most, so that nobody can make a
+    response forget what others said. Nothing else depends on what is forgotten: a repetition of it is not recognised
+    any more, and a retraction of it ends `unmatched`.
+    """
+    joined = change.joined
+    if len(joined.events) > MAX_USER_EVENTS:
+        events = (item for item in joined.events.items() if item[0] not in joined.signals)
+        for event_id in _surplus([_Memory.of_event(*item) for item in events], user_id):
+            _forget(joined, event_id)
+    if len(joined.retractions) > MAX_USER_EVENTS:
+        for key in _surplus([_Memory.of_retraction(*item) for item in joined.retractions.items()], user_id):
+            change.decide(joined.retractions.pop(key), OutcomeKind.UNMATCHED, _TOO_MANY_RETRACTIONS)
+
+
+class _Memory(NamedTuple):
+    """Something remembered of a user. `size` is an upper bound of its bytes in the join state."""
+
+    key: str
+    user_id: str
+    size: int
+
+    @classmethod
+    def of_event(cls, event_id: str, seen: SeenEvent) -> _Memory:
+        """Return an event, with its slot."""
+        size = 2 * (_json_bytes(event_id) + _json_bytes(seen.user_id)) + MEMORY_FRAME_BYTES
+        return cls(event_id, seen.user_id, size)
+
+    @classmethod
+    def of_retraction(cls, key: str, retraction_id: str) -> _Memory:
+        """Return a retraction that waits."""
+        return cls(key, retraction_owner(key), _json_bytes(key) + _json_bytes(retraction_id) + 8)
+
+
+def _surplus(memories: list[_Memory], user_id: str) -> list[str]:
+    """Return the keys of what to forget, given everything in its order of arrival."""
+    by_user: dict[str, list[_Memory]] = {}
+    for memory in memories:
+        by_user.setdefault(memory.user_id, []).append(memory)
+    surplus: list[_Memory] = []
+    own = by_user.get(user_id, [])
+    while len(own) > MAX_USER_EVENTS:
+        surplus.append(own.pop(0))
+    size = sum(memory.size for memory in memories) - sum(memory.size for memory in surplus)
+    while size > MEMORY_BYTES:
+        surplus.append(max(by_user.values(), key=len).pop(0))
+        size -= surplus[-1].size
+    return [memory.key for memory in surplus]
+
+
+def _forget(joined: JoinedResponse, event_id: str) -> None:
+    del joined.events[event_id]
+    for slot in [slot for slot, holder in joined.slots.items() if holder == event_id]:
+        del joined.slots[slot]
+
+
+def _json_bytes(text: str) -> int:
+    """Return the bytes of an id in JSON. Ids are ASCII; two of the characters are escaped."""
+    return len(text) + text.count('"') + text.count("\\")
+
+
+_EVENT_CONFLICT: Final = (
+    "another event with this id came first, and that one stands: send new feedback under a new event_id"
+)
+_RESPONSE_CONFLICT: Final = (
+    "another response with this id came first, and that one stands: give every response an id of its own"
+)
+_RESPONSE_LATE: Final = (
+    "the response came after the window in which feedback waited for it: record responses when they are given"
+)
+_RESPONSE_TOO_LARGE: Final = (
+    "the response is larger than a record may be: shorten the conversation that it records"
+)
+_NOT_YOURS: Final = "another user gave this feedback: only its author can retract it"
+_RETRACTS_A_RETRACTION: Final = (
+    "a retraction cannot be retracted: send the feedback again under a new event_id"
+)
+_USER_HAS_TOO_MANY: Final = (
+    f"one user may have {MAX_USER_SIGNALS} pieces of feedback, of {MAX_USER_BYTES} bytes together, on one response: "
+    "replace or retract an earlier one"
+)
+_RESPONSE_HAS_TOO_MANY: Final = (
+    f"the response already has {MAX_SIGNALS} pieces of feedback, the most that is kept"
+)
+_RESPONSE_HAS_TOO_MANY_LABELS: Final = (
+    f"the response already has {MAX_LABELS} thumbs and ratings, the most that is kept: a correction says more"
+)
+_TOO_MANY_RETRACTIONS: Final = (
+    "its event has not arrived, and the user has sent too many other retractions since"
+)
+UNUSABLE: Final = (
+    "what was stored for this response could not be read and was set aside: record the response under a new id and "
+    "send the feedback on that one"
+)
+
+
+def _too_large(max_bytes: int) -> str:
+    return f"with it, the response and its feedback would have more than {max_bytes} bytes: shorten it"
 
 
 # --- time passes --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from services.processor.core.state import JoinedResponse, encode
 from services.processor.core.wire import SERVICE, OutcomeOut, rfc3339
 from shared.cloudevents import CloudEventFactory, cloudevent, traceparent_of
 from shared.composed_ids import join_ids
-from shared.events import Batch, LogRecord, Outcome, Tally, from_ms
+from shared.events import EARLIEST_MS, MAX_MS, Batch, Feedback, LogRecord, Outcome, Tally, from_ms
 from shared.records import Output, Record
 from shared.stream.step import RereadComplete, RereadRequest, Tick
 from shared.topics import FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES, Topic
@@ -26,19 +26,26 @@ class Outbox:
     """Collects the outputs of one turn, in order.
 
     Every id and time derives from the record that causes the output, so processing that record again gives the same
-    bytes. `now` is the append time as RFC 3339.
+    bytes. `now` is the time of the turn as RFC 3339. The record's `traceparent` goes only onto its own outcome.
     """
 
-    __slots__ = ("_traceparent", "now", "now_ms", "outputs", "partition")
+    __slots__ = ("_cause_key", "_event", "_traceparent", "now", "now_ms", "outputs", "partition")
 
     def __init__(self, cause: Record | Tick | RereadComplete) -> None:
         self.outputs: list[Output | RereadRequest] = []
         self.partition = cause.partition
-        self.now_ms = cause.timestamp
-        self.now = rfc3339(cause.timestamp)
+        # A time that no calendar has must neither stop the partition nor leave it.
+        self.now_ms = max(EARLIEST_MS, min(cause.timestamp, MAX_MS))
+        self.now = rfc3339(self.now_ms)
+        self._cause_key = cause.key if isinstance(cause, Record) else None
         self._traceparent = (
             traceparent_of(cause.headers) if isinstance(cause, Record) and cause.headers else None
         )
+        self._event: Feedback | None = None
+
+    def name_event(self, event: Feedback) -> None:
+        """Say which feedback event the turn's record holds."""
+        self._event = event
 
     def outcomes(
         self,
@@ -51,9 +58,9 @@ class Outbox:
         for event_id, kind, detail, reason in outcomes:
             response_id = key.decode()
             outcome = OutcomeOut(
-                line=joined.line,
+                line=self.line_of(key, joined, event_id),
                 response_id=response_id,
-                event_id=event_id,
+                event_id=event_id or UNSET,
                 outcome=kind,
                 batch_id=batch_id or UNSET,
                 revision=joined.revision if batch_id else UNSET,
@@ -61,7 +68,19 @@ class Outbox:
                 detail=detail or UNSET,
                 decided_at=self.now,
             )
-            self._seal(_OUTCOME, key, encode(outcome), join_ids(response_id, event_id, kind))
+            ce_id = join_ids(response_id, event_id or "", kind)
+            traceparent = self._traceparent if self._is_own(key, event_id) else None
+            self._seal(_OUTCOME, key, encode(outcome), ce_id, traceparent)
+
+    def line_of(self, key: bytes, joined: JoinedResponse, event_id: str | None) -> str:
+        """Return the line of an event on the response `key`: its own one while the response is unknown."""
+        if self._event is not None and not joined.answered and self._is_own(key, event_id):
+            return self._event.line
+        return joined.line_of(event_id)
+
+    def _is_own(self, key: bytes, event_id: str | None) -> bool:
+        """Return whether an outcome is that of the record which the turn processes."""
+        return key == self._cause_key and event_id == (self._event and self._event.event_id)
 
     def tally(self, version: str, user_id: str, tally: Struct) -> bytes:
         """Send a `TallyOut`, dated now. Returns its bytes."""
@@ -93,7 +112,9 @@ class Outbox:
         self.outputs.append(RereadRequest(topic.name))
 
     def _tally_name(self, version: str, user_id: str) -> str:
-        return f"{version}|{user_id}|{self.partition}"
+        return join_ids(version, user_id, str(self.partition), separator="|")
 
-    def _seal(self, seal: CloudEventFactory, key: bytes, value: bytes, ce_id: str) -> None:
-        self.outputs.append(seal(key, value, ce_id, self.now, self.partition, self._traceparent))
+    def _seal(
+        self, seal: CloudEventFactory, key: bytes, value: bytes, ce_id: str, traceparent: str | None = None
+    ) -> None:
+        self.outputs.append(seal(key, value, ce_id, self.now, self.partition, traceparent))

@@ -7,30 +7,44 @@ Keys are ordered by their bytes:
 | `a/<response_id>` | `StoredResponse`: the response, written once |
 | `j/<response_id>` | `JoinedResponse`: the response's feedback; exists from the first feedback event on |
 | `x/<time>/<response_id>` | empty: the time index by which windows close |
-| `b/<line>` | `OpenBatch`: the batch being filled |
+| `b/<line>` | `OpenBatch`: the batch being filled; kept for ever, because no batch number may be used twice |
+| `d/<time>/<line>` | empty: the index of the open batches that hold examples, by the time when they were opened |
 | `p/<line>/<response_id>` | `PendingExample`: an example in that batch |
 | `t/<version>/<user_id>` | the newest tally, in the bytes that were sent |
-| `m/swept` | the append time of the last complete pass over the time index, in ms |
+| `y/<date>/<version>/<user_id>` | empty: the index of tallies by the date of their newest change |
+| `m/clock` | `StreamClock`: stream time, and when something is due |
 | `m/erasing`, `e/`, `f/`, `g/`, `r/`, `w/` | erasures: see `erasure/process.py` |
 
+Different ids never share a key: `/` and `%` in versions and users are percent-encoded, and lines contain neither.
+
 Values are JSON written by msgspec, because every record reads and writes several of them. Only this service writes
-them, so a value that cannot be read is a bug.
+them, but an earlier release may have written what can no longer be processed, so no value is trusted: what cannot be
+read is set aside (`PartitionTurn.set_aside`), and a partition never stops because of it.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final, Self
 
 import msgspec
 from msgspec import Raw, Struct, field
 
+from shared.composed_ids import join_ids, split_ids
+from shared.events import MAX_SIGNALS
+from shared.feedback_kinds import KIND_BY_NAME
 from shared.stream.step import State
 from shared.topics import DAY_MS, WINDOW_DAYS
 
 WINDOW_MS: Final = WINDOW_DAYS * DAY_MS
 LATE_MS: Final = WINDOW_MS
 """How long after its window a response is remembered, so that its feedback is reported as `late`, not `unmatched`."""
+
+UNKNOWN_LINE: Final = "unknown"
+"""The line in outcomes of responses that can no longer be read."""
+LINE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 encode = msgspec.json.Encoder().encode
 
@@ -47,8 +61,16 @@ class StoredValue(Struct, omit_defaults=True):
 
     @classmethod
     def from_json(cls, value: bytes) -> Self:
-        """Return the value stored as `value`."""
+        """Return the value stored as `value`. Raises `msgspec.MsgspecError` or `ValueError` if it cannot be read."""
         return _DECODERS[cls].decode(value)  # type: ignore[no-any-return]
+
+    @classmethod
+    def read(cls, value: bytes) -> Self | None:
+        """Return the value stored as `value`, or None if it cannot be read."""
+        try:
+            return cls.from_json(value)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return None
 
 
 class StoredResponse(StoredValue):
@@ -79,13 +101,15 @@ class StoredResponse(StoredValue):
 class SeenEvent(Struct, omit_defaults=True):
     """Memory of a feedback event, to detect duplicates and other users' retractions.
 
-    `digest` is 128 bits of its content; `at_ms` is 0 for events that never became a signal.
+    `digest` is 128 bits of its content; `at_ms` is 0 for a retraction and for a comment too vague to be a signal.
     """
 
     digest: str
     user_id: str
     kind: str
     at_ms: int = 0
+    line: str = ""
+    """The line that the event names, if it is not the one of `JoinedResponse`."""
 
 
 class Signal(Struct, omit_defaults=True):
@@ -123,6 +147,8 @@ class JoinedResponse(StoredValue):
     """Whether its window is closed. Only a trace is kept then."""
     erased: bool = False
     """Whether this is the trace of an erased response."""
+    unusable: bool = False
+    """Whether this is the trace of a response that was set aside, because what was stored for it was unusable."""
 
     @property
     def answered(self) -> bool:
@@ -134,6 +160,23 @@ class JoinedResponse(StoredValue):
         """When the window closes or, once it is closed, when the trace is deleted."""
         start = self.since_ms if self.responded_ms is None else self.responded_ms
         return start + WINDOW_MS + (LATE_MS if self.expired else 0)
+
+    @property
+    def consistent(self) -> bool:
+        """Whether its parts agree with each other. They always do, unless an earlier release stored something else."""
+        return (
+            len(self.signals) <= MAX_SIGNALS
+            and all(holder in self.events for holder in self.slots.values())
+            and all(
+                signal.kind in KIND_BY_NAME and event_id in self.events
+                for event_id, signal in self.signals.items()
+            )
+        )
+
+    def line_of(self, event_id: str | None) -> str:
+        """Return the line of an event: its own one as long as the response, and with it the line, is unknown."""
+        seen = None if self.answered or event_id is None else self.events.get(event_id)
+        return self.line if seen is None else seen.line or self.line
 
     @classmethod
     def from_response(cls, response: StoredResponse, stored_bytes: int) -> JoinedResponse:
@@ -149,7 +192,10 @@ class JoinedResponse(StoredValue):
 
 
 class OpenBatch(StoredValue):
-    """The batch of one line that is being filled. `number` is the one it will get."""
+    """The batch of one line that is being filled. `number` is the one it will get.
+
+    `examples` and `size` say when it is full. It is cut by its age whatever they say.
+    """
 
     number: int = 1
     opened_ms: int = 0
@@ -167,6 +213,21 @@ class PendingExample(StoredValue):
     """The events whose outcome is `batched` once the batch is cut."""
 
 
+class StreamClock(StoredValue, array_like=True):
+    """Times of a partition, in ms since the epoch, by which data expires and batches are cut. See `PartitionTurn`."""
+
+    last_ms: int = 0
+    """Append time of the newest input record."""
+    stream_ms: int = 0
+    """Stream time: the earlier one of the append times of the newest two input records."""
+    swept_ms: int = 0
+    """Stream time of the last complete search for what has expired."""
+    oldest_batch_ms: int = 0
+    """No open batch that holds examples was opened before this; 0 if there is none."""
+    unindexed_from: str = "b/"
+    """Where to continue adding an earlier release's batches and tallies to the indexes; empty when all are."""
+
+
 class _Decoders(dict[type, msgspec.json.Decoder[Any]]):
     def __missing__(self, kind: type) -> msgspec.json.Decoder[Any]:
         decoder = self[kind] = msgspec.json.Decoder(kind)
@@ -178,7 +239,10 @@ _DECODERS = _Decoders()
 
 # --- keys -------------------------------------------------------------------------------------------------------
 
-_SWEPT: Final = b"m/swept"
+_CLOCK: Final = b"m/clock"
+_LATEST_MS: Final = 10**16 - 1
+_NUMBERS: Final = 2**53
+"""Batch numbers are below this, so that every JSON parser can read them."""
 
 
 def response_key(response_id: bytes) -> bytes:
@@ -200,12 +264,26 @@ def _batch_key(line: str) -> bytes:
     return b"b/" + line.encode()
 
 
-def _expiry_key(at_ms: int, response_id: bytes) -> bytes:
-    return b"x/%016d/%s" % (at_ms, response_id)
+def expiry_key(at_ms: int, response_id: bytes) -> bytes:
+    """Return the place of a response in the time index."""
+    return b"x/%016d/%s" % (_in_index(at_ms), response_id)
 
 
-def _tally_key(version: str, user_id: str) -> bytes:
-    return b"t/%s/%s" % (version.encode(), user_id.encode())
+def _opened_key(at_ms: int, line: str) -> bytes:
+    return b"d/%016d/%s" % (_in_index(at_ms), line.encode())
+
+
+def _in_index(at_ms: int) -> int:
+    return max(0, min(at_ms, _LATEST_MS))
+
+
+def tally_key(version: str, user_id: str) -> bytes:
+    """Return the key of a tally."""
+    return b"t/" + join_ids(version, user_id).encode()
+
+
+def _tally_date_key(date: str, place: bytes) -> bytes:
+    return b"y/%s/%s" % (date.encode(), place[2:])
 
 
 def prefix_end(prefix: bytes) -> bytes:
@@ -222,32 +300,66 @@ class PartitionState:
     Keeps the time index in step with the join state. It decides nothing, and is valid for one turn only.
     """
 
-    __slots__ = ("_indexed", "store")
+    __slots__ = ("_indexed", "_now_ms", "_opened", "damaged", "store")
 
-    def __init__(self, store: State) -> None:
+    def __init__(self, store: State, now_ms: int) -> None:
         self.store = store
+        self._now_ms = now_ms
         self._indexed: dict[bytes, int] = {}
         """Where the time index holds the responses read in this turn."""
+        self._opened: dict[str, int | None] = {}
+        """Where the index of open batches holds the lines read in this turn; None if it does not."""
+        self.damaged: set[bytes] = set()
+        """Responses of this turn whose stored values cannot be used."""
+
+    @property
+    def clock(self) -> StreamClock:
+        """The times of the partition. A clock that is missing or cannot be read starts anew."""
+        value = self.store.get(_CLOCK)
+        return (None if value is None else StreamClock.read(value)) or StreamClock()
+
+    def put_clock(self, clock: StreamClock) -> None:
+        """Store the times of the partition."""
+        self.store.put(_CLOCK, clock.to_json())
 
     # responses and their feedback
 
     def response(self, key: bytes) -> StoredResponse | None:
-        """Return the response, if it has arrived."""
+        """Return the response, or None if it has not arrived or cannot be read."""
         value = self.store.get(response_key(key))
-        return None if value is None else StoredResponse.from_json(value)
+        return None if value is None else StoredResponse.read(value)
 
     def joined(self, key: bytes) -> JoinedResponse | None:
-        """Return the join state of a response, or None if there is no response and no feedback."""
+        """Return the join state of a response, or None if there is no response and no feedback.
+
+        If it cannot be used, return the trace to keep instead, and add the response to `damaged`.
+        """
         value = self.store.get(joined_key(key))
+        joined: JoinedResponse | None
         if value is not None:
-            joined = JoinedResponse.from_json(value)
+            joined = JoinedResponse.read(value)
         else:
-            response = self.store.get(response_key(key))
-            if response is None:
+            value = self.store.get(response_key(key))
+            if value is None:
                 return None
-            joined = JoinedResponse.from_response(StoredResponse.from_json(response), len(response))
+            response = StoredResponse.read(value)
+            joined = None if response is None else JoinedResponse.from_response(response, len(value))
+        if joined is None or not joined.consistent:
+            self.damaged.add(key)
+            return self.unusable_trace(_line_in(value) if joined is None else joined.line)
         self._indexed[key] = joined.expires_ms
         return joined
+
+    def unusable_trace(self, line: str, revision: int = 0) -> JoinedResponse:
+        """Return the trace of a response that is set aside now."""
+        return JoinedResponse(
+            line=line,
+            since_ms=self._now_ms,
+            responded_ms=self._now_ms,
+            revision=revision,
+            expired=True,
+            unusable=True,
+        )
 
     def put_response(self, key: bytes, value: bytes) -> None:
         """Store a response, as encoded by `StoredResponse.to_json`."""
@@ -265,8 +377,8 @@ class PartitionState:
         at, before = joined.expires_ms, self._indexed.get(key)
         if at != before:
             if before is not None:
-                self.store.delete(_expiry_key(before, key))
-            self.store.put(_expiry_key(at, key), b"")
+                self.store.delete(expiry_key(before, key))
+            self.store.put(expiry_key(at, key), b"")
             self._indexed[key] = at
 
     def delete_response(self, key: bytes) -> None:
@@ -275,52 +387,72 @@ class PartitionState:
 
     def delete(self, key: bytes, joined: JoinedResponse) -> None:
         """Delete a response, its join state and its entry in the time index."""
-        self.store.delete(_expiry_key(joined.expires_ms, key))
+        self.store.delete(expiry_key(joined.expires_ms, key))
         self.store.delete(response_key(key))
         self.store.delete(joined_key(key))
         self._indexed.pop(key, None)
 
-    def expired(self, now_ms: int, at_most: int) -> list[bytes]:
-        """Return the responses whose time is over, earliest first."""
-        places = islice(self.store.scan(b"x/", _expiry_key(now_ms, b"")), at_most)
-        return [place.split(b"/", 2)[2] for place, _ in places]
-
-    @property
-    def swept_ms(self) -> int | None:
-        """The time of the last pass over the time index that reached its end."""
-        value = self.store.get(_SWEPT)
-        return None if value is None else int(value)
-
-    def put_swept(self, now_ms: int) -> None:
-        """Remember that the pass over the time index at `now_ms` reached its end."""
-        self.store.put(_SWEPT, str(now_ms).encode())
+    def expired(self, stream_ms: int, at_most: int) -> list[tuple[bytes, bytes]]:
+        """Return (place in the time index, response) of those whose time is over, earliest first."""
+        places = islice(self.store.scan(b"x/", expiry_key(stream_ms, b"")), at_most)
+        return [(place, place.split(b"/", 2)[2]) for place, _ in places]
 
     # the open batch of each line
 
     def open_batch(self, line: str) -> OpenBatch:
-        """Return the open batch of a line; its first one if there was none."""
-        value = self.store.get(_batch_key(line))
-        return OpenBatch() if value is None else OpenBatch.from_json(value)
+        """Return the open batch of a line; its first one if there was none.
 
-    def open_batches(self) -> list[tuple[str, OpenBatch]]:
-        """Return (line, open batch) of every line seen in this partition."""
-        found = self.store.scan(b"b/", prefix_end(b"b/"))
-        return [(place[2:].decode(), OpenBatch.from_json(value)) for place, value in found]
+        If it cannot be read, its number is unknown, so it gets one that no earlier batch can have: the time in ms.
+        """
+        value = self.store.get(_batch_key(line))
+        batch = OpenBatch() if value is None else OpenBatch.read(value)
+        if batch is None or not 1 <= batch.number < _NUMBERS:
+            batch = OpenBatch(number=max(1, self._now_ms))
+        batch.examples, batch.size = max(0, batch.examples), max(0, batch.size)
+        self._opened[line] = batch.opened_ms if batch.examples else None
+        return batch
 
     def put_open_batch(self, line: str, batch: OpenBatch) -> None:
-        """Store the open batch of a line."""
-        self.store.put(_batch_key(line), batch.to_json())
+        """Store the open batch of a line, after `open_batch` has returned it or an earlier one in this turn."""
+        at, before = batch.opened_ms if batch.examples else None, self._opened.get(line)
+        if at != before:
+            if before is not None:
+                self.store.delete(_opened_key(before, line))
+            # If it is read first, the write buffer drops it when the batch is cut within the same slice.
+            if at is not None and self.store.get(_opened_key(at, line)) is None:
+                self.store.put(_opened_key(at, line), b"")
+            self._opened[line] = at
+        if batch == OpenBatch():
+            self.store.delete(_batch_key(line))
+        else:
+            self.store.put(_batch_key(line), batch.to_json())
+
+    def oldest_batches(self, at_most: int) -> list[tuple[bytes, int, str]]:
+        """Return (place in the index, time in ms, line) of the open batches that hold examples, oldest first."""
+        places = islice(self.store.scan(b"d/", prefix_end(b"d/")), at_most)
+        return [(place, int(place[2:18]), place[19:].decode()) for place, _ in places]
 
     def pending(self, line: str, key: bytes) -> PendingExample | None:
         """Return a response's example in the open batch, if it is there."""
         value = self.store.get(pending_key(line, key))
-        return None if value is None else PendingExample.from_json(value)
+        return None if value is None else self._pending_example(key, value)
 
-    def pending_examples(self, line: str) -> list[tuple[bytes, PendingExample]]:
-        """Return (key, example) of everything in the open batch of a line."""
+    def pending_examples(self, line: str, at_most: int) -> list[tuple[bytes, PendingExample]]:
+        """Return (key, example) of what the open batch of a line holds."""
         prefix = pending_key(line, b"")
-        found = self.store.scan(prefix, prefix_end(prefix))
-        return [(place[len(prefix) :], PendingExample.from_json(value)) for place, value in found]
+        found = list(islice(self.store.scan(prefix, prefix_end(prefix)), at_most))
+        return [
+            (place[len(prefix) :], self._pending_example(place[len(prefix) :], value))
+            for place, value in found
+        ]
+
+    def _pending_example(self, key: bytes, value: bytes) -> PendingExample:
+        pending = PendingExample.read(value)
+        if pending is None:
+            # Which of its events wait for the cut is not known, so they all do.
+            joined = self.joined(key)
+            pending = PendingExample(fresh=False, size=0, waiting=tuple(joined.signals) if joined else ())
+        return pending
 
     def put_pending(self, line: str, key: bytes, example: PendingExample) -> None:
         """Store an example of the open batch."""
@@ -334,8 +466,64 @@ class PartitionState:
 
     def tally(self, version: str, user_id: str) -> bytes | None:
         """Return a user's newest tally of a version, as it was sent."""
-        return self.store.get(_tally_key(version, user_id))
+        return self.store.get(tally_key(version, user_id))
 
-    def put_tally(self, version: str, user_id: str, value: bytes) -> None:
-        """Store a user's newest tally of a version."""
-        self.store.put(_tally_key(version, user_id), value)
+    def put_tally(self, version: str, user_id: str, value: bytes, date: str, before: str | None) -> None:
+        """Store a user's newest tally of a version, changed on `date` (as ISO 8601) and, until then, on `before`."""
+        place = tally_key(version, user_id)
+        self.store.put(place, value)
+        if date != before:
+            if before is not None:
+                self.store.delete(_tally_date_key(before, place))
+            self.store.put(_tally_date_key(date, place), b"")
+
+    def delete_tally(self, place: bytes, date: str | None) -> None:
+        """Delete the tally stored at `place`, which was changed on `date`."""
+        self.store.delete(place)
+        if date is not None:
+            self.store.delete(_tally_date_key(date, place))
+
+    def old_tallies(self, before: str, at_most: int) -> list[tuple[bytes, str, bytes]]:
+        """Return (place in the index, date, place) of the tallies that were last changed before a date."""
+        found = islice(self.store.scan(b"y/", b"y/" + before.encode()), at_most)
+        return [(index, index[2:12].decode(), b"t/" + index[13:]) for index, _ in found]
+
+    # what an earlier release stored without indexes
+
+    def index_stored(self, start: str, at_most: int, date_of: Callable[[bytes], str | None]) -> str:
+        """Add batches and tallies from `start` on to the indexes. Return where to continue; empty at the end.
+
+        `date_of` returns the date of a tally's newest change, or None if it cannot be read.
+        """
+        prefix = start[:2].encode()
+        found = list(islice(self.store.scan(start.encode(), prefix_end(prefix)), at_most))
+        for place, value in found:
+            if prefix == b"b/":
+                self._index_batch(place[2:].decode())
+            elif (date := date_of(value)) is not None:
+                self.store.put(_tally_date_key(date, place), b"")
+        if len(found) == at_most:
+            return found[-1][0].decode() + "\x00"
+        return "t/" if prefix == b"b/" else ""
+
+    def _index_batch(self, line: str) -> None:
+        batch = self.open_batch(line)
+        self._opened[line] = None
+        if self.pending_examples(line, 1):
+            batch.examples = max(1, batch.examples)
+        self.put_open_batch(line, batch)
+
+
+def tally_ids(place: bytes) -> tuple[str, str]:
+    """Return the version and the user of a `tally_key`."""
+    version, *users = split_ids(place[2:].decode())
+    return version, "/".join(users)
+
+
+def _line_in(value: bytes) -> str:
+    """Return the line that a value names, although it cannot be read as a whole."""
+    try:
+        line = msgspec.json.decode(value).get("line")
+    except (msgspec.MsgspecError, ValueError, AttributeError, RecursionError):
+        line = None
+    return line if isinstance(line, str) and LINE.fullmatch(line) else UNKNOWN_LINE

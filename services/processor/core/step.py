@@ -41,27 +41,29 @@ class ProcessorStep:
         """Process one record or tick: see `RereadingStep`."""
         turn = PartitionTurn(state, record, self._limits)
         erasures = ErasureProcess(turn, self._erasure)
-        if isinstance(record, Tick):
-            turn.cut_due_batches()
-        elif isinstance(record, Record) and record.topic == FEEDBACK_EVENTS.name:
+        if isinstance(record, Record) and record.topic == FEEDBACK_EVENTS.name:
             self._on_feedback(turn, erasures, record)
         elif isinstance(record, Record) and record.topic == CHAT_RESPONSES.name:
             self._on_response(turn, erasures, record)
-        else:
+        elif not isinstance(record, Tick):
             erasures.take(record)
+        turn.cut_due_batches()
         turn.close_expired_windows()
         erasures.advance(record)
+        turn.save_clock()
         return turn.outbox.outputs
 
     def _on_feedback(self, turn: PartitionTurn, erasures: ErasureProcess, record: Record) -> None:
         event = parse_union(FEEDBACK, record.value)
         key = _response_id(record, event.response_id)
+        turn.outbox.name_event(event)
         joined = turn.load(key) or JoinedResponse(line=event.line, since_ms=turn.now_ms)
         if erasures.covers(event):
             turn.outbox.outcomes(key, joined, [EventOutcome(event.event_id, OutcomeKind.ERASED)])
             return
         pending = turn.pending(key, joined)
-        change = join.on_feedback(joined, pending.waiting if pending else (), event, turn.now_ms)
+        waiting = pending.waiting if pending else ()
+        change = join.on_feedback(joined, waiting, event, turn.now_ms, turn.limits.content_size)
         turn.apply(key, change, pending)
 
     def _on_response(self, turn: PartitionTurn, erasures: ErasureProcess, record: Record) -> None:
@@ -71,11 +73,16 @@ class ProcessorStep:
             erasures.erase_response(key, response)
             return
         joined = turn.load(key)
-        stored = turn.state.response(key) if joined is not None and joined.answered else None
+        stored = None
+        if joined is not None and joined.answered and not joined.expired:
+            stored = turn.state.response(key)
+            if stored is None:
+                joined = turn.set_aside(key, joined)
         new = to_stored(response, turn.now_ms)
         value = new.to_json()
-        change = join.on_response(joined, stored, new, len(value))
+        change = join.on_response(joined, stored, new, len(value), turn.limits.content_size)
         if not change.changed:
+            turn.outbox.outcomes(key, change.joined, change.outcomes)
             return
         turn.state.put_response(key, value)
         if joined is None:  # without feedback, the response is all there is to store
@@ -85,7 +92,7 @@ class ProcessorStep:
 
 
 def _response_id(record: Record, response_id: str) -> bytes:
-    """Return the record's key. Raises `Malformed` if it is another: the record would be in the wrong partition."""
+    """Return the record's key. Raises `Malformed` if it is another: the record may be in the wrong partition."""
     if record.key != response_id.encode():
         raise Malformed(f"the record's key is not its response_id {response_id}")
     return record.key

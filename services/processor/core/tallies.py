@@ -16,7 +16,7 @@ def count(
 ) -> None:
     """Update the counters of a `TallyOut` as `FeedbackKind` says. `vague` are events that were too vague for a signal.
 
-    No counter falls below zero: a removed signal may have been counted before an erasure deleted the tally.
+    No counter falls below zero: a removed signal may have been counted before the tally was deleted.
     """
     for event in vague:
         counter = KIND_BY_NAME[event.kind].counter
@@ -29,10 +29,12 @@ def count(
 
 def _add_signal(tally: Struct, signal: Signal, sign: int) -> None:
     kind = KIND_BY_NAME[signal.kind]
-    counter = kind.counter
-    _add(tally, counter if isinstance(counter, str) else counter[msgspec.json.decode(signal.value)], sign)
-    if kind.sum_counter is not None:
-        _add(tally, kind.sum_counter, sign * msgspec.json.decode(signal.value))
+    value = msgspec.json.decode(signal.value)
+    counter = kind.counter if isinstance(kind.counter, str) else kind.counter.get(str(value))
+    if counter is not None:
+        _add(tally, counter, sign)
+    if kind.sum_counter is not None and isinstance(value, int):
+        _add(tally, kind.sum_counter, sign * value)
 
 
 def _add(tally: Struct, counter: str, amount: int) -> None:

@@ -43,7 +43,8 @@ BatchOut = wire_struct(events.Batch)
 OutcomeOut = wire_struct(events.Outcome)
 TallyOut = wire_struct(events.Tally)
 
-read_tally = msgspec.json.Decoder(TallyOut).decode
+_read_tally = msgspec.json.Decoder(TallyOut).decode
+_COUNTERS: Final = tuple(name for name, field in events.Tally.model_fields.items() if field.default == 0)
 _MESSAGES: TypeAdapter[tuple[Message, ...]] = TypeAdapter(tuple[Message, ...])
 _CHOICES: TypeAdapter[tuple[Choice, ...]] = TypeAdapter(tuple[Choice, ...])
 _EMPTY = Raw(b"[]")
@@ -67,6 +68,24 @@ def to_stored(response: ChatResponse, at_ms: int) -> StoredResponse:
         indices=tuple(sorted({choice.index for choice in response.choices})),
         user_id=response.user_id,
     )
+
+
+def read_tally(value: bytes) -> Struct | None:
+    """Return a stored `TallyOut`, or None if it cannot be read."""
+    try:
+        tally: Struct = _read_tally(value)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    counters = [getattr(tally, name) for name in _COUNTERS]
+    if not isinstance(tally.updated_at, str) or not all(isinstance(count, int) for count in counters):  # type: ignore[attr-defined]
+        return None
+    return tally
+
+
+def date_of(value: bytes) -> str | None:
+    """Return the date of a stored tally's newest change as ISO 8601, or None if it cannot be read."""
+    tally = read_tally(value)
+    return None if tally is None else tally.updated_at[:10]  # type: ignore[attr-defined]
 
 
 def value_json(value: Over | Under | int | str) -> Raw:

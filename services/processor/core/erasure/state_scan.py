@@ -113,8 +113,7 @@ class StateScan:
 
     def _delete_tally(self, place: bytes, tally: Tally) -> None:
         if tally.user_id in self._cutoffs:
-            self._turn.state.store.delete(place)
-            self._turn.outbox.delete_tally(tally.version, tally.user_id)
+            self._turn.delete_tally(place, tally)
 
     def _count(self, user_id: str, responses: int, signals: int) -> None:
         before = self.removed.get(user_id, (0, 0))
