@@ -31,7 +31,7 @@ def run(settings: ConsoleSettings) -> None:
         clock=SystemClock(),
         log_ranges=KafkaLogRanges(kafka, SERVICE),
         open_reader=partial(KafkaLogReader, kafka, SERVICE),
-        count_feedback=feedback.total,
+        count_feedback=feedback.count_since,
         count_responses=responses.total,
     )
     try:

@@ -10,6 +10,7 @@ from uuid6 import uuid7
 
 from services.console.core import responses
 from services.console.core.command_requests import CommandRequest, to_command
+from services.console.core.ledger import CountedRecords, window_start_ms
 from services.console.core.projection import Projection
 from services.console.core.responses import Json
 from services.console.settings import SERVICE, ConsoleSettings
@@ -20,14 +21,14 @@ from shared.events import from_ms
 from shared.live_status import CollectedStatus, QuarantineStatus, RunProgress
 from shared.ports import Cache, Clock, Publisher
 from shared.records import Record
-from shared.topics import FEEDBACK_EVENTS, OPERATOR_COMMANDS
+from shared.topics import OPERATOR_COMMANDS
 
 
 class ConsoleBackend:
     """State of the console, and the operations on it. Thread-safe.
 
-    `count_feedback` returns how many records were ever written to `feedback.events`; it raises `Retryable` if Kafka is
-    not reachable.
+    `count_feedback` counts the records of `feedback.events` since a time; it raises `Retryable` if Kafka is not
+    reachable.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class ConsoleBackend:
         publisher: Publisher,
         cache: Cache,
         clock: Clock,
-        count_feedback: Callable[[], int],
+        count_feedback: Callable[[int], CountedRecords],
     ) -> None:
         self.settings = settings
         self.clock = clock
@@ -69,16 +70,25 @@ class ConsoleBackend:
 
     def status(self, line: str, collected: CollectedStatus | None, run: RunProgress | None) -> Json:
         """Return what the loop is doing. `accepted` and `pending` are null if Kafka is not reachable."""
+        since_ms = window_start_ms(self.clock.now_ms())
         with self._lock:
-            status = responses.status(self.state, line, accepted=None, collected=collected, run=run)
-            events_with_outcome = self.state.events_with_outcome()
-            replayed = self.state.replayed_by_topic[FEEDBACK_EVENTS.name]
+            everything, recent = self.state.ledger.counts(), self.state.ledger.counts(since_ms)
         # Counted after the ledger is read, so that every event in the ledger is among the accepted ones.
         try:
-            accepted = max(0, self._count_feedback() - replayed)
+            counted = self._count_feedback(since_ms)
         except Retryable:
-            return status
-        return status | {"accepted": accepted, "pending": max(0, accepted - events_with_outcome)}
+            counted = None
+        complete = counted is None or counted.complete
+        with self._lock:
+            return responses.status(
+                self.state,
+                line,
+                everything if complete else recent,
+                records=None if counted is None else counted.records,
+                since_ms=None if complete else since_ms,
+                collected=collected,
+                run=run,
+            )
 
     def versions(self, line: str) -> list[Json]:
         """Return all versions of the line with their verdicts and gate metrics."""

@@ -15,6 +15,7 @@ from services.console.api.dead_letter_routes import add_dead_letter_routes
 from services.console.api.quarantine_routes import add_quarantine_routes
 from services.console.api.routes import add_fallback_route, build_app
 from services.console.backend import ConsoleBackend
+from services.console.core.ledger import CountedRecords
 from services.console.core.projection import FOLLOWED_TOPICS
 from services.console.dead_letter_query import DeadLetterReader
 from services.console.pages.page import add_page
@@ -36,8 +37,8 @@ class Adapters:
     log_ranges: LogRanges
     open_reader: Callable[[Sequence[str]], LogReader]
     """Opens a reader of topics from their beginning."""
-    count_feedback: Callable[[], int]
-    """Returns how many records were ever written to `feedback.events`, or raises `Retryable`."""
+    count_feedback: Callable[[int], CountedRecords]
+    """Counts the records of `feedback.events` since a time in ms, or raises `Retryable`."""
     count_responses: Callable[[], int]
     """Returns how many records were ever written to `chat.responses`, or raises `Retryable`."""
 

@@ -20,8 +20,9 @@ from services.console.core.projection import Projection
 from services.feedback.core.receipts import Receipt as ServedReceipt
 from services.feedback.core.schemas import FEEDBACK_BODY, RESPONSE_BODY, parse_body, to_event, to_response
 from shared.commands import CommandResult as LoggedResult
-from shared.events import Retract
+from shared.events import Outcome, OutcomeKind, RefusalReason, Retract
 from shared.feedback_kinds import FEEDBACK_KINDS
+from shared.records import Record
 from shared.versions import Figure, GateReport, ModelVersion, RolloutRecord, VersionRef
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -97,16 +98,29 @@ def over_the_wire(body: Any) -> Any:
 
 
 def test_console_status_is_parsed() -> None:
-    status = Status.model_validate(
-        over_the_wire(responses.status(state(), "assistant", accepted=4, collected=None, run=None))
-    )
+    known = state()
+    for event_id, reason in (("e", RefusalReason.TOO_MANY), (None, RefusalReason.CONFLICT)):
+        refused = Outcome(
+            line="assistant",
+            response_id="r",
+            event_id=event_id,
+            outcome=OutcomeKind.REFUSED,
+            reason=reason,
+            decided_at=AT,
+        )
+        known.apply([Record("feedback.outcomes", 0, 0, 86_400_000, b"r", refused.to_json())])
+    counts = known.ledger.counts(0)
+    body = responses.status(known, "assistant", counts, records=4, since_ms=0, collected=None, run=None)
+    status = Status.model_validate(over_the_wire(body))
     assert status.serving is not None
     assert (status.serving.version, status.serving.reason, status.serving.since) == (
         FIRST.version,
         "It passed.",
         AT,
     )
-    assert (status.accepted, status.pending, status.ledger) == (4, 4, {})
+    assert (status.accepted, status.pending, status.ledger) == (4, 3, {"refused": 1})
+    assert (status.refused, status.refused_responses) == ({"too_many": 1}, {"conflict": 1})
+    assert status.ledger_since == datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def test_console_versions_are_parsed_with_gate_figures() -> None:

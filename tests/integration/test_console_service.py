@@ -7,8 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 from tenacity import RetryError, Retrying, retry_if_not_result, stop_after_delay, wait_fixed
 
+from services.console.core.ledger import CountedRecords
+from services.console.topic_offsets import KafkaEndOffsets
 from shared.adapters import redis_keys
 from shared.adapters.kafka import KafkaPublisher
 from shared.adapters.redis import RedisCache
@@ -150,3 +154,24 @@ def test_restarted_console_shows_the_same(
 def test_sigterm_stops_it_cleanly(console: Service) -> None:
     console.child.terminate()
     assert console.child.wait(20) == 0, console.log.read_text()[-2000:]
+
+
+def test_count_since_leaves_out_what_retention_has_deleted(kafka: str, fresh: str) -> None:
+    admin = AdminClient({"bootstrap.servers": kafka})
+    admin.create_topics([NewTopic(fresh, 2, 1)])[fresh].result(10)
+    producer = Producer({"bootstrap.servers": kafka})
+    for timestamp in (1_000, 2_000, 3_000):
+        producer.produce(fresh, b"x", partition=0, timestamp=timestamp)
+        producer.produce(fresh, b"x", partition=1, timestamp=timestamp)
+    producer.flush(10)
+    offsets = KafkaEndOffsets(KafkaConnection(kafka), "console", fresh, 2)
+    assert offsets.count_since(2_000) == CountedRecords(6, complete=True), "nothing was deleted yet"
+    deleted = TopicPartition(fresh, 0, 1)
+    admin.delete_records([deleted])[deleted].result(10)
+    assert offsets.count_since(2_000) == CountedRecords(4, complete=False)
+    assert offsets.count_since(4_000) == CountedRecords(0, complete=False), "no record is so new"
+    producer.produce(fresh, b"x", partition=1, timestamp=5_000)
+    producer.flush(10)
+    assert offsets.count_since(4_000) == CountedRecords(1, complete=False)
+    assert offsets.total() == 7
+    offsets.close()

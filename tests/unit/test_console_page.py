@@ -144,6 +144,26 @@ def test_empty_loop_says_how_to_start() -> None:
     assert view(status()).headline.text == "Waiting for the first feedback"
 
 
+def test_ledger_says_why_events_and_responses_were_refused() -> None:
+    page = view(
+        status(
+            ledger={"refused": 4}, refused={"too_many": 1, "conflict": 3}, refused_responses={"conflict": 2}
+        )
+    )
+    (row,) = page.feedback.ledger
+    assert (
+        row.meaning
+        == "Valid, but not applicable: 3 sent again with other content, 1 over a limit per user or response"
+    )
+    html = render(page)["feedback"]
+    assert "2 recorded responses were refused: 2 sent again with other content." in html
+
+
+def test_ledger_says_since_when_it_counts() -> None:
+    html = render(view(status(ledger={"late": 1}, ledger_since="2026-03-01T00:00:00+00:00")))["feedback"]
+    assert "Since 2026-03-01 00:00 UTC" in html
+
+
 def test_ledger_lists_outcomes_with_their_meaning_and_pending() -> None:
     feedback = view(
         status(ledger={"batched": 3, "dead": 1, "something_new": 1}, accepted=10, pending=5)

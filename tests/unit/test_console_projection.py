@@ -24,10 +24,13 @@ DEAD = (("dl_topic", b"feedback.events"), ("dl_class", b"malformed"), ("dl_messa
 
 
 def record(
-    topic: str, content: LogRecord | bytes | None, headers: tuple[tuple[str, bytes], ...] = ()
+    topic: str,
+    content: LogRecord | bytes | None,
+    headers: tuple[tuple[str, bytes], ...] = (),
+    offset: int = 0,
 ) -> Record:
     value = content.to_json() if isinstance(content, LogRecord) else content
-    return Record(topic, 0, 0, 1_770_000_000_000, b"k", value, headers)
+    return Record(topic, 0, offset, 1_770_000_000_000, b"k", value, headers)
 
 
 def outcome(kind: OutcomeKind, line: str = "assistant", event_id: str | None = "e") -> Record:
@@ -94,7 +97,8 @@ def projection(*records: Record) -> Projection:
 
 
 def status(state: Projection, accepted: int | None = 0) -> dict[str, Any]:
-    return responses.status(state, "assistant", accepted=accepted, collected=None, run=None)
+    counts = state.ledger.counts()
+    return responses.status(state, "assistant", counts, records=accepted, collected=None, run=None)
 
 
 def test_empty_log_has_an_empty_status() -> None:
@@ -102,6 +106,9 @@ def test_empty_log_has_an_empty_status() -> None:
         "line": "assistant",
         "serving": None,
         "ledger": {},
+        "ledger_since": None,
+        "refused": {},
+        "refused_responses": {},
         "accepted": 0,
         "pending": 0,
         "batches": {"count": 0, "examples": 0},
@@ -139,18 +146,19 @@ def replay_result(*positions: str, topics: dict[str, int], command_id: str = "c-
 
 
 def test_replayed_event_counts_once_before_and_after_its_outcome() -> None:
-    dead = record("dead.letters", b"?", DEAD)
+    dead, dead_again = (record("dead.letters", b"?", DEAD, offset) for offset in (0, 1))
     state = projection(outcome(OutcomeKind.BATCHED), dead)
     assert (status(state, 2)["ledger"], status(state, 2)["pending"]) == ({"batched": 1, "dead": 1}, 0)
     again = replay_result("0-0", topics={"feedback.events": 1, "chat.responses": 1})
     state.apply([again, again])
-    assert (status(state, 2)["ledger"], status(state, 2)["pending"]) == ({"batched": 1}, 1)
+    assert (status(state, 3)["ledger"], status(state, 3)["pending"]) == ({"batched": 1}, 1)
+    assert status(state, 3)["accepted"] == 2, "the replay is a second record of the same event"
     assert state.replayed_by_topic == {"feedback.events": 1, "chat.responses": 1}
     assert state.replayed == {"0-0": "c-1"}
-    died_again = status(projection(outcome(OutcomeKind.BATCHED), dead, again, dead), 2)
+    died_again = status(projection(outcome(OutcomeKind.BATCHED), dead, again, dead_again), 3)
     assert (died_again["ledger"], died_again["pending"]) == ({"batched": 1, "dead": 1}, 0)
     state.apply([outcome(OutcomeKind.BATCHED)])
-    assert (status(state, 2)["ledger"], status(state, 2)["pending"]) == ({"batched": 2}, 0)
+    assert (status(state, 3)["ledger"], status(state, 3)["pending"]) == ({"batched": 2}, 0)
 
 
 def test_replay_result_has_the_number_of_replayed_letters() -> None:

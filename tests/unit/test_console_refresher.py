@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from services.console.backend import ConsoleBackend
+from services.console.core.ledger import CountedRecords
 from services.console.pages.refresher import STALE_MS, PageRefresher
 from services.console.settings import ConsoleSettings
 from shared.adapters import redis_keys
@@ -56,7 +57,11 @@ def rig() -> RefresherRig:
         return value
 
     backend = ConsoleBackend(
-        ConsoleSettings(), InMemoryPublisher(log, "console"), cache, clock, lambda: count("accepted")
+        ConsoleSettings(),
+        InMemoryPublisher(log, "console"),
+        cache,
+        clock,
+        lambda _: CountedRecords(count("accepted"), complete=True),
     )
     follower = StubFollower(
         "log", lambda: InMemoryLogReader(log, []), backend.apply, Readiness("log"), lambda: None

@@ -14,6 +14,7 @@ import pytest
 
 from services.console.api.routes import build_app
 from services.console.backend import ConsoleBackend
+from services.console.core.ledger import CountedRecords
 from services.console.core.projection import FOLLOWED_TOPICS
 from services.console.settings import ConsoleSettings
 from shared.adapters import redis_keys
@@ -78,10 +79,10 @@ async def api() -> AsyncIterator[ConsoleApi]:
     log, cache, readiness = InMemoryLog(6, clock), InMemoryCache(clock), Readiness("log")
     publisher, accepted = InMemoryPublisher(log, "console"), [0]
 
-    def count() -> int:
+    def count(since_ms: int) -> CountedRecords:
         if not accepted:
             raise BrokerUnavailable("away")
-        return accepted[0]
+        return CountedRecords(accepted[0], complete=True)
 
     settings = ConsoleSettings(hosts=frozenset({"console"}))
     backend = ConsoleBackend(settings, publisher, cache, clock, count)

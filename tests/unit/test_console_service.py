@@ -7,6 +7,7 @@ import asyncio
 import httpx
 import pytest
 
+from services.console.core.ledger import CountedRecords
 from services.console.service import Adapters, ConsoleService
 from services.console.settings import ConsoleSettings
 from shared.adapters.clock import ManualClock
@@ -30,7 +31,7 @@ async def test_console_serves_api_and_page_once_the_log_has_been_read() -> None:
         clock=clock,
         log_ranges=InMemoryLogRanges(log),
         open_reader=lambda topics: InMemoryLogReader(log, topics),
-        count_feedback=lambda: 0,
+        count_feedback=lambda _: CountedRecords(0, complete=True),
         count_responses=lambda: 0,
     )
     app = ConsoleService(ConsoleSettings(), adapters).app

@@ -135,6 +135,21 @@ def test_receipt_prints_the_stage_first() -> None:
     assert "verdict" not in result.stdout
 
 
+def test_receipt_of_a_refused_event_says_why_and_what_to_do() -> None:
+    body = {
+        "response_id": "r",
+        "event_id": "e",
+        "outcome": "refused",
+        "stage": "refused",
+        "detail": "It was refused and changes nothing.",
+        "reason": "too_many",
+        "remedy": "Retract earlier feedback.",
+    }
+    text = loopwright("receipt", "r", "e", answers=[json_response(body)]).stdout
+    assert "too_many" in text
+    assert "Retract earlier feedback." in text
+
+
 def test_status_prints_all_fields() -> None:
     body = {"line": "assistant", "ledger": {"batched": 2}, "accepted": 5, "pending": 3, "run": {"step": 4}}
     text = loopwright("status", answers=[json_response(body)]).stdout

@@ -75,6 +75,11 @@ class Receipt(ResponseModel):
     """Whether a version whose dataset includes the batch serves users now."""
     serving_version: str | None = None
     """That serving version."""
+    reason: str | None = None
+    """Why the event was refused, if the outcome is `refused`: `conflict`, `not_yours`, `too_many`, `too_large`,
+    `response_late` or `unusable`."""
+    remedy: str | None = None
+    """What to do about the outcome, if anything can be done."""
     stage: str
     """The outcome; a batched event moves on to `trained`, `published`, `canary` and `serving`."""
     detail: str = ""
@@ -150,6 +155,12 @@ class Status(ResponseModel):
     """The version that serves; None before the line's first rollout record."""
     ledger: dict[str, int] = {}
     """Number of feedback events by outcome."""
+    ledger_since: datetime | None = None
+    """Since when `ledger`, `refused`, `accepted` and `pending` are; None if the log still has everything."""
+    refused: dict[str, int] = {}
+    """Number of events with the outcome `refused`, by reason."""
+    refused_responses: dict[str, int] = {}
+    """Number of recorded responses that were refused, by reason."""
     accepted: int | None = None
     """Feedback events in the log; None if Kafka was not reachable."""
     pending: int | None = None

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
+from services.console.core.ledger import Ledger
 from shared.commands import COMMAND, Command, CommandResult
 from shared.dead_letters import DeadLetterOrigin, parse_origin
 from shared.errors import Rejected
@@ -67,14 +68,15 @@ class OutcomeSummary(LogRecord):
     event_type = Outcome.event_type
     event_id: str | None = None
     outcome: OutcomeKind
+    reason: str | None = None
 
 
 @dataclass
 class Projection:
     """State of the console. Only `apply` and `add_command` change it."""
 
-    ledger: Counter[str] = field(default_factory=Counter)
-    """Outcome -> events, over all lines. Dead letters of feedback count as `dead` until they are replayed."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """Feedback events by outcome, over all lines."""
     dead_letters: int = 0
     newest_dead_letters: deque[tuple[int, DeadLetterOrigin]] = field(
         default_factory=lambda: deque(maxlen=MAX_DEAD_LETTERS)
@@ -117,15 +119,13 @@ class Projection:
         records = self.rollout.get(line)
         return records[max(records)] if records else None
 
-    def events_with_outcome(self) -> int:
-        """Return how many feedback events have an outcome, over all lines."""
-        return self.ledger.total()
-
 
 def _fold_outcome(state: Projection, record: Record) -> None:
     outcome = OutcomeSummary.from_json(record.value)
-    if outcome.event_id is not None:  # else it is about a response
-        state.ledger[outcome.outcome] += 1
+    if outcome.event_id is None:
+        state.ledger.add_refused_response(outcome.reason, record.timestamp)
+    else:
+        state.ledger.add(outcome.outcome, outcome.reason, record.timestamp)
 
 
 def _fold_dead_letter(state: Projection, record: Record) -> None:
@@ -133,7 +133,7 @@ def _fold_dead_letter(state: Projection, record: Record) -> None:
     origin = parse_origin(record)
     state.newest_dead_letters.append((record.timestamp, origin))
     if origin.topic == FEEDBACK_EVENTS.name:
-        state.ledger[OutcomeKind.DEAD] += 1
+        state.ledger.add_dead_letter(f"{record.partition}-{record.offset}", record.timestamp)
 
 
 def _fold_batch(state: Projection, record: Record) -> None:
@@ -167,8 +167,7 @@ def _fold_result(state: Projection, record: Record) -> None:
         return
     state.replayed.update(dict.fromkeys(result.replayed.positions, result.command_id))
     state.replayed_by_topic.update(result.replayed.topics)
-    # Replayed events are no longer dead: their outcomes are counted when they arrive, or were counted already.
-    state.ledger[OutcomeKind.DEAD] -= result.replayed.topics.get(FEEDBACK_EVENTS.name, 0)
+    state.ledger.add_replay(result.replayed.positions)
 
 
 _COMMAND: TypeAdapter[Command] = COMMAND

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Final
 
+from services.console.core.ledger import LedgerCounts
 from services.console.core.projection import Projection
 from shared.events import from_ms
 from shared.live_status import CollectedStatus, LiveStatus, QuarantineStatus, RunProgress
@@ -16,8 +18,10 @@ MAX_ROLLOUT_RECORDS: Final = 200
 def status(
     state: Projection,
     line: str,
+    counts: LedgerCounts,
     *,
-    accepted: int | None,
+    records: int | None,
+    since_ms: int | None = None,
     collected: CollectedStatus | None,
     run: RunProgress | None,
 ) -> Json:
@@ -26,7 +30,10 @@ def status(
     Args:
         state: the console's state.
         line: the line. Only `accepted`, `pending`, the ledger and the dead letters are over all lines.
-        accepted: feedback events accepted so far; None if Kafka is not reachable, and then `pending` is unknown too.
+        counts: the ledger since `since_ms`.
+        records: number of records of `feedback.events` since `since_ms`. None if Kafka is not reachable; then
+            `accepted` and `pending` are unknown.
+        since_ms: start of the ledger, or None if the log still has everything.
         collected: the trainer's progress towards the next run, or None if it is not known.
         run: the progress of the newest run, or None if it is not known.
 
@@ -35,9 +42,12 @@ def status(
     return {
         "line": line,
         "serving": _serving(state.newest_rollout(line)),
-        "ledger": {str(outcome): count for outcome, count in sorted(state.ledger.items()) if count},
-        "accepted": accepted,
-        "pending": None if accepted is None else max(0, accepted - state.events_with_outcome()),
+        "ledger": _counts(counts.outcomes),
+        "ledger_since": None if since_ms is None else from_ms(since_ms).isoformat(),
+        "refused": _counts(counts.refusals),
+        "refused_responses": _counts(counts.refused_responses),
+        "accepted": None if records is None else counts.accepted(records),
+        "pending": None if records is None else counts.pending(records),
         "batches": {"count": len(batches), "examples": sum(examples for _, examples in batches.values())},
         "collected": _live(collected),
         "run": _live(run),
@@ -113,6 +123,10 @@ def quarantine(known: QuarantineStatus | None) -> Json:
         "total": known.total,
         "updated_at": known.updated_at.isoformat(),
     }
+
+
+def _counts(counter: Counter[str]) -> dict[str, int]:
+    return {str(name): count for name, count in sorted(counter.items()) if count}
 
 
 def _live(record: LiveStatus | None) -> Json | None:

@@ -20,12 +20,22 @@ OUTCOMES: Final[dict[str, str]] = {
     "applied_retract": "Retracted another event",
     "unmatched": "Its response never arrived",
     "late": "Arrived after the feedback window",
-    "refused": "Valid, but not applicable; the receipt says why",
+    "refused": "Valid, but not applicable",
     "erased": "Erased at the user's request",
     "dead": "Could not be processed",
     "pending": "No outcome yet",
 }
 """Outcome -> its meaning, in the order in which the page lists them."""
+
+REASONS: Final[dict[str, str]] = {
+    "conflict": "sent again with other content",
+    "not_yours": "retracts another user's event",
+    "too_many": "over a limit per user or response",
+    "too_large": "too large for a batch",
+    "response_late": "response after its window",
+    "unusable": "set aside as unusable",
+}
+"""Reason for a refusal -> words."""
 
 STAGES: Final[dict[RunStage, str]] = {
     RunStage.BEGUN: "starting",
@@ -49,6 +59,14 @@ def describe_stage(stage: str) -> tuple[str, str]:
     if known is None:
         return stage.replace("_", " "), ""
     return STAGES[known], stage[len(known) :].lstrip(",: ")
+
+
+def reasons(counts: dict[str, int]) -> str:
+    """Return `3 sent again with other content, 1 too large for a batch`, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(
+        f"{number(count)} {REASONS.get(name, name.replace('_', ' '))}" for name, count in ordered
+    )
 
 
 def number(value: float | None) -> str:

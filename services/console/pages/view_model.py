@@ -11,6 +11,7 @@ from services.console.pages.loop_diagram import LoopDiagram, loop_diagram
 from services.console.pages.page_data import PageData
 from services.console.pages.progress import RunView, ThresholdView, run_view, threshold_view
 from services.console.pages.versions import VersionRow, version_rows
+from shared.events import OutcomeKind
 
 Tone = Literal["calm", "busy", "good", "warn", "bad"]
 MAX_DECISIONS: Final = 8
@@ -67,6 +68,10 @@ class FeedbackView:
     rate: str
     pending: str
     ledger: tuple[LedgerRow, ...]
+    since: str
+    """Since when the figures are, if that is not the beginning."""
+    refused_responses: str
+    """How many responses were refused and why; empty if none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +201,34 @@ def _feedback(data: PageData, status: Json) -> FeedbackView:
             outcome.replace("_", " "),
             fmt.number(ledger[outcome]),
             ledger[outcome] / total,
-            fmt.OUTCOMES.get(outcome, ""),
+            _meaning(outcome, status),
         )
         for outcome in [*known, *unknown]
     )
     rate = "" if data.events_per_minute is None else f"{fmt.number(round(data.events_per_minute))} per minute"
-    return FeedbackView(fmt.number(status.get("accepted")), rate, fmt.number(status.get("pending")), rows)
+    since = fmt.parse_time(status.get("ledger_since"))
+    return FeedbackView(
+        accepted=fmt.number(status.get("accepted")),
+        rate=rate,
+        pending=fmt.number(status.get("pending")),
+        ledger=rows,
+        since="" if since is None else f"Since {fmt.timestamp(since)}; older events have left the log.",
+        refused_responses=_refused_responses(status.get("refused_responses") or {}),
+    )
+
+
+def _meaning(outcome: str, status: Json) -> str:
+    meaning, reasons = fmt.OUTCOMES.get(outcome, ""), status.get("refused")
+    if outcome != OutcomeKind.REFUSED or not reasons:
+        return meaning
+    return f"{meaning}: {fmt.reasons(reasons)}"
+
+
+def _refused_responses(reasons: dict[str, int]) -> str:
+    if not reasons:
+        return ""
+    total = fmt.count(sum(reasons.values()), "recorded response was", "recorded responses were")
+    return f"{total} refused: {fmt.reasons(reasons)}."
 
 
 def _serving(record: Json | None, data: PageData) -> ServingView | None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.events import Outcome, OutcomeKind
+from shared.events import Outcome, OutcomeKind, RefusalReason
 from shared.versions import ModelVersion, RolloutRecord
 
 PENDING: Final = "pending"
@@ -28,6 +28,16 @@ _DETAILS: Final[dict[OutcomeKind, str]] = {
     OutcomeKind.REFUSED: "It was refused and changes nothing.",
     OutcomeKind.DEAD: "It could not be processed. It is kept as a dead letter and can be replayed.",
     OutcomeKind.ERASED: "It was erased at the user's request.",
+}
+
+
+_REMEDIES: Final[dict[RefusalReason, str]] = {
+    RefusalReason.CONFLICT: "The first record with this id stands. Send the change under a new id.",
+    RefusalReason.NOT_YOURS: "Only the user who sent an event can retract it, and a retraction cannot be retracted.",
+    RefusalReason.TOO_MANY: "Retract earlier feedback on this response, or send feedback on another one.",
+    RefusalReason.TOO_LARGE: "Send shorter feedback, or record shorter conversations.",
+    RefusalReason.RESPONSE_LATE: "Record responses within 30 days of the feedback on them.",
+    RefusalReason.UNUSABLE: "Send the feedback again under a new id, and report the case to the operator.",
 }
 
 
@@ -59,6 +69,8 @@ class Receipt(BaseModel):
         False, description="Whether a version whose dataset includes the batch is serving now."
     )
     serving_version: str | None = Field(None, description="That serving version.")
+    reason: RefusalReason | None = Field(None, description="Why it was refused, if the outcome is `refused`.")
+    remedy: str | None = Field(None, description="What to do about the outcome, if anything can be done.")
     stage: str = Field(
         description="The outcome. A batched event moves on from `batched` to `trained` (the gate passed no version "
         "with it), `published`, `canary` and `serving`."
@@ -110,6 +122,8 @@ def _final(outcome: Outcome) -> Receipt:
         event_id=_event_id(outcome),
         outcome=outcome.outcome,
         batch_id=outcome.batch_id,
+        reason=outcome.reason,
+        remedy=_REMEDIES.get(outcome.reason) if outcome.reason is not None else None,
         stage=outcome.outcome,
         detail=f"{detail} {outcome.detail}" if outcome.detail else detail,
     )

@@ -16,6 +16,9 @@ from loopwright.wire import FeedbackValue, preference_value
 ResponseId = Annotated[str, typer.Argument(help="The chat completion's id.", show_default=False)]
 
 
+RECEIPT_FIELDS = (
+    "outcome", "reason", "remedy", "batch_id", "run_id", "version", "verdict", "serving", "serving_version"
+)  # fmt: skip
 VALUE_HELP = "; ".join(f"{kind}: {value.help}" for kind, value in VALUES.items() if not value.by_options)
 
 
@@ -101,7 +104,7 @@ def receipt(
         print_model(found)
         return
     out.print(f"[bold]{escape(found.stage)}[/] {escape(found.detail)}")
-    for name in ("outcome", "batch_id", "run_id", "version", "verdict", "serving", "serving_version"):
+    for name in RECEIPT_FIELDS:
         value = getattr(found, name)
         if value is not None:
             out.print(f"  {name:<15} {escape(str(value))}")
