@@ -236,9 +236,10 @@ class Engine:
         self._rereader.advance(self._active)
         now = time.monotonic()
         waiting = sum(partition.merge_buffer.count() for partition in self._active.values())
-        if self._backlog or now >= self._next_slice or waiting >= size:
+        prepared = self._slice_runner.prepared
+        if prepared or self._backlog or now >= self._next_slice or waiting >= size:
             self._next_slice = now + self.config.commit_interval
-            parts = self._take_slice(size, self._clock.monotonic())
+            parts = prepared or self._take_slice(size, self._clock.monotonic())
             self._backlog = sum(len(part.records) for part in parts) >= size
             if parts:
                 self._run_slice(parts)
@@ -306,11 +307,25 @@ class Engine:
                 self._on_commit(commit)
 
     def _transact(self, parts: list[PartitionSlice]) -> CommitStats | None:
-        return self._slice_runner.run(parts, self._inputs.group_metadata(), self._read_during_commit)
+        return self._slice_runner.run(parts, self._inputs.group_metadata(), self._work_during_commit)
 
-    def _read_during_commit(self) -> None:
-        """Read while the broker commits. A rebalance in here waits for the commit; the engine acts on it afterwards."""
+    def _work_during_commit(self) -> None:
+        """Read while the broker commits, and pass the next slice through the step if there is a backlog.
+
+        A rebalance in here waits for the commit; the engine acts on it afterwards.
+        """
         self._inputs.read(self._active, self.config.slice_records, 0.0)
+        if self._inputs.revoke_reason is not None or self._inputs.assigned is not None:
+            return
+        active, size = self._active.values(), self._slice_runner.size.records
+        backlog = sum(partition.merge_buffer.count() for partition in active) >= size
+        # A reread's progress is known only after the commit.
+        if (
+            backlog
+            and self._slice_runner.can_prepare
+            and not any(partition.rereading for partition in active)
+        ):
+            self._slice_runner.prepare(self._take_slice(size, self._clock.monotonic()))
 
     def _continue_restore(self, numbers: list[int]) -> None:
         """Restore for a moment, then poll the group, which may rebalance again."""
@@ -396,6 +411,7 @@ class Engine:
             "unassigned", application=self.config.application, partitions=sorted(self._owned), reason=reason
         )
         self._inputs.revoke_reason = None
+        self._slice_runner.discard_prepared()
         self._to_restore = None
         self._end_restore()
         self._rereader.close()
@@ -500,6 +516,7 @@ class Engine:
 
     def _close(self) -> None:
         """Leave the group and drop uncommitted records. May be called twice."""
+        self._slice_runner.discard_prepared()
         self._end_restore()
         self._to_restore = None
         for partition in self._owned.values():

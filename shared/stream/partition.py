@@ -116,6 +116,8 @@ class PartitionSlice:
     partition: OwnedPartition
     records: list[Record]
     """Input records, merged by append time."""
+    write_buffer: WriteBuffer
+    """State that the step reads and writes."""
     reread_records: list[Record] = field(default_factory=list)
     """Records of output topics that are being reread; their `timestamp` is the partition's stream time."""
     completed_rereads: list[RereadComplete] = field(default_factory=list)
@@ -141,15 +143,16 @@ class PartitionSlice:
 class OwnedPartition:
     """A partition from its assignment until it is revoked or lost. Not thread-safe.
 
-    Each `take_slice` must be followed by exactly one of `apply_commit`, `skip_commit` and `roll_back`.
+    Each `take_slice` must be followed by exactly one of `apply_commit`, `skip_commit` and `roll_back`. While a slice is
+    being committed (`begin_commit`), the next one may be taken; if the commit fails, that one is rolled back first.
     """
 
     def __init__(self, number: int, config: EngineConfig, store: StateStore) -> None:
         self.number = number
         self.store = store
         self.merge_buffer = MergeBuffer(config.inputs)
-        self.write_buffer = WriteBuffer(store, config.max_record_bytes)
         self.positions = Positions()
+        """The committed positions."""
         self.paused: set[str] = set()
         """Input topics that are not read at the moment, because their buffer is full."""
         self.halted: str | None = None
@@ -165,6 +168,8 @@ class OwnedPartition:
         self.reread_cursors: dict[str, RereadCursor] = {}
         """By output topic. `OutputRereader` adds a cursor; the commit of its completion removes it."""
         self._ends: dict[str, int] = {}
+        self._max_record_bytes = config.max_record_bytes
+        self._committing: PartitionSlice | None = None
 
     def restored_positions(self) -> Positions | None:
         """Return the positions in the restored store, or None if the changelog never held any."""
@@ -200,8 +205,12 @@ class OwnedPartition:
             max_reread_records: Most reread records to take.
 
         """
-        part = PartitionSlice(self, self.merge_buffer.take(max_records, max_bytes))
-        new = self.positions.copy()
+        before = self._committing
+        buffer = WriteBuffer(
+            self.store, self._max_record_bytes, before.write_buffer.writes if before else None
+        )
+        part = PartitionSlice(self, self.merge_buffer.take(max_records, max_bytes), buffer)
+        new = (before.new_positions if before else self.positions).copy()
         for record in part.records:
             new.offsets[record.topic] = record.offset + 1
         if part.records:
@@ -244,17 +253,27 @@ class OwnedPartition:
         cursor.retry_completion_at = now + retry_s if raised else 0.0
         return cursor.failed_completions
 
+    @property
+    def rereading(self) -> bool:
+        """Whether a reread is in progress, or was requested by the slice being committed."""
+        newest = self._committing.new_positions if self._committing else self.positions
+        return bool(self.reread_cursors or newest.rereads)
+
+    def begin_commit(self, part: PartitionSlice) -> None:
+        """Note that a slice was processed and is being committed, so that the next one continues from it."""
+        self._committing = part
+
     def apply_commit(self, part: PartitionSlice, clock_ms: int) -> None:
         """Write a part to the store. Call this only after its transaction was committed."""
         assert part.changelog_offset is not None
-        self.positions = part.new_positions
-        writes = self.write_buffer.writes
+        self.positions, self._committing = part.new_positions, None
+        # A copy, because the next slice may be reading the writes.
+        writes = dict(part.write_buffer.writes)
         writes[POSITIONS_KEY] = part.new_positions.encode()
         writes[AS_OF_KEY] = b"%d" % clock_ms
         self.store.apply(writes, part.changelog_offset + 1)
         if part.changelog_times is not None:
             self.clocks.measure(*part.changelog_times)
-        self.write_buffer.clear()
         for completion in part.completed_rereads:
             if not self.reread_cursors[completion.topic].failed_completions:
                 del self.reread_cursors[completion.topic]
@@ -264,12 +283,12 @@ class OwnedPartition:
 
     def skip_commit(self, part: PartitionSlice) -> None:
         """End a part that only advanced the time; the next commit makes its positions durable."""
-        self.positions = part.new_positions
-        self.write_buffer.clear()
+        self.positions, self._committing = part.new_positions, None
 
     def roll_back(self, part: PartitionSlice) -> None:
         """Undo `take_slice` after an abort: the same records come again, and the tick is due again."""
-        self.write_buffer.clear()
+        if self._committing is part:
+            self._committing = None
         self.merge_buffer.put_back(part.records)
         for topic, cursor in self.reread_cursors.items():
             cursor.put_back(record for record in part.reread_records if record.topic == topic)

@@ -45,7 +45,7 @@ class Prefetcher:
         try:
             for index, part in enumerate(parts):
                 if pending is not None:
-                    part.partition.write_buffer.preload(pending.result())
+                    part.write_buffer.preload(pending.result())
                 pending = self._submit(parts, index + 1)
                 yield part
         finally:

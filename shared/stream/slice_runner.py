@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -44,6 +44,21 @@ class CommitStats:
     """Error class of each dead letter."""
 
 
+@dataclass(slots=True)
+class _Slice:
+    """A slice on its way through the step into a transaction."""
+
+    parts: list[PartitionSlice]
+    saved_rate: tuple[int, tuple[int, ...]]
+    """Counts of dead letters before the slice."""
+    held_back: list[Output] | None = None
+    """Outputs that wait until the transaction before is decided. None: outputs are sent at once."""
+    changed: list[PartitionSlice] = field(default_factory=list)
+    """Parts with something to commit."""
+    dead_letters: list[str] = field(default_factory=list)
+    outputs: int = 0
+
+
 class _GivenUp(NamedTuple):
     """Why a record was given up."""
 
@@ -54,6 +69,9 @@ class _GivenUp(NamedTuple):
 
 class SliceRunner:
     """Runs slices, and decides after an abort how the same records are tried again. Not thread-safe.
+
+    While the broker commits a slice, `prepare` passes the next one through the step. Its outputs are held back until
+    the commit is decided; if it fails, both slices are rolled back.
 
     After `run` returns, the slice is both in the log and in the stores. After `TransactionAborted` it is in neither,
     and its records are back in their buffers. After any other error the partitions must be restored again.
@@ -71,58 +89,99 @@ class SliceRunner:
         self._probe = probe
         self._rate = DeadLetterRate(config.dead_letter_limit)
         self._given_up: dict[RecordId, _GivenUp] = {}
-        self._dead_letters: list[str] = []
-        self._outputs = 0
         self._requested_rereads: list[str] = []
+        self._prepared: _Slice | None = None
 
     def use_producer(self, producer: TransactionalProducer) -> None:
         """Write with this producer from now on. Must be called before the first `run`."""
         self._producer = producer
+        self._prepared = None
+
+    @property
+    def can_prepare(self) -> bool:
+        """Whether slices may overlap: not while the cause of an abort is being searched for."""
+        return not self.size.aborts and self.size.records == self._config.slice_records and not self._given_up
+
+    @property
+    def prepared(self) -> list[PartitionSlice] | None:
+        """The parts of the prepared slice, which must be run next; None if there is none."""
+        return None if self._prepared is None else self._prepared.parts
+
+    def prepare(self, parts: list[PartitionSlice]) -> None:
+        """Pass a slice through the step while the one before it is being committed.
+
+        If that fails, the slice is rolled back. It then runs again on its own, where the failure is handled.
+        """
+        if not parts:  # records wait in the buffers, but cannot be merged yet
+            return
+        ahead = _Slice(parts, self._rate.save(), held_back=[])
+        try:
+            self._process_parts(ahead)
+        except Exception:  # noqa: BLE001 - it is raised again when the slice runs
+            self._roll_back_slice(ahead)
+        else:
+            self._prepared = ahead
+
+    def discard_prepared(self) -> None:
+        """Roll back the prepared slice, if there is one."""
+        if self._prepared is not None:
+            self._roll_back_slice(self._prepared)
+            self._prepared = None
 
     def run(
         self, parts: list[PartitionSlice], group: Any, meanwhile: Callable[[], None] = lambda: None
     ) -> CommitStats | None:
         """Run one slice, and return what was committed, or None if there was nothing to commit.
 
-        `meanwhile` is called while the broker commits; it may add records to the partitions' buffers.
+        `meanwhile` is called while the broker commits; it may add records to the partitions' buffers, and `prepare` the
+        next slice. `parts` must be those of the prepared slice if there is one.
 
         Raises `TransactionAborted` (run the next slice, which begins with the same records), `ClientsUnusable` and
         `StoreFailed` (start again with new clients and stores), `DeadLetterFlood`, `Fatal`.
         """
-        saved_rate = self._rate.save()
+        current, self._prepared = self._prepared or _Slice(parts, self._rate.save()), None
+        if current.parts is not parts:
+            raise ValueError("another slice is prepared and must be run first")
         try:
-            return self._run(parts, group, meanwhile)
+            return self._run(current, group, meanwhile)
         except (TransactionAborted, ClientsUnusable) as failure:
-            self._rate.roll_back(saved_rate)
-            self._roll_back(parts, failure)
+            self.discard_prepared()
+            self._roll_back_slice(current)
+            self._note_failure(parts, failure)
             raise
         except StoreFailed:
-            self._rate.roll_back(saved_rate)
+            self.discard_prepared()
+            self._rate.roll_back(current.saved_rate)
             raise
 
-    def _run(
-        self, parts: list[PartitionSlice], group: Any, meanwhile: Callable[[], None]
-    ) -> CommitStats | None:
-        self._dead_letters, self._outputs = [], 0
-        self._isolate_notifications(parts)
+    def _run(self, current: _Slice, group: Any, meanwhile: Callable[[], None]) -> CommitStats | None:
         self._probe("before_transaction")
-        with closing(self._prefetcher.prefetch(parts)) as prefetched:
-            changed = [part for part in prefetched if self._process(part)]
-        for part in changed:
+        if current.held_back is None:
+            self._isolate_notifications(current.parts)
+            self._process_parts(current)
+        else:
+            self._producer.produce(current.held_back)
+        for part in current.changed:
             self._produce_changelog(part)
-        if changed:
+        if current.changed:
+            for part in current.parts:
+                part.partition.begin_commit(part)
             self._producer.commit(
-                _consumed_positions(changed),
+                _consumed_positions(current.changed),
                 group,
                 meanwhile=meanwhile,
                 before_commit=partial(self._probe, "after_produce"),
             )
             self._probe("after_commit")
-        return self._after_commit(parts, changed)
+        return self._after_commit(current)
 
-    def _process(self, part: PartitionSlice) -> bool:
+    def _process_parts(self, current: _Slice) -> None:
+        with closing(self._prefetcher.prefetch(current.parts)) as prefetched:
+            current.changed = [part for part in prefetched if self._process(part, current)]
+
+    def _process(self, part: PartitionSlice, current: _Slice) -> bool:
         """Step over one partition's records and send the outputs. Returns whether there is anything to commit."""
-        step, state, allowed = self._step, part.partition.write_buffer, self._config.outputs
+        step, state, allowed = self._step, part.write_buffer, self._config.outputs
         small = self._config.max_record_bytes // 2
         sending: list[Output] = []
         records = [*part.records, *part.reread_records] if part.reread_records else part.records
@@ -146,7 +205,7 @@ class SliceRunner:
             except Exception as error:  # noqa: BLE001 - any exception of the step makes the record a dead letter
                 state.undo()
                 self._requested_rereads.clear()
-                sending.append(self._to_dead_letter(part, record, error, index))
+                sending.append(self._to_dead_letter(part, record, error, index, current))
             else:
                 sending += self._begin_rereads(part, outputs) if self._requested_rereads else outputs  # type: ignore[arg-type]
         self._rate.add_processed(len(records))
@@ -154,8 +213,11 @@ class SliceRunner:
             sending += self._complete_reread(part, completion)
         if part.tick is not None:
             sending += self._tick(part)
-        self._outputs += len(sending)
-        self._producer.produce(sending)
+        current.outputs += len(sending)
+        if current.held_back is None:
+            self._producer.produce(sending)
+        else:
+            current.held_back += sending
         rereads_changed = part.new_positions.rereads != part.partition.positions.rereads
         return bool(
             records
@@ -212,7 +274,7 @@ class SliceRunner:
 
     def _notify(self, part: PartitionSlice, notification: Tick | RereadComplete) -> list[Output]:
         """Pass a notification to the step and return its outputs. If the step raises, its writes are undone."""
-        state = part.partition.write_buffer
+        state = part.write_buffer
         state.savepoint()
         try:
             self._raise_if_given_up(("", part.partition.number, 0))
@@ -246,7 +308,9 @@ class SliceRunner:
                 f"an output to {output.topic} has {size} bytes; the limit is {self._config.max_record_bytes}"
             )
 
-    def _to_dead_letter(self, part: PartitionSlice, record: Record, error: Exception, index: int) -> Output:
+    def _to_dead_letter(
+        self, part: PartitionSlice, record: Record, error: Exception, index: int, current: _Slice
+    ) -> Output:
         kind = error_class(error)
         # An operator replayed this record, one of a bounded number, so it does not count as a failure of the stream.
         if parse_replay_mark(record.headers) is None and self._rate.add_dead_letter(index):
@@ -256,7 +320,7 @@ class SliceRunner:
                 f"{limit.max_count}) could not be processed; last: {kind}: {error}"
             ) from error
         part.dead_letters += 1
-        self._dead_letters.append(kind)
+        current.dead_letters.append(kind)
         log.warning(
             "dead letter",
             topic=record.topic,
@@ -279,7 +343,7 @@ class SliceRunner:
     def _produce_changelog(self, part: PartitionSlice) -> None:
         """Send the changelog records of one partition: the changed state, and last the positions."""
         topic, number = self._config.changelog, part.partition.number
-        self._producer.produce_changelog(topic, number, part.partition.write_buffer.writes)
+        self._producer.produce_changelog(topic, number, part.write_buffer.writes)
 
         sent = self._clock.monotonic()
 
@@ -291,21 +355,22 @@ class SliceRunner:
             Output(topic, POSITIONS_KEY, part.new_positions.encode(), (), number), note_offset
         )
 
-    def _after_commit(self, parts: list[PartitionSlice], changed: list[PartitionSlice]) -> CommitStats | None:
-        for part in parts:
+    def _after_commit(self, current: _Slice) -> CommitStats | None:
+        changed = current.changed
+        for part in current.parts:
             if part not in changed:
                 part.partition.skip_commit(part)
         if not changed:
             return None
         now = self._clock.now_ms()
-        states = sum(len(part.partition.write_buffer.writes) for part in changed)
+        states = sum(len(part.write_buffer.writes) for part in changed)
         for part in changed:
             part.partition.apply_commit(part, now)
         self._probe("after_store")
         self.size.committed()
         self._given_up.clear()
         records = sum(len(part.records) for part in changed)
-        return CommitStats(len(changed), records, self._outputs, states, tuple(self._dead_letters))
+        return CommitStats(len(changed), records, current.outputs, states, tuple(current.dead_letters))
 
     def _isolate_notifications(self, parts: list[PartitionSlice]) -> None:
         """After an abort, postpone notifications until the records are committed, and then try them one at a time.
@@ -321,10 +386,16 @@ class SliceRunner:
                     part.postpone_notifications()
                 postpone = True
 
-    def _roll_back(self, parts: list[PartitionSlice], failure: TransactionAborted | ClientsUnusable) -> None:
-        """Return the records to their buffers, and give the first one up if it failed often enough on its own."""
-        for part in parts:
+    def _roll_back_slice(self, current: _Slice) -> None:
+        """Return the records of a slice to their buffers."""
+        self._rate.roll_back(current.saved_rate)
+        for part in current.parts:
             part.partition.roll_back(part)
+
+    def _note_failure(
+        self, parts: list[PartitionSlice], failure: TransactionAborted | ClientsUnusable
+    ) -> None:
+        """Give the first record of a slice up if it failed often enough on its own."""
         first = next(
             (record for part in parts for record in (*part.records[:1], *part.reread_records[:1])), None
         )

@@ -17,15 +17,23 @@ PREFIX_BYTES = 2
 class WriteBuffer:
     """`State` that collects the writes of a slice and never writes the store. Not thread-safe.
 
-    The engine calls `savepoint` before each record, `undo` if the step raised, and `clear` after `writes` was applied
-    to the store or the transaction was aborted. Until then the buffer also caches reads. A key that is created and
-    deleted within one slice leaves no write.
+    The engine calls `savepoint` before each record, and `undo` if the step raised. The buffer also caches reads. A key
+    that is created and deleted within one slice leaves no write.
+
+    A slice may be processed while the one before it is being committed. Its buffer is then a layer over the other's,
+    which must not change any more.
     """
 
-    def __init__(self, store: StateStore, max_record_bytes: int) -> None:
+    def __init__(
+        self, store: StateStore, max_record_bytes: int, before: dict[bytes, bytes | None] | None = None
+    ) -> None:
+        """Create an empty buffer. `before` are the writes of the slice being committed, if there is one."""
         self.writes: dict[bytes, bytes | None] = {}
         """The changes of the slice: the newest value of each key, None for a deletion."""
         self._store = store
+        self._before = before or {}
+        self._before_keys: list[bytes] | None = None
+        """Sorted keys of `before`, made by the first scan."""
         self._max = max_record_bytes
         self._undo: list[tuple[bytes, object]] = []
         self._read: dict[bytes, bytes | None] = {}
@@ -38,12 +46,17 @@ class WriteBuffer:
         if value is _ABSENT:
             value = self._read.get(key, _ABSENT)
             if value is _ABSENT:
-                value = self._read[key] = self._store.get(key)
+                value = self._before.get(key, _ABSENT)
+                if value is _ABSENT:
+                    value = self._store.get(key)
+                self._read[key] = value  # type: ignore[assignment]
         return value  # type: ignore[return-value]
 
     def preload(self, values: dict[bytes, bytes | None]) -> None:
         """Cache values that were read from the store; None for a key that does not exist."""
         self._read.update(values)
+        if self._before:
+            self._read.update((key, self._before[key]) for key in values.keys() & self._before.keys())
 
     def put(self, key: bytes, value: bytes) -> None:
         """Write a value. Raises `Oversized` or `ValueError` as `State.put` does."""
@@ -76,7 +89,15 @@ class WriteBuffer:
                 self._keys_by_prefix[prefix] = keys
                 in_range = keys[bisect_left(keys, start) : bisect_left(keys, end)]
                 written += [(key, self.writes[key]) for key in in_range]
-        return _merged(self._store.scan(start, end), written)
+        stored = self._store.scan(start, end)
+        if self._before:
+            if self._before_keys is None:
+                self._before_keys = sorted(self._before)
+            keys = self._before_keys[
+                bisect_left(self._before_keys, start) : bisect_left(self._before_keys, end)
+            ]
+            stored = _merged(stored, [(key, self._before[key]) for key in keys])
+        return _merged(stored, written)
 
     def savepoint(self) -> None:
         """Set the point to which `undo` returns."""
@@ -92,13 +113,6 @@ class WriteBuffer:
                     self._keys_by_prefix[key[:PREFIX_BYTES]].append(key)
                 self.writes[key] = before  # type: ignore[assignment]
         self._undo.clear()
-
-    def clear(self) -> None:
-        """Forget the slice. A dict that was obtained as `writes` stays unchanged."""
-        self.writes = {}
-        self._read = {}
-        self._undo.clear()
-        self._keys_by_prefix = None
 
     def _write(self, key: bytes, value: bytes | None) -> None:
         if key.startswith(ENGINE_KEY_PREFIX):

@@ -134,7 +134,7 @@ class WritesStoreFirst(Engine):
 
     def _write(self, share: PartitionSlice) -> None:
         if share.changelog_offset is not None:
-            writes = {**share.partition.write_buffer.writes, POSITIONS_KEY: share.new_positions.encode()}
+            writes = {**share.write_buffer.writes, POSITIONS_KEY: share.new_positions.encode()}
             for batch in (writes, {}):  # the second call flushes the first to disk
                 share.partition.store.apply(batch, share.changelog_offset + 1)
                 self._stop.wait(0.1)

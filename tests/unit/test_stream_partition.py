@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from shared.errors import Fatal
@@ -141,3 +143,26 @@ def test_record_appended_after_the_end_is_not_reread(partition: OwnedPartition) 
     part = take_slice(partition)
     assert [each.offset for each in part.reread_records] == [3]
     assert part.completed_rereads
+
+
+def test_slice_taken_during_a_commit_continues_from_it() -> None:
+    """It sees the other slice's positions, time and state; if both fail, all records come again in order."""
+    partition = OwnedPartition(0, replace(CONFIG, inputs=("a", "b")), MemoryStore())
+    partition.merge_buffer.add(record(7, "a", timestamp=200))
+    partition.merge_buffer.mark_end("b")
+    first = take_slice(partition)
+    first.write_buffer.put(b"k", b"1")
+    partition.begin_commit(first)
+    partition.merge_buffer.add(record(3, "b", timestamp=150))
+    partition.merge_buffer.mark_end("a")
+    second = take_slice(partition)
+    assert [each.offset for each in second.records] == [3]
+    assert second.new_positions.offsets == {"a": 8, "b": 4}
+    assert second.new_positions.time_ms == 200
+    assert second.write_buffer.get(b"k") == b"1"
+    partition.roll_back(second)
+    partition.roll_back(first)
+    partition.merge_buffer.mark_end("b")
+    again = take_slice(partition)
+    assert {(each.topic, each.offset) for each in again.records} == {("a", 7), ("b", 3)}
+    assert again.write_buffer.get(b"k") is None

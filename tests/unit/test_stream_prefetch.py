@@ -13,6 +13,7 @@ from shared.stream.config import EngineConfig
 from shared.stream.partition import OwnedPartition, PartitionSlice
 from shared.stream.prefetch import MAX_BYTES, MIN_RECORDS, Prefetcher
 from shared.stream.state_store import MemoryStore, StoreFailed
+from shared.stream.write_buffer import WriteBuffer
 
 MANY = MIN_RECORDS * 2
 
@@ -53,7 +54,7 @@ def slice_of(store: RecordingStore, records: int, keys: int = 10) -> PartitionSl
         dead_letters="dead", outputs=frozenset(),
     )  # fmt: skip
     made = [Record("in", store.partition, n, 1, b"k%d" % (n % keys), b"v") for n in range(records)]
-    return PartitionSlice(OwnedPartition(store.partition, config, store), made)
+    return PartitionSlice(OwnedPartition(store.partition, config, store), made, WriteBuffer(store, 1_000_000))
 
 
 def test_each_key_is_read_once_and_in_order() -> None:
@@ -61,7 +62,7 @@ def test_each_key_is_read_once_and_in_order() -> None:
     store.apply({b"k%d" % n: b"value %d" % n for n in range(5)}, 1)
     (part,) = Prefetcher(PrefetchingEcho()).prefetch([slice_of(store, MANY)])
     assert store.bulk_reads == sorted(b"k%d" % n for n in range(10))
-    state = part.partition.write_buffer
+    state = part.write_buffer
     assert [state.get(b"k%d" % n) for n in range(10)] == [b"value %d" % n for n in range(5)] + [None] * 5
     assert store.single_reads == []
     assert store.threads == {"prefetch_0"}
@@ -71,10 +72,10 @@ def test_write_of_the_slice_hides_the_prefetched_value() -> None:
     store = RecordingStore(0)
     store.apply({b"k1": b"old", b"k2": b"old"}, 1)
     part = slice_of(store, MANY)
-    part.partition.write_buffer.put(b"k1", b"new")
+    part.write_buffer.put(b"k1", b"new")
     list(Prefetcher(PrefetchingEcho()).prefetch([part]))
-    part.partition.write_buffer.put(b"k2", b"new")
-    assert [part.partition.write_buffer.get(key) for key in (b"k1", b"k2")] == [b"new", b"new"]
+    part.write_buffer.put(b"k2", b"new")
+    assert [part.write_buffer.get(key) for key in (b"k1", b"k2")] == [b"new", b"new"]
 
 
 def test_parts_keep_their_order_and_small_ones_are_not_prefetched() -> None:
@@ -97,7 +98,7 @@ def test_prefetch_stops_at_its_limit() -> None:
     store.apply({b"k%d" % n: value for n in range(2_000)}, 1)
     (part,) = Prefetcher(PrefetchingEcho()).prefetch([slice_of(store, 2_000, keys=2_000)])
     assert 256 <= len(store.bulk_reads) < 1_100
-    assert all(part.partition.write_buffer.get(b"k%d" % n) == value for n in range(2_000))
+    assert all(part.write_buffer.get(b"k%d" % n) == value for n in range(2_000))
 
 
 def test_store_failure_is_raised_before_its_part() -> None:

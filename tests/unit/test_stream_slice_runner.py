@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from shared.errors import DeadLetterFlood
+from shared.dead_letters import DeadLetterLimit
+from shared.errors import DeadLetterFlood, Malformed
 from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
@@ -49,6 +52,7 @@ class FakeTransactions:
         before_commit: Callable[[], None],
     ) -> None:
         self.attempts += 1
+        meanwhile()
         if any(self._refuses(output) for output in self._open):
             self._open = []
             raise self._failure()
@@ -67,26 +71,36 @@ class EngineDriver:
         failure: Callable[[], TransactionAborted] = lambda: TransactionAborted(
             "refused", caused_by_record=True, oversized=True
         ),
+        limit: DeadLetterLimit | None = None,
+        inputs: tuple[str, ...] = ("in",),
     ) -> None:
+        limits: dict[str, Any] = {"dead_letter_limit": limit} if limit else {}
         config = EngineConfig(
             kafka=KafkaConnection("broker:9092"),
             application="a",
             instance="one",
-            inputs=("in",),
+            inputs=inputs,
             changelog="changelog",
             dead_letters="dead",
             outputs=frozenset({"out"}),
             slice_records=LARGEST,
             max_failed_ticks=3,
+            **limits,
         )
+        self.overlapped = False
+        """Whether a slice was processed while another was being committed."""
         self.transactions = FakeTransactions(refuses, failure)
-        self.engine: Any = Engine(config, step)
+        self._now = 0.0
+        clock: Any = SimpleNamespace(now_ms=lambda: 1, monotonic=lambda: self._now)
+        self.engine: Any = Engine(config, step, clock=clock)
         self.engine._stop = SimpleNamespace(wait=lambda _seconds: None)
         self.engine._inputs = SimpleNamespace(
             group_metadata=lambda: None,
             read=lambda *_: 0,
             high_watermark=lambda *_: None,
             resume_drained=None,
+            revoke_reason=None,
+            assigned=None,
         )
         self.engine._rereader = SimpleNamespace(close=lambda: None)
         self.engine._slice_runner.use_producer(self.transactions)
@@ -106,9 +120,11 @@ class EngineDriver:
     def run_slices(self, times: int) -> None:
         for _ in range(times):
             self._now += 1.0
-            parts = self.engine._take_slice(self.engine._slice_runner.size.records, self._now)
+            runner = self.engine._slice_runner
+            parts = runner.prepared or self.engine._take_slice(runner.size.records, self._now)
             if parts:
                 self.engine._run_slice(parts)
+                self.overlapped |= runner.prepared is not None
 
     def committed(self, topic: str) -> list[bytes | None]:
         return [output.value for output in self.transactions.log if output.topic == topic]
@@ -254,3 +270,88 @@ def test_lost_partitions_are_dropped_without_a_commit() -> None:
     assert driver.transactions.log == []
     assert "lost" in driver.engine.reason
     assert not driver.engine.ready
+
+
+# --- a slice is processed while the one before it is being committed ----------------------------------------------
+
+
+def counting(state: State, record: Record | Tick) -> Iterator[Output]:
+    """Number the records of each key, and delete the count at every fifth."""
+    if not isinstance(record, Record):
+        return
+    assert record.value is not None
+    if record.value.startswith(b"bad"):
+        raise Malformed("bad record")
+    key = record.value[:1]
+    count = int(state.get(key) or 0) + 1
+    listed = [name for name, _ in state.scan(b"a", b"z")]
+    assert (key in listed) == (count > 1), "a scan sees what a read sees"
+    if count % 5:
+        state.put(key, b"%d" % count)
+    else:
+        state.delete(key)
+    yield Output.to_same_partition_as(record, "out", record.key, b"%s=%d" % (record.value, count))
+
+
+def expected_counts(inputs: list[bytes]) -> list[bytes]:
+    counts: Counter[bytes] = Counter()
+    outputs = []
+    for value in inputs:
+        if not value.startswith(b"bad"):
+            counts[value[:1]] = counts[value[:1]] % 5 + 1
+            outputs.append(b"%s=%d" % (value, counts[value[:1]]))
+    return outputs
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_overlapping_slices_give_the_results_of_serial_ones(seed: int) -> None:
+    """Commits fail at random, for reasons of the environment or because of a record; some records are unreadable."""
+    rng = random.Random(seed)
+    lists = [
+        [b"%s%d" % (rng.choice((b"a", b"b", b"c", b"bad")), n) for n in range(rng.randint(40, 90))]
+        for _ in (0, 1)
+    ]
+    aborts_left = rng.randint(0, 12)
+
+    def refuses(_output: Output) -> bool:
+        nonlocal aborts_left
+        if aborts_left and rng.random() < 0.02:
+            aborts_left -= 1
+            return True
+        return False
+
+    driver = EngineDriver(
+        counting, refuses, lambda: TransactionAborted("away"), DeadLetterLimit(max_share=1.0)
+    )
+    for partition, inputs in enumerate(lists):
+        driver.add(partition, *inputs)
+    driver.run_slices(200)
+    for partition, inputs in enumerate(lists):
+        out = [o.value for o in driver.transactions.log if o.topic == "out" and o.partition == partition]
+        assert out == expected_counts(inputs)
+    dead = sum(value.startswith(b"bad") for inputs in lists for value in inputs)
+    assert len(driver.committed("dead")) == dead
+    assert driver.overlapped
+
+
+def test_records_that_cannot_be_merged_yet_are_not_lost() -> None:
+    """Many wait in partition 0 for its other input, while a slice of partition 1 is being committed."""
+    driver = EngineDriver(echo, lambda _output: False, inputs=("in", "in2"))
+    owned = driver.engine._owned
+    driver.add(0, *values(40))
+    driver.add(1, b"first")
+    owned[1].merge_buffer.mark_end("in2")
+    driver.run_slices(1)
+    assert driver.committed("out") == [b"first"]
+    assert not driver.overlapped
+    owned[0].merge_buffer.mark_end("in2")
+    driver.run_slices(20)
+    assert driver.committed("out") == [b"first", *values(40)]
+
+
+def test_rereading_partition_is_not_processed_ahead() -> None:
+    driver = EngineDriver(counting, lambda _output: False)
+    driver.add(0, *values(40))
+    driver.engine._owned[1].positions.rereads["out"] = 0
+    driver.run_slices(10)
+    assert not driver.overlapped

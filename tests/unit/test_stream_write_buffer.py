@@ -100,6 +100,11 @@ def test_state_equals_a_dict_without_the_records_that_raised(
             state.undo()
             model = before
         assert list(state.scan(b"", b"z")) == sorted(model.items())
+    layered = WriteBuffer(store, 1_000, state.writes)
+    for key in {*model, *state.writes}:
+        assert layered.get(key) == model.get(key)
+    assert list(layered.scan(b"", b"z")) == sorted(model.items())
+    layered.preload(dict.fromkeys(state.writes, b"stale"))
+    assert all(layered.get(key) == model.get(key) for key in state.writes)
     store.apply(state.writes, 2)
-    state.clear()
-    assert list(state.scan(b"", b"z")) == list(store.scan(b"", b"z")) == sorted(model.items())
+    assert list(layered.scan(b"", b"z")) == list(store.scan(b"", b"z")) == sorted(model.items())
