@@ -18,12 +18,12 @@ class CommandBase(LogRecord):
     issued_at: AwareDatetime
 
     def content_digest(self) -> str:
-        """Return a digest of what the command asks for, without who issued it and when.
+        """Return a digest of what the command asks for, without who issued it, when, and under which condition.
 
         Two commands with one id are the same command if their digests are equal, and a conflict otherwise.
         """
         content = self.model_dump(
-            mode="json", exclude_none=True, exclude={"issued_by", "issued_at", "schema_version"}
+            mode="json", exclude_none=True, exclude={"issued_by", "issued_at", "leaving", "schema_version"}
         )
         return sha256(canonical_json(content))
 

@@ -118,10 +118,11 @@ class ConsoleBackend:
     # --- commands ---
 
     async def send_command(self, request: CommandRequest) -> str:
-        """Write a command to the log and return its id.
+        """Write a command to the log and return its id. A command that is on the log already is not written again.
 
         Raises:
             Rejected: if the request is invalid.
+            Conflict: if another command has its id.
             BrokerUnavailable: if Kafka does not acknowledge in time. The command may still be executed.
 
         """
@@ -130,6 +131,8 @@ class ConsoleBackend:
             command = to_command(
                 request, self.state, line=self.settings.line, command_id=str(uuid7()), now=now
             )
+            if command.command_id in self.state.commands:
+                return command.command_id
         record = cloudevent(
             OPERATOR_COMMANDS, command.line, command, source=SERVICE, ce_id=command.command_id, at=now
         )
@@ -141,7 +144,7 @@ class ConsoleBackend:
         except (TimeoutError, BrokerUnavailable, Overloaded) as error:
             raise BrokerUnavailable(
                 f"Kafka did not acknowledge command {command.command_id} within {timeout_s:g} s, so it may or may not "
-                f"be executed: check GET /api/commands/{command.command_id} before you send it again"
+                f"be executed: send it again with the same command_id, or check GET /api/commands/{command.command_id}"
             ) from error
         with self._lock:
             self.state.add_command(command)

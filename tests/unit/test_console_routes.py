@@ -188,6 +188,9 @@ async def test_accepted_command_is_in_the_log_and_gets_its_result(api: ConsoleAp
         ({"kind": "promote", "version": "assistant@v9-99999999"}, 404, "unknown_version"),
         ({"kind": "pin", "version": BASE.version, "line": "other"}, 404, "unknown_version"),
         ({"kind": "rollback", "version": "assistant@v9-99999999"}, 404, "unknown_version"),
+        ({"kind": "rollback", "leaving": "assistant@v9-99999999"}, 404, "unknown_version"),
+        ({"kind": "pause", "leaving": BASE.version}, 422, "malformed"),
+        ({"kind": "pause", "command_id": "a b"}, 422, "malformed"),
         ({"kind": "promote"}, 422, "malformed"),
         ({"kind": "promote", "version": "nonsense"}, 422, "malformed"),
         ({"kind": "train_now", "now": True}, 422, "malformed"),
@@ -207,6 +210,41 @@ async def test_invalid_command_is_rejected(
 @pytest.mark.parametrize("kind", ["rollback", "pause", "resume", "train_now", "export_dataset"])
 async def test_command_without_a_version_is_accepted(api: ConsoleApi, kind: str) -> None:
     assert (await api.http.post("/api/commands", json={"kind": kind})).status_code == 202
+
+
+@pytest.mark.parametrize("by_header", [False, True], ids=["body", "header"])
+async def test_command_sent_again_with_its_id_is_one_command(api: ConsoleApi, by_header: bool) -> None:
+    body = PROMOTE if by_header else PROMOTE | {"command_id": "mine"}
+    headers = {"idempotency-key": "mine"} if by_header else {}
+    for _ in range(2):
+        response = await api.http.post("/api/commands", json=body, headers=headers)
+        assert (response.status_code, response.json()["command_id"]) == (202, "mine")
+    assert len(api.log.records("operator.commands")) == 1
+
+
+async def test_command_may_be_sent_again_after_a_missing_acknowledgement(api: ConsoleApi) -> None:
+    body = {"kind": "rollback", "command_id": "mine", "leaving": BASE.version}
+    api.publisher.failure = BrokerUnavailable("away")
+    detail = problem(await api.http.post("/api/commands", json=body), 503, "broker_unavailable")
+    assert "same command_id" in detail
+    api.publisher.failure = None
+    assert (await api.http.post("/api/commands", json=body)).status_code == 202
+
+
+async def test_command_id_of_another_command_is_a_conflict(api: ConsoleApi) -> None:
+    assert (await api.http.post("/api/commands", json=PROMOTE | {"command_id": "c"})).status_code == 202
+    other = await api.http.post("/api/commands", json={"kind": "pause", "command_id": "c"})
+    problem(other, 409, "conflict")
+    assert len(api.log.records("operator.commands")) == 1
+
+
+async def test_two_different_ids_in_one_request_are_rejected(api: ConsoleApi) -> None:
+    response = await api.http.post(
+        "/api/commands", json=PROMOTE | {"command_id": "a"}, headers={"idempotency-key": "b"}
+    )
+    problem(response, 422, "malformed")
+    bad = await api.http.post("/api/commands", json=PROMOTE, headers={"idempotency-key": "a b"})
+    problem(bad, 422, "malformed")
 
 
 async def test_dry_run_is_part_of_the_command(api: ConsoleApi) -> None:

@@ -180,8 +180,11 @@ def test_line_can_be_set_by_environment_variable(monkeypatch: pytest.MonkeyPatch
     ("arguments", "body"),
     [
         (["rollout", "promote", "v1"], {"kind": "promote", "version": "v1"}),
-        (["rollout", "rollback"], {"kind": "rollback"}),
-        (["rollout", "rollback", "v0", "--line", "b"], {"kind": "rollback", "line": "b", "version": "v0"}),
+        (["rollout", "rollback", "--from", "v2"], {"kind": "rollback", "leaving": "v2"}),
+        (
+            ["rollout", "rollback", "v0", "--from", "v2", "--line", "b"],
+            {"kind": "rollback", "line": "b", "version": "v0", "leaving": "v2"},
+        ),
         (["rollout", "pin", "v1"], {"kind": "pin", "version": "v1"}),
         (["rollout", "pause"], {"kind": "pause"}),
         (["rollout", "resume", "--line", "b"], {"kind": "resume", "line": "b"}),
@@ -196,8 +199,43 @@ def test_command_waits_for_its_result(arguments: list[str], body: dict[str, obje
     )
     result = run(service, *arguments)
     assert (result.exit_code, result.stdout) == (0, "done Executed.\n")
-    assert json.loads(service.requests[0].content) == body
+    sent = json.loads(service.requests[0].content)
+    assert sent.pop("command_id") != ""
+    assert sent == body
     assert service.requests[1].url.path == "/api/commands/c-1"
+    assert result.stderr.startswith("command c-1\n")
+
+
+def test_rollback_leaves_the_version_that_it_showed() -> None:
+    serving = {"version": "v2", "seq": 3, "since": "2026-03-04T00:00:00Z", "reason": "r"}
+    status = json_response({"line": "a", "serving": serving})
+    done = json_response(COMMAND | {"status": "done", "message": "Executed."})
+    service = FakeService([status, json_response(COMMAND, 202), done])
+    result = run(service, "rollout", "rollback", "--command-id", "mine")
+    assert result.exit_code == 0
+    assert "rolling back from v2" in result.stderr
+    sent = json.loads(service.requests[1].content)
+    assert sent == {"kind": "rollback", "leaving": "v2", "command_id": "mine"}
+
+
+def test_command_that_may_have_been_accepted_prints_how_to_repeat_it() -> None:
+    result = loopwright("rollout", "pause", "--command-id", "mine", answers=[httpx.ReadTimeout("slow")])
+    assert result.exit_code == 3
+    assert "add --command-id mine" in result.stderr
+    as_json = loopwright(
+        "rollout", "pause", "--command-id", "mine", "--json", answers=[httpx.ReadTimeout("slow")]
+    )
+    assert json.loads(as_json.stderr)["error"]["command_id"] == "mine"
+
+
+def test_gate_can_be_repeated_before_its_report_is_shown() -> None:
+    done = json_response(COMMAND | {"status": "done", "message": "passed"})
+    report = json_response({"line": "a", "version": "v2", "report": {"verdict": "passed"}})
+    service = FakeService([json_response(COMMAND, 202), done, report])
+    result = run(service, "gate", "v2", "--again")
+    assert result.exit_code == 0, result.stderr
+    sent = json.loads(service.requests[0].content)
+    assert (sent["kind"], sent["version"]) == ("gate_again", "v2")
 
 
 def test_refused_command_is_exit_status_1() -> None:

@@ -225,9 +225,9 @@ def test_wait_for_result_polls_until_the_result_is_known() -> None:
         ]
     )
     client = sync_client(service)
-    command = client.command("promote", version="assistant@v2-0a1b2c3d")
+    command = client.command("promote", version="assistant@v2-0a1b2c3d", command_id="c-1")
     assert client.wait_for_result(command.command_id, poll=0.0).message == "v2 serves"
-    assert service.bodies() == [{"kind": "promote", "version": "assistant@v2-0a1b2c3d"}]
+    assert service.bodies() == [{"kind": "promote", "version": "assistant@v2-0a1b2c3d", "command_id": "c-1"}]
     assert len(service.requests) == 4
 
 
@@ -277,27 +277,40 @@ def test_unsupported_url_is_not_retried() -> None:
     assert len(service.requests) == 1
 
 
+def test_command_is_retried_with_the_same_id() -> None:
+    service = FakeService(
+        [
+            httpx.ReadTimeout("slow"),
+            problem_response(503, retry_after="0"),
+            json_response({"command_id": "c-2"}, 202),
+        ]
+    )
+    assert sync_client(service).command("train_now").command_id == "c-2"
+    assert len({body["command_id"] for body in service.bodies()}) == 1
+
+
+def test_each_command_has_its_own_id_unless_one_is_given() -> None:
+    service = FakeService([json_response({"command_id": "c"}, 202)])
+    client = sync_client(service)
+    client.command("pause")
+    client.command("rollback", leaving="v2", command_id="again")
+    client.replay(["0-1"])
+    client.release(["r-1"])
+    bodies = service.bodies()
+    assert len({body["command_id"] for body in bodies}) == 4
+    assert (bodies[1]["command_id"], bodies[1]["leaving"]) == ("again", "v2")
+
+
 @pytest.mark.parametrize(
     ("failure", "error"),
     [(httpx.ReadTimeout("slow"), Unreachable), (problem_response(503, retry_after="0"), Unavailable)],
     ids=["no response", "503"],
 )
-def test_command_that_may_have_been_accepted_is_not_retried(failure: Reply, error: type[Exception]) -> None:
-    service = FakeService([failure, json_response({"command_id": "c-2"}, 202)])
-    with pytest.raises(error):
+def test_failed_command_names_the_id_to_send_it_again_with(failure: Reply, error: type[Exception]) -> None:
+    service = FakeService([failure])
+    with pytest.raises(error) as raised:
         sync_client(service).command("train_now")
-    assert len(service.requests) == 1
-
-
-def test_command_that_cannot_have_been_accepted_is_retried() -> None:
-    service = FakeService(
-        [
-            httpx.ConnectError("refused"),
-            problem_response(429, retry_after="0"),
-            json_response({"command_id": "c-2"}, 202),
-        ]
-    )
-    assert sync_client(service).command("train_now").command_id == "c-2"
+    assert {body["command_id"] for body in service.bodies()} == {raised.value.command_id}  # type: ignore[attr-defined]
 
 
 def test_last_error_is_raised_after_all_attempts() -> None:

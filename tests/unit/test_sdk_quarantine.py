@@ -50,16 +50,20 @@ def test_empty_and_unknown_quarantine_differ() -> None:
 
 
 def test_release_sends_response_ids_and_prints_the_result() -> None:
-    service, result = run([json_response({"command_id": "c-1"}, 202), DONE], "release", "r1", "--yes")
+    service, result = run(
+        [json_response({"command_id": "c-1"}, 202), DONE], "release", "r1", "--yes", "--command-id", "c-1"
+    )
     assert (result.exit_code, result.stdout) == (0, "done released 1\n")
-    assert service.bodies() == [{"kind": "release", "response_ids": ["r1"]}]
+    assert service.bodies() == [{"kind": "release", "response_ids": ["r1"], "command_id": "c-1"}]
 
 
 def test_release_by_reason_sends_all_matching_responses() -> None:
     answers: list[Reply] = [QUARANTINE, json_response({"command_id": "c-1"}, 202)]
-    service, result = run(answers, "release", "--reason", "personal data", "--yes", "--no-wait")
+    service, result = run(
+        answers, "release", "--reason", "personal data", "--yes", "--no-wait", "--command-id", "c"
+    )
     assert result.exit_code == 0
-    assert service.bodies() == [{"kind": "release", "response_ids": ["r1", "r3"]}]
+    assert service.bodies() == [{"kind": "release", "response_ids": ["r1", "r3"], "command_id": "c"}]
 
 
 def test_dry_run_releases_nothing() -> None:
@@ -84,14 +88,14 @@ async def test_both_clients_send_the_same_requests() -> None:
     sync_service, async_service = service(), service()
     with Loopwright(transport=sync_service.transport()) as loop:
         assert [event.reason for event in loop.quarantine("b").held] == [PERSONAL, SECRET, PERSONAL]
-        assert loop.release(["r1"], line="b").command_id == "c-1"
+        assert loop.release(["r1"], line="b", command_id="c").command_id == "c-1"
     async with AsyncLoopwright(transport=async_service.transport()) as loop_:
         assert (await loop_.quarantine("b")).total == 3
-        assert (await loop_.release(["r1"], line="b")).command_id == "c-1"
+        assert (await loop_.release(["r1"], line="b", command_id="c")).command_id == "c-1"
     assert (
         sync_service.bodies()
         == async_service.bodies()
-        == [{"kind": "release", "line": "b", "response_ids": ["r1"]}]
+        == [{"kind": "release", "line": "b", "response_ids": ["r1"], "command_id": "c"}]
     )
     requests = [(request.method, str(request.url)) for request in sync_service.requests]
     assert requests == [(request.method, str(request.url)) for request in async_service.requests]

@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -17,7 +16,7 @@ import httpx
 from tenacity import AsyncRetrying, stop_after_attempt
 
 from loopwright.base_urls import resolve_base_urls, resolve_erasure_token
-from loopwright.errors import StillRunning, Unreachable
+from loopwright.errors import LoopwrightError, StillRunning, Unreachable
 from loopwright.event_ids import new_event_id
 from loopwright.feedback_kinds import FeedbackKind
 from loopwright.models import (
@@ -356,20 +355,32 @@ class AsyncLoopwright:
         *,
         line: str | None = None,
         version: str | None = None,
+        leaving: str | None = None,
         dry_run: bool = False,
+        command_id: str | None = None,
     ) -> Command:
         """Issue an operator command. Returns once it is stored durably in the log; see `wait_for_result`.
 
-        A command is not sent again if it may have been accepted: `Unreachable` or `Unavailable` is raised instead.
+        A command is executed once, however often it is sent with the same id. If `Unreachable` or `Unavailable` is
+        raised it may have been accepted: call again with the `command_id` of the error.
 
         Args:
             kind: Kind of command. For `replay` and `release`, use the methods of that name.
             line: The line; the default is the console's own.
-            version: The version, for `promote`, `rollback`, `pin` and `reproduce`.
+            version: The version, for `promote`, `rollback`, `pin`, `reproduce` and `gate_again`.
+            leaving: For `rollback`: the version to roll back from. If another one serves, nothing changes.
             dry_run: Only report what would be done. For `train_now` and `collect_garbage`.
+            command_id: Id of the command; the default is a new one.
 
         """
-        return await self._issue({"kind": kind, "line": line, "version": version, "dry_run": dry_run or None})
+        command = {
+            "kind": kind,
+            "line": line,
+            "version": version,
+            "leaving": leaving,
+            "dry_run": dry_run or None,
+        }
+        return await self._issue(command, command_id)
 
     async def result(self, command_id: str) -> CommandResult | None:
         """Return the result of a command, or None if it has not been executed yet."""
@@ -444,7 +455,9 @@ class AsyncLoopwright:
         """Return one dead letter with the content of its record."""
         return parse(await self._get("console", path_of("api", "dead-letters", position)), DeadLetterContent)
 
-    async def replay(self, positions: Sequence[str], *, line: str | None = None) -> Command:
+    async def replay(
+        self, positions: Sequence[str], *, line: str | None = None, command_id: str | None = None
+    ) -> Command:
         """Issue a command that sends dead letters back to their topics; `wait_for_result` returns how many were.
 
         Each dead letter is replayed once, however often it is requested. If it fails again, the new dead letter names
@@ -453,23 +466,28 @@ class AsyncLoopwright:
         Args:
             positions: Positions of the dead letters, at most 1000.
             line: The line; the default is the console's own.
+            command_id: Id of the command; the default is a new one.
 
         """
-        return await self._issue({"kind": "replay", "positions": list(positions), "line": line})
+        return await self._issue({"kind": "replay", "positions": list(positions), "line": line}, command_id)
 
     async def quarantine(self, line: str | None = None) -> Quarantine:
         """Return the events that were kept out of training and can be released: ids and reasons, no text."""
         return parse(await self._get("console", path_of("api", "quarantine", line=line)), Quarantine)
 
-    async def release(self, response_ids: Sequence[str], *, line: str | None = None) -> Command:
+    async def release(
+        self, response_ids: Sequence[str], *, line: str | None = None, command_id: str | None = None
+    ) -> Command:
         """Issue a command that releases quarantined events; they can train from the next run on.
 
         Args:
             response_ids: Ids of the responses whose events are released, at most 1000.
             line: The line; the default is the console's own.
+            command_id: Id of the command; the default is a new one.
 
         """
-        return await self._issue({"kind": "release", "response_ids": list(response_ids), "line": line})
+        command = {"kind": "release", "response_ids": list(response_ids), "line": line}
+        return await self._issue(command, command_id)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -488,13 +506,17 @@ class AsyncLoopwright:
     ) -> None:
         await self.close()
 
-    async def _issue(self, command: Mapping[str, Any]) -> Command:
-        """Send a command once: each time it arrives, it is a new command."""
-        response = await self._post("console", path_of("api", "commands"), command, repeatable=False)
-        return parse(response, Command)
+    async def _issue(self, command: Mapping[str, Any], command_id: str | None = None) -> Command:
+        """Send a command, repeatedly if necessary: it is executed once under its id."""
+        body = {**command, "command_id": command_id or new_event_id()}
+        try:
+            return parse(await self._post("console", path_of("api", "commands"), body), Command)
+        except LoopwrightError as error:
+            error.command_id = body["command_id"]
+            raise
 
     async def _get(self, service: Service, path: str, *, send_token: bool = False) -> httpx.Response:
-        return await self._request("GET", service, path, None, repeatable=True, send_token=send_token)
+        return await self._request("GET", service, path, None, send_token=send_token)
 
     async def _post(
         self,
@@ -502,11 +524,10 @@ class AsyncLoopwright:
         path: str,
         body: Mapping[str, Any],
         *,
-        repeatable: bool = True,
         send_token: bool = False,
     ) -> httpx.Response:
         json = without_none(body)
-        return await self._request("POST", service, path, json, repeatable=repeatable, send_token=send_token)
+        return await self._request("POST", service, path, json, send_token=send_token)
 
     async def _request(
         self,
@@ -515,17 +536,16 @@ class AsyncLoopwright:
         path: str,
         json: Mapping[str, Any] | None,
         *,
-        repeatable: bool,
         send_token: bool,
     ) -> httpx.Response:
         """Send a request and return the successful response.
 
-        `repeatable`: sending the request twice has the same effect as sending it once.
+        It may be sent several times. Each request has an id, so that this has the same effect as sending it once.
         """
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self._retry.attempts),
             wait=self._retry.wait,
-            retry=partial(should_retry, repeatable),
+            retry=should_retry,
             retry_error_callback=last_response,
         )
         base_url = self._base_urls.of(service)

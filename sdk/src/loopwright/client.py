@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -13,7 +12,7 @@ import httpx
 from tenacity import Retrying, stop_after_attempt
 
 from loopwright.base_urls import resolve_base_urls, resolve_erasure_token
-from loopwright.errors import StillRunning, Unreachable
+from loopwright.errors import LoopwrightError, StillRunning, Unreachable
 from loopwright.event_ids import new_event_id
 from loopwright.feedback_kinds import FeedbackKind
 from loopwright.models import (
@@ -348,20 +347,32 @@ class Loopwright:
         *,
         line: str | None = None,
         version: str | None = None,
+        leaving: str | None = None,
         dry_run: bool = False,
+        command_id: str | None = None,
     ) -> Command:
         """Issue an operator command. Returns once it is stored durably in the log; see `wait_for_result`.
 
-        A command is not sent again if it may have been accepted: `Unreachable` or `Unavailable` is raised instead.
+        A command is executed once, however often it is sent with the same id. If `Unreachable` or `Unavailable` is
+        raised it may have been accepted: call again with the `command_id` of the error.
 
         Args:
             kind: Kind of command. For `replay` and `release`, use the methods of that name.
             line: The line; the default is the console's own.
-            version: The version, for `promote`, `rollback`, `pin` and `reproduce`.
+            version: The version, for `promote`, `rollback`, `pin`, `reproduce` and `gate_again`.
+            leaving: For `rollback`: the version to roll back from. If another one serves, nothing changes.
             dry_run: Only report what would be done. For `train_now` and `collect_garbage`.
+            command_id: Id of the command; the default is a new one.
 
         """
-        return self._issue({"kind": kind, "line": line, "version": version, "dry_run": dry_run or None})
+        command = {
+            "kind": kind,
+            "line": line,
+            "version": version,
+            "leaving": leaving,
+            "dry_run": dry_run or None,
+        }
+        return self._issue(command, command_id)
 
     def result(self, command_id: str) -> CommandResult | None:
         """Return the result of a command, or None if it has not been executed yet."""
@@ -436,7 +447,9 @@ class Loopwright:
         """Return one dead letter with the content of its record."""
         return parse(self._get("console", path_of("api", "dead-letters", position)), DeadLetterContent)
 
-    def replay(self, positions: Sequence[str], *, line: str | None = None) -> Command:
+    def replay(
+        self, positions: Sequence[str], *, line: str | None = None, command_id: str | None = None
+    ) -> Command:
         """Issue a command that sends dead letters back to their topics; `wait_for_result` returns how many were.
 
         Each dead letter is replayed once, however often it is requested. If it fails again, the new dead letter names
@@ -445,23 +458,28 @@ class Loopwright:
         Args:
             positions: Positions of the dead letters, at most 1000.
             line: The line; the default is the console's own.
+            command_id: Id of the command; the default is a new one.
 
         """
-        return self._issue({"kind": "replay", "positions": list(positions), "line": line})
+        return self._issue({"kind": "replay", "positions": list(positions), "line": line}, command_id)
 
     def quarantine(self, line: str | None = None) -> Quarantine:
         """Return the events that were kept out of training and can be released: ids and reasons, no text."""
         return parse(self._get("console", path_of("api", "quarantine", line=line)), Quarantine)
 
-    def release(self, response_ids: Sequence[str], *, line: str | None = None) -> Command:
+    def release(
+        self, response_ids: Sequence[str], *, line: str | None = None, command_id: str | None = None
+    ) -> Command:
         """Issue a command that releases quarantined events; they can train from the next run on.
 
         Args:
             response_ids: Ids of the responses whose events are released, at most 1000.
             line: The line; the default is the console's own.
+            command_id: Id of the command; the default is a new one.
 
         """
-        return self._issue({"kind": "release", "response_ids": list(response_ids), "line": line})
+        command = {"kind": "release", "response_ids": list(response_ids), "line": line}
+        return self._issue(command, command_id)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -480,13 +498,17 @@ class Loopwright:
     ) -> None:
         self.close()
 
-    def _issue(self, command: Mapping[str, Any]) -> Command:
-        """Send a command once: each time it arrives, it is a new command."""
-        response = self._post("console", path_of("api", "commands"), command, repeatable=False)
-        return parse(response, Command)
+    def _issue(self, command: Mapping[str, Any], command_id: str | None = None) -> Command:
+        """Send a command, repeatedly if necessary: it is executed once under its id."""
+        body = {**command, "command_id": command_id or new_event_id()}
+        try:
+            return parse(self._post("console", path_of("api", "commands"), body), Command)
+        except LoopwrightError as error:
+            error.command_id = body["command_id"]
+            raise
 
     def _get(self, service: Service, path: str, *, send_token: bool = False) -> httpx.Response:
-        return self._request("GET", service, path, None, repeatable=True, send_token=send_token)
+        return self._request("GET", service, path, None, send_token=send_token)
 
     def _post(
         self,
@@ -494,11 +516,10 @@ class Loopwright:
         path: str,
         body: Mapping[str, Any],
         *,
-        repeatable: bool = True,
         send_token: bool = False,
     ) -> httpx.Response:
         json = without_none(body)
-        return self._request("POST", service, path, json, repeatable=repeatable, send_token=send_token)
+        return self._request("POST", service, path, json, send_token=send_token)
 
     def _request(
         self,
@@ -507,17 +528,16 @@ class Loopwright:
         path: str,
         json: Mapping[str, Any] | None,
         *,
-        repeatable: bool,
         send_token: bool,
     ) -> httpx.Response:
         """Send a request and return the successful response.
 
-        `repeatable`: sending the request twice has the same effect as sending it once.
+        It may be sent several times. Each request has an id, so that this has the same effect as sending it once.
         """
         retrying = Retrying(
             stop=stop_after_attempt(self._retry.attempts),
             wait=self._retry.wait,
-            retry=partial(should_retry, repeatable),
+            retry=should_retry,
             retry_error_callback=last_response,
         )
         base_url = self._base_urls.of(service)

@@ -24,6 +24,8 @@ class LoopwrightError(Exception):
 
     code = "error"
     """Stable identifier of the error, in snake case."""
+    command_id: str | None = None
+    """Set if a command was sent: send it again with this id, and it is executed once."""
 
 
 class Unreachable(LoopwrightError):
@@ -47,7 +49,7 @@ class StillRunning(LoopwrightError):
     def __init__(
         self, command_id: str, timeout: float, kind: Literal["command", "erasure"] = "command"
     ) -> None:
-        self.command_id = command_id
+        self.command_id: str = command_id
         """Id of the command, or request id of the erasure."""
         super().__init__(
             f"{kind} {command_id} has not finished after {timeout:g} s. It was accepted and may still finish; check "

@@ -17,6 +17,7 @@ CommandKind = Literal[
     "export_dataset",
     "release",
     "reproduce",
+    "gate_again",
     "collect_garbage",
     "replay",
 ]
@@ -144,6 +145,10 @@ class Serving(ResponseModel):
     """Share of users that the canary serves, from 0 to 1."""
     paused: bool = False
     """Whether automatic promotions are paused."""
+    waiting: str | None = None
+    """A version that passed its gate and waits: until promotions are resumed, or for a new gate."""
+    earlier: tuple[str, ...] = ()
+    """The versions to which repeated rollbacks return, newest first."""
 
 
 class Status(ResponseModel):

@@ -34,20 +34,15 @@ class Retry:
         return backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads clients, hides nothing
 
 
-def should_retry(repeatable: bool, state: RetryCallState) -> bool:
-    """Return whether another attempt may help and cannot execute the request twice (tenacity's `retry`).
-
-    A request that is not `repeatable` is sent again only if it never arrived, or was rejected with status 429.
-    """
+def should_retry(state: RetryCallState) -> bool:
+    """Return whether another attempt may help (tenacity's `retry`). Requests have ids, so none is executed twice."""
     response = _response(state)
     if response is not None:
-        return response.status_code in RETRYABLE_STATUSES and (repeatable or response.status_code == 429)
+        return response.status_code in RETRYABLE_STATUSES
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
-        return True
     if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
         return False
-    return repeatable and isinstance(error, httpx.TransportError)
+    return isinstance(error, httpx.TransportError)
 
 
 def last_response(state: RetryCallState) -> httpx.Response:

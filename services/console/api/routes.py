@@ -103,9 +103,14 @@ def _routes(backend: ConsoleBackend, follower: TopicFollower) -> APIRouter:
 
     @api.post("/commands", status_code=202, openapi_extra=schema)
     async def post_command(
-        request: Request, content_type: Annotated[str | None, Header()] = None
+        request: Request,
+        content_type: Annotated[str | None, Header()] = None,
+        idempotency_key: Annotated[str | None, Header()] = None,
     ) -> JSONResponse:
-        """Send a command. Its result is at `GET /api/commands/{command_id}`."""
+        """Send a command. Its result is at `GET /api/commands/{command_id}`.
+
+        With a `command_id` (or the header Idempotency-Key) it can be sent again: it is executed once.
+        """
         if not is_json(content_type):
             return problem(
                 415,
@@ -113,7 +118,7 @@ def _routes(backend: ConsoleBackend, follower: TopicFollower) -> APIRouter:
                 "Not JSON",
                 "the Content-Type is not application/json: send the body as JSON, with Content-Type: application/json",
             )
-        command_id = await backend.send_command(parse_command_request(await request.body()))
+        command_id = await backend.send_command(parse_command_request(await request.body(), idempotency_key))
         return JSONResponse({"command_id": command_id}, 202)
 
     @api.get("/commands/{command_id}")

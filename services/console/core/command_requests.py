@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from services.console.core.projection import Projection
 from shared.commands import COMMAND, EXECUTORS, Command
 from shared.dead_letter_replay import POSITION_PATTERN
-from shared.errors import Malformed, Rejected, UnknownVersion
+from shared.errors import Conflict, Malformed, Rejected, UnknownVersion
 from shared.events import Id, Line
 
 KINDS: Final[tuple[str, ...]] = tuple(
@@ -29,7 +29,17 @@ class CommandRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: str = Field(max_length=32, description=", ".join(KINDS))
     line: Line | None = Field(None, description="The default is the console's line.")
+    command_id: Id | None = Field(
+        None,
+        description="Id of the command, to send it again safely: a command is executed once. The default is a new id. "
+        "Also accepted as the header Idempotency-Key.",
+    )
     version: str | None = Field(None, max_length=128)
+    leaving: str | None = Field(
+        None,
+        max_length=128,
+        description="For rollback: the version to roll back from. If another serves, nothing changes.",
+    )
     dry_run: bool | None = Field(
         None, description="Only report what would be done. For train_now and collect_garbage."
     )
@@ -51,10 +61,23 @@ class NoExecutor(Rejected):
     code = "no_executor"
 
 
-def parse_command_request(raw: bytes) -> CommandRequest:
-    """Parse a request body. Raise `Malformed` if it does not fit."""
+def parse_command_request(raw: bytes, idempotency_key: str | None = None) -> CommandRequest:
+    """Parse a request body and the header Idempotency-Key, which is another name of `command_id`.
+
+    Raises:
+        Malformed: if the body does not fit, or if the header names another id than the body.
+
+    """
     try:
-        return CommandRequest.model_validate_json(raw, strict=True)
+        request = CommandRequest.model_validate_json(raw, strict=True)
+        if idempotency_key is None or idempotency_key == request.command_id:
+            return request
+        if request.command_id is not None:
+            raise Malformed(
+                f"command_id is {request.command_id}, but Idempotency-Key is {idempotency_key}: send one of them"
+            )
+        with_key = request.model_dump(exclude_none=True) | {"command_id": idempotency_key}
+        return CommandRequest.model_validate(with_key, strict=True)
     except ValidationError as error:
         raise Malformed(_describe_faults(error)) from None
 
@@ -74,7 +97,7 @@ def to_command(
         request: the operator's request.
         state: the console's state, which knows the versions of each line.
         line: the line if `request` names none.
-        command_id: the id of the new command.
+        command_id: the id of the command if `request` has none.
         now: the time at which the request was received.
         executors: kind of command -> the service that executes it.
 
@@ -83,6 +106,7 @@ def to_command(
         NoExecutor: if no service executes it.
         UnknownVersion: if the line has no such version.
         Malformed: if the fields do not fit the kind.
+        Conflict: if another command has this id.
 
     """
     if request.kind not in KINDS:
@@ -94,19 +118,27 @@ def to_command(
             f"dry_run is not available for {request.kind}: leave it out, or use it with "
             f"{' or '.join(DRY_RUN_KINDS)}"
         )
+    if request.leaving is not None and request.kind != "rollback":
+        raise Malformed(f"leaving is not available for {request.kind}: leave it out, or use it with rollback")
     line = request.line or line
     fields: dict[str, Any] = request.model_dump(mode="json", exclude_none=True)
-    fields |= {"line": line, "command_id": command_id, "issued_at": now.isoformat()}
+    fields = {"command_id": command_id} | fields | {"line": line, "issued_at": now.isoformat()}
     try:
         command = COMMAND.validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:
         raise Malformed(_describe_faults(error)) from None
-    versions = state.versions.get(line, {})
-    if request.version is not None and request.version not in versions:
-        raise UnknownVersion(
-            f"line {line} has no version {request.version}; its versions are: "
-            f"{', '.join(sorted(versions)) or 'none yet'}"
+    known = state.commands.get(command.command_id)
+    if known is not None and known.content_digest() != command.content_digest():
+        raise Conflict(
+            f"command id {command.command_id} was used for another command ({known.kind}): choose a new id"
         )
+    versions = state.versions.get(line, {})
+    for version in (request.version, request.leaving):
+        if version is not None and version not in versions:
+            raise UnknownVersion(
+                f"line {line} has no version {version}; its versions are: "
+                f"{', '.join(sorted(versions)) or 'none yet'}"
+            )
     return command
 
 

@@ -144,6 +144,8 @@ def _serving(record: RolloutRecord | None) -> Json | None:
         "canary": record.canary.version if record.canary is not None else None,
         "share": record.share,
         "paused": record.paused,
+        "waiting": record.waiting,
+        "earlier": [ref.version for ref in record.history],
     }
 
 

@@ -67,7 +67,8 @@ BUTTONS: Final = (
         "rollback",
         "Roll back",
         "Roll back to an earlier version?",
-        "The earlier version takes over all users without a failed request.",
+        "The earlier version takes over all users without a failed request. No version trained on the same data is "
+        "promoted until you resume the rollout.",
         "Roll back",
         _rollback_targets,
     ),
@@ -105,6 +106,8 @@ def _add_button(
     button: CommandButton, backend: ConsoleBackend, refresher: PageRefresher, anchor: ui.element
 ) -> ui.button:
     def open_dialog() -> None:
+        serving = refresher.view.serving
+        leaving = serving.version if button.kind == "rollback" and serving is not None else None
         with ui.dialog() as dialog, ui.card().classes("confirm"):
             ui.html(button.question, sanitize=False, tag="h2")
             ui.html(button.explanation, sanitize=False, tag="p")
@@ -120,7 +123,9 @@ def _add_button(
                 version = (choice and choice.value) or None
                 # The dialog is deleted before the result arrives, so notices are shown in the anchor's slot.
                 with anchor:
-                    request = CommandRequest(kind=button.kind, line=refresher.line, version=version)
+                    request = CommandRequest(
+                        kind=button.kind, line=refresher.line, version=version, leaving=leaving
+                    )
                     await send_command(backend, request)
 
             with ui.row().classes("tools"):

@@ -85,6 +85,7 @@ class ServingView:
     seq: str
     canary: str | None
     paused: bool
+    waiting: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +247,20 @@ def _serving(record: Json | None, data: PageData) -> ServingView | None:
         seq=fmt.number(record["seq"]),
         canary=canary,
         paused=record["paused"],
+        waiting=_waiting(record),
+    )
+
+
+def _waiting(record: Json) -> str | None:
+    """Return for what a version that passed its gate waits, or None if there is none."""
+    version = record.get("waiting")
+    if version is None:
+        return None
+    if record["paused"]:
+        return f"{fmt.short_version(version)} passed its gate and waits until promotions are resumed"
+    return (
+        f"{fmt.short_version(version)} passed its gate against a version that no longer serves, and waits for a "
+        f"new gate. To request it again: loopwright gate {version} --again"
     )
 
 

@@ -71,6 +71,15 @@ TrainerUrl = Annotated[
         show_default=DEFAULTS[TRAINER_VARIABLE],
     ),
 ]
+CommandId = Annotated[
+    str | None,
+    typer.Option(
+        "--command-id",
+        metavar="ID",
+        help="Send an earlier command again under its id: it is executed once.",
+        show_default="a new id",
+    ),
+]
 LineName = Annotated[
     str | None,
     typer.Option(
@@ -121,9 +130,12 @@ def connect(
             yield loop
     except LoopwrightError as error:
         if as_json:
-            print_json({"error": {"code": error.code, "message": str(error)}}, err)
+            command = {"command_id": error.command_id} if error.command_id else {}
+            print_json({"error": {"code": error.code, "message": str(error)} | command}, err)
         else:
             print_error(str(error))
+            if error.command_id and isinstance(error, Unreachable | Unavailable):
+                err.print(f"To send the same command again: add --command-id {escape(error.command_id)}")
         raise typer.Exit(exit_status(error)) from None
 
 

@@ -16,6 +16,7 @@ from loopwright.cli.common import (
     MAX_IDS_PER_COMMAND,
     AsJson,
     AssumeYes,
+    CommandId,
     ConsoleUrl,
     LineName,
     connect,
@@ -155,6 +156,7 @@ def replay(
     wait: Wait = True,
     timeout: ResultTimeout = 120.0,
     line: LineName = None,
+    command_id: CommandId = None,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
@@ -181,7 +183,7 @@ def replay(
             return
         if not yes:
             _confirm(letters, more)
-        command = loop.replay([letter.position for letter in letters], line=line)
+        command = loop.replay([letter.position for letter in letters], line=line, command_id=command_id)
         print_result(loop, command, "replay", timeout if wait else None, as_json)
 
 

@@ -12,12 +12,16 @@ from rich.table import Table
 from loopwright.cli.common import (
     EXIT_REFUSED,
     AsJson,
+    CommandId,
+    ConsoleUrl,
+    LineName,
     TrainerUrl,
     connect,
     out,
     print_error,
     print_model,
 )
+from loopwright.cli.operator import ResultTimeout, issue
 from loopwright.models import Figure, GateReport
 
 VERDICT_COLOURS = {"passed": "green", "failed": "red", "inconclusive": "yellow"}
@@ -35,6 +39,18 @@ def gate(
             help="Also save the report as an HTML page, with the best and worst answers (users' text).",
         ),
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Evaluate the version again first, against the version that serves now. It can then be promoted, "
+            "or is promoted automatically.",
+        ),
+    ] = False,
+    line: LineName = None,
+    command_id: CommandId = None,
+    timeout: ResultTimeout = 3600.0,
+    console_url: ConsoleUrl = None,
     trainer_url: TrainerUrl = None,
     as_json: AsJson = False,
 ) -> None:
@@ -42,6 +58,9 @@ def gate(
 
     Example: loopwright gate assistant@v3-1f2e3d4c --html gate.html
     """
+    if again:
+        with connect(context, as_json, console_url=console_url) as loop:
+            issue(loop, "gate_again", line, version, command_id, timeout, as_json)
     with connect(context, as_json, trainer_url=trainer_url) as loop:
         report = loop.gate_report(version)
         page = loop.gate_report_html(version) if html is not None else ""

@@ -12,6 +12,7 @@ from rich.tree import Tree
 from loopwright.cli.common import (
     EXIT_REFUSED,
     AsJson,
+    CommandId,
     ConsoleUrl,
     LineName,
     connect,
@@ -79,6 +80,7 @@ def promote(
     context: typer.Context,
     version: Annotated[str, typer.Argument(help="Name of the version.", show_default=False)],
     line: LineName = None,
+    command_id: CommandId = None,
     no_wait: NoWait = False,
     timeout: ResultTimeout = 120.0,
     console_url: ConsoleUrl = None,
@@ -88,7 +90,7 @@ def promote(
 
     Example: loopwright rollout promote assistant@v3-1f2e3d4c
     """
-    _run(context, "promote", line, version, None if no_wait else timeout, console_url, as_json)
+    _run(context, "promote", line, version, command_id, None if no_wait else timeout, console_url, as_json)
 
 
 @rollout.command("rollback")
@@ -98,17 +100,44 @@ def rollback(
         str | None,
         typer.Argument(help="Version to return to. Default: the one that served before.", show_default=False),
     ] = None,
+    leaving: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="VERSION",
+            help="Version to roll back from. If another one serves, nothing changes.",
+            show_default="the one that serves now",
+        ),
+    ] = None,
     line: LineName = None,
+    command_id: CommandId = None,
     no_wait: NoWait = False,
     timeout: ResultTimeout = 120.0,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Return to an earlier version.
+    """Return to an earlier version, and pause promotion of the same data.
+
+    Repeated rollbacks walk back further, to the base. `loopwright status` lists the earlier versions.
 
     Example: loopwright rollout rollback
     """
-    _run(context, "rollback", line, version, None if no_wait else timeout, console_url, as_json)
+    with connect(context, as_json, console_url=console_url) as loop:
+        if leaving is None:
+            serving = loop.status(line).serving
+            leaving = serving.version if serving is not None else None
+            if leaving is not None and not as_json:
+                err.print(f"rolling back from {escape(leaving)}")
+        issue(
+            loop,
+            "rollback",
+            line,
+            version,
+            command_id,
+            None if no_wait else timeout,
+            as_json,
+            leaving=leaving,
+        )
 
 
 @rollout.command("pin")
@@ -116,6 +145,7 @@ def pin(
     context: typer.Context,
     version: Annotated[str, typer.Argument(help="Name of the version.", show_default=False)],
     line: LineName = None,
+    command_id: CommandId = None,
     no_wait: NoWait = False,
     timeout: ResultTimeout = 120.0,
     console_url: ConsoleUrl = None,
@@ -125,13 +155,14 @@ def pin(
 
     Example: loopwright rollout pin assistant@v3-1f2e3d4c
     """
-    _run(context, "pin", line, version, None if no_wait else timeout, console_url, as_json)
+    _run(context, "pin", line, version, command_id, None if no_wait else timeout, console_url, as_json)
 
 
 @rollout.command("pause")
 def pause(
     context: typer.Context,
     line: LineName = None,
+    command_id: CommandId = None,
     no_wait: NoWait = False,
     timeout: ResultTimeout = 120.0,
     console_url: ConsoleUrl = None,
@@ -141,13 +172,14 @@ def pause(
 
     Example: loopwright rollout pause
     """
-    _run(context, "pause", line, None, None if no_wait else timeout, console_url, as_json)
+    _run(context, "pause", line, None, command_id, None if no_wait else timeout, console_url, as_json)
 
 
 @rollout.command("resume")
 def resume(
     context: typer.Context,
     line: LineName = None,
+    command_id: CommandId = None,
     no_wait: NoWait = False,
     timeout: ResultTimeout = 120.0,
     console_url: ConsoleUrl = None,
@@ -157,7 +189,7 @@ def resume(
 
     Example: loopwright rollout resume
     """
-    _run(context, "resume", line, None, None if no_wait else timeout, console_url, as_json)
+    _run(context, "resume", line, None, command_id, None if no_wait else timeout, console_url, as_json)
 
 
 @train.command("now")
@@ -167,6 +199,7 @@ def train_now(
         bool, typer.Option("--dry-run", help="Only show what would be trained, and what is missing.")
     ] = False,
     line: LineName = None,
+    command_id: CommandId = None,
     no_wait: NoWait = False,
     timeout: ResultTimeout = 3600.0,
     console_url: ConsoleUrl = None,
@@ -181,6 +214,7 @@ def train_now(
         "train_now",
         line,
         None,
+        command_id,
         None if no_wait else timeout,
         console_url,
         as_json,
@@ -193,6 +227,7 @@ def reproduce(
     context: typer.Context,
     version: Annotated[str, typer.Argument(help="Name of the version.", show_default=False)],
     line: LineName = None,
+    command_id: CommandId = None,
     no_wait: NoWait = False,
     timeout: ResultTimeout = 3600.0,
     console_url: ConsoleUrl = None,
@@ -204,7 +239,7 @@ def reproduce(
 
     Example: loopwright train reproduce assistant@v3-1f2e3d4c
     """
-    _run(context, "reproduce", line, version, None if no_wait else timeout, console_url, as_json)
+    _run(context, "reproduce", line, version, command_id, None if no_wait else timeout, console_url, as_json)
 
 
 @artifacts.callback(help=ARTIFACTS_HELP)
@@ -217,6 +252,7 @@ def artifacts_gc(
     context: typer.Context,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     line: LineName = None,
+    command_id: CommandId = None,
     no_wait: NoWait = False,
     timeout: ResultTimeout = 600.0,
     console_url: ConsoleUrl = None,
@@ -231,6 +267,7 @@ def artifacts_gc(
         "collect_garbage",
         line,
         None,
+        command_id,
         None if no_wait else timeout,
         console_url,
         as_json,
@@ -247,6 +284,7 @@ def _dataset() -> None:
 def dataset_export(
     context: typer.Context,
     line: LineName = None,
+    command_id: CommandId = None,
     no_wait: NoWait = False,
     timeout: ResultTimeout = 600.0,
     console_url: ConsoleUrl = None,
@@ -258,7 +296,9 @@ def dataset_export(
 
     Example: loopwright dataset export
     """
-    _run(context, "export_dataset", line, None, None if no_wait else timeout, console_url, as_json)
+    _run(
+        context, "export_dataset", line, None, command_id, None if no_wait else timeout, console_url, as_json
+    )
 
 
 def _run(
@@ -266,16 +306,35 @@ def _run(
     kind: CommandKind,
     line: str | None,
     version: str | None,
+    command_id: str | None,
     timeout: float | None,
     console_url: str | None,
     as_json: bool,
     *,
     dry_run: bool = False,
 ) -> None:
-    """Issue a command and print its result; see `print_result`."""
+    """Connect, issue a command and print its result; see `print_result`."""
     with connect(context, as_json, console_url=console_url) as loop:
-        command = loop.command(kind, line=line, version=version, dry_run=dry_run)
-        print_result(loop, command, kind, timeout, as_json)
+        issue(loop, kind, line, version, command_id, timeout, as_json, dry_run=dry_run)
+
+
+def issue(
+    loop: Loopwright,
+    kind: CommandKind,
+    line: str | None,
+    version: str | None,
+    command_id: str | None,
+    timeout: float | None,
+    as_json: bool,
+    *,
+    leaving: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Issue a command and print its result; see `print_result`."""
+    command = loop.command(
+        kind, line=line, version=version, leaving=leaving, dry_run=dry_run, command_id=command_id
+    )
+    print_result(loop, command, kind, timeout, as_json)
 
 
 def print_result(loop: Loopwright, command: Command, kind: str, timeout: float | None, as_json: bool) -> None:
@@ -291,6 +350,8 @@ def print_result(loop: Loopwright, command: Command, kind: str, timeout: float |
         else:
             out.print(f"accepted [bold]{escape(command.command_id)}[/]")
         return
+    if not as_json:
+        err.print(f"command {escape(command.command_id)}")
     with err.status(f"{kind}: accepted, waiting for the result"):
         result = loop.wait_for_result(command.command_id, timeout=timeout)
     if as_json:

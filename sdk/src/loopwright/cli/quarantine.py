@@ -14,6 +14,7 @@ from loopwright.cli.common import (
     MAX_IDS_PER_COMMAND,
     AsJson,
     AssumeYes,
+    CommandId,
     ConsoleUrl,
     LineName,
     connect,
@@ -77,6 +78,7 @@ def release(
     wait: Wait = True,
     timeout: ResultTimeout = 120.0,
     line: LineName = None,
+    command_id: CommandId = None,
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
@@ -104,7 +106,7 @@ def release(
             return
         if not yes:
             _confirm(events, ids)
-        command = loop.release(ids, line=line)
+        command = loop.release(ids, line=line, command_id=command_id)
         print_result(loop, command, "release", timeout if wait else None, as_json)
 
 
