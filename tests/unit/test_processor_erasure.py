@@ -17,6 +17,7 @@ from services.processor.core.erasure.compaction import FILLER_INTERVAL_MS, FILLE
 from services.processor.core.erasure.process import (
     KEYS_PER_PIECE,
     RECORDS_PER_PIECE,
+    REPORTS_AT_ONCE,
     ErasureConfig,
 )
 from services.processor.core.erasure.rules import (
@@ -27,9 +28,10 @@ from services.processor.core.erasure.rules import (
     remove_users,
     rewrite_batch,
 )
+from services.processor.core.erasure.state_scan import BYTES_PER_PIECE, OUTPUTS_PER_PIECE
 from services.processor.core.erasure.tasks import PROGRESS_KEY
 from services.processor.core.join import MAX_LATE_RETRACTIONS_OF_USER, retraction_key, retraction_owner
-from services.processor.core.state import JoinedResponse, SeenEvent, Signal, StoredResponse
+from services.processor.core.state import JoinedResponse, SeenEvent, Signal, StoredResponse, prefix_end
 from shared.events import (
     EARLIEST_MS,
     MAX_MS,
@@ -697,6 +699,137 @@ def test_stored_retraction_with_an_overlong_request_id_is_reported(driver: Proce
     (report,) = driver.reports
     assert (report.response_id, report.event_id, len(report.request_id)) == ("r1", "e1", 39)
     assert driver.dataset == {"r1": [("e2", "A tool.")]}
+
+
+def busy_with_erasures(rng: random.Random, steps: int) -> ProcessorDriver:
+    """Return a partition in the middle of erasures and late retractions of several users, after that many steps."""
+    driver = ProcessorDriver(BatchLimits(examples=2))
+    late = trained_and_expired(driver)
+    for number in range(3):
+        driver.append(response_to(ANN, f"s{number}", late), late)
+        event = feedback("thumbs", "up", f"t{number}", user=ANN, response_id=f"s{number}")
+        driver.append(event.model_copy(update={"received_at": START + timedelta(seconds=late)}), late)
+    driver.tick(late + CUT)
+    at = late + 100
+    todo: list[LogRecord] = [
+        erasure("u_carl", "q1", at),
+        erasure("u_dan", "q2", at),
+        erasure("u_dan", "q3", at),
+        feedback("retract", "e2", "x1", user=BOB),
+        feedback("retract", "e7", "x2", user="u_eve"),
+    ]
+    for _ in range(steps):
+        match rng.randrange(4):
+            case 0 if todo:
+                driver.append(todo.pop(0), at)
+            case 1:
+                driver.reread(1)
+            case 2:
+                at += rng.choice((1, 4_000))
+            case _:
+                driver.tick(at)
+    return driver
+
+
+GARBAGE = (
+    b"", b"{", b"null", b"[]", b"{}", b"0", b"-1", b"x", b"\xff\xfe", b'"scan"', b"1e999", b'{"phase":"dance"}',
+    b'{"requests":"many"}', b'{"subject":7}', b'{"request_id":"","line":"UPPER","subject":"","cutoff_ms":0}',
+    b'{"until_ms":null,"requested_ms":[]}',
+)  # fmt: skip
+ERASURE_KEYS = (b"e/", b"f/", b"g/", b"q/", b"r/", b"w/", PROGRESS_KEY)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 40), st.sampled_from(GARBAGE), st.booleans())
+def test_unreadable_erasure_state_stops_nothing(
+    seed: int, steps: int, garbage: bytes, everything: bool
+) -> None:
+    """A later erasure removes all of its user, and nothing raises."""
+    rng = random.Random(seed)
+    driver = busy_with_erasures(rng, steps)
+    keys = [key for prefix in ERASURE_KEYS for key, _ in driver.store.scan(prefix, prefix_end(prefix))]
+    poisoned = keys if everything or not keys else [rng.choice(keys)]
+    driver.store.apply(dict.fromkeys(poisoned, garbage), 0)
+    at = driver.now_s + 1
+    driver.append(erasure(ANN, "last", at), at)
+    for _ in range(30):
+        at += 200
+        driver.append(response(f"z{at}"), at)
+        driver.reread(rng.randrange(3))
+        driver.tick(at)
+    driver.reread()
+    driver.finish_erasures(at + 3600)
+    assert driver.errors == []
+    assert [report.request_id for report in driver.reports].count("last") == 1
+    assert [key for key, _ in driver.store.scan(b"e/", b"f")] == []
+    if not any(key.startswith(b"w/") for key in poisoned):  # else older copies of batches are rewritten too
+        assert traces(driver, of=(ANN,)) == []
+
+
+def test_requests_for_one_user_share_a_task_and_are_all_reported(driver: ProcessorDriver) -> None:
+    driver.append(response_to(ANN))
+    driver.append(feedback("correction", SECRET, "e1", user=BOB), 1)
+    driver.tick(CUT)
+    driver.append(erasure("u_carl", "q0"), HOUR)  # active, so all others wait
+    for number in range(1, 251):
+        driver.append(erasure(ANN, f"q{number}", at_s=HOUR), HOUR)
+    assert sum(1 for _ in driver.store.scan(b"e/wait/", b"e/wait0")) == 1
+    driver.finish_erasures(HOUR)
+    reports = driver.reports
+    assert sorted(report.request_id for report in reports) == sorted(f"q{n}" for n in range(251))
+    assert {tuple(report.batches.items()) for report in reports[1:]} == {(("assistant-0-1", 1),)}
+    assert {report.responses for report in reports[1:]} == {1}
+    assert driver.rereads == 2
+    assert [key for key, _ in driver.store.scan(b"q/", b"s")] == []
+
+
+def test_flood_of_erasures_neither_starves_feedback_nor_grows_a_turn() -> None:
+    """10,000 users are erased, then one repeatedly; others' feedback is batched and no turn does much."""
+    driver = ProcessorDriver()
+    driver.append(response_to(BOB))
+    most = 0
+    for number in range(10_000):
+        most = max(most, len(driver.append(erasure(f"u_{number}", f"q{number}"), HOUR)))
+    driver.append(feedback("thumbs", "up", "e1", user=BOB), HOUR + 1)
+    driver.tick(HOUR + CUT)
+    assert driver.outcomes == {"e1": "batched"}
+    assert len(driver.store.get(PROGRESS_KEY) or b"") < 1_000
+    while (value := driver.store.get(PROGRESS_KEY)) and ErasureProgress.from_json(value).waiting:
+        driver.reread()
+        most = max(most, len(driver.tick(HOUR + CUT)))
+    driver.finish_erasures(HOUR + CUT)
+    assert len({report.request_id for report in driver.reports}) == 10_000
+    assert driver.dataset == {"r1": [("e1", "up")]}
+    assert most <= REPORTS_AT_ONCE + 5
+
+
+def test_scan_of_the_state_reads_bounded_bytes_and_sends_bounded_records(driver: ProcessorDriver) -> None:
+    value = StoredResponse(
+        "assistant", "v", "completed", T0, Raw(b'["' + b"x" * 600_000 + b'"]'), Raw(b"[]"), user_id=ANN
+    ).to_json()
+    driver.store.apply({b"a/r%02d" % number: value for number in range(40)}, 0)
+    driver.append(erasure(), HOUR)
+    left = [sum(1 for _ in driver.store.scan(b"a/", b"b"))]
+    while left[-1]:
+        driver.tick(HOUR)
+        left.append(sum(1 for _ in driver.store.scan(b"a/", b"b")))
+    assert max(a - b for a, b in pairwise(left)) <= BYTES_PER_PIECE // len(value) + 1
+    assert left[0] >= 32
+    many = said_by(BOB, T0)
+    many.signals |= {f"s{n}": many.signals["e1"] for n in range(200)}
+    many.responded_ms = None  # so that each signal still needs an outcome
+    driver.store.apply({b"a/v%02d" % n: value for n in range(40)}, 0)
+    driver.store.apply({b"j/v%02d" % n: many.to_json() for n in range(40)}, 0)
+    driver.finish_erasures(HOUR)
+    sent = [len(driver.outputs)]
+    driver.append(erasure(request_id="q2", at_s=2 * HOUR), 2 * HOUR)
+    sent.append(len(driver.outputs))
+    while driver.reread_end is None:
+        driver.tick(2 * HOUR)
+        sent.append(len(driver.outputs))
+    assert sent[-1] - sent[0] >= 40 * 200
+    assert max(b - a for a, b in pairwise(sent)) <= OUTPUTS_PER_PIECE + 250
+    assert driver.errors == []
 
 
 # --- any order ---

@@ -97,6 +97,8 @@ class FurtherRequest(StoredValue):
 class ErasureProgress(StoredValue):
     """How far a partition is with its erasures, and when the next step is due."""
 
+    requests: int
+    """Tasks so far; numbers them. Never omitted, so that a value of another kind is not taken for this."""
     phase: Literal["", "scan", "reread", "report", "recover"] = ""
     """`scan` the state, `reread` batches, `report`; empty while no task is active.
 
@@ -106,8 +108,6 @@ class ErasureProgress(StoredValue):
     """When the phase `recover` ends."""
     cursor: str = ""
     """The last key that the state scan has visited."""
-    requests: int = 0
-    """Tasks so far; numbers them."""
     waiting: int = 0
     """Erasures that wait for the active tasks to end."""
     searches: int = 0

@@ -33,7 +33,7 @@ MAX_SEARCHES: Final = 5_000
 """Late retractions that may wait in a partition."""
 MAX_SEARCHES_OF_USER: Final = 100
 """The same of one user."""
-RECOVERY_MS: Final = 10 * 60_000
+RECOVERY_MS: Final = 3_600_000
 """How long to wait for the records of a reread that may be in progress, if the progress cannot be read."""
 BATCHES_IN_REPORT: Final = 6_000
 """Batches named in one report, the newest: their rewrites are in the log after those of all others."""
@@ -54,7 +54,7 @@ class ErasureTasks:
         """Read the progress. If it cannot be read, it is counted anew, and the active tasks begin again."""
         self._store = store
         self._stored = store.get(PROGRESS_KEY)
-        self.progress = ErasureProgress()
+        self.progress = ErasureProgress(requests=0)
         self.recovered = False
         """Whether the progress could not be read."""
         if self._stored is not None:
@@ -78,7 +78,7 @@ class ErasureTasks:
     def _counted(self, now_ms: int) -> ErasureProgress:
         active, waiting = self._count(_ACTIVE), self._count(_WAITING)
         return ErasureProgress(
-            phase="recover" if active[0] else "",
+            phase="recover",
             resume_ms=now_ms + RECOVERY_MS,
             requests=max(active[1], waiting[1]),
             waiting=waiting[0],
