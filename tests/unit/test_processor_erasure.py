@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -517,6 +518,24 @@ def test_flood_of_late_retractions_is_refused_in_words(
     driver.append(feedback("retract", "m9", "again", user="u_mallory"), driver.now_s)
     driver.finish_erasures(driver.now_s)
     assert driver.outcomes["again"] == "late"
+
+
+def test_no_user_keeps_anothers_retraction_waiting(
+    driver: ProcessorDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.processor.core.erasure.tasks.TASKS_AT_ONCE", 5)
+    at, numbers = trained_and_expired(driver), itertools.count()
+    driver.append(feedback("retract", "e1", "x-ann", user=ANN), at)
+    for _ in range(4):
+        for _ in range(20):  # users that come before Ann in any order of keys
+            number = next(numbers)
+            event = feedback("retract", "z", f"y{number}", user=f"a{number % 7}", at_s=number)
+            driver.append(event.model_copy(update={"value": f"z{number}"}), at)
+        at += HOUR
+        driver.tick(at)
+        driver.reread()
+        driver.tick(at)
+    assert driver.outcomes["x-ann"] == "applied_retract"
 
 
 def test_retractions_without_end_leave_a_bounded_trace(driver: ProcessorDriver) -> None:
