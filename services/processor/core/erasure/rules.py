@@ -114,8 +114,6 @@ class ErasureProgress(StoredValue):
     """Late retractions that wait for the next search."""
     next_search_ms: int | None = None
     """When it begins, unless an erasure begins before; None if none waits or tasks are active."""
-    search_cursor: str = ""
-    """The key of the late retraction that was taken last."""
     next_unblock_ms: int | None = None
     """When the first `ErasedUser` is deleted; None if there is none."""
     next_filler_ms: int = 0

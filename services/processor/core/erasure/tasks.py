@@ -5,7 +5,8 @@
 | `m/erasing` | `ErasureProgress`; absent if idle |
 | `e/now/<number>` | `ErasureTask`: active |
 | `e/wait/<number>` | `ErasureTask`: an erasure that waits |
-| `e/find/<user> <response_id> <event_id>` | `ErasureTask`: a late retraction that waits |
+| `e/find/<number> <name>` | `ErasureTask`: a late retraction that waits |
+| `e/by/<name>` | the number of that task; `<name>` is `<user> <response_id> <event_id>` |
 | `q/<number>/<n>` | `FurtherRequest`: another request to erase the user of a task |
 | `r/<number>/<n>` | the n-th batch that was rewritten for a task, and its rewrite's number |
 | `w/<batch_id>` | the number of the batch's newest rewrite, so that older copies in the log are ignored |
@@ -39,7 +40,7 @@ BATCHES_IN_REPORT: Final = 6_000
 """Batches named in one report, the newest: their rewrites are in the log after those of all others."""
 
 PROGRESS_KEY: Final = b"m/erasing"
-_ACTIVE, _WAITING, _SEARCHES = b"e/now/", b"e/wait/", b"e/find/"
+_ACTIVE, _WAITING, _SEARCHES, _BY_USER = b"e/now/", b"e/wait/", b"e/find/", b"e/by/"
 _UNBLOCK = b"g/"
 
 V = TypeVar("V", bound=StoredValue)
@@ -76,13 +77,13 @@ class ErasureTasks:
             self._store.put(PROGRESS_KEY, value)
 
     def _counted(self, now_ms: int) -> ErasureProgress:
-        active, waiting = self._count(_ACTIVE), self._count(_WAITING)
+        active, waiting, searches = self._count(_ACTIVE), self._count(_WAITING), self._count(_SEARCHES)
         return ErasureProgress(
             phase="recover",
             resume_ms=now_ms + RECOVERY_MS,
-            requests=max(active[1], waiting[1]),
+            requests=max(active[1], waiting[1], searches[1]),
             waiting=waiting[0],
-            searches=self._count(_SEARCHES)[0],
+            searches=searches[0],
             next_search_ms=now_ms,
             next_unblock_ms=self._first_unblock_ms(),
         )
@@ -92,8 +93,8 @@ class ErasureTasks:
         count = highest = 0
         for place, _ in self._store.scan(prefix, prefix_end(prefix)):
             count += 1
-            if (number := _number(place)).isdigit():
-                highest = max(highest, int(number))
+            number = place.removeprefix(prefix).split(b" ", 1)[0]
+            highest = max(highest, int(number) if number.isdigit() else 0)
         return count, highest
 
     # --- erasures ---
@@ -124,41 +125,56 @@ class ErasureTasks:
 
     def is_searched(self, task: ErasureTask) -> bool:
         """Return whether the same user's retraction of the same event waits already."""
-        return self._store.get(_search_key(task)) is not None
+        return self._store.get(_BY_USER + _search_name(task)) is not None
 
     def may_add_search(self, user_id: str) -> bool:
         """Return whether a further late retraction of this user may wait."""
-        prefix = b"%s%s " % (_SEARCHES, user_id.encode())
-        of_user = sum(1 for _ in islice(self._store.scan(prefix, prefix_end(prefix)), MAX_SEARCHES_OF_USER))
-        return self.progress.searches < MAX_SEARCHES and of_user < MAX_SEARCHES_OF_USER
+        return (
+            self.progress.searches < MAX_SEARCHES and len(self._searches_of(user_id)) < MAX_SEARCHES_OF_USER
+        )
 
     def add_search(self, task: ErasureTask, search_ms: int) -> None:
         """Let a late retraction wait until the next search, which is at `search_ms` if none is planned."""
-        self._store.put(_search_key(task), task.to_json())
+        self.progress.requests += 1
         self.progress.searches += 1
+        number, name = _digits(self.progress.requests), _search_name(task)
+        self._store.put(_search_key(number, name), task.to_json())
+        self._store.put(_BY_USER + name, number)
         if self.progress.next_search_ms is None:
             self.progress.next_search_ms = search_ms
 
     def take_searches_of(self, user_id: str) -> list[ErasureTask]:
         """Remove and return the late retractions of a user that wait."""
-        prefix = b"%s%s " % (_SEARCHES, user_id.encode())
-        found = self._take_searches(prefix, prefix_end(prefix), MAX_SEARCHES_OF_USER)
-        return [task for task in found.values() if task is not None]
+        found: list[ErasureTask | None] = []
+        for place, number in self._searches_of(user_id):
+            key = _search_key(number, place.removeprefix(_BY_USER))
+            if (value := self._store.get(key)) is not None:
+                found.append(self._take_search(key, value))
+        return [task for task in found if task is not None]
 
-    def _take_searches(self, start: bytes, end: bytes, at_most: int) -> dict[bytes, ErasureTask | None]:
-        found = dict(islice(self._store.scan(start, end), at_most))
-        for place in found:
-            self._store.delete(place)
-        self.progress.searches = max(0, self.progress.searches - len(found))
-        return {place: read(ErasureTask, value) for place, value in found.items()}
+    def _searches_of(self, user_id: str) -> list[tuple[bytes, bytes]]:
+        prefix = b"%s%s " % (_BY_USER, user_id.encode())
+        return list(islice(self._store.scan(prefix, prefix_end(prefix)), MAX_SEARCHES_OF_USER))
+
+    def _take_search(self, place: bytes, value: bytes) -> ErasureTask | None:
+        self._store.delete(place)
+        self._store.delete(_BY_USER + place.removeprefix(_SEARCHES).split(b" ", 1)[-1])
+        self.progress.searches = max(0, self.progress.searches - 1)
+        return read(ErasureTask, value)
+
+    def _take_oldest_searches(self, at_most: int) -> list[ErasureTask]:
+        found = list(islice(self._store.scan(_SEARCHES, prefix_end(_SEARCHES)), at_most))
+        if len(found) < at_most:
+            self.progress.searches = len(found)
+        tasks = [self._take_search(place, value) for place, value in found]
+        return [task for task in tasks if task is not None]
 
     # --- active tasks ---
 
     def activate(self, now_ms: int) -> list[ErasureTask]:
         """Make waiting tasks active, and return them: erasures, or late retractions if their search is due.
 
-        Late retractions also join any erasure. Those of all users get their turn, because each search continues where
-        the last one ended.
+        Late retractions also join any erasure. The oldest come first, so all get their turn.
         """
         waiting: list[tuple[bytes, bytes]] = []
         if self.progress.waiting:
@@ -173,7 +189,7 @@ class ErasureTasks:
         due_ms = self.progress.next_search_ms
         if due_ms is not None and (active or now_ms >= due_ms):
             self.progress.next_search_ms = None
-            for task in self._next_searches(TASKS_AT_ONCE - len(active)):
+            for task in self._take_oldest_searches(TASKS_AT_ONCE - len(active)):
                 self.progress.requests += 1
                 self._store.put(_ACTIVE + _digits(self.progress.requests), task.to_json())
                 active.append(task)
@@ -182,17 +198,6 @@ class ErasureTasks:
     def plan_search(self, search_ms: int) -> None:
         """Search at `search_ms` for the late retractions that wait, if any do."""
         self.progress.next_search_ms = search_ms if self.progress.searches else None
-
-    def _next_searches(self, at_most: int) -> list[ErasureTask]:
-        start, end = max(_SEARCHES, self.progress.search_cursor.encode() + b"\x00"), prefix_end(_SEARCHES)
-        found = self._take_searches(start, end, at_most)
-        if len(found) < at_most:
-            found |= self._take_searches(_SEARCHES, min(start, end), at_most - len(found))
-        if len(found) < at_most:
-            self.progress.searches = 0
-        if found:
-            self.progress.search_cursor = list(found)[-1].decode()
-        return [task for task in found.values() if task is not None]
 
     def active(self, at_most: int = TASKS_AT_ONCE) -> list[tuple[bytes, ErasureTask]]:
         """Return the first active tasks, with their numbers."""
@@ -310,9 +315,13 @@ def _number(place: bytes) -> bytes:
     return place.rsplit(b"/", 1)[1]
 
 
-def _search_key(task: ErasureTask) -> bytes:
-    """Return the key of a late retraction. Ids contain no spaces."""
-    return b"%s%s" % (_SEARCHES, f"{task.subject} {task.response_id} {task.event_id}".encode())
+def _search_name(task: ErasureTask) -> bytes:
+    """Return what identifies a late retraction. Ids contain no spaces."""
+    return f"{task.subject} {task.response_id} {task.event_id}".encode()
+
+
+def _search_key(number: bytes, name: bytes) -> bytes:
+    return b"%s%s %s" % (_SEARCHES, number, name)
 
 
 def _user_key(user_id: str) -> bytes:
