@@ -836,6 +836,7 @@ def test_scan_of_the_state_reads_bounded_bytes_and_sends_bounded_records(driver:
     assert left[0] >= 32
     many = said_by(BOB, T0)
     many.signals |= {f"s{n}": many.signals["e1"] for n in range(200)}
+    many.events |= {f"s{n}": many.events["e1"] for n in range(200)}
     many.responded_ms = None  # so that each signal still needs an outcome
     driver.store.apply({b"a/v%02d" % n: value for n in range(40)}, 0)
     driver.store.apply({b"j/v%02d" % n: many.to_json() for n in range(40)}, 0)

@@ -131,8 +131,7 @@ class ErasureProcess:
         self._add_searches()
         if self._tasks.idle:
             return
-        if not isinstance(record, Tick):  # only append times end a block: a wrong clock must not end it early
-            self._unblock_users()
+        self._unblock_users()
         append_filler_if_due(self._turn, self._progress, self._config.filler_interval_ms)
         if isinstance(record, Tick):
             self._work(KEYS_PER_TICK)
@@ -168,18 +167,19 @@ class ErasureProcess:
     def _blocked(self, user_id: str, made: int) -> bool:
         """Return whether what a user made at `made` ms must be erased on arrival."""
         user = self._tasks.erased_user(user_id)
-        return user is not None and user.covers(made, self._turn.now_ms)
+        return user is not None and user.covers(made, self._turn.stream_ms)
 
     def _request(self, request: ErasureRequest) -> None:
         """Block the user's earlier records and add a task, unless the request is a repetition."""
         now_ms, requested_ms = self._turn.now_ms, to_ms(request.requested_at)
+        until_ms = max(now_ms, self._turn.stream_ms) + BLOCK_MS
         known = self._tasks.erased_user(request.subject)
         if known is None:
-            user = ErasedUser(requested_ms, now_ms + BLOCK_MS, (request.request_id,))
-        elif now_ms < known.until_ms and request.request_id in known.requests:
+            user = ErasedUser(requested_ms, until_ms, (request.request_id,))
+        elif request.request_id in known.requests:
             return
         else:
-            user = known.extended(request.request_id, requested_ms, now_ms + BLOCK_MS)
+            user = known.extended(request.request_id, requested_ms, until_ms)
         cutoff_ms = min(now_ms, requested_ms + IN_FLIGHT_MS)
         task = ErasureTask(request.request_id, request.line, request.subject, cutoff_ms)
         user.task = self._tasks.add_erasure(task, user.task)
@@ -375,7 +375,8 @@ class ErasureProcess:
 
     def _unblock_users(self) -> None:
         """Delete the `ErasedUser`s whose time is over. Their keys name the user, so they must leave the disk too."""
-        if self._tasks.unblock(self._turn.now_ms, UNBLOCKED_AT_ONCE):
+        # By stream time: unblocking too late harms nobody, and a wrong clock must not unblock too early.
+        if self._tasks.unblock(self._turn.stream_ms, UNBLOCKED_AT_ONCE):
             schedule_fillers(self._progress, self._turn.now_ms, self._config.filler_interval_ms)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from msgspec import MsgspecError
-
 from services.processor.core.erasure import rules
 from services.processor.core.join import retraction_owner
 from services.processor.core.state import JoinedResponse, StoredResponse, encode, prefix_end
@@ -49,23 +47,22 @@ class StateScan:
         return None
 
     def _visit(self, place: bytes, value: bytes) -> None:
-        try:
-            if place.startswith(b"a/"):
-                response = StoredResponse.from_json(value)
-            elif place.startswith(b"j/"):
-                joined = JoinedResponse.from_json(value)
-            else:
-                tally = Tally.from_json(value)
-        except (MsgspecError, Malformed):
-            self._delete_unreadable(place, value)
-            return
         if place.startswith(b"a/"):
-            if response.user_id is not None and rules.covers(self._cutoffs, response.user_id, response.at_ms):
+            response = StoredResponse.read(value)
+            if response is None:
+                self._delete_unreadable(place, value)
+            elif response.user_id is not None and rules.covers(
+                self._cutoffs, response.user_id, response.at_ms
+            ):
                 self._erase_response(place[2:], response.user_id)
         elif place.startswith(b"j/"):
-            self._remove_feedback(place[2:], joined)
+            joined = JoinedResponse.read(value)
+            if joined is None:
+                self._delete_unreadable(place, value)
+            else:
+                self._remove_feedback(place[2:], joined)
         else:
-            self._delete_tally(place, tally)
+            self._visit_tally(place, value)
 
     def _delete_unreadable(self, place: bytes, value: bytes) -> None:
         """Delete a value that cannot be read if it names an erased user: it may hold content of that user."""
@@ -111,7 +108,12 @@ class StateScan:
         for signal in change.removed:
             self._count(signal.user_id, 0, 1)
 
-    def _delete_tally(self, place: bytes, tally: Tally) -> None:
+    def _visit_tally(self, place: bytes, value: bytes) -> None:
+        try:
+            tally = Tally.from_json(value)
+        except Malformed:
+            self._delete_unreadable(place, value)
+            return
         if tally.user_id in self._cutoffs:
             self._turn.delete_tally(place, tally)
 

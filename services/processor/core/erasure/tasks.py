@@ -20,12 +20,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import islice
-from typing import Final, TypeVar
-
-from msgspec import MsgspecError
+from typing import Final
 
 from services.processor.core.erasure.rules import ErasedUser, ErasureProgress, ErasureTask, FurtherRequest
-from services.processor.core.state import StoredValue, prefix_end
+from services.processor.core.state import prefix_end
 from shared.stream.step import State
 
 TASKS_AT_ONCE: Final = 200
@@ -43,8 +41,6 @@ PROGRESS_KEY: Final = b"m/erasing"
 _ACTIVE, _WAITING, _SEARCHES, _BY_USER = b"e/now/", b"e/wait/", b"e/find/", b"e/by/"
 _UNBLOCK = b"g/"
 
-V = TypeVar("V", bound=StoredValue)
-
 
 class ErasureTasks:
     """Typed reads and writes of the keys above. Valid for one turn. `number` identifies a task."""
@@ -59,10 +55,9 @@ class ErasureTasks:
         self.recovered = False
         """Whether the progress could not be read."""
         if self._stored is not None:
-            try:
-                self.progress = ErasureProgress.from_json(self._stored)
-            except MsgspecError:
-                self.progress, self.recovered = self._counted(now_ms), True
+            progress = ErasureProgress.read(self._stored)
+            self.recovered = progress is None
+            self.progress = self._counted(now_ms) if progress is None else progress
 
     @property
     def idle(self) -> bool:
@@ -119,7 +114,7 @@ class ErasureTasks:
 
     def _waiting(self, number: int) -> ErasureTask | None:
         value = self._store.get(_WAITING + _digits(number))
-        return None if value is None else read(ErasureTask, value)
+        return None if value is None else ErasureTask.read(value)
 
     # --- late retractions ---
 
@@ -160,7 +155,7 @@ class ErasureTasks:
         self._store.delete(place)
         self._store.delete(_BY_USER + place.removeprefix(_SEARCHES).split(b" ", 1)[-1])
         self.progress.searches = max(0, self.progress.searches - 1)
-        return read(ErasureTask, value)
+        return ErasureTask.read(value)
 
     def _take_oldest_searches(self, at_most: int) -> list[ErasureTask]:
         found = list(islice(self._store.scan(_SEARCHES, prefix_end(_SEARCHES)), at_most))
@@ -183,7 +178,7 @@ class ErasureTasks:
         active: list[ErasureTask] = []
         for place, value in waiting:
             self._store.delete(place)
-            if (task := read(ErasureTask, value)) is not None:
+            if (task := ErasureTask.read(value)) is not None:
                 self._store.put(_ACTIVE + _number(place), value)
                 active.append(task)
         due_ms = self.progress.next_search_ms
@@ -203,7 +198,7 @@ class ErasureTasks:
         """Return the first active tasks, with their numbers."""
         found: list[tuple[bytes, ErasureTask]] = []
         for place, value in islice(self._store.scan(_ACTIVE, prefix_end(_ACTIVE)), at_most):
-            task = read(ErasureTask, value)
+            task = ErasureTask.read(value)
             if task is None:
                 self.delete(_number(place))
             else:
@@ -227,7 +222,7 @@ class ErasureTasks:
         found = list(islice(self._store.scan(prefix, prefix_end(prefix)), at_most))
         for place, _ in found:
             self._store.delete(place)
-        return [read(FurtherRequest, value) for _, value in found]
+        return [FurtherRequest.read(value) for _, value in found]
 
     # --- rewritten batches ---
 
@@ -263,7 +258,7 @@ class ErasureTasks:
         if self.progress.next_unblock_ms is None:
             return None
         value = self._store.get(_user_key(user_id))
-        return None if value is None else read(ErasedUser, value)
+        return None if value is None else ErasedUser.read(value)
 
     def put_erased_user(self, user_id: str, user: ErasedUser, before: ErasedUser | None) -> None:
         """Store an erased user, in place of `before`."""
@@ -289,14 +284,6 @@ class ErasureTasks:
             if (until_ms := _int_of(place.split(b"/", 2)[1])) is not None:
                 return until_ms
             self._store.delete(place)
-        return None
-
-
-def read(kind: type[V], value: bytes) -> V | None:
-    """Return a stored value, or None if it cannot be read."""
-    try:
-        return kind.from_json(value)
-    except MsgspecError:
         return None
 
 
