@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.processor.core.erasure.rules import SEARCH_INTERVAL_MS
+from services.processor.core.state import JUMP_MS
 from services.processor.core.step import ProcessorStep
 from shared.errors import LoopwrightError
 from shared.events import (
@@ -156,8 +157,8 @@ def _closing_records(partition: int, log: LogContents) -> list[Record | Tick]:
     close = cut + (WINDOW_DAYS + 1) * DAY_MS
     return [
         Tick(partition, cut, last),
-        *(_response_without_feedback(partition, f"closing-{n}", close + n * 60_000) for n in range(20)),
-        *(Tick(partition, close + n * SEARCH_INTERVAL_MS, close) for n in range(2, 12)),
+        *(_response_without_feedback(partition, f"closing-{n}", close + n * JUMP_MS) for n in range(20)),
+        *(Tick(partition, close + n * SEARCH_INTERVAL_MS, close) for n in range(20, 30)),
     ]
 
 

@@ -11,6 +11,7 @@ from services.processor.core.batches import BatchLimits
 from services.processor.core.erasure.process import ErasureConfig
 from services.processor.core.erasure.rules import ErasureProgress
 from services.processor.core.erasure.tasks import PROGRESS_KEY
+from services.processor.core.state import JUMP_MS
 from services.processor.core.step import ProcessorStep
 from shared.errors import LoopwrightError
 from shared.events import (
@@ -112,8 +113,8 @@ class ProcessorDriver:
 
     def advance(self, at_s: float) -> None:
         """Move stream time to `at_s` seconds after the start, by responses without feedback, and tick."""
-        for number in range(3):
-            self.append(response(f"{FILLER}-{at_s}-{number}"), at_s)
+        for number, later in enumerate((at_s - JUMP_MS / 1000, at_s, at_s)):
+            self.append(response(f"{FILLER}-{at_s}-{number}"), later)
         self.tick(at_s)
 
     def reread(self, at_most: int = 1_000_000) -> None:

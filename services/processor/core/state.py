@@ -46,6 +46,9 @@ UNKNOWN_LINE: Final = "unknown"
 """The line in outcomes of responses that can no longer be read."""
 LINE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
+JUMP_MS: Final = 3_600_000
+"""By how much append times may jump ahead without moving stream time at once."""
+
 encode = msgspec.json.Encoder().encode
 
 
@@ -156,6 +159,11 @@ class JoinedResponse(StoredValue):
         return self.responded_ms is not None
 
     @property
+    def unanswered_trace(self) -> bool:
+        """Whether feedback waited for the response in vain. What others say later waits for it anew."""
+        return self.expired and not self.answered
+
+    @property
     def expires_ms(self) -> int:
         """When the window closes or, once it is closed, when the trace is deleted."""
         start = self.since_ms if self.responded_ms is None else self.responded_ms
@@ -214,18 +222,35 @@ class PendingExample(StoredValue):
 
 
 class StreamClock(StoredValue, array_like=True):
-    """Times of a partition, in ms since the epoch, by which data expires and batches are cut. See `PartitionTurn`."""
+    """Times of a partition, in ms since the epoch, by which data expires and batches are cut."""
 
-    last_ms: int = 0
-    """Append time of the newest input record."""
     stream_ms: int = 0
-    """Stream time: the earlier one of the append times of the newest two input records."""
+    """Stream time: the append time of the newest input record, unless that jumped ahead."""
+    ahead_since_ms: int = 0
+    """Since when append times are ahead of stream time; 0 if they are not."""
     swept_ms: int = 0
     """Stream time of the last complete search for what has expired."""
     oldest_batch_ms: int = 0
     """No open batch that holds examples was opened before this; 0 if there is none."""
     unindexed_from: str = "b/"
     """Where to continue adding an earlier release's batches and tallies to the indexes; empty when all are."""
+
+    def observe(self, append_ms: int) -> None:
+        """Move stream time to the append time of an input record, also backwards.
+
+        A jump ahead by more than `JUMP_MS` counts only once the records after it span as much time: it may be a silence
+        that ended, but also the wrong clock of one record, or of a broker whose clock is set right soon.
+        """
+        if append_ms > self.stream_ms + JUMP_MS:
+            if not 0 < self.ahead_since_ms <= append_ms:
+                self.ahead_since_ms = append_ms
+            if append_ms < self.ahead_since_ms + JUMP_MS:
+                return
+            self.stream_ms = self.ahead_since_ms
+            if append_ms > self.stream_ms + JUMP_MS:
+                self.ahead_since_ms = append_ms
+                return
+        self.stream_ms, self.ahead_since_ms = append_ms, 0
 
 
 class _Decoders(dict[type, msgspec.json.Decoder[Any]]):

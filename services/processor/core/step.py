@@ -16,7 +16,7 @@ from services.processor.core.state import JoinedResponse, joined_key, response_k
 from services.processor.core.turn import PartitionTurn
 from services.processor.core.wire import to_stored
 from shared.errors import Malformed
-from shared.events import FEEDBACK, ChatResponse, OutcomeKind, parse_union
+from shared.events import FEEDBACK, ChatResponse, OutcomeKind, Retract, parse_union
 from shared.records import Output, Record
 from shared.stream.step import RereadComplete, RereadRequest, State, Tick
 from shared.topics import CHAT_RESPONSES, ERASURE_REQUESTS, FEEDBACK_EVENTS
@@ -57,7 +57,9 @@ class ProcessorStep:
         event = parse_union(FEEDBACK, record.value)
         key = _response_id(record, event.response_id)
         turn.outbox.name_event(event)
-        joined = turn.load(key) or JoinedResponse(line=event.line, since_ms=turn.now_ms)
+        joined = turn.load(key)
+        if joined is None or (joined.unanswered_trace and not isinstance(event, Retract)):
+            joined = JoinedResponse(line=event.line, since_ms=turn.now_ms)
         if erasures.covers(event):
             turn.outbox.outcomes(key, joined, [EventOutcome(event.event_id, OutcomeKind.ERASED)])
             return

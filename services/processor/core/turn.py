@@ -52,9 +52,9 @@ class PartitionTurn:
     `state`, outputs into `outbox`. `key` is a response_id as bytes throughout.
 
     There are two times. `now_ms` is the time of this turn: it dates outputs, and batches are cut by it. `stream_ms` is
-    stream time, by which data expires: only input records move it, to the earlier one of the append times of the newest
-    two. So neither a tick nor a single record with a wrong time expires anything, except that a record finds its own
-    response closed if the window ended before the record's append time.
+    stream time, by which data expires: only input records move it (`StreamClock.observe`). So neither a tick nor a few
+    records with a wrong time expire anything, except that a record finds its own response closed if the window ended
+    before the record's append time.
     """
 
     __slots__ = (
@@ -81,12 +81,11 @@ class PartitionTurn:
         self._clock = self.state.clock
         self._stored_clock = structs.astuple(self._clock)
         if self.is_input:
-            self._clock.stream_ms = min(self._clock.last_ms, self.now_ms)
-            self._clock.last_ms = self.now_ms
+            self._clock.observe(self.now_ms)
 
     @property
     def stream_ms(self) -> int:
-        """Stream time of the partition, in ms since the epoch; 0 before its second record."""
+        """Stream time of the partition, in ms since the epoch; 0 before its first records."""
         return self._clock.stream_ms
 
     # --- one response ---
