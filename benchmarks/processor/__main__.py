@@ -44,6 +44,14 @@ ARMS: dict[str, Measure] = {
     "keys-1m": lambda bench, settings: state_benchmarks.measure_keys(
         bench, settings.keys, settings.keys, settings.events, restart=True
     ),
+    "partitions-6": lambda bench, settings: one_stage.measure(
+        bench.with_partitions(6), "engine", settings.events
+    ),
+    "partitions-24": lambda bench, settings: one_stage.measure(
+        bench.with_partitions(24), "engine", settings.events
+    ),
+    "process-1": lambda bench, settings: one_stage.measure_processes(bench, 1, settings.events),
+    "processes-2": lambda bench, settings: one_stage.measure_processes(bench, 2, settings.events),
     "latency": lambda bench, settings: latency.measure_one_stage(bench, settings.latency_s),
     "latency-processor": lambda bench, settings: latency.measure_processor(bench, settings.latency_s),
     "takeover": lambda bench, settings: state_benchmarks.measure_takeover(bench, settings.takeover_s),

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class BenchmarkRun:
 
     def input(self, workload: Workload) -> str:
         """Return the topic with this workload; the first call loads it."""
-        name = _topic_of(workload)
+        name = self._topic_of(workload)
         if name not in self._loaded:
             self.kafka.delete([name])
             self.kafka.create({name: {}}, self.partitions)
@@ -53,7 +53,14 @@ class BenchmarkRun:
 
     def discard_input(self, workload: Workload) -> None:
         """Make the next call of `input` load a new topic, because records were added to this one."""
-        self._loaded.discard(_topic_of(workload))
+        self._loaded.discard(self._topic_of(workload))
+
+    def with_partitions(self, partitions: int) -> BenchmarkRun:
+        """Return the same run with topics of another number of partitions."""
+        return replace(self, partitions=partitions)
+
+    def _topic_of(self, workload: Workload) -> str:
+        return f"bench-votes-{workload.events}-{workload.keys}-{self.partitions}"
 
     def new_name(self, arm: str) -> tuple[str, Path]:
         """Return a new name for an arm's topics and groups, and an empty folder."""
@@ -84,10 +91,6 @@ class BenchmarkRun:
             yield MeasuredProcess(child, log, self.broker.pid)
         finally:
             terminate(child, seconds=program.stop_seconds)
-
-
-def _topic_of(workload: Workload) -> str:
-    return f"bench-votes-{workload.events}-{workload.keys}"
 
 
 def python(module: str, *arguments: str) -> list[str]:

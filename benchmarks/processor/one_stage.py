@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +25,8 @@ Arm = Literal["raw", "engine", "faust", "quixstreams"]
 COMPACT = {"cleanup.policy": "compact"}
 WARM_UP_SHARE = 0.1
 """Share of the first outputs that is not counted: process start, joining the group, first fetches."""
+SHARED_AFTER = 0.3
+"""Share of the first outputs that is not counted where several processes start."""
 LOCK = Path(__file__).with_name("quixstreams.txt")
 QUIXSTREAMS = Path(".loopwright/bench/quixstreams")
 
@@ -65,6 +69,38 @@ def measure(bench: BenchmarkRun, arm: Arm, events: int) -> dict[str, float]:
     rate = checked_rate(bench, job, workload, round(WARM_UP_SHARE * workload.events), raw=arm == "raw")
     bench.clean(job.name, Path(job.folder))
     return {"events_per_s": round(rate, 1), "events": workload.events, **load}
+
+
+def measure_processes(bench: BenchmarkRun, count: int, events: int) -> dict[str, float]:
+    """Return events per second of `count` engine processes that share the partitions.
+
+    Raises `WrongResult` unless each event has one correct output.
+    """
+    workload = Workload.two_per_key(events)
+    job = new_job(bench, f"processes-{count}", workload)
+    with ExitStack() as stack:
+        processes = []
+        for number in range(count):
+            folder = Path(job.folder) / str(number)
+            folder.mkdir()
+            own = replace(job, instance=str(number), folder=str(folder))
+            argv, env = command("engine", own)
+            processes.append(stack.enter_context(bench.running(f"{job.name}-{number}", argv, env)))
+        processes[0].wait_until_written(bench.kafka, job.output, workload.events)
+        for process in processes[1:]:
+            process.sample()
+        loads = [process.load() for process in processes]
+    # The first process may own all partitions for a while, so more of the beginning is left out.
+    rate = checked_rate(bench, job, workload, round(SHARED_AFTER * workload.events))
+    bench.clean(job.name, Path(job.folder))
+    return {
+        "events_per_s": round(rate, 1),
+        "events": workload.events,
+        "cpu_s": round(sum(load["cpu_s"] for load in loads), 2),
+        "rss_peak_mb": max(load["rss_peak_mb"] for load in loads),
+        # To the first process, the others are foreign.
+        "foreign_cores": 0.0 if count > 1 else loads[0]["foreign_cores"],
+    }
 
 
 def checked_rate(bench: BenchmarkRun, job: Job, workload: Workload, skip: int, *, raw: bool = False) -> float:

@@ -86,6 +86,8 @@ class Results:
                 "whole_vs_faust_table": _ratio(self._speed("processor-350"), self._speed("faust")),
                 "whole_4k_vs_faust_table": _ratio(self._speed("processor-4k"), self._speed("faust")),
                 "keys_1m_vs_10k": _ratio(many, self._speed("keys-10k")),
+                "partitions_24_vs_6": _ratio(self._speed("partitions-24"), self._speed("partitions-6")),
+                "processes_2_vs_1": _ratio(self._speed("processes-2"), self._speed("process-1")),
             },
             "figures": figures,
             "arms": {
