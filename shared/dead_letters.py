@@ -1,12 +1,11 @@
-"""Dead letters: records that cannot be processed. How one is made, and when there are too many. Pure."""
+"""Dead letters: records that cannot be processed. How one is made, and when errors are too many. Pure."""
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from itertools import chain
 
-from shared.errors import LoopwrightError
+from shared.errors import LoopwrightError, Rejected
 from shared.records import Output, Record
 
 MAX_MESSAGE_CHARACTERS = 1_000
@@ -72,48 +71,71 @@ def record_size(key: bytes | None, value: bytes | None, headers: tuple[tuple[str
     return size + sum(map(len, chain.from_iterable(headers))) if headers else size
 
 
+def is_unexpected(error: BaseException) -> bool:
+    """Return whether an error is a fault of this software, and not the record's own.
+
+    `Rejected` says that the record is at fault: its bytes cannot be parsed, or the broker refuses what they become. Any
+    producer can cause such records, so they never stop anything, however many there are.
+    """
+    return not isinstance(error, Rejected)
+
+
+class Skipped(Rejected):
+    """An operator decided that a partition continues without this record."""
+
+    code = "skipped"
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetterLimit:
-    """Limit that halts a process rather than emptying a topic into the dead letters.
+    """Limit that stops the processing rather than emptying a topic into the dead letters.
 
-    Dead letters exceed it if, once `min_records` were processed, they are more than `max_share` of the last `window`
-    records and also more than `max_count`. A process counts all its partitions together, from its start. With the
-    defaults, single bad records and short bursts pass; if every record fails, the process halts after 100 records.
+    Unexpected errors exceed it if they are more than `max_share` of the last `window` records and also more than
+    `max_count`. With the defaults, single records and short bursts pass; if every record fails, the 21st stops it.
     """
 
     window: int = 1_000
     max_share: float = 0.1
-    min_records: int = 100
     max_count: int = 20
+
+    def __str__(self) -> str:
+        return f"more than {self.max_count}, and more than {self.max_share:.0%} of the last {self.window} records"
 
 
 class DeadLetterRate:
-    """Counts dead letters against a limit. Costs nothing for records without an error."""
+    """Counts unexpected errors against a limit. Costs nothing for records without one.
+
+    Errors on records with the same key count once within the window, because one cause with many records (a response
+    with hundreds of events) must not stop everything else.
+    """
 
     def __init__(self, limit: DeadLetterLimit) -> None:
         self._limit = limit
         self._processed = 0
-        self._dead_letters: deque[int] = deque()
+        self._failures: dict[bytes | int, int] = {}
+        """Key of the record, or its place for a record without one -> place of the newest, in the order of places."""
 
     def add_processed(self, records: int) -> None:
-        """Count processed records, dead letters included."""
+        """Count processed records, failed ones included."""
         self._processed += records
 
-    def add_dead_letter(self, ahead: int = 0) -> bool:
-        """Count one dead letter, `ahead` records after those counted as processed. Returns whether it is too many."""
-        at = self._processed + ahead
-        dead_letters, limit = self._dead_letters, self._limit
-        dead_letters.append(at)
-        while dead_letters[0] <= at - limit.window:
-            dead_letters.popleft()
-        records = min(at + 1, limit.window)
-        count = len(dead_letters)
-        return records >= limit.min_records and count > limit.max_count and count > limit.max_share * records
+    def add_failure(self, ahead: int = 0, key: bytes | None = None) -> bool:
+        """Count one error, `ahead` records after those counted as processed. Returns whether the limit is exceeded."""
+        at, limit = self._processed + ahead, self._limit
+        source = at if key is None else key
+        self._failures.pop(source, None)
+        self._failures[source] = at
+        for oldest, place in list(self._failures.items()):
+            if place > at - limit.window:
+                break
+            del self._failures[oldest]
+        count = len(self._failures)
+        return count > limit.max_count and count > limit.max_share * min(at + 1, limit.window)
 
-    def save(self) -> tuple[int, tuple[int, ...]]:
+    def save(self) -> tuple[int, dict[bytes | int, int]]:
         """Return the counts, for `roll_back`."""
-        return self._processed, tuple(self._dead_letters)
+        return self._processed, dict(self._failures)
 
-    def roll_back(self, saved: tuple[int, tuple[int, ...]]) -> None:
+    def roll_back(self, saved: tuple[int, dict[bytes | int, int]]) -> None:
         """Return to saved counts, after the transaction that they belong to was aborted."""
-        self._processed, self._dead_letters = saved[0], deque(saved[1])
+        self._processed, self._failures = saved[0], dict(saved[1])

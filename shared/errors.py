@@ -142,6 +142,6 @@ class Misconfigured(Fatal):
 
 
 class DeadLetterFlood(Fatal):
-    """More records became dead letters than the limit allows; the engine halts rather than drain a topic into them."""
+    """More records of Loopwright's own topics cannot be read than the limit allows: versions do not match."""
 
     code = "dead_letter_flood"

@@ -43,6 +43,7 @@ def engine_config(settings: ProcessorSettings) -> EngineConfig:
             {TRAINING_BATCHES.name, FEEDBACK_OUTCOMES.name, FEEDBACK_TALLIES.name, ERASURE_REPORTS.name}
         ),
         service=SERVICE,
+        dead_letter_limit=settings.dead_letter_limit,
         partitions=settings.partitions,
     )
 

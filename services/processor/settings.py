@@ -6,13 +6,13 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.processor.core.batches import BatchLimits
-from shared.settings import Settings
 from shared.stream.instance import AUTO, INSTANCE_PATTERN
+from shared.stream.settings import StreamSettings
 from shared.stream.state_store import DEFAULT_CACHE_MB, StoreKind
 from shared.topics import BATCH_BYTES
 
 
-class ProcessorSettings(Settings):
+class ProcessorSettings(StreamSettings):
     """Settings of one processor process."""
 
     model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_PROCESSOR_")

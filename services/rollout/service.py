@@ -34,6 +34,7 @@ def engine_config(settings: RolloutSettings) -> EngineConfig:
         dead_letters=DEAD_LETTERS.name,
         outputs=frozenset({MODEL_ROLLOUT.name, OPERATOR_COMMANDS.name, OPERATOR_RESULTS.name}),
         service=SERVICE,
+        dead_letter_limit=settings.dead_letter_limit,
         partitions=1,
     )
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from shared.settings import Settings
 from shared.stream.instance import AUTO, INSTANCE_PATTERN
+from shared.stream.settings import StreamSettings
 from shared.stream.state_store import StoreKind
 
 
-class RolloutSettings(Settings):
+class RolloutSettings(StreamSettings):
     """Settings of the rollout."""
 
     model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_ROLLOUT_")

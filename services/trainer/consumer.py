@@ -94,7 +94,7 @@ class TrainerConsumer:
         self.publisher.publish(letter).result(ACK_TIMEOUT_S)
         DEAD_LETTERED.labels(SERVICE, error.code).inc()
         log.warning("dead_letter", topic=record.topic, partition=record.partition, offset=record.offset)
-        if self.rate.add_dead_letter():
+        if self.rate.add_failure():
             raise DeadLetterFlood(
                 f"too many records of {record.topic} cannot be parsed: {DEAD_LETTERS.name} has each with its error"
             )

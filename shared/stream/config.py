@@ -69,8 +69,7 @@ class EngineConfig:
     max_record_bytes: int = 1_000_000
     """Largest output (with key and headers) or state (with key); less than the topics' `max.message.bytes`."""
     dead_letter_limit: DeadLetterLimit = field(default_factory=DeadLetterLimit)
-    max_failed_ticks: int = 10
-    """The engine halts if this many ticks, or reread completions, in a row raise in one partition."""
+    """A partition in which unexpected errors exceed it halts. Records that cannot be parsed do not count."""
 
     def __post_init__(self) -> None:
         if not self.inputs or len(set(self.inputs)) != len(self.inputs):

@@ -25,7 +25,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from shared.adapters.clock import SystemClock
 from shared.adapters.kafka_errors import describe_refusal
-from shared.errors import DeadLetterFlood, Fatal, Retryable
+from shared.errors import Retryable
 from shared.ports import Clock
 from shared.stream.config import EngineConfig
 from shared.stream.engine_status import EngineState, EngineStatus, PartitionStatus
@@ -43,6 +43,10 @@ log = structlog.get_logger(__name__)
 
 GC_THRESHOLD = 100_000
 """Number of new objects after which Python looks for reference cycles; its default is 700."""
+MAX_STORE_FAILURES = 5
+"""After this many failures of a store in a row, without a commit, the process leaves the group."""
+STAY_OUT_S, MAX_STAY_OUT_S = 15.0, 600.0
+"""How long it stays outside before it opens the store again, at first and at most."""
 READ_TIMEOUT_S = 0.02
 """The client returns when it has all requested records, or after this time."""
 STATUS_INTERVAL_S = 0.5
@@ -98,6 +102,10 @@ class Engine:
         self._restart_reason = ""
         self._restarts = 0
         """How many times in a row new clients were needed, without a commit in between."""
+        self._store_failures = 0
+        """How many times in a row a store failed, without a commit in between."""
+        self._opened_store = 0
+        """Partition whose store was opened last."""
         self._blocked = False
         """Whether transactions are aborted until a person acts; the state says what they have to do."""
 
@@ -125,12 +133,19 @@ class Engine:
         """Whether this host's clock and the broker's agree: a text that begins with "ok" unless ticks are off."""
         return self._status.clocks()
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should look at although records are processed."""
+        problems = [f"partition {p.partition}: {p.problem}" for p in self.partitions() if p.problem]
+        dead_letters = self._status.dead_letters(self._clock.monotonic())
+        return (*([dead_letters] if dead_letters else []), *problems)
+
     def run(self, stop: threading.Event) -> None:
         """Run until `stop` is set, then leave the group and return.
 
-        Unreachable brokers, missing topics and failing stores are retried until they recover. After too many dead
-        letters the engine leaves the group, sets `state` to "halted" with the reason, and waits for `stop`. Raises
-        `Fenced`, `Misconfigured` or `Fatal` if this process cannot continue.
+        Unreachable brokers, missing topics, missing permissions and failing stores are retried until they recover. A
+        partition with too many unexpected errors halts, and the others go on; `state` is then "halted" with the
+        reason. Raises `Fenced`, `Misconfigured` or `Fatal` if this process cannot continue.
 
         While the engine runs, the garbage collector of the whole process looks for reference cycles less often: with
         tens of thousands of buffered records, which are freed without it, it took a fifth of the time.
@@ -148,12 +163,37 @@ class Engine:
             try:
                 self._run_session()
             except (ClientsUnusable, StoreFailed) as error:
+                self._store_failures += isinstance(error, StoreFailed)
+                if isinstance(error, StoreFailed) and self._store_failures >= MAX_STORE_FAILURES:
+                    self._stay_out(error)
+                    continue
                 log.warning("restarting clients", application=self.config.application, reason=str(error))
                 self._restart_reason = f"to restart: {error}"
                 self._set_waiting(self._restart_reason)
                 stop.wait(min(MAX_RETRY_INTERVAL_S, RETRY_INTERVAL_S * 2**self._restarts))
                 self._restarts = min(self._restarts + 1, 10)
         self._set_state("stopped")
+
+    def _stay_out(self, error: StoreFailed) -> None:
+        """Stay outside the group until a store can be opened, so that other members take over the partitions."""
+        partition, seconds = self._opened_store, STAY_OUT_S
+        log.error("left the group", application=self.config.application, reason=str(error))
+        while not self._stop.is_set():
+            self._set_waiting(
+                f"outside the group, so that other members take the partitions over, because a store failed: {error} "
+                f"The next attempt is in {seconds:.0f} s."
+            )
+            self._stop.wait(seconds)
+            seconds = min(MAX_STAY_OUT_S, 2 * seconds)
+            try:
+                self._open_store(partition).close()
+            except StoreFailed as again:
+                error = again
+            else:
+                break
+        # If it fails again after it has joined, once is enough to leave.
+        self._store_failures = MAX_STORE_FAILURES - 1
+        self._restart_reason = ""
 
     def _run_session(self) -> None:
         """Run with one set of Kafka clients, until a stop request or an error.
@@ -172,8 +212,6 @@ class Engine:
             if self._start():
                 while not self._stop.is_set():
                     self._iterate()
-        except DeadLetterFlood as flood:
-            self._halt(flood)
         except (ClientsUnusable, StoreFailed):
             raise
         except Exception as error:
@@ -181,18 +219,6 @@ class Engine:
             raise
         finally:
             self._close()
-
-    def _halt(self, flood: DeadLetterFlood) -> None:
-        self._set_state("halted", str(flood))
-        log.critical("halted", application=self.config.application, reason=str(flood))
-        try:
-            self._producer.abort()
-        except (Fatal, ClientsUnusable) as error:  # the broker aborts it when it times out
-            log.warning(
-                "cannot abort the transaction", application=self.config.application, reason=str(error)
-            )
-        self._close()
-        self._stop.wait()
 
     def _start(self) -> bool:
         """Check the topics, take over the `transactional.id`, and join the group. Returns False if stopped."""
@@ -299,8 +325,14 @@ class Engine:
             self._stop.wait(min(1.0, 0.02 * 2**self._slice_runner.size.aborts))
             return
         self._slice_count += 1
+        for part in parts:
+            if part.halt is not None:
+                self._halt_partition(part.partition, part.halt.reason, part.halt.record)
         if commit is not None:
-            self._blocked, self._restarts = False, 0
+            self._status.add_dead_letters(
+                len(commit.dead_letters), commit.newest_dead_letter, self._clock.monotonic()
+            )
+            self._blocked, self._restarts, self._store_failures = False, 0, 0
             if self.state == "waiting":
                 self._set_running()
             if self._on_commit is not None:
@@ -333,6 +365,7 @@ class Engine:
             if self._restorer is None:
                 self._committed_offsets = self._inputs.committed_offsets(numbers)
                 for n in numbers:
+                    self._opened_store = n
                     self._restoring[n] = OwnedPartition(n, self.config, self._open_store(n))
                 stores = {n: partition.store for n, partition in self._restoring.items()}
                 self._restorer = Restorer(self.config, stores, self._clock)
@@ -343,6 +376,10 @@ class Engine:
                 self._start_processing()
         except (KafkaException, Retryable) as error:
             self._end_restore()
+            if isinstance(error, StoreFailed):
+                self._store_failures += 1
+                if self._store_failures >= MAX_STORE_FAILURES:
+                    raise
             text = _describe_error(error) if isinstance(error, KafkaException) else str(error)
             self._set_waiting(f"to restore: {text}")
             self._stop.wait(RETRY_INTERVAL_S)
@@ -363,12 +400,16 @@ class Engine:
         self._set_running()
         log.info("assigned", application=self.config.application, partitions=sorted(self._owned))
 
-    def _halt_partition(self, partition: OwnedPartition, reason: str) -> None:
+    def _halt_partition(
+        self, partition: OwnedPartition, reason: str, record: tuple[str, int] | None = None
+    ) -> None:
         """Stop processing one partition until a person acts. Its state and positions stay as they are.
+
+        `record` is the topic and offset at which it stopped, if a record is the reason.
 
         The process keeps the partition, so that it does not halt one member after the other, and processes the others.
         """
-        partition.halted = reason
+        partition.halted, partition.halted_at = reason, record
         self._active.pop(partition.number, None)
         self._inputs.pause(partition)
         log.critical(
@@ -491,6 +532,7 @@ class Engine:
             last_commit_ms=partition.last_commit_ms,
             rereads=dict(partition.positions.rereads),
             halted=partition.halted,
+            problem=partition.problem,
         )
 
     def _set_running(self) -> None:

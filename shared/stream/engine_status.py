@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +18,9 @@ EngineState = Literal["starting", "restoring", "running", "waiting", "halted", "
 - failed: `Engine.run` has raised.
 - stopped: `Engine.run` has returned.
 """
+
+DEAD_LETTER_WINDOW_S = 600.0
+"""How long the status mentions a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class PartitionStatus:
     """Next offset to read again, by output topic that has a reread in progress."""
     halted: str | None = None
     """Why the partition is not processed until a person acts."""
+    problem: str | None = None
+    """Why ticks or reread completions are not processed, although records are."""
 
 
 class EngineStatus:
@@ -53,6 +59,9 @@ class EngineStatus:
         self._reason = ""
         self._partitions: tuple[PartitionStatus, ...] = ()
         self._clocks = "ok"
+        self._dead_letters: deque[tuple[float, int]] = deque()
+        """When records became dead letters, and how many."""
+        self._newest_dead_letter = ""
 
     def set_state(self, state: EngineState, reason: str = "") -> bool:
         """Set state and reason together. Returns whether either of them changed."""
@@ -87,3 +96,32 @@ class EngineStatus:
         """Return the status of the owned partitions."""
         with self._lock:
             return self._partitions
+
+    def add_dead_letters(self, count: int, newest: str, now: float) -> None:
+        """Count dead letters of a commit. `newest` describes the last one; `now` is monotonic, in seconds."""
+        if not count:
+            return
+        with self._lock:
+            self._forget_old(now)
+            if self._dead_letters and now < self._dead_letters[-1][0] + 1.0:
+                at, before = self._dead_letters.pop()
+                self._dead_letters.append((at, before + count))
+            else:
+                self._dead_letters.append((now, count))
+            self._newest_dead_letter = newest
+
+    def dead_letters(self, now: float) -> str:
+        """Return how many records recently became dead letters, with the newest one; empty if there were none."""
+        with self._lock:
+            self._forget_old(now)
+            count = sum(each for _, each in self._dead_letters)
+            if not count:
+                return ""
+            return (
+                f"{count} record{'s' * (count != 1)} became dead letters in the last "
+                f"{DEAD_LETTER_WINDOW_S / 60:.0f} minutes; newest: {self._newest_dead_letter}"
+            )
+
+    def _forget_old(self, now: float) -> None:
+        while self._dead_letters and self._dead_letters[0][0] <= now - DEAD_LETTER_WINDOW_S:
+            self._dead_letters.popleft()

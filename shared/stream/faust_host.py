@@ -165,6 +165,8 @@ def _add_views(app: EngineApp, engine: Engine) -> None:
         detail = f"{engine.state}: {engine.reason}" if engine.reason else engine.state
         checks = {"engine": f"ok: {detail}" if engine.ready else detail}
         checks["clock"] = engine.clock_check
+        if engine.warnings:
+            checks["warnings"] = "; ".join(engine.warnings)
         checks |= {name: detail() for name, detail in app.readiness_details.items()}
         return view.json({"ready": engine.ready, "checks": checks}, status=200 if engine.ready else 503)
 

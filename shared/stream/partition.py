@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import orjson
 
+from shared.dead_letters import DeadLetterRate
 from shared.errors import Fatal
 from shared.events import MAX_MS
-from shared.records import Record
+from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.merge import MergeBuffer, memory_bytes
 from shared.stream.state_store import AS_OF_KEY, POSITIONS_KEY, StateStore
@@ -106,6 +108,13 @@ class RereadCursor:
             self.buffered_bytes += memory_bytes(record)
 
 
+class Halt(NamedTuple):
+    """Why a partition has to stop until a person acts, and before which record (topic, offset)."""
+
+    reason: str
+    record: tuple[str, int]
+
+
 @dataclass(slots=True, eq=False)
 class PartitionSlice:
     """The part of a slice that comes from one partition.
@@ -126,8 +135,12 @@ class PartitionSlice:
     """Whether to commit the positions although nothing changed, to learn the broker's time."""
     new_positions: Positions = field(default_factory=Positions)
     """The partition's positions once this part is committed."""
+    outputs: list[Output] = field(default_factory=list)
+    """Records to send in addition to those of the step."""
     dead_letters: int = 0
     """How many of the records became dead letters."""
+    halt: Halt | None = None
+    """Set if the partition must halt before the record that comes after this part."""
     changelog_offset: int | None = None
     """Offset of the last changelog record of this part, as the broker acknowledged it."""
     changelog_times: tuple[int | None, float, float] | None = None
@@ -157,6 +170,12 @@ class OwnedPartition:
         """Input topics that are not read at the moment, because their buffer is full."""
         self.halted: str | None = None
         """Why this partition is not processed until a person acts, or None if it is processed."""
+        self.halted_at: tuple[str, int] | None = None
+        """Topic and offset of the record before which it halted, if a record is the reason."""
+        self.errors = DeadLetterRate(config.dead_letter_limit)
+        """Unexpected errors of the step."""
+        self.problem: str | None = None
+        """Why notifications are not processed; records are."""
         self.next_tick = 0.0
         self.idle_time = IdleTime()
         self.clocks = ClockComparison(round(config.max_clock_difference * 1000))
@@ -240,6 +259,34 @@ class OwnedPartition:
                 part.reread_records.append(replace(record, timestamp=time_ms))
             if cursor.done and now >= cursor.retry_completion_at:
                 part.completed_rereads.append(RereadComplete(topic, self.number, time_ms))
+
+    def shorten(self, part: PartitionSlice, count: int) -> None:
+        """Keep the first `count` records of a part, and return all others and the notifications to the buffers."""
+        kept = max(0, count - len(part.records))
+        returned, part.reread_records = part.reread_records[kept:], part.reread_records[:kept]
+        for topic, cursor in self.reread_cursors.items():
+            mine = [record for record in returned if record.topic == topic]
+            if mine:
+                cursor.put_back(mine)
+                part.new_positions.rereads[topic] = mine[0].offset
+        self.merge_buffer.put_back(part.records[count:])
+        part.records = part.records[:count]
+        part.postpone_notifications()
+        part.measures_clock = False
+        offsets = dict(self.positions.offsets) | {record.topic: record.offset + 1 for record in part.records}
+        for topic, end in self._ends.items():
+            if self.merge_buffer.is_drained(topic):
+                offsets[topic] = max(end, offsets.get(topic, 0))
+        part.new_positions.offsets = offsets
+        part.new_positions.time_ms = max(
+            self.positions.time_ms, *(r.timestamp for r in part.records if r.timestamp <= MAX_MS), 0
+        )
+
+    def begin_again(self) -> None:
+        """Forget buffered records: the inputs are read from the positions again."""
+        self.merge_buffer = MergeBuffer(self.merge_buffer.topics)
+        self._ends.clear()
+        self.paused.clear()
 
     def record_completion(
         self, completion: RereadComplete, now: float, retry_s: float, *, raised: bool

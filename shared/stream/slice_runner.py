@@ -12,12 +12,12 @@ import structlog
 from confluent_kafka import TopicPartition
 
 from shared.dead_letter_replay import parse_replay_mark
-from shared.dead_letters import DeadLetterRate, error_class, make_dead_letter, record_size
-from shared.errors import DeadLetterFlood, Oversized
+from shared.dead_letters import DeadLetterRate, error_class, is_unexpected, make_dead_letter, record_size
+from shared.errors import Oversized, RefusedByBroker
 from shared.ports import Clock
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
-from shared.stream.partition import PartitionSlice
+from shared.stream.partition import Halt, PartitionSlice
 from shared.stream.prefetch import Prefetcher
 from shared.stream.slice_bisection import RecordId, SliceSize
 from shared.stream.state_store import POSITIONS_KEY, StoreFailed
@@ -30,6 +30,10 @@ Probe = Callable[[str], None]
 """Test hook, called with the name of each phase; see `Engine`."""
 FEW_HEADERS = 8
 """A small record with at most this many headers is not measured exactly. If they are huge, the broker refuses it."""
+MAX_NOTIFICATION_RETRY_S = 60.0
+"""Longest time until a notification on which the step raised is passed again."""
+LOG_INTERVAL_S = 1.0
+"""Shortest time between two log lines about dead letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class CommitStats:
     states: int
     dead_letters: tuple[str, ...]
     """Error class of each dead letter."""
+    newest_dead_letter: str = ""
+    """Position and error of the last of them."""
 
 
 @dataclass(slots=True)
@@ -49,13 +55,14 @@ class _Slice:
     """A slice on its way through the step into a transaction."""
 
     parts: list[PartitionSlice]
-    saved_rate: tuple[int, tuple[int, ...]]
-    """Counts of dead letters before the slice."""
+    saved_errors: list[tuple[DeadLetterRate, tuple[int, dict[bytes | int, int]]]]
+    """Counts of unexpected errors before the slice, by partition."""
     held_back: list[Output] | None = None
     """Outputs that wait until the transaction before is decided. None: outputs are sent at once."""
     changed: list[PartitionSlice] = field(default_factory=list)
     """Parts with something to commit."""
     dead_letters: list[str] = field(default_factory=list)
+    newest_dead_letter: str = ""
     outputs: int = 0
 
 
@@ -87,10 +94,12 @@ class SliceRunner:
         self._producer: TransactionalProducer
         self._clock = clock
         self._probe = probe
-        self._rate = DeadLetterRate(config.dead_letter_limit)
         self._given_up: dict[RecordId, _GivenUp] = {}
+        self._next_log, self._unlogged = 0.0, 0
         self._requested_rereads: list[str] = []
         self._prepared: _Slice | None = None
+        self._halting = False
+        """Whether a partition halts with the slice that is being committed."""
 
     def use_producer(self, producer: TransactionalProducer) -> None:
         """Write with this producer from now on. Must be called before the first `run`."""
@@ -99,8 +108,13 @@ class SliceRunner:
 
     @property
     def can_prepare(self) -> bool:
-        """Whether slices may overlap: not while the cause of an abort is being searched for."""
-        return not self.size.aborts and self.size.records == self._config.slice_records and not self._given_up
+        """Whether slices may overlap: not while the cause of an abort is being searched for, or a partition halts."""
+        return (
+            not self._halting
+            and not self.size.aborts
+            and self.size.records == self._config.slice_records
+            and not self._given_up
+        )
 
     @property
     def prepared(self) -> list[PartitionSlice] | None:
@@ -110,14 +124,19 @@ class SliceRunner:
     def prepare(self, parts: list[PartitionSlice]) -> None:
         """Pass a slice through the step while the one before it is being committed.
 
-        If that fails, the slice is rolled back. It then runs again on its own, where the failure is handled.
+        If that fails, or a partition must halt, the slice is rolled back. It then runs again on its own, where this is
+        handled.
         """
         if not parts:  # records wait in the buffers, but cannot be merged yet
             return
-        ahead = _Slice(parts, self._rate.save(), held_back=[])
+        ahead = self._new_slice(parts)
+        ahead.held_back = []
         try:
             self._process_parts(ahead)
         except Exception:  # noqa: BLE001 - it is raised again when the slice runs
+            self._roll_back_slice(ahead)
+            return
+        if any(part.halt is not None for part in parts):
             self._roll_back_slice(ahead)
         else:
             self._prepared = ahead
@@ -137,9 +156,10 @@ class SliceRunner:
         next slice. `parts` must be those of the prepared slice if there is one.
 
         Raises `TransactionAborted` (run the next slice, which begins with the same records), `ClientsUnusable` and
-        `StoreFailed` (start again with new clients and stores), `DeadLetterFlood`, `Fatal`.
+        `StoreFailed` (start again with new clients and stores), `Fatal`. A part whose errors exceed the limit ends
+        before the record that exceeded it, and has `halt` set.
         """
-        current, self._prepared = self._prepared or _Slice(parts, self._rate.save()), None
+        current, self._prepared = self._prepared or self._new_slice(parts), None
         if current.parts is not parts:
             raise ValueError("another slice is prepared and must be run first")
         try:
@@ -151,15 +171,19 @@ class SliceRunner:
             raise
         except StoreFailed:
             self.discard_prepared()
-            self._rate.roll_back(current.saved_rate)
             raise
+
+    def _new_slice(self, parts: list[PartitionSlice]) -> _Slice:
+        return _Slice(parts, [(part.partition.errors, part.partition.errors.save()) for part in parts])
 
     def _run(self, current: _Slice, group: Any, meanwhile: Callable[[], None]) -> CommitStats | None:
         self._probe("before_transaction")
         if current.held_back is None:
             self._isolate_notifications(current.parts)
             self._process_parts(current)
+            self._halting = any(part.halt is not None for part in current.parts)
         else:
+            self._halting = False
             self._producer.produce(current.held_back)
         for part in current.changed:
             self._produce_changelog(part)
@@ -183,7 +207,7 @@ class SliceRunner:
         """Step over one partition's records and send the outputs. Returns whether there is anything to commit."""
         step, state, allowed = self._step, part.write_buffer, self._config.outputs
         small = self._config.max_record_bytes // 2
-        sending: list[Output] = []
+        sending: list[Output] = list(part.outputs)
         records = [*part.records, *part.reread_records] if part.reread_records else part.records
         for index, record in enumerate(records):
             state.savepoint()
@@ -205,10 +229,15 @@ class SliceRunner:
             except Exception as error:  # noqa: BLE001 - any exception of the step makes the record a dead letter
                 state.undo()
                 self._requested_rereads.clear()
-                sending.append(self._to_dead_letter(part, record, error, index, current))
+                part.halt = self._must_halt(part, record, error, index)
+                if part.halt is not None:
+                    part.partition.shorten(part, index)
+                    records = records[:index]
+                    break
+                sending.append(self._to_dead_letter(part, record, error, current))
             else:
                 sending += self._begin_rereads(part, outputs) if self._requested_rereads else outputs  # type: ignore[arg-type]
-        self._rate.add_processed(len(records))
+        part.partition.errors.add_processed(len(records))
         for completion in part.completed_rereads:
             sending += self._complete_reread(part, completion)
         if part.tick is not None:
@@ -229,48 +258,61 @@ class SliceRunner:
         )
 
     def _tick(self, part: PartitionSlice) -> list[Output]:
-        """Pass the tick to the step. A tick has no bytes to keep, so a failure is logged; several in a row halt."""
+        """Pass the tick to the step. If it raises, the partition goes on with records, and ticks again later."""
         partition = part.partition
         assert part.tick is not None
         try:
             outputs = self._notify(part, part.tick)
         except (MemoryError, StoreFailed):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the partition goes on without the tick
             partition.failed_ticks += 1
-            log.exception("a tick raised", application=self._config.application, partition=partition.number)
-            if partition.failed_ticks >= self._config.max_failed_ticks:
-                raise self._halted(
-                    f"{partition.failed_ticks} ticks in a row raised in partition {partition.number}; "
-                    f"last: {error!r}"
-                ) from error
+            partition.next_tick = self._clock.monotonic() + self._retry_delay(partition.failed_ticks)
+            self._note_failed_notification(part, "tick", partition.failed_ticks, error)
             return []
-        partition.failed_ticks = 0
+        if partition.failed_ticks:
+            partition.failed_ticks, partition.problem = 0, None
         return outputs
 
     def _complete_reread(self, part: PartitionSlice, completion: RereadComplete) -> list[Output]:
-        """Pass a reread's completion to the step. If it raises, pass it again later; several failures halt."""
-        partition, config = part.partition, self._config
+        """Pass a reread's completion to the step. If it raises, pass it again later."""
+        partition = part.partition
         position = part.new_positions.rereads.pop(completion.topic)
-        now, retry_s = self._clock.monotonic(), config.tick_interval
+        now = self._clock.monotonic()
         try:
             outputs = self._notify(part, completion)
         except (MemoryError, StoreFailed):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the partition goes on
             part.new_positions.rereads[completion.topic] = position
-            failures = partition.record_completion(completion, now, retry_s, raised=True)
-            log.exception(
-                "a reread completion raised", application=config.application, topic=completion.topic
-            )
-            if failures >= config.max_failed_ticks:
-                raise self._halted(
-                    f"the completed reread of {completion.topic} raised {failures} times in a row in partition "
-                    f"{partition.number}; last: {error!r}"
-                ) from error
+            failures = partition.reread_cursors[completion.topic].failed_completions + 1
+            partition.record_completion(completion, now, self._retry_delay(failures), raised=True)
+            self._note_failed_notification(part, f"reread of {completion.topic}", failures, error)
             return []
-        partition.record_completion(completion, now, retry_s, raised=False)
+        if partition.reread_cursors[completion.topic].failed_completions:
+            partition.problem = None
+        partition.record_completion(completion, now, 0.0, raised=False)
         return outputs
+
+    def _retry_delay(self, failures: int) -> float:
+        return float(min(MAX_NOTIFICATION_RETRY_S, self._config.tick_interval * 2 ** min(failures, 16)))
+
+    def _note_failed_notification(
+        self, part: PartitionSlice, what: str, failures: int, error: Exception
+    ) -> None:
+        part.partition.problem = (
+            f"{what} raised {failures} times in a row, tried again after up to {MAX_NOTIFICATION_RETRY_S:.0f} s; "
+            f"records are processed. Last: {error!r}"
+        )
+        log.error(
+            "a notification raised",
+            application=self._config.application,
+            partition=part.partition.number,
+            notification=what,
+            failures=failures,
+            error=repr(error),
+            exc_info=error if failures == 1 else None,
+        )
 
     def _notify(self, part: PartitionSlice, notification: Tick | RereadComplete) -> list[Output]:
         """Pass a notification to the step and return its outputs. If the step raises, its writes are undone."""
@@ -308,37 +350,50 @@ class SliceRunner:
                 f"an output to {output.topic} has {size} bytes; the limit is {self._config.max_record_bytes}"
             )
 
+    def _must_halt(self, part: PartitionSlice, record: Record, error: Exception, index: int) -> Halt | None:
+        """Return why the partition must stop before this record, or None if it becomes a dead letter."""
+        # An operator replayed this record, one of a bounded number, so it does not count as a failure of the stream.
+        if not is_unexpected(error) or parse_replay_mark(record.headers) is not None:
+            return None
+        if not part.partition.errors.add_failure(index, record.key):
+            return None
+        return Halt(
+            f"halted at {record.topic} offset {record.offset}: too many records raised unexpected errors "
+            f"({self._config.dead_letter_limit}); this one: {error_class(error)}: {str(error)[:300]}. Nothing from "
+            "this record on was processed or lost. Fix the cause and restart, raise the limit, or skip the record: see "
+            "'A partition is halted' in docs/operations.md",
+            (record.topic, record.offset),
+        )
+
     def _to_dead_letter(
-        self, part: PartitionSlice, record: Record, error: Exception, index: int, current: _Slice
+        self, part: PartitionSlice, record: Record, error: Exception, current: _Slice
     ) -> Output:
         kind = error_class(error)
-        # An operator replayed this record, one of a bounded number, so it does not count as a failure of the stream.
-        if parse_replay_mark(record.headers) is None and self._rate.add_dead_letter(index):
-            limit = self._config.dead_letter_limit
-            raise self._halted(
-                f"more than {limit.max_share:.0%} of the last {limit.window} records (and more than "
-                f"{limit.max_count}) could not be processed; last: {kind}: {error}"
-            ) from error
         part.dead_letters += 1
         current.dead_letters.append(kind)
-        log.warning(
-            "dead letter",
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            error_class=kind,
-            error=str(error)[:500],
+        current.newest_dead_letter = (
+            f"{record.topic} {record.partition}-{record.offset}: {kind}: {str(error)[:200]}"
         )
+        self._log_dead_letter(kind, current.newest_dead_letter, unexpected=is_unexpected(error))
         config = self._config
         given_up = self._given_up.get((record.topic, record.partition, record.offset))
         max_bytes = 0 if given_up and given_up.omit_value else config.max_record_bytes
         return make_dead_letter(config.dead_letters, record, error, self._service, max_bytes)
 
-    def _halted(self, cause: str) -> DeadLetterFlood:
-        return DeadLetterFlood(
-            f"{self._config.application} halted: {cause}. This slice was not written. Fix the cause or raise the "
-            "limit, and restart: the engine continues at the same records."
+    def _log_dead_letter(self, kind: str, record: str, *, unexpected: bool) -> None:
+        """Log the newest dead letter, at most one a second: producers can cause any number of them."""
+        now = self._clock.monotonic()
+        if now < self._next_log:
+            self._unlogged += 1
+            return
+        log.warning(
+            "dead letter",
+            error_class=kind,
+            unexpected=unexpected,
+            record=record,
+            others_not_logged=self._unlogged,
         )
+        self._next_log, self._unlogged = now + LOG_INTERVAL_S, 0
 
     def _produce_changelog(self, part: PartitionSlice) -> None:
         """Send the changelog records of one partition: the changed state, and last the positions."""
@@ -370,7 +425,14 @@ class SliceRunner:
         self.size.committed()
         self._given_up.clear()
         records = sum(len(part.records) for part in changed)
-        return CommitStats(len(changed), records, current.outputs, states, tuple(current.dead_letters))
+        return CommitStats(
+            len(changed),
+            records,
+            current.outputs,
+            states,
+            tuple(current.dead_letters),
+            current.newest_dead_letter,
+        )
 
     def _isolate_notifications(self, parts: list[PartitionSlice]) -> None:
         """After an abort, postpone notifications until the records are committed, and then try them one at a time.
@@ -388,7 +450,8 @@ class SliceRunner:
 
     def _roll_back_slice(self, current: _Slice) -> None:
         """Return the records of a slice to their buffers."""
-        self._rate.roll_back(current.saved_rate)
+        for errors, counts in current.saved_errors:
+            errors.roll_back(counts)
         for part in current.parts:
             part.partition.roll_back(part)
 
@@ -406,7 +469,7 @@ class SliceRunner:
         caused_by_record = isinstance(failure, TransactionAborted) and failure.caused_by_record
         if self.size.aborted(at, caused_by_record=caused_by_record):
             oversized = isinstance(failure, TransactionAborted) and failure.oversized
-            error = Oversized(str(failure)) if oversized else failure
+            error = Oversized(str(failure)) if oversized else RefusedByBroker(str(failure))
             # If the broker refused its dead letter too, keep the original error and leave out the record's bytes.
             before = self._given_up.get(at)
             self._given_up[at] = _GivenUp(error, False) if before is None else _GivenUp(before.error, True)

@@ -85,10 +85,10 @@ class Step(Protocol):
     """Business logic that the engine runs. It must be deterministic: no I/O, no clock, no randomness.
 
     If it raises on a record, its writes are undone, its outputs are dropped, and the record becomes a dead letter with
-    the class and message of the exception. Raise `Rejected` for a record that is at fault. An output counts as an
-    exception of the step if its topic is not among the engine's outputs or if it is too large. If the step raises on
-    a `Tick` or `RereadComplete`, its writes are undone, the error is logged, and the notification is passed again;
-    several failures in a row halt the engine.
+    the class and message of the exception. Raise `Rejected` for a record that is at fault; such records never stop
+    anything. Too many other exceptions halt the partition. An output counts as an exception of the step if its topic
+    is not among the engine's outputs or if it is too large. If the step raises on a `Tick` or `RereadComplete`, its
+    writes are undone, the error is logged, and the notification is passed again after a while.
 
     The result may be a generator. The engine reads it to its end before it produces any output.
     """

@@ -52,7 +52,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     rig = Rig(settings["kafka"], settings["name"], settings["partitions"])
     configure_logging("host")
-    limit = DeadLetterLimit(window=100, min_records=50, max_count=10)
+    limit = DeadLetterLimit(window=100, max_count=10)
     changes = {"require_append_time": settings.get("require_append_time", True)}
     app = host_engine(
         rig.config(

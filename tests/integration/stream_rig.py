@@ -168,7 +168,8 @@ def as_records(sent: dict[str, str]) -> list[tuple[str, str]]:
 def counting_step(out: str) -> Callable[[State, Record | Tick], Iterator[Output]]:
     """Return a step that counts the records of each key, and writes an output with each count.
 
-    It rejects a record `bad...` after writing for it, so a test can see that nothing of it remains.
+    It rejects a record `bad...`, and raises an unexpected error for `bug...`, after writing for it, so a test can see
+    that nothing of it remains.
     """
 
     def step(state: State, record: Record | Tick) -> Iterator[Output]:
@@ -181,6 +182,8 @@ def counting_step(out: str) -> Callable[[State, Record | Tick], Iterator[Output]
         yield Output.to_same_partition_as(record, out, key, json.dumps([value, count]).encode())
         if value.startswith("bad"):
             raise Rejected(f"{value} must not be counted")
+        if value.startswith("bug"):
+            raise LookupError(f"{value} must not be counted")
 
     return step
 

@@ -15,6 +15,7 @@ from shared.adapters.clock import SystemClock
 from shared.dead_letters import DeadLetterLimit
 from shared.errors import Fatal, Fenced, Misconfigured
 from shared.kafka_connection import KafkaConnection
+from shared.partitioning import partition_for
 from shared.records import Output, Record
 from shared.stream.engine import Engine
 from shared.stream.slice_runner import CommitStats
@@ -79,19 +80,43 @@ def test_record_that_raises_becomes_a_dead_letter_without_state(rig: Rig) -> Non
     assert [kind for commit in commits for kind in commit.dead_letters] == ["rejected", "rejected"]
 
 
-def test_too_many_dead_letters_halt_before_they_are_written(rig: Rig) -> None:
+def test_too_many_errors_halt_only_their_partition(rig: Rig) -> None:
     rig.create()
-    rig.send(rig.a, [(f"k{n}", f"bad {n}") for n in range(2_000)])
+    by_partition = {
+        n: [f"k{k}" for k in range(400) if partition_for(f"k{k}".encode(), 2) == n] for n in (0, 1)
+    }
+    bugs = [(key, f"bug {key}") for key in by_partition[0][:100]]
+    good = {f"e{key}": key for key in by_partition[1][:100]}
+    rig.send(rig.a, bugs)
+    rig.send(rig.a, as_records(good))
     engine = Engine(
-        rig.config(dead_letter_limit=DeadLetterLimit(window=100, min_records=50, max_count=10)),
-        counting_step(rig.out),
+        rig.config(dead_letter_limit=DeadLetterLimit(window=100, max_count=10)), counting_step(rig.out)
     )
     with running(engine):
         until(lambda: engine.state == "halted", "halting")
-        assert "rejected" in engine.reason
+        assert f"partition 0: halted at {rig.a} offset 10" in engine.reason
+        assert "LookupError" in engine.reason
         assert not engine.ready
-    assert rig.read(rig.dead) == []
-    assert violations(rig, {}) == []
+        more = {f"l{key}": key for key in by_partition[1][:50]}
+        rig.send(rig.a, as_records(more))
+        until(lambda: engine.partitions()[1].lag.get(rig.a) == 0, "the other partition")
+        assert engine.partitions()[0].positions[rig.a] == 10
+    assert len(rig.read(rig.dead)) == 10
+    assert violations(rig, good | more) == []
+
+
+def test_garbage_without_end_halts_nothing(rig: Rig) -> None:
+    rig.create()
+    rig.send(rig.a, [(f"k{n}", f"bad {n}") for n in range(2_000)])
+    good = events(50, 20)
+    rig.send(rig.b, as_records(good))
+    engine = Engine(rig.config(), counting_step(rig.out))
+    with running(engine):
+        until(drained(engine, rig), "all of it")
+        assert engine.ready
+        assert "2000 records became dead letters" in engine.warnings[0]
+    assert len(rig.read(rig.dead)) == 2_000
+    assert violations(rig, good) == []
 
 
 def test_idle_partition_gets_regular_ticks(rig: Rig) -> None:

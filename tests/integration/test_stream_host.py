@@ -26,22 +26,23 @@ from tests.integration.stream_rig import CREATE, Rig, until, violations
 MIB = 1 << 20
 
 
-def test_too_many_dead_letters_halt_the_engine_but_not_the_worker(
+def test_too_many_errors_halt_the_partitions_but_not_the_worker(
     kafka: str, fresh: str, tmp_path: Path
 ) -> None:
     rig = Rig(kafka, fresh).create()
-    rig.send(rig.a, [(f"k{n}", f"bad {n}") for n in range(500)])
+    rig.send(rig.a, [(f"k{n}", f"bug {n}") for n in range(500)])
     argv, port = host_command(rig, tmp_path)
     with running_worker(tmp_path, argv, port) as running:
-        until(running.answers("/readyz", lambda response: "halted" in response.text), "halting")
+        until(running.answers("/readyz", lambda response: response.text.count("halted at") == 2), "halting")
         response = running.http.get("/readyz")
         assert response.status_code == 503
         assert response.json()["ready"] is False
         reason = response.json()["checks"]["engine"]
-        assert "more than 10% of the last 100 records" in reason
-        assert "rejected: bad" in reason
+        assert "more than 10, and more than 10% of the last 100 records" in reason
+        assert "LookupError: bug" in reason
+        assert "20 records became dead letters" in response.json()["checks"]["warnings"]
         assert running.http.get("/livez").status_code == 200
-    assert rig.read(rig.dead) == []
+    assert len(rig.read(rig.dead)) == 20
 
 
 def test_worker_recovers_after_a_broker_restart(fresh: str, tmp_path: Path) -> None:

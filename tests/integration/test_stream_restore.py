@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 import time
 from collections.abc import Iterator, MutableMapping
 from itertools import chain, repeat
@@ -17,10 +18,21 @@ from structlog.testing import capture_logs
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from shared.adapters.clock import ManualClock
+from shared.stream import engine as engine_module
 from shared.stream.engine import Engine
 from shared.stream.restore import Restorer
 from shared.stream.rocksdb_store import RocksDBStore, RocksDBStoreFactory
-from tests.integration.stream_rig import Rig, counting_step, drained, running, until, violations
+from shared.stream.state_store import MemoryStore, StateStore, StoreFailed
+from tests.integration.stream_rig import (
+    Rig,
+    as_records,
+    counting_step,
+    drained,
+    events,
+    running,
+    until,
+    violations,
+)
 
 HOUR_S = 3_600
 Logs = list[MutableMapping[str, Any]]
@@ -246,3 +258,41 @@ def test_damaged_store_is_rebuilt_without_a_dead_letter(rig: Rig, tmp_path: Path
     assert changelog_records_read(logs) > 400
     assert rig.read(rig.dead) == []
     assert violations(rig, first | second) == []
+
+
+def test_member_whose_store_fails_leaves_its_partitions_to_another(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "STAY_OUT_S", 1.0)
+    full = threading.Event()
+    full.set()
+
+    def open_on_full_disk(partition: int) -> StateStore:
+        if full.is_set():
+            raise StoreFailed(
+                f"the store of partition {partition} could not be opened: disk full. Free some space."
+            )
+        return MemoryStore(partition)
+
+    rig.create()
+    sent = events(100, 20)
+    rig.send(rig.a, as_records(sent))
+    ill = Engine(rig.config("ill"), counting_step(rig.out), open_store=open_on_full_disk)
+    well = Engine(rig.config("well"), counting_step(rig.out))
+    with running(ill):
+        until(lambda: "outside the group" in ill.reason, "leaving", 30)
+        assert not ill.ready
+        assert "disk full" in ill.reason
+        with running(well):
+            until(drained(well, rig), "all of it by the other member", 30)
+            assert len(well.partitions()) == 2
+            full.clear()
+            until(lambda: len(ill.partitions()) == 1 and ill.ready, "coming back", 30)
+            more = events(100, 20, "late")
+            rig.send(rig.a, as_records(more))
+            until(
+                lambda: sum(p.lag.get(rig.a, 1) for e in (ill, well) for p in e.partitions()) == 0,
+                "the rest",
+                30,
+            )
+    assert violations(rig, sent | more) == []

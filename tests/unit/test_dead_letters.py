@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from shared.dead_letters import DeadLetterLimit, DeadLetterRate, make_dead_letter, record_size
-from shared.errors import Conflict
+import pytest
+
+from shared.dead_letters import (
+    DeadLetterLimit,
+    DeadLetterRate,
+    Skipped,
+    is_unexpected,
+    make_dead_letter,
+    record_size,
+)
+from shared.errors import BrokerUnavailable, Conflict, Fatal, Malformed, Oversized, RefusedByBroker
 from shared.records import Record
 
 RECORD = Record("feedback.events", 3, 42, 1_700, b"key", b"bytes", (("ce_id", b"1"),))
@@ -11,32 +20,57 @@ RECORD = Record("feedback.events", 3, 42, 1_700, b"key", b"bytes", (("ce_id", b"
 # --- the limit ----------------------------------------------------------------------------------------------------
 
 
-def test_single_bad_records_never_reach_the_limit() -> None:
+def test_single_errors_never_reach_the_limit() -> None:
     rate = DeadLetterRate(DeadLetterLimit())
     for _ in range(100):
-        assert not rate.add_dead_letter(ahead=500)
+        assert not rate.add_failure(ahead=500)
         rate.add_processed(1_000)
 
 
-def test_limit_is_reached_at_its_minimum_if_every_record_fails() -> None:
-    rate = DeadLetterRate(DeadLetterLimit(window=1_000, max_share=0.1, min_records=100, max_count=20))
-    assert [rate.add_dead_letter(ahead=n) for n in range(100)].index(True) == 99
+def test_first_records_of_a_deployment_may_not_all_fail() -> None:
+    rate = DeadLetterRate(DeadLetterLimit(window=1_000, max_share=0.1, max_count=20))
+    assert [rate.add_failure(ahead=n) for n in range(100)].index(True) == 20
 
 
 def test_large_share_of_few_records_is_within_the_limit() -> None:
-    rate = DeadLetterRate(DeadLetterLimit(window=100, max_share=0.1, min_records=10, max_count=50))
+    rate = DeadLetterRate(DeadLetterLimit(window=100, max_share=0.1, max_count=50))
     rate.add_processed(10)
-    assert not any(rate.add_dead_letter(ahead=n) for n in range(50))
+    assert not any(rate.add_failure(ahead=n) for n in range(50))
+
+
+def test_errors_leave_the_window() -> None:
+    rate = DeadLetterRate(DeadLetterLimit(window=100, max_share=0.1, max_count=20))
+    assert not any(rate.add_failure(ahead=n) for n in range(20))
+    rate.add_processed(120)
+    assert not any(rate.add_failure(ahead=n) for n in range(20))
+    assert rate.add_failure(ahead=20)
+
+
+def test_many_errors_with_one_key_count_once() -> None:
+    rate = DeadLetterRate(DeadLetterLimit())
+    assert not any(rate.add_failure(ahead=n, key=b"one response") for n in range(5_000))
+    others = [rate.add_failure(ahead=5_000 + n, key=b"%d" % n) for n in range(200)]
+    assert others.index(True) < 120
 
 
 def test_rolled_back_slice_is_not_counted_twice() -> None:
-    rate = DeadLetterRate(DeadLetterLimit(window=1_000, max_share=0.1, min_records=100, max_count=20))
+    rate = DeadLetterRate(DeadLetterLimit())
     rate.add_processed(200)
     for _ in range(10):
         saved = rate.save()
-        assert not any(rate.add_dead_letter(ahead=n) for n in range(15))
+        assert not any(rate.add_failure(ahead=n) for n in range(15))
         rate.add_processed(15)
         rate.roll_back(saved)
+
+
+@pytest.mark.parametrize("error", [Malformed("x"), Oversized("x"), RefusedByBroker("x"), Skipped("x")])
+def test_what_is_the_records_fault_is_no_unexpected_error(error: Exception) -> None:
+    assert not is_unexpected(error)
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), Fatal("x"), BrokerUnavailable("x")])
+def test_everything_else_is_unexpected(error: Exception) -> None:
+    assert is_unexpected(error)
 
 
 # --- their contents -----------------------------------------------------------------------------------------------

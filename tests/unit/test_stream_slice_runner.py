@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from shared.adapters.clock import ManualClock
 from shared.dead_letters import DeadLetterLimit
-from shared.errors import DeadLetterFlood, Malformed
+from shared.errors import Malformed
 from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
@@ -84,15 +85,13 @@ class EngineDriver:
             dead_letters="dead",
             outputs=frozenset({"out"}),
             slice_records=LARGEST,
-            max_failed_ticks=3,
             **limits,
         )
         self.overlapped = False
         """Whether a slice was processed while another was being committed."""
         self.transactions = FakeTransactions(refuses, failure)
-        self._now = 0.0
-        clock: Any = SimpleNamespace(now_ms=lambda: 1, monotonic=lambda: self._now)
-        self.engine: Any = Engine(config, step, clock=clock)
+        self.clock = ManualClock()
+        self.engine: Any = Engine(config, step, clock=self.clock)
         self.engine._stop = SimpleNamespace(wait=lambda _seconds: None)
         self.engine._inputs = SimpleNamespace(
             group_metadata=lambda: None,
@@ -101,6 +100,8 @@ class EngineDriver:
             resume_drained=None,
             revoke_reason=None,
             assigned=None,
+            last_error=None,
+            pause=lambda _partition: None,
         )
         self.engine._rereader = SimpleNamespace(close=lambda: None)
         self.engine._slice_runner.use_producer(self.transactions)
@@ -108,20 +109,19 @@ class EngineDriver:
         for partition in self.engine._owned.values():
             partition.positions.time_ms = 1  # as after an earlier record: only then there are ticks
         self.engine._active = dict(self.engine._owned)
-        self._now = 0.0
 
-    def add(self, partition: int, *values: bytes) -> None:
+    def add(self, partition: int, *values: bytes, distinct_keys: bool = False) -> None:
         """Add input records, the last of which is the end of the input."""
         merge = self.engine._owned[partition].merge_buffer
         for offset, value in enumerate(values):
-            merge.add(Record("in", partition, offset, 1, b"k", value))
+            merge.add(Record("in", partition, offset, 1, value if distinct_keys else b"k", value))
         merge.mark_end("in")
 
     def run_slices(self, times: int) -> None:
         for _ in range(times):
-            self._now += 1.0
+            self.clock.wait(1.0)
             runner = self.engine._slice_runner
-            parts = runner.prepared or self.engine._take_slice(runner.size.records, self._now)
+            parts = runner.prepared or self.engine._take_slice(runner.size.records, self.clock.monotonic())
             if parts:
                 self.engine._run_slice(parts)
                 self.overlapped |= runner.prepared is not None
@@ -185,7 +185,6 @@ def test_missing_permission_waits_with_its_reason_and_passes_by_itself() -> None
     driver.add(0, *values(20))
     driver.run_slices(100)
     assert (driver.engine.state, driver.engine.reason) == ("waiting", reason)
-    driver.engine._inputs.last_error = None
     driver.engine._update_status(0.0)
     assert driver.engine.state == "waiting", "a broker that answers is not enough"
     granted = True
@@ -232,18 +231,97 @@ def test_refused_output_of_a_tick_costs_no_record() -> None:
     driver = EngineDriver(poison_ticks, lambda output: output.value == b"poison")
     driver.add(1)
     driver.add(0, *values(30))
-    with pytest.raises(DeadLetterFlood, match="ticks in a row"):
-        driver.run_slices(400)
+    driver.run_slices(400)
     assert driver.committed("out") == values(30)
     assert driver.committed("dead") == []
 
 
-def test_refused_output_of_a_tick_is_not_retried_forever() -> None:
+def test_refused_output_of_a_tick_stops_nothing_and_is_said() -> None:
     driver = EngineDriver(poison_ticks, lambda output: output.value == b"poison")
     driver.add(0)
     driver.add(1)
-    with pytest.raises(DeadLetterFlood, match="ticks in a row raised in partition 1"):
-        driver.run_slices(400)
+    driver.run_slices(400)
+    problem = driver.engine._owned[1].problem
+    assert "tick raised" in problem
+    assert driver.engine._owned[0].problem is None
+    assert all(partition.halted is None for partition in driver.engine._owned.values())
+    driver.add(1, *values(30, b"late"))
+    driver.run_slices(100)
+    assert driver.committed("out") == values(30, b"late")
+
+
+def failing_ticks(_state: State, record: Record | Tick) -> Iterator[Output]:
+    if isinstance(record, Tick):
+        raise ValueError("year 0 is out of range")  # noqa: TRY004 - the type of the message is no mistake
+    yield Output.to_same_partition_as(record, "out", record.key, record.value)
+
+
+def test_ticks_that_raise_are_tried_less_and_less_often() -> None:
+    driver = EngineDriver(failing_ticks, lambda _output: False)
+    driver.add(0, b"v0")
+    driver.run_slices(300)
+    assert 8 <= driver.engine._owned[0].failed_ticks <= 12, "one a minute once it has failed for a while"
+    assert "year 0" in driver.engine._owned[0].problem
+    assert driver.engine._owned[0].halted is None
+
+
+def buggy(_state: State, record: Record | Tick) -> Iterator[Output]:
+    if isinstance(record, Record):
+        if (record.value or b"").startswith(b"bug"):
+            raise KeyError("a bug")
+        if (record.value or b"").startswith(b"garbage"):
+            raise Malformed("not JSON")
+        yield Output.to_same_partition_as(record, "out", record.key, record.value)
+
+
+def test_garbage_without_end_stops_nothing() -> None:
+    """I13: any producer can write it."""
+    driver = EngineDriver(buggy, lambda _output: False)
+    driver.add(0, *values(500, b"garbage"), *values(5))
+    driver.run_slices(100)
+    assert len(driver.committed("dead")) == 500
+    assert driver.committed("out") == values(5)
+    (warning,) = driver.engine.warnings
+    assert warning.startswith("500 records became dead letters in the last 10 minutes")
+    assert "in 0-499: malformed: not JSON" in warning
+
+
+def test_too_many_errors_halt_their_partition_before_the_next_record() -> None:
+    driver = EngineDriver(buggy, lambda _output: False)
+    driver.add(0, *values(10), *values(500, b"bug"), b"last", distinct_keys=True)
+    driver.add(1, *values(300, b"w"))
+    driver.run_slices(200)
+    partition = driver.engine._owned[0]
+    assert partition.halted_at == ("in", 10 + 20)
+    assert "in offset 30" in partition.halted
+    assert "KeyError: 'a bug'" in partition.halted
+    assert driver.engine.state == "halted"
+    assert "partition 0: halted" in driver.engine.reason
+    assert partition.positions.offsets == {"in": 30}, "everything before it is committed"
+    assert driver.committed("dead") == values(20, b"bug")
+    assert [v for v in driver.committed("out") if v and v.startswith(b"w")] == values(300, b"w")
+    assert [v for v in driver.committed("out") if v and v.startswith(b"v")] == values(10)
+    assert partition.merge_buffer.count() == 481
+
+
+def test_many_errors_of_one_key_do_not_halt() -> None:
+    driver = EngineDriver(buggy, lambda _output: False)
+    driver.add(0, *values(500, b"bug"), b"last")
+    driver.run_slices(200)
+    assert driver.engine._owned[0].halted is None
+    assert driver.committed("out") == [b"last"]
+    assert len(driver.committed("dead")) == 500
+
+
+def test_halt_is_judged_again_after_an_aborted_slice() -> None:
+    aborts = iter([True] * 5)
+    driver = EngineDriver(
+        buggy, lambda _output: next(aborts, False), lambda: TransactionAborted("the broker is away")
+    )
+    driver.add(0, *values(500, b"bug"), distinct_keys=True)
+    driver.run_slices(200)
+    assert driver.engine._owned[0].halted_at == ("in", 20)
+    assert driver.committed("dead") == values(20, b"bug")
 
 
 class ClosingStore(MemoryStore):

@@ -279,7 +279,7 @@ def _closer(days: int, number: int) -> Output:
 def _config() -> EngineConfig:
     config = engine_config(ProcessorSettings(partitions=1))
     # Histories hold far more garbage than any deployment: only what the oracle says is wrong.
-    return replace(config, dead_letter_limit=DeadLetterLimit(max_share=1.0), max_failed_ticks=3)
+    return replace(config, dead_letter_limit=DeadLetterLimit(max_share=1.0))
 
 
 @contextmanager
