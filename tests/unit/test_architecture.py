@@ -129,7 +129,8 @@ def test_importing_shared_and_sdk_connects_to_nothing() -> None:
 
 # --- one place builds Kafka clients -------------------------------------------------------------------------------
 
-KAFKA_BUILDERS = {"shared.adapters.kafka_clients"}
+KAFKA_BUILDERS = {"shared.adapters.kafka_clients", "loopwright.kafka"}
+"""`loopwright.kafka` runs in apps; the SDK shares no code with the services."""
 KAFKA_CLIENTS = {
     "Producer", "Consumer", "ShareConsumer", "SerializingProducer", "DeserializingConsumer", "AdminClient",
     "AIOProducer", "AIOConsumer", "AIOKafkaProducer", "AIOKafkaConsumer", "KafkaProducer", "KafkaConsumer",

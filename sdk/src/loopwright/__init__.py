@@ -6,7 +6,8 @@
         sent = loop.correct(response_id, user_id="u-17", text="Wellington is the capital.")
         print(loop.receipt(response_id, sent.event_id).detail)
 
-`AsyncLoopwright` has the same methods as coroutines.
+`AsyncLoopwright` has the same methods as coroutines. Apps that write to Kafka directly use `loopwright.kafka`, with the
+extra `loopwright[kafka]`.
 """
 
 from loopwright.async_client import AsyncLoopwright
@@ -15,10 +16,13 @@ from loopwright.errors import (
     Conflict,
     Denied,
     Invalid,
+    InvalidRecord,
     LoopwrightError,
+    NotDelivered,
     NotFound,
     Overloaded,
     Problem,
+    QueueFull,
     StillRunning,
     Unavailable,
     Unreachable,
@@ -78,17 +82,20 @@ __all__ = [
     "GateReport",
     "GateResult",
     "Invalid",
+    "InvalidRecord",
     "Lineage",
     "LineageBatch",
     "LineageEvent",
     "LineageResponse",
     "Loopwright",
     "LoopwrightError",
+    "NotDelivered",
     "NotFound",
     "Overloaded",
     "Problem",
     "Quarantine",
     "QuarantinedEvent",
+    "QueueFull",
     "Receipt",
     "RecordContent",
     "Recorded",

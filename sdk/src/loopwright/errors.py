@@ -3,6 +3,9 @@
 LoopwrightError
 ├── Unreachable     no response from the service
 ├── StillRunning    waited too long for a result
+├── InvalidRecord   a record for Kafka is not valid
+├── NotDelivered    Kafka did not acknowledge a record
+├── QueueFull       too many records wait for Kafka
 └── Problem         the service answered with an error
     ├── Invalid         the request is wrong (other 4xx)
     ├── Denied          401, 403
@@ -55,6 +58,24 @@ class StillRunning(LoopwrightError):
             f"{kind} {command_id} has not finished after {timeout:g} s. It was accepted and may still finish; check "
             "its result later."
         )
+
+
+class InvalidRecord(LoopwrightError):
+    """The processor could not use this record, so it was not sent. The message names the field and the limit."""
+
+    code = "invalid_record"
+
+
+class NotDelivered(LoopwrightError):
+    """Kafka did not acknowledge a record in time, or refused it. It may still arrive: send it again under its id."""
+
+    code = "not_delivered"
+
+
+class QueueFull(LoopwrightError):
+    """Too many records wait for Kafka's acknowledgement. Nothing was sent; wait with `flush`, then send it again."""
+
+    code = "queue_full"
 
 
 class Problem(LoopwrightError):
