@@ -28,7 +28,6 @@ from services.processor.core.erasure.rules import (
     IN_FLIGHT_MS,
     SEARCH_INTERVAL_MS,
     ErasedUser,
-    ErasureTargets,
     ErasureTask,
     FurtherRequest,
     made_ms,
@@ -64,7 +63,7 @@ from shared.topics import (
 
 KEYS_PER_PIECE: Final = 500
 """Keys of the state visited in one turn."""
-KEYS_PER_TICK: Final = 5_000
+KEYS_PER_TICK: Final = 2_000
 """Keys visited in a tick: ticks come once a second, and only while the partition has nothing else to do."""
 RECORDS_PER_PIECE: Final = 16
 """While input records come, one in this many advances the erasures."""
@@ -189,8 +188,7 @@ class ErasureProcess:
 
     def _rewrite(self, record: Record) -> None:
         """Rewrite one of this partition's batches if it holds a target of the active tasks."""
-        active = self._tasks.active()
-        targets = ErasureTargets.of(task for _, task in active)
+        targets = self._tasks.targets()
         if record.value is None or not targets.may_be_in(record.value):
             return
         batch = Batch.from_json(record.value)
@@ -209,7 +207,7 @@ class ErasureProcess:
             f"{new.batch_id}/{new.rewrite}",
             self._turn.outbox.partition,
         )
-        for number, task in active:
+        for number, task in self._tasks.active():
             if task.target in result.removed:
                 self._tasks.add_rewritten(number, task, new.batch_id, new.rewrite)
                 task.signals += result.removed[task.target]
@@ -304,7 +302,7 @@ class ErasureProcess:
 
     def _scan(self, keys: int) -> None:
         active = self._tasks.active()
-        scan = StateScan(self._turn, ErasureTargets.of(task for _, task in active).cutoffs)
+        scan = StateScan(self._turn, self._tasks.targets().cutoffs)
         cursor = scan.advance(self._progress.cursor, keys)
         for number, task in active:
             if task.kind == "erasure" and task.subject in scan.removed:

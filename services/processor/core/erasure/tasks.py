@@ -19,10 +19,17 @@ becomes `overdue`.
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from typing import Final
 
-from services.processor.core.erasure.rules import ErasedUser, ErasureProgress, ErasureTask, FurtherRequest
+from services.processor.core.erasure.rules import (
+    ErasedUser,
+    ErasureProgress,
+    ErasureTargets,
+    ErasureTask,
+    FurtherRequest,
+)
 from services.processor.core.state import prefix_end
 from shared.stream.step import State
 
@@ -205,6 +212,10 @@ class ErasureTasks:
                 found.append((_number(place), task))
         return found
 
+    def targets(self) -> ErasureTargets:
+        """Return the targets of the active tasks. Cached, because every batch of a reread is compared with them."""
+        return _targets(tuple(value for _, value in self._store.scan(_ACTIVE, prefix_end(_ACTIVE))))
+
     def put(self, number: bytes, task: ErasureTask) -> None:
         """Store an active task."""
         self._store.put(_ACTIVE + number, task.to_json())
@@ -285,6 +296,11 @@ class ErasureTasks:
                 return until_ms
             self._store.delete(place)
         return None
+
+
+@lru_cache(maxsize=64)
+def _targets(values: tuple[bytes, ...]) -> ErasureTargets:
+    return ErasureTargets.of(task for value in values if (task := ErasureTask.read(value)) is not None)
 
 
 def _int_of(value: bytes | None) -> int | None:
