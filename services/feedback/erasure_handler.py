@@ -177,16 +177,18 @@ class ErasureHandler:
     def _find_in_log(self, request_id: str) -> ErasureRequest | None:
         deadline = time.monotonic() + self.settings.scan_timeout_s
         reader = self.open_requests()
-        requests: list[ErasureRequest] = []
+        found: ErasureRequest | None = None
         try:
             while not reader.at_end():
                 if time.monotonic() > deadline:
                     raise BrokerUnavailable("earlier erasure requests could not be read in time")
                 for record in reader.poll(POLL_S):
                     try:
-                        requests.append(ErasureRequest.from_json(record.value))
+                        request = ErasureRequest.from_json(record.value)
                     except Rejected:  # already logged by the view's follower
                         continue
+                    if found is None and request.request_id == request_id:
+                        found = request
         finally:
             reader.close()
-        return next((request for request in requests if request.request_id == request_id), None)
+        return found

@@ -337,9 +337,12 @@ class ErasureProcess:
             if len(further) == at_most:
                 return
             budget -= cost * len(further)
-            self._send_report(FurtherRequest(task.request_id, task.line), task, batches)
             if task.kind == "retraction":
                 self._settle(task)
+            if (
+                task.kind == "erasure" or batches
+            ):  # a retraction without effect has an outcome, and needs no report
+                self._send_report(FurtherRequest(task.request_id, task.line), task, batches)
             self._tasks.delete(number)
             budget -= cost
             if budget <= 0:
