@@ -23,7 +23,7 @@ from services.feedback.core.schemas import (
 from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.rate_limit import retry_after_s, too_many_requests
 from services.feedback.settings import SERVICE, FeedbackSettings
-from services.feedback.views import KnownLines, OutcomeIndex, VersionsView
+from services.feedback.views import ErasureStatusView, KnownLines, OutcomeIndex, VersionsView
 from shared.adapters import redis_keys
 from shared.cloudevents import cloudevent, valid_traceparent
 from shared.composed_ids import join_ids
@@ -54,6 +54,7 @@ class FeedbackHandlers:
     pseudonymiser: Pseudonymiser
     lines: KnownLines
     versions: VersionsView
+    erasures: ErasureStatusView
     outcomes: OutcomeIndex
     lookup: OutcomeLookup
 
@@ -167,7 +168,7 @@ class FeedbackHandlers:
             Conflict: if another event was acknowledged under the same id.
 
         """
-        digest = self.cache.get(redis_keys.identity(event.response_id, event.event_id))
+        digest = self.cache.get(self._identity_key(event))
         if digest is not None and digest.decode() != event.content_digest():
             raise Conflict(
                 f"event {event.event_id} on response {event.response_id} was already accepted with other content, "
@@ -177,9 +178,13 @@ class FeedbackHandlers:
 
     def _remember(self, event: Feedback) -> None:
         # Only after the acknowledgement: a key without its event would turn a retry away, and the event would be lost.
-        key = redis_keys.identity(event.response_id, event.event_id)
-        self.cache.put_if_absent(key, event.content_digest().encode(), ttl_s=self.settings.identity_ttl_s)
+        digest = event.content_digest().encode()
+        self.cache.put_if_absent(self._identity_key(event), digest, ttl_s=self.settings.identity_ttl_s)
         self.outcomes.put_pending(event.response_id, event.event_id)
+
+    def _identity_key(self, event: Feedback) -> str:
+        erasures = self.erasures.count(event.user_id)
+        return redis_keys.identity(event.response_id, event.event_id, erasures)
 
     async def _publish(self, record: Output) -> Acked:
         """Publish a record and wait until Kafka has acknowledged it.

@@ -138,6 +138,7 @@ class FeedbackService:
             pseudonymiser=self._pseudonymiser,
             lines=self._lines,
             versions=self._versions,
+            erasures=self._erasures,
             outcomes=self._outcomes,
             lookup=OutcomeLookup(
                 lambda topic, partition: adapters.open_reader([topic], partitions=[partition]),

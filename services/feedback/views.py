@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -122,6 +123,8 @@ class ErasureStatusView:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._erasures: dict[str, ErasureProgress] = {}
+        self._counts: Counter[str] = Counter()
+        """How many requests there are to erase each user."""
 
     def apply(self, records: Sequence[Record]) -> None:
         """Apply records of `erasure.requests` and `erasure.reports`, in any order. Unreadable ones are logged."""
@@ -139,7 +142,15 @@ class ErasureStatusView:
     def add_request(self, request: ErasureRequest) -> None:
         """Add a request that is in the log."""
         with self._lock:
-            self._erasure(request.request_id, request.line, request.subject).add_request(request)
+            erasure = self._erasure(request.request_id, request.line, request.subject)
+            if erasure.request is None:
+                self._counts[request.subject] += 1
+            erasure.add_request(request)
+
+    def count(self, subject: str) -> int:
+        """Return how many requests to erase this user are in the log."""
+        with self._lock:
+            return self._counts[subject]
 
     def request(self, request_id: str) -> ErasureRequest | None:
         """Return the request, or None if it is not in the log."""

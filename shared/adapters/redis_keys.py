@@ -33,9 +33,12 @@ def receipt_positions() -> str:
     return "loopwright:receipt-positions"
 
 
-def identity(response_id: str, event_id: str) -> str:
-    """Return the key of an accepted feedback event's content digest, which detects repetitions (best effort)."""
-    return f"loopwright:identity:{join_ids(response_id, event_id)}"
+def identity(response_id: str, event_id: str, erasures: int) -> str:
+    """Return the key of an accepted feedback event's content digest, which detects repetitions (best effort).
+
+    `erasures` is how often the event's user was erased: what is sent after an erasure repeats nothing.
+    """
+    return f"loopwright:identity:{join_ids(response_id, event_id, str(erasures))}"
 
 
 def rate_limit(service: str, caller: str, window: int) -> str:

@@ -337,6 +337,7 @@ def app_with(publisher: KafkaPublisher) -> FastAPI:
         pseudonymiser=Pseudonymiser(KEY.encode()),
         lines=KnownLines(frozenset({"assistant"}), versions, lambda: True),
         versions=versions,
+        erasures=ErasureStatusView(),
         outcomes=OutcomeIndex(cache, ttl_s=60, pending_ttl_s=1),
         lookup=OutcomeLookup(
             lambda topic, partition: InMemoryLogReader(log, [topic]),

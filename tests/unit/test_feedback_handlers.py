@@ -17,12 +17,20 @@ from services.feedback.api import build_app
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import KnownLines, OutcomeIndex, VersionsView
+from services.feedback.views import ErasureStatusView, KnownLines, OutcomeIndex, VersionsView
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
 from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable, Overloaded
-from shared.events import FEEDBACK, ChatResponse, Outcome, OutcomeKind, RefusalReason, parse_union
+from shared.events import (
+    FEEDBACK,
+    ChatResponse,
+    ErasureRequest,
+    Outcome,
+    OutcomeKind,
+    RefusalReason,
+    parse_union,
+)
 from shared.limits import MAX_RESPONSE_BYTES
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output
@@ -41,6 +49,7 @@ class FeedbackApi:
     clock: ManualClock
     publisher: InMemoryPublisher
     outcomes: OutcomeIndex
+    erasures: ErasureStatusView
     http: httpx.AsyncClient
 
     async def send(self, body: dict[str, Any], **headers: str) -> httpx.Response:
@@ -66,7 +75,7 @@ async def api() -> AsyncIterator[FeedbackApi]:
     clock = ManualClock()
     log, cache = InMemoryLog(P, clock), InMemoryCache(clock)
     publisher, versions = InMemoryPublisher(log, "feedback"), VersionsView()
-    outcomes = OutcomeIndex(cache, ttl_s=1000, pending_ttl_s=5)
+    outcomes, erasures = OutcomeIndex(cache, ttl_s=1000, pending_ttl_s=5), ErasureStatusView()
     handlers = FeedbackHandlers(
         settings=FeedbackSettings(
             user_per_minute=3,
@@ -80,6 +89,7 @@ async def api() -> AsyncIterator[FeedbackApi]:
         pseudonymiser=Pseudonymiser(KEY),
         lines=KnownLines(frozenset({"assistant"}), versions, lambda: follower.caught_up),
         versions=versions,
+        erasures=erasures,
         outcomes=outcomes,
         lookup=OutcomeLookup(
             lambda topic, partition: InMemoryLogReader(log, [topic], partitions=[partition]),
@@ -99,7 +109,7 @@ async def api() -> AsyncIterator[FeedbackApi]:
         follower.start()
         while not follower.caught_up:
             await http.get("/livez")
-        yield FeedbackApi(log, cache, clock, publisher, outcomes, http)
+        yield FeedbackApi(log, cache, clock, publisher, outcomes, erasures, http)
         follower.stop()
 
 
@@ -153,6 +163,27 @@ async def test_repeated_event_is_a_duplicate_and_not_written_again(api: Feedback
     again = await api.send(THUMBS)
     assert (again.status_code, again.json()["status"]) == (200, "duplicate")
     assert len(api.log.records("feedback.events")) == 1
+
+
+async def test_event_is_new_again_after_its_user_was_erased(api: FeedbackApi) -> None:
+    await api.send(THUMBS)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    for subject in ("bob", "alice"):
+        request = ErasureRequest(
+            line="assistant",
+            request_id=subject,
+            subject=Pseudonymiser(KEY).of(subject),
+            requested_at=now,
+            deadline=now,
+        )
+        sent = [(await api.send(THUMBS)).status_code]
+        for _ in range(P):  # each partition has a copy
+            api.erasures.add_request(request)
+        sent += [(await api.send(THUMBS)).status_code]
+        api.clock.wait(120)
+        assert sent == ([200, 200] if subject == "bob" else [200, 202])
+    assert (await api.send(THUMBS)).status_code == 200
+    assert len(api.log.records("feedback.events")) == 2
 
 
 async def test_other_content_under_the_same_id_is_a_conflict(api: FeedbackApi) -> None:
