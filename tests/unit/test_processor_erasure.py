@@ -577,6 +577,43 @@ def test_fillers_are_appended_to_every_compacted_topic(
     assert [batch.number for batch in driver.batches] == [1, 2, 3, 4]
 
 
+def test_fillers_come_in_a_quiet_partition_that_restarts_daily(driver: ProcessorDriver) -> None:
+    """The time of ticks starts again at the newest record whenever the process does."""
+    driver.append(response_to(ANN))
+    driver.append(feedback("thumbs", "up", "e1", user=BOB), 1)
+    driver.tick(CUT)
+    erase(driver)
+    filled_after: list[int] = []
+    hours = 0
+    for _ in range(6):
+        for minutes in range(1, 20 * 60):
+            hours += minutes % 60 == 0
+            if driver.tick(HOUR + minutes * 60):
+                filled_after.append(hours)
+    assert len(filled_after) == FILLERS
+    assert all(b - a >= 24 for a, b in pairwise([0, *filled_after]))
+    assert filled_after[-1] <= 3 * 28
+
+
+def test_search_in_between_makes_no_filler_too_early(driver: ProcessorDriver) -> None:
+    late = trained_and_expired(driver)
+    driver.append(feedback("retract", "e1", "x1", user=ANN), late)
+    minute, rewritten, filled = 0, None, None
+    while filled is None:
+        minute += 1
+        outputs = driver.tick(late + minute * 60)
+        filled = minute if rewritten is not None and outputs else None
+        if driver.reread_end is not None:
+            # A reread carries stream time, an hour before the ticks.
+            tick_ms, driver.now_ms = driver.now_ms, T0 + round(late * 1000)
+            driver.reread()
+            driver.now_ms = tick_ms
+        if rewritten is None and driver.batches and driver.batches[0].rewrite:
+            rewritten = minute
+    assert rewritten is not None
+    assert filled - rewritten >= 24 * 60 + 40
+
+
 def test_erasure_that_rewrote_no_batch_appends_none(driver: ProcessorDriver) -> None:
     erase(driver)
     driver.tick(HOUR + FILLER_INTERVAL_MS / 1000 + 20)

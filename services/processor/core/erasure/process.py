@@ -21,6 +21,7 @@ from services.processor.core.erasure import rules
 from services.processor.core.erasure.compaction import (
     FILLER_INTERVAL_MS,
     append_filler_if_due,
+    pass_time,
     schedule_fillers,
 )
 from services.processor.core.erasure.rules import (
@@ -106,7 +107,7 @@ class ErasureProcess:
         self._tasks = ErasureTasks(turn.state.store, turn.now_ms)
         self._progress = self._tasks.progress
         if self._tasks.recovered:
-            schedule_fillers(self._progress, turn.now_ms, config.filler_interval_ms)
+            schedule_fillers(self._progress, config.filler_interval_ms)
 
     def take(self, record: Record | RereadComplete) -> None:
         """Take in an erasure request, a batch that is reread, or the end of a reread."""
@@ -131,6 +132,8 @@ class ErasureProcess:
         if self._tasks.idle:
             return
         self._unblock_users()
+        if isinstance(record, Tick) or self._turn.is_input:
+            pass_time(self._progress, self._turn.now_ms, self._config.filler_interval_ms)
         append_filler_if_due(self._turn, self._progress, self._config.filler_interval_ms)
         if isinstance(record, Tick):
             self._work(KEYS_PER_TICK)
@@ -348,7 +351,7 @@ class ErasureProcess:
             if budget <= 0:
                 return
         self._end()
-        schedule_fillers(self._progress, self._turn.now_ms, self._config.filler_interval_ms)
+        schedule_fillers(self._progress, self._config.filler_interval_ms)
 
     def _send_report(self, request: FurtherRequest, task: ErasureTask, batches: dict[str, int]) -> None:
         partition = self._turn.outbox.partition
@@ -378,7 +381,7 @@ class ErasureProcess:
         """Delete the `ErasedUser`s whose time is over. Their keys name the user, so they must leave the disk too."""
         # By stream time: unblocking too late harms nobody, and a wrong clock must not unblock too early.
         if self._tasks.unblock(self._turn.stream_ms, UNBLOCKED_AT_ONCE):
-            schedule_fillers(self._progress, self._turn.now_ms, self._config.filler_interval_ms)
+            schedule_fillers(self._progress, self._config.filler_interval_ms)
 
 
 def _waits_as(task: ErasureTask) -> str:

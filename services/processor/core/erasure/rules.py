@@ -116,9 +116,12 @@ class ErasureProgress(StoredValue):
     """When it begins, unless an erasure begins before; None if none waits or tasks are active."""
     next_unblock_ms: int | None = None
     """When the first `ErasedUser` is deleted; None if there is none."""
-    next_filler_ms: int = 0
     fillers_left: int = 0
-    """How often a filler must still be appended, next at `next_filler_ms` (`compaction.py`)."""
+    """How often a filler must still be appended (`compaction.py`)."""
+    filler_in_ms: int = 0
+    """The time that must pass after `seen_ms` until the next one."""
+    seen_ms: int | None = None
+    """A recent time of the partition."""
     filler_line: str = ""
     """The line whose batches were rewritten, if any were."""
 
