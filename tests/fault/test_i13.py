@@ -19,16 +19,7 @@ from tests.fault.i13.shrink import describe
 
 HISTORIES = 1_050 if SEEDS > 1 else 300
 """Histories per seed: at least 20,000 in `make test-fault`."""
-NOT_YET_HELD = {
-    "bounded",
-    "raised",
-    "without hostile records",
-    "dead letter",
-    "outcomes",
-    "trace",
-    "header",
-    "interference",
-}
+NOT_YET_HELD = {"interference"}
 
 
 @pytest.fixture(autouse=True)

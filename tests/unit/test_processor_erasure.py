@@ -449,6 +449,18 @@ def test_retraction_of_nothing_is_unmatched_after_one_search(driver: ProcessorDr
     assert driver.rereads == 1
 
 
+def test_retraction_repeated_after_its_window_has_two_outcomes(driver: ProcessorDriver) -> None:
+    """The second one waits in a window of its own while the search for the first is not over."""
+    for day in (0, 62):
+        driver.append(feedback("retract", "e1", "t1", ANN), day * DAY)
+    driver.finish_erasures(62 * DAY + 2 * HOUR)
+    assert driver.outcomes == {"t1": "unmatched"}
+    for place in range(3):
+        driver.append(response_to(ANN, f"later{place}"), 93 * DAY + place * 11)
+    driver.finish_erasures(93 * DAY + 2 * HOUR)
+    assert driver.outcomes == {"t1": "unmatched,unmatched"}
+
+
 def test_retraction_on_a_known_response_is_never_searched_for(driver: ProcessorDriver) -> None:
     """The state has known every event of the response, so no batch can hold another."""
     driver.append(response_to(BOB))

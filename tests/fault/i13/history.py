@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from services.processor.core.batches import BatchLimits
@@ -121,19 +121,36 @@ def fair(steps: Iterable[Step]) -> Iterator[Step]:
     The first content under an id stands, so a hostile record may use the id of an honest response or event only after
     the honest record, and not after the window, when the id is forgotten. (Feedback on an honest response may always
     come, also before the response.)
+
+    Nor does a hostile record come at a later time than the next honest one: the broker's clock is everybody's.
     """
+    steps = list(steps)
+    latest = _latest_allowed(steps)
     known: dict[bytes, int] = {}
     stream_ms = 0
-    for step in steps:
+    for step, at_most in zip(steps, latest, strict=True):
         if not isinstance(step, Appended):
             yield step
             continue
-        stream_ms = max(stream_ms, step.at_ms)
+        if not step.honest and step.at_ms > max(stream_ms, at_most):
+            continue
         names = _CLAIM.findall(step.value or b"")
         what = b"response" if step.topic == CHAT_RESPONSES.name else b"event"
         claimed = {name for kind, name in names if kind == what}
         if step.honest:
+            stream_ms = max(stream_ms, step.at_ms)
             known |= {name: known.get(name, stream_ms) for name in claimed}
-        elif not all(name in known and stream_ms - known[name] < FORGOTTEN_MS for name in claimed):
+        elif not all(name in known and step.at_ms - known[name] < FORGOTTEN_MS for name in claimed):
             continue
         yield step
+
+
+def _latest_allowed(steps: Sequence[Step]) -> list[float]:
+    """Return, for each step, the append time of the next honest record; infinity after the last one."""
+    latest: list[float] = []
+    following = float("inf")
+    for step in reversed(steps):
+        latest.append(following)
+        if isinstance(step, Appended) and step.honest:
+            following = step.at_ms
+    return latest[::-1]

@@ -6,8 +6,10 @@ A violation starts with its name. What hostile records may legitimately change i
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -25,8 +27,10 @@ from shared.events import (
     Feedback,
     LogRecord,
     Outcome,
+    OutcomeKind,
     Tally,
     parse_union,
+    to_ms,
 )
 from shared.records import Output, Record
 from shared.topics import (
@@ -78,6 +82,7 @@ def violations(history: History) -> list[str]:
         *_honest_outcomes_are_the_same(history, full, alone),
         *_honest_data_is_the_same(full, alone),
         *_traces_belong_to_their_event(full),
+        *_batches_are_cut_in_time(history, full),
     ]
 
 
@@ -185,6 +190,32 @@ def _traces_belong_to_their_event(run: RunResult) -> Iterator[str]:
             and trace not in traces[outcome["response_id"], event_id]
         ):
             yield f"trace: the outcome of {event_id} has another event's traceparent {trace[:80]}"
+
+
+def _batches_are_cut_in_time(history: History, run: RunResult) -> Iterator[str]:
+    """Check that nothing waits in an open batch while records show that the batch is old enough."""
+    if run.failures or run.damaged:
+        return
+    stream_ms: list[int] = []
+    events: dict[Event, int] = {}
+    responses: dict[str, int] = {}
+    for number, record in enumerate(filter(_is_readable, run.records.values())):
+        stream_ms.append(max(record.timestamp, stream_ms[-1] if stream_ms else 0))
+        if record.topic == CHAT_RESPONSES.name:
+            responses.setdefault((record.key or b"").decode(), number)
+        elif record.topic == FEEDBACK_EVENTS.name and (event := parse_event(record)) is not None:
+            events.setdefault((event.response_id, event.event_id), number)
+    for (response_id, event_id), outcomes in _outcomes(run).items():
+        batched = [o for o in outcomes if o["outcome"] == OutcomeKind.BATCHED]
+        if len(batched) != len(outcomes) or response_id not in responses:
+            continue
+        waits_from = max(events[response_id, event_id], responses[response_id])
+        due_ms = stream_ms[waits_from] + history.limits.age_ms
+        shown_by = bisect_left(stream_ms, due_ms, waits_from)
+        decided_ms = to_ms(datetime.fromisoformat(batched[0]["decided_at"]))
+        if shown_by < len(stream_ms) and decided_ms > stream_ms[shown_by]:
+            late_ms = decided_ms - stream_ms[shown_by]
+            yield f"age: ({response_id!r}, {event_id!r}) is in a batch that was cut {late_ms} ms after it was due"
 
 
 # --- two runs: nothing that others do changes what happens to honest users ----------------------------------------

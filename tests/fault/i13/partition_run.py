@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -17,9 +17,7 @@ from services.processor.core.step import ProcessorStep
 from services.processor.service import engine_config
 from services.processor.settings import ProcessorSettings
 from shared.dead_letter_replay import make_replay_record, parse_dead_letter
-from shared.dead_letters import DeadLetterLimit
 from shared.records import Output, Record
-from shared.stream.config import EngineConfig
 from shared.stream.partition import OwnedPartition, RereadCursor
 from shared.stream.slice_runner import SliceRunner
 from shared.stream.state_store import MemoryStore
@@ -209,6 +207,8 @@ class PartitionRun:
             max_reread_records=64,
         )
         self._runner.run([part], None)
+        if partition.halted or part.halt:
+            self.result.failures.append(f"halted: {partition.halted or part.halt}")
         if partition.failed_ticks:
             self.result.failures.append("raised: a tick")
         if any(cursor.failed_completions for cursor in partition.reread_cursors.values()):
@@ -225,10 +225,9 @@ class PartitionRun:
 
     def _change_state(self, step: Stored) -> None:
         """Replace stored values, as if an earlier release had written them."""
-        response_id = step.response_id.encode()
-        found = {
-            k: v for k, v in self._user_state().items() if k[:2] in (b"a/", b"j/") and k[2:] == response_id
-        }
+        name = b"/" + step.response_id.encode()
+        prefixes = (b"a/", b"j/", b"p/")
+        found = {k: v for k, v in self._user_state().items() if k.startswith(prefixes) and k.endswith(name)}
         if found:
             self.result.damaged.add(step.response_id)
             self.partition.store.apply(step.change(found), 0)
@@ -276,12 +275,6 @@ def _closer(days: int, number: int) -> Output:
     return record
 
 
-def _config() -> EngineConfig:
-    config = engine_config(ProcessorSettings(partitions=1))
-    # Histories hold far more garbage than any deployment: only what the oracle says is wrong.
-    return replace(config, dead_letter_limit=DeadLetterLimit(max_share=1.0))
-
-
 @contextmanager
 def silent() -> Iterator[None]:
     """Silence the engine's log: it reports each of some thousands of dead letters."""
@@ -293,4 +286,4 @@ def silent() -> Iterator[None]:
         structlog.configure(**before)
 
 
-CONFIG = _config()
+CONFIG = engine_config(ProcessorSettings(partitions=1))

@@ -28,6 +28,7 @@ from services.inference.api.openai_schemas import parse_chat_request
 from services.inference.core.generation_request import ChoiceResult, GenerationRequest, GenerationResult
 from services.inference.response_stream import RequestDetails, response_record
 from shared.cloudevents import cloudevent
+from shared.composed_ids import join_ids
 from shared.errors import LoopwrightError
 from shared.events import MAX_CHOICES, MAX_MESSAGES, ErasureRequest, Message, Usage, from_ms
 from shared.feedback_kinds import KIND_BY_NAME
@@ -60,7 +61,7 @@ def feedback(body: dict[str, Any], now_ms: int, trace: str = "") -> Output | Non
             event.response_id,
             event,
             source="feedback",
-            ce_id=f"{event.response_id}/{event.event_id}",
+            ce_id=join_ids(event.response_id, event.event_id),
             at=now,
             traceparent=a_trace(trace or f"{now_ms} {raw!r}"),
         )

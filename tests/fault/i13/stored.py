@@ -40,10 +40,21 @@ def _lose_response(found: Values) -> dict[bytes, bytes | None]:
     return {key: None for key in found if key.startswith(b"a/")}
 
 
+def _damage(prefix: bytes, damaged: bytes) -> Change:
+    def change(found: Values) -> dict[bytes, bytes | None]:
+        return {key: damaged for key in found if key.startswith(prefix)}
+
+    return change
+
+
 CHANGES: tuple[tuple[Change, str], ...] = (
     (_signal_times(MIN_MS - 50_400_000), "signals in the year 0"),
     (_signal_times(10**17), "signals after the year 9999"),
     (_signal_times(-1), "signals just before 1970"),
     (_lose_response, "the response is lost"),
+    (_damage(b"a/", b"{"), "an unreadable response"),
+    (_damage(b"j/", b"\xff"), "unreadable feedback"),
+    (_damage(b"j/", b'{"line": 1, "since_ms": null}'), "feedback of wrong types"),
+    (_damage(b"p/", b"[]"), "an unreadable pending example"),
 )
 """Changes of the values of one response, with a name. Add new ones here."""

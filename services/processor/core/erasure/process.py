@@ -253,13 +253,17 @@ class ErasureProcess:
     def _settle(self, task: ErasureTask) -> None:
         """Give a late retraction its outcome.
 
-        If it waits for its event in a window that is open, and nothing was found, it gets its outcome there.
+        An earlier release searched while a retraction still waited in the open window of an unknown response. If
+        nothing was found for such a one, it gets its outcome there. A window that began after the search was ordered
+        holds the same retraction once more, and that one has an outcome of its own.
         """
         key = task.response_id.encode()
         joined = self._turn.load(key)
         if (
             joined is not None
             and not joined.expired
+            and task.outcome is not OutcomeKind.UNMATCHED
+            and joined.since_ms <= task.cutoff_ms
             and joined.retractions.get(_waits_as(task)) == task.retraction_id
         ):
             if not task.rewrites:
