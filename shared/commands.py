@@ -117,6 +117,28 @@ class Replay(CommandBase):
     )
 
 
+SKIPPING_SERVICES: dict[str, str] = {
+    "chat.responses": "processor",
+    "feedback.events": "processor",
+    "erasure.requests": "processor",
+    "model.versions": "rollout",
+    "operator.commands": "rollout",
+}
+"""The service whose partitions can halt at a record of each topic, and which executes a `skip` of that record."""
+
+
+class Skip(CommandBase):
+    """Let a halted partition continue without the record at which it stopped. The record becomes a dead letter."""
+
+    kind: Literal["skip"] = "skip"
+    topic: Literal[
+        "chat.responses", "feedback.events", "erasure.requests", "model.versions", "operator.commands"
+    ]
+    partition: int = Field(ge=0, lt=1024)
+    offset: int = Field(ge=0, lt=2**63, description="Offset of the record, as `/readyz` names it.")
+    reason: str = Field(min_length=1, max_length=500, description="Why the record may be skipped.")
+
+
 Command = Annotated[
     Promote
     | Rollback
@@ -129,7 +151,8 @@ Command = Annotated[
     | Reproduce
     | GateAgain
     | CollectGarbage
-    | Replay,
+    | Replay
+    | Skip,
     Field(discriminator="kind"),
 ]
 COMMAND: TypeAdapter[Command] = TypeAdapter(Command)
@@ -147,8 +170,11 @@ EXECUTORS: dict[str, str] = {
     "gate_again": "trainer",
     "collect_garbage": "trainer",
     "replay": "feedback",
+    "skip": "processor",
 }
-"""The service that executes each kind of command. The console API refuses kinds without an executor."""
+"""The service that executes each kind of command. The console API refuses kinds without an executor.
+
+A `skip` of a record of the rollout's inputs is executed by the rollout (`SKIPPING_SERVICES`)."""
 
 
 class Replayed(Part):

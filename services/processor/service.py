@@ -12,7 +12,7 @@ from services.processor.live_view.view import LiveView, TallyReader
 from services.processor.settings import ProcessorSettings
 from shared.settings import load
 from shared.stream.config import EngineConfig
-from shared.stream.faust_host import host_engine
+from shared.stream.faust_host import add_skip_commands, host_engine
 from shared.telemetry import configure_logging
 from shared.topics import (
     CHAT_RESPONSES,
@@ -22,6 +22,7 @@ from shared.topics import (
     FEEDBACK_EVENTS,
     FEEDBACK_OUTCOMES,
     FEEDBACK_TALLIES,
+    OPERATOR_RESULTS,
     PROCESSOR_CHANGELOG,
     TRAINING_BATCHES,
 )
@@ -40,7 +41,13 @@ def engine_config(settings: ProcessorSettings) -> EngineConfig:
         changelog=PROCESSOR_CHANGELOG.name,
         dead_letters=DEAD_LETTERS.name,
         outputs=frozenset(
-            {TRAINING_BATCHES.name, FEEDBACK_OUTCOMES.name, FEEDBACK_TALLIES.name, ERASURE_REPORTS.name}
+            {
+                TRAINING_BATCHES.name,
+                FEEDBACK_OUTCOMES.name,
+                FEEDBACK_TALLIES.name,
+                ERASURE_REPORTS.name,
+                OPERATOR_RESULTS.name,
+            }
         ),
         service=SERVICE,
         dead_letter_limit=settings.dead_letter_limit,
@@ -59,8 +66,9 @@ def build(settings: ProcessorSettings) -> faust.App:
         store=settings.store,
         store_cache_mb=settings.store_cache_mb,
     )
+    kafka = settings.kafka
+    add_skip_commands(app, SERVICE, kafka)
     if settings.live_view:
-        kafka = settings.kafka
         add_live_view(app, LiveView(app.engine, lambda: TallyReader(kafka)))
     return app
 

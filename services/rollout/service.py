@@ -8,7 +8,7 @@ from services.rollout.core.step import SERVICE, rollout_step
 from services.rollout.settings import RolloutSettings
 from shared.settings import load
 from shared.stream.config import EngineConfig
-from shared.stream.faust_host import host_engine
+from shared.stream.faust_host import add_skip_commands, host_engine
 from shared.telemetry import configure_logging
 from shared.topics import (
     DEAD_LETTERS,
@@ -41,7 +41,7 @@ def engine_config(settings: RolloutSettings) -> EngineConfig:
 
 def build(settings: RolloutSettings) -> faust.App:
     """Build the application. It connects to nothing until it is started."""
-    return host_engine(
+    app = host_engine(
         engine_config(settings),
         rollout_step,
         host=settings.host,
@@ -50,6 +50,8 @@ def build(settings: RolloutSettings) -> faust.App:
         store=settings.store,
         store_cache_mb=CACHE_MB,
     )
+    add_skip_commands(app, SERVICE, settings.kafka)
+    return app
 
 
 def __getattr__(name: str) -> faust.App:

@@ -19,14 +19,19 @@ import gc
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Literal
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException
 
 from shared.adapters.clock import SystemClock
 from shared.adapters.kafka_errors import describe_refusal
+from shared.dead_letters import Skipped
 from shared.errors import Retryable
 from shared.ports import Clock
+from shared.records import Output
 from shared.stream.config import EngineConfig
 from shared.stream.engine_status import EngineState, EngineStatus, PartitionStatus
 from shared.stream.inputs import InputConsumer, TopicMissing
@@ -52,6 +57,24 @@ READ_TIMEOUT_S = 0.02
 STATUS_INTERVAL_S = 0.5
 RETRY_INTERVAL_S, MAX_RETRY_INTERVAL_S = 0.5, 10.0
 """Time between two attempts, and its upper bound while new clients keep failing: each attempt moves partitions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkipRequest:
+    """Request of a person to continue a halted partition without the record at which it stopped."""
+
+    command_id: str
+    topic: str
+    partition: int
+    offset: int
+    why: str
+    """Who decided it and why, for the dead letter."""
+    result: Callable[[Literal["done", "refused"], str], Output]
+    """Returns the record that reports the result, with a message."""
+    refusal: str | None = None
+    """Why the request must be refused whatever the partition's state."""
+    may_refuse: bool = True
+    """Whether the request may be refused yet."""
 
 
 class Engine:
@@ -102,6 +125,9 @@ class Engine:
         self._restart_reason = ""
         self._restarts = 0
         """How many times in a row new clients were needed, without a commit in between."""
+        self._skip_requests: SimpleQueue[SkipRequest] = SimpleQueue()
+        self._answered: set[str] = set()
+        """Commands whose results this process has written."""
         self._store_failures = 0
         """How many times in a row a store failed, without a commit in between."""
         self._opened_store = 0
@@ -139,6 +165,14 @@ class Engine:
         problems = [f"partition {p.partition}: {p.problem}" for p in self.partitions() if p.problem]
         dead_letters = self._status.dead_letters(self._clock.monotonic())
         return (*([dead_letters] if dead_letters else []), *problems)
+
+    def request_skip(self, request: SkipRequest) -> None:
+        """Ask to skip the record at which a partition halted. Thread-safe.
+
+        If this process owns the partition, the record's dead letter and the result are written in one transaction.
+        The request is forgotten otherwise, or if that fails: ask again until the result is in the log.
+        """
+        self._skip_requests.put(request)
 
     def run(self, stop: threading.Event) -> None:
         """Run until `stop` is set, then leave the group and return.
@@ -254,6 +288,8 @@ class Engine:
         if self._to_restore is not None:
             self._continue_restore(self._to_restore)
             return
+        if not self._skip_requests.empty():
+            self._answer_skip(self._skip_requests.get())
         size = self._slice_runner.size.records
         if not self._backlog:  # with a backlog, the records read during the last commit fill a slice
             self._inputs.read(self._active, self.config.slice_records, READ_TIMEOUT_S)
@@ -311,7 +347,43 @@ class Engine:
         inputs_wait = any(partition.merge_buffer.count() for partition in owned)
         return (size, 0) if inputs_wait and self._slice_count % 2 else (0, size)
 
-    def _run_slice(self, parts: list[PartitionSlice]) -> None:
+    def _answer_skip(self, request: SkipRequest) -> None:
+        """Skip the record or refuse the request, and write the result in the same transaction."""
+        partition = self._owned.get(request.partition)
+        if partition is None or request.command_id in self._answered:
+            return
+        self._slice_runner.discard_prepared()
+        position = f"{request.topic} {request.partition}-{request.offset}"
+        is_there = partition.halted_at == (request.topic, request.offset)
+        part = partition.take_halted_record() if is_there and request.refusal is None else None
+        if part is not None:
+            error = Skipped(f"{request.why} (it had halted: {partition.halted})")
+            self._slice_runner.give_up((request.topic, request.partition, request.offset), error)
+            part.outputs.append(request.result("done", f"skipped {position}; it is a dead letter now"))
+        elif request.may_refuse:
+            state = f"it is halted: {partition.halted}" if partition.halted else "it is not halted"
+            refusal = (
+                request.refusal or f"partition {request.partition} is not halted at this record: {state}"
+            )
+            part = partition.empty_slice()
+            part.outputs.append(request.result("refused", f"{position} was not skipped: {refusal}"))
+        else:
+            return
+        if not self._run_slice([part]):
+            return
+        self._answered.add(request.command_id)
+        if part.records:
+            partition.resume()
+            self._active[partition.number] = partition
+            # Records that arrived during the halt were not kept. Buffered ones are ignored when they come again.
+            self._inputs.start_reading({n: p.positions.offsets for n, p in self._active.items()})
+            for active in self._active.values():
+                active.paused.clear()
+            log.warning("partition resumed", application=self.config.application, skipped=position)
+            self._set_running()
+
+    def _run_slice(self, parts: list[PartitionSlice]) -> bool:
+        """Run a slice. Returns False if its transaction was aborted."""
         try:
             commit = self._transact(parts)
         except TransactionAborted as aborted:
@@ -323,7 +395,7 @@ class Engine:
                 self._blocked = True
                 self._set_waiting(str(aborted))
             self._stop.wait(min(1.0, 0.02 * 2**self._slice_runner.size.aborts))
-            return
+            return False
         self._slice_count += 1
         for part in parts:
             if part.halt is not None:
@@ -337,6 +409,7 @@ class Engine:
                 self._set_running()
             if self._on_commit is not None:
                 self._on_commit(commit)
+        return True
 
     def _transact(self, parts: list[PartitionSlice]) -> CommitStats | None:
         return self._slice_runner.run(parts, self._inputs.group_metadata(), self._work_during_commit)

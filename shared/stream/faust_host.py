@@ -21,11 +21,15 @@ from faust.web import View
 from mode import Service
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from shared.adapters.clock import SystemClock
+from shared.adapters.kafka import KafkaLogReader
 from shared.errors import Fatal
+from shared.kafka_connection import KafkaConnection
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
 from shared.stream.instance import claim_instance
 from shared.stream.rocksdb_store import RocksDBStoreFactory
+from shared.stream.skip_commands import CHECK, SkipCommands
 from shared.stream.slice_runner import CommitStats
 from shared.stream.state_store import DEFAULT_CACHE_MB, MemoryStore, StoreKind
 from shared.stream.step import RereadingStep, Step
@@ -146,6 +150,25 @@ def host_engine(
     app.service(Host)
     _add_views(app, engine)
     return app
+
+
+def add_skip_commands(app: EngineApp, service: str, kafka: KafkaConnection) -> None:
+    """Carry out `skip` commands for as long as the worker runs, and name their status in `/readyz`."""
+    commands = SkipCommands(
+        app.engine, service, lambda topics: KafkaLogReader(kafka, service, topics), SystemClock()
+    )
+
+    class SkipService(Service):
+        """Starts after the engine and stops before it, because it is added after the engine."""
+
+        async def on_start(self) -> None:
+            commands.start()
+
+        async def on_stop(self) -> None:
+            await asyncio.to_thread(commands.stop)
+
+    app.service(SkipService)
+    app.readiness_details[CHECK] = commands.status
 
 
 def _count_commit(application: str, commit: CommitStats) -> None:

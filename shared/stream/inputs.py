@@ -111,13 +111,13 @@ class InputConsumer:
 
     def start_reading(self, positions: Mapping[int, Mapping[str, int]]) -> None:
         """Read each input from its position, or from the beginning if it has none."""
-        self._consumer.assign(
-            [
-                TopicPartition(topic, number, offsets.get(topic, OFFSET_BEGINNING))
-                for number, offsets in positions.items()
-                for topic in self._config.inputs
-            ]
-        )
+        partitions = [
+            TopicPartition(topic, number, offsets.get(topic, OFFSET_BEGINNING))
+            for number, offsets in positions.items()
+            for topic in self._config.inputs
+        ]
+        self._consumer.assign(partitions)
+        self._consumer.resume(partitions)  # a pause outlives the assignment
 
     def read(self, owned: Mapping[int, OwnedPartition], limit: int, timeout: float) -> int:
         """Move records that have arrived into the buffers of `owned`, and return how many.
@@ -166,7 +166,7 @@ class InputConsumer:
                 partition.paused.discard(topic)
 
     def pause(self, partition: OwnedPartition) -> None:
-        """Stop reading the inputs of a partition until it is assigned again."""
+        """Stop reading the inputs of a partition until `start_reading` is called with it."""
         self._consumer.pause([TopicPartition(topic, partition.number) for topic in self._config.inputs])
 
     def group_metadata(self) -> Any:

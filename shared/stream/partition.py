@@ -260,6 +260,25 @@ class OwnedPartition:
             if cursor.done and now >= cursor.retry_completion_at:
                 part.completed_rereads.append(RereadComplete(topic, self.number, time_ms))
 
+    def empty_slice(self) -> PartitionSlice:
+        """Return a part without records, for outputs that do not come from the step."""
+        part = PartitionSlice(self, [], WriteBuffer(self.store, self._max_record_bytes))
+        part.new_positions = self.positions.copy()
+        return part
+
+    def take_halted_record(self) -> PartitionSlice | None:
+        """Return a part of only the record at which the partition halted, or None if it is not the next one."""
+        part = self.empty_slice()
+        part.records = self.merge_buffer.take(1, 1)
+        if [(record.topic, record.offset) for record in part.records] != [self.halted_at]:
+            self.merge_buffer.put_back(part.records)
+            return None
+        record = part.records[0]
+        part.new_positions.offsets[record.topic] = record.offset + 1
+        if record.timestamp <= MAX_MS:
+            part.new_positions.time_ms = max(part.new_positions.time_ms, record.timestamp)
+        return part
+
     def shorten(self, part: PartitionSlice, count: int) -> None:
         """Keep the first `count` records of a part, and return all others and the notifications to the buffers."""
         kept = max(0, count - len(part.records))
@@ -282,8 +301,9 @@ class OwnedPartition:
             self.positions.time_ms, *(r.timestamp for r in part.records if r.timestamp <= MAX_MS), 0
         )
 
-    def begin_again(self) -> None:
-        """Forget buffered records: the inputs are read from the positions again."""
+    def resume(self) -> None:
+        """End the halt and forget buffered records: the inputs are read from the positions again."""
+        self.halted = self.halted_at = None
         self.merge_buffer = MergeBuffer(self.merge_buffer.topics)
         self._ends.clear()
         self.paused.clear()

@@ -13,7 +13,7 @@ from confluent_kafka import TopicPartition
 
 from shared.dead_letter_replay import parse_replay_mark
 from shared.dead_letters import DeadLetterRate, error_class, is_unexpected, make_dead_letter, record_size
-from shared.errors import Oversized, RefusedByBroker
+from shared.errors import Oversized, RefusedByBroker, Rejected
 from shared.ports import Clock
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
@@ -146,6 +146,10 @@ class SliceRunner:
         if self._prepared is not None:
             self._roll_back_slice(self._prepared)
             self._prepared = None
+
+    def give_up(self, record: RecordId, error: Rejected) -> None:
+        """Make a record a dead letter with this error when its slice is run, without passing it through the step."""
+        self._given_up.setdefault(record, _GivenUp(error, False))
 
     def run(
         self, parts: list[PartitionSlice], group: Any, meanwhile: Callable[[], None] = lambda: None

@@ -33,7 +33,7 @@ from shared.adapters.in_memory import (
     InMemoryPublisher,
 )
 from shared.adapters.topic_follower import TopicFollower
-from shared.commands import COMMAND, Replay
+from shared.commands import COMMAND, Replay, Skip
 from shared.dead_letters import make_dead_letter
 from shared.errors import Malformed, Oversized
 from shared.events import parse_union
@@ -205,6 +205,20 @@ def test_result_of_a_replay_counts_replayed_dead_letters(console: ConsoleFixture
     assert call("dead_letter", positions[0]).replayed_by == command.command_id
 
 
+def test_skip_is_a_command_with_its_record_and_reason(console: ConsoleFixture, call: CallClient) -> None:
+    command = call("skip", "feedback.events", 3, 1042, "wrong data of an import")
+    (record,) = console.log.records("operator.commands")
+    skip = parse_union(COMMAND, record.value)
+    assert isinstance(skip, Skip)
+    assert (skip.command_id, skip.topic, skip.partition, skip.offset, skip.reason) == (
+        command.command_id,
+        "feedback.events",
+        3,
+        1042,
+        "wrong data of an import",
+    )
+
+
 # --- the command line ----------------------------------------------------------------------------------------
 
 
@@ -293,6 +307,17 @@ def test_replay_waits_and_prints_the_result(console: ConsoleFixture) -> None:
     assert (result.exit_code, result.stdout) == (0, "done replayed 2 dead letters: 2 to feedback.events\n")
     assert executed[0].positions == tuple(reversed(positions))
     assert loopwright(console, "replay", "--all", "--yes").stdout == "nothing to replay\n"
+
+
+def test_skip_from_the_command_line_needs_a_reason_and_a_confirmation(console: ConsoleFixture) -> None:
+    skip = ["skip", "feedback.events", "3-1042", "--no-wait"]
+    assert loopwright(console, *skip, "--yes").exit_code == 2
+    refused = loopwright(console, *skip, "--reason", "an import")
+    assert (refused.exit_code, "--yes" in refused.stderr) == (2, True)
+    assert loopwright(console, "skip", "feedback.events", "3/1042", "--reason", "x", "--yes").exit_code == 2
+    assert console.log.records("operator.commands") == []
+    assert loopwright(console, *skip, "--reason", "an import", "--yes").exit_code == 0
+    assert len(console.log.records("operator.commands")) == 1
 
 
 @pytest.mark.parametrize("text", ["yesterday", "3w", "-1h", "2026-13-01"])

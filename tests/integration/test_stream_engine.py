@@ -17,7 +17,7 @@ from shared.errors import Fatal, Fenced, Misconfigured
 from shared.kafka_connection import KafkaConnection
 from shared.partitioning import partition_for
 from shared.records import Output, Record
-from shared.stream.engine import Engine
+from shared.stream.engine import Engine, SkipRequest
 from shared.stream.slice_runner import CommitStats
 from shared.stream.state_store import MemoryStore
 from shared.stream.step import State, Tick
@@ -103,6 +103,46 @@ def test_too_many_errors_halt_only_their_partition(rig: Rig) -> None:
         assert engine.partitions()[0].positions[rig.a] == 10
     assert len(rig.read(rig.dead)) == 10
     assert violations(rig, good | more) == []
+
+
+def test_halted_partition_continues_without_the_records_that_a_person_skips(rig: Rig) -> None:
+    rig.create()
+    keys = [key for key in (f"k{k}" for k in range(400)) if partition_for(key.encode(), 2) == 0]
+    rig.send(rig.a, [(key, f"bug {key}") for key in keys[:12]])
+    good = {f"e{key}": key for key in keys[20:120]}
+    rig.send(rig.a, as_records(good))
+    engine = Engine(
+        rig.config(dead_letter_limit=DeadLetterLimit(window=100, max_count=10)), counting_step(rig.out)
+    )
+
+    def skip(offset: int) -> SkipRequest:
+        return SkipRequest(
+            command_id=f"skip-{offset}",
+            topic=rig.a,
+            partition=0,
+            offset=offset,
+            why="skipped by a test",
+            result=lambda status, message: Output(
+                rig.dead, b"result", f"{status}: {message}".encode(), (), 0
+            ),
+        )
+
+    with running(engine):
+        until(lambda: engine.state == "halted", "halting")
+        engine.request_skip(skip(3))
+        engine.request_skip(skip(10))
+        until(lambda: f"{rig.a} offset 11" in engine.reason, "the next halt")
+        late = {f"l{key}": key for key in keys[20:40]}
+        rig.send(rig.b, as_records(late))  # read while the partition is halted, and not lost
+        engine.request_skip(skip(11))
+        until(lambda: engine.ready, "processing")
+        until(lambda: engine.partitions()[0].positions == {rig.a: 112, rig.b: 20}, "all of it")
+    letters = rig.read(rig.dead)
+    results = [message.value().decode() for message in letters if message.key() == b"result"]
+    assert [result.split(":")[0] for result in results] == ["refused", "done", "done"]
+    classes = [dict(message.headers())["dl_class"] for message in letters if message.key() != b"result"]
+    assert classes == [b"LookupError"] * 10 + [b"skipped"] * 2
+    assert violations(rig, good | late) == []
 
 
 def test_garbage_without_end_halts_nothing(rig: Rig) -> None:

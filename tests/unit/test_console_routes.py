@@ -22,7 +22,7 @@ from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
 from shared.adapters.origin_check import Forbidden, check_request_origin
 from shared.adapters.topic_follower import TopicFollower
-from shared.commands import COMMAND, CommandResult
+from shared.commands import COMMAND, CommandResult, Skip
 from shared.errors import BrokerUnavailable
 from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
 from shared.live_status import CollectedStatus, RunProgress
@@ -33,6 +33,13 @@ from shared.versions import ModelVersion, RolloutRecord, VersionRef
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 BASE = VersionRef(version="assistant@base-00000000", kind="base", digest="0" * 64)
 PROMOTE = {"kind": "promote", "line": "assistant", "version": BASE.version}
+SKIP = {
+    "kind": "skip",
+    "topic": "feedback.events",
+    "partition": 3,
+    "offset": 1042,
+    "reason": "wrong data of an import",
+}
 
 
 COLLECTED = CollectedStatus(
@@ -156,6 +163,16 @@ async def test_line_can_be_chosen_and_must_be_valid(api: ConsoleApi) -> None:
     problem(await api.http.get("/api/status?line=NO"), 422, "invalid")
 
 
+async def test_skip_is_recorded_with_its_record_and_reason(api: ConsoleApi) -> None:
+    assert (await api.http.post("/api/commands", json=SKIP)).status_code == 202
+    (record,) = api.log.records("operator.commands")
+    command = parse_union(COMMAND, record.value)
+    assert isinstance(command, Skip)
+    assert (command.topic, command.partition, command.offset) == ("feedback.events", 3, 1042)
+    assert command.reason == "wrong data of an import"
+    assert command.issued_by == "operator"
+
+
 async def test_accepted_command_is_in_the_log_and_gets_its_result(api: ConsoleApi) -> None:
     accepted = await api.http.post("/api/commands", json=PROMOTE)
     assert accepted.status_code == 202
@@ -185,6 +202,11 @@ async def test_accepted_command_is_in_the_log_and_gets_its_result(api: ConsoleAp
         ({"kind": "shout"}, 422, "unknown_kind"),
         ({"kind": "replay", "positions": ["a/0/1"]}, 422, "malformed"),
         ({"kind": "replay", "positions": []}, 422, "malformed"),
+        ({"kind": "skip"}, 422, "malformed"),
+        (SKIP | {"reason": ""}, 422, "malformed"),
+        (SKIP | {"topic": "training.batches"}, 422, "malformed"),
+        (SKIP | {"offset": -1}, 422, "malformed"),
+        ({"kind": "pause", "reason": "why not"}, 422, "malformed"),
         ({"kind": "promote", "version": "assistant@v9-99999999"}, 404, "unknown_version"),
         ({"kind": "pin", "version": BASE.version, "line": "other"}, 404, "unknown_version"),
         ({"kind": "rollback", "version": "assistant@v9-99999999"}, 404, "unknown_version"),

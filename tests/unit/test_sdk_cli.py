@@ -37,6 +37,7 @@ COMMANDS = [
     "dead-letters list",
     "dead-letters show",
     "dead-letters replay",
+    "dead-letters skip",
     "quarantine list",
     "quarantine release",
 ]

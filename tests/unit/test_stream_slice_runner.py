@@ -16,7 +16,7 @@ from shared.errors import Malformed
 from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
-from shared.stream.engine import Engine
+from shared.stream.engine import Engine, SkipRequest
 from shared.stream.partition import OwnedPartition
 from shared.stream.state_store import MemoryStore
 from shared.stream.step import State, Tick
@@ -31,6 +31,7 @@ class FakeTransactions:
     def __init__(self, refuses: Callable[[Output], bool], failure: Callable[[], TransactionAborted]) -> None:
         self.log: list[Output] = []
         self.attempts = 0
+        self.refuse_next = False
         self._open: list[Output] = []
         self._refuses, self._failure = refuses, failure
 
@@ -54,8 +55,8 @@ class FakeTransactions:
     ) -> None:
         self.attempts += 1
         meanwhile()
-        if any(self._refuses(output) for output in self._open):
-            self._open = []
+        if self.refuse_next or any(self._refuses(output) for output in self._open):
+            self._open, self.refuse_next = [], False
             raise self._failure()
         before_commit()
         self.log += self._open
@@ -90,6 +91,7 @@ class EngineDriver:
         self.overlapped = False
         """Whether a slice was processed while another was being committed."""
         self.transactions = FakeTransactions(refuses, failure)
+        self.added: dict[int, list[Record]] = {0: [], 1: []}
         self.clock = ManualClock()
         self.engine: Any = Engine(config, step, clock=self.clock)
         self.engine._stop = SimpleNamespace(wait=lambda _seconds: None)
@@ -114,8 +116,18 @@ class EngineDriver:
         """Add input records, the last of which is the end of the input."""
         merge = self.engine._owned[partition].merge_buffer
         for offset, value in enumerate(values):
-            merge.add(Record("in", partition, offset, 1, value if distinct_keys else b"k", value))
+            record = Record("in", partition, offset, 1, value if distinct_keys else b"k", value)
+            merge.add(record)
+            self.added[partition].append(record)
         merge.mark_end("in")
+
+    def read_again(self, positions: dict[int, dict[str, int]]) -> None:
+        """Read the records of partitions again from their positions, as after a new assignment."""
+        for number, offsets in positions.items():
+            merge = self.engine._owned[number].merge_buffer
+            for record in self.added[number][offsets.get("in", 0) :]:
+                merge.add(record)
+            merge.mark_end("in")
 
     def run_slices(self, times: int) -> None:
         for _ in range(times):
@@ -302,6 +314,94 @@ def test_too_many_errors_halt_their_partition_before_the_next_record() -> None:
     assert [v for v in driver.committed("out") if v and v.startswith(b"w")] == values(300, b"w")
     assert [v for v in driver.committed("out") if v and v.startswith(b"v")] == values(10)
     assert partition.merge_buffer.count() == 481
+
+
+def halted_driver() -> EngineDriver:
+    driver = EngineDriver(buggy, lambda _output: False)
+    driver.engine._inputs.start_reading = driver.read_again
+    driver.add(0, *values(22, b"bug"), b"last", distinct_keys=True)
+    driver.run_slices(100)
+    assert driver.engine._owned[0].halted_at == ("in", 20)
+    return driver
+
+
+def request(offset: int, command_id: str = "c1", **options: Any) -> SkipRequest:
+    return SkipRequest(
+        command_id=command_id,
+        topic="in",
+        partition=0,
+        offset=offset,
+        why="skipped by Ann: an import",
+        result=lambda status, message: Output(
+            "results", command_id.encode(), f"{status}: {message}".encode()
+        ),
+        **options,
+    )
+
+
+def test_skipped_record_becomes_a_dead_letter_and_the_partition_continues() -> None:
+    driver = halted_driver()
+    driver.engine._answer_skip(request(20))
+    assert driver.committed("results") == [b"done: skipped in 0-20; it is a dead letter now"]
+    assert driver.committed("dead")[-1] == b"bug20"
+    letter = next(output for output in reversed(driver.transactions.log) if output.topic == "dead")
+    assert dict(letter.headers)["dl_class"] == b"skipped"
+    assert b"by Ann: an import" in dict(letter.headers)["dl_message"]
+    assert driver.engine.state == "running"
+    driver.run_slices(50)
+    assert driver.engine._owned[0].halted_at == ("in", 21), "each further record needs its own decision"
+    driver.engine._answer_skip(request(21, "c2"))
+    driver.run_slices(50)
+    assert driver.committed("out") == [b"last"]
+    assert driver.committed("dead") == values(22, b"bug")
+
+
+def test_repeated_skip_changes_nothing() -> None:
+    driver = halted_driver()
+    driver.engine._answer_skip(request(20))
+    driver.engine._answer_skip(request(20))
+    assert len(driver.committed("results")) == 1
+
+
+def test_skip_of_another_record_is_refused_with_the_reason() -> None:
+    driver = halted_driver()
+    driver.engine._answer_skip(request(19))
+    (result,) = driver.committed("results")
+    assert result is not None
+    assert result.startswith(b"refused: in 0-19 was not skipped: partition 0 is not halted at this record")
+    assert b"halted at in offset 20" in result
+    assert driver.engine._owned[0].halted_at == ("in", 20)
+    assert driver.committed("dead") == values(20, b"bug")
+
+
+def test_skip_in_a_running_partition_is_refused_only_when_it_may_be() -> None:
+    driver = EngineDriver(echo, lambda _output: False)
+    driver.add(0, *values(5))
+    driver.run_slices(3)
+    driver.engine._answer_skip(request(5, may_refuse=False))
+    assert driver.committed("results") == []
+    driver.engine._answer_skip(request(5))
+    assert b"it is not halted" in (driver.committed("results")[0] or b"")
+    driver.engine._answer_skip(request(5, "c3", refusal="the command is older than a day"))
+    assert b"older than a day" in (driver.committed("results")[1] or b"")
+
+
+def test_skip_of_a_partition_of_another_process_is_left_to_it() -> None:
+    driver = EngineDriver(echo, lambda _output: False)
+    del driver.engine._owned[0]
+    driver.engine._answer_skip(request(5))
+    assert driver.transactions.log == []
+
+
+def test_aborted_skip_leaves_the_partition_halted_and_can_be_repeated() -> None:
+    driver = halted_driver()
+    driver.transactions.refuse_next = True
+    driver.engine._answer_skip(request(20))
+    assert driver.engine._owned[0].halted_at == ("in", 20)
+    assert driver.committed("results") == []
+    driver.engine._answer_skip(request(20))
+    assert len(driver.committed("results")) == 1
+    assert driver.committed("dead") == values(21, b"bug")
 
 
 def test_many_errors_of_one_key_do_not_halt() -> None:

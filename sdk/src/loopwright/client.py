@@ -357,7 +357,7 @@ class Loopwright:
         raised it may have been accepted: call again with the `command_id` of the error.
 
         Args:
-            kind: Kind of command. For `replay` and `release`, use the methods of that name.
+            kind: Kind of command. For `replay`, `skip` and `release`, use the methods of that name.
             line: The line; the default is the console's own.
             version: The version, for `promote`, `rollback`, `pin`, `reproduce` and `gate_again`.
             leaving: For `rollback`: the version to roll back from. If another one serves, nothing changes.
@@ -462,6 +462,39 @@ class Loopwright:
 
         """
         return self._issue({"kind": "replay", "positions": list(positions), "line": line}, command_id)
+
+    def skip(
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        reason: str,
+        *,
+        line: str | None = None,
+        command_id: str | None = None,
+    ) -> Command:
+        """Issue a command that lets a halted partition continue without the record at which it stopped.
+
+        The record becomes a dead letter. The command is refused if the partition is not halted at this record.
+
+        Args:
+            topic: Topic of the record.
+            partition: The halted partition.
+            offset: Offset of the record, as `/readyz` of the processor or the rollout names it.
+            reason: Why the record may be skipped; it is kept with the command.
+            line: The line; the default is the console's own.
+            command_id: Id of the command; the default is a new one.
+
+        """
+        command = {
+            "kind": "skip",
+            "topic": topic,
+            "partition": partition,
+            "offset": offset,
+            "reason": reason,
+            "line": line,
+        }
+        return self._issue(command, command_id)
 
     def quarantine(self, line: str | None = None) -> Quarantine:
         """Return the events that were kept out of training and can be released: ids and reasons, no text."""

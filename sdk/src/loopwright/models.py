@@ -20,6 +20,7 @@ CommandKind = Literal[
     "gate_again",
     "collect_garbage",
     "replay",
+    "skip",
 ]
 """Kinds of operator commands. A deployment rejects kinds that none of its services executes."""
 

@@ -20,6 +20,7 @@ KINDS: Final[tuple[str, ...]] = tuple(
 )
 DRY_RUN_KINDS: Final = ("train_now", "collect_garbage")
 """Kinds of command that have a dry run."""
+SKIP_FIELDS: Final = ("topic", "partition", "offset", "reason")
 MAX_FAULTS: Final = 5
 
 
@@ -47,6 +48,10 @@ class CommandRequest(BaseModel):
     positions: list[Annotated[str, Field(pattern=POSITION_PATTERN)]] | None = Field(
         None, description="Positions of dead letters, as `<partition>-<offset>`."
     )
+    topic: str | None = Field(None, max_length=128, description="For skip: the topic of the record.")
+    partition: int | None = Field(None, description="For skip: the halted partition.")
+    offset: int | None = Field(None, description="For skip: the offset of the record at which it halted.")
+    reason: str | None = Field(None, max_length=500, description="For skip: why the record may be skipped.")
 
 
 class UnknownKind(Rejected):
@@ -120,6 +125,9 @@ def to_command(
         )
     if request.leaving is not None and request.kind != "rollback":
         raise Malformed(f"leaving is not available for {request.kind}: leave it out, or use it with rollback")
+    for name in SKIP_FIELDS if request.kind != "skip" else ():
+        if getattr(request, name) is not None:
+            raise Malformed(f"{name} is not available for {request.kind}: leave it out, or use it with skip")
     line = request.line or line
     fields: dict[str, Any] = request.model_dump(mode="json", exclude_none=True)
     fields = {"command_id": command_id} | fields | {"line": line, "issued_at": now.isoformat()}

@@ -187,6 +187,51 @@ def replay(
         print_result(loop, command, "replay", timeout if wait else None, as_json)
 
 
+@app.command("skip")
+def skip(
+    context: typer.Context,
+    topic: Annotated[
+        str, typer.Argument(help="Topic of the record, for example feedback.events.", show_default=False)
+    ],
+    position: Annotated[
+        str,
+        typer.Argument(
+            help="Partition and offset of the record at which the partition halted, for example 3-1042: /readyz of "
+            "the processor or the rollout names them.",
+            show_default=False,
+        ),
+    ],
+    reason: Annotated[
+        str, typer.Option("--reason", help="Why the record may be skipped. It is kept with the command.")
+    ],
+    yes: AssumeYes = False,
+    command_id: CommandId = None,
+    wait: Wait = True,
+    timeout: ResultTimeout = 120.0,
+    line: LineName = None,
+    console_url: ConsoleUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a halted partition continue without the record at which it stopped.
+
+    The record becomes a dead letter, so it can be replayed later. If the partition is not halted at this record, the
+    command is refused and nothing changes.
+
+    Example: loopwright dead-letters skip feedback.events 3-1042 --reason "wrong data of an import"
+    """
+    found = re.fullmatch(r"([0-9]{1,4})-([0-9]{1,18})", position)
+    if found is None:
+        raise typer.BadParameter(
+            f"{position!r} is not a position: expected PARTITION-OFFSET, for example 3-1042"
+        )
+    if not yes:
+        require_terminal()
+        typer.confirm(f"Continue partition {found[1]} without {topic} {position}?", abort=True, err=True)
+    with connect(context, as_json, console_url=console_url) as loop:
+        command = loop.skip(topic, int(found[1]), int(found[2]), reason, line=line, command_id=command_id)
+        print_result(loop, command, "skip", timeout if wait else None, as_json)
+
+
 def _find(
     loop: Loopwright,
     limit: int,
