@@ -13,7 +13,7 @@ Keys are ordered by their bytes:
 | `t/<version>/<user_id>` | the newest tally, in the bytes that were sent |
 | `y/<date>/<version>/<user_id>` | empty: the index of tallies by the date of their newest change |
 | `m/clock` | `StreamClock`: stream time, and when something is due |
-| `m/erasing`, `e/`, `f/`, `g/`, `r/`, `w/` | erasures: see `erasure/process.py` |
+| `m/erasing`, `e/`, `f/`, `g/`, `q/`, `r/`, `w/` | erasures: see `erasure/tasks.py` |
 
 Different ids never share a key: `/` and `%` in versions and users are percent-encoded, and lines contain neither.
 
