@@ -18,7 +18,7 @@ from services.trainer.dataset import snapshot
 from services.trainer.run import run_table
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.cloudevents import cloudevent
-from shared.commands import Command, CommandResult, Reproduce, TrainNow
+from shared.commands import Command, CommandResult, GateAgain, Reproduce, TrainNow
 from shared.events import Batch, ErasureReport
 from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
@@ -189,6 +189,13 @@ class TrainerLine:
     def reproduce(self, name: str, version: str, *, seconds: float) -> CommandResult:
         """Send a command to reproduce a version and return its only result."""
         command = Reproduce(
+            line=self.line, command_id=f"{self.line}-{name}", issued_at=datetime.now(UTC), version=version
+        )
+        return self.execute(command, seconds=seconds)
+
+    def gate_again(self, name: str, version: str, *, seconds: float) -> CommandResult:
+        """Send a command to gate a version again and return its only result."""
+        command = GateAgain(
             line=self.line, command_id=f"{self.line}-{name}", issued_at=datetime.now(UTC), version=version
         )
         return self.execute(command, seconds=seconds)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Final
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Final
 
 from fastapi import FastAPI
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -17,35 +19,31 @@ from services.trainer.dataset import batch_table
 from services.trainer.gate.golden import read_golden_set
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
-from services.trainer.versions.publish import SERVICE, VersionLog, transactional_id
+from services.trainer.versions.publish import SERVICE, VersionLog, lease_group, transactional_id
 from services.trainer.worker import launcher
 from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import find_base
 from shared.adapters.clock import SystemClock
+from shared.adapters.group_lease import GroupLease
 from shared.adapters.http import ServerThread, add_service_routes
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import check_partitions
 from shared.entry_point import run_service
-from shared.errors import BrokerUnavailable
+from shared.errors import BrokerUnavailable, Fenced, Misconfigured
 from shared.telemetry import Readiness
+from shared.topics import OPERATOR_COMMANDS
 
 KAFKA_TIMEOUT_S: Final = 60.0
 """How long a start waits for the broker."""
+RETRY_S: Final = 1.0
 
 
 def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
-    """Build the trainer with its real adapters. Waits for the broker up to `KAFKA_TIMEOUT_S`."""
+    """Build the trainer with its real adapters. From then on, any other trainer of the line is fenced."""
     kafka = settings.kafka
     base = find_base(settings.base_model)
     readiness.set("base model", True, base.name)
-    retrying = Retrying(
-        retry=retry_if_exception_type(BrokerUnavailable),
-        stop=stop_after_delay(KAFKA_TIMEOUT_S),
-        wait=wait_fixed(1.0),
-        reraise=True,
-    )
-    retrying(check_partitions, kafka, settings.partitions)
     db = open_database(settings.folder)
     trainer = Trainer(
         settings=settings,
@@ -84,18 +82,71 @@ def run(settings: TrainerSettings) -> None:
         signal.signal(number, lambda *_: stopping.set())
     if settings.golden is not None:
         read_golden_set(settings.golden)  # a file with errors stops the start, not the first gate
-    lock = lock_folder(settings.folder)
-    readiness = Readiness("base model", "kafka")
+    readiness = Readiness("line", "base model", "kafka")
     app = add_service_routes(FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness)
     add_gate_routes(add_lineage_routes(app, lineage_queries(settings)), settings)
     server = ServerThread(app, settings.host, settings.port)
     server.start()
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        run_as_only_trainer(settings, readiness, stopping, stack)
+
+
+def run_as_only_trainer(
+    settings: TrainerSettings, readiness: Readiness, stopping: threading.Event, stack: ExitStack
+) -> None:
+    """Stand by until no other trainer uses the folder or works for the line. Then run the trainer.
+
+    Raises:
+        Fenced: another trainer took over the line while this one was cut off from Kafka.
+
+    """
+    lock = wait_for_folder(settings.folder, readiness, stopping)
+    if lock is None:
+        return
+    stack.callback(lock.close)
+    wait_for_topics(settings)
+    lease = GroupLease(
+        settings.kafka, lease_group(settings.line), OPERATOR_COMMANDS, SERVICE, on_taken=stopping.set
+    )
+    stack.callback(lease.close)
+    readiness.set(
+        "line", False, f"standing by: waiting until no other trainer works for line {settings.line}"
+    )
+    if not lease.wait(stopping):
+        return
+    readiness.set("line", True, settings.line)
     trainer = build(settings, readiness)
     readiness.watch("log", lambda: trainer.problem)
     readiness.watch("publisher", lambda: trainer.publisher.problem)
     trainer.run(stopping)
-    server.stop()
-    lock.close()
+    if lease.taken:
+        raise Fenced(
+            f"another trainer took over line {settings.line} while this one was cut off from Kafka: start it again, "
+            "and it stands by"
+        )
+
+
+def wait_for_folder(folder: Path, readiness: Readiness, stopping: threading.Event) -> IO[str] | None:
+    """Lock the trainer's folder, when no other trainer uses it any more. Returns None if stopped before."""
+    while not stopping.is_set():
+        try:
+            return lock_folder(folder)
+        except Misconfigured as taken:
+            readiness.set("line", False, f"standing by: {taken}")
+            stopping.wait(RETRY_S)
+    return None
+
+
+def wait_for_topics(settings: TrainerSettings) -> None:
+    """Wait for the broker up to `KAFKA_TIMEOUT_S`, and check the topics."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(BrokerUnavailable),
+        stop=stop_after_delay(KAFKA_TIMEOUT_S),
+        wait=wait_fixed(RETRY_S),
+        reraise=True,
+    )
+    retrying(check_partitions, settings.kafka, settings.partitions)
 
 
 def main() -> None:

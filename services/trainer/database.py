@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS commands (
     kind TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS release_orders (
     command_id TEXT, response_id TEXT, PRIMARY KEY (command_id, response_id));
-CREATE TABLE IF NOT EXISTS reproduce_orders (command_id TEXT PRIMARY KEY, version TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS command_versions (command_id TEXT PRIMARY KEY, version TEXT NOT NULL);
 
 -- Erasure requests, what the processor reported of them, and the runs that they affect (erasure/requests.py).
 CREATE TABLE IF NOT EXISTS erasures (

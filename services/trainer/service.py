@@ -22,7 +22,9 @@ from services.trainer.commands.artifact_gc import ArtifactCollector
 from services.trainer.commands.command_table import CommandKind, CommandTable
 from services.trainer.commands.dry_run import dry_run_message
 from services.trainer.commands.export import NEVER_TRAINS, Exporter
+from services.trainer.commands.gate_again import GateRepeater
 from services.trainer.commands.reproduce import Reproducer
+from services.trainer.commands.version_task import VersionTask
 from services.trainer.console_status import console_status
 from services.trainer.consumer import TrainerConsumer
 from services.trainer.core.trigger import Decision, NewData, decide
@@ -88,6 +90,7 @@ class Trainer:
     erasures: ErasureHandler = field(init=False)
     exporter: Exporter = field(init=False)
     reproducer: Reproducer = field(init=False)
+    gate_repeater: GateRepeater = field(init=False)
     artifact_collector: ArtifactCollector = field(init=False)
     supervisor: RunSupervisor = field(init=False)
 
@@ -99,8 +102,13 @@ class Trainer:
         )
         self.erasures = ErasureHandler(line, db, settings.runs, settings.exports, self.versions, self.clock)
         self.exporter = Exporter(settings, db, self.clock)
-        self.reproducer = Reproducer(
-            settings, self.base, db, self.commands, self.store, self.versions.line_records
+        shared = (settings, self.base, db, self.commands, self.store, self.versions.line_records)
+        self.reproducer = Reproducer(*shared, launcher.start_reproduction)
+        self.gate_repeater = GateRepeater(
+            *shared,
+            launcher.start_gate_again,
+            stable=lambda: self.versions.stable(self.base.ref(line)),
+            publish=self.versions.publish_gate,
         )
         self.artifact_collector = ArtifactCollector(
             settings, db, self.commands, self.store, self.versions.all_lines, self.clock
@@ -110,14 +118,23 @@ class Trainer:
     def run(self, stopping: threading.Event) -> None:
         """Run until `stopping` is set. Then stop the run's process, which the next start resumes."""
         self.versions.announce_base(self.base, self.clock.now_ms())
-        self.reproducer.stop()  # removes the folder that a crash may have left
+        self._stop_version_tasks()  # removes the folders that a crash may have left
         try:
             while not stopping.is_set():
                 if not self.run_once():
                     stopping.wait(DISK_FULL_WAIT_S)
         finally:
             self.supervisor.stop()
-            self.reproducer.stop()
+            self._stop_version_tasks()
+
+    @property
+    def version_tasks(self) -> tuple[VersionTask, ...]:
+        """What works on published versions, one at a time."""
+        return (self.gate_repeater, self.reproducer)
+
+    def _stop_version_tasks(self) -> None:
+        for task in self.version_tasks:
+            task.stop()
 
     def run_once(self) -> bool:
         """Read new records and take one step.
@@ -170,7 +187,7 @@ class Trainer:
                 if caught_up:
                     self._maybe_export()
             elif run is None:
-                if caught_up and not self.reproducer.busy:
+                if caught_up and not any(task.busy for task in self.version_tasks):
                     self._maybe_start_run()
             elif run.stage == RunStage.GATED:
                 self._publish(run)
@@ -189,7 +206,7 @@ class Trainer:
         """Apply the erasures that are due. `erasure/handler.py` states what holds afterwards."""
         due = self.erasures.due_targets()
         if due:
-            self.reproducer.stop()
+            self._stop_version_tasks()
             self._abort_for_erasure(due)
             run = run_table.open_run(self.db)
             self.erasures.apply(due, run.config.run_id if run is not None else None)
@@ -232,7 +249,9 @@ class Trainer:
             self.new_data = None
         if pending := self.commands.pending(CommandKind.DRY_RUN):
             self.commands.settle(pending, "done", self._dry_run_message(run))
-        self.reproducer.step(may_start=run is None)
+        for task in self.version_tasks:
+            idle = not any(other.busy for other in self.version_tasks if other is not task)
+            task.step(may_start=run is None and idle)
         self.artifact_collector.run_commands()
 
     def _dry_run_message(self, run: Run | None) -> str:

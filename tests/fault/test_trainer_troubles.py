@@ -91,7 +91,7 @@ def user_is_erased_while_the_run_is_killed(disturbed: DisturbedTrainer, undistur
 
 
 def second_trainer_takes_over_the_line(disturbed: DisturbedTrainer, undisturbed: Path) -> None:
-    """The first trainer freezes, a second one takes over its line, and the first one ends without publishing."""
+    """The first trainer freezes, the second one stops standing by, and the first one ends without publishing."""
     trainer = disturbed.trainer
     other = TrainerLine(
         trainer.kafka, trainer.redis_url, trainer.model, undisturbed.with_name("other"), trainer.line
@@ -104,9 +104,9 @@ def second_trainer_takes_over_the_line(disturbed: DisturbedTrainer, undisturbed:
         with running("trainer", other.folder, waiting):
             first.child.send_signal(signal.SIGCONT)
             assert first.child.wait(STAGE_S) == 1
-            assert "another trainer took over the line" in first.log.read_text()
+            assert f"another trainer took over line {trainer.line}" in first.log.read_text()
             assert trainer.trained_versions() == []
-    # The trainer that started last owns the line, so the first one continues its run.
+    # The second one has left, so the first one continues its run.
     with running("trainer", trainer.folder, trainer.env()):
         trainer.wait_for_version(STAGE_S)
     assert disturbed.judge(undisturbed) == []

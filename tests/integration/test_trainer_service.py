@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from safetensors import safe_open
 
+from deploy.local.ports import HOST, choose_ports
+from deploy.local.processes import Program, spawn, tail, terminate
 from services.trainer.database import lock_folder
 from services.trainer.dataset import data_card, snapshot
 from services.trainer.erasure.redact_run import rows_of
@@ -22,8 +29,8 @@ from shared.adapters.topic_admin import create_topics
 from shared.errors import Fenced, Misconfigured
 from shared.kafka_connection import KafkaConnection
 from shared.topics import DEAD_LETTERS
-from tests.integration.service_process import running
-from tests.trainer_fixture import PARTITIONS, TrainerLine
+from tests.integration.service_process import ROOT, running
+from tests.trainer_fixture import PARTITIONS, TrainerLine, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +92,33 @@ def test_reproduced_version_is_equal_bit_by_bit(trainer_line: TrainerLine) -> No
 
 
 @pytest.mark.timeout(400)
+def test_version_is_gated_again_and_published_with_the_new_report(trainer_line: TrainerLine) -> None:
+    if not trainer_line.trained_versions():
+        trainer_line.send_corrections(users=30, each=2)
+    with running("trainer", trainer_line.folder, trainer_line.env()):
+        version = trainer_line.wait_for_version(seconds=200)
+        result = trainer_line.gate_again("gate", version.ref.version, seconds=200)
+    assert result.status == "done", result.message
+    first, second = trainer_line.trained_versions()
+    assert first.gate is not None
+    assert second.gate is not None
+    assert (first.gate.number, second.gate.number) == (1, 2)
+    assert second.model_copy(update={"gate": first.gate}) == first
+    assert [figure.model_dump() for figure in second.gate.figures] == [
+        figure.model_dump() for figure in first.gate.figures
+    ], "the same items, the same versions, the same answers"
+    assert list((trainer_line.folder / "data").rglob("gates")) == [], "its copy of the rows is deleted"
+
+
+@pytest.mark.timeout(400)
 def test_erased_users_text_is_in_no_file_of_the_trainer(trainer_line: TrainerLine) -> None:
     """I11: and the erasure report names the version that was trained on it."""
     if not trainer_line.trained_versions():
         trainer_line.send_corrections(users=30, each=2)
         with running("trainer", trainer_line.folder, trainer_line.env()):
             trainer_line.wait_for_version(seconds=200)
-    (version,) = trainer_line.trained_versions()
+    published = trainer_line.trained_versions()
+    version = published[-1]
     folder = next(trainer_line.folder.rglob("snapshot.json")).parent
     user = snapshot.read_rows(folder)[0].row.user_id
     with running("trainer", trainer_line.folder, trainer_line.env()):
@@ -107,7 +134,7 @@ def test_erased_users_text_is_in_no_file_of_the_trainer(trainer_line: TrainerLin
     database = trainer_line.folder / "data" / "trainer" / trainer_line.line / "trainer.sqlite3"
     assert f'"user_id":"{min(remaining)}"'.encode() in database.read_bytes()
     assert f'"user_id":"{user}"'.encode() not in database.read_bytes()
-    assert trainer_line.trained_versions() == [version], "nothing was trained or published again"
+    assert trainer_line.trained_versions() == published, "nothing was trained or published again"
 
 
 def _check_artifact(trainer_line: TrainerLine) -> None:
@@ -140,6 +167,40 @@ def test_second_trainer_of_a_line_fences_the_first(kafka: str, tmp_path: Path, f
     assert second.announce_base(base, 0)
     assert not second.announce_base(base, 0)
     assert [version.ref for version in second.versions()] == [base.ref(fresh)]
+
+
+@pytest.mark.timeout(200)
+def test_second_trainer_stands_by_until_the_first_is_killed(
+    kafka: str, redis_url: str, tiny_model: Path, tmp_path: Path, fresh: str
+) -> None:
+    create_topics(KafkaConnection(kafka), PARTITIONS)
+    folders = [tmp_path / "first", tmp_path / "second"]
+    lines = [TrainerLine(kafka, redis_url, tiny_model, folder, fresh) for folder in folders]
+    with running("trainer", folders[0], lines[0].env()) as first:
+        port = choose_ports({"trainer": 0})["trainer"]
+        env = lines[1].env() | {"LOOPWRIGHT_TRAINER_PORT": str(port)}
+        log = folders[1] / "trainer.log"
+        argv = [sys.executable, "-m", "services.trainer"]
+        child = spawn(Program("trainer", argv, env, cwd=ROOT), folder=folders[1], log=log)
+
+        def line_check() -> str:
+            with suppress(httpx.TransportError):
+                return str(httpx.get(f"http://{HOST}:{port}/readyz").json()["checks"]["line"])
+            return ""
+
+        try:
+            wait_until(lambda: "waiting until no other trainer" in line_check(), 40, "the standby")
+            assert lines[0].train_now("c1", seconds=20).status == "refused", "the first one works"
+            assert (first.child.poll(), child.poll()) == (None, None)
+            os.kill(first.child.pid, signal.SIGKILL)
+            wait_until(lambda: line_check() == f"ok: {fresh}", 40, "the successor")
+            assert lines[0].train_now("c2", seconds=20).status == "refused", "the second one works"
+            assert child.poll() is None
+        except BaseException:
+            print(tail(log, 40))
+            raise
+        finally:
+            terminate(child, seconds=20)
 
 
 def test_two_trainers_in_one_folder_are_refused(tmp_path: Path) -> None:

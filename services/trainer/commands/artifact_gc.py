@@ -69,6 +69,8 @@ def artifacts_in_use(
     reasons |= {ref.digest: "compared with the open run" for ref in compared}
     for name in {record.line for record in rollouts}:
         record = _newest_record(name, rollouts)
+        waiting = [version.ref for version in versions if record and version.ref.version == record.waiting]
+        reasons |= {ref.digest: "candidate for rollout" for ref in waiting}
         refs = (*record.history, record.previous, record.canary, record.stable) if record is not None else ()
         reasons |= {ref.digest: "serving or served before" for ref in refs if ref is not None}
     return reasons

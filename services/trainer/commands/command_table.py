@@ -15,6 +15,7 @@ from shared.commands import (
     Command,
     CommandResult,
     ExportDataset,
+    GateAgain,
     Release,
     Reproduce,
     TrainNow,
@@ -40,6 +41,8 @@ class CommandKind(StrEnum):
     """Release responses from quarantine."""
     REPRODUCE = "reproduce"
     """Train a version again and compare the weights."""
+    GATE_AGAIN = "gate_again"
+    """Evaluate a version against the present stable version."""
     COLLECT_GARBAGE = "collect_garbage"
     COLLECT_GARBAGE_DRY_RUN = "collect_garbage_dry_run"
     """Report which artifacts garbage collection would delete."""
@@ -74,10 +77,11 @@ class CommandTable:
                     "INSERT OR IGNORE INTO release_orders VALUES (?, ?)",
                     [(command.command_id, response_id) for response_id in command.response_ids],
                 )
-            case Reproduce():
-                self._insert(command, CommandKind.REPRODUCE)
+            case Reproduce() | GateAgain():
+                again = isinstance(command, GateAgain)
+                self._insert(command, CommandKind.GATE_AGAIN if again else CommandKind.REPRODUCE)
                 self.db.execute(
-                    "INSERT OR IGNORE INTO reproduce_orders VALUES (?, ?)",
+                    "INSERT OR IGNORE INTO command_versions VALUES (?, ?)",
                     (command.command_id, command.version),
                 )
             case CollectGarbage():
@@ -115,9 +119,9 @@ class CommandTable:
         rows = self.db.execute("SELECT response_id FROM release_orders WHERE command_id = ?", (command_id,))
         return [response_id for (response_id,) in rows]
 
-    def version_to_reproduce(self, command_id: str) -> str:
-        """Return the version that a reproduce command names."""
-        rows = self.db.execute("SELECT version FROM reproduce_orders WHERE command_id = ?", (command_id,))
+    def version_named_by(self, command_id: str) -> str:
+        """Return the version that a reproduce or gate_again command names."""
+        rows = self.db.execute("SELECT version FROM command_versions WHERE command_id = ?", (command_id,))
         return str(rows.fetchone()[0])
 
     def decide(self, command_ids: Iterable[str], status: CommandStatus, message: str) -> None:

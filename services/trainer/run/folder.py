@@ -23,8 +23,9 @@ Every run has the folder `DATA_DIR/trainer/<line>/runs/<run_id>`:
 | `gate.json` | the `GateReport` of the version; written last, so it marks the run as complete | pipeline |
 | `failed.txt` | why the run failed and must not be retried | the process |
 
-A name that starts with a dot is a file or folder that is not complete. A process that reproduces a version works in a
-folder of the same layout, with the version's own artifact in `original/` and the result in `compared.json`.
+A name that starts with a dot is a file or folder that is not complete. A process that reproduces a version
+or gates it again works in a folder of the same layout, with the version's own artifact in `original/`. Its result is
+`compared.json` or `gate.json`.
 
 Entries marked "text" contain users' text, or weights that were trained on it. When an erasure affects a run, only the
 redacted snapshot and the entries in `WITHOUT_TEXT` stay (`erasure/redact_run.py`).
@@ -58,6 +59,7 @@ FAILURE_REASON: Final = "failed.txt"
 ORIGINAL: Final = "original"
 COMPARISON: Final = "compared.json"
 REPRODUCE_LOG: Final = "reproduce.log"
+GATE_AGAIN_LOG: Final = "gate_again.log"
 
 GATE_TEXTS: Final = (GATE_ANSWERS, GATE_REPORT, GATE_REPORT_PAGE)
 """Files with questions and corrections of held-out users, and the answers of both versions."""

@@ -1,5 +1,7 @@
 """Publish versions and erasure reports: complete, immutable, and at most once (I6).
 
+A version is published again only with a later gate report, and otherwise unchanged.
+
 A version gets its number when it is published, under the line's transactional id, so two trainers of one line can never
 assign the same number. Whether a run was published is always read from the log.
 """
@@ -33,6 +35,11 @@ log = structlog.get_logger(__name__)
 
 def transactional_id(line: str) -> str:
     """Return the transactional id of the trainer of `line`."""
+    return f"loopwright-trainer-{line}"
+
+
+def lease_group(line: str) -> str:
+    """Return the consumer group whose lease the trainer of `line` holds."""
     return f"loopwright-trainer-{line}"
 
 
@@ -123,6 +130,18 @@ class VersionLog:
         self._publish(version)
         return version
 
+    def publish_gate(self, name: str, report: GateReport) -> GateReport:
+        """Publish a version again with a later gate report. Return the report that is on the log.
+
+        Nothing is published if the log has a report with this number or a higher one. Raises like `publish`, and
+        `UnknownVersion`.
+        """
+        version = self.line_records().find(name)
+        if version.gate is not None and version.gate.number >= report.number:
+            return version.gate
+        self._publish(version.model_copy(update={"gate": report}))
+        return report
+
     def version_of_run(self, run_id: str) -> ModelVersion | None:
         """Return the version that the run was published as, or None. Completes an interrupted transaction first."""
         self._open_transactions()
@@ -164,8 +183,10 @@ class VersionLog:
 
     def _publish(self, version: ModelVersion) -> None:
         name = version.ref.version
+        again = version.gate.number if version.gate is not None and version.gate.number > 1 else None
+        ce_id = name if again is None else f"{name}/{again}"
         record = cloudevent(
-            MODEL_VERSIONS, name, version, source=SERVICE, ce_id=name, at=version.created_at, partition=0
+            MODEL_VERSIONS, name, version, source=SERVICE, ce_id=ce_id, at=version.created_at, partition=0
         )
         self._commit([record])
         log.info("version_published", version=name, verdict=version.gate.verdict if version.gate else "base")

@@ -1,4 +1,4 @@
-"""Start and end of the processes that train: a run (`pipeline.py`) and a reproduction (`reproduce.py`)."""
+"""Start and end of the processes that use the base: `pipeline.py`, `reproduce.py` and `gate_again.py`."""
 
 from __future__ import annotations
 

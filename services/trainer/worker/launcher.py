@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from services.trainer.run.folder import REPRODUCE_LOG, RUN_LOG
+from services.trainer.run.folder import GATE_AGAIN_LOG, REPRODUCE_LOG, RUN_LOG
 
 PARENT_PID_VARIABLE: Final = "LOOPWRIGHT_TRAINER_PARENT"
 """Environment variable with the process id of the service, with which the process has to end."""
@@ -45,6 +45,11 @@ def start_run(folder: Path) -> subprocess.Popen[bytes]:
 def start_reproduction(folder: Path) -> subprocess.Popen[bytes]:
     """Start the process that reproduces the version prepared in `folder`."""
     return _start("services.trainer.worker.reproduce", folder, REPRODUCE_LOG)
+
+
+def start_gate_again(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the process that gates the version prepared in `folder`."""
+    return _start("services.trainer.worker.gate_again", folder, GATE_AGAIN_LOG)
 
 
 def _start(module: str, folder: Path, log_name: str) -> subprocess.Popen[bytes]:
