@@ -209,9 +209,18 @@ def test_service_accepts_every_choice_of_the_command_line(kind: str, value: str 
 def test_feedback_service_accepts_recorded_responses() -> None:
     messages = [{"role": "user", "content": "Tell me about Mars."}]
     call = {"method": "record_response", "response_id": "r-1", "messages": messages, "version": "mine"}
-    body = parse_body(RESPONSE_BODY, sent_body(**call, text="A planet.", finish_reason="length"))
-    response = to_response(body, line="assistant", pseudonym=None, now=AT)
+    details: dict[str, Any] = {
+        "metadata": {"page": "7"},
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+        "latency_ms": 12.5,
+        "created_at": AT,
+    }
+    sent = sent_body(**call, text="A planet.", finish_reason="length", user_id="alice", **details)
+    body = parse_body(RESPONSE_BODY, sent)
+    assert body.user_id == "alice", "else an erasure would not find the response"
+    response = to_response(body, line="assistant", pseudonym="u_1", now=AT)
     assert response.choices[0].finish_reason == "length"
+    assert {name: response.model_dump()[name] for name in details} == details
     assert (response.text_of(0), response.version, response.messages[0].content) == (
         "A planet.",
         "mine",

@@ -128,8 +128,9 @@ def test_receipt_follows_the_log_from_pending_to_serving(feedback: Service, kafk
     assert feedback.http.post("/v1/feedback", json=body).json()["code"] == "unknown_line"
     base = VersionRef(version=f"{fresh}@base-00000000", kind="base", digest="0" * 64)
     base_version = ModelVersion(line=fresh, ref=base, base=base.version, base_model="b", created_at=NOW)
-    trainer = KafkaPublisher(kafka, "trainer")
-    trainer.publish(Output("model.versions", base.version.encode(), base_version.to_json())).result(10)
+    announcer = KafkaPublisher(KafkaConnection(kafka), "trainer")
+    announcer.publish(Output("model.versions", base.version.encode(), base_version.to_json())).result(10)
+    announcer.close()
     waiting = Retrying(
         stop=stop_after_delay(20), wait=wait_fixed(0.1), retry=retry_if_not_result(is_accepted)
     )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from confluent_kafka import KafkaError, Message
 
 from loopwright import InvalidRecord, NotDelivered, QueueFull
 from loopwright.kafka import LoopPublisher
@@ -89,6 +90,14 @@ def test_record_that_timed_out_is_reported_once_by_flush() -> None:
         ours.flush(20)
     assert delivery.failed
     ours.flush(1)
+
+
+def test_fatal_error_says_that_a_new_publisher_is_needed() -> None:
+    ours = publisher()
+    delivery = ours.thumbs_up("r1", "ann")
+    delivery.settle(KafkaError(KafkaError._FATAL, "out of order", fatal=True), Message())
+    with pytest.raises(NotDelivered, match="create a new one"):
+        delivery.wait()
 
 
 def test_error_in_the_block_takes_precedence() -> None:

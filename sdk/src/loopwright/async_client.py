@@ -223,7 +223,12 @@ class AsyncLoopwright:
         text: str,
         *,
         version: str,
+        user_id: str | None = None,
         finish_reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        usage: Mapping[str, int] | None = None,
+        latency_ms: float | None = None,
+        created_at: datetime | None = None,
         line: str | None = None,
     ) -> Recorded:
         """Record an answer that Loopwright did not generate, so that it can learn from feedback on it.
@@ -235,8 +240,16 @@ class AsyncLoopwright:
             messages: The conversation before the answer, as `{"role": ..., "content": ...}`.
             text: The answer.
             version: Your name of the model that answered.
+            user_id: Your id of the user who asked, so that an erasure finds the response. Only a pseudonym is stored.
             finish_reason: Why the answer ended, as in the OpenAI API. With `length`, its end is not trained on.
+            metadata: Up to 16 labels of your own.
+            usage: `prompt_tokens` and `completion_tokens`.
+            latency_ms: Time from the request to the end of the answer, in milliseconds.
+            created_at: When the model answered; the default is now.
             line: Line of the response; the default is the service's own.
+
+        Raises:
+            Invalid: The response is larger than a training batch can hold (code `oversized`), or a field is invalid.
 
         """
         response = {
@@ -244,6 +257,11 @@ class AsyncLoopwright:
             "version": version,
             "messages": [dict(message) for message in messages],
             "choices": choices_of(text, finish_reason),
+            "user_id": user_id,
+            "metadata": dict(metadata) if metadata else None,
+            "usage": dict(usage) if usage else None,
+            "latency_ms": latency_ms,
+            "created_at": format_time("created_at", created_at),
             "line": line,
         }
         return parse(await self._post("feedback", path_of("v1", "responses"), response), Recorded)

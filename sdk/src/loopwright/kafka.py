@@ -86,10 +86,7 @@ class Delivery:
                 )
             self._producer.poll(min(_POLL_S, remaining))
         if self._error is not None:
-            raise NotDelivered(
-                f"Kafka did not accept the record on {self.record.topic}: {self._error.str()} ({self._error.name()}). "
-                "Check that the topic exists and that this client may write to it"
-            )
+            raise _not_delivered(self.record, self._error)
         return self
 
     @property
@@ -372,7 +369,7 @@ class LoopPublisher:
         except BufferError:
             raise QueueFull("too many records wait for Kafka: call flush and send this one again") from None
         except KafkaException as error:
-            raise NotDelivered(f"Kafka did not accept the record: {error.args[0].str()}") from error
+            raise _not_delivered(record, error.args[0]) from error
         self._waiting.add(delivery)
         self._producer.poll(0)
         return delivery
@@ -382,6 +379,17 @@ class LoopPublisher:
         delivery.settle(error, message)
         if delivery.failed and self._first_failed is None:
             self._first_failed = delivery
+
+
+def _not_delivered(record: KafkaRecord, error: KafkaError) -> NotDelivered:
+    remedy = (
+        "This publisher cannot send any more: create a new one, and send the record again under the same id"
+        if error.fatal()
+        else "Check that the topic exists and that this client may write to it"
+    )
+    return NotDelivered(
+        f"Kafka did not accept the record on {record.topic}: {error.str()} ({error.name()}). {remedy}"
+    )
 
 
 def _read_config(source: str) -> dict[str, Any]:
