@@ -27,6 +27,9 @@ from shared.topics import (
     TRAINING_BATCHES,
 )
 
+APPLICATION = f"loopwright-{SERVICE}"
+"""The consumer group."""
+
 
 def engine_config(settings: ProcessorSettings) -> EngineConfig:
     """Return the engine's configuration.
@@ -35,7 +38,7 @@ def engine_config(settings: ProcessorSettings) -> EngineConfig:
     """
     return EngineConfig(
         kafka=settings.kafka,
-        application=f"loopwright-{SERVICE}",
+        application=APPLICATION,
         instance=settings.instance,
         inputs=(CHAT_RESPONSES.name, FEEDBACK_EVENTS.name, ERASURE_REQUESTS.name),
         changelog=PROCESSOR_CHANGELOG.name,
@@ -51,6 +54,7 @@ def engine_config(settings: ProcessorSettings) -> EngineConfig:
         ),
         service=SERVICE,
         dead_letter_limit=settings.dead_letter_limit,
+        numbered_outputs=(TRAINING_BATCHES.name,),
         partitions=settings.partitions,
     )
 

@@ -22,12 +22,15 @@ from shared.topics import (
 CACHE_MB = 8
 """Size of the RocksDB read cache. The state is a few hundred records."""
 
+APPLICATION = f"loopwright-{SERVICE}"
+"""The consumer group."""
+
 
 def engine_config(settings: RolloutSettings) -> EngineConfig:
     """Return the engine's configuration. It has one partition, so one process decides; others stand by."""
     return EngineConfig(
         kafka=settings.kafka,
-        application=f"loopwright-{SERVICE}",
+        application=APPLICATION,
         instance=settings.instance,
         inputs=(MODEL_VERSIONS.name, OPERATOR_COMMANDS.name),
         changelog=ROLLOUT_CHANGELOG.name,
@@ -35,6 +38,7 @@ def engine_config(settings: RolloutSettings) -> EngineConfig:
         outputs=frozenset({MODEL_ROLLOUT.name, OPERATOR_COMMANDS.name, OPERATOR_RESULTS.name}),
         service=SERVICE,
         dead_letter_limit=settings.dead_letter_limit,
+        numbered_outputs=(MODEL_ROLLOUT.name,),
         partitions=1,
     )
 

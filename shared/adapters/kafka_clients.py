@@ -326,6 +326,11 @@ class _NamespacedAdmin(_Admin):
         renamed = TopicCollection([self._prefix + topic for topic in topics.topic_names])
         return self._by_logical_name(super().describe_topics(renamed, **options))
 
+    def describe_consumer_groups(self, group_ids: list[str], **options: Any) -> Any:  # type: ignore[override]
+        return self._by_logical_name(
+            super().describe_consumer_groups([self._prefix + group for group in group_ids], **options)
+        )
+
     def describe_configs(self, resources: list[ConfigResource], **options: Any) -> Any:  # type: ignore[override]
         return self._by_logical_resource(
             super().describe_configs([self._physical(each) for each in resources], **options)

@@ -45,6 +45,11 @@ class EngineConfig:
     this name at once; of two processes under one name, the later one fences the earlier."""
     service: str = ""
     """Service name in dead letters; the application's if empty."""
+    numbered_outputs: tuple[str, ...] = ()
+    """Outputs whose records are numbered from the state, with the same partitions as the inputs.
+
+    If such a topic has records but the changelog has no positions, the partition halts: the state is lost, and numbers
+    would be used again."""
     partitions: int | None = None
     """Expected number of partitions of inputs and changelog. If None, they only have to agree with each other."""
 

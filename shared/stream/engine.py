@@ -18,7 +18,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Literal
@@ -33,15 +33,17 @@ from shared.errors import Retryable
 from shared.ports import Clock
 from shared.records import Output
 from shared.stream.config import EngineConfig
+from shared.stream.continuity import halt_message, positions_loss
 from shared.stream.engine_status import EngineState, EngineStatus, PartitionStatus
 from shared.stream.inputs import InputConsumer, TopicMissing
+from shared.stream.log_history import LogHistory
 from shared.stream.output_rereader import RECORDS_PER_SLICE, OutputRereader
 from shared.stream.partition import OwnedPartition, PartitionSlice, Positions
 from shared.stream.restore import Restorer
 from shared.stream.slice_runner import CommitStats, Probe, SliceRunner
 from shared.stream.state_store import MemoryStore, OpenStore, StoreFailed
 from shared.stream.step import RereadingStep, Step
-from shared.stream.topic_checks import FIX, TopicInspector
+from shared.stream.topic_checks import FIX, TopicDescription, TopicInspector
 from shared.stream.transaction import ClientsUnusable, TransactionAborted, TransactionalProducer
 
 log = structlog.get_logger(__name__)
@@ -115,6 +117,9 @@ class Engine:
         self._restorer: Restorer | None = None
         self._restoring: dict[int, OwnedPartition] = {}
         self._committed_offsets: dict[int, dict[str, int]] = {}
+        self._topics: dict[str, TopicDescription] = {}
+        self._history = LogHistory(config)
+        self._service = config.service or config.application
         self._slice_runner = SliceRunner(config, step, self._clock, self._probe)
         self._slice_count = 0
         self._next_slice = 0.0
@@ -295,6 +300,7 @@ class Engine:
             self._inputs.read(self._active, self.config.slice_records, READ_TIMEOUT_S)
         if self._inputs.revoke_reason is not None or self._inputs.assigned is not None:
             return
+        self._halt_unreadable()
         self._rereader.advance(self._active)
         now = time.monotonic()
         waiting = sum(partition.merge_buffer.count() for partition in self._active.values())
@@ -307,7 +313,7 @@ class Engine:
                 self._run_slice(parts)
             self._inputs.resume_drained(self._active)
         if now >= self._next_status:
-            self._inspector.poll(now)
+            self._halt_recreated(self._inspector.poll(now))
             self._update_status(now)
 
     def _take_slice(self, size: int, now: float) -> list[PartitionSlice]:
@@ -436,6 +442,7 @@ class Engine:
         """Restore for a moment, then poll the group, which may rebalance again."""
         try:
             if self._restorer is None:
+                self._topics = self._inspector.inspect()
                 self._committed_offsets = self._inputs.committed_offsets(numbers)
                 for n in numbers:
                     self._opened_store = n
@@ -460,8 +467,8 @@ class Engine:
 
     def _start_processing(self) -> None:
         """Own the restored partitions, and read their inputs from the positions that belong to the state."""
-        for number, partition in self._restoring.items():
-            partition.positions = self._reconcile(number, partition.restored_positions())
+        assert self._restorer is not None
+        self._reconcile(self._restorer.losses)
         self._owned, self._restoring = self._restoring, {}
         self._end_restore()
         self._to_restore = None
@@ -482,34 +489,67 @@ class Engine:
 
         The process keeps the partition, so that it does not halt one member after the other, and processes the others.
         """
-        partition.halted, partition.halted_at = reason, record
+        partition.halted_at = record
+        self._note_halt(partition, reason)
         self._active.pop(partition.number, None)
         self._inputs.pause(partition)
+        self._publish_partitions()
+        self._set_running()
+
+    def _halt_unreadable(self) -> None:
+        """Halt the partitions whose position is not in the log."""
+        unreadable, self._inputs.unreadable = self._inputs.unreadable, {}
+        for number, reason in unreadable.items():
+            if number in self._active:
+                self._halt_partition(self._active[number], halt_message(reason, self._service, number))
+
+    def _halt_recreated(self, topics: Mapping[str, TopicDescription] | None) -> None:
+        """Halt all partitions if a topic was replaced while they were processed."""
+        if not topics or not self._topics:
+            return
+        recreated = [t for t, found in topics.items() if self._topics[t].topic_id != found.topic_id]
+        for partition in list(self._active.values()) if recreated else ():
+            reason = f"{', '.join(recreated)} was deleted and created again"
+            self._halt_partition(partition, halt_message(reason, self._service, partition.number))
+
+    def _note_halt(self, partition: OwnedPartition, reason: str) -> None:
+        partition.halted = reason
         log.critical(
             "partition halted",
             application=self.config.application,
             partition=partition.number,
             reason=reason,
         )
-        self._set_running()
 
-    def _reconcile(self, number: int, restored: Positions | None) -> Positions:
-        """Return the group's positions where they exist, and the changelog's otherwise.
+    def _reconcile(self, losses: Mapping[int, str]) -> None:
+        """Give each restored partition its positions, or halt it if it may not go on from what the log holds.
 
-        Both are written in one transaction. They differ only if the group's expired or an operator changed them.
+        State and positions come from one record of the changelog. The group's offsets are in the same transaction; if
+        they are behind, they expired or were set by hand, and do not count.
         """
-        committed = self._committed_offsets.get(number, {})
-        if restored is None:
-            return Positions(dict(committed))
-        if any(restored.offsets.get(topic) != offset for topic, offset in committed.items()):
-            log.warning(
-                "group offsets differ from the state's positions: an operator seems to have set them",
-                application=self.config.application,
-                partition=number,
-                group=committed,
-                state=restored.offsets,
+        topic_ids = {topic: found.topic_id for topic, found in self._topics.items()}
+        restored = {number: partition.restored_positions() for number, partition in self._restoring.items()}
+        used_outputs = self._history.used_outputs(
+            [n for n, positions in restored.items() if positions is None]
+        )
+        for number, partition in self._restoring.items():
+            positions, committed = restored[number], self._committed_offsets.get(number, {})
+            reason = losses.get(number) or positions_loss(
+                self.config.inputs, topic_ids, positions, committed, used_outputs.get(number, ())
             )
-        return Positions(restored.offsets | committed, restored.time_ms, restored.rereads)
+            if reason is not None:
+                self._note_halt(partition, halt_message(reason, self._service, number))
+            partition.positions = positions or Positions()
+            if any(partition.positions.offsets.get(topic) != offset for topic, offset in committed.items()):
+                log.warning(
+                    "group offsets differ from the state's positions, which count",
+                    application=self.config.application,
+                    partition=number,
+                    group=committed,
+                    state=partition.positions.offsets,
+                )
+            if reason is None:
+                partition.positions.topics = topic_ids
 
     def _end_restore(self) -> None:
         if self._restorer is not None:
@@ -539,9 +579,7 @@ class Engine:
     def _update_status(self, now: float) -> None:
         """Publish the partitions' status, and check whether an unreachable broker answers again."""
         self._next_status = now + STATUS_INTERVAL_S
-        self._status.set_partitions(
-            tuple(self._partition_status(partition) for _, partition in sorted(self._owned.items()))
-        )
+        self._publish_partitions()
         self._check_clocks()
         if self._inputs.last_error is not None and not self._inputs.broker_answers():
             self._broker_unreachable = True
@@ -586,6 +624,11 @@ class Engine:
         if None in measured:
             return f"ok, but not compared with the broker's: {self.config.changelog} has no append times; run `{FIX}`"
         return "ok"
+
+    def _publish_partitions(self) -> None:
+        self._status.set_partitions(
+            tuple(self._partition_status(partition) for _, partition in sorted(self._owned.items()))
+        )
 
     def _partition_status(self, partition: OwnedPartition) -> PartitionStatus:
         offsets, lag = partition.positions.offsets, {}

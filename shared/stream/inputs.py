@@ -47,6 +47,8 @@ class InputConsumer:
         self._clock = clock or SystemClock()
         self.unverified: frozenset[str] = frozenset()
         """Inputs whose settings this process may not read."""
+        self.unreadable: dict[int, str] = {}
+        """Why a partition cannot be read from its position. The engine halts it and removes it from here."""
         self.assigned: list[int] | None = None
         """Partitions just assigned. The engine restores them and sets this to None."""
         self.revoke_reason: str | None = None
@@ -228,11 +230,12 @@ class InputConsumer:
             if partition is not None and topic is not None and offset is not None:
                 partition.mark_end(topic, offset)
         elif name == "_AUTO_OFFSET_RESET":
-            raise Fatal(
-                f"{self._config.application}: the position in {topic} is no longer in the log ({error.str()}): records "
-                "were deleted before they were processed. To continue without them, reset the group's offsets of this "
-                "topic to the earliest."
-            )
+            if partition is not None:
+                position = partition.positions.offsets.get(topic or "", 0)
+                self.unreadable[partition.number] = (
+                    f"the position {position} in {topic} is not in the log: records were deleted before they were "
+                    "processed, or the topic was deleted and created again"
+                )
         elif (
             refusal := describe_refusal(
                 error, topic=topic or "", reading=True, group=self._config.application

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -25,20 +25,36 @@ from shared.stream.write_buffer import WriteBuffer
 class Positions:
     """How far one partition has been processed.
 
-    The changelog holds them next to the state, in the same transaction, so the two always agree.
+    The changelog holds them next to the state, in the same transaction, so the two always agree. `topics` is replaced
+    as a whole, never changed.
     """
 
     offsets: dict[str, int] = field(default_factory=dict)
     """Next offset to process, by input topic."""
     time_ms: int = 0
-    """Stream time: the latest append time among the partition's records, in ms since the epoch."""
+    """Stream time: the append time of the partition's newest record, in ms since the epoch. The next record may move it
+    back, so that a wrong clock of a broker lasts no longer than that."""
     rereads: dict[str, int] = field(default_factory=dict)
     """Next offset to read again, by output topic that has a reread in progress."""
+    topics: dict[str, str] = field(default_factory=dict)
+    """Ids of the inputs and the changelog, by name. A topic that is deleted and created again gets another id."""
+    changelog_start: int = 0
+    """First offset of the changelog that a person accepted as the beginning of the state; 0 if nothing is missing."""
+    recoveries: int = 0
+    """How many times a person has decided how to go on. A store with another number has another history."""
 
     def encode(self) -> bytes:
         """Return the value of the changelog record."""
-        fields = {"schema_version": 1, "offsets": self.offsets, "time_ms": self.time_ms}
-        return orjson.dumps(fields | {"rereads": self.rereads} if self.rereads else fields)
+        fields = {
+            "schema_version": 1,
+            "offsets": self.offsets,
+            "time_ms": self.time_ms,
+            "rereads": self.rereads,
+            "topics": self.topics,
+            "changelog_start": self.changelog_start,
+            "recoveries": self.recoveries,
+        }
+        return orjson.dumps({name: value for name, value in fields.items() if name in _REQUIRED or value})
 
     @classmethod
     def decode(cls, value: bytes) -> Positions:
@@ -47,7 +63,9 @@ class Positions:
             fields = orjson.loads(value)
             offsets = {str(topic): int(offset) for topic, offset in fields["offsets"].items()}
             rereads = {str(topic): int(offset) for topic, offset in fields.get("rereads", {}).items()}
-            return cls(offsets, int(fields["time_ms"]), rereads)
+            topics = {str(name): str(topic_id) for name, topic_id in fields.get("topics", {}).items()}
+            start, recoveries = int(fields.get("changelog_start", 0)), int(fields.get("recoveries", 0))
+            return cls(offsets, int(fields["time_ms"]), rereads, topics, start, recoveries)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Fatal(
                 f"cannot read the positions in the changelog ({error}): another program seems to have written to "
@@ -56,7 +74,17 @@ class Positions:
 
     def copy(self) -> Positions:
         """Return a copy that can be modified independently."""
-        return Positions(dict(self.offsets), self.time_ms, dict(self.rereads))
+        return Positions(
+            dict(self.offsets),
+            self.time_ms,
+            dict(self.rereads),
+            self.topics,
+            self.changelog_start,
+            self.recoveries,
+        )
+
+
+_REQUIRED = ("schema_version", "offsets", "time_ms")
 
 
 @dataclass(slots=True)
@@ -229,12 +257,11 @@ class OwnedPartition:
             self.store, self._max_record_bytes, before.write_buffer.writes if before else None
         )
         part = PartitionSlice(self, self.merge_buffer.take(max_records, max_bytes), buffer)
-        new = (before.new_positions if before else self.positions).copy()
+        new = self._newest_positions.copy()
         for record in part.records:
             new.offsets[record.topic] = record.offset + 1
         if part.records:
-            latest = max((r.timestamp for r in part.records if r.timestamp <= MAX_MS), default=0)
-            new.time_ms = max(new.time_ms, latest)
+            new.time_ms = _stream_time(part.records, new.time_ms)
             self.idle_time.restart(now)
         if now >= self.next_tick and new.time_ms and self.merge_buffer.is_idle():
             self.next_tick = now + tick_interval
@@ -252,7 +279,7 @@ class OwnedPartition:
         return part
 
     def _take_reread(self, part: PartitionSlice, limit: int, now: float) -> None:
-        time_ms = max(self.positions.time_ms, max((record.timestamp for record in part.records), default=0))
+        time_ms = part.new_positions.time_ms
         for topic, cursor in self.reread_cursors.items():
             for record in cursor.take(limit - len(part.reread_records)):
                 part.new_positions.rereads[topic] = record.offset + 1
@@ -292,14 +319,13 @@ class OwnedPartition:
         part.records = part.records[:count]
         part.postpone_notifications()
         part.measures_clock = False
-        offsets = dict(self.positions.offsets) | {record.topic: record.offset + 1 for record in part.records}
+        newest = self._newest_positions
+        offsets = dict(newest.offsets) | {record.topic: record.offset + 1 for record in part.records}
         for topic, end in self._ends.items():
             if self.merge_buffer.is_drained(topic):
                 offsets[topic] = max(end, offsets.get(topic, 0))
         part.new_positions.offsets = offsets
-        part.new_positions.time_ms = max(
-            self.positions.time_ms, *(r.timestamp for r in part.records if r.timestamp <= MAX_MS), 0
-        )
+        part.new_positions.time_ms = _stream_time(part.records, newest.time_ms)
 
     def resume(self) -> None:
         """End the halt and forget buffered records: the inputs are read from the positions again."""
@@ -323,8 +349,12 @@ class OwnedPartition:
     @property
     def rereading(self) -> bool:
         """Whether a reread is in progress, or was requested by the slice being committed."""
-        newest = self._committing.new_positions if self._committing else self.positions
-        return bool(self.reread_cursors or newest.rereads)
+        return bool(self.reread_cursors or self._newest_positions.rereads)
+
+    @property
+    def _newest_positions(self) -> Positions:
+        """The positions after the slice that is being committed, if there is one."""
+        return self._committing.new_positions if self._committing else self.positions
 
     def begin_commit(self, part: PartitionSlice) -> None:
         """Note that a slice was processed and is being committed, so that the next one continues from it."""
@@ -365,3 +395,8 @@ class OwnedPartition:
     def close(self) -> None:
         """Close the store. Buffered records that were not committed are dropped; the next owner reads them."""
         self.store.close()
+
+
+def _stream_time(records: Sequence[Record], before_ms: int) -> int:
+    """Return the append time of the last record, or `before_ms` if there is none. Ignores impossible times."""
+    return next((r.timestamp for r in reversed(records) if 0 <= r.timestamp <= MAX_MS), before_ms)

@@ -16,7 +16,10 @@ from shared.adapters.kafka_errors import AUTHORIZATION_ERRORS, describe_refusal
 from shared.errors import Retryable
 from shared.ports import Clock
 from shared.stream.config import EngineConfig
-from shared.stream.state_store import AS_OF_KEY, CHANGELOG_ID_KEY, StateStore
+from shared.stream.continuity import changelog_loss
+from shared.stream.log_history import LogHistory
+from shared.stream.partition import Positions
+from shared.stream.state_store import AS_OF_KEY, CHANGELOG_ID_KEY, POSITIONS_KEY, StateStore
 from shared.stream.store_validation import DELETE_RETENTION_MS, ChangelogPartition, rebuild_reason
 
 log = structlog.get_logger(__name__)
@@ -73,6 +76,11 @@ class Restorer:
         self._topic = config.changelog
         self._stores = dict(stores)
         self.progress: dict[int, RestoreProgress] = {}
+        self.losses: dict[int, str] = {}
+        """Why the changelog cannot rebuild the state of a partition. Its store is left as it is."""
+        self._changelogs: dict[int, ChangelogPartition] = {}
+        self._recoveries: dict[int, int] = {}
+        """Number of recoveries in each store that had positions when the restore began."""
         self.records = 0
         """Records read from the changelog so far."""
         self._consumer: Consumer | None = None
@@ -80,13 +88,18 @@ class Restorer:
         self._started = self._last_read = self._last_log = time.monotonic()
         if not self._stores:
             return
+        self._history = LogHistory(config)
         topic_id, delete_retention_ms = _describe_changelog(config)
         watermarks = build_consumer(config.kafka, config.watermark_settings())
         try:
             for partition, store in self._stores.items():
                 low, high = self._log_bounds(watermarks, partition)
                 changelog = ChangelogPartition(topic_id, low, high, delete_retention_ms)
+                self._changelogs[partition] = changelog
                 self.progress[partition] = self._prepare(partition, store, changelog)
+                positions = store.get(POSITIONS_KEY)
+                if positions is not None:
+                    self._recoveries[partition] = Positions.decode(positions).recoveries
         finally:
             watermarks.close()
         if self.done:
@@ -108,11 +121,19 @@ class Restorer:
         if self._consumer is None or self.done:
             return
         writes: dict[int, Writes] = {}
+        rebuilt: set[int] = set()
         for message in self._consumer.consume(RECORDS_PER_CALL, CALL_TIMEOUT_S):
             partition, offset = _partition_and_offset(message)
             error = message.error()
+            if partition in rebuilt:
+                continue
             if error is None:
                 key, value = message.key(), message.value()
+                if key == POSITIONS_KEY and value is not None and self._has_other_history(partition, value):
+                    self._rebuild(partition)
+                    writes.pop(partition, None)
+                    rebuilt.add(partition)
+                    continue
                 writes.setdefault(partition, {})[key or b""] = value
                 self.progress[partition].position = offset + 1
                 self.records += 1
@@ -155,7 +176,14 @@ class Restorer:
             self._consumer = None
 
     def _prepare(self, partition: int, store: StateStore, changelog: ChangelogPartition) -> RestoreProgress:
-        """Wipe the store if it has to be rebuilt, and return where to start reading."""
+        """Wipe the store if it has to be rebuilt, and return where to start reading.
+
+        A store is kept as it is if the changelog cannot rebuild it: it may be the only copy of the state.
+        """
+        loss = self._loss(partition, store, changelog)
+        if loss is not None:
+            self.losses[partition] = loss
+            return RestoreProgress(changelog.high, changelog.high, changelog.high)
         reason = rebuild_reason(store, changelog, self._started_ms)
         if reason is not None:
             log.warning(
@@ -174,6 +202,37 @@ class Restorer:
         elif start == changelog.high:
             store.apply({AS_OF_KEY: as_of}, start)
         return RestoreProgress(start, changelog.high, start)
+
+    def _has_other_history(self, partition: int, value: bytes) -> bool:
+        """Return whether a person recovered the partition after its store was written, which may not fit any more."""
+        known = self._recoveries.get(partition)
+        return known is not None and Positions.decode(value).recoveries != known
+
+    def _rebuild(self, partition: int) -> None:
+        """Wipe a store during the restore, and read the changelog from its first offset."""
+        changelog, store = self._changelogs[partition], self._stores[partition]
+        log.warning(
+            "store removed, to be rebuilt from the changelog",
+            application=self._application,
+            partition=partition,
+            reason="the partition was recovered after this copy was made",
+        )
+        del self._recoveries[partition]
+        store.wipe()
+        as_of = b"%d" % self._started_ms
+        store.apply({CHANGELOG_ID_KEY: changelog.topic_id.encode(), AS_OF_KEY: as_of}, changelog.low)
+        self.progress[partition] = RestoreProgress(changelog.low, changelog.high, changelog.low)
+        assert self._consumer is not None
+        self._consumer.seek(TopicPartition(self._topic, partition, changelog.low))
+
+    def _loss(self, partition: int, store: StateStore, changelog: ChangelogPartition) -> str | None:
+        """Return why the changelog cannot rebuild the state. Reads it only if something speaks for that."""
+        position = store.changelog_position()
+        store_id = None if position is None else (store.get(CHANGELOG_ID_KEY) or b"").decode()
+        if store_id in (None, changelog.topic_id) and (position or 0) >= changelog.low:
+            return None
+        logged = self._history.newest_positions(partition, changelog.low, changelog.high)
+        return changelog_loss(self._topic, changelog.topic_id, changelog.low, logged, store_id)
 
     def _log_bounds(self, watermarks: Consumer, partition: int) -> tuple[int, int]:
         marks: tuple[int, int] | None = watermarks.get_watermark_offsets(

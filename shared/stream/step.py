@@ -24,7 +24,8 @@ class Tick:
     """Stream time plus the time that passed since the newest record, in ms since the epoch. Use it to flush what has
     waited long enough, never to expire data: after a restart the passed time counts from zero again."""
     stream_ms: int
-    """Stream time: the latest append time among the partition's records, in ms since the epoch. Expire data by this."""
+    """Stream time: the append time of the partition's newest record, in ms since the epoch. It does not grow with
+    ticks."""
 
 
 @value_class

@@ -1,7 +1,7 @@
 """Time of a partition: ticks while it is idle, and the comparison of this host's clock with the broker's. Pure.
 
-Stream time is the latest append time among a partition's records, so only the broker's clock moves it. Between records
-a tick adds the time that passed on the host's monotonic clock, which does not jump. The host's wall clock is only
+Stream time is the append time of a partition's newest record, so only the broker's clock moves it. Between records a
+tick adds the time that passed on the host's monotonic clock, which does not jump. The host's wall clock is only
 compared with the broker's: if they disagree, one of them is wrong, and ticks stop until they agree again.
 """
 

@@ -11,8 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from shared.errors import Rejected
 from shared.kafka_connection import KafkaConnection
@@ -136,8 +144,11 @@ class Rig:
     def ends(self) -> dict[tuple[str, int], int]:
         """Return the current end offsets of the inputs, by topic and partition."""
         consumer = Consumer({"bootstrap.servers": self.kafka, "group.id": f"{self.name}-ends"})
+        retrying = Retrying(  # a new partition may not have a leader yet
+            retry=retry_if_exception_type(KafkaException), stop=stop_after_delay(10), wait=wait_fixed(0.1)
+        )
         offsets = {
-            (topic, n): consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1]
+            (topic, n): retrying(consumer.get_watermark_offsets, TopicPartition(topic, n), timeout=10)[1]
             for topic in (self.a, self.b)
             for n in range(self.partitions)
         }
@@ -209,6 +220,26 @@ def running(engine: Engine) -> Iterator[threading.Thread]:
     assert not thread.is_alive()
     if raised:
         raise raised[0]
+
+
+def set_topic(kafka: str, topic: str, setting: str, value: str) -> None:
+    """Change a setting of a topic, and wait until the broker reports the change."""
+    entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": kafka})
+    admin.incremental_alter_configs([resource])[resource].result()
+    until(lambda: admin.describe_configs([resource])[resource].result()[setting].value == value, "the change")
+
+
+def set_group_offset(rig: Rig, topic: str, offset: int) -> None:
+    """Set the group's offset in partition 0, as an operator does. The engine must be stopped."""
+    wanted = ConsumerGroupTopicPartitions(rig.name, [TopicPartition(topic, 0, offset)])
+    admin = AdminClient({"bootstrap.servers": rig.kafka})
+    for attempt in Retrying(  # the broker may not have removed the former member yet
+        retry=retry_if_exception_type(KafkaException), stop=stop_after_delay(10), wait=wait_fixed(0.2)
+    ):
+        with attempt:
+            admin.alter_consumer_group_offsets([wanted])[rig.name].result()
 
 
 def until(holds: Callable[[], bool], description: str, seconds: float = 20.0) -> None:

@@ -20,9 +20,10 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from shared.adapters.clock import ManualClock
 from shared.stream import engine as engine_module
 from shared.stream.engine import Engine
+from shared.stream.partition import Positions
 from shared.stream.restore import Restorer
 from shared.stream.rocksdb_store import RocksDBStore, RocksDBStoreFactory
-from shared.stream.state_store import MemoryStore, StateStore, StoreFailed
+from shared.stream.state_store import POSITIONS_KEY, MemoryStore, StateStore, StoreFailed
 from tests.integration.stream_rig import (
     Rig,
     as_records,
@@ -82,6 +83,12 @@ class Changelog:
                 self.contents[key] = value
         assert producer.flush(20) == 0
 
+    def write_positions(self, positions: Positions) -> None:
+        """Write the record that an engine, or a person who recovered the partition, writes last."""
+        producer = Producer({"bootstrap.servers": self.rig.kafka})
+        producer.produce(self.rig.changelog, positions.encode(), POSITIONS_KEY, 0)
+        assert producer.flush(20) == 0
+
     def restore(self, store: RocksDBStore, clock: ManualClock) -> int:
         """Restore a store to the end of the changelog, and return how many records that took."""
         restorer = Restorer(self.rig.config(), {0: store}, clock)
@@ -134,10 +141,40 @@ def test_store_below_the_log_start_is_rebuilt(changelog: Changelog, store: Rocks
     changelog.restore(store, clock)
     changelog.write(60, b"2")
     changelog.cut(51)
+    changelog.write_positions(Positions(changelog_start=51))
     changelog.contents = {b"k%d" % n: b"2" for n in range(1, 60)}
     with capture_logs() as logs:
-        assert changelog.restore(store, clock) == 59
+        assert changelog.restore(store, clock) == 60
     assert ["begins at 51" in reason for reason in rebuild_reasons(logs)] == [True]
+
+
+def test_store_is_kept_if_the_changelog_lost_records(changelog: Changelog, store: RocksDBStore) -> None:
+    """Nobody has accepted the loss, and the store may be the only copy of the state."""
+    clock = ManualClock()
+    changelog.write(50, b"1")
+    changelog.restore(store, clock)
+    changelog.write(60, b"2")
+    changelog.cut(51)
+    restorer = Restorer(changelog.rig.config(), {0: store}, clock)
+    assert "before offset 51 were deleted" in restorer.losses[0]
+    assert restorer.done
+    restorer.close()
+    assert dict(store.scan(b"\x01", b"\xff")) == {b"k%d" % n: b"1" for n in range(50)}
+
+
+def test_store_with_another_history_is_rebuilt(changelog: Changelog, store: RocksDBStore) -> None:
+    """A broker lost records that the store has, and the partition was recovered without them."""
+    clock = ManualClock()
+    changelog.write(50, b"1")
+    changelog.write_positions(Positions())
+    changelog.restore(store, clock)
+    store.apply({b"lost": b"1"}, 51)
+    changelog.write_positions(Positions(recoveries=1))
+    changelog.write(5, b"2")
+    with capture_logs() as logs:
+        assert changelog.restore(store, clock) == 57
+    assert rebuild_reasons(logs) == ["the partition was recovered after this copy was made"]
+    assert changelog.restore(store, clock) == 0
 
 
 def test_store_that_may_have_missed_deletions_is_rebuilt(changelog: Changelog, store: RocksDBStore) -> None:
@@ -166,8 +203,9 @@ def test_copy_of_a_recreated_changelog_is_rebuilt(changelog: Changelog, store: R
     changelog.create()
     changelog.write(30, b"1")
     changelog.write(30, b"2")
+    changelog.write_positions(Positions())
     with capture_logs() as logs:
-        assert changelog.restore(store, clock) == 60
+        assert changelog.restore(store, clock) == 61
     assert ["another changelog" in reason for reason in rebuild_reasons(logs)] == [True]
 
 

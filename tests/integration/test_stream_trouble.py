@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import Consumer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 from structlog.testing import capture_logs
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from shared.errors import Misconfigured
+from shared.kafka_connection import KafkaConnection, KafkaProperties
 from shared.records import Output, Record
 from shared.stream import topic_checks
 from shared.stream.engine import Engine
@@ -27,6 +27,7 @@ from tests.integration.stream_rig import (
     events,
     processed,
     running,
+    set_topic,
     until,
     violations,
 )  # fmt: skip
@@ -43,15 +44,6 @@ def limit_record_size(kafka: str, topic: str, size: int) -> None:
 def noise(size: int) -> str:
     """Return `size` bytes of text that hardly compresses."""
     return random.Random(size).randbytes(size // 2).hex()
-
-
-def set_topic(kafka: str, topic: str, setting: str, value: str) -> None:
-    """Change a setting of a topic, and wait until the broker reports the change."""
-    entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
-    admin = AdminClient({"bootstrap.servers": kafka})
-    admin.incremental_alter_configs([resource])[resource].result()
-    until(lambda: admin.describe_configs([resource])[resource].result()[setting].value == value, "the change")
 
 
 # --- settings of the topics ---------------------------------------------------------------------------------------
@@ -116,9 +108,9 @@ def test_removed_member_drops_its_slice_and_rejoins(rig: Rig) -> None:
     aborts: list[str] = []
     short = {"session_timeout": 1.5, "transaction_timeout": 1.0}
     # The group removes a member that has not polled for this long, although it is alive.
-    patience = {"max.poll.interval.ms": 1_500}
+    patience = KafkaConnection(rig.kafka, properties=KafkaProperties({"max.poll.interval.ms": "1500"}))
     plain = counting_step(rig.out)
-    first = Engine(rig.config("one", client=patience, **short), plain, probe=probe, on_abort=aborts.append)
+    first = Engine(rig.config("one", kafka=patience, **short), plain, probe=probe, on_abort=aborts.append)
     second = Engine(rig.config("two", **short), counting_step(rig.out))
     with running(first):
         until(lambda: first.ready, "the first")
@@ -212,37 +204,10 @@ def committed_events(rig: Rig) -> list[str]:
 # --- operators ----------------------------------------------------------------------------------------------------
 
 
-def test_group_offsets_set_by_an_operator_are_used_and_logged(rig: Rig) -> None:
-    """An operator moves the group forward past unwanted records."""
-    rig = Rig(rig.kafka, rig.name, partitions=1).create()
-    first, unwanted, last = (events(10, 2, prefix) for prefix in "abc")
-    rig.send(rig.a, as_records(first))
-    engine = Engine(rig.config(), counting_step(rig.out))
-    with running(engine):
-        until(processed(engine, 10), "the first ten")
-    rig.send(rig.a, as_records(unwanted))
-    rig.send(rig.a, as_records(last))
-    wanted = ConsumerGroupTopicPartitions(rig.name, [TopicPartition(rig.a, 0, 20)])
-    admin = AdminClient({"bootstrap.servers": rig.kafka})
-    for attempt in Retrying(  # the broker may not have removed the former member yet
-        retry=retry_if_exception_type(KafkaException), stop=stop_after_delay(10), wait=wait_fixed(0.2)
-    ):
-        with attempt:
-            admin.alter_consumer_group_offsets([wanted])[rig.name].result()
-    engine = Engine(rig.config(), counting_step(rig.out))
-    with capture_logs() as logs, running(engine):
-        until(drained(engine, rig), "the rest")
-    assert violations(rig, first | last) == []
-    warnings = [entry for entry in logs if "group offsets differ" in entry["event"]]
-    assert warnings[0]["group"][rig.a] == 20
-    assert warnings[0]["state"][rig.a] == 10
-
-
 def test_transaction_timeout_refused_by_the_broker_is_reported(rig: Rig) -> None:
     rig.create()
-    config = rig.config(
-        transaction_timeout=1_000.0, session_timeout=1_200.0, client={"max.poll.interval.ms": 1_200_000}
-    )
+    patience = KafkaConnection(rig.kafka, properties=KafkaProperties({"max.poll.interval.ms": "1200000"}))
+    config = rig.config(transaction_timeout=1_000.0, session_timeout=1_200.0, kafka=patience)
     engine = Engine(config, counting_step(rig.out))
     with pytest.raises(Misconfigured, match=r"refuses the producer.*timeout"):
         engine.run(threading.Event())

@@ -158,7 +158,7 @@ def test_slice_taken_during_a_commit_continues_from_it() -> None:
     second = take_slice(partition)
     assert [each.offset for each in second.records] == [3]
     assert second.new_positions.offsets == {"a": 8, "b": 4}
-    assert second.new_positions.time_ms == 200
+    assert second.new_positions.time_ms == 150
     assert second.write_buffer.get(b"k") == b"1"
     partition.roll_back(second)
     partition.roll_back(first)
@@ -166,3 +166,15 @@ def test_slice_taken_during_a_commit_continues_from_it() -> None:
     again = take_slice(partition)
     assert {(each.topic, each.offset) for each in again.records} == {("a", 7), ("b", 3)}
     assert again.write_buffer.get(b"k") is None
+
+
+def test_shortened_slice_continues_from_the_one_being_committed(partition: OwnedPartition) -> None:
+    """Its positions must not go back: the slice before it is not applied yet."""
+    partition.merge_buffer.add(record(3, "a", timestamp=1_700_000_000_000))
+    first = take_slice(partition)
+    partition.begin_commit(first)
+    partition.merge_buffer.add(record(4, "a", timestamp=1_700_000_001_000))
+    second = take_slice(partition)
+    partition.shorten(second, 0)
+    assert second.new_positions.offsets == first.new_positions.offsets == {"a": 4}
+    assert second.new_positions.time_ms == 1_700_000_000_000

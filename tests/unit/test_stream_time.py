@@ -123,11 +123,15 @@ def test_clocks_within_the_limit_change_nothing(driver: PartitionDriver, error_s
     assert driver.run() == Tick(0, T0 + 2_000, T0)
 
 
-def test_records_that_go_back_in_time_do_not_move_stream_time(driver: PartitionDriver) -> None:
-    driver.add(T0 - DAY_S * 1000)
-    tick = driver.run()
-    assert tick is not None
-    assert (tick.stream_ms, driver.partition.positions.time_ms) == (T0, T0)
+@pytest.mark.parametrize("jump_s", JUMPS_S)
+def test_wrong_clock_of_a_broker_leaves_nothing_behind(driver: PartitionDriver, jump_s: float) -> None:
+    """Ticks follow the newest record, so an open batch of an idle partition waits for its age and no longer."""
+    driver.add(driver.broker_ms + round(jump_s * 1000))
+    driver.run()
+    driver.add()
+    assert driver.run() == Tick(0, T0 + 2_000, T0 + 2_000)
+    assert driver.run() == Tick(0, T0 + 3_000, T0 + 2_000)
+    assert driver.partition.positions.time_ms == T0 + 2_000
 
 
 def test_impossible_append_time_never_becomes_stream_time(driver: PartitionDriver) -> None:
