@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -38,6 +39,85 @@ ENGINE_RECORDS = Counter(
 )
 ENGINE_COMMITS = Counter("loopwright_engine_commits", "Transactions committed", ["application"])
 ENGINE_ABORTS = Counter("loopwright_engine_aborts", "Transactions aborted", ["application"])
+
+
+class EngineMetric(NamedTuple):
+    """A gauge that is read from an engine's status when metrics are collected (`shared/stream/engine_metrics.py`)."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    """In addition to `application`."""
+
+
+ENGINE_READY = EngineMetric("loopwright_engine_ready", "1 while records are processed as they arrive")
+ENGINE_STATE = EngineMetric("loopwright_engine_state", "1 for the current state of the engine", ("state",))
+ENGINE_PARTITIONS = EngineMetric("loopwright_engine_partitions", "Partitions that this process owns")
+ENGINE_LAG = EngineMetric(
+    "loopwright_engine_lag",
+    "Offsets from the committed position to the end of an input",
+    ("topic", "partition"),
+)
+ENGINE_OLDEST_AGE = EngineMetric(
+    "loopwright_engine_oldest_record_age_seconds",
+    "Time since the append of the oldest record that was read and not processed; 0 if there is none",
+    ("partition",),
+)
+ENGINE_STREAM_TIME = EngineMetric(
+    "loopwright_engine_stream_time_seconds",
+    "Stream time of a partition: the newest append time processed, in seconds since the epoch",
+    ("partition",),
+)
+ENGINE_BEHIND_CLOCK = EngineMetric(
+    "loopwright_engine_behind_clock_seconds",
+    "Wall-clock time of this host minus the partition's stream time; grows while a partition is idle",
+    ("partition",),
+)
+ENGINE_STATE_BYTES = EngineMetric(
+    "loopwright_engine_state_bytes",
+    "Size of a partition's state on disk and in write buffers",
+    ("partition",),
+)
+ENGINE_STATE_KEYS = EngineMetric(
+    "loopwright_engine_state_keys", "Approximate number of keys in a partition's state", ("partition",)
+)
+ENGINE_HALTED = EngineMetric(
+    "loopwright_engine_partition_halted", "1 for a partition that waits for a person", ("partition",)
+)
+ENGINE_NOTIFICATIONS_FAILING = EngineMetric(
+    "loopwright_engine_notifications_failing",
+    "1 while ticks or reread completions of a partition raise",
+    ("partition",),
+)
+ENGINE_RESTORED = EngineMetric(
+    "loopwright_engine_restored_ratio",
+    "Share of the changelog read by the restore in progress; 1 if there is none",
+)
+ENGINE_CLOCK_AGREES = EngineMetric(
+    "loopwright_engine_clock_agrees",
+    "0 while ticks are refused because this host's clock differs from the broker's",
+)
+ENGINE_GAUGES = (
+    ENGINE_READY,
+    ENGINE_STATE,
+    ENGINE_PARTITIONS,
+    ENGINE_LAG,
+    ENGINE_OLDEST_AGE,
+    ENGINE_STREAM_TIME,
+    ENGINE_BEHIND_CLOCK,
+    ENGINE_STATE_BYTES,
+    ENGINE_STATE_KEYS,
+    ENGINE_HALTED,
+    ENGINE_NOTIFICATIONS_FAILING,
+    ENGINE_RESTORED,
+    ENGINE_CLOCK_AGREES,
+)
+ENGINE_HALTS = Counter(
+    "loopwright_engine_halts", "Halts of partitions since the start of the process", ["application"]
+)
+ENGINE_SKIPS = Counter(
+    "loopwright_engine_skips", "Records that an operator let a halted partition skip", ["application"]
+)
 DEAD_LETTERED = Counter("loopwright_dead_letters", "Records sent to dead.letters", ["service", "code"])
 OUTCOMES = Counter("loopwright_outcomes", "Outcomes of feedback events", ["outcome"])
 PUBLISHERS_REPLACED = Counter(

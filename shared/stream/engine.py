@@ -45,6 +45,7 @@ from shared.stream.state_store import MemoryStore, OpenStore, StoreFailed
 from shared.stream.step import RereadingStep, Step
 from shared.stream.topic_checks import FIX, TopicDescription, TopicInspector
 from shared.stream.transaction import ClientsUnusable, TransactionAborted, TransactionalProducer
+from shared.telemetry import ENGINE_HALTS, ENGINE_SKIPS
 
 log = structlog.get_logger(__name__)
 
@@ -163,6 +164,11 @@ class Engine:
     def clock_check(self) -> str:
         """Whether this host's clock and the broker's agree: a text that begins with "ok" unless ticks are off."""
         return self._status.clocks()
+
+    @property
+    def restored_ratio(self) -> float:
+        """Share of the changelog that the restore in progress has read; 1 if there is none."""
+        return self._status.restored()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -380,6 +386,7 @@ class Engine:
         self._answered.add(request.command_id)
         if part.records:
             partition.resume()
+            ENGINE_SKIPS.labels(self.config.application).inc()
             self._active[partition.number] = partition
             # Records that arrived during the halt were not kept. Buffered ones are ignored when they come again.
             self._inputs.start_reading({n: p.positions.offsets for n, p in self._active.items()})
@@ -451,6 +458,7 @@ class Engine:
                 self._restorer = Restorer(self.config, stores, self._clock)
             self._restorer.advance()
             self._set_state("restoring", self._restorer.describe_progress())
+            self._status.set_restored(self._restorer.ratio)
             self._probe("during_restore")
             if self._restorer.done:
                 self._start_processing()
@@ -514,6 +522,7 @@ class Engine:
 
     def _note_halt(self, partition: OwnedPartition, reason: str) -> None:
         partition.halted = reason
+        ENGINE_HALTS.labels(self.config.application).inc()
         log.critical(
             "partition halted",
             application=self.config.application,
@@ -555,6 +564,7 @@ class Engine:
         if self._restorer is not None:
             self._restorer.close()
             self._restorer = None
+            self._status.set_restored(1.0)
         for partition in self._restoring.values():
             partition.close()
         self._restoring = {}
@@ -648,6 +658,7 @@ class Engine:
             last_commit_ms=partition.last_commit_ms,
             rereads=dict(partition.positions.rereads),
             halted=partition.halted,
+            oldest_ms=partition.merge_buffer.oldest_ms(),
             problem=partition.problem,
         )
 

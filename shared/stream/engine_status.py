@@ -46,6 +46,8 @@ class PartitionStatus:
     """Next offset to read again, by output topic that has a reread in progress."""
     halted: str | None = None
     """Why the partition is not processed until a person acts."""
+    oldest_ms: int | None = None
+    """Append time of the oldest record that was read and not processed; None if there is none."""
     problem: str | None = None
     """Why ticks or reread completions are not processed, although records are."""
 
@@ -62,6 +64,7 @@ class EngineStatus:
         self._dead_letters: deque[tuple[float, int]] = deque()
         """When records became dead letters, and how many."""
         self._newest_dead_letter = ""
+        self._restored = 1.0
 
     def set_state(self, state: EngineState, reason: str = "") -> bool:
         """Set state and reason together. Returns whether either of them changed."""
@@ -74,6 +77,16 @@ class EngineStatus:
         """Replace the status of the owned partitions."""
         with self._lock:
             self._partitions = partitions
+
+    def set_restored(self, ratio: float) -> None:
+        """Set the share of the changelog that the restore in progress has read; 1 if there is none."""
+        with self._lock:
+            self._restored = ratio
+
+    def restored(self) -> float:
+        """Return the share set last."""
+        with self._lock:
+            return self._restored
 
     def set_clocks(self, text: str) -> bool:
         """Set whether this host's clock and the broker's agree. Returns whether it changed."""

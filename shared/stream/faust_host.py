@@ -19,7 +19,7 @@ from faust.app.base import BootStrategy
 from faust.types.web import Request, Response
 from faust.web import View
 from mode import Service
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from shared.adapters.clock import SystemClock
 from shared.adapters.kafka import KafkaLogReader
@@ -27,6 +27,7 @@ from shared.errors import Fatal
 from shared.kafka_connection import KafkaConnection
 from shared.stream.config import EngineConfig
 from shared.stream.engine import Engine
+from shared.stream.engine_metrics import EngineCollector
 from shared.stream.instance import claim_instance
 from shared.stream.rocksdb_store import RocksDBStoreFactory
 from shared.stream.skip_commands import CHECK, SkipCommands
@@ -193,9 +194,13 @@ def _add_views(app: EngineApp, engine: Engine) -> None:
         checks |= {name: detail() for name, detail in app.readiness_details.items()}
         return view.json({"ready": engine.ready, "checks": checks}, status=200 if engine.ready else 503)
 
+    gauges = CollectorRegistry()
+    gauges.register(EngineCollector(engine, SystemClock()))
+
     @app.page("/metrics")
     async def metrics(view: View, _: Request) -> Response:
-        return view.bytes(generate_latest(), content_type=CONTENT_TYPE_LATEST.split(";")[0])
+        text = generate_latest() + generate_latest(gauges)
+        return view.bytes(text, content_type=CONTENT_TYPE_LATEST.split(";")[0])
 
     @app.page("/partitions")
     async def partitions(view: View, _: Request) -> Response:

@@ -60,7 +60,9 @@ class InputConsumer:
         self._consumer = build_consumer(
             config.kafka, config.consumer_settings() | {"error_cb": self._note_error}
         )
-        self._bytes_per_buffer = 0
+        self._bytes_per_buffer = config.buffer_bytes
+        """Share of each input of each owned partition. A pause discards what the client has prefetched, so the share is
+        not smaller than necessary."""
         self._closed = False
 
     def check_topics(self) -> int:
@@ -85,7 +87,6 @@ class InputConsumer:
                 f"{f' ({config.partitions})' if config.partitions else ''}, but have {counts}. It cannot change later: "
                 "delete the topics and create them with the right number of partitions."
             )
-        self._bytes_per_buffer = max(1, config.buffer_bytes // (expected * len(config.inputs)))
         return expected
 
     def join(self) -> None:
@@ -113,6 +114,8 @@ class InputConsumer:
 
     def start_reading(self, positions: Mapping[int, Mapping[str, int]]) -> None:
         """Read each input from its position, or from the beginning if it has none."""
+        buffers = max(1, len(positions) * len(self._config.inputs))
+        self._bytes_per_buffer = max(1, self._config.buffer_bytes // buffers)
         partitions = [
             TopicPartition(topic, number, offsets.get(topic, OFFSET_BEGINNING))
             for number, offsets in positions.items()

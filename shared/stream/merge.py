@@ -78,6 +78,10 @@ class MergeBuffer:
         """Return the memory of the buffered records of one input, in bytes."""
         return self._bytes[self._order[topic]]
 
+    def oldest_ms(self) -> int | None:
+        """Return the append time of the oldest buffered record, in ms since the epoch, or None if there is none."""
+        return min((queue[0].timestamp for queue in self._queues if queue), default=None)
+
     def count(self) -> int:
         """Return the number of buffered records."""
         return sum(map(len, self._queues))

@@ -150,15 +150,21 @@ class Restorer:
             self._stores[partition].apply(batch, self.progress[partition].position)
         self._log_progress()
 
+    @property
+    def ratio(self) -> float:
+        """Share of the changelog offsets that have been read, from 0 to 1."""
+        total = sum(p.target - p.start for p in self.progress.values())
+        left = sum(max(0, p.target - p.position) for p in self.progress.values())
+        return 1 - left / total if total else 1.0
+
     def describe_progress(self) -> str:
         """Return the progress as text for people, with instructions if the restore is stalled."""
         each = self.progress.items()
         total = sum(p.target - p.start for _, p in each)
-        left = sum(max(0, p.target - p.position) for _, p in each)
         rate = self.records / max(0.001, time.monotonic() - self._started)
         text = (
             f"{sum(p.done for _, p in each)} of {len(each)} partitions restored, "
-            f"{1 - left / total if total else 1:.0%} of {total} changelog offsets read, {rate:.0f} records/s"
+            f"{self.ratio:.0%} of {total} changelog offsets read, {rate:.0f} records/s"
         )
         if self.done or time.monotonic() < self._last_read + STALLED_AFTER_S:
             return text

@@ -53,6 +53,17 @@ def test_lost_partitions_are_distinguished_from_revoked_ones() -> None:
     inputs.close()
 
 
+def test_buffer_is_shared_by_owned_partitions_not_by_all_of_the_topic() -> None:
+    inputs = InputConsumer(config(buffer_bytes=1_200))
+    inputs.start_reading({n: {} for n in range(3)})
+    assert inputs._bytes_per_buffer == 1_200 // (3 * 2)
+    inputs.start_reading({7: {}})
+    assert inputs._bytes_per_buffer == 1_200 // 2
+    inputs.start_reading({})
+    assert inputs._bytes_per_buffer == 1_200
+    inputs.close()
+
+
 # --- timestamps that the broker did not set -----------------------------------------------------------------------
 
 YEAR_57741_MS = 1_760_000_000_500_000
