@@ -34,6 +34,7 @@ from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.ports import HOST, choose_ports
 from deploy.local.processes import Program, spawn, tail, terminate
+from shared.kafka_connection import KafkaConnection
 
 PARTITIONS = 4
 WRITE_INTERVAL_S = 0.005
@@ -103,7 +104,7 @@ def start_broker(folder: Path, interval_ms: int) -> Iterator[str]:
     child = spawn(program, folder=folder, log=folder / "kafka.log")
     try:
         address = f"{HOST}:{ports['kafka']}"
-        if not wait_for_kafka(address, seconds=90):
+        if not wait_for_kafka(KafkaConnection(address), seconds=90):
             sys.exit(f"Kafka did not start:\n{tail(folder / 'kafka.log')}")
         yield address
     finally:

@@ -13,6 +13,7 @@ from deploy.local.kafka import is_ready, prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.ports import HOST, choose_ports
 from deploy.local.processes import spawn, tail, terminate
+from shared.kafka_connection import KafkaConnection
 
 PREPARED = Path(".loopwright")
 
@@ -31,7 +32,7 @@ def running_broker(folder: Path) -> Iterator[Broker]:
     """Use the broker at KAFKA_BOOTSTRAP_SERVERS, or start one with its data in `folder` until the end of the block."""
     address = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     if address:
-        if not is_ready(address):
+        if not is_ready(KafkaConnection(address)):
             raise StackError(
                 f"KAFKA_BOOTSTRAP_SERVERS: no broker answers at {address}. Start it, or unset the variable."
             )
@@ -48,7 +49,7 @@ def running_broker(folder: Path) -> Iterator[Broker]:
     child = spawn(program, folder=folder, log=log)
     try:
         address = f"{HOST}:{ports['kafka']}"
-        if not wait_for_kafka(address, seconds=90):
+        if not wait_for_kafka(KafkaConnection(address), seconds=90):
             raise StackError(f"Kafka did not start:\n{tail(log)}")
         yield Broker(address, child.pid)
     finally:

@@ -113,21 +113,21 @@ def format_storage(java: str, libs: Path, config: Path) -> None:
         raise StackError(f"Kafka could not format its storage:\n{process.stdout}{process.stderr}".strip())
 
 
-def is_ready(bootstrap: str, *, seconds: float = 5.0) -> bool:
-    """Return whether a broker answers at this address."""
-    admin = build_admin(KafkaConnection(bootstrap), {"log_level": 0})
+def is_ready(kafka: KafkaConnection, *, seconds: float = 5.0) -> bool:
+    """Return whether a broker answers and accepts the credentials."""
+    admin = build_admin(kafka, {"log_level": 0})
     try:
         return bool(admin.list_topics(timeout=seconds).brokers)
     except KafkaException:
         return False
 
 
-def wait_for_kafka(bootstrap: str, *, seconds: float) -> bool:
+def wait_for_kafka(kafka: KafkaConnection, *, seconds: float) -> bool:
     """Wait until a broker answers; return False if none does within `seconds`."""
     waiting = Retrying(
         stop=stop_after_delay(seconds), wait=wait_fixed(0.2), retry=retry_if_result(lambda ready: not ready)
     )
     try:
-        return waiting(is_ready, bootstrap, seconds=2.0)
+        return waiting(is_ready, kafka, seconds=2.0)
     except RetryError:
         return False

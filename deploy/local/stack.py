@@ -30,9 +30,11 @@ from deploy.local.services import (
 )
 from deploy.local.state_file import StackLock, delete_state, erasure_token, pseudonym_key, write_state
 from deploy.local.supervisord import Supervisord
+from shared.kafka_connection import KafkaConnection, KafkaProperties
 
 Progress = Callable[[str], None]
 TOPICS = "topics"
+KAFKA_CONFIG = "LOOPWRIGHT_KAFKA_CONFIG"
 START_SECONDS = 90
 
 
@@ -198,6 +200,11 @@ class LocalStack:
     def _plan(self) -> list[Program]:
         """Download what is missing, choose addresses and return the programs in the order of starting."""
         kafka, redis = self._setting("KAFKA_BOOTSTRAP_SERVERS"), self._setting("REDIS_URL")
+        if self._setting(KAFKA_CONFIG) and not kafka:
+            raise StackError(
+                f"{KAFKA_CONFIG} is set, but KAFKA_BOOTSTRAP_SERVERS is not. The stack's own Kafka needs no "
+                f"configuration: set both, or unset {KAFKA_CONFIG}."
+            )
         settings = {**os.environ, **self._env}
         preferred = {service: preferred_port(service, settings) for service in self.services}
         preferred |= {} if kafka else {"kafka": 9092, "controller": 0}
@@ -261,9 +268,16 @@ class LocalStack:
         """Start Kafka and Redis unless others are configured; wait until both answer."""
         for name in self._own_servers:
             self._running.start_program(name)
-        for name, wait in (("kafka", wait_for_kafka), ("redis", wait_for_redis)):
+        kafka = self._kafka_connection()
+        for name in ("kafka", "redis"):
             own = name in self._own_servers
-            if wait(self.urls[name], seconds=START_SECONDS if own else 15):
+            seconds = START_SECONDS if own else 15
+            ready = (
+                wait_for_kafka(kafka, seconds=seconds)
+                if name == "kafka"
+                else wait_for_redis(self.urls["redis"], seconds=seconds)
+            )
+            if ready:
                 self._progress(f"{name}: ready on {self.urls[name]}")
             elif own:
                 raise StackError(f"{name} did not start:\n{tail(self.log_of(name))}")
@@ -272,6 +286,14 @@ class LocalStack:
                 raise StackError(
                     f"no {name} answers at {variable}={self.urls[name]}. Correct or unset {variable}."
                 )
+
+    def _kafka_connection(self) -> KafkaConnection:
+        """Return how the services reach Kafka. The stack's own broker takes no properties."""
+        try:
+            properties = KafkaProperties.parse(self._setting(KAFKA_CONFIG))
+        except ValueError as error:
+            raise StackError(f"{KAFKA_CONFIG}: {error}") from error
+        return KafkaConnection(self.urls["kafka"], self._setting("LOOPWRIGHT_NAMESPACE"), properties)
 
     def _create_topics(self) -> None:
         """Run the topics job and wait for its end."""

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from services.console.service import Adapters, ConsoleService
 from services.console.settings import SERVICE, ConsoleSettings
 from services.console.topic_offsets import KafkaEndOffsets
 from shared.adapters.clock import SystemClock
-from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
+from shared.adapters.kafka import KafkaPublisher
 from shared.adapters.log_lookup import KafkaLogRanges
 from shared.adapters.redis import RedisCache
-from shared.adapters.topic_admin import check_partitions
+from shared.adapters.topic_admin import CheckedReaders
 from shared.entry_point import run_service
 from shared.errors import Fatal
 from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS
 
-START_TIMEOUT_S = 60.0
-
 
 def run(settings: ConsoleSettings) -> None:
     """Build the service with real adapters and run it until a signal stops it."""
-    check_partitions(settings.kafka, settings.partitions, wait_s=START_TIMEOUT_S)
     kafka, partitions = settings.kafka, settings.partitions
     feedback = KafkaEndOffsets(kafka, SERVICE, FEEDBACK_EVENTS.name, partitions)
     responses = KafkaEndOffsets(kafka, SERVICE, CHAT_RESPONSES.name, partitions)
@@ -30,7 +25,7 @@ def run(settings: ConsoleSettings) -> None:
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
         log_ranges=KafkaLogRanges(kafka, SERVICE),
-        open_reader=partial(KafkaLogReader, kafka, SERVICE),
+        open_reader=CheckedReaders(kafka, SERVICE, partitions),
         count_feedback=feedback.count_since,
         count_responses=responses.total,
     )

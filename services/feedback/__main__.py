@@ -10,20 +10,17 @@ from services.feedback.command_consumer import KafkaCommandConsumer
 from services.feedback.service import Adapters, FeedbackService
 from services.feedback.settings import SERVICE, FeedbackSettings
 from shared.adapters.clock import SystemClock
-from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
+from shared.adapters.kafka import KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.log_lookup import KafkaLogRanges
 from shared.adapters.redis import RedisCache
-from shared.adapters.topic_admin import check_partitions
+from shared.adapters.topic_admin import CheckedReaders
 from shared.entry_point import run_service
 from shared.errors import Fatal
-
-START_TIMEOUT_S = 60.0
 
 
 def run(settings: FeedbackSettings) -> None:
     """Build the service with real adapters and run it until a signal stops it."""
     pseudonym_key = settings.require_pseudonym_key()
-    check_partitions(settings.kafka, settings.partitions, wait_s=START_TIMEOUT_S)
     if not FeedbackService(settings, pseudonym_key, build_adapters(settings)).run():
         raise Fatal("stopped because a topic could not be followed; the last error above has the cause")
 
@@ -39,7 +36,7 @@ def build_adapters(settings: FeedbackSettings) -> Adapters:
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
         log_ranges=KafkaLogRanges(kafka, SERVICE),
-        open_reader=partial(KafkaLogReader, kafka, SERVICE),
+        open_reader=CheckedReaders(kafka, SERVICE, settings.partitions),
         open_erasure_publisher=partial(
             KafkaTransactionalPublisher, kafka, SERVICE, erasure_id, timeout_s=ack_timeout_s
         ),

@@ -24,8 +24,8 @@ from services.inference.version_swap import VersionSwap
 from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import PinnedBase, find_base
 from shared.adapters.clock import SystemClock
-from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
-from shared.adapters.topic_admin import check_partitions
+from shared.adapters.kafka import KafkaPublisher
+from shared.adapters.topic_admin import CheckedReaders
 from shared.errors import Fatal, LoopwrightError
 from shared.ports import LogReader, Publisher
 from shared.pseudonym import Pseudonymiser
@@ -64,6 +64,7 @@ class InferenceService:
     def __init__(self, settings: InferenceSettings) -> None:
         self._settings = settings
         self._failure: LoopwrightError | None = None
+        self._readers = CheckedReaders(settings.kafka, SERVICE, settings.partitions)
         pseudonyms = Pseudonymiser(settings.require_pseudonym_key())
         base = find_base(settings.base_model)
         checks = ["model", "rollout", *(["spool"] if settings.delivery == "spool" else [])]
@@ -117,9 +118,7 @@ class InferenceService:
         return SpoolResponsePublisher(self._spool, self._readiness)
 
     def _open_rollout(self) -> LogReader:
-        kafka = self._settings.kafka
-        check_partitions(kafka, self._settings.partitions)
-        return KafkaLogReader(kafka, SERVICE, [MODEL_ROLLOUT.name])
+        return self._readers([MODEL_ROLLOUT.name])
 
     def run(self) -> None:
         """Serve until the server is stopped.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, TypeVar
 
+import structlog
 from fastapi import FastAPI
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from services.trainer.api.gate_routes import add_gate_routes
 from services.trainer.api.lineage_routes import LineageQueries, add_lineage_routes
@@ -22,55 +23,56 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.versions.publish import SERVICE, VersionLog, lease_group, transactional_id
 from services.trainer.worker import launcher
 from shared.adapters.artifacts import open_artifacts
-from shared.adapters.base_model import find_base
+from shared.adapters.base_model import PinnedBase, find_base
 from shared.adapters.clock import SystemClock
 from shared.adapters.group_lease import GroupLease
 from shared.adapters.http import ServerThread, add_service_routes
-from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
+from shared.adapters.kafka import KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.redis import RedisCache
-from shared.adapters.topic_admin import check_partitions
+from shared.adapters.topic_admin import CheckedReaders, check_partitions
 from shared.entry_point import run_service
-from shared.errors import BrokerUnavailable, Fenced, Misconfigured
+from shared.errors import Fenced, Misconfigured, Retryable
 from shared.telemetry import Readiness
 from shared.topics import OPERATOR_COMMANDS
 
-KAFKA_TIMEOUT_S: Final = 60.0
-"""How long a start waits for the broker."""
 RETRY_S: Final = 1.0
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 
-def build(settings: TrainerSettings, readiness: Readiness) -> Trainer:
-    """Build the trainer with its real adapters. From then on, any other trainer of the line is fenced."""
+def build(settings: TrainerSettings, base: PinnedBase) -> Trainer:
+    """Build the trainer with its real adapters. From then on, any other trainer of the line is fenced.
+
+    Raises `Retryable` while Kafka cannot be reached or refuses what the trainer needs.
+    """
     kafka = settings.kafka
-    base = find_base(settings.base_model)
-    readiness.set("base model", True, base.name)
+    readers = CheckedReaders(kafka, SERVICE, settings.partitions)
+    versions = VersionLog(
+        settings.line,
+        lambda topic: readers([topic]),
+        lambda: KafkaTransactionalPublisher(kafka, SERVICE, transactional_id(settings.line)),
+    )
     db = open_database(settings.folder)
-    trainer = Trainer(
+    return Trainer(
         settings=settings,
         base=base,
         db=db,
-        reader=KafkaLogReader(kafka, SERVICE, TOPICS_READ, batch_table.positions(db)),
+        reader=readers(TOPICS_READ, batch_table.positions(db)),
         publisher=KafkaPublisher(kafka, SERVICE),
-        versions=VersionLog(
-            settings.line,
-            lambda topic: KafkaLogReader(kafka, SERVICE, [topic]),
-            lambda: KafkaTransactionalPublisher(kafka, SERVICE, transactional_id(settings.line)),
-        ),
+        versions=versions,
         store=open_artifacts(settings.artifacts, settings.artifact_cache),
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
         start_run=launcher.start_run,
     )
-    readiness.set("kafka", True)
-    return trainer
 
 
 def lineage_queries(settings: TrainerSettings) -> LineageQueries:
     """Return the read-only queries of the HTTP API. Each reads the log, so they work before the trainer is ready."""
-    kafka = settings.kafka
+    readers = CheckedReaders(settings.kafka, SERVICE, settings.partitions)
     return LineageQueries(
         settings,
-        lambda topic: KafkaLogReader(kafka, SERVICE, [topic]),
+        lambda topic: readers([topic]),
         open_artifacts(settings.artifacts, settings.artifact_cache),
     )
 
@@ -105,7 +107,7 @@ def run_as_only_trainer(
     if lock is None:
         return
     stack.callback(lock.close)
-    wait_for_topics(settings)
+    wait_for_kafka(lambda: check_partitions(settings.kafka, settings.partitions), readiness, stopping)
     lease = GroupLease(
         settings.kafka, lease_group(settings.line), OPERATOR_COMMANDS, SERVICE, on_taken=stopping.set
     )
@@ -116,7 +118,11 @@ def run_as_only_trainer(
     if not lease.wait(stopping):
         return
     readiness.set("line", True, settings.line)
-    trainer = build(settings, readiness)
+    base = find_base(settings.base_model)
+    readiness.set("base model", True, base.name)
+    trainer = wait_for_kafka(lambda: build(settings, base), readiness, stopping)
+    if trainer is None:
+        return
     readiness.watch("log", lambda: trainer.problem)
     readiness.watch("publisher", lambda: trainer.publisher.problem)
     trainer.run(stopping)
@@ -138,15 +144,22 @@ def wait_for_folder(folder: Path, readiness: Readiness, stopping: threading.Even
     return None
 
 
-def wait_for_topics(settings: TrainerSettings) -> None:
-    """Wait for the broker up to `KAFKA_TIMEOUT_S`, and check the topics."""
-    retrying = Retrying(
-        retry=retry_if_exception_type(BrokerUnavailable),
-        stop=stop_after_delay(KAFKA_TIMEOUT_S),
-        wait=wait_fixed(RETRY_S),
-        reraise=True,
-    )
-    retrying(check_partitions, settings.kafka, settings.partitions)
+def wait_for_kafka(connect: Callable[[], T], readiness: Readiness, stopping: threading.Event) -> T | None:
+    """Call `connect` until Kafka lets it succeed, and return its result; None if stopped before.
+
+    `/readyz` says why it waits.
+    """
+    while not stopping.is_set():
+        try:
+            connected = connect()
+        except Retryable as error:
+            readiness.set("kafka", False, f"waiting: {error}")
+            log.warning("waiting_for_kafka", code=error.code, error=str(error))
+            stopping.wait(RETRY_S)
+        else:
+            readiness.set("kafka", True)
+            return connected
+    return None
 
 
 def main() -> None:

@@ -56,6 +56,7 @@ POLL_TIMEOUT_S: Final = 0.2
 STATUS_INTERVAL_S: Final = 5.0
 """Time between two writes of the console's status, which also restore it after Redis lost it."""
 STATUS_TTL_S: Final = 3600.0
+ANNOUNCE_RETRY_S: Final = 1.0
 DISK_FULL_WAIT_S: Final = 5.0
 """Time between two attempts while the disk is full."""
 log = structlog.get_logger(__name__)
@@ -117,7 +118,7 @@ class Trainer:
 
     def run(self, stopping: threading.Event) -> None:
         """Run until `stopping` is set. Then stop the run's process, which the next start resumes."""
-        self.versions.announce_base(self.base, self.clock.now_ms())
+        self._announce_base(stopping)
         self._stop_version_tasks()  # removes the folders that a crash may have left
         try:
             while not stopping.is_set():
@@ -135,6 +136,19 @@ class Trainer:
     def _stop_version_tasks(self) -> None:
         for task in self.version_tasks:
             task.stop()
+
+    def _announce_base(self, stopping: threading.Event) -> None:
+        """Publish the base unless it is published. Waits while Kafka cannot take it; `problem` then says why."""
+        while not stopping.is_set():
+            try:
+                self.versions.announce_base(self.base, self.clock.now_ms())
+            except Retryable as error:
+                log.warning("base_not_announced", code=error.code, error=str(error))
+                self.problem = str(error)
+                stopping.wait(ANNOUNCE_RETRY_S)
+            else:
+                self.problem = None
+                return
 
     def run_once(self) -> bool:
         """Read new records and take one step.

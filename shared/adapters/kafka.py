@@ -154,10 +154,13 @@ class KafkaPublisher:
     def _note_client_error(self, error: KafkaError) -> None:
         if error.fatal() or error.name() == "_FATAL":
             self._broken.set()
+        elif error.name() in CREDENTIAL_ERRORS:
+            # Records only time out for this reason.
+            self._note_problem(str(to_error(error)))
 
     def _to_raise(self, error: KafkaError, topic: str) -> LoopwrightError:
         """Return the error for a record that was not delivered. A fatal one is the client's, not the record's."""
-        translated = to_error(error, topic=topic)
+        translated = to_error(error, topic=self._kafka.prefix + topic)
         if error.name() in ("_FATAL", "_PURGE_QUEUE", "_PURGE_INFLIGHT") or isinstance(translated, Fatal):
             if error.name() == "_FATAL" or error.fatal():
                 self._broken.set()
@@ -297,6 +300,7 @@ class KafkaLogReader:
         *,
         partitions: Collection[int] | None = None,
     ) -> None:
+        self._prefix = kafka.prefix
         self._consumer = build_consumer(
             kafka,
             {
@@ -317,16 +321,18 @@ class KafkaLogReader:
         self._unreadable: LoopwrightError | None = None
         try:
             self._assign(topics, partitions)
-        except KafkaException as error:
+        except BaseException as error:
             self._consumer.close()
-            raise to_error(error.args[0]) from error
+            if isinstance(error, KafkaException):
+                raise to_error(error.args[0]) from error
+            raise
 
     def _assign(self, topics: Sequence[str], wanted: Collection[int] | None) -> None:
         parts: list[Position] = []
         for topic in topics:
             found = self._consumer.list_topics(topic, timeout=CONNECT_S).topics[topic]
             if found.error is not None and found.error.name() in AUTHORIZATION_ERRORS:
-                raise to_error(found.error, topic=topic, reading=True)
+                raise to_error(found.error, topic=self._prefix + topic, reading=True)
             if found.error is not None or not found.partitions:
                 raise Misconfigured(
                     f"topic {topic} does not exist: run the topics job (`python -m shared.adapters.topic_admin`)"
@@ -367,7 +373,7 @@ class KafkaLogReader:
         if error is not None and error.name() == "_AUTO_OFFSET_RESET":
             raise Fatal(f"cannot continue: the log no longer holds the start offset: {error.str()}")
         if error is not None:
-            topic = str(message.topic() or "")
+            topic = f"{self._prefix}{message.topic()}" if message.topic() else ""
             if error.fatal():
                 raise to_error(error, topic=topic, reading=True)
             if error.name() in UNREADABLE:

@@ -30,6 +30,8 @@ Settings = Mapping[str, Any]
 Client = TypeVar("Client")
 _set_topic: Callable[[Message, str], None] = Message.set_topic  # type: ignore[attr-defined]  # not in the stubs
 _PREFIXED_SETTINGS = ("group.id", "transactional.id", "client.id")
+_QUIET = {"log_level": 2}
+"""Critical messages only: failed calls report errors themselves, without a line per reconnect."""
 _UNREACHABLE = frozenset({"_TRANSPORT", "_ALL_BROKERS_DOWN", "_TIMED_OUT"})
 _REFUSALS = {"_AUTHENTICATION": "refuses the credentials", "_SSL": "cannot be reached over TLS"}
 
@@ -60,7 +62,7 @@ def _build(
 
 def _client_settings(kafka: KafkaConnection, settings: Settings) -> dict[str, Any]:
     prefixed = {name: kafka.prefix + settings[name] for name in _PREFIXED_SETTINGS if name in settings}
-    return {"bootstrap.servers": kafka.servers, **settings, **prefixed, **kafka.properties}
+    return {"bootstrap.servers": kafka.servers, **_QUIET, **settings, **prefixed, **kafka.properties}
 
 
 class _TopicNames(dict[str, str]):
@@ -93,6 +95,10 @@ class _Refusals:
         if self._error_cb is not None:
             self._error_cb(error)
 
+    def clear(self) -> None:
+        """Forget the refusal, because a broker has answered."""
+        self._newest = None
+
     def explain(self, raised: KafkaException) -> KafkaException:
         """Return the exception to raise in place of `raised`."""
         error, newest = raised.args[0], self._newest
@@ -114,6 +120,7 @@ class _Producer(Producer):
         except KafkaException as error:
             self.poll(0)  # runs `error_cb`
             raise self._refusals.explain(error) from error
+        self._refusals.clear()
 
 
 class _NamespacedProducer(_Producer):
@@ -168,11 +175,13 @@ class _Consumer(Consumer):
 
     def list_topics(self, topic: str | None = None, timeout: float = -1) -> Any:
         try:
-            return super().list_topics(topic, timeout) if topic else super().list_topics(timeout=timeout)
+            found = super().list_topics(topic, timeout) if topic else super().list_topics(timeout=timeout)
         except KafkaException as error:
             if not self._reads:
                 super().poll(0)  # runs `error_cb`; while the client reads, this could return a record
             raise self._refusals.explain(error) from error
+        self._refusals.clear()
+        return found
 
     def subscribe(self, topics: list[str], **callbacks: Any) -> None:  # type: ignore[override]
         self._reads = True
@@ -289,10 +298,12 @@ class _Admin(AdminClient):
 
     def list_topics(self, topic: str | None = None, timeout: float = -1) -> Any:
         try:
-            return super().list_topics(topic, timeout) if topic else super().list_topics(timeout=timeout)
+            found = super().list_topics(topic, timeout) if topic else super().list_topics(timeout=timeout)
         except KafkaException as error:
             self.poll(0)  # runs `error_cb`
             raise self._refusals.explain(error) from error
+        self._refusals.clear()
+        return found
 
 
 class _NamespacedAdmin(_Admin):

@@ -55,6 +55,8 @@ TOPIC_ERRORS: Final = frozenset(
     {"UNKNOWN_TOPIC_OR_PART", "UNKNOWN_TOPIC_ID", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "TOPIC_EXCEPTION"}
 )
 """The topic or the partition does not exist, or no longer exists."""
+EXPLAINED: Final = "Kafka at "
+"""How the texts of `kafka_clients` begin that name the brokers and why they cannot be used."""
 FENCED_ERRORS: Final = frozenset({"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"})
 _GRANTS: Final = {
     "TOPIC_AUTHORIZATION_FAILED": "may not {action} {name}: grant {operation} and DESCRIBE on the topic",
@@ -94,7 +96,12 @@ def describe_refusal(
             identity=f" {identity}" if identity else "",
         )
     if name in CREDENTIAL_ERRORS:
-        return f"Kafka refuses the credentials: check the security settings of the client ({error.str()})"
+        text = (
+            error.str()
+            if error.str().startswith(EXPLAINED)
+            else f"Kafka refuses the credentials: {error.str()}"
+        )
+        return f"{text}; check LOOPWRIGHT_KAFKA_CONFIG"
     if name == "POLICY_VIOLATION":
         return f"a policy of the broker forbids this: {error.str()}"
     return None
@@ -124,4 +131,4 @@ def to_error(error: KafkaError, *, topic: str = "", reading: bool = False) -> Lo
         return Overloaded("the queue of records to send is full: Kafka is slow or unavailable")
     if error.fatal():
         return Fatal(f"Kafka client: {text}")
-    return BrokerUnavailable(f"Kafka: {text} ({name})")
+    return BrokerUnavailable(text if text.startswith(EXPLAINED) else f"Kafka: {text} ({name})")

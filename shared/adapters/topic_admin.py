@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +30,18 @@ from tenacity import (
     wait_fixed,
 )
 
+from shared.adapters.kafka import KafkaLogReader
 from shared.adapters.kafka_clients import build_admin
-from shared.adapters.kafka_errors import to_error
-from shared.errors import BrokerUnavailable, LoopwrightError, Misconfigured
+from shared.adapters.kafka_errors import AUTHORIZATION_ERRORS, to_error
+from shared.errors import (
+    BrokerUnavailable,
+    LoopwrightError,
+    Misconfigured,
+    NotPermitted,
+    TopicUnavailable,
+)
 from shared.kafka_connection import KafkaConnection
+from shared.ports import Position
 from shared.settings import Settings, load
 from shared.topics import TOPICS, Topic
 
@@ -71,25 +79,58 @@ def create_topics(kafka: KafkaConnection, p: int) -> list[str]:
 
     """
     admin = build_admin(kafka, {"client.id": "topics-job"})
-    return _retrying(WAIT_S)(_create, admin, p)
+    return _retrying(WAIT_S)(_create, admin, kafka.prefix, p)
 
 
-def check_partitions(kafka: KafkaConnection, p: int, *, wait_s: float = 0.0) -> None:
-    """Verify at start of a service that all topics exist with the right number of partitions.
+def check_partitions(kafka: KafkaConnection, p: int) -> None:
+    """Verify that all topics exist with the right number of partitions.
 
     Raises:
-        Misconfigured: if a topic is missing or P differs.
-        BrokerUnavailable: if no broker answers within `wait_s` seconds.
+        BrokerUnavailable: if no broker answers.
+        NotPermitted: if the broker refuses the credentials, or this service may not see a topic.
+        TopicUnavailable: if topics are missing.
+        Misconfigured: if P differs.
 
     """
     admin = build_admin(kafka, {"client.id": "partition-check"})
-    existing = _retrying(wait_s)(_existing, admin)
+    existing = _existing(admin)
     missing = sorted(TOPICS.keys() - existing.keys())
-    if missing:
-        raise Misconfigured(
-            f"topics missing: {', '.join(missing)}; run `python -m shared.adapters.topic_admin`"
+    for topic in missing[:1]:
+        # The list of all topics leaves out those that this service may not see; asked for one, the broker says so.
+        error = _metadata(admin, topic).topics[topic].error
+        if error is not None and error.name() in AUTHORIZATION_ERRORS:
+            raise to_error(error, topic=kafka.prefix + topic, reading=True)
+        raise TopicUnavailable(
+            f"topics missing: {', '.join(kafka.prefix + name for name in missing)}; run "
+            "`python -m shared.adapters.topic_admin`"
         )
     _check_p(existing, p)
+
+
+class CheckedReaders:
+    """Opens readers of the log. The topics are verified before, each time until they are as they should be.
+
+    A call raises what `check_partitions` and `KafkaLogReader` raise.
+    """
+
+    def __init__(self, kafka: KafkaConnection, service: str, p: int) -> None:
+        self._kafka = kafka
+        self._service = service
+        self._p = p
+        self._checked = False
+
+    def __call__(
+        self,
+        topics: Sequence[str],
+        starts: Mapping[Position, int] | None = None,
+        *,
+        partitions: Collection[int] | None = None,
+    ) -> KafkaLogReader:
+        """Return a reader; see `KafkaLogReader`. The caller closes it."""
+        if not self._checked:
+            check_partitions(self._kafka, self._p)
+            self._checked = True
+        return KafkaLogReader(self._kafka, self._service, topics, starts, partitions=partitions)
 
 
 def differing_settings(kafka: KafkaConnection) -> list[Difference]:
@@ -104,7 +145,12 @@ def differing_settings(kafka: KafkaConnection) -> list[Difference]:
         for resource in resources
         for difference in differences(
             TOPICS[resource.name],
-            {name: entry.value for name, entry in _result(found[resource]).items()},
+            {
+                name: entry.value
+                for name, entry in _result(
+                    found[resource], "DESCRIBE_CONFIGS", kafka.prefix + resource.name
+                ).items()
+            },
         )
     ]
 
@@ -125,8 +171,8 @@ def apply_settings(kafka: KafkaConnection, wanted: list[Difference]) -> None:
         for topic in sorted({change.topic for change in wanted})
     ]
     if changes:
-        for future in admin.incremental_alter_configs(changes, request_timeout=CALL_S).values():
-            _result(future)
+        for resource, future in admin.incremental_alter_configs(changes, request_timeout=CALL_S).items():
+            _result(future, "ALTER_CONFIGS", kafka.prefix + resource.name)
 
 
 def still_stopping(kafka: KafkaConnection, wait_s: float = CALL_S) -> list[Difference]:
@@ -149,11 +195,16 @@ def differences(topic: Topic, found: Mapping[str, str | None]) -> list[Differenc
     ]
 
 
-def _result(future: Any) -> Any:
+def _result(future: Any, operation: str, topic: str) -> Any:
+    """Return the result of an operation on a topic; `operation` is the permission that it needs."""
     try:
         return future.result(CALL_S + 5)
     except KafkaException as error:
-        raise to_error(error.args[0]) from error
+        if error.args[0].name() == "TOPIC_AUTHORIZATION_FAILED":
+            raise NotPermitted(
+                f"the principal lacks a permission: grant {operation} on the topic {topic}"
+            ) from error
+        raise to_error(error.args[0], topic=topic) from error
 
 
 def _retrying(seconds: float) -> Retrying:
@@ -165,7 +216,7 @@ def _retrying(seconds: float) -> Retrying:
     )
 
 
-def _create(admin: AdminClient, p: int) -> list[str]:
+def _create(admin: AdminClient, prefix: str, p: int) -> list[str]:
     existing = _existing(admin)
     _check_p(existing, p)
     brokers = len(_metadata(admin).brokers)
@@ -173,12 +224,16 @@ def _create(admin: AdminClient, p: int) -> list[str]:
     created = []
     for name, future in admin.create_topics(missing).items() if missing else ():
         try:
-            future.result()
+            _result(future, "CREATE", prefix + name)
             created.append(name)
-        except KafkaException as error:
-            if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
-                raise to_error(error.args[0]) from error
+        except BrokerUnavailable as error:
+            if not _already_exists(error.__cause__):
+                raise
     return created
+
+
+def _already_exists(cause: BaseException | None) -> bool:
+    return isinstance(cause, KafkaException) and cause.args[0].name() == "TOPIC_ALREADY_EXISTS"
 
 
 def _new(topic: Topic, p: int, brokers: int) -> NewTopic:
@@ -188,9 +243,9 @@ def _new(topic: Topic, p: int, brokers: int) -> NewTopic:
     return NewTopic(topic.name, num_partitions=topic.partitions(p), replication_factor=copies, config=config)
 
 
-def _metadata(admin: AdminClient) -> Any:
+def _metadata(admin: AdminClient, topic: str | None = None) -> Any:
     try:
-        return admin.list_topics(timeout=10)
+        return admin.list_topics(topic, timeout=10)
     except KafkaException as error:
         raise to_error(error.args[0]) from error
 

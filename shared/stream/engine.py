@@ -27,7 +27,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException
 
 from shared.adapters.clock import SystemClock
-from shared.adapters.kafka_errors import describe_refusal
+from shared.adapters.kafka_errors import EXPLAINED, describe_refusal
 from shared.dead_letters import Skipped
 from shared.errors import Retryable
 from shared.ports import Clock
@@ -281,7 +281,12 @@ class Engine:
             except Retryable as refused:
                 self._set_waiting(str(refused))
             except KafkaException as error:
-                self._set_waiting(f"for Kafka at {self.config.kafka.servers}: {error.args[0].str()}")
+                text = error.args[0].str()
+                self._set_waiting(
+                    text
+                    if text.startswith(EXPLAINED)
+                    else f"for Kafka at {self.config.kafka.servers}: {text}"
+                )
             self._stop.wait(RETRY_INTERVAL_S)
         if self._stop.is_set() or not self._producer.start():
             return False

@@ -76,7 +76,7 @@ class InputConsumer:
         for topic in (*config.inputs, config.changelog):
             metadata = self._consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
             if metadata.error is not None and describe_refusal(metadata.error) is not None:
-                raise to_error(metadata.error, topic=topic, reading=True)
+                raise to_error(metadata.error, topic=config.kafka.prefix + topic, reading=True)
             if metadata.error is not None or not metadata.partitions:
                 raise TopicMissing(f"the topic {topic} to be created")
             counts[topic] = len(metadata.partitions)
@@ -239,17 +239,22 @@ class InputConsumer:
                     f"the position {position} in {topic} is not in the log: records were deleted before they were "
                     "processed, or the topic was deleted and created again"
                 )
-        elif (
-            refusal := describe_refusal(
-                error, topic=topic or "", reading=True, group=self._config.application
-            )
-        ) is not None or name in TOPIC_ERRORS:
+        elif (refusal := self._describe_refusal(error, topic)) is not None or name in TOPIC_ERRORS:
             # The client reports it once, and may take minutes to notice that it has passed. New clients check first.
             raise ClientsUnusable(refusal or f"the input {topic} no longer exists ({error.str()})")
         elif error.fatal():
             raise Fatal(f"{self._config.application}: the consumer cannot continue: {name}: {error.str()}")
         else:
             self._note_error(error)
+
+    def _describe_refusal(self, error: KafkaError, topic: str | None) -> str | None:
+        prefix = self._config.kafka.prefix
+        return describe_refusal(
+            error,
+            topic=prefix + topic if topic else "",
+            reading=True,
+            group=prefix + self._config.application,
+        )
 
     def _note_error(self, error: KafkaError) -> None:
         # It may concern one connection of several: the engine checks before it reports that Kafka is unreachable.

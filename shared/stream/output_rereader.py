@@ -148,7 +148,9 @@ class OutputRereader:
         """Log an error of the client, which tries again by itself. Raises `Fatal` if it cannot."""
         if error is None:
             return
-        refusal = describe_refusal(error, topic=topic or "", reading=True)
+        refusal = describe_refusal(
+            error, topic=self._config.kafka.prefix + topic if topic else "", reading=True
+        )
         if refusal is not None:
             log.error("cannot continue a reread", application=self._config.application, reason=refusal)
         elif error.fatal():

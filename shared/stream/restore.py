@@ -74,6 +74,7 @@ class Restorer:
     ) -> None:
         self._application = config.application
         self._topic = config.changelog
+        self._prefix = config.kafka.prefix
         self._stores = dict(stores)
         self.progress: dict[int, RestoreProgress] = {}
         self.losses: dict[int, str] = {}
@@ -251,7 +252,7 @@ class Restorer:
         return marks
 
     def _raise_error(self, error: KafkaError) -> None:
-        refusal = describe_refusal(error, topic=self._topic, reading=True)
+        refusal = describe_refusal(error, topic=self._prefix + self._topic, reading=True)
         raise RestoreFailed(
             refusal or f"cannot read the changelog {self._topic}: {error.name()}: {error.str()}"
         )

@@ -12,6 +12,7 @@ from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.ports import HOST, choose_ports
 from deploy.local.processes import Program, spawn, tail, terminate
+from shared.kafka_connection import KafkaConnection
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT_SESSION = "broker.session.timeout.ms=500\nbroker.heartbeat.interval.ms=100\n"
@@ -40,7 +41,7 @@ class Broker:
         """Start the broker and wait until it answers."""
         log = self._folder / "kafka.log"
         self._child = spawn(self._program, folder=self._folder, log=log)
-        assert wait_for_kafka(self.address, seconds=90), f"Kafka did not start:\n{tail(log)}"
+        assert wait_for_kafka(KafkaConnection(self.address), seconds=90), f"Kafka did not start:\n{tail(log)}"
 
     def kill(self) -> None:
         """Kill the broker with SIGKILL."""

@@ -14,6 +14,7 @@ from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.ports import HOST, choose_ports
 from deploy.local.processes import spawn, tail, terminate
+from shared.kafka_connection import KafkaConnection
 
 PREPARED = Path(__file__).resolve().parents[2] / ".loopwright"
 
@@ -80,7 +81,7 @@ def test_records_survive_a_restart_on_another_port(tmp_path: Path, fresh: str) -
         child = spawn(program, folder=tmp_path / "programs", log=tmp_path / "kafka.log")
         try:
             address = f"{HOST}:{ports['kafka']}"
-            assert wait_for_kafka(address, seconds=90), tail(tmp_path / "kafka.log")
+            assert wait_for_kafka(KafkaConnection(address), seconds=90), tail(tmp_path / "kafka.log")
             if not offsets:
                 admin = AdminClient({"bootstrap.servers": address})
                 admin.create_topics([NewTopic(fresh, 1, 1)])[fresh].result(20)
@@ -98,7 +99,7 @@ def test_records_survive_a_restart_on_another_port(tmp_path: Path, fresh: str) -
 
 
 def test_wait_for_a_missing_broker_ends(tmp_path: Path) -> None:
-    assert not wait_for_kafka(f"{HOST}:1", seconds=1)
+    assert not wait_for_kafka(KafkaConnection(f"{HOST}:1"), seconds=1)
 
 
 def test_redis_answers(redis_url: str, fresh: str) -> None:

@@ -21,6 +21,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from deploy.local.errors import StackError
 from deploy.local.kafka import wait_for_kafka
 from deploy.local.stack import LocalStack
+from shared.kafka_connection import KafkaConnection
 
 ROOT = Path(__file__).resolve().parents[2]
 PREPARED = ROOT / ".loopwright"
@@ -82,7 +83,7 @@ def test_services_stop_before_redis_and_kafka(
     with stack("inference", "feedback", env={}) as running:
         state = json.loads((running.root / "run" / "stack.json").read_text())
         pids = {name: running.pid_of(name) for name in ("kafka", "redis", "inference", "feedback")}
-        assert wait_for_kafka(running.urls["kafka"], seconds=10)
+        assert wait_for_kafka(KafkaConnection(running.urls["kafka"]), seconds=10)
         with Redis.from_url(running.urls["redis"]) as redis:
             assert redis.ping()
         assert environment_of(running.urls["feedback"])["REDIS_URL"] == running.urls["redis"]

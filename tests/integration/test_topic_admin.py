@@ -11,6 +11,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from shared.adapters.topic_admin import Difference, apply_settings, create_topics, differing_settings
 from shared.kafka_connection import KafkaConnection
+from tests.trainer_fixture import wait_until
 
 P = 6
 TOPIC = "erasure.reports"
@@ -43,6 +44,8 @@ def test_existing_settings_change_only_with_apply(kafka: str) -> None:
     assert topic_differences(kafka) == []
     change(kafka, "retention.ms", "86400000")
     change(kafka, "flush.ms", "123456")
+    # The broker that answers learns of a change a little later.
+    wait_until(lambda: topic_differences(kafka), 20, "the change")
     try:
         job = run_job(kafka)
         assert job.returncode == 0
@@ -52,7 +55,7 @@ def test_existing_settings_change_only_with_apply(kafka: str) -> None:
         (difference,) = topic_differences(kafka)
         assert (difference.setting, difference.found) == ("retention.ms", "86400000")
         apply_settings(KafkaConnection(kafka), [difference])
-        assert topic_differences(kafka) == []
+        wait_until(lambda: not topic_differences(kafka), 20, "the declared setting")
         admin = AdminClient({"bootstrap.servers": kafka})
         resource = ConfigResource(ResourceType.TOPIC, TOPIC)
         assert admin.describe_configs([resource])[resource].result(20)["flush.ms"].value == "123456", (

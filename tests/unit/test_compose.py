@@ -115,7 +115,23 @@ def test_env_example_contains_no_secret() -> None:
 def test_env_example_lists_every_compose_variable() -> None:
     read = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
     shown = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-    assert read == shown
+    assert read | {"COMPOSE_PROFILES"} == shown
+
+
+def test_own_kafka_replaces_the_broker_of_the_stack() -> None:
+    """Without its profile the broker does not start; nothing requires it, and every client takes another address."""
+    assert [name for name, container in CONTAINERS.items() if "profiles" in container] == ["kafka"]
+    requiring = [
+        name
+        for name, container in CONTAINERS.items()
+        if container.get("depends_on", {}).get("kafka", {"required": False})["required"]
+    ]
+    assert requiring == []
+    for name in (set(CONTAINERS) - SERVERS) - {"model"}:
+        environment = CONTAINERS[name]["environment"]
+        assert environment["KAFKA_BOOTSTRAP_SERVERS"] == "${KAFKA_BOOTSTRAP_SERVERS:-kafka:9092}"
+        assert environment["LOOPWRIGHT_KAFKA_CONFIG"] == "${LOOPWRIGHT_KAFKA_CONFIG:-}"
+        assert environment["LOOPWRIGHT_NAMESPACE"] == "${LOOPWRIGHT_NAMESPACE:-}"
 
 
 @pytest.mark.parametrize("name", sorted(set(CONTAINERS) - JOBS))
