@@ -388,7 +388,7 @@ class RefusalReason(StrEnum):
     TOO_LARGE = "too_large"
     """With it, the example would be larger than a batch may be."""
     RESPONSE_LATE = "response_late"
-    """The response came after the window of the feedback that waited for it."""
+    """The response came again after its window, so it cannot be compared with the first one any more."""
     UNUSABLE = "unusable"
     """Its stored content could not be processed, so it was set aside."""
 

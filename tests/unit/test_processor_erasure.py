@@ -744,6 +744,7 @@ def test_late_retraction_is_reported_whatever_its_ids(
     driver.append(feedback("correction", "Wrong.", event_id, user=user, response_id=response_id), 1)
     driver.tick(CUT)
     late = (WINDOW_DAYS + 1) * DAY
+    driver.advance(late)
     event = feedback("retract", event_id, retraction, user=user, response_id=response_id)
     driver.append(event, late)
     driver.finish_erasures(late)

@@ -49,6 +49,8 @@ def remove(batch: OpenBatch, old: PendingExample) -> None:
     """Remove an example from the batch."""
     batch.examples = max(0, batch.examples - 1)
     batch.size = max(0, batch.size - old.size)
+    if not batch.examples:
+        batch.opened_ms = batch.size = 0
 
 
 def must_cut_before(

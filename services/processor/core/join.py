@@ -66,6 +66,7 @@ SIGNAL_FRAME_BYTES: Final = 320
 MEMORY_FRAME_BYTES: Final = 200
 """The same for an event that is only remembered."""
 RESPONSE_ERASED: Final = "the response was erased"
+WINDOW_CLOSED: Final = "the response's window is closed"
 ALREADY_RETRACTED: Final = "already taken back"
 
 
@@ -148,8 +149,8 @@ def on_response(
     """Return the change that a response makes. Feedback that arrived before it counts from now on.
 
     `stored` is the response already known under this id, `size` the new one's in bytes, `max_bytes` the most that a
-    response and its signals may have together. A response is refused if another one has this id, if feedback waited
-    for it until the window closed, or if the state cannot hold it.
+    response and its signals may have together. A response is refused if another one has this id, if it comes again
+    after its window, or if the state cannot hold it.
     """
     if (joined is None or not joined.answered) and size > MAX_STORED_BYTES:
         change = Change(joined or JoinedResponse.from_response(response, size), set(), changed=False)
@@ -158,10 +159,9 @@ def on_response(
     if joined is None:
         return Change(JoinedResponse.from_response(response, size), set())
     if joined.expired:
-        if joined.answered:
-            return Change(joined, set(), changed=False)
         change = Change(joined, set(), changed=False)
-        change.refuse(None, RefusalReason.RESPONSE_LATE, _RESPONSE_LATE)
+        if not joined.erased:
+            change.refuse(None, RefusalReason.RESPONSE_LATE, _RESPONSE_LATE)
         return change
     if joined.answered:
         change = Change(joined, set(), changed=False)
@@ -221,6 +221,15 @@ def on_feedback(
         else:
             change.refuse(event.event_id, RefusalReason.CONFLICT, _EVENT_CONFLICT)
         return change
+    if (
+        now_ms >= joined.expires_ms
+    ):  # stream time is not there yet, so the window is over for this event alone
+        if not joined.answered:
+            joined.since_ms = now_ms
+        elif not isinstance(event, Retract):
+            change.changed = False
+            change.decide(event.event_id, OutcomeKind.LATE, WINDOW_CLOSED)
+            return change
     line = "" if joined.answered or event.line == joined.line else event.line
     seen = joined.events[event.event_id] = SeenEvent(digest, event.user_id, event.kind, line=line)
     if isinstance(event, Retract):
@@ -244,7 +253,7 @@ def _on_late_feedback(change: Change, event: Feedback) -> None:
     elif joined.erased:
         change.decide(event.event_id, OutcomeKind.ERASED, RESPONSE_ERASED)
     elif not isinstance(event, Retract):
-        change.decide(event.event_id, OutcomeKind.LATE, "the response's window is closed")
+        change.decide(event.event_id, OutcomeKind.LATE, WINDOW_CLOSED)
     elif (key := retraction_key(event.value, event.user_id)) in joined.retractions:
         change.decide(event.event_id, OutcomeKind.DUPLICATE, ALREADY_RETRACTED)
     elif event.event_id in joined.retractions.values():
@@ -475,7 +484,7 @@ _RESPONSE_CONFLICT: Final = (
     "another response with this id came first, and that one stands: give every response an id of its own"
 )
 _RESPONSE_LATE: Final = (
-    "the response came after the window in which feedback waited for it: record responses when they are given"
+    "a response with this id came before, and its window is closed: give every response an id of its own"
 )
 _RESPONSE_TOO_LARGE: Final = (
     "the response is larger than a record may be: shorten the conversation that it records"

@@ -159,8 +159,8 @@ class JoinedResponse(StoredValue):
         return self.responded_ms is not None
 
     @property
-    def unanswered_trace(self) -> bool:
-        """Whether feedback waited for the response in vain. What others say later waits for it anew."""
+    def waited_in_vain(self) -> bool:
+        """Whether this is the trace of a response that has not come. What comes later starts anew."""
         return self.expired and not self.answered
 
     @property
@@ -173,7 +173,8 @@ class JoinedResponse(StoredValue):
     def consistent(self) -> bool:
         """Whether its parts agree with each other. They always do, unless an earlier release stored something else."""
         return (
-            len(self.signals) <= MAX_SIGNALS
+            0 <= self.unbatched <= self.revision
+            and len(self.signals) <= MAX_SIGNALS
             and all(holder in self.events for holder in self.slots.values())
             and all(
                 signal.kind in KIND_BY_NAME and event_id in self.events
@@ -205,7 +206,7 @@ class OpenBatch(StoredValue):
     `examples` and `size` say when it is full. It is cut by its age whatever they say.
     """
 
-    number: int = 1
+    number: int = 0
     opened_ms: int = 0
     examples: int = 0
     size: int = 0
@@ -266,6 +267,8 @@ _DECODERS = _Decoders()
 
 _CLOCK: Final = b"m/clock"
 _LATEST_MS: Final = 10**16 - 1
+_LATEST_PLAUSIBLE_MS: Final = 4_102_444_800_000
+"""The year 2100."""
 _NUMBERS: Final = 2**53
 """Batch numbers are below this, so that every JSON parser can read them."""
 
@@ -373,6 +376,9 @@ class PartitionState:
             self.damaged.add(key)
             return self.unusable_trace(_line_in(value) if joined is None else joined.line)
         self._indexed[key] = joined.expires_ms
+        if max(joined.since_ms, joined.responded_ms or 0) > _LATEST_PLAUSIBLE_MS:  # it would never expire
+            joined.since_ms = min(joined.since_ms, self._now_ms)
+            joined.responded_ms = joined.responded_ms and min(joined.responded_ms, self._now_ms)
         return joined
 
     def unusable_trace(self, line: str, revision: int = 0) -> JoinedResponse:
@@ -430,7 +436,11 @@ class PartitionState:
         If it cannot be read, its number is unknown, so it gets one that no earlier batch can have: the time in ms.
         """
         value = self.store.get(_batch_key(line))
-        batch = OpenBatch() if value is None else OpenBatch.read(value)
+        batch = OpenBatch(number=1) if value is None else OpenBatch.read(value)
+        if (
+            batch is not None and batch.number == 0 < batch.examples
+        ):  # an earlier release did not store the number 1
+            batch.number = 1
         if batch is None or not 1 <= batch.number < _NUMBERS:
             batch = OpenBatch(number=max(1, self._now_ms))
         batch.examples, batch.size = max(0, batch.examples), max(0, batch.size)
@@ -447,7 +457,7 @@ class PartitionState:
             if at is not None and self.store.get(_opened_key(at, line)) is None:
                 self.store.put(_opened_key(at, line), b"")
             self._opened[line] = at
-        if batch == OpenBatch():
+        if batch == OpenBatch(number=1):
             self.store.delete(_batch_key(line))
         else:
             self.store.put(_batch_key(line), batch.to_json())

@@ -58,7 +58,7 @@ class ProcessorStep:
         key = _response_id(record, event.response_id)
         turn.outbox.name_event(event)
         joined = turn.load(key)
-        if joined is None or (joined.unanswered_trace and not isinstance(event, Retract)):
+        if joined is None or (joined.waited_in_vain and not isinstance(event, Retract)):
             joined = JoinedResponse(line=event.line, since_ms=turn.now_ms)
         if erasures.covers(event):
             turn.outbox.outcomes(key, joined, [EventOutcome(event.event_id, OutcomeKind.ERASED)])
@@ -75,6 +75,9 @@ class ProcessorStep:
             erasures.erase_response(key, response)
             return
         joined = turn.load(key)
+        if joined is not None and joined.waited_in_vain:
+            turn.state.delete(key, joined)
+            joined = None
         stored = None
         if joined is not None and joined.answered and not joined.expired:
             stored = turn.state.response(key)

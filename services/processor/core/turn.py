@@ -19,7 +19,15 @@ from services.processor.core.state import (
     expiry_key,
     tally_ids,
 )
-from services.processor.core.wire import TallyOut, batch_json, date_of, example_json, read_tally, rfc3339
+from services.processor.core.wire import (
+    TallyOut,
+    batch_json,
+    date_of,
+    example_json,
+    is_example,
+    read_tally,
+    rfc3339,
+)
 from shared.events import MAX_RECORD_BYTES, OutcomeKind, RefusalReason, Tally
 from shared.records import Record
 from shared.stream.step import RereadComplete, State, Tick
@@ -53,13 +61,11 @@ class PartitionTurn:
 
     There are two times. `now_ms` is the time of this turn: it dates outputs, and batches are cut by it. `stream_ms` is
     stream time, by which data expires: only input records move it (`StreamClock.observe`). So neither a tick nor a few
-    records with a wrong time expire anything, except that a record finds its own response closed if the window ended
-    before the record's append time.
+    records with a wrong time expire anything.
     """
 
     __slots__ = (
         "_clock",
-        "_own_key",
         "_stored_clock",
         "is_input",
         "limits",
@@ -77,7 +83,6 @@ class PartitionTurn:
         self.searches: list[tuple[bytes, str, BatchSearch]] = []
         """(response, line, search) of this turn. `ErasureProcess` takes them over."""
         self.is_input = isinstance(cause, Record) and cause.topic in INPUTS
-        self._own_key = cause.key if isinstance(cause, Record) and self.is_input else None
         self._clock = self.state.clock
         self._stored_clock = structs.astuple(self._clock)
         if self.is_input:
@@ -93,13 +98,12 @@ class PartitionTurn:
     def load(self, key: bytes) -> JoinedResponse | None:
         """Return the join state of a response after closing its window if that is over.
 
-        What counts as late therefore depends on the log only, not on when expired windows are looked for.
+        What it returns therefore depends on the log only, not on when expired windows are looked for.
         """
         joined = self.state.joined(key)
         if joined is not None and key in self.state.damaged:
             return self.set_aside(key, joined)
-        at_ms = self.now_ms if key == self._own_key else self.stream_ms
-        if joined is None or at_ms < joined.expires_ms or not self._expire(key, joined, at_ms):
+        if joined is None or self.stream_ms < joined.expires_ms or not self._expire(key, joined):
             return joined
         return self.state.joined(key)
 
@@ -152,7 +156,7 @@ class PartitionTurn:
         self.state.delete_tally(place, None if value is None else date_of(value))
         self.outbox.delete_tally(tally.version, tally.user_id)
 
-    def _expire(self, key: bytes, joined: JoinedResponse, at_ms: int) -> bool:
+    def _expire(self, key: bytes, joined: JoinedResponse) -> bool:
         """Close the window of a response, or delete its trace. Return False if its batch must be cut once more."""
         if self.state.pending(joined.line, key) is not None:
             self.cut(joined.line, self.state.open_batch(joined.line), "age")
@@ -164,7 +168,7 @@ class PartitionTurn:
         change = join.on_expiry(joined)
         self.outbox.outcomes(key, joined, change.outcomes)
         self._search(key, joined, change)
-        if at_ms < change.joined.expires_ms:
+        if self.stream_ms < change.joined.expires_ms:
             self.state.put_joined(key, change.joined)
         return True
 
@@ -242,10 +246,11 @@ class PartitionTurn:
             if not batches.is_due(opened_ms, self.now_ms, self.limits):
                 break
             batch = self.state.open_batch(line)
-            if batch.examples and batch.opened_ms == opened_ms:
-                self.cut(line, batch, "age")
-            else:
+            indexed = batch.examples > 0 and batch.opened_ms == opened_ms
+            if not indexed:
                 self.state.store.delete(place)
+            if indexed or not batch.examples:
+                self.cut(line, batch, "age")
         oldest = self.state.oldest_batches(1)
         clock.oldest_batch_ms = oldest[0][1] if oldest else 0
 
@@ -301,7 +306,7 @@ class PartitionTurn:
             example = example_json(key.decode(), joined, response, self.outbox.now)
         except Exception:  # noqa: BLE001 - one example must never stop the others, whatever is wrong with it
             return None
-        return example if len(example) <= EXAMPLE_BYTES else None
+        return example if len(example) <= EXAMPLE_BYTES and is_example(example) else None
 
     def _set_aside_pending(self, key: bytes, joined: JoinedResponse, pending: PendingExample) -> None:
         """Refuse the events of an example that was to be sent, and keep only a trace of its response."""
@@ -338,10 +343,12 @@ class PartitionTurn:
             if joined is not None and key in self.state.damaged:
                 self.set_aside(key, joined)
                 self.state.store.delete(place)
-            elif joined is None or expiry_key(joined.expires_ms, key) != place:
+            elif joined is None or (clock.stream_ms >= joined.expires_ms and self._expire(key, joined)):
                 self.state.store.delete(place)
-            else:
-                self._expire(key, joined, clock.stream_ms)
+            elif clock.stream_ms < joined.expires_ms:  # an earlier release stored another time
+                self.state.store.delete(place)
+                self.state.put_joined(key, joined)
+                self.state.store.put(expiry_key(joined.expires_ms, key), b"")
         if self._delete_old_tallies() and len(expired) < SWEEP_AT_MOST:
             clock.swept_ms = clock.stream_ms
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Meta, Raw, Struct
 from pydantic import TypeAdapter
 
 from services.processor.core.state import JoinedResponse, StoredResponse, encode
@@ -124,6 +124,51 @@ def example_json(response_id: str, joined: JoinedResponse, response: StoredRespo
             revised_at=now,
         )
     )
+
+
+class _Message(Struct):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str
+
+
+class _Choice(Struct):
+    index: Annotated[int, Meta(ge=0, lt=events.MAX_CHOICES)]
+    text: str
+    finish_reason: str | None = None
+
+
+class _Signal(Struct):
+    event_id: str
+    kind: events.SignalKind
+    user_id: str
+    value: int | str | dict[str, Any]
+    tags: tuple[str, ...] = ()
+
+
+class _Example(Struct):
+    line: str
+    revision: Annotated[int, Meta(ge=1)]
+    version: str
+    user_id: str | None = None
+    messages: tuple[_Message, ...] = ()
+    choices: tuple[_Choice, ...] = ()
+    signals: tuple[_Signal, ...] = ()
+
+
+_decode_example = msgspec.json.Decoder(_Example).decode
+
+
+def is_example(value: bytes) -> bool:
+    """Return whether the readers of a batch can read this example.
+
+    What is rendered from records always can be read. An earlier release may have stored something else, and one such
+    example would make its whole batch unreadable. This checks types, which is some times faster than the model.
+    """
+    try:
+        _decode_example(value)
+    except (msgspec.MsgspecError, ValueError):
+        return False
+    return True
 
 
 def batch_json(
