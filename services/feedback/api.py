@@ -81,8 +81,10 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
             return _not_json()
         return await handlers.post_response(await request.body(), traceparent)
 
-    # Ids may contain slashes, sent as %2F. Only the raw path distinguishes them from separators.
+    # Ids may contain slashes, sent as %2F. Only the raw path distinguishes them from separators. The second route is
+    # for a response_id that begins with one, which the first cannot match.
     @app.get(RECEIPT_PATH + "{response_id}/{event_id:path}", response_model=Receipt)
+    @app.get(RECEIPT_PATH + "{ids:path}", response_model=Receipt, include_in_schema=False)
     async def get_receipt(request: Request) -> Receipt:
         """Follow a feedback event to its outcome, batch, version and serving state."""
         response_id, event_id = _receipt_ids(request)

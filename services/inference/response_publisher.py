@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Protocol
@@ -20,7 +19,16 @@ from shared.telemetry import SPOOL_LOST, Readiness
 SEND_BATCH = 100
 ACK_TIMEOUT_S = 30.0
 RETRY_S = 1.0
-OnPublished = Callable[[LoopwrightError | None], None]
+LOST = "the response could not be stored ({}), so feedback on it will be `unmatched`"
+
+
+class OnPublished(Protocol):
+    """Called once a response record was published or given up."""
+
+    def __call__(self, error: LoopwrightError | None, not_recorded: str | None = None) -> None:
+        """Let the answer end, or fail with `error`. `not_recorded` is why there is no record, for the caller."""
+
+
 log = structlog.get_logger(__name__)
 
 
@@ -30,7 +38,8 @@ class ResponsePublisher(Protocol):
     def publish(self, record: Output, on_published: OnPublished) -> None:
         """Publish a record and call `on_published` exactly once, from any thread. Never raises.
 
-        The callback gets None if the answer may end, else the reason why the request must fail.
+        The callback gets None if the answer may end, else the reason why the request must fail. If the answer ends
+        without a record, it also gets the reason for that.
         """
 
 
@@ -84,6 +93,8 @@ class SpoolResponsePublisher:
                 lost = self._lost
             self._readiness.set("spool", ok=True, detail=f"{lost} response records lost since start: {error}")
             log.warning("response_record_lost", error=str(error), lost=lost)
+            on_published(None, LOST.format(error))
+            return
         on_published(None)
 
 

@@ -119,7 +119,9 @@ class ResponseStream:
             log.warning("response_not_recorded", response_id=self.request.response_id, bytes=size)
             self._send(ResponseEnd(result, None, TOO_LARGE.format(size)))
             return
-        self._publisher.publish(record, lambda error: self._send(ResponseEnd(result, error)))
+        self._publisher.publish(
+            record, lambda error, not_recorded=None: self._send(ResponseEnd(result, error, not_recorded))
+        )
 
     def _send(self, event: Piece | ResponseEnd) -> None:
         try:

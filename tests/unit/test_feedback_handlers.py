@@ -13,6 +13,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from loopwright.wire import path_of
 from services.feedback.api import build_app
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.outcome_lookup import OutcomeLookup
@@ -498,3 +499,47 @@ async def test_oversized_headers_are_431(api: FeedbackApi) -> None:
     assert response.status_code == 431
     assert problem(response)["code"] == "headers_too_large"
     assert api.log.records("feedback.events") == []
+
+
+HOSTILE = [
+    b"",
+    b" ",
+    b"\x00",
+    b"a b",
+    b"\xff\xfe",
+    "é".encode(),
+    b"x" * 129,
+    b"x" * 10_000,
+    b"00-" + b"0" * 52,
+    b"%",
+    b"[]",
+]
+
+
+@pytest.mark.parametrize("header", ["Idempotency-Key", "traceparent", "Content-Type", "Host"])
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+async def test_hostile_header_never_fails_or_reaches_the_log(
+    api: FeedbackApi, header: str, value: bytes
+) -> None:
+    body = json.dumps({name: THUMBS[name] for name in THUMBS if name != "event_id"}).encode()
+    headers = [(b"content-type", b"application/json")] if header != "Content-Type" else []
+    response = await api.http.post("/v1/feedback", content=body, headers=[*headers, (header.encode(), value)])
+    assert response.status_code in (202, 415, 422)
+    for record in api.log.records("feedback.events"):
+        event = parse_union(FEEDBACK, record.value)
+        assert len(event.event_id) <= 128
+        assert len(dict(record.headers)["traceparent"]) == 55
+
+
+@pytest.mark.parametrize("part", [b"%00", b"%FF", b"%2F" * 200, b"a%20b", b"%E2%80%A8"], ids=range(5))
+async def test_hostile_id_in_a_path_is_422(api: FeedbackApi, part: bytes) -> None:
+    for path in (b"/v1/feedback/" + part + b"/e1", b"/v1/feedback/r1/" + part):
+        assert (await api.http.get(path.decode())).status_code == 422
+
+
+@pytest.mark.parametrize("an_id", ["/x", "x/", "//", "a/b", "?q=1", "#f", "%2F", "..", ".", "~!'()*"])
+async def test_every_valid_id_has_a_receipt(api: FeedbackApi, an_id: str) -> None:
+    assert (await api.send(THUMBS | {"response_id": an_id, "event_id": an_id})).status_code == 202
+    receipt = await api.http.get(path_of("v1", "feedback", an_id, an_id))
+    assert receipt.status_code == 200
+    assert (receipt.json()["response_id"], receipt.json()["stage"]) == (an_id, "pending")

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,9 +17,14 @@ from services.inference.api.chat_handler import ChatHandler
 from services.inference.api.routes import MAX_BODY_BYTES, create_app
 from services.inference.core.generation_request import GenerationRequest, GenerationResult
 from services.inference.engine.in_memory import InMemoryEngine
-from services.inference.response_publisher import StrictResponsePublisher
+from services.inference.response_publisher import (
+    ResponsePublisher,
+    SpoolResponsePublisher,
+    StrictResponsePublisher,
+)
 from services.inference.response_stream import RequestDetails, response_record
 from services.inference.settings import InferenceSettings
+from services.inference.spool import Spool
 from services.inference.version_registry import VersionRegistry
 from services.inference.version_swap import Refusal
 from shared.adapters.clock import ManualClock
@@ -40,7 +46,7 @@ BODY: dict[str, Any] = {
 class App:
     """The HTTP application on the in-memory engine, which answers "hello", and the in-memory log."""
 
-    def __init__(self, max_context: int = 100) -> None:
+    def __init__(self, max_context: int = 100, publisher: ResponsePublisher | None = None) -> None:
         self.log = InMemoryLog()
         self.publisher = InMemoryPublisher(self.log, "inference")
         self.engine = InMemoryEngine(
@@ -54,7 +60,7 @@ class App:
             settings=InferenceSettings(line=LINE),
             registry=self.registry,
             engine=self.engine,
-            publisher=StrictResponsePublisher(self.publisher),
+            publisher=publisher or StrictResponsePublisher(self.publisher),
             readiness=self.readiness,
             pseudonyms=Pseudonymiser(b"k" * 32),
             clock=ManualClock(),
@@ -163,6 +169,19 @@ async def test_response_too_large_to_record_is_answered_and_says_so(stream: bool
     assert now == (not_recorded or 0) + 1
     await app.http.aclose()
     await asyncio.to_thread(app.engine.stop, 5)
+
+
+async def test_answer_whose_record_was_lost_says_so(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.sqlite", 1)
+    app = App(publisher=SpoolResponsePublisher(spool, Readiness()))
+    app.engine.start()
+    answer = await app.chat()
+    assert answer.status_code == 200
+    assert answer.json()["loopwright"]["recorded"] is False
+    assert "the spool is full" in answer.json()["loopwright"]["detail"]
+    await app.http.aclose()
+    await asyncio.to_thread(app.engine.stop, 5)
+    spool.close()
 
 
 async def test_recorded_answer_has_no_notice(app: App) -> None:

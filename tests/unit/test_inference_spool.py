@@ -160,11 +160,16 @@ def test_rejected_record_does_not_block_the_others(tmp_path: Path) -> None:
 
 
 def test_full_spool_fails_no_chat_and_the_loss_is_shown(tmp_path: Path) -> None:
-    spool, readiness, errors = Spool(tmp_path / "spool.sqlite", ROW_BYTES), Readiness(), []
+    spool, readiness = Spool(tmp_path / "spool.sqlite", ROW_BYTES), Readiness()
     before = SPOOL_LOST._value.get()
     response_publisher = SpoolResponsePublisher(spool, readiness)
-    response_publisher.publish(record(1), errors.append)
-    assert errors == [None]
+    calls: list[tuple[LoopwrightError | None, str | None]] = []
+    response_publisher.publish(
+        record(1), lambda error, not_recorded=None: calls.append((error, not_recorded))
+    )
+    [(error, not_recorded)] = calls
+    assert error is None
+    assert "the spool is full" in (not_recorded or ""), "the answer says that it was not recorded"
     assert SPOOL_LOST._value.get() == before + 1
     ready, checks = readiness.report()
     assert ready

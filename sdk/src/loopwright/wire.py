@@ -34,9 +34,15 @@ T = TypeVar("T")
 
 def path_of(*parts: str, **query: str | int | None) -> str:
     """Return a URL path from unquoted parts, with the query parameters that are not None."""
-    path = "".join(f"/{quote(part, safe='')}" for part in parts)
+    path = "".join(f"/{_quote(part)}" for part in parts)
     parameters = without_none(query)
     return f"{path}?{urlencode(parameters, quote_via=quote)}" if parameters else path
+
+
+def _quote(part: str) -> str:
+    """Return a quoted part. The parts `.` and `..` would be removed from a path."""
+    quoted = quote(part, safe="")
+    return quoted.replace(".", "%2E") if part in {".", ".."} else quoted
 
 
 def without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
