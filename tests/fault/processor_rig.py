@@ -63,6 +63,7 @@ class ProcessorRig:
             changelog=self.prefix + shipped.changelog,
             dead_letters=self.prefix + shipped.dead_letters,
             outputs=frozenset(self.prefix + topic for topic in shipped.outputs),
+            numbered_outputs=tuple(self.prefix + topic for topic in shipped.numbered_outputs),
             require_append_time=not self.create_time,
             **changes,
         )
@@ -197,7 +198,8 @@ class ProcessorGroup:
     ) -> Popen[bytes]:
         """Start a process. `options` are those of `processor_worker`."""
         config = self.rig.config(instance, slice_records=options.pop("slice_records", 40), **timeouts)
-        engine = asdict(config) | {"outputs": sorted(config.outputs), "client": {}}
+        connection = {"servers": config.kafka.servers, "namespace": config.kafka.namespace}
+        engine = asdict(config) | {"outputs": sorted(config.outputs), "kafka": connection}
         engine.pop("dead_letter_limit")
         name = f"{len(self._started)}-{instance}"
         options = {

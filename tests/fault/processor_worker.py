@@ -6,7 +6,7 @@
 - `kill`, `freeze`: `[phase, n]` sends SIGKILL or SIGSTOP to itself the n-th time it reaches that phase. In phases after
   the work of a slice, only slices with at least `min_records` records (1) count, because ticks make slices too.
 - `variant`: a way to be broken on purpose (`broken_engines`).
-- `clock`: "jumping" is wrong by up to a day, in another way every moment.
+- `clock`: "jumping" is wrong by up to a year, in another way every moment; `clock_error_ms`: it is wrong by this.
 - `examples`, `age_ms`: when batches are cut.
 - `max_file_bytes`: from SIGUSR1 to SIGUSR2 no file can grow beyond this.
 """
@@ -33,6 +33,7 @@ from services.processor.core.batches import BatchLimits
 from services.processor.core.step import ProcessorStep
 from shared.adapters.clock import SystemClock
 from shared.dead_letters import DeadLetterLimit
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.stream.config import EngineConfig
 from shared.stream.rocksdb_store import RocksDBStoreFactory
@@ -65,11 +66,29 @@ class PrefixedStep:
 
 
 class JumpingClock(SystemClock):
-    """A clock that is right, a day ahead or a day behind, and changes every moment."""
+    """A clock that is right, or wrong by minutes, a day, a month or a year, and changes every moment."""
 
     def now_ms(self) -> int:
-        now = super().now_ms()
-        return now + random.Random(now // JUMP_MS).choice((-DAY_MS, 0, DAY_MS))
+        now, jumps = super().now_ms(), (5 * 60_000, DAY_MS, 31 * DAY_MS, 365 * DAY_MS)
+        rng = random.Random(now // JUMP_MS)
+        return now + rng.choice((-1, 0, 0, 1)) * rng.choice(jumps)
+
+
+class WrongClock(SystemClock):
+    """A clock that is always wrong by the same time."""
+
+    def __init__(self, error_ms: int) -> None:
+        self._error_ms = error_ms
+
+    def now_ms(self) -> int:
+        return super().now_ms() + self._error_ms
+
+
+def clock_of(options: dict[str, Any]) -> SystemClock:
+    """Return the clock that the options choose."""
+    if options.get("clock") == "jumping":
+        return JumpingClock()
+    return WrongClock(options.get("clock_error_ms", 0))
 
 
 PHASES_AFTER_WORK = ("after_produce", "after_commit", "after_store")
@@ -113,6 +132,7 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
     engine_options = options["engine"]
+    engine_options["kafka"] = KafkaConnection(**engine_options["kafka"])
     engine_options["inputs"] = tuple(engine_options["inputs"])
     engine_options["outputs"] = frozenset(engine_options["outputs"])
     config = EngineConfig(**engine_options, dead_letter_limit=DeadLetterLimit(max_share=0.5))
@@ -124,7 +144,7 @@ def main() -> None:
         config,
         prefixed,
         open_store=RocksDBStoreFactory(folder, cache_mb=8, flush_s=0.05, partitions=config.partitions or 1),
-        clock=JumpingClock() if options.get("clock") == "jumping" else SystemClock(),
+        clock=clock_of(options),
         probe=probe_of(options, prefixed),
     )
     stop = threading.Event()

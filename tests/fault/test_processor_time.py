@@ -35,7 +35,7 @@ def dated(kafka: str, fresh: str, tmp_path: Path, record_property: Any) -> Itera
         yield group
 
 
-def test_clock_that_jumps_by_a_day_changes_nothing(rare_seed: int, workers: ProcessorGroup) -> None:
+def test_clock_that_jumps_by_up_to_a_year_changes_nothing(rare_seed: int, workers: ProcessorGroup) -> None:
     rng = random.Random(rare_seed)
     for n in range(2):
         workers.load.send(history(rare_seed * 2 + n, 25, name=f"part{n}"))
@@ -45,6 +45,28 @@ def test_clock_that_jumps_by_a_day_changes_nothing(rare_seed: int, workers: Proc
             workers.run_until_killed(clock="jumping", age_ms=200, kill=kill, slice_records=20)
     workers.run_to_end(clock="jumping", age_ms=200)
     assert workers.violations() == []
+
+
+@pytest.mark.parametrize("error_days", [-365, -1, 31, 365])
+def test_wrong_clock_closes_no_window_and_leaves_nothing_behind(
+    error_days: int, workers: ProcessorGroup
+) -> None:
+    """Feedback that comes after the clock is right again still finds its response."""
+    first = history(error_days, 25, name="first")
+    second = history(error_days + 1, 25, name="second")
+    responses = [intent for intent in second if intent.topic == CHAT_RESPONSES.name]
+    feedback = [intent for intent in second if intent.topic != CHAT_RESPONSES.name]
+    workers.load.send([*first, *responses])
+    workers.load.flush()
+    wrong = {"clock_error_ms": error_days * DAY_MS, "age_ms": 200}
+    workers.run_until_killed(kill=["after_commit", 3], slice_records=20, **wrong)
+    workers.run_to_end(**wrong)
+    workers.load.send(feedback)
+    workers.load.flush()
+    workers.run_to_end(age_ms=200)
+    assert workers.violations() == []
+    outcomes = [Outcome.from_json(r.value) for r in workers.rig.read_log().topic(FEEDBACK_OUTCOMES.name)]
+    assert {outcome.outcome for outcome in outcomes}.isdisjoint({OutcomeKind.LATE, OutcomeKind.UNMATCHED})
 
 
 def test_records_whose_append_times_go_back_are_processed(rare_seed: int, dated: ProcessorGroup) -> None:
