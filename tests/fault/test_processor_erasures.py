@@ -55,8 +55,8 @@ def violations_after_kills(workers: ProcessorGroup, seed: int, phase: str, **opt
     send(workers, before)
     workers.run_to_end(**CUTS, **options)
     request_erasure(workers, subject)
-    # There is one restore per start. The other phases come several times during the state scan and the reread.
-    times = (1, 1) if phase == "during_restore" else (rng.randint(1, 4), rng.randint(1, 2))
+    # There is one restore per start. The other phases come at least twice: with the state scan and with the reread.
+    times = (1, 1) if phase == "during_restore" else (rng.randint(1, 2), rng.randint(1, 2))
     workers.run_until_killed(kill=[phase, times[0]], min_records=0, **CUTS, **options)
     send(workers, late)
     workers.run_until_killed(kill=[phase, times[1]], min_records=0, **CUTS, **options)

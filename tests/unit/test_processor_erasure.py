@@ -440,6 +440,18 @@ def test_retraction_that_came_early_waits_for_its_event(driver: ProcessorDriver)
     assert driver.rereads == 0
 
 
+def test_retraction_on_a_response_that_was_set_aside_searches_too(driver: ProcessorDriver) -> None:
+    driver.append(response_to(BOB))
+    driver.append(feedback("correction", "A mistake.", "e1", user=ANN), 1)
+    driver.tick(CUT)
+    driver.store.apply({b"j/r1": b"unreadable"}, 0)
+    driver.append(feedback("thumbs", "up", "e2", user=BOB), HOUR)
+    driver.append(feedback("retract", "e1", "x1", user=ANN), HOUR)
+    driver.finish_erasures(HOUR)
+    assert driver.outcomes == {"e1": "batched", "e2": "refused:unusable", "x1": "applied_retract"}
+    assert driver.dataset == {}
+
+
 def test_retraction_of_nothing_is_unmatched_after_one_search(driver: ProcessorDriver) -> None:
     driver.append(feedback("retract", "e1", "x1", user=ANN))
     driver.append(feedback("thumbs", "up", "e2", user=BOB), 1)

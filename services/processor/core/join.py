@@ -248,7 +248,7 @@ def on_feedback(
 def _on_late_feedback(change: Change, event: Feedback) -> None:
     """Decide an event after the window. A retraction gets its outcome only once the batches have been searched."""
     joined, change.changed = change.joined, False
-    if joined.unusable:
+    if joined.unusable and not isinstance(event, Retract):  # an earlier batch may hold what is retracted
         change.refuse(event.event_id, RefusalReason.UNUSABLE, UNUSABLE)
     elif joined.erased:
         change.decide(event.event_id, OutcomeKind.ERASED, RESPONSE_ERASED)
