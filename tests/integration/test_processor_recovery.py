@@ -130,7 +130,8 @@ def test_lost_changelog_never_leads_to_a_batch_id_used_again(kafka: str, fresh: 
 
 def test_help_explains_the_sources() -> None:
     command = [sys.executable, "-m", "services.rollout", "recover", "--help"]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    env = {**os.environ, "COLUMNS": "2000"}
+    shown = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout
     assert all(
         f"{source}: " in shown for source in ("changelog", "group", "inputs-earliest", "inputs-latest")
     )
