@@ -106,8 +106,9 @@ def weeks_of_history(start_ms: int) -> tuple[list[Intent], list[Intent], dict[tu
         ):
             feedback.append(_correction(target, event_id, event_at))
             expected[target, event_id] = outcome
-    # Records at the end of each partition close its last windows.
-    responses += [_response(f"end{n}", start_ms + WEEKS_AGO_MS - HOUR_MS) for n in range(12)]
+    # Records at the end of each partition close its last windows. A jump ahead counts once it has lasted for an hour.
+    responses += [_response(f"end{n}", start_ms + WEEKS_AGO_MS - 4 * HOUR_MS) for n in range(12)]
+    responses += [_response(f"last{n}", start_ms + WEEKS_AGO_MS - HOUR_MS) for n in range(12)]
     return responses, sorted(feedback, key=lambda intent: intent.at_ms), expected
 
 
@@ -178,7 +179,7 @@ def closing_ms(log: LogContents, partition: int, response_id: str) -> list[int]:
     """
     records = [r for topic in INPUTS for r in log.topic(topic) if r.partition == partition]
     end = WINDOW_MS + min(record.timestamp for record in records if record.key == response_id.encode())
-    return sorted(record.timestamp for record in records if record.timestamp >= end)[:2]
+    return sorted({record.timestamp for record in records if record.timestamp >= end})[:2]
 
 
 def test_oracle_catches_a_processor_that_reads_one_topic_ahead(
