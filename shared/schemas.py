@@ -23,7 +23,7 @@ from shared.events import (
     Retract,
     Thumbs,
 )
-from shared.limits import FEEDBACK_ROOM_BYTES, MAX_RESPONSE_BYTES
+from shared.limits import MAX_EVENT_BYTES, MAX_RESPONSE_BYTES
 from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS, Topic
 
 FOLDER: Final = Path(__file__).resolve().parent.parent / "docs" / "schemas"
@@ -61,7 +61,7 @@ def json_schemas() -> dict[str, Json]:
         f"{CHAT_RESPONSES.name}.schema.json": _standalone(
             CHAT_RESPONSES, TypeAdapter(ChatResponse), MAX_RESPONSE_BYTES
         ),
-        f"{FEEDBACK_EVENTS.name}.schema.json": _standalone(FEEDBACK_EVENTS, FEEDBACK, FEEDBACK_ROOM_BYTES),
+        f"{FEEDBACK_EVENTS.name}.schema.json": _standalone(FEEDBACK_EVENTS, FEEDBACK, MAX_EVENT_BYTES),
     }
 
 
@@ -202,7 +202,7 @@ def _message(record: type[LogRecord]) -> Json:
                 "bindingVersion": "0.5.0",
             }
         },
-        "x-max-bytes": MAX_RESPONSE_BYTES if is_response else FEEDBACK_ROOM_BYTES,
+        "x-max-bytes": MAX_RESPONSE_BYTES if is_response else MAX_EVENT_BYTES,
     }
 
 

@@ -24,7 +24,7 @@ from services.feedback.core.schemas import (
 from shared import events
 from shared.cloudevents import cloudevent
 from shared.errors import Rejected
-from shared.limits import MAX_RESPONSE_BYTES
+from shared.limits import MAX_EVENT_BYTES, MAX_RESPONSE_BYTES
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output
 from shared.settings import MIN_SECRET
@@ -104,8 +104,8 @@ def test_sdk_and_services_define_the_same_records() -> None:
 
 
 def test_sdk_and_services_have_the_same_limits_and_names() -> None:
-    assert (sdk.MAX_RESPONSE_BYTES, sdk.MAX_USER_ID, sdk.MAX_TEXT, sdk.EARLIEST, sdk.MAX_CLOCK_LEAD) == (
-        MAX_RESPONSE_BYTES,
+    assert (sdk.MAX_RESPONSE_BYTES, sdk.MAX_EVENT_BYTES) == (MAX_RESPONSE_BYTES, MAX_EVENT_BYTES)
+    assert (sdk.MAX_USER_ID, sdk.MAX_TEXT, sdk.EARLIEST, sdk.MAX_CLOCK_LEAD) == (
         MAX_USER_ID,
         events.MAX_TEXT,
         events.EARLIEST,

@@ -27,10 +27,11 @@ from shared.events import (
     MAX_TEXT,
     ChatResponse,
     Choice,
+    Feedback,
     Message,
     parse_union,
 )
-from shared.limits import FEEDBACK_ROOM_BYTES, MAX_RESPONSE_BYTES
+from shared.limits import FEEDBACK_ROOM_BYTES, MAX_EVENT_BYTES, MAX_RESPONSE_BYTES
 from shared.user_ids import MAX_USER_ID, USER_ID_RULE
 from tests.unit.processor_driver import START, ProcessorDriver, feedback
 
@@ -48,7 +49,9 @@ ODD_TEXTS = st.one_of(
         ["", " ", "\x00", "a\tb", "\x7f", "\x85", "\u2028", "é", "\U0001f600", "u/1", "u|1", "u:1"]
     ),
     st.integers(1, 600).map(lambda n: "x" * n),
-    st.integers(1, MAX_TEXT + 1).map(lambda n: "\u4e00" * n),
+    st.builds(
+        lambda n, text: text * n, st.integers(1, MAX_TEXT + 1), st.sampled_from("\u4e00\x01\U0001f600")
+    ),
 )
 TIMES = st.one_of(
     st.datetimes(timezones=st.timezones() | st.just(UTC)).map(lambda moment: moment.isoformat()),
@@ -119,7 +122,7 @@ def test_accepted_feedback_is_a_valid_record_that_a_batch_can_hold(fields: dict[
         return
     value = event.to_json()
     assert parse_union(FEEDBACK, value) == event
-    assert len(value) <= FEEDBACK_ROOM_BYTES
+    assert len(value) <= MAX_EVENT_BYTES
     assert event.occurred_at is None or EARLIEST <= event.occurred_at <= NOW + timedelta(days=1)
 
 
@@ -184,6 +187,30 @@ def response_of_size(size: int) -> ChatResponse:
         return to_response(body, line="assistant", pseudonym=None, now=NOW)
 
     return made(1 + size - len(made(1).to_json()))
+
+
+def test_largest_response_leaves_room_for_the_largest_event() -> None:
+    fields: dict[str, Any] = {
+        "response_id": "r" * 128,
+        "event_id": "e" * 128,
+        "user_id": "alice",
+        "kind": "correction",
+        "tags": ["\U0001f600" * 64] * 16,
+    }
+
+    def made(filler: int) -> Feedback:
+        body = FEEDBACK_BODY.validate_python(fields | {"value": "\x01" * 21_000 + "x" * filler})
+        return to_event(body, event_id=fields["event_id"], line="assistant", pseudonym="u_1", now=NOW)
+
+    largest = made(1 + MAX_EVENT_BYTES - len(made(1).to_json()))
+    assert len(largest.to_json()) == MAX_EVENT_BYTES
+    with pytest.raises(Oversized, match=str(MAX_EVENT_BYTES)):
+        made(2 + MAX_EVENT_BYTES - len(made(1).to_json()))
+    driver = ProcessorDriver()
+    driver.append(largest_response())
+    driver.append(largest, at_s=1)
+    driver.tick(at_s=60)
+    assert driver.outcomes == {"e" * 128: "batched"}
 
 
 def test_response_one_byte_over_the_limit_is_oversized() -> None:

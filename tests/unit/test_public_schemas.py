@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from shared.events import FEEDBACK, ChatResponse, Feedback, FeedbackBase
-from shared.limits import FEEDBACK_ROOM_BYTES, MAX_RESPONSE_BYTES
+from shared.limits import MAX_EVENT_BYTES, MAX_RESPONSE_BYTES
 from shared.schemas import FOLDER, asyncapi, documents
 from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS, TOPICS
 
@@ -63,6 +63,4 @@ def test_sizes_of_records_are_stated() -> None:
     assert (
         f"{MAX_RESPONSE_BYTES} bytes" in json.loads(texts[f"{CHAT_RESPONSES.name}.schema.json"])["$comment"]
     )
-    assert (
-        f"{FEEDBACK_ROOM_BYTES} bytes" in json.loads(texts[f"{FEEDBACK_EVENTS.name}.schema.json"])["$comment"]
-    )
+    assert f"{MAX_EVENT_BYTES} bytes" in json.loads(texts[f"{FEEDBACK_EVENTS.name}.schema.json"])["$comment"]

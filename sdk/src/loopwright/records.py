@@ -27,6 +27,8 @@ FEEDBACK_EVENTS: Final = "feedback.events"
 MAX_TEXT: Final = 32_768
 MAX_RESPONSE_BYTES: Final = 380_416
 """Maximum size of a response as JSON: a training batch must hold it together with feedback on it."""
+MAX_EVENT_BYTES: Final = 139_264
+"""Maximum size of a feedback event as JSON."""
 MAX_USER_ID: Final = 256
 EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 MAX_CLOCK_LEAD: Final = timedelta(days=1)
@@ -269,9 +271,15 @@ class RecordFactory:
             "value": value,
         }
         record = _validate(FEEDBACK, fields)
-        return self._record(
+        made = self._record(
             FEEDBACK_EVENTS, record, response_id, _join_ids(response_id, event_id), now, traceparent
         )
+        if len(made.value) > MAX_EVENT_BYTES:
+            raise InvalidRecord(
+                f"the event takes {len(made.value)} bytes as a record; the limit is {MAX_EVENT_BYTES}. Shorten the "
+                "text, or remove control characters from it"
+            )
+        return made
 
     def response(
         self,

@@ -28,7 +28,7 @@ from shared.events import (
     rfc3339,
 )
 from shared.feedback_kinds import FEEDBACK_KINDS, KIND_BY_NAME, list_names
-from shared.limits import MAX_RESPONSE_BYTES
+from shared.limits import MAX_EVENT_BYTES, MAX_RESPONSE_BYTES
 from shared.user_ids import NO_CONTROL_CHARACTERS, UserId
 
 MAX_CLOCK_LEAD: Final = timedelta(days=1)
@@ -171,6 +171,7 @@ def to_event(body: FeedbackBody, *, event_id: str, line: str, pseudonym: str, no
     Raises:
         Malformed: if the value does not fit its kind.
         Rejected: if `occurred_at` is out of range.
+        Oversized: if the record would be larger than the room that a batch keeps for it.
 
     """
     check_time("occurred_at", body.occurred_at, now)
@@ -181,9 +182,16 @@ def to_event(body: FeedbackBody, *, event_id: str, line: str, pseudonym: str, no
         "received_at": now.isoformat(),
     }
     try:
-        return _validate(FEEDBACK, fields)
+        event = _validate(FEEDBACK, fields)
     except ValidationError as error:
         raise Malformed(_without_tag(describe_faults(error), body.kind)) from None
+    size = len(event.to_json())
+    if size > MAX_EVENT_BYTES:
+        raise Oversized(
+            f"the event takes {size} bytes as a record; the limit is {MAX_EVENT_BYTES}: shorten the text, or remove "
+            "control characters from it"
+        )
+    return event
 
 
 def to_response(body: ResponseBody, *, line: str, pseudonym: str | None, now: datetime) -> ChatResponse:
