@@ -463,8 +463,9 @@ def test_retraction_of_nothing_is_unmatched_after_one_search(driver: ProcessorDr
 
 def test_retraction_repeated_after_its_window_has_two_outcomes(driver: ProcessorDriver) -> None:
     """The second one waits in a window of its own while the search for the first is not over."""
-    for day in (0, 62):
-        driver.append(feedback("retract", "e1", "t1", ANN), day * DAY)
+    driver.append(feedback("retract", "e1", "t1", ANN))
+    driver.advance(62 * DAY)
+    driver.append(feedback("retract", "e1", "t1", ANN), 62 * DAY)
     driver.finish_erasures(62 * DAY + 2 * HOUR)
     assert driver.outcomes == {"t1": "unmatched"}
     driver.advance(93 * DAY)

@@ -63,6 +63,8 @@ MEMORY_BYTES: Final = 32_768
 """Most bytes of such memory per response, of all users together; and the same for waiting retractions."""
 SIGNAL_FRAME_BYTES: Final = 320
 """Upper bound for the bytes of a signal, in an example and in the join state, besides its ids, value and tags."""
+ESCAPED: Final = 2
+"""Most bytes of a character of an id in JSON: ids are ASCII, and a quote or a backslash is escaped."""
 MEMORY_FRAME_BYTES: Final = 200
 """The same for an event that is only remembered."""
 RESPONSE_ERASED: Final = "the response was erased"
@@ -380,8 +382,8 @@ def _no_such_choice(choice: int) -> str:
 def signal_bytes(event_id: str, signal: Signal) -> int:
     """Return an upper bound of the bytes that a signal takes in an example, and in the join state."""
     tags = len(encode(signal.tags)) if signal.tags else 0
-    ids = _json_bytes(event_id) + _json_bytes(signal.user_id)
-    return len(bytes(signal.value)) + tags + 4 * ids + SIGNAL_FRAME_BYTES
+    ids = 4 * ESCAPED * (len(event_id) + len(signal.user_id))
+    return len(bytes(signal.value)) + tags + ids + SIGNAL_FRAME_BYTES
 
 
 def signals_bytes(joined: JoinedResponse) -> int:
@@ -441,13 +443,13 @@ class _Memory(NamedTuple):
     @classmethod
     def of_event(cls, event_id: str, seen: SeenEvent) -> _Memory:
         """Return an event, with its slot."""
-        size = 2 * (_json_bytes(event_id) + _json_bytes(seen.user_id)) + MEMORY_FRAME_BYTES
+        size = 2 * ESCAPED * (len(event_id) + len(seen.user_id)) + MEMORY_FRAME_BYTES
         return cls(event_id, seen.user_id, size)
 
     @classmethod
     def of_retraction(cls, key: str, retraction_id: str) -> _Memory:
         """Return a retraction that waits."""
-        return cls(key, retraction_owner(key), _json_bytes(key) + _json_bytes(retraction_id) + 8)
+        return cls(key, retraction_owner(key), ESCAPED * (len(key) + len(retraction_id)) + 8)
 
 
 def _surplus(memories: list[_Memory], user_id: str) -> list[str]:
@@ -470,11 +472,6 @@ def _forget(joined: JoinedResponse, event_id: str) -> None:
     del joined.events[event_id]
     for slot in [slot for slot, holder in joined.slots.items() if holder == event_id]:
         del joined.slots[slot]
-
-
-def _json_bytes(text: str) -> int:
-    """Return the bytes of an id in JSON. Ids are ASCII; two of the characters are escaped."""
-    return len(text) + text.count('"') + text.count("\\")
 
 
 _EVENT_CONFLICT: Final = (

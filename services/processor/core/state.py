@@ -71,7 +71,7 @@ class StoredValue(Struct, omit_defaults=True):
     def read(cls, value: bytes) -> Self | None:
         """Return the value stored as `value`, or None if it cannot be read."""
         try:
-            return cls.from_json(value)
+            return _DECODERS[cls].decode(value)  # type: ignore[no-any-return]
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return None
 
@@ -172,15 +172,16 @@ class JoinedResponse(StoredValue):
     @property
     def consistent(self) -> bool:
         """Whether its parts agree with each other. They always do, unless an earlier release stored something else."""
-        return (
-            0 <= self.unbatched <= self.revision
-            and len(self.signals) <= MAX_SIGNALS
-            and all(holder in self.events for holder in self.slots.values())
-            and all(
-                signal.kind in KIND_BY_NAME and event_id in self.events
-                for event_id, signal in self.signals.items()
-            )
-        )
+        if not 0 <= self.unbatched <= self.revision or len(self.signals) > MAX_SIGNALS:
+            return False
+        events = self.events
+        for holder in self.slots.values():
+            if holder not in events:
+                return False
+        for event_id, signal in self.signals.items():
+            if event_id not in events or signal.kind not in KIND_BY_NAME:
+                return False
+        return True
 
     def line_of(self, event_id: str | None) -> str:
         """Return the line of an event: its own one as long as the response, and with it the line, is unknown."""
@@ -347,8 +348,10 @@ class PartitionState:
         return (None if value is None else StreamClock.read(value)) or StreamClock()
 
     def put_clock(self, clock: StreamClock) -> None:
-        """Store the times of the partition."""
-        self.store.put(_CLOCK, clock.to_json())
+        """Store the times of the partition, if they changed."""
+        value = clock.to_json()
+        if value != self.store.get(_CLOCK):
+            self.store.put(_CLOCK, value)
 
     # responses and their feedback
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
-from msgspec import structs
-
 from services.processor.core import batches, join, tallies
 from services.processor.core.batches import BatchLimits, CutReason
 from services.processor.core.join import BatchSearch, Change, EventOutcome
@@ -66,7 +64,6 @@ class PartitionTurn:
 
     __slots__ = (
         "_clock",
-        "_stored_clock",
         "is_input",
         "limits",
         "now_ms",
@@ -84,7 +81,6 @@ class PartitionTurn:
         """(response, line, search) of this turn. `ErasureProcess` takes them over."""
         self.is_input = isinstance(cause, Record) and cause.topic in INPUTS
         self._clock = self.state.clock
-        self._stored_clock = structs.astuple(self._clock)
         if self.is_input:
             self._clock.observe(self.now_ms)
 
@@ -371,5 +367,4 @@ class PartitionTurn:
             clock.unindexed_from = self.state.index_stored(clock.unindexed_from, INDEXED_AT_MOST, date_of)
             oldest = self.state.oldest_batches(1)
             clock.oldest_batch_ms = max(1, oldest[0][1]) if oldest else 0
-        if structs.astuple(clock) != self._stored_clock:
-            self.state.put_clock(clock)
+        self.state.put_clock(clock)
