@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from services.rollout.core.step import rollout_step
 from services.rollout.core.store import UnreadableState
 from shared.commands import COMMAND, CommandResult, GateAgain
 from shared.errors import Conflict, Malformed, Rejected
-from shared.events import LogRecord
+from shared.events import LogRecord, parse_union
 from shared.records import Output, Record
 from shared.stream.state_store import MemoryStore
 from shared.stream.step import Tick
@@ -259,6 +259,15 @@ def test_rollback_passes_over_a_version_that_only_a_pin_let_serve() -> None:
     assert line.stable == BASE
 
 
+def test_rollback_passes_over_a_version_that_failed_a_later_gate() -> None:
+    """I10: `loopwright gate VERSION --again` may be used on any version, so also on one in the history."""
+    line = Line(
+        base(), trained(1), trained(2, against=name(1)), trained(1, "failed", against=name(2), gate=2)
+    )
+    line.command("rollback")
+    assert line.stable == BASE
+
+
 def test_rollback_pauses_promotion_of_the_same_data() -> None:
     line = Line(base(), trained(1), trained(2, against=name(1), through={"0": 5, "1": 2}))
     line.command("rollback")
@@ -472,20 +481,30 @@ COMMANDS = st.fixed_dictionaries(
     },
     optional={"version": AGAINST, "leaving": AGAINST},
 )
+COMMAND_RECORDS = COMMANDS.map(
+    lambda fields: {"line": "assistant", "command_id": "c", "issued_at": "2026-01-01T00:00:00Z"} | fields
+)
+ODD_VALUES = st.one_of(
+    st.none(), st.text(max_size=5), st.integers(-(2**63), 2**63), st.just({}), st.just([]), st.just(0.5),
+    st.sampled_from(["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "\x00", "x" * 300, "other"]),
+    st.just({"digest": "a" * 64, "examples": 1, "users": 1, "through": {"9" * 300: 2**62, "²": 1, "0": 10**30}}),
+)  # fmt: skip
 FOREIGN = st.one_of(
     st.binary(max_size=40),
     st.none(),
     st.builds(
-        lambda record, field, value: orjson.dumps(orjson.loads(record.to_json()) | {field: value}),
+        lambda record, field, value: json.dumps(json.loads(record.to_json()) | {field: value}).encode(),
         VERSIONS,
         st.sampled_from(["line", "ref", "number", "dataset", "gate", "created_at", "base"]),
-        st.one_of(
-            st.none(), st.text(max_size=5), st.integers(-(2**63), 2**63), st.just({}),
-            st.just("0001-01-01T00:00:00+14:00"),
-            st.just({"digest": "a" * 64, "examples": 1, "users": 1, "through": {"9" * 300: 2**62, "²": 1}}),
-        ),
+        ODD_VALUES,
     ),
-)  # fmt: skip
+    st.builds(
+        lambda record, field, value: json.dumps(record | {field: value}).encode(),
+        COMMAND_RECORDS,
+        st.sampled_from(["line", "command_id", "kind", "version", "leaving", "issued_by", "issued_at"]),
+        ODD_VALUES,
+    ),
+)
 EVENTS = st.lists(
     st.one_of(
         VERSIONS.map(lambda version: ("version", version)),
@@ -493,6 +512,7 @@ EVENTS = st.lists(
         st.tuples(
             st.just("foreign"), st.tuples(st.sampled_from([MODEL_VERSIONS, OPERATOR_COMMANDS]), FOREIGN)
         ),
+        st.tuples(st.just("time"), st.sampled_from([-1, 0, 1_800_000_000_000, 2**62])),
     ),
     max_size=25,
 )
@@ -508,6 +528,8 @@ def play(line: Line, kind: str, what: Any, command_id: str) -> None:
             if what["kind"] in ("promote", "pin"):
                 fields = {"version": fields.get("version", BASE)}
             line.command(what["kind"], command_id, **fields)
+        elif kind == "time":
+            line.now_ms = what
         else:
             line.feed(what[0].name, what[1])
     except Rejected:
@@ -526,14 +548,28 @@ def passed_version(kind: str, what: Any) -> set[str]:
     return {what.ref.version}
 
 
+def command_of(kind: str, what: Any) -> tuple[str, str] | None:
+    """Return kind and version of the command that an event is, if it is one."""
+    if kind == "command":
+        return what["kind"], what.get("version", BASE)
+    if kind == "foreign" and what[0] == OPERATOR_COMMANDS:
+        try:
+            command = parse_union(COMMAND, what[1])
+        except Rejected:
+            return None
+        return command.kind, getattr(command, "version", None) or BASE
+    return None
+
+
 @given(EVENTS)
 def test_every_history_keeps_the_invariants(events: list[tuple[str, Any]]) -> None:
     line = Line(base())
     passed, pinned = {BASE}, set()
     for number, (kind, what) in enumerate(events):
         passed |= passed_version(kind, what)
-        if kind == "command" and what["kind"] == "pin":
-            pinned.add(what.get("version", BASE))
+        command = command_of(kind, what)
+        if command is not None and command[0] == "pin":
+            pinned.add(command[1])
         before, known = line.records[-1], len(line.records)
         rolled_back = {n for n in (BASE, *map(name, range(1, 7))) if line.was_rolled_back(n)}
         play(line, kind, what, f"c{number}")
@@ -541,7 +577,7 @@ def test_every_history_keeps_the_invariants(events: list[tuple[str, Any]]) -> No
         assert len(line.records) - known in (0, 1)
         assert after.seq == len(line.records)
         assert after.stable.version in passed | pinned
-        if kind != "command" or what["kind"] == "rollback":
+        if command is None or command[0] == "rollback":
             assert after.stable.version == before.stable.version or after.stable.version not in rolled_back
         if before.paused and kind == "version" and after.stable != before.stable:
             assert line.state().excluded is None, "the pause of a rollback ended"

@@ -128,8 +128,8 @@ def _read_line(state: State, line: str) -> StoredLine:
     stored = _decode(StoredLine, value)
     if stored is None:
         raise UnreadableState(
-            f"the rollout's state of line {line} cannot be read: delete it and let the rollout read its changelog "
-            "again (docs/operations.md)"
+            f"the rollout's state of line {line} cannot be read: a newer release seems to have written it, so run "
+            "that release"
         )
     return stored
 
