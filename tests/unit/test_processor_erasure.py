@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -570,6 +571,60 @@ def test_retractions_without_end_leave_a_bounded_trace(driver: ProcessorDriver) 
     stored = JoinedResponse.from_json(driver.store.get(b"j/r1") or b"")
     owners = [retraction_owner(key) for key in stored.retractions]
     assert (owners.count("u_mallory"), owners.count(ANN)) == (MAX_LATE_RETRACTIONS_OF_USER, 1)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from([0, 60, HOUR, DAY, 29 * DAY, 31 * DAY, 61 * DAY, 91 * DAY]),
+        st.sampled_from(["response", "correction", "retract", "retract", "again", "erase", "reread"]),
+        st.integers(0, 2),
+        st.sampled_from([ANN, BOB]),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(STEPS)
+def test_each_retraction_gets_one_outcome_on_every_path(steps: list[tuple[float, str, int, str]]) -> None:
+    """Of known, late, unknown, forgotten and erased responses, before, during and after searches."""
+    driver = ProcessorDriver(BatchLimits(examples=2))
+    sent: Counter[str] = Counter()
+    last: LogRecord | None = None
+    at = 0.0
+    for number, (passed, action, which, user) in enumerate(steps):
+        at += passed
+        response_id, event_id = f"r{which % 2}", f"e{which}-{user}"
+        made = START + timedelta(seconds=at)
+        if action == "response":
+            driver.append(response(response_id, user_id=user, created_at=made), at)
+        elif action == "erase":
+            driver.append(erasure(user, f"q{number}", at), at)
+        elif action == "reread":
+            driver.reread(2)
+        elif action == "again" and last is not None:
+            driver.append(last, at)
+            sent[last.event_id] += 1  # type: ignore[attr-defined]
+        elif action in {"correction", "retract"}:
+            kind, value, name = (
+                ("correction", "Wrong.", event_id)
+                if action == "correction"
+                else ("retract", event_id, f"x{number}")
+            )
+            last = feedback(kind, value, name, user=user, response_id=response_id, received_at=made)
+            driver.append(last, at)
+            sent[name] += 1
+        driver.tick(at + 1)
+    for _ in range(4):
+        at += 31 * DAY
+        driver.advance(at)
+        driver.finish_erasures(driver.now_s)
+    assert driver.errors == []
+    outcomes = map(Outcome.from_json, driver.values(FEEDBACK_OUTCOMES.name))
+    assert Counter(o.event_id for o in outcomes if o.event_id is not None) == sent
+    retractions = sum(count for name, count in sent.items() if name.startswith("x"))
+    erasures = sum(action == "erase" for _, action, _, _ in steps)
+    assert driver.rereads <= erasures + retractions
 
 
 # --- quiet partitions ---
