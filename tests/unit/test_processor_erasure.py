@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -967,6 +968,24 @@ def test_scan_of_the_state_reads_bounded_bytes_and_sends_bounded_records(driver:
     assert sent[-1] - sent[0] >= 40 * 200
     assert max(b - a for a, b in pairwise(sent)) <= OUTPUTS_PER_PIECE + 250
     assert driver.errors == []
+
+
+def test_stored_search_for_a_retraction_that_still_waits_decides_nothing(driver: ProcessorDriver) -> None:
+    """A search that began before the response's window ended leaves the outcome to the window."""
+    driver.append(feedback("retract", "e9", "x1", user=ANN))
+    task = {
+        "request_id": "retract:r1/x1", "line": "assistant", "subject": ANN, "cutoff_ms": T0, "kind": "retraction",
+        "response_id": "r1", "event_id": "e9", "retraction_id": "x1",
+    }  # fmt: skip
+    progress = {"requests": 1, "waiting": 1, "next_filler_ms": 5}
+    driver.store.apply(
+        {b"e/wait/000000000001": json.dumps(task).encode(), PROGRESS_KEY: json.dumps(progress).encode()}, 0
+    )
+    driver.finish_erasures(HOUR)
+    assert (driver.outcomes, driver.rereads) == ({}, 1)
+    driver.advance((WINDOW_DAYS + 1) * DAY)
+    driver.finish_erasures(driver.now_s)
+    assert driver.outcomes == {"x1": "unmatched"}
 
 
 # --- any order ---
