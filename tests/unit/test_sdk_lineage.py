@@ -143,7 +143,9 @@ def test_command_is_sent_and_its_result_is_the_exit_status(
     outcome = {"command_id": "c-1", "status": status, "message": "the message", "executor": "trainer"}
     service, result = run([json_response({"command_id": "c-1"}, 202), json_response(outcome)], *arguments)
     assert (result.exit_code, result.stdout) == (exit_code, f"{status} the message\n")
-    assert service.bodies() == [body]
+    [sent] = service.bodies()
+    assert sent.pop("command_id"), "a repeated request must not be a second command"
+    assert sent == body
 
 
 async def test_both_clients_send_the_same_requests_to_the_trainer() -> None:
