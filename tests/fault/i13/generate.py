@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from services.processor.core.batches import BatchLimits
+from services.processor.core.state import JUMP_MS
 from shared.events import EARLIEST_MS, from_ms, rfc3339
 from shared.records import Output
 from shared.topics import CHAT_RESPONSES, DAY_MS, ERASURE_REQUESTS, FEEDBACK_EVENTS
@@ -372,6 +373,7 @@ def generate(seed: int) -> History:
             steps.append(Idle(real_ms, rng.choice((1, 2, 5))))
         timeline.real_ms = real_ms
         if number < len(story):
+            steps += _heartbeats(f"{seed}-{number}", steps, at_ms, real_ms)
             steps.append(_honest_step(world, story[number], at_ms, real_ms))
     return History(seed, rng.choice(LIMITS), tuple(fair(steps)))
 
@@ -404,6 +406,29 @@ def _attack_steps(
             yield Replay(start_ms + passed, timeline.real_ms + passed)
         else:
             yield step
+
+
+def _heartbeats(name: str, before: list[Step], at_ms: int, real_ms: int) -> Iterator[Step]:
+    """Yield other users' traffic before an honest record that comes after a silence.
+
+    After a silence, stream time follows only once records span some time. Without traffic, the hostile records alone
+    would decide when that is, and a partition cannot tell a silence from a broker's clock that jumped.
+    """
+    honest = [step.at_ms for step in before if isinstance(step, Appended) and step.honest]
+    if honest and at_ms <= honest[-1] + JUMP_MS:
+        return
+    for number, ago_ms in enumerate((2 * JUMP_MS, JUMP_MS)):
+        body = {
+            "response_id": f"heartbeat-{name}-{number}",
+            "version": "own",
+            "messages": [{"role": "user", "content": "?"}],
+            "choices": [{"index": 0, "text": "!"}],
+        }
+        record = requests.response(body, at_ms, name)
+        assert record is not None
+        yield Appended(
+            at_ms - ago_ms, real_ms, record.topic, record.key, record.value, record.headers, True, "heartbeat"
+        )
 
 
 def _honest_step(world: World, intent: Intent, at_ms: int, real_ms: int) -> Appended:

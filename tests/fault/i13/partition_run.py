@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from services.processor.core.erasure.process import ErasureConfig
+from services.processor.core.state import JUMP_MS
 from services.processor.core.step import ProcessorStep
 from services.processor.service import engine_config
 from services.processor.settings import ProcessorSettings
@@ -28,6 +29,8 @@ from tests.fault.i13.history import T0, Appended, History, HostClock, Idle, Repl
 SLICE_RECORDS = 8
 EPOCHS_DAYS = (31, 62, 93, 124)
 """When harmless records come after a history, so that its windows close and its erasures end."""
+CLOSERS_MS = (0, 2 * JUMP_MS, 2 * JUMP_MS + 11_000)
+"""The records of such a time: stream time follows a jump only slowly, and windows are looked for now and then."""
 MAX_ROUNDS = 600
 """Ticks after which all erasures of a history must have ended."""
 CLOSER = "closer"
@@ -240,10 +243,8 @@ class PartitionRun:
             self.clocks.real_ms,
         )
         for days in EPOCHS_DAYS:
-            for number in range(3):
-                at_ms = (
-                    last + days * DAY_MS + number * 11_000
-                )  # far enough apart for a pass over expired windows
+            for number, later_ms in enumerate(CLOSERS_MS):
+                at_ms = last + days * DAY_MS + later_ms
                 self._append(at_ms, at_ms, _closer(days, number), honest=False)
             self._run_slice()
             self._finish_erasures()
