@@ -82,6 +82,12 @@ def erasures(rng: random.Random, response_id: str, now_ms: int, prefix: str) -> 
         yield Output(ERASURE_REQUESTS.name, subject.encode(), json.dumps(request).encode())
 
 
+def garbage(rng: random.Random, response_id: str, now_ms: int, prefix: str) -> Iterator[Output]:
+    """Records that cannot be read, each with a key of its own."""
+    for number in range(150):
+        yield Output(FEEDBACK_EVENTS.name, f"{prefix}{number}".encode(), b"{" * rng.randint(0, 5))
+
+
 FLOODS: tuple[tuple[str, Flood], ...] = (
     ("crowd", crowd),
     ("vague", vague_comments),
@@ -90,5 +96,6 @@ FLOODS: tuple[tuple[str, Flood], ...] = (
     ("long", long_corrections),
     ("again", recorded_again),
     ("erase", erasures),
+    ("garbage", garbage),
 )
 """Floods, each with a name. Add new ones here."""

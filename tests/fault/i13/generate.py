@@ -197,9 +197,16 @@ def replay(world: World) -> Iterator[Step]:
     yield Replay(world.now_ms, world.now_ms)
 
 
-def poison_the_state(world: World) -> Iterator[Step]:
-    """Let the state hold what an earlier release stored of a hostile response."""
-    yield Stored(world.rng.choice(world.own_responses), *world.rng.choice(stored.CHANGES))
+def poison_the_state(world: World) -> Iterator[Output | Step | None]:
+    """Let the state hold what an earlier release stored of a hostile response, often one with new feedback."""
+    rng, response_id = world.rng, world.rng.choice(world.own_responses)
+    if rng.random() < 0.7:
+        body = requests.a_response_body(rng, world.now_ms, response_id=response_id, user=None)
+        yield requests.response(body | {"status": "completed"}, world.now_ms)
+        for kind, value in (("correction", "It is 1889."), ("thumbs", "up")):
+            event = {"response_id": response_id, "event_id": values.an_id(rng), "user_id": world.user()}
+            yield requests.feedback(event | {"kind": kind, "value": value}, world.now_ms)
+    yield Stored(response_id, *rng.choice(stored.CHANGES))
 
 
 ATTACKS: tuple[tuple[Attack, float], ...] = (
@@ -349,15 +356,19 @@ class Timeline:
         return self.real_ms + gap + self.offset_ms, self.real_ms + gap
 
 
-def generate(seed: int) -> History:
-    """Return the history of a seed: an honest story, with attacks before, between and after its records."""
+def generate(seed: int, only: tuple[Attack, ...] = ()) -> History:
+    """Return the history of a seed: an honest story, with attacks before, between and after its records.
+
+    `only` are the attacks to choose from; all, if it is empty.
+    """
     rng = random.Random(seed)
     world = World(rng, own_responses=[f"own-{rng.randrange(10**6)}", "o" * 128, "a/b", "honest"])
     story = honest_story(rng)
     world.responses = sorted({intent.response_id for intent in story})
     for intent in story:
         world.future_events.setdefault(intent.response_id, []).append(intent.event_id)
-    attacks = rng.choices([a for a, _ in ATTACKS], [w for _, w in ATTACKS], k=rng.randint(2, 9))
+    weighted = [(attack, weight) for attack, weight in ATTACKS if not only or attack in only]
+    attacks = rng.choices(*zip(*weighted, strict=True), k=rng.randint(2, 9))
     favourites = attacks[: rng.randint(1, 3)]  # so that a history often tries one thing in several states
     places = [rng.randint(0, len(story)) for _ in attacks]
     timeline, steps = Timeline(rng), list[Step]()

@@ -35,12 +35,15 @@ from shared.events import (
 from shared.records import Output, Record
 from shared.topics import (
     CHAT_RESPONSES,
+    DAY_MS,
     DEAD_LETTERS,
     ERASURE_REPORTS,
+    ERASURE_REQUESTS,
     FEEDBACK_EVENTS,
     FEEDBACK_OUTCOMES,
     FEEDBACK_TALLIES,
     TRAINING_BATCHES,
+    WINDOW_DAYS,
 )
 from tests.fault.i13.history import History
 from tests.fault.i13.partition_run import CLOSER, PartitionRun, RunResult
@@ -83,6 +86,8 @@ def violations(history: History) -> list[str]:
         *_honest_data_is_the_same(full, alone),
         *_traces_belong_to_their_event(full),
         *_batches_are_cut_in_time(history, full),
+        *_rereads_are_rare(full),
+        *_erasures_are_reported(full),
     ]
 
 
@@ -216,6 +221,32 @@ def _batches_are_cut_in_time(history: History, run: RunResult) -> Iterator[str]:
         if shown_by < len(stream_ms) and decided_ms > stream_ms[shown_by]:
             late_ms = decided_ms - stream_ms[shown_by]
             yield f"age: ({response_id!r}, {event_id!r}) is in a batch that was cut {late_ms} ms after it was due"
+
+
+def _rereads_are_rare(run: RunResult) -> Iterator[str]:
+    """Check that only an erasure, or a window that is over, has batches read again."""
+    records = [
+        record for record in run.records.values() if not (record.key or b"").startswith(CLOSER.encode())
+    ]
+    erasures = any(record.topic == ERASURE_REQUESTS.name for record in records)
+    times = [record.timestamp for record in records]
+    if erasures or not times or max(times) - min(times) >= WINDOW_DAYS * DAY_MS:
+        return
+    ordered = sum(key.startswith(b"e/find/") for key in run.state)
+    if ordered or run.rereads_in_time:
+        yield f"reread: {ordered} ordered and {run.rereads_in_time} begun, although no window was over"
+
+
+def _erasures_are_reported(run: RunResult) -> Iterator[str]:
+    if run.failures:
+        return
+    reports = [orjson.loads(output.value or b"") for output in run.outputs(ERASURE_REPORTS.name)]
+    reported = {(report["subject"], report["request_id"]) for report in reports}
+    for record in run.records.values():
+        if record.topic == ERASURE_REQUESTS.name and _is_readable(record):
+            request = ErasureRequest.from_json(record.value)
+            if (request.subject, request.request_id) not in reported:
+                yield f"report: {request.request_id} of {request.subject} has none"
 
 
 # --- two runs: nothing that others do changes what happens to honest users ----------------------------------------

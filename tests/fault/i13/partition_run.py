@@ -112,6 +112,8 @@ class RunResult:
     """Responses whose stored values a step changed."""
     rereads: int = 0
     """How often the partition's batches were read again."""
+    rereads_in_time: int = 0
+    """The same before the windows were closed."""
 
     def outputs(self, topic: str) -> Iterator[Output]:
         """Yield the outputs to one topic."""
@@ -139,6 +141,7 @@ class PartitionRun:
         try:
             self._run_steps()
             self.result.state = self._user_state()
+            self.result.rereads_in_time = self.result.rereads
             self._let_time_pass()
         except Exception as error:  # noqa: BLE001 - any exception is a finding, also a halt
             self.result.failures.append(f"raised: {type(error).__name__}: {error}")
