@@ -236,6 +236,29 @@ def test_feedback_without_a_response_ends_unmatched(driver: ProcessorDriver) -> 
     assert driver.outcomes == {"e1": "unmatched"}
 
 
+def test_each_event_waits_a_window_of_its_own(driver: ProcessorDriver) -> None:
+    """Who spoke first on an unknown response decides nothing about the others."""
+    driver.append(feedback("thumbs", "up", "e1", user="u_first"))
+    driver.advance(29 * DAY)
+    driver.append(feedback("correction", "It is a language.", "e2"), driver.now_s)
+    driver.advance(31 * DAY)
+    assert driver.outcomes == {"e1": "unmatched"}
+    driver.append(response(), driver.now_s)
+    driver.advance(driver.now_s + 60)
+    assert driver.outcomes == {"e1": "unmatched", "e2": "batched"}
+    assert driver.dataset == {"r1": [("e2", "It is a language.")]}
+
+
+def test_later_event_does_not_prolong_the_wait_of_an_earlier_one(driver: ProcessorDriver) -> None:
+    for number in range(4):
+        driver.append(feedback("thumbs", "up", f"e{number}", user=f"u_{number}"), number * 20 * DAY)
+        driver.advance((number + 1) * 20 * DAY - 60)
+    assert driver.outcomes == {"e0": "unmatched", "e1": "unmatched", "e2": "unmatched"}
+    driver.advance(200 * DAY)
+    assert set(driver.outcomes.values()) == {"unmatched"}
+    assert len(driver.outcomes) == 4
+
+
 def test_feedback_after_the_window_is_late(driver: ProcessorDriver) -> None:
     driver.append(response())
     driver.append(feedback("thumbs", "up", "e1"), WINDOW_DAYS * DAY - 1)

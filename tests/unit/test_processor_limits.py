@@ -211,7 +211,7 @@ def test_outcome_names_the_line_of_its_own_event(driver: ProcessorDriver) -> Non
     driver.append(feedback("comment", "bad answer", "e2"), 1)
     driver.append(feedback("thumbs", "down", "e3"), 2)
     driver.append(feedback("thumbs", "up", "e4", at_s=3), 3)
-    driver.advance(WINDOW_DAYS * DAY + 1)
+    driver.advance(WINDOW_DAYS * DAY + 60)
     lines = {outcome.event_id: outcome.line for outcome in driver.decided}
     assert lines == {"e1": "made-up", "e2": "assistant", "e3": "assistant", "e4": "assistant"}
 

@@ -29,7 +29,14 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct, field
 
-from services.processor.core.state import JoinedResponse, SeenEvent, Signal, StoredResponse, encode
+from services.processor.core.state import (
+    WINDOW_MS,
+    JoinedResponse,
+    SeenEvent,
+    Signal,
+    StoredResponse,
+    encode,
+)
 from services.processor.core.wire import value_json
 from shared.events import (
     EARLIEST_MS,
@@ -65,7 +72,7 @@ SIGNAL_FRAME_BYTES: Final = 320
 """Upper bound for the bytes of a signal, in an example and in the join state, besides its ids, value and tags."""
 ESCAPED: Final = 2
 """Most bytes of a character of an id in JSON: ids are ASCII, and a quote or a backslash is escaped."""
-MEMORY_FRAME_BYTES: Final = 200
+MEMORY_FRAME_BYTES: Final = 232
 """The same for an event that is only remembered."""
 RESPONSE_ERASED: Final = "the response was erased"
 WINDOW_CLOSED: Final = "the response's window is closed"
@@ -178,6 +185,8 @@ def on_response(
                 change.decide(event_id, OutcomeKind.TALLY_ONLY, _no_such_choice(signal.choice))
     joined.line, joined.version, joined.responded_ms = response.line, response.version, response.at_ms
     joined.choices, joined.answer_bytes = response.valid_choices, size
+    for seen in joined.events.values():
+        seen.came_ms = 0
     _refuse_what_does_not_fit(change, max_bytes)
     change.waiting.update(joined.signals)
     change.added = list(joined.signals.values())
@@ -223,17 +232,15 @@ def on_feedback(
         else:
             change.refuse(event.event_id, RefusalReason.CONFLICT, _EVENT_CONFLICT)
         return change
-    if (
-        now_ms >= joined.expires_ms
-    ):  # stream time is not there yet, so the window is over for this event alone
-        if not joined.answered:
-            joined.since_ms = now_ms
-        elif not isinstance(event, Retract):
-            change.changed = False
-            change.decide(event.event_id, OutcomeKind.LATE, WINDOW_CLOSED)
-            return change
+    # Stream time may not be there yet. Then the window is over for this event alone.
+    if joined.answered and now_ms >= joined.expires_ms and not isinstance(event, Retract):
+        change.changed = False
+        change.decide(event.event_id, OutcomeKind.LATE, WINDOW_CLOSED)
+        return change
     line = "" if joined.answered or event.line == joined.line else event.line
-    seen = joined.events[event.event_id] = SeenEvent(digest, event.user_id, event.kind, line=line)
+    came_ms = 0 if joined.answered else now_ms
+    seen = SeenEvent(digest, event.user_id, event.kind, line=line, came_ms=came_ms)
+    joined.events[event.event_id] = seen
     if isinstance(event, Retract):
         _retract(change, event)
     elif (hint := hint_for(event)) is not None:
@@ -516,23 +523,45 @@ def _too_large(max_bytes: int) -> str:
 # --- time passes --------------------------------------------------------------------------------------------------
 
 
-def on_expiry(joined: JoinedResponse) -> Change:
-    """Return the change when the window closes: feedback whose response never arrived is `unmatched`.
+def on_expiry(joined: JoinedResponse, stream_ms: int) -> Change:
+    """Return the change when the window closes, at `stream_ms`. The change's `joined` is what remains.
 
-    A retraction is, too, if the response arrived without its event. If not even the response did, the event may be
-    older than the state remembers, so the batches are searched.
+    If the response arrived, that is a trace, and retractions that still wait for their event are `unmatched`.
     """
+    if not joined.answered:
+        return _end_waiting(joined, stream_ms)
     change = Change(trace_of(joined), set())
-    for event_id in [] if joined.answered else sorted(joined.signals):
+    for retraction_id in sorted(joined.retractions.values()):
+        change.decide(retraction_id, OutcomeKind.UNMATCHED)
+    return change
+
+
+def _end_waiting(joined: JoinedResponse, stream_ms: int) -> Change:
+    """Return the change when the first events have waited in vain for their response: they are `unmatched`.
+
+    Others that came later go on waiting, so nobody's window depends on who spoke first. The event that a retraction
+    takes back may be older than the state remembers, so the batches are searched for it.
+    """
+    over = {
+        event_id
+        for event_id, seen in joined.events.items()
+        if (seen.came_ms or joined.since_ms) + WINDOW_MS <= stream_ms
+    }
+    events = {event_id: seen for event_id, seen in joined.events.items() if event_id not in over}
+    rest = JoinedResponse(
+        line=joined.line,
+        since_ms=min((seen.came_ms for seen in events.values()), default=joined.since_ms),
+        events=events,
+        slots={slot: holder for slot, holder in joined.slots.items() if holder in events},
+        signals={event_id: signal for event_id, signal in joined.signals.items() if event_id in events},
+        retractions={key: each for key, each in joined.retractions.items() if each in events},
+    )
+    change = Change(rest, set(), changed=bool(events))
+    for event_id in sorted(joined.signals.keys() - events.keys()):
         change.decide(event_id, OutcomeKind.UNMATCHED)
-    if joined.answered:
-        for retraction_id in sorted(joined.retractions.values()):
-            change.decide(retraction_id, OutcomeKind.UNMATCHED)
-    else:
-        change.joined.retractions = joined.retractions
-        for key, retraction_id in sorted(joined.retractions.items()):
-            event_id, user_id = key.rsplit(" ", 1)
-            change.searches.append(BatchSearch(event_id, user_id, retraction_id))
+    for key in sorted(joined.retractions.keys() - rest.retractions.keys()):
+        event_id, user_id = key.rsplit(" ", 1)
+        change.searches.append(BatchSearch(event_id, user_id, joined.retractions[key]))
     return change
 
 

@@ -113,6 +113,8 @@ class SeenEvent(Struct, omit_defaults=True):
     at_ms: int = 0
     line: str = ""
     """The line that the event names, if it is not the one of `JoinedResponse`."""
+    came_ms: int = 0
+    """Append time, as long as the response is unknown: each event waits for it during a window of its own."""
 
 
 class Signal(Struct, omit_defaults=True):
@@ -160,7 +162,7 @@ class JoinedResponse(StoredValue):
 
     @property
     def waited_in_vain(self) -> bool:
-        """Whether this is the trace of a response that has not come. What comes later starts anew."""
+        """Whether this is the trace of a response that has not come. An earlier release kept one: it means nothing."""
         return self.expired and not self.answered
 
     @property

@@ -161,10 +161,10 @@ class PartitionTurn:
         self.state.delete(key, joined)
         if joined.expired:
             return True
-        change = join.on_expiry(joined)
+        change = join.on_expiry(joined, self.stream_ms)
         self.outbox.outcomes(key, joined, change.outcomes)
         self._search(key, joined, change)
-        if self.stream_ms < change.joined.expires_ms:
+        if change.changed and self.stream_ms < change.joined.expires_ms:
             self.state.put_joined(key, change.joined)
         return True
 
