@@ -13,7 +13,6 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import (
     AclBinding,
-    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -57,20 +56,25 @@ class SecuredKafka:
 
     servers: str
     """The SASL_SSL listener."""
+    admin_servers: str
+    """A listener without TLS, for a super user."""
     admin: AdminClient
-    """A super user, over a listener without TLS."""
     folder: Path
     passwords: dict[str, str] = field(default_factory=dict)
 
     def add_user(self, name: str) -> str:
         """Create a SCRAM-SHA-512 user and return its name."""
         self.passwords[name] = secrets.token_urlsafe(24)
+        self.set_password(name, self.passwords[name])
+        return name
+
+    def set_password(self, name: str, password: str) -> None:
+        """Set the password that the broker expects; the user's own files keep theirs."""
         credential = UserScramCredentialUpsertion(
-            name, ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096), self.passwords[name].encode()
+            name, ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096), password.encode()
         )
         for future in self.admin.alter_user_scram_credentials([credential]).values():
             future.result(20)
-        return name
 
     def properties(self, user: str, *, password: str | None = None, ca: str = "ca.pem") -> dict[str, str]:
         """Return the librdkafka properties with which `user` logs in."""
@@ -96,19 +100,6 @@ class SecuredKafka:
         bindings = list(dict.fromkeys(each for acl in acls for each in _bindings(acl)))
         for future in self.admin.create_acls(bindings).values():
             future.result(20)
-
-    def deny(self, acls: Iterable[Acl]) -> None:
-        """Take permissions back."""
-        filters = [
-            AclBindingFilter(
-                each.restype, each.name, each.resource_pattern_type, each.principal, "*", each.operation,
-                AclPermissionType.ALLOW,
-            )
-            for acl in acls
-            for each in _bindings(acl)
-        ]  # fmt: skip
-        for future in self.admin.delete_acls(filters).values():
-            assert future.result(20)
 
 
 def _bindings(acl: Acl) -> list[AclBinding]:
@@ -140,7 +131,13 @@ def secured_kafka(folder: Path) -> Iterator[SecuredKafka]:
         "listener.name.sasl_ssl.plain.sasl.jaas.config": f"{LOGIN}.plain.PlainLoginModule required {plain};",
     }
     with own_kafka(folder, settings, secure_port=port) as address:
-        kafka = SecuredKafka(f"{HOST}:{port}", AdminClient({"bootstrap.servers": address}), folder, passwords)
+        kafka = SecuredKafka(
+            f"{HOST}:{port}",
+            address,
+            AdminClient({"bootstrap.servers": address, "log_level": 2}),
+            folder,
+            passwords,
+        )
         # The controller may not have its storage for credentials yet.
         Retrying(
             retry=retry_if_exception_type(KafkaException), wait=wait_fixed(0.2), stop=stop_after_delay(20)

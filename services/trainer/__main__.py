@@ -112,6 +112,7 @@ def run_as_only_trainer(
         settings.kafka, lease_group(settings.line), OPERATOR_COMMANDS, SERVICE, on_taken=stopping.set
     )
     stack.callback(lease.close)
+    readiness.watch("lease", lambda: lease.problem)
     readiness.set(
         "line", False, f"standing by: waiting until no other trainer works for line {settings.line}"
     )

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from shared.adapters.kafka_clients import build_consumer
+from shared.adapters.kafka_errors import describe_refusal
 from shared.kafka_connection import KafkaConnection
 from shared.topics import Topic
 
@@ -41,6 +42,9 @@ class GroupLease:
     ) -> None:
         """Join the group. `topic` has one partition. When `taken` turns True, another thread calls `on_taken`."""
         self.taken = False
+        self.problem: str | None = None
+        """Which permission this process lacks to join the group, or None."""
+        self._names = {"topic": kafka.prefix + topic.name, "group": kafka.prefix + group}
         self._on_taken = on_taken
         self._held = threading.Event()
         self._was_held = False
@@ -92,13 +96,21 @@ class GroupLease:
         try:
             message = self._consumer.poll(POLL_S)
         except KafkaException as error:
-            log.warning("lease", error=str(error))
+            self._note_error(error.args[0])
             time.sleep(POLL_S)
             return
-        if message is not None and message.error() is not None:
-            log.warning("lease", error=str(message.error()))
+        refused = message.error() if message is not None else None
+        if refused is not None:
+            self._note_error(refused)
+
+    def _note_error(self, error: KafkaError) -> None:
+        log.warning("lease", error=str(error))
+        refusal = describe_refusal(error, reading=True, **self._names)
+        if refusal is not None:
+            self.problem = refusal
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self.problem = None
         if partitions:
             consumer.incremental_assign(partitions)
             consumer.pause(partitions)

@@ -60,7 +60,8 @@ def _build(
         raise Misconfigured(f"LOOPWRIGHT_KAFKA_CONFIG: {error.args[0].str()}") from error
 
 
-def _client_settings(kafka: KafkaConnection, settings: Settings) -> dict[str, Any]:
+def client_settings(kafka: KafkaConnection, settings: Settings) -> dict[str, Any]:
+    """Return the librdkafka configuration of a client: its own settings with the deployment's prefix and properties."""
     prefixed = {name: kafka.prefix + settings[name] for name in _PREFIXED_SETTINGS if name in settings}
     return {"bootstrap.servers": kafka.servers, **_QUIET, **settings, **prefixed, **kafka.properties}
 
@@ -112,7 +113,7 @@ class _Refusals:
 class _Producer(Producer):
     def __init__(self, kafka: KafkaConnection, settings: Settings) -> None:
         self._refusals = _Refusals(kafka.servers, settings.get("error_cb"))
-        super().__init__(_client_settings(kafka, settings) | {"error_cb": self._refusals})
+        super().__init__(client_settings(kafka, settings) | {"error_cb": self._refusals})
 
     def init_transactions(self, timeout: float = -1) -> None:
         try:
@@ -171,7 +172,7 @@ class _Consumer(Consumer):
     def __init__(self, kafka: KafkaConnection, settings: Settings) -> None:
         self._refusals = _Refusals(kafka.servers, settings.get("error_cb"))
         self._reads = False
-        super().__init__(_client_settings(kafka, settings) | {"error_cb": self._refusals})
+        super().__init__(client_settings(kafka, settings) | {"error_cb": self._refusals})
 
     def list_topics(self, topic: str | None = None, timeout: float = -1) -> Any:
         try:
@@ -294,7 +295,7 @@ class _NamespacedConsumer(_Consumer):
 class _Admin(AdminClient):
     def __init__(self, kafka: KafkaConnection, settings: Settings) -> None:
         self._refusals = _Refusals(kafka.servers, settings.get("error_cb"))
-        super().__init__(_client_settings(kafka, settings) | {"error_cb": self._refusals})
+        super().__init__(client_settings(kafka, settings) | {"error_cb": self._refusals})
 
     def list_topics(self, topic: str | None = None, timeout: float = -1) -> Any:
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
-from shared.adapters.kafka_clients import build_admin
+from shared.adapters.kafka_clients import build_admin, client_settings
 from shared.errors import Misconfigured
 from shared.kafka_connection import RESERVED_PROPERTIES, KafkaConnection, KafkaProperties
 from shared.settings import Settings, load
@@ -142,3 +142,21 @@ def test_invalid_namespaces_are_refused(namespace: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("LOOPWRIGHT_NAMESPACE", namespace)
     with pytest.raises(Misconfigured, match="LOOPWRIGHT_NAMESPACE"):
         load(Settings)
+
+
+@pytest.mark.parametrize(("namespace", "prefix"), [("", ""), ("prod", "prod.")])
+def test_ids_of_clients_begin_with_the_namespace(namespace: str, prefix: str) -> None:
+    kafka = KafkaConnection("broker:9092", namespace, KafkaProperties({"linger.ms": "7"}))
+    own = {"group.id": "g", "transactional.id": "t", "client.id": "c", "linger.ms": 5, "acks": "all"}
+    settings = client_settings(kafka, own)
+    assert (
+        settings.items()
+        >= {
+            "bootstrap.servers": "broker:9092",
+            "group.id": f"{prefix}g",
+            "transactional.id": f"{prefix}t",
+            "client.id": f"{prefix}c",
+            "acks": "all",
+            "linger.ms": "7",
+        }.items()
+    )
