@@ -55,7 +55,7 @@ class ErasureTasks:
     __slots__ = ("_store", "_stored", "progress", "recovered")
 
     def __init__(self, store: State, now_ms: int) -> None:
-        """Read the progress. If it cannot be read, it is counted anew, and the active tasks begin again."""
+        """Read the progress. If it cannot be read, it is counted again, and the active tasks start over."""
         self._store = store
         self._stored = store.get(PROGRESS_KEY)
         self.progress = ErasureProgress(requests=0)
@@ -253,7 +253,7 @@ class ErasureTasks:
         task.rewrites += 1
 
     def rewritten(self, number: bytes) -> dict[str, int]:
-        """Return what was rewritten for a task: batch_id -> its rewrite's number."""
+        """Return the batches that were rewritten for a task: batch_id -> its rewrite's number."""
         batches: dict[str, int] = {}
         prefix = _rewritten_key(number)
         for _, value in self._store.scan(prefix, prefix_end(prefix)):
