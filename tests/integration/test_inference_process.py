@@ -33,6 +33,7 @@ from shared.versions import RolloutRecord
 from tests.inference_factories import make_adapter, rollout_record, version_ref
 
 ROOT = Path(__file__).resolve().parents[2]
+P = 6
 
 
 class InferenceProcess:
@@ -47,6 +48,7 @@ class InferenceProcess:
             "LOOPWRIGHT_PSEUDONYM_KEY": "a key that only this test has",
             "LOOPWRIGHT_DATA_DIR": str(folder / "data"),
             "LOOPWRIGHT_ARTIFACTS": str(folder / "artifacts"),
+            "LOOPWRIGHT_PARTITIONS": str(P),
         }
         with self.log.open("ab") as log:
             self.child = subprocess.Popen(
@@ -114,7 +116,7 @@ def chat(client: OpenAI, line: str, **fields: Any) -> Any:
 def test_promoted_version_is_served_and_all_answers_are_recorded(
     kafka: str, tiny_model: Path, tmp_path: Path, fresh: str
 ) -> None:
-    create_topics(KafkaConnection(kafka), 6)
+    create_topics(KafkaConnection(kafka), P)
     base = find_base(str(tiny_model)).ref(fresh)
     store = LocalArtifactStore(tmp_path / "artifacts")
     v1 = version_ref(fresh, 1, store.put(make_adapter(tiny_model, tmp_path / "v1", seed=1))[1])

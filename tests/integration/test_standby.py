@@ -20,6 +20,7 @@ from deploy.local.processes import Program, spawn, tail, terminate
 from shared.adapters.kafka import KafkaPublisher
 from shared.commands import Pause
 from shared.events import LogRecord
+from shared.kafka_connection import KafkaConnection
 from shared.records import Output
 from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, TOPICS
 from shared.versions import GateReport, ModelVersion, RolloutRecord, VersionRef
@@ -83,7 +84,7 @@ def kill(worker: Worker) -> None:
 
 
 def put(kafka: str, writer: str, topic: str, record: LogRecord) -> None:
-    publisher = KafkaPublisher(kafka, writer)
+    publisher = KafkaPublisher(KafkaConnection(kafka), writer)
     publisher.publish(Output(topic, b"k", record.to_json(), partition=0)).result(10)
     publisher.close()
 
