@@ -1,7 +1,7 @@
-"""Whether a partition may go on from what the log holds, or has to be halted until a person decides. Pure.
+"""Whether a partition may continue from what the log holds, or has to be halted until a person decides. Pure.
 
 State and positions are written in one transaction, so they agree unless something outside changed the log: a topic was
-deleted and created again, records were deleted, or a broker lost the end of a partition in a power cut. Going on by
+deleted and created again, records were deleted, or a broker lost the end of a partition in a power cut. Continuing by
 itself would skip records, or begin with empty state and number outputs from one again.
 """
 
@@ -46,7 +46,7 @@ def positions_loss(
     committed: Mapping[str, int],
     used_outputs: Sequence[str],
 ) -> str | None:
-    """Return why the positions do not fit the log, or None if the partition may go on from `logged`.
+    """Return why the positions do not fit the log, or None if the partition may continue from `logged`.
 
     Args:
         inputs: Names of the input topics.
@@ -80,7 +80,7 @@ def positions_loss(
 def halt_message(reason: str, service: str, partition: int) -> str:
     """Return a reason with what to do."""
     return (
-        f"{reason}. Nothing of this partition is processed until a person decides how to go on: see 'A partition is "
+        f"{reason}. Nothing of this partition is processed until a person decides how to continue: see 'A partition is "
         f"halted' in docs/operations.md, and `python -m services.{service} recover --partition {partition} --help`"
     )
 

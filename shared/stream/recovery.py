@@ -1,4 +1,4 @@
-"""The command `recover`: lets a halted partition go on from what the log still holds, as a person decides.
+"""The command `recover`: continues a halted partition from what the log still holds, as a person decides.
 
 It writes new positions, and the numbers from which outputs continue, to the changelog in one transaction. Everything
 else in the changelog stays as it is. Nothing is written without `--apply`.
@@ -76,7 +76,7 @@ def plan_positions(
     changelog_low: int,
     processed_once: frozenset[str] = frozenset(),
 ) -> Positions:
-    """Return the positions from which a partition goes on. Pure.
+    """Return the positions from which a partition continues. Pure.
 
     A position that is not in the log, or that belongs to a topic that was created again, becomes the earliest one.
 
@@ -245,8 +245,8 @@ def add_recover_command(commands: Any, group: str) -> None:
     """Add `recover` to the subcommands of an argument parser."""
     parser = commands.add_parser(
         "recover",
-        help="Let a halted partition go on from what the log still holds.",
-        description="Let a halted partition go on from what the log still holds. Prints what would be written; "
+        help="Continue a halted partition from what the log still holds.",
+        description="Continue a halted partition from what the log still holds. Prints what would be written; "
         "--apply writes it. Stop every process of the service first.",
     )
     parser.add_argument("--partition", type=int, required=True, metavar="N", help="The halted partition.")

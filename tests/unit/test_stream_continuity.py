@@ -1,4 +1,4 @@
-"""Tests of what a partition may go on from after the log was changed from outside, and of recovering it."""
+"""Tests of what a partition may continue from after the log was changed from outside, and of recovering it."""
 
 from __future__ import annotations
 
