@@ -134,13 +134,14 @@ def fair(steps: Iterable[Step]) -> Iterator[Step]:
             continue
         if not step.honest and step.at_ms > max(stream_ms, at_most):
             continue
+        known = {name: at_ms for name, at_ms in known.items() if step.at_ms - at_ms < FORGOTTEN_MS}
         names = _CLAIM.findall(step.value or b"")
         what = b"response" if step.topic == CHAT_RESPONSES.name else b"event"
         claimed = {name for kind, name in names if kind == what}
         if step.honest:
             stream_ms = max(stream_ms, step.at_ms)
-            known |= {name: known.get(name, stream_ms) for name in claimed}
-        elif not all(name in known and step.at_ms - known[name] < FORGOTTEN_MS for name in claimed):
+            known |= {name: known.get(name, step.at_ms) for name in claimed}
+        elif not claimed <= known.keys():
             continue
         yield step
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
-from services.processor.core import join, outbox, state, wire
+from services.processor.core import join, outbox, wire
 from services.processor.core.join import Change
 from services.processor.core.outbox import Outbox
 from services.processor.core.state import JoinedResponse, StoredValue
@@ -182,20 +182,6 @@ def second_response_wins(stack: ExitStack) -> None:
     _replace(stack, join, "on_response", on_response)
 
 
-def line_of_the_first_event(stack: ExitStack) -> None:
-    """Whoever speaks first on an unknown response decides the line of all others."""
-    _replace(stack, Outbox, "line_of", lambda _original: lambda _self, _key, joined, _event_id: joined.line)
-
-
-def ambiguous_tally_keys(stack: ExitStack) -> None:
-    """Two users on two versions share a tally if their names together look the same."""
-
-    def key(version: str, user_id: str) -> bytes:
-        return b"t/%s/%s" % (version.encode(), user_id.encode())
-
-    _replace(stack, state, "tally_key", lambda _original: key)
-
-
 def borrowed_traceparent(stack: ExitStack) -> None:
     """An outcome carries the trace of the record that happened to cause it."""
     _replace(stack, Outbox, "_is_own", lambda _original: lambda _self, _key, _event_id: True)
@@ -256,7 +242,6 @@ def retractions_order_rereads(stack: ExitStack) -> None:
 
 FEEDBACK = (generate.send_feedback, generate.write_foreign_records)
 MUTATIONS = (
-    Mutation("unclamped times", unclamped_times, STOPS | {"interference", "outcomes"}, FEEDBACK),
     Mutation("refusals are dead letters", refusals_are_dead_letters, frozenset({"dead letter"})),
     Mutation(
         "wall clock expires",
@@ -280,8 +265,6 @@ MUTATIONS = (
         frozenset({"interference"}),
         (generate.record_responses,),
     ),
-    Mutation("line of the first event", line_of_the_first_event, frozenset({"interference"}), FEEDBACK),
-    Mutation("ambiguous tally keys", ambiguous_tally_keys, frozenset({"interference"}), FEEDBACK),
     Mutation("borrowed traceparent", borrowed_traceparent, frozenset({"trace"})),
     Mutation("unbounded traceparent", unbounded_traceparent, frozenset({"header", "dead letter"}), FEEDBACK),
     Mutation(
@@ -299,5 +282,6 @@ MUTATIONS = (
     Mutation(
         "retractions order rereads", retractions_order_rereads, frozenset({"reread"}), (generate.retract,)
     ),
+    Mutation("unclamped times", unclamped_times, STOPS | {"interference", "outcomes"}, FEEDBACK),
 )
 """All mutations. Add one for every class of mistake that is fixed."""

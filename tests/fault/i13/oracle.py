@@ -1,7 +1,7 @@
 """Judges a history: runs it with and without its hostile records, and names every violation of I13.
 
-A violation starts with its name. What hostile records may legitimately change is in
-`_regardless_of_cuts` and `_dataset`, and what they may not do in `history.fair`; there is no other exception.
+A violation starts with its name. What hostile records may legitimately change is in `CUT_DECIDES`, `SEARCH_DECIDES`,
+`TOO_MANY` and `_dataset`, and what they may not do in `history.fair`; there is no other exception.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from services.processor.core.erasure.tasks import MAX_SEARCHES, TASKS_AT_ONCE
+from services.processor.core.join import MAX_LABELS
 from shared.cloudevents import traceparent_of
 from shared.dead_letter_replay import parse_dead_letter
 from shared.errors import LoopwrightError
@@ -28,6 +29,8 @@ from shared.events import (
     LogRecord,
     Outcome,
     OutcomeKind,
+    RefusalReason,
+    Retract,
     Tally,
     parse_union,
     to_ms,
@@ -68,7 +71,16 @@ READERS: dict[str, type[LogRecord]] = {
     ERASURE_REPORTS.name: ErasureReport,
 }
 CUT_DECIDES = frozenset({"batched", "superseded", "retracted", "erased"})
-"""Outcomes of an event that was in the open batch: `batched` if it was still there when the batch was cut."""
+"""Outcomes of an event that was in the open batch: `batched` if it was still there when the batch was cut.
+
+When that is, all users of a line decide together. With batches of one example, every revision is cut at once, so that
+no difference is allowed then."""
+SEARCH_DECIDES = frozenset({"duplicate", "unmatched"})
+"""Outcomes of a retraction of nothing: `duplicate` if the batches are still searched for another of the same event.
+
+When they are searched, all retractions of a partition decide together."""
+TOO_MANY = str(RefusalReason.TOO_MANY)
+"""Why an event on a crowded response may be refused (`_crowded`): more users spoke than an example has room for."""
 
 
 def violations(history: History) -> list[str]:
@@ -260,16 +272,25 @@ def _honest_events(run: RunResult) -> set[Event]:
 def _honest_outcomes_are_the_same(history: History, full: RunResult, alone: RunResult) -> Iterator[str]:
     if full.failures or alone.failures:
         return
-    with_others, without = _outcomes(full), _outcomes(alone)
-    sent, sent_alone = _sent(full), _sent(alone)
+    with_others, without, crowded = _outcomes(full), _outcomes(alone), _crowded(full)
+    sent, sent_alone, retractions = _sent(full), _sent(alone), _honest_retractions(alone)
     for event in sorted(_honest_events(alone)):
         mine, expected = _fates(with_others[event]), _fates(without[event])
         by_others = sent[event] - sent_alone[event]
+        if event[0] in crowded and TOO_MANY in {fate[2] for fate in mine}:
+            continue
         if history.limits.examples > 1:
-            mine, expected = _regardless_of_cuts(mine), _regardless_of_cuts(expected)
+            mine, expected = _regardless(mine, CUT_DECIDES), _regardless(expected, CUT_DECIDES)
+        if event in retractions:
+            mine, expected = _regardless(mine, SEARCH_DECIDES), _regardless(expected, SEARCH_DECIDES)
         # Each record under this id has an outcome, also those that others sent; the honest ones have theirs.
         if expected - mine or (mine - expected).total() > by_others:
             yield f"interference: {event} has {dict(mine)}, and {dict(expected)} without hostile records"
+
+
+def _honest_retractions(run: RunResult) -> set[Event]:
+    events = (parse_event(run.records[place]) for place in run.honest if place[0] == FEEDBACK_EVENTS.name)
+    return {(e.response_id, e.event_id) for e in events if isinstance(e, Retract)}
 
 
 def _sent(run: RunResult) -> Counter[Event]:
@@ -283,15 +304,21 @@ def _fates(outcomes: list[dict[str, Any]]) -> Counter[Fate]:
     return Counter((o["outcome"], o["line"], o.get("reason")) for o in outcomes)
 
 
-def _regardless_of_cuts(fates: Counter[Fate]) -> Counter[Fate]:
-    """Return the fates without what depends on the time of a cut, which all users of a line share.
-
-    With batches of one example every revision is cut at once. Then nothing depends on it, and this is not used.
-    """
+def _regardless(fates: Counter[Fate], alike: frozenset[str]) -> Counter[Fate]:
+    """Return the fates without the difference between some outcomes: see `CUT_DECIDES` and `SEARCH_DECIDES`."""
     regardless: Counter[Fate] = Counter()
     for (outcome, line, reason), count in fates.items():
-        regardless["batched or left" if outcome in CUT_DECIDES else outcome, line, reason] += count
+        regardless["/".join(sorted(alike)) if outcome in alike else outcome, line, reason] += count
     return regardless
+
+
+def _crowded(run: RunResult) -> set[str]:
+    """Return the responses about which more users spoke than an example has room for."""
+    users: dict[str, set[str]] = defaultdict(set)
+    for record in run.records.values():
+        if record.topic == FEEDBACK_EVENTS.name and (event := parse_event(record)) is not None:
+            users[event.response_id].add(event.user_id)
+    return {response_id for response_id, all_users in users.items() if len(all_users) > MAX_LABELS}
 
 
 def _honest_data_is_the_same(full: RunResult, alone: RunResult) -> Iterator[str]:
@@ -301,7 +328,7 @@ def _honest_data_is_the_same(full: RunResult, alone: RunResult) -> Iterator[str]
         user for user in map(_author, (alone.records[place] for place in alone.honest)) if user is not None
     }
     with_others, without = _dataset(full, users), _dataset(alone, users)
-    for response_id in sorted(with_others.keys() | without.keys()):
+    for response_id in sorted((with_others.keys() | without.keys()) - _crowded(full)):
         if with_others.get(response_id) != without.get(response_id):
             yield (
                 f"interference: the example {response_id} has {with_others.get(response_id)}, and "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from shared.events import MIN_MS
@@ -17,9 +18,10 @@ def _edit_joined(edit: Callable[[dict[str, Any]], None]) -> Change:
         changed: dict[bytes, bytes | None] = {}
         for key, value in found.items():
             if key.startswith(b"j/"):
-                joined = json.loads(value)
-                edit(joined)
-                changed[key] = json.dumps(joined).encode()
+                with suppress(ValueError, KeyError, TypeError, AttributeError):  # damaged before
+                    joined = json.loads(value)
+                    edit(joined)
+                    changed[key] = json.dumps(joined).encode()
         return changed
 
     return change
