@@ -67,10 +67,10 @@ def test_many_lines_that_are_due_are_cut_some_at_a_time(driver: ProcessorDriver)
 @pytest.mark.parametrize("ahead_s", [60, 3_600, 29 * DAY, 31 * DAY, 366 * DAY])
 def test_clock_that_was_ahead_delays_no_batch(driver: ProcessorDriver, ahead_s: float) -> None:
     driver.append(response())
-    driver.append(response("r2"), ahead_s)
+    driver.append(response("r2", line="kettle"), ahead_s)
     driver.append(feedback("thumbs", "up", "ahead", response_id="r2"), ahead_s)
     driver.append(feedback("thumbs", "up", "e1"), 1)
-    for second in range(2, 40):
+    for second in range(2, 100):
         driver.append(response(f"only-{second}"), second)
     assert driver.outcomes == {"ahead": "batched", "e1": "batched"}
     assert outcome_times(driver)["e1"] <= 32
