@@ -27,6 +27,7 @@ help: ## List the targets
 	@echo "    TORCH_BACKEND=cpu        install the much smaller CPU build of PyTorch (not checked by hash)"
 	@echo "    LOOPWRIGHT_BASE_MODEL    use this model folder or Hugging Face id as the base model"
 	@echo "    KAFKA_BOOTSTRAP_SERVERS  use this Kafka instead of starting one"
+	@echo "    LOOPWRIGHT_KAFKA_CONFIG  file with its TLS and SASL properties (docs/operations.md)"
 	@echo "    REDIS_URL                use this Redis instead of starting one"
 	@echo "    ARGS                     more arguments for the command, for example: make demo ARGS=--help"
 
