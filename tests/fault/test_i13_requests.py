@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import OutcomeIndex, VersionsView
+from services.feedback.views import ErasureStatusView, OutcomeIndex, VersionsView
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
 from shared.errors import LoopwrightError
@@ -32,6 +32,7 @@ def handlers(log: InMemoryLog, clock: ManualClock) -> FeedbackHandlers:
         pseudonymiser=requests.PSEUDONYMS,
         lines=requests.LINES,
         versions=VersionsView(),
+        erasures=ErasureStatusView(),
         outcomes=OutcomeIndex(cache, ttl_s=1_000, pending_ttl_s=5),
         lookup=OutcomeLookup(
             lambda topic, partition: InMemoryLogReader(log, [topic], partitions=[partition]),
