@@ -88,7 +88,17 @@ def _commit(consumer: Consumer, shares: list[PartitionSlice]) -> None:
     )
 
 
-class CommitsPositionsFirst(Engine):
+class BelievesTheGroup(Engine):
+    """Starts at the group's offsets instead of the positions that belong to the state."""
+
+    def _reconcile(self, losses: Mapping[int, str]) -> None:
+        super()._reconcile(losses)
+        for number, partition in self._restoring.items():
+            partition.halted = None
+            partition.positions.offsets |= self._committed_offsets.get(number, {})
+
+
+class CommitsPositionsFirst(BelievesTheGroup):
     """Commits positions before the transaction. A crash in between loses records."""
 
     def _transact(self, shares: list[PartitionSlice]) -> CommitStats | None:
@@ -104,7 +114,7 @@ class TransactionWithoutPositions(TransactionalProducer):
             pass
 
 
-class CommitsPositionsAfter(Engine):
+class CommitsPositionsAfter(BelievesTheGroup):
     """Commits positions after the transaction. A crash in between repeats records."""
 
     def _transact(self, shares: list[PartitionSlice]) -> CommitStats | None:
