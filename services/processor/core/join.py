@@ -239,6 +239,8 @@ def on_feedback(
         return change
     line = "" if joined.answered or event.line == joined.line else event.line
     came_ms = 0 if joined.answered else now_ms
+    if not joined.answered:
+        joined.since_ms = min(joined.since_ms, now_ms)  # the broker's clock may have gone back
     seen = SeenEvent(digest, event.user_id, event.kind, line=line, came_ms=came_ms)
     joined.events[event.event_id] = seen
     if isinstance(event, Retract):

@@ -242,7 +242,7 @@ def _rereads_are_rare(run: RunResult) -> Iterator[str]:
     ]
     erasures = any(record.topic == ERASURE_REQUESTS.name for record in records)
     times = [record.timestamp for record in records]
-    if erasures or not times or max(times) - min(times) >= WINDOW_DAYS * DAY_MS:
+    if run.damaged or erasures or not times or max(times) - min(times) >= WINDOW_DAYS * DAY_MS:
         return
     ordered = sum(key.startswith(b"e/find/") for key in run.state)
     if ordered or run.rereads_in_time:
