@@ -411,6 +411,15 @@ def test_late_retraction_of_a_foreign_event_changes_nothing(
     assert driver.reports == []
 
 
+def test_late_retraction_by_another_user_does_not_hide_the_authors(driver: ProcessorDriver) -> None:
+    late = trained_and_expired(driver)
+    driver.append(feedback("retract", "e1", "x1", user=ANN), late)
+    driver.append(feedback("retract", "e1", "x2", user="u_eve"), late + 1)
+    driver.finish_erasures(late + 2)
+    assert driver.dataset == {"r1": [("e2", "A tool.")]}
+    assert (driver.outcomes["x1"], driver.outcomes["x2"]) == ("applied_retract", "late")
+
+
 def test_retraction_after_the_trace_is_gone_waits_for_a_window(driver: ProcessorDriver) -> None:
     """Its response might only be late, so the batches are searched once it is not."""
     trained_and_expired(driver)

@@ -29,8 +29,8 @@ REMEMBERED_REQUESTS: Final = 32
 SEARCH_INTERVAL_MS: Final = 3_600_000
 """How long late retractions wait to be searched for together. Each search reads all batches of the partition."""
 
-Target = str | tuple[str, str]
-"""A user, or one event as (response_id, event_id)."""
+Target = str | tuple[str, str, str]
+"""A user, or one event as (response_id, event_id, the user who retracts it)."""
 
 
 class ErasedUser(StoredValue):
@@ -84,7 +84,7 @@ class ErasureTask(StoredValue):
     @property
     def target(self) -> Target:
         """The user or event to erase, as `ErasureTargets` and `RewrittenBatch` name it."""
-        return self.subject if self.kind == "erasure" else (self.response_id, self.event_id)
+        return self.subject if self.kind == "erasure" else (self.response_id, self.event_id, self.subject)
 
 
 class FurtherRequest(StoredValue):
@@ -187,11 +187,11 @@ class ErasureTargets:
     """What the active tasks remove.
 
     `cutoffs`: user -> the append time in ms up to which everything of that user is removed. `events`: (response_id,
-    event_id) -> the user who must have made the event.
+    event_id) -> the users who retract it; only its own author does so with effect.
     """
 
     cutoffs: dict[str, int] = field(default_factory=dict)
-    events: dict[tuple[str, str], str] = field(default_factory=dict)
+    events: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tasks: Iterable[ErasureTask]) -> ErasureTargets:
@@ -203,7 +203,7 @@ class ErasureTargets:
                     targets.cutoffs.get(task.subject, task.cutoff_ms), task.cutoff_ms
                 )
             else:
-                targets.events[task.response_id, task.event_id] = task.subject
+                targets.events.setdefault((task.response_id, task.event_id), set()).add(task.subject)
         return targets
 
     def may_be_in(self, value: bytes) -> bool:
@@ -261,8 +261,8 @@ def _without_targets(
         event = (example.response_id, signal.event_id)
         if covers(targets.cutoffs, signal.user_id, to_ms(signal.occurred_at)):
             removed[signal.user_id] += 1
-        elif targets.events.get(event) == signal.user_id:
-            removed[event] += 1
+        elif signal.user_id in targets.events.get(event, ()):
+            removed[*event, signal.user_id] += 1
         else:
             kept.append(signal)
     if len(kept) == len(example.signals):
