@@ -472,6 +472,19 @@ def test_retraction_of_nothing_is_unmatched_after_one_search(driver: ProcessorDr
     assert driver.rereads == 1
 
 
+def test_search_leaves_out_responses_that_came_after_the_wait(driver: ProcessorDriver) -> None:
+    """When the search runs depends on others, so it must not decide what became of a retraction."""
+    driver.append(feedback("retract", "e1", "x1", user=ANN))
+    driver.advance(WINDOW_DAYS * DAY + 60)
+    driver.append(response_to(BOB), driver.now_s)
+    driver.append(feedback("correction", "Python is a language.", "e1", user=ANN), driver.now_s + 1)
+    driver.tick(driver.now_s + CUT)
+    driver.finish_erasures(driver.now_s + HOUR)
+    assert driver.outcomes == {"x1": "unmatched", "e1": "batched"}
+    assert driver.dataset
+    assert driver.rereads == 1
+
+
 def test_retraction_repeated_after_its_window_has_two_outcomes(driver: ProcessorDriver) -> None:
     """The second one waits in a window of its own while the search for the first is not over."""
     driver.append(feedback("retract", "e1", "t1", ANN))

@@ -95,6 +95,8 @@ class BatchSearch(NamedTuple):
     user_id: str
     retraction_id: str
     """The event that retracts it."""
+    until_ms: int
+    """Responses that came later are not meant: the retraction had ended by then."""
 
 
 class Change(Struct):
@@ -221,7 +223,7 @@ def on_feedback(
     """
     change = Change(joined, set(waiting))
     if joined.expired:
-        _on_late_feedback(change, event)
+        _on_late_feedback(change, event, now_ms)
         return change
     digest = event.content_digest()[:32]
     seen = joined.events.get(event.event_id)
@@ -256,7 +258,7 @@ def on_feedback(
     return change.finish()
 
 
-def _on_late_feedback(change: Change, event: Feedback) -> None:
+def _on_late_feedback(change: Change, event: Feedback, now_ms: int) -> None:
     """Decide an event after the window. A retraction gets its outcome only once the batches have been searched."""
     joined, change.changed = change.joined, False
     if joined.unusable and not isinstance(event, Retract):  # an earlier batch may hold what is retracted
@@ -272,7 +274,8 @@ def _on_late_feedback(change: Change, event: Feedback) -> None:
     else:
         _remember_late_retraction(joined, key, event.event_id)
         change.changed = True
-        change.searches.append(BatchSearch(event.value, event.user_id, event.event_id))
+        until_ms = max(now_ms, joined.responded_ms or now_ms)
+        change.searches.append(BatchSearch(event.value, event.user_id, event.event_id, until_ms))
 
 
 def _remember_late_retraction(joined: JoinedResponse, key: str, retraction_id: str) -> None:
@@ -563,7 +566,10 @@ def _end_waiting(joined: JoinedResponse, stream_ms: int) -> Change:
         change.decide(event_id, OutcomeKind.UNMATCHED)
     for key in sorted(joined.retractions.keys() - rest.retractions.keys()):
         event_id, user_id = key.rsplit(" ", 1)
-        change.searches.append(BatchSearch(event_id, user_id, joined.retractions[key]))
+        retraction_id = joined.retractions[key]
+        seen = joined.events.get(retraction_id)
+        until_ms = (seen.came_ms if seen and seen.came_ms else joined.since_ms) + WINDOW_MS
+        change.searches.append(BatchSearch(event_id, user_id, retraction_id, until_ms))
     return change
 
 
