@@ -485,6 +485,20 @@ def test_search_leaves_out_responses_that_came_after_the_wait(driver: ProcessorD
     assert driver.rereads == 1
 
 
+def test_response_at_the_end_of_a_wait_hides_no_outcome(driver: ProcessorDriver) -> None:
+    """The response ends the wait for it. A repetition then waits for its event in the response's own window."""
+    driver.append(feedback("retract", "e1", "x1", user=ANN))
+    window = WINDOW_DAYS * DAY
+    for before in (2 * HOUR, HOUR):
+        driver.append(response_to(BOB, f"other-{before}"), window - before)
+    driver.append(response_to(BOB), window)
+    driver.append(feedback("retract", "e1", "x1", user=ANN), window + 1)
+    driver.finish_erasures(window + 2 * HOUR)
+    assert driver.outcomes == {"x1": "unmatched"}
+    driver.advance(2 * window + 60)
+    assert driver.outcomes == {"x1": "unmatched,unmatched"}
+
+
 def test_retraction_repeated_after_its_window_has_two_outcomes(driver: ProcessorDriver) -> None:
     """The second one waits in a window of its own while the search for the first is not over."""
     driver.append(feedback("retract", "e1", "t1", ANN))

@@ -97,6 +97,8 @@ class BatchSearch(NamedTuple):
     """The event that retracts it."""
     until_ms: int
     """Responses that came later are not meant: the retraction had ended by then."""
+    outcome: OutcomeKind
+    """The retraction's outcome if no batch holds the event."""
 
 
 class Change(Struct):
@@ -275,7 +277,9 @@ def _on_late_feedback(change: Change, event: Feedback, now_ms: int) -> None:
         _remember_late_retraction(joined, key, event.event_id)
         change.changed = True
         until_ms = max(now_ms, joined.responded_ms or now_ms)
-        change.searches.append(BatchSearch(event.value, event.user_id, event.event_id, until_ms))
+        change.searches.append(
+            BatchSearch(event.value, event.user_id, event.event_id, until_ms, OutcomeKind.LATE)
+        )
 
 
 def _remember_late_retraction(joined: JoinedResponse, key: str, retraction_id: str) -> None:
@@ -569,7 +573,7 @@ def _end_waiting(joined: JoinedResponse, stream_ms: int) -> Change:
         retraction_id = joined.retractions[key]
         seen = joined.events.get(retraction_id)
         until_ms = (seen.came_ms if seen and seen.came_ms else joined.since_ms) + WINDOW_MS
-        change.searches.append(BatchSearch(event_id, user_id, retraction_id, until_ms))
+        change.searches.append(BatchSearch(event_id, user_id, retraction_id, until_ms, OutcomeKind.UNMATCHED))
     return change
 
 

@@ -228,7 +228,6 @@ class ErasureProcess:
     def _add_search(self, key: bytes, line: str, search: BatchSearch) -> None:
         response_id, now_ms = key.decode(), self._turn.now_ms
         joined = self._turn.state.joined(key)
-        answered = joined is not None and joined.answered
         task = ErasureTask(
             request_id=digest_id(RETRACTION, response_id, search.retraction_id),
             line=line,
@@ -238,7 +237,7 @@ class ErasureProcess:
             response_id=response_id,
             event_id=search.event_id,
             retraction_id=search.retraction_id,
-            outcome=OutcomeKind.LATE if answered else OutcomeKind.UNMATCHED,
+            outcome=search.outcome,
         )
         if self._tasks.is_searched(task):
             self._decide(task, EventOutcome(task.retraction_id, OutcomeKind.DUPLICATE, ALREADY_RETRACTED))
