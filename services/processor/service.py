@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import faust
 
 from services.processor.api import add_live_view
@@ -77,10 +79,18 @@ def build(settings: ProcessorSettings) -> faust.App:
     return app
 
 
+@cache
+def _shared_app() -> faust.App:
+    settings = load(ProcessorSettings)
+    configure_logging(SERVICE, settings.log_level)
+    return build(settings)
+
+
 def __getattr__(name: str) -> faust.App:
-    """Build `app` when Faust's command line asks for it, because importing this module must not read settings."""
+    """Build `app` when Faust's command line asks for it, because importing this module must not read settings.
+
+    It asks more than once, and a process can claim its instance only once.
+    """
     if name == "app":
-        settings = load(ProcessorSettings)
-        configure_logging(SERVICE, settings.log_level)
-        return build(settings)
+        return _shared_app()
     raise AttributeError(name)
