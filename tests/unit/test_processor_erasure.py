@@ -472,19 +472,6 @@ def test_retraction_of_nothing_is_unmatched_after_one_search(driver: ProcessorDr
     assert driver.rereads == 1
 
 
-def test_search_leaves_out_responses_that_came_after_the_wait(driver: ProcessorDriver) -> None:
-    """When the search runs depends on others, so it must not decide what became of a retraction."""
-    driver.append(feedback("retract", "e1", "x1", user=ANN))
-    driver.advance(WINDOW_DAYS * DAY + 60)
-    driver.append(response_to(BOB), driver.now_s)
-    driver.append(feedback("correction", "Python is a language.", "e1", user=ANN), driver.now_s + 1)
-    driver.tick(driver.now_s + CUT)
-    driver.finish_erasures(driver.now_s + HOUR)
-    assert driver.outcomes == {"x1": "unmatched", "e1": "batched"}
-    assert driver.dataset
-    assert driver.rereads == 1
-
-
 def test_response_at_the_end_of_a_wait_hides_no_outcome(driver: ProcessorDriver) -> None:
     """The response ends the wait for it. A repetition then waits for its event in the response's own window."""
     driver.append(feedback("retract", "e1", "x1", user=ANN))

@@ -95,8 +95,6 @@ class BatchSearch(NamedTuple):
     user_id: str
     retraction_id: str
     """The event that retracts it."""
-    until_ms: int
-    """Responses that came later are not meant: the retraction had ended by then."""
     outcome: OutcomeKind
     """The retraction's outcome if no batch holds the event."""
 
@@ -225,7 +223,7 @@ def on_feedback(
     """
     change = Change(joined, set(waiting))
     if joined.expired:
-        _on_late_feedback(change, event, now_ms)
+        _on_late_feedback(change, event)
         return change
     digest = event.content_digest()[:32]
     seen = joined.events.get(event.event_id)
@@ -260,7 +258,7 @@ def on_feedback(
     return change.finish()
 
 
-def _on_late_feedback(change: Change, event: Feedback, now_ms: int) -> None:
+def _on_late_feedback(change: Change, event: Feedback) -> None:
     """Decide an event after the window. A retraction gets its outcome only once the batches have been searched."""
     joined, change.changed = change.joined, False
     if joined.unusable and not isinstance(event, Retract):  # an earlier batch may hold what is retracted
@@ -276,10 +274,7 @@ def _on_late_feedback(change: Change, event: Feedback, now_ms: int) -> None:
     else:
         _remember_late_retraction(joined, key, event.event_id)
         change.changed = True
-        until_ms = max(now_ms, joined.responded_ms or now_ms)
-        change.searches.append(
-            BatchSearch(event.value, event.user_id, event.event_id, until_ms, OutcomeKind.LATE)
-        )
+        change.searches.append(BatchSearch(event.value, event.user_id, event.event_id, OutcomeKind.LATE))
 
 
 def _remember_late_retraction(joined: JoinedResponse, key: str, retraction_id: str) -> None:
@@ -571,9 +566,7 @@ def _end_waiting(joined: JoinedResponse, stream_ms: int) -> Change:
     for key in sorted(joined.retractions.keys() - rest.retractions.keys()):
         event_id, user_id = key.rsplit(" ", 1)
         retraction_id = joined.retractions[key]
-        seen = joined.events.get(retraction_id)
-        until_ms = (seen.came_ms if seen and seen.came_ms else joined.since_ms) + WINDOW_MS
-        change.searches.append(BatchSearch(event_id, user_id, retraction_id, until_ms, OutcomeKind.UNMATCHED))
+        change.searches.append(BatchSearch(event_id, user_id, retraction_id, OutcomeKind.UNMATCHED))
     return change
 
 

@@ -79,8 +79,13 @@ SEARCH_DECIDES = frozenset({"duplicate", "unmatched"})
 """Outcomes of a retraction of nothing: `duplicate` if the batches are still searched for another of the same event.
 
 When they are searched, all retractions of a partition decide together."""
+MAYBE_APPLIED = SEARCH_DECIDES | {"applied_retract"}
+"""Outcomes of a retraction that came before its event: see `_early_retractions`."""
 TOO_MANY = str(RefusalReason.TOO_MANY)
-"""Why an event on a crowded response may be refused (`_crowded`): more users spoke than an example has room for."""
+"""Why an event on a crowded response may be refused (`_crowded`): more users spoke than an example has room for.
+
+The memory of what they said is bounded too, so a repetition of a comment may be taken for another one.
+"""
 
 
 def violations(history: History) -> list[str]:
@@ -279,11 +284,14 @@ def _honest_outcomes_are_the_same(history: History, full: RunResult, alone: RunR
         return
     with_others, without, crowded = _outcomes(full), _outcomes(alone), _crowded(full)
     sent, sent_alone, retractions = _sent(full), _sent(alone), _honest_retractions(alone)
+    early = _early_retractions(alone).keys()
     for event in sorted(_honest_events(alone)):
         mine, expected = _fates(with_others[event]), _fates(without[event])
         by_others = sent[event] - sent_alone[event]
-        if event[0] in crowded and TOO_MANY in {fate[2] for fate in mine}:
+        if event[0] in crowded and (TOO_MANY in {fate[2] for fate in mine} or _repeated(expected)):
             continue
+        if event in early:  # applied if the event came, and was in a batch, before the search
+            mine, expected = _regardless(mine, MAYBE_APPLIED), _regardless(expected, MAYBE_APPLIED)
         if history.limits.examples > 1:
             mine, expected = _regardless(mine, CUT_DECIDES), _regardless(expected, CUT_DECIDES)
         if event in retractions:
@@ -296,6 +304,29 @@ def _honest_outcomes_are_the_same(history: History, full: RunResult, alone: RunR
 def _honest_retractions(run: RunResult) -> set[Event]:
     events = (parse_event(run.records[place]) for place in run.honest if place[0] == FEEDBACK_EVENTS.name)
     return {(e.response_id, e.event_id) for e in events if isinstance(e, Retract)}
+
+
+def _repeated(fates: Counter[Fate]) -> bool:
+    return any(outcome == "duplicate" for outcome, _, _ in fates)
+
+
+def _early_retractions(run: RunResult) -> dict[Event, Event]:
+    """Return the retractions that are in the log before the event that they take back, and that event.
+
+    If the wait of one is over when the event comes, the batches are searched for it. Whether the event is in a batch by
+    then depends on when the search runs, which all retractions of a partition decide together. If it is found, it is
+    removed, as its author wished.
+    """
+    first: dict[Event, int] = {}
+    targets: dict[Event, Event] = {}
+    for number, record in enumerate(run.records.values()):
+        event = parse_event(record) if record.topic == FEEDBACK_EVENTS.name else None
+        if event is not None:
+            name = (event.response_id, event.event_id)
+            first.setdefault(name, number)
+            if isinstance(event, Retract):
+                targets[name] = (event.response_id, event.value)
+    return {name: target for name, target in targets.items() if first.get(target, -1) > first[name]}
 
 
 def _sent(run: RunResult) -> Counter[Event]:
@@ -332,7 +363,8 @@ def _honest_data_is_the_same(full: RunResult, alone: RunResult) -> Iterator[str]
     users = {
         user for user in map(_author, (alone.records[place] for place in alone.honest)) if user is not None
     }
-    with_others, without = _dataset(full, users), _dataset(alone, users)
+    left_out = set(_early_retractions(alone).values())
+    with_others, without = _dataset(full, users, left_out), _dataset(alone, users, left_out)
     for response_id in sorted((with_others.keys() | without.keys()) - _crowded(full)):
         if with_others.get(response_id) != without.get(response_id):
             yield (
@@ -350,8 +382,8 @@ def _author(record: Record) -> str | None:
     return user
 
 
-def _dataset(run: RunResult, users: set[str]) -> dict[str, Any]:
-    """Return the honest users' signals in the newest revision of each example.
+def _dataset(run: RunResult, users: set[str], left_out: set[Event]) -> dict[str, Any]:
+    """Return the honest users' signals in the newest revision of each example, without those `left_out`.
 
     Signals of other users on the same response are left out: they may stand next to the honest ones.
     """
@@ -369,7 +401,11 @@ def _dataset(run: RunResult, users: set[str]) -> dict[str, Any]:
                 newest[example["response_id"]] = example
     found = {}
     for response_id, example in newest.items():
-        signals = [signal for signal in example.get("signals", ()) if signal["user_id"] in users]
+        signals = [
+            signal
+            for signal in example.get("signals", ())
+            if signal["user_id"] in users and (response_id, signal["event_id"]) not in left_out
+        ]
         if signals:
             content = {
                 name: example.get(name) for name in ("line", "version", "user_id", "messages", "choices")

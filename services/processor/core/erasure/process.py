@@ -232,7 +232,7 @@ class ErasureProcess:
             request_id=digest_id(RETRACTION, response_id, search.retraction_id),
             line=line,
             subject=search.user_id,
-            cutoff_ms=search.until_ms,
+            cutoff_ms=now_ms,
             kind="retraction",
             response_id=response_id,
             event_id=search.event_id,

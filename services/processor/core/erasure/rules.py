@@ -65,10 +65,7 @@ class ErasureTask(StoredValue):
     subject: str
     """The user to erase, or the author of the retraction."""
     cutoff_ms: int
-    """The subject's records with a time up to this are erased.
-
-    For a retraction: responses that came later are not meant.
-    """
+    """The subject's records with a time up to this are erased."""
     kind: Literal["erasure", "retraction"] = "erasure"
     response_id: str = ""
     event_id: str = ""
@@ -190,12 +187,11 @@ class ErasureTargets:
     """What the active tasks remove.
 
     `cutoffs`: user -> the append time in ms up to which everything of that user is removed. `events`: (response_id,
-    event_id) -> the users who retract it, and up to which append time of the response; only its own author does so with
-    effect.
+    event_id) -> the users who retract it; only its own author does so with effect.
     """
 
     cutoffs: dict[str, int] = field(default_factory=dict)
-    events: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
+    events: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tasks: Iterable[ErasureTask]) -> ErasureTargets:
@@ -207,8 +203,7 @@ class ErasureTargets:
                     targets.cutoffs.get(task.subject, task.cutoff_ms), task.cutoff_ms
                 )
             else:
-                users = targets.events.setdefault((task.response_id, task.event_id), {})
-                users[task.subject] = max(users.get(task.subject, task.cutoff_ms), task.cutoff_ms)
+                targets.events.setdefault((task.response_id, task.event_id), set()).add(task.subject)
         return targets
 
     def may_be_in(self, value: bytes) -> bool:
@@ -266,7 +261,7 @@ def _without_targets(
         event = (example.response_id, signal.event_id)
         if covers(targets.cutoffs, signal.user_id, to_ms(signal.occurred_at)):
             removed[signal.user_id] += 1
-        elif covers(targets.events.get(event, {}), signal.user_id, to_ms(example.responded_at)):
+        elif signal.user_id in targets.events.get(event, ()):
             removed[*event, signal.user_id] += 1
         else:
             kept.append(signal)
