@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
 
 from deploy.local.ports import choose_ports
 from services.processor.live_view.view import LiveView, TallyReader
+from shared.adapters.topic_admin import create_topics
 from shared.kafka_connection import KafkaConnection
-from shared.topics import FEEDBACK_TALLIES, TOPICS
+from shared.topics import FEEDBACK_TALLIES
 from tests.brokers import own_kafka
 from tests.integration.stream_hosts import (
     V1,
@@ -175,10 +176,7 @@ def test_engine_is_exactly_once_whatever_its_live_view_does(kafka: str, fresh: s
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a separate Kafka with the processor's topics, whose names are fixed."""
     with own_kafka(tmp_path_factory.mktemp("own")) as address:
-        admin = AdminClient({"bootstrap.servers": address})
-        wanted = [NewTopic(t.name, t.partitions(2), 1, config=t.broker_config()) for t in TOPICS.values()]
-        for future in admin.create_topics(wanted).values():
-            future.result()
+        create_topics(KafkaConnection(address), 2)
         write_tallies(address, FEEDBACK_TALLIES.name, tally(V1, "u1", 0, up=2), tally(V1, "u2", 1, down=1))
         yield address
 

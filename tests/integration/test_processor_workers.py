@@ -12,11 +12,11 @@ from subprocess import Popen
 
 import httpx
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
 
 from deploy.local.ports import HOST, choose_ports
 from deploy.local.processes import Program, spawn, tail, terminate
-from shared.topics import TOPICS
+from shared.adapters.topic_admin import create_topics
+from shared.kafka_connection import KafkaConnection
 from tests.brokers import own_kafka
 from tests.integration.stream_hosts import ROOT
 from tests.integration.stream_rig import until
@@ -28,12 +28,7 @@ PARTITIONS = 4
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a separate Kafka with the processor's topics, whose names are fixed."""
     with own_kafka(tmp_path_factory.mktemp("own")) as address:
-        admin = AdminClient({"bootstrap.servers": address})
-        wanted = [
-            NewTopic(t.name, t.partitions(PARTITIONS), 1, config=t.broker_config()) for t in TOPICS.values()
-        ]
-        for future in admin.create_topics(wanted).values():
-            future.result()
+        create_topics(KafkaConnection(address), PARTITIONS)
         yield address
 
 

@@ -13,16 +13,16 @@ from pathlib import Path
 import httpx
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
 
 from deploy.local.ports import HOST, choose_ports
 from deploy.local.processes import Program, spawn, tail, terminate
 from shared.adapters.kafka import KafkaPublisher
+from shared.adapters.topic_admin import create_topics
 from shared.commands import Pause
 from shared.events import LogRecord
 from shared.kafka_connection import KafkaConnection
 from shared.records import Output
-from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, TOPICS
+from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS
 from shared.versions import GateReport, ModelVersion, RolloutRecord, VersionRef
 from tests.brokers import own_kafka
 from tests.integration.stream_hosts import ROOT, Worker
@@ -38,12 +38,7 @@ PARTITIONS = 4
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a separate Kafka with the services' topics, whose names are fixed."""
     with own_kafka(tmp_path_factory.mktemp("own")) as address:
-        admin = AdminClient({"bootstrap.servers": address})
-        wanted = [
-            NewTopic(t.name, t.partitions(PARTITIONS), 1, config=t.broker_config()) for t in TOPICS.values()
-        ]
-        for future in admin.create_topics(wanted).values():
-            future.result()
+        create_topics(KafkaConnection(address), PARTITIONS)
         yield address
 
 
