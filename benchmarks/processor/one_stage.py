@@ -129,7 +129,7 @@ def quixstreams_python() -> Path:
     with exclusive_lock(QUIXSTREAMS.with_name("quixstreams.lock")):
         if is_complete(QUIXSTREAMS, facts):
             return interpreter
-        uv = shutil.which("uv") or shutil.which(Path(".loopwright/uv/bin/uv"))
+        uv = shutil.which("uv") or shutil.which(".loopwright/uv/bin/uv")
         if uv is None:
             raise StackError("uv is missing; run `make install` to install it.")
         print("quixstreams: installing it into a separate environment", flush=True)
