@@ -65,7 +65,7 @@ rootLogger.appenderRef.console.ref=console
 def java_command(java: str, libs: Path, main: str, *arguments: str) -> list[str]:
     """Return the command that runs one of Kafka's main classes."""
     # Java itself expands the wildcard. A class path cannot contain a colon.
-    return [java, f"-Xmx{HEAP}", "-XX:+UseSerialGC", "-cp", f"{libs.resolve()}/*", main, *arguments]
+    return [java, f"-Xmx{HEAP}", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{libs.resolve()}/*", main, *arguments]
 
 
 def server_properties(*, port: int, controller_port: int) -> str:
