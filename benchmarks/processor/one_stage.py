@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,12 +11,14 @@ from typing import Literal
 
 import orjson
 
+from benchmarks.processor.broker import PREPARED
 from benchmarks.processor.harness import BenchmarkRun, cache_mb, python
 from benchmarks.processor.job import Job
 from benchmarks.processor.kafka_client import WrongResult, message_value, records_per_second
 from benchmarks.processor.votes import Workload
 from deploy.local.atomic_dirs import atomic_dir, exclusive_lock, is_complete
 from deploy.local.errors import StackError
+from deploy.local.model import find_uv
 from deploy.local.processes import Program
 from deploy.local.run_job import run_job
 
@@ -129,7 +130,7 @@ def quixstreams_python() -> Path:
     with exclusive_lock(QUIXSTREAMS.with_name("quixstreams.lock")):
         if is_complete(QUIXSTREAMS, facts):
             return interpreter
-        uv = shutil.which("uv") or shutil.which(".loopwright/uv/bin/uv")
+        uv = find_uv(PREPARED)
         if uv is None:
             raise StackError("uv is missing; run `make install` to install it.")
         print("quixstreams: installing it into a separate environment", flush=True)

@@ -141,10 +141,14 @@ def is_intact(gguf: Path) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == GGUF_SHA256
 
 
+def find_uv(prepared: Path) -> str | None:
+    """Return the path of uv, or None: the machine's, or the one that `make install` puts into `prepared`."""
+    return shutil.which("uv") or shutil.which(str(prepared / "uv" / "bin" / "uv"))
+
+
 def installer_command(prepared: Path) -> list[str]:
     """Return the start of a command that installs wheels into a folder, with uv or else pip."""
-    # `make install` puts uv into `prepared` if the machine has none.
-    uv = shutil.which("uv") or shutil.which(str(prepared / "uv" / "bin" / "uv"))
+    uv = find_uv(prepared)
     if uv:
         return [uv, "pip", "install", "--quiet", "--python", sys.executable]
     for module, words in (("uv", ["uv", "pip"]), ("pip", ["pip"])):

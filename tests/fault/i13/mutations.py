@@ -233,8 +233,9 @@ def retractions_order_rereads(stack: ExitStack) -> None:
         def search(change: Change, event: Retract) -> None:
             original(change, event)
             if event.value not in change.joined.events:
-                search = join.BatchSearch(event.value, event.user_id, event.event_id, OutcomeKind.UNMATCHED)
-                change.searches.append(search)
+                change.searches.append(
+                    join.BatchSearch(event.value, event.user_id, event.event_id, OutcomeKind.UNMATCHED)
+                )
 
         return search
 
