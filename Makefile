@@ -14,7 +14,7 @@ JOBS ?= 2
 CHECKED := services shared sdk deploy examples benchmarks tests/compose
 # Script that starts a Docker engine for compose-test if none is running.
 ENGINE_TOOL ?= ../shared/tools/docker-here
-SERVICES := inference feedback processor trainer rollout console local
+SERVICES := inference feedback processor trainer gpu rollout console local
 UV = $$(command -v uv || echo .loopwright/uv/bin/uv)
 COMPILE = "$(UV)" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" $(UPGRADE)
