@@ -10,6 +10,7 @@ from deploy.local.kafka import prepare_kafka, wait_for_kafka
 from deploy.local.kafka_jars import ensure_jars
 from deploy.local.ports import HOST, choose_ports
 from deploy.local.processes import spawn, tail, terminate
+from shared.adapters.topic_admin import create_topics
 from shared.kafka_connection import KafkaConnection
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,11 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @contextmanager
 def own_kafka(
-    folder: Path, settings: Mapping[str, str] | None = None, *, secure_port: int | None = None
+    folder: Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    secure_port: int | None = None,
+    partitions: int | None = None,
 ) -> Iterator[str]:
     """Run a broker with its data in `folder` and additional `settings`; yield its address.
 
-    With `secure_port`, it has a SASL_SSL listener there too; `settings` then configure TLS and SASL.
+    With `partitions`, it has the services' topics, whose names are fixed, with this many partitions. With
+    `secure_port`, it has a SASL_SSL listener there too; `settings` then configure TLS and SASL.
     """
     ports = choose_ports({"kafka": 0, "controller": 0})
     settings = dict(settings or {})
@@ -46,6 +52,8 @@ def own_kafka(
     try:
         address = f"{HOST}:{ports['kafka']}"
         assert wait_for_kafka(KafkaConnection(address), seconds=90), f"Kafka did not start:\n{tail(log)}"
+        if partitions is not None:
+            create_topics(KafkaConnection(address), partitions)
         yield address
     finally:
         terminate(child, seconds=program.stop_seconds)

@@ -21,7 +21,6 @@ from services.processor.core.step import ProcessorStep
 from services.processor.service import engine_config
 from services.processor.settings import ProcessorSettings
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
-from shared.adapters.topic_admin import create_topics
 from shared.cloudevents import cloudevent
 from shared.commands import CommandResult
 from shared.dead_letter_replay import parse_replay_mark
@@ -118,8 +117,7 @@ def faulty_step(state: State, record: Record | Tick) -> Iterator[Output]:
 def stack(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("dead-letters")
     with ExitStack() as exit_stack:
-        kafka = exit_stack.enter_context(own_kafka(folder))
-        create_topics(KafkaConnection(kafka), P)
+        kafka = exit_stack.enter_context(own_kafka(folder, partitions=P))
         env = {
             "KAFKA_BOOTSTRAP_SERVERS": kafka,
             "REDIS_URL": f"{redis_url.rsplit('/', 1)[0]}/11",

@@ -16,7 +16,6 @@ from confluent_kafka.admin import AdminClient
 
 from deploy.local.ports import choose_ports
 from services.processor.live_view.view import LiveView, TallyReader
-from shared.adapters.topic_admin import create_topics
 from shared.kafka_connection import KafkaConnection
 from shared.topics import FEEDBACK_TALLIES
 from tests.brokers import own_kafka
@@ -175,8 +174,7 @@ def test_engine_is_exactly_once_whatever_its_live_view_does(kafka: str, fresh: s
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a separate Kafka with the processor's topics, whose names are fixed."""
-    with own_kafka(tmp_path_factory.mktemp("own")) as address:
-        create_topics(KafkaConnection(address), 2)
+    with own_kafka(tmp_path_factory.mktemp("own"), partitions=2) as address:
         write_tallies(address, FEEDBACK_TALLIES.name, tally(V1, "u1", 0, up=2), tally(V1, "u2", 1, down=1))
         yield address
 

@@ -15,8 +15,6 @@ import pytest
 
 from deploy.local.ports import HOST, choose_ports
 from deploy.local.processes import Program, spawn, tail, terminate
-from shared.adapters.topic_admin import create_topics
-from shared.kafka_connection import KafkaConnection
 from tests.brokers import own_kafka
 from tests.integration.stream_hosts import ROOT
 from tests.integration.stream_rig import until
@@ -27,8 +25,7 @@ PARTITIONS = 4
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a separate Kafka with the processor's topics, whose names are fixed."""
-    with own_kafka(tmp_path_factory.mktemp("own")) as address:
-        create_topics(KafkaConnection(address), PARTITIONS)
+    with own_kafka(tmp_path_factory.mktemp("own"), partitions=PARTITIONS) as address:
         yield address
 
 

@@ -85,8 +85,7 @@ class Deployment:
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp("producers")
-    with own_kafka(folder) as kafka:
-        create_topics(KafkaConnection(kafka), P)
+    with own_kafka(folder, partitions=P) as kafka:
         env = {
             "KAFKA_BOOTSTRAP_SERVERS": kafka,
             "LOOPWRIGHT_PARTITIONS": str(P),

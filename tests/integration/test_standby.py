@@ -17,7 +17,6 @@ from confluent_kafka import Consumer, TopicPartition
 from deploy.local.ports import HOST, choose_ports
 from deploy.local.processes import Program, spawn, tail, terminate
 from shared.adapters.kafka import KafkaPublisher
-from shared.adapters.topic_admin import create_topics
 from shared.commands import Pause
 from shared.events import LogRecord
 from shared.kafka_connection import KafkaConnection
@@ -37,8 +36,7 @@ PARTITIONS = 4
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a separate Kafka with the services' topics, whose names are fixed."""
-    with own_kafka(tmp_path_factory.mktemp("own")) as address:
-        create_topics(KafkaConnection(address), PARTITIONS)
+    with own_kafka(tmp_path_factory.mktemp("own"), partitions=PARTITIONS) as address:
         yield address
 
 

@@ -65,7 +65,8 @@ class ErasureTask(StoredValue):
     subject: str
     """The user to erase, or the author of the retraction."""
     cutoff_ms: int
-    """The subject's records with a time up to this are erased."""
+    """For an erasure: the user's records with a time up to this are erased. For a retraction: when it was ordered, so
+    that a window of its response that began later is left alone."""
     kind: Literal["erasure", "retraction"] = "erasure"
     response_id: str = ""
     event_id: str = ""
