@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.trainer.base.base_answers import SAFETY_PROMPTS, shipped_prompts
-from services.trainer.dataset.similarity import frequent_question_stems
+from services.trainer.dataset.words import frequent_question_stems
 from services.trainer.gate.scorers import (
     TIE_MARGIN,
     contains_phrase,

@@ -26,15 +26,13 @@ import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix, diags
 from scipy.sparse.csgraph import connected_components
 
-from services.trainer.dataset.similarity import (
-    Matrix,
+from services.trainer.dataset.similarity import Matrix, question_similarity, stem_similarity
+from services.trainer.dataset.words import (
     content_stems,
     frequent_question_stems,
     is_negated,
     normalised,
     numbers,
-    question_similarity,
-    stem_similarity,
 )
 
 SAME_QUESTION: Final = 0.7

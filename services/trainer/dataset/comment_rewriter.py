@@ -25,7 +25,7 @@ from services.trainer.dataset import rewrite_cache
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import Row, split_by_holdout, usable_rows
 from services.trainer.dataset.rewrite_cache import Rewrite
-from services.trainer.dataset.similarity import normalised
+from services.trainer.dataset.words import normalised
 from services.trainer.progress import ProgressCallback
 from shared.errors import Rejected, Retryable
 from shared.feedback_kinds import KIND_BY_NAME

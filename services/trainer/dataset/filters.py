@@ -21,7 +21,7 @@ from services.trainer.dataset.objectives import (
     append_comment,
 )
 from services.trainer.dataset.pii import find_personal_data, find_secret
-from services.trainer.dataset.similarity import normalised
+from services.trainer.dataset.words import normalised
 from shared.composed_ids import join_ids
 from shared.events import ExampleRevision, Over, Signal, Under
 from shared.feedback_kinds import FEEDBACK_KINDS, KIND_BY_NAME, Objective

@@ -34,12 +34,8 @@ from services.trainer.dataset.filters import (
 from services.trainer.dataset.holdout import hash_fraction
 from services.trainer.dataset.objectives import enough_for_kto
 from services.trainer.dataset.rewrite_cache import Rewrite, apply_rewrites
-from services.trainer.dataset.similarity import (
-    near_duplicates,
-    near_duplicates_in,
-    normalised,
-    question_similarity,
-)
+from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in, question_similarity
+from services.trainer.dataset.words import normalised
 from services.trainer.files import write_whole
 from shared.events import canonical_json, sha256
 from shared.feedback_kinds import ITEM, KIND_BY_NAME, Objective

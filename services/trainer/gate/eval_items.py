@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from services.trainer.dataset.filters import GroupedRow, Row
-from services.trainer.dataset.similarity import frequent_question_stems, near_duplicates, normalised
+from services.trainer.dataset.similarity import near_duplicates
 from services.trainer.dataset.snapshot import asks_for_trained_fact
+from services.trainer.dataset.words import frequent_question_stems, normalised
 from services.trainer.gate.scorers import required_keys
 from shared.feedback_kinds import ITEM, KIND_BY_NAME
 

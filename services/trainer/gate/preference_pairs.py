@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from services.trainer.core.chat import Messages
 from services.trainer.dataset.filters import Row
 from services.trainer.dataset.holdout import hash_fraction
-from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in, normalised
+from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in
+from services.trainer.dataset.words import normalised
 from shared.feedback_kinds import KIND_BY_NAME, PAIR_MATCHERS
 
 MAX_PAIRS = 200

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence, Set
 
 from sacrebleu.metrics.chrf import CHRF
 
-from services.trainer.dataset.similarity import STOP_WORDS, content_stems, numbers, stem, words
+from services.trainer.dataset.words import STOP_WORDS, content_stems, numbers, stem, words
 
 KEY_WEIGHT = 0.75
 TIE_MARGIN = 0.35
@@ -51,7 +51,7 @@ def required_keys(
     """Return the word stems that a right answer must contain.
 
     These are words of the correction that are not in its question. Words that people ask with (`common_words`, from
-    `similarity.frequent_question_stems`) are left out too, because a wrong answer in the right style has them. If
+    `words.frequent_question_stems`) are left out too, because a wrong answer in the right style has them. If
     other users corrected answers to the same question (`other_answers`), only the words that two thirds of all
     corrections share are required. Otherwise the correction's numbers and names are; without those, all of the words.
     """
