@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import IO, Final, TypeVar
 
@@ -63,7 +64,7 @@ def build(settings: TrainerSettings, base: PinnedBase) -> Trainer:
         store=open_artifacts(settings.artifacts, settings.artifact_cache),
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
-        start_run=launcher.start_run,
+        start_run=partial(launcher.start_run, device=settings.device),
     )
 
 

@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -104,10 +105,10 @@ class Trainer:
         self.erasures = ErasureHandler(line, db, settings.runs, settings.exports, self.versions, self.clock)
         self.exporter = Exporter(settings, db, self.clock)
         shared = (settings, self.base, db, self.commands, self.store, self.versions.line_records)
-        self.reproducer = Reproducer(*shared, launcher.start_reproduction)
+        self.reproducer = Reproducer(*shared, partial(launcher.start_reproduction, device=settings.device))
         self.gate_repeater = GateRepeater(
             *shared,
-            launcher.start_gate_again,
+            partial(launcher.start_gate_again, device=settings.device),
             stable=lambda: self.versions.stable(self.base.ref(line)),
             publish=self.versions.publish_gate,
         )

@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.trainer.core.hardware import DeviceChoice
 from services.trainer.core.quiet_hours import QuietHours, zone_of
 from services.trainer.core.recipe import Mode, Recipe, Thresholds
 from shared.settings import Settings
@@ -76,6 +77,12 @@ class TrainerSettings(Settings, Recipe):
         description="JSONL file of your own questions that no version may answer worse than stable "
         "(format: `gate/golden.py`).",
     )
+    device: str = Field(
+        "auto",
+        description="What runs compute on. auto: the first free GPU, or the CPU if there is none. cpu. cuda: the first "
+        "free GPU; without one the trainer waits. cuda:N: this GPU, by its number in nvidia-smi. N,M: these GPUs; a "
+        "process uses the first.",
+    )
     threads: int = Field(
         0,
         ge=0,
@@ -105,6 +112,12 @@ class TrainerSettings(Settings, Recipe):
     @classmethod
     def _check_time_zone(cls, value: str) -> str:
         zone_of(value)
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str) -> str:
+        DeviceChoice.parse(value)
         return value
 
     @model_validator(mode="after")

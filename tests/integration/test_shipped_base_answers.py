@@ -17,9 +17,9 @@ from services.trainer.base.base_answers import (
     shipped_prompts,
     spread,
 )
-from services.trainer.base.dtype import Dtype
 from services.trainer.base.model import generate_with_endings, load_base
 from services.trainer.base.tokenization import load_tokenizer
+from services.trainer.core.hardware import Dtype
 from services.trainer.core.recipe import Recipe
 from services.trainer.progress import ignore_progress
 from shared.adapters.base_model import find_base

@@ -20,7 +20,7 @@ from deploy.local.java import find_java
 from deploy.local.kafka_jars import ensure_jars, pom_xml
 from deploy.local.model import ensure_base_model
 from services.trainer.base.base_answers import SHIPPED_ANSWERS, BaseAnswerCache
-from services.trainer.base.dtype import Dtype
+from services.trainer.core.hardware import Dtype
 from services.trainer.core.recipe import Recipe
 from shared.adapters.base_model import find_base
 

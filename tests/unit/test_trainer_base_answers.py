@@ -20,8 +20,8 @@ from services.trainer.base.base_answers import (
     shipped_prompts,
     spread,
 )
-from services.trainer.base.dtype import Dtype
 from services.trainer.core.chat import Messages
+from services.trainer.core.hardware import Dtype
 from services.trainer.core.recipe import Recipe
 from services.trainer.progress import ignore_progress
 

@@ -47,12 +47,6 @@ def test_base_that_is_large_for_the_memory_uses_bfloat16(monkeypatch: pytest.Mon
     assert dtype.fastest(base) == "bfloat16"
 
 
-def test_gpu_uses_bfloat16(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
-    set_matmul_seconds(monkeypatch, 2.0, 1.0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert dtype.fastest(base) == "bfloat16"
-
-
 def test_run_keeps_the_data_type_that_was_chosen_first(
     monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path
 ) -> None:
@@ -99,15 +93,3 @@ def test_measuring_restores_the_number_of_threads(base: Path) -> None:
         torch.set_num_threads(before)
     assert dtype.matmul_seconds(torch.float32) > 0
     assert dtype.matmul_seconds(torch.bfloat16) > 0
-
-
-def test_memory_is_the_containers_limit_or_the_machines(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(dtype, "MEMORY_LIMITS", (limit,))
-    machine = dtype.memory_bytes()
-    limit.write_text("max\n")
-    assert dtype.memory_bytes() == machine
-    limit.write_text("1048576\n")
-    assert dtype.memory_bytes() == 1048576

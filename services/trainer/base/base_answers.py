@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from transformers import logging as transformers_logging
 
 from services.trainer.base import dtype
-from services.trainer.base.dtype import Dtype
+from services.trainer.base.device import use_device
 from services.trainer.base.tokenization import load_tokenizer
+from services.trainer.core.hardware import Dtype
 from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
 from services.trainer.progress import ProgressCallback
@@ -224,6 +225,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         settings = load(TrainerSettings)
+        use_device(settings.device)
         base = find_base(settings.base_model)
     except Misconfigured as error:
         print(error, file=sys.stderr)

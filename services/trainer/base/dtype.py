@@ -1,34 +1,32 @@
-"""Data type of a run's computations: bfloat16, or float32 on machines that multiply float32 faster.
+"""Data type of a run's computations: bfloat16, or what the device computes faster.
 
-bfloat16 needs half the memory and, on a processor with matrix units for it, a fraction of the time; other processors
-take twice as long for it as for float32. So both are timed, for some hundredths of a second. The choice is kept in the
-run's folder, and the run resumes and is reproduced with it on any machine.
+bfloat16 needs half the memory of float32 and, on a processor with matrix units for it, a fraction of the time; other
+processors take twice as long for it as for float32. So both are timed, for some hundredths of a second. GPUs without
+bfloat16 units use float16, and train with loss scaling (`core/hardware.py`). The choice is kept in the run's folder,
+and the run resumes and is reproduced with it on any machine.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final
 
+from services.trainer.base.device import describe, memory_bytes
+from services.trainer.core.hardware import Dtype, gpu_dtype
 from services.trainer.core.recipe import WantedDtype
 from services.trainer.files import write_whole
 
 if TYPE_CHECKING:
     import torch
 
-Dtype: TypeAlias = Literal["bfloat16", "float32"]
 DTYPE_FILE: Final = "dtype.json"
 MIN_SPEEDUP: Final = 1.2
 """Speedup that float32 must have: it needs more memory, and other operations take longer with it."""
 MAX_MEMORY_SHARE: Final = 0.25
 """Share of the memory that the weights may take in float32."""
 ROWS, WIDTH, TRIALS = 256, 1024, 5
-CGROUP: Final = Path("/sys/fs/cgroup")
-MEMORY_LIMITS = (CGROUP / "memory.max", CGROUP / "memory" / "memory.limit_in_bytes")
-"""Memory limit of this container, in cgroup v2 and v1."""
 
 
 def choose_for_run(run: Path, wanted: WantedDtype, base: Path) -> Dtype:
@@ -54,7 +52,10 @@ def fastest(base: Path) -> Dtype:
     """Return the faster data type for a base (a folder with weights) on this machine, within its memory."""
     import torch  # noqa: PLC0415 - takes seconds, and only the process of a run has it loaded anyway
 
-    if torch.cuda.is_available() or 2 * weight_bytes(base) > MAX_MEMORY_SHARE * memory_bytes():
+    hardware = describe()
+    if hardware.kind == "cuda":
+        return gpu_dtype(hardware)
+    if 2 * weight_bytes(base) > MAX_MEMORY_SHARE * memory_bytes():
         return "bfloat16"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # waiting threads consume processor time as well
@@ -81,10 +82,3 @@ def matmul_seconds(dtype: torch.dtype) -> float:
 def weight_bytes(base: Path) -> int:
     """Return the size of a base's weight files, which use two bytes per weight or more."""
     return sum(file.stat().st_size for file in base.glob("*.safetensors"))
-
-
-def memory_bytes() -> int:
-    """Return the memory that this process may use, in bytes: the container's limit, or the machine's memory."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [file.read_text().strip() for file in MEMORY_LIMITS if file.exists()]
-    return min([machine, *(int(limit) for limit in limits if limit.isdecimal())])

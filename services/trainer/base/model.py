@@ -15,10 +15,11 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from services.trainer.base.dtype import Dtype
+from services.trainer.base.device import device_kind
 from services.trainer.base.shared_prefix import logits_at
 from services.trainer.base.tokenization import prompt_ids
 from services.trainer.core.chat import Messages
+from services.trainer.core.hardware import DeviceKind, Dtype
 from services.trainer.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ GENERATE_BATCH: Final = 64
 SCORE_BATCH: Final = 8
 
 
-def default_device() -> str:
-    """Return `cuda` if torch sees a GPU, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def default_device() -> DeviceKind:
+    """Return `cuda` if torch sees a GPU, else `cpu`. `base/device.py` decides which GPU that is."""
+    return device_kind()
 
 
 def load_base(base: Path, threads: int = 1, dtype: Dtype = "bfloat16") -> PreTrainedModel:

@@ -63,8 +63,8 @@ class Recipe(BaseModel):
     checkpoint_steps: int = Field(20, ge=1, description="Optimiser steps between two checkpoints.")
     dtype: WantedDtype = Field(
         "auto",
-        description="Type that a run computes in. auto: float32 if this processor multiplies it faster than "
-        "bfloat16 and memory is ample, else bfloat16.",
+        description="Type that a run computes in. auto: on a GPU bfloat16, or float16 if the GPU lacks bfloat16 units; "
+        "on a CPU float32 if it multiplies that faster and memory is ample, else bfloat16.",
     )
     threads: int = Field(1, ge=0, description="Threads that torch uses in a run.")
 

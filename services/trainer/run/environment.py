@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypedDict
 
 from services.trainer.base import dtype
+from services.trainer.base.device import describe, driver_version, processor_name
 from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
 from services.trainer.run import micro_batch
@@ -29,7 +30,6 @@ LIBRARIES: Final = (
     "safetensors",
     "numpy",
 )
-CPUINFO: Final = Path("/proc/cpuinfo")
 
 
 class Environment(TypedDict):
@@ -53,27 +53,26 @@ def host(threads: int) -> Environment:
     """Return software and hardware of this host, with `threads` torch threads. Imports torch."""
     import torch  # noqa: PLC0415 - takes seconds, and only training processes need it
 
-    return {
-        "software": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in LIBRARIES},
-        "machine": {
-            "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
-            "processor": processor_name(),
-            "architecture": platform.machine(),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": threads,
-        },
+    hardware = describe()
+    software = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
+    machine: dict[str, str | int] = {
+        "device": hardware.name if hardware.kind == "cuda" else "cpu",
+        "processor": processor_name(),
+        "architecture": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
     }
-
-
-def processor_name() -> str:
-    """Return the processor's model name from `/proc/cpuinfo`, or what the `platform` module reports."""
-    if CPUINFO.exists():
-        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or "unknown"
+    if hardware.kind == "cuda":
+        software |= {
+            "cuda": str(torch.version.cuda),
+            "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+            "driver": driver_version(),
+        }
+        machine |= {
+            "gpu_memory_mib": hardware.memory_bytes >> 20,
+            "gpu_capability": ".".join(map(str, hardware.capability or ())),
+        }
+    return {"software": software, "machine": machine}
 
 
 def record(run: Path, environment: Environment) -> None:

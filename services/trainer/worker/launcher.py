@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from services.trainer.base.device import visible_devices
 from services.trainer.run.folder import GATE_AGAIN_LOG, REPRODUCE_LOG, RUN_LOG
 
 PARENT_PID_VARIABLE: Final = "LOOPWRIGHT_TRAINER_PARENT"
@@ -37,35 +38,38 @@ TUNING: Final = {
 """Environment variables of a training process, unless the service's environment sets them."""
 
 
-def start_run(folder: Path) -> subprocess.Popen[bytes]:
+def start_run(folder: Path, device: str = "auto") -> subprocess.Popen[bytes]:
     """Start the process of the run whose folder this is. Its output is appended to `run.log`."""
-    return _start("services.trainer.worker.pipeline", folder, RUN_LOG)
+    return _start("services.trainer.worker.pipeline", folder, RUN_LOG, device)
 
 
-def start_reproduction(folder: Path) -> subprocess.Popen[bytes]:
+def start_reproduction(folder: Path, device: str = "auto") -> subprocess.Popen[bytes]:
     """Start the process that reproduces the version prepared in `folder`."""
-    return _start("services.trainer.worker.reproduce", folder, REPRODUCE_LOG)
+    return _start("services.trainer.worker.reproduce", folder, REPRODUCE_LOG, device)
 
 
-def start_gate_again(folder: Path) -> subprocess.Popen[bytes]:
+def start_gate_again(folder: Path, device: str = "auto") -> subprocess.Popen[bytes]:
     """Start the process that gates the version prepared in `folder`."""
-    return _start("services.trainer.worker.gate_again", folder, GATE_AGAIN_LOG)
+    return _start("services.trainer.worker.gate_again", folder, GATE_AGAIN_LOG, device)
 
 
-def _start(module: str, folder: Path, log_name: str) -> subprocess.Popen[bytes]:
+def _start(module: str, folder: Path, log_name: str, device: str) -> subprocess.Popen[bytes]:
+    """Start a process. Raises `Misconfigured` if `device` (LOOPWRIGHT_TRAINER_DEVICE) names a GPU that is missing."""
+    environment = process_environment(device)
     with (folder / log_name).open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", module, str(folder)],
-            env=process_environment(),
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
         )
 
 
-def process_environment() -> dict[str, str]:
-    """Return the environment variables of a process that trains and ends with this one."""
-    return TUNING | dict(os.environ) | {PARENT_PID_VARIABLE: str(os.getpid())}
+def process_environment(device: str = "auto") -> dict[str, str]:
+    """Return the environment variables of a process that trains and ends with this one. It sees at most one GPU."""
+    own = {PARENT_PID_VARIABLE: str(os.getpid())}
+    return TUNING | dict(os.environ) | visible_devices(device) | own
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -31,6 +31,7 @@ from services.trainer.run.folder import (
 from services.trainer.run.run_table import Run
 from services.trainer.worker import launcher, restart_policy
 from services.trainer.worker.restart_policy import Attempts, EndCause
+from shared.errors import Misconfigured
 from shared.ports import Clock
 
 TRAINING: Final = "training"
@@ -39,6 +40,8 @@ END_CAUSES: Final[dict[int, EndCause]] = {
     ExitCode.OUT_OF_MEMORY: "memory",
     ExitCode.DISK_FULL: "disk",
 }
+DEVICE_RETRY_S: Final = 30.0
+"""Time between two attempts to start a process whose GPU is missing."""
 log = structlog.get_logger(__name__)
 
 
@@ -115,7 +118,14 @@ class RunSupervisor:
         write_whole(folder / CONFIG, run.config.to_json().encode())
         _write_attempts(folder, restart_policy.record_start(attempts.at(position_of(folder))))
         self.oom_kills = micro_batch.kernel_oom_kills()
-        self.folder, self.process = folder, self.start_process(folder)
+        try:
+            self.process = self.start_process(folder)
+        except Misconfigured as error:  # its GPU is missing, and may come back
+            _write_attempts(folder, attempts.at(position_of(folder)))
+            self.not_before_ms = self.clock.now_ms() + round(DEVICE_RETRY_S * 1000)
+            log.warning("run_not_started", run_id=run.config.run_id, error=str(error))
+            return RunStatus(note=str(error))
+        self.folder = folder
         return RunStatus()
 
     def _handle_early_end(self, run: Run, folder: Path, end: EndCause, status: int | None) -> RunStatus:
