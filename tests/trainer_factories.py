@@ -13,8 +13,8 @@ from services.trainer.database import open_database
 from services.trainer.dataset import batch_table
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import GroupedRow, Row
-from services.trainer.dataset.snapshot import Snapshot
-from services.trainer.dataset.snapshot import write as write_snapshot
+from services.trainer.dataset.snapshot_files import Snapshot
+from services.trainer.dataset.snapshot_files import write as write_snapshot
 from services.trainer.files import write_whole
 from services.trainer.run.folder import ADAPTER, ARTIFACT, GATE_RESULT, ExitCode
 from services.trainer.service import Trainer

@@ -14,7 +14,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 
 from examples.world import load_world
 from services.trainer.database import open_database
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot_files
 from services.trainer.run import run_table
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher
 from shared.cloudevents import cloudevent
@@ -259,7 +259,7 @@ class TrainerLine:
 
     def dataset_digests(self) -> set[str]:
         """Return the digests of all snapshots on the disk."""
-        return {snapshot.read_ref(mark.parent).digest for mark in self._runs().glob("*/snapshot.json")}
+        return {snapshot_files.read_ref(mark.parent).digest for mark in self._runs().glob("*/snapshot.json")}
 
     def _runs(self) -> Path:
         return self.folder / "data" / "trainer" / self.line / "runs"

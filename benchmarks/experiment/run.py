@@ -25,7 +25,7 @@ from benchmarks.experiment.make_batches import START, UserFeedback, cut_batches,
 from examples.world import is_poisoned, load_world
 from services.trainer.core.recipe import Recipe
 from services.trainer.database import open_database
-from services.trainer.dataset import batch_table, snapshot
+from services.trainer.dataset import batch_table, snapshot_files
 from services.trainer.files import write_whole
 from services.trainer.run import run_table
 from services.trainer.run.folder import ADAPTER, ARTIFACT, CONFIG, FAILURE_REASON, GATE_RESULT, RUN_LOG
@@ -319,8 +319,8 @@ def run_progress(log: Path) -> tuple[str, float]:
 
 def summarise_run(run: Path) -> dict[str, Any]:
     """Return what the run trained, and the verdict of the gate."""
-    mark = json.loads((run / snapshot.SNAPSHOT).read_bytes())
-    rows = [grouped.row for grouped in snapshot.read_rows(run)]
+    mark = json.loads((run / snapshot_files.SNAPSHOT).read_bytes())
+    rows = [grouped.row for grouped in snapshot_files.read_rows(run)]
     facts = load_world().facts
     summary: dict[str, Any] = {
         "trained": len(rows),

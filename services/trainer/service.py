@@ -29,7 +29,7 @@ from services.trainer.commands.version_task import VersionTask
 from services.trainer.console_status import console_status
 from services.trainer.consumer import TrainerConsumer
 from services.trainer.core.trigger import Decision, NewData, decide
-from services.trainer.dataset import batch_table, snapshot
+from services.trainer.dataset import batch_table, snapshot_files
 from services.trainer.dataset.erasure_target import ErasureTarget
 from services.trainer.erasure.handler import ErasureHandler
 from services.trainer.files import remove
@@ -232,9 +232,9 @@ class Trainer:
         if run is None:
             return
         folder = self._folder(run)
-        if not snapshot.is_complete(folder):
+        if not snapshot_files.is_complete(folder):
             self.supervisor.stop()
-        if not snapshot.is_complete(folder):
+        if not snapshot_files.is_complete(folder):
             remove(folder)
         elif self.erasures.affects(run.config.run_id, due):
             self._end_erased_run(run)
@@ -365,12 +365,12 @@ class Trainer:
             self._progress(run).report(RunStage.WAITING, reason=status.note)
 
     def _advance_stage(self, run: Run, folder: Path) -> None:
-        if run.stage == RunStage.BEGUN and snapshot.is_complete(folder):
-            run_table.store_quarantine(self.db, run.config.run_id, snapshot.read_quarantine(folder))
+        if run.stage == RunStage.BEGUN and snapshot_files.is_complete(folder):
+            run_table.store_quarantine(self.db, run.config.run_id, snapshot_files.read_quarantine(folder))
             self._set_stage(run, RunStage.SNAPSHOT)
         elif run.stage == RunStage.SNAPSHOT and (folder / ADAPTER).exists():
             self._set_stage(run, RunStage.TRAINED)
-            tokens = snapshot.read_ref(folder).tokens * run.config.recipe.epochs
+            tokens = snapshot_files.read_ref(folder).tokens * run.config.recipe.epochs
             TRAINED_TOKENS.labels(self.settings.line).inc(tokens)
 
     def _fail(self, run: Run, reason: str) -> None:
@@ -390,7 +390,7 @@ class Trainer:
         report = GateReport.model_validate_json((folder / GATE_RESULT).read_bytes())
         launcher.pause_for_fault_test(RunStage.GATED)
         version = self.versions.publish(
-            run.config, snapshot.read_ref(folder), report, folder / ARTIFACT, self.store
+            run.config, snapshot_files.read_ref(folder), report, folder / ARTIFACT, self.store
         )
         launcher.pause_for_fault_test(RunStage.PUBLISHED)
         self._set_stage(run, RunStage.PUBLISHED, version.ref.version)

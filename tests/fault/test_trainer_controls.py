@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.dataset import batch_table, snapshot
+from services.trainer.dataset import batch_table, snapshot, snapshot_files
 from services.trainer.files import write_whole
 from services.trainer.run.folder import ARTIFACT, GATE_RESULT
 from services.trainer.run.run_table import RunConfig
@@ -26,11 +26,11 @@ Stage = Callable[[Path], None]
 
 def take_snapshot_once(folder: Path) -> None:
     """Take the snapshot that the configuration names, unless it exists."""
-    if not snapshot.is_complete(folder):
+    if not snapshot_files.is_complete(folder):
         config = RunConfig.from_json((folder / "config.json").read_text())
         with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
             taken = snapshot.build(LINE, batch_table.current_examples(db, config.through), config.through)
-        snapshot.write(folder, taken, 10)
+        snapshot_files.write(folder, taken, 10)
 
 
 def take_snapshot_at_every_start(folder: Path) -> None:
@@ -38,14 +38,14 @@ def take_snapshot_at_every_start(folder: Path) -> None:
     with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
         through = batch_table.through(db)
         taken = snapshot.build(LINE, batch_table.current_examples(db, through), through)
-    snapshot.write(folder, taken, 10)
+    snapshot_files.write(folder, taken, 10)
 
 
 def train_once(folder: Path) -> None:
     """Write an adapter that depends on every row, unless it exists."""
     place = folder / "adapter"
     if not place.exists():
-        rows = [record.row.event_id for record in snapshot.read_rows(folder)]
+        rows = [record.row.event_id for record in snapshot_files.read_rows(folder)]
         write_whole(place / "adapter_model.safetensors", repr(rows).encode())
 
 
@@ -53,7 +53,7 @@ def train_again_from_the_first_row(folder: Path) -> None:
     """Continue the adapter, but with all rows once more."""
     place = folder / "adapter" / "adapter_model.safetensors"
     before = place.read_bytes() if place.exists() else b""
-    rows = [record.row.event_id for record in snapshot.read_rows(folder)]
+    rows = [record.row.event_id for record in snapshot_files.read_rows(folder)]
     write_whole(place, before + repr(rows).encode())
 
 
@@ -94,7 +94,7 @@ def run_killed_twice(root: Path, take_snapshot: Stage, train: Stage) -> Observat
     take_snapshot_once(undisturbed)
     train_once(undisturbed)
     observations.undisturbed_weights = weights_of(undisturbed / "adapter")
-    observations.retaken_dataset = snapshot.read_ref(undisturbed).digest
+    observations.retaken_dataset = snapshot_files.read_ref(undisturbed).digest
     return observations
 
 

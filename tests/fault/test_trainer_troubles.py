@@ -15,7 +15,7 @@ from threading import Event
 
 import pytest
 
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot_files
 from services.trainer.erasure.redact_run import rows_of
 from shared.adapters.topic_admin import create_topics
 from shared.kafka_connection import KafkaConnection
@@ -70,7 +70,7 @@ def user_is_erased_while_the_run_is_killed(disturbed: DisturbedTrainer, undistur
         wait_for(CHECKPOINT, disturbed.run, disturbed.rng)
         first = disturbed.run()
         assert first is not None
-        user = snapshot.read_rows(first)[0].row.user_id
+        user = snapshot_files.read_rows(first)[0].row.user_id
         request_id = trainer.request_erasure(user)
         Event().wait(disturbed.rng.random())
         disturbed.end(service, "kill service")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.trainer.dataset import snapshot
-from services.trainer.dataset.snapshot import SNAPSHOT
+from services.trainer.dataset import snapshot_files
+from services.trainer.dataset.snapshot_files import SNAPSHOT
 from services.trainer.versions.model_card import ADAPTER_FILES
 from shared.versions import ModelVersion
 
@@ -32,7 +32,7 @@ class Observations:
     def observe(self, runs: Path) -> None:
         """Add the current snapshots and run folders."""
         self.runs |= {folder.name for folder in runs.glob("*")}
-        self.datasets |= {snapshot.read_ref(mark.parent).digest for mark in runs.glob(f"*/{SNAPSHOT}")}
+        self.datasets |= {snapshot_files.read_ref(mark.parent).digest for mark in runs.glob(f"*/{SNAPSHOT}")}
 
 
 def weights_of(folder: Path) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from services.trainer.dataset.snapshot import SNAPSHOT
+from services.trainer.dataset.snapshot_files import SNAPSHOT
 from services.trainer.run.checkpoint_manifest import has_manifest
 from services.trainer.run.folder import ADAPTER, CHECKPOINTS, GATE_RESULT
 from tests.integration.service_process import Service

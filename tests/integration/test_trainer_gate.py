@@ -18,7 +18,7 @@ from services.trainer.base.tokenization import load_tokenizer, prompt_ids
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.filters import GroupedRow
-from services.trainer.dataset.snapshot import Snapshot, write
+from services.trainer.dataset.snapshot_files import Snapshot, write
 from services.trainer.gate.model_pair import ModelPair, Side, score_likelihoods
 from services.trainer.progress import Progress
 from services.trainer.run.context import RunContext

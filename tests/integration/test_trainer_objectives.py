@@ -20,9 +20,9 @@ from services.trainer.base.model import answer_losses, with_adapter
 from services.trainer.base.tokenization import load_tokenizer, prompt_ids
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot_files
 from services.trainer.dataset.objectives import dpo_row, kto_row, sft_row
-from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
 from services.trainer.run.context import RunContext, RunFailed
@@ -181,7 +181,7 @@ def test_run_trains_all_feedback_and_replay_data_in_one_adapter(tiny_model: Path
     ]
     rows += [replace(correction, response_id="p", kind="preference", objective="dpo")]
     run = tmp_path / "runs" / "r-1"
-    snapshot.write(run, Snapshot(tuple(grouped(rows)), (), (), {"0": 1}), 10)
+    snapshot_files.write(run, Snapshot(tuple(grouped(rows)), (), (), {"0": 1}), 10)
     recipe = RECIPE.model_copy(update={"replay_prompts": 2, "replay_new_tokens": 8, "epochs": 2.0})
     stable = VersionRef(version=f"{LINE}@base-00000000", kind="base", digest="0" * 64)
     config = RunConfig("r-1", LINE, {"0": 1}, recipe, str(tiny_model), "tiny", "0" * 64, stable, None, 0)

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from deploy.local.ports import HOST, choose_ports
 from deploy.local.processes import Program, spawn, tail, terminate
 from services.trainer.database import lock_folder
-from services.trainer.dataset import data_card, snapshot
+from services.trainer.dataset import data_card, snapshot_files
 from services.trainer.erasure.redact_run import rows_of
 from services.trainer.run.folder import GATE_ANSWERS
 from services.trainer.versions.publish import SERVICE, VersionLog, transactional_id
@@ -120,7 +120,7 @@ def test_erased_users_text_is_in_no_file_of_the_trainer(trainer_line: TrainerLin
     published = trainer_line.trained_versions()
     version = published[-1]
     folder = next(trainer_line.folder.rglob("snapshot.json")).parent
-    user = snapshot.read_rows(folder)[0].row.user_id
+    user = snapshot_files.read_rows(folder)[0].row.user_id
     with running("trainer", trainer_line.folder, trainer_line.env()):
         report = trainer_line.erase(user, seconds=60)
         result = trainer_line.reproduce("never", version.ref.version, seconds=60)

@@ -11,7 +11,7 @@ from examples.chapter.stack import DEFAULTS, FIXED, model_folder, settings
 from loopwright.seed_import import IMPORT_TAG
 from services.processor.settings import ProcessorSettings
 from services.trainer.core.recipe import CommentMode
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot, snapshot_files
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import IMPORTED, count_reasons
 from services.trainer.dataset.holdout import is_held_out
@@ -110,7 +110,7 @@ def test_rows_of_a_single_user_are_not_capped() -> None:
 def test_snapshot_of_appended_comments_round_trips() -> None:
     built = snapshot.build(LINE, [example(1, read_rows()[0], TRAINING)], {}, comments="append")
     (row,) = built.train
-    restored = snapshot.row_from_fields(snapshot.fields_of(row))
+    restored = snapshot_files.row_from_fields(snapshot_files.fields_of(row))
     assert (restored.row.answer, restored.row.kind) == (
         targets(read_rows())[read_rows()[0]["input"]],
         "comment",

@@ -17,7 +17,8 @@ from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, shi
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.similarity import near_duplicates
-from services.trainer.dataset.snapshot import Snapshot, build
+from services.trainer.dataset.snapshot import build
+from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.gate.eval_items import build_eval_items
 
 SIZES = Sizes()

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from services.trainer.base.base_answers import BaseAnswer, Prompt
-from services.trainer.dataset.snapshot import Snapshot, write
+from services.trainer.dataset.snapshot_files import Snapshot, write
 from services.trainer.erasure.redact_run import redact
 from services.trainer.gate.eval_items import EvalItem
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, LikelihoodScores

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.trainer.dataset import rewrite_cache, snapshot
+from services.trainer.dataset import rewrite_cache, snapshot, snapshot_files
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.comment_rewriter import (
     ATTEMPTS,
@@ -69,11 +69,11 @@ def rewrite_all(
     return rewrite_comments(rows(examples or [commented()]), reviser, MODEL, folder, limit, ignore_progress)
 
 
-def build(examples: Sequence[Example], found: dict[str, Rewrite]) -> snapshot.Snapshot:
+def build(examples: Sequence[Example], found: dict[str, Rewrite]) -> snapshot_files.Snapshot:
     return snapshot.build(LINE, examples, {}, comments="revise", rewrites=found)
 
 
-def reasons(one: snapshot.Snapshot) -> list[str]:
+def reasons(one: snapshot_files.Snapshot) -> list[str]:
     return [each.reason for each in one.quarantined]
 
 

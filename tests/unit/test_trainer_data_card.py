@@ -10,7 +10,7 @@ import pytest
 
 from examples.world import load_world
 from services.trainer.core.recipe import Recipe
-from services.trainer.dataset import data_card, snapshot
+from services.trainer.dataset import data_card, snapshot, snapshot_files
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.data_card import (
     DATA_CARD,
@@ -21,7 +21,7 @@ from services.trainer.dataset.data_card import (
     quantiles,
 )
 from services.trainer.dataset.erasure_target import ErasureTarget
-from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.erasure import redact_run
 from services.trainer.run.run_table import RunConfig
 from shared.versions import VersionRef
@@ -162,8 +162,8 @@ def test_replay_share_without_a_card_is_ignored(tmp_path: Path) -> None:
 
 def test_card_stays_when_its_rows_are_erased(tmp_path: Path, taken: Snapshot, card: DataCard) -> None:
     data_card.write(tmp_path, card)
-    snapshot.write(tmp_path, taken, 1)
+    snapshot_files.write(tmp_path, taken, 1)
     target = ErasureTarget("q1", "erasure", taken.train[0].row.user_id)
     redact_run.redact(tmp_path, [target], lambda row: False)
-    assert len(snapshot.read_rows(tmp_path)) < len(taken.train)
+    assert len(snapshot_files.read_rows(tmp_path)) < len(taken.train)
     assert data_card.read(tmp_path) == card

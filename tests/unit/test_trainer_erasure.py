@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from services.trainer.database import open_database, scrub
-from services.trainer.dataset import batch_table, rewrite_cache, snapshot
+from services.trainer.dataset import batch_table, rewrite_cache, snapshot, snapshot_files
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.erasure import requests
 from services.trainer.erasure.redact_run import rows_of
@@ -114,7 +114,7 @@ def take_snapshot(folder: Path) -> None:
     config = RunConfig.from_json((folder / "config.json").read_text())
     with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
         taken = snapshot.build(LINE, batch_table.current_examples(db, config.through), config.through)
-    snapshot.write(folder, taken, 10)
+    snapshot_files.write(folder, taken, 10)
 
 
 def write_work_files(folder: Path) -> None:
@@ -184,8 +184,8 @@ def test_no_file_contains_the_text_once_the_erasure_is_reported(rig: TrainerRig)
         1,
     )
     folder = rig.started[0]
-    assert {one.row.user_id for one in snapshot.read_rows(folder)} == {BOB, CAL}
-    assert snapshot.read_ref(folder) == version.dataset, "the lineage still names what was trained"
+    assert {one.row.user_id for one in snapshot_files.read_rows(folder)} == {BOB, CAL}
+    assert snapshot_files.read_ref(folder) == version.dataset, "the lineage still names what was trained"
 
 
 def test_erasure_is_reported_once_across_restarts(rig: TrainerRig) -> None:
@@ -225,8 +225,8 @@ def test_crash_while_deleting_loses_neither_version_nor_files(rig: TrainerRig) -
     due = trainer.erasures.due_targets()
     assert trainer.erasures.affects(folder.name, due)
     for name in ("train.parquet", "heldout.parquet"):  # the crash: rows are deleted, work files are not
-        rows = [one for one in snapshot.read_rows(folder, name) if one.row.user_id != ANN]
-        write_whole(folder / name, snapshot.to_parquet(rows))
+        rows = [one for one in snapshot_files.read_rows(folder, name) if one.row.user_id != ANN]
+        write_whole(folder / name, snapshot_files.to_parquet(rows))
     run_steps(rig.trainer())
     assert files_with(rig.folder / "data") == []
     assert [len(one.versions) for one in reports(rig)] == [1]
@@ -255,7 +255,7 @@ def test_feedback_after_the_request_stays(rig: TrainerRig) -> None:
     send(rig, batch([correction("r9", 0, ANN, "Ida Voss founded it."), correction("r8", 1, BOB)], 2))
     run_steps(trainer, 16)
     assert len(trained(rig)) == 2
-    assert ANN in {one.row.user_id for one in snapshot.read_rows(rig.started[-1])}
+    assert ANN in {one.row.user_id for one in snapshot_files.read_rows(rig.started[-1])}
     assert [len(one.versions) for one in reports(rig)] == [1]
 
 
@@ -293,7 +293,7 @@ def test_retraction_deletes_only_its_event(rig: TrainerRig) -> None:
     rig.log.append(Output(ERASURE_REPORTS.name, b"k", made.to_json()))
     run_steps(trainer)
     assert files_with(rig.folder / "data") == []
-    assert "r5" in {one.row.response_id for one in snapshot.read_rows(rig.started[0])}
+    assert "r5" in {one.row.response_id for one in snapshot_files.read_rows(rig.started[0])}
     (found,) = reports(rig)
     assert (found.kind, found.event_id, len(found.versions)) == ("retraction", "e-r0", 1)
 
@@ -496,11 +496,14 @@ def test_search_catches_a_trainer_that_ignores_open_runs(
 def test_asker_is_stored_but_not_part_of_the_digest(tmp_path: Path) -> None:
     unknown = row("q", "a")
     known = replace(unknown, asked_by=ANN)
-    one, other = (snapshot.Snapshot(tuple(grouped([each])), (), ()) for each in (unknown, known))
+    one, other = (snapshot_files.Snapshot(tuple(grouped([each])), (), ()) for each in (unknown, known))
     assert one.digest() == other.digest()
-    snapshot.write(tmp_path, other, 1)
-    assert [each.row.asked_by for each in snapshot.read_rows(tmp_path)] == [ANN]
-    assert pq.read_schema(tmp_path / snapshot.TRAIN_ROWS).field(snapshot.ASKED_BY).type == pa.string()
+    snapshot_files.write(tmp_path, other, 1)
+    assert [each.row.asked_by for each in snapshot_files.read_rows(tmp_path)] == [ANN]
+    assert (
+        pq.read_schema(tmp_path / snapshot_files.TRAIN_ROWS).field(snapshot_files.ASKED_BY).type
+        == pa.string()
+    )
 
 
 def churn(folder: Path, seed: int, connect: Callable[[Path], sqlite3.Connection]) -> int:

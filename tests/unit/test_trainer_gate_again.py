@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.rollout.core.step import rollout_step
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot_files
 from services.trainer.files import write_whole
 from services.trainer.run.folder import CONFIG, FAILURE_REASON, GATE_REPORT, GATE_RESULT, ORIGINAL, ExitCode
 from services.trainer.run.run_table import RunConfig
@@ -96,8 +96,8 @@ def test_process_gets_the_snapshots_of_both_versions_and_the_artifact(rig: GateR
     def look(folder: Path) -> int:
         config = RunConfig.from_json((folder / CONFIG).read_text())
         seen["config"] = config
-        seen["rows"] = len(snapshot.read_rows(folder))
-        seen["stable_rows"] = len(snapshot.read_rows(folder.parent / str(config.stable_run)))
+        seen["rows"] = len(snapshot_files.read_rows(folder))
+        seen["stable_rows"] = len(snapshot_files.read_rows(folder.parent / str(config.stable_run)))
         seen["original"] = {path.name for path in (folder / ORIGINAL).iterdir()}
         seen["stale"] = (folder / GATE_RESULT).exists()
         return gated(folder)
@@ -113,7 +113,7 @@ def test_process_gets_the_snapshots_of_both_versions_and_the_artifact(rig: GateR
     assert (seen["rows"] - seen["stable_rows"], seen["stale"]) == (1, False)
     assert "loopwright.json" in seen["original"]
     assert rig.leftovers() == []
-    assert snapshot.is_complete(rig.trainer.settings.runs / str(rig.stable.run_id))
+    assert snapshot_files.is_complete(rig.trainer.settings.runs / str(rig.stable.run_id))
 
 
 def test_new_report_is_published_with_the_unchanged_version(rig: GateRig) -> None:

@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI
 
 from services.trainer.api.lineage_routes import LineageQueries, add_lineage_routes
-from services.trainer.dataset import batch_table, snapshot
+from services.trainer.dataset import batch_table, snapshot, snapshot_files
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.files import write_whole
 from services.trainer.run.folder import ARTIFACT, GATE_RESULT
@@ -44,7 +44,7 @@ def finish(folder: Path) -> int:
     config = RunConfig.from_json((folder / "config.json").read_text())
     with closing(sqlite3.connect(folder.parent.parent / "trainer.sqlite3")) as db:
         taken = snapshot.build(LINE, batch_table.current_examples(db, config.through), config.through)
-    snapshot.write(folder, taken, 10)
+    snapshot_files.write(folder, taken, 10)
     (folder / "adapter").mkdir(exist_ok=True)
     (folder / ARTIFACT).mkdir(exist_ok=True)
     environments = [{"software": {"torch": f"2.{len(taken.train)}"}, "machine": {"threads": 1}}]
@@ -252,9 +252,9 @@ def test_version_without_its_snapshot_falls_back_to_the_log(line: TrainedLine) -
 def test_version_with_an_altered_snapshot_is_not_reproducible(line: TrainedLine) -> None:
     version = line.versions()[0]
     folder = line.trainer.settings.runs / str(version.run_id)
-    rows = snapshot.read_rows(folder)
+    rows = snapshot_files.read_rows(folder)
     altered = [replace(rows[0], row=replace(rows[0].row, answer="Another founder.")), *rows[1:]]
-    write_whole(folder / snapshot.TRAIN_ROWS, snapshot.to_parquet(altered))
+    write_whole(folder / snapshot_files.TRAIN_ROWS, snapshot_files.to_parquet(altered))
     assert line.queries.version(version.ref.version)["reproducible"] is False
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.repocard import metadata_load
 
 from services.trainer.dataset import data_card
-from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.run import environment
 from services.trainer.run.environment import Environment
 from services.trainer.versions.model_card import base_licence, write_artifact

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trainer.database import open_database
-from services.trainer.dataset import batch_table, snapshot
+from services.trainer.dataset import batch_table, snapshot, snapshot_files
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.objectives import (
     dpo_row,
@@ -23,7 +23,7 @@ from services.trainer.dataset.objectives import (
     objective_of,
     sft_row,
 )
-from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.dataset.trl_records import build_export
 from services.trainer.new_data import count_new_data
 from services.trainer.settings import TrainerSettings
@@ -160,7 +160,7 @@ def test_digest_leaves_out_columns_with_their_default() -> None:
         "kind",
         "group",
     )
-    rows = [{name: snapshot.fields_of(one)[name] for name in hashed} for one in found.train]
+    rows = [{name: snapshot_files.fields_of(one)[name] for name in hashed} for one in found.train]
     assert len(rows) == 3
     assert found.digest() == sha256(b"\n".join(map(canonical_json, rows)))
 
@@ -191,14 +191,14 @@ def test_each_answer_of_a_pair_is_marked_and_users_texts_never(tmp_path: Path) -
         (False, True),
         (False, True),
     ]
-    snapshot.write(tmp_path, found, 10)
-    assert tuple(snapshot.read_rows(tmp_path)) == found.train
+    snapshot_files.write(tmp_path, found, 10)
+    assert tuple(snapshot_files.read_rows(tmp_path)) == found.train
 
 
 def test_rows_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     found = build(judgements(3, 3), kto_least=3)
-    snapshot.write(tmp_path, found, 10)
-    assert tuple(snapshot.read_rows(tmp_path)) == found.train
+    snapshot_files.write(tmp_path, found, 10)
+    assert tuple(snapshot_files.read_rows(tmp_path)) == found.train
 
 
 def test_export_has_judgements_however_few_they_are() -> None:

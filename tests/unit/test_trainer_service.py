@@ -7,7 +7,7 @@ from pathlib import Path
 
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.objectives import COMMENT_NOT_TRAINED
-from services.trainer.dataset.snapshot import SNAPSHOT
+from services.trainer.dataset.snapshot_files import SNAPSHOT
 from services.trainer.files import write_whole
 from services.trainer.run import run_table
 from services.trainer.run.folder import FAILURE_REASON, ExitCode

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from examples.world import load_world
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot, snapshot_files
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.similarity import near_duplicates
@@ -76,19 +76,19 @@ def test_wording_that_stable_trained_on_counts_no_win() -> None:
 
 def test_snapshot_is_read_back_and_complete_only_with_its_mark(tmp_path: Path) -> None:
     taken = snapshot.build(LINE, cast(), {"0": 1})
-    assert not snapshot.is_complete(tmp_path)
-    ref = snapshot.write(tmp_path, taken, 1234)
-    assert snapshot.is_complete(tmp_path)
-    assert snapshot.read_ref(tmp_path) == ref
-    assert tuple(snapshot.read_rows(tmp_path)) == taken.train
-    assert tuple(snapshot.read_rows(tmp_path, snapshot.HELDOUT_ROWS)) == taken.heldout
+    assert not snapshot_files.is_complete(tmp_path)
+    ref = snapshot_files.write(tmp_path, taken, 1234)
+    assert snapshot_files.is_complete(tmp_path)
+    assert snapshot_files.read_ref(tmp_path) == ref
+    assert tuple(snapshot_files.read_rows(tmp_path)) == taken.train
+    assert tuple(snapshot_files.read_rows(tmp_path, snapshot_files.HELDOUT_ROWS)) == taken.heldout
     assert ref.holds(f"{LINE}-0-1")
     assert not ref.holds(f"{LINE}-0-2")
 
 
 def test_equal_snapshots_give_equal_files(tmp_path: Path) -> None:
     taken = snapshot.build(LINE, cast(), {"0": 1})
-    assert snapshot.to_parquet(taken.train) == snapshot.to_parquet(taken.train)
+    assert snapshot_files.to_parquet(taken.train) == snapshot_files.to_parquet(taken.train)
 
 
 def test_rows_over_the_token_limit_are_quarantined() -> None:

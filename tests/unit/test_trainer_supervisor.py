@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot_files
 from services.trainer.files import write_whole
 from services.trainer.run import micro_batch, run_table
 from services.trainer.run.checkpoint_manifest import write_manifest
@@ -43,7 +43,7 @@ def progress(rig: TrainerRig) -> dict[str, object]:
 
 def snapshot_only(folder: Path) -> None:
     """Leave the folder as it is when the snapshot is complete and training begins."""
-    if not snapshot.is_complete(folder):
+    if not snapshot_files.is_complete(folder):
         finish_run(folder)
         (folder / GATE_RESULT).unlink()
         (folder / ADAPTER).rmdir()

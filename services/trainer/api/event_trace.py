@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from services.trainer.core.recipe import CommentMode
-from services.trainer.dataset import batch_table, snapshot
+from services.trainer.dataset import batch_table, snapshot_files
 from services.trainer.dataset.filters import split_by_holdout, usable_rows
-from services.trainer.dataset.snapshot import HELDOUT_ROWS, TRAIN_ROWS
+from services.trainer.dataset.snapshot_files import HELDOUT_ROWS, TRAIN_ROWS
 from services.trainer.erasure import requests
 from services.trainer.run import run_table
 from services.trainer.run.run_table import Run
@@ -189,18 +189,19 @@ def state_in(
     had_trained = _trained_before_erasure(db, run, event)
     if had_trained is not None:
         return "erased", f"was {'trained' if had_trained else 'measured'}, then deleted from the snapshot"
-    if not snapshot.is_complete(run_folder):
+    if not snapshot_files.is_complete(run_folder):
         read = any(_read_by(run, batch) for batch in batches)
         return ("not_known", "the snapshot is lost") if read else ("not_read", LATER)
     for name, state in ((TRAIN_ROWS, "trained"), (HELDOUT_ROWS, "measured")):
         if any(
-            (one.row.response_id, one.row.event_id) == event for one in snapshot.read_rows(run_folder, name)
+            (one.row.response_id, one.row.event_id) == event
+            for one in snapshot_files.read_rows(run_folder, name)
         ):
             return (
                 state,
                 "of a held-out user: evaluates versions and never trains" if name == HELDOUT_ROWS else "",
             )
-    reasons = [reason for *ids, reason in snapshot.read_quarantine(run_folder) if tuple(ids) == event]
+    reasons = [reason for *ids, reason in snapshot_files.read_quarantine(run_folder) if tuple(ids) == event]
     if reasons:
         return "held", "; ".join(sorted(reasons))
     if not any(_read_by(run, batch) for batch in batches):

@@ -16,7 +16,6 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import HTMLResponse
 
 from services.trainer.database import open_read_only
-from services.trainer.gate.report_html import page
 from services.trainer.run import run_table
 from services.trainer.run.folder import GATE_REPORT, GATE_RESULT
 from services.trainer.settings import TrainerSettings
@@ -99,6 +98,8 @@ def add_gate_routes(app: FastAPI, settings: TrainerSettings) -> FastAPI:
     @router.get("/gate")
     def get_gate_page(version: Version) -> HTMLResponse:
         """Return the same as a page."""
+        from services.trainer.gate.report_html import page  # noqa: PLC0415 - imports SciPy
+
         return HTMLResponse(page(load_report(settings, version)), headers=HEADERS)
 
     app.include_router(router)

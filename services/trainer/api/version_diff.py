@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from services.trainer.dataset.snapshot import fields_of
+from services.trainer.dataset.snapshot_files import fields_of
 from services.trainer.versions.lineage import Json, LineRecords, read_snapshot_state
 from services.trainer.versions.model_card import LINEAGE_FILE
 from shared.errors import LoopwrightError

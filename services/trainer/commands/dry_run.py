@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from services.trainer.core.recipe import KTO_LEAST, CommentMode
 from services.trainer.core.trigger import Decision, NewData
-from services.trainer.dataset import snapshot
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import GroupedRow, count_reasons
-from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.dataset.snapshot_files import Snapshot
 
 
 def dry_run_message(
@@ -41,6 +40,8 @@ def dry_run_message(
         trains: Whether this trainer trains, rather than exporting datasets.
 
     """
+    from services.trainer.dataset import snapshot  # noqa: PLC0415 - imports scikit-learn
+
     built = snapshot.build(line, examples, through, comments=comments, kto_least=kto_least)
     parts = [_training_summary(built, new_data)]
     if not trains:

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from services.trainer.dataset import batch_table, export_files, rewrite_cache, trl_records
+from services.trainer.dataset import batch_table, export_files, rewrite_cache
 from services.trainer.dataset.filters import count_reasons
 from services.trainer.run import run_table
 from services.trainer.settings import TrainerSettings
@@ -44,6 +44,8 @@ class Exporter:
 
         The data read for it no longer counts as new, even if none of it can be exported.
         """
+        from services.trainer.dataset import trl_records  # noqa: PLC0415 - imports scikit-learn
+
         through, now_ms = batch_table.through(self.db), self.clock.now_ms()
         export = trl_records.build_export(
             self.settings.line,

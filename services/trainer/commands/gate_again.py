@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from services.trainer.commands.command_table import CommandKind, CommandStatus
 from services.trainer.commands.version_task import NotPossible, VersionTask
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot_files
 from services.trainer.files import write_whole
 from services.trainer.run.folder import GATE_AGAIN_LOG, GATE_RESULT, GATE_TEXTS
 from services.trainer.run.run_table import RunConfig
@@ -46,7 +46,7 @@ class GateRepeater(VersionTask):
             raise NotPossible("it is the stable version, with which others are compared")
         if records.erasures_of(version.ref.version):
             raise NotPossible("rows that it was trained on were erased: a new run replaces it")
-        if not snapshot.is_complete(self.settings.runs / version.run_id):
+        if not snapshot_files.is_complete(self.settings.runs / version.run_id):
             raise NotPossible("its snapshot is not on this trainer's disk")
         self.number = version.gate.number + 1 if version.gate is not None else 1
         stable_run = next((each.run_id for each in records.versions if each.ref == stable), None)

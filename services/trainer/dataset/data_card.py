@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import GroupedRow, count_reasons
-from services.trainer.dataset.snapshot import Snapshot
+from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.dataset.words import normalised
 from services.trainer.files import write_whole
 

@@ -18,10 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Final
 
 from services.trainer.dataset.erasure_target import (
     ErasureTarget,
@@ -30,19 +27,17 @@ from services.trainer.dataset.erasure_target import (
     targets_of,
 )
 from services.trainer.dataset.filters import Row, count_reasons
-from services.trainer.dataset.trl_records import Export, Format, TrlRecord
 from services.trainer.files import remove, sync_folder, write_whole
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from services.trainer.dataset.trl_records import Export, Format, TrlRecord
 
 EXPORT: Final = "export.json"
 SOURCES: Final = "sources.parquet"
-_CHAT: Final = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-COLUMNS: Final[dict[Format, pa.Schema]] = {
-    "sft": pa.schema([("prompt", _CHAT), ("completion", _CHAT)]),
-    "dpo": pa.schema([("prompt", _CHAT), ("chosen", _CHAT), ("rejected", _CHAT)]),
-    "kto": pa.schema([("prompt", _CHAT), ("completion", _CHAT), ("label", pa.bool_())]),
-}
-_NAMES: Final = ("file", "response_id", "event_id", "user_id", "asked_by")
-SOURCE_COLUMNS: Final = pa.schema([(name, pa.string()) for name in _NAMES] + [("revision", pa.int64())])
+_NAMES: Final = ("file", "response_id", "event_id", "user_id", "asked_by", "revision")
+FORMATS: Final[tuple[Format, ...]] = ("sft", "dpo", "kto")
 Fields = Mapping[str, Any]
 
 
@@ -96,6 +91,8 @@ def load(folder: Path) -> list[tuple[Source, Fields]]:
 
 
 def _read_sources(folder: Path) -> list[Source]:
+    import pyarrow.parquet as pq  # noqa: PLC0415 - large
+
     return [Source(**fields) for fields in pq.read_table(folder / SOURCES).to_pylist()]
 
 
@@ -149,10 +146,9 @@ def _write(folder: Path, records: Sequence[tuple[Source, Fields]], summary: Fiel
     for name, rows in files.items():
         lines = (json.dumps(fields, ensure_ascii=False) + "\n" for fields in rows)
         write_whole(staging / f"{name}.jsonl", "".join(lines).encode())
-        columns = COLUMNS[_format(name)]
-        write_whole(staging / f"{name}.parquet", _parquet(rows, columns))
-    sources = [{name: getattr(source, name) for name in SOURCE_COLUMNS.names} for source, _ in records]
-    write_whole(staging / SOURCES, _parquet(sources, SOURCE_COLUMNS))
+        write_whole(staging / f"{name}.parquet", _parquet(rows, _columns(_format(name))))
+    sources = [{name: getattr(source, name) for name in _NAMES} for source, _ in records]
+    write_whole(staging / SOURCES, _parquet(sources, _source_columns()))
     counts = {"files": {name: len(rows) for name, rows in sorted(files.items())}}
     write_whole(staging / EXPORT, json.dumps({**summary, **counts}, indent=1, sort_keys=True).encode())
     remove(folder)
@@ -161,10 +157,31 @@ def _write(folder: Path, records: Sequence[tuple[Source, Fields]], summary: Fiel
 
 
 def _format(file: str) -> Format:
-    return next(name for name in COLUMNS if file.startswith(f"{name}-"))
+    return next(name for name in FORMATS if file.startswith(f"{name}-"))
+
+
+def _columns(record_format: Format) -> pa.Schema:
+    import pyarrow as pa  # noqa: PLC0415 - large
+
+    chat = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    columns: dict[Format, list[tuple[str, pa.DataType]]] = {
+        "sft": [("prompt", chat), ("completion", chat)],
+        "dpo": [("prompt", chat), ("chosen", chat), ("rejected", chat)],
+        "kto": [("prompt", chat), ("completion", chat), ("label", pa.bool_())],
+    }
+    return pa.schema(columns[record_format])
+
+
+def _source_columns() -> pa.Schema:
+    import pyarrow as pa  # noqa: PLC0415 - large
+
+    return pa.schema([(name, pa.int64() if name == "revision" else pa.string()) for name in _NAMES])
 
 
 def _parquet(rows: Sequence[Fields], schema: pa.Schema) -> bytes:
+    import pyarrow as pa  # noqa: PLC0415 - large
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink, compression="zstd")
     return sink.getvalue()

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from services.trainer.core.recipe import CommentMode
-from services.trainer.dataset.agreement import corrections_of, find_agreement
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.holdout import hash_fraction, is_held_out
 from services.trainer.dataset.objectives import (
@@ -365,6 +364,11 @@ def apply_agreement(
 
 
 def _leading(rows: Sequence[Row]) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
+    from services.trainer.dataset.agreement import (  # noqa: PLC0415 - imports SciPy; the service checks single rows
+        corrections_of,
+        find_agreement,
+    )
+
     agreement = find_agreement(corrections_of([(row.user_id, row.question, row.answer) for row in rows]))
     users: dict[int, set[str]] = defaultdict(set)
     for row, claim in zip(rows, agreement.claim, strict=True):

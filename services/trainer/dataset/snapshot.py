@@ -8,16 +8,10 @@ wordings. Rows whose question is a near-duplicate of a reserved one do not train
 
 from __future__ import annotations
 
-import io
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Final
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from dataclasses import replace
+from typing import Final
 
 from services.trainer.core.recipe import KTO_LEAST, CommentMode
 from services.trainer.dataset.batch_table import Example
@@ -26,7 +20,6 @@ from services.trainer.dataset.filters import (
     QuarantinedRow,
     Row,
     apply_agreement,
-    count_reasons,
     limit_per_user,
     split_by_holdout,
     usable_rows,
@@ -35,11 +28,9 @@ from services.trainer.dataset.holdout import hash_fraction
 from services.trainer.dataset.objectives import enough_for_kto
 from services.trainer.dataset.rewrite_cache import Rewrite, apply_rewrites
 from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in, question_similarity
+from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.dataset.words import normalised
-from services.trainer.files import write_whole
-from shared.events import canonical_json, sha256
 from shared.feedback_kinds import ITEM, KIND_BY_NAME, Objective
-from shared.versions import DatasetRef
 
 MAX_RESERVED_SHARE: Final = 0.4
 TARGET_ITEMS: Final = 40
@@ -47,53 +38,6 @@ JUDGED_GROUP: Final = -1
 """Group of all rows that make no claim, for reserving: most wordings of these must remain in training as well."""
 TRAINED_FACT: Final = 0.24
 """Minimum similarity of a held-out question to a trained one for it to ask for something trained."""
-
-TRAIN_ROWS: Final = "train.parquet"
-HELDOUT_ROWS: Final = "heldout.parquet"
-SNAPSHOT: Final = "snapshot.json"
-"""Written last: a folder without it has no snapshot."""
-ASKED_BY: Final = "asked_by"
-UNENDED_COLUMNS: Final = ("unended", "original_unended")
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Rows that train, rows of held-out users, and what is quarantined. `through`: as in `DatasetRef`."""
-
-    train: tuple[GroupedRow, ...]
-    heldout: tuple[GroupedRow, ...]
-    quarantined: tuple[QuarantinedRow, ...]
-    through: Mapping[str, int] = field(default_factory=dict)
-
-    def digest(self) -> str:
-        """Return the content hash of the rows that train, in order of identity.
-
-        Excluded are columns that train nothing (who asked), and those that have their default.
-        """
-        rows = [fields_of(one) for one in self.train]
-        for row in rows:
-            del row[ASKED_BY]
-            if row["label"] is None:
-                del row["label"]
-            if row["objective"] == "sft":
-                del row["objective"]
-            for name in UNENDED_COLUMNS:
-                if not row[name]:
-                    del row[name]
-        return sha256(b"\n".join(map(canonical_json, rows)))
-
-    def ref(self, tokens: int) -> DatasetRef:
-        """Return the reference that versions publish. `tokens`: of all rows that train."""
-        return DatasetRef(
-            digest=self.digest(),
-            examples=len(self.train),
-            users=len({one.row.user_id for one in self.train}),
-            through=dict(self.through),
-            tokens=tokens,
-        )
-
-
-# --- building ---------------------------------------------------------------------------------------------------
 
 
 def build(
@@ -258,89 +202,3 @@ def asks_for_trained_fact(heldout: Sequence[GroupedRow], trained: Sequence[str])
     closest = similarity.max(axis=1).toarray().ravel()
     groups = {one.group for one, value in zip(heldout, closest, strict=True) if value >= TRAINED_FACT}
     return [one.group in groups for one in heldout]
-
-
-# --- on disk ----------------------------------------------------------------------------------------------------
-
-
-def fields_of(one: GroupedRow) -> dict[str, Any]:
-    """Return a row as the columns of a snapshot."""
-    row = one.row
-    return {
-        "response_id": row.response_id,
-        "revision": row.revision,
-        "event_id": row.event_id,
-        "user_id": row.user_id,
-        "messages": json.dumps([list(message) for message in row.messages], ensure_ascii=False),
-        "original": row.original,
-        "answer": row.answer,
-        "occurred_ms": row.occurred_ms,
-        "kind": row.kind,
-        "group": one.group,
-        ASKED_BY: row.asked_by,
-        "objective": row.objective,
-        "label": row.label,
-        "unended": row.unended,
-        "original_unended": row.original_unended,
-    }
-
-
-def row_from_fields(fields: Mapping[str, Any]) -> GroupedRow:
-    """Return the row of `fields_of`."""
-    columns = dict(fields)
-    group = columns.pop("group")
-    columns["messages"] = tuple((role, content) for role, content in json.loads(columns["messages"]))
-    return GroupedRow(Row(**columns), group)
-
-
-_TEXT: Final = ("response_id", "event_id", "user_id", "messages", "original", "answer", "kind", ASKED_BY)
-_INTEGER: Final = ("revision", "occurred_ms", "group")
-COLUMNS: Final = pa.schema(
-    [(name, pa.string()) for name in _TEXT]
-    + [(name, pa.int64()) for name in _INTEGER]
-    + [("objective", pa.string()), ("label", pa.bool_())]
-    + [(name, pa.bool_()) for name in UNENDED_COLUMNS]
-)
-
-
-def to_parquet(rows: Sequence[GroupedRow]) -> bytes:
-    """Return the rows as a Parquet file. Equal rows give equal bytes."""
-    table = pa.Table.from_pylist([fields_of(one) for one in rows], schema=COLUMNS)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def write(folder: Path, snapshot: Snapshot, tokens: int) -> DatasetRef:
-    """Write both files of rows and then `snapshot.json`, which marks the snapshot as complete."""
-    ref = snapshot.ref(tokens)
-    write_whole(folder / TRAIN_ROWS, to_parquet(snapshot.train))
-    write_whole(folder / HELDOUT_ROWS, to_parquet(snapshot.heldout))
-    summary = {
-        "dataset": ref.model_dump(mode="json"),
-        "measuring": len(snapshot.heldout),
-        "held": count_reasons(snapshot.quarantined),
-        "quarantine": [[one.response_id, one.event_id, one.reason] for one in snapshot.quarantined],
-    }
-    write_whole(folder / SNAPSHOT, json.dumps(summary, sort_keys=True).encode())
-    return ref
-
-
-def read_ref(folder: Path) -> DatasetRef:
-    """Return the reference of a complete snapshot."""
-    return DatasetRef.model_validate(json.loads((folder / SNAPSHOT).read_bytes())["dataset"])
-
-
-def read_quarantine(folder: Path) -> list[tuple[str, str, str]]:
-    """Return the quarantined events of a complete snapshot as (response_id, event_id, reason)."""
-    return [tuple(entry) for entry in json.loads((folder / SNAPSHOT).read_bytes())["quarantine"]]
-
-
-def read_rows(folder: Path, name: str = TRAIN_ROWS) -> list[GroupedRow]:
-    """Return the rows of a snapshot's file."""
-    return [row_from_fields(fields) for fields in pq.read_table(folder / name).to_pylist()]
-
-
-def is_complete(folder: Path) -> bool:
-    """Return whether the folder contains a complete snapshot."""
-    return (folder / SNAPSHOT).exists()

@@ -24,7 +24,7 @@ import structlog
 
 from services.trainer.commands import quarantine_release
 from services.trainer.database import scrub
-from services.trainer.dataset import batch_table, export_files, rewrite_cache, snapshot
+from services.trainer.dataset import batch_table, export_files, rewrite_cache, snapshot_files
 from services.trainer.dataset.erasure_target import ErasureTarget
 from services.trainer.dataset.filters import Row
 from services.trainer.erasure import redact_run, requests
@@ -95,7 +95,7 @@ class ErasureHandler:
         closed = [path for path in self._run_folders() if path.name != open_run]
         for folder in closed:
             redact_run.remove_leftovers(folder)
-            if snapshot.is_complete(folder):
+            if snapshot_files.is_complete(folder):
                 self.affects(folder.name, targets)
         recorded = [requests.affected_runs(self.db, target.request_id) for target in targets]
         affected = {run_id for runs in recorded for run_id in runs}
@@ -104,7 +104,7 @@ class ErasureHandler:
         for folder in closed:
             if folder.name in ended_by_erasure:
                 remove(folder)
-            elif folder.name in affected and snapshot.is_complete(folder):
+            elif folder.name in affected and snapshot_files.is_complete(folder):
                 redact_run.redact(folder, targets, self._is_current)
             elif redact_run.stable_run_of(folder) in trained:
                 # At the gate the stable version may have answered with what it was trained on.
@@ -149,5 +149,5 @@ class ErasureHandler:
 
         Which of their rows it trained is not known then, so a report may name a version too many, but never misses one.
         """
-        lost = version.run_id is not None and not snapshot.is_complete(self.runs / version.run_id)
+        lost = version.run_id is not None and not snapshot_files.is_complete(self.runs / version.run_id)
         return lost and version.dataset is not None and any(map(version.dataset.holds, batches))

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot_files
 from services.trainer.dataset.erasure_target import ErasureTarget, IsCurrent, targets_of
 from services.trainer.dataset.filters import GroupedRow
-from services.trainer.dataset.snapshot import HELDOUT_ROWS, SNAPSHOT, TRAIN_ROWS
+from services.trainer.dataset.snapshot_files import HELDOUT_ROWS, SNAPSHOT, TRAIN_ROWS
 from services.trainer.files import keep_only, remove, write_whole
 from services.trainer.run.folder import CONFIG, WITHOUT_TEXT
 
@@ -20,15 +20,15 @@ def affected_requests(
     """Return the requests that delete rows of a complete snapshot: request_id -> whether any of these rows trained."""
     affected: dict[str, bool] = {}
     for name, trains in ((HELDOUT_ROWS, False), (TRAIN_ROWS, True)):
-        for one in snapshot.read_rows(folder, name):
+        for one in snapshot_files.read_rows(folder, name):
             affected |= {target.request_id: trains for target in targets_of(one.row, targets, is_current)}
     return dict(sorted(affected.items()))
 
 
 def rows_of(folder: Path) -> Iterable[GroupedRow]:
     """Yield all rows of a complete snapshot, those that train and the held-out ones."""
-    yield from snapshot.read_rows(folder, TRAIN_ROWS)
-    yield from snapshot.read_rows(folder, HELDOUT_ROWS)
+    yield from snapshot_files.read_rows(folder, TRAIN_ROWS)
+    yield from snapshot_files.read_rows(folder, HELDOUT_ROWS)
 
 
 def redact(folder: Path, targets: Sequence[ErasureTarget], is_current: IsCurrent) -> None:
@@ -38,10 +38,10 @@ def redact(folder: Path, targets: Sequence[ErasureTarget], is_current: IsCurrent
     """
     deleted = 0
     for name in (TRAIN_ROWS, HELDOUT_ROWS):
-        rows = snapshot.read_rows(folder, name)
+        rows = snapshot_files.read_rows(folder, name)
         kept = [one for one in rows if not targets_of(one.row, targets, is_current)]
         if len(kept) < len(rows):
-            write_whole(folder / name, snapshot.to_parquet(kept))
+            write_whole(folder / name, snapshot_files.to_parquet(kept))
             deleted += len(rows) - len(kept)
     if deleted:
         summary = json.loads((folder / SNAPSHOT).read_bytes())
@@ -52,7 +52,7 @@ def redact(folder: Path, targets: Sequence[ErasureTarget], is_current: IsCurrent
 
 def remove_leftovers(folder: Path) -> None:
     """Remove from the folder of a closed run what a crash left unfinished, which may be older than any erasure."""
-    if not snapshot.is_complete(folder):
+    if not snapshot_files.is_complete(folder):
         keep_only(folder, WITHOUT_TEXT)
         return
     for path in folder.glob(".*"):

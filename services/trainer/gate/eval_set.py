@@ -1,6 +1,6 @@
 """What candidate and stable are evaluated on, and what came out: the input of every metric.
 
-Imports neither torch nor transformers, because the trainer's service imports the metrics for their labels.
+Does not import torch, transformers or scikit-learn: the trainer's service imports the metrics for their labels.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
-from services.trainer.gate.eval_items import EvalItem
 from services.trainer.gate.golden import GoldenQuestion
 from services.trainer.gate.preference_pairs import PreferencePair
 
 if TYPE_CHECKING:
     from services.trainer.base.base_answers import BaseAnswer, Prompt
+    from services.trainer.gate.eval_items import EvalItem
 
 AnswerPair = tuple[str, str]
 """(the candidate's answer, the stable version's answer)"""

@@ -12,7 +12,7 @@ import structlog
 from services.trainer.base import dtype
 from services.trainer.base.base_answers import EVAL_PROMPTS, SAFETY_PROMPTS, shipped_prompts
 from services.trainer.base.model import load_base
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot_files
 from services.trainer.files import write_whole
 from services.trainer.gate.eval_items import build_eval_items
 from services.trainer.gate.eval_set import EvalSet
@@ -80,7 +80,7 @@ def build_eval_set(context: RunContext) -> EvalSet:
     config, recipe = context.config, context.config.recipe
     trained = _trained_answers(context.folder)
     by_stable = _trained_answers(context.folder_of(config.stable_run)) if config.stable_run else []
-    held_out = snapshot.read_rows(context.folder, snapshot.HELDOUT_ROWS)
+    held_out = snapshot_files.read_rows(context.folder, snapshot_files.HELDOUT_ROWS)
     general = shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
     safety = shipped_prompts(SAFETY_PROMPTS, recipe.gate_safety_prompts)
     base_answers = context.base_answers([*general, *safety])
@@ -101,9 +101,9 @@ def build_eval_set(context: RunContext) -> EvalSet:
 
 def _trained_answers(folder: Path) -> list[TrainedAnswer]:
     """Return the questions and answers of a run's snapshot; an empty list if it was erased."""
-    if not snapshot.is_complete(folder):
+    if not snapshot_files.is_complete(folder):
         return []
-    rows = [grouped.row for grouped in snapshot.read_rows(folder)]
+    rows = [grouped.row for grouped in snapshot_files.read_rows(folder)]
     return [(row.question, row.answer) for row in rows] + [
         (row.question, row.original) for row in rows if row.objective == "dpo"
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from services.trainer.base import dtype
 from services.trainer.base.base_answers import BaseAnswer, BaseAnswerCache, Prompt
 from services.trainer.base.tokenization import load_tokenizer
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot_files
 from services.trainer.progress import Progress, ProgressCallback
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
@@ -86,4 +86,8 @@ class RunContext:
 
 def trained_questions(folder: Path) -> list[str]:
     """Return the questions that a run trained on, or none if an erasure removed its snapshot."""
-    return [row.row.question for row in snapshot.read_rows(folder)] if snapshot.is_complete(folder) else []
+    return (
+        [row.row.question for row in snapshot_files.read_rows(folder)]
+        if snapshot_files.is_complete(folder)
+        else []
+    )

@@ -38,7 +38,7 @@ from typing import Final
 
 from services.trainer.base.dtype import DTYPE_FILE as DTYPE
 from services.trainer.dataset.data_card import DATA_CARD, DATA_CARD_PAGE
-from services.trainer.dataset.snapshot import SNAPSHOT
+from services.trainer.dataset.snapshot_files import SNAPSHOT
 
 CONFIG: Final = "config.json"
 RUN_LOG: Final = "run.log"

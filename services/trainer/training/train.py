@@ -28,7 +28,7 @@ from services.trainer.base.base_answers import REPLAY_PROMPTS, BaseAnswer, shipp
 from services.trainer.base.model import default_device, load_base
 from services.trainer.base.tokenization import token_count
 from services.trainer.core.recipe import Recipe
-from services.trainer.dataset import data_card, snapshot
+from services.trainer.dataset import data_card, snapshot_files
 from services.trainer.dataset.filters import Row
 from services.trainer.dataset.objectives import (
     TrlRow,
@@ -94,7 +94,7 @@ class TrainingRow:
 def train(context: RunContext) -> None:
     """Train on the run's snapshot and write the adapter. Raises `RunFailed` or `RunStopped`."""
     folder, recipe, tokenizer = context.folder, context.config.recipe, context.tokenizer
-    rows = [training_row(tokenizer, grouped.row) for grouped in snapshot.read_rows(folder)]
+    rows = [training_row(tokenizer, grouped.row) for grouped in snapshot_files.read_rows(folder)]
     if not rows:
         raise RunFailed("the snapshot has no rows to train")
     base_answers = context.base_answers(shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot_files
 from services.trainer.dataset.filters import GroupedRow
 from services.trainer.run import run_table
 from services.trainer.run.run_table import Run
@@ -83,11 +83,11 @@ MISSING_SNAPSHOT: Final = SnapshotState((), 0, complete=False, exists=False)
 
 def read_snapshot_state(folder: Path, dataset: DatasetRef | None) -> SnapshotState:
     """Read a run's snapshot as it is now, and compare it with the dataset that was published."""
-    if dataset is None or not snapshot.is_complete(folder):
+    if dataset is None or not snapshot_files.is_complete(folder):
         return MISSING_SNAPSHOT
-    rows = tuple(snapshot.read_rows(folder))
-    complete = snapshot.Snapshot(rows, (), ()).digest() == dataset.digest
-    return SnapshotState(rows, len(snapshot.read_rows(folder, snapshot.HELDOUT_ROWS)), complete)
+    rows = tuple(snapshot_files.read_rows(folder))
+    complete = snapshot_files.Snapshot(rows, (), ()).digest() == dataset.digest
+    return SnapshotState(rows, len(snapshot_files.read_rows(folder, snapshot_files.HELDOUT_ROWS)), complete)
 
 
 def why_not_reproducible(version: ModelVersion, state: SnapshotState, records: LineRecords) -> list[str]:

@@ -18,7 +18,7 @@ import structlog
 from services.trainer.base import dtype
 from services.trainer.base.tokenization import prompt_and_answer_lengths, token_count
 from services.trainer.database import open_read_only
-from services.trainer.dataset import batch_table, data_card, snapshot
+from services.trainer.dataset import batch_table, data_card, snapshot, snapshot_files
 from services.trainer.dataset.comment_rewriter import EndpointConfig, rewrites_for
 from services.trainer.dataset.filters import Row
 from services.trainer.files import write_whole
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 def run_stages(context: RunContext) -> None:
     """Execute the stages of the run that are not complete. Raises `RunFailed` or `RunStopped`."""
     folder, config = context.folder, context.config
-    if not snapshot.is_complete(folder):
+    if not snapshot_files.is_complete(folder):
         take_snapshot(context)
     pause_for_fault_test(RunStage.SNAPSHOT)
     if not (folder / ADAPTER).exists():
@@ -54,7 +54,7 @@ def run_stages(context: RunContext) -> None:
         from services.trainer.gate.stage import gate_run  # noqa: PLC0415 - importing torch takes seconds
 
         report = gate_run(context)
-        write_artifact(folder, config, snapshot.read_ref(folder), report)
+        write_artifact(folder, config, snapshot_files.read_ref(folder), report)
         write_whole(folder / GATE_RESULT, report.model_dump_json(indent=1, exclude_none=True).encode())
 
 
@@ -98,7 +98,7 @@ def take_snapshot(context: RunContext) -> None:
         context.folder,
         data_card.build_card(config.line, config.run_id, config.created_at, recipe, built, examples, sizes),
     )
-    ref = snapshot.write(context.folder, built, tokens=sum(map(sum, sizes)))
+    ref = snapshot_files.write(context.folder, built, tokens=sum(map(sum, sizes)))
     log.info(
         "snapshot_taken", examples=ref.examples, users=ref.users, tokens=ref.tokens, digest=ref.digest[:8]
     )
@@ -135,7 +135,7 @@ def run_to_exit_code(folder: Path, config: RunConfig, work: Callable[[], None]) 
 
 def handle_out_of_memory(folder: Path, batch_size: int, error: Exception) -> ExitCode:
     """Halve the micro-batch for the next start. Fail the run if it was not training, or if the micro-batch is 1."""
-    training = snapshot.is_complete(folder) and not (folder / ADAPTER).exists()
+    training = snapshot_files.is_complete(folder) and not (folder / ADAPTER).exists()
     rows = micro_batch.halve(folder, batch_size) if training else None
     log.warning("out_of_memory", error=str(error), micro_batch=rows)
     if rows is not None:

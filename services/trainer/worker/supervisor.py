@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from services.trainer.dataset import snapshot
+from services.trainer.dataset import snapshot_files
 from services.trainer.files import write_whole
 from services.trainer.run import disk_space, micro_batch, run_table
 from services.trainer.run.checkpoint_manifest import newest_step
@@ -163,7 +163,7 @@ class RunSupervisor:
 
 def position_of(folder: Path) -> str:
     """Return in words from where the run in `folder` would resume."""
-    if not snapshot.is_complete(folder):
+    if not snapshot_files.is_complete(folder):
         return "snapshot"
     if (folder / ADAPTER).exists():
         return "gate"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from services.trainer.gate.eval_items import EvalItem
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, GenerationTask
 from services.trainer.gate.metrics.correction_likelihood import CORRECTION_LIKELIHOODS
 from services.trainer.gate.metrics.metric import (
@@ -20,6 +20,9 @@ from services.trainer.gate.metrics.metric import (
 )
 from services.trainer.gate.scorers import chrf, key_recall, outcome, score
 from services.trainer.gate.statistics import ScorePair, gains, stable_mean
+
+if TYPE_CHECKING:
+    from services.trainer.gate.eval_items import EvalItem
 
 CORRECTION_ANSWERS = GenerationTask(
     name="answers",
