@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sys
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,13 +16,12 @@ from rich.table import Table
 
 from benchmarks.experiment import eta, plot, statistics
 from benchmarks.experiment.arms import ARMS, QUICK, Arm, Sizes, all_arms
-from benchmarks.experiment.run import PREPARED, Experiment, ProcessFailed, code_digest, run_arm, run_module
+from benchmarks.experiment.run import Experiment, code_digest, run_arm
 from benchmarks.machine import machine
-from deploy.local.model import REPLAY_FOLDER, ensure_base_model, ensure_tiny_model
+from benchmarks.trainer_run import PREPARED, ProcessFailed, find_benchmark_base, run_module
+from deploy.local.model import REPLAY_FOLDER
 from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, SAFETY_PROMPTS, shipped_prompts
 from services.trainer.files import write_whole
-from shared.adapters.base_model import find_base
-from shared.errors import Misconfigured
 from shared.events import canonical_json, sha256
 
 RESULTS = Path(__file__).parent.with_name("experiment.json")
@@ -74,15 +71,7 @@ def main(
 
 def prepare(quick: bool, base: str, folder: Path) -> Experiment:
     """Find or download the base model and return the experiment. Settings of a deployment in this shell are ignored."""
-    base_name = base or os.environ.get("LOOPWRIGHT_BASE_MODEL", "")
-    for name in [name for name in os.environ if name.startswith("LOOPWRIGHT_")]:
-        del os.environ[name]
-    try:
-        location = base_name or str((ensure_tiny_model if quick else ensure_base_model)(PREPARED, print))
-        pinned = find_base(location)
-    except Misconfigured as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(FAILED) from None
+    pinned = find_benchmark_base(base, quick)
     sizes = QUICK if quick else Sizes()
     digest = sha256(canonical_json([sizes.to_dict(), pinned.digest, quick]))[:8]
     folder = (folder / digest).resolve()
@@ -135,7 +124,7 @@ def print_estimate(experiment: Experiment, left: list[Arm], console: Console) ->
     output = experiment.folder / "speed.json"
     console.print("Measuring the speed of this machine ...")
     run_module(
-        "machine_speed",
+        "benchmarks.experiment.machine_speed",
         experiment.folder / "speed.log",
         str(experiment.base.path),
         str(experiment.threads),

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 
 from benchmarks.experiment.arms import Arm, Sizes
-from benchmarks.experiment.make_batches import UserFeedback
+from benchmarks.make_batches import UserFeedback
 from examples.world import Fact, is_poisoned, is_right, load_world
 
 EMPTY_ANSWER = "(no answer)"

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 from transformers import logging as transformers_logging
 
-from benchmarks.experiment.run import PREPARED, RUN_ID
 from benchmarks.gate.null_adapters import SCALE, SEEDS, gate_null_adapters
+from benchmarks.trainer_run import PREPARED, RUN_ID
 from deploy.local.model import REPLAY_FOLDER
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress

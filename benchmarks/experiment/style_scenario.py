@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.experiment.arms import Arm, Sizes
-from benchmarks.experiment.make_batches import UserFeedback
+from benchmarks.make_batches import UserFeedback
 
 SampledAnswers = Mapping[str, Sequence[str]]
 """Sampled answers by question, cut at the token limit."""

@@ -1,8 +1,9 @@
-"""Generates a version's answers, in a process of its own: `python -m benchmarks.experiment.generate TASK OUTPUT`.
+"""Generates a version's answers, in a process of its own: `python -m benchmarks.generate TASK OUTPUT`.
 
-TASK is a JSON file with the fields `base`, `adapter` (or null), `threads`, `seed`, `greedy` (questions), `tokens`
-(limit of their answers), `sampled` (pairs of question and number of answers) and `sampled_tokens`. OUTPUT is written
-when it is complete: `greedy` maps questions to answers, `sampled` maps questions to lists of answers.
+TASK is a JSON file with the fields `base`, `adapter` (or null), `threads`, `seed`, `greedy` (conversations as lists of
+[role, text]), `tokens` (limit of their answers), `sampled` (pairs of question and number of answers) and
+`sampled_tokens`. OUTPUT is written when it is complete: `greedy` has [answer, whether the model ended it] for each
+conversation, `sampled` maps questions to lists of answers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from transformers import logging as transformers_logging
 
 from services.trainer.base.dtype import fastest
-from services.trainer.base.model import generate_answers, load_base, with_adapter
+from services.trainer.base.model import generate_with_endings, load_base, with_adapter
 from services.trainer.base.tokenization import load_tokenizer, prompt_ids
 from services.trainer.files import write_whole
 from services.trainer.worker.launcher import PARENT_PID_VARIABLE
@@ -85,8 +86,8 @@ def main(task_file: Path, output: Path) -> None:
     tokenizer = load_tokenizer(base_folder)
     base = load_base(base_folder, task["threads"], fastest(base_folder))
     with with_adapter(base, Path(task["adapter"]) if task["adapter"] else None) as model:
-        conversations = [(("user", question),) for question in task["greedy"]]
-        greedy = generate_answers(model, tokenizer, conversations, task["tokens"])
+        conversations = [[(role, text) for role, text in conversation] for conversation in task["greedy"]]
+        greedy = generate_with_endings(model, tokenizer, conversations, task["tokens"])
         sampled = sample_answers(
             model,
             tokenizer,
@@ -94,7 +95,7 @@ def main(task_file: Path, output: Path) -> None:
             task["sampled_tokens"],
             task["seed"],
         )
-    answers = {"greedy": dict(zip(task["greedy"], greedy, strict=True)), "sampled": sampled}
+    answers = {"greedy": greedy, "sampled": sampled}
     write_whole(output, json.dumps(answers, ensure_ascii=False, indent=1).encode())
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from services.trainer.core.chat import Messages
 from shared.events import Batch, Choice, ExampleRevision, Message, Signal, SignalKind
 from shared.versions import batch_name
 
@@ -23,18 +24,25 @@ class UserFeedback:
         question: What the user asked.
         answer: What the model answered.
         kind: Kind of the feedback.
-        value: The correction, or `up` or `down`.
+        value: The correction, `up` or `down`, the number of stars, or the comment.
         times: How often the user sent the same feedback. Each time makes a revision.
         truncated: Whether the app stopped the model at the end of `answer`.
+        earlier: Messages of the conversation before the question.
     """
 
     user: str
     question: str
     answer: str
     kind: SignalKind
-    value: str
+    value: str | int
     times: int = 1
     truncated: bool = False
+    earlier: Messages = ()
+
+    @property
+    def messages(self) -> Messages:
+        """The conversation, which ends with the question."""
+        return (*self.earlier, ("user", self.question))
 
 
 def example_revisions(line: str, version: str, feedback: Sequence[UserFeedback]) -> list[ExampleRevision]:
@@ -58,7 +66,10 @@ def example_revisions(line: str, version: str, feedback: Sequence[UserFeedback])
                 op="upsert",
                 version=version,
                 user_id=item.user,
-                messages=(Message(role="user", content=item.question),),
+                messages=tuple(
+                    Message.model_validate({"role": role, "content": content})
+                    for role, content in item.messages
+                ),
                 choices=(choice,),
                 signals=(signal,),
                 responded_at=responded_at,
