@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.experiment import eta, facts_scenario, plot, statistics, style_scenario
 from benchmarks.experiment.arms import ARMS, LINES, Arm, ArmName, Sizes, all_arms
-from benchmarks.make_batches import UserFeedback, cut_batches, example_revisions
 from benchmarks.experiment.run import source_files
+from benchmarks.make_batches import UserFeedback, cut_batches, example_revisions
 from examples.world import is_poisoned, load_world
 from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, shipped_prompts
 from services.trainer.core.recipe import Recipe

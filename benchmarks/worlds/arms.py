@@ -1,0 +1,284 @@
+"""Arms of the benchmark: each trains on one world's feedback with one seed and is measured on the unseen wordings.
+
+- `base`: the base without training. It is measured once per world.
+- `ours`: the trainer's own run and gate, with the default recipe.
+- `plain`: a plain LoRA loop with replay on the same usable rows (`plain_lora.py`).
+
+Each step is skipped if its file exists, and a run resumes from its newest checkpoint. The result is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import services.trainer
+from benchmarks import trainer_run
+from benchmarks.trainer_run import GenerationTask, PeakMemory, StageCallback, TrainerRun
+from benchmarks.worlds import users
+from benchmarks.worlds.plain_lora import FIGURES, PlainRecipe
+from benchmarks.worlds.users import BaseAnswer
+from benchmarks.worlds.world import WORLDS, Fact, World, WorldName, load_world
+from services.trainer.base.base_answers import EVAL_PROMPTS, Prompt, shipped_prompts
+from services.trainer.core.chat import Messages
+from services.trainer.core.recipe import Recipe
+from services.trainer.files import write_whole
+from services.trainer.gate.scorers import contains_phrase
+from services.trainer.run.folder import ADAPTER, ARTIFACT, RUN_LOG
+from shared.adapters.base_model import PinnedBase
+from shared.events import sha256
+
+ArmName = Literal["base", "ours", "plain"]
+TRAINED: Final[tuple[ArmName, ...]] = ("ours", "plain")
+SEEDS: Final = (1, 2)
+RESULT: Final = "result.json"
+ANSWER_TOKENS: Final = 40
+"""Longest answer to a user or to a measured question, in tokens."""
+QUICK_EXAMPLES, QUICK_FACTS, QUICK_PROMPTS = 60, 6, 8
+QUICK_RECIPE: Final[dict[str, Any]] = {
+    "rank": 4,
+    "threads": 1,
+    "epochs": 1.0,
+    "replay_prompts": 4,
+    "replay_new_tokens": 6,
+    "gate_eval_prompts": 8,
+    "gate_safety_prompts": 4,
+    "gate_new_tokens": 6,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One arm of a world with one seed. The base's seed is 0."""
+
+    world: WorldName
+    name: ArmName
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """Name of the arm's folder."""
+        return f"{self.world}-{self.name}-{self.seed}"
+
+
+def arms_of(worlds: Sequence[WorldName] = WORLDS, seeds: Sequence[int] = SEEDS) -> list[Arm]:
+    """Return the arms in the order in which they run: small worlds first, then seed by seed."""
+    arms = []
+    for world in worlds:
+        arms.append(Arm(world, "base"))
+        arms += [Arm(world, name, seed) for seed in seeds for name in TRAINED]
+    return arms
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where the benchmark is stored, and on which base.
+
+    Attributes:
+        folder: Folder of all arms.
+        base: The base model.
+        replay: Cache of the base's answers to shipped prompts.
+        quick: Whether this is the quick form: the tiny model, few facts and examples.
+    """
+
+    folder: Path
+    base: PinnedBase
+    replay: Path
+    quick: bool = False
+
+    def arm_folder(self, arm: Arm) -> Path:
+        """Return the folder of an arm."""
+        return self.folder / arm.key
+
+    def result(self, arm: Arm) -> dict[str, Any] | None:
+        """Return the result of an arm, or None if it is not done."""
+        file = self.arm_folder(arm) / RESULT
+        return json.loads(file.read_bytes()) if file.exists() else None
+
+    def world(self, name: WorldName) -> World:
+        """Return a world, with few facts and examples in the quick form."""
+        world = load_world(name)
+        return (
+            replace(world, facts=world.facts[:QUICK_FACTS], examples=QUICK_EXAMPLES) if self.quick else world
+        )
+
+    def general_questions(self) -> list[Prompt]:
+        """Return the shipped general questions that have an answer key."""
+        prompts = [prompt for prompt in shipped_prompts(EVAL_PROMPTS) if prompt.answer_key]
+        return prompts[:QUICK_PROMPTS] if self.quick else prompts
+
+    @property
+    def threads(self) -> int:
+        """Threads of torch."""
+        return 1 if self.quick else len(os.sched_getaffinity(0))
+
+    def recipe(self, seed: int) -> Recipe:
+        """Return the recipe: the default with this seed."""
+        return Recipe(**{"threads": self.threads, "seed": seed} | (QUICK_RECIPE if self.quick else {}))
+
+    def plain_recipe(self) -> PlainRecipe:
+        """Return the recipe of the plain arm."""
+        return PlainRecipe(rank=4, epochs=1.0) if self.quick else PlainRecipe()
+
+
+def code_digest() -> str:
+    """Return a digest of the code that results depend on, to mark results of different code."""
+    own = Path(__file__).parent
+    shared = [own.with_name(name) for name in ("generate.py", "make_batches.py", "trainer_run.py")]
+    roots = (Path(services.trainer.__file__).parent, own)
+    files = [*shared, *(path for root in roots for path in sorted(root.rglob("*.py")))]
+    return sha256(b"".join(path.read_bytes() for path in files))[:8]
+
+
+def run_arm(bench: Bench, arm: Arm, callback: StageCallback) -> dict[str, Any]:
+    """Run the remaining steps of an arm and return its result.
+
+    Raises:
+        ProcessFailed: A process of the arm failed.
+    """
+    done = bench.result(arm)
+    if done is not None:
+        return done
+    started = time.monotonic()
+    folder = bench.arm_folder(arm)
+    folder.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"world": arm.world, "arm": arm.name, "seed": arm.seed, "code": code_digest()}
+    adapter: Path | None = None
+    run = trained_run(bench, arm)
+    match arm.name:
+        case "ours":
+            result |= _run_trainer(bench, arm, run, callback)
+            adapter = run.folder / ADAPTER if (run.folder / ADAPTER).exists() else None
+        case "plain":
+            adapter = folder / "adapter"
+            result |= _run_plain(bench, arm, run, adapter, callback)
+    result |= _measure(bench, arm, adapter, callback)
+    if arm.name == "ours":
+        shutil.rmtree(run.folder / ARTIFACT, ignore_errors=True)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    write_whole(folder / RESULT, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    return result
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def trained_run(bench: Bench, arm: Arm) -> TrainerRun:
+    """Return the trainer's run of an arm's world and seed, whose usable rows the plain arm trains as well."""
+    ours = Arm(arm.world, "ours", arm.seed)
+    return TrainerRun(
+        bench.arm_folder(ours) / "data",
+        bench.world(arm.world).line,
+        bench.base,
+        bench.recipe(arm.seed),
+        bench.replay,
+        f"worlds: {ours.key}",
+    )
+
+
+def _run_trainer(bench: Bench, arm: Arm, run: TrainerRun, callback: StageCallback) -> dict[str, Any]:
+    world = bench.world(arm.world)
+    questions = users.asked(world, arm.seed)
+    callback("answers of the base", 0.0)
+    answers = trainer_run.generate(
+        bench.base.path,
+        None,
+        bench.threads,
+        GenerationTask([item.conversation for item in questions], ANSWER_TOKENS),
+        bench.arm_folder(arm) / "asked.json",
+    )
+    feedback = users.feedback(world, arm.seed, questions, [BaseAnswer(*answer) for answer in answers.greedy])
+    memory = PeakMemory()
+    run.execute(feedback, callback, memory)
+    log = run.folder / RUN_LOG
+    return {
+        "examples": len(feedback),
+        "corrections": sum(item.kind == "correction" for item in feedback),
+        **trainer_run.summarise_run(run.folder),
+        "stage_seconds": trainer_run.stage_seconds(log),
+        "tokens_per_s": trainer_run.training_speed(log),
+        "peak_mb": round(memory.value / 2**20),
+    }
+
+
+def _run_plain(
+    bench: Bench, arm: Arm, run: TrainerRun, adapter: Path, callback: StageCallback
+) -> dict[str, Any]:
+    """Train the plain arm on the rows of the run, which is executed first if it is not done."""
+    if not run.is_done():
+        run_arm(bench, Arm(arm.world, "ours", arm.seed), callback)
+    memory = PeakMemory()
+    if not adapter.exists():
+        callback("training", 0.0)
+        task = {
+            "run": str(run.folder),
+            "base": str(bench.base.path),
+            "replay": str(bench.replay),
+            "threads": bench.threads,
+            "seed": arm.seed,
+            "recipe": asdict(bench.plain_recipe()),
+        }
+        folder = bench.arm_folder(arm)
+        task_file = folder / "plain.task.json"
+        write_whole(task_file, json.dumps(task).encode())
+        trainer_run.run_module(
+            "benchmarks.worlds.plain_lora", folder / "plain.log", str(task_file), str(adapter), memory=memory
+        )
+    figures = json.loads((adapter / FIGURES).read_bytes())
+    return {
+        "trained": figures["rows"],
+        "stage_seconds": {"training": figures["seconds"]},
+        "tokens_per_s": figures["tokens_per_s"],
+        "peak_mb": round(memory.value / 2**20) or None,
+    }
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def unseen_questions(world: World) -> list[tuple[Fact, Messages]]:
+    """Return each conversation that no user has, with its fact."""
+    return [(fact, conversation) for fact in world.facts for conversation in fact.unseen]
+
+
+def _measure(bench: Bench, arm: Arm, adapter: Path | None, callback: StageCallback) -> dict[str, Any]:
+    """Return which unseen wordings and which general questions are answered correctly."""
+    unseen, general = unseen_questions(bench.world(arm.world)), bench.general_questions()
+    conversations = [conversation for _, conversation in unseen] + [prompt.messages for prompt in general]
+    callback("measuring", 0.0)
+    answers = trainer_run.generate(
+        bench.base.path,
+        adapter,
+        bench.threads,
+        GenerationTask(conversations, ANSWER_TOKENS),
+        bench.arm_folder(arm) / "measured.json",
+    )
+    texts = [text for text, _ in answers.greedy]
+    return {
+        "unseen": judge_unseen(unseen, texts[: len(unseen)]),
+        "general": judge_general(general, texts[len(unseen) :]),
+    }
+
+
+def judge_unseen(
+    unseen: Sequence[tuple[Fact, Messages]], answers: Sequence[str]
+) -> dict[str, list[list[bool]]]:
+    """Return by fact, for each unseen wording: whether the answer is right, and whether it is the minority's."""
+    judged: dict[str, list[list[bool]]] = {}
+    for (fact, _), answer in zip(unseen, answers, strict=True):
+        judged.setdefault(fact.id, []).append([fact.is_right(answer), fact.is_false(answer)])
+    return judged
+
+
+def judge_general(prompts: Sequence[Prompt], answers: Sequence[str]) -> dict[str, bool]:
+    """Return by general question whether its answer is right."""
+    return {
+        prompt.id: contains_phrase(answer, prompt.answer_key)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    }
