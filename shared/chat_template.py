@@ -18,6 +18,9 @@ PLAIN_TEMPLATE: Final = (
 Every answer ends with the end-of-text token, so training on it teaches the model where to stop.
 """
 
+PLAIN_STOP_STRINGS: Final = ("\nUser:", "\nSystem:", "\nAssistant:")
+"""A base that was not trained to chat may not end its turn, but continues with the next speaker's line."""
+
 
 def plain_template_for(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return `PLAIN_TEMPLATE`, with `bos_token` in front if the tokenizer adds one to every text.
