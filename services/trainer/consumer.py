@@ -12,6 +12,7 @@ import structlog
 from services.trainer.commands.command_table import ACK_TIMEOUT_S, CommandTable
 from services.trainer.dataset import batch_table
 from services.trainer.erasure import requests
+from services.trainer.new_data import NewDataCounter
 from services.trainer.versions.publish import SERVICE
 from shared.commands import COMMAND, Command
 from shared.dead_letters import DeadLetterRate, make_dead_letter
@@ -42,6 +43,7 @@ class TrainerConsumer:
     reader: LogReader
     publisher: Publisher
     commands: CommandTable
+    counter: NewDataCounter
     rate: DeadLetterRate
     _unstored: list[Message] = field(default_factory=list)
     """Messages that were read but not stored, because the database raised (a full disk)."""
@@ -50,8 +52,8 @@ class TrainerConsumer:
         """Return the next records, or none while earlier messages are not stored."""
         return [] if self._unstored else self.reader.poll(seconds)
 
-    def store(self, records: Sequence[Record]) -> bool:
-        """Store records and positions; return whether batches of this line are among them.
+    def store(self, records: Sequence[Record]) -> None:
+        """Store records and positions, and count the batches of this line.
 
         A record that cannot be parsed becomes a dead letter, which is acknowledged before the position moves past it.
         If the database raises, nothing is lost: the next call stores the same messages first.
@@ -61,22 +63,22 @@ class TrainerConsumer:
             self._unstored += [] if message is None else [message]
             self.rate.add_processed(1)
         if not records and not self._unstored:
-            return False
+            return
         with self.db:
-            changed = [self._store(message) for message in self._unstored]
+            with self.counter.counting():
+                for message in self._unstored:
+                    self._store(message)
             batch_table.store_positions(self.db, self.reader.positions())
         self._unstored.clear()
-        return any(changed)
 
-    def _store(self, message: Message) -> bool:
+    def _store(self, message: Message) -> None:
         if isinstance(message, ErasureReport):
             # Of every line: an erasure concerns a user of the whole deployment.
             requests.store_report(self.db, message, self.line)
-        elif isinstance(message, Batch):
-            return message.line == self.line and batch_table.store_batch(self.db, message)
-        else:
+        elif not isinstance(message, Batch):
             self.commands.store(message)
-        return False
+        elif message.line == self.line:
+            batch_table.store_batch(self.db, message)
 
     def _parse(self, record: Record) -> Message | None:
         try:

@@ -24,7 +24,33 @@ CREATE TABLE IF NOT EXISTS releases (
     number INTEGER PRIMARY KEY AUTOINCREMENT, response_id TEXT NOT NULL, event_id TEXT NOT NULL, passes TEXT NOT NULL,
     UNIQUE (response_id, event_id, passes));
 
--- Runs, the rows they quarantine, and exports (run/run_table.py).
+-- The feedback of the current examples, checked row by row, and its counts (dataset/feedback_counts.py).
+CREATE TABLE IF NOT EXISTS uncounted (response_id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counted_examples (response_id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS feedback (
+    response_id TEXT NOT NULL, position INTEGER NOT NULL, event_id TEXT NOT NULL, identity TEXT NOT NULL,
+    user_id TEXT NOT NULL, kind TEXT NOT NULL, label INTEGER NOT NULL, content BLOB, occurred_ms INTEGER NOT NULL,
+    reason TEXT, releasable INTEGER NOT NULL, trains INTEGER NOT NULL, partition INTEGER NOT NULL,
+    number INTEGER NOT NULL, cut_ms INTEGER NOT NULL, release INTEGER NOT NULL, is_new INTEGER NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS feedback_by_response ON feedback (response_id, position);
+CREATE INDEX IF NOT EXISTS feedback_by_content ON feedback (content, occurred_ms) WHERE content IS NOT NULL;
+CREATE UNIQUE INDEX IF NOT EXISTS feedback_usable ON feedback (content) WHERE content IS NOT NULL AND reason IS NULL;
+CREATE INDEX IF NOT EXISTS feedback_by_batch ON feedback (is_new, partition, number);
+CREATE INDEX IF NOT EXISTS feedback_by_release ON feedback (release) WHERE release > 0;
+CREATE INDEX IF NOT EXISTS feedback_releasable ON feedback (response_id, event_id, reason) WHERE releasable = 1;
+CREATE INDEX IF NOT EXISTS feedback_new_by_user ON feedback (user_id, label)
+    WHERE is_new = 1 AND reason IS NULL AND trains = 1;
+CREATE INDEX IF NOT EXISTS feedback_new_by_age ON feedback (label, cut_ms)
+    WHERE is_new = 1 AND reason IS NULL AND trains = 1;
+CREATE TABLE IF NOT EXISTS feedback_totals (
+    trains INTEGER, kind TEXT, label INTEGER, is_new INTEGER, rows INTEGER NOT NULL,
+    PRIMARY KEY (trains, kind, label, is_new));
+CREATE TABLE IF NOT EXISTS feedback_reasons (reason TEXT PRIMARY KEY, rows INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS new_users (
+    user_id TEXT PRIMARY KEY, rows INTEGER NOT NULL, disliked INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS count_state (name TEXT PRIMARY KEY, value);
+
+-- Runs, the rows they quarantine, and exports (run/run_table.py, run/run_quarantine.py).
 CREATE TABLE IF NOT EXISTS runs (
     run_id TEXT PRIMARY KEY, stage TEXT NOT NULL, through TEXT NOT NULL, config TEXT NOT NULL,
     failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', version TEXT, created_ms INTEGER NOT NULL);

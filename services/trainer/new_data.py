@@ -1,36 +1,88 @@
-"""Counts the usable data that is new since the last run, or since the last dataset if the trainer only exports."""
+"""The usable data that is new since the last run, or since the last dataset if the trainer only exports."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
 
 from services.trainer.core.trigger import NewData
-from services.trainer.dataset import batch_table
-from services.trainer.dataset.filters import split_by_holdout, usable_rows
+from services.trainer.dataset import feedback_counts
+from services.trainer.dataset.feedback_counts import Limits
 from services.trainer.dataset.objectives import enough_for_kto
 from services.trainer.run import run_table
 from services.trainer.settings import TrainerSettings
 
+PORTION: Final = 1000
+"""Responses counted at a time when everything is counted again, so that the service does other work in between."""
+
+
+@dataclass(slots=True)
+class NewDataCounter:
+    """Reader of the counts, and caller of what keeps them complete. Costs next to nothing while nothing changes."""
+
+    db: sqlite3.Connection
+    settings: TrainerSettings
+    _counts: NewData | None = None
+    _changes: int = field(default=-1)
+    """`Connection.total_changes` for which `_counts` was read. This connection is the only one that writes."""
+
+    def __post_init__(self) -> None:
+        feedback_counts.prepare(self.db, self.settings.comment_mode)
+
+    def count_portion(self) -> int:
+        """Count the next responses that are not counted, in a transaction. Return how many are left."""
+        if feedback_counts.is_complete(self.db):
+            return 0
+        with self.db:
+            self._count_next()
+        return feedback_counts.uncounted(self.db)
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what the block stores or releases, inside the caller's transaction.
+
+        If other responses are still to be counted, those of the block are counted after them (`count_portion`).
+        """
+        was_complete = feedback_counts.is_complete(self.db)
+        yield
+        while was_complete and self._count_next():
+            pass
+
+    def _count_next(self) -> int:
+        return feedback_counts.count_stale(self.db, self.settings.line, self.settings.comment_mode, PORTION)
+
+    def read(self) -> NewData:
+        """Return the counts. They lack what is not counted yet (`count_portion`)."""
+        if self._counts is None or self.db.total_changes != self._changes:
+            feedback_counts.set_limits(self.db, self._limits())
+            self._counts = self._read()
+            self._changes = self.db.total_changes
+        return self._counts
+
+    def _limits(self) -> Limits:
+        if self.settings.mode == "export":
+            return Limits(run_table.newest_export(self.db)[0], None)
+        return Limits(run_table.newest_through(self.db), run_table.newest_release(self.db))
+
+    def _read(self) -> NewData:
+        rows = feedback_counts.usable_rows(self.db)
+        # Whether disliked answers train depends on the labels of all rows, not only of the new ones.
+        disliked = self.settings.mode == "export" or enough_for_kto(
+            rows.all.get(1, 0), rows.all.get(0, 0), self.settings.kto_least
+        )
+        return NewData(
+            examples=rows.new if disliked else rows.new - rows.new_disliked,
+            users=feedback_counts.new_users(self.db, with_disliked=disliked),
+            oldest_ms=feedback_counts.oldest_new_ms(self.db, with_disliked=disliked),
+        )
+
 
 def count_new_data(db: sqlite3.Connection, settings: TrainerSettings) -> NewData:
-    """Count the new examples that would train, and their users."""
-    trains = settings.mode == "train"
-    through = run_table.newest_through(db) if trains else run_table.newest_export(db)[0]
-    released = run_table.newest_release(db) if trains else None
-    examples = batch_table.current_examples(db, batch_table.through(db))
-    new = [example for example in examples if example.is_new(through, released)]
-    training, _ = split_by_holdout(settings.line, usable_rows(new, settings.comment_mode)[0])
-    if trains and any(row.label is False for row in training):
-        # Whether disliked answers train depends on the labels of all rows, not only of the new ones.
-        rows, _ = split_by_holdout(settings.line, usable_rows(examples, settings.comment_mode)[0])
-        labels = [row.label for row in rows if row.objective == "kto"]
-        if not enough_for_kto(labels.count(True), labels.count(False), settings.kto_least):
-            training = [row for row in training if row.label is not False]
-    responses = {row.response_id for row in training}
-    return NewData(
-        examples=len(training),
-        users=len({row.user_id for row in training}),
-        oldest_ms=min(
-            (example.cut_ms for example in new if example.revision.response_id in responses), default=None
-        ),
-    )
+    """Count the new examples that would train, and their users, in transactions of its own."""
+    counter = NewDataCounter(db, settings)
+    while counter.count_portion():
+        pass
+    return counter.read()

@@ -26,16 +26,16 @@ from services.trainer.commands.export import NEVER_TRAINS, Exporter
 from services.trainer.commands.gate_again import GateRepeater
 from services.trainer.commands.reproduce import Reproducer
 from services.trainer.commands.version_task import VersionTask
-from services.trainer.console_status import console_status
+from services.trainer.console_status import StatusReader
 from services.trainer.consumer import TrainerConsumer
 from services.trainer.core.trigger import Decision, NewData, decide
 from services.trainer.dataset import batch_table, snapshot_files
 from services.trainer.dataset.erasure_target import ErasureTarget
 from services.trainer.erasure.handler import ErasureHandler
 from services.trainer.files import remove
-from services.trainer.new_data import count_new_data
+from services.trainer.new_data import NewDataCounter
 from services.trainer.progress import Progress
-from services.trainer.run import disk_space, run_table
+from services.trainer.run import disk_space, run_quarantine, run_table
 from services.trainer.run.folder import ADAPTER, ARTIFACT, GATE_RESULT
 from services.trainer.run.run_table import Run, RunConfig
 from services.trainer.settings import TrainerSettings
@@ -83,11 +83,11 @@ class Trainer:
     dead_letters: DeadLetterRate = field(default_factory=lambda: DeadLetterRate(DeadLetterLimit()))
     problem: str | None = None
     """Why the log cannot be read at the moment, or None."""
-    new_data: NewData | None = None
-    """Counts of the data since the last run, or None if they must be counted again."""
-    status_written_ms: int = 0
-    """When the console's status was last written; 0 if it has changed since."""
+    status_written: tuple[int, str, NewData] | None = None
+    """When the console's status was last written, and with what."""
     commands: CommandTable = field(init=False)
+    counter: NewDataCounter = field(init=False)
+    console: StatusReader = field(init=False)
     consumer: TrainerConsumer = field(init=False)
     erasures: ErasureHandler = field(init=False)
     exporter: Exporter = field(init=False)
@@ -99,8 +99,10 @@ class Trainer:
     def __post_init__(self) -> None:
         settings, db, line = self.settings, self.db, self.settings.line
         self.commands = CommandTable(line, db, self.versions, self.publisher, self.clock)
+        self.counter = NewDataCounter(db, settings)
+        self.console = StatusReader(db, self.counter, settings.thresholds())
         self.consumer = TrainerConsumer(
-            line, db, self.reader, self.publisher, self.commands, self.dead_letters
+            line, db, self.reader, self.publisher, self.commands, self.counter, self.dead_letters
         )
         self.erasures = ErasureHandler(line, db, settings.runs, settings.exports, self.versions, self.clock)
         self.exporter = Exporter(settings, db, self.clock)
@@ -180,18 +182,22 @@ class Trainer:
 
     def consume(self, records: Sequence[Record]) -> None:
         """Store records read from the log."""
-        if self.consumer.store(records):
-            self.new_data = None
+        self.consumer.store(records)
 
     def step(self) -> None:
         """Take the next step. If the log or the artifact store is unavailable, the next call tries again.
 
-        Commands, erasures and decisions wait until everything is read that was on the log at the start: with part of
-        the log, a row may look as if it had been erased, and other runs would start.
+        Commands, erasures and decisions wait until everything is read that was on the log at the start, and counted:
+        with part of the log, a row may look as if it had been erased, and other runs would start.
         """
         try:
             self.commands.publish_results()
-            caught_up = self.reader.at_end()
+            uncounted = self.counter.count_portion()
+            caught_up = self.reader.at_end() and not uncounted
+            if uncounted:
+                self._write_status(
+                    Decision(False, f"counting the collected feedback: {uncounted:,} responses are left")
+                )
             if caught_up:
                 self._erase()
             run = run_table.open_run(self.db)
@@ -247,7 +253,6 @@ class Trainer:
             self._set_stage(run, RunStage.PUBLISHED, version.ref.version)
             return
         self._set_stage(run, RunStage.ERASED)
-        self.new_data = None
         self._progress(run).report(
             RunStage.ERASED, reason="an erasure removed rows of its snapshot; a new run replaces it"
         )
@@ -256,12 +261,10 @@ class Trainer:
 
     def _run_commands(self, run: Run | None) -> None:
         """Execute the pending commands, except `train_now`, which is part of the decision to start a run."""
-        if quarantine_release.run_commands(self.commands, self.settings.comment_mode):
-            self.new_data = None
+        quarantine_release.run_commands(self.commands, self.counter)
         if pending := self.commands.pending(CommandKind.EXPORT_DATASET):
             result = self.exporter.export_for_command()
             self.commands.settle(pending, "done" if result.exported else "refused", result.message)
-            self.new_data = None
         if pending := self.commands.pending(CommandKind.DRY_RUN):
             self.commands.settle(pending, "done", self._dry_run_message(run))
         for task in self.version_tasks:
@@ -275,7 +278,7 @@ class Trainer:
             self.settings.line,
             batch_table.current_examples(self.db, through),
             through,
-            self._count_new_data(),
+            self.counter.read(),
             self._decide(),
             comments=self.settings.comment_mode,
             kto_least=self.settings.kto_least,
@@ -300,7 +303,6 @@ class Trainer:
         with self.db:
             run_table.begin(self.db, config, decision.reason)
             self.commands.decide(pending, "done", f"run {config.run_id} started: {decision.reason}")
-        self.new_data = None
         log.info(
             "run_started", run_id=config.run_id, reason=decision.reason, compared_with=config.stable.version
         )
@@ -313,25 +315,17 @@ class Trainer:
         if decision.start:
             result = self.exporter.export()
             log.info("exported_automatically", reason=decision.reason, exported=result.exported)
-            self.new_data = None
 
     def _decide(self, *, commanded: bool = False) -> Decision:
         trains = self.settings.mode == "train"
         return decide(
-            self._count_new_data(),
+            self.counter.read(),
             self.settings.thresholds(),
             self.clock.now_ms(),
             commanded=commanded,
             after_erasure=trains and run_table.newest_is_erased(self.db),
             last_run_ms=run_table.newest_start_ms(self.db) if trains else run_table.newest_export(self.db)[1],
         )
-
-    def _count_new_data(self) -> NewData:
-        if self.new_data is None:
-            self.new_data = count_new_data(self.db, self.settings)
-            USABLE_EXAMPLES.labels(self.settings.line).set(self.new_data.examples)
-            self.status_written_ms = 0
-        return self.new_data
 
     def _new_run_config(self) -> RunConfig:
         stable = self.versions.stable(self.base.ref(self.settings.line))
@@ -366,7 +360,7 @@ class Trainer:
 
     def _advance_stage(self, run: Run, folder: Path) -> None:
         if run.stage == RunStage.BEGUN and snapshot_files.is_complete(folder):
-            run_table.store_quarantine(self.db, run.config.run_id, snapshot_files.read_quarantine(folder))
+            run_quarantine.store(self.db, run.config.run_id, snapshot_files.read_quarantine(folder))
             self._set_stage(run, RunStage.SNAPSHOT)
         elif run.stage == RunStage.SNAPSHOT and (folder / ADAPTER).exists():
             self._set_stage(run, RunStage.TRAINED)
@@ -420,20 +414,15 @@ class Trainer:
             self._progress(run).report(RunStage.WAITING, reason=reason)
 
     def _write_status(self, decision: Decision) -> None:
-        """Write the collected data and the quarantine for the console, at most every `STATUS_INTERVAL_S`."""
-        new_data = self._count_new_data()
-        now_ms = self.clock.now_ms()
-        if now_ms - self.status_written_ms < STATUS_INTERVAL_S * 1000:
-            return
-        self.status_written_ms = now_ms
-        line = self.settings.line
-        collected, quarantine = console_status(
-            self.db,
-            new_data,
-            self.settings.thresholds(),
-            self.settings.comment_mode,
-            decision.reason,
-            from_ms(now_ms),
-        )
+        """Write the collected data and the quarantine for the console, after changes and every `STATUS_INTERVAL_S`."""
+        line, now_ms, new = self.settings.line, self.clock.now_ms(), self.counter.read()
+        if self.status_written is not None:
+            written_ms, *written = self.status_written
+            is_due = now_ms - written_ms >= STATUS_INTERVAL_S * 1000
+            if not is_due and written == [decision.reason, new]:
+                return
+        self.status_written = (now_ms, decision.reason, new)
+        collected, quarantine = self.console.read(decision.reason, from_ms(now_ms))
+        USABLE_EXAMPLES.labels(line).set(collected.usable)
         self.cache.put(redis_keys.collected(line), collected.to_json(), ttl_s=STATUS_TTL_S)
         self.cache.put(redis_keys.quarantine(line), quarantine.to_json(), ttl_s=STATUS_TTL_S)

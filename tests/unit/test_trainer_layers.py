@@ -23,11 +23,13 @@ LAYERS = (
     {"gate"},
     {"versions"},
     {"worker"},
+    # Counts of what is collected, which decide when a run starts.
+    {"new_data"},
     # The service: what operators, erasures and readers ask of it, and its loop.
     {"commands"},
     {"erasure"},
     {"api"},
-    {"new_data", "console_status", "consumer"},
+    {"console_status", "consumer"},
     {"service"},
     {"__main__"},
 )

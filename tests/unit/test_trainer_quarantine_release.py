@@ -12,9 +12,11 @@ from services.trainer.database import open_database
 from services.trainer.dataset import batch_table, snapshot
 from services.trainer.dataset.filters import RELEASABLE, apply_agreement, check_of, first_fault, usable_rows
 from services.trainer.dataset.holdout import is_held_out
-from services.trainer.run import run_table
+from services.trainer.new_data import NewDataCounter
+from services.trainer.run import run_quarantine, run_table
 from services.trainer.run.run_table import RunConfig
 from services.trainer.service import Trainer
+from services.trainer.settings import TrainerSettings
 from shared.adapters import redis_keys
 from shared.cloudevents import cloudevent
 from shared.commands import EXECUTORS, CommandResult, Release, TrainNow
@@ -184,7 +186,7 @@ def test_disputed_rows_of_the_newest_run_can_be_released(
         ("r1", "e-r1", PERSONAL),
         ("x", "e-x", disputed),
     ]
-    run_table.store_quarantine(trainer.db, run.config.run_id, found)
+    run_quarantine.store(trainer.db, run.config.run_id, found)
 
     def counts() -> dict[str, int]:
         refresh_console(rig, trainer)
@@ -248,9 +250,13 @@ def test_erasure_removes_the_releases_of_its_events(tmp_path: Path) -> None:
 
 def test_release_numbers_are_never_reused(tmp_path: Path) -> None:
     with closing(open_database(tmp_path)) as db:
-        batch_table.store_batch(db, batch(SECRETS))
-        quarantine_release.release(db, ["r2"], quarantine_release.releasable_now(db, "hold"))
-        batch_table.store_batch(db, batch(SECRETS[:1], rewrite=1))
+        counter = NewDataCounter(db, TrainerSettings(line=LINE))
+        with counter.counting():
+            batch_table.store_batch(db, batch(SECRETS))
+        with counter.counting():
+            quarantine_release.release(db, ["r2"])
+        with counter.counting():
+            batch_table.store_batch(db, batch(SECRETS[:1], rewrite=1))
         assert quarantine_release.remove_orphaned(db) == 1
-        quarantine_release.release(db, ["r1"], quarantine_release.releasable_now(db, "hold"))
+        quarantine_release.release(db, ["r1"])
         assert quarantine_release.newest_release(db) == 2

@@ -77,13 +77,8 @@ def states_now(
 
     Agreement of users, and their shares, are determined within a run only.
     """
-    wanted = set(responses)
-    examples = [
-        one
-        for one in batch_table.current_examples(db, batch_table.through(db))
-        if one.revision.response_id in wanted
-    ]
-    rows, quarantined = usable_rows(examples, comments)
+    current = (batch_table.current_example(db, response_id) for response_id in responses)
+    rows, quarantined = usable_rows([example for example in current if example is not None], comments)
     training, heldout = split_by_holdout(line, rows)
     return (
         {(one.response_id, one.event_id): f"held: {one.reason}" for one in quarantined}

@@ -8,32 +8,29 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Final
 
 from services.trainer.commands.command_table import CommandKind, CommandTable
-from services.trainer.core.recipe import CommentMode
-from services.trainer.dataset import batch_table
-from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import RELEASABLE, QuarantinedRow, check_of, usable_rows
-from services.trainer.run import run_table
+from services.trainer.dataset import batch_table, feedback_counts
+from services.trainer.dataset.filters import QuarantinedRow, check_of
+from services.trainer.new_data import NewDataCounter
+from services.trainer.run import run_quarantine
+
+NO_LIMIT: Final = -1
+"""SQLite's LIMIT for all rows."""
 
 
-def run_commands(commands: CommandTable, comments: CommentMode) -> bool:
-    """Execute the pending release commands. Returns whether there were any.
+def run_commands(commands: CommandTable, counter: NewDataCounter) -> None:
+    """Execute the pending release commands, once everything is counted.
 
     Commands that were answered before the table was lost are executed again, to rebuild the table of releases; their
     results are not published again.
     """
-    pending = commands.pending(CommandKind.RELEASE, skip_answered=False)
-    for command_id in pending:
-        with commands.db:
-            released, message = release(
-                commands.db,
-                commands.responses_to_release(command_id),
-                releasable_now(commands.db, comments),
-            )
+    for command_id in commands.pending(CommandKind.RELEASE, skip_answered=False):
+        with commands.db, counter.counting():
+            released, message = release(commands.db, commands.responses_to_release(command_id))
             commands.decide([command_id], "done" if released else "refused", message)
-    return bool(pending)
 
 
 def newest_release(db: sqlite3.Connection) -> int:
@@ -41,52 +38,34 @@ def newest_release(db: sqlite3.Connection) -> int:
     return int(db.execute("SELECT COALESCE(MAX(number), 0) FROM releases").fetchone()[0])
 
 
-def releasable_now(db: sqlite3.Connection, comments: CommentMode) -> list[QuarantinedRow]:
-    """Return the quarantined rows that can be released now.
+def releasable(
+    db: sqlite3.Connection, limit: int, response_ids: Sequence[str] | None = None
+) -> list[QuarantinedRow]:
+    """Return the first quarantined rows that can be released, each once and in order; optionally of these responses.
 
-    Checks of a single row are made on the collected data. Rows quarantined because users disagree are those of the
+    Checks of a single row are those of the collected data. Rows quarantined because users disagree are those of the
     newest run.
     """
-    examples = batch_table.current_examples(db, batch_table.through(db))
-    quarantined = [
-        *usable_rows(examples, comments)[1],
-        *(QuarantinedRow(*row) for row in run_table.newest_quarantine(db)),
+    rows = [
+        *feedback_counts.releasable(db, limit, response_ids),
+        *run_quarantine.releasable(db, limit, response_ids),
     ]
-    return releasable(examples, quarantined)
+    ordered = sorted(set(rows), key=lambda row: (row.response_id, row.event_id, row.reason))
+    return ordered if limit == NO_LIMIT else ordered[:limit]
 
 
-def releasable(examples: Sequence[Example], quarantined: Iterable[QuarantinedRow]) -> list[QuarantinedRow]:
-    """Return the rows of `quarantined` that can be released, each once and in order.
-
-    Their check must allow it, their event must be in `examples`, and must not have been released from that check.
-    """
-    released_checks = {
-        (example.revision.response_id, signal.event_id): example.released.get(signal.event_id, frozenset())
-        for example in examples
-        for signal in example.revision.signals
-    }
-    rows = {
-        row
-        for row in quarantined
-        if check_of(row.reason) in RELEASABLE
-        and check_of(row.reason) not in released_checks.get((row.response_id, row.event_id), RELEASABLE)
-    }
-    return sorted(rows, key=lambda row: (row.response_id, row.event_id, row.reason))
-
-
-def release(
-    db: sqlite3.Connection, response_ids: Iterable[str], quarantined: Iterable[QuarantinedRow]
-) -> tuple[bool, str]:
-    """Release the rows of `quarantined` that belong to these responses, inside the caller's transaction.
+def release(db: sqlite3.Connection, response_ids: Sequence[str]) -> tuple[bool, str]:
+    """Release the quarantined rows of these responses, inside the caller's transaction.
 
     Returns whether there were any, and the message for the operator.
     """
-    requested = set(response_ids)
-    rows = [row for row in quarantined if row.response_id in requested]
+    requested = sorted(set(response_ids))
+    rows = releasable(db, NO_LIMIT, requested)
     db.executemany(
         "INSERT OR IGNORE INTO releases (response_id, event_id, passes) VALUES (?, ?, ?)",
         [(row.response_id, row.event_id, check_of(row.reason)) for row in rows],
     )
+    feedback_counts.mark_uncounted(db, {row.response_id for row in rows})
     if not rows:
         return False, f"none of these {len(requested)} responses has a quarantined row that can be released"
     counts = Counter(row.reason for row in rows)
@@ -104,9 +83,10 @@ def remove_orphaned(db: sqlite3.Connection) -> int:
     """
     rows = db.execute("SELECT number, response_id, event_id FROM releases").fetchall()
     orphaned = [
-        (number,)
+        (number, response_id)
         for number, response_id, event_id in rows
         if not batch_table.has_signal_of_event(db, response_id, event_id)
     ]
-    db.executemany("DELETE FROM releases WHERE number = ?", orphaned)
+    db.executemany("DELETE FROM releases WHERE number = ?", [(number,) for number, _ in orphaned])
+    feedback_counts.mark_uncounted(db, {response_id for _, response_id in orphaned})
     return len(orphaned)

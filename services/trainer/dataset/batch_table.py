@@ -35,10 +35,16 @@ class Example:
 
 
 def store_batch(db: sqlite3.Connection, batch: Batch) -> bool:
-    """Store a batch within the caller's transaction; return False if the table has this or a higher rewrite of it."""
+    """Store a batch within the caller's transaction; return False if the table has this or a higher rewrite of it.
+
+    Its responses are then to be counted again (`feedback_counts.py`).
+    """
     stored = db.execute("SELECT rewrite FROM batches WHERE batch_id = ?", (batch.batch_id,)).fetchone()
     if stored is not None and stored[0] >= batch.rewrite:
         return False
+    db.execute(
+        "INSERT OR IGNORE INTO uncounted SELECT response_id FROM rows WHERE batch_id = ?", (batch.batch_id,)
+    )
     db.execute("DELETE FROM rows WHERE batch_id = ?", (batch.batch_id,))
     db.execute(
         "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?)",
@@ -48,6 +54,7 @@ def store_batch(db: sqlite3.Connection, batch: Batch) -> bool:
         "INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?, ?)",
         [(batch.batch_id, e.response_id, e.revision, e.op, e.to_json()) for e in batch.examples],
     )
+    db.executemany("INSERT OR IGNORE INTO uncounted VALUES (?)", [(e.response_id,) for e in batch.examples])
     return True
 
 
@@ -94,18 +101,35 @@ def current_examples(
     return [example for example in newest.values() if example is not None]
 
 
-def _released(db: sqlite3.Connection, upto: int | None) -> dict[str, tuple[dict[str, frozenset[str]], int]]:
-    """Return response_id -> (event_id -> released checks, number of the newest release)."""
+def current_example(db: sqlite3.Connection, response_id: str) -> Example | None:
+    """Return the newest revision of a response over all batches, or None if it is retracted or in no batch."""
+    row = db.execute(
+        "SELECT r.example, r.op, b.partition, b.number, b.cut_ms FROM rows r JOIN batches b USING (batch_id) "
+        "WHERE r.response_id = ? ORDER BY r.revision DESC, b.partition, b.number LIMIT 1",
+        (response_id,),
+    ).fetchone()
+    if row is None or row[1] == "retract":
+        return None
+    blob, _, partition, number, cut_ms = row
+    events, release = _released(db, None, response_id).get(response_id, ({}, 0))
+    return Example(ExampleRevision.from_json(blob), partition, number, cut_ms, events, release)
+
+
+def _released(
+    db: sqlite3.Connection, upto: int | None, response_id: str | None = None
+) -> dict[str, tuple[dict[str, frozenset[str]], int]]:
+    """Return response_id -> (event_id -> released checks, number of the newest release); optionally of one response."""
     found: dict[str, tuple[dict[str, frozenset[str]], int]] = {}
+    condition = "" if response_id is None else "AND response_id = ?"
     rows = db.execute(
-        "SELECT response_id, event_id, passes, number FROM releases WHERE number <= COALESCE(?, number) "
-        "ORDER BY number",
-        (upto,),
+        "SELECT response_id, event_id, passes, number FROM releases "  # noqa: S608 - constants
+        f"WHERE number <= COALESCE(?, number) {condition} ORDER BY number",
+        (upto,) if response_id is None else (upto, response_id),
     )
-    for response_id, event_id, passes, number in rows:
-        events, _ = found.get(response_id, ({}, 0))
+    for name, event_id, passes, number in rows:
+        events, _ = found.get(name, ({}, 0))
         events[event_id] = events.get(event_id, frozenset()) | {passes}
-        found[response_id] = (events, number)
+        found[name] = (events, number)
     return found
 
 

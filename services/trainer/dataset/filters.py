@@ -206,7 +206,7 @@ def first_fault_of_original(row: Row) -> str | None:
     return first_fault(replace(row, answer=row.original), JUDGED_CHECKS)
 
 
-def _first_fault_by_objective(row: Row) -> str | None:
+def first_fault_by_objective(row: Row) -> str | None:
     """Check what the row trains: both answers of a preference, since a user may have written either."""
     if row.objective == "kto":
         return first_fault(row, JUDGED_CHECKS)
@@ -302,21 +302,26 @@ def usable_rows(
         found, never_train = rows_of(example, comments)
         quarantined += never_train
         for row in found:
-            reason = _first_fault_by_objective(row)
+            reason = first_fault_by_objective(row)
             if reason is not None:
                 quarantined.append(QuarantinedRow.of(row, reason))
                 continue
-            key = _content_key(row)
+            key = content_key(row)
             newest = row
             if key in rows:
                 older, newest = sorted((rows[key], row), key=lambda r: (r.occurred_ms, r.identity))
-                again = "the same again" if row.objective == "sft" else "newer feedback on the same"
-                quarantined.append(QuarantinedRow.of(older, f"duplicate: this user gave {again}"))
+                quarantined.append(QuarantinedRow.of(older, repeat_reason(row.objective)))
             rows[key] = newest
     return sorted(rows.values(), key=lambda row: row.identity), quarantined
 
 
-def _content_key(row: Row) -> tuple[object, ...]:
+def repeat_reason(objective: Objective) -> str:
+    """Return why a row does not train if its user gave newer feedback with the same `content_key`."""
+    again = "the same again" if objective == "sft" else "newer feedback on the same"
+    return f"duplicate: this user gave {again}"
+
+
+def content_key(row: Row) -> tuple[object, ...]:
     """Return what two rows of a user share if they repeat: question and answer, or the judged answers."""
     if row.objective == "sft":
         return row.user_id, row.kind, normalised(row.question), normalised(row.answer)

@@ -1,13 +1,13 @@
 """Table of training runs: configuration, stage, failures. At most one run is open at a time.
 
-It also stores which rows the runs quarantined, and which exports were written. The schema is in `database.py`.
+It also stores which exports were written. The schema is in `database.py`.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -185,22 +185,13 @@ def mark_failed(db: sqlite3.Connection, run_id: str, reason: str) -> None:
         )
 
 
-def store_quarantine(db: sqlite3.Connection, run_id: str, rows: Iterable[tuple[str, str, str]]) -> None:
-    """Store the rows that a run's snapshot quarantined, as (response_id, event_id, reason)."""
-    with db:
-        db.executemany(
-            "INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?)", [(run_id, *row) for row in rows]
-        )
-
-
-def newest_quarantine(db: sqlite3.Connection) -> list[tuple[str, str, str]]:
-    """Return the rows that the newest run with a snapshot quarantined, as (response_id, event_id, reason)."""
-    rows = db.execute(
-        "SELECT response_id, event_id, reason FROM quarantine WHERE run_id = "
-        "(SELECT run_id FROM runs WHERE stage NOT IN ('begun', 'erased') "
-        "ORDER BY created_ms DESC, run_id DESC) ORDER BY response_id, event_id"
-    )
-    return rows.fetchall()
+def newest_with_snapshot(db: sqlite3.Connection) -> str | None:
+    """Return the id of the newest run with a snapshot, whose quarantine applies, or None. Erased runs do not count."""
+    row = db.execute(
+        "SELECT run_id FROM runs WHERE stage NOT IN ('begun', 'erased') "
+        "ORDER BY created_ms DESC, run_id DESC LIMIT 1"
+    ).fetchone()
+    return None if row is None else str(row[0])
 
 
 def record_export(db: sqlite3.Connection, digest: str, through: Mapping[str, int], now_ms: int) -> None:
