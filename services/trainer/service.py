@@ -31,6 +31,7 @@ from services.trainer.consumer import TrainerConsumer
 from services.trainer.core.trigger import Decision, NewData, decide
 from services.trainer.dataset import batch_table, snapshot_files
 from services.trainer.dataset.erasure_target import ErasureTarget
+from services.trainer.dataset.votes import ChangeRule
 from services.trainer.erasure.handler import ErasureHandler
 from services.trainer.files import remove
 from services.trainer.new_data import NewDataCounter
@@ -282,6 +283,7 @@ class Trainer:
             self._decide(),
             comments=self.settings.comment_mode,
             kto_least=self.settings.kto_least,
+            change_rule=ChangeRule.of(self.settings),
             open_run=run.config.run_id if run is not None else None,
             trains=self.settings.mode == "train",
         )

@@ -9,6 +9,7 @@ from services.trainer.core.trigger import Decision, NewData
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import GroupedRow, count_reasons
 from services.trainer.dataset.snapshot_files import Snapshot
+from services.trainer.dataset.votes import ChangeRule
 
 
 def dry_run_message(
@@ -20,6 +21,7 @@ def dry_run_message(
     *,
     comments: CommentMode,
     kto_least: int = KTO_LEAST,
+    change_rule: ChangeRule | None = None,
     open_run: str | None = None,
     trains: bool = True,
 ) -> str:
@@ -36,13 +38,16 @@ def dry_run_message(
         decision: Whether a run starts without a command, and why.
         comments: How comments are used.
         kto_least: Judgements with the rarer label that KTO needs.
+        change_rule: When newer votes about a fact outweigh older ones.
         open_run: Id of the open run, if there is one.
         trains: Whether this trainer trains, rather than exporting datasets.
 
     """
     from services.trainer.dataset import snapshot  # noqa: PLC0415 - imports scikit-learn
 
-    built = snapshot.build(line, examples, through, comments=comments, kto_least=kto_least)
+    built = snapshot.build(
+        line, examples, through, comments=comments, kto_least=kto_least, change_rule=change_rule
+    )
     parts = [_training_summary(built, new_data)]
     if not trains:
         starts = "a dataset is exported automatically" if decision.start else "no dataset is exported yet"

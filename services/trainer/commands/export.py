@@ -11,6 +11,7 @@ import structlog
 
 from services.trainer.dataset import batch_table, export_files, rewrite_cache
 from services.trainer.dataset.filters import count_reasons
+from services.trainer.dataset.votes import ChangeRule
 from services.trainer.run import run_table
 from services.trainer.settings import TrainerSettings
 from shared.events import from_ms
@@ -52,6 +53,7 @@ class Exporter:
             batch_table.current_examples(self.db, through),
             comments=self.settings.comment_mode,
             rewrites=rewrite_cache.load_all(self.settings.revisions, self.settings.reviser_model),
+            change_rule=ChangeRule.of(self.settings),
         )
         if not export.records:
             self._record("", through, now_ms)

@@ -19,6 +19,8 @@ CommentMode = Literal["hold", "append", "revise"]
 answer by a stronger model (`dataset/comment_rewriter.py`)."""
 KTO_LEAST: Final = 50
 """Minimum number of rows with the rarer label. With fewer, KTO repeats the few rows of one side too often."""
+CHANGED_FACT_USERS: Final = 3
+VOTE_HALF_LIFE_DAYS: Final = 30.0
 
 
 class Thresholds(BaseModel):
@@ -86,6 +88,17 @@ class Recipe(BaseModel):
         "revise: on the answer as rewritten by a stronger model (REVISER_URL).",
     )
     reviser_model: str = Field("", description="Name of the model that rewrites answers from comments.")
+    changed_fact_users: int = Field(
+        CHANGED_FACT_USERS,
+        ge=2,
+        description="Minimum number of users who say something new recently for it to replace what more users said "
+        "long ago. Recent: within one VOTE_HALF_LIFE_DAYS of the newest vote.",
+    )
+    vote_half_life_days: float = Field(
+        VOTE_HALF_LIFE_DAYS,
+        gt=0,
+        description="Days in which a vote about a fact loses half of its weight against newer votes.",
+    )
     kto_least: int = Field(
         KTO_LEAST,
         ge=1,

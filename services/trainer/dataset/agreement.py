@@ -5,11 +5,12 @@
    equal (`EQUAL_ANSWER`). Answers are compared by TF-IDF without the words of their own question. Links through answers
    join "Who founded it?" with "Whose idea was it?", so users who ask in other words can outvote a false answer.
 2. Within a group, answers that share a distinctive stem make one claim. The stem that most users share comes first and
-   takes all answers that contain it, except those that contradict: other numbers, a near copy with other names, a
-   negation. The weight of a claim is its number of distinct users.
-3. Two claims are rivals if at least half of the smaller claim's questions ask for what the other answers. A claim
-   trains if it has at least `LEAD` times the users of each rival. A single correction of a claim that trains is still
-   left out if a claim that outnumbers its own by `LEAD` answers its question.
+   takes all answers that contain it, except those that contradict: other numbers or operators, a near copy with other
+   names, a negation. The weight of a claim is its number of distinct users.
+3. Two claims are rivals if at least half of the smaller claim's questions ask for what the other answers, and they may
+   not stand side by side (`open_questions.py`). A claim trains if it leads each rival (`votes.py`: twice its users, or
+   enough recent ones). A single correction of a claim that trains is still left out if a claim that leads its own
+   answers its question.
 
 The thresholds were chosen on the demo world (24 facts, 10 wordings each); docs/decisions/verification.md has the
 figures.
@@ -26,13 +27,17 @@ import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix, diags
 from scipy.sparse.csgraph import connected_components
 
+from services.trainer.dataset.open_questions import DISPERSED_USERS, Claim, stand_side_by_side
 from services.trainer.dataset.similarity import Matrix, question_similarity, stem_similarity
+from services.trainer.dataset.votes import ChangeRule, Votes, leads
 from services.trainer.dataset.words import (
     content_stems,
     frequent_question_stems,
     is_negated,
+    names,
     normalised,
     numbers,
+    operators,
 )
 
 SAME_QUESTION: Final = 0.7
@@ -43,8 +48,6 @@ CONTESTED: Final = 0.42
 """Minimum similarity of a question to a claim's questions for the claim to answer it."""
 RIVAL_SHARE: Final = 0.5
 SAME_KEYS: Final = 0.5
-LEAD: Final = 2
-"""A claim trains if it has at least this many times the users of each rival."""
 KEY_SHARE: Final = 2 / 3
 """A stem that this share of a claim's users wrote is one of the claim's keys."""
 DENIAL_OVERLAP: Final = 0.6
@@ -63,10 +66,24 @@ class Correction:
     own_stems: frozenset[str]
     """Stems of the answer that are neither in its question nor in two wordings of any question. People who ask do not
     know the answer, so the answer is about these."""
+    at_ms: int = 0
+    """When the user gave it, in ms since 1970."""
 
     def own_numbers(self) -> frozenset[str]:
         """Return the numbers of the answer that are not in the question."""
         return numbers(self.answer) - numbers(self.question)
+
+    def own_operators(self) -> frozenset[str]:
+        """Return the operators of the answer that are not in the question, such as `<=` and the `++` of `C++`."""
+        return operators(self.answer) - operators(self.question)
+
+    def own_names(self) -> frozenset[str]:
+        """Return the names among the own stems."""
+        return names(self.answer) & self.own_stems
+
+
+_VALUES: Final = (Correction.own_numbers, Correction.own_operators, Correction.own_names)
+"""What answers can contradict each other in, if both have some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +96,13 @@ class Agreement:
     """Number of its claim."""
     opponent: list[int | None]
     """The claim because of which it does not train; None if it trains."""
+    verdict: list[str | None]
+    """Why it does not train: `outvoted` by more users, `outdated` by fewer but recent ones, or `disputed`, if neither
+    claim leads."""
 
 
-def corrections_of(rows: Sequence[tuple[str, str, str]]) -> list[Correction]:
-    """Return the corrections given as (user, question, answer)."""
+def corrections_of(rows: Sequence[tuple[str, str, str]], at_ms: Sequence[int] = ()) -> list[Correction]:
+    """Return the corrections given as (user, question, answer), with the times at which they were given, if known."""
     common = frequent_question_stems(question for _, question, _ in rows)
     return [
         Correction(
@@ -90,15 +110,16 @@ def corrections_of(rows: Sequence[tuple[str, str, str]]) -> list[Correction]:
             question,
             answer,
             frozenset(content_stems(answer)) - frozenset(content_stems(question)) - common,
+            at,
         )
-        for user, question, answer in rows
+        for (user, question, answer), at in zip(rows, at_ms or [0] * len(rows), strict=True)
     ]
 
 
-def find_agreement(corrections: Sequence[Correction]) -> Agreement:
+def find_agreement(corrections: Sequence[Correction], rule: ChangeRule | None = None) -> Agreement:
     """Apply the whole rule. The numbers depend on the order of the input, so callers sort it first."""
     if not corrections:
-        return Agreement([], [], [])
+        return Agreement([], [], [], [])
     similarity = question_similarity([correction.question for correction in corrections])
     groups = question_groups(corrections, similarity)
     claim_of = [-1] * len(corrections)
@@ -109,7 +130,8 @@ def find_agreement(corrections: Sequence[Correction]) -> Agreement:
             claim_of[i] = count + claim
         count += max(found) + 1
     claim_of = _join_equal_answers(corrections, claim_of)
-    return Agreement(groups, claim_of, opponents(corrections, similarity, claim_of))
+    rivals, verdicts = opponents(corrections, similarity, groups, claim_of, rule or ChangeRule())
+    return Agreement(groups, claim_of, rivals, verdicts)
 
 
 # --- 1. groups --------------------------------------------------------------------------------------------------
@@ -185,36 +207,38 @@ def _without_contradictions(
 ) -> list[int]:
     """Return the members that agree with most of them."""
     user_count = len({group[i].user for i in members})
-    keys = _shared_by_most(group, members, lambda i: group[i].own_stems, user_count)
-    usual_numbers = _most_shared_numbers(group, members)
+    keys = _shared_by_most(group, members, lambda one: one.own_stems, user_count)
+    usual_values = [(values_of, _most_shared(group, members, values_of)) for values_of in _VALUES]
     denying = 2 * len({group[i].user for i in members if is_negated(group[i].answer)}) > user_count
     kept = []
     for i in members:
-        other_number = _differ(usual_numbers, group[i].own_numbers())
+        other_value = any(_differ(usual, values_of(group[i])) for values_of, usual in usual_values)
         other_words = 2 * len(keys & answer_stems[i]) <= len(keys) and bool(group[i].own_stems - keys)
-        if not other_number and not other_words and not _denies_near_copy(group, i, members, denying=denying):
+        if not other_value and not other_words and not _denies_near_copy(group, i, members, denying=denying):
             kept.append(i)
     return kept
 
 
-def _most_shared_numbers(group: Sequence[Correction], members: Sequence[int]) -> frozenset[str]:
-    """Return the set of numbers that most users gave, among the members that gave any."""
+def _most_shared(
+    group: Sequence[Correction], members: Sequence[int], values_of: Callable[[Correction], frozenset[str]]
+) -> frozenset[str]:
+    """Return the set of values that most users gave, among the members that gave any."""
     users: dict[frozenset[str], set[str]] = defaultdict(set)
     for i in members:
-        if group[i].own_numbers():
-            users[group[i].own_numbers()].add(group[i].user)
+        if values := values_of(group[i]):
+            users[values].add(group[i].user)
     return min(users, key=lambda given: (-len(users[given]), sorted(given)), default=frozenset())
 
 
 def _shared_by_most(
     corrections: Sequence[Correction],
     members: Sequence[int],
-    terms: Callable[[int], frozenset[str]],
+    terms: Callable[[Correction], frozenset[str]],
     user_count: int,
 ) -> frozenset[str]:
     users: dict[str, set[str]] = defaultdict(set)
     for i in members:
-        for term in terms(i):
+        for term in terms(corrections[i]):
             users[term].add(corrections[i].user)
     return frozenset(term for term, having in users.items() if len(having) >= KEY_SHARE * user_count)
 
@@ -261,41 +285,85 @@ def _join_equal_answers(corrections: Sequence[Correction], claim_of: Sequence[in
 
 
 def opponents(
-    corrections: Sequence[Correction], similarity: Matrix, claim_of: Sequence[int]
-) -> list[int | None]:
-    """Return the claim because of which each correction does not train, or None.
+    corrections: Sequence[Correction],
+    similarity: Matrix,
+    groups: Sequence[int],
+    claim_of: Sequence[int],
+    rule: ChangeRule,
+) -> tuple[list[int | None], list[str | None]]:
+    """Return the claim because of which each correction does not train, or None, and the verdict (see `Agreement`).
 
-    That is a rival that its claim does not lead by `LEAD`, or a claim that outnumbers its own and answers its question.
+    That is a rival that its claim does not lead, or a claim that leads its own and answers its question.
     """
     members = _indices_by(claim_of)
-    users = [len({corrections[i].user for i in member}) for member in members]
+    votes = [_votes(corrections, member) for member in members]
     asks_for = _asked_claims(corrections, similarity, claim_of)
     keys = [
-        _shared_by_most(corrections, member, lambda i: corrections[i].own_stems, users[claim])
+        _shared_by_most(corrections, member, lambda one: one.own_stems, len(votes[claim]))
         for claim, member in enumerate(members)
     ]
-    usual_numbers = [
-        _shared_by_most(corrections, member, lambda i: corrections[i].own_numbers(), users[claim])
+    usual_values = [
+        [_shared_by_most(corrections, member, values_of, len(votes[claim])) for values_of in _VALUES]
         for claim, member in enumerate(members)
     ]
+    said = [
+        Claim([(corrections[i].question, corrections[i].answer) for i in member], len(votes[claim]))
+        for claim, member in enumerate(members)
+    ]
+    dispersed = _dispersed_groups(groups, claim_of, votes)
     overlap = _overlap(asks_for, claim_of, members)
     beaten_by: list[int | None] = [None] * len(members)
-    outnumbered_by: list[set[int]] = [set() for _ in members]
+    led_by: list[set[int]] = [set() for _ in members]
     for one, other in sorted({pair for a, b in overlap if a != b for pair in ((a, b), (b, a))}):
-        same = _same_keys(keys[one], keys[other]) and not _differ(usual_numbers[one], usual_numbers[other])
+        same = _same_keys(keys[one], keys[other]) and not any(
+            map(_differ, usual_values[one], usual_values[other])
+        )
         if same and not _denies(corrections, members[one], members[other]):
             continue
-        smaller, larger = sorted((one, other), key=lambda claim: (users[claim], -claim))
-        if overlap.get((smaller, larger), 0.0) >= RIVAL_SHARE and users[one] < LEAD * users[other]:
+        in_dispersed = groups[members[one][0]] in dispersed and groups[members[other][0]] in dispersed
+        if stand_side_by_side(said[one], said[other], in_dispersed):
+            continue
+        smaller, larger = sorted((one, other), key=lambda claim: (len(votes[claim]), -claim))
+        if overlap.get((smaller, larger), 0.0) >= RIVAL_SHARE and not leads(votes[one], votes[other], rule):
             beaten_by[one] = other
-        if users[other] >= LEAD * users[one]:
-            outnumbered_by[one].add(other)
-    out: list[int | None] = []
+        if leads(votes[other], votes[one], rule):
+            led_by[one].add(other)
+    found: list[int | None] = []
+    verdicts: list[str | None] = []
     for i, claim in enumerate(claim_of):
         asked = asks_for.indices[asks_for.indptr[i] : asks_for.indptr[i + 1]].tolist()
-        outnumbering = min(outnumbered_by[claim].intersection(asked), default=None)
-        out.append(beaten_by[claim] if beaten_by[claim] is not None else outnumbering)
-    return out
+        leader = min(led_by[claim].intersection(asked), default=None)
+        opponent = beaten_by[claim] if beaten_by[claim] is not None else leader
+        found.append(opponent)
+        verdicts.append(None if opponent is None else _verdict(votes[claim], votes[opponent], rule))
+    return found, verdicts
+
+
+def _votes(corrections: Sequence[Correction], members: Sequence[int]) -> Votes:
+    newest: dict[str, int] = {}
+    for i in members:
+        user, at = corrections[i].user, corrections[i].at_ms
+        newest[user] = max(at, newest.get(user, at))
+    return newest
+
+
+def _dispersed_groups(groups: Sequence[int], claim_of: Sequence[int], votes: Sequence[Votes]) -> set[int]:
+    """Return the groups in which three or more users gave answers, of which no two agree."""
+    claims_in: dict[int, set[int]] = defaultdict(set)
+    for group, claim in zip(groups, claim_of, strict=True):
+        claims_in[group].add(claim)
+    return {
+        group
+        for group, found in claims_in.items()
+        if len(set().union(*(votes[claim] for claim in found))) >= DISPERSED_USERS
+        and all(len(votes[claim]) == 1 for claim in found)
+    }
+
+
+def _verdict(own: Votes, opponent: Votes, rule: ChangeRule) -> str:
+    if len(opponent) > len(own):
+        return "outvoted"
+    return "outdated" if leads(opponent, own, rule) else "disputed"
 
 
 def _asked_claims(corrections: Sequence[Correction], similarity: Matrix, claim_of: Sequence[int]) -> Booleans:

@@ -20,6 +20,7 @@ from services.trainer.dataset.objectives import (
     append_comment,
 )
 from services.trainer.dataset.pii import find_personal_data, find_secret
+from services.trainer.dataset.votes import ChangeRule
 from services.trainer.dataset.words import normalised
 from shared.composed_ids import join_ids
 from shared.events import ExampleRevision, Over, Signal, Under
@@ -351,7 +352,7 @@ class GroupedRow:
 
 
 def apply_agreement(
-    rows: Sequence[Row], comments: CommentMode = "hold"
+    rows: Sequence[Row], comments: CommentMode = "hold", rule: ChangeRule | None = None
 ) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
     """Return the rows whose claim leads (`agreement.py`), and the others.
 
@@ -361,32 +362,29 @@ def apply_agreement(
     claiming = {
         kind.name for kind in FEEDBACK_KINDS if kind.is_answer or (kind.is_remark and comments == "revise")
     }
-    kept, quarantined = _leading([row for row in rows if row.kind in claiming])
+    kept, quarantined = _leading([row for row in rows if row.kind in claiming], rule)
     first = max((one.group for one in kept), default=-1) + 1
     others = [row for row in rows if row.kind not in claiming]
     kept += [GroupedRow(row, group) for group, row in enumerate(others, first)]
     return sorted(kept, key=lambda one: one.row.identity), quarantined
 
 
-def _leading(rows: Sequence[Row]) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
+def _leading(rows: Sequence[Row], rule: ChangeRule | None) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
     from services.trainer.dataset.agreement import (  # noqa: PLC0415 - imports SciPy; the service checks single rows
         corrections_of,
         find_agreement,
     )
 
-    agreement = find_agreement(corrections_of([(row.user_id, row.question, row.answer) for row in rows]))
-    users: dict[int, set[str]] = defaultdict(set)
-    for row, claim in zip(rows, agreement.claim, strict=True):
-        users[claim].add(row.user_id)
+    said = corrections_of(
+        [(row.user_id, row.question, row.answer) for row in rows], [row.occurred_ms for row in rows]
+    )
+    agreement = find_agreement(said, rule)
     kept, quarantined = [], []
-    for row, group, claim, opponent in zip(
-        rows, agreement.group, agreement.claim, agreement.opponent, strict=True
-    ):
-        if opponent is None or "agreement" in row.released:
+    for row, group, verdict in zip(rows, agreement.group, agreement.verdict, strict=True):
+        if verdict is None or "agreement" in row.released:
             kept.append(GroupedRow(row, group))
-            continue
-        verdict = "outvoted" if len(users[opponent]) > len(users[claim]) else "disputed"
-        quarantined.append(QuarantinedRow.of(row, f"agreement: {verdict}"))
+        else:
+            quarantined.append(QuarantinedRow.of(row, f"agreement: {verdict}"))
     return kept, quarantined
 
 

@@ -29,6 +29,7 @@ from services.trainer.dataset.objectives import enough_for_kto
 from services.trainer.dataset.rewrite_cache import Rewrite, apply_rewrites
 from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in, question_similarity
 from services.trainer.dataset.snapshot_files import Snapshot
+from services.trainer.dataset.votes import ChangeRule
 from services.trainer.dataset.words import normalised
 from shared.feedback_kinds import ITEM, KIND_BY_NAME, Objective
 
@@ -50,6 +51,7 @@ def build(
     comments: CommentMode = "hold",
     rewrites: Mapping[str, Rewrite] | None = None,
     kto_least: int = KTO_LEAST,
+    change_rule: ChangeRule | None = None,
 ) -> Snapshot:
     """Filter, split and freeze examples. Depends only on the arguments, and not on the order of the examples.
 
@@ -62,6 +64,7 @@ def build(
         comments: how comments train.
         rewrites: rewrites by row identity; None leaves comments as they are, for callers that only count.
         kto_least: minimum rows of the rarer label for KTO.
+        change_rule: when newer votes about a fact outweigh older ones.
 
     """
     rows, quarantined = usable_rows(examples, comments)
@@ -79,9 +82,11 @@ def build(
     quarantined += [
         QuarantinedRow.of(row, "tokens: longer than the limit of a run") for row in too_long.values()
     ]
-    train, disputed = apply_agreement([row for row in training if row.identity not in too_long], comments)
+    train, disputed = apply_agreement(
+        [row for row in training if row.identity not in too_long], comments, change_rule
+    )
     agreed_heldout, disputed_heldout = apply_agreement(
-        [row for row in heldout if row.identity not in too_long]
+        [row for row in heldout if row.identity not in too_long], rule=change_rule
     )
     train, reserved = _without_reserved(line, train, agreed_heldout, known)
     train, over_share = _limit_per_objective(train, line)

@@ -21,6 +21,7 @@ from services.trainer.dataset.filters import QuarantinedRow, Row, first_fault_of
 from services.trainer.dataset.objectives import TrlRow, dpo_row, kto_row, sft_row
 from services.trainer.dataset.rewrite_cache import Rewrite
 from services.trainer.dataset.snapshot import build
+from services.trainer.dataset.votes import ChangeRule
 from shared.events import canonical_json, sha256
 from shared.feedback_kinds import KIND_BY_NAME, Objective
 
@@ -71,13 +72,16 @@ def build_export(
     *,
     comments: CommentMode = "hold",
     rewrites: Mapping[str, Rewrite] | None = None,
+    change_rule: ChangeRule | None = None,
 ) -> Export:
     """Return everything that may train, filtered as for a run but without its token limit and its minimum for KTO.
 
     Whoever trains on an export decides how many rows suffice. `rewrites` are those that exist already. Depends only on
     the arguments, and not on the order of the examples.
     """
-    snapshot = build(line, examples, {}, comments=comments, rewrites=rewrites or {}, kto_least=0)
+    snapshot = build(
+        line, examples, {}, comments=comments, rewrites=rewrites or {}, kto_least=0, change_rule=change_rule
+    )
     quarantined = list(snapshot.quarantined)
     records: list[TrlRecord] = []
     splits: tuple[Split, Split] = ("train", "heldout")

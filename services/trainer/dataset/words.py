@@ -1,17 +1,28 @@
-"""Words, numbers and negations of short texts: what similarity and agreement compare.
+"""Words, numbers, operators and negations of a text: what similarity and agreement compare.
 
-The stems are Snowball's; the rules for words, numbers and negation are the product's own.
+Texts are folded first (`fold`), so that two spellings of one word are equal. Scripts without spaces between words are
+split into n-grams of characters, which overlap as words do. Stems are Snowball's, by script: English for the Latin one,
+whatever the language, so that a name has one stem in all texts. The rest of the rules are the product's own.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
 import snowballstemmer
+
+from services.trainer.dataset.languages import (
+    ENGLISH,
+    LATIN,
+    NEGATION_PARTS,
+    OTHER_SCRIPTS,
+    REQUEST_ANYWHERE,
+)
 
 _UNITS: Final = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -24,53 +35,234 @@ _TENS: Final = {
         range(20, 100, 10), "twenty thirty forty fifty sixty seventy eighty ninety".split(), strict=True
     )
 }
-STOP_WORDS: Final = frozenset(
-    "a about all also am an and any are as at be because been but by can could did do does doing done for from get "
-    "give got had has have he her here herself him himself his how i if in into is it its itself just let like may me "
-    "mean might more most must my myself no not now of off on once one only or other our ours out over own please s "
-    "said say says she should so some such t tell than that the their them themselves then there these they this "
-    "those through to too up us very was we were what when where which while who whom whose why will with would yes "
-    "you your yours".split()
+STOP_WORDS: Final = frozenset(ENGLISH.function_words.split())
+"""English words that carry no topic."""
+
+# --- folding ----------------------------------------------------------------------------------------------------
+
+_POINT: Final = "\u066b"
+"""Decimal separator within a folded number; no other text contains it, because folding replaces it."""
+_ONE_SPELLING: Final = str.maketrans(
+    {
+        "’": "'",
+        "‘": "'",
+        "\u2212": "-",
+        "\u066a": "%",
+        "\u066b": ".",
+        "\u066c": ",",
+        "ё": "е",
+        "Ё": "Е",
+        "أ": "ا",
+        "إ": "ا",
+        "آ": "ا",
+        "ى": "ي",
+        "ی": "ي",
+        "ک": "ك",
+        "ة": "ه",
+        "ـ": None,
+    }
 )
-"""English words that carry no topic. Other languages are compared without such a list, which is less precise."""
-_NEGATIONS: Final = frozenset(
-    "no not never none nobody nothing neither nor without cannot isn aren wasn don doesn didn won".split()
+"""Typographic variants, and letters that are typed one for the other."""
+_VIETNAMESE: Final = frozenset("\u031b\u0309\u0323\u0302\u0306")
+"""Horn, hook above, dot below, circumflex and breve: with these, accents distinguish words."""
+_OPTIONAL_MARKS: Final = re.compile("[\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u064b-\u065f\u0670]")
+"""Vowel signs of Hebrew and Arabic, which most people leave out."""
+
+
+def fold(text: str) -> str:
+    """Return the text in lower case and in one spelling: compatible characters, digits 0 to 9, no invisible ones.
+
+    Latin and Greek letters lose their accents, except in Vietnamese, where accents make other words. Superscripts
+    become `^2`, because `10²` is not `102`.
+    """
+    if text.isascii():
+        return text.lower()
+    text = "".join(_widen(char) for char in text.translate(_ONE_SPELLING))
+    folded = unicodedata.normalize("NFKC", text).casefold().translate(_ONE_SPELLING)
+    apart = unicodedata.normalize("NFD", _OPTIONAL_MARKS.sub("", folded))
+    if sum(char in _VIETNAMESE for char in apart) * 12 > len(apart):
+        return unicodedata.normalize("NFC", apart)
+    out: list[str] = []
+    base = ""
+    for char in apart:
+        if unicodedata.category(char) == "Mn" and base and (base < "\u0250" or "\u0370" <= base < "\u0400"):
+            continue
+        if not unicodedata.combining(char):
+            base = char
+        out.append(char)
+    return unicodedata.normalize("NFC", "".join(out))
+
+
+def _widen(char: str) -> str:
+    if char.isascii():
+        return char
+    kind, _, codes = unicodedata.decomposition(char).partition(" ")
+    if kind == "<super>" and codes and chr(int(codes.split()[0], 16)) in "0123456789+-\u2212":
+        return "^" + chr(int(codes, 16))
+    if kind == "<fraction>":
+        return " " + unicodedata.normalize("NFKC", char).replace("\u2044", "/") + " "
+    if char.isdecimal():
+        return str(unicodedata.decimal(char))
+    # Format characters and variation selectors are invisible; U+200B separates words.
+    if unicodedata.category(char) == "Cf" or "\ufe00" <= char <= "\ufe0f":
+        return " " if char == "\u200b" else ""
+    return char
+
+
+# --- words ------------------------------------------------------------------------------------------------------
+
+
+def _marks() -> str:
+    """Return the combining marks, which are no word characters to Python, as the inside of a character class."""
+    marks = [chr(code) for code in range(0x300, 0x1F000) if unicodedata.category(chr(code))[0] == "M"]
+    return "".join(mark for mark in marks if not "\ufe00" <= mark <= "\ufe0f")
+
+
+_HAN_FUNCTION: Final = (
+    "的是由了在和与與及或为為被把将將吗嗎呢吧啊也都就从從到于於之其这這那哪个個们們我你您他她它請请"
 )
-_WORD: Final = re.compile(r"[^\W_]+", re.UNICODE)
-_STEMMER: Final = snowballstemmer.stemmer("english")
+"""Characters that separate words of Chinese, although some are part of a word now and then."""
+_HAN: Final = "\u3005\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_HIRAGANA: Final = "\u3041-\u309f"
+_KATAKANA: Final = "\u30a0-\u30fa\u30fc-\u30ff"
+_HANGUL: Final = "\u1100-\u11ff\uac00-\ud7ff"
+_HAN_SEPARATOR: Final = re.compile(f"[{_HAN_FUNCTION}]")
+_SYLLABIC: Final = (_HAN, _HIRAGANA, _KATAKANA, _HANGUL)
+"""Scripts compared by 2-grams. Korean has spaces, but its particles are written together with the word."""
+_ALPHABETIC: Final = ("\u0e00-\u0e7f", "\u0e80-\u0eff", "\u1000-\u109f", "\u1780-\u17ff", "\u0f00-\u0fff")
+"""Thai, Lao, Burmese, Khmer and Tibetan: compared by 3-grams."""
+_UNSPACED: Final = "".join((*_SYLLABIC, *_ALPHABETIC))
+_LETTER: Final = rf"(?:[^\W_{_UNSPACED}]|[{_marks()}])"
+_OPERATORS: Final = (
+    r"(?<=[a-z])(?:\+\+|\#)(?!\w)"  # C++, C#
+    r"|[|&]{2}|\|>|<\||(?<![<>=!|-])(?:[<>=!+*/%^|&:-]?=|<-|->|=>|[<>]|==|===|!==|<=>|>>|<<)(?![<>=|])"
+    r"|(?<!\w)!(?=[\w(])"
+    r"|(?:(?<=[\d)\]])|(?<=\b[a-z]))(?:\s?(?:\*\*|//|[+*^])\s?|\s[-/]\s)(?=[\d(\[]|[a-z]\b)"
+    r"|(?<=\b[a-z])[-/](?=\d|[a-z]\b)"
+    r"|[±×÷≠≤≥≈≡∈∉⊂⊃∪∩∧∨¬→←↔⇒∀∃√∞]"
+)
+_SIGN: Final = r"(?<![^\s(\[{=<>:,;\"'|*/^])-"
+_TOKEN: Final = re.compile(
+    rf"(?P<number>(?:{_SIGN})?(?<!{_LETTER})\d+(?:{_POINT}\d+)?(?!{_LETTER}))"
+    rf"|(?P<word>{_LETTER}+)"
+    + "".join(rf"|(?P<two{i}>[{script}]+)" for i, script in enumerate(_SYLLABIC))
+    + "".join(rf"|(?P<three{i}>[{script}]+)" for i, script in enumerate(_ALPHABETIC))
+    + rf"|(?P<operator>{_OPERATORS})"
+)
+_THOUSANDS: Final = re.compile(
+    r"(?<![\w.,])([1-9]\d{0,2})((?:[.,]\d{3})+)(?=[.,]\d+(?!\w|[.,]\d)|(?!\w|[.,]\d))"
+)
+_DECIMAL: Final = re.compile(r"(?<![\w.,])(\d+)[.,](\d+)(?!\w|[.,]\d)")
+_HAN_DIGITS: Final = {char: n for n, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
+_HAN_POWERS: Final = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "萬": 10_000, "亿": 10**8, "億": 10**8}
+_HAN_NUMBER: Final = re.compile(
+    "(?:[一二三四五六七八九两兩][十百千万萬亿億]|十[一二三四五六七八九])[零〇一二三四五六七八九十百千万萬亿億]*"
+    "|[零〇一二三四五六七八九]{3,}|[一二三四五六七八九十两兩](?=[年月日天元円分秒歳岁周週時时度倍])"
+)
 
 
 def words(text: str) -> list[str]:
-    """Return the words in order, in lower case, with numbers as digits: `Forty-one days` gives `41 days`."""
-    plain = re.sub(r"\$\s*(\d[\d.,]*\d|\d)", r"\1 dollars", text.lower().replace("’", "'"))
+    """Return the words in order, folded, with numbers as digits: `Forty-one days` gives `41 days`.
+
+    A number keeps its sign and its decimals (`-5`, `1.5`; `1,000` gives `1000`). Operators between operands are words
+    as well, so `x < 5` and `x <= 5` differ, and so do `C++` and `C#`. Text without spaces gives overlapping n-grams.
+    """
+    return list(_words(text))
+
+
+@lru_cache(maxsize=16_384)
+def _words(text: str) -> tuple[str, ...]:
+    plain = fold(text)
+    plain = re.sub(r"\$\s*(\d[\d.,]*\d|\d)", r"\1 dollars", plain)
     plain = re.sub(r"%|\bper cent\b", " percent", plain)
+    plain = _THOUSANDS.sub(lambda found: found[1] + re.sub(r"[.,]", "", found[2]), plain)
+    plain = _DECIMAL.sub(_decimal, plain)
+    if not plain.isascii():
+        plain = _HAN_NUMBER.sub(lambda found: _han_value(found[0]), plain)
     out: list[str] = []
     tens: int | None = None
-    for word in _WORD.findall(plain):
+    for found in _TOKEN.finditer(plain):
+        word, kind = found[0], found.lastgroup or ""
+        if kind.startswith("t"):
+            for run in _HAN_SEPARATOR.sub(" ", word).split() or [word]:
+                out += _ngrams(run, 2 if kind.startswith("two") else 3)
+            tens = None
+            continue
         if tens is not None and 0 < _NUMBERS.get(word, 0) < 10:
             out[-1] = str(tens + _NUMBERS[word])
             tens = None
             continue
         tens = _TENS.get(word)
-        out.append(str(_TENS.get(word, _NUMBERS.get(word, word))))
-    return out
+        out.append(str(_TENS.get(word, _NUMBERS.get(word, word.replace(_POINT, ".").strip()))))
+    return tuple(out)
+
+
+def _decimal(found: re.Match[str]) -> str:
+    decimals = found[2].rstrip("0")
+    return f"{found[1]}{_POINT}{decimals}" if decimals else found[1]
+
+
+def _han_value(numeral: str) -> str:
+    """Return a numeral in Chinese characters as digits: `四十一` gives `41`, `二〇二四` gives `2024`."""
+    if not any(char in _HAN_POWERS for char in numeral):
+        return "".join(str(_HAN_DIGITS[char]) for char in numeral)
+    total = section = digit = 0
+    for char in numeral:
+        power = _HAN_POWERS.get(char)
+        if power is None:
+            digit = _HAN_DIGITS[char]
+        elif power < 10_000:
+            section, digit = section + (digit or 1) * power, 0
+        else:
+            total, section, digit = (total + section + digit) * power, 0, 0
+    return str(total + section + digit)
+
+
+def _ngrams(run: str, size: int) -> list[str]:
+    return [run[i : i + size] for i in range(max(1, len(run) - size + 1))]
+
+
+# --- stems ------------------------------------------------------------------------------------------------------
+
+_STEMMERS: Final = tuple(
+    (re.compile(letters), snowballstemmer.stemmer(language))
+    for letters, language in (
+        ("[\u0400-\u052f]", "russian"),
+        ("[\u0370-\u03ff]", "greek"),
+        ("[\u0600-\u06ff]", "arabic"),
+        ("[\u0900-\u097f]", "hindi"),
+        ("[\u0b80-\u0bff]", "tamil"),
+        ("[\u0530-\u058f]", "armenian"),
+    )
+)
+"""Stemmers of scripts, with the name of the most common language. They suit its neighbours less well."""
+_ENGLISH_STEMMER: Final = snowballstemmer.stemmer("english")
 
 
 @lru_cache(maxsize=65_536)
 def stem(word: str) -> str:
-    """Return the English Snowball stem of a word in lower case."""
-    return str(_STEMMER.stemWord(word))
+    """Return the Snowball stem of a folded word, by its script."""
+    if not word.isascii():
+        for letters, stemmer in _STEMMERS:
+            if letters.match(word):
+                return str(stemmer.stemWord(word))
+    return str(_ENGLISH_STEMMER.stemWord(word))
 
 
 @lru_cache(maxsize=16_384)
 def content_stems(text: str) -> tuple[str, ...]:
     """Return the stems of the words that carry the topic, in order."""
-    return tuple(stem(word) for word in words(text) if word not in STOP_WORDS)
+    found = words(text)
+    empty = _function_words(found)
+    return tuple(stem(word) for word in found if word not in empty)
 
 
 def normalised(text: str) -> str:
-    """Return the words as one string. Texts with equal results count as the same text."""
-    return " ".join(words(text))
+    """Return the words as one string. Texts with equal results count as the same text.
+
+    A text without words, such as an emoji, gives its characters.
+    """
+    return " ".join(words(text)) or fold(text).strip()
 
 
 def numbers(text: str) -> frozenset[str]:
@@ -78,9 +270,9 @@ def numbers(text: str) -> frozenset[str]:
     return frozenset(word for word in words(text) if any(char.isdigit() for char in word))
 
 
-def is_negated(text: str) -> bool:
-    """Return whether the text has an odd number of negations: two cancel each other."""
-    return sum(word in _NEGATIONS for word in words(text)) % 2 == 1
+def operators(text: str) -> frozenset[str]:
+    """Return the words without letters and digits."""
+    return frozenset(word for word in words(text) if not any(char.isalnum() for char in word))
 
 
 def frequent_question_stems(questions: Iterable[str]) -> frozenset[str]:
@@ -96,3 +288,86 @@ def frequent_question_stems(questions: Iterable[str]) -> frozenset[str]:
 def spelling(text: str) -> str:
     """Return the text whose characters are compared: the content stems, or all words if there are only stop words."""
     return f" {' '.join(content_stems(text)) or normalised(text)} "
+
+
+# --- languages --------------------------------------------------------------------------------------------------
+
+
+def _folded(words_: str) -> frozenset[str]:
+    return frozenset(fold(word) for word in words_.split())
+
+
+_FUNCTION_WORDS: Final = {language.code: _folded(language.function_words) for language in LATIN}
+_NEGATIONS: Final = {language.code: _folded(language.negations) for language in LATIN}
+_OTHER_FUNCTION_WORDS: Final = _folded(" ".join(language.function_words for language in OTHER_SCRIPTS))
+_OTHER_NEGATIONS: Final = _folded(" ".join(language.negations for language in OTHER_SCRIPTS))
+_CAPITALISES_NOUNS: Final = frozenset(language.code for language in LATIN if language.capitalises_nouns)
+
+
+def _latin_language(found: Iterable[str]) -> str:
+    """Return the language with the most function words or negations among `found`; English if none has more."""
+    distinct = set(found)
+    hits = {code: len(distinct & (_FUNCTION_WORDS[code] | _NEGATIONS[code])) for code in _FUNCTION_WORDS}
+    best = max(hits, key=lambda code: hits[code])
+    return best if hits[best] > hits[ENGLISH.code] else ENGLISH.code
+
+
+def _function_words(found: Iterable[str]) -> frozenset[str]:
+    return _FUNCTION_WORDS[_latin_language(found)] | _OTHER_FUNCTION_WORDS
+
+
+def is_negated(text: str) -> bool:
+    """Return whether a text denies something.
+
+    In English, two negations cancel each other. In other languages one is enough, because many use two for one.
+    """
+    found = words(text)
+    code = _latin_language(found)
+    if code == ENGLISH.code:
+        denied = sum(word in _NEGATIONS[code] for word in found) % 2 == 1
+    else:
+        denied = not _NEGATIONS[code].isdisjoint(found)
+    if denied or text.isascii():
+        return denied
+    return not _OTHER_NEGATIONS.isdisjoint(found) or any(part in text for part in NEGATION_PARTS)
+
+
+@lru_cache(maxsize=16_384)
+def names(text: str) -> frozenset[str]:
+    """Return the stems of words with a capital letter within a sentence: names, in scripts that have capitals.
+
+    German texts give none, because each of their nouns has a capital letter.
+    """
+    if _latin_language(words(text)) in _CAPITALISES_NOUNS:
+        return frozenset()
+    found = (name for name in _NAME.findall(text) if name[0].isupper())
+    return frozenset(stem(word) for name in found for word in words(name))
+
+
+_NAME: Final = re.compile(r"(?<![.!?:]\s)(?<!^)(?<![\w'’.-])[^\W\d_]{2,}", re.MULTILINE)
+_SENTENCE_END: Final = re.compile(r"[.!?;:,\n。！？；：，、؟،।…]+")
+_POLITE: Final = re.compile(
+    r"^(?:please|can you|could you|would you|kindly|hi|hello|bitte|por favor|s'il (?:te|vous) plait|per favore|"
+    r"пожалуйста|будь ласка|من فضلك|לطفا|请|請|帮我|幫我|麻烦|你能|能不能)\s*"
+)
+_REQUESTS: Final = tuple(
+    (fold(request.strip()), language.code in REQUEST_ANYWHERE, language.code == ENGLISH.code)
+    for language in (*LATIN, *OTHER_SCRIPTS)
+    for request in language.requests.split(",")
+)
+"""(folded beginning, whether it counts anywhere in a sentence, whether it must end with a word)"""
+
+
+@lru_cache(maxsize=16_384)
+def is_open_request(question: str) -> bool:
+    """Return whether a question asks for one of several good answers: to write, suggest, explain or do something."""
+    for part in _SENTENCE_END.split(fold(question)):
+        sentence = part.strip(" \"'«»“”„()-¿¡")
+        while (rest := _POLITE.sub("", sentence)) != sentence:
+            sentence = rest
+        for request, anywhere, whole in _REQUESTS:
+            if sentence.startswith(request) and not (whole and sentence[len(request) :][:1].isalnum()):
+                return True
+            if anywhere and request in sentence:
+                return True
+    return False

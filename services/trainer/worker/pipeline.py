@@ -21,6 +21,7 @@ from services.trainer.database import open_read_only
 from services.trainer.dataset import batch_table, data_card, snapshot, snapshot_files
 from services.trainer.dataset.comment_rewriter import EndpointConfig, rewrites_for
 from services.trainer.dataset.filters import Row
+from services.trainer.dataset.votes import ChangeRule
 from services.trainer.files import write_whole
 from services.trainer.run import disk_space, environment, micro_batch
 from services.trainer.run.context import RunContext, RunFailed, trained_questions
@@ -89,6 +90,7 @@ def take_snapshot(context: RunContext) -> None:
         comments=recipe.comment_mode,
         rewrites=rewrites,
         kto_least=recipe.kto_least,
+        change_rule=ChangeRule.of(recipe),
     )
     sizes = [
         prompt_and_answer_lengths(context.tokenizer, grouped.row.messages, grouped.row.answer)
