@@ -39,8 +39,8 @@ from shared.versions import GateReport
 PREPARED: Final = Path(".loopwright")
 """Folder of the local stack's models, and of the runs of benchmarks."""
 RUN_ID: Final = "run-1"
-MAX_STARTS: Final = 3
-"""How often the process of a run is started before it counts as failed."""
+MAX_STARTS: Final = 4
+"""How often a process of a run is started before it fails. A run without interruptions needs two."""
 POLL_S: Final = 0.5
 UNREACHABLE_REDIS: Final = "redis://127.0.0.1:1/0"
 """No Redis is needed: progress is read from the run's log."""

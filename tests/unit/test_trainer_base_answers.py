@@ -52,7 +52,7 @@ def test_each_data_type_has_its_own_answers(tmp_path: Path, monkeypatch: pytest.
         return dtype
 
     def generate(
-        model: str, tokenizer: Any, conversations: Sequence[Messages], max_new_tokens: int, progress: Any
+        model: str, tokenizer: Any, conversations: Sequence[Messages], *_: Any
     ) -> list[tuple[str, bool]]:
         return [(f"answer in {model}", True) for _ in conversations]
 

@@ -157,16 +157,6 @@ def test_stored_size_that_does_not_divide_the_batch_is_ignored(tmp_path: Path) -
     assert micro_batch.size(tmp_path, 8) == 8
 
 
-def test_out_of_memory_is_recognized_on_cpu_and_gpu() -> None:
-    assert micro_batch.is_out_of_memory(MemoryError())
-    assert micro_batch.is_out_of_memory(
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
-    )
-    assert micro_batch.is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"))
-    assert not micro_batch.is_out_of_memory(RuntimeError("size mismatch"))
-    assert not micro_batch.is_out_of_memory(ValueError("out of memory"))
-
-
 def test_oom_kills_of_the_container_are_preferred_to_the_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,9 @@ from services.trainer.worker.restart_policy import (
     KILLS_BEFORE_HALVING,
     MAX_ERRORS,
     MAX_KILLS,
+    MAX_STARVED,
     MAX_WAIT_S,
+    STARVED_WAIT_S,
     Attempts,
     EndCause,
     RestartDecision,
@@ -59,6 +61,21 @@ def test_kernel_kills_with_one_row_fail_the_run_sooner() -> None:
     assert all(decision.failure is None for decision in before)
     assert last.failure is not None
     assert "because memory ran out" in last.failure
+
+
+def test_lack_of_memory_for_the_smallest_batches_fails_the_run_after_some_waits() -> None:
+    attempts = AT_STEP_4
+    decisions = []
+    for _ in range(MAX_STARVED):
+        attempts, decision = decide(
+            record_start(attempts), "starved", errors=0, oom_killed=False, can_halve=False
+        )
+        decisions.append(decision)
+    *before, last = decisions
+    assert [(decision.failure, decision.halve) for decision in before] == [(None, False)] * (MAX_STARVED - 1)
+    assert min(decision.wait_s for decision in before) >= STARVED_WAIT_S
+    assert last.failure is not None
+    assert "even with the smallest batches: give the trainer more memory" in last.failure
 
 
 def test_progress_resets_the_counts() -> None:

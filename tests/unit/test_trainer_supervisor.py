@@ -13,21 +13,24 @@ import pytest
 
 from services.trainer.dataset import snapshot_files
 from services.trainer.files import write_whole
-from services.trainer.run import micro_batch, run_table
+from services.trainer.run import eval_batch, micro_batch, run_table
 from services.trainer.run.checkpoint_manifest import write_manifest
 from services.trainer.run.context import RunFailed, RunStopped
 from services.trainer.run.folder import (
     ADAPTER,
     CHECKPOINTS,
+    ENVIRONMENTS,
     FAILURE_REASON,
     GATE_RESULT,
     MICRO_BATCH,
     ExitCode,
 )
+from services.trainer.run.position import BASE_ANSWERS, GATE
 from services.trainer.run.run_table import RunConfig
 from services.trainer.worker.pipeline import run_to_exit_code
-from services.trainer.worker.restart_policy import MAX_KILLS
+from services.trainer.worker.restart_policy import MAX_ERRORS, MAX_KILLS, MAX_STARVED
 from shared.adapters import redis_keys
+from shared.errors import Misconfigured
 from tests.trainer_factories import LINE, TrainerRig, finish_run, run_steps
 from tests.unit.test_trainer_publish import run as config_of
 from tests.unit.test_trainer_service import corrections, send, trained
@@ -47,6 +50,13 @@ def snapshot_only(folder: Path) -> None:
         finish_run(folder)
         (folder / GATE_RESULT).unlink()
         (folder / ADAPTER).rmdir()
+        write_whole(folder / ENVIRONMENTS, b"[]")
+
+
+def trained_only(folder: Path) -> None:
+    """Leave the folder as it is when training is complete."""
+    snapshot_only(folder)
+    (folder / ADAPTER).mkdir(exist_ok=True)
 
 
 def write_checkpoint(folder: Path, step: int) -> None:
@@ -176,6 +186,97 @@ def test_stops_of_the_service_do_not_count(rig: TrainerRig) -> None:
     assert not (rig.started[0] / MICRO_BATCH).exists()
 
 
+# --- the gate's own process ---
+
+
+def test_gate_runs_in_a_process_of_its_own(rig: TrainerRig) -> None:
+    found: list[bool] = []
+
+    def process(folder: Path) -> int:
+        found.append((folder / ADAPTER).exists())
+        if not found[-1]:
+            trained_only(folder)
+            return ExitCode.DONE
+        return finish_run(folder)
+
+    rig.process = process
+    send(rig, corrections())
+    trainer = rig.trainer()
+    run_steps(trainer)
+    assert found == [False, True], "the process that trained has ended, and another one gates"
+    assert [run.stage for run in run_table.all_runs(trainer.db)] == ["published"]
+    assert rig.clock.now_ms() == TrainerRig(rig.folder, finish_run).clock.now_ms(), "it starts at once"
+
+
+def test_process_that_ends_well_without_a_result_counts_as_an_error(rig: TrainerRig) -> None:
+    def process(folder: Path) -> int:
+        trained_only(folder)
+        return ExitCode.DONE
+
+    rig.process = process
+    send(rig, corrections())
+    trainer = rig.trainer()
+    for _ in range(10):
+        run_steps(trainer, 3)
+        rig.clock.advance(60)
+    assert [run.stage for run in run_table.all_runs(trainer.db)] == ["failed"]
+    assert len(rig.started) == 1 + MAX_ERRORS
+
+
+@pytest.mark.parametrize("end", [KILLED, ExitCode.OUT_OF_MEMORY, ExitCode.MEMORY_EXHAUSTED, 1])
+def test_early_ends_of_the_gate_never_train_again(rig: TrainerRig, end: int) -> None:
+    assert run_to_the_end(rig, iter([end, end]), before=trained_only) == ["published"]
+    assert not (rig.started[0] / MICRO_BATCH).exists()
+
+
+def test_kill_for_memory_at_the_gate_halves_the_rows_evaluated_at_once(
+    rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = rig.folder / "memory.events"
+    monkeypatch.setattr(micro_batch, "OOM_KILL_COUNTERS", (counter,))
+
+    def count_oom_kill(folder: Path) -> None:
+        trained_only(folder)
+        counter.write_text(f"oom_kill {len(rig.started)}")
+
+    counter.write_text("oom_kill 0")
+    assert run_to_the_end(rig, iter([KILLED, KILLED]), before=count_oom_kill) == ["published"]
+    assert eval_batch.sizes(rig.started[0]) == (16, 2)
+    assert micro_batch.size(rig.started[0], 8) == 8
+
+
+def test_starved_gate_waits_and_then_fails_with_a_remedy(rig: TrainerRig) -> None:
+    ends = iter([int(ExitCode.MEMORY_EXHAUSTED)] * MAX_STARVED)
+    assert run_to_the_end(rig, ends, before=trained_only) == ["failed"]
+    assert len(rig.started) == MAX_STARVED
+    assert "even with the smallest batches" in str(progress(rig)["reason"])
+    assert (rig.started[0] / ADAPTER).exists()
+
+
+def test_missing_gpu_keeps_the_run_waiting(rig: TrainerRig) -> None:
+    missing = True
+
+    def process(folder: Path) -> int:
+        if missing:
+            raise Misconfigured("LOOPWRIGHT_TRAINER_DEVICE asks for a GPU, but no NVIDIA GPU is visible here")
+        return finish_run(folder)
+
+    rig.process = process
+    send(rig, corrections())
+    trainer = rig.trainer()
+    for _ in range(2 * MAX_KILLS):
+        run_steps(trainer, 2)
+        rig.clock.advance(60)
+    assert [run.stage for run in run_table.all_runs(trainer.db)] == ["begun"]
+    assert "no NVIDIA GPU is visible" in str(progress(rig)["reason"])
+    missing = False
+    run_steps(trainer, 8)
+    assert [run.stage for run in run_table.all_runs(trainer.db)] == ["published"]
+
+
+# --- disks ---
+
+
 def test_full_disk_is_reported_and_never_ends_the_run(rig: TrainerRig) -> None:
     reasons = []
 
@@ -251,6 +352,7 @@ def training(tmp_path: Path) -> tuple[Path, RunConfig]:
     folder = tmp_path / "runs" / "run-1"
     folder.mkdir(parents=True)
     snapshot_only(folder)
+    (folder / ENVIRONMENTS).unlink()
     return folder, config_of("run-1")
 
 
@@ -278,16 +380,31 @@ def test_unexpected_error_is_raised(training: tuple[Path, RunConfig]) -> None:
     assert not (folder / FAILURE_REASON).exists()
 
 
-def test_out_of_memory_with_one_row_or_in_the_gate_fails_the_run(
+def test_out_of_memory_in_training_halves_the_micro_batch_down_to_one(
     training: tuple[Path, RunConfig],
 ) -> None:
     folder, config = training
+    write_whole(folder / ENVIRONMENTS, b"[]")
     ends = [run_to_exit_code(folder, config, raising(MemoryError())) for _ in range(4)]
-    assert ends == [ExitCode.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY, ExitCode.FAILED]
-    assert "one row at a time" in (folder / FAILURE_REASON).read_text()
-    (folder / ADAPTER).mkdir()
-    assert run_to_exit_code(folder, config, raising(MemoryError())) == ExitCode.FAILED
-    assert "LOOPWRIGHT_TRAINER_MAX_TOKENS" in (folder / FAILURE_REASON).read_text()
+    assert ends == [ExitCode.OUT_OF_MEMORY] * 3 + [ExitCode.MEMORY_EXHAUSTED]
+    assert micro_batch.size(folder, 8) == 1
+    assert eval_batch.reduction_note(folder) is None
+
+
+@pytest.mark.parametrize("position", [BASE_ANSWERS, GATE])
+def test_out_of_memory_where_a_run_evaluates_halves_those_batches(
+    position: str, training: tuple[Path, RunConfig]
+) -> None:
+    folder, config = training
+    if position == GATE:
+        (folder / ADAPTER).mkdir()
+    sizes = []
+    while run_to_exit_code(folder, config, raising(MemoryError())) == ExitCode.OUT_OF_MEMORY:
+        sizes.append(eval_batch.sizes(folder))
+    assert sizes == [(32, 4), (16, 2), (8, 1), (4, 1), (2, 1), (1, 1)]
+    assert run_to_exit_code(folder, config, raising(MemoryError())) == ExitCode.MEMORY_EXHAUSTED
+    assert not (folder / FAILURE_REASON).exists()
+    assert micro_batch.size(folder, 8) == 8
 
 
 def test_failure_on_a_full_disk_is_reported_as_a_full_disk(

@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -24,6 +24,7 @@ from transformers import logging as transformers_logging
 
 from services.trainer.base import dtype
 from services.trainer.base.device import use_device
+from services.trainer.base.memory import GENERATE_BATCH, BatchLimit, release_memory
 from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.core.hardware import Dtype
 from services.trainer.core.recipe import Recipe
@@ -114,6 +115,8 @@ class BaseAnswerCache:
     recipe: Recipe
     folder: Path
     dtype: Dtype = "bfloat16"
+    limit: BatchLimit = field(default_factory=lambda: BatchLimit(GENERATE_BATCH))
+    """Prompts answered at once. It gets smaller if memory does not suffice."""
 
     def answers(
         self, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, progress: ProgressCallback
@@ -135,12 +138,18 @@ class BaseAnswerCache:
                 [prompt.messages for prompt in missing],
                 max_new_tokens,
                 lambda count, _: progress(before + count, len(prompts)),
+                self.limit,
             )
 
         suffix = "" if self.dtype == "bfloat16" else f"-{self.dtype}"
         file = self.folder / f"{self.digest[:8]}{suffix}.jsonl"
         shipped = read_shipped(self.digest, self.fingerprint(tokenizer), self.shipped_file)
-        return cached_answers(file, prompts, self.recipe.replay_new_tokens, generate, shipped)
+        try:
+            return cached_answers(file, prompts, self.recipe.replay_new_tokens, generate, shipped)
+        finally:
+            if models:
+                models.clear()
+                release_memory()
 
     @property
     def shipped_file(self) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from peft import PeftModel
@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from services.trainer.base.device import device_kind
+from services.trainer.base.memory import GENERATE_BATCH, SCORE_BATCH, BatchLimit, run_in_batches
 from services.trainer.base.shared_prefix import logits_at
 from services.trainer.base.tokenization import prompt_ids
 from services.trainer.core.chat import Messages
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     Model: TypeAlias = PreTrainedModel | PeftModel
-
-GENERATE_BATCH: Final = 64
-SCORE_BATCH: Final = 8
 
 
 def default_device() -> DeviceKind:
@@ -84,11 +82,11 @@ def generate_answers(
     conversations: Sequence[Messages],
     max_new_tokens: int,
     progress: ProgressCallback = ignore_progress,
+    limit: BatchLimit | None = None,
 ) -> list[str]:
     """Return the greedy answer to each conversation, in order."""
-    return [
-        text for text, _ in generate_with_endings(model, tokenizer, conversations, max_new_tokens, progress)
-    ]
+    answers = generate_with_endings(model, tokenizer, conversations, max_new_tokens, progress, limit)
+    return [text for text, _ in answers]
 
 
 def generate_with_endings(
@@ -97,20 +95,23 @@ def generate_with_endings(
     conversations: Sequence[Messages],
     max_new_tokens: int,
     progress: ProgressCallback = ignore_progress,
+    limit: BatchLimit | None = None,
 ) -> list[tuple[str, bool]]:
     """Return the greedy answers, each with whether the model ended it within `max_new_tokens`.
 
-    Prompts of similar length share a batch.
+    Prompts of similar length share a batch. Batches get smaller if memory does not suffice, and `limit` keeps their
+    size for the next call.
     """
     prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     out = [("", True)] * len(prompts)
-    for start in range(0, len(order), GENERATE_BATCH):
-        batch = order[start : start + GENERATE_BATCH]
+
+    def answer(batch: Sequence[int]) -> None:
         generated = _generate(model, tokenizer, [prompts[i] for i in batch], max_new_tokens)
-        for i, answer in zip(batch, generated, strict=True):
-            out[i] = answer
-        progress(min(start + GENERATE_BATCH, len(order)), len(order))
+        for i, text in zip(batch, generated, strict=True):
+            out[i] = text
+
+    run_in_batches(order, limit or BatchLimit(GENERATE_BATCH), answer, progress)
     return out
 
 
@@ -148,29 +149,26 @@ def answer_losses(
     tokenizer: PreTrainedTokenizerBase,
     answered: Sequence[tuple[Messages, str]],
     progress: ProgressCallback = ignore_progress,
+    limit: BatchLimit | None = None,
 ) -> list[float]:
     """Return the mean negative log-likelihood of each answer given its conversation, in nats per token.
 
-    The end of the turn is not scored. An answer without tokens has loss 0.
+    The end of the turn is not scored. An answer without tokens has loss 0. `limit`: as for `generate_with_endings`.
     """
     out = [0.0] * len(answered)
-    done = 0
-    for batch in length_batches(tokenizer, answered, SCORE_BATCH):
+
+    def score(batch: Sequence[int]) -> None:
         scored = answer_logits(model, tokenizer, [answered[i] for i in batch])
         for i, (logits, ids) in zip(batch, scored, strict=True):
             out[i] = float(cross_entropy(logits, ids)) if len(ids) else 0.0
-        done += len(batch)
-        progress(done, len(answered))
+
+    run_in_batches(by_length(tokenizer, answered), limit or BatchLimit(SCORE_BATCH), score, progress)
     return out
 
 
-def length_batches(
-    tokenizer: PreTrainedTokenizerBase, answered: Sequence[tuple[Messages, str]], size: int
-) -> Iterator[list[int]]:
-    """Yield the indices of answers in batches of similar answer length."""
-    order = sorted(range(len(answered)), key=lambda i: (len(tokenizer(answered[i][1])["input_ids"]), i))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def by_length(tokenizer: PreTrainedTokenizerBase, answered: Sequence[tuple[Messages, str]]) -> list[int]:
+    """Return the indices of answers, the shortest answers first, so that neighbours have similar length."""
+    return sorted(range(len(answered)), key=lambda i: (len(tokenizer(answered[i][1])["input_ids"]), i))
 
 
 def answer_logits(

@@ -37,6 +37,7 @@ from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.lineage import LineRecords
 from services.trainer.worker import launcher
+from services.trainer.worker.restart_policy import MEMORY_REMEDY
 from shared.adapters.base_model import PinnedBase
 from shared.errors import LoopwrightError, Rejected, Retryable
 from shared.ports import ArtifactStore
@@ -171,12 +172,17 @@ class VersionTask(ABC):
 
     def _finish(self, exit_code: int) -> None:
         folder = next((path for path in self.folder.glob("*") if not path.is_symlink()), self.folder)
+        if exit_code == ExitCode.OUT_OF_MEMORY:  # it has stored smaller batches, which cannot happen for ever
+            self.process = self.start_process(folder)
+            return
         result = self.result_of(folder) if exit_code == ExitCode.DONE else None
         if result is not None:
             status, message = result
         elif exit_code == ExitCode.FAILED and (folder / FAILURE_REASON).exists():
             status = "failed"
             message = self.failure((folder / FAILURE_REASON).read_text(encoding="utf-8"))
+        elif exit_code == ExitCode.MEMORY_EXHAUSTED:
+            status, message = "failed", self.failure(f"memory did not suffice: {MEMORY_REMEDY}")
         else:
             status = "failed"
             message = self.failure(f"the process ended with status {exit_code}: {self._last_line(folder)}")

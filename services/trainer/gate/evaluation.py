@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from services.trainer.base.base_answers import BaseAnswer
+from services.trainer.base.memory import EvalLimits
 from services.trainer.base.model import generate_answers
 from services.trainer.base.tokenization import truncate
 from services.trainer.core.recipe import Recipe
@@ -27,12 +28,17 @@ def evaluate(
     eval_set: EvalSet,
     recipe: Recipe,
     progress: ProgressFactory,
+    limits: EvalLimits | None = None,
 ) -> EvalOutputs:
-    """Run every task that a metric needs, on both versions."""
+    """Run every task that a metric needs, on both versions. `limits`: how many rows go through a model at once."""
+    limits = limits or EvalLimits()
     tasks = dict.fromkeys(task for metric in METRICS for task in metric.tasks)
     generations = [task for task in tasks if isinstance(task, GenerationTask)]
     by_side = {
-        side: [_generate(models, side, tokenizer, task, eval_set, recipe, progress) for task in generations]
+        side: [
+            _generate(models, side, tokenizer, task, eval_set, recipe, progress, limits)
+            for task in generations
+        ]
         for side in SIDES
     }
     return EvalOutputs(
@@ -44,7 +50,11 @@ def evaluate(
         },
         likelihoods={
             task: score_likelihoods(
-                models, tokenizer, task.texts(eval_set), progress(f"gate: likelihood of {task.name}")
+                models,
+                tokenizer,
+                task.texts(eval_set),
+                progress(f"gate: likelihood of {task.name}"),
+                limits.score,
             )
             for task in tasks
             if isinstance(task, LikelihoodTask)
@@ -60,6 +70,7 @@ def _generate(
     eval_set: EvalSet,
     recipe: Recipe,
     progress: ProgressFactory,
+    limits: EvalLimits,
 ) -> list[str]:
     max_new_tokens = task.max_new_tokens(recipe)
     if task.base_answers is not None and models.is_base(side):
@@ -71,6 +82,7 @@ def _generate(
             task.prompts(eval_set),
             max_new_tokens,
             progress(f"gate, {side}: {task.name}"),
+            limits.generate,
         )
 
 

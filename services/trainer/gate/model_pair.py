@@ -11,11 +11,11 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import kl_div, nll_loss
 
+from services.trainer.base.memory import SCORE_BATCH, BatchLimit, run_in_batches
 from services.trainer.base.model import (
-    SCORE_BATCH,
     answer_logits,
+    by_length,
     end_tokens,
-    length_batches,
     load_whole_model,
 )
 from services.trainer.gate.eval_set import LikelihoodScores, ScoredText
@@ -91,15 +91,17 @@ def score_likelihoods(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[ScoredText],
     progress: ProgressCallback = ignore_progress,
+    limit: BatchLimit | None = None,
 ) -> list[LikelihoodScores]:
     """Return the likelihood of each answer given its conversation, under both versions.
 
-    The end of the turn is not scored. An empty answer has a likelihood of 0 nats.
+    The end of the turn is not scored. An empty answer has a likelihood of 0 nats. Batches get smaller if memory does
+    not suffice, and `limit` keeps their size for the next call.
     """
     scores = [LikelihoodScores(0.0, 0.0, 0.0)] * len(texts)
     ends = sorted(end_tokens(models.base))
-    done = 0
-    for batch in length_batches(tokenizer, texts, SCORE_BATCH):
+
+    def score(batch: Sequence[int]) -> None:
         logits = {}
         for side in SIDES:
             with models.activate(side) as model:
@@ -109,8 +111,8 @@ def score_likelihoods(
         ):
             if len(tokens):
                 scores[i] = _compare(candidate, stable, tokens, ends)
-        done += len(batch)
-        progress(done, len(texts))
+
+    run_in_batches(by_length(tokenizer, texts), limit or BatchLimit(SCORE_BATCH), score, progress)
     return scores
 
 

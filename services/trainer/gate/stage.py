@@ -54,7 +54,9 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path) -> GateReport
     base = load_base(Path(config.base), recipe.threads, dtype.of_run(context.folder))
     started = time.monotonic()
     with ModelPair(base, {"candidate": adapter, "stable": _stable_folder(context)}, recipe.threads) as models:
-        outputs = evaluate(models, context.tokenizer, eval_set, recipe, context.progress_callback)
+        outputs = evaluate(
+            models, context.tokenizer, eval_set, recipe, context.progress_callback, context.eval_limits
+        )
     report = decide(
         measure_all(eval_set, outputs),
         gated_against=config.stable.version,

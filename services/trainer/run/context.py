@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from services.trainer.base import dtype
 from services.trainer.base.base_answers import BaseAnswer, BaseAnswerCache, Prompt
+from services.trainer.base.memory import EvalLimits
 from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.dataset import snapshot_files
 from services.trainer.progress import Progress, ProgressCallback
+from services.trainer.run import eval_batch
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from shared.errors import LoopwrightError
@@ -47,8 +49,11 @@ class RunContext:
     progress: Progress
     stop: threading.Event
     tokenizer: PreTrainedTokenizerBase = field(init=False)
+    eval_limits: EvalLimits = field(init=False)
+    """How many rows are evaluated at once in this run."""
 
     def __post_init__(self) -> None:
+        self.eval_limits = eval_batch.limits(self.folder)
         self.tokenizer = load_tokenizer(Path(self.config.base))
 
     def progress_callback(self, stage: str) -> ProgressCallback:
@@ -80,6 +85,7 @@ class RunContext:
             config.recipe,
             self.settings.replay_dir,
             dtype.of_run(self.folder),
+            self.eval_limits.generate,
         )
         return cache.answers(prompts, self.tokenizer, self.progress_callback(RunStage.REPLAY))
 

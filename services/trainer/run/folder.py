@@ -13,6 +13,7 @@ Every run has the folder `DATA_DIR/trainer/<line>/runs/<run_id>`:
 | `dtype.json` | data type of the run's computations | training |
 | `environments.json` | software and hardware that the run trained on | training |
 | `micro-batch.json` | rows per forward pass, if memory did not suffice for a whole batch | supervisor, the process |
+| `eval-batch.json` | rows evaluated at once, if memory did not suffice for the usual number | supervisor, the process |
 | `checkpoints/` | state from which training resumes (text) | training |
 | `tensorboard/` | training curves | training |
 | `evidence.json` | diagnostics of a loss that became NaN or infinite, with names of rows | training |
@@ -45,6 +46,7 @@ RUN_LOG: Final = "run.log"
 ATTEMPTS: Final = "attempts.json"
 ENVIRONMENTS: Final = "environments.json"
 MICRO_BATCH: Final = "micro-batch.json"
+EVAL_BATCH: Final = "eval-batch.json"
 CHECKPOINTS: Final = "checkpoints"
 TENSORBOARD: Final = "tensorboard"
 NAN_REPORT: Final = "evidence.json"
@@ -74,6 +76,7 @@ WITHOUT_TEXT: Final = frozenset(
         ENVIRONMENTS,
         TENSORBOARD,
         MICRO_BATCH,
+        EVAL_BATCH,
         DTYPE,
     }
 )
@@ -87,8 +90,10 @@ class ExitCode(IntEnum):
     FAILED = 3
     """The run must not be retried; `failed.txt` gives the reason."""
     OUT_OF_MEMORY = 4
-    """Memory did not suffice; the next start uses a smaller micro-batch."""
+    """Memory did not suffice; the next start uses smaller batches."""
     DISK_FULL = 5
     """The disk is full; what the run can do without has been deleted."""
+    MEMORY_EXHAUSTED = 6
+    """Memory did not suffice even for the smallest batches."""
     STOPPED = 143
     """Stopped by SIGTERM; the next start resumes the run."""

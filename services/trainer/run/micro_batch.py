@@ -22,9 +22,6 @@ CGROUP: Final = Path("/sys/fs/cgroup")
 OOM_KILL_COUNTERS = (CGROUP / "memory.events", CGROUP / "memory" / "memory.oom_control", Path("/proc/vmstat"))
 """Files in which the kernel counts processes killed for memory: of this container (cgroup v2, v1), else all."""
 _OOM_KILLS: Final = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
-_OUT_OF_MEMORY_MESSAGE: Final = re.compile(
-    r"out of memory|DefaultCPUAllocator|can't allocate memory|Cannot allocate memory", re.IGNORECASE
-)
 
 
 def size(run: Path, batch_size: int) -> int:
@@ -34,6 +31,11 @@ def size(run: Path, batch_size: int) -> int:
         return batch_size
     rows = int(json.loads(file.read_bytes())["micro_batch"])
     return rows if 0 < rows <= batch_size and batch_size % rows == 0 else batch_size
+
+
+def can_halve(run: Path, batch_size: int) -> bool:
+    """Return whether a smaller micro-batch is possible."""
+    return size(run, batch_size) > 1
 
 
 def halve(run: Path, batch_size: int) -> int | None:
@@ -53,13 +55,6 @@ def reduction_note(run: Path, batch_size: int) -> str | None:
         return None
     return (
         f"memory did not suffice for {batch_size} rows at once: each step uses micro-batches of {rows} rows"
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether `error` means that memory did not suffice."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and _OUT_OF_MEMORY_MESSAGE.search(str(error)) is not None
     )
 
 

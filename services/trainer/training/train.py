@@ -39,7 +39,7 @@ from services.trainer.dataset.objectives import (
     sft_row,
 )
 from services.trainer.files import sync_folder, sync_tree, write_whole
-from services.trainer.run import micro_batch
+from services.trainer.run import environment, micro_batch
 from services.trainer.run.context import RunContext, RunFailed, RunStopped
 from services.trainer.run.folder import ADAPTER, CHECKPOINTS
 from services.trainer.training.batch_order import (
@@ -98,6 +98,7 @@ def train(context: RunContext) -> None:
     if not rows:
         raise RunFailed("the snapshot has no rows to train")
     base_answers = context.base_answers(shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts))
+    environment.record(folder, environment.current(folder, recipe))
     candidates = [_replay_row(tokenizer, answer) for answer in base_answers if answer.answer]
     candidates = [row for row in candidates if row.tokens <= recipe.max_tokens]
     train_tokens = round(sum(row.tokens for row in rows) * recipe.epochs)

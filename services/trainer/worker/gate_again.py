@@ -11,6 +11,7 @@ import sys
 from services.trainer.files import write_whole
 from services.trainer.run.context import RunContext
 from services.trainer.run.folder import GATE_RESULT, ORIGINAL
+from services.trainer.run.position import GATE
 from services.trainer.worker.bootstrap import start_process
 from services.trainer.worker.pipeline import run_to_exit_code
 
@@ -26,7 +27,7 @@ def gate_again(context: RunContext) -> None:
 def main() -> int:
     """Gate the version and return the exit code."""
     process = start_process("trainer-gate-again", "gate again {}")
-    return run_to_exit_code(process.folder, process.config, lambda: gate_again(process.context()))
+    return run_to_exit_code(process.folder, process.config, lambda: gate_again(process.context()), GATE)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Execute one run: `python -m services.trainer.worker.pipeline RUN_FOLDER`.
+"""Execute the next part of a run: `python -m services.trainer.worker.pipeline RUN_FOLDER`.
 
-The stages are snapshot, training, artifact and gate. Each is skipped if its result exists: `snapshot.json`, `adapter/`,
-`gate.json` (written last, after `artifact/`). So a process killed at any moment loses at most the work since its newest
-checkpoint, and never takes a second snapshot. Exit codes: `run/folder.py`.
+A run has two parts, each in a process of its own, so that the gate starts with all memory that training used: snapshot
+and training, then gate and artifact. A stage is skipped if its result exists: `snapshot.json`, `adapter/`, `gate.json`
+(written last, after `artifact/`). So a process killed at any moment loses at most the work since its newest checkpoint,
+and never takes a second snapshot. Exit codes: `run/folder.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import structlog
 
 from services.trainer.base import dtype
+from services.trainer.base.memory import is_out_of_memory
 from services.trainer.base.tokenization import prompt_and_answer_lengths, token_count
 from services.trainer.database import open_read_only
 from services.trainer.dataset import batch_table, data_card, snapshot, snapshot_files
@@ -23,40 +25,50 @@ from services.trainer.dataset.comment_rewriter import EndpointConfig, rewrites_f
 from services.trainer.dataset.filters import Row
 from services.trainer.dataset.votes import ChangeRule
 from services.trainer.files import write_whole
-from services.trainer.run import disk_space, environment, micro_batch
+from services.trainer.run import batch_sizes, disk_space
 from services.trainer.run.context import RunContext, RunFailed, trained_questions
-from services.trainer.run.folder import ADAPTER, CHECKPOINTS, FAILURE_REASON, GATE_RESULT, ExitCode
+from services.trainer.run.folder import ADAPTER, CHECKPOINTS, GATE_RESULT, ExitCode
+from services.trainer.run.position import position_of
 from services.trainer.run.run_table import RunConfig
 from services.trainer.versions.model_card import write_artifact
 from services.trainer.worker.bootstrap import exit_code_of, start_process
 from services.trainer.worker.launcher import pause_for_fault_test
-from services.trainer.worker.restart_policy import MEMORY_REMEDY
 from shared.run_stage import RunStage
 
 log = structlog.get_logger(__name__)
 
 
-def run_stages(context: RunContext) -> None:
-    """Execute the stages of the run that are not complete. Raises `RunFailed` or `RunStopped`."""
+def run_next_part(context: RunContext) -> None:
+    """Execute the first part of the run that is not complete. Raises `RunFailed` or `RunStopped`."""
+    if not (context.folder / ADAPTER).exists():
+        train_run(context)
+    elif not (context.folder / GATE_RESULT).exists():
+        gate_trained_run(context)
+
+
+def train_run(context: RunContext) -> None:
+    """Write the run's snapshot and adapter, as far as they do not exist. Raises `RunFailed` or `RunStopped`."""
     folder, config = context.folder, context.config
     if not snapshot_files.is_complete(folder):
         take_snapshot(context)
     pause_for_fault_test(RunStage.SNAPSHOT)
-    if not (folder / ADAPTER).exists():
-        from services.trainer.training.train import train  # noqa: PLC0415 - importing torch takes seconds
+    from services.trainer.training.train import train  # noqa: PLC0415 - importing torch takes seconds
 
-        dtype.choose_for_run(folder, config.recipe.dtype, Path(config.base))
-        environment.record(folder, environment.current(folder, config.recipe))
-        train(context)
+    dtype.choose_for_run(folder, config.recipe.dtype, Path(config.base))
+    train(context)
+
+
+def gate_trained_run(context: RunContext) -> None:
+    """Gate the run's adapter and write its artifact. Raises `RunFailed` or `RunStopped`."""
+    folder, config = context.folder, context.config
     # Training removes them too, but the process may have been killed in between.
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     pause_for_fault_test(RunStage.TRAINED)
-    if not (folder / GATE_RESULT).exists():
-        from services.trainer.gate.stage import gate_run  # noqa: PLC0415 - importing torch takes seconds
+    from services.trainer.gate.stage import gate_run  # noqa: PLC0415 - importing torch takes seconds
 
-        report = gate_run(context)
-        write_artifact(folder, config, snapshot_files.read_ref(folder), report)
-        write_whole(folder / GATE_RESULT, report.model_dump_json(indent=1, exclude_none=True).encode())
+    report = gate_run(context)
+    write_artifact(folder, config, snapshot_files.read_ref(folder), report)
+    write_whole(folder / GATE_RESULT, report.model_dump_json(indent=1, exclude_none=True).encode())
 
 
 def take_snapshot(context: RunContext) -> None:
@@ -111,23 +123,25 @@ def take_snapshot(context: RunContext) -> None:
 
 
 def main() -> int:
-    """Execute the run and return the exit code."""
+    """Execute the next part of the run and return the exit code."""
     process = start_process("trainer-run")
-    return run_to_exit_code(process.folder, process.config, lambda: run_stages(process.context()))
+    return run_to_exit_code(process.folder, process.config, lambda: run_next_part(process.context()))
 
 
-def run_to_exit_code(folder: Path, config: RunConfig, work: Callable[[], None]) -> ExitCode:
+def run_to_exit_code(
+    folder: Path, config: RunConfig, work: Callable[[], None], position: str | None = None
+) -> ExitCode:
     """Execute `work` and return the exit code, also if memory or disk space did not suffice.
 
-    Any other unexpected error is raised.
+    Any other unexpected error is raised. `position` is what the process does, by default what the folder says.
     """
     try:
         try:
             return exit_code_of(folder, work)
         except Exception as error:
-            if not micro_batch.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            return handle_out_of_memory(folder, config.recipe.batch_size, error)
+            return handle_out_of_memory(folder, config, position or position_of(folder), error)
     except Exception as error:
         if not disk_space.is_disk_full_error(error):
             raise
@@ -135,16 +149,11 @@ def run_to_exit_code(folder: Path, config: RunConfig, work: Callable[[], None]) 
         return ExitCode.DISK_FULL
 
 
-def handle_out_of_memory(folder: Path, batch_size: int, error: Exception) -> ExitCode:
-    """Halve the micro-batch for the next start. Fail the run if it was not training, or if the micro-batch is 1."""
-    training = snapshot_files.is_complete(folder) and not (folder / ADAPTER).exists()
-    rows = micro_batch.halve(folder, batch_size) if training else None
-    log.warning("out_of_memory", error=str(error), micro_batch=rows)
-    if rows is not None:
-        return ExitCode.OUT_OF_MEMORY
-    during = "training with one row at a time" if training else "not while training"
-    write_whole(folder / FAILURE_REASON, f"out of memory ({during}): {MEMORY_REMEDY}".encode())
-    return ExitCode.FAILED
+def handle_out_of_memory(folder: Path, config: RunConfig, position: str, error: Exception) -> ExitCode:
+    """Store smaller batches for the next start. Return the exit code, which says whether that was possible."""
+    smaller = batch_sizes.halve(folder, position, config.recipe)
+    log.warning("out_of_memory", position=position, smaller_batches=smaller, error=str(error)[:300])
+    return ExitCode.OUT_OF_MEMORY if smaller else ExitCode.MEMORY_EXHAUSTED
 
 
 if __name__ == "__main__":

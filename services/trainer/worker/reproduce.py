@@ -20,7 +20,8 @@ from services.trainer.run.context import RunContext
 from services.trainer.run.environment import Environment
 from services.trainer.run.folder import ADAPTER, COMPARISON, ORIGINAL
 from services.trainer.versions.model_card import LINEAGE_FILE
-from services.trainer.worker.bootstrap import exit_code_of, start_process
+from services.trainer.worker.bootstrap import start_process
+from services.trainer.worker.pipeline import run_to_exit_code
 from shared.adapters.artifact_manifest import file_digest
 
 MAX_DISTANCE: Final = 0.05
@@ -134,7 +135,7 @@ def main() -> int:
         result = {"reproduced": reproduced, "message": message}
         write_whole(process.folder / COMPARISON, json.dumps(result, sort_keys=True).encode())
 
-    return exit_code_of(process.folder, work)
+    return run_to_exit_code(process.folder, process.config, work)
 
 
 if __name__ == "__main__":

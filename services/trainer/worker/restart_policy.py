@@ -2,7 +2,9 @@
 
 A kill does not say why it happened: an operator, a machine that went down, or the kernel when memory ran out. One or
 two kills are ignored. Several at the same position, without a new checkpoint between them, are taken for a lack of
-memory, and the micro-batch is halved. A run that keeps being killed fails with a reason, so the line can train again.
+memory, and the run's batches are halved (`run/batch_sizes.py`). A process that runs out of memory halves them itself.
+If they cannot be smaller, it is tried a few more times, because other processes may have used the memory. A run that
+keeps being killed or starved fails with a reason, so the line can train again.
 """
 
 from __future__ import annotations
@@ -16,14 +18,19 @@ MAX_KILLS: Final = 12
 """Kills at one position in a row after which the run fails."""
 MAX_ERRORS: Final = 3
 """Errors in a whole run after which it fails. They are errors of the program, which a retry is likely to repeat."""
+MAX_STARVED: Final = 4
+"""Times that memory may not suffice for the smallest batches at one position before the run fails."""
+STARVED_WAIT_S: Final = 30.0
+"""Shortest wait after memory did not suffice for the smallest batches."""
 MAX_WAIT_S: Final = 60.0
 MEMORY_REMEDY: Final = (
     "give the trainer more memory, or lower LOOPWRIGHT_TRAINER_MAX_TOKENS or LOOPWRIGHT_TRAINER_BATCH_SIZE"
 )
 
-EndCause = Literal["stopped", "killed", "error", "disk", "memory"]
+EndCause = Literal["stopped", "killed", "error", "disk", "memory", "starved"]
 """Why a process ended early: it was asked to stop; by a signal, or together with the service; with an unexpected error;
-the disk was full; memory did not suffice, and the process has halved the micro-batch itself."""
+the disk was full; memory did not suffice, and the process has halved its batches itself; memory did not suffice even
+for the smallest batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,7 @@ class Attempts:
     Attributes:
         position: How far the run had come.
         kills: Kills at this position in a row.
+        starved: Ends at this position because memory did not suffice for the smallest batches.
         early_ends: Early ends of any cause except "stopped" at this position in a row.
         running: A process was started, and its end has not been recorded.
 
@@ -40,6 +48,7 @@ class Attempts:
 
     position: str = ""
     kills: int = 0
+    starved: int = 0
     early_ends: int = 0
     running: bool = False
 
@@ -59,7 +68,7 @@ class Attempts:
 
 @dataclass(frozen=True, slots=True)
 class RestartDecision:
-    """Restart after `wait_s` seconds, with half the micro-batch if `halve`; or fail the run if `failure` says why."""
+    """Restart after `wait_s` seconds, with half the batches if `halve`; or fail the run if `failure` says why."""
 
     wait_s: float = 0.0
     halve: bool = False
@@ -81,14 +90,26 @@ def decide(
         end: Why it ended.
         errors: Unexpected errors of this run so far, including this one.
         oom_killed: The kernel counted a kill for memory while the process ran.
-        can_halve: The process was training, with a micro-batch of more than one row.
+        can_halve: The run can use smaller batches at this position.
 
     """
     if end == "stopped":
         return replace(attempts, running=False), RestartDecision()
     kills = attempts.kills + (end == "killed")
-    after = replace(attempts, kills=kills, early_ends=attempts.early_ends + 1, running=False)
+    after = replace(
+        attempts,
+        kills=kills,
+        starved=attempts.starved + (end == "starved"),
+        early_ends=attempts.early_ends + 1,
+        running=False,
+    )
     wait = 0.0 if end == "memory" else backoff_s(after.early_ends)
+    if end == "starved":
+        if after.starved >= MAX_STARVED:
+            return after, RestartDecision(
+                failure=f"memory did not suffice {after.starved} times, even with the smallest batches: {MEMORY_REMEDY}"
+            )
+        return after, RestartDecision(max(STARVED_WAIT_S, wait))
     if end == "error" and errors >= MAX_ERRORS:
         return after, RestartDecision(failure=f"tried {MAX_ERRORS} times")
     if end != "killed":

@@ -15,29 +15,20 @@ from typing import Final
 
 import structlog
 
-from services.trainer.dataset import snapshot_files
 from services.trainer.files import write_whole
-from services.trainer.run import disk_space, micro_batch, run_table
-from services.trainer.run.checkpoint_manifest import newest_step
-from services.trainer.run.folder import (
-    ADAPTER,
-    ATTEMPTS,
-    CHECKPOINTS,
-    CONFIG,
-    FAILURE_REASON,
-    GATE_RESULT,
-    ExitCode,
-)
+from services.trainer.run import batch_sizes, disk_space, micro_batch, run_table
+from services.trainer.run.folder import ATTEMPTS, CONFIG, FAILURE_REASON, GATE_RESULT, ExitCode
+from services.trainer.run.position import GATE, position_of
 from services.trainer.run.run_table import Run
 from services.trainer.worker import launcher, restart_policy
 from services.trainer.worker.restart_policy import Attempts, EndCause
 from shared.errors import Misconfigured
 from shared.ports import Clock
 
-TRAINING: Final = "training"
 END_CAUSES: Final[dict[int, EndCause]] = {
     ExitCode.STOPPED: "stopped",
     ExitCode.OUT_OF_MEMORY: "memory",
+    ExitCode.MEMORY_EXHAUSTED: "starved",
     ExitCode.DISK_FULL: "disk",
 }
 DEVICE_RETRY_S: Final = 30.0
@@ -86,6 +77,10 @@ class RunSupervisor:
         self.process = None
         if status == ExitCode.DONE and (folder / GATE_RESULT).exists():
             return RunStatus(done=True)
+        if status == ExitCode.DONE and position_of(folder) == GATE != _read_attempts(folder).position:
+            # Training is complete. The gate runs in a process of its own.
+            _write_attempts(folder, Attempts(position=GATE))
+            return self._start(run, folder)
         if status == ExitCode.FAILED and (folder / FAILURE_REASON).exists():
             return RunStatus(failure=(folder / FAILURE_REASON).read_text(encoding="utf-8"))
         end = END_CAUSES.get(status, "killed" if status < 0 else "error")
@@ -130,7 +125,7 @@ class RunSupervisor:
 
     def _handle_early_end(self, run: Run, folder: Path, end: EndCause, status: int | None) -> RunStatus:
         """Decide about a restart. `status` is the exit code, or None if the service ended before it could read it."""
-        run_id, batch_size = run.config.run_id, run.config.recipe.batch_size
+        run_id, recipe = run.config.run_id, run.config.recipe
         position = position_of(folder)
         reason = f"its process ended with status {status}: see run.log in its folder"
         oom_kills = micro_batch.kernel_oom_kills()
@@ -139,11 +134,11 @@ class RunSupervisor:
             end,
             errors=run_table.count_failure(self.db, run_id, reason) if end == "error" else 0,
             oom_killed=status is not None and oom_kills is not None and oom_kills > (self.oom_kills or 0),
-            can_halve=position.startswith(TRAINING) and micro_batch.size(folder, batch_size) > 1,
+            can_halve=batch_sizes.can_halve(folder, position, recipe),
         )
         self.not_before_ms = self.clock.now_ms() + round(decision.wait_s * 1000)
         if decision.halve:
-            micro_batch.halve(folder, batch_size)
+            batch_sizes.halve(folder, position, recipe)
         _write_attempts(folder, attempts)
         log.warning(
             "run_interrupted",
@@ -158,16 +153,7 @@ class RunSupervisor:
             return RunStatus(failure=f"{reason}; {decision.failure}" if end == "error" else decision.failure)
         if end == "disk":
             return RunStatus(note=disk_space.disk_full_message(folder))
-        return RunStatus(note=micro_batch.reduction_note(folder, batch_size))
-
-
-def position_of(folder: Path) -> str:
-    """Return in words from where the run in `folder` would resume."""
-    if not snapshot_files.is_complete(folder):
-        return "snapshot"
-    if (folder / ADAPTER).exists():
-        return "gate"
-    return f"{TRAINING}, step {newest_step(folder / CHECKPOINTS)}"
+        return RunStatus(note=batch_sizes.reduction_note(folder, position, recipe))
 
 
 def _read_attempts(folder: Path) -> Attempts:
