@@ -27,8 +27,9 @@ from tests.fault.i13 import requests
 from tests.fault.i13.history import T0, Appended, History, HostClock, Idle, Replay, Stored
 
 SLICE_RECORDS = 8
-EPOCHS_DAYS = (31, 62, 93, 124)
-"""When harmless records come after a history, so that its windows close and its erasures end."""
+EPOCHS_DAYS = (31, 62, 93, 124, 155, 186)
+"""When harmless records come after a history, so that its windows close, its erasures end, and all their fillers are
+appended: one in each such time at least."""
 CLOSERS_MS = (0, 2 * JUMP_MS, 2 * JUMP_MS + 11_000)
 """The records of such a time: stream time follows a jump only slowly, and windows are looked for now and then."""
 MAX_ROUNDS = 600
