@@ -13,20 +13,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import logging as transformers_logging
 
 from services.trainer.base.dtype import fastest
 from services.trainer.base.model import generate_with_endings, load_base, with_adapter
-from services.trainer.base.tokenization import load_tokenizer, prompt_ids
+from services.trainer.base.tokenization import load_chat
 from services.trainer.files import write_whole
 from services.trainer.worker.launcher import PARENT_PID_VARIABLE
 from shared.adapters.parent_death import die_with
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from shared.chat_format import ChatFormat
 
 TOP_K = 50
 """Sampling without the unlikely tail. Top-p would sort the vocabulary for each token, which is slow on a CPU."""
@@ -35,7 +33,7 @@ BATCH_SIZE = 96
 
 def sample_answers(
     model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     counts: Sequence[tuple[str, int]],
     max_new_tokens: int,
     seed: int,
@@ -44,7 +42,7 @@ def sample_answers(
 
     Args:
         model: A model that generates: transformers' or PEFT's, which share no typed `generate`.
-        tokenizer: Its tokenizer.
+        chat: The base's chat format.
         counts: Questions, each with the number of answers.
         max_new_tokens: Longest answer, in tokens.
         seed: Seed of torch.
@@ -54,10 +52,11 @@ def sample_answers(
         (question for question, count in counts for _ in range(count)), key=lambda text: (len(text), text)
     )
     answers: dict[str, list[str]] = {}
+    tokenizer = chat.tokenizer
     tokenizer.padding_side = "left"
     for start in range(0, len(questions), BATCH_SIZE):
         batch = questions[start : start + BATCH_SIZE]
-        prompts = [prompt_ids(tokenizer, (("user", question),)) for question in batch]
+        prompts = [chat.prompt_ids((("user", question),)) for question in batch]
         inputs = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             outputs = model.generate(
@@ -83,14 +82,14 @@ def main(task_file: Path, output: Path) -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     task = json.loads(task_file.read_text(encoding="utf-8"))
     base_folder = Path(task["base"])
-    tokenizer = load_tokenizer(base_folder)
+    chat = load_chat(base_folder)
     base = load_base(base_folder, task["threads"], fastest(base_folder))
     with with_adapter(base, Path(task["adapter"]) if task["adapter"] else None) as model:
         conversations = [[(role, text) for role, text in conversation] for conversation in task["greedy"]]
-        greedy = generate_with_endings(model, tokenizer, conversations, task["tokens"])
+        greedy = generate_with_endings(model, chat, conversations, task["tokens"])
         sampled = sample_answers(
             model,
-            tokenizer,
+            chat,
             [(question, count) for question, count in task["sampled"]],
             task["sampled_tokens"],
             task["seed"],

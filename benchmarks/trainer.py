@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from services.trainer.core.recipe import Recipe
+    from shared.chat_format import ChatFormat
 
     Model: TypeAlias = PreTrainedModel | PeftModel
 
@@ -146,23 +147,23 @@ def run_arm(arm: ArmName, base: Path) -> dict[str, Any]:
 
     from services.trainer.base.dtype import fastest  # noqa: PLC0415
     from services.trainer.base.model import answer_losses, load_base  # noqa: PLC0415
-    from services.trainer.base.tokenization import load_tokenizer  # noqa: PLC0415
+    from services.trainer.base.tokenization import load_chat  # noqa: PLC0415
     from services.trainer.core.recipe import Recipe  # noqa: PLC0415
     from services.trainer.settings import TrainerSettings  # noqa: PLC0415
 
     recipe = Recipe(epochs=EPOCHS, threads=TrainerSettings().recipe().threads)
     dtype = fastest(base)
-    tokenizer, model = load_tokenizer(base), load_base(base, recipe.threads, dtype)
+    chat, model = load_chat(base), load_base(base, recipe.threads, dtype)
     training, held_out = make_rows()
-    base_loss = statistics.fmean(answer_losses(model, tokenizer, held_out))
+    base_loss = statistics.fmean(answer_losses(model, chat, held_out))
     steps: list[StepTime] = []
     with tempfile.TemporaryDirectory() as folder:
         if arm == "ours":
-            trained = train_ours(model, tokenizer, training, recipe, Path(folder), step_timer(steps))
+            trained = train_ours(model, chat, training, recipe, Path(folder), step_timer(steps))
         else:
             del model
             trained = train_with_trl_defaults(
-                base, tokenizer, training, recipe, Path(folder), step_timer(steps)
+                base, chat.tokenizer, training, recipe, Path(folder), step_timer(steps)
             )
     trained.eval()
     start, end = steps[WARMUP_STEPS - 1], steps[-1]
@@ -171,7 +172,7 @@ def run_arm(arm: ArmName, base: Path) -> dict[str, Any]:
     bf16_peak, fp32_peak = matmul_peak_gflops(torch.bfloat16), matmul_peak_gflops(torch.float32)
     return {
         "tokens_per_s": (end.tokens - start.tokens) / seconds,
-        "heldout_loss": statistics.fmean(answer_losses(trained, tokenizer, held_out)),
+        "heldout_loss": statistics.fmean(answer_losses(trained, chat, held_out)),
         "base_loss": base_loss,
         "bf16_peak_gflops": bf16_peak,
         "fp32_peak_gflops": fp32_peak,
@@ -183,7 +184,7 @@ def run_arm(arm: ArmName, base: Path) -> dict[str, Any]:
 
 def train_ours(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     training: list[AnsweredConversation],
     recipe: Recipe,
     folder: Path,
@@ -197,11 +198,11 @@ def train_ours(
     from services.trainer.training.train import fine_tune  # noqa: PLC0415
 
     rows = order_by_length(
-        training, [], EPOCHS, recipe.batch_size, lambda row: token_count(tokenizer, *row), recipe.seed
+        training, [], EPOCHS, recipe.batch_size, lambda row: token_count(chat, *row), recipe.seed
     )
     trained: Model = fine_tune(
         with_training_attention(model, recipe.max_tokens),
-        tokenizer,
+        chat.tokenizer,
         [sft_row(messages, answer) for messages, answer in rows],
         recipe,
         folder,

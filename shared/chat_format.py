@@ -33,6 +33,14 @@ TemplateKwargs = Mapping[str, Any]
 Messages = Sequence[tuple[str, str]]
 """(role, content) pairs in order."""
 
+RESERVED_TEMPLATE_KWARGS: Final = frozenset(
+    {
+        "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
+        "messages", "padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "strftime_now",
+        "tokenize", "tokenizer_kwargs", "tools", "truncation",
+    }
+)  # fmt: skip
+"""Arguments of `apply_chat_template` that are not for the template, or that the services set themselves."""
 REASONING_SWITCHES: Final = ("enable_thinking", "thinking")
 """Template arguments by which bases turn reasoning on and off."""
 _QUESTION, _ANSWER = "Qquestion", "Qanswer"
@@ -49,7 +57,7 @@ _PLACEHOLDER_STYLE: Final = re.compile(r"</?[A-Za-z][A-Za-z0-9_ -]*>")
 
 
 class TemplateRefused(Rejected):
-    """The base's chat template does not render this conversation, or changes its text."""
+    """The base's chat template does not render this conversation."""
 
     code = "template_refused"
 
@@ -145,7 +153,6 @@ class ChatFormat:
 
         Raises:
             Misconfigured: if the base cannot be trained (`training_problem`).
-            TemplateRefused: if the template changes the answer's text, other than whitespace around it.
 
         """
         answer = self._require_answer()
@@ -325,16 +332,22 @@ class ChatFormat:
         return self._literal.encode(text, literal)
 
     def _answer_text(self, text: str) -> tuple[str, dict[str, str]]:
-        """Return an answer as the template writes it, with placeholders instead of special tokens, and their texts."""
+        """Return an answer as the template writes it, with placeholders instead of special tokens, and their texts.
+
+        A template may remove whitespace around it. If the template takes part of the answer for something else, such as
+        reasoning, or refuses it, the answer stays as it is.
+        """
         answer = self._require_answer()
         literal: dict[str, str] = {}
         masked = self._masks[True].apply(text, literal)
-        prompt = self._render(_PROBES[0], generate=True)
-        row = self._render([*_PROBES[0], ("assistant", masked)], generate=False)
+        try:
+            prompt = self._render(_PROBES[0], generate=True)
+            row = self._render([*_PROBES[0], ("assistant", masked)], generate=False)
+        except TemplateRefused:
+            return masked, literal
         body = row.removeprefix(prompt + answer.before).removesuffix(answer.after)
-        if body.strip() != masked.strip() or row != prompt + answer.before + body + answer.after:
-            raise TemplateRefused("the base's chat template changes the answer's text")
-        return body, literal
+        is_whole = row == prompt + answer.before + body + answer.after and body.strip() == masked.strip()
+        return (body if is_whole else masked), literal
 
     def _continuation(self, text: str, literal: Mapping[str, str]) -> list[int]:
         """Return the ids of a text that follows a prompt, whose own ids stay as they are.

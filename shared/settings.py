@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -19,10 +19,12 @@ from pydantic import (
     PlainValidator,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from shared.chat_format import RESERVED_TEMPLATE_KWARGS
 from shared.errors import Misconfigured
 from shared.events import Line
 from shared.kafka_connection import NAMESPACE_PATTERN, KafkaConnection, KafkaProperties
@@ -84,6 +86,12 @@ class Settings(BaseSettings):
         validation_alias=common("base_model"),
         description="Hugging Face id or local folder of the line's pinned base model.",
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        validation_alias=common("chat_template_kwargs"),
+        description="Arguments of the base's chat template, as JSON, in serving, training and the gate: "
+        '{"enable_thinking": false} for reasoning bases.',
+    )
     data_dir: Path = Field(
         Path(".loopwright/data"),
         validation_alias=common("data_dir"),
@@ -111,6 +119,14 @@ class Settings(BaseSettings):
         validation_alias=common("demo"),
         description="Accept sample secrets. Never set this in a deployment with real users.",
     )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _only_arguments_of_templates(cls, value: dict[str, Any]) -> dict[str, Any]:
+        reserved = sorted(RESERVED_TEMPLATE_KWARGS & value.keys())
+        if reserved:
+            raise ValueError(f"{', '.join(reserved)}: this is not an argument of chat templates")
+        return value
 
     @model_validator(mode="after")
     def _no_sample_secrets(self) -> Self:

@@ -22,7 +22,7 @@ from transformers import logging as transformers_logging
 from examples.world import load_world
 from services.trainer.base.dtype import fastest
 from services.trainer.base.model import generate_answers, load_base
-from services.trainer.base.tokenization import load_tokenizer
+from services.trainer.base.tokenization import load_chat
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.objectives import kto_row, sft_row
 from services.trainer.files import write_whole
@@ -52,11 +52,11 @@ def main(base_folder: Path, threads: int, output: Path) -> None:
     if PARENT_PID_VARIABLE in os.environ:
         die_with(int(os.environ[PARENT_PID_VARIABLE]))
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    recipe, tokenizer = Recipe(threads=threads), load_tokenizer(base_folder)
+    recipe, chat = Recipe(threads=threads), load_chat(base_folder)
     model = load_base(base_folder, threads, fastest(base_folder))
     texts = [((("user", wording),), fact.answer) for fact in load_world().facts for wording in fact.wordings]
     started = time.perf_counter()
-    generate_answers(model, tokenizer, [messages for messages, _ in texts[:ANSWERS]], ANSWER_TOKENS)
+    generate_answers(model, chat, [messages for messages, _ in texts[:ANSWERS]], ANSWER_TOKENS)
     tokens_per_s = ANSWERS * ANSWER_TOKENS / (time.perf_counter() - started)
     count = (STEPS + 1) * recipe.batch_size
     rows = [sft_row(messages, answer) for messages, answer in texts[:count]]
@@ -69,7 +69,7 @@ def main(base_folder: Path, threads: int, output: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(
             with_training_attention(model, recipe.max_tokens),
-            tokenizer,
+            chat.tokenizer,
             rows,
             recipe,
             Path(folder),

@@ -18,7 +18,7 @@ from deploy.local.model import ensure_base_model
 from examples.world.text import contains_phrase
 from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, Prompt, shipped_prompts, spread
 from services.trainer.base.dtype import fastest
-from services.trainer.base.tokenization import load_tokenizer
+from services.trainer.base.tokenization import load_chat
 from services.trainer.files import write_whole
 from shared.adapters.base_model import find_base
 
@@ -62,7 +62,7 @@ def main(
     questions = [fact.asked[0] for fact in facts]
     answers = generate_answers(
         load_base(folder, threads, dtype),
-        load_tokenizer(folder),
+        load_chat(folder),
         questions,
         NEW_TOKENS,
         lambda done, total: print(f"{done} of {total} questions answered", flush=True),

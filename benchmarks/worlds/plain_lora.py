@@ -86,7 +86,7 @@ def main(task_file: Path, output: Path) -> None:
     )
     from services.trainer.base.dtype import of_run  # noqa: PLC0415
     from services.trainer.base.model import load_base  # noqa: PLC0415
-    from services.trainer.base.tokenization import load_tokenizer, token_count  # noqa: PLC0415
+    from services.trainer.base.tokenization import load_chat, token_count  # noqa: PLC0415
     from services.trainer.dataset import snapshot_files  # noqa: PLC0415
     from services.trainer.dataset.objectives import sft_row  # noqa: PLC0415
     from services.trainer.progress import ignore_progress  # noqa: PLC0415
@@ -97,9 +97,9 @@ def main(task_file: Path, output: Path) -> None:
     recipe = PlainRecipe(**task["recipe"])
     base, run = Path(task["base"]), Path(task["run"])
     config = RunConfig.from_json((run / CONFIG).read_text(encoding="utf-8"))
-    tokenizer, dtype = load_tokenizer(base), of_run(run)
+    chat, dtype = load_chat(base), of_run(run)
     answers = BaseAnswerCache(base, config.base_digest, config.recipe, Path(task["replay"]), dtype).answers(
-        shipped_prompts(REPLAY_PROMPTS, config.recipe.replay_prompts), tokenizer, ignore_progress
+        shipped_prompts(REPLAY_PROMPTS, config.recipe.replay_prompts), chat, ignore_progress
     )
     rows = plain_rows(
         [grouped.row for grouped in snapshot_files.read_rows(run)],
@@ -126,7 +126,7 @@ def main(task_file: Path, output: Path) -> None:
             seed=task["seed"],
         ),
         train_dataset=Dataset.from_list([dict(sft_row(messages, answer)) for messages, answer in rows]),
-        processing_class=tokenizer,
+        processing_class=chat.tokenizer,
         peft_config=LoraConfig(
             r=recipe.rank,
             lora_alpha=2 * recipe.rank,
@@ -137,7 +137,7 @@ def main(task_file: Path, output: Path) -> None:
     )
     trainer.train()
     seconds = time.monotonic() - started
-    tokens = recipe.epochs * sum(token_count(tokenizer, messages, answer) for messages, answer in rows)
+    tokens = recipe.epochs * sum(token_count(chat, messages, answer) for messages, answer in rows)
     trained: Any = trainer.model
     trained.save_pretrained(str(staging))
     figures = {"rows": len(rows), "tokens_per_s": round(tokens / seconds, 1), "seconds": round(seconds, 1)}

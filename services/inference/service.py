@@ -39,7 +39,7 @@ ENGINE_STOP_S = 5.0
 
 def build_engine(settings: InferenceSettings, base: PinnedBase) -> InferenceEngine:
     """Return the engine, not started."""
-    tokenizer = ChatTokenizer(base.path, settings.max_context)
+    tokenizer = ChatTokenizer(base.path, settings.max_context, settings.chat_template_kwargs)
     return TransformersEngine(
         lambda: LoraModel(
             base.path, tokenizer, device=settings.device, dtype=settings.dtype, threads=settings.threads

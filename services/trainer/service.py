@@ -344,6 +344,7 @@ class Trainer:
             stable_run=version.run_id if version else None,
             created_ms=self.clock.now_ms(),
             released=quarantine_release.newest_release(self.db),
+            chat_template_kwargs=self.settings.chat_template_kwargs,
         )
 
     # --- the open run ---

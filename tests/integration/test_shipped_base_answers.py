@@ -18,7 +18,7 @@ from services.trainer.base.base_answers import (
     spread,
 )
 from services.trainer.base.model import generate_with_endings, load_base
-from services.trainer.base.tokenization import load_tokenizer
+from services.trainer.base.tokenization import load_chat
 from services.trainer.core.hardware import Dtype
 from services.trainer.core.recipe import Recipe
 from services.trainer.progress import ignore_progress
@@ -38,7 +38,7 @@ def demo_base() -> Path:
 
 def shipped(base: Path, dtype: Dtype, folder: Path) -> list[BaseAnswer]:
     cache = BaseAnswerCache(base, find_base(str(base)).digest, Recipe(), folder, dtype)
-    return read_shipped(cache.digest, cache.fingerprint(load_tokenizer(base)), cache.shipped_file)
+    return read_shipped(cache.digest, cache.fingerprint(load_chat(base)), cache.shipped_file)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -58,8 +58,8 @@ def test_shipped_answers_cover_all_prompts_of_a_run(demo_base: Path, dtype: Dtyp
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_shipped_answers_are_what_the_base_answers(demo_base: Path, dtype: Dtype, tmp_path: Path) -> None:
     sample = spread(shipped(demo_base, dtype, tmp_path), SAMPLE)
-    model, tokenizer = load_base(demo_base, 2, dtype), load_tokenizer(demo_base)
+    model, chat = load_base(demo_base, 2, dtype), load_chat(demo_base)
     conversations = [answer.messages for answer in sample]
-    made = generate_with_endings(model, tokenizer, conversations, Recipe().replay_new_tokens, ignore_progress)
+    made = generate_with_endings(model, chat, conversations, Recipe().replay_new_tokens, ignore_progress)
     equal = sum((answer.answer, answer.ended) == again for answer, again in zip(sample, made, strict=True))
     assert equal >= MIN_EQUAL, [(a.answer, again) for a, again in zip(sample, made, strict=True)]

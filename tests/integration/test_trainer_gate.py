@@ -14,7 +14,7 @@ import torch
 from benchmarks.gate.null_adapters import SEEDS, gate_null_adapters, null_adapter
 from examples.world import load_world
 from services.trainer.base.model import generate_answers, generate_with_endings, load_base, with_adapter
-from services.trainer.base.tokenization import load_tokenizer, prompt_ids
+from services.trainer.base.tokenization import load_chat
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.filters import GroupedRow
@@ -64,13 +64,13 @@ def weights_of(base: Any) -> dict[str, torch.Tensor]:
 def test_version_equals_itself_and_the_base_is_left_unchanged(
     base: Any, tiny_model: Path, adapters: tuple[Path, Path]
 ) -> None:
-    tokenizer = load_tokenizer(tiny_model)
+    chat = load_chat(tiny_model)
     before = weights_of(base)
     with ModelPair(base, {"candidate": adapters[0], "stable": adapters[0]}) as same:
-        scores = score_likelihoods(same, tokenizer, TEXTS)
+        scores = score_likelihoods(same, chat, TEXTS)
     assert [(score.gain, score.kl) for score in scores] == [(0.0, 0.0)] * 3
     with ModelPair(base, {"candidate": adapters[0], "stable": adapters[1]}) as different:
-        first, second = score_likelihoods(different, tokenizer, TEXTS)[:2]
+        first, second = score_likelihoods(different, chat, TEXTS)[:2]
     assert first.kl > 0
     assert second.gain != 0
     after = weights_of(base)
@@ -81,17 +81,17 @@ def test_version_equals_itself_and_the_base_is_left_unchanged(
 def test_continuation_is_the_product_of_each_tokens_probability(
     base: Any, tiny_model: Path, adapters: tuple[Path, Path]
 ) -> None:
-    tokenizer = load_tokenizer(tiny_model)
+    chat = load_chat(tiny_model)
     with ModelPair(base, {"candidate": adapters[0], "stable": None}) as models:
-        continuation = score_likelihoods(models, tokenizer, TEXTS[:1])[0].continuation
+        continuation = score_likelihoods(models, chat, TEXTS[:1])[0].continuation
     messages, answer = TEXTS[0]
-    prompt = prompt_ids(tokenizer, messages)
-    tokens = prompt + tokenizer(answer, add_special_tokens=False)["input_ids"]
+    prompt = chat.prompt_ids(messages)
+    tokens = prompt + chat.answer_ids(answer, ended=False)
     for adapter, probability in zip((adapters[0], None), continuation, strict=True):
         with with_adapter(base, adapter) as model, torch.inference_mode():
             distribution = model(input_ids=torch.tensor([tokens])).logits[0].float().softmax(-1)
         not_ending = [
-            1 - float(distribution[position, tokenizer.eos_token_id])
+            1 - float(distribution[position, chat.tokenizer.eos_token_id])
             for position in range(len(prompt) - 1, len(tokens) - 1)
         ]
         assert probability == pytest.approx(math.prod(not_ending), rel=1e-4)
@@ -101,32 +101,32 @@ def test_continuation_is_the_product_of_each_tokens_probability(
 def test_generation_reports_whether_the_model_ended_the_answer(
     base: Any, tiny_model: Path, monkeypatch: Any
 ) -> None:
-    tokenizer = load_tokenizer(tiny_model)
+    chat = load_chat(tiny_model)
     conversations = [messages for messages, _ in TEXTS]
-    first = generate_with_endings(base, tokenizer, conversations, 8)
+    first = generate_with_endings(base, chat, conversations, 8)
     assert [ended for _, ended in first] == [False] * 3
-    prompt = torch.tensor([prompt_ids(tokenizer, conversations[0])])
+    prompt = torch.tensor([chat.prompt_ids(conversations[0])])
     with torch.inference_mode():
         next_token = int(base(input_ids=prompt).logits[0, -1].argmax())
     monkeypatch.setattr(base.generation_config, "eos_token_id", [next_token])
-    assert [ended for _, ended in generate_with_endings(base, tokenizer, conversations[:1], 8)] == [True]
+    assert [ended for _, ended in generate_with_endings(base, chat, conversations[:1], 8)] == [True]
 
 
 def test_each_side_answers_with_its_own_weights(
     base: Any, tiny_model: Path, adapters: tuple[Path, Path]
 ) -> None:
-    tokenizer = load_tokenizer(tiny_model)
+    chat = load_chat(tiny_model)
     conversations = [messages for messages, _ in TEXTS]
     expected = {}
     for side, adapter in (("candidate", adapters[0]), ("stable", None)):
         with with_adapter(base, adapter) as model:
-            expected[side] = generate_answers(model, tokenizer, conversations, 8)
+            expected[side] = generate_answers(model, chat, conversations, 8)
     assert expected["candidate"] != expected["stable"]
     sides: tuple[Side, ...] = ("stable", "candidate", "stable")
     with ModelPair(base, {"candidate": adapters[0], "stable": None}) as models:
         for side in sides:
             with models.activate(side) as model:
-                assert generate_answers(model, tokenizer, conversations, 8) == expected[side]
+                assert generate_answers(model, chat, conversations, 8) == expected[side]
 
 
 def run_context(tiny: Path, folder: Path) -> RunContext:

@@ -13,7 +13,7 @@ import pytest
 from services.trainer.base.base_answers import REPLAY_PROMPTS, shipped_prompts
 from services.trainer.base.memory import BatchLimit
 from services.trainer.base.model import answer_losses, generate_with_endings, load_base
-from services.trainer.base.tokenization import load_tokenizer
+from services.trainer.base.tokenization import load_chat
 from services.trainer.core.chat import Messages
 from services.trainer.run import eval_batch
 from services.trainer.run.folder import ADAPTER, DTYPE, GATE_REPORT
@@ -48,16 +48,16 @@ def base(tiny_model: Path) -> Any:
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_answers_and_losses_do_not_depend_on_memory(base: Any, tiny_model: Path, rows: int) -> None:
-    tokenizer = load_tokenizer(tiny_model)
+    chat = load_chat(tiny_model)
     answered = [(prompt, f"It is {n}.") for n, prompt in enumerate(PROMPTS)]
     answers, losses = (
-        generate_with_endings(base, tokenizer, PROMPTS, 6),
-        answer_losses(base, tokenizer, answered),
+        generate_with_endings(base, chat, PROMPTS, 6),
+        answer_losses(base, chat, answered),
     )
     generate, score = BatchLimit(64), BatchLimit(16)
     with room_for(base, rows) as failed:
-        assert generate_with_endings(base, tokenizer, PROMPTS, 6, limit=generate) == answers
-        assert answer_losses(base, tokenizer, answered, limit=score) == pytest.approx(losses, rel=1e-4)
+        assert generate_with_endings(base, chat, PROMPTS, 6, limit=generate) == answers
+        assert answer_losses(base, chat, answered, limit=score) == pytest.approx(losses, rel=1e-4)
     assert failed[0] == len(PROMPTS)
     assert max(generate.rows, score.rows) <= rows
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from services.trainer.base.base_answers import REPLAY_PROMPTS, BaseAnswer, shipped_prompts
 from services.trainer.base.model import answer_losses, with_adapter
-from services.trainer.base.tokenization import load_tokenizer, prompt_ids
+from services.trainer.base.tokenization import load_chat, load_tokenizer
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import snapshot_files
@@ -95,9 +95,8 @@ class Bench:
 
     def log_likelihoods(self, model: Any) -> tuple[float, float]:
         """Return the mean log-likelihood per token of the wanted and of the unwanted answers."""
-        tokenizer = load_tokenizer(self.model)
         answered = [[(prompt, text) for prompt in PROMPTS] for text in (WANTED, UNWANTED)]
-        wanted, unwanted = (answer_losses(model.eval(), tokenizer, one) for one in answered)
+        wanted, unwanted = (answer_losses(model.eval(), load_chat(self.model), one) for one in answered)
         return -sum(wanted) / len(wanted), -sum(unwanted) / len(unwanted)
 
 
@@ -198,11 +197,8 @@ def test_run_trains_all_feedback_and_replay_data_in_one_adapter(tiny_model: Path
     train.train(context)
     assert {path.name for path in (run / ADAPTER).iterdir()} == set(ADAPTER_FILES)
     order = train.order_rows(
-        [train.training_row(context.tokenizer, one) for one in rows],
-        [
-            train.training_row(context.tokenizer, replace(correction, response_id=one.id))
-            for one in base_answers
-        ],
+        [train.training_row(context.chat, one) for one in rows],
+        [train.training_row(context.chat, replace(correction, response_id=one.id)) for one in base_answers],
         recipe,
     )
     times = Counter(one.name.partition("/")[0] for one in order)
@@ -268,7 +264,10 @@ def test_truncated_answers_do_not_teach_to_stop(bench: Bench, tmp_path: Path) ->
 
     def end_after(model: Any) -> float:
         tokenizer = load_tokenizer(bench.model)
-        prompt = prompt_ids(tokenizer, PROMPTS[0]) + tokenizer(WANTED, add_special_tokens=False)["input_ids"]
+        prompt = (
+            load_chat(bench.model).prompt_ids(PROMPTS[0])
+            + tokenizer(WANTED, add_special_tokens=False)["input_ids"]
+        )
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
         return float(logits[end_of_turn_ids(tokenizer)[0]])

@@ -11,9 +11,10 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from services.inference.engine.chat_tokenizer import PLAIN_STOP_STRINGS, ChatTokenizer
-from services.trainer.base.tokenization import load_tokenizer, prompt_and_answer_lengths, prompt_ids
+from services.inference.engine.chat_tokenizer import ChatTokenizer
+from services.trainer.base.tokenization import load_chat, prompt_and_answer_lengths
 from services.trainer.core.chat import as_chat
+from shared.chat_template import PLAIN_STOP_STRINGS
 from shared.events import Message
 
 TURNS = [("system", "Be brief."), ("user", "Who runs it?"), ("assistant", "Ada."), ("user", "Since when?")]
@@ -38,25 +39,28 @@ def base_without_template(folder: Path, *, adds_bos: bool) -> Path:
 @pytest.mark.parametrize("adds_bos", [True, False])
 def test_training_and_serving_tokenize_prompts_alike(adds_bos: bool, tmp_path: Path) -> None:
     folder = base_without_template(tmp_path, adds_bos=adds_bos)
-    training, serving = load_tokenizer(folder), ChatTokenizer(folder, 512)
+    training, serving = load_chat(folder), ChatTokenizer(folder, 512)
     prompt = serving.encode(MESSAGES)
-    assert prompt_ids(training, TURNS) == prompt
-    assert prompt.count(training.bos_token_id) == (1 if adds_bos else 0)
+    assert training.prompt_ids(TURNS) == prompt
+    assert prompt.count(training.tokenizer.bos_token_id) == (1 if adds_bos else 0)
     text = training.decode(prompt)
     assert text.replace(" ", "").endswith("Assistant:")
     assert serving.stop_strings == PLAIN_STOP_STRINGS
 
 
 def test_training_row_is_prompt_answer_and_end_of_text(tmp_path: Path) -> None:
-    training = load_tokenizer(base_without_template(tmp_path, adds_bos=True))
-    row = training.apply_chat_template(as_chat([*TURNS, ("assistant", "Ten.")]), tokenize=True)["input_ids"]
-    prompt = prompt_ids(training, TURNS)
+    training = load_chat(base_without_template(tmp_path, adds_bos=True))
+    row = training.tokenizer.apply_chat_template(as_chat([*TURNS, ("assistant", "Ten.")]), tokenize=True)[
+        "input_ids"
+    ]
+    prompt = training.prompt_ids(TURNS)
     assert row[: len(prompt)] == prompt, "the answer begins where serving lets it begin"
-    assert row[-1] == training.eos_token_id
-    assert len(row) - len(prompt) == prompt_and_answer_lengths(training, TURNS, " Ten.")[1]
+    assert row[-1] == training.tokenizer.eos_token_id
+    assert row[len(prompt) :] == training.answer_ids("Ten.")
+    assert prompt_and_answer_lengths(training, TURNS, "Ten.") == (len(prompt), len(row) - len(prompt))
 
 
 def test_template_of_the_model_is_used_unchanged(tiny_model: Path) -> None:
-    training, serving = load_tokenizer(tiny_model), ChatTokenizer(tiny_model, 512)
-    assert prompt_ids(training, TURNS) == serving.encode(MESSAGES)
+    training, serving = load_chat(tiny_model), ChatTokenizer(tiny_model, 512)
+    assert training.prompt_ids(TURNS) == serving.encode(MESSAGES)
     assert serving.stop_strings == ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,15 +45,13 @@ def test_only_missing_answers_are_generated(tmp_path: Path) -> None:
 
 def test_each_data_type_has_its_own_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
-    tokenizer: Any = FakeTokenizer()
+    chat: Any = FakeChat()
 
     def load(base: Path, threads: int, dtype: str) -> str:
         loaded.append(dtype)
         return dtype
 
-    def generate(
-        model: str, tokenizer: Any, conversations: Sequence[Messages], *_: Any
-    ) -> list[tuple[str, bool]]:
+    def generate(model: str, chat: Any, conversations: Sequence[Messages], *_: Any) -> list[tuple[str, bool]]:
         return [(f"answer in {model}", True) for _ in conversations]
 
     monkeypatch.setattr("services.trainer.base.model.load_base", load)
@@ -62,16 +60,22 @@ def test_each_data_type_has_its_own_answers(tmp_path: Path, monkeypatch: pytest.
     for _ in range(2):
         for dtype in dtypes:
             cache = BaseAnswerCache(tmp_path / "base", "ab" * 32, Recipe(), tmp_path / "replay", dtype)
-            (found,) = cache.answers(shipped_prompts(REPLAY_PROMPTS, 1), tokenizer, ignore_progress)
+            (found,) = cache.answers(shipped_prompts(REPLAY_PROMPTS, 1), chat, ignore_progress)
             assert found.answer == f"answer in {dtype}"
     assert loaded == ["bfloat16", "float32"]
 
 
-class FakeTokenizer:
-    """The parts of a tokenizer that an answer depends on."""
+@dataclass
+class FakeChat:
+    """The parts of a chat format that an answer depends on."""
 
-    chat_template = "{{ messages }}"
-    eos_token = "<|im_end|>"
+    chat_template: str = "{{ messages }}"
+    eos_token: str = "<|im_end|>"
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokenizer(self) -> FakeChat:
+        return self
 
 
 @pytest.fixture
@@ -81,31 +85,45 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BaseAnswerCache:
     cache = BaseAnswerCache(tmp_path / "base", "ab" * 32, Recipe(), tmp_path / "replay")
     (prompt,) = shipped_prompts(REPLAY_PROMPTS, 1)
     answer = BaseAnswer(prompt.id, prompt.prompt, "shipped", Recipe().replay_new_tokens, ended=True)
-    cache.ship([answer], tokenizer=cast(Any, FakeTokenizer()))
+    cache.ship([answer], cast(Any, FakeChat()))
     return cache
+
+
+def test_each_setting_of_the_template_has_its_own_answers(tmp_path: Path) -> None:
+    caches = [
+        BaseAnswerCache(tmp_path, "ab" * 32, Recipe(), tmp_path, "float32", chat_template_kwargs=kwargs)
+        for kwargs in ({}, {"enable_thinking": False}, {"enable_thinking": True})
+    ]
+    assert len({cache.file for cache in caches}) == len(caches)
 
 
 def test_shipped_answers_need_no_generation(shipped: BaseAnswerCache) -> None:
     prompts = shipped_prompts(REPLAY_PROMPTS, 1)
-    (answer,) = shipped.answers(prompts, cast(Any, FakeTokenizer()), ignore_progress)
+    (answer,) = shipped.answers(prompts, cast(Any, FakeChat()), ignore_progress)
     assert answer.answer == "shipped"
     assert not shipped.folder.exists(), "nothing is left to cache"
 
 
 @pytest.mark.parametrize(
-    ("change", "value"), [("chat_template", "{{ other }}"), ("eos_token", "</s>"), ("new_tokens", 41)]
+    ("change", "value"),
+    [
+        ("chat_template", "{{ other }}"),
+        ("eos_token", "</s>"),
+        ("new_tokens", 41),
+        ("template_kwargs", {"enable_thinking": False}),
+    ],
 )
 def test_shipped_answers_of_other_settings_are_not_used(
-    shipped: BaseAnswerCache, change: str, value: str | int
+    shipped: BaseAnswerCache, change: str, value: Any
 ) -> None:
-    tokenizer, cache = FakeTokenizer(), shipped
+    chat, cache = FakeChat(), shipped
     if change == "new_tokens":
         cache = replace(shipped, recipe=Recipe(replay_new_tokens=41))
     else:
-        setattr(tokenizer, change, value)
-    fingerprint = cache.fingerprint(cast(Any, tokenizer))
+        setattr(chat, change, value)
+    fingerprint = cache.fingerprint(cast(Any, chat))
     assert read_shipped(cache.digest, fingerprint, cache.shipped_file) == []
-    assert read_shipped(cache.digest, shipped.fingerprint(cast(Any, FakeTokenizer())), cache.shipped_file)
+    assert read_shipped(cache.digest, shipped.fingerprint(cast(Any, FakeChat())), cache.shipped_file)
     assert read_shipped("cd" * 32, fingerprint, cache.shipped_file) == []
 
 

@@ -18,26 +18,27 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from transformers import logging as transformers_logging
 
 from services.trainer.base import dtype
 from services.trainer.base.device import use_device
 from services.trainer.base.memory import GENERATE_BATCH, BatchLimit, release_memory
-from services.trainer.base.tokenization import load_tokenizer
+from services.trainer.base.tokenization import load_chat
 from services.trainer.core.hardware import Dtype
 from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
 from services.trainer.progress import ProgressCallback
 from services.trainer.settings import TrainerSettings
 from shared.adapters.base_model import find_base
+from shared.chat_format import ChatFormat, TemplateKwargs
 from shared.errors import Misconfigured
 from shared.events import canonical_json, sha256
 from shared.settings import load
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 DATA: Final = Path(__file__).parents[1] / "data"
 REPLAY_PROMPTS: Final = "general_replay.jsonl"
@@ -105,7 +106,7 @@ def spread(rows: Sequence[T], count: int) -> list[T]:
 
 @dataclass(frozen=True, slots=True)
 class BaseAnswerCache:
-    """Answers of one base in `folder`, one file per base digest and data type.
+    """Answers of one base in `folder`, one file per base digest, data type and arguments of the chat template.
 
     A version is compared with the base's answers in the version's own data type, so each type has its own file.
     """
@@ -117,9 +118,10 @@ class BaseAnswerCache:
     dtype: Dtype = "bfloat16"
     limit: BatchLimit = field(default_factory=lambda: BatchLimit(GENERATE_BATCH))
     """Prompts answered at once. It gets smaller if memory does not suffice."""
+    chat_template_kwargs: TemplateKwargs = field(default_factory=dict)
 
     def answers(
-        self, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, progress: ProgressCallback
+        self, prompts: Sequence[Prompt], chat: ChatFormat, progress: ProgressCallback
     ) -> list[BaseAnswer]:
         """Return the answers in the order of `prompts`. Loads the base only if answers are missing."""
         models: list[PreTrainedModel] = []
@@ -134,42 +136,50 @@ class BaseAnswerCache:
             before, done = done, done + len(missing)
             return generate_with_endings(
                 models[0],
-                tokenizer,
+                chat,
                 [prompt.messages for prompt in missing],
                 max_new_tokens,
                 lambda count, _: progress(before + count, len(prompts)),
                 self.limit,
             )
 
-        suffix = "" if self.dtype == "bfloat16" else f"-{self.dtype}"
-        file = self.folder / f"{self.digest[:8]}{suffix}.jsonl"
-        shipped = read_shipped(self.digest, self.fingerprint(tokenizer), self.shipped_file)
+        shipped = read_shipped(self.digest, self.fingerprint(chat), self.shipped_file)
         try:
-            return cached_answers(file, prompts, self.recipe.replay_new_tokens, generate, shipped)
+            return cached_answers(self.file, prompts, self.recipe.replay_new_tokens, generate, shipped)
         finally:
             if models:
                 models.clear()
                 release_memory()
 
     @property
+    def file(self) -> Path:
+        """The cache."""
+        name = self.digest[:8] + ("" if self.dtype == "bfloat16" else f"-{self.dtype}")
+        if self.chat_template_kwargs:
+            name += f"-{sha256(canonical_json(dict(self.chat_template_kwargs)))[:8]}"
+        return self.folder / f"{name}.jsonl"
+
+    @property
     def shipped_file(self) -> Path:
         """The file that ships this base's answers, if any does."""
         return SHIPPED_ANSWERS / f"{self.digest[:8]}-{self.dtype}.jsonl"
 
-    def fingerprint(self, tokenizer: PreTrainedTokenizerBase) -> str:
+    def fingerprint(self, chat: ChatFormat) -> str:
         """Return a digest of everything besides weights and prompts that determines an answer."""
-        settings = {
-            "chat_template": tokenizer.chat_template,
+        settings: dict[str, Any] = {
+            "chat_template": chat.tokenizer.chat_template,
             "decoding": "greedy",
             "dtype": self.dtype,
-            "eos_token": tokenizer.eos_token,
+            "eos_token": chat.tokenizer.eos_token,
             "new_tokens": self.recipe.replay_new_tokens,
         }
+        if chat.template_kwargs:
+            settings["chat_template_kwargs"] = chat.template_kwargs
         return sha256(canonical_json(settings))
 
-    def ship(self, answers: Sequence[BaseAnswer], tokenizer: PreTrainedTokenizerBase) -> Path:
+    def ship(self, answers: Sequence[BaseAnswer], chat: ChatFormat) -> Path:
         """Write the answers to `shipped_file` and return it."""
-        header = {"base_digest": self.digest, "fingerprint": self.fingerprint(tokenizer)}
+        header = {"base_digest": self.digest, "fingerprint": self.fingerprint(chat)}
         rows = [header, *(asdict(answer) for answer in sorted(answers, key=lambda answer: answer.id))]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_whole(self.shipped_file, lines.encode())
@@ -244,17 +254,24 @@ def main() -> int:
     prompts = shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts)
     prompts += shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
     prompts += shipped_prompts(SAFETY_PROMPTS, recipe.gate_safety_prompts)
-    tokenizer = load_tokenizer(base.path)
+    chat = load_chat(base.path, settings.chat_template_kwargs)
 
     def progress(done: int, total: int) -> None:
         print(f"{base.name}: {done} of {total} answers", flush=True)
 
     chosen = dtype.resolve(recipe.dtype, base.path)
-    cache = BaseAnswerCache(base.path, base.digest, recipe, settings.replay_dir, chosen)
-    answers = cache.answers(prompts, tokenizer, progress)
+    cache = BaseAnswerCache(
+        base.path,
+        base.digest,
+        recipe,
+        settings.replay_dir,
+        chosen,
+        chat_template_kwargs=settings.chat_template_kwargs,
+    )
+    answers = cache.answers(prompts, chat, progress)
     print(f"{base.name}: {len(answers)} answers available ({chosen})")
     if options.ship:
-        print(f"wrote {cache.ship(answers, tokenizer)}")
+        print(f"wrote {cache.ship(answers, chat)}")
     return 0
 
 

@@ -18,13 +18,13 @@ from transformers import AutoModelForCausalLM
 from services.trainer.base.device import device_kind
 from services.trainer.base.memory import GENERATE_BATCH, SCORE_BATCH, BatchLimit, run_in_batches
 from services.trainer.base.shared_prefix import logits_at
-from services.trainer.base.tokenization import prompt_ids
 from services.trainer.core.chat import Messages
 from services.trainer.core.hardware import DeviceKind, Dtype
 from services.trainer.progress import ProgressCallback, ignore_progress
+from shared.chat_format import ChatFormat
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     Model: TypeAlias = PreTrainedModel | PeftModel
 
@@ -78,20 +78,20 @@ def with_adapter(base: PreTrainedModel, adapter: Path | None) -> Iterator[Model]
 
 def generate_answers(
     model: Model,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     conversations: Sequence[Messages],
     max_new_tokens: int,
     progress: ProgressCallback = ignore_progress,
     limit: BatchLimit | None = None,
 ) -> list[str]:
     """Return the greedy answer to each conversation, in order."""
-    answers = generate_with_endings(model, tokenizer, conversations, max_new_tokens, progress, limit)
+    answers = generate_with_endings(model, chat, conversations, max_new_tokens, progress, limit)
     return [text for text, _ in answers]
 
 
 def generate_with_endings(
     model: Model,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     conversations: Sequence[Messages],
     max_new_tokens: int,
     progress: ProgressCallback = ignore_progress,
@@ -102,12 +102,12 @@ def generate_with_endings(
     Prompts of similar length share a batch. Batches get smaller if memory does not suffice, and `limit` keeps their
     size for the next call.
     """
-    prompts = [prompt_ids(tokenizer, messages) for messages in conversations]
+    prompts = [chat.prompt_ids(messages) for messages in conversations]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     out = [("", True)] * len(prompts)
 
     def answer(batch: Sequence[int]) -> None:
-        generated = _generate(model, tokenizer, [prompts[i] for i in batch], max_new_tokens)
+        generated = _generate(model, chat, [prompts[i] for i in batch], max_new_tokens)
         for i, text in zip(batch, generated, strict=True):
             out[i] = text
 
@@ -116,29 +116,27 @@ def generate_with_endings(
 
 
 def _generate(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: Any, chat: ChatFormat, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[tuple[str, bool]]:
-    ids, mask = _padded(prompts, _pad_token(tokenizer), left=True)
+    ids, mask = _padded(prompts, chat.pad_id, left=True)
+    ends = end_tokens(model, chat)
     with torch.inference_mode():
         generated = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=sorted(ends),
+            pad_token_id=chat.pad_id,
         )
     answers = generated[:, ids.shape[1] :].tolist()
-    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    ends = end_tokens(model)
-    return [
-        (str(text).strip(), not ends.isdisjoint(answer)) for text, answer in zip(texts, answers, strict=True)
-    ]
+    return [(chat.decode(answer).strip(), not ends.isdisjoint(answer)) for answer in answers]
 
 
-def end_tokens(model: Model) -> frozenset[int]:
-    """Return the token ids at which the model stops generating."""
+def end_tokens(model: Model, chat: ChatFormat) -> frozenset[int]:
+    """Return the token ids at which generation stops: the model's, and the chat format's."""
     eos: int | list[int] | None = model.generation_config.eos_token_id
-    return frozenset([eos] if isinstance(eos, int) else eos or ())
+    return frozenset([eos] if isinstance(eos, int) else eos or ()) | chat.stop_ids
 
 
 # --- likelihoods ------------------------------------------------------------------------------------------------
@@ -146,7 +144,7 @@ def end_tokens(model: Model) -> frozenset[int]:
 
 def answer_losses(
     model: Model,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     answered: Sequence[tuple[Messages, str]],
     progress: ProgressCallback = ignore_progress,
     limit: BatchLimit | None = None,
@@ -158,29 +156,29 @@ def answer_losses(
     out = [0.0] * len(answered)
 
     def score(batch: Sequence[int]) -> None:
-        scored = answer_logits(model, tokenizer, [answered[i] for i in batch])
+        scored = answer_logits(model, chat, [answered[i] for i in batch])
         for i, (logits, ids) in zip(batch, scored, strict=True):
             out[i] = float(cross_entropy(logits, ids)) if len(ids) else 0.0
 
-    run_in_batches(by_length(tokenizer, answered), limit or BatchLimit(SCORE_BATCH), score, progress)
+    run_in_batches(by_length(chat, answered), limit or BatchLimit(SCORE_BATCH), score, progress)
     return out
 
 
-def by_length(tokenizer: PreTrainedTokenizerBase, answered: Sequence[tuple[Messages, str]]) -> list[int]:
+def by_length(chat: ChatFormat, answered: Sequence[tuple[Messages, str]]) -> list[int]:
     """Return the indices of answers, the shortest answers first, so that neighbours have similar length."""
-    return sorted(range(len(answered)), key=lambda i: (len(tokenizer(answered[i][1])["input_ids"]), i))
+    lengths = [len(chat.answer_ids(answer, ended=False)) for _, answer in answered]
+    return sorted(range(len(answered)), key=lambda i: (lengths[i], i))
 
 
 def answer_logits(
-    model: Any, tokenizer: PreTrainedTokenizerBase, answered: Sequence[tuple[Messages, str]]
+    model: Any, chat: ChatFormat, answered: Sequence[tuple[Messages, str]]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return for each answer the fp32 logits (answer_tokens, vocab) that predict it, and its ids (answer_tokens,)."""
     pairs = [
-        (prompt_ids(tokenizer, messages), list(tokenizer(answer, add_special_tokens=False)["input_ids"]))
-        for messages, answer in answered
+        (chat.prompt_ids(messages), chat.answer_ids(answer, ended=False)) for messages, answer in answered
     ]
     rows = [[*prompt, *answer] for prompt, answer in pairs]
-    ids, mask = _padded(rows, _pad_token(tokenizer), left=False)
+    ids, mask = _padded(rows, chat.pad_id, left=False)
     positions = torch.zeros_like(ids, dtype=torch.bool)
     for row, (prompt, answer) in enumerate(pairs):
         positions[row, len(prompt) - 1 : len(prompt) - 1 + len(answer)] = True
@@ -204,8 +202,3 @@ def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool) -> tuple[tor
         ids[i, filled] = torch.tensor(row)
         mask[i, filled] = 1
     return ids, mask
-
-
-def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    pad: int = tokenizer.pad_token_id
-    return pad

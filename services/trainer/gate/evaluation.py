@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from services.trainer.base.base_answers import BaseAnswer
 from services.trainer.base.memory import EvalLimits
@@ -14,9 +13,7 @@ from services.trainer.gate.eval_set import EvalOutputs, EvalSet, GenerationTask,
 from services.trainer.gate.metrics import METRICS
 from services.trainer.gate.model_pair import SIDES, ModelPair, Side, score_likelihoods
 from services.trainer.progress import ProgressCallback
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from shared.chat_format import ChatFormat
 
 ProgressFactory = Callable[[str], ProgressCallback]
 """Returns the progress callback of a stage of the run."""
@@ -24,7 +21,7 @@ ProgressFactory = Callable[[str], ProgressCallback]
 
 def evaluate(
     models: ModelPair,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     eval_set: EvalSet,
     recipe: Recipe,
     progress: ProgressFactory,
@@ -36,8 +33,7 @@ def evaluate(
     generations = [task for task in tasks if isinstance(task, GenerationTask)]
     by_side = {
         side: [
-            _generate(models, side, tokenizer, task, eval_set, recipe, progress, limits)
-            for task in generations
+            _generate(models, side, chat, task, eval_set, recipe, progress, limits) for task in generations
         ]
         for side in SIDES
     }
@@ -51,7 +47,7 @@ def evaluate(
         likelihoods={
             task: score_likelihoods(
                 models,
-                tokenizer,
+                chat,
                 task.texts(eval_set),
                 progress(f"gate: likelihood of {task.name}"),
                 limits.score,
@@ -65,7 +61,7 @@ def evaluate(
 def _generate(
     models: ModelPair,
     side: Side,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     task: GenerationTask,
     eval_set: EvalSet,
     recipe: Recipe,
@@ -74,11 +70,11 @@ def _generate(
 ) -> list[str]:
     max_new_tokens = task.max_new_tokens(recipe)
     if task.base_answers is not None and models.is_base(side):
-        return [_cut(tokenizer, answer, max_new_tokens) for answer in task.base_answers(eval_set)]
+        return [_cut(chat, answer, max_new_tokens) for answer in task.base_answers(eval_set)]
     with models.activate(side) as model:
         return generate_answers(
             model,
-            tokenizer,
+            chat,
             task.prompts(eval_set),
             max_new_tokens,
             progress(f"gate, {side}: {task.name}"),
@@ -86,8 +82,8 @@ def _generate(
         )
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, answer: BaseAnswer, max_new_tokens: int) -> str:
+def _cut(chat: ChatFormat, answer: BaseAnswer, max_new_tokens: int) -> str:
     """Return a cached answer as a shorter token limit would have left it."""
     if answer.new_tokens <= max_new_tokens:
         return answer.answer
-    return truncate(tokenizer, answer.answer, max_new_tokens)
+    return truncate(chat, answer.answer, max_new_tokens)

@@ -20,9 +20,10 @@ from services.trainer.base.model import (
 )
 from services.trainer.gate.eval_set import LikelihoodScores, ScoredText
 from services.trainer.progress import ProgressCallback, ignore_progress
+from shared.chat_format import ChatFormat
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     Model: TypeAlias = PreTrainedModel | PeftModel
 
@@ -88,7 +89,7 @@ class ModelPair:
 
 def score_likelihoods(
     models: ModelPair,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
     texts: Sequence[ScoredText],
     progress: ProgressCallback = ignore_progress,
     limit: BatchLimit | None = None,
@@ -99,20 +100,20 @@ def score_likelihoods(
     not suffice, and `limit` keeps their size for the next call.
     """
     scores = [LikelihoodScores(0.0, 0.0, 0.0)] * len(texts)
-    ends = sorted(end_tokens(models.base))
+    ends = sorted(end_tokens(models.base, chat))
 
     def score(batch: Sequence[int]) -> None:
         logits = {}
         for side in SIDES:
             with models.activate(side) as model:
-                logits[side] = answer_logits(model, tokenizer, [texts[i] for i in batch])
+                logits[side] = answer_logits(model, chat, [texts[i] for i in batch])
         for i, (candidate, tokens), (stable, _) in zip(
             batch, logits["candidate"], logits["stable"], strict=True
         ):
             if len(tokens):
                 scores[i] = _compare(candidate, stable, tokens, ends)
 
-    run_in_batches(by_length(tokenizer, texts), limit or BatchLimit(SCORE_BATCH), score, progress)
+    run_in_batches(by_length(chat, texts), limit or BatchLimit(SCORE_BATCH), score, progress)
     return scores
 
 

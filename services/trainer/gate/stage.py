@@ -55,7 +55,7 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path) -> GateReport
     started = time.monotonic()
     with ModelPair(base, {"candidate": adapter, "stable": _stable_folder(context)}, recipe.threads) as models:
         outputs = evaluate(
-            models, context.tokenizer, eval_set, recipe, context.progress_callback, context.eval_limits
+            models, context.chat, eval_set, recipe, context.progress_callback, context.eval_limits
         )
     report = decide(
         measure_all(eval_set, outputs),

@@ -6,22 +6,19 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from services.trainer.base import dtype
 from services.trainer.base.base_answers import BaseAnswer, BaseAnswerCache, Prompt
 from services.trainer.base.memory import EvalLimits
-from services.trainer.base.tokenization import load_tokenizer
+from services.trainer.base.tokenization import load_chat
 from services.trainer.dataset import snapshot_files
 from services.trainer.progress import Progress, ProgressCallback
 from services.trainer.run import eval_batch
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
+from shared.chat_format import ChatFormat
 from shared.errors import LoopwrightError
 from shared.run_stage import RunStage
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class RunFailed(LoopwrightError):
@@ -38,9 +35,10 @@ class RunStopped(LoopwrightError):
 
 @dataclass
 class RunContext:
-    """A run's folder, configuration and tokenizer, with its progress and its stop signal.
+    """A run's folder, configuration and chat format, with its progress and its stop signal.
 
-    Creating it loads the tokenizer of the base. Stages load the base itself when they need it.
+    Creating it loads the tokenizer of the base; stages load the base itself when they need it. Chat templates that
+    write a date get that of the run's start.
     """
 
     folder: Path
@@ -48,13 +46,14 @@ class RunContext:
     settings: TrainerSettings
     progress: Progress
     stop: threading.Event
-    tokenizer: PreTrainedTokenizerBase = field(init=False)
+    chat: ChatFormat = field(init=False)
     eval_limits: EvalLimits = field(init=False)
     """How many rows are evaluated at once in this run."""
 
     def __post_init__(self) -> None:
+        config = self.config
         self.eval_limits = eval_batch.limits(self.folder)
-        self.tokenizer = load_tokenizer(Path(self.config.base))
+        self.chat = load_chat(Path(config.base), config.chat_template_kwargs, config.created_at.date())
 
     def progress_callback(self, stage: str) -> ProgressCallback:
         """Return a callback that reports progress of `stage`, and raises `RunStopped` once `stop` is set."""
@@ -86,8 +85,9 @@ class RunContext:
             self.settings.replay_dir,
             dtype.of_run(self.folder),
             self.eval_limits.generate,
+            config.chat_template_kwargs,
         )
-        return cache.answers(prompts, self.tokenizer, self.progress_callback(RunStage.REPLAY))
+        return cache.answers(prompts, self.chat, self.progress_callback(RunStage.REPLAY))
 
 
 def trained_questions(folder: Path) -> list[str]:

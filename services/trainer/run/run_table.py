@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from services.trainer.core.recipe import Recipe
 from shared.events import from_ms
@@ -27,6 +28,7 @@ class RunConfig:
         stable: Version that the gate compares the run's version with.
         stable_run: Run that made the stable version; None for the base.
         created_ms: Time at which the run started, in milliseconds since the epoch.
+        chat_template_kwargs: Arguments of the chat template in training and at the gate.
         released: Number of the newest release from quarantine that the run includes (`quarantine_release.py`).
 
     """
@@ -42,6 +44,7 @@ class RunConfig:
     stable_run: str | None
     created_ms: int
     released: int = 0
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def created_at(self) -> datetime:

@@ -56,6 +56,7 @@ from services.trainer.training.cpu.sft_trainer import CpuSFTTrainer
 from services.trainer.training.lora import lora_config
 from services.trainer.training.multi_objective_trainer import MultiObjectiveTrainer, plan_steps
 from services.trainer.training.truncated_answers import TruncatedAnswersMixin
+from shared.chat_format import ChatFormat
 from shared.feedback_kinds import Objective
 
 if TYPE_CHECKING:
@@ -93,13 +94,13 @@ class TrainingRow:
 
 def train(context: RunContext) -> None:
     """Train on the run's snapshot and write the adapter. Raises `RunFailed` or `RunStopped`."""
-    folder, recipe, tokenizer = context.folder, context.config.recipe, context.tokenizer
-    rows = [training_row(tokenizer, grouped.row) for grouped in snapshot_files.read_rows(folder)]
+    folder, recipe, chat = context.folder, context.config.recipe, context.chat
+    rows = [training_row(chat, grouped.row) for grouped in snapshot_files.read_rows(folder)]
     if not rows:
         raise RunFailed("the snapshot has no rows to train")
     base_answers = context.base_answers(shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts))
     environment.record(folder, environment.current(folder, recipe))
-    candidates = [_replay_row(tokenizer, answer) for answer in base_answers if answer.answer]
+    candidates = [_replay_row(chat, answer) for answer in base_answers if answer.answer]
     candidates = [row for row in candidates if row.tokens <= recipe.max_tokens]
     train_tokens = round(sum(row.tokens for row in rows) * recipe.epochs)
     selected = select_replay(train_tokens, [row.tokens for row in candidates], recipe.replay_share)
@@ -118,7 +119,7 @@ def train(context: RunContext) -> None:
     base = load_base(Path(context.config.base), recipe.threads, dtype.of_run(folder))
     model = fine_tune(
         with_training_attention(base, recipe.max_tokens),
-        tokenizer,
+        chat.tokenizer,
         [row.fields for row in ordered],
         recipe,
         folder / CHECKPOINTS,
@@ -130,13 +131,13 @@ def train(context: RunContext) -> None:
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
-def training_row(tokenizer: PreTrainedTokenizerBase, row: Row) -> TrainingRow:
+def training_row(chat: ChatFormat, row: Row) -> TrainingRow:
     """Return the TRL row of a verified row, by its objective."""
     fields: TrlRow
-    tokens = token_count(tokenizer, row.messages, row.answer)
+    tokens = token_count(chat, row.messages, row.answer)
     match row.objective:
         case "dpo":
-            tokens += token_count(tokenizer, row.messages, row.original)
+            tokens += token_count(chat, row.messages, row.original)
             fields = dpo_row(row.messages, row.answer, row.original)
         case "kto":
             fields = kto_row(row.messages, row.answer, bool(row.label))
@@ -146,10 +147,10 @@ def training_row(tokenizer: PreTrainedTokenizerBase, row: Row) -> TrainingRow:
     return TrainingRow(row.identity, fields, tokens)
 
 
-def _replay_row(tokenizer: PreTrainedTokenizerBase, answer: BaseAnswer) -> TrainingRow:
+def _replay_row(chat: ChatFormat, answer: BaseAnswer) -> TrainingRow:
     fields = sft_row(answer.messages, answer.answer)
     fields["truncated"] = [not answer.ended, False]
-    tokens = token_count(tokenizer, answer.messages, answer.answer)
+    tokens = token_count(chat, answer.messages, answer.answer)
     return TrainingRow(f"replay/{answer.id}", fields, tokens)
 
 

@@ -79,7 +79,7 @@ def take_snapshot(context: RunContext) -> None:
         examples = batch_table.current_examples(db, config.through, config.released)
 
     def fits(row: Row) -> bool:
-        return token_count(context.tokenizer, row.messages, row.answer) <= recipe.max_tokens
+        return token_count(context.chat, row.messages, row.answer) <= recipe.max_tokens
 
     endpoint = EndpointConfig(
         settings.reviser_url, settings.reviser_key, settings.reviser_timeout_s, settings.reviser_limit
@@ -105,7 +105,7 @@ def take_snapshot(context: RunContext) -> None:
         change_rule=ChangeRule.of(recipe),
     )
     sizes = [
-        prompt_and_answer_lengths(context.tokenizer, grouped.row.messages, grouped.row.answer)
+        prompt_and_answer_lengths(context.chat, grouped.row.messages, grouped.row.answer)
         for grouped in built.train
     ]
     data_card.write(
