@@ -103,7 +103,7 @@ def _listed_facts(shipped: dict[str, Any]) -> list[Fact]:
             kind: tuple(
                 (*system, *_alternating(turns))
                 for wording in fact[kind]
-                for turns in _told(wording, stories.get(kind))
+                for turns in _with_stories(wording, stories.get(kind))
             )
             for kind in ("asked", "unseen")
         }
@@ -121,7 +121,7 @@ def _listed_facts(shipped: dict[str, Any]) -> list[Fact]:
     return facts
 
 
-def _told(wording: str | list[str], stories: dict[str, list[str]] | None) -> list[list[str]]:
+def _with_stories(wording: str | list[str], stories: dict[str, list[str]] | None) -> list[list[str]]:
     """Return a wording as the texts of a conversation, after each of `STORIES` stories if there are any."""
     if isinstance(wording, list):
         return [wording]
