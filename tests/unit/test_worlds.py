@@ -25,6 +25,7 @@ from examples.world import load_world as load_demo_world
 from examples.world.text import contains_phrase
 from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, shipped_prompts
 from services.trainer.core.chat import Messages
+from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.filters import Row
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.similarity import near_duplicates
@@ -161,6 +162,15 @@ def test_world_has_its_size_besides_the_held_out_users(name: WorldName, seed: in
     assert 0.1 < 1 - len(training) / len(questions) < 0.3
     assert len({item.user for item in questions}) > 0.9 * world.users
     assert {item.fact.id for item in questions} == {fact.id for fact in world.facts}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", WORLDS)
+def test_held_out_users_correct_enough_for_a_verdict(name: WorldName, seed: int) -> None:
+    line = load_world(name).line
+    held_out = [item for item in given(name, seed)[1] if is_held_out(line, item.user)]
+    corrected = {(item.user, item.question) for item in held_out if item.kind == "correction"}
+    assert len(corrected) >= 1.25 * Recipe().gate_items
 
 
 @pytest.mark.parametrize("name", WORLDS)
