@@ -70,6 +70,10 @@ class CollectedStatus(LiveStatus):
     held: dict[str, int] = Field(description="Examples in quarantine, by reason.")
     batches: int = Field(ge=0, description="Batches read from `training.batches`.")
     reason: str = Field(description="Why the trainer starts a run now, or why it does not.")
+    device: str | None = Field(None, description="What runs compute on, once that has been checked.")
+    device_problem: str | None = Field(
+        None, description="Why runs cannot use the device, with the remedy; no run starts meanwhile."
+    )
 
 
 class QuarantinedEvent(NamedTuple):

@@ -85,7 +85,7 @@ def run(settings: TrainerSettings) -> None:
         signal.signal(number, lambda *_: stopping.set())
     if settings.golden is not None:
         read_golden_set(settings.golden)  # a file with errors stops the start, not the first gate
-    readiness = Readiness("line", "base model", "kafka")
+    readiness = Readiness("line", "base model", "kafka", "device")
     app = add_service_routes(FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness)
     add_gate_routes(add_lineage_routes(app, lineage_queries(settings)), settings)
     server = ServerThread(app, settings.host, settings.port)
@@ -125,6 +125,9 @@ def run_as_only_trainer(
     trainer = wait_for_kafka(lambda: build(settings, base), readiness, stopping)
     if trainer is None:
         return
+    trainer.device.on_report = lambda report: readiness.set(
+        "device", report.problem is None, report.problem or report.text
+    )
     readiness.watch("log", lambda: trainer.problem)
     readiness.watch("publisher", lambda: trainer.publisher.problem)
     trainer.run(stopping)

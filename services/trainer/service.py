@@ -42,6 +42,7 @@ from services.trainer.run.run_table import Run, RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.publish import VersionLog
 from services.trainer.worker import launcher
+from services.trainer.worker.device_monitor import DeviceMonitor
 from services.trainer.worker.supervisor import RunSupervisor
 from shared.adapters import redis_keys
 from shared.adapters.base_model import PinnedBase
@@ -96,6 +97,7 @@ class Trainer:
     gate_repeater: GateRepeater = field(init=False)
     artifact_collector: ArtifactCollector = field(init=False)
     supervisor: RunSupervisor = field(init=False)
+    device: DeviceMonitor = field(init=False)
 
     def __post_init__(self) -> None:
         settings, db, line = self.settings, self.db, self.settings.line
@@ -118,7 +120,8 @@ class Trainer:
         self.artifact_collector = ArtifactCollector(
             settings, db, self.commands, self.store, self.versions.all_lines, self.clock
         )
-        self.supervisor = RunSupervisor(db, self.clock, self.start_run)
+        self.device = DeviceMonitor(settings.device, settings.folder, self.clock)
+        self.supervisor = RunSupervisor(db, self.clock, self.start_run, lambda: self.device.problem)
 
     def run(self, stopping: threading.Event) -> None:
         """Run until `stopping` is set. Then stop the run's process, which the next start resumes."""
@@ -129,6 +132,7 @@ class Trainer:
                 if not self.run_once():
                     stopping.wait(DISK_FULL_WAIT_S)
         finally:
+            self.device.stop()
             self.supervisor.stop()
             self._stop_version_tasks()
 
@@ -160,6 +164,7 @@ class Trainer:
         Returns False if the disk is full. Nothing is lost then, and the caller should try again later.
         """
         try:
+            self.device.poll()
             self.consume(self._poll())
             self.step()
         except Exception as error:
@@ -427,5 +432,7 @@ class Trainer:
         self.status_written = (now_ms, decision.reason, new)
         collected, quarantine = self.console.read(decision.reason, from_ms(now_ms))
         USABLE_EXAMPLES.labels(line).set(collected.usable)
+        if (device := self.device.report) is not None:
+            collected = collected.model_copy(update={"device": device.text, "device_problem": device.problem})
         self.cache.put(redis_keys.collected(line), collected.to_json(), ttl_s=STATUS_TTL_S)
         self.cache.put(redis_keys.quarantine(line), quarantine.to_json(), ttl_s=STATUS_TTL_S)

@@ -198,6 +198,20 @@ def test_threshold_shows_usable_needed_and_quarantined_examples() -> None:
     assert view(status(), collected=COLLECTED).headline.text == "Collecting: 118 of 200 usable examples"
 
 
+def test_threshold_names_the_device_and_its_problem() -> None:
+    device = {
+        "device": "GPU NVIDIA H200, 140 GiB",
+        "device_problem": "it compiles no kernels: install a C compiler",
+    }
+    collected = COLLECTED.model_copy(update=device)
+    threshold = view(status(), collected=collected).threshold
+    assert threshold is not None
+    assert "trains on GPU NVIDIA H200, 140 GiB" in threshold.notes
+    html = render(build_view(page_data(status(), collected=collected)))["threshold"]
+    assert "it compiles no kernels: install a C compiler" in html
+    assert "notice" not in render(build_view(page_data(status(), collected=COLLECTED)))["threshold"]
+
+
 def test_run_shows_stage_steps_loss_speed_and_time_left() -> None:
     page = view(status(), run=RUN, losses=((20, 2.0), (40, 1.25)))
     run = page.run
@@ -387,7 +401,8 @@ def evil_data() -> Iterator[tuple[str, PageData]]:
     yield "rollout", page_data(status(), rollout=(decision,))
     yield "serving", page_data(status(serving=serving(reason=EVIL, version=EVIL, canary=EVIL)))
     yield "run", page_data(status(), run=run)
-    yield "threshold", page_data(status(), collected=COLLECTED.model_copy(update={"held": {EVIL: 3}}))
+    evil_status = {"held": {EVIL: 3}, "device": EVIL, "device_problem": EVIL}
+    yield "threshold", page_data(status(), collected=COLLECTED.model_copy(update=evil_status))
     yield "feedback", page_data(status(ledger={EVIL: 1}))
     yield "versions", page_data(status(), versions=(evil_version,))
 

@@ -195,6 +195,16 @@ def test_close_weights_suffice_in_another_environment(tmp_path: Path) -> None:
     assert not judge(far)[0]
 
 
+@pytest.mark.parametrize(("value", "reproduced"), [(1.0 + 1e-6, True), (1.009, True), (1.02, False)])
+def test_close_weights_suffice_on_the_same_gpu(tmp_path: Path, value: float, reproduced: bool) -> None:
+    here: Environment = {"software": {"torch": "2.9"}, "machine": {"device": "NVIDIA H200"}}
+    comparison = compare(adapter(tmp_path / "a", 1.0), adapter(tmp_path / "b", value), [here], here)
+    found, message = judge(comparison)
+    assert found is reproduced
+    assert "GPU rounds differently from run to run" in message
+    assert ("at most 1%" if reproduced else "more than 1%") in message
+
+
 def test_weights_with_other_names_have_no_distance(tmp_path: Path) -> None:
     comparison = compare(adapter(tmp_path / "a", 1.0), adapter(tmp_path / "b", 1.0, b=2.0), [], HERE)
     assert comparison.distance is None

@@ -34,6 +34,8 @@ class ThresholdView:
     quarantined: tuple[tuple[str, str], ...]
     """(reason, number of examples), most first."""
     notes: tuple[str, ...]
+    problem: str
+    """Why no run can start, or an empty text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ def threshold_view(collected: CollectedStatus | None, now: datetime) -> Threshol
     if collected.users_needed:
         bars.append(_bar("Users", collected.users, collected.users_needed))
     notes = [f"{fmt.count(collected.batches, 'batch', 'batches')} read"] if collected.batches else []
+    if collected.device:
+        notes.append(f"trains on {collected.device}")
     notes.append(f"updated {fmt.ago(collected.updated_at, now)}")
     return ThresholdView(
         usable=collected.usable,
@@ -78,6 +82,7 @@ def threshold_view(collected: CollectedStatus | None, now: datetime) -> Threshol
         bars=tuple(bars),
         quarantined=_quarantined(collected.held),
         notes=tuple(notes),
+        problem=collected.device_problem or "",
     )
 
 

@@ -21,6 +21,7 @@ PARENT_PID_VARIABLE: Final = "LOOPWRIGHT_TRAINER_PARENT"
 """Environment variable with the process id of the service, with which the process has to end."""
 PAUSE_VARIABLE: Final = "LOOPWRIGHT_TRAINER_TEST_PAUSE"
 """Environment variable for fault tests in a demo deployment: the stage at which to pause, so a test can kill it."""
+DEVICE_CHECK_LOG: Final = "device-check.log"
 PAUSE_S: Final = 600.0
 STOP_TIMEOUT_S: Final = 10.0
 
@@ -40,25 +41,32 @@ TUNING: Final = {
 
 def start_run(folder: Path, device: str = "auto") -> subprocess.Popen[bytes]:
     """Start the process of the run whose folder this is. Its output is appended to `run.log`."""
-    return _start("services.trainer.worker.pipeline", folder, RUN_LOG, device)
+    return _start("services.trainer.worker.pipeline", folder, folder / RUN_LOG, device)
 
 
 def start_reproduction(folder: Path, device: str = "auto") -> subprocess.Popen[bytes]:
     """Start the process that reproduces the version prepared in `folder`."""
-    return _start("services.trainer.worker.reproduce", folder, REPRODUCE_LOG, device)
+    return _start("services.trainer.worker.reproduce", folder, folder / REPRODUCE_LOG, device)
 
 
 def start_gate_again(folder: Path, device: str = "auto") -> subprocess.Popen[bytes]:
     """Start the process that gates the version prepared in `folder`."""
-    return _start("services.trainer.worker.gate_again", folder, GATE_AGAIN_LOG, device)
+    return _start("services.trainer.worker.gate_again", folder, folder / GATE_AGAIN_LOG, device)
 
 
-def _start(module: str, folder: Path, log_name: str, device: str) -> subprocess.Popen[bytes]:
+def start_device_check(report: Path, device: str) -> subprocess.Popen[bytes]:
+    """Start the process that checks the device and writes its report to the file `report`."""
+    log = report.with_name(DEVICE_CHECK_LOG)
+    log.unlink(missing_ok=True)
+    return _start("services.trainer.worker.device_check", report, log, device)
+
+
+def _start(module: str, argument: Path, log: Path, device: str) -> subprocess.Popen[bytes]:
     """Start a process. Raises `Misconfigured` if `device` (LOOPWRIGHT_TRAINER_DEVICE) names a GPU that is missing."""
     environment = process_environment(device)
-    with (folder / log_name).open("ab") as output:
+    with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", module, str(folder)],
+            [sys.executable, "-m", module, str(argument)],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -59,6 +59,8 @@ class RunSupervisor:
     db: sqlite3.Connection
     clock: Clock
     start_process: Callable[[Path], subprocess.Popen[bytes]]
+    device_problem: Callable[[], str | None] = lambda: None
+    """Returns why runs cannot use the device; no process starts meanwhile."""
     process: subprocess.Popen[bytes] | None = None
     folder: Path | None = None
     """Folder of the run whose process was started."""
@@ -106,6 +108,9 @@ class RunSupervisor:
             return RunStatus(done=True)
         if self.clock.now_ms() < self.not_before_ms:
             return RunStatus()
+        if (problem := self.device_problem()) is not None:
+            self.not_before_ms = self.clock.now_ms() + round(DEVICE_RETRY_S * 1000)
+            return RunStatus(note=problem)
         attempts = _read_attempts(folder)
         if attempts.running:
             # The service ended without recording the end of the process, so they were killed together.
