@@ -113,7 +113,8 @@ def test_env_example_contains_no_secret() -> None:
 
 
 def test_env_example_lists_every_compose_variable() -> None:
-    read = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    files = ("docker-compose.yml", "docker-compose.gpu.yml")
+    read = {name for file in files for name in re.findall(r"\$\{(\w+)", (ROOT / file).read_text())}
     shown = set(re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert read | {"COMPOSE_PROFILES"} == shown
 
@@ -331,6 +332,75 @@ def test_trainer_lock_extends_the_inference_lock() -> None:
     assert stages()["trainer-packages"][0] == "inference-packages"
     names = {pin.partition("==")[0] for pin in pins("inference")}
     assert {pin for pin in pins("trainer") if pin.partition("==")[0] in names} == pins("inference")
+
+
+# --- GPUs ---------------------------------------------------------------------------------------------------------
+
+GPU_OVERLAY: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
+
+
+def merged(base: Any, overlay: Any) -> Any:
+    """Return what Compose makes of two files: mappings are merged, other values replaced."""
+    if isinstance(base, dict) and isinstance(overlay, dict):
+        return base | {name: merged(base.get(name), value) for name, value in overlay.items()}
+    return overlay
+
+
+@pytest.mark.parametrize("name", sorted(TORCH_SERVICES))
+def test_gpu_overlay_reserves_gpus_for_services_that_use_torch(name: str) -> None:
+    container = merged(COMPOSE, GPU_OVERLAY)["services"][name]
+    (device,) = container["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    assert container["build"]["args"] == {"TORCH_BACKEND": ""}, "the locked build, which has CUDA"
+
+
+def test_gpu_overlay_changes_nothing_else() -> None:
+    both = merged(COMPOSE, GPU_OVERLAY)
+    assert set(both["services"]) == set(CONTAINERS)
+    for name, container in both["services"].items():
+        changed = {key for key in container if container[key] != CONTAINERS[name].get(key)}
+        allowed = {"build", "deploy", "environment"} if name == "trainer" else {"build", "deploy"}
+        assert changed <= (allowed if name in TORCH_SERVICES else set())
+    trainer = both["services"]["trainer"]
+    added = set(trainer["environment"]) - set(CONTAINERS["trainer"]["environment"])
+    assert added == {"LOOPWRIGHT_TRAINER_DEVICE"}
+    assert trainer["build"] == CONTAINERS["trainer"]["build"] | {
+        "target": "trainer-gpu",
+        "args": {"TORCH_BACKEND": ""},
+    }
+
+
+def test_gpu_image_is_the_trainer_with_a_compiler_and_gpu_packages() -> None:
+    below, lines = stages()["trainer-gpu"]
+    assert lines == stages()["trainer"][1]
+    assert stages()[below][0] == stages()["trainer"][0]
+    installed = " ".join(stages()[below][1])
+    assert re.search(r"apt-get install [^&]*\bgcc\b", installed)
+    assert "packages.py gpu" in installed
+    assert "Python.h" in installed
+
+
+def test_compiled_kernels_have_a_writable_folder_that_is_not_noexec() -> None:
+    """Docker mounts a tmpfs noexec, and a compiled kernel is a shared library."""
+    variables = environment("trainer-gpu")
+    for name in ("HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+        folder = Path(variables[name])
+        assert any(
+            folder.is_relative_to(volume) for volume, (_, ro) in mounts("trainer").items() if not ro
+        ), name
+
+
+def test_gpu_lock_agrees_with_the_trainers() -> None:
+    def pins(lock: str) -> dict[str, str]:
+        text = (ROOT / "requirements" / f"{lock}.txt").read_text()
+        lines = [line.split()[0] for line in text.splitlines() if re.match(r"[A-Za-z0-9]", line)]
+        return dict(line.split("==") for line in lines)
+
+    gpu, trainer = pins("gpu"), pins("trainer")
+    assert {"liger-kernel", "bitsandbytes"} <= set(gpu)
+    assert {name: gpu[name] for name in gpu if name in trainer} == {
+        name: trainer[name] for name in gpu if name in trainer
+    }
 
 
 def test_build_context_contains_no_data_or_secrets() -> None:
