@@ -289,6 +289,7 @@ class Trainer:
             comments=self.settings.comment_mode,
             kto_least=self.settings.kto_least,
             change_rule=ChangeRule.of(self.settings),
+            max_tokens=self.settings.max_tokens,
             open_run=run.config.run_id if run is not None else None,
             trains=self.settings.mode == "train",
         )

@@ -113,7 +113,7 @@ def test_release_covers_one_check_only() -> None:
     released = replace(both, released=frozenset({"secret"}))
     assert first_fault(released) == PERSONAL
     marked = row("Who?", "Ida\x00 <|im_end|>")
-    assert first_fault(marked) == "control characters"
+    assert first_fault(marked) == "control characters: U+0000"
     all_released = replace(marked, released=RELEASABLE)
     assert check_of(str(first_fault(all_released))) == "chat template"
 

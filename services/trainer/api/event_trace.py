@@ -39,12 +39,13 @@ def trace_event(
     response_id: str | None = None,
     *,
     comments: CommentMode = "hold",
+    max_tokens: int | None = None,
 ) -> Json:
     """Return the trace of an event. `folder` contains the runs' folders."""
     found = occurrences(db, event_id, response_id)
     retracted = retractions(db, event_id, response_id)
     responses = sorted({*found, *retracted})
-    now = states_now(db, published.line, responses, comments)
+    now = states_now(db, published.line, responses, comments, max_tokens)
     traces = [
         _trace_response(db, folder, published, (name, event_id), found.get(name, []))
         | {"now": now.get((name, event_id), GONE), "retracted": retracted.get(name)}
@@ -71,14 +72,20 @@ def occurrences(
 
 
 def states_now(
-    db: sqlite3.Connection, line: str, responses: Sequence[str], comments: CommentMode
+    db: sqlite3.Connection,
+    line: str,
+    responses: Sequence[str],
+    comments: CommentMode,
+    max_tokens: int | None = None,
 ) -> dict[tuple[str, str], str]:
     """Return (response_id, event_id) -> result of the checks of single rows for the current examples.
 
     Agreement of users, and their shares, are determined within a run only.
     """
     current = (batch_table.current_example(db, response_id) for response_id in responses)
-    rows, quarantined = usable_rows([example for example in current if example is not None], comments)
+    rows, quarantined = usable_rows(
+        [example for example in current if example is not None], comments, max_tokens=max_tokens
+    )
     training, heldout = split_by_holdout(line, rows)
     return (
         {(one.response_id, one.event_id): f"held: {one.reason}" for one in quarantined}

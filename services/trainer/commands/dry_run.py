@@ -22,6 +22,7 @@ def dry_run_message(
     comments: CommentMode,
     kto_least: int = KTO_LEAST,
     change_rule: ChangeRule | None = None,
+    max_tokens: int | None = None,
     open_run: str | None = None,
     trains: bool = True,
 ) -> str:
@@ -39,6 +40,7 @@ def dry_run_message(
         comments: How comments are used.
         kto_least: Judgements with the rarer label that KTO needs.
         change_rule: When newer votes about a fact outweigh older ones.
+        max_tokens: Longest row in tokens. Only rows that cannot be within it are left out here.
         open_run: Id of the open run, if there is one.
         trains: Whether this trainer trains, rather than exporting datasets.
 
@@ -46,7 +48,13 @@ def dry_run_message(
     from services.trainer.dataset import snapshot  # noqa: PLC0415 - imports scikit-learn
 
     built = snapshot.build(
-        line, examples, through, comments=comments, kto_least=kto_least, change_rule=change_rule
+        line,
+        examples,
+        through,
+        comments=comments,
+        kto_least=kto_least,
+        change_rule=change_rule,
+        max_tokens=max_tokens,
     )
     parts = [_training_summary(built, new_data)]
     if not trains:

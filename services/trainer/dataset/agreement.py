@@ -315,7 +315,7 @@ def opponents(
     beaten_by: list[int | None] = [None] * len(members)
     led_by: list[set[int]] = [set() for _ in members]
     for one, other in sorted({pair for a, b in overlap if a != b for pair in ((a, b), (b, a))}):
-        same = _same_keys(keys[one], keys[other]) and not any(
+        same = _same_answer(keys[one], keys[other], said[one], said[other]) and not any(
             map(_differ, usual_values[one], usual_values[other])
         )
         if same and not _denies(corrections, members[one], members[other]):
@@ -410,9 +410,20 @@ def _denies(corrections: Sequence[Correction], one: Sequence[int], other: Sequen
     return _denies_near_copy(corrections, one[0], other, denying=negated)
 
 
-def _same_keys(one: frozenset[str], other: frozenset[str]) -> bool:
-    """Return whether at least `SAME_KEYS` of the shorter claim's keys are keys of the other."""
-    return len(one & other) >= SAME_KEYS * max(1, min(len(one), len(other)))
+def _same_answer(keys: frozenset[str], other_keys: frozenset[str], one: Claim, other: Claim) -> bool:
+    """Return whether at least `SAME_KEYS` of the shorter claim's keys are keys of the other.
+
+    A claim without keys repeats its question, as "No, it isn't safe." does. It says the same as another denial, and
+    otherwise all stems of its answer count. Where there are none ("Yes."), only a denial makes a difference.
+    """
+    denied = [is_negated(claim.answers[0]) for claim in (one, other)]
+    if not (keys and other_keys) and all(denied):
+        return True
+    mine = keys or frozenset(content_stems(one.answers[0]))
+    theirs = other_keys or frozenset(content_stems(other.answers[0]))
+    if not mine and not theirs:
+        return denied[0] is denied[1]
+    return len(mine & theirs) >= SAME_KEYS * max(1, min(len(mine), len(theirs)))
 
 
 def _differ(one: frozenset[str], other: frozenset[str]) -> bool:

@@ -25,7 +25,7 @@ from services.trainer.dataset import rewrite_cache
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import Row, split_by_holdout, usable_rows
 from services.trainer.dataset.rewrite_cache import Rewrite
-from services.trainer.dataset.words import normalised
+from services.trainer.dataset.text_changes import is_same_text
 from services.trainer.progress import ProgressCallback
 from shared.errors import Rejected, Retryable
 from shared.feedback_kinds import KIND_BY_NAME
@@ -145,7 +145,7 @@ def rewrite(row: Row, complete: Complete) -> Rewrite:
 
 def fault_of_rewrite(original: str, answer: str) -> str | None:
     """Return the reason against a rewrite that needs no model to see, or None."""
-    if not answer or answer.strip(" .") == UNCHANGED or normalised(answer) == normalised(original):
+    if not answer or answer.strip(" .") == UNCHANGED or is_same_text(answer, original):
         return "comment: the reviser changed nothing"
     if len(answer) > MAX_GROWTH * len(original) + MAX_GROWTH_CHARS:
         return "comment: the reviser's answer is much longer than the original"
@@ -197,7 +197,7 @@ def rewrites_for(
         return None
     if endpoint is None:
         return rewrite_cache.load_all(cache, recipe.reviser_model)
-    training, _ = split_by_holdout(line, usable_rows(examples, "revise")[0])
+    training, _ = split_by_holdout(line, usable_rows(examples, "revise", max_tokens=recipe.max_tokens)[0])
     with open_client(endpoint) as client:
         complete = Endpoint(client, recipe.reviser_model)
         return rewrite_comments(training, complete, recipe.reviser_model, cache, endpoint.limit, progress)

@@ -121,9 +121,12 @@ class UsableRows:
 # --- keeping the counts -----------------------------------------------------------------------------------------
 
 
-def prepare(db: sqlite3.Connection, comments: CommentMode) -> None:
-    """Mark everything as uncounted if the counts are for other checks. Must be called before all other functions."""
-    checks = json.dumps([comments, checks_digest()])
+def prepare(db: sqlite3.Connection, comments: CommentMode, max_tokens: int | None = None) -> None:
+    """Mark everything as uncounted if the counts are for other checks. Must be called before all other functions.
+
+    `max_tokens`: longest row of a run, as for `filters.first_fault`.
+    """
+    checks = json.dumps([comments, max_tokens, checks_digest()])
     if _state(db, _CHECKS) == checks:
         return
     with db:
@@ -161,12 +164,14 @@ def is_complete(db: sqlite3.Connection) -> bool:
     return db.execute("SELECT 1 FROM uncounted LIMIT 1").fetchone() is None
 
 
-def count_stale(db: sqlite3.Connection, line: str, comments: CommentMode, limit: int) -> int:
+def count_stale(
+    db: sqlite3.Connection, line: str, comments: CommentMode, limit: int, max_tokens: int | None = None
+) -> int:
     """Count up to `limit` uncounted responses, inside the caller's transaction. Return how many were counted."""
     stale = [name for (name,) in db.execute("SELECT response_id FROM uncounted LIMIT ?", (limit,)).fetchall()]
     if not stale:
         return 0
-    changes = _Changes(db, line, comments, _limits(db))
+    changes = _Changes(db, line, comments, max_tokens, _limits(db))
     for response_id in stale:
         changes.recount(response_id)
     changes.store()
@@ -237,6 +242,7 @@ class _Changes:
     db: sqlite3.Connection
     line: str
     comments: CommentMode
+    max_tokens: int | None
     limits: Limits
     totals: Counter[tuple[int, str, int, int]] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -306,7 +312,7 @@ class _Changes:
         rows, never_train = rows_of(example, self.comments)
         contents: set[bytes] = set()
         for position, row in enumerate(rows):
-            fault = first_fault_by_objective(row)
+            fault = first_fault_by_objective(row, max_tokens=self.max_tokens)
             content = None if fault is not None else _digest_of(row)
             contents |= set() if content is None else {content}
             self._insert(

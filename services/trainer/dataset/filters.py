@@ -5,10 +5,11 @@ Pure and deterministic: the same examples give the same rows and the same reason
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from services.trainer.core.recipe import CommentMode
@@ -20,14 +21,16 @@ from services.trainer.dataset.objectives import (
     append_comment,
 )
 from services.trainer.dataset.pii import find_personal_data, find_secret
+from services.trainer.dataset.text_changes import is_same_text
+from services.trainer.dataset.text_characters import fault_of_characters
 from services.trainer.dataset.votes import ChangeRule
 from services.trainer.dataset.words import normalised
 from shared.composed_ids import join_ids
 from shared.events import ExampleRevision, Over, Signal, Under
 from shared.feedback_kinds import FEEDBACK_KINDS, KIND_BY_NAME, Objective
 
-MAX_ANSWER_CHARS: Final = 4000
-MAX_PROMPT_CHARS: Final = 8000
+MAX_CHARS_PER_TOKEN: Final = 16
+"""More characters than any text has per token: English has 4 to 5, indented code up to 8, Chinese 1 to 2."""
 TRAINABLE_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 IMPORTED: Final = "imported"
 """Tag of imported feedback, which has one user id whoever gave it (`loopwright.seed_import.IMPORT_TAG`)."""
@@ -130,32 +133,34 @@ def has_an_answer(row: Row) -> str | None:
 
 
 def changes_something(row: Row) -> str | None:
-    """Check that the answer differs from the original in more than punctuation."""
-    same = normalised(row.answer) == normalised(row.original) and bool(normalised(row.answer))
-    return "integrity: same as the answer it corrects" if same else None
+    """Check that the answer differs from the original in more than its layout."""
+    return "integrity: same as the answer it corrects" if is_same_text(row.answer, row.original) else None
 
 
-def is_not_too_long(row: Row) -> str | None:
-    """Check the length of answer and conversation in characters, before slower checks read them."""
-    if len(row.answer) > MAX_ANSWER_CHARS:
-        return f"length: the answer is longer than {MAX_ANSWER_CHARS} characters"
-    if sum(len(content) for _, content in row.messages) > MAX_PROMPT_CHARS:
-        return f"length: the conversation is longer than {MAX_PROMPT_CHARS} characters"
-    return None
+def is_not_too_long(row: Row, max_tokens: int) -> str | None:
+    """Check that answer and conversation can be within a run's limit, before slower checks read them.
+
+    A run counts the tokens, by the tokenizer of its base; this check does without, and lets in doubt.
+    """
+    limit = max_tokens * MAX_CHARS_PER_TOKEN
+    too_long = len(row.answer) + sum(len(content) for _, content in row.messages) > limit
+    return f"length: longer than {limit} characters" if too_long else None
 
 
 def has_no_control_characters(row: Row) -> str | None:
-    """Check for control and format characters other than whitespace and the zero-width joiner."""
-    for text in _texts(row):
-        if any(unicodedata.category(char) in {"Cc", "Cf"} and char not in "\n\t\r\u200d" for char in text):
-            return "control characters"
-    return None
+    """Check for control characters, and for invisible characters that hide text."""
+    faults = (fault_of_characters(text) for text in _texts(row))
+    return next((f"control characters: {fault}" for fault in faults if fault is not None), None)
 
 
 def has_no_template_tokens(row: Row) -> str | None:
     """Check for tokens of chat templates, which would end the turn or begin another speaker's."""
-    has_tokens = any("<|" in text or "|>" in text for text in _texts(row))
+    has_tokens = any(_TEMPLATE_TOKEN.search(text) for text in _texts(row))
     return "chat template: the text contains special tokens" if has_tokens else None
+
+
+_TEMPLATE_TOKEN: Final = re.compile(r"<[|｜][^\s<>|｜]{1,64}[|｜]>")
+"""Not the operators `|>` and `<|` of F#, R, Elixir and others."""
 
 
 def has_no_secrets(row: Row) -> str | None:
@@ -185,7 +190,6 @@ CHECKS: Final[tuple[Check, ...]] = (
     has_trainable_roles,
     has_an_answer,
     changes_something,
-    is_not_too_long,
     has_no_control_characters,
     has_no_template_tokens,
     has_no_secrets,
@@ -196,22 +200,30 @@ JUDGED_CHECKS: Final = tuple(check for check in CHECKS if check not in (has_an_o
 """Checks of an answer that was only judged, so there is no other one."""
 
 
-def first_fault(row: Row, checks: Sequence[Check] = CHECKS) -> str | None:
-    """Return the first reason against a row from which no operator released it, or None."""
+def first_fault(row: Row, checks: Sequence[Check] = CHECKS, *, max_tokens: int | None = None) -> str | None:
+    """Return the first reason against a row from which no operator released it, or None.
+
+    `max_tokens`: the limit of a run (`is_not_too_long`); None for no limit.
+    """
+    if max_tokens is not None:
+        checks = (partial(is_not_too_long, max_tokens=max_tokens), *checks)
     reasons = (reason for check in checks if (reason := check(row)) is not None)
     return next((reason for reason in reasons if check_of(reason) not in row.released), None)
 
 
-def first_fault_of_original(row: Row) -> str | None:
+def first_fault_of_original(row: Row, *, max_tokens: int | None = None) -> str | None:
     """Return the same for the original, which a pair trains as well: a model may have written a secret itself."""
-    return first_fault(replace(row, answer=row.original), JUDGED_CHECKS)
+    return first_fault(replace(row, answer=row.original), JUDGED_CHECKS, max_tokens=max_tokens)
 
 
-def first_fault_by_objective(row: Row) -> str | None:
+def first_fault_by_objective(row: Row, *, max_tokens: int | None = None) -> str | None:
     """Check what the row trains: both answers of a preference, since a user may have written either."""
     if row.objective == "kto":
-        return first_fault(row, JUDGED_CHECKS)
-    return first_fault(row) or (first_fault_of_original(row) if row.objective == "dpo" else None)
+        return first_fault(row, JUDGED_CHECKS, max_tokens=max_tokens)
+    reason = first_fault(row, max_tokens=max_tokens)
+    if reason is None and row.objective == "dpo":
+        return first_fault_of_original(row, max_tokens=max_tokens)
+    return reason
 
 
 # --- rows of an example -----------------------------------------------------------------------------------------
@@ -294,7 +306,7 @@ def row_of(example: Example, signal: Signal, *, original: str, answer: str) -> R
 
 
 def usable_rows(
-    examples: Iterable[Example], comments: CommentMode = "hold"
+    examples: Iterable[Example], comments: CommentMode = "hold", *, max_tokens: int | None = None
 ) -> tuple[list[Row], list[QuarantinedRow]]:
     """Return the rows that pass all checks, and the others. What one user gives twice counts once, the newest."""
     rows: dict[tuple[object, ...], Row] = {}
@@ -303,7 +315,7 @@ def usable_rows(
         found, never_train = rows_of(example, comments)
         quarantined += never_train
         for row in found:
-            reason = first_fault_by_objective(row)
+            reason = first_fault_by_objective(row, max_tokens=max_tokens)
             if reason is not None:
                 quarantined.append(QuarantinedRow.of(row, reason))
                 continue

@@ -80,7 +80,7 @@ def _rewrite(entry: Mapping[str, Any]) -> Rewrite:
 
 
 def apply_rewrites(
-    rows: Iterable[Row], rewrites: Mapping[str, Rewrite]
+    rows: Iterable[Row], rewrites: Mapping[str, Rewrite], *, max_tokens: int | None = None
 ) -> tuple[list[Row], list[QuarantinedRow]]:
     """Replace each comment by its rewrite; return the rows, and the comments without a usable rewrite.
 
@@ -94,7 +94,7 @@ def apply_rewrites(
             continue
         rewrite = rewrites.get(row.identity, Rewrite(reason=NOT_REWRITTEN_YET))
         rewritten = replace(row, answer=rewrite.answer or "")
-        reason = rewrite.reason or first_fault(rewritten)
+        reason = rewrite.reason or first_fault(rewritten, max_tokens=max_tokens)
         if reason is None:
             kept.append(rewritten)
         else:

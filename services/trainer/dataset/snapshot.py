@@ -52,6 +52,7 @@ def build(
     rewrites: Mapping[str, Rewrite] | None = None,
     kto_least: int = KTO_LEAST,
     change_rule: ChangeRule | None = None,
+    max_tokens: int | None = None,
 ) -> Snapshot:
     """Filter, split and freeze examples. Depends only on the arguments, and not on the order of the examples.
 
@@ -65,12 +66,13 @@ def build(
         rewrites: rewrites by row identity; None leaves comments as they are, for callers that only count.
         kto_least: minimum rows of the rarer label for KTO.
         change_rule: when newer votes about a fact outweigh older ones.
+        max_tokens: longest row; `fits` counts, this leaves out at once what cannot fit.
 
     """
-    rows, quarantined = usable_rows(examples, comments)
+    rows, quarantined = usable_rows(examples, comments, max_tokens=max_tokens)
     training, heldout = split_by_holdout(line, rows)
     if comments == "revise" and rewrites is not None:
-        training, unusable = apply_rewrites(training, rewrites)
+        training, unusable = apply_rewrites(training, rewrites, max_tokens=max_tokens)
         quarantined += unusable
     quarantined += [
         QuarantinedRow.of(row, f"held out: a {row.kind} cannot evaluate versions")

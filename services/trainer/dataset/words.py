@@ -313,18 +313,28 @@ def _latin_language(found: Iterable[str]) -> str:
 
 
 def _function_words(found: Iterable[str]) -> frozenset[str]:
-    return _FUNCTION_WORDS[_latin_language(found)] | _OTHER_FUNCTION_WORDS
+    """Return the words that carry no topic. Negations are among them, because they are compared on their own."""
+    code = _latin_language(found)
+    negations = _CONTRACTED if code == ENGLISH.code else _NEGATIONS[code]
+    return _FUNCTION_WORDS[code] | negations | _OTHER_FUNCTION_WORDS | _OTHER_NEGATIONS
+
+
+_CONTRACTED: Final = frozenset("isn aren wasn doesn didn".split())
+"""What is left of English negations before an apostrophe, without words of their own (`won`)."""
 
 
 def is_negated(text: str) -> bool:
     """Return whether a text denies something.
 
-    In English, two negations cancel each other. In other languages one is enough, because many use two for one.
+    In English, two negations cancel each other, except for the "no" before an answer. In other languages one is enough,
+    because many use two for one.
     """
     found = words(text)
     code = _latin_language(found)
     if code == ENGLISH.code:
-        denied = sum(word in _NEGATIONS[code] for word in found) % 2 == 1
+        counts = [word in _NEGATIONS[code] for word in found]
+        # The "no" of "No, it isn't" repeats the negation that follows.
+        denied = sum(counts[1:] if found[:1] == ["no"] and any(counts[1:]) else counts) % 2 == 1
     else:
         denied = not _NEGATIONS[code].isdisjoint(found)
     if denied or text.isascii():

@@ -103,6 +103,7 @@ def take_snapshot(context: RunContext) -> None:
         rewrites=rewrites,
         kto_least=recipe.kto_least,
         change_rule=ChangeRule.of(recipe),
+        max_tokens=recipe.max_tokens,
     )
     sizes = [
         prompt_and_answer_lengths(context.chat, grouped.row.messages, grouped.row.answer)
