@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -37,7 +37,14 @@ from services.trainer.files import remove
 from services.trainer.new_data import NewDataCounter
 from services.trainer.progress import Progress
 from services.trainer.run import disk_space, run_quarantine, run_table
-from services.trainer.run.folder import ADAPTER, ARTIFACT, GATE_RESULT
+from services.trainer.run.folder import (
+    ADAPTER,
+    ARTIFACT,
+    ATTEMPTS,
+    EVAL_BATCH,
+    FAILURE_REASON,
+    GATE_RESULT,
+)
 from services.trainer.run.run_table import Run, RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.publish import VersionLog
@@ -85,6 +92,8 @@ class Trainer:
     dead_letters: DeadLetterRate = field(default_factory=lambda: DeadLetterRate(DeadLetterLimit()))
     problem: str | None = None
     """Why the log cannot be read at the moment, or None."""
+    may_take_up: bool = True
+    """Whether a run that failed at its gate is taken up by itself: once after each start of the trainer."""
     status_written: tuple[int, str, NewData] | None = None
     """When the console's status was last written, and with what."""
     commands: CommandTable = field(init=False)
@@ -302,11 +311,18 @@ class Trainer:
     def _maybe_start_run(self) -> None:
         """Start a run if there is a reason to. Pending `train_now` commands are answered either way."""
         pending = self.commands.pending(CommandKind.TRAIN_NOW)
+        may_take_up, self.may_take_up = self.may_take_up, False
+        if may_take_up and self._take_up_gate("the trainer was started again"):
+            return
         decision = self._decide(commanded=bool(pending))
         self._write_status(decision)
         if not decision.start:
-            self.commands.settle(pending, "refused", decision.reason)
+            if pending and (message := self._take_up_gate("commanded")):
+                self.commands.settle(pending, "done", message)
+            else:
+                self.commands.settle(pending, "refused", decision.reason)
             return
+        self._remove_failed_adapters()
         config = self._new_run_config()
         with self.db:
             run_table.begin(self.db, config, decision.reason)
@@ -352,6 +368,44 @@ class Trainer:
             released=quarantine_release.newest_release(self.db),
             chat_template_kwargs=self.settings.chat_template_kwargs,
         )
+
+    # --- a run that failed at its gate ---
+
+    def _take_up_gate(self, reason: str) -> str | None:
+        """Open the newest run again if it failed after training. Return what was done, or None if it did not.
+
+        Its adapter is gated against the version that is stable now. What made the gate fail (memory, a golden set, a
+        file) has often been changed meanwhile, and training again would cost far more.
+        """
+        run = run_table.newest(self.db)
+        if run is None or run.stage != RunStage.FAILED or run.config.base_digest != self.base.digest:
+            return None
+        folder, run_id = self._folder(run), run.config.run_id
+        if not (folder / ADAPTER).exists() or not snapshot_files.is_complete(folder):
+            return None
+        if self.erasures.has_erased_rows(run_id):
+            return None
+        stable = self.versions.stable(self.base.ref(self.settings.line))
+        version = self.versions.find(stable)
+        config = replace(
+            run.config,
+            base=str(self.base.path),
+            stable=stable,
+            stable_run=version.run_id if version else None,
+        )
+        # Smaller batches and counts of early ends belong to the conditions in which it failed.
+        for name in (FAILURE_REASON, ATTEMPTS, EVAL_BATCH):
+            (folder / name).unlink(missing_ok=True)
+        self.supervisor.not_before_ms = 0
+        run_table.take_up(self.db, config, reason)
+        log.info("run_taken_up", run_id=run_id, reason=reason, compared_with=stable.version)
+        return f"run {run_id} goes on at its gate, where it failed: new data is for the next run"
+
+    def _remove_failed_adapters(self) -> None:
+        """Delete what failed runs have trained: a new run replaces them."""
+        for run in run_table.all_runs(self.db):
+            if run.stage == RunStage.FAILED:
+                remove(self._folder(run) / ADAPTER)
 
     # --- the open run ---
 

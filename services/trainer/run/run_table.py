@@ -180,6 +180,21 @@ def count_failure(db: sqlite3.Connection, run_id: str, reason: str) -> int:
     return int(db.execute("SELECT failures FROM runs WHERE run_id = ?", (run_id,)).fetchone()[0])
 
 
+def newest(db: sqlite3.Connection) -> Run | None:
+    """Return the run that was started last, or None if there was none."""
+    runs = _read(db)
+    return runs[-1] if runs else None
+
+
+def take_up(db: sqlite3.Connection, config: RunConfig, reason: str) -> None:
+    """Open a failed run again, with this configuration, after its training: the gate comes next."""
+    with db:
+        db.execute(
+            "UPDATE runs SET stage = ?, config = ?, reason = ?, failures = 0 WHERE run_id = ?",
+            (RunStage.TRAINED, config.to_json(), reason, config.run_id),
+        )
+
+
 def mark_failed(db: sqlite3.Connection, run_id: str, reason: str) -> None:
     """End the run without a version."""
     with db:
