@@ -1,6 +1,6 @@
 # Paths are relative and quoted, because the repository's own path may contain spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test test-fault compose-test base-answers bench-trainer bench-processor bench-soak bench-worlds experiment lint format lock clean
+.PHONY: help install setup demo chapter up down env test test-fault compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-worlds experiment lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -73,6 +73,9 @@ base-answers: setup ## Regenerate the shipped answers of the demo's base model (
 
 bench-trainer: setup ## Compare the trainer with plain TRL defaults; writes benchmarks/trainer.json
 	@"$(PYTHON)" -m benchmarks.trainer $(ARGS)
+
+bench-dataset: setup ## Measure the cost of a snapshot of up to 100,000 corrections; writes benchmarks/dataset.json
+	@"$(PYTHON)" -m benchmarks.dataset $(ARGS)
 
 bench-processor: install ## Compare the processor with its peers; writes benchmarks/processor.json (ARGS=--quick for a short run)
 	@"$(PYTHON)" -m benchmarks.processor $(ARGS)

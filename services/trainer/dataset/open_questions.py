@@ -23,6 +23,8 @@ from services.trainer.dataset.words import content_stems, is_negated, is_open_re
 FREE_TEXT_STEMS: Final = 8
 """Distinct stems, beyond those of its question, from which an answer is free text and not a value."""
 DISPERSED_USERS: Final = 3
+COMPARED: Final = 32
+"""Answers of a claim that are compared with those of another, so that claims of many answers stay comparable."""
 SAME_SENTENCE: Final = 0.5
 """Jaccard index of words from which two answers are one sentence with another value."""
 
@@ -41,8 +43,8 @@ class Claim:
 
     @cached_property
     def wordings(self) -> list[frozenset[str]]:
-        """Words of each distinct answer."""
-        return [frozenset(words(answer)) for answer in self.answers]
+        """Words of the first `COMPARED` distinct answers."""
+        return [frozenset(words(answer)) for answer in self.answers[:COMPARED]]
 
     @cached_property
     def answers(self) -> list[str]:

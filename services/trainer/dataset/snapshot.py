@@ -27,7 +27,7 @@ from services.trainer.dataset.filters import (
 from services.trainer.dataset.holdout import hash_fraction
 from services.trainer.dataset.objectives import enough_for_kto
 from services.trainer.dataset.rewrite_cache import Rewrite, apply_rewrites
-from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in, question_similarity
+from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in, similar_to_any
 from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.dataset.votes import ChangeRule
 from services.trainer.dataset.words import normalised
@@ -205,7 +205,6 @@ def asks_for_trained_fact(heldout: Sequence[GroupedRow], trained: Sequence[str])
     """
     if not heldout or not trained:
         return [False] * len(heldout)
-    similarity = question_similarity([one.row.question for one in heldout], sorted(set(trained)))
-    closest = similarity.max(axis=1).toarray().ravel()
-    groups = {one.group for one, value in zip(heldout, closest, strict=True) if value >= TRAINED_FACT}
+    asks = similar_to_any([one.row.question for one in heldout], sorted(set(trained)), TRAINED_FACT)
+    groups = {one.group for one, similar in zip(heldout, asks, strict=True) if similar}
     return [one.group in groups for one in heldout]

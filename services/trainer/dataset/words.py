@@ -265,6 +265,7 @@ def normalised(text: str) -> str:
     return " ".join(words(text)) or fold(text).strip()
 
 
+@lru_cache(maxsize=16_384)
 def numbers(text: str) -> frozenset[str]:
     """Return the words that contain a digit."""
     return frozenset(word for word in words(text) if any(char.isdigit() for char in word))
@@ -323,6 +324,7 @@ _CONTRACTED: Final = frozenset("isn aren wasn doesn didn".split())
 """What is left of English negations before an apostrophe, without words of their own (`won`)."""
 
 
+@lru_cache(maxsize=16_384)
 def is_negated(text: str) -> bool:
     """Return whether a text denies something.
 
