@@ -16,7 +16,7 @@ from services.trainer.run.run_table import RunConfig
 from shared.adapters.in_memory import InMemoryTransactionalPublisher
 from shared.cloudevents import cloudevent
 from shared.commands import CommandResult, GateAgain
-from shared.errors import BrokerUnavailable
+from shared.errors import BrokerUnavailable, Misconfigured
 from shared.records import Output
 from shared.stream.state_store import MemoryStore
 from shared.stream.write_buffer import WriteBuffer
@@ -231,3 +231,31 @@ def test_failed_gate_publishes_nothing_and_gives_its_reason(rig: GateRig) -> Non
     (result,) = rig.results()
     assert (result.status, result.message.endswith("out of memory")) == ("failed", True)
     assert len(rig.published()) == 1
+
+
+def test_gate_that_runs_out_of_memory_is_started_again_with_smaller_batches(rig: GateRig) -> None:
+    ends = iter([int(ExitCode.OUT_OF_MEMORY)] * 3)
+    rig.process = lambda folder: next(ends, None) or gated(folder)
+    rig.gate_again(rig.waiting.ref.version, steps=8)
+    assert [result.status for result in rig.results()] == ["done"]
+    assert (len(rig.folders), len(set(rig.folders))) == (4, 1)
+
+
+def test_gate_without_enough_memory_fails_with_a_remedy(rig: GateRig) -> None:
+    rig.process = lambda _: int(ExitCode.MEMORY_EXHAUSTED)
+    rig.gate_again(rig.waiting.ref.version)
+    (result,) = rig.results()
+    assert (result.status, "give the trainer more memory" in result.message) == ("failed", True)
+
+
+def test_command_is_refused_if_the_gpu_is_gone_when_its_gate_starts_again(rig: GateRig) -> None:
+    def lose_gpu(folder: Path) -> int:
+        if len(rig.folders) > 1:
+            raise Misconfigured("no NVIDIA GPU is visible here")
+        return int(ExitCode.OUT_OF_MEMORY)
+
+    rig.process = lose_gpu
+    rig.gate_again(rig.waiting.ref.version, steps=8)
+    (result,) = rig.results()
+    assert (result.status, "no NVIDIA GPU is visible" in result.message) == ("refused", True)
+    assert rig.leftovers() == []

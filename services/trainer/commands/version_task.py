@@ -39,7 +39,7 @@ from services.trainer.versions.lineage import LineRecords
 from services.trainer.worker import launcher
 from services.trainer.worker.restart_policy import MEMORY_REMEDY
 from shared.adapters.base_model import PinnedBase
-from shared.errors import LoopwrightError, Rejected, Retryable
+from shared.errors import LoopwrightError, Misconfigured, Rejected, Retryable
 from shared.ports import ArtifactStore
 from shared.versions import ModelVersion
 
@@ -172,8 +172,8 @@ class VersionTask(ABC):
 
     def _finish(self, exit_code: int) -> None:
         folder = next((path for path in self.folder.glob("*") if not path.is_symlink()), self.folder)
-        if exit_code == ExitCode.OUT_OF_MEMORY:  # it has stored smaller batches, which cannot happen for ever
-            self.process = self.start_process(folder)
+        if exit_code == ExitCode.OUT_OF_MEMORY:
+            self._start_with_smaller_batches(folder)
             return
         result = self.result_of(folder) if exit_code == ExitCode.DONE else None
         if result is not None:
@@ -190,6 +190,15 @@ class VersionTask(ABC):
         remove(self.folder)
         self.commands.settle(self.command_ids, status, message)
         log.info("version_task_ended", task=self.kind, version=self.version, status=status, message=message)
+
+    def _start_with_smaller_batches(self, folder: Path) -> None:
+        """Start the process again, which has halved its batches. If its GPU is gone, the commands stay pending."""
+        try:
+            self.process = self.start_process(folder)
+        except Misconfigured as error:
+            log.warning("version_task_not_started", task=self.kind, version=self.version, error=str(error))
+            self.process = None
+            remove(self.folder)
 
     def failure(self, reason: str) -> str:
         """Return the message of a failed command."""
