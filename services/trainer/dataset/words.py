@@ -63,8 +63,11 @@ _ONE_SPELLING: Final = str.maketrans(
     }
 )
 """Typographic variants, and letters that are typed one for the other."""
-_VIETNAMESE: Final = frozenset("\u031b\u0309\u0323\u0302\u0306")
-"""Horn, hook above, dot below, circumflex and breve: with these, accents distinguish words."""
+_VIETNAMESE: Final = re.compile("[\u031b\u0309\u0323\u0302\u0306]")
+"""Horn, hook above, dot below, circumflex and breve: with enough of these, accents distinguish words."""
+VIETNAMESE_SHARE: Final = 12
+"""A text is Vietnamese if more than one of this many characters is one of these marks."""
+_ACCENTS: Final = re.compile("([\u0000-\u024f\u0370-\u03ff])[\u0300-\u036f]+")
 _OPTIONAL_MARKS: Final = re.compile("[\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u064b-\u065f\u0670]")
 """Vowel signs of Hebrew and Arabic, which most people leave out."""
 
@@ -77,28 +80,32 @@ def fold(text: str) -> str:
     """
     if text.isascii():
         return text.lower()
-    text = "".join(_widen(char) for char in text.translate(_ONE_SPELLING))
-    folded = unicodedata.normalize("NFKC", text).casefold().translate(_ONE_SPELLING)
+    folded = unicodedata.normalize("NFKC", text.translate(_COMPATIBLE)).casefold().translate(_ONE_SPELLING)
     apart = unicodedata.normalize("NFD", _OPTIONAL_MARKS.sub("", folded))
-    if sum(char in _VIETNAMESE for char in apart) * 12 > len(apart):
-        return unicodedata.normalize("NFC", apart)
-    out: list[str] = []
-    base = ""
-    for char in apart:
-        if unicodedata.category(char) == "Mn" and base and (base < "\u0250" or "\u0370" <= base < "\u0400"):
-            continue
-        if not unicodedata.combining(char):
-            base = char
-        out.append(char)
-    return unicodedata.normalize("NFC", "".join(out))
+    if len(_VIETNAMESE.findall(apart)) * VIETNAMESE_SHARE <= len(apart):
+        apart = _ACCENTS.sub(r"\1", apart)
+    return unicodedata.normalize("NFC", apart)
 
 
-def _widen(char: str) -> str:
+class _Compatible(dict[int, str]):
+    """Translation of characters that Unicode's compatibility mapping would change too much, or would keep."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = _compatible(chr(code))
+        return self[code]
+
+
+def _compatible(char: str) -> str:
     if char.isascii():
         return char
+    if ord(char) in _ONE_SPELLING:
+        return _ONE_SPELLING[ord(char)] or ""
     kind, _, codes = unicodedata.decomposition(char).partition(" ")
-    if kind == "<super>" and codes and chr(int(codes.split()[0], 16)) in "0123456789+-\u2212":
-        return "^" + chr(int(codes, 16))
+    if (
+        kind == "<super>"
+        and (plain := "".join(chr(int(code, 16)) for code in codes.split())) in _SUPERSCRIPTS
+    ):
+        return "^" + plain
     if kind == "<fraction>":
         return " " + unicodedata.normalize("NFKC", char).replace("\u2044", "/") + " "
     if char.isdecimal():
@@ -109,13 +116,11 @@ def _widen(char: str) -> str:
     return char
 
 
+_SUPERSCRIPTS: Final = frozenset("0123456789+-\u2212")
+_COMPATIBLE: Final = _Compatible()
+
+
 # --- words ------------------------------------------------------------------------------------------------------
-
-
-def _marks() -> str:
-    """Return the combining marks, which are no word characters to Python, as the inside of a character class."""
-    marks = [chr(code) for code in range(0x300, 0x1F000) if unicodedata.category(chr(code))[0] == "M"]
-    return "".join(mark for mark in marks if not "\ufe00" <= mark <= "\ufe0f")
 
 
 _HAN_FUNCTION: Final = (
@@ -132,7 +137,27 @@ _SYLLABIC: Final = (_HAN, _HIRAGANA, _KATAKANA, _HANGUL)
 _ALPHABETIC: Final = ("\u0e00-\u0e7f", "\u0e80-\u0eff", "\u1000-\u109f", "\u1780-\u17ff", "\u0f00-\u0fff")
 """Thai, Lao, Burmese, Khmer and Tibetan: compared by 3-grams."""
 _UNSPACED: Final = "".join((*_SYLLABIC, *_ALPHABETIC))
-_LETTER: Final = rf"(?:[^\W_{_UNSPACED}]|[{_marks()}])"
+
+
+def _letters() -> str:
+    """Return a character class of letters, digits and combining marks of scripts with spaces between words.
+
+    The marks are no word characters to Python, which would take the vowels out of Hindi words.
+    """
+    unspaced = re.compile(f"[{_UNSPACED}]")
+    codes = [
+        code
+        for code in range(0x20000)
+        if (chr(code).isalnum() or unicodedata.category(chr(code))[0] == "M")
+        and not unspaced.match(chr(code))
+        and not 0xFE00 <= code <= 0xFE0F
+    ]
+    starts = [code for code, before in zip(codes, [-1, *codes], strict=False) if code != before + 1]
+    ends = [code for code, after in zip(codes, [*codes[1:], -1], strict=True) if after != code + 1]
+    return "[" + "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True)) + "]"
+
+
+_LETTER: Final = _letters()
 _OPERATORS: Final = (
     r"(?<=[a-z])(?:\+\+|\#)(?!\w)"  # C++, C#
     r"|[|&]{2}|\|>|<\||(?<![<>=!|-])(?:[<>=!+*/%^|&:-]?=|<-|->|=>|[<>]|==|===|!==|<=>|>>|<<)(?![<>=|])"
@@ -142,16 +167,26 @@ _OPERATORS: Final = (
     r"|[±×÷≠≤≥≈≡∈∉⊂⊃∪∩∧∨¬→←↔⇒∀∃√∞]"
 )
 _SIGN: Final = r"(?<![^\s(\[{=<>:,;\"'|*/^])-"
+_RUNS: Final = "".join(
+    [rf"|(?P<two{i}>[{script}]+)" for i, script in enumerate(_SYLLABIC)]
+    + [rf"|(?P<three{i}>[{script}]+)" for i, script in enumerate(_ALPHABETIC)]
+)
+_ASCII_WORD: Final = re.compile("[a-z0-9]+")
+_WORD: Final = re.compile(f"(?P<word>{_LETTER}+){_RUNS}")
 _TOKEN: Final = re.compile(
     rf"(?P<number>(?:{_SIGN})?(?<!{_LETTER})\d+(?:{_POINT}\d+)?(?!{_LETTER}))"
-    rf"|(?P<word>{_LETTER}+)"
-    + "".join(rf"|(?P<two{i}>[{script}]+)" for i, script in enumerate(_SYLLABIC))
-    + "".join(rf"|(?P<three{i}>[{script}]+)" for i, script in enumerate(_ALPHABETIC))
-    + rf"|(?P<operator>{_OPERATORS})"
+    rf"|(?P<word>{_LETTER}+){_RUNS}|(?P<operator>{_OPERATORS})"
 )
+_HINT: Final = re.compile(
+    rf"[<>=|&^+*#{_POINT}±×÷≠≤≥≈≡∈∉⊂⊃∪∩∧∨¬→←↔⇒∀∃√∞]|!(?=[\w(])|//|-(?=\d)|\s[-/]\s|\b[a-z][-/]"
+)
+"""What every text with an operator, a sign or a decimal contains. Others are split by the faster patterns."""
 _THOUSANDS: Final = re.compile(
     r"(?<![\w.,])([1-9]\d{0,2})((?:[.,]\d{3})+)(?=[.,]\d+(?!\w|[.,]\d)|(?!\w|[.,]\d))"
 )
+_DIGIT: Final = re.compile(r"\d")
+_DOLLARS: Final = re.compile(r"\$\s*(\d[\d.,]*\d|\d)")
+_PERCENT: Final = re.compile(r"%|\bper cent\b")
 _DECIMAL: Final = re.compile(r"(?<![\w.,])(\d+)[.,](\d+)(?!\w|[.,]\d)")
 _HAN_DIGITS: Final = {char: n for n, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
 _HAN_POWERS: Final = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "萬": 10_000, "亿": 10**8, "億": 10**8}
@@ -172,17 +207,24 @@ def words(text: str) -> list[str]:
 
 @lru_cache(maxsize=16_384)
 def _words(text: str) -> tuple[str, ...]:
-    plain = fold(text)
-    plain = re.sub(r"\$\s*(\d[\d.,]*\d|\d)", r"\1 dollars", plain)
-    plain = re.sub(r"%|\bper cent\b", " percent", plain)
-    plain = _THOUSANDS.sub(lambda found: found[1] + re.sub(r"[.,]", "", found[2]), plain)
-    plain = _DECIMAL.sub(_decimal, plain)
+    plain = _PERCENT.sub(" percent", fold(text))
+    if _DIGIT.search(plain):
+        plain = _DOLLARS.sub(r"\1 dollars", plain)
+        plain = _THOUSANDS.sub(lambda found: found[1] + re.sub(r"[.,]", "", found[2]), plain)
+        plain = _DECIMAL.sub(_decimal, plain)
     if not plain.isascii():
         plain = _HAN_NUMBER.sub(lambda found: _han_value(found[0]), plain)
+    if _HINT.search(plain) is None and plain.isascii():
+        return _with_numerals((word, "word") for word in _ASCII_WORD.findall(plain))
+    pattern = _TOKEN if _HINT.search(plain) else _WORD
+    return _with_numerals((found[0], found.lastgroup or "") for found in pattern.finditer(plain))
+
+
+def _with_numerals(tokens: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Return the tokens, given with the name of their pattern, with English numerals as digits and runs as n-grams."""
     out: list[str] = []
     tens: int | None = None
-    for found in _TOKEN.finditer(plain):
-        word, kind = found[0], found.lastgroup or ""
+    for word, kind in tokens:
         if kind.startswith("t"):
             for run in _HAN_SEPARATOR.sub(" ", word).split() or [word]:
                 out += _ngrams(run, 2 if kind.startswith("two") else 3)
@@ -307,21 +349,34 @@ _CAPITALISES_NOUNS: Final = frozenset(language.code for language in LATIN if lan
 
 def _latin_language(found: Iterable[str]) -> str:
     """Return the language with the most function words or negations among `found`; English if none has more."""
-    distinct = set(found)
-    hits = {code: len(distinct & (_FUNCTION_WORDS[code] | _NEGATIONS[code])) for code in _FUNCTION_WORDS}
-    best = max(hits, key=lambda code: hits[code])
+    hits = dict.fromkeys(_FUNCTION_WORDS, 0)
+    for word in set(found):
+        for code in _LANGUAGES_OF.get(word, ()):
+            hits[code] += 1
+    best = max(hits, key=hits.__getitem__)
     return best if hits[best] > hits[ENGLISH.code] else ENGLISH.code
+
+
+_LANGUAGES_OF: Final = {
+    word: tuple(code for code in _FUNCTION_WORDS if word in _FUNCTION_WORDS[code] | _NEGATIONS[code])
+    for word in frozenset().union(*_FUNCTION_WORDS.values(), *_NEGATIONS.values())
+}
 
 
 def _function_words(found: Iterable[str]) -> frozenset[str]:
     """Return the words that carry no topic. Negations are among them, because they are compared on their own."""
-    code = _latin_language(found)
-    negations = _CONTRACTED if code == ENGLISH.code else _NEGATIONS[code]
-    return _FUNCTION_WORDS[code] | negations | _OTHER_FUNCTION_WORDS | _OTHER_NEGATIONS
+    return _TOPICLESS[_latin_language(found)]
 
 
 _CONTRACTED: Final = frozenset("isn aren wasn doesn didn".split())
 """What is left of English negations before an apostrophe, without words of their own (`won`)."""
+_TOPICLESS: Final = {
+    code: _FUNCTION_WORDS[code]
+    | (_CONTRACTED if code == ENGLISH.code else _NEGATIONS[code])
+    | _OTHER_FUNCTION_WORDS
+    | _OTHER_NEGATIONS
+    for code in _FUNCTION_WORDS
+}
 
 
 @lru_cache(maxsize=16_384)
