@@ -65,10 +65,15 @@ class Pin(CommandBase):
 
 
 class TrainNow(CommandBase):
-    """Start a run now, with any number of usable examples and also in quiet hours."""
+    """Start a run now, with any number of usable new examples and also in quiet hours."""
 
     kind: Literal["train_now"] = "train_now"
     dry_run: bool = Field(False, description="Only report what would be trained, and what is missing.")
+    again: bool = Field(
+        False,
+        description="Train also if nothing is new: the same data with the present settings, for example after a run "
+        "that failed or was inconclusive.",
+    )
 
 
 class ExportDataset(CommandBase):

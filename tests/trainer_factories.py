@@ -20,6 +20,7 @@ from services.trainer.run.folder import ADAPTER, ARTIFACT, GATE_RESULT, ExitCode
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.publish import SERVICE, VersionLog, transactional_id
+from services.trainer.worker import dataset_task
 from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.base_model import PinnedBase
 from shared.adapters.clock import ManualClock
@@ -147,6 +148,9 @@ class TrainerRig:
     started: list[Path] = field(default_factory=list)
     """Folders of the processes that were started, in order."""
     processes: list[FakeProcess] = field(default_factory=list)
+    dataset_tasks_hang: bool = False
+    """Whether processes of exports and dry runs keep running, without a result."""
+    dataset_processes: list[FakeProcess] = field(default_factory=list)
 
     def trainer(self, **overrides: float) -> Trainer:
         """Return a trainer as after a restart: everything is new except the disk and the log."""
@@ -154,7 +158,7 @@ class TrainerRig:
             line=LINE,
             data_dir=self.folder / "data",
             artifacts=self.folder / "artifacts",
-            **({"examples": 2, "users": 1} | overrides),  # type: ignore[arg-type]
+            **({"examples": 2, "users": 1, "grow_percent": 0, "require_gate_items": False} | overrides),  # type: ignore[arg-type]
         )
         db = open_database(settings.folder)
         return Trainer(
@@ -172,7 +176,14 @@ class TrainerRig:
             cache=self.cache,
             clock=self.clock,
             start_run=self._start,
+            start_dataset_task=lambda folder: self._start_dataset_task(folder, settings),
         )
+
+    def _start_dataset_task(self, folder: Path, settings: TrainerSettings) -> subprocess.Popen[bytes]:
+        if not self.dataset_tasks_hang:
+            dataset_task.execute(folder, settings)
+        self.dataset_processes.append(FakeProcess(None if self.dataset_tasks_hang else 0))
+        return self.dataset_processes[-1]  # type: ignore[return-value]
 
     def _start(self, folder: Path) -> subprocess.Popen[bytes]:
         self.started.append(folder)

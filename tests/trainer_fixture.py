@@ -71,6 +71,7 @@ class TrainerLine:
             "LOOPWRIGHT_DEMO": "true",
             "LOOPWRIGHT_TRAINER_EXAMPLES": "20",
             "LOOPWRIGHT_TRAINER_USERS": "5",
+            "LOOPWRIGHT_TRAINER_REQUIRE_GATE_ITEMS": "false",
             "LOOPWRIGHT_TRAINER_EPOCHS": "1",
             "LOOPWRIGHT_TRAINER_RANK": "4",
             "LOOPWRIGHT_TRAINER_DTYPE": "bfloat16",  # runs are compared, so both must use one data type

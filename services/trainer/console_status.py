@@ -11,6 +11,7 @@ from typing import Final
 
 from services.trainer.commands.quarantine_release import releasable
 from services.trainer.core.recipe import Thresholds
+from services.trainer.core.trigger import examples_needed
 from services.trainer.dataset import batch_table, feedback_counts
 from services.trainer.dataset.filters import RELEASABLE, check_of
 from services.trainer.new_data import NewDataCounter
@@ -49,7 +50,7 @@ class StatusReader:
             self._read_quarantine()
         collected = CollectedStatus(
             usable=new.examples,
-            needed=self.thresholds.examples,
+            needed=examples_needed(new, self.thresholds),
             users=new.users,
             users_needed=self.thresholds.users,
             examples=feedback_counts.example_count(self.db),

@@ -53,10 +53,12 @@ CREATE TABLE IF NOT EXISTS count_state (name TEXT PRIMARY KEY, value);
 -- Runs, the rows they quarantine, and exports (run/run_table.py, run/run_quarantine.py).
 CREATE TABLE IF NOT EXISTS runs (
     run_id TEXT PRIMARY KEY, stage TEXT NOT NULL, through TEXT NOT NULL, config TEXT NOT NULL,
-    failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', version TEXT, created_ms INTEGER NOT NULL);
+    failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '', version TEXT, created_ms INTEGER NOT NULL,
+    examples INTEGER);
 CREATE TABLE IF NOT EXISTS quarantine (
     run_id TEXT, response_id TEXT, event_id TEXT, reason TEXT, PRIMARY KEY (run_id, response_id, event_id));
-CREATE TABLE IF NOT EXISTS exports (digest TEXT NOT NULL, through TEXT NOT NULL, created_ms INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS exports (
+    digest TEXT NOT NULL, through TEXT NOT NULL, created_ms INTEGER NOT NULL, examples INTEGER NOT NULL);
 
 -- Operator commands, and what those with arguments name (commands/).
 CREATE TABLE IF NOT EXISTS commands (
@@ -75,6 +77,7 @@ CREATE TABLE IF NOT EXISTS erasure_batches (
     request_id TEXT, batch_id TEXT, rewrite INTEGER NOT NULL, PRIMARY KEY (request_id, batch_id));
 CREATE TABLE IF NOT EXISTS erasure_runs (
     request_id TEXT, run_id TEXT, trained INTEGER NOT NULL, PRIMARY KEY (request_id, run_id));
+CREATE TABLE IF NOT EXISTS erased_versions (version TEXT PRIMARY KEY, run_id TEXT);
 """
 
 

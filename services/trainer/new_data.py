@@ -80,6 +80,13 @@ class NewDataCounter:
             examples=rows.new if disliked else rows.new - rows.new_disliked,
             users=feedback_counts.new_users(self.db, with_disliked=disliked),
             oldest_ms=feedback_counts.oldest_new_ms(self.db, with_disliked=disliked),
+            usable=sum(n for label, n in rows.all.items() if disliked or label != 0),
+            gate_items=rows.gate_items,
+            trained=(
+                run_table.newest_export_size(self.db)
+                if self.settings.mode == "export"
+                else run_table.newest_dataset_size(self.db)
+            ),
         )
 
 

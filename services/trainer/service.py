@@ -21,8 +21,7 @@ from uuid6 import uuid7
 from services.trainer.commands import quarantine_release
 from services.trainer.commands.artifact_gc import ArtifactCollector
 from services.trainer.commands.command_table import CommandKind, CommandTable
-from services.trainer.commands.dry_run import dry_run_message
-from services.trainer.commands.export import NEVER_TRAINS, Exporter
+from services.trainer.commands.dataset_tasks import NEVER_TRAINS, DatasetTasks
 from services.trainer.commands.gate_again import GateRepeater
 from services.trainer.commands.reproduce import Reproducer
 from services.trainer.commands.version_task import VersionTask
@@ -31,7 +30,7 @@ from services.trainer.consumer import TrainerConsumer
 from services.trainer.core.trigger import Decision, NewData, decide
 from services.trainer.dataset import batch_table, snapshot_files
 from services.trainer.dataset.erasure_target import ErasureTarget
-from services.trainer.dataset.votes import ChangeRule
+from services.trainer.erasure import requests
 from services.trainer.erasure.handler import ErasureHandler
 from services.trainer.files import remove
 from services.trainer.new_data import NewDataCounter
@@ -66,6 +65,9 @@ POLL_TIMEOUT_S: Final = 0.2
 STATUS_INTERVAL_S: Final = 5.0
 """Time between two writes of the console's status, which also restore it after Redis lost it."""
 STATUS_TTL_S: Final = 3600.0
+STABLE_INTERVAL_S: Final = 30.0
+"""Time between two reads of the stable version while erased versions have no successor."""
+TRAIN_KINDS: Final = (CommandKind.TRAIN_NOW, CommandKind.TRAIN_AGAIN)
 ANNOUNCE_RETRY_S: Final = 1.0
 DISK_FULL_WAIT_S: Final = 5.0
 """Time between two attempts while the disk is full."""
@@ -76,7 +78,8 @@ log = structlog.get_logger(__name__)
 class Trainer:
     """The trainer of one line. `__main__` builds it with real adapters, tests with adapters in memory.
 
-    `start_run` starts the process of the run whose folder it is given.
+    `start_run` starts the process of the run whose folder it is given, and `start_dataset_task` that of an export or a
+    dry run.
     """
 
     settings: TrainerSettings
@@ -89,11 +92,14 @@ class Trainer:
     cache: Cache
     clock: Clock
     start_run: Callable[[Path], subprocess.Popen[bytes]]
+    start_dataset_task: Callable[[Path], subprocess.Popen[bytes]] = launcher.start_dataset_task
     dead_letters: DeadLetterRate = field(default_factory=lambda: DeadLetterRate(DeadLetterLimit()))
     problem: str | None = None
     """Why the log cannot be read at the moment, or None."""
     may_take_up: bool = True
     """Whether a run that failed at its gate is taken up by itself: once after each start of the trainer."""
+    stable_read: tuple[int, str] | None = None
+    """When the stable version was read last, to learn whether an erasure affects it, and its name."""
     status_written: tuple[int, str, NewData] | None = None
     """When the console's status was last written, and with what."""
     commands: CommandTable = field(init=False)
@@ -101,7 +107,7 @@ class Trainer:
     console: StatusReader = field(init=False)
     consumer: TrainerConsumer = field(init=False)
     erasures: ErasureHandler = field(init=False)
-    exporter: Exporter = field(init=False)
+    dataset_tasks: DatasetTasks = field(init=False)
     reproducer: Reproducer = field(init=False)
     gate_repeater: GateRepeater = field(init=False)
     artifact_collector: ArtifactCollector = field(init=False)
@@ -117,7 +123,7 @@ class Trainer:
             line, db, self.reader, self.publisher, self.commands, self.counter, self.dead_letters
         )
         self.erasures = ErasureHandler(line, db, settings.runs, settings.exports, self.versions, self.clock)
-        self.exporter = Exporter(settings, db, self.clock)
+        self.dataset_tasks = DatasetTasks(settings, db, self.commands, self.clock, self.start_dataset_task)
         shared = (settings, self.base, db, self.commands, self.store, self.versions.line_records)
         self.reproducer = Reproducer(*shared, partial(launcher.start_reproduction, device=settings.device))
         self.gate_repeater = GateRepeater(
@@ -135,7 +141,7 @@ class Trainer:
     def run(self, stopping: threading.Event) -> None:
         """Run until `stopping` is set. Then stop the run's process, which the next start resumes."""
         self._announce_base(stopping)
-        self._stop_version_tasks()  # removes the folders that a crash may have left
+        self._stop_tasks()  # removes the folders that a crash may have left
         try:
             while not stopping.is_set():
                 if not self.run_once():
@@ -143,14 +149,15 @@ class Trainer:
         finally:
             self.device.stop()
             self.supervisor.stop()
-            self._stop_version_tasks()
+            self._stop_tasks()
 
     @property
     def version_tasks(self) -> tuple[VersionTask, ...]:
         """What works on published versions, one at a time."""
         return (self.gate_repeater, self.reproducer)
 
-    def _stop_version_tasks(self) -> None:
+    def _stop_tasks(self) -> None:
+        self.dataset_tasks.stop()
         for task in self.version_tasks:
             task.stop()
 
@@ -233,6 +240,7 @@ class Trainer:
                     self._refuse_train_now(
                         f"run {run.config.run_id} is in progress: new data is for the next run"
                     )
+                    self._write_status(Decision(False, f"run {run.config.run_id} is in progress"))
         except Retryable as error:
             log.warning("unavailable", code=error.code, error=str(error))
 
@@ -242,7 +250,7 @@ class Trainer:
         """Apply the erasures that are due. `erasure/handler.py` states what holds afterwards."""
         due = self.erasures.due_targets()
         if due:
-            self._stop_version_tasks()
+            self._stop_tasks()
             self._abort_for_erasure(due)
             run = run_table.open_run(self.db)
             self.erasures.apply(due, run.config.run_id if run is not None else None)
@@ -268,6 +276,7 @@ class Trainer:
             self._set_stage(run, RunStage.PUBLISHED, version.ref.version)
             return
         self._set_stage(run, RunStage.ERASED)
+        requests.reopen_versions(self.db, run.config.run_id)
         self._progress(run).report(
             RunStage.ERASED, reason="an erasure removed rows of its snapshot; a new run replaces it"
         )
@@ -277,44 +286,41 @@ class Trainer:
     def _run_commands(self, run: Run | None) -> None:
         """Execute the pending commands, except `train_now`, which is part of the decision to start a run."""
         quarantine_release.run_commands(self.commands, self.counter)
-        if pending := self.commands.pending(CommandKind.EXPORT_DATASET):
-            result = self.exporter.export_for_command()
-            self.commands.settle(pending, "done" if result.exported else "refused", result.message)
-        if pending := self.commands.pending(CommandKind.DRY_RUN):
-            self.commands.settle(pending, "done", self._dry_run_message(run))
+        self.dataset_tasks.step(lambda: self._prospects(run))
         for task in self.version_tasks:
             idle = not any(other.busy for other in self.version_tasks if other is not task)
             task.step(may_start=run is None and idle)
         self.artifact_collector.run_commands()
 
-    def _dry_run_message(self, run: Run | None) -> str:
-        through = batch_table.through(self.db)
-        return dry_run_message(
-            self.settings.line,
-            batch_table.current_examples(self.db, through),
-            through,
-            self.counter.read(),
-            self._decide(),
-            comments=self.settings.comment_mode,
-            kto_least=self.settings.kto_least,
-            change_rule=ChangeRule.of(self.settings),
-            max_tokens=self.settings.max_tokens,
-            open_run=run.config.run_id if run is not None else None,
-            trains=self.settings.mode == "train",
-        )
+    def _prospects(self, run: Run | None) -> tuple[int, str]:
+        """Return the number of new usable examples, and whether a run starts without a command, for a dry run."""
+        decision = self._decide()
+        if self.settings.mode == "export":
+            starts = "a dataset is exported automatically" if decision.start else "no dataset is exported yet"
+            prospects = f"but this trainer never trains (mode: export); {starts}: {decision.reason}"
+        elif run is not None:
+            prospects = f"run {run.config.run_id} is in progress: new data is for the next run"
+        else:
+            starts = "a run starts" if decision.start else "no run starts"
+            prospects = f"{starts} automatically: {decision.reason}"
+        return self.counter.read().examples, prospects
 
     def _refuse_train_now(self, reason: str) -> None:
-        self.commands.settle(self.commands.pending(CommandKind.TRAIN_NOW), "refused", reason)
+        for kind in TRAIN_KINDS:
+            self.commands.settle(self.commands.pending(kind), "refused", reason)
 
     # --- starting a run ---
 
     def _maybe_start_run(self) -> None:
         """Start a run if there is a reason to. Pending `train_now` commands are answered either way."""
-        pending = self.commands.pending(CommandKind.TRAIN_NOW)
+        again, pending = (
+            self.commands.pending(kind) for kind in (CommandKind.TRAIN_AGAIN, CommandKind.TRAIN_NOW)
+        )
+        pending += again
         may_take_up, self.may_take_up = self.may_take_up, False
-        if may_take_up and self._take_up_gate("the trainer was started again"):
+        if may_take_up and not again and self._take_up_gate("the trainer was started again"):
             return
-        decision = self._decide(commanded=bool(pending))
+        decision = self._decide(commanded=bool(pending), again=bool(again))
         self._write_status(decision)
         if not decision.start:
             if pending and (message := self._take_up_gate("commanded")):
@@ -323,9 +329,11 @@ class Trainer:
                 self.commands.settle(pending, "refused", decision.reason)
             return
         self._remove_failed_adapters()
-        config = self._new_run_config()
+        erased = run_table.newest_if_erased(self.db)
+        config = self._new_run_config(again=bool(again) or (erased is not None and erased.again))
         with self.db:
             run_table.begin(self.db, config, decision.reason)
+            requests.answer_versions(self.db, config.run_id)
             self.commands.decide(pending, "done", f"run {config.run_id} started: {decision.reason}")
         log.info(
             "run_started", run_id=config.run_id, reason=decision.reason, compared_with=config.stable.version
@@ -337,21 +345,35 @@ class Trainer:
         self._write_status(Decision(decision.start, f"exports datasets and never trains; {decision.reason}"))
         self._refuse_train_now(NEVER_TRAINS)
         if decision.start:
-            result = self.exporter.export()
-            log.info("exported_automatically", reason=decision.reason, exported=result.exported)
+            self.dataset_tasks.export_automatically(decision.reason)
 
-    def _decide(self, *, commanded: bool = False) -> Decision:
+    def _decide(self, *, commanded: bool = False, again: bool = False) -> Decision:
         trains = self.settings.mode == "train"
+        erased = run_table.newest_if_erased(self.db) if trains else None
         return decide(
             self.counter.read(),
             self.settings.thresholds(),
             self.clock.now_ms(),
             commanded=commanded,
-            after_erasure=trains and run_table.newest_is_erased(self.db),
+            again=again or (not commanded and erased is not None and erased.again),
+            after_erasure=erased is not None,
+            erased_stable=self._erased_stable() if trains else None,
             last_run_ms=run_table.newest_start_ms(self.db) if trains else run_table.newest_export(self.db)[1],
+            last_replacement_ms=run_table.newest_replacement_ms(self.db),
         )
 
-    def _new_run_config(self) -> RunConfig:
+    def _erased_stable(self) -> str | None:
+        """Return the stable version if an erasure affects it and no run has begun since. Reads the log, rarely."""
+        versions = requests.unanswered_versions(self.db) if self.settings.retrain_after_erasure else set()
+        if not versions:
+            return None
+        now_ms = self.clock.now_ms()
+        if self.stable_read is None or not 0 <= now_ms - self.stable_read[0] < STABLE_INTERVAL_S * 1000:
+            self.stable_read = (now_ms, self.versions.stable(self.base.ref(self.settings.line)).version)
+        stable = self.stable_read[1]
+        return stable if stable in versions else None
+
+    def _new_run_config(self, *, again: bool) -> RunConfig:
         stable = self.versions.stable(self.base.ref(self.settings.line))
         version = self.versions.find(stable)
         return RunConfig(
@@ -367,6 +389,8 @@ class Trainer:
             created_ms=self.clock.now_ms(),
             released=quarantine_release.newest_release(self.db),
             chat_template_kwargs=self.settings.chat_template_kwargs,
+            again=again,
+            replaces="erasure" if requests.is_erased_version(self.db, stable.version) else None,
         )
 
     # --- a run that failed at its gate ---
@@ -392,6 +416,7 @@ class Trainer:
             base=str(self.base.path),
             stable=stable,
             stable_run=version.run_id if version else None,
+            replaces="erasure" if requests.is_erased_version(self.db, stable.version) else None,
         )
         # Smaller batches and counts of early ends belong to the conditions in which it failed.
         for name in (FAILURE_REASON, ATTEMPTS, EVAL_BATCH):
@@ -424,6 +449,7 @@ class Trainer:
     def _advance_stage(self, run: Run, folder: Path) -> None:
         if run.stage == RunStage.BEGUN and snapshot_files.is_complete(folder):
             run_quarantine.store(self.db, run.config.run_id, snapshot_files.read_quarantine(folder))
+            run_table.set_dataset_size(self.db, run.config.run_id, snapshot_files.read_ref(folder).examples)
             self._set_stage(run, RunStage.SNAPSHOT)
         elif run.stage == RunStage.SNAPSHOT and (folder / ADAPTER).exists():
             self._set_stage(run, RunStage.TRAINED)
@@ -479,13 +505,14 @@ class Trainer:
     def _write_status(self, decision: Decision) -> None:
         """Write the collected data and the quarantine for the console, after changes and every `STATUS_INTERVAL_S`."""
         line, now_ms, new = self.settings.line, self.clock.now_ms(), self.counter.read()
+        reason = "; ".join(filter(None, (decision.reason, self.dataset_tasks.status())))
         if self.status_written is not None:
             written_ms, *written = self.status_written
             is_due = now_ms - written_ms >= STATUS_INTERVAL_S * 1000
-            if not is_due and written == [decision.reason, new]:
+            if not is_due and written == [reason, new]:
                 return
-        self.status_written = (now_ms, decision.reason, new)
-        collected, quarantine = self.console.read(decision.reason, from_ms(now_ms))
+        self.status_written = (now_ms, reason, new)
+        collected, quarantine = self.console.read(reason, from_ms(now_ms))
         USABLE_EXAMPLES.labels(line).set(collected.usable)
         if (device := self.device.report) is not None:
             collected = collected.model_copy(update={"device": device.text, "device_problem": device.problem})

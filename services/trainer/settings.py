@@ -33,6 +33,13 @@ class TrainerSettings(Settings, Recipe):
     )
 
     examples: int = Field(200, ge=1, description="Number of new usable examples that starts a run.")
+    grow_percent: float = Field(
+        10,
+        ge=0,
+        le=1000,
+        description="New usable examples that start a run, in percent of what the last run trained on, if that is "
+        "more than EXAMPLES.",
+    )
     users: int = Field(20, ge=1, description="Minimum number of distinct users behind the new examples.")
     aged_examples: int = Field(
         50, ge=1, description="Smaller number of new examples that starts a run after AGE_HOURS."
@@ -42,6 +49,20 @@ class TrainerSettings(Settings, Recipe):
     )
     min_interval_hours: float = Field(
         0, ge=0, description="Minimum time from the start of one run to the next. Commands do not wait."
+    )
+    require_gate_items: bool = Field(
+        True,
+        description="Start no run without a command while its gate would have fewer than GATE_ITEMS items.",
+    )
+    retrain_after_erasure: bool = Field(
+        True,
+        description="Train again when an erasure affects the stable version, on the remaining data, outside "
+        "QUIET_HOURS.",
+    )
+    erasure_interval_hours: float = Field(
+        24,
+        ge=0,
+        description="Minimum time between the starts of two such runs. Erasures in between are joined into one run.",
     )
     quiet_hours: str = Field(
         "",
@@ -142,6 +163,9 @@ class TrainerSettings(Settings, Recipe):
             aged_examples=self.aged_examples,
             age_s=self.age_hours * 3600,
             interval_s=self.min_interval_hours * 3600,
+            grow_percent=self.grow_percent,
+            gate_items=self.gate_items if self.require_gate_items and self.mode == "train" else 0,
+            erasure_interval_s=self.erasure_interval_hours * 3600,
             quiet=QuietHours.parse(self.quiet_hours),
             time_zone=self.time_zone,
         )

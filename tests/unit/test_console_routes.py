@@ -218,6 +218,8 @@ async def test_accepted_command_is_in_the_log_and_gets_its_result(api: ConsoleAp
         ({"kind": "train_now", "now": True}, 422, "malformed"),
         ({"kind": "train_now", "line": "BAD LINE"}, 422, "malformed"),
         ({"kind": "rollback", "dry_run": True}, 422, "malformed"),
+        ({"kind": "export_dataset", "again": True}, 422, "malformed"),
+        ({"kind": "train_now", "again": True, "dry_run": True}, 422, "malformed"),
         ({}, 422, "malformed"),
     ],
     ids=json.dumps,
@@ -270,10 +272,11 @@ async def test_two_different_ids_in_one_request_are_rejected(api: ConsoleApi) ->
 
 
 async def test_dry_run_is_part_of_the_command(api: ConsoleApi) -> None:
-    for fields in ({}, {"dry_run": True}):
+    for fields in ({}, {"dry_run": True}, {"again": True}):
         assert (await api.http.post("/api/commands", json={"kind": "train_now"} | fields)).status_code == 202
     commands = [parse_union(COMMAND, record.value) for record in api.log.records("operator.commands")]
-    assert [command.dry_run for command in commands if command.kind == "train_now"] == [False, True]
+    assert [command.dry_run for command in commands if command.kind == "train_now"] == [False, True, False]
+    assert [command.again for command in commands if command.kind == "train_now"] == [False, False, True]
 
 
 async def test_command_without_acknowledgement_is_not_accepted(api: ConsoleApi) -> None:

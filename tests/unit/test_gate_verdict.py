@@ -14,7 +14,7 @@ from services.trainer.gate.metrics.general_likelihood import NLL_MARGIN, General
 from services.trainer.gate.metrics.metric import JudgeOptions
 from services.trainer.gate.metrics.safety import SafetyOutcomes
 from services.trainer.gate.statistics import OutcomePair, ScorePair
-from services.trainer.gate.verdict import decide
+from services.trainer.gate.verdict import REPLACES_ERASED, decide
 from shared.versions import GateReport
 
 BASE = "assistant@base-00000000"
@@ -197,3 +197,23 @@ def test_report_contains_figures_and_no_user_text() -> None:
 def test_measurement_of_an_unknown_metric_is_an_error() -> None:
     with pytest.raises(KeyError, match="no metric is called 'corections'"):
         report_of({"corections": CorrectionScores()})
+
+
+# --- a version that replaces one trained on erased data -----------------------------------------------------------
+
+REPLACING = replace(OPTIONS, replaces_erased=True)
+
+
+@pytest.mark.parametrize(("wins", "losses", "ties"), [(0, 0, 0), (0, 0, 60), (10, 12, 20), (3, 8, 0)])
+def test_replacement_after_an_erasure_need_not_be_better(wins: int, losses: int, ties: int) -> None:
+    measured = (corrections(wins, losses, ties), UNCHANGED)
+    assert report_of(*measured).verdict != "passed", "without an erasure"
+    report = report_of(*measured, options=REPLACING)
+    assert (report.verdict, report.reasons) == ("passed", (REPLACES_ERASED,))
+
+
+def test_replacement_after_an_erasure_must_not_be_worse() -> None:
+    losing = report_of(corrections(5, 30), UNCHANGED, options=REPLACING)
+    assert (losing.verdict, "5 won, 30 lost" in losing.reasons[0]) == ("failed", True)
+    forgetful: Measurements = {"general_accuracy": flips(20, 0, 60)}
+    assert report_of(corrections(25), UNCHANGED | forgetful, options=REPLACING).verdict == "failed"

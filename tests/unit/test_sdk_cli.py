@@ -190,6 +190,7 @@ def test_line_can_be_set_by_environment_variable(monkeypatch: pytest.MonkeyPatch
         (["rollout", "pause"], {"kind": "pause"}),
         (["rollout", "resume", "--line", "b"], {"kind": "resume", "line": "b"}),
         (["train", "now"], {"kind": "train_now"}),
+        (["train", "now", "--again"], {"kind": "train_now", "again": True}),
         (["dataset", "export"], {"kind": "export_dataset"}),
         (["train", "now", "--dry-run"], {"kind": "train_now", "dry_run": True}),
     ],

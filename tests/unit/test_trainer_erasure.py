@@ -578,5 +578,5 @@ def test_report_read_twice_changes_nothing(tmp_path: Path) -> None:
         with db:
             batch_table.store_batch(db, batch([], 1, rewrite=2))
         assert [target.request_id for target in requests.due_targets(db)] == ["q1"]
-        requests.mark_reported(db, ["q1"])
+        requests.mark_reported(db, ["q1"], [])
         assert requests.due_targets(db) == []

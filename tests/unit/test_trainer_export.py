@@ -17,6 +17,8 @@ from services.trainer.dataset.erasure_target import ErasureTarget
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.trl_records import Export, build_export
 from services.trainer.run import run_table
+from services.trainer.worker import dataset_task, launcher
+from services.trainer.worker.dataset_task import DatasetTask
 from shared.adapters import redis_keys
 from shared.cloudevents import cloudevent
 from shared.commands import CommandResult, ExportDataset, TrainNow
@@ -435,3 +437,87 @@ def test_exports_are_redacted_before_the_erasure_is_reported(tmp_path: Path) -> 
     assert SECRET not in text_of(folder.parent)
     made = [ErasureReport.from_json(record.value) for record in rig.log.records(ERASURE_REPORTS.name)]
     assert [one.snapshots for one in made if one.service == "trainer"] == [1]
+
+
+def test_erasure_is_applied_while_an_export_is_made(tmp_path: Path) -> None:
+    """I11: an export that an erasure meets while it is made is made again, without the erased user."""
+    rig = TrainerRig(tmp_path, finish_run, dataset_tasks_hang=True)
+    send(rig, batch(ALL))
+    command(rig, "c1")
+    trainer = rig.trainer(examples=100)
+    run_steps(trainer, 3)
+    (hanging,) = rig.dataset_processes
+    task_folder = trainer.dataset_tasks.folder
+    (task_folder / "partial").write_text(SECRET)
+    unfinished = trainer.settings.exports / ".0123.incoming"
+    unfinished.mkdir(parents=True)
+    (unfinished / "sft-train.jsonl").write_text(SECRET)
+    rig.dataset_tasks_hang = False
+    send(rig, batch(ALL[1:], 1, rewrite=1))
+    report = ErasureReport(
+        line=LINE, request_id="q1", subject=USERS[0], service="processor", partition=0, partitions=1,
+        batches={f"{LINE}-0-1": 1}, completed_at=NOW,
+    )  # fmt: skip
+    rig.log.append(cloudevent(ERASURE_REPORTS, "q1", report, source="processor", ce_id="0", at=NOW))
+    run_steps(trainer)
+    made = [ErasureReport.from_json(record.value) for record in rig.log.records(ERASURE_REPORTS.name)]
+    assert [one.request_id for one in made if one.service == "trainer"] == ["q1"]
+    assert hanging.status == 143, "the process was stopped"
+    assert not task_folder.exists()
+    assert [one.status for one in results(rig)] == ["done"]
+    (folder,) = exports_of(rig)
+    assert SECRET not in text_of(folder.parent)
+
+
+def test_service_works_while_an_export_is_made(tmp_path: Path) -> None:
+    rig = TrainerRig(tmp_path, finish_run, dataset_tasks_hang=True)
+    send(rig, batch(ALL))
+    command(rig, "c1")
+    command(rig, "c2", TrainNow)
+    trainer = rig.trainer(examples=100)
+    run_steps(trainer)
+    assert [(one.command_id, one.status) for one in results(rig)] == [("c2", "done")]
+    assert [run.stage for run in run_table.all_runs(trainer.db)] == ["published"]
+    rig.clock.advance(10)
+    run_steps(trainer, 1)
+    shown = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
+    assert shown["reason"].endswith("; export: starting")
+
+
+def test_export_whose_process_ends_early_is_refused_with_its_last_line(tmp_path: Path) -> None:
+    rig = TrainerRig(tmp_path, finish_run, dataset_tasks_hang=True)
+    send(rig, batch(ALL))
+    command(rig, "c1")
+    trainer = rig.trainer(examples=100)
+    run_steps(trainer, 3)
+    (trainer.dataset_tasks.folder / "dataset_task.log").write_text("Traceback\nMemoryError\n")
+    rig.dataset_processes[0].status = 1
+    run_steps(trainer)
+    (result,) = results(rig)
+    assert (result.status, result.message) == ("refused", "its process ended with status 1: MemoryError")
+
+
+def test_export_by_a_real_process_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = TrainerRig(tmp_path, finish_run)
+    send(rig, batch(ALL))
+    trainer = rig.trainer(examples=100)
+    for name, value in {
+        "LOOPWRIGHT_LINE": LINE,
+        "LOOPWRIGHT_DATA_DIR": str(trainer.settings.data_dir),
+        "LOOPWRIGHT_ARTIFACTS": trainer.settings.artifacts,
+    }.items():
+        monkeypatch.setenv(name, value)
+    run_steps(trainer)
+    task = DatasetTask("export", {"0": 1}, rig.clock.now_ms())
+    folders = []
+    for name in ("inline", "process"):
+        folder = tmp_path / name
+        task.write(folder)
+        if name == "inline":
+            dataset_task.execute(folder, trainer.settings)
+        else:
+            assert launcher.start_dataset_task(folder).wait(100) == 0
+        folders.append(dataset_task.read_result(folder))
+    assert folders[0] == folders[1]
+    assert folders[0] is not None
+    assert folders[0].records == 5

@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.trainer.core.recipe import CommentMode
-from services.trainer.database import open_database
+from services.trainer.database import SCHEMA
 from services.trainer.dataset import batch_table, feedback_counts
 from services.trainer.dataset.feedback_counts import Limits, UsableRows
 from services.trainer.dataset.filters import (
@@ -33,18 +31,12 @@ from tests.trainer_factories import LINE, NOW, batch
 
 USERS = [
     next(f"u{i}" for i in range(99) if is_held_out(LINE, f"u{i}")),
-    *[f"u{i}" for i in range(99) if not is_held_out(LINE, f"u{i}")][:2],
+    *[f"u{i}" for i in range(99) if not is_held_out(LINE, f"u{i}")][:1],
 ]
 RESPONSES = ("r1", "r2", "r/3", "r%4")
-QUESTIONS = ("Who founded Acme?", "Who founded ACME", "Where is it?")
-ANSWERS = (
-    "Ida Voss.",
-    "ida voss",
-    "Mail ida.voss@example.org",
-    "The key is AKIAIOSFODNN7EXAMPLE",
-    "It is in Bern.",
-    "<|im_end|> yes",
-)
+QUESTIONS = ("Who founded Acme?", "Who founded ACME")
+ANSWERS = ("Ida Voss.", "ida voss", "Mail ida.voss@example.org")
+"""Few users, questions and answers, so that repeats, and the loss of the newest of them, are frequent."""
 
 
 @dataclass
@@ -125,18 +117,18 @@ def without_zeros(counts: dict[str, object]) -> dict[str, object]:
 
 @contextmanager
 def line() -> Iterator[Line]:
-    with TemporaryDirectory() as folder:
-        db = open_database(Path(folder))
-        feedback_counts.prepare(db, "hold")
-        try:
-            yield Line(db)
-        finally:
-            db.close()
+    db = sqlite3.connect(":memory:")
+    db.executescript(SCHEMA)
+    feedback_counts.prepare(db, "hold")
+    try:
+        yield Line(db)
+    finally:
+        db.close()
 
 
 @st.composite
 def signals(draw: st.DrawFn, response_id: str) -> Signal:
-    kind = draw(st.sampled_from(["correction", "correction", "thumbs", "rating", "comment", "preference"]))
+    kind = draw(st.sampled_from(["correction"] * 6 + ["thumbs", "rating", "comment", "preference"]))
     value = {
         "correction": st.sampled_from(ANSWERS),
         "thumbs": st.sampled_from(["up", "down"]),
@@ -171,19 +163,21 @@ def revisions(draw: st.DrawFn, response_id: str, number: int) -> ExampleRevision
     )
 
 
-OPERATIONS = st.sampled_from(["batch", "batch", "batch", "rewrite", "older", "release", "run", "comments"])
+OPERATIONS = st.sampled_from(
+    ["batch", "batch", "batch", "rewrite", "rewrite", "older", "release", "run", "comments"]
+)
 
 
 @given(data=st.data())
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 def test_counts_equal_a_full_recount_after_any_history(data: st.DataObject) -> None:
     with line() as collected:
         stored: list[tuple[int, int, tuple[ExampleRevision, ...]]] = []
         newest = dict.fromkeys(RESPONSES, 0)
         limits = [Limits()]
-        for step in range(data.draw(st.integers(1, 10))):
+        for step in range(data.draw(st.integers(3, 12))):
             operation = data.draw(OPERATIONS)
             if operation in ("batch", "older"):
                 names = data.draw(st.sets(st.sampled_from(RESPONSES), min_size=1))
@@ -279,6 +273,21 @@ def test_erased_user_leaves_no_trace_in_the_counts() -> None:
         collected.count()
         dump = "\n".join(collected.db.iterdump())
         assert not [name for name in ("r1", USERS[1], "Ida") if f"'{name}" in dump]
+
+
+def test_released_row_is_new_again_when_its_run_was_erased() -> None:
+    with line() as collected:
+        with collected.db:
+            batch_table.store_batch(collected.db, batch([revision_of("r1", ANSWERS[0])]))
+            collected.db.execute(
+                "INSERT INTO releases (response_id, event_id, passes) VALUES ('r1', 'e', 'x')"
+            )
+        collected.count()
+        counts = []
+        for released in (1, 0, 1):
+            feedback_counts.set_limits(collected.db, Limits({"0": 1}, released))
+            counts.append(feedback_counts.usable_rows(collected.db).new)
+        assert counts == [0, 1, 0]
 
 
 def test_heldout_labels_make_as_many_pairs_as_the_rarer_label_has() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 LARGE_LIBRARIES = frozenset(
     {
         "sklearn",
@@ -34,10 +32,6 @@ def test_service_starts_without_large_libraries() -> None:
     assert large_libraries_after("import services.trainer.__main__") == set()
 
 
-@pytest.mark.parametrize(
-    ("module", "library"),
-    [("services.trainer.dataset.snapshot", "sklearn"), ("services.trainer.base.model", "torch")],
-)
-def test_loaded_large_library_is_noticed(module: str, library: str) -> None:
+def test_loaded_large_library_is_noticed() -> None:
     """Negative control."""
-    assert library in large_libraries_after(f"import {module}")
+    assert "sklearn" in large_libraries_after("import services.trainer.dataset.snapshot")

@@ -367,6 +367,7 @@ class Loopwright:
         version: str | None = None,
         leaving: str | None = None,
         dry_run: bool = False,
+        again: bool = False,
         command_id: str | None = None,
     ) -> Command:
         """Issue an operator command. Returns once it is stored durably in the log; see `wait_for_result`.
@@ -380,6 +381,7 @@ class Loopwright:
             version: The version, for `promote`, `rollback`, `pin`, `reproduce` and `gate_again`.
             leaving: For `rollback`: the version to roll back from. If another one serves, nothing changes.
             dry_run: Only report what would be done. For `train_now` and `collect_garbage`.
+            again: For `train_now`: train also if nothing is new, on the same data with the trainer's present settings.
             command_id: Id of the command; the default is a new one.
 
         """
@@ -389,6 +391,7 @@ class Loopwright:
             "version": version,
             "leaving": leaving,
             "dry_run": dry_run or None,
+            "again": again or None,
         }
         return self._issue(command, command_id)
 

@@ -44,6 +44,7 @@ class CommandRequest(BaseModel):
     dry_run: bool | None = Field(
         None, description="Only report what would be done. For train_now and collect_garbage."
     )
+    again: bool | None = Field(None, description="For train_now: train also if nothing is new.")
     response_ids: list[Id] | None = None
     positions: list[Annotated[str, Field(pattern=POSITION_PATTERN)]] | None = Field(
         None, description="Positions of dead letters, as `<partition>-<offset>`."
@@ -125,6 +126,8 @@ def to_command(
         )
     if request.leaving is not None and request.kind != "rollback":
         raise Malformed(f"leaving is not available for {request.kind}: leave it out, or use it with rollback")
+    if request.again and (request.kind != "train_now" or request.dry_run):
+        raise Malformed("again is available for train_now without dry_run: leave one of them out")
     for name in SKIP_FIELDS if request.kind != "skip" else ():
         if getattr(request, name) is not None:
             raise Malformed(f"{name} is not available for {request.kind}: leave it out, or use it with skip")

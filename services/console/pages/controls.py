@@ -31,6 +31,8 @@ class CommandButton:
     confirm_label: str
     versions: Callable[[PageRefresher], dict[str, str]] | None = None
     """Returns the versions to choose from, with their labels; None if the command names no version."""
+    again: bool = False
+    """For `train_now`: train also if nothing is new."""
 
 
 def _promotable(refresher: PageRefresher) -> dict[str, str]:
@@ -53,6 +55,15 @@ BUTTONS: Final = (
         "The run trains on the usable examples collected so far, however few. "
         "The gate evaluates it like any other run.",
         "Start run",
+    ),
+    CommandButton(
+        "train_now",
+        "Train again",
+        "Train on the same data again?",
+        "The run trains on everything usable with the trainer's present settings, also if nothing is new: for example "
+        "after a run that failed or was inconclusive.",
+        "Train again",
+        again=True,
     ),
     CommandButton(
         "promote",
@@ -92,12 +103,12 @@ BUTTONS: Final = (
 def add_controls(backend: ConsoleBackend, refresher: PageRefresher) -> None:
     """Add the buttons to the current slot. Of pause and resume, only the one that has an effect is visible."""
     anchor = ui.element("span")
-    buttons = {button.kind: _add_button(button, backend, refresher, anchor) for button in BUTTONS}
+    buttons = {button.label: _add_button(button, backend, refresher, anchor) for button in BUTTONS}
 
     def update_visibility() -> None:
         paused = refresher.view.serving is not None and refresher.view.serving.paused
-        buttons["pause"].set_visibility(not paused)
-        buttons["resume"].set_visibility(paused)
+        buttons["Pause"].set_visibility(not paused)
+        buttons["Resume"].set_visibility(paused)
 
     ui.timer(PERIOD_S, update_visibility)
 
@@ -124,7 +135,11 @@ def _add_button(
                 # The dialog is deleted before the result arrives, so notices are shown in the anchor's slot.
                 with anchor:
                     request = CommandRequest(
-                        kind=button.kind, line=refresher.line, version=version, leaving=leaving
+                        kind=button.kind,
+                        line=refresher.line,
+                        version=version,
+                        leaving=leaving,
+                        again=button.again or None,
                     )
                     await send_command(backend, request)
 

@@ -34,6 +34,8 @@ class CommandKind(StrEnum):
     """What a command asks the trainer to do."""
 
     TRAIN_NOW = "train_now"
+    TRAIN_AGAIN = "train_again"
+    """Train also if nothing is new."""
     DRY_RUN = "dry_run"
     """Report what a run would train."""
     EXPORT_DATASET = "export_dataset"
@@ -68,7 +70,8 @@ class CommandTable:
             return
         match command:
             case TrainNow():
-                self._insert(command, CommandKind.DRY_RUN if command.dry_run else CommandKind.TRAIN_NOW)
+                train = CommandKind.TRAIN_AGAIN if command.again else CommandKind.TRAIN_NOW
+                self._insert(command, CommandKind.DRY_RUN if command.dry_run else train)
             case ExportDataset():
                 self._insert(command, CommandKind.EXPORT_DATASET)
             case Release():

@@ -50,7 +50,9 @@ class GateRepeater(VersionTask):
             raise NotPossible("its snapshot is not on this trainer's disk")
         self.number = version.gate.number + 1 if version.gate is not None else 1
         stable_run = next((each.run_id for each in records.versions if each.ref == stable), None)
-        return replace(self.config_of_run(version), stable=stable, stable_run=stable_run)
+        config = self.config_of_run(version)
+        replaces = config.replaces if stable == config.stable else None
+        return replace(config, stable=stable, stable_run=stable_run, replaces=replaces)
 
     def result_of(self, folder: Path) -> tuple[CommandStatus, str] | None:
         """Publish the report, and keep it in the run's folder."""

@@ -33,6 +33,12 @@ class Thresholds(BaseModel):
     aged_examples: int = 50
     age_s: float = 86_400.0
     interval_s: float = 0.0
+    grow_percent: float = 0.0
+    """How much must be new, in percent of what the last run trained on; `examples` is the minimum."""
+    gate_items: int = 0
+    """Items that the gate of a run without a command must be able to have."""
+    erasure_interval_s: float = 86_400.0
+    """Minimum time between two runs that replace a stable version after an erasure."""
     quiet: QuietHours | None = None
     time_zone: str = "UTC"
 

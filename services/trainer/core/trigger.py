@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -21,6 +22,15 @@ class NewData:
     users: int
     oldest_ms: int | None = None
     """When the oldest of their batches was cut."""
+    usable: int = 0
+    """Usable examples that may train, new or not."""
+    gate_items: int = 0
+    """The most items that the gate can have: from all usable feedback of held-out users, whether it is new or not.
+
+    An upper bound on purpose. Fewer may count in the end, but a lower estimate could stop the loop for ever.
+    """
+    trained: int = 0
+    """Examples that the last run trained on; 0 if there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,40 +41,93 @@ class Decision:
     reason: str
 
 
+def examples_needed(new: NewData, thresholds: Thresholds) -> int:
+    """Return how many new examples start a run: the threshold, or the share of what the last run trained on."""
+    return max(thresholds.examples, math.ceil(new.trained * thresholds.grow_percent / 100))
+
+
 def decide(
     new: NewData,
     thresholds: Thresholds,
     now_ms: int,
     *,
     commanded: bool = False,
+    again: bool = False,
     after_erasure: bool = False,
+    erased_stable: str | None = None,
     last_run_ms: int | None = None,
+    last_replacement_ms: int | None = None,
 ) -> Decision:
     """Decide whether a run starts now. A refusal names everything that is missing.
 
     Args:
         new: what is new since the last run.
-        thresholds: how much must be new, the quiet hours, and the interval between runs.
+        thresholds: how much must be new, the quiet hours, and the intervals between runs.
         now_ms: current time.
         commanded: an operator asked for a run: one usable example suffices, at any time.
+        again: of the command or of the run to replace: the usable examples need not be new.
         after_erasure: a run was ended by an erasure, and this one would replace it: as if commanded.
+        erased_stable: the stable version, if rows that it was trained on were erased and no run has begun since.
         last_run_ms: when the last run began; None if there was none.
+        last_replacement_ms: when the last run began that replaced a version after an erasure; None if there was none.
 
     """
     counts = f"{new.examples} usable new examples from {new.users} users"
-    if new.examples and commanded:
-        return Decision(True, f"commanded, with {counts}")
-    if new.examples and after_erasure:
-        return Decision(True, f"restarted after an erasure, with {counts}")
+    enough = new.usable if again else new.examples
+    if enough and (commanded or after_erasure):
+        why = f"commanded{' again' if again else ''}" if commanded else "restarted after an erasure"
+        on = f", on {new.usable} usable examples" if again else ""
+        return Decision(True, "; ".join([f"{why}{on}, with {counts}", *_undecidable(new, thresholds)]))
     if commanded:
-        return Decision(False, f"{NOTHING_NEW}: a command needs at least one usable example")
+        return Decision(False, _refusal(new, again=again))
+    erased = f"an erasure affects stable {erased_stable}" if erased_stable and new.usable else None
+    replacement_waits = _waits_after_erasure(thresholds, now_ms, last_replacement_ms)
+    if erased and not replacement_waits:
+        return Decision(True, f"{erased}: training again on {new.usable} usable examples")
     missing = _missing_data(new, thresholds, now_ms)
-    waits = [*([missing] if missing else []), *_pauses(thresholds, now_ms, last_run_ms)]
-    if waits:
-        return Decision(False, "; ".join([counts if new.examples else NOTHING_NEW, *waits]))
-    if new.examples >= thresholds.examples and new.users >= thresholds.users:
+    replacing = [f"{erased}: {wait}" for wait in replacement_waits] if erased else []
+    blocked = [
+        *([missing] if missing else []),
+        *_pauses(thresholds, now_ms, last_run_ms),
+        *(
+            f"{short}: waiting for more feedback of held-out users (about 1 in 5 users)"
+            for short in _undecidable(new, thresholds)
+        ),
+    ]
+    if blocked:
+        return Decision(False, "; ".join([counts if new.examples else NOTHING_NEW, *blocked, *replacing]))
+    if new.examples >= examples_needed(new, thresholds) and new.users >= thresholds.users:
         return Decision(True, counts)
     return Decision(True, f"{counts}, the oldest waiting for {_age_s(new, now_ms) / 3600:.1f} h")
+
+
+def _refusal(new: NewData, *, again: bool) -> str:
+    if again or not new.usable:
+        return f"{'no usable example is collected' if again else NOTHING_NEW}: a command needs at least one"
+    return (
+        f"{NOTHING_NEW}: use --again (`loopwright train now --again`) to train again on the {new.usable} usable "
+        "examples"
+    )
+
+
+def _undecidable(new: NewData, thresholds: Thresholds) -> list[str]:
+    """Return that the gate cannot reach a verdict for want of items, if that is known already."""
+    if new.gate_items >= thresholds.gate_items:
+        return []
+    return [f"the gate would have at most {new.gate_items} items of {thresholds.gate_items} needed"]
+
+
+def _waits_after_erasure(thresholds: Thresholds, now_ms: int, last_replacement_ms: int | None) -> list[str]:
+    """Return what delays a run that replaces the stable version after an erasure."""
+    next_ms = (last_replacement_ms or 0) + round(thresholds.erasure_interval_s * 1000)
+    waits = _quiet_hours(thresholds, now_ms)
+    if last_replacement_ms is not None and now_ms < next_ms:
+        hours = thresholds.erasure_interval_s / 3600
+        waits.append(
+            f"waiting until {_local_time(next_ms, thresholds)}: the last run for this reason began less than "
+            f"{hours:g} h ago"
+        )
+    return waits
 
 
 def _age_s(new: NewData, now_ms: int) -> float:
@@ -73,14 +136,17 @@ def _age_s(new: NewData, now_ms: int) -> float:
 
 def _missing_data(new: NewData, thresholds: Thresholds, now_ms: int) -> str | None:
     """Return both ways in which the data can become enough, or None if it is."""
-    examples, users = thresholds.examples - new.examples, thresholds.users - new.users
+    needed = examples_needed(new, thresholds)
+    examples, users = needed - new.examples, thresholds.users - new.users
     aged, age_h = thresholds.aged_examples - new.examples, thresholds.age_s / 3600
     is_old = _age_s(new, now_ms) >= thresholds.age_s
     if (examples <= 0 and users <= 0) or (new.examples and aged <= 0 and is_old):
         return None
     counts = ((examples, "more examples"), (users, "more users"))
     more = " and ".join(f"{count} {unit}" for count, unit in counts if count > 0)
-    many = f"a run needs {thresholds.examples} from {thresholds.users}: waiting for {more}"
+    share = f" ({thresholds.grow_percent:g} % of the {new.trained:,} that the last run trained on)"
+    relative = share if needed > thresholds.examples else ""
+    many = f"a run needs {needed} from {thresholds.users}{relative}: waiting for {more}"
     if new.oldest_ms is None:
         return many
     conditions = [f"for {aged} more"] if aged > 0 else []
@@ -92,11 +158,7 @@ def _missing_data(new: NewData, thresholds: Thresholds, now_ms: int) -> str | No
 
 def _pauses(thresholds: Thresholds, now_ms: int, last_run_ms: int | None) -> list[str]:
     """Return what delays a run without a command even if the data is enough."""
-    pauses = []
-    now = from_ms(now_ms).astimezone(zone_of(thresholds.time_zone))
-    end = thresholds.quiet.end_after(now) if thresholds.quiet is not None else None
-    if end is not None:
-        pauses.append(f"waiting for the end of quiet hours, {_formatted(end, thresholds)}")
+    pauses = _quiet_hours(thresholds, now_ms)
     next_ms = (last_run_ms or 0) + round(thresholds.interval_s * 1000)
     if last_run_ms is not None and now_ms < next_ms:
         hours = thresholds.interval_s / 3600
@@ -104,6 +166,12 @@ def _pauses(thresholds: Thresholds, now_ms: int, last_run_ms: int | None) -> lis
             f"waiting until {_local_time(next_ms, thresholds)}: the last run began less than {hours:g} h ago"
         )
     return pauses
+
+
+def _quiet_hours(thresholds: Thresholds, now_ms: int) -> list[str]:
+    now = from_ms(now_ms).astimezone(zone_of(thresholds.time_zone))
+    end = thresholds.quiet.end_after(now) if thresholds.quiet is not None else None
+    return [] if end is None else [f"waiting for the end of quiet hours, {_formatted(end, thresholds)}"]
 
 
 def _local_time(moment_ms: int, thresholds: Thresholds) -> str:

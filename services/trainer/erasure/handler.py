@@ -81,7 +81,11 @@ class ErasureHandler:
         versions = self.versions.versions()
         reports = [self._report(target, versions) for target in targets]
         self.versions.publish_erasure_reports(reports)
-        requests.mark_reported(self.db, [target.request_id for target in targets])
+        requests.mark_reported(
+            self.db,
+            [target.request_id for target in targets],
+            {version for report in reports for version in report.versions},
+        )
         for report in reports:
             log.info(
                 "erased", request_id=report.request_id, snapshots=report.snapshots, versions=report.versions

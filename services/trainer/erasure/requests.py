@@ -79,10 +79,34 @@ def affected_runs(db: sqlite3.Connection, request_id: str) -> dict[str, bool]:
     return {run_id: bool(trained) for run_id, trained in rows}
 
 
-def mark_reported(db: sqlite3.Connection, request_ids: Iterable[str]) -> None:
-    """Record that the trainer has reported these requests."""
+def mark_reported(db: sqlite3.Connection, request_ids: Iterable[str], versions: Iterable[str]) -> None:
+    """Record that the trainer has reported these requests, and which versions they affect."""
     with db:
         db.executemany(
             "UPDATE erasures SET reported = 1 WHERE request_id = ?",
             [(request_id,) for request_id in request_ids],
         )
+        db.executemany(
+            "INSERT OR REPLACE INTO erased_versions VALUES (?, NULL)", [(version,) for version in versions]
+        )
+
+
+def is_erased_version(db: sqlite3.Connection, version: str) -> bool:
+    """Return whether rows that a version was trained on were erased since."""
+    return db.execute("SELECT 1 FROM erased_versions WHERE version = ?", (version,)).fetchone() is not None
+
+
+def unanswered_versions(db: sqlite3.Connection) -> set[str]:
+    """Return the versions that erasures affect and since then no run has begun, without those of erased runs."""
+    return {version for (version,) in db.execute("SELECT version FROM erased_versions WHERE run_id IS NULL")}
+
+
+def answer_versions(db: sqlite3.Connection, run_id: str) -> None:
+    """Record that a run has begun without the erased rows, inside the caller's transaction."""
+    db.execute("UPDATE erased_versions SET run_id = ? WHERE run_id IS NULL", (run_id,))
+
+
+def reopen_versions(db: sqlite3.Connection, run_id: str) -> None:
+    """Record that another erasure ended the run that had begun without the erased rows."""
+    with db:
+        db.execute("UPDATE erased_versions SET run_id = NULL WHERE run_id = ?", (run_id,))

@@ -60,7 +60,11 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path) -> GateReport
     report = decide(
         measure_all(eval_set, outputs),
         gated_against=config.stable.version,
-        options=JudgeOptions(min_items=recipe.gate_items, shorter_margin=recipe.gate_shorter),
+        options=JudgeOptions(
+            min_items=recipe.gate_items,
+            replaces_erased=config.replaces == "erasure",
+            shorter_margin=recipe.gate_shorter,
+        ),
         seconds=time.monotonic() - started,
     )
     write_report(folder, report_json(report, eval_set, outputs, line=config.line, run_id=config.run_id))

@@ -5,6 +5,10 @@
   half (the report says about how many more items would decide); or a metric has a doubt.
 - `passed`: the exact 95 % interval of the win rate is above one half, and every metric was kept.
 
+A candidate that replaces a version trained on erased data need not be better: it passes if no metric failed or has a
+doubt, and the interval of the win rate is not below one half. It need not have enough items either, since the version
+that it replaces must not stay.
+
 All kinds of feedback share one win rate, so there is one test, and one chance to pass by luck.
 """
 
@@ -17,6 +21,7 @@ from services.trainer.gate.statistics import more_items_needed, win_rate_interva
 from shared.versions import GateReport, Verdict
 
 PASSED = "better on held-out feedback, no worse elsewhere"
+REPLACES_ERASED = "replaces a version that was trained on erased data: no worse, and not asked to be better"
 WIN_RATE = FigureInfo(
     "win_rate",
     "Held-out items won",
@@ -53,6 +58,8 @@ def decide(
     verdict, reasons, more_items = _verdict(
         votes,
         better=better,
+        worse=rate.high is not None and rate.high < EVEN,
+        replaces_erased=options.replaces_erased,
         min_items=options.min_items,
         failures=[reason for judgement in judgements for reason in judgement.failures],
         doubts=[reason for judgement in judgements for reason in judgement.doubts],
@@ -68,13 +75,25 @@ def decide(
 
 
 def _verdict(
-    votes: Votes, *, better: bool, min_items: int, failures: list[str], doubts: list[str]
+    votes: Votes,
+    *,
+    better: bool,
+    worse: bool,
+    replaces_erased: bool,
+    min_items: int,
+    failures: list[str],
+    doubts: list[str],
 ) -> tuple[Verdict, list[str], int | None]:
     """Return the verdict, its reasons, and about how many more items would decide, if any number would."""
     if failures:
         return "failed", failures, None
-    if votes.items >= min_items and better:
-        return ("inconclusive", doubts, None) if doubts else ("passed", [PASSED], None)
+    if replaces_erased and worse:
+        tally = f"{votes.wins} won, {votes.losses} lost, {votes.ties} ties"
+        return "failed", [f"worse than the version that it replaces: {tally}"], None
+    is_better = votes.items >= min_items and better
+    if is_better or replaces_erased:
+        reason = PASSED if is_better else REPLACES_ERASED
+        return ("inconclusive", doubts, None) if doubts else ("passed", [reason], None)
     more = more_items_needed(votes.wins, votes.losses, votes.items, min_items)
     missing = min_items - votes.items
     if missing > 0:

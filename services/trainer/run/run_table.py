@@ -10,12 +10,14 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from services.trainer.core.recipe import Recipe
 from shared.events import from_ms
 from shared.run_stage import ENDED_STAGES, RunStage
 from shared.versions import VersionRef
+
+Replaces = Literal["erasure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,9 @@ class RunConfig:
         created_ms: Time at which the run started, in milliseconds since the epoch.
         chat_template_kwargs: Arguments of the chat template in training and at the gate.
         released: Number of the newest release from quarantine that the run includes (`quarantine_release.py`).
+        again: An operator ordered the run with `train now --again`, so its data need not be new.
+        replaces: `erasure` if rows that the stable version trained on were erased. The gate then asks whether the
+            run's version is no worse, and not whether it is better.
 
     """
 
@@ -45,6 +50,8 @@ class RunConfig:
     created_ms: int
     released: int = 0
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    again: bool = False
+    replaces: Replaces | None = None
 
     @property
     def created_at(self) -> datetime:
@@ -153,10 +160,35 @@ def newest_release(db: sqlite3.Connection) -> int:
     return RunConfig.from_json(row[0]).released if row else 0
 
 
-def newest_is_erased(db: sqlite3.Connection) -> bool:
-    """Return whether the newest run is erased, so another run has to replace it."""
-    row = db.execute("SELECT stage FROM runs ORDER BY created_ms DESC, run_id DESC").fetchone()
-    return row is not None and row[0] == RunStage.ERASED
+def newest_if_erased(db: sqlite3.Connection) -> RunConfig | None:
+    """Return the newest run if it is erased, so another run has to replace it."""
+    row = db.execute(
+        "SELECT stage, config FROM runs ORDER BY created_ms DESC, run_id DESC LIMIT 1"
+    ).fetchone()
+    return RunConfig.from_json(row[1]) if row is not None and row[0] == RunStage.ERASED else None
+
+
+def newest_dataset_size(db: sqlite3.Connection) -> int:
+    """Return how many rows trained in the newest run with a snapshot; 0 if there was none. Erased runs do not count."""
+    row = db.execute(
+        "SELECT examples FROM runs WHERE stage != 'erased' AND examples IS NOT NULL "
+        "ORDER BY created_ms DESC, run_id DESC LIMIT 1"
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def newest_replacement_ms(db: sqlite3.Connection) -> int | None:
+    """Return when the newest run that replaces an erased version started, or None. Erased runs do not count."""
+    row = db.execute(
+        "SELECT MAX(created_ms) FROM runs WHERE stage != 'erased' AND json_extract(config, '$.replaces') = 'erasure'"
+    ).fetchone()
+    return None if row[0] is None else int(row[0])
+
+
+def set_dataset_size(db: sqlite3.Connection, run_id: str, examples: int) -> None:
+    """Store how many rows train in a run."""
+    with db:
+        db.execute("UPDATE runs SET examples = ? WHERE run_id = ?", (examples, run_id))
 
 
 def erased_runs(db: sqlite3.Connection) -> set[str]:
@@ -212,9 +244,19 @@ def newest_with_snapshot(db: sqlite3.Connection) -> str | None:
     return None if row is None else str(row[0])
 
 
-def record_export(db: sqlite3.Connection, digest: str, through: Mapping[str, int], now_ms: int) -> None:
-    """Record an export and up to which batches it read, inside the caller's transaction."""
-    db.execute("INSERT INTO exports VALUES (?, ?, ?)", (digest, json.dumps(dict(through)), now_ms))
+def record_export(
+    db: sqlite3.Connection, digest: str, through: Mapping[str, int], now_ms: int, examples: int
+) -> None:
+    """Record an export, up to which batches it read and its number of records, inside the caller's transaction."""
+    db.execute(
+        "INSERT INTO exports VALUES (?, ?, ?, ?)", (digest, json.dumps(dict(through)), now_ms, examples)
+    )
+
+
+def newest_export_size(db: sqlite3.Connection) -> int:
+    """Return the number of records of the newest export that has any; 0 if there is none."""
+    row = db.execute("SELECT examples FROM exports WHERE examples > 0 ORDER BY rowid DESC LIMIT 1").fetchone()
+    return int(row[0]) if row else 0
 
 
 def newest_export(db: sqlite3.Connection) -> tuple[dict[str, int], int | None]:

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import structlog
 from transformers import logging as transformers_logging
@@ -20,14 +19,12 @@ from services.trainer.run.context import RunContext, RunFailed, RunStopped
 from services.trainer.run.folder import CONFIG, FAILURE_REASON, ExitCode
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.launcher import PARENT_PID_VARIABLE
+from services.trainer.worker.launcher import NICENESS, PARENT_PID_VARIABLE
 from shared.adapters.parent_death import die_with
 from shared.adapters.redis import RedisCache
 from shared.settings import load
 from shared.telemetry import configure_logging
 
-NICENESS: Final = 10
-"""Training yields the processor to serving and streaming on the same machine."""
 log = structlog.get_logger(__name__)
 
 

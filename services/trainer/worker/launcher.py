@@ -22,6 +22,9 @@ PARENT_PID_VARIABLE: Final = "LOOPWRIGHT_TRAINER_PARENT"
 PAUSE_VARIABLE: Final = "LOOPWRIGHT_TRAINER_TEST_PAUSE"
 """Environment variable for fault tests in a demo deployment: the stage at which to pause, so a test can kill it."""
 DEVICE_CHECK_LOG: Final = "device-check.log"
+DATASET_TASK_LOG: Final = "dataset_task.log"
+NICENESS: Final = 10
+"""Child processes yield the processor to serving and streaming on the same machine."""
 PAUSE_S: Final = 600.0
 STOP_TIMEOUT_S: Final = 10.0
 
@@ -52,6 +55,11 @@ def start_reproduction(folder: Path, device: str = "auto") -> subprocess.Popen[b
 def start_gate_again(folder: Path, device: str = "auto") -> subprocess.Popen[bytes]:
     """Start the process that gates the version prepared in `folder`."""
     return _start("services.trainer.worker.gate_again", folder, folder / GATE_AGAIN_LOG, device)
+
+
+def start_dataset_task(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the process that executes the task prepared in `folder`."""
+    return _start("services.trainer.worker.dataset_task", folder, folder / DATASET_TASK_LOG, "cpu")
 
 
 def start_device_check(report: Path, device: str) -> subprocess.Popen[bytes]:

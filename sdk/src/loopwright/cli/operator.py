@@ -198,6 +198,14 @@ def train_now(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be trained, and what is missing.")
     ] = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Train also if nothing is new: the same data with the trainer's present settings, for example after "
+            "a run that failed or was inconclusive.",
+        ),
+    ] = False,
     line: LineName = None,
     command_id: CommandId = None,
     no_wait: NoWait = False,
@@ -219,6 +227,7 @@ def train_now(
         console_url,
         as_json,
         dry_run=dry_run,
+        again=again,
     )
 
 
@@ -312,10 +321,11 @@ def _run(
     as_json: bool,
     *,
     dry_run: bool = False,
+    again: bool = False,
 ) -> None:
     """Connect, issue a command and print its result; see `print_result`."""
     with connect(context, as_json, console_url=console_url) as loop:
-        issue(loop, kind, line, version, command_id, timeout, as_json, dry_run=dry_run)
+        issue(loop, kind, line, version, command_id, timeout, as_json, dry_run=dry_run, again=again)
 
 
 def issue(
@@ -329,10 +339,17 @@ def issue(
     *,
     leaving: str | None = None,
     dry_run: bool = False,
+    again: bool = False,
 ) -> None:
     """Issue a command and print its result; see `print_result`."""
     command = loop.command(
-        kind, line=line, version=version, leaving=leaving, dry_run=dry_run, command_id=command_id
+        kind,
+        line=line,
+        version=version,
+        leaving=leaving,
+        dry_run=dry_run,
+        again=again,
+        command_id=command_id,
     )
     print_result(loop, command, kind, timeout, as_json)
 

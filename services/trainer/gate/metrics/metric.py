@@ -153,12 +153,14 @@ class JudgeOptions:
 
     Attributes:
         min_items: With fewer items in the win rate the verdict is inconclusive.
+        replaces_erased: The candidate replaces a version that was trained on erased data, so it need not be better.
         shorter_margin: How much less likely than stable a candidate may be to continue a long answer.
         mean_interval: Computes the interval of a mean. It costs most of the time of a verdict, so simulations
             replace it.
     """
 
     min_items: int
+    replaces_erased: bool = False
     shorter_margin: float = SHORTER_MARGIN
     mean_interval: Callable[[Sequence[float]], Interval] = mean_interval
 
