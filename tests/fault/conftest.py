@@ -28,10 +28,12 @@ def workers(
 ) -> Iterator[ProcessorGroup]:
     """Processor processes on their own topics, which the broker stamps with append times.
 
-    Every third workload has 24 partitions, the default of a deployment; the others have two, which is faster.
+    Every third workload has 24 partitions, the default of a deployment; the others have two, which is faster. Tests
+    marked `few_partitions` always have two.
     """
     params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    many = params.get("seed", params.get("rare_seed", 0)) % 3 == 1
+    few = request.node.get_closest_marker("few_partitions") is not None
+    many = not few and params.get("seed", params.get("rare_seed", 0)) % 3 == 1
     rig = ProcessorRig(kafka, fresh, partitions=24 if many else 2).create()
     with processor_group(rig, tmp_path, record_property) as group:
         yield group

@@ -22,6 +22,7 @@ EXPECTED = {
 """variant -> the phase in which it is killed, and the violations of which at least one must be found."""
 
 
+@pytest.mark.few_partitions  # all of them get records after the kill, so even a broken processor comes to the end
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_oracle_catches_a_broken_processor(
     variant: str, rare_seed: int, workers: ProcessorGroup, record_property: Any

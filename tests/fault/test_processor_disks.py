@@ -25,9 +25,9 @@ from tests.fault.workload import history
 
 Damage = Callable[[Path, random.Random], None]
 Full = Callable[[ProcessorGroup, Popen[bytes]], AbstractContextManager[None]]
-MAX_FILE_BYTES = 128 * 1024
+MAX_FILE_BYTES = 16 * 1024
 PADDING = 30_000
-"""Bytes of text in each answer, so that a slice writes more than `MAX_FILE_BYTES`."""
+"""Bytes of text in each answer, so that one response's state is larger than `MAX_FILE_BYTES`, even compressed."""
 
 
 def delete_tree(tree: Path) -> None:
