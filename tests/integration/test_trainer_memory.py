@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from services.trainer.base.base_answers import REPLAY_PROMPTS, shipped_prompts
+from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, SAFETY_PROMPTS, shipped_prompts
 from services.trainer.base.memory import BatchLimit
 from services.trainer.base.model import answer_losses, generate_with_endings, load_base
 from services.trainer.base.tokenization import load_chat
 from services.trainer.core.chat import Messages
 from services.trainer.run import eval_batch
-from services.trainer.run.folder import ADAPTER, DTYPE, GATE_REPORT
+from services.trainer.run.folder import ADAPTER, DTYPE, GATE_PARTS, GATE_REPORT
 from services.trainer.worker.pipeline import run_to_exit_code
 from tests.integration.test_trainer_gate import RECIPE, null_adapter, run_context
 
@@ -96,13 +96,49 @@ def test_base_answers_go_on_with_less_memory_in_the_next_process(
         )
     assert (status.name, eval_batch.sizes(context.folder)) == ("OUT_OF_MEMORY", (1, 4))
     with room_for(real, 1) as failed:
-        again = run_context_at(context)
+        again = context_of_next_process(context)
         assert len(again.base_answers(prompts)) == 12
     assert failed == [], "the size that failed is not tried again"
 
 
-def run_context_at(context: Any) -> Any:
+def context_of_next_process(context: Any) -> Any:
     """Return the context as a new process of the run would build it."""
     return type(context)(
         context.folder, context.config, context.settings, context.progress, context.stop
     )  # fmt: skip
+
+
+def test_interrupted_gate_generates_only_what_is_missing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from services.trainer.gate import evaluation, stage  # noqa: PLC0415 - imports torch
+
+    context = run_context(tiny_model, tmp_path)
+    model = load_base(tiny_model)
+    monkeypatch.setattr(stage, "load_base", lambda *_: model)
+    null_adapter(model, RECIPE, context.folder / ADAPTER, 1, 2.0)
+    context.base_answers([*shipped_prompts(EVAL_PROMPTS, 12), *shipped_prompts(SAFETY_PROMPTS, 4)])
+    generate, calls = evaluation.generate_answers, 0
+
+    def count(*arguments: Any) -> list[str]:
+        nonlocal calls
+        calls += 1
+        return generate(*arguments)
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(evaluation, "generate_answers", count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "score_likelihoods", fail)
+        with pytest.raises(MemoryError):
+            stage.gate_run(context)
+    before = calls
+    assert before > 0
+    assert len(list((context.folder / GATE_PARTS).iterdir())) == before
+    first = stage.gate_run(context_of_next_process(context))
+    assert calls == before, "the answers of the interrupted process are used"
+    assert not (context.folder / GATE_PARTS).exists()
+    again = stage.gate_run(context_of_next_process(context))
+    assert calls == 2 * before
+    assert [figure.value for figure in again.figures] == [figure.value for figure in first.figures]

@@ -12,6 +12,7 @@ from services.trainer.core.recipe import Recipe
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, GenerationTask, LikelihoodTask
 from services.trainer.gate.metrics import METRICS
 from services.trainer.gate.model_pair import SIDES, ModelPair, Side, score_likelihoods
+from services.trainer.gate.stored_answers import StoredAnswers
 from services.trainer.progress import ProgressCallback
 from shared.chat_format import ChatFormat
 
@@ -26,14 +27,19 @@ def evaluate(
     recipe: Recipe,
     progress: ProgressFactory,
     limits: EvalLimits | None = None,
+    stored: StoredAnswers | None = None,
 ) -> EvalOutputs:
-    """Run every task that a metric needs, on both versions. `limits`: how many rows go through a model at once."""
+    """Run every task that a metric needs, on both versions.
+
+    `limits`: how many rows go through a model at once. `stored`: what an earlier process of this gate has generated.
+    """
     limits = limits or EvalLimits()
     tasks = dict.fromkeys(task for metric in METRICS for task in metric.tasks)
     generations = [task for task in tasks if isinstance(task, GenerationTask)]
     by_side = {
         side: [
-            _generate(models, side, chat, task, eval_set, recipe, progress, limits) for task in generations
+            _generate(models, side, chat, task, eval_set, recipe, progress, limits, stored)
+            for task in generations
         ]
         for side in SIDES
     }
@@ -67,19 +73,21 @@ def _generate(
     recipe: Recipe,
     progress: ProgressFactory,
     limits: EvalLimits,
+    stored: StoredAnswers | None,
 ) -> list[str]:
     max_new_tokens = task.max_new_tokens(recipe)
     if task.base_answers is not None and models.is_base(side):
         return [_cut(chat, answer, max_new_tokens) for answer in task.base_answers(eval_set)]
-    with models.activate(side) as model:
-        return generate_answers(
-            model,
-            chat,
-            task.prompts(eval_set),
-            max_new_tokens,
-            progress(f"gate, {side}: {task.name}"),
-            limits.generate,
-        )
+    prompts = task.prompts(eval_set)
+
+    def generate() -> list[str]:
+        report = progress(f"gate, {side}: {task.name}")
+        with models.activate(side) as model:
+            return generate_answers(model, chat, prompts, max_new_tokens, report, limits.generate)
+
+    if stored is None:
+        return generate()
+    return stored.answers(side, task.name, prompts, max_new_tokens, generate)
 
 
 def _cut(chat: ChatFormat, answer: BaseAnswer, max_new_tokens: int) -> str:

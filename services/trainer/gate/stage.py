@@ -24,6 +24,7 @@ from services.trainer.gate.model_pair import ModelPair
 from services.trainer.gate.preference_pairs import TrainedAnswer, build_preference_pairs
 from services.trainer.gate.report_html import page
 from services.trainer.gate.report_json import report_json
+from services.trainer.gate.stored_answers import StoredAnswers
 from services.trainer.gate.verdict import decide
 from services.trainer.run.context import RunContext, RunFailed
 from services.trainer.run.folder import ADAPTER, GATE_ANSWERS, GATE_REPORT, GATE_REPORT_PAGE
@@ -53,9 +54,10 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path) -> GateReport
     eval_set = build_eval_set(context)
     base = load_base(Path(config.base), recipe.threads, dtype.of_run(context.folder))
     started = time.monotonic()
+    stored = StoredAnswers(folder, {"candidate": "candidate", "stable": config.stable.version})
     with ModelPair(base, {"candidate": adapter, "stable": _stable_folder(context)}, recipe.threads) as models:
         outputs = evaluate(
-            models, context.chat, eval_set, recipe, context.progress_callback, context.eval_limits
+            models, context.chat, eval_set, recipe, context.progress_callback, context.eval_limits, stored
         )
     report = decide(
         measure_all(eval_set, outputs),
@@ -68,6 +70,7 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path) -> GateReport
         seconds=time.monotonic() - started,
     )
     write_report(folder, report_json(report, eval_set, outputs, line=config.line, run_id=config.run_id))
+    stored.remove()
     items = Counter(item.category for item in eval_set.corrections)
     log.info("gate_decided", verdict=report.verdict, reasons=report.reasons, items=dict(items))
     return report

@@ -18,6 +18,7 @@ Every run has the folder `DATA_DIR/trainer/<line>/runs/<run_id>`:
 | `tensorboard/` | training curves | training |
 | `evidence.json` | diagnostics of a loss that became NaN or infinite, with names of rows | training |
 | `adapter/` | trained weights; renamed into place when complete (text) | training |
+| `gate-parts/` | answers that an interrupted gate has generated already (text) | gate |
 | `gate_answers.jsonl` | answers of both versions to held-out questions (text) | gate |
 | `gate_report.json`, `gate_report.html` | full gate report with examples (text) | gate |
 | `artifact/` | weights, model card and lineage, as published (text) | pipeline |
@@ -51,6 +52,7 @@ CHECKPOINTS: Final = "checkpoints"
 TENSORBOARD: Final = "tensorboard"
 NAN_REPORT: Final = "evidence.json"
 ADAPTER: Final = "adapter"
+GATE_PARTS: Final = "gate-parts"
 GATE_ANSWERS: Final = "gate_answers.jsonl"
 GATE_REPORT: Final = "gate_report.json"
 GATE_REPORT_PAGE: Final = "gate_report.html"
