@@ -6,10 +6,17 @@ The feedback API returns the hint, and the processor applies the same rule; both
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Final
 
 MIN_COMMENT_WORDS: Final = 3
-_WORD = re.compile(r"[^\W_]+", re.UNICODE)
+_UNSPACED: Final = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u0f00-\u0fff\u3005\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff"
+)
+"""Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Tibetan, Kana, Han."""
+UNSPACED_WORD_CHARS: Final = 3
+"""Letters of such a script that count as one word."""
+_WORD = re.compile(rf"[{_UNSPACED}]{{1,{UNSPACED_WORD_CHARS}}}|[^\W_{_UNSPACED}]+")
 _UNINFORMATIVE_WORDS: Final = frozenset(
     "a all answer answers at awful bad be better boring correct could do fix good great hate horrible i improve "
     "incorrect is it job like love make meh more nice no nope not of ok okay poor please pls quite really response "
@@ -25,8 +32,12 @@ VAGUE_HINT: Final = (
 
 
 def is_vague(comment: str) -> bool:
-    """Return whether a comment has fewer than three words, or only words that do not say what to change."""
-    words = [word.lower() for word in _WORD.findall(comment)]
+    """Return whether a comment has fewer than three words, or only words that do not say what to change.
+
+    In scripts without spaces, `UNSPACED_WORD_CHARS` letters count as one word. Vowel signs are no letters.
+    """
+    letters = "".join(char for char in comment if unicodedata.category(char)[0] != "M")
+    words = [word.lower() for word in _WORD.findall(letters)]
     return len(words) < MIN_COMMENT_WORDS or all(word in _UNINFORMATIVE_WORDS for word in words)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix, vstack
 from scipy.sparse.csgraph import connected_components
 
-from services.trainer.dataset.open_questions import DISPERSED_USERS, Claim, stand_side_by_side
+from services.trainer.dataset.open_questions import Claim, stand_side_by_side
 from services.trainer.dataset.similar_pairs import ROUNDING, Integers, Limits, Matrix
 from services.trainer.dataset.similarity import Vectors, question_vectors, stem_vectors
 from services.trainer.dataset.votes import ChangeRule, Votes, leads
@@ -439,7 +439,8 @@ def opponents(
         Claim([(corrections[i].question, corrections[i].answer) for i in member], len(votes[claim]))
         for claim, member in enumerate(members)
     ]
-    dispersed = _dispersed_groups(groups, claim_of, votes)
+    users_in = [len({corrections[i].user for i in member}) for member in _indices_by(groups)]
+    agreeing = {groups[i] for i, claim in enumerate(claim_of) if len(votes[claim]) > 1}
     beaten_by: list[int | None] = [None] * len(members)
     led_by: list[set[int]] = [set() for _ in members]
     for one, other, are_rivals in _contests(asked, [len(each) for each in votes]):
@@ -448,8 +449,9 @@ def opponents(
         )
         if same and not _denies(corrections, members[one], members[other]):
             continue
-        in_dispersed = groups[members[one][0]] in dispersed and groups[members[other][0]] in dispersed
-        if stand_side_by_side(said[one], said[other], in_dispersed):
+        both = {groups[members[one][0]], groups[members[other][0]]}
+        asked_by = max(users_in[group] for group in both)
+        if stand_side_by_side(said[one], said[other], asked_by, agreed=bool(both & agreeing)):
             continue
         if are_rivals and not leads(votes[one], votes[other], rule):
             beaten_by[one] = other
@@ -474,19 +476,6 @@ def _votes(corrections: Sequence[Correction], members: Sequence[int]) -> Votes:
         user, at = corrections[i].user, corrections[i].at_ms
         newest[user] = max(at, newest.get(user, at))
     return newest
-
-
-def _dispersed_groups(groups: Sequence[int], claim_of: Sequence[int], votes: Sequence[Votes]) -> set[int]:
-    """Return the groups in which three or more users gave answers, of which no two agree."""
-    claims_in: dict[int, set[int]] = defaultdict(set)
-    for group, claim in zip(groups, claim_of, strict=True):
-        claims_in[group].add(claim)
-    return {
-        group
-        for group, found in claims_in.items()
-        if len(set().union(*(votes[claim] for claim in found))) >= DISPERSED_USERS
-        and all(len(votes[claim]) == 1 for claim in found)
-    }
 
 
 def _verdict(own: Votes, opponent: Votes, rule: ChangeRule) -> str:

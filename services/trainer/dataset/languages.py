@@ -45,7 +45,10 @@ ENGLISH: Final = Language(
         "summarize, describe, explain, how do i, how can i, how could i, how would you, how to, how do you, how "
         "should i, why, what could i, what should i, what would you, can you write, could you write, please "
         "write, help me write, name a, name an, list some, show me a, show me an, implement, say hello, greet, "
-        "reply to"
+        "reply to, name two, name three, name four, name five, name some, improve, complete, continue, finish "
+        "the, correct, fix, what are some, what is a good, what are good, what would be a good, tell me "
+        "something, tell me a fun fact, say something, any tips, any ideas, give me two, give me three, give me "
+        "five, give me tips"
     ),
 )
 LATIN: Final = (
@@ -63,7 +66,8 @@ LATIN: Final = (
         requests=(
             "schreib, verfass, formulier, nenn mir ein, nenne ein, gib mir ein, schlag, empfiehl, erfinde, "
             "erzähl, erklär, beschreib, übersetz, fasse, warum, wieso, wie kann ich, wie soll, wie würdest, was "
-            "soll ich, kannst du mir ein, bitte schreib"
+            "soll ich, kannst du mir ein, bitte schreib, verbessere, vervollständige, nenne drei, nenne zwei, "
+            "was könnte ich, hast du einen tipp"
         ),
         capitalises_nouns=True,
     ),
@@ -79,7 +83,8 @@ LATIN: Final = (
         requests=(
             "écri, rédige, compose, invente, propose, suggère, recommande, conseille, donne-moi un, donnez-moi "
             "un, raconte, explique, décri, tradui, résume, pourquoi, comment puis-je, comment faire, que "
-            "puis-je, cite un, peux-tu écrire"
+            "puis-je, cite un, peux-tu écrire, améliore, complète, donne-moi trois, que pourrais-je, quel "
+            "cadeau"
         ),
     ),
     Language(
@@ -94,7 +99,7 @@ LATIN: Final = (
         requests=(
             "escrib, redacta, compón, inventa, propón, sugiere, sugiéreme, recomienda, recomiéndame, dame un, "
             "dime un chiste, cuéntame, explica, describe, traduce, resume, por qué, cómo puedo, qué puedo, "
-            "nombra un, puedes escribir"
+            "nombra un, puedes escribir, qué regalo, qué me recomiendas, mejora, completa, continúa, dame tres"
         ),
     ),
     Language(
@@ -274,7 +279,7 @@ OTHER_SCRIPTS: Final = (
         requests=(
             "写, 请写, 帮我写, 推荐, 请推荐, 建议, 给我一个, 举个, 举一个, 讲个, 讲一个, "
             "解释, 描述, 为什么, 翻译, 总结, 请问怎样, 寫, 請寫, 推薦, 請推薦, 為什麼, "
-            "說個"
+            "說個, 如何, 怎样才能, 有什么推荐, 有什么好, 请给, 列出, 完成句子, 改进"
         ),
     ),
     Language(
@@ -287,14 +292,14 @@ OTHER_SCRIPTS: Final = (
         negations="",
         requests=(
             "書いて, 短い挨拶, おすすめ, 提案, 例を, 教えて短い, 説明して, なぜ, 翻訳して, "
-            "要約して, 考えて, 作って"
+            "要約して, 考えて, 作って, どうすれば, 何がいい, いい方法, 改善して, 続けて"
         ),
     ),
     Language(
         code="ko",
         function_words="니다 습니 입니 있습 합니 하는 에서 으로 은 는 이 가 을 를 의 에",
         negations="",
-        requests="써 줘, 써줘, 작성, 추천, 제안, 예를, 설명, 왜, 번역, 요약, 지어",
+        requests=("써 줘, 써줘, 작성, 추천, 제안, 예를, 설명, 왜, 번역, 요약, 지어, 어떻게 하면, 좋을까요"),
     ),
     Language(
         code="th",

@@ -5,7 +5,7 @@ claim that can be checked and contradict each other in it: other numbers, other 
 same sentence. Two claims that do not contradict each other in this way stand side by side in two cases:
 
 - Every question of both is an open request (`words.is_open_request`). Then even names and numbers may differ ("Suggest
-  a name for a cat"), unless the answers are otherwise the same sentence, or most users agree on other names or numbers.
+  a name for a cat"), unless the answers are otherwise the same sentence, or more than half of the users agree.
   Both sides must have asked openly, so nobody can take a fact out of the vote by asking for it in another form.
 - Each was given by one user, and either both are free text (`FREE_TEXT_STEMS`), or three or more users gave as many
   answers, of which no two agree. Once two users agree, the question has an answer, and all others are rivals of it.
@@ -25,6 +25,8 @@ FREE_TEXT_STEMS: Final = 8
 DISPERSED_USERS: Final = 3
 COMPARED: Final = 32
 """Answers of a claim that are compared with those of another, so that claims of many answers stay comparable."""
+MAX_COMPARED: Final = 20
+"""Distinct answers of a claim that are compared one by one."""
 SAME_SENTENCE: Final = 0.5
 """Jaccard index of words from which two answers are one sentence with another value."""
 
@@ -70,17 +72,22 @@ class Claim:
         )
 
 
-def stand_side_by_side(one: Claim, other: Claim, dispersed: bool) -> bool:
+def stand_side_by_side(one: Claim, other: Claim, asked_by: int, *, agreed: bool) -> bool:
     """Return whether two claims about one question may both train.
 
-    `dispersed`: whether three or more users gave answers to the question, of which no two agree.
+    Args:
+        one: A claim.
+        other: Another claim.
+        asked_by: Number of users who answered the question.
+        agreed: Whether any two of them agree.
+
     """
     if one.is_requested_openly and other.is_requested_openly:
-        most = max(one.users, other.users)
-        agreed = most >= 2 and 2 * most > one.users + other.users
-        return not (_differ_in_values(one, other) and (agreed or _share_a_sentence(one, other)))
+        decided = 2 * max(one.users, other.users) > max(asked_by, 2)
+        return not (_differ_in_values(one, other) and (decided or _share_a_sentence(one, other)))
     if one.users > 1 or other.users > 1:
         return False
+    dispersed = asked_by >= DISPERSED_USERS and not agreed
     if not dispersed and not (one.is_free_text and other.is_free_text):
         return False
     return not _differ_in_values(one, other) and not _share_a_sentence(one, other)
@@ -92,8 +99,8 @@ def _differ_in_values(one: Claim, other: Claim) -> bool:
 
 
 def _denies(one: Claim, other: Claim) -> bool:
-    denied = {is_negated(answer) for answer in one.answers}
-    return _share_a_sentence(one, other) and denied.isdisjoint(map(is_negated, other.answers))
+    denied = {is_negated(answer) for answer in one.answers[:MAX_COMPARED]}
+    return _share_a_sentence(one, other) and denied.isdisjoint(map(is_negated, other.answers[:MAX_COMPARED]))
 
 
 def _share_a_sentence(one: Claim, other: Claim) -> bool:
