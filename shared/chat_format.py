@@ -33,6 +33,8 @@ TemplateKwargs = Mapping[str, Any]
 Messages = Sequence[tuple[str, str]]
 """(role, content) pairs in order."""
 
+MAX_REASON: Final = 200
+"""Characters of a template's message that are reported."""
 RESERVED_TEMPLATE_KWARGS: Final = frozenset(
     {
         "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents", "max_length",
@@ -57,9 +59,16 @@ _PLACEHOLDER_STYLE: Final = re.compile(r"</?[A-Za-z][A-Za-z0-9_ -]*>")
 
 
 class TemplateRefused(Rejected):
-    """The base's chat template does not render this conversation."""
+    """The base's chat template does not render this conversation.
+
+    `reason` is the template's own message, on one line.
+    """
 
     code = "template_refused"
+
+    def __init__(self, reason: str) -> None:
+        self.reason = " ".join(reason.split())[:MAX_REASON]
+        super().__init__(f"the base's chat template refuses the conversation: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +319,7 @@ class ChatFormat:
             )
         except Exception as error:
             # A template is a program: on an unexpected conversation it raises whatever its expressions raise.
-            raise TemplateRefused(f"the base's chat template refuses the conversation: {error}") from error
+            raise TemplateRefused(str(error) or type(error).__name__) from error
 
     def _masked(self, messages: Messages) -> tuple[list[tuple[str, str]], dict[str, str]]:
         """Return the messages with placeholders instead of special tokens, and the text of each placeholder.

@@ -77,6 +77,7 @@ class InferenceService:
             open_artifacts(settings.artifacts, settings.artifact_cache),
             self._engine,
             lambda refusals: self._readiness.set("rollout", ok=True, detail=describe_refusals(refusals)),
+            settings.chat_template_kwargs,
         )
         self._rollout_reader = RolloutReader(
             self._open_rollout, swap, self._publisher, self._readiness, self._fail

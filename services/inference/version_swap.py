@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
 from services.inference.engine.port import InferenceEngine
 from services.inference.version_registry import VersionRegistry
+from shared.adapters.artifact_manifest import LINEAGE_FILE
+from shared.chat_format import TemplateKwargs
 from shared.errors import BadArtifact, LoopwrightError, NotYet, Retryable
 from shared.ports import ArtifactStore
 from shared.telemetry import ARTIFACTS_REFUSED
@@ -38,6 +42,7 @@ class VersionSwap:
         store: Has the artifacts.
         engine: Loads the versions.
         on_refusals: Called after each attempt with the versions that were refused.
+        template_kwargs: Arguments of the chat template with which prompts are built here.
 
     """
 
@@ -47,11 +52,13 @@ class VersionSwap:
         store: ArtifactStore,
         engine: InferenceEngine,
         on_refusals: Callable[[tuple[Refusal, ...]], None],
+        template_kwargs: TemplateKwargs | None = None,
     ) -> None:
         self._registry = registry
         self._store = store
         self._engine = engine
         self._on_refusals = on_refusals
+        self._template_kwargs = dict(template_kwargs or {})
         self._newest: RolloutRecord | None = None
         self._to_retry: RolloutRecord | None = None
         self.refusals: tuple[Refusal, ...] = ()
@@ -148,7 +155,27 @@ class VersionSwap:
             return
         try:
             with self._store.held(ref.uri, ref.digest) as folder:
+                require_template_kwargs(ref.version, folder, self._template_kwargs)
                 self._engine.load(ref.version, folder)
         except OSError as error:
             raise NotYet(f"{ref.version}: the artifact store cannot be read: {error}") from error
         self._registry.add(ref)
+
+
+def require_template_kwargs(version: str, folder: Path, template_kwargs: TemplateKwargs) -> None:
+    """Require that a version was trained and gated with the prompts that it would get here.
+
+    An artifact that does not say how it was trained is accepted. Raises `BadArtifact`.
+    """
+    file = folder / LINEAGE_FILE
+    if not file.exists():
+        return
+    try:
+        trained = json.loads(file.read_bytes()).get("chat_template_kwargs", {})
+    except (ValueError, AttributeError) as error:
+        raise BadArtifact(f"{version}: {LINEAGE_FILE} cannot be read: {error}") from error
+    if trained != dict(template_kwargs):
+        raise BadArtifact(
+            f"{version} was trained and gated with other prompts: set LOOPWRIGHT_CHAT_TEMPLATE_KWARGS="
+            f"{json.dumps(trained)} for inference (now {json.dumps(dict(template_kwargs))}), or train a new version"
+        )

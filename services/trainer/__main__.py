@@ -23,6 +23,7 @@ from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.publish import SERVICE, VersionLog, lease_group, transactional_id
 from services.trainer.worker import launcher
+from services.trainer.worker.base_check import check_base
 from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import PinnedBase, find_base
 from shared.adapters.clock import SystemClock
@@ -41,7 +42,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-def build(settings: TrainerSettings, base: PinnedBase) -> Trainer:
+def build(settings: TrainerSettings, base: PinnedBase, marks: frozenset[str]) -> Trainer:
     """Build the trainer with its real adapters. From then on, any other trainer of the line is fenced.
 
     Raises `Retryable` while Kafka cannot be reached or refuses what the trainer needs.
@@ -64,8 +65,17 @@ def build(settings: TrainerSettings, base: PinnedBase) -> Trainer:
         store=open_artifacts(settings.artifacts, settings.artifact_cache),
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
+        marks=marks,
         start_run=partial(launcher.start_run, device=settings.device),
     )
+
+
+def usable_marks(settings: TrainerSettings, base: PinnedBase) -> frozenset[str]:
+    """Return the marks of the base's prompts. Raises `Misconfigured` if the trainer trains and the base cannot."""
+    found = check_base(base.path, settings.chat_template_kwargs)
+    if found.problem is not None and settings.mode == "train":
+        raise Misconfigured(f"LOOPWRIGHT_BASE_MODEL={base.name}: {found.problem}")
+    return found.marks
 
 
 def lineage_queries(settings: TrainerSettings) -> LineageQueries:
@@ -121,8 +131,9 @@ def run_as_only_trainer(
         return
     readiness.set("line", True, settings.line)
     base = find_base(settings.base_model)
+    marks = usable_marks(settings, base)
     readiness.set("base model", True, base.name)
-    trainer = wait_for_kafka(lambda: build(settings, base), readiness, stopping)
+    trainer = wait_for_kafka(lambda: build(settings, base, marks), readiness, stopping)
     if trainer is None:
         return
     trainer.device.on_report = lambda report: readiness.set(

@@ -93,6 +93,8 @@ class Trainer:
     clock: Clock
     start_run: Callable[[Path], subprocess.Popen[bytes]]
     start_dataset_task: Callable[[Path], subprocess.Popen[bytes]] = launcher.start_dataset_task
+    marks: frozenset[str] = frozenset()
+    """Texts by which the base's prompts separate turns; no row with one of them trains or is exported."""
     dead_letters: DeadLetterRate = field(default_factory=lambda: DeadLetterRate(DeadLetterLimit()))
     problem: str | None = None
     """Why the log cannot be read at the moment, or None."""
@@ -123,7 +125,9 @@ class Trainer:
             line, db, self.reader, self.publisher, self.commands, self.counter, self.dead_letters
         )
         self.erasures = ErasureHandler(line, db, settings.runs, settings.exports, self.versions, self.clock)
-        self.dataset_tasks = DatasetTasks(settings, db, self.commands, self.clock, self.start_dataset_task)
+        self.dataset_tasks = DatasetTasks(
+            settings, db, self.commands, self.clock, self.start_dataset_task, self.marks
+        )
         shared = (settings, self.base, db, self.commands, self.store, self.versions.line_records)
         self.reproducer = Reproducer(*shared, partial(launcher.start_reproduction, device=settings.device))
         self.gate_repeater = GateRepeater(

@@ -17,6 +17,8 @@ from shared.errors import BadArtifact, NotYet
 from shared.events import canonical_json, sha256
 
 MANIFEST = "manifest.json"
+LINEAGE_FILE = "loopwright.json"
+"""File of a version that says how it was made: run, base, dataset, recipe, arguments of the chat template."""
 REFUSED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".so"})
 """File types that an artifact may not contain, because they can carry code. Weights are safetensors."""
 INCOMING = ".incoming-"

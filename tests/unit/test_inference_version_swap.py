@@ -8,6 +8,7 @@ import pytest
 
 from services.inference.version_registry import VersionRegistry
 from services.inference.version_swap import Refusal, VersionSwap
+from shared.adapters.artifact_manifest import LINEAGE_FILE
 from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.errors import UnknownVersion
 from shared.versions import VersionRef
@@ -23,16 +24,20 @@ class Setup:
         self.engine = RecordingEngine(BASE.version)
         self.refusals: tuple[Refusal, ...] = ()
         self.registry = VersionRegistry(LINE, BASE, self.engine.unload)
-        self.swap = VersionSwap(self.registry, self.store, self.engine, self.set_refusals)
+        self.swap = VersionSwap(
+            self.registry, self.store, self.engine, self.set_refusals, {"enable_thinking": False}
+        )
 
     def set_refusals(self, refusals: tuple[Refusal, ...]) -> None:
         self.refusals = refusals
 
-    def put_version(self, number: int) -> VersionRef:
+    def put_version(self, number: int, lineage: str | None = None) -> VersionRef:
         """Store an artifact and return the reference to it."""
         source = self.folder / f"v{number}"
         source.mkdir()
         (source / "weights.txt").write_text(f"version {number}")
+        if lineage is not None:
+            (source / LINEAGE_FILE).write_text(lineage)
         _, digest = self.store.put(source)
         return version_ref(LINE, number, digest)
 
@@ -50,6 +55,24 @@ def setup(tmp_path: Path) -> Setup:
 
 def test_base_is_served_without_a_rollout_record(setup: Setup) -> None:
     assert setup.registry.acquire(LINE, None) == BASE.version
+
+
+def test_version_is_served_with_the_prompts_that_it_was_trained_with(setup: Setup) -> None:
+    v1 = setup.put_version(1, '{"chat_template_kwargs": {"enable_thinking": false}}')
+    setup.swap.apply(rollout_record(1, v1))
+    assert (setup.stable(), setup.refusals) == (v1.version, ())
+
+
+@pytest.mark.parametrize("lineage", ["{}", '{"chat_template_kwargs": {"enable_thinking": true}}', "[]", "{"])
+def test_version_trained_with_other_prompts_is_refused(setup: Setup, lineage: str) -> None:
+    v1, v2 = setup.put_version(1), setup.put_version(2, lineage)
+    setup.swap.apply(rollout_record(1, v1))
+    setup.swap.apply(rollout_record(2, v2))
+    assert setup.stable() == v1.version
+    ((code, message),) = [(one.code, one.message) for one in setup.refusals]
+    assert code == "bad_artifact"
+    assert "LOOPWRIGHT_CHAT_TEMPLATE_KWARGS" in message or "cannot be read" in message
+    assert v2.version not in setup.engine.loads
 
 
 def test_promoted_version_is_loaded_and_served(setup: Setup) -> None:

@@ -14,6 +14,7 @@ import pytest
 from services.trainer.dataset import export_files
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.erasure_target import ErasureTarget
+from services.trainer.dataset.filters import mark_check
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.trl_records import Export, build_export
 from services.trainer.run import run_table
@@ -58,7 +59,7 @@ def feedback(name: str, kind: SignalKind, value: Any, user: str = "", **more: An
 
 
 def export_of(examples: Sequence[ExampleRevision]) -> Export:
-    return build_export(LINE, [example(one) for one in examples])
+    return build_export(LINE, [example(one) for one in examples], unfit=mark_check({"<end_of_turn>"}))
 
 
 def files(found: Export) -> dict[str, list[Any]]:
@@ -146,6 +147,19 @@ def test_invalid_preference_is_quarantined(value: Any) -> None:
     found = export_of([feedback("x", "preference", value)])
     assert found.records == ()
     assert len(found.quarantined) == 1
+
+
+def test_corrected_answer_with_marks_is_no_rejected_one() -> None:
+    marked = correction(0, USERS[0])
+    choices = tuple(one.model_copy(update={"text": "Ada.<end_of_turn>"}) for one in marked.choices)
+    found = export_of([marked.model_copy(update={"choices": choices})])
+    assert [one.file for one in found.records] == ["sft-train"]
+    assert reasons(found) == ["chat template: the text contains <end_of_turn> (in the corrected answer)"]
+
+
+def test_marks_of_the_base_are_not_exported() -> None:
+    found = export_of([feedback("x", "preference", Over(over="marks <end_of_turn> here"))])
+    assert (found.records, reasons(found)) == ((), ["chat template: the text contains <end_of_turn>"])
 
 
 def test_template_tokens_in_a_rejected_answer_are_found() -> None:
@@ -508,7 +522,7 @@ def test_export_by_a_real_process_is_the_same(tmp_path: Path, monkeypatch: pytes
     }.items():
         monkeypatch.setenv(name, value)
     run_steps(trainer)
-    task = DatasetTask("export", {"0": 1}, rig.clock.now_ms())
+    task = DatasetTask("export", {"0": 1}, rig.clock.now_ms(), marks=("<end_of_turn>",))
     folders = []
     for name in ("inline", "process"):
         folder = tmp_path / name

@@ -98,11 +98,11 @@ def test_pair_with_one_answer_too_long_does_not_train() -> None:
     over: Any = Over(over="long " * 50)
     found = build(
         [revision("p", "Which?", over, TRAINING[0], kind="preference")],
-        fits=lambda row: len(row.answer) < 100,
+        unfit=lambda row: "tokens: too many" if len(row.original) > 100 else None,
     )
     assert (found.train, [one.reason for one in found.quarantined]) == (
         (),
-        ["tokens: longer than the limit of a run"],
+        ["tokens: too many"],
     )
 
 

@@ -91,7 +91,9 @@ def test_equal_snapshots_give_equal_files(tmp_path: Path) -> None:
     assert snapshot_files.to_parquet(taken.train) == snapshot_files.to_parquet(taken.train)
 
 
-def test_rows_over_the_token_limit_are_quarantined() -> None:
-    taken = snapshot.build(LINE, cast(), {"0": 1}, fits=lambda row: len(row.answer) < 50)
-    assert any(one.reason == "tokens: longer than the limit of a run" for one in taken.quarantined)
+def test_rows_that_a_run_cannot_train_are_quarantined() -> None:
+    taken = snapshot.build(
+        LINE, cast(), {"0": 1}, unfit=lambda row: None if len(row.answer) < 50 else "tokens: too many"
+    )
+    assert any(one.reason == "tokens: too many" for one in taken.quarantined)
     assert all(len(one.row.answer) < 50 for one in taken.train)

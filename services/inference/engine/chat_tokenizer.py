@@ -36,6 +36,7 @@ class ChatTokenizer:
         self.max_context = min(max_context, int(getattr(config, "max_position_embeddings", max_context)))
         self.eos_token_ids = self._chat.stop_ids
         self.pad_token_id = self._chat.pad_id
+        self.special_ids = self._chat.special_ids
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from services.trainer.dataset.snapshot_files import fields_of
 from services.trainer.versions.lineage import Json, LineRecords, read_snapshot_state
-from services.trainer.versions.model_card import LINEAGE_FILE
+from shared.adapters.artifact_manifest import LINEAGE_FILE
 from shared.errors import LoopwrightError
 from shared.versions import Figure, ModelVersion
 

@@ -5,6 +5,7 @@ Does not import torch, so a process that only takes a snapshot starts in a fract
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoTokenizer
 
 from services.trainer.core.chat import Messages
-from shared.chat_format import ChatFormat, TemplateKwargs
+from shared.chat_format import ChatFormat, TemplateKwargs, TemplateRefused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +43,20 @@ def prompt_and_answer_lengths(chat: ChatFormat, messages: Messages, answer: str)
 def token_count(chat: ChatFormat, messages: Messages, answer: str) -> int:
     """Return the tokens of a training row: prompt, answer and end of the turn."""
     return sum(prompt_and_answer_lengths(chat, messages, answer))
+
+
+def why_unfit(chat: ChatFormat, messages: Messages, answers: Sequence[str], max_tokens: int) -> str | None:
+    """Return why answers to a conversation cannot train on this base, or None.
+
+    The chat template may refuse the conversation, or prompt and answer may have more than `max_tokens` tokens. The
+    reason contains no text of the conversation.
+    """
+    try:
+        prompt = len(chat.prompt_ids(messages))
+    except TemplateRefused as refused:
+        return f"chat template: {refused.reason}"
+    longest = max(len(chat.answer_ids(answer)) for answer in answers)
+    return "tokens: longer than the limit of a run" if prompt + longest > max_tokens else None
 
 
 def truncate(chat: ChatFormat, text: str, max_tokens: int) -> str:

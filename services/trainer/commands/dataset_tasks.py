@@ -22,7 +22,7 @@ from services.trainer.files import remove
 from services.trainer.run import run_table
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker import launcher
-from services.trainer.worker.dataset_task import STAGE, DatasetTask, TaskResult, read_result
+from services.trainer.worker.dataset_task import STAGE, DatasetTask, TaskKind, TaskResult, read_result
 from shared.ports import Clock
 
 NEVER_TRAINS: Final = (
@@ -45,6 +45,8 @@ class DatasetTasks:
     commands: CommandTable
     clock: Clock
     start_process: Callable[[Path], subprocess.Popen[bytes]]
+    marks: frozenset[str] = frozenset()
+    """Texts by which the base's prompts separate turns."""
     process: subprocess.Popen[bytes] | None = None
     task: DatasetTask | None = None
     command_ids: list[str] = field(default_factory=list)
@@ -73,17 +75,20 @@ class DatasetTasks:
         if self.process is not None:
             return
         if pending := self.commands.pending(CommandKind.EXPORT_DATASET):
-            self._start(DatasetTask("export", batch_table.through(self.db), self.clock.now_ms()), pending)
+            self._start(self._task("export"), pending)
         elif pending := self.commands.pending(CommandKind.DRY_RUN):
-            through, now_ms = batch_table.through(self.db), self.clock.now_ms()
-            self._start(DatasetTask("dry_run", through, now_ms, *prospects()), pending)
+            self._start(self._task("dry_run", *prospects()), pending)
 
     def export_automatically(self, reason: str) -> None:
         """Start an export without a command, unless a process is running or the last one has just failed."""
         if self.busy or self.clock.now_ms() < self.not_before_ms:
             return
         log.info("exporting_automatically", reason=reason)
-        self._start(DatasetTask("export", batch_table.through(self.db), self.clock.now_ms()), [])
+        self._start(self._task("export"), [])
+
+    def _task(self, kind: TaskKind, new_examples: int = 0, prospects: str = "") -> DatasetTask:
+        through, now_ms = batch_table.through(self.db), self.clock.now_ms()
+        return DatasetTask(kind, through, now_ms, new_examples, prospects, tuple(sorted(self.marks)))
 
     def status(self) -> str | None:
         """Return what the process is doing, or None if there is none."""

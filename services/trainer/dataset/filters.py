@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -28,6 +28,7 @@ from services.trainer.dataset.words import normalised
 from shared.composed_ids import join_ids
 from shared.events import ExampleRevision, Over, Signal, Under
 from shared.feedback_kinds import FEEDBACK_KINDS, KIND_BY_NAME, Objective
+from shared.literal_tokens import any_of
 
 MAX_CHARS_PER_TOKEN: Final = 16
 """More characters than any text has per token: English has 4 to 5, indented code up to 8, Chinese 1 to 2."""
@@ -154,13 +155,29 @@ def has_no_control_characters(row: Row) -> str | None:
 
 
 def has_no_template_tokens(row: Row) -> str | None:
-    """Check for tokens of chat templates, which would end the turn or begin another speaker's."""
+    """Check for what looks like a special token of any base. `mark_check` knows those of one base."""
     has_tokens = any(_TEMPLATE_TOKEN.search(text) for text in _texts(row))
     return "chat template: the text contains special tokens" if has_tokens else None
 
 
 _TEMPLATE_TOKEN: Final = re.compile(r"<[|｜][^\s<>|｜]{1,64}[|｜]>")
 """Not the operators `|>` and `<|` of F#, R, Elixir and others."""
+
+
+def mark_check(marks: Collection[str]) -> Check:
+    """Return a check for texts by which a base's prompts separate turns (`ChatFormat.marks`).
+
+    In a row they are ordinary text. But an answer with them would teach the model to write them, and a person who
+    trains on an export may turn them into special tokens again.
+    """
+    pattern = any_of(marks)
+
+    def has_no_marks(row: Row) -> str | None:
+        texts = (*_texts(row), row.original) if row.objective == "dpo" else _texts(row)
+        found = next((match[0].strip() for text in texts if (match := pattern.search(text))), None)
+        return None if found is None else f"chat template: the text contains {found}"
+
+    return has_no_marks
 
 
 def has_no_secrets(row: Row) -> str | None:

@@ -9,16 +9,16 @@ wordings. Rows whose question is a near-duplicate of a reserved one do not train
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from services.trainer.core.recipe import KTO_LEAST, CommentMode
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import (
+    Check,
     GroupedRow,
     QuarantinedRow,
-    Row,
     apply_agreement,
     limit_per_user,
     split_by_holdout,
@@ -47,7 +47,7 @@ def build(
     through: Mapping[str, int],
     *,
     known: Sequence[str] = (),
-    fits: Callable[[Row], bool] = lambda row: True,
+    unfit: Check = lambda row: None,
     comments: CommentMode = "hold",
     rewrites: Mapping[str, Rewrite] | None = None,
     kto_least: int = KTO_LEAST,
@@ -61,12 +61,12 @@ def build(
         examples: the current examples of the line.
         through: highest batch number read, by partition.
         known: questions in the snapshot of the stable version.
-        fits: whether a row is within the token limit.
+        unfit: why a row cannot train on this base, or None.
         comments: how comments train.
         rewrites: rewrites by row identity; None leaves comments as they are, for callers that only count.
         kto_least: minimum rows of the rarer label for KTO.
         change_rule: when newer votes about a fact outweigh older ones.
-        max_tokens: longest row; `fits` counts, this leaves out at once what cannot fit.
+        max_tokens: longest row; `unfit` counts, this leaves out at once what cannot fit.
 
     """
     rows, quarantined = usable_rows(examples, comments, max_tokens=max_tokens)
@@ -80,15 +80,17 @@ def build(
         if KIND_BY_NAME[row.kind].matcher is None
     ]
     heldout = [row for row in heldout if KIND_BY_NAME[row.kind].matcher is not None]
-    too_long = {row.identity: row for row in (*training, *heldout) if not _fits(row, fits)}
+    reasons = {row.identity: reason for row in (*training, *heldout) if (reason := unfit(row)) is not None}
     quarantined += [
-        QuarantinedRow.of(row, "tokens: longer than the limit of a run") for row in too_long.values()
+        QuarantinedRow.of(row, reasons[row.identity])
+        for row in (*training, *heldout)
+        if row.identity in reasons
     ]
     train, disputed = apply_agreement(
-        [row for row in training if row.identity not in too_long], comments, change_rule
+        [row for row in training if row.identity not in reasons], comments, change_rule
     )
     agreed_heldout, disputed_heldout = apply_agreement(
-        [row for row in heldout if row.identity not in too_long], rule=change_rule
+        [row for row in heldout if row.identity not in reasons], rule=change_rule
     )
     train, reserved = _without_reserved(line, train, agreed_heldout, known)
     train, over_share = _limit_per_objective(train, line)
@@ -96,11 +98,6 @@ def build(
     quarantined += disputed + disputed_heldout + reserved + over_share + without_objective
     quarantined.sort(key=lambda one: (one.response_id, one.event_id, one.reason))
     return Snapshot(tuple(train), tuple(agreed_heldout), tuple(quarantined), dict(through))
-
-
-def _fits(row: Row, fits: Callable[[Row], bool]) -> bool:
-    """Return whether each answer that the row trains fits."""
-    return fits(row) and (row.objective != "dpo" or fits(replace(row, answer=row.original)))
 
 
 def _without_reserved(

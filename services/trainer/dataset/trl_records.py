@@ -12,12 +12,12 @@ Feedback of held-out users is a split of its own, because a model trained on it 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import QuarantinedRow, Row, first_fault_of_original
+from services.trainer.dataset.filters import Check, QuarantinedRow, Row, first_fault_of_original
 from services.trainer.dataset.objectives import TrlRow, dpo_row, kto_row, sft_row
 from services.trainer.dataset.rewrite_cache import Rewrite
 from services.trainer.dataset.snapshot import build
@@ -73,14 +73,22 @@ def build_export(
     comments: CommentMode = "hold",
     rewrites: Mapping[str, Rewrite] | None = None,
     change_rule: ChangeRule | None = None,
+    unfit: Check = lambda row: None,
 ) -> Export:
     """Return everything that may train, filtered as for a run but without its token limit and its minimum for KTO.
 
-    Whoever trains on an export decides how many rows suffice. `rewrites` are those that exist already. Depends only on
-    the arguments, and not on the order of the examples.
+    Whoever trains on an export decides how many rows suffice. `rewrites` are those that exist already, and `unfit` says
+    why a row must not train. Depends only on the arguments, and not on the order of the examples.
     """
     snapshot = build(
-        line, examples, {}, comments=comments, rewrites=rewrites or {}, kto_least=0, change_rule=change_rule
+        line,
+        examples,
+        {},
+        comments=comments,
+        rewrites=rewrites or {},
+        kto_least=0,
+        change_rule=change_rule,
+        unfit=unfit,
     )
     quarantined = list(snapshot.quarantined)
     records: list[TrlRecord] = []
@@ -91,7 +99,7 @@ def build_export(
             if not KIND_BY_NAME[row.kind].is_answer:
                 continue
             # A correction is also a pair with the answer that it corrects, if that answer passes the checks.
-            reason = first_fault_of_original(row)
+            reason = first_fault_of_original(row) or unfit(replace(row, objective="dpo"))
             if reason is None:
                 records.append(TrlRecord("dpo", split, row))
             else:

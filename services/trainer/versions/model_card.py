@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +18,12 @@ from services.trainer.run import environment
 from services.trainer.run.environment import Environment
 from services.trainer.run.folder import ADAPTER, ARTIFACT
 from services.trainer.run.run_table import RunConfig
+from shared.adapters.artifact_manifest import LINEAGE_FILE
 from shared.events import canonical_json
 from shared.versions import DatasetRef, GateReport, version_name
 
 ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapter_config.json")
 """Files of an adapter. A whole model has others."""
-LINEAGE_FILE: Final = "loopwright.json"
-"""File with the version's run, base, dataset digest, recipe and environments."""
 LICENCE_OF_BASE: Final = "as-the-base"
 """Name of the licence if the base's folder does not state one."""
 
@@ -44,6 +44,7 @@ def write_artifact(folder: Path, config: RunConfig, dataset: DatasetRef, report:
         "base_digest": config.base_digest,
         "dataset_digest": dataset.digest,
         "recipe": config.recipe.model_dump(mode="json"),
+        "chat_template_kwargs": dict(config.chat_template_kwargs),
         "environments": environments,
     }
     write_whole(staging / LINEAGE_FILE, canonical_json(lineage))
@@ -129,6 +130,8 @@ def _lineage(config: RunConfig, dataset: DatasetRef) -> str:
         ("batches read (partition: highest number)", through),
         ("compared with", f"`{config.stable.version}`"),
     ]
+    if config.chat_template_kwargs:
+        rows.append(("arguments of the chat template", f"`{json.dumps(dict(config.chat_template_kwargs))}`"))
     return (
         _table("Lineage", ("", ""), rows)
         + "\n`loopwright lineage VERSION` lists the feedback events behind it that still exist.\n"

@@ -18,12 +18,13 @@ import sys
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import structlog
 
 from services.trainer.database import open_read_only
 from services.trainer.dataset import batch_table
+from services.trainer.dataset.filters import mark_check
 from services.trainer.files import write_whole
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker.launcher import NICENESS, PARENT_PID_VARIABLE
@@ -34,6 +35,7 @@ from shared.telemetry import configure_logging
 TASK: Final = "task.json"
 STAGE: Final = "stage"
 RESULT: Final = "result.json"
+TaskKind: TypeAlias = Literal["export", "dry_run"]
 log = structlog.get_logger(__name__)
 
 
@@ -47,14 +49,16 @@ class DatasetTask:
         now_ms: The service's time.
         new_examples: For a dry run: the number of usable examples that are new.
         prospects: For a dry run: whether a run starts without a command, and why.
+        marks: Texts by which the base's prompts separate turns (`filters.mark_check`).
 
     """
 
-    kind: Literal["export", "dry_run"]
+    kind: TaskKind
     through: dict[str, int]
     now_ms: int
     new_examples: int = 0
     prospects: str = ""
+    marks: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Write the task to a folder."""
@@ -78,6 +82,7 @@ def execute(folder: Path, settings: TrainerSettings) -> None:
     def report(stage: str) -> None:
         write_whole(folder / STAGE, stage.encode())
 
+    unfit = mark_check(task.marks)
     report("reading what is collected")
     with closing(open_read_only(settings.folder)) as db:
         examples = batch_table.current_examples(db, task.through)
@@ -85,12 +90,13 @@ def execute(folder: Path, settings: TrainerSettings) -> None:
         from services.trainer.worker.dry_run import dry_run_message  # noqa: PLC0415 - imports scikit-learn
 
         report(f"building the dataset from {len(examples):,} examples")
-        result = TaskResult(True, dry_run_message(settings, examples, task.new_examples, task.prospects))
+        message = dry_run_message(settings, examples, task.new_examples, task.prospects, unfit)
+        result = TaskResult(True, message)
     else:
         from services.trainer.worker.export import export  # noqa: PLC0415 - imports scikit-learn
 
         try:
-            exported = export(settings, examples, task.through, task.now_ms, report)
+            exported = export(settings, examples, task.through, task.now_ms, report, unfit)
             result = TaskResult(bool(exported.digest), exported.message, exported.digest, exported.records)
         except OSError as error:
             log.exception("export_failed")

@@ -6,25 +6,30 @@ from collections.abc import Sequence
 
 from services.trainer.dataset import snapshot
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import GroupedRow, count_reasons
+from services.trainer.dataset.filters import Check, GroupedRow, count_reasons
 from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.dataset.votes import ChangeRule
 from services.trainer.settings import TrainerSettings
 
 
 def dry_run_message(
-    settings: TrainerSettings, examples: Sequence[Example], new_examples: int, prospects: str
+    settings: TrainerSettings,
+    examples: Sequence[Example],
+    new_examples: int,
+    prospects: str,
+    unfit: Check = lambda row: None,
 ) -> str:
     """Return what a run would train now, and whether one starts without a command.
 
-    The snapshot is built as in a run, except for three things that only a run knows, each of which leaves fewer
-    rows: the token limit, the questions of the stable version, and answers rewritten from comments.
+    The snapshot is built as in a run, except for what only a run knows, each of which leaves fewer rows: the token
+    limit, what the chat template refuses, the questions of the stable version, and answers rewritten from comments.
 
     Args:
         settings: The trainer's settings.
         examples: Everything that is collected.
         new_examples: Number of usable examples that are new.
         prospects: Whether a run starts without a command, and why.
+        unfit: Why a row cannot train on this base, or None.
 
     """
     built = snapshot.build(
@@ -35,6 +40,7 @@ def dry_run_message(
         kto_least=settings.kto_least,
         change_rule=ChangeRule.of(settings),
         max_tokens=settings.max_tokens,
+        unfit=unfit,
     )
     parts = [_training_summary(built, new_examples), prospects]
     quarantined = count_reasons(built.quarantined)

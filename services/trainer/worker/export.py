@@ -9,7 +9,7 @@ import structlog
 
 from services.trainer.dataset import export_files, rewrite_cache, trl_records
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import count_reasons
+from services.trainer.dataset.filters import Check, count_reasons
 from services.trainer.dataset.votes import ChangeRule
 from services.trainer.settings import TrainerSettings
 from shared.events import from_ms
@@ -32,8 +32,11 @@ def export(
     through: Mapping[str, int],
     now_ms: int,
     report: Callable[[str], None],
+    unfit: Check = lambda row: None,
 ) -> ExportResult:
     """Export the examples below `settings.exports`. Equal content is written once. `report` receives the progress.
+
+    Rows for which `unfit` has a reason are not exported.
 
     Raises:
         OSError: The files cannot be written.
@@ -46,6 +49,7 @@ def export(
         comments=settings.comment_mode,
         rewrites=rewrite_cache.load_all(settings.revisions, settings.reviser_model),
         change_rule=ChangeRule.of(settings),
+        unfit=unfit,
     )
     if not built.records:
         counts = ", ".join(

@@ -18,11 +18,11 @@ import structlog
 
 from services.trainer.base import dtype
 from services.trainer.base.memory import is_out_of_memory
-from services.trainer.base.tokenization import prompt_and_answer_lengths, token_count
+from services.trainer.base.tokenization import prompt_and_answer_lengths, why_unfit
 from services.trainer.database import open_read_only
 from services.trainer.dataset import batch_table, data_card, snapshot, snapshot_files
 from services.trainer.dataset.comment_rewriter import EndpointConfig, rewrites_for
-from services.trainer.dataset.filters import Row
+from services.trainer.dataset.filters import Row, mark_check
 from services.trainer.dataset.votes import ChangeRule
 from services.trainer.files import write_whole
 from services.trainer.run import batch_sizes, disk_space
@@ -49,6 +49,9 @@ def run_next_part(context: RunContext) -> None:
 def train_run(context: RunContext) -> None:
     """Write the run's snapshot and adapter, as far as they do not exist. Raises `RunFailed` or `RunStopped`."""
     folder, config = context.folder, context.config
+    problem = context.chat.training_problem()
+    if problem is not None:
+        raise RunFailed(problem)
     if not snapshot_files.is_complete(folder):
         take_snapshot(context)
     pause_for_fault_test(RunStage.SNAPSHOT)
@@ -78,8 +81,11 @@ def take_snapshot(context: RunContext) -> None:
     with closing(open_read_only(context.trainer_folder)) as db:
         examples = batch_table.current_examples(db, config.through, config.released)
 
-    def fits(row: Row) -> bool:
-        return token_count(context.chat, row.messages, row.answer) <= recipe.max_tokens
+    has_no_marks = mark_check(context.chat.marks)
+
+    def unfit(row: Row) -> str | None:
+        answers = (row.answer, row.original) if row.objective == "dpo" else (row.answer,)
+        return has_no_marks(row) or why_unfit(context.chat, row.messages, answers, recipe.max_tokens)
 
     endpoint = EndpointConfig(
         settings.reviser_url, settings.reviser_key, settings.reviser_timeout_s, settings.reviser_limit
@@ -98,7 +104,7 @@ def take_snapshot(context: RunContext) -> None:
         examples,
         config.through,
         known=trained_questions(context.folder_of(stable_run)) if stable_run else [],
-        fits=fits,
+        unfit=unfit,
         comments=recipe.comment_mode,
         rewrites=rewrites,
         kto_least=recipe.kto_least,

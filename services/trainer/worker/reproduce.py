@@ -19,10 +19,9 @@ from services.trainer.run import environment
 from services.trainer.run.context import RunContext
 from services.trainer.run.environment import Environment
 from services.trainer.run.folder import ADAPTER, COMPARISON, ORIGINAL
-from services.trainer.versions.model_card import LINEAGE_FILE
 from services.trainer.worker.bootstrap import start_process
 from services.trainer.worker.pipeline import run_to_exit_code
-from shared.adapters.artifact_manifest import file_digest
+from shared.adapters.artifact_manifest import LINEAGE_FILE, file_digest
 
 GPU_DISTANCE: Final = 0.01
 """Relative distance up to which weights count as reproduced on the same GPU with the same software. A GPU adds in an
