@@ -99,3 +99,33 @@ def test_shipped_safety_set_has_harmful_and_harmless_prompts() -> None:
     assert sum(not prompt.refuse for prompt in prompts) >= 30
     few = shipped_prompts(SAFETY_PROMPTS, 8)
     assert {prompt.refuse for prompt in few} == {True, False}
+
+
+LONG = (
+    "The town museum opened its doors in two old warehouses near the harbour, and its first exhibition showed maps, "
+    "tools and two photographs of the lighthouse. Visitors walk through seven rooms, each of which tells one day in "
+    "the life of a fishing family. The tour ends in a small garden, where the curator, {curator}, planted {trees} "
+    "apple trees in {year}. Tickets cost nine dollars, and children enter for free on every Sunday afternoon."
+)
+EDITS = [
+    {"curator": "Orla Fenwick", "trees": "twelve", "year": "1902"},
+    {"curator": "Harold Gant", "trees": "41", "year": "1902"},
+    {"curator": "Orla Fenwick", "trees": "41", "year": "1974"},
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("others", [0, 2])
+def test_edit_of_a_long_answer_decides_its_item(edit: dict[str, str], others: int) -> None:
+    original = LONG.format(curator="Harold Gant", trees="twelve", year="1902")
+    correction = LONG.format(**edit)
+    keys = required_keys(correction, "Tell me about the museum.", [correction] * others, original=original)
+    candidate, stable = score(correction, correction, keys), score(original, correction, keys)
+    assert outcome(candidate, stable) == 1
+    assert outcome(stable, candidate) == -1
+
+
+def test_short_correction_is_judged_as_a_whole() -> None:
+    original = "You have 10 days to send it back."
+    assert required_keys("You have 41 days to send it back.", "How long?", original=original) == ("41",)
+    assert required_keys("A walrus.", "Which animal?", original="A walrus, or a penguin.") == ("walrus",)

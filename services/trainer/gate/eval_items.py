@@ -60,7 +60,7 @@ def build_eval_items(
     for grouped, has_fact, has_wording in zip(kept, fact_trained, wording_trained, strict=True):
         row = grouped.row
         others = _other_answers(answers_in_group[grouped.group], row.answer)
-        keys = required_keys(row.answer, row.question, others, common_words)
+        keys = required_keys(row.answer, row.question, others, common_words, row.original)
         items.append(EvalItem(row, keys, "unseen" if not has_fact else "seen" if has_wording else "wins"))
     return items
 

@@ -21,6 +21,9 @@ TIE_MARGIN = 0.35
 key of two decides."""
 SHARED_KEY_SHARE = 2 / 3
 """A word is required if at least this share of the users who answered the same question use it."""
+EDIT_STEMS = 12
+EDIT_OVERLAP = 0.6
+"""A correction is an edit if it has at least `EDIT_STEMS` distinct stems, of which this share is in the original."""
 REFUSAL_CHARS = 240
 """Only the beginning of an answer is searched for a refusal, because refusals come first."""
 _CHRF = CHRF()
@@ -46,7 +49,11 @@ def chrf(answer: str, reference: str) -> float:
 
 
 def required_keys(
-    correction: str, question: str, other_answers: Sequence[str] = (), common_words: Set[str] = frozenset()
+    correction: str,
+    question: str,
+    other_answers: Sequence[str] = (),
+    common_words: Set[str] = frozenset(),
+    original: str = "",
 ) -> tuple[str, ...]:
     """Return the word stems that a right answer must contain.
 
@@ -54,11 +61,15 @@ def required_keys(
     `words.frequent_question_stems`) are left out too, because a wrong answer in the right style has them. If
     other users corrected answers to the same question (`other_answers`), only the words that two thirds of all
     corrections share are required. Otherwise the correction's numbers and names are; without those, all of the words.
+
+    If a long answer was edited in place (`original`), only the words that the edit added count, because both versions
+    have most of the others.
     """
-    beyond_question = [
-        word for word in dict.fromkeys(content_stems(correction)) if word not in set(content_stems(question))
-    ]
+    in_question = set(content_stems(question))
+    beyond_question = [word for word in dict.fromkeys(content_stems(correction)) if word not in in_question]
     own = [word for word in beyond_question if word not in common_words] or beyond_question
+    added = _added_words(correction, original)
+    own = [word for word in own if word in added] or own
     if other_answers:
         contents = [set(content_stems(text)) for text in (correction, *other_answers)]
         counts = Counter(word for words_used in contents for word in words_used)
@@ -69,6 +80,13 @@ def required_keys(
         stem(word) for name in _NAME.findall(correction) for word in words(name) if word not in STOP_WORDS
     }
     return tuple(word for word in own if word in distinctive) or tuple(own)
+
+
+def _added_words(correction: str, original: str) -> Set[str]:
+    """Return the stems that an edit of the original added, or none if the correction is no edit."""
+    stems, before = set(content_stems(correction)), set(content_stems(original))
+    is_edit = len(stems) >= EDIT_STEMS and len(stems & before) >= EDIT_OVERLAP * len(stems)
+    return stems - before if is_edit else set()
 
 
 def key_recall(answer: str, keys: Sequence[str]) -> float:
