@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,14 @@ HERE: Environment = {"software": {"torch": "2.9"}, "machine": {"processor": "A p
 SECRET = "Zanzibarquux"
 
 
-def write_card(folder: Path, licence: str = "") -> str:
-    """Write the artifact of a run that has all its files, and return its model card."""
+def write_card(folder: Path, licence: str = "", **changes: Any) -> str:
+    """Write the artifact of a run that has all its files, and return its model card. `changes`: of its config."""
     base = folder / "the-base"
     base.mkdir()
     (base / "README.md").write_text(f"---\nlanguage: en\n{licence}\n---\n# The base")
     rows = grouped([row(f"Who is {SECRET}?", f"It is {SECRET}.", f"user-{n}", f"r{n}") for n in range(3)])
     config = run("run-1")
-    config = type(config)(
-        **{name: getattr(config, name) for name in config.__slots__} | {"base": str(base)}  # type: ignore[arg-type]
-    )
+    config = replace(config, base=str(base), **changes)
     taken = Snapshot(tuple(rows), (), ())
     data_card.write(
         folder,
@@ -67,6 +66,20 @@ def test_unknown_licence_of_the_base_is_not_guessed(tmp_path: Path) -> None:
     )
     assert "that of the base: see its model card" in text
     assert base_licence(tmp_path / "nowhere")["license"] == "other"
+
+
+def test_card_says_why_a_run_without_new_data_was_made(tmp_path: Path) -> None:
+    for name, changes, line in (
+        ("again", {"again": True}, "train now --again"),
+        ("erased", {"replaces": "erasure"}, "because rows that it was trained on were erased"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        assert line in write_card(folder, **changes)
+    (tmp_path / "plain").mkdir()
+    plain = write_card(tmp_path / "plain")
+    assert "--again" not in plain
+    assert "erased" not in plain.lower()
 
 
 def test_card_has_data_recipe_and_environment(tmp_path: Path) -> None:

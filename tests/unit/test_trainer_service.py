@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from services.trainer.dataset.holdout import is_held_out
@@ -308,3 +309,25 @@ def test_rows_that_a_run_quarantines_are_shown_with_their_reasons(tmp_path: Path
     run_steps(trainer)
     status = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
     assert status["held"] == {"agreement: outvoted": 2}
+
+
+def test_idle_service_reads_no_collected_rows(tmp_path: Path) -> None:
+    rig = TrainerRig(tmp_path, finish_run)
+    send(rig, corrections())
+    trainer = rig.trainer(examples=100)
+    run_steps(trainer)
+    first = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
+    statements: list[str] = []
+    trainer.db.set_trace_callback(statements.append)
+    for _ in range(3):
+        rig.clock.advance(60)
+        run_steps(trainer, 3)
+    trainer.db.set_trace_callback(None)
+    status = json.loads(rig.cache.get(redis_keys.collected(LINE)) or b"{}")
+    assert status["updated_at"] != first["updated_at"], "negative control: the status was written again"
+    tables = {name for text in statements for name in re.findall(r"(?:FROM|JOIN|INTO|UPDATE) (\w+)", text)}
+    assert tables & {"rows", "feedback", "new_users", "quarantine"} == set()
+    send(rig, corrections(2))
+    trainer.db.set_trace_callback(statements.append)
+    run_steps(trainer, 2)
+    assert any("FROM feedback" in text for text in statements), "negative control: changes are seen"

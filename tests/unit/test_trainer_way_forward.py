@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from services.trainer.dataset.holdout import is_held_out
-from services.trainer.files import write_whole
+from services.trainer.files import remove, write_whole
 from services.trainer.run import run_table
-from services.trainer.run.folder import FAILURE_REASON, ExitCode
+from services.trainer.run.folder import FAILURE_REASON, GATE_RESULT, ExitCode
 from services.trainer.run.run_table import Run
 from services.trainer.service import Trainer
 from shared.adapters import redis_keys
@@ -221,8 +221,35 @@ def test_erasure_that_affects_stable_starts_a_run_without_new_data(tmp_path: Pat
     assert second.config.replaces == "erasure"
     assert second.reason == f"an erasure affects stable {stable}: training again on 3 usable examples"
     assert first.config.replaces is None
+    rig.clock.advance(48 * HOUR_S)
     run_steps(rig.trainer(), 12)
     assert len(runs(trainer)) == 2, "once"
+
+
+def test_erasure_of_a_held_out_user_ends_the_replacement_and_starts_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, trainer = serving_rig(tmp_path)
+
+    def stay_in_training(folder: Path) -> None:
+        finish_run(folder)
+        remove(folder / GATE_RESULT)
+
+    rig.process = stay_in_training
+    erase(rig, TRAINING[:1])
+    run_steps(trainer, 12)
+    monkeypatch.setattr(
+        "services.trainer.erasure.redact_run.affected_requests",
+        lambda folder, targets, is_current: {target.request_id: False for target in targets},
+    )
+    rig.process = finish_run
+    erase(rig, TRAINING[:2], rewrite=2)
+    run_steps(trainer, 12)
+    assert [(run.stage, run.config.replaces) for run in runs(trainer)] == [
+        ("published", None),
+        ("erased", "erasure"),
+        ("published", "erasure"),
+    ]
 
 
 def test_erasure_that_affects_another_version_starts_no_run(tmp_path: Path) -> None:

@@ -132,6 +132,12 @@ def _lineage(config: RunConfig, dataset: DatasetRef) -> str:
     ]
     if config.chat_template_kwargs:
         rows.append(("arguments of the chat template", f"`{json.dumps(dict(config.chat_template_kwargs))}`"))
+    if config.again:
+        rows.append(("ordered", "`loopwright train now --again`, whether or not anything was new"))
+    if config.replaces == "erasure":
+        rows.append(
+            ("replaces", f"`{config.stable.version}`, because rows that it was trained on were erased")
+        )
     return (
         _table("Lineage", ("", ""), rows)
         + "\n`loopwright lineage VERSION` lists the feedback events behind it that still exist.\n"
