@@ -22,7 +22,7 @@ from services.trainer.base.dtype import fastest
 from services.trainer.base.model import generate_with_endings, load_base, with_adapter
 from services.trainer.base.tokenization import load_chat
 from services.trainer.files import write_whole
-from services.trainer.worker.launcher import PARENT_PID_VARIABLE
+from services.trainer.worker.child import PARENT_PID_VARIABLE
 from shared.adapters.parent_death import die_with
 from shared.chat_format import ChatFormat
 

@@ -28,7 +28,7 @@ from services.trainer.dataset.objectives import kto_row, sft_row
 from services.trainer.files import write_whole
 from services.trainer.training.cpu.attention import with_training_attention
 from services.trainer.training.train import fine_tune
-from services.trainer.worker.launcher import PARENT_PID_VARIABLE
+from services.trainer.worker.child import PARENT_PID_VARIABLE
 from shared.adapters.parent_death import die_with
 
 STEPS = 3

@@ -26,7 +26,7 @@ from typing import Any
 
 from services.trainer.core.chat import Messages
 from services.trainer.dataset.filters import Row
-from services.trainer.worker.launcher import PARENT_PID_VARIABLE
+from services.trainer.worker.child import PARENT_PID_VARIABLE
 from shared.adapters.parent_death import die_with
 
 FIGURES = "figures.json"

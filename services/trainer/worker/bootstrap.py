@@ -19,8 +19,7 @@ from services.trainer.run.context import RunContext, RunFailed, RunStopped
 from services.trainer.run.folder import CONFIG, FAILURE_REASON, ExitCode
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.launcher import NICENESS, PARENT_PID_VARIABLE
-from shared.adapters.parent_death import die_with
+from services.trainer.worker.launcher import NICENESS
 from shared.adapters.redis import RedisCache
 from shared.settings import load
 from shared.telemetry import configure_logging
@@ -46,15 +45,13 @@ class RunProcess:
 def start_process(service: str, progress_id: str = "{}") -> RunProcess:
     """Set up this process, and read the configuration from the folder that the first argument names.
 
-    The process ends with its parent, runs at low priority, and sets `stop` on SIGTERM.
+    The process runs at low priority, and sets `stop` on SIGTERM.
 
     Args:
         service: Name of the process in the log.
         progress_id: Template of the run id in progress reports; `{}` stands for the run's id.
 
     """
-    if PARENT_PID_VARIABLE in os.environ:
-        die_with(int(os.environ[PARENT_PID_VARIABLE]))
     os.nice(NICENESS)
     folder = Path(sys.argv[1])
     settings = load(TrainerSettings)

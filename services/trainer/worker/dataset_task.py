@@ -27,8 +27,7 @@ from services.trainer.dataset import batch_table
 from services.trainer.dataset.filters import mark_check
 from services.trainer.files import write_whole
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.launcher import NICENESS, PARENT_PID_VARIABLE
-from shared.adapters.parent_death import die_with
+from services.trainer.worker.launcher import NICENESS
 from shared.settings import load
 from shared.telemetry import configure_logging
 
@@ -113,9 +112,7 @@ def read_result(folder: Path) -> TaskResult | None:
 
 
 def main() -> None:
-    """Execute the task and end. The process ends with the service, and on SIGTERM."""
-    if PARENT_PID_VARIABLE in os.environ:
-        die_with(int(os.environ[PARENT_PID_VARIABLE]))
+    """Execute the task and end. The process also ends on SIGTERM."""
     os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = load(TrainerSettings)

@@ -15,8 +15,6 @@ from services.trainer.core.device_report import DeviceReport, cpu_report, gpu_re
 from services.trainer.core.hardware import DeviceChoice
 from services.trainer.files import write_whole
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.launcher import PARENT_PID_VARIABLE
-from shared.adapters.parent_death import die_with
 from shared.settings import load
 
 
@@ -67,8 +65,6 @@ def kernel_error() -> str | None:
 
 def main() -> int:
     """Check the device and write the report."""
-    if PARENT_PID_VARIABLE in os.environ:
-        die_with(int(os.environ[PARENT_PID_VARIABLE]))
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # one kernel needs no pool of processes
     write_whole(Path(sys.argv[1]), check(load(TrainerSettings).device).to_json())
     return 0

@@ -16,9 +16,8 @@ from typing import Final
 
 from services.trainer.base.device import visible_devices
 from services.trainer.run.folder import GATE_AGAIN_LOG, REPRODUCE_LOG, RUN_LOG
+from services.trainer.worker.child import PARENT_PID_VARIABLE
 
-PARENT_PID_VARIABLE: Final = "LOOPWRIGHT_TRAINER_PARENT"
-"""Environment variable with the process id of the service, with which the process has to end."""
 PAUSE_VARIABLE: Final = "LOOPWRIGHT_TRAINER_TEST_PAUSE"
 """Environment variable for fault tests in a demo deployment: the stage at which to pause, so a test can kill it."""
 DEVICE_CHECK_LOG: Final = "device-check.log"
@@ -74,7 +73,7 @@ def _start(module: str, argument: Path, log: Path, device: str) -> subprocess.Po
     environment = process_environment(device)
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", module, str(argument)],
+            [sys.executable, "-m", "services.trainer.worker.child", module, str(argument)],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
