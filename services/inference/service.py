@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog
 import uvicorn
 
 from services.inference.api.chat_handler import ChatHandler
@@ -32,6 +33,7 @@ from shared.pseudonym import Pseudonymiser
 from shared.telemetry import Readiness
 from shared.topics import MODEL_ROLLOUT
 
+log = structlog.get_logger(__name__)
 SERVICE = "inference"
 SPOOL_ACK_TIMEOUT_S = 10.0
 ENGINE_STOP_S = 5.0
@@ -40,6 +42,9 @@ ENGINE_STOP_S = 5.0
 def build_engine(settings: InferenceSettings, base: PinnedBase) -> InferenceEngine:
     """Return the engine, not started."""
     tokenizer = ChatTokenizer(base.path, settings.max_context, settings.chat_template_kwargs)
+    problem = tokenizer.training_problem()
+    if problem is not None:
+        log.warning("base_cannot_be_trained", base=base.name, reason=problem)
     return TransformersEngine(
         lambda: LoraModel(
             base.path, tokenizer, device=settings.device, dtype=settings.dtype, threads=settings.threads

@@ -72,7 +72,7 @@ def build(settings: TrainerSettings, base: PinnedBase, marks: frozenset[str]) ->
 
 def usable_marks(settings: TrainerSettings, base: PinnedBase) -> frozenset[str]:
     """Return the marks of the base's prompts. Raises `Misconfigured` if the trainer trains and the base cannot."""
-    found = check_base(base.path, settings.chat_template_kwargs)
+    found = check_base(base.path, settings.chat_template_kwargs, settings.golden)
     if found.problem is not None and settings.mode == "train":
         raise Misconfigured(f"LOOPWRIGHT_BASE_MODEL={base.name}: {found.problem}")
     return found.marks

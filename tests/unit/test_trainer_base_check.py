@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ def test_reasoning_base_stops_the_start_with_a_remedy(
     marks = usable_marks(settings(tmp_path, chat_template_kwargs=NO_REASONING), reasoning_base)
     assert "<|im_end|>" in marks
     assert usable_marks(settings(tmp_path, mode="export"), reasoning_base) == marks
+
+
+def test_golden_question_that_the_template_refuses_stops_the_start(
+    reasoning_base: PinnedBase, tmp_path: Path
+) -> None:
+    golden = tmp_path / "golden.jsonl"
+    question = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]}
+    golden.write_text(json.dumps(question | {"must_contain": ["Ida"], "name": "founder"}))
+    assert inspect_base(reasoning_base.path, {}, golden).problem
+    (reasoning_base.path / "chat_template.jinja").write_text(shipped_template("gemma"))
+    with pytest.raises(Misconfigured, match=r"founder: .*System role not supported"):
+        inspect_base(reasoning_base.path, {}, golden)
 
 
 def test_check_in_a_process_of_its_own_is_the_same(reasoning_base: PinnedBase) -> None:

@@ -38,6 +38,10 @@ class ChatTokenizer:
         self.pad_token_id = self._chat.pad_id
         self.special_ids = self._chat.special_ids
 
+    def training_problem(self) -> str | None:
+        """Return why this base cannot be trained with these prompts, with a remedy, or None. It can be served."""
+        return self._chat.training_problem()
+
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """Stop strings that the template needs."""

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, 
 
 from services.trainer.core.chat import Messages
 from services.trainer.gate.scorers import contains_phrase, required_keys, score
+from shared.chat_format import ChatFormat, TemplateRefused
 from shared.errors import Misconfigured
 
 MIN_REFERENCE_SCORE = 0.5
@@ -133,6 +134,15 @@ def read_golden_set(path: Path) -> list[GoldenQuestion]:
         more = f" (and {hidden} more)" if hidden > 0 else ""
         raise Misconfigured(f"the golden set {path}: {'; '.join(errors[:MAX_REPORTED_ERRORS])}{more}")
     return questions
+
+
+def require_rendered(path: Path, questions: Sequence[GoldenQuestion], chat: ChatFormat) -> None:
+    """Require that the base's chat template renders every question. Raises `Misconfigured`."""
+    for question in questions:
+        try:
+            chat.prompt_ids(question.messages)
+        except TemplateRefused as refused:
+            raise Misconfigured(f"the golden set {path}: {question.name}: {refused}") from None
 
 
 def _parse(text: str, number: int) -> GoldenQuestion:

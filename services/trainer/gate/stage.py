@@ -17,7 +17,7 @@ from services.trainer.files import write_whole
 from services.trainer.gate.eval_items import build_eval_items
 from services.trainer.gate.eval_set import EvalSet
 from services.trainer.gate.evaluation import evaluate
-from services.trainer.gate.golden import GoldenQuestion, read_golden_set
+from services.trainer.gate.golden import GoldenQuestion, read_golden_set, require_rendered
 from services.trainer.gate.metrics import measure_all
 from services.trainer.gate.metrics.metric import Json, JudgeOptions
 from services.trainer.gate.model_pair import ModelPair
@@ -121,10 +121,14 @@ def _trained_answers(folder: Path) -> list[TrainedAnswer]:
 def _golden_set(context: RunContext) -> list[GoldenQuestion]:
     """Read the golden set. It was valid when the trainer started, but may have been changed since."""
     path = context.settings.golden
+    if path is None:
+        return []
     try:
-        return read_golden_set(path) if path is not None else []
+        questions = read_golden_set(path)
+        require_rendered(path, questions, context.chat)
     except Misconfigured as error:
         raise RunFailed(f"{error}. Correct the file, then start a new run.") from error
+    return questions
 
 
 def _stable_folder(context: RunContext) -> Path | None:

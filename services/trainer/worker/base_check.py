@@ -1,7 +1,7 @@
 """Check of the base at start, in a process of its own, because the service imports no model library.
 
-`python -m services.trainer.worker.base_check FOLDER KWARGS` prints a `BaseCheck` as JSON. KWARGS are the arguments of
-the chat template, as JSON.
+`python -m services.trainer.worker.base_check FOLDER KWARGS [GOLDEN]` prints a `BaseCheck` as JSON. KWARGS are the
+arguments of the chat template, as JSON, and GOLDEN is the golden set.
 """
 
 from __future__ import annotations
@@ -35,9 +35,14 @@ class BaseCheck:
     marks: frozenset[str] = frozenset()
 
 
-def check_base(base: Path, template_kwargs: TemplateKwargs) -> BaseCheck:
-    """Check a base's chat template. Raises `Misconfigured` if the base's tokenizer cannot be used."""
-    arguments = [str(base), json.dumps(dict(template_kwargs))]
+def check_base(base: Path, template_kwargs: TemplateKwargs, golden: Path | None = None) -> BaseCheck:
+    """Check a base's chat template, and that it renders the golden set.
+
+    Raises:
+        Misconfigured: The base's tokenizer cannot be used, or the template refuses a golden question.
+
+    """
+    arguments = [str(base), json.dumps(dict(template_kwargs)), *([str(golden)] if golden is not None else [])]
     ended = subprocess.run(
         [sys.executable, "-m", "services.trainer.worker.base_check", *arguments],
         env=process_environment(),
@@ -48,23 +53,27 @@ def check_base(base: Path, template_kwargs: TemplateKwargs) -> BaseCheck:
         check=False,
     )
     if ended.returncode != 0:
-        raise Misconfigured(f"the tokenizer in {base} cannot be used: {ended.stderr.strip()[-MAX_ERROR:]}")
+        raise Misconfigured(f"the base in {base} cannot be used: {ended.stderr.strip()[-MAX_ERROR:]}")
     fields = json.loads(ended.stdout.splitlines()[-1])
     return BaseCheck(fields["problem"], frozenset(fields["marks"]))
 
 
-def inspect_base(base: Path, template_kwargs: TemplateKwargs) -> BaseCheck:
-    """Check a base's chat template in this process. Raises `Misconfigured`, or an error of transformers."""
+def inspect_base(base: Path, template_kwargs: TemplateKwargs, golden: Path | None = None) -> BaseCheck:
+    """Check as `check_base` does, in this process. Raises `Misconfigured`, or an error of transformers."""
     from services.trainer.base.tokenization import load_chat  # noqa: PLC0415 - imports transformers
+    from services.trainer.gate.golden import read_golden_set, require_rendered  # noqa: PLC0415 - not in the service
 
     chat = load_chat(base, template_kwargs)
+    if golden is not None:
+        require_rendered(golden, read_golden_set(golden), chat)
     return BaseCheck(chat.training_problem(), chat.marks)
 
 
 def main() -> int:
     """Check the base and print the result."""
     try:
-        found = inspect_base(Path(sys.argv[1]), json.loads(sys.argv[2]))
+        golden = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+        found = inspect_base(Path(sys.argv[1]), json.loads(sys.argv[2]), golden)
     except (OSError, ValueError, Misconfigured) as error:
         sys.stderr.write(f"{error}\n")
         return 1
