@@ -72,6 +72,7 @@ class RunCallback(TrainerCallback):
         row_names: RowNames = no_row_names,
         note: str | None = None,
     ) -> None:
+        self._scaled_loss = nan_report.ScaledLoss()
         self._progress = progress
         self._stop = stop
         self._run = run
@@ -110,7 +111,7 @@ class RunCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Report a step. Raises `RunFailed` if the loss or the gradient is not finite, before that step is saved."""
-        metrics = logs or {}
+        metrics = self._scaled_loss.without_overflow(logs or {}) if args.fp16 else logs or {}
         self._check_finite(state, metrics)
         if "loss" not in metrics:
             return

@@ -17,7 +17,31 @@ from services.trainer.run.folder import CHECKPOINTS, NAN_REPORT
 
 MAX_HISTORY: Final = 100
 """Log entries that the file contains at most."""
-CHECKED_METRICS: Final = ("loss", "grad_norm")
+GRADIENT: Final = "grad_norm"
+CHECKED_METRICS: Final = ("loss", GRADIENT)
+MAX_OVERFLOWS: Final = 20
+"""Logged steps in a row whose gradient may overflow while the loss is scaled."""
+
+
+class ScaledLoss:
+    """Gradients of a loss that is scaled, as for float16 (`core/hardware.py`).
+
+    The scale begins too high on purpose. A step whose gradient overflows is skipped, and the scale is halved. Only a
+    gradient that keeps overflowing is an error.
+    """
+
+    def __init__(self) -> None:
+        self._overflows = 0
+
+    def without_overflow(self, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the metrics without the gradient of a skipped step, unless more than `MAX_OVERFLOWS` were skipped."""
+        if GRADIENT not in logs:
+            return dict(logs)
+        overflowed = not math.isfinite(float(logs[GRADIENT]))
+        self._overflows = self._overflows + 1 if overflowed else 0
+        if not overflowed or self._overflows > MAX_OVERFLOWS:
+            return dict(logs)
+        return {name: value for name, value in logs.items() if name != GRADIENT}
 
 
 def non_finite_metric(logs: Mapping[str, Any]) -> str | None:
