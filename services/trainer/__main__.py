@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from services.trainer.api.gate_routes import add_gate_routes
 from services.trainer.api.lineage_routes import LineageQueries, add_lineage_routes
+from services.trainer.base.replay_prompt_file import read_replay_prompts
 from services.trainer.consumer import TOPICS_READ
 from services.trainer.database import lock_folder, open_database
 from services.trainer.dataset import batch_table
@@ -95,6 +96,8 @@ def run(settings: TrainerSettings) -> None:
         signal.signal(number, lambda *_: stopping.set())
     if settings.golden is not None:
         read_golden_set(settings.golden)  # a file with errors stops the start, not the first gate
+    if settings.replay_prompt_file is not None:
+        read_replay_prompts(settings.replay_prompt_file)
     readiness = Readiness("line", "base model", "kafka", "device")
     app = add_service_routes(FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness)
     add_gate_routes(add_lineage_routes(app, lineage_queries(settings)), settings)

@@ -122,6 +122,11 @@ class TrainerSettings(Settings, Recipe):
         None,
         description="Folder for the base's own answers. Several trainers may share it. Default: DATA_DIR/replay.",
     )
+    replay_prompt_file: Path | None = Field(
+        None,
+        description="File of your own general prompts for replay data, one per line, in addition to the shipped ones "
+        "(format: `base/replay_prompt_file.py`).",
+    )
 
     @field_validator("quiet_hours")
     @classmethod

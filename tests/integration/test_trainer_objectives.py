@@ -198,7 +198,13 @@ def test_run_trains_all_feedback_and_replay_data_in_one_adapter(tiny_model: Path
     assert {path.name for path in (run / ADAPTER).iterdir()} == set(ADAPTER_FILES)
     order = train.order_rows(
         [train.training_row(context.chat, one) for one in rows],
-        [train.training_row(context.chat, replace(correction, response_id=one.id)) for one in base_answers],
+        [
+            [
+                train.training_row(context.chat, replace(correction, response_id=one.id))
+                for one in base_answers
+            ],
+            [],
+        ],
         recipe,
     )
     times = Counter(one.name.partition("/")[0] for one in order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,13 @@ from services.trainer.dataset.data_card import (
     quantiles,
 )
 from services.trainer.dataset.erasure_target import ErasureTarget
+from services.trainer.dataset.filters import QuarantinedRow
 from services.trainer.dataset.snapshot_files import Snapshot
+from services.trainer.dataset.token_budget import BEYOND_BUDGET
 from services.trainer.erasure import redact_run
 from services.trainer.run.run_table import RunConfig
 from shared.versions import VersionRef
-from tests.trainer_factories import LINE, example, grouped, revision, row, with_finish_reason
+from tests.trainer_factories import LINE, NOW, example, grouped, revision, row, with_finish_reason
 
 WORLD = load_world()
 USERS, EACH = 30, 5
@@ -142,20 +145,20 @@ def test_both_files_agree_and_get_the_replay_share_later(tmp_path: Path, card: D
     assert data_card.read(tmp_path) == card
     assert card.replay.share is None
     assert "at least 5.0% of the trained tokens" in (tmp_path / DATA_CARD_PAGE).read_text()
-    data_card.record_replay(tmp_path, rows=12, tokens=300, others=1200)
+    data_card.record_replay(tmp_path, rows=12, tokens=300, others=1200, prompts=6)
     after = data_card.read(tmp_path)
     assert after is not None
     assert (after.replay.rows, after.replay.share) == (12, 0.2)
     assert after.model_copy(update={"replay": card.replay}) == card
     page = (tmp_path / DATA_CARD_PAGE).read_text()
-    assert "20.0% of the trained tokens, 12 rows" in page
+    assert "20.0% of the trained tokens, 12 rows of 6 prompts" in page
     assert f"(signals: correction {USERS * EACH + 2}, thumbs 7)" in page
     assert f"| rows | {card.training.rows} | {card.measuring.rows} |" in page
     assert all(f"| {reason} | {count} |" in page for reason, count in card.held.items())
 
 
 def test_replay_share_without_a_card_is_ignored(tmp_path: Path) -> None:
-    data_card.record_replay(tmp_path, rows=12, tokens=300, others=1200)
+    data_card.record_replay(tmp_path, rows=12, tokens=300, others=1200, prompts=6)
     assert data_card.read(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -167,3 +170,27 @@ def test_card_stays_when_its_rows_are_erased(tmp_path: Path, taken: Snapshot, ca
     redact_run.redact(tmp_path, [target], lambda row: False)
     assert len(snapshot_files.read_rows(tmp_path)) < len(taken.train)
     assert data_card.read(tmp_path) == card
+
+
+def test_too_little_replay_is_a_warning_that_says_what_to_do(tmp_path: Path, card: DataCard) -> None:
+    data_card.write(tmp_path, card)
+    assert data_card.record_replay(tmp_path, rows=12, tokens=60, others=1140, prompts=6) is None
+    warning = data_card.record_replay(tmp_path, rows=12, tokens=59, others=1141, prompts=6)
+    assert warning is not None
+    assert "4.9% of the trained tokens instead of 5.0%" in warning
+    assert "LOOPWRIGHT_TRAINER_REPLAY_PROMPT_FILE" in warning
+    after = data_card.read(tmp_path)
+    assert after is not None
+    assert after.replay.warning == warning
+    assert f"Warning: {warning}." in (tmp_path / DATA_CARD_PAGE).read_text()
+
+
+def test_rows_beyond_the_budget_are_counted_apart_from_the_quarantine(
+    card: DataCard, taken: Snapshot
+) -> None:
+    beyond = tuple(QuarantinedRow.of(one.row, BEYOND_BUDGET) for one in taken.train[:7])
+    fewer = replace(taken, train=taken.train[7:], quarantined=(*taken.quarantined, *beyond))
+    smaller = data_card.build_card("assistant", "run", NOW, Recipe(), fewer, [], [(1, 1)] * len(fewer.train))
+    assert smaller.beyond_budget == 7
+    assert smaller.held == card.held
+    assert "Left out by the token budget: 7 rows" in data_card.render_page(smaller)

@@ -67,6 +67,12 @@ class Recipe(BaseModel):
     max_tokens: int = Field(
         512, ge=16, description="Longest training row in tokens. Longer examples are quarantined."
     )
+    token_budget: int = Field(
+        4_000_000,
+        ge=0,
+        description="Most tokens of a run's training rows, each row once: half for the newest rows, half shared by all "
+        "questions. 0: no limit.",
+    )
     seed: int = Field(20, description="Seed of a run's data order and initial adapter weights.")
     checkpoint_steps: int = Field(20, ge=1, description="Optimiser steps between two checkpoints.")
     dtype: WantedDtype = Field(
@@ -79,10 +85,11 @@ class Recipe(BaseModel):
     replay_prompts: int = Field(
         320,
         ge=1,
-        description="Shipped general prompts whose base answers are mixed in, spread over the epochs.",
+        description="General prompts whose base answers are mixed in, spread over the epochs. More are used, and then "
+        "each up to once per epoch, if REPLAY_SHARE requires it.",
     )
     replay_share: float = Field(
-        0.05, ge=0, le=0.9, description="Minimum share of trained tokens that is replay data."
+        0.1, ge=0, le=0.9, description="Minimum share of trained tokens that is replay data."
     )
     replay_new_tokens: int = Field(
         40, ge=4, description="Longest answer of the base to a general prompt, in tokens."

@@ -20,6 +20,7 @@ from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import GroupedRow, count_reasons
 from services.trainer.dataset.snapshot_files import Snapshot
+from services.trainer.dataset.token_budget import BEYOND_BUDGET
 from services.trainer.dataset.words import normalised
 from services.trainer.files import write_whole
 
@@ -85,8 +86,12 @@ class Replay(CardPart):
     least_share: float
     """Minimum share of all trained tokens that the recipe asks for."""
     rows: int | None = None
+    prompts: int | None = None
+    """Distinct prompts among these rows."""
     share: float | None = None
     """Share of all trained tokens, over all epochs; None until training starts."""
+    warning: str | None = None
+    """What is missing if the share is smaller than the recipe asks for, and what to do."""
 
 
 class DataCard(CardPart):
@@ -110,6 +115,8 @@ class DataCard(CardPart):
     replay: Replay
     held: dict[str, int]
     """Reason -> quarantined events."""
+    beyond_budget: int = 0
+    """Rows that could train but are beyond the token budget. They are not quarantined: the next run may take them."""
 
 
 def build_card(
@@ -136,6 +143,7 @@ def build_card(
     read = list(examples)
     answers = Counter((normalised(one.row.question), normalised(one.row.answer)) for one in snapshot.train)
     reasons = count_reasons(snapshot.quarantined)
+    beyond_budget = reasons.pop(BEYOND_BUDGET, 0)
     return DataCard(
         line=line,
         run_id=run_id,
@@ -157,6 +165,7 @@ def build_card(
         ),
         replay=Replay(least_share=recipe.replay_share),
         held=reasons,
+        beyond_budget=beyond_budget,
     )
 
 
@@ -202,21 +211,31 @@ def read(folder: Path) -> DataCard | None:
     return DataCard.model_validate_json(file.read_bytes()) if file.exists() else None
 
 
-def record_replay(folder: Path, rows: int, tokens: int, others: int) -> None:
-    """Add the replay data of a run to the card, if there is one.
+def record_replay(folder: Path, rows: int, tokens: int, others: int, prompts: int) -> str | None:
+    """Add the replay data of a run to the card, if there is one, and return its warning, if it has one.
 
     Args:
         folder: the run's folder.
         rows: rows of replay data.
         tokens: their tokens.
         others: tokens of all other rows, over all epochs.
+        prompts: distinct prompts among the rows.
 
     """
     card = read(folder)
-    if card is not None:
-        share = round(tokens / max(1, tokens + others), 4)
-        replay = card.replay.model_copy(update={"rows": rows, "share": share})
-        write(folder, card.model_copy(update={"replay": replay}))
+    if card is None:
+        return None
+    share = round(tokens / max(1, tokens + others), 4)
+    warning = None
+    if tokens < card.replay.least_share * (tokens + others):
+        warning = (
+            f"replay data is {share:.1%} of the trained tokens instead of {card.replay.least_share:.1%}, although each "
+            f"of {prompts} prompts trains once per epoch. The version may forget more of what the base could do. Set "
+            "LOOPWRIGHT_TRAINER_REPLAY_PROMPT_FILE to a file with more general prompts"
+        )
+    update = {"rows": rows, "prompts": prompts, "share": share, "warning": warning}
+    write(folder, card.model_copy(update={"replay": card.replay.model_copy(update=update)}))
+    return warning
 
 
 def render_page(card: DataCard) -> str:
@@ -225,8 +244,9 @@ def render_page(card: DataCard) -> str:
     replayed = (
         f"at least {replay.least_share:.1%} of the trained tokens"
         if replay.share is None
-        else f"{replay.share:.1%} of the trained tokens, {replay.rows} rows"
+        else f"{replay.share:.1%} of the trained tokens, {replay.rows} rows of {replay.prompts} prompts"
     )
+    warning = f"\n\nWarning: {replay.warning}." if replay.warning else ""
     return f"""# What a run of {card.line} trains on
 
 Statistics of snapshot `{card.digest[:8]}`, run `{card.run_id}` of {card.began_at:%Y-%m-%d %H:%M} UTC.
@@ -243,7 +263,9 @@ batches (partition: highest number) {_listed(card.through, ": ")}.
 {_lengths("conversation", card.tokens.prompt)}
 {_lengths("answer", card.tokens.answer)}
 
-{card.tokens.all} tokens in total, each row once. Replay data (the base's own answers): {replayed}.
+{card.tokens.all} tokens in total, each row once. Replay data (the base's own answers): {replayed}.{warning}
+
+Left out by the token budget: {card.beyond_budget} rows, which may train in a later run.
 
 Duplicates: {card.duplicates.same_user} by one user quarantined, {card.duplicates.between_users} by several users train.
 

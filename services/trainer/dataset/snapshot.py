@@ -9,7 +9,7 @@ wordings. Rows whose question is a near-duplicate of a reserved one do not train
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -19,6 +19,7 @@ from services.trainer.dataset.filters import (
     Check,
     GroupedRow,
     QuarantinedRow,
+    Row,
     apply_agreement,
     limit_per_user,
     split_by_holdout,
@@ -29,6 +30,7 @@ from services.trainer.dataset.objectives import enough_for_kto
 from services.trainer.dataset.rewrite_cache import Rewrite, apply_rewrites
 from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in, similar_to_any
 from services.trainer.dataset.snapshot_files import Snapshot
+from services.trainer.dataset.token_budget import within_budget
 from services.trainer.dataset.votes import ChangeRule
 from services.trainer.dataset.words import normalised
 from shared.feedback_kinds import ITEM, KIND_BY_NAME, Objective
@@ -48,11 +50,13 @@ def build(
     *,
     known: Sequence[str] = (),
     unfit: Check = lambda row: None,
+    size: Callable[[Row], int] | None = None,
     comments: CommentMode = "hold",
     rewrites: Mapping[str, Rewrite] | None = None,
     kto_least: int = KTO_LEAST,
     change_rule: ChangeRule | None = None,
     max_tokens: int | None = None,
+    token_budget: int = 0,
 ) -> Snapshot:
     """Filter, split and freeze examples. Depends only on the arguments, and not on the order of the examples.
 
@@ -62,11 +66,13 @@ def build(
         through: highest batch number read, by partition.
         known: questions in the snapshot of the stable version.
         unfit: why a row cannot train on this base, or None.
+        size: tokens of what a row trains; without it, no token budget holds.
         comments: how comments train.
         rewrites: rewrites by row identity; None leaves comments as they are, for callers that only count.
         kto_least: minimum rows of the rarer label for KTO.
         change_rule: when newer votes about a fact outweigh older ones.
         max_tokens: longest row; `unfit` counts, this leaves out at once what cannot fit.
+        token_budget: most tokens of the rows that train (`token_budget.py`); 0 means no limit.
 
     """
     rows, quarantined = usable_rows(examples, comments, max_tokens=max_tokens)
@@ -94,8 +100,11 @@ def build(
     )
     train, reserved = _without_reserved(line, train, agreed_heldout, known)
     train, over_share = _limit_per_objective(train, line)
+    over_budget: list[QuarantinedRow] = []
+    if size is not None:
+        train, over_budget = within_budget(line, train, token_budget, size)
     train, without_objective = assign_objectives(train, kto_least)
-    quarantined += disputed + disputed_heldout + reserved + over_share + without_objective
+    quarantined += disputed + disputed_heldout + reserved + over_share + over_budget + without_objective
     quarantined.sort(key=lambda one: (one.response_id, one.event_id, one.reason))
     return Snapshot(tuple(train), tuple(agreed_heldout), tuple(quarantined), dict(through))
 

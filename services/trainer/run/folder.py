@@ -10,6 +10,7 @@ Every run has the folder `DATA_DIR/trainer/<line>/runs/<run_id>`:
 | `train.parquet`, `heldout.parquet` | rows that train, rows that evaluate (text) | snapshot |
 | `snapshot.json` | digest, sizes, quarantined rows; written last, so it marks the snapshot as complete | snapshot |
 | `data-card.json`, `data-card.md` | statistics of the snapshot | snapshot, training |
+| `replay_prompts.jsonl` | the operator's own replay prompts, as they were when training began | training |
 | `dtype.json` | data type of the run's computations | training |
 | `environments.json` | software and hardware that the run trained on | training |
 | `micro-batch.json` | rows per forward pass, if memory did not suffice for a whole batch | supervisor, the process |

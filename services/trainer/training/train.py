@@ -23,8 +23,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from services.trainer.base import dtype
-from services.trainer.base.base_answers import REPLAY_PROMPTS, BaseAnswer, shipped_prompts
+from services.trainer.base import dtype, replay_prompts
+from services.trainer.base.base_answers import BaseAnswer, Prompt
 from services.trainer.base.model import default_device, load_base
 from services.trainer.base.tokenization import token_count
 from services.trainer.core.recipe import Recipe
@@ -46,6 +46,7 @@ from services.trainer.training.batch_order import (
     interleave,
     order_by_length,
     order_judged,
+    replay_rows_needed,
     select_replay,
     split_batches,
 )
@@ -57,6 +58,7 @@ from services.trainer.training.lora import lora_config
 from services.trainer.training.multi_objective_trainer import MultiObjectiveTrainer, plan_steps
 from services.trainer.training.truncated_answers import TruncatedAnswersMixin
 from shared.chat_format import ChatFormat
+from shared.errors import Misconfigured
 from shared.feedback_kinds import Objective
 
 if TYPE_CHECKING:
@@ -98,16 +100,12 @@ def train(context: RunContext) -> None:
     rows = [training_row(chat, grouped.row) for grouped in snapshot_files.read_rows(folder)]
     if not rows:
         raise RunFailed("the snapshot has no rows to train")
-    base_answers = context.base_answers(shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts))
-    environment.record(folder, environment.current(folder, recipe))
-    candidates = [_replay_row(chat, answer) for answer in base_answers if answer.answer]
-    candidates = [row for row in candidates if row.tokens <= recipe.max_tokens]
     train_tokens = round(sum(row.tokens for row in rows) * recipe.epochs)
-    selected = select_replay(train_tokens, [row.tokens for row in candidates], recipe.replay_share)
-    replay = [candidates[index] for index in selected]
-    data_card.record_replay(folder, len(replay), sum(row.tokens for row in replay), train_tokens)
+    replay = replay_rows(context, train_tokens)
+    environment.record(folder, environment.current(folder, recipe))
+    record_replay(folder, [row for epoch in replay for row in epoch], train_tokens)
     ordered = order_rows(rows, replay, recipe)
-    log.info("training", rows=len(rows), replay=len(replay), ordered=len(ordered))
+    log.info("training", rows=len(rows), replay=sum(map(len, replay)), ordered=len(ordered))
     steps = [indices for _, indices in plan_steps([row.fields for row in ordered], recipe.batch_size)]
     callback = RunCallback(
         context.progress,
@@ -129,6 +127,43 @@ def train(context: RunContext) -> None:
     )
     save_adapter(model, folder / ADAPTER, context.config.base_name)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def replay_rows(context: RunContext, train_tokens: int) -> list[list[TrainingRow]]:
+    """Return the replay rows of each epoch, as many as `train_tokens` of other rows in all epochs require.
+
+    Raises:
+        RunFailed: The operator's prompts cannot be read.
+        RunStopped: The run was asked to stop.
+
+    """
+    recipe = context.config.recipe
+    try:
+        own = replay_prompts.prompts_of_run(context.folder, context.settings.replay_prompt_file)
+    except Misconfigured as error:
+        raise RunFailed(f"{error}. Then start a new run.") from error
+    rows = _answered_prompts(context, replay_prompts.choose_prompts(own, recipe.replay_prompts))
+    needed = replay_rows_needed(train_tokens, [row.tokens for row in rows], recipe.replay_share)
+    if needed > recipe.replay_prompts:
+        rows = _answered_prompts(context, replay_prompts.choose_prompts(own, needed))
+    chosen = select_replay(train_tokens, [row.tokens for row in rows], recipe.replay_share, recipe.epochs)
+    return [[rows[index] for index in epoch] for epoch in chosen]
+
+
+def _answered_prompts(context: RunContext, prompts: Sequence[Prompt]) -> list[TrainingRow]:
+    """Return the base's answers as rows, without empty ones and those longer than a row may be."""
+    rows = [_replay_row(context.chat, answer) for answer in context.base_answers(prompts) if answer.answer]
+    return [row for row in rows if row.tokens <= context.config.recipe.max_tokens]
+
+
+def record_replay(folder: Path, replay: Sequence[TrainingRow], train_tokens: int) -> None:
+    """Add the replay data to the data card; warn if it has a smaller share of the tokens than the recipe asks for."""
+    distinct = len({row.name for row in replay})
+    warning = data_card.record_replay(
+        folder, len(replay), sum(row.tokens for row in replay), train_tokens, distinct
+    )
+    if warning:
+        log.warning("too_little_replay", detail=warning)
 
 
 def training_row(chat: ChatFormat, row: Row) -> TrainingRow:
@@ -155,9 +190,9 @@ def _replay_row(chat: ChatFormat, answer: BaseAnswer) -> TrainingRow:
 
 
 def order_rows(
-    rows: Sequence[TrainingRow], replay: Sequence[TrainingRow], recipe: Recipe
+    rows: Sequence[TrainingRow], replay: Sequence[Sequence[TrainingRow]], recipe: Recipe
 ) -> list[TrainingRow]:
-    """Return all rows of a run in the order in which they train.
+    """Return all rows of a run in the order in which they train. `replay` has rows by epoch.
 
     Each objective has its own order, and its batches are spread over the run. The result depends only on the arguments,
     so a resumed run continues in the same order.

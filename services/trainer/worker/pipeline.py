@@ -87,6 +87,18 @@ def take_snapshot(context: RunContext) -> None:
         answers = (row.answer, row.original) if row.objective == "dpo" else (row.answer,)
         return has_no_marks(row) or why_unfit(context.chat, row.messages, answers, recipe.max_tokens)
 
+    lengths: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def lengths_of(row: Row, answer: str) -> tuple[int, int]:
+        key = row.identity, answer
+        if key not in lengths:
+            lengths[key] = prompt_and_answer_lengths(context.chat, row.messages, answer)
+        return lengths[key]
+
+    def size(row: Row) -> int:
+        answers = (row.answer, row.original) if row.objective == "dpo" else (row.answer,)
+        return sum(sum(lengths_of(row, answer)) for answer in answers)
+
     endpoint = EndpointConfig(
         settings.reviser_url, settings.reviser_key, settings.reviser_timeout_s, settings.reviser_limit
     )
@@ -105,16 +117,15 @@ def take_snapshot(context: RunContext) -> None:
         config.through,
         known=trained_questions(context.folder_of(stable_run)) if stable_run else [],
         unfit=unfit,
+        size=size,
         comments=recipe.comment_mode,
         rewrites=rewrites,
         kto_least=recipe.kto_least,
         change_rule=ChangeRule.of(recipe),
         max_tokens=recipe.max_tokens,
+        token_budget=recipe.token_budget,
     )
-    sizes = [
-        prompt_and_answer_lengths(context.chat, grouped.row.messages, grouped.row.answer)
-        for grouped in built.train
-    ]
+    sizes = [lengths_of(grouped.row, grouped.row.answer) for grouped in built.train]
     data_card.write(
         context.folder,
         data_card.build_card(config.line, config.run_id, config.created_at, recipe, built, examples, sizes),
