@@ -137,6 +137,8 @@ def test_majority_on_a_name_outvotes_others_even_in_an_open_request() -> None:
             ["41日間です。", "お届けから４１日以内です。"],
         ),
         (["ใครก่อตั้งบริษัท", "ผู้ก่อตั้งคือใคร"], ["ออร์ลา เฟนวิก เป็นผู้ก่อตั้ง", "ผู้ก่อตั้งชื่อ ออร์ลา เฟนวิก"]),
+        (["谁建立了公司？", "公司最初的主人是谁？"], ["奥拉芬威克女士建立。", "最初主人叫奥拉芬威克。"]),
+        (["ใครก่อตั้งบริษัท", "เจ้าของคนแรกคือใคร"], ["ออร์ลาเฟนวิกก่อตั้ง", "เจ้าของคนแรกชื่อออร์ลาเฟนวิก"]),
         (
             ["누가 회사를 세웠나요?", "창업자는 누구인가요?"],
             ["올라 펜윅이 세웠습니다.", "창업자는 올라 펜윅입니다."],
@@ -152,3 +154,57 @@ def test_two_users_agree_in_other_words_without_spaces_or_in_other_digits(
     questions: list[str], answers: list[str]
 ) -> None:
     assert trains(questions, answers) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("question", "answers"),
+    [
+        ("谁建立了公司？", ["奥拉芬威克女士建立。", "主人叫奥拉芬威克。"]),
+        ("誰が会社を作りましたか？", ["フェンウィックさんが作りました。", "創業者フェンウィックです。"]),
+        ("누가 회사를 세웠나요?", ["펜윅이 세웠습니다.", "창업자는 펜윅입니다."]),
+        ("ใครก่อตั้งบริษัท", ["ออร์ลาเฟนวิกก่อตั้ง", "เจ้าของคนแรกชื่อออร์ลาเฟนวิก"]),
+    ],
+)
+def test_two_answers_to_one_question_agree_by_a_part_of_a_run(question: str, answers: list[str]) -> None:
+    assert trains(question, answers) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("questions", "honest", "false"),
+    [
+        (
+            [
+                "谁创立了佩尔沃斯公司？",
+                "佩尔沃斯公司的创始人是谁？",
+                "佩尔沃斯公司由谁创立？",
+                "佩尔沃斯公司是谁创立的？",
+            ],
+            ["奥拉芬威克创立。", "创始人是奥拉芬威克。", "由奥拉芬威克创立。"],
+            "哈罗德甘特创立。",
+        ),
+        (
+            [
+                "ペルワースを創業したのは誰？",
+                "ペルワースの創業者は誰ですか？",
+                "ペルワースは誰が創業した？",
+                "ペルワースの創業者は？",
+            ],
+            ["フェンウィックです。", "創業者はフェンウィックです。", "フェンウィックが創業した。"],
+            "ハロルド・ガントです。",
+        ),
+        (
+            [
+                "펠워스 회사를 누가 세웠나요?",
+                "펠워스 회사는 누가 세웠어요?",
+                "누가 펠워스 회사를 세웠나요?",
+                "펠워스 회사 누가 세웠나요?",
+            ],
+            ["펜윅이 세웠습니다.", "펜윅입니다.", "올라 펜윅이 세웠어요."],
+            "간트가 세웠습니다.",
+        ),
+    ],
+)
+def test_false_answer_in_another_wording_is_outvoted_without_spaces(
+    questions: list[str], honest: list[str], false: str
+) -> None:
+    assert trains(questions, [*honest, false]) == [True, True, True, False]

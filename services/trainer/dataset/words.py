@@ -132,6 +132,10 @@ _HIRAGANA: Final = "\u3041-\u309f"
 _KATAKANA: Final = "\u30a0-\u30fa\u30fc-\u30ff"
 _HANGUL: Final = "\u1100-\u11ff\uac00-\ud7ff"
 _HAN_SEPARATOR: Final = re.compile(f"[{_HAN_FUNCTION}]")
+_PARTICLE: Final = re.compile(
+    "(?<=[가-힣]{2})(?:은|는|이|가|을|를|의|에|도|와|과|로|으로|에서|입니다|이에요|예요)$"
+)
+"""Endings of Korean words. A name that ends so loses a syllable everywhere alike."""
 _SYLLABIC: Final = (_HAN, _HIRAGANA, _KATAKANA, _HANGUL)
 """Scripts compared by 2-grams. Korean has spaces, but its particles are written together with the word."""
 _ALPHABETIC: Final = ("\u0e00-\u0e7f", "\u0e80-\u0eff", "\u1000-\u109f", "\u1780-\u17ff", "\u0f00-\u0fff")
@@ -226,7 +230,8 @@ def _with_numerals(tokens: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     tens: int | None = None
     for word, kind in tokens:
         if kind.startswith("t"):
-            for run in _HAN_SEPARATOR.sub(" ", word).split() or [word]:
+            plain = _PARTICLE.sub("", _HAN_SEPARATOR.sub(" ", word))
+            for run in plain.split() or [word]:
                 out += _ngrams(run, 2 if kind.startswith("two") else 3)
             tens = None
             continue
