@@ -34,7 +34,7 @@ from shared.adapters.kafka import KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import CheckedReaders, check_partitions
 from shared.entry_point import run_service
-from shared.errors import Fenced, Misconfigured, Retryable
+from shared.errors import Fenced, LoopwrightError, Misconfigured, Retryable
 from shared.telemetry import Readiness
 from shared.topics import OPERATOR_COMMANDS
 
@@ -43,7 +43,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-def build(settings: TrainerSettings, base: PinnedBase, marks: frozenset[str]) -> Trainer:
+def build(settings: TrainerSettings, base: PinnedBase) -> Trainer:
     """Build the trainer with its real adapters. From then on, any other trainer of the line is fenced.
 
     Raises `Retryable` while Kafka cannot be reached or refuses what the trainer needs.
@@ -66,7 +66,7 @@ def build(settings: TrainerSettings, base: PinnedBase, marks: frozenset[str]) ->
         store=open_artifacts(settings.artifacts, settings.artifact_cache),
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
-        marks=marks,
+        marks=None,
         start_run=partial(launcher.start_run, device=settings.device),
     )
 
@@ -77,6 +77,26 @@ def usable_marks(settings: TrainerSettings, base: PinnedBase) -> frozenset[str]:
     if found.problem is not None and settings.mode == "train":
         raise Misconfigured(f"LOOPWRIGHT_BASE_MODEL={base.name}: {found.problem}")
     return found.marks
+
+
+def check_base_meanwhile(
+    settings: TrainerSettings, base: PinnedBase, trainer: Trainer, stopping: threading.Event
+) -> list[LoopwrightError]:
+    """Check the base in a thread, because importing its libraries takes seconds. If it cannot be used, set `stopping`.
+
+    Returns a list that then contains the error. A run that starts meanwhile makes the same check.
+    """
+    problems: list[LoopwrightError] = []
+
+    def check() -> None:
+        try:
+            trainer.use_marks(usable_marks(settings, base))
+        except LoopwrightError as error:
+            problems.append(error)
+            stopping.set()
+
+    threading.Thread(target=check, name="base-check", daemon=True).start()
+    return problems
 
 
 def lineage_queries(settings: TrainerSettings) -> LineageQueries:
@@ -115,6 +135,7 @@ def run_as_only_trainer(
 
     Raises:
         Fenced: another trainer took over the line while this one was cut off from Kafka.
+        Misconfigured: the base cannot be trained.
 
     """
     lock = wait_for_folder(settings.folder, readiness, stopping)
@@ -134,9 +155,8 @@ def run_as_only_trainer(
         return
     readiness.set("line", True, settings.line)
     base = find_base(settings.base_model)
-    marks = usable_marks(settings, base)
     readiness.set("base model", True, base.name)
-    trainer = wait_for_kafka(lambda: build(settings, base, marks), readiness, stopping)
+    trainer = wait_for_kafka(lambda: build(settings, base), readiness, stopping)
     if trainer is None:
         return
     trainer.device.on_report = lambda report: readiness.set(
@@ -144,7 +164,10 @@ def run_as_only_trainer(
     )
     readiness.watch("log", lambda: trainer.problem)
     readiness.watch("publisher", lambda: trainer.publisher.problem)
+    problems = check_base_meanwhile(settings, base, trainer, stopping)
     trainer.run(stopping)
+    if problems:
+        raise problems[0]
     if lease.taken:
         raise Fenced(
             f"another trainer took over line {settings.line} while this one was cut off from Kafka: start it again, "

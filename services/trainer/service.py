@@ -93,8 +93,8 @@ class Trainer:
     clock: Clock
     start_run: Callable[[Path], subprocess.Popen[bytes]]
     start_dataset_task: Callable[[Path], subprocess.Popen[bytes]] = launcher.start_dataset_task
-    marks: frozenset[str] = frozenset()
-    """Texts by which the base's prompts separate turns; no row with one of them trains or is exported."""
+    marks: frozenset[str] | None = frozenset()
+    """Texts by which the base's prompts separate turns: no row with one of them is exported. None: not known yet."""
     dead_letters: DeadLetterRate = field(default_factory=lambda: DeadLetterRate(DeadLetterLimit()))
     problem: str | None = None
     """Why the log cannot be read at the moment, or None."""
@@ -141,6 +141,10 @@ class Trainer:
         )
         self.device = DeviceMonitor(settings.device, settings.folder, self.clock)
         self.supervisor = RunSupervisor(db, self.clock, self.start_run, lambda: self.device.problem)
+
+    def use_marks(self, marks: frozenset[str]) -> None:
+        """Set the base's marks, for which exports and dry runs wait. Can be called from any thread."""
+        self.dataset_tasks.marks = marks
 
     def run(self, stopping: threading.Event) -> None:
         """Run until `stopping` is set. Then stop the run's process, which the next start resumes."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from services.trainer.__main__ import usable_marks
+from services.trainer.__main__ import check_base_meanwhile, usable_marks
 from services.trainer.base.tokenization import why_unfit
 from services.trainer.dataset import snapshot
 from services.trainer.dataset.filters import Row
@@ -48,6 +49,30 @@ def test_reasoning_base_stops_the_start_with_a_remedy(
     marks = usable_marks(settings(tmp_path, chat_template_kwargs=NO_REASONING), reasoning_base)
     assert "<|im_end|>" in marks
     assert usable_marks(settings(tmp_path, mode="export"), reasoning_base) == marks
+
+
+def test_problem_that_is_found_later_stops_the_trainer(
+    reasoning_base: PinnedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trainer.__main__.check_base", inspect_base)
+    trainer, stopping = MarkedTrainer(), threading.Event()
+    problems = check_base_meanwhile(settings(tmp_path), reasoning_base, cast(Any, trainer), stopping)
+    assert stopping.wait(60)
+    assert "enable_thinking" in str(problems[0])
+    trains = settings(tmp_path, chat_template_kwargs=NO_REASONING)
+    assert check_base_meanwhile(trains, reasoning_base, cast(Any, trainer), threading.Event()) == []
+    assert trainer.marked.wait(60)
+
+
+class MarkedTrainer:
+    """A trainer that is given the marks."""
+
+    def __init__(self) -> None:
+        self.marked = threading.Event()
+
+    def use_marks(self, marks: frozenset[str]) -> None:
+        assert "<|im_end|>" in marks
+        self.marked.set()
 
 
 def test_golden_question_that_the_template_refuses_stops_the_start(

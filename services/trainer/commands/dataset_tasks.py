@@ -45,8 +45,8 @@ class DatasetTasks:
     commands: CommandTable
     clock: Clock
     start_process: Callable[[Path], subprocess.Popen[bytes]]
-    marks: frozenset[str] = frozenset()
-    """Texts by which the base's prompts separate turns."""
+    marks: frozenset[str] | None = frozenset()
+    """Texts by which the base's prompts separate turns. Nothing starts before they are known."""
     process: subprocess.Popen[bytes] | None = None
     task: DatasetTask | None = None
     command_ids: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class DatasetTasks:
             status = self.process.poll()
             if status is not None:
                 self._finish(status)
-        if self.process is not None:
+        if self.process is not None or self.marks is None:
             return
         if pending := self.commands.pending(CommandKind.EXPORT_DATASET):
             self._start(self._task("export"), pending)
@@ -81,14 +81,14 @@ class DatasetTasks:
 
     def export_automatically(self, reason: str) -> None:
         """Start an export without a command, unless a process is running or the last one has just failed."""
-        if self.busy or self.clock.now_ms() < self.not_before_ms:
+        if self.busy or self.marks is None or self.clock.now_ms() < self.not_before_ms:
             return
         log.info("exporting_automatically", reason=reason)
         self._start(self._task("export"), [])
 
     def _task(self, kind: TaskKind, new_examples: int = 0, prospects: str = "") -> DatasetTask:
         through, now_ms = batch_table.through(self.db), self.clock.now_ms()
-        return DatasetTask(kind, through, now_ms, new_examples, prospects, tuple(sorted(self.marks)))
+        return DatasetTask(kind, through, now_ms, new_examples, prospects, tuple(sorted(self.marks or ())))
 
     def status(self) -> str | None:
         """Return what the process is doing, or None if there is none."""

@@ -43,15 +43,19 @@ def check_base(base: Path, template_kwargs: TemplateKwargs, golden: Path | None 
 
     """
     arguments = [str(base), json.dumps(dict(template_kwargs)), *([str(golden)] if golden is not None else [])]
-    ended = subprocess.run(
-        [sys.executable, "-m", "services.trainer.worker.base_check", *arguments],
-        env=process_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    module = "services.trainer.worker.base_check"
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "services.trainer.worker.child", module, *arguments],
+            env=process_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Misconfigured(f"the check of the base in {base} did not end within {TIMEOUT_S} s") from None
     if ended.returncode != 0:
         raise Misconfigured(f"the base in {base} cannot be used: {ended.stderr.strip()[-MAX_ERROR:]}")
     fields = json.loads(ended.stdout.splitlines()[-1])
