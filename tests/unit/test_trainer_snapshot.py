@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from examples.world import load_world
 from services.trainer.dataset import snapshot, snapshot_files
 from services.trainer.dataset.batch_table import Example
+from services.trainer.dataset.filters import GroupedRow
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.similarity import near_duplicates
 from services.trainer.dataset.snapshot import MAX_RESERVED_SHARE
+from services.trainer.dataset.snapshot_files import ROW_GROUP, Snapshot
 from services.trainer.gate.eval_items import build_eval_items
 from tests.trainer_factories import LINE, example, revision
 
@@ -97,3 +102,16 @@ def test_rows_that_a_run_cannot_train_are_quarantined() -> None:
     )
     assert any(one.reason == "tokens: too many" for one in taken.quarantined)
     assert all(len(one.row.answer) < 50 for one in taken.train)
+
+
+def test_rows_are_written_and_read_in_groups(tmp_path: Path) -> None:
+    rows = snapshot.build(LINE, cast(), {"0": 1}).train
+    many = tuple(
+        GroupedRow(replace(rows[i % len(rows)].row, response_id=f"r{i}"), i) for i in range(2 * ROW_GROUP + 1)
+    )
+    taken = Snapshot(many, (), ())
+    snapshot_files.write(tmp_path, taken, 1)
+    groups = pq.ParquetFile(tmp_path / snapshot_files.TRAIN_ROWS).metadata.num_row_groups
+    assert groups == 3
+    assert tuple(snapshot_files.read_rows(tmp_path)) == many
+    assert snapshot_files.read_rows(tmp_path, snapshot_files.HELDOUT_ROWS) == []

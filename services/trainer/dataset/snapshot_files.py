@@ -10,6 +10,7 @@ Imports pyarrow only when rows are read or written: the trainer's service needs 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from services.trainer.dataset.filters import GroupedRow, QuarantinedRow, Row, count_reasons
 from services.trainer.files import write_whole
-from shared.events import canonical_json, sha256
+from shared.events import canonical_json
 from shared.versions import DatasetRef
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ TRAIN_ROWS: Final = "train.parquet"
 HELDOUT_ROWS: Final = "heldout.parquet"
 SNAPSHOT: Final = "snapshot.json"
 ASKED_BY: Final = "asked_by"
+ROW_GROUP: Final = 4096
+"""Rows written, and read, at a time: as Python objects they take several times their size in the file."""
 UNENDED_COLUMNS: Final = ("unended", "original_unended")
 
 
@@ -46,8 +49,9 @@ class Snapshot:
 
         Excluded are columns that train nothing (who asked), and those that have their default.
         """
-        rows = [fields_of(one) for one in self.train]
-        for row in rows:
+        digest = hashlib.sha256()
+        for number, one in enumerate(self.train):
+            row = fields_of(one)
             del row[ASKED_BY]
             if row["label"] is None:
                 del row["label"]
@@ -56,7 +60,8 @@ class Snapshot:
             for name in UNENDED_COLUMNS:
                 if not row[name]:
                     del row[name]
-        return sha256(b"\n".join(map(canonical_json, rows)))
+            digest.update((b"\n" if number else b"") + canonical_json(row))
+        return digest.hexdigest()
 
     def ref(self, tokens: int) -> DatasetRef:
         """Return the reference that versions publish. `tokens`: of all rows that train."""
@@ -119,9 +124,11 @@ def to_parquet(rows: Sequence[GroupedRow]) -> bytes:
     import pyarrow as pa  # noqa: PLC0415 - large
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    table = pa.Table.from_pylist([fields_of(one) for one in rows], schema=_columns())
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    with pq.ParquetWriter(sink, _columns(), compression="zstd") as writer:
+        for start in range(0, len(rows), ROW_GROUP):
+            fields = [fields_of(one) for one in rows[start : start + ROW_GROUP]]
+            writer.write_table(pa.Table.from_pylist(fields, schema=_columns()))
     return sink.getvalue()
 
 
@@ -154,7 +161,9 @@ def read_rows(folder: Path, name: str = TRAIN_ROWS) -> list[GroupedRow]:
     """Return the rows of a snapshot's file."""
     import pyarrow.parquet as pq  # noqa: PLC0415 - large
 
-    return [row_from_fields(fields) for fields in pq.read_table(folder / name).to_pylist()]
+    with pq.ParquetFile(folder / name) as file:
+        batches = file.iter_batches(batch_size=ROW_GROUP)
+        return [row_from_fields(fields) for batch in batches for fields in batch.to_pylist()]
 
 
 def is_complete(folder: Path) -> bool:
