@@ -6,7 +6,7 @@ because at TRL's default a LoRA adapter learns almost nothing in so few steps. T
 trainer does, in the data type that a run would choose on this machine.
 
 Tokens are counted per row, without padding. The prefix that rows share counts in each of them, although ours computes
-it only once (`services/trainer/base/shared_prefix.py`), so the ratio of tokens per second is the ratio of the time for
+it only once (`services/trainer/training/packing.py`), so the ratio of tokens per second is the ratio of the time for
 the same rows. The share of the matmul peak counts all computed operations, padding included, relative to the bf16
 peak. It can exceed 1 on a processor that is faster in fp32; the share of the fp32 peak is reported too.
 """
@@ -159,7 +159,7 @@ def run_arm(arm: ArmName, base: Path) -> dict[str, Any]:
     steps: list[StepTime] = []
     with tempfile.TemporaryDirectory() as folder:
         if arm == "ours":
-            trained = train_ours(model, chat, training, recipe, Path(folder), step_timer(steps))
+            trained = train_ours(base, model, chat, training, recipe, Path(folder), step_timer(steps))
         else:
             del model
             trained = train_with_trl_defaults(
@@ -183,6 +183,7 @@ def run_arm(arm: ArmName, base: Path) -> dict[str, Any]:
 
 
 def train_ours(
+    base: Path,
     model: PreTrainedModel,
     chat: ChatFormat,
     training: list[AnsweredConversation],
@@ -191,20 +192,24 @@ def train_ours(
     timer: TrainerCallback,
 ) -> Model:
     """Train as a run of the trainer does, and return the trained model."""
-    from services.trainer.base.tokenization import token_count  # noqa: PLC0415 - only an arm needs them
-    from services.trainer.dataset.objectives import sft_row  # noqa: PLC0415
-    from services.trainer.training.batch_order import order_by_length  # noqa: PLC0415
-    from services.trainer.training.cpu.attention import with_training_attention  # noqa: PLC0415
-    from services.trainer.training.train import fine_tune  # noqa: PLC0415
+    from services.trainer.training.rows import sft_row  # noqa: PLC0415 - only an arm needs them
+    from services.trainer.training.step_plan import plan_steps  # noqa: PLC0415
+    from services.trainer.training.train import fine_tune, resolve_recipe  # noqa: PLC0415
 
-    rows = order_by_length(
-        training, [], EPOCHS, recipe.batch_size, lambda row: token_count(chat, *row), recipe.seed
-    )
+    rows = [
+        sft_row(chat, str(number), messages, answer) for number, (messages, answer) in enumerate(training)
+    ]
+    resolved = resolve_recipe(recipe, base, model.dtype.itemsize, rows, [])
     trained: Model = fine_tune(
-        with_training_attention(model, recipe.max_tokens),
-        chat.tokenizer,
-        [sft_row(messages, answer) for messages, answer in rows],
-        recipe,
+        model,
+        plan_steps(
+            rows,
+            [],
+            tokens_per_step=resolved.tokens_per_step,
+            epochs=resolved.epochs,
+            seed=resolved.seed,
+        ),
+        resolved,
         folder,
         callback=timer,
         stop=threading.Event(),
@@ -227,6 +232,8 @@ def train_with_trl_defaults(
     from trl.trainer.sft_config import SFTConfig  # noqa: PLC0415
     from trl.trainer.sft_trainer import SFTTrainer  # noqa: PLC0415
 
+    from services.trainer.base.shape import base_shape  # noqa: PLC0415
+    from services.trainer.core.resolved_recipe import learning_rate  # noqa: PLC0415
     from services.trainer.dataset.objectives import sft_row  # noqa: PLC0415
 
     trainer = SFTTrainer(
@@ -234,7 +241,7 @@ def train_with_trl_defaults(
         args=SFTConfig(
             output_dir=str(folder),
             num_train_epochs=EPOCHS,
-            learning_rate=recipe.learning_rate,
+            learning_rate=learning_rate(recipe, base_shape(base).hidden),
             include_num_input_tokens_seen="non_padding",
             report_to="none",
             disable_tqdm=True,

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.experiment.arms import Arm, Scenario, Sizes
 from services.trainer.core.recipe import Recipe
+from services.trainer.core.resolved_recipe import ROWS_PER_STEP
 
 TRAINED_SHARE = {"facts": 0.55, "style": 0.75}
 """Approximate share of the feedback that trains. The rest is held out, reserved or repeated."""
@@ -73,8 +74,8 @@ def _predict(arm: Arm, sizes: Sizes, recipe: Recipe, speed: Speed) -> float:
     if not arm.trains:
         return STARTUP_S / 3 + base_tokens / speed.tokens_per_s
     share = TRAINED_SHARE_SHUFFLED if arm.name == "shuffled" else TRAINED_SHARE[arm.scenario]
-    training_s = share * feedback * recipe.epochs / recipe.batch_size * step_s
-    training_s += recipe.replay_prompts / recipe.batch_size * speed.sft_step_s
+    training_s = share * feedback * recipe.epochs / ROWS_PER_STEP * step_s
+    training_s += recipe.replay_prompts / ROWS_PER_STEP * speed.sft_step_s
     gate_tokens = recipe.gate_eval_prompts * 24 + recipe.gate_safety_prompts * recipe.replay_new_tokens
     gate_tokens += 3 * LIKELIHOODS + (80 * recipe.gate_new_tokens if arm.scenario == "facts" else 0)
     return STARTUP_S + training_s + (gate_tokens + measured_tokens) / speed.tokens_per_s

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from services.trainer.base.dtype import fastest
 from services.trainer.base.model import generate_answers, load_base
 from services.trainer.base.tokenization import load_chat
 from services.trainer.core.recipe import Recipe
-from services.trainer.dataset.objectives import kto_row, sft_row
+from services.trainer.core.resolved_recipe import ROWS_PER_STEP
 from services.trainer.files import write_whole
-from services.trainer.training.cpu.attention import with_training_attention
-from services.trainer.training.train import fine_tune
+from services.trainer.training.rows import sft_row
+from services.trainer.training.train import fine_tune, resolve_recipe
 from services.trainer.worker.child import PARENT_PID_VARIABLE
 from shared.adapters.parent_death import die_with
 
@@ -58,20 +59,28 @@ def main(base_folder: Path, threads: int, output: Path) -> None:
     started = time.perf_counter()
     generate_answers(model, chat, [messages for messages, _ in texts[:ANSWERS]], ANSWER_TOKENS)
     tokens_per_s = ANSWERS * ANSWER_TOKENS / (time.perf_counter() - started)
-    count = (STEPS + 1) * recipe.batch_size
-    rows = [sft_row(messages, answer) for messages, answer in texts[:count]]
+    count = (STEPS + 1) * ROWS_PER_STEP
+    rows = [sft_row(chat, "sft", messages, answer) for messages, answer in texts[:count]]
     # Judged answers are about twice as long as corrections.
-    rows += [
-        kto_row(messages, f"{answer} {answer}", i % 2 == 0)
+    judged = [
+        replace(
+            sft_row(chat, "kto", messages, f"{answer} {answer}"),
+            objective="kto",
+            liked=i % 2 == 0,
+        )
         for i, (messages, answer) in enumerate(texts[:count])
+    ]
+    steps_of_rows = [
+        tuple(each[start : start + ROWS_PER_STEP])
+        for each in (rows, judged)
+        for start in range(0, count, ROWS_PER_STEP)
     ]
     step_times = StepTimes()
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(
-            with_training_attention(model, recipe.max_tokens),
-            chat.tokenizer,
-            rows,
-            recipe,
+            model,
+            steps_of_rows,
+            resolve_recipe(recipe, base_folder, model.dtype.itemsize, [*rows, *judged], []),
             Path(folder),
             callback=step_times,
             stop=threading.Event(),

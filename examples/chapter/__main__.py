@@ -32,7 +32,7 @@ def chapter(
     """Import a notebook's feedback rows, retrain the model on them and ask it again.
 
     Environment variables: LOOPWRIGHT_BASE_MODEL sets the base model (a Hugging Face id or a folder);
-    LOOPWRIGHT_TRAINER_EPOCHS and LOOPWRIGHT_TRAINER_BATCH_SIZE set epochs and batch size.
+    LOOPWRIGHT_TRAINER_EPOCHS and LOOPWRIGHT_TRAINER_TOKENS_PER_STEP set epochs and the size of a step.
     """
     console = Console()
     signal.signal(signal.SIGTERM, _interrupt)

@@ -19,9 +19,9 @@ FIXED = {
 DEFAULTS = {
     # Default: 30 seconds, too long for a person at a terminal.
     "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "1",
-    # The chapter's values.
+    # The chapter's values: 3 epochs, and about two rows per step.
     "LOOPWRIGHT_TRAINER_EPOCHS": "3",
-    "LOOPWRIGHT_TRAINER_BATCH_SIZE": "2",
+    "LOOPWRIGHT_TRAINER_TOKENS_PER_STEP": "160",
     # Three rows need little replay data and few evaluation prompts.
     "LOOPWRIGHT_TRAINER_REPLAY_PROMPTS": "8",
     "LOOPWRIGHT_TRAINER_GATE_EVAL_PROMPTS": "24",

@@ -9,9 +9,9 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
-from services.trainer.core.recipe import Recipe
 from services.trainer.training.cpu.lora_layer import BaseDtypeLinear
 from services.trainer.training.lora import lora_config
+from tests.trainer_rows import resolved_recipe
 
 IDS = torch.arange(1, 13).reshape(2, 6)
 
@@ -23,7 +23,7 @@ def load_base(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMod
 
 def adapted_model(folder: Path, dtype: torch.dtype = torch.float32) -> PeftModel:
     """Return the base with an adapter whose weights are not zero, as those of a fresh adapter are."""
-    model = get_peft_model(load_base(folder, dtype), lora_config(Recipe(rank=4)))
+    model = get_peft_model(load_base(folder, dtype), lora_config(resolved_recipe(rank=4)))
     torch.manual_seed(6)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -82,6 +82,6 @@ def test_merging_does_not_change_the_logits(tiny_model: Path, merged: bool) -> N
 def test_layers_other_than_linear_are_left_to_peft() -> None:
     small = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2))
     with pytest.warns(UserWarning, match="Conv1D"):
-        model = get_peft_model(small, lora_config(Recipe(rank=4)))
+        model = get_peft_model(small, lora_config(resolved_recipe(rank=4)))
     assert not any(isinstance(layer, BaseDtypeLinear) for layer in model.modules())
     assert any("lora_A" in name for name, _ in model.named_parameters())

@@ -91,9 +91,7 @@ def test_base_answers_go_on_with_less_memory_in_the_next_process(
     real = load_base(tiny_model, dtype="float32")
     monkeypatch.setattr("services.trainer.base.model.load_base", lambda *_: real)
     with room_for(real, 0):
-        status = run_to_exit_code(
-            context.folder, context.config, lambda: context.base_answers(prompts) and None
-        )
+        status = run_to_exit_code(context.folder, lambda: context.base_answers(prompts) and None)
     assert (status.name, eval_batch.sizes(context.folder)) == ("OUT_OF_MEMORY", (1, 4))
     with room_for(real, 1) as failed:
         again = context_of_next_process(context)

@@ -1,4 +1,4 @@
-"""Each objective changes a small random model in its direction, by TRL's own loss."""
+"""Each objective changes a small random model in its direction, alone and mixed with the others."""
 
 from __future__ import annotations
 
@@ -12,41 +12,36 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM
 
 from services.trainer.base.base_answers import REPLAY_PROMPTS, BaseAnswer, shipped_prompts
 from services.trainer.base.model import answer_losses, with_adapter
-from services.trainer.base.tokenization import load_chat, load_tokenizer
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
+from services.trainer.core.resolved_recipe import ResolvedRecipe
 from services.trainer.dataset import snapshot_files
-from services.trainer.dataset.objectives import dpo_row, kto_row, sft_row
 from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
-from services.trainer.run.context import RunContext, RunFailed
-from services.trainer.run.folder import ADAPTER
+from services.trainer.run import environment, micro_batch
+from services.trainer.run.context import RunContext
+from services.trainer.run.folder import ADAPTER, RESOLVED_RECIPE
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import train
 from services.trainer.training.checkpoints import RunCallback
-from services.trainer.training.cpu.attention import with_training_attention
-from services.trainer.training.lora import lora_config
-from services.trainer.training.multi_objective_trainer import plan_steps
-from services.trainer.training.truncated_answers import TRUNCATED, end_of_turn_ids
+from services.trainer.training.rows import TokenizedRow, tokenize
 from services.trainer.versions.model_card import ADAPTER_FILES
 from shared.adapters.in_memory import InMemoryCache
+from shared.feedback_kinds import Objective
 from shared.versions import VersionRef
 from tests.trainer_factories import LINE, grouped, row
+from tests.trainer_rows import cached_chat, resolved_recipe, tokenized
 
-RECIPE = Recipe(batch_size=4, learning_rate=1e-2, preference_rate=1.0, rank=4, threads=1)
+RECIPE = resolved_recipe(learning_rate=1e-2, rank=4)
 PROMPTS: list[Messages] = [(("user", f"What of number {i}?"),) for i in range(8)]
 WANTED, UNWANTED = "It is a short one.", "Whatever you may think of it, many words."
-JUDGED = [kto_row(prompt, WANTED if i % 2 else UNWANTED, bool(i % 2)) for i, prompt in enumerate(PROMPTS)]
-PAIRS = [dpo_row(prompt, WANTED, UNWANTED) for prompt in PROMPTS]
-PLAIN = [sft_row(prompt, f"It is {'short ' * i}number {i}.") for i, prompt in enumerate(PROMPTS)]
-MIXED = [*PLAIN[:4], *JUDGED[:4], *PAIRS[:4], *PLAIN[4:], *JUDGED[4:], *PAIRS[4:6]]
+KINDS: tuple[Objective, ...] = ("sft", "kto", "dpo")
 
 
 class LogCallback(RunCallback):
@@ -73,30 +68,35 @@ class Bench:
     def base(self) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
 
-    def learn(
-        self, rows: Sequence[dict[str, Any]], recipe: Recipe = RECIPE, micro_batch_size: int | None = None
-    ) -> Any:
+    def plain(self) -> list[TokenizedRow]:
+        return [
+            tokenized(self.model, "sft", prompt, f"It is {'short ' * i}number {i}.")
+            for i, prompt in enumerate(PROMPTS)
+        ]
+
+    def judged(self) -> list[TokenizedRow]:
+        return [
+            tokenized(self.model, "kto", prompt, WANTED if i % 2 else UNWANTED, liked=bool(i % 2))
+            for i, prompt in enumerate(PROMPTS)
+        ]
+
+    def pairs(self) -> list[TokenizedRow]:
+        return [tokenized(self.model, "dpo", prompt, WANTED, UNWANTED) for prompt in PROMPTS]
+
+    def learn(self, steps: Sequence[Sequence[TokenizedRow]], recipe: ResolvedRecipe = RECIPE) -> Any:
         return train.fine_tune(
-            with_training_attention(self.base(), recipe.max_tokens),
-            load_tokenizer(self.model),
-            rows,
+            self.base(),
+            [tuple(step) for step in steps],
             recipe,
             self.folder,
             callback=self.callback,
             stop=threading.Event(),
-            micro_batch_size=micro_batch_size,
         )
-
-    def adapted(self) -> Any:
-        return get_peft_model(self.base(), lora_config(RECIPE))
-
-    def parts(self, rows: Sequence[dict[str, Any]], model: Any) -> dict[Any, Any]:
-        return train.objective_trainers(model, load_tokenizer(self.model), rows, RECIPE, self.folder, 4)
 
     def log_likelihoods(self, model: Any) -> tuple[float, float]:
         """Return the mean log-likelihood per token of the wanted and of the unwanted answers."""
         answered = [[(prompt, text) for prompt in PROMPTS] for text in (WANTED, UNWANTED)]
-        wanted, unwanted = (answer_losses(model.eval(), load_chat(self.model), one) for one in answered)
+        wanted, unwanted = (answer_losses(model.eval(), cached_chat(self.model), one) for one in answered)
         return -sum(wanted) / len(wanted), -sum(unwanted) / len(unwanted)
 
 
@@ -105,40 +105,77 @@ def bench(tiny_model: Path, tmp_path: Path) -> Bench:
     return Bench(tiny_model, tmp_path)
 
 
+def steps_of(rows: Sequence[TokenizedRow], epochs: int, size: int = 4) -> list[Sequence[TokenizedRow]]:
+    """Return all rows in steps of `size`, `epochs` times."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)] * epochs
+
+
 def weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
 
 
 def test_kto_raises_liked_and_lowers_disliked_answers(bench: Bench) -> None:
     wanted, unwanted = bench.log_likelihoods(bench.base())
-    liked, disliked = bench.log_likelihoods(bench.learn(JUDGED * 4))
+    liked, disliked = bench.log_likelihoods(bench.learn(steps_of(bench.judged(), 4)))
     assert liked > wanted
     assert disliked < unwanted
 
 
 def test_dpo_prefers_the_chosen_answer_without_lowering_it(bench: Bench) -> None:
     wanted, unwanted = bench.log_likelihoods(bench.base())
-    chosen, rejected = bench.log_likelihoods(bench.learn(PAIRS * 4))
+    chosen, rejected = bench.log_likelihoods(bench.learn(steps_of(bench.pairs(), 4)))
     assert chosen - rejected > wanted - unwanted
     assert chosen > wanted
 
 
 def test_sft_raises_the_answer(bench: Bench) -> None:
     before, _ = bench.log_likelihoods(bench.base())
-    learned = bench.learn([sft_row(prompt, WANTED) for prompt in PROMPTS] * 3)
+    rows = [tokenized(bench.model, "sft", prompt, WANTED) for prompt in PROMPTS]
+    learned = bench.learn(steps_of(rows, 3))
     assert bench.log_likelihoods(learned)[0] > before + 0.2
     assert all("lora_" in name for name in weights(learned))
+
+
+def test_one_step_trains_all_objectives(bench: Bench) -> None:
+    """Each objective moves the model in its direction, although every step has rows of all."""
+    wanted, unwanted = bench.log_likelihoods(bench.base())
+    judged, pairs, plain = bench.judged(), bench.pairs(), bench.plain()
+    steps = [[*judged[i : i + 2], pairs[i], plain[i]] for i in range(0, 8, 2)] * 4
+    liked, disliked = bench.log_likelihoods(bench.learn(steps))
+    assert liked > wanted
+    assert liked - disliked > wanted - unwanted
+    metrics = {"sft/loss", "kto/loss", "kto/kl", "kto/margin", "dpo/loss", "dpo/margin"}
+    assert all(metrics <= logs.keys() for logs in bench.callback.logs)
+    last = bench.callback.logs[-1]
+    assert last["kto/margin"] > 0
+    assert last["dpo/margin"] > 0
+
+
+def test_preference_weight_decides_the_direction_of_shared_weights(bench: Bench, tmp_path: Path) -> None:
+    """SFT raises an answer that is also disliked. The weight says which of the two wins."""
+    disliked = [tokenized(bench.model, "kto", prompt, UNWANTED, liked=False) for prompt in PROMPTS]
+    trained = [tokenized(bench.model, "sft", prompt, UNWANTED) for prompt in PROMPTS]
+    steps = [[*disliked[i : i + 4], *trained[i : i + 4]] for i in (0, 4)] * 6
+    _, before = bench.log_likelihoods(bench.base())
+    found = {}
+    for weight in (0.01, 1000.0):
+        recipe = RECIPE.model_copy(update={"preference_weight": weight, "kto_beta": 0.02})
+        found[weight] = bench.log_likelihoods(
+            Bench(bench.model, tmp_path / str(weight)).learn(steps, recipe)
+        )[1]
+    assert found[0.01] > before + 0.2
+    assert found[1000.0] < before
 
 
 def test_full_method_trains_all_weights_against_the_base(bench: Bench) -> None:
     before = bench.log_likelihoods(bench.base())
     full = RECIPE.model_copy(update={"method": "full", "learning_rate": 1e-3})
-    learned = bench.learn([*PLAIN, *JUDGED * 2], full)
+    learned = bench.learn([*steps_of(bench.plain(), 1), *steps_of(bench.judged(), 2)], full)
     wanted, unwanted = bench.log_likelihoods(learned)
     assert wanted - unwanted > before[0] - before[1]
     assert not any("lora_" in name for name in weights(learned))
-    first = next(logs for logs in bench.callback.logs if "kto/rewards/margins" in logs)
-    assert first["kto/loss"] != 0.5, "the previous step has moved the model away from its reference"
+    first = next(logs for logs in bench.callback.logs if "kto/margin" in logs)
+    assert first["kto/margin"] != 0, "the previous step has moved the model away from its reference"
     train.save_adapter(learned, bench.folder / "adapter", "a base")
     with with_adapter(bench.base(), bench.folder / "adapter") as kept:
         assert bench.log_likelihoods(kept) == pytest.approx((wanted, unwanted), abs=0.05)
@@ -146,23 +183,11 @@ def test_full_method_trains_all_weights_against_the_base(bench: Bench) -> None:
     assert all(str(bench.model.parent) not in path.read_text() for path in files)
 
 
-def test_each_step_has_one_objective_and_its_rate(bench: Bench) -> None:
-    slow = RECIPE.model_copy(update={"preference_rate": 0.1})
-    bench.learn(MIXED * 2, slow)
-    kinds = [
-        next(kind for kind in ("sft", "kto", "dpo") if f"{kind}/loss" in logs) for logs in bench.callback.logs
-    ]
-    assert kinds == ["sft", "kto", "dpo"] * 4
-    rates = {
-        kind: max(
-            logs["learning_rate"] for k, logs in zip(kinds, bench.callback.logs, strict=True) if k == kind
-        )
-        for kind in kinds
-    }
-    # Warm-up: half the rate in the first step, the full rate in the second, then a linear decay.
-    assert rates["sft"] == pytest.approx(slow.learning_rate * 9 / 11)
-    assert rates["kto"] == pytest.approx(slow.learning_rate * 0.1)
-    assert rates["dpo"] == pytest.approx(slow.learning_rate * 0.1 * 10 / 11)
+def test_full_method_starts_at_its_reference(bench: Bench) -> None:
+    full = RECIPE.model_copy(update={"method": "full", "learning_rate": 1e-6})
+    bench.learn([[*bench.judged()[:4], *bench.pairs()[:2]]], full)
+    assert bench.callback.logs[0]["kto/margin"] == pytest.approx(0, abs=1e-4)
+    assert bench.callback.logs[0]["dpo/margin"] == pytest.approx(0, abs=1e-4)
 
 
 def test_run_trains_all_feedback_and_replay_data_in_one_adapter(tiny_model: Path, tmp_path: Path) -> None:
@@ -181,7 +206,15 @@ def test_run_trains_all_feedback_and_replay_data_in_one_adapter(tiny_model: Path
     rows += [replace(correction, response_id="p", kind="preference", objective="dpo")]
     run = tmp_path / "runs" / "r-1"
     snapshot_files.write(run, Snapshot(tuple(grouped(rows)), (), (), {"0": 1}), 10)
-    recipe = RECIPE.model_copy(update={"replay_prompts": 2, "replay_new_tokens": 8, "epochs": 2.0})
+    recipe = Recipe(
+        threads=1,
+        rank=4,
+        replay_prompts=2,
+        replay_share=0,
+        replay_new_tokens=8,
+        epochs=2.0,
+        tokens_per_step=250,
+    )
     stable = VersionRef(version=f"{LINE}@base-00000000", kind="base", digest="0" * 64)
     config = RunConfig("r-1", LINE, {"0": 1}, recipe, str(tiny_model), "tiny", "0" * 64, stable, None, 0)
     settings = TrainerSettings(line=LINE, data_dir=tmp_path / "data")
@@ -194,141 +227,84 @@ def test_run_trains_all_feedback_and_replay_data_in_one_adapter(tiny_model: Path
         settings.replay_dir / "00000000.jsonl",
         "".join(json.dumps(asdict(one)) + "\n" for one in base_answers).encode(),
     )
-    train.train(context)
+    planned: list[Any] = []
+    original = train.plan_steps
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        planned.extend(original(*arguments, **options))
+        return list(planned)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "plan_steps", record)
+        train.train(context)
     assert {path.name for path in (run / ADAPTER).iterdir()} == set(ADAPTER_FILES)
-    order = train.order_rows(
-        [train.training_row(context.chat, one) for one in rows],
-        [
-            [
-                train.training_row(context.chat, replace(correction, response_id=one.id))
-                for one in base_answers
-            ],
-            [],
-        ],
-        recipe,
+    times = Counter(one.name for step in planned for one in step)
+    assert {times[one.identity] for one in rows} == {2}
+    assert {times[f"replay/{one.id}"] for one in base_answers} == {1}
+    kinds = [Counter(one.objective for one in step) for step in planned]
+    assert all({"sft", "kto"} <= kind.keys() for kind in kinds), "every step mixes the objectives"
+    resolved = ResolvedRecipe.model_validate_json((run / RESOLVED_RECIPE).read_bytes())
+    assert (resolved.tokens_per_step, resolved.rank) == (250, 4)
+    assert resolved.learning_rate > 1.5e-3, "the tiny base is narrower than the one of the reference"
+    size = micro_batch.read(run)
+    assert size is not None
+    assert size.tokens == resolved.micro_batch_tokens
+    assert environment.read(run)[0]["machine"]["micro_batch_tokens"] == size.tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_answer_and_its_end_carry_loss(bench: Bench, kind: Objective) -> None:
+    chat = cached_chat(bench.model)
+    trained = tokenize(chat, replace(row("Who?", WANTED, original=UNWANTED), objective=kind, label=True))
+    assert chat.tokenizer.decode(list(trained.answer)) == f"{WANTED}<|im_end|>\n"
+    assert chat.tokenizer.decode(list(trained.rejected)) == (
+        f"{UNWANTED}<|im_end|>\n" if kind == "dpo" else ""
     )
-    times = Counter(one.name.partition("/")[0] for one in order)
-    assert {times[one.response_id] for one in rows} == {2}
-    assert {times[one.id] for one in base_answers} == {1}
-    kinds = [kind for kind, _ in plan_steps([one.fields for one in order], recipe.batch_size)]
-    assert Counter(kinds) == {"sft": 3, "kto": 3, "dpo": 1}
-    assert "dpo" in kinds[2:5], "spread over the run, not at an end"
+    assert list(trained.prompt) == chat.prompt_ids([("user", "Who?")])
 
 
-@pytest.mark.parametrize("rows", [PLAIN, PAIRS], ids=["sft", "dpo"])
-def test_micro_batches_train_the_same_as_whole_batches(
-    bench: Bench, tmp_path: Path, rows: list[dict[str, Any]]
-) -> None:
-    one = weights(bench.learn(rows))
-    other = weights(Bench(bench.model, tmp_path / "pieces").learn(rows, micro_batch_size=2))
-    for name, weight in one.items():
-        torch.testing.assert_close(other[name], weight, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["sft", "kto", "dpo"])
-def test_only_the_answer_and_its_end_carry_loss(bench: Bench, kind: str) -> None:
-    rows = {"sft": PLAIN, "kto": JUDGED, "dpo": PAIRS}[kind][:2]
-    tokenizer = load_tokenizer(bench.model)
-    part = bench.parts(rows, bench.adapted())[kind]
-    batch = part.data_collator([part.train_dataset[i] for i in range(2)])
-    mask = batch["completion_mask"].bool() if kind != "sft" else batch["labels"] != -100
-    trained = [tokenizer.decode(ids[one]) for ids, one in zip(batch["input_ids"], mask, strict=True)]
-    answers = [
-        row[name][0]["content"]
-        for name in ("completion", "chosen", "rejected")
-        for row in rows
-        if name in row
-    ]
-    assert trained == [f"{answer}<|im_end|>\n" for answer in answers]
-
-
-@pytest.mark.parametrize("kind", ["sft", "kto", "dpo"])
-def test_end_of_a_truncated_answer_is_not_trained(bench: Bench, kind: str) -> None:
-    rows = {"sft": PLAIN, "kto": JUDGED, "dpo": PAIRS}[kind][:4]
-    truncated = [[False, False], [True, False], [False, True], [True, True]]
-    marked = [row | {TRUNCATED: each} for row, each in zip(rows, truncated, strict=True)]
-    part = bench.parts(marked, bench.adapted())[kind]
-    whole = bench.parts(rows, bench.adapted())[kind]
-    end = end_of_turn_ids(load_tokenizer(bench.model))
-    answers = {"sft": ["labels"], "kto": ["completion_ids"], "dpo": ["chosen_ids", "rejected_ids"]}[kind]
-    for number, column in enumerate(answers):
-        for found, other, each in zip(
-            part.train_dataset[column], whole.train_dataset[column], truncated, strict=True
-        ):
-            assert list(other)[-len(end) :] == end
-            assert list(found) == list(other)[: -len(end)] if each[number] else list(found) == list(other)
-    if kind == "kto":
-        kl = [list(ids) for ids in part.train_dataset["KL_completion_ids"]]
-        own = [list(ids) for ids in part.train_dataset["completion_ids"]]
-        assert kl == [own[3], own[0], own[1], own[2]]
+@pytest.mark.parametrize("kind", KINDS)
+def test_end_of_a_truncated_answer_is_not_trained(bench: Bench, kind: Objective) -> None:
+    chat = cached_chat(bench.model)
+    whole = replace(row("Who?", WANTED, original=UNWANTED), objective=kind, label=True)
+    end = tuple(chat.end_of_turn_ids)
+    truncated = tokenize(chat, replace(whole, unended=True, original_unended=True))
+    assert truncated.answer + end == tokenize(chat, whole).answer
+    if kind == "dpo":
+        assert truncated.rejected + end == tokenize(chat, whole).rejected
 
 
 def test_truncated_answers_do_not_teach_to_stop(bench: Bench, tmp_path: Path) -> None:
     """Compare the likelihood of an end of turn after an answer, before and after training."""
-    rows = [sft_row(prompt, WANTED) for prompt in PROMPTS] * 16
     recipe = RECIPE.model_copy(update={"learning_rate": 3e-2})
 
     def end_after(model: Any) -> float:
-        tokenizer = load_tokenizer(bench.model)
-        prompt = (
-            load_chat(bench.model).prompt_ids(PROMPTS[0])
-            + tokenizer(WANTED, add_special_tokens=False)["input_ids"]
-        )
+        chat = cached_chat(bench.model)
+        prompt = [*chat.prompt_ids(PROMPTS[0]), *chat.answer_ids(WANTED, ended=False)]
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
-        return float(logits[end_of_turn_ids(tokenizer)[0]])
+        return float(logits[chat.end_of_turn_ids[0]])
+
+    def learned(folder: Path, *, ended: bool) -> float:
+        rows = [tokenized(bench.model, "sft", prompt, WANTED, ended=ended) for prompt in PROMPTS]
+        return end_after(Bench(bench.model, folder).learn(steps_of(rows, 16), recipe))
 
     before = end_after(bench.base())
-    truncated = end_after(bench.learn([row | {TRUNCATED: [True, False]} for row in rows], recipe))
-    whole = end_after(Bench(bench.model, tmp_path / "whole").learn(rows, recipe))
-    assert whole > 2.5 * before
-    assert truncated < 1.5 * before
+    assert learned(tmp_path / "whole", ended=True) > 2.5 * before
+    assert learned(tmp_path / "truncated", ended=False) < 1.5 * before
 
 
-@pytest.mark.parametrize("kind", ["kto", "dpo"])
-def test_cpu_loss_and_gradients_equal_trls(bench: Bench, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = {"kto": JUDGED, "dpo": PAIRS}[kind][:4]
-
-    def step() -> tuple[float, dict[str, torch.Tensor]]:
-        set_seed(1)
-        model = bench.adapted()
-        for name, one in model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(one, std=0.05)
-        part = bench.parts(rows, model)[kind]
-        model.train()
-        batch = part.data_collator([part.train_dataset[i] for i in range(len(rows))])
-        loss = part.compute_loss(model, batch)
-        loss.backward()
-        return loss.item(), {n: one.grad for n, one in model.named_parameters() if one.grad is not None}
-
-    ours, our_gradients = step()
-    monkeypatch.setattr(train, "add_answers_head", lambda base: None)
-    theirs, their_gradients = step()
-    assert ours == pytest.approx(theirs, rel=1e-5)
-    assert our_gradients.keys() == their_gradients.keys()
-    for name, gradient in our_gradients.items():
-        torch.testing.assert_close(gradient, their_gradients[name], rtol=1e-3, atol=1e-6)
-
-
-def test_rows_of_a_batch_do_not_attend_to_each_other(bench: Bench) -> None:
-    """The loss of a batch is the sum of the losses of its rows, computed separately."""
-    model = bench.adapted().train()
-    part = bench.parts(PLAIN, model)["sft"]
-    rows = [part.train_dataset[i] for i in range(len(PLAIN))]
-
-    def loss(of: list[Any]) -> tuple[float, int]:
-        batch = part.data_collator(of)
-        answered = int((batch["labels"][:, 1:] != -100).sum())
-        return part.compute_loss(model, batch, num_items_in_batch=1).item(), answered
-
-    separate = [loss([one]) for one in rows]
-    together = loss(rows)
-    assert together[1] == sum(count for _, count in separate)
-    assert together[0] == pytest.approx(sum(total for total, _ in separate), rel=1e-5)
-
-
-def test_row_with_a_too_long_conversation_fails_the_run(bench: Bench) -> None:
-    long = sft_row((("user", "word " * 100),), WANTED)
-    with pytest.raises(RunFailed, match="cannot be trained"):
-        bench.learn([*PLAIN, long], RECIPE.model_copy(update={"max_tokens": 64}))
+@pytest.mark.parametrize("setting", ["gradient_checkpointing", "dropout", "rslora"])
+def test_settings_of_the_recipe_reach_the_training(bench: Bench, tmp_path: Path, setting: str) -> None:
+    changed = RECIPE.model_copy(
+        update={
+            "gradient_checkpointing": {"gradient_checkpointing": True},
+            "dropout": {"lora_dropout": 0.5},
+            "rslora": {"rslora": True},
+        }[setting]
+    )
+    steps = steps_of([*bench.plain(), *bench.judged()], 1)
+    one = weights(bench.learn(steps))
+    other = weights(Bench(bench.model, tmp_path / "other").learn(steps, changed))
+    same = all(torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-5) for name in one)
+    assert same == (setting == "gradient_checkpointing"), "checkpointing changes time and memory only"

@@ -16,22 +16,21 @@ import torch
 from safetensors import safe_open
 
 from services.trainer.base.model import load_base
-from services.trainer.base.tokenization import load_tokenizer
-from services.trainer.core.recipe import Recipe
-from services.trainer.dataset.objectives import TrlRow, dpo_row, kto_row, sft_row
 from services.trainer.progress import Progress
 from services.trainer.run import micro_batch
 from services.trainer.run.checkpoint_manifest import MANIFEST, intact_checkpoints, write_manifest
 from services.trainer.run.context import RunFailed, RunStopped
 from services.trainer.run.folder import CHECKPOINTS, NAN_REPORT, TENSORBOARD
 from services.trainer.training.checkpoints import RunCallback
-from services.trainer.training.cpu.attention import with_training_attention
+from services.trainer.training.rows import TokenizedRow, longest
+from services.trainer.training.step_plan import Step
 from services.trainer.training.train import fine_tune
 from shared.adapters import redis_keys
 from shared.adapters.in_memory import InMemoryCache
+from tests.trainer_rows import resolved_recipe, tokenized
 
-BATCH_SIZE = 4
-RECIPE = Recipe(batch_size=BATCH_SIZE, rank=4, checkpoint_steps=2, threads=1, learning_rate=1e-3)
+STEPS = 6
+RECIPE = resolved_recipe(rank=4, checkpoint_steps=2, learning_rate=1e-3, micro_batch_tokens=1000)
 Weights = dict[str, torch.Tensor]
 
 
@@ -39,14 +38,31 @@ def question(n: int) -> list[tuple[str, str]]:
     return [("user", f"What is the number of house {n}, and who lives there since {1900 + n}?")]
 
 
-ROWS: list[TrlRow] = [
-    *[sft_row(question(n), f"It is number {n * n}, where {'Ada' * (1 + n % 3)} lives.") for n in range(12)],
-    *[kto_row(question(n), f"Number {n}.", n % 2 == 0) for n in range(4)],
-    *[dpo_row(question(n), f"It is number {n}.", "I do not know.") for n in range(4)],
-    *[sft_row(question(n), f"It is number {n}.") for n in range(20, 24)],
-]
-STEPS = len(ROWS) // BATCH_SIZE
-ROW_NAMES = [[f"r{step}-{n}" for n in range(BATCH_SIZE)] for step in range(STEPS)]
+def steps_of(model: Path) -> list[Step]:
+    """Return steps that mix all objectives, as a run's do."""
+
+    def step(number: int) -> list[TokenizedRow]:
+        rows = [
+            tokenized(
+                model,
+                "sft",
+                question(n),
+                f"It is number {n * n}, where {'Ada' * (1 + n % 3)} lives.",
+                name=f"sft-{n}",
+            )
+            for n in (2 * number, 2 * number + 1)
+        ]
+        if number in (1, 2, 4):
+            rows += [
+                tokenized(model, "kto", question(n), f"Number {n}.", liked=n % 2 == 0, name=f"kto-{n}")
+                for n in (2 * number, 2 * number + 1)
+            ]
+        if number in (2, 3):
+            answers = (f"It is number {number}.", "I do not know.")
+            rows.append(tokenized(model, "dpo", question(number), *answers, name=f"dpo-{number}"))
+        return rows
+
+    return [tuple(step(number)) for number in range(STEPS)]
 
 
 class StopAfter(RunCallback):
@@ -67,6 +83,7 @@ class TrainingRun:
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.folder, self.model, self.cache = folder, model, InMemoryCache()
+        self.steps = steps_of(model)
         folder.mkdir()
 
     @property
@@ -77,26 +94,25 @@ class TrainingRun:
         self,
         *,
         stop_after: int = 0,
-        micro_batch_size: int | None = None,
         callback_class: type[RunCallback] = RunCallback,
     ) -> Weights:
         stop, progress = threading.Event(), Progress(self.cache, "assistant", "run-1")
+        rows = [row for step in self.steps for row in step]
+        size = micro_batch.start(self.folder, RECIPE.micro_batch_tokens, longest(rows))
         arguments = (
             progress,
             stop,
             self.folder,
-            lambda step: ROW_NAMES[step - 1],
-            micro_batch.reduction_note(self.folder, BATCH_SIZE),
+            lambda step: [row.name for row in self.steps[step - 1]],
+            micro_batch.reduction_note(self.folder),
         )
         model = fine_tune(
-            with_training_attention(load_base(self.model, 1), RECIPE.max_tokens),
-            load_tokenizer(self.model),
-            ROWS,
-            RECIPE,
+            load_base(self.model, 1),
+            self.steps,
+            RECIPE.model_copy(update={"micro_batch_tokens": size.tokens}),
             self.checkpoints,
             callback=StopAfter(stop_after, *arguments) if stop_after else callback_class(*arguments),
             stop=stop,
-            micro_batch_size=micro_batch_size,
         )
         return {
             name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad
@@ -160,10 +176,11 @@ def test_smaller_micro_batch_learns_the_same_and_is_reported(
     run: TrainingRun, uninterrupted: Weights
 ) -> None:
     run.interrupt_after(3)
-    assert micro_batch.halve(run.folder, BATCH_SIZE) == 2
-    weights = run.train(micro_batch_size=micro_batch.size(run.folder, BATCH_SIZE))
+    halved = [micro_batch.halve(run.folder) for _ in range(3)]
+    assert halved[:2] == [500, 250]
+    weights = run.train()
     assert run.progress()["step"] == STEPS, "the number of steps does not change"
-    assert "micro-batches of 2" in run.progress()["reason"]
+    assert f"micro-batches of {halved[-1]} tokens" in run.progress()["reason"]
     for name, weight in weights.items():
         torch.testing.assert_close(weight, uninterrupted[name], rtol=0.05, atol=2e-3)
 
@@ -179,7 +196,7 @@ def test_nan_loss_fails_the_run_and_keeps_the_last_good_checkpoint(run: Training
     with pytest.raises(RunFailed, match="is nan at step 5: lower LOOPWRIGHT_TRAINER_LEARNING_RATE"):
         run.train(callback_class=PoisonStep5)
     report = json.loads((run.folder / NAN_REPORT).read_text())
-    assert (report["step"], report["rows"]) == (5, ROW_NAMES[4])
+    assert (report["step"], report["rows"]) == (5, [row.name for row in run.steps[4]])
     assert [logs["step"] for logs in report["history"]][:4] == [1, 2, 3, 4]
     assert report["last_good_checkpoint"] == f"{CHECKPOINTS}/checkpoint-4"
     checkpoint = next(intact_checkpoints(run.checkpoints))

@@ -126,7 +126,7 @@ def test_chapter_sets_only_existing_settings(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     trainer, processor = TrainerSettings(), ProcessorSettings()
     assert (trainer.comment_mode, trainer.recipe().comment_mode) == ("append", "append")
-    assert (trainer.batch_size, processor.batch_age_s) == (2, 1.0)
+    assert (trainer.tokens_per_step, processor.batch_age_s) == (160, 1.0)
     unread = [
         name
         for name in FIXED | DEFAULTS

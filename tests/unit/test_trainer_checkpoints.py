@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sqlite3
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from services.trainer.run.checkpoint_manifest import (
     newest_step,
     write_manifest,
 )
-from services.trainer.run.folder import CHECKPOINTS, MICRO_BATCH
+from services.trainer.run.folder import CHECKPOINTS
 
 Damage = Callable[[Path], None]
 
@@ -140,21 +139,25 @@ def test_other_errors_do_not_mean_a_full_disk(error: Exception) -> None:
     assert not disk_space.is_disk_full_error(error)
 
 
-def test_micro_batch_is_halved_down_to_one_and_divides_the_batch(tmp_path: Path) -> None:
-    for batch, sizes in ((8, [4, 2, 1]), (6, [3, 1]), (7, [1]), (1, [])):
-        run = tmp_path / str(batch)
-        assert micro_batch.reduction_note(run, batch) is None
+def test_micro_batch_is_halved_down_to_the_longest_row(tmp_path: Path) -> None:
+    for tokens, longest, sizes in ((800, 100, [400, 200, 100]), (700, 300, [350, 300]), (90, 100, [])):
+        run = tmp_path / str(tokens)
+        assert micro_batch.halve(run) is None, "training has not started"
+        micro_batch.start(run, tokens, longest)
+        assert micro_batch.reduction_note(run) is None
         found = []
-        while (after := micro_batch.halve(run, batch)) is not None:
+        while (after := micro_batch.halve(run)) is not None:
             found.append(after)
-            assert micro_batch.size(run, batch) == after
+            assert micro_batch.start(run, tokens, longest).tokens == after
         assert found == sizes
-    assert "micro-batches of 1 rows" in (micro_batch.reduction_note(tmp_path / "8", 8) or "")
+        assert not micro_batch.can_halve(run)
+    assert "micro-batches of 100 tokens" in (micro_batch.reduction_note(tmp_path / "800") or "")
 
 
-def test_stored_size_that_does_not_divide_the_batch_is_ignored(tmp_path: Path) -> None:
-    write_whole(tmp_path / MICRO_BATCH, json.dumps({"micro_batch": 3}).encode())
-    assert micro_batch.size(tmp_path, 8) == 8
+def test_resumed_run_keeps_its_micro_batch(tmp_path: Path) -> None:
+    micro_batch.start(tmp_path, 800, 100)
+    micro_batch.halve(tmp_path)
+    assert micro_batch.start(tmp_path, 800, 100).tokens == 400
 
 
 def test_oom_kills_of_the_container_are_preferred_to_the_machines(

@@ -10,10 +10,11 @@ from huggingface_hub.repocard import metadata_load
 
 from services.trainer.dataset import data_card
 from services.trainer.dataset.snapshot_files import Snapshot
-from services.trainer.run import environment
+from services.trainer.run import environment, resolved
 from services.trainer.run.environment import Environment
 from services.trainer.versions.model_card import base_licence, write_artifact
 from tests.trainer_factories import dataset_ref, grouped, row
+from tests.trainer_rows import resolved_recipe
 from tests.unit.test_trainer_publish import REPORT, run
 
 HERE: Environment = {"software": {"torch": "2.9"}, "machine": {"processor": "A processor", "threads": 2}}
@@ -36,6 +37,7 @@ def write_card(folder: Path, licence: str = "", **changes: Any) -> str:
         ),
     )
     environment.record(folder, HERE)
+    resolved.write(folder, resolved_recipe())
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"w")
     return (write_artifact(folder, config, dataset_ref(), REPORT) / "README.md").read_text()
@@ -89,6 +91,8 @@ def test_card_has_data_recipe_and_environment(tmp_path: Path) -> None:
         "| users | 3 |",
         "| kinds of feedback | correction 3 |",
         "| learning_rate | 0.0015 |",
+        "| tokens_per_step | 640 |",
+        "| replay_prompts | 320 |",
         "| torch | 2.9 |",
         "| processor | A processor |",
         "| win_rate | 31 | 0.900 | 0.750 to 0.970 |  | 0.500 |",

@@ -27,7 +27,7 @@ from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.dataset.trl_records import build_export
 from services.trainer.new_data import count_new_data
 from services.trainer.settings import TrainerSettings
-from services.trainer.training.batch_order import interleave, order_judged, split_batches
+from services.trainer.training.batch_order import interleave
 from shared.errors import Misconfigured
 from shared.events import Choice, Over, SignalKind, Under, canonical_json, sha256
 from shared.settings import load
@@ -245,21 +245,7 @@ def test_both_labels_weigh_the_same_in_total(liked: int, disliked: int) -> None:
     assert not enough_for_kto(liked, disliked, min(liked, disliked) + 1)
 
 
-@given(
-    liked=st.integers(8, 60), disliked=st.integers(8, 60), epochs=st.integers(1, 3), seed=st.integers(0, 9)
-)
-def test_judgements_train_once_per_epoch_in_mixed_batches(
-    liked: int, disliked: int, epochs: int, seed: int
-) -> None:
-    up, down = [f"+{i}" for i in range(liked)], [f"-{i}" for i in range(disliked)]
-    out = order_judged(up, down, epochs, seed)
-    assert Counter(out) == Counter((up + down) * epochs)
-    size = 2 * (1 + max(liked, disliked) // min(liked, disliked))
-    for part in split_batches(out, size):
-        assert len(part) < size or {one[0] for one in part} == {"+", "-"}
-
-
-def test_batches_of_each_objective_are_spread_over_the_run() -> None:
+def test_merged_sequences_are_spread_evenly() -> None:
     out = interleave([["a"] * 8, ["b"] * 4, ["c"]])
     assert Counter(out) == {"a": 8, "b": 4, "c": 1}
     assert Counter(out[:6])["b"] == 2

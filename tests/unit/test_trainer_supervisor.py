@@ -22,7 +22,6 @@ from services.trainer.run.folder import (
     ENVIRONMENTS,
     FAILURE_REASON,
     GATE_RESULT,
-    MICRO_BATCH,
     ExitCode,
 )
 from services.trainer.run.position import BASE_ANSWERS, GATE
@@ -44,13 +43,25 @@ def progress(rig: TrainerRig) -> dict[str, object]:
     return record
 
 
+ROW = 100
+"""Tokens of the longest row of a run."""
+
+
 def snapshot_only(folder: Path) -> None:
     """Leave the folder as it is when the snapshot is complete and training begins."""
     if not snapshot_files.is_complete(folder):
         finish_run(folder)
         (folder / GATE_RESULT).unlink()
         (folder / ADAPTER).rmdir()
+        micro_batch.start(folder, 8 * ROW, ROW)
         write_whole(folder / ENVIRONMENTS, b"[]")
+
+
+def micro_batch_tokens(folder: Path) -> int:
+    """Return the run's micro-batch size."""
+    size = micro_batch.read(folder)
+    assert size is not None
+    return size.tokens
 
 
 def trained_only(folder: Path) -> None:
@@ -96,7 +107,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerRig:
 
 def test_third_kill_at_one_position_halves_the_micro_batch(rig: TrainerRig) -> None:
     assert run_to_the_end(rig, iter([KILLED] * 2)) == ["published"]
-    assert not (rig.started[0] / MICRO_BATCH).exists()
+    assert micro_batch.reduction_note(rig.started[0]) is None
     other = TrainerRig(rig.folder / "other", finish_run)
     reasons: list[object] = []
 
@@ -105,8 +116,10 @@ def test_third_kill_at_one_position_halves_the_micro_batch(rig: TrainerRig) -> N
         reasons.append(progress(other).get("reason"))
 
     assert run_to_the_end(other, iter([KILLED] * 3), before=note_reason) == ["published"]
-    assert micro_batch.size(other.started[0], 8) == 4
-    assert reasons[-1] == "memory did not suffice for 8 rows at once: each step uses micro-batches of 4 rows"
+    assert micro_batch_tokens(other.started[0]) == 4 * ROW
+    assert reasons[-1] == (
+        "memory did not suffice for 800 tokens at once: each step uses micro-batches of 400 tokens"
+    )
 
 
 def test_kill_counted_by_the_kernel_halves_the_micro_batch_at_once(
@@ -121,7 +134,7 @@ def test_kill_counted_by_the_kernel_halves_the_micro_batch_at_once(
 
     counter.write_text("oom_kill 0")
     assert run_to_the_end(rig, iter([KILLED]), before=count_oom_kill) == ["published"]
-    assert micro_batch.size(rig.started[0], 8) == 4
+    assert micro_batch_tokens(rig.started[0]) == 4 * ROW
 
 
 def test_kills_with_progress_in_between_keep_the_micro_batch(rig: TrainerRig) -> None:
@@ -133,13 +146,13 @@ def test_kills_with_progress_in_between_keep_the_micro_batch(rig: TrainerRig) ->
 
     assert run_to_the_end(rig, iter([KILLED] * 2 * MAX_KILLS), before=make_progress) == ["published"]
     assert len(rig.started) == 2 * MAX_KILLS + 1
-    assert not (rig.started[0] / MICRO_BATCH).exists()
+    assert micro_batch.reduction_note(rig.started[0]) is None
 
 
 def test_run_that_keeps_being_killed_fails_and_frees_the_line(rig: TrainerRig) -> None:
     assert run_to_the_end(rig, iter([KILLED] * MAX_KILLS)) == ["failed"]
     assert len(rig.started) == MAX_KILLS
-    assert micro_batch.size(rig.started[0], 8) == 1
+    assert micro_batch_tokens(rig.started[0]) == ROW
     assert "killed 12 times" in str(progress(rig)["reason"])
     send(rig, corrections(2))
     rig.process = finish_run
@@ -166,7 +179,7 @@ def test_kills_together_with_the_service_count_too(rig: TrainerRig) -> None:
             run_steps(trainer, 2)
 
     kill_service(4)
-    assert micro_batch.size(rig.started[0], 8) == 4
+    assert micro_batch_tokens(rig.started[0]) == 4 * ROW
     kill_service(MAX_KILLS)
     assert [run.stage for run in run_table.all_runs(rig.trainer().db)] == ["failed"]
 
@@ -183,7 +196,7 @@ def test_stops_of_the_service_do_not_count(rig: TrainerRig) -> None:
         trainer.supervisor.stop()
     assert {folder.name for folder in rig.started} == {rig.started[0].name}
     assert [run.stage for run in run_table.all_runs(rig.trainer().db)] == ["snapshot"]
-    assert not (rig.started[0] / MICRO_BATCH).exists()
+    assert micro_batch.reduction_note(rig.started[0]) is None
 
 
 # --- the gate's own process ---
@@ -226,7 +239,7 @@ def test_process_that_ends_well_without_a_result_counts_as_an_error(rig: Trainer
 @pytest.mark.parametrize("end", [KILLED, ExitCode.OUT_OF_MEMORY, ExitCode.MEMORY_EXHAUSTED, 1])
 def test_early_ends_of_the_gate_never_train_again(rig: TrainerRig, end: int) -> None:
     assert run_to_the_end(rig, iter([end, end]), before=trained_only) == ["published"]
-    assert not (rig.started[0] / MICRO_BATCH).exists()
+    assert micro_batch.reduction_note(rig.started[0]) is None
 
 
 def test_kill_for_memory_at_the_gate_halves_the_rows_evaluated_at_once(
@@ -242,7 +255,7 @@ def test_kill_for_memory_at_the_gate_halves_the_rows_evaluated_at_once(
     counter.write_text("oom_kill 0")
     assert run_to_the_end(rig, iter([KILLED, KILLED]), before=count_oom_kill) == ["published"]
     assert eval_batch.sizes(rig.started[0]) == (16, 2)
-    assert micro_batch.size(rig.started[0], 8) == 8
+    assert micro_batch_tokens(rig.started[0]) == 8 * ROW
 
 
 def test_starved_gate_waits_and_then_fails_with_a_remedy(rig: TrainerRig) -> None:
@@ -368,26 +381,27 @@ def training(tmp_path: Path) -> tuple[Path, RunConfig]:
 def test_exit_code_says_why_the_process_ended(
     error: Exception, status: int, training: tuple[Path, RunConfig]
 ) -> None:
-    folder, config = training
-    assert run_to_exit_code(folder, config, raising(error)) == status
+    folder, _ = training
+    assert run_to_exit_code(folder, raising(error)) == status
     assert (folder / FAILURE_REASON).exists() == (status == ExitCode.FAILED)
 
 
 def test_unexpected_error_is_raised(training: tuple[Path, RunConfig]) -> None:
-    folder, config = training
+    folder, _ = training
     with pytest.raises(ZeroDivisionError):
-        run_to_exit_code(folder, config, raising(ZeroDivisionError()))
+        run_to_exit_code(folder, raising(ZeroDivisionError()))
     assert not (folder / FAILURE_REASON).exists()
 
 
 def test_out_of_memory_in_training_halves_the_micro_batch_down_to_one(
     training: tuple[Path, RunConfig],
 ) -> None:
-    folder, config = training
+    folder, _ = training
+    micro_batch.start(folder, 8 * ROW, ROW)
     write_whole(folder / ENVIRONMENTS, b"[]")
-    ends = [run_to_exit_code(folder, config, raising(MemoryError())) for _ in range(4)]
+    ends = [run_to_exit_code(folder, raising(MemoryError())) for _ in range(4)]
     assert ends == [ExitCode.OUT_OF_MEMORY] * 3 + [ExitCode.MEMORY_EXHAUSTED]
-    assert micro_batch.size(folder, 8) == 1
+    assert micro_batch_tokens(folder) == ROW
     assert eval_batch.reduction_note(folder) is None
 
 
@@ -395,28 +409,28 @@ def test_out_of_memory_in_training_halves_the_micro_batch_down_to_one(
 def test_out_of_memory_where_a_run_evaluates_halves_those_batches(
     position: str, training: tuple[Path, RunConfig]
 ) -> None:
-    folder, config = training
+    folder, _ = training
     if position == GATE:
         (folder / ADAPTER).mkdir()
     sizes = []
-    while run_to_exit_code(folder, config, raising(MemoryError())) == ExitCode.OUT_OF_MEMORY:
+    while run_to_exit_code(folder, raising(MemoryError())) == ExitCode.OUT_OF_MEMORY:
         sizes.append(eval_batch.sizes(folder))
     assert sizes == [(32, 4), (16, 2), (8, 1), (4, 1), (2, 1), (1, 1)]
-    assert run_to_exit_code(folder, config, raising(MemoryError())) == ExitCode.MEMORY_EXHAUSTED
+    assert run_to_exit_code(folder, raising(MemoryError())) == ExitCode.MEMORY_EXHAUSTED
     assert not (folder / FAILURE_REASON).exists()
-    assert micro_batch.size(folder, 8) == 8
+    assert micro_batch.read(folder) is None
 
 
 def test_failure_on_a_full_disk_is_reported_as_a_full_disk(
     training: tuple[Path, RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, config = training
+    folder, _ = training
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("services.trainer.worker.bootstrap.write_whole", full)
-    assert run_to_exit_code(folder, config, raising(RunFailed("the loss became nan"))) == ExitCode.DISK_FULL
+    assert run_to_exit_code(folder, raising(RunFailed("the loss became nan"))) == ExitCode.DISK_FULL
 
 
 def test_only_the_newest_failed_run_keeps_its_checkpoints(rig: TrainerRig) -> None:

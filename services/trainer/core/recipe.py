@@ -12,6 +12,8 @@ Mode = Literal["train", "export"]
 """export: write a dataset whenever a run would start, and never train."""
 Method = Literal["lora", "full"]
 WantedDtype = Literal["auto", "bfloat16", "float32"]
+Schedule = Literal["linear", "cosine", "constant"]
+Optimizer = Literal["adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"]
 SHORTER_MARGIN: Final = 0.4
 """How much less likely than stable a version may be to continue where the base continued."""
 CommentMode = Literal["hold", "append", "revise"]
@@ -56,16 +58,61 @@ class Recipe(BaseModel):
         description="What is trained. lora: a LoRA adapter on the base. full: all weights of the base in fp32; "
         "inference cannot serve those, so SERVE_ELSEWHERE must be set.",
     )
-    rank: int = Field(16, ge=1, le=512, description="LoRA rank. Alpha is twice the rank.")
-    learning_rate: float = Field(
-        1.5e-3,
-        gt=0,
-        description="Peak learning rate. The default suits a small base; larger bases need less.",
+    rank: int = Field(16, ge=1, le=512, description="LoRA rank.")
+    alpha: int | None = Field(None, ge=1, description="LoRA alpha. Default: twice the rank.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the inputs of the adapter's layers.")
+    lora_targets: str = Field(
+        "all-linear",
+        description="Layers that get an adapter: all-linear, or names of modules separated by commas, for example "
+        "q_proj,v_proj.",
+    )
+    rslora: bool = Field(
+        False, description="Scale the adapter by alpha / sqrt(rank) instead of alpha / rank."
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak learning rate. Default: from METHOD and the width of the base."
+    )
+    schedule: Schedule = Field(
+        "linear", description="How the learning rate falls after the warm-up: linear, cosine or constant."
+    )
+    warmup_steps: int | None = Field(
+        None,
+        ge=0,
+        description="Steps over which the learning rate rises. Default: a tenth of the run, at most 5.",
+    )
+    optimizer: Optimizer = Field(
+        "adamw_torch_fused",
+        description="adamw_torch_fused, or adamw_8bit and paged_adamw_8bit of bitsandbytes, which need less memory.",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="Norm above which the gradient of a step is scaled down; 0 never scales."
     )
     epochs: float = Field(4.0, gt=0, description="Passes over the training rows.")
-    batch_size: int = Field(8, ge=1, description="Rows per optimiser step.")
-    max_tokens: int = Field(
-        512, ge=16, description="Longest training row in tokens. Longer examples are quarantined."
+    tokens_per_step: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens per optimiser step, on average. Default: those of 8 rows, and more as the data grow.",
+    )
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens that go through the model at once. Default: from memory and the base's shape.",
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=16,
+        description="Longest training row in tokens. Longer examples are quarantined. Default: the base's context, "
+        "at most 4096.",
+    )
+    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Compute activations again in the backward pass. auto: if the longest row needs it.",
+    )
+    quantization: Literal["auto", "none", "4bit"] = Field(
+        "auto",
+        description="Weights of the base while an adapter trains. 4bit: NF4 of bitsandbytes, on a GPU. auto: 4bit if "
+        "the GPU cannot hold the base otherwise.",
     )
     token_budget: int = Field(
         4_000_000,
@@ -74,7 +121,12 @@ class Recipe(BaseModel):
         "questions. 0: no limit.",
     )
     seed: int = Field(20, description="Seed of a run's data order and initial adapter weights.")
-    checkpoint_steps: int = Field(20, ge=1, description="Optimiser steps between two checkpoints.")
+    checkpoint_minutes: float = Field(5.0, gt=0, description="Time between two checkpoints.")
+    checkpoint_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Optimiser steps between two checkpoints, if that is sooner. Default: by time only.",
+    )
     dtype: WantedDtype = Field(
         "auto",
         description="Type that a run computes in. auto: on a GPU bfloat16, or float16 if the GPU lacks bfloat16 units; "
@@ -122,8 +174,8 @@ class Recipe(BaseModel):
     dpo_nll: float = Field(
         1.0, ge=0, description="Weight of the chosen answer's negative log-likelihood in the DPO loss."
     )
-    preference_rate: float = Field(
-        0.1, gt=0, le=1, description="Learning rate of KTO and DPO steps, as a share of LEARNING_RATE."
+    preference_weight: float = Field(
+        1.0, gt=0, description="Weight of the KTO and DPO losses in a step, relative to the SFT loss."
     )
 
     gate_items: int = Field(

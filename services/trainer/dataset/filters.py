@@ -67,7 +67,7 @@ class Row:
     label: bool | None = None
     """For a thumb or a rating, whether the answer was liked."""
     unended: bool = False
-    """Whether `answer` was truncated, so that it trains without an end of turn (`training/truncated_answers.py`)."""
+    """Whether `answer` was truncated, so that it trains without an end of turn (`training/rows.py`)."""
     original_unended: bool = False
     """Whether `original` was truncated."""
 

@@ -24,14 +24,7 @@ COMMENT_NOT_TRAINED: Final = (
 )
 
 
-class TruncationFlags(TypedDict, total=False):
-    """Columns that training adds to a row (`training/truncated_answers.py`)."""
-
-    truncated: list[bool]
-    """Whether the answer is truncated, and whether the rejected answer is."""
-
-
-class SftRow(TruncationFlags):
+class SftRow(TypedDict):
     """Conversational prompt and completion; only the completion has a loss."""
 
     prompt: list[dict[str, str]]
@@ -44,7 +37,7 @@ class KtoRow(SftRow):
     label: bool
 
 
-class DpoRow(TruncationFlags):
+class DpoRow(TypedDict):
     """Two answers to one conversation, of which the first was preferred."""
 
     prompt: list[dict[str, str]]

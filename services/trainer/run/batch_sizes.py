@@ -8,29 +8,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.trainer.core.recipe import Recipe
 from services.trainer.run import eval_batch, micro_batch
 from services.trainer.run.position import BASE_ANSWERS, GATE, TRAINING
 
 
-def can_halve(folder: Path, position: str, recipe: Recipe) -> bool:
+def can_halve(folder: Path, position: str) -> bool:
     """Return whether smaller batches are possible for a run at `position`."""
     if position.startswith(TRAINING):
-        return micro_batch.can_halve(folder, recipe.batch_size)
+        return micro_batch.can_halve(folder)
     return position in {BASE_ANSWERS, GATE} and eval_batch.can_halve(folder)
 
 
-def halve(folder: Path, position: str, recipe: Recipe) -> bool:
+def halve(folder: Path, position: str) -> bool:
     """Store smaller batches for the next process of a run at `position`. Return False if that is not possible."""
-    if not can_halve(folder, position, recipe):
+    if not can_halve(folder, position):
         return False
     if position.startswith(TRAINING):
-        return micro_batch.halve(folder, recipe.batch_size) is not None
+        return micro_batch.halve(folder) is not None
     return eval_batch.halve(folder)
 
 
-def reduction_note(folder: Path, position: str, recipe: Recipe) -> str | None:
+def reduction_note(folder: Path, position: str) -> str | None:
     """Return a note for operators if a run at `position` uses smaller batches than planned, else None."""
     if position.startswith(TRAINING):
-        return micro_batch.reduction_note(folder, recipe.batch_size)
+        return micro_batch.reduction_note(folder)
     return eval_batch.reduction_note(folder)

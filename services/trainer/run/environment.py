@@ -24,7 +24,6 @@ LIBRARIES: Final = (
     "torch",
     "transformers",
     "peft",
-    "trl",
     "accelerate",
     "tokenizers",
     "safetensors",
@@ -40,10 +39,11 @@ class Environment(TypedDict):
 
 
 def current(run: Path, recipe: Recipe) -> Environment:
-    """Return the environment in which training in the folder `run` would run now. Imports torch."""
+    """Return the environment in which training in the folder `run` runs now. Imports torch."""
     environment = host(recipe.threads)
+    size = micro_batch.read(run)
     environment["machine"] |= {
-        "micro_batch": micro_batch.size(run, recipe.batch_size),
+        "micro_batch_tokens": 0 if size is None else size.tokens,
         "dtype": dtype.of_run(run),
     }
     return environment

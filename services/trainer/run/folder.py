@@ -13,7 +13,8 @@ Every run has the folder `DATA_DIR/trainer/<line>/runs/<run_id>`:
 | `replay_prompts.jsonl` | the operator's own replay prompts, as they were when training began | training |
 | `dtype.json` | data type of the run's computations | training |
 | `environments.json` | software and hardware that the run trained on | training |
-| `micro-batch.json` | rows per forward pass, if memory did not suffice for a whole batch | supervisor, the process |
+| `resolved-recipe.json` | values that the run trains with, derived ones included | training |
+| `micro-batch.json` | tokens per forward pass | training; the supervisor if memory did not suffice |
 | `eval-batch.json` | rows evaluated at once, if memory did not suffice for the usual number | supervisor, the process |
 | `checkpoints/` | state from which training resumes (text) | training |
 | `tensorboard/` | training curves | training |
@@ -49,6 +50,7 @@ ATTEMPTS: Final = "attempts.json"
 ENVIRONMENTS: Final = "environments.json"
 MICRO_BATCH: Final = "micro-batch.json"
 EVAL_BATCH: Final = "eval-batch.json"
+RESOLVED_RECIPE: Final = "resolved-recipe.json"
 CHECKPOINTS: Final = "checkpoints"
 TENSORBOARD: Final = "tensorboard"
 NAN_REPORT: Final = "evidence.json"
@@ -80,6 +82,7 @@ WITHOUT_TEXT: Final = frozenset(
         TENSORBOARD,
         MICRO_BATCH,
         EVAL_BATCH,
+        RESOLVED_RECIPE,
         DTYPE,
     }
 )

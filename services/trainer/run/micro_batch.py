@@ -1,8 +1,8 @@
-"""Micro-batch size of a run: how many rows of a batch go through the model at once.
+"""Micro-batch size of a run: how many tokens go through the model at once.
 
-A run starts with whole batches. When memory does not suffice, the micro-batch is halved, and the gradients of a batch's
-micro-batches are summed, so a step learns the same as before. The size is stored in the run's folder, so a resumed run
-keeps it.
+A run starts with the size of its resolved recipe. When memory does not suffice, it is halved, and the gradients of a
+step's micro-batches are summed, so a step learns the same as before. A micro-batch has at least one row. The size is
+stored in the run's folder, so a resumed run keeps it.
 
 A process that runs out of GPU memory gets an error and can report it. One that runs out of main memory is killed by the
 kernel: the service then sees only the signal, and the kernel's count of such kills.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,38 +25,67 @@ OOM_KILL_COUNTERS = (CGROUP / "memory.events", CGROUP / "memory" / "memory.oom_c
 _OOM_KILLS: Final = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 
 
-def size(run: Path, batch_size: int) -> int:
-    """Return the run's micro-batch size in rows. It divides `batch_size`, and is `batch_size` by default."""
+@dataclass(frozen=True, slots=True)
+class MicroBatchSize:
+    """Size of a run's micro-batches, in tokens."""
+
+    tokens: int
+    planned: int
+    """Size with which the run started."""
+    longest_row: int
+    """Tokens of the run's largest row. A smaller micro-batch has one row, so it needs no less memory."""
+
+    @property
+    def is_smallest(self) -> bool:
+        """Return whether a smaller size would change nothing."""
+        return self.tokens <= self.longest_row
+
+
+def start(run: Path, tokens: int, longest_row: int) -> MicroBatchSize:
+    """Return the run's micro-batch size; store `tokens` if it has none yet."""
+    stored = read(run)
+    if stored is None:
+        stored = MicroBatchSize(tokens, tokens, longest_row)
+        _write(run, stored)
+    return stored
+
+
+def read(run: Path) -> MicroBatchSize | None:
+    """Return the run's micro-batch size, or None if training has not started."""
     file = run / MICRO_BATCH
-    if not file.exists():
-        return batch_size
-    rows = int(json.loads(file.read_bytes())["micro_batch"])
-    return rows if 0 < rows <= batch_size and batch_size % rows == 0 else batch_size
+    return MicroBatchSize(**json.loads(file.read_bytes())) if file.exists() else None
 
 
-def can_halve(run: Path, batch_size: int) -> bool:
-    """Return whether a smaller micro-batch is possible."""
-    return size(run, batch_size) > 1
+def can_halve(run: Path) -> bool:
+    """Return whether a smaller micro-batch would need less memory."""
+    stored = read(run)
+    return stored is not None and not stored.is_smallest
 
 
-def halve(run: Path, batch_size: int) -> int | None:
-    """Store about half the micro-batch size for the next start. Return it, or None if it is already 1."""
-    before = size(run, batch_size)
-    if before == 1:
+def halve(run: Path) -> int | None:
+    """Store half the micro-batch size for the next start. Return it, or None if that would need no less memory."""
+    stored = read(run)
+    if stored is None or stored.is_smallest:
         return None
-    after = max(rows for rows in range(1, before // 2 + 1) if batch_size % rows == 0)
-    write_whole(run / MICRO_BATCH, json.dumps({"micro_batch": after}).encode())
-    return after
+    # A size between half the largest row and that row would give the same micro-batches as the row's own size.
+    tokens = max(stored.longest_row, stored.tokens // 2)
+    _write(run, MicroBatchSize(tokens, stored.planned, stored.longest_row))
+    return tokens
 
 
-def reduction_note(run: Path, batch_size: int) -> str | None:
-    """Return a note for operators if the micro-batch is smaller than a batch, else None."""
-    rows = size(run, batch_size)
-    if rows == batch_size:
+def reduction_note(run: Path) -> str | None:
+    """Return a note for operators if the micro-batch is smaller than planned, else None."""
+    stored = read(run)
+    if stored is None or stored.tokens >= stored.planned:
         return None
     return (
-        f"memory did not suffice for {batch_size} rows at once: each step uses micro-batches of {rows} rows"
+        f"memory did not suffice for {stored.planned} tokens at once: each step uses micro-batches of "
+        f"{stored.tokens} tokens"
     )
+
+
+def _write(run: Path, size: MicroBatchSize) -> None:
+    write_whole(run / MICRO_BATCH, json.dumps(asdict(size)).encode())
 
 
 def kernel_oom_kills() -> int | None:

@@ -61,6 +61,7 @@ class RunCallback(TrainerCallback):
         run: The run's folder, for curves and diagnostics; None writes neither.
         row_names: Names the rows of each step, for diagnostics.
         note: Added to each progress report.
+        checkpoint_minutes: Time between two checkpoints; None saves none by time.
 
     """
 
@@ -71,6 +72,7 @@ class RunCallback(TrainerCallback):
         run: Path | None = None,
         row_names: RowNames = no_row_names,
         note: str | None = None,
+        checkpoint_minutes: float | None = None,
     ) -> None:
         self._scaled_loss = nan_report.ScaledLoss()
         self._progress = progress
@@ -78,16 +80,18 @@ class RunCallback(TrainerCallback):
         self._run = run
         self._row_names = row_names
         self._note = note
+        self._checkpoint_s = None if checkpoint_minutes is None else 60 * checkpoint_minutes
         self._curves = CurveWriter(run) if run is not None else None
-        self._started = time.monotonic()
-        self._first_step = 0
+        self._started = self._saved = time.monotonic()
+        self._first_step = self._logged_step = 0
         self._first_tokens = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Remember where training starts. A resumed run starts at a later step."""
-        self._started, self._first_step = time.monotonic(), state.global_step
+        self._started = self._saved = time.monotonic()
+        self._first_step = self._logged_step = state.global_step
         self._first_tokens = state.num_input_tokens_seen
         if self._curves is not None:
             self._curves.open(state.global_step)
@@ -95,11 +99,14 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Save a checkpoint and stop if asked to. Make space on the disk before any checkpoint."""
+        """Save a checkpoint if it is time, or asked to stop. Make space on the disk before any checkpoint."""
+        if self._checkpoint_s is not None and time.monotonic() - self._saved >= self._checkpoint_s:
+            control.should_save = True
         if self._stop.is_set():
             control.should_save = True
             control.should_training_stop = True
         if control.should_save:
+            control.should_log = True  # so that no checkpoint is saved after a loss that is not finite
             disk_space.ensure_space_for_checkpoint(Path(str(args.output_dir)))
 
     def on_log(
@@ -113,6 +120,7 @@ class RunCallback(TrainerCallback):
         """Report a step. Raises `RunFailed` if the loss or the gradient is not finite, before that step is saved."""
         metrics = self._scaled_loss.without_overflow(logs or {}) if args.fp16 else logs or {}
         self._check_finite(state, metrics)
+        self._logged_step = state.global_step
         if "loss" not in metrics:
             return
         seconds = max(1e-9, time.monotonic() - self._started)
@@ -137,6 +145,7 @@ class RunCallback(TrainerCallback):
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if checkpoint.is_dir():
             write_manifest(checkpoint, state.global_step)
+        self._saved = time.monotonic()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -150,7 +159,8 @@ class RunCallback(TrainerCallback):
         if metric is None:
             return
         if self._run is not None:
-            rows = self._row_names(state.global_step)
+            steps = range(self._logged_step + 1, state.global_step + 1)
+            rows = [name for step in steps for name in self._row_names(step)]
             nan_report.write(self._run, state.global_step, metric, state.log_history, rows)
         if self._curves is not None:
             self._curves.close()

@@ -14,7 +14,7 @@ from huggingface_hub.repocard import metadata_load
 from services.trainer.dataset import data_card
 from services.trainer.dataset.data_card import DataCard
 from services.trainer.files import sync_folder, sync_tree, write_whole
-from services.trainer.run import environment
+from services.trainer.run import environment, resolved
 from services.trainer.run.environment import Environment
 from services.trainer.run.folder import ADAPTER, ARTIFACT
 from services.trainer.run.run_table import RunConfig
@@ -37,6 +37,8 @@ def write_artifact(folder: Path, config: RunConfig, dataset: DatasetRef, report:
     for path in sorted((folder / ADAPTER).iterdir()):
         shutil.copyfile(path, staging / path.name)
     environments = environment.read(folder)
+    trained_with = resolved.read(folder)
+    values = {} if trained_with is None else trained_with.model_dump(mode="json")
     lineage = {
         "line": config.line,
         "run_id": config.run_id,
@@ -45,11 +47,12 @@ def write_artifact(folder: Path, config: RunConfig, dataset: DatasetRef, report:
         "dataset_digest": dataset.digest,
         "recipe": config.recipe.model_dump(mode="json"),
         "chat_template_kwargs": dict(config.chat_template_kwargs),
+        "trained_with": values,
         "environments": environments,
     }
     write_whole(staging / LINEAGE_FILE, canonical_json(lineage))
     licence = base_licence(Path(config.base))
-    card = render_card(config, dataset, report, data_card.read(folder), environments, licence)
+    card = render_card(config, dataset, report, data_card.read(folder), environments, licence, values)
     write_whole(staging / "README.md", card.encode())
     sync_tree(staging)
     staging.rename(target)
@@ -73,6 +76,7 @@ def render_card(
     data: DataCard | None,
     environments: Sequence[Environment],
     licence: Mapping[str, str],
+    trained_with: Mapping[str, Any],
 ) -> str:
     """Return a version's model card in the format of Hugging Face.
 
@@ -83,14 +87,16 @@ def render_card(
         data: Statistics of the snapshot, if the run has them.
         environments: Environments that the run trained in, oldest first.
         licence: The result of `base_licence`.
+        trained_with: Values that the recipe was resolved to, derived ones included.
 
     """
+    recipe = {**config.recipe.model_dump(mode="json"), **trained_with}
     parts = [
         f"---\n{_front_matter(config, report, licence)}\n---\n",
         f"# A version of {config.line}\n",
         _summary(config, licence),
         _lineage(config, dataset),
-        _table("Recipe", ("setting", "value"), sorted(config.recipe.model_dump(mode="json").items())),
+        _table("Recipe", ("setting", "value"), sorted(recipe.items())),
         _data(data),
         _table("Training environment", ("property", "value"), _environment_rows(environments)),
         _gate(report),

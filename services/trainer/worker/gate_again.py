@@ -27,7 +27,7 @@ def gate_again(context: RunContext) -> None:
 def main() -> int:
     """Gate the version and return the exit code."""
     process = start_process("trainer-gate-again", "gate again {}")
-    return run_to_exit_code(process.folder, process.config, lambda: gate_again(process.context()), GATE)
+    return run_to_exit_code(process.folder, lambda: gate_again(process.context()), GATE)
 
 
 if __name__ == "__main__":

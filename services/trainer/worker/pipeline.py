@@ -18,7 +18,9 @@ import structlog
 
 from services.trainer.base import dtype
 from services.trainer.base.memory import is_out_of_memory
+from services.trainer.base.shape import base_shape
 from services.trainer.base.tokenization import prompt_and_answer_lengths, why_unfit
+from services.trainer.core.resolved_recipe import longest_row
 from services.trainer.database import open_read_only
 from services.trainer.dataset import batch_table, data_card, snapshot, snapshot_files
 from services.trainer.dataset.comment_rewriter import EndpointConfig, rewrites_for
@@ -29,7 +31,6 @@ from services.trainer.run import batch_sizes, disk_space
 from services.trainer.run.context import RunContext, RunFailed, trained_questions
 from services.trainer.run.folder import ADAPTER, CHECKPOINTS, GATE_RESULT, ExitCode
 from services.trainer.run.position import position_of
-from services.trainer.run.run_table import RunConfig
 from services.trainer.versions.model_card import write_artifact
 from services.trainer.worker.bootstrap import exit_code_of, start_process
 from services.trainer.worker.launcher import pause_for_fault_test
@@ -81,11 +82,12 @@ def take_snapshot(context: RunContext) -> None:
     with closing(open_read_only(context.trainer_folder)) as db:
         examples = batch_table.current_examples(db, config.through, config.released)
 
+    longest = longest_row(recipe, base_shape(Path(config.base)).context)
     has_no_marks = mark_check(context.chat.marks)
 
     def unfit(row: Row) -> str | None:
         answers = (row.answer, row.original) if row.objective == "dpo" else (row.answer,)
-        return has_no_marks(row) or why_unfit(context.chat, row.messages, answers, recipe.max_tokens)
+        return has_no_marks(row) or why_unfit(context.chat, row.messages, answers, longest)
 
     lengths: dict[tuple[str, str], tuple[int, int]] = {}
 
@@ -143,12 +145,10 @@ def take_snapshot(context: RunContext) -> None:
 def main() -> int:
     """Execute the next part of the run and return the exit code."""
     process = start_process("trainer-run")
-    return run_to_exit_code(process.folder, process.config, lambda: run_next_part(process.context()))
+    return run_to_exit_code(process.folder, lambda: run_next_part(process.context()))
 
 
-def run_to_exit_code(
-    folder: Path, config: RunConfig, work: Callable[[], None], position: str | None = None
-) -> ExitCode:
+def run_to_exit_code(folder: Path, work: Callable[[], None], position: str | None = None) -> ExitCode:
     """Execute `work` and return the exit code, also if memory or disk space did not suffice.
 
     Any other unexpected error is raised. `position` is what the process does, by default what the folder says.
@@ -159,7 +159,7 @@ def run_to_exit_code(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            return handle_out_of_memory(folder, config, position or position_of(folder), error)
+            return handle_out_of_memory(folder, position or position_of(folder), error)
     except Exception as error:
         if not disk_space.is_disk_full_error(error):
             raise
@@ -167,9 +167,9 @@ def run_to_exit_code(
         return ExitCode.DISK_FULL
 
 
-def handle_out_of_memory(folder: Path, config: RunConfig, position: str, error: Exception) -> ExitCode:
+def handle_out_of_memory(folder: Path, position: str, error: Exception) -> ExitCode:
     """Store smaller batches for the next start. Return the exit code, which says whether that was possible."""
-    smaller = batch_sizes.halve(folder, position, config.recipe)
+    smaller = batch_sizes.halve(folder, position)
     log.warning("out_of_memory", position=position, smaller_batches=smaller, error=str(error)[:300])
     return ExitCode.OUT_OF_MEMORY if smaller else ExitCode.MEMORY_EXHAUSTED
 

@@ -58,9 +58,9 @@ def reproduce(context: RunContext) -> Comparison:
     """Train the version again, unless that is done, and compare it. Raises `RunFailed` or `RunStopped`."""
     from services.trainer.training.train import train  # noqa: PLC0415 - importing torch takes seconds
 
-    now = environment.current(context.folder, context.config.recipe)
     if not (context.folder / ADAPTER).exists():
         train(context)
+    now = environment.current(context.folder, context.config.recipe)
     original = context.folder / ORIGINAL
     lineage = json.loads((original / LINEAGE_FILE).read_bytes())
     return compare(original, context.folder / ADAPTER, lineage["environments"], now)
@@ -146,7 +146,7 @@ def main() -> int:
         result = {"reproduced": reproduced, "message": message}
         write_whole(process.folder / COMPARISON, json.dumps(result, sort_keys=True).encode())
 
-    return run_to_exit_code(process.folder, process.config, work)
+    return run_to_exit_code(process.folder, work)
 
 
 if __name__ == "__main__":

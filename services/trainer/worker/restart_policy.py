@@ -24,7 +24,7 @@ STARVED_WAIT_S: Final = 30.0
 """Shortest wait after memory did not suffice for the smallest batches."""
 MAX_WAIT_S: Final = 60.0
 MEMORY_REMEDY: Final = (
-    "give the trainer more memory, or lower LOOPWRIGHT_TRAINER_MAX_TOKENS or LOOPWRIGHT_TRAINER_BATCH_SIZE"
+    "give the trainer more memory, or lower LOOPWRIGHT_TRAINER_MAX_TOKENS or LOOPWRIGHT_TRAINER_RANK"
 )
 
 EndCause = Literal["stopped", "killed", "error", "disk", "memory", "starved"]

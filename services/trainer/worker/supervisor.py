@@ -130,7 +130,7 @@ class RunSupervisor:
 
     def _handle_early_end(self, run: Run, folder: Path, end: EndCause, status: int | None) -> RunStatus:
         """Decide about a restart. `status` is the exit code, or None if the service ended before it could read it."""
-        run_id, recipe = run.config.run_id, run.config.recipe
+        run_id = run.config.run_id
         position = position_of(folder)
         reason = f"its process ended with status {status}: see run.log in its folder"
         oom_kills = micro_batch.kernel_oom_kills()
@@ -139,11 +139,11 @@ class RunSupervisor:
             end,
             errors=run_table.count_failure(self.db, run_id, reason) if end == "error" else 0,
             oom_killed=status is not None and oom_kills is not None and oom_kills > (self.oom_kills or 0),
-            can_halve=batch_sizes.can_halve(folder, position, recipe),
+            can_halve=batch_sizes.can_halve(folder, position),
         )
         self.not_before_ms = self.clock.now_ms() + round(decision.wait_s * 1000)
         if decision.halve:
-            batch_sizes.halve(folder, position, recipe)
+            batch_sizes.halve(folder, position)
         _write_attempts(folder, attempts)
         log.warning(
             "run_interrupted",
@@ -158,7 +158,7 @@ class RunSupervisor:
             return RunStatus(failure=f"{reason}; {decision.failure}" if end == "error" else decision.failure)
         if end == "disk":
             return RunStatus(note=disk_space.disk_full_message(folder))
-        return RunStatus(note=batch_sizes.reduction_note(folder, position, recipe))
+        return RunStatus(note=batch_sizes.reduction_note(folder, position))
 
 
 def _read_attempts(folder: Path) -> Attempts:

@@ -30,5 +30,5 @@ class BaseDtypeLinear(Linear):
         base_output: torch.Tensor = self.base_layer(x)
         down = self.lora_A.get_parameter(f"{name}.weight").to(x.dtype)
         up = (self.lora_B.get_parameter(f"{name}.weight") * self.scaling[name]).to(x.dtype)
-        hidden = linear(x, down).flatten(0, -2)
+        hidden = linear(self.lora_dropout[name](x), down).flatten(0, -2)
         return torch.addmm(base_output.flatten(0, -2), hidden, up.t()).view_as(base_output)

@@ -1,0 +1,231 @@
+"""Losses of the objectives, as functions of the likelihoods of answers, and the likelihoods themselves.
+
+One loss per step: `sft + preference_weight * (kto + dpo)`, each the mean over the whole step, also where a step is
+split into micro-batches or over several processes. So the parts that are computed here are divided by the step's
+totals, and add up.
+
+| objective | loss | source |
+| --- | --- | --- |
+| sft | negative log-likelihood per token of the answers | |
+| kto | `w (1 - sigmoid(±(beta (policy - reference) - KL)))` per judgement | Ethayarajh et al. 2024, equation 7 |
+| dpo | `-log sigmoid(beta (chosen - rejected))` of log-ratios, and the chosen answers' NLL | Rafailov et al. 2023 |
+
+The values equal those of TRL's trainers and of Liger's losses (`tests/integration/test_trainer_loss.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+import torch
+from torch.nn.functional import cross_entropy, linear, logsigmoid
+from torch.utils.checkpoint import checkpoint
+
+from services.trainer.training.packing import Pack
+from services.trainer.training.rows import TokenizedRow
+
+if TYPE_CHECKING:
+    from services.trainer.base.model import Model
+
+FusedCrossEntropy: TypeAlias = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor
+]
+"""Returns the summed negative log-likelihood of targets (n,), given the head's weight (vocab, hidden), hidden states
+(n, hidden), the targets, and the head's bias."""
+CHUNK_BYTES: Final = 2**28
+"""Logits in fp32 that are kept for the backward pass; those of more answers are computed again, chunk by chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTotals:
+    """What a step's losses are divided by: sizes of the whole step, over all its micro-batches and processes."""
+
+    sft_tokens: int
+    """Answer tokens of SFT rows."""
+    judgements: int
+    pairs: int
+    chosen_tokens: int
+    """Tokens of the chosen answers."""
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenizedRow]) -> StepTotals:
+        """Return the totals of a step's rows."""
+        return cls(
+            sum(len(row.answer) for row in rows if row.objective == "sft"),
+            sum(row.objective == "kto" for row in rows),
+            sum(row.objective == "dpo" for row in rows),
+            sum(len(row.answer) for row in rows if row.objective == "dpo"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LossWeights:
+    """Constants of the losses, from the recipe and the labels of the run's judgements."""
+
+    kto_beta: float
+    dpo_beta: float
+    dpo_nll: float
+    preference: float
+    liked: float
+    disliked: float
+
+
+# --- likelihoods ------------------------------------------------------------------------------------------------
+
+
+def answer_log_probs(model: Model, packed: Pack, *, plain_head: bool) -> torch.Tensor:
+    """Return the fp32 log-probability of each token of the answers, (targets,).
+
+    The model's head is applied to the positions that predict answers only.
+
+    Args:
+        model: The model; on the device of the pack.
+        packed: The sequences.
+        plain_head: The logits are a linear function of the last hidden states, so their chunks can be computed here.
+            Otherwise, as with soft caps, the model's own forward pass computes them.
+
+    """
+    if plain_head:
+        head = head_of(model)
+        return linear_log_probs(answer_states(model, packed), head.weight, head.bias, packed.targets)
+
+    def select(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (arguments[0].flatten(0, 1)[packed.select].unsqueeze(0),)
+
+    hook = head_of(model).register_forward_pre_hook(select)
+    try:
+        logits: torch.Tensor = model(**packed.inputs).logits
+    finally:
+        hook.remove()
+    return -cross_entropy(logits.squeeze(0).float(), packed.targets, reduction="none")
+
+
+def answer_states(model: Model, packed: Pack) -> torch.Tensor:
+    """Return the last hidden states that predict the tokens of the answers, (targets, hidden)."""
+    selected: list[torch.Tensor] = []
+
+    def select(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = arguments[0].flatten(0, 1)[packed.select]
+        selected.append(hidden)
+        return (hidden[:1].detach().unsqueeze(0),)  # the caller applies the head
+
+    hook = head_of(model).register_forward_pre_hook(select)
+    try:
+        model(**packed.inputs)
+    finally:
+        hook.remove()
+    return selected[0]
+
+
+def head_of(model: Model) -> torch.nn.Linear:
+    """Return the module that maps hidden states to logits."""
+    return cast("torch.nn.Linear", model.get_output_embeddings())
+
+
+def fused_cross_entropy(device: str) -> FusedCrossEntropy | None:
+    """Return Liger's head and cross entropy in one kernel; None on a CPU, or where Liger is not installed."""
+    if device != "cuda" or find_spec("liger_kernel") is None:
+        return None
+    from liger_kernel.transformers import (  # noqa: PLC0415 - imports Triton, which needs a GPU
+        LigerFusedLinearCrossEntropyLoss,
+    )
+
+    kernel: FusedCrossEntropy = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+    return kernel
+
+
+def linear_log_probs(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+) -> torch.Tensor:
+    """Return the fp32 log-probabilities of `targets` (targets,) under logits `hidden @ weight.T + bias`.
+
+    The logits of at most `CHUNK_BYTES` exist at a time. With more, the backward pass computes them again.
+
+    Args:
+        hidden: (targets, hidden).
+        weight: (vocab, hidden).
+        bias: (vocab,) or None.
+        targets: (targets,), int64.
+
+    """
+
+    def of_chunk(chunk: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return -cross_entropy(linear(chunk, weight, bias).float(), wanted, reduction="none")
+
+    rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    if len(hidden) <= rows:
+        return of_chunk(hidden, targets)
+    chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    return torch.cat([checkpoint(of_chunk, chunk, wanted, use_reentrant=False) for chunk, wanted in chunks])
+
+
+def has_plain_head(model: Model, packed: Pack) -> bool:
+    """Return whether the model returns its head's output as it is, without scaling or soft caps.
+
+    Runs the model on `packed`, with hidden states that make the logits large: a cap changes small ones hardly.
+    """
+    head: Any = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        return False
+    outputs: list[torch.Tensor] = []
+    hooks = [
+        head.register_forward_pre_hook(lambda _, arguments: (arguments[0] * 100,)),
+        head.register_forward_hook(lambda _module, _arguments, output: outputs.append(output)),
+    ]
+    try:
+        with torch.no_grad():
+            logits = model(**packed.inputs).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return logits.shape == outputs[0].shape and torch.allclose(logits.float(), outputs[0].float())
+
+
+# --- losses -----------------------------------------------------------------------------------------------------
+
+
+def kto_losses(
+    policy: torch.Tensor,
+    reference: torch.Tensor,
+    liked: torch.Tensor,
+    kl: torch.Tensor,
+    weights: LossWeights,
+) -> torch.Tensor:
+    """Return the loss of each judgement, (rows,).
+
+    Args:
+        policy: (rows,): log-likelihoods of the judged answers.
+        reference: (rows,): the same under the reference.
+        liked: (rows,), boolean.
+        kl: Scalar: how far the policy has moved from the reference (`kl_estimate`), without gradient.
+        weights: Beta, and the weights of liked and disliked answers.
+
+    """
+    sign = torch.where(liked, 1.0, -1.0)
+    weight = torch.where(liked, weights.liked, weights.disliked)
+    return weight * (1 - torch.sigmoid(sign * weights.kto_beta * (policy - reference - kl)))
+
+
+def kl_estimate(policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Return KTO's estimate of the KL divergence, a scalar of at least 0.
+
+    Args:
+        policy: (rows,): log-likelihoods of answers given the conversations of other answers.
+        reference: (rows,): the same under the reference.
+
+    """
+    return (policy - reference).mean().clamp(min=0)
+
+
+def dpo_losses(
+    chosen: torch.Tensor,
+    rejected: torch.Tensor,
+    reference_chosen: torch.Tensor,
+    reference_rejected: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """Return the loss of each pair, (pairs,), given the log-likelihoods of its answers, each (pairs,)."""
+    return -logsigmoid(beta * ((chosen - reference_chosen) - (rejected - reference_rejected)))

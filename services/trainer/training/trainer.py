@@ -1,0 +1,373 @@
+"""transformers' `Trainer` over steps that mix all objectives, with one loss and one optimiser.
+
+A step's rows go through the model in micro-batches whose gradients are summed. The reference of KTO and DPO is the base
+with the adapter off, so there is no second copy of it; when all weights train, its likelihoods are computed before the
+first step. Without a GPU or with one, nothing of a step is read back to the host except for the logs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+import torch
+from peft import PeftModel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from services.trainer.training.losses import (
+    LossWeights,
+    StepTotals,
+    answer_log_probs,
+    answer_states,
+    dpo_losses,
+    fused_cross_entropy,
+    head_of,
+    kl_estimate,
+    kto_losses,
+    linear_log_probs,
+)
+from services.trainer.training.packing import Pack, pack, pad
+from services.trainer.training.rows import AnsweredPrompt, TokenizedRow
+from services.trainer.training.step_plan import Step, micro_batches, share_of_process
+
+Schedule = Literal["linear", "cosine", "constant"]
+References: TypeAlias = Mapping[AnsweredPrompt, float]
+"""Log-likelihood of answers under the reference, by sequence."""
+Packer: TypeAlias = Callable[[Sequence[AnsweredPrompt]], Pack]
+STEP: Final = "step"
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Rows that go through the model at once.
+
+    The sequences of `packed` are in this order: SFT rows, judgements, chosen answers, rejected answers. The reference's
+    sequences are those without the SFT rows, then the judged answers in the conversations of others (for KTO's KL).
+    """
+
+    packed: Pack
+    sft: int
+    """Number of SFT rows."""
+    judgements: int
+    pairs: int
+    sft_targets: int
+    """Answer tokens of the SFT rows: the first targets."""
+    chosen_targets: slice
+    """Targets that are tokens of chosen answers."""
+    liked: torch.Tensor
+    """(judgements,), boolean."""
+    judged: Pack | None
+    """Sequences whose likelihood under the reference is needed, unless it is known."""
+    mismatched: Pack | None
+    """Judged answers in the conversations of other judgements."""
+    reference: torch.Tensor | None
+    """(sequences of `judged`,): their log-likelihoods, if they are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What one process computes in a step."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    totals: StepTotals
+    """Sizes of the whole step, over all processes."""
+    mismatched: int
+    """Mismatched sequences of the whole step (`mismatched_sequences`)."""
+    tokens: int
+    """Tokens of the whole step."""
+
+
+def mismatched_sequences(step: Step) -> dict[TokenizedRow, AnsweredPrompt]:
+    """Return for each judgement of a step its conversation with the answer of the judgement before it.
+
+    Empty with fewer than two judgements: KTO's KL term is 0 then.
+    """
+    judged = [row for row in step if row.objective == "kto"]
+    if len(judged) < 2:
+        return {}
+    return {
+        row: AnsweredPrompt(row.prompt, before.answer)
+        for before, row in zip([judged[-1], *judged[:-1]], judged, strict=True)
+    }
+
+
+def reference_sequences(steps: Sequence[Step]) -> list[AnsweredPrompt]:
+    """Return all sequences of a run whose likelihood under the reference is needed, each once."""
+    found: dict[AnsweredPrompt, None] = {}
+    for step in steps:
+        for row in step:
+            if row.objective != "sft":
+                found.update(dict.fromkeys(row.sequences))
+        found.update(dict.fromkeys(mismatched_sequences(step).values()))
+    return list(found)
+
+
+class StepDataset(torch.utils.data.Dataset[StepInputs]):
+    """Dataset with one item per step: the micro-batches of this process.
+
+    Args:
+        steps: The rows of each step.
+        limit: Tokens of a micro-batch.
+        packer: `pack`, or `pad` for models that cannot isolate the sequences of a pack.
+        references: Likelihoods under the reference, if they are known.
+        rank: Number of this process.
+        processes: Number of processes.
+
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        limit: int,
+        packer: Packer = pack,
+        references: References | None = None,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self._steps = steps
+        self._limit = limit
+        self._packer = packer
+        self._references = references
+        self._rank, self._processes = rank, processes
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, number: int) -> StepInputs:
+        step = self._steps[number]
+        mismatched = mismatched_sequences(step)
+        share = share_of_process(step, self._rank, self._processes)
+        groups = micro_batches(share, self._limit, padded=self._packer is pad)
+        return StepInputs(
+            tuple(micro_batch(group, mismatched, self._packer, self._references) for group in groups),
+            StepTotals.of(step),
+            sum(row in mismatched for row in step),
+            sum(row.tokens for row in step),
+        )
+
+
+def micro_batch(
+    rows: Sequence[TokenizedRow],
+    mismatched: Mapping[TokenizedRow, AnsweredPrompt],
+    packer: Packer,
+    references: References | None = None,
+) -> MicroBatch:
+    """Return rows as a micro-batch."""
+    sft = [row for row in rows if row.objective == "sft"]
+    kto = [row for row in rows if row.objective == "kto"]
+    dpo = [row for row in rows if row.objective == "dpo"]
+    answered = [row.sequences[0] for row in (*sft, *kto, *dpo)]
+    judged = answered[len(sft) :] + [row.sequences[1] for row in dpo]
+    others = [mismatched[row] for row in kto if row in mismatched]
+    before_chosen = sum(len(row.answer) for row in (*sft, *kto))
+    known = references is not None
+    return MicroBatch(
+        packed=packer(answered[: len(sft)] + judged),
+        sft=len(sft),
+        judgements=len(kto),
+        pairs=len(dpo),
+        sft_targets=sum(len(row.answer) for row in sft),
+        chosen_targets=slice(before_chosen, before_chosen + sum(len(row.answer) for row in dpo)),
+        liked=torch.tensor([row.liked for row in kto], dtype=torch.bool),
+        judged=packer(judged + others) if judged and not known else None,
+        mismatched=packer(others) if others else None,
+        reference=torch.tensor([references[one] for one in judged + others])
+        if references is not None
+        else None,
+    )
+
+
+def rate_factor(schedule: Schedule, step: int, steps: int, warmup: int) -> float:
+    """Return the share of the peak learning rate at a step: a linear warm-up, then the schedule down to 0."""
+    rising = (step + 1) / (warmup + 1)
+    remaining = max(0.0, min(1.0, (steps - step) / max(1, steps - warmup)))
+    match schedule:
+        case "linear":
+            falling = remaining
+        case "cosine":
+            falling = (1 - math.cos(math.pi * remaining)) / 2
+        case "constant":
+            falling = 1.0
+    return min(1.0, rising, falling)
+
+
+class StepTrainer(Trainer):
+    """Trainer of a run.
+
+    Args:
+        steps: The rows of each step, with the micro-batches of this process.
+        weights: Constants of the losses.
+        plain_head: See `answer_log_probs`.
+        schedule: How the learning rate falls after the warm-up.
+        warmup: Steps over which it rises.
+        trainer_arguments: Arguments of `transformers.Trainer`.
+
+    """
+
+    def __init__(
+        self,
+        steps: StepDataset,
+        weights: LossWeights,
+        *,
+        plain_head: bool,
+        schedule: Schedule,
+        warmup: int,
+        **trainer_arguments: Any,
+    ) -> None:
+        self._weights = weights
+        self._plain_head = plain_head
+        self._fused = fused_cross_entropy("cpu" if trainer_arguments["args"].use_cpu else "cuda")
+        self._schedule: Schedule = schedule
+        self._warmup = warmup
+        self._step_metrics: dict[str, torch.Tensor] = {}
+        self._pending_metrics: dict[str, list[torch.Tensor]] = {}
+        super().__init__(train_dataset=steps, **trainer_arguments)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the steps in order. They are already divided among the processes."""
+        steps: Any = self.train_dataset
+        return DataLoader(steps, batch_size=1, shuffle=False, collate_fn=lambda items: {STEP: items[0]})
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
+        """Create the schedule of the learning rate."""
+        scheduled: Any = optimizer or self.optimizer
+        self.lr_scheduler = LambdaLR(
+            scheduled, lambda step: rate_factor(self._schedule, step, num_training_steps, self._warmup)
+        )
+        return self.lr_scheduler
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Run forward and backward for all micro-batches of a step. Returns this process's part of the loss."""
+        model.train()
+        step: StepInputs = inputs[STEP]
+        device = self.args.device
+        self.state.num_input_tokens_seen += step.tokens
+        references = [self._reference(model, one) for one in step.micro_batches]
+        kl = self._kl(model, step, references)
+        total = torch.zeros((), device=device)
+        for number, (batch, reference) in enumerate(zip(step.micro_batches, references, strict=True)):
+            is_last = number == len(step.micro_batches) - 1
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    loss = self._loss(model, batch, step.totals, reference, kl)
+                # Gradients are averaged over processes, and the loss is already divided by the totals of all.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            total += loss.detach()
+        for name, value in self._step_metrics.items():
+            self._pending_metrics.setdefault(name, []).append(value)
+        self._step_metrics.clear()
+        whole: torch.Tensor = total * self.accelerator.num_processes
+        return whole
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the metrics, and the means of each objective's metrics since the last call."""
+        for name, values in self._pending_metrics.items():
+            logs[name] = float(torch.stack(values).mean())
+        self._pending_metrics.clear()
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def _likelihoods(self, model: Any, packed: Pack) -> torch.Tensor:
+        """Return the log-likelihood of each sequence's answer, (sequences,)."""
+        packed = packed.to(self.args.device)
+        unwrapped: Any = self.accelerator.unwrap_model(model)
+        with self.compute_loss_context_manager():
+            tokens = answer_log_probs(unwrapped, packed, plain_head=self._plain_head)
+            sums: torch.Tensor = packed.sums(tokens)
+        return sums
+
+    def _reference(self, model: Any, batch: MicroBatch) -> torch.Tensor:
+        """Return the log-likelihoods of the judged sequences under the reference."""
+        if batch.reference is not None:
+            return batch.reference.to(self.args.device)
+        if batch.judged is None:
+            return torch.zeros(0, device=self.args.device)
+        adapted: PeftModel = self.accelerator.unwrap_model(model)
+        with adapted.disable_adapter():
+            return self._likelihoods(model, batch.judged)
+
+    def _kl(self, model: Any, step: StepInputs, references: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return KTO's KL term of the whole step, a scalar; 0 with fewer than two judgements."""
+        policy, reference = [], []
+        for batch, known in zip(step.micro_batches, references, strict=True):
+            if batch.mismatched is not None:
+                policy.append(self._likelihoods(model, batch.mismatched))
+                reference.append(known[-batch.mismatched.sequences :])
+        if not step.mismatched:
+            return torch.zeros((), device=self.args.device)
+        moved = (
+            torch.cat(policy) - torch.cat(reference) if policy else torch.zeros(1, device=self.args.device)
+        )
+        if self.accelerator.num_processes > 1:
+            moved = self.accelerator.reduce(moved.sum(), "sum") / step.mismatched
+        kl = kl_estimate(moved, torch.zeros_like(moved))
+        self._record("kto/kl", kl)
+        return kl
+
+    def _loss(
+        self,
+        model: Any,
+        batch: MicroBatch,
+        totals: StepTotals,
+        reference: torch.Tensor,
+        kl: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return a micro-batch's part of the step's loss, a scalar."""
+        weights = self._weights
+        packed = batch.packed.to(self.args.device)
+        sft, tokens = self._predictions(model, batch, packed)
+        answers = packed.sums(tokens)[batch.sft :]
+        loss = torch.zeros((), device=self.args.device)
+        if batch.sft_targets:
+            sft = sft / totals.sft_tokens
+            self._record("sft/loss", sft)
+            loss = loss + sft
+        if batch.judgements:
+            count = batch.judgements
+            liked = batch.liked.to(tokens.device)
+            kto = kto_losses(answers[:count], reference[:count], liked, kl, weights).sum() / totals.judgements
+            reward = weights.kto_beta * torch.where(liked, 1.0, -1.0) * (answers[:count] - reference[:count])
+            self._record("kto/loss", kto)
+            self._record("kto/margin", reward.sum() / totals.judgements)
+            loss = loss + weights.preference * kto
+        if batch.pairs:
+            chosen = slice(batch.judgements, batch.judgements + batch.pairs)
+            rejected = slice(chosen.stop, chosen.stop + batch.pairs)
+            ratios = answers - reference[: len(answers)]
+            losses = dpo_losses(
+                answers[chosen], answers[rejected], reference[chosen], reference[rejected], weights.dpo_beta
+            )
+            nll = -tokens[batch.chosen_targets].sum() / totals.chosen_tokens
+            dpo = losses.sum() / totals.pairs + weights.dpo_nll * nll
+            self._record("dpo/loss", dpo)
+            self._record(
+                "dpo/margin", weights.dpo_beta * (ratios[chosen] - ratios[rejected]).sum() / totals.pairs
+            )
+            loss = loss + weights.preference * dpo
+        return loss
+
+    def _predictions(self, model: Any, batch: MicroBatch, packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed loss of the SFT rows, and the log-probabilities of all targets (targets,).
+
+        With a fused kernel, those of the SFT rows' targets are 0: it does not compute them.
+        """
+        count = batch.sft_targets
+        if self._fused is None or not self._plain_head:
+            tokens = answer_log_probs(model, packed, plain_head=self._plain_head)
+            return -tokens[:count].sum(), tokens
+        head, hidden = head_of(model), answer_states(model, packed)
+        others = linear_log_probs(hidden[count:], head.weight, head.bias, packed.targets[count:])
+        sft = self._fused(head.weight, hidden[:count], packed.targets[:count], head.bias)
+        return sft, torch.cat([others.new_zeros(count), others])
+
+    def _record(self, name: str, value: torch.Tensor) -> None:
+        """Add a micro-batch's part to a metric of the step."""
+        self._step_metrics[name] = self._step_metrics.get(name, 0.0) + value.detach()
