@@ -30,7 +30,7 @@ class NewDataCounter:
     """`Connection.total_changes` for which `_counts` was read. This connection is the only one that writes."""
 
     def __post_init__(self) -> None:
-        feedback_counts.prepare(self.db, self.settings.comment_mode, self.settings.max_tokens)
+        feedback_counts.prepare(self.db, self.settings.comment_mode, self.settings.largest_max_tokens)
 
     def count_portion(self) -> int:
         """Count the next responses that are not counted, in a transaction. Return how many are left."""
@@ -54,7 +54,7 @@ class NewDataCounter:
     def _count_next(self) -> int:
         settings = self.settings
         return feedback_counts.count_stale(
-            self.db, settings.line, settings.comment_mode, PORTION, settings.max_tokens
+            self.db, settings.line, settings.comment_mode, PORTION, settings.largest_max_tokens
         )
 
     def read(self) -> NewData:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.trainer.base.model import quantization_options
 from services.trainer.base.shape import base_shape, shape_of
 from services.trainer.core.recipe import Recipe
 from services.trainer.core.resolved_recipe import (
@@ -21,6 +23,7 @@ from services.trainer.core.resolved_recipe import (
     ResolvedRecipe,
     resolve,
 )
+from services.trainer.training.lora import lora_config
 from tests.trainer_rows import SMALL_BASE, SMALL_DATA, SMALL_MACHINE
 
 GIB = 2**30
@@ -124,3 +127,18 @@ def test_shape_is_read_from_the_files_of_the_base(tmp_path: Path, tiny_model: Pa
     assert (gpt2.hidden, gpt2.layers, gpt2.context, gpt2.intermediate, gpt2.weights) == (64, 3, 128, 256, 7)
     nested = shape_of({"text_config": {"hidden_size": 32, "max_position_embeddings": 99}}, 1)
     assert (nested.hidden, nested.context) == (32, 99)
+
+
+def test_4_bit_weights_are_loaded_onto_the_gpu() -> None:
+    assert quantization_options("none", "bfloat16") == {}
+    options = quantization_options("4bit", "bfloat16")
+    config = options["quantization_config"]
+    assert options["device_map"] == {"": 0}
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type) == (True, "nf4")
+    assert config.bnb_4bit_compute_dtype == torch.bfloat16
+
+
+def test_adapter_of_4_bit_weights_uses_layers_of_peft() -> None:
+    """The layer of this project computes with whole weights, and would also match quantised layers."""
+    assert lora_config(resolved(LARGE_BASE, gpu(80)))._custom_modules
+    assert not lora_config(resolved(LARGE_BASE, gpu(16)))._custom_modules

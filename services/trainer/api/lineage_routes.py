@@ -50,7 +50,7 @@ class LineageQueries:
                 event_id,
                 response_id,
                 comments=self.settings.comment_mode,
-                max_tokens=self.settings.max_tokens,
+                max_tokens=self.settings.largest_max_tokens,
             )
 
     def diff(self, one: str, other: str) -> Json:

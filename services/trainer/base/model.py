@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from services.trainer.base.device import device_kind
 from services.trainer.base.memory import GENERATE_BATCH, SCORE_BATCH, BatchLimit, run_in_batches
 from services.trainer.base.shared_prefix import logits_at
 from services.trainer.core.chat import Messages
-from services.trainer.core.hardware import DeviceKind, Dtype
+from services.trainer.core.hardware import DeviceKind, Dtype, Quantization
 from services.trainer.progress import ProgressCallback, ignore_progress
 from shared.chat_format import ChatFormat
 
@@ -34,17 +34,41 @@ def default_device() -> DeviceKind:
     return device_kind()
 
 
-def load_base(base: Path, threads: int = 1, dtype: Dtype = "bfloat16") -> PreTrainedModel:
+def load_base(
+    base: Path, threads: int = 1, dtype: Dtype = "bfloat16", quantization: Quantization = "none"
+) -> PreTrainedModel:
     """Load a model from safetensors files, without remote code, for evaluation on the default device.
 
-    `threads` sets the number of torch threads of this process from now on.
+    `threads` sets the number of torch threads of this process from now on. Weights with `quantization` are converted
+    while they are loaded, which needs a GPU.
     """
     torch.set_num_threads(threads)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        base, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        base,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        trust_remote_code=False,
+        **quantization_options(quantization, dtype),
     )
-    loaded: PreTrainedModel = model.to(default_device()).eval()
+    loaded: PreTrainedModel = (model if quantization == "4bit" else model.to(default_device())).eval()
     return loaded
+
+
+def quantization_options(quantization: Quantization, dtype: Dtype) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` for weights of 4 bits (NF4, Dettmers et al. 2023), or none.
+
+    Layers compute in `dtype`. Norms, embeddings and the head stay in `dtype`, too: PEFT's preparation for training
+    would convert them to fp32, which variable-length attention does not take.
+    """
+    if quantization == "none":
+        return {}
+    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+    return {"quantization_config": config, "device_map": {"": 0}}
 
 
 def load_whole_model(folder: Path, base: PreTrainedModel, threads: int = 1) -> PreTrainedModel:

@@ -14,6 +14,8 @@ from shared.errors import Misconfigured
 
 Dtype: TypeAlias = Literal["bfloat16", "float16", "float32"]
 DeviceKind: TypeAlias = Literal["cpu", "cuda"]
+Quantization: TypeAlias = Literal["none", "4bit"]
+"""Weights of the base in memory: as the data type says, or in 4 bits."""
 DEVICE_SETTING: Final = "LOOPWRIGHT_TRAINER_DEVICE"
 _INDICES: Final = re.compile(r"(?:cuda:)?(\d{1,3}(?:,\d{1,3})*)")
 

@@ -19,6 +19,8 @@ SHORTER_MARGIN: Final = 0.4
 CommentMode = Literal["hold", "append", "revise"]
 """How a comment that is not vague trains: not at all (quarantined), appended to the answer, or as a rewrite of the
 answer by a stronger model (`dataset/comment_rewriter.py`)."""
+LONGEST_ROW: Final = 4096
+"""Longest row in tokens by default, for bases with a context at least as long."""
 KTO_LEAST: Final = 50
 """Minimum number of rows with the rarer label. With fewer, KTO repeats the few rows of one side too often."""
 CHANGED_FACT_USERS: Final = 3
@@ -195,3 +197,8 @@ class Recipe(BaseModel):
         description="How much less likely than stable a version may be to continue a long general answer. "
         "Set 1 if your users want short answers.",
     )
+
+    @property
+    def largest_max_tokens(self) -> int:
+        """Return the longest training row in tokens, for a base whose context is not known."""
+        return self.max_tokens or LONGEST_ROW

@@ -28,8 +28,6 @@ REFERENCE_RATE: Final = 1.5e-3
 WIDTH_EXPONENT: Final = 0.8
 FULL_RATE: Final = 1 / 15
 """Learning rate with METHOD=full, relative to that of an adapter."""
-LONGEST_ROW: Final = 4096
-"""Longest row in tokens, for bases with a context at least as long."""
 ROWS_PER_STEP: Final = 8
 REFERENCE_ROWS: Final = 920
 """Trained rows of a run for which `ROWS_PER_STEP` was measured. With more, rows per step and steps both grow."""
@@ -114,7 +112,8 @@ class ResolvedRecipe(BaseModel):
 
 def longest_row(recipe: Recipe, context: int) -> int:
     """Return the longest row that trains, in tokens. `context`: the base's, or 0 if unknown."""
-    return recipe.max_tokens or (min(context, LONGEST_ROW) if context else LONGEST_ROW)
+    longest = recipe.largest_max_tokens
+    return min(context, longest) if context and recipe.max_tokens is None else longest
 
 
 def learning_rate(recipe: Recipe, hidden: int) -> float:

@@ -1,8 +1,8 @@
 """Which rows each optimiser step trains: about the same number of tokens, with all objectives in their share.
 
-Each row trains once per epoch, mixed with the replay rows of that epoch (`batch_order.py`). The rows of each objective are put in a random order and cut into as many parts as
-there are steps, so every step mixes the objectives as the run does. Judgements come in groups with both labels where
-the data allow it.
+Each row trains once per epoch, mixed with the replay rows of that epoch (`batch_order.py`). The rows of each objective
+are put in a random order and cut into as many parts as there are steps, so every step mixes the objectives as the run
+does. Judgements come in groups with both labels where the data allow it.
 
 All functions are deterministic, so a resumed run continues in the same order, and each process of a distributed run
 knows what the others train.

@@ -71,7 +71,12 @@ def train(context: RunContext) -> None:
     environment.record(folder, environment.current(folder, context.config.recipe))
     log.info("training", rows=len(rows), replay=len(replay), steps=len(steps), **recipe.model_dump())
     model = fine_tune(
-        load_base(Path(context.config.base), context.config.recipe.threads, dtype.of_run(folder)),
+        load_base(
+            Path(context.config.base),
+            context.config.recipe.threads,
+            dtype.of_run(folder),
+            recipe.quantization,
+        ),
         steps,
         recipe.model_copy(update={"micro_batch_tokens": size.tokens}),
         folder / CHECKPOINTS,
@@ -162,10 +167,12 @@ def resolve_recipe(
 
     """
     hardware = describe()
+    # Others may use the GPU, too. On a CPU, what is free changes with every file that is read.
+    memory = hardware.free_bytes if hardware.kind == "cuda" else hardware.memory_bytes
     return resolve(
         recipe,
         base_shape(base),
-        Machine(device=hardware.kind, memory=hardware.memory_bytes, weight_bytes=weight_bytes),
+        Machine(device=hardware.kind, memory=memory, weight_bytes=weight_bytes),
         DataSize(
             rows=round(len(rows) * recipe.epochs) + len(replay),
             tokens=round(sum(row.tokens for row in rows) * recipe.epochs) + sum(row.tokens for row in replay),

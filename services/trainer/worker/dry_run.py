@@ -39,7 +39,7 @@ def dry_run_message(
         comments=settings.comment_mode,
         kto_least=settings.kto_least,
         change_rule=ChangeRule.of(settings),
-        max_tokens=settings.max_tokens,
+        max_tokens=settings.largest_max_tokens,
         unfit=unfit,
     )
     parts = [_training_summary(built, new_examples), prospects]

@@ -124,7 +124,7 @@ def take_snapshot(context: RunContext) -> None:
         rewrites=rewrites,
         kto_least=recipe.kto_least,
         change_rule=ChangeRule.of(recipe),
-        max_tokens=recipe.max_tokens,
+        max_tokens=longest,
         token_budget=recipe.token_budget,
     )
     sizes = [lengths_of(grouped.row, grouped.row.answer) for grouped in built.train]
