@@ -30,7 +30,9 @@ from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import train
 from services.trainer.training.checkpoints import RunCallback
+from services.trainer.training.packed_attention import PACKED, attention
 from services.trainer.training.rows import TokenizedRow, tokenize
+from services.trainer.training.trainer import StepDataset, StepTrainer
 from services.trainer.versions.model_card import ADAPTER_FILES
 from shared.adapters.in_memory import InMemoryCache
 from shared.feedback_kinds import Objective
@@ -47,9 +49,9 @@ KINDS: tuple[Objective, ...] = ("sft", "kto", "dpo")
 class LogCallback(RunCallback):
     """Callback of a run that records the logs with a loss."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         self.logs: list[dict[str, Any]] = []
-        super().__init__(Progress(InMemoryCache(), LINE, "run-1"), threading.Event())
+        super().__init__(Progress(InMemoryCache(), LINE, "run-1"), threading.Event(), **options)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
         super().on_log(args, state, control, logs, **more)
@@ -308,3 +310,45 @@ def test_settings_of_the_recipe_reach_the_training(bench: Bench, tmp_path: Path,
     other = weights(Bench(bench.model, tmp_path / "other").learn(steps, changed))
     same = all(torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-5) for name in one)
     assert same == (setting == "gradient_checkpointing"), "checkpointing changes time and memory only"
+
+
+def test_training_stops_when_held_out_rows_get_worse(bench: Bench, tmp_path: Path) -> None:
+    """The held-out rows have answers that the training makes less likely."""
+    held_out = [tokenized(bench.model, "sft", prompt, UNWANTED) for prompt in PROMPTS[4:]]
+    rows = [tokenized(bench.model, "sft", prompt, WANTED) for prompt in PROMPTS[:4]]
+    steps = [tuple(rows)] * 12
+
+    def learned(folder: Path, early_stopping: int) -> list[dict[str, Any]]:
+        callback = LogCallback(validation_steps=2, early_stopping=early_stopping)
+        recipe = RECIPE.model_copy(update={"learning_rate": 0.1})
+        train.fine_tune(
+            bench.base(),
+            steps,
+            recipe,
+            folder,
+            callback=callback,
+            stop=threading.Event(),
+            validation=held_out,
+        )
+        return callback.logs
+
+    stopped, whole = learned(tmp_path / "stopped", 2), learned(tmp_path / "whole", 0)
+    assert len(stopped) < len(whole) == 12
+    assert [logs["loss"] for logs in stopped] == [logs["loss"] for logs in whole[: len(stopped)]]
+
+
+def test_loss_on_held_out_rows_is_that_of_the_gate(bench: Bench) -> None:
+    held_out = [tokenized(bench.model, "sft", prompt, WANTED, ended=False) for prompt in PROMPTS]
+    trainer = StepTrainer(
+        StepDataset([], 100),
+        train.loss_weights(RECIPE, []),
+        plain_head=True,
+        schedule="constant",
+        warmup=0,
+        validation=held_out,
+        model=bench.base(),
+        args=train.training_arguments(bench.folder, RECIPE),
+    )
+    with attention(trainer.model, PACKED):
+        found = trainer.evaluate()["eval_loss"]
+    assert found == pytest.approx(-bench.log_likelihoods(bench.base())[0], rel=1e-4)

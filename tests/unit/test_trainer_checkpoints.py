@@ -20,6 +20,7 @@ from services.trainer.run.checkpoint_manifest import (
     write_manifest,
 )
 from services.trainer.run.folder import CHECKPOINTS
+from services.trainer.training.checkpoints import has_stalled
 
 Damage = Callable[[Path], None]
 
@@ -170,3 +171,20 @@ def test_oom_kills_of_the_container_are_preferred_to_the_machines(
     assert micro_batch.kernel_oom_kills() == 12
     container.write_text("low 0\noom 4\noom_kill 3\noom_group_kill 9\n")
     assert micro_batch.kernel_oom_kills() == 3
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "stalled"),
+    [
+        ([3, 2, 1], 1, False),
+        ([1, 2], 1, True),
+        ([1, 2], 2, False),
+        ([1, 2, 1.5], 2, True),
+        ([1, 2, 0.9], 2, False),
+        ([1, 1], 1, True),
+        ([1, 2, 3, 4], 0, False),
+        ([], 1, False),
+    ],
+)
+def test_loss_stalls_after_patience_evaluations(losses: list[float], patience: int, stalled: bool) -> None:
+    assert has_stalled(losses, patience) == stalled

@@ -53,7 +53,7 @@ def test_repeated_kills_fail_the_run_with_a_remedy() -> None:
     assert all(decision.failure is None for decision in before)
     assert last.failure is not None
     assert f"killed {MAX_KILLS} times" in last.failure
-    assert "LOOPWRIGHT_TRAINER_BATCH_SIZE" in last.failure
+    assert "LOOPWRIGHT_TRAINER_MAX_TOKENS" in last.failure
 
 
 def test_kernel_kills_with_one_row_fail_the_run_sooner() -> None:

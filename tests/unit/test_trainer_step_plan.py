@@ -50,7 +50,9 @@ def test_rows_train_once_per_epoch_and_replay_rows_once(
     steps = plan_steps(rows, by_epoch, tokens_per_step=tokens_per_step, epochs=float(epochs), seed=seed)
     assert names(steps) == Counter([one.name for one in rows] * epochs + [one.name for one in replay])
     assert all(steps)
-    assert steps == plan_steps(rows, by_epoch, tokens_per_step=tokens_per_step, epochs=float(epochs), seed=seed)
+    assert steps == plan_steps(
+        rows, by_epoch, tokens_per_step=tokens_per_step, epochs=float(epochs), seed=seed
+    )
 
 
 def test_half_an_epoch_contains_half_of_the_rows() -> None:

@@ -418,7 +418,7 @@ def test_out_of_memory_where_a_run_evaluates_halves_those_batches(
     assert sizes == [(32, 4), (16, 2), (8, 1), (4, 1), (2, 1), (1, 1)]
     assert run_to_exit_code(folder, raising(MemoryError())) == ExitCode.MEMORY_EXHAUSTED
     assert not (folder / FAILURE_REASON).exists()
-    assert micro_batch.read(folder) is None
+    assert micro_batch.reduction_note(folder) is None
 
 
 def test_failure_on_a_full_disk_is_reported_as_a_full_disk(

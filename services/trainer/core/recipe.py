@@ -87,6 +87,12 @@ class Recipe(BaseModel):
         description="adamw_torch_fused, or adamw_8bit and paged_adamw_8bit of bitsandbytes, which need less memory.",
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    early_stopping: int = Field(
+        0,
+        ge=0,
+        description="Evaluations without a lower loss on held-out users' rows after which training stops; 0: never. "
+        "Runs of less than 200 steps are not evaluated.",
+    )
     max_grad_norm: float = Field(
         1.0, ge=0, description="Norm above which the gradient of a step is scaled down; 0 never scales."
     )

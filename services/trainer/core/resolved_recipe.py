@@ -34,6 +34,10 @@ REFERENCE_ROWS: Final = 920
 MAX_TOKENS_PER_STEP: Final = 32_768
 WARMUP_STEPS: Final = 5
 """Steps over which the learning rate rises, or a tenth of the run if that is shorter."""
+VALIDATIONS: Final = 10
+"""Evaluations of a run's loss on held-out users' rows."""
+MIN_VALIDATED_STEPS: Final = 200
+"""Steps of the shortest run that is evaluated: evaluations cost time, and shorter runs do not overfit."""
 USABLE_MEMORY: Final = 0.7
 """Share of the memory that weights and activations may take by estimate."""
 MIN_MICRO_BATCH: Final = 64
@@ -96,6 +100,9 @@ class ResolvedRecipe(BaseModel):
     weight_decay: float
     max_grad_norm: float
     epochs: float
+    validation_steps: int
+    """Steps between two evaluations of the loss on held-out users' rows; 0 for none."""
+    early_stopping: int
     seed: int
     max_tokens: int
     tokens_per_step: int
@@ -178,6 +185,8 @@ def resolve(recipe: Recipe, base: BaseShape, machine: Machine, data: DataSize) -
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         epochs=recipe.epochs,
+        validation_steps=steps // VALIDATIONS if steps >= MIN_VALIDATED_STEPS else 0,
+        early_stopping=recipe.early_stopping,
         seed=recipe.seed,
         max_tokens=longest_row(recipe, base.context),
         tokens_per_step=step,

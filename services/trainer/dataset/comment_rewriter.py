@@ -197,7 +197,9 @@ def rewrites_for(
         return None
     if endpoint is None:
         return rewrite_cache.load_all(cache, recipe.reviser_model)
-    training, _ = split_by_holdout(line, usable_rows(examples, "revise", max_tokens=recipe.largest_max_tokens)[0])
+    training, _ = split_by_holdout(
+        line, usable_rows(examples, "revise", max_tokens=recipe.largest_max_tokens)[0]
+    )
     with open_client(endpoint) as client:
         complete = Endpoint(client, recipe.reviser_model)
         return rewrite_comments(training, complete, recipe.reviser_model, cache, endpoint.limit, progress)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -31,6 +31,8 @@ from services.trainer.training import nan_report
 from services.trainer.training.tensorboard import CurveWriter
 from shared.run_stage import RunStage
 
+VALIDATION_LOSS: Final = "eval_loss"
+"""Metric: mean loss per answer token of held-out users' corrections."""
 RowNames = Callable[[int], Sequence[str]]
 """Returns the names of the rows that a step trains on. The first step is 1."""
 log = structlog.get_logger(__name__)
@@ -52,6 +54,11 @@ def newest_checkpoint(folder: Path) -> str | None:
     return None if newest is None else str(newest)
 
 
+def has_stalled(losses: Sequence[float], patience: int) -> bool:
+    """Return whether the last `patience` losses are all no lower than an earlier one. Never with a patience of 0."""
+    return patience > 0 and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+
+
 class RunCallback(TrainerCallback):
     """Callback of a run's training.
 
@@ -62,6 +69,8 @@ class RunCallback(TrainerCallback):
         row_names: Names the rows of each step, for diagnostics.
         note: Added to each progress report.
         checkpoint_minutes: Time between two checkpoints; None saves none by time.
+        validation_steps: Steps between two evaluations of the loss on held-out rows; 0 for none.
+        early_stopping: Evaluations without a lower loss after which training stops; 0 for never.
 
     """
 
@@ -73,6 +82,8 @@ class RunCallback(TrainerCallback):
         row_names: RowNames = no_row_names,
         note: str | None = None,
         checkpoint_minutes: float | None = None,
+        validation_steps: int = 0,
+        early_stopping: int = 0,
     ) -> None:
         self._scaled_loss = nan_report.ScaledLoss()
         self._progress = progress
@@ -81,6 +92,7 @@ class RunCallback(TrainerCallback):
         self._row_names = row_names
         self._note = note
         self._checkpoint_s = None if checkpoint_minutes is None else 60 * checkpoint_minutes
+        self._validation_steps, self._early_stopping = validation_steps, early_stopping
         self._curves = CurveWriter(run) if run is not None else None
         self._started = self._saved = time.monotonic()
         self._first_step = self._logged_step = 0
@@ -99,7 +111,9 @@ class RunCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Save a checkpoint if it is time, or asked to stop. Make space on the disk before any checkpoint."""
+        """Evaluate or save a checkpoint if it is time, or asked to stop. Make space on the disk for a checkpoint."""
+        if self._validation_steps and state.global_step % self._validation_steps == 0:
+            control.should_evaluate = True
         if self._checkpoint_s is not None and time.monotonic() - self._saved >= self._checkpoint_s:
             control.should_save = True
         if self._stop.is_set():
@@ -121,6 +135,8 @@ class RunCallback(TrainerCallback):
         metrics = self._scaled_loss.without_overflow(logs or {}) if args.fp16 else logs or {}
         self._check_finite(state, metrics)
         self._logged_step = state.global_step
+        if VALIDATION_LOSS in metrics and self._curves is not None:
+            self._curves.add(state.global_step, {VALIDATION_LOSS: metrics[VALIDATION_LOSS]})
         if "loss" not in metrics:
             return
         seconds = max(1e-9, time.monotonic() - self._started)
@@ -137,6 +153,16 @@ class RunCallback(TrainerCallback):
         )
         if self._curves is not None:
             self._curves.add(state.global_step, {**metrics, "tokens_per_s": tokens_per_s})
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Stop if the loss on held-out rows no longer falls. The history of a resumed run is in its checkpoint."""
+        losses = [float(logs[VALIDATION_LOSS]) for logs in state.log_history if VALIDATION_LOSS in logs]
+        log.info("validated", step=state.global_step, losses=losses)
+        if has_stalled(losses, self._early_stopping):
+            log.info("stopped_early", step=state.global_step)
+            control.should_training_stop = True
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

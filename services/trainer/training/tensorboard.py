@@ -20,6 +20,7 @@ from services.trainer.run.folder import TENSORBOARD
 
 TAGS: Final = {
     "loss": "train/loss",
+    "eval_loss": "validation/loss",
     "grad_norm": "train/grad_norm",
     "learning_rate": "train/learning_rate",
     "tokens_per_s": "speed/tokens_per_s",

@@ -7,7 +7,7 @@ import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import torch
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from services.trainer.base.model import Model
 
+MAX_VALIDATION_ROWS: Final = 128
 log = structlog.get_logger(__name__)
 
 
@@ -69,6 +70,7 @@ def train(context: RunContext) -> None:
     )
     size = micro_batch.start(folder, recipe.micro_batch_tokens, longest([*rows, *replay]))
     environment.record(folder, environment.current(folder, context.config.recipe))
+    validation = validation_rows(context) if recipe.validation_steps else []
     log.info("training", rows=len(rows), replay=len(replay), steps=len(steps), **recipe.model_dump())
     model = fine_tune(
         load_base(
@@ -87,8 +89,11 @@ def train(context: RunContext) -> None:
             lambda step: [row.name for row in steps[step - 1]],
             micro_batch.reduction_note(folder),
             checkpoint_minutes=recipe.checkpoint_minutes,
+            validation_steps=recipe.validation_steps if validation else 0,
+            early_stopping=recipe.early_stopping,
         ),
         stop=context.stop,
+        validation=validation,
     )
     save_adapter(model, folder / ADAPTER, context.config.base_name)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -134,6 +139,13 @@ def record_replay(folder: Path, replay: Sequence[TokenizedRow], train_tokens: in
     )
     if warning:
         log.warning("too_little_replay", detail=warning)
+
+
+def validation_rows(context: RunContext) -> list[TokenizedRow]:
+    """Return corrections of held-out users, at most `MAX_VALIDATION_ROWS`; they do not train."""
+    rows = snapshot_files.read_rows(context.folder, snapshot_files.HELDOUT_ROWS)
+    corrections = [one.row for one in rows if one.row.objective == "sft"]
+    return [tokenize(context.chat, row) for row in corrections[:MAX_VALIDATION_ROWS]]
 
 
 def resolve_for_run(
@@ -189,6 +201,7 @@ def fine_tune(
     *,
     callback: TrainerCallback,
     stop: threading.Event,
+    validation: Sequence[TokenizedRow] = (),
 ) -> Model:
     """Train on the steps in their order, and return the model, with an adapter if the recipe uses LoRA.
 
@@ -201,6 +214,7 @@ def fine_tune(
         checkpoints: Folder of the checkpoints.
         callback: Called for each step, usually a `RunCallback`.
         stop: Set to stop the training.
+        validation: Rows of held-out users, whose loss is computed when the callback asks for it.
 
     Raises:
         RunFailed: If the loss became NaN or infinite.
@@ -227,6 +241,7 @@ def fine_tune(
             plain_head=plain_head,
             schedule=recipe.schedule,
             warmup=recipe.warmup_steps,
+            validation=validation,
             model=trained,
             args=training_arguments(checkpoints, recipe, computed_in),
             callbacks=[callback],

@@ -136,6 +136,11 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
         self._references = references
         self._rank, self._processes = rank, processes
 
+    def evaluated(self, rows: Sequence[TokenizedRow]) -> list[Pack]:
+        """Return rows in packs of the size of a micro-batch."""
+        groups = micro_batches(rows, self._limit, padded=self._packer is pad)
+        return [self._packer([one for row in group for one in row.sequences]) for group in groups]
+
     def __len__(self) -> int:
         return len(self._steps)
 
@@ -206,6 +211,7 @@ class StepTrainer(Trainer):
         plain_head: See `answer_log_probs`.
         schedule: How the learning rate falls after the warm-up.
         warmup: Steps over which it rises.
+        validation: Rows of held-out users, for `evaluate`.
         trainer_arguments: Arguments of `transformers.Trainer`.
 
     """
@@ -218,6 +224,7 @@ class StepTrainer(Trainer):
         plain_head: bool,
         schedule: Schedule,
         warmup: int,
+        validation: Sequence[TokenizedRow] = (),
         **trainer_arguments: Any,
     ) -> None:
         self._weights = weights
@@ -225,6 +232,7 @@ class StepTrainer(Trainer):
         self._fused = fused_cross_entropy("cpu" if trainer_arguments["args"].use_cpu else "cuda")
         self._schedule: Schedule = schedule
         self._warmup = warmup
+        self._validation = steps.evaluated(validation)
         self._step_metrics: dict[str, torch.Tensor] = {}
         self._pending_metrics: dict[str, list[torch.Tensor]] = {}
         super().__init__(train_dataset=steps, **trainer_arguments)
@@ -266,6 +274,16 @@ class StepTrainer(Trainer):
         self._step_metrics.clear()
         whole: torch.Tensor = total * self.accelerator.num_processes
         return whole
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Return and log the mean loss per answer token of the held-out rows, as `eval_loss`."""
+        model: Any = self.model
+        model.train(False)
+        total = sum(float(self._likelihoods(model, packed).sum()) for packed in self._validation)
+        metrics = {"eval_loss": -total / max(1, sum(len(packed.targets) for packed in self._validation))}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the metrics, and the means of each objective's metrics since the last call."""
