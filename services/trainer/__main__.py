@@ -24,7 +24,7 @@ from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.publish import SERVICE, VersionLog, lease_group, transactional_id
 from services.trainer.worker import launcher
-from services.trainer.worker.base_check import check_base
+from services.trainer.worker.base_check import remembered_check
 from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import PinnedBase, find_base
 from shared.adapters.clock import SystemClock
@@ -39,6 +39,8 @@ from shared.telemetry import Readiness
 from shared.topics import OPERATOR_COMMANDS
 
 RETRY_S: Final = 1.0
+BASE_CHECK: Final = "base-check.json"
+"""File with the last check of the base that found no problem."""
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
@@ -73,7 +75,8 @@ def build(settings: TrainerSettings, base: PinnedBase) -> Trainer:
 
 def usable_marks(settings: TrainerSettings, base: PinnedBase) -> frozenset[str]:
     """Return the marks of the base's prompts. Raises `Misconfigured` if the trainer trains and the base cannot."""
-    found = check_base(base.path, settings.chat_template_kwargs, settings.golden)
+    file = settings.folder / BASE_CHECK
+    found = remembered_check(file, base, settings.chat_template_kwargs, settings.golden)
     if found.problem is not None and settings.mode == "train":
         raise Misconfigured(f"LOOPWRIGHT_BASE_MODEL={base.name}: {found.problem}")
     return found.marks

@@ -16,7 +16,7 @@ from services.trainer.dataset import snapshot
 from services.trainer.dataset.filters import Row
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.settings import TrainerSettings
-from services.trainer.worker.base_check import check_base, inspect_base
+from services.trainer.worker.base_check import BaseCheck, check_base, inspect_base, remembered_check
 from shared.adapters.base_model import PinnedBase
 from shared.chat_format import ChatFormat
 from shared.errors import Misconfigured
@@ -42,7 +42,7 @@ def settings(tmp_path: Path, **more: Any) -> TrainerSettings:
 def test_reasoning_base_stops_the_start_with_a_remedy(
     reasoning_base: PinnedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.__main__.check_base", inspect_base)
+    monkeypatch.setattr("services.trainer.worker.base_check.check_base", inspect_base)
     with pytest.raises(Misconfigured, match="LOOPWRIGHT_CHAT_TEMPLATE_KWARGS") as refused:
         usable_marks(settings(tmp_path), reasoning_base)
     assert "<think>" in str(refused.value)
@@ -54,7 +54,7 @@ def test_reasoning_base_stops_the_start_with_a_remedy(
 def test_problem_that_is_found_later_stops_the_trainer(
     reasoning_base: PinnedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.__main__.check_base", inspect_base)
+    monkeypatch.setattr("services.trainer.worker.base_check.check_base", inspect_base)
     trainer, stopping = MarkedTrainer(), threading.Event()
     problems = check_base_meanwhile(settings(tmp_path), reasoning_base, cast(Any, trainer), stopping)
     assert stopping.wait(60)
@@ -116,3 +116,27 @@ def test_row_that_the_template_refuses_is_quarantined(tiny_model: Path) -> None:
         "r2": "chat template: System role not supported",
         "r3": "tokens: longer than the limit of a run",
     }
+
+
+def test_base_that_was_found_fit_is_not_checked_again(
+    tmp_path: Path, reasoning_base: PinnedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[tuple[object, ...]] = []
+
+    def counted(*arguments: Any) -> BaseCheck:
+        checks.append(arguments)
+        return inspect_base(*arguments)
+
+    monkeypatch.setattr("services.trainer.worker.base_check.check_base", counted)
+    file, golden = tmp_path / "base-check.json", tmp_path / "golden.jsonl"
+    golden.write_text('{"question": "How much is it?", "must_contain": ["20 dollars"]}\n')
+    first = remembered_check(file, reasoning_base, NO_REASONING)
+    assert remembered_check(file, reasoning_base, NO_REASONING) == first
+    assert len(checks) == 1
+    remembered_check(file, reasoning_base, NO_REASONING, golden)
+    golden.write_text('{"question": "How much is it?", "must_contain": ["25 dollars"]}\n')
+    remembered_check(file, reasoning_base, NO_REASONING, golden)
+    assert len(checks) == 3, "another golden set is checked"
+    assert remembered_check(file, reasoning_base, {}).problem is not None
+    assert remembered_check(file, reasoning_base, {}).problem is not None
+    assert len(checks) == 5, "a problem is never remembered"

@@ -10,15 +10,23 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from services.trainer.files import write_whole
+from services.trainer.gate import golden as golden_set
 from services.trainer.worker.launcher import process_environment
+from shared import chat_format, literal_tokens
+from shared.adapters.base_model import PinnedBase
 from shared.chat_format import TemplateKwargs
 from shared.errors import Misconfigured
+from shared.events import canonical_json, sha256
 
 TIMEOUT_S: Final = 300
 MAX_ERROR: Final = 2000
+CHECKED_BY: Final = (chat_format, literal_tokens, golden_set)
+"""Modules that decide the result of a check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,32 @@ class BaseCheck:
 
     problem: str | None = None
     marks: frozenset[str] = frozenset()
+
+
+def remembered_check(
+    file: Path, base: PinnedBase, template_kwargs: TemplateKwargs, golden: Path | None = None
+) -> BaseCheck:
+    """Check as `check_base` does, unless `file` says that the same check found no problem before.
+
+    The libraries that the check imports take seconds of processor time at every start.
+    """
+    key = _check_key(base, template_kwargs, golden)
+    known = json.loads(file.read_bytes()) if file.exists() else {}
+    if known.get("key") == key:
+        return BaseCheck(None, frozenset(known["marks"]))
+    found = check_base(base.path, template_kwargs, golden)
+    if found.problem is None:
+        write_whole(file, json.dumps({"key": key, "marks": sorted(found.marks)}).encode())
+    return found
+
+
+def _check_key(base: PinnedBase, template_kwargs: TemplateKwargs, golden: Path | None) -> str:
+    """Return a digest of everything that determines the result of a check."""
+    code = [sha256(Path(module.__file__ or "").read_bytes()) for module in CHECKED_BY]
+    asked = sha256(golden.read_bytes()) if golden is not None else None
+    return sha256(
+        canonical_json([base.digest, dict(template_kwargs), asked, metadata.version("transformers"), code])
+    )
 
 
 def check_base(base: Path, template_kwargs: TemplateKwargs, golden: Path | None = None) -> BaseCheck:
