@@ -48,7 +48,9 @@ def running(name: str, folder: Path, env: Mapping[str, str]) -> Iterator[Service
                 retry=retry_if_result(lambda ready: not ready),
                 retry_error_callback=lambda _: False,
             )
-            assert waiting(_is_ready, http, child), f"{name} did not become ready:\n{tail(log, 40)}"
+            assert waiting(_is_ready, http, child), (
+                f"{name} did not become ready: {_problems(http)}\n{tail(log, 40)}"
+            )
             yield Service(http, child, log)
         finally:
             terminate(child, seconds=20)
@@ -60,3 +62,10 @@ def _is_ready(http: httpx.Client, child: Popen[bytes]) -> bool:
         return http.get("/readyz").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def _problems(http: httpx.Client) -> str:
+    try:
+        return http.get("/readyz").text
+    except httpx.TransportError as error:
+        return str(error)
