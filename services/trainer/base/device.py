@@ -1,8 +1,8 @@
 """The device of a run's processes: which GPU they see, and what it can do.
 
-The service chooses the GPU before it starts a process (`visible_devices`), so the process sees only that one: TRL
-refuses several GPUs without a launcher. The process then describes what torch sees (`describe`). The service itself
-never imports torch.
+The service chooses the GPU before it starts a process (`visible_devices`), so the process sees only that one: with
+several, transformers would split each batch over them. The process then describes what torch sees (`describe`). The
+service itself never imports torch.
 """
 
 from __future__ import annotations
