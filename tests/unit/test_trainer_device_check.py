@@ -63,7 +63,7 @@ def test_gpu_without_compiler_is_a_problem_with_a_remedy(
     ("error", "remedy"),
     [
         ("OSError: [Errno 30] Read-only file system: '/var/lib/loopwright/.triton'", "set TRITON_CACHE_DIR"),
-        ("PermissionError: [Errno 13] Permission denied: '/root/.triton'", "set TRITON_CACHE_DIR"),
+        ("PermissionError: [Errno 13] Permission denied: '/home/user/.triton'", "set TRITON_CACHE_DIR"),
         ("ImportError: /tmp/x.so: failed to map segment from shared object", "mounted noexec"),
         (
             "CalledProcessError: Command '['/usr/bin/gcc', 'a.c']' returned non-zero exit status 1.",
