@@ -9,7 +9,6 @@ conversation, `sampled` maps questions to lists of answers.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,7 @@ from services.trainer.base.dtype import fastest
 from services.trainer.base.model import generate_with_endings, load_base, with_adapter
 from services.trainer.base.tokenization import load_chat
 from services.trainer.files import write_whole
-from services.trainer.worker.child import PARENT_PID_VARIABLE
-from shared.adapters.parent_death import die_with
+from services.trainer.worker.child import die_with_parent
 from shared.chat_format import ChatFormat
 
 TOP_K = 50
@@ -77,8 +75,7 @@ def sample_answers(
 
 def main(task_file: Path, output: Path) -> None:
     """Run the task and write its output."""
-    if PARENT_PID_VARIABLE in os.environ:
-        die_with(int(os.environ[PARENT_PID_VARIABLE]))
+    die_with_parent()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     task = json.loads(task_file.read_text(encoding="utf-8"))
     base_folder = Path(task["base"])

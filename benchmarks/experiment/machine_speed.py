@@ -7,7 +7,6 @@ second. It runs in a process of its own, with the environment of a run.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -29,8 +28,7 @@ from services.trainer.core.resolved_recipe import ROWS_PER_STEP
 from services.trainer.files import write_whole
 from services.trainer.training.rows import sft_row
 from services.trainer.training.train import fine_tune, resolve_recipe
-from services.trainer.worker.child import PARENT_PID_VARIABLE
-from shared.adapters.parent_death import die_with
+from services.trainer.worker.child import die_with_parent
 
 STEPS = 3
 """Timed steps of each objective, without the first step."""
@@ -50,8 +48,7 @@ class StepTimes(TrainerCallback):
 
 def main(base_folder: Path, threads: int, output: Path) -> None:
     """Measure and write the speed."""
-    if PARENT_PID_VARIABLE in os.environ:
-        die_with(int(os.environ[PARENT_PID_VARIABLE]))
+    die_with_parent()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     recipe, chat = Recipe(threads=threads), load_chat(base_folder)
     model = load_base(base_folder, threads, fastest(base_folder))

@@ -14,7 +14,6 @@ complete, with `figures.json`: rows, tokens per second and seconds.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import sys
@@ -26,8 +25,7 @@ from typing import Any
 
 from services.trainer.core.chat import Messages
 from services.trainer.dataset.filters import Row
-from services.trainer.worker.child import PARENT_PID_VARIABLE
-from shared.adapters.parent_death import die_with
+from services.trainer.worker.child import die_with_parent
 
 FIGURES = "figures.json"
 
@@ -71,8 +69,7 @@ def plain_rows(
 
 def main(task_file: Path, output: Path) -> None:
     """Train and save the adapter."""
-    if PARENT_PID_VARIABLE in os.environ:
-        die_with(int(os.environ[PARENT_PID_VARIABLE]))
+    die_with_parent()
     import torch  # noqa: PLC0415 - the module is also imported for `PlainRecipe`
     from datasets import Dataset  # noqa: PLC0415
     from peft import LoraConfig  # noqa: PLC0415

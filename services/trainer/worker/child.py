@@ -16,9 +16,15 @@ PARENT_PID_VARIABLE = "LOOPWRIGHT_TRAINER_PARENT"
 """Environment variable with the process id of the service."""
 
 
+def die_with_parent() -> None:
+    """Tie this process to the one that started it, if `PARENT_PID_VARIABLE` names that."""
+    if PARENT_PID_VARIABLE in os.environ:
+        die_with(int(os.environ[PARENT_PID_VARIABLE]))
+
+
 def main() -> None:
     """Tie this process to the service, then run the module that the first argument names."""
-    die_with(int(os.environ[PARENT_PID_VARIABLE]))
+    die_with_parent()
     runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 
 
