@@ -24,8 +24,10 @@ from transformers import (
     set_seed,
 )
 
+from services.trainer.training.cpu import segment_attention
+from services.trainer.training.cpu.segment_attention import MAX_EAGER_KEYS
 from services.trainer.training.losses import answer_log_probs, has_plain_head, linear_log_probs
-from services.trainer.training.packed_attention import MAX_EAGER_KEYS, PACKED, attention, can_pack
+from services.trainer.training.packed_attention import PACKED, attention, can_pack
 from services.trainer.training.packing import Pack, pack, pad
 from services.trainer.training.rows import AnsweredPrompt
 
@@ -164,10 +166,8 @@ def test_padded_rows_give_the_same_likelihoods() -> None:
 def test_leaking_attention_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: a mask by which each segment also sees what was packed before it."""
     model = model_of(PACKABLE[0])
-    monkeypatch.setattr(
-        "services.trainer.training.packed_attention._with_ancestors",
-        lambda states, segment: states[:, : segment.end],
-    )
+    monkeypatch.setattr(segment_attention, "_keys", lambda segment: segment.end)
+    monkeypatch.setattr(segment_attention, "_key_tokens", lambda segment: torch.arange(segment.end))
     assert not can_pack(model)
 
 

@@ -1,7 +1,7 @@
 """Attention over packs (`packing.py`), as an implementation that transformers' models call in every layer.
 
-On a GPU, PyTorch's variable-length attention computes all segments in one call. On a CPU, a loop over the segments is
-as fast, because a segment of some dozens of tokens is one small matrix product.
+On a GPU, PyTorch's variable-length attention computes all segments in one call. On a CPU, segments of similar size are
+one padded product (`cpu/segment_attention.py`).
 
 Whether a model isolates the sequences of a pack is decided once, by comparing its logits with those of the separate
 sequences (`can_pack`). Recurrent layers, attention outside of transformers' interface, and features that the functions
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from services.trainer.training.packing import Layout, Segment, pack, pad
+from services.trainer.training.cpu.segment_attention import attend
+from services.trainer.training.packing import Layout, pack, pad
 from services.trainer.training.rows import AnsweredPrompt
 
 if TYPE_CHECKING:
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 
 PACKED: Final = "loopwright_packed"
 """Name of the implementation."""
-MAX_EAGER_KEYS: Final = 1024
-"""Keys of a segment up to which its scores are kept for the backward pass on a CPU.
-
-The backward pass of PyTorch's fused attention is slow there, but the memory of the scores grows with the square.
-"""
 TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 0.3}
 """Largest difference of the logits at a position that counts as rounding, relative to their spread.
 
@@ -81,8 +76,8 @@ def packed_attention(
         raise NotImplementedError("packed attention supports neither soft caps nor sinks")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window or 0
-    attend = _attend_on_gpu if query.is_cuda else _attend_on_cpu
-    return attend(query, key, value, packed, scale, window), None
+    attend_segments = _attend_on_gpu if query.is_cuda else attend
+    return attend_segments(query, key, value, packed, scale, window), None
 
 
 def _attend_on_gpu(
@@ -111,71 +106,6 @@ def _attend_on_gpu(
         enable_gqa=queries.shape[1] != keys.shape[1],
     )
     return attended.unsqueeze(0)
-
-
-def _attend_on_cpu(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    packed: Layout,
-    scale: float,
-    window: int,
-) -> torch.Tensor:
-    parts = [
-        _attend_segment(query, key, value, packed, segment, scale, window) for segment in packed.segments
-    ]
-    return torch.cat(parts, dim=1).unsqueeze(0).transpose(1, 2)
-
-
-def _attend_segment(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    packed: Layout,
-    segment: Segment,
-    scale: float,
-    window: int,
-) -> torch.Tensor:
-    """Return the attention of one segment, (heads, tokens of the segment, head_dim)."""
-    queries = query[0, :, segment.start : segment.end]
-    keys, values = (_with_ancestors(one[0], segment) for one in (key, value))
-    heads, length, width = queries.shape
-    key_heads, total, _ = keys.shape
-    visible = _visible(packed, length, total, window, queries.device)
-    if total > MAX_EAGER_KEYS:
-        return scaled_dot_product_attention(
-            queries.unsqueeze(0),
-            keys.unsqueeze(0),
-            values.unsqueeze(0),
-            attn_mask=visible,
-            scale=scale,
-            enable_gqa=heads != key_heads,
-        ).squeeze(0)
-    # The query heads of one key head are more rows of the same product, so keys are not repeated.
-    grouped = queries.reshape(key_heads, heads // key_heads * length, width)
-    scores = torch.matmul(grouped, keys.transpose(1, 2)).view(heads, length, total) * scale
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights.view(key_heads, -1, total), values).view(heads, length, width)
-
-
-def _with_ancestors(states: torch.Tensor, segment: Segment) -> torch.Tensor:
-    """Return the keys or values that a segment attends to, (key_heads, keys, head_dim)."""
-    own = states[:, segment.start : segment.end]
-    if not segment.ancestors:
-        return own
-    return torch.cat([*(states[:, part.start : part.stop] for part in segment.ancestors), own], dim=1)
-
-
-def _visible(packed: Layout, length: int, total: int, window: int, device: torch.device) -> torch.Tensor:
-    """Return which keys each token of a segment sees, (length, total), boolean."""
-    mask = packed.masks.get((length, total, window))
-    if mask is None:
-        distance = torch.arange(total - length, total, device=device)[:, None] - torch.arange(
-            total, device=device
-        )
-        mask = (distance >= 0) & (distance < window) if window else distance >= 0
-        packed.masks[length, total, window] = mask
-    return mask
 
 
 AttentionInterface.register(PACKED, packed_attention)

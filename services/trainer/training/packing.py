@@ -52,8 +52,8 @@ class Layout:
     """(segments + 1,), int32."""
     key_index: torch.Tensor | None
     """(keys,), int64: the token of each key; None if no segment has ancestors, so that keys are the tokens."""
-    masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
-    """Causal masks by (queries, keys, window), filled by the attention function; shared by all layers."""
+    prepared: dict[tuple[int, int, int], Any] = field(default_factory=dict)
+    """What the attention function prepares once for all layers, by (heads, key_heads, window)."""
 
     @property
     def max_queries(self) -> int:
@@ -239,6 +239,6 @@ def _moved(value: Any, device: torch.device | str) -> Any:
             query_ends=_moved(value.query_ends, device),
             key_ends=_moved(value.key_ends, device),
             key_index=_moved(value.key_index, device),
-            masks={},
+            prepared={},
         )
     return value

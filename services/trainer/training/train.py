@@ -30,9 +30,10 @@ from services.trainer.run.context import RunContext, RunFailed, RunStopped
 from services.trainer.run.folder import ADAPTER, CHECKPOINTS
 from services.trainer.training.batch_order import replay_rows_needed, select_replay
 from services.trainer.training.checkpoints import RunCallback, newest_checkpoint
+from services.trainer.training.cpu.segment_attention import MAX_EAGER_KEYS
 from services.trainer.training.lora import lora_config
 from services.trainer.training.losses import LossWeights, answer_log_probs, has_plain_head
-from services.trainer.training.packed_attention import MAX_EAGER_KEYS, PACKED, attention, can_pack
+from services.trainer.training.packed_attention import PACKED, attention, can_pack
 from services.trainer.training.packing import pack, pad
 from services.trainer.training.rows import AnsweredPrompt, TokenizedRow, longest, sft_row, tokenize
 from services.trainer.training.step_plan import Step, plan_steps
