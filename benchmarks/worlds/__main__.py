@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -22,7 +23,17 @@ from rich.table import Table
 from benchmarks.machine import machine
 from benchmarks.trainer_run import PREPARED, ProcessFailed, find_benchmark_base
 from benchmarks.worlds import report
-from benchmarks.worlds.arms import RESULT, SEEDS, Arm, Bench, arms_of, code_digest, run_arm
+from benchmarks.worlds.arms import (
+    ARM_NAMES,
+    DEFAULT_ARMS,
+    RESULT,
+    SEEDS,
+    Arm,
+    Bench,
+    arms_of,
+    code_digest,
+    run_arm,
+)
 from benchmarks.worlds.world import DATA, WORLDS
 from deploy.local.model import REPLAY_FOLDER
 from services.trainer.files import write_whole
@@ -35,6 +46,7 @@ BASE_WORK = 0.2
 """Work of measuring the base, relative to that of an arm that trains in the same world."""
 STAGES = {"training": (0.15, 0.75), "gate": (0.75, 0.9), "measuring": (0.9, 1.0)}
 """Shares of an arm's work before and after a stage."""
+Name = TypeVar("Name", bound=str)
 app = typer.Typer(add_completion=False)
 
 
@@ -44,6 +56,12 @@ def main(
         list[str] | None, typer.Option(help=f"Run only this world: {', '.join(WORLDS)}. Repeatable.")
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Run only this seed. Repeatable.")] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Run only this arm: {', '.join(ARM_NAMES)}. Repeatable. Default: {', '.join(DEFAULT_ARMS)}."
+        ),
+    ] = None,
     quick: Annotated[
         bool,
         typer.Option("--quick", help="Use the tiny model and small worlds, to check that everything runs."),
@@ -61,15 +79,11 @@ def main(
     """Run the rest of the benchmark (hours). Press Ctrl-C to stop; the same command resumes."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console()
-    unknown = set(world or ()) - set(WORLDS)
-    if unknown:
-        raise typer.BadParameter(
-            f"unknown world {min(unknown)!r}: use one of {', '.join(WORLDS)}", param_hint="--world"
-        )
-    worlds = [name for name in WORLDS if not world or name in world]
+    worlds = chosen("world", WORLDS, world) or WORLDS
+    names = chosen("arm", ARM_NAMES, arm) or DEFAULT_ARMS
     bench = prepare(quick, base, folder)
     target = output or (bench.folder / "worlds.json" if quick else RESULTS)
-    arms = arms_of(worlds, seed or ((SEEDS[0],) if quick else SEEDS))
+    arms = arms_of(worlds, seed or ((SEEDS[0],) if quick else SEEDS), names)
     try:
         run_all(bench, arms, target, console)
     except KeyboardInterrupt:
@@ -83,6 +97,20 @@ def main(
     console.print(f"Results: {target}. Runs: {bench.folder}.")
     if strict and not all(bar["reached"] for bar in summary["bars"]):
         raise typer.Exit(FAILED)
+
+
+def chosen(option: str, names: Sequence[Name], wanted: Sequence[str] | None) -> tuple[Name, ...]:
+    """Return the names that were given to an option, in the order of `names`.
+
+    Raises:
+        typer.BadParameter: There is no such name.
+    """
+    unknown = set(wanted or ()) - set(names)
+    if unknown:
+        raise typer.BadParameter(
+            f"unknown {option} {min(unknown)!r}: use one of {', '.join(names)}", param_hint=f"--{option}"
+        )
+    return tuple(name for name in names if name in (wanted or ()))
 
 
 def prepare(quick: bool, base: str, folder: Path) -> Bench:

@@ -3,6 +3,7 @@
 - `base`: the base without training. It is measured once per world.
 - `ours`: the trainer's own run and gate, with the default recipe.
 - `plain`: a plain LoRA loop with replay on the same usable rows (`plain_lora.py`).
+- `sdft` and `sdft-teacher`: self-distillation on the same usable rows (`sdft.py`), only if asked for.
 
 Each step is skipped if its file exists, and a run resumes from its newest checkpoint. The result is written last.
 """
@@ -16,13 +17,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import services.trainer
 from benchmarks import trainer_run
 from benchmarks.trainer_run import GenerationTask, PeakMemory, StageCallback, TrainerRun
 from benchmarks.worlds import users
-from benchmarks.worlds.plain_lora import FIGURES, PlainRecipe
+from benchmarks.worlds.peer_task import FIGURES
+from benchmarks.worlds.plain_lora import PlainRecipe
+from benchmarks.worlds.sdft import SdftRecipe
 from benchmarks.worlds.users import BaseAnswer
 from benchmarks.worlds.world import WORLDS, Fact, World, WorldName, load_world
 from services.trainer.base.base_answers import EVAL_PROMPTS, Prompt, shipped_prompts
@@ -34,8 +37,9 @@ from services.trainer.run.folder import ADAPTER, ARTIFACT, RUN_LOG
 from shared.adapters.base_model import PinnedBase
 from shared.events import sha256
 
-ArmName = Literal["base", "ours", "plain"]
-TRAINED: Final[tuple[ArmName, ...]] = ("ours", "plain")
+ArmName = Literal["base", "ours", "plain", "sdft", "sdft-teacher"]
+ARM_NAMES: Final[tuple[ArmName, ...]] = get_args(ArmName)
+DEFAULT_ARMS: Final[tuple[ArmName, ...]] = ("base", "ours", "plain")
 SEEDS: Final = (1, 2)
 RESULT: Final = "result.json"
 ANSWER_TOKENS: Final = 40
@@ -67,12 +71,16 @@ class Arm:
         return f"{self.world}-{self.name}-{self.seed}"
 
 
-def arms_of(worlds: Sequence[WorldName] = WORLDS, seeds: Sequence[int] = SEEDS) -> list[Arm]:
+def arms_of(
+    worlds: Sequence[WorldName] = WORLDS,
+    seeds: Sequence[int] = SEEDS,
+    names: Sequence[ArmName] = DEFAULT_ARMS,
+) -> list[Arm]:
     """Return the arms in the order in which they run: small worlds first, then seed by seed."""
     arms = []
     for world in worlds:
-        arms.append(Arm(world, "base"))
-        arms += [Arm(world, name, seed) for seed in seeds for name in TRAINED]
+        arms += [Arm(world, "base")] if "base" in names else []
+        arms += [Arm(world, name, seed) for seed in seeds for name in names if name != "base"]
     return arms
 
 
@@ -122,9 +130,12 @@ class Bench:
         """Return the recipe: the default with this seed."""
         return Recipe(**{"threads": self.threads, "seed": seed} | (QUICK_RECIPE if self.quick else {}))
 
-    def plain_recipe(self) -> PlainRecipe:
-        """Return the recipe of the plain arm."""
-        return PlainRecipe(rank=4, epochs=1.0) if self.quick else PlainRecipe()
+    def peer_recipe(self, name: ArmName) -> PlainRecipe | SdftRecipe:
+        """Return the recipe of an arm that trains with a library's own trainer."""
+        small: Any = {"rank": 4, "epochs": 1.0} if self.quick else {}
+        if name == "plain":
+            return PlainRecipe(**small)
+        return SdftRecipe(**small, generate_from_teacher=name == "sdft-teacher")
 
 
 def code_digest() -> str:
@@ -155,9 +166,9 @@ def run_arm(bench: Bench, arm: Arm, callback: StageCallback) -> dict[str, Any]:
         case "ours":
             result |= _run_trainer(bench, arm, run, callback)
             adapter = run.folder / ADAPTER if (run.folder / ADAPTER).exists() else None
-        case "plain":
+        case "plain" | "sdft" | "sdft-teacher":
             adapter = folder / "adapter"
-            result |= _run_plain(bench, arm, run, adapter, callback)
+            result |= _run_peer(bench, arm, run, adapter, callback)
     result |= _measure(bench, arm, adapter, callback)
     if arm.name == "ours":
         shutil.rmtree(run.folder / ARTIFACT, ignore_errors=True)
@@ -170,7 +181,7 @@ def run_arm(bench: Bench, arm: Arm, callback: StageCallback) -> dict[str, Any]:
 
 
 def trained_run(bench: Bench, arm: Arm) -> TrainerRun:
-    """Return the trainer's run of an arm's world and seed, whose usable rows the plain arm trains as well."""
+    """Return the trainer's run of an arm's world and seed, whose usable rows the other arms train as well."""
     ours = Arm(arm.world, "ours", arm.seed)
     return TrainerRun(
         bench.arm_folder(ours) / "data",
@@ -207,10 +218,10 @@ def _run_trainer(bench: Bench, arm: Arm, run: TrainerRun, callback: StageCallbac
     }
 
 
-def _run_plain(
+def _run_peer(
     bench: Bench, arm: Arm, run: TrainerRun, adapter: Path, callback: StageCallback
 ) -> dict[str, Any]:
-    """Train the plain arm on the rows of the run, which is executed first if it is not done."""
+    """Train with a library's own trainer on the rows of the run, which is executed first if it is not done."""
     if not run.is_done():
         run_arm(bench, Arm(arm.world, "ours", arm.seed), callback)
     memory = PeakMemory()
@@ -222,14 +233,13 @@ def _run_plain(
             "replay": str(bench.replay),
             "threads": bench.threads,
             "seed": arm.seed,
-            "recipe": asdict(bench.plain_recipe()),
+            "recipe": asdict(bench.peer_recipe(arm.name)),
         }
         folder = bench.arm_folder(arm)
-        task_file = folder / "plain.task.json"
+        task_file = folder / "training.task.json"
         write_whole(task_file, json.dumps(task).encode())
-        trainer_run.run_module(
-            "benchmarks.worlds.plain_lora", folder / "plain.log", str(task_file), str(adapter), memory=memory
-        )
+        module = "benchmarks.worlds.plain_lora" if arm.name == "plain" else "benchmarks.worlds.sdft"
+        trainer_run.run_module(module, folder / "training.log", str(task_file), str(adapter), memory=memory)
     figures = json.loads((adapter / FIGURES).read_bytes())
     return {
         "trained": figures["rows"],

@@ -310,6 +310,12 @@ def test_arms_measure_the_base_once_and_train_every_seed() -> None:
     assert keys[:3] == ["helpdesk-base-0", "helpdesk-ours-1", "helpdesk-plain-1"]
 
 
+def test_self_distillation_runs_only_if_asked_for() -> None:
+    assert not {arm.name for arm in arms_of()} & {"sdft", "sdft-teacher"}
+    asked = arms_of(["helpdesk"], [1], ["base", "sdft-teacher"])
+    assert [arm.key for arm in asked] == ["helpdesk-base-0", "helpdesk-sdft-teacher-1"]
+
+
 def test_plain_arm_trains_usable_rows_with_a_quarter_of_replay() -> None:
     def row(objective: Objective, number: int, label: bool | None = None) -> Row:
         return Row(
