@@ -139,6 +139,8 @@ class ChatFormat:
         self._always_literal = finds_other_spellings(backend, self.protected)
         self._literal: LiteralTokens | None = None
         self._lock = threading.Lock()
+        self._ids_of_context: dict[str, list[int]] = {}
+        self._probe_prompt = ""
         self._answer = self._probe_answer(_PROBES[0], {})
 
     # --- ids ---
@@ -350,8 +352,10 @@ class ChatFormat:
         literal: dict[str, str] = {}
         masked = self._masks[True].apply(text, literal)
         try:
-            prompt = self._render(_PROBES[0], generate=True)
             row = self._render([*_PROBES[0], ("assistant", masked)], generate=False)
+            prompt = self._probe_prompt
+            if not prompt or not row.startswith(prompt):  # the template may write the time of day
+                self._probe_prompt = prompt = self._render(_PROBES[0], generate=True)
         except TemplateRefused:
             return masked, literal
         body = row.removeprefix(prompt + answer.before).removesuffix(answer.after)
@@ -366,12 +370,17 @@ class ChatFormat:
         if not text:
             return []
         tail = self._require_answer().tail
-        for context in (tail, self.tokenizer.eos_token or ""):
-            before = self._encode(str(context), {})
-            ids = self._encode(str(context) + text, literal)
+        for context in (tail, str(self.tokenizer.eos_token or "")):
+            before = self._context_ids(context)
+            ids = self._encode(context + text, literal)
             if ids[: len(before)] == before:
                 return ids[len(before) :]
         return self._encode(text, literal)
+
+    def _context_ids(self, text: str) -> list[int]:
+        if text not in self._ids_of_context:
+            self._ids_of_context[text] = self._encode(text, {})
+        return self._ids_of_context[text]
 
 
 class _Mask:
@@ -381,6 +390,8 @@ class _Mask:
         self._pattern = any_of(tokens)
         self._prefixes = {text[:size] for text in tokens for size in range(1, len(text))}
         self._suffixes = {text[-size:] for text in tokens for size in range(1, len(text))}
+        self._hint = any_of({text[end] for text in tokens for end in (0, -1)})
+        """Every token and every piece of one contains one of these characters; most texts contain none."""
         self._longest = max(map(len, tokens), default=1)
         self._name = "q" + secrets.token_hex(12).translate(str.maketrans("0123456789", "ghijklmnop"))
 
@@ -397,6 +408,8 @@ class _Mask:
             literal[name] = original
             return name
 
+        if not self._hint.search(text):
+            return text
         text = self._pattern.sub(lambda found: placeholder(found[0]), text)
         body = text.strip()
         if not body:

@@ -66,7 +66,14 @@ def finds_other_spellings(backend: Tokenizer, tokens: Collection[str]) -> bool:
         return True
     in_model = not set(model["vocab"]).isdisjoint(tokens)
     is_normalized = any(token["normalized"] for token in fields["added_tokens"] if token["content"] in tokens)
-    return fields["normalizer"] is not None and (in_model or is_normalized)
+    return _changes_text(fields["normalizer"]) and (in_model or is_normalized)
+
+
+def _changes_text(normalizer: Mapping[str, Any] | None) -> bool:
+    """Return whether a tokenizer's normalizer can change a text. Converters write empty sequences of normalizers."""
+    if normalizer is not None and normalizer["type"] == "Sequence":
+        return any(map(_changes_text, normalizer["normalizers"]))
+    return normalizer is not None
 
 
 def any_of(texts: Collection[str]) -> re.Pattern[str]:

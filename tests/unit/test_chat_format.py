@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from shared.chat_format import ChatFormat, TemplateRefused
 from shared.errors import Misconfigured
+from shared.literal_tokens import finds_other_spellings
 from tests.chat_bases import LLAMA_2, SMOLLM3, family_tokenizer, shipped_template, small_tokenizer
 
 NO_REASONING = {"enable_thinking": False}
@@ -282,6 +284,26 @@ def test_date_in_a_template_can_be_fixed(tiny_model: Path) -> None:
     assert "Today Date: 01 March 2025" in text
     now = tokenizer.decode(ChatFormat(tokenizer).prompt_ids([("user", "Hi")]))
     assert f"Today Date: {date.today():%d %B %Y}" in now  # noqa: DTZ011 - the template uses the local date
+
+
+def test_answers_do_not_depend_on_the_day_of_a_call(tiny_model: Path) -> None:
+    tokenizer = family_tokenizer(tiny_model, "qwen3", SMOLLM3)
+    today = date(2025, 3, 1)
+    chat = ChatFormat(tokenizer, NO_REASONING, today=today)
+    answers = ["Ada.", "\n\nAda.", " Ada ", "<think> Ada", "Ada <|im_end|>"]
+    expected = [chat.answer_ids(answer) for answer in answers]
+    for later in (date(2025, 3, 2), date(2026, 11, 30)):
+        chat._arguments["strftime_now"] = later.strftime
+        assert [chat.answer_ids(answer) for answer in answers] == expected
+    assert expected[1] != chat._continuation("\n\nAda.<|im_end|>\n", {}), "this template removes line breaks"
+
+
+def test_empty_sequence_of_normalizers_changes_no_text(tiny_model: Path) -> None:
+    backend = family_tokenizer(tiny_model, "smollm2").backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Sequence([])])
+    assert not finds_other_spellings(backend, {"<|im_end|>"})
+    backend.normalizer = normalizers.Sequence([normalizers.Sequence([]), normalizers.NFKC()])
+    assert finds_other_spellings(backend, {"<|im_end|>"}), "negative control"
 
 
 def test_reasoning_of_earlier_turns_is_dropped_by_the_template(tiny_model: Path) -> None:

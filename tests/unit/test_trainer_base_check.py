@@ -11,9 +11,8 @@ from typing import Any, cast
 import pytest
 
 from services.trainer.__main__ import check_base_meanwhile, usable_marks
-from services.trainer.base.tokenization import why_unfit
+from services.trainer.base.tokenization import TokenCounts
 from services.trainer.dataset import snapshot
-from services.trainer.dataset.filters import Row
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker.base_check import BaseCheck, check_base, inspect_base, remembered_check
@@ -102,15 +101,14 @@ def test_tokenizer_that_cannot_be_loaded_stops_the_start(reasoning_base: PinnedB
 def test_row_that_the_template_refuses_is_quarantined(tiny_model: Path) -> None:
     chat = ChatFormat(family_tokenizer(tiny_model, "gemma"))
 
-    def unfit(row: Row) -> str | None:
-        return why_unfit(chat, row.messages, [row.answer], 60)
-
     asked = revision("r1", "Who?", "Ida Voss.", TRAINING[0])
     other = revision("r2", "When does it open?", "At nine.", TRAINING[1])
     system = other.messages[0].model_copy(update={"role": "system"})
     with_system = other.model_copy(update={"messages": (system, *other.messages)})
     long = revision("r3", "Who runs the other house?", "Ida Voss does. " * 20, TRAINING[2])
-    found = snapshot.build(LINE, [example(one) for one in (asked, with_system, long)], {}, unfit=unfit)
+    found = snapshot.build(
+        LINE, [example(one) for one in (asked, with_system, long)], {}, unfit=TokenCounts(chat, 60).why_unfit
+    )
     assert [one.row.response_id for one in found.train] == ["r1"]
     assert {one.response_id: one.reason for one in found.quarantined} == {
         "r2": "chat template: System role not supported",

@@ -17,6 +17,7 @@ from services.trainer.dataset.data_card import (
     DATA_CARD,
     DATA_CARD_PAGE,
     DataCard,
+    ExamplesRead,
     Quantiles,
     build_card,
     quantiles,
@@ -80,13 +81,15 @@ def _taken() -> Snapshot:
 
 @pytest.fixture(name="card")
 def _card(taken: Snapshot) -> DataCard:
+    read = ExamplesRead()
+    assert list(read.counted(examples())) == examples()
     return build_card(
         LINE,
         config().run_id,
         config().created_at,
         config().recipe,
         taken,
-        examples(),
+        read,
         [(10, i + 1) for i in range(len(taken.train))],
     )
 
@@ -119,7 +122,7 @@ def test_duplicates_by_one_user_and_by_several_are_counted_apart() -> None:
         config().created_at,
         config().recipe,
         Snapshot(tuple(grouped(rows)), (), duplicates),
-        [],
+        ExamplesRead(),
         [(1, 1)] * 4,
     ).duplicates
     assert (found.same_user, found.between_users) == (1, 2)
@@ -190,7 +193,9 @@ def test_rows_beyond_the_budget_are_counted_apart_from_the_quarantine(
 ) -> None:
     beyond = tuple(QuarantinedRow.of(one.row, BEYOND_BUDGET) for one in taken.train[:7])
     fewer = replace(taken, train=taken.train[7:], quarantined=(*taken.quarantined, *beyond))
-    smaller = data_card.build_card("assistant", "run", NOW, Recipe(), fewer, [], [(1, 1)] * len(fewer.train))
+    smaller = data_card.build_card(
+        "assistant", "run", NOW, Recipe(), fewer, ExamplesRead(), [(1, 1)] * len(fewer.train)
+    )
     assert smaller.beyond_budget == 7
     assert smaller.held == card.held
     assert "Left out by the token budget: 7 rows" in data_card.render_page(smaller)

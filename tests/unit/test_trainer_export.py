@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -387,8 +387,8 @@ def test_export_mode_writes_exports_instead_of_runs(
 def test_export_mode_considers_unusable_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     considered = []
 
-    def build_nothing(line: str, examples: Sequence[Any], **more: Any) -> Export:
-        considered.append(len(examples))
+    def build_nothing(line: str, examples: Iterable[Any], **more: Any) -> Export:
+        considered.append(len(list(examples)))
         return Export((), ())
 
     monkeypatch.setattr("services.trainer.dataset.trl_records.build_export", build_nothing)

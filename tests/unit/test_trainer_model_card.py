@@ -33,7 +33,13 @@ def write_card(folder: Path, licence: str = "", **changes: Any) -> str:
     data_card.write(
         folder,
         data_card.build_card(
-            config.line, config.run_id, config.created_at, config.recipe, taken, [], [(4, 6)] * 3
+            config.line,
+            config.run_id,
+            config.created_at,
+            config.recipe,
+            taken,
+            data_card.ExamplesRead(),
+            [(4, 6)] * 3,
         ),
     )
     environment.record(folder, HERE)

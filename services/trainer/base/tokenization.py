@@ -1,18 +1,18 @@
 """The chat format of a base, which training, replay data and the gate share with serving.
 
-Does not import torch, so a process that only takes a snapshot starts in a fraction of the time.
+Loads no model. Importing transformers' tokenizers loads torch, though, so the service's process imports none of this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transformers import AutoTokenizer
 
 from services.trainer.core.chat import Messages
+from services.trainer.dataset.filters import Row
 from shared.chat_format import ChatFormat, TemplateKwargs, TemplateRefused
 
 if TYPE_CHECKING:
@@ -45,18 +45,52 @@ def token_count(chat: ChatFormat, messages: Messages, answer: str) -> int:
     return sum(prompt_and_answer_lengths(chat, messages, answer))
 
 
-def why_unfit(chat: ChatFormat, messages: Messages, answers: Sequence[str], max_tokens: int) -> str | None:
-    """Return why answers to a conversation cannot train on this base, or None.
+class RowTokens(NamedTuple):
+    """Tokens of a row's prompt, and of each answer that it trains, with the end of the turn."""
 
-    The chat template may refuse the conversation, or prompt and answer may have more than `max_tokens` tokens. The
-    reason contains no text of the conversation.
+    prompt: int
+    answers: tuple[int, ...]
+    """`answer`, and for a preference also `original`."""
+
+    @property
+    def all(self) -> int:
+        """Tokens of all sequences that the row trains. Each answer has the prompt before it."""
+        return len(self.answers) * self.prompt + sum(self.answers)
+
+
+class TokenCounts:
+    """Tokens of the rows of a snapshot on one base. Each row is rendered and tokenized once.
+
+    Args:
+        chat: The chat format of the base.
+        max_tokens: Most tokens of a prompt with one answer.
+
     """
-    try:
-        prompt = len(chat.prompt_ids(messages))
-    except TemplateRefused as refused:
-        return f"chat template: {refused.reason}"
-    longest = max(len(chat.answer_ids(answer)) for answer in answers)
-    return "tokens: longer than the limit of a run" if prompt + longest > max_tokens else None
+
+    def __init__(self, chat: ChatFormat, max_tokens: int) -> None:
+        self._chat = chat
+        self._max_tokens = max_tokens
+        self._counts: dict[tuple[str, str], RowTokens] = {}
+
+    def why_unfit(self, row: Row) -> str | None:
+        """Count the tokens of a row. Return why it cannot train on this base, or None.
+
+        The chat template may refuse the conversation, or prompt and answer may be too long together. The reason
+        contains no text of the conversation.
+        """
+        try:
+            prompt = len(self._chat.prompt_ids(row.messages))
+        except TemplateRefused as refused:
+            return f"chat template: {refused.reason}"
+        answers = (row.answer, row.original) if row.objective == "dpo" else (row.answer,)
+        counts = RowTokens(prompt, tuple(len(self._chat.answer_ids(answer)) for answer in answers))
+        self._counts[row.response_id, row.event_id] = counts
+        is_too_long = prompt + max(counts.answers) > self._max_tokens
+        return "tokens: longer than the limit of a run" if is_too_long else None
+
+    def of(self, row: Row) -> RowTokens:
+        """Return the counts of a row that `why_unfit` was called for and that the chat template rendered."""
+        return self._counts[row.response_id, row.event_id]
 
 
 def truncate(chat: ChatFormat, text: str, max_tokens: int) -> str:

@@ -8,7 +8,7 @@ the current example, and a `retract` removes it.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from shared.events import Batch, ExampleRevision, to_ms
@@ -79,26 +79,26 @@ def through(db: sqlite3.Connection) -> dict[str, int]:
 
 def current_examples(
     db: sqlite3.Connection, upto: Mapping[str, int], released: int | None = None
-) -> list[Example]:
-    """Return the newest revision of each response that is not retracted, in order of response_id.
+) -> Iterator[Example]:
+    """Yield the newest revision of each response that is not retracted, in order of response_id.
 
     Only batches within `upto` (partition -> number) and releases up to the number `released` count (None: all
     releases). If two batches contained one revision, which I2 excludes, the lower position would count.
     """
     rows = db.execute(
-        "SELECT r.example, r.op, b.partition, b.number, b.cut_ms FROM rows r JOIN batches b USING (batch_id) "
+        "SELECT r.response_id, r.example, r.op, b.partition, b.number, b.cut_ms "
+        "FROM rows r JOIN batches b USING (batch_id) "
         "ORDER BY r.response_id, r.revision DESC, b.partition, b.number"
     )
     passes = _released(db, released)
-    newest: dict[str, Example | None] = {}
-    for blob, op, partition, number, cut_ms in rows:
-        if number > upto.get(str(partition), 0):
+    before = None
+    for response_id, blob, op, partition, number, cut_ms in rows:
+        if response_id == before or number > upto.get(str(partition), 0):
             continue
-        revision = ExampleRevision.from_json(blob)
-        events, release = passes.get(revision.response_id, ({}, 0))
-        example = Example(revision, partition, number, cut_ms, events, release)
-        newest.setdefault(revision.response_id, None if op == "retract" else example)
-    return [example for example in newest.values() if example is not None]
+        before = response_id
+        if op != "retract":
+            events, release = passes.get(response_id, ({}, 0))
+            yield Example(ExampleRevision.from_json(blob), partition, number, cut_ms, events, release)
 
 
 def current_example(db: sqlite3.Connection, response_id: str) -> Example | None:

@@ -9,7 +9,7 @@ that it does what the comment asks.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -184,7 +184,7 @@ def rewrite_comments(
 def rewrites_for(
     line: str,
     recipe: Recipe,
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     endpoint: EndpointConfig | None,
     cache: Path,
     progress: ProgressCallback,

@@ -8,7 +8,8 @@ complete snapshot has them; training adds the share of replay data when it start
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -119,13 +120,29 @@ class DataCard(CardPart):
     """Rows that could train but are beyond the token budget. They are not quarantined: the next run may take them."""
 
 
+@dataclass(slots=True)
+class ExamplesRead:
+    """Counts of examples, kept while a snapshot reads them, because nothing else needs all of them at once."""
+
+    examples: int = 0
+    signals: Counter[str] = field(default_factory=Counter)
+    """Kind -> signals."""
+
+    def counted(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """Yield the examples, and count each."""
+        for example in examples:
+            self.examples += 1
+            self.signals.update(signal.kind for signal in example.revision.signals)
+            yield example
+
+
 def build_card(
     line: str,
     run_id: str,
     began_at: datetime,
     recipe: Recipe,
     snapshot: Snapshot,
-    examples: Iterable[Example],
+    read: ExamplesRead,
     lengths: Sequence[tuple[int, int]],
 ) -> DataCard:
     """Return the card of a snapshot.
@@ -136,11 +153,10 @@ def build_card(
         began_at: when the run began.
         recipe: recipe of the run.
         snapshot: the snapshot.
-        examples: the examples that it was built from.
+        read: counts of the examples that it was built from.
         lengths: tokens of prompt and answer of each row that trains.
 
     """
-    read = list(examples)
     answers = Counter((normalised(one.row.question), normalised(one.row.answer)) for one in snapshot.train)
     reasons = count_reasons(snapshot.quarantined)
     beyond_budget = reasons.pop(BEYOND_BUDGET, 0)
@@ -150,8 +166,8 @@ def build_card(
         began_at=began_at,
         digest=snapshot.digest(),
         through=dict(snapshot.through),
-        examples=len(read),
-        signals=dict(sorted(Counter(signal.kind for one in read for signal in one.revision.signals).items())),
+        examples=read.examples,
+        signals=dict(sorted(read.signals.items())),
         training=_stats(snapshot.train),
         measuring=_stats(snapshot.heldout),
         tokens=Tokens(

@@ -9,7 +9,7 @@ wordings. Rows whose question is a near-duplicate of a reserved one do not train
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -45,7 +45,7 @@ TRAINED_FACT: Final = 0.24
 
 def build(
     line: str,
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     through: Mapping[str, int],
     *,
     known: Sequence[str] = (),
@@ -62,7 +62,7 @@ def build(
 
     Args:
         line: name of the line, which keys all hashes.
-        examples: the current examples of the line.
+        examples: the current examples of the line, read once.
         through: highest batch number read, by partition.
         known: questions in the snapshot of the stable version.
         unfit: why a row cannot train on this base, or None.

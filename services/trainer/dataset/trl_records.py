@@ -11,7 +11,7 @@ Feedback of held-out users is a split of its own, because a model trained on it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -68,7 +68,7 @@ class Export:
 
 def build_export(
     line: str,
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     *,
     comments: CommentMode = "hold",
     rewrites: Mapping[str, Rewrite] | None = None,

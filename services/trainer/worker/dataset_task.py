@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ import structlog
 
 from services.trainer.database import open_read_only
 from services.trainer.dataset import batch_table
+from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import mark_check
 from services.trainer.files import write_whole
 from services.trainer.settings import TrainerSettings
@@ -81,28 +83,34 @@ def execute(folder: Path, settings: TrainerSettings) -> None:
     def report(stage: str) -> None:
         write_whole(folder / STAGE, stage.encode())
 
-    unfit = mark_check(task.marks)
-    report("reading what is collected")
+    report("building the dataset from what is collected")
     with closing(open_read_only(settings.folder)) as db:
         examples = batch_table.current_examples(db, task.through)
-    if task.kind == "dry_run":
-        from services.trainer.worker.dry_run import dry_run_message  # noqa: PLC0415 - imports scikit-learn
+        if task.kind == "dry_run":
+            from services.trainer.worker.dry_run import dry_run_message  # noqa: PLC0415 - imports scikit-learn
 
-        report(f"building the dataset from {len(examples):,} examples")
-        message = dry_run_message(settings, examples, task.new_examples, task.prospects, unfit)
-        result = TaskResult(True, message)
-    else:
-        from services.trainer.worker.export import export  # noqa: PLC0415 - imports scikit-learn
-
-        try:
-            exported = export(settings, examples, task.through, task.now_ms, report, unfit)
-            result = TaskResult(bool(exported.digest), exported.message, exported.digest, exported.records)
-        except OSError as error:
-            log.exception("export_failed")
-            result = TaskResult(
-                False, f"cannot write to {settings.exports.resolve()}: {error.strerror}", records=-1
+            message = dry_run_message(
+                settings, examples, task.new_examples, task.prospects, mark_check(task.marks)
             )
+            result = TaskResult(True, message)
+        else:
+            result = _export(task, settings, examples, report)
     write_whole(folder / RESULT, json.dumps(asdict(result)).encode())
+
+
+def _export(
+    task: DatasetTask, settings: TrainerSettings, examples: Iterable[Example], report: Callable[[str], None]
+) -> TaskResult:
+    from services.trainer.worker.export import export  # noqa: PLC0415 - imports scikit-learn
+
+    try:
+        exported = export(settings, examples, task.through, task.now_ms, report, unfit=mark_check(task.marks))
+    except OSError as error:
+        log.exception("export_failed")
+        return TaskResult(
+            False, f"cannot write to {settings.exports.resolve()}: {error.strerror}", records=-1
+        )
+    return TaskResult(bool(exported.digest), exported.message, exported.digest, exported.records)
 
 
 def read_result(folder: Path) -> TaskResult | None:

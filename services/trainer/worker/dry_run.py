@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from services.trainer.dataset import snapshot
 from services.trainer.dataset.batch_table import Example
@@ -14,7 +14,7 @@ from services.trainer.settings import TrainerSettings
 
 def dry_run_message(
     settings: TrainerSettings,
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     new_examples: int,
     prospects: str,
     unfit: Check = lambda row: None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -28,7 +28,7 @@ class ExportResult:
 
 def export(
     settings: TrainerSettings,
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     through: Mapping[str, int],
     now_ms: int,
     report: Callable[[str], None],
@@ -42,7 +42,6 @@ def export(
         OSError: The files cannot be written.
 
     """
-    report(f"building the dataset from {len(examples):,} examples")
     built = trl_records.build_export(
         settings.line,
         examples,

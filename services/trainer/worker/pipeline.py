@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 
@@ -19,12 +19,14 @@ import structlog
 from services.trainer.base import dtype
 from services.trainer.base.memory import is_out_of_memory
 from services.trainer.base.shape import base_shape
-from services.trainer.base.tokenization import prompt_and_answer_lengths, why_unfit
+from services.trainer.base.tokenization import TokenCounts
 from services.trainer.core.resolved_recipe import longest_row
 from services.trainer.database import open_read_only
 from services.trainer.dataset import batch_table, data_card, snapshot, snapshot_files
+from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.comment_rewriter import EndpointConfig, rewrites_for
-from services.trainer.dataset.filters import Row, mark_check
+from services.trainer.dataset.filters import mark_check
+from services.trainer.dataset.rewrite_cache import Rewrite
 from services.trainer.dataset.votes import ChangeRule
 from services.trainer.files import write_whole
 from services.trainer.run import batch_sizes, disk_space
@@ -77,60 +79,34 @@ def gate_trained_run(context: RunContext) -> None:
 
 def take_snapshot(context: RunContext) -> None:
     """Write the run's snapshot and data card. Raises `RunFailed` if the checks leave no rows to train."""
-    config, recipe, settings = context.config, context.config.recipe, context.settings
+    config, recipe = context.config, context.config.recipe
     context.progress.report(RunStage.SNAPSHOT)
-    with closing(open_read_only(context.trainer_folder)) as db:
-        examples = batch_table.current_examples(db, config.through, config.released)
-
     longest = longest_row(recipe, base_shape(Path(config.base)).context)
     has_no_marks = mark_check(context.chat.marks)
-
-    def unfit(row: Row) -> str | None:
-        answers = (row.answer, row.original) if row.objective == "dpo" else (row.answer,)
-        return has_no_marks(row) or why_unfit(context.chat, row.messages, answers, longest)
-
-    lengths: dict[tuple[str, str], tuple[int, int]] = {}
-
-    def lengths_of(row: Row, answer: str) -> tuple[int, int]:
-        key = row.identity, answer
-        if key not in lengths:
-            lengths[key] = prompt_and_answer_lengths(context.chat, row.messages, answer)
-        return lengths[key]
-
-    def size(row: Row) -> int:
-        answers = (row.answer, row.original) if row.objective == "dpo" else (row.answer,)
-        return sum(sum(lengths_of(row, answer)) for answer in answers)
-
-    endpoint = EndpointConfig(
-        settings.reviser_url, settings.reviser_key, settings.reviser_timeout_s, settings.reviser_limit
-    )
-    rewrites = rewrites_for(
-        config.line,
-        recipe,
-        examples,
-        endpoint if settings.reviser_url else None,
-        settings.revisions,
-        context.progress_callback(RunStage.REVISING),
-    )
+    tokens = TokenCounts(context.chat, longest)
     stable_run = config.stable_run
-    built = snapshot.build(
-        config.line,
-        examples,
-        config.through,
-        known=trained_questions(context.folder_of(stable_run)) if stable_run else [],
-        unfit=unfit,
-        size=size,
-        comments=recipe.comment_mode,
-        rewrites=rewrites,
-        kto_least=recipe.kto_least,
-        change_rule=ChangeRule.of(recipe),
-        max_tokens=longest,
-        token_budget=recipe.token_budget,
-    )
-    sizes = [lengths_of(grouped.row, grouped.row.answer) for grouped in built.train]
+    read = data_card.ExamplesRead()
+    with closing(open_read_only(context.trainer_folder)) as db:
+        rewrites = _rewrites(context, batch_table.current_examples(db, config.through, config.released))
+        built = snapshot.build(
+            config.line,
+            read.counted(batch_table.current_examples(db, config.through, config.released)),
+            config.through,
+            known=trained_questions(context.folder_of(stable_run)) if stable_run else [],
+            unfit=lambda row: has_no_marks(row) or tokens.why_unfit(row),
+            size=lambda row: tokens.of(row).all,
+            comments=recipe.comment_mode,
+            rewrites=rewrites,
+            kto_least=recipe.kto_least,
+            change_rule=ChangeRule.of(recipe),
+            max_tokens=longest,
+            token_budget=recipe.token_budget,
+        )
+    counts = [tokens.of(grouped.row) for grouped in built.train]
+    sizes = [(count.prompt, count.answers[0]) for count in counts]
     data_card.write(
         context.folder,
-        data_card.build_card(config.line, config.run_id, config.created_at, recipe, built, examples, sizes),
+        data_card.build_card(config.line, config.run_id, config.created_at, recipe, built, read, sizes),
     )
     ref = snapshot_files.write(context.folder, built, tokens=sum(map(sum, sizes)))
     log.info(
@@ -140,6 +116,21 @@ def take_snapshot(context: RunContext) -> None:
         raise RunFailed(
             "no rows are left to train after the checks: `data-card.md` in the run's folder lists the reasons"
         )
+
+
+def _rewrites(context: RunContext, examples: Iterable[Example]) -> dict[str, Rewrite] | None:
+    settings = context.settings
+    endpoint = EndpointConfig(
+        settings.reviser_url, settings.reviser_key, settings.reviser_timeout_s, settings.reviser_limit
+    )
+    return rewrites_for(
+        context.config.line,
+        context.config.recipe,
+        examples,
+        endpoint if settings.reviser_url else None,
+        settings.revisions,
+        context.progress_callback(RunStage.REVISING),
+    )
 
 
 def main() -> int:
