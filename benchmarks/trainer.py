@@ -192,14 +192,15 @@ def train_ours(
     timer: TrainerCallback,
 ) -> Model:
     """Train as a run of the trainer does, and return the trained model."""
-    from services.trainer.training.rows import sft_row  # noqa: PLC0415 - only an arm needs them
+    from services.trainer.base.shape import base_shape  # noqa: PLC0415 - only an arm needs them
+    from services.trainer.training.rows import sft_row  # noqa: PLC0415
     from services.trainer.training.step_plan import plan_steps  # noqa: PLC0415
     from services.trainer.training.train import fine_tune, resolve_recipe  # noqa: PLC0415
 
     rows = [
         sft_row(chat, str(number), messages, answer) for number, (messages, answer) in enumerate(training)
     ]
-    resolved = resolve_recipe(recipe, base, model.dtype.itemsize, rows, [])
+    resolved = resolve_recipe(recipe, base_shape(base), model.dtype.itemsize, rows, [])
     trained: Model = fine_tune(
         model,
         plan_steps(

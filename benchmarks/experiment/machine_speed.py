@@ -22,6 +22,7 @@ from transformers import logging as transformers_logging
 from examples.world import load_world
 from services.trainer.base.dtype import fastest
 from services.trainer.base.model import generate_answers, load_base
+from services.trainer.base.shape import base_shape
 from services.trainer.base.tokenization import load_chat
 from services.trainer.core.recipe import Recipe
 from services.trainer.core.resolved_recipe import ROWS_PER_STEP
@@ -77,7 +78,7 @@ def main(base_folder: Path, threads: int, output: Path) -> None:
         fine_tune(
             model,
             steps_of_rows,
-            resolve_recipe(recipe, base_folder, model.dtype.itemsize, [*rows, *judged], []),
+            resolve_recipe(recipe, base_shape(base_folder), model.dtype.itemsize, [*rows, *judged], []),
             Path(folder),
             callback=step_times,
             stop=threading.Event(),

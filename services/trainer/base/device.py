@@ -166,11 +166,13 @@ def describe() -> Hardware:
         return describe_cpu()
     free, total = torch.cuda.mem_get_info()
     capability = torch.cuda.get_device_capability()
+    # A process may have limited itself to a part of the GPU's memory.
+    limit = int(total * torch.cuda.get_per_process_memory_fraction())
     return Hardware(
         kind="cuda",
         name=torch.cuda.get_device_name(),
-        memory_bytes=total,
-        free_bytes=free,
+        memory_bytes=limit,
+        free_bytes=min(free, limit - torch.cuda.memory_reserved()),
         bf16=capability >= (8, 0),
         capability=capability,
         count=torch.cuda.device_count(),

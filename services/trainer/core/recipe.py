@@ -122,6 +122,11 @@ class Recipe(BaseModel):
         description="Weights of the base while an adapter trains. 4bit: NF4 of bitsandbytes, on a GPU. auto: 4bit if "
         "the GPU cannot hold the base otherwise.",
     )
+    fused_kernels: bool = Field(
+        True,
+        description="Use Liger's fused kernels for norms, rotary embeddings, MLPs and the loss on a GPU. false: if a "
+        "base does not train with them.",
+    )
     token_budget: int = Field(
         4_000_000,
         ge=0,

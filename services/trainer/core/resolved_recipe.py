@@ -109,6 +109,7 @@ class ResolvedRecipe(BaseModel):
     micro_batch_tokens: int
     gradient_checkpointing: bool
     quantization: Literal["none", "4bit"]
+    fused_kernels: bool
     kto_beta: float
     dpo_beta: float
     dpo_nll: float
@@ -193,6 +194,7 @@ def resolve(recipe: Recipe, base: BaseShape, machine: Machine, data: DataSize) -
         micro_batch_tokens=micro_batch,
         gradient_checkpointing=checkpointed,
         quantization="4bit" if quantized else "none",
+        fused_kernels=recipe.fused_kernels,
         kto_beta=recipe.kto_beta,
         dpo_beta=recipe.dpo_beta,
         dpo_nll=recipe.dpo_nll,

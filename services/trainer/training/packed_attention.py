@@ -10,7 +10,8 @@ here do not compute fail that comparison; such models get padded rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -88,12 +89,19 @@ def _attend_on_gpu(
     scale: float,
     window: int,
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - compiles nothing, but is for GPUs only
+    from torch.nn.attention import varlen  # noqa: PLC0415 - compiles nothing, but is for GPUs only
 
-    queries, keys, values = (one.squeeze(0).transpose(0, 1).contiguous() for one in (query, key, value))
+    # The kernel takes 16 bits only. Where all weights train in fp32, states may be in fp32, also under autocast.
+    computed_in = next(
+        (one.dtype for one in (query, key, value) if one.dtype != torch.float32), torch.bfloat16
+    )
+    queries, keys, values = (
+        one.squeeze(0).transpose(0, 1).to(computed_in).contiguous() for one in (query, key, value)
+    )
     if packed.key_index is not None:
-        keys, values = keys[packed.key_index], values[packed.key_index]
-    attended: torch.Tensor = varlen_attn(  # type: ignore[assignment]  # a tuple only with `return_aux`
+        # The backward pass of an index adds; that of `keys[index]` sorts the index first.
+        keys, values = (one.index_select(0, packed.key_index) for one in (keys, values))
+    attended: torch.Tensor = varlen.varlen_attn(  # type: ignore[assignment]  # a tuple only with `return_aux`
         queries,
         keys,
         values,
@@ -103,9 +111,14 @@ def _attend_on_gpu(
         packed.max_keys,
         scale=scale,
         window_size=(window - 1 if window else -1, 0),
-        enable_gqa=queries.shape[1] != keys.shape[1],
+        **_grouped_heads(varlen.varlen_attn, grouped=queries.shape[1] != keys.shape[1]),
     )
-    return attended.unsqueeze(0)
+    return attended.unsqueeze(0).to(query.dtype)
+
+
+def _grouped_heads(varlen_attn: Callable[..., Any], *, grouped: bool) -> dict[str, Any]:
+    """Return the argument for fewer key heads than query heads. PyTorch before 2.12 needs none, and has none."""
+    return {"enable_gqa": grouped} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 AttentionInterface.register(PACKED, packed_attention)

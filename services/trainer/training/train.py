@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +22,14 @@ from services.trainer.base.model import load_base
 from services.trainer.base.shape import base_shape
 from services.trainer.core.hardware import Dtype, mixed_precision
 from services.trainer.core.recipe import Recipe
-from services.trainer.core.resolved_recipe import DataSize, Machine, ResolvedRecipe, longest_row, resolve
+from services.trainer.core.resolved_recipe import (
+    BaseShape,
+    DataSize,
+    Machine,
+    ResolvedRecipe,
+    longest_row,
+    resolve,
+)
 from services.trainer.dataset import data_card, snapshot_files
 from services.trainer.dataset.objectives import kto_weights
 from services.trainer.files import sync_folder, sync_tree, write_whole
@@ -34,7 +42,7 @@ from services.trainer.training.cpu.segment_attention import MAX_EAGER_KEYS
 from services.trainer.training.lora import lora_config
 from services.trainer.training.losses import LossWeights, answer_log_probs, has_plain_head
 from services.trainer.training.packed_attention import PACKED, attention, can_pack
-from services.trainer.training.packing import pack, pad
+from services.trainer.training.packing import pack, pack_for_gpu, pad
 from services.trainer.training.rows import AnsweredPrompt, TokenizedRow, longest, sft_row, tokenize
 from services.trainer.training.step_plan import Step, plan_steps
 from services.trainer.training.trainer import (
@@ -157,14 +165,14 @@ def resolve_for_run(
     if known is None:
         weight_bytes = 4 if dtype.of_run(context.folder) == "float32" else 2
         config = context.config
-        known = resolve_recipe(config.recipe, Path(config.base), weight_bytes, rows, replay)
+        known = resolve_recipe(config.recipe, base_shape(Path(config.base)), weight_bytes, rows, replay)
         resolved.write(context.folder, known)
     return known
 
 
 def resolve_recipe(
     recipe: Recipe,
-    base: Path,
+    base: BaseShape,
     weight_bytes: int,
     rows: Sequence[TokenizedRow],
     replay: Sequence[TokenizedRow],
@@ -173,7 +181,7 @@ def resolve_recipe(
 
     Args:
         recipe: The settings.
-        base: Folder of the base.
+        base: Dimensions of the base.
         weight_bytes: Bytes per weight of the base in memory.
         rows: Rows that train once per epoch.
         replay: Rows that train once.
@@ -184,7 +192,7 @@ def resolve_recipe(
     memory = hardware.free_bytes if hardware.kind == "cuda" else hardware.memory_bytes
     return resolve(
         recipe,
-        base_shape(base),
+        base,
         Machine(device=hardware.kind, memory=memory, weight_bytes=weight_bytes),
         DataSize(
             rows=round(len(rows) * recipe.epochs) + len(replay),
@@ -225,7 +233,9 @@ def fine_tune(
     set_seed(recipe.seed)
     computed_in: Dtype = str(base.dtype).removeprefix("torch.")  # type: ignore[assignment]  # one of the three
     packs = can_pack(base)
-    packer = pack if packs else pad
+    packer: Packer = pad
+    if packs:
+        packer = pack_for_gpu if base.device.type == "cuda" else pack
     weights = loss_weights(recipe, steps)
     with attention(base, PACKED if packs else _padded_attention(base, steps)):
         plain_head = has_plain_head(base, packer([AnsweredPrompt((1, 2), (3, 4, 5))]).to(base.device))
@@ -240,6 +250,7 @@ def fine_tune(
             StepDataset(steps, recipe.micro_batch_tokens, packer, references),
             weights,
             plain_head=plain_head,
+            fused_kernels=recipe.fused_kernels,
             schedule=recipe.schedule,
             warmup=recipe.warmup_steps,
             validation=validation,
@@ -313,6 +324,9 @@ def training_arguments(
         bf16=cuda and recipe.method == "full" and hardware.bf16,
         fp16=cuda and mixed_precision(computed_in) == "fp16",
         use_cpu=not cuda,
+        use_liger_kernel=cuda and recipe.fused_kernels and find_spec("liger_kernel") is not None,
+        # The head and its loss are applied to the answers' tokens only, by `StepTrainer`.
+        liger_kernel_config={"fused_linear_cross_entropy": False, "cross_entropy": False},
         dataloader_pin_memory=False,
         # Reading the loss waits for the GPU, so it is not read after every step there.
         logging_steps=10 if cuda else 1,

@@ -37,6 +37,8 @@ TUNING: Final = {
     # step took 100 times as long. Not spinning costs 20 % on an idle machine; this value costs nothing.
     "GOMP_SPINCOUNT": "20000",
     "TOKENIZERS_PARALLELISM": "false",
+    # Packs differ in size, and so do the blocks of a GPU's memory that they leave behind.
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }
 """Environment variables of a training process, unless the service's environment sets them."""
 
