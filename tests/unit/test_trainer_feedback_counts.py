@@ -65,7 +65,7 @@ class Line:
 
     def recounted(self) -> dict[str, object]:
         """Return the counts from their definition: the checks of `filters.py` over everything that is collected."""
-        examples = batch_table.current_examples(self.db, batch_table.through(self.db))
+        examples = list(batch_table.current_examples(self.db, batch_table.through(self.db)))
         rows, quarantined = usable_rows(examples, self.comments)
         training, heldout = split_by_holdout(LINE, rows)
         new_responses = {
