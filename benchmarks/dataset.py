@@ -47,8 +47,7 @@ FALSE: Final = 3
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 NICENESS: Final = 19
 STAGES: Final[tuple[tuple[Any, str, str], ...]] = (
-    (batch_table, "current_examples", "read"),
-    (snapshot, "usable_rows", "checks of rows"),
+    (snapshot, "usable_rows", "read and check rows"),
     (agreement, "question_groups", "question groups"),
     (agreement, "claims", "claims"),
     (agreement, "opponents", "rivals"),

@@ -17,7 +17,7 @@ from sklearn.preprocessing import normalize
 
 from benchmarks.dataset import corrections
 from services.trainer.dataset.agreement import Correction, claims, corrections_of, find_agreement
-from services.trainer.dataset.similar_pairs import BANDS, NEXT, Limits, SearchCost, similar_pairs
+from services.trainer.dataset.similar_pairs import BANDS, NEXT, Limits, SearchCost, _nearest, similar_pairs
 from services.trainer.dataset.similarity import (
     NEAR_DUPLICATE,
     near_duplicates,
@@ -271,3 +271,16 @@ def test_claims_form_around_the_stem_that_most_users_share(seed: int) -> None:
     )
     order = first_stems(group)
     assert claims(group) == [order.index(next(iter(one.own_stems))) for one in group]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_largest_entries_of_rows_are_kept_and_of_equal_ones_the_first(seed: int) -> None:
+    dice = np.random.default_rng(seed)
+    dense = dice.integers(0, 6, size=(20, 40)).astype(np.float32)
+    dense[dice.random(dense.shape) < 0.3] = 0
+    for count in (1, 3, 17, 40):
+        expected = np.zeros_like(dense)
+        for values, out in zip(dense, expected, strict=True):
+            for column in sorted(np.flatnonzero(values), key=lambda i: (-values[i], i))[:count]:
+                out[column] = values[column]
+        assert (_nearest(csr_matrix(dense), count).toarray() == expected).all()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from examples.world import load_world
 from services.trainer.dataset import snapshot, snapshot_files
@@ -14,10 +16,10 @@ from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.filters import GroupedRow
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.similarity import near_duplicates
-from services.trainer.dataset.snapshot import MAX_RESERVED_SHARE
+from services.trainer.dataset.snapshot import MAX_RESERVED_SHARE, TARGET_ITEMS
 from services.trainer.dataset.snapshot_files import ROW_GROUP, Snapshot
 from services.trainer.gate.eval_items import build_eval_items
-from tests.trainer_factories import LINE, example, revision
+from tests.trainer_factories import LINE, example, revision, row
 
 WORLD = load_world()
 
@@ -115,3 +117,28 @@ def test_rows_are_written_and_read_in_groups(tmp_path: Path) -> None:
     assert groups == 3
     assert tuple(snapshot_files.read_rows(tmp_path)) == many
     assert snapshot_files.read_rows(tmp_path, snapshot_files.HELDOUT_ROWS) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_questions_compared_first_decide_as_all_of_them(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = cast(users=30 + 40 * (seed % 3), each=3 + seed, seed=seed)
+    all_compared = snapshot.build(LINE, examples, {})
+    monkeypatch.setattr(snapshot, "QUESTIONS_TRIED", TARGET_ITEMS + 5 * seed)
+    assert snapshot.build(LINE, examples, {}) == all_compared
+
+
+def test_enough_new_questions_reserve_nothing_without_another_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = [
+        f"Where is the {name} of house {number}?" for number in range(60) for name in ("door", "lamp")
+    ]
+    compared: list[int] = []
+
+    def counted(candidates: Sequence[str], known: Sequence[str]) -> list[bool]:
+        compared.append(len(candidates))
+        return near_duplicates(candidates, known)
+
+    monkeypatch.setattr(snapshot, "near_duplicates", counted)
+    monkeypatch.setattr(snapshot, "QUESTIONS_TRIED", 50)
+    train = [GroupedRow(row("Who founded Acme?", "Ida Voss."), 0)]
+    assert snapshot.reserved_wordings(LINE, held_out, train, []) == set()
+    assert compared == [50]

@@ -142,6 +142,8 @@ def _products(
 ) -> Iterator[Matrix]:
     """Yield the products of blocks of rows with all columns, as far as they reach `least`."""
     index = columns.T.tocsr()
+    terms = np.unique(unread.indices)
+    unread, columns_unread = unread[:, terms], columns[:, terms]
     frequency = np.diff(index.indptr)
     entries = np.concatenate(([0], np.cumsum(frequency[read.indices], dtype=np.int64)))[read.indptr]
     limits.cost.read += int(entries[-1])
@@ -158,7 +160,7 @@ def _products(
             block = _nearest(block, checked)
             coo = block.tocoo()
             is_partial = unread_norm[start:end][coo.row] > 0
-            rest = products(unread[start:end], columns, (coo.row[is_partial], coo.col[is_partial]))
+            rest = products(unread[start:end], columns_unread, (coo.row[is_partial], coo.col[is_partial]))
             limits.cost.checked += len(rest)
             coo.data[is_partial] += rest
             coo.data[coo.data < least] = 0
@@ -175,9 +177,12 @@ def _nearest(matrix: Matrix, count: int) -> Matrix:
     if matrix.nnz == 0 or sizes.max() <= count:
         return matrix
     for row in np.flatnonzero(sizes > count):
-        part = slice(matrix.indptr[row], matrix.indptr[row + 1])
-        order = np.argsort(-matrix.data[part], kind="stable")
-        matrix.data[part][order[count:]] = 0
+        values = matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]]
+        least = np.partition(values, -count)[-count]
+        equal = np.flatnonzero(values == least)
+        spare = count - np.count_nonzero(values > least)
+        values[values < least] = 0
+        values[equal[spare:]] = 0
     matrix.eliminate_zeros()
     return matrix
 

@@ -15,6 +15,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,7 +36,7 @@ ROW_GROUP: Final = 4096
 UNENDED_COLUMNS: Final = ("unended", "original_unended")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Snapshot:
     """Rows that train, rows of held-out users, and what is quarantined. `through`: as in `DatasetRef`."""
 
@@ -49,6 +50,10 @@ class Snapshot:
 
         Excluded are columns that train nothing (who asked), and those that have their default.
         """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         for number, one in enumerate(self.train):
             row = fields_of(one)
