@@ -10,7 +10,7 @@ from typing import Final
 
 from services.trainer.core.trigger import NewData
 from services.trainer.dataset import feedback_counts
-from services.trainer.dataset.feedback_counts import Limits
+from services.trainer.dataset.feedback_changes import Limits
 from services.trainer.dataset.objectives import enough_for_kto
 from services.trainer.run import run_table
 from services.trainer.settings import TrainerSettings

@@ -13,8 +13,9 @@ from services.processor.settings import ProcessorSettings
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset import snapshot, snapshot_files
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import IMPORTED, count_reasons
+from services.trainer.dataset.filters import count_reasons
 from services.trainer.dataset.holdout import is_held_out
+from services.trainer.dataset.signal_rows import IMPORTED
 from services.trainer.settings import TrainerSettings
 from shared.events import Choice, ExampleRevision, Message, Signal
 

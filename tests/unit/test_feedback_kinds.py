@@ -16,9 +16,10 @@ import pytest
 from services.feedback.core.schemas import FEEDBACK_BODY, FeedbackBody, parse_body, to_event
 from services.processor.core.batches import BatchLimits
 from services.processor.live_view.tally_table import COUNTERS, TallyTable
-from services.trainer.dataset.filters import Row, rows_of
+from services.trainer.dataset.filters import Row
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.objectives import objective_of
+from services.trainer.dataset.signal_rows import rows_of
 from services.trainer.dataset.snapshot import build
 from services.trainer.dataset.trl_records import build_export
 from services.trainer.gate.eval_items import build_eval_items

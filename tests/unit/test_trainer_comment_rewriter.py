@@ -25,9 +25,10 @@ from services.trainer.dataset.comment_rewriter import (
     rewrites_for,
 )
 from services.trainer.dataset.erasure_target import ErasureTarget
-from services.trainer.dataset.filters import Row, split_by_holdout, usable_rows
+from services.trainer.dataset.filters import Row
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.rewrite_cache import NOT_REWRITTEN_YET, Rewrite
+from services.trainer.dataset.row_selection import split_by_holdout, usable_rows
 from services.trainer.progress import ignore_progress
 from services.trainer.settings import TrainerSettings
 from tests.trainer_factories import LINE, example, revision

@@ -15,17 +15,12 @@ from hypothesis import strategies as st
 
 from services.trainer.core.recipe import CommentMode
 from services.trainer.database import SCHEMA
-from services.trainer.dataset import batch_table, feedback_counts
-from services.trainer.dataset.feedback_counts import Limits, UsableRows
-from services.trainer.dataset.filters import (
-    RELEASABLE,
-    Row,
-    check_of,
-    count_reasons,
-    split_by_holdout,
-    usable_rows,
-)
+from services.trainer.dataset import batch_table, feedback_changes, feedback_counts
+from services.trainer.dataset.feedback_changes import Limits
+from services.trainer.dataset.feedback_counts import UsableRows
+from services.trainer.dataset.filters import RELEASABLE, Row, check_of, count_reasons
 from services.trainer.dataset.holdout import is_held_out
+from services.trainer.dataset.row_selection import split_by_holdout, usable_rows
 from shared.events import Choice, ExampleRevision, Message, Over, Signal
 from tests.trainer_factories import LINE, NOW, batch
 
@@ -100,7 +95,7 @@ class Line:
 
 
 def label_of(row: Row) -> int:
-    return feedback_counts.NO_LABEL if row.label is None else int(row.label)
+    return feedback_changes.NO_LABEL if row.label is None else int(row.label)
 
 
 def without_zeros(counts: dict[str, object]) -> dict[str, object]:

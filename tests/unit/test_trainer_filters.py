@@ -12,18 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trainer.base.tokenization import load_chat
-from services.trainer.dataset.filters import (
+from services.trainer.dataset.filters import count_reasons, first_fault, mark_check
+from services.trainer.dataset.holdout import is_held_out
+from services.trainer.dataset.row_selection import (
     MIN_SHARE,
     SHARE_FACTOR,
     cap_per_user,
-    count_reasons,
-    first_fault,
     limit_per_user,
-    mark_check,
     split_by_holdout,
     usable_rows,
 )
-from services.trainer.dataset.holdout import is_held_out
 from shared.chat_format import ChatFormat
 from shared.events import Message, Over
 from tests.chat_bases import LLAMA_2, family_tokenizer, small_tokenizer

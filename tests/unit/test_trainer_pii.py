@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from services.trainer.dataset import pii
-from services.trainer.dataset.filters import count_reasons, first_fault, usable_rows
+from services.trainer.dataset.filters import count_reasons, first_fault
 from services.trainer.dataset.pii import find_personal_data, find_secret, memoized
+from services.trainer.dataset.row_selection import usable_rows
 from shared.events import Message
 from tests.trainer_factories import example, revision, row
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from services.trainer.commands import quarantine_release
 from services.trainer.database import open_database
 from services.trainer.dataset import batch_table, snapshot
-from services.trainer.dataset.filters import RELEASABLE, apply_agreement, check_of, first_fault, usable_rows
+from services.trainer.dataset.filters import RELEASABLE, check_of, first_fault
 from services.trainer.dataset.holdout import is_held_out
+from services.trainer.dataset.row_selection import apply_agreement, usable_rows
 from services.trainer.new_data import NewDataCounter
 from services.trainer.run import run_quarantine, run_table
 from services.trainer.run.run_table import RunConfig

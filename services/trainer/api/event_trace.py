@@ -12,7 +12,7 @@ from typing import Final
 
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset import batch_table, snapshot_files
-from services.trainer.dataset.filters import split_by_holdout, usable_rows
+from services.trainer.dataset.row_selection import split_by_holdout, usable_rows
 from services.trainer.dataset.snapshot_files import HELDOUT_ROWS, TRAIN_ROWS
 from services.trainer.erasure import requests
 from services.trainer.run import run_table

@@ -23,8 +23,9 @@ from services.trainer.core.chat import as_chat
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import rewrite_cache
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import Row, split_by_holdout, usable_rows
+from services.trainer.dataset.filters import Row
 from services.trainer.dataset.rewrite_cache import Rewrite
+from services.trainer.dataset.row_selection import split_by_holdout, usable_rows
 from services.trainer.dataset.text_changes import is_same_text
 from services.trainer.progress import ProgressCallback
 from shared.errors import Rejected, Retryable

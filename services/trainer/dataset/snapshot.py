@@ -15,19 +15,16 @@ from typing import Final
 
 from services.trainer.core.recipe import KTO_LEAST, CommentMode
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import (
-    Check,
-    GroupedRow,
-    QuarantinedRow,
-    Row,
+from services.trainer.dataset.filters import Check, GroupedRow, QuarantinedRow, Row
+from services.trainer.dataset.holdout import hash_fraction
+from services.trainer.dataset.objectives import enough_for_kto
+from services.trainer.dataset.rewrite_cache import Rewrite, apply_rewrites
+from services.trainer.dataset.row_selection import (
     apply_agreement,
     limit_per_user,
     split_by_holdout,
     usable_rows,
 )
-from services.trainer.dataset.holdout import hash_fraction
-from services.trainer.dataset.objectives import enough_for_kto
-from services.trainer.dataset.rewrite_cache import Rewrite, apply_rewrites
 from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in, similar_to_any
 from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.dataset.token_budget import within_budget
