@@ -1,14 +1,17 @@
 """`python -m benchmarks.idle_trainer`: what the trainer's service costs while it has nothing to do.
 
-Stores many collected rows through the service's own consumer, as it does when it reads `training.batches`, and then
-lets a fresh process run the service's loop idle over that database. The log, Kafka and Redis are replaced by objects
-in memory, so the figures are those of the service itself: share of one core, and resident memory.
+Stores rows through the service's own consumer, as it does when it reads `training.batches`, copies them in SQL to the
+wanted number, and then lets a fresh process run the service's loop idle over that database. The copies have ids of
+their own; to check them one by one would take minutes and make no difference to an idle service. The log, Kafka and
+Redis are replaced by objects in memory, so the figures are those of the service itself: share of one core, and resident
+memory.
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -25,6 +28,7 @@ import services.trainer.__main__  # noqa: F401 - so that the process is as large
 from benchmarks.machine import machine
 from services.trainer.consumer import TOPICS_READ
 from services.trainer.database import open_database
+from services.trainer.dataset.feedback_changes import EXAMPLES, RELEASABLE_ROWS
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.publish import SERVICE, VersionLog, transactional_id
@@ -55,7 +59,10 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    rows: Annotated[int, typer.Option(help="Collected rows.")] = 1_000_000,
+    rows: Annotated[int, typer.Option(help="Collected rows, a multiple of --stored.")] = 1_000_000,
+    stored: Annotated[
+        int, typer.Option(help="Rows that the consumer stores; the others are copies.")
+    ] = 20_000,
     seconds: Annotated[float, typer.Option(help="How long the idle service is watched.")] = 30.0,
     folder: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -64,7 +71,7 @@ def main(
         print(json.dumps(watch(folder, seconds)))
         return
     with tempfile.TemporaryDirectory(prefix="idle-trainer-") as name:
-        filled = fill(Path(name), rows)
+        filled = fill(Path(name), stored, rows // stored)
         print(f"stored and counted {rows:,} rows in {filled['seconds']:.0f} s", flush=True)
         command = [
             sys.executable,
@@ -77,7 +84,7 @@ def main(
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         idle = json.loads(done.stdout.splitlines()[-1])
-    result = {"rows": rows, "fill": filled, "idle": idle, "machine": machine()}
+    result = {"rows": rows, "stored": stored, "fill": filled, "idle": idle, "machine": machine()}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(f"share of a core {idle['cpu_share']:.2%} (limit {MAX_CPU_SHARE:.0%}), ", end="")
     print(f"memory {idle['memory_mb']:.0f} MB (limit {MAX_MB} MB)")
@@ -86,8 +93,8 @@ def main(
         raise typer.Exit(1)
 
 
-def fill(folder: Path, rows: int) -> dict[str, Any]:
-    """Store `rows` rows and count them, as the service does. Return figures of that."""
+def fill(folder: Path, rows: int, times: int) -> dict[str, Any]:
+    """Store `rows` rows and count them, as the service does, and copy them to `times` as many. Return figures."""
     trainer = trainer_over(folder)
     began, cpu = time.monotonic(), time.process_time()
     for number, start in enumerate(range(0, rows, BATCH_ROWS), 1):
@@ -101,6 +108,8 @@ def fill(folder: Path, rows: int) -> dict[str, Any]:
             timestamp=0,
         )
         trainer.consume([record])
+    counted = {"counted_rows_per_cpu_second": round(rows / (time.process_time() - cpu))}
+    copy_rows(trainer.db, times)
     trainer.db.close()
     database = sum(file.stat().st_size for file in folder.rglob("trainer.sqlite3*"))
     return {
@@ -108,7 +117,49 @@ def fill(folder: Path, rows: int) -> dict[str, Any]:
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "database_mb": round(database / 1e6),
         "memory_mb": peak_memory_mb(),
+    } | counted
+
+
+def copy_rows(db: sqlite3.Connection, times: int) -> None:
+    """Multiply what is collected by `times`. The copies have other ids, users and contents, and later batch numbers."""
+    batches = db.execute("SELECT MAX(number) FROM batches").fetchone()[0]
+    stored = {
+        table: db.execute(f"SELECT MAX(rowid) FROM {table}").fetchone()[0] or 0
+        for table in ("batches", "rows", "feedback")
     }
+    names = db.execute("SELECT response_id FROM counted_examples").fetchall()
+    users = db.execute("SELECT * FROM new_users").fetchall()
+    for copy in range(1, times):
+        suffix, later = f"-{copy}", copy * batches
+        with db:
+            db.execute(
+                "INSERT INTO batches SELECT batch_id || ?, partition, number + ?, rewrite, cut_ms FROM batches "
+                "WHERE rowid <= ?",
+                (suffix, later, stored["batches"]),
+            )
+            db.execute(
+                "INSERT INTO rows SELECT batch_id || ?1, response_id || ?1, revision, op, example FROM rows "
+                "WHERE rowid <= ?2",
+                (suffix, stored["rows"]),
+            )
+            db.execute(
+                "INSERT INTO feedback SELECT response_id || ?1, position, event_id || ?1, identity || ?1, "
+                "user_id || ?1, kind, label, CAST(content || ?1 AS BLOB), occurred_ms, reason, releasable, trains, "
+                "partition, number + ?2, cut_ms, release, is_new FROM feedback WHERE rowid <= ?3",
+                (suffix, later, stored["feedback"]),
+            )
+            db.executemany("INSERT INTO counted_examples VALUES (?)", [(name + suffix,) for (name,) in names])
+            db.executemany(
+                "INSERT INTO new_users VALUES (?, ?, ?)",
+                [(user + suffix, *counts) for user, *counts in users],
+            )
+    with db:
+        for table in ("feedback_totals", "feedback_reasons"):
+            db.execute(f"UPDATE {table} SET rows = rows * ?", (times,))
+        db.execute(
+            "UPDATE count_state SET value = value * ? WHERE name IN (?, ?)",
+            (times, EXAMPLES, RELEASABLE_ROWS),
+        )
 
 
 def watch(folder: Path, seconds: float) -> dict[str, Any]:
