@@ -52,20 +52,19 @@ TEMPLATE: Final = (
 def main(
     label: Annotated[str, typer.Argument(help="The arm, such as ours/7b.")],
     folder: Annotated[Path, typer.Argument(help="Folder for files that arms share.")],
-    seconds: Annotated[float, typer.Option(help="Time for the arm.")] = 60.0,
+    until: Annotated[float, typer.Option(help="When the arm should end, in seconds since 1970.")] = 0.0,
     tiny: Annotated[bool, typer.Option(help="Use a tiny base and few rows.")] = False,
 ) -> None:
     """Run one arm and print a line of JSON for each data set."""
     (arm,) = [one for one in (tiny_arms() if tiny else ARMS) if one.label == label]
-    run_arm(arm, seconds, folder, tiny=tiny)
+    run_arm(arm, until, folder, tiny=tiny)
 
 
-def run_arm(arm: Arm, seconds: float, folder: Path, *, tiny: bool) -> None:
+def run_arm(arm: Arm, until: float, folder: Path, *, tiny: bool) -> None:
     """Run an arm and print a line for each data set. An error ends a data set, not the arm."""
-    deadline = time.monotonic() + seconds
     runner = ArmRunner(arm, folder, tiny=tiny)
     for number, workload in enumerate(arm.workloads):
-        share = (deadline - time.monotonic()) / (len(arm.workloads) - number)
+        share = (until - time.time()) / (len(arm.workloads) - number)
         try:
             figures = runner.run(workload, 0.3 if tiny else max(3.0, 0.6 * share))
         except Exception as error:  # noqa: BLE001 - whatever fails is the result

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from transformers import TrainerControl, TrainerState
 
 from services.trainer.files import write_whole
 from services.trainer.run import disk_space, micro_batch
@@ -20,7 +25,8 @@ from services.trainer.run.checkpoint_manifest import (
     write_manifest,
 )
 from services.trainer.run.folder import CHECKPOINTS
-from services.trainer.training.checkpoints import has_stalled
+from services.trainer.training import checkpoints
+from services.trainer.training.checkpoints import TRAINING_PER_CHECKPOINT, RunCallback, has_stalled
 
 Damage = Callable[[Path], None]
 
@@ -188,3 +194,29 @@ def test_oom_kills_of_the_container_are_preferred_to_the_machines(
 )
 def test_loss_stalls_after_patience_evaluations(losses: list[float], patience: int, stalled: bool) -> None:
     assert has_stalled(losses, patience) == stalled
+
+
+@pytest.mark.parametrize("write_s", [1.0, 90.0])
+def test_at_most_a_twentieth_of_the_time_goes_into_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_s: float
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(disk_space, "ensure_space_for_checkpoint", lambda _: None)
+    none: Any = None
+    callback = RunCallback(none, threading.Event(), checkpoint_minutes=5)
+    arguments: Any = SimpleNamespace(output_dir=str(tmp_path))
+    state, saved = TrainerState(), []
+    callback.on_train_begin(arguments, state, TrainerControl())
+    while now < 20_000:
+        now += 10
+        control = TrainerControl()
+        callback.on_step_end(arguments, state, control)
+        if control.should_save:
+            saved.append(now)
+            now += write_s
+            callback.on_save(arguments, state, control)
+    between = [after - before - write_s for before, after in itertools.pairwise(saved)]
+    assert saved[0] == 300
+    assert all(gap >= max(300, TRAINING_PER_CHECKPOINT * write_s) for gap in between)
+    assert max(between) < max(300, TRAINING_PER_CHECKPOINT * write_s) + 20, "and no later than necessary"

@@ -12,7 +12,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -166,8 +166,7 @@ def describe() -> Hardware:
         return describe_cpu()
     free, total = torch.cuda.mem_get_info()
     capability = torch.cuda.get_device_capability()
-    # A process may have limited itself to a part of the GPU's memory.
-    limit = int(total * torch.cuda.get_per_process_memory_fraction())
+    limit = gpu_memory_limit(total)
     return Hardware(
         kind="cuda",
         name=torch.cuda.get_device_name(),
@@ -177,6 +176,14 @@ def describe() -> Hardware:
         capability=capability,
         count=torch.cuda.device_count(),
     )
+
+
+def gpu_memory_limit(total: int) -> int:
+    """Return the bytes of a GPU with `total` bytes to which this process has limited itself. Imports torch."""
+    import torch  # noqa: PLC0415 - as above
+
+    fraction: Callable[[], float] | None = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+    return total if fraction is None else int(total * fraction())  # older versions do not tell it
 
 
 def describe_cpu() -> Hardware:

@@ -8,7 +8,7 @@ printed in the model card.
 | learning rate | method and width of the base: wider models need less |
 | longest row | context of the base |
 | tokens per step | number and size of the rows: 8 rows, and more as the data grow |
-| tokens per micro-batch | memory, and activations per token |
+| tokens per micro-batch | memory, and activations per token; on a GPU, measured before the first step |
 | gradient checkpointing | whether the longest row fits without |
 | 4-bit weights | whether the weights fit without |
 """
@@ -107,6 +107,8 @@ class ResolvedRecipe(BaseModel):
     max_tokens: int
     tokens_per_step: int
     micro_batch_tokens: int
+    micro_batch_limit: int | None
+    """Most tokens of a micro-batch whose size is measured before the first step; None: it is not measured."""
     gradient_checkpointing: bool
     quantization: Literal["none", "4bit"]
     fused_kernels: bool
@@ -169,6 +171,7 @@ def resolve(recipe: Recipe, base: BaseShape, machine: Machine, data: DataSize) -
             checkpointed = chosen == "on"
     per_token = activation_bytes(base, machine.weight_bytes, checkpointed=checkpointed)
     micro_batch = recipe.micro_batch_tokens or max(MIN_MICRO_BATCH, min(2 * step, int(free / per_token)))
+    measured = machine.device == "cuda" and recipe.micro_batch_tokens is None
     steps = max(1, round(data.tokens / step))
     return ResolvedRecipe(
         method=recipe.method,
@@ -192,6 +195,7 @@ def resolve(recipe: Recipe, base: BaseShape, machine: Machine, data: DataSize) -
         max_tokens=longest_row(recipe, base.context),
         tokens_per_step=step,
         micro_batch_tokens=micro_batch,
+        micro_batch_limit=max(micro_batch, 2 * step) if measured else None,
         gradient_checkpointing=checkpointed,
         quantization="4bit" if quantized else "none",
         fused_kernels=recipe.fused_kernels,

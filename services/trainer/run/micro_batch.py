@@ -1,6 +1,7 @@
 """Micro-batch size of a run: how many tokens go through the model at once.
 
-A run starts with the size of its resolved recipe. When memory does not suffice, it is halved, and the gradients of a
+A run starts with the size of its resolved recipe, or on a GPU with the size that its process measures once
+(`training/memory_probe.py`). When memory does not suffice, it is halved, and the gradients of a
 step's micro-batches are summed, so a step learns the same as before. A micro-batch has at least one row. The size is
 stored in the run's folder, so a resumed run keeps it.
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,8 @@ class MicroBatchSize:
     """Size with which the run started."""
     longest_row: int
     """Tokens of the run's largest row. A smaller micro-batch has one row, so it needs no less memory."""
+    measured: bool = False
+    """The run measured its size, and does not do so again."""
 
     @property
     def is_smallest(self) -> bool:
@@ -48,6 +51,13 @@ def start(run: Path, tokens: int, longest_row: int) -> MicroBatchSize:
         stored = MicroBatchSize(tokens, tokens, longest_row)
         _write(run, stored)
     return stored
+
+
+def record_measured(run: Path, tokens: int) -> None:
+    """Store the size that the run measured, with which it starts."""
+    stored = read(run)
+    longest_row = tokens if stored is None else stored.longest_row
+    _write(run, MicroBatchSize(tokens, tokens, longest_row, measured=True))
 
 
 def read(run: Path) -> MicroBatchSize | None:
@@ -69,7 +79,7 @@ def halve(run: Path) -> int | None:
         return None
     # A size between half the largest row and that row would give the same micro-batches as the row's own size.
     tokens = max(stored.longest_row, stored.tokens // 2)
-    _write(run, MicroBatchSize(tokens, stored.planned, stored.longest_row))
+    _write(run, replace(stored, tokens=tokens))
     return tokens
 
 

@@ -31,6 +31,8 @@ from services.trainer.training import nan_report
 from services.trainer.training.tensorboard import CurveWriter
 from shared.run_stage import RunStage
 
+TRAINING_PER_CHECKPOINT: Final = 20
+"""Time between two checkpoints, relative to that of the last one: at most a twentieth of a run is spent on them."""
 VALIDATION_LOSS: Final = "eval_loss"
 """Metric: mean loss per answer token of held-out users' corrections."""
 RowNames = Callable[[int], Sequence[str]]
@@ -68,7 +70,7 @@ class RunCallback(TrainerCallback):
         run: The run's folder, for curves and diagnostics; None writes neither.
         row_names: Names the rows of each step, for diagnostics.
         note: Added to each progress report.
-        checkpoint_minutes: Time between two checkpoints; None saves none by time.
+        checkpoint_minutes: Time between two checkpoints, longer where writing one takes long; None saves none by time.
         validation_steps: Steps between two evaluations of the loss on held-out rows; 0 for none.
         early_stopping: Evaluations without a lower loss after which training stops; 0 for never.
 
@@ -95,6 +97,7 @@ class RunCallback(TrainerCallback):
         self._validation_steps, self._early_stopping = validation_steps, early_stopping
         self._curves = CurveWriter(run) if run is not None else None
         self._started = self._saved = time.monotonic()
+        self._writing_since = self._write_s = 0.0
         self._first_step = self._logged_step = 0
         self._first_tokens = 0
 
@@ -114,7 +117,7 @@ class RunCallback(TrainerCallback):
         """Evaluate or save a checkpoint if it is time, or asked to stop. Make space on the disk for a checkpoint."""
         if self._validation_steps and state.global_step % self._validation_steps == 0:
             control.should_evaluate = True
-        if self._checkpoint_s is not None and time.monotonic() - self._saved >= self._checkpoint_s:
+        if self._is_checkpoint_due():
             control.should_save = True
         if self._stop.is_set():
             control.should_save = True
@@ -122,6 +125,7 @@ class RunCallback(TrainerCallback):
         if control.should_save:
             control.should_log = True  # so that no checkpoint is saved after a loss that is not finite
             disk_space.ensure_space_for_checkpoint(Path(str(args.output_dir)))
+            self._writing_since = time.monotonic()
 
     def on_log(
         self,
@@ -172,6 +176,7 @@ class RunCallback(TrainerCallback):
         if checkpoint.is_dir():
             write_manifest(checkpoint, state.global_step)
         self._saved = time.monotonic()
+        self._write_s = self._saved - self._writing_since
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -179,6 +184,14 @@ class RunCallback(TrainerCallback):
         """Close the curves."""
         if self._curves is not None:
             self._curves.close()
+
+    def _is_checkpoint_due(self) -> bool:
+        """Return whether enough time has passed. A checkpoint of all weights of a large base takes minutes."""
+        if self._checkpoint_s is None:
+            return False
+        return time.monotonic() - self._saved >= max(
+            self._checkpoint_s, TRAINING_PER_CHECKPOINT * self._write_s
+        )
 
     def _check_finite(self, state: TrainerState, metrics: dict[str, Any]) -> None:
         metric = nan_report.non_finite_metric(metrics)

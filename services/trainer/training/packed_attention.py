@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -101,7 +102,10 @@ def _attend_on_gpu(
     if packed.key_index is not None:
         # The backward pass of an index adds; that of `keys[index]` sorts the index first.
         keys, values = (one.index_select(0, packed.key_index) for one in (keys, values))
-    attended: torch.Tensor = varlen.varlen_attn(  # type: ignore[assignment]  # a tuple only with `return_aux`
+    more: dict[str, Any] = {}
+    if _knows_gqa(varlen.varlen_attn):
+        more["enable_gqa"] = queries.shape[1] != keys.shape[1]
+    attended: Any = varlen.varlen_attn(
         queries,
         keys,
         values,
@@ -111,14 +115,16 @@ def _attend_on_gpu(
         packed.max_keys,
         scale=scale,
         window_size=(window - 1 if window else -1, 0),
-        **_grouped_heads(varlen.varlen_attn, grouped=queries.shape[1] != keys.shape[1]),
+        **more,
     )
-    return attended.unsqueeze(0).to(query.dtype)
+    output: torch.Tensor = attended.unsqueeze(0).to(query.dtype)
+    return output
 
 
-def _grouped_heads(varlen_attn: Callable[..., Any], *, grouped: bool) -> dict[str, Any]:
-    """Return the argument for fewer key heads than query heads. PyTorch before 2.12 needs none, and has none."""
-    return {"enable_gqa": grouped} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+@cache
+def _knows_gqa(varlen_attn: Callable[..., Any]) -> bool:
+    """Return whether the function must be told of fewer key heads. PyTorch's before 2.12 need not and cannot be."""
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -41,6 +41,7 @@ from services.trainer.training.checkpoints import RunCallback, newest_checkpoint
 from services.trainer.training.cpu.segment_attention import MAX_EAGER_KEYS
 from services.trainer.training.lora import lora_config
 from services.trainer.training.losses import LossWeights, answer_log_probs, has_plain_head
+from services.trainer.training.memory_probe import GpuMeter, MemoryMeter, MicroBatchProbe, probe_row
 from services.trainer.training.packed_attention import PACKED, attention, can_pack
 from services.trainer.training.packing import pack, pack_for_gpu, pad
 from services.trainer.training.rows import AnsweredPrompt, TokenizedRow, longest, sft_row, tokenize
@@ -78,7 +79,17 @@ def train(context: RunContext) -> None:
         rows, by_epoch, tokens_per_step=recipe.tokens_per_step, epochs=recipe.epochs, seed=recipe.seed
     )
     size = micro_batch.start(folder, recipe.micro_batch_tokens, longest([*rows, *replay]))
-    environment.record(folder, environment.current(folder, context.config.recipe))
+
+    def record_environment() -> None:
+        environment.record(folder, environment.current(folder, context.config.recipe))
+
+    def record_measured(tokens: int) -> None:
+        micro_batch.record_measured(folder, tokens)
+        record_environment()
+
+    limit = None if size.measured else recipe.micro_batch_limit
+    if limit is None:
+        record_environment()
     validation = validation_rows(context) if recipe.validation_steps else []
     log.info("training", rows=len(rows), replay=len(replay), steps=len(steps), **recipe.model_dump())
     model = fine_tune(
@@ -89,7 +100,7 @@ def train(context: RunContext) -> None:
             recipe.quantization,
         ),
         steps,
-        recipe.model_copy(update={"micro_batch_tokens": size.tokens}),
+        recipe.model_copy(update={"micro_batch_tokens": size.tokens, "micro_batch_limit": limit}),
         folder / CHECKPOINTS,
         callback=RunCallback(
             context.progress,
@@ -103,6 +114,7 @@ def train(context: RunContext) -> None:
         ),
         stop=context.stop,
         validation=validation,
+        measured=record_measured,
     )
     save_adapter(model, folder / ADAPTER, context.config.base_name)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -211,6 +223,8 @@ def fine_tune(
     callback: TrainerCallback,
     stop: threading.Event,
     validation: Sequence[TokenizedRow] = (),
+    meter: MemoryMeter | None = None,
+    measured: Callable[[int], None] = lambda _: None,
 ) -> Model:
     """Train on the steps in their order, and return the model, with an adapter if the recipe uses LoRA.
 
@@ -224,6 +238,8 @@ def fine_tune(
         callback: Called for each step, usually a `RunCallback`.
         stop: Set to stop the training.
         validation: Rows of held-out users, whose loss is computed when the callback asks for it.
+        meter: Measures the memory of micro-batches, if the recipe wants it; by default that of the GPU.
+        measured: Called with the size of micro-batches that was measured.
 
     Raises:
         RunFailed: If the loss became NaN or infinite.
@@ -258,6 +274,17 @@ def fine_tune(
             args=training_arguments(checkpoints, recipe, computed_in),
             callbacks=[callback],
         )
+        if recipe.micro_batch_limit is not None and trainer.args.world_size == 1:
+            trainer.add_callback(
+                MicroBatchProbe(
+                    trainer,
+                    meter or GpuMeter(),
+                    probe_row([row for step in steps for row in step]),
+                    planned=recipe.micro_batch_tokens,
+                    limit=recipe.micro_batch_limit,
+                    chosen=measured,
+                )
+            )
         trainer.train(resume_from_checkpoint=newest_checkpoint(checkpoints))
     if stop.is_set():
         raise RunStopped("stopped during training")

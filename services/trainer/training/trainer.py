@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
@@ -136,6 +137,17 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
         self._packer = packer
         self._references = references
         self._rank, self._processes = rank, processes
+
+    def resize(self, limit: int) -> None:
+        """Make micro-batches of `limit` tokens from now on."""
+        self._limit = limit
+
+    def trial(self, rows: Sequence[TokenizedRow]) -> StepInputs:
+        """Return rows that are in no step as one micro-batch, whose references are 0 where they are known."""
+        references = None if self._references is None else defaultdict[AnsweredPrompt, float](float)
+        mismatched = mismatched_sequences(tuple(rows))
+        batch = micro_batch(rows, mismatched, self._packer, references)
+        return StepInputs((batch,), StepTotals.of(rows), len(mismatched), sum(row.tokens for row in rows))
 
     def evaluated(self, rows: Sequence[TokenizedRow]) -> list[Pack]:
         """Return rows in packs of the size of a micro-batch."""
@@ -288,6 +300,33 @@ class StepTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def resize_micro_batches(self, tokens: int) -> None:
+        """Use micro-batches of another size from the next step on."""
+        steps: Any = self.train_dataset
+        steps.resize(tokens)
+
+    def try_micro_batch(self, rows: Sequence[TokenizedRow]) -> None:
+        """Run the forward and the backward pass of rows at once, without an effect on the training."""
+        steps: Any = self.train_dataset
+        tokens_seen = self.state.num_input_tokens_seen
+        try:
+            with torch.random.fork_rng():
+                self.training_step(self.model_wrapped, {STEP: steps.trial(rows)})
+        finally:
+            self.forget_gradients()
+            self.state.num_input_tokens_seen = tokens_seen
+
+    def vocabulary(self) -> int:
+        """Return the number of tokens that the model has embeddings for."""
+        model: Any = self.model
+        return int(model.get_input_embeddings().num_embeddings)
+
+    def forget_gradients(self) -> None:
+        """Drop gradients and metrics that no step has used."""
+        self.model_wrapped.zero_grad()
+        self._step_metrics.clear()
+        self._pending_metrics.clear()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: transformers would count the model's parameters in every step, for a figure that nothing uses."""
