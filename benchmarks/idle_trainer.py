@@ -213,7 +213,7 @@ def trainer_over(folder: Path) -> Trainer:
 
 
 def batch_of(number: int, rows: Sequence[int]) -> Batch:
-    """Return a batch of corrections: one in ten contains an address, so the quarantine is as large as a real one."""
+    """Return a batch of corrections: one in ten contains an IP address, so the quarantine is as large as a real one."""
     examples = tuple(example_of(row) for row in rows)
     return Batch(
         line=LINE,
@@ -229,7 +229,7 @@ def batch_of(number: int, rows: Sequence[int]) -> Batch:
 
 def example_of(row: int) -> ExampleRevision:
     """Return the correction number `row`."""
-    address = f" Write to user.{row}@example.org." if row % 10 == 0 else ""
+    address = f" Its tracker at 8.8.{row % 256}.{row % 254 + 1} shows it." if row % 10 == 0 else ""
     signal = Signal(
         event_id=f"event-{row:08d}",
         kind="correction",
