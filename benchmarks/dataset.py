@@ -3,7 +3,8 @@
 The corrections are synthetic, with the redundancy of real ones: facts about products in 5 to 20 wordings each, facts
 and users of very different popularity, words that occur in a tenth of all questions, and a few users with false
 answers. Each size runs in a process of its own at low priority. A stage's peak is the resident memory of the process
-at its highest during the stage. benchmarks/dataset.json has the figures.
+at its highest during the stage. `seconds` is wall time, and `cpu_seconds` the CPU time of the process, which other work
+on the machine disturbs less. benchmarks/dataset.json has the figures.
 """
 
 from __future__ import annotations
