@@ -69,7 +69,12 @@ def build(settings: TrainerSettings, base: PinnedBase) -> Trainer:
         cache=RedisCache(settings.redis_url),
         clock=SystemClock(),
         marks=None,
-        start_run=partial(launcher.start_run, device=settings.device),
+        start_run=partial(
+            launcher.start_run,
+            device=settings.device,
+            processes=settings.processes,
+            nodes=settings.nnodes,
+        ),
     )
 
 
@@ -114,6 +119,11 @@ def lineage_queries(settings: TrainerSettings) -> LineageQueries:
 
 def run(settings: TrainerSettings) -> None:
     """Serve the HTTP API, and run the trainer until SIGTERM or SIGINT."""
+    if settings.node_rank:
+        raise Misconfigured(
+            f"LOOPWRIGHT_TRAINER_NODE_RANK={settings.node_rank}: the trainer runs on machine 0. Run `python -m "
+            "services.trainer.worker.join` here"
+        )
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

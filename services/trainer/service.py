@@ -244,7 +244,7 @@ class Trainer:
                 self._publish(run)
             else:
                 self._watch(run)
-                if caught_up:
+                if caught_up and not self._drop_blocked(run):
                     self._refuse_train_now(
                         f"run {run.config.run_id} is in progress: new data is for the next run"
                     )
@@ -453,6 +453,15 @@ class Trainer:
             self._fail(run, status.failure)
         elif status.note is not None:
             self._progress(run).report(RunStage.WAITING, reason=status.note)
+
+    def _drop_blocked(self, run: Run) -> bool:
+        """End a run that waits for other settings, if `train now --again` asks for a new one. Return whether it did."""
+        blocked = self.supervisor.blocked
+        if blocked is None or not self.commands.pending(CommandKind.TRAIN_AGAIN):
+            return False
+        self._fail(run, f"replaced by `loopwright train now --again`: {blocked}")
+        self.supervisor.blocked, self.supervisor.not_before_ms = None, 0
+        return True
 
     def _advance_stage(self, run: Run, folder: Path) -> None:
         if run.stage == RunStage.BEGUN and snapshot_files.is_complete(folder):

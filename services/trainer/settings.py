@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -104,6 +104,27 @@ class TrainerSettings(Settings, Recipe):
         "free GPU; without one the trainer waits. cuda:N: this GPU, by its number in nvidia-smi. N,M: these GPUs; a "
         "process uses the first.",
     )
+    processes: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        1,
+        description="Processes that train a run together on this machine, each on a GPU of its own, or all on the CPU. "
+        "auto: one for each GPU that DEVICE allows; 1 without a GPU.",
+    )
+    nnodes: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Machines that train a run together, as of torchrun. Each has the same number of processes.",
+    )
+    node_rank: int = Field(
+        0,
+        ge=0,
+        description="Number of this machine among them. The trainer runs on machine 0; the others run "
+        "`python -m services.trainer.worker.join`.",
+    )
+    rdzv_endpoint: str = Field(
+        "",
+        description="host:port of machine 0, where the processes of all machines meet. Required if NNODES > 1.",
+    )
     threads: int = Field(
         0,
         ge=0,
@@ -158,6 +179,17 @@ class TrainerSettings(Settings, Recipe):
                 "LOOPWRIGHT_TRAINER_METHOD=full trains whole models, but inference serves LoRA adapters on one base: "
                 "set LOOPWRIGHT_TRAINER_SERVE_ELSEWHERE=true if another system serves the artifact store's versions"
             )
+        if self.node_rank >= self.nnodes:
+            raise ValueError(
+                f"LOOPWRIGHT_TRAINER_NODE_RANK={self.node_rank} must be less than LOOPWRIGHT_TRAINER_NNODES="
+                f"{self.nnodes}: machines are numbered from 0"
+            )
+        host, _, port = self.rdzv_endpoint.rpartition(":")
+        if self.nnodes > 1 and not (host and port.isdecimal()):
+            raise ValueError(
+                "LOOPWRIGHT_TRAINER_NNODES > 1 requires LOOPWRIGHT_TRAINER_RDZV_ENDPOINT=host:port of machine 0, "
+                "for example trainer-0:29500"
+            )
         return self
 
     def thresholds(self) -> Thresholds:
@@ -179,6 +211,11 @@ class TrainerSettings(Settings, Recipe):
         """Return the recipe of a run that starts now, with the number of threads of this machine."""
         fields = {name: getattr(self, name) for name in Recipe.model_fields}
         return Recipe(**fields | {"threads": self.threads or len(os.sched_getaffinity(0))})
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that train a run together, on all machines. In a run's processes `auto` is resolved."""
+        return self.nnodes * (1 if self.processes == "auto" else self.processes)
 
     @property
     def replay_dir(self) -> Path:

@@ -98,7 +98,10 @@ def test_variables_are_settings_of_the_trainer(name: str) -> None:
 
 
 def test_manifest_contains_no_secret() -> None:
-    assert CONTAINER["envFrom"] == [{"secretRef": {"name": "loopwright-trainer"}}]
+    assert CONTAINER["envFrom"] == [
+        {"secretRef": {"name": "loopwright-trainer"}},
+        {"configMapRef": {"name": "loopwright-trainer-nodes", "optional": True}},
+    ]
     assert [
         entry["name"] for entry in CONTAINER["env"] if re.search("KEY|TOKEN|PASSWORD|SECRET", entry["name"])
     ] == []

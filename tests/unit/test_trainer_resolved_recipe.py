@@ -95,6 +95,28 @@ def test_bases_that_do_not_fit_a_gpu_get_4_bit_weights() -> None:
     assert resolved(LARGE_BASE, SMALL_MACHINE).quantization == "none", "a CPU computes with whole weights"
 
 
+def gpus(gib: int, processes: int) -> Machine:
+    return gpu(gib).model_copy(update={"processes": processes})
+
+
+def test_base_is_divided_if_only_all_gpus_together_hold_it() -> None:
+    def chosen(machine: Machine, **settings: Any) -> tuple[bool, str]:
+        found = resolved(LARGE_BASE, machine, **settings)
+        return found.sharded, found.quantization
+
+    assert chosen(gpus(80, 4)) == (False, "none"), "each GPU holds it"
+    assert chosen(gpus(16, 4)) == (True, "none")
+    assert chosen(gpus(16, 1)) == (False, "4bit"), "a process alone has nobody to divide it with"
+    assert chosen(gpus(7, 2)) == (False, "4bit"), "even two halves do not fit"
+    assert chosen(gpus(7, 2), quantization="none") == (True, "none"), "as well as possible"
+    assert chosen(gpus(16, 4), quantization="4bit") == (False, "4bit")
+    assert chosen(gpus(16, 4), sharding="off") == (False, "4bit")
+    assert chosen(gpus(80, 4), sharding="on") == (True, "none")
+    assert chosen(gpus(16, 4), method="full")[0] is False
+    assert chosen(SMALL_MACHINE.model_copy(update={"processes": 2})) == (False, "none")
+    assert chosen(SMALL_MACHINE.model_copy(update={"processes": 2}), sharding="on") == (True, "none")
+
+
 @given(st.integers(1, 200), st.integers(100, 100_000))
 def test_micro_batches_grow_with_memory(gib: int, tokens: int) -> None:
     data = DataSize(rows=10_000, tokens=10_000 * 500, longest=4000)

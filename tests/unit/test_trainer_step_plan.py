@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trainer.training.rows import TokenizedRow
-from services.trainer.training.step_plan import Step, micro_batches, plan_steps, share_of_process
+from services.trainer.training.step_plan import Step, micro_batches, plan_steps, shares_of_processes
 
 SIZES = st.lists(st.integers(1, 60), max_size=40)
 
@@ -95,7 +95,7 @@ def test_judgements_come_in_groups_with_both_labels(liked: int, disliked: int, s
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=30), st.integers(1, 4))
 def test_processes_share_a_step_without_overlap(sizes: list[int], processes: int) -> None:
     step = tuple(rows_of(sizes, [], [], []))
-    shares = [share_of_process(step, rank, processes) for rank in range(processes)]
+    shares = shares_of_processes(step, processes)
     assert Counter(one for share in shares for one in share) == Counter(step)
     loads = [sum(one.tokens for one in share) for share in shares]
     assert max(loads) - min(loads) <= max(one.tokens for one in step)

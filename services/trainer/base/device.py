@@ -53,6 +53,15 @@ def visible_devices(
     choice = DeviceChoice.parse(setting)
     if choice.kind == "cpu":
         return {VISIBLE_DEVICES: ""}
+    known = usable_gpus(choice, environment)
+    return {VISIBLE_DEVICES: ",".join(gpu.id for gpu in select_gpus(choice, known, count))}
+
+
+def usable_gpus(choice: DeviceChoice, environment: Mapping[str, str] | None = None) -> list[Gpu]:
+    """Return the GPUs that this deployment may use, before the choice is made.
+
+    `environment` is that of the service; its CUDA_VISIBLE_DEVICES limits them.
+    """
     allowed = (os.environ if environment is None else environment).get(VISIBLE_DEVICES)
     gpus = list_gpus()
     if gpus is None:
@@ -60,10 +69,8 @@ def visible_devices(
         ids = (
             allowed.split(",") if allowed is not None else map(str, range(max(choice.indices, default=0) + 1))
         )
-        known = [Gpu(name.strip()) for name in ids if name.strip()]
-    else:
-        known = allowed_gpus(gpus, allowed)
-    return {VISIBLE_DEVICES: ",".join(gpu.id for gpu in select_gpus(choice, known, count))}
+        return [Gpu(name.strip()) for name in ids if name.strip()]
+    return allowed_gpus(gpus, allowed)
 
 
 def allowed_gpus(gpus: list[Gpu], allowed: str | None) -> list[Gpu]:

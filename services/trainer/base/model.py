@@ -5,6 +5,7 @@ Imports torch, so only the processes of runs use it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +16,12 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from services.trainer.base.device import device_kind
+from services.trainer.base.device import describe, device_kind
+from services.trainer.base.dtype import weight_bytes
 from services.trainer.base.memory import GENERATE_BATCH, SCORE_BATCH, BatchLimit, run_in_batches
 from services.trainer.base.shared_prefix import logits_at
 from services.trainer.core.chat import Messages
-from services.trainer.core.hardware import DeviceKind, Dtype, Quantization
+from services.trainer.core.hardware import DeviceKind, Dtype, Quantization, spreads_over_gpus
 from services.trainer.progress import ProgressCallback, ignore_progress
 from shared.chat_format import ChatFormat
 
@@ -35,23 +37,36 @@ def default_device() -> DeviceKind:
 
 
 def load_base(
-    base: Path, threads: int = 1, dtype: Dtype = "bfloat16", quantization: Quantization = "none"
+    base: Path,
+    threads: int = 1,
+    dtype: Dtype = "bfloat16",
+    quantization: Quantization = "none",
+    device: DeviceKind | None = None,
 ) -> PreTrainedModel:
-    """Load a model from safetensors files, without remote code, for evaluation on the default device.
+    """Load a model from safetensors files, without remote code, for evaluation on a device.
 
+    By default that is the default one, or all GPUs that this process sees if one of them cannot hold the model.
     `threads` sets the number of torch threads of this process from now on. Weights with `quantization` are converted
     while they are loaded, which needs a GPU.
     """
     torch.set_num_threads(threads)
+    placement = quantization_options(quantization, dtype)
+    if device is None and not placement and spreads_over_gpus(bytes_in(dtype, base), describe()):
+        placement = {"device_map": "auto"}
     model: Any = AutoModelForCausalLM.from_pretrained(
         base,
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         trust_remote_code=False,
-        **quantization_options(quantization, dtype),
+        **placement,
     )
-    loaded: PreTrainedModel = (model if quantization == "4bit" else model.to(default_device())).eval()
+    loaded: PreTrainedModel = (model if placement else model.to(device or default_device())).eval()
     return loaded
+
+
+def bytes_in(dtype: Dtype, base: Path) -> int:
+    """Return the memory that the weights of a base take in a data type, if its files have two bytes per weight."""
+    return weight_bytes(base) * (2 if dtype == "float32" else 1)
 
 
 def quantization_options(quantization: Quantization, dtype: Dtype) -> dict[str, Any]:
@@ -68,7 +83,7 @@ def quantization_options(quantization: Quantization, dtype: Dtype) -> dict[str, 
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
-    return {"quantization_config": config, "device_map": {"": 0}}
+    return {"quantization_config": config, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
 
 
 def load_whole_model(folder: Path, base: PreTrainedModel, threads: int = 1) -> PreTrainedModel:

@@ -17,6 +17,9 @@ DeviceKind: TypeAlias = Literal["cpu", "cuda"]
 Quantization: TypeAlias = Literal["none", "4bit"]
 """Weights of the base in memory: as the data type says, or in 4 bits."""
 DEVICE_SETTING: Final = "LOOPWRIGHT_TRAINER_DEVICE"
+PROCESSES_SETTING: Final = "LOOPWRIGHT_TRAINER_PROCESSES"
+WEIGHTS_SHARE: Final = 0.7
+"""Share of a GPU's memory that weights may take for an evaluation."""
 _INDICES: Final = re.compile(r"(?:cuda:)?(\d{1,3}(?:,\d{1,3})*)")
 
 
@@ -58,6 +61,14 @@ def mixed_precision(dtype: Dtype) -> Literal["no", "fp16"]:
     step whose gradients overflow is skipped, and the scale is halved. Other data types train without autocast.
     """
     return "fp16" if dtype == "float16" else "no"
+
+
+def spreads_over_gpus(weights: int, hardware: Hardware) -> bool:
+    """Return whether a model that is only evaluated is spread over all GPUs that its process sees.
+
+    So it is if one of them cannot hold its weights, which take `weights` bytes.
+    """
+    return hardware.kind == "cuda" and hardware.count > 1 and weights > WEIGHTS_SHARE * hardware.memory_bytes
 
 
 # --- which GPUs -------------------------------------------------------------------------------------------------
@@ -129,6 +140,30 @@ def select_gpus(choice: DeviceChoice, gpus: Sequence[Gpu], count: int = 1) -> li
         return [gpus[index] for index in choice.indices][:count]
     order = sorted(range(len(gpus)), key=lambda i: (gpus[i].busy, -(gpus[i].free_bytes or 0), i))
     return [gpus[index] for index in order[:count]]
+
+
+def process_count(processes: int | Literal["auto"], choice: DeviceChoice, gpus: int) -> int:
+    """Return how many processes train a run on this machine.
+
+    Args:
+        processes: LOOPWRIGHT_TRAINER_PROCESSES.
+        choice: The device setting. `auto` processes use all GPUs that it allows, at least one process.
+        gpus: GPUs that this deployment may use.
+
+    Raises:
+        Misconfigured: There are fewer GPUs than processes, but at least one.
+
+    """
+    allowed = 0 if choice.kind == "cpu" else len(choice.indices) or gpus
+    if processes == "auto":
+        return max(1, allowed)
+    if 0 < allowed < processes:
+        raise Misconfigured(
+            f"{PROCESSES_SETTING}={processes}, but {DEVICE_SETTING} allows "
+            f"{'only 1 GPU' if allowed == 1 else f'only {allowed} GPUs'} here: each process needs one. Set "
+            f"{PROCESSES_SETTING}=auto, or {DEVICE_SETTING}=cpu"
+        )
+    return processes
 
 
 def missing_gpu(choice: DeviceChoice, available: int) -> str:

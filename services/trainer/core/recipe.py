@@ -127,6 +127,11 @@ class Recipe(BaseModel):
         description="Use Liger's fused kernels for norms, rotary embeddings, MLPs and the loss on a GPU. false: if a "
         "base does not train with them.",
     )
+    sharding: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Divide the base's layers among the processes of a run (FSDP2) while an adapter trains. auto: if "
+        "one GPU cannot hold the base, and all together can.",
+    )
     token_budget: int = Field(
         4_000_000,
         ge=0,

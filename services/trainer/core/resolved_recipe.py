@@ -11,6 +11,7 @@ printed in the model card.
 | tokens per micro-batch | memory, and activations per token; on a GPU, measured before the first step |
 | gradient checkpointing | whether the longest row fits without |
 | 4-bit weights | whether the weights fit without |
+| sharding | whether the weights fit one GPU, or all of them together |
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Machine(BaseModel):
     """Bytes that the run may use: of the GPU, or of the container."""
     weight_bytes: int
     """Bytes per weight in the run's data type."""
+    processes: int = 1
+    """Processes that train together, each with this memory."""
 
 
 class DataSize(BaseModel):
@@ -118,6 +121,10 @@ class ResolvedRecipe(BaseModel):
     preference_weight: float
     checkpoint_minutes: float
     checkpoint_steps: int | None
+    processes: int
+    """Processes that train together. Checkpoints resume with the same number only."""
+    sharded: bool
+    """Each process holds a part of the base's layers (FSDP2), not all of them."""
 
 
 def longest_row(recipe: Recipe, context: int) -> int:
@@ -157,8 +164,11 @@ def activation_bytes(base: BaseShape, weight_bytes: int, *, checkpointed: bool) 
 
 def resolve(recipe: Recipe, base: BaseShape, machine: Machine, data: DataSize) -> ResolvedRecipe:
     """Return the values that a run trains with."""
-    quantized = wants_quantization(recipe, base, machine)
+    sharded = wants_sharding(recipe, base, machine)
+    quantized = wants_quantization(recipe, base, machine) and not sharded
     per_weight = QUANTIZED_BYTES if quantized else machine.weight_bytes
+    if sharded:
+        per_weight /= machine.processes
     if recipe.method == "full":
         per_weight = 16  # fp32 weights, gradients and two moments
     free = max(0.0, USABLE_MEMORY * machine.memory - per_weight * base.weights)
@@ -205,7 +215,23 @@ def resolve(recipe: Recipe, base: BaseShape, machine: Machine, data: DataSize) -
         preference_weight=recipe.preference_weight,
         checkpoint_minutes=recipe.checkpoint_minutes,
         checkpoint_steps=recipe.checkpoint_steps,
+        processes=machine.processes,
+        sharded=sharded,
     )
+
+
+def wants_sharding(recipe: Recipe, base: BaseShape, machine: Machine) -> bool:
+    """Return whether several processes divide the base: if asked, or if only all GPUs together can hold it.
+
+    A base that is small enough in 4 bits, but not otherwise, is divided nevertheless if that keeps its precision.
+    """
+    if machine.processes == 1 or recipe.method == "full" or recipe.quantization == "4bit":
+        return False
+    if recipe.sharding != "auto":
+        return recipe.sharding == "on"
+    size, usable = machine.weight_bytes * base.weights, USABLE_MEMORY * machine.memory
+    together = size / machine.processes <= usable or recipe.quantization == "none"
+    return machine.device == "cuda" and size > usable and together
 
 
 def wants_quantization(recipe: Recipe, base: BaseShape, machine: Machine) -> bool:

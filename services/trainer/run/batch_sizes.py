@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import structlog
+
 from services.trainer.run import eval_batch, micro_batch
+from services.trainer.run.folder import ExitCode
 from services.trainer.run.position import BASE_ANSWERS, GATE, TRAINING
+
+log = structlog.get_logger(__name__)
 
 
 def can_halve(folder: Path, position: str) -> bool:
@@ -26,6 +31,13 @@ def halve(folder: Path, position: str) -> bool:
     if position.startswith(TRAINING):
         return micro_batch.halve(folder) is not None
     return eval_batch.halve(folder)
+
+
+def handle_out_of_memory(folder: Path, position: str, error: str) -> ExitCode:
+    """Store smaller batches for the next process. Return the exit code of this one, which says whether that helps."""
+    smaller = halve(folder, position)
+    log.warning("out_of_memory", position=position, smaller_batches=smaller, error=error[:300])
+    return ExitCode.OUT_OF_MEMORY if smaller else ExitCode.MEMORY_EXHAUSTED
 
 
 def reduction_note(folder: Path, position: str) -> str | None:

@@ -17,7 +17,7 @@ from services.trainer.base import dtype
 from services.trainer.base.device import describe, driver_version, processor_name
 from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
-from services.trainer.run import micro_batch
+from services.trainer.run import micro_batch, resolved
 from services.trainer.run.folder import ENVIRONMENTS
 
 LIBRARIES: Final = (
@@ -46,6 +46,9 @@ def current(run: Path, recipe: Recipe) -> Environment:
         "micro_batch_tokens": 0 if size is None else size.tokens,
         "dtype": dtype.of_run(run),
     }
+    trained_with = resolved.read(run)
+    if trained_with is not None and trained_with.processes > 1:
+        environment["machine"]["processes"] = trained_with.processes
     return environment
 
 

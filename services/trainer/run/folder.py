@@ -101,5 +101,7 @@ class ExitCode(IntEnum):
     """The disk is full; what the run can do without has been deleted."""
     MEMORY_EXHAUSTED = 6
     """Memory did not suffice even for the smallest batches."""
+    PEER_LOST = 7
+    """A process of the run on another machine ended, or did not answer."""
     STOPPED = 143
     """Stopped by SIGTERM; the next start resumes the run."""

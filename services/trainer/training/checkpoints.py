@@ -28,6 +28,7 @@ from services.trainer.run.checkpoint_manifest import (
 from services.trainer.run.context import RunFailed
 from services.trainer.run.folder import NAN_REPORT
 from services.trainer.training import nan_report
+from services.trainer.training.process_group import ALONE, ProcessGroup
 from services.trainer.training.tensorboard import CurveWriter
 from shared.run_stage import RunStage
 
@@ -45,7 +46,7 @@ def no_row_names(_step: int) -> Sequence[str]:
     return ()
 
 
-def newest_checkpoint(folder: Path) -> str | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """Return the newest intact checkpoint, or None. Deletes incomplete checkpoints, and damaged ones after it."""
     newest = next(intact_checkpoints(folder), None)
     newest_step = -1 if newest is None else step_of(newest)
@@ -53,7 +54,7 @@ def newest_checkpoint(folder: Path) -> str | None:
         if step_of(checkpoint) > newest_step or not has_manifest(checkpoint):
             log.warning("checkpoint_deleted", checkpoint=checkpoint.name)
             remove(checkpoint)
-    return None if newest is None else str(newest)
+    return newest
 
 
 def has_stalled(losses: Sequence[float], patience: int) -> bool:
@@ -62,10 +63,10 @@ def has_stalled(losses: Sequence[float], patience: int) -> bool:
 
 
 class RunCallback(TrainerCallback):
-    """Callback of a run's training.
+    """Callback of a run's training, in each of its processes. Only that of rank 0 reports and writes.
 
     Args:
-        progress: Where each step is reported.
+        progress: Where each step is reported; None reports nothing.
         stop: Training saves a checkpoint and stops once it is set.
         run: The run's folder, for curves and diagnostics; None writes neither.
         row_names: Names the rows of each step, for diagnostics.
@@ -73,12 +74,13 @@ class RunCallback(TrainerCallback):
         checkpoint_minutes: Time between two checkpoints, longer where writing one takes long; None saves none by time.
         validation_steps: Steps between two evaluations of the loss on held-out rows; 0 for none.
         early_stopping: Evaluations without a lower loss after which training stops; 0 for never.
+        group: The processes of the run. They stop and save after the same step.
 
     """
 
     def __init__(
         self,
-        progress: Progress,
+        progress: Progress | None,
         stop: threading.Event,
         run: Path | None = None,
         row_names: RowNames = no_row_names,
@@ -86,6 +88,7 @@ class RunCallback(TrainerCallback):
         checkpoint_minutes: float | None = None,
         validation_steps: int = 0,
         early_stopping: int = 0,
+        group: ProcessGroup = ALONE,
     ) -> None:
         self._scaled_loss = nan_report.ScaledLoss()
         self._progress = progress
@@ -95,6 +98,7 @@ class RunCallback(TrainerCallback):
         self._note = note
         self._checkpoint_s = None if checkpoint_minutes is None else 60 * checkpoint_minutes
         self._validation_steps, self._early_stopping = validation_steps, early_stopping
+        self._group = group
         self._curves = CurveWriter(run) if run is not None else None
         self._started = self._saved = time.monotonic()
         self._writing_since = self._write_s = 0.0
@@ -117,13 +121,18 @@ class RunCallback(TrainerCallback):
         """Evaluate or save a checkpoint if it is time, or asked to stop. Make space on the disk for a checkpoint."""
         if self._validation_steps and state.global_step % self._validation_steps == 0:
             control.should_evaluate = True
-        if self._is_checkpoint_due():
+        is_due, stopped = self._group.any(
+            self._group.rank == 0 and self._is_checkpoint_due(), self._stop.is_set()
+        )
+        if is_due:
             control.should_save = True
-        if self._stop.is_set():
+        if stopped:
+            self._stop.set()  # another process may have been asked
             control.should_save = True
             control.should_training_stop = True
         if control.should_save:
             control.should_log = True  # so that no checkpoint is saved after a loss that is not finite
+        if control.should_save and self._group.rank == 0:
             disk_space.ensure_space_for_checkpoint(Path(str(args.output_dir)))
             self._writing_since = time.monotonic()
 
@@ -141,7 +150,7 @@ class RunCallback(TrainerCallback):
         self._logged_step = state.global_step
         if VALIDATION_LOSS in metrics and self._curves is not None:
             self._curves.add(state.global_step, {VALIDATION_LOSS: metrics[VALIDATION_LOSS]})
-        if "loss" not in metrics:
+        if "loss" not in metrics or self._progress is None:
             return
         seconds = max(1e-9, time.monotonic() - self._started)
         steps_done = max(1, state.global_step - self._first_step)
@@ -173,7 +182,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """Complete the checkpoint, whose files are all written by now."""
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if checkpoint.is_dir():
+        if checkpoint.is_dir() and self._group.rank == 0:
             write_manifest(checkpoint, state.global_step)
         self._saved = time.monotonic()
         self._write_s = self._saved - self._writing_since

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 import torch
 from torch.nn.functional import cross_entropy, linear, logsigmoid
@@ -27,8 +27,16 @@ from torch.utils.checkpoint import checkpoint
 from services.trainer.training.packing import Pack
 from services.trainer.training.rows import TokenizedRow
 
-if TYPE_CHECKING:
-    from services.trainer.base.model import Model
+
+class LanguageModel(Protocol):
+    """A model that returns logits: a `Model`, or one as seen from within a wrapper's forward pass."""
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Return the model's output."""
+
+    def get_output_embeddings(self) -> Any:
+        """Return the module that maps hidden states to logits."""
+
 
 FusedCrossEntropy: TypeAlias = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor
@@ -76,7 +84,7 @@ class LossWeights:
 # --- likelihoods ------------------------------------------------------------------------------------------------
 
 
-def answer_log_probs(model: Model, packed: Pack, *, plain_head: bool) -> torch.Tensor:
+def answer_log_probs(model: LanguageModel, packed: Pack, *, plain_head: bool) -> torch.Tensor:
     """Return the fp32 log-probability of each token of the answers, (targets,).
 
     The model's head is applied to the positions that predict answers only.
@@ -103,7 +111,7 @@ def answer_log_probs(model: Model, packed: Pack, *, plain_head: bool) -> torch.T
     return -cross_entropy(logits.squeeze(0).float(), packed.targets, reduction="none")
 
 
-def answer_states(model: Model, packed: Pack) -> torch.Tensor:
+def answer_states(model: LanguageModel, packed: Pack) -> torch.Tensor:
     """Return the last hidden states that predict the tokens of the answers, (targets, hidden)."""
     selected: list[torch.Tensor] = []
 
@@ -120,7 +128,7 @@ def answer_states(model: Model, packed: Pack) -> torch.Tensor:
     return selected[0]
 
 
-def head_of(model: Model) -> torch.nn.Linear:
+def head_of(model: LanguageModel) -> torch.nn.Linear:
     """Return the module that maps hidden states to logits."""
     return cast("torch.nn.Linear", model.get_output_embeddings())
 
@@ -162,7 +170,7 @@ def linear_log_probs(
     return torch.cat([checkpoint(of_chunk, chunk, wanted, use_reentrant=False) for chunk, wanted in chunks])
 
 
-def has_plain_head(model: Model, packed: Pack) -> bool:
+def has_plain_head(model: LanguageModel, packed: Pack) -> bool:
     """Return whether the model returns its head's output as it is, without scaling or soft caps.
 
     Runs the model on `packed`, with hidden states that make the logits large: a cap changes small ones hardly.

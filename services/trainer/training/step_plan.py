@@ -108,15 +108,18 @@ def cut(order: Sequence[TokenizedRow], parts: int) -> list[list[TokenizedRow]]:
     return divided
 
 
-def share_of_process(step: Step, rank: int, processes: int) -> list[TokenizedRow]:
-    """Return the rows of a step that one of several processes trains. Processes get about the same number of tokens."""
+def shares_of_processes(step: Step, processes: int) -> list[list[TokenizedRow]]:
+    """Return the rows of a step that each process trains. Processes get about the same number of tokens.
+
+    A process has no rows if the step has fewer rows than there are processes.
+    """
     shares: list[list[TokenizedRow]] = [[] for _ in range(processes)]
     loads = [0] * processes
     for row in sorted(step, key=lambda row: -row.tokens):
         lightest = loads.index(min(loads))
         shares[lightest].append(row)
         loads[lightest] += row.tokens
-    return shares[rank]
+    return shares
 
 
 def micro_batches(rows: Sequence[TokenizedRow], limit: int, *, padded: bool) -> list[list[TokenizedRow]]:

@@ -4,6 +4,9 @@ A step's rows go through the model in micro-batches whose gradients are summed. 
 with the adapter off, so there is no second copy of it; when all weights train, its likelihoods are computed before the
 first step. Nothing of a step is read back to the host except for the logs, so a GPU never waits for the next kernel;
 Liger's loss reads one number per micro-batch, which costs some microseconds.
+
+Several processes share the rows of each step, and learn from it what one process would. Gradients are averaged by the
+module that accelerate wraps around the model, so every forward pass goes through that (`Inside`).
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
 import torch
@@ -35,8 +38,9 @@ from services.trainer.training.losses import (
     linear_log_probs,
 )
 from services.trainer.training.packing import Pack, pack, pad
+from services.trainer.training.process_group import ALONE, ProcessGroup
 from services.trainer.training.rows import AnsweredPrompt, TokenizedRow
-from services.trainer.training.step_plan import Step, micro_batches, share_of_process
+from services.trainer.training.step_plan import Step, micro_batches, shares_of_processes
 
 Schedule = Literal["linear", "cosine", "constant"]
 References: TypeAlias = Mapping[AnsweredPrompt, float]
@@ -70,6 +74,12 @@ class MicroBatch:
     """Judged answers in the conversations of other judgements."""
     reference: torch.Tensor | None
     """(sequences of `judged`,): their log-likelihoods, if they are known."""
+    is_filler: bool = False
+    """It has no rows: another process has more micro-batches in this step, and waits for this one."""
+    judged_filler: Pack | None = None
+    """A sequence instead of `judged`, if another process needs its own, and all must run the model equally often."""
+    mismatched_filler: Pack | None = None
+    """The same instead of `mismatched`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,16 @@ class StepInputs:
     """Mismatched sequences of the whole step (`mismatched_sequences`)."""
     tokens: int
     """Tokens of the whole step."""
+
+    @property
+    def metrics(self) -> list[str]:
+        """Return the names of the step's metrics, which are the same for all processes."""
+        return [
+            *(["sft/loss"] if self.totals.sft_tokens else []),
+            *(["kto/loss", "kto/margin"] if self.totals.judgements else []),
+            *(["kto/kl"] if self.mismatched else []),
+            *(["dpo/loss", "dpo/margin"] if self.totals.pairs else []),
+        ]
 
 
 def mismatched_sequences(step: Step) -> dict[TokenizedRow, AnsweredPrompt]:
@@ -118,8 +138,8 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
         limit: Tokens of a micro-batch.
         packer: `pack`, or `pad` for models that cannot isolate the sequences of a pack.
         references: Likelihoods under the reference, if they are known.
-        rank: Number of this process.
-        processes: Number of processes.
+        group: The processes that share each step.
+        equal_passes: All processes must run the model equally often, because each holds a part of it.
 
     """
 
@@ -129,14 +149,16 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
         limit: int,
         packer: Packer = pack,
         references: References | None = None,
-        rank: int = 0,
-        processes: int = 1,
+        group: ProcessGroup = ALONE,
+        *,
+        equal_passes: bool = False,
     ) -> None:
+        self._equal_passes = equal_passes
         self._steps = steps
         self._limit = limit
         self._packer = packer
         self._references = references
-        self._rank, self._processes = rank, processes
+        self.group = group
 
     def resize(self, limit: int) -> None:
         """Make micro-batches of `limit` tokens from now on."""
@@ -151,8 +173,10 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
 
     def evaluated(self, rows: Sequence[TokenizedRow]) -> list[Pack]:
         """Return rows in packs of the size of a micro-batch."""
-        groups = micro_batches(rows, self._limit, padded=self._packer is pad)
-        return [self._packer([one for row in group for one in row.sequences]) for group in groups]
+        return [self._packer([one for row in group for one in row.sequences]) for group in self._groups(rows)]
+
+    def _groups(self, rows: Sequence[TokenizedRow]) -> list[list[TokenizedRow]]:
+        return micro_batches(rows, self._limit, padded=self._packer is pad)
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -160,10 +184,26 @@ class StepDataset(torch.utils.data.Dataset[StepInputs]):
     def __getitem__(self, number: int) -> StepInputs:
         step = self._steps[number]
         mismatched = mismatched_sequences(step)
-        share = share_of_process(step, self._rank, self._processes)
-        groups = micro_batches(share, self._limit, padded=self._packer is pad)
+        groups = [self._groups(share) for share in shares_of_processes(step, self.group.processes)]
+        own = [
+            micro_batch(group, mismatched, self._packer, self._references)
+            for group in groups[self.group.rank]
+        ]
+        filler = filler_batch(step[0], self._packer)
+        own += [filler] * (max(map(len, groups)) - len(own))
+        if self._equal_passes:
+            own = [
+                with_fillers(
+                    batch,
+                    filler.packed,
+                    [row for one in groups for row in (one[number] if number < len(one) else ())],
+                    mismatched,
+                    known=self._references is not None,
+                )
+                for number, batch in enumerate(own)
+            ]
         return StepInputs(
-            tuple(micro_batch(group, mismatched, self._packer, self._references) for group in groups),
+            tuple(own),
             StepTotals.of(step),
             sum(row in mismatched for row in step),
             sum(row.tokens for row in step),
@@ -201,6 +241,41 @@ def micro_batch(
     )
 
 
+def filler_batch(row: TokenizedRow, packer: Packer) -> MicroBatch:
+    """Return a micro-batch without rows, as small as possible: one token that predicts another one of `row`."""
+    packed = packer([AnsweredPrompt(row.prompt[:1], row.answer[:1] or row.prompt[:1])])
+    return MicroBatch(
+        packed, 0, 0, 0, 0, slice(0, 0), torch.zeros(0, dtype=torch.bool), None, None, None, is_filler=True
+    )
+
+
+def with_fillers(
+    batch: MicroBatch,
+    filler: Pack,
+    rows: Sequence[TokenizedRow],
+    mismatched: Mapping[TokenizedRow, AnsweredPrompt],
+    *,
+    known: bool,
+) -> MicroBatch:
+    """Return a micro-batch that runs the model as often as those of the other processes.
+
+    Args:
+        batch: The micro-batch of this process.
+        filler: A pack to run the model on.
+        rows: The rows of all processes' micro-batches with this number.
+        mismatched: As for `micro_batch`.
+        known: The likelihoods under the reference are known.
+
+    """
+    needs_judged = not known and any(row.objective != "sft" for row in rows)
+    needs_mismatched = any(row in mismatched for row in rows)
+    return replace(
+        batch,
+        judged_filler=filler if needs_judged and batch.judged is None else None,
+        mismatched_filler=filler if needs_mismatched and batch.mismatched is None else None,
+    )
+
+
 def rate_factor(schedule: Schedule, step: int, steps: int, warmup: int) -> float:
     """Return the share of the peak learning rate at a step: a linear warm-up, then the schedule down to 0."""
     rising = (step + 1) / (warmup + 1)
@@ -213,6 +288,27 @@ def rate_factor(schedule: Schedule, step: int, steps: int, warmup: int) -> float
         case "constant":
             falling = 1.0
     return min(1.0, rising, falling)
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """The model as seen from within the forward pass of the module that accelerate wraps around it.
+
+    Only within that pass do several processes have what they need: with DDP the gradients of what is computed there are
+    averaged, with FSDP the weights are complete.
+    """
+
+    forward: Callable[..., Any]
+    """The model's own forward pass."""
+    head: torch.nn.Linear
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Return the model's output."""
+        return self.forward(**inputs)
+
+    def get_output_embeddings(self) -> torch.nn.Linear:
+        """Return the module that maps hidden states to logits."""
+        return self.head
 
 
 class StepTrainer(Trainer):
@@ -249,9 +345,20 @@ class StepTrainer(Trainer):
         self._schedule: Schedule = schedule
         self._warmup = warmup
         self._validation = steps.evaluated(validation)
+        self._group = steps.group
         self._step_metrics: dict[str, torch.Tensor] = {}
         self._pending_metrics: dict[str, list[torch.Tensor]] = {}
         super().__init__(train_dataset=steps, **trainer_arguments)
+        model: Any = self.model
+        inside = Inside(model.forward, head_of(model))
+        model.forward = lambda work: work(inside)
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Train. Afterwards the model's forward pass is its own again."""
+        try:
+            return super().train(*arguments, **options)
+        finally:
+            vars(self.model).pop("forward", None)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the steps in order. They are already divided among the processes."""
@@ -274,6 +381,11 @@ class StepTrainer(Trainer):
         step: StepInputs = inputs[STEP]
         device = self.args.device
         self.state.num_input_tokens_seen += step.tokens
+        if self._group.processes > 1:
+            # What dropout draws is a function of seed, step and process, so a resumed run draws the same.
+            order = self.state.global_step * self._group.processes + self._group.rank
+            torch.manual_seed(self.args.seed + 1 + order)
+        self._step_metrics = {name: torch.zeros((), device=device) for name in step.metrics}
         references = [self._reference(model, one) for one in step.micro_batches]
         kl = self._kl(model, step, references)
         total = torch.zeros((), device=device)
@@ -287,16 +399,24 @@ class StepTrainer(Trainer):
             total += loss.detach()
         for name, value in self._step_metrics.items():
             self._pending_metrics.setdefault(name, []).append(value)
-        self._step_metrics.clear()
         whole: torch.Tensor = total * self.accelerator.num_processes
         return whole
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Return and log the mean loss per answer token of the held-out rows, as `eval_loss`."""
-        model: Any = self.model
+        """Return and log the mean loss per answer token of the held-out rows, as `eval_loss`.
+
+        Each process evaluates every n-th pack, and all of them the same number.
+        """
+        model: Any = self.model_wrapped
         model.train(False)
-        total = sum(float(self._likelihoods(model, packed).sum()) for packed in self._validation)
-        metrics = {"eval_loss": -total / max(1, sum(len(packed.targets) for packed in self._validation))}
+        group, packs = self._group, self._validation
+        total = 0.0
+        for start in range(0, len(packs), group.processes):
+            index = start + group.rank
+            likelihood = float(self._likelihoods(model, packs[min(index, len(packs) - 1)]).sum())
+            total += likelihood if index < len(packs) else 0.0
+        (total,) = group.sum([total])
+        metrics = {"eval_loss": -total / max(1, sum(len(packed.targets) for packed in packs))}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -334,8 +454,8 @@ class StepTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the metrics, and the means of each objective's metrics since the last call."""
-        for name, values in self._pending_metrics.items():
-            logs[name] = float(torch.stack(values).mean())
+        parts = [float(torch.stack(values).mean()) for values in self._pending_metrics.values()]
+        logs |= dict(zip(self._pending_metrics, self._group.sum(parts), strict=True))
         self._pending_metrics.clear()
         super().log(logs, start_time)
 
@@ -343,21 +463,24 @@ class StepTrainer(Trainer):
     def _likelihoods(self, model: Any, packed: Pack) -> torch.Tensor:
         """Return the log-likelihood of each sequence's answer, (sequences,)."""
         packed = packed.to(self.args.device)
-        unwrapped: Any = self.accelerator.unwrap_model(model)
+
+        def predict(inside: Inside) -> torch.Tensor:
+            return answer_log_probs(inside, packed, plain_head=self._plain_head)
+
         with self.compute_loss_context_manager():
-            tokens = answer_log_probs(unwrapped, packed, plain_head=self._plain_head)
-            sums: torch.Tensor = packed.sums(tokens)
+            sums: torch.Tensor = packed.sums(model(predict))
         return sums
 
     def _reference(self, model: Any, batch: MicroBatch) -> torch.Tensor:
         """Return the log-likelihoods of the judged sequences under the reference."""
         if batch.reference is not None:
             return batch.reference.to(self.args.device)
-        if batch.judged is None:
+        judged = batch.judged or batch.judged_filler
+        if judged is None:
             return torch.zeros(0, device=self.args.device)
         adapted: PeftModel = self.accelerator.unwrap_model(model)
         with adapted.disable_adapter():
-            return self._likelihoods(model, batch.judged)
+            return self._likelihoods(model, judged)
 
     def _kl(self, model: Any, step: StepInputs, references: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return KTO's KL term of the whole step, a scalar; 0 with fewer than two judgements."""
@@ -366,15 +489,18 @@ class StepTrainer(Trainer):
             if batch.mismatched is not None:
                 policy.append(self._likelihoods(model, batch.mismatched))
                 reference.append(known[-batch.mismatched.sequences :])
+            elif batch.mismatched_filler is not None:
+                self._likelihoods(model, batch.mismatched_filler)
         if not step.mismatched:
             return torch.zeros((), device=self.args.device)
         moved = (
             torch.cat(policy) - torch.cat(reference) if policy else torch.zeros(1, device=self.args.device)
         )
-        if self.accelerator.num_processes > 1:
-            moved = self.accelerator.reduce(moved.sum(), "sum") / step.mismatched
+        if self._group.processes > 1:
+            whole: Any = self.accelerator.reduce(moved.sum(), "sum")
+            moved = whole / step.mismatched
         kl = kl_estimate(moved, torch.zeros_like(moved))
-        self._record("kto/kl", kl)
+        self._record("kto/kl", kl / self._group.processes)
         return kl
 
     def _loss(
@@ -391,6 +517,8 @@ class StepTrainer(Trainer):
         sft, tokens = self._predictions(model, batch, packed)
         answers = packed.sums(tokens)[batch.sft :]
         loss = torch.zeros((), device=self.args.device)
+        if batch.is_filler:
+            loss = 0 * tokens.sum()
         if batch.sft_targets:
             sft = sft / totals.sft_tokens
             self._record("sft/loss", sft)
@@ -425,14 +553,19 @@ class StepTrainer(Trainer):
         With a fused kernel, those of the SFT rows' targets are 0: it does not compute them.
         """
         count = batch.sft_targets
-        if self._fused is None or not self._plain_head:
-            tokens = answer_log_probs(model, packed, plain_head=self._plain_head)
-            return -tokens[:count].sum(), tokens
-        head, hidden = head_of(model), answer_states(model, packed)
-        others = linear_log_probs(hidden[count:], head.weight, head.bias, packed.targets[count:])
-        sft = self._fused(head.weight, hidden[:count], packed.targets[:count], head.bias)
-        return sft, torch.cat([others.new_zeros(count), others])
+
+        def predict(inside: Inside) -> tuple[torch.Tensor, torch.Tensor]:
+            if self._fused is None or not self._plain_head:
+                tokens = answer_log_probs(inside, packed, plain_head=self._plain_head)
+                return -tokens[:count].sum(), tokens
+            head, hidden = head_of(inside), answer_states(inside, packed)
+            others = linear_log_probs(hidden[count:], head.weight, head.bias, packed.targets[count:])
+            sft = self._fused(head.weight, hidden[:count], packed.targets[:count], head.bias)
+            return sft, torch.cat([others.new_zeros(count), others])
+
+        predicted: tuple[torch.Tensor, torch.Tensor] = model(predict)
+        return predicted
 
     def _record(self, name: str, value: torch.Tensor) -> None:
         """Add a micro-batch's part to a metric of the step."""
-        self._step_metrics[name] = self._step_metrics.get(name, 0.0) + value.detach()
+        self._step_metrics[name] += value.detach()

@@ -12,11 +12,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
-from services.trainer.base.device import visible_devices
-from services.trainer.run.folder import GATE_AGAIN_LOG, REPRODUCE_LOG, RUN_LOG
+from services.trainer.base.device import usable_gpus, visible_devices
+from services.trainer.core.hardware import PROCESSES_SETTING, DeviceChoice, process_count
+from services.trainer.run import resolved
+from services.trainer.run.checkpoint_manifest import newest_step
+from services.trainer.run.folder import CHECKPOINTS, GATE_AGAIN_LOG, REPRODUCE_LOG, RUN_LOG
+from services.trainer.run.position import TRAINING, position_of
 from services.trainer.worker.child import PARENT_PID_VARIABLE
+from shared.errors import Misconfigured
 
 PAUSE_VARIABLE: Final = "LOOPWRIGHT_TRAINER_TEST_PAUSE"
 """Environment variable for fault tests in a demo deployment: the stage at which to pause, so a test can kill it."""
@@ -43,9 +48,63 @@ TUNING: Final = {
 """Environment variables of a training process, unless the service's environment sets them."""
 
 
-def start_run(folder: Path, device: str = "auto") -> subprocess.Popen[bytes]:
-    """Start the process of the run whose folder this is. Its output is appended to `run.log`."""
-    return _start("services.trainer.worker.pipeline", folder, folder / RUN_LOG, device)
+SINGLE_PROCESS: Final = {PROCESSES_SETTING: "1", "LOOPWRIGHT_TRAINER_NNODES": "1"}
+"""Settings of a process that trains alone, such as one that reproduces a version."""
+
+
+def start_run(
+    folder: Path, device: str = "auto", processes: int | Literal["auto"] = 1, nodes: int = 1
+) -> subprocess.Popen[bytes]:
+    """Start the process of the run whose folder this is. Its output is appended to `run.log`.
+
+    If several processes train the run, the pipeline prepares the training, and then this starts their agent.
+
+    Args:
+        folder: The run's folder.
+        device: LOOPWRIGHT_TRAINER_DEVICE.
+        processes: LOOPWRIGHT_TRAINER_PROCESSES.
+        nodes: LOOPWRIGHT_TRAINER_NNODES.
+
+    Raises:
+        Misconfigured: A GPU is missing.
+        OtherWorldSize: The run has checkpoints of another number of processes.
+
+    """
+    count = process_count(processes, DeviceChoice.parse(device), _gpus(device))
+    training = position_of(folder).startswith(TRAINING)
+    if training:
+        require_same_processes(folder, count * nodes)
+    together = training and count * nodes > 1
+    return _start(
+        "services.trainer.worker.training_group" if together else "services.trainer.worker.pipeline",
+        folder,
+        folder / RUN_LOG,
+        device,
+        count,
+        {PROCESSES_SETTING: str(count)},
+    )
+
+
+def _gpus(device: str) -> int:
+    choice = DeviceChoice.parse(device)
+    return 0 if choice.kind == "cpu" else len(usable_gpus(choice))
+
+
+class OtherWorldSize(Misconfigured):
+    """A run has checkpoints of another number of processes than the settings give."""
+
+
+def require_same_processes(folder: Path, processes: int) -> None:
+    """Raise `OtherWorldSize` if the run in `folder` has a checkpoint of another number of processes."""
+    recipe = resolved.read(folder)
+    step = newest_step(folder / CHECKPOINTS)
+    if recipe is not None and step and recipe.processes != processes:
+        raise OtherWorldSize(
+            f"the run has trained {step} steps with {recipe.processes} process(es), and the settings now give "
+            f"{processes}; its checkpoints resume with the same number only. Set {PROCESSES_SETTING} (times "
+            f"LOOPWRIGHT_TRAINER_NNODES) back and restart the trainer, or drop the run by `loopwright train now "
+            f"--again`, which trains the same data from the start"
+        )
 
 
 def start_reproduction(folder: Path, device: str = "auto") -> subprocess.Popen[bytes]:
@@ -70,9 +129,16 @@ def start_device_check(report: Path, device: str) -> subprocess.Popen[bytes]:
     return _start("services.trainer.worker.device_check", report, log, device)
 
 
-def _start(module: str, argument: Path, log: Path, device: str) -> subprocess.Popen[bytes]:
+def _start(
+    module: str,
+    argument: Path,
+    log: Path,
+    device: str,
+    gpus: int = 1,
+    settings: dict[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
     """Start a process. Raises `Misconfigured` if `device` (LOOPWRIGHT_TRAINER_DEVICE) names a GPU that is missing."""
-    environment = process_environment(device)
+    environment = process_environment(device, gpus) | (SINGLE_PROCESS if settings is None else settings)
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "services.trainer.worker.child", module, str(argument)],
@@ -83,10 +149,10 @@ def _start(module: str, argument: Path, log: Path, device: str) -> subprocess.Po
         )
 
 
-def process_environment(device: str = "auto") -> dict[str, str]:
-    """Return the environment variables of a process that trains and ends with this one. It sees at most one GPU."""
+def process_environment(device: str = "auto", gpus: int = 1) -> dict[str, str]:
+    """Return the environment variables of a process that ends with this one. It sees at most `gpus` GPUs."""
     own = {PARENT_PID_VARIABLE: str(os.getpid())}
-    return TUNING | dict(os.environ) | visible_devices(device) | own
+    return TUNING | dict(os.environ) | visible_devices(device, gpus) | own
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -1,9 +1,10 @@
 """Execute the next part of a run: `python -m services.trainer.worker.pipeline RUN_FOLDER`.
 
 A run has two parts, each in a process of its own, so that the gate starts with all memory that training used: snapshot
-and training, then gate and artifact. A stage is skipped if its result exists: `snapshot.json`, `adapter/`, `gate.json`
-(written last, after `artifact/`). So a process killed at any moment loses at most the work since its newest checkpoint,
-and never takes a second snapshot. Exit codes: `run/folder.py`.
+and training, then gate and artifact. If several processes train, the first part ends before training. A stage is
+skipped if its result exists: `snapshot.json`, `adapter/`, `gate.json` (written last, after `artifact/`). So a process
+killed at any moment loses at most the work since its newest checkpoint, and never takes a second snapshot. Exit codes:
+`run/folder.py`.
 """
 
 from __future__ import annotations
@@ -58,10 +59,13 @@ def train_run(context: RunContext) -> None:
     if not snapshot_files.is_complete(folder):
         take_snapshot(context)
     pause_for_fault_test(RunStage.SNAPSHOT)
-    from services.trainer.training.train import train  # noqa: PLC0415 - importing torch takes seconds
+    from services.trainer.training.train import prepare, train  # noqa: PLC0415 - importing torch takes seconds
 
     dtype.choose_for_run(folder, config.recipe.dtype, Path(config.base))
-    train(context)
+    if context.settings.world_size > 1:
+        prepare(context)  # `training_group.py` trains then
+    else:
+        train(context)
 
 
 def gate_trained_run(context: RunContext) -> None:
@@ -150,19 +154,12 @@ def run_to_exit_code(folder: Path, work: Callable[[], None], position: str | Non
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            return handle_out_of_memory(folder, position or position_of(folder), error)
+            return batch_sizes.handle_out_of_memory(folder, position or position_of(folder), str(error))
     except Exception as error:
         if not disk_space.is_disk_full_error(error):
             raise
         log.error("disk_full", error=str(error), deleted=disk_space.free_space(folder))  # noqa: TRY400 - not a bug
         return ExitCode.DISK_FULL
-
-
-def handle_out_of_memory(folder: Path, position: str, error: Exception) -> ExitCode:
-    """Store smaller batches for the next start. Return the exit code, which says whether that was possible."""
-    smaller = batch_sizes.halve(folder, position)
-    log.warning("out_of_memory", position=position, smaller_batches=smaller, error=str(error)[:300])
-    return ExitCode.OUT_OF_MEMORY if smaller else ExitCode.MEMORY_EXHAUSTED
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ MEMORY_REMEDY: Final = (
     "give the trainer more memory, or lower LOOPWRIGHT_TRAINER_MAX_TOKENS or LOOPWRIGHT_TRAINER_RANK"
 )
 
-EndCause = Literal["stopped", "killed", "error", "disk", "memory", "starved"]
+EndCause = Literal["stopped", "killed", "error", "disk", "peer", "memory", "starved"]
 """Why a process ended early: it was asked to stop; by a signal, or together with the service; with an unexpected error;
-the disk was full; memory did not suffice, and the process has halved its batches itself; memory did not suffice even
-for the smallest batches."""
+the disk was full; a process on another machine was lost; memory did not suffice, and the process has halved its batches
+itself; memory did not suffice even for the smallest batches."""
 
 
 @dataclass(frozen=True, slots=True)

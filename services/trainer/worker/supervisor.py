@@ -18,7 +18,7 @@ import structlog
 from services.trainer.files import write_whole
 from services.trainer.run import batch_sizes, disk_space, micro_batch, run_table
 from services.trainer.run.folder import ATTEMPTS, CONFIG, FAILURE_REASON, GATE_RESULT, ExitCode
-from services.trainer.run.position import GATE, position_of
+from services.trainer.run.position import position_of
 from services.trainer.run.run_table import Run
 from services.trainer.worker import launcher, restart_policy
 from services.trainer.worker.restart_policy import Attempts, EndCause
@@ -30,9 +30,14 @@ END_CAUSES: Final[dict[int, EndCause]] = {
     ExitCode.OUT_OF_MEMORY: "memory",
     ExitCode.MEMORY_EXHAUSTED: "starved",
     ExitCode.DISK_FULL: "disk",
+    ExitCode.PEER_LOST: "peer",
 }
 DEVICE_RETRY_S: Final = 30.0
 """Time between two attempts to start a process whose GPU is missing."""
+PEER_LOST_NOTE: Final = (
+    "a process on another machine ended or did not answer: check that all LOOPWRIGHT_TRAINER_NNODES machines run "
+    "`python -m services.trainer.worker.join`, and their logs. The run goes on from its newest checkpoint"
+)
 log = structlog.get_logger(__name__)
 
 
@@ -68,6 +73,8 @@ class RunSupervisor:
     """Time before which the process is not restarted."""
     oom_kills: int | None = None
     """Kills for memory that the kernel had counted when the process was started."""
+    blocked: str | None = None
+    """Why the open run can go on with other settings only, or None."""
 
     def poll(self, run: Run, folder: Path) -> RunStatus:
         """Start the run's process if none is running, or handle its end. Return the run's status."""
@@ -79,9 +86,10 @@ class RunSupervisor:
         self.process = None
         if status == ExitCode.DONE and (folder / GATE_RESULT).exists():
             return RunStatus(done=True)
-        if status == ExitCode.DONE and position_of(folder) == GATE != _read_attempts(folder).position:
-            # Training is complete. The gate runs in a process of its own.
-            _write_attempts(folder, Attempts(position=GATE))
+        position = position_of(folder)
+        if status == ExitCode.DONE and position != _read_attempts(folder).position:
+            # A part of the run is complete. The next one runs in a process of its own.
+            _write_attempts(folder, Attempts(position=position))
             return self._start(run, folder)
         if status == ExitCode.FAILED and (folder / FAILURE_REASON).exists():
             return RunStatus(failure=(folder / FAILURE_REASON).read_text(encoding="utf-8"))
@@ -120,12 +128,13 @@ class RunSupervisor:
         self.oom_kills = micro_batch.kernel_oom_kills()
         try:
             self.process = self.start_process(folder)
-        except Misconfigured as error:  # its GPU is missing, and may come back
+        except Misconfigured as error:  # for example its GPU is missing, and may come back
+            self.blocked = str(error) if isinstance(error, launcher.OtherWorldSize) else None
             _write_attempts(folder, attempts.at(position_of(folder)))
             self.not_before_ms = self.clock.now_ms() + round(DEVICE_RETRY_S * 1000)
             log.warning("run_not_started", run_id=run.config.run_id, error=str(error))
             return RunStatus(note=str(error))
-        self.folder = folder
+        self.folder, self.blocked = folder, None
         return RunStatus()
 
     def _handle_early_end(self, run: Run, folder: Path, end: EndCause, status: int | None) -> RunStatus:
@@ -156,6 +165,8 @@ class RunSupervisor:
         )
         if decision.failure:
             return RunStatus(failure=f"{reason}; {decision.failure}" if end == "error" else decision.failure)
+        if end == "peer":
+            return RunStatus(note=PEER_LOST_NOTE)
         if end == "disk":
             return RunStatus(note=disk_space.disk_full_message(folder))
         return RunStatus(note=batch_sizes.reduction_note(folder, position))
