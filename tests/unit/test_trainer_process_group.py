@@ -32,7 +32,7 @@ from services.trainer.training.trainer import StepDataset
 from services.trainer.worker import join, launcher
 from services.trainer.worker.launcher import OtherWorldSize
 from services.trainer.worker.restart_policy import MAX_ERRORS, MAX_KILLS
-from services.trainer.worker.training_group import End, cause_of_end
+from services.trainer.worker.training_group import End, cause_of_end, without_other_machines
 from shared.errors import Misconfigured
 from tests.trainer_factories import TrainerRig, finish_run, run_steps
 from tests.trainer_rows import resolved_recipe
@@ -230,6 +230,13 @@ def test_end_of_the_run_is_that_of_the_process_that_caused_it(
 ) -> None:
     assert cause_of_end([End(*end) for end in ends]) == cause
     assert cause_of_end([End(*end) for end in reversed(ends)]) == cause
+
+
+def test_lost_connection_within_one_machine_counts_as_an_error() -> None:
+    """Otherwise a machine whose processes cannot reach each other would be tried without a limit."""
+    assert without_other_machines(ExitCode.PEER_LOST) == 1
+    for code in (KILLED, 1, *(code for code in ExitCode if code != ExitCode.PEER_LOST)):
+        assert without_other_machines(code) == code
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ REPORTED: Final = (
     ExitCode.STOPPED,
 )
 """Exit codes by which a process reports how the run ended."""
+UNEXPECTED_ERROR: Final = 1
 TORCHRUN_PREFIX: Final = "PET_"
 """Beginning of variables from which torchrun takes arguments. Kubeflow sets them for the processes of its own job."""
 log = structlog.get_logger(__name__)
@@ -68,6 +69,11 @@ def cause_of_end(ends: Collection[End]) -> int:
     if reported:
         return min(reported, key=lambda end: REPORTED.index(ExitCode(end.code))).code
     return min(others or ends, key=lambda end: (end.second, end.code)).code
+
+
+def without_other_machines(code: int) -> int:
+    """Return the exit code of a run on one machine, where a lost connection without another cause is an error."""
+    return UNEXPECTED_ERROR if code == ExitCode.PEER_LOST else code
 
 
 def launch(settings: TrainerSettings, folder: str) -> int:
@@ -111,6 +117,8 @@ def main() -> int:
     settings, folder = load(TrainerSettings), sys.argv[1]
     configure_logging("trainer-group", settings.log_level)
     end = launch(settings, folder)
+    if settings.nnodes == 1:
+        end = without_other_machines(end)
     log.info("training_ended", exit_code=end)
     if settings.node_rank == 0:
         if end == ExitCode.OUT_OF_MEMORY:
@@ -120,7 +128,8 @@ def main() -> int:
         if end == ExitCode.DISK_FULL:
             disk_space.free_space(Path(folder))
     if end < 0:
-        signal.signal(-end, signal.SIG_DFL) if -end not in {signal.SIGKILL, signal.SIGSTOP} else None
+        if -end != signal.SIGKILL:
+            signal.signal(-end, signal.SIG_DFL)
         os.kill(os.getpid(), -end)
     return end
 
