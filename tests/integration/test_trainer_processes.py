@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tensorboardX.proto.event_pb2 import Event
 
 from services.trainer.run import micro_batch, resolved
-from services.trainer.run.folder import TENSORBOARD, ExitCode
+from services.trainer.run.folder import MICRO_BATCH, TENSORBOARD, ExitCode
 from services.trainer.run.position import GATE, TRAINING, position_of
 from services.trainer.training.rows import tokenize
 from tests.fault.trainer_phases import is_alive
@@ -152,8 +152,8 @@ def test_failing_process_ends_the_run_with_its_error(
     (tmp_path / "sitecustomize.py").write_text(FAULT.format(error=error))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}:{ROOT}/sdk/src")
     run = prepared.copy(environment / f"failed-{code}")
-    size = json.loads((run.folder / micro_batch.MICRO_BATCH).read_text())
-    (run.folder / micro_batch.MICRO_BATCH).write_text(json.dumps(size | {"tokens": 1000, "planned": 1000}))
+    size = json.loads((run.folder / MICRO_BATCH).read_text())
+    (run.folder / MICRO_BATCH).write_text(json.dumps(size | {"tokens": 1000, "planned": 1000}))
     agent = run.start(2)
     assert agent.wait(START_S) == code, run.log()
     assert "injected" in run.log()
