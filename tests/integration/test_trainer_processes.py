@@ -9,6 +9,8 @@ import json
 import os
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 from safetensors.torch import load_file
 from tensorboardX.proto.event_pb2 import Event
 
+from deploy.local.ports import choose_ports
 from services.trainer.run import micro_batch, resolved
 from services.trainer.run.folder import MICRO_BATCH, TENSORBOARD, ExitCode
 from services.trainer.run.position import GATE, TRAINING, position_of
@@ -124,6 +127,54 @@ def test_run_whose_processes_are_killed_ends_with_the_same_weights(
         assert agent.wait(60) == -signal.SIGKILL, run.log()
         assert position_of(run.folder) == f"{TRAINING}, step {run.step}"
     assert run.run(2) == ExitCode.DONE, run.log()
+    assert curves(run)["train/loss"] == curves(pair)["train/loss"]
+    assert run.adapter.read_bytes() == pair.adapter.read_bytes()
+
+
+def test_divided_base_learns_the_same_and_resumes(
+    pair: ProcessesRun, environment: Path, tiny_model: Path
+) -> None:
+    run = ProcessesRun.new(environment / "divided", tiny_model, sharding="on")
+    assert run.run(2) == ExitCode.DONE, run.log()
+    agent = run.start(2)
+    victim = ranks_of(agent)[1]
+    wait_until(lambda: run.step >= 4, START_S, "checkpoint 4")
+    os.kill(victim, signal.SIGKILL)
+    agent.wait(60)
+    assert run.run(2) == ExitCode.DONE, run.log()
+    assert run.log().count("base_divided") == 4
+    found = curves(run)
+    for tag, points in curves(pair).items():
+        assert found[tag] == pytest.approx(points, abs=1e-4), tag
+    weights, others = load_file(pair.adapter), load_file(run.adapter)
+    assert weights.keys() == others.keys()
+    assert max(float((weights[name] - others[name]).abs().max()) for name in weights) < 1e-5
+
+
+def test_two_machines_train_stop_and_resume_together(
+    prepared: ProcessesRun, pair: ProcessesRun, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two agents on this machine. Only the first one has the run's folder."""
+    port = choose_ports({"rendezvous": 0})["rendezvous"]
+    monkeypatch.setenv("LOOPWRIGHT_TRAINER_NNODES", "2")
+    monkeypatch.setenv("LOOPWRIGHT_TRAINER_RDZV_ENDPOINT", f"127.0.0.1:{port}")
+    monkeypatch.setenv("LOOPWRIGHT_TRAINER_DEVICE", "cpu")
+    run = prepared.copy(environment / "machines")
+    other = subprocess.Popen(
+        [sys.executable, "-m", "services.trainer.worker.join"],
+        env=os.environ | {"LOOPWRIGHT_TRAINER_NODE_RANK": "1", "LOOPWRIGHT_DATA_DIR": "/nonexistent"},
+        cwd=ROOT,
+    )
+    try:
+        agent = run.start(1, nodes=2)
+        wait_until(lambda: run.step >= 4, START_S, "checkpoint 4")
+        agent.terminate()
+        assert agent.wait(60) == ExitCode.STOPPED, run.log()
+        assert 4 <= run.step < len(curves(pair)["train/loss"])
+        assert run.start(1, nodes=2).wait(START_S) == ExitCode.DONE, run.log()
+    finally:
+        other.terminate()
+        other.wait(60)
     assert curves(run)["train/loss"] == curves(pair)["train/loss"]
     assert run.adapter.read_bytes() == pair.adapter.read_bytes()
 

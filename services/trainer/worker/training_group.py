@@ -39,6 +39,8 @@ REPORTED: Final = (
 )
 """Exit codes by which a process reports how the run ended."""
 UNEXPECTED_ERROR: Final = 1
+STOPPED_BY_AGENT: Final = -signal.SIGTERM
+"""Exit code of a process that was stopped while it was ending: its own handler of the signal is gone by then."""
 TORCHRUN_PREFIX: Final = "PET_"
 """Beginning of variables from which torchrun takes arguments. Kubeflow sets them for the processes of its own job."""
 log = structlog.get_logger(__name__)
@@ -65,10 +67,12 @@ def cause_of_end(ends: Collection[End]) -> int:
     process reports counts most, then how the first one ended, then a signal before an error.
     """
     reported = [end for end in ends if end.code in REPORTED]
-    others = [end for end in ends if end.code != ExitCode.PEER_LOST]
     if reported:
         return min(reported, key=lambda end: REPORTED.index(ExitCode(end.code))).code
-    return min(others or ends, key=lambda end: (end.second, end.code)).code
+    causes = [end for end in ends if end.code not in {ExitCode.PEER_LOST, STOPPED_BY_AGENT}]
+    if causes:
+        return min(causes, key=lambda end: (end.second, end.code)).code
+    return max(end.code for end in ends)
 
 
 def without_other_machines(code: int) -> int:
