@@ -10,8 +10,7 @@ from typing import Any
 from services.trainer.base.tokenization import load_chat
 from services.trainer.core.recipe import Recipe
 from services.trainer.core.resolved_recipe import BaseShape, DataSize, Machine, ResolvedRecipe, resolve
-from services.trainer.training.rows import TokenizedRow
-from shared.feedback_kinds import Objective
+from services.trainer.training.rows import TokenizedRow, TrainedAs
 
 SMALL_BASE = BaseShape(
     hidden=576, intermediate=1536, layers=30, vocabulary=49_152, context=8192, weights=135_000_000
@@ -28,7 +27,7 @@ def resolved_recipe(**settings: Any) -> ResolvedRecipe:
 
 def tokenized(
     model: Path,
-    objective: Objective,
+    objective: TrainedAs,
     messages: Sequence[tuple[str, str]],
     answer: str,
     rejected: str = "",

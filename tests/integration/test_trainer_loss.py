@@ -37,7 +37,9 @@ QUESTIONS = [
 ]
 ANSWERS = ["In the old mill by the river, behind the second gate.", "At nine.", "Since 1998, she says."]
 OTHERS = ["I do not know.", "It never opens, as far as I was told by the keeper.", "No."]
-WEIGHTS = LossWeights(kto_beta=0.2, dpo_beta=0.3, dpo_nll=0.7, preference=1.0, liked=1.0, disliked=1.5)
+WEIGHTS = LossWeights(
+    kto_beta=0.2, dpo_beta=0.3, dpo_nll=0.7, preference=1.0, liked=1.0, disliked=1.5, replay_kl=0.8
+)
 RECIPE = resolved_recipe(rank=4)
 COMMON: dict[str, Any] = {
     "per_device_train_batch_size": 3,
@@ -64,6 +66,10 @@ def kto(folder: Path) -> list[TokenizedRow]:
 
 def dpo(folder: Path) -> list[TokenizedRow]:
     return [tokenized(folder, "dpo", q, a, o) for q, a, o in zip(QUESTIONS, ANSWERS, OTHERS, strict=True)]
+
+
+def replay(folder: Path) -> list[TokenizedRow]:
+    return [tokenized(folder, "replay", q, o) for q, o in zip(QUESTIONS, OTHERS, strict=True)]
 
 
 def trl_trainer(kind: str, model: Any, tokenizer: Any, folder: Path) -> Any:
@@ -144,13 +150,14 @@ def of_ours(
     packer: Any = pack,
     limit: int = 10_000,
     weights: LossWeights = WEIGHTS,
+    plain_head: bool = True,
 ) -> tuple[float, Gradients]:
     """Return loss and gradients of one step."""
     model = adapted(model_folder)
     trainer = StepTrainer(
         StepDataset([tuple(rows)], limit, packer),
         weights,
-        plain_head=True,
+        plain_head=plain_head,
         schedule="constant",
         warmup=0,
         model=model,
@@ -184,7 +191,7 @@ def test_loss_and_gradients_equal_those_of_trl(
 
 
 def test_combined_loss_is_the_weighted_sum_of_the_objectives(tiny_model: Path, tmp_path: Path) -> None:
-    weights = LossWeights(0.2, 0.3, 0.7, preference=0.25, liked=1.0, disliked=1.5)
+    weights = LossWeights(0.2, 0.3, 0.7, preference=0.25, liked=1.0, disliked=1.5, replay_kl=0.8)
     parts = [of_ours(rows(tiny_model), tiny_model, tmp_path / "part") for rows in (sft, kto, dpo)]
     factors = (1.0, 0.25, 0.25)
     wanted_loss = sum(factor * loss for factor, (loss, _) in zip(factors, parts, strict=True))
@@ -197,9 +204,70 @@ def test_combined_loss_is_the_weighted_sum_of_the_objectives(tiny_model: Path, t
     assert_equal(found, (wanted_loss, wanted))  # type: ignore[arg-type]  # `sum` starts with an integer
 
 
+def of_replay(rows: Sequence[TokenizedRow], folder: Path) -> tuple[float, Gradients]:
+    """Return the mean divergence per answer token and its gradients, row by row from all logits."""
+    model = adapted(folder)
+    model.train()
+    total: Any = 0.0
+    for row in rows:
+        inputs, answers = torch.tensor([row.sequences[0].ids]), slice(len(row.prompt) - 1, -1)
+        with torch.no_grad(), model.disable_adapter():
+            wanted = model(input_ids=inputs).logits[0, answers].softmax(-1)
+        found = model(input_ids=inputs).logits[0, answers].log_softmax(-1)
+        total = total + (wanted * (wanted.log() - found)).sum()
+    loss = total / sum(len(row.answer) for row in rows)
+    loss.backward()
+    return loss.item(), gradients(model)
+
+
+@pytest.mark.parametrize("plain_head", [True, False])
+@pytest.mark.parametrize("packer", [pack, pad])
+def test_replay_loss_is_the_divergence_from_the_base(
+    packer: Any, plain_head: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    rows = replay(tiny_model)
+    loss, wanted = of_replay(rows, tiny_model)
+    assert loss > 1e-3
+    factor = WEIGHTS.replay_kl
+    found = of_ours(rows, tiny_model, tmp_path, packer=packer, plain_head=plain_head)
+    assert_equal(found, (factor * loss, {name: factor * one for name, one in wanted.items()}))
+
+
+def test_answers_of_users_and_of_the_base_are_one_mean_over_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    users, base = sft(tiny_model), replay(tiny_model)
+    counts = [sum(len(row.answer) for row in rows) for rows in (users, base)]
+    parts = [of_ours(rows, tiny_model, tmp_path / "part") for rows in (users, base)]
+    shares = [count / sum(counts) for count in counts]
+    wanted = {
+        name: sum(share * one[name] for share, (_, one) in zip(shares, parts, strict=True))
+        for name in parts[0][1]
+    }
+    wanted_loss = sum(share * loss for share, (loss, _) in zip(shares, parts, strict=True))
+    found = of_ours([*users, *base], tiny_model, tmp_path / "mixed")
+    assert_equal(found, (wanted_loss, wanted))  # type: ignore[arg-type]  # `sum` starts with an integer
+
+
+def test_replay_changes_nothing_before_anything_is_learned(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_weights = adapted
+
+    def untrained(folder: Path) -> PeftModel:
+        model = with_weights(folder)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.zeros_(weight)
+        return model
+
+    monkeypatch.setitem(globals(), "adapted", untrained)
+    loss, found = of_ours(replay(tiny_model), tiny_model, tmp_path)
+    assert abs(loss) < 1e-6
+    assert max(float(gradient.abs().max()) for gradient in found.values()) < 1e-6
+
+
 @pytest.mark.parametrize("packer", [pack, pad])
 def test_micro_batches_sum_to_the_whole_step(packer: Any, tiny_model: Path, tmp_path: Path) -> None:
-    mixed = [*sft(tiny_model), *kto(tiny_model), *dpo(tiny_model)]
+    mixed = [*sft(tiny_model), *replay(tiny_model), *kto(tiny_model), *dpo(tiny_model)]
     whole = of_ours(mixed, tiny_model, tmp_path / "whole", packer=packer)
     assert_equal(of_ours(mixed, tiny_model, tmp_path / "parts", packer=packer, limit=150), whole)
 
@@ -214,7 +282,7 @@ def test_fused_kernel_gives_the_same_step(
         calls.append(len(targets))
         return torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
 
-    mixed = [*sft(tiny_model), *kto(tiny_model), *dpo(tiny_model)]
+    mixed = [*sft(tiny_model), *replay(tiny_model), *kto(tiny_model), *dpo(tiny_model)]
     wanted = of_ours(mixed, tiny_model, tmp_path / "plain")
     monkeypatch.setattr("services.trainer.training.trainer.fused_cross_entropy", lambda _: kernel)
     assert_equal(of_ours(mixed, tiny_model, tmp_path / "fused"), wanted)
@@ -258,14 +326,15 @@ def test_preference_losses_equal_those_of_liger() -> None:
     kto_kernel = LigerFusedLinearKTOLoss(beta=WEIGHTS.kto_beta, compiled=False, use_ref_model=True)
     theirs, *_ = kto_kernel(hidden, weight, targets, preference_labels=liked, kl=kl, **arguments)
     (wanted,) = torch.autograd.grad(theirs, hidden)
-    even = LossWeights(WEIGHTS.kto_beta, 1, 1, 1, liked=1.0, disliked=1.0)
+    even = LossWeights(WEIGHTS.kto_beta, 1, 1, 1, liked=1.0, disliked=1.0, replay_kl=0.8)
     ours = kto_losses(policy, reference, liked, kl, even).mean()
     (found,) = torch.autograd.grad(ours, hidden)
     torch.testing.assert_close((ours, found), (theirs, wanted), rtol=1e-4, atol=1e-6)
 
 
 def test_totals_count_what_each_loss_is_the_mean_of(tiny_model: Path) -> None:
-    rows = [*sft(tiny_model), *kto(tiny_model)[:2], *dpo(tiny_model)]
+    rows = [*sft(tiny_model), *kto(tiny_model)[:2], *dpo(tiny_model), *replay(tiny_model)]
     totals = StepTotals.of(rows)
+    assert totals.replay_tokens == sum(len(row.answer) for row in rows[-3:])
     assert (totals.judgements, totals.pairs) == (2, 3)
     assert totals.sft_tokens == totals.chosen_tokens == sum(len(row.answer) for row in rows[:3])

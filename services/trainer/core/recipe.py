@@ -161,6 +161,12 @@ class Recipe(BaseModel):
     replay_share: float = Field(
         0.1, ge=0, le=0.9, description="Minimum share of trained tokens that is replay data."
     )
+    replay_kl: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the divergence from the base's predictions for its answers to general prompts. With 0, "
+        "and with METHOD=full, these answers train like corrections.",
+    )
     replay_new_tokens: int = Field(
         40, ge=4, description="Longest answer of the base to a general prompt, in tokens."
     )

@@ -119,6 +119,8 @@ class ResolvedRecipe(BaseModel):
     dpo_beta: float
     dpo_nll: float
     preference_weight: float
+    replay_kl: float
+    """0 if the base's answers train like corrections."""
     checkpoint_minutes: float
     checkpoint_steps: int | None
     processes: int
@@ -148,6 +150,11 @@ def tokens_per_step(recipe: Recipe, data: DataSize) -> int:
     least = ROWS_PER_STEP * data.tokens / max(1, data.rows)
     grown = least * math.sqrt(data.rows / REFERENCE_ROWS)
     return max(1, round(max(least, min(grown, MAX_TOKENS_PER_STEP))))
+
+
+def replay_weight(recipe: Recipe) -> float:
+    """Return the weight of the divergence from the base. It needs the base, which METHOD=full changes."""
+    return recipe.replay_kl if recipe.method == "lora" else 0.0
 
 
 def activation_bytes(base: BaseShape, weight_bytes: int, *, checkpointed: bool) -> int:
@@ -213,6 +220,7 @@ def resolve(recipe: Recipe, base: BaseShape, machine: Machine, data: DataSize) -
         dpo_beta=recipe.dpo_beta,
         dpo_nll=recipe.dpo_nll,
         preference_weight=recipe.preference_weight,
+        replay_kl=replay_weight(recipe),
         checkpoint_minutes=recipe.checkpoint_minutes,
         checkpoint_steps=recipe.checkpoint_steps,
         processes=machine.processes,

@@ -1,16 +1,18 @@
 """Losses of the objectives, as functions of the likelihoods of answers, and the likelihoods themselves.
 
-One loss per step: `sft + preference_weight * (kto + dpo)`, each the mean over the whole step, also where a step is
-split into micro-batches or over several processes. So the parts that are computed here are divided by the step's
-totals, and add up.
+One loss per step: `sft + replay + preference_weight * (kto + dpo)`. SFT and replay are one mean over the answer tokens
+of both, KTO and DPO means over judgements and pairs, of the whole step, also where it is split into micro-batches or
+over several processes. So the parts that are computed here are divided by the step's totals, and add up.
 
 | objective | loss | source |
 | --- | --- | --- |
 | sft | negative log-likelihood per token of the answers | |
+| replay | `replay_kl KL(base, policy)` per token of the base's answers to general prompts | Hinton et al. 2015 |
 | kto | `w (1 - sigmoid(±(beta (policy - reference) - KL)))` per judgement | Ethayarajh et al. 2024, equation 7 |
 | dpo | `-log sigmoid(beta (chosen - rejected))` of log-ratios, and the chosen answers' NLL | Rafailov et al. 2023 |
 
-The values equal those of TRL's trainers and of Liger's losses (`tests/integration/test_trainer_loss.py`).
+The values of SFT, KTO and DPO equal those of TRL's trainers and of Liger's losses
+(`tests/integration/test_trainer_loss.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from importlib.util import find_spec
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 import torch
-from torch.nn.functional import cross_entropy, linear, logsigmoid
+from torch.nn.functional import cross_entropy, kl_div, linear, logsigmoid
 from torch.utils.checkpoint import checkpoint
 
 from services.trainer.training.packing import Pack
@@ -53,6 +55,8 @@ class StepTotals:
 
     sft_tokens: int
     """Answer tokens of SFT rows."""
+    replay_tokens: int
+    """Tokens of the base's answers."""
     judgements: int
     pairs: int
     chosen_tokens: int
@@ -63,6 +67,7 @@ class StepTotals:
         """Return the totals of a step's rows."""
         return cls(
             sum(len(row.answer) for row in rows if row.objective == "sft"),
+            sum(len(row.answer) for row in rows if row.objective == "replay"),
             sum(row.objective == "kto" for row in rows),
             sum(row.objective == "dpo" for row in rows),
             sum(len(row.answer) for row in rows if row.objective == "dpo"),
@@ -79,6 +84,7 @@ class LossWeights:
     preference: float
     liked: float
     disliked: float
+    replay_kl: float
 
 
 # --- likelihoods ------------------------------------------------------------------------------------------------
@@ -99,6 +105,11 @@ def answer_log_probs(model: LanguageModel, packed: Pack, *, plain_head: bool) ->
     if plain_head:
         head = head_of(model)
         return linear_log_probs(answer_states(model, packed), head.weight, head.bias, packed.targets)
+    return -cross_entropy(answer_logits(model, packed), packed.targets, reduction="none")
+
+
+def answer_logits(model: LanguageModel, packed: Pack) -> torch.Tensor:
+    """Return the fp32 logits from which the tokens of the answers are predicted, (targets, vocab)."""
 
     def select(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (arguments[0].flatten(0, 1)[packed.select].unsqueeze(0),)
@@ -108,7 +119,7 @@ def answer_log_probs(model: LanguageModel, packed: Pack, *, plain_head: bool) ->
         logits: torch.Tensor = model(**packed.inputs).logits
     finally:
         hook.remove()
-    return -cross_entropy(logits.squeeze(0).float(), packed.targets, reduction="none")
+    return logits.squeeze(0).float()
 
 
 def answer_states(model: LanguageModel, packed: Pack) -> torch.Tensor:
@@ -163,11 +174,48 @@ def linear_log_probs(
     def of_chunk(chunk: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return -cross_entropy(linear(chunk, weight, bias).float(), wanted, reduction="none")
 
-    rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    return _in_chunks(of_chunk, hidden, targets, weight.shape[0])
+
+
+def linear_divergence(
+    hidden: torch.Tensor, reference: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the KL divergence of each predicted distribution from the reference's, (targets,), in fp32.
+
+    Memory is limited as for `linear_log_probs`.
+
+    Args:
+        hidden: (targets, hidden).
+        reference: (targets, hidden): the hidden states of the reference, without gradient.
+        weight: (vocab, hidden), of both.
+        bias: (vocab,) or None.
+
+    """
+
+    def of_chunk(chunk: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return divergence(linear(chunk, weight, bias).float(), linear(other, weight, bias).float())
+
+    return _in_chunks(of_chunk, hidden, reference, weight.shape[0])
+
+
+def divergence(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Return KL(reference, policy) of each position, (targets,), given the logits of both, (targets, vocab)."""
+    policy, wanted = logits.log_softmax(-1), reference.log_softmax(-1)
+    return kl_div(policy, wanted, reduction="none", log_target=True).sum(-1)
+
+
+def _in_chunks(
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    hidden: torch.Tensor,
+    others: torch.Tensor,
+    vocabulary: int,
+) -> torch.Tensor:
+    """Return a function of hidden states and of something else per target, chunk by chunk."""
+    rows = max(1, CHUNK_BYTES // (4 * vocabulary))
     if len(hidden) <= rows:
-        return of_chunk(hidden, targets)
-    chunks = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-    return torch.cat([checkpoint(of_chunk, chunk, wanted, use_reentrant=False) for chunk, wanted in chunks])
+        return function(hidden, others)
+    chunks = zip(torch.split(hidden, rows), torch.split(others, rows), strict=True)
+    return torch.cat([checkpoint(function, chunk, other, use_reentrant=False) for chunk, other in chunks])
 
 
 def has_plain_head(model: LanguageModel, packed: Pack) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from services.trainer.core.chat import Messages
 from services.trainer.dataset.filters import Row
@@ -12,6 +12,8 @@ from shared.chat_format import ChatFormat
 from shared.feedback_kinds import Objective
 
 Tokens: TypeAlias = tuple[int, ...]
+TrainedAs: TypeAlias = Objective | Literal["replay"]
+"""What a row trains: an objective of users' feedback, or to answer like the base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class TokenizedRow:
 
     name: str
     """Name of the feedback behind the row, for diagnostics."""
-    objective: Objective
+    objective: TrainedAs
     prompt: Tokens
     answer: Tokens
     """The answer: of a preference the chosen one, of a judgement the judged one."""
@@ -62,6 +64,11 @@ class TokenizedRow:
         """Return the number of tokens of all sequences."""
         return sum(len(sequence.prompt) + len(sequence.answer) for sequence in self.sequences)
 
+    @property
+    def is_compared(self) -> bool:
+        """Return whether its loss compares the likelihoods of its answers with those under the reference."""
+        return self.objective in ("kto", "dpo")
+
 
 def tokenize(chat: ChatFormat, row: Row) -> TokenizedRow:
     """Return a verified row as tokens."""
@@ -81,8 +88,21 @@ def sft_row(
     chat: ChatFormat, name: str, messages: Messages, answer: str, *, ended: bool = True
 ) -> TokenizedRow:
     """Return an answer to train on. `ended` is False if the answer is truncated."""
+    return _answered(chat, name, "sft", messages, answer, ended=ended)
+
+
+def replay_row(
+    chat: ChatFormat, name: str, messages: Messages, answer: str, *, ended: bool = True
+) -> TokenizedRow:
+    """Return an answer of the base, to keep the base's distributions. `ended` is False if it is truncated."""
+    return _answered(chat, name, "replay", messages, answer, ended=ended)
+
+
+def _answered(
+    chat: ChatFormat, name: str, objective: TrainedAs, messages: Messages, answer: str, *, ended: bool
+) -> TokenizedRow:
     prompt, ids = chat.prompt_ids(messages), chat.answer_ids(answer, ended=ended)
-    return TokenizedRow(name, "sft", tuple(prompt), tuple(ids))
+    return TokenizedRow(name, objective, tuple(prompt), tuple(ids))
 
 
 def longest(rows: Sequence[TokenizedRow]) -> int:

@@ -33,6 +33,7 @@ from services.trainer.core.resolved_recipe import (
     Machine,
     ResolvedRecipe,
     longest_row,
+    replay_weight,
     resolve,
 )
 from services.trainer.dataset import data_card, snapshot_files
@@ -52,7 +53,14 @@ from services.trainer.training.memory_probe import GpuMeter, MemoryMeter, MicroB
 from services.trainer.training.packed_attention import PACKED, attention, can_pack
 from services.trainer.training.packing import pack, pack_for_gpu, pad
 from services.trainer.training.process_group import ALONE, ProcessGroup
-from services.trainer.training.rows import AnsweredPrompt, TokenizedRow, longest, sft_row, tokenize
+from services.trainer.training.rows import (
+    AnsweredPrompt,
+    TokenizedRow,
+    longest,
+    replay_row,
+    sft_row,
+    tokenize,
+)
 from services.trainer.training.sharding import leave_to_fsdp, shard
 from services.trainer.training.step_plan import Step, plan_steps
 from services.trainer.training.trainer import (
@@ -231,8 +239,9 @@ def replay_rows(context: RunContext, train_tokens: int) -> list[list[TokenizedRo
 def _answered_prompts(context: RunContext, prompts: Sequence[Prompt]) -> list[TokenizedRow]:
     """Return the base's answers as rows, without empty ones and those longer than a row may be."""
     limit = longest_row(context.config.recipe, base_shape(Path(context.config.base)).context)
+    as_row = replay_row if replay_weight(context.config.recipe) else sft_row
     rows = [
-        sft_row(context.chat, f"replay/{one.id}", one.messages, one.answer, ended=one.ended)
+        as_row(context.chat, f"replay/{one.id}", one.messages, one.answer, ended=one.ended)
         for one in context.base_answers(prompts)
         if one.answer
     ]
@@ -407,7 +416,13 @@ def loss_weights(recipe: ResolvedRecipe, steps: Sequence[Step]) -> LossWeights:
     labels = [row.liked for step in steps for row in step if row.objective == "kto"]
     liked, disliked = kto_weights(labels.count(True), labels.count(False))
     return LossWeights(
-        recipe.kto_beta, recipe.dpo_beta, recipe.dpo_nll, recipe.preference_weight, liked, disliked
+        recipe.kto_beta,
+        recipe.dpo_beta,
+        recipe.dpo_nll,
+        recipe.preference_weight,
+        liked,
+        disliked,
+        recipe.replay_kl,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from peft import PeftModel
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -29,12 +30,15 @@ from services.trainer.training.losses import (
     LossWeights,
     StepTotals,
     answer_log_probs,
+    answer_logits,
     answer_states,
+    divergence,
     dpo_losses,
     fused_cross_entropy,
     head_of,
     kl_estimate,
     kto_losses,
+    linear_divergence,
     linear_log_probs,
 )
 from services.trainer.training.packing import Pack, pack, pad
@@ -53,21 +57,26 @@ STEP: Final = "step"
 class MicroBatch:
     """Rows that go through the model at once.
 
-    The sequences of `packed` are in this order: SFT rows, judgements, chosen answers, rejected answers. The reference's
-    sequences are those without the SFT rows, then the judged answers in the conversations of others (for KTO's KL).
+    The sequences of `packed` are in this order: SFT rows, replay, judgements, chosen answers, rejected answers. The
+    sequences that are compared with the reference are the judgements and answers, then the judged answers in the
+    conversations of others (for KTO's KL).
     """
 
     packed: Pack
-    sft: int
-    """Number of SFT rows."""
+    answers: int
+    """Number of SFT and replay rows, the first sequences."""
     judgements: int
     pairs: int
     sft_targets: int
     """Answer tokens of the SFT rows: the first targets."""
+    replay_targets: slice
+    """Targets that are tokens of replay."""
     chosen_targets: slice
     """Targets that are tokens of chosen answers."""
     liked: torch.Tensor
     """(judgements,), boolean."""
+    replay: Pack | None
+    """The replay rows, whose distributions under the base are needed."""
     judged: Pack | None
     """Sequences whose likelihood under the reference is needed, unless it is known."""
     mismatched: Pack | None
@@ -80,6 +89,8 @@ class MicroBatch:
     """A sequence instead of `judged`, if another process needs its own, and all must run the model equally often."""
     mismatched_filler: Pack | None = None
     """The same instead of `mismatched`."""
+    replay_filler: Pack | None = None
+    """The same instead of `replay`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +110,7 @@ class StepInputs:
         """Return the names of the step's metrics, which are the same for all processes."""
         return [
             *(["sft/loss"] if self.totals.sft_tokens else []),
+            *(["replay/kl"] if self.totals.replay_tokens else []),
             *(["kto/loss", "kto/margin"] if self.totals.judgements else []),
             *(["kto/kl"] if self.mismatched else []),
             *(["dpo/loss", "dpo/margin"] if self.totals.pairs else []),
@@ -124,7 +136,7 @@ def reference_sequences(steps: Sequence[Step]) -> list[AnsweredPrompt]:
     found: dict[AnsweredPrompt, None] = {}
     for step in steps:
         for row in step:
-            if row.objective != "sft":
+            if row.is_compared:
                 found.update(dict.fromkeys(row.sequences))
         found.update(dict.fromkeys(mismatched_sequences(step).values()))
     return list(found)
@@ -218,21 +230,28 @@ def micro_batch(
 ) -> MicroBatch:
     """Return rows as a micro-batch."""
     sft = [row for row in rows if row.objective == "sft"]
+    replay = [row for row in rows if row.objective == "replay"]
     kto = [row for row in rows if row.objective == "kto"]
     dpo = [row for row in rows if row.objective == "dpo"]
-    answered = [row.sequences[0] for row in (*sft, *kto, *dpo)]
-    judged = answered[len(sft) :] + [row.sequences[1] for row in dpo]
+    trained = [row.sequences[0] for row in (*sft, *replay)]
+    judged = [row.sequences[0] for row in (*kto, *dpo)] + [row.sequences[1] for row in dpo]
     others = [mismatched[row] for row in kto if row in mismatched]
-    before_chosen = sum(len(row.answer) for row in (*sft, *kto))
+    sft_targets, replay_targets, kto_targets, chosen_targets = (
+        sum(len(row.answer) for row in part) for part in (sft, replay, kto, dpo)
+    )
+    before_judged = sft_targets + replay_targets
+    before_chosen = before_judged + kto_targets
     known = references is not None
     return MicroBatch(
-        packed=packer(answered[: len(sft)] + judged),
-        sft=len(sft),
+        packed=packer(trained + judged),
+        answers=len(trained),
         judgements=len(kto),
         pairs=len(dpo),
-        sft_targets=sum(len(row.answer) for row in sft),
-        chosen_targets=slice(before_chosen, before_chosen + sum(len(row.answer) for row in dpo)),
+        sft_targets=sft_targets,
+        replay_targets=slice(sft_targets, before_judged),
+        chosen_targets=slice(before_chosen, before_chosen + chosen_targets),
         liked=torch.tensor([row.liked for row in kto], dtype=torch.bool),
+        replay=packer(trained[len(sft) :]) if replay else None,
         judged=packer(judged + others) if judged and not known else None,
         mismatched=packer(others) if others else None,
         reference=torch.tensor([references[one] for one in judged + others])
@@ -244,9 +263,8 @@ def micro_batch(
 def filler_batch(row: TokenizedRow, packer: Packer) -> MicroBatch:
     """Return a micro-batch without rows, as small as possible: one token that predicts another one of `row`."""
     packed = packer([AnsweredPrompt(row.prompt[:1], row.answer[:1] or row.prompt[:1])])
-    return MicroBatch(
-        packed, 0, 0, 0, 0, slice(0, 0), torch.zeros(0, dtype=torch.bool), None, None, None, is_filler=True
-    )
+    empty = micro_batch((), {}, lambda _: packed)
+    return replace(empty, is_filler=True)
 
 
 def with_fillers(
@@ -267,12 +285,14 @@ def with_fillers(
         known: The likelihoods under the reference are known.
 
     """
-    needs_judged = not known and any(row.objective != "sft" for row in rows)
+    needs_judged = not known and any(row.is_compared for row in rows)
+    needs_replay = any(row.objective == "replay" for row in rows)
     needs_mismatched = any(row in mismatched for row in rows)
     return replace(
         batch,
         judged_filler=filler if needs_judged and batch.judged is None else None,
         mismatched_filler=filler if needs_mismatched and batch.mismatched is None else None,
+        replay_filler=filler if needs_replay and batch.replay is None else None,
     )
 
 
@@ -514,15 +534,18 @@ class StepTrainer(Trainer):
         """Return a micro-batch's part of the step's loss, a scalar."""
         weights = self._weights
         packed = batch.packed.to(self.args.device)
-        sft, tokens = self._predictions(model, batch, packed)
-        answers = packed.sums(tokens)[batch.sft :]
+        sft, replay, tokens = self._predictions(model, batch, packed)
+        answers = packed.sums(tokens)[batch.answers :]
         loss = torch.zeros((), device=self.args.device)
+        answer_tokens = totals.sft_tokens + totals.replay_tokens
         if batch.is_filler:
             loss = 0 * tokens.sum()
         if batch.sft_targets:
-            sft = sft / totals.sft_tokens
-            self._record("sft/loss", sft)
-            loss = loss + sft
+            self._record("sft/loss", sft / totals.sft_tokens)
+            loss = loss + sft / answer_tokens
+        if batch.replay is not None:
+            self._record("replay/kl", replay / totals.replay_tokens)
+            loss = loss + weights.replay_kl * replay / answer_tokens
         if batch.judgements:
             count = batch.judgements
             liked = batch.liked.to(tokens.device)
@@ -547,24 +570,52 @@ class StepTrainer(Trainer):
             loss = loss + weights.preference * dpo
         return loss
 
-    def _predictions(self, model: Any, batch: MicroBatch, packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the summed loss of the SFT rows, and the log-probabilities of all targets (targets,).
+    def _predictions(
+        self, model: Any, batch: MicroBatch, packed: Pack
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the summed losses of SFT and of replay, and the log-probabilities of all targets, (targets,).
 
-        With a fused kernel, those of the SFT rows' targets are 0: it does not compute them.
+        With a fused kernel, those of the SFT rows' targets are 0: it does not compute them. Those of replay are 0 if
+        they are not computed either.
         """
-        count = batch.sft_targets
+        count, replay = batch.sft_targets, batch.replay_targets
+        base = self._base_predictions(model, batch)
 
-        def predict(inside: Inside) -> tuple[torch.Tensor, torch.Tensor]:
-            if self._fused is None or not self._plain_head:
-                tokens = answer_log_probs(inside, packed, plain_head=self._plain_head)
-                return -tokens[:count].sum(), tokens
+        def predict(inside: Inside) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            if not self._plain_head:
+                logits = answer_logits(inside, packed)
+                tokens = -cross_entropy(logits, packed.targets, reduction="none")
+                kl = tokens.new_zeros(()) if base is None else divergence(logits[replay], base).sum()
+                return -tokens[:count].sum(), kl, tokens
             head, hidden = head_of(inside), answer_states(inside, packed)
-            others = linear_log_probs(hidden[count:], head.weight, head.bias, packed.targets[count:])
+            kl = hidden.new_zeros(())
+            if base is not None:
+                kl = linear_divergence(hidden[replay], base, head.weight, head.bias).sum()
+            others = linear_log_probs(
+                hidden[replay.stop :], head.weight, head.bias, packed.targets[replay.stop :]
+            )
+            before = others.new_zeros(replay.stop)
+            if self._fused is None or not count:
+                answers = linear_log_probs(hidden[:count], head.weight, head.bias, packed.targets[:count])
+                return -answers.sum(), kl, torch.cat([answers, before[count:], others])
             sft = self._fused(head.weight, hidden[:count], packed.targets[:count], head.bias)
-            return sft, torch.cat([others.new_zeros(count), others])
+            return sft, kl, torch.cat([before, others])
 
-        predicted: tuple[torch.Tensor, torch.Tensor] = model(predict)
+        predicted: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = model(predict)
         return predicted
+
+    @torch.no_grad()
+    def _base_predictions(self, model: Any, batch: MicroBatch) -> torch.Tensor | None:
+        """Return what the base predicts for the tokens of replay: hidden states, or logits without a plain head."""
+        replay = batch.replay or batch.replay_filler
+        if replay is None:
+            return None
+        packed = replay.to(self.args.device)
+        predict = answer_states if self._plain_head else answer_logits
+        adapted: PeftModel = self.accelerator.unwrap_model(model)
+        with adapted.disable_adapter(), self.compute_loss_context_manager():
+            predicted: torch.Tensor = model(lambda inside: predict(inside, packed))
+        return predicted if batch.replay is not None else None
 
     def _record(self, name: str, value: torch.Tensor) -> None:
         """Add a micro-batch's part to a metric of the step."""
