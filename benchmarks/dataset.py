@@ -51,6 +51,7 @@ STAGES: Final[tuple[tuple[Any, str, str], ...]] = (
     (snapshot, "usable_rows", "read and check rows"),
     (agreement, "question_groups", "question groups"),
     (agreement, "claims", "claims"),
+    (agreement, "similarity_by_subject", "subjects"),
     (agreement, "opponents", "rivals"),
     (snapshot, "_without_reserved", "reserved wordings"),
     (snapshot, "_limit_per_objective", "share per user"),
