@@ -63,7 +63,7 @@ def find_agreement(
     similarity = questions.similar(CONTESTED, limits)
     _, first_claims = _groups_and_claims(corrections, questions, similarity, answers)
     similarity = similarity_by_subject(
-        corrections, questions, similarity, np.asarray(first_claims, dtype=np.int64), limits
+        corrections, questions, similarity, np.asarray(first_claims, dtype=np.int64)
     )
     groups, claim_of = _groups_and_claims(corrections, questions, similarity, answers)
     claim_of = split_misplaced(corrections, questions, similarity, claim_of, rule)

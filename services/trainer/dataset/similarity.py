@@ -43,8 +43,6 @@ class Vectors:
     """(vectors, terms)"""
     of: Integers
     """(texts,) number of each text's vector."""
-    stems: int
-    """Number of the terms that are stems, which come first. The others are n-grams of characters."""
 
     def similarity(self, one: Integers, other: Integers) -> Floats:
         """Return the similarities of vectors `one` and `other`, pair by pair."""
@@ -67,15 +65,14 @@ def question_vectors(questions: Sequence[str]) -> Vectors:
     counts = np.bincount(of, minlength=len(texts))
     stems = _tf_idf(CountVectorizer(analyzer=content_stems), texts, counts)
     grams = _tf_idf(CountVectorizer(**_BY_GRAM), texts, counts)
-    return Vectors(hstack((stems, grams), format="csr") * np.float32(0.5**0.5), of, stems.shape[1])
+    return Vectors(hstack((stems, grams), format="csr") * np.float32(0.5**0.5), of)
 
 
 def stem_vectors(documents: Sequence[tuple[str, ...]]) -> Vectors:
     """Return vectors whose products are the TF-IDF cosines of documents that are given as stems."""
     first, of = _distinct(documents)
     counts = np.bincount(of, minlength=len(first))
-    matrix = _tf_idf(CountVectorizer(analyzer=iter), [documents[i] for i in first], counts)
-    return Vectors(matrix, of, matrix.shape[1])
+    return Vectors(_tf_idf(CountVectorizer(analyzer=iter), [documents[i] for i in first], counts), of)
 
 
 def similar_to_any(

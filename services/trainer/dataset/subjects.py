@@ -10,8 +10,6 @@ after the same story. Their claims are no rivals. Two kinds of evidence tell suc
   Only claims that two users made count, or whose question has a word that no other claim's question has, because
   people who disagree on one subject make several claims, too.
 - **A name or a number in the place of another one**: "chapter 3" and "chapter 4" (`substitutions.py`).
-
-Questions that are equal but for words of templates are the same question (`SAME_BUT_FOR_TEMPLATE`).
 """
 
 from __future__ import annotations
@@ -21,10 +19,9 @@ from typing import Final
 
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix, triu
-from sklearn.preprocessing import normalize
 
 from services.trainer.dataset.corrections import Correction
-from services.trainer.dataset.similar_pairs import Integers, Limits, Matrix, products, similar_pairs
+from services.trainer.dataset.similar_pairs import Integers, Matrix, products
 from services.trainer.dataset.similarity import Vectors
 from services.trainer.dataset.substitutions import find_substitutions
 
@@ -33,10 +30,6 @@ CONTESTED: Final = 0.42
 TEMPLATE_CLAIMS: Final = 3
 SAME_SUBJECT: Final = 0.42
 """Weight of the words that two questions share, as a part of that of the question that weighs less."""
-SAME_BUT_FOR_TEMPLATE: Final = 0.9
-"""Similarity without templates from which two questions are the same, whatever stories they are told after."""
-GRAM_WEIGHT: Final = np.float32(0.2)
-"""Weight of n-grams of characters there. Those across two words belong to the wording, not to the subject."""
 
 
 def similarity_by_subject(
@@ -44,7 +37,6 @@ def similarity_by_subject(
     questions: Vectors,
     similarity: Matrix,
     claim_of: Integers,
-    limits: Limits | None = None,
 ) -> Matrix:
     """Return the similarities of questions about the same subject.
 
@@ -53,14 +45,11 @@ def similarity_by_subject(
         questions: Vectors of their questions.
         similarity: Similarities of these vectors from `CONTESTED` on.
         claim_of: Claim of each correction, as found by these similarities.
-        limits: Limits of the search for questions that are equal but for their templates.
 
     """
-    vectors = subject_vectors(corrections, questions, claim_of)
-    by_stem = vectors.copy()
-    by_stem.data[by_stem.indices >= questions.stems] *= GRAM_WEIGHT
-    equal = similar_pairs(normalize(by_stem), None, SAME_BUT_FOR_TEMPLATE, limits)
-    pairs = triu(similarity.maximum(equal), k=1, format="coo")
+    claims = claims_of_terms(corrections, questions, claim_of)
+    vectors = subject_vectors(questions, claims)
+    pairs = triu(similarity, k=1, format="coo")
     one, other = pairs.row.astype(np.int64), pairs.col.astype(np.int64)
     weight = np.asarray(vectors.multiply(vectors).sum(axis=1)).ravel()
     shared = products(vectors, vectors, (one, other))
@@ -73,7 +62,7 @@ def similarity_by_subject(
     return (found + found.T).tocsr()
 
 
-def subject_vectors(corrections: Sequence[Correction], questions: Vectors, claim_of: Integers) -> Matrix:
+def subject_vectors(questions: Vectors, claims: Integers) -> Matrix:
     """Return (vectors, terms): the inverse document frequency of each term, less for terms of templates."""
     repetitions = np.bincount(questions.of)
     terms = questions.matrix.indices
@@ -81,8 +70,7 @@ def subject_vectors(corrections: Sequence[Correction], questions: Vectors, claim
         terms, np.repeat(repetitions, np.diff(questions.matrix.indptr)), minlength=questions.matrix.shape[1]
     )
     idf = np.log((1 + len(questions.of)) / (1 + having)) + 1
-    claims = np.maximum(claims_of_terms(corrections, questions, claim_of), TEMPLATE_CLAIMS)
-    weight = (idf * (TEMPLATE_CLAIMS / claims) ** 2).astype(np.float32)
+    weight = (idf * (TEMPLATE_CLAIMS / np.maximum(claims, TEMPLATE_CLAIMS)) ** 2).astype(np.float32)
     return csr_matrix((weight[terms], terms, questions.matrix.indptr), shape=questions.matrix.shape)
 
 
