@@ -47,7 +47,7 @@ def test_each_data_type_has_its_own_answers(tmp_path: Path, monkeypatch: pytest.
     loaded: list[str] = []
     chat: Any = FakeChat()
 
-    def load(base: Path, threads: int, dtype: str) -> str:
+    def load(base: Path, threads: int, dtype: str, quantization: str) -> str:
         loaded.append(dtype)
         return dtype
 
@@ -87,6 +87,32 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BaseAnswerCache:
     answer = BaseAnswer(prompt.id, prompt.prompt, "shipped", Recipe().replay_new_tokens, ended=True)
     cache.ship([answer], cast(Any, FakeChat()))
     return cache
+
+
+def test_answers_of_4_bit_weights_are_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shipped: BaseAnswerCache
+) -> None:
+    loaded: list[str] = []
+
+    def load(base: Path, threads: int, dtype: str, quantization: str) -> str:
+        loaded.append(quantization)
+        return quantization
+
+    monkeypatch.setattr("services.trainer.base.model.load_base", load)
+    monkeypatch.setattr(
+        "services.trainer.base.model.generate_with_endings",
+        lambda model, chat, conversations, *_: [(f"answer of {model}", True) for _ in conversations],
+    )
+    prompts = shipped_prompts(REPLAY_PROMPTS, 1)
+    quantized = replace(shipped, quantization="4bit")
+    for cache, expected in (
+        (quantized, "answer of 4bit"),
+        (shipped, "shipped"),
+        (quantized, "answer of 4bit"),
+    ):
+        (found,) = cache.answers(prompts, cast(Any, FakeChat()), ignore_progress)
+        assert found.answer == expected
+    assert loaded == ["4bit"]
 
 
 def test_each_setting_of_the_template_has_its_own_answers(tmp_path: Path) -> None:

@@ -234,6 +234,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> N
         "get_device_capability": capability,
         "get_device_name": "Tesla T4",
         "device_count": 1,
+        "get_per_process_memory_fraction": 1.0,
+        "memory_reserved": 0,
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
 
@@ -243,6 +245,14 @@ def test_gpu_is_described_by_what_torch_reports(monkeypatch: pytest.MonkeyPatch)
     assert device.describe() == Hardware(
         "cuda", "Tesla T4", 16 * GIB, 15 * GIB, bf16=False, capability=(7, 5), count=1
     )
+
+
+def test_memory_of_a_gpu_is_what_the_process_allows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda(monkeypatch, (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 0.5)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: GIB)
+    found = device.describe()
+    assert (found.memory_bytes, found.free_bytes) == (8 * GIB, 7 * GIB)
 
 
 def test_cpu_is_described_with_its_memory_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

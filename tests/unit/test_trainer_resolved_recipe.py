@@ -21,6 +21,7 @@ from services.trainer.core.resolved_recipe import (
     DataSize,
     Machine,
     ResolvedRecipe,
+    base_quantization,
     resolve,
 )
 from services.trainer.training.lora import lora_config
@@ -93,6 +94,16 @@ def test_bases_that_do_not_fit_a_gpu_get_4_bit_weights() -> None:
     assert resolved(LARGE_BASE, gpu(16), quantization="none").quantization == "none"
     assert resolved(LARGE_BASE, gpu(80), quantization="4bit").quantization == "4bit"
     assert resolved(LARGE_BASE, SMALL_MACHINE).quantization == "none", "a CPU computes with whole weights"
+
+
+def test_base_is_evaluated_with_the_weights_that_it_trains_with() -> None:
+    def evaluated(machine: Machine, **settings: Any) -> str:
+        return base_quantization(Recipe(**settings), LARGE_BASE, machine)
+
+    for machine in (gpu(80), gpu(16), gpus(16, 4), gpus(7, 2), SMALL_MACHINE):
+        for wanted in ("auto", "none", "4bit"):
+            found = resolved(LARGE_BASE, machine, quantization=wanted)
+            assert evaluated(machine, quantization=wanted) == found.quantization
 
 
 def gpus(gib: int, processes: int) -> Machine:

@@ -26,7 +26,7 @@ from services.trainer.base import dtype
 from services.trainer.base.device import use_device
 from services.trainer.base.memory import GENERATE_BATCH, BatchLimit, release_memory
 from services.trainer.base.tokenization import load_chat
-from services.trainer.core.hardware import Dtype
+from services.trainer.core.hardware import Dtype, Quantization
 from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
 from services.trainer.progress import ProgressCallback
@@ -106,7 +106,7 @@ def spread(rows: Sequence[T], count: int) -> list[T]:
 
 @dataclass(frozen=True, slots=True)
 class BaseAnswerCache:
-    """Answers of one base in `folder`, one file per base digest, data type and arguments of the chat template.
+    """Answers of one base in `folder`: one file per base digest, data type, precision and arguments of its template.
 
     A version is compared with the base's answers in the version's own data type, so each type has its own file.
     """
@@ -119,6 +119,8 @@ class BaseAnswerCache:
     limit: BatchLimit = field(default_factory=lambda: BatchLimit(GENERATE_BATCH))
     """Prompts answered at once. It gets smaller if memory does not suffice."""
     chat_template_kwargs: TemplateKwargs = field(default_factory=dict)
+    quantization: Quantization = "none"
+    """How the weights are loaded."""
 
     def answers(
         self, prompts: Sequence[Prompt], chat: ChatFormat, progress: ProgressCallback
@@ -132,7 +134,7 @@ class BaseAnswerCache:
             from services.trainer.base.model import generate_with_endings, load_base  # noqa: PLC0415 - imports torch
 
             if not models:
-                models.append(load_base(self.base, self.recipe.threads, self.dtype))
+                models.append(load_base(self.base, self.recipe.threads, self.dtype, self.quantization))
             before, done = done, done + len(missing)
             return generate_with_endings(
                 models[0],
@@ -155,6 +157,8 @@ class BaseAnswerCache:
     def file(self) -> Path:
         """The cache."""
         name = self.digest[:8] + ("" if self.dtype == "bfloat16" else f"-{self.dtype}")
+        if self.quantization != "none":
+            name += f"-{self.quantization}"
         if self.chat_template_kwargs:
             name += f"-{sha256(canonical_json(dict(self.chat_template_kwargs)))[:8]}"
         return self.folder / f"{name}.jsonl"
@@ -173,6 +177,8 @@ class BaseAnswerCache:
             "eos_token": chat.tokenizer.eos_token,
             "new_tokens": self.recipe.replay_new_tokens,
         }
+        if self.quantization != "none":
+            settings["quantization"] = self.quantization
         if chat.template_kwargs:
             settings["chat_template_kwargs"] = chat.template_kwargs
         return sha256(canonical_json(settings))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from services.trainer.core.hardware import DeviceChoice, DeviceKind, Gpu, Hardware, select_gpus
+from services.trainer.core.resolved_recipe import Machine
 
 VISIBLE_DEVICES: Final = "CUDA_VISIBLE_DEVICES"
 NVIDIA_SMI: Final = "nvidia-smi"
@@ -183,6 +184,20 @@ def describe() -> Hardware:
         capability=capability,
         count=torch.cuda.device_count(),
     )
+
+
+def run_machine(weight_bytes: int, processes: int) -> Machine:
+    """Return where a run computes. Imports torch.
+
+    Args:
+        weight_bytes: Bytes per weight of the base in memory.
+        processes: Processes that train together, each on a device like this one.
+
+    """
+    hardware = describe()
+    # Others may use the GPU, too. On a CPU, what is free changes with every file that is read.
+    memory = hardware.free_bytes if hardware.kind == "cuda" else hardware.memory_bytes
+    return Machine(device=hardware.kind, memory=memory, weight_bytes=weight_bytes, processes=processes)
 
 
 def gpu_memory_limit(total: int) -> int:

@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from services.trainer.core.hardware import Quantization
 from services.trainer.core.recipe import Optimizer, Recipe, Schedule
 
 REFERENCE_WIDTH: Final = 576
@@ -113,7 +114,7 @@ class ResolvedRecipe(BaseModel):
     micro_batch_limit: int | None
     """Most tokens of a micro-batch whose size is measured before the first step; None: it is not measured."""
     gradient_checkpointing: bool
-    quantization: Literal["none", "4bit"]
+    quantization: Quantization
     fused_kernels: bool
     kto_beta: float
     dpo_beta: float
@@ -172,8 +173,8 @@ def activation_bytes(base: BaseShape, weight_bytes: int, *, checkpointed: bool) 
 def resolve(recipe: Recipe, base: BaseShape, machine: Machine, data: DataSize) -> ResolvedRecipe:
     """Return the values that a run trains with."""
     sharded = wants_sharding(recipe, base, machine)
-    quantized = wants_quantization(recipe, base, machine) and not sharded
-    per_weight = QUANTIZED_BYTES if quantized else machine.weight_bytes
+    quantization = base_quantization(recipe, base, machine)
+    per_weight = machine.weight_bytes if quantization == "none" else QUANTIZED_BYTES
     if sharded:
         per_weight /= machine.processes
     if recipe.method == "full":
@@ -214,7 +215,7 @@ def resolve(recipe: Recipe, base: BaseShape, machine: Machine, data: DataSize) -
         micro_batch_tokens=micro_batch,
         micro_batch_limit=max(micro_batch, 2 * step) if measured else None,
         gradient_checkpointing=checkpointed,
-        quantization="4bit" if quantized else "none",
+        quantization=quantization,
         fused_kernels=recipe.fused_kernels,
         kto_beta=recipe.kto_beta,
         dpo_beta=recipe.dpo_beta,
@@ -226,6 +227,12 @@ def resolve(recipe: Recipe, base: BaseShape, machine: Machine, data: DataSize) -
         processes=machine.processes,
         sharded=sharded,
     )
+
+
+def base_quantization(recipe: Recipe, base: BaseShape, machine: Machine) -> Quantization:
+    """Return how a run loads the weights of the base, to train and to evaluate."""
+    wanted = wants_quantization(recipe, base, machine) and not wants_sharding(recipe, base, machine)
+    return "4bit" if wanted else "none"
 
 
 def wants_sharding(recipe: Recipe, base: BaseShape, machine: Machine) -> bool:

@@ -52,7 +52,7 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path) -> GateReport
     """
     config, recipe = context.config, context.config.recipe
     eval_set = build_eval_set(context)
-    base = load_base(Path(config.base), recipe.threads, dtype.of_run(context.folder))
+    base = load_base(Path(config.base), recipe.threads, dtype.of_run(context.folder), context.quantization())
     started = time.monotonic()
     stored = StoredAnswers(folder, {"candidate": "candidate", "stable": config.stable.version})
     with ModelPair(base, {"candidate": adapter, "stable": _stable_folder(context)}, recipe.threads) as models:

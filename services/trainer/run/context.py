@@ -9,11 +9,15 @@ from pathlib import Path
 
 from services.trainer.base import dtype
 from services.trainer.base.base_answers import BaseAnswer, BaseAnswerCache, Prompt
+from services.trainer.base.device import run_machine
 from services.trainer.base.memory import EvalLimits
+from services.trainer.base.shape import base_shape
 from services.trainer.base.tokenization import load_chat
+from services.trainer.core.hardware import Quantization
+from services.trainer.core.resolved_recipe import base_quantization
 from services.trainer.dataset import snapshot_files
 from services.trainer.progress import Progress, ProgressCallback
-from services.trainer.run import eval_batch
+from services.trainer.run import eval_batch, resolved
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from shared.chat_format import ChatFormat
@@ -75,6 +79,18 @@ class RunContext:
         """Return the folder of another run of this line."""
         return self.folder.parent / run_id
 
+    def quantization(self) -> Quantization:
+        """Return how this run loads the weights of the base, to train and to evaluate.
+
+        What does not fit a GPU to be trained does not fit it to answer either.
+        """
+        known = resolved.read(self.folder)
+        if known is not None:
+            return known.quantization
+        weight_bytes = 4 if dtype.of_run(self.folder) == "float32" else 2
+        machine = run_machine(weight_bytes, self.settings.world_size)
+        return base_quantization(self.config.recipe, base_shape(Path(self.config.base)), machine)
+
     def base_answers(self, prompts: Sequence[Prompt]) -> list[BaseAnswer]:
         """Return the base's own answers, in the order of `prompts`. Generates those that the cache does not have."""
         config = self.config
@@ -86,6 +102,7 @@ class RunContext:
             dtype.of_run(self.folder),
             self.eval_limits.generate,
             config.chat_template_kwargs,
+            self.quantization(),
         )
         return cache.answers(prompts, self.chat, self.progress_callback(RunStage.REPLAY))
 

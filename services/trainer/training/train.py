@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from services.trainer.base import dtype, replay_prompts
 from services.trainer.base.base_answers import Prompt
-from services.trainer.base.device import describe, device_kind
+from services.trainer.base.device import describe, device_kind, run_machine
 from services.trainer.base.model import load_base
 from services.trainer.base.shape import base_shape
 from services.trainer.core.hardware import Dtype, mixed_precision
@@ -30,7 +30,6 @@ from services.trainer.core.recipe import Recipe
 from services.trainer.core.resolved_recipe import (
     BaseShape,
     DataSize,
-    Machine,
     ResolvedRecipe,
     longest_row,
     replay_weight,
@@ -303,13 +302,10 @@ def resolve_recipe(
         processes: Processes that train together, each on a device like this one.
 
     """
-    hardware = describe()
-    # Others may use the GPU, too. On a CPU, what is free changes with every file that is read.
-    memory = hardware.free_bytes if hardware.kind == "cuda" else hardware.memory_bytes
     return resolve(
         recipe,
         base,
-        Machine(device=hardware.kind, memory=memory, weight_bytes=weight_bytes, processes=processes),
+        run_machine(weight_bytes, processes),
         DataSize(
             rows=round(len(rows) * recipe.epochs) + len(replay),
             tokens=round(sum(row.tokens for row in rows) * recipe.epochs) + sum(row.tokens for row in replay),
