@@ -61,7 +61,24 @@ def test_long_words_paths_and_digests_are_no_secrets(text: str) -> None:
         ("Pay to DE89 3704 0044 0532 0130 00.", "a bank account (IBAN)", "DE89 3704 0044 0532 0130 00"),
         ("My card: 4111-1111-1111-1111", "a payment card", "4111-1111-1111-1111"),
         ("My number is 536-22-8726.", "a US social security number", "536-22-8726"),
-        ("It came from 93.184.216.34 today.", "a public IP address", "93.184.216.34"),
+        *(
+            (text, "a public IP address", "93.184.216.34")
+            for text in (
+                "It came from 93.184.216.34 today.",
+                "It came from 93.184.216.34.",
+                "From 93.184.216.34. It was late.",
+                "来自93.184.216.34。",
+                "(93.184.216.34)",
+                "93.184.216.34:8080",
+                "http://93.184.216.34/path",
+            )
+        ),
+        (
+            "Seen: 2606:2800:220:1:248:1893:25c8:1946.",
+            "a public IP address",
+            "2606:2800:220:1:248:1893:25c8:1946",
+        ),
+        ("From 2606:2800:220::1, again", "a public IP address", "2606:2800:220::1"),
     ],
 )
 def test_personal_data_is_found_with_its_kind(text: str, kind: str, found: str) -> None:
@@ -76,6 +93,9 @@ def test_personal_data_is_found_with_its_kind(text: str, kind: str, found: str) 
         "Its number is DE89 3704 0044 0532 0130 01.",
         "ISBN 978-3-16-148410-0",
         "It listens on 127.0.0.1:8000 and 192.168.0.4.",
+        "Examples are 192.0.2.7 and 2001:db8:1::7; the machine itself is ::1 or fe80:0:0::1.",
+        "Use std::vector<int> and a::b::c at 12:30:45.",
+        "Section 4.12.300.7 of release 2026.11.23.1",
         "Twenty kettles at $39.90, 1,500 W, 41 days.",
         "Ask @support, or meet me@home.",
     ],

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from hashlib import blake2b
+from ipaddress import ip_address
 from typing import Final, TypeVar
 
 from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
@@ -45,6 +46,11 @@ _CARD: Final = re.compile(
 )
 """Card numbers as printed, in groups of 4, or 4-6-5, and not within a longer number."""
 _SOCIAL_SECURITY: Final = re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])")
+_IP_ADDRESS: Final = re.compile(
+    r"(?<![A-Za-z0-9_.:])(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?!\.?[A-Za-z0-9_-])"
+    r"|(?:[0-9A-Fa-f]{1,4}:){2,7}(?::|[0-9A-Fa-f:]+)(?![A-Za-z0-9_]))"
+)
+"""IPv4, and IPv6 from three groups on: shorter ones look like names in code."""
 
 T = TypeVar("T")
 
@@ -117,8 +123,16 @@ def find_personal_data(text: str) -> Iterator[Finding]:
     for match in _SOCIAL_SECURITY.finditer(text):
         if ssn.is_valid(match[0]):
             yield "a US social security number", match[0]
-    for address in IPPublicDetector().analyze_string(text):
-        yield "a public IP address", address
+    yield from (
+        ("a public IP address", match[0]) for match in _IP_ADDRESS.finditer(text) if _is_public(match[0])
+    )
+
+
+def _is_public(address: str) -> bool:
+    try:
+        return ip_address(address).is_global
+    except ValueError:
+        return False
 
 
 def _is_address(text: str) -> bool:
