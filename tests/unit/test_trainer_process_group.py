@@ -138,11 +138,18 @@ def dataset_of(
     return StepDataset([tuple(step)], 60, references=references, group=group, equal_passes=equal_passes)
 
 
-@given(SIZES, SIZES, SIZES, SIZES, st.integers(1, 5), st.booleans())
+@given(SIZES, SIZES, SIZES, SIZES, SIZES, st.integers(1, 5), st.booleans())
 def test_processes_compute_every_row_once_in_equally_many_micro_batches(
-    sft: list[int], liked: list[int], disliked: list[int], dpo: list[int], processes: int, known: bool
+    sft: list[int],
+    replay: list[int],
+    liked: list[int],
+    disliked: list[int],
+    dpo: list[int],
+    processes: int,
+    known: bool,
 ) -> None:
-    step = [*rows_of(sft, liked, disliked, dpo), row("last", size=3)]
+    base = [row(f"r{i}", "replay", size + 1) for i, size in enumerate(replay)]
+    step = [*rows_of(sft, liked, disliked, dpo), *base, row("last", size=3)]
     shares = [dataset_of(step, ProcessGroup(rank, processes), known)[0] for rank in range(processes)]
     (whole,) = {(share.totals, share.mismatched, share.tokens, tuple(share.metrics)) for share in shares}
     alone = dataset_of(step, ALONE, known)[0]
@@ -151,20 +158,30 @@ def test_processes_compute_every_row_once_in_equally_many_micro_batches(
     assert count >= 1, "a process without a forward pass would not average gradients"
     batches = [batch for share in shares for batch in share.micro_batches]
     assert Counter(
-        sft=sum(batch.sft for batch in batches),
+        answers=sum(batch.answers for batch in batches),
+        replay=sum(batch.replay.sequences for batch in batches if batch.replay is not None),
         kto=sum(batch.judgements for batch in batches),
         dpo=sum(batch.pairs for batch in batches),
-    ) == Counter(sft=len(sft) + 1, kto=len(liked) + len(disliked), dpo=len(dpo))
+    ) == Counter(
+        answers=len(sft) + 1 + len(replay), replay=len(replay), kto=len(liked) + len(disliked), dpo=len(dpo)
+    )
     for batch in batches:
-        assert batch.is_filler == (not batch.sft + batch.judgements + batch.pairs)
-        assert batch.packed.sequences == batch.sft + batch.judgements + 2 * batch.pairs + batch.is_filler
+        assert batch.is_filler == (not batch.answers + batch.judgements + batch.pairs)
+        assert batch.packed.sequences == batch.answers + batch.judgements + 2 * batch.pairs + batch.is_filler
 
 
-@given(SIZES, SIZES, SIZES, SIZES, st.integers(1, 5), st.booleans())
+@given(SIZES, SIZES, SIZES, SIZES, SIZES, st.integers(1, 5), st.booleans())
 def test_processes_that_divide_the_base_run_it_equally_often(
-    sft: list[int], liked: list[int], disliked: list[int], dpo: list[int], processes: int, known: bool
+    sft: list[int],
+    replay: list[int],
+    liked: list[int],
+    disliked: list[int],
+    dpo: list[int],
+    processes: int,
+    known: bool,
 ) -> None:
-    step = [*rows_of(sft, liked, disliked, dpo), row("last", size=3)]
+    base = [row(f"r{i}", "replay", size + 1) for i, size in enumerate(replay)]
+    step = [*rows_of(sft, liked, disliked, dpo), *base, row("last", size=3)]
     shares = [
         dataset_of(step, ProcessGroup(rank, processes), known, equal_passes=True)[0]
         for rank in range(processes)
@@ -174,6 +191,7 @@ def test_processes_that_divide_the_base_run_it_equally_often(
             (
                 (batch.judged or batch.judged_filler) is not None,
                 (batch.mismatched or batch.mismatched_filler) is not None,
+                (batch.replay or batch.replay_filler) is not None,
             )
             for batch in share.micro_batches
         )
@@ -183,7 +201,9 @@ def test_processes_that_divide_the_base_run_it_equally_often(
     plain = [dataset_of(step, ProcessGroup(rank, processes), known)[0] for rank in range(processes)]
     assert all(not batch.judged_filler for share in plain for batch in share.micro_batches)
     judged = bool(liked or disliked or dpo) and not known
-    assert any(one for one, _ in passes.pop()) == judged
+    (found,) = passes
+    assert any(one for one, _, _ in found) == judged
+    assert any(one for _, _, one in found) == bool(replay)
 
 
 @given(SIZES, SIZES, SIZES, st.integers(1, 3))
