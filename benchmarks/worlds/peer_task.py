@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from services.trainer.core.chat import Messages
 from services.trainer.dataset.filters import Row
@@ -96,6 +96,44 @@ class PeerTask:
         prompts = shipped_prompts(REPLAY_PROMPTS, config.recipe.replay_prompts)
         answers = cache.answers(prompts, chat, ignore_progress)
         return [(answer.messages, answer.answer) for answer in answers if answer.answer]
+
+
+class PeerRecipe(Protocol):
+    """What every arm's recipe has."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate."""
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the rows."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per step."""
+
+
+def common_arguments(folder: str, recipe: PeerRecipe, seed: int) -> dict[str, Any]:
+    """Return the arguments that all of TRL's configurations get.
+
+    Gradient checkpointing and autocast cost time on a CPU and change little.
+    """
+    import torch  # noqa: PLC0415
+
+    return {
+        "output_dir": folder,
+        "num_train_epochs": recipe.epochs,
+        "learning_rate": recipe.learning_rate,
+        "per_device_train_batch_size": recipe.batch_size,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": seed,
+    }
 
 
 def lora(rank: int) -> LoraConfig:

@@ -18,7 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.worlds.peer_task import AnsweredConversation, PeerTask, lora, train_and_save, usable_answers
+from benchmarks.worlds.peer_task import (
+    AnsweredConversation,
+    PeerTask,
+    common_arguments,
+    lora,
+    train_and_save,
+    usable_answers,
+)
 from services.trainer.dataset.filters import Row
 from services.trainer.worker.child import die_with_parent
 
@@ -62,8 +69,7 @@ def plain_rows(
 def main(task_file: Path, output: Path) -> None:
     """Train and save the adapter."""
     die_with_parent()
-    import torch  # noqa: PLC0415 - the module is also imported for `PlainRecipe`
-    from datasets import Dataset  # noqa: PLC0415
+    from datasets import Dataset  # noqa: PLC0415 - the module is also imported for `PlainRecipe`
     from trl.trainer.sft_config import SFTConfig  # noqa: PLC0415
     from trl.trainer.sft_trainer import SFTTrainer  # noqa: PLC0415
 
@@ -77,17 +83,7 @@ def main(task_file: Path, output: Path) -> None:
         trainer = SFTTrainer(
             model=task.model(),
             args=SFTConfig(
-                output_dir=folder,
-                num_train_epochs=recipe.epochs,
-                learning_rate=recipe.learning_rate,
-                per_device_train_batch_size=recipe.batch_size,
-                gradient_checkpointing=False,
-                bf16=False,
-                use_cpu=not torch.cuda.is_available(),
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                seed=task.seed,
+                **common_arguments(folder, recipe, task.seed),
             ),
             train_dataset=Dataset.from_list([dict(sft_row(messages, answer)) for messages, answer in rows]),
             processing_class=chat.tokenizer,

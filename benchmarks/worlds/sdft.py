@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.worlds.peer_task import PeerTask, lora, train_and_save, usable_answers
+from benchmarks.worlds.peer_task import PeerTask, common_arguments, lora, train_and_save, usable_answers
 from services.trainer.worker.child import die_with_parent
 
 TEACHER_PROMPT = "{prompt}\n\nThe correct answer is: {privileged_context}\nGive the correct answer."
@@ -43,8 +43,7 @@ class SdftRecipe:
 def main(task_file: Path, output: Path) -> None:
     """Train and save the adapter."""
     die_with_parent()
-    import torch  # noqa: PLC0415 - the module is also imported for `SdftRecipe`
-    from datasets import Dataset  # noqa: PLC0415
+    from datasets import Dataset  # noqa: PLC0415 - the module is also imported for `SdftRecipe`
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer  # noqa: PLC0415
 
     task = PeerTask.read(task_file)
@@ -62,21 +61,11 @@ def main(task_file: Path, output: Path) -> None:
         trainer = SDFTTrainer(
             model=task.model(),
             args=SDFTConfig(
-                output_dir=folder,
-                num_train_epochs=recipe.epochs,
-                learning_rate=recipe.learning_rate,
-                per_device_train_batch_size=recipe.batch_size,
+                **common_arguments(folder, recipe, task.seed),
                 num_generations=1,
                 max_completion_length=recipe.answer_tokens,
                 teacher_prompt_template=TEACHER_PROMPT,
                 generate_from_teacher=recipe.generate_from_teacher,
-                gradient_checkpointing=False,
-                bf16=False,
-                use_cpu=not torch.cuda.is_available(),
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                seed=task.seed,
             ),
             train_dataset=Dataset.from_list(examples),
             processing_class=chat.tokenizer,

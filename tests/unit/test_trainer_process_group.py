@@ -138,6 +138,14 @@ def dataset_of(
     return StepDataset([tuple(step)], 60, references=references, group=group, equal_passes=equal_passes)
 
 
+def step_of(
+    sft: list[int], replay: list[int], liked: list[int], disliked: list[int], dpo: list[int]
+) -> list[TokenizedRow]:
+    """Return rows of these sizes, and one more SFT row, so that no step is empty."""
+    base = [row(f"r{i}", "replay", size + 1) for i, size in enumerate(replay)]
+    return [*rows_of(sft, liked, disliked, dpo), *base, row("last", size=3)]
+
+
 @given(SIZES, SIZES, SIZES, SIZES, SIZES, st.integers(1, 5), st.booleans())
 def test_processes_compute_every_row_once_in_equally_many_micro_batches(
     sft: list[int],
@@ -148,8 +156,7 @@ def test_processes_compute_every_row_once_in_equally_many_micro_batches(
     processes: int,
     known: bool,
 ) -> None:
-    base = [row(f"r{i}", "replay", size + 1) for i, size in enumerate(replay)]
-    step = [*rows_of(sft, liked, disliked, dpo), *base, row("last", size=3)]
+    step = step_of(sft, replay, liked, disliked, dpo)
     shares = [dataset_of(step, ProcessGroup(rank, processes), known)[0] for rank in range(processes)]
     (whole,) = {(share.totals, share.mismatched, share.tokens, tuple(share.metrics)) for share in shares}
     alone = dataset_of(step, ALONE, known)[0]
@@ -180,8 +187,7 @@ def test_processes_that_divide_the_base_run_it_equally_often(
     processes: int,
     known: bool,
 ) -> None:
-    base = [row(f"r{i}", "replay", size + 1) for i, size in enumerate(replay)]
-    step = [*rows_of(sft, liked, disliked, dpo), *base, row("last", size=3)]
+    step = step_of(sft, replay, liked, disliked, dpo)
     shares = [
         dataset_of(step, ProcessGroup(rank, processes), known, equal_passes=True)[0]
         for rank in range(processes)

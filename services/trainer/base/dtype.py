@@ -43,6 +43,11 @@ def of_run(run: Path) -> Dtype:
     return chosen
 
 
+def bytes_per_weight(run: Path) -> int:
+    """Return the bytes per weight in a run's data type."""
+    return 4 if of_run(run) == "float32" else 2
+
+
 def resolve(wanted: WantedDtype, base: Path) -> Dtype:
     """Return the wanted data type, or for `auto` the faster one on this machine. Imports torch."""
     return fastest(base) if wanted == "auto" else wanted

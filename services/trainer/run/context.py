@@ -87,8 +87,7 @@ class RunContext:
         known = resolved.read(self.folder)
         if known is not None:
             return known.quantization
-        weight_bytes = 4 if dtype.of_run(self.folder) == "float32" else 2
-        machine = run_machine(weight_bytes, self.settings.world_size)
+        machine = run_machine(dtype.bytes_per_weight(self.folder), self.settings.world_size)
         return base_quantization(self.config.recipe, base_shape(Path(self.config.base)), machine)
 
     def base_answers(self, prompts: Sequence[Prompt]) -> list[BaseAnswer]:

@@ -273,10 +273,14 @@ def resolve_for_run(
     if known is not None and known.processes != processes and not newest_step(context.folder / CHECKPOINTS):
         known = None  # nothing was trained yet
     if known is None:
-        weight_bytes = 4 if dtype.of_run(context.folder) == "float32" else 2
         config = context.config
         known = resolve_recipe(
-            config.recipe, base_shape(Path(config.base)), weight_bytes, rows, replay, processes=processes
+            config.recipe,
+            base_shape(Path(config.base)),
+            dtype.bytes_per_weight(context.folder),
+            rows,
+            replay,
+            processes=processes,
         )
         resolved.write(context.folder, known)
     return known
