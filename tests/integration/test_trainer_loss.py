@@ -26,8 +26,9 @@ from services.trainer.training.losses import LossWeights, StepTotals, dpo_losses
 from services.trainer.training.packed_attention import PACKED, attention
 from services.trainer.training.packing import pack, pad
 from services.trainer.training.rows import TokenizedRow
+from services.trainer.training.step_dataset import StepDataset
 from services.trainer.training.train import training_arguments
-from services.trainer.training.trainer import StepDataset, StepTrainer
+from services.trainer.training.trainer import StepTrainer
 from tests.trainer_rows import resolved_recipe, tokenized
 
 QUESTIONS = [

@@ -32,7 +32,8 @@ from services.trainer.training import train
 from services.trainer.training.checkpoints import RunCallback
 from services.trainer.training.packed_attention import PACKED, attention
 from services.trainer.training.rows import TokenizedRow, tokenize
-from services.trainer.training.trainer import StepDataset, StepTrainer
+from services.trainer.training.step_dataset import StepDataset
+from services.trainer.training.trainer import StepTrainer
 from services.trainer.versions.model_card import ADAPTER_FILES
 from shared.adapters.in_memory import InMemoryCache
 from shared.feedback_kinds import Objective

@@ -28,7 +28,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.training.job import TrainingJob
 from services.trainer.training.process_group import ALONE, ProcessGroup, is_peer_lost
 from services.trainer.training.rows import AnsweredPrompt, TokenizedRow
-from services.trainer.training.trainer import StepDataset
+from services.trainer.training.step_dataset import StepDataset
 from services.trainer.worker import join, launcher
 from services.trainer.worker.launcher import OtherWorldSize
 from services.trainer.worker.restart_policy import MAX_ERRORS, MAX_KILLS

@@ -11,9 +11,9 @@ the positions that predict the tokens of the answers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 
@@ -96,6 +96,10 @@ class Pack:
     def sums(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum of `values` (targets,) over each sequence, (sequences,)."""
         return values.new_zeros(self.sequences).index_add(0, self.sequence, values)
+
+
+Packer: TypeAlias = Callable[[Sequence[AnsweredPrompt]], Pack]
+"""Makes a pack of sequences: `pack`, `pack_for_gpu` or `pad`."""
 
 
 def pack(sequences: Sequence[AnsweredPrompt], *, min_shared: int = MIN_SHARED_TOKENS) -> Pack:

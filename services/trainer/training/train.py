@@ -47,11 +47,12 @@ from services.trainer.training.checkpoints import RunCallback, newest_checkpoint
 from services.trainer.training.cpu.segment_attention import MAX_EAGER_KEYS
 from services.trainer.training.job import TrainingJob
 from services.trainer.training.lora import lora_config
-from services.trainer.training.losses import LossWeights, answer_log_probs, has_plain_head
+from services.trainer.training.losses import LossWeights, has_plain_head
 from services.trainer.training.memory_probe import GpuMeter, MemoryMeter, MicroBatchProbe, probe_row
 from services.trainer.training.packed_attention import PACKED, attention, can_pack
-from services.trainer.training.packing import pack, pack_for_gpu, pad
+from services.trainer.training.packing import Packer, pack, pack_for_gpu, pad
 from services.trainer.training.process_group import ALONE, ProcessGroup
+from services.trainer.training.references import likelihoods_of_base
 from services.trainer.training.rows import (
     AnsweredPrompt,
     TokenizedRow,
@@ -61,14 +62,9 @@ from services.trainer.training.rows import (
     tokenize,
 )
 from services.trainer.training.sharding import leave_to_fsdp, shard
+from services.trainer.training.step_dataset import StepDataset
 from services.trainer.training.step_plan import Step, plan_steps
-from services.trainer.training.trainer import (
-    Packer,
-    References,
-    StepDataset,
-    StepTrainer,
-    reference_sequences,
-)
+from services.trainer.training.trainer import StepTrainer
 from shared.adapters.base_model import find_base
 from shared.errors import Misconfigured
 
@@ -424,30 +420,6 @@ def loss_weights(recipe: ResolvedRecipe, steps: Sequence[Step]) -> LossWeights:
         disliked,
         recipe.replay_kl,
     )
-
-
-@torch.no_grad()
-def likelihoods_of_base(
-    base: PreTrainedModel,
-    steps: Sequence[Step],
-    recipe: ResolvedRecipe,
-    packer: Packer,
-    *,
-    plain_head: bool,
-) -> References:
-    """Return the base's log-likelihoods of all sequences that KTO and DPO compare with, before any weight changes."""
-    sequences = sorted(reference_sequences(steps), key=lambda one: len(one.ids))
-    found: dict[AnsweredPrompt, float] = {}
-    base.train(False)
-    while sequences:
-        width = len(sequences[-1].ids)
-        batch = [
-            sequences.pop() for _ in range(min(len(sequences), max(1, recipe.micro_batch_tokens // width)))
-        ]
-        packed = packer(batch).to(base.device)
-        sums = packed.sums(answer_log_probs(base, packed, plain_head=plain_head))
-        found |= dict(zip(batch, sums.tolist(), strict=True))
-    return found
 
 
 class RunArguments(TrainingArguments):

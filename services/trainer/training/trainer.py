@@ -12,11 +12,9 @@ module that accelerate wraps around the model, so every forward pass goes throug
 from __future__ import annotations
 
 import contextlib
-import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 from peft import PeftModel
@@ -26,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from services.trainer.core.recipe import Schedule
 from services.trainer.training.losses import (
     LossWeights,
     StepTotals,
@@ -41,273 +40,13 @@ from services.trainer.training.losses import (
     linear_divergence,
     linear_log_probs,
 )
-from services.trainer.training.packing import Pack, pack, pad
-from services.trainer.training.process_group import ALONE, ProcessGroup
-from services.trainer.training.rows import AnsweredPrompt, TokenizedRow
-from services.trainer.training.step_plan import Step, micro_batches, shares_of_processes
+from services.trainer.training.micro_batches import MicroBatch
+from services.trainer.training.packing import Pack
+from services.trainer.training.rows import TokenizedRow
+from services.trainer.training.schedule import rate_factor
+from services.trainer.training.step_dataset import StepDataset, StepInputs
 
-Schedule = Literal["linear", "cosine", "constant"]
-References: TypeAlias = Mapping[AnsweredPrompt, float]
-"""Log-likelihood of answers under the reference, by sequence."""
-Packer: TypeAlias = Callable[[Sequence[AnsweredPrompt]], Pack]
 STEP: Final = "step"
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Rows that go through the model at once.
-
-    The sequences of `packed` are in this order: SFT rows, replay, judgements, chosen answers, rejected answers. The
-    sequences that are compared with the reference are the judgements and answers, then the judged answers in the
-    conversations of others (for KTO's KL).
-    """
-
-    packed: Pack
-    answers: int
-    """Number of SFT and replay rows, the first sequences."""
-    judgements: int
-    pairs: int
-    sft_targets: int
-    """Answer tokens of the SFT rows: the first targets."""
-    replay_targets: slice
-    """Targets that are tokens of replay."""
-    chosen_targets: slice
-    """Targets that are tokens of chosen answers."""
-    liked: torch.Tensor
-    """(judgements,), boolean."""
-    replay: Pack | None
-    """The replay rows, whose distributions under the base are needed."""
-    judged: Pack | None
-    """Sequences whose likelihood under the reference is needed, unless it is known."""
-    mismatched: Pack | None
-    """Judged answers in the conversations of other judgements."""
-    reference: torch.Tensor | None
-    """(sequences of `judged`,): their log-likelihoods, if they are known."""
-    is_filler: bool = False
-    """It has no rows: another process has more micro-batches in this step, and waits for this one."""
-    judged_filler: Pack | None = None
-    """A sequence instead of `judged`, if another process needs its own, and all must run the model equally often."""
-    mismatched_filler: Pack | None = None
-    """The same instead of `mismatched`."""
-    replay_filler: Pack | None = None
-    """The same instead of `replay`."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepInputs:
-    """What one process computes in a step."""
-
-    micro_batches: tuple[MicroBatch, ...]
-    totals: StepTotals
-    """Sizes of the whole step, over all processes."""
-    mismatched: int
-    """Mismatched sequences of the whole step (`mismatched_sequences`)."""
-    tokens: int
-    """Tokens of the whole step."""
-
-    @property
-    def metrics(self) -> list[str]:
-        """Return the names of the step's metrics, which are the same for all processes."""
-        return [
-            *(["sft/loss"] if self.totals.sft_tokens else []),
-            *(["replay/kl"] if self.totals.replay_tokens else []),
-            *(["kto/loss", "kto/margin"] if self.totals.judgements else []),
-            *(["kto/kl"] if self.mismatched else []),
-            *(["dpo/loss", "dpo/margin"] if self.totals.pairs else []),
-        ]
-
-
-def mismatched_sequences(step: Step) -> dict[TokenizedRow, AnsweredPrompt]:
-    """Return for each judgement of a step its conversation with the answer of the judgement before it.
-
-    Empty with fewer than two judgements: KTO's KL term is 0 then.
-    """
-    judged = [row for row in step if row.objective == "kto"]
-    if len(judged) < 2:
-        return {}
-    return {
-        row: AnsweredPrompt(row.prompt, before.answer)
-        for before, row in zip([judged[-1], *judged[:-1]], judged, strict=True)
-    }
-
-
-def reference_sequences(steps: Sequence[Step]) -> list[AnsweredPrompt]:
-    """Return all sequences of a run whose likelihood under the reference is needed, each once."""
-    found: dict[AnsweredPrompt, None] = {}
-    for step in steps:
-        for row in step:
-            if row.is_compared:
-                found.update(dict.fromkeys(row.sequences))
-        found.update(dict.fromkeys(mismatched_sequences(step).values()))
-    return list(found)
-
-
-class StepDataset(torch.utils.data.Dataset[StepInputs]):
-    """Dataset with one item per step: the micro-batches of this process.
-
-    Args:
-        steps: The rows of each step.
-        limit: Tokens of a micro-batch.
-        packer: `pack`, or `pad` for models that cannot isolate the sequences of a pack.
-        references: Likelihoods under the reference, if they are known.
-        group: The processes that share each step.
-        equal_passes: All processes must run the model equally often, because each holds a part of it.
-
-    """
-
-    def __init__(
-        self,
-        steps: Sequence[Step],
-        limit: int,
-        packer: Packer = pack,
-        references: References | None = None,
-        group: ProcessGroup = ALONE,
-        *,
-        equal_passes: bool = False,
-    ) -> None:
-        self._equal_passes = equal_passes
-        self._steps = steps
-        self._limit = limit
-        self._packer = packer
-        self._references = references
-        self.group = group
-
-    def resize(self, limit: int) -> None:
-        """Make micro-batches of `limit` tokens from now on."""
-        self._limit = limit
-
-    def trial(self, rows: Sequence[TokenizedRow]) -> StepInputs:
-        """Return rows that are in no step as one micro-batch, whose references are 0 where they are known."""
-        references = None if self._references is None else defaultdict[AnsweredPrompt, float](float)
-        mismatched = mismatched_sequences(tuple(rows))
-        batch = micro_batch(rows, mismatched, self._packer, references)
-        return StepInputs((batch,), StepTotals.of(rows), len(mismatched), sum(row.tokens for row in rows))
-
-    def evaluated(self, rows: Sequence[TokenizedRow]) -> list[Pack]:
-        """Return rows in packs of the size of a micro-batch."""
-        return [self._packer([one for row in group for one in row.sequences]) for group in self._groups(rows)]
-
-    def _groups(self, rows: Sequence[TokenizedRow]) -> list[list[TokenizedRow]]:
-        return micro_batches(rows, self._limit, padded=self._packer is pad)
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __getitem__(self, number: int) -> StepInputs:
-        step = self._steps[number]
-        mismatched = mismatched_sequences(step)
-        groups = [self._groups(share) for share in shares_of_processes(step, self.group.processes)]
-        own = [
-            micro_batch(group, mismatched, self._packer, self._references)
-            for group in groups[self.group.rank]
-        ]
-        filler = filler_batch(step[0], self._packer)
-        own += [filler] * (max(map(len, groups)) - len(own))
-        if self._equal_passes:
-            own = [
-                with_fillers(
-                    batch,
-                    filler.packed,
-                    [row for one in groups for row in (one[number] if number < len(one) else ())],
-                    mismatched,
-                    known=self._references is not None,
-                )
-                for number, batch in enumerate(own)
-            ]
-        return StepInputs(
-            tuple(own),
-            StepTotals.of(step),
-            sum(row in mismatched for row in step),
-            sum(row.tokens for row in step),
-        )
-
-
-def micro_batch(
-    rows: Sequence[TokenizedRow],
-    mismatched: Mapping[TokenizedRow, AnsweredPrompt],
-    packer: Packer,
-    references: References | None = None,
-) -> MicroBatch:
-    """Return rows as a micro-batch."""
-    sft = [row for row in rows if row.objective == "sft"]
-    replay = [row for row in rows if row.objective == "replay"]
-    kto = [row for row in rows if row.objective == "kto"]
-    dpo = [row for row in rows if row.objective == "dpo"]
-    trained = [row.sequences[0] for row in (*sft, *replay)]
-    judged = [row.sequences[0] for row in (*kto, *dpo)] + [row.sequences[1] for row in dpo]
-    others = [mismatched[row] for row in kto if row in mismatched]
-    sft_targets, replay_targets, kto_targets, chosen_targets = (
-        sum(len(row.answer) for row in part) for part in (sft, replay, kto, dpo)
-    )
-    before_judged = sft_targets + replay_targets
-    before_chosen = before_judged + kto_targets
-    known = references is not None
-    return MicroBatch(
-        packed=packer(trained + judged),
-        answers=len(trained),
-        judgements=len(kto),
-        pairs=len(dpo),
-        sft_targets=sft_targets,
-        replay_targets=slice(sft_targets, before_judged),
-        chosen_targets=slice(before_chosen, before_chosen + chosen_targets),
-        liked=torch.tensor([row.liked for row in kto], dtype=torch.bool),
-        replay=packer(trained[len(sft) :]) if replay else None,
-        judged=packer(judged + others) if judged and not known else None,
-        mismatched=packer(others) if others else None,
-        reference=torch.tensor([references[one] for one in judged + others])
-        if references is not None
-        else None,
-    )
-
-
-def filler_batch(row: TokenizedRow, packer: Packer) -> MicroBatch:
-    """Return a micro-batch without rows, as small as possible: one token that predicts another one of `row`."""
-    packed = packer([AnsweredPrompt(row.prompt[:1], row.answer[:1] or row.prompt[:1])])
-    empty = micro_batch((), {}, lambda _: packed)
-    return replace(empty, is_filler=True)
-
-
-def with_fillers(
-    batch: MicroBatch,
-    filler: Pack,
-    rows: Sequence[TokenizedRow],
-    mismatched: Mapping[TokenizedRow, AnsweredPrompt],
-    *,
-    known: bool,
-) -> MicroBatch:
-    """Return a micro-batch that runs the model as often as those of the other processes.
-
-    Args:
-        batch: The micro-batch of this process.
-        filler: A pack to run the model on.
-        rows: The rows of all processes' micro-batches with this number.
-        mismatched: As for `micro_batch`.
-        known: The likelihoods under the reference are known.
-
-    """
-    needs_judged = not known and any(row.is_compared for row in rows)
-    needs_replay = any(row.objective == "replay" for row in rows)
-    needs_mismatched = any(row in mismatched for row in rows)
-    return replace(
-        batch,
-        judged_filler=filler if needs_judged and batch.judged is None else None,
-        mismatched_filler=filler if needs_mismatched and batch.mismatched is None else None,
-        replay_filler=filler if needs_replay and batch.replay is None else None,
-    )
-
-
-def rate_factor(schedule: Schedule, step: int, steps: int, warmup: int) -> float:
-    """Return the share of the peak learning rate at a step: a linear warm-up, then the schedule down to 0."""
-    rising = (step + 1) / (warmup + 1)
-    remaining = max(0.0, min(1.0, (steps - step) / max(1, steps - warmup)))
-    match schedule:
-        case "linear":
-            falling = remaining
-        case "cosine":
-            falling = (1 - math.cos(math.pi * remaining)) / 2
-        case "constant":
-            falling = 1.0
-    return min(1.0, rising, falling)
 
 
 @dataclass(frozen=True, slots=True)
