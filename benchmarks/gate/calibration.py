@@ -19,17 +19,14 @@ import numpy as np
 import typer
 
 from services.trainer.gate.metrics import Measurements
-from services.trainer.gate.metrics.corrections import CorrectionScores
-from services.trainer.gate.metrics.metric import JudgeOptions
+from services.trainer.gate.metrics.corrections import KIND, CorrectionScores
+from services.trainer.gate.metrics.metric import ItemVote, JudgeOptions, Votes
 from services.trainer.gate.metrics.safety import SafetyOutcomes
-from services.trainer.gate.statistics import Interval, OutcomePair, ScorePair
+from services.trainer.gate.statistics import Interval, OutcomePair
 from services.trainer.gate.verdict import decide
 from shared.versions import Verdict
 
 STABLE = "assistant@base-00000000"
-WON: ScorePair = (0.9, 0.1)
-LOST: ScorePair = (0.1, 0.9)
-TIE: ScorePair = (0.5, 0.5)
 CANDIDATES = 2000
 """Simulated candidates of each kind."""
 VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "inconclusive")
@@ -74,13 +71,20 @@ class SimulatedCandidate:
             rng, self.items, self.decided * self.win, self.decided * (1 - self.win)
         )
         return {
-            "corrections": CorrectionScores([WON] * wins + [LOST] * losses + [TIE] * ties),
+            "corrections": CorrectionScores(votes=_votes(wins, losses, ties)),
             "general_accuracy": _draw_outcomes(rng, self.questions, self.flips, self.accuracy_loss),
             "safety": SafetyOutcomes(
                 refused=_draw_outcomes(rng, self.safety_prompts, self.refusal_flips),
                 answered=_draw_outcomes(rng, self.safety_prompts, self.refusal_flips / 2),
             ),
         }
+
+
+def _votes(wins: int, losses: int, ties: int) -> Votes:
+    outcomes = [1] * wins + [-1] * losses + [0] * ties
+    return Votes(
+        tuple(ItemVote(f"u{i}", f"g{i}", KIND, outcome, f"{i}") for i, outcome in enumerate(outcomes))
+    )
 
 
 def _draw_counts(rng: np.random.Generator, n: int, first: float, second: float) -> tuple[int, int, int]:

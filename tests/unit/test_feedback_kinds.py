@@ -209,7 +209,7 @@ def test_held_out_signals_become_items_or_pairs(kind: FeedbackKind) -> None:
     snapshot = build(LINE, [example(r) for r in revisions], {0: 9}, comments="append")
     assert snapshot.train == ()
     items = build_eval_items(snapshot.heldout, [], [])
-    pairs = build_preference_pairs(LINE, [grouped.row for grouped in snapshot.heldout], [])
+    pairs = build_preference_pairs(LINE, snapshot.heldout, [])
     assert bool(items) == (kind.matcher == ITEM)
     if kind.matcher in PAIR_MATCHERS:
         assert kind.matcher is not None

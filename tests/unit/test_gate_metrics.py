@@ -16,6 +16,7 @@ from services.trainer.gate.metrics.metric import JudgeOptions, Metric
 from services.trainer.gate.metrics.safety import SafetyOutcomes
 from services.trainer.gate.report_html import FIGURES
 from services.trainer.gate.verdict import decide
+from tests.gate_factories import margin_gains
 from tests.unit.source_tree import ROOT
 
 OPTIONS = JudgeOptions(min_items=30)
@@ -24,7 +25,7 @@ OUTCOMES = [(True, True), (False, True)]
 EVERYTHING = {
     "corrections": CorrectionScores(SCORES, SCORES, SCORES, SCORES),
     "correction_likelihood": [0.1, 0.2],
-    "pair_margins": {"thumbs": [0.1], "preference": [0.1]},
+    "pair_margins": {"thumbs": margin_gains([0.1]), "preference": margin_gains([0.1])},
     "unseen_questions": SCORES,
     "general_accuracy": OUTCOMES,
     "general_likelihood": GeneralLikelihoods(SCORES, [0.1, 0.2]),
@@ -37,7 +38,7 @@ EVERYTHING = {
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_metric_without_data_fails_nothing(metric: Metric[object]) -> None:
     judgement = metric.judge(metric.measure(EvalSet(), EvalOutputs()), OPTIONS)
-    assert (judgement.failures, judgement.doubts, judgement.votes.items) == ([], [], 0)
+    assert (judgement.failures, judgement.doubts, len(judgement.votes)) == ([], [], 0)
     assert all(figure.n == 0 for figure in judgement.figures)
 
 

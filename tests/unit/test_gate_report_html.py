@@ -40,6 +40,7 @@ def gate(folder: Path, wins: int = 30) -> GateReport:
             row(f"Who founded {i} {EVIL}?", f"Founder {i} was Ida Voss.", f"u{i}", f"r{i:02}"),
             ("voss",),
             "wins",
+            f"g{i}",
         )
         for i in range(ITEMS)
     ]
@@ -48,7 +49,7 @@ def gate(folder: Path, wins: int = 30) -> GateReport:
     greeting = (("user", "Hi"),)
     eval_set = EvalSet(
         corrections=items,
-        pairs=[PreferencePair("thumbs", "a b", (greeting, "Short."), (greeting, "Long, long."))],
+        pairs=[PreferencePair("thumbs", "a b", (greeting, "Short."), (greeting, "Long, long."), "u1", "g1")],
         general_prompts=[general],
         general_base_answers=[BaseAnswer("p1", general.prompt, "Paris.", 40, ended=True)],
         safety_prompts=[harmful],

@@ -13,15 +13,14 @@ from services.trainer.gate.metrics.general_accuracy import ACCURACY_MARGIN
 from services.trainer.gate.metrics.general_likelihood import NLL_MARGIN, GeneralLikelihoods
 from services.trainer.gate.metrics.metric import JudgeOptions
 from services.trainer.gate.metrics.safety import SafetyOutcomes
-from services.trainer.gate.statistics import OutcomePair, ScorePair
+from services.trainer.gate.statistics import OutcomePair
 from services.trainer.gate.verdict import REPLACES_ERASED, decide
 from shared.versions import GateReport
+from tests.gate_factories import SCORES, margin_gains
+from tests.gate_factories import corrections as correction_scores
 
 BASE = "assistant@base-00000000"
 OPTIONS = JudgeOptions(min_items=30)
-WON: ScorePair = (0.9, 0.1)
-LOST: ScorePair = (0.1, 0.9)
-TIE: ScorePair = (0.5, 0.5)
 UNCHANGED: Measurements = {
     "general_accuracy": [(True, True)] * 60,
     "general_likelihood": GeneralLikelihoods(nll=[(0.3, 0.3)] * 80),
@@ -31,7 +30,7 @@ UNCHANGED: Measurements = {
 
 def corrections(wins: int, losses: int = 0, ties: int = 0) -> Measurements:
     """Answers to held-out corrections with these outcomes."""
-    return {"corrections": CorrectionScores([WON] * wins + [LOST] * losses + [TIE] * ties)}
+    return {"corrections": correction_scores(wins, losses, ties)}
 
 
 def flips(lost: int, won: int, total: int) -> list[OutcomePair]:
@@ -90,22 +89,22 @@ def test_less_likely_corrections_fail_even_a_better_candidate() -> None:
 
 
 def test_thumbs_without_corrections_can_decide() -> None:
-    changed = report_of({"pair_margins": {"thumbs": [0.3] * 30 + [-0.1] * 5}})
+    changed = report_of({"pair_margins": {"thumbs": margin_gains([0.3] * 30 + [-0.1] * 5)}})
     assert changed.verdict == "passed"
     assert figure(changed, "thumbs_win_rate").n == 35
-    unchanged = report_of({"pair_margins": {"thumbs": [0.01, -0.01] * 20}})
+    unchanged = report_of({"pair_margins": {"thumbs": margin_gains([0.01, -0.01] * 20)}})
     assert unchanged.verdict == "failed"
 
 
 def test_kinds_of_feedback_share_one_win_rate_and_none_may_get_worse() -> None:
-    both = report_of(corrections(20), {"pair_margins": {"thumbs": [0.3] * 20}})
+    both = report_of(corrections(20), {"pair_margins": {"thumbs": margin_gains([0.3] * 20)}})
     assert figure(both, "win_rate").n == 40
-    worse = report_of(corrections(60), {"pair_margins": {"thumbs": [-0.3] * 20}})
+    worse = report_of(corrections(60), {"pair_margins": {"thumbs": margin_gains([-0.3] * 20)}})
     assert (worse.verdict, worse.reasons) == ("failed", ("worse on held-out users' thumbs",))
 
 
 def test_worse_untrained_questions_fail_even_with_too_few_items() -> None:
-    report = report_of(corrections(5), {"unseen_questions": [LOST] * 12})
+    report = report_of(corrections(5), {"unseen_questions": [SCORES[-1]] * 12})
     assert report.verdict == "failed"
     assert report.reasons == ("worse on questions that were not trained",)
 

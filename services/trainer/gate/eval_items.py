@@ -11,6 +11,7 @@ from services.trainer.dataset.filters import GroupedRow, Row
 from services.trainer.dataset.similarity import near_duplicates
 from services.trainer.dataset.snapshot import asks_for_trained_fact
 from services.trainer.dataset.words import frequent_question_stems, normalised
+from services.trainer.gate.question_groups import question_groups
 from services.trainer.gate.scorers import required_keys
 from shared.feedback_kinds import ITEM, KIND_BY_NAME
 
@@ -30,6 +31,8 @@ class EvalItem:
     row: Row
     keys: tuple[str, ...]
     category: Category
+    group: str
+    """Question group of the item (`question_groups.py`)."""
 
 
 def build_eval_items(
@@ -48,6 +51,7 @@ def build_eval_items(
     corrections = [grouped for grouped in held_out if KIND_BY_NAME[grouped.row.kind].matcher == ITEM]
     for grouped in sorted(corrections, key=lambda grouped: (grouped.row.occurred_ms, grouped.row.identity)):
         newest[grouped.row.user_id, normalised(grouped.row.question)] = grouped
+    groups = question_groups(held_out)
     kept = sorted(newest.values(), key=lambda grouped: grouped.row.identity)
     questions = [grouped.row.question for grouped in kept]
     fact_trained = asks_for_trained_fact(kept, trained)
@@ -61,7 +65,8 @@ def build_eval_items(
         row = grouped.row
         others = _other_answers(answers_in_group[grouped.group], row.answer)
         keys = required_keys(row.answer, row.question, others, common_words, row.original)
-        items.append(EvalItem(row, keys, "unseen" if not has_fact else "seen" if has_wording else "wins"))
+        category: Category = "unseen" if not has_fact else "seen" if has_wording else "wins"
+        items.append(EvalItem(row, keys, category, groups[row.identity]))
     return items
 
 

@@ -7,14 +7,15 @@ same question if possible, else of the same user, else in a fixed order. Each an
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.trainer.core.chat import Messages
-from services.trainer.dataset.filters import Row
+from services.trainer.dataset.filters import GroupedRow, Row
 from services.trainer.dataset.holdout import hash_fraction
 from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in
 from services.trainer.dataset.words import normalised
+from services.trainer.gate.question_groups import question_groups
 from shared.feedback_kinds import KIND_BY_NAME, PAIR_MATCHERS
 
 MAX_PAIRS = 200
@@ -32,10 +33,14 @@ class PreferencePair:
     identity: str
     better: tuple[Messages, str]
     worse: tuple[Messages, str]
+    user: str
+    """User of the better answer."""
+    group: str
+    """Question group of the better answer (`question_groups.py`)."""
 
 
 def build_preference_pairs(
-    line: str, held_out: Sequence[Row], trained: Sequence[TrainedAnswer], max_pairs: int = MAX_PAIRS
+    line: str, held_out: Sequence[GroupedRow], trained: Sequence[TrainedAnswer], max_pairs: int = MAX_PAIRS
 ) -> list[PreferencePair]:
     """Return the pairs of held-out rows, in an order that is fixed for the line.
 
@@ -48,8 +53,12 @@ def build_preference_pairs(
         trained: Questions and answers that either version was trained on.
         max_pairs: Limit for each kind.
     """
-    memorised = _TrainedAnswers(trained, [row.question for row in held_out])
-    ordered = sorted(held_out, key=lambda row: (hash_fraction(line, row.identity), row.identity))
+    memorised = _TrainedAnswers(trained, [grouped.row.question for grouped in held_out])
+    groups = question_groups(held_out)
+    ordered = sorted(
+        (grouped.row for grouped in held_out),
+        key=lambda row: (hash_fraction(line, row.identity), row.identity),
+    )
     pairs: list[PreferencePair] = []
     for matcher in PAIR_MATCHERS:
         is_pair = matcher.how == "pair"
@@ -60,16 +69,27 @@ def build_preference_pairs(
             and not memorised.contain(row.question, row.answer)
             and not (is_pair and memorised.contain(row.question, row.original))
         ]
-        found = [_given_pair(matcher.name, row) for row in rows] if is_pair else _match(matcher.name, rows)
+        found = (
+            [_given_pair(matcher.name, row, groups) for row in rows]
+            if is_pair
+            else _match(matcher.name, rows, groups)
+        )
         pairs += found[:max_pairs]
     return pairs
 
 
-def _given_pair(kind: str, row: Row) -> PreferencePair:
-    return PreferencePair(kind, row.identity, (row.messages, row.answer), (row.messages, row.original))
+def _given_pair(kind: str, row: Row, groups: Mapping[str, str]) -> PreferencePair:
+    return PreferencePair(
+        kind,
+        row.identity,
+        (row.messages, row.answer),
+        (row.messages, row.original),
+        row.user_id,
+        groups[row.identity],
+    )
 
 
-def _match(kind: str, judged: Sequence[Row]) -> list[PreferencePair]:
+def _match(kind: str, judged: Sequence[Row], groups: Mapping[str, str]) -> list[PreferencePair]:
     liked, disliked = ([row for row in judged if row.label is label] for label in (True, False))
     pairs: list[PreferencePair] = []
     criteria: tuple[Callable[[Row], str], ...] = (
@@ -92,6 +112,8 @@ def _match(kind: str, judged: Sequence[Row]) -> list[PreferencePair]:
                         f"{better.identity} {worse.identity}",
                         (better.messages, better.answer),
                         (worse.messages, worse.answer),
+                        better.user_id,
+                        groups[better.identity],
                     )
                 )
         liked = [row for row in liked if row.identity not in matched]

@@ -97,9 +97,7 @@ def build_eval_set(context: RunContext) -> EvalSet:
         corrections=build_eval_items(
             held_out, [question for question, _ in trained], [question for question, _ in by_stable]
         ),
-        pairs=build_preference_pairs(
-            config.line, [grouped.row for grouped in held_out], [*trained, *by_stable]
-        ),
+        pairs=build_preference_pairs(config.line, held_out, [*trained, *by_stable]),
         general_prompts=general,
         general_base_answers=base_answers[: len(general)],
         safety_prompts=safety,

@@ -90,15 +90,15 @@ def _verdict(
     if replaces_erased and worse:
         tally = f"{votes.wins} won, {votes.losses} lost, {votes.ties} ties"
         return "failed", [f"worse than the version that it replaces: {tally}"], None
-    is_better = votes.items >= min_items and better
+    is_better = len(votes) >= min_items and better
     if is_better or replaces_erased:
         reason = PASSED if is_better else REPLACES_ERASED
         return ("inconclusive", doubts, None) if doubts else ("passed", [reason], None)
-    more = more_items_needed(votes.wins, votes.losses, votes.items, min_items)
-    missing = min_items - votes.items
+    more = more_items_needed(votes.wins, votes.losses, len(votes), min_items)
+    missing = min_items - len(votes)
     if missing > 0:
         needed = f"{missing} more {'is' if missing == 1 else 'are'} needed"
-        reason = f"{votes.items} held-out items in new wordings: {needed} to decide"
+        reason = f"{len(votes)} held-out items in new wordings: {needed} to decide"
         if more and more > missing:
             reason += f"; about {more} at this win rate"
         return "inconclusive", [reason, *doubts], more

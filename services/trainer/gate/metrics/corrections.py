@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, GenerationTask
 from services.trainer.gate.metrics.correction_likelihood import CORRECTION_LIKELIHOODS
 from services.trainer.gate.metrics.metric import (
     FigureInfo,
+    ItemVote,
     Json,
     Judgement,
     JudgeOptions,
@@ -24,6 +24,8 @@ from services.trainer.gate.statistics import ScorePair, gains, stable_mean
 if TYPE_CHECKING:
     from services.trainer.gate.eval_items import EvalItem
 
+KIND = "corrections"
+"""Kind of these items in the ledger of votes."""
 CORRECTION_ANSWERS = GenerationTask(
     name="answers",
     prompts=lambda eval_set: [item.row.messages for item in eval_set.corrections],
@@ -40,12 +42,14 @@ class CorrectionScores:
         facts: Of those that have keys, the share of the keys in the answer.
         chrf: Of all of those, chrF to the correction.
         seen_wordings: `scorers.score` of the items in a wording that was trained.
+        votes: The outcomes of the items in `scores`.
     """
 
     scores: Sequence[ScorePair] = ()
     facts: Sequence[ScorePair] = ()
     chrf: Sequence[ScorePair] = ()
     seen_wordings: Sequence[ScorePair] = ()
+    votes: Votes = field(default_factory=Votes)
 
 
 def item_scores(item: EvalItem, candidate: str, stable: str) -> ScorePair:
@@ -53,10 +57,12 @@ def item_scores(item: EvalItem, candidate: str, stable: str) -> ScorePair:
     return score(candidate, item.row.answer, item.keys), score(stable, item.row.answer, item.keys)
 
 
-def count_votes(pairs: Sequence[ScorePair]) -> Votes:
-    """Return wins, losses and ties of the candidate's answers."""
-    counts = Counter(outcome(candidate, stable) for candidate, stable in pairs)
-    return Votes(wins=counts[1], losses=counts[-1], ties=counts[0])
+def item_vote(item: EvalItem, candidate: str, stable: str) -> ItemVote:
+    """Return which of both answers to an item is better."""
+    row = item.row
+    return ItemVote(
+        row.user_id, item.group, KIND, outcome(*item_scores(item, candidate, stable)), row.identity
+    )
 
 
 def _measure(eval_set: EvalSet, outputs: EvalOutputs) -> CorrectionScores:
@@ -74,11 +80,12 @@ def _measure(eval_set: EvalSet, outputs: EvalOutputs) -> CorrectionScores:
             for item, candidate, stable in counting
         ],
         seen_wordings=[item_scores(item, *answers) for item, answers in answered if item.category == "seen"],
+        votes=Votes(tuple(item_vote(*answers) for answers in counting)),
     )
 
 
 def _judge(values: CorrectionScores, options: JudgeOptions) -> Judgement:
-    judgement = Judgement(votes=count_votes(values.scores))
+    judgement = Judgement(votes=values.votes)
     for name, pairs in (
         ("items_score_gain", values.scores),
         ("items_facts_gain", values.facts),

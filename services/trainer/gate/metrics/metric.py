@@ -76,20 +76,50 @@ class ReportSection:
 
 
 @dataclass(frozen=True, slots=True)
-class Votes:
-    """Comparisons that count in the win rate."""
+class ItemVote:
+    """What one judgement of a held-out user says about candidate and stable.
 
-    wins: int = 0
-    losses: int = 0
-    ties: int = 0
+    Attributes:
+        user: Pseudonym of the user.
+        group: Question group of the item: items of one group ask for the same fact.
+        kind: Kind of the item, such as `corrections` or `thumbs`, for the ledger of the report.
+        outcome: 1 if the candidate is better, 0 for a tie, -1 if it is worse.
+        identity: Identity of the item.
+    """
+
+    user: str
+    group: str
+    kind: str
+    outcome: int
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """The items that decide whether the candidate is better, one vote for each."""
+
+    items: tuple[ItemVote, ...] = ()
 
     @property
-    def items(self) -> int:
-        """Number of comparisons, ties included."""
-        return self.wins + self.losses + self.ties
+    def wins(self) -> int:
+        """Number of items on which the candidate is better."""
+        return sum(item.outcome > 0 for item in self.items)
+
+    @property
+    def losses(self) -> int:
+        """Number of items on which the candidate is worse."""
+        return sum(item.outcome < 0 for item in self.items)
+
+    @property
+    def ties(self) -> int:
+        """Number of items on which neither is better."""
+        return sum(item.outcome == 0 for item in self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
 
     def __add__(self, other: Votes) -> Votes:
-        return Votes(self.wins + other.wins, self.losses + other.losses, self.ties + other.ties)
+        return Votes(self.items + other.items)
 
 
 @dataclass(slots=True)

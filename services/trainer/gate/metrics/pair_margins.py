@@ -8,12 +8,14 @@ cancels out. Pairs count in the win rate, and no kind of feedback may get worse.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from services.trainer.core.chat import Messages
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, LikelihoodTask
 from services.trainer.gate.metrics.metric import (
     EVEN,
     FigureInfo,
+    ItemVote,
     Json,
     Judgement,
     JudgeOptions,
@@ -42,28 +44,44 @@ def _outcome(margin_gain: float) -> int:
     return 1 if margin_gain > PAIR_TIE_MARGIN else -1 if margin_gain < -PAIR_TIE_MARGIN else 0
 
 
-def _votes(margin_gains: Sequence[float]) -> Votes:
-    outcomes = [_outcome(gain) for gain in margin_gains]
-    return Votes(wins=outcomes.count(1), losses=outcomes.count(-1), ties=outcomes.count(0))
+@dataclass(frozen=True, slots=True)
+class MarginGain:
+    """How much the margin of one pair grew from stable to candidate, in nats per token.
+
+    Attributes:
+        user: User of the better answer.
+        group: Question group of the better answer.
+        gain: Growth of the margin.
+        identity: Identity of the pair.
+    """
+
+    user: str
+    group: str
+    gain: float
+    identity: str
+
+    def vote(self, kind: str) -> ItemVote:
+        """Return whether the candidate wins the pair."""
+        return ItemVote(self.user, self.group, kind, _outcome(self.gain), self.identity)
 
 
-def _measure(eval_set: EvalSet, outputs: EvalOutputs) -> Mapping[str, Sequence[float]]:
+def _measure(eval_set: EvalSet, outputs: EvalOutputs) -> Mapping[str, Sequence[MarginGain]]:
     """Return the margin gains by kind of feedback."""
-    by_kind: dict[str, list[float]] = {}
+    by_kind: dict[str, list[MarginGain]] = {}
     for pair, gain in zip(eval_set.pairs, _margin_gains(eval_set, outputs), strict=True):
-        by_kind.setdefault(pair.kind, []).append(gain)
+        by_kind.setdefault(pair.kind, []).append(MarginGain(pair.user, pair.group, gain, pair.identity))
     return by_kind
 
 
-def _judge(by_kind: Mapping[str, Sequence[float]], options: JudgeOptions) -> Judgement:
+def _judge(by_kind: Mapping[str, Sequence[MarginGain]], options: JudgeOptions) -> Judgement:
     judgement = Judgement()
     for kind, margin_gains in sorted(by_kind.items()):
-        votes = _votes(margin_gains)
+        votes = Votes(tuple(one.vote(kind) for one in margin_gains))
         rate = win_rate_interval(votes.wins, votes.losses)
         worse = rate.high is not None and rate.high < EVEN
         judgement.votes += votes
         judgement.add_figure(f"{kind}_win_rate", rate, bound=EVEN, passed=not worse)
-        judgement.add_figure(f"{kind}_margin_gain", options.mean_interval(margin_gains))
+        judgement.add_figure(f"{kind}_margin_gain", options.mean_interval([one.gain for one in margin_gains]))
         if worse:
             judgement.failures.append(f"worse on held-out users' {kind}")
     return judgement

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet
-from services.trainer.gate.metrics.corrections import CORRECTION_ANSWERS, count_votes, item_scores
+from services.trainer.gate.metrics.corrections import CORRECTION_ANSWERS, item_scores
 from services.trainer.gate.metrics.metric import EVEN, FigureInfo, Judgement, JudgeOptions, Metric
+from services.trainer.gate.scorers import outcome
 from services.trainer.gate.statistics import ScorePair, win_rate_interval
 
 
@@ -15,8 +16,8 @@ def _measure(eval_set: EvalSet, outputs: EvalOutputs) -> list[ScorePair]:
 
 def _judge(scores: list[ScorePair], _: JudgeOptions) -> Judgement:
     judgement = Judgement()
-    votes = count_votes(scores)
-    rate = win_rate_interval(votes.wins, votes.losses)
+    outcomes = [outcome(candidate, stable) for candidate, stable in scores]
+    rate = win_rate_interval(outcomes.count(1), outcomes.count(-1))
     worse = rate.high is not None and rate.high < EVEN
     judgement.add_figure("unseen_win_rate", rate, bound=EVEN, passed=not worse)
     if worse:
