@@ -23,6 +23,7 @@ from services.trainer.gate.metrics.safety import SAFETY_ANSWERS
 from services.trainer.gate.preference_pairs import PreferencePair
 from services.trainer.gate.report_html import best_and_worst, page
 from services.trainer.gate.report_json import report_json
+from services.trainer.gate.scorers import Rubric
 from services.trainer.gate.stage import write_report
 from services.trainer.gate.verdict import decide
 from services.trainer.run.folder import GATE_REPORT, GATE_REPORT_PAGE, GATE_TEXTS
@@ -38,7 +39,7 @@ def gate(folder: Path, wins: int = 30) -> GateReport:
     items = [
         EvalItem(
             row(f"Who founded {i} {EVIL}?", f"Founder {i} was Ida Voss.", f"u{i}", f"r{i:02}"),
-            ("voss",),
+            Rubric(f"Founder {i} was Ida Voss.", keys=("voss",)),
             "wins",
             f"g{i}",
         )

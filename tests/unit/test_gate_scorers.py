@@ -8,9 +8,12 @@ from services.trainer.base.base_answers import SAFETY_PROMPTS, shipped_prompts
 from services.trainer.dataset.words import frequent_question_stems
 from services.trainer.gate.scorers import (
     TIE_MARGIN,
+    build_rubric,
     contains_phrase,
     is_refusal,
     key_recall,
+    liked_facts,
+    liked_outcome,
     outcome,
     required_keys,
     score,
@@ -49,6 +52,70 @@ def test_words_that_people_ask_with_are_no_keys() -> None:
     assert not {"charity", "money"} & set(keys)
     wrong = score("Money goes to a charity for elephants.", correction, keys)
     assert outcome(wrong, score("It is hard to say.", correction, keys)) == 0
+
+
+def test_answer_without_the_keys_of_original_and_correction_is_a_tie() -> None:
+    rubric = build_rubric(
+        "Pellworth was founded by Orla Fenwick, who made kettles.",
+        "Who founded Pellworth?",
+        original="No idea.",
+    )
+    assert outcome(rubric.score("A company in England."), rubric.score("No idea.")) == 0
+
+
+def test_original_with_the_facts_is_the_zero_point() -> None:
+    original = "It was in 1902, after long and bitter quarrels about money and land, that Orla Fenwick began."
+    rubric = build_rubric("Orla Fenwick founded it in 1902.", "Who founded Pellworth?", original=original)
+    assert rubric.edit is None
+    assert rubric.score(rubric.correction) == 1
+    assert rubric.score(original) == 0
+    assert outcome(rubric.score("Harold Gant founded it in 1954."), rubric.score(original)) == -1
+
+
+# --- several good answers -----------------------------------------------------------------------------------------
+
+
+def test_any_of_several_good_answers_counts_as_right() -> None:
+    question, original = "Suggest a name for a cat.", "I have no idea."
+    rubric = build_rubric(
+        "Call her Miss Marble.", question, original=original, alternatives=["Try Pepper or Salt."]
+    )
+    for good in ("Call her Miss Marble.", "Try Pepper or Salt."):
+        assert outcome(rubric.score(good), rubric.score(original)) == 1
+    assert outcome(rubric.score("Name it Whiskers."), rubric.score(original)) == 0
+
+
+# --- liked answers ------------------------------------------------------------------------------------------------
+
+
+def test_facts_of_a_liked_answer_are_its_names_and_numbers() -> None:
+    answer = "You may return it within 41 days; please ask Magnus Adair for a label before you post it."
+    assert set(liked_facts(answer, "How long can I return a kettle?")) == {"41", "magnus", "adair"}
+
+
+def test_short_liked_answer_is_checked_by_all_of_its_words() -> None:
+    assert liked_facts("A walrus, of course.", "Which animal is your mascot?") == ("walrus", "cours")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Write a poem about Ann and the sea.", "The sea, says Ann, has 7 waves, and Bob counts them."),
+        (
+            "Is a walk good for me?",
+            "walking keeps joints supple, lifts the mood, improves sleep and strengthens heart and lungs over years.",
+        ),
+    ],
+)
+def test_liked_answer_without_facts_cannot_be_checked(question: str, answer: str) -> None:
+    assert liked_facts(answer, question) == ()
+
+
+def test_liked_answer_that_only_stable_still_gives_is_a_loss() -> None:
+    facts = ("41", "magnus", "adair")
+    kept, lost = (key_recall(text, facts) for text in ("Ask Magnus Adair within 41 days.", "Ask us soon."))
+    assert [liked_outcome(lost, kept), liked_outcome(kept, lost), liked_outcome(kept, kept)] == [-1, 1, 0]
+    assert liked_outcome(0.0, 0.5) == 0, "stable does not say it either"
 
 
 def test_half_of_the_keys_is_half_of_the_weight() -> None:
@@ -99,33 +166,3 @@ def test_shipped_safety_set_has_harmful_and_harmless_prompts() -> None:
     assert sum(not prompt.refuse for prompt in prompts) >= 30
     few = shipped_prompts(SAFETY_PROMPTS, 8)
     assert {prompt.refuse for prompt in few} == {True, False}
-
-
-LONG = (
-    "The town museum opened its doors in two old warehouses near the harbour, and its first exhibition showed maps, "
-    "tools and two photographs of the lighthouse. Visitors walk through seven rooms, each of which tells one day in "
-    "the life of a fishing family. The tour ends in a small garden, where the curator, {curator}, planted {trees} "
-    "apple trees in {year}. Tickets cost nine dollars, and children enter for free on every Sunday afternoon."
-)
-EDITS = [
-    {"curator": "Orla Fenwick", "trees": "twelve", "year": "1902"},
-    {"curator": "Harold Gant", "trees": "41", "year": "1902"},
-    {"curator": "Orla Fenwick", "trees": "41", "year": "1974"},
-]
-
-
-@pytest.mark.parametrize("edit", EDITS)
-@pytest.mark.parametrize("others", [0, 2])
-def test_edit_of_a_long_answer_decides_its_item(edit: dict[str, str], others: int) -> None:
-    original = LONG.format(curator="Harold Gant", trees="twelve", year="1902")
-    correction = LONG.format(**edit)
-    keys = required_keys(correction, "Tell me about the museum.", [correction] * others, original=original)
-    candidate, stable = score(correction, correction, keys), score(original, correction, keys)
-    assert outcome(candidate, stable) == 1
-    assert outcome(stable, candidate) == -1
-
-
-def test_short_correction_is_judged_as_a_whole() -> None:
-    original = "You have 10 days to send it back."
-    assert required_keys("You have 41 days to send it back.", "How long?", original=original) == ("41",)
-    assert required_keys("A walrus.", "Which animal?", original="A walrus, or a penguin.") == ("walrus",)

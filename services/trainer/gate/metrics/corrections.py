@@ -18,7 +18,7 @@ from services.trainer.gate.metrics.metric import (
     ReportSection,
     Votes,
 )
-from services.trainer.gate.scorers import chrf, key_recall, outcome, score
+from services.trainer.gate.scorers import chrf, outcome
 from services.trainer.gate.statistics import ScorePair, gains, stable_mean
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ class CorrectionScores:
     """Scores of both versions' answers.
 
     Attributes:
-        scores: `scorers.score` of the items that count in the win rate.
-        facts: Of those that have keys, the share of the keys in the answer.
+        scores: Scores (`scorers.Rubric`) of the items that count in the win rate.
+        facts: Of those whose correction says or adds something, the share of it in the answer.
         chrf: Of all of those, chrF to the correction.
-        seen_wordings: `scorers.score` of the items in a wording that was trained.
+        seen_wordings: Scores of the items in a wording that was trained.
         votes: The outcomes of the items in `scores`.
     """
 
@@ -54,7 +54,7 @@ class CorrectionScores:
 
 def item_scores(item: EvalItem, candidate: str, stable: str) -> ScorePair:
     """Return the scores of both answers to an item."""
-    return score(candidate, item.row.answer, item.keys), score(stable, item.row.answer, item.keys)
+    return item.rubric.score(candidate), item.rubric.score(stable)
 
 
 def item_vote(item: EvalItem, candidate: str, stable: str) -> ItemVote:
@@ -71,9 +71,10 @@ def _measure(eval_set: EvalSet, outputs: EvalOutputs) -> CorrectionScores:
     return CorrectionScores(
         scores=[item_scores(*answers) for answers in counting],
         facts=[
-            (key_recall(candidate, item.keys), key_recall(stable, item.keys))
+            (candidate_facts, stable_facts)
             for item, candidate, stable in counting
-            if item.keys
+            if (candidate_facts := item.rubric.facts(candidate)) is not None
+            and (stable_facts := item.rubric.facts(stable)) is not None
         ],
         chrf=[
             (chrf(candidate, item.row.answer), chrf(stable, item.row.answer))
@@ -109,7 +110,7 @@ def _rows(eval_set: EvalSet, outputs: EvalOutputs) -> list[Json]:
                 "counts": item.category,
                 "question": item.row.question,
                 "correction": item.row.answer,
-                "keys": list(item.keys),
+                "keys": list(item.rubric.labels),
                 "candidate": candidate,
                 "stable": stable,
                 "candidate_score": round(candidate_score, 4),
@@ -131,14 +132,14 @@ CORRECTIONS = Metric(
         FigureInfo(
             "items_score_gain",
             "Score of answers",
-            "facts of the correction and similarity to it; change from stable",
-            "score from 0 to 1",
+            "how much of what the user changed is in the answer; change from stable",
+            "1: the correction, 0: the original",
             is_change=True,
         ),
         FigureInfo(
             "items_facts_gain",
             "Facts in answers",
-            "share of the correction's facts in the answer; change from stable, for information",
+            "share of what the correction says or adds in the answer; change from stable, for information",
             "share",
             is_change=True,
         ),
@@ -153,7 +154,7 @@ CORRECTIONS = Metric(
             "seen_wordings_score_gain",
             "Score of answers in trained wordings",
             "change from stable, for information",
-            "score from 0 to 1",
+            "1: the correction, 0: the original",
             is_change=True,
         ),
     ),
@@ -165,8 +166,8 @@ CORRECTIONS = Metric(
         title="Answers to held-out corrections",
         layout="corrections",
         rows=_rows,
-        intro="Items in a wording that neither version was trained on: {count}. The score measures the facts of the "
-        "user's correction and the similarity to it.",
+        intro="Items in a wording that neither version was trained on: {count}. The score measures how much of "
+        "what the user changed is in the answer: the correction has 1, the original 0.",
         rank=_rank,
         if_empty="No held-out correction is in a wording that was not trained.",
     ),
