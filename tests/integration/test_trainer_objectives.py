@@ -30,6 +30,7 @@ from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.training import train
 from services.trainer.training.checkpoints import RunCallback
+from services.trainer.training.losses import loss_weights
 from services.trainer.training.packed_attention import PACKED, attention
 from services.trainer.training.rows import TokenizedRow, tokenize
 from services.trainer.training.step_dataset import StepDataset
@@ -342,7 +343,7 @@ def test_loss_on_held_out_rows_is_that_of_the_gate(bench: Bench) -> None:
     held_out = [tokenized(bench.model, "sft", prompt, WANTED, ended=False) for prompt in PROMPTS]
     trainer = StepTrainer(
         StepDataset([], 100),
-        train.loss_weights(RECIPE, []),
+        loss_weights(RECIPE, []),
         plain_head=True,
         schedule="constant",
         warmup=0,

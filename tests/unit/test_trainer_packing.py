@@ -26,7 +26,7 @@ from transformers import (
 
 from services.trainer.training.cpu import segment_attention
 from services.trainer.training.cpu.segment_attention import MAX_EAGER_KEYS
-from services.trainer.training.losses import answer_log_probs, has_plain_head, linear_log_probs
+from services.trainer.training.likelihoods import answer_log_probs, has_plain_head, linear_log_probs
 from services.trainer.training.packed_attention import PACKED, attention, can_pack
 from services.trainer.training.packing import Pack, pack, pad
 from services.trainer.training.rows import AnsweredPrompt
@@ -240,6 +240,6 @@ def test_chunks_of_the_head_give_the_same_gradients(bias: bool, monkeypatch: pyt
         return [values.detach(), *(one.grad for one in inputs if one.grad is not None)]
 
     whole = run()
-    monkeypatch.setattr("services.trainer.training.losses.CHUNK_BYTES", 4 * 64 * 7)
+    monkeypatch.setattr("services.trainer.training.likelihoods.CHUNK_BYTES", 4 * 64 * 7)
     for one, other in zip(run(), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)

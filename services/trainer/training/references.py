@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from services.trainer.core.resolved_recipe import ResolvedRecipe
-from services.trainer.training.losses import answer_log_probs
+from services.trainer.training.likelihoods import answer_log_probs
 from services.trainer.training.packing import Packer
 from services.trainer.training.rows import AnsweredPrompt, TokenizedRow
 from services.trainer.training.step_plan import Step

@@ -3,7 +3,7 @@
 Each process holds a part of every decoder layer, and has a whole layer only while it computes with it. Only frozen
 weights are divided. What trains is small, so every process holds all of the adapter, and DDP averages its gradients.
 Checkpoints and the trained adapter are therefore the same as without. Embeddings and head are not divided either:
-losses are computed from the head's weights (`losses.py`).
+losses are computed from the head's weights (`likelihoods.py`).
 """
 
 from __future__ import annotations

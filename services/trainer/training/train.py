@@ -36,7 +36,6 @@ from services.trainer.core.resolved_recipe import (
     resolve,
 )
 from services.trainer.dataset import data_card, snapshot_files
-from services.trainer.dataset.objectives import kto_weights
 from services.trainer.files import sync_folder, sync_tree, write_whole
 from services.trainer.run import environment, micro_batch, resolved
 from services.trainer.run.checkpoint_manifest import newest_step
@@ -46,8 +45,9 @@ from services.trainer.training.batch_order import replay_rows_needed, select_rep
 from services.trainer.training.checkpoints import RunCallback, newest_checkpoint
 from services.trainer.training.cpu.segment_attention import MAX_EAGER_KEYS
 from services.trainer.training.job import TrainingJob
+from services.trainer.training.likelihoods import has_plain_head
 from services.trainer.training.lora import lora_config
-from services.trainer.training.losses import LossWeights, has_plain_head
+from services.trainer.training.losses import loss_weights
 from services.trainer.training.memory_probe import GpuMeter, MemoryMeter, MicroBatchProbe, probe_row
 from services.trainer.training.packed_attention import PACKED, attention, can_pack
 from services.trainer.training.packing import Packer, pack, pack_for_gpu, pad
@@ -405,21 +405,6 @@ def _padded_attention(base: PreTrainedModel, steps: Sequence[Step]) -> str:
     width = max(len(one.ids) for step in steps for row in step for one in row.sequences)
     fused = base.device.type == "cuda" or width > MAX_EAGER_KEYS
     return str(base.config._attn_implementation) if fused else "eager"
-
-
-def loss_weights(recipe: ResolvedRecipe, steps: Sequence[Step]) -> LossWeights:
-    """Return the constants of a run's losses. Both labels of judgements weigh the same in total."""
-    labels = [row.liked for step in steps for row in step if row.objective == "kto"]
-    liked, disliked = kto_weights(labels.count(True), labels.count(False))
-    return LossWeights(
-        recipe.kto_beta,
-        recipe.dpo_beta,
-        recipe.dpo_nll,
-        recipe.preference_weight,
-        liked,
-        disliked,
-        recipe.replay_kl,
-    )
 
 
 class RunArguments(TrainingArguments):

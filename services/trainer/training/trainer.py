@@ -12,62 +12,34 @@ module that accelerate wraps around the model, so every forward pass goes throug
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 from peft import PeftModel
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from services.trainer.core.recipe import Schedule
-from services.trainer.training.losses import (
-    LossWeights,
-    StepTotals,
+from services.trainer.training.likelihoods import (
     answer_log_probs,
     answer_logits,
     answer_states,
-    divergence,
-    dpo_losses,
     fused_cross_entropy,
     head_of,
-    kl_estimate,
-    kto_losses,
-    linear_divergence,
-    linear_log_probs,
 )
+from services.trainer.training.losses import LossWeights, StepTotals, kl_estimate, micro_batch_loss
 from services.trainer.training.micro_batches import MicroBatch
 from services.trainer.training.packing import Pack
+from services.trainer.training.predictions import Inside, Predictions, predict, predict_from_logits
 from services.trainer.training.rows import TokenizedRow
 from services.trainer.training.schedule import rate_factor
 from services.trainer.training.step_dataset import StepDataset, StepInputs
 
 STEP: Final = "step"
-
-
-@dataclass(frozen=True, slots=True)
-class Inside:
-    """The model as seen from within the forward pass of the module that accelerate wraps around it.
-
-    Only within that pass do several processes have what they need: with DDP the gradients of what is computed there are
-    averaged, with FSDP the weights are complete.
-    """
-
-    forward: Callable[..., Any]
-    """The model's own forward pass."""
-    head: torch.nn.Linear
-
-    def __call__(self, **inputs: Any) -> Any:
-        """Return the model's output."""
-        return self.forward(**inputs)
-
-    def get_output_embeddings(self) -> torch.nn.Linear:
-        """Return the module that maps hidden states to logits."""
-        return self.head
 
 
 class StepTrainer(Trainer):
@@ -140,10 +112,7 @@ class StepTrainer(Trainer):
         step: StepInputs = inputs[STEP]
         device = self.args.device
         self.state.num_input_tokens_seen += step.tokens
-        if self._group.processes > 1:
-            # What dropout draws is a function of seed, step and process, so a resumed run draws the same.
-            order = self.state.global_step * self._group.processes + self._group.rank
-            torch.manual_seed(self.args.seed + 1 + order)
+        self._seed_dropout()
         self._step_metrics = {name: torch.zeros((), device=device) for name in step.metrics}
         references = [self._reference(model, one) for one in step.micro_batches]
         kl = self._kl(model, step, references)
@@ -218,16 +187,22 @@ class StepTrainer(Trainer):
         self._pending_metrics.clear()
         super().log(logs, start_time)
 
+    def _seed_dropout(self) -> None:
+        """With several processes, make dropout a function of seed, step and process: a resumed run draws the same."""
+        if self._group.processes > 1:
+            order = self.state.global_step * self._group.processes + self._group.rank
+            torch.manual_seed(self.args.seed + 1 + order)
+
     @torch.no_grad()
     def _likelihoods(self, model: Any, packed: Pack) -> torch.Tensor:
         """Return the log-likelihood of each sequence's answer, (sequences,)."""
         packed = packed.to(self.args.device)
 
-        def predict(inside: Inside) -> torch.Tensor:
+        def within(inside: Inside) -> torch.Tensor:
             return answer_log_probs(inside, packed, plain_head=self._plain_head)
 
         with self.compute_loss_context_manager():
-            sums: torch.Tensor = packed.sums(model(predict))
+            sums: torch.Tensor = packed.sums(model(within))
         return sums
 
     def _reference(self, model: Any, batch: MicroBatch) -> torch.Tensor:
@@ -270,77 +245,26 @@ class StepTrainer(Trainer):
         reference: torch.Tensor,
         kl: torch.Tensor,
     ) -> torch.Tensor:
-        """Return a micro-batch's part of the step's loss, a scalar."""
-        weights = self._weights
-        packed = batch.packed.to(self.args.device)
-        sft, replay, tokens = self._predictions(model, batch, packed)
-        answers = packed.sums(tokens)[batch.answers :]
-        loss = torch.zeros((), device=self.args.device)
-        answer_tokens = totals.sft_tokens + totals.replay_tokens
+        """Return a micro-batch's part of the step's loss, a scalar, and record its part of the metrics."""
+        batch = replace(batch, packed=batch.packed.to(self.args.device))
+        predicted = self._predictions(model, batch)
         if batch.is_filler:
-            loss = 0 * tokens.sum()
-        if batch.sft_targets:
-            self._record("sft/loss", sft / totals.sft_tokens)
-            loss = loss + sft / answer_tokens
-        if batch.replay is not None:
-            self._record("replay/kl", replay / totals.replay_tokens)
-            loss = loss + weights.replay_kl * replay / answer_tokens
-        if batch.judgements:
-            count = batch.judgements
-            liked = batch.liked.to(tokens.device)
-            kto = kto_losses(answers[:count], reference[:count], liked, kl, weights).sum() / totals.judgements
-            reward = weights.kto_beta * torch.where(liked, 1.0, -1.0) * (answers[:count] - reference[:count])
-            self._record("kto/loss", kto)
-            self._record("kto/margin", reward.sum() / totals.judgements)
-            loss = loss + weights.preference * kto
-        if batch.pairs:
-            chosen = slice(batch.judgements, batch.judgements + batch.pairs)
-            rejected = slice(chosen.stop, chosen.stop + batch.pairs)
-            ratios = answers - reference[: len(answers)]
-            losses = dpo_losses(
-                answers[chosen], answers[rejected], reference[chosen], reference[rejected], weights.dpo_beta
-            )
-            nll = -tokens[batch.chosen_targets].sum() / totals.chosen_tokens
-            dpo = losses.sum() / totals.pairs + weights.dpo_nll * nll
-            self._record("dpo/loss", dpo)
-            self._record(
-                "dpo/margin", weights.dpo_beta * (ratios[chosen] - ratios[rejected]).sum() / totals.pairs
-            )
-            loss = loss + weights.preference * dpo
-        return loss
+            return 0 * predicted.tokens.sum()
+        part = micro_batch_loss(batch, predicted, reference, kl, totals, self._weights)
+        for name, value in part.metrics.items():
+            self._record(name, value)
+        return part.loss
 
-    def _predictions(
-        self, model: Any, batch: MicroBatch, packed: Pack
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the summed losses of SFT and of replay, and the log-probabilities of all targets, (targets,).
-
-        With a fused kernel, those of the SFT rows' targets are 0: it does not compute them. Those of replay are 0 if
-        they are not computed either.
-        """
-        count, replay = batch.sft_targets, batch.replay_targets
+    def _predictions(self, model: Any, batch: MicroBatch) -> Predictions:
+        """Return what the model predicts for a micro-batch whose pack is on the device."""
         base = self._base_predictions(model, batch)
 
-        def predict(inside: Inside) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            if not self._plain_head:
-                logits = answer_logits(inside, packed)
-                tokens = -cross_entropy(logits, packed.targets, reduction="none")
-                kl = tokens.new_zeros(()) if base is None else divergence(logits[replay], base).sum()
-                return -tokens[:count].sum(), kl, tokens
-            head, hidden = head_of(inside), answer_states(inside, packed)
-            kl = hidden.new_zeros(())
-            if base is not None:
-                kl = linear_divergence(hidden[replay], base, head.weight, head.bias).sum()
-            others = linear_log_probs(
-                hidden[replay.stop :], head.weight, head.bias, packed.targets[replay.stop :]
-            )
-            before = others.new_zeros(replay.stop)
-            if self._fused is None or not count:
-                answers = linear_log_probs(hidden[:count], head.weight, head.bias, packed.targets[:count])
-                return -answers.sum(), kl, torch.cat([answers, before[count:], others])
-            sft = self._fused(head.weight, hidden[:count], packed.targets[:count], head.bias)
-            return sft, kl, torch.cat([before, others])
+        def within(inside: Inside) -> Predictions:
+            if self._plain_head:
+                return predict(inside, batch, base, self._fused)
+            return predict_from_logits(inside, batch, base)
 
-        predicted: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = model(predict)
+        predicted: Predictions = model(within)
         return predicted
 
     @torch.no_grad()
@@ -350,10 +274,10 @@ class StepTrainer(Trainer):
         if replay is None:
             return None
         packed = replay.to(self.args.device)
-        predict = answer_states if self._plain_head else answer_logits
+        outputs = answer_states if self._plain_head else answer_logits
         adapted: PeftModel = self.accelerator.unwrap_model(model)
         with adapted.disable_adapter(), self.compute_loss_context_manager():
-            predicted: torch.Tensor = model(lambda inside: predict(inside, packed))
+            predicted: torch.Tensor = model(lambda inside: outputs(inside, packed))
         return predicted if batch.replay is not None else None
 
     def _record(self, name: str, value: torch.Tensor) -> None:
