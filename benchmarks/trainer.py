@@ -193,9 +193,10 @@ def train_ours(
 ) -> Model:
     """Train as a run of the trainer does, and return the trained model."""
     from services.trainer.base.shape import base_shape  # noqa: PLC0415 - only an arm needs them
+    from services.trainer.training.fine_tune import fine_tune  # noqa: PLC0415
+    from services.trainer.training.prepare import resolve_recipe  # noqa: PLC0415
     from services.trainer.training.rows import sft_row  # noqa: PLC0415
     from services.trainer.training.step_plan import plan_steps  # noqa: PLC0415
-    from services.trainer.training.train import fine_tune, resolve_recipe  # noqa: PLC0415
 
     rows = [
         sft_row(chat, str(number), messages, answer) for number, (messages, answer) in enumerate(training)

@@ -30,9 +30,11 @@ from services.trainer.core.hardware import Quantization
 from services.trainer.core.recipe import Recipe
 from services.trainer.core.resolved_recipe import BaseShape, DataSize, Machine, ResolvedRecipe, resolve
 from services.trainer.gate.model_pair import SIDES, ModelPair, score_likelihoods
+from services.trainer.training.adapter_files import save_adapter
+from services.trainer.training.fine_tune import fine_tune
+from services.trainer.training.prepare import resolve_recipe
 from services.trainer.training.rows import TokenizedRow
 from services.trainer.training.step_plan import plan_steps
-from services.trainer.training.train import fine_tune, resolve_recipe, save_adapter
 from shared.chat_format import ChatFormat
 
 SMALL_MEMORY: Final = 24 * 10**9

@@ -27,8 +27,9 @@ from services.trainer.base.tokenization import load_chat
 from services.trainer.core.recipe import Recipe
 from services.trainer.core.resolved_recipe import ROWS_PER_STEP
 from services.trainer.files import write_whole
+from services.trainer.training.fine_tune import fine_tune
+from services.trainer.training.prepare import resolve_recipe
 from services.trainer.training.rows import sft_row
-from services.trainer.training.train import fine_tune, resolve_recipe
 from services.trainer.worker.child import die_with_parent
 
 STEPS = 3

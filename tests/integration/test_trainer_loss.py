@@ -27,8 +27,8 @@ from services.trainer.training.packed_attention import PACKED, attention
 from services.trainer.training.packing import pack, pad
 from services.trainer.training.rows import TokenizedRow
 from services.trainer.training.step_dataset import StepDataset
-from services.trainer.training.train import training_arguments
 from services.trainer.training.trainer import StepTrainer
+from services.trainer.training.training_arguments import training_arguments
 from tests.trainer_rows import resolved_recipe, tokenized
 
 QUESTIONS = [

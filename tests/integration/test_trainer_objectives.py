@@ -28,13 +28,17 @@ from services.trainer.run.context import RunContext
 from services.trainer.run.folder import ADAPTER, RESOLVED_RECIPE
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
-from services.trainer.training import train
+from services.trainer.training import prepare
+from services.trainer.training.adapter_files import save_adapter
 from services.trainer.training.checkpoints import RunCallback
+from services.trainer.training.fine_tune import fine_tune
 from services.trainer.training.losses import loss_weights
 from services.trainer.training.packed_attention import PACKED, attention
 from services.trainer.training.rows import TokenizedRow, tokenize
 from services.trainer.training.step_dataset import StepDataset
+from services.trainer.training.train import train
 from services.trainer.training.trainer import StepTrainer
+from services.trainer.training.training_arguments import training_arguments
 from services.trainer.versions.model_card import ADAPTER_FILES
 from shared.adapters.in_memory import InMemoryCache
 from shared.feedback_kinds import Objective
@@ -88,7 +92,7 @@ class Bench:
         return [tokenized(self.model, "dpo", prompt, WANTED, UNWANTED) for prompt in PROMPTS]
 
     def learn(self, steps: Sequence[Sequence[TokenizedRow]], recipe: ResolvedRecipe = RECIPE) -> Any:
-        return train.fine_tune(
+        return fine_tune(
             self.base(),
             [tuple(step) for step in steps],
             recipe,
@@ -180,7 +184,7 @@ def test_full_method_trains_all_weights_against_the_base(bench: Bench) -> None:
     assert not any("lora_" in name for name in weights(learned))
     first = next(logs for logs in bench.callback.logs if "kto/margin" in logs)
     assert first["kto/margin"] != 0, "the previous step has moved the model away from its reference"
-    train.save_adapter(learned, bench.folder / "adapter", "a base")
+    save_adapter(learned, bench.folder / "adapter", "a base")
     with with_adapter(bench.base(), bench.folder / "adapter") as kept:
         assert bench.log_likelihoods(kept) == pytest.approx((wanted, unwanted), abs=0.05)
     files = [path for path in (bench.folder / "adapter").iterdir() if path.suffix == ".json"]
@@ -232,15 +236,15 @@ def test_run_trains_all_feedback_and_replay_data_in_one_adapter(tiny_model: Path
         "".join(json.dumps(asdict(one)) + "\n" for one in base_answers).encode(),
     )
     planned: list[Any] = []
-    original = train.plan_steps
+    original = prepare.plan_steps
 
     def record(*arguments: Any, **options: Any) -> Any:
         planned.extend(original(*arguments, **options))
         return list(planned)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "plan_steps", record)
-        train.train(context)
+        patch.setattr(prepare, "plan_steps", record)
+        train(context)
     assert {path.name for path in (run / ADAPTER).iterdir()} == set(ADAPTER_FILES)
     times = Counter(one.name for step in planned for one in step)
     assert {times[one.identity] for one in rows} == {2}
@@ -323,7 +327,7 @@ def test_training_stops_when_held_out_rows_get_worse(bench: Bench, tmp_path: Pat
     def learned(folder: Path, early_stopping: int) -> list[dict[str, Any]]:
         callback = LogCallback(validation_steps=2, early_stopping=early_stopping)
         recipe = RECIPE.model_copy(update={"learning_rate": 0.1})
-        train.fine_tune(
+        fine_tune(
             bench.base(),
             steps,
             recipe,
@@ -349,7 +353,7 @@ def test_loss_on_held_out_rows_is_that_of_the_gate(bench: Bench) -> None:
         warmup=0,
         validation=held_out,
         model=bench.base(),
-        args=train.training_arguments(bench.folder, RECIPE),
+        args=training_arguments(bench.folder, RECIPE),
     )
     with attention(trainer.model, PACKED):
         found = trainer.evaluate()["eval_loss"]

@@ -22,9 +22,9 @@ from services.trainer.run.checkpoint_manifest import MANIFEST, intact_checkpoint
 from services.trainer.run.context import RunFailed, RunStopped
 from services.trainer.run.folder import CHECKPOINTS, NAN_REPORT, TENSORBOARD
 from services.trainer.training.checkpoints import RunCallback
+from services.trainer.training.fine_tune import fine_tune
 from services.trainer.training.rows import TokenizedRow, longest
 from services.trainer.training.step_plan import Step
-from services.trainer.training.train import fine_tune
 from shared.adapters import redis_keys
 from shared.adapters.in_memory import InMemoryCache
 from tests.trainer_rows import resolved_recipe, tokenized

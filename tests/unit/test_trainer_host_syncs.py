@@ -12,8 +12,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback, set_seed
 
-from services.trainer.training import train
+from services.trainer.training import fine_tune
 from services.trainer.training.rows import TokenizedRow
+from services.trainer.training.trainer import StepTrainer
 from tests.trainer_rows import resolved_recipe
 
 STEPS = 3
@@ -85,7 +86,7 @@ def reads_of_training(folder: Path, **settings: Any) -> Counter[str]:
     counter = ReadCounter()
     watch = Watch(counter)
     recipe = resolved_recipe(rank=4, **settings)
-    train.fine_tune(
+    fine_tune.fine_tune(
         auto.from_config(config),
         [tuple(rows())] * STEPS,
         recipe,
@@ -99,14 +100,14 @@ def reads_of_training(folder: Path, **settings: Any) -> Counter[str]:
 
 @pytest.fixture(autouse=True)
 def _log_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = train.training_arguments
+    arguments = fine_tune.training_arguments
 
     def log_rarely(*given: Any) -> Any:
         chosen = arguments(*given)
         chosen.logging_steps = 10
         return chosen
 
-    monkeypatch.setattr(train, "training_arguments", log_rarely)
+    monkeypatch.setattr(fine_tune, "training_arguments", log_rarely)
 
 
 @pytest.mark.parametrize(("micro_batch_tokens", "checkpointing"), [(10_000, "off"), (200, "on")])
@@ -119,12 +120,12 @@ def test_no_step_waits_for_the_device(tmp_path: Path, micro_batch_tokens: int, c
 
 def test_a_read_in_a_step_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: a loss that looks at its value."""
-    unchanged = train.StepTrainer._loss
+    unchanged = StepTrainer._loss
 
     def look(self: Any, *given: Any) -> torch.Tensor:
         loss = unchanged(self, *given)
         assert float(loss.detach()) > 0
         return loss
 
-    monkeypatch.setattr(train.StepTrainer, "_loss", look)
+    monkeypatch.setattr(StepTrainer, "_loss", look)
     assert sum(reads_of_training(tmp_path).values()) == STEPS - 1

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback, set_seed
 
 from services.trainer.run import micro_batch
+from services.trainer.training.fine_tune import fine_tune
 from services.trainer.training.memory_probe import distinct, probe_row
 from services.trainer.training.rows import TokenizedRow
-from services.trainer.training.train import fine_tune
 from tests.trainer_rows import resolved_recipe
 
 ROW = 48

@@ -59,7 +59,8 @@ def train_run(context: RunContext) -> None:
     if not snapshot_files.is_complete(folder):
         take_snapshot(context)
     pause_for_fault_test(RunStage.SNAPSHOT)
-    from services.trainer.training.train import prepare, train  # noqa: PLC0415 - importing torch takes seconds
+    from services.trainer.training.prepare import prepare  # noqa: PLC0415 - importing torch takes seconds
+    from services.trainer.training.train import train  # noqa: PLC0415
 
     dtype.choose_for_run(folder, config.recipe.dtype, Path(config.base))
     if context.settings.world_size > 1:
