@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.trainer_gpu import ARMS, PREFIX, bars, read_results
+from benchmarks.trainer_gpu.bars import bars
+from benchmarks.trainer_gpu.plan import ARMS
+from benchmarks.trainer_gpu.processes import PREFIX, read_results
 
 ALL = {(arm.label, workload): {"tokens_per_s": 1.0} for arm in ARMS for workload in arm.workloads}
 

@@ -1,0 +1,1 @@
+"""The trainer on one GPU, compared with TRL. `__main__.py` is the command."""
