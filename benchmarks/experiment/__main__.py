@@ -20,7 +20,15 @@ from benchmarks.experiment.run import Experiment, code_digest, run_arm
 from benchmarks.machine import machine
 from benchmarks.trainer_run import PREPARED, ProcessFailed, find_benchmark_base, run_module
 from deploy.local.model import REPLAY_FOLDER
-from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, SAFETY_PROMPTS, shipped_prompts
+from services.trainer.base.base_answers import (
+    EVAL_PROMPTS,
+    REPLAY_PROMPTS,
+    SAFETY_PROMPTS,
+    SKILL_PROMPTS,
+    shipped_prompts,
+)
+from services.trainer.base.shape import base_shape
+from services.trainer.core.eval_size import SKILL_TOKENS, eval_size
 from services.trainer.files import write_whole
 from shared.events import canonical_json, sha256
 
@@ -145,11 +153,14 @@ def print_estimate(experiment: Experiment, left: list[Arm], console: Console) ->
 def count_missing_prompts(experiment: Experiment) -> int:
     """Return the number of shipped prompts that the base has not answered yet."""
     needed: set[str] = set()
+    weights = base_shape(experiment.base.path).weights
     for recipe in (experiment.recipe(arm) for arm in all_arms(experiment.sizes)):
+        size = eval_size(recipe, "cpu", weights)
         for file, count in (
             (REPLAY_PROMPTS, recipe.replay_prompts),
             (EVAL_PROMPTS, recipe.gate_eval_prompts),
-            (SAFETY_PROMPTS, recipe.gate_safety_prompts),
+            (SAFETY_PROMPTS, size.safety),
+            *((SKILL_PROMPTS.format(name), size.skills) for name in SKILL_TOKENS),
         ):
             needed |= {prompt.id for prompt in shipped_prompts(file, count)}
     files = experiment.replay.glob(f"{experiment.base.digest[:8]}*.jsonl")

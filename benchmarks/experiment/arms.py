@@ -95,6 +95,7 @@ QUICK_RECIPE: Final[dict[str, Any]] = {
     "replay_new_tokens": 6,
     "gate_eval_prompts": 12,
     "gate_safety_prompts": 4,
+    "gate_skill_prompts": 1,
     "gate_new_tokens": 6,
 }
 

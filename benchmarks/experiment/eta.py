@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.experiment.arms import Arm, Scenario, Sizes
+from services.trainer.core.eval_size import SKILL_TOKENS, SMALL_BASE, eval_size
 from services.trainer.core.recipe import Recipe
 from services.trainer.core.resolved_recipe import ROWS_PER_STEP
 
@@ -76,6 +77,8 @@ def _predict(arm: Arm, sizes: Sizes, recipe: Recipe, speed: Speed) -> float:
     share = TRAINED_SHARE_SHUFFLED if arm.name == "shuffled" else TRAINED_SHARE[arm.scenario]
     training_s = share * feedback * recipe.epochs / ROWS_PER_STEP * step_s
     training_s += recipe.replay_prompts / ROWS_PER_STEP * speed.sft_step_s
-    gate_tokens = recipe.gate_eval_prompts * 24 + recipe.gate_safety_prompts * recipe.replay_new_tokens
+    size = eval_size(recipe, "cpu", SMALL_BASE)
+    gate_tokens = recipe.gate_eval_prompts * 24 + min(size.safety, 300) * recipe.replay_new_tokens
+    gate_tokens += size.skills * sum(SKILL_TOKENS.values())
     gate_tokens += 3 * LIKELIHOODS + (80 * recipe.gate_new_tokens if arm.scenario == "facts" else 0)
     return STARTUP_S + training_s + (gate_tokens + measured_tokens) / speed.tokens_per_s

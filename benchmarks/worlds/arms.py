@@ -53,6 +53,7 @@ QUICK_RECIPE: Final[dict[str, Any]] = {
     "replay_new_tokens": 6,
     "gate_eval_prompts": 8,
     "gate_safety_prompts": 4,
+    "gate_skill_prompts": 1,
     "gate_new_tokens": 6,
 }
 

@@ -25,6 +25,7 @@ DEFAULTS = {
     # Three rows need little replay data and few evaluation prompts.
     "LOOPWRIGHT_TRAINER_REPLAY_PROMPTS": "8",
     "LOOPWRIGHT_TRAINER_GATE_EVAL_PROMPTS": "24",
+    "LOOPWRIGHT_TRAINER_GATE_SKILL_PROMPTS": "8",
     "LOOPWRIGHT_TRAINER_GATE_SAFETY_PROMPTS": "8",
 }
 

@@ -38,7 +38,8 @@ def test_chapter_trains_its_targets_and_serves_the_model(tmp_path: Path, tiny_mo
         env={name: value for name, value in os.environ.items() if name not in servers}
         | ports
         | {"LOOPWRIGHT_BASE_MODEL": str(tiny_model)}
-        | {"LOOPWRIGHT_TRAINER_REPLAY_PROMPTS": "2", "LOOPWRIGHT_TRAINER_GATE_EVAL_PROMPTS": "4"},
+        | {"LOOPWRIGHT_TRAINER_REPLAY_PROMPTS": "2", "LOOPWRIGHT_TRAINER_GATE_EVAL_PROMPTS": "4"}
+        | {"LOOPWRIGHT_TRAINER_GATE_SKILL_PROMPTS": "1", "LOOPWRIGHT_TRAINER_GATE_SAFETY_PROMPTS": "4"},
         capture_output=True,
         text=True,
         timeout=SECONDS,

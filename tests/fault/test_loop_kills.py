@@ -166,6 +166,8 @@ def make_stack(root: Path, tiny: Path, services: Sequence[str]) -> LocalStack:
             "LOOPWRIGHT_TRAINER_CHECKPOINT_STEPS": "2",
             "LOOPWRIGHT_TRAINER_GATE_NEW_TOKENS": "8",
             "LOOPWRIGHT_TRAINER_GATE_EVAL_PROMPTS": "8",
+            "LOOPWRIGHT_TRAINER_GATE_SKILL_PROMPTS": "1",
+            "LOOPWRIGHT_TRAINER_GATE_SAFETY_PROMPTS": "4",
         },
     )
 

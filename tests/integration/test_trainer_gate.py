@@ -35,6 +35,7 @@ RECIPE = Recipe(
     gate_items=12,
     gate_eval_prompts=12,
     gate_safety_prompts=4,
+    gate_skill_prompts=2,
     replay_new_tokens=6,
     gate_new_tokens=4,
 )

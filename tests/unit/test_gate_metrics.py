@@ -14,6 +14,7 @@ from services.trainer.gate.metrics.corrections import CorrectionScores
 from services.trainer.gate.metrics.general_likelihood import GeneralLikelihoods
 from services.trainer.gate.metrics.metric import JudgeOptions, Metric
 from services.trainer.gate.metrics.safety import SafetyOutcomes
+from services.trainer.gate.metrics.skills import SkillOutcomes
 from services.trainer.gate.report_html import FIGURES
 from services.trainer.gate.verdict import decide
 from tests.gate_factories import margin_gains
@@ -22,6 +23,8 @@ from tests.unit.source_tree import ROOT
 OPTIONS = JudgeOptions(min_items=30)
 SCORES = [(0.9, 0.1), (0.1, 0.1)]
 OUTCOMES = [(True, True), (False, True)]
+SAME = [(True, True), (False, False)]
+SKILL = SkillOutcomes(OUTCOMES, SAME, too_hard=[(True, 0.5)])
 EVERYTHING = {
     "corrections": CorrectionScores(SCORES, SCORES, SCORES, SCORES),
     "correction_likelihood": [0.1, 0.2],
@@ -32,6 +35,11 @@ EVERYTHING = {
     "continuation": SCORES,
     "safety": SafetyOutcomes(OUTCOMES, OUTCOMES),
     "golden_set": [("hours", True, True)],
+    "skill_instructions": SKILL,
+    "skill_conversations": SKILL,
+    "skill_code": SKILL,
+    "skill_languages": SKILL,
+    "skills": SkillOutcomes(OUTCOMES, SAME),
 }
 
 

@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from transformers import logging as transformers_logging
 
 from services.trainer.base import dtype
-from services.trainer.base.device import use_device
+from services.trainer.base.device import device_kind, use_device
 from services.trainer.base.memory import GENERATE_BATCH, BatchLimit, release_memory
-from services.trainer.base.tokenization import load_chat
+from services.trainer.base.shape import base_shape
+from services.trainer.base.tokenization import is_rendered, load_chat
+from services.trainer.core.eval_size import SKILL_TOKENS, eval_size
 from services.trainer.core.hardware import Dtype, Quantization
 from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
@@ -44,6 +46,8 @@ DATA: Final = Path(__file__).parents[1] / "data"
 REPLAY_PROMPTS: Final = "general_replay.jsonl"
 EVAL_PROMPTS: Final = "general_eval.jsonl"
 SAFETY_PROMPTS: Final = "safety.jsonl"
+SKILL_PROMPTS: Final = "skills/{}.jsonl"
+"""File of a set of general skills, by its name (`core/eval_size.py`)."""
 SHIPPED_ANSWERS: Final = DATA / "base_answers"
 """Answers of the demo's base: `<digest8>-<dtype>.jsonl`, a header line and then one `BaseAnswer` per line."""
 SAVE_EVERY: Final = 128
@@ -61,11 +65,18 @@ class Prompt:
     """Phrases; a correct answer contains one of them. Empty if correctness is not checked."""
     refuse: bool = False
     """Whether a safe model refuses it."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """The conversation before the prompt."""
 
     @property
     def messages(self) -> tuple[tuple[str, str], ...]:
         """The prompt as a conversation."""
-        return (("user", self.prompt),)
+        return (*self.turns, ("user", self.prompt))
+
+    @property
+    def text(self) -> str:
+        """The text of the conversation, by which a cached answer is recognised."""
+        return "\n".join(content for _, content in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +104,13 @@ def shipped_prompts(name: str, count: int | None = None) -> list[Prompt]:
     """Return the prompts of a shipped file, or `count` of them spread evenly, so that each kind is included."""
     rows = [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
     prompts = [
-        Prompt(row["id"], row["prompt"], tuple(row.get("answer_key", ())), row.get("expect") == "refusal")
+        Prompt(
+            row["id"],
+            row["prompt"],
+            tuple(row.get("answer_key", ())),
+            row.get("expect") == "refusal",
+            tuple((role, content) for role, content in row.get("messages", ())),
+        )
         for row in rows
     ]
     return prompts if count is None else spread(prompts, count)
@@ -123,9 +140,16 @@ class BaseAnswerCache:
     """How the weights are loaded."""
 
     def answers(
-        self, prompts: Sequence[Prompt], chat: ChatFormat, progress: ProgressCallback
+        self,
+        prompts: Sequence[Prompt],
+        chat: ChatFormat,
+        progress: ProgressCallback,
+        new_tokens: int | None = None,
     ) -> list[BaseAnswer]:
-        """Return the answers in the order of `prompts`. Loads the base only if answers are missing."""
+        """Return the answers in the order of `prompts`. Loads the base only if answers are missing.
+
+        `new_tokens`: longest answer; by default that of replay data.
+        """
         models: list[PreTrainedModel] = []
         done = 0
 
@@ -147,7 +171,9 @@ class BaseAnswerCache:
 
         shipped = read_shipped(self.digest, self.fingerprint(chat), self.shipped_file)
         try:
-            return cached_answers(self.file, prompts, self.recipe.replay_new_tokens, generate, shipped)
+            return cached_answers(
+                self.file, prompts, new_tokens or self.recipe.replay_new_tokens, generate, shipped
+            )
         finally:
             if models:
                 models.clear()
@@ -221,14 +247,13 @@ def cached_answers(
     missing = [
         prompt
         for prompt in prompts
-        if (prompt.id, max_new_tokens) not in known
-        or known[prompt.id, max_new_tokens].prompt != prompt.prompt
+        if (prompt.id, max_new_tokens) not in known or known[prompt.id, max_new_tokens].prompt != prompt.text
     ]
     for start in range(0, len(missing), SAVE_EVERY):
         part = missing[start : start + SAVE_EVERY]
         for prompt, (answer, ended) in zip(part, generate(part, max_new_tokens), strict=True):
             known[prompt.id, max_new_tokens] = BaseAnswer(
-                prompt.id, prompt.prompt, answer, max_new_tokens, ended
+                prompt.id, prompt.text, answer, max_new_tokens, ended
             )
         ordered = [known[key] for key in sorted(known)]
         write_whole(file, "".join(json.dumps(asdict(row)) + "\n" for row in ordered).encode())
@@ -259,7 +284,8 @@ def main() -> int:
     recipe = settings.recipe()
     prompts = shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts)
     prompts += shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
-    prompts += shipped_prompts(SAFETY_PROMPTS, recipe.gate_safety_prompts)
+    size = eval_size(recipe, device_kind(), base_shape(base.path).weights)
+    prompts += shipped_prompts(SAFETY_PROMPTS, size.safety)
     chat = load_chat(base.path, settings.chat_template_kwargs)
 
     def progress(done: int, total: int) -> None:
@@ -275,6 +301,10 @@ def main() -> int:
         chat_template_kwargs=settings.chat_template_kwargs,
     )
     answers = cache.answers(prompts, chat, progress)
+    for name, new_tokens in SKILL_TOKENS.items():
+        asked = shipped_prompts(SKILL_PROMPTS.format(name), size.skills)
+        asked = [prompt for prompt in asked if is_rendered(chat, prompt.messages)]
+        answers += cache.answers(asked, chat, progress, new_tokens)
     print(f"{base.name}: {len(answers)} answers available ({chosen})")
     if options.ship:
         print(f"wrote {cache.ship(answers, chat)}")

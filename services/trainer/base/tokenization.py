@@ -35,6 +35,15 @@ def load_chat(
     return ChatFormat(load_tokenizer(base), template_kwargs, today)
 
 
+def is_rendered(chat: ChatFormat, messages: Messages) -> bool:
+    """Return whether the base's template renders a conversation. Some refuse a system prompt."""
+    try:
+        chat.prompt_ids(messages)
+    except TemplateRefused:
+        return False
+    return True
+
+
 def prompt_and_answer_lengths(chat: ChatFormat, messages: Messages, answer: str) -> tuple[int, int]:
     """Return the tokens of the prompt, and of the answer with the end of the turn."""
     return len(chat.prompt_ids(messages)), len(chat.answer_ids(answer))

@@ -211,7 +211,18 @@ class Recipe(BaseModel):
         ge=1,
         description="Shipped general questions at the gate. With fewer, a loss of general ability is noticed later.",
     )
-    gate_safety_prompts: int = Field(60, ge=1, description="Shipped safety prompts at the gate.")
+    gate_safety_prompts: int | None = Field(
+        None,
+        ge=1,
+        description="Shipped safety prompts at the gate. Default: all; on a CPU 60 for a base of more than 500 "
+        "million weights.",
+    )
+    gate_skill_prompts: int | None = Field(
+        None,
+        ge=1,
+        description="Shipped questions of each set of general skills at the gate. Default: all on a GPU; on a CPU 40, "
+        "and 20 for a base of more than 500 million weights.",
+    )
     gate_shorter: float = Field(
         SHORTER_MARGIN,
         ge=0,

@@ -13,6 +13,7 @@ from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
 from services.trainer.gate.golden import GoldenQuestion
 from services.trainer.gate.preference_pairs import PreferencePair
+from services.trainer.gate.skill_sets import SkillSet
 
 if TYPE_CHECKING:
     from services.trainer.base.base_answers import BaseAnswer, Prompt
@@ -35,6 +36,7 @@ class EvalSet:
         general_base_answers: The base model's own answers to `general_prompts`, in the same order.
         safety_prompts: Shipped prompts that are harmful, or harmless but look harmful.
         safety_base_answers: The base model's own answers to `safety_prompts`, in the same order.
+        skills: Shipped questions about general skills, by the name of their set.
         golden: The operator's golden set.
     """
 
@@ -44,6 +46,7 @@ class EvalSet:
     general_base_answers: Sequence[BaseAnswer] = ()
     safety_prompts: Sequence[Prompt] = ()
     safety_base_answers: Sequence[BaseAnswer] = ()
+    skills: Mapping[str, SkillSet] = field(default_factory=dict)
     golden: Sequence[GoldenQuestion] = ()
 
 

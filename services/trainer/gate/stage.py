@@ -10,8 +10,10 @@ from pathlib import Path
 import structlog
 
 from services.trainer.base import dtype
-from services.trainer.base.base_answers import EVAL_PROMPTS, SAFETY_PROMPTS, shipped_prompts
+from services.trainer.base.base_answers import EVAL_PROMPTS, SAFETY_PROMPTS, shipped_prompts, spread
 from services.trainer.base.model import load_base
+from services.trainer.base.tokenization import is_rendered
+from services.trainer.core.eval_size import SKILL_TOKENS
 from services.trainer.dataset import snapshot_files
 from services.trainer.files import write_whole
 from services.trainer.gate.eval_items import build_eval_items
@@ -24,6 +26,7 @@ from services.trainer.gate.model_pair import ModelPair
 from services.trainer.gate.preference_pairs import TrainedAnswer, build_preference_pairs
 from services.trainer.gate.report_html import page
 from services.trainer.gate.report_json import report_json
+from services.trainer.gate.skill_sets import SkillSet, read_skill_set
 from services.trainer.gate.stored_answers import StoredAnswers
 from services.trainer.gate.verdict import decide
 from services.trainer.run.context import RunContext, RunFailed
@@ -91,7 +94,8 @@ def build_eval_set(context: RunContext) -> EvalSet:
     by_stable = _trained_answers(context.folder_of(config.stable_run)) if config.stable_run else []
     held_out = snapshot_files.read_rows(context.folder, snapshot_files.HELDOUT_ROWS)
     general = shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
-    safety = shipped_prompts(SAFETY_PROMPTS, recipe.gate_safety_prompts)
+    size = context.eval_size()
+    safety = shipped_prompts(SAFETY_PROMPTS, size.safety)
     base_answers = context.base_answers([*general, *safety])
     return EvalSet(
         corrections=build_eval_items(
@@ -102,8 +106,23 @@ def build_eval_set(context: RunContext) -> EvalSet:
         general_base_answers=base_answers[: len(general)],
         safety_prompts=safety,
         safety_base_answers=base_answers[len(general) :],
+        skills={name: _skill_set(context, name, size.skills) for name in SKILL_TOKENS},
         golden=_golden_set(context),
     )
+
+
+def _skill_set(context: RunContext, name: str, count: int) -> SkillSet:
+    """Return `count` questions of a shipped set, with the base's own answers.
+
+    Conversations that the base's template refuses, such as those with a system prompt, are left out.
+    """
+    questions = [
+        question
+        for question in spread(read_skill_set(name), count)
+        if is_rendered(context.chat, question.as_prompt().messages)
+    ]
+    prompts = [question.as_prompt() for question in questions]
+    return SkillSet(name, questions, context.base_answers(prompts, SKILL_TOKENS[name]))
 
 
 def _trained_answers(folder: Path) -> list[TrainedAnswer]:

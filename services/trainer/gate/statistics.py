@@ -146,17 +146,19 @@ def paired_change(pairs: Sequence[OutcomePair]) -> PairedChange:
     return PairedChange(len(pairs), lost, won)
 
 
-def judge_change(change: PairedChange, margin: float, doubt_p: float = DOUBT_P) -> Severity:
+def judge_change(
+    change: PairedChange, margin: float, doubt_p: float = DOUBT_P, fail_p: float = FAIL_P
+) -> Severity:
     """Return whether a share was kept.
 
     Falls up to `margin` (a share, such as 0.03) are accepted, because some answers flip with any training. Beyond it
-    the p-value decides: below `FAIL_P` the share has "failed", below `doubt_p` it is "inconclusive". The error rates
+    the p-value decides: below `fail_p` the share has "failed", below `doubt_p` it is "inconclusive". The error rates
     of this rule are in `docs/decisions/gate.md`.
     """
     if change.value >= -margin:
         return "kept"
     p_value = change.p_value
-    return "failed" if p_value < FAIL_P else "inconclusive" if p_value < doubt_p else "kept"
+    return "failed" if p_value < fail_p else "inconclusive" if p_value < doubt_p else "kept"
 
 
 # --- sample size --------------------------------------------------------------------------------------------------

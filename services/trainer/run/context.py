@@ -9,10 +9,11 @@ from pathlib import Path
 
 from services.trainer.base import dtype
 from services.trainer.base.base_answers import BaseAnswer, BaseAnswerCache, Prompt
-from services.trainer.base.device import run_machine
+from services.trainer.base.device import describe, run_machine
 from services.trainer.base.memory import EvalLimits
 from services.trainer.base.shape import base_shape
 from services.trainer.base.tokenization import load_chat
+from services.trainer.core.eval_size import EvalSize, eval_size
 from services.trainer.core.hardware import Quantization
 from services.trainer.core.resolved_recipe import base_quantization
 from services.trainer.dataset import snapshot_files
@@ -90,8 +91,16 @@ class RunContext:
         machine = run_machine(dtype.bytes_per_weight(self.folder), self.settings.world_size)
         return base_quantization(self.config.recipe, base_shape(Path(self.config.base)), machine)
 
-    def base_answers(self, prompts: Sequence[Prompt]) -> list[BaseAnswer]:
-        """Return the base's own answers, in the order of `prompts`. Generates those that the cache does not have."""
+    def eval_size(self) -> EvalSize:
+        """Return how many shipped questions the gate asks."""
+        weights = base_shape(Path(self.config.base)).weights
+        return eval_size(self.config.recipe, describe().kind, weights)
+
+    def base_answers(self, prompts: Sequence[Prompt], new_tokens: int | None = None) -> list[BaseAnswer]:
+        """Return the base's own answers, in the order of `prompts`. Generates those that the cache does not have.
+
+        `new_tokens`: longest answer; by default that of replay data.
+        """
         config = self.config
         cache = BaseAnswerCache(
             Path(config.base),
@@ -103,7 +112,7 @@ class RunContext:
             config.chat_template_kwargs,
             self.quantization(),
         )
-        return cache.answers(prompts, self.chat, self.progress_callback(RunStage.REPLAY))
+        return cache.answers(prompts, self.chat, self.progress_callback(RunStage.REPLAY), new_tokens)
 
 
 def trained_questions(folder: Path) -> list[str]:

@@ -15,6 +15,7 @@ from services.trainer.gate.metrics.golden_set import GOLDEN_SET
 from services.trainer.gate.metrics.metric import Metric
 from services.trainer.gate.metrics.pair_margins import PAIR_MARGINS
 from services.trainer.gate.metrics.safety import SAFETY
+from services.trainer.gate.metrics.skills import SKILLS
 from services.trainer.gate.metrics.unseen_questions import UNSEEN_QUESTIONS
 
 Measurements = Mapping[str, Any]
@@ -29,6 +30,7 @@ METRICS: Final[tuple[Metric[Any], ...]] = (
     GENERAL_LIKELIHOOD,
     CONTINUATION,
     SAFETY,
+    *SKILLS,
     GOLDEN_SET,
 )
 """All metrics, in the order of their figures and reasons in a report.

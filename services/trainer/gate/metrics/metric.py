@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 from services.trainer.core.recipe import SHORTER_MARGIN
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, GenerationTask, LikelihoodTask
 from services.trainer.gate.statistics import (
+    FAIL_P,
     Interval,
     OutcomePair,
     judge_change,
@@ -225,6 +226,7 @@ def add_paired_share(
     margin: float,
     doubt_p: float,
     options: JudgeOptions,
+    fail_p: float = FAIL_P,
 ) -> None:
     """Add a share and its change from stable (figures `name` and `name_change`), judged by McNemar's test.
 
@@ -236,11 +238,12 @@ def add_paired_share(
         margin: Largest fall that is accepted, as a share.
         doubt_p: See `judge_change`.
         options: Options of the gate.
+        fail_p: See `judge_change`.
     """
     hits = sum(candidate for candidate, _ in pairs)
     judgement.add_figure(name, proportion_interval(hits, len(pairs)), baseline=stable_mean(pairs))
     change = paired_change(pairs)
-    severity = judge_change(change, margin, doubt_p)
+    severity = judge_change(change, margin, doubt_p, fail_p)
     difference = options.mean_interval([float(candidate) - float(stable) for candidate, stable in pairs])
     judgement.add_figure(f"{name}_change", difference, bound=-margin, passed=severity == "kept")
     reason = f"{subject} fell by {-100 * change.value:.1f} points"
