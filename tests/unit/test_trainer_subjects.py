@@ -315,4 +315,4 @@ def test_corrections_of_a_world_train(name: WorldName, least: float, seed: int) 
     right = [verdict is None for verdict, (_, is_right, _) in zip(verdicts, given, strict=True) if is_right]
     false = [verdict is None for verdict, (_, _, is_false) in zip(verdicts, given, strict=True) if is_false]
     assert sum(right) >= least * len(right)
-    assert sum(false) <= 0.03 * sum(right)
+    assert sum(false) <= 0.01 * sum(right)

@@ -6,8 +6,8 @@
 
 Parts 1 and 2 are done twice. The first time, questions are compared by their words alone. Its claims show which words
 are a template and which name what is asked about, so the second time, and in part 3, questions about different subjects
-are not similar (`subjects.py`). Answers under the wrong question do not count for the claim that they repeat
-(`misplaced.py`).
+are not similar (`subjects.py`), and questions that differ only in the stories told around them are equal
+(`stories.py`). Answers under the wrong question do not count for the claim that they repeat (`misplaced.py`).
 
 The thresholds were chosen on the demo world (24 facts, 10 wordings each); docs/decisions/verification.md has the
 figures.
@@ -27,6 +27,7 @@ from services.trainer.dataset.question_groups import SimilarAnswers, question_gr
 from services.trainer.dataset.rivals import opponents
 from services.trainer.dataset.similar_pairs import Limits, Matrix
 from services.trainer.dataset.similarity import Vectors, question_vectors
+from services.trainer.dataset.stories import same_but_for_stories
 from services.trainer.dataset.subjects import CONTESTED, similarity_by_subject
 from services.trainer.dataset.votes import ChangeRule
 
@@ -65,6 +66,7 @@ def find_agreement(
     similarity = similarity_by_subject(
         corrections, questions, similarity, np.asarray(first_claims, dtype=np.int64)
     )
+    similarity = similarity.maximum(same_but_for_stories(corrections, questions, first_claims)).tocsr()
     groups, claim_of = _groups_and_claims(corrections, questions, similarity, answers)
     claim_of = split_misplaced(corrections, questions, similarity, claim_of, rule)
     rivals, verdicts = opponents(corrections, questions, similarity, groups, claim_of, rule)

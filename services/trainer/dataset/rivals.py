@@ -2,13 +2,15 @@
 
 Two claims are rivals if at least half of the smaller claim's questions ask for what the other answers, and they may
 not stand side by side (`open_questions.py`). A claim trains if it leads each rival (`votes.py`: twice its users, or
-enough recent ones). A single correction of a claim that trains is still left out if a claim that leads its own answers
-its question.
+enough recent ones). Claims that say the same in other words to the same questions are allies: each defends itself with
+the votes of both, but attacks with its own alone, so a chain of loosely similar claims outvotes nobody. A single
+correction of a claim that trains is still left out if a claim that leads its own answers its question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -64,19 +66,26 @@ def opponents(
     agreeing = {groups[i] for i, claim in enumerate(claim_of) if len(votes[claim]) > 1}
     beaten_by: list[int | None] = [None] * len(members)
     led_by: list[set[int]] = [set() for _ in members]
-    for one, other, are_rivals in _contests(asked, [len(each) for each in votes]):
-        same = _same_answer(keys[one], keys[other], said[one], said[other]) and not any(
-            map(differ, usual_values[one], usual_values[other])
-        )
-        if same and not _denies(corrections, members[one], members[other]):
+    contests = _contests(asked, [len(each) for each in votes])
+    same = {
+        (one, other)
+        for one, other, _ in contests
+        if _same_answer(keys[one], keys[other], said[one], said[other])
+        and not any(map(differ, usual_values[one], usual_values[other]))
+        and not _denies(corrections, members[one], members[other])
+    }
+    allies = _allies(contests, same)
+    for one, other, are_rivals in contests:
+        if (one, other) in same:
             continue
         both = {groups[members[one][0]], groups[members[other][0]]}
         asked_by = max(users_in[group] for group in both)
         if stand_side_by_side(said[one], said[other], asked_by, agreed=bool(both & agreeing)):
             continue
-        if are_rivals and not leads(votes[one], votes[other], rule):
+        own = _with_allies(one, other, votes, allies)
+        if are_rivals and not leads(own, votes[other], rule):
             beaten_by[one] = other
-        if leads(votes[other], votes[one], rule):
+        if leads(votes[other], own, rule):
             led_by[one].add(other)
     found: list[int | None] = []
     verdicts: list[str | None] = []
@@ -97,6 +106,29 @@ def _votes(corrections: Sequence[Correction], members: Sequence[int]) -> Votes:
         user, at = corrections[i].user, corrections[i].at_ms
         newest[user] = max(at, newest.get(user, at))
     return newest
+
+
+def _allies(
+    contests: Sequence[tuple[int, int, bool]], same: Container[tuple[int, int]]
+) -> Mapping[int, frozenset[int]]:
+    """Return the claims that say the same as a claim in answer to the same questions."""
+    found: dict[int, set[int]] = defaultdict(set)
+    for one, other, are_rivals in contests:
+        if are_rivals and (one, other) in same and (other, one) in same:
+            found[one].add(other)
+    return {claim: frozenset(allies) for claim, allies in found.items()}
+
+
+def _with_allies(
+    claim: int, rival: int, votes: Sequence[Votes], allies: Mapping[int, frozenset[int]]
+) -> Votes:
+    """Return the votes for a claim and its allies, except for allies that are the rival's as well."""
+    joined = dict(votes[claim])
+    none: frozenset[int] = frozenset()
+    for ally in allies.get(claim, none) - allies.get(rival, none) - {rival}:
+        for user, at in votes[ally].items():
+            joined[user] = max(at, joined.get(user, at))
+    return joined
 
 
 def _verdict(own: Votes, opponent: Votes, rule: ChangeRule) -> str:
