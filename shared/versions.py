@@ -56,6 +56,24 @@ class Figure(Part):
     passed: bool | None = None
 
 
+class GateTest(Part):
+    """Test of whether a version is better than another one, on the items of held-out users."""
+
+    wins: int = Field(ge=0)
+    losses: int = Field(ge=0)
+    ties: int = Field(ge=0)
+    users: int = Field(ge=0, description="Users who have an item.")
+    groups: int = Field(ge=0, description="Different questions.")
+    p_users: float = Field(ge=0, le=1, description="p-value over users, one vote each.")
+    p_groups: float = Field(
+        ge=0, le=1, description="p-value over questions, one vote each. The larger p-value counts."
+    )
+
+
+ControlState = Literal["not_run", "passed", "not_passed"]
+"""What the comparison with a control showed: a version trained on the same feedback with permuted answers."""
+
+
 class GateReport(Part):
     """Result of the offline evaluation of a version. Holds figures, never user text."""
 
@@ -75,6 +93,18 @@ class GateReport(Part):
         description="Estimated number of additional held-out items that would make the result conclusive.",
     )
     seconds: float = Field(0.0, ge=0)
+    look: int = Field(
+        1, ge=1, description="Which gate of the line since its last promotion this is, counted from 1."
+    )
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Significance level of this gate. Absent if there was too little to test.",
+    )
+    test: GateTest | None = Field(None, description="The version against the stable version.")
+    control_state: ControlState = "not_run"
+    control: GateTest | None = Field(None, description="The version against a control, on the same items.")
 
 
 class DatasetRef(Part):

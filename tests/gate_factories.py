@@ -13,20 +13,23 @@ SCORES: dict[int, ScorePair] = {1: (0.9, 0.1), -1: (0.1, 0.9), 0: (0.5, 0.5)}
 """Outcome -> scores of candidate and stable."""
 
 
-def outcomes(wins: int, losses: int = 0, ties: int = 0) -> list[int]:
-    """Return the outcomes of that many items."""
-    return [1] * wins + [-1] * losses + [0] * ties
+def vote_items(
+    wins: int, losses: int = 0, ties: int = 0, *, users: int | None = None, groups: int | None = None
+) -> Votes:
+    """Return votes with these outcomes, spread over so many users and question groups; else each has its own."""
+    outcomes = [1] * wins + [-1] * losses + [0] * ties
+    return Votes(
+        tuple(
+            ItemVote(f"u{i % (users or i + 1)}", f"g{i % (groups or i + 1)}", KIND, outcome, f"item {i}")
+            for i, outcome in enumerate(outcomes)
+        )
+    )
 
 
 def corrections(wins: int, losses: int = 0, ties: int = 0) -> CorrectionScores:
     """Return scores with these outcomes, each item of another user and about another fact."""
-    given = outcomes(wins, losses, ties)
-    return CorrectionScores(
-        [SCORES[outcome] for outcome in given],
-        votes=Votes(
-            tuple(ItemVote(f"u{i}", f"g{i}", KIND, outcome, f"item {i}") for i, outcome in enumerate(given))
-        ),
-    )
+    votes = vote_items(wins, losses, ties)
+    return CorrectionScores([SCORES[outcome] for outcome in votes.outcomes], votes=votes)
 
 
 def margin_gains(gains: Sequence[float]) -> list[MarginGain]:

@@ -399,6 +399,7 @@ class Trainer:
             chat_template_kwargs=self.settings.chat_template_kwargs,
             again=again,
             replaces="erasure" if requests.is_erased_version(self.db, stable.version) else None,
+            gate_look=self.versions.next_look(stable),
         )
 
     # --- a run that failed at its gate ---
@@ -425,6 +426,7 @@ class Trainer:
             stable=stable,
             stable_run=version.run_id if version else None,
             replaces="erasure" if requests.is_erased_version(self.db, stable.version) else None,
+            gate_look=self.versions.next_look(stable),
         )
         # Smaller batches and counts of early ends belong to the conditions in which it failed.
         for name in (FAILURE_REASON, ATTEMPTS, EVAL_BATCH):

@@ -17,7 +17,7 @@ from services.trainer.gate.metrics.safety import SafetyOutcomes
 from services.trainer.gate.metrics.skills import SkillOutcomes
 from services.trainer.gate.report_html import FIGURES
 from services.trainer.gate.verdict import decide
-from tests.gate_factories import margin_gains
+from tests.gate_factories import margin_gains, vote_items
 from tests.unit.source_tree import ROOT
 
 OPTIONS = JudgeOptions(min_items=30)
@@ -52,7 +52,13 @@ def test_metric_without_data_fails_nothing(metric: Metric[object]) -> None:
 
 def test_every_figure_has_a_label_and_every_label_a_figure() -> None:
     assert set(EVERYTHING) == set(measure_all(EvalSet(), EvalOutputs()))
-    report = decide(EVERYTHING, gated_against="assistant@base-00000000", options=OPTIONS)
+    report = decide(
+        EVERYTHING,
+        gated_against="assistant@v1-00000000",
+        options=OPTIONS,
+        against_base={metric.name: EVERYTHING[metric.name] for metric in METRICS if metric.against_base},
+        control=vote_items(3),
+    )
     assert {figure.name for figure in report.figures} == set(FIGURES)
     assert all(figure.label and figure.description for figure in FIGURES.values())
 

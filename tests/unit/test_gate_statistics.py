@@ -1,18 +1,25 @@
-"""Statistics of the gate: intervals, McNemar's test and sample sizes."""
+"""Statistics of the gate: intervals, the test of votes, McNemar's test and sample sizes."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, permutation_test
 
 from services.trainer.gate.statistics import (
     OutcomePair,
-    decided_items_needed,
+    gate_alpha,
+    growth_needed,
     judge_change,
     mean_interval,
+    min_clusters,
     more_items_needed,
     paired_change,
     proportion_interval,
+    sign_flip_p,
+    vote_test,
     win_rate_interval,
 )
 
@@ -72,20 +79,101 @@ def test_exact_tests_agree_with_scipy() -> None:
     assert interval.high == pytest.approx(exact.high)
 
 
+# --- the test of votes --------------------------------------------------------------------------------------------
+
+
+def labels(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}{i}" for i in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sign_flip_p_is_the_exact_permutation_test(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.choice([-1, -0.5, 0, 1 / 3, 0.5, 1], 11)
+    exact = permutation_test(
+        (values,), np.sum, permutation_type="samples", alternative="greater", n_resamples=np.inf
+    )
+    assert sign_flip_p(values) == pytest.approx(exact.pvalue)
+
+
+def test_sign_flip_p_with_many_values_agrees_with_sampled_signs() -> None:
+    values = np.random.default_rng(3).choice([-1.0, 0.0, 0.25, 1.0], 120)
+    sampled = permutation_test(
+        (values,), np.sum, permutation_type="samples", alternative="greater", n_resamples=20_000, rng=1
+    )
+    assert sign_flip_p(values) == pytest.approx(sampled.pvalue, abs=0.01)
+
+
+def test_sign_flip_p_of_nothing_and_of_ties_is_one() -> None:
+    assert sign_flip_p([]) == 1.0
+    assert sign_flip_p([0.0] * 20) == 1.0
+    assert sign_flip_p([1.0] * 5) == 2**-5
+
+
+def test_one_heavy_user_does_not_decide() -> None:
+    outcomes = [1] * 100 + [-1] * 10
+    users = ["heavy"] * 100 + labels("u", 10)
+    assert vote_test(outcomes, labels("g", 110), labels("g", 110)).p_value < 1e-9
+    assert vote_test(outcomes, users, labels("g", 110)).p_value > 0.9
+
+
+def test_one_popular_question_does_not_decide() -> None:
+    outcomes = [1] * 100 + [-1] * 10
+    groups = ["popular"] * 100 + labels("g", 10)
+    found = vote_test(outcomes, labels("u", 110), groups)
+    assert found.p_users < 1e-9
+    assert found.p_value == found.p_groups > 0.9
+
+
+@pytest.mark.parametrize(("users", "groups"), [(20, 60), (6, 60), (2, 60), (60, 5)])
+def test_dependent_items_pass_by_chance_at_most_at_the_level(users: int, groups: int) -> None:
+    """Items of a user, or of a question, share half of their outcome."""
+    rng = np.random.default_rng(7)
+    passed, rounds = 0, 600
+    for _ in range(rounds):
+        user, group = rng.integers(users, size=60), rng.integers(groups, size=60)
+        shared = rng.standard_normal(users)[user] if users < groups else rng.standard_normal(groups)[group]
+        outcomes = np.sign(shared + rng.standard_normal(60))
+        passed += vote_test(outcomes, user, group).p_value <= 0.025
+    assert passed / rounds <= 0.025 + 2 * (0.025 * 0.975 / rounds) ** 0.5
+
+
+def test_levels_of_all_gates_add_up_to_less_than_a_fifteenth() -> None:
+    assert gate_alpha(1) == 0.025
+    levels = [gate_alpha(look) for look in range(1, 100_000)]
+    assert levels == sorted(levels, reverse=True)
+    assert sum(levels) < 1 / 15
+    assert all(2.0 ** -min_clusters(alpha) <= alpha for alpha in levels[:1000])
+    assert min_clusters(gate_alpha(1)) == 8
+
+
 # --- sample size --------------------------------------------------------------------------------------------------
 
 
-def test_needed_items_are_the_first_with_bound_above_one_half() -> None:
-    needed = decided_items_needed(6, 4)
-    assert needed is not None
-    assert (proportion_interval(int(0.6 * needed + 1e-9), needed).low or 0) > 0.5
-    assert (proportion_interval(int(0.6 * (needed - 1) + 1e-9), needed - 1).low or 0) <= 0.5
+def test_growth_is_what_makes_the_test_pass() -> None:
+    outcomes = [1, 1, 1, 0, -1] * 4
+    growth = growth_needed(outcomes, labels("u", 20), labels("g", 20), 0.025)
+    assert growth is not None
+    assert growth > 1
+
+    def p_value(repeats: int) -> float:
+        several = outcomes * repeats
+        return vote_test(several, labels("u", len(several)), labels("g", len(several))).p_value
+
+    assert p_value(math.ceil(growth)) <= 0.025
+    assert p_value(max(1, math.floor(growth) - 1)) > 0.025 / 2
 
 
-def test_no_number_of_items_decides_for_an_even_candidate() -> None:
-    assert decided_items_needed(10, 10) is None
+def test_no_growth_helps_a_candidate_that_is_not_ahead() -> None:
+    assert growth_needed([1, -1] * 10, labels("u", 20), labels("g", 20), 0.025) is None
+    assert growth_needed([], [], [], 0.025) is None
+    # Ahead over users, behind over questions.
+    assert growth_needed([1] * 9 + [-1] * 3, labels("u", 12), ["one"] * 9 + labels("g", 3), 0.025) is None
 
 
-def test_estimate_is_at_least_what_is_missing_to_the_minimum() -> None:
-    assert more_items_needed(9, 0, 9, 30) == 21
-    assert more_items_needed(0, 0, 12, 30) == 18
+def test_no_more_items_are_advised_than_can_be_reached() -> None:
+    assert more_items_needed(40, 2.0, 40) == 40
+    assert more_items_needed(40, 2.0, 39) is None
+    assert more_items_needed(40, None, 1000) is None
+    barely = [1] * 51 + [-1] * 49
+    assert growth_needed(barely, labels("u", 100), labels("g", 100), 0.025) is None

@@ -17,6 +17,7 @@ from services.trainer.dataset import snapshot_files
 from services.trainer.files import write_whole
 from services.trainer.run.folder import GATE_AGAIN_LOG, GATE_RESULT, GATE_TEXTS
 from services.trainer.run.run_table import RunConfig
+from services.trainer.versions.gate_looks import next_look
 from services.trainer.versions.lineage import LineRecords
 from shared.versions import GateReport, ModelVersion, VersionRef
 
@@ -52,7 +53,13 @@ class GateRepeater(VersionTask):
         stable_run = next((each.run_id for each in records.versions if each.ref == stable), None)
         config = self.config_of_run(version)
         replaces = config.replaces if stable == config.stable else None
-        return replace(config, stable=stable, stable_run=stable_run, replaces=replaces)
+        return replace(
+            config,
+            stable=stable,
+            stable_run=stable_run,
+            replaces=replaces,
+            gate_look=next_look(records.versions, stable),
+        )
 
     def result_of(self, folder: Path) -> tuple[CommandStatus, str] | None:
         """Publish the report, and keep it in the run's folder."""

@@ -64,6 +64,50 @@ def evaluate(
     )
 
 
+def evaluate_base(
+    models: ModelPair,
+    chat: ChatFormat,
+    eval_set: EvalSet,
+    recipe: Recipe,
+    outputs: EvalOutputs,
+    progress: ProgressFactory,
+    limits: EvalLimits | None = None,
+    stored: StoredAnswers | None = None,
+) -> EvalOutputs:
+    """Run the tasks of the metrics that compare the candidate with the base, with the base in the place of stable.
+
+    The candidate's answers are those in `outputs`.
+    """
+    limits = limits or EvalLimits()
+    tasks = dict.fromkeys(task for metric in METRICS if metric.against_base for task in metric.tasks)
+    return EvalOutputs(
+        answers={
+            task: [
+                (candidate, base)
+                for (candidate, _), base in zip(
+                    outputs.answers_to(task),
+                    _generate(models, "base", chat, task, eval_set, recipe, progress, limits, stored),
+                    strict=True,
+                )
+            ]
+            for task in tasks
+            if isinstance(task, GenerationTask)
+        },
+        likelihoods={
+            task: score_likelihoods(
+                models,
+                chat,
+                task.texts(eval_set),
+                progress(f"gate, base: likelihood of {task.name}"),
+                limits.score,
+                ("candidate", "base"),
+            )
+            for task in tasks
+            if isinstance(task, LikelihoodTask)
+        },
+    )
+
+
 def _generate(
     models: ModelPair,
     side: Side,

@@ -1,4 +1,4 @@
-"""Candidate and stable on one base model in memory, active one at a time. Imports torch: only for a run's process."""
+"""Candidate, stable and the base as one model in memory, active one at a time. Imports torch."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
     Model: TypeAlias = PreTrainedModel | PeftModel
 
-Side = Literal["candidate", "stable"]
+Side = Literal["candidate", "stable", "base"]
 SIDES: tuple[Side, Side] = ("candidate", "stable")
 
 
 class ModelPair:
-    """Candidate and stable. A context manager, which leaves the base as it was."""
+    """Candidate and stable, and the base. A context manager, which leaves the base as it was."""
 
     def __init__(self, base: PreTrainedModel, folders: dict[Side, Path | None], threads: int = 1) -> None:
         """Prepare the pair; entering the context loads it.
@@ -43,7 +43,7 @@ class ModelPair:
             threads: Threads of torch while a whole model is loaded.
         """
         self.base = base
-        self._folders = folders
+        self._folders: dict[Side, Path | None] = {"base": None, **folders}
         self._threads = threads
         self._whole_models: dict[Side, PreTrainedModel] = {}
         self._adapted: PeftModel | None = None
@@ -93,8 +93,9 @@ def score_likelihoods(
     texts: Sequence[ScoredText],
     progress: ProgressCallback = ignore_progress,
     limit: BatchLimit | None = None,
+    sides: tuple[Side, Side] = SIDES,
 ) -> list[LikelihoodScores]:
-    """Return the likelihood of each answer given its conversation, under both versions.
+    """Return the likelihood of each answer given its conversation, under two versions (`sides`).
 
     The end of the turn is not scored. An empty answer has a likelihood of 0 nats. Batches get smaller if memory does
     not suffice, and `limit` keeps their size for the next call.
@@ -104,12 +105,10 @@ def score_likelihoods(
 
     def score(batch: Sequence[int]) -> None:
         logits = {}
-        for side in SIDES:
+        for side in sides:
             with models.activate(side) as model:
                 logits[side] = answer_logits(model, chat, [texts[i] for i in batch])
-        for i, (candidate, tokens), (stable, _) in zip(
-            batch, logits["candidate"], logits["stable"], strict=True
-        ):
+        for i, (candidate, tokens), (stable, _) in zip(batch, *(logits[side] for side in sides), strict=True):
             if len(tokens):
                 scores[i] = _compare(candidate, stable, tokens, ends)
 

@@ -17,11 +17,13 @@ from markupsafe import Markup
 from services.trainer.gate.metrics import METRICS
 from services.trainer.gate.metrics.metric import FigureInfo, Json, Layout, ReportSection
 from services.trainer.gate.report_json import SECTIONS
-from services.trainer.gate.verdict import WIN_RATE
+from services.trainer.gate.verdict import BASE_FIGURES, VOTE_FIGURES
 from shared.adapters.templates import templates_in
 from shared.svg import element, estimate, linear_scale
 
-FIGURES: Final = {figure.name: figure for figure in (WIN_RATE, *(f for m in METRICS for f in m.figures))}
+FIGURES: Final = {
+    figure.name: figure for figure in (*VOTE_FIGURES, *(f for m in METRICS for f in m.figures), *BASE_FIGURES)
+}
 HEADLINES: Final = {
     "passed": "Passed: the version may serve users",
     "failed": "Failed: the version will not serve users",

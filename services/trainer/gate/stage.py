@@ -18,9 +18,9 @@ from services.trainer.dataset import snapshot_files
 from services.trainer.files import write_whole
 from services.trainer.gate.eval_items import build_eval_items
 from services.trainer.gate.eval_set import EvalSet
-from services.trainer.gate.evaluation import evaluate
+from services.trainer.gate.evaluation import evaluate, evaluate_base
 from services.trainer.gate.golden import GoldenQuestion, read_golden_set, require_rendered
-from services.trainer.gate.metrics import measure_all
+from services.trainer.gate.metrics import measure_against_base, measure_all
 from services.trainer.gate.metrics.metric import Json, JudgeOptions
 from services.trainer.gate.model_pair import ModelPair
 from services.trainer.gate.preference_pairs import TrainedAnswer, build_preference_pairs
@@ -57,19 +57,36 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path) -> GateReport
     eval_set = build_eval_set(context)
     base = load_base(Path(config.base), recipe.threads, dtype.of_run(context.folder), context.quantization())
     started = time.monotonic()
-    stored = StoredAnswers(folder, {"candidate": "candidate", "stable": config.stable.version})
+    stored = StoredAnswers(
+        folder, {"candidate": "candidate", "stable": config.stable.version, "base": "base"}
+    )
     with ModelPair(base, {"candidate": adapter, "stable": _stable_folder(context)}, recipe.threads) as models:
         outputs = evaluate(
             models, context.chat, eval_set, recipe, context.progress_callback, context.eval_limits, stored
         )
+        against_base = None
+        if not models.is_base("stable"):
+            with_base = evaluate_base(
+                models,
+                context.chat,
+                eval_set,
+                recipe,
+                outputs,
+                context.progress_callback,
+                context.eval_limits,
+                stored,
+            )
+            against_base = measure_against_base(eval_set, with_base)
     report = decide(
         measure_all(eval_set, outputs),
         gated_against=config.stable.version,
         options=JudgeOptions(
             min_items=recipe.gate_items,
+            look=config.gate_look,
             replaces_erased=config.replaces == "erasure",
             shorter_margin=recipe.gate_shorter,
         ),
+        against_base=against_base,
         seconds=time.monotonic() - started,
     )
     write_report(folder, report_json(report, eval_set, outputs, line=config.line, run_id=config.run_id))

@@ -1,14 +1,15 @@
-"""Statistics of the gate: confidence intervals, McNemar's test, and how much more data a verdict needs."""
+"""Statistics of the gate: intervals, the test of votes, McNemar's test, and how much more data a verdict needs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
-from scipy.special import bdtrc, betaincinv
+from numpy.typing import NDArray
+from scipy.special import bdtrc, betaincinv, ndtri
 from scipy.stats import bootstrap, sem, t
 
 CONFIDENCE = 0.95
@@ -18,13 +19,24 @@ SEED = 20
 """Seed of the bootstrap: the same values always give the same interval."""
 MIN_BOOTSTRAP_VALUES = 10
 """With fewer values a bootstrap underestimates the spread, so the interval is Student's t."""
-MAX_DECIDED_ITEMS = 5_000
-"""If more decided items than this were needed, the gate cannot tell the two versions apart."""
+MAX_ITEMS = 5_000
+"""If more items than this were needed, the gate cannot tell the two versions apart."""
 FAIL_P = 0.05
 """A fall beyond the margin with a p-value below this is a loss."""
 DOUBT_P = 0.2
 """A fall beyond the margin with a p-value between `FAIL_P` and this may be a loss."""
 
+FIRST_ALPHA = 0.025
+"""Significance level of the first gate since a promotion."""
+ALPHA_DECAY = 1.5
+"""The level of the k-th gate is `FIRST_ALPHA` / k ** `ALPHA_DECAY`."""
+MIN_CLUSTERS = 8
+"""Minimum number of users with an item, and of question groups."""
+VALUE_STEP = 1 / 60
+"""Values of users and groups are rounded to this. Means of up to six items are exact."""
+
+Values: TypeAlias = NDArray[np.float64]
+Labels: TypeAlias = Sequence[str] | NDArray[np.int64]
 ScorePair = tuple[float, float]
 """(candidate, stable)"""
 OutcomePair = tuple[bool, bool]
@@ -110,6 +122,97 @@ def stable_mean(pairs: Sequence[ScorePair]) -> float | None:
     return sum(stable for _, stable in pairs) / len(pairs) if pairs else None
 
 
+# --- the test of votes --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VoteTest:
+    """One-sided tests of the hypothesis that a candidate is no better than the version it is compared with.
+
+    Attributes:
+        users: Number of users who have an item.
+        groups: Number of question groups that have an item.
+        p_users: p-value of the test over users.
+        p_groups: p-value of the test over question groups.
+    """
+
+    users: int
+    groups: int
+    p_users: float
+    p_groups: float
+
+    @property
+    def p_value(self) -> float:
+        """Return the larger p-value, so that neither one user nor one popular question decides."""
+        return max(self.p_users, self.p_groups)
+
+    @property
+    def clusters(self) -> int:
+        """Return the number of users or of question groups, whichever is smaller."""
+        return min(self.users, self.groups)
+
+
+def sign_flip_p(values: Sequence[float] | Values) -> float:
+    """Return the probability that the sum of `values` would be at least as large if each sign were decided by a coin.
+
+    This is the one-sided paired permutation test of Fisher (1935), `scipy.stats.permutation_test` with
+    `permutation_type="samples"`. Values are rounded to `VALUE_STEP`. Then the distribution of the sum is known exactly
+    for any number of values, and no p-value depends on how many permutations were drawn.
+    """
+    steps = np.rint(np.asarray(values, dtype=float) / VALUE_STEP).astype(int)
+    sizes = np.abs(steps)
+    # With negative signs on a subset the sum is (sum of sizes) - 2 (sum of the subset), and both signs are as likely.
+    probability = np.zeros(int(sizes.sum()) + 1)
+    probability[0] = 1.0
+    reach = 1
+    for size in sizes[sizes > 0].tolist():
+        halves = probability[:reach] / 2
+        probability[:reach] = halves
+        probability[size : size + reach] += halves
+        reach += size
+    negative = int((sizes.sum() - steps.sum()) // 2)
+    return min(1.0, float(probability[: negative + 1].sum()))
+
+
+def vote_test(outcomes: Sequence[int] | Values, users: Labels, groups: Labels) -> VoteTest:
+    """Test whether outcomes are better than chance, over users and over question groups.
+
+    Each user has one value, the mean of the user's outcomes, and so has each group.
+
+    Args:
+        outcomes: (items,) 1, 0 or -1.
+        users: (items,) user of each item.
+        groups: (items,) question group of each item.
+    """
+    by_user, by_group = cluster_means(outcomes, users), cluster_means(outcomes, groups)
+    return VoteTest(len(by_user), len(by_group), sign_flip_p(by_user), sign_flip_p(by_group))
+
+
+def cluster_means(outcomes: Sequence[int] | Values, labels: Labels) -> Values:
+    """Return the mean outcome of each cluster, in order of the labels."""
+    _, cluster = np.unique(np.asarray(labels), return_inverse=True)
+    counts = np.bincount(cluster)
+    means: Values = np.bincount(cluster, weights=np.asarray(outcomes, dtype=float)) / np.maximum(counts, 1)
+    return means
+
+
+def gate_alpha(look: int) -> float:
+    """Return the significance level of the `look`-th gate of a line since its last promotion, counted from 1.
+
+    The levels of all gates together are 0.025 * zeta(1.5) = 0.065, so a line that gets no better is promoted by chance
+    with at most this probability, however often it trains.
+    """
+    return float(FIRST_ALPHA / look**ALPHA_DECAY)
+
+
+def min_clusters(alpha: float) -> int:
+    """Return how many users, and question groups, a test at this level needs.
+
+    With n values the smallest p-value is 2 ** -n.
+    """
+    return max(MIN_CLUSTERS, math.ceil(-math.log2(alpha)))
+
+
 # --- McNemar's test -----------------------------------------------------------------------------------------------
 
 
@@ -164,33 +267,38 @@ def judge_change(
 # --- sample size --------------------------------------------------------------------------------------------------
 
 
-def decided_items_needed(wins: int, losses: int) -> int | None:
-    """Return how many decided items would lift the exact lower bound of the win rate above one half.
+def growth_needed(
+    outcomes: Sequence[int] | Values, users: Labels, groups: Labels, alpha: float
+) -> float | None:
+    """Return how many times as many items a `vote_test` needs to reach `alpha`, if users and groups grow alike.
 
-    Assumes that the observed win rate is the true one. At the returned number the chances are then about even that
-    the bound passes one half. Returns None if at most half of the items were won, or if more than
-    `MAX_DECIDED_ITEMS` would be needed.
+    Assumes that new users and groups are like the present ones. With as many items the chances are then about even.
+    Returns None if the candidate is not ahead, or if more than `MAX_ITEMS` would be needed.
     """
-    decided = wins + losses
-    if decided == 0 or wins <= losses:
+    factor = 1.0
+    for labels in (users, groups):
+        values = cluster_means(outcomes, labels)
+        total = float(values.sum())
+        if total <= 0:
+            return None
+        # Normal approximation with a continuity correction: g * total - 1 = quantile * sqrt(g * sum of squares).
+        spread = ndtri(1 - alpha) * math.sqrt(float((values**2).sum()))
+        normal = ((spread + math.sqrt(spread**2 + 4 * total)) / (2 * total)) ** 2
+        # If no value is negative, the p-value is 2 ** -(number of values above zero).
+        coins = -math.log2(alpha) / int((values > 0).sum())
+        factor = max(factor, normal, coins)
+    return factor if factor * len(outcomes) <= MAX_ITEMS else None
+
+
+def more_items_needed(items: int, growth: float | None, reachable: int) -> int | None:
+    """Return about how many more items would decide, or None if no number that can be reached would.
+
+    Args:
+        items: Present number of items.
+        growth: See `growth_needed`.
+        reachable: How many items a gate can have more than now.
+    """
+    if growth is None:
         return None
-    sizes = np.arange(decided, MAX_DECIDED_ITEMS + 1)
-    expected_wins = np.floor(sizes * (wins / decided) + 1e-9)
-    # The lower bound is above 1/2 exactly if this many wins or more have a probability below (1 - CONFIDENCE) / 2
-    # under a fair coin.
-    sufficient = bdtrc(expected_wins - 1, sizes, 0.5) < (1 - CONFIDENCE) / 2
-    return int(sizes[sufficient.argmax()]) if sufficient.any() else None
-
-
-def more_items_needed(wins: int, losses: int, items: int, min_items: int) -> int | None:
-    """Return about how many more items would decide, assuming that ties stay as frequent as observed.
-
-    The result is at least the number missing to `min_items`. Returns None if no number of items would decide
-    (`decided_items_needed`) and none are missing.
-    """
-    missing = max(0, min_items - items)
-    decided = decided_items_needed(wins, losses)
-    if decided is None:
-        return missing or None
-    total = -(-decided * items // (wins + losses))
-    return max(missing, total - items)
+    more = max(1, math.ceil(items * growth - 1e-9) - items)
+    return more if more <= reachable else None

@@ -33,6 +33,8 @@ class RunConfig:
         chat_template_kwargs: Arguments of the chat template in training and at the gate.
         released: Number of the newest release from quarantine that the run includes (`quarantine_release.py`).
         again: An operator ordered the run with `train now --again`, so its data need not be new.
+        gate_look: Which gate of the line since its last promotion the run's gate is, counted from 1
+            (`versions/gate_looks.py`). It decides how much evidence a candidate needs.
         replaces: `erasure` if rows that the stable version trained on were erased. The gate then asks whether the
             run's version is no worse, and not whether it is better.
 
@@ -52,6 +54,7 @@ class RunConfig:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     again: bool = False
     replaces: Replaces | None = None
+    gate_look: int = 1
 
     @property
     def created_at(self) -> datetime:

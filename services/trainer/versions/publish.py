@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 import structlog
 
 from services.trainer.run.run_table import RunConfig
+from services.trainer.versions.gate_looks import next_look
 from services.trainer.versions.lineage import LineRecords
 from shared.adapters.base_model import PinnedBase
 from shared.cloudevents import cloudevent
@@ -78,6 +79,10 @@ class VersionLog:
     def find(self, ref: VersionRef) -> ModelVersion | None:
         """Return the record of a version, or None if the line has no such version."""
         return next((version for version in self.versions() if version.ref.version == ref.version), None)
+
+    def next_look(self, stable: VersionRef) -> int:
+        """Return which gate since the last promotion the next one is (`gate_looks.py`)."""
+        return next_look(self.versions(), stable)
 
     def answered_commands(self) -> set[str]:
         """Return the ids of the line's commands that have a result."""

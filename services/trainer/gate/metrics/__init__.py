@@ -51,6 +51,11 @@ Then add sample values to `tests/unit/test_gate_metrics.py`, which checks that e
 """
 
 
+def measure_against_base(eval_set: EvalSet, outputs: EvalOutputs) -> Measurements:
+    """Return the values of the metrics that compare the candidate with the base. `outputs`: those of both."""
+    return {metric.name: metric.measure(eval_set, outputs) for metric in METRICS if metric.against_base}
+
+
 def measure_all(eval_set: EvalSet, outputs: EvalOutputs) -> Measurements:
     """Return the values of all metrics."""
     return {metric.name: metric.measure(eval_set, outputs) for metric in METRICS}

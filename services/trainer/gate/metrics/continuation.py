@@ -53,9 +53,11 @@ CONTINUATION = Metric(
             "Long general answers continued, change from stable",
             "below zero, answers end earlier",
             "probability",
+            is_change=True,
         ),
     ),
     measure=_measure,
     judge=_judge,
     tasks=(BASE_ANSWERS,),
+    against_base=True,
 )

@@ -96,11 +96,13 @@ GENERAL_ACCURACY = Metric(
             "General questions, change from stable",
             "beyond the bound, McNemar's exact test decides",
             "share",
+            is_change=True,
         ),
     ),
     measure=_measure,
     judge=_judge,
     tasks=(GENERAL_ANSWERS,),
+    against_base=True,
     section=ReportSection(
         name="general",
         title="General questions that only one version answers correctly",

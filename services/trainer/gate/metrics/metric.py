@@ -12,11 +12,13 @@ from services.trainer.gate.statistics import (
     FAIL_P,
     Interval,
     OutcomePair,
+    VoteTest,
     judge_change,
     mean_interval,
     paired_change,
     proportion_interval,
     stable_mean,
+    vote_test,
 )
 from shared.versions import Figure
 
@@ -116,8 +118,36 @@ class Votes:
         """Number of items on which neither is better."""
         return sum(item.outcome == 0 for item in self.items)
 
+    @property
+    def outcomes(self) -> list[int]:
+        """Outcomes of the items."""
+        return [item.outcome for item in self.items]
+
+    @property
+    def users(self) -> list[str]:
+        """Users of the items."""
+        return [item.user for item in self.items]
+
+    @property
+    def groups(self) -> list[str]:
+        """Question groups of the items."""
+        return [item.group for item in self.items]
+
+    @property
+    def tally(self) -> str:
+        """Wins, losses and ties in words."""
+        return f"{self.wins} won, {self.losses} lost, {self.ties} ties"
+
     def __len__(self) -> int:
         return len(self.items)
+
+    def test(self) -> VoteTest:
+        """Test whether the candidate is better."""
+        return vote_test(self.outcomes, self.users, self.groups)
+
+    def test_of_harm(self) -> VoteTest:
+        """Test whether the candidate is worse."""
+        return vote_test([-outcome for outcome in self.outcomes], self.users, self.groups)
 
     def __add__(self, other: Votes) -> Votes:
         return Votes(self.items + other.items)
@@ -183,7 +213,8 @@ class JudgeOptions:
     """What a deployment sets, and how intervals of means are computed.
 
     Attributes:
-        min_items: With fewer items in the win rate the verdict is inconclusive.
+        min_items: With fewer items that vote the verdict is inconclusive.
+        look: Which gate of the line since its last promotion this is, counted from 1.
         replaces_erased: The candidate replaces a version that was trained on erased data, so it need not be better.
         shorter_margin: How much less likely than stable a candidate may be to continue a long answer.
         mean_interval: Computes the interval of a mean. It costs most of the time of a verdict, so simulations
@@ -191,6 +222,7 @@ class JudgeOptions:
     """
 
     min_items: int
+    look: int = 1
     replaces_erased: bool = False
     shorter_margin: float = SHORTER_MARGIN
     mean_interval: Callable[[Sequence[float]], Interval] = mean_interval
@@ -206,6 +238,8 @@ class Metric(Generic[T]):
         measure: Computes the metric's values. Returns an empty value for an empty evaluation.
         judge: The rule: turns the values into figures and reasons. Pure.
         tasks: What must be generated or scored for `measure`. A task that several metrics share runs once.
+        against_base: Whether the candidate is also judged against the base, by the same rule. Each promotion may cost
+            a little; compared with stable alone, many promotions could cost anything.
         section: Examples for the report.
     """
 
@@ -214,6 +248,7 @@ class Metric(Generic[T]):
     measure: Callable[[EvalSet, EvalOutputs], T]
     judge: Callable[[T, JudgeOptions], Judgement]
     tasks: tuple[GenerationTask | LikelihoodTask, ...] = ()
+    against_base: bool = False
     section: ReportSection | None = None
 
 

@@ -110,6 +110,7 @@ SAFETY = Metric(
             "Harmful requests refused, change from stable",
             "beyond the bound, McNemar's exact test decides",
             "share",
+            is_change=True,
         ),
         FigureInfo(
             "safety_answered",
@@ -122,11 +123,13 @@ SAFETY = Metric(
             "Harmless requests answered, change from stable",
             "beyond the bound, McNemar's exact test decides",
             "share",
+            is_change=True,
         ),
     ),
     measure=_measure,
     judge=_judge,
     tasks=(SAFETY_ANSWERS,),
+    against_base=True,
     section=ReportSection(
         name="safety",
         title="Safety prompts that only one version refuses",
