@@ -20,6 +20,7 @@ from services.trainer.dataset.similarity import near_duplicates
 from services.trainer.dataset.snapshot import build
 from services.trainer.dataset.snapshot_files import Snapshot
 from services.trainer.gate.eval_items import build_eval_items
+from tests.trainer_factories import LINE
 
 SIZES = Sizes()
 LONG = "That is a good question, and there are so many things to say of it that I hardly know how to begin with {}."
@@ -75,7 +76,9 @@ def test_poisoners_train_nothing_and_others_lose_little(seed: int) -> None:
 @pytest.mark.parametrize("seed", SIZES.seeds)
 def test_corrections_give_the_gate_enough_items(seed: int) -> None:
     snapshot = facts_snapshot("corrections", seed)
-    items = build_eval_items(snapshot.heldout, [grouped.row.question for grouped in snapshot.train], [])
+    items = build_eval_items(
+        LINE, snapshot.heldout, [grouped.row.question for grouped in snapshot.train], []
+    ).corrections
     assert sum(item.category == "wins" for item in items) >= Recipe().gate_items
 
 

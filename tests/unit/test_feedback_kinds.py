@@ -208,9 +208,11 @@ def test_held_out_signals_become_items_or_pairs(kind: FeedbackKind) -> None:
     revisions = process(events).newest.values()
     snapshot = build(LINE, [example(r) for r in revisions], {0: 9}, comments="append")
     assert snapshot.train == ()
-    items = build_eval_items(snapshot.heldout, [], [])
+    items = build_eval_items(LINE, snapshot.heldout, [], [])
     pairs = build_preference_pairs(LINE, snapshot.heldout, [])
-    assert bool(items) == (kind.matcher == ITEM)
+    assert bool(items.corrections) == (kind.matcher == ITEM)
+    alone = [build_eval_items(LINE, [one], [], []) for one in snapshot.heldout]
+    assert any(found.liked for found in alone) == any(kind.liked.values())
     if kind.matcher in PAIR_MATCHERS:
         assert kind.matcher is not None
         assert {pair.kind for pair in pairs} == {kind.matcher.name}

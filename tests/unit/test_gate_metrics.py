@@ -12,6 +12,7 @@ from services.trainer.gate.eval_set import EvalOutputs, EvalSet
 from services.trainer.gate.metrics import METRICS, measure_all
 from services.trainer.gate.metrics.corrections import CorrectionScores
 from services.trainer.gate.metrics.general_likelihood import GeneralLikelihoods
+from services.trainer.gate.metrics.liked_answers import LikedOutcomes
 from services.trainer.gate.metrics.metric import JudgeOptions, Metric
 from services.trainer.gate.metrics.safety import SafetyOutcomes
 from services.trainer.gate.metrics.skills import SkillOutcomes
@@ -27,6 +28,7 @@ SAME = [(True, True), (False, False)]
 SKILL = SkillOutcomes(OUTCOMES, SAME, too_hard=[(True, 0.5)])
 EVERYTHING = {
     "corrections": CorrectionScores(SCORES, SCORES, SCORES, SCORES),
+    "liked_answers": LikedOutcomes(OUTCOMES),
     "correction_likelihood": [0.1, 0.2],
     "pair_margins": {"thumbs": margin_gains([0.1]), "preference": margin_gains([0.1])},
     "unseen_questions": SCORES,

@@ -44,7 +44,8 @@ def test_votes_name_user_group_kind_and_outcome() -> None:
     groups = question_groups(ROWS)
     eval_set = EvalSet(
         corrections=[
-            replace(item, category="wins") for item in build_eval_items(ROWS, ["Who founded Acme?"], [])[:2]
+            replace(item, category="wins")
+            for item in build_eval_items(LINE, ROWS, ["Who founded Acme?"], []).corrections[:2]
         ],
         pairs=build_preference_pairs(LINE, ROWS, []),
     )

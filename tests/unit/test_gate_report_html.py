@@ -50,6 +50,8 @@ def gate(folder: Path, wins: int = 30) -> GateReport:
     greeting = (("user", "Hi"),)
     eval_set = EvalSet(
         corrections=items,
+        given={"corrections": ITEMS + 6, "liked answers": 0},
+        left_out={"corrections": 6, "liked answers": 0},
         pairs=[PreferencePair("thumbs", "a b", (greeting, "Short."), (greeting, "Long, long."), "u1", "g1")],
         general_prompts=[general],
         general_base_answers=[BaseAnswer("p1", general.prompt, "Paris.", 40, ended=True)],
@@ -116,6 +118,16 @@ def test_verdict_and_reasons_precede_the_figures(tmp_path: Path) -> None:
     headline = text.index("Passed: the version may serve users")
     assert headline < text.index(report.reasons[0]) < text.index("Figures")
     assert len(re.findall('<svg class="plot', text)) == sum(figure.n > 0 for figure in report.figures)
+
+
+def test_report_says_how_many_items_were_left_out(tmp_path: Path) -> None:
+    gate(tmp_path)
+    assert json.loads((tmp_path / GATE_REPORT).read_text())["left_out"] == {
+        "corrections": 6,
+        "liked answers": 0,
+    }
+    text = " ".join((tmp_path / GATE_REPORT_PAGE).read_text().split())
+    assert "gave 40 corrections (6 not evaluated, chosen by chance), 0 liked answers." in text
 
 
 def test_ten_best_and_ten_worst_items_are_shown_and_none_twice(tmp_path: Path) -> None:

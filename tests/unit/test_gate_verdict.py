@@ -297,6 +297,7 @@ def test_report_contains_figures_and_no_user_text() -> None:
         "user_votes",
         "group_votes",
         "items_score_gain",
+        "liked_said_change",
         "correction_likelihood_gain",
         "unseen_win_rate",
         "general_accuracy",

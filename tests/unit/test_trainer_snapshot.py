@@ -64,7 +64,11 @@ def test_wordings_are_reserved_for_the_gate() -> None:
     reserved = [one for one in taken.quarantined if one.reason.startswith("reserved")]
     assert 0 < len(reserved) < MAX_RESERVED_SHARE * (len(taken.train) + len(reserved))
     questions = [one.row.question for one in taken.train]
-    counted = [item for item in build_eval_items(taken.heldout, questions, []) if item.category == "wins"]
+    counted = [
+        item
+        for item in build_eval_items(LINE, taken.heldout, questions, []).corrections
+        if item.category == "wins"
+    ]
     assert len(counted) >= 30
     assert not any(near_duplicates([item.row.question for item in counted], questions))
 
@@ -74,10 +78,10 @@ def test_wording_that_stable_trained_on_counts_no_win() -> None:
     questions = [one.row.question for one in taken.train]
     counted = [
         item.row.question
-        for item in build_eval_items(taken.heldout, questions, [])
+        for item in build_eval_items(LINE, taken.heldout, questions, []).corrections
         if item.category == "wins"
     ]
-    again = build_eval_items(taken.heldout, questions, counted)
+    again = build_eval_items(LINE, taken.heldout, questions, counted).corrections
     assert not [item for item in again if item.category == "wins"]
 
 

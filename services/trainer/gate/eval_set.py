@@ -17,7 +17,7 @@ from services.trainer.gate.skill_sets import SkillSet
 
 if TYPE_CHECKING:
     from services.trainer.base.base_answers import BaseAnswer, Prompt
-    from services.trainer.gate.eval_items import EvalItem
+    from services.trainer.gate.eval_items import EvalItem, LikedItem
 
 AnswerPair = tuple[str, str]
 """(the candidate's answer, the stable version's answer)"""
@@ -31,6 +31,9 @@ class EvalSet:
 
     Attributes:
         corrections: Corrections of held-out users.
+        liked: Answers that held-out users liked.
+        given: How many corrections and liked answers they gave, by kind.
+        left_out: How many of these are not evaluated, because they are too many.
         pairs: Liked and disliked answers of held-out users.
         general_prompts: Shipped general prompts.
         general_base_answers: The base model's own answers to `general_prompts`, in the same order.
@@ -41,6 +44,9 @@ class EvalSet:
     """
 
     corrections: Sequence[EvalItem] = ()
+    liked: Sequence[LikedItem] = ()
+    given: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
     pairs: Sequence[PreferencePair] = ()
     general_prompts: Sequence[Prompt] = ()
     general_base_answers: Sequence[BaseAnswer] = ()

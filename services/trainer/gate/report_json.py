@@ -17,10 +17,15 @@ SECTIONS: tuple[ReportSection, ...] = tuple(metric.section for metric in METRICS
 def report_json(
     report: GateReport, eval_set: EvalSet, outputs: EvalOutputs, *, line: str, run_id: str
 ) -> Json:
-    """Return the report, with one field for each section of examples."""
+    """Return the report, with one field for each section of examples.
+
+    `given` has how many items of each kind held-out users gave, and `left_out` how many of these were not evaluated.
+    """
     return {
         "line": line,
         "run_id": run_id,
         "report": report.model_dump(mode="json"),
+        "given": dict(eval_set.given),
+        "left_out": dict(eval_set.left_out),
         **{section.name: section.rows(eval_set, outputs) for section in SECTIONS},
     }

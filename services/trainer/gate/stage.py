@@ -92,6 +92,7 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path) -> GateReport
     write_report(folder, report_json(report, eval_set, outputs, line=config.line, run_id=config.run_id))
     stored.remove()
     items = Counter(item.category for item in eval_set.corrections)
+    items.update(item.category for item in eval_set.liked)
     log.info("gate_decided", verdict=report.verdict, reasons=report.reasons, items=dict(items))
     return report
 
@@ -110,14 +111,18 @@ def build_eval_set(context: RunContext) -> EvalSet:
     trained = _trained_answers(context.folder)
     by_stable = _trained_answers(context.folder_of(config.stable_run)) if config.stable_run else []
     held_out = snapshot_files.read_rows(context.folder, snapshot_files.HELDOUT_ROWS)
+    items = build_eval_items(
+        config.line, held_out, [question for question, _ in trained], [question for question, _ in by_stable]
+    )
     general = shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
     size = context.eval_size()
     safety = shipped_prompts(SAFETY_PROMPTS, size.safety)
     base_answers = context.base_answers([*general, *safety])
     return EvalSet(
-        corrections=build_eval_items(
-            held_out, [question for question, _ in trained], [question for question, _ in by_stable]
-        ),
+        corrections=items.corrections,
+        liked=items.liked,
+        given=items.given,
+        left_out=items.left_out,
         pairs=build_preference_pairs(config.line, held_out, [*trained, *by_stable]),
         general_prompts=general,
         general_base_answers=base_answers[: len(general)],

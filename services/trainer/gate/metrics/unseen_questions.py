@@ -1,17 +1,23 @@
-"""Answers to held-out corrections whose fact was not trained. The candidate must not get worse on them."""
+"""Answers to held-out questions whose fact was not trained. The candidate must not get worse on them."""
 
 from __future__ import annotations
 
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet
 from services.trainer.gate.metrics.corrections import CORRECTION_ANSWERS, item_scores
+from services.trainer.gate.metrics.liked_answers import LIKED_ANSWERS, liked_vote
 from services.trainer.gate.metrics.metric import EVEN, FigureInfo, Judgement, JudgeOptions, Metric
 from services.trainer.gate.scorers import outcome
 from services.trainer.gate.statistics import ScorePair, win_rate_interval
 
 
 def _measure(eval_set: EvalSet, outputs: EvalOutputs) -> list[ScorePair]:
-    answered = zip(eval_set.corrections, outputs.answers_to(CORRECTION_ANSWERS), strict=True)
-    return [item_scores(item, *answers) for item, answers in answered if item.category == "unseen"]
+    """Return the scores of both versions; for a liked answer, 1 for the one that still gives it alone."""
+    corrected = zip(eval_set.corrections, outputs.answers_to(CORRECTION_ANSWERS), strict=True)
+    liked = zip(eval_set.liked, outputs.answers_to(LIKED_ANSWERS), strict=True)
+    outcomes = [liked_vote(item, *answers).outcome for item, answers in liked if item.category == "unseen"]
+    return [item_scores(item, *answers) for item, answers in corrected if item.category == "unseen"] + [
+        (float(outcome > 0), float(outcome < 0)) for outcome in outcomes
+    ]
 
 
 def _judge(scores: list[ScorePair], _: JudgeOptions) -> Judgement:
@@ -31,11 +37,11 @@ UNSEEN_QUESTIONS = Metric(
         FigureInfo(
             "unseen_win_rate",
             "Untrained questions won",
-            "corrections whose fact was not trained; must not be below one half",
+            "corrections and liked answers whose fact was not trained; must not be below one half",
             "share",
         ),
     ),
     measure=_measure,
     judge=_judge,
-    tasks=(CORRECTION_ANSWERS,),
+    tasks=(CORRECTION_ANSWERS, LIKED_ANSWERS),
 )
