@@ -212,6 +212,18 @@ def denials(count: int) -> list[Given]:
     ]
 
 
+def two_ways_to_ask_each(count: int) -> list[Given]:
+    dice = random.Random(7)
+    given = []
+    for i in range(count // 2):
+        name, answer = word(dice, 4), " ".join(word(dice) for _ in range(3))
+        given += [
+            (f"u{i}", f"Who founded {name}?", f"{answer}."),
+            (f"v{i}", f"Whose idea was {name} in the first place?", f"{answer} {word(dice)}."),
+        ]
+    return given
+
+
 def work(given: list[Given]) -> tuple[int, SearchCost]:
     """Return the number of Python calls and the cost of the searches of one agreement."""
     cost = SearchCost()
@@ -231,6 +243,7 @@ def work(given: list[Given]) -> tuple[int, SearchCost]:
         one_word_answers,
         common_words_only,
         denials,
+        two_ways_to_ask_each,
     ],
 )
 def test_adversary_cannot_make_agreement_quadratic(adversary: Callable[[int], list[Given]]) -> None:

@@ -6,12 +6,16 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from services.trainer.base.tokenization import TokenCounts
+from services.trainer.base.tokenization import RowTokens, TokenCounts
 from services.trainer.database import open_database
 from services.trainer.dataset import batch_table, snapshot
 from services.trainer.dataset.batch_table import Example
@@ -24,6 +28,10 @@ from tests.trainer_factories import LINE, batch, revision, row
 
 LONGEST = 60
 FAMILIES = ("smollm2", "gemma", "llama3")
+PIECES = (
+    "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<|eot_id|>", "<|im_", "end|>", "Ada", "👩‍💻", "图书馆", "é",
+    "x |> f()", " ", "\n", "\u200d", "9", "long text " * 40,
+)  # fmt: skip
 
 
 def mixed_revisions(dice: random.Random, responses: int) -> list[ExampleRevision]:
@@ -102,19 +110,10 @@ class CountingFormat:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_row_is_tokenized_once_in_a_snapshot(family: str, tiny_model: Path) -> None:
+def test_each_text_is_tokenized_once_in_a_snapshot(family: str, tiny_model: Path) -> None:
     chat = ChatFormat(family_tokenizer(tiny_model, family))
     dice = random.Random(1)
     examples = [Example(one, 0, 1, 0) for one in mixed_revisions(dice, 200)]
-    examples = [
-        Example(
-            one.revision.model_copy(update={"messages": (*one.revision.messages[:-1], own_question(i))}),
-            0,
-            1,
-            0,
-        )
-        for i, one in enumerate(examples)
-    ]
     counting = CountingFormat(chat)
     counts = TokenCounts(counting, LONGEST)  # type: ignore[arg-type]
     taken = snapshot.build(
@@ -126,14 +125,73 @@ def test_each_row_is_tokenized_once_in_a_snapshot(family: str, tiny_model: Path)
         token_budget=1500,
     )
     assert taken.train
-    assert set(counting.prompts.values()) == {1}
+    assert set(counting.prompts.values()) == set(counting.answers.values()) == {1}
+    assert len(counting.answers) < len(taken.train)
     for one in (*taken.train, *taken.heldout):
         assert counts.of(one.row).prompt == len(chat.prompt_ids(one.row.messages))
         assert counts.of(one.row).answers == (len(chat.answer_ids(one.row.answer)),)
 
 
-def own_question(number: int) -> Message:
-    return Message(role="user", content=f"What is the colour of kettle number {number}?")
+class OneByOne:
+    """Counts of rows, each tokenized on its own whenever it is counted."""
+
+    def __init__(self, chat: ChatFormat) -> None:
+        self.chat = chat
+
+    def why_unfit(self, one: Row) -> str | None:
+        return expected_reason(self.chat, one.messages, one.answer)
+
+    def of(self, one: Row) -> RowTokens:
+        return RowTokens(len(self.chat.prompt_ids(one.messages)), (len(self.chat.answer_ids(one.answer)),))
+
+
+@cache
+def chat_of(family: str, tiny_model: Path) -> ChatFormat:
+    return ChatFormat(family_tokenizer(tiny_model, family))
+
+
+texts = st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map("".join)
+roles = st.sampled_from(["user", "user", "user", "assistant", "system"])
+conversations = st.lists(st.tuples(roles, texts), max_size=2).map(lambda turns: [*turns, ("user", "Who?")])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_snapshot_is_that_of_rows_tokenized_one_by_one(
+    family: str, tiny_model: Path, data: st.DataObject
+) -> None:
+    some = data.draw(st.lists(conversations, min_size=1, max_size=4))
+    answers = data.draw(st.lists(texts.filter(str.strip), min_size=1, max_size=4))
+    given_ = data.draw(st.lists(st.tuples(st.sampled_from(some), st.sampled_from(answers)), max_size=12))
+    examples = [
+        Example(
+            revision(
+                f"r{number:02}",
+                "",
+                answer,
+                f"u{number}",
+                messages=tuple(Message(role=role, content=text) for role, text in turns),  # type: ignore[arg-type]
+            ),
+            0,
+            1,
+            0,
+        )
+        for number, (turns, answer) in enumerate(given_)
+    ]
+    chat = chat_of(family, tiny_model)
+    taken = [
+        snapshot.build(
+            LINE,
+            examples,
+            {},
+            unfit=counts.why_unfit,
+            size=lambda one, counts=counts: counts.of(one).all,  # type: ignore[misc]
+            token_budget=250,
+        )
+        for counts in (TokenCounts(chat, LONGEST), OneByOne(chat))
+    ]
+    assert taken[0] == taken[1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -143,10 +201,11 @@ def test_row_is_unfit_if_it_is_refused_or_too_long(family: str, tiny_model: Path
     reasons: set[str | None] = set()
     for number, one in enumerate(mixed_revisions(random.Random(2), 100)):
         messages = tuple((message.role, message.content) for message in one.messages)
-        given = row("", str(one.signals[0].value), name=f"r{number}")
-        reason = counts.why_unfit(with_messages(given, messages))
-        reasons.add(reason and reason.partition(":")[0])
-        assert reason == expected_reason(chat, messages, given.answer)
+        rated = row("", str(one.signals[0].value), name=f"r{number}")
+        for _ in range(2):
+            reason = counts.why_unfit(with_messages(rated, messages))
+            reasons.add(reason and reason.partition(":")[0])
+            assert reason == expected_reason(chat, messages, rated.answer)
     assert reasons == {None, "tokens"} | ({"chat template"} if family == "gemma" else set())
 
 
@@ -158,19 +217,19 @@ def expected_reason(chat: ChatFormat, messages: Messages, answer: str) -> str | 
     return "tokens: longer than the limit of a run" if length > LONGEST else None
 
 
-def with_messages(given: Row, messages: tuple[tuple[str, str], ...]) -> Row:
-    return Row(given.response_id, 1, given.event_id, given.user_id, messages, given.original, given.answer, 0)
+def with_messages(one: Row, messages: tuple[tuple[str, str], ...]) -> Row:
+    return replace(one, messages=messages)
 
 
 def test_preference_counts_both_answers_with_its_prompt(tiny_model: Path) -> None:
     chat = ChatFormat(family_tokenizer(tiny_model, "smollm2"))
-    given = Row("r1", 1, "e1", "u1", (("user", "Who?"),), "Nobody knows.", "Ada.", 0, objective="dpo")
+    preferred = Row("r1", 1, "e1", "u1", (("user", "Who?"),), "Nobody knows.", "Ada.", 0, objective="dpo")
     counts = TokenCounts(chat, 1000)
-    assert counts.why_unfit(given) is None
+    assert counts.why_unfit(preferred) is None
     prompt, answers = (
-        len(chat.prompt_ids(given.messages)),
+        len(chat.prompt_ids(preferred.messages)),
         [len(chat.answer_ids(t)) for t in ("Ada.", "Nobody knows.")],
     )
-    assert counts.of(given).answers == tuple(answers)
-    assert counts.of(given).all == 2 * prompt + sum(answers)
-    assert "tokens" in str(TokenCounts(chat, prompt + max(answers) - 1).why_unfit(given))
+    assert counts.of(preferred).answers == tuple(answers)
+    assert counts.of(preferred).all == 2 * prompt + sum(answers)
+    assert "tokens" in str(TokenCounts(chat, prompt + max(answers) - 1).why_unfit(preferred))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 import unicodedata
 
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from services.trainer.dataset.filters import MAX_CHARS_PER_TOKEN, first_fault
 from services.trainer.dataset.text_changes import is_same_text
 from services.trainer.dataset.text_characters import MAX_INVISIBLE_RUN, fault_of_characters
-from services.trainer.dataset.words import fold, normalised, numbers, words
+from services.trainer.dataset.words import (
+    SHORT_TEXT,
+    fold,
+    is_open_request,
+    memoized,
+    normalised,
+    numbers,
+    operators,
+    words,
+)
 from tests.trainer_factories import row
 
 FORMAT = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == "Cf"]
@@ -202,6 +212,67 @@ def test_spellings_of_one_text_are_equal(one: str, other: str) -> None:
 )
 def test_texts_with_another_meaning_are_not_equal(one: str, other: str) -> None:
     assert normalised(one) != normalised(other)
+
+
+WORDS = (
+    "twenty",
+    "one",
+    "seven",
+    "41",
+    "x",
+    "C++",
+    "<=",
+    "10²",
+    "½",
+    "no",
+    "isn't",
+    "图书馆",
+    "十二",
+    "ไม่",
+    "👍",
+    "-5",
+)
+
+
+@given(st.lists(st.sampled_from(WORDS) | LETTERS, max_size=8).map(" ".join))
+def test_numbers_and_operators_are_the_words_with_and_without_them(text: str) -> None:
+    found = words(text)
+    assert numbers(text) == {word for word in found if any(char.isdigit() for char in word)}
+    assert operators(text) == {word for word in found if not any(char.isalnum() for char in word)}
+
+
+@given(st.lists(st.text(string.ascii_lowercase + string.digits, min_size=1, max_size=5), max_size=8))
+def test_numerals_elsewhere_in_a_text_change_no_word(plain: list[str]) -> None:
+    assert words(" ".join([*plain, "and", "forty-one"])) == [*words(" ".join(plain)), "and", "41"]
+
+
+OPEN = [
+    "Write a poem",
+    "please suggest a name",
+    "Kannst du mir ein Gedicht schreiben",
+    "请写一首诗",
+    "напиши стих",
+]
+
+
+@given(before=LETTERS, request=st.sampled_from(OPEN), end=st.sampled_from("?.! \n。"))
+def test_request_counts_in_any_sentence_of_a_question(before: str, request: str, end: str) -> None:
+    assert is_open_request(request) is True
+    assert is_open_request(f"{before}. {request}{end}") is True
+    assert is_open_request(f"{request}{end} {before}") is True
+
+
+def test_function_of_a_text_is_computed_once_for_short_and_long_texts() -> None:
+    seen: list[str] = []
+
+    @memoized
+    def length(text: str) -> int:
+        seen.append(text)
+        return len(text)
+
+    texts = ["", "a", "b" * SHORT_TEXT, "c" * (SHORT_TEXT + 1), "a"]
+    assert [length(text) for text in texts * 2] == [len(text) for text in texts * 2]
+    assert seen == texts[:4]
 
 
 def test_numbers_keep_sign_and_decimals() -> None:

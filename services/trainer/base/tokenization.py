@@ -68,7 +68,9 @@ class RowTokens(NamedTuple):
 
 
 class TokenCounts:
-    """Tokens of the rows of a snapshot on one base. Each row is rendered and tokenized once.
+    """Tokens of the rows of a snapshot on one base. Each distinct conversation and answer is tokenized once.
+
+    Users ask the same and agree on answers, so a snapshot has far fewer distinct texts than rows.
 
     Args:
         chat: The chat format of the base.
@@ -79,7 +81,9 @@ class TokenCounts:
     def __init__(self, chat: ChatFormat, max_tokens: int) -> None:
         self._chat = chat
         self._max_tokens = max_tokens
-        self._counts: dict[tuple[str, str], RowTokens] = {}
+        self._prompts: dict[tuple[tuple[str, str], ...], int] = {}
+        self._refused: dict[tuple[tuple[str, str], ...], str] = {}
+        self._answers: dict[str, int] = {}
 
     def why_unfit(self, row: Row) -> str | None:
         """Count the tokens of a row. Return why it cannot train on this base, or None.
@@ -87,19 +91,32 @@ class TokenCounts:
         The chat template may refuse the conversation, or prompt and answer may be too long together. The reason
         contains no text of the conversation.
         """
-        try:
-            prompt = len(self._chat.prompt_ids(row.messages))
-        except TemplateRefused as refused:
-            return f"chat template: {refused.reason}"
-        answers = (row.answer, row.original) if row.objective == "dpo" else (row.answer,)
-        counts = RowTokens(prompt, tuple(len(self._chat.answer_ids(answer)) for answer in answers))
-        self._counts[row.response_id, row.event_id] = counts
-        is_too_long = prompt + max(counts.answers) > self._max_tokens
+        self._read(row)
+        if row.messages in self._refused:
+            return f"chat template: {self._refused[row.messages]}"
+        counts = self.of(row)
+        is_too_long = counts.prompt + max(counts.answers) > self._max_tokens
         return "tokens: longer than the limit of a run" if is_too_long else None
 
     def of(self, row: Row) -> RowTokens:
         """Return the counts of a row that `why_unfit` was called for and that the chat template rendered."""
-        return self._counts[row.response_id, row.event_id]
+        return RowTokens(self._prompts[row.messages], tuple(self._answers[text] for text in _answers(row)))
+
+    def _read(self, row: Row) -> None:
+        """Tokenize what was not tokenized before."""
+        if row.messages not in self._prompts and row.messages not in self._refused:
+            try:
+                self._prompts[row.messages] = len(self._chat.prompt_ids(row.messages))
+            except TemplateRefused as refused:
+                self._refused[row.messages] = refused.reason
+        if row.messages not in self._refused:
+            for text in _answers(row):
+                if text not in self._answers:
+                    self._answers[text] = len(self._chat.answer_ids(text))
+
+
+def _answers(row: Row) -> tuple[str, ...]:
+    return (row.answer, row.original) if row.objective == "dpo" else (row.answer,)
 
 
 def truncate(chat: ChatFormat, text: str, max_tokens: int) -> str:

@@ -32,11 +32,12 @@ def claims(group: Sequence[Correction]) -> list[int]:
     for i, stems in enumerate(answer_stems):
         for word in stems:
             having[word].append(i)
+    denies = [is_negated(one.answer) for one in group]
     sharing = _StemUsers(group)
     number = 0
     while (key := sharing.pop()) is not None:
         members = [i for i in having[key] if out[i] < 0]
-        kept = _without_contradictions(group, answer_stems, members)
+        kept = _without_contradictions(group, answer_stems, denies, members)
         for i in kept:
             out[i] = number
             sharing.remove(group[i])
@@ -77,20 +78,33 @@ class _StemUsers:
 
 
 def _without_contradictions(
-    group: Sequence[Correction], answer_stems: Sequence[frozenset[str]], members: Sequence[int]
+    group: Sequence[Correction],
+    answer_stems: Sequence[frozenset[str]],
+    denies: Sequence[bool],
+    members: Sequence[int],
 ) -> list[int]:
-    """Return the members that agree with most of them."""
+    """Return the members that agree with most of them.
+
+    Args:
+        group: Corrections.
+        answer_stems: Stems of the answer of each.
+        denies: Whether the answer of each denies something.
+        members: Numbers of the corrections that share a stem.
+
+    """
     user_count = len({group[i].user for i in members})
     keys = shared_by_most(group, members, lambda one: one.own_stems, user_count)
-    usual_values = [(values_of, _most_shared(group, members, values_of)) for values_of in VALUES]
-    denying = 2 * len({group[i].user for i in members if is_negated(group[i].answer)}) > user_count
-    deniable = _most_given(answer_stems, [i for i in members if is_negated(group[i].answer) == denying])
+    usual_values = [
+        (values_of, usual) for values_of in VALUES if (usual := _most_shared(group, members, values_of))
+    ]
+    denying = 2 * len({group[i].user for i in members if denies[i]}) > user_count
+    deniable = _most_given(answer_stems, [i for i in members if denies[i] == denying])
     kept = []
     for i in members:
         other_value = any(differ(usual, values_of(group[i])) for values_of, usual in usual_values)
         other_words = 2 * len(keys & answer_stems[i]) <= len(keys) and bool(group[i].own_stems - keys)
-        denies = is_negated(group[i].answer) != denying and is_near_copy(answer_stems[i], deniable)
-        if not other_value and not other_words and not denies:
+        is_denial = denies[i] != denying and is_near_copy(answer_stems[i], deniable)
+        if not other_value and not other_words and not is_denial:
             kept.append(i)
     return kept
 

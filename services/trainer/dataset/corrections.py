@@ -6,6 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
 from typing import Final
 
 from services.trainer.dataset.words import (
@@ -18,12 +20,14 @@ from services.trainer.dataset.words import (
 
 KEY_SHARE: Final = 2 / 3
 """A stem that this share of a claim's users wrote is one of the claim's keys."""
+_NOTHING: Final[frozenset[str]] = frozenset()
+"""Shared, because most answers have none of most values."""
 _OPTION: Final = re.compile(r"(?<![^\s`'\"(\[])--?[A-Za-z][\w-]*")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Correction:
-    """One user's answer to one question."""
+    """One user's answer to one question. What it says is computed once, although claims are compared many times."""
 
     user: str
     question: str
@@ -35,33 +39,41 @@ class Correction:
     at_ms: int = 0
     """When the user gave it, in ms since 1970."""
 
+    @cached_property
     def own_numbers(self) -> frozenset[str]:
-        """Return the words with a digit of the answer that are not in the question."""
-        return numbers(self.answer) - numbers(self.question)
+        """The words with a digit of the answer that are not in the question."""
+        return (numbers(self.answer) - numbers(self.question)) or _NOTHING
 
+    @cached_property
     def own_amounts(self) -> frozenset[str]:
-        """Return the own numbers without letters. `gas_m3 = 2.9` and `gas_m3 = 2.2` have `m3` in common, and differ."""
-        return frozenset(number for number in self.own_numbers() if not any(map(str.isalpha, number)))
+        """The own numbers without letters. `gas_m3 = 2.9` and `gas_m3 = 2.2` have `m3` in common, and differ."""
+        found = frozenset(number for number in self.own_numbers if not any(map(str.isalpha, number)))
+        return self.own_numbers if found == self.own_numbers else found
 
+    @cached_property
     def own_operators(self) -> frozenset[str]:
-        """Return the operators of the answer that are not in the question, such as `<=` and the `++` of `C++`."""
-        return operators(self.answer) - operators(self.question)
+        """The operators of the answer that are not in the question, such as `<=` and the `++` of `C++`."""
+        found = operators(self.answer)
+        return (found and found - operators(self.question)) or _NOTHING
 
+    @cached_property
     def own_options(self) -> frozenset[str]:
-        """Return the command-line options of the answer that are not in the question, such as `--force`."""
-        return frozenset(_OPTION.findall(self.answer)) - frozenset(_OPTION.findall(self.question))
+        """The command-line options of the answer that are not in the question, such as `--force`."""
+        found = _OPTION.findall(self.answer)
+        return frozenset(found).difference(_OPTION.findall(self.question)) if found else _NOTHING
 
+    @cached_property
     def own_names(self) -> frozenset[str]:
-        """Return the names among the own stems."""
-        return names(self.answer) & self.own_stems
+        """The names among the own stems."""
+        return (names(self.answer) & self.own_stems) or _NOTHING
 
 
-VALUES: Final = (
-    Correction.own_numbers,
-    Correction.own_amounts,
-    Correction.own_operators,
-    Correction.own_options,
-    Correction.own_names,
+VALUES: Final[tuple[Callable[[Correction], frozenset[str]], ...]] = (
+    attrgetter("own_numbers"),
+    attrgetter("own_amounts"),
+    attrgetter("own_operators"),
+    attrgetter("own_options"),
+    attrgetter("own_names"),
 )
 """What answers can contradict each other in, if both have some."""
 

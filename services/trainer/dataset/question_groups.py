@@ -114,6 +114,7 @@ def _links_by_similar_answers(questions: Vectors, answers: SimilarAnswers, compo
     similar, asked = answers.similar, answers.asked
     found: list[Pairs] = []
     waiting: list[Pairs] = []
+    count = 0
     for answer, own in asked.items():
         neighbours = similar.indices[similar.indptr[answer] : similar.indptr[answer + 1]].tolist()
         one = np.fromiter(own, dtype=np.int64)
@@ -123,9 +124,10 @@ def _links_by_similar_answers(questions: Vectors, answers: SimilarAnswers, compo
         pairs = _pairs_to_compare(questions.matrix, one, other)
         joins = component[pairs[0]] != component[pairs[1]]
         waiting.append((pairs[0][joins], pairs[1][joins]))
-        if sum(len(part) for part, _ in waiting) >= _PAIRS_AT_ONCE:
+        count += int(joins.sum())
+        if count >= _PAIRS_AT_ONCE:
             found.append(_with_something_in_common(questions, waiting))
-            waiting = []
+            waiting, count = [], 0
     found.append(_with_something_in_common(questions, waiting))
     return np.concatenate([rows for rows, _ in found]), np.concatenate([columns for _, columns in found])
 

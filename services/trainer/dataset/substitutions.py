@@ -33,6 +33,8 @@ from services.trainer.dataset.words import content_stems, names
 SPELT_ALIKE: Final = 0.5
 """Share of the 3-grams of the shorter filler from which two are two spellings of one name."""
 _IDENTIFIER: Final = re.compile(r"\w*[^\W_]_\w+|[a-z]+[A-Z]\w*|\w+(?=\(\))")
+_IDENTIFIER_HINT: Final = re.compile(r"_|\(\)|[a-z][A-Z]")
+"""What every text with an identifier contains."""
 _GRAM: Final = 3
 
 
@@ -115,13 +117,16 @@ def _names_and_numbers(corrections: Sequence[Correction]) -> frozenset[str]:
     """Return the stems of questions that have a digit, or that most of their users write as a name or identifier."""
     users: dict[str, set[str]] = defaultdict(set)
     naming: dict[str, set[str]] = defaultdict(set)
-    for user, question in {(one.user, one.question): None for one in corrections}:
-        identifiers = " ".join(_IDENTIFIER.findall(question))
-        special = names(question).union(content_stems(identifiers))
-        for stem in content_stems(question):
-            users[stem].add(user)
+    askers: dict[str, set[str]] = defaultdict(set)
+    for one in corrections:
+        askers[one.question].add(one.user)
+    for question, asking in askers.items():
+        identifiers = _IDENTIFIER.findall(question) if _IDENTIFIER_HINT.search(question) else []
+        special = names(question).union(content_stems(" ".join(identifiers)))
+        for stem in set(content_stems(question)):
+            users[stem] |= asking
             if stem in special or any(map(str.isdigit, stem)):
-                naming[stem].add(user)
+                naming[stem] |= asking
     return frozenset(stem for stem, having in naming.items() if 2 * len(having) > len(users[stem]))
 
 

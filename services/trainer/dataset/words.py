@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
-from functools import lru_cache
-from typing import Final
+from collections.abc import Callable, Iterable
+from functools import lru_cache, wraps
+from sys import intern
+from typing import Final, TypeVar
 
 import snowballstemmer
 
@@ -23,6 +24,7 @@ from services.trainer.dataset.languages import (
     OTHER_SCRIPTS,
     REQUEST_ANYWHERE,
 )
+from shared.literal_tokens import any_of
 
 _UNITS: Final = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -35,8 +37,29 @@ _TENS: Final = {
         range(20, 100, 10), "twenty thirty forty fifty sixty seventy eighty ninety".split(), strict=True
     )
 }
+_NUMERALS: Final = frozenset((*_NUMBERS, *_TENS))
 STOP_WORDS: Final = frozenset(ENGLISH.function_words.split())
 """English words that carry no topic."""
+
+# --- memory of results ------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+SHORT_TEXT: Final = 1000
+"""Most characters of a text among many whose results are kept."""
+SHORT_TEXTS, LONG_TEXTS = 131_072, 4096
+"""Texts whose results are kept: all questions and answers of a large snapshot, which reads them many times in turn."""
+
+
+def memoized(function: Callable[[str], T]) -> Callable[[str], T]:
+    """Keep the results of a function of a text. Memory is limited also if all texts are long."""
+    short, long = (lru_cache(maxsize=count)(function) for count in (SHORT_TEXTS, LONG_TEXTS))
+
+    @wraps(function)
+    def memoized_function(text: str) -> T:
+        return short(text) if len(text) <= SHORT_TEXT else long(text)
+
+    return memoized_function
+
 
 # --- folding ----------------------------------------------------------------------------------------------------
 
@@ -209,7 +232,7 @@ def words(text: str) -> list[str]:
     return list(_words(text))
 
 
-@lru_cache(maxsize=16_384)
+@memoized
 def _words(text: str) -> tuple[str, ...]:
     plain = _PERCENT.sub(" percent", fold(text))
     if _DIGIT.search(plain):
@@ -218,9 +241,13 @@ def _words(text: str) -> tuple[str, ...]:
         plain = _DECIMAL.sub(_decimal, plain)
     if not plain.isascii():
         plain = _HAN_NUMBER.sub(lambda found: _han_value(found[0]), plain)
-    if _HINT.search(plain) is None and plain.isascii():
-        return _with_numerals((word, "word") for word in _ASCII_WORD.findall(plain))
-    pattern = _TOKEN if _HINT.search(plain) else _WORD
+    has_operators = _HINT.search(plain) is not None
+    if not has_operators and plain.isascii():
+        found = _ASCII_WORD.findall(plain)
+        if _NUMERALS.isdisjoint(found):
+            return tuple(map(intern, found))
+        return _with_numerals((word, "word") for word in found)
+    pattern = _TOKEN if has_operators else _WORD
     return _with_numerals((found[0], found.lastgroup or "") for found in pattern.finditer(plain))
 
 
@@ -241,7 +268,7 @@ def _with_numerals(tokens: Iterable[tuple[str, str]]) -> tuple[str, ...]:
             continue
         tens = _TENS.get(word)
         out.append(str(_TENS.get(word, _NUMBERS.get(word, word.replace(_POINT, ".").strip()))))
-    return tuple(out)
+    return tuple(map(intern, out))
 
 
 def _decimal(found: re.Match[str]) -> str:
@@ -296,7 +323,7 @@ def stem(word: str) -> str:
     return str(_ENGLISH_STEMMER.stemWord(word))
 
 
-@lru_cache(maxsize=16_384)
+@memoized
 def content_stems(text: str) -> tuple[str, ...]:
     """Return the stems of the words that carry the topic, in order."""
     found = words(text)
@@ -312,15 +339,16 @@ def normalised(text: str) -> str:
     return " ".join(words(text)) or fold(text).strip()
 
 
-@lru_cache(maxsize=16_384)
+@memoized
 def numbers(text: str) -> frozenset[str]:
     """Return the words that contain a digit."""
-    return frozenset(word for word in words(text) if any(char.isdigit() for char in word))
+    return frozenset(word for word in words(text) if not word.isalpha() and any(map(str.isdigit, word)))
 
 
+@memoized
 def operators(text: str) -> frozenset[str]:
     """Return the words without letters and digits."""
-    return frozenset(word for word in words(text) if not any(char.isalnum() for char in word))
+    return frozenset(word for word in words(text) if not (word.isalnum() or any(map(str.isalnum, word))))
 
 
 def frequent_question_stems(questions: Iterable[str]) -> frozenset[str]:
@@ -354,8 +382,11 @@ _CAPITALISES_NOUNS: Final = frozenset(language.code for language in LATIN if lan
 
 def _latin_language(found: Iterable[str]) -> str:
     """Return the language with the most function words or negations among `found`; English if none has more."""
+    found = set(found)
+    if _NOT_ENGLISH.isdisjoint(found):
+        return ENGLISH.code
     hits = dict.fromkeys(_FUNCTION_WORDS, 0)
-    for word in set(found):
+    for word in found:
         for code in _LANGUAGES_OF.get(word, ()):
             hits[code] += 1
     best = max(hits, key=hits.__getitem__)
@@ -366,6 +397,9 @@ _LANGUAGES_OF: Final = {
     word: tuple(code for code in _FUNCTION_WORDS if word in _FUNCTION_WORDS[code] | _NEGATIONS[code])
     for word in frozenset().union(*_FUNCTION_WORDS.values(), *_NEGATIONS.values())
 }
+
+
+_NOT_ENGLISH: Final = frozenset(word for word, codes in _LANGUAGES_OF.items() if ENGLISH.code not in codes)
 
 
 def _function_words(found: Iterable[str]) -> frozenset[str]:
@@ -384,7 +418,7 @@ _TOPICLESS: Final = {
 }
 
 
-@lru_cache(maxsize=16_384)
+@memoized
 def is_negated(text: str) -> bool:
     """Return whether a text denies something.
 
@@ -404,7 +438,7 @@ def is_negated(text: str) -> bool:
     return not _OTHER_NEGATIONS.isdisjoint(found) or any(part in text for part in NEGATION_PARTS)
 
 
-@lru_cache(maxsize=16_384)
+@memoized
 def names(text: str) -> frozenset[str]:
     """Return the stems of words with a capital letter within a sentence: names, in scripts that have capitals.
 
@@ -428,15 +462,19 @@ _REQUESTS: Final = tuple(
     for request in language.requests.split(",")
 )
 """(folded beginning, whether it counts anywhere in a sentence, whether it must end with a word)"""
+_BEGINNINGS: Final = tuple(request for request, _, _ in _REQUESTS)
+_ANYWHERE: Final = any_of({request for request, anywhere, _ in _REQUESTS if anywhere})
 
 
-@lru_cache(maxsize=16_384)
+@memoized
 def is_open_request(question: str) -> bool:
     """Return whether a question asks for one of several good answers: to write, suggest, explain or do something."""
     for part in _SENTENCE_END.split(fold(question)):
         sentence = part.strip(" \"'«»“”„()-¿¡")
         while (rest := _POLITE.sub("", sentence)) != sentence:
             sentence = rest
+        if not sentence.startswith(_BEGINNINGS) and not _ANYWHERE.search(sentence):
+            continue
         for request, anywhere, whole in _REQUESTS:
             if sentence.startswith(request) and not (whole and sentence[len(request) :][:1].isalnum()):
                 return True
