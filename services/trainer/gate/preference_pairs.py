@@ -6,8 +6,8 @@ same question if possible, else of the same user, else in a fixed order. Each an
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.trainer.core.chat import Messages
@@ -16,12 +16,14 @@ from services.trainer.dataset.holdout import hash_fraction
 from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in
 from services.trainer.dataset.words import normalised
 from services.trainer.gate.question_groups import question_groups
-from shared.feedback_kinds import KIND_BY_NAME, PAIR_MATCHERS
+from shared.feedback_kinds import KIND_BY_NAME, PAIR_MATCHERS, Matcher
 
 MAX_PAIRS = 200
 """Limit for each kind: more pairs would cost more time than they add information."""
-TrainedAnswer = tuple[str, str]
+Answered = tuple[str, str]
 """(question, answer)"""
+TrainedAnswer = Answered
+"""One that a version was trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +55,34 @@ def build_preference_pairs(
         trained: Questions and answers that either version was trained on.
         max_pairs: Limit for each kind.
     """
-    memorised = _TrainedAnswers(trained, [grouped.row.question for grouped in held_out])
     groups = question_groups(held_out)
     ordered = sorted(
         (grouped.row for grouped in held_out),
         key=lambda row: (hash_fraction(line, row.identity), row.identity),
     )
+    rows_of = {
+        matcher: [row for row in ordered if KIND_BY_NAME[row.kind].matcher == matcher]
+        for matcher in PAIR_MATCHERS
+    }
+    memorised = _memorised(
+        trained, [one for matcher, rows in rows_of.items() for row in rows for one in _answers(matcher, row)]
+    )
     pairs: list[PreferencePair] = []
-    for matcher in PAIR_MATCHERS:
-        is_pair = matcher.how == "pair"
-        rows = [
-            row
-            for row in ordered
-            if KIND_BY_NAME[row.kind].matcher == matcher
-            and not memorised.contain(row.question, row.answer)
-            and not (is_pair and memorised.contain(row.question, row.original))
-        ]
+    for matcher, judged in rows_of.items():
+        rows = [row for row in judged if memorised.isdisjoint(_answers(matcher, row))]
         found = (
             [_given_pair(matcher.name, row, groups) for row in rows]
-            if is_pair
+            if matcher.how == "pair"
             else _match(matcher.name, rows, groups)
         )
         pairs += found[:max_pairs]
     return pairs
+
+
+def _answers(matcher: Matcher, row: Row) -> list[Answered]:
+    """Return the answers of a row that its pair compares, each with the words of the question."""
+    texts = (row.answer, row.original) if matcher.how == "pair" else (row.answer,)
+    return [(normalised(row.question), text) for text in texts]
 
 
 def _given_pair(kind: str, row: Row, groups: Mapping[str, str]) -> PreferencePair:
@@ -98,13 +105,13 @@ def _match(kind: str, judged: Sequence[Row], groups: Mapping[str, str]) -> list[
         lambda _: "",
     )
     for criterion in criteria:
-        available: dict[str, list[Row]] = defaultdict(list)
+        available: dict[str, deque[Row]] = defaultdict(deque)
         for row in disliked:
             available[criterion(row)].append(row)
         matched: set[str] = set()
         for better in liked:
             if available[criterion(better)]:
-                worse = available[criterion(better)].pop(0)
+                worse = available[criterion(better)].popleft()
                 matched |= {better.identity, worse.identity}
                 pairs.append(
                     PreferencePair(
@@ -121,20 +128,25 @@ def _match(kind: str, judged: Sequence[Row], groups: Mapping[str, str]) -> list[
     return pairs
 
 
-class _TrainedAnswers:
-    """Trained answers to questions like the held-out ones."""
+def _memorised(trained: Iterable[TrainedAnswer], given: Iterable[Answered]) -> set[Answered]:
+    """Return the given answers of which a near-duplicate was trained, for a near-duplicate of the question.
 
-    def __init__(self, trained: Sequence[TrainedAnswer], questions: Sequence[str]) -> None:
-        answers: dict[str, set[str]] = defaultdict(set)
-        for question, answer in trained:
-            answers[normalised(question)].add(answer)
-        known = sorted(answers)
-        distinct = sorted({normalised(question) for question in questions})
-        self._answers = {
-            question: {answer for i in similar for answer in answers[known[i]]}
-            for question, similar in zip(distinct, near_duplicates_in(distinct, known), strict=True)
-        }
-
-    def contain(self, question: str, answer: str) -> bool:
-        """Return whether a near-duplicate of `answer` was trained for a near-duplicate of `question`."""
-        return near_duplicates([answer], self._answers[normalised(question)])[0]
+    All answers to a question are compared in one search, so the cost grows with their number and not with its square.
+    The given questions are normalised.
+    """
+    answers: dict[str, set[str]] = defaultdict(set)
+    for question, answer in trained:
+        answers[normalised(question)].add(answer)
+    given_to: dict[str, set[str]] = defaultdict(set)
+    for question, answer in given:
+        given_to[question].add(answer)
+    known, questions = sorted(answers), sorted(given_to)
+    same_neighbours: dict[tuple[int, ...], list[Answered]] = defaultdict(list)
+    for question, similar in zip(questions, near_duplicates_in(questions, known), strict=True):
+        same_neighbours[tuple(similar)] += [(question, answer) for answer in sorted(given_to[question])]
+    found: set[Answered] = set()
+    for neighbours, candidates in same_neighbours.items():
+        learned = {answer for position in neighbours for answer in answers[known[position]]}
+        near = near_duplicates([answer for _, answer in candidates], learned)
+        found.update(one for one, is_near in zip(candidates, near, strict=True) if is_near)
+    return found
