@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import signal
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from benchmarks import resumable
 from benchmarks.experiment import eta, plot, statistics
 from benchmarks.experiment.arms import ARMS, QUICK, Arm, Sizes, all_arms
-from benchmarks.experiment.run import Experiment, code_digest, run_arm
-from benchmarks.machine import machine
-from benchmarks.trainer_run import PREPARED, ProcessFailed, find_benchmark_base, run_module
-from deploy.local.model import REPLAY_FOLDER
+from benchmarks.experiment.run import PACKAGE, Experiment, run_arm
+from benchmarks.resumable import BaseOption, FolderOption, QuickOption, StrictOption
+from benchmarks.trainer_run import PREPARED, find_benchmark_base, run_module
 from services.trainer.base.base_answers import (
     EVAL_PROMPTS,
     REPLAY_PROMPTS,
@@ -30,23 +28,17 @@ from services.trainer.base.base_answers import (
 from services.trainer.base.shape import base_shape
 from services.trainer.core.eval_size import SKILL_TOKENS, eval_size
 from services.trainer.files import write_whole
-from shared.events import canonical_json, sha256
 
 RESULTS = Path(__file__).parent.with_name("experiment.json")
-FAILED, INTERRUPTED = 1, 130
-"""Exit codes."""
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def main(
-    quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Use tiny sizes and the tiny model, to check that everything runs."),
-    ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a bar is not reached.")] = False,
-    base: Annotated[str, typer.Option(help="Folder or Hugging Face id of another base model.")] = "",
-    folder: Annotated[Path, typer.Option(help="Folder for the runs and results.")] = PREPARED / "experiment",
+    quick: QuickOption = False,
+    strict: StrictOption = False,
+    base: BaseOption = "",
+    folder: FolderOption = PREPARED / "experiment",
     output: Annotated[
         Path | None, typer.Option(help="JSON file for the results. The plot is written next to it.")
     ] = None,
@@ -55,37 +47,30 @@ def main(
     ] = None,
 ) -> None:
     """Run the rest of the experiment. Press Ctrl-C to stop; the same command resumes."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console()
-    experiment = prepare(quick, base, folder)
-    selected = [arm for arm in arms_to_run(experiment) if not only or arm.key in only]
-    try:
-        run_all(experiment, selected, console)
-    except KeyboardInterrupt:
-        console.print("Stopped. Run the same command again to resume.")
-        raise typer.Exit(INTERRUPTED) from None
-    except ProcessFailed as failure:
-        console.print(f"[red]{failure}")
-        raise typer.Exit(FAILED) from None
+    with resumable.exit_codes(console):
+        experiment = prepare(quick, base, folder)
+        selected = [arm for arm in arms_to_run(experiment) if not only or arm.key in only]
+        left = resumable.arms_left(experiment, selected, console)
+        if left and not quick:
+            print_estimate(experiment, left, console)
+        resumable.run_arms(left, partial(run_arm, experiment), console)
     report = make_report(experiment)
     target = output or (experiment.folder / "experiment.json" if quick or only else RESULTS)
-    write_whole(target, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    resumable.write_report(report, target)
     write_whole(target.with_suffix(".svg"), plot.svg(report["figures"]).encode())
-    print_report(report, console)
+    print_tables(report, console)
+    resumable.print_bars(report, console)
     console.print(f"Results: {target} and {target.with_suffix('.svg').name}. Runs: {experiment.folder}.")
-    if strict and not all(bar["reached"] for bar in report["bars"]):
-        raise typer.Exit(FAILED)
+    resumable.check_strict(report, strict)
 
 
 def prepare(quick: bool, base: str, folder: Path) -> Experiment:
     """Find or download the base model and return the experiment. Settings of a deployment in this shell are ignored."""
     pinned = find_benchmark_base(base, quick)
     sizes = QUICK if quick else Sizes()
-    digest = sha256(canonical_json([sizes.to_dict(), pinned.digest, quick]))[:8]
-    folder = (folder / digest).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    replay = folder / REPLAY_FOLDER if quick else (PREPARED / REPLAY_FOLDER).resolve()
-    return Experiment(folder, pinned, sizes, replay, quick)
+    own, replay = resumable.prepare_folders(folder, sizes.to_dict(), pinned, quick)
+    return Experiment(own, pinned, replay, quick, sizes)
 
 
 def arms_to_run(experiment: Experiment) -> list[Arm]:
@@ -94,37 +79,7 @@ def arms_to_run(experiment: Experiment) -> list[Arm]:
     return [arm for arm in all_arms(sizes) if not experiment.quick or arm.seed == sizes.seeds[0]]
 
 
-# --- running --------------------------------------------------------------------------------------------------------
-
-
-def run_all(experiment: Experiment, selected: list[Arm], console: Console) -> None:
-    """Run the selected arms that have no result yet.
-
-    Raises:
-        ProcessFailed: A process of an arm failed.
-    """
-    left = [arm for arm in selected if experiment.result(arm) is None]
-    console.print(f"{len(selected)} arms, {len(selected) - len(left)} done, in {experiment.folder}")
-    if left and not experiment.quick:
-        print_estimate(experiment, left, console)
-    with Progress(
-        TextColumn("{task.description:<42}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    ) as bar:
-        total = bar.add_task("all arms", total=len(selected), completed=len(selected) - len(left))
-        for arm in left:
-            task = bar.add_task(arm.key, total=1.0)
-
-            def show_stage(stage: str, share: float, arm: Arm = arm, task: Any = task) -> None:
-                bar.update(task, description=f"{arm.key}: {stage}", completed=share)
-
-            result = run_arm(experiment, arm, show_stage)
-            bar.remove_task(task)
-            bar.advance(total)
-            console.print(f"{arm.key}: {result.get('verdict', 'measured')} ({result['seconds']:.0f} s)")
+# --- the estimate ---------------------------------------------------------------------------------------------------
 
 
 def print_estimate(experiment: Experiment, left: list[Arm], console: Console) -> None:
@@ -180,24 +135,22 @@ def make_report(experiment: Experiment) -> dict[str, Any]:
     """Return the content of `experiment.json`."""
     done = all_results(experiment)
     figures = statistics.compute_figures(done)
-    return {
-        "bench": "experiment",
-        "quick": experiment.quick,
-        "base": experiment.base.name,
-        "bars": [asdict(bar) for bar in statistics.check_bars(figures)],
-        "figures": figures,
-        "sizes": experiment.sizes.to_dict(),
-        "arms": [
+    return resumable.make_report(
+        "experiment",
+        experiment,
+        statistics.check_bars(figures),
+        done,
+        resumable.code_digest(PACKAGE),
+        figures=figures,
+        sizes=experiment.sizes.to_dict(),
+        arms=[
             {name: result[name] for name in ("world", "arm", "seed", "seconds", "code")} for result in done
         ],
-        "minutes": round(sum(result["seconds"] for result in done) / 60, 1),
-        "same_code": {result["code"] for result in done} <= {code_digest()},
-        "machine": machine(),
-    }
+    )
 
 
-def print_report(report: dict[str, Any], console: Console) -> None:
-    """Print a table for each scenario, and the bars."""
+def print_tables(report: dict[str, Any], console: Console) -> None:
+    """Print a table for each scenario."""
     for scenario in ARMS:
         table = Table(
             title=f"Scenario: {scenario}"
@@ -216,13 +169,6 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         for name, arm in report["figures"].get(scenario, {}).items():
             table.add_row(name, *table_cells(arm))
         console.print(table)
-    for bar in report["bars"]:
-        mark = {True: "[green]reached[/]", False: "[red]NOT REACHED[/]", None: "not measured"}[bar["reached"]]
-        console.print(f"{mark}  {bar['name']}: {bar['found']} (wanted: {bar['wanted']})")
-    if not report["same_code"]:
-        console.print(
-            "[yellow]Some arms were run with other code than the present one. Delete them to run them again."
-        )
 
 
 def table_cells(arm: dict[str, Any]) -> list[str]:

@@ -8,7 +8,6 @@ result is written last.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -16,54 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import services.trainer
 from benchmarks import trainer_run
 from benchmarks.experiment import facts_scenario, style_scenario
 from benchmarks.experiment.arms import LINES, QUICK_RECIPE, Arm, Sizes
 from benchmarks.make_batches import UserFeedback
+from benchmarks.resumable import RESULT, ResumableBenchmark, code_digest
 from benchmarks.trainer_run import GenerationTask, StageCallback, TrainerRun
 from examples.world import is_poisoned, load_world
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import snapshot_files
 from services.trainer.files import write_whole
 from services.trainer.run.folder import ADAPTER, ARTIFACT
-from shared.adapters.base_model import PinnedBase
-from shared.events import sha256
 
-RESULT: Final = "result.json"
+PACKAGE: Final = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
-class Experiment:
-    """Where an experiment is stored, on which base, and how large it is.
+class Experiment(ResumableBenchmark):
+    """An experiment of some size."""
 
-    Attributes:
-        folder: Folder of all arms.
-        base: The base model.
-        sizes: Sizes of the experiment.
-        replay: Cache of the base's answers to shipped prompts.
-        quick: Whether this is the quick form, with the tiny model.
-    """
-
-    folder: Path
-    base: PinnedBase
     sizes: Sizes
-    replay: Path
-    quick: bool = False
-
-    def arm_folder(self, arm: Arm) -> Path:
-        """Return the folder of an arm."""
-        return self.folder / arm.key
-
-    def result(self, arm: Arm) -> dict[str, Any] | None:
-        """Return the result of an arm, or None if it is not done."""
-        file = self.arm_folder(arm) / RESULT
-        return json.loads(file.read_bytes()) if file.exists() else None
-
-    @property
-    def threads(self) -> int:
-        """Threads of torch."""
-        return 1 if self.quick else len(os.sched_getaffinity(0))
 
     def recipe(self, arm: Arm) -> Recipe:
         """Return the recipe of an arm."""
@@ -71,19 +42,6 @@ class Experiment:
         return Recipe(
             **{"threads": self.threads, "seed": arm.seed} | own | (QUICK_RECIPE if self.quick else {})
         )
-
-
-def code_digest() -> str:
-    """Return a digest of the trainer's code and the experiment's, to mark results of different code."""
-    return sha256(b"".join(path.read_bytes() for path in source_files()))[:8]
-
-
-def source_files() -> list[Path]:
-    """Return the files that `code_digest` covers."""
-    own = Path(__file__).parent
-    roots = (Path(services.trainer.__file__).parent, own)
-    shared = [own.with_name(name) for name in ("generate.py", "make_batches.py", "trainer_run.py")]
-    return [*shared, *(path for root in roots for path in sorted(root.rglob("*.py")))]
 
 
 def run_arm(experiment: Experiment, arm: Arm, callback: StageCallback) -> dict[str, Any]:
@@ -101,7 +59,7 @@ def run_arm(experiment: Experiment, arm: Arm, callback: StageCallback) -> dict[s
         "arm": arm.name,
         "world": arm.scenario,
         "seed": arm.seed,
-        "code": code_digest(),
+        "code": code_digest(PACKAGE),
     }
     answers = base
     if arm.trains:
@@ -146,7 +104,8 @@ def base_answers(experiment: Experiment, arm: Arm, callback: StageCallback) -> d
         sampled = [(question, sizes.samples) for question in asked]
         sampled += [(question, sizes.measured) for question in style_scenario.held_out_questions(sizes)]
     name = f"base-{arm.scenario}-{arm.seed}"
-    return _generate(experiment, experiment.folder / "base", name, None, arm.seed, greedy, sampled, callback)
+    callback("answers of the base", 0.0)
+    return _generate(experiment, experiment.folder / "base", name, None, arm.seed, greedy, sampled)
 
 
 def version_answers(experiment: Experiment, arm: Arm, run: Path, callback: StageCallback) -> dict[str, Any]:
@@ -162,9 +121,8 @@ def version_answers(experiment: Experiment, arm: Arm, run: Path, callback: Stage
         greedy = [wording for wording, _ in facts_scenario.held_out_questions(arm, sizes)]
     else:
         sampled = [(question, sizes.measured) for question in style_scenario.held_out_questions(sizes)]
-    return _generate(
-        experiment, experiment.arm_folder(arm), "answers", adapter, arm.seed, greedy, sampled, callback
-    )
+    callback("measuring", 0.0)
+    return _generate(experiment, experiment.arm_folder(arm), "answers", adapter, arm.seed, greedy, sampled)
 
 
 def _generate(
@@ -175,7 +133,6 @@ def _generate(
     seed: int,
     greedy: list[str],
     sampled: list[tuple[str, int]],
-    callback: StageCallback,
 ) -> dict[str, Any]:
     sizes = experiment.sizes
     task = GenerationTask(
@@ -185,7 +142,6 @@ def _generate(
         sizes.sample_tokens,
         seed,
     )
-    callback("answers", 0.0)
     answers = trainer_run.generate(
         experiment.base.path, adapter, experiment.threads, task, folder / f"{name}.json"
     )

@@ -11,7 +11,6 @@ Each step is skipped if its file exists, and a run resumes from its newest check
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,8 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-import services.trainer
 from benchmarks import trainer_run
+from benchmarks.resumable import RESULT, ResumableBenchmark, code_digest
 from benchmarks.trainer_run import GenerationTask, PeakMemory, StageCallback, TrainerRun
 from benchmarks.worlds import users
 from benchmarks.worlds.peer_task import FIGURES
@@ -34,14 +33,12 @@ from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
 from services.trainer.gate.scorers import contains_phrase
 from services.trainer.run.folder import ADAPTER, ARTIFACT, RUN_LOG
-from shared.adapters.base_model import PinnedBase
-from shared.events import sha256
 
 ArmName = Literal["base", "ours", "plain", "sdft", "sdft-teacher"]
 ARM_NAMES: Final[tuple[ArmName, ...]] = get_args(ArmName)
 DEFAULT_ARMS: Final[tuple[ArmName, ...]] = ("base", "ours", "plain")
 SEEDS: Final = (1, 2)
-RESULT: Final = "result.json"
+PACKAGE: Final = Path(__file__).parent
 ANSWER_TOKENS: Final = 40
 """Longest answer to a user or to a measured question, in tokens."""
 QUICK_EXAMPLES, QUICK_FACTS, QUICK_PROMPTS = 60, 6, 8
@@ -86,29 +83,8 @@ def arms_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
-    """Where the benchmark is stored, and on which base.
-
-    Attributes:
-        folder: Folder of all arms.
-        base: The base model.
-        replay: Cache of the base's answers to shipped prompts.
-        quick: Whether this is the quick form: the tiny model, few facts and examples.
-    """
-
-    folder: Path
-    base: PinnedBase
-    replay: Path
-    quick: bool = False
-
-    def arm_folder(self, arm: Arm) -> Path:
-        """Return the folder of an arm."""
-        return self.folder / arm.key
-
-    def result(self, arm: Arm) -> dict[str, Any] | None:
-        """Return the result of an arm, or None if it is not done."""
-        file = self.arm_folder(arm) / RESULT
-        return json.loads(file.read_bytes()) if file.exists() else None
+class Bench(ResumableBenchmark):
+    """The benchmark. Its quick form has few facts and examples."""
 
     def world(self, name: WorldName) -> World:
         """Return a world, with few facts and examples in the quick form."""
@@ -122,11 +98,6 @@ class Bench:
         prompts = [prompt for prompt in shipped_prompts(EVAL_PROMPTS) if prompt.answer_key]
         return prompts[:QUICK_PROMPTS] if self.quick else prompts
 
-    @property
-    def threads(self) -> int:
-        """Threads of torch."""
-        return 1 if self.quick else len(os.sched_getaffinity(0))
-
     def recipe(self, seed: int) -> Recipe:
         """Return the recipe: the default with this seed."""
         return Recipe(**{"threads": self.threads, "seed": seed} | (QUICK_RECIPE if self.quick else {}))
@@ -137,15 +108,6 @@ class Bench:
         if name == "plain":
             return PlainRecipe(**small)
         return SdftRecipe(**small, generate_from_teacher=name == "sdft-teacher")
-
-
-def code_digest() -> str:
-    """Return a digest of the code that results depend on, to mark results of different code."""
-    own = Path(__file__).parent
-    shared = [own.with_name(name) for name in ("generate.py", "make_batches.py", "trainer_run.py")]
-    roots = (Path(services.trainer.__file__).parent, own)
-    files = [*shared, *(path for root in roots for path in sorted(root.rglob("*.py")))]
-    return sha256(b"".join(path.read_bytes() for path in files))[:8]
 
 
 def run_arm(bench: Bench, arm: Arm, callback: StageCallback) -> dict[str, Any]:
@@ -160,7 +122,12 @@ def run_arm(bench: Bench, arm: Arm, callback: StageCallback) -> dict[str, Any]:
     started = time.monotonic()
     folder = bench.arm_folder(arm)
     folder.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"world": arm.world, "arm": arm.name, "seed": arm.seed, "code": code_digest()}
+    result: dict[str, Any] = {
+        "world": arm.world,
+        "arm": arm.name,
+        "seed": arm.seed,
+        "code": code_digest(PACKAGE),
+    }
     adapter: Path | None = None
     run = trained_run(bench, arm)
     match arm.name:

@@ -7,7 +7,7 @@ value.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.worlds.world import WORLDS, WorldName
@@ -114,11 +114,6 @@ def check_bars(
             ),
         ]
     return bars
-
-
-def bars_as_fields(bars: Sequence[Bar]) -> list[dict[str, Any]]:
-    """Return the bars as JSON."""
-    return [asdict(bar) for bar in bars]
 
 
 def share(values: Sequence[bool]) -> float:

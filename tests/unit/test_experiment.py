@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks.experiment import eta, facts_scenario, plot, statistics, style_scenario
 from benchmarks.experiment.arms import ARMS, LINES, Arm, ArmName, Sizes, all_arms
-from benchmarks.experiment.run import source_files
+from benchmarks.experiment.run import PACKAGE
 from benchmarks.make_batches import UserFeedback, cut_batches, example_revisions
+from benchmarks.resumable import source_files
 from examples.world import is_poisoned, load_world
 from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, shipped_prompts
 from services.trainer.core.recipe import Recipe
@@ -50,7 +51,7 @@ def poisoned_rows(snapshot: Snapshot) -> int:
 
 
 def test_code_digest_covers_all_of_the_trainer() -> None:
-    names = {"/".join(path.parts[-2:]) for path in source_files()}
+    names = {"/".join(path.parts[-2:]) for path in source_files(PACKAGE)}
     assert {
         "trainer/service.py",
         "dataset/filters.py",
