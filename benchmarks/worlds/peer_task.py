@@ -81,18 +81,15 @@ class PeerTask:
 
     def replay_answers(self, chat: ChatFormat) -> list[AnsweredConversation]:
         """Return the base's answers to the replay prompts of the run's recipe."""
-        from services.trainer.base.base_answers import (  # noqa: PLC0415
-            REPLAY_PROMPTS,
-            BaseAnswerCache,
-            shipped_prompts,
-        )
-        from services.trainer.base.dtype import of_run  # noqa: PLC0415
+        from services.trainer.base.base_answers import REPLAY_PROMPTS, shipped_prompts  # noqa: PLC0415
         from services.trainer.progress import ignore_progress  # noqa: PLC0415
+        from services.trainer.run import eval_batch  # noqa: PLC0415
+        from services.trainer.run.base_answers import answer_cache  # noqa: PLC0415
         from services.trainer.run.folder import CONFIG  # noqa: PLC0415
         from services.trainer.run.run_table import RunConfig  # noqa: PLC0415
 
         config = RunConfig.from_json((self.run / CONFIG).read_text(encoding="utf-8"))
-        cache = BaseAnswerCache(self.base, config.base_digest, config.recipe, self.replay, of_run(self.run))
+        cache = answer_cache(self.run, config, self.replay, eval_batch.limits(self.run).generate)
         prompts = shipped_prompts(REPLAY_PROMPTS, config.recipe.replay_prompts)
         answers = cache.answers(prompts, chat, ignore_progress)
         return [(answer.messages, answer.answer) for answer in answers if answer.answer]

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.trainer.base import dtype
-from services.trainer.base.base_answers import BaseAnswer, BaseAnswerCache, Prompt
-from services.trainer.base.device import describe, run_machine
+from services.trainer.base.base_answers import BaseAnswer, Prompt
+from services.trainer.base.device import describe
 from services.trainer.base.memory import EvalLimits
 from services.trainer.base.shape import base_shape
 from services.trainer.base.tokenization import load_chat
 from services.trainer.core.eval_size import EvalSize, eval_size
 from services.trainer.core.hardware import Quantization
-from services.trainer.core.resolved_recipe import base_quantization
 from services.trainer.dataset import snapshot_files
 from services.trainer.progress import Progress, ProgressCallback
-from services.trainer.run import eval_batch, resolved
+from services.trainer.run import eval_batch
+from services.trainer.run.base_answers import answer_cache, quantization_of_run
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from shared.chat_format import ChatFormat
@@ -81,15 +80,8 @@ class RunContext:
         return self.folder.parent / run_id
 
     def quantization(self) -> Quantization:
-        """Return how this run loads the weights of the base, to train and to evaluate.
-
-        What does not fit a GPU to be trained does not fit it to answer either.
-        """
-        known = resolved.read(self.folder)
-        if known is not None:
-            return known.quantization
-        machine = run_machine(dtype.bytes_per_weight(self.folder), self.settings.world_size)
-        return base_quantization(self.config.recipe, base_shape(Path(self.config.base)), machine)
+        """Return how this run loads the weights of the base, to train and to evaluate."""
+        return quantization_of_run(self.folder, self.config, self.settings.world_size)
 
     def eval_size(self) -> EvalSize:
         """Return how many shipped questions the gate asks."""
@@ -101,16 +93,12 @@ class RunContext:
 
         `new_tokens`: longest answer; by default that of replay data.
         """
-        config = self.config
-        cache = BaseAnswerCache(
-            Path(config.base),
-            config.base_digest,
-            config.recipe,
+        cache = answer_cache(
+            self.folder,
+            self.config,
             self.settings.replay_dir,
-            dtype.of_run(self.folder),
             self.eval_limits.generate,
-            config.chat_template_kwargs,
-            self.quantization(),
+            processes=self.settings.world_size,
         )
         return cache.answers(prompts, self.chat, self.progress_callback(RunStage.REPLAY), new_tokens)
 
