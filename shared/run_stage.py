@@ -27,6 +27,8 @@ class RunStage(StrEnum):
     """The adapter is complete; the gate comes next."""
     GATE = "gate"
     """The gate is evaluating the candidate."""
+    CONTROL = "control"
+    """The control is being trained, with which the gate compares the candidate (`control: training`)."""
     GATED = "gated"
     """The gate has written its report; the version is about to be published."""
     WAITING = "waiting"

@@ -27,12 +27,24 @@ class Progress:
     """Publisher of one run's progress. `now` returns the time of a message."""
 
     def __init__(
-        self, cache: Cache, line: str, run_id: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        cache: Cache,
+        line: str,
+        run_id: str,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        prefix: str = "",
     ) -> None:
+        """Prepare the publisher. `prefix` precedes each stage, such as `control: `."""
         self._cache = cache
         self._line = line
         self._run_id = run_id
         self._now = now
+        self._prefix = prefix
+
+    def with_prefix(self, prefix: str) -> Progress:
+        """Return a publisher of the same run whose stages have a prefix."""
+        return Progress(self._cache, self._line, self._run_id, self._now, prefix=prefix)
 
     def report(
         self,
@@ -50,7 +62,7 @@ class Progress:
         """Publish the run's progress to Redis and to the log; `RunProgress` documents the fields."""
         progress = RunProgress(
             run_id=self._run_id,
-            stage=stage,
+            stage=self._prefix + stage,
             step=step,
             steps=steps,
             share=round(step / steps, 4) if steps else 0.0,

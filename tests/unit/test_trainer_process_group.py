@@ -22,7 +22,7 @@ from services.trainer.core.hardware import (
 )
 from services.trainer.files import write_whole
 from services.trainer.run import resolved, run_table
-from services.trainer.run.folder import ADAPTER, ENVIRONMENTS, ExitCode
+from services.trainer.run.folder import ADAPTER, CONTROL, ENVIRONMENTS, ExitCode
 from services.trainer.run.position import GATE, position_of
 from services.trainer.settings import TrainerSettings
 from services.trainer.training.job import TrainingJob
@@ -360,6 +360,25 @@ def test_agent_is_started_for_training_only(tmp_path: Path, started: list[Any]) 
         ("training_group", 1, {"LOOPWRIGHT_TRAINER_PROCESSES": "1"}),
         ("pipeline", 2, settings),
     ]
+
+
+def test_agent_trains_a_control_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+
+    def start(module: str, folder: Path, log: Path, device: str, gpus: int, settings: dict[str, str]) -> None:
+        folders.append(folder)
+
+    monkeypatch.setattr(launcher, "_start", start)
+    trained_by(tmp_path, 2)
+    (tmp_path / ADAPTER).mkdir()
+    (tmp_path / CONTROL).mkdir()
+    trained_by(tmp_path / CONTROL, 2, step=2)
+    launcher.start_run(tmp_path, "cpu", 2)
+    with pytest.raises(OtherWorldSize):
+        launcher.start_run(tmp_path, "cpu", 1)
+    (tmp_path / CONTROL / ADAPTER).mkdir()
+    launcher.start_run(tmp_path, "cpu", 1)
+    assert folders == [tmp_path / CONTROL, tmp_path]
 
 
 @pytest.mark.parametrize(("before", "now", "nodes"), [(2, 1, 1), (1, 2, 1), (2, 2, 2)])

@@ -19,12 +19,13 @@ from services.trainer.run.context import RunFailed, RunStopped
 from services.trainer.run.folder import (
     ADAPTER,
     CHECKPOINTS,
+    CONTROL,
     ENVIRONMENTS,
     FAILURE_REASON,
     GATE_RESULT,
     ExitCode,
 )
-from services.trainer.run.position import BASE_ANSWERS, GATE
+from services.trainer.run.position import BASE_ANSWERS, GATE, position_of
 from services.trainer.run.run_table import RunConfig
 from services.trainer.worker.pipeline import run_to_exit_code
 from services.trainer.worker.restart_policy import MAX_ERRORS, MAX_KILLS, MAX_STARVED
@@ -219,6 +220,62 @@ def test_gate_runs_in_a_process_of_its_own(rig: TrainerRig) -> None:
     assert found == [False, True], "the process that trained has ended, and another one gates"
     assert [(run.stage, run.failures) for run in run_table.all_runs(trainer.db)] == [("published", 0)]
     assert rig.clock.now_ms() == TrainerRig(rig.folder, finish_run).clock.now_ms(), "it starts at once"
+
+
+def control_only(folder: Path) -> None:
+    """Leave the folder as it is when the gate needs a control, whose training begins."""
+    trained_only(folder)
+    if not snapshot_files.is_complete(folder / CONTROL):
+        (folder / CONTROL).mkdir(exist_ok=True)
+        snapshot_only(folder / CONTROL)
+
+
+def test_control_is_trained_between_two_processes_of_the_gate(rig: TrainerRig) -> None:
+    found: list[str] = []
+
+    def process(folder: Path) -> int:
+        found.append(position_of(folder))
+        match len(found):
+            case 1:
+                trained_only(folder)
+            case 2:
+                control_only(folder)
+                (folder / CONTROL / ENVIRONMENTS).unlink()
+            case 3:
+                write_whole(folder / CONTROL / ENVIRONMENTS, b"[]")
+            case 4:
+                (folder / CONTROL / ADAPTER).mkdir()
+            case _:
+                return finish_run(folder)
+        return ExitCode.DONE
+
+    rig.process = process
+    send(rig, corrections())
+    trainer = rig.trainer()
+    run_steps(trainer, 12)
+    assert found == [
+        "snapshot",
+        "gate",
+        "control: base answers",
+        "control: training, step 0",
+        "gate with control",
+    ]
+    assert [(run.stage, run.failures) for run in run_table.all_runs(trainer.db)] == [("published", 0)]
+
+
+def test_kills_of_a_control_halve_its_own_micro_batch(rig: TrainerRig) -> None:
+    assert run_to_the_end(rig, iter([KILLED] * 3), before=control_only) == ["published"]
+    folder = rig.started[0]
+    assert (micro_batch_tokens(folder / CONTROL), micro_batch_tokens(folder)) == (4 * ROW, 8 * ROW)
+
+
+def test_reason_why_a_control_failed_ends_the_run(rig: TrainerRig) -> None:
+    def fail(folder: Path) -> None:
+        control_only(folder)
+        write_whole(folder / CONTROL / FAILURE_REASON, b"the loss became NaN")
+
+    assert run_to_the_end(rig, iter([int(ExitCode.FAILED)]), before=fail) == ["failed"]
+    assert "the loss became NaN" in str(progress(rig)["reason"])
 
 
 def test_process_that_ends_well_without_a_result_counts_as_an_error(rig: TrainerRig) -> None:

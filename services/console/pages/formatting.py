@@ -45,6 +45,7 @@ STAGES: Final[dict[RunStage, str]] = {
     RunStage.TRAINING: "training",
     RunStage.TRAINED: "awaiting the gate",
     RunStage.GATE: "in the gate",
+    RunStage.CONTROL: "training the control",
     RunStage.GATED: "publishing",
     RunStage.WAITING: "waiting to resume",
     RunStage.PUBLISHED: "published",

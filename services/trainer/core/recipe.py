@@ -205,6 +205,12 @@ class Recipe(BaseModel):
     gate_items: int = Field(
         30, ge=1, description="Minimum number of held-out items. With fewer, the verdict is inconclusive."
     )
+    gate_control: Literal["auto", "always", "off"] = Field(
+        "auto",
+        description="Compare a candidate with a control too: trained like it, on permuted answers. It takes as long as "
+        "training, and later runs use it again. auto: if the candidate passes otherwise. off: a version may pass by "
+        "chance, as docs/decisions/gate.md says.",
+    )
     gate_new_tokens: int = Field(40, ge=4, description="Longest answer generated at the gate, in tokens.")
     gate_eval_prompts: int = Field(
         600,

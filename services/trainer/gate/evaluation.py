@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from services.trainer.base.base_answers import BaseAnswer
 from services.trainer.base.memory import EvalLimits
@@ -11,6 +12,7 @@ from services.trainer.base.tokenization import truncate
 from services.trainer.core.recipe import Recipe
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, GenerationTask, LikelihoodTask
 from services.trainer.gate.metrics import METRICS
+from services.trainer.gate.metrics.metric import Metric
 from services.trainer.gate.model_pair import SIDES, ModelPair, Side, score_likelihoods
 from services.trainer.gate.stored_answers import StoredAnswers
 from services.trainer.progress import ProgressCallback
@@ -64,7 +66,9 @@ def evaluate(
     )
 
 
-def evaluate_base(
+def evaluate_against(
+    side: Side,
+    metrics: Sequence[Metric[Any]],
     models: ModelPair,
     chat: ChatFormat,
     eval_set: EvalSet,
@@ -74,19 +78,19 @@ def evaluate_base(
     limits: EvalLimits | None = None,
     stored: StoredAnswers | None = None,
 ) -> EvalOutputs:
-    """Run the tasks of the metrics that compare the candidate with the base, with the base in the place of stable.
+    """Run the tasks of some metrics with another version, the base or a control, in the place of stable.
 
     The candidate's answers are those in `outputs`.
     """
     limits = limits or EvalLimits()
-    tasks = dict.fromkeys(task for metric in METRICS if metric.against_base for task in metric.tasks)
+    tasks = dict.fromkeys(task for metric in metrics for task in metric.tasks)
     return EvalOutputs(
         answers={
             task: [
-                (candidate, base)
-                for (candidate, _), base in zip(
+                (candidate, other)
+                for (candidate, _), other in zip(
                     outputs.answers_to(task),
-                    _generate(models, "base", chat, task, eval_set, recipe, progress, limits, stored),
+                    _generate(models, side, chat, task, eval_set, recipe, progress, limits, stored),
                     strict=True,
                 )
             ]
@@ -98,9 +102,9 @@ def evaluate_base(
                 models,
                 chat,
                 task.texts(eval_set),
-                progress(f"gate, base: likelihood of {task.name}"),
+                progress(f"gate, {side}: likelihood of {task.name}"),
                 limits.score,
-                ("candidate", "base"),
+                ("candidate", side),
             )
             for task in tasks
             if isinstance(task, LikelihoodTask)

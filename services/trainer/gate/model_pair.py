@@ -1,4 +1,4 @@
-"""Candidate, stable and the base as one model in memory, active one at a time. Imports torch."""
+"""Candidate, stable, base and control as one model in memory, active one at a time. Imports torch."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 
     Model: TypeAlias = PreTrainedModel | PeftModel
 
-Side = Literal["candidate", "stable", "base"]
+Side = Literal["candidate", "stable", "base", "control"]
 SIDES: tuple[Side, Side] = ("candidate", "stable")
 
 
 class ModelPair:
-    """Candidate and stable, and the base. A context manager, which leaves the base as it was."""
+    """Candidate and stable, the base, and a control if there is one.
+
+    A context manager, which leaves the base as it was.
+    """
 
     def __init__(self, base: PreTrainedModel, folders: dict[Side, Path | None], threads: int = 1) -> None:
         """Prepare the pair; entering the context loads it.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -18,17 +20,17 @@ from services.trainer.dataset import snapshot_files
 from services.trainer.files import write_whole
 from services.trainer.gate.eval_items import build_eval_items
 from services.trainer.gate.eval_set import EvalSet
-from services.trainer.gate.evaluation import evaluate, evaluate_base
+from services.trainer.gate.evaluation import evaluate, evaluate_against
 from services.trainer.gate.golden import GoldenQuestion, read_golden_set, require_rendered
-from services.trainer.gate.metrics import measure_against_base, measure_all
-from services.trainer.gate.metrics.metric import Json, JudgeOptions
-from services.trainer.gate.model_pair import ModelPair
+from services.trainer.gate.metrics import AGAINST_BASE, VOTING, Measurements, measure_all
+from services.trainer.gate.metrics.metric import Json, JudgeOptions, Metric
+from services.trainer.gate.model_pair import ModelPair, Side
 from services.trainer.gate.preference_pairs import TrainedAnswer, build_preference_pairs
 from services.trainer.gate.report_html import page
 from services.trainer.gate.report_json import report_json
 from services.trainer.gate.skill_sets import SkillSet, read_skill_set
 from services.trainer.gate.stored_answers import StoredAnswers
-from services.trainer.gate.verdict import decide
+from services.trainer.gate.verdict import decide, votes_of
 from services.trainer.run.context import RunContext, RunFailed
 from services.trainer.run.folder import ADAPTER, GATE_ANSWERS, GATE_REPORT, GATE_REPORT_PAGE
 from shared.adapters.artifacts import open_artifacts
@@ -38,59 +40,62 @@ from shared.versions import GateReport
 log = structlog.get_logger(__name__)
 
 
-def gate_run(context: RunContext) -> GateReport:
-    """Gate the run's adapter against the stable version and write the report to the run's folder.
+def gate_run(context: RunContext, control: Path | None = None) -> GateReport:
+    """Gate the run's adapter against the stable version, and against a control if there is one.
+
+    Writes the report, which contains users' text, to the run's folder. Answers stay stored there (`StoredAnswers`) for
+    a gate with a control, until `remove_answers`.
 
     Raises:
         RunFailed: The golden set cannot be read.
         RunStopped: The run was asked to stop.
     """
-    return gate_adapter(context, context.folder / ADAPTER, context.folder)
+    return gate_adapter(context, context.folder / ADAPTER, context.folder, control)
 
 
-def gate_adapter(context: RunContext, adapter: Path, folder: Path) -> GateReport:
-    """Gate any adapter on the run's base (or a whole model) with the run's held-out feedback.
+def remove_answers(folder: Path) -> None:
+    """Delete the stored answers of a gate that has decided."""
+    StoredAnswers(folder, {}).remove()
 
-    Writes the report, which contains users' text, to `folder`. Raises like `gate_run`.
-    """
+
+def gate_adapter(context: RunContext, adapter: Path, folder: Path, control: Path | None = None) -> GateReport:
+    """Gate any adapter on the run's base (or a whole model) with the run's held-out feedback, like `gate_run`."""
     config, recipe = context.config, context.config.recipe
     eval_set = build_eval_set(context)
     base = load_base(Path(config.base), recipe.threads, dtype.of_run(context.folder), context.quantization())
     started = time.monotonic()
-    stored = StoredAnswers(
-        folder, {"candidate": "candidate", "stable": config.stable.version, "base": "base"}
+    options = JudgeOptions(
+        min_items=recipe.gate_items,
+        look=config.gate_look,
+        replaces_erased=config.replaces == "erasure",
+        shorter_margin=recipe.gate_shorter,
     )
-    with ModelPair(base, {"candidate": adapter, "stable": _stable_folder(context)}, recipe.threads) as models:
-        outputs = evaluate(
-            models, context.chat, eval_set, recipe, context.progress_callback, context.eval_limits, stored
-        )
-        against_base = None
-        if not models.is_base("stable"):
-            with_base = evaluate_base(
-                models,
-                context.chat,
-                eval_set,
-                recipe,
-                outputs,
-                context.progress_callback,
-                context.eval_limits,
-                stored,
+    folders: dict[Side, Path | None] = {"candidate": adapter, "stable": _stable_folder(context)}
+    names: dict[Side, str] = {"candidate": "candidate", "stable": config.stable.version, "base": "base"}
+    if control is not None:
+        folders["control"], names["control"] = control, f"control {control.stat().st_mtime_ns}"
+    stored = StoredAnswers(folder, names)
+    progress, limits = context.progress_callback, context.eval_limits
+    with ModelPair(base, folders, recipe.threads) as models:
+        outputs = evaluate(models, context.chat, eval_set, recipe, progress, limits, stored)
+
+        def measure_against(side: Side, metrics: Sequence[Metric[Any]]) -> Measurements:
+            both = evaluate_against(
+                side, metrics, models, context.chat, eval_set, recipe, outputs, progress, limits, stored
             )
-            against_base = measure_against_base(eval_set, with_base)
+            return measure_all(eval_set, both, metrics)
+
+        against_base = None if models.is_base("stable") else measure_against("base", AGAINST_BASE)
+        against_control = None if control is None else measure_against("control", VOTING)
     report = decide(
         measure_all(eval_set, outputs),
         gated_against=config.stable.version,
-        options=JudgeOptions(
-            min_items=recipe.gate_items,
-            look=config.gate_look,
-            replaces_erased=config.replaces == "erasure",
-            shorter_margin=recipe.gate_shorter,
-        ),
+        options=options,
         against_base=against_base,
+        control=None if against_control is None else votes_of(against_control, options),
         seconds=time.monotonic() - started,
     )
     write_report(folder, report_json(report, eval_set, outputs, line=config.line, run_id=config.run_id))
-    stored.remove()
     items = Counter(item.category for item in eval_set.corrections)
     items.update(item.category for item in eval_set.liked)
     log.info("gate_decided", verdict=report.verdict, reasons=report.reasons, items=dict(items))

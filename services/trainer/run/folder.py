@@ -20,6 +20,7 @@ Every run has the folder `DATA_DIR/trainer/<line>/runs/<run_id>`:
 | `tensorboard/` | training curves | training |
 | `evidence.json` | diagnostics of a loss that became NaN or infinite, with names of rows | training |
 | `adapter/` | trained weights; renamed into place when complete (text) | training |
+| `control/` | the control that the candidate is compared with, laid out like a run's folder (text) | pipeline |
 | `gate-parts/` | answers that an interrupted gate has generated already (text) | gate |
 | `gate_answers.jsonl` | answers of both versions to held-out questions (text) | gate |
 | `gate_report.json`, `gate_report.html` | full gate report with examples (text) | gate |
@@ -55,6 +56,7 @@ CHECKPOINTS: Final = "checkpoints"
 TENSORBOARD: Final = "tensorboard"
 NAN_REPORT: Final = "evidence.json"
 ADAPTER: Final = "adapter"
+CONTROL: Final = "control"
 GATE_PARTS: Final = "gate-parts"
 GATE_ANSWERS: Final = "gate_answers.jsonl"
 GATE_REPORT: Final = "gate_report.json"

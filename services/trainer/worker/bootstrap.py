@@ -16,7 +16,8 @@ from transformers import logging as transformers_logging
 from services.trainer.files import write_whole
 from services.trainer.progress import Progress
 from services.trainer.run.context import RunContext, RunFailed, RunStopped
-from services.trainer.run.folder import CONFIG, FAILURE_REASON, ExitCode
+from services.trainer.run.folder import CONFIG, CONTROL, FAILURE_REASON, ExitCode
+from services.trainer.run.position import CONTROL_PREFIX
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from services.trainer.worker.launcher import NICENESS
@@ -61,7 +62,12 @@ def start_process(service: str, progress_id: str = "{}") -> RunProcess:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = RunConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
-    progress = Progress(RedisCache(settings.redis_url), config.line, progress_id.format(config.run_id))
+    progress = Progress(
+        RedisCache(settings.redis_url),
+        config.line,
+        progress_id.format(config.run_id),
+        prefix=CONTROL_PREFIX if folder.name == CONTROL else "",
+    )
     return RunProcess(folder, config, settings, progress, stop)
 
 

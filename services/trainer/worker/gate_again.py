@@ -12,15 +12,24 @@ from services.trainer.files import write_whole
 from services.trainer.run.context import RunContext
 from services.trainer.run.folder import GATE_RESULT, ORIGINAL
 from services.trainer.run.position import GATE
+from services.trainer.worker import control_run
 from services.trainer.worker.bootstrap import start_process
 from services.trainer.worker.pipeline import run_to_exit_code
 
 
 def gate_again(context: RunContext) -> None:
-    """Evaluate the artifact against stable and write the report. Raises `RunFailed` or `RunStopped`."""
+    """Evaluate the artifact against stable and write the report. Raises `RunFailed` or `RunStopped`.
+
+    A control that the gate needs is trained in between.
+    """
     from services.trainer.gate.stage import gate_adapter  # noqa: PLC0415 - importing torch takes seconds
 
-    report = gate_adapter(context, context.folder / ORIGINAL, context.folder)
+    adapter, control = context.folder / ORIGINAL, control_run.adapter_of(context)
+    report = gate_adapter(context, adapter, context.folder, control)
+    if control is None and control_run.is_wanted(context, report):
+        control_run.begin(context)
+        control_run.train(context)
+        report = gate_adapter(context, adapter, context.folder, control_run.adapter_of(context))
     write_whole(context.folder / GATE_RESULT, report.model_dump_json(indent=1, exclude_none=True).encode())
 
 

@@ -19,7 +19,7 @@ from services.trainer.core.hardware import PROCESSES_SETTING, DeviceChoice, proc
 from services.trainer.run import resolved
 from services.trainer.run.checkpoint_manifest import newest_step
 from services.trainer.run.folder import CHECKPOINTS, GATE_AGAIN_LOG, REPRODUCE_LOG, RUN_LOG
-from services.trainer.run.position import TRAINING, position_of
+from services.trainer.run.position import is_training, position_of, work_folder
 from services.trainer.worker.child import PARENT_PID_VARIABLE
 from shared.errors import Misconfigured
 
@@ -71,13 +71,13 @@ def start_run(
 
     """
     count = process_count(processes, DeviceChoice.parse(device), _gpus(device))
-    training = position_of(folder).startswith(TRAINING)
+    training = is_training(position_of(folder))
     if training:
-        require_same_processes(folder, count * nodes)
+        require_same_processes(work_folder(folder), count * nodes)
     together = training and count * nodes > 1
     return _start(
         "services.trainer.worker.training_group" if together else "services.trainer.worker.pipeline",
-        folder,
+        work_folder(folder) if together else folder,
         folder / RUN_LOG,
         device,
         count,

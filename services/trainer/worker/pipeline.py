@@ -1,7 +1,8 @@
 """Execute the next part of a run: `python -m services.trainer.worker.pipeline RUN_FOLDER`.
 
 A run has two parts, each in a process of its own, so that the gate starts with all memory that training used: snapshot
-and training, then gate and artifact. If several processes train, the first part ends before training. A stage is
+and training, then gate and artifact. If several processes train, the first part ends before training. If the gate needs
+a control (`control_run.py`), it ends there; the control is trained, and the gate uses its stored answers. A stage is
 skipped if its result exists: `snapshot.json`, `adapter/`, `gate.json` (written last, after `artifact/`). So a process
 killed at any moment loses at most the work since its newest checkpoint, and never takes a second snapshot. Exit codes:
 `run/folder.py`.
@@ -33,8 +34,9 @@ from services.trainer.files import write_whole
 from services.trainer.run import batch_sizes, disk_space
 from services.trainer.run.context import RunContext, RunFailed, trained_questions
 from services.trainer.run.folder import ADAPTER, CHECKPOINTS, GATE_RESULT, ExitCode
-from services.trainer.run.position import position_of
+from services.trainer.run.position import CONTROL_PREFIX, position_of
 from services.trainer.versions.model_card import write_artifact
+from services.trainer.worker import control_run
 from services.trainer.worker.bootstrap import exit_code_of, start_process
 from services.trainer.worker.launcher import pause_for_fault_test
 from shared.run_stage import RunStage
@@ -44,8 +46,11 @@ log = structlog.get_logger(__name__)
 
 def run_next_part(context: RunContext) -> None:
     """Execute the first part of the run that is not complete. Raises `RunFailed` or `RunStopped`."""
+    position = position_of(context.folder)
     if not (context.folder / ADAPTER).exists():
         train_run(context)
+    elif position.startswith(CONTROL_PREFIX):
+        control_run.train(context)
     elif not (context.folder / GATE_RESULT).exists():
         gate_trained_run(context)
 
@@ -70,15 +75,26 @@ def train_run(context: RunContext) -> None:
 
 
 def gate_trained_run(context: RunContext) -> None:
-    """Gate the run's adapter and write its artifact. Raises `RunFailed` or `RunStopped`."""
+    """Gate the run's adapter and write its artifact, or write what the control that the gate needs is trained on.
+
+    Raises `RunFailed` or `RunStopped`.
+    """
     folder, config = context.folder, context.config
     # Training removes them too, but the process may have been killed in between.
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     pause_for_fault_test(RunStage.TRAINED)
-    from services.trainer.gate.stage import gate_run  # noqa: PLC0415 - importing torch takes seconds
+    from services.trainer.gate.stage import gate_run, remove_answers  # noqa: PLC0415 - importing torch takes seconds
 
-    report = gate_run(context)
+    control = control_run.adapter_of(context)
+    if control is None and control_run.is_wanted(context, None):
+        control_run.begin(context)
+        return
+    report = gate_run(context, control)
+    if control is None and control_run.is_wanted(context, report):
+        control_run.begin(context)
+        return
     write_artifact(folder, config, snapshot_files.read_ref(folder), report)
+    remove_answers(folder)
     write_whole(folder / GATE_RESULT, report.model_dump_json(indent=1, exclude_none=True).encode())
 
 

@@ -18,7 +18,7 @@ import structlog
 from services.trainer.files import write_whole
 from services.trainer.run import batch_sizes, disk_space, micro_batch, run_table
 from services.trainer.run.folder import ATTEMPTS, CONFIG, FAILURE_REASON, GATE_RESULT, ExitCode
-from services.trainer.run.position import position_of
+from services.trainer.run.position import position_of, work_folder
 from services.trainer.run.run_table import Run
 from services.trainer.worker import launcher, restart_policy
 from services.trainer.worker.restart_policy import Attempts, EndCause
@@ -91,8 +91,9 @@ class RunSupervisor:
             # A part of the run is complete. The next one runs in a process of its own.
             _write_attempts(folder, Attempts(position=position))
             return self._start(run, folder)
-        if status == ExitCode.FAILED and (folder / FAILURE_REASON).exists():
-            return RunStatus(failure=(folder / FAILURE_REASON).read_text(encoding="utf-8"))
+        failure_reason = work_folder(folder) / FAILURE_REASON
+        if status == ExitCode.FAILED and failure_reason.exists():
+            return RunStatus(failure=failure_reason.read_text(encoding="utf-8"))
         end = END_CAUSES.get(status, "killed" if status < 0 else "error")
         return self._handle_early_end(run, folder, end, status)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet
@@ -53,11 +53,14 @@ Then add sample values to `tests/unit/test_gate_metrics.py`, which checks that e
 """
 
 
-def measure_against_base(eval_set: EvalSet, outputs: EvalOutputs) -> Measurements:
-    """Return the values of the metrics that compare the candidate with the base. `outputs`: those of both."""
-    return {metric.name: metric.measure(eval_set, outputs) for metric in METRICS if metric.against_base}
+AGAINST_BASE: Final = tuple(metric for metric in METRICS if metric.against_base)
+"""Metrics that also compare the candidate with the base."""
+VOTING: Final = tuple(metric for metric in METRICS if metric.votes)
+"""Metrics whose votes decide whether the candidate is better. They also compare it with a control."""
 
 
-def measure_all(eval_set: EvalSet, outputs: EvalOutputs) -> Measurements:
-    """Return the values of all metrics."""
-    return {metric.name: metric.measure(eval_set, outputs) for metric in METRICS}
+def measure_all(
+    eval_set: EvalSet, outputs: EvalOutputs, metrics: Sequence[Metric[Any]] = METRICS
+) -> Measurements:
+    """Return the values of all metrics, or of some."""
+    return {metric.name: metric.measure(eval_set, outputs) for metric in metrics}

@@ -160,6 +160,7 @@ CORRECTIONS = Metric(
     ),
     measure=_measure,
     judge=_judge,
+    votes=True,
     tasks=(CORRECTION_ANSWERS,),
     section=ReportSection(
         name="items",

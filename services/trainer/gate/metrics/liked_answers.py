@@ -130,6 +130,7 @@ LIKED = Metric(
     ),
     measure=_measure,
     judge=_judge,
+    votes=True,
     tasks=(LIKED_ANSWERS,),
     section=ReportSection(
         name="liked",

@@ -240,6 +240,7 @@ class Metric(Generic[T]):
         tasks: What must be generated or scored for `measure`. A task that several metrics share runs once.
         against_base: Whether the candidate is also judged against the base, by the same rule. Each promotion may cost
             a little; compared with stable alone, many promotions could cost anything.
+        votes: Whether its judgement has votes.
         section: Examples for the report.
     """
 
@@ -249,6 +250,7 @@ class Metric(Generic[T]):
     judge: Callable[[T, JudgeOptions], Judgement]
     tasks: tuple[GenerationTask | LikelihoodTask, ...] = ()
     against_base: bool = False
+    votes: bool = False
     section: ReportSection | None = None
 
 

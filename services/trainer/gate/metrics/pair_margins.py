@@ -132,6 +132,7 @@ PAIR_MARGINS = Metric(
     figures=tuple(figure for matcher in PAIR_MATCHERS for figure in _figures(matcher)),
     measure=_measure,
     judge=_judge,
+    votes=True,
     tasks=(BETTER_ANSWERS, WORSE_ANSWERS),
     section=ReportSection(
         name="pairs",
