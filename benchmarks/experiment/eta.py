@@ -80,5 +80,5 @@ def _predict(arm: Arm, sizes: Sizes, recipe: Recipe, speed: Speed) -> float:
     size = eval_size(recipe, "cpu", SMALL_BASE)
     gate_tokens = recipe.gate_eval_prompts * 24 + min(size.safety, 300) * recipe.replay_new_tokens
     gate_tokens += size.skills * sum(SKILL_TOKENS.values())
-    gate_tokens += 3 * LIKELIHOODS + (80 * recipe.gate_new_tokens if arm.scenario == "facts" else 0)
+    gate_tokens += 3 * LIKELIHOODS + (80 * recipe.gate_answer_tokens if arm.scenario == "facts" else 0)
     return STARTUP_S + training_s + (gate_tokens + measured_tokens) / speed.tokens_per_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -13,6 +13,9 @@ from services.trainer.core.hardware import DeviceChoice
 from services.trainer.core.quiet_hours import QuietHours, zone_of
 from services.trainer.core.recipe import Mode, Recipe, Thresholds
 from shared.settings import Settings
+
+JUDGE_REPLIES: Final = "judgements"
+"""Name of the folder of the judge model's replies, next to the folder of runs."""
 
 
 class TrainerSettings(Settings, Recipe):
@@ -82,6 +85,23 @@ class TrainerSettings(Settings, Recipe):
     )
     reviser_timeout_s: float = Field(
         60.0, gt=0, description="Timeout of one request to the reviser, in seconds."
+    )
+
+    judge_url: str = Field(
+        "",
+        description="OpenAI-compatible endpoint, up to /v1, of a model that judges held-out items which the gate's "
+        "rules leave tied. It receives held-out users' conversations and answers.",
+    )
+    judge_model: str = Field("", description="Name of the judge model. Required with JUDGE_URL.")
+    judge_key: SecretStr | None = Field(None, description="API key for JUDGE_URL, if it needs one.")
+    judge_limit: int = Field(
+        200, ge=1, description="Most tied items per gate that the judge model is asked about, each twice."
+    )
+    judge_minutes: float = Field(
+        10.0, gt=0, description="Time per gate after which the judge model is not asked any more."
+    )
+    judge_timeout_s: float = Field(
+        60.0, gt=0, description="Timeout of one request to the judge model, in seconds."
     )
 
     serve_elsewhere: bool = Field(
@@ -174,6 +194,10 @@ class TrainerSettings(Settings, Recipe):
                 "LOOPWRIGHT_TRAINER_COMMENT_MODE=revise requires LOOPWRIGHT_TRAINER_REVISER_URL and "
                 "LOOPWRIGHT_TRAINER_REVISER_MODEL: users' conversations are sent there"
             )
+        if self.judge_url and not self.judge_model:
+            raise ValueError(
+                "LOOPWRIGHT_TRAINER_JUDGE_URL requires LOOPWRIGHT_TRAINER_JUDGE_MODEL: the name of the model there"
+            )
         if self.method == "full" and not self.serve_elsewhere:
             raise ValueError(
                 "LOOPWRIGHT_TRAINER_METHOD=full trains whole models, but inference serves LoRA adapters on one base: "
@@ -236,6 +260,11 @@ class TrainerSettings(Settings, Recipe):
     def revisions(self) -> Path:
         """Cache of answers rewritten from comments (`rewrite_cache.py`)."""
         return self.folder / "revisions"
+
+    @property
+    def judge_replies(self) -> Path:
+        """Cache of the judge model's replies, by digest (`gate/judge_model.py`). Every erasure deletes it."""
+        return self.folder / JUDGE_REPLIES
 
     @property
     def exports(self) -> Path:

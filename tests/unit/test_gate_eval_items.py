@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.filters import GroupedRow
+from services.trainer.gate.answer_length import with_answer_length
 from services.trainer.gate.eval_items import CORRECTIONS, LIKED, MAX_ITEMS, EvalItems, build_eval_items
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet
 from services.trainer.gate.metrics.corrections import CORRECTION_ANSWERS
@@ -184,3 +186,26 @@ def test_sample_has_all_users_and_the_natural_share_of_kinds() -> None:
     assert {item.row.identity for item in build_eval_items("other", rows, [], []).liked} != {
         item.row.identity for item in items.liked
     }
+
+
+# --- length of answers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("references", "expected"),
+    [
+        ([], 40),
+        ([5, 10], 40),
+        (list(range(1, 101)), 95),
+        ([60] * 95 + [390] * 5, 60),
+        ([60] * 94 + [390] * 6, 390),
+        ([5000] * 3, 400),
+    ],
+)
+def test_answers_are_as_long_as_most_references_within_bounds(references: list[int], expected: int) -> None:
+    assert Recipe().gate_new_tokens is None
+    assert with_answer_length(Recipe(), references[::-1]).gate_answer_tokens == expected
+
+
+def test_length_of_answers_that_is_set_stays() -> None:
+    assert with_answer_length(Recipe(gate_new_tokens=7), [100]).gate_answer_tokens == 7

@@ -29,6 +29,7 @@ SKILL = SkillOutcomes(OUTCOMES, SAME, too_hard=[(True, 0.5)])
 EVERYTHING = {
     "corrections": CorrectionScores(SCORES, SCORES, SCORES, SCORES),
     "liked_answers": LikedOutcomes(OUTCOMES),
+    "judge_agreement": (9, 10),
     "correction_likelihood": [0.1, 0.2],
     "pair_margins": {"thumbs": margin_gains([0.1]), "preference": margin_gains([0.1])},
     "unseen_questions": SCORES,

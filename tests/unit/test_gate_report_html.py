@@ -11,7 +11,7 @@ from services.trainer.base.base_answers import BaseAnswer, Prompt
 from services.trainer.dataset.snapshot_files import Snapshot, write
 from services.trainer.erasure.redact_run import redact
 from services.trainer.gate.eval_items import EvalItem
-from services.trainer.gate.eval_set import EvalOutputs, EvalSet, LikelihoodScores
+from services.trainer.gate.eval_set import EvalOutputs, EvalSet, JudgedTies, LikelihoodScores
 from services.trainer.gate.metrics import measure_all
 from services.trainer.gate.metrics.correction_likelihood import CORRECTION_LIKELIHOODS
 from services.trainer.gate.metrics.corrections import CORRECTION_ANSWERS, CORRECTIONS
@@ -127,7 +127,21 @@ def test_report_says_how_many_items_were_left_out(tmp_path: Path) -> None:
         "liked answers": 0,
     }
     text = " ".join((tmp_path / GATE_REPORT_PAGE).read_text().split())
-    assert "gave 40 corrections (6 not evaluated, chosen by chance), 0 liked answers." in text
+    assert (
+        "gave 40 corrections (6 not evaluated, chosen by chance), 0 liked answers. Answers to them have"
+        in text
+    )
+
+
+def test_report_names_the_judge_model_and_why_it_does_not_count(tmp_path: Path) -> None:
+    gate(tmp_path)
+    report = json.loads((tmp_path / GATE_REPORT).read_text())
+    assert report["judge"] is None
+    assert "judge model" not in page(report).lower()
+    judged = JudgedTies("strong", 9, 12, problem="it agrees with users on 9 of 12 corrections")
+    text = " ".join(page(report | {"judge": judged.summary()}).split())
+    assert "The judge model strong agreed with users on 9 of 12 corrections and decided 0 ties." in text
+    assert "does not count: it agrees with users on 9 of 12 corrections." in text
 
 
 def test_ten_best_and_ten_worst_items_are_shown_and_none_twice(tmp_path: Path) -> None:

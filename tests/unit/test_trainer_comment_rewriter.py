@@ -12,15 +12,17 @@ import pytest
 
 from services.trainer.dataset import rewrite_cache, snapshot, snapshot_files
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.comment_rewriter import (
+from services.trainer.dataset.chat_endpoint import (
     ATTEMPTS,
+    Endpoint,
+    EndpointConfig,
+    EndpointFailed,
+    open_client,
+)
+from services.trainer.dataset.comment_rewriter import (
     JUDGE_INSTRUCTION,
     MAX_FAILURES,
     REWRITE_INSTRUCTION,
-    Endpoint,
-    EndpointConfig,
-    RewriterFailed,
-    open_client,
     rewrite_comments,
     rewrites_for,
 )
@@ -60,7 +62,7 @@ class FakeRewriter:
     def __call__(self, instruction: str, material: str) -> str:
         self.requests.append((instruction, material))
         if len(self.requests) <= self.failures:
-            raise RewriterFailed("no reply")
+            raise EndpointFailed("no reply")
         return self.answer if instruction == REWRITE_INSTRUCTION else self.verdict
 
 
@@ -265,7 +267,7 @@ def test_only_errors_that_may_pass_are_retried(response: httpx.Response | None, 
             raise httpx.ConnectError("refused")
         return response
 
-    with pytest.raises(RewriterFailed):
+    with pytest.raises(EndpointFailed):
         endpoint(answer)("Do so.", "{}")
     assert calls == times
 

@@ -26,7 +26,7 @@ from services.trainer.run.run_table import RunConfig
 from services.trainer.service import Trainer
 from shared.cloudevents import cloudevent
 from shared.errors import BrokerUnavailable
-from shared.events import Batch, ErasureReport, ExampleRevision
+from shared.events import Batch, ErasureReport, ExampleRevision, sha256
 from shared.records import Output
 from shared.topics import ERASURE_REPORTS, MODEL_VERSIONS, TRAINING_BATCHES
 from shared.versions import GateReport, ModelVersion
@@ -468,6 +468,17 @@ def test_gate_answers_of_an_affected_version_are_deleted(rig: TrainerRig) -> Non
     run_steps(trainer)
     assert (rig.started[1] / "train.parquet").exists()
     assert not (rig.started[1] / GATE_ANSWERS).exists()
+
+
+def test_replies_of_a_judge_model_are_deleted(rig: TrainerRig) -> None:
+    trainer = published(rig)
+    reply = trainer.settings.judge_replies / sha256(SECRET.encode())
+    write_whole(reply, b"1")
+    erase(rig)
+    run_steps(trainer)
+    assert len(reports(rig)) == 1
+    assert not reply.parent.exists()
+    assert list(trainer.settings.folder.glob(".*")) == []
 
 
 def test_search_catches_a_trainer_that_ignores_open_runs(

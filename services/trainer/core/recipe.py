@@ -21,6 +21,8 @@ CommentMode = Literal["hold", "append", "revise"]
 answer by a stronger model (`dataset/comment_rewriter.py`)."""
 LONGEST_ROW: Final = 4096
 """Longest row in tokens by default, for bases with a context at least as long."""
+GATE_TOKENS: Final = (40, 400)
+"""Bounds of the longest answer at the gate in tokens, where it is derived."""
 KTO_LEAST: Final = 50
 """Minimum number of rows with the rarer label. With fewer, KTO repeats the few rows of one side too often."""
 CHANGED_FACT_USERS: Final = 3
@@ -211,7 +213,12 @@ class Recipe(BaseModel):
         "training, and later runs use it again. auto: if the candidate passes otherwise. off: a version may pass by "
         "chance, as docs/decisions/gate.md says.",
     )
-    gate_new_tokens: int = Field(40, ge=4, description="Longest answer generated at the gate, in tokens.")
+    gate_new_tokens: int | None = Field(
+        None,
+        ge=4,
+        description="Longest answer to a held-out or golden question at the gate, in tokens. Default: the 95th "
+        "percentile of the users' own answers, from 40 to 400.",
+    )
     gate_eval_prompts: int = Field(
         600,
         ge=1,
@@ -236,6 +243,11 @@ class Recipe(BaseModel):
         description="How much less likely than stable a version may be to continue a long general answer. "
         "Set 1 if your users want short answers.",
     )
+
+    @property
+    def gate_answer_tokens(self) -> int:
+        """Return the longest answer at the gate in tokens; the least possible one before it is derived."""
+        return self.gate_new_tokens or GATE_TOKENS[0]
 
     @property
     def largest_max_tokens(self) -> int:

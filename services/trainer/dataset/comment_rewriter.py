@@ -1,7 +1,8 @@
 """Rewrites answers as users' comments ask, by a stronger model behind an OpenAI-compatible endpoint.
 
-Off unless `comment_mode` is `revise` and an endpoint is set: this is the only place from which users' text leaves the
-deployment. Comments with a secret or personal data are quarantined before, and those of held-out users are never sent.
+Off unless `comment_mode` is `revise` and an endpoint is set, because users' text leaves the deployment. Comments with
+a secret or personal data are quarantined before, and those of held-out users are never sent.
+
 A rewrite is used if it changed something, is not much longer than the answer, and the same model, asked again, says
 that it does what the comment asks.
 """
@@ -9,26 +10,28 @@ that it does what the comment asks.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-import httpx
 import structlog
-from pydantic import SecretStr
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from services.trainer.core.chat import as_chat
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset import rewrite_cache
 from services.trainer.dataset.batch_table import Example
+from services.trainer.dataset.chat_endpoint import (
+    Complete,
+    Endpoint,
+    EndpointConfig,
+    EndpointFailed,
+    open_client,
+)
 from services.trainer.dataset.filters import Row
 from services.trainer.dataset.rewrite_cache import Rewrite
 from services.trainer.dataset.row_selection import split_by_holdout, usable_rows
 from services.trainer.dataset.text_changes import is_same_text
 from services.trainer.progress import ProgressCallback
-from shared.errors import Rejected, Retryable
 from shared.feedback_kinds import KIND_BY_NAME
 
 UNCHANGED: Final = "UNCHANGED"
@@ -46,92 +49,14 @@ JUDGE_INSTRUCTION: Final = (
 MAX_GROWTH: Final = 3
 MAX_GROWTH_CHARS: Final = 400
 """A rewrite has at most `MAX_GROWTH` times the characters of the answer, plus `MAX_GROWTH_CHARS`."""
-ATTEMPTS: Final = 3
 MAX_FAILURES: Final = 3
 """After this many comments in a row without an answer, no more are sent until the next run."""
 
-Complete = Callable[[str, str], str]
-"""(instruction, material) -> the model's reply. Raises `RewriterFailed`."""
 log = structlog.get_logger(__name__)
 
 
-class RewriterFailed(Rejected):
-    """The endpoint gave no usable reply. The message says what it gave instead."""
-
-    code = "reviser_unanswered"
-
-
-class RewriterBusy(Retryable):
-    """The endpoint failed in a way that may pass."""
-
-    code = "reviser_busy"
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointConfig:
-    """Where comments are sent, and how many per run at most."""
-
-    url: str
-    key: SecretStr | None
-    timeout_s: float
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A `Complete` over HTTP. Decodes greedily, so that the same request most likely gets the same reply."""
-
-    client: httpx.Client
-    model: str
-    wait_s: float = 1.0
-    """Maximum wait before the first retry; it doubles with each one."""
-
-    def __call__(self, instruction: str, material: str) -> str:
-        """Return the reply to an instruction and its material, after up to `ATTEMPTS` attempts."""
-        retrying = Retrying(
-            retry=retry_if_exception_type(RewriterBusy),
-            stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_random_exponential(multiplier=self.wait_s, max=10 * self.wait_s),
-            reraise=True,
-        )
-        try:
-            return retrying(self._request, instruction, material)
-        except RewriterBusy as error:
-            raise RewriterFailed(str(error)) from error
-
-    def _request(self, instruction: str, material: str) -> str:
-        messages = as_chat([("system", instruction), ("user", material)])
-        try:
-            reply = self.client.post(
-                "chat/completions", json={"model": self.model, "messages": messages, "temperature": 0}
-            )
-        except httpx.TransportError as error:
-            raise RewriterBusy(f"the reviser cannot be reached: {type(error).__name__}") from error
-        if reply.status_code == httpx.codes.TOO_MANY_REQUESTS or reply.is_server_error:
-            raise RewriterBusy(f"the reviser answered with status {reply.status_code}")
-        if not reply.is_success:
-            raise RewriterFailed(
-                f"the reviser answered with status {reply.status_code}: check its URL, model and key "
-                "(LOOPWRIGHT_TRAINER_REVISER_*)"
-            )
-        try:
-            return str(reply.json()["choices"][0]["message"]["content"] or "").strip()
-        except (ValueError, LookupError, TypeError) as error:
-            raise RewriterFailed("the reviser's reply is not a chat completion") from error
-
-
-def open_client(config: EndpointConfig) -> httpx.Client:
-    """Return a client of the endpoint. It follows no redirect: users' text is sent to the configured URL only."""
-    return httpx.Client(
-        base_url=config.url.rstrip("/") + "/",
-        headers={} if config.key is None else {"Authorization": f"Bearer {config.key.get_secret_value()}"},
-        timeout=config.timeout_s,
-        follow_redirects=False,
-    )
-
-
 def rewrite(row: Row, complete: Complete) -> Rewrite:
-    """Rewrite `row.original` as the comment `row.answer` asks, and check the result. Raises `RewriterFailed`."""
+    """Rewrite `row.original` as the comment `row.answer` asks, and check the result. Raises `EndpointFailed`."""
     material = {"conversation": as_chat(row.messages), "answer": row.original, "comment": row.answer}
     answer = complete(REWRITE_INSTRUCTION, json.dumps(material, ensure_ascii=False))
     reason = fault_of_rewrite(row.original, answer)
@@ -170,7 +95,7 @@ def rewrite_comments(
             sent += 1
             try:
                 result = rewrite(row, complete)
-            except RewriterFailed as error:
+            except EndpointFailed as error:
                 failures += 1
                 log.warning("rewrite_failed", response_id=row.response_id, error=str(error))
             else:

@@ -31,6 +31,7 @@ from services.trainer.erasure import redact_run, requests
 from services.trainer.files import remove
 from services.trainer.run import run_table
 from services.trainer.run.folder import GATE_TEXTS
+from services.trainer.settings import JUDGE_REPLIES
 from services.trainer.versions.publish import VersionLog
 from shared.events import ErasureReport, from_ms
 from shared.ports import Clock
@@ -74,6 +75,7 @@ class ErasureHandler:
         self._redact_runs(targets, open_run)
         self._redact_exports(targets)
         rewrite_cache.redact(self.runs.parent / rewrite_cache.FOLDER, targets, self._is_current)
+        self._remove_judge_replies()
         with self.db:
             quarantine_release.remove_orphaned(self.db)
         if not scrub(self.db):
@@ -114,6 +116,18 @@ class ErasureHandler:
                 # At the gate the stable version may have answered with what it was trained on.
                 for name in GATE_TEXTS:
                     remove(folder / name)
+
+    def _remove_judge_replies(self) -> None:
+        """Delete the judge model's replies. Their names are digests, which show whether a given text was judged.
+
+        A gate may write replies meanwhile, so the folder is renamed first.
+        """
+        folder = self.runs.parent / JUDGE_REPLIES
+        renamed = folder.with_name(f".{JUDGE_REPLIES}")
+        remove(renamed)
+        if folder.exists():
+            folder.rename(renamed)
+            remove(renamed)
 
     def _redact_exports(self, targets: Sequence[ErasureTarget]) -> None:
         for folder in export_files.remove_unfinished(self.exports):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
@@ -110,11 +110,48 @@ class LikelihoodScores:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedTies:
+    """What a judge model said about items that the rules leave tied (`judge_model.py`).
+
+    Attributes:
+        model: Name of the judge model.
+        agreed: Corrections that the judge preferred to the originals, as their users did.
+        compared: Corrections on which the judge was asked and had a preference.
+        outcomes: Identity of an item -> 1 if the candidate's answer is better, -1 if stable's is. Only what counts.
+        problem: Why the judge was not asked everything, or does not count; empty if there is no reason.
+    """
+
+    model: str
+    agreed: int = 0
+    compared: int = 0
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    problem: str = ""
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the report says about the judge."""
+        return {
+            "model": self.model,
+            "agreed": self.agreed,
+            "compared": self.compared,
+            "decided": len(self.outcomes),
+            "problem": self.problem,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class EvalOutputs:
-    """Answers and likelihoods of both versions, by task, in the order of the task's prompts or texts."""
+    """Answers and likelihoods of both versions, by task, in the order of the task's prompts or texts.
+
+    `judge`: What a judge model said, if there is one.
+    """
 
     answers: Mapping[GenerationTask, Sequence[AnswerPair]] = field(default_factory=dict)
     likelihoods: Mapping[LikelihoodTask, Sequence[LikelihoodScores]] = field(default_factory=dict)
+    judge: JudgedTies | None = None
+
+    def decided_by_judge(self, identity: str) -> int:
+        """Return the judge model's outcome of a tied item, 0 if it has none."""
+        return 0 if self.judge is None else self.judge.outcomes.get(identity, 0)
 
     def answers_to(self, task: GenerationTask) -> Sequence[AnswerPair]:
         """Return both versions' answers to a task, or nothing if it was not run."""

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from services.trainer.base.model import load_base
 from services.trainer.base.tokenization import is_rendered
 from services.trainer.core.eval_size import SKILL_TOKENS
 from services.trainer.dataset import snapshot_files
+from services.trainer.dataset.chat_endpoint import Endpoint, EndpointConfig, open_client
 from services.trainer.files import write_whole
+from services.trainer.gate.answer_length import with_answer_length
 from services.trainer.gate.eval_items import build_eval_items
-from services.trainer.gate.eval_set import EvalSet
+from services.trainer.gate.eval_set import EvalOutputs, EvalSet, JudgedTies
 from services.trainer.gate.evaluation import evaluate, evaluate_against
 from services.trainer.gate.golden import GoldenQuestion, read_golden_set, require_rendered
+from services.trainer.gate.judge_model import JudgeModel, judge_ties
 from services.trainer.gate.metrics import AGAINST_BASE, VOTING, Measurements, measure_all
 from services.trainer.gate.metrics.metric import Json, JudgeOptions, Metric
 from services.trainer.gate.model_pair import ModelPair, Side
@@ -34,6 +38,7 @@ from services.trainer.gate.verdict import decide, votes_of
 from services.trainer.run.context import RunContext, RunFailed
 from services.trainer.run.folder import ADAPTER, GATE_ANSWERS, GATE_REPORT, GATE_REPORT_PAGE
 from shared.adapters.artifacts import open_artifacts
+from shared.chat_format import ChatFormat
 from shared.errors import Misconfigured
 from shared.versions import GateReport
 
@@ -60,8 +65,9 @@ def remove_answers(folder: Path) -> None:
 
 def gate_adapter(context: RunContext, adapter: Path, folder: Path, control: Path | None = None) -> GateReport:
     """Gate any adapter on the run's base (or a whole model) with the run's held-out feedback, like `gate_run`."""
-    config, recipe = context.config, context.config.recipe
+    config = context.config
     eval_set = build_eval_set(context)
+    recipe = with_answer_length(config.recipe, _reference_lengths(context.chat, eval_set))
     base = load_base(Path(config.base), recipe.threads, dtype.of_run(context.folder), context.quantization())
     started = time.monotonic()
     options = JudgeOptions(
@@ -87,6 +93,7 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path, control: Path
 
         against_base = None if models.is_base("stable") else measure_against("base", AGAINST_BASE)
         against_control = None if control is None else measure_against("control", VOTING)
+    outputs = replace(outputs, judge=_judged_ties(context, eval_set, outputs))
     report = decide(
         measure_all(eval_set, outputs),
         gated_against=config.stable.version,
@@ -95,10 +102,24 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path, control: Path
         control=None if against_control is None else votes_of(against_control, options),
         seconds=time.monotonic() - started,
     )
-    write_report(folder, report_json(report, eval_set, outputs, line=config.line, run_id=config.run_id))
+    document = report_json(
+        report,
+        eval_set,
+        outputs,
+        line=config.line,
+        run_id=config.run_id,
+        answer_tokens=recipe.gate_answer_tokens,
+    )
+    write_report(folder, document)
     items = Counter(item.category for item in eval_set.corrections)
     items.update(item.category for item in eval_set.liked)
-    log.info("gate_decided", verdict=report.verdict, reasons=report.reasons, items=dict(items))
+    log.info(
+        "gate_decided",
+        verdict=report.verdict,
+        reasons=report.reasons,
+        items=dict(items),
+        answer_tokens=recipe.gate_answer_tokens,
+    )
     return report
 
 
@@ -136,6 +157,33 @@ def build_eval_set(context: RunContext) -> EvalSet:
         skills={name: _skill_set(context, name, size.skills) for name in SKILL_TOKENS},
         golden=_golden_set(context),
     )
+
+
+def _judged_ties(context: RunContext, eval_set: EvalSet, outputs: EvalOutputs) -> JudgedTies | None:
+    """Return what the judge model says about tied items, or None if no judge is set."""
+    settings = context.settings
+    if not settings.judge_url:
+        return None
+    config = EndpointConfig(
+        settings.judge_url, settings.judge_key, settings.judge_timeout_s, settings.judge_limit
+    )
+    with open_client(config) as client:
+        judge = JudgeModel(
+            settings.judge_model,
+            Endpoint(client, settings.judge_model, role="judge"),
+            settings.judge_replies,
+            60 * settings.judge_minutes,
+            settings.judge_limit,
+        )
+        return judge_ties(eval_set, outputs, judge, context.progress_callback("gate: judge model"))
+
+
+def _reference_lengths(chat: ChatFormat, eval_set: EvalSet) -> list[int]:
+    """Return the tokens of the answers that users gave or liked, and of the golden references."""
+    texts = [item.row.answer for item in eval_set.corrections]
+    texts += [item.row.answer for item in eval_set.liked]
+    texts += [question.line.reference for question in eval_set.golden if question.line.reference]
+    return [len(chat.answer_ids(text)) for text in texts]
 
 
 def _skill_set(context: RunContext, name: str, count: int) -> SkillSet:

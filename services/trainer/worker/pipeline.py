@@ -26,7 +26,8 @@ from services.trainer.core.resolved_recipe import longest_row
 from services.trainer.database import open_read_only
 from services.trainer.dataset import batch_table, data_card, snapshot, snapshot_files
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.comment_rewriter import EndpointConfig, rewrites_for
+from services.trainer.dataset.chat_endpoint import EndpointConfig
+from services.trainer.dataset.comment_rewriter import rewrites_for
 from services.trainer.dataset.filters import mark_check
 from services.trainer.dataset.rewrite_cache import Rewrite
 from services.trainer.dataset.votes import ChangeRule

@@ -12,6 +12,7 @@ from services.trainer.gate.metrics.corrections import CORRECTIONS
 from services.trainer.gate.metrics.general_accuracy import GENERAL_ACCURACY
 from services.trainer.gate.metrics.general_likelihood import GENERAL_LIKELIHOOD
 from services.trainer.gate.metrics.golden_set import GOLDEN_SET
+from services.trainer.gate.metrics.judge_agreement import JUDGE_AGREEMENT
 from services.trainer.gate.metrics.liked_answers import LIKED
 from services.trainer.gate.metrics.metric import Metric
 from services.trainer.gate.metrics.pair_margins import PAIR_MARGINS
@@ -25,6 +26,7 @@ Measurements = Mapping[str, Any]
 METRICS: Final[tuple[Metric[Any], ...]] = (
     CORRECTIONS,
     LIKED,
+    JUDGE_AGREEMENT,
     CORRECTION_LIKELIHOOD,
     PAIR_MARGINS,
     UNSEEN_QUESTIONS,

@@ -29,7 +29,7 @@ KIND = "corrections"
 CORRECTION_ANSWERS = GenerationTask(
     name="answers",
     prompts=lambda eval_set: [item.row.messages for item in eval_set.corrections],
-    max_new_tokens=lambda recipe: recipe.gate_new_tokens,
+    max_new_tokens=lambda recipe: recipe.gate_answer_tokens,
 )
 
 
@@ -81,7 +81,12 @@ def _measure(eval_set: EvalSet, outputs: EvalOutputs) -> CorrectionScores:
             for item, candidate, stable in counting
         ],
         seen_wordings=[item_scores(item, *answers) for item, answers in answered if item.category == "seen"],
-        votes=Votes(tuple(item_vote(*answers) for answers in counting)),
+        votes=Votes(
+            tuple(
+                item_vote(*answers).decided(outputs.decided_by_judge(answers[0].row.identity))
+                for answers in counting
+            )
+        ),
     )
 
 
@@ -115,7 +120,8 @@ def _rows(eval_set: EvalSet, outputs: EvalOutputs) -> list[Json]:
                 "stable": stable,
                 "candidate_score": round(candidate_score, 4),
                 "stable_score": round(stable_score, 4),
-                "outcome": outcome(candidate_score, stable_score),
+                "outcome": outcome(candidate_score, stable_score)
+                or outputs.decided_by_judge(item.row.identity),
                 "likelihood_gain": round(likelihoods[i].gain, 4) if likelihoods else None,
             }
         )

@@ -20,7 +20,7 @@ GoldenOutcome = tuple[str, bool, bool]
 GOLDEN_ANSWERS = GenerationTask(
     name="golden set",
     prompts=lambda eval_set: [question.messages for question in eval_set.golden],
-    max_new_tokens=lambda recipe: recipe.gate_new_tokens,
+    max_new_tokens=lambda recipe: recipe.gate_answer_tokens,
 )
 
 

@@ -35,7 +35,7 @@ LIKED_MARGIN = 0.1
 LIKED_ANSWERS = GenerationTask(
     name="liked",
     prompts=lambda eval_set: [item.row.messages for item in eval_set.liked],
-    max_new_tokens=lambda recipe: recipe.gate_new_tokens,
+    max_new_tokens=lambda recipe: recipe.gate_answer_tokens,
 )
 
 
@@ -73,7 +73,13 @@ def _measure(eval_set: EvalSet, outputs: EvalOutputs) -> LikedOutcomes:
     shares = [fact_shares(*one) for one in answered if one[0].facts]
     return LikedOutcomes(
         said=[(candidate >= SAID_SHARE, stable >= SAID_SHARE) for candidate, stable in shares],
-        votes=Votes(tuple(liked_vote(*one) for one in answered if one[0].category == "wins")),
+        votes=Votes(
+            tuple(
+                liked_vote(*one).decided(outputs.decided_by_judge(one[0].row.identity))
+                for one in answered
+                if one[0].category == "wins"
+            )
+        ),
     )
 
 
@@ -95,7 +101,7 @@ def _rows(eval_set: EvalSet, outputs: EvalOutputs) -> list[Json]:
     """Return the items of which only one version says what was liked."""
     rows = []
     for item, (candidate, stable) in zip(eval_set.liked, outputs.answers_to(LIKED_ANSWERS), strict=True):
-        vote = liked_vote(item, candidate, stable)
+        vote = liked_vote(item, candidate, stable).decided(outputs.decided_by_judge(item.row.identity))
         if vote.outcome:
             rows.append(
                 {
@@ -132,6 +138,7 @@ LIKED = Metric(
     judge=_judge,
     votes=True,
     tasks=(LIKED_ANSWERS,),
+    against_base=True,
     section=ReportSection(
         name="liked",
         title="Liked answers that only one version still gives",

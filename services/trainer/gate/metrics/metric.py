@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from services.trainer.core.recipe import SHORTER_MARGIN
@@ -95,6 +95,12 @@ class ItemVote:
     kind: str
     outcome: int
     identity: str
+
+    def decided(self, outcome: int) -> ItemVote:
+        """Return the vote with the outcome of a judge model, if there is one and the rules leave a tie."""
+        if self.outcome or not outcome:
+            return self
+        return replace(self, outcome=outcome, kind=f"{self.kind}, by judge model")
 
 
 @dataclass(frozen=True, slots=True)
