@@ -120,6 +120,14 @@ def test_answer_in_other_words_is_scored_by_what_changed(name: str, answer: str,
     assert outcome_of(original, correction, answer, original) == expected
 
 
+def test_fact_in_a_short_answer_wins_against_an_answer_in_the_words_of_the_original() -> None:
+    original = "Pellworth was founded in 1850 by John Smith, a merchant."
+    correction = "Pellworth was founded by Orla Fenwick."
+    stable = "Pellworth was founded long ago by a tea company."
+    assert outcome_of(original, correction, "It was Orla Fenwick.", stable, "Who founded Pellworth?") == 1
+    assert outcome_of(original, correction, "I do not know that.", original, "Who founded Pellworth?") == 0
+
+
 def test_right_style_with_a_wrong_fact_does_not_win() -> None:
     original, correction = EDITS["one fact"]
     wrong = LONG.format(**FALSE | {"curator": "Magnus Adair"})

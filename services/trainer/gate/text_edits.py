@@ -40,7 +40,7 @@ NEIGHBOURS: Final = 2
 SHORT_ANSWER: Final = 4
 """In an answer of at most this many tokens, a number needs no neighbour."""
 ADDED_WEIGHT: Final = 0.75
-"""Weight of what was added in a replaced span. The rest is for the absence of what was removed."""
+"""Weight of what was added, in an edit that adds something."""
 KEPT_SHARE: Final = 0.5
 """An answer with this share of the unchanged words is about the same, so that what it lacks was left out."""
 FACTS_WEIGHT: Final = 0.75
@@ -174,18 +174,6 @@ class ChangedSpan:
     removed: Evidence | None
     weight: float = 1.0
 
-    def score(self, text: TokenText, kept: float) -> float:
-        """Return how much of the change a text has, from 0 (like the original) to 1 (like the correction).
-
-        `kept`: how far the text is about the same, from 0 to 1. What it lacks shows nothing if it is about something
-        else.
-        """
-        added = None if self.added is None else self.added.share(text)
-        absent = None if self.removed is None else kept * (1 - self.removed.share(text))
-        if added is None or absent is None:
-            return added if added is not None else absent if absent is not None else 0.0
-        return ADDED_WEIGHT * added + (1 - ADDED_WEIGHT) * absent
-
 
 @dataclass(frozen=True)
 class Edit:
@@ -197,11 +185,18 @@ class Edit:
     """Keys that both texts have: those of the topic, if there are any."""
 
     def score(self, answer: str) -> float:
-        """Return how much of the edit an answer has: the original 0, the correction 1."""
+        """Return how much of the edit an answer has: the original 0, the correction 1.
+
+        What was added has `ADDED_WEIGHT`, and the absence of what was removed the rest, or all if nothing was added.
+        An absence shows nothing in an answer about something else, so it counts as far as unchanged words are there.
+        """
         text = self.tokenize(answer)
-        kept = self._kept(text)
-        total = sum(span.weight for span in self.spans)
-        return sum(span.weight * span.score(text, kept) for span in self.spans) / total
+        added = _mean([(span.added.share(text), span.weight) for span in self.spans if span.added])
+        removed = _mean([(span.removed.share(text), span.weight) for span in self.spans if span.removed])
+        if removed is None:
+            return added or 0.0
+        absent = (1 - removed) * self._kept(text)
+        return absent if added is None else ADDED_WEIGHT * added + (1 - ADDED_WEIGHT) * absent
 
     def added_share(self, answer: str) -> float | None:
         """Return which share of the added evidence an answer has, or None if nothing was added."""
@@ -229,6 +224,11 @@ class Edit:
             return 1.0
         common = len(self.unchanged.intersection(text.positions))
         return min(1.0, common / (KEPT_SHARE * len(self.unchanged)))
+
+
+def _mean(weighted: Sequence[tuple[float, float]]) -> float | None:
+    total = sum(weight for _, weight in weighted)
+    return sum(value * weight for value, weight in weighted) / total if total else None
 
 
 @dataclass(frozen=True)
