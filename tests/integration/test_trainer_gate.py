@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from dataclasses import replace
@@ -19,14 +20,17 @@ from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.filters import GroupedRow
 from services.trainer.dataset.snapshot_files import Snapshot, write
+from services.trainer.gate.judge_model import MIN_COMPARED
 from services.trainer.gate.model_pair import ModelPair, Side, score_likelihoods
+from services.trainer.gate.stage import gate_adapter
 from services.trainer.progress import Progress
 from services.trainer.run.context import RunContext
-from services.trainer.run.folder import GATE_REPORT_PAGE
+from services.trainer.run.folder import GATE_REPORT, GATE_REPORT_PAGE
 from services.trainer.run.run_table import RunConfig
 from services.trainer.settings import TrainerSettings
 from shared.adapters.in_memory import InMemoryCache
 from shared.versions import VersionRef
+from tests.judge_server import served
 from tests.trainer_factories import LINE, grouped, row
 
 RECIPE = Recipe(
@@ -168,3 +172,21 @@ def test_no_candidate_that_learned_nothing_passes_the_gate(tiny_model: Path, tmp
     assert names >= {"items_score_gain", "correction_likelihood_gain", "general_accuracy_change"}
     assert names >= {"safety_refused", "safety_answered", "thumbs_margin_gain"}
     assert len(list((tmp_path / "nulls").glob(f"*/{GATE_REPORT_PAGE}"))) == 5
+
+
+def test_gate_asks_the_judge_model_and_derives_the_length_of_answers(
+    base: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    context = run_context(tiny_model, tmp_path)
+    context.config = replace(context.config, recipe=RECIPE.model_copy(update={"gate_new_tokens": None}))
+    adapter = null_adapter(base, RECIPE, tmp_path / "adapter", 1, 5.0)
+    corrections = {fact.answers[0] for fact in load_world().facts}
+    with served(lambda a, b: "A" if a in corrections else "B" if b in corrections else "TIE") as (url, asked):
+        context.settings = context.settings.model_copy(update={"judge_url": url, "judge_model": "strong"})
+        report = gate_adapter(context, adapter, tmp_path / "gate")
+    assert len(asked) > 2 * MIN_COMPARED
+    written = json.loads((tmp_path / "gate" / GATE_REPORT).read_text())
+    assert written["judge"]["agreed"] == written["judge"]["compared"] > MIN_COMPARED
+    assert "judge_agreement" in {figure.name for figure in report.figures}
+    assert written["answer_tokens"] >= 40
+    assert len(list(context.settings.judge_replies.iterdir())) == len(asked)
