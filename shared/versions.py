@@ -92,6 +92,14 @@ class GateReport(Part):
         ge=0,
         description="Estimated number of additional held-out items that would make the result conclusive.",
     )
+    new_items: int | None = Field(
+        None,
+        ge=0,
+        description="Held-out items with feedback that the version's last gate did not have. Absent at the first gate.",
+    )
+    earlier_tests: int = Field(
+        0, ge=0, description="Gates of this version before this one that had enough items to test."
+    )
     seconds: float = Field(0.0, ge=0)
     look: int = Field(
         1, ge=1, description="Which gate of the line since its last promotion this is, counted from 1."

@@ -68,6 +68,10 @@ CREATE TABLE IF NOT EXISTS release_orders (
     command_id TEXT, response_id TEXT, PRIMARY KEY (command_id, response_id));
 CREATE TABLE IF NOT EXISTS command_versions (command_id TEXT PRIMARY KEY, version TEXT NOT NULL);
 
+-- Gates of published versions: which commands began them, and which batches they read (commands/gate_again.py).
+CREATE TABLE IF NOT EXISTS gates_again (
+    command_id TEXT PRIMARY KEY, run_id TEXT NOT NULL, number INTEGER NOT NULL, through TEXT NOT NULL);
+
 -- Erasure requests, what the processor reported of them, and the runs that they affect (erasure/requests.py).
 CREATE TABLE IF NOT EXISTS erasures (
     request_id TEXT PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL, response_id TEXT, event_id TEXT,

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.rollout.core.step import rollout_step
-from services.trainer.dataset import snapshot_files
+from services.trainer.database import open_read_only
+from services.trainer.dataset import batch_table, snapshot_files
+from services.trainer.dataset.holdout import is_held_out
+from services.trainer.dataset.snapshot import held_out_rows
+from services.trainer.dataset.snapshot_files import HELDOUT_ROWS
+from services.trainer.erasure.redact_run import stable_run_of
 from services.trainer.files import write_whole
-from services.trainer.run.folder import CONFIG, FAILURE_REASON, GATE_REPORT, GATE_RESULT, ORIGINAL, ExitCode
+from services.trainer.run import run_table
+from services.trainer.run.folder import (
+    ADAPTER,
+    CONFIG,
+    CONTROL,
+    FAILURE_REASON,
+    GATE_REPORT,
+    GATE_RESULT,
+    ORIGINAL,
+    ExitCode,
+)
 from services.trainer.run.run_table import RunConfig
 from shared.adapters.in_memory import InMemoryTransactionalPublisher
 from shared.cloudevents import cloudevent
@@ -23,13 +39,15 @@ from shared.stream.write_buffer import WriteBuffer
 from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS
 from shared.versions import GateReport, ModelVersion, RolloutRecord, Verdict
 from tests.trainer_factories import LINE, NOW, FakeProcess, batch, revision, run_steps
-from tests.unit.test_trainer_lineage import BASE, BOB, TrainedLine
+from tests.unit.test_trainer_lineage import BASE, BOB, HELDOUT_USER, NAMES, TrainedLine
 
 
 def gated(folder: Path, verdict: Verdict = "passed") -> int:
     """Stand for a process that has gated the version against the stable version of its configuration."""
     config = RunConfig.from_json((folder / CONFIG).read_text())
-    report = GateReport(verdict=verdict, reasons=("measured",), gated_against=config.stable.version)
+    report = GateReport(
+        verdict=verdict, reasons=("measured",), gated_against=config.stable.version, alpha=0.01
+    )
     write_whole(folder / GATE_REPORT, b'{"items": []}')
     write_whole(folder / GATE_RESULT, report.model_dump_json().encode())
     return ExitCode.DONE
@@ -44,9 +62,9 @@ class GateRig:
 
     def __init__(self, folder: Path) -> None:
         self.line = TrainedLine(folder)
-        self.trainer = self.line.trainer
         self.folders: list[Path] = []
         self.process: Callable[[Path], int | None] = gated
+        self.trainer = self.line.trainer
         self.trainer.gate_repeater.start_process = self._start  # type: ignore[assignment]
         first, second = self.line.versions()
         self.stable, self.waiting = first, second
@@ -54,6 +72,12 @@ class GateRig:
             line=LINE, seq=2, action="promote", stable=first.ref, reason="it passed", decided_at=NOW
         )
         self.line.rig.log.append(Output(MODEL_ROLLOUT.name, b"k", record.to_json()))
+
+    def restart(self) -> None:
+        """Start a trainer on the same disk and log, as after a crash."""
+        self.trainer = self.line.trainer = self.line.rig.trainer(examples=1)
+        self.trainer.gate_repeater.start_process = self._start  # type: ignore[assignment]
+        self.trainer._stop_tasks()
 
     def _start(self, folder: Path) -> FakeProcess:
         self.folders.append(folder)
@@ -114,6 +138,126 @@ def test_process_gets_the_snapshots_of_both_versions_and_the_artifact(rig: GateR
     assert "loopwright.json" in seen["original"]
     assert rig.leftovers() == []
     assert snapshot_files.is_complete(rig.trainer.settings.runs / str(rig.stable.run_id))
+
+
+def test_process_reads_what_was_collected_until_now(rig: GateRig) -> None:
+    rig.line.send(batch([revision("r8", "Who leads Acme?", "Ida Voss leads it.", HELDOUT_USER)], 3))
+    seen: list[RunConfig] = []
+
+    def look(folder: Path) -> int:
+        seen.append(RunConfig.from_json((folder / CONFIG).read_text()))
+        return gated(folder)
+
+    rig.process = look
+    rig.gate_again(rig.waiting.ref.version)
+    first = run_table.by_id(rig.trainer.db, str(rig.waiting.run_id))
+    assert first is not None
+    assert (first.config.through, seen[0].through) == ({"0": 2}, {"0": 3})
+
+
+def evaluated(folder: Path) -> int:
+    """Stand for a process that has read the held-out rows again, and trained a control."""
+    config = RunConfig.from_json((folder / CONFIG).read_text())
+    with closing(open_read_only(folder.parent.parent)) as db:
+        rows = held_out_rows(LINE, batch_table.current_examples(db, config.through, config.released))
+    write_whole(folder / HELDOUT_ROWS, snapshot_files.to_parquet(rows))
+    (folder / CONTROL / ADAPTER).mkdir(parents=True, exist_ok=True)
+    return gated(folder)
+
+
+def test_evaluated_rows_and_the_control_are_kept_with_the_run(rig: GateRig) -> None:
+    rig.line.send(batch([revision("r8", "Who leads Acme?", "Ida Voss leads it.", HELDOUT_USER)], 3))
+    folder = rig.trainer.settings.runs / str(rig.waiting.run_id)
+    trained = snapshot_files.read_rows(folder)
+    rig.process = evaluated
+    rig.gate_again(rig.waiting.ref.version)
+    assert {one.row.response_id for one in snapshot_files.read_rows(folder, HELDOUT_ROWS)} == {"r2", "r8"}
+    assert snapshot_files.read_rows(folder) == trained
+    assert (folder / CONTROL / ADAPTER).exists()
+
+
+def test_erasure_of_a_user_who_evaluates_later_removes_the_texts(rig: GateRig) -> None:
+    """I11: the user's feedback is not in the snapshot that the version was trained from."""
+    user = next(one for one in NAMES if is_held_out(LINE, one) and one != HELDOUT_USER)
+    rig.line.send(batch([revision("r8", "Who leads Acme?", "Ida Voss leads it.", user)], 3))
+    rig.process = evaluated
+    rig.gate_again(rig.waiting.ref.version)
+    folder = rig.trainer.settings.runs / str(rig.waiting.run_id)
+    assert (folder / GATE_REPORT).exists()
+    rig.line.send(batch([], 3, rewrite=1))
+    rig.line.report_erasure(subject=user, batches={f"{LINE}-0-3": 1})
+    assert not (folder / GATE_REPORT).exists()
+    assert {one.row.user_id for one in snapshot_files.read_rows(folder, HELDOUT_ROWS)} == {HELDOUT_USER}
+
+
+def test_erasure_removes_answers_of_the_version_it_was_compared_with_last(rig: GateRig) -> None:
+    """I11: stable, which became stable after the run, may have answered with a row that it was trained on."""
+    rig.process = evaluated
+    rig.gate_again(rig.waiting.ref.version)
+    folder = rig.trainer.settings.runs / str(rig.waiting.run_id)
+    assert (folder / GATE_REPORT).exists()
+    assert stable_run_of(folder) is None
+    assert rig.trainer.erasures._compared_runs(folder) == {None, rig.stable.run_id}
+
+
+# --- a crash at any point ---
+
+
+class Crash(BaseException):
+    """The trainer ends here, as by SIGKILL."""
+
+
+POINTS = (
+    "before the process",
+    "before publishing",
+    "after publishing",
+    "after the report is kept",
+    "before the result",
+)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_crash_publishes_one_report_and_counts_one_look(
+    rig: GateRig, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash_at(rig, point, monkeypatch)
+    with pytest.raises(Crash):
+        rig.gate_again(rig.waiting.ref.version)
+    monkeypatch.undo()
+    rig.restart()
+    run_steps(rig.trainer, 8)
+    assert [result.status for result in rig.results()] == ["done"]
+    numbers = [record.gate.number for record in rig.published() if record.gate]
+    assert numbers == [1, 2]
+    assert rig.trainer.versions.next_look(rig.stable.ref) == 2, "the first gate had too little to test"
+    kept = GateReport.model_validate_json(
+        (rig.trainer.settings.runs / str(rig.waiting.run_id) / GATE_RESULT).read_bytes()
+    )
+    assert kept.number == 2
+    assert rig.leftovers() == []
+
+
+def crash_at(rig: GateRig, point: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    repeater, commands = rig.trainer.gate_repeater, rig.trainer.commands
+    publish = repeater.publish
+
+    def end(*_: object, **__: object) -> None:
+        raise Crash(point)
+
+    def publish_and_end(version: str, report: GateReport) -> GateReport:
+        publish(version, report)
+        raise Crash(point)
+
+    if point == "before the process":
+        monkeypatch.setattr(repeater, "start_process", end)
+    elif point == "before publishing":
+        monkeypatch.setattr(repeater, "publish", end)
+    elif point == "after publishing":
+        monkeypatch.setattr(repeater, "publish", publish_and_end)
+    elif point == "after the report is kept":
+        monkeypatch.setattr(type(commands), "settle", end)
+    else:
+        monkeypatch.setattr(type(commands), "_publish", end)
 
 
 def test_new_report_is_published_with_the_unchanged_version(rig: GateRig) -> None:

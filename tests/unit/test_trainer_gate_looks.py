@@ -23,9 +23,19 @@ def ref(number: int | None) -> VersionRef:
 
 
 def version(
-    number: int | None, gates: int = 1, alpha: float | None = 0.025, against: int | None = None
+    number: int | None,
+    gates: int = 1,
+    alpha: float | None = 0.025,
+    against: int | None = None,
+    tests: int | None = None,
 ) -> ModelVersion:
-    report = GateReport(verdict="inconclusive", gated_against=ref(against).version, number=gates, alpha=alpha)
+    report = GateReport(
+        verdict="inconclusive",
+        gated_against=ref(against).version,
+        number=gates,
+        earlier_tests=gates - 1 if tests is None else tests,
+        alpha=alpha,
+    )
     return ModelVersion(
         line=LINE,
         ref=ref(number),
@@ -52,6 +62,9 @@ def version(
         ([version(1, gates=2), version(2)], 2, 1),
         # Too little feedback to test anything.
         ([version(1, alpha=None), version(2)], None, 2),
+        # Gated again until there was enough: the gates before are no looks. A later one without enough forgets none.
+        ([version(1, gates=4, tests=0)], None, 2),
+        ([version(1, gates=4, tests=2, alpha=None)], None, 3),
         # After a rollback from 3 to 1.
         ([version(1), version(2), version(3)], 1, 3),
     ],

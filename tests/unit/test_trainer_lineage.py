@@ -97,6 +97,12 @@ class TrainedLine:
 
     def erase(self, **more: str) -> None:
         """Send what the processor publishes for the erasure of Ann or, with `more` fields, for a late retraction."""
+        kept = [revision("r1", "Where is the head office?", "In the harbour of Kiel.", BOB)]
+        self.send(batch(kept, 1, rewrite=1))
+        self.report_erasure(**more)
+
+    def report_erasure(self, **more: object) -> None:
+        """Send the processor's report of an erasure, after the rewritten batches."""
         fields = {
             "request_id": "q1",
             "subject": ANN,
@@ -106,8 +112,6 @@ class TrainedLine:
         report = ErasureReport.model_validate(
             {"line": LINE, "service": "processor", "partition": 0, "partitions": 1} | fields
         )
-        kept = [revision("r1", "Where is the head office?", "In the harbour of Kiel.", BOB)]
-        self.send(batch(kept, 1, rewrite=1))
         self.rig.log.append(
             cloudevent(
                 ERASURE_REPORTS, report.request_id, report, source="processor", ce_id="0", at=NOW, partition=0

@@ -13,12 +13,13 @@ import pytest
 from examples.world import load_world
 from services.trainer.dataset import snapshot, snapshot_files
 from services.trainer.dataset.batch_table import Example
-from services.trainer.dataset.filters import GroupedRow
+from services.trainer.dataset.filters import GroupedRow, Row
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.similarity import near_duplicates
 from services.trainer.dataset.snapshot import MAX_RESERVED_SHARE, TARGET_ITEMS
 from services.trainer.dataset.snapshot_files import ROW_GROUP, Snapshot
 from services.trainer.gate.eval_items import build_eval_items
+from shared.events import SignalKind
 from tests.trainer_factories import LINE, example, revision, row
 
 WORLD = load_world()
@@ -57,6 +58,41 @@ def test_held_out_users_only_evaluate() -> None:
     assert taken.heldout
     assert not any(is_held_out(LINE, one.row.user_id) for one in taken.train)
     assert all(is_held_out(LINE, one.row.user_id) for one in taken.heldout)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_held_out_rows_do_not_depend_on_what_trains(seed: int) -> None:
+    """The gate reads them again for a version whose training rows stay."""
+    dice = random.Random(seed)
+    examples = [*cast(seed=seed), *kinds_of_held_out_users(dice)]
+    unfit = {one.revision.response_id for one in dice.sample(examples, 20)}
+
+    def check(row: Row) -> str | None:
+        return "unfit" if row.response_id in unfit else None
+
+    taken = snapshot.build(LINE, examples, {"0": 1}, unfit=check)
+    read = snapshot.held_out_rows(LINE, dice.sample(examples, len(examples)), unfit=check)
+    assert tuple(read) == taken.heldout
+    training = [one for one in examples if not is_held_out(LINE, one.revision.signals[0].user_id)]
+    some = dice.sample(training, len(training) // 2)
+    only = [one for one in examples if one not in training]
+    assert tuple(snapshot.held_out_rows(LINE, [*some, *only], unfit=check)) == taken.heldout
+    assert not any(one.row.response_id in unfit for one in read)
+
+
+def kinds_of_held_out_users(dice: random.Random) -> list[Example]:
+    """Return judgements of held-out users, some of a kind that cannot evaluate versions."""
+    users = [name for name in (f"judge-{i}" for i in range(60)) if is_held_out(LINE, name)]
+    judgements: list[tuple[SignalKind, str | int]] = [
+        ("thumbs", "up"),
+        ("thumbs", "down"),
+        ("comment", "too long, say less"),
+    ]
+    return [
+        example(revision(f"j{user}-{i}", f"Who is {user}?", value, user, kind=kind, original=f"It is {i}."))  # type: ignore[arg-type]
+        for user in users
+        for i, (kind, value) in enumerate(dice.sample(judgements, 2))
+    ]
 
 
 def test_wordings_are_reserved_for_the_gate() -> None:

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Final
@@ -92,6 +92,16 @@ class VersionTask(ABC):
         Raises `Retryable`; it is then called again.
         """
 
+    def earlier_result(self, command_id: str, version: str) -> tuple[CommandStatus, str] | None:
+        """Return the result of a command that the trainer executed before it crashed; None if it did not.
+
+        Raises `Retryable` and `UnknownVersion`.
+        """
+        return None
+
+    def begin(self, command_ids: Sequence[str], config: RunConfig) -> None:  # noqa: B027 - most tasks record nothing
+        """Record that the process has begun to execute these commands."""
+
     @property
     def busy(self) -> bool:
         """Whether a process is running. No run may start meanwhile: both would use the whole machine."""
@@ -124,7 +134,11 @@ class VersionTask(ABC):
         for version in dict.fromkeys(version for version, _ in pending):
             command_ids = [each for named, each in pending if named == version]
             try:
-                folder = self._prepare(version)
+                command_ids = self._settle_executed(command_ids, version)
+                if not command_ids:
+                    continue
+                folder, config = self._prepare(version)
+                self.begin(command_ids, config)
                 self.process = self.start_process(folder)
             except Retryable:
                 remove(self.folder)
@@ -137,7 +151,18 @@ class VersionTask(ABC):
             log.info("version_task_started", task=self.kind, version=version, run_id=folder.name)
             return
 
-    def _prepare(self, name: str) -> Path:
+    def _settle_executed(self, command_ids: Sequence[str], version: str) -> list[str]:
+        """Settle the commands that were executed before a crash. Return the others."""
+        open_commands = []
+        for command_id in command_ids:
+            result = self.earlier_result(command_id, version)
+            if result is None:
+                open_commands.append(command_id)
+            else:
+                self.commands.settle([command_id], *result)
+        return open_commands
+
+    def _prepare(self, name: str) -> tuple[Path, RunConfig]:
         """Fill a folder with what the version was trained from, and with its artifact. Return the folder."""
         records = self.read_line_records()
         version = records.find(name)
@@ -153,7 +178,7 @@ class VersionTask(ABC):
             (self.folder / config.stable_run).symlink_to((self.settings.runs / config.stable_run).absolute())
         shutil.copytree(self.store.fetch(version.ref.uri, version.ref.digest), folder / ORIGINAL)
         write_whole(folder / CONFIG, config.to_json().encode())
-        return folder
+        return folder, config
 
     def config_of_run(self, version: ModelVersion) -> RunConfig:
         """Return the configuration of the version's run, with this trainer's path of the base.

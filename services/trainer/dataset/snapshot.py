@@ -79,33 +79,65 @@ def build(
     if comments == "revise" and rewrites is not None:
         training, unusable = apply_rewrites(training, rewrites, max_tokens=max_tokens)
         quarantined += unusable
-    quarantined += [
-        QuarantinedRow.of(row, f"held out: a {row.kind} cannot evaluate versions")
-        for row in heldout
-        if KIND_BY_NAME[row.kind].matcher is None
-    ]
-    heldout = [row for row in heldout if KIND_BY_NAME[row.kind].matcher is not None]
-    reasons = {row.identity: reason for row in (*training, *heldout) if (reason := unfit(row)) is not None}
-    quarantined += [
-        QuarantinedRow.of(row, reasons[row.identity])
-        for row in (*training, *heldout)
-        if row.identity in reasons
-    ]
-    train, disputed = apply_agreement(
-        [row for row in training if row.identity not in reasons], comments, change_rule
-    )
-    agreed_heldout, disputed_heldout = apply_agreement(
-        [row for row in heldout if row.identity not in reasons], rule=change_rule
-    )
+    fit, unfit_rows = _split_by_fit(training, unfit)
+    agreed_heldout, not_evaluating = _evaluating_rows(heldout, unfit, change_rule)
+    train, disputed = apply_agreement(fit, comments, change_rule)
     train, reserved = _without_reserved(line, train, agreed_heldout, known)
     train, over_share = _limit_per_objective(train, line)
     over_budget: list[QuarantinedRow] = []
     if size is not None:
         train, over_budget = within_budget(line, train, token_budget, size)
     train, without_objective = assign_objectives(train, kto_least)
-    quarantined += disputed + disputed_heldout + reserved + over_share + over_budget + without_objective
+    quarantined += unfit_rows + not_evaluating
+    quarantined += disputed + reserved + over_share + over_budget + without_objective
     quarantined.sort(key=lambda one: (one.response_id, one.event_id, one.reason))
     return Snapshot(tuple(train), tuple(agreed_heldout), tuple(quarantined), dict(through))
+
+
+def held_out_rows(
+    line: str,
+    examples: Iterable[Example],
+    *,
+    unfit: Check = lambda row: None,
+    comments: CommentMode = "hold",
+    change_rule: ChangeRule | None = None,
+    max_tokens: int | None = None,
+) -> list[GroupedRow]:
+    """Return the held-out rows of the snapshot that `build` makes of the same arguments.
+
+    They do not depend on what trains, so they can be newer than the rows that a version was trained on.
+    """
+    rows, _ = usable_rows(examples, comments, max_tokens=max_tokens)
+    _, heldout = split_by_holdout(line, rows)
+    return _evaluating_rows(heldout, unfit, change_rule)[0]
+
+
+def _evaluating_rows(
+    heldout: Sequence[Row], unfit: Check, change_rule: ChangeRule | None
+) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
+    """Return the rows of held-out users that can evaluate versions, and the others."""
+    cannot = [
+        QuarantinedRow.of(row, f"held out: a {row.kind} cannot evaluate versions")
+        for row in heldout
+        if KIND_BY_NAME[row.kind].matcher is None
+    ]
+    fit, unfit_rows = _split_by_fit(
+        [row for row in heldout if KIND_BY_NAME[row.kind].matcher is not None], unfit
+    )
+    agreed, disputed = apply_agreement(fit, rule=change_rule)
+    return agreed, cannot + unfit_rows + disputed
+
+
+def _split_by_fit(rows: Sequence[Row], unfit: Check) -> tuple[list[Row], list[QuarantinedRow]]:
+    """Return the rows that the base can train or answer, and the others with their reason."""
+    fit, quarantined = [], []
+    for row in rows:
+        reason = unfit(row)
+        if reason is None:
+            fit.append(row)
+        else:
+            quarantined.append(QuarantinedRow.of(row, reason))
+    return fit, quarantined
 
 
 def _without_reserved(

@@ -112,7 +112,7 @@ class ErasureHandler:
                 remove(folder)
             elif folder.name in affected and snapshot_files.is_complete(folder):
                 redact_run.redact(folder, targets, self._is_current)
-            elif redact_run.stable_run_of(folder) in trained:
+            elif not trained.isdisjoint(self._compared_runs(folder)):
                 # At the gate the stable version may have answered with what it was trained on.
                 for name in GATE_TEXTS:
                     remove(folder / name)
@@ -128,6 +128,12 @@ class ErasureHandler:
         if folder.exists():
             folder.rename(renamed)
             remove(renamed)
+
+    def _compared_runs(self, folder: Path) -> set[str | None]:
+        """Return the runs of the versions that a run's version was gated against."""
+        name = redact_run.gated_against(folder)
+        last = run_table.by_version(self.db, name) if name is not None else None
+        return {redact_run.stable_run_of(folder), last.config.run_id if last is not None else None}
 
     def _redact_exports(self, targets: Sequence[ErasureTarget]) -> None:
         for folder in export_files.remove_unfinished(self.exports):

@@ -11,7 +11,7 @@ from services.trainer.dataset.erasure_target import ErasureTarget, IsCurrent, ta
 from services.trainer.dataset.filters import GroupedRow
 from services.trainer.dataset.snapshot_files import HELDOUT_ROWS, SNAPSHOT, TRAIN_ROWS
 from services.trainer.files import keep_only, remove, write_whole
-from services.trainer.run.folder import CONFIG, WITHOUT_TEXT
+from services.trainer.run.folder import CONFIG, GATE_RESULT, WITHOUT_TEXT
 
 
 def affected_requests(
@@ -60,7 +60,14 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def stable_run_of(folder: Path) -> str | None:
-    """Return the run whose version a run was gated against, or None."""
+    """Return the run whose version a run was gated against first, or None."""
     file = folder / CONFIG
     stable = json.loads(file.read_bytes()).get("stable_run") if file.exists() else None
     return stable if isinstance(stable, str) else None
+
+
+def gated_against(folder: Path) -> str | None:
+    """Return the version that a run's version was gated against last, or None."""
+    file = folder / GATE_RESULT
+    version = json.loads(file.read_bytes()).get("gated_against") if file.exists() else None
+    return version if isinstance(version, str) else None

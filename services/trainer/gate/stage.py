@@ -134,8 +134,8 @@ def write_report(folder: Path, report: Json) -> None:
 def build_eval_set(context: RunContext) -> EvalSet:
     """Return everything that both versions are evaluated on."""
     config, recipe = context.config, context.config.recipe
-    trained = _trained_answers(context.folder)
-    by_stable = _trained_answers(context.folder_of(config.stable_run)) if config.stable_run else []
+    trained = trained_answers(context.folder)
+    by_stable = trained_answers(context.folder_of(config.stable_run)) if config.stable_run else []
     held_out = snapshot_files.read_rows(context.folder, snapshot_files.HELDOUT_ROWS)
     items = build_eval_items(
         config.line, held_out, [question for question, _ in trained], [question for question, _ in by_stable]
@@ -200,7 +200,7 @@ def _skill_set(context: RunContext, name: str, count: int) -> SkillSet:
     return SkillSet(name, questions, context.base_answers(prompts, SKILL_TOKENS[name]))
 
 
-def _trained_answers(folder: Path) -> list[TrainedAnswer]:
+def trained_answers(folder: Path) -> list[TrainedAnswer]:
     """Return the questions and answers of a run's snapshot; an empty list if it was erased."""
     if not snapshot_files.is_complete(folder):
         return []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from shared.versions import ModelVersion, VersionRef
+from shared.versions import GateReport, ModelVersion, VersionRef
 
 
 def next_look(versions: Iterable[ModelVersion], stable: VersionRef) -> int:
@@ -28,10 +28,15 @@ def next_look(versions: Iterable[ModelVersion], stable: VersionRef) -> int:
     looks = 0
     for version in published:
         report = version.gate
-        if report is None or report.alpha is None or version.number is None:
+        if report is None or version.number is None:
             continue
         if version.number > stable_number:
-            looks += report.number
+            looks += tests_of(report)
         elif version.number < stable_number and report.gated_against == stable.version:
-            looks += 1
+            looks += report.alpha is not None
     return looks + 1
+
+
+def tests_of(report: GateReport) -> int:
+    """Return how many gates of a version, up to this report, had enough items to test."""
+    return report.earlier_tests + (report.alpha is not None)

@@ -66,8 +66,12 @@ def adapter_of(context: RunContext) -> Path | None:
 
 
 def _trained_controls(context: RunContext) -> list[Path]:
-    """Return the folders of all trained controls: the run's own, then those of other runs, newest first."""
-    found = [run / CONTROL for run in context.folder.parent.iterdir() if (run / CONTROL / ADAPTER).exists()]
+    """Return the folders of all trained controls: the run's own, then those of other runs, newest first.
+
+    A version that is gated again works in a folder of its own, and uses controls of runs.
+    """
+    runs = {*context.folder.parent.iterdir(), *context.settings.runs.glob("*")}
+    found = [run / CONTROL for run in sorted(runs) if (run / CONTROL / ADAPTER).exists()]
     found.sort(key=lambda folder: (folder / ADAPTER).stat().st_mtime, reverse=True)
     return sorted(found, key=lambda folder: folder.parent != context.folder)
 

@@ -1,20 +1,42 @@
 """Gate one version again: `python -m services.trainer.worker.gate_again FOLDER`.
 
 FOLDER is laid out like a run's folder, with the run's snapshot, with a configuration that names the present stable
-version, and with the version's own artifact in `original/`. `gate.json` is written last. Exit codes: `run/folder.py`.
+version and the batches collected until now, and with the version's own artifact in `original/`. The held-out rows are
+read from these batches again, so what held-out users have said since the version's gate before counts as well; the rows
+that trained stay. `gate.json` is written last. Exit codes: `run/folder.py`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence, Set
+from contextlib import closing
+from pathlib import Path
 
+import structlog
+
+from services.trainer.base.shape import base_shape
+from services.trainer.base.tokenization import TokenCounts
+from services.trainer.core.resolved_recipe import longest_row
+from services.trainer.database import open_read_only
+from services.trainer.dataset import batch_table, snapshot_files
+from services.trainer.dataset.filters import GroupedRow, mark_check
+from services.trainer.dataset.snapshot import held_out_rows
+from services.trainer.dataset.snapshot_files import HELDOUT_ROWS
+from services.trainer.dataset.votes import ChangeRule
 from services.trainer.files import write_whole
 from services.trainer.run.context import RunContext
-from services.trainer.run.folder import GATE_RESULT, ORIGINAL
+from services.trainer.run.folder import CONTROL, GATE_REPORT, GATE_RESULT, ORIGINAL
 from services.trainer.run.position import GATE
 from services.trainer.worker import control_run
 from services.trainer.worker.bootstrap import start_process
 from services.trainer.worker.pipeline import run_to_exit_code
+from shared.versions import GateReport
+
+EVALUATED_BEFORE = "evaluated-before.json"
+"""Identities of the held-out rows of the version's gate before: a process that starts again knows which are new."""
+log = structlog.get_logger(__name__)
 
 
 def gate_again(context: RunContext) -> None:
@@ -24,13 +46,78 @@ def gate_again(context: RunContext) -> None:
     """
     from services.trainer.gate.stage import gate_adapter  # noqa: PLC0415 - importing torch takes seconds
 
+    before = read_held_out(context)
     adapter, control = context.folder / ORIGINAL, control_run.adapter_of(context)
     report = gate_adapter(context, adapter, context.folder, control)
     if control is None and control_run.is_wanted(context, report):
-        control_run.begin(context)
+        if not snapshot_files.is_complete(context.folder / CONTROL):
+            control_run.begin(context)
         control_run.train(context)
         report = gate_adapter(context, adapter, context.folder, control_run.adapter_of(context))
+    report = with_new_items(report, item_identities(context), before)
+    _write_reasons(context.folder, report)
     write_whole(context.folder / GATE_RESULT, report.model_dump_json(indent=1, exclude_none=True).encode())
+
+
+def read_held_out(context: RunContext) -> frozenset[str]:
+    """Replace the held-out rows of the folder with those of all batches that the configuration names.
+
+    The checks are those of a snapshot. Returns the identities of the rows before. May be repeated.
+    """
+    folder, config, recipe = context.folder, context.config, context.config.recipe
+    if not (folder / EVALUATED_BEFORE).exists():
+        rows = snapshot_files.read_rows(folder, HELDOUT_ROWS)
+        write_whole(folder / EVALUATED_BEFORE, json.dumps([one.row.identity for one in rows]).encode())
+    before = frozenset(json.loads((folder / EVALUATED_BEFORE).read_bytes()))
+    longest = longest_row(recipe, base_shape(Path(config.base)).context)
+    has_no_marks, tokens = mark_check(context.chat.marks), TokenCounts(context.chat, longest)
+    with closing(open_read_only(context.trainer_folder)) as db:
+        held_out = held_out_rows(
+            config.line,
+            batch_table.current_examples(db, config.through, config.released),
+            unfit=lambda row: has_no_marks(row) or tokens.why_unfit(row),
+            comments=recipe.comment_mode,
+            change_rule=ChangeRule.of(recipe),
+            max_tokens=longest,
+        )
+    write_whole(folder / HELDOUT_ROWS, snapshot_files.to_parquet(held_out))
+    new = sum(one.row.identity not in before for one in held_out)
+    log.info("held_out_rows_read", rows=len(held_out), new=new, before=len(before))
+    return before
+
+
+def item_identities(context: RunContext) -> list[tuple[str, ...]]:
+    """Return the rows behind each item that votes: one for a correction or a liked answer, up to two for a pair."""
+    from services.trainer.gate.eval_items import build_eval_items  # noqa: PLC0415 - imports scikit-learn
+    from services.trainer.gate.preference_pairs import build_preference_pairs  # noqa: PLC0415
+    from services.trainer.gate.stage import trained_answers  # noqa: PLC0415
+
+    config = context.config
+    held_out: Sequence[GroupedRow] = snapshot_files.read_rows(context.folder, HELDOUT_ROWS)
+    trained = trained_answers(context.folder)
+    by_stable = trained_answers(context.folder_of(config.stable_run)) if config.stable_run else []
+    items = build_eval_items(
+        config.line, held_out, [question for question, _ in trained], [question for question, _ in by_stable]
+    )
+    single = [item.row for item in items.corrections if item.category == "wins"]
+    single += [item.row for item in items.liked if item.category == "wins"]
+    pairs = build_preference_pairs(config.line, held_out, [*trained, *by_stable])
+    return [(row.identity,) for row in single] + [tuple(pair.identity.split(" ")) for pair in pairs]
+
+
+def with_new_items(report: GateReport, items: Sequence[Sequence[str]], before: Set[str]) -> GateReport:
+    """Return the report with the number of items that contain a row which is not in `before`, also as a reason."""
+    new = sum(not before >= set(rows) for rows in items)
+    reason = f"{new} of the {len(items)} items are from feedback since the version's last gate"
+    return report.model_copy(update={"new_items": new, "reasons": (*report.reasons, reason)})
+
+
+def _write_reasons(folder: Path, report: GateReport) -> None:
+    """Write the report with texts again, with the reasons and numbers that it lacks."""
+    from services.trainer.gate.stage import write_report  # noqa: PLC0415 - importing torch takes seconds
+
+    full = json.loads((folder / GATE_REPORT).read_bytes())
+    write_report(folder, full | {"report": report.model_dump(mode="json")})
 
 
 def main() -> int:
