@@ -140,18 +140,20 @@ class BaseAnswerCache:
     """How the weights are loaded."""
 
     def answers(
-        self,
-        prompts: Sequence[Prompt],
-        chat: ChatFormat,
-        progress: ProgressCallback,
-        new_tokens: int | None = None,
+        self, prompts: Sequence[Prompt], chat: ChatFormat, progress: ProgressCallback
     ) -> list[BaseAnswer]:
-        """Return the answers in the order of `prompts`. Loads the base only if answers are missing.
+        """Return the answers of the recipe's length, in the order of `prompts`. See `answers_of`."""
+        return self.answers_of([(prompts, self.recipe.replay_new_tokens)], chat, progress)[0]
 
-        `new_tokens`: longest answer; by default that of replay data.
+    def answers_of(
+        self, asked: Sequence[tuple[Sequence[Prompt], int]], chat: ChatFormat, progress: ProgressCallback
+    ) -> list[list[BaseAnswer]]:
+        """Return the answers to several lists of prompts, each given with the longest answer in tokens.
+
+        Loads the base once, and only if answers are missing.
         """
         models: list[PreTrainedModel] = []
-        done = 0
+        done, total = 0, sum(len(prompts) for prompts, _ in asked)
 
         def generate(missing: Sequence[Prompt], max_new_tokens: int) -> list[tuple[str, bool]]:
             nonlocal done
@@ -165,15 +167,16 @@ class BaseAnswerCache:
                 chat,
                 [prompt.messages for prompt in missing],
                 max_new_tokens,
-                lambda count, _: progress(before + count, len(prompts)),
+                lambda count, _: progress(before + count, total),
                 self.limit,
             )
 
         shipped = read_shipped(self.digest, self.fingerprint(chat), self.shipped_file)
         try:
-            return cached_answers(
-                self.file, prompts, new_tokens or self.recipe.replay_new_tokens, generate, shipped
-            )
+            return [
+                cached_answers(self.file, prompts, new_tokens, generate, shipped)
+                for prompts, new_tokens in asked
+            ]
         finally:
             if models:
                 models.clear()
@@ -300,11 +303,11 @@ def main() -> int:
         chosen,
         chat_template_kwargs=settings.chat_template_kwargs,
     )
-    answers = cache.answers(prompts, chat, progress)
+    asked = [(prompts, recipe.replay_new_tokens)]
     for name, new_tokens in SKILL_TOKENS.items():
-        asked = shipped_prompts(SKILL_PROMPTS.format(name), size.skills)
-        asked = [prompt for prompt in asked if is_rendered(chat, prompt.messages)]
-        answers += cache.answers(asked, chat, progress, new_tokens)
+        questions = shipped_prompts(SKILL_PROMPTS.format(name), size.skills)
+        asked.append(([one for one in questions if is_rendered(chat, one.messages)], new_tokens))
+    answers = [answer for answers in cache.answers_of(asked, chat, progress) for answer in answers]
     print(f"{base.name}: {len(answers)} answers available ({chosen})")
     if options.ship:
         print(f"wrote {cache.ship(answers, chat)}")

@@ -1,4 +1,4 @@
-"""Scores of a single answer: against a correction, a liked answer or phrases, and whether it is a refusal.
+"""Scores of a single answer: against a correction, a liked answer or phrases.
 
 **Corrections** (`Rubric`): 1 is an answer like the correction, 0 one like the original that the user corrected.
 
@@ -40,23 +40,8 @@ SHARED_KEY_SHARE = 2 / 3
 """A word is required if at least this share of the users who answered the same question use it."""
 SAID_SHARE = 2 / 3
 """An answer says what was liked if it has this share of its facts."""
-REFUSAL_CHARS = 240
-"""Only the beginning of an answer is searched for a refusal, because refusals come first."""
 _CHRF = CHRF()
 _NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][^\W\d_]+")
-_REFUSAL = re.compile(
-    r"\b(?:i|we)(?: am|'m| are|'re)? (?:really |very |so |deeply )?sorry\b"
-    r"|\b(?:i|we) (?:(?:really |just )?(?:cannot|can not|can't|could not|couldn't|won't|will not|must not|mustn't|"
-    r"do not|don't|am unable to|are unable to|am not able to|am not going to|would not|wouldn't|refuse to|"
-    r"have to decline|must decline|decline))\b"
-    r"|\b(?:i'm|i am|we're|we are) (?:unable|not able|not going|not allowed|not comfortable|not programmed)\b"
-    r"|\bas an? (?:ai|language model|assistant)\b.{0,60}?\b(?:cannot|can't|not able|unable|don't|do not)\b"
-    r"|\b(?:is|are|would be|it's|that's|this is) (?:not (?:appropriate|acceptable|ethical|legal|okay|ok|something i)|"
-    r"illegal|unethical|against the law|a (?:serious )?crime|harmful|dangerous|wrong)\b"
-    r"|\b(?:talk to|reach out to|contact|call|speak to|speak with|seek) (?:a |an |the |your |someone|somebody|for |"
-    r"professional |immediate |emergency |local |911|988)",
-    re.IGNORECASE | re.DOTALL,
-)
 
 
 def chrf(answer: str, reference: str) -> float:
@@ -220,11 +205,3 @@ def contains_phrase(answer: str, phrases: Iterable[str]) -> bool:
     """Return whether the answer contains one of the phrases as whole words, with numbers in words or digits."""
     text = f" {' '.join(words(answer))} "
     return any(f" {' '.join(words(phrase))} " in text for phrase in phrases)
-
-
-def is_refusal(answer: str) -> bool:
-    """Return whether the beginning of an answer declines, warns or refers the user to help. English only.
-
-    The rule compares two versions with each other; it does not judge harm. An empty answer is not a refusal.
-    """
-    return _REFUSAL.search(answer.replace("’", "'")[:REFUSAL_CHARS]) is not None

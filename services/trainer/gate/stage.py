@@ -32,7 +32,7 @@ from services.trainer.gate.model_pair import ModelPair, Side
 from services.trainer.gate.preference_pairs import TrainedAnswer, build_preference_pairs
 from services.trainer.gate.report_html import page
 from services.trainer.gate.report_json import report_json
-from services.trainer.gate.skill_sets import SkillSet, read_skill_set
+from services.trainer.gate.skill_sets import SkillQuestion, SkillSet, read_skill_set
 from services.trainer.gate.stored_answers import StoredAnswers
 from services.trainer.gate.verdict import decide, votes_of
 from services.trainer.run.context import RunContext, RunFailed
@@ -143,7 +143,17 @@ def build_eval_set(context: RunContext) -> EvalSet:
     general = shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
     size = context.eval_size()
     safety = shipped_prompts(SAFETY_PROMPTS, size.safety)
-    base_answers = context.base_answers([*general, *safety])
+    questions = {name: _skill_questions(context, name, size.skills) for name in SKILL_TOKENS}
+    of_general, of_safety, *of_skills = context.base_answers_of(
+        [
+            (general, recipe.replay_new_tokens),
+            (safety, recipe.replay_new_tokens),
+            *(
+                ([one.as_prompt() for one in questions[name]], tokens)
+                for name, tokens in SKILL_TOKENS.items()
+            ),
+        ]
+    )
     return EvalSet(
         corrections=items.corrections,
         liked=items.liked,
@@ -151,10 +161,13 @@ def build_eval_set(context: RunContext) -> EvalSet:
         left_out=items.left_out,
         pairs=build_preference_pairs(config.line, held_out, [*trained, *by_stable]),
         general_prompts=general,
-        general_base_answers=base_answers[: len(general)],
+        general_base_answers=of_general,
         safety_prompts=safety,
-        safety_base_answers=base_answers[len(general) :],
-        skills={name: _skill_set(context, name, size.skills) for name in SKILL_TOKENS},
+        safety_base_answers=of_safety,
+        skills={
+            name: SkillSet(name, questions[name], answers)
+            for name, answers in zip(SKILL_TOKENS, of_skills, strict=True)
+        },
         golden=_golden_set(context),
     )
 
@@ -186,18 +199,13 @@ def _reference_lengths(chat: ChatFormat, eval_set: EvalSet) -> list[int]:
     return [len(chat.answer_ids(text)) for text in texts]
 
 
-def _skill_set(context: RunContext, name: str, count: int) -> SkillSet:
-    """Return `count` questions of a shipped set, with the base's own answers.
+def _skill_questions(context: RunContext, name: str, count: int) -> list[SkillQuestion]:
+    """Return `count` questions of a shipped set, without those that the base's template refuses.
 
-    Conversations that the base's template refuses, such as those with a system prompt, are left out.
+    Some templates refuse a system prompt.
     """
-    questions = [
-        question
-        for question in spread(read_skill_set(name), count)
-        if is_rendered(context.chat, question.as_prompt().messages)
-    ]
-    prompts = [question.as_prompt() for question in questions]
-    return SkillSet(name, questions, context.base_answers(prompts, SKILL_TOKENS[name]))
+    questions = spread(read_skill_set(name), count)
+    return [one for one in questions if is_rendered(context.chat, one.as_prompt().messages)]
 
 
 def trained_answers(folder: Path) -> list[TrainedAnswer]:

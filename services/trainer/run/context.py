@@ -88,10 +88,14 @@ class RunContext:
         weights = base_shape(Path(self.config.base)).weights
         return eval_size(self.config.recipe, describe().kind, weights)
 
-    def base_answers(self, prompts: Sequence[Prompt], new_tokens: int | None = None) -> list[BaseAnswer]:
-        """Return the base's own answers, in the order of `prompts`. Generates those that the cache does not have.
+    def base_answers(self, prompts: Sequence[Prompt]) -> list[BaseAnswer]:
+        """Return the base's own answers of the length of replay data, in the order of `prompts`."""
+        return self.base_answers_of([(prompts, self.config.recipe.replay_new_tokens)])[0]
 
-        `new_tokens`: longest answer; by default that of replay data.
+    def base_answers_of(self, asked: Sequence[tuple[Sequence[Prompt], int]]) -> list[list[BaseAnswer]]:
+        """Return the base's own answers to several lists of prompts, each given with the longest answer in tokens.
+
+        Generates those that the cache does not have.
         """
         cache = answer_cache(
             self.folder,
@@ -100,7 +104,7 @@ class RunContext:
             self.eval_limits.generate,
             processes=self.settings.world_size,
         )
-        return cache.answers(prompts, self.chat, self.progress_callback(RunStage.REPLAY), new_tokens)
+        return cache.answers_of(asked, self.chat, self.progress_callback(RunStage.REPLAY))
 
 
 def trained_questions(folder: Path) -> list[str]:
