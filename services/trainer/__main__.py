@@ -20,6 +20,7 @@ from services.trainer.consumer import TOPICS_READ
 from services.trainer.database import lock_folder, open_database
 from services.trainer.dataset import batch_table
 from services.trainer.gate.golden import read_golden_set
+from services.trainer.gate.harness import require_harness
 from services.trainer.service import Trainer
 from services.trainer.settings import TrainerSettings
 from services.trainer.versions.publish import SERVICE, VersionLog, lease_group, transactional_id
@@ -129,6 +130,7 @@ def run(settings: TrainerSettings) -> None:
         signal.signal(number, lambda *_: stopping.set())
     if settings.golden is not None:
         read_golden_set(settings.golden)  # a file with errors stops the start, not the first gate
+    require_harness(settings.lm_eval_tasks)
     if settings.replay_prompt_file is not None:
         read_replay_prompts(settings.replay_prompt_file)
     readiness = Readiness("line", "base model", "kafka", "device")

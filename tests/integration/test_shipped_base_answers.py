@@ -11,6 +11,7 @@ from services.trainer.base.base_answers import (
     EVAL_PROMPTS,
     REPLAY_PROMPTS,
     SAFETY_PROMPTS,
+    SKILL_PROMPTS,
     BaseAnswer,
     BaseAnswerCache,
     read_shipped,
@@ -20,7 +21,7 @@ from services.trainer.base.base_answers import (
 from services.trainer.base.model import generate_with_endings, load_base
 from services.trainer.base.shape import base_shape
 from services.trainer.base.tokenization import load_chat
-from services.trainer.core.eval_size import eval_size
+from services.trainer.core.eval_size import SKILL_TOKENS, eval_size
 from services.trainer.core.hardware import Dtype
 from services.trainer.core.recipe import Recipe
 from services.trainer.progress import ignore_progress
@@ -53,6 +54,9 @@ def test_shipped_answers_cover_all_prompts_of_a_run(demo_base: Path, dtype: Dtyp
         *shipped_prompts(SAFETY_PROMPTS, size.safety),
     ]
     wanted = {(prompt.id, prompt.text, recipe.replay_new_tokens) for prompt in prompts}
+    for name, new_tokens in SKILL_TOKENS.items():
+        questions = shipped_prompts(SKILL_PROMPTS.format(name), size.skills)
+        wanted |= {(prompt.id, prompt.text, new_tokens) for prompt in questions}
     answers = shipped(demo_base, dtype, tmp_path)
     assert {(answer.id, answer.prompt, answer.new_tokens) for answer in answers} == wanted
 

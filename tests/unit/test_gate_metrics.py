@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet
+from services.trainer.gate.harness import HarnessResults
 from services.trainer.gate.metrics import METRICS, measure_all
 from services.trainer.gate.metrics.corrections import CorrectionScores
 from services.trainer.gate.metrics.general_likelihood import GeneralLikelihoods
@@ -24,8 +25,7 @@ from tests.unit.source_tree import ROOT
 OPTIONS = JudgeOptions(min_items=30)
 SCORES = [(0.9, 0.1), (0.1, 0.1)]
 OUTCOMES = [(True, True), (False, True)]
-SAME = [(True, True), (False, False)]
-SKILL = SkillOutcomes(OUTCOMES, SAME, too_hard=[(True, 0.5)])
+SKILL = SkillOutcomes(OUTCOMES, too_hard=[(True, 0.5)])
 EVERYTHING = {
     "corrections": CorrectionScores(SCORES, SCORES, SCORES, SCORES),
     "liked_answers": LikedOutcomes(OUTCOMES),
@@ -37,12 +37,13 @@ EVERYTHING = {
     "general_likelihood": GeneralLikelihoods(SCORES, [0.1, 0.2]),
     "continuation": SCORES,
     "safety": SafetyOutcomes(OUTCOMES, OUTCOMES),
+    "lm_eval": HarnessResults(),
     "golden_set": [("hours", True, True)],
     "skill_instructions": SKILL,
     "skill_conversations": SKILL,
     "skill_code": SKILL,
     "skill_languages": SKILL,
-    "skills": SkillOutcomes(OUTCOMES, SAME),
+    "skills": SkillOutcomes(OUTCOMES),
 }
 
 

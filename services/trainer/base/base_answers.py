@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -73,6 +73,12 @@ class Prompt:
         """The prompt as a conversation."""
         return (*self.turns, ("user", self.prompt))
 
+    def below(self, system: str) -> Prompt:
+        """Return this prompt below a system prompt, with an id of its own."""
+        return replace(
+            self, id=f"{self.id}-{sha256(system.encode())[:8]}", turns=(("system", system), *self.turns)
+        )
+
     @property
     def text(self) -> str:
         """The text of the conversation, by which a cached answer is recognised."""
@@ -123,7 +129,7 @@ def spread(rows: Sequence[T], count: int) -> list[T]:
 
 @dataclass(frozen=True, slots=True)
 class BaseAnswerCache:
-    """Answers of one base in `folder`: one file per base digest, data type, precision and arguments of its template.
+    """Answers of one base in `folder`: one file per base digest, data type, precision and settings.
 
     A version is compared with the base's answers in the version's own data type, so each type has its own file.
     """
@@ -138,6 +144,8 @@ class BaseAnswerCache:
     chat_template_kwargs: TemplateKwargs = field(default_factory=dict)
     quantization: Quantization = "none"
     """How the weights are loaded."""
+    temperature: float = 0.0
+    """Temperature of the answers; 0 for greedy ones."""
 
     def answers(
         self, prompts: Sequence[Prompt], chat: ChatFormat, progress: ProgressCallback
@@ -169,6 +177,7 @@ class BaseAnswerCache:
                 max_new_tokens,
                 lambda count, _: progress(before + count, total),
                 self.limit,
+                self.temperature,
             )
 
         shipped = read_shipped(self.digest, self.fingerprint(chat), self.shipped_file)
@@ -188,6 +197,8 @@ class BaseAnswerCache:
         name = self.digest[:8] + ("" if self.dtype == "bfloat16" else f"-{self.dtype}")
         if self.quantization != "none":
             name += f"-{self.quantization}"
+        if self.temperature:
+            name += f"-t{self.temperature:g}"
         if self.chat_template_kwargs:
             name += f"-{sha256(canonical_json(dict(self.chat_template_kwargs)))[:8]}"
         return self.folder / f"{name}.jsonl"
@@ -201,7 +212,7 @@ class BaseAnswerCache:
         """Return a digest of everything besides weights and prompts that determines an answer."""
         settings: dict[str, Any] = {
             "chat_template": chat.tokenizer.chat_template,
-            "decoding": "greedy",
+            "decoding": f"temperature {self.temperature:g}" if self.temperature else "greedy",
             "dtype": self.dtype,
             "eos_token": chat.tokenizer.eos_token,
             "new_tokens": self.recipe.replay_new_tokens,
@@ -285,8 +296,8 @@ def main() -> int:
         return 1
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     recipe = settings.recipe()
-    prompts = shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts)
-    prompts += shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
+    replayed = shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts)
+    prompts = shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
     size = eval_size(recipe, device_kind(), base_shape(base.path).weights)
     prompts += shipped_prompts(SAFETY_PROMPTS, size.safety)
     chat = load_chat(base.path, settings.chat_template_kwargs)
@@ -307,7 +318,9 @@ def main() -> int:
     for name, new_tokens in SKILL_TOKENS.items():
         questions = shipped_prompts(SKILL_PROMPTS.format(name), size.skills)
         asked.append(([one for one in questions if is_rendered(chat, one.messages)], new_tokens))
-    answers = [answer for answers in cache.answers_of(asked, chat, progress) for answer in answers]
+    answers = cache.answers(replayed, chat, progress)
+    at_gate = replace(cache, temperature=recipe.gate_temperature)
+    answers += [answer for answers in at_gate.answers_of(asked, chat, progress) for answer in answers]
     print(f"{base.name}: {len(answers)} answers available ({chosen})")
     if options.ship:
         print(f"wrote {cache.ship(answers, chat)}")

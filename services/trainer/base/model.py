@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from services.trainer.base.device import describe, device_kind
 from services.trainer.base.dtype import weight_bytes
 from services.trainer.base.memory import GENERATE_BATCH, SCORE_BATCH, BatchLimit, run_in_batches
+from services.trainer.base.sampling import SharedNoise
 from services.trainer.base.shared_prefix import logits_at
 from services.trainer.core.chat import Messages
 from services.trainer.core.hardware import DeviceKind, Dtype, Quantization, spreads_over_gpus
@@ -122,9 +123,10 @@ def generate_answers(
     max_new_tokens: int,
     progress: ProgressCallback = ignore_progress,
     limit: BatchLimit | None = None,
+    temperature: float = 0.0,
 ) -> list[str]:
-    """Return the greedy answer to each conversation, in order."""
-    answers = generate_with_endings(model, chat, conversations, max_new_tokens, progress, limit)
+    """Return the answer to each conversation, in order. See `generate_with_endings`."""
+    answers = generate_with_endings(model, chat, conversations, max_new_tokens, progress, limit, temperature)
     return [text for text, _ in answers]
 
 
@@ -135,9 +137,11 @@ def generate_with_endings(
     max_new_tokens: int,
     progress: ProgressCallback = ignore_progress,
     limit: BatchLimit | None = None,
+    temperature: float = 0.0,
 ) -> list[tuple[str, bool]]:
-    """Return the greedy answers, each with whether the model ended it within `max_new_tokens`.
+    """Return the answers, each with whether the model ended it within `max_new_tokens`.
 
+    Answers are greedy with temperature 0, else sampled with random numbers that depend on the prompt only.
     Prompts of similar length share a batch. Batches get smaller if memory does not suffice, and `limit` keeps their
     size for the next call.
     """
@@ -146,7 +150,7 @@ def generate_with_endings(
     out = [("", True)] * len(prompts)
 
     def answer(batch: Sequence[int]) -> None:
-        generated = _generate(model, chat, [prompts[i] for i in batch], max_new_tokens)
+        generated = _generate(model, chat, [prompts[i] for i in batch], max_new_tokens, temperature)
         for i, text in zip(batch, generated, strict=True):
             out[i] = text
 
@@ -155,7 +159,7 @@ def generate_with_endings(
 
 
 def _generate(
-    model: Any, chat: ChatFormat, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: Any, chat: ChatFormat, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float
 ) -> list[tuple[str, bool]]:
     ids, mask = _padded(prompts, chat.pad_id, left=True)
     ends = end_tokens(model, chat)
@@ -165,6 +169,7 @@ def _generate(
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            logits_processor=[SharedNoise(prompts, temperature)] if temperature else [],
             eos_token_id=sorted(ends),
             pad_token_id=chat.pad_id,
         )

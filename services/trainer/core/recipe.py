@@ -236,6 +236,19 @@ class Recipe(BaseModel):
         description="Shipped questions of each set of general skills at the gate. Default: all on a GPU; on a CPU 40, "
         "and 20 for a base of more than 500 million weights.",
     )
+    gate_temperature: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="Temperature of the answers at the gate. 0: greedy, which has the least noise. With that of "
+        "production, answers vary as users see it; versions share the random numbers of each prompt.",
+    )
+    gate_lm_eval: str = Field(
+        "",
+        pattern=r"^(?:[\w./-]+(?:,[\w./-]+)*)?$",
+        description="Tasks of lm-evaluation-harness that the gate runs as well, separated by commas, for example "
+        "ifeval,gsm8k. Needs the package lm_eval in the trainer's environment, and its data sets.",
+    )
     gate_shorter: float = Field(
         SHORTER_MARGIN,
         ge=0,
@@ -248,6 +261,11 @@ class Recipe(BaseModel):
     def gate_answer_tokens(self) -> int:
         """Return the longest answer at the gate in tokens; the least possible one before it is derived."""
         return self.gate_new_tokens or GATE_TOKENS[0]
+
+    @property
+    def lm_eval_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks in `gate_lm_eval`."""
+        return tuple(task for task in self.gate_lm_eval.split(",") if task)
 
     @property
     def largest_max_tokens(self) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
 from services.trainer.gate.golden import GoldenQuestion
+from services.trainer.gate.harness import HarnessResults
 from services.trainer.gate.preference_pairs import PreferencePair
 from services.trainer.gate.skill_sets import SkillSet
 
@@ -58,7 +59,7 @@ class EvalSet:
 
 @dataclass(frozen=True, slots=True)
 class GenerationTask:
-    """Prompts that both versions answer greedily.
+    """Prompts that both versions answer.
 
     Attributes:
         name: Appears in the progress of the run, such as `gate, candidate: safety`.
@@ -147,6 +148,8 @@ class EvalOutputs:
 
     answers: Mapping[GenerationTask, Sequence[AnswerPair]] = field(default_factory=dict)
     likelihoods: Mapping[LikelihoodTask, Sequence[LikelihoodScores]] = field(default_factory=dict)
+    harness: HarnessResults = field(default_factory=HarnessResults)
+    """Outcomes of the operator's tasks of lm-evaluation-harness."""
     judge: JudgedTies | None = None
 
     def decided_by_judge(self, identity: str) -> int:

@@ -1,4 +1,4 @@
-"""Runs the tasks of all metrics on both versions: greedy answers and likelihoods. Imports torch."""
+"""Runs the tasks of all metrics on both versions: answers and likelihoods. Imports torch."""
 
 from __future__ import annotations
 
@@ -131,7 +131,9 @@ def _generate(
     def generate() -> list[str]:
         report = progress(f"gate, {side}: {task.name}")
         with models.activate(side) as model:
-            return generate_answers(model, chat, prompts, max_new_tokens, report, limits.generate)
+            return generate_answers(
+                model, chat, prompts, max_new_tokens, report, limits.generate, recipe.gate_temperature
+            )
 
     if stored is None:
         return generate()

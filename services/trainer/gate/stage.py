@@ -13,18 +13,20 @@ from typing import Any
 import structlog
 
 from services.trainer.base import dtype
-from services.trainer.base.base_answers import EVAL_PROMPTS, SAFETY_PROMPTS, shipped_prompts, spread
+from services.trainer.base.base_answers import EVAL_PROMPTS, SAFETY_PROMPTS, Prompt, shipped_prompts, spread
 from services.trainer.base.model import load_base
 from services.trainer.base.tokenization import is_rendered
 from services.trainer.core.eval_size import SKILL_TOKENS
 from services.trainer.dataset import snapshot_files
 from services.trainer.dataset.chat_endpoint import Endpoint, EndpointConfig, open_client
+from services.trainer.dataset.filters import GroupedRow
 from services.trainer.files import write_whole
 from services.trainer.gate.answer_length import with_answer_length
 from services.trainer.gate.eval_items import build_eval_items
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, JudgedTies
 from services.trainer.gate.evaluation import evaluate, evaluate_against
 from services.trainer.gate.golden import GoldenQuestion, read_golden_set, require_rendered
+from services.trainer.gate.harness_run import run_harness
 from services.trainer.gate.judge_model import JudgeModel, judge_ties
 from services.trainer.gate.metrics import AGAINST_BASE, VOTING, Measurements, measure_all
 from services.trainer.gate.metrics.metric import Json, JudgeOptions, Metric
@@ -34,6 +36,7 @@ from services.trainer.gate.report_html import page
 from services.trainer.gate.report_json import report_json
 from services.trainer.gate.skill_sets import SkillQuestion, SkillSet, read_skill_set
 from services.trainer.gate.stored_answers import StoredAnswers
+from services.trainer.gate.system_prompt import frequent_system_prompt, with_system_prompt
 from services.trainer.gate.verdict import decide, votes_of
 from services.trainer.run.context import RunContext, RunFailed
 from services.trainer.run.folder import ADAPTER, GATE_ANSWERS, GATE_REPORT, GATE_REPORT_PAGE
@@ -68,6 +71,8 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path, control: Path
     config = context.config
     eval_set = build_eval_set(context)
     recipe = with_answer_length(config.recipe, _reference_lengths(context.chat, eval_set))
+    stable = _stable_folder(context)
+    harness = run_harness(context, adapter, stable, folder)
     base = load_base(Path(config.base), recipe.threads, dtype.of_run(context.folder), context.quantization())
     started = time.monotonic()
     options = JudgeOptions(
@@ -76,7 +81,7 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path, control: Path
         replaces_erased=config.replaces == "erasure",
         shorter_margin=recipe.gate_shorter,
     )
-    folders: dict[Side, Path | None] = {"candidate": adapter, "stable": _stable_folder(context)}
+    folders: dict[Side, Path | None] = {"candidate": adapter, "stable": stable}
     names: dict[Side, str] = {"candidate": "candidate", "stable": config.stable.version, "base": "base"}
     if control is not None:
         folders["control"], names["control"] = control, f"control {control.stat().st_mtime_ns}"
@@ -89,11 +94,13 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path, control: Path
             both = evaluate_against(
                 side, metrics, models, context.chat, eval_set, recipe, outputs, progress, limits, stored
             )
+            if side == "base":
+                both = replace(both, harness=harness["base"])
             return measure_all(eval_set, both, metrics)
 
         against_base = None if models.is_base("stable") else measure_against("base", AGAINST_BASE)
         against_control = None if control is None else measure_against("control", VOTING)
-    outputs = replace(outputs, judge=_judged_ties(context, eval_set, outputs))
+    outputs = replace(outputs, harness=harness["stable"], judge=_judged_ties(context, eval_set, outputs))
     report = decide(
         measure_all(eval_set, outputs),
         gated_against=config.stable.version,
@@ -140,7 +147,7 @@ def build_eval_set(context: RunContext) -> EvalSet:
     items = build_eval_items(
         config.line, held_out, [question for question, _ in trained], [question for question, _ in by_stable]
     )
-    general = shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
+    general = _general_prompts(context, held_out)
     size = context.eval_size()
     safety = shipped_prompts(SAFETY_PROMPTS, size.safety)
     questions = {name: _skill_questions(context, name, size.skills) for name in SKILL_TOKENS}
@@ -152,7 +159,8 @@ def build_eval_set(context: RunContext) -> EvalSet:
                 ([one.as_prompt() for one in questions[name]], tokens)
                 for name, tokens in SKILL_TOKENS.items()
             ),
-        ]
+        ],
+        recipe.gate_temperature,
     )
     return EvalSet(
         corrections=items.corrections,
@@ -197,6 +205,16 @@ def _reference_lengths(chat: ChatFormat, eval_set: EvalSet) -> list[int]:
     texts += [item.row.answer for item in eval_set.liked]
     texts += [question.line.reference for question in eval_set.golden if question.line.reference]
     return [len(chat.answer_ids(text)) for text in texts]
+
+
+def _general_prompts(context: RunContext, held_out: Sequence[GroupedRow]) -> list[Prompt]:
+    """Return the general prompts, half of them below the product's system prompt, if the template takes one."""
+    prompts = shipped_prompts(EVAL_PROMPTS, context.config.recipe.gate_eval_prompts)
+    system = frequent_system_prompt(held_out)
+    conversation = (("system", system or ""), ("user", "?"))
+    if system is None or not is_rendered(context.chat, conversation):
+        return prompts
+    return with_system_prompt(prompts, system, len(context.chat.prompt_ids(conversation)))
 
 
 def _skill_questions(context: RunContext, name: str, count: int) -> list[SkillQuestion]:

@@ -16,7 +16,13 @@ from services.trainer.run.run_table import RunConfig
 
 
 def answer_cache(
-    run: Path, config: RunConfig, cache: Path, limit: BatchLimit, *, processes: int = 1
+    run: Path,
+    config: RunConfig,
+    cache: Path,
+    limit: BatchLimit,
+    *,
+    processes: int = 1,
+    temperature: float = 0.0,
 ) -> BaseAnswerCache:
     """Return the cache of the base's answers in the data type and precision of a run.
 
@@ -26,6 +32,7 @@ def answer_cache(
         cache: Folder of the cache, which runs share.
         limit: How many prompts are answered at once.
         processes: Processes that train the run.
+        temperature: Temperature of the answers.
 
     """
     return BaseAnswerCache(
@@ -37,6 +44,7 @@ def answer_cache(
         limit,
         config.chat_template_kwargs,
         quantization_of_run(run, config, processes),
+        temperature,
     )
 
 

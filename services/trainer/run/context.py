@@ -92,7 +92,9 @@ class RunContext:
         """Return the base's own answers of the length of replay data, in the order of `prompts`."""
         return self.base_answers_of([(prompts, self.config.recipe.replay_new_tokens)])[0]
 
-    def base_answers_of(self, asked: Sequence[tuple[Sequence[Prompt], int]]) -> list[list[BaseAnswer]]:
+    def base_answers_of(
+        self, asked: Sequence[tuple[Sequence[Prompt], int]], temperature: float = 0.0
+    ) -> list[list[BaseAnswer]]:
         """Return the base's own answers to several lists of prompts, each given with the longest answer in tokens.
 
         Generates those that the cache does not have.
@@ -103,6 +105,7 @@ class RunContext:
             self.settings.replay_dir,
             self.eval_limits.generate,
             processes=self.settings.world_size,
+            temperature=temperature,
         )
         return cache.answers_of(asked, self.chat, self.progress_callback(RunStage.REPLAY))
 

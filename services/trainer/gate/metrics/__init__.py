@@ -12,6 +12,7 @@ from services.trainer.gate.metrics.corrections import CORRECTIONS
 from services.trainer.gate.metrics.general_accuracy import GENERAL_ACCURACY
 from services.trainer.gate.metrics.general_likelihood import GENERAL_LIKELIHOOD
 from services.trainer.gate.metrics.golden_set import GOLDEN_SET
+from services.trainer.gate.metrics.harness import HARNESS
 from services.trainer.gate.metrics.judge_agreement import JUDGE_AGREEMENT
 from services.trainer.gate.metrics.liked_answers import LIKED
 from services.trainer.gate.metrics.metric import Metric
@@ -35,6 +36,7 @@ METRICS: Final[tuple[Metric[Any], ...]] = (
     CONTINUATION,
     SAFETY,
     *SKILLS,
+    HARNESS,
     GOLDEN_SET,
 )
 """All metrics, in the order of their figures and reasons in a report.

@@ -16,7 +16,7 @@ def _measure(eval_set: EvalSet, outputs: EvalOutputs) -> list[ScorePair]:
     """Return both versions' probabilities of continuing, for each base answer that was cut at the limit."""
     likelihoods = outputs.likelihoods_of(BASE_ANSWERS)
     answered = zip(scored_base_answers(eval_set), likelihoods, strict=True)
-    return [scores.continuation for answer, scores in answered if not answer.ended]
+    return [scores.continuation for (_, answer), scores in answered if not answer.ended]
 
 
 def _judge(continuation: list[ScorePair], options: JudgeOptions) -> Judgement:

@@ -12,7 +12,7 @@ from services.trainer.gate.metrics.metric import FigureInfo, Judgement, JudgeOpt
 from services.trainer.gate.statistics import ScorePair, exp_interval, gains, stable_mean
 
 if TYPE_CHECKING:
-    from services.trainer.base.base_answers import BaseAnswer
+    from services.trainer.base.base_answers import BaseAnswer, Prompt
 
 MAX_ANSWERS = 80
 """Number of base answers whose likelihood is computed, spread evenly over the prompts."""
@@ -20,16 +20,19 @@ NLL_MARGIN = 0.15
 """Nats per token by which the candidate may find the base's answers less likely than stable does."""
 
 
-def scored_base_answers(eval_set: EvalSet) -> list[BaseAnswer]:
-    """Return the base's answers whose likelihood is computed."""
+def scored_base_answers(eval_set: EvalSet) -> list[tuple[Prompt, BaseAnswer]]:
+    """Return the base's answers whose likelihood is computed, with their prompts."""
     from services.trainer.base.base_answers import spread  # noqa: PLC0415 - imports transformers, see `eval_set`
 
-    return [answer for answer in spread(eval_set.general_base_answers, MAX_ANSWERS) if answer.answer]
+    answered = list(zip(eval_set.general_prompts, eval_set.general_base_answers, strict=True))
+    return [(prompt, answer) for prompt, answer in spread(answered, MAX_ANSWERS) if answer.answer]
 
 
 BASE_ANSWERS = LikelihoodTask(
     name="base answers",
-    texts=lambda eval_set: [(answer.messages, answer.answer) for answer in scored_base_answers(eval_set)],
+    texts=lambda eval_set: [
+        (prompt.messages, answer.answer) for prompt, answer in scored_base_answers(eval_set)
+    ],
 )
 
 

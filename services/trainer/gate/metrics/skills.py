@@ -1,8 +1,7 @@
 """General skills: shipped questions in several languages, instructions, conversations and code, checked by rules.
 
 Each set is a metric of its own, so that a loss of one skill is seen even if the others hide it, and all sets together
-are one more, which sees a small loss of all of them. If stable is not the base, the candidate is compared with the base
-as well: ten versions that lose a little each must not lose much together.
+are one more, which sees a small loss of all of them.
 
 A set of which the base can do too little shows no loss, so neither version answers it, and the report says so.
 """
@@ -30,7 +29,7 @@ from services.trainer.gate.skill_sets import (
     SkillQuestion,
     SkillSet,
 )
-from services.trainer.gate.statistics import OutcomePair, judge_change, paired_change, proportion_interval
+from services.trainer.gate.statistics import OutcomePair, proportion_interval
 
 Answered = tuple[SkillQuestion, str, str]
 """(question, the candidate's answer, the stable version's answer)"""
@@ -42,13 +41,11 @@ class SkillOutcomes:
 
     Attributes:
         pairs: Whether candidate and stable were right, question by question.
-        against_base: The same for candidate and base.
         too_hard: Whether the base was right, and the probability that it is right by chance, question by question, if
             it can do too little for the versions to be compared.
     """
 
     pairs: Sequence[OutcomePair] = ()
-    against_base: Sequence[OutcomePair] = ()
     too_hard: Sequence[tuple[bool, float]] = ()
 
 
@@ -82,26 +79,20 @@ def _measure(eval_set: EvalSet, outputs: EvalOutputs, name: str) -> SkillOutcome
     asked = _set_of(eval_set, name)
     if asked.questions and not asked.can_show_a_loss:
         return SkillOutcomes(too_hard=list(zip(asked.base_right, asked.chance, strict=True)))
-    pairs = [
-        (question.accepts(candidate), question.accepts(stable))
-        for question, candidate, stable in _answered(eval_set, outputs, name)
-    ]
-    base = asked.base_right if pairs else []
     return SkillOutcomes(
-        pairs=pairs,
-        against_base=[(candidate, right) for (candidate, _), right in zip(pairs, base, strict=True)],
+        pairs=[
+            (question.accepts(candidate), question.accepts(stable))
+            for question, candidate, stable in _answered(eval_set, outputs, name)
+        ]
     )
 
 
 def _measure_all(eval_set: EvalSet, outputs: EvalOutputs) -> SkillOutcomes:
-    measured = [_measure(eval_set, outputs, name) for name in TASKS]
-    return SkillOutcomes(
-        pairs=[pair for values in measured for pair in values.pairs],
-        against_base=[pair for values in measured for pair in values.against_base],
-    )
+    return SkillOutcomes(pairs=[pair for name in TASKS for pair in _measure(eval_set, outputs, name).pairs])
 
 
-def _judge(values: SkillOutcomes, options: JudgeOptions, name: str, subject: str) -> Judgement:
+def judge_skill(values: SkillOutcomes, options: JudgeOptions, name: str, subject: str) -> Judgement:
+    """Return the judgement of a set: figures named after `name`, and a reason if `subject` fell."""
     judgement = Judgement()
     if values.too_hard:
         right = sum(outcome for outcome, _ in values.too_hard)
@@ -122,15 +113,6 @@ def _judge(values: SkillOutcomes, options: JudgeOptions, name: str, subject: str
         fail_p=SKILL_FAIL_P,
         options=options,
     )
-    if list(values.against_base) != list(values.pairs):
-        change = paired_change(values.against_base)
-        lost = judge_change(change, SKILL_MARGIN, SKILL_FAIL_P, SKILL_FAIL_P) == "failed"
-        difference = options.mean_interval(
-            [float(candidate) - float(base) for candidate, base in values.against_base]
-        )
-        judgement.add_figure(f"{name}_base_change", difference, bound=-SKILL_MARGIN, passed=not lost)
-        if lost:
-            judgement.failures.append(f"{subject} fell by {-100 * change.value:.1f} points below the base's")
     return judgement
 
 
@@ -158,7 +140,6 @@ def _figures(name: str, label: str, description: str) -> tuple[FigureInfo, ...]:
     return (
         FigureInfo(name, f"{label}: right answers", description, "share"),
         FigureInfo(f"{name}_change", f"{label}: change from stable", decides, "share", is_change=True),
-        FigureInfo(f"{name}_base_change", f"{label}: change from the base", decides, "share", is_change=True),
     )
 
 
@@ -175,8 +156,9 @@ def _skill_metric(name: str, label: str, description: str) -> Metric[Any]:
         name=figure,
         figures=(*_figures(figure, label, description), too_hard),
         measure=lambda eval_set, outputs: _measure(eval_set, outputs, name),
-        judge=lambda values, options: _judge(values, options, figure, label.lower()),
+        judge=lambda values, options: judge_skill(values, options, figure, label.lower()),
         tasks=(TASKS[name],),
+        against_base=True,
     )
 
 
@@ -196,8 +178,9 @@ ALL_SKILLS = Metric(
     name="skills",
     figures=_figures("skills", "All skills together", "the shipped sets that the base can do"),
     measure=_measure_all,
-    judge=lambda values, options: _judge(values, options, "skills", "general skills"),
+    judge=lambda values, options: judge_skill(values, options, "skills", "general skills"),
     tasks=tuple(TASKS.values()),
+    against_base=True,
     section=ReportSection(
         name="skills",
         title="Questions about general skills that only one version answers correctly",
