@@ -109,6 +109,36 @@ def test_wordings_are_reserved_for_the_gate() -> None:
     assert not any(near_duplicates([item.row.question for item in counted], questions))
 
 
+def test_wordings_of_liked_answers_are_reserved_in_proportion() -> None:
+    dice = random.Random(5)
+    mixed = [
+        example(
+            revision(
+                one.revision.response_id,
+                one.revision.messages[0].content,
+                "up",
+                one.revision.signals[0].user_id,
+                kind="thumbs",
+                original=str(one.revision.signals[0].value),
+            )
+        )
+        if dice.random() < 0.4
+        else one
+        for one in cast(80)
+    ]
+    taken = snapshot.build(LINE, mixed, {"0": 1})
+    questions = [one.row.question for one in taken.train]
+    items = build_eval_items(LINE, taken.heldout, questions, [])
+    corrections, liked = (
+        sum(item.category == "wins" for item in kind) for kind in (items.corrections, items.liked)
+    )
+    natural = items.given["liked answers"] / items.given["corrections"]
+    assert corrections >= 30
+    assert 0.5 * natural < liked / corrections < 1.2 * natural
+    held_out = [one.row.question for one in taken.heldout if one.row.label]
+    assert snapshot.reserved_wordings(LINE, [], taken.train, [], held_out) == set(), "pairs need no wordings"
+
+
 def test_wording_that_stable_trained_on_counts_no_win() -> None:
     taken = snapshot.build(LINE, cast(), {"0": 1})
     questions = [one.row.question for one in taken.train]

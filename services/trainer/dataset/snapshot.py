@@ -2,8 +2,9 @@
 
 The gate counts wins only on wordings that are in no snapshot, but users of one product ask much the same. So if
 held-out users asked too few wordings of their own, some wordings that they share with others are reserved for the gate:
-in an order fixed by a keyed hash, until there are `TARGET_ITEMS` items, and at most `MAX_RESERVED_SHARE` of a group's
-wordings. Rows whose question is a near-duplicate of a reserved one do not train.
+in an order fixed by a keyed hash, until there are `TARGET_ITEMS` corrections that are items, and liked answers in
+proportion, and at most `MAX_RESERVED_SHARE` of a group's wordings. Rows whose question is a near-duplicate of a
+reserved one do not train.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ def _without_reserved(
     line: str, train: Sequence[GroupedRow], heldout: Sequence[GroupedRow], known: Sequence[str]
 ) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
     questions = [one.row.question for one in heldout if KIND_BY_NAME[one.row.kind].matcher == ITEM]
-    reserved = reserved_wordings(line, questions, train, known)
+    liked = [one.row.question for one in heldout if one.row.label]
+    reserved = reserved_wordings(line, questions, train, known, liked)
     if not reserved:
         return list(train), []
     is_reserved = near_duplicates([one.row.question for one in train], reserved)
@@ -191,54 +193,91 @@ def assign_objectives(
 
 
 def reserved_wordings(
-    line: str, questions: Sequence[str], train: Sequence[GroupedRow], known: Sequence[str]
+    line: str,
+    questions: Sequence[str],
+    train: Sequence[GroupedRow],
+    known: Sequence[str],
+    liked: Sequence[str] = (),
 ) -> set[str]:
     """Return the questions of held-out users whose wordings must not train, so that the gate has enough items.
 
-    `known`: questions of the stable version's snapshot, which count no win.
+    Args:
+        line: Name of the line.
+        questions: Questions of held-out corrections.
+        train: Rows that may train.
+        known: Questions of the stable version's snapshot, which count no win.
+        liked: Questions of answers that held-out users liked. At most as many become items as corrections do, so the
+            gate does not consist of what stable did wrong.
     """
-    taken = [one.row.question for one in train]
-    if len(questions) > QUESTIONS_TRIED:
-        some = sorted(questions, key=lambda text: (hash_fraction(line, text), text))[:QUESTIONS_TRIED]
-        if near_duplicates(some, [*taken, *known]).count(False) >= TARGET_ITEMS:
-            return set()
-    seen = near_duplicates(questions, [*taken, *known])
-    wordings_of: dict[int, set[str]] = defaultdict(set)
-    groups_of: dict[str, set[int]] = defaultdict(set)
-    for one in train:
-        group = one.group if one.row.objective == "sft" else JUDGED_GROUP
-        wordings_of[group].add(normalised(one.row.question))
-        groups_of[normalised(one.row.question)].add(group)
-    items = seen.count(False)
-    if items >= TARGET_ITEMS:
-        return set()
-    in_stable = near_duplicates(questions, known)
-    candidates = {
-        text
-        for text, trained, stable in zip(questions, seen, in_stable, strict=True)
-        if trained and not stable
-    }
-    ordered = sorted(candidates, key=lambda text: (hash_fraction(line, normalised(text)), text))
-    wordings = sorted(groups_of)
-    spent: dict[int, set[str]] = defaultdict(set)
-    reserved: set[str] = set()
-    for text, positions in zip(ordered, near_duplicates_in(ordered, wordings), strict=True):
-        if items >= TARGET_ITEMS:
-            break
+    reservation = _Reservation(line, train, known)
+    items = reservation.reserve(questions, TARGET_ITEMS)
+    if questions and liked:
+        some = sorted(liked, key=lambda text: (hash_fraction(line, text), text))[:QUESTIONS_TRIED]
+        reservation.reserve(some, min(items, round(items * len(liked) / len(questions))))
+    return reservation.reserved
+
+
+class _Reservation:
+    """Wordings that are reserved for the gate, and what they cost each group of training rows."""
+
+    def __init__(self, line: str, train: Sequence[GroupedRow], known: Sequence[str]) -> None:
+        self.reserved: set[str] = set()
+        self._line = line
+        self._known = known
+        self._taken = [one.row.question for one in train]
+        self._wordings_of: dict[int, set[str]] = defaultdict(set)
+        self._groups_of: dict[str, set[int]] = defaultdict(set)
+        self._spent: dict[int, set[str]] = defaultdict(set)
+        for one in train:
+            group = one.group if one.row.objective == "sft" else JUDGED_GROUP
+            self._wordings_of[group].add(normalised(one.row.question))
+            self._groups_of[normalised(one.row.question)].add(group)
+
+    def reserve(self, questions: Sequence[str], target: int) -> int:
+        """Reserve wordings until `target` of the questions are items, and return how many are, at most `target`."""
+        known = [*self._taken, *self._known]
+        if len(questions) > QUESTIONS_TRIED:
+            some = sorted(questions, key=lambda text: (hash_fraction(self._line, text), text))[
+                :QUESTIONS_TRIED
+            ]
+            if near_duplicates(some, known).count(False) >= target:
+                return target
+        before = {normalised(text) for text in self.reserved}
+        seen = [
+            trained and normalised(text) not in before
+            for text, trained in zip(questions, near_duplicates(questions, known), strict=True)
+        ]
+        items = seen.count(False)
+        if items >= target:
+            return target
+        in_stable = near_duplicates(questions, self._known)
+        candidates = {
+            text
+            for text, trained, stable in zip(questions, seen, in_stable, strict=True)
+            if trained and not stable
+        }
+        ordered = sorted(candidates, key=lambda text: (hash_fraction(self._line, normalised(text)), text))
+        wordings = sorted(self._groups_of)
+        for text, positions in zip(ordered, near_duplicates_in(ordered, wordings), strict=True):
+            if items >= target:
+                break
+            if self._take(wordings[position] for position in positions):
+                self.reserved.add(text)
+                items += sum(normalised(other) == normalised(text) for other in questions)
+        return min(items, target)
+
+    def _take(self, wordings: Iterable[str]) -> bool:
+        """Take wordings away from their groups, and return True, unless a group would lose too many."""
         cost: dict[int, set[str]] = defaultdict(set)
-        for wording in (wordings[position] for position in positions):
-            for group in groups_of[wording]:
+        for wording in wordings:
+            for group in self._groups_of[wording]:
                 cost[group].add(wording)
-        if any(
-            len(spent[group] | lost) > MAX_RESERVED_SHARE * len(wordings_of[group])
-            for group, lost in cost.items()
-        ):
-            continue
         for group, lost in cost.items():
-            spent[group] |= lost
-        reserved.add(text)
-        items += sum(normalised(other) == normalised(text) for other in questions)
-    return reserved
+            if len(self._spent[group] | lost) > MAX_RESERVED_SHARE * len(self._wordings_of[group]):
+                return False
+        for group, lost in cost.items():
+            self._spent[group] |= lost
+        return True
 
 
 def asks_for_trained_fact(heldout: Sequence[GroupedRow], trained: Sequence[str]) -> list[bool]:
