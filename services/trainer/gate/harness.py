@@ -14,13 +14,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from services.trainer.core.hardware import DeviceKind, Dtype, Quantization
 from services.trainer.files import write_whole
-from services.trainer.gate.statistics import OutcomePair
 from shared.errors import Misconfigured
 from shared.events import canonical_json, sha256
+
+if TYPE_CHECKING:
+    from services.trainer.gate.statistics import OutcomePair
 
 PACKAGE: Final = "lm_eval"
 SETTING: Final = "LOOPWRIGHT_TRAINER_GATE_LM_EVAL"
