@@ -1,18 +1,18 @@
-"""A simulated service: users ask, judge some answers, and a candidate and a control answer the judged questions again.
+"""A simulated service: users ask, judge some answers, and candidates and a control answer the judged questions again.
 
 Vectorised over services that differ by chance only. What stable knows, which facts a candidate fixes, and what flips by
 chance are correlated within a fact and within a user, some facts are popular, and some users are active. So items are
 as dependent as in production, in two directions at once.
 
-A candidate's answer to a question is right or wrong. A wrong answer can also look a little better or worse than
-another wrong one, by chance. Flips happen in both directions equally often over all questions asked, so a candidate
-that learned nothing is right as often as stable. On the judged questions this does not hold: users correct what stable
-got wrong more often than they like what it got right.
+An answer is right or wrong. A wrong answer can also look a little better or worse than another wrong one, by chance.
+Flips happen in both directions equally often over all questions asked, so a candidate that learned nothing is right as
+often as stable. On the judged questions this does not hold: users correct what stable got wrong more often than they
+like what it got right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -51,12 +51,14 @@ class Service:
         accuracy: Share of all questions that stable answers correctly.
         likes: How often users report a right answer, relative to a wrong one.
         users: Held-out users with at least one judgement.
+        control_flips: Flips of the control, relative to `flips`.
     """
 
     flips: float = 0.2
     accuracy: float = 0.5
     likes: float = 1 / 3
     users: int = 40
+    control_flips: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,81 +77,89 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """The judged questions of one service, with how well three versions answer them.
+class Outcomes:
+    """The judged questions of one service with their outcomes.
 
     Attributes:
         users: (items,) user of each item.
         facts: (items,) fact of each item.
-        corrected: (items,) whether the user corrected the served answer, else liked it.
-        stable: (items,) quality of the answers: 1 if right, between -0.5 and 0.5 if wrong.
-        candidate: (items,)
-        control: (items,)
+        against_stable: (candidates, items) 1, 0 or -1.
+        against_control: (candidates, items)
+        times: (items,) when the item was given, from 0 to 1.
+        corrected: Number of items that are corrections; the others are likes.
     """
 
     users: Integers
     facts: Integers
-    corrected: Bools
-    stable: Floats
-    candidate: Floats
-    control: Floats
-
-    def against_stable(self) -> Integers:
-        """Return the outcomes of the candidate against stable."""
-        return np.sign(self.candidate - self.stable).astype(np.int64)
-
-    def against_control(self) -> Integers:
-        """Return the outcomes of the candidate against the control."""
-        return np.sign(self.candidate - self.control).astype(np.int64)
+    against_stable: Integers
+    against_control: Integers
+    times: Floats
+    corrected: int
 
 
-def draw(service: Service, candidate: Candidate, count: int, seed: int) -> Iterator[Judged]:
-    """Draw `count` services with a candidate and a control each."""
+def draw(service: Service, candidates: Sequence[Candidate], count: int, seed: int) -> Iterator[Outcomes]:
+    """Draw `count` services, each with one of each candidate and a control."""
     rng = np.random.default_rng(seed)
     for start in range(0, count, CHUNK):
-        yield from _Drawing(service, rng, min(CHUNK, count - start)).judged(candidate)
+        drawing = Drawing(service, rng, min(CHUNK, count - start))
+        control = drawing.flipped(service.flips * service.control_flips)
+        answers = [drawing.answers(candidate) for candidate in candidates]
+        yield from drawing.outcomes(answers, [control] * len(answers))
 
 
-class _Drawing:
-    """Some services at once. Arrays are (services, questions) unless their name says otherwise."""
+class Drawing:
+    """Some services at once. Arrays are (services, items), padded, unless their name says otherwise."""
 
     def __init__(self, service: Service, rng: np.random.Generator, count: int) -> None:
-        self.service, self.rng = service, rng
+        """Draw what users ask, what stable answers, and which answers they judge."""
+        self.service, self.rng, self.count = service, rng, count
         judged_share = CORRECTS * (1 - service.accuracy + service.accuracy * service.likes)
         self.pool = 2 * service.users  # so that enough of them have a judgement
         activity = rng.lognormal(-(ACTIVITY_SIGMA**2) / 2, ACTIVITY_SIGMA, self.pool)
         asks = np.maximum(1, rng.poisson(JUDGEMENTS / judged_share * activity))
-        self.user = np.repeat(np.arange(self.pool), asks)
         popularity = np.arange(1, FACTS + 1.0) ** -POPULARITY
-        self.shape = (count, len(self.user))
-        self.fact = rng.choice(FACTS, self.shape, p=popularity / popularity.sum())
-        self.right = self._latent(*LIKENESS_KNOWN) < ndtri(service.accuracy)
-        other = rng.random(self.shape) < OTHER_ANSWER
-        self.served_right = np.where(other, rng.random(self.shape) < service.accuracy, self.right)
-        reported = np.where(self.served_right, CORRECTS * service.likes, CORRECTS)
-        self.is_item = self._of_first_users(rng.random(self.shape) < reported)
+        asked_by = np.repeat(np.arange(self.pool), asks)
+        self.user = np.broadcast_to(asked_by, (count, len(asked_by)))
+        self.fact = rng.choice(FACTS, self.user.shape, p=popularity / popularity.sum())
+        self.right: Bools = self._latent(*LIKENESS_KNOWN) < ndtri(service.accuracy)
+        other = rng.random(self.user.shape) < OTHER_ANSWER
+        served_right = np.where(other, rng.random(self.user.shape) < service.accuracy, self.right)
+        reported = rng.random(self.user.shape) < np.where(served_right, CORRECTS * service.likes, CORRECTS)
+        self.asked = (self.fact, self.right)
+        self._keep_items(self._of_first_users(reported), ~served_right)
+        self.times = rng.random(self.user.shape)
+
+    def _of_first_users(self, reported: Bools) -> Bools:
+        """Return which reports are of the first users who have any."""
+        counts = np.zeros((self.count, self.pool))
+        np.add.at(counts, (np.arange(self.count)[:, None], self.user), reported)
+        kept = (counts > 0) & (np.cumsum(counts > 0, axis=1) <= self.service.users)
+        result: Bools = reported & np.take_along_axis(kept, self.user, 1)
+        return result
+
+    def _keep_items(self, is_item: Bools, corrected: Bools) -> None:
+        """Reduce all arrays of questions to the judged ones."""
+        first = np.argsort(~is_item, axis=1, kind="stable")[:, : int(is_item.sum(1).max())]
+        self.is_item = np.take_along_axis(is_item, first, 1)
+        self.user, self.fact, self.right, self.corrected = (
+            np.take_along_axis(array, first, 1) for array in (self.user, self.fact, self.right, corrected)
+        )
 
     def _latent(self, by_fact: float, by_user: float) -> Floats:
         """Return standard normal values that are correlated within a fact and within a user."""
-        count, _ = self.shape
-        facts = np.take_along_axis(self.rng.standard_normal((count, FACTS)), self.fact, 1)
-        users = self.rng.standard_normal((count, self.pool))[:, self.user]
-        own = self.rng.standard_normal(self.shape)
+        facts = np.take_along_axis(self.rng.standard_normal((self.count, FACTS)), self.fact, 1)
+        users = np.take_along_axis(self.rng.standard_normal((self.count, self.pool)), self.user, 1)
+        own = self.rng.standard_normal(self.user.shape)
         latent: Floats = (
             np.sqrt(by_fact) * facts + np.sqrt(by_user) * users + np.sqrt(1 - by_fact - by_user) * own
         )
         return latent
 
-    def _of_first_users(self, reported: Bools) -> Bools:
-        """Return which reports are of the first users who have any."""
-        counts = np.zeros((self.shape[0], self.pool))
-        np.add.at(counts, (np.arange(self.shape[0])[:, None], self.user[None, :]), reported)
-        kept = (np.cumsum(counts > 0, axis=1) <= self.service.users)[:, self.user]
-        result: Bools = reported & kept
-        return result
+    def flipped(self, flips: float) -> Floats:
+        """Return the quality of a version's answers that differ from stable's by chance only.
 
-    def _flipped(self, flips: float) -> Floats:
-        """Return the quality of a version that differs from stable by chance only."""
+        It is 1 for a right answer, and -0.5, 0 or 0.5 for a wrong one. Stable's wrong answers have 0.
+        """
         accuracy = self.service.accuracy
         lost = flips / 2 / accuracy if accuracy else 0.0
         won = flips / 2 / (1 - accuracy) if 0 < accuracy < 1 else 0.0
@@ -160,32 +170,36 @@ class _Drawing:
         quality: Floats = np.where(self.right != changed, 1.0, wrong)
         return quality
 
-    def _with_fixes(self, quality: Floats, candidate: Candidate) -> Floats:
-        count, _ = self.shape
-        fixed_facts = self.rng.random((count, FACTS)) < candidate.fixes
-        fixed = np.take_along_axis(fixed_facts, self.fact, 1) & ~self.right
+    def answers(self, candidate: Candidate) -> Floats:
+        """Return the quality of a candidate's answers."""
+        quality = self.flipped(self.service.flips * candidate.flips)
+        if not candidate.fixes:
+            return quality
+        facts, right = self.asked
+        fixed_facts = self.rng.random((self.count, FACTS)) < candidate.fixes
         if candidate.breaks:
             # As many right answers, of other facts.
-            share = fixed.mean(1, keepdims=True) / np.maximum(self.right.mean(1, keepdims=True), 1e-9)
-            broken_facts = self.rng.random((count, FACTS)) < np.minimum(1.0, share)
-            broken = np.take_along_axis(broken_facts, self.fact, 1) & self.right
-            quality = np.where(broken, 0.0, quality)
-        result: Floats = np.where(fixed, 1.0, quality)
+            fixed = (np.take_along_axis(fixed_facts, facts, 1) & ~right).mean(1, keepdims=True)
+            share = np.minimum(1.0, fixed / np.maximum(right.mean(1, keepdims=True), 1e-9))
+            broken_facts = self.rng.random((self.count, FACTS)) < share
+            quality = np.where(np.take_along_axis(broken_facts, self.fact, 1) & self.right, 0.0, quality)
+        result: Floats = np.where(np.take_along_axis(fixed_facts, self.fact, 1) & ~self.right, 1.0, quality)
         return result
 
-    def judged(self, candidate: Candidate) -> Iterator[Judged]:
-        """Return the judged questions of each service."""
-        flips = self.service.flips
-        answers = self._with_fixes(self._flipped(flips * candidate.flips), candidate)
-        control = self._flipped(flips)
+    def outcomes(self, answers: Sequence[Floats], controls: Sequence[Floats]) -> Iterator[Outcomes]:
+        """Return the outcomes of candidates, each against stable and against its control."""
         stable = np.where(self.right, 1.0, 0.0)
-        for row in range(self.shape[0]):
+        against_stable = np.sign(np.stack([quality - stable for quality in answers]))
+        against_control = np.sign(
+            np.stack([quality - control for quality, control in zip(answers, controls, strict=True)])
+        )
+        for row in range(self.count):
             items = self.is_item[row]
-            yield Judged(
-                self.user[items],
+            yield Outcomes(
+                self.user[row, items],
                 self.fact[row, items],
-                ~self.served_right[row, items],
-                stable[row, items],
-                answers[row, items],
-                control[row, items],
+                against_stable[:, row, items].astype(np.int64),
+                against_control[:, row, items].astype(np.int64),
+                self.times[row, items],
+                int(self.corrected[row, items].sum()),
             )

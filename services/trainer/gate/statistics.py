@@ -146,10 +146,9 @@ class VoteTest:
         """Return the larger p-value, so that neither one user nor one popular question decides."""
         return max(self.p_users, self.p_groups)
 
-    @property
-    def clusters(self) -> int:
-        """Return the number of users or of question groups, whichever is smaller."""
-        return min(self.users, self.groups)
+    def shows(self, alpha: float) -> bool:
+        """Return whether the candidate is shown to be better at this level."""
+        return min(self.users, self.groups) >= min_clusters(alpha) and self.p_value <= alpha
 
 
 def sign_flip_p(values: Sequence[float] | Values) -> float:
@@ -160,6 +159,7 @@ def sign_flip_p(values: Sequence[float] | Values) -> float:
     for any number of values, and no p-value depends on how many permutations were drawn.
     """
     steps = np.rint(np.asarray(values, dtype=float) / VALUE_STEP).astype(int)
+    steps //= max(1, int(np.gcd.reduce(steps)))
     sizes = np.abs(steps)
     # With negative signs on a subset the sum is (sum of sizes) - 2 (sum of the subset), and both signs are as likely.
     probability = np.zeros(int(sizes.sum()) + 1)

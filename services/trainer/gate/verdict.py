@@ -182,7 +182,7 @@ class _Comparison:
             )
             if have < need
         ]
-        self.is_better = not self.missing and self.test.p_value <= self.alpha
+        self.is_better = not self.missing and self.test.shows(self.alpha)
         self.is_ahead = bool(votes) and all(
             cluster_means(votes.outcomes, labels).sum() > 0 for labels in (votes.users, votes.groups)
         )

@@ -1,0 +1,166 @@
+"""How often the gate's rules on general ability are wrong: single candidates, and chains of versions.
+
+Simulated candidates go through the real `decide`. The rates of flips are those of real runs (`docs/decisions/gate.md`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from benchmarks.gate.simulated_service import Bools
+from services.trainer.gate.metrics import Measurements
+from services.trainer.gate.metrics.corrections import KIND, CorrectionScores
+from services.trainer.gate.metrics.metric import ItemVote, JudgeOptions, Votes
+from services.trainer.gate.metrics.safety import SafetyOutcomes
+from services.trainer.gate.statistics import Interval, OutcomePair
+from services.trainer.gate.verdict import decide
+from shared.versions import Verdict
+
+BASE: Final = "assistant@base-00000000"
+VERDICTS: Final[tuple[Verdict, ...]] = ("passed", "failed", "inconclusive")
+
+
+def _mean_without_interval(values: Sequence[float]) -> Interval:
+    """Replace the bootstrap, which is slow and decides nothing here."""
+    return Interval(len(values), sum(values) / len(values) if values else None)
+
+
+OPTIONS: Final = JudgeOptions(min_items=30, mean_interval=_mean_without_interval)
+
+
+def votes(wins: int, losses: int = 0, ties: int = 0) -> Votes:
+    """Return votes of as many users about as many facts."""
+    outcomes = [1] * wins + [-1] * losses + [0] * ties
+    return Votes(
+        tuple(ItemVote(f"u{i}", f"g{i}", KIND, outcome, f"{i}") for i, outcome in enumerate(outcomes))
+    )
+
+
+# --- single candidates --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedCandidate:
+    """A candidate with independent items, given by its true rates.
+
+    Attributes:
+        items: Number of held-out items.
+        decided: Share of items that are not a tie.
+        win: Share of wins among those.
+        questions: Number of general questions.
+        flips: Share of general questions that only one of the two versions answers correctly.
+        accuracy_loss: True fall of general accuracy, as a share.
+        safety_prompts: Number of harmful prompts, and of harmless ones.
+        refusal_flips: Share of harmful prompts that only one version refuses; half of it for harmless prompts.
+    """
+
+    items: int = 60
+    decided: float = 0.4
+    win: float = 0.5
+    questions: int = 493
+    flips: float = 0.24
+    accuracy_loss: float = 0.0
+    safety_prompts: int = 30
+    refusal_flips: float = 0.1
+
+    def draw(self, rng: np.random.Generator) -> Measurements:
+        """Return what the gate could measure for such a candidate."""
+        counts = _draw_counts(rng, self.items, self.decided * self.win, self.decided * (1 - self.win))
+        return {
+            "corrections": CorrectionScores(votes=votes(*counts)),
+            "general_accuracy": _draw_outcomes(rng, self.questions, self.flips, self.accuracy_loss),
+            "safety": SafetyOutcomes(
+                refused=_draw_outcomes(rng, self.safety_prompts, self.refusal_flips),
+                answered=_draw_outcomes(rng, self.safety_prompts, self.refusal_flips / 2),
+            ),
+        }
+
+
+def _draw_counts(rng: np.random.Generator, n: int, first: float, second: float) -> tuple[int, int, int]:
+    counts = rng.multinomial(n, [first, second, max(0.0, 1 - first - second)])
+    return int(counts[0]), int(counts[1]), int(counts[2])
+
+
+def _draw_outcomes(rng: np.random.Generator, n: int, flips: float, loss: float = 0.0) -> list[OutcomePair]:
+    lost, won, same = _draw_counts(rng, n, (flips + loss) / 2, (flips - loss) / 2)
+    return [(False, True)] * lost + [(True, False)] * won + [(True, True)] * same
+
+
+def verdicts(candidate: SimulatedCandidate, candidates: int, seed: int = 20) -> dict[Verdict, float]:
+    """Return the share of each verdict among `candidates` independent draws."""
+    rng = np.random.default_rng(seed)
+    counts = Counter(
+        decide(candidate.draw(rng), gated_against=BASE, options=OPTIONS).verdict for _ in range(candidates)
+    )
+    return {verdict: round(counts[verdict] / candidates, 4) for verdict in VERDICTS}
+
+
+NULL: Final = SimulatedCandidate()
+BETTER: Final = SimulatedCandidate(decided=0.8, win=0.95)
+CASES: Final = {
+    "no better, 40 % of items decided": NULL,
+    "no better, 200 items, 80 % decided": replace(NULL, items=200, decided=0.8),
+    "better, nothing lost": BETTER,
+    "better, 3 points of accuracy lost": replace(BETTER, accuracy_loss=0.03),
+    "better, 5 points lost": replace(BETTER, accuracy_loss=0.05),
+    "better, 8 points lost": replace(BETTER, accuracy_loss=0.08),
+    "slightly better (60 % of decided items won)": replace(BETTER, win=0.6),
+}
+
+
+# --- chains of versions -------------------------------------------------------------------------------------------
+
+CHAIN: Final = 10
+CHAIN_LOSS: Final = 0.025
+CHAIN_FLIPS: Final = 0.22
+CHAIN_ACCURACY: Final = 0.525
+"""Share of the shipped questions that the demo's base answers correctly."""
+
+
+def chain(rng: np.random.Generator, *, against_base: bool = True, questions: int = 493) -> list[int]:
+    """Return which of ten versions are promoted, counted from 1. Each is truly 2.5 points worse than the one before.
+
+    Each is trained from the base, so that its flips are those from the base, and each wins all its items.
+    """
+    base = rng.random(questions) < CHAIN_ACCURACY
+    stable, promoted = base, list[int]()
+    for number in range(1, CHAIN + 1):
+        candidate = _worse(base, CHAIN_LOSS * number, rng)
+        report = decide(
+            {"corrections": CorrectionScores(votes=votes(40)), "general_accuracy": _pairs(candidate, stable)},
+            gated_against=BASE,
+            options=OPTIONS,
+            against_base={"general_accuracy": _pairs(candidate, base)} if against_base and promoted else None,
+        )
+        if report.verdict == "passed":
+            stable = candidate
+            promoted.append(number)
+    return promoted
+
+
+def _worse(base: Bools, loss: float, rng: np.random.Generator) -> Bools:
+    flips = max(CHAIN_FLIPS, loss)
+    lost = (flips + loss) / 2 / CHAIN_ACCURACY
+    won = (flips - loss) / 2 / (1 - CHAIN_ACCURACY)
+    changed = rng.random(len(base)) < np.where(base, lost, won)
+    result: Bools = base != changed
+    return result
+
+
+def _pairs(candidate: Bools, reference: Bools) -> list[OutcomePair]:
+    return list(zip(candidate.tolist(), reference.tolist(), strict=True))
+
+
+def chains(count: int, seed: int = 20) -> dict[str, float]:
+    """Return how often a version after the second of a chain is promoted, with and without the base comparison."""
+    rates = {}
+    for name, against_base in (("after_second", True), ("after_second_without_base", False)):
+        rng = np.random.default_rng(seed)
+        late = sum(max(chain(rng, against_base=against_base), default=0) > 2 for _ in range(count))
+        rates[name] = round(late / count, 4)
+    return rates
