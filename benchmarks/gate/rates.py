@@ -11,7 +11,8 @@ import numpy as np
 
 from benchmarks.gate.simulated_service import Candidate, Drawing, Floats, Integers, Outcomes, Service, draw
 from services.trainer.core.recipe import Recipe
-from services.trainer.gate.statistics import cluster_means, gate_alpha, min_clusters, sign_flip_p
+from services.trainer.gate.limits import gate_alpha, min_clusters
+from services.trainer.gate.statistics import cluster_means, sign_flip_p
 
 FLIPS: Final = (0.0, 0.05, 0.1, 0.2, 0.3)
 ACCURACY: Final = (0.0, 0.5, 0.8)

@@ -30,7 +30,12 @@ def _mean_without_interval(values: Sequence[float]) -> Interval:
     return Interval(len(values), sum(values) / len(values) if values else None)
 
 
-OPTIONS: Final = JudgeOptions(min_items=30, mean_interval=_mean_without_interval)
+def options(look: int = 1) -> JudgeOptions:
+    """Return the options of a simulated gate."""
+    return JudgeOptions(min_items=30, look=look, mean_interval=_mean_without_interval)
+
+
+OPTIONS: Final = options()
 
 
 def votes(wins: int, losses: int = 0, ties: int = 0) -> Votes:
@@ -123,32 +128,36 @@ CHAIN_ACCURACY: Final = 0.525
 
 
 def chain(rng: np.random.Generator, *, against_base: bool = True, questions: int = 493) -> list[int]:
-    """Return which of ten versions are promoted, counted from 1. Each is truly 2.5 points worse than the one before.
+    """Return which of ten versions are promoted, counted from 1.
 
-    Each is trained from the base, so that its flips are those from the base, and each wins all its items.
+    Each is truly `CHAIN_LOSS` worse than the one before, flips `CHAIN_FLIPS` of its answers, and wins all its items.
     """
     base = rng.random(questions) < CHAIN_ACCURACY
-    stable, promoted = base, list[int]()
+    stable = candidate = base
+    promoted: list[int] = []
     for number in range(1, CHAIN + 1):
-        candidate = _worse(base, CHAIN_LOSS * number, rng)
-        report = decide(
-            {"corrections": CorrectionScores(votes=votes(40)), "general_accuracy": _pairs(candidate, stable)},
-            gated_against=BASE,
-            options=OPTIONS,
-            against_base={"general_accuracy": _pairs(candidate, base)} if against_base and promoted else None,
-        )
-        if report.verdict == "passed":
+        candidate = _worse(candidate, CHAIN_ACCURACY - CHAIN_LOSS * (number - 1), rng)
+        if is_promoted(candidate, stable, base if against_base and promoted else None):
             stable = candidate
             promoted.append(number)
     return promoted
 
 
-def _worse(base: Bools, loss: float, rng: np.random.Generator) -> Bools:
-    flips = max(CHAIN_FLIPS, loss)
-    lost = (flips + loss) / 2 / CHAIN_ACCURACY
-    won = (flips - loss) / 2 / (1 - CHAIN_ACCURACY)
-    changed = rng.random(len(base)) < np.where(base, lost, won)
-    result: Bools = base != changed
+def is_promoted(candidate: Bools, stable: Bools, base: Bools | None) -> bool:
+    """Return whether the gate passes a version that wins all its items, given which general questions are answered."""
+    report = decide(
+        {"corrections": CorrectionScores(votes=votes(40)), "general_accuracy": _pairs(candidate, stable)},
+        gated_against=BASE,
+        options=OPTIONS,
+        against_base=None if base is None else {"general_accuracy": _pairs(candidate, base)},
+    )
+    return report.verdict == "passed"
+
+
+def _worse(version: Bools, accuracy: float, rng: np.random.Generator) -> Bools:
+    lost = (CHAIN_FLIPS + CHAIN_LOSS) / 2 / accuracy
+    won = (CHAIN_FLIPS - CHAIN_LOSS) / 2 / (1 - accuracy)
+    result: Bools = version != (rng.random(len(version)) < np.where(version, lost, won))
     return result
 
 
@@ -156,11 +165,14 @@ def _pairs(candidate: Bools, reference: Bools) -> list[OutcomePair]:
     return list(zip(candidate.tolist(), reference.tolist(), strict=True))
 
 
-def chains(count: int, seed: int = 20) -> dict[str, float]:
-    """Return how often a version after the second of a chain is promoted, with and without the base comparison."""
+def chains(count: int, seed: int = 20) -> dict[str, dict[str, float]]:
+    """Return how often a version after the second, and after the third, of a chain is promoted."""
     rates = {}
-    for name, against_base in (("after_second", True), ("after_second_without_base", False)):
+    for name, against_base in (("with_base", True), ("with_stable_alone", False)):
         rng = np.random.default_rng(seed)
-        late = sum(max(chain(rng, against_base=against_base), default=0) > 2 for _ in range(count))
-        rates[name] = round(late / count, 4)
+        last = [max(chain(rng, against_base=against_base), default=0) for _ in range(count)]
+        rates[name] = {
+            f"after_{word}": round(sum(number > least for number in last) / count, 4)
+            for word, least in (("second", 2), ("third", 3))
+        }
     return rates

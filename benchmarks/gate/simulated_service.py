@@ -141,9 +141,10 @@ class Drawing:
         """Reduce all arrays of questions to the judged ones."""
         first = np.argsort(~is_item, axis=1, kind="stable")[:, : int(is_item.sum(1).max())]
         self.is_item = np.take_along_axis(is_item, first, 1)
-        self.user, self.fact, self.right, self.corrected = (
-            np.take_along_axis(array, first, 1) for array in (self.user, self.fact, self.right, corrected)
-        )
+        self.user = np.take_along_axis(self.user, first, 1)
+        self.fact = np.take_along_axis(self.fact, first, 1)
+        self.right = np.take_along_axis(self.right, first, 1)
+        self.corrected = np.take_along_axis(corrected, first, 1)
 
     def _latent(self, by_fact: float, by_user: float) -> Floats:
         """Return standard normal values that are correlated within a fact and within a user."""

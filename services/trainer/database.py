@@ -42,6 +42,7 @@ CREATE INDEX IF NOT EXISTS feedback_new_by_user ON feedback (user_id, label)
     WHERE is_new = 1 AND reason IS NULL AND trains = 1;
 CREATE INDEX IF NOT EXISTS feedback_new_by_age ON feedback (label, cut_ms)
     WHERE is_new = 1 AND reason IS NULL AND trains = 1;
+CREATE INDEX IF NOT EXISTS feedback_heldout_by_user ON feedback (user_id, kind) WHERE trains = 0 AND reason IS NULL;
 CREATE TABLE IF NOT EXISTS feedback_totals (
     trains INTEGER, kind TEXT, label INTEGER, is_new INTEGER, rows INTEGER NOT NULL,
     PRIMARY KEY (trains, kind, label, is_new));

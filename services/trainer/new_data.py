@@ -11,7 +11,10 @@ from typing import Final
 from services.trainer.core.trigger import NewData
 from services.trainer.dataset import feedback_counts
 from services.trainer.dataset.feedback_changes import Limits
+from services.trainer.dataset.feedback_counts import UsableRows
 from services.trainer.dataset.objectives import enough_for_kto
+from services.trainer.gate.limits import MAX_PAIRS, gate_alpha, min_clusters
+from services.trainer.gate.power import GateSize, describe
 from services.trainer.run import run_table
 from services.trainer.settings import TrainerSettings
 
@@ -76,18 +79,29 @@ class NewDataCounter:
         disliked = self.settings.mode == "export" or enough_for_kto(
             rows.all.get(1, 0), rows.all.get(0, 0), self.settings.kto_least
         )
+        trains, size = self.settings.mode == "train", self._gate_size(rows)
+        alpha = gate_alpha(run_table.next_look(self.db))
         return NewData(
             examples=rows.new if disliked else rows.new - rows.new_disliked,
             users=feedback_counts.new_users(self.db, with_disliked=disliked),
             oldest_ms=feedback_counts.oldest_new_ms(self.db, with_disliked=disliked),
             usable=sum(n for label, n in rows.all.items() if disliked or label != 0),
             gate_items=rows.gate_items,
+            gate_users=size.users,
+            gate_users_needed=min_clusters(alpha) if self.settings.require_gate_items and trains else 0,
+            gate_power=describe(size, alpha) if trains and rows.gate_items else "",
             trained=(
                 run_table.newest_export_size(self.db)
                 if self.settings.mode == "export"
                 else run_table.newest_dataset_size(self.db)
             ),
         )
+
+    def _gate_size(self, rows: UsableRows) -> GateSize:
+        """Return how much feedback the next gate can have. How many questions it has is known after the snapshot."""
+        improvable = rows.gate_corrections + sum(min(n, MAX_PAIRS) for n in rows.gate_pairs.values())
+        items = improvable + rows.gate_likes
+        return GateSize(feedback_counts.heldout_users(self.db), items, items, improvable)
 
 
 def count_new_data(db: sqlite3.Connection, settings: TrainerSettings) -> NewData:

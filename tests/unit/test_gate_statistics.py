@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, permutation_test
 
+from services.trainer.gate.limits import gate_alpha, min_clusters
 from services.trainer.gate.statistics import (
     OutcomePair,
-    gate_alpha,
     growth_needed,
     judge_change,
     mean_interval,
-    min_clusters,
     more_items_needed,
     paired_change,
     proportion_interval,

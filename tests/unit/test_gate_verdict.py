@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from services.trainer.gate.limits import gate_alpha
 from services.trainer.gate.metrics import Measurements
 from services.trainer.gate.metrics.corrections import CorrectionScores
 from services.trainer.gate.metrics.general_accuracy import ACCURACY_MARGIN
 from services.trainer.gate.metrics.general_likelihood import NLL_MARGIN, GeneralLikelihoods
 from services.trainer.gate.metrics.metric import JudgeOptions, Votes
 from services.trainer.gate.metrics.safety import SafetyOutcomes
-from services.trainer.gate.statistics import OutcomePair, gate_alpha
+from services.trainer.gate.statistics import OutcomePair
 from services.trainer.gate.verdict import CONTROL_NOT_RUN, PASSED, REPLACES_ERASED, decide, votes_of
 from shared.versions import GateReport
 from tests.gate_factories import SCORES, margin_gains, vote_items

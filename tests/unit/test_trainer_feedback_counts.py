@@ -287,4 +287,5 @@ def test_released_row_is_new_again_when_its_run_was_erased() -> None:
 
 def test_heldout_labels_make_as_many_pairs_as_the_rarer_label_has() -> None:
     rows = UsableRows(heldout={("thumbs", 1): 4, ("rating", 1): 2, ("thumbs", 0): 3, ("correction", -1): 5})
-    assert rows.gate_items == 5 + 3
+    assert rows.gate_pairs["thumbs"] == 3
+    assert (rows.gate_corrections, rows.gate_likes, rows.gate_items) == (5, 4 + 2, 5 + 3 + 6)

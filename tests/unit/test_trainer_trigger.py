@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, time
 from zoneinfo import ZoneInfo
 
@@ -172,3 +173,24 @@ def test_settings_refuse_invalid_hours_and_zones() -> None:
     ):
         with pytest.raises(ValueError, match=r"expected HH:MM-HH:MM|must differ|unknown time zone"):
             TrainerSettings.model_validate(fields)
+
+
+# --- what the gate can show -------------------------------------------------------------------------------------
+
+
+def test_reason_of_a_run_says_what_its_gate_can_show() -> None:
+    power = "the gate finds a version that fixes 40 %"
+    enough = replace(ENOUGH, gate_items=40, gate_users=9, gate_users_needed=8, gate_power=power)
+    rule = RULE.model_copy(update={"gate_items": 30})
+    assert decide(enough, rule, 0).reason == f"200 usable new examples from 20 users; {power}"
+    assert decide(enough, rule, 0, commanded=True).reason.endswith(f"; {power}")
+    assert decide(replace(enough, examples=60), rule, 100 * HOUR).reason.endswith(f"; {power}")
+
+
+def test_run_waits_for_held_out_users_and_says_so_if_it_is_commanded() -> None:
+    few = replace(ENOUGH, gate_items=40, gate_users=7, gate_users_needed=8, gate_power="too small")
+    waiting = decide(few, RULE, 0)
+    missing = "the gate would have at most 7 held-out users of 8 needed"
+    assert (waiting.start, missing in waiting.reason) == (False, True)
+    commanded = decide(few, RULE, 0, commanded=True)
+    assert (commanded.start, commanded.reason.endswith(missing)) == (True, True)

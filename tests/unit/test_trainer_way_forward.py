@@ -123,10 +123,17 @@ def test_no_run_starts_by_itself_if_its_gate_cannot_decide(tmp_path: Path) -> No
     trainer = rig.trainer(require_gate_items=True, gate_items=4)
     run_steps(trainer)
     assert runs(trainer) == []
-    assert "the gate would have at most 2 items of 4 needed" in reason_shown(rig)
-    send(rig, HELDOUT[2:4], 2)
+    assert "the gate would have at most 2 items of 4 needed and 2 held-out users of 8 needed" in reason_shown(
+        rig
+    )
+    send(rig, HELDOUT[2:7], 2)
+    run_steps(trainer)
+    assert runs(trainer) == []
+    assert "the gate would have at most 7 held-out users of 8 needed" in reason_shown(rig)
+    send(rig, HELDOUT[7:8], 3)
     run_steps(trainer)
     assert len(runs(trainer)) == 1
+    assert "held-out users" in runs(trainer)[0].reason
 
 
 def test_ordered_run_starts_and_says_that_its_gate_cannot_decide(tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ class NewData:
 
     An upper bound on purpose. Fewer may count in the end, but a lower estimate could stop the loop for ever.
     """
+    gate_users: int = 0
+    """Held-out users with feedback that the gate can use."""
+    gate_users_needed: int = 0
+    """How many the gate needs; 0 if a run need not wait for them."""
+    gate_power: str = ""
+    """What the gate of a run can show, in one sentence; empty if it is not known."""
     trained: int = 0
     """Examples that the last run trained on; 0 if there was none."""
 
@@ -77,7 +83,7 @@ def decide(
     if enough and (commanded or after_erasure):
         why = f"commanded{' again' if again else ''}" if commanded else "restarted after an erasure"
         on = f", on {new.usable} usable examples" if again else ""
-        return Decision(True, "; ".join([f"{why}{on}, with {counts}", *_undecidable(new, thresholds)]))
+        return Decision(True, "; ".join([f"{why}{on}, with {counts}", *_gate_notes(new, thresholds)]))
     if commanded:
         return Decision(False, _refusal(new, again=again))
     erased = f"an erasure affects stable {erased_stable}" if erased_stable and new.usable else None
@@ -97,8 +103,9 @@ def decide(
     if blocked:
         return Decision(False, "; ".join([counts if new.examples else NOTHING_NEW, *blocked, *replacing]))
     if new.examples >= examples_needed(new, thresholds) and new.users >= thresholds.users:
-        return Decision(True, counts)
-    return Decision(True, f"{counts}, the oldest waiting for {_age_s(new, now_ms) / 3600:.1f} h")
+        return Decision(True, "; ".join([counts, *_gate_notes(new, thresholds)]))
+    waiting = f"{counts}, the oldest waiting for {_age_s(new, now_ms) / 3600:.1f} h"
+    return Decision(True, "; ".join([waiting, *_gate_notes(new, thresholds)]))
 
 
 def _refusal(new: NewData, *, again: bool) -> str:
@@ -111,10 +118,21 @@ def _refusal(new: NewData, *, again: bool) -> str:
 
 
 def _undecidable(new: NewData, thresholds: Thresholds) -> list[str]:
-    """Return that the gate cannot reach a verdict for want of items, if that is known already."""
-    if new.gate_items >= thresholds.gate_items:
-        return []
-    return [f"the gate would have at most {new.gate_items} items of {thresholds.gate_items} needed"]
+    """Return that the gate cannot reach a verdict for want of items or users, if that is known already."""
+    missing = [
+        f"{have} {unit} of {need} needed"
+        for have, need, unit in (
+            (new.gate_items, thresholds.gate_items, "items"),
+            (new.gate_users, new.gate_users_needed, "held-out users"),
+        )
+        if have < need
+    ]
+    return [f"the gate would have at most {' and '.join(missing)}"] if missing else []
+
+
+def _gate_notes(new: NewData, thresholds: Thresholds) -> list[str]:
+    """Return that the gate cannot decide, or else what it can show."""
+    return _undecidable(new, thresholds) or ([new.gate_power] if new.gate_power else [])
 
 
 def _waits_after_erasure(thresholds: Thresholds, now_ms: int, last_replacement_ms: int | None) -> list[str]:

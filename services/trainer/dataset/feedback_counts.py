@@ -40,9 +40,11 @@ from services.trainer.dataset.feedback_changes import (
 from services.trainer.dataset.filters import QuarantinedRow
 from shared import events, feedback_kinds
 from shared.events import sha256
-from shared.feedback_kinds import ITEM, KIND_BY_NAME, LABELLED_PAIR
+from shared.feedback_kinds import FEEDBACK_KINDS, ITEM, KIND_BY_NAME, LABELLED_PAIR
 
 MAX_INTEGER: Final = 2**63 - 1
+MAX_USERS_COUNTED: Final = 1000
+"""More held-out users are not counted: a gate shows next to nothing more with them."""
 _CHECKS: Final = "checks"
 _LIMITS: Final = "limits"
 _COUNTED_AS_NEW: Final = "is_new = 1 AND reason IS NULL AND trains = 1"
@@ -72,17 +74,35 @@ class UsableRows:
 
         A gate has fewer if users repeat or contradict each other, or if the fact of a correction was not trained.
         """
-        items = sum(n for (kind, _), n in self.heldout.items() if KIND_BY_NAME[kind].matcher == ITEM)
-        pairs = sum(
-            n
-            for (kind, _), n in self.heldout.items()
-            if (matcher := KIND_BY_NAME[kind].matcher) is not None and matcher.how == "pair"
-        )
+        return self.gate_corrections + sum(self.gate_pairs.values()) + self.gate_likes
+
+    @property
+    def gate_corrections(self) -> int:
+        """Held-out rows that say what the answer should be."""
+        return sum(n for (kind, _), n in self.heldout.items() if KIND_BY_NAME[kind].matcher == ITEM)
+
+    @property
+    def gate_pairs(self) -> Mapping[str, int]:
+        """The most pairs of a better and a worse answer, by matcher."""
+        pairs: Counter[str] = Counter()
         labels: Counter[int] = Counter()
         for (kind, label), n in self.heldout.items():
-            if KIND_BY_NAME[kind].matcher == LABELLED_PAIR:
+            matcher = KIND_BY_NAME[kind].matcher
+            if matcher == LABELLED_PAIR:
                 labels[label] += n
-        return items + pairs + min(labels[0], labels[1])
+            elif matcher is not None and matcher.how == "pair":
+                pairs[matcher.name] += n
+        pairs[LABELLED_PAIR.name] += min(labels[0], labels[1])
+        return pairs
+
+    @property
+    def gate_likes(self) -> int:
+        """Held-out rows that like an answer, which a candidate must still give."""
+        return sum(
+            n
+            for (kind, label), n in self.heldout.items()
+            if label == 1 and KIND_BY_NAME[kind].matcher == LABELLED_PAIR
+        )
 
 
 # --- keeping the counts -----------------------------------------------------------------------------------------
@@ -223,6 +243,17 @@ def new_users(db: sqlite3.Connection, *, with_disliked: bool) -> int:
     """Return how many users have usable new rows that train; optionally those with disliked answers only as well."""
     condition = "" if with_disliked else "WHERE rows > disliked"
     return int(db.execute(f"SELECT COUNT(*) FROM new_users {condition}").fetchone()[0])  # noqa: S608 - constants
+
+
+def heldout_users(db: sqlite3.Connection) -> int:
+    """Return how many held-out users have usable rows that a gate can use, at most `MAX_USERS_COUNTED`."""
+    kinds = [kind.name for kind in FEEDBACK_KINDS if kind.matcher is not None]
+    found = db.execute(
+        "SELECT COUNT(*) FROM (SELECT DISTINCT user_id FROM feedback WHERE trains = 0 AND reason IS NULL "
+        "AND kind IN (SELECT value FROM json_each(?)) LIMIT ?)",
+        (json.dumps(kinds), MAX_USERS_COUNTED),
+    ).fetchone()
+    return int(found[0])
 
 
 def oldest_new_ms(db: sqlite3.Connection, *, with_disliked: bool) -> int | None:

@@ -1,18 +1,17 @@
-"""What a gate can show, before it is held. Pure.
+"""What a gate can show, before it is held. Pure Python, because the trainer's service imports it.
 
-The answer is for the test of votes against a control, which decides: both versions flip some answers by chance, and what
-the candidate has learned must stand out. It is an approximation; `benchmarks/gate` checks it against simulations.
+The answer is for the test of votes against a control: both versions flip some answers by chance, and what the candidate
+has learned must stand out. It is an approximation, which a test checks against simulated services.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final
 
-from scipy.special import bdtrc, ndtri
-
-from services.trainer.gate.statistics import min_clusters
+from services.trainer.gate.limits import min_clusters
 
 POWER: Final = 0.8
 CHANCE: Final = 0.22
@@ -23,7 +22,8 @@ STILL_WRONG: Final = 0.75
 LIKENESS_OF_USERS: Final = 0.2
 LIKENESS_OF_QUESTIONS: Final = 0.7
 """Correlation of the outcomes of a user, and of a question: what a version learned shows in all wordings."""
-_STEPS: Final = 40
+NORMAL: Final = NormalDist()
+_STEPS: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,8 @@ class GateSize:
 def smallest_share(size: GateSize, alpha: float, chance: float = CHANCE) -> float | None:
     """Return the smallest share of the improvable items that a gate shows to be fixed, with `POWER`.
 
-    Assumes that the candidate breaks nothing. Returns None if even a candidate that fixes all of them would not be found
-    with this power.
+    Assumes that the candidate breaks nothing. Returns None if not even a candidate that fixes all of them would be
+    found with this power.
 
     Args:
         size: Size of the gate.
@@ -82,8 +82,9 @@ def _power(clusters: int, mean_items: float, likeness: float, won: float, lost: 
     # Clusters differ in size: about half of the mean counts for the variance of a mean.
     items = max(1.0, mean_items / 2)
     variance = (won + lost - lead**2) * (likeness + (1 - likeness) / items)
-    normal = _normal_cdf(
-        (math.sqrt(clusters) * lead - ndtri(1 - alpha) * math.sqrt(variance + lead**2)) / math.sqrt(variance)
+    normal = NORMAL.cdf(
+        (math.sqrt(clusters) * lead - NORMAL.inv_cdf(1 - alpha) * math.sqrt(variance + lead**2))
+        / math.sqrt(variance)
         if variance > 0
         else math.inf
     )
@@ -91,17 +92,22 @@ def _power(clusters: int, mean_items: float, likeness: float, won: float, lost: 
     effective = items / (1 + (items - 1) * likeness)
     has_win = 1 - (1 - won) ** effective
     least = math.ceil(-math.log2(alpha))
-    return min(normal, float(bdtrc(least - 1, clusters, has_win)))
+    return min(normal, _at_least(least, clusters, has_win))
 
 
-def _normal_cdf(value: float) -> float:
-    return 0.5 * math.erfc(-value / math.sqrt(2))
+def _at_least(least: int, n: int, probability: float) -> float:
+    """Return the probability of at least `least` successes in `n` trials."""
+    fewer = (
+        math.comb(n, hits) * probability**hits * (1 - probability) ** (n - hits)
+        for hits in range(min(least, n + 1))
+    )
+    return 1 - sum(fewer)
 
 
 def describe(size: GateSize, alpha: float) -> str:
     """Return in one sentence what a gate of this size can show."""
     share = smallest_share(size, alpha)
-    held_out = f"{size.items} items of {size.users} held-out users about up to {size.groups} questions"
+    held_out = f"{size.items} items of {size.users} held-out users, up to {size.groups} questions"
     if share is None:
         return f"the gate ({held_out}) is too small to find even a version that fixes everything"
     percent = math.ceil(100 * share)

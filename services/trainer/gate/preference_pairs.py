@@ -15,11 +15,10 @@ from services.trainer.dataset.filters import GroupedRow, Row
 from services.trainer.dataset.holdout import hash_fraction
 from services.trainer.dataset.similarity import near_duplicates, near_duplicates_in
 from services.trainer.dataset.words import normalised
+from services.trainer.gate.limits import MAX_PAIRS
 from services.trainer.gate.question_groups import question_groups
 from shared.feedback_kinds import KIND_BY_NAME, PAIR_MATCHERS, Matcher
 
-MAX_PAIRS = 200
-"""Limit for each kind: more pairs would cost more time than they add information."""
 Answered = tuple[str, str]
 """(question, answer)"""
 TrainedAnswer = Answered

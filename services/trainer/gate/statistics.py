@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.special import bdtrc, betaincinv, ndtri
 from scipy.stats import bootstrap, sem, t
 
+from services.trainer.gate.limits import min_clusters
+
 CONFIDENCE = 0.95
 """Coverage of every interval in a gate report."""
 RESAMPLES = 2000
@@ -26,12 +28,6 @@ FAIL_P = 0.05
 DOUBT_P = 0.2
 """A fall beyond the margin with a p-value between `FAIL_P` and this may be a loss."""
 
-FIRST_ALPHA = 0.025
-"""Significance level of the first gate since a promotion."""
-ALPHA_DECAY = 1.5
-"""The level of the k-th gate is `FIRST_ALPHA` / k ** `ALPHA_DECAY`."""
-MIN_CLUSTERS = 8
-"""Minimum number of users with an item, and of question groups."""
 VALUE_STEP = 1 / 60
 """Values of users and groups are rounded to this. Means of up to six items are exact."""
 
@@ -174,7 +170,9 @@ def sign_flip_p(values: Sequence[float] | Values) -> float:
     return min(1.0, float(probability[: negative + 1].sum()))
 
 
-def vote_test(outcomes: Sequence[int] | Values, users: Labels, groups: Labels) -> VoteTest:
+def vote_test(
+    outcomes: Sequence[int] | Values | NDArray[np.int64], users: Labels, groups: Labels
+) -> VoteTest:
     """Test whether outcomes are better than chance, over users and over question groups.
 
     Each user has one value, the mean of the user's outcomes, and so has each group.
@@ -188,29 +186,12 @@ def vote_test(outcomes: Sequence[int] | Values, users: Labels, groups: Labels) -
     return VoteTest(len(by_user), len(by_group), sign_flip_p(by_user), sign_flip_p(by_group))
 
 
-def cluster_means(outcomes: Sequence[int] | Values, labels: Labels) -> Values:
+def cluster_means(outcomes: Sequence[int] | Values | NDArray[np.int64], labels: Labels) -> Values:
     """Return the mean outcome of each cluster, in order of the labels."""
     _, cluster = np.unique(np.asarray(labels), return_inverse=True)
     counts = np.bincount(cluster)
     means: Values = np.bincount(cluster, weights=np.asarray(outcomes, dtype=float)) / np.maximum(counts, 1)
     return means
-
-
-def gate_alpha(look: int) -> float:
-    """Return the significance level of the `look`-th gate of a line since its last promotion, counted from 1.
-
-    The levels of all gates together are 0.025 * zeta(1.5) = 0.065, so a line that gets no better is promoted by chance
-    with at most this probability, however often it trains.
-    """
-    return float(FIRST_ALPHA / look**ALPHA_DECAY)
-
-
-def min_clusters(alpha: float) -> int:
-    """Return how many users, and question groups, a test at this level needs.
-
-    With n values the smallest p-value is 2 ** -n.
-    """
-    return max(MIN_CLUSTERS, math.ceil(-math.log2(alpha)))
 
 
 # --- McNemar's test -----------------------------------------------------------------------------------------------
@@ -268,7 +249,7 @@ def judge_change(
 
 
 def growth_needed(
-    outcomes: Sequence[int] | Values, users: Labels, groups: Labels, alpha: float
+    outcomes: Sequence[int] | Values | NDArray[np.int64], users: Labels, groups: Labels, alpha: float
 ) -> float | None:
     """Return how many times as many items a `vote_test` needs to reach `alpha`, if users and groups grow alike.
 

@@ -22,17 +22,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet
+from services.trainer.gate.limits import FIRST_ALPHA, MAX_PAIRS, gate_alpha, min_clusters
 from services.trainer.gate.metrics import METRICS, Measurements, measure_all
+from services.trainer.gate.metrics.liked_answers import KIND as LIKED_KIND
 from services.trainer.gate.metrics.metric import FigureInfo, Judgement, JudgeOptions, Votes
-from services.trainer.gate.preference_pairs import MAX_PAIRS
+from services.trainer.gate.power import GateSize, describe
 from services.trainer.gate.statistics import (
-    FIRST_ALPHA,
     MAX_ITEMS,
     Interval,
     cluster_means,
-    gate_alpha,
     growth_needed,
-    min_clusters,
     more_items_needed,
 )
 from shared.feedback_kinds import PAIR_MATCHERS
@@ -192,6 +191,12 @@ class _Comparison:
             _reachable(votes),
         )
 
+    @property
+    def size(self) -> GateSize:
+        """How much feedback was compared."""
+        improvable = sum(item.kind != LIKED_KIND for item in self.votes.items)
+        return GateSize(self.test.users, self.test.groups, len(self.votes), improvable)
+
     def as_part(self) -> GateTest:
         """Return the test for the report."""
         votes, test = self.votes, self.test
@@ -324,6 +329,8 @@ def _not_shown(what: str, compared: _Comparison, doubts: list[str]) -> _Decision
     more = compared.more_items
     if more is not None:
         about = f"about {more} more items of new users and questions would decide if the lead stays the same"
-        return _Decision("inconclusive", [f"{reason}; {about}", *doubts], more)
+        return _Decision(
+            "inconclusive", [f"{reason}; {about}", describe(compared.size, compared.alpha), *doubts], more
+        )
     limit = "; a gate cannot have enough items to decide so small a lead" if compared.is_ahead else ""
     return _Decision("failed", [reason + limit])

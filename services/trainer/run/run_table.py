@@ -188,6 +188,19 @@ def newest_replacement_ms(db: sqlite3.Connection) -> int | None:
     return None if row[0] is None else int(row[0])
 
 
+def next_look(db: sqlite3.Connection) -> int:
+    """Return about which gate since the last promotion the next run's gate is, counted from 1.
+
+    It is the look of the newest run that was published, and one more. After a promotion this is too high until the next
+    run starts, which reads the log (`versions/gate_looks.py`). Only what is said of a gate beforehand depends on it.
+    """
+    row = db.execute(
+        "SELECT json_extract(config, '$.gate_look') FROM runs WHERE version IS NOT NULL "
+        "ORDER BY created_ms DESC, run_id DESC LIMIT 1"
+    ).fetchone()
+    return int(row[0] or 0) + 1 if row else 1
+
+
 def set_dataset_size(db: sqlite3.Connection, run_id: str, examples: int) -> None:
     """Store how many rows train in a run."""
     with db:
