@@ -70,6 +70,15 @@ class GateTest(Part):
     )
 
 
+class KindTally(Part):
+    """Outcomes of the items of one kind, such as corrections, against the stable version."""
+
+    kind: str
+    wins: int = Field(ge=0)
+    losses: int = Field(ge=0)
+    ties: int = Field(ge=0)
+
+
 ControlState = Literal["not_run", "passed", "not_passed"]
 """What the comparison with a control showed: a version trained on the same feedback with permuted answers."""
 
@@ -111,6 +120,7 @@ class GateReport(Part):
         description="Significance level of this gate. Absent if there was too little to test.",
     )
     test: GateTest | None = Field(None, description="The version against the stable version.")
+    ledger: tuple[KindTally, ...] = Field((), description="The items of `test` by kind.")
     control_state: ControlState = "not_run"
     control: GateTest | None = Field(None, description="The version against a control, on the same items.")
 

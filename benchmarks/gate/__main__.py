@@ -25,6 +25,7 @@ from benchmarks.gate.simulated_service import Service
 RESULTS: Final = Path(__file__).parent.with_name("gate.json")
 SEED: Final = 20
 USERS: Final = (20, 40, 80, 160)
+MAX_IN_FULL: Final = 400
 NO_SHAM: Final[Json] = {"model": "SmolLM2-135M-Instruct", "candidates": 0, "passed": None}
 CONSTANTS: Final = (
     "JUDGEMENTS", "ACTIVITY_SIGMA", "FACTS", "POPULARITY", "CORRECTS", "OTHER_ANSWER", "LIKENESS_KNOWN",
@@ -41,7 +42,8 @@ def measure(
     """Return all figures.
 
     Args:
-        simulations: Services of each cell for one gate, and chains of versions.
+        simulations: Services of each cell for one gate, and, at most `MAX_IN_FULL`, candidates and chains that go
+            through `decide`.
         lines: Services of each cell for thirty gates.
         run: Applies a function to each service.
         cells: The services.
@@ -50,7 +52,9 @@ def measure(
     single = run(one_gate, cells)
     thirty = run(partial(_thirty, count=lines), cells)
     middle = Service()
+    in_full = min(simulations, MAX_IN_FULL)
     return {
+        "in_full": in_full,
         "single_gate": single,
         "thirty_gates": thirty,
         "by_users": run(
@@ -59,8 +63,8 @@ def measure(
         "weaker_control": run(
             one_gate, [replace(middle, likes=likes, control_flips=0.5) for likes in (1 / 3, 0.1)]
         ),
-        "rules": {name: rules.verdicts(candidate, simulations) for name, candidate in rules.CASES.items()},
-        "chain": rules.chains(simulations),
+        "rules": {name: rules.verdicts(candidate, in_full) for name, candidate in rules.CASES.items()},
+        "chain": rules.chains(in_full),
         "summary": summary(single, thirty),
     }
 
@@ -84,7 +88,7 @@ def main(
     simulations: Annotated[
         int, typer.Option(help="Simulated services of each kind, one gate.", min=1)
     ] = 2000,
-    lines: Annotated[int, typer.Option(help="Simulated services of each kind, thirty gates.", min=1)] = 2000,
+    lines: Annotated[int, typer.Option(help="Simulated services of each kind, thirty gates.", min=1)] = 1000,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = os.cpu_count() or 1,
     quick: Annotated[bool, typer.Option("--quick", help="100 services and 40 lines of each kind.")] = False,
     output: Annotated[Path, typer.Option(help="JSON file for the results.")] = RESULTS,

@@ -30,6 +30,7 @@ from services.trainer.run.folder import GATE_REPORT, GATE_REPORT_PAGE, GATE_TEXT
 from shared.versions import GateReport
 from tests.trainer_factories import LINE, grouped, row
 
+VOTES = '<td>stable, corrections</td><td class="n">30</td><td class="n">0</td><td class="n">4</td>'
 EVIL = "<script>alert('x')</script><img src=http://evil.example/a.png>"
 ITEMS = 34
 
@@ -202,3 +203,13 @@ def test_answers_in_a_trained_wording_are_not_among_the_best(tmp_path: Path) -> 
     report = json.loads((tmp_path / GATE_REPORT).read_text())
     report["items"] = [item | {"counts": "seen"} for item in report["items"]]
     assert "No held-out correction is in a wording that was not trained." in page(report)
+
+
+def test_page_shows_votes_by_kind_the_level_and_that_no_control_was_run(tmp_path: Path) -> None:
+    report = gate(tmp_path)
+    shown = (tmp_path / GATE_REPORT_PAGE).read_text()
+    assert report.test is not None
+    assert VOTES in shown
+    assert "gate 1 since the last promotion" in " ".join(shown.split())
+    assert f"{report.test.p_users:.2g}" in shown
+    assert "Control: not run." in shown

@@ -143,6 +143,14 @@ def test_candidate_must_beat_the_control_if_there_is_one() -> None:
     assert ahead.more_items
 
 
+def test_ledger_counts_each_kind() -> None:
+    report = report_of(corrections(30, 1, 2), {"pair_margins": {"thumbs": margin_gains([0.3, 0.3, 0.0])}})
+    assert [(one.kind, one.wins, one.losses, one.ties) for one in report.ledger] == [
+        ("corrections", 30, 1, 2),
+        ("thumbs", 2, 0, 1),
+    ]
+
+
 def test_control_that_was_not_run_is_a_state_of_its_own() -> None:
     report = report_of(corrections(40), UNCHANGED)
     assert (report.control_state, report.control) == ("not_run", None)

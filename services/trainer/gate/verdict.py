@@ -156,6 +156,7 @@ def decide(
         look=options.look,
         alpha=None if compared.missing else compared.alpha,
         test=compared.as_part() if votes else None,
+        ledger=votes.ledger(),
         control_state=state,
         control=against_control.as_part() if against_control is not None else None,
     )

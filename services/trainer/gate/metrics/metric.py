@@ -20,7 +20,7 @@ from services.trainer.gate.statistics import (
     stable_mean,
     vote_test,
 )
-from shared.versions import Figure
+from shared.versions import Figure, KindTally
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -146,6 +146,17 @@ class Votes:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def ledger(self) -> tuple[KindTally, ...]:
+        """Return wins, losses and ties by kind, in order of the kinds."""
+        by_kind: dict[str, list[ItemVote]] = {}
+        for item in self.items:
+            by_kind.setdefault(item.kind, []).append(item)
+        parts = {kind: Votes(tuple(items)) for kind, items in sorted(by_kind.items())}
+        return tuple(
+            KindTally(kind=kind, wins=part.wins, losses=part.losses, ties=part.ties)
+            for kind, part in parts.items()
+        )
 
     def test(self) -> VoteTest:
         """Test whether the candidate is better."""
