@@ -32,7 +32,8 @@ def readme_sentence(result: Json) -> str:
         f"of gates, and in at most {percent(summary['false_passes_in_thirty_gates_worst'])} of lines in 30 gates; one "
         "that fixes 30 % of what users corrected passes, with 40 held-out users, in at least "
         f"{percent(summary['power_without_flips_worst'])} if training changes nothing else, and in "
-        f"{percent(usual['fixes']['with_control'])} if it also flips a fifth of all answers by chance and the base knows half"
+        f"{percent(usual['fixes']['with_control'])} if it also flips a fifth of all answers by chance and the base "
+        "knows half"
     )
 
 

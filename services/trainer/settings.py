@@ -55,7 +55,8 @@ class TrainerSettings(Settings, Recipe):
     )
     require_gate_items: bool = Field(
         True,
-        description="Start no run without a command while its gate would have fewer than GATE_ITEMS items.",
+        description="Start no run without a command while its gate would have fewer than GATE_ITEMS items, or too few "
+        "held-out users.",
     )
     retrain_after_erasure: bool = Field(
         True,
