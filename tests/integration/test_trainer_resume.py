@@ -152,6 +152,36 @@ def test_run_interrupted_twice_ends_with_the_same_weights(run: TrainingRun, unin
     assert len(list((run.folder / TENSORBOARD).glob("*tfevents*"))) == 3, "one file for each start"
 
 
+@pytest.mark.parametrize("interrupted_after", [2, 4, 5])
+def test_mean_of_the_last_weights_survives_interruptions(
+    run: TrainingRun, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int
+) -> None:
+    seen: list[Weights] = []
+
+    class Recorder(RunCallback):
+        """Callback that records the weights after each step."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **rest: Any) -> None:
+            super().on_step_end(args, state, control, **rest)
+            seen.append(
+                {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
+            )
+
+    whole = TrainingRun(run.folder.with_name("whole"), tiny_model).train(callback_class=Recorder)
+    assert len(seen) == STEPS
+    for name, weight in whole.items():
+        expected = torch.stack([step[name] for step in seen[STEPS // 2 :]]).mean(0)
+        torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-7)
+        assert not torch.equal(weight, seen[-1][name]) or not weight.any()
+    run.interrupt_after(interrupted_after)
+    assert equal(run.train(), whole)
+    monkeypatch.setattr(
+        "tests.integration.test_trainer_resume.RECIPE", RECIPE.model_copy(update={"average_share": 0.0})
+    )
+    last = TrainingRun(run.folder.with_name("last"), tiny_model).train()
+    assert equal(last, seen[-1])
+
+
 def test_comparison_detects_a_resume_without_optimizer_state(
     run: TrainingRun, uninterrupted: Weights
 ) -> None:

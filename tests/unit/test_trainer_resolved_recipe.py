@@ -48,7 +48,7 @@ def resolved(
 
 def test_demo_gets_the_measured_recipe() -> None:
     demo = resolved()
-    assert (demo.learning_rate, demo.tokens_per_step, demo.epochs) == (1.5e-3, 8 * 80, 4)
+    assert (demo.learning_rate, demo.tokens_per_step, demo.epochs) == (3e-3, 8 * 80, 6)
     assert (demo.rank, demo.alpha, demo.warmup_steps, demo.schedule) == (16, 32, 5, "linear")
     assert (demo.gradient_checkpointing, demo.quantization) == (False, "none")
     assert demo.micro_batch_tokens >= demo.tokens_per_step, "a step goes through the model at once"

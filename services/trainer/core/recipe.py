@@ -95,10 +95,17 @@ class Recipe(BaseModel):
         description="Evaluations without a lower loss on held-out users' rows after which training stops; 0: never. "
         "Runs of less than 200 steps are not evaluated.",
     )
+    average_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the steps, at the end of a run, whose mean weights become the version's. 0: those of the "
+        "last step. METHOD=full always uses the last ones.",
+    )
     max_grad_norm: float = Field(
         1.0, ge=0, description="Norm above which the gradient of a step is scaled down; 0 never scales."
     )
-    epochs: float = Field(4.0, gt=0, description="Passes over the training rows.")
+    epochs: float = Field(6.0, gt=0, description="Passes over the training rows.")
     tokens_per_step: int | None = Field(
         None,
         ge=1,
@@ -164,7 +171,7 @@ class Recipe(BaseModel):
         0.1, ge=0, le=0.9, description="Minimum share of trained tokens that is replay data."
     )
     replay_kl: float = Field(
-        1.0,
+        1.5,
         ge=0,
         description="Weight of the divergence from the base's predictions for its answers to general prompts. With 0, "
         "and with METHOD=full, these answers train like corrections.",

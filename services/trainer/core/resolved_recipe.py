@@ -25,9 +25,10 @@ from services.trainer.core.hardware import Quantization
 from services.trainer.core.recipe import Optimizer, Recipe, Schedule
 
 REFERENCE_WIDTH: Final = 576
-REFERENCE_RATE: Final = 1.5e-3
+REFERENCE_RATE: Final = 3e-3
 """Learning rate of an adapter on a base of `REFERENCE_WIDTH`, measured (docs/decisions/training-recipe.md)."""
-WIDTH_EXPONENT: Final = 0.8
+WIDTH_EXPONENT: Final = 1.16
+"""Gives 3.1e-4 for a width of 4096, in the range that is common for adapters of such bases."""
 FULL_RATE: Final = 1 / 15
 """Learning rate with METHOD=full, relative to that of an adapter."""
 ROWS_PER_STEP: Final = 8
@@ -103,6 +104,8 @@ class ResolvedRecipe(BaseModel):
     optimizer: Optimizer
     weight_decay: float
     max_grad_norm: float
+    average_share: float
+    """Share of the steps, at the end, whose mean weights become the version's."""
     epochs: float
     validation_steps: int
     """Steps between two evaluations of the loss on held-out users' rows; 0 for none."""
@@ -137,10 +140,10 @@ def longest_row(recipe: Recipe, context: int) -> int:
 
 
 def learning_rate(recipe: Recipe, hidden: int) -> float:
-    """Return the peak learning rate for a base with hidden states of width `hidden`."""
+    """Return the peak learning rate for a base with hidden states of width `hidden`, at most `REFERENCE_RATE`."""
     if recipe.learning_rate is not None:
         return recipe.learning_rate
-    rate = REFERENCE_RATE * (REFERENCE_WIDTH / hidden) ** WIDTH_EXPONENT
+    rate = REFERENCE_RATE * min(1.0, REFERENCE_WIDTH / hidden) ** WIDTH_EXPONENT
     return float(f"{rate * (FULL_RATE if recipe.method == 'full' else 1):.3g}")
 
 
@@ -206,6 +209,7 @@ def resolve(recipe: Recipe, base: BaseShape, machine: Machine, data: DataSize) -
         optimizer=recipe.optimizer,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
+        average_share=recipe.average_share if recipe.method == "lora" else 0.0,
         epochs=recipe.epochs,
         validation_steps=steps // VALIDATIONS if steps >= MIN_VALIDATED_STEPS else 0,
         early_stopping=recipe.early_stopping,

@@ -31,6 +31,7 @@ from services.trainer.training.step_dataset import StepDataset
 from services.trainer.training.step_plan import Step
 from services.trainer.training.trainer import StepTrainer
 from services.trainer.training.training_arguments import training_arguments
+from services.trainer.training.weight_average import WeightAverage, use_average
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +100,7 @@ def fine_tune(
             validation=validation,
             model=model,
             args=training_arguments(checkpoints, recipe, computed_in, group),
-            callbacks=[callback],
+            callbacks=[callback, WeightAverage(len(steps), recipe.average_share)],
         )
         if recipe.micro_batch_limit is not None:
             trainer.add_callback(
@@ -115,6 +116,8 @@ def fine_tune(
         trainer.train(resume_from_checkpoint=_checkpoint_to_resume(checkpoints, group))
     if stop.is_set():
         raise RunStopped("stopped during training")
+    if trainer.optimizer is not None:
+        use_average(trainer.optimizer)
     return model
 
 
