@@ -99,11 +99,13 @@ class Reproduce(CommandBase):
 class GateAgain(CommandBase):
     """Evaluate a version against the present stable version, and publish the new gate report.
 
-    The rollout issues it for a version that passed its gate against a version that no longer serves.
+    The rollout issues it for a version that passed its gate against a version that no longer serves, and the trainer
+    for one whose gate had too little feedback, once more has arrived.
     """
 
     kind: Literal["gate_again"] = "gate_again"
     version: VersionName
+    reason: str | None = Field(None, max_length=500, description="Why a service issued it.")
 
 
 class CollectGarbage(CommandBase):

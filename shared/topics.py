@@ -115,7 +115,7 @@ MODEL_ROLLOUT = Topic("model.rollout", "line", _by("rollout"), compact=True, sin
 OPERATOR_COMMANDS = Topic(
     "operator.commands",
     "line",
-    _by("console", "rollout"),
+    _by("console", "rollout", "trainer"),
     keep_days=90,
     single_partition=True,
     append_time=True,

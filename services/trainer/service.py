@@ -25,9 +25,10 @@ from services.trainer.commands.dataset_tasks import NEVER_TRAINS, DatasetTasks
 from services.trainer.commands.gate_again import GateRepeater
 from services.trainer.commands.reproduce import Reproducer
 from services.trainer.commands.version_task import VersionTask
+from services.trainer.commands.way_forward import Outlook, WayForwardReader
 from services.trainer.console_status import StatusReader
 from services.trainer.consumer import TrainerConsumer
-from services.trainer.core.trigger import Decision, NewData, decide
+from services.trainer.core.trigger import Decision, NewData, decide, pauses
 from services.trainer.dataset import batch_table, snapshot_files
 from services.trainer.dataset.erasure_target import ErasureTarget
 from services.trainer.erasure import requests
@@ -112,6 +113,7 @@ class Trainer:
     dataset_tasks: DatasetTasks = field(init=False)
     reproducer: Reproducer = field(init=False)
     gate_repeater: GateRepeater = field(init=False)
+    way_forward: WayForwardReader = field(init=False)
     artifact_collector: ArtifactCollector = field(init=False)
     supervisor: RunSupervisor = field(init=False)
     device: DeviceMonitor = field(init=False)
@@ -135,6 +137,14 @@ class Trainer:
             partial(launcher.start_gate_again, device=settings.device),
             stable=lambda: self.versions.stable(self.base.ref(line)),
             publish=self.versions.publish_gate,
+        )
+        self.way_forward = WayForwardReader(
+            settings,
+            db,
+            self.versions,
+            self.publisher,
+            self.clock,
+            lambda: self.versions.stable(self.base.ref(line)),
         )
         self.artifact_collector = ArtifactCollector(
             settings, db, self.commands, self.store, self.versions.all_lines, self.clock
@@ -329,23 +339,51 @@ class Trainer:
         if may_take_up and not again and self._take_up_gate("the trainer was started again"):
             return
         decision = self._decide(commanded=bool(pending), again=bool(again))
-        self._write_status(decision)
+        outlook = self.way_forward.read()
+        self._write_status(_with_outlook(decision, outlook))
         if not decision.start:
-            if pending and (message := self._take_up_gate("commanded")):
+            if not pending and outlook is not None:
+                self._go_forward(outlook)
+            elif pending and (message := self._take_up_gate("commanded")):
                 self.commands.settle(pending, "done", message)
             else:
                 self.commands.settle(pending, "refused", decision.reason)
             return
-        self._remove_failed_adapters()
         erased = run_table.newest_if_erased(self.db)
         config = self._new_run_config(again=bool(again) or (erased is not None and erased.again))
+        self._begin_run(config, decision.reason, pending)
+
+    def _begin_run(self, config: RunConfig, reason: str, commands: Sequence[str] = ()) -> None:
+        self._remove_failed_adapters()
         with self.db:
-            run_table.begin(self.db, config, decision.reason)
+            run_table.begin(self.db, config, reason)
             requests.answer_versions(self.db, config.run_id)
-            self.commands.decide(pending, "done", f"run {config.run_id} started: {decision.reason}")
-        log.info(
-            "run_started", run_id=config.run_id, reason=decision.reason, compared_with=config.stable.version
-        )
+            self.commands.decide(commands, "done", f"run {config.run_id} started: {reason}")
+        log.info("run_started", run_id=config.run_id, reason=reason, compared_with=config.stable.version)
+
+    def _go_forward(self, outlook: Outlook) -> None:
+        """Gate the newest version again, or train its data again, if its verdict asks for that (`core/way_forward.py`).
+
+        Not in quiet hours, and not against another version than that of its last gate.
+        """
+        forward, thresholds = outlook.forward, self.settings.thresholds()
+        last_run_ms = run_table.newest_start_ms(self.db) if forward.action == "train_again" else None
+        if forward.action is None or pauses(thresholds, self.clock.now_ms(), last_run_ms):
+            return
+        if not self.way_forward.is_current(outlook):
+            return
+        if forward.action == "gate_again":
+            self.way_forward.request_gate(outlook)
+        elif forward.recipe is not None:
+            trained = outlook.run.config
+            config = replace(
+                self._new_run_config(again=True),
+                through=trained.through,
+                released=trained.released,
+                recipe=forward.recipe,
+                retry_of=trained.run_id,
+            )
+            self._begin_run(config, forward.reason)
 
     def _maybe_export(self) -> None:
         """Export a dataset if this trainer would start a run, were it not set to export only."""
@@ -537,3 +575,9 @@ class Trainer:
             collected = collected.model_copy(update={"device": device.text, "device_problem": device.problem})
         self.cache.put(redis_keys.collected(line), collected.to_json(), ttl_s=STATUS_TTL_S)
         self.cache.put(redis_keys.quarantine(line), quarantine.to_json(), ttl_s=STATUS_TTL_S)
+
+
+def _with_outlook(decision: Decision, outlook: Outlook | None) -> Decision:
+    """Return the decision with what follows from the newest version's verdict, for the console."""
+    said = outlook.forward.reason if outlook is not None else ""
+    return Decision(decision.start, "; ".join(filter(None, (decision.reason, said))))

@@ -58,6 +58,18 @@ class TrainerSettings(Settings, Recipe):
         description="Start no run without a command while its gate would have fewer than GATE_ITEMS items, or too few "
         "held-out users.",
     )
+    gate_again_limit: int = Field(
+        3,
+        ge=0,
+        description="How often the newest version is gated again by itself, if its gate had too little feedback and "
+        "enough has arrived since.",
+    )
+    retry_limit: int = Field(
+        1,
+        ge=0,
+        description="How often the data of a version that users prefer, but that lost general ability, is trained "
+        "again by itself with more replay.",
+    )
     retrain_after_erasure: bool = Field(
         True,
         description="Train again when an erasure affects the stable version, on the remaining data, outside "

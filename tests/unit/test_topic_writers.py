@@ -27,7 +27,7 @@ WRITERS = {
     "dead.letters": {"inference", "feedback", "processor", "trainer", "rollout", "console"},
     "model.versions": {"trainer"},
     "model.rollout": {"rollout"},
-    "operator.commands": {"console", "rollout"},
+    "operator.commands": {"console", "rollout", "trainer"},
     "operator.results": {"inference", "feedback", "processor", "trainer", "rollout"},
 }
 OPENED_BY_NAME = {"KafkaPublisher", "KafkaTransactionalPublisher"}

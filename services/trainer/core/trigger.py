@@ -94,7 +94,7 @@ def decide(
     replacing = [f"{erased}: {wait}" for wait in replacement_waits] if erased else []
     blocked = [
         *([missing] if missing else []),
-        *_pauses(thresholds, now_ms, last_run_ms),
+        *pauses(thresholds, now_ms, last_run_ms),
         *(
             f"{short}: waiting for more feedback of held-out users (about 1 in 5 users)"
             for short in _undecidable(new, thresholds)
@@ -174,16 +174,16 @@ def _missing_data(new: NewData, thresholds: Thresholds, now_ms: int) -> str | No
     return f"{many}, or {few}: {thresholds.aged_examples} suffice once one has waited {age_h:g} h"
 
 
-def _pauses(thresholds: Thresholds, now_ms: int, last_run_ms: int | None) -> list[str]:
+def pauses(thresholds: Thresholds, now_ms: int, last_run_ms: int | None) -> list[str]:
     """Return what delays a run without a command even if the data is enough."""
-    pauses = _quiet_hours(thresholds, now_ms)
+    found = _quiet_hours(thresholds, now_ms)
     next_ms = (last_run_ms or 0) + round(thresholds.interval_s * 1000)
     if last_run_ms is not None and now_ms < next_ms:
         hours = thresholds.interval_s / 3600
-        pauses.append(
+        found.append(
             f"waiting until {_local_time(next_ms, thresholds)}: the last run began less than {hours:g} h ago"
         )
-    return pauses
+    return found
 
 
 def _quiet_hours(thresholds: Thresholds, now_ms: int) -> list[str]:

@@ -47,6 +47,8 @@ MAX_USERS_COUNTED: Final = 1000
 """More held-out users are not counted: a gate shows next to nothing more with them."""
 _CHECKS: Final = "checks"
 _LIMITS: Final = "limits"
+_HELD_OUT_SINCE: Final = "is_new IN (0, 1) AND partition = ? AND number > ? AND trains = 0 AND reason IS NULL"
+"""Condition that the index by batch serves."""
 _COUNTED_AS_NEW: Final = "is_new = 1 AND reason IS NULL AND trains = 1"
 """Condition of the partial indexes in `database.py`."""
 
@@ -254,6 +256,42 @@ def heldout_users(db: sqlite3.Connection) -> int:
         (json.dumps(kinds), MAX_USERS_COUNTED),
     ).fetchone()
     return int(found[0])
+
+
+def held_out_since(db: sqlite3.Connection, through: Mapping[str, int]) -> UsableRows:
+    """Return the usable rows of held-out users from batches after `through` (partition -> number)."""
+    heldout: Counter[tuple[str, int]] = Counter()
+    for (partition,) in db.execute("SELECT DISTINCT partition FROM batches").fetchall():
+        rows = db.execute(
+            f"SELECT kind, label, COUNT(*) FROM feedback WHERE {_HELD_OUT_SINCE} GROUP BY kind, label",  # noqa: S608
+            (partition, through.get(str(partition), 0)),
+        )
+        for kind, label, count in rows:
+            heldout[kind, label] += count
+    return UsableRows(heldout=dict(heldout))
+
+
+def held_out_users_since(db: sqlite3.Connection, through: Mapping[str, int]) -> int:
+    """Return how many held-out users have usable rows from batches after `through`, and none from earlier ones."""
+    limits = {
+        partition: through.get(str(partition), 0)
+        for (partition,) in db.execute("SELECT DISTINCT partition FROM batches").fetchall()
+    }
+    users = {
+        user
+        for limit in limits.items()
+        for (user,) in db.execute(f"SELECT DISTINCT user_id FROM feedback WHERE {_HELD_OUT_SINCE}", limit)  # noqa: S608
+    }
+    known = {
+        user
+        for partition, number in limits.items()
+        for (user,) in db.execute(
+            "SELECT DISTINCT user_id FROM feedback WHERE is_new IN (0, 1) AND partition = ? AND number <= ? "
+            "AND trains = 0 AND reason IS NULL",
+            (partition, number),
+        )
+    }
+    return len(users - known)
 
 
 def oldest_new_ms(db: sqlite3.Connection, *, with_disliked: bool) -> int | None:

@@ -35,6 +35,7 @@ class RunConfig:
         again: An operator ordered the run with `train now --again`, so its data need not be new.
         gate_look: Which gate of the line since its last promotion the run's gate is, counted from 1
             (`versions/gate_looks.py`). It decides how much evidence a candidate needs.
+        retry_of: The run whose data this one trains again by itself, with more replay (`core/way_forward.py`).
         replaces: `erasure` if rows that the stable version trained on were erased. The gate then asks whether the
             run's version is no worse, and not whether it is better.
 
@@ -55,6 +56,7 @@ class RunConfig:
     again: bool = False
     replaces: Replaces | None = None
     gate_look: int = 1
+    retry_of: str | None = None
 
     @property
     def created_at(self) -> datetime:
@@ -232,6 +234,23 @@ def newest(db: sqlite3.Connection) -> Run | None:
     """Return the run that was started last, or None if there was none."""
     runs = _read(db)
     return runs[-1] if runs else None
+
+
+def newest_published(db: sqlite3.Connection) -> Run | None:
+    """Return the run that made the line's newest version, or None."""
+    newest = "(SELECT run_id FROM runs WHERE stage = ? ORDER BY created_ms DESC, run_id DESC LIMIT 1)"
+    return _first(_read(db, f"WHERE run_id = {newest}", RunStage.PUBLISHED))
+
+
+def retries_of(db: sqlite3.Connection, config: RunConfig) -> int:
+    """Return how many runs have trained the data of a run again by themselves."""
+    same = (run.config for run in _read(db, "WHERE through = ?", json.dumps(dict(config.through))))
+    return sum(one.retry_of is not None and one.released == config.released for one in same)
+
+
+def parse_through(text: str) -> dict[str, int]:
+    """Return the highest batch numbers, by partition, that a column contains as JSON."""
+    return dict(json.loads(text))
 
 
 def take_up(db: sqlite3.Connection, config: RunConfig, reason: str) -> None:

@@ -156,6 +156,7 @@ def _run(run_id: str, run: Run | None) -> Json:
         "run_id": run_id,
         "known": True,
         "stage": run.stage,
+        "reason": run.reason,
         "began_at": rfc3339(run.config.created_at),
         "recipe": run.config.recipe.model_dump(mode="json"),
         "against": run.config.stable.version,
