@@ -194,9 +194,22 @@ def test_no_run_repeats_what_replay_does_not_keep(fields: dict[str, object]) -> 
     assert way_forward(version(verdict="failed", **fields), Recipe(), 3, 3).action is None
 
 
+def test_loss_of_any_general_figure_trains_again() -> None:
+    """Those of harness tasks are named by the operator's tasks, and those against the base by a prefix."""
+    for name in (
+        "lm_eval_gsm8k_change",
+        "base_general_accuracy_change",
+        "base_skills_change",
+        "safety_refused_change",
+    ):
+        assert way_forward(version(verdict="failed", is_better=True, lost={name}), Recipe(), 0, 1).action, (
+            name
+        )
+
+
 def test_every_figure_that_can_fail_is_known_to_be_general_or_not() -> None:
     """A new metric of general ability must be named like the others, or its loss would never be trained again."""
-    general = {"general_accuracy", "general_likelihood", "continuation", "safety", "skills"}
+    general = {"general_accuracy", "general_likelihood", "continuation", "safety", "skills", "lm_eval"}
     for metric in METRICS:
         names = [figure.name for figure in metric.figures]
         is_general = metric.name in general or metric.name.startswith("skill_")

@@ -20,7 +20,8 @@ MORE_REPLAY: Final = 3.0
 MORE_SHARE: Final = 2.0
 """Factor of the share of replay, where replay has no weight of its own."""
 MAX_SHARE: Final = 0.9
-GENERAL_FIGURES: Final = ("general_", "skill", "safety_", "base_general_", "base_safety_")
+_GENERAL: Final = ("general_", "skill", "safety_", "lm_eval_")
+GENERAL_FIGURES: Final = (*_GENERAL, *(f"base_{name}" for name in _GENERAL))
 """Beginnings of the names of figures about what the base could do before any feedback, which replay keeps."""
 MAX_LOSS: Final = 300
 """Maximum length of a loss in a reason, in characters."""
