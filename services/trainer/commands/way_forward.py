@@ -16,6 +16,7 @@ import structlog
 from services.trainer.commands.command_table import ACK_TIMEOUT_S
 from services.trainer.core.way_forward import NewestVersion, WayForward, way_forward
 from services.trainer.dataset import feedback_counts
+from services.trainer.gate.limits import gate_alpha, min_clusters
 from services.trainer.run import run_table
 from services.trainer.run.folder import GATE_RESULT
 from services.trainer.run.run_table import Run
@@ -84,8 +85,10 @@ class WayForwardReader:
         through = self._through(run, report)
         arrived = feedback_counts.held_out_since(self.db, through)
         more_users = 0
-        if report.alpha is None and (report.more_items or 0) > max(0, run.config.recipe.gate_items - items):
-            more_users = report.more_items or 0  # users or questions are fewer than items
+        if report.alpha is None:
+            more_users = max(
+                0, min_clusters(gate_alpha(report.look)) - (test.users if test is not None else 0)
+            )
         gates = self._own_gates(run.version)
         version = NewestVersion(
             run.version,
