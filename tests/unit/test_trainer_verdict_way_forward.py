@@ -236,7 +236,9 @@ class Loop:
 
     def start(self) -> Trainer:
         """Return a trainer as after a restart."""
-        self.trainer = self.rig.trainer(**{"examples": 3, "users": 3} | self.settings)
+        self.trainer = self.rig.trainer(
+            **{"examples": 3, "users": 3, "replay_kl": 1.0, "seed": 20} | self.settings
+        )
         self.trainer.gate_repeater.start_process = lambda folder: FakeProcess(self.gate(folder))  # type: ignore[assignment, return-value]
         return self.trainer
 
