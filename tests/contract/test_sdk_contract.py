@@ -11,7 +11,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from loopwright import CommandResult, Loopwright, Receipt, Status, Version
+from loopwright import CommandResult, GateResult, Loopwright, Receipt, Status, Version
+from loopwright import GateTest as SdkGateTest
 from loopwright.cli import app
 from loopwright.feedback_kinds import VALUES, FeedbackKind
 from services.console.core import responses
@@ -23,7 +24,7 @@ from shared.commands import CommandResult as LoggedResult
 from shared.events import Outcome, OutcomeKind, RefusalReason, Retract
 from shared.feedback_kinds import FEEDBACK_KINDS
 from shared.records import Record
-from shared.versions import Figure, GateReport, ModelVersion, RolloutRecord, VersionRef
+from shared.versions import Figure, GateReport, GateTest, ModelVersion, RolloutRecord, VersionRef
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 RECORDS = Path(__file__).resolve().parents[1] / "data" / "records"
@@ -128,6 +129,11 @@ def test_console_versions_are_parsed_with_gate_figures() -> None:
     assert (base.version, base.verdict, base.serving) == (BASE.version, None, False)
     assert (first.verdict, first.reasons, first.number, first.serving) == ("passed", ("it wins",), 1, True)
     assert (first.figures[0].name, first.figures[0].low, first.created_at) == ("wins", 0.7, AT)
+
+
+def test_gate_tests_have_the_fields_of_the_record() -> None:
+    assert set(SdkGateTest.model_fields) == set(GateTest.model_fields)
+    assert {"look", "alpha", "test", "control_state", "control"} <= set(GateResult.model_fields)
 
 
 def test_console_command_result_is_parsed() -> None:

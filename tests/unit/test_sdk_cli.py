@@ -240,6 +240,19 @@ def test_gate_can_be_repeated_before_its_report_is_shown() -> None:
     assert (sent["kind"], sent["version"]) == ("gate_again", "v2")
 
 
+def test_gate_shows_votes_level_and_that_no_control_was_run() -> None:
+    test = {"wins": 9, "losses": 1, "ties": 4, "users": 11, "groups": 12, "p_users": 0.004, "p_groups": 0.006}
+    result = {"verdict": "passed", "look": 3, "alpha": 0.0048, "test": test}
+    without = loopwright("gate", "v2", answers=[json_response({"version": "v2", "report": result})])
+    shown = " ".join(without.stdout.split())
+    assert "against stable: 9 won, 1 lost, 4 ties; 11 users (p = 0.004), 12 questions (p = 0.006)" in shown
+    assert "control: not run gate 3 since the last promotion: a p-value up to 0.0048 is allowed" in shown
+    both = {**result, "control": test, "control_state": "passed"}
+    controlled = loopwright("gate", "v2", answers=[json_response({"version": "v2", "report": both})])
+    assert "against control: 9 won" in " ".join(controlled.stdout.split())
+    assert "not run" not in controlled.stdout
+
+
 def test_refused_command_is_exit_status_1() -> None:
     refusal = json_response(COMMAND | {"status": "refused", "message": "No such version."})
     result = loopwright("rollout", "promote", "v9", "--json", answers=[json_response(COMMAND, 202), refusal])

@@ -334,6 +334,25 @@ class DeadLetterPage(ResponseModel):
 # --- trainer --------------------------------------------------------------------------------------------------------
 
 
+class GateTest(ResponseModel):
+    """Test of whether a version is better than another one, on the items of held-out users."""
+
+    wins: int
+    """Items that the version won."""
+    losses: int
+    """Items that it lost."""
+    ties: int
+    """Items that neither won."""
+    users: int
+    """Users who have an item."""
+    groups: int
+    """Different questions."""
+    p_users: float
+    """p-value over users, one vote each."""
+    p_groups: float
+    """p-value over questions, one vote each. The larger p-value counts."""
+
+
 class GateResult(ResponseModel):
     """The gate's verdict on a version, with reasons and figures."""
 
@@ -349,6 +368,16 @@ class GateResult(ResponseModel):
     """Estimated number of additional held-out items that would make the result conclusive."""
     seconds: float = 0.0
     """Duration of the evaluation, in seconds."""
+    look: int = 1
+    """Which gate of the line since its last promotion this is, counted from 1."""
+    alpha: float | None = None
+    """Significance level of this gate; None if there was too little to test."""
+    test: GateTest | None = None
+    """The version against the stable version."""
+    control_state: str = "not_run"
+    """`passed`, `not_passed` or `not_run`: the comparison with a control that was trained on permuted answers."""
+    control: GateTest | None = None
+    """The version against the control."""
 
 
 class GateReport(ResponseModel):

@@ -22,7 +22,7 @@ from loopwright.cli.common import (
     print_model,
 )
 from loopwright.cli.operator import ResultTimeout, issue
-from loopwright.models import Figure, GateReport
+from loopwright.models import Figure, GateReport, GateTest
 
 VERDICT_COLOURS = {"passed": "green", "failed": "red", "inconclusive": "yellow"}
 PASSED_TEXTS = {True: "[green]holds[/]", False: "[red]does not hold[/]", None: ""}
@@ -88,12 +88,28 @@ def _print_report(report: GateReport) -> None:
     out.print(f"[{colour}]{escape(result.verdict)}[/] against {escape(result.gated_against or '-')}")
     for reason in result.reasons:
         out.print(f"  {escape(reason)}")
+    for name, test in (("stable", result.test), ("control", result.control)):
+        if test is not None:
+            out.print(escape(_vote_line(name, test)))
+    if result.test is not None and result.control is None:
+        out.print("  control: not run")
+    if result.alpha is not None:
+        out.print(
+            f"  gate {result.look} since the last promotion: a p-value up to {result.alpha:.2g} is allowed"
+        )
     table = Table("figure", "value", "95 % interval", "baseline", "bound", "n", "", box=None)
     for figure in result.figures:
         table.add_row(*_table_row(figure))
     out.print(table)
     if report.without:
         out.print(escape(report.without))
+
+
+def _vote_line(name: str, test: GateTest) -> str:
+    return (
+        f"  against {name}: {test.wins} won, {test.losses} lost, {test.ties} ties; "
+        f"{test.users} users (p = {test.p_users:.2g}), {test.groups} questions (p = {test.p_groups:.2g})"
+    )
 
 
 def _table_row(figure: Figure) -> tuple[str, ...]:
