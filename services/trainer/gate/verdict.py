@@ -25,7 +25,7 @@ from services.trainer.gate.eval_set import EvalOutputs, EvalSet
 from services.trainer.gate.limits import FIRST_ALPHA, MAX_PAIRS, gate_alpha, min_clusters
 from services.trainer.gate.metrics import METRICS, Measurements, measure_all
 from services.trainer.gate.metrics.liked_answers import KIND as LIKED_KIND
-from services.trainer.gate.metrics.metric import FigureInfo, Judgement, JudgeOptions, Votes
+from services.trainer.gate.metrics.metric import EVEN, FigureInfo, Judgement, JudgeOptions, Votes
 from services.trainer.gate.power import GateSize, describe
 from services.trainer.gate.statistics import (
     MAX_ITEMS,
@@ -233,7 +233,10 @@ def _vote_figures(
     votes, found = compared.votes, Judgement()
     decided = votes.wins + votes.losses
     found.add_figure(
-        WIN_RATE.name, Interval(decided, votes.wins / decided if decided else None), passed=compared.is_better
+        WIN_RATE.name,
+        Interval(decided, votes.wins / decided if decided else None),
+        bound=EVEN,
+        passed=compared.is_better,
     )
     shown = [
         (USER_VOTES, votes, votes.users, compared.is_better),
