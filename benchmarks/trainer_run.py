@@ -39,8 +39,9 @@ from shared.versions import GateReport
 PREPARED: Final = Path(".loopwright")
 """Folder of the local stack's models, and of the runs of benchmarks."""
 RUN_ID: Final = "run-1"
-MAX_STARTS: Final = 4
-"""How often a process of a run is started before it fails. A run without interruptions needs two."""
+MAX_STARTS: Final = 8
+"""How often a process of a run is started before it fails. A run without interruptions needs two, or four with a
+control."""
 POLL_S: Final = 0.5
 UNREACHABLE_REDIS: Final = "redis://127.0.0.1:1/0"
 """No Redis is needed: progress is read from the run's log."""
@@ -241,17 +242,9 @@ class TrainerRun:
         Raises:
             ProcessFailed: It did not end within `MAX_STARTS` starts of its process.
         """
-        self._prepare(feedback)
+        self.prepare(feedback)
         log = self.folder / RUN_LOG
-        os.environ.update(
-            {
-                "LOOPWRIGHT_LINE": self.line,
-                "LOOPWRIGHT_DATA_DIR": str(self.data),
-                "LOOPWRIGHT_ARTIFACTS": str(self.data.parent / "artifacts"),
-                "LOOPWRIGHT_TRAINER_REPLAY": str(self.replay),
-                "REDIS_URL": UNREACHABLE_REDIS,
-            }
-        )
+        os.environ.update(self.environment)
         for _ in range(MAX_STARTS):
             if self.is_done():
                 break
@@ -259,7 +252,18 @@ class TrainerRun:
         if not self.is_done():
             raise ProcessFailed(f"the run did not end: see {log}")
 
-    def _prepare(self, feedback: Sequence[UserFeedback]) -> None:
+    @property
+    def environment(self) -> dict[str, str]:
+        """Settings of the run's processes."""
+        return {
+            "LOOPWRIGHT_LINE": self.line,
+            "LOOPWRIGHT_DATA_DIR": str(self.data),
+            "LOOPWRIGHT_ARTIFACTS": str(self.data.parent / "artifacts"),
+            "LOOPWRIGHT_TRAINER_REPLAY": str(self.replay),
+            "REDIS_URL": UNREACHABLE_REDIS,
+        }
+
+    def prepare(self, feedback: Sequence[UserFeedback]) -> None:
         """Store the batches and write the run's configuration, as the trainer's service does."""
         if (self.folder / CONFIG).exists():
             return
