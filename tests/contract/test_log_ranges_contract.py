@@ -21,16 +21,18 @@ from shared.ports import LogRanges
 from shared.records import Output, Record
 
 P = 2
-T0 = round(time.time() * 1000) + 600_000
-"""Later than records that the broker itself writes."""
+AHEAD_MS = 600_000
+"""Records of a test are later than those that the broker itself writes while it runs."""
 
 
 @dataclass
 class Land:
     ranges: LogRanges
     topic: str
+    start: int
+    """Time of the first record, in milliseconds since the epoch."""
     write: Callable[[int, list[bytes]], None]
-    """Append records to a partition, one second apart, the first at T0."""
+    """Append records to a partition, one second apart, the first at `start`."""
     trim: Callable[[int, int], None]
     """Delete records below an offset."""
 
@@ -42,7 +44,8 @@ def land(request: pytest.FixtureRequest, fresh: str) -> Land:
 
 
 def memory(_: pytest.FixtureRequest, topic: str) -> Land:
-    clock = ManualClock(T0)
+    start = round(time.time() * 1000) + AHEAD_MS
+    clock = ManualClock(start)
     log = InMemoryLog(P, clock)
 
     def write(partition: int, values: list[bytes]) -> None:
@@ -50,7 +53,9 @@ def memory(_: pytest.FixtureRequest, topic: str) -> Land:
             log.append(Output(topic, b"k", value, (("h", b"1"),), partition))
             clock.advance(1.0)
 
-    return Land(InMemoryLogRanges(log), topic, write, lambda partition, low: log.trim(topic, partition, low))
+    return Land(
+        InMemoryLogRanges(log), topic, start, write, lambda partition, low: log.trim(topic, partition, low)
+    )
 
 
 def kafka_land(request: pytest.FixtureRequest, topic: str) -> Land:
@@ -65,7 +70,8 @@ def kafka_land(request: pytest.FixtureRequest, topic: str) -> Land:
         retry=retry_if_exception_type(BrokerUnavailable), wait=wait_fixed(0.2), stop=stop_after_delay(20)
     )
     led(ranges.bounds, topic)
-    now = [T0]
+    start = round(time.time() * 1000) + AHEAD_MS
+    now = [start]
 
     def write(partition: int, values: list[bytes]) -> None:
         """Write each in a separate transaction, so that some offsets hold no record."""
@@ -83,7 +89,7 @@ def kafka_land(request: pytest.FixtureRequest, topic: str) -> Land:
         (future,) = admin.delete_records([TopicPartition(stored, partition, low)]).values()
         future.result(20)
 
-    return Land(ranges, topic, write, trim)
+    return Land(ranges, topic, start, write, trim)
 
 
 def all_of(land: Land) -> list[Record]:
@@ -92,7 +98,7 @@ def all_of(land: Land) -> list[Record]:
 
 def test_an_empty_topic_has_bounds_and_no_records(land: Land) -> None:
     assert land.ranges.bounds(land.topic) == {0: (0, 0), 1: (0, 0)}
-    assert land.ranges.since(land.topic, T0) == {0: 0, 1: 0}
+    assert land.ranges.since(land.topic, land.start) == {0: 0, 1: 0}
     assert all_of(land) == []
 
 
@@ -123,10 +129,10 @@ def test_since_returns_the_first_record_at_least_as_new(land: Land) -> None:
     land.write(0, [b"a", b"b", b"c"])
     offsets = [record.offset for record in all_of(land)]
     bounds = land.ranges.bounds(land.topic)
-    assert land.ranges.since(land.topic, T0 + 1_000)[0] == offsets[1]
-    assert land.ranges.since(land.topic, T0 + 1_001)[0] == offsets[2]
+    assert land.ranges.since(land.topic, land.start + 1_000)[0] == offsets[1]
+    assert land.ranges.since(land.topic, land.start + 1_001)[0] == offsets[2]
     assert land.ranges.since(land.topic, 0)[0] == offsets[0]
-    assert land.ranges.since(land.topic, T0 + 60_000) == {0: bounds[0][1], 1: bounds[1][1]}
+    assert land.ranges.since(land.topic, land.start + 60_000) == {0: bounds[0][1], 1: bounds[1][1]}
 
 
 def test_deleted_records_are_below_the_bounds_and_skipped(land: Land) -> None:
