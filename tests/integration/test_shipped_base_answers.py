@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from services.trainer.base.base_answers import (
     shipped_prompts,
     spread,
 )
-from services.trainer.base.model import generate_with_endings, load_base
+from services.trainer.base.model import answer_logits, generate_with_endings, load_base
 from services.trainer.base.shape import base_shape
 from services.trainer.base.tokenization import load_chat
 from services.trainer.core.eval_size import SKILL_TOKENS, eval_size
@@ -30,10 +31,13 @@ from shared.adapters.base_model import find_base
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
 SAMPLE = 12
-OPENING = 20
-"""Characters compared: after one close greedy choice, which rounding decides, the rest of an answer differs."""
 MIN_EQUAL = 9
-"""Answers of the sample that must begin equally: rounding differs between processors and batches."""
+"""Answers of the sample that must be equal: rounding differs between processors, and greedy choices may be close."""
+
+
+ROUNDING = 0.25
+"""Logits by which a token may be below the best one. Measured on 48 answers: at most this, apart from two whose text is
+tokenized differently from what was generated; in answers to other prompts some token is 4.5 below."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,12 @@ def demo_base() -> Path:
 def shipped(base: Path, dtype: Dtype, folder: Path) -> list[BaseAnswer]:
     cache = BaseAnswerCache(base, find_base(str(base)).digest, Recipe(), folder, dtype)
     return read_shipped(cache.digest, cache.fingerprint(load_chat(base)), cache.shipped_file)
+
+
+def sample_of(answers: Sequence[BaseAnswer]) -> list[BaseAnswer]:
+    """Return some answers to single questions."""
+    single = [answer for answer in answers if answer.id.startswith(("eval-", "replay-", "safety-"))]
+    return spread(single, SAMPLE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -64,15 +74,31 @@ def test_shipped_answers_cover_all_prompts_of_a_run(demo_base: Path, dtype: Dtyp
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_shipped_answers_are_what_the_base_answers(demo_base: Path, dtype: Dtype, tmp_path: Path) -> None:
-    answers = shipped(demo_base, dtype, tmp_path)
-    single = [answer for answer in answers if answer.id.startswith(("eval-", "replay-", "safety-"))]
-    sample = spread(single, SAMPLE)
-    model, chat = load_base(demo_base, 2, dtype), load_chat(demo_base)
+def test_shipped_answers_are_what_the_base_answers(demo_base: Path, tmp_path: Path) -> None:
+    sample = sample_of(shipped(demo_base, "float32", tmp_path))
+    model, chat = load_base(demo_base, 2, "float32"), load_chat(demo_base)
     conversations = [answer.messages for answer in sample]
     made = generate_with_endings(model, chat, conversations, Recipe().replay_new_tokens, ignore_progress)
-    equal = sum(
-        answer.answer[:OPENING] == again[:OPENING] for answer, (again, _) in zip(sample, made, strict=True)
-    )
+    equal = sum((answer.answer, answer.ended) == again for answer, again in zip(sample, made, strict=True))
     assert equal >= MIN_EQUAL, [(a.answer, again) for a, again in zip(sample, made, strict=True)]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_token_of_a_shipped_answer_is_a_greedy_choice(
+    demo_base: Path, dtype: Dtype, tmp_path: Path
+) -> None:
+    """In bfloat16 another batch rounds differently, and one close choice changes the rest of an answer."""
+    sample = sample_of(shipped(demo_base, dtype, tmp_path))
+    model, chat = load_base(demo_base, 2, dtype), load_chat(demo_base)
+
+    def greedy(answers: Sequence[str]) -> int:
+        pairs = [(one.messages, answer) for one, answer in zip(sample, answers, strict=True)]
+        return sum(
+            bool((logits.amax(-1) - logits.gather(1, tokens[:, None]).squeeze(1) <= ROUNDING).all())
+            for logits, tokens in answer_logits(model, chat, pairs)
+        )
+
+    own = [one.answer for one in sample]
+    assert greedy(own) >= MIN_EQUAL
+    assert greedy([*own[1:], own[0]]) == 0, "answers to other prompts are told apart"
