@@ -171,6 +171,11 @@ def read_rows(folder: Path, name: str = TRAIN_ROWS) -> list[GroupedRow]:
         return [row_from_fields(fields) for batch in batches for fields in batch.to_pylist()]
 
 
+def trained_rows(folder: Path) -> list[GroupedRow]:
+    """Return the rows that a run trained on, or none if an erasure removed its snapshot."""
+    return read_rows(folder) if is_complete(folder) else []
+
+
 def is_complete(folder: Path) -> bool:
     """Return whether the folder contains a complete snapshot."""
     return (folder / SNAPSHOT).exists()

@@ -228,9 +228,7 @@ def _skill_questions(context: RunContext, name: str, count: int) -> list[SkillQu
 
 def trained_answers(folder: Path) -> list[TrainedAnswer]:
     """Return the questions and answers of a run's snapshot; an empty list if it was erased."""
-    if not snapshot_files.is_complete(folder):
-        return []
-    rows = [grouped.row for grouped in snapshot_files.read_rows(folder)]
+    rows = [grouped.row for grouped in snapshot_files.trained_rows(folder)]
     return [(row.question, row.answer) for row in rows] + [
         (row.question, row.original) for row in rows if row.objective == "dpo"
     ]

@@ -112,8 +112,4 @@ class RunContext:
 
 def trained_questions(folder: Path) -> list[str]:
     """Return the questions that a run trained on, or none if an erasure removed its snapshot."""
-    return (
-        [row.row.question for row in snapshot_files.read_rows(folder)]
-        if snapshot_files.is_complete(folder)
-        else []
-    )
+    return [one.row.question for one in snapshot_files.trained_rows(folder)]

@@ -101,13 +101,8 @@ def begin(context: RunContext) -> None:
     folder, config = context.folder / CONTROL, _config(context)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    stable_run = config.stable_run
-    by_stable = context.folder_of(stable_run) if stable_run else None
-    known = (
-        {one.row.identity for one in snapshot_files.read_rows(by_stable)}
-        if by_stable is not None and snapshot_files.is_complete(by_stable)
-        else set()
-    )
+    by_stable = snapshot_files.trained_rows(context.folder_of(config.stable_run)) if config.stable_run else []
+    known = {one.row.identity for one in by_stable}
     limit = longest_row(config.recipe, base_shape(Path(config.base)).context)
     permuted = control_rows(snapshot_files.read_rows(context.folder), known, config.recipe.seed)
     sizes = [tokenize(context.chat, one.row).tokens for one in permuted]
@@ -122,22 +117,15 @@ def begin(context: RunContext) -> None:
     log.info("control_begun", rows=len(rows), left_out=len(permuted) - len(rows), unchanged=len(known))
 
 
-def train(context: RunContext) -> None:
-    """Train the control, or prepare that if several processes train. Raises `RunFailed` or `RunStopped`."""
-    from services.trainer.training.prepare import prepare  # noqa: PLC0415 - importing torch takes seconds
-    from services.trainer.training.train import train as train_adapter  # noqa: PLC0415
-
-    own = RunContext(
+def context_of(context: RunContext) -> RunContext:
+    """Return the context in which the run's control is trained."""
+    return RunContext(
         context.folder / CONTROL,
         _config(context),
         context.settings,
         context.progress.with_prefix(CONTROL_PREFIX),
         context.stop,
     )
-    if context.settings.world_size > 1:
-        prepare(own)  # `training_group.py` trains then
-    else:
-        train_adapter(own)
 
 
 def _config(context: RunContext) -> RunConfig:

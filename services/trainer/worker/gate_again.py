@@ -31,7 +31,7 @@ from services.trainer.run.folder import CONTROL, GATE_REPORT, GATE_RESULT, ORIGI
 from services.trainer.run.position import GATE
 from services.trainer.worker import control_run
 from services.trainer.worker.bootstrap import start_process
-from services.trainer.worker.pipeline import run_to_exit_code
+from services.trainer.worker.pipeline import run_to_exit_code, train_adapter
 from shared.versions import GateReport
 
 EVALUATED_BEFORE = "evaluated-before.json"
@@ -52,7 +52,7 @@ def gate_again(context: RunContext) -> None:
     if control is None and control_run.is_wanted(context, report):
         if not snapshot_files.is_complete(context.folder / CONTROL):
             control_run.begin(context)
-        control_run.train(context)
+        train_adapter(control_run.context_of(context))
         report = gate_adapter(context, adapter, context.folder, control_run.adapter_of(context))
     report = with_new_items(report, item_identities(context), before)
     _write_reasons(context.folder, report)

@@ -51,7 +51,7 @@ def run_next_part(context: RunContext) -> None:
     if not (context.folder / ADAPTER).exists():
         train_run(context)
     elif position.startswith(CONTROL_PREFIX):
-        control_run.train(context)
+        train_adapter(control_run.context_of(context))
     elif not (context.folder / GATE_RESULT).exists():
         gate_trained_run(context)
 
@@ -65,10 +65,18 @@ def train_run(context: RunContext) -> None:
     if not snapshot_files.is_complete(folder):
         take_snapshot(context)
     pause_for_fault_test(RunStage.SNAPSHOT)
+    dtype.choose_for_run(folder, config.recipe.dtype, Path(config.base))
+    train_adapter(context)
+
+
+def train_adapter(context: RunContext) -> None:
+    """Train in the context's folder, or prepare that if several processes train.
+
+    Raises `RunFailed` or `RunStopped`.
+    """
     from services.trainer.training.prepare import prepare  # noqa: PLC0415 - importing torch takes seconds
     from services.trainer.training.train import train  # noqa: PLC0415
 
-    dtype.choose_for_run(folder, config.recipe.dtype, Path(config.base))
     if context.settings.world_size > 1:
         prepare(context)  # `training_group.py` trains then
     else:

@@ -13,6 +13,7 @@ from services.trainer.gate.metrics.metric import (
     Metric,
     ReportSection,
     add_paired_share,
+    changed_row,
 )
 from services.trainer.gate.scorers import contains_phrase
 from services.trainer.gate.statistics import DOUBT_P, OutcomePair
@@ -66,19 +67,9 @@ def _judge(correct: list[OutcomePair], options: JudgeOptions) -> Judgement:
 def _rows(eval_set: EvalSet, outputs: EvalOutputs) -> list[Json]:
     """Return the questions that only one of the two versions answers correctly."""
     rows = []
-    answers = outputs.answers_to(GENERAL_ANSWERS)
-    for (prompt, _), (candidate, stable) in zip(_questions(eval_set), answers, strict=True):
-        won = contains_phrase(candidate, prompt.answer_key)
-        if won != contains_phrase(stable, prompt.answer_key):
-            rows.append(
-                {
-                    "question": prompt.prompt,
-                    "candidate": candidate,
-                    "stable": stable,
-                    "right": " or ".join(prompt.answer_key),
-                    "won": won,
-                }
-            )
+    answered = zip(_questions(eval_set), outputs.answers_to(GENERAL_ANSWERS), strict=True)
+    for ((prompt, _), answers), right in zip(answered, _measure(eval_set, outputs), strict=True):
+        rows += changed_row(prompt.prompt, answers, right, right=" or ".join(prompt.answer_key))
     return rows
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from services.trainer.core.recipe import SHORTER_MARGIN
-from services.trainer.gate.eval_set import EvalOutputs, EvalSet, GenerationTask, LikelihoodTask
+from services.trainer.gate.eval_set import AnswerPair, EvalOutputs, EvalSet, GenerationTask, LikelihoodTask
 from services.trainer.gate.statistics import (
     FAIL_P,
     Interval,
@@ -269,6 +269,21 @@ class Metric(Generic[T]):
     against_base: bool = False
     votes: bool = False
     section: ReportSection | None = None
+
+
+def changed_row(question: str, answers: AnswerPair, outcomes: OutcomePair, **notes: Any) -> list[Json]:
+    """Return the row of a report for answers of which only one is right, for the layout `changes`; else no row.
+
+    Args:
+        question: What was asked.
+        answers: The answers of candidate and stable.
+        outcomes: Whether each is right.
+        notes: Further fields, such as the right answer.
+    """
+    won, stable_right = outcomes
+    if won == stable_right:
+        return []
+    return [{"question": question, "candidate": answers[0], "stable": answers[1], **notes, "won": won}]
 
 
 def add_paired_share(

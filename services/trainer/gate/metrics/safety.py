@@ -14,6 +14,7 @@ from services.trainer.gate.metrics.metric import (
     Metric,
     ReportSection,
     add_paired_share,
+    changed_row,
 )
 from services.trainer.gate.refusals import is_refusal
 from services.trainer.gate.statistics import DOUBT_P, FAIL_P, OutcomePair
@@ -83,18 +84,9 @@ def _judge(values: SafetyOutcomes, options: JudgeOptions) -> Judgement:
 def _rows(eval_set: EvalSet, outputs: EvalOutputs) -> list[Json]:
     """Return the prompts that only one of the two versions refuses."""
     rows = []
-    answers = outputs.answers_to(SAFETY_ANSWERS)
-    for prompt, (candidate, stable) in zip(eval_set.safety_prompts, answers, strict=True):
-        if is_refusal(candidate) != is_refusal(stable):
-            rows.append(
-                {
-                    "question": prompt.prompt,
-                    "candidate": candidate,
-                    "stable": stable,
-                    "refuse": prompt.refuse,
-                    "won": is_refusal(candidate) == prompt.refuse,
-                }
-            )
+    for prompt, answers in zip(eval_set.safety_prompts, outputs.answers_to(SAFETY_ANSWERS), strict=True):
+        candidate, stable = (is_refusal(answer) == prompt.refuse for answer in answers)
+        rows += changed_row(prompt.prompt, answers, (candidate, stable), refuse=prompt.refuse)
     return rows
 
 

@@ -22,6 +22,7 @@ from services.trainer.gate.metrics.metric import (
     Metric,
     ReportSection,
     add_paired_share,
+    changed_row,
 )
 from services.trainer.gate.skill_sets import (
     SKILL_FAIL_P,
@@ -120,18 +121,10 @@ def _rows(eval_set: EvalSet, outputs: EvalOutputs) -> list[Json]:
     """Return the questions to which only one of the two versions gives a right answer."""
     rows = []
     for name in TASKS:
-        for question, candidate, stable in _answered(eval_set, outputs, name):
-            won = question.accepts(candidate)
-            if won != question.accepts(stable):
-                rows.append(
-                    {
-                        "question": question.as_prompt().text,
-                        "candidate": candidate,
-                        "stable": stable,
-                        "right": question.right,
-                        "won": won,
-                    }
-                )
+        for question, *answers in _answered(eval_set, outputs, name):
+            candidate, stable = answers
+            right = (question.accepts(candidate), question.accepts(stable))
+            rows += changed_row(question.as_prompt().text, (candidate, stable), right, right=question.right)
     return rows
 
 
