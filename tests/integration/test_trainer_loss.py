@@ -22,7 +22,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from services.trainer.base.tokenization import load_tokenizer
 from services.trainer.dataset import objectives
 from services.trainer.training.lora import lora_config
-from services.trainer.training.losses import LossWeights, StepTotals, dpo_losses, kto_losses
+from services.trainer.training.losses import LossWeights, StepTotals, dpo_losses, kto_losses, loss_weights
 from services.trainer.training.packed_attention import PACKED, attention
 from services.trainer.training.packing import pack, pad
 from services.trainer.training.rows import TokenizedRow
@@ -339,3 +339,12 @@ def test_totals_count_what_each_loss_is_the_mean_of(tiny_model: Path) -> None:
     assert totals.replay_tokens == sum(len(row.answer) for row in rows[-3:])
     assert (totals.judgements, totals.pairs) == (2, 3)
     assert totals.sft_tokens == totals.chosen_tokens == sum(len(row.answer) for row in rows[:3])
+
+
+def test_divergence_weighs_as_much_as_all_corrections_of_a_run(tiny_model: Path) -> None:
+    recipe = resolved_recipe(replay_kl=0.8)
+    users, base = sft(tiny_model), replay(tiny_model)
+    corrections, answers = (sum(len(row.answer) for row in rows) for rows in (users, base))
+    few = loss_weights(recipe, [tuple(users[:1]), tuple(base)])
+    many = loss_weights(recipe, [*[tuple(users)] * 20, tuple(base)])
+    assert (few.replay_kl, many.replay_kl) == (0.8, pytest.approx(0.8 * 20 * corrections / answers))

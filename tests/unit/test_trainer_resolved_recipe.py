@@ -22,6 +22,7 @@ from services.trainer.core.resolved_recipe import (
     Machine,
     ResolvedRecipe,
     base_quantization,
+    replay_token_weight,
     resolve,
 )
 from services.trainer.training.lora import lora_config
@@ -52,6 +53,22 @@ def test_demo_gets_the_measured_recipe() -> None:
     assert (demo.rank, demo.alpha, demo.warmup_steps, demo.schedule) == (16, 32, 5, "linear")
     assert (demo.gradient_checkpointing, demo.quantization) == (False, "none")
     assert demo.micro_batch_tokens >= demo.tokens_per_step, "a step goes through the model at once"
+
+
+@given(st.floats(0, 10), st.integers(0, 10**7), st.integers(1, 10**7), st.integers(1, 50))
+def test_replay_keeps_its_weight_however_much_feedback_there_is(
+    weight: float, sft: int, replay: int, growth: int
+) -> None:
+    per_token = replay_token_weight(weight, sft, replay)
+    assert per_token >= weight
+    assert per_token * replay >= weight * sft * (1 - 1e-9), "all replay weighs at least as all corrections"
+    assert replay_token_weight(weight, growth * sft, growth * replay) == pytest.approx(per_token)
+    if sft <= replay:
+        assert per_token == weight, "little feedback does not weaken replay"
+
+
+def test_run_without_replay_has_a_weight_for_it() -> None:
+    assert replay_token_weight(1.5, 100, 0) == 1.5
 
 
 def test_wider_bases_learn_with_a_lower_rate() -> None:

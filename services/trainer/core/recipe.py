@@ -173,8 +173,9 @@ class Recipe(BaseModel):
     replay_kl: float = Field(
         1.5,
         ge=0,
-        description="Weight of the divergence from the base's predictions for its answers to general prompts. With 0, "
-        "and with METHOD=full, these answers train like corrections.",
+        description="Weight of the divergence from the base's predictions for its answers to general prompts, relative "
+        "to an equal number of answer tokens, and to all corrections if these have more. With 0, and with METHOD=full, "
+        "these answers train like corrections.",
     )
     replay_new_tokens: int = Field(
         40, ge=4, description="Longest answer of the base to a general prompt, in tokens."

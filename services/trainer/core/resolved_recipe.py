@@ -161,6 +161,21 @@ def replay_weight(recipe: Recipe) -> float:
     return recipe.replay_kl if recipe.method == "lora" else 0.0
 
 
+def replay_token_weight(replay_kl: float, sft_tokens: int, replay_tokens: int) -> float:
+    """Return the weight of the divergence at a replay token.
+
+    A run has about as much replay however much feedback it trains. So where corrections have more answer tokens, each
+    replay token counts for more, and all of them together weigh `replay_kl` times as much as all corrections.
+
+    Args:
+        replay_kl: Setting `REPLAY_KL`.
+        sft_tokens: Answer tokens of SFT rows in the whole run.
+        replay_tokens: Tokens of the base's answers in the whole run.
+
+    """
+    return replay_kl * max(1.0, sft_tokens / replay_tokens) if replay_tokens else replay_kl
+
+
 def activation_bytes(base: BaseShape, weight_bytes: int, *, checkpointed: bool) -> int:
     """Return the estimated bytes per token that the forward pass keeps for the backward pass.
 

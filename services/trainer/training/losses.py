@@ -7,7 +7,7 @@ over several processes. So the parts that are computed here are divided by the s
 | objective | loss | source |
 | --- | --- | --- |
 | sft | negative log-likelihood per token of the answers | |
-| replay | `replay_kl KL(base, policy)` per token of the base's answers to general prompts | Hinton et al. 2015 |
+| replay | `w KL(base, policy)` per token of the base's answers; `w`: `replay_token_weight` | Hinton et al. 2015 |
 | kto | `w (1 - sigmoid(±(beta (policy - reference) - KL)))` per judgement | Ethayarajh et al. 2024, equation 7 |
 | dpo | `-log sigmoid(beta (chosen - rejected))` of log-ratios, and the chosen answers' NLL | Rafailov et al. 2023 |
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from services.trainer.core.resolved_recipe import ResolvedRecipe
+from services.trainer.core.resolved_recipe import ResolvedRecipe, replay_token_weight
 from services.trainer.dataset.objectives import kto_weights
 from services.trainer.training.micro_batches import MicroBatch
 from services.trainer.training.predictions import Predictions
@@ -67,12 +67,15 @@ class LossWeights:
     liked: float
     disliked: float
     replay_kl: float
+    """Weight of a replay token."""
 
 
 def loss_weights(recipe: ResolvedRecipe, steps: Sequence[Step]) -> LossWeights:
     """Return the constants of a run's losses. Both labels of judgements weigh the same in total."""
-    labels = [row.liked for step in steps for row in step if row.objective == "kto"]
+    rows = [row for step in steps for row in step]
+    labels = [row.liked for row in rows if row.objective == "kto"]
     liked, disliked = kto_weights(labels.count(True), labels.count(False))
+    totals = StepTotals.of(rows)
     return LossWeights(
         recipe.kto_beta,
         recipe.dpo_beta,
@@ -80,7 +83,7 @@ def loss_weights(recipe: ResolvedRecipe, steps: Sequence[Step]) -> LossWeights:
         recipe.preference_weight,
         liked,
         disliked,
-        recipe.replay_kl,
+        replay_token_weight(recipe.replay_kl, totals.sft_tokens, totals.replay_tokens),
     )
 
 
