@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from services.trainer.core.recipe import CommentMode
 from services.trainer.dataset.batch_table import Example
@@ -17,6 +17,9 @@ from services.trainer.dataset.signal_rows import rows_of
 from services.trainer.dataset.votes import ChangeRule
 from services.trainer.dataset.words import normalised
 from shared.feedback_kinds import FEEDBACK_KINDS, Objective
+
+if TYPE_CHECKING:
+    from services.trainer.dataset.agreement import Agreement
 
 MIN_SHARE: Final = 0.02
 SHARE_FACTOR: Final = 3
@@ -79,7 +82,8 @@ def apply_agreement(
     """Return the rows whose claim leads (`agreement.py`), and the others.
 
     Corrections and rewritten comments make claims. An appended comment adds to an answer of the model, and a judgement
-    is about one, so they contradict no claim: each passes, with a group of its own.
+    is about one, so they contradict no claim: each passes, with a group of its own. But an answer that a user liked
+    does not pass if more users agree on another one.
     """
     claiming = {
         kind.name for kind in FEEDBACK_KINDS if kind.is_answer or (kind.is_remark and comments == "revise")
@@ -87,11 +91,45 @@ def apply_agreement(
     kept, quarantined = _leading([row for row in rows if row.kind in claiming], rule)
     first = max((one.group for one in kept), default=-1) + 1
     others = [row for row in rows if row.kind not in claiming]
-    kept += [GroupedRow(row, group) for group, row in enumerate(others, first)]
+    outvoted = _outvoted_likes([one.row for one in kept], [row for row in others if row.label], rule)
+    quarantined += [QuarantinedRow.of(row, f"agreement: {verdict}") for row, verdict in outvoted]
+    without = {row.identity for row, _ in outvoted}
+    passing = [row for row in others if row.identity not in without]
+    kept += [GroupedRow(row, group) for group, row in enumerate(passing, first)]
     return sorted(kept, key=lambda one: one.row.identity), quarantined
 
 
 def _leading(rows: Sequence[Row], rule: ChangeRule | None) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
+    agreement = _agreement(rows, rule)
+    kept, quarantined = [], []
+    for row, group, verdict in zip(rows, agreement.group, agreement.verdict, strict=True):
+        if verdict is None or "agreement" in row.released:
+            kept.append(GroupedRow(row, group))
+        else:
+            quarantined.append(QuarantinedRow.of(row, f"agreement: {verdict}"))
+    return kept, quarantined
+
+
+def _outvoted_likes(
+    leading: Sequence[Row], liked: Sequence[Row], rule: ChangeRule | None
+) -> list[tuple[Row, str]]:
+    """Return the liked answers that the leading claims outvote, with the verdict.
+
+    A like is a vote for the answer. It decides nothing about corrections, because a liked answer is often long and says
+    many things.
+    """
+    if not leading or not liked:
+        return []
+    agreement = _agreement([*leading, *liked], rule)
+    verdicts = zip(liked, agreement.verdict[len(leading) :], strict=True)
+    return [
+        (row, verdict)
+        for row, verdict in verdicts
+        if verdict in ("outvoted", "outdated") and "agreement" not in row.released
+    ]
+
+
+def _agreement(rows: Sequence[Row], rule: ChangeRule | None) -> Agreement:
     from services.trainer.dataset.agreement import (  # noqa: PLC0415 - imports SciPy; the service checks single rows
         corrections_of,
         find_agreement,
@@ -100,14 +138,7 @@ def _leading(rows: Sequence[Row], rule: ChangeRule | None) -> tuple[list[Grouped
     said = corrections_of(
         [(row.user_id, row.question, row.answer) for row in rows], [row.occurred_ms for row in rows]
     )
-    agreement = find_agreement(said, rule)
-    kept, quarantined = [], []
-    for row, group, verdict in zip(rows, agreement.group, agreement.verdict, strict=True):
-        if verdict is None or "agreement" in row.released:
-            kept.append(GroupedRow(row, group))
-        else:
-            quarantined.append(QuarantinedRow.of(row, f"agreement: {verdict}"))
-    return kept, quarantined
+    return find_agreement(said, rule)
 
 
 def limit_per_user(rows: Sequence[GroupedRow], line: str) -> tuple[list[GroupedRow], list[QuarantinedRow]]:
