@@ -17,10 +17,11 @@ from services.trainer.dataset import batch_table, snapshot, snapshot_files
 from services.trainer.dataset.holdout import is_held_out
 from services.trainer.dataset.snapshot_files import HELDOUT_ROWS
 from services.trainer.files import write_whole
+from services.trainer.gate.held_out_items import held_out_items
 from services.trainer.gate.stage import write_report
 from services.trainer.run.context import RunContext
 from services.trainer.run.folder import GATE_REPORT, GATE_REPORT_PAGE, GATE_RESULT
-from services.trainer.worker import gate_again
+from services.trainer.worker import gate_again, row_checks
 from shared.chat_format import ChatFormat
 from shared.events import ExampleRevision
 from shared.versions import GateReport
@@ -58,7 +59,7 @@ def context(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder = tmp_path / "gates" / "run"
     folder.mkdir(parents=True)
     snapshot_files.write(folder, taken, 10)
-    monkeypatch.setattr(gate_again, "base_shape", lambda _: SimpleNamespace(context=2048))
+    monkeypatch.setattr(row_checks, "base_shape", lambda _: SimpleNamespace(context=2048))
     config = SimpleNamespace(
         line=LINE, through={"0": 4}, released=0, recipe=Recipe(), base="base", stable_run=None
     )
@@ -124,12 +125,12 @@ def users_of_items(context: RunContext) -> set[str]:
     user_of = {
         one.row.identity: one.row.user_id for one in snapshot_files.read_rows(context.folder, HELDOUT_ROWS)
     }
-    return {user_of[identity] for item in gate_again.item_identities(context) for identity in item}
+    return {user_of[identity] for item in held_out_items(context).voting_rows() for identity in item}
 
 
 def test_report_counts_the_items_with_new_feedback(context: RunContext) -> None:
     before = gate_again.read_held_out(context)
-    items = gate_again.item_identities(context)
+    items = held_out_items(context).voting_rows()
     report = GateReport(verdict="passed", reasons=("better",), gated_against=f"{LINE}@base-00000000")
     found = gate_again.with_new_items(report, items, before)
     new = users_of_items(context) & set(HELDOUT[6:14])

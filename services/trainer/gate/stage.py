@@ -22,16 +22,15 @@ from services.trainer.dataset.chat_endpoint import Endpoint, EndpointConfig, ope
 from services.trainer.dataset.filters import GroupedRow
 from services.trainer.files import write_whole
 from services.trainer.gate.answer_length import with_answer_length
-from services.trainer.gate.eval_items import build_eval_items
 from services.trainer.gate.eval_set import EvalOutputs, EvalSet, JudgedTies
 from services.trainer.gate.evaluation import evaluate, evaluate_against
 from services.trainer.gate.golden import GoldenQuestion, read_golden_set, require_rendered
 from services.trainer.gate.harness_run import run_harness
+from services.trainer.gate.held_out_items import held_out_items
 from services.trainer.gate.judge_model import JudgeModel, judge_ties
 from services.trainer.gate.metrics import AGAINST_BASE, VOTING, Measurements, measure_all
 from services.trainer.gate.metrics.metric import Json, JudgeOptions, Metric
 from services.trainer.gate.model_pair import ModelPair, Side
-from services.trainer.gate.preference_pairs import TrainedAnswer, build_preference_pairs
 from services.trainer.gate.report_html import page
 from services.trainer.gate.report_json import report_json
 from services.trainer.gate.skill_sets import SkillQuestion, SkillSet, read_skill_set
@@ -140,14 +139,8 @@ def write_report(folder: Path, report: Json) -> None:
 
 def build_eval_set(context: RunContext) -> EvalSet:
     """Return everything that both versions are evaluated on."""
-    config, recipe = context.config, context.config.recipe
-    trained = trained_answers(context.folder)
-    by_stable = trained_answers(context.folder_of(config.stable_run)) if config.stable_run else []
-    held_out = snapshot_files.read_rows(context.folder, snapshot_files.HELDOUT_ROWS)
-    items = build_eval_items(
-        config.line, held_out, [question for question, _ in trained], [question for question, _ in by_stable]
-    )
-    general = _general_prompts(context, held_out)
+    recipe, held_out = context.config.recipe, held_out_items(context)
+    general = _general_prompts(context, snapshot_files.read_rows(context.folder, snapshot_files.HELDOUT_ROWS))
     size = context.eval_size()
     safety = shipped_prompts(SAFETY_PROMPTS, size.safety)
     questions = {name: _skill_questions(context, name, size.skills) for name in SKILL_TOKENS}
@@ -163,11 +156,11 @@ def build_eval_set(context: RunContext) -> EvalSet:
         recipe.gate_temperature,
     )
     return EvalSet(
-        corrections=items.corrections,
-        liked=items.liked,
-        given=items.given,
-        left_out=items.left_out,
-        pairs=build_preference_pairs(config.line, held_out, [*trained, *by_stable]),
+        corrections=held_out.answers.corrections,
+        liked=held_out.answers.liked,
+        given=held_out.answers.given,
+        left_out=held_out.answers.left_out,
+        pairs=held_out.pairs,
         general_prompts=general,
         general_base_answers=of_general,
         safety_prompts=safety,
@@ -224,14 +217,6 @@ def _skill_questions(context: RunContext, name: str, count: int) -> list[SkillQu
     """
     questions = spread(read_skill_set(name), count)
     return [one for one in questions if is_rendered(context.chat, one.as_prompt().messages)]
-
-
-def trained_answers(folder: Path) -> list[TrainedAnswer]:
-    """Return the questions and answers of a run's snapshot; an empty list if it was erased."""
-    rows = [grouped.row for grouped in snapshot_files.trained_rows(folder)]
-    return [(row.question, row.answer) for row in rows] + [
-        (row.question, row.original) for row in rows if row.objective == "dpo"
-    ]
 
 
 def _golden_set(context: RunContext) -> list[GoldenQuestion]:

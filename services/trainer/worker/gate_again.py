@@ -16,12 +16,8 @@ from pathlib import Path
 
 import structlog
 
-from services.trainer.base.shape import base_shape
-from services.trainer.base.tokenization import TokenCounts
-from services.trainer.core.resolved_recipe import longest_row
 from services.trainer.database import open_read_only
 from services.trainer.dataset import batch_table, snapshot_files
-from services.trainer.dataset.filters import GroupedRow, mark_check
 from services.trainer.dataset.snapshot import held_out_rows
 from services.trainer.dataset.snapshot_files import HELDOUT_ROWS
 from services.trainer.dataset.votes import ChangeRule
@@ -32,6 +28,7 @@ from services.trainer.run.position import GATE
 from services.trainer.worker import control_run
 from services.trainer.worker.bootstrap import start_process
 from services.trainer.worker.pipeline import run_to_exit_code, train_adapter
+from services.trainer.worker.row_checks import RowChecks
 from shared.versions import GateReport
 
 EVALUATED_BEFORE = "evaluated-before.json"
@@ -44,6 +41,7 @@ def gate_again(context: RunContext) -> None:
 
     A control that the gate needs is trained in between.
     """
+    from services.trainer.gate.held_out_items import held_out_items  # noqa: PLC0415 - imports scikit-learn
     from services.trainer.gate.stage import gate_adapter  # noqa: PLC0415 - importing torch takes seconds
 
     before = read_held_out(context)
@@ -54,7 +52,7 @@ def gate_again(context: RunContext) -> None:
             control_run.begin(context)
         train_adapter(control_run.context_of(context))
         report = gate_adapter(context, adapter, context.folder, control_run.adapter_of(context))
-    report = with_new_items(report, item_identities(context), before)
+    report = with_new_items(report, held_out_items(context).voting_rows(), before)
     _write_reasons(context.folder, report)
     write_whole(context.folder / GATE_RESULT, report.model_dump_json(indent=1, exclude_none=True).encode())
 
@@ -69,40 +67,20 @@ def read_held_out(context: RunContext) -> frozenset[str]:
         rows = snapshot_files.read_rows(folder, HELDOUT_ROWS)
         write_whole(folder / EVALUATED_BEFORE, json.dumps([one.row.identity for one in rows]).encode())
     before = frozenset(json.loads((folder / EVALUATED_BEFORE).read_bytes()))
-    longest = longest_row(recipe, base_shape(Path(config.base)).context)
-    has_no_marks, tokens = mark_check(context.chat.marks), TokenCounts(context.chat, longest)
+    checks = RowChecks(context)
     with closing(open_read_only(context.trainer_folder)) as db:
         held_out = held_out_rows(
             config.line,
             batch_table.current_examples(db, config.through, config.released),
-            unfit=lambda row: has_no_marks(row) or tokens.why_unfit(row),
+            unfit=checks.why_unfit,
             comments=recipe.comment_mode,
             change_rule=ChangeRule.of(recipe),
-            max_tokens=longest,
+            max_tokens=checks.longest,
         )
     write_whole(folder / HELDOUT_ROWS, snapshot_files.to_parquet(held_out))
     new = sum(one.row.identity not in before for one in held_out)
     log.info("held_out_rows_read", rows=len(held_out), new=new, before=len(before))
     return before
-
-
-def item_identities(context: RunContext) -> list[tuple[str, ...]]:
-    """Return the rows behind each item that votes: one for a correction or a liked answer, up to two for a pair."""
-    from services.trainer.gate.eval_items import build_eval_items  # noqa: PLC0415 - imports scikit-learn
-    from services.trainer.gate.preference_pairs import build_preference_pairs  # noqa: PLC0415
-    from services.trainer.gate.stage import trained_answers  # noqa: PLC0415
-
-    config = context.config
-    held_out: Sequence[GroupedRow] = snapshot_files.read_rows(context.folder, HELDOUT_ROWS)
-    trained = trained_answers(context.folder)
-    by_stable = trained_answers(context.folder_of(config.stable_run)) if config.stable_run else []
-    items = build_eval_items(
-        config.line, held_out, [question for question, _ in trained], [question for question, _ in by_stable]
-    )
-    single = [item.row for item in items.corrections if item.category == "wins"]
-    single += [item.row for item in items.liked if item.category == "wins"]
-    pairs = build_preference_pairs(config.line, held_out, [*trained, *by_stable])
-    return [(row.identity,) for row in single] + [tuple(pair.identity.split(" ")) for pair in pairs]
 
 
 def with_new_items(report: GateReport, items: Sequence[Sequence[str]], before: Set[str]) -> GateReport:

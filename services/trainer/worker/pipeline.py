@@ -20,15 +20,11 @@ import structlog
 
 from services.trainer.base import dtype
 from services.trainer.base.memory import is_out_of_memory
-from services.trainer.base.shape import base_shape
-from services.trainer.base.tokenization import TokenCounts
-from services.trainer.core.resolved_recipe import longest_row
 from services.trainer.database import open_read_only
 from services.trainer.dataset import batch_table, data_card, snapshot, snapshot_files
 from services.trainer.dataset.batch_table import Example
 from services.trainer.dataset.chat_endpoint import EndpointConfig
 from services.trainer.dataset.comment_rewriter import rewrites_for
-from services.trainer.dataset.filters import mark_check
 from services.trainer.dataset.rewrite_cache import Rewrite
 from services.trainer.dataset.votes import ChangeRule
 from services.trainer.files import write_whole
@@ -40,6 +36,7 @@ from services.trainer.versions.model_card import write_artifact
 from services.trainer.worker import control_run
 from services.trainer.worker.bootstrap import exit_code_of, start_process
 from services.trainer.worker.launcher import pause_for_fault_test
+from services.trainer.worker.row_checks import RowChecks
 from shared.run_stage import RunStage
 
 log = structlog.get_logger(__name__)
@@ -111,9 +108,8 @@ def take_snapshot(context: RunContext) -> None:
     """Write the run's snapshot and data card. Raises `RunFailed` if the checks leave no rows to train."""
     config, recipe = context.config, context.config.recipe
     context.progress.report(RunStage.SNAPSHOT)
-    longest = longest_row(recipe, base_shape(Path(config.base)).context)
-    has_no_marks = mark_check(context.chat.marks)
-    tokens = TokenCounts(context.chat, longest)
+    checks = RowChecks(context)
+    tokens = checks.tokens
     stable_run = config.stable_run
     read = data_card.ExamplesRead()
     with closing(open_read_only(context.trainer_folder)) as db:
@@ -123,13 +119,13 @@ def take_snapshot(context: RunContext) -> None:
             read.counted(batch_table.current_examples(db, config.through, config.released)),
             config.through,
             known=trained_questions(context.folder_of(stable_run)) if stable_run else [],
-            unfit=lambda row: has_no_marks(row) or tokens.why_unfit(row),
+            unfit=checks.why_unfit,
             size=lambda row: tokens.of(row).all,
             comments=recipe.comment_mode,
             rewrites=rewrites,
             kto_least=recipe.kto_least,
             change_rule=ChangeRule.of(recipe),
-            max_tokens=longest,
+            max_tokens=checks.longest,
             token_budget=recipe.token_budget,
         )
     counts = [tokens.of(grouped.row) for grouped in built.train]
