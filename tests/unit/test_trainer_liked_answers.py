@@ -104,3 +104,11 @@ def test_disliked_answer_trains_beside_corrections() -> None:
     disliked = replace(likes(RAMBLING[0], 1)[0], label=False)
     kept, _ = apply_agreement([*corrections("35 minutes", 5), disliked])
     assert len(kept) == 6
+
+
+def test_likes_do_not_outvote_each_other() -> None:
+    most = likes("It stays open for 80 minutes.", 5)
+    other = replace(likes("It stays open for 6 hours.", 1)[0], user_id="other", event_id="other")
+    elsewhere = [replace(one, event_id=f"e{i}") for i, one in enumerate(corrections("35 minutes", 1))]
+    elsewhere = [replace(one, messages=(("user", "Who manages the depot in Lund?"),)) for one in elsewhere]
+    assert kept_likes([*elsewhere, *most, other]) == 6

@@ -121,11 +121,13 @@ def _outvoted_likes(
     if not leading or not liked:
         return []
     agreement = _agreement([*leading, *liked], rule)
-    verdicts = zip(liked, agreement.verdict[len(leading) :], strict=True)
+    corrected = set(agreement.claim[: len(leading)])
+    of_likes = slice(len(leading), None)
+    found = zip(liked, agreement.verdict[of_likes], agreement.opponent[of_likes], strict=True)
     return [
         (row, verdict)
-        for row, verdict in verdicts
-        if verdict in ("outvoted", "outdated") and "agreement" not in row.released
+        for row, verdict, opponent in found
+        if verdict in ("outvoted", "outdated") and opponent in corrected and "agreement" not in row.released
     ]
 
 
