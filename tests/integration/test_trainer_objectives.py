@@ -253,7 +253,7 @@ def test_run_trains_all_feedback_and_replay_data_in_one_adapter(tiny_model: Path
     assert all({"sft", "kto"} <= kind.keys() for kind in kinds), "every step mixes the objectives"
     resolved = ResolvedRecipe.model_validate_json((run / RESOLVED_RECIPE).read_bytes())
     assert (resolved.tokens_per_step, resolved.rank) == (250, 4)
-    assert resolved.learning_rate == 3e-3, "the tiny base is narrower than the one of the reference"
+    assert resolved.learning_rate == 2e-3, "the tiny base is narrower than the one of the reference"
     size = micro_batch.read(run)
     assert size is not None
     assert size.tokens == resolved.micro_batch_tokens

@@ -96,7 +96,7 @@ def test_card_has_data_recipe_and_environment(tmp_path: Path) -> None:
         "| rows trained on | 3 |",
         "| users | 3 |",
         "| kinds of feedback | correction 3 |",
-        "| learning_rate | 0.003 |",
+        "| learning_rate | 0.002 |",
         "| tokens_per_step | 640 |",
         "| replay_prompts | 320 |",
         "| torch | 2.9 |",

@@ -49,7 +49,7 @@ def resolved(
 
 def test_demo_gets_the_measured_recipe() -> None:
     demo = resolved()
-    assert (demo.learning_rate, demo.tokens_per_step, demo.epochs) == (3e-3, 8 * 80, 6)
+    assert (demo.learning_rate, demo.tokens_per_step, demo.epochs) == (2e-3, 8 * 80, 6)
     assert (demo.rank, demo.alpha, demo.warmup_steps, demo.schedule) == (16, 32, 5, "linear")
     assert (demo.gradient_checkpointing, demo.quantization) == (False, "none")
     assert demo.micro_batch_tokens >= demo.tokens_per_step, "a step goes through the model at once"
@@ -72,8 +72,8 @@ def test_run_without_replay_has_a_weight_for_it() -> None:
 
 
 def test_wider_bases_learn_with_a_lower_rate() -> None:
-    assert resolved(LARGE_BASE).learning_rate == pytest.approx(3.1e-4, rel=0.02)
-    assert resolved(LARGE_BASE, method="full").learning_rate == pytest.approx(2e-5, rel=0.1)
+    assert resolved(LARGE_BASE).learning_rate == pytest.approx(2.1e-4, rel=0.03)
+    assert resolved(LARGE_BASE, method="full").learning_rate == pytest.approx(1.4e-5, rel=0.1)
 
 
 @given(st.integers(1, 10**7), st.integers(8, 4000))

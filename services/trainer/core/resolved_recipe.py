@@ -25,10 +25,10 @@ from services.trainer.core.hardware import Quantization
 from services.trainer.core.recipe import Optimizer, Recipe, Schedule
 
 REFERENCE_WIDTH: Final = 576
-REFERENCE_RATE: Final = 3e-3
+REFERENCE_RATE: Final = 2e-3
 """Learning rate of an adapter on a base of `REFERENCE_WIDTH`, measured (docs/decisions/training-recipe.md)."""
 WIDTH_EXPONENT: Final = 1.16
-"""Gives 3.1e-4 for a width of 4096, in the range that is common for adapters of such bases."""
+"""Gives 2.1e-4 for a width of 4096, in the range that is common for adapters of such bases."""
 FULL_RATE: Final = 1 / 15
 """Learning rate with METHOD=full, relative to that of an adapter."""
 ROWS_PER_STEP: Final = 8
