@@ -171,7 +171,7 @@ class Recipe(BaseModel):
         0.25, ge=0, le=0.9, description="Minimum share of trained tokens that is replay data."
     )
     replay_kl: float = Field(
-        1.0,
+        2.0,
         ge=0,
         description="Weight of the divergence from the base's predictions for its answers to general prompts, relative "
         "to an equal number of answer tokens, and to all corrections if these have more. With 0, and with METHOD=full, "
