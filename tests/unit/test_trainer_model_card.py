@@ -98,7 +98,7 @@ def test_card_has_data_recipe_and_environment(tmp_path: Path) -> None:
         "| kinds of feedback | correction 3 |",
         "| learning_rate | 0.002 |",
         "| tokens_per_step | 640 |",
-        "| replay_prompts | 320 |",
+        "| replay_prompts | 400 |",
         "| torch | 2.9 |",
         "| processor | A processor |",
         "| win_rate | 31 | 0.900 | 0.750 to 0.970 |  | 0.500 |",

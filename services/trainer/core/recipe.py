@@ -162,7 +162,7 @@ class Recipe(BaseModel):
     threads: int = Field(1, ge=0, description="Threads that torch uses in a run.")
 
     replay_prompts: int = Field(
-        320,
+        400,
         ge=1,
         description="General prompts whose base answers are mixed in, spread over the epochs. More are used, and then "
         "each up to once per epoch, if REPLAY_SHARE requires it.",
