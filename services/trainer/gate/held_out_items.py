@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.trainer.dataset import snapshot_files
+from services.trainer.dataset.filters import GroupedRow
 from services.trainer.gate.eval_items import EvalItem, EvalItems, LikedItem, build_eval_items
 from services.trainer.gate.preference_pairs import PreferencePair, TrainedAnswer, build_preference_pairs
 from services.trainer.run.context import RunContext
@@ -14,8 +15,9 @@ from services.trainer.run.context import RunContext
 
 @dataclass(frozen=True, slots=True)
 class HeldOutItems:
-    """The items of a gate: corrections and liked answers, and pairs of a liked and a disliked answer."""
+    """The held-out rows of a gate, and its items: corrections and liked answers, and pairs of judged answers."""
 
+    rows: Sequence[GroupedRow]
     answers: EvalItems
     pairs: Sequence[PreferencePair]
 
@@ -33,6 +35,7 @@ def held_out_items(context: RunContext) -> HeldOutItems:
     trained = trained_answers(folder)
     by_stable = trained_answers(context.folder_of(stable_run)) if stable_run else []
     return HeldOutItems(
+        held_out,
         build_eval_items(
             line, held_out, [question for question, _ in trained], [question for question, _ in by_stable]
         ),

@@ -17,7 +17,6 @@ from services.trainer.base.base_answers import EVAL_PROMPTS, SAFETY_PROMPTS, Pro
 from services.trainer.base.model import load_base
 from services.trainer.base.tokenization import is_rendered
 from services.trainer.core.eval_size import SKILL_TOKENS
-from services.trainer.dataset import snapshot_files
 from services.trainer.dataset.chat_endpoint import Endpoint, EndpointConfig, open_client
 from services.trainer.dataset.filters import GroupedRow
 from services.trainer.files import write_whole
@@ -140,7 +139,7 @@ def write_report(folder: Path, report: Json) -> None:
 def build_eval_set(context: RunContext) -> EvalSet:
     """Return everything that both versions are evaluated on."""
     recipe, held_out = context.config.recipe, held_out_items(context)
-    general = _general_prompts(context, snapshot_files.read_rows(context.folder, snapshot_files.HELDOUT_ROWS))
+    general = _general_prompts(context, held_out.rows)
     size = context.eval_size()
     safety = shipped_prompts(SAFETY_PROMPTS, size.safety)
     questions = {name: _skill_questions(context, name, size.skills) for name in SKILL_TOKENS}
