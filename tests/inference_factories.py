@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +19,12 @@ from services.inference.core.generation_request import (
 from services.inference.engine.batching import BatchRow
 from services.inference.engine.in_memory import InMemoryEngine
 from services.inference.engine.port import Generation, GenerationListener, InferenceEngine
+from services.inference.engine.vllm.addresses import parse_urls
+from services.inference.engine.vllm.engine import VllmBase, VllmEngine
 from shared.errors import BadArtifact
 from shared.events import Message, sha256
 from shared.versions import RolloutRecord, VersionRef, version_name
+from tests.fake_vllm import FakeVllm
 
 DECIDED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LINE = "assistant"
@@ -60,6 +64,14 @@ def submit(engine: InferenceEngine, request: GenerationRequest, listener: Genera
     return asyncio.run(engine.submit(request, listener))
 
 
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not hold in time"
+        time.sleep(0.01)
+
+
 class RecordingListener:
     """Listener that keeps what it receives. `started` is set by the first piece, `ended` by the result."""
 
@@ -87,6 +99,7 @@ class FakeTokenizer:
     """Tokenizer whose tokens are the bytes of the text."""
 
     stop_strings: tuple[str, ...] = ()
+    eos_token_ids = frozenset({0})
 
     def __init__(self, max_context: int = 10_000) -> None:
         self.max_context = max_context
@@ -140,6 +153,19 @@ class FakeModelRunner:
         for row in rows:
             row.push(0, frozenset({0}))
             row.generation.end_if_finished()
+
+
+def make_vllm_engine(
+    servers: Sequence[FakeVllm], model: Path, adapter_dir: Path, *, urls: str = "", **options: Any
+) -> VllmEngine:
+    """Return a vLLM engine in front of these servers, not started. It checks them often."""
+    return VllmEngine(
+        parse_urls(urls or ",".join(server.url for server in servers)),
+        VllmBase(BASE.version, (str(model),), model),
+        options.pop("tokenizer", None) or FakeTokenizer(options.pop("max_context", 10_000)),
+        adapter_dir=adapter_dir,
+        **({"poll_s": 0.05} | options),
+    )
 
 
 class RecordingEngine(InMemoryEngine):

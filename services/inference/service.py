@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 import uvicorn
 
 from services.inference.api.chat_handler import ChatHandler
 from services.inference.api.routes import create_app
 from services.inference.engine.chat_tokenizer import ChatTokenizer
-from services.inference.engine.lora_model import LoraModel
 from services.inference.engine.port import InferenceEngine
-from services.inference.engine.transformers_engine import TransformersEngine
+from services.inference.engine.vllm.addresses import parse_urls
+from services.inference.engine.vllm.engine import VllmEngine, vllm_base
 from services.inference.response_publisher import (
     ResponsePublisher,
     SpoolResponsePublisher,
@@ -39,12 +41,37 @@ SPOOL_ACK_TIMEOUT_S = 10.0
 ENGINE_STOP_S = 5.0
 
 
-def build_engine(settings: InferenceSettings, base: PinnedBase) -> InferenceEngine:
-    """Return the engine, not started."""
+def build_engine(
+    settings: InferenceSettings, base: PinnedBase, on_status: Callable[[bool, str], None]
+) -> InferenceEngine:
+    """Return the engine, not started.
+
+    Args:
+        settings: The service's settings.
+        base: The base model.
+        on_status: Called with whether the servers behind the engine can answer, and their state in words. An engine
+            without servers never calls it.
+
+    Raises:
+        Misconfigured: if the settings name no usable engine.
+
+    """
     tokenizer = ChatTokenizer(base.path, settings.max_context, settings.chat_template_kwargs)
     problem = tokenizer.training_problem()
     if problem is not None:
         log.warning("base_cannot_be_trained", base=base.name, reason=problem)
+    if settings.engine == "vllm":
+        return _vllm_engine(settings, base, tokenizer, on_status)
+    return _transformers_engine(settings, base, tokenizer)
+
+
+def _transformers_engine(
+    settings: InferenceSettings, base: PinnedBase, tokenizer: ChatTokenizer
+) -> InferenceEngine:
+    # With another engine, this process never imports torch.
+    from services.inference.engine.lora_model import LoraModel  # noqa: PLC0415
+    from services.inference.engine.transformers_engine import TransformersEngine  # noqa: PLC0415
+
     return TransformersEngine(
         lambda: LoraModel(
             base.path, tokenizer, device=settings.device, dtype=settings.dtype, threads=settings.threads
@@ -55,6 +82,25 @@ def build_engine(settings: InferenceSettings, base: PinnedBase) -> InferenceEngi
         max_batch_tokens=settings.max_batch_tokens,
         max_waiting=settings.max_waiting,
         batch_wait_s=settings.batch_wait_ms / 1000,
+    )
+
+
+def _vllm_engine(
+    settings: InferenceSettings,
+    base: PinnedBase,
+    tokenizer: ChatTokenizer,
+    on_status: Callable[[bool, str], None],
+) -> InferenceEngine:
+    on_status(False, "looking for the vLLM servers")
+    return VllmEngine(
+        parse_urls(settings.engine_urls),
+        vllm_base(base, settings.line, settings.engine_model),
+        tokenizer,
+        adapter_dir=settings.adapter_dir,
+        api_key=settings.engine_api_key.get_secret_value() if settings.engine_api_key else None,
+        max_waiting=settings.max_waiting,
+        stall_s=settings.engine_stall_s,
+        on_status=on_status,
     )
 
 
@@ -74,8 +120,15 @@ class InferenceService:
         base = find_base(settings.base_model)
         checks = ["model", "rollout", *(["spool"] if settings.delivery == "spool" else [])]
         self._readiness = Readiness(*checks)
-        self._engine = build_engine(settings, base)
-        registry = VersionRegistry(settings.line, base.ref(settings.line), self._engine.unload)
+        self._engine = build_engine(
+            settings, base, lambda ok, detail: self._readiness.set("engine", ok=ok, detail=detail)
+        )
+        registry = VersionRegistry(
+            settings.line,
+            base.ref(settings.line),
+            self._engine.unload,
+            keep_previous=settings.engine == "vllm",  # an adapter more costs a server little
+        )
         response_publisher = self._build_delivery()
         swap = VersionSwap(
             registry,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from shared.settings import Settings
@@ -16,6 +17,33 @@ class InferenceSettings(Settings):
     model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_INFERENCE_")
 
     port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP API. 0 picks a free one.")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers",
+        description="What generates the answers: `transformers`, in this process; `vllm`, vLLM servers.",
+    )
+    engine_urls: str = Field(
+        "",
+        description="With `vllm`, the URLs of the servers, separated by commas, such as `http://vllm:8000`. A host "
+        "name with several addresses is a server per address.",
+    )
+    engine_model: str = Field(
+        "",
+        description="With `vllm`, the name or path under which the servers serve the base, if it is not "
+        "`LOOPWRIGHT_BASE_MODEL`.",
+    )
+    engine_api_key: SecretStr | None = Field(
+        None, description="With `vllm`, the key that the servers ask for (`vllm serve --api-key`)."
+    )
+    engine_stall_s: float = Field(
+        120.0,
+        gt=0,
+        description="With `vllm`, how long a server may be silent during an answer before that fails, in seconds.",
+    )
+    adapter_dir: Path = Field(
+        Path(".loopwright/adapters"),
+        description="With `vllm`, the folder through which the servers get versions. It has the same path for this "
+        "service and for all servers.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device of the model. `auto` uses the GPU if there is one."
     )

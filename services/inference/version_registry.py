@@ -41,13 +41,18 @@ class VersionRegistry:
         line: The line that is served.
         base: Its base; always in memory.
         unload: Called, without a lock held, with a version that can be unloaded now.
+        keep_previous: Whether the version before the stable one stays in memory, so that a rollback to it loads
+            nothing. It accepts no requests meanwhile.
 
     """
 
-    def __init__(self, line: str, base: VersionRef, unload: Callable[[str], None]) -> None:
+    def __init__(
+        self, line: str, base: VersionRef, unload: Callable[[str], None], *, keep_previous: bool = False
+    ) -> None:
         self.line = line
         self.base = base
         self._unload = unload
+        self._keep_previous = keep_previous
         self._lock = threading.Lock()
         self._versions = {base.version: LoadedVersion(base, wanted=True)}
         self._record: RolloutRecord | None = None
@@ -141,6 +146,9 @@ class VersionRegistry:
 
     def _remove_if_unused(self, entry: LoadedVersion) -> bool:
         if entry.wanted or entry.requests or entry.ref.version == self.base.version:
+            return False
+        previous = self._record.previous if self._record is not None and self._keep_previous else None
+        if previous is not None and entry.ref.version == previous.version:
             return False
         del self._versions[entry.ref.version]
         return True

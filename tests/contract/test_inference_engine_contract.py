@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import pytest
@@ -16,11 +18,13 @@ from services.inference.engine.lora_model import LoraModel
 from services.inference.engine.port import InferenceEngine
 from services.inference.engine.transformers_engine import TransformersEngine
 from shared.errors import BadArtifact, Overloaded, Retryable, UnknownVersion
+from tests.fake_vllm import FakeVllm
 from tests.inference_factories import (
     BASE,
     RecordingListener,
     generation_request,
     make_adapter,
+    make_vllm_engine,
     submit,
     version_ref,
 )
@@ -35,18 +39,21 @@ SAMPLED = Sampling(temperature=2.0, seed=5)
 
 
 class EngineFactory(Protocol):
-    """Creates an engine, not started, with queue limit `MAX_WAITING` and context limit `MAX_CONTEXT`."""
+    """Creates an engine, not started, with queue limit `MAX_WAITING` and context limit `MAX_CONTEXT`.
 
-    def __call__(self, model: Path) -> InferenceEngine: ...
+    What it needs besides is cleaned up by the exit stack, after the engine was stopped.
+    """
+
+    def __call__(self, model: Path, cleanup: ExitStack) -> InferenceEngine: ...
 
 
-def in_memory_engine(model: Path) -> InferenceEngine:
+def in_memory_engine(model: Path, cleanup: ExitStack) -> InferenceEngine:
     return InMemoryEngine(
         BASE.version, max_waiting=MAX_WAITING, max_context=MAX_CONTEXT, seconds_per_token=0.001
     )
 
 
-def transformers_engine(model: Path) -> InferenceEngine:
+def transformers_engine(model: Path, cleanup: ExitStack) -> InferenceEngine:
     tokenizer = ChatTokenizer(model, MAX_CONTEXT)
     # In float32, because in bfloat16 an answer depends on the other rows of its batch.
     return TransformersEngine(
@@ -57,9 +64,24 @@ def transformers_engine(model: Path) -> InferenceEngine:
     )
 
 
+def vllm_engine(model: Path, cleanup: ExitStack) -> InferenceEngine:
+    """The engine in front of two servers that behave like vLLM."""
+    servers = [FakeVllm(str(model), max_model_len=MAX_CONTEXT) for _ in range(2)]
+    for server in servers:
+        cleanup.callback(server.close)
+    return make_vllm_engine(
+        servers,
+        model,
+        Path(cleanup.enter_context(TemporaryDirectory())),
+        max_waiting=MAX_WAITING,
+        tokenizer=ChatTokenizer(model, MAX_CONTEXT),
+    )
+
+
 ENGINES: dict[str, EngineFactory] = {
     "in_memory": in_memory_engine,
     "transformers": transformers_engine,
+    "vllm": vllm_engine,
 }
 
 
@@ -91,14 +113,15 @@ def adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture(scope="module", params=list(ENGINES.values()), ids=list(ENGINES))
 def setup(request: pytest.FixtureRequest, tiny_model: Path, adapters: dict[str, Path]) -> Iterator[Setup]:
-    def start() -> InferenceEngine:
-        engine: InferenceEngine = request.param(tiny_model)
-        engine.start().result(60)
-        return engine
+    with ExitStack() as cleanup:
 
-    setup = Setup(start(), adapters, start)
-    yield setup
-    setup.engine.stop(10)
+        def start() -> InferenceEngine:
+            engine: InferenceEngine = request.param(tiny_model, cleanup)
+            cleanup.callback(engine.stop, 10)
+            engine.start().result(60)
+            return engine
+
+        yield Setup(start(), adapters, start)
 
 
 @pytest.fixture
