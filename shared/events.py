@@ -27,8 +27,15 @@ from shared.errors import Malformed, Oversized
 MAX_RECORD_BYTES = 1_000_000
 """Maximum size of a record on any topic: Kafka's default `message.max.bytes`, less space for headers."""
 MAX_TEXT = 32_768
-MAX_MESSAGES = 64
+"""Maximum number of characters of a text in a feedback event."""
+MAX_CONTENT = 524_288
+"""Maximum number of characters of a message, an answer, or the arguments of a tool call. What a batch can hold is the
+tighter limit: a whole response takes at most `shared.limits.MAX_RESPONSE_BYTES`."""
+MAX_MESSAGES = 10_000
+"""Maximum number of messages of a conversation; a response of maximum size has room for about that many."""
 MAX_CHOICES = 8
+MAX_TOOL_CALLS = 128
+MAX_TOOL_NAME = 256
 MAX_TAGS = 16
 MAX_METADATA = 16
 MAX_TOKENS = 1_000_000_000
@@ -38,8 +45,10 @@ MAX_SIGNALS = 256
 Line = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Id = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
 """Printable ASCII without spaces, 1 to 128 characters."""
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
 NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+Content = Annotated[str, Field(max_length=MAX_CONTENT)]
+ToolName = Annotated[str, Field(max_length=MAX_TOOL_NAME)]
+"""Name of a function, or id of a call. Models write both, so any text is accepted."""
 Tag = Annotated[str, Field(min_length=1, max_length=64)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
@@ -155,19 +164,41 @@ class LogRecord(Part):
 # --- chat.responses ---------------------------------------------------------------------------------------------
 
 
+class ToolFunction(Part):
+    """The function of a tool call."""
+
+    name: ToolName
+    arguments: Content = Field(description="JSON as the model wrote it. It may be invalid.")
+
+
+class ToolCall(Part):
+    """A function that the model asked the app to call, in OpenAI's form."""
+
+    id: ToolName
+    type: Literal["function"]
+    function: ToolFunction
+
+
+ToolCalls = Annotated[tuple[ToolCall, ...], Field(max_length=MAX_TOOL_CALLS)]
+
+
 class Message(Part):
-    """One message of a conversation."""
+    """One message of a conversation. `content` is empty if an assistant's message has only tool calls."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text
+    content: Content
+    name: ToolName | None = Field(None, description="Name of the participant or of the tool.")
+    tool_calls: ToolCalls | None = None
+    tool_call_id: ToolName | None = Field(None, description="The call that a message of a tool answers.")
 
 
 class Choice(Part):
-    """One answer of a response; a request with `n` > 1 has several."""
+    """One answer of a response; a request with `n` > 1 has several. `text` is empty if it has only tool calls."""
 
     index: int = Field(ge=0, lt=MAX_CHOICES)
-    text: Text
+    text: Content
     finish_reason: str | None = Field(None, max_length=64)
+    tool_calls: ToolCalls | None = None
 
 
 class Usage(Part):

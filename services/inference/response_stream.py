@@ -10,11 +10,25 @@ from datetime import datetime
 
 import structlog
 
-from services.inference.core.generation_request import GenerationRequest, GenerationResult, Piece
+from services.inference.core.generation_request import (
+    ChoiceResult,
+    FunctionCall,
+    GenerationRequest,
+    GenerationResult,
+    Piece,
+)
 from services.inference.response_publisher import ResponsePublisher
 from shared.cloudevents import cloudevent
 from shared.errors import LoopwrightError
-from shared.events import MAX_TEXT, ChatResponse, Choice
+from shared.events import (
+    MAX_CONTENT,
+    MAX_TOOL_CALLS,
+    MAX_TOOL_NAME,
+    ChatResponse,
+    Choice,
+    ToolCall,
+    ToolFunction,
+)
 from shared.limits import MAX_RESPONSE_BYTES
 from shared.records import Output
 from shared.telemetry import CHAT_REQUESTS, CHAT_SECONDS, CHAT_TOKENS, RESPONSES_NOT_RECORDED
@@ -50,6 +64,11 @@ class ResponseEnd:
     error: LoopwrightError | None
     not_recorded: str | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the request ended without an answer."""
+        return self.error is not None or self.result.status != "completed"
+
 
 class ResponseStream:
     """Bridge from the engine's thread to the event loop. It is the request's `GenerationListener`.
@@ -83,6 +102,16 @@ class ResponseStream:
         """Return the next piece, or the end after the last one."""
         return await self._events.get()
 
+    async def next_event_within(self, timeout_s: float) -> Piece | ResponseEnd | None:
+        """Return the next event, or None if there is none for `timeout_s` seconds. No event is lost."""
+        if self._events.empty():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await self._events.get()
+            except TimeoutError:
+                return None
+        return self._events.get_nowait()
+
     async def end(self) -> ResponseEnd:
         """Skip the remaining pieces and return the end."""
         while True:
@@ -105,6 +134,8 @@ class ResponseStream:
         CHAT_REQUESTS.labels(version, result.status).inc()
         CHAT_SECONDS.labels(version).observe(seconds)
         CHAT_TOKENS.labels(version).inc(result.usage.completion_tokens)
+        if result.status == "failed":
+            log.error("generation_failed", response_id=self.request.response_id, reason=result.error)
         first = result.first_token_at
         record = response_record(
             self.request,
@@ -148,10 +179,7 @@ def response_record(
         response_id=request.response_id,
         version=request.version,
         messages=request.messages,
-        choices=tuple(
-            Choice(index=choice.index, text=choice.text[:MAX_TEXT], finish_reason=choice.finish_reason)
-            for choice in result.choices
-        ),
+        choices=tuple(map(_recorded_choice, result.choices)),
         status=result.status,
         error=result.error[:MAX_ERROR] if result.error is not None else None,
         user_id=details.user_id,
@@ -170,3 +198,19 @@ def response_record(
         at=details.created_at,
         traceparent=details.traceparent,
     )
+
+
+def _recorded_choice(choice: ChoiceResult) -> Choice:
+    """Return a choice as the record holds it: within the limits of a record, whatever the model wrote."""
+    calls = tuple(map(_recorded_call, choice.tool_calls[:MAX_TOOL_CALLS]))
+    return Choice(
+        index=choice.index,
+        text=choice.text[:MAX_CONTENT],
+        finish_reason=choice.finish_reason,
+        tool_calls=calls or None,
+    )
+
+
+def _recorded_call(call: FunctionCall) -> ToolCall:
+    function = ToolFunction(name=call.name[:MAX_TOOL_NAME], arguments=call.arguments[:MAX_CONTENT])
+    return ToolCall(id=call.id[:MAX_TOOL_NAME], type="function", function=function)

@@ -117,8 +117,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-            detail = f"the headers are larger than {MAX_HEADER_BYTES} bytes: send fewer or shorter ones"
-            await problem(431, "headers_too_large", "Headers too large", detail)(scope, receive, send)
+            await self._refuse_headers(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max:
@@ -140,6 +139,10 @@ class BodyLimit:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         await problem(413, Oversized.code, "Oversized", self._too_large())(scope, receive, send)
+
+    async def _refuse_headers(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = f"the headers are larger than {MAX_HEADER_BYTES} bytes: send fewer or shorter ones"
+        await problem(431, "headers_too_large", "Headers too large", detail)(scope, receive, send)
 
     def _too_large(self) -> str:
         return f"the body is larger than {self._max} bytes: send less, or split it into several requests"

@@ -18,7 +18,7 @@ from services.feedback.core.schemas import (
     to_event,
     to_response,
 )
-from services.inference.api.openai_schemas import parse_chat_request
+from services.inference.api.request_schemas import parse_chat_request
 from shared.errors import Malformed, Oversized, Rejected
 from shared.events import (
     EARLIEST,

@@ -13,11 +13,12 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from services.inference.api.openai_schemas import ChatMessage, error_body
+from services.inference.api.error_schemas import error_body
 from services.inference.engine.chat_tokenizer import ChatTokenizer
 from services.trainer.base.tokenization import load_chat, prompt_and_answer_lengths
 from services.trainer.core.chat import as_chat
 from shared.chat_format import TemplateRefused
+from shared.chat_messages import ChatMessage
 from shared.chat_template import PLAIN_STOP_STRINGS
 from shared.events import Message
 from tests.chat_bases import shipped_template

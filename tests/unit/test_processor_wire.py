@@ -13,7 +13,17 @@ from services.processor.core.state import pending_key
 from services.processor.core.step import ProcessorStep
 from services.processor.core.wire import OutcomeOut, TallyOut, rfc3339, wire_struct
 from shared.cloudevents import cloudevent
-from shared.events import Batch, Choice, LogRecord, Message, Outcome, Tally, from_ms
+from shared.events import (
+    Batch,
+    Choice,
+    LogRecord,
+    Message,
+    Outcome,
+    Tally,
+    ToolCall,
+    ToolFunction,
+    from_ms,
+)
 from shared.records import Record
 from shared.stream.state_store import MemoryStore
 from shared.stream.write_buffer import WriteBuffer
@@ -51,10 +61,16 @@ def test_every_record_is_encoded_as_by_its_model(
     at_ms: int,
 ) -> None:
     driver = ProcessorDriver(BatchLimits(examples=2))
+    call = ToolCall(id="c1", type="function", function=ToolFunction(name=question, arguments=question))
     choices = tuple(
-        Choice(index=n, text=text, finish_reason=reason) for n, (text, reason) in enumerate(answers)
+        Choice(index=n, text=text, finish_reason=reason, tool_calls=(call,) if reason is None else None)
+        for n, (text, reason) in enumerate(answers)
     )
-    messages = (Message(role="user", content=question),)
+    messages = (
+        Message(role="user", content=question, name=asker),
+        Message(role="assistant", content="", tool_calls=(call, call)),
+        Message(role="tool", content=question, tool_call_id="c1"),
+    )
     driver.append(response(messages=messages, choices=choices, user_id=asker), at_ms / 1000)
     for number, ((kind, value), tags) in enumerate(events):
         event = feedback(kind, value, f"e{number}", user=f"u{number}", tags=tuple(tags))

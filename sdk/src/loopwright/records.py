@@ -25,6 +25,10 @@ from loopwright.wire import FeedbackValue
 CHAT_RESPONSES: Final = "chat.responses"
 FEEDBACK_EVENTS: Final = "feedback.events"
 MAX_TEXT: Final = 32_768
+"""Maximum number of characters of a text in a feedback event."""
+MAX_CONTENT: Final = 524_288
+"""Maximum number of characters of a message, an answer, or the arguments of a tool call."""
+MAX_MESSAGES: Final = 10_000
 MAX_RESPONSE_BYTES: Final = 380_416
 """Maximum size of a response as JSON: a training batch must hold it together with feedback on it."""
 MAX_EVENT_BYTES: Final = 139_264
@@ -38,7 +42,8 @@ _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 Line = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Id = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Content = Annotated[str, Field(max_length=MAX_CONTENT)]
+ToolName = Annotated[str, Field(max_length=256)]
 NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Tag = Annotated[str, Field(min_length=1, max_length=64)]
 Tokens = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -65,19 +70,41 @@ class LogRecord(Part):
         return self.model_dump_json(exclude_none=True).encode()
 
 
+class ToolFunction(Part):
+    """The function of a tool call."""
+
+    name: ToolName
+    arguments: Content
+
+
+class ToolCall(Part):
+    """A function that the model asked the app to call, in OpenAI's form."""
+
+    id: ToolName
+    type: Literal["function"]
+    function: ToolFunction
+
+
+ToolCalls = Annotated[tuple[ToolCall, ...], Field(max_length=128)]
+
+
 class Message(Part):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text
+    content: Content
+    name: ToolName | None = None
+    tool_calls: ToolCalls | None = None
+    tool_call_id: ToolName | None = None
 
 
 class Choice(Part):
     """One answer of a response."""
 
     index: ChoiceIndex
-    text: Text
+    text: Content
     finish_reason: str | None = Field(None, max_length=64)
+    tool_calls: ToolCalls | None = None
 
 
 class Usage(Part):
@@ -93,7 +120,7 @@ class ChatResponse(LogRecord):
     event_type = "loopwright.chat.response"
     response_id: Id
     version: str = Field(min_length=1, max_length=256)
-    messages: tuple[Message, ...] = Field(min_length=1, max_length=64)
+    messages: tuple[Message, ...] = Field(min_length=1, max_length=MAX_MESSAGES)
     choices: tuple[Choice, ...] = Field((), max_length=8)
     status: Literal["completed", "failed", "cancelled"] = "completed"
     error: str | None = Field(None, max_length=2048)

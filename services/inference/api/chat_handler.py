@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 from uuid6 import uuid7
 
-from services.inference.api.openai_schemas import (
+from services.inference.api.error_schemas import GenerationFailed, error_body
+from services.inference.api.request_schemas import ChatRequest
+from services.inference.api.response_schemas import (
     DONE,
-    ChatRequest,
+    KEEP_ALIVE,
     ChunkEncoder,
-    GenerationFailed,
     completion_object,
-    error_body,
     server_sent_event,
     usage_object,
 )
-from services.inference.core.generation_request import GenerationRequest, Piece, Sampling
+from services.inference.core.generation_request import GenerationRequest, Piece
 from services.inference.engine.port import Generation, InferenceEngine
 from services.inference.response_publisher import ResponsePublisher
 from services.inference.response_stream import RequestDetails, ResponseEnd, ResponseStream
@@ -28,12 +29,16 @@ from services.inference.settings import InferenceSettings
 from services.inference.version_registry import VersionRegistry
 from shared.cloudevents import valid_traceparent
 from shared.errors import LoopwrightError, NotYet
-from shared.events import Message, from_ms
+from shared.events import from_ms
 from shared.ports import Clock
 from shared.pseudonym import Pseudonymiser
 from shared.telemetry import Readiness
 
 T = TypeVar("T")
+KEEP_ALIVE_S: Final = 3.0
+"""Longest time without a byte in a stream. Proxies close connections that are silent for longer, some after 5 s."""
+STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""Headers that keep caches and nginx from collecting a stream before they pass it on."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status code for a client that disconnected. It only shows up in logs."""
 
@@ -80,26 +85,22 @@ class ChatHandler:
         """
         stream, generation = await self._submit(chat, http_request.headers.get("traceparent"))
         try:
-            first = await _unless_disconnected(stream.next_event(), http_request)
-            if first is None:
-                return _cancelled_response(generation)
-            if isinstance(first, ResponseEnd):
-                _raise_if_failed(first)
             created = self._clock.now_ms() // 1000
             if chat.stream:
+                # An error within the first seconds still gets its HTTP status.
+                first = await _unless_disconnected(_next_event(stream), http_request)
+                if first is None:
+                    return _cancelled_response(generation)
+                if isinstance(first, ResponseEnd):
+                    _raise_if_failed(first)
                 chunks = ChunkEncoder(
                     response_id=stream.request.response_id,
                     created=created,
                     version=stream.request.version,
                     with_usage=chat.wants_usage(),
                 )
-                return StreamingResponse(
-                    _stream_chunks(stream, generation, first, chunks), media_type="text/event-stream"
-                )
-            if isinstance(first, ResponseEnd):
-                end: ResponseEnd | None = first
-            else:
-                end = await _unless_disconnected(stream.end(), http_request)
+                return _ChatStream(_stream_chunks(stream, first, chunks), generation)
+            end = await _unless_disconnected(stream.end(), http_request)
             if end is None:
                 return _cancelled_response(generation)
             _raise_if_failed(end)
@@ -109,6 +110,7 @@ class ChatHandler:
             raise
 
     async def _submit(self, chat: ChatRequest, traceparent: str | None) -> tuple[ResponseStream, Generation]:
+        chat.require_support(self._engine.supported_options())
         self._require_ready()
         settings = self._settings
         user_id = chat.user_id()
@@ -118,11 +120,12 @@ class ChatHandler:
             request = GenerationRequest(
                 response_id=f"chatcmpl-{uuid7().hex}",
                 version=version,
-                messages=tuple(Message(role=m.role, content=m.text()) for m in chat.messages),
+                messages=tuple(message.to_message() for message in chat.messages),
                 max_tokens=min(chat.token_limit() or settings.default_tokens, settings.max_tokens),
                 n=chat.n or 1,
-                sampling=sampling_of(chat),
+                sampling=chat.sampling(),
                 stop=chat.stop_strings(),
+                options=chat.options(),
             )
             details = RequestDetails(
                 line=settings.line,
@@ -150,45 +153,71 @@ class ChatHandler:
             raise NotYet(f"this replica is not ready yet ({failing}); send the request again in a moment")
 
 
-def sampling_of(chat: ChatRequest) -> Sampling:
-    """Return the request's sampling with OpenAI's defaults."""
-    return Sampling(
-        temperature=1.0 if chat.temperature is None else chat.temperature,
-        top_p=1.0 if chat.top_p is None else chat.top_p,
-        seed=chat.seed,
-    )
+class _Silence:
+    """No output for `KEEP_ALIVE_S`."""
+
+
+_SILENCE: Final = _Silence()
+
+
+async def _next_event(stream: ResponseStream) -> Piece | ResponseEnd | _Silence:
+    return await stream.next_event_within(KEEP_ALIVE_S) or _SILENCE
+
+
+class _ChatStream(StreamingResponse):
+    """A streamed answer. Its generation is cancelled if the client disconnects, even before the first byte."""
+
+    def __init__(self, body: AsyncIterator[bytes], generation: Generation) -> None:
+        super().__init__(body, media_type="text/event-stream", headers=STREAM_HEADERS)
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._generation.cancel()  # no effect if the request has ended
 
 
 async def _stream_chunks(
-    stream: ResponseStream, generation: Generation, first: Piece | ResponseEnd, chunks: ChunkEncoder
+    stream: ResponseStream, first: Piece | ResponseEnd | _Silence, chunks: ChunkEncoder
 ) -> AsyncIterator[bytes]:
-    """Yield the answer as server-sent events. Finish reasons follow after the record was published."""
-    try:
+    """Yield the answer as server-sent events, and a comment after each silence.
+
+    The first chunk of each choice has its role. Finish reasons follow after the record was published. A stream that
+    fails ends with an error object and without `[DONE]`.
+    """
+    event = first
+    while isinstance(event, _Silence):
+        yield KEEP_ALIVE
+        event = await _next_event(stream)
+    if not (isinstance(event, ResponseEnd) and event.failed):
         for index in range(stream.request.n):
             yield chunks.role(index)
-        event = first
-        while not isinstance(event, ResponseEnd):
-            if event.text:
-                yield chunks.text(event.choice, event.text)
-            event = await stream.next_event()
-        try:
-            _raise_if_failed(event)
-        except LoopwrightError as error:
-            yield server_sent_event(error_body(error)[1])
-            return
-        for choice in event.result.choices:
-            yield chunks.finish(choice.index, choice.finish_reason, event.not_recorded)
-        yield chunks.usage(usage_object(event.result.usage)) + DONE
-    finally:
-        generation.cancel()  # the client has disconnected; no effect if the request has ended
+    while not isinstance(event, ResponseEnd):
+        if isinstance(event, _Silence):
+            yield KEEP_ALIVE
+        elif chunk := chunks.piece(event):
+            yield chunk
+        event = await _next_event(stream)
+    try:
+        _raise_if_failed(event)
+    except LoopwrightError as error:
+        yield server_sent_event(error_body(error)[1])
+        return
+    for choice in event.result.choices:
+        yield chunks.finish(choice.index, choice.finish_reason, event.not_recorded)
+    yield chunks.usage(usage_object(event.result.usage)) + DONE
 
 
 def _raise_if_failed(end: ResponseEnd) -> None:
     if end.error is not None:
         raise end.error
     if end.result.status != "completed":
-        reason = end.result.error or end.result.status
-        raise GenerationFailed(f"the model could not generate an answer: {reason}; send the request again")
+        # The reason is in the record and in the log: it may name files, hosts or sizes of this deployment.
+        raise GenerationFailed(
+            "the model could not generate an answer; send the request again. If it fails again, the operator finds "
+            "the reason in the log of inference"
+        )
 
 
 def _cancelled_response(generation: Generation) -> Response:

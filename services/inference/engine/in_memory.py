@@ -12,14 +12,20 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from services.inference.core.detokenizer import IncrementalDetokenizer
+from services.inference.core.generation_options import OPTION_NAMES
 from services.inference.core.generation_request import (
     ChoiceResult,
     ContextExceeded,
     FinishReason,
+    FunctionCall,
     GenerationRequest,
     GenerationResult,
     Piece,
     Status,
+    TokenLogprob,
+    ToolCallDelta,
+    TopLogprob,
+    join_tool_calls,
 )
 from services.inference.engine.port import GenerationListener
 from shared.errors import BadArtifact, Overloaded, Retryable, UnknownVersion
@@ -40,6 +46,16 @@ def random_answer(request: GenerationRequest, choice: int) -> str:
     )
     source = random.Random(None if seed is None else json.dumps(parts))  # noqa: S311 - not a secret
     return "".join(source.choices(ALPHABET, k=request.max_tokens + 1))
+
+
+def forced_call(request: GenerationRequest, choice: int) -> tuple[FunctionCall, ...]:
+    """Return a call without arguments of the function that the request demands; none if it leaves the model free."""
+    options = request.options
+    if not options.tools or options.tool_choice in (None, "none", "auto"):
+        return ()
+    first = options.tools[0].function.name
+    chosen = first if isinstance(options.tool_choice, str) else options.tool_choice.function.name
+    return (FunctionCall(f"call_{request.response_id}_{choice}", chosen, "{}"),)
 
 
 class InMemoryGeneration:
@@ -71,11 +87,13 @@ class InMemoryEngine:
 
     Tests control it by its attributes. While `resume` is cleared, the engine blocks with one request started
     (`busy` is set then). While `failure` is set, requests end as `failed` with it. A folder without files, or a
-    version in `unusable`, is refused as `BadArtifact`.
+    version in `unusable`, is refused as `BadArtifact`. `requests` has all requests that were accepted. `options` are
+    the supported ones: it follows `logprobs`, `top_logprobs`, `tools` and `tool_choice`, and only records the others.
 
     Args:
         base: Version name of the base.
         answer: Returns the answer to a choice; the engine cuts it off at stop strings and at the token limit.
+        calls: Returns the tool calls that follow the answer of a choice.
         max_waiting: Limit of waiting requests.
         max_context: Limit of prompt and answer together, in tokens.
         seconds_per_token: How long a token takes.
@@ -87,6 +105,7 @@ class InMemoryEngine:
         base: str,
         *,
         answer: Callable[[GenerationRequest, int], str] = random_answer,
+        calls: Callable[[GenerationRequest, int], tuple[FunctionCall, ...]] = forced_call,
         max_waiting: int = 256,
         max_context: int = 4096,
         seconds_per_token: float = 0.0,
@@ -96,8 +115,11 @@ class InMemoryEngine:
         self.busy = threading.Event()
         self.resume = threading.Event()
         self.resume.set()
+        self.requests: list[GenerationRequest] = []
+        self.options = OPTION_NAMES
         self._base = base
         self._answer = answer
+        self._calls = calls
         self._max_waiting = max_waiting
         self._max_context = max_context
         self._seconds_per_token = seconds_per_token
@@ -107,6 +129,10 @@ class InMemoryEngine:
         self._waiting: deque[InMemoryGeneration] = deque()
         self._running: InMemoryGeneration | None = None
         self._thread = threading.Thread(target=self._run, name="in-memory-engine", daemon=True)
+
+    def supported_options(self) -> frozenset[str]:
+        """Return `options`. See `InferenceEngine.supported_options`."""
+        return self.options
 
     def start(self) -> Future[None]:
         """Start the thread. The engine is ready at once."""
@@ -141,6 +167,7 @@ class InMemoryEngine:
                 raise UnknownVersion(f"the version {request.version} is not loaded")
             if len(self._waiting) >= self._max_waiting:
                 raise Overloaded(f"{self._max_waiting} requests are waiting already")
+            self.requests.append(request)
             self._waiting.append(generation)
             self._changed.notify_all()
         return generation
@@ -188,10 +215,10 @@ class InMemoryEngine:
         generation.end("cancelled" if generation.cancelled.is_set() else "completed")
 
     def _generate_choice(self, generation: InMemoryGeneration, choice: int) -> None:
-        detokenizer = IncrementalDetokenizer(
-            lambda tokens: "".join(map(chr, tokens)), generation.request.stop
-        )
-        answer = self._answer(generation.request, choice)
+        request = generation.request
+        detokenizer = IncrementalDetokenizer(lambda tokens: "".join(map(chr, tokens)), request.stop)
+        answer, calls = self._answer(request, choice), self._calls(request, choice)
+        logprobs: list[TokenLogprob] = []
         finish_reason: FinishReason | None = None
         token_count = 0
         while finish_reason is None:
@@ -205,14 +232,44 @@ class InMemoryEngine:
             if generation.cancelled.is_set():
                 finish_reason = "cancelled"
             elif at_end or detokenizer.stopped:
-                finish_reason = "stop"
+                finish_reason = "tool_calls" if at_end and calls else "stop"
             elif token_count >= generation.max_tokens:
                 finish_reason = "length"
             if finish_reason is not None:
                 new_text += detokenizer.flush()
-            if new_text or finish_reason is not None:
-                generation.listener.on_piece(Piece(choice, new_text, finish_reason))
-        generation.choices.append(ChoiceResult(choice, detokenizer.text, finish_reason))
+            new_logprobs = () if at_end else _logprobs(request, answer[token_count - 1])
+            logprobs += new_logprobs
+            if finish_reason == "tool_calls":
+                _send_calls(generation, choice, calls)
+            if new_text or new_logprobs or finish_reason is not None:
+                piece = Piece(choice, new_text, finish_reason, logprobs=new_logprobs)
+                generation.listener.on_piece(piece)
+        made = calls if finish_reason == "tool_calls" else ()
+        generation.choices.append(
+            ChoiceResult(choice, detokenizer.text, finish_reason, made, tuple(logprobs))
+        )
+
+
+def _send_calls(generation: InMemoryGeneration, choice: int, calls: tuple[FunctionCall, ...]) -> None:
+    """Send each call in parts: its id and name, then its arguments character by character."""
+    for index, call in enumerate(calls):
+        deltas = [ToolCallDelta(index, call.id, call.name)]
+        deltas += [ToolCallDelta(index, arguments=character) for character in call.arguments]
+        assert join_tool_calls(deltas) == (call,)
+        for delta in deltas:
+            generation.listener.on_piece(Piece(choice, "", tool_calls=(delta,)))
+
+
+def _logprobs(request: GenerationRequest, token: str) -> tuple[TokenLogprob, ...]:
+    """Return the log-probability of a token, if the request wants it: they fall by 1 from -0.5 with the rank."""
+    if not request.options.logprobs:
+        return ()
+    ranked = [token, *(other for other in ALPHABET if other != token)]
+    top = tuple(
+        TopLogprob(text, -0.5 - rank, tuple(text.encode()))
+        for rank, text in enumerate(ranked[: request.options.top_logprobs or 0])
+    )
+    return (TokenLogprob(token, -0.5, tuple(token.encode()), top),)
 
 
 def _prompt_tokens(request: GenerationRequest) -> int:

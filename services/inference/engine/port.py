@@ -20,7 +20,10 @@ class GenerationListener(Protocol):
         """Receive new text. The pieces of one choice arrive in order; choices may be interleaved."""
 
     def on_result(self, result: GenerationResult) -> None:
-        """Receive the end of the request. The text of each choice equals its pieces joined together."""
+        """Receive the end of the request.
+
+        The text, log-probabilities and tool calls (`join_tool_calls`) of each choice equal its pieces joined together.
+        """
 
 
 class Generation(Protocol):
@@ -50,7 +53,19 @@ class InferenceEngine(Protocol):
     the engine restarts in between.
 
     Seeds: two equal requests with a seed get the same answer.
+
+    Options: the gateway refuses a request that has an option which is not in `supported_options`, so an engine gets
+    only requests that it can follow. Without `tools` among them, no message has tool calls.
+
+    Text, names, ids and arguments that an engine returns are valid Unicode (no lone surrogates); log-probabilities are
+    finite.
     """
+
+    def supported_options(self) -> frozenset[str]:
+        """Return the names of the fields of `GenerationOptions` that this engine follows.
+
+        It is asked for every request and returns at once. The answer does not change while the engine runs.
+        """
 
     def start(self) -> Future[None]:
         """Start loading the base model and return at once.
@@ -74,7 +89,8 @@ class InferenceEngine(Protocol):
         Raises:
             UnknownVersion: if the version is not loaded.
             ContextExceeded: if the prompt leaves no room for an answer in the context.
-            Rejected: if the chat template refuses the conversation.
+            Rejected: if the chat template refuses the conversation, or an option has a value that cannot be followed,
+                such as a JSON Schema that is not valid (`InvalidParameter`, which names the field).
             Overloaded: if the engine's queue is full. The same request may succeed a moment later.
             Retryable: if the engine is shutting down.
 

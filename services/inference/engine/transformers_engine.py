@@ -110,6 +110,10 @@ class TransformersEngine:
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
+    def supported_options(self) -> frozenset[str]:
+        """Return no options. See `InferenceEngine.supported_options`."""
+        return frozenset()
+
     def start(self) -> Future[None]:
         """Start the thread, which loads the base. See `InferenceEngine.start`."""
         self._thread.start()

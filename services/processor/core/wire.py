@@ -123,15 +123,30 @@ def example_json(response_id: str, joined: JoinedResponse, response: StoredRespo
     )
 
 
+class _ToolFunction(Struct):
+    name: str
+    arguments: str
+
+
+class _ToolCall(Struct):
+    id: str
+    type: Literal["function"]
+    function: _ToolFunction
+
+
 class _Message(Struct):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
+    name: str | None = None
+    tool_calls: tuple[_ToolCall, ...] | None = None
+    tool_call_id: str | None = None
 
 
 class _Choice(Struct):
     index: Annotated[int, Meta(ge=0, lt=events.MAX_CHOICES)]
     text: str
     finish_reason: str | None = None
+    tool_calls: tuple[_ToolCall, ...] | None = None
 
 
 class _Signal(Struct):

@@ -18,6 +18,7 @@ from shared.feedback_kinds import KIND_BY_NAME
 
 IMPORTED: Final = "imported"
 """Tag of imported feedback, which has one user id whoever gave it (`loopwright.seed_import.IMPORT_TAG`)."""
+TOOL_CALLS_NOT_TRAINED: Final = "tool calls: conversations and answers with tool calls do not train"
 
 
 def rows_of(example: Example, comments: CommentMode = "hold") -> tuple[list[Row], list[QuarantinedRow]]:
@@ -28,7 +29,11 @@ def rows_of(example: Example, comments: CommentMode = "hold") -> tuple[list[Row]
     rows, quarantined = [], []
     for signal in example.revision.signals:
         kind = KIND_BY_NAME[signal.kind]
-        if kind.is_remark and comments == "hold":
+        if _has_tool_calls(example.revision, signal):
+            quarantined.append(
+                QuarantinedRow(example.revision.response_id, signal.event_id, TOOL_CALLS_NOT_TRAINED)
+            )
+        elif kind.is_remark and comments == "hold":
             quarantined.append(
                 QuarantinedRow(example.revision.response_id, signal.event_id, COMMENT_NOT_TRAINED)
             )
@@ -38,6 +43,21 @@ def rows_of(example: Example, comments: CommentMode = "hold") -> tuple[list[Row]
         else:
             rows.append(_row_of_signal(example, signal, comments))
     return rows, quarantined
+
+
+def _has_tool_calls(revision: ExampleRevision, signal: Signal) -> bool:
+    """Return whether the conversation, or an answer that the signal is about, has tool calls.
+
+    A row has only texts: without the calls, the model would learn to answer with nothing.
+    """
+    match signal.value:
+        case Over(over=int(other)) | Under(under=int(other)):
+            judged = {signal.choice, other}
+        case _:
+            judged = {signal.choice}
+    return any(message.tool_calls for message in revision.messages) or any(
+        choice.tool_calls for choice in revision.choices if choice.index in judged
+    )
 
 
 def _row_of_signal(example: Example, signal: Signal, comments: CommentMode) -> Row:

@@ -24,13 +24,13 @@ from services.feedback.core.schemas import (
 from services.feedback.erasure_handler import MAX_ERASURE_BYTES, RETRACTION_PREFIX
 from services.feedback.handlers import MAX_FEEDBACK_BYTES
 from services.feedback.views import KnownLines, VersionsView
-from services.inference.api.openai_schemas import parse_chat_request
+from services.inference.api.request_schemas import parse_chat_request
 from services.inference.core.generation_request import ChoiceResult, GenerationRequest, GenerationResult
 from services.inference.response_stream import RequestDetails, response_record
 from shared.cloudevents import cloudevent
 from shared.composed_ids import join_ids
 from shared.errors import LoopwrightError
-from shared.events import MAX_CHOICES, MAX_MESSAGES, ErasureRequest, Message, Usage, from_ms
+from shared.events import MAX_CHOICES, ErasureRequest, Usage, from_ms
 from shared.feedback_kinds import KIND_BY_NAME
 from shared.limits import MAX_RESPONSE_BYTES
 from shared.pseudonym import Pseudonymiser
@@ -104,7 +104,7 @@ def chat(body: dict[str, Any], now_ms: int, response_id: str, rng: random.Random
             GenerationRequest(
                 response_id=response_id,
                 version=f"{LINE}@base-00000000",
-                messages=tuple(Message(role=m.role, content=m.text()) for m in request.messages),
+                messages=tuple(message.to_message() for message in request.messages),
                 max_tokens=1,
             ),
             GenerationResult(status, Usage(), choices, None if status == "completed" else "out of memory"),
@@ -209,7 +209,7 @@ def a_response_body(rng: random.Random, now_ms: int, *, response_id: str, user: 
         texts = ["x" * 32_768] * 8
     messages = [{"role": "user", "content": values.a_text(rng)}]
     if size > 0.98:
-        messages = [{"role": "user", "content": "y" * 32_768}] * rng.choice((7, 15, 20, MAX_MESSAGES))
+        messages = [{"role": "user", "content": "y" * 32_768}] * rng.choice((7, 15, 20, 64))
     body: dict[str, Any] = {
         "response_id": response_id,
         "version": rng.choice(("own", f"{LINE}@base-00000000", "x/y", "x|y", "v" * 256, "\x00\x1f")),
@@ -234,11 +234,10 @@ def a_chat_body(rng: random.Random, user: str | None) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": LINE,
         "messages": [
-            {
-                "role": rng.choice(("user", "system", "tool")),
-                "content": rng.choice((None, values.a_text(rng))),
-            }
-            for _ in range(rng.choice((1, 1, 2, MAX_MESSAGES)))
+            {"role": "assistant", "content": None}
+            if rng.random() < 0.2
+            else {"role": rng.choice(("user", "system", "tool")), "content": values.a_text(rng)}
+            for _ in range(rng.choice((1, 1, 2, 64)))
         ],
         "n": rng.choice((None, 1, MAX_CHOICES)),
         "metadata": {values.a_text(rng, 64): values.a_text(rng, 512) for _ in range(rng.choice((0, 16)))},
