@@ -9,18 +9,19 @@ from __future__ import annotations
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
 
 from shared.events import MAX_CONTENT, MAX_TOOL_CALLS, MAX_TOOL_NAME, Message, ToolCall, ToolFunction
 
 MAX_PARTS: Final = 10_000
-UNSUPPORTED: Final = "unsupported_parameter"
-"""Type of the validation error for contents that are valid at OpenAI, but that no text model can answer."""
 TEXT_TAG, PARTS_TAG = "#text", "#parts"
 CONTENT_TAGS: Final = frozenset({TEXT_TAG, PARTS_TAG})
 """Parts of an error's location that name no field."""
 ContentText = Annotated[str, Field(max_length=MAX_CONTENT)]
 CallName = Annotated[str, Field(max_length=MAX_TOOL_NAME)]
+
+
+class UnsupportedContent(ValueError):
+    """Contents that are valid at OpenAI, but that no text model can answer."""
 
 
 class _Input(BaseModel):
@@ -65,9 +66,7 @@ def _part_kind(value: Any) -> Any:
     kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind not in ("text", "refusal"):
         named = kind if kind in _OTHER_PARTS else "this type"
-        raise PydanticCustomError(
-            UNSUPPORTED, "parts of type {kind} are not supported, only text", {"kind": named}
-        )
+        raise UnsupportedContent(f"parts of type {named} are not supported, only text")
     return value
 
 
@@ -103,9 +102,7 @@ class ChatMessage(_Input):
     @model_validator(mode="after")
     def _check_role(self) -> ChatMessage:
         if self.function_call is not None or self.audio is not None:
-            raise PydanticCustomError(
-                UNSUPPORTED, "function_call and audio are not supported: use tool_calls, and text"
-            )
+            raise UnsupportedContent("function_call and audio are not supported: use tool_calls, and text")
         if self.content is None and self.role != "assistant":
             raise ValueError(f"a message of role {self.role} needs the field content")
         if self.tool_calls and self.role != "assistant":

@@ -17,7 +17,7 @@ from services.feedback.core.schemas import (
     to_response,
 )
 from shared.errors import Malformed, Rejected
-from shared.events import EARLIEST, ChatResponse, Feedback, Over, Preference, Thumbs, Under
+from shared.events import EARLIEST, MAX_MESSAGES, ChatResponse, Feedback, Over, Preference, Thumbs, Under
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 THUMBS = {"response_id": "chatcmpl-1", "user_id": "alice", "kind": "thumbs", "value": "up"}
@@ -244,7 +244,7 @@ def test_response_of_an_own_model_becomes_a_record() -> None:
     "change",
     [
         {"messages": []},
-        {"messages": [{"role": "user", "content": "x"}] * 65},
+        {"messages": [{"role": "user", "content": "x"}] * (MAX_MESSAGES + 1)},
         {"messages": [{"role": "wizard", "content": "x"}]},
         {"choices": []},
         {"choices": [{"index": 8, "text": "x"}]},

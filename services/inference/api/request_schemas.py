@@ -16,7 +16,6 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
-from pydantic_core import ErrorDetails
 
 from services.inference.core.generation_options import (
     WHOLE_NUMBER,
@@ -29,7 +28,7 @@ from services.inference.core.generation_request import (
     UnknownParameter,
     UnsupportedParameter,
 )
-from shared.chat_messages import CONTENT_TAGS, UNSUPPORTED, ChatMessage
+from shared.chat_messages import CONTENT_TAGS, ChatMessage, UnsupportedContent
 from shared.events import (
     MAX_CHOICES,
     MAX_MESSAGES,
@@ -188,7 +187,7 @@ def parse_chat_request(body: bytes) -> ChatRequest:
     try:
         chat = ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _describe(error.errors(include_url=False, include_input=False)[0]) from None
+        raise _describe(dict(error.errors(include_url=False, include_input=False)[0])) from None
     for name, value in (chat.model_extra or {}).items():
         _check_extra(name, value)
     _check_options(chat)
@@ -219,10 +218,11 @@ def _unsupported(param: str, remedy: str) -> UnsupportedParameter:
     return UnsupportedParameter(f"the parameter {param} is not supported: {remedy}", param)
 
 
-def _describe(fault: ErrorDetails) -> InvalidParameter:
+def _describe(fault: dict[str, Any]) -> InvalidParameter:
     param, reason = _path(fault["loc"]), fault["msg"].removeprefix("Value error, ")
     message = f"{param}: {reason}" if param else f"the body is not valid: {reason}"
-    kind = UnsupportedParameter if fault["type"] == UNSUPPORTED else InvalidParameter
+    cause = fault.get("ctx", {}).get("error")
+    kind = UnsupportedParameter if isinstance(cause, UnsupportedContent) else InvalidParameter
     return kind(message, param)
 
 
