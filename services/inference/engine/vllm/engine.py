@@ -217,6 +217,10 @@ class VllmEngine:
 
     # --- requests ---
 
+    def supported_options(self) -> frozenset[str]:
+        """Return no options. See `InferenceEngine.supported_options`."""
+        return frozenset()
+
     async def submit(self, request: GenerationRequest, listener: GenerationListener) -> VllmGeneration:
         """Tokenize a request and send it to a server. See `InferenceEngine.submit`."""
         prompt = await asyncio.to_thread(self._tokenizer.encode, request.messages)
