@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ from services.inference.core.generation_request import (
     GenerationRequest,
     GenerationResult,
     Piece,
-    Sampling,
 )
-from services.inference.engine.batching import BatchRow
+from services.inference.engine.generation_rows import ChoiceRow
 from services.inference.engine.in_memory import InMemoryEngine
 from services.inference.engine.port import Generation, GenerationListener, InferenceEngine
 from services.inference.engine.vllm.addresses import parse_urls
@@ -111,47 +110,76 @@ class FakeTokenizer:
         return bytes(tokens).decode("utf-8", "replace")
 
 
-class FakeModelRunner:
-    """Runner that answers every row with `text` and an end-of-text token.
+class FakeModels:
+    """Versions in memory, whose load takes `load_steps` steps."""
 
-    While `gate` is set to an event, each batch waits for it. While `failure` is set, each batch fails with it.
-    """
-
-    def __init__(self, text: str = "hello") -> None:
-        self.text = text
-        self.batches: list[tuple[str | None, list[str]]] = []
-        self.loaded: set[str] = set()
+    def __init__(self) -> None:
+        self.loaded = [BASE.version]
         self.unusable: set[str] = set()
-        self.failure: Exception | None = None
-        self.gate: threading.Event | None = None
-        self.entered = threading.Event()
+        self.load_steps = 0
 
-    def load(self, version: str, folder: Path) -> None:
+    def load(self, version: str, folder: Path) -> Iterator[None]:
         if version in self.unusable:
             raise BadArtifact(f"{version} does not fit")
-        self.loaded.add(version)
+        for _ in range(self.load_steps):
+            yield
+        if version not in self.loaded:
+            self.loaded.append(version)
 
     def unload(self, version: str) -> None:
-        self.loaded.discard(version)
+        self.loaded.remove(version)
 
-    def smoke_test(self, version: str | None) -> None:
-        pass
+    def versions(self) -> tuple[str, ...]:
+        return tuple(self.loaded)
 
-    def warm_up(self, version: str | None) -> None:
-        pass
 
-    def generate(self, version: str | None, rows: Sequence[BatchRow], sampling: Sampling) -> None:
-        self.batches.append((version, [row.generation.request.response_id for row in rows]))
+class FakeBatch:
+    """Batch whose rows all answer `text` and an end-of-text token, one token in each step.
+
+    While `gate` is set to an event, each step waits for it. While `failure` is set, each step fails its rows with it.
+    Lengths are limited to `memory` tokens for all rows together.
+    """
+
+    def __init__(self, text: str = "hello", places: int = 8, memory: int = 100_000) -> None:
+        self.text = text
+        self.places = places
+        self.max_length = memory
+        self.steps: list[list[str]] = []
+        self.failure: str | None = None
+        self.gate: threading.Event | None = None
+        self.entered = threading.Event()
+        self._rows: list[ChoiceRow] = []
+
+    @property
+    def rows(self) -> tuple[ChoiceRow, ...]:
+        return tuple(self._rows)
+
+    def has_place(self, version: str) -> bool:
+        return sum(row.version == version for row in self._rows) < self.places
+
+    def has_memory(self, length: int) -> bool:
+        return length <= self.max_length - sum(row.max_length for row in self._rows)
+
+    def add(self, row: ChoiceRow) -> None:
+        self._rows.append(row)
+
+    def remove_ended(self) -> None:
+        for row in self._rows:
+            if row.generation.cancelled:
+                row.cancel()
+                row.generation.end_if_finished()
+        self._rows = [row for row in self._rows if row.finish_reason is None and not row.generation.ended]
+
+    def step(self) -> None:
+        self.steps.append([row.generation.request.response_id for row in self._rows])
         self.entered.set()
         if self.gate is not None:
             assert self.gate.wait(20)
-        if self.failure is not None:
-            raise self.failure
-        for token in self.text.encode():
-            for row in rows:
-                row.push(token, frozenset())
-        for row in rows:
-            row.push(0, frozenset({0}))
+        for row in self._rows:
+            if self.failure is not None:
+                row.generation.end("failed", self.failure)
+                continue
+            row.push((self.text.encode() + b"\0")[row.token_count], frozenset({0}))
             row.generation.end_if_finished()
 
 

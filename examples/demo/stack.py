@@ -28,7 +28,6 @@ SETTINGS = {
     # All parallel chats form one batch on all processors, because nothing trains while users chat.
     "LOOPWRIGHT_INFERENCE_THREADS": str(os.cpu_count() or 1),
     "LOOPWRIGHT_INFERENCE_MAX_BATCH": str(PARALLEL_CHATS),
-    "LOOPWRIGHT_INFERENCE_BATCH_WAIT_MS": "60",
     # Default: 30 seconds, too long for a person at a terminal.
     "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "3",
     # The users' feedback gives 189 usable examples; the last ones arrive while the run is being prepared.

@@ -69,19 +69,25 @@ def _transformers_engine(
     settings: InferenceSettings, base: PinnedBase, tokenizer: ChatTokenizer
 ) -> InferenceEngine:
     # With another engine, this process never imports torch.
-    from services.inference.engine.lora_model import LoraModel  # noqa: PLC0415
+    from services.inference.engine.open_model import open_model  # noqa: PLC0415
     from services.inference.engine.transformers_engine import TransformersEngine  # noqa: PLC0415
 
+    version = base.ref(settings.line).version
     return TransformersEngine(
-        lambda: LoraModel(
-            base.path, tokenizer, device=settings.device, dtype=settings.dtype, threads=settings.threads
+        lambda: open_model(
+            base.path,
+            tokenizer,
+            base=version,
+            device=settings.device,
+            dtype=settings.dtype,
+            threads=settings.threads,
+            max_batch=settings.max_batch,
+            max_batch_tokens=settings.max_batch_tokens,
+            kv_cache_mb=settings.kv_cache_mb,
         ),
         tokenizer,
-        base=base.ref(settings.line).version,
-        max_batch=settings.max_batch,
-        max_batch_tokens=settings.max_batch_tokens,
+        base=version,
         max_waiting=settings.max_waiting,
-        batch_wait_s=settings.batch_wait_ms / 1000,
     )
 
 

@@ -12,7 +12,7 @@ from shared.settings import Settings
 
 
 class InferenceSettings(Settings):
-    """Settings of one inference process: model, batching, request limits, delivery and shutdown."""
+    """Settings of one inference process: model, batch, request limits, delivery and shutdown."""
 
     model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_INFERENCE_")
 
@@ -51,16 +51,19 @@ class InferenceSettings(Settings):
     threads: int = Field(1, ge=1, le=256, description="CPU threads that torch uses.")
 
     max_batch: int = Field(
-        16,
-        ge=8,
-        le=256,
-        description="Limit of choices generated in one batch. At least the limit of a request's `n`.",
+        32, ge=8, le=1024, description="Limit of the answers that one version generates at the same time."
     )
     max_batch_tokens: int = Field(
-        32_768, ge=1024, description="Limit of prompt and answer tokens in one batch, padding included."
+        512,
+        ge=64,
+        description="Limit of tokens computed in one step. A longer prompt takes several steps, between which running "
+        "answers go on.",
     )
-    batch_wait_ms: int = Field(
-        10, ge=0, le=1000, description="How long a batch waits for more requests, in milliseconds."
+    kv_cache_mb: int | None = Field(
+        None,
+        ge=1,
+        description="Memory for the keys and values of running requests, in MiB. By default a quarter of what is free "
+        "after the base was loaded, and never more than `max_batch` requests of `max_context` tokens need.",
     )
     max_waiting: int = Field(
         256, ge=1, description="Limit of waiting requests. Further ones are refused with status 429."

@@ -14,7 +14,7 @@ import pytest
 from services.inference.core.generation_request import ContextExceeded, GenerationResult, Sampling
 from services.inference.engine.chat_tokenizer import ChatTokenizer
 from services.inference.engine.in_memory import InMemoryEngine
-from services.inference.engine.lora_model import LoraModel
+from services.inference.engine.open_model import open_model
 from services.inference.engine.port import InferenceEngine
 from services.inference.engine.transformers_engine import TransformersEngine
 from shared.errors import BadArtifact, Overloaded, Retryable, UnknownVersion
@@ -57,7 +57,9 @@ def transformers_engine(model: Path, cleanup: ExitStack) -> InferenceEngine:
     tokenizer = ChatTokenizer(model, MAX_CONTEXT)
     # In float32, because in bfloat16 an answer depends on the other rows of its batch.
     return TransformersEngine(
-        lambda: LoraModel(model, tokenizer, device="cpu", dtype="float32"),
+        lambda: open_model(
+            model, tokenizer, base=BASE.version, device="cpu", dtype="float32", kv_cache_mb=64
+        ),
         tokenizer,
         base=BASE.version,
         max_waiting=MAX_WAITING,

@@ -13,7 +13,7 @@ from openai import OpenAI
 from services.inference.api.chat_handler import ChatHandler
 from services.inference.api.routes import create_app
 from services.inference.engine.chat_tokenizer import ChatTokenizer
-from services.inference.engine.lora_model import LoraModel
+from services.inference.engine.open_model import open_model
 from services.inference.engine.transformers_engine import TransformersEngine
 from services.inference.response_publisher import StrictResponsePublisher
 from services.inference.settings import InferenceSettings
@@ -38,7 +38,9 @@ class InferenceServer:
         self.base = find_base(str(model)).ref(LINE)
         tokenizer = ChatTokenizer(model, 4096)
         self.engine = TransformersEngine(
-            lambda: LoraModel(model, tokenizer, device="cpu", dtype="float32"),
+            lambda: open_model(
+                model, tokenizer, base=self.base.version, device="cpu", dtype="float32", kv_cache_mb=64
+            ),
             tokenizer,
             base=self.base.version,
         )

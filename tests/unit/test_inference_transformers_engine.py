@@ -1,7 +1,8 @@
-"""Queueing, batching and endings of the transformers engine, with a fake model."""
+"""Queueing, joining, leaving and loading of the transformers engine, with a fake model."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -9,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from services.inference.core.generation_request import GenerationResult, Sampling
-from services.inference.engine.batching import QueuedGeneration, select_batch
+from services.inference.core.generation_request import ContextExceeded, GenerationResult
+from services.inference.engine.loaded_model import LoadedModel
 from services.inference.engine.transformers_engine import TransformersEngine
-from shared.errors import BadArtifact, Overloaded, Retryable
+from shared.errors import BadArtifact, LoopwrightError, Overloaded, Retryable
 from tests.inference_factories import (
     BASE,
-    FakeModelRunner,
+    FakeBatch,
+    FakeModels,
     FakeTokenizer,
     RecordingListener,
     generation_request,
@@ -26,20 +28,32 @@ V1 = "assistant@v1-00000000"
 
 
 @pytest.fixture
-def runner() -> FakeModelRunner:
-    return FakeModelRunner()
+def models() -> FakeModels:
+    return FakeModels()
 
 
 @pytest.fixture
-def engine(runner: FakeModelRunner) -> Iterator[TransformersEngine]:
+def batch() -> FakeBatch:
+    return FakeBatch()
+
+
+@pytest.fixture
+def engine(models: FakeModels, batch: FakeBatch) -> Iterator[TransformersEngine]:
+    engine = started(models, batch)
+    yield engine
+    if batch.gate is not None:
+        batch.gate.set()
+    engine.stop(5)
+
+
+def started(models: FakeModels, batch: FakeBatch) -> TransformersEngine:
     engine = TransformersEngine(
-        lambda: runner, FakeTokenizer(), base=BASE.version, max_waiting=3, batch_wait_s=0.0
+        lambda: LoadedModel(models, batch), FakeTokenizer(), base=BASE.version, max_waiting=3
     )
     engine.start().result(5)
-    yield engine
-    if runner.gate is not None:
-        runner.gate.set()
-    engine.stop(5)
+    batch.steps.clear()
+    batch.entered.clear()
+    return engine
 
 
 def send(engine: TransformersEngine, response_id: str, **fields: Any) -> RecordingListener:
@@ -48,17 +62,32 @@ def send(engine: TransformersEngine, response_id: str, **fields: Any) -> Recordi
     return listener
 
 
-def block(engine: TransformersEngine, runner: FakeModelRunner) -> RecordingListener:
-    """Let the engine run a batch that lasts until `runner.gate` is set."""
-    runner.gate = Event()
+def block(engine: TransformersEngine, batch: FakeBatch) -> RecordingListener:
+    """Let the engine run a step that lasts until `batch.gate` is set."""
+    batch.gate = Event()
     listener = send(engine, "first")
-    assert runner.entered.wait(5)
+    assert batch.entered.wait(5)
     return listener
 
 
-def unblock(runner: FakeModelRunner) -> None:
-    assert runner.gate is not None
-    runner.gate.set()
+def unblock(batch: FakeBatch) -> None:
+    assert batch.gate is not None
+    batch.gate.set()
+
+
+def in_thread(call: Any) -> tuple[threading.Thread, list[LoopwrightError]]:
+    """Run `call` in a thread; the list gets its error."""
+    errors: list[LoopwrightError] = []
+
+    def run() -> None:
+        try:
+            call()
+        except LoopwrightError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, errors
 
 
 def test_request_is_answered_and_ends_once(engine: TransformersEngine) -> None:
@@ -75,94 +104,202 @@ def test_token_limit_ends_the_row(engine: TransformersEngine) -> None:
     assert result.usage.completion_tokens == 2
 
 
-def test_full_queue_refuses_one_more(engine: TransformersEngine, runner: FakeModelRunner) -> None:
-    block(engine, runner)
+# --- joining ------------------------------------------------------------------------------------------------------
+
+
+def test_request_joins_the_step_after_the_one_that_runs(engine: TransformersEngine, batch: FakeBatch) -> None:
+    running = block(engine, batch)
+    joined = send(engine, "joined", max_tokens=1)
+    unblock(batch)
+    assert joined.result(5).usage.completion_tokens == 1
+    running.result(5)
+    assert batch.steps[:3] == [["first"], ["first", "joined"], ["first"]]
+
+
+def test_full_queue_refuses_one_more(engine: TransformersEngine, batch: FakeBatch) -> None:
+    block(engine, batch)
     for number in range(3):
         send(engine, f"r{number}")
     with pytest.raises(Overloaded, match="3 requests are waiting"):
         send(engine, "one too many")
 
 
-def test_waiting_requests_of_one_version_share_a_batch(
-    engine: TransformersEngine, runner: FakeModelRunner
-) -> None:
+def test_request_waits_for_a_place_and_another_version_does_not(models: FakeModels, batch: FakeBatch) -> None:
+    batch.places = 1
+    engine = started(models, batch)
     engine.load(V1, Path())
-    block(engine, runner)
-    send(engine, "a")
-    last = send(engine, "b", version=V1)
-    send(engine, "c")
-    unblock(runner)
-    last.result(5)
-    assert runner.batches[1:] == [(None, ["a", "c"]), (V1, ["b"])]
+    batch.steps.clear()
+    running = block(engine, batch)
+    second = send(engine, "second")
+    other = send(engine, "other", version=V1)
+    unblock(batch)
+    for listener in (running, second, other):
+        assert listener.result(5).status == "completed"
+    assert batch.steps[1] == ["first", "other"]
+    assert ["second"] in batch.steps
+    engine.stop(5)
 
 
-def test_failed_batch_fails_its_requests_and_no_later_ones(
-    engine: TransformersEngine, runner: FakeModelRunner
+def test_large_request_is_not_overtaken_by_small_ones(models: FakeModels) -> None:
+    batch = FakeBatch(memory=300)
+    engine = started(models, batch)
+    running = block(engine, batch)
+    large = send(engine, "large", prompt="a" * 150, max_tokens=100)
+    small = send(engine, "small", max_tokens=1)
+    unblock(batch)
+    for listener in (running, large, small):
+        assert listener.result(5).status == "completed"
+    assert [step for step in batch.steps if "small" in step] == [["large", "small"]]
+    engine.stop(5)
+
+
+def test_choices_of_a_request_join_as_places_become_free(models: FakeModels, batch: FakeBatch) -> None:
+    batch.places = 2
+    engine = started(models, batch)
+    result = send(engine, "r1", n=5).result(5)
+    assert [choice.text for choice in result.choices] == ["hello"] * 5
+    assert {len(step) for step in batch.steps} == {1, 2}
+    engine.stop(5)
+
+
+def test_conversation_larger_than_the_cache_is_refused(models: FakeModels) -> None:
+    engine = started(models, FakeBatch(memory=120))
+    with pytest.raises(
+        ContextExceeded, match="at most 119 with this replica's LOOPWRIGHT_INFERENCE_KV_CACHE_MB"
+    ):
+        send(engine, "r1", prompt="a" * 120)
+    assert send(engine, "r2", prompt="a" * 117).result(5).usage.completion_tokens == 3
+    engine.stop(5)
+
+
+# --- leaving ------------------------------------------------------------------------------------------------------
+
+
+def test_failed_step_fails_its_requests_and_no_later_ones(
+    engine: TransformersEngine, batch: FakeBatch
 ) -> None:
-    runner.failure = RuntimeError("out of memory")
+    batch.failure = "RuntimeError: out of memory"
     failed = send(engine, "r1")
     assert failed.result(5).status == "failed"
     assert failed.result(5).error == "RuntimeError: out of memory"
-    runner.failure = None
+    batch.failure = None
     assert send(engine, "r2").result(5).status == "completed"
     assert len(failed.results) == 1
 
 
-def test_request_cancelled_while_waiting_is_never_generated(
-    engine: TransformersEngine, runner: FakeModelRunner
+def test_unexpected_error_ends_all_requests_and_the_engine_goes_on(
+    engine: TransformersEngine, batch: FakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    block(engine, runner)
+    running = block(engine, batch)
+    waiting = send(engine, "waiting")
+    with monkeypatch.context() as patch:
+
+        def has_place(version: str) -> bool:
+            raise ZeroDivisionError
+
+        patch.setattr(batch, "has_place", has_place)
+        unblock(batch)
+        assert {listener.result(5).status for listener in (running, waiting)} == {"failed"}
+    assert send(engine, "r2").result(5).status == "completed"
+
+
+def test_request_cancelled_while_waiting_is_never_generated(
+    engine: TransformersEngine, batch: FakeBatch
+) -> None:
+    block(engine, batch)
     cancelled = RecordingListener()
     submit(engine, generation_request("cancelled"), cancelled).cancel()
-    unblock(runner)
+    unblock(batch)
     assert cancelled.result(5).status == "cancelled"
-    assert all("cancelled" not in response_ids for _, response_ids in runner.batches)
+    assert all("cancelled" not in step for step in batch.steps)
 
 
-def test_request_cancelled_while_running_frees_its_row(
-    engine: TransformersEngine, runner: FakeModelRunner
-) -> None:
-    runner.gate = Event()
+def test_request_cancelled_while_running_frees_its_row(engine: TransformersEngine, batch: FakeBatch) -> None:
+    batch.gate = Event()
     listener = RecordingListener()
-    generation = submit(engine, generation_request("r1"), listener)
-    assert runner.entered.wait(5)
+    generation = submit(engine, generation_request("r1", n=10), listener)
+    assert batch.entered.wait(5)
     generation.cancel()
-    runner.gate.set()
-    assert listener.result(5).status == "cancelled"
-    assert listener.result(5).usage.completion_tokens == 1
+    batch.gate.set()
+    result = listener.result(5)
+    assert result.status == "cancelled"
+    assert result.usage.completion_tokens == 8
+    assert {choice.finish_reason for choice in result.choices} == {"cancelled"}
+    assert len(batch.steps) == 1
 
 
-def test_adapter_that_does_not_fit_is_refused(engine: TransformersEngine, runner: FakeModelRunner) -> None:
-    runner.unusable.add(V1)
+# --- versions -----------------------------------------------------------------------------------------------------
+
+
+def test_adapter_that_does_not_fit_is_refused(engine: TransformersEngine, models: FakeModels) -> None:
+    models.unusable.add(V1)
     with pytest.raises(BadArtifact, match="does not fit"):
         engine.load(V1, Path())
 
 
-def test_version_that_fails_its_smoke_test_is_unloaded(
-    engine: TransformersEngine, runner: FakeModelRunner
+def test_version_that_cannot_answer_is_unloaded(
+    engine: TransformersEngine, models: FakeModels, batch: FakeBatch
 ) -> None:
-    def smoke_test(version: str | None) -> None:
-        raise ZeroDivisionError
-
-    runner.smoke_test = smoke_test  # type: ignore[method-assign]
-    with pytest.raises(BadArtifact, match="cannot answer"):
+    batch.failure = "ZeroDivisionError"
+    with pytest.raises(BadArtifact, match="cannot answer: ZeroDivisionError"):
         engine.load(V1, Path())
+    batch.failure = None
     send(engine, "r1").result(5)
-    assert not runner.loaded
+    assert models.loaded == [BASE.version]
     assert engine.versions() == (BASE.version,)
 
 
-def test_stop_finishes_running_requests_and_fails_waiting_ones(
-    engine: TransformersEngine, runner: FakeModelRunner
+def test_version_with_an_empty_answer_is_refused(engine: TransformersEngine, batch: FakeBatch) -> None:
+    batch.text = ""
+    with pytest.raises(BadArtifact, match="is empty"):
+        engine.load(V1, Path())
+
+
+def test_requests_are_answered_while_a_version_loads(
+    engine: TransformersEngine, models: FakeModels, batch: FakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running = block(engine, runner)
+    monkeypatch.setattr("services.inference.engine.transformers_engine.LOAD_SLICE_S", 0.0)
+    models.load_steps = 1_000_000
+    running = block(engine, batch)
+    loader, _ = in_thread(lambda: engine.load(V1, Path()))
+    unblock(batch)
+    assert running.result(5).status == "completed"
+    assert send(engine, "r2").result(5).status == "completed"
+    loader.join(20)
+    assert engine.versions() == (BASE.version, V1)
+
+
+def test_unloaded_version_stays_until_its_last_request_ends(
+    engine: TransformersEngine, models: FakeModels, batch: FakeBatch
+) -> None:
+    engine.load(V1, Path())
+    batch.entered.clear()
+    batch.gate = Event()
+    running = send(engine, "r1", version=V1)
+    assert batch.entered.wait(5)
+    waiting = send(engine, "r2", version=V1)
+    engine.unload(V1)
+    assert V1 in models.loaded
+    unblock(batch)
+    assert {listener.result(5).status for listener in (running, waiting)} == {"completed"}
+    send(engine, "r3").result(5)
+    assert models.loaded == [BASE.version]
+
+
+# --- start and stop -----------------------------------------------------------------------------------------------
+
+
+def test_stop_finishes_running_requests_and_fails_waiting_ones(models: FakeModels, batch: FakeBatch) -> None:
+    batch.places = 1
+    engine = started(models, batch)
+    running = block(engine, batch)
     waiting = send(engine, "waiting")
 
     class Unblocker(RecordingListener):
-        """Listener that ends the running batch as soon as `stop` has failed the waiting requests."""
+        """Listener that ends the running step as soon as `stop` has failed the waiting requests."""
 
         def on_result(self, result: GenerationResult) -> None:
-            unblock(runner)
+            unblock(batch)
 
     submit(engine, generation_request("last in the queue"), Unblocker())
     engine.stop(5)
@@ -172,57 +309,27 @@ def test_stop_finishes_running_requests_and_fails_waiting_ones(
         send(engine, "late")
 
 
+def test_load_during_a_stop_may_be_repeated(engine: TransformersEngine, batch: FakeBatch) -> None:
+    block(engine, batch)
+    loader, errors = in_thread(lambda: engine.load(V1, Path()))
+    stopper = threading.Thread(target=lambda: engine.stop(5), daemon=True)
+    stopper.start()
+    unblock(batch)
+    loader.join(5)
+    stopper.join(5)
+    assert [type(error) for error in errors] == [Retryable]
+
+
 def test_base_that_cannot_be_loaded_fails_the_start() -> None:
-    def make_runner() -> FakeModelRunner:
+    def make_model() -> LoadedModel:
         raise BadArtifact("no weights")
 
-    engine = TransformersEngine(make_runner, FakeTokenizer(), base=BASE.version)
+    engine = TransformersEngine(make_model, FakeTokenizer(), base=BASE.version)
     with pytest.raises(BadArtifact, match="no weights"):
         engine.start().result(5)
 
 
-def test_clients_answered_together_share_the_next_batch(runner: FakeModelRunner) -> None:
-    """Once all of them are back, the batch does not wait any longer."""
-    engine = TransformersEngine(lambda: runner, FakeTokenizer(), base=BASE.version, batch_wait_s=1.0)
-    engine.start()
-    running = block(engine, runner)
-    last = send(engine, "b")
-    send(engine, "c")
-    unblock(runner)
-    running.result(5)
-    send(engine, "first again")
-    last.result(0.9)
-    assert runner.batches[1:] == [(None, ["b", "c", "first again"])]
-    engine.stop(5)
-
-
-# --- select_batch -------------------------------------------------------------------------------------------------
-
-
-def queued(response_id: str, prompt_tokens: int = 3, **fields: Any) -> QueuedGeneration:
-    request = generation_request(response_id, **fields)
-    return QueuedGeneration(request, [1] * prompt_tokens, request.max_tokens, (), RecordingListener())
-
-
-def selected(waiting: list[QueuedGeneration], max_rows: int = 16, max_tokens: int = 100_000) -> list[str]:
-    return [generation.request.response_id for generation in select_batch(waiting, max_rows, max_tokens)]
-
-
-def test_batch_keeps_its_limits_but_always_takes_the_oldest() -> None:
-    waiting = [queued("a", n=8), queued("b", n=8), queued("c"), queued("d", prompt_tokens=5000)]
-    assert selected(waiting) == ["a", "b"]
-    assert selected(waiting, max_rows=9) == ["a", "c"]
-    assert selected(waiting[2:], max_tokens=1000) == ["c"]
-    assert selected(waiting[3:], max_tokens=1000) == ["d"]
-
-
-def test_batch_has_equal_sampling_and_a_seed_its_own() -> None:
-    seeded = Sampling(temperature=1.0, seed=1)
-    waiting = [
-        queued("sampled", sampling=Sampling(temperature=1.0)),
-        queued("greedy", sampling=Sampling(seed=7)),
-        queued("greedy too"),
-    ]
-    assert selected(waiting) == ["sampled"]
-    assert selected(waiting[1:]) == ["greedy", "greedy too"]
-    assert selected([queued("s", sampling=seeded), queued("t", sampling=seeded)]) == ["s"]
+def test_base_that_cannot_answer_fails_the_start(models: FakeModels, batch: FakeBatch) -> None:
+    batch.failure = "the model's output has values that are not finite"
+    with pytest.raises(BadArtifact, match="not finite"):
+        started(models, batch)

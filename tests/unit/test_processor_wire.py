@@ -19,7 +19,6 @@ from shared.events import (
     LogRecord,
     Message,
     Outcome,
-    ResponseSample,
     Tally,
     ToolCall,
     ToolFunction,
@@ -28,17 +27,12 @@ from shared.events import (
 from shared.records import Record
 from shared.stream.state_store import MemoryStore
 from shared.stream.write_buffer import WriteBuffer
-from shared.topics import FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, RESPONSE_SAMPLES, TRAINING_BATCHES, Topic
+from shared.topics import FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES, Topic
 from tests.unit.processor_driver import T0, ProcessorDriver, feedback, response
 
 MODELS: dict[str, tuple[Topic, type[LogRecord]]] = {
     topic.name: (topic, kind)
-    for topic, kind in (
-        (TRAINING_BATCHES, Batch),
-        (FEEDBACK_OUTCOMES, Outcome),
-        (FEEDBACK_TALLIES, Tally),
-        (RESPONSE_SAMPLES, ResponseSample),
-    )
+    for topic, kind in ((TRAINING_BATCHES, Batch), (FEEDBACK_OUTCOMES, Outcome), (FEEDBACK_TALLIES, Tally))
 }
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 CONTENT: st.SearchStrategy[tuple[str, Any]] = st.one_of(

@@ -1,4 +1,4 @@
-"""The engine that runs a transformers model in this process: one thread, requests in micro-batches."""
+"""The engine that runs a transformers model in this process: one thread, requests that join between steps."""
 
 from __future__ import annotations
 
@@ -6,107 +6,66 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final
 
 import structlog
 
-from services.inference.core.generation_request import ContextExceeded, GenerationRequest, Sampling
-from services.inference.engine.batching import BatchRow, QueuedGeneration, select_batch
+from services.inference.core.generation_request import ContextExceeded, GenerationRequest
+from services.inference.engine.generation_rows import ChoiceRow, QueuedGeneration
+from services.inference.engine.loaded_model import Batch, LoadedModel, Models, Tokenizer
 from services.inference.engine.port import GenerationListener
-from shared.errors import BadArtifact, LoopwrightError, Overloaded, Retryable, UnknownVersion
-from shared.events import Message
+from services.inference.engine.smoke_test import SHUT_DOWN, SmokeTest
+from shared.errors import Overloaded, Retryable, UnknownVersion
 
-T = TypeVar("T")
-POLL_S = 0.5
-REJOIN_SHARE, MAX_REJOIN_S = 0.02, 0.25
-"""After a batch, its clients have this share of its duration, and at most this time, to join the next batch."""
+LOAD_SLICE_S: Final = 0.01
+"""While rows run, loading a version takes at most about this long between two steps."""
 log = structlog.get_logger(__name__)
-
-
-class ModelRunner(Protocol):
-    """The model as the engine's thread uses it: `LoraModel`. The version None is the base."""
-
-    def load(self, version: str, folder: Path) -> None:
-        """Load an adapter. Raises `BadArtifact`, and then nothing has changed."""
-
-    def unload(self, version: str) -> None:
-        """Free an adapter's memory."""
-
-    def smoke_test(self, version: str | None) -> None:
-        """Generate a short answer. Raises `BadArtifact` if the model's output is unusable."""
-
-    def warm_up(self, version: str | None) -> None:
-        """Run a small batch, so that no request pays for lazy initialisation."""
-
-    def generate(self, version: str | None, rows: Sequence[BatchRow], sampling: Sampling) -> None:
-        """Generate until every row has finished, pushing each token to its row."""
-
-
-class Tokenizer(Protocol):
-    """The tokenizer as the engine uses it, from several threads: `ChatTokenizer`."""
-
-    @property
-    def max_context(self) -> int:
-        """Limit of prompt and answer together, in tokens."""
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """Stop strings that the chat template needs."""
-
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Return the prompt's token ids. Raises `Rejected` if the template refuses the conversation."""
-
-    def decode(self, tokens: list[int]) -> str:
-        """Return the text of token ids."""
 
 
 class TransformersEngine:
     """`InferenceEngine` on a model in this process.
 
-    One thread does all torch work: on a CPU, a second computing thread costs much of the speed. It runs one micro-batch
-    after the other, each to its end, and loads and unloads versions between batches. A batch consists of waiting
-    requests for one version with equal sampling, oldest first.
+    One thread does all torch work: on a CPU, a second computing thread costs much of the speed. It computes one step
+    after the other. Between steps, waiting requests join, ended ones leave, and versions are loaded bit by bit.
+
+    Requests start in the order in which they came, with two exceptions: a version that already has as many rows as it
+    may have does not keep other versions waiting, and the choices of a request that has begun come before new
+    requests.
 
     Args:
-        make_runner: Loads the base model. Called in the engine's thread.
+        make_model: Loads the base model. Called in the engine's thread.
         tokenizer: Tokenizer of the base model.
         base: Version name of the base.
-        max_batch: Limit of rows (choices) in a batch.
-        max_batch_tokens: Limit of tokens in a batch, padding included.
         max_waiting: Limit of waiting requests.
-        batch_wait_s: How long a batch waits for more requests.
 
     """
 
     def __init__(
         self,
-        make_runner: Callable[[], ModelRunner],
+        make_model: Callable[[], LoadedModel],
         tokenizer: Tokenizer,
         *,
         base: str,
-        max_batch: int = 16,
-        max_batch_tokens: int = 32_768,
         max_waiting: int = 256,
-        batch_wait_s: float = 0.01,
     ) -> None:
-        self._make_runner = make_runner
+        self._make_model = make_model
         self._tokenizer = tokenizer
         self._base = base
-        self._max_batch = max_batch
-        self._max_batch_tokens = max_batch_tokens
         self._max_waiting = max_waiting
-        self._batch_wait_s = batch_wait_s
+        self._max_length = tokenizer.max_context
         self._changed = threading.Condition()
+        self._loading = threading.Lock()
         self._closing = False
         self._versions = [base]
         self._waiting: deque[QueuedGeneration] = deque()
-        self._running: list[QueuedGeneration] = []
-        self._tasks: deque[Callable[[ModelRunner], None]] = deque()
-        self._batch_ended_at = self._batch_duration_s = 0.0
-        self._expected_rows = max_batch
+        self._begun: deque[ChoiceRow] = deque()
+        self._running: tuple[ChoiceRow, ...] = ()
+        self._tasks: deque[tuple[Callable[[Models], Iterator[None]], Future[None]]] = deque()
+        self._task: tuple[Iterator[None], Future[None]] | None = None
+        self._arriving: str | None = None
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -126,29 +85,17 @@ class TransformersEngine:
             unstarted, self._waiting = list(self._waiting), deque()
             self._changed.notify_all()
         for generation in unstarted:
-            generation.end("failed", "the replica shut down before it processed this request")
+            generation.end("failed", SHUT_DOWN)
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            for generation in list(self._running):
-                generation.cancel()
+            for row in self._running:
+                row.generation.cancel()
             self._thread.join(timeout_s)
 
     async def submit(self, request: GenerationRequest, listener: GenerationListener) -> QueuedGeneration:
         """Tokenize a request and queue it. See `InferenceEngine.submit`."""
         prompt = await asyncio.to_thread(self._tokenizer.encode, request.messages)
-        remaining = self._tokenizer.max_context - len(prompt)
-        if remaining < 1:
-            raise ContextExceeded(
-                f"the conversation has {len(prompt)} tokens, but the model accepts at most "
-                f"{self._tokenizer.max_context - 1}; shorten the conversation"
-            )
-        generation = QueuedGeneration(
-            request,
-            prompt,
-            min(request.max_tokens, remaining),
-            request.stop + self._tokenizer.stop_strings,
-            listener,
-        )
+        generation = self._accept(request, prompt, listener)
         with self._changed:
             if self._closing:
                 raise Retryable("this replica is shutting down; send the request again")
@@ -162,136 +109,204 @@ class TransformersEngine:
             self._changed.notify_all()
         return generation
 
+    def _accept(
+        self, request: GenerationRequest, prompt: list[int], listener: GenerationListener
+    ) -> QueuedGeneration:
+        """Return the request with the limits that context and cache set. Raises `ContextExceeded`."""
+        limit = min(self._tokenizer.max_context, self._max_length)
+        remaining = limit - len(prompt)
+        if remaining < 1:
+            raise ContextExceeded(
+                f"the conversation has {len(prompt)} tokens, but the model accepts at most {limit - 1}"
+                + (
+                    " with this replica's LOOPWRIGHT_INFERENCE_KV_CACHE_MB"
+                    if limit < self._tokenizer.max_context
+                    else ""
+                )
+                + "; shorten the conversation"
+            )
+        return QueuedGeneration(
+            request,
+            prompt,
+            min(request.max_tokens, remaining),
+            request.stop + self._tokenizer.stop_strings,
+            listener,
+        )
+
     def load(self, version: str, folder: Path) -> None:
-        """Load, smoke-test and warm up a version between batches. See `InferenceEngine.load`."""
-        if version in self.versions():
-            return
-        self._schedule(lambda runner: runner.load(version, folder)).result()
-        try:
-            self._schedule(lambda runner: runner.smoke_test(version)).result()
-            self._schedule(lambda runner: runner.warm_up(version)).result()
-        except Exception as error:
-            self._schedule(lambda runner: runner.unload(version))
-            if isinstance(error, LoopwrightError):
-                raise
-            raise BadArtifact(f"{version} cannot answer: {type(error).__name__}: {error}") from error
-        with self._changed:
-            self._versions.append(version)
+        """Load a version and let it answer, between other requests' steps. See `InferenceEngine.load`."""
+        with self._loading:
+            if version in self.versions():
+                return
+            with self._changed:
+                self._arriving = version
+            try:
+                self._schedule(lambda models: models.load(version, folder)).result()
+                self._queue_smoke_test(version).check()
+                with self._changed:
+                    if self._closing:
+                        raise Retryable("this replica is shutting down")
+                    self._versions.append(version)
+            finally:
+                with self._changed:
+                    self._arriving = None
+                    self._changed.notify_all()
 
     def unload(self, version: str) -> None:
-        """Unload a version after the batches and tasks queued before. See `InferenceEngine.unload`."""
+        """Unload a version once its accepted requests have ended. See `InferenceEngine.unload`."""
         with self._changed:
             if version == self._base or version not in self._versions:
                 return
             self._versions.remove(version)
-        self._schedule(lambda runner: runner.unload(version))
+            self._changed.notify_all()
 
     def versions(self) -> tuple[str, ...]:
         """Return the versions that accept requests, the base first."""
         with self._changed:
             return tuple(self._versions)
 
-    def _schedule(self, work: Callable[[ModelRunner], T]) -> Future[T]:
-        """Run `work` in the engine's thread, between batches."""
-        future: Future[T] = Future()
-
-        def task(runner: ModelRunner) -> None:
-            try:
-                future.set_result(work(runner))
-            except Exception as error:  # noqa: BLE001 - the future carries it; the thread must survive
-                log.warning("engine_task_failed", error=str(error))
-                future.set_exception(error)
-
+    def _schedule(self, work: Callable[[Models], Iterator[None]]) -> Future[None]:
+        """Run `work` in the engine's thread, its steps between those of the rows."""
+        future: Future[None] = Future()
         with self._changed:
             if self._closing:
                 future.set_exception(Retryable("this replica is shutting down"))
-                return future
-            self._tasks.append(task)
-            self._changed.notify_all()
+            else:
+                self._tasks.append((work, future))
+                self._changed.notify_all()
         return future
+
+    def _queue_smoke_test(self, version: str) -> SmokeTest:
+        """Let a version answer a short request before all others."""
+        test = SmokeTest(version, self._tokenizer.encode)
+        with self._changed:
+            if self._closing:
+                test.generation.end("failed", SHUT_DOWN)
+            else:
+                self._waiting.appendleft(test.generation)
+                self._changed.notify_all()
+        return test
+
+    # --- the engine's thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            runner = self._make_runner()
-            runner.smoke_test(None)
-            runner.warm_up(None)
+            model = self._make_model()
+            self._max_length = model.batch.max_length
+            test = self._queue_smoke_test(self._base)
+            while not test.result.done():
+                self._run_once(model)
+            test.check()
         except Exception as error:  # noqa: BLE001 - the future carries it
             self._started.set_exception(error)
             return
         self._started.set_result(None)
-        while self._run_next(runner):
-            pass
-        while self._tasks:
-            self._tasks.popleft()(runner)
-
-    def _run_next(self, runner: ModelRunner) -> bool:
-        """Run one task or one batch. Return False when the engine is shutting down."""
+        while not self._closing or model.batch.rows or self._begun:
+            try:
+                self._run_once(model)
+            except Exception as error:
+                log.exception("engine_step_failed")
+                self._fail_all(f"{type(error).__name__}: {error}")
         with self._changed:
-            self._changed.wait_for(lambda: self._tasks or self._waiting or self._closing, POLL_S)
-            if self._closing:
-                return False
-            task = self._tasks.popleft() if self._tasks else None
-        if task is not None:
-            task(runner)
-            return True
-        batch = self._next_batch()
-        if batch:
-            self._run_batch(runner, batch)
-        return True
+            unfinished = [future for _, future in (*self._tasks, *([self._task] if self._task else []))]
+        for future in unfinished:
+            future.set_exception(Retryable("this replica is shutting down"))
 
-    def _next_batch(self) -> list[QueuedGeneration]:
-        """Wait a moment for requests that can share a batch, then take the batch out of the queue.
-
-        Clients whose answers ended together send their next requests together. Without the wait, the first of them
-        would get a batch of its own and the others would wait for it, again and again. After a batch, the wait ends
-        as soon as all of its clients are back, so a single client never waits.
-        """
+    def _fail_all(self, error: str) -> None:
+        """End all requests after a bug, so that none waits for ever and the next ones have a chance."""
         with self._changed:
-            if not self._waiting:
-                return []
-            oldest = self._waiting[0].queued_at
-            rejoin_until = self._batch_ended_at + max(
-                self._batch_wait_s, min(MAX_REJOIN_S, REJOIN_SHARE * self._batch_duration_s)
-            )
-            expected = self._expected_rows if oldest <= rejoin_until else self._max_batch
-            wait_until = max(oldest + self._batch_wait_s, rejoin_until)
-            while self._waiting_rows() < min(expected, self._max_batch) and not self._closing:
-                remaining = wait_until - time.monotonic()
-                if remaining <= 0:
-                    break
-                self._changed.wait(remaining)
-            cancelled = [generation for generation in self._waiting if generation.cancelled]
-            self._waiting = deque(generation for generation in self._waiting if not generation.cancelled)
-            batch = select_batch(self._waiting, self._max_batch, self._max_batch_tokens)
-            selected = {id(generation) for generation in batch}
-            self._waiting = deque(
-                generation for generation in self._waiting if id(generation) not in selected
-            )
-        for generation in cancelled:
-            generation.end("cancelled")
-        return batch
+            waiting, self._waiting = list(self._waiting), deque()
+        begun, self._begun = self._begun, deque()
+        for generation in (*waiting, *(row.generation for row in (*self._running, *begun))):
+            generation.end("failed", error)
 
-    def _waiting_rows(self) -> int:
-        return sum(generation.request.n for generation in self._waiting)
+    def _run_once(self, model: LoadedModel) -> None:
+        """Wait for work, then load a little, let rows leave and join, and run one step."""
+        batch = model.batch
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._closing
+                    or self._task
+                    or self._tasks
+                    or self._waiting
+                    or self._begun
+                    or batch.rows
+                    or self._unused(model)
+                )
+            )
+        self._work_on_task(model)
+        batch.remove_ended()
+        self._admit(batch)
+        self._running = (*batch.rows, *self._begun)
+        if batch.rows:
+            batch.step()
+        for version in self._unused(model):
+            model.models.unload(version)
 
-    def _run_batch(self, runner: ModelRunner, batch: list[QueuedGeneration]) -> None:
-        self._running = batch
-        started_at = time.monotonic()
-        rows = [row for generation in batch for row in generation.start_rows(self._tokenizer.decode)]
-        request = batch[0].request
-        version = None if request.version == self._base else request.version
+    def _work_on_task(self, model: LoadedModel) -> None:
+        """Work on the oldest task: to its end, or for `LOAD_SLICE_S` if rows run."""
+        if self._task is None:
+            with self._changed:
+                if not self._tasks:
+                    return
+                work, future = self._tasks.popleft()
+            self._task = work(model.models), future
+        steps, future = self._task
+        until = time.monotonic() + LOAD_SLICE_S
         try:
-            runner.generate(version, rows, request.sampling)
-        except Exception as error:
-            # A failure of one batch, such as out of memory, need not happen to the next one.
-            log.exception("batch_failed", version=request.version, requests=len(batch))
-            for generation in batch:
-                generation.end("failed", f"{type(error).__name__}: {error}"[:1000])
-        for generation in batch:
-            generation.end_if_finished()
-            generation.end("failed", "the model stopped before the answer was complete")
-        self._running = []
-        self._batch_ended_at = time.monotonic()
-        self._batch_duration_s = self._batch_ended_at - started_at
+            for _ in steps:
+                if model.batch.rows and time.monotonic() > until:
+                    return
+            future.set_result(None)
+        except Exception as error:  # noqa: BLE001 - the future carries it; the thread must survive
+            log.warning("engine_task_failed", error=str(error))
+            future.set_exception(error)
+        self._task = None
+
+    def _admit(self, batch: Batch) -> None:
+        """Let waiting rows join the batch, as far as it has room."""
+        begun, self._begun = self._begun, deque()
+        for row in begun:
+            self._join(batch, row)
         with self._changed:
-            self._expected_rows = len(rows) + self._waiting_rows()
+            waiting = list(self._waiting)
+        left: set[int] = set()
+        for generation in waiting:
+            if generation.cancelled:
+                generation.end("cancelled")
+            elif generation.max_length > batch.max_length:
+                generation.end("failed", "the request does not fit into LOOPWRIGHT_INFERENCE_KV_CACHE_MB")
+            elif self._begun and not batch.has_memory(self._begun[0].max_length):
+                break
+            elif not batch.has_place(generation.request.version):
+                continue
+            elif not batch.has_memory(generation.max_length):
+                break
+            else:
+                for row in generation.start_rows(self._tokenizer.decode):
+                    self._join(batch, row)
+            left.add(id(generation))
+        with self._changed:
+            self._waiting = deque(one for one in self._waiting if id(one) not in left)
+
+    def _join(self, batch: Batch, row: ChoiceRow) -> None:
+        """Add a row to the batch, or to the rows that wait for a place."""
+        if row.generation.cancelled:
+            row.cancel()
+            row.generation.end_if_finished()
+        elif row.generation.ended:
+            return
+        elif batch.has_place(row.version) and batch.has_memory(row.max_length):
+            batch.add(row)
+        else:
+            self._begun.append(row)
+
+    def _unused(self, model: LoadedModel) -> list[str]:
+        """Return the versions in memory that accept no requests and have none left."""
+        in_memory = model.models.versions()
+        with self._changed:
+            used = {*self._versions, self._arriving}
+            used.update(generation.request.version for generation in self._waiting)
+        used.update(row.version for row in (*model.batch.rows, *self._begun))
+        return [version for version in in_memory if version not in used]

@@ -1,7 +1,8 @@
-"""Bookkeeping of the transformers engine: accepted requests, the rows of a batch, and which requests share a batch."""
+"""Bookkeeping of the transformers engine: accepted requests, and the rows that generate their choices."""
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,15 +22,48 @@ from shared.events import MAX_TEXT, Usage
 Decode = Callable[[list[int]], str]
 
 
-class BatchRow:
-    """One choice that is being generated: one row of a batch. Only the engine's thread uses it."""
+class ChoiceRow:
+    """One choice that is generated or waits for it: one row of a batch. Only the engine's thread uses it.
+
+    Attributes:
+        id: Name of the row, unique in the process.
+        generation: The request that it belongs to.
+        index: Number of the choice.
+        token_count: Generated tokens.
+        finish_reason: Why the row ended, or None.
+        random: Source of the row's random numbers. With a seed they depend on the seed and `index` only.
+
+    """
 
     def __init__(self, generation: QueuedGeneration, index: int, decode: Decode) -> None:
+        self.id = f"{generation.request.response_id}/{index}/{id(generation)}"
         self.generation = generation
         self.index = index
         self.token_count = 0
         self.finish_reason: FinishReason | None = None
+        seed = generation.request.sampling.seed
+        self.random = random.Random(None if seed is None else f"{seed}/{index}")  # noqa: S311 - not a secret
         self._detokenizer = IncrementalDetokenizer(decode, generation.stop_strings)
+
+    @property
+    def version(self) -> str:
+        """Name of the version that generates the row."""
+        return self.generation.request.version
+
+    @property
+    def needs_own_step(self) -> bool:
+        """Whether no other row may share a forward pass with this one.
+
+        In bfloat16 a token's probabilities depend on the other rows of its batch, by rounding. A row with a seed must
+        repeat its answer whatever else is running, so it is computed alone.
+        """
+        sampling = self.generation.request.sampling
+        return sampling.temperature > 0 and sampling.seed is not None
+
+    @property
+    def max_length(self) -> int:
+        """Limit of prompt and answer together, in tokens."""
+        return self.generation.max_length
 
     @property
     def text(self) -> str:
@@ -37,10 +71,7 @@ class BatchRow:
         return self._detokenizer.text
 
     def push(self, token: int, eos_token_ids: frozenset[int]) -> None:
-        """Add the row's next token and send the text that becomes final with it.
-
-        Tokens after the row's end are ignored: the batch pads a finished row until its last row has finished.
-        """
+        """Add the row's next token and send the text that becomes final with it. Ended rows ignore it."""
         if self.finish_reason is not None:
             return
         self.token_count += 1
@@ -52,6 +83,15 @@ class BatchRow:
             self.finish_reason = "stop"
         elif self.token_count >= self.generation.max_tokens or self._detokenizer.length >= MAX_TEXT:
             self.finish_reason = "length"
+        self._send(new_text)
+
+    def cancel(self) -> None:
+        """End the row as cancelled, with the text so far."""
+        if self.finish_reason is None:
+            self.finish_reason = "cancelled"
+            self._send("")
+
+    def _send(self, new_text: str) -> None:
         if self.finish_reason is not None:
             new_text += self._detokenizer.flush()
         if new_text or self.finish_reason:
@@ -82,8 +122,7 @@ class QueuedGeneration:
         self.prompt = prompt
         self.max_tokens = max_tokens
         self.stop_strings = stop_strings
-        self.rows: list[BatchRow] = []
-        self.queued_at = time.monotonic()
+        self.rows: list[ChoiceRow] = []
         self.cancelled = False
         self._listener = listener
         self._first_token_at: float | None = None
@@ -91,25 +130,22 @@ class QueuedGeneration:
         self._lock = threading.Lock()
 
     @property
-    def batch_key(self) -> tuple[object, ...]:
-        """Requests with equal keys can share a batch: same version, same sampling."""
-        sampling = self.request.sampling
-        if sampling.temperature == 0:
-            return (self.request.version,)
-        return (self.request.version, sampling.temperature, sampling.top_p, sampling.seed)
+    def max_length(self) -> int:
+        """Limit of prompt and answer of one choice together, in tokens."""
+        return len(self.prompt) + self.max_tokens
 
     @property
-    def needs_own_batch(self) -> bool:
-        """Whether the request is sampled with a seed: torch's random numbers depend on the whole batch."""
-        return self.request.sampling.temperature > 0 and self.request.sampling.seed is not None
+    def ended(self) -> bool:
+        """Whether the listener has the result."""
+        return self._ended
 
-    def start_rows(self, decode: Decode) -> list[BatchRow]:
+    def start_rows(self, decode: Decode) -> list[ChoiceRow]:
         """Create and return one row per choice."""
-        self.rows = [BatchRow(self, index, decode) for index in range(self.request.n)]
+        self.rows = [ChoiceRow(self, index, decode) for index in range(self.request.n)]
         return self.rows
 
     def cancel(self) -> None:
-        """Let the rows end with their next token. A request that still waits never starts."""
+        """Let the rows end before the next step."""
         self.cancelled = True
 
     def note_token(self) -> None:
@@ -134,29 +170,6 @@ class QueuedGeneration:
         self._listener.on_result(GenerationResult(status, usage, choices, error, self._first_token_at))
 
     def end_if_finished(self) -> None:
-        """End the request if its rows have all finished, even if other rows of the batch have not."""
+        """End the request if its rows have all finished."""
         if not self._ended and self.rows and all(row.finish_reason is not None for row in self.rows):
             self.end("cancelled" if self.cancelled else "completed")
-
-
-def select_batch(
-    waiting: Sequence[QueuedGeneration], max_rows: int, max_tokens: int
-) -> list[QueuedGeneration]:
-    """Return the oldest request, and those after it that can share its batch.
-
-    Requests are added in order as long as the batch stays within `max_rows` rows and `max_tokens` tokens, padding
-    included. The oldest request is taken even if it exceeds these limits, so none waits forever.
-    """
-    batch: list[QueuedGeneration] = []
-    rows = longest_prompt = longest_answer = 0
-    for generation in waiting:
-        if batch and (batch[0].needs_own_batch or generation.batch_key != batch[0].batch_key):
-            continue
-        new_rows = rows + generation.request.n
-        new_prompt = max(longest_prompt, len(generation.prompt))
-        new_answer = max(longest_answer, generation.max_tokens)
-        if batch and (new_rows > max_rows or new_rows * (new_prompt + new_answer) > max_tokens):
-            continue
-        batch.append(generation)
-        rows, longest_prompt, longest_answer = new_rows, new_prompt, new_answer
-    return batch
