@@ -1,6 +1,6 @@
 # Paths are relative and quoted, because the repository's own path may contain spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test test-fault compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-gate bench-worlds experiment lint format lock clean
+.PHONY: help install setup demo chapter up down env test test-fault test-clients compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-gate bench-worlds experiment lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -11,7 +11,7 @@ PYTHON3 ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 SEEDS ?= 20
 # Parallel test processes, each with its own Kafka and Redis. 0: run in this process (for a debugger).
 JOBS ?= 2
-CHECKED := services shared sdk deploy examples benchmarks tests/compose
+CHECKED := services shared sdk deploy examples benchmarks tests/compose tests/clients/__main__.py
 # Script that starts a Docker engine for compose-test if none is running.
 ENGINE_TOOL ?= ../shared/tools/docker-here
 SERVICES := inference feedback processor trainer gpu rollout console local
@@ -61,6 +61,9 @@ test: setup ## Run all tests; install what they need first
 test-fault: setup ## Inject faults (kills, rebalances, broker, disk and clock failures), each with SEEDS=20 workloads
 	@LOOPWRIGHT_FAULT_SEEDS=$(SEEDS) "$(PYTHON)" -m pytest tests/fault -v -n $(JOBS) --dist worksteal $(ARGS)
 
+test-clients: install ## Try LangChain, litellm and the Vercel AI SDK against inference (installs them on their own; needs npm)
+	@"$(PYTHON)" -m tests.clients $(ARGS)
+
 compose-test: ## Build and run docker-compose.yml, with the default model and with a model folder (needs Docker)
 	@test -n "$(PYTHON3)" || { echo "make compose-test: no Python 3.11 or newer found. Install one, or pass its path: make PYTHON3=/path/to/python3" >&2; exit 1; }
 	@"$(PYTHON3)" -m tests.compose --engine-tool "$(ENGINE_TOOL)" $(ARGS)
@@ -109,6 +112,8 @@ lock: ## Recompile all lock files (UPGRADE=--upgrade for newer versions)
 	done
 	@$(COMPILE) -c requirements/dev.txt requirements/uv.in -o requirements/uv.txt
 	@$(COMPILE) --no-deps -c requirements/dev.txt requirements/redis.in -o requirements/redis.txt
+	@$(COMPILE) tests/clients/python.in -o tests/clients/python.txt
+	@cd tests/clients && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 	@$(COMPILE) benchmarks/processor/quixstreams.in -o benchmarks/processor/quixstreams.txt
 
 clean: ## Remove .venv, .loopwright and all caches, including the local stack's data

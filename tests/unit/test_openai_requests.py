@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ from services.inference.core.generation_request import (
 from services.inference.response_stream import RequestDetails, response_record
 from shared.events import MAX_CONTENT, MAX_MESSAGES, ChatResponse, Usage
 from shared.limits import MAX_RESPONSE_BYTES
-from tests.inference_app import BODY, App, chunks_of, running
+from tests.inference_app import BODY, CHAT, App, chunks_of, running, weather_answer, weather_calls
 from tests.inference_factories import LINE, generation_request
 
 TOOL = {
@@ -305,6 +306,24 @@ def test_parser_raises_nothing_but_its_own_errors(fields: dict[str, Any]) -> Non
     except (InvalidParameter, UnknownParameter):
         return
     assert GenerationOptions.model_validate_json(json.dumps(options.to_json())) == options
+
+
+# --- recorded requests of other clients ---------------------------------------------------------------------------
+
+RECORDED: dict[str, list[dict[str, Any]]] = json.loads(
+    (Path(__file__).resolve().parents[1] / "data" / "client_requests.json").read_text()
+)
+"""Bodies that the scripts in `tests/clients` sent."""
+
+
+@pytest.mark.parametrize("client", RECORDED)
+async def test_requests_of_other_clients_are_answered(client: str) -> None:
+    async with running(App(max_context=10_000, answer=weather_answer, calls=weather_calls)) as app:
+        for body in RECORDED[client]:
+            answer = await app.http.post(CHAT, json=body)
+            assert answer.status_code == 200, (body, answer.text)
+        calls = [choice.tool_calls for record in app.records() for choice in record.choices]
+    assert any(calls)
 
 
 # --- tools and logprobs -------------------------------------------------------------------------------------------
