@@ -1,6 +1,6 @@
 # Paths are relative and quoted, because the repository's own path may contain spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test test-fault test-clients compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-gate bench-rollout bench-worlds experiment lint format lock clean
+.PHONY: help install setup demo chapter up down env test test-vllm test-fault test-clients compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-gate bench-worlds experiment lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -58,6 +58,9 @@ test: setup ## Run all tests; install what they need first
 	@sh deploy/local/chromium.sh
 	@"$(PYTHON)" -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
+test-vllm: setup ## Run the tests of the vLLM engine on a real server (installs vLLM for CPUs: 5.9 GB)
+	@"$(PYTHON)" -m pytest tests/vllm -v $(ARGS)
+
 test-fault: setup ## Inject faults (kills, rebalances, broker, disk and clock failures), each with SEEDS=20 workloads
 	@LOOPWRIGHT_FAULT_SEEDS=$(SEEDS) "$(PYTHON)" -m pytest tests/fault -v -n $(JOBS) --dist worksteal $(ARGS)
 
@@ -89,9 +92,6 @@ bench-soak: install ## Check for 30 minutes that the processor's memory does not
 bench-gate: install ## Measure the error rates and power of the gate by simulation; writes benchmarks/gate.json (ARGS=--quick)
 	@"$(PYTHON)" -m benchmarks.gate $(ARGS)
 
-bench-rollout: install ## Measure false rollbacks and power of the canary by simulation; writes benchmarks/rollout.json (ARGS=--quick)
-	@"$(PYTHON)" -m benchmarks.rollout $(ARGS)
-
 bench-worlds: setup ## Train one recipe on three worlds unlike the demo's (hours; resumable); writes benchmarks/worlds.json
 	@"$(PYTHON)" -m benchmarks.worlds $(ARGS)
 
@@ -117,6 +117,7 @@ lock: ## Recompile all lock files (UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) --no-deps -c requirements/dev.txt requirements/redis.in -o requirements/redis.txt
 	@$(COMPILE) tests/clients/python.in -o tests/clients/python.txt
 	@cd tests/clients && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
+	@$(COMPILE) --override requirements/vllm-overrides.txt requirements/vllm.in -o requirements/vllm.txt
 	@$(COMPILE) benchmarks/processor/quixstreams.in -o benchmarks/processor/quixstreams.txt
 
 clean: ## Remove .venv, .loopwright and all caches, including the local stack's data

@@ -198,6 +198,13 @@ class ChatFormat:
             self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
 
+    def control_text(self, text: str) -> str | None:
+        """Return the first special token that a text spells out, or None.
+
+        For prompts that another program builds, in which such a text would become the token.
+        """
+        return self._masks[False].find(text)
+
     # --- marks ---
 
     @property
@@ -394,6 +401,11 @@ class _Mask:
         """Every token and every piece of one contains one of these characters; most texts contain none."""
         self._longest = max(map(len, tokens), default=1)
         self._name = "q" + secrets.token_hex(12).translate(str.maketrans("0123456789", "ghijklmnop"))
+
+    def find(self, text: str) -> str | None:
+        """Return the first special token in the text, or None."""
+        found = self._pattern.search(text)
+        return found[0] if found else None
 
     def apply(self, text: str, literal: dict[str, str]) -> str:
         """Return the text with a placeholder of letters for each special token, and add the texts to `literal`.

@@ -21,7 +21,7 @@ PREPARED = ROOT / ".loopwright"
 # No deadline, because the time per example depends on the machine's load.
 settings.register_profile("loopwright", deadline=None)
 settings.load_profile("loopwright")
-KINDS = ("unit", "contract", "integration", "fault", "e2e")
+KINDS = ("unit", "contract", "integration", "fault", "e2e", "vllm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

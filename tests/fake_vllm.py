@@ -2,7 +2,8 @@
 
 Where it copies vLLM's behaviour: a restart forgets all adapters; a loaded name cannot be loaded again; unloading
 only forgets the name, running requests go on; an evicted adapter is read from its folder again; errors have vLLM's
-form. `tests/vllm` runs the contract suite on the real server as well.
+form; on CPUs, requests of the base may get the adapter in the last slot. `tests/vllm` runs the contract suite on the
+real server as well.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class FakeVllm:
         max_loras: int = 3,
         runtime_loading: bool = True,
         version: str = "0.32.0",
+        on_cpu: bool = False,
         concurrency: int = 8,
         token_s: float = 0.001,
     ) -> None:
@@ -61,6 +63,7 @@ class FakeVllm:
         self.max_loras = max_loras
         self.runtime_loading = runtime_loading
         self.version = version
+        self.on_cpu = on_cpu
         self.token_s = token_s
         self.load_s = 0.0
         self.calls: list[str] = []
@@ -125,6 +128,8 @@ class FakeVllm:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/completions", self._complete)
+        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_post("/tokenize", self._tokenize)
         if self.runtime_loading:
             app.router.add_post("/v1/load_lora_adapter", self._load)
             app.router.add_post("/v1/unload_lora_adapter", self._unload)
@@ -166,7 +171,10 @@ class FakeVllm:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         labels = f'max_lora="{self.max_loras}",running_lora_adapters="",waiting_lora_adapters=""'
-        return web.Response(text=f"vllm:lora_requests_info{{{labels}}} 1.0\n")
+        block, ssm = ("128", "float32") if self.on_cpu else ("16", "auto")
+        cache = f'block_size="{block}",mamba_ssm_cache_dtype="{ssm}",user_specified_block_size="False"'
+        text = f"vllm:cache_config_info{{{cache}}} 1.0\nvllm:lora_requests_info{{{labels}}} 1.0\n"
+        return web.Response(text=text)
 
     async def _models(self, _: web.Request) -> web.Response:
         base = {"id": self.base, "object": "model", "root": self.base, "parent": None}
@@ -203,11 +211,19 @@ class FakeVllm:
             return _error(404, f"The lora adapter '{name}' cannot be found.")
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        tokens = _chat_tokens(await request.json())
+        return web.json_response({"count": len(tokens), "tokens": tokens})
+
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         model = body["model"]
+        if "messages" in body:
+            body |= {"prompt": _chat_tokens(body), "max_tokens": body["max_completion_tokens"]}
         self.calls.append(f"complete {model}")
         self.bodies.append(body)
+        if body.get("logit_bias", {}).keys() & {"999999999"}:
+            return _error(400, "logit_bias has a token that is not in the vocabulary", "logit_bias")
         if self.queue_full:
             return _error(503, "The number of queued requests exceeds the limit.")
         if model != self.base and model not in self.adapters:
@@ -217,6 +233,8 @@ class FakeVllm:
         if model in self.broken:
             return _error(500, "Out of range float values are not JSON compliant")
         identity = "base" if model == self.base else self.adapters[model][1]
+        if model == self.base and self.on_cpu and self.adapters:  # vLLM pull request 49656
+            identity = list(self.adapters.values())[-1][1]
         if model in self._evicted:
             self._evicted.discard(model)
             try:
@@ -268,9 +286,8 @@ async def _events(body: dict[str, Any], identity: str, token_s: float) -> AsyncI
         await asyncio.sleep(token_s)
         for choice in choices:
             if choice.finish_reason is None:
-                text = choice.next()
                 yield common | {
-                    "choices": [{"index": choice.index, "text": text, "finish_reason": choice.finish_reason}],
+                    "choices": [choice.next_delta()],
                     "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": choice.tokens},
                 }
     total = sum(choice.tokens for choice in choices)
@@ -284,6 +301,7 @@ class _Choice:
         self.index = index
         self.tokens = 0
         self.finish_reason: str | None = None
+        self._body = body
         self._max_tokens = body["max_tokens"]
         sampled = body["temperature"] > 0 and body.get("top_k") != 1
         seed = body.get("seed") if sampled else 0
@@ -302,6 +320,38 @@ class _Choice:
             self.finish_reason = "length"
         return text + (self._detokenizer.flush() if self.finish_reason else "")
 
+    def next_delta(self) -> dict[str, Any]:
+        """Return the next token's part of an event, in the form of the API that was called."""
+        delta: dict[str, Any] = {"index": self.index, "logprobs": None}
+        if self._body.get("tool_choice") not in {None, "none", "auto"} and "messages" in self._body:
+            return delta | self._next_of_tool_call()
+        text = self.next()
+        if "messages" in self._body:
+            return delta | {"delta": {"content": text}, "finish_reason": self.finish_reason}
+        if self._body.get("logprobs") is not None:
+            delta["logprobs"] = {
+                "tokens": [text],
+                "token_logprobs": [-2.5],
+                "top_logprobs": [{text: -2.5, "?": -0.5, "\ufffd": -1.5}],
+            }
+        return delta | {"text": text, "finish_reason": self.finish_reason}
+
+    def _next_of_tool_call(self) -> dict[str, Any]:
+        """Return the parts of a call of the first tool."""
+        self.tokens += 1
+        name = self._body["tools"][0]["function"]["name"]
+        parts: list[dict[str, Any]] = [
+            {"index": 0, "id": "call-1", "type": "function", "function": {"name": name, "arguments": ""}},
+            {"index": 0, "function": {"arguments": '{"city":'}},
+            {"index": 0, "function": {"arguments": '"Rome"}'}},
+        ]
+        self.finish_reason = "stop" if self.tokens == len(parts) else None  # as vLLM does for forced calls
+        return {"delta": {"tool_calls": [parts[self.tokens - 1]]}, "finish_reason": self.finish_reason}
+
+
+def _chat_tokens(body: dict[str, Any]) -> list[int]:
+    return list(json.dumps([body["messages"], body.get("tools")]).encode())
+
 
 def _whole_answer(body: dict[str, Any], identity: str) -> dict[str, Any]:
     choice = _Choice(body, identity, 0)
@@ -317,6 +367,8 @@ def _whole_answer(body: dict[str, Any], identity: str) -> dict[str, Any]:
 
 
 def _digest(folder: Path) -> str:
+    if json.loads((folder / "adapter_config.json").read_bytes())["r"] == 1:
+        return "base"  # the null adapter; all others of the tests have a higher rank
     return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
@@ -324,6 +376,6 @@ def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value).encode() + b"\n\n"
 
 
-def _error(status: int, message: str) -> web.Response:
-    error = {"message": message, "type": "Error", "param": None, "code": status}
+def _error(status: int, message: str, param: str | None = None) -> web.Response:
+    error = {"message": message, "type": "Error", "param": param, "code": status}
     return web.json_response({"error": error}, status=status)

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from services.inference.core.generation_request import (
     GenerationRequest,
     GenerationResult,
     Piece,
 )
+from services.inference.engine.chat_tokenizer import ChatTokenizer
 from services.inference.engine.generation_rows import ChoiceRow
 from services.inference.engine.in_memory import InMemoryEngine
 from services.inference.engine.port import Generation, GenerationListener, InferenceEngine
@@ -23,7 +24,6 @@ from services.inference.engine.vllm.engine import VllmBase, VllmEngine
 from shared.errors import BadArtifact
 from shared.events import Message, sha256
 from shared.versions import RolloutRecord, VersionRef, version_name
-from tests.fake_vllm import FakeVllm
 
 DECIDED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LINE = "assistant"
@@ -54,7 +54,7 @@ def generation_request(
     response_id: str = "r1", version: str = BASE.version, prompt: str = "abc", **overrides: Any
 ) -> GenerationRequest:
     """Return a request with one user message."""
-    messages = (Message(role="user", content=prompt),)
+    messages = overrides.pop("messages", (Message(role="user", content=prompt),))
     return GenerationRequest(response_id, version, messages, **({"max_tokens": 100} | overrides))
 
 
@@ -99,12 +99,16 @@ class FakeTokenizer:
 
     stop_strings: tuple[str, ...] = ()
     eos_token_ids = frozenset({0})
+    template_kwargs: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
     def __init__(self, max_context: int = 10_000) -> None:
         self.max_context = max_context
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         return list("".join(message.content for message in messages).encode())
+
+    def control_text(self, text: str) -> str | None:
+        return "<|im_end|>" if "<|im_end|>" in text else None
 
     def decode(self, tokens: list[int]) -> str:
         return bytes(tokens).decode("utf-8", "replace")
@@ -183,8 +187,15 @@ class FakeBatch:
             row.generation.end_if_finished()
 
 
+class HasUrl(Protocol):
+    """A server of a test."""
+
+    @property
+    def url(self) -> str: ...
+
+
 def make_vllm_engine(
-    servers: Sequence[FakeVllm], model: Path, adapter_dir: Path, *, urls: str = "", **options: Any
+    servers: Sequence[HasUrl], model: Path, adapter_dir: Path, *, urls: str = "", **options: Any
 ) -> VllmEngine:
     """Return a vLLM engine in front of these servers, not started. It checks them often."""
     return VllmEngine(
@@ -215,7 +226,39 @@ class RecordingEngine(InMemoryEngine):
         self.unloads.append(version)
 
 
-def make_adapter(model: Path, folder: Path, seed: int, edit: Callable[[Any], None] | None = None) -> Path:
+def train_adapter(model: Path, folder: Path, answer: str, *, rank: int = 8, steps: int = 25) -> Path:
+    """Train a LoRA adapter that answers every question with `answer`, far more likely than with anything else.
+
+    Unlike those of random adapters, its answers do not depend on the last bits of a float.
+    """
+    import torch  # noqa: PLC0415 - most unit tests do without
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    tokenizer = ChatTokenizer(model, 4096)
+    torch.manual_seed(7)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    adapter = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+    optimizer = torch.optim.AdamW([p for p in adapter.parameters() if p.requires_grad], lr=2e-3)
+    answer_ids = AutoTokenizer.from_pretrained(model).encode(answer, add_special_tokens=False)
+    rows = []
+    for question in ("abc", "Who are you?", "Say hello.", "word " * 8):
+        prompt = tokenizer.encode([Message(role="user", content=question)])
+        rows.append((prompt, prompt + answer_ids))
+    for step in range(steps):
+        prompt, row = rows[step % len(rows)]
+        labels = [-100] * len(prompt) + row[len(prompt) :]
+        adapter(input_ids=torch.tensor([row]), labels=torch.tensor([labels])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    adapter.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    return folder
+
+
+def make_adapter(
+    model: Path, folder: Path, seed: int, edit: Callable[[Any], None] | None = None, *, rank: int = 4
+) -> Path:
     """Write a LoRA adapter of random weights, large enough to change the model's answers.
 
     `edit` may change the `PeftModel` before it is saved.
@@ -227,7 +270,9 @@ def make_adapter(model: Path, folder: Path, seed: int, edit: Callable[[Any], Non
     torch.manual_seed(seed)
     base = AutoModelForCausalLM.from_pretrained(model)
     targets = ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]
-    adapter = PeftModel(base, LoraConfig(r=4, lora_alpha=64, target_modules=targets, task_type="CAUSAL_LM"))
+    adapter = PeftModel(
+        base, LoraConfig(r=rank, lora_alpha=16 * rank, target_modules=targets, task_type="CAUSAL_LM")
+    )
     with torch.no_grad():
         for name, weight in adapter.named_parameters():
             if "lora_" in name:

@@ -16,7 +16,7 @@ from services.inference.core.generation_request import GenerationResult, Samplin
 from services.inference.engine.chat_tokenizer import ChatTokenizer
 from services.inference.engine.vllm.engine import VllmEngine
 from shared.errors import BadArtifact, Misconfigured, Overloaded, Retryable
-from shared.events import MAX_TEXT, Message
+from shared.events import Message
 from tests.fake_vllm import FakeVllm
 from tests.inference_factories import (
     BASE,
@@ -299,6 +299,21 @@ def test_new_address_of_a_host_joins_with_all_versions(
     assert answer(engine, version=V1).choices[0].text == expected
 
 
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_base_answers_alike_whatever_is_loaded(cluster: Cluster, adapter: Path, on_cpu: bool) -> None:
+    """I8. vLLM on CPUs adds the adapter in its last slot to requests of the base."""
+    servers = [cluster.server(on_cpu=on_cpu), cluster.server(on_cpu=on_cpu)]
+    engine = cluster.engine(*servers)
+    before = answer(engine).choices[0].text
+    engine.load(V1, adapter)
+    assert {answer(engine).choices[0].text for _ in range(4)} == {before}
+    assert engine.versions() == (BASE.version, V1)
+    for server in servers:
+        server.restart()
+    assert {answer(engine).choices[0].text for _ in range(4)} == {before}
+    assert (BASE.version in servers[0].adapters) is on_cpu
+
+
 # --- several gateways before the same servers ---------------------------------------------------------------------
 
 
@@ -400,11 +415,10 @@ def test_several_greedy_choices_are_equal(cluster: Cluster) -> None:
 def test_answer_ends_at_the_longest_text_of_a_record(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.inference.engine.vllm.generation.MAX_TEXT", 10)
+    monkeypatch.setattr("services.inference.engine.vllm.generation.MAX_CONTENT", 10)
     engine = cluster.engine(cluster.server())
     [choice] = answer(engine, max_tokens=40).choices
     assert (len(choice.text), choice.finish_reason) == (10, "length")
-    assert MAX_TEXT > 10
 
 
 def test_line_separators_within_an_answer_arrive(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

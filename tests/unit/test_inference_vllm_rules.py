@@ -47,8 +47,15 @@ def servers(tiny_model: Path) -> Iterator[list[FakeVllm]]:
 
 @pytest.fixture
 def engine(servers: list[FakeVllm], tiny_model: Path, tmp_path: Path) -> Iterator[VllmEngine]:
-    engine = make_vllm_engine(servers, tiny_model, tmp_path / "adapters")
+    statuses: list[tuple[bool, str]] = []
+    engine = make_vllm_engine(
+        servers,
+        tiny_model,
+        tmp_path / "adapters",
+        on_status=lambda ok, detail: statuses.append((ok, detail)),
+    )
     engine.start().result(20)
+    wait_until(lambda: statuses[-1] == (True, ""))  # all servers are ready, not only the first
     yield engine
     engine.stop(5)
 

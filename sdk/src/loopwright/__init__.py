@@ -31,8 +31,6 @@ from loopwright.event_ids import new_event_id
 from loopwright.feedback_kinds import FeedbackKind
 from loopwright.models import (
     Accepted,
-    CanaryArm,
-    CanaryTest,
     Command,
     CommandKind,
     CommandResult,
@@ -54,7 +52,6 @@ from loopwright.models import (
     Receipt,
     RecordContent,
     Recorded,
-    RolloutState,
     Serving,
     Status,
     Trace,
@@ -70,8 +67,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Accepted",
     "AsyncLoopwright",
-    "CanaryArm",
-    "CanaryTest",
     "Command",
     "CommandKind",
     "CommandResult",
@@ -107,7 +102,6 @@ __all__ = [
     "RecordContent",
     "Recorded",
     "Retry",
-    "RolloutState",
     "Serving",
     "Status",
     "StillRunning",

@@ -33,6 +33,7 @@ class ChatTokenizer:
         except (OSError, ValueError) as error:
             raise Misconfigured(f"the tokenizer in {folder} cannot be loaded: {error}") from error
         self._chat = ChatFormat(tokenizer, template_kwargs)
+        self.template_kwargs = self._chat.template_kwargs
         self.max_context = min(max_context, int(getattr(config, "max_position_embeddings", max_context)))
         self.eos_token_ids = self._chat.stop_ids
         self.pad_token_id = self._chat.pad_id
@@ -55,6 +56,10 @@ class ChatTokenizer:
 
         """
         return self._chat.prompt_ids([(message.role, message.content) for message in messages])
+
+    def control_text(self, text: str) -> str | None:
+        """Return the first special token that a text spells out, or None."""
+        return self._chat.control_text(text)
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text without special tokens. Bytes that form no complete character become U+FFFD."""

@@ -30,7 +30,6 @@ from shared.events import (
     Outcome,
     OutcomeKind,
     RefusalReason,
-    ResponseSample,
     Retract,
     Tally,
     parse_union,
@@ -46,7 +45,6 @@ from shared.topics import (
     FEEDBACK_EVENTS,
     FEEDBACK_OUTCOMES,
     FEEDBACK_TALLIES,
-    RESPONSE_SAMPLES,
     TRAINING_BATCHES,
     WINDOW_DAYS,
 )
@@ -69,7 +67,6 @@ KEPT_PREFIXES = (b"b/", b"t/", b"m/", b"w/")
 READERS: dict[str, type[LogRecord]] = {
     FEEDBACK_OUTCOMES.name: Outcome,
     FEEDBACK_TALLIES.name: Tally,
-    RESPONSE_SAMPLES.name: ResponseSample,
     TRAINING_BATCHES.name: Batch,
     ERASURE_REPORTS.name: ErasureReport,
 }

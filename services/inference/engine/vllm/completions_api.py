@@ -6,15 +6,21 @@ gateway, training and gate build them with the same function, and text of users 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from services.inference.core.generation_request import GenerationRequest
+from services.inference.core.generation_request import (
+    GenerationRequest,
+    TokenLogprob,
+    ToolCallDelta,
+    TopLogprob,
+)
 
-MIN_TOP_P = 1e-6
-"""vLLM refuses 0. With this value the most likely token is always drawn."""
-MAX_MESSAGE = 1000
+COMPLETIONS: Final = "/v1/completions"
+MAX_MESSAGE: Final = 1000
+LOWEST_LOGPROB: Final = -9999.0
+"""vLLM's value for a token that is impossible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +41,57 @@ class ChoiceDelta:
     text: str
     finish_reason: str | None
     completion_tokens: int | None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
-def completion_body(
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A streamed HTTP call that generates an answer.
+
+    Attributes:
+        path: Where it is sent.
+        body: What is sent, with the version as the model.
+        parse_event: Returns what an event of the stream adds. Raises KeyError or TypeError if it is something else.
+        prompt_tokens: Length of the prompt, or None if only the server knows it.
+
+    """
+
+    path: str
+    body: dict[str, Any]
+    parse_event: Callable[[Mapping[str, Any]], list[ChoiceDelta]]
+    prompt_tokens: int | None
+
+
+def completion_call(
     request: GenerationRequest,
-    model: str,
     prompt: Sequence[int],
     *,
     max_tokens: int,
     stop: Sequence[str],
     stop_token_ids: Sequence[int],
+) -> Call:
+    """Return the call for a prompt of token ids."""
+    options = request.options.to_json()
+    body = sampling_fields(request, stop, stop_token_ids) | {
+        "prompt": list(prompt),
+        "max_tokens": max_tokens,
+    }
+    top_logprobs = options.pop("top_logprobs", 0)
+    if options.pop("logprobs", False):
+        body["logprobs"] = top_logprobs  # a number here, and true in the chat API
+    return Call(
+        COMPLETIONS,
+        _merged(body, options),
+        lambda event: parse_completion_event(event, top_logprobs),
+        len(prompt),
+    )
+
+
+def sampling_fields(
+    request: GenerationRequest, stop: Sequence[str], stop_token_ids: Sequence[int]
 ) -> dict[str, Any]:
-    """Return the body of a streamed completion.
+    """Return the fields of a streamed request that both APIs have.
 
     Every sampling field is set, because a server's defaults come from the base's files.
     """
@@ -55,19 +100,17 @@ def completion_body(
     # vLLM refuses several greedy choices. The most likely of one token is the same.
     several_greedy = greedy and request.n > 1
     body: dict[str, Any] = {
-        "model": model,
-        "prompt": list(prompt),
-        "max_tokens": max_tokens,
+        "model": request.version,
         "n": request.n,
         "temperature": 1.0 if several_greedy else sampling.temperature,
-        "top_p": 1.0 if greedy else max(sampling.top_p, MIN_TOP_P),
+        "top_p": 1.0 if greedy else sampling.top_p,
         "top_k": 1 if several_greedy else 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "stop": list(stop),
-        "stop_token_ids": list(stop_token_ids),
+        "stop_token_ids": [] if request.options.ignore_eos else list(stop_token_ids),
         "skip_special_tokens": True,
         "stream": True,
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
@@ -75,6 +118,15 @@ def completion_body(
     if sampling.seed is not None and not greedy:
         body["seed"] = sampling.seed
     return body
+
+
+def _merged(body: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the body with the options; stop tokens are added to those of the base."""
+    merged = body | options
+    merged["stop_token_ids"] = [*body["stop_token_ids"], *options.get("stop_token_ids", [])]
+    if body["top_k"] == 1:
+        merged["top_k"] = 1
+    return merged
 
 
 def smoke_test_body(model: str, prompt: Sequence[int], max_tokens: int) -> dict[str, Any]:
@@ -117,7 +169,7 @@ def parse_models(value: Mapping[str, Any]) -> list[ServedModel]:
     ]
 
 
-def parse_event(event: Mapping[str, Any]) -> list[ChoiceDelta]:
+def parse_completion_event(event: Mapping[str, Any], top_logprobs: int) -> list[ChoiceDelta]:
     """Return what a stream's event adds to the choices. Raises KeyError or TypeError if it is something else."""
     usage = event.get("usage") or {}
     return [
@@ -126,9 +178,45 @@ def parse_event(event: Mapping[str, Any]) -> list[ChoiceDelta]:
             choice.get("text") or "",
             choice.get("finish_reason"),
             usage.get("completion_tokens"),
+            _logprobs(choice.get("logprobs"), top_logprobs),
         )
         for choice in event["choices"]
     ]
+
+
+def _logprobs(value: Mapping[str, Any] | None, top_logprobs: int) -> tuple[TokenLogprob, ...]:
+    """Return the log-probabilities of a completion in the chat API's form.
+
+    The completion API lists the drawn token among the most likely ones even if it is not one of them.
+    """
+    if not value:
+        return ()
+    return tuple(
+        TokenLogprob(
+            token,
+            finite_logprob(logprob),
+            _bytes(token),
+            tuple(
+                TopLogprob(other, finite_logprob(other_logprob), _bytes(other))
+                for other, other_logprob in sorted(
+                    (top or {}).items(), key=lambda item: -finite_logprob(item[1])
+                )
+            )[:top_logprobs],
+        )
+        for token, logprob, top in zip(
+            value["tokens"], value["token_logprobs"], value["top_logprobs"], strict=True
+        )
+    )
+
+
+def finite_logprob(logprob: float | None) -> float:
+    """Return a log-probability as a finite number."""
+    return LOWEST_LOGPROB if logprob is None else max(LOWEST_LOGPROB, float(logprob))
+
+
+def _bytes(token: str) -> tuple[int, ...] | None:
+    """Return the bytes of a token's text, or None for a token that is only part of a character."""
+    return None if "\ufffd" in token else tuple(token.encode("utf-8", "replace"))
 
 
 def error_message(value: Any, fallback: str) -> str:
@@ -138,3 +226,10 @@ def error_message(value: Any, fallback: str) -> str:
         error = error.get("message") or error.get("detail")
     text = error if isinstance(error, str) and error else fallback
     return " ".join(text.split())[:MAX_MESSAGE]
+
+
+def error_param(value: Any) -> str | None:
+    """Return the field of the request that an error response names, or None."""
+    error = value.get("error") if isinstance(value, Mapping) else None
+    param = error.get("param") if isinstance(error, Mapping) else None
+    return param if isinstance(param, str) and param else None

@@ -10,17 +10,21 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from services.inference.core.generation_request import ContextExceeded, GenerationRequest
+from services.inference.core.generation_options import OPTION_NAMES
+from services.inference.core.generation_request import GenerationRequest
 from services.inference.engine.port import GenerationListener
 from services.inference.engine.vllm.adapter_check import base_shapes, check_adapter
 from services.inference.engine.vllm.adapter_folder import AdapterFolder
 from services.inference.engine.vllm.addresses import EngineUrl
-from services.inference.engine.vllm.completions_api import completion_body
-from services.inference.engine.vllm.generation import VllmGeneration
+from services.inference.engine.vllm.chat_api import chat_call, needs_chat_api, refuse_control_text
+from services.inference.engine.vllm.completions_api import Call, completion_call
+from services.inference.engine.vllm.generation import VllmGeneration, context_exceeded
+from services.inference.engine.vllm.null_adapter import write_null_adapter
 from services.inference.engine.vllm.replica import ExpectedBase
 from services.inference.engine.vllm.replica_set import OnStatus, ReplicaSet
 from services.inference.engine.vllm.server import open_session
@@ -40,6 +44,7 @@ class Tokenizer(Protocol):
     """The tokenizer as the engine uses it, from several threads: `ChatTokenizer`."""
 
     eos_token_ids: frozenset[int]
+    template_kwargs: dict[str, Any]
 
     @property
     def max_context(self) -> int:
@@ -51,6 +56,9 @@ class Tokenizer(Protocol):
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the prompt's token ids. Raises `Rejected` if the template refuses the conversation."""
+
+    def control_text(self, text: str) -> str | None:
+        """Return the first special token that a text spells out, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,17 +200,19 @@ class VllmEngine:
             self._replicas = ReplicaSet(
                 session,
                 self._urls,
-                ExpectedBase(self._base.names, tuple(prompt)),
+                ExpectedBase(self._base.names, tuple(prompt), self._base.version, self._write_null_adapter),
                 stall_s=self._stall_s,
                 on_status=self._on_status,
                 poll_s=self._poll_s,
             )
-            tasks = [
+            tasks = {
                 asyncio.create_task(self._replicas.run()),
                 asyncio.create_task(self._announce_start()),
                 asyncio.create_task(self._keep_house()),
-            ]
+            }
             await self._stopped.wait()
+            # With these, what was begun for other threads, such as unloading.
+            tasks |= asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -218,12 +228,16 @@ class VllmEngine:
     # --- requests ---
 
     def supported_options(self) -> frozenset[str]:
-        """Return no options. See `InferenceEngine.supported_options`."""
-        return frozenset()
+        """Return all options that do not depend on the chat template. See `InferenceEngine.supported_options`."""
+        return OPTION_NAMES - {"reasoning_effort"}
 
     async def submit(self, request: GenerationRequest, listener: GenerationListener) -> VllmGeneration:
         """Tokenize a request and send it to a server. See `InferenceEngine.submit`."""
-        prompt = await asyncio.to_thread(self._tokenizer.encode, request.messages)
+        if needs_chat_api(request):
+            await asyncio.to_thread(refuse_control_text, request, self._tokenizer.control_text)
+            prompt = None
+        else:
+            prompt = await asyncio.to_thread(self._tokenizer.encode, request.messages)
         generation = self._admit(request, prompt, listener)
         try:
             await asyncio.wrap_future(generation.accepted)
@@ -236,7 +250,7 @@ class VllmEngine:
         return generation
 
     def _admit(
-        self, request: GenerationRequest, prompt: list[int], listener: GenerationListener
+        self, request: GenerationRequest, prompt: list[int] | None, listener: GenerationListener
     ) -> VllmGeneration:
         with self._lock:
             if self._closing:
@@ -247,29 +261,16 @@ class VllmEngine:
                 raise UnknownVersion(f"the version {request.version} is not loaded")
             limits = (self._tokenizer.max_context, self._replicas.max_model_len)
             max_context = min(limit for limit in limits if limit is not None)
-            remaining = max_context - len(prompt)
-            if remaining < 1:
-                raise ContextExceeded(
-                    f"the conversation has {len(prompt)} tokens, but the model accepts at most {max_context - 1}; "
-                    "shorten the conversation"
-                )
+            call = self._call(request, prompt, max_context)
             if self._waiting >= self._max_waiting:
                 raise Overloaded(
                     f"{self._max_waiting} requests are waiting already; send the request again in a moment"
                 )
-            body = completion_body(
-                request,
-                request.version,
-                prompt,
-                max_tokens=min(request.max_tokens, remaining),
-                stop=request.stop + self._tokenizer.stop_strings,
-                stop_token_ids=sorted(self._tokenizer.eos_token_ids),
-            )
             generation = VllmGeneration(
                 request,
-                body,
+                call,
                 is_base=request.version == self._base.version,
-                prompt_tokens=len(prompt),
+                max_context=max_context,
                 listener=listener,
                 replicas=self._replicas,
                 loop=self._loop,
@@ -282,6 +283,34 @@ class VllmEngine:
             # With the lock held, so that `stop` finds every admitted request started.
             self._loop.call_soon_threadsafe(generation.start)
             return generation
+
+    def _call(self, request: GenerationRequest, prompt: list[int] | None, max_context: int) -> Call:
+        """Return the HTTP call for a request. Without a prompt, the server builds it.
+
+        Raises:
+            ContextExceeded: if the prompt leaves no room for an answer.
+
+        """
+        stop = request.stop + self._tokenizer.stop_strings
+        stop_token_ids = sorted(self._tokenizer.eos_token_ids)
+        if prompt is None:
+            return chat_call(
+                request,
+                max_tokens=request.max_tokens,
+                stop=stop,
+                stop_token_ids=stop_token_ids,
+                template_kwargs=self._tokenizer.template_kwargs,
+            )
+        remaining = max_context - len(prompt)
+        if remaining < 1:
+            raise context_exceeded(len(prompt), max_context)
+        return completion_call(
+            request,
+            prompt,
+            max_tokens=min(request.max_tokens, remaining),
+            stop=stop,
+            stop_token_ids=stop_token_ids,
+        )
 
     def _count_waiting(self, change: int) -> None:
         with self._lock:
@@ -301,20 +330,36 @@ class VllmEngine:
         """Check, copy and load a version on all servers. See `InferenceEngine.load`."""
         if version in self.versions():
             return
+        check_adapter(version, folder, self._base_shapes())
+        self._in_loop(self._load(version, folder)).result()
+
+    def _base_shapes(self) -> dict[str, tuple[int, ...]]:
         if self._shapes is None:
             self._shapes = base_shapes(self._base.folder)
-        check_adapter(version, folder, self._shapes)
-        self._in_loop(self._load(version, folder)).result()
+        return self._shapes
+
+    def _write_null_adapter(self) -> Path | None:
+        """Return the shared folder of an adapter that changes nothing, or None if the base has no layer for it."""
+        with TemporaryDirectory() as folder:
+            if not write_null_adapter(Path(folder), self._base_shapes()):
+                log.warning("base_without_null_adapter", base=self._base.version)
+                return None
+            try:
+                return self._adapters.add(self._base.version, Path(folder))
+            except OSError as error:
+                raise Retryable(self._not_writable(self._base.version, error)) from error
+
+    def _not_writable(self, version: str, error: OSError) -> str:
+        return (
+            f"{version} cannot be copied to {self._adapters.root} (LOOPWRIGHT_INFERENCE_ADAPTER_DIR): {error}"
+        )
 
     async def _load(self, version: str, folder: Path) -> None:
         async with self._changing:
             try:
                 shared = await asyncio.to_thread(self._adapters.add, version, folder)
             except OSError as error:
-                raise Retryable(
-                    f"{version} cannot be copied to {self._adapters.root} "
-                    f"(LOOPWRIGHT_INFERENCE_ADAPTER_DIR): {error}"
-                ) from error
+                raise Retryable(self._not_writable(version, error)) from error
             try:
                 await self._replicas.load(version, shared)
             except BaseException:
@@ -353,6 +398,7 @@ class VllmEngine:
 
     async def _keep_house(self) -> None:
         """Keep the holds of the served adapters fresh, and discard those that nobody needs any longer."""
+        await self._replicas.wait_until_ready()
         while True:
             try:
                 await asyncio.to_thread(self._adapters.refresh)

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -17,20 +18,30 @@ from services.inference.core.generation_request import (
     FinishReason,
     GenerationRequest,
     GenerationResult,
+    InvalidParameter,
     Piece,
     Status,
+    TokenLogprob,
+    ToolCallDelta,
+    join_tool_calls,
 )
 from services.inference.engine.port import GenerationListener
-from services.inference.engine.vllm.completions_api import ChoiceDelta, parse_event
+from services.inference.engine.vllm.chat_api import tokenize_body
+from services.inference.engine.vllm.completions_api import Call, ChoiceDelta
 from services.inference.engine.vllm.replica import Replica
 from services.inference.engine.vllm.replica_set import ReplicaSet
 from services.inference.engine.vllm.server import ServerRefused, ServerUnreachable
 from shared.errors import LoopwrightError, Overloaded, Rejected, Retryable
-from shared.events import MAX_TEXT, Usage
+from shared.events import MAX_CONTENT, Usage
 
 MAX_ATTEMPTS: Final = 3
 """Servers that a request is sent to, one after the other, as long as none has begun to answer."""
-FINISH_REASONS: Final[Mapping[str, FinishReason]] = {"stop": "stop", "length": "length", "repetition": "stop"}
+FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "repetition": "stop",
+}
 MAX_ACCEPTANCES: Final = 2
 """Servers that may accept a request and then break down. Perhaps the request is what breaks them."""
 DRAIN_S = 1.0
@@ -42,6 +53,8 @@ class _Choice:
 
     def __init__(self) -> None:
         self.text: list[str] = []
+        self.tool_calls: list[ToolCallDelta] = []
+        self.logprobs: list[TokenLogprob] = []
         self.length = 0
         self.tokens = 0
         self.finish_reason: FinishReason | None = None
@@ -51,6 +64,14 @@ class _Failed(Exception):
     """The request ends as failed, for this reason."""
 
 
+def context_exceeded(prompt_tokens: int, max_context: int) -> ContextExceeded:
+    """Return the error for a prompt that leaves no room for an answer."""
+    return ContextExceeded(
+        f"the conversation has {prompt_tokens} tokens, but the model accepts at most {max_context - 1}; "
+        "shorten the conversation"
+    )
+
+
 class VllmGeneration:
     """A request of the vLLM engine. Except for `cancel`, it is used in the engine's event loop only.
 
@@ -58,9 +79,9 @@ class VllmGeneration:
 
     Args:
         request: The request.
-        body: Its body for vLLM, with the base's name as the model if it is for the base.
-        is_base: Whether the base answers it.
-        prompt_tokens: Length of the prompt.
+        call: The HTTP call that generates the answer.
+        is_base: Whether the base answers it. Each server has its own name for the base.
+        max_context: Limit of prompt and answer together, in tokens.
         listener: Receives pieces and the result.
         replicas: Where it is sent.
         on_started: Called at the first token.
@@ -71,10 +92,10 @@ class VllmGeneration:
     def __init__(
         self,
         request: GenerationRequest,
-        body: dict[str, Any],
+        call: Call,
         *,
         is_base: bool,
-        prompt_tokens: int,
+        max_context: int,
         listener: GenerationListener,
         replicas: ReplicaSet,
         loop: asyncio.AbstractEventLoop,
@@ -82,9 +103,10 @@ class VllmGeneration:
         on_end: Callable[[VllmGeneration], None],
     ) -> None:
         self.request = request
-        self._body = body
+        self._call = call
         self._is_base = is_base
-        self._prompt_tokens = prompt_tokens
+        self._max_context = max_context
+        self._prompt_tokens = call.prompt_tokens or 0
         self._listener = listener
         self._replicas = replicas
         self._loop = loop
@@ -186,8 +208,12 @@ class VllmGeneration:
                 self._replicas.release(replica)
 
     async def _attempt(self, replica: Replica) -> None:
-        body = self._body | {"model": replica.model} if self._is_base else self._body
-        async with replica.server.stream(body) as events:
+        call = self._call
+        if self._is_base:
+            call = replace(call, body=call.body | {"model": replica.base_model})
+        if call.prompt_tokens is None:
+            call = await self._within_context(replica, call)
+        async with replica.server.stream(call.path, call.body) as events:
             self._acceptances += 1
             self._accept()
             await self._released.wait()
@@ -206,9 +232,18 @@ class VllmGeneration:
                     async for _ in events:
                         pass
 
+    async def _within_context(self, replica: Replica, call: Call) -> Call:
+        """Return a call whose prompt only the server can count, with the tokens that its context leaves."""
+        self._prompt_tokens = await replica.server.count_tokens(tokenize_body(call))
+        remaining = self._max_context - self._prompt_tokens
+        if remaining < 1:
+            raise context_exceeded(self._prompt_tokens, self._max_context)
+        limit = min(call.body["max_completion_tokens"], remaining)
+        return replace(call, body=call.body | {"max_completion_tokens": limit})
+
     def _receive_event(self, event: dict[str, Any]) -> None:
         try:
-            deltas = parse_event(event)
+            deltas = self._call.parse_event(event)
             for delta in deltas:
                 self._receive(delta)
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -221,8 +256,9 @@ class VllmGeneration:
             return Retryable("the vLLM server broke off; send the request again")
         message = f"the vLLM server answers: {error}"
         if error.status in {400, 413, 422}:
-            is_context = "context length" in message or "max_model_len" in message
-            return ContextExceeded(message) if is_context else Rejected(message)
+            if "context length" in message or "max_model_len" in message:
+                return ContextExceeded(message)
+            return Rejected(message) if error.param is None else InvalidParameter(message, error.param)
         if error.status in {429, 503}:
             # A full queue, or a dead engine: the next check tells.
             replica.wake.set()
@@ -244,12 +280,20 @@ class VllmGeneration:
             if delta.finish_reason not in FINISH_REASONS:
                 raise _Failed(f"the vLLM server ended the answer with {delta.finish_reason!r}")
             choice.finish_reason = FINISH_REASONS[delta.finish_reason]
-        if choice.length + len(text) >= MAX_TEXT:
-            text, choice.finish_reason = text[: MAX_TEXT - choice.length], "length"
+            if choice.finish_reason == "stop" and (choice.tool_calls or delta.tool_calls):
+                choice.finish_reason = (
+                    "tool_calls"  # after a call that the request demanded, vLLM says `stop`
+                )
+        choice.length += len(text) + sum(len(call.arguments) for call in delta.tool_calls)
+        if choice.length >= MAX_CONTENT:
+            text, choice.finish_reason = text[: len(text) - (choice.length - MAX_CONTENT)], "length"
         choice.text.append(text)
-        choice.length += len(text)
-        if text or choice.finish_reason is not None:
-            self._listener.on_piece(Piece(delta.index, text, choice.finish_reason))
+        choice.tool_calls.extend(delta.tool_calls)
+        choice.logprobs.extend(delta.logprobs)
+        if text or choice.finish_reason is not None or delta.tool_calls or delta.logprobs:
+            self._listener.on_piece(
+                Piece(delta.index, text, choice.finish_reason, delta.tool_calls, delta.logprobs)
+            )
 
     def _accept(self) -> None:
         """Let `submit` return."""
@@ -274,7 +318,13 @@ class VllmGeneration:
                     choice.finish_reason = "cancelled"
                     self._listener.on_piece(Piece(index, "", "cancelled"))
         choices = tuple(
-            ChoiceResult(index, "".join(choice.text), choice.finish_reason)
+            ChoiceResult(
+                index,
+                "".join(choice.text),
+                choice.finish_reason,
+                join_tool_calls(choice.tool_calls),
+                tuple(choice.logprobs),
+            )
             for index, choice in enumerate(self._choices)
         )
         usage = Usage(

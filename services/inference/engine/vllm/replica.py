@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,7 @@ from services.inference.engine.vllm.completions_api import (
     smoke_test_body,
     smoke_test_problem,
 )
+from services.inference.engine.vllm.null_adapter import runs_on_cpu
 from services.inference.engine.vllm.server import ServerRefused, ServerUnreachable, VllmServer
 from shared.errors import BadArtifact, LoopwrightError, Misconfigured, NotYet, Retryable
 
@@ -52,11 +53,15 @@ class ExpectedBase:
     Attributes:
         names: Names of the base; a server's model name or path must be one of them, or end with one.
         smoke_prompt: Token ids of a short prompt.
+        version: Its version name.
+        null_adapter: Returns the folder of an adapter that changes nothing, or None if there is none for this base.
 
     """
 
     names: tuple[str, ...]
     smoke_prompt: tuple[int, ...]
+    version: str
+    null_adapter: Callable[[], Path | None]
 
     def find(self, models: list[ServedModel]) -> ServedModel | None:
         """Return the served base if it is the expected one."""
@@ -90,7 +95,7 @@ class Replica:
         self.state = ReplicaState.UNREACHABLE
         self.problem = "not contacted yet"
         self.in_flight = 0
-        self.model = ""
+        self.base_name = ""
         """Name under which the server serves the base."""
         self.max_model_len: int | None = None
         self.loaded: dict[str, Path] = {}
@@ -99,11 +104,18 @@ class Replica:
         """Set to check the server now instead of in a moment."""
         self._base = base
         self._base_tested = False
+        self._null_adapter: Path | None = None
+        """On CPUs, the adapter through which the base is served."""
         self._lock = asyncio.Lock()
 
     def serves(self, version: str | None) -> bool:
         """Return whether a request for a version may go here. None is the base."""
         return self.state is ReplicaState.READY and (version is None or version in self.loaded)
+
+    @property
+    def base_model(self) -> str:
+        """The model to name in a request for the base."""
+        return self._base.version if self._null_adapter is not None else self.base_name
 
     def suspect(self, problem: str) -> None:
         """Take the replica out of routing until the next check, which happens at once."""
@@ -138,14 +150,17 @@ class Replica:
         self.loaded = {
             version: folder for version, folder in self.loaded.items() if listed.get(version) == folder
         }
-        lacking = {version: folder for version, folder in wanted.items() if version not in self.loaded}
         if not self._base_tested:
             self._set(ReplicaState.LOADING, "the base is tested")
             await self._require_release()
             await self._require_runtime_loading()
-            await self._smoke_test(self.model)
-            await self._require_lora_slots()
+            await self._smoke_test(self.base_name)
+            await self._read_metrics()
             self._base_tested = True
+        needed = dict(wanted)
+        if self._null_adapter is not None:
+            needed = {self._base.version: self._null_adapter} | needed
+        lacking = {version: folder for version, folder in needed.items() if version not in self.loaded}
         for version, folder in lacking.items():
             if self.state in {ReplicaState.READY, ReplicaState.UNREACHABLE}:
                 self._set(ReplicaState.LOADING, f"{version} is loaded again")
@@ -236,7 +251,7 @@ class Replica:
                 f"the vLLM server {self.url} serves {served}, but the base of this deployment is {name}: start it "
                 f"with {START_COMMAND.format(model=name)}, or set --served-model-name {name} if it is the same model"
             )
-        self.model, self.max_model_len = base.name, base.max_model_len
+        self.base_name, self.max_model_len = base.name, base.max_model_len
 
     async def _require_release(self) -> None:
         """Require a release that does not mix up versions. A version that is no release is accepted."""
@@ -265,17 +280,24 @@ class Replica:
             f"{START_COMMAND.format(model=self._base.names[0])}"
         )
 
-    async def _require_lora_slots(self) -> None:
-        """Require `--max-loras` of at least `MIN_LORAS`, if the server's metrics have it."""
+    async def _read_metrics(self) -> None:
+        """Require `--max-loras` of at least `MIN_LORAS`, and find out whether the server runs on CPUs.
+
+        On CPUs the base needs an adapter of its own (`null_adapter.py`). Metrics may be absent.
+        """
         try:
-            found = MAX_LORA_LABEL.search(await self.server.metrics())
+            metrics = await self.server.metrics()
         except ServerRefused:
             return
-        if found is not None and int(found[1]) < MIN_LORAS:
+        is_cpu = runs_on_cpu(metrics)
+        slots = MIN_LORAS + is_cpu
+        found = MAX_LORA_LABEL.search(metrics)
+        if found is not None and int(found[1]) < slots:
             raise Misconfigured(
                 f"the vLLM server {self.url} runs with --max-loras {found[1]}, so requests would wait during a swap: "
-                "start it with --max-loras 3 (old version, new version, canary)"
+                f"start it with --max-loras {slots + 1} (old version, new version, canary{', base' * is_cpu})"
             )
+        self._null_adapter = await asyncio.to_thread(self._base.null_adapter) if is_cpu else None
 
     def _set(self, state: ReplicaState, problem: str) -> None:
         if (state, problem) != (self.state, self.problem):

@@ -221,14 +221,17 @@ class ReplicaSet:
         raise _first_cause(failed.values())
 
     async def unload(self, version: str, folder: Path) -> bool:
-        """Unload a version everywhere. Return whether every replica certainly has forgotten it."""
+        """Unload a version everywhere. Return whether every replica certainly has forgotten it.
+
+        As long as no replica is known, that is uncertain.
+        """
         self.wanted.pop(version, None)
         replicas = list(self._replicas.values())
-        confirmed = all(await asyncio.gather(*(replica.unload(version, folder) for replica in replicas)))
+        unloaded = await asyncio.gather(*(replica.unload(version, folder) for replica in replicas))
         for replica in replicas:
             if replica.state is ReplicaState.CANNOT_LOAD:
                 replica.wake.set()  # perhaps it has all versions now
-        return confirmed
+        return bool(replicas) and all(unloaded)
 
 
 def _first_cause(errors: Collection[BaseException]) -> BaseException:

@@ -10,7 +10,13 @@ import aiohttp
 import orjson
 
 from services.inference.engine.vllm.addresses import ServerAddress
-from services.inference.engine.vllm.completions_api import ServedModel, error_message, parse_models
+from services.inference.engine.vllm.completions_api import (
+    COMPLETIONS,
+    ServedModel,
+    error_message,
+    error_param,
+    parse_models,
+)
 from shared.errors import LoopwrightError, Retryable
 
 CONNECT_S = 5.0
@@ -31,12 +37,16 @@ class ServerUnreachable(Retryable):
 
 
 class ServerRefused(LoopwrightError):
-    """The server answered with an error. `status` is the HTTP status, 0 for an error within a stream."""
+    """The server answered with an error.
+
+    `status` is the HTTP status, 0 for an error within a stream. `param` is the field of the request at fault, if known.
+    """
 
     code = "engine_refused"
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, param: str | None = None) -> None:
         self.status = status
+        self.param = param
         super().__init__(message)
 
 
@@ -102,17 +112,27 @@ class VllmServer:
 
     async def complete(self, body: Mapping[str, Any]) -> Any:
         """Return a completion that is not streamed."""
-        return await self._call("POST", "/v1/completions", body, SMOKE_TEST_S)
+        return await self._call("POST", COMPLETIONS, body, SMOKE_TEST_S)
+
+    async def count_tokens(self, body: Mapping[str, Any]) -> int:
+        """Return the length of the prompt that the server would build for a conversation, in tokens."""
+        value = await self._call("POST", "/tokenize", body, POLL_S)
+        try:
+            return int(value["count"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ServerRefused(200, f"{self.url}/tokenize did not count tokens: {error!r}") from error
 
     @asynccontextmanager
-    async def stream(self, body: Mapping[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """Start a streamed completion; the context's value yields its events.
+    async def stream(
+        self, path: str, body: Mapping[str, Any]
+    ) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """Start a streamed answer; the context's value yields its events.
 
         The server has accepted the request when the context is entered. Leaving it early cancels the request.
         """
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=self._stall_s)
         try:
-            async with self._request("POST", "/v1/completions", body, timeout) as response:
+            async with self._request("POST", path, body, timeout) as response:
                 await self._raise_if_refused(response)
                 yield self._events(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -168,7 +188,11 @@ class VllmServer:
     async def _raise_if_refused(self, response: aiohttp.ClientResponse) -> None:
         if response.status != 200:
             answer = _decode(await response.read())
-            raise ServerRefused(response.status, error_message(answer, f"HTTP status {response.status}"))
+            raise ServerRefused(
+                response.status,
+                error_message(answer, f"HTTP status {response.status}"),
+                error_param(answer),
+            )
 
     def _unreachable(self, error: Exception) -> ServerUnreachable:
         reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or repr(error)
