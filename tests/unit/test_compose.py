@@ -17,6 +17,10 @@ from deploy.local import model as local_model
 from deploy.local.kafka import SETTINGS
 from deploy.local.kafka_jars import KAFKA_VERSION
 from deploy.local.services import PORTS, TORCH_SERVICES, TORCH_TUNING
+from services.inference.engine.vllm.addresses import parse_urls
+from services.inference.engine.vllm.replica import MIN_LORAS, MIN_RELEASE
+from services.inference.settings import InferenceSettings
+from services.trainer.settings import TrainerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -346,21 +350,24 @@ def merged(base: Any, overlay: Any) -> Any:
     return overlay
 
 
-@pytest.mark.parametrize("name", sorted(TORCH_SERVICES))
-def test_gpu_overlay_reserves_gpus_for_services_that_use_torch(name: str) -> None:
-    container = merged(COMPOSE, GPU_OVERLAY)["services"][name]
+@pytest.mark.parametrize("name", ["vllm", "trainer"])
+def test_gpu_overlay_reserves_gpus_for_serving_and_training(name: str) -> None:
+    container = GPU_OVERLAY["services"][name]
     (device,) = container["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
-    assert container["build"]["args"] == {"TORCH_BACKEND": ""}, "the locked build, which has CUDA"
 
 
 def test_gpu_overlay_changes_nothing_else() -> None:
     both = merged(COMPOSE, GPU_OVERLAY)
-    assert set(both["services"]) == set(CONTAINERS)
-    for name, container in both["services"].items():
-        changed = {key for key in container if container[key] != CONTAINERS[name].get(key)}
-        allowed = {"build", "deploy"} | ({"environment", "shm_size"} if name == "trainer" else set())
-        assert changed <= (allowed if name in TORCH_SERVICES else set())
+    assert set(both["services"]) == set(CONTAINERS) | {"vllm"}
+    allowed = {
+        "trainer": {"build", "deploy", "environment", "shm_size"},
+        "inference": {"environment", "volumes"},
+    }
+    for name, container in CONTAINERS.items():
+        overlaid = both["services"][name]
+        changed = {key for key in overlaid if overlaid[key] != container.get(key)}
+        assert changed <= allowed.get(name, set())
     trainer = both["services"]["trainer"]
     added = set(trainer["environment"]) - set(CONTAINERS["trainer"]["environment"])
     assert added == {"LOOPWRIGHT_TRAINER_DEVICE"}
@@ -368,6 +375,51 @@ def test_gpu_overlay_changes_nothing_else() -> None:
         "target": "trainer-gpu",
         "args": {"TORCH_BACKEND": ""},
     }
+
+
+def test_vllm_is_reached_by_containers_only() -> None:
+    """Whoever reaches it can load adapters."""
+    vllm = GPU_OVERLAY["services"]["vllm"]
+    assert vllm.keys().isdisjoint({"ports", "network_mode", "networks"})
+    assert (vllm["cap_drop"], vllm["restart"]) == (["ALL"], "unless-stopped")
+    assert vllm["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_inference_and_vllm_agree_on_address_base_and_adapters() -> None:
+    inference, vllm = (GPU_OVERLAY["services"][name] for name in ("inference", "vllm"))
+    setting = {name.removeprefix("LOOPWRIGHT_"): value for name, value in inference["environment"].items()}
+    settings = InferenceSettings(
+        engine=setting["INFERENCE_ENGINE"],
+        engine_urls=setting["INFERENCE_ENGINE_URLS"],
+        adapter_dir=setting["INFERENCE_ADAPTER_DIR"],
+    )
+    assert [(url.host, url.port) for url in parse_urls(settings.engine_urls)] == [("vllm", 8000)]
+    base, *arguments = vllm["command"].split()
+    assert base == COMPOSE["x-base-model"]["LOOPWRIGHT_BASE_MODEL"]
+    assert arguments[arguments.index("--port") + 1] == "8000"
+    shared = {each.split(":")[1]: each.split(":")[0] for each in inference["volumes"]}
+    assert shared == {str(settings.adapter_dir): "adapters"}
+    assert f"adapters:{settings.adapter_dir}:ro" in vllm["volumes"]
+    assert set(GPU_OVERLAY["volumes"]) == {"adapters"}
+    for folder in ("models:/var/lib/loopwright/models:ro", "${LOOPWRIGHT_MODELS_DIR:-models}:/models:ro"):
+        assert folder in vllm["volumes"]
+        assert folder in CONTAINERS["inference"]["volumes"]
+    (creates,) = [line for line in stages()["base"][1] if "mkdir -p" in line]
+    assert str(settings.adapter_dir) in creates, "owned by the services' user, so that inference can write"
+    assert vllm["depends_on"]["inference"] == {"condition": "service_started"}
+    assert vllm["environment"]["HF_HUB_CACHE"] == environment("model")["HF_HOME"] + "/hub"
+
+
+def test_vllm_runs_as_the_engine_demands() -> None:
+    vllm = GPU_OVERLAY["services"]["vllm"]
+    _, release = vllm["image"].split(":v")
+    assert tuple(map(int, release.split("."))) >= MIN_RELEASE
+    assert vllm["environment"]["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    arguments = vllm["command"].split()
+    assert "--enable-lora" in arguments
+    assert int(arguments[arguments.index("--max-loras") + 1]) >= MIN_LORAS
+    rank = TrainerSettings.model_fields["rank"].default
+    assert arguments[arguments.index("--max-lora-rank") + 1] == f"${{LOOPWRIGHT_VLLM_LORA_RANK:-{rank}}}"
 
 
 def test_gpu_image_is_the_trainer_with_a_compiler_and_gpu_packages() -> None:
