@@ -1,6 +1,6 @@
 # Paths are relative and quoted, because the repository's own path may contain spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test test-vllm test-fault test-clients compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-gate bench-serving bench-worlds experiment lint format lock clean
+.PHONY: help install setup demo chapter up down env test test-vllm test-fault test-clients compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-gate bench-rollout bench-serving bench-worlds experiment lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -91,6 +91,9 @@ bench-soak: install ## Check for 30 minutes that the processor's memory does not
 
 bench-gate: install ## Measure the error rates and power of the gate by simulation; writes benchmarks/gate.json (ARGS=--quick)
 	@"$(PYTHON)" -m benchmarks.gate $(ARGS)
+
+bench-rollout: install ## Measure false rollbacks and power of the canary by simulation; writes benchmarks/rollout.json (ARGS=--quick)
+	@"$(PYTHON)" -m benchmarks.rollout $(ARGS)
 
 bench-serving: setup ## Compare serving with its peers, and swap under load; writes benchmarks/serving.json
 	@"$(PYTHON)" -m benchmarks.serving $(ARGS)

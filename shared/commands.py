@@ -130,6 +130,8 @@ SKIPPING_SERVICES: dict[str, str] = {
     "erasure.requests": "processor",
     "model.versions": "rollout",
     "operator.commands": "rollout",
+    "response.samples": "rollout",
+    "feedback.tallies": "rollout",
 }
 """The service whose partitions can halt at a record of each topic, and which executes a `skip` of that record."""
 
@@ -139,7 +141,13 @@ class Skip(CommandBase):
 
     kind: Literal["skip"] = "skip"
     topic: Literal[
-        "chat.responses", "feedback.events", "erasure.requests", "model.versions", "operator.commands"
+        "chat.responses",
+        "feedback.events",
+        "erasure.requests",
+        "model.versions",
+        "operator.commands",
+        "response.samples",
+        "feedback.tallies",
     ]
     partition: int = Field(ge=0, lt=1024)
     offset: int = Field(ge=0, lt=2**63, description="Offset of the record, as `/readyz` names it.")

@@ -385,7 +385,7 @@ class Batch(LogRecord):
         return sha256(b"\n".join(example.to_json() for example in examples))
 
 
-# --- feedback.outcomes, feedback.tallies, dead.letters ----------------------------------------------------------
+# --- feedback.outcomes, feedback.tallies, response.samples ------------------------------------------------------------
 
 
 class OutcomeKind(StrEnum):
@@ -457,7 +457,24 @@ class Tally(LogRecord):
     corrections: int = 0
     comments: int = 0
     preferences: int = 0
+    vote: float | None = Field(
+        None, ge=0, le=1, description="Satisfaction that the newest counted feedback states, from 0 to 1."
+    )
+    vote_on: AwareDatetime | None = Field(
+        None, description="When the response that it is about was recorded."
+    )
     updated_at: AwareDatetime
+
+
+class ResponseSample(LogRecord):
+    """One recorded response of a user without its text: what the rollout watches during a canary."""
+
+    event_type = "loopwright.response.sample"
+    version: str = Field(min_length=1, max_length=256)
+    user_id: Id
+    failed: bool
+    latency_ms: Milliseconds | None = None
+    responded_at: AwareDatetime
 
 
 class ErasureRequest(LogRecord):

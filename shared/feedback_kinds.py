@@ -70,6 +70,8 @@ class FeedbackKind:
     """Loss that the signal trains with."""
     liked: Mapping[str | int, bool] = field(default_factory=dict)
     """For `kto`: whether a value means that the answer was liked. A value that is missing here is neutral."""
+    satisfaction: Callable[[Any], float | None] = lambda _: None
+    """Returns how satisfied a value says that the user is, from 0 to 1, or None if it does not say so."""
     is_remark: bool = False
     """For `sft`: the value says how to change the answer instead of giving the right one, so the recipe's
     `comment_mode` decides whether and how it trains."""
@@ -101,6 +103,7 @@ FEEDBACK_KINDS: Final = (
         counter={"up": "up", "down": "down"},
         objective="kto",
         liked={"up": True, "down": False},
+        satisfaction=lambda value: float(value == "up"),
         matcher=LABELLED_PAIR,
     ),
     FeedbackKind(
@@ -111,6 +114,7 @@ FEEDBACK_KINDS: Final = (
         sum_counter="rating_sum",
         objective="kto",
         liked={5: True, 4: True, 2: False, 1: False},
+        satisfaction=lambda value: (value - 1) / 4,
         matcher=LABELLED_PAIR,
     ),
     FeedbackKind(
@@ -119,6 +123,7 @@ FEEDBACK_KINDS: Final = (
         value_help="the corrected answer",
         counter="corrections",
         objective="sft",
+        satisfaction=lambda _: 0.0,
         matcher=ITEM,
     ),
     FeedbackKind(
@@ -137,6 +142,7 @@ FEEDBACK_KINDS: Final = (
         value_help='{"over": text or choice} or {"under": text or choice}',
         counter="preferences",
         objective="dpo",
+        satisfaction=lambda value: float("over" in value),
         matcher=GIVEN_PAIR,
     ),
 )

@@ -105,13 +105,28 @@ FEEDBACK_TALLIES = Topic(
     _by("processor"),
     keep_days=30,
     compact=True,
+    single_partition=True,
+    append_time=True,
     config=COMPACTED,
 )
+"""One partition, so that the one rollout process that decides can read it as an input. Feedback is rare: see
+`docs/decisions/canary.md`."""
+RESPONSE_SAMPLES = Topic(
+    "response.samples",
+    "version, user",
+    _by("processor"),
+    keep_days=INPUT_DAYS,
+    single_partition=True,
+    append_time=True,
+    config=SEGMENTS,
+)
+"""As `feedback.tallies`: one partition, of small records."""
 DEAD_LETTERS = Topic("dead.letters", "original key", ALL_READERS, keep_days=INPUT_DAYS, config=SEGMENTS)
 MODEL_VERSIONS = Topic(
     "model.versions", "version", _by("trainer"), compact=True, single_partition=True, append_time=True
 )
 MODEL_ROLLOUT = Topic("model.rollout", "line", _by("rollout"), compact=True, single_partition=True)
+MODEL_CANARY = Topic("model.canary", "line", _by("rollout"), compact=True, single_partition=True)
 OPERATOR_COMMANDS = Topic(
     "operator.commands",
     "line",
@@ -144,9 +159,11 @@ TOPICS: dict[str, Topic] = {
         TRAINING_BATCHES,
         FEEDBACK_OUTCOMES,
         FEEDBACK_TALLIES,
+        RESPONSE_SAMPLES,
         DEAD_LETTERS,
         MODEL_VERSIONS,
         MODEL_ROLLOUT,
+        MODEL_CANARY,
         OPERATOR_COMMANDS,
         OPERATOR_RESULTS,
         ROLLOUT_CHANGELOG,

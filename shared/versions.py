@@ -161,6 +161,67 @@ class ModelVersion(LogRecord):
     created_at: AwareDatetime
 
 
+class CanaryArm(Part):
+    """Users of one version in one step of a canary. Each user counts once."""
+
+    version: VersionName
+    seen: int = Field(ge=0, description="Users with a response.")
+    users: int = Field(ge=0, description="Users with feedback.")
+    mean: float | None = Field(None, ge=0, le=1, description="Their mean satisfaction. Absent without users.")
+    low: float = Field(0.0, ge=0, le=1, description="Lower end of its 95 % interval, valid at every look.")
+    high: float = Field(1.0, ge=0, le=1, description="Upper end of that interval.")
+    failed: float | None = Field(None, ge=0, le=1, description="Share of the sampled requests that failed.")
+    latency_ms: float | None = Field(
+        None, ge=0, description="Typical latency (geometric mean) of sampled ones."
+    )
+
+
+class CanaryTest(Part):
+    """Figures of the present step of a canary. The p-values are valid at every look."""
+
+    share: float = Field(ge=0, le=1)
+    step_began_at: AwareDatetime
+    deadline_at: AwareDatetime
+    canary: CanaryArm
+    stable: CanaryArm
+    harm_p: float = Field(ge=0, le=1, description="p-value of: the canary is at least as good.")
+    harm_alpha: float = Field(gt=0, le=1, description="Level at which the canary is rolled back.")
+    promotion_p: float = Field(ge=0, le=1, description="p-value of: it is worse by at least `margin`.")
+    promotion_alpha: float = Field(gt=0, le=1, description="Level at which, in the last step, it takes over.")
+    margin: float = Field(ge=0, lt=1)
+    waits_for: tuple[str, ...] = Field(
+        (), description="What is missing for the next step. Empty once decided."
+    )
+
+
+class CanaryPoint(Part):
+    """The intervals of both arms at one time of a canary."""
+
+    at: AwareDatetime
+    share: float = Field(ge=0, le=1)
+    canary_users: int = Field(ge=0)
+    canary_low: float
+    canary_mean: float | None = None
+    canary_high: float
+    stable_users: int = Field(ge=0)
+    stable_low: float
+    stable_mean: float | None = None
+    stable_high: float
+
+
+MAX_CANARY_POINTS = 60
+
+
+class CanaryStatus(LogRecord):
+    """Progress of the newest canary of a line, published every few seconds while users are counted."""
+
+    event_type = "loopwright.canary"
+    seq: int = Field(ge=1, description="The rollout record with which the present step began.")
+    test: CanaryTest
+    points: tuple[CanaryPoint, ...] = Field((), max_length=MAX_CANARY_POINTS)
+    updated_at: AwareDatetime
+
+
 class RolloutRecord(LogRecord):
     """The desired state of a line. `seq` only increases; the record with the highest `seq` is current.
 
@@ -184,6 +245,7 @@ class RolloutRecord(LogRecord):
     )
     canary: VersionRef | None = None
     share: float = Field(0.0, ge=0, le=1)
+    test: CanaryTest | None = Field(None, description="Figures behind a decision about a canary.")
     paused: bool = False
     reason: str = Field(min_length=1, max_length=1024)
     command_id: Id | None = None

@@ -100,6 +100,11 @@ class ConsoleBackend:
         with self._lock:
             return responses.rollout(self.state, line)
 
+    def rollout_state(self, line: str) -> Json | None:
+        """Return what serves and the figures of the canary, or None before the line's base is adopted."""
+        with self._lock:
+            return responses.rollout_state(self.state, line)
+
     def dead_letters(self) -> list[Json]:
         """Return the newest dead letters, newest first, without their content."""
         with self._lock:

@@ -26,6 +26,7 @@ from shared.topics import (
     FEEDBACK_TALLIES,
     OPERATOR_RESULTS,
     PROCESSOR_CHANGELOG,
+    RESPONSE_SAMPLES,
     TRAINING_BATCHES,
 )
 
@@ -50,6 +51,7 @@ def engine_config(settings: ProcessorSettings) -> EngineConfig:
                 TRAINING_BATCHES.name,
                 FEEDBACK_OUTCOMES.name,
                 FEEDBACK_TALLIES.name,
+                RESPONSE_SAMPLES.name,
                 ERASURE_REPORTS.name,
                 OPERATOR_RESULTS.name,
             }

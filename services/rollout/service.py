@@ -6,7 +6,7 @@ from functools import cache
 
 import faust
 
-from services.rollout.core.step import SERVICE, rollout_step
+from services.rollout.core.step import SERVICE, RolloutStep
 from services.rollout.settings import RolloutSettings
 from shared.settings import load
 from shared.stream.config import EngineConfig
@@ -14,15 +14,18 @@ from shared.stream.faust_host import add_skip_commands, host_engine
 from shared.telemetry import configure_logging
 from shared.topics import (
     DEAD_LETTERS,
+    FEEDBACK_TALLIES,
+    MODEL_CANARY,
     MODEL_ROLLOUT,
     MODEL_VERSIONS,
     OPERATOR_COMMANDS,
     OPERATOR_RESULTS,
+    RESPONSE_SAMPLES,
     ROLLOUT_CHANGELOG,
 )
 
 CACHE_MB = 8
-"""Size of the RocksDB read cache. The state is a few hundred records."""
+"""Size of the RocksDB read cache. The state is a few hundred records, and a few bytes per user of a canary."""
 
 APPLICATION = f"loopwright-{SERVICE}"
 """The consumer group."""
@@ -34,10 +37,17 @@ def engine_config(settings: RolloutSettings) -> EngineConfig:
         kafka=settings.kafka,
         application=APPLICATION,
         instance=settings.instance,
-        inputs=(MODEL_VERSIONS.name, OPERATOR_COMMANDS.name),
+        inputs=(
+            MODEL_VERSIONS.name,
+            OPERATOR_COMMANDS.name,
+            RESPONSE_SAMPLES.name,
+            FEEDBACK_TALLIES.name,
+        ),
         changelog=ROLLOUT_CHANGELOG.name,
         dead_letters=DEAD_LETTERS.name,
-        outputs=frozenset({MODEL_ROLLOUT.name, OPERATOR_COMMANDS.name, OPERATOR_RESULTS.name}),
+        outputs=frozenset(
+            {MODEL_ROLLOUT.name, MODEL_CANARY.name, OPERATOR_COMMANDS.name, OPERATOR_RESULTS.name}
+        ),
         service=SERVICE,
         dead_letter_limit=settings.dead_letter_limit,
         numbered_outputs=(MODEL_ROLLOUT.name,),
@@ -49,7 +59,7 @@ def build(settings: RolloutSettings) -> faust.App:
     """Build the application. It connects to nothing until it is started."""
     app = host_engine(
         engine_config(settings),
-        rollout_step,
+        RolloutStep(settings.canary_policy),
         host=settings.host,
         port=settings.port,
         data_dir=settings.data_dir,

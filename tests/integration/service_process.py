@@ -29,7 +29,7 @@ class Service:
 
 
 @contextmanager
-def running(name: str, folder: Path, env: Mapping[str, str]) -> Iterator[Service]:
+def running(name: str, folder: Path, env: Mapping[str, str], start_s: float = START_S) -> Iterator[Service]:
     """Run `python -m services.<name>`; yield it once it is ready, stop it afterwards."""
     port = choose_ports({name: 0})[name]
     program = Program(
@@ -43,7 +43,7 @@ def running(name: str, folder: Path, env: Mapping[str, str]) -> Iterator[Service
     with httpx.Client(base_url=f"http://{HOST}:{port}", timeout=20) as http:
         try:
             waiting = Retrying(
-                stop=stop_after_delay(START_S),
+                stop=stop_after_delay(start_s),
                 wait=wait_fixed(0.1),
                 retry=retry_if_result(lambda ready: not ready),
                 retry_error_callback=lambda _: False,

@@ -15,6 +15,7 @@ from services.console.pages.page_data import PageData
 from services.console.pages.rates import MAX_POINTS, LossCurve, RollingCounters, Sample
 from services.console.pages.render import PARTS, render
 from services.console.pages.view_model import (
+    NO_CANARY,
     NO_DEAD_LETTERS,
     NO_FEEDBACK,
     NO_KAFKA,
@@ -25,6 +26,7 @@ from services.console.pages.view_model import (
 from shared.events import OutcomeKind
 from shared.live_status import CollectedStatus, RunProgress
 from shared.run_stage import RunStage
+from tests.canary_factories import CANARY, canary_status
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 BASE, V1 = "assistant@base-00000000", "assistant@v1-11111111"
@@ -109,6 +111,17 @@ def version(name: str = V1, **fields: Any) -> dict[str, Any]:
         "serving": False,
     }
     return defaults | fields
+
+
+def canary_state(**fields: Any) -> dict[str, Any]:
+    status = canary_status()
+    return {
+        "canary": CANARY,
+        "reason": "it passed its gate",
+        "waits_for": list(status.test.waits_for),
+        "test": status.test.model_dump(mode="json"),
+        "points": [point.model_dump(mode="json") for point in status.points],
+    } | fields
 
 
 def page_data(body: dict[str, Any] | None, **fields: Any) -> PageData:
@@ -404,6 +417,7 @@ def evil_data() -> Iterator[tuple[str, PageData]]:
     evil_status = {"held": {EVIL: 3}, "device": EVIL, "device_problem": EVIL}
     yield "threshold", page_data(status(), collected=COLLECTED.model_copy(update=evil_status))
     yield "feedback", page_data(status(ledger={EVIL: 1}))
+    yield "canary", page_data(status(), rollout_state=canary_state(reason=EVIL, waits_for=[EVIL]))
     yield "versions", page_data(status(), versions=(evil_version,))
 
 
@@ -414,6 +428,25 @@ def test_text_never_becomes_markup(part: str, data: PageData) -> None:
     assert "{{ 7 * 7 }}" in parts[part]
     for html in parts.values():
         assert not re.search(r"<(script|img)|onerror=alert\(1\)>", html)
+
+
+def test_canary_card_shows_both_arms_and_what_is_missing() -> None:
+    html = render(view(status(), rollout_state=canary_state()))["canary"]
+    assert "74% (55% to 88%)" in html and "71% (66% to 76%)" in html
+    assert "29 min more in this step" in html
+    assert html.count("<polygon") == 2 and "rolled back at 0.02" in html
+
+
+def test_canary_card_without_a_canary_and_after_one() -> None:
+    assert NO_CANARY in render(view(status()))["canary"].replace("&#39;", "'")
+    over = canary_state(canary=None, reason="v2 is worse", waits_for=[], points=[])
+    html = render(view(status(), rollout_state=over))["canary"]
+    assert "Last canary" in html and "v2 is worse" in html and "<polygon" not in html
+
+
+def test_waiting_version_names_the_canary_as_the_reason() -> None:
+    html = render(view(status(serving=serving(canary=CANARY, share=0.05, waiting=V1))))["serving"]
+    assert "waits until the canary is decided" in html
 
 
 # --- rates and curves ---------------------------------------------------------------------------------------------

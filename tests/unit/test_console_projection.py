@@ -16,6 +16,7 @@ from shared.commands import CommandResult, Promote, Replayed
 from shared.events import Batch, ErasureReport, LogRecord, Outcome, OutcomeKind
 from shared.records import Record
 from shared.versions import GateReport, ModelVersion, RolloutRecord, VersionRef
+from tests.canary_factories import CANARY, canary_status, canary_test
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 BASE = VersionRef(version="assistant@base-00000000", kind="base", digest="0" * 64)
@@ -188,6 +189,34 @@ def test_newest_rollout_record_counts_in_any_order() -> None:
         serving = status(projection(*order))["serving"]
         assert (serving["version"], serving["seq"], serving["reason"]) == (BASE.version, 3, "decision 3")
         assert serving["since"] == (NOW + timedelta(minutes=3)).isoformat()
+
+
+def canary_progress(*args: Any, **fields: Any) -> Record:
+    return record("model.canary", canary_status(*args, **fields))
+
+
+def test_rollout_state_shows_the_canary_and_what_it_waits_for() -> None:
+    canary = VersionRef(version=CANARY, kind="lora", uri="file:///v2", digest="2" * 64)
+    records = [rollout(1, V1), rollout(2, V1, canary=canary, share=0.05), canary_progress()]
+    for order in permutations([*records, canary_progress(2, 10)]):
+        body = responses.rollout_state(projection(*order), "assistant")
+        assert body is not None
+        assert (body["canary"], body["share"], body["stable"]) == (CANARY, 0.05, V1.version)
+        assert body["waits_for"] == ["29 min more in this step"]
+        assert len(body["points"]) == 3, "the newest progress counts"
+        assert body["test"]["canary"]["users"] == 31
+    assert responses.rollout_state(projection(*records), "other") is None
+
+
+def test_rollout_state_after_a_canary_shows_the_figures_of_its_end() -> None:
+    end = rollout(3, V1, test=canary_test(harm_p=0.004))
+    body = responses.rollout_state(projection(rollout(1, V1), canary_progress(), end), "assistant")
+    assert body is not None
+    assert (body["canary"], body["waits_for"], body["test"]["harm_p"]) == (None, [], 0.004)
+    assert len(body["points"]) == 3
+    newer = rollout(4, V1, test=canary_test("assistant@v3-33333333"))
+    body = responses.rollout_state(projection(rollout(1, V1), canary_progress(), newer), "assistant")
+    assert body is not None and body["points"] == [], "the intervals are those of another canary"
 
 
 def test_rollout_is_listed_newest_first() -> None:

@@ -10,6 +10,7 @@ import pytest
 from services.feedback.core.receipts import Receipt, make_receipt, pending_receipt
 from shared.events import Outcome, OutcomeKind
 from shared.versions import DatasetRef, GateReport, ModelVersion, RolloutRecord, Verdict, VersionRef
+from tests.canary_factories import canary_test
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 BASE = VersionRef(version="assistant@base-00000000", kind="base", digest="0" * 64)
@@ -141,3 +142,15 @@ def test_every_other_outcome_is_final_and_explained(kind: OutcomeKind) -> None:
     receipt = make_receipt(outcome(kind, batch_id=None), [version(1)], rollout(version(1).ref))
     assert (receipt.outcome, receipt.stage, receipt.serving, receipt.version) == (kind, kind, False, None)
     assert len(receipt.detail) > 20
+
+
+def test_receipt_says_that_a_canary_was_rolled_back() -> None:
+    v1 = version(1, through=17)
+    end = rollout(BASE).model_copy(
+        update={"action": "rollback", "test": canary_test(v1.ref.version), "reason": "v1 is worse"}
+    )
+    receipt = make_receipt(outcome(), [v1], end)
+    assert (receipt.stage, receipt.serving) == ("rolled_back", False)
+    assert "v1 is worse" in receipt.detail
+    other = end.model_copy(update={"test": canary_test()})
+    assert make_receipt(outcome(), [v1], other).stage == "published"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from services.inference.core.canary_routing import choose_version, user_point
+from services.inference.core.canary_routing import choose_version
+from shared.canary_assignment import user_point
 from tests.inference_factories import rollout_record, version_ref
 
 STABLE, CANARY = version_ref("assistant", 1), version_ref("assistant", 2)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.processor.core.batches import BatchLimits
+from services.processor.core.outbox import Outbox
 from services.processor.core.state import pending_key
 from services.processor.core.step import ProcessorStep
 from services.processor.core.wire import OutcomeOut, TallyOut, rfc3339, wire_struct
@@ -19,20 +20,33 @@ from shared.events import (
     LogRecord,
     Message,
     Outcome,
+    ResponseSample,
     Tally,
     ToolCall,
     ToolFunction,
     from_ms,
 )
-from shared.records import Record
+from shared.records import Output, Record
 from shared.stream.state_store import MemoryStore
 from shared.stream.write_buffer import WriteBuffer
-from shared.topics import FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES, Topic
+from shared.topics import (
+    CHAT_RESPONSES,
+    FEEDBACK_OUTCOMES,
+    FEEDBACK_TALLIES,
+    RESPONSE_SAMPLES,
+    TRAINING_BATCHES,
+    Topic,
+)
 from tests.unit.processor_driver import T0, ProcessorDriver, feedback, response
 
 MODELS: dict[str, tuple[Topic, type[LogRecord]]] = {
     topic.name: (topic, kind)
-    for topic, kind in ((TRAINING_BATCHES, Batch), (FEEDBACK_OUTCOMES, Outcome), (FEEDBACK_TALLIES, Tally))
+    for topic, kind in (
+        (TRAINING_BATCHES, Batch),
+        (FEEDBACK_OUTCOMES, Outcome),
+        (FEEDBACK_TALLIES, Tally),
+        (RESPONSE_SAMPLES, ResponseSample),
+    )
 }
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 CONTENT: st.SearchStrategy[tuple[str, Any]] = st.one_of(
@@ -137,3 +151,37 @@ def test_state_that_lives_within_one_slice_is_never_written() -> None:
             list(step(buffer, Record(topic, 0, number, T0, f"r{number}".encode(), record.to_json())))
     assert not [key for key in buffer.writes if key.startswith(pending_key("assistant", b""))]
     assert sorted({key[:2] for key in buffer.writes}) == [b"a/", b"b/", b"j/", b"m/", b"t/", b"x/", b"y/"]
+
+
+def test_tallies_and_samples_of_all_partitions_go_to_one() -> None:
+    outbox = Outbox(Record(CHAT_RESPONSES.name, 3, 0, T0, b"r1", b""))
+    answer = response(user_id="u_ann", latency_ms=12.5)
+    outbox.sample(answer)
+    outbox.sample(answer.model_copy(update={"status": "cancelled"}))
+    outbox.sample(answer.model_copy(update={"user_id": None}))
+    tally = TallyOut(line="l", version="v", user_id="u_ann", partition=3, updated_at=outbox.now)
+    outbox.tally("v", "u_ann", tally)
+    outbox.delete_tally("v", "u_ann")
+    outputs = [output for output in outbox.outputs if isinstance(output, Output)]
+    assert [(o.topic, o.partition) for o in outputs] == [
+        (RESPONSE_SAMPLES.name, 0), (FEEDBACK_TALLIES.name, 0), (FEEDBACK_TALLIES.name, 0),
+    ]  # fmt: skip
+    sample = ResponseSample.from_json(outputs[0].value)
+    assert (sample.version, sample.failed, sample.latency_ms) == (answer.version, False, 12.5)
+
+
+def test_newest_signals_of_a_user_become_a_vote() -> None:
+    driver = ProcessorDriver(BatchLimits(examples=64))
+    driver.append(response(), 0)
+    votes = [
+        ("thumbs", "up", 1.0),
+        ("rating", 2, 0.25),
+        ("correction", "x", 0.0),
+        ("comment", "It is long.", 0.0),
+    ]
+    for number, (kind, value, vote) in enumerate(votes):
+        driver.append(feedback(kind, value, f"e{number}", user="u"), number + 1)
+        (newest,) = [Tally.from_json(o.value) for o in driver.outputs if o.topic == FEEDBACK_TALLIES.name][
+            -1:
+        ]
+        assert (newest.vote, newest.vote_on) == (vote, from_ms(T0)), kind

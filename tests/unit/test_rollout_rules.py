@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,112 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.rollout.core import store
-from services.rollout.core.rules import LineState
-from services.rollout.core.step import rollout_step
+from services.rollout.core.policy import CanaryPolicy
+from services.rollout.core.step import RolloutStep
 from services.rollout.core.store import UnreadableState
-from shared.commands import COMMAND, CommandResult, GateAgain
+from shared.commands import COMMAND
 from shared.errors import Conflict, Malformed, Rejected
-from shared.events import LogRecord, parse_union
-from shared.records import Output, Record
+from shared.events import parse_union
+from shared.records import Record
 from shared.stream.state_store import MemoryStore
 from shared.stream.step import Tick
 from shared.stream.write_buffer import WriteBuffer
-from shared.topics import MODEL_ROLLOUT, MODEL_VERSIONS, OPERATOR_COMMANDS, OPERATOR_RESULTS, Topic
+from shared.topics import MODEL_VERSIONS, OPERATOR_COMMANDS, Topic
 from shared.versions import (
     MAX_HISTORY,
-    DatasetRef,
-    GateReport,
     ModelVersion,
-    RolloutRecord,
     VersionRef,
-    version_name,
 )
-
-NOW = datetime(2026, 11, 1, tzinfo=UTC)
-BASE = version_name("assistant", None, "b" * 64)
-
-
-def digest(number: int) -> str:
-    return f"{number:064x}"[::-1]
-
-
-def name(number: int) -> str:
-    return version_name("assistant", number, digest(number))
-
-
-def base() -> ModelVersion:
-    ref = VersionRef(version=BASE, kind="base", digest="b" * 64)
-    return ModelVersion(line="assistant", ref=ref, base=BASE, base_model="tiny", created_at=NOW)
-
-
-def trained(
-    number: int,
-    verdict: str | None = "passed",
-    against: str = BASE,
-    *,
-    gate: int = 1,
-    through: dict[str, int] | None = None,
-) -> ModelVersion:
-    ref = VersionRef(version=name(number), kind="lora", uri=f"artifact:{number}", digest=digest(number))
-    report = GateReport(verdict=verdict, gated_against=against, number=gate) if verdict else None  # type: ignore[arg-type]
-    dataset = DatasetRef(digest="d" * 64, examples=1, users=1, through=through) if through else None
-    return ModelVersion(
-        line="assistant", ref=ref, number=number, base=BASE, base_model="tiny", gate=report, dataset=dataset,
-        created_at=NOW,
-    )  # fmt: skip
-
-
-class Line:
-    """One line: the rollout's step over a real store, and the records that it published."""
-
-    def __init__(self, *versions: LogRecord) -> None:
-        self.store = MemoryStore()
-        self.now_ms = 1_760_000_000_000
-        self.records: list[RolloutRecord] = []
-        self.results: list[CommandResult] = []
-        self.requests: list[GateAgain] = []
-        for record in versions:
-            self.publish(record)
-
-    def publish(self, record: LogRecord) -> None:
-        self.feed(MODEL_VERSIONS.name, record.to_json())
-
-    def command(self, kind: str, command_id: str = "c1", **fields: Any) -> CommandResult | None:
-        body = {"line": "assistant", "command_id": command_id, "kind": kind, "issued_at": NOW} | fields
-        before = len(self.results)
-        self.feed(OPERATOR_COMMANDS.name, COMMAND.validate_python(body).to_json())
-        return self.results[-1] if len(self.results) > before else None
-
-    def feed(self, topic: str, value: bytes | None) -> None:
-        buffer = WriteBuffer(self.store, 1_000_000)
-        buffer.savepoint()
-        outputs: list[Output] = list(rollout_step(buffer, Record(topic, 0, 0, self.now_ms, b"k", value)))
-        self.store.apply(buffer.writes, 0)
-        self.records += [RolloutRecord.from_json(o.value) for o in outputs if o.topic == MODEL_ROLLOUT.name]
-        self.results += [
-            CommandResult.from_json(o.value) for o in outputs if o.topic == OPERATOR_RESULTS.name
-        ]
-        self.requests += [GateAgain.from_json(o.value) for o in outputs if o.topic == OPERATOR_COMMANDS.name]
-
-    def all_items(self) -> list[tuple[bytes, bytes]]:
-        return list(self.store.scan(b"", b"\xff" * 9))
-
-    def all_keys(self) -> list[bytes]:
-        return [key for key, _ in self.all_items()]
-
-    def all_values(self) -> list[bytes]:
-        return [value for _, value in self.all_items()]
-
-    def state(self) -> LineState:
-        return store.read_line(WriteBuffer(self.store, 1_000_000), "assistant")
-
-    def was_rolled_back(self, version: str) -> bool:
-        known = store.lookup(WriteBuffer(self.store, 1_000_000), "assistant")(version)
-        return known is not None and known.rolled_back
-
-    @property
-    def stable(self) -> str:
-        return self.records[-1].stable.version
+from tests.rollout_factories import BASE, Line, base, name, trained
 
 
 def test_first_record_of_a_line_names_its_base_as_stable() -> None:
@@ -457,8 +367,8 @@ def test_version_of_another_line_or_with_another_artifact_is_rejected() -> None:
 def test_garbage_is_malformed_and_ticks_do_nothing() -> None:
     buffer = WriteBuffer(MemoryStore(), 1_000)
     with pytest.raises(Malformed):
-        list(rollout_step(buffer, Record(MODEL_VERSIONS.name, 0, 0, 0, b"k", b"{")))
-    assert list(rollout_step(buffer, Tick(0, 0, 0))) == []
+        list(RolloutStep(CanaryPolicy())(buffer, Record(MODEL_VERSIONS.name, 0, 0, 0, b"k", b"{")))
+    assert list(RolloutStep(CanaryPolicy())(buffer, Tick(0, 0, 0))) == []
 
 
 # --- properties over histories ---

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from loopwright import Retry, __version__
 from loopwright.cli import app, common
+from tests.canary_factories import canary_test
 from tests.unit.sdk_server import FakeService, Reply, json_response, problem_response
 
 ACCEPTED = {"event_id": "e-1", "status": "accepted", "actionable": True}
@@ -218,6 +219,31 @@ def test_rollback_leaves_the_version_that_it_showed() -> None:
     assert "rolling back from v2" in result.stderr
     sent = json.loads(service.requests[1].content)
     assert sent == {"kind": "rollback", "leaving": "v2", "command_id": "mine"}
+
+
+def test_rollback_leaves_the_canary_first() -> None:
+    serving = {"version": "v2", "canary": "v3", "seq": 3, "since": "2026-03-04T00:00:00Z", "reason": "r"}
+    done = json_response(COMMAND | {"status": "done", "message": "Executed."})
+    for arguments, leaving in (((), "v3"), (("v1",), "v2")):
+        status = json_response({"line": "a", "serving": serving})
+        service = FakeService([status, json_response(COMMAND, 202), done])
+        assert run(service, "rollout", "rollback", *arguments).exit_code == 0
+        assert json.loads(service.requests[1].content)["leaving"] == leaving
+
+
+def test_rollout_status_shows_both_arms_and_what_is_missing() -> None:
+    body = {
+        "line": "a", "seq": 7, "action": "canary", "reason": "v3 passed", "decided_at": "2026-03-04T00:00:00Z",
+        "stable": "v2", "canary": "v3", "share": 0.05, "waits_for": ["12 more users with feedback on the canary"],
+        "test": canary_test().model_dump(mode="json"),
+    }  # fmt: skip
+    line = json_response({"line": "a"})
+    text = " ".join(loopwright("rollout", "status", answers=[line, json_response(body)]).stdout.split())
+    assert "v3 is the canary of 5% of the users" in text
+    assert "74% (55% to 88%)" in text and "waits for 12 more users" in text
+    service = FakeService([json_response(body)])
+    as_json = json.loads(run(service, "rollout", "status", "--line", "a", "--json").stdout)
+    assert (service.requests[0].url.path, as_json["test"]["canary"]["users"]) == ("/api/rollout/a", 31)
 
 
 def test_command_that_may_have_been_accepted_prints_how_to_repeat_it() -> None:

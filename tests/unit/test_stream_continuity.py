@@ -9,8 +9,8 @@ import pytest
 from services.processor.core.numbering import BatchNumbering
 from services.processor.core.state import OpenBatch
 from services.rollout.core import store
+from services.rollout.core.decision import LineState
 from services.rollout.core.numbering import RolloutNumbering
-from services.rollout.core.rules import LineState
 from shared.errors import Rejected
 from shared.events import from_ms
 from shared.records import Record

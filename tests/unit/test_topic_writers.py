@@ -24,9 +24,11 @@ WRITERS = {
     "training.batches": {"processor"},
     "feedback.outcomes": {"processor"},
     "feedback.tallies": {"processor"},
+    "response.samples": {"processor"},
     "dead.letters": {"inference", "feedback", "processor", "trainer", "rollout", "console"},
     "model.versions": {"trainer"},
     "model.rollout": {"rollout"},
+    "model.canary": {"rollout"},
     "operator.commands": {"console", "rollout", "trainer"},
     "operator.results": {"inference", "feedback", "processor", "trainer", "rollout"},
 }

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from services.rollout.core.step import rollout_step
+from services.rollout.core.policy import CanaryPolicy
+from services.rollout.core.step import RolloutStep
 from services.trainer.database import open_read_only
 from services.trainer.dataset import batch_table, snapshot_files
 from services.trainer.dataset.holdout import is_held_out
@@ -286,7 +287,7 @@ def test_rollout_promotes_a_version_after_its_new_gate(rig: GateRig) -> None:
             for record in log.records(topic)[done[topic] :]:
                 buffer = WriteBuffer(state, 1_000_000)
                 buffer.savepoint()
-                outputs = list(rollout_step(buffer, record))
+                outputs = list(RolloutStep(CanaryPolicy())(buffer, record))
                 state.apply(buffer.writes, 0)
                 records.extend(
                     RolloutRecord.from_json(o.value) for o in outputs if o.topic == MODEL_ROLLOUT.name

@@ -31,6 +31,8 @@ from loopwright.event_ids import new_event_id
 from loopwright.feedback_kinds import FeedbackKind
 from loopwright.models import (
     Accepted,
+    CanaryArm,
+    CanaryTest,
     Command,
     CommandKind,
     CommandResult,
@@ -52,6 +54,7 @@ from loopwright.models import (
     Receipt,
     RecordContent,
     Recorded,
+    RolloutState,
     Serving,
     Status,
     Trace,
@@ -67,6 +70,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Accepted",
     "AsyncLoopwright",
+    "CanaryArm",
+    "CanaryTest",
     "Command",
     "CommandKind",
     "CommandResult",
@@ -102,6 +107,7 @@ __all__ = [
     "RecordContent",
     "Recorded",
     "Retry",
+    "RolloutState",
     "Serving",
     "Status",
     "StillRunning",

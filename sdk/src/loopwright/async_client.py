@@ -33,6 +33,7 @@ from loopwright.models import (
     Quarantine,
     Receipt,
     Recorded,
+    RolloutState,
     Status,
     Trace,
     Version,
@@ -334,6 +335,11 @@ class AsyncLoopwright:
     async def versions(self, line: str | None = None) -> list[Version]:
         """Return all versions of a line with their verdicts, the base first."""
         return parse(await self._get("console", path_of("api", "versions", line=line)), list[Version])
+
+    async def rollout(self, line: str | None = None) -> RolloutState:
+        """Return what serves a line, and the figures of its canary. The default is the console's own line."""
+        name = (await self.status()).line if line is None else line
+        return parse(await self._get("console", path_of("api", "rollout", name)), RolloutState)
 
     async def lineage(self, version: str) -> Lineage:
         """Return what a version was trained on: run, dataset snapshot, batches, responses and events."""

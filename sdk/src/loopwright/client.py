@@ -29,6 +29,7 @@ from loopwright.models import (
     Quarantine,
     Receipt,
     Recorded,
+    RolloutState,
     Status,
     Trace,
     Version,
@@ -326,6 +327,11 @@ class Loopwright:
     def versions(self, line: str | None = None) -> list[Version]:
         """Return all versions of a line with their verdicts, the base first."""
         return parse(self._get("console", path_of("api", "versions", line=line)), list[Version])
+
+    def rollout(self, line: str | None = None) -> RolloutState:
+        """Return what serves a line, and the figures of its canary. The default is the console's own line."""
+        name = self.status().line if line is None else line
+        return parse(self._get("console", path_of("api", "rollout", name)), RolloutState)
 
     def lineage(self, version: str) -> Lineage:
         """Return what a version was trained on: run, dataset snapshot, batches, responses and events."""

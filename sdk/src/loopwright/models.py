@@ -152,6 +152,83 @@ class Serving(ResponseModel):
     """The versions to which repeated rollbacks return, newest first."""
 
 
+class CanaryArm(ResponseModel):
+    """Users of one version in the present step of a canary. Each user counts once."""
+
+    version: str
+    """The version."""
+    seen: int
+    """Users with a response."""
+    users: int
+    """Users with feedback."""
+    mean: float | None = None
+    """Their mean satisfaction, from 0 to 1."""
+    low: float
+    """Lower end of its 95 % interval, which is valid at every look."""
+    high: float
+    """Upper end of that interval."""
+    failed: float | None = None
+    """Share of the sampled requests that failed."""
+    latency_ms: float | None = None
+    """Typical latency of the sampled requests."""
+
+
+class CanaryTest(ResponseModel):
+    """Figures of the present step of a canary."""
+
+    share: float
+    """Share of the users who get the canary."""
+    step_began_at: datetime
+    """When the step began."""
+    deadline_at: datetime
+    """When an inconclusive canary is paused."""
+    canary: CanaryArm
+    """Users of the canary."""
+    stable: CanaryArm
+    """Users of the stable version."""
+    harm_p: float
+    """p-value of: the canary is at least as good. It is rolled back at `harm_alpha`."""
+    harm_alpha: float
+    """Level of that test."""
+    promotion_p: float
+    """p-value of: the canary is worse by at least `margin`. In the last step, it takes over at `promotion_alpha`."""
+    promotion_alpha: float
+    """Level of that test."""
+    margin: float
+    """Largest loss of satisfaction with which the canary takes over."""
+
+
+class RolloutState(ResponseModel):
+    """What serves a line, and the canary that is tried or was tried last."""
+
+    line: str
+    """The line."""
+    seq: int
+    """Number of the newest rollout record."""
+    action: str
+    """What it did, for example `canary` or `rollback`."""
+    reason: str
+    """Why, with figures."""
+    decided_at: datetime
+    """When."""
+    stable: str
+    """The stable version."""
+    canary: str | None = None
+    """The version that is tried; None if there is none."""
+    share: float = 0.0
+    """Share of the users who get it."""
+    paused: bool = False
+    """Whether automatic promotions are paused."""
+    waiting: str | None = None
+    """A version that passed its gate and waits."""
+    waits_for: tuple[str, ...] = ()
+    """What the canary needs for its next step."""
+    test: CanaryTest | None = None
+    """Figures of the present step or, if there is no canary, of the decision that ended the last one."""
+    points: tuple[dict[str, Any], ...] = ()
+    """The intervals of both arms over time."""
+
+
 class Status(ResponseModel):
     """State of the loop. `model_extra` has further fields, for example `run`, the progress of the newest run."""
 

@@ -94,6 +94,19 @@ def _routes(backend: ConsoleBackend, follower: TopicFollower) -> APIRouter:
         """List the line's rollout records, newest first."""
         return backend.rollout(line or default_line)
 
+    @api.get("/rollout/{line}")
+    async def get_rollout_state(line: Line) -> JSONResponse:
+        """Show what serves, both arms of the canary with their intervals over time, and why it waits."""
+        state = backend.rollout_state(line)
+        if state is None:
+            return problem(
+                404,
+                "unknown_line",
+                "Unknown line",
+                f"line {line} has no rollout record: check its name, or start its trainer, which publishes the base",
+            )
+        return JSONResponse(state)
+
     schema = {
         "requestBody": {
             "required": True,

@@ -24,19 +24,21 @@ from shared.topics import (
     ERASURE_REPORTS,
     FEEDBACK_EVENTS,
     FEEDBACK_OUTCOMES,
+    MODEL_CANARY,
     MODEL_ROLLOUT,
     MODEL_VERSIONS,
     OPERATOR_COMMANDS,
     OPERATOR_RESULTS,
     TRAINING_BATCHES,
 )
-from shared.versions import ModelVersion, RolloutRecord
+from shared.versions import CanaryStatus, ModelVersion, RolloutRecord
 
 FOLLOWED_TOPICS: Final = (
     FEEDBACK_OUTCOMES,
     TRAINING_BATCHES,
     MODEL_VERSIONS,
     MODEL_ROLLOUT,
+    MODEL_CANARY,
     OPERATOR_COMMANDS,
     OPERATOR_RESULTS,
     DEAD_LETTERS,
@@ -92,6 +94,8 @@ class Projection:
     """Versions trained on data that was erased later, so their snapshots are incomplete."""
     rollout: dict[str, dict[int, RolloutRecord]] = field(default_factory=dict)
     """Line -> seq -> its record."""
+    canaries: dict[str, CanaryStatus] = field(default_factory=dict)
+    """Line -> progress of its newest canary."""
     commands: dict[str, Command] = field(default_factory=dict)
     results: dict[str, CommandResult] = field(default_factory=dict)
     replayed: dict[str, str] = field(default_factory=dict)
@@ -157,6 +161,13 @@ def _fold_rollout(state: Projection, record: Record) -> None:
     state.rollout.setdefault(rollout.line, {}).setdefault(rollout.seq, rollout)
 
 
+def _fold_canary(state: Projection, record: Record) -> None:
+    status = CanaryStatus.from_json(record.value)
+    known = state.canaries.get(status.line)
+    if known is None or (status.seq, status.updated_at) >= (known.seq, known.updated_at):
+        state.canaries[status.line] = status
+
+
 def _fold_command(state: Projection, record: Record) -> None:
     state.add_command(parse_union(_COMMAND, record.value))
 
@@ -177,6 +188,7 @@ _FOLDS: dict[str, Callable[[Projection, Record], None]] = {
     MODEL_VERSIONS.name: _fold_version,
     ERASURE_REPORTS.name: _fold_erasure,
     MODEL_ROLLOUT.name: _fold_rollout,
+    MODEL_CANARY.name: _fold_canary,
     OPERATOR_COMMANDS.name: _fold_command,
     OPERATOR_RESULTS.name: _fold_result,
     DEAD_LETTERS.name: _fold_dead_letter,

@@ -80,6 +80,42 @@ def rollout(state: Projection, line: str) -> list[Json]:
     return [records[seq].model_dump(mode="json") for seq in newest]
 
 
+def rollout_state(state: Projection, line: str) -> Json | None:
+    """Return the body of `GET /api/rollout/{line}`: what serves, and the canary or the last one with its intervals.
+
+    None before the line's base is adopted. `test` has the figures of the present step or, after a canary, those of
+    the decision that ended it; `points` the intervals of that canary over time.
+    """
+    record = state.newest_rollout(line)
+    if record is None:
+        return None
+    status, test = state.canaries.get(line), None
+    if record.canary is not None:
+        is_of_canary = status is not None and status.test.canary.version == record.canary.version
+        test = status.test if status is not None and is_of_canary else record.test
+    else:
+        records = state.rollout[line]
+        test = next((records[seq].test for seq in sorted(records, reverse=True) if records[seq].test), None)
+    points = () if status is None or test is None else status.points
+    if status is not None and test is not None and status.test.canary.version != test.canary.version:
+        points = ()
+    return {
+        "line": line,
+        "seq": record.seq,
+        "action": record.action,
+        "reason": record.reason,
+        "decided_at": record.decided_at.isoformat(),
+        "stable": record.stable.version,
+        "canary": None if record.canary is None else record.canary.version,
+        "share": record.share,
+        "paused": record.paused,
+        "waiting": record.waiting,
+        "waits_for": [] if record.canary is None or test is None else list(test.waits_for),
+        "test": None if test is None else test.model_dump(mode="json"),
+        "points": [point.model_dump(mode="json") for point in points],
+    }
+
+
 def dead_letters(state: Projection) -> list[Json]:
     """Return the newest dead letters, newest first: where each came from and why it failed, without its content."""
     newest = sorted(state.newest_dead_letters, key=lambda letter: letter[0], reverse=True)

@@ -31,8 +31,14 @@ class CommandButton:
     confirm_label: str
     versions: Callable[[PageRefresher], dict[str, str]] | None = None
     """Returns the versions to choose from, with their labels; None if the command names no version."""
+    of_canary: bool = False
+    """For `rollback`: roll the canary back. The button is visible while there is one."""
     again: bool = False
     """For `train_now`: train also if nothing is new."""
+
+
+def _canary(refresher: PageRefresher) -> str | None:
+    return None if refresher.view.serving is None else refresher.view.serving.canary_version
 
 
 def _promotable(refresher: PageRefresher) -> dict[str, str]:
@@ -84,10 +90,20 @@ BUTTONS: Final = (
         _rollback_targets,
     ),
     CommandButton(
+        "rollback",
+        "End canary",
+        "Roll the canary back?",
+        "The stable version serves all users again. The canary is never promoted automatically again, and no version "
+        "trained on the same data is promoted until you resume the rollout.",
+        "Roll back",
+        of_canary=True,
+    ),
+    CommandButton(
         "pause",
         "Pause",
         "Pause the rollout?",
-        "The stable version keeps serving. No new version takes over until you resume the rollout.",
+        "The stable version keeps serving, and a canary its share of the users. No new version takes over until you "
+        "resume the rollout.",
         "Pause",
     ),
     CommandButton(
@@ -109,6 +125,7 @@ def add_controls(backend: ConsoleBackend, refresher: PageRefresher) -> None:
         paused = refresher.view.serving is not None and refresher.view.serving.paused
         buttons["Pause"].set_visibility(not paused)
         buttons["Resume"].set_visibility(paused)
+        buttons["End canary"].set_visibility(_canary(refresher) is not None)
 
     ui.timer(PERIOD_S, update_visibility)
 
@@ -119,6 +136,7 @@ def _add_button(
     def open_dialog() -> None:
         serving = refresher.view.serving
         leaving = serving.version if button.kind == "rollback" and serving is not None else None
+        leaving = _canary(refresher) if button.of_canary else leaving
         with ui.dialog() as dialog, ui.card().classes("confirm"):
             ui.html(button.question, sanitize=False, tag="h2")
             ui.html(button.explanation, sanitize=False, tag="p")

@@ -28,6 +28,7 @@ CARDS: Final = (
     ("Feedback by outcome (all lines)", "feedback", "w7 tall"),
     ("Rollout decisions", "rollout", "w5"),
     ("Dead letters (all lines)", "dead_letters", "w5"),
+    ("Canary", "canary", "w12"),
     ("Versions and their gate results", "versions", "w12"),
 )
 """(title, part, CSS classes) of each card, in order."""

@@ -21,6 +21,8 @@ class PageData:
     run: RunProgress | None = None
     versions: tuple[Json, ...] = ()
     rollout: tuple[Json, ...] = ()
+    rollout_state: Json | None = None
+    """Body of `GET /api/rollout/{line}`."""
     dead_letters: tuple[Json, ...] = ()
     responses: int | None = None
     """Responses in the log, over all lines; None if Kafka is not reachable."""

@@ -105,6 +105,7 @@ class PageRefresher:
             run=run,
             versions=versions,
             rollout=tuple(backend.rollout(line)),
+            rollout_state=backend.rollout_state(line),
             dead_letters=tuple(backend.dead_letters()),
             responses=responses,
             events_per_minute=self._counters.per_minute("accepted"),

@@ -9,7 +9,7 @@ from typing import Final
 from jinja2.environment import TemplateModule
 
 from services.console.pages import view_model
-from services.console.pages.svg import forest_plot, loop_tall, loop_wide, loss_chart
+from services.console.pages.svg import band_chart, forest_plot, loop_tall, loop_wide, loss_chart
 from services.console.pages.view_model import PageView
 from shared.adapters.templates import templates_in
 
@@ -21,6 +21,7 @@ PARTS: Final = (
     "run",
     "feedback",
     "rollout",
+    "canary",
     "versions",
     "dead_letters",
 )
@@ -41,6 +42,7 @@ def _macros() -> TemplateModule:
     environment = templates_in(Path(__file__).parent)
     environment.globals |= {
         "texts": view_model,
+        "band_chart": band_chart,
         "forest_plot": forest_plot,
         "loop_tall": loop_tall,
         "loop_wide": loop_wide,

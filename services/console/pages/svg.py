@@ -8,6 +8,7 @@ from typing import Final
 
 from markupsafe import Markup
 
+from services.console.pages.canary import BandPoint
 from services.console.pages.loop_diagram import Arrow, LoopDiagram, Node
 from services.console.pages.versions import ForestPlot
 from shared.svg import element, estimate, linear_scale
@@ -172,6 +173,39 @@ def loss_chart(losses: Sequence[tuple[int, float]]) -> Markup:
         CHART_W, CHART_H, description, grid, PAD_LEFT, floor, line, end_x, floor, line, end_x, end_y,
         PAD_LEFT, CHART_H - 5, first, CHART_W - PAD_RIGHT, CHART_H - 5, last,
     )  # fmt: skip
+
+
+# --- the canary ---------------------------------------------------------------------------------------------------
+
+BAND_W, BAND_H = 960, 200
+
+
+def band_chart(points: Sequence[BandPoint], began: str, ended: str) -> Markup:
+    """Draw the intervals of both arms over time, from 0 to 1. Return nothing for fewer than two points."""
+    if len(points) < 2:
+        return EMPTY
+    floor = BAND_H - PAD_BOTTOM
+    x, y = linear_scale(0, 1, PAD_LEFT, BAND_W - PAD_RIGHT), linear_scale(0, 1, floor, PAD_TOP)
+    marks = [
+        element("line", class_="grid", x1=PAD_LEFT, x2=BAND_W - PAD_RIGHT, y1=y(value), y2=y(value))
+        + element("text", f"{value:.0%}", x=PAD_LEFT - 8, y=y(value) + 4, text_anchor="end")
+        for value in (0.0, 0.5, 1.0)
+    ]
+    for name in ("stable", "canary"):
+        arms = [(x(point.at), getattr(point, name)) for point in points]
+        lower = [f"{at},{y(low)}" for at, (low, _, _) in arms]
+        upper = [f"{at},{y(high)}" for at, (_, high, _) in reversed(arms)]
+        means = [f"{at},{y(mean)}" for at, (_, _, mean) in arms if mean is not None]
+        marks.append(element("polygon", class_=f"band {name}", points=" ".join(lower + upper)))
+        marks.append(element("polyline", class_=name, points=" ".join(means)))
+    marks.append(element("text", began, x=PAD_LEFT, y=BAND_H - 5))
+    marks.append(element("text", ended, x=BAND_W - PAD_RIGHT, y=BAND_H - 5, text_anchor="end"))
+    description = (
+        "Satisfaction with the canary (blue) and the stable version (grey) over time, with 95 % intervals"
+    )
+    return element(
+        "svg", *marks, class_="chart", viewBox=f"0 0 {BAND_W} {BAND_H}", role="img", aria_label=description
+    )
 
 
 # --- one metric ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from services.console.core.responses import Json
 from services.console.pages import formatting as fmt
+from services.console.pages.canary import CanaryView, canary_view
 from services.console.pages.loop_diagram import LoopDiagram, loop_diagram
 from services.console.pages.page_data import PageData
 from services.console.pages.progress import RunView, ThresholdView, run_view, threshold_view
@@ -27,6 +28,10 @@ NO_VERSIONS: Final = (
     "No versions yet. The base model appears once the trainer has started; each run adds one."
 )
 NO_ROLLOUT: Final = "No decisions yet. The first one adopts the base model."
+NO_CANARY: Final = (
+    "No version is tried on a share of the users. With the rollout's policy `canary`, each version that passes its "
+    "gate is; with `direct`, it serves everyone at once."
+)
 NO_THRESHOLD: Final = "No status from the trainer. Either it is not running or it has just started."
 NO_RUN: Final = (
     "No recent run. A run starts automatically when enough data is collected, or when an operator starts one."
@@ -84,6 +89,7 @@ class ServingView:
     reason: str
     seq: str
     canary: str | None
+    canary_version: str | None
     paused: bool
     waiting: str | None
 
@@ -128,6 +134,7 @@ class PageView:
     versions: tuple[VersionRow, ...]
     older_versions: int
     decisions: tuple[DecisionRow, ...]
+    canary: CanaryView | None
     dead_letter_count: str
     dead_letters: tuple[DeadLetterRow, ...]
 
@@ -153,6 +160,7 @@ def build_view(data: PageData) -> PageView:
         versions=versions,
         older_versions=older_versions,
         decisions=tuple(_decision(record, data) for record in data.rollout[:MAX_DECISIONS]),
+        canary=canary_view(data.rollout_state),
         dead_letter_count=fmt.count(dead_letters, "dead letter", "dead letters") if dead_letters else "",
         dead_letters=tuple(_dead_letter(letter, data) for letter in data.dead_letters[:MAX_DEAD_LETTERS]),
     )
@@ -246,6 +254,7 @@ def _serving(record: Json | None, data: PageData) -> ServingView | None:
         reason=record["reason"],
         seq=fmt.number(record["seq"]),
         canary=canary,
+        canary_version=record["canary"],
         paused=record["paused"],
         waiting=_waiting(record),
     )
@@ -258,6 +267,8 @@ def _waiting(record: Json) -> str | None:
         return None
     if record["paused"]:
         return f"{fmt.short_version(version)} passed its gate and waits until promotions are resumed"
+    if record["canary"] is not None:
+        return f"{fmt.short_version(version)} passed its gate and waits until the canary is decided"
     return (
         f"{fmt.short_version(version)} passed its gate against a version that no longer serves, and waits for a "
         f"new gate. To request it again: loopwright gate {version} --again"

@@ -73,7 +73,8 @@ class Receipt(BaseModel):
     remedy: str | None = Field(None, description="What to do about the outcome, if anything can be done.")
     stage: str = Field(
         description="The outcome. A batched event moves on from `batched` to `trained` (the gate passed no version "
-        "with it), `published`, `canary` and `serving`."
+        "with it), `published`, `canary` and `serving`; a canary that was rolled back is `rolled_back` until the next "
+        "decision."
     )
     detail: str = Field(description="The same in a sentence.")
 
@@ -169,12 +170,25 @@ def _stage(
         return "serving", f"{serving} is serving now."
     if serving is not None and rollout is not None:
         return "canary", f"{serving} is the canary and serves {rollout.share:.0%} of the users."
+    if _was_rolled_back(version, rollout):
+        assert rollout is not None
+        return "rolled_back", f"It was rolled back; {stable} is serving: {rollout.reason}."
     if _verdict(version) == "passed":
         return "published", f"It passed the gate but is not serving{f'; {stable} is' if stable else ''}."
     reasons = "; ".join(version.gate.reasons) if version.gate is not None else ""
     return (
         "trained",
         f"The gate's verdict is {_verdict(version)}{f' ({reasons})' if reasons else ''}, so it does not serve.",
+    )
+
+
+def _was_rolled_back(version: ModelVersion, rollout: RolloutRecord | None) -> bool:
+    """Return whether the newest decision about a canary rolled back this version."""
+    return (
+        rollout is not None
+        and rollout.action == "rollback"
+        and rollout.test is not None
+        and rollout.test.canary.version == version.ref.version
     )
 
 

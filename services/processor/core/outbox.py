@@ -9,17 +9,29 @@ from msgspec import UNSET, Struct, structs
 
 from services.processor.core.join import EventOutcome
 from services.processor.core.state import JoinedResponse, encode
-from services.processor.core.wire import SERVICE, OutcomeOut, rfc3339
+from services.processor.core.wire import SERVICE, OutcomeOut, SampleOut, rfc3339
 from shared.cloudevents import CloudEventFactory, cloudevent, traceparent_of
 from shared.composed_ids import join_ids
-from shared.events import EARLIEST_MS, MAX_MS, Batch, Feedback, LogRecord, Outcome, Tally, from_ms
+from shared.events import (
+    EARLIEST_MS,
+    MAX_MS,
+    Batch,
+    ChatResponse,
+    Feedback,
+    LogRecord,
+    Outcome,
+    ResponseSample,
+    Tally,
+    from_ms,
+)
 from shared.records import Output, Record
 from shared.stream.step import RereadComplete, RereadRequest, Tick
-from shared.topics import FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, TRAINING_BATCHES, Topic
+from shared.topics import FEEDBACK_OUTCOMES, FEEDBACK_TALLIES, RESPONSE_SAMPLES, TRAINING_BATCHES, Topic
 
 _BATCH: Final = CloudEventFactory(TRAINING_BATCHES, Batch, SERVICE)
 _OUTCOME: Final = CloudEventFactory(FEEDBACK_OUTCOMES, Outcome, SERVICE)
 _TALLY: Final = CloudEventFactory(FEEDBACK_TALLIES, Tally, SERVICE)
+_SAMPLE: Final = CloudEventFactory(RESPONSE_SAMPLES, ResponseSample, SERVICE)
 
 
 class Outbox:
@@ -86,13 +98,28 @@ class Outbox:
         """Send a `TallyOut`, dated now. Returns its bytes."""
         value = encode(structs.replace(tally, updated_at=self.now))
         name = self._tally_name(version, user_id)
-        self._seal(_TALLY, name.encode(), value, f"{name}|{self.now_ms}")
+        self._seal(_TALLY, name.encode(), value, f"{name}|{self.now_ms}", partition=0)
         return value
+
+    def sample(self, response: ChatResponse) -> None:
+        """Send what the rollout watches of a user's response, unless the request was cancelled."""
+        if response.user_id is None or response.status == "cancelled":
+            return
+        sample = SampleOut(
+            line=response.line,
+            version=response.version,
+            user_id=response.user_id,
+            failed=response.status == "failed",
+            latency_ms=UNSET if response.latency_ms is None else response.latency_ms,
+            responded_at=self.now,
+        )
+        key = join_ids(response.version, response.user_id, separator="|").encode()
+        self._seal(_SAMPLE, key, encode(sample), response.response_id, partition=0)
 
     def delete_tally(self, version: str, user_id: str) -> None:
         """Delete a user's tally of a version from its compacted topic."""
         name = self._tally_name(version, user_id)
-        self.outputs.append(Output(FEEDBACK_TALLIES.name, name.encode(), None, (), self.partition))
+        self.outputs.append(Output(FEEDBACK_TALLIES.name, name.encode(), None, (), 0))
 
     def batch(self, batch_id: str, value: bytes) -> None:
         """Send a batch that `batch_json` made."""
@@ -115,6 +142,14 @@ class Outbox:
         return join_ids(version, user_id, str(self.partition), separator="|")
 
     def _seal(
-        self, seal: CloudEventFactory, key: bytes, value: bytes, ce_id: str, traceparent: str | None = None
+        self,
+        seal: CloudEventFactory,
+        key: bytes,
+        value: bytes,
+        ce_id: str,
+        traceparent: str | None = None,
+        partition: int | None = None,
     ) -> None:
-        self.outputs.append(seal(key, value, ce_id, self.now, self.partition, traceparent))
+        """Add an output to the same partition as the input, or to `partition`."""
+        to = self.partition if partition is None else partition
+        self.outputs.append(seal(key, value, ce_id, self.now, to, traceparent))

@@ -90,6 +90,7 @@ class ProcessorStep:
             turn.outbox.outcomes(key, change.joined, change.outcomes)
             return
         turn.state.put_response(key, value)
+        turn.outbox.sample(response)
         if joined is None:  # without feedback, the response is all there is to store
             turn.state.index(key, change.joined)
         else:

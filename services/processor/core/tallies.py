@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -12,11 +12,16 @@ from shared.feedback_kinds import KIND_BY_NAME
 
 
 def count(
-    tally: Struct, removed: Iterable[Signal], added: Iterable[Signal], vague: Iterable[SeenEvent]
+    tally: Struct,
+    removed: Iterable[Signal],
+    added: Sequence[Signal],
+    vague: Iterable[SeenEvent],
+    responded_at: str,
 ) -> None:
     """Update the counters of a `TallyOut` as `FeedbackKind` says. `vague` are events that were too vague for a signal.
 
-    No counter falls below zero: a removed signal may have been counted before the tally was deleted.
+    No counter falls below zero: a removed signal may have been counted before the tally was deleted. Signals that say
+    how satisfied the user is also change the `vote`; `responded_at` is the time of the response that they are about.
     """
     for event in vague:
         counter = KIND_BY_NAME[event.kind].counter
@@ -25,6 +30,13 @@ def count(
     for sign, signals in ((-1, removed), (1, added)):
         for signal in signals:
             _add_signal(tally, signal, sign)
+    votes = [vote for signal in added if (vote := _vote(signal)) is not None]
+    if votes:
+        tally.vote, tally.vote_on = sum(votes) / len(votes), responded_at  # type: ignore[attr-defined]
+
+
+def _vote(signal: Signal) -> float | None:
+    return KIND_BY_NAME[signal.kind].satisfaction(msgspec.json.decode(signal.value))
 
 
 def _add_signal(tally: Struct, signal: Signal, sign: int) -> None:

@@ -141,6 +141,7 @@ class PartitionTurn:
                 [signal for signal in change.removed if signal.user_id == user_id],
                 [signal for signal in change.added if signal.user_id == user_id],
                 [event for event in change.vague if event.user_id == user_id],
+                rfc3339(joined.responded_ms or self.now_ms),
             )
             value = self.outbox.tally(joined.version, user_id, tally)
             before = None if known is None else known.updated_at[:10]  # type: ignore[attr-defined]

@@ -43,6 +43,7 @@ ExampleOut = wire_struct(events.ExampleRevision)
 BatchOut = wire_struct(events.Batch)
 OutcomeOut = wire_struct(events.Outcome)
 TallyOut = wire_struct(events.Tally)
+SampleOut = wire_struct(events.ResponseSample)
 
 _read_tally = msgspec.json.Decoder(TallyOut).decode
 _MESSAGES: TypeAdapter[tuple[Message, ...]] = TypeAdapter(tuple[Message, ...])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from services.rollout.core import store
-from services.rollout.core.rules import LineState
+from services.rollout.core.decision import LineState
+from services.rollout.core.trial import Trial
+from shared.events import to_ms
 from shared.records import Record
 from shared.stream.state_store import MemoryStore
 from shared.stream.write_buffer import WriteBuffer
@@ -38,4 +40,7 @@ class RolloutNumbering:
             known = store.read_line(buffer, line)
             if known.record is None or known.record.seq < rollout.seq:
                 store.write(buffer, LineState(line=line, record=rollout, waiting=rollout.waiting), ())
+                if rollout.canary is not None:  # its step begins again
+                    trial = Trial.begin(rollout, to_ms(rollout.decided_at))
+                    store.write_watch(buffer, line, store.CanaryWatch(trial=trial))
         return {key: value for key, value in buffer.writes.items() if value is not None}

@@ -5,27 +5,33 @@
 | `l/<line>` | `LineState`, with the counters of the line's version index |
 | `v/<line>/<version>` | `KnownVersion` |
 | `o/<line>/<n>` | name of the n-th version, in order of arrival, so that old ones expire |
+| `k/<line>` | `CanaryWatch`: the canary that is tried, or what is left of one |
+| `p/<line>` | `CanaryPoints`: the intervals of the canary over time |
+| `u/<line>/<seq><user>` | what is known of a user in the step that began with the record `seq` |
 | `c/<command_id>` | `ExecutedCommand` |
 | `d/<n>` | id of the n-th executed command, so that old ones expire |
 | `n` | counters of the command index |
 
 Numbers in keys have eight bytes, most significant first. Of each line, the newest `MAX_VERSIONS` versions are kept, and
-every version that serves, waits, or may be returned to. Executed commands are kept for `COMMAND_MS`, at most
-`MAX_COMMANDS` of them. A value that cannot be decoded never stops the partition: such a line refuses its records,
-and such a version counts as unknown.
+every version that serves, waits, or may be returned to. Of a canary, the users of its present step are kept. Executed
+commands are kept for `COMMAND_MS`, at most `MAX_COMMANDS` of them. A value that cannot be decoded never stops the
+partition: such a line refuses its records, such a version counts as unknown, and such a canary's step begins again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Final, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from services.rollout.core.rules import KnownVersion, LineState, Lookup
+from services.rollout.core.decision import KnownVersion, LineState, Lookup
+from services.rollout.core.trial import Trial, UserMark
 from shared.errors import Rejected
 from shared.events import Part
 from shared.stream.step import State
+from shared.versions import CanaryPoint
 
 MAX_VERSIONS: Final = 1_000
 MAX_COMMANDS: Final = 10_000
@@ -33,6 +39,7 @@ COMMAND_MS: Final = 90 * 86_400_000
 """As long as `operator.commands` is retained, in append time."""
 EXPIRED_PER_RECORD: Final = 4
 """How many versions, and how many commands, expire with one record at most."""
+USERS_DELETED_PER_RECORD: Final = 100
 P = TypeVar("P", bound=Part)
 
 
@@ -48,6 +55,23 @@ class StoredLine(Part):
 
     state: LineState
     versions: Index = Index()
+
+
+class CanaryWatch(Part):
+    """What feedback and responses of a line mean for its canary. A line without one ignores them."""
+
+    trial: Trial | None = None
+    wake_ms: int = 0
+    """When the version that waits is considered again; 0 for never."""
+    has_old_users: bool = False
+    """Whether users of earlier steps are still to be deleted."""
+
+
+class CanaryPoints(Part):
+    """The intervals of the newest canary over time."""
+
+    canary: str
+    points: tuple[CanaryPoint, ...] = ()
 
 
 class ExecutedCommand(Part):
@@ -87,6 +111,67 @@ def write(state: State, line: LineState, versions: Iterable[KnownVersion]) -> No
         state.put(key, _encode(version))
     index = _expire_versions(state, line, index)
     state.put(_line_key(line.line), _encode(StoredLine(state=line, versions=index)))
+
+
+def read_watch(state: State, line: str) -> CanaryWatch | None:
+    """Return what is watched for a line, or None if nothing is. One that cannot be read is begun again."""
+    value = state.get(_watch_key(line))
+    return (
+        None if value is None else _decode(CanaryWatch, value) or CanaryWatch(wake_ms=1, has_old_users=True)
+    )
+
+
+def write_watch(state: State, line: str, watch: CanaryWatch | None) -> None:
+    """Write what is watched for a line; nothing, if it has no purpose any more."""
+    if watch is None or (watch.trial is None and not watch.wake_ms and not watch.has_old_users):
+        state.delete(_watch_key(line))
+    else:
+        state.put(_watch_key(line), _encode(watch))
+
+
+def read_points(state: State, line: str, canary: str) -> tuple[CanaryPoint, ...]:
+    """Return the intervals of a canary over time; none, if the stored ones are those of another."""
+    stored = _decode(CanaryPoints, state.get(_points_key(line)))
+    return () if stored is None or stored.canary != canary else stored.points
+
+
+def write_points(state: State, line: str, canary: str, points: tuple[CanaryPoint, ...]) -> None:
+    """Write the intervals of a canary over time, in place of those of an earlier one."""
+    state.put(_points_key(line), _encode(CanaryPoints(canary=canary, points=points)))
+
+
+def read_mark(state: State, trial: Trial, user: str) -> UserMark | None:
+    """Return what is known of a user in the present step, or None if nothing is."""
+    value = state.get(_user_key(trial.line, trial.run, user))
+    try:
+        if value is None:
+            return None
+        seen, voted, period = value.decode().split(",")
+        return UserMark(seen == "1", voted == "1", int(period))
+    except ValueError:
+        return UserMark(seen=True, voted=True, period=1 << 62)
+
+
+def write_mark(state: State, trial: Trial, user: str, mark: UserMark) -> None:
+    """Store what is known of a user in the present step."""
+    value = f"{mark.seen:d},{mark.voted:d},{mark.period}"
+    state.put(_user_key(trial.line, trial.run, user), value.encode())
+
+
+def delete_old_users(state: State, line: str, watch: CanaryWatch) -> CanaryWatch:
+    """Delete some users of steps before the present one, a bounded number."""
+    if not watch.has_old_users:
+        return watch
+    end = watch.trial.run if watch.trial is not None else (1 << 64) - 1
+    keys = [
+        key
+        for key, _ in islice(
+            state.scan(_user_key(line, 0, ""), _user_key(line, end, "")), USERS_DELETED_PER_RECORD
+        )
+    ]
+    for key in keys:
+        state.delete(key)
+    return watch.model_copy(update={"has_old_users": len(keys) == USERS_DELETED_PER_RECORD})
 
 
 def read_executed(state: State, command_id: str) -> ExecutedCommand | None:
@@ -157,6 +242,18 @@ def _expire_versions(state: State, line: LineState, index: Index) -> Index:
 
 def _line_key(line: str) -> bytes:
     return b"l/" + line.encode()
+
+
+def _watch_key(line: str) -> bytes:
+    return b"k/" + line.encode()
+
+
+def _points_key(line: str) -> bytes:
+    return b"p/" + line.encode()
+
+
+def _user_key(line: str, run: int, user: str) -> bytes:
+    return _number_key(f"u/{line}/".encode(), run) + user.encode()
 
 
 def _version_key(line: str, version: str) -> bytes:

@@ -30,6 +30,7 @@ from shared.events import (
     Outcome,
     OutcomeKind,
     RefusalReason,
+    ResponseSample,
     Retract,
     Tally,
     parse_union,
@@ -45,6 +46,7 @@ from shared.topics import (
     FEEDBACK_EVENTS,
     FEEDBACK_OUTCOMES,
     FEEDBACK_TALLIES,
+    RESPONSE_SAMPLES,
     TRAINING_BATCHES,
     WINDOW_DAYS,
 )
@@ -67,6 +69,7 @@ KEPT_PREFIXES = (b"b/", b"t/", b"m/", b"w/")
 READERS: dict[str, type[LogRecord]] = {
     FEEDBACK_OUTCOMES.name: Outcome,
     FEEDBACK_TALLIES.name: Tally,
+    RESPONSE_SAMPLES.name: ResponseSample,
     TRAINING_BATCHES.name: Batch,
     ERASURE_REPORTS.name: ErasureReport,
 }

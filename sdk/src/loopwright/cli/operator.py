@@ -22,7 +22,7 @@ from loopwright.cli.common import (
     print_model,
 )
 from loopwright.client import Loopwright
-from loopwright.models import Command, CommandKind
+from loopwright.models import CanaryTest, Command, CommandKind
 
 ARTIFACTS_HELP = "Manage the artifact store."
 DATASET_HELP = "Export the collected dataset."
@@ -75,6 +75,53 @@ def versions(
     out.print(table)
 
 
+@rollout.command("status")
+def rollout_status(
+    context: typer.Context, line: LineName = None, console_url: ConsoleUrl = None, as_json: AsJson = False
+) -> None:
+    """Show what serves, both arms of the canary with their intervals, and what the canary waits for.
+
+    Example: loopwright rollout status
+    """
+    with connect(context, as_json, console_url=console_url) as loop:
+        state = loop.rollout(line)
+    if as_json:
+        print_json(state.model_dump(mode="json", exclude_none=True))
+        return
+    paused = ", promotions are paused" if state.paused else ""
+    out.print(f"[bold]{escape(state.stable)}[/] serves{paused}")
+    if state.canary is not None:
+        out.print(f"[bold]{escape(state.canary)}[/] is the canary of {state.share:.0%} of the users")
+    if state.waiting is not None:
+        out.print(f"[bold]{escape(state.waiting)}[/] waits")
+    out.print(f"decision {state.seq}, {state.action}: {escape(state.reason)}")
+    if state.test is not None:
+        if state.canary is None:
+            out.print(f"last canary: [bold]{escape(state.test.canary.version)}[/]")
+        out.print(_arms(state.test))
+        out.print(
+            f"worse: p = {state.test.harm_p:.2g}, rolled back at {state.test.harm_alpha:.2g}; not worse by "
+            f"{state.test.margin:.0%} points: p = {state.test.promotion_p:.2g}, takes over in the last step at "
+            f"{state.test.promotion_alpha:.2g}"
+        )
+    for text in state.waits_for:
+        out.print(f"waits for {escape(text)}")
+
+
+def _arms(test: CanaryTest) -> Table:
+    table = Table("", "users", "rated", "satisfied (95 %)", "failed", "latency", box=None)
+    for name, arm in (("canary", test.canary), ("stable", test.stable)):
+        table.add_row(
+            name,
+            str(arm.seen),
+            str(arm.users),
+            "-" if arm.mean is None else f"{arm.mean:.0%} ({arm.low:.0%} to {arm.high:.0%})",
+            "-" if arm.failed is None else f"{arm.failed:.1%}",
+            "-" if arm.latency_ms is None else f"{arm.latency_ms:.0f} ms",
+        )
+    return table
+
+
 @rollout.command("promote")
 def promote(
     context: typer.Context,
@@ -106,7 +153,7 @@ def rollback(
             "--from",
             metavar="VERSION",
             help="Version to roll back from. If another one serves, nothing changes.",
-            show_default="the one that serves now",
+            show_default="the canary, if there is one and no VERSION is given; else the one that serves now",
         ),
     ] = None,
     line: LineName = None,
@@ -116,7 +163,7 @@ def rollback(
     console_url: ConsoleUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Return to an earlier version, and pause promotion of the same data.
+    """Return to an earlier version, and pause promotion of the same data. A canary is rolled back first.
 
     Repeated rollbacks walk back further, to the base. `loopwright status` lists the earlier versions.
 
@@ -125,7 +172,10 @@ def rollback(
     with connect(context, as_json, console_url=console_url) as loop:
         if leaving is None:
             serving = loop.status(line).serving
-            leaving = serving.version if serving is not None else None
+            if serving is not None:
+                leaving = (
+                    serving.canary if serving.canary is not None and version is None else serving.version
+                )
             if leaving is not None and not as_json:
                 err.print(f"rolling back from {escape(leaving)}")
         issue(

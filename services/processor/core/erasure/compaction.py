@@ -44,7 +44,7 @@ def append_filler_if_due(turn: PartitionTurn, progress: ErasureProgress, interva
         return
     progress.fillers_left -= 1
     progress.filler_in_ms = interval_ms
-    turn.outbox.outputs.append(Output(FEEDBACK_TALLIES.name, FILLER_KEY, None, (), turn.outbox.partition))
+    turn.outbox.outputs.append(Output(FEEDBACK_TALLIES.name, FILLER_KEY, None, (), 0))
     line = progress.filler_line
     # If examples wait, their batch is about to be appended anyway.
     if line and not (batch := turn.state.open_batch(line)).examples:
