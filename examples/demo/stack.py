@@ -30,6 +30,8 @@ SETTINGS = {
     "LOOPWRIGHT_INFERENCE_MAX_BATCH": str(PARALLEL_CHATS),
     # Default: 30 seconds, too long for a person at a terminal.
     "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "3",
+    # Its few users could not decide about a canary.
+    "LOOPWRIGHT_ROLLOUT_POLICY": "direct",
     # The users' feedback gives 189 usable examples; the last ones arrive while the run is being prepared.
     "LOOPWRIGHT_TRAINER_EXAMPLES": "185",
     "LOOPWRIGHT_TRAINER_USERS": "20",

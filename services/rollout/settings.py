@@ -32,9 +32,15 @@ class RolloutSettings(StreamSettings):
         "each start.",
     )
     policy: PolicyName = Field(
-        "direct",
+        "canary",
         description="How a version that passed its gate takes over: `canary` tries it on 5 %, then on 25 % of the "
         "users first, and needs feedback of many users; `direct` lets it serve everyone at once.",
+    )
+    canary_feedback_users: int = Field(
+        1_000,
+        ge=0,
+        description="A version whose training data has feedback of fewer users takes over at once, because so few "
+        "could not decide about a canary. 0 tries every version.",
     )
     canary_dwell_minutes: float = Field(
         60, ge=0, le=30 * 24 * 60, description="Shortest time of a canary in each step."
@@ -78,6 +84,7 @@ class RolloutSettings(StreamSettings):
         """The policy of these settings."""
         return CanaryPolicy(
             name=self.policy,
+            feedback_users=self.canary_feedback_users,
             dwell_ms=round(self.canary_dwell_minutes * MINUTE_MS),
             settle_ms=round(self.canary_settle_seconds * 1000),
             min_users=self.canary_min_users,

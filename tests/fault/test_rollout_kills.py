@@ -132,6 +132,7 @@ def make_rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
                 "LOOPWRIGHT_PARTITIONS": "2",
                 "LOOPWRIGHT_DATA_DIR": str(tmp_path / "services"),
                 "LOOPWRIGHT_ROLLOUT_POLICY": "canary",
+                "LOOPWRIGHT_ROLLOUT_CANARY_FEEDBACK_USERS": "0",
                 "LOOPWRIGHT_ROLLOUT_CANARY_SETTLE_SECONDS": "0",
                 **settings,
             }

@@ -92,6 +92,7 @@ def loop(tiny_model: Path, redis_url: str, tmp_path_factory: pytest.TempPathFact
             "LOOPWRIGHT_BASE_MODEL": str(tiny_model),
             "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "0.5",
             "LOOPWRIGHT_ROLLOUT_POLICY": "canary",
+            "LOOPWRIGHT_ROLLOUT_CANARY_FEEDBACK_USERS": "0",
             "LOOPWRIGHT_ROLLOUT_CANARY_SETTLE_SECONDS": str(SETTLE_S),
         }
         names = ("processor", "rollout", "feedback", "console", "inference")

@@ -20,7 +20,13 @@ from tests.rollout_factories import BASE, Line, base, name, trained
 
 MINUTE = 60_000
 POLICY = CanaryPolicy(
-    name="canary", dwell_ms=10 * MINUTE, settle_ms=MINUTE, min_users=20, margin=0.2, cooldown_ms=60 * MINUTE
+    name="canary",
+    feedback_users=0,
+    dwell_ms=10 * MINUTE,
+    settle_ms=MINUTE,
+    min_users=20,
+    margin=0.2,
+    cooldown_ms=60 * MINUTE,
 )
 
 
@@ -51,6 +57,14 @@ def test_passed_version_starts_as_canary_of_a_few_users() -> None:
     record = canary_line().record
     assert (record.action, record.stable.version, record.share) == ("canary", BASE, 0.05)
     assert record.canary is not None and record.canary.version == name(1)
+
+
+def test_version_of_too_few_users_takes_over_at_once() -> None:
+    line = Line(base(), trained(1, through={"0": 5}), policy=replace(POLICY, feedback_users=2))
+    assert (line.record.action, line.stable) == ("promote", name(1))
+    assert "feedback of 1 users, fewer than 2" in line.record.reason
+    enough = Line(base(), trained(1, through={"0": 5}), policy=replace(POLICY, feedback_users=1))
+    assert enough.record.action == "canary"
 
 
 def test_good_canary_goes_from_step_to_step_and_takes_over() -> None:

@@ -83,7 +83,7 @@ class Receipt(ResponseModel):
     remedy: str | None = None
     """What to do about the outcome, if anything can be done."""
     stage: str
-    """The outcome; a batched event moves on to `trained`, `published`, `canary` and `serving`."""
+    """The outcome; a batched event moves on to `trained`, `published`, `canary` and `serving`, or to `rolled_back`."""
     detail: str = ""
     """The same in a sentence."""
 

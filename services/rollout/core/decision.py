@@ -25,6 +25,7 @@ class KnownVersion(Part):
     through: dict[int, int] = Field(
         default_factory=dict, description="Its data: partition -> highest batch number that was read."
     )
+    users: int = Field(0, description="Users whose feedback it was trained on.")
     rolled_back: bool = Field(
         False, description="It was rolled back from and not promoted by a person since."
     )

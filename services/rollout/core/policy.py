@@ -24,6 +24,7 @@ class CanaryPolicy:
         shares: Share of the users in each step of a canary.
         dwell_ms: Shortest time in a step.
         settle_ms: Time at the beginning of a step that does not count, because replicas still load the version.
+        feedback_users: A version whose training data has feedback of fewer users takes over at once.
         min_users: Fewest users of the canary with feedback in a step.
         margin: Largest loss of satisfaction, from 0 to 1, with which a canary still takes over.
         alpha: Probability that a canary that is as good as the stable version is rolled back; and, separately, that one
@@ -37,11 +38,16 @@ class CanaryPolicy:
     shares: tuple[float, ...] = (0.05, 0.25)
     dwell_ms: int = 3_600_000
     settle_ms: int = 300_000
+    feedback_users: int = 1_000
     min_users: int = 30
     margin: float = 0.05
     alpha: float = 0.05
     deadline_ms: int = 14 * 86_400_000
     cooldown_ms: int = 86_400_000
+
+    def tries(self, users: int) -> bool:
+        """Return whether a version with feedback of `users` users in its training data is tried as canary."""
+        return self.name == "canary" and users >= self.feedback_users
 
     @property
     def harm_alpha(self) -> float:

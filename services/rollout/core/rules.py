@@ -73,6 +73,7 @@ def _known_version(version: ModelVersion) -> KnownVersion:
         gated_against=gate.gated_against if gate else None,
         gate_number=gate.number if gate else 0,
         through=_through(version.dataset),
+        users=version.dataset.users if version.dataset else 0,
     )
 
 
@@ -120,7 +121,7 @@ def consider(
             f"it is evaluated again; to request it by hand: `loopwright gate {name} --again`"
         )
         return extend(_hold(waits, record, reason, now_ms), versions=(new,), gate_again=name)
-    busy = _busy(state, record, policy, now_ms)
+    busy = _busy(state, record, new, policy, now_ms)
     if busy is not None:
         return extend(
             _hold(waits, record, f"{name} passed its gate and waits: {busy}", now_ms), versions=(new,)
@@ -139,11 +140,13 @@ def _regated(state: LineState, record: RolloutRecord, canary: KnownVersion, now_
     return extend(ended, versions=(canary,), gate_again=state.waiting)
 
 
-def _busy(state: LineState, record: RolloutRecord, policy: CanaryPolicy, now_ms: int) -> str | None:
+def _busy(
+    state: LineState, record: RolloutRecord, version: KnownVersion, policy: CanaryPolicy, now_ms: int
+) -> str | None:
     """Return why no other version may become canary now, or None if one may."""
     if record.canary is not None:
         return f"{record.canary.version} is tried as canary; it is evaluated again if that one takes over"
-    if policy.name == "canary" and now_ms < state.cool_until_ms:
+    if policy.tries(version.users) and now_ms < state.cool_until_ms:
         return f"after the rollback of a canary, none starts before {from_ms(state.cool_until_ms):%Y-%m-%d %H:%M} UTC"
     return None
 
@@ -159,8 +162,10 @@ def take_over(
     command_id: str | None = None,
 ) -> Decision:
     """Promote a version that passed its gate against the stable version, or try it as canary. This ends a pause."""
-    if policy.name == "canary":
+    if policy.tries(version.users):
         return canary.start(state, record, version, why, policy, now_ms, command_id)
+    if policy.name == "canary":
+        why = f"{why}; no canary, because it has feedback of {version.users} users, fewer than {policy.feedback_users}"
     return _promote(state, record, version, why, lookup, now_ms, command_id)
 
 

@@ -61,6 +61,8 @@ def log_evidence(low: Histogram, high: Histogram, shift: float = 0.0, enough: fl
         enough: A result that is not going to reach this is returned as soon as that is clear, and is an upper bound.
 
     """
+    if not any(low) and not any(high):
+        return 0.0
     first, last = max(0.0, -shift), min(1.0, 1.0 - shift)
 
     def below(m: float) -> float:
@@ -71,7 +73,7 @@ def log_evidence(low: Histogram, high: Histogram, shift: float = 0.0, enough: fl
 
     low_mean, high_mean = mean(low), mean(high)
     guess = ((0.5 if low_mean is None else low_mean) - shift + (0.5 if high_mean is None else high_mean)) / 2
-    guess = min(last, max(first, guess))
+    guess = min(last, max(first, round(guess / RESOLUTION) * RESOLUTION))
     for m in (guess, first, last):
         if (upper := below(m) + above(m)) < enough < float("inf"):
             return upper
@@ -120,14 +122,13 @@ def _log_factors(steps: int, m: float, sign: int) -> tuple[tuple[float, ...], ..
 def _log_capital(histogram: Histogram, m: float, sign: int) -> float:
     """Return the log of the mean capital of all bets that the mean is above `m` (`sign` 1) or below it (-1)."""
     counts = [(i, n) for i, n in enumerate(histogram) if n]
-    return _log_mean_exp(
-        [sum(n * row[i] for i, n in counts) for row in _log_factors(len(histogram) - 1, m, sign)]
-    )
+    rows = _log_factors(len(histogram) - 1, m, sign)
+    return _log_mean_exp([sum([n * row[i] for i, n in counts]) for row in rows])
 
 
 def _log_mean_exp(logs: Sequence[float]) -> float:
     top = max(logs)
-    return top + log(sum(exp(each - top) for each in logs) / len(logs))
+    return top + log(sum([exp(each - top) for each in logs]) / len(logs))
 
 
 def _last_refuted(histogram: Histogram, sign: int, enough: float, outer: float, center: float) -> float:
