@@ -68,7 +68,7 @@ def build_engine(
 def _transformers_engine(
     settings: InferenceSettings, base: PinnedBase, tokenizer: ChatTokenizer
 ) -> InferenceEngine:
-    # With another engine, this process never imports torch.
+    # Only this engine needs peft and the model's code, which take seconds to import.
     from services.inference.engine.open_model import open_model  # noqa: PLC0415
     from services.inference.engine.transformers_engine import TransformersEngine  # noqa: PLC0415
 

@@ -30,6 +30,7 @@ from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
 from shared.settings import load
 from shared.versions import RolloutRecord
+from tests.fake_vllm import FakeVllm
 from tests.inference_factories import make_adapter, rollout_record, version_ref
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,9 +113,25 @@ def chat(client: OpenAI, line: str, **fields: Any) -> Any:
     return client.chat.completions.create(model=line, **(defaults | fields))
 
 
+@pytest.fixture(params=["transformers", "vllm"])
+def engine(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Settings of an engine, and for vLLM two servers that behave like it."""
+    if request.param == "transformers":
+        yield {}
+        return
+    servers = [FakeVllm(str(tiny_model), max_model_len=2048) for _ in range(2)]
+    yield {
+        "LOOPWRIGHT_INFERENCE_ENGINE": "vllm",
+        "LOOPWRIGHT_INFERENCE_ENGINE_URLS": ",".join(server.url for server in servers),
+        "LOOPWRIGHT_INFERENCE_ADAPTER_DIR": str(tmp_path / "adapters"),
+    }
+    for server in servers:
+        server.close()
+
+
 @pytest.mark.timeout(240)
 def test_promoted_version_is_served_and_all_answers_are_recorded(
-    kafka: str, tiny_model: Path, tmp_path: Path, fresh: str
+    kafka: str, tiny_model: Path, tmp_path: Path, fresh: str, engine: dict[str, str]
 ) -> None:
     create_topics(KafkaConnection(kafka), P)
     base = find_base(str(tiny_model)).ref(fresh)
@@ -131,7 +148,7 @@ def test_promoted_version_is_served_and_all_answers_are_recorded(
         "KAFKA_BOOTSTRAP_SERVERS": kafka,
         "LOOPWRIGHT_BASE_MODEL": str(tiny_model),
         "LOOPWRIGHT_LINE": fresh,
-    }
+    } | engine
     with running(tmp_path, **settings) as process, process.client() as client:
         wait_until(process.ready)
         first = chat(client, fresh)
