@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from services.inference.engine.version_models import VersionModels
+from services.trainer.gate.model_pair import ModelPair
+from services.trainer.gate.stage import merges_adapters
 from shared.adapter_merge import copy_sharing_weights, merge_adapter
+from tests.inference_factories import BASE, make_adapter
 
 PROMPT = torch.randint(100, 40_000, (2, 24), generator=torch.Generator().manual_seed(1))
 
@@ -105,3 +109,40 @@ def test_weights_that_are_not_finite_are_refused(tiny_model: Path) -> None:
         peft.get_submodule("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default").weight[:] = 1e38
     with torch.no_grad(), pytest.raises(ValueError, match="NaN"):
         list(merge_adapter(peft, "default"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_gate_scores_the_weights_that_inference_serves(tiny_model: Path, tmp_path: Path, dtype: str) -> None:
+    folders = {
+        f"assistant@v{number}-00000000": make_adapter(tiny_model, tmp_path / f"v{number}", number)
+        for number in (1, 2)
+    }
+    served = VersionModels(tiny_model, BASE.version, device="cpu", dtype=dtype)
+    for version, folder in folders.items():
+        list(served.load(version, folder))
+    base = base_model(tiny_model, getattr(torch, dtype))
+    candidate, stable = folders
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    with ModelPair(base, {"candidate": folders[candidate], "stable": folders[stable]}, merged=True) as pair:
+        for side, version in (("candidate", candidate), ("stable", stable), ("base", BASE.version)):
+            with pair.activate(side) as model:  # type: ignore[arg-type]
+                gated = model.state_dict()
+            expected = served.model_of(version).state_dict()
+            assert gated.keys() == expected.keys()
+            assert all(torch.equal(weight, expected[name]) for name, weight in gated.items())
+    assert all(torch.equal(weight, before[name]) for name, weight in base.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "merged"),
+    [
+        ("auto", "cpu", True),
+        ("auto", "cuda", False),
+        ("merged", "cuda", True),
+        ("separate", "cpu", False),
+    ],
+)
+def test_gate_merges_adapters_where_inference_does(
+    setting: Literal["auto", "merged", "separate"], device: str, merged: bool
+) -> None:
+    assert merges_adapters(setting, device) is merged

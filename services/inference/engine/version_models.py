@@ -96,8 +96,9 @@ class VersionModels:
         model = copy_sharing_weights(self.base)
         yield
         try:
-            adapted = PeftModel(model, config, adapter_name=ADAPTER, low_cpu_mem_usage=True)
-            result: Any = set_peft_model_state_dict(adapted, weights, ADAPTER, low_cpu_mem_usage=True)
+            # Not with `low_cpu_mem_usage`, which rounds the adapter's weights to the type of the base's.
+            adapted = PeftModel(model, config, adapter_name=ADAPTER)
+            result: Any = set_peft_model_state_dict(adapted, weights, adapter_name=ADAPTER)
             mismatched = [key for key in result.missing_keys if f".{ADAPTER}." in key]
             mismatched += list(result.unexpected_keys)
             if mismatched:

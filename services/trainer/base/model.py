@@ -24,6 +24,7 @@ from services.trainer.base.shared_prefix import logits_at
 from services.trainer.core.chat import Messages
 from services.trainer.core.hardware import DeviceKind, Dtype, Quantization, spreads_over_gpus
 from services.trainer.progress import ProgressCallback, ignore_progress
+from shared.adapter_merge import copy_sharing_weights, merge_adapter
 from shared.chat_format import ChatFormat
 
 if TYPE_CHECKING:
@@ -92,6 +93,19 @@ def load_whole_model(folder: Path, base: PreTrainedModel, threads: int = 1) -> P
     model: Any = load_base(folder, threads)
     converted: PreTrainedModel = model.to(base.dtype)
     return converted
+
+
+def load_merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """Return a copy of the base with an adapter merged into it, as embedded inference serves it.
+
+    It shares the weights that the adapter does not change with the base, which stays as it is.
+    """
+    adapted: Any = PeftModel.from_pretrained(copy_sharing_weights(base), adapter, is_trainable=False)
+    with torch.no_grad():
+        for _ in merge_adapter(adapted, adapted.active_adapter):
+            pass
+    merged: PreTrainedModel = adapted.base_model.unload().eval()
+    return merged
 
 
 @contextmanager

@@ -251,6 +251,12 @@ class Recipe(BaseModel):
         description="Temperature of the answers at the gate. 0: greedy, which has the least noise. With that of "
         "production, answers vary as users see it; versions share the random numbers of each prompt.",
     )
+    gate_adapters: Literal["auto", "merged", "separate"] = Field(
+        "auto",
+        description="How versions compute at the gate. merged: the adapter is added to the base's weights, as embedded "
+        "inference does; each version takes as much memory as the layers that it changes. separate: next to them, as "
+        "vLLM does. In bfloat16 they round differently. auto: merged on a CPU, separate on a GPU.",
+    )
     gate_lm_eval: str = Field(
         "",
         pattern=r"^(?:[\w./-]+(?:,[\w./-]+)*)?$",

@@ -16,6 +16,7 @@ from services.trainer.base.model import (
     answer_logits,
     by_length,
     end_tokens,
+    load_merged,
     load_whole_model,
 )
 from services.trainer.gate.eval_set import LikelihoodScores, ScoredText
@@ -37,17 +38,27 @@ class ModelPair:
     A context manager, which leaves the base as it was.
     """
 
-    def __init__(self, base: PreTrainedModel, folders: dict[Side, Path | None], threads: int = 1) -> None:
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        folders: dict[Side, Path | None],
+        threads: int = 1,
+        *,
+        merged: bool = False,
+    ) -> None:
         """Prepare the pair; entering the context loads it.
 
         Args:
             base: The base model.
             folders: Where each version is stored: an adapter, a whole model, or None for the base itself.
             threads: Threads of torch while a whole model is loaded.
+            merged: Whether adapters are merged into copies of the base, as embedded inference serves them, or are
+                computed next to its weights, as vLLM does.
         """
         self.base = base
         self._folders: dict[Side, Path | None] = {"base": None, **folders}
         self._threads = threads
+        self._merged = merged
         self._whole_models: dict[Side, PreTrainedModel] = {}
         self._adapted: PeftModel | None = None
 
@@ -57,6 +68,8 @@ class ModelPair:
                 continue
             if not (folder / "adapter_config.json").exists():
                 self._whole_models[side] = load_whole_model(folder, self.base, self._threads)
+            elif self._merged:
+                self._whole_models[side] = load_merged(self.base, folder)
             elif self._adapted is None:
                 self._adapted = PeftModel.from_pretrained(
                     self.base, folder, adapter_name=side, is_trainable=False

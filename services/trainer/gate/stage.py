@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -71,7 +71,8 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path, control: Path
     recipe = with_answer_length(config.recipe, _reference_lengths(context.chat, eval_set))
     stable = _stable_folder(context)
     harness = run_harness(context, adapter, stable, folder)
-    base = load_base(Path(config.base), recipe.threads, dtype.of_run(context.folder), context.quantization())
+    quantization = context.quantization()
+    base = load_base(Path(config.base), recipe.threads, dtype.of_run(context.folder), quantization)
     started = time.monotonic()
     options = JudgeOptions(
         min_items=recipe.gate_items,
@@ -85,7 +86,9 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path, control: Path
         folders["control"], names["control"] = control, f"control {control.stat().st_mtime_ns}"
     stored = StoredAnswers(folder, names)
     progress, limits = context.progress_callback, context.eval_limits
-    with ModelPair(base, folders, recipe.threads) as models:
+    # Weights of 4 bits are never merged: the sum would be rounded to 4 bits, too.
+    merged = quantization == "none" and merges_adapters(recipe.gate_adapters, base.device.type)
+    with ModelPair(base, folders, recipe.threads, merged=merged) as models:
         outputs = evaluate(models, context.chat, eval_set, recipe, progress, limits, stored)
 
         def measure_against(side: Side, metrics: Sequence[Metric[Any]]) -> Measurements:
@@ -126,6 +129,11 @@ def gate_adapter(context: RunContext, adapter: Path, folder: Path, control: Path
         answer_tokens=recipe.gate_answer_tokens,
     )
     return report
+
+
+def merges_adapters(setting: Literal["auto", "merged", "separate"], device: str) -> bool:
+    """Return whether versions are merged copies of the base. By default they are on a CPU."""
+    return setting == "merged" or (setting == "auto" and device == "cpu")
 
 
 def write_report(folder: Path, report: Json) -> None:
