@@ -114,6 +114,7 @@ class FakeVllm:
     def close(self) -> None:
         """Stop the thread."""
         self._call(self._kill())
+        self._call(self._cancel_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
@@ -139,6 +140,12 @@ class FakeVllm:
         await site.start()
         server: Any = site._server
         self.port = server.sockets[0].getsockname()[1]
+
+    async def _cancel_all(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _kill(self) -> None:
         self.adapters.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -426,6 +426,18 @@ def test_line_separators_within_an_answer_arrive(cluster: Cluster, monkeypatch: 
     [choice] = answer(cluster.engine(cluster.server()), max_tokens=40).choices
     assert len(choice.text) == 40
     assert {"\u2028", "\r", "\n"} <= set(choice.text)
+
+
+def test_load_that_a_shutdown_interrupts_may_be_tried_again(cluster: Cluster, adapter: Path) -> None:
+    server = cluster.server()
+    engine = cluster.engine(server)
+    server.load_s = 5.0
+    with ThreadPoolExecutor() as pool:
+        loading = pool.submit(engine.load, V1, adapter)
+        wait_until(lambda: f"load {V1}" in server.calls)
+        engine.stop(1)
+        with pytest.raises(Retryable, match="shutting down"):
+            loading.result(20)
 
 
 def test_stopping_twice_and_before_the_start_is_harmless(cluster: Cluster, adapter: Path) -> None:

@@ -7,7 +7,7 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -187,6 +187,9 @@ class VllmEngine:
             self._loop.run_until_complete(self._serve())
         except Exception as error:
             log.exception("vllm_engine_failed")
+            with self._lock:
+                self._closing = True
+            self._on_status(False, f"the engine has failed: {type(error).__name__}: {error}")
             if not self._started.done():
                 self._started.set_exception(error)
         finally:
@@ -331,7 +334,10 @@ class VllmEngine:
         if version in self.versions():
             return
         check_adapter(version, folder, self._base_shapes())
-        self._in_loop(self._load(version, folder)).result()
+        try:
+            self._in_loop(self._load(version, folder)).result()
+        except CancelledError:
+            raise Retryable(SHUTTING_DOWN) from None
 
     def _base_shapes(self) -> dict[str, tuple[int, ...]]:
         if self._shapes is None:
@@ -405,8 +411,8 @@ class VllmEngine:
                 async with self._changing:
                     for shared in await asyncio.to_thread(self._adapters.abandoned):
                         await self._discard(shared.name.rpartition(".")[0], shared)
-            except OSError as error:
-                log.warning("adapter_folder_unusable", folder=str(self._adapters.root), error=str(error))
+            except Exception:  # the task must go on: without fresh holds, others delete the adapters
+                log.exception("adapter_folder_unusable", folder=str(self._adapters.root))
             await asyncio.sleep(HOUSEKEEPING_S)
 
     def versions(self) -> tuple[str, ...]:

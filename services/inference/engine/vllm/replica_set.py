@@ -71,7 +71,10 @@ class ReplicaSet:
         """Find and watch the replicas until cancelled."""
         try:
             while True:
-                await self._discover()
+                try:
+                    await self._discover()
+                except Exception:  # without this task, no new server would ever be found
+                    log.exception("vllm_discovery_failed")
                 await asyncio.sleep(min(RESOLVE_S, 5 * self._poll_s))
         finally:
             for watcher in self._watchers.values():
