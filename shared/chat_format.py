@@ -4,6 +4,7 @@
 
 - The ids of a conversation are those of the rendered template, as `apply_chat_template(tokenize=True)` returns them.
 - Text of messages never becomes a special token, whatever it contains. It becomes the tokens of its characters.
+  Characters for which a byte-level tokenizer has no token are left out: some write a control token for them.
 - A training row is `prompt_ids` + `answer_ids`: the answer begins exactly where generation begins.
 
 Does not import transformers; the caller passes a tokenizer.
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from shared.chat_template import PLAIN_STOP_STRINGS, plain_template_for
 from shared.errors import Misconfigured, Rejected
-from shared.literal_tokens import LiteralTokens, any_of, finds_other_spellings
+from shared.literal_tokens import LiteralTokens, any_of, finds_other_spellings, missing_bytes, without_bytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -136,6 +137,7 @@ class ChatFormat:
         self._named = frozenset(str(text) for text in tokenizer.all_special_tokens)
         self.protected = self.special | self._written
         self._masks = {True: _Mask(self.special), False: _Mask(self.protected)}
+        self._missing_bytes = missing_bytes(backend)
         self._always_literal = finds_other_spellings(backend, self.protected)
         self._literal: LiteralTokens | None = None
         self._lock = threading.Lock()
@@ -337,9 +339,14 @@ class ChatFormat:
         """
         literal: dict[str, str] = {}
         masked = [
-            (role, self._masks[role == "assistant"].apply(content, literal)) for role, content in messages
+            (role, self._masks[role == "assistant"].apply(self._encodable(content), literal))
+            for role, content in messages
         ]
         return masked, literal
+
+    def _encodable(self, text: str) -> str:
+        """Return a text without the characters that would become the tokenizer's unknown token."""
+        return without_bytes(text, self._missing_bytes) if self._missing_bytes else text
 
     def _encode(self, text: str, literal: Mapping[str, str]) -> list[int]:
         if not literal and not self._always_literal:
@@ -357,7 +364,7 @@ class ChatFormat:
         """
         answer = self._require_answer()
         literal: dict[str, str] = {}
-        masked = self._masks[True].apply(text, literal)
+        masked = self._masks[True].apply(self._encodable(text), literal)
         try:
             row = self._render([*_PROBES[0], ("assistant", masked)], generate=False)
             prompt = self._probe_prompt

@@ -69,6 +69,42 @@ def finds_other_spellings(backend: Tokenizer, tokens: Collection[str]) -> bool:
     return _changes_text(fields["normalizer"]) and (in_model or is_normalized)
 
 
+def missing_bytes(backend: Tokenizer) -> bytes:
+    """Return the bytes for which a byte-level tokenizer has no token, so that it writes its unknown token for them.
+
+    Some use a control token for that: with SmolLM2, the character U+0004 would become `<|endoftext|>`.
+    """
+    fields = json.loads(backend.to_str())
+    model = fields["model"]
+    if (
+        model["type"] != "BPE"
+        or model.get("unk_token") is None
+        or not _is_byte_level(fields["pre_tokenizer"])
+    ):
+        return b""
+    # GPT-2's alphabet: printable characters of Latin-1 stand for themselves, other bytes for what follows U+0100.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(0x100) if value not in set(printable)]
+    symbols = {value: chr(value) for value in printable}
+    symbols |= {value: chr(0x100 + number) for number, value in enumerate(others)}
+    return bytes(value for value in range(0x100) if symbols[value] not in model["vocab"])
+
+
+def without_bytes(text: str, missing: bytes) -> str:
+    """Return a text without the characters whose UTF-8 form has one of these bytes."""
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data.translate(None, missing)) == len(data):
+        return text
+    absent = frozenset(missing)
+    return "".join(one for one in text if absent.isdisjoint(one.encode("utf-8", "surrogatepass")))
+
+
+def _is_byte_level(pre_tokenizer: Mapping[str, Any] | None) -> bool:
+    if pre_tokenizer is not None and pre_tokenizer["type"] == "Sequence":
+        return any(map(_is_byte_level, pre_tokenizer["pretokenizers"]))
+    return pre_tokenizer is not None and pre_tokenizer["type"] == "ByteLevel"
+
+
 def _changes_text(normalizer: Mapping[str, Any] | None) -> bool:
     """Return whether a tokenizer's normalizer can change a text. Converters write empty sequences of normalizers."""
     if normalizer is not None and normalizer["type"] == "Sequence":

@@ -47,10 +47,11 @@ class App:
         answer: Callable[[GenerationRequest, int], str] = lambda request, choice: "hello",
         calls: Callable[[GenerationRequest, int], tuple[FunctionCall, ...]] = forced_call,
         seconds_per_token: float = 0.0,
+        engine: InMemoryEngine | None = None,
     ) -> None:
         self.log = InMemoryLog()
         self.publisher = InMemoryPublisher(self.log, "inference")
-        self.engine = InMemoryEngine(
+        self.engine = engine or InMemoryEngine(
             BASE.version,
             answer=answer,
             calls=calls,

@@ -65,7 +65,13 @@ class StrictResponsePublisher:
             log.error("response_record_not_published", error=str(error))
             on_published(error if isinstance(error, LoopwrightError) else BrokerUnavailable(str(error)))
 
-        self._publisher.publish(record).add_done_callback(acknowledged)
+        try:
+            future = self._publisher.publish(record)
+        except Exception as error:  # the engine's thread called, and must go on
+            log.exception("response_record_not_published")
+            on_published(error if isinstance(error, LoopwrightError) else BrokerUnavailable(str(error)))
+            return
+        future.add_done_callback(acknowledged)
 
 
 class SpoolResponsePublisher:
@@ -101,7 +107,8 @@ class SpoolResponsePublisher:
 class SpoolSender:
     """Thread that sends spooled records to Kafka, oldest first, and removes the acknowledged ones.
 
-    A record whose acknowledgement was lost is sent again under the same `ce_id`; readers drop the duplicate.
+    A record whose acknowledgement was lost is sent again under the same `ce_id`; readers drop the duplicate. An
+    acknowledged record that cannot be removed, because the disk is full, is not sent again by this process.
 
     The thread survives every error, such as a full disk, and tries again. Meanwhile the check `spool_sender` fails with
     the reason. While only Kafka refuses the records, the check passes and its detail has the reason.
@@ -115,6 +122,8 @@ class SpoolSender:
         self._readiness = readiness
         readiness.set("spool_sender", ok=True)
         self._retry_s = retry_s
+        self._sent: set[int] = set()
+        """Numbers of acknowledged records that could not be removed yet."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
 
@@ -157,15 +166,16 @@ class SpoolSender:
     def _send_batch(self, timeout_s: float) -> bool:
         """Send the oldest records. Return whether the spool is done with all of them."""
         batch = self._spool.oldest(SEND_BATCH)
-        futures = [(spooled, self._publisher.publish(spooled.output)) for spooled in batch]
+        unsent = [spooled for spooled in batch if spooled.number not in self._sent]
+        futures = [(spooled, self._publisher.publish(spooled.output)) for spooled in unsent]
         deadline = time.monotonic() + timeout_s
-        done = [
-            spooled.number
-            for spooled, future in futures
-            if self._is_done(spooled, future, max(0.0, deadline - time.monotonic()))
-        ]
+        for spooled, future in futures:
+            if self._is_done(spooled, future, max(0.0, deadline - time.monotonic())):
+                self._sent.add(spooled.number)
+        done = [spooled.number for spooled in batch if spooled.number in self._sent]
         if done:
             self._spool.remove(done)
+            self._sent.clear()
         if len(done) < len(batch):
             log.warning("spooled_records_not_acknowledged", waiting=len(self._spool))
         return len(done) == len(batch)

@@ -38,6 +38,7 @@ TOO_LARGE = (
     f"the response takes {{}} bytes as a record; the limit is {MAX_RESPONSE_BYTES}. Feedback on it will be "
     "`unmatched`. Shorten the conversation to have its answers recorded"
 )
+NOT_RECORDABLE = "the response is not a valid record. Feedback on it will be `unmatched`"
 MAX_ERROR = 2048
 log = structlog.get_logger(__name__)
 
@@ -137,22 +138,32 @@ class ResponseStream:
         if result.status == "failed":
             log.error("generation_failed", response_id=self.request.response_id, reason=result.error)
         first = result.first_token_at
-        record = response_record(
-            self.request,
-            result,
-            self._details,
-            latency_ms=seconds * 1000,
-            first_token_ms=None if first is None else (first - self._admitted_at) * 1000,
-        )
+        try:
+            record = response_record(
+                self.request,
+                result,
+                self._details,
+                latency_ms=seconds * 1000,
+                first_token_ms=None if first is None else (first - self._admitted_at) * 1000,
+            )
+        except (
+            ValueError
+        ):  # whatever an engine returns, its thread must go on, and the client gets its answer
+            log.exception("response_not_recordable", response_id=self.request.response_id)
+            self._end_unrecorded(result, "invalid", NOT_RECORDABLE)
+            return
         size = len(record.value or b"")
         if size > MAX_RESPONSE_BYTES:
-            RESPONSES_NOT_RECORDED.labels("too_large").inc()
             log.warning("response_not_recorded", response_id=self.request.response_id, bytes=size)
-            self._send(ResponseEnd(result, None, TOO_LARGE.format(size)))
+            self._end_unrecorded(result, "too_large", TOO_LARGE.format(size))
             return
         self._publisher.publish(
             record, lambda error, not_recorded=None: self._send(ResponseEnd(result, error, not_recorded))
         )
+
+    def _end_unrecorded(self, result: GenerationResult, reason: str, explanation: str) -> None:
+        RESPONSES_NOT_RECORDED.labels(reason).inc()
+        self._send(ResponseEnd(result, None, explanation))
 
     def _send(self, event: Piece | ResponseEnd) -> None:
         try:

@@ -63,6 +63,12 @@ class Spool:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(_TABLE + _COLUMNS)
             row = self._db.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM records").fetchone()
+        except sqlite3.OperationalError as error:
+            os.close(self._lock_file)
+            raise Misconfigured(
+                f"the spool {path} cannot be opened ({error}): free some disk space, and check that this process may "
+                "write to the folder"
+            ) from error
         except sqlite3.DatabaseError as error:
             os.close(self._lock_file)
             raise Misconfigured(

@@ -18,7 +18,7 @@ from tokenizers import normalizers
 
 from shared.chat_format import ChatFormat, TemplateRefused
 from shared.errors import Misconfigured
-from shared.literal_tokens import finds_other_spellings
+from shared.literal_tokens import finds_other_spellings, missing_bytes, without_bytes
 from tests.chat_bases import LLAMA_2, SMOLLM3, family_tokenizer, shipped_template, small_tokenizer
 
 NO_REASONING = {"enable_thinking": False}
@@ -59,6 +59,8 @@ PIECES = (
     "👩‍💻",
     "x |> f()",
     "\u200d",
+    "\x04",
+    "\U00040000",
 )
 
 Messages = Sequence[tuple[str, str]]
@@ -98,8 +100,10 @@ def conversation(texts: list[str]) -> Messages:
 
 
 def has_special(chat: ChatFormat, text: str) -> bool:
-    """Return whether a text contains a special token, also in other forms of the same letters."""
-    return any(mark in unicodedata.normalize("NFKC", text) for mark in chat.protected)
+    """Return whether a text contains a special token, also in other forms of the same letters, or becomes one."""
+    return any(mark in unicodedata.normalize("NFKC", text) for mark in chat.protected) or (
+        without_bytes(text, chat._missing_bytes) != text
+    )
 
 
 texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=8)), max_size=8).map("".join)
@@ -123,7 +127,9 @@ def test_text_without_special_tokens_is_tokenized_as_usual(
 @settings(max_examples=40, deadline=None)
 def test_text_never_becomes_a_special_token(base: tuple[Any, ChatFormat], messages: Messages) -> None:
     tokenizer, chat = base
-    special = {tokenizer.convert_tokens_to_ids(text) for text in chat.special} - {tokenizer.unk_token_id}
+    special = {tokenizer.convert_tokens_to_ids(text) for text in chat.special} - {
+        tokenizer.get_vocab().get("<unk>")
+    }
     harmless = [(role, "x") for role, _ in messages]
     expected = [token for token in chat.prompt_ids(harmless) if token in special]
     assert [token for token in chat.prompt_ids(messages) if token in special] == expected
@@ -133,7 +139,9 @@ def test_text_never_becomes_a_special_token(base: tuple[Any, ChatFormat], messag
 @settings(max_examples=40, deadline=None)
 def test_answer_never_contains_a_special_token(base: tuple[Any, ChatFormat], text: str) -> None:
     tokenizer, chat = base
-    special = {tokenizer.convert_tokens_to_ids(mark) for mark in chat.special} - {tokenizer.unk_token_id}
+    special = {tokenizer.convert_tokens_to_ids(mark) for mark in chat.special} - {
+        tokenizer.get_vocab().get("<unk>")
+    }
     assert special.isdisjoint(chat.answer_ids(text, ended=False))
 
 
@@ -169,6 +177,16 @@ def test_truncated_answer_has_no_end_of_turn(base: tuple[Any, ChatFormat]) -> No
     assert chat.answer_ids("", ended=False) == []
     assert chat.answer_ids("") == chat.end_of_turn_ids
     assert chat.stop_ids & set(chat.end_of_turn_ids)
+
+
+def test_characters_without_a_token_do_not_become_a_control_token(tiny_model: Path) -> None:
+    tokenizer, chat = build("smollm2", tiny_model)
+    assert tokenizer("a\x04b")["input_ids"][1] == tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert chat.prompt_ids([("user", "a\x04b\U00040000\x13")]) == chat.prompt_ids([("user", "ab")])
+    assert chat.answer_ids("a\x04b") == chat.answer_ids("ab")
+    assert chat.answer_ids("\x04") == chat.answer_ids("")
+    assert missing_bytes(small_tokenizer("metaspace").backend_tokenizer) == b""
+    assert without_bytes("a\ud800\x04é", b"\x04") == "a\ud800é"
 
 
 def test_adjacent_texts_cannot_form_a_special_token_together(tiny_model: Path) -> None:

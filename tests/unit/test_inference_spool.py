@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Event
 
@@ -14,10 +16,18 @@ import pytest
 from services.inference.response_publisher import SpoolResponsePublisher, SpoolSender, StrictResponsePublisher
 from services.inference.spool import ROW_BYTES, Spool
 from shared.adapters.in_memory import InMemoryLog, InMemoryPublisher
-from shared.errors import BrokerUnavailable, LoopwrightError, Misconfigured, NotPermitted, Overloaded
+from shared.errors import (
+    BrokerUnavailable,
+    Fenced,
+    LoopwrightError,
+    Misconfigured,
+    NotPermitted,
+    Overloaded,
+)
 from shared.ports import Acked
 from shared.records import Output
 from shared.telemetry import SPOOL_LOST, Readiness
+from tests.fault.full_disks import can_mount, small_disk
 
 TOPIC = "chat.responses"
 
@@ -215,6 +225,117 @@ def test_sender_survives_a_full_disk_and_sends_everything_later(
     assert set(arrived(log)) == {"r1", "r2"}
     sender.stop(5)
     spool.close()
+
+
+def test_record_that_cannot_be_removed_is_sent_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, readiness = InMemoryLog(), Readiness()
+    spool, publisher = Spool(tmp_path / "spool.sqlite", 1 << 20), InMemoryPublisher(log, "inference")
+    attempts, remove = [0], spool.remove
+
+    def full_disk(numbers: Sequence[int]) -> None:
+        attempts[0] += 1
+        if attempts[0] < 20:
+            raise Overloaded("the spool cannot be written: database or disk is full")
+        remove(numbers)
+
+    monkeypatch.setattr(spool, "remove", full_disk)
+    for number in range(3):
+        spool.add(record(number))
+    sender = SpoolSender(spool, publisher, readiness, retry_s=0.005)
+    sender.start()
+    wait_until(lambda: len(spool) == 0 and readiness.report()[0])
+    assert arrived(log) == ["r0", "r1", "r2"]
+    spool.add(record(3))
+    wait_until(lambda: len(spool) == 0)
+    assert arrived(log) == ["r0", "r1", "r2", "r3"], "a number that is used again is another record"
+    sender.stop(5)
+    spool.close()
+
+
+@pytest.mark.parametrize(
+    "error", [Fenced("another process has this name"), RuntimeError("the client is gone")]
+)
+def test_sender_survives_a_fatal_producer_and_readiness_says_so(tmp_path: Path, error: Exception) -> None:
+    """A producer may raise at once, or fail each record."""
+    log, readiness = InMemoryLog(), Readiness()
+    spool, publisher = Spool(tmp_path / "spool.sqlite", 1 << 20), InMemoryPublisher(log, "inference")
+    broken = [True]
+
+    class Broken:
+        problem = "the client failed"
+
+        def publish(self, output: Output) -> Future[Acked]:
+            if not broken[0]:
+                return publisher.publish(output)
+            if len(spool) % 2:
+                raise error
+            failed: Future[Acked] = Future()
+            failed.set_exception(error)
+            return failed
+
+    sender = SpoolSender(spool, Broken(), readiness, retry_s=0.005)  # type: ignore[arg-type]
+    sender.start()
+    for number in range(3):
+        spool.add(record(number))
+        wait_until(lambda: readiness.report()[1]["spool_sender"] not in ("ok", "not ready"))
+    assert arrived(log) == []
+    broken[0] = False
+    wait_until(lambda: len(spool) == 0 and readiness.report() == (True, {"spool_sender": "ok"}))
+    assert arrived(log) == ["r0", "r1", "r2"]
+    sender.stop(5)
+    spool.close()
+
+
+def test_strict_delivery_reports_a_producer_that_raises() -> None:
+    class Broken:
+        def publish(self, output: Output) -> Future[Acked]:
+            raise RuntimeError("the client is gone")
+
+    errors: list[LoopwrightError | None] = []
+    StrictResponsePublisher(Broken()).publish(record(1), errors.append)  # type: ignore[arg-type]
+    assert [type(error) for error in errors] == [BrokerUnavailable]
+
+
+def test_spool_on_a_real_full_disk_loses_nothing_that_it_accepted(tmp_path: Path) -> None:
+    """Needs the right to mount file systems; without it, SQLite's own limit stands in for the disk's size."""
+    log, readiness = InMemoryLog(), Readiness()
+    folder = tmp_path / "disk"
+    with small_disk(folder, 4) if can_mount() else nullcontext():
+        folder.mkdir(exist_ok=True)
+        spool, publisher = Spool(folder / "spool.sqlite", 1 << 26), InMemoryPublisher(log, "inference")
+        if not can_mount():
+            spool._db.execute("PRAGMA max_page_count=500")
+        publisher.failure = BrokerUnavailable("unavailable")
+        sender = SpoolSender(spool, publisher, readiness, retry_s=0.02)
+        sender.start()
+        answers: list[tuple[LoopwrightError | None, str | None]] = []
+        response_publisher = SpoolResponsePublisher(spool, readiness)
+        for number in range(200):
+            response_publisher.publish(
+                record(number, 50_000), lambda error, not_recorded=None: answers.append((error, not_recorded))
+            )
+        accepted = [f"r{number}" for number, (_, lost) in enumerate(answers) if lost is None]
+        assert {error for error, _ in answers} == {None}, "no chat fails"
+        assert 5 < len(accepted) < 190
+        assert "full" in str(next(lost for _, lost in answers if lost))
+        assert f"{200 - len(accepted)} response records lost" in readiness.report()[1]["spool"]
+        publisher.failure = None
+        if can_mount():  # SQLite cannot note what it removes until there is space
+            wait_until(lambda: len(log.records(TOPIC)) >= 5)
+            (folder / "spool.sqlite").stat()
+            subprocess.run(["mount", "-o", "remount,size=16m", str(folder)], check=True)
+        wait_until(lambda: len(spool) == 0 and readiness.report()[1]["spool_sender"] == "ok")
+        assert arrived(log) == sorted(accepted), "each one once"
+        sender.stop(5)
+        spool.close()
+
+
+def test_spool_that_cannot_be_opened_names_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "spool.sqlite").mkdir()
+    with pytest.raises(Misconfigured, match="free some disk space, and check that this process may write"):
+        Spool(tmp_path / "spool.sqlite", 1 << 20)
 
 
 def test_sqlite_errors_of_the_spool_are_retryable(tmp_path: Path) -> None:

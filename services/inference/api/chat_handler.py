@@ -37,6 +37,8 @@ from shared.telemetry import Readiness
 T = TypeVar("T")
 KEEP_ALIVE_S: Final = 3.0
 """Longest time without a byte in a stream. Proxies close connections that are silent for longer, some after 5 s."""
+RECORDING_CHECKS: Final = frozenset({"spool", "spool_sender"})
+"""Checks of `/readyz` that stop no chat: they are about records that wait on disk."""
 STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Headers that keep caches and nginx from collecting a stream before they pass it on."""
 CLIENT_CLOSED_REQUEST = 499
@@ -141,16 +143,21 @@ class ChatHandler:
             raise
 
     def _require_ready(self) -> None:
-        """Raise `NotYet` while the service is not ready.
+        """Raise `NotYet` while the service cannot answer as it should.
 
-        Before the rollout is known, the base would answer although another version is stable.
+        Before the rollout is known, the base would answer although another version is stable. With a spool, answers go
+        on while records cannot be sent.
         """
-        ready, checks = self._readiness.report()
-        if not ready:
-            failing = "; ".join(
-                f"{name}: {detail}" for name, detail in checks.items() if not detail.startswith("ok")
+        _, checks = self._readiness.report()
+        failing = [
+            f"{name}: {detail}"
+            for name, detail in checks.items()
+            if name not in RECORDING_CHECKS and not detail.startswith("ok")
+        ]
+        if failing:
+            raise NotYet(
+                f"this replica is not ready yet ({'; '.join(failing)}); send the request again in a moment"
             )
-            raise NotYet(f"this replica is not ready yet ({failing}); send the request again in a moment")
 
 
 class _Silence:
