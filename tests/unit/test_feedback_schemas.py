@@ -240,6 +240,37 @@ def test_response_of_an_own_model_becomes_a_record() -> None:
     assert response(RESPONSE).user_id is None
 
 
+def test_conversation_is_accepted_as_openais_clients_hold_it() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "How "}, {"type": "text", "text": "hot?"}]},
+        {"role": "assistant", "content": None, "refusal": None, "tool_calls": [call], "audio": None},
+        {"role": "tool", "content": "90", "tool_call_id": "call_1"},
+        {"role": "user", "content": "So?", "name": "ann"},
+    ]
+    choice = {"index": 0, "text": "", "finish_reason": "tool_calls", "tool_calls": [call]}
+    record = response(RESPONSE | {"messages": messages, "choices": [choice]})
+    assert [message.model_dump(exclude_none=True) for message in record.messages] == [
+        {"role": "user", "content": "How hot?"},
+        {"role": "assistant", "content": "", "tool_calls": (call,)},
+        {"role": "tool", "content": "90", "tool_call_id": "call_1"},
+        {"role": "user", "content": "So?", "name": "ann"},
+    ]
+    assert record.choices[0].model_dump(exclude_none=True) == choice | {"tool_calls": (call,)}
+
+
+def test_fault_in_a_message_names_its_path() -> None:
+    image = [{"type": "image_url", "image_url": {"url": "https://example.org"}}]
+    for content, path in (
+        (image, "messages.0.content.0: "),
+        (5, "messages.0.content: "),
+        (None, "messages.0: "),
+    ):
+        with pytest.raises(Malformed, match=f"^{path}") as malformed:
+            response(RESPONSE | {"messages": [{"role": "user", "content": content}]})
+        assert "example.org" not in str(malformed.value)
+
+
 @pytest.mark.parametrize(
     "change",
     [

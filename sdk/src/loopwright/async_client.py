@@ -220,7 +220,7 @@ class AsyncLoopwright:
     async def record_response(
         self,
         response_id: str,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         text: str,
         *,
         version: str,
@@ -238,7 +238,7 @@ class AsyncLoopwright:
 
         Args:
             response_id: Your id of the response.
-            messages: The conversation before the answer, as `{"role": ..., "content": ...}`.
+            messages: The conversation before the answer, as OpenAI's clients send it: `{"role": ..., "content": ...}`.
             text: The answer.
             version: Your name of the model that answered.
             user_id: Your id of the user who asked, so that an erasure finds the response. Only a pseudonym is stored.

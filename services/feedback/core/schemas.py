@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
+from shared.chat_messages import CONTENT_TAGS, ChatMessage
 from shared.errors import Malformed, Oversized, Rejected
 from shared.events import (
     EARLIEST,
@@ -20,7 +21,6 @@ from shared.events import (
     Feedback,
     Id,
     Line,
-    Message,
     Metadata,
     Milliseconds,
     Tag,
@@ -79,7 +79,11 @@ class ResponseBody(Body):
         None, description="Line of the response; the default is this deployment's line."
     )
     version: ShortText = Field(description="Your name for the model that answered.")
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[ChatMessage] = Field(
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        description="The conversation before the answer, in OpenAI's form.",
+    )
     choices: list[Choice] = Field(min_length=1, max_length=MAX_CHOICES)
     status: str = "completed"
     error: str | None = None
@@ -130,7 +134,11 @@ def parse_body(adapter: TypeAdapter[T], raw: bytes) -> T:
 def describe_faults(error: ValidationError) -> str:
     """Return the first faults in a sentence, without the input: it may be a user's text."""
     faults = error.errors(include_url=False, include_input=False, include_context=False)[:MAX_FAULTS]
-    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)
+    return "; ".join(f"{_path(fault['loc'])}: {fault['msg']}" for fault in faults)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location if part not in CONTENT_TAGS) or "body"
 
 
 def resolve_id(body_id: str | None, idempotency_key: str | None, name: str = "event_id") -> str | None:
@@ -204,7 +212,9 @@ def to_response(body: ResponseBody, *, line: str, pseudonym: str | None, now: da
 
     """
     check_time("created_at", body.created_at, now)
-    fields = body.model_dump(mode="json", exclude_none=True, exclude={"user_id"}) | {
+    messages = [message.to_message().model_dump(mode="json", exclude_none=True) for message in body.messages]
+    fields = body.model_dump(mode="json", exclude_none=True, exclude={"user_id", "messages"}) | {
+        "messages": messages,
         "line": body.line or line,
         "created_at": (body.created_at or now).isoformat(),
     }
