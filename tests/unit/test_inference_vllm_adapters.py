@@ -149,7 +149,7 @@ def test_half_a_copy_is_never_visible(copy: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         AdapterFolder(tmp_path / "shared", "g1").add(V1, copy)
-    assert [path.name for path in (tmp_path / "shared").iterdir()] == [".holds"]
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == {".holds", ".lock"}
 
 
 def test_gateways_that_add_at_once_share_one_folder(copy: Path, tmp_path: Path) -> None:
@@ -178,6 +178,15 @@ def test_hold_of_a_dead_gateway_expires(copy: Path, tmp_path: Path) -> None:
     assert ours.release(folder)
     dead.refresh()
     assert not ours.release(folder)
+
+
+def test_adapter_that_another_gateway_has_just_added_is_not_deleted(copy: Path, tmp_path: Path) -> None:
+    ours, other = AdapterFolder(tmp_path / "shared", "ours"), AdapterFolder(tmp_path / "shared", "other")
+    folder = ours.add(V1, copy)
+    assert ours.release(folder)
+    other.add(V1, copy)
+    ours.delete(folder)
+    assert folder.is_dir()
 
 
 def test_adapter_is_abandoned_long_after_its_last_hold(copy: Path, tmp_path: Path) -> None:

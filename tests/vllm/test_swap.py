@@ -10,10 +10,15 @@ from typing import Any
 import pytest
 
 from services.inference.core.generation_options import GenerationOptions
-from services.inference.core.generation_request import GenerationRequest, GenerationResult, Sampling
+from services.inference.core.generation_request import (
+    GenerationRequest,
+    GenerationResult,
+    InvalidParameter,
+    Sampling,
+)
 from services.inference.engine.chat_tokenizer import ChatTokenizer
 from services.inference.engine.port import InferenceEngine
-from shared.errors import InvalidParameter, LoopwrightError, Retryable
+from shared.errors import LoopwrightError, Retryable
 from tests.inference_factories import (
     BASE,
     LINE,

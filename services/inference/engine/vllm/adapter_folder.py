@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
@@ -26,7 +29,8 @@ class AdapterFolder:
     Servers read an adapter again after they have evicted it from memory, so its folder must not change or disappear
     while any gateway serves it. Each gateway marks the adapters that it serves with a hold: a file that it refreshes.
 
-    Layout: `<root>/<version>.<digest>/` with the adapter's files, `<root>/.holds/<version>.<digest>/<gateway>`.
+    Layout: `<root>/<version>.<digest>/` with the adapter's files, `<root>/.holds/<version>.<digest>/<gateway>`, and
+    `<root>/.lock`.
 
     Args:
         root: The folder, at the same path for all gateways and servers.
@@ -50,10 +54,19 @@ class AdapterFolder:
         contents = {name: (source / name).read_bytes() for name in ADAPTER_FILES}
         digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents.values()))
         target = self.root / f"{version}.{digest.hexdigest()[:16]}"
-        self._hold(target.name)
-        if not target.is_dir():
-            self._write(target, contents)
+        with self._locked():
+            self._hold(target.name)
+            if not target.is_dir():
+                self._write(target, contents)
         return target
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other gateways from adding and deleting meanwhile. The kernel releases the lock of a dead gateway."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _write(self, target: Path, contents: dict[str, bytes]) -> None:
         """Write the files under a temporary name, then rename the folder."""
@@ -66,11 +79,7 @@ class AdapterFolder:
                     file.flush()
                     os.fsync(file.fileno())
                 (partial / name).chmod(0o644)
-            try:
-                partial.rename(target)
-            except OSError:
-                if not target.is_dir():  # else another gateway was faster, with the same content
-                    raise
+            partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -81,9 +90,12 @@ class AdapterFolder:
         return not self._is_held(folder.name, HOLD_EXPIRES_S)
 
     def delete(self, folder: Path) -> None:
-        """Delete an adapter that no server has loaded."""
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(self._holds / folder.name, ignore_errors=True)
+        """Delete an adapter that no server has loaded, unless a gateway holds it now."""
+        with self._locked():
+            if self._is_held(folder.name, HOLD_EXPIRES_S):
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self._holds / folder.name, ignore_errors=True)
         log.info("adapter_deleted", folder=str(folder))
 
     def refresh(self) -> None:
