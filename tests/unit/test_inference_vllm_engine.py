@@ -340,7 +340,8 @@ def test_adapters_of_a_dead_gateway_are_deleted_after_a_while(
     dead.load(V1, adapter)
     folder = server.adapters[V1][0]
     dead.stop(1)
-    monkeypatch.setattr("services.inference.engine.vllm.adapter_folder.ABANDONED_S", 0.0)
+    for name in ("HOLD_EXPIRES_S", "ABANDONED_S"):
+        monkeypatch.setattr(f"services.inference.engine.vllm.adapter_folder.{name}", 0.0)
     cluster.engine(server)
     wait_until(lambda: not folder.exists())
     assert server.adapters == {}
