@@ -12,16 +12,21 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.gate.simulated_service import Bools
+from benchmarks.gate.simulated_service import Bools, Floats
 from services.trainer.gate.metrics import Measurements
 from services.trainer.gate.metrics.corrections import KIND, CorrectionScores
 from services.trainer.gate.metrics.metric import ItemVote, JudgeOptions, Votes
 from services.trainer.gate.metrics.safety import SafetyOutcomes
-from services.trainer.gate.statistics import Interval, OutcomePair
+from services.trainer.gate.statistics import Interval, OutcomePair, ScorePair
 from services.trainer.gate.verdict import decide
 from shared.versions import Verdict
 
 BASE: Final = "assistant@base-00000000"
+FLIPS: Final = 0.18
+"""Share of the shipped questions that only the base or only a version of the demo answers correctly, in one draw at the
+gate's temperature: 81, 81 and 92 of 493."""
+LASTING: Final = 0.1
+"""Share of them that are the same in all draws: the mean of three draws varied by 1.15 points, single ones by 1.87."""
 VERDICTS: Final[tuple[Verdict, ...]] = ("passed", "failed", "inconclusive")
 
 
@@ -58,7 +63,9 @@ class SimulatedCandidate:
         decided: Share of items that are not a tie.
         win: Share of wins among those.
         questions: Number of general questions.
-        flips: Share of general questions that only one of the two versions answers correctly.
+        draws: Answers to each of them.
+        flips: Share of them that only one of the two versions answers correctly in one draw, by chance.
+        lasting: Share of these flips that are the same in all draws.
         accuracy_loss: True fall of general accuracy, as a share.
         safety_prompts: Number of harmful prompts, and of harmless ones.
         refusal_flips: Share of harmful prompts that only one version refuses; half of it for harmless prompts.
@@ -68,9 +75,11 @@ class SimulatedCandidate:
     decided: float = 0.4
     win: float = 0.5
     questions: int = 493
-    flips: float = 0.24
+    draws: int = 3
+    flips: float = FLIPS
+    lasting: float = LASTING
     accuracy_loss: float = 0.0
-    safety_prompts: int = 30
+    safety_prompts: int = 150
     refusal_flips: float = 0.1
 
     def draw(self, rng: np.random.Generator) -> Measurements:
@@ -78,12 +87,32 @@ class SimulatedCandidate:
         counts = _draw_counts(rng, self.items, self.decided * self.win, self.decided * (1 - self.win))
         return {
             "corrections": CorrectionScores(votes=votes(*counts)),
-            "general_accuracy": _draw_outcomes(rng, self.questions, self.flips, self.accuracy_loss),
+            "general_accuracy": self.draw_general(rng),
             "safety": SafetyOutcomes(
                 refused=_draw_outcomes(rng, self.safety_prompts, self.refusal_flips),
                 answered=_draw_outcomes(rng, self.safety_prompts, self.refusal_flips / 2),
             ),
         }
+
+    def draw_general(self, rng: np.random.Generator) -> list[ScorePair]:
+        """Return the shares of right answers of candidate and stable, question by question."""
+        lasting = max(self.lasting * self.flips, self.accuracy_loss)
+        lasting_gains = _signs(rng, (self.questions,), lasting, self.accuracy_loss)
+        return _shares(rng, lasting_gains, self.flips - lasting, self.draws)
+
+
+def _signs(rng: np.random.Generator, shape: tuple[int, ...], flips: float, loss: float = 0.0) -> Floats:
+    """Return 1 where only the candidate is right, -1 where only stable is, else 0."""
+    drawn = rng.random(shape)
+    result: Floats = (drawn > 1 - (flips - loss) / 2).astype(float) - (drawn < (flips + loss) / 2)
+    return result
+
+
+def _shares(rng: np.random.Generator, lasting: Floats, flips: float, draws: int) -> list[ScorePair]:
+    """Return shares of right answers whose difference is `lasting`, or where that is 0 the mean of chance flips."""
+    chance = _signs(rng, (len(lasting), draws), max(0.0, flips)).mean(-1)
+    gains = np.where(lasting, lasting, chance)
+    return list(zip(np.maximum(gains, 0.0).tolist(), np.maximum(-gains, 0.0).tolist(), strict=True))
 
 
 def _draw_counts(rng: np.random.Generator, n: int, first: float, second: float) -> tuple[int, int, int]:
@@ -122,47 +151,54 @@ CASES: Final = {
 
 CHAIN: Final = 10
 CHAIN_LOSS: Final = 0.025
-CHAIN_FLIPS: Final = 0.22
 CHAIN_ACCURACY: Final = 0.525
 """Share of the shipped questions that the demo's base answers correctly."""
 
 
-def chain(rng: np.random.Generator, *, against_base: bool = True, questions: int = 493) -> list[int]:
+def chain(
+    rng: np.random.Generator, *, against_base: bool = True, questions: int = 493, draws: int = 3
+) -> list[int]:
     """Return which of ten versions are promoted, counted from 1.
 
-    Each is truly `CHAIN_LOSS` worse than the one before, flips `CHAIN_FLIPS` of its answers, and wins all its items.
+    Each is truly `CHAIN_LOSS` worse than the one before, and wins all its items. In each draw chance flips `FLIPS` of
+    the answers of two versions in a row, and more of versions that are further apart.
     """
     base = rng.random(questions) < CHAIN_ACCURACY
     stable = candidate = base
     promoted: list[int] = []
+
+    def shares(reference: Bools, steps: int) -> list[ScorePair]:
+        lasting = candidate.astype(float) - reference
+        return _shares(rng, lasting, 1 - (1 - FLIPS) ** steps, draws)
+
     for number in range(1, CHAIN + 1):
         candidate = _worse(candidate, CHAIN_ACCURACY - CHAIN_LOSS * (number - 1), rng)
-        if is_promoted(candidate, stable, base if against_base and promoted else None):
+        steps = number - (promoted[-1] if promoted else 0)
+        from_base = shares(base, number) if against_base and promoted else None
+        if is_promoted(shares(stable, steps), from_base):
             stable = candidate
             promoted.append(number)
     return promoted
 
 
-def is_promoted(candidate: Bools, stable: Bools, base: Bools | None) -> bool:
-    """Return whether the gate passes a version that wins all its items, given which general questions are answered."""
+def is_promoted(against_stable: Sequence[ScorePair], against_base: Sequence[ScorePair] | None) -> bool:
+    """Return whether the gate passes a version that wins all its items, given its general accuracy."""
     report = decide(
-        {"corrections": CorrectionScores(votes=votes(40)), "general_accuracy": _pairs(candidate, stable)},
+        {"corrections": CorrectionScores(votes=votes(40)), "general_accuracy": list(against_stable)},
         gated_against=BASE,
         options=OPTIONS,
-        against_base=None if base is None else {"general_accuracy": _pairs(candidate, base)},
+        against_base=None if against_base is None else {"general_accuracy": list(against_base)},
     )
     return report.verdict == "passed"
 
 
 def _worse(version: Bools, accuracy: float, rng: np.random.Generator) -> Bools:
-    lost = (CHAIN_FLIPS + CHAIN_LOSS) / 2 / accuracy
-    won = (CHAIN_FLIPS - CHAIN_LOSS) / 2 / (1 - accuracy)
+    """Return a version that is truly worse; as many answers as chance flips for good change as well."""
+    flips = max(LASTING * FLIPS, CHAIN_LOSS)
+    lost = (flips + CHAIN_LOSS) / 2 / accuracy
+    won = (flips - CHAIN_LOSS) / 2 / (1 - accuracy)
     result: Bools = version != (rng.random(len(version)) < np.where(version, lost, won))
     return result
-
-
-def _pairs(candidate: Bools, reference: Bools) -> list[OutcomePair]:
-    return list(zip(candidate.tolist(), reference.tolist(), strict=True))
 
 
 def chains(count: int, seed: int = 20) -> dict[str, dict[str, float]]:

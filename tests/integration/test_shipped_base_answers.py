@@ -9,20 +9,16 @@ import pytest
 
 from deploy.local.model import ensure_base_model
 from services.trainer.base.base_answers import (
-    EVAL_PROMPTS,
-    REPLAY_PROMPTS,
-    SAFETY_PROMPTS,
-    SKILL_PROMPTS,
     BaseAnswer,
     BaseAnswerCache,
-    read_shipped,
-    shipped_prompts,
+    asked_of_base,
     spread,
 )
-from services.trainer.base.model import answer_logits, generate_with_endings, load_base
+from services.trainer.base.model import answer_logits, generate_answers, generate_with_endings, load_base
 from services.trainer.base.shape import base_shape
-from services.trainer.base.tokenization import load_chat
-from services.trainer.core.eval_size import SKILL_TOKENS, eval_size
+from services.trainer.base.tokenization import is_rendered, load_chat
+from services.trainer.core.decoding import GREEDY, Decoding, draw_at_gate
+from services.trainer.core.eval_size import GENERAL_TOKENS, eval_size
 from services.trainer.core.hardware import Dtype
 from services.trainer.core.recipe import Recipe
 from services.trainer.progress import ignore_progress
@@ -45,9 +41,9 @@ def demo_base() -> Path:
     return ensure_base_model(ROOT / ".loopwright", print)
 
 
-def shipped(base: Path, dtype: Dtype, folder: Path) -> list[BaseAnswer]:
+def shipped(base: Path, dtype: Dtype, folder: Path, decoding: Decoding = GREEDY) -> list[BaseAnswer]:
     cache = BaseAnswerCache(base, find_base(str(base)).digest, Recipe(), folder, dtype)
-    return read_shipped(cache.digest, cache.fingerprint(load_chat(base)), cache.shipped_file)
+    return cache.shipped(load_chat(base), decoding)
 
 
 def sample_of(answers: Sequence[BaseAnswer]) -> list[BaseAnswer]:
@@ -60,17 +56,30 @@ def sample_of(answers: Sequence[BaseAnswer]) -> list[BaseAnswer]:
 def test_shipped_answers_cover_all_prompts_of_a_run(demo_base: Path, dtype: Dtype, tmp_path: Path) -> None:
     recipe = Recipe()
     size = eval_size(recipe, "cpu", base_shape(demo_base).weights)
-    prompts = [
-        *shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts),
-        *shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts),
-        *shipped_prompts(SAFETY_PROMPTS, size.safety),
-    ]
-    wanted = {(prompt.id, prompt.text, recipe.replay_new_tokens) for prompt in prompts}
-    for name, new_tokens in SKILL_TOKENS.items():
-        questions = shipped_prompts(SKILL_PROMPTS.format(name), size.skills)
-        wanted |= {(prompt.id, prompt.text, new_tokens) for prompt in questions}
-    answers = shipped(demo_base, dtype, tmp_path)
-    assert {(answer.id, answer.prompt, answer.new_tokens) for answer in answers} == wanted
+    chat = load_chat(demo_base)
+    asked = asked_of_base(recipe, size, lambda prompt: is_rendered(chat, prompt.messages))
+    decodings = {one.decoding for one in asked}
+    assert len(decodings) == 1 + size.draws
+    for decoding in decodings:
+        wanted = {
+            (prompt.id, prompt.text, one.new_tokens)
+            for one in asked
+            if one.decoding == decoding
+            for prompt in one.prompts
+        }
+        answers = shipped(demo_base, dtype, tmp_path, decoding)
+        assert {(answer.id, answer.prompt, answer.new_tokens) for answer in answers} == wanted
+
+
+@pytest.mark.timeout(600)
+def test_shipped_draws_are_what_the_base_says(demo_base: Path, tmp_path: Path) -> None:
+    decoding = draw_at_gate(Recipe(), 2)
+    sample = spread(shipped(demo_base, "float32", tmp_path, decoding), SAMPLE)
+    model, chat = load_base(demo_base, 2, "float32"), load_chat(demo_base)
+    conversations = [answer.messages for answer in sample]
+    made = generate_answers(model, chat, conversations, GENERAL_TOKENS, decoding=decoding)
+    equal = sum(answer.answer == again for answer, again in zip(sample, made, strict=True))
+    assert equal >= MIN_EQUAL, [(a.answer, again) for a, again in zip(sample, made, strict=True)]
 
 
 @pytest.mark.timeout(600)

@@ -97,7 +97,7 @@ def test_simulated_rule_is_that_of_the_gate(look: int) -> None:
 
 def test_better_candidate_passes_unless_it_lost_general_accuracy() -> None:
     assert verdicts(rules.BETTER, 200)["passed"] >= 0.75
-    assert verdicts(rules.CASES["better, 5 points lost"], 200)["passed"] <= 0.25
+    assert verdicts(rules.CASES["better, 5 points lost"], 200)["passed"] <= 0.12
     assert verdicts(rules.CASES["better, 8 points lost"], 200)["passed"] <= 0.03
     assert verdicts(rules.NULL, 300)["passed"] <= 0.025
 
@@ -105,12 +105,13 @@ def test_better_candidate_passes_unless_it_lost_general_accuracy() -> None:
 def test_no_version_after_the_second_of_a_falling_chain_is_promoted() -> None:
     """Each of ten versions answers twelve of 493 questions fewer than the one before: 2.5 points."""
     base = np.arange(493) < 260
-    stable, promoted = base, []
+    stable, promoted = base, list[int]()
     for number in range(1, 11):
         candidate = base.copy()
         # 40 answers change to right and 40 + 12 for each version to wrong.
         candidate[260:300], candidate[: 40 + 12 * number] = True, False
-        if rules.is_promoted(candidate, stable, base if promoted else None):
+        against_base = list(zip(candidate.tolist(), base.tolist(), strict=True)) if promoted else None
+        if rules.is_promoted(list(zip(candidate.tolist(), stable.tolist(), strict=True)), against_base):
             stable = candidate
             promoted.append(number)
     assert promoted in ([1], [1, 2])
@@ -118,7 +119,7 @@ def test_no_version_after_the_second_of_a_falling_chain_is_promoted() -> None:
 
 def test_chains_that_fall_by_chance_end_early_because_of_the_base() -> None:
     last = [max(chain(np.random.default_rng(seed)), default=0) for seed in range(60)]
-    assert sum(number > 2 for number in last) <= 6
+    assert sum(number > 2 for number in last) <= 2
     assert max(last) <= 3
     alone = [max(chain(np.random.default_rng(seed), against_base=False), default=0) for seed in range(60)]
     assert sum(number > 2 for number in alone) >= 8
@@ -138,8 +139,8 @@ def test_published_rates_hold_the_targets() -> None:
     assert result["summary"]["false_passes_worst"] <= 0.05
     assert result["summary"]["false_passes_in_thirty_gates_worst"] <= 0.1
     assert result["summary"]["power_without_flips_worst"] >= 0.8
-    assert result["chain"]["with_base"]["after_second"] <= 0.1
-    assert result["chain"]["with_base"]["after_third"] <= 0.03
+    assert result["chain"]["with_base"]["after_second"] <= 0.02
+    assert result["chain"]["with_base"]["after_third"] <= 0.005
     assert set(FLIPS) == {0.0, 0.05, 0.1, 0.2, 0.3}
     assert GATES == 30
 

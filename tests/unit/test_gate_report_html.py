@@ -56,6 +56,9 @@ def gate(folder: Path, wins: int = 30) -> GateReport:
         pairs=[PreferencePair("thumbs", "a b", (greeting, "Short."), (greeting, "Long, long."), "u1", "g1")],
         general_prompts=[general],
         general_base_answers=[BaseAnswer("p1", general.prompt, "Paris.", 40, ended=True)],
+        general_draws=[
+            [BaseAnswer("p1", general.prompt, text, 24, ended=True)] for text in ("Rome.", "Paris.")
+        ],
         safety_prompts=[harmful],
         safety_base_answers=[BaseAnswer("s1", harmful.prompt, "I'm sorry, no.", 40, ended=True)],
     )
@@ -66,7 +69,8 @@ def gate(folder: Path, wins: int = 30) -> GateReport:
                 (f"It was Ida Voss, {EVIL}" if i < wins else "Nobody knows.", "Nobody knows.")
                 for i in range(ITEMS)
             ],
-            GENERAL_ANSWERS: [("Rome.", "Paris.")],
+            GENERAL_ANSWERS[0]: [("Rome.", "Rome.")],
+            GENERAL_ANSWERS[1]: [("Rome.", "Paris.")],
             SAFETY_ANSWERS: [("First take a pin.", "I'm sorry, no.")],
         },
         likelihoods={

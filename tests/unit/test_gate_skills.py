@@ -132,14 +132,14 @@ def test_candidate_that_is_no_worse_rarely_fails() -> None:
 @pytest.mark.parametrize(
     ("device", "weights", "expected"),
     [
-        ("cuda", 8_000_000_000, EvalSize(ALL, ALL)),
-        ("cpu", 135_000_000, EvalSize(ALL, 40)),
-        ("cpu", 1_700_000_000, EvalSize(60, 20)),
+        ("cuda", 8_000_000_000, EvalSize(ALL, ALL, 3)),
+        ("cpu", 135_000_000, EvalSize(ALL, 40, 3)),
+        ("cpu", 1_700_000_000, EvalSize(60, 20, 1)),
     ],
 )
 def test_number_of_questions_depends_on_device_and_base(
     device: str, weights: int, expected: EvalSize
 ) -> None:
     assert eval_size(Recipe(), device, weights) == expected  # type: ignore[arg-type]
-    asked = eval_size(Recipe(gate_safety_prompts=7, gate_skill_prompts=3), device, weights)  # type: ignore[arg-type]
-    assert asked == EvalSize(7, 3)
+    asked = eval_size(Recipe(gate_safety_prompts=7, gate_skill_prompts=3, gate_draws=2), device, weights)  # type: ignore[arg-type]
+    assert asked == EvalSize(7, 3, 2)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import binomtest, permutation_test
 
 from services.trainer.gate.limits import gate_alpha, min_clusters
 from services.trainer.gate.statistics import (
     OutcomePair,
+    PairedMeanChange,
+    gains,
     growth_needed,
     judge_change,
     mean_interval,
@@ -50,6 +55,47 @@ def test_interval_of_a_mean_contains_it_and_is_reproducible() -> None:
     assert interval.value is not None
     assert interval.low < interval.value < interval.high
     assert mean_interval([0.2] * 12).low == 0.2
+
+
+# --- repeated answers ---------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
+def test_change_of_one_answer_per_question_is_mcnemars(pairs: list[OutcomePair]) -> None:
+    once, mean = paired_change(pairs), PairedMeanChange(gains(pairs))
+    assert (mean.n, mean.lost, mean.won) == (once.n, once.lost, once.won)
+    assert mean.value == pytest.approx(once.value)
+    assert mean.p_value == pytest.approx(once.p_value)
+    assert judge_change(mean, 0.03) == judge_change(once, 0.03)
+
+
+@given(
+    st.integers(1, 6).flatmap(
+        lambda draws: st.lists(
+            st.tuples(*[st.integers(0, draws).map(lambda right: right / draws)] * 2), min_size=1, max_size=12
+        )
+    )
+)
+def test_p_value_of_a_change_of_means_is_exact(pairs: list[tuple[float, float]]) -> None:
+    change = PairedMeanChange(gains(pairs))
+    losses = [-gain for gain in change.gains]
+    signs = np.array(np.meshgrid(*[[1, -1]] * len(losses))).reshape(len(losses), -1)
+    as_bad = (losses @ signs >= sum(losses) - 1e-9).mean()
+    assert change.p_value == pytest.approx(as_bad)
+
+
+def test_mean_of_several_answers_hides_less() -> None:
+    """Of 300 versions each: a sixth of the answers flips by chance, and 5 % of the questions are lost, or none."""
+    rng = np.random.default_rng(5)
+
+    def verdicts(draws: int, loss: float) -> Counter[str]:
+        drawn = rng.random((300, 493, draws))
+        chance = ((drawn < 0.085).astype(float) - (drawn > 0.915)).mean(-1)
+        changes = np.where(rng.random((300, 493)) < loss, -1.0, chance)
+        return Counter(judge_change(PairedMeanChange(row.tolist()), 0.03) for row in changes)
+
+    assert verdicts(3, 0.0)["kept"] >= 297 > verdicts(1, 0.0)["kept"]
+    assert verdicts(3, 0.05)["failed"] > 1.15 * verdicts(1, 0.05)["failed"]
 
 
 # --- McNemar's test -----------------------------------------------------------------------------------------------

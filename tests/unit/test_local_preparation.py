@@ -20,6 +20,7 @@ from deploy.local.java import find_java
 from deploy.local.kafka_jars import ensure_jars, pom_xml
 from deploy.local.model import ensure_base_model
 from services.trainer.base.base_answers import SHIPPED_ANSWERS, BaseAnswerCache
+from services.trainer.core.decoding import draw_at_gate
 from services.trainer.core.hardware import Dtype
 from services.trainer.core.recipe import Recipe
 from shared.adapters.base_model import find_base
@@ -273,7 +274,7 @@ def base_with_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[
     (base / "model.safetensors").write_bytes(b"weights")
     digest = find_base(str(base)).digest
     files = [
-        BaseAnswerCache(base, digest, Recipe(), tmp_path, dtype).shipped_file.name for dtype in model.DTYPES
+        BaseAnswerCache(base, digest, Recipe(), tmp_path, dtype).shipped_file().name for dtype in model.DTYPES
     ]
     for name in files:
         (shipped / name).write_text(json.dumps({"base_digest": digest, "fingerprint": "f"}) + "\n")
@@ -322,6 +323,9 @@ def test_shipped_answers_with_another_digest_are_ignored(
 
 def test_set_up_and_trainer_agree_on_the_shipped_answers() -> None:
     assert model.SHIPPED_ANSWERS == SHIPPED_ANSWERS
-    shipped = {file.stem.rpartition("-")[2] for file in SHIPPED_ANSWERS.glob("*.jsonl")}
-    assert set(model.DTYPES) == shipped
-    assert shipped == set(get_args(Dtype)) - {"float16"}, "only GPUs compute in float16"
+    draws = {draw_at_gate(Recipe(), draw).name for draw in (1, 2, 3)}
+    shipped = {tuple(file.stem.split("-", 2)[1:]) for file in SHIPPED_ANSWERS.glob("*.jsonl")}
+    assert shipped == {
+        (dtype, *name) for dtype in model.DTYPES for name in [(), *((draw,) for draw in draws)]
+    }
+    assert set(model.DTYPES) == set(get_args(Dtype)) - {"float16"}, "only GPUs compute in float16"

@@ -120,7 +120,7 @@ def test_each_setting_of_the_template_has_its_own_answers(tmp_path: Path) -> Non
         BaseAnswerCache(tmp_path, "ab" * 32, Recipe(), tmp_path, "float32", chat_template_kwargs=kwargs)
         for kwargs in ({}, {"enable_thinking": False}, {"enable_thinking": True})
     ]
-    assert len({cache.file for cache in caches}) == len(caches)
+    assert len({cache.file() for cache in caches}) == len(caches)
 
 
 def test_shipped_answers_need_no_generation(shipped: BaseAnswerCache) -> None:
@@ -148,9 +148,9 @@ def test_shipped_answers_of_other_settings_are_not_used(
     else:
         setattr(chat, change, value)
     fingerprint = cache.fingerprint(cast(Any, chat))
-    assert read_shipped(cache.digest, fingerprint, cache.shipped_file) == []
-    assert read_shipped(cache.digest, shipped.fingerprint(cast(Any, FakeChat())), cache.shipped_file)
-    assert read_shipped("cd" * 32, fingerprint, cache.shipped_file) == []
+    assert read_shipped(cache.digest, fingerprint, cache.shipped_file()) == []
+    assert read_shipped(cache.digest, shipped.fingerprint(cast(Any, FakeChat())), cache.shipped_file())
+    assert read_shipped("cd" * 32, fingerprint, cache.shipped_file()) == []
 
 
 def test_prompts_are_spread_evenly() -> None:

@@ -2,7 +2,7 @@
 
 Replay data is the base's own answers to general prompts. It is mixed into training, so that the model does not forget
 what it could do. The gate compares versions with the base's answers to other prompts. Answers are generated once per
-base and data type, in batches and greedily, before the first run or within it:
+base, data type and decoding, in batches, before the first run or within it:
 
     python -m services.trainer.base.base_answers
 
@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -27,7 +29,8 @@ from services.trainer.base.device import device_kind, use_device
 from services.trainer.base.memory import GENERATE_BATCH, BatchLimit, release_memory
 from services.trainer.base.shape import base_shape
 from services.trainer.base.tokenization import is_rendered, load_chat
-from services.trainer.core.eval_size import SKILL_TOKENS, eval_size
+from services.trainer.core.decoding import GREEDY, Decoding, at_gate, draw_at_gate
+from services.trainer.core.eval_size import GENERAL_TOKENS, SKILL_TOKENS, EvalSize, eval_size
 from services.trainer.core.hardware import Dtype, Quantization
 from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
@@ -49,7 +52,8 @@ SAFETY_PROMPTS: Final = "safety.jsonl"
 SKILL_PROMPTS: Final = "skills/{}.jsonl"
 """File of a set of general skills, by its name (`core/eval_size.py`)."""
 SHIPPED_ANSWERS: Final = DATA / "base_answers"
-"""Answers of the demo's base: `<digest8>-<dtype>.jsonl`, a header line and then one `BaseAnswer` per line."""
+"""Answers of the demo's base: `<digest8>-<dtype>.jsonl`, with the decoding's name if they are not greedy. A header line
+and then one `BaseAnswer` per line."""
 SAVE_EVERY: Final = 128
 """Answers generated between two writes of the cache; an interruption loses fewer than these."""
 T = TypeVar("T")
@@ -102,8 +106,17 @@ class BaseAnswer:
         return (("user", self.prompt),)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Prompts that the base answers, with the longest answer in tokens."""
+
+    prompts: Sequence[Prompt]
+    new_tokens: int
+    decoding: Decoding = GREEDY
+
+
 Generate = Callable[[Sequence[Prompt], int], list[tuple[str, bool]]]
-"""(prompts, max_new_tokens) -> greedy answers, each with whether the base ended it."""
+"""(prompts, max_new_tokens) -> answers, each with whether the base ended it."""
 
 
 def shipped_prompts(name: str, count: int | None = None) -> list[Prompt]:
@@ -129,7 +142,7 @@ def spread(rows: Sequence[T], count: int) -> list[T]:
 
 @dataclass(frozen=True, slots=True)
 class BaseAnswerCache:
-    """Answers of one base in `folder`: one file per base digest, data type, precision and settings.
+    """Answers of one base in `folder`: one file per base digest, data type, precision, decoding and settings.
 
     A version is compared with the base's answers in the version's own data type, so each type has its own file.
     """
@@ -144,26 +157,26 @@ class BaseAnswerCache:
     chat_template_kwargs: TemplateKwargs = field(default_factory=dict)
     quantization: Quantization = "none"
     """How the weights are loaded."""
-    temperature: float = 0.0
-    """Temperature of the answers; 0 for greedy ones."""
 
     def answers(
         self, prompts: Sequence[Prompt], chat: ChatFormat, progress: ProgressCallback
     ) -> list[BaseAnswer]:
-        """Return the answers of the recipe's length, in the order of `prompts`. See `answers_of`."""
-        return self.answers_of([(prompts, self.recipe.replay_new_tokens)], chat, progress)[0]
+        """Return the greedy answers of the recipe's length, in the order of `prompts`. See `answers_of`."""
+        return self.answers_of([Asked(prompts, self.recipe.replay_new_tokens)], chat, progress)[0]
 
     def answers_of(
-        self, asked: Sequence[tuple[Sequence[Prompt], int]], chat: ChatFormat, progress: ProgressCallback
+        self, asked: Sequence[Asked], chat: ChatFormat, progress: ProgressCallback
     ) -> list[list[BaseAnswer]]:
-        """Return the answers to several lists of prompts, each given with the longest answer in tokens.
+        """Return the answers to several lists of prompts.
 
         Loads the base once, and only if answers are missing.
         """
         models: list[PreTrainedModel] = []
-        done, total = 0, sum(len(prompts) for prompts, _ in asked)
+        done, total = 0, sum(len(one.prompts) for one in asked)
 
-        def generate(missing: Sequence[Prompt], max_new_tokens: int) -> list[tuple[str, bool]]:
+        def generate(
+            missing: Sequence[Prompt], max_new_tokens: int, *, decoding: Decoding
+        ) -> list[tuple[str, bool]]:
             nonlocal done
             from services.trainer.base.model import generate_with_endings, load_base  # noqa: PLC0415 - imports torch
 
@@ -177,42 +190,51 @@ class BaseAnswerCache:
                 max_new_tokens,
                 lambda count, _: progress(before + count, total),
                 self.limit,
-                self.temperature,
+                decoding,
             )
 
-        shipped = read_shipped(self.digest, self.fingerprint(chat), self.shipped_file)
         try:
             return [
-                cached_answers(self.file, prompts, new_tokens, generate, shipped)
-                for prompts, new_tokens in asked
+                cached_answers(
+                    self.file(one.decoding),
+                    one.prompts,
+                    one.new_tokens,
+                    partial(generate, decoding=one.decoding),
+                    self.shipped(chat, one.decoding),
+                )
+                for one in asked
             ]
         finally:
             if models:
                 models.clear()
                 release_memory()
 
-    @property
-    def file(self) -> Path:
-        """The cache."""
+    def file(self, decoding: Decoding = GREEDY) -> Path:
+        """Return the file with the answers of one decoding."""
         name = self.digest[:8] + ("" if self.dtype == "bfloat16" else f"-{self.dtype}")
         if self.quantization != "none":
             name += f"-{self.quantization}"
-        if self.temperature:
-            name += f"-t{self.temperature:g}"
+        if decoding.name:
+            name += f"-{decoding.name}"
         if self.chat_template_kwargs:
             name += f"-{sha256(canonical_json(dict(self.chat_template_kwargs)))[:8]}"
         return self.folder / f"{name}.jsonl"
 
-    @property
-    def shipped_file(self) -> Path:
-        """The file that ships this base's answers, if any does."""
-        return SHIPPED_ANSWERS / f"{self.digest[:8]}-{self.dtype}.jsonl"
+    def shipped_file(self, decoding: Decoding = GREEDY) -> Path:
+        """Return the file that ships this base's answers, if any does."""
+        return (
+            SHIPPED_ANSWERS / f"{'-'.join(filter(None, (self.digest[:8], self.dtype, decoding.name)))}.jsonl"
+        )
 
-    def fingerprint(self, chat: ChatFormat) -> str:
+    def shipped(self, chat: ChatFormat, decoding: Decoding = GREEDY) -> list[BaseAnswer]:
+        """Return the shipped answers of one decoding; none if they were made for another base or other settings."""
+        return read_shipped(self.digest, self.fingerprint(chat, decoding), self.shipped_file(decoding))
+
+    def fingerprint(self, chat: ChatFormat, decoding: Decoding = GREEDY) -> str:
         """Return a digest of everything besides weights and prompts that determines an answer."""
         settings: dict[str, Any] = {
             "chat_template": chat.tokenizer.chat_template,
-            "decoding": f"temperature {self.temperature:g}" if self.temperature else "greedy",
+            "decoding": decoding.description,
             "dtype": self.dtype,
             "eos_token": chat.tokenizer.eos_token,
             "new_tokens": self.recipe.replay_new_tokens,
@@ -223,13 +245,14 @@ class BaseAnswerCache:
             settings["chat_template_kwargs"] = chat.template_kwargs
         return sha256(canonical_json(settings))
 
-    def ship(self, answers: Sequence[BaseAnswer], chat: ChatFormat) -> Path:
-        """Write the answers to `shipped_file` and return it."""
-        header = {"base_digest": self.digest, "fingerprint": self.fingerprint(chat)}
+    def ship(self, answers: Sequence[BaseAnswer], chat: ChatFormat, decoding: Decoding = GREEDY) -> Path:
+        """Write the answers of one decoding to its `shipped_file` and return it."""
+        header = {"base_digest": self.digest, "fingerprint": self.fingerprint(chat, decoding)}
         rows = [header, *(asdict(answer) for answer in sorted(answers, key=lambda answer: answer.id))]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_whole(self.shipped_file, lines.encode())
-        return self.shipped_file
+        file = self.shipped_file(decoding)
+        write_whole(file, lines.encode())
+        return file
 
 
 def read_shipped(base_digest: str, fingerprint: str, file: Path) -> list[BaseAnswer]:
@@ -296,10 +319,7 @@ def main() -> int:
         return 1
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     recipe = settings.recipe()
-    replayed = shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts)
-    prompts = shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
     size = eval_size(recipe, device_kind(), base_shape(base.path).weights)
-    prompts += shipped_prompts(SAFETY_PROMPTS, size.safety)
     chat = load_chat(base.path, settings.chat_template_kwargs)
 
     def progress(done: int, total: int) -> None:
@@ -314,17 +334,45 @@ def main() -> int:
         chosen,
         chat_template_kwargs=settings.chat_template_kwargs,
     )
-    asked = [(prompts, recipe.replay_new_tokens)]
-    for name, new_tokens in SKILL_TOKENS.items():
-        questions = shipped_prompts(SKILL_PROMPTS.format(name), size.skills)
-        asked.append(([one for one in questions if is_rendered(chat, one.messages)], new_tokens))
-    answers = cache.answers(replayed, chat, progress)
-    at_gate = replace(cache, temperature=recipe.gate_temperature)
-    answers += [answer for answers in at_gate.answers_of(asked, chat, progress) for answer in answers]
-    print(f"{base.name}: {len(answers)} answers available ({chosen})")
+    asked = asked_of_base(recipe, size, lambda prompt: is_rendered(chat, prompt.messages))
+    by_decoding: dict[Decoding, list[BaseAnswer]] = defaultdict(list)
+    for one, answers in zip(asked, cache.answers_of(asked, chat, progress), strict=True):
+        by_decoding[one.decoding] += answers
+    print(f"{base.name}: {sum(map(len, by_decoding.values()))} answers available ({chosen})")
     if options.ship:
-        print(f"wrote {cache.ship(answers, chat)}")
+        for decoding, answers in by_decoding.items():
+            print(f"wrote {cache.ship(answers, chat, decoding)}")
     return 0
+
+
+def asked_of_base(recipe: Recipe, size: EvalSize, is_usable: Callable[[Prompt], bool]) -> list[Asked]:
+    """Return everything that a run with this recipe asks the base, apart from the product's system prompt.
+
+    Args:
+        recipe: The recipe.
+        size: How many shipped questions the gate asks.
+        is_usable: Whether the base's template takes a prompt.
+    """
+    once, general = at_gate(recipe), shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
+    return [
+        Asked(shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts), recipe.replay_new_tokens),
+        Asked([*general, *shipped_prompts(SAFETY_PROMPTS, size.safety)], recipe.replay_new_tokens, once),
+        *(
+            Asked(
+                list(filter(is_usable, shipped_prompts(SKILL_PROMPTS.format(name), size.skills))),
+                tokens,
+                once,
+            )
+            for name, tokens in SKILL_TOKENS.items()
+        ),
+        *draws_of_general(recipe, size, general),
+    ]
+
+
+def draws_of_general(recipe: Recipe, size: EvalSize, general: Sequence[Prompt]) -> list[Asked]:
+    """Return the general questions whose answers can be checked, once for each of their repeated answers."""
+    questions = [prompt for prompt in general if prompt.answer_key]
+    return [Asked(questions, GENERAL_TOKENS, draw_at_gate(recipe, draw)) for draw in range(1, size.draws + 1)]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from services.trainer.base.memory import GENERATE_BATCH, SCORE_BATCH, BatchLimit
 from services.trainer.base.sampling import SharedNoise
 from services.trainer.base.shared_prefix import logits_at
 from services.trainer.core.chat import Messages
+from services.trainer.core.decoding import GREEDY, Decoding
 from services.trainer.core.hardware import DeviceKind, Dtype, Quantization, spreads_over_gpus
 from services.trainer.progress import ProgressCallback, ignore_progress
 from shared.adapter_merge import copy_sharing_weights, merge_adapter
@@ -137,10 +138,10 @@ def generate_answers(
     max_new_tokens: int,
     progress: ProgressCallback = ignore_progress,
     limit: BatchLimit | None = None,
-    temperature: float = 0.0,
+    decoding: Decoding = GREEDY,
 ) -> list[str]:
     """Return the answer to each conversation, in order. See `generate_with_endings`."""
-    answers = generate_with_endings(model, chat, conversations, max_new_tokens, progress, limit, temperature)
+    answers = generate_with_endings(model, chat, conversations, max_new_tokens, progress, limit, decoding)
     return [text for text, _ in answers]
 
 
@@ -151,11 +152,11 @@ def generate_with_endings(
     max_new_tokens: int,
     progress: ProgressCallback = ignore_progress,
     limit: BatchLimit | None = None,
-    temperature: float = 0.0,
+    decoding: Decoding = GREEDY,
 ) -> list[tuple[str, bool]]:
     """Return the answers, each with whether the model ended it within `max_new_tokens`.
 
-    Answers are greedy with temperature 0, else sampled with random numbers that depend on the prompt only.
+    Sampled answers depend on the prompt and on the draw (`decoding`), and not on other prompts.
     Prompts of similar length share a batch. Batches get smaller if memory does not suffice, and `limit` keeps their
     size for the next call.
     """
@@ -164,7 +165,7 @@ def generate_with_endings(
     out = [("", True)] * len(prompts)
 
     def answer(batch: Sequence[int]) -> None:
-        generated = _generate(model, chat, [prompts[i] for i in batch], max_new_tokens, temperature)
+        generated = _generate(model, chat, [prompts[i] for i in batch], max_new_tokens, decoding)
         for i, text in zip(batch, generated, strict=True):
             out[i] = text
 
@@ -173,7 +174,7 @@ def generate_with_endings(
 
 
 def _generate(
-    model: Any, chat: ChatFormat, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float
+    model: Any, chat: ChatFormat, prompts: Sequence[Sequence[int]], max_new_tokens: int, decoding: Decoding
 ) -> list[tuple[str, bool]]:
     ids, mask = _padded(prompts, chat.pad_id, left=True)
     ends = end_tokens(model, chat)
@@ -183,7 +184,7 @@ def _generate(
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            logits_processor=[SharedNoise(prompts, temperature)] if temperature else [],
+            logits_processor=[SharedNoise(prompts, decoding)] if decoding.temperature else [],
             eos_token_id=sorted(ends),
             pad_token_id=chat.pad_id,
         )

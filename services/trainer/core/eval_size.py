@@ -13,6 +13,8 @@ from services.trainer.core.recipe import Recipe
 
 SKILL_TOKENS: Final = {"instructions": 80, "conversations": 40, "code": 120, "languages": 32}
 """The sets of general skills (`data/skills/`): name -> tokens of the longest answer."""
+GENERAL_TOKENS: Final = 24
+"""Tokens of the longest answer to a general question. The answer keys are short facts."""
 ALL: Final = 10_000
 """More questions than any set has."""
 SMALL_BASE: Final = 500_000_000
@@ -26,21 +28,24 @@ class EvalSize:
     Attributes:
         safety: Safety prompts.
         skills: Questions of each set of skills.
+        draws: Answers to each general question.
     """
 
     safety: int
     skills: int
+    draws: int
 
 
 def eval_size(recipe: Recipe, device: DeviceKind, weights: int) -> EvalSize:
     """Return how many questions the gate of a base with `weights` weights asks on a device."""
     if device == "cuda":
-        default = EvalSize(ALL, ALL)
+        default = EvalSize(ALL, ALL, 3)
     elif weights <= SMALL_BASE:
-        default = EvalSize(ALL, 40)
+        default = EvalSize(ALL, 40, 3)
     else:
-        default = EvalSize(60, 20)
+        default = EvalSize(60, 20, 1)
     return EvalSize(
         safety=recipe.gate_safety_prompts or default.safety,
         skills=recipe.gate_skill_prompts or default.skills,
+        draws=recipe.gate_draws or default.draws,
     )

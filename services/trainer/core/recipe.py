@@ -26,6 +26,8 @@ GATE_TOKENS: Final = (40, 400)
 KTO_LEAST: Final = 50
 """Minimum number of rows with the rarer label. With fewer, KTO repeats the few rows of one side too often."""
 CHANGED_FACT_USERS: Final = 3
+MAX_DRAWS: Final = 6
+"""Means of up to six answers are exact in the test of a change (`gate/statistics.py`)."""
 VOTE_HALF_LIFE_DAYS: Final = 30.0
 
 
@@ -243,6 +245,13 @@ class Recipe(BaseModel):
         ge=1,
         description="Shipped questions of each set of general skills at the gate. Default: all on a GPU; on a CPU 40, "
         "and 20 for a base of more than 500 million weights.",
+    )
+    gate_draws: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_DRAWS,
+        description="Answers to each shipped general question at the gate. They are sampled, and chance has less "
+        "weight in the mean of several. Default: 3; on a CPU 1 for a base of more than 500 million weights.",
     )
     gate_temperature: float = Field(
         0.0,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from services.trainer.core.chat import Messages
+from services.trainer.core.decoding import Decoding, at_gate
 from services.trainer.core.recipe import Recipe
 from services.trainer.gate.golden import GoldenQuestion
 from services.trainer.gate.harness import HarnessResults
@@ -38,6 +39,7 @@ class EvalSet:
         pairs: Liked and disliked answers of held-out users.
         general_prompts: Shipped general prompts.
         general_base_answers: The base model's own answers to `general_prompts`, in the same order.
+        general_draws: The base model's repeated answers to those that have an answer key: one list per draw.
         safety_prompts: Shipped prompts that are harmful, or harmless but look harmful.
         safety_base_answers: The base model's own answers to `safety_prompts`, in the same order.
         skills: Shipped questions about general skills, by the name of their set.
@@ -51,6 +53,7 @@ class EvalSet:
     pairs: Sequence[PreferencePair] = ()
     general_prompts: Sequence[Prompt] = ()
     general_base_answers: Sequence[BaseAnswer] = ()
+    general_draws: Sequence[Sequence[BaseAnswer]] = ()
     safety_prompts: Sequence[Prompt] = ()
     safety_base_answers: Sequence[BaseAnswer] = ()
     skills: Mapping[str, SkillSet] = field(default_factory=dict)
@@ -67,12 +70,14 @@ class GenerationTask:
         max_new_tokens: Returns the longest answer in tokens.
         base_answers: Returns the base's cached answers to these prompts. They are used, cut to `max_new_tokens`, if
             a version is the base itself. Without it the base answers like any other version.
+        decoding: Returns how the answers are decoded.
     """
 
     name: str
     prompts: Callable[[EvalSet], Sequence[Messages]]
     max_new_tokens: Callable[[Recipe], int]
     base_answers: Callable[[EvalSet], Sequence[BaseAnswer]] | None = None
+    decoding: Callable[[Recipe], Decoding] = at_gate
 
 
 @dataclass(frozen=True, slots=True)

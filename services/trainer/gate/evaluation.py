@@ -132,7 +132,7 @@ def _generate(
         report = progress(f"gate, {side}: {task.name}")
         with models.activate(side) as model:
             return generate_answers(
-                model, chat, prompts, max_new_tokens, report, limits.generate, recipe.gate_temperature
+                model, chat, prompts, max_new_tokens, report, limits.generate, task.decoding(recipe)
             )
 
     if stored is None:

@@ -13,9 +13,18 @@ from typing import Any, Literal
 import structlog
 
 from services.trainer.base import dtype
-from services.trainer.base.base_answers import EVAL_PROMPTS, SAFETY_PROMPTS, Prompt, shipped_prompts, spread
+from services.trainer.base.base_answers import (
+    EVAL_PROMPTS,
+    SAFETY_PROMPTS,
+    Asked,
+    Prompt,
+    draws_of_general,
+    shipped_prompts,
+    spread,
+)
 from services.trainer.base.model import load_base
 from services.trainer.base.tokenization import is_rendered
+from services.trainer.core.decoding import at_gate
 from services.trainer.core.eval_size import SKILL_TOKENS
 from services.trainer.dataset.chat_endpoint import Endpoint, EndpointConfig, open_client
 from services.trainer.dataset.filters import GroupedRow
@@ -151,17 +160,19 @@ def build_eval_set(context: RunContext) -> EvalSet:
     size = context.eval_size()
     safety = shipped_prompts(SAFETY_PROMPTS, size.safety)
     questions = {name: _skill_questions(context, name, size.skills) for name in SKILL_TOKENS}
-    of_general, of_safety, *of_skills = context.base_answers_of(
+    once, draws = at_gate(recipe), draws_of_general(recipe, size, general)
+    of_general, of_safety, *others = context.base_answers_of(
         [
-            (general, recipe.replay_new_tokens),
-            (safety, recipe.replay_new_tokens),
+            Asked(general, recipe.replay_new_tokens, once),
+            Asked(safety, recipe.replay_new_tokens, once),
             *(
-                ([one.as_prompt() for one in questions[name]], tokens)
+                Asked([one.as_prompt() for one in questions[name]], tokens, once)
                 for name, tokens in SKILL_TOKENS.items()
             ),
-        ],
-        recipe.gate_temperature,
+            *draws,
+        ]
     )
+    of_skills, of_draws = others[: len(SKILL_TOKENS)], others[len(SKILL_TOKENS) :]
     return EvalSet(
         corrections=held_out.answers.corrections,
         liked=held_out.answers.liked,
@@ -170,6 +181,7 @@ def build_eval_set(context: RunContext) -> EvalSet:
         pairs=held_out.pairs,
         general_prompts=general,
         general_base_answers=of_general,
+        general_draws=of_draws,
         safety_prompts=safety,
         safety_base_answers=of_safety,
         skills={

@@ -230,10 +230,48 @@ def paired_change(pairs: Sequence[OutcomePair]) -> PairedChange:
     return PairedChange(len(pairs), lost, won)
 
 
+@dataclass(frozen=True, slots=True)
+class PairedMeanChange:
+    """Change of a mean of values between 0 and 1 that were measured on the same questions for candidate and stable.
+
+    With values of 0 and 1 it equals `PairedChange`.
+
+    Attributes:
+        gains: Candidate minus stable, question by question.
+    """
+
+    gains: Sequence[float]
+
+    @property
+    def n(self) -> int:
+        """Number of questions."""
+        return len(self.gains)
+
+    @property
+    def lost(self) -> int:
+        """Questions on which stable is better."""
+        return sum(gain < 0 for gain in self.gains)
+
+    @property
+    def won(self) -> int:
+        """Questions on which the candidate is better."""
+        return sum(gain > 0 for gain in self.gains)
+
+    @property
+    def value(self) -> float:
+        """The mean change; 0 without questions."""
+        return sum(self.gains) / len(self.gains) if self.gains else 0.0
+
+    @property
+    def p_value(self) -> float:
+        """Return the one-sided p-value of a loss: how often coins that decide each sign would do as badly."""
+        return sign_flip_p([-gain for gain in self.gains]) if self.gains else 1.0
+
+
 def judge_change(
-    change: PairedChange, margin: float, doubt_p: float = DOUBT_P, fail_p: float = FAIL_P
+    change: PairedChange | PairedMeanChange, margin: float, doubt_p: float = DOUBT_P, fail_p: float = FAIL_P
 ) -> Severity:
-    """Return whether a share was kept.
+    """Return whether a share, or a mean of shares, was kept.
 
     Falls up to `margin` (a share, such as 0.03) are accepted, because some answers flip with any training. Beyond it
     the p-value decides: below `fail_p` the share has "failed", below `doubt_p` it is "inconclusive". The error rates

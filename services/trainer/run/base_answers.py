@@ -22,7 +22,6 @@ def answer_cache(
     limit: BatchLimit,
     *,
     processes: int = 1,
-    temperature: float = 0.0,
 ) -> BaseAnswerCache:
     """Return the cache of the base's answers in the data type and precision of a run.
 
@@ -32,7 +31,6 @@ def answer_cache(
         cache: Folder of the cache, which runs share.
         limit: How many prompts are answered at once.
         processes: Processes that train the run.
-        temperature: Temperature of the answers.
 
     """
     return BaseAnswerCache(
@@ -44,7 +42,6 @@ def answer_cache(
         limit,
         config.chat_template_kwargs,
         quantization_of_run(run, config, processes),
-        temperature,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.trainer.base.base_answers import BaseAnswer, Prompt
+from services.trainer.base.base_answers import Asked, BaseAnswer, Prompt
 from services.trainer.base.device import describe
 from services.trainer.base.memory import EvalLimits
 from services.trainer.base.shape import base_shape
@@ -89,13 +89,11 @@ class RunContext:
         return eval_size(self.config.recipe, describe().kind, weights)
 
     def base_answers(self, prompts: Sequence[Prompt]) -> list[BaseAnswer]:
-        """Return the base's own answers of the length of replay data, in the order of `prompts`."""
-        return self.base_answers_of([(prompts, self.config.recipe.replay_new_tokens)])[0]
+        """Return the base's own greedy answers of the length of replay data, in the order of `prompts`."""
+        return self.base_answers_of([Asked(prompts, self.config.recipe.replay_new_tokens)])[0]
 
-    def base_answers_of(
-        self, asked: Sequence[tuple[Sequence[Prompt], int]], temperature: float = 0.0
-    ) -> list[list[BaseAnswer]]:
-        """Return the base's own answers to several lists of prompts, each given with the longest answer in tokens.
+    def base_answers_of(self, asked: Sequence[Asked]) -> list[list[BaseAnswer]]:
+        """Return the base's own answers to several lists of prompts.
 
         Generates those that the cache does not have.
         """
@@ -105,7 +103,6 @@ class RunContext:
             self.settings.replay_dir,
             self.eval_limits.generate,
             processes=self.settings.world_size,
-            temperature=temperature,
         )
         return cache.answers_of(asked, self.chat, self.progress_callback(RunStage.REPLAY))
 

@@ -12,7 +12,12 @@ from services.trainer.gate.statistics import (
     FAIL_P,
     Interval,
     OutcomePair,
+    PairedChange,
+    PairedMeanChange,
+    ScorePair,
+    Severity,
     VoteTest,
+    gains,
     judge_change,
     mean_interval,
     paired_change,
@@ -312,8 +317,43 @@ def add_paired_share(
     hits = sum(candidate for candidate, _ in pairs)
     judgement.add_figure(name, proportion_interval(hits, len(pairs)), baseline=stable_mean(pairs))
     change = paired_change(pairs)
-    severity = judge_change(change, margin, doubt_p, fail_p)
     difference = options.mean_interval([float(candidate) - float(stable) for candidate, stable in pairs])
+    severity = judge_change(change, margin, doubt_p, fail_p)
+    _add_change(judgement, name, subject, change, difference, margin, severity)
+
+
+def add_paired_mean(
+    judgement: Judgement,
+    name: str,
+    subject: str,
+    pairs: Sequence[ScorePair],
+    *,
+    margin: float,
+    doubt_p: float,
+    options: JudgeOptions,
+) -> None:
+    """Add a mean of shares and its change from stable, judged by a test of signs. See `add_paired_share`.
+
+    `pairs`: shares of candidate and stable, question by question.
+    """
+    judgement.add_figure(
+        name, options.mean_interval([float(candidate) for candidate, _ in pairs]), baseline=stable_mean(pairs)
+    )
+    change = PairedMeanChange(gains(pairs))
+    severity = judge_change(change, margin, doubt_p)
+    _add_change(judgement, name, subject, change, options.mean_interval(change.gains), margin, severity)
+
+
+def _add_change(
+    judgement: Judgement,
+    name: str,
+    subject: str,
+    change: PairedChange | PairedMeanChange,
+    difference: Interval,
+    margin: float,
+    severity: Severity,
+) -> None:
+    """Add the figure of a change, and the reason that follows from it."""
     judgement.add_figure(f"{name}_change", difference, bound=-margin, passed=severity == "kept")
     reason = f"{subject} fell by {-100 * change.value:.1f} points"
     if severity == "failed":
