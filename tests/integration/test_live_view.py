@@ -175,7 +175,7 @@ def test_engine_is_exactly_once_whatever_its_live_view_does(kafka: str, fresh: s
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a separate Kafka with the processor's topics, whose names are fixed."""
     with own_kafka(tmp_path_factory.mktemp("own"), partitions=2) as address:
-        write_tallies(address, FEEDBACK_TALLIES.name, tally(V1, "u1", 0, up=2), tally(V1, "u2", 1, down=1))
+        write_tallies(address, FEEDBACK_TALLIES.name, tally(V1, "u1", 0, up=2), tally(V1, "u2", 0, down=1))
         yield address
 
 

@@ -98,7 +98,7 @@ def _sample_ratio(trial: Trial) -> str | None:
         return None
     return (
         f"sample ratio mismatch: {canary} of {canary + stable} users got the canary, expected {part:.1%}; the figures "
-        "cannot be trusted. See `model.serving` or inference's `/readyz` for replicas that do not serve it, then "
+        "cannot be trusted. Find the replica of inference that does not serve it by its `/readyz`; then "
         "`loopwright rollout resume` begins the step again"
     )
 
@@ -145,7 +145,7 @@ def _why_on(trial: Trial, policy: CanaryPolicy, *, is_last: bool) -> str:
 def _satisfied(arm: CanaryArm) -> str:
     if arm.mean is None:
         return "no user with feedback"
-    return f"{arm.mean:.0%} satisfied of {arm.users} users ({arm.low:.0%} to {arm.high:.0%})"
+    return f"satisfaction {arm.mean:.0%} ({arm.low:.0%} to {arm.high:.0%}) of {arm.users} users"
 
 
 def _duration(ms: int) -> str:
