@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.inference import response_stream
 from services.inference.api.request_schemas import (
     IGNORED_FIELDS,
     UNSUPPORTED_FIELDS,
@@ -31,7 +32,7 @@ from services.inference.core.generation_request import (
     join_tool_calls,
 )
 from services.inference.response_stream import RequestDetails, response_record
-from shared.events import MAX_CONTENT, MAX_MESSAGES, ChatResponse, Usage
+from shared.events import MAX_CONTENT, MAX_MESSAGES, ChatResponse, Choice, Usage
 from shared.limits import MAX_RESPONSE_BYTES
 from tests.inference_app import BODY, CHAT, App, chunks_of, running, weather_answer, weather_calls
 from tests.inference_factories import LINE, generation_request
@@ -400,3 +401,17 @@ def test_record_holds_whatever_a_model_calls() -> None:
     assert len(choice.text) == MAX_CONTENT
     recorded = choice.tool_calls or ()
     assert (len(recorded), len(recorded[0].id), len(recorded[0].function.name)) == (128, 256, 256)
+
+
+async def test_result_that_is_not_recordable_is_answered_and_says_so(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever an engine returns, its thread goes on."""
+    with monkeypatch.context() as patch:
+        patch.setattr(response_stream, "response_record", lambda *_, **__: Choice(index=99, text=""))
+        answer = (await app.chat()).json()
+    assert answer["choices"][0]["message"]["content"] == "hello"
+    assert answer["loopwright"]["recorded"] is False
+    assert app.records() == []
+    assert "loopwright" not in (await app.chat()).json()
+    assert len(app.records()) == 1
