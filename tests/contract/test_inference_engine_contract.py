@@ -11,7 +11,18 @@ from typing import Any, Protocol
 
 import pytest
 
-from services.inference.core.generation_request import ContextExceeded, GenerationResult, Sampling
+from services.inference.core.generation_options import (
+    OPTION_NAMES,
+    FunctionDefinition,
+    GenerationOptions,
+    ToolDefinition,
+)
+from services.inference.core.generation_request import (
+    ContextExceeded,
+    GenerationResult,
+    Sampling,
+    join_tool_calls,
+)
 from services.inference.engine.chat_tokenizer import ChatTokenizer
 from services.inference.engine.in_memory import InMemoryEngine
 from services.inference.engine.open_model import open_model
@@ -204,6 +215,42 @@ def test_sampling_differs_between_requests_of_one_moment(setup: Setup) -> None:
     samplings = (Sampling(), Sampling(1.0), Sampling(1.0, 0.5), SAMPLED)
     listeners = [setup.submit(max_tokens=6, sampling=sampling) for sampling in samplings]
     assert [listener.result().status for listener in listeners] == ["completed"] * 4
+
+
+# --- options ------------------------------------------------------------------------------------------------------
+
+
+def test_supported_options_are_options_and_do_not_change(setup: Setup) -> None:
+    supported = setup.engine.supported_options()
+    assert supported <= OPTION_NAMES
+    assert setup.answer(max_tokens=2).status == "completed"
+    assert setup.engine.supported_options() == supported
+
+
+def test_supported_logprobs_cover_the_tokens_of_the_answer(setup: Setup) -> None:
+    options = GenerationOptions(logprobs=True, top_logprobs=2)
+    if not options.names() <= setup.engine.supported_options():
+        options = GenerationOptions()  # the gateway asks such an engine for none
+    listener = setup.submit(max_tokens=5, n=2, sampling=SAMPLED, options=options)
+    for choice in listener.result().choices:
+        pieces = [piece for piece in listener.pieces if piece.choice == choice.index]
+        assert tuple(token for piece in pieces for token in piece.logprobs) == choice.logprobs
+        assert len(choice.logprobs) == (5 if options.logprobs else 0)
+        for token in choice.logprobs:
+            assert len(token.top) >= 2
+            assert -1e6 < token.logprob <= 0
+
+
+def test_supported_tools_are_called_and_their_parts_join(setup: Setup) -> None:
+    tool = ToolDefinition(type="function", function=FunctionDefinition(name="look_up"))
+    options = GenerationOptions(tools=(tool,), tool_choice="required")
+    is_supported = options.names() <= setup.engine.supported_options()
+    listener = setup.submit(max_tokens=200, options=options if is_supported else GenerationOptions())
+    [choice] = listener.result().choices
+    assert (
+        join_tool_calls(delta for piece in listener.pieces for delta in piece.tool_calls) == choice.tool_calls
+    )
+    assert bool(choice.tool_calls) == is_supported == (choice.finish_reason == "tool_calls")
 
 
 # --- cancellation -------------------------------------------------------------------------------------------------

@@ -35,7 +35,12 @@ ALPHABET = "etaoin shrdlu"
 
 
 def random_answer(request: GenerationRequest, choice: int) -> str:
-    """Return random letters that depend on version and conversation, and on the seed if the request is sampled."""
+    """Return random letters that depend on version and conversation, and on the seed if the request is sampled.
+
+    A request that demands a tool call gets no text.
+    """
+    if forced_call(request, choice):
+        return ""
     sampled = request.sampling.temperature > 0
     seed = request.sampling.seed if sampled else 0
     parts = (
