@@ -90,8 +90,13 @@ class Rig:
         reader.close()
         return values
 
-    def visit(self, share: float, count: int = USERS_BETWEEN_KILLS) -> dict[str, int]:
-        """Write the samples and votes of new, satisfied users, some of them twice. Return users by version."""
+    def visit(
+        self, share: float, count: int = USERS_BETWEEN_KILLS, canary_vote: float = 1.0
+    ) -> dict[str, int]:
+        """Write the samples and votes of new users, some of them twice. Return users by version.
+
+        All are satisfied with the stable version; `canary_vote` is how satisfied they are with the canary.
+        """
         now = datetime.now(UTC)
         samples: list[LogRecord] = []
         votes: list[LogRecord] = []
@@ -103,13 +108,13 @@ class Rig:
             sample = ResponseSample(
                 line="assistant", version=name, user_id=user, failed=False, responded_at=now
             )
+            liked = canary_vote if name == V1.version else 1.0
             vote = Tally(
                 line="assistant",
                 version=name,
                 user_id=user,
                 partition=0,
-                up=1,
-                vote=1.0,
+                vote=liked,
                 vote_on=now,
                 updated_at=now,
             )
@@ -210,3 +215,26 @@ def test_canary_takes_over_though_the_rollout_is_killed_at_each_step(
     assert violations(records) == []
     assert rig.read(DEAD_LETTERS) == []
     record_property("kills", 3)
+
+
+@pytest.mark.timeout(300)
+def test_harmful_canary_stays_away_though_the_rollout_is_killed(
+    make_rig: Callable[..., Rig], record_property: Callable[[str, object], None]
+) -> None:
+    rig = make_rig()
+    rig.visit(0.05, canary_vote=0.0)
+    rig.kill()
+    while len(rig.decisions()) == 2:
+        rig.visit(0.05, canary_vote=0.0)
+        assert rig.users < 5_000
+    rig.kill()
+    again = PASSED.model_copy(update={"number": 2})
+    rig.write("trainer", MODEL_VERSIONS, [version(V1, again)])
+    rig.visit(0.05, canary_vote=0.0)
+    rig.write("console", OPERATOR_COMMANDS, [Pause(line="assistant", command_id="c1", issued_at=NOW)])
+    until(lambda: rig.decisions()[-1].action == "pause", "the pause", DECIDED_WITHIN_S)
+    records = rig.decisions()
+    assert [record.action for record in records] == ["adopt_base", "canary", "rollback", "pause"]
+    assert (records[-1].stable, records[-1].canary) == (BASE, None)
+    assert violations(records) == []
+    record_property("kills", 2)
