@@ -21,6 +21,8 @@ ANSWERS = (
     "red, orange, yellow, green, blue, indigo, violet, white, grey, black, brown, pink, purple, silver, gold",
 )
 """What the two versions answer, without an end."""
+QUESTION = "Repeat: one two three four five six seven eight nine ten eleven twelve"
+"""To this the base too has an answer much likelier than any other, so its text does not depend on rounding either."""
 START_S = 900
 """The first start compiles bytecode and reads several gigabytes."""
 

@@ -6,15 +6,29 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
+from services.inference.core.generation_options import GenerationOptions
 from services.inference.engine.chat_tokenizer import ChatTokenizer
 from services.inference.engine.port import InferenceEngine
 from tests.contract.test_inference_engine_contract import *  # noqa: F403 - collects the suite's tests
 from tests.contract.test_inference_engine_contract import MAX_CONTEXT, MAX_WAITING, Setup
-from tests.inference_factories import make_vllm_engine
-from tests.vllm.conftest import MAX_MODEL_LEN, RealVllm
+from tests.inference_factories import RecordingListener, make_vllm_engine
+from tests.vllm.conftest import MAX_MODEL_LEN, QUESTION, RealVllm
+
+
+class RealSetup(Setup):
+    """Asks what has one likely answer, and lets sampled answers go on until their limit, as a tiny model's do."""
+
+    def submit(self, **fields: Any) -> RecordingListener:
+        if "sampling" in fields:
+            fields = {"options": GenerationOptions(ignore_eos=True)} | fields
+        else:
+            fields = {"prompt": QUESTION} | fields
+        return super().submit(**fields)
+
 
 pytestmark = pytest.mark.timeout(1200)
 assert MAX_MODEL_LEN == MAX_CONTEXT
@@ -43,4 +57,4 @@ def setup(vllm: RealVllm, base_model: Path, adapters: dict[str, Path]) -> Iterat
             engine.start().result(120)
             return engine
 
-        yield Setup(start(), adapters, start)
+        yield RealSetup(start(), adapters, start)

@@ -30,7 +30,7 @@ from tests.inference_factories import (
     version_ref,
     wait_until,
 )
-from tests.vllm.conftest import ANSWERS, MAX_LORA_RANK, MAX_MODEL_LEN, RealVllm
+from tests.vllm.conftest import ANSWERS, MAX_LORA_RANK, MAX_MODEL_LEN, QUESTION, RealVllm
 
 pytestmark = pytest.mark.timeout(1200)
 V1, V2, V3 = (version_ref(LINE, number).version for number in (1, 2, 3))
@@ -57,7 +57,7 @@ def engine(vllm: RealVllm, base_model: Path, folder: Path) -> Iterator[Inference
 
 def ask(engine: InferenceEngine, **fields: Any) -> RecordingListener:
     listener = RecordingListener()
-    submit(engine, generation_request(**({"max_tokens": 12} | fields)), listener)
+    submit(engine, generation_request(**({"max_tokens": 12, "prompt": QUESTION} | fields)), listener)
     return listener
 
 
@@ -98,7 +98,7 @@ def test_twenty_swaps_under_load_fail_and_mix_nothing(
 
         async def one(version: str) -> None:
             listener = RecordingListener()
-            request = generation_request(version=version, max_tokens=12)
+            request = generation_request(version=version, max_tokens=12, prompt=QUESTION)
             await engine.submit(request, listener)
             await asyncio.to_thread(listener.ended.wait, 120)
             results.append((version, listener.results[0]))
@@ -176,7 +176,7 @@ def test_options_of_openai_and_vllm_work(engine: InferenceEngine) -> None:
     called = answer(engine, options=options(tools=tools, tool_choice="required"), max_tokens=200)
     assert called.choices[0].finish_reason in {"tool_calls", "length"}
     assert called.choices[0].tool_calls[0].name == "weather"
-    assert called.usage.prompt_tokens > 50
+    assert called.usage.prompt_tokens > 10
 
 
 def test_killed_server_loses_nothing_but_the_running_answers(
