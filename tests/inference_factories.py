@@ -115,17 +115,19 @@ class FakeTokenizer:
 
 
 class FakeModels:
-    """Versions in memory, whose load takes `load_steps` steps."""
+    """Versions in memory. A load takes steps without end while `may_load` is cleared."""
 
     def __init__(self) -> None:
         self.loaded = [BASE.version]
         self.unusable: set[str] = set()
-        self.load_steps = 0
+        self.may_load = threading.Event()
+        self.may_load.set()
 
     def load(self, version: str, folder: Path) -> Iterator[None]:
         if version in self.unusable:
             raise BadArtifact(f"{version} does not fit")
-        for _ in range(self.load_steps):
+        yield
+        while not self.may_load.is_set():
             yield
         if version not in self.loaded:
             self.loaded.append(version)

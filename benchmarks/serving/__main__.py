@@ -126,11 +126,9 @@ def measure_round(
 
 def measure(server: Server, model: str, count: int, seconds: float, figures: Figures) -> None:
     """Measure one model with a number of clients."""
-    cpu_s, begin = server.cpu_s(), time.perf_counter()
-    sample = asyncio.run(closed_loop(server.url, model, count, TOKENS, WARM_UP_S, seconds))
-    cores = (server.cpu_s() - cpu_s) / (time.perf_counter() - begin)
+    sample = asyncio.run(closed_loop(server.url, model, count, TOKENS, WARM_UP_S, seconds, server.cpu_s))
     figures[f"tokens_per_s_{count}"] = sample.tokens_per_s
-    figures[f"tokens_per_cpu_s_{count}"] = sample.tokens_per_s / cores
+    figures[f"tokens_per_cpu_s_{count}"] = sample.tokens_per_cpu_s
     figures[f"first_token_s_{count}"] = sample.first_token_s
 
 

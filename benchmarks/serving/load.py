@@ -107,9 +107,18 @@ async def stream(
 
 
 async def closed_loop(
-    url: str, model: str, clients: int, tokens: int, warm_up_s: float, seconds: float
+    url: str,
+    model: str,
+    clients: int,
+    tokens: int,
+    warm_up_s: float,
+    seconds: float,
+    cpu_s: Callable[[], float] = time.process_time,
 ) -> Sample:
-    """Let clients send one request after the other, and measure for `seconds` after a warm-up."""
+    """Let clients send one request after the other, and measure for `seconds` after a warm-up.
+
+    `cpu_s` returns the processor time that the server has used.
+    """
     begin = time.perf_counter() + warm_up_s
     end = begin + seconds
     chats: list[Chat] = []
@@ -119,18 +128,35 @@ async def closed_loop(
         while time.perf_counter() < end:
             chats.append(await stream(session, url, model, next(numbers), tokens))
 
+    async def processor_time() -> float:
+        await asyncio.sleep(max(0.0, begin - time.perf_counter()))
+        before = cpu_s()
+        await asyncio.sleep(max(0.0, end - time.perf_counter()))
+        return cpu_s() - before
+
     async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+        used = asyncio.create_task(processor_time())
         await asyncio.gather(*(client() for _ in range(clients)))
+        used_s = await used
     pieces = sum(begin <= arrival < end for chat in chats for arrival in chat.arrivals)
     firsts = [chat.first_token_s for chat in chats if chat.sent_at >= begin] or [chats[-1].first_token_s]
-    return Sample(pieces / seconds, statistics.median(firsts), len(chats))
+    return Sample(pieces / seconds, pieces / used_s, statistics.median(firsts), len(chats))
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What clients got: tokens per second of all together, the median seconds to a first token, and answers."""
+    """What clients got in the measured time.
+
+    Attributes:
+        tokens_per_s: Tokens per second of all together.
+        tokens_per_cpu_s: Tokens per second of the server's processor time.
+        first_token_s: Median seconds to a first token.
+        chats: Number of answers.
+
+    """
 
     tokens_per_s: float
+    tokens_per_cpu_s: float
     first_token_s: float
     chats: int
 

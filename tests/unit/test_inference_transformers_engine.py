@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.inference.core.generation_request import ContextExceeded, GenerationResult
+from services.inference.core.generation_request import ContextExceeded, GenerationResult, Piece
 from services.inference.engine.loaded_model import LoadedModel
 from services.inference.engine.transformers_engine import TransformersEngine
 from shared.errors import BadArtifact, LoopwrightError, Overloaded, Retryable
@@ -62,10 +62,10 @@ def send(engine: TransformersEngine, response_id: str, **fields: Any) -> Recordi
     return listener
 
 
-def block(engine: TransformersEngine, batch: FakeBatch) -> RecordingListener:
+def block(engine: TransformersEngine, batch: FakeBatch, **fields: Any) -> RecordingListener:
     """Let the engine run a step that lasts until `batch.gate` is set."""
     batch.gate = Event()
-    listener = send(engine, "first")
+    listener = send(engine, "first", **fields)
     assert batch.entered.wait(5)
     return listener
 
@@ -256,15 +256,17 @@ def test_version_with_an_empty_answer_is_refused(engine: TransformersEngine, bat
 
 
 def test_requests_are_answered_while_a_version_loads(
-    engine: TransformersEngine, models: FakeModels, batch: FakeBatch, monkeypatch: pytest.MonkeyPatch
+    engine: TransformersEngine, models: FakeModels, batch: FakeBatch
 ) -> None:
-    monkeypatch.setattr("services.inference.engine.transformers_engine.LOAD_SLICE_S", 0.0)
-    models.load_steps = 1_000_000
+    models.may_load.clear()
     running = block(engine, batch)
     loader, _ = in_thread(lambda: engine.load(V1, Path()))
     unblock(batch)
     assert running.result(5).status == "completed"
+    loader.join(0.1)
+    assert loader.is_alive()
     assert send(engine, "r2").result(5).status == "completed"
+    models.may_load.set()
     loader.join(20)
     assert engine.versions() == (BASE.version, V1)
 
@@ -284,6 +286,30 @@ def test_unloaded_version_stays_until_its_last_request_ends(
     assert {listener.result(5).status for listener in (running, waiting)} == {"completed"}
     send(engine, "r3").result(5)
     assert models.loaded == [BASE.version]
+
+
+def test_unloaded_version_stays_for_a_request_that_waits(models: FakeModels) -> None:
+    batch = FakeBatch(memory=300)
+    engine = started(models, batch)
+    engine.load(V1, Path())
+    batch.entered.clear()
+    running = block(engine, batch, prompt="a" * 200)
+    in_memory: list[bool] = []
+
+    class Watcher(RecordingListener):
+        """Listener that notes whether the version is in memory when its answer begins."""
+
+        def on_piece(self, piece: Piece) -> None:
+            in_memory.append(V1 in models.loaded)
+
+    waiting = Watcher()
+    submit(engine, generation_request("waiting", version=V1), waiting)
+    engine.unload(V1)
+    unblock(batch)
+    assert {listener.result(5).status for listener in (running, waiting)} == {"completed"}
+    assert in_memory
+    assert all(in_memory)
+    engine.stop(5)
 
 
 # --- start and stop -----------------------------------------------------------------------------------------------

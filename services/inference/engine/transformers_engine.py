@@ -21,7 +21,7 @@ from services.inference.engine.smoke_test import SHUT_DOWN, SmokeTest
 from shared.errors import Overloaded, Retryable, UnknownVersion
 
 LOAD_SLICE_S: Final = 0.01
-"""While rows run, loading a version takes at most about this long between two steps."""
+"""While there are requests, loading a version takes at most about this long between two steps."""
 log = structlog.get_logger(__name__)
 
 
@@ -245,7 +245,7 @@ class TransformersEngine:
             model.models.unload(version)
 
     def _work_on_task(self, model: LoadedModel) -> None:
-        """Work on the oldest task: to its end, or for `LOAD_SLICE_S` if rows run."""
+        """Work on the oldest task: to its end, or for `LOAD_SLICE_S` if there are requests."""
         if self._task is None:
             with self._changed:
                 if not self._tasks:
@@ -256,7 +256,7 @@ class TransformersEngine:
         until = time.monotonic() + LOAD_SLICE_S
         try:
             for _ in steps:
-                if model.batch.rows and time.monotonic() > until:
+                if (model.batch.rows or self._waiting) and time.monotonic() > until:
                     return
             future.set_result(None)
         except Exception as error:  # noqa: BLE001 - the future carries it; the thread must survive
