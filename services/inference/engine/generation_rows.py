@@ -17,7 +17,7 @@ from services.inference.core.generation_request import (
     Status,
 )
 from services.inference.engine.port import GenerationListener
-from shared.events import MAX_TEXT, Usage
+from shared.events import MAX_CONTENT, Usage
 
 Decode = Callable[[list[int]], str]
 
@@ -81,7 +81,7 @@ class ChoiceRow:
             self.finish_reason = "cancelled"
         elif token in eos_token_ids or self._detokenizer.stopped:
             self.finish_reason = "stop"
-        elif self.token_count >= self.generation.max_tokens or self._detokenizer.length >= MAX_TEXT:
+        elif self.token_count >= self.generation.max_tokens or self._detokenizer.length >= MAX_CONTENT:
             self.finish_reason = "length"
         self._send(new_text)
 
