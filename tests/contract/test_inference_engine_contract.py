@@ -69,7 +69,13 @@ def transformers_engine(model: Path, cleanup: ExitStack) -> InferenceEngine:
     # In float32, because in bfloat16 an answer depends on the other rows of its batch.
     return TransformersEngine(
         lambda: open_model(
-            model, tokenizer, base=BASE.version, device="cpu", dtype="float32", kv_cache_mb=64
+            model,
+            tokenizer,
+            base=BASE.version,
+            device="cpu",
+            dtype="float32",
+            max_batch=8,
+            kv_cache_mb=64,
         ),
         tokenizer,
         base=BASE.version,
