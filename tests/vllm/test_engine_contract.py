@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from services.inference.core.generation_options import GenerationOptions
+from services.inference.core.generation_request import GenerationResult
 from services.inference.engine.chat_tokenizer import ChatTokenizer
 from services.inference.engine.port import InferenceEngine
 from tests.contract.test_inference_engine_contract import *  # noqa: F403 - collects the suite's tests
@@ -28,6 +29,9 @@ class RealSetup(Setup):
         else:
             fields = {"prompt": QUESTION} | fields
         return super().submit(**fields)
+
+    def answer(self, **fields: Any) -> GenerationResult:
+        return self.submit(**fields).result(300)  # a model of 135 million parameters on half a core
 
 
 pytestmark = pytest.mark.timeout(1200)
