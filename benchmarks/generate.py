@@ -1,9 +1,10 @@
 """Generates a version's answers, in a process of its own: `python -m benchmarks.generate TASK OUTPUT`.
 
 TASK is a JSON file with the fields `base`, `adapter` (or null), `threads`, `seed`, `greedy` (conversations as lists of
-[role, text]), `tokens` (limit of their answers), `sampled` (pairs of question and number of answers) and
-`sampled_tokens`. OUTPUT is written when it is complete: `greedy` has [answer, whether the model ended it] for each
-conversation, `sampled` maps questions to lists of answers.
+[role, text]), `tokens` (limit of their answers), `sampled` (pairs of question and number of answers),
+`sampled_tokens`, `drawn` (conversations), `draws` (lists of temperature and draw) and `drawn_tokens`. OUTPUT is written
+when it is complete: `greedy` has [answer, whether the model ended it] for each conversation, `sampled` maps questions
+to lists of answers, `drawn` has a list of answers for each draw.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import torch
 from transformers import logging as transformers_logging
 
 from services.trainer.base.dtype import fastest
-from services.trainer.base.model import generate_with_endings, load_base, with_adapter
+from services.trainer.base.model import generate_answers, generate_with_endings, load_base, with_adapter
 from services.trainer.base.tokenization import load_chat
+from services.trainer.core.decoding import Decoding
 from services.trainer.files import write_whole
 from services.trainer.worker.child import die_with_parent
 from shared.chat_format import ChatFormat
@@ -91,7 +93,14 @@ def main(task_file: Path, output: Path) -> None:
             task["sampled_tokens"],
             task["seed"],
         )
-    answers = {"greedy": greedy, "sampled": sampled}
+        conversations = [[(role, text) for role, text in conversation] for conversation in task["drawn"]]
+        drawn = [
+            generate_answers(
+                model, chat, conversations, task["drawn_tokens"], decoding=Decoding(temperature, draw)
+            )
+            for temperature, draw in task["draws"]
+        ]
+    answers = {"greedy": greedy, "sampled": sampled, "drawn": drawn}
     write_whole(output, json.dumps(answers, ensure_ascii=False, indent=1).encode())
 
 

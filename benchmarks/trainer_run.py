@@ -23,6 +23,7 @@ import typer
 from benchmarks.make_batches import START, UserFeedback, cut_batches, example_revisions
 from deploy.local.model import ensure_base_model, ensure_tiny_model
 from services.trainer.core.chat import Messages
+from services.trainer.core.decoding import Decoding
 from services.trainer.core.recipe import Recipe
 from services.trainer.database import open_database
 from services.trainer.dataset import batch_table, snapshot_files
@@ -147,6 +148,9 @@ class GenerationTask:
         sampled: Questions, each with the number of sampled answers.
         sampled_tokens: Longest sampled answer.
         seed: Seed of sampling.
+        drawn: Conversations that are answered once in each of `draws`.
+        draws: How those answers are decoded.
+        drawn_tokens: Longest of those answers.
     """
 
     greedy: Sequence[Messages] = ()
@@ -154,6 +158,9 @@ class GenerationTask:
     sampled: Sequence[tuple[str, int]] = ()
     sampled_tokens: int = 40
     seed: int = 1
+    drawn: Sequence[Messages] = ()
+    draws: Sequence[Decoding] = ()
+    drawn_tokens: int = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +170,12 @@ class GeneratedAnswers:
     Attributes:
         greedy: (answer, whether the model ended it) of each conversation, in order.
         sampled: Sampled answers by question.
+        drawn: For each draw, the answer to each conversation, in order.
     """
 
     greedy: list[tuple[str, bool]]
     sampled: dict[str, list[str]] = field(default_factory=dict)
+    drawn: list[list[str]] = field(default_factory=list)
 
 
 def generate(
@@ -195,11 +204,15 @@ def generate(
             "tokens": task.tokens,
             "sampled": task.sampled,
             "sampled_tokens": task.sampled_tokens,
+            "drawn": task.drawn,
+            "draws": [(one.temperature, one.draw) for one in task.draws],
+            "drawn_tokens": task.drawn_tokens,
         }
         write_whole(task_file, json.dumps(content, ensure_ascii=False).encode())
         run_module("benchmarks.generate", output.with_suffix(".log"), str(task_file), str(output))
     answers = json.loads(output.read_bytes())
-    return GeneratedAnswers([(text, ended) for text, ended in answers["greedy"]], answers["sampled"])
+    greedy = [(text, ended) for text, ended in answers["greedy"]]
+    return GeneratedAnswers(greedy, answers["sampled"], answers["drawn"])
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ from benchmarks.worlds.users import BaseAnswer
 from benchmarks.worlds.world import WORLDS, Fact, World, WorldName, load_world
 from services.trainer.base.base_answers import EVAL_PROMPTS, Prompt, shipped_prompts
 from services.trainer.core.chat import Messages
+from services.trainer.core.decoding import draw_at_gate
+from services.trainer.core.eval_size import GENERAL_TOKENS
 from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
 from services.trainer.gate.scorers import contains_phrase
@@ -41,6 +43,8 @@ SEEDS: Final = (1, 2)
 PACKAGE: Final = Path(__file__).parent
 ANSWER_TOKENS: Final = 40
 """Longest answer to a user or to a measured question, in tokens."""
+GENERAL_DRAWS: Final = 3
+"""Answers to each general question, as at the gate: one answer tells no fall of a point from chance."""
 QUICK_EXAMPLES, QUICK_FACTS, QUICK_PROMPTS = 60, 6, 8
 QUICK_RECIPE: Final[dict[str, Any]] = {
     "rank": 4,
@@ -228,19 +232,23 @@ def unseen_questions(world: World) -> list[tuple[Fact, Messages]]:
 def _measure(bench: Bench, arm: Arm, adapter: Path | None, callback: StageCallback) -> dict[str, Any]:
     """Return which unseen wordings and which general questions are answered correctly."""
     unseen, general = unseen_questions(bench.world(arm.world)), bench.general_questions()
-    conversations = [conversation for _, conversation in unseen] + [prompt.messages for prompt in general]
     callback("measuring", 0.0)
     answers = trainer_run.generate(
         bench.base.path,
         adapter,
         bench.threads,
-        GenerationTask(conversations, ANSWER_TOKENS),
+        GenerationTask(
+            [conversation for _, conversation in unseen],
+            ANSWER_TOKENS,
+            drawn=[prompt.messages for prompt in general],
+            draws=[draw_at_gate(Recipe(), draw) for draw in range(1, GENERAL_DRAWS + 1)],
+            drawn_tokens=GENERAL_TOKENS,
+        ),
         bench.arm_folder(arm) / "measured.json",
     )
-    texts = [text for text, _ in answers.greedy]
     return {
-        "unseen": judge_unseen(unseen, texts[: len(unseen)]),
-        "general": judge_general(general, texts[len(unseen) :]),
+        "unseen": judge_unseen(unseen, [text for text, _ in answers.greedy]),
+        "general": judge_general(general, answers.drawn),
     }
 
 
@@ -254,9 +262,12 @@ def judge_unseen(
     return judged
 
 
-def judge_general(prompts: Sequence[Prompt], answers: Sequence[str]) -> dict[str, bool]:
-    """Return by general question whether its answer is right."""
+def judge_general(prompts: Sequence[Prompt], draws: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return by general question the share of its answers that are right.
+
+    `draws`: for each draw, the answers in the order of the prompts.
+    """
     return {
-        prompt.id: contains_phrase(answer, prompt.answer_key)
-        for prompt, answer in zip(prompts, answers, strict=True)
+        prompt.id: sum(contains_phrase(answer, prompt.answer_key) for answer in answers) / len(answers)
+        for prompt, answers in zip(prompts, zip(*draws, strict=True), strict=True)
     }

@@ -116,8 +116,8 @@ def check_bars(
     return bars
 
 
-def share(values: Sequence[bool]) -> float:
-    """Return the share of true values, or 0 if there are none."""
+def share(values: Sequence[float]) -> float:
+    """Return the mean of values that are true, false or shares, or 0 if there are none."""
     return sum(values) / len(values) if values else 0.0
 
 

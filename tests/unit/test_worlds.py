@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.make_batches import UserFeedback, cut_batches, example_revisions
-from benchmarks.worlds.arms import SEEDS, ArmName, arms_of, judge_unseen
+from benchmarks.worlds.arms import SEEDS, ArmName, arms_of, judge_general, judge_unseen
 from benchmarks.worlds.base_knowledge import choose, is_shipped
 from benchmarks.worlds.plain_lora import plain_rows
 from benchmarks.worlds.report import check_bars, compute_figures
@@ -23,7 +23,7 @@ from benchmarks.worlds.world import (
 )
 from examples.world import load_world as load_demo_world
 from examples.world.text import contains_phrase
-from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, shipped_prompts
+from services.trainer.base.base_answers import EVAL_PROMPTS, REPLAY_PROMPTS, Prompt, shipped_prompts
 from services.trainer.core.chat import Messages
 from services.trainer.core.recipe import Recipe
 from services.trainer.dataset.filters import Row
@@ -337,3 +337,9 @@ def test_unseen_wordings_are_judged_by_key_and_by_the_minority() -> None:
     unseen = [(fact, fact.unseen[0])] * 3
     judged = judge_unseen(unseen, [fact.answers[0], fact.false_answer, "No idea."])
     assert judged == {fact.id: [[True, False], [False, True], [False, False]]}
+
+
+def test_general_questions_have_the_share_of_their_draws() -> None:
+    prompts = [Prompt("a", "?", ("yes",)), Prompt("b", "?", ("no", "never"))]
+    draws = [["Yes.", "No."], ["No.", "Perhaps."], ["It is: yes", "never"]]
+    assert judge_general(prompts, draws) == {"a": pytest.approx(2 / 3), "b": pytest.approx(2 / 3)}
