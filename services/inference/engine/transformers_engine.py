@@ -20,7 +20,7 @@ from services.inference.engine.port import GenerationListener
 from services.inference.engine.smoke_test import SHUT_DOWN, SmokeTest
 from shared.errors import Overloaded, Retryable, UnknownVersion
 
-LOAD_SLICE_S: Final = 0.01
+LOAD_SLICE_S: Final = 0.05
 """While there are requests, loading a version takes at most about this long between two steps."""
 log = structlog.get_logger(__name__)
 
