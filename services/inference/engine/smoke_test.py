@@ -8,12 +8,12 @@ from typing import Final
 
 from services.inference.core.generation_request import GenerationRequest, GenerationResult, Piece
 from services.inference.engine.generation_rows import QueuedGeneration
+from services.inference.engine.refusals import SHUT_DOWN
 from shared.errors import BadArtifact, Retryable
 from shared.events import Message
 
 MESSAGES: Final = (Message(role="user", content="Say hello."),)
 MAX_TOKENS: Final = 4
-SHUT_DOWN: Final = "the replica shut down before it processed this request"
 
 
 class SmokeTest:

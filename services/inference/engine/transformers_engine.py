@@ -13,12 +13,19 @@ from typing import Final
 
 import structlog
 
-from services.inference.core.generation_request import ContextExceeded, GenerationRequest
+from services.inference.core.generation_request import GenerationRequest
 from services.inference.engine.generation_rows import ChoiceRow, QueuedGeneration
 from services.inference.engine.loaded_model import Batch, LoadedModel, Models, Tokenizer
 from services.inference.engine.port import GenerationListener
-from services.inference.engine.smoke_test import SHUT_DOWN, SmokeTest
-from shared.errors import Overloaded, Retryable, UnknownVersion
+from services.inference.engine.refusals import (
+    SHUT_DOWN,
+    context_exceeded,
+    not_loaded,
+    queue_full,
+    shutting_down,
+)
+from services.inference.engine.smoke_test import SmokeTest
+from shared.errors import Retryable
 
 LOAD_SLICE_S: Final = 0.05
 """While there are requests, loading a version takes at most about this long between two steps."""
@@ -98,13 +105,11 @@ class TransformersEngine:
         generation = self._accept(request, prompt, listener)
         with self._changed:
             if self._closing:
-                raise Retryable("this replica is shutting down; send the request again")
+                raise shutting_down()
             if request.version not in self._versions:
-                raise UnknownVersion(f"the version {request.version} is not loaded")
+                raise not_loaded(request.version)
             if len(self._waiting) >= self._max_waiting:
-                raise Overloaded(
-                    f"{self._max_waiting} requests are waiting already; send the request again in a moment"
-                )
+                raise queue_full(self._max_waiting)
             self._waiting.append(generation)
             self._changed.notify_all()
         return generation
@@ -116,15 +121,9 @@ class TransformersEngine:
         limit = min(self._tokenizer.max_context, self._max_length)
         remaining = limit - len(prompt)
         if remaining < 1:
-            raise ContextExceeded(
-                f"the conversation has {len(prompt)} tokens, but the model accepts at most {limit - 1}"
-                + (
-                    " with this replica's LOOPWRIGHT_INFERENCE_KV_CACHE_MB"
-                    if limit < self._tokenizer.max_context
-                    else ""
-                )
-                + "; shorten the conversation"
-            )
+            by_cache = limit < self._tokenizer.max_context
+            cause = " with this replica's LOOPWRIGHT_INFERENCE_KV_CACHE_MB" if by_cache else ""
+            raise context_exceeded(len(prompt), limit, cause)
         return QueuedGeneration(
             request,
             prompt,

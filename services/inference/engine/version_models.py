@@ -15,14 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from services.inference.engine.adapter_files import CONFIG_FILE, WEIGHTS_FILE, layer_and_side
 from services.inference.engine.memory import free_bytes
 from services.inference.engine.paged_attention import attention_for
 from shared.adapter_merge import copy_sharing_weights, merge_adapter
 from shared.errors import BadArtifact, Misconfigured, Retryable
 
-WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
-WEIGHT_PREFIX = "base_model.model."
-"""peft's prefix of the name of every weight in an adapter file."""
 ADAPTER = "default"
 """Name of the adapter while it is being merged."""
 RESERVE = 1.25
@@ -128,10 +126,7 @@ class VersionModels:
         LoRA's A is (rank, in_features), B is (out_features, rank).
         """
         for key, weight in weights.items():
-            layer_name, _, rest = key.removeprefix(WEIGHT_PREFIX).partition(".lora_")
-            side = rest.partition(".")[0]
-            if side not in {"A", "B"} or not key.startswith(WEIGHT_PREFIX):
-                raise BadArtifact(f"{version}: {key} is not a LoRA weight of a linear layer")
+            layer_name, side = layer_and_side(version, key)
             layer = self._layer(version, layer_name)
             expected = layer.in_features if side == "A" else layer.out_features
             actual = weight.shape[-1] if side == "A" else weight.shape[0]
@@ -154,7 +149,7 @@ class VersionModels:
 
     def _require_memory(self, version: str, weights: dict[str, torch.Tensor]) -> None:
         """Raise `Retryable` if the layers that the adapter changes do not fit into the free memory once more."""
-        names = {key.removeprefix(WEIGHT_PREFIX).partition(".lora_")[0] for key in weights}
+        names = {layer_and_side(version, key)[0] for key in weights}
         layers = [self._layer(version, name) for name in names]
         needed = int(RESERVE * sum(layer.weight.numel() * layer.weight.element_size() for layer in layers))
         free = free_bytes(self.device)

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 
+from services.inference.engine.adapter_files import CONFIG_FILE, WEIGHTS_FILE, layer_and_side
 from shared.errors import BadArtifact
 
-WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 """The files of an adapter that servers get. Others, such as pickled weights, are never copied."""
-WEIGHT_PREFIX = "base_model.model."
-"""peft's prefix of the name of every weight in an adapter file."""
 FLOATS = {
     "F64": (np.uint64, 0x7FF0_0000_0000_0000),
     "F32": (np.uint32, 0x7F80_0000),
@@ -65,9 +63,8 @@ def check_adapter(version: str, folder: Path, base: Shapes) -> None:
         raise BadArtifact(f"{version}: {WEIGHTS_FILE} has no weights")
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, weight in weights:
-        module, _, rest = name.removeprefix(WEIGHT_PREFIX).partition(".lora_")
-        side = rest.partition(".")[0]
-        if side not in {"A", "B"} or not name.startswith(WEIGHT_PREFIX) or len(weight["shape"]) != 2:
+        module, side = layer_and_side(version, name)
+        if len(weight["shape"]) != 2:
             raise BadArtifact(f"{version}: {name} is not a LoRA weight of a linear layer")
         if weight["dtype"] not in FLOATS or not _is_finite(weight["dtype"], weight["data"]):
             raise BadArtifact(f"{version}: {name} has values that are not finite numbers")

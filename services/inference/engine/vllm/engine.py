@@ -17,26 +17,31 @@ import structlog
 
 from services.inference.core.generation_options import OPTION_NAMES
 from services.inference.core.generation_request import GenerationRequest
+from services.inference.engine import smoke_test
 from services.inference.engine.port import GenerationListener
+from services.inference.engine.refusals import (
+    SHUT_DOWN,
+    context_exceeded,
+    not_loaded,
+    queue_full,
+    shutting_down,
+)
 from services.inference.engine.vllm.adapter_check import base_shapes, check_adapter
 from services.inference.engine.vllm.adapter_folder import AdapterFolder
 from services.inference.engine.vllm.addresses import EngineUrl
 from services.inference.engine.vllm.chat_api import chat_call, needs_chat_api, refuse_control_text
 from services.inference.engine.vllm.completions_api import Call, completion_call
-from services.inference.engine.vllm.generation import VllmGeneration, context_exceeded
+from services.inference.engine.vllm.generation import VllmGeneration
 from services.inference.engine.vllm.null_adapter import write_null_adapter
 from services.inference.engine.vllm.replica import ExpectedBase
 from services.inference.engine.vllm.replica_set import OnStatus, ReplicaSet
 from services.inference.engine.vllm.server import open_session
 from shared.adapters.base_model import PinnedBase
-from shared.errors import NotYet, Overloaded, Retryable, UnknownVersion
+from shared.errors import NotYet, Retryable
 from shared.events import Message
 
 T = TypeVar("T")
 HOUSEKEEPING_S = 20.0
-SHUTTING_DOWN = "this replica is shutting down; send the request again"
-NOT_PROCESSED = "the replica shut down before it processed this request"
-SMOKE_TEST_MESSAGES = (Message(role="user", content="Say hello."),)
 log = structlog.get_logger(__name__)
 
 
@@ -171,7 +176,7 @@ class VllmEngine:
         generations = list(self._generations)
         for generation in generations:
             if not generation.started:
-                generation.stop("failed", NOT_PROCESSED)
+                generation.stop("failed", SHUT_DOWN)
         for _ in range(2):
             running = [asyncio.create_task(generation.wait()) for generation in generations]
             if running:
@@ -199,7 +204,7 @@ class VllmEngine:
     async def _serve(self) -> None:
         self._changing = asyncio.Lock()
         async with open_session(self._api_key) as session:
-            prompt = await asyncio.to_thread(self._tokenizer.encode, SMOKE_TEST_MESSAGES)
+            prompt = await asyncio.to_thread(self._tokenizer.encode, smoke_test.MESSAGES)
             self._replicas = ReplicaSet(
                 session,
                 self._urls,
@@ -246,7 +251,7 @@ class VllmEngine:
             await asyncio.wrap_future(generation.accepted)
             generation.release()
         except RuntimeError as error:
-            raise Retryable(SHUTTING_DOWN) from error
+            raise shutting_down() from error
         except BaseException:
             generation.cancel()  # it was never released, so the listener is never called
             raise
@@ -257,18 +262,16 @@ class VllmEngine:
     ) -> VllmGeneration:
         with self._lock:
             if self._closing:
-                raise Retryable(SHUTTING_DOWN)
+                raise shutting_down()
             if not self._started.done():
                 raise NotYet("no vLLM server is ready yet; send the request again in a moment")
             if request.version not in self._versions:
-                raise UnknownVersion(f"the version {request.version} is not loaded")
+                raise not_loaded(request.version)
             limits = (self._tokenizer.max_context, self._replicas.max_model_len)
             max_context = min(limit for limit in limits if limit is not None)
             call = self._call(request, prompt, max_context)
             if self._waiting >= self._max_waiting:
-                raise Overloaded(
-                    f"{self._max_waiting} requests are waiting already; send the request again in a moment"
-                )
+                raise queue_full(self._max_waiting)
             generation = VllmGeneration(
                 request,
                 call,
@@ -337,7 +340,7 @@ class VllmEngine:
         try:
             self._in_loop(self._load(version, folder)).result()
         except CancelledError:
-            raise Retryable(SHUTTING_DOWN) from None
+            raise shutting_down() from None
 
     def _base_shapes(self) -> dict[str, tuple[int, ...]]:
         if self._shapes is None:

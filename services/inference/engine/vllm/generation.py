@@ -26,6 +26,7 @@ from services.inference.core.generation_request import (
     join_tool_calls,
 )
 from services.inference.engine.port import GenerationListener
+from services.inference.engine.refusals import context_exceeded, shutting_down
 from services.inference.engine.vllm.chat_api import tokenize_body
 from services.inference.engine.vllm.completions_api import Call, ChoiceDelta
 from services.inference.engine.vllm.replica import Replica
@@ -62,14 +63,6 @@ class _Choice:
 
 class _Failed(Exception):
     """The request ends as failed, for this reason."""
-
-
-def context_exceeded(prompt_tokens: int, max_context: int) -> ContextExceeded:
-    """Return the error for a prompt that leaves no room for an answer."""
-    return ContextExceeded(
-        f"the conversation has {prompt_tokens} tokens, but the model accepts at most {max_context - 1}; "
-        "shorten the conversation"
-    )
 
 
 class VllmGeneration:
@@ -169,7 +162,7 @@ class VllmGeneration:
             await self._attempt_all()
             self._end("completed", None)
         except asyncio.CancelledError:
-            self._refuse(Retryable("this replica is shutting down; send the request again"))
+            self._refuse(shutting_down())
             self._end(*self._end_as)
         except LoopwrightError as error:
             self._refuse(error)

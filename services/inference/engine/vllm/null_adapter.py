@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from services.inference.engine.vllm.adapter_check import CONFIG_FILE, WEIGHT_PREFIX, WEIGHTS_FILE, Shapes
+from services.inference.engine.adapter_files import CONFIG_FILE, WEIGHT_PREFIX, WEIGHTS_FILE
+from services.inference.engine.vllm.adapter_check import Shapes
 
 LAYERS = ("o_proj", "down_proj", "q_proj", "dense", "c_proj")
 """Linear layers of common models; vLLM knows adapters for each of them."""
