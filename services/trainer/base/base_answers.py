@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -193,6 +193,7 @@ class BaseAnswerCache:
                 decoding,
             )
 
+        shipped = {decoding: self.shipped(chat, decoding) for decoding in {one.decoding for one in asked}}
         try:
             return [
                 cached_answers(
@@ -200,7 +201,7 @@ class BaseAnswerCache:
                     one.prompts,
                     one.new_tokens,
                     partial(generate, decoding=one.decoding),
-                    self.shipped(chat, one.decoding),
+                    shipped[one.decoding],
                 )
                 for one in asked
             ]
@@ -353,26 +354,46 @@ def asked_of_base(recipe: Recipe, size: EvalSize, is_usable: Callable[[Prompt], 
         size: How many shipped questions the gate asks.
         is_usable: Whether the base's template takes a prompt.
     """
-    once, general = at_gate(recipe), shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts)
     return [
         Asked(shipped_prompts(REPLAY_PROMPTS, recipe.replay_prompts), recipe.replay_new_tokens),
-        Asked([*general, *shipped_prompts(SAFETY_PROMPTS, size.safety)], recipe.replay_new_tokens, once),
-        *(
-            Asked(
-                list(filter(is_usable, shipped_prompts(SKILL_PROMPTS.format(name), size.skills))),
-                tokens,
-                once,
-            )
-            for name, tokens in SKILL_TOKENS.items()
+        *asked_at_gate(
+            recipe,
+            size,
+            general=shipped_prompts(EVAL_PROMPTS, recipe.gate_eval_prompts),
+            safety=shipped_prompts(SAFETY_PROMPTS, size.safety),
+            skills={
+                name: list(filter(is_usable, shipped_prompts(SKILL_PROMPTS.format(name), size.skills)))
+                for name in SKILL_TOKENS
+            },
         ),
-        *draws_of_general(recipe, size, general),
     ]
 
 
-def draws_of_general(recipe: Recipe, size: EvalSize, general: Sequence[Prompt]) -> list[Asked]:
-    """Return the general questions whose answers can be checked, once for each of their repeated answers."""
-    questions = [prompt for prompt in general if prompt.answer_key]
-    return [Asked(questions, GENERAL_TOKENS, draw_at_gate(recipe, draw)) for draw in range(1, size.draws + 1)]
+def asked_at_gate(
+    recipe: Recipe,
+    size: EvalSize,
+    general: Sequence[Prompt],
+    safety: Sequence[Prompt],
+    skills: Mapping[str, Sequence[Prompt]],
+) -> list[Asked]:
+    """Return what a gate asks the base: general, safety, each set of skills, then each draw of the general questions.
+
+    Only general questions whose answers can be checked are drawn.
+
+    Args:
+        recipe: The recipe.
+        size: How many shipped questions the gate asks.
+        general: The general questions.
+        safety: The safety prompts.
+        skills: The questions of each set in `SKILL_TOKENS`.
+    """
+    once, checked = at_gate(recipe), [prompt for prompt in general if prompt.answer_key]
+    return [
+        Asked(general, recipe.replay_new_tokens, once),
+        Asked(safety, recipe.replay_new_tokens, once),
+        *(Asked(skills[name], tokens, once) for name, tokens in SKILL_TOKENS.items()),
+        *(Asked(checked, GENERAL_TOKENS, draw_at_gate(recipe, draw)) for draw in range(1, size.draws + 1)),
+    ]
 
 
 if __name__ == "__main__":

@@ -16,15 +16,13 @@ from services.trainer.base import dtype
 from services.trainer.base.base_answers import (
     EVAL_PROMPTS,
     SAFETY_PROMPTS,
-    Asked,
     Prompt,
-    draws_of_general,
+    asked_at_gate,
     shipped_prompts,
     spread,
 )
 from services.trainer.base.model import load_base
 from services.trainer.base.tokenization import is_rendered
-from services.trainer.core.decoding import at_gate
 from services.trainer.core.eval_size import SKILL_TOKENS
 from services.trainer.dataset.chat_endpoint import Endpoint, EndpointConfig, open_client
 from services.trainer.dataset.filters import GroupedRow
@@ -160,17 +158,9 @@ def build_eval_set(context: RunContext) -> EvalSet:
     size = context.eval_size()
     safety = shipped_prompts(SAFETY_PROMPTS, size.safety)
     questions = {name: _skill_questions(context, name, size.skills) for name in SKILL_TOKENS}
-    once, draws = at_gate(recipe), draws_of_general(recipe, size, general)
+    skills = {name: [one.as_prompt() for one in asked] for name, asked in questions.items()}
     of_general, of_safety, *others = context.base_answers_of(
-        [
-            Asked(general, recipe.replay_new_tokens, once),
-            Asked(safety, recipe.replay_new_tokens, once),
-            *(
-                Asked([one.as_prompt() for one in questions[name]], tokens, once)
-                for name, tokens in SKILL_TOKENS.items()
-            ),
-            *draws,
-        ]
+        asked_at_gate(recipe, size, general, safety, skills)
     )
     of_skills, of_draws = others[: len(SKILL_TOKENS)], others[len(SKILL_TOKENS) :]
     return EvalSet(

@@ -317,7 +317,7 @@ def add_paired_share(
     hits = sum(candidate for candidate, _ in pairs)
     judgement.add_figure(name, proportion_interval(hits, len(pairs)), baseline=stable_mean(pairs))
     change = paired_change(pairs)
-    difference = options.mean_interval([float(candidate) - float(stable) for candidate, stable in pairs])
+    difference = options.mean_interval(gains(pairs))
     severity = judge_change(change, margin, doubt_p, fail_p)
     _add_change(judgement, name, subject, change, difference, margin, severity)
 
