@@ -11,11 +11,13 @@ from services.feedback.service import Adapters, FeedbackService
 from services.feedback.settings import SERVICE, FeedbackSettings
 from shared.adapters.clock import SystemClock
 from shared.adapters.kafka import KafkaPublisher, KafkaTransactionalPublisher
-from shared.adapters.log_lookup import KafkaLogRanges
+from shared.adapters.log_lookup import KafkaLogEnds, KafkaLogRanges
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import CheckedReaders
 from shared.entry_point import run_service
 from shared.errors import Fatal
+from shared.stream.instance import claim_instance
+from shared.stream.rocksdb_store import RocksDBStoreFactory
 
 
 def run(settings: FeedbackSettings) -> None:
@@ -30,6 +32,8 @@ def build_adapters(settings: FeedbackSettings) -> Adapters:
     kafka, ack_timeout_s = settings.kafka, settings.ack_timeout_s
     # A transactional id of its own per process, so that processes that write erasures at once do not fence each other.
     erasure_id = f"loopwright-{SERVICE}-erasure-{uuid7()}"
+    folder = settings.data_dir / SERVICE / "receipts"
+    stores = RocksDBStoreFactory(folder / claim_instance(folder).name, settings.receipt_cache_mb)
     return Adapters(
         publisher=KafkaPublisher(kafka, SERVICE, timeout_s=ack_timeout_s),
         replay_publisher=KafkaPublisher(kafka, SERVICE, timeout_s=ack_timeout_s),
@@ -37,6 +41,8 @@ def build_adapters(settings: FeedbackSettings) -> Adapters:
         clock=SystemClock(),
         log_ranges=KafkaLogRanges(kafka, SERVICE),
         open_reader=CheckedReaders(kafka, SERVICE, settings.partitions),
+        end_of=KafkaLogEnds(kafka, SERVICE),
+        open_receipt_store=partial(stores, 0),
         open_erasure_publisher=partial(
             KafkaTransactionalPublisher, kafka, SERVICE, erasure_id, timeout_s=ack_timeout_s
         ),

@@ -20,10 +20,10 @@ from services.feedback.core.schemas import (
     to_event,
     to_response,
 )
-from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.rate_limit import retry_after_s, too_many_requests
+from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import SERVICE, FeedbackSettings
-from services.feedback.views import ErasureStatusView, KnownLines, OutcomeIndex, VersionsView
+from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
 from shared.adapters import redis_keys
 from shared.cloudevents import cloudevent, valid_traceparent
 from shared.composed_ids import join_ids
@@ -34,7 +34,7 @@ from shared.ports import Acked, Cache, Clock, Publisher
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output
 from shared.telemetry import FEEDBACK_ACCEPTED
-from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS
+from shared.topics import CHAT_RESPONSES, FEEDBACK_EVENTS, FEEDBACK_OUTCOMES
 
 MAX_FEEDBACK_BYTES: Final = 262_144
 ID_ISSUED: Final = (
@@ -55,8 +55,7 @@ class FeedbackHandlers:
     lines: KnownLines
     versions: VersionsView
     erasures: ErasureStatusView
-    outcomes: OutcomeIndex
-    lookup: OutcomeLookup
+    receipts: ReceiptLookup
 
     async def post_feedback(
         self, raw: bytes, idempotency_key: str | None, traceparent: str | None
@@ -129,27 +128,21 @@ class FeedbackHandlers:
         return JSONResponse({"response_id": response.response_id, "status": "accepted"}, 202)
 
     def get_receipt(self, response_id: str, event_id: str) -> Receipt:
-        """Return the receipt of an event. Blocks while Kafka is searched for an outcome that Redis does not have.
+        """Return the receipt of an event. Blocks.
 
         Raises:
             Malformed: if no event can have these ids (422).
             NotYet: if the event is not in the log (404).
-            Retryable: if the search could not be finished (429 or 503).
+            Retryable: if that cannot be known at the moment (429 or 503).
 
         """
         check_id(response_id, "the response_id")
         check_id(event_id, "the event_id")
-        outcome = self.outcomes.find(response_id, event_id)
-        if outcome is NoOutcome.NOT_FOUND:
-            outcome = self.lookup.find(response_id, event_id)
-            if outcome is NoOutcome.PENDING:
-                self.outcomes.put_pending(response_id, event_id)
-            elif outcome is not NoOutcome.NOT_FOUND:
-                self.outcomes.put(outcome)
+        outcome = self.receipts.find(response_id, event_id)
         if outcome is NoOutcome.NOT_FOUND:
             raise NotYet(
                 f"event {event_id} on response {response_id} is not in the log: check both ids, and send the event "
-                "again if it was never acknowledged with 202"
+                f"again if it was never acknowledged with 202. Receipts are kept for {FEEDBACK_OUTCOMES.keep_days} days"
             )
         if outcome is NoOutcome.PENDING:
             return pending_receipt(response_id, event_id)
@@ -180,7 +173,6 @@ class FeedbackHandlers:
         # Only after the acknowledgement: a key without its event would turn a retry away, and the event would be lost.
         digest = event.content_digest().encode()
         self.cache.put_if_absent(self._identity_key(event), digest, ttl_s=self.settings.identity_ttl_s)
-        self.outcomes.put_pending(event.response_id, event.event_id)
 
     def _identity_key(self, event: Feedback) -> str:
         erasures = self.erasures.count(event.user_id)

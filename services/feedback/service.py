@@ -17,19 +17,20 @@ from services.feedback.command_consumer import CommandConsumer
 from services.feedback.dlq_replay_worker import DeadLetterReplayer, DeadLetterReplayThread
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
-from services.feedback.outcome_lookup import OutcomeLookup
+from services.feedback.receipt_index import ReceiptIndex
+from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import ErasureStatusView, KnownLines, OutcomeIndex, VersionsView
+from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
 from shared.adapters.http import serve
 from shared.adapters.topic_follower import TopicFollower
 from shared.ports import Cache, Clock, LogRanges, LogReader, Position, Publisher, TransactionalPublisher
 from shared.pseudonym import Pseudonymiser
 from shared.records import Record
+from shared.stream.state_store import StateStore
 from shared.telemetry import Readiness
 from shared.topics import (
     ERASURE_REPORTS,
     ERASURE_REQUESTS,
-    FEEDBACK_OUTCOMES,
     MODEL_ROLLOUT,
     MODEL_VERSIONS,
     OPERATOR_RESULTS,
@@ -60,6 +61,10 @@ class Adapters:
     clock: Clock
     log_ranges: LogRanges
     open_reader: OpenReader
+    end_of: Callable[[Position], int]
+    """Returns the next offset to be written of a partition, or raises `Retryable`."""
+    open_receipt_store: Callable[[], StateStore]
+    """Opens this process's own store of the index of receipts."""
     open_erasure_publisher: Callable[[], TransactionalPublisher]
     open_command_consumer: Callable[[], CommandConsumer]
 
@@ -71,28 +76,27 @@ class FeedbackService:
         self._settings = settings
         self._adapters = adapters
         self._pseudonymiser = Pseudonymiser(pseudonym_key)
-        self._readiness = Readiness("versions", "outcomes", "erasures")
+        self._readiness = Readiness("versions", "receipts", "erasures")
         self._readiness.watch("publisher", lambda: adapters.publisher.problem)
         self._versions = VersionsView()
-        self._outcomes = OutcomeIndex(
-            adapters.cache, ttl_s=settings.receipt_ttl_s, pending_ttl_s=settings.pending_ttl_s
-        )
         self._erasures = ErasureStatusView()
         versions = self._follow("versions", [MODEL_VERSIONS.name, MODEL_ROLLOUT.name], self._versions.apply)
         self._lines = KnownLines(
             frozenset({settings.line, *settings.lines}), self._versions, lambda: versions.caught_up
         )
-        outcomes = TopicFollower(
-            "outcomes",
-            lambda: adapters.open_reader([FEEDBACK_OUTCOMES.name], self._outcomes.start_offsets()),
-            self._outcomes.apply,
-            self._readiness,
-            self._rebuild_outcomes,
+        self._receipts = ReceiptLookup(
+            ReceiptIndex(adapters.open_receipt_store, max_records=settings.receipt_records),
+            adapters.open_reader,
+            adapters.log_ranges,
+            adapters.end_of,
+            partitions=settings.partitions,
+            readiness=self._readiness,
+            on_failure=_terminate,
         )
         erasures = self._follow(
             "erasures", [ERASURE_REQUESTS.name, ERASURE_REPORTS.name], self._erasures.apply
         )
-        self._followers = (versions, outcomes, erasures)
+        self._followers = (versions, self._receipts.follower, erasures)
         self._replays = DeadLetterReplayThread(self._replayer())
         self.app = build_app(self._handlers(), versions, self._readiness, self._lifespan)
         add_erasure_routes(self.app, self._erasure_handler(), erasures)
@@ -115,6 +119,7 @@ class FeedbackService:
         finally:
             for follower in self._followers:
                 await run_in_threadpool(follower.stop)
+            await run_in_threadpool(self._receipts.stop)
             await run_in_threadpool(self._adapters.publisher.close)
 
     def _follow(
@@ -123,10 +128,6 @@ class FeedbackService:
         return TopicFollower(
             check, lambda: self._adapters.open_reader(topics), apply, self._readiness, _terminate
         )
-
-    def _rebuild_outcomes(self) -> None:
-        self._outcomes.reset_offsets()
-        _terminate()
 
     def _handlers(self) -> FeedbackHandlers:
         settings, adapters = self._settings, self._adapters
@@ -139,13 +140,7 @@ class FeedbackService:
             lines=self._lines,
             versions=self._versions,
             erasures=self._erasures,
-            outcomes=self._outcomes,
-            lookup=OutcomeLookup(
-                lambda topic, partition: adapters.open_reader([topic], partitions=[partition]),
-                partitions=settings.partitions,
-                timeout_s=settings.scan_timeout_s,
-                max_parallel=settings.scans,
-            ),
+            receipts=self._receipts,
         )
 
     def _erasure_handler(self) -> ErasureHandler:

@@ -45,18 +45,20 @@ class FeedbackSettings(Settings):
         description="Seconds for which a repeated event is answered with 200 `duplicate`. Later repetitions are "
         "accepted again and deduplicated by the processor.",
     )
-    receipt_ttl_s: float = Field(
-        2_592_000,
-        gt=0,
-        description="Seconds for which outcomes stay in Redis; older ones are read from Kafka.",
+    receipt_records: int = Field(
+        50_000_000,
+        ge=1_000,
+        description="Limit of the records in the index of receipts, which is in the data folder; an event has two, of "
+        "about 100 bytes each. Above it, the oldest receipts are removed before their 90 days have passed.",
     )
-    pending_ttl_s: float = Field(
-        5.0, gt=0, description="Seconds for which Redis may answer `pending` before Kafka is searched again."
+    receipt_cache_mb: int = Field(
+        32, ge=8, le=65_536, description="Size of the read cache of the index of receipts in MB."
     )
     scan_timeout_s: float = Field(
-        8.0, gt=0, description="Seconds that a request may spend searching Kafka before it gets 503."
+        8.0,
+        gt=0,
+        description="Seconds that a request may spend reading earlier erasures in Kafka before it gets 503.",
     )
-    scans: int = Field(2, ge=1, le=64, description="Searches of Kafka for receipts that may run at once.")
     erasure_token: SecretStr | None = Field(
         None,
         description="Bearer token that authorizes erasure requests. Without it, all erasure requests get 403.",

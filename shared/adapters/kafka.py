@@ -368,7 +368,10 @@ class KafkaLogReader:
     def _take(self, message: Message) -> Record | None:
         error = message.error()
         if error is not None and error.name() == "_PARTITION_EOF":
-            self._unfinished.discard((str(message.topic()), int(message.partition() or 0)))
+            position = (str(message.topic()), int(message.partition() or 0))
+            self._unfinished.discard(position)
+            # Aborted records and markers of transactions before the end are read, too.
+            self._next[position] = max(self._next.get(position, 0), int(message.offset() or 0))
             return None
         if error is not None and error.name() == "_AUTO_OFFSET_RESET":
             raise Fatal(f"cannot continue: the log no longer holds the start offset: {error.str()}")

@@ -13,6 +13,7 @@ from shared.adapters.kafka_clients import build_consumer
 from shared.adapters.kafka_errors import to_error
 from shared.errors import BrokerUnavailable, Misconfigured
 from shared.kafka_connection import KafkaConnection
+from shared.ports import Position
 from shared.records import Record
 
 CALL_S = 5.0
@@ -111,6 +112,40 @@ class KafkaLogRanges:
             raise to_error(error.args[0]) from error
         finally:
             consumer.close()
+
+
+class KafkaLogEnds:
+    """Returns the next offset to be written of a partition: of those records that a reader may see. Thread-safe.
+
+    Its connection stays open, so a call takes about a millisecond. Raises `BrokerUnavailable` after `timeout_s`.
+    """
+
+    def __init__(self, kafka: KafkaConnection, service: str, *, timeout_s: float = 2.0) -> None:
+        self._timeout_s = timeout_s
+        self._consumer = build_consumer(
+            kafka,
+            {
+                "client.id": service,
+                "group.id": f"{service}-ends",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                **QUIET,
+            },
+        )
+
+    def __call__(self, position: Position) -> int:
+        """Return the end of a partition."""
+        try:
+            found = self._consumer.get_watermark_offsets(TopicPartition(*position), timeout=self._timeout_s)
+        except KafkaException as error:
+            raise to_error(error.args[0]) from error
+        if found is None:
+            raise BrokerUnavailable(f"Kafka did not return the end of {position[0]}: try again later")
+        return int(found[1])
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
 
 
 def _parts(consumer: Consumer, topic: str) -> list[TopicPartition]:

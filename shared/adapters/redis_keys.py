@@ -23,16 +23,6 @@ def quarantine(line: str) -> str:
     return f"loopwright:quarantine:{line}"
 
 
-def receipt(response_id: str, event_id: str) -> str:
-    """Return the key of a feedback event's `Outcome` record, as JSON."""
-    return f"loopwright:receipt:{join_ids(response_id, event_id)}"
-
-
-def receipt_positions() -> str:
-    """Return the key of the offsets up to which outcomes are in Redis, as JSON: partition -> next offset."""
-    return "loopwright:receipt-positions"
-
-
 def identity(response_id: str, event_id: str, erasures: int) -> str:
     """Return the key of an accepted feedback event's content digest, which detects repetitions (best effort).
 

@@ -21,10 +21,12 @@ log = structlog.get_logger(__name__)
 class TopicFollower:
     """Thread that reads topics until `stop()` and passes the records to `apply`, in log order.
 
+    `apply` is also called without records, a few times per second while none arrive.
+
     It reports to `readiness` under the name `check`: ready once it has applied everything that was in the log when it
     started. While Kafka is unavailable at the start, or a topic cannot be read later, it retries, and the check fails
-    with the reason. Any other error, from the log or from `apply`, stops it: the check fails and `on_failure` is
-    called, because the view in memory would no longer be current.
+    with the reason. After a `Retryable` from `apply` it opens a new reader. Any other error, from the log or from
+    `apply`, stops it: the check fails and `on_failure` is called, because the view would no longer be current.
     """
 
     def __init__(
@@ -62,8 +64,7 @@ class TopicFollower:
 
     def _run(self) -> None:
         try:
-            reader = self._opened()
-            if reader is not None:
+            while (reader := self._opened()) is not None:
                 self._follow(reader)
         except LoopwrightError as error:
             log.exception("follower_failed", check=self._check, code=error.code)
@@ -86,19 +87,27 @@ class TopicFollower:
         return None
 
     def _follow(self, reader: LogReader) -> None:
+        """Follow until `stop()`, or until records could not be applied at the moment."""
         try:
             while not self._stopping.is_set():
                 try:
                     records = reader.poll(POLL_S)
                 except Retryable as error:
-                    self._caught_up.clear()
-                    self._readiness.set(self._check, False, f"cannot read the log: {error}")
-                    self._stopping.wait(REOPEN_S)
+                    self._pause(f"cannot read the log: {error}")
                     continue
-                if records:
+                try:
                     self._apply(records)
+                except Retryable as error:
+                    log.warning("follower_reopens", check=self._check, code=error.code, error=str(error))
+                    self._pause(str(error))
+                    return
                 if not self.caught_up and reader.at_end():
                     self._caught_up.set()
                     self._readiness.set(self._check, True)
         finally:
             reader.close()
+
+    def _pause(self, reason: str) -> None:
+        self._caught_up.clear()
+        self._readiness.set(self._check, False, reason)
+        self._stopping.wait(REOPEN_S)

@@ -9,15 +9,15 @@ from typing import Any
 from pydantic import SecretStr
 
 from services.feedback.handlers import FeedbackHandlers
-from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import ErasureStatusView, OutcomeIndex, VersionsView
+from services.feedback.views import ErasureStatusView, VersionsView
 from shared.adapters.clock import ManualClock
-from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
+from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryPublisher
 from shared.errors import LoopwrightError
 from shared.records import Output, Record
 from tests.fault.i13 import requests, values
 from tests.fault.i13.history import T0
+from tests.feedback_factories import receipt_lookup
 
 BODIES = 150
 
@@ -33,13 +33,7 @@ def handlers(log: InMemoryLog, clock: ManualClock) -> FeedbackHandlers:
         lines=requests.LINES,
         versions=VersionsView(),
         erasures=ErasureStatusView(),
-        outcomes=OutcomeIndex(cache, ttl_s=1_000, pending_ttl_s=5),
-        lookup=OutcomeLookup(
-            lambda topic, partition: InMemoryLogReader(log, [topic], partitions=[partition]),
-            partitions=1,
-            timeout_s=5,
-            max_parallel=2,
-        ),
+        receipts=receipt_lookup(log, 1),
     )
 
 

@@ -19,9 +19,8 @@ from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_fixed
 from services.feedback.api import build_app
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
-from services.feedback.outcome_lookup import OutcomeLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import ErasureStatusView, KnownLines, OutcomeIndex, VersionsView
+from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
 from shared.adapters.clock import SystemClock
 from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
@@ -35,6 +34,7 @@ from shared.pseudonym import Pseudonymiser
 from shared.records import Output, Record
 from shared.telemetry import Readiness
 from shared.versions import DatasetRef, GateReport, ModelVersion, RolloutRecord, VersionRef
+from tests.feedback_factories import receipt_lookup
 from tests.integration.service_process import Service, running
 
 P = 6
@@ -58,7 +58,6 @@ def feedback(kafka: str, own_redis: str, tmp_path_factory: pytest.TempPathFactor
         "LOOPWRIGHT_PARTITIONS": str(P),
         "LOOPWRIGHT_PSEUDONYM_KEY": KEY,
         "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN": TOKEN,
-        "LOOPWRIGHT_FEEDBACK_PENDING_TTL_S": "0.2",
     }
     with running("feedback", tmp_path_factory.mktemp("feedback"), env) as service:
         yield service
@@ -339,13 +338,7 @@ def app_with(publisher: KafkaPublisher) -> FastAPI:
         lines=KnownLines(frozenset({"assistant"}), versions, lambda: True),
         versions=versions,
         erasures=ErasureStatusView(),
-        outcomes=OutcomeIndex(cache, ttl_s=60, pending_ttl_s=1),
-        lookup=OutcomeLookup(
-            lambda topic, partition: InMemoryLogReader(log, [topic]),
-            partitions=P,
-            timeout_s=1,
-            max_parallel=1,
-        ),
+        receipts=receipt_lookup(log, P),
     )
     readiness = Readiness("versions")
     follower = TopicFollower(

@@ -221,7 +221,9 @@ def test_dockerfile_needs_no_buildkit() -> None:
 
 def test_each_service_has_its_own_data_volume() -> None:
     kept = {name: mounts(name)[DATA] for name in CONTAINERS if DATA in mounts(name)}
-    assert kept == {name: (name, False) for name in ("inference", "processor", "rollout", "trainer")}
+    assert kept == {
+        name: (name, False) for name in ("inference", "feedback", "processor", "rollout", "trainer")
+    }
     assert mounts("kafka") == {CONTAINERS["kafka"]["environment"]["KAFKA_LOG_DIRS"]: ("kafka", False)}
 
 

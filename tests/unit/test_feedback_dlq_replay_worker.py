@@ -11,11 +11,9 @@ import pytest
 
 from services.feedback.core.receipts import NoOutcome
 from services.feedback.dlq_replay_worker import DeadLetterReplayer
-from services.feedback.outcome_lookup import OutcomeLookup
-from services.feedback.views import OutcomeIndex
+from services.feedback.receipt_index import INDEXED_TOPICS, ReceiptIndex
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import (
-    InMemoryCache,
     InMemoryLog,
     InMemoryLogRanges,
     InMemoryLogReader,
@@ -28,6 +26,7 @@ from shared.errors import BrokerUnavailable, Oversized
 from shared.events import Outcome, OutcomeKind, Thumbs
 from shared.ports import Acked
 from shared.records import Output, Record
+from shared.stream.state_store import MemoryStore
 
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 
@@ -262,13 +261,10 @@ def thumbs() -> bytes:
 
 
 def look_up(rig: ReplayRig) -> Outcome | NoOutcome:
-    lookup = OutcomeLookup(
-        lambda topic, partition: InMemoryLogReader(rig.log, [topic], partitions=[partition]),
-        partitions=6,
-        timeout_s=5.0,
-        max_parallel=1,
-    )
-    return lookup.find("r-1", "e-1")
+    index = ReceiptIndex(MemoryStore, max_records=1_000)
+    index.open()
+    index.apply([record for topic in INDEXED_TOPICS for record in rig.log.records(topic)], {})
+    return index.find("r-1", "e-1")
 
 
 def test_dead_event_is_pending_after_replay_until_it_dies_again(rig: ReplayRig) -> None:
@@ -286,20 +282,8 @@ def test_dead_event_is_pending_after_replay_until_it_dies_again(rig: ReplayRig) 
     second = look_up(rig)
     assert isinstance(second, Outcome)
     assert (second.outcome, second.detail) == (OutcomeKind.DEAD, "still")
-
-
-def test_outcome_after_replay_replaces_dead_in_the_index() -> None:
-    clock = ManualClock()
-    index = OutcomeIndex(InMemoryCache(clock), ttl_s=1_000.0, pending_ttl_s=5.0)
-
-    def outcome(kind: OutcomeKind) -> Outcome:
-        return Outcome(line="assistant", response_id="r-1", event_id="e-1", outcome=kind, decided_at=NOW)
-
-    index.put(outcome(OutcomeKind.DEAD))
-    assert isinstance(index.find("r-1", "e-1"), Outcome)
-    clock.advance(6.0)
-    # `dead` is trusted for a moment only, because the dead letter may have been replayed.
-    assert index.find("r-1", "e-1") is NoOutcome.NOT_FOUND
-    for kind in (OutcomeKind.DEAD, OutcomeKind.BATCHED, OutcomeKind.DEAD):
-        index.put(outcome(kind))
-    assert index.find("r-1", "e-1") == outcome(OutcomeKind.BATCHED)
+    batched = Outcome(
+        line="assistant", response_id="r-1", event_id="e-1", outcome=OutcomeKind.BATCHED, decided_at=NOW
+    )
+    rig.log.append(Output("feedback.outcomes", b"r-1", batched.to_json()))
+    assert look_up(rig) == batched

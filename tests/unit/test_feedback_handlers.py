@@ -16,9 +16,10 @@ from pydantic import SecretStr
 from loopwright.wire import path_of
 from services.feedback.api import build_app
 from services.feedback.handlers import FeedbackHandlers
-from services.feedback.outcome_lookup import OutcomeLookup
+from services.feedback.receipt_index import INDEXED_TOPICS
+from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.views import ErasureStatusView, KnownLines, OutcomeIndex, VersionsView
+from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
 from shared.adapters.topic_follower import TopicFollower
@@ -37,6 +38,7 @@ from shared.pseudonym import Pseudonymiser
 from shared.records import Output
 from shared.telemetry import Readiness
 from shared.versions import ModelVersion, VersionRef
+from tests.feedback_factories import receipt_lookup
 
 P = 6
 KEY = b"a key that is long enough"
@@ -49,7 +51,7 @@ class FeedbackApi:
     cache: InMemoryCache
     clock: ManualClock
     publisher: InMemoryPublisher
-    outcomes: OutcomeIndex
+    receipts: ReceiptLookup
     erasures: ErasureStatusView
     http: httpx.AsyncClient
 
@@ -76,7 +78,7 @@ async def api() -> AsyncIterator[FeedbackApi]:
     clock = ManualClock()
     log, cache = InMemoryLog(P, clock), InMemoryCache(clock)
     publisher, versions = InMemoryPublisher(log, "feedback"), VersionsView()
-    outcomes, erasures = OutcomeIndex(cache, ttl_s=1000, pending_ttl_s=5), ErasureStatusView()
+    receipts, erasures = receipt_lookup(log, P), ErasureStatusView()
     handlers = FeedbackHandlers(
         settings=FeedbackSettings(
             user_per_minute=3,
@@ -91,13 +93,7 @@ async def api() -> AsyncIterator[FeedbackApi]:
         lines=KnownLines(frozenset({"assistant"}), versions, lambda: follower.caught_up),
         versions=versions,
         erasures=erasures,
-        outcomes=outcomes,
-        lookup=OutcomeLookup(
-            lambda topic, partition: InMemoryLogReader(log, [topic], partitions=[partition]),
-            partitions=P,
-            timeout_s=5,
-            max_parallel=2,
-        ),
+        receipts=receipts,
     )
     topics = ["model.versions", "model.rollout"]
     readiness = Readiness("versions")
@@ -108,10 +104,12 @@ async def api() -> AsyncIterator[FeedbackApi]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://feedback") as http:
         follower.start()
-        while not follower.caught_up:
+        receipts.follower.start()
+        while not (follower.caught_up and receipts.follower.caught_up):
             await http.get("/livez")
-        yield FeedbackApi(log, cache, clock, publisher, outcomes, erasures, http)
+        yield FeedbackApi(log, cache, clock, publisher, receipts, erasures, http)
         follower.stop()
+        receipts.stop()
 
 
 def problem(response: httpx.Response) -> dict[str, Any]:
@@ -299,21 +297,18 @@ async def test_accepted_response_is_in_the_log(api: FeedbackApi) -> None:
 
 
 async def receipt(api: FeedbackApi, event_id: str = "e1", response_id: str = "chatcmpl-1") -> httpx.Response:
+    """Return the receipt once the index has read everything that is in the log."""
+    for topic in INDEXED_TOPICS:
+        for partition in range(P):
+            position = (topic, partition)
+            assert api.receipts.index.wait_for(position, api.log.end(position), 10)
     return await api.http.get(f"/v1/feedback/{response_id}/{event_id}")
 
 
 async def test_receipt_is_pending_until_there_is_an_outcome(api: FeedbackApi) -> None:
     await api.send(THUMBS)
     assert (await receipt(api)).json()["outcome"] == "pending"
-    api.write_outcome(OutcomeKind.TALLY_ONLY)
-    api.clock.advance(10)  # Redis may answer `pending` for seconds only
-    assert (await receipt(api)).json()["outcome"] == "tally_only"
-
-
-async def test_index_returns_an_outcome_at_once(api: FeedbackApi) -> None:
-    await api.send(THUMBS)
     api.write_outcome(OutcomeKind.BATCHED, batch_id="assistant-1-1", revision=1)
-    api.outcomes.apply(api.log.records("feedback.outcomes"))
     body = (await receipt(api)).json()
     assert (body["outcome"], body["stage"], body["batch_id"]) == ("batched", "batched", "assistant-1-1")
 
@@ -323,7 +318,6 @@ async def test_receipts_are_the_same_without_redis(api: FeedbackApi, lost: str) 
     await api.send(THUMBS)
     await api.send(THUMBS | {"event_id": "e2"})
     api.write_outcome(OutcomeKind.BATCHED, batch_id="assistant-1-1")
-    api.outcomes.apply(api.log.records("feedback.outcomes"))
     before = [(await receipt(api, e)).json() for e in ("e1", "e2")]
     if lost == "wiped":
         api.cache.wipe()
@@ -349,29 +343,20 @@ async def test_outcome_of_a_repetition_does_not_hide_that_of_the_event(api: Feed
     api.write_outcome(OutcomeKind.BATCHED, batch_id="assistant-1-1")
     api.write_outcome(OutcomeKind.LATE)
     assert (await receipt(api)).json()["outcome"] == "batched"
-    api.cache.away = False
-    api.outcomes.apply(api.log.records("feedback.outcomes"))
-    assert (await receipt(api)).json()["outcome"] == "batched"
 
 
-@pytest.mark.parametrize("from_kafka", [True, False])
-async def test_refused_conflict_and_refused_response_hide_no_outcome(
-    api: FeedbackApi, from_kafka: bool
-) -> None:
+async def test_refused_conflict_and_refused_response_hide_no_outcome(api: FeedbackApi) -> None:
     api.cache.away = True
     await api.send(THUMBS)
     await api.send(THUMBS | {"value": "down"})
-    api.cache.away = from_kafka
     api.write_outcome(OutcomeKind.REFUSED, reason=RefusalReason.CONFLICT)
     api.write_outcome(OutcomeKind.REFUSED, event_id=None, reason=RefusalReason.CONFLICT)
-    api.outcomes.apply(api.log.records("feedback.outcomes"))
     assert (await receipt(api)).json()["outcome"] == "pending"
 
 
 async def test_event_is_a_duplicate_if_every_arrival_is(api: FeedbackApi) -> None:
     await api.send(THUMBS | {"kind": "retract", "value": "e0"})
     api.write_outcome(OutcomeKind.DUPLICATE, detail="already taken back")
-    api.clock.advance(10)
     assert (await receipt(api)).json()["outcome"] == "duplicate"
 
 
@@ -381,11 +366,9 @@ async def test_dead_letter_is_an_outcome_unless_it_is_a_conflict(api: FeedbackAp
     other = (sent.value or b"").replace(b'"up"', b'"down"')
     where = (("dl_topic", b"feedback.events"), ("dl_message", b"came again with other content"))
     api.log.append(Output("dead.letters", sent.key, other, (*where, ("dl_class", b"conflict"))))
-    api.clock.advance(10)
     assert (await receipt(api)).json()["outcome"] == "pending"
     why = (("dl_topic", b"feedback.events"), ("dl_class", b"rejected"), ("dl_message", b"not this user's"))
     api.log.append(Output("dead.letters", sent.key, sent.value, why))
-    api.clock.advance(10)
     body = (await receipt(api)).json()
     assert body["outcome"] == "dead"
     assert "not this user's" in body["detail"]
@@ -403,20 +386,7 @@ async def test_unreadable_record_does_not_hide_a_receipt(api: FeedbackApi) -> No
     api.log.append(Output("feedback.outcomes", b"chatcmpl-1", b"garbage"))
     api.log.append(Output("feedback.events", b"chatcmpl-1", b"garbage"))
     api.write_outcome(OutcomeKind.UNMATCHED)
-    api.outcomes.apply(api.log.records("feedback.outcomes"))
     assert (await receipt(api)).json()["outcome"] == "unmatched"
-    api.cache.wipe()
-    assert (await receipt(api)).json()["outcome"] == "unmatched"
-
-
-async def test_index_resumes_and_starts_over_after_redis_was_wiped(api: FeedbackApi) -> None:
-    api.write_outcome(OutcomeKind.LATE)
-    api.outcomes.apply(api.log.records("feedback.outcomes"))
-    again = OutcomeIndex(api.cache, ttl_s=1000, pending_ttl_s=5)
-    ((position, offset),) = again.start_offsets().items()
-    assert (position[0], offset) == ("feedback.outcomes", 1)
-    api.cache.wipe()
-    assert again.start_offsets() == {}
 
 
 async def test_readiness_metrics_and_schema_are_served(api: FeedbackApi) -> None:

@@ -20,6 +20,7 @@ from shared.adapters.in_memory import (
     InMemoryTransactionalPublisher,
 )
 from shared.ports import LogReader, Position
+from shared.stream.state_store import MemoryStore
 
 P = 3
 THUMBS = {"event_id": "e1", "response_id": "r1", "user_id": "alice", "kind": "thumbs", "value": "up"}
@@ -47,6 +48,8 @@ def adapters(log: InMemoryLog) -> Adapters:
         clock=clock,
         log_ranges=InMemoryLogRanges(log),
         open_reader=open_reader,
+        end_of=log.end,
+        open_receipt_store=MemoryStore,
         open_erasure_publisher=lambda: InMemoryTransactionalPublisher(log, "feedback", "process-1"),
         open_command_consumer=no_consumer,
     )
@@ -63,7 +66,7 @@ async def test_service_is_ready_when_all_followers_have_caught_up() -> None:
                 pass
             assert (await http.get("/readyz")).json()["checks"] == {
                 "versions": "ok",
-                "outcomes": "ok",
+                "receipts": "ok",
                 "erasures": "ok",
                 "publisher": "ok",
             }
