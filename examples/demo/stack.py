@@ -25,8 +25,9 @@ SETTINGS = {
     # A fixed key, so that every run holds out the same users. It is allowed only in demo mode.
     "LOOPWRIGHT_DEMO": "true",
     "LOOPWRIGHT_PSEUDONYM_KEY": "the demo's own key, known to everybody",
-    # All parallel chats form one batch on all processors, because nothing trains while users chat.
-    "LOOPWRIGHT_INFERENCE_THREADS": str(os.cpu_count() or 1),
+    # All parallel chats form one batch. Its threads wait for each other after each operation, so one that shares its
+    # processor with another program stops all of them: half of the processors stay free for other programs.
+    "LOOPWRIGHT_INFERENCE_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
     "LOOPWRIGHT_INFERENCE_MAX_BATCH": str(PARALLEL_CHATS),
     # Default: 30 seconds, too long for a person at a terminal.
     "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "3",

@@ -47,7 +47,11 @@ class InferenceSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device of the model. `auto` uses the GPU if there is one."
     )
-    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="Type of the weights in memory.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        description="Type of the weights in memory. `auto` is the faster of bfloat16 and float32 on a processor, and on "
+        "a GPU bfloat16, or float16 if it has no units for bfloat16.",
+    )
     threads: int = Field(1, ge=1, le=256, description="CPU threads that torch uses.")
 
     max_batch: int = Field(

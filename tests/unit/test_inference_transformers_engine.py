@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from services.inference.core.generation_request import ContextExceeded, GenerationResult, Piece
+from services.inference.engine import transformers_engine
 from services.inference.engine.loaded_model import LoadedModel
-from services.inference.engine.transformers_engine import TransformersEngine
+from services.inference.engine.transformers_engine import LOAD_SHARE, LOAD_SLICE_S, TransformersEngine
 from shared.errors import BadArtifact, LoopwrightError, Overloaded, Retryable
 from tests.inference_factories import (
     BASE,
@@ -269,6 +270,44 @@ def test_requests_are_answered_while_a_version_loads(
     models.may_load.set()
     loader.join(20)
     assert engine.versions() == (BASE.version, V1)
+
+
+@pytest.mark.parametrize("step_s", [0.001, 0.05, 0.4, 3.0])
+def test_loading_takes_a_fair_share_of_the_time(step_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the steps are, loading is done in time, and no pause between two steps is long beside them."""
+    clock, pauses, ends = [0.0], [0.0], []
+
+    class TimedBatch(FakeBatch):
+        def step(self) -> None:
+            ends.append(clock[0])
+            pauses.append(0.0)
+            clock[0] += step_s
+            super().step()
+
+    class SlowModels(FakeModels):
+        def load(self, version: str, folder: Path) -> Iterator[None]:
+            for _ in range(500):
+                clock[0] += 0.01
+                pauses[-1] += 0.01
+                yield
+            yield from super().load(version, folder)
+
+    monkeypatch.setattr(transformers_engine.time, "monotonic", lambda: clock[0])
+    models, batch = SlowModels(), TimedBatch(text="x" * 2000)
+    engine = started(models, batch)
+    running = block(engine, batch, max_tokens=2000)
+    loader, _ = in_thread(lambda: engine.load(V1, Path()))
+    start = clock[0]
+    unblock(batch)
+    running.result(20)
+    loader.join(20)
+    assert V1 in engine.versions()
+    engine.stop(5)
+    during = [end for end in ends if end - start < 5.0 * (1 + 1 / LOAD_SHARE) + step_s]
+    assert max(pauses) <= max(LOAD_SLICE_S, LOAD_SHARE * step_s) + 0.011
+    assert sum(pauses[1 : len(during) + 2]) == pytest.approx(5.0), (
+        "loaded in at most three times its own time"
+    )
 
 
 def test_unloaded_version_stays_until_its_last_request_ends(

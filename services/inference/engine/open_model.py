@@ -36,7 +36,7 @@ def open_model(
         tokenizer: Its tokenizer.
         base: Version name of the base.
         device: `auto`, `cpu` or `cuda`.
-        dtype: Name of the torch type to compute in.
+        dtype: Name of the torch type to compute in, or `auto` (`data_type.py`).
         threads: Threads of torch.
         max_batch: Limit of the rows of one version.
         max_batch_tokens: Limit of the tokens of one forward pass.

@@ -28,7 +28,9 @@ from services.inference.engine.smoke_test import SmokeTest
 from shared.errors import Retryable
 
 LOAD_SLICE_S: Final = 0.05
-"""While there are requests, loading a version takes at most about this long between two steps."""
+"""While there are requests, loading a version takes about this long between two steps, or longer:"""
+LOAD_SHARE: Final = 0.5
+"""it takes at least this share of the time of a step, so that on a slow processor a version is loaded in time, too."""
 log = structlog.get_logger(__name__)
 
 
@@ -73,6 +75,7 @@ class TransformersEngine:
         self._tasks: deque[tuple[Callable[[Models], Iterator[None]], Future[None]]] = deque()
         self._task: tuple[Iterator[None], Future[None]] | None = None
         self._arriving: str | None = None
+        self._step_s = 0.0
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -239,12 +242,14 @@ class TransformersEngine:
         self._admit(batch)
         self._running = (*batch.rows, *self._begun)
         if batch.rows:
+            start = time.monotonic()
             batch.step()
+            self._step_s = time.monotonic() - start
         for version in self._unused(model):
             model.models.unload(version)
 
     def _work_on_task(self, model: LoadedModel) -> None:
-        """Work on the oldest task: to its end, or for `LOAD_SLICE_S` if there are requests."""
+        """Work on the oldest task: to its end, or for a slice of time if there are requests."""
         if self._task is None:
             with self._changed:
                 if not self._tasks:
@@ -252,7 +257,7 @@ class TransformersEngine:
                 work, future = self._tasks.popleft()
             self._task = work(model.models), future
         steps, future = self._task
-        until = time.monotonic() + LOAD_SLICE_S
+        until = time.monotonic() + max(LOAD_SLICE_S, LOAD_SHARE * self._step_s)
         try:
             for _ in steps:
                 if (model.batch.rows or self._waiting) and time.monotonic() > until:

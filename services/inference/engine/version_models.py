@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from services.inference.engine.adapter_files import CONFIG_FILE, WEIGHTS_FILE, layer_and_side
+from services.inference.engine.data_type import choose_dtype
 from services.inference.engine.memory import free_bytes
 from services.inference.engine.paged_attention import attention_for
 from shared.adapter_merge import copy_sharing_weights, merge_adapter
@@ -37,7 +38,7 @@ class VersionModels:
         folder: Files of the base model.
         base: Version name of the base.
         device: `auto`, `cpu` or `cuda`.
-        dtype: Name of the torch type to compute in.
+        dtype: Name of the torch type to compute in, or `auto` (`data_type.py`).
         threads: Threads of torch.
 
     Raises:
@@ -48,10 +49,11 @@ class VersionModels:
     def __init__(self, folder: Path, base: str, *, device: str, dtype: str, threads: int = 1) -> None:
         torch.set_num_threads(threads)
         self.device = pick_device(device)
+        chosen = choose_dtype(dtype, folder, self.device)
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=getattr(torch, dtype),
+                dtype=chosen,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -65,6 +67,7 @@ class VersionModels:
         self.base.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         self._base_name = base
         self._models: dict[str, PreTrainedModel] = {base: self.base}
+        log.info("base_loaded", base=base, device=self.device, dtype=str(chosen).removeprefix("torch."))
 
     def model_of(self, version: str) -> PreTrainedModel:
         """Return the model of a version in memory."""
