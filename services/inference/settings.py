@@ -49,8 +49,8 @@ class InferenceSettings(Settings):
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
-        description="Type of the weights in memory. `auto` is the faster of bfloat16 and float32 on a processor, and on "
-        "a GPU bfloat16, or float16 if it has no units for bfloat16.",
+        description="Type of the weights in memory. `auto` is the faster of bfloat16 and float32 on a processor; on a "
+        "GPU, it is bfloat16, or float16 if the GPU has no units for bfloat16.",
     )
     threads: int = Field(1, ge=1, le=256, description="CPU threads that torch uses.")
 
