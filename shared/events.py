@@ -486,6 +486,7 @@ class ErasureRequest(LogRecord):
     event_type = "loopwright.erasure"
     request_id: Id
     subject: Id
+    issued_by: str = Field("operator", max_length=128, description="Name of the API key that requested it.")
     requested_at: AwareDatetime
     deadline: AwareDatetime = Field(description="Time by which no content of the subject is left.")
 

@@ -16,6 +16,7 @@ from pydantic import (
     AliasChoices,
     BeforeValidator,
     Field,
+    IPvAnyNetwork,
     PlainValidator,
     SecretStr,
     ValidationError,
@@ -33,6 +34,10 @@ SAMPLE_SECRETS = frozenset({"change-me", "changeme", "secret", "password", "demo
 MIN_SECRET = 16
 PASSWORD = re.compile(r"//[^/@\s]*@")
 """User and password in a URL."""
+
+
+def _none_if_empty(value: object) -> object:
+    return value or None
 
 
 def common(name: str, variable: str | None = None) -> AliasChoices:
@@ -110,6 +115,30 @@ class Settings(BaseSettings):
     )
     host: str = Field(
         "127.0.0.1", validation_alias=common("host"), description="Address that the service listens on."
+    )
+    hosts: frozenset[str] = Field(
+        frozenset(),
+        validation_alias=common("hosts"),
+        description="Host names by which the services may be addressed, besides localhost and IP addresses, as a JSON "
+        'list: ["loop.example.org"]. Requests with any other Host header get 403.',
+    )
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        validation_alias=common("trusted_proxies"),
+        description="Addresses or networks of reverse proxies, as a JSON list. Only their X-Forwarded-Host and "
+        "X-Forwarded-Proto are used.",
+    )
+    api_keys: Annotated[Path | None, BeforeValidator(_none_if_empty)] = Field(
+        None,
+        validation_alias=common("api_keys"),
+        description="File of API keys, written by `loopwright keys`. It is read again when it changes. Without this "
+        "setting no key is needed, and the services listen on loopback only.",
+    )
+    allow_without_keys: bool = Field(
+        False,
+        validation_alias=common("allow_without_keys"),
+        description="Listen on other addresses than loopback although no API keys are configured. Only where something "
+        "else decides who can connect, such as ports that are published on 127.0.0.1.",
     )
     log_level: str = Field(
         "INFO", validation_alias=common("log_level"), description="Lowest level that is logged."

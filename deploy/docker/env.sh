@@ -17,6 +17,8 @@ if [ -e .env ] || [ -L .env ]; then
     exit 0
 fi
 
+# The containers mount this folder. Docker would create it for root.
+mkdir -p -m 755 keys
 umask 077
 part=$(mktemp .env.XXXXXX)
 trap 'rm -f "$part"' EXIT

@@ -18,8 +18,6 @@ PORTS = {
 }
 SERVICES = tuple(PORTS)
 TORCH_SERVICES = frozenset({"inference", "trainer"})
-ERASURE_TOKEN = "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"
-"""Only feedback gets this variable."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 TORCH_TUNING = {

@@ -20,7 +20,6 @@ from deploy.local.ports import HOST, choose_ports
 from deploy.local.processes import Program, tail
 from deploy.local.redis import prepare_redis, wait_for_redis
 from deploy.local.services import (
-    ERASURE_TOKEN,
     REPOSITORY,
     SERVICES,
     port_setting,
@@ -28,7 +27,7 @@ from deploy.local.services import (
     service_environment,
     torch_tuning,
 )
-from deploy.local.state_file import StackLock, delete_state, erasure_token, pseudonym_key, write_state
+from deploy.local.state_file import StackLock, delete_state, pseudonym_key, write_state
 from deploy.local.supervisord import Supervisord
 from shared.kafka_connection import KafkaConnection, KafkaProperties
 
@@ -249,13 +248,7 @@ class LocalStack:
         # `env` has the resolved values of these variables: another port may have been chosen.
         resolved = {"LOOPWRIGHT_BASE_MODEL", *(port_setting(service) for service in self.services)}
         overrides = {key: text for key, text in self._env.items() if key not in resolved}
-        secrets = {ERASURE_TOKEN: self._erasure_token()} if name == "feedback" else {}
-        return Program(
-            name, argv, {**torch_tuning(name), **env, **secrets, **overrides}, cwd=REPOSITORY, once=once
-        )
-
-    def _erasure_token(self) -> str:
-        return self._setting(ERASURE_TOKEN) or erasure_token(self.root)
+        return Program(name, argv, {**torch_tuning(name), **env, **overrides}, cwd=REPOSITORY, once=once)
 
     def _resolve_base_model(self) -> str:
         """Return the base model for the services: an absolute folder or a Hugging Face id."""

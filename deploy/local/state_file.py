@@ -101,11 +101,6 @@ def pseudonym_key(root: Path) -> str:
     return _secret(root / "pseudonym.key")
 
 
-def erasure_token(root: Path) -> str:
-    """Return the token for erasure requests to the feedback service, creating it on first use."""
-    return _secret(root / "erasure.token")
-
-
 def _secret(path: Path) -> str:
     """Return the secret in `path`; create it, readable only by its owner, if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from services.console.service import Adapters, ConsoleService
 from services.console.settings import SERVICE, ConsoleSettings
 from services.console.topic_offsets import KafkaEndOffsets
+from shared.adapters.access import Access
 from shared.adapters.clock import SystemClock
 from shared.adapters.kafka import KafkaPublisher
 from shared.adapters.log_lookup import KafkaLogRanges
@@ -28,6 +29,7 @@ def run(settings: ConsoleSettings) -> None:
         open_reader=CheckedReaders(kafka, SERVICE, partitions),
         count_feedback=feedback.count_since,
         count_responses=responses.total,
+        access=Access.from_settings(settings),
     )
     try:
         stopped_cleanly = ConsoleService(settings, adapters).run()

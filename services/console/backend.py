@@ -122,8 +122,10 @@ class ConsoleBackend:
 
     # --- commands ---
 
-    async def send_command(self, request: CommandRequest) -> str:
+    async def send_command(self, request: CommandRequest, *, issued_by: str) -> str:
         """Write a command to the log and return its id. A command that is on the log already is not written again.
+
+        `issued_by` is the name of the API key whose holder sends it.
 
         Raises:
             Rejected: if the request is invalid.
@@ -134,7 +136,12 @@ class ConsoleBackend:
         now = from_ms(self.clock.now_ms())
         with self._lock:
             command = to_command(
-                request, self.state, line=self.settings.line, command_id=str(uuid7()), now=now
+                request,
+                self.state,
+                line=self.settings.line,
+                command_id=str(uuid7()),
+                issued_by=issued_by,
+                now=now,
             )
             if command.command_id in self.state.commands:
                 return command.command_id

@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -21,10 +22,15 @@ from services.console.dead_letter_query import DeadLetterReader
 from services.console.pages.page import add_page
 from services.console.pages.refresher import PageRefresher
 from services.console.settings import ConsoleSettings
+from shared.adapters.access import Access, Rule
+from shared.adapters.access_middleware import secure
 from shared.adapters.http import serve
 from shared.adapters.topic_follower import TopicFollower
 from shared.ports import Cache, Clock, LogRanges, LogReader, Publisher
 from shared.telemetry import Readiness
+
+PAGE: Final = Rule("read", is_page=True)
+"""What the page and its WebSocket need. Its buttons need `operate`, which they check when they are clicked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,8 @@ class Adapters:
     """Counts the records of `feedback.events` since a time in ms, or raises `Retryable`."""
     count_responses: Callable[[], int]
     """Returns how many records were ever written to `chat.responses`, or raises `Retryable`."""
+    access: Access
+    """Decides which requests are answered."""
 
 
 class ConsoleService:
@@ -63,7 +71,10 @@ class ConsoleService:
         add_dead_letter_routes(self.app, backend, self._follower, DeadLetterReader(adapters.log_ranges))
         add_quarantine_routes(self.app, backend, self._follower)
         add_fallback_route(self.app)
-        add_page(self.app, backend, self._refresher)
+        add_page(self.app, backend, self._refresher, adapters.access)
+        if adapters.access.keys is not None:
+            readiness.watch("api_keys", lambda: adapters.access.problem)
+        secure(self.app, adapters.access, mounts=PAGE)
 
     def run(self) -> bool:
         """Serve until the process is asked to stop. Return False if the follower failed and stopped it."""

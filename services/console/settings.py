@@ -24,8 +24,3 @@ class ConsoleSettings(Settings):
         le=60,
         description="Seconds to wait for Kafka's acknowledgement before a command gets 503.",
     )
-    hosts: frozenset[str] = Field(
-        frozenset(),
-        description="Host names by which the console may be addressed, besides localhost and IP addresses, as a JSON "
-        'list: ["console"]. Requests with any other Host header get 403.',
-    )

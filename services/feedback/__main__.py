@@ -9,6 +9,7 @@ from uuid6 import uuid7
 from services.feedback.command_consumer import KafkaCommandConsumer
 from services.feedback.service import Adapters, FeedbackService
 from services.feedback.settings import SERVICE, FeedbackSettings
+from shared.adapters.access import Access
 from shared.adapters.clock import SystemClock
 from shared.adapters.kafka import KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.log_lookup import KafkaLogEnds, KafkaLogRanges
@@ -47,6 +48,7 @@ def build_adapters(settings: FeedbackSettings) -> Adapters:
             KafkaTransactionalPublisher, kafka, SERVICE, erasure_id, timeout_s=ack_timeout_s
         ),
         open_command_consumer=partial(KafkaCommandConsumer, kafka, SERVICE),
+        access=Access.from_settings(settings),
     )
 
 

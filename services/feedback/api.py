@@ -16,8 +16,9 @@ from services.feedback.core.receipts import Receipt
 from services.feedback.core.schemas import ERASURE_BODY, FEEDBACK_BODY, RESPONSE_BODY
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
+from shared.adapters.access import is_json, needs
+from shared.adapters.access_middleware import caller_of
 from shared.adapters.http import add_service_routes, problem
-from shared.adapters.origin_check import is_json
 from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable, LoopwrightError, Malformed
 from shared.events import MAX_RECORD_BYTES
@@ -33,7 +34,6 @@ EventKey = Annotated[
 RequestKey = Annotated[
     str | None, Header(alias="Idempotency-Key", description="The request_id, if the body has none.")
 ]
-Authorization = Annotated[str | None, Header(description="`Bearer` and the operator's erasure token.")]
 
 
 def build_app(
@@ -60,6 +60,7 @@ def build_app(
 
 def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: TopicFollower) -> None:
     @app.post("/v1/feedback", status_code=202, openapi_extra=_request_body(FEEDBACK_BODY))
+    @needs("ingest")
     async def post_feedback(
         request: Request,
         idempotency_key: EventKey = None,
@@ -75,6 +76,7 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
             raise
 
     @app.post("/v1/responses", status_code=202, openapi_extra=_request_body(RESPONSE_BODY))
+    @needs("ingest")
     async def post_response(request: Request, traceparent: TraceParent = None) -> JSONResponse:
         """Record a response of your own model, so that feedback on it can be trained on."""
         if not is_json(request.headers.get("content-type")):
@@ -85,6 +87,7 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
     # for a response_id that begins with one, which the first cannot match.
     @app.get(RECEIPT_PATH + "{response_id}/{event_id:path}", response_model=Receipt)
     @app.get(RECEIPT_PATH + "{ids:path}", response_model=Receipt, include_in_schema=False)
+    @needs("read")
     async def get_receipt(request: Request) -> Receipt:
         """Follow a feedback event to its outcome, batch, version and serving state."""
         response_id, event_id = _receipt_ids(request)
@@ -99,32 +102,29 @@ def add_erasure_routes(app: FastAPI, handler: ErasureHandler, erasures: TopicFol
     """Add the routes of erasure. `erasures` follows the progress of erasures; until it has caught up, they get 503."""
 
     @app.post("/v1/erasure", status_code=202, openapi_extra=_request_body(ERASURE_BODY))
+    @needs("erase")
     async def post_erasure(
         request: Request,
         idempotency_key: RequestKey = None,
         traceparent: TraceParent = None,
-        authorization: Authorization = None,
     ) -> Response:
-        """Erase all data of a user (operators only). The answer comes only once the request is durable in Kafka."""
-        refusal = handler.authorization_error(authorization) or (
-            None if is_json(request.headers.get("content-type")) else _not_json()
-        )
-        if refusal is not None:
-            return refusal
+        """Erase all data of a user. The answer comes only once the request is durable in Kafka."""
+        if not is_json(request.headers.get("content-type")):
+            return _not_json()
         raw = await request.body()
         _require_caught_up(erasures)
         try:
-            return await run_in_threadpool(handler.post_erasure, raw, idempotency_key, traceparent)
+            return await run_in_threadpool(
+                handler.post_erasure, raw, idempotency_key, traceparent, issued_by=caller_of(request).name
+            )
         except LoopwrightError as error:
             FEEDBACK_REFUSED.labels(error.code).inc()
             raise
 
     @app.get(ERASURE_PATH + "{request_id:path}", response_model=ErasureStatus)
-    async def get_erasure(request: Request, authorization: Authorization = None) -> Response:
+    @needs("erase")
+    async def get_erasure(request: Request) -> Response:
         """Show how far an erasure is, and which versions were trained on the erased data."""
-        refusal = handler.authorization_error(authorization)
-        if refusal is not None:
-            return refusal
         _require_caught_up(erasures)
         status = handler.get_status(unquote(_raw_path(request).removeprefix(ERASURE_PATH)))
         return JSONResponse(status.model_dump(mode="json", exclude_none=True))

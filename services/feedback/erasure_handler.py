@@ -1,11 +1,10 @@
-"""Handler of erasures: authorize the operator, write the request to every partition or to none, report its progress.
+"""Handler of erasures: write the request to every partition or to none, report its progress.
 
-Erasure is an operation for operators: one token authorizes erasing any user.
+The routes need an API key with the scope `erase`, which is an operator's: it may erase any user.
 """
 
 from __future__ import annotations
 
-import hmac
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from services.feedback.core.schemas import ERASURE_BODY, parse_body, resolve_id
 from services.feedback.rate_limit import retry_after_s, too_many_requests
 from services.feedback.settings import SERVICE, FeedbackSettings
 from services.feedback.views import ErasureStatusView, KnownLines
-from shared.adapters.http import problem
 from shared.cloudevents import cloudevent, valid_traceparent
 from shared.errors import BrokerUnavailable, Conflict, NotYet, Overloaded, Oversized, Rejected, Retryable
 from shared.events import ErasureRequest, from_ms
@@ -30,7 +28,6 @@ from shared.pseudonym import Pseudonymiser
 from shared.topics import ERASED_WITHIN_DAYS, ERASURE_REQUESTS
 
 MAX_ERASURE_BYTES: Final = 8_192
-TOKEN_SETTING: Final = "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"  # noqa: S105 - the name of a variable
 RETRACTION_PREFIX: Final = "retract:"
 """The processor erases late retractions under request ids with this prefix."""
 ALL_CALLERS: Final = "erasures"
@@ -54,31 +51,9 @@ class ErasureHandler:
     erasures: ErasureStatusView
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def authorization_error(self, authorization: str | None) -> JSONResponse | None:
-        """Return None if the header has the erasure token, 403 if no token is configured, else 401."""
-        token = self.settings.erasure_token
-        if token is None:
-            return problem(
-                403,
-                "erasure_not_configured",
-                "Erasure is not configured",
-                f"{TOKEN_SETTING} is not set, so this service accepts no erasure requests: set it to at least 32 "
-                "random characters, restart feedback, and send it as `Authorization: Bearer ...`",
-            )
-        scheme, _, credentials = (authorization or "").partition(" ")
-        expected = token.get_secret_value().encode()
-        if scheme.lower() == "bearer" and hmac.compare_digest(credentials.strip().encode(), expected):
-            return None
-        response = problem(
-            401,
-            "unauthorised",
-            "Missing or wrong erasure token",
-            f"erasure requests need `Authorization: Bearer ...` with the value of {TOKEN_SETTING} of this service",
-        )
-        response.headers["WWW-Authenticate"] = "Bearer"
-        return response
-
-    def post_erasure(self, raw: bytes, idempotency_key: str | None, traceparent: str | None) -> JSONResponse:
+    def post_erasure(
+        self, raw: bytes, idempotency_key: str | None, traceparent: str | None, *, issued_by: str
+    ) -> JSONResponse:
         """Accept an erasure request: 202 once it is committed to every partition, now or before; or 429. Blocks.
 
         Raises:
@@ -105,6 +80,7 @@ class ErasureHandler:
             line=self.lines.check(body.line or self.settings.line),
             request_id=request_id or str(uuid7()),
             subject=self.pseudonymiser.of(body.user_id),
+            issued_by=issued_by,
             requested_at=now,
             deadline=now + timedelta(days=ERASED_WITHIN_DAYS),
         )

@@ -21,6 +21,8 @@ from services.feedback.receipt_index import ReceiptIndex
 from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import FeedbackSettings
 from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
+from shared.adapters.access import Access
+from shared.adapters.access_middleware import secure
 from shared.adapters.http import serve
 from shared.adapters.topic_follower import TopicFollower
 from shared.ports import Cache, Clock, LogRanges, LogReader, Position, Publisher, TransactionalPublisher
@@ -67,6 +69,8 @@ class Adapters:
     """Opens this process's own store of the index of receipts."""
     open_erasure_publisher: Callable[[], TransactionalPublisher]
     open_command_consumer: Callable[[], CommandConsumer]
+    access: Access
+    """Decides which requests are answered."""
 
 
 class FeedbackService:
@@ -100,6 +104,9 @@ class FeedbackService:
         self._replays = DeadLetterReplayThread(self._replayer())
         self.app = build_app(self._handlers(), versions, self._readiness, self._lifespan)
         add_erasure_routes(self.app, self._erasure_handler(), erasures)
+        if adapters.access.keys is not None:
+            self._readiness.watch("api_keys", lambda: adapters.access.problem)
+        secure(self.app, adapters.access)
 
     def run(self) -> bool:
         """Serve until the process is asked to stop. Return False if a follower failed and stopped it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from shared.events import Line
@@ -58,10 +58,6 @@ class FeedbackSettings(Settings):
         8.0,
         gt=0,
         description="Seconds that a request may spend reading earlier erasures in Kafka before it gets 503.",
-    )
-    erasure_token: SecretStr | None = Field(
-        None,
-        description="Bearer token that authorizes erasure requests. Without it, all erasure requests get 403.",
     )
     erasures_per_minute: int = Field(
         60, ge=1, description="Erasure requests accepted per minute from all callers; further ones get 429."

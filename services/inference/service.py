@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from services.inference.api.chat_handler import ChatHandler
-from services.inference.api.routes import create_app
+from services.inference.api.routes import create_app, refuse
 from services.inference.engine.chat_tokenizer import ChatTokenizer
 from services.inference.engine.port import InferenceEngine
 from services.inference.engine.vllm.addresses import parse_urls
@@ -23,7 +24,9 @@ from services.inference.rollout_reader import RolloutReader, describe_refusals
 from services.inference.settings import InferenceSettings
 from services.inference.spool import Spool
 from services.inference.version_registry import VersionRegistry
-from services.inference.version_swap import VersionSwap
+from services.inference.version_swap import Refusal, VersionSwap
+from shared.adapters.access import Access
+from shared.adapters.access_middleware import secure
 from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import PinnedBase, find_base
 from shared.adapters.clock import SystemClock
@@ -110,6 +113,22 @@ def _vllm_engine(
     )
 
 
+def build_app(
+    settings: InferenceSettings,
+    chats: ChatHandler,
+    registry: VersionRegistry,
+    readiness: Readiness,
+    refusals: Callable[[], tuple[Refusal, ...]],
+) -> FastAPI:
+    """Return the ASGI application, which checks API keys. The arguments are those of `create_app`."""
+    access = Access.from_settings(settings)
+    if access.keys is not None:
+        readiness.watch("api_keys", lambda: access.problem)
+    app = create_app(chats, registry, readiness, refusals)
+    secure(app, access, refuse=refuse)
+    return app
+
+
 class InferenceService:
     """One inference process.
 
@@ -155,7 +174,7 @@ class InferenceService:
             pseudonyms=pseudonyms,
             clock=SystemClock(),
         )
-        app = create_app(chats, registry, self._readiness, lambda: swap.refusals)
+        app = build_app(settings, chats, registry, self._readiness, lambda: swap.refusals)
         config = uvicorn.Config(
             app,
             settings.host,

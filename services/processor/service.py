@@ -12,6 +12,7 @@ from services.processor.core.step import ProcessorStep
 from services.processor.core.wire import SERVICE
 from services.processor.live_view.view import LiveView, TallyReader
 from services.processor.settings import ProcessorSettings
+from shared.adapters.access import Access
 from shared.settings import load
 from shared.stream.config import EngineConfig
 from shared.stream.faust_host import add_skip_commands, host_engine
@@ -68,6 +69,7 @@ def build(settings: ProcessorSettings) -> faust.App:
     app = host_engine(
         engine_config(settings),
         ProcessorStep(settings.limits, ErasureConfig(settings.partitions)),
+        access=Access.from_settings(settings),
         host=settings.host,
         port=settings.port,
         data_dir=settings.data_dir,

@@ -8,6 +8,7 @@ import faust
 
 from services.rollout.core.step import SERVICE, RolloutStep
 from services.rollout.settings import RolloutSettings
+from shared.adapters.access import Access
 from shared.settings import load
 from shared.stream.config import EngineConfig
 from shared.stream.faust_host import add_skip_commands, host_engine
@@ -60,6 +61,7 @@ def build(settings: RolloutSettings) -> faust.App:
     app = host_engine(
         engine_config(settings),
         RolloutStep(settings.canary_policy),
+        access=Access.from_settings(settings),
         host=settings.host,
         port=settings.port,
         data_dir=settings.data_dir,

@@ -26,6 +26,8 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.versions.publish import SERVICE, VersionLog, lease_group, transactional_id
 from services.trainer.worker import launcher
 from services.trainer.worker.base_check import remembered_check
+from shared.adapters.access import Access
+from shared.adapters.access_middleware import secure
 from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import PinnedBase, find_base
 from shared.adapters.clock import SystemClock
@@ -118,6 +120,17 @@ def lineage_queries(settings: TrainerSettings) -> LineageQueries:
     )
 
 
+def build_app(settings: TrainerSettings, readiness: Readiness) -> FastAPI:
+    """Return the app of the HTTP API. Raises `Misconfigured` if it would be open to the network without keys."""
+    access = Access.from_settings(settings)
+    if access.keys is not None:
+        readiness.watch("api_keys", lambda: access.problem)
+    app = add_service_routes(FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness)
+    add_gate_routes(add_lineage_routes(app, lineage_queries(settings)), settings)
+    secure(app, access)
+    return app
+
+
 def run(settings: TrainerSettings) -> None:
     """Serve the HTTP API, and run the trainer until SIGTERM or SIGINT."""
     if settings.node_rank:
@@ -134,9 +147,7 @@ def run(settings: TrainerSettings) -> None:
     if settings.replay_prompt_file is not None:
         read_replay_prompts(settings.replay_prompt_file)
     readiness = Readiness("line", "base model", "kafka", "device")
-    app = add_service_routes(FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness)
-    add_gate_routes(add_lineage_routes(app, lineage_queries(settings)), settings)
-    server = ServerThread(app, settings.host, settings.port)
+    server = ServerThread(build_app(settings, readiness), settings.host, settings.port)
     server.start()
     with ExitStack() as stack:
         stack.callback(server.stop)

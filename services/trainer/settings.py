@@ -24,11 +24,6 @@ class TrainerSettings(Settings, Recipe):
     model_config = SettingsConfigDict(env_prefix="LOOPWRIGHT_TRAINER_")
 
     port: int = Field(8004, ge=0, le=65535, description="Port of the HTTP API, health and metrics.")
-    hosts: frozenset[str] = Field(
-        frozenset(),
-        description="Host names, other than localhost and IP addresses, that clients may use to reach the API, "
-        'as a JSON list: ["trainer"].',
-    )
     mode: Mode = Field(
         "train",
         description="train: fine-tune and publish versions. export: write a dataset whenever a run would start, "

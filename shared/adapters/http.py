@@ -19,6 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shared.adapters.access import health
 from shared.errors import (
     Conflict,
     LoopwrightError,
@@ -71,15 +72,18 @@ def add_service_routes(app: FastAPI, readiness: Readiness, max_body: int = MAX_B
     app.add_middleware(BodyLimit, max_bytes=max_body)
 
     @app.get("/livez", include_in_schema=False)
+    @health
     async def livez() -> dict[str, str]:
         return {"status": "alive"}
 
     @app.get("/readyz", include_in_schema=False)
+    @health
     async def readyz() -> JSONResponse:
         ready, checks = readiness.report()
         return JSONResponse({"ready": ready, "checks": checks}, 200 if ready else 503)
 
     @app.get("/metrics", include_in_schema=False)
+    @health
     async def metrics() -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 

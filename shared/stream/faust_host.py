@@ -18,9 +18,11 @@ import structlog
 from faust.app.base import BootStrategy
 from faust.types.web import Request, Response
 from faust.web import View
+from faust.web.drivers.aiohttp import Web
 from mode import Service
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from shared.adapters.access import Access
 from shared.adapters.clock import SystemClock
 from shared.adapters.kafka import KafkaLogReader
 from shared.errors import Fatal
@@ -34,6 +36,7 @@ from shared.stream.skip_commands import CHECK, SkipCommands
 from shared.stream.slice_runner import CommitStats
 from shared.stream.state_store import DEFAULT_CACHE_MB, MemoryStore, StoreKind
 from shared.stream.step import RereadingStep, Step
+from shared.stream.web_access import secure_views
 from shared.telemetry import DEAD_LETTERED, ENGINE_ABORTS, ENGINE_COMMITS, ENGINE_RECORDS
 
 log = structlog.get_logger(__name__)
@@ -94,6 +97,7 @@ def host_engine(
     config: EngineConfig,
     step: Step | RereadingStep,
     *,
+    access: Access,
     host: str,
     port: int,
     data_dir: Path,
@@ -104,6 +108,8 @@ def host_engine(
 
     It is named after the engine's application and connects when it is started. With `store="rocksdb"` the state is kept
     in `data_dir`, in a folder for this instance; with "memory" each start reads the whole changelog.
+
+    `access` checks all requests; views other than the first three need the scope `read`.
 
     Unless `config` has an identity, the process claims its instance now and holds it until it ends, so that processes
     on one data folder never share stores or a `transactional.id`.
@@ -150,6 +156,11 @@ def host_engine(
 
     app.service(Host)
     _add_views(app, engine)
+    web = app.web
+    assert isinstance(web, Web)
+    secure_views(web.web_app, access)
+    if access.keys is not None:
+        app.readiness_details["api_keys"] = lambda: access.problem or "ok"
     return app
 
 

@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from deploy.local.ports import choose_ports
@@ -22,6 +22,7 @@ from services.feedback.core.erasure_status import ErasureStatus
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.settings import FeedbackSettings
 from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
+from shared.adapters.access_middleware import secure
 from shared.adapters.clock import ManualClock
 from shared.adapters.http import ServerThread, add_service_routes
 from shared.adapters.in_memory import (
@@ -35,10 +36,10 @@ from shared.events import ErasureReport
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output
 from shared.telemetry import Readiness
+from tests.access import access_of, make_keys
 
 PARTITIONS = 3
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
-TOKEN = "the operator's own token"
 VERSION = "assistant@v1-0a1b2c3d"
 CallClient = Callable[..., Any]
 
@@ -47,6 +48,7 @@ CallClient = Callable[..., Any]
 class FeedbackFixture:
     log: InMemoryLog
     url: str
+    key: str
 
     def complete_erasure(self, request_id: str) -> None:
         """Append the reports of processor and trainer."""
@@ -69,12 +71,13 @@ class FeedbackFixture:
 
 
 @pytest.fixture
-def feedback() -> Iterator[FeedbackFixture]:
-    """Serve the erasure routes of the feedback service on a free port."""
+def feedback(tmp_path: Path) -> Iterator[FeedbackFixture]:
+    """Serve the erasure routes of the feedback service on a free port, with API keys."""
+    keys = make_keys(tmp_path / "keys.json", {"dpo": ["erase"], "app": ["ingest"]})
     clock = ManualClock(round(T0.timestamp() * 1000))
     log, readiness = InMemoryLog(PARTITIONS, clock), Readiness("erasures")
     handler = ErasureHandler(
-        settings=FeedbackSettings(partitions=PARTITIONS, erasure_token=SecretStr(TOKEN)),
+        settings=FeedbackSettings(partitions=PARTITIONS),
         open_publisher=lambda: InMemoryTransactionalPublisher(log, "feedback", "erasure"),
         open_requests=lambda: InMemoryLogReader(log, ["erasure.requests"], partitions=[0]),
         cache=InMemoryCache(clock),
@@ -89,11 +92,12 @@ def feedback() -> Iterator[FeedbackFixture]:
     )
     app = add_service_routes(FastAPI(), readiness)
     add_erasure_routes(app, handler, follower)
+    secure(app, access_of(tmp_path / "keys.json"))
     follower.start()
     port = choose_ports({"feedback": 0})["feedback"]
     server = ServerThread(app, "127.0.0.1", port)
     server.start()
-    yield FeedbackFixture(log, f"http://127.0.0.1:{port}")
+    yield FeedbackFixture(log, f"http://127.0.0.1:{port}", keys["dpo"])
     server.stop()
     follower.stop()
 
@@ -105,19 +109,19 @@ RETRY = Retry(attempts=40, first_wait_s=0.05, longest_wait_s=0.1)
 def call(request: pytest.FixtureRequest, feedback: FeedbackFixture) -> CallClient:
     """Return a function that calls the named method of a client."""
 
-    def settings(token: str | None) -> dict[str, Any]:
-        return {"feedback_url": feedback.url, "erasure_token": token, "retry": RETRY}
+    def settings(key: str | None) -> dict[str, Any]:
+        return {"feedback_url": feedback.url, "api_key": key, "retry": RETRY}
 
-    def call_sync(method: str, *arguments: Any, token: str | None = TOKEN, **named: Any) -> Any:
-        with Loopwright(**settings(token)) as loop:
+    def call_sync(method: str, *arguments: Any, key: str | None = feedback.key, **named: Any) -> Any:
+        with Loopwright(**settings(key)) as loop:
             return getattr(loop, method)(*arguments, **named)
 
-    async def run_async(method: str, *arguments: Any, token: str | None, **named: Any) -> Any:
-        async with AsyncLoopwright(**settings(token)) as loop:
+    async def run_async(method: str, *arguments: Any, key: str | None, **named: Any) -> Any:
+        async with AsyncLoopwright(**settings(key)) as loop:
             return await getattr(loop, method)(*arguments, **named)
 
-    def call_async(method: str, *arguments: Any, token: str | None = TOKEN, **named: Any) -> Any:
-        return asyncio.run(run_async(method, *arguments, token=token, **named))
+    def call_async(method: str, *arguments: Any, key: str | None = feedback.key, **named: Any) -> Any:
+        return asyncio.run(run_async(method, *arguments, key=key, **named))
 
     return call_sync if request.param == "sync" else call_async
 
@@ -128,6 +132,7 @@ def test_erasure_models_have_the_same_fields() -> None:
 
 def test_erasure_is_followed_until_done(feedback: FeedbackFixture, call: CallClient) -> None:
     erasure = call("erase", "alice", line="support")
+    assert erasure.issued_by == "dpo"
     assert (erasure.status, erasure.line, erasure.overdue) == ("requested", "support", False)
     assert erasure.deadline > erasure.requested_at == T0
     assert call("erase", "alice", erasure.request_id, line="support") == erasure
@@ -139,10 +144,10 @@ def test_erasure_is_followed_until_done(feedback: FeedbackFixture, call: CallCli
     assert done.partitions_done == done.partitions == PARTITIONS
 
 
-def test_rejected_erasures_raise_their_own_errors(call: CallClient) -> None:
-    for token in (None, "another token of some length"):
-        with pytest.raises(Denied, match="LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"):
-            call("erase", "alice", token=token)
+def test_rejected_erasures_raise_their_own_errors(feedback: FeedbackFixture, call: CallClient) -> None:
+    for key in (None, "another key", f"{feedback.key[:-1]}!"):
+        with pytest.raises(Denied, match="LOOPWRIGHT_API_KEY"):
+            call("erase", "alice", key=key)
     with pytest.raises(NotFound, match="q-404"):
         call("erasure", "q-404")
     with pytest.raises(Invalid, match="user_id"):
@@ -154,10 +159,10 @@ def test_rejected_erasures_raise_their_own_errors(call: CallClient) -> None:
 
 def test_command_line_erases_and_follows(feedback: FeedbackFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     def loopwright(*arguments: str) -> Any:
-        monkeypatch.setenv("LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN", TOKEN)
+        monkeypatch.setenv("LOOPWRIGHT_API_KEY", feedback.key)
         return CliRunner().invoke(cli, ["erase", *arguments, "--feedback-url", feedback.url])
 
-    with Loopwright(feedback_url=feedback.url, erasure_token=TOKEN, retry=RETRY) as loop:
+    with Loopwright(feedback_url=feedback.url, api_key=feedback.key, retry=RETRY) as loop:
         loop.erase("someone")  # returns once the service is ready
     requested = loopwright("alice", "--request-id", "q-1", "--json")
     assert (requested.exit_code, json.loads(requested.stdout)["status"]) == (0, "requested")

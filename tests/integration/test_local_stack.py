@@ -117,10 +117,6 @@ def test_services_get_addresses_folders_and_a_stable_key(stack: Stack, tmp_path:
     key = feedback["LOOPWRIGHT_PSEUDONYM_KEY"]
     assert len(key) >= 32
     assert feedback_again["LOOPWRIGHT_PSEUDONYM_KEY"] == key
-    assert (
-        feedback_again["LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"] == feedback["LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"]
-    )
-    assert "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN" not in trainer
     for secret in (running.root / "pseudonym.key", running.root / "run" / "programs" / "trainer.json"):
         assert secret.stat().st_mode & 0o077 == 0
 

@@ -20,7 +20,6 @@ from services.console.settings import ConsoleSettings
 from shared.adapters import redis_keys
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
-from shared.adapters.origin_check import Forbidden, check_request_origin
 from shared.adapters.topic_follower import TopicFollower
 from shared.commands import COMMAND, CommandResult, Skip
 from shared.errors import BrokerUnavailable
@@ -91,7 +90,7 @@ async def api() -> AsyncIterator[ConsoleApi]:
             raise BrokerUnavailable("away")
         return CountedRecords(accepted[0], complete=True)
 
-    settings = ConsoleSettings(hosts=frozenset({"console"}))
+    settings = ConsoleSettings()
     backend = ConsoleBackend(settings, publisher, cache, clock, count)
     topics = [topic.name for topic in FOLLOWED_TOPICS]
     base = ModelVersion(line="assistant", ref=BASE, base=BASE.version, base_model="b", created_at=NOW)
@@ -181,6 +180,7 @@ async def test_accepted_command_is_in_the_log_and_gets_its_result(api: ConsoleAp
     command = parse_union(COMMAND, record.value)
     assert (record.key, command.command_id, command.kind) == (b"assistant", command_id, "promote")
     pending = await api.http.get(f"/api/commands/{command_id}")
+    assert pending.json()["issued_by"] == "operator"
     assert (pending.status_code, pending.json()["status"]) == (202, "pending")
     result = CommandResult(
         line="assistant",
@@ -285,36 +285,12 @@ async def test_command_without_acknowledgement_is_not_accepted(api: ConsoleApi) 
     assert "/api/commands/" in detail
 
 
-async def test_page_of_another_site_cannot_send_commands(api: ConsoleApi) -> None:
+async def test_content_that_is_not_json_is_no_command(api: ConsoleApi) -> None:
     raw = json.dumps(PROMOTE).encode()
     for media in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
         response = await api.http.post("/api/commands", content=raw, headers={"content-type": media})
         problem(response, 415, "media_type")
-    for origin in ("https://evil.example", "http://127.0.0.1:9999", "null", "http://127.0.0.1"):
-        problem(
-            await api.http.post("/api/commands", json=PROMOTE, headers={"origin": origin}), 403, "forbidden"
-        )
-    for path in ("/api/status", "/api/versions", "/api/commands/c"):
-        problem(await api.http.get(path, headers={"host": "evil.example"}), 403, "forbidden")
     assert api.log.records("operator.commands") == []
-    own_origin = {"origin": "http://127.0.0.1:8080"}
-    assert (await api.http.post("/api/commands", json=PROMOTE, headers=own_origin)).status_code == 202
-
-
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1:8080", "localhost:8080", "localhost", "[::1]:8080", "10.0.0.7", "console:8080"]
-)
-def test_addresses_localhost_and_configured_hosts_are_accepted(host: str) -> None:
-    check_request_origin({"host": host, "origin": f"http://{host}"}, {"console"})
-    check_request_origin({"host": host}, {"console"})
-
-
-@pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "", "consol"]
-)
-def test_foreign_name_for_the_same_address_is_refused(host: str) -> None:
-    with pytest.raises(Forbidden):
-        check_request_origin({"host": host}, {"console"})
 
 
 async def test_api_is_unavailable_until_the_log_has_been_read() -> None:

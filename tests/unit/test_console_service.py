@@ -6,35 +6,20 @@ import asyncio
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
-from services.console.core.ledger import CountedRecords
-from services.console.service import Adapters, ConsoleService
-from services.console.settings import ConsoleSettings
-from shared.adapters.clock import ManualClock
-from shared.adapters.in_memory import (
-    InMemoryCache,
-    InMemoryLog,
-    InMemoryLogRanges,
-    InMemoryLogReader,
-    InMemoryPublisher,
-)
+from shared.adapters.access import Access
+from tests.console_app import console_app
 
 
 # NiceGUI looks at every object in memory, and touching torch's deprecated class warns, if another test imported torch.
 @pytest.mark.filterwarnings("ignore:.*reduce_op.*:FutureWarning")
 async def test_console_serves_api_and_page_once_the_log_has_been_read() -> None:
-    clock = ManualClock()
-    log = InMemoryLog(3, clock)
-    adapters = Adapters(
-        publisher=InMemoryPublisher(log, "console"),
-        cache=InMemoryCache(clock),
-        clock=clock,
-        log_ranges=InMemoryLogRanges(log),
-        open_reader=lambda topics: InMemoryLogReader(log, topics),
-        count_feedback=lambda _: CountedRecords(0, complete=True),
-        count_responses=lambda: 0,
-    )
-    app = ConsoleService(ConsoleSettings(), adapters).app
+    with console_app(Access()) as app:
+        await check_console(app)
+
+
+async def check_console(app: FastAPI) -> None:
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),

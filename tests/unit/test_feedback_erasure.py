@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from pydantic import SecretStr, ValidationError
 
 from services.feedback.api import add_erasure_routes
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.settings import FeedbackSettings
 from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
+from shared.adapters.access_middleware import secure
 from shared.adapters.clock import ManualClock
 from shared.adapters.http import add_service_routes
 from shared.adapters.in_memory import (
@@ -32,10 +33,10 @@ from shared.pseudonym import Pseudonymiser
 from shared.records import Output
 from shared.telemetry import Readiness
 from shared.topics import ERASED_WITHIN_DAYS
+from tests.access import access_of, bearer, make_keys
 
 P = 3
 KEY = b"a key that is long enough"
-TOKEN = "the operator's own token"
 ALICE = {"user_id": "alice", "request_id": "q1"}
 SUBJECT = Pseudonymiser(KEY).of("alice")
 VERSION = "assistant@v1-0a1b2c3d"
@@ -45,7 +46,6 @@ VERSION = "assistant@v1-0a1b2c3d"
 class ErasureApi:
     """The erasure routes. The next publisher raises `failing` before it writes, or after it if `arrives` is set."""
 
-    token: str | None = TOKEN
     clock: ManualClock = field(default_factory=lambda: ManualClock(1_772_366_000_000))
     failing: BrokerUnavailable | None = None
     arrives: bool = False
@@ -71,7 +71,6 @@ class ErasureApi:
             partitions=P,
             ack_timeout_s=0.2,
             erasures_per_minute=3,
-            erasure_token=SecretStr(self.token) if self.token else None,
         )
         return ErasureHandler(
             settings=settings,
@@ -94,15 +93,11 @@ class ErasureApi:
         publisher.failure = self.failing
         return publisher
 
-    async def erase(
-        self, body: dict[str, Any] = ALICE, token: str | None = TOKEN, **headers: str
-    ) -> httpx.Response:
-        authorization = {"Authorization": f"Bearer {token}"} if token else {}
-        return await self.http.post("/v1/erasure", json=body, headers=authorization | headers)
+    async def erase(self, body: dict[str, Any] = ALICE, **headers: str) -> httpx.Response:
+        return await self.http.post("/v1/erasure", json=body, headers=headers)
 
-    async def follow(self, request_id: str = "q1", token: str | None = TOKEN) -> httpx.Response:
-        authorization = {"Authorization": f"Bearer {token}"} if token else {}
-        return await self.http.get(f"/v1/erasure/{request_id}", headers=authorization)
+    async def follow(self, request_id: str = "q1") -> httpx.Response:
+        return await self.http.get(f"/v1/erasure/{request_id}")
 
     def requests(self) -> list[ErasureRequest]:
         return [ErasureRequest.from_json(record.value) for record in self.log.records("erasure.requests")]
@@ -188,35 +183,12 @@ async def test_request_is_in_every_partition_under_the_pseudonym(api: ErasureApi
     assert datetime.fromisoformat(status["deadline"]) == deadline
 
 
-async def test_without_configured_token_every_request_gets_403(make: Callable[..., Any]) -> None:
-    api = await make(token=None)
-    for response in (await api.erase(), await api.follow()):
-        assert response.status_code == 403
-        assert "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN" in problem(response)["detail"]
-    assert api.requests() == []
-
-
-@pytest.mark.parametrize("token", [None, "another token of some length", TOKEN[:-1], "é"])
-async def test_wrong_token_gets_401_and_erases_nothing(api: ErasureApi, token: str | None) -> None:
-    header = {} if token is None else {b"Authorization": f"Bearer {token}".encode()}
-    requested = await api.http.post("/v1/erasure", json=ALICE, headers=header)
-    followed = await api.http.get("/v1/erasure/q1", headers=header)
-    for response in (requested, followed):
-        assert response.status_code == 401
-        assert response.headers["www-authenticate"] == "Bearer"
-        assert TOKEN not in problem(response)["detail"]
-    assert api.requests() == []
-
-
-async def test_token_is_checked_before_the_body_is_read(api: ErasureApi) -> None:
-    response = await api.http.post("/v1/erasure", content=b"{not JSON")
-    assert response.status_code == 401
-
-
-def test_sample_token_is_refused_by_the_name_of_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN", "secret")
-    with pytest.raises(ValidationError, match="LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN is a sample"):
-        FeedbackSettings()
+async def test_request_records_the_key_that_issued_it(api: ErasureApi, tmp_path: Path) -> None:
+    keys = make_keys(tmp_path / "keys.json", {"dpo": ["erase"]})
+    secure(api.app, access_of(tmp_path / "keys.json", "feedback"))
+    assert (await api.erase()).status_code == 401
+    assert (await api.erase(**bearer(keys["dpo"]))).json()["issued_by"] == "dpo"
+    assert {request.issued_by for request in api.requests()} == {"dpo"}
 
 
 async def test_repeated_request_is_written_once(api: ErasureApi) -> None:

@@ -10,6 +10,7 @@ import httpx
 from services.feedback.command_consumer import CommandConsumer
 from services.feedback.service import Adapters, FeedbackService
 from services.feedback.settings import FeedbackSettings
+from shared.adapters.access import Access
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import (
     InMemoryCache,
@@ -30,7 +31,7 @@ def no_consumer() -> CommandConsumer:
     raise AssertionError("the replay thread was not started")
 
 
-def adapters(log: InMemoryLog) -> Adapters:
+def adapters(log: InMemoryLog, access: Access | None = None) -> Adapters:
     clock = ManualClock()
 
     def open_reader(
@@ -52,6 +53,7 @@ def adapters(log: InMemoryLog) -> Adapters:
         open_receipt_store=MemoryStore,
         open_erasure_publisher=lambda: InMemoryTransactionalPublisher(log, "feedback", "process-1"),
         open_command_consumer=no_consumer,
+        access=access or Access(hosts=["feedback"]),
     )
 
 

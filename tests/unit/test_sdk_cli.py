@@ -302,16 +302,16 @@ DONE = ERASURE | {
 }
 
 
-def test_erasure_is_sent_with_the_token_and_prints_its_status(
+def test_erasure_is_sent_with_the_key_and_prints_its_status(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN", "the token")
+    monkeypatch.setenv("LOOPWRIGHT_API_KEY", "lw_the_key")
     service = FakeService([json_response(ERASURE, 202)])
     result = run(service, "erase", "alice", "--request-id", "q-1", "--line", "b")
     assert result.exit_code == 0
     assert result.stdout.startswith("requested It is in the log.\n")
     assert service.bodies() == [{"user_id": "alice", "request_id": "q-1", "line": "b"}]
-    assert service.requests[0].headers["authorization"] == "Bearer the token"
+    assert service.requests[0].headers["authorization"] == "Bearer lw_the_key"
 
 
 def test_erasure_can_be_awaited_or_queried_later() -> None:
@@ -343,13 +343,11 @@ def test_erase_asks_for_confirmation_on_a_terminal(reply: str, monkeypatch: pyte
     assert (result.exit_code == 0) == (reply == "y\n")
 
 
-def test_unconfigured_erasure_names_the_missing_setting() -> None:
-    answers: list[Reply] = [
-        problem_response(403, "erasure_not_configured", "Set LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN.")
-    ]
+def test_refused_erasure_names_the_missing_scope() -> None:
+    answers: list[Reply] = [problem_response(403, "missing_scope", "The key lacks the scope `erase`.")]
     result = loopwright("erase", "alice", answers=answers)
     assert result.exit_code == 1
-    assert "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN" in result.stderr
+    assert "scope `erase`" in result.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

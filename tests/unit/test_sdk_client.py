@@ -387,21 +387,21 @@ ERASURE = {"request_id": "q-1", "subject": "u_1", "status": "in_processor"}
 DONE = ERASURE | {"status": "done", "versions": ["assistant@v1-0a1b2c3d"]}
 
 
-def erasure_client(service: FakeService) -> Loopwright:
-    return Loopwright(erasure_token="the token", retry=FAST_RETRY, transport=service.transport())
+def client_with_key(service: FakeService) -> Loopwright:
+    return Loopwright(api_key="lw_the_key", retry=FAST_RETRY, transport=service.transport())
 
 
-def test_erasure_token_is_sent_only_with_erasures() -> None:
+def test_api_key_is_sent_with_every_request() -> None:
     service = FakeService(
         [json_response(ERASURE, 202), json_response(ERASURE), json_response(ACCEPTED, 202), json_response([])]
     )
-    client = erasure_client(service)
+    client = client_with_key(service)
     client.erase("alice", "q-1")
     client.erasure("a/b")
     client.thumbs_up("r", "u")
     client.versions()
-    tokens = [request.headers.get("authorization") for request in service.requests]
-    assert tokens == ["Bearer the token"] * 2 + [None] * 2
+    keys = [request.headers.get("authorization") for request in service.requests]
+    assert keys == ["Bearer lw_the_key"] * 4
     assert service.requests[1].url.raw_path == b"/v1/erasure/a%2Fb"
 
 
@@ -409,16 +409,16 @@ def test_erasure_is_retried_with_the_same_id() -> None:
     service = FakeService(
         [httpx.ReadError("broke"), problem_response(503, retry_after="0"), json_response(ERASURE, 202)]
     )
-    assert erasure_client(service).erase("alice").status == "in_processor"
+    assert client_with_key(service).erase("alice").status == "in_processor"
     assert len({body["request_id"] for body in service.bodies()}) == 1
     assert len(service.requests) == 3
 
 
 def test_wait_for_erasure_polls_until_done() -> None:
     service = FakeService([json_response(ERASURE), json_response(DONE)])
-    assert erasure_client(service).wait_for_erasure("q-1", poll=0.0).versions == ("assistant@v1-0a1b2c3d",)
+    assert client_with_key(service).wait_for_erasure("q-1", poll=0.0).versions == ("assistant@v1-0a1b2c3d",)
     with pytest.raises(StillRunning, match="erasure q-1"):
-        erasure_client(FakeService([json_response(ERASURE)])).wait_for_erasure("q-1", timeout=0.0, poll=0.01)
+        client_with_key(FakeService([json_response(ERASURE)])).wait_for_erasure("q-1", timeout=0.0, poll=0.01)
 
 
 # --- async client -----------------------------------------------------------------------------------------------

@@ -277,7 +277,7 @@ def test_incompatible_settings_are_refused(
 
 
 def test_list_that_is_not_json_is_refused_with_an_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOOPWRIGHT_TRAINER_HOSTS", "trainer.example.org")
+    monkeypatch.setenv("LOOPWRIGHT_HOSTS", "trainer.example.org")
     with pytest.raises(Misconfigured, match=r"hosts.*write lists as JSON"):
         load(TrainerSettings)
 

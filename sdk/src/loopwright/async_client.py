@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import httpx
 from tenacity import AsyncRetrying, stop_after_attempt
 
-from loopwright.base_urls import resolve_base_urls, resolve_erasure_token
+from loopwright.base_urls import resolve_api_key, resolve_base_urls
 from loopwright.errors import LoopwrightError, StillRunning, Unreachable
 from loopwright.event_ids import new_event_id
 from loopwright.feedback_kinds import FeedbackKind
@@ -73,7 +73,7 @@ class AsyncLoopwright:
         console_url: str | None = None,
         inference_url: str | None = None,
         trainer_url: str | None = None,
-        erasure_token: str | None = None,
+        api_key: str | None = None,
         timeout: float = 10.0,
         retry: Retry | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -85,15 +85,16 @@ class AsyncLoopwright:
             console_url: Base URL of the console. Default: `LOOPWRIGHT_CONSOLE_URL`, else the local stack's.
             inference_url: Base URL of inference. Default: `LOOPWRIGHT_INFERENCE_URL`, else the local stack's.
             trainer_url: Base URL of the trainer. Default: `LOOPWRIGHT_TRAINER_URL`, else the local stack's.
-            erasure_token: Token that authorises erasures; sent only with those. Default:
-                `LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN`.
+            api_key: API key, sent to the services above with every request. Default: `LOOPWRIGHT_API_KEY`. Not needed
+                where the services have no keys.
             timeout: Timeout of one attempt, in seconds.
             retry: Retry policy.
             transport: HTTP transport to use instead of the network, for tests.
 
         """
         self._base_urls = resolve_base_urls(feedback_url, console_url, inference_url, trainer_url)
-        self._erasure_token = resolve_erasure_token(erasure_token)
+        key = resolve_api_key(api_key)
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._retry = retry or Retry()
         self._http = httpx.AsyncClient(timeout=timeout, transport=transport)
 
@@ -276,8 +277,8 @@ class AsyncLoopwright:
     async def erase(self, user_id: str, request_id: str | None = None, *, line: str | None = None) -> Erasure:
         """Request the erasure of all data of a user. Returns once the request is stored durably in the log.
 
-        Versions that were trained on the data are listed, not changed. Needs the erasure token. Follow the erasure with
-        `wait_for_erasure`.
+        Versions that were trained on the data are listed, not changed. Needs an API key with the scope `erase`. Follow
+        the erasure with `wait_for_erasure`.
 
         Args:
             user_id: Your id of the user.
@@ -287,19 +288,15 @@ class AsyncLoopwright:
 
         Raises:
             Conflict: The request id was already used for another user.
-            Denied: The erasure token is missing or wrong.
+            Denied: The API key is missing or wrong, or lacks the scope `erase`.
 
         """
         request = {"user_id": user_id, "request_id": request_id or new_event_id(), "line": line}
-        return parse(
-            await self._post("feedback", path_of("v1", "erasure"), request, send_token=True), Erasure
-        )
+        return parse(await self._post("feedback", path_of("v1", "erasure"), request), Erasure)
 
     async def erasure(self, request_id: str) -> Erasure:
-        """Return the progress of an erasure. Needs the erasure token."""
-        return parse(
-            await self._get("feedback", path_of("v1", "erasure", request_id), send_token=True), Erasure
-        )
+        """Return the progress of an erasure. Needs an API key with the scope `erase`."""
+        return parse(await self._get("feedback", path_of("v1", "erasure", request_id)), Erasure)
 
     async def wait_for_erasure(
         self,
@@ -308,7 +305,7 @@ class AsyncLoopwright:
         timeout: float = 600.0,  # noqa: ASYNC109 - the synchronous client has the same parameters
         poll: float = POLL_INTERVAL_S,
     ) -> Erasure:
-        """Wait until an erasure is done and return it. Needs the erasure token.
+        """Wait until an erasure is done and return it. Needs an API key with the scope `erase`.
 
         Args:
             request_id: Id of the request.
@@ -575,19 +572,16 @@ class AsyncLoopwright:
             error.command_id = body["command_id"]
             raise
 
-    async def _get(self, service: Service, path: str, *, send_token: bool = False) -> httpx.Response:
-        return await self._request("GET", service, path, None, send_token=send_token)
+    async def _get(self, service: Service, path: str) -> httpx.Response:
+        return await self._request("GET", service, path, None)
 
     async def _post(
         self,
         service: Service,
         path: str,
         body: Mapping[str, Any],
-        *,
-        send_token: bool = False,
     ) -> httpx.Response:
-        json = without_none(body)
-        return await self._request("POST", service, path, json, send_token=send_token)
+        return await self._request("POST", service, path, without_none(body))
 
     async def _request(
         self,
@@ -595,8 +589,6 @@ class AsyncLoopwright:
         service: Service,
         path: str,
         json: Mapping[str, Any] | None,
-        *,
-        send_token: bool,
     ) -> httpx.Response:
         """Send a request and return the successful response.
 
@@ -609,11 +601,9 @@ class AsyncLoopwright:
             retry_error_callback=last_response,
         )
         base_url = self._base_urls.of(service)
-        token = self._erasure_token if send_token else None
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             response: httpx.Response = await retrying(
-                self._http.request, method, base_url + path, json=json, headers=headers
+                self._http.request, method, base_url + path, json=json, headers=self._headers
             )
         except httpx.TransportError as error:
             raise Unreachable(base_url, self._base_urls.variable(service), str(error)) from error

@@ -11,8 +11,7 @@ FEEDBACK_VARIABLE = "LOOPWRIGHT_FEEDBACK_URL"
 CONSOLE_VARIABLE = "LOOPWRIGHT_CONSOLE_URL"
 INFERENCE_VARIABLE = "LOOPWRIGHT_INFERENCE_URL"
 TRAINER_VARIABLE = "LOOPWRIGHT_TRAINER_URL"
-ERASURE_TOKEN_VARIABLE = "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN"  # noqa: S105 - the name of a variable
-"""The same variable configures the token in the feedback service."""
+API_KEY_VARIABLE = "LOOPWRIGHT_API_KEY"
 DEFAULTS = {
     FEEDBACK_VARIABLE: "http://127.0.0.1:8001",
     CONSOLE_VARIABLE: "http://127.0.0.1:8080",
@@ -58,9 +57,9 @@ def resolve_base_urls(
     )
 
 
-def resolve_erasure_token(token: str | None) -> str | None:
-    """Return the argument, else the value of `LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN`, else None."""
-    return token or os.environ.get(ERASURE_TOKEN_VARIABLE) or None
+def resolve_api_key(key: str | None) -> str | None:
+    """Return the argument, else the value of `LOOPWRIGHT_API_KEY`, else None."""
+    return key or os.environ.get(API_KEY_VARIABLE) or None
 
 
 def _resolve(url: str | None, variable: str) -> str:

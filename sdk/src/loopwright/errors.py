@@ -3,6 +3,7 @@
 LoopwrightError
 ├── Unreachable     no response from the service
 ├── StillRunning    waited too long for a result
+├── KeyFileError    the file of API keys cannot be used (in `api_keys`)
 ├── InvalidRecord   a record for Kafka is not valid
 ├── NotDelivered    Kafka did not acknowledge a record
 ├── QueueFull       too many records wait for Kafka

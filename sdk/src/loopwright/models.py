@@ -100,6 +100,8 @@ class Erasure(ResponseModel):
     partitions have. `done`: so have the trainers."""
     line: str = ""
     """Line of the request."""
+    issued_by: str | None = None
+    """Name of the API key that requested it."""
     requested_at: datetime | None = None
     """When the erasure was requested."""
     deadline: datetime | None = None
@@ -312,6 +314,8 @@ class CommandResult(ResponseModel):
     """`refused` if the command is not applicable, `failed` if its execution failed."""
     message: str = ""
     """The effect, or why there is none."""
+    issued_by: str | None = None
+    """Name of the API key that sent it; `operator` where no keys are used."""
     executor: str | None = None
     """The service that executed the command."""
     finished_at: datetime | None = None

@@ -9,11 +9,12 @@ from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime
 from starlette.concurrency import run_in_threadpool
 
-from services.console.api.routes import request_guard
+from services.console.api.routes import require_complete
 from services.console.backend import ConsoleBackend
 from services.console.core import dead_letter_json
 from services.console.core.responses import Json
 from services.console.dead_letter_query import MAX_PAGE, DeadLetterFilter, DeadLetterReader
+from shared.adapters.access import needs
 from shared.adapters.http import problem
 from shared.adapters.topic_follower import TopicFollower
 from shared.dead_letter_replay import DeadLetterPosition
@@ -43,9 +44,10 @@ def add_dead_letter_routes(
     app: FastAPI, backend: ConsoleBackend, follower: TopicFollower, reader: DeadLetterReader
 ) -> None:
     """Add the routes to the console's app."""
-    api = APIRouter(prefix="/api/dead-letters", dependencies=[Depends(request_guard(backend, follower))])
+    api = APIRouter(prefix="/api/dead-letters", dependencies=[Depends(require_complete(follower))])
 
     @api.get("")
+    @needs("read")
     async def list_dead_letters(
         error_class: ErrorClass = None,
         topic: TopicName = None,
@@ -72,6 +74,7 @@ def add_dead_letter_routes(
         return {"dead_letters": entries, "next": page.next}
 
     @api.get("/{position}")
+    @needs("read")
     async def get_dead_letter(position: str) -> JSONResponse:
         """Show one dead letter with the bytes of the original record."""
         letter = await run_in_threadpool(reader.find, DeadLetterPosition.parse(position))

@@ -5,17 +5,19 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from services.console.api.routes import LineQuery, request_guard
+from services.console.api.routes import LineQuery, require_complete
 from services.console.backend import ConsoleBackend
 from services.console.core.responses import Json
+from shared.adapters.access import needs
 from shared.adapters.topic_follower import TopicFollower
 
 
 def add_quarantine_routes(app: FastAPI, backend: ConsoleBackend, follower: TopicFollower) -> None:
     """Add the route to the console's app."""
-    api = APIRouter(prefix="/api/quarantine", dependencies=[Depends(request_guard(backend, follower))])
+    api = APIRouter(prefix="/api/quarantine", dependencies=[Depends(require_complete(follower))])
 
     @api.get("")
+    @needs("read")
     async def get_quarantine(line: LineQuery = None) -> Json:
         """List the first 1000 events that can be released, with the reasons, and how many there are. No texts.
 

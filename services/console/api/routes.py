@@ -13,8 +13,9 @@ from starlette.types import StatelessLifespan
 from services.console.backend import ConsoleBackend
 from services.console.core.command_requests import CommandRequest, parse_command_request
 from services.console.core.responses import Json
+from shared.adapters.access import is_json, needs
+from shared.adapters.access_middleware import caller_of
 from shared.adapters.http import add_service_routes, problem
-from shared.adapters.origin_check import Forbidden, check_request_origin, is_json
 from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable
 from shared.events import Line
@@ -40,11 +41,6 @@ def build_app(
     """
     app = FastAPI(title="Loopwright console", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     add_service_routes(app, readiness)
-
-    @app.exception_handler(Forbidden)
-    async def handle_forbidden(_: Request, error: Forbidden) -> JSONResponse:
-        return problem(403, error.code, "Forbidden", str(error))
-
     app.include_router(_routes(backend, follower))
     return app
 
@@ -56,15 +52,15 @@ def add_fallback_route(app: FastAPI) -> None:
     """
 
     @app.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)
+    @needs("read")
     async def handle_unknown_path(rest: str) -> JSONResponse:
         return problem(404, "http", "Not Found", f"there is no /api/{rest}: check the path")
 
 
-def request_guard(backend: ConsoleBackend, follower: TopicFollower) -> Callable[[Request], Awaitable[None]]:
-    """Return the dependency of all API routes: it checks Host and Origin, and that the state is complete."""
+def require_complete(follower: TopicFollower) -> Callable[[], Awaitable[None]]:
+    """Return the dependency of all API routes: it checks that the state is complete."""
 
-    async def check(request: Request) -> None:
-        check_request_origin(request.headers, backend.settings.hosts)
+    async def check() -> None:
         if not follower.caught_up:
             raise BrokerUnavailable("the console is still reading the log: try again in a few seconds")
 
@@ -72,10 +68,11 @@ def request_guard(backend: ConsoleBackend, follower: TopicFollower) -> Callable[
 
 
 def _routes(backend: ConsoleBackend, follower: TopicFollower) -> APIRouter:
-    api = APIRouter(prefix="/api", dependencies=[Depends(request_guard(backend, follower))])
+    api = APIRouter(prefix="/api", dependencies=[Depends(require_complete(follower))])
     default_line = backend.settings.line
 
     @api.get("/status")
+    @needs("read")
     async def get_status(line: LineQuery = None) -> Json:
         """Show what the loop is doing."""
 
@@ -85,16 +82,19 @@ def _routes(backend: ConsoleBackend, follower: TopicFollower) -> APIRouter:
         return await run_in_threadpool(read, line or default_line)
 
     @api.get("/versions")
+    @needs("read")
     async def get_versions(line: LineQuery = None) -> list[Json]:
         """List all versions of the line with their verdicts and gate metrics."""
         return backend.versions(line or default_line)
 
     @api.get("/rollout")
+    @needs("read")
     async def get_rollout(line: LineQuery = None) -> list[Json]:
         """List the line's rollout records, newest first."""
         return backend.rollout(line or default_line)
 
     @api.get("/rollout/{line}")
+    @needs("read")
     async def get_rollout_state(line: Line) -> JSONResponse:
         """Show what serves, both arms of the canary with their intervals over time, and why it waits."""
         state = backend.rollout_state(line)
@@ -115,6 +115,7 @@ def _routes(backend: ConsoleBackend, follower: TopicFollower) -> APIRouter:
     }
 
     @api.post("/commands", status_code=202, openapi_extra=schema)
+    @needs("operate")
     async def post_command(
         request: Request,
         content_type: Annotated[str | None, Header()] = None,
@@ -131,10 +132,12 @@ def _routes(backend: ConsoleBackend, follower: TopicFollower) -> APIRouter:
                 "Not JSON",
                 "the Content-Type is not application/json: send the body as JSON, with Content-Type: application/json",
             )
-        command_id = await backend.send_command(parse_command_request(await request.body(), idempotency_key))
+        command = parse_command_request(await request.body(), idempotency_key)
+        command_id = await backend.send_command(command, issued_by=caller_of(request).name)
         return JSONResponse({"command_id": command_id}, 202)
 
     @api.get("/commands/{command_id}")
+    @needs("read")
     async def get_command(command_id: str) -> JSONResponse:
         """Return the result of a command: 202 while it is pending, then 200."""
         command = backend.command(command_id)

@@ -94,6 +94,7 @@ def to_command(
     *,
     line: str,
     command_id: str,
+    issued_by: str,
     now: datetime,
     executors: Mapping[str, str] = EXECUTORS,
 ) -> Command:
@@ -104,6 +105,7 @@ def to_command(
         state: the console's state, which knows the versions of each line.
         line: the line if `request` names none.
         command_id: the id of the command if `request` has none.
+        issued_by: the name of the API key that `request` came with.
         now: the time at which the request was received.
         executors: kind of command -> the service that executes it.
 
@@ -133,7 +135,15 @@ def to_command(
             raise Malformed(f"{name} is not available for {request.kind}: leave it out, or use it with skip")
     line = request.line or line
     fields: dict[str, Any] = request.model_dump(mode="json", exclude_none=True)
-    fields = {"command_id": command_id} | fields | {"line": line, "issued_at": now.isoformat()}
+    fields = (
+        {"command_id": command_id}
+        | fields
+        | {
+            "line": line,
+            "issued_by": issued_by,
+            "issued_at": now.isoformat(),
+        }
+    )
     try:
         command = COMMAND.validate_json(json.dumps(fields), strict=True)
     except ValidationError as error:

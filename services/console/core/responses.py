@@ -133,21 +133,22 @@ def dead_letters(state: Projection) -> list[Json]:
 
 def command(state: Projection, command_id: str) -> Json | None:
     """Return the body of `GET /api/commands/{command_id}`, or None if the command is unknown."""
-    result = state.results.get(command_id)
+    result, sent = state.results.get(command_id), state.commands.get(command_id)
+    issued_by = sent.issued_by if sent is not None else None
     if result is not None:
         body: Json = {
             "command_id": command_id,
+            "issued_by": issued_by,
             "status": result.status,
             "message": result.message,
             "executor": result.executor,
             "finished_at": result.finished_at.isoformat(),
         }
         return body if result.replayed is None else body | {"replayed": len(result.replayed.positions)}
-    pending = state.commands.get(command_id)
-    if pending is None:
+    if sent is None:
         return None
-    message = f"{pending.kind} for line {pending.line} has not been executed yet"
-    return {"command_id": command_id, "status": "pending", "message": message}
+    message = f"{sent.kind} for line {sent.line} has not been executed yet"
+    return {"command_id": command_id, "issued_by": issued_by, "status": "pending", "message": message}
 
 
 def quarantine(known: QuarantineStatus | None) -> Json:

@@ -37,6 +37,16 @@ class CommandButton:
     """For `train_now`: train also if nothing is new."""
 
 
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Who looks at the page."""
+
+    name: str
+    """Name of the API key, which commands record."""
+    may_operate: Callable[[], bool]
+    """Returns whether the key has the scope `operate`, now."""
+
+
 def _canary(refresher: PageRefresher) -> str | None:
     return None if refresher.view.serving is None else refresher.view.serving.canary_version
 
@@ -116,10 +126,15 @@ BUTTONS: Final = (
 )
 
 
-def add_controls(backend: ConsoleBackend, refresher: PageRefresher) -> None:
-    """Add the buttons to the current slot. Of pause and resume, only the one that has an effect is visible."""
+def add_controls(backend: ConsoleBackend, refresher: PageRefresher, operator: Operator) -> None:
+    """Add the buttons to the current slot, if the page's key may operate.
+
+    Of pause and resume, only the one that has an effect is visible.
+    """
+    if not operator.may_operate():
+        return
     anchor = ui.element("span")
-    buttons = {button.label: _add_button(button, backend, refresher, anchor) for button in BUTTONS}
+    buttons = {button.label: _add_button(button, backend, refresher, operator, anchor) for button in BUTTONS}
 
     def update_visibility() -> None:
         paused = refresher.view.serving is not None and refresher.view.serving.paused
@@ -131,7 +146,11 @@ def add_controls(backend: ConsoleBackend, refresher: PageRefresher) -> None:
 
 
 def _add_button(
-    button: CommandButton, backend: ConsoleBackend, refresher: PageRefresher, anchor: ui.element
+    button: CommandButton,
+    backend: ConsoleBackend,
+    refresher: PageRefresher,
+    operator: Operator,
+    anchor: ui.element,
 ) -> ui.button:
     def open_dialog() -> None:
         serving = refresher.view.serving
@@ -159,7 +178,7 @@ def _add_button(
                         leaving=leaving,
                         again=button.again or None,
                     )
-                    await send_command(backend, request)
+                    await send_command(backend, request, operator)
 
             with ui.row().classes("tools"):
                 ui.button("Cancel", on_click=dialog.close, color=None).props("flat no-caps autofocus")
@@ -173,10 +192,13 @@ def _add_button(
     return ui.button(button.label, on_click=open_dialog, color=None).props("flat no-caps")
 
 
-async def send_command(backend: ConsoleBackend, request: CommandRequest) -> None:
+async def send_command(backend: ConsoleBackend, request: CommandRequest, operator: Operator) -> None:
     """Send a command, and show its result as soon as it is known, or why it was refused."""
+    if not operator.may_operate():
+        _notify("The API key of this page may no longer send commands. Reload the page.", "negative")
+        return
     try:
-        command_id = await backend.send_command(request)
+        command_id = await backend.send_command(request, issued_by=operator.name)
     except LoopwrightError as error:
         _notify(str(error), "negative")
         return

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from nicegui import ui
 
 from services.console.backend import ConsoleBackend
-from services.console.pages.controls import add_controls
+from services.console.pages.controls import Operator, add_controls
 from services.console.pages.refresher import PERIOD_S, PageRefresher
 from services.console.pages.render import PARTS
-from services.console.security_middleware import SecurityMiddleware
+from services.console.security_headers import SecurityHeaders
+from shared.adapters.access import Access, Caller
+from shared.adapters.access_middleware import caller_of
 
 HERE: Final = Path(__file__).parent
 LOGO: Final = (
@@ -38,19 +40,25 @@ STALE: Final = (
 )
 
 
-def add_page(app: FastAPI, backend: ConsoleBackend, refresher: PageRefresher) -> None:
-    """Add the page to `app`, and the security middleware around the whole app.
+LOCKED: Final = (
+    '<p class="notice bad">The API key of this page is no longer valid. '
+    "Reload the page and sign in with another.</p>"
+)
+
+
+def add_page(app: FastAPI, backend: ConsoleBackend, refresher: PageRefresher, access: Access) -> None:
+    """Add the page to `app`, and the security headers to all answers.
 
     Call this only once in a process: NiceGUI has global state.
     """
     css, theme = (HERE / "page.css").read_text(), (HERE / "theme.js").read_text()
 
     @ui.page("/", title="Loopwright", favicon=LOGO)
-    def show_page() -> None:
+    def show_page(request: Request) -> None:
         ui.add_head_html(f"<style>{css}</style><script>{theme}</script>")
-        _build(backend, refresher)
+        _build(backend, refresher, access, caller_of(request))
 
-    app.add_middleware(SecurityMiddleware, hosts=backend.settings.hosts)
+    app.add_middleware(SecurityHeaders)
     ui.run_with(
         app,
         title="Loopwright",
@@ -62,14 +70,15 @@ def add_page(app: FastAPI, backend: ConsoleBackend, refresher: PageRefresher) ->
     )
 
 
-def _build(backend: ConsoleBackend, refresher: PageRefresher) -> None:
+def _build(backend: ConsoleBackend, refresher: PageRefresher, access: Access, caller: Caller) -> None:
+    operator = Operator(caller.name, lambda: access.is_valid(caller, "operate"))
     parts: dict[str, ui.html] = {}
     with ui.element("main").classes("page"):
         with ui.element("header").classes("top"):
             ui.html(f"<h1>Loopwright</h1><span>Line {refresher.line}</span>", sanitize=False).classes("brand")
             parts["headline"] = _add_part("headline", refresher).classes("headline").props('role="status"')
             with ui.element("div").classes("tools"):
-                add_controls(backend, refresher)
+                add_controls(backend, refresher, operator)
                 theme = ui.button("Switch theme", color=None).props("flat no-caps")
                 theme.on("click", js_handler="() => window.loopwrightTheme()")
         stale = ui.html(sanitize=False)
@@ -81,6 +90,11 @@ def _build(backend: ConsoleBackend, refresher: PageRefresher) -> None:
     assert set(parts) == set(PARTS)
 
     def update() -> None:
+        if not access.is_valid(caller, "read"):  # the page stays open after its key was revoked
+            for part in parts.values():
+                part.set_content("")
+            stale.set_content(LOCKED)
+            return
         for name, part in parts.items():
             part.set_content(refresher.parts[name])
         stale.set_content(STALE if refresher.stale else "")

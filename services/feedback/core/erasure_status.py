@@ -25,6 +25,7 @@ class ErasureStatus(BaseModel):
         "`in_trainer`: all partitions have. `done`: so have the trainers of `line` and of every other line whose "
         "batches contained data of the user."
     )
+    issued_by: str | None = Field(None, description="Name of the API key that requested it.")
     requested_at: datetime | None = None
     deadline: datetime | None = Field(
         None,
@@ -109,6 +110,7 @@ class ErasureProgress:
             line=self.line,
             subject=self.subject,
             status=stage,
+            issued_by=self.request.issued_by if self.request is not None else None,
             requested_at=self.request.requested_at if self.request is not None else None,
             deadline=deadline,
             partitions_done=len(partitions),

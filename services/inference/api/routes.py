@@ -20,8 +20,8 @@ from services.inference.api.error_schemas import error_response, http_error_resp
 from services.inference.api.request_schemas import MAX_NAMED, parse_chat_request
 from services.inference.version_registry import ServingState, VersionRegistry
 from services.inference.version_swap import Refusal
+from shared.adapters.access import Denied, is_json, needs
 from shared.adapters.http import BodyLimit, add_service_routes
-from shared.adapters.origin_check import is_json
 from shared.errors import LoopwrightError, Oversized, UnknownVersion
 from shared.limits import MAX_HEADER_BYTES
 from shared.telemetry import CHAT_REQUESTS, Readiness
@@ -74,16 +74,19 @@ def create_app(
     _add_error_handlers(app)
 
     @app.post(CHAT_PATH, response_model=None)
+    @needs("chat")
     async def complete_chat(request: Request) -> Response:
         if not is_json(request.headers.get("content-type")):
             raise HTTPException(415, "the request must have the header Content-Type: application/json")
         return await chats.handle(parse_chat_request(await request.body()), request)
 
     @app.get("/v1/models")
+    @needs("chat")
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": model_objects(registry.state(), registry.line, refusals())}
 
     @app.get("/v1/models/{model}")
+    @needs("chat")
     async def get_model(model: str) -> dict[str, Any]:
         models = {each["id"]: each for each in model_objects(registry.state(), registry.line, refusals())}
         if model not in models:
@@ -93,6 +96,12 @@ def create_app(
         return models[model]
 
     return app
+
+
+def refuse(error: Denied) -> Response:
+    """Return OpenAI's error object for a refused request. Its clients know the code of a wrong key."""
+    code = "invalid_api_key" if error.status == 401 else error.reason
+    return http_error_response(error.status, str(error), code)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -6,22 +6,22 @@ The examples in a report are users' text. They are returned only if the API list
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import APIRouter, FastAPI, Query
 from fastapi.responses import HTMLResponse
 
 from services.trainer.database import open_read_only
 from services.trainer.run import run_table
 from services.trainer.run.folder import GATE_REPORT, GATE_RESULT
 from services.trainer.settings import TrainerSettings
-from shared.adapters.origin_check import check_request_origin
+from shared.adapters.access import needs
 from shared.errors import UnknownVersion
 from shared.events import VersionName
+from shared.request_origin import is_loopback
 from shared.versions import GateReport
 
 Json = dict[str, Any]
@@ -61,14 +61,7 @@ def load_report(settings: TrainerSettings, version: str) -> Json:
 
 def may_return_texts(settings: TrainerSettings) -> bool:
     """Return whether the API may return users' text."""
-    return settings.report_texts or settings.host == "localhost" or _is_loopback(settings.host)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return settings.report_texts or is_loopback(settings.host)
 
 
 def _run_folder(settings: TrainerSettings, version: str) -> Path:
@@ -84,18 +77,16 @@ def _run_folder(settings: TrainerSettings, version: str) -> Path:
 
 def add_gate_routes(app: FastAPI, settings: TrainerSettings) -> FastAPI:
     """Add the routes to the trainer's app and return it. The app handles errors."""
-
-    async def check_origin(request: Request) -> None:
-        check_request_origin(request.headers, settings.hosts)
-
-    router = APIRouter(dependencies=[Depends(check_origin)])
+    router = APIRouter()
 
     @router.get("/api/gate")
+    @needs("read")
     def get_gate_report(version: Version) -> Json:
         """Return verdict, reasons and figures, and the examples if they may be returned."""
         return load_report(settings, version)
 
     @router.get("/gate")
+    @needs("read", page=True)
     def get_gate_page(version: Version) -> HTMLResponse:
         """Return the same as a page."""
         from services.trainer.gate.report_html import page  # noqa: PLC0415 - imports SciPy

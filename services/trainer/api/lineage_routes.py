@@ -9,8 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, FastAPI, Query
 
 from services.trainer.api import event_trace, version_diff
 from services.trainer.database import open_read_only
@@ -18,8 +17,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.versions import lineage
 from services.trainer.versions.lineage import Json, LineRecords
 from services.trainer.versions.publish import OpenReader, line_records
-from shared.adapters.http import problem
-from shared.adapters.origin_check import Forbidden, check_request_origin
+from shared.adapters.access import needs
 from shared.errors import Malformed
 from shared.events import Id, VersionName
 from shared.ports import ArtifactStore
@@ -69,17 +67,10 @@ class LineageQueries:
 
 def add_lineage_routes(app: FastAPI, queries: LineageQueries) -> FastAPI:
     """Add the routes to the trainer's app."""
-
-    async def check_origin(request: Request) -> None:
-        check_request_origin(request.headers, queries.settings.hosts)
-
-    @app.exception_handler(Forbidden)
-    async def forbidden(_: Request, error: Forbidden) -> JSONResponse:
-        return problem(403, error.code, "Forbidden", str(error))
-
-    api = APIRouter(prefix="/api", dependencies=[Depends(check_origin)])
+    api = APIRouter(prefix="/api")
 
     @api.get("/lineage")
+    @needs("read")
     def lineage_of(
         version: Version | None = None,
         event_id: Annotated[Id | None, Query(description="Id of a feedback event.")] = None,
@@ -93,6 +84,7 @@ def add_lineage_routes(app: FastAPI, queries: LineageQueries) -> FastAPI:
         return queries.version(version) if version is not None else queries.event(str(event_id), response_id)
 
     @api.get("/diff")
+    @needs("read")
     def diff(one: Version, other: Version) -> Json:
         """Return the differences of two versions in recipe, rows, figures, base and software."""
         return queries.diff(one, other)

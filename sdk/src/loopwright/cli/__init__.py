@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from loopwright.cli import dead_letters, erase, feedback, gate, import_, lineage, operator, quarantine, watch
+from loopwright.cli import (
+    dead_letters,
+    erase,
+    feedback,
+    gate,
+    import_,
+    keys,
+    lineage,
+    operator,
+    quarantine,
+    watch,
+)
 from loopwright.cli.common import app
 
 app.command("send")(feedback.send)
 app.add_typer(import_.app, name="import")
 app.command("receipt")(feedback.receipt)
 app.command("erase")(erase.erase)
+app.add_typer(keys.app, name="keys")
 app.command("status")(operator.status)
 app.command("watch")(watch.watch)
 app.command("versions")(operator.versions)

@@ -20,7 +20,16 @@ from loopwright.cli.common import (
 )
 from loopwright.models import Erasure
 
-PRINTED_FIELDS = ("request_id", "subject", "deadline", "responses", "signals", "batches", "snapshots")
+PRINTED_FIELDS = (
+    "request_id",
+    "subject",
+    "issued_by",
+    "deadline",
+    "responses",
+    "signals",
+    "batches",
+    "snapshots",
+)
 
 
 def erase(
@@ -53,8 +62,8 @@ def erase(
 ) -> None:
     """Erase all data of a user from the log, the datasets and the snapshots. This cannot be undone.
 
-    Needs the erasure token of the feedback service in LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN. Versions that were trained on
-    the data are listed and remain unchanged.
+    Needs an API key with the scope `erase` in LOOPWRIGHT_API_KEY. Versions that were trained on the data are listed and
+    remain unchanged.
 
     Example: loopwright erase u-17 --wait
     """
