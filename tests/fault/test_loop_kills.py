@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from deploy.local.stack import LocalStack
-from deploy.local.state_file import erasure_token
 from loopwright import Loopwright, Version, new_event_id
 from shared.adapters.kafka import KafkaPublisher
+from shared.api_keys import SCOPES
 from shared.cloudevents import cloudevent
 from shared.events import ChatResponse, Choice, Message
 from shared.kafka_connection import KafkaConnection
 from shared.topics import CHAT_RESPONSES
+from tests.access import make_keys
 from tests.fault.loop_oracle import violations
 
 KILLS = 3
@@ -152,13 +153,14 @@ def files_with(folder: Path, secret: str) -> list[str]:
     return files
 
 
-def make_stack(root: Path, tiny: Path, services: Sequence[str]) -> LocalStack:
+def make_stack(root: Path, tiny: Path, services: Sequence[str], keys: Path) -> LocalStack:
     return LocalStack(
         root,
         services=services,
         base_model=tiny,
         prepared=tiny.parent.parent,
         env={
+            "LOOPWRIGHT_API_KEYS": str(keys),
             "LOOPWRIGHT_PROCESSOR_BATCH_AGE_S": "1",
             "LOOPWRIGHT_PARTITIONS": "3",
             "LOOPWRIGHT_TRAINER_EXAMPLES": "1000",
@@ -172,18 +174,20 @@ def make_stack(root: Path, tiny: Path, services: Sequence[str]) -> LocalStack:
     )
 
 
-def make_client(stack: LocalStack) -> Loopwright:
+def make_client(stack: LocalStack, key: str) -> Loopwright:
     return Loopwright(
         feedback_url=stack.urls["feedback"],
         console_url=stack.urls["console"],
-        erasure_token=erasure_token(stack.root),
+        api_key=key,
     )
 
 
 @pytest.mark.timeout(400)
 def test_loop_killed_six_times_closes_with_one_version(tmp_path: Path, tiny_model: Path) -> None:
     services = ("feedback", "processor", "trainer", "rollout", "console")
-    with make_stack(tmp_path, tiny_model, services) as stack, make_client(stack) as loop:
+    keys = tmp_path / "keys.json"
+    key = make_keys(keys, {"tests": SCOPES})["tests"]
+    with make_stack(tmp_path, tiny_model, services, keys) as stack, make_client(stack, key) as loop:
         give_secret_feedback(stack, loop)
         kill_processor_under_load(stack, loop)
         assert settled(loop, 30)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from services.processor.api import add_live_view
 from services.processor.live_view.view import LiveView, TallyReader
+from shared.adapters.access import Access
 from shared.dead_letters import DeadLetterLimit
 from shared.kafka_connection import KafkaConnection
 from shared.records import Output, Record
@@ -59,6 +60,7 @@ def main() -> None:
             settings["instance"], identity=settings.get("identity", ""), dead_letter_limit=limit, **changes
         ),
         silent_step if settings.get("step") == "silent" else counting_step(rig.out),
+        access=Access(),
         host="127.0.0.1",
         port=settings["port"],
         data_dir=Path(settings["folder"]),

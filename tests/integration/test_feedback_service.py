@@ -26,6 +26,7 @@ from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogRea
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.topic_admin import create_topics
 from shared.adapters.topic_follower import TopicFollower
+from shared.api_keys import SCOPES
 from shared.errors import BrokerUnavailable
 from shared.events import FEEDBACK, ErasureReport, ErasureRequest, Outcome, OutcomeKind, parse_union
 from shared.kafka_connection import KafkaConnection
@@ -34,12 +35,12 @@ from shared.pseudonym import Pseudonymiser
 from shared.records import Output, Record
 from shared.telemetry import Readiness
 from shared.versions import DatasetRef, GateReport, ModelVersion, RolloutRecord, VersionRef
+from tests.access import bearer, make_keys
 from tests.feedback_factories import receipt_lookup
 from tests.integration.service_process import Service, running
 
 P = 6
 KEY = "a key for these tests only"
-TOKEN = "a token for these tests only"
 NOW = datetime(2026, 3, 4, tzinfo=UTC)
 
 
@@ -50,16 +51,26 @@ def own_redis(redis_url: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def feedback(kafka: str, own_redis: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A file of API keys, and the only key, which has all scopes."""
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    return path, make_keys(path, {"tests": SCOPES})["tests"]
+
+
+@pytest.fixture(scope="module")
+def feedback(
+    kafka: str, own_redis: str, keys: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
     create_topics(KafkaConnection(kafka), P)
     env = {
         "KAFKA_BOOTSTRAP_SERVERS": kafka,
         "REDIS_URL": own_redis,
         "LOOPWRIGHT_PARTITIONS": str(P),
         "LOOPWRIGHT_PSEUDONYM_KEY": KEY,
-        "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN": TOKEN,
+        "LOOPWRIGHT_API_KEYS": str(keys[0]),
     }
     with running("feedback", tmp_path_factory.mktemp("feedback"), env) as service:
+        service.http.headers.update(bearer(keys[1]))
         yield service
 
 
@@ -208,10 +219,7 @@ def test_response_of_an_own_model_is_in_the_log(feedback: Service, kafka: str, f
 
 
 def erase(service: Service, fresh: str, request_id: str) -> httpx.Response:
-    authorization = {"Authorization": f"Bearer {TOKEN}"}
-    return service.http.post(
-        "/v1/erasure", json={"user_id": fresh, "request_id": request_id}, headers=authorization
-    )
+    return service.http.post("/v1/erasure", json={"user_id": fresh, "request_id": request_id})
 
 
 def erasure_requests(kafka: str, subject: str) -> list[tuple[int, str]]:
@@ -225,7 +233,9 @@ def erasure_requests(kafka: str, subject: str) -> list[tuple[int, str]]:
 
 
 def test_acknowledged_erasure_is_in_every_partition_once(feedback: Service, kafka: str, fresh: str) -> None:
-    assert feedback.http.post("/v1/erasure", json={"user_id": fresh}).status_code == 401
+    without_key = {"Authorization": "Bearer none"}
+    refused = feedback.http.post("/v1/erasure", json={"user_id": fresh}, headers=without_key)
+    assert refused.status_code == 401
     subject = Pseudonymiser(KEY.encode()).of(fresh)
     first = erase(feedback, fresh, fresh)
     assert first.status_code == 202, first.text
@@ -247,8 +257,7 @@ def wait_until_erased(service: Service, request_id: str) -> dict[str, Any]:
     """Return the erasure's status as soon as it is done."""
 
     def get() -> dict[str, Any]:
-        authorization = {"Authorization": f"Bearer {TOKEN}"}
-        body: dict[str, Any] = service.http.get(f"/v1/erasure/{request_id}", headers=authorization).json()
+        body: dict[str, Any] = service.http.get(f"/v1/erasure/{request_id}").json()
         return body
 
     waiting = Retrying(
@@ -261,16 +270,17 @@ def wait_until_erased(service: Service, request_id: str) -> dict[str, Any]:
 
 
 def test_two_processes_write_erasures_without_fencing_each_other(
-    feedback: Service, kafka: str, own_redis: str, fresh: str, tmp_path: Path
+    feedback: Service, kafka: str, own_redis: str, keys: tuple[Path, str], fresh: str, tmp_path: Path
 ) -> None:
     env = {
         "KAFKA_BOOTSTRAP_SERVERS": kafka,
         "REDIS_URL": own_redis,
         "LOOPWRIGHT_PARTITIONS": str(P),
         "LOOPWRIGHT_PSEUDONYM_KEY": KEY,
-        "LOOPWRIGHT_FEEDBACK_ERASURE_TOKEN": TOKEN,
+        "LOOPWRIGHT_API_KEYS": str(keys[0]),
     }
     with running("feedback", tmp_path, env) as other:
+        other.http.headers.update(bearer(keys[1]))
         answers = [erase(service, fresh, f"{fresh}-{n}") for n in range(3) for service in (feedback, other)]
     assert [answer.status_code for answer in answers] == [202] * 6
     # The second process got the same three requests and found each in the log.
@@ -282,9 +292,7 @@ def test_two_processes_write_erasures_without_fencing_each_other(
 def test_failed_erasure_is_in_no_partition_until_it_is_retried(kafka: str, fresh: str) -> None:
     """A partition that does not exist fails the transaction after other partitions were written."""
     create_topics(KafkaConnection(kafka), P)
-    settings = FeedbackSettings(
-        partitions=P + 1, ack_timeout_s=5.0, pseudonym_key=SecretStr(KEY), erasure_token=SecretStr(TOKEN)
-    )
+    settings = FeedbackSettings(partitions=P + 1, ack_timeout_s=5.0, pseudonym_key=SecretStr(KEY))
     handler = erasure_handler(kafka, settings, fresh)
     body = json.dumps({"user_id": fresh, "request_id": fresh}).encode()
     with pytest.raises(BrokerUnavailable, match=f"under the request_id {fresh}"):
@@ -351,9 +359,9 @@ def app_with(publisher: KafkaPublisher) -> FastAPI:
     return build_app(handlers, follower, readiness)
 
 
-def test_sigterm_stops_it_cleanly_and_logs_no_secrets(feedback: Service) -> None:
+def test_sigterm_stops_it_cleanly_and_logs_no_secrets(feedback: Service, keys: tuple[Path, str]) -> None:
     feedback.child.terminate()
     assert feedback.child.wait(20) == 0, feedback.log.read_text()[-2000:]
     assert "alice" not in feedback.log.read_text()
     assert KEY not in feedback.log.read_text()
-    assert TOKEN not in feedback.log.read_text()
+    assert keys[1] not in feedback.log.read_text()
