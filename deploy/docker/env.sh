@@ -4,6 +4,9 @@
 set -eu
 cd "$(dirname "$0")/../.."
 
+# The containers mount this folder for the API keys. Docker would create it for root.
+mkdir -p -m 755 keys
+
 secrets=$(sed -n 's/^\([A-Z_]*\)=$/\1/p' .env.example)
 
 if [ -e .env ] || [ -L .env ]; then
@@ -17,8 +20,6 @@ if [ -e .env ] || [ -L .env ]; then
     exit 0
 fi
 
-# The containers mount this folder. Docker would create it for root.
-mkdir -p -m 755 keys
 umask 077
 part=$(mktemp .env.XXXXXX)
 trap 'rm -f "$part"' EXIT

@@ -296,11 +296,11 @@ def test_failed_erasure_is_in_no_partition_until_it_is_retried(kafka: str, fresh
     handler = erasure_handler(kafka, settings, fresh)
     body = json.dumps({"user_id": fresh, "request_id": fresh}).encode()
     with pytest.raises(BrokerUnavailable, match=f"under the request_id {fresh}"):
-        handler.post_erasure(body, None, None)
+        handler.post_erasure(body, None, None, issued_by="dpo")
     subject = handler.pseudonymiser.of(fresh)
     assert erasure_requests(kafka, subject) == []
     retrying = erasure_handler(kafka, settings.model_copy(update={"partitions": P}), fresh)
-    assert retrying.post_erasure(body, None, None).status_code == 202
+    assert retrying.post_erasure(body, None, None, issued_by="dpo").status_code == 202
     assert [partition for partition, _ in erasure_requests(kafka, subject)] == list(range(P))
 
 

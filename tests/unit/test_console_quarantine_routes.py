@@ -112,6 +112,7 @@ def test_command_without_an_executor_is_rejected() -> None:
             Projection(),
             line="assistant",
             command_id="c1",
+            issued_by="operator",
             now=NOW,
             executors={"pause": "rollout"},
         )

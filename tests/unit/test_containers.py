@@ -66,7 +66,7 @@ def test_existing_env_file_is_not_changed(checkout: Path) -> None:
     before = (checkout / ".env").read_text()
     again = make_env(checkout)
     assert (again.returncode, (checkout / ".env").read_text()) == (0, before)
-    assert {path.name for path in checkout.iterdir()} == {".env", ".env.example", "deploy"}
+    assert {path.name for path in checkout.iterdir()} == {".env", ".env.example", "deploy", "keys"}
 
 
 def test_missing_secret_in_existing_env_file_is_named(checkout: Path) -> None:

@@ -183,9 +183,18 @@ async def test_request_is_in_every_partition_under_the_pseudonym(api: ErasureApi
     assert datetime.fromisoformat(status["deadline"]) == deadline
 
 
+def add_erasure_routes_to(api: ErasureApi) -> FastAPI:
+    """Return a new app with the erasure routes, which can still get a middleware."""
+    app = add_service_routes(FastAPI(), Readiness("erasures"))
+    add_erasure_routes(app, api.handler(), api.follower)
+    return app
+
+
 async def test_request_records_the_key_that_issued_it(api: ErasureApi, tmp_path: Path) -> None:
     keys = make_keys(tmp_path / "keys.json", {"dpo": ["erase"]})
-    secure(api.app, access_of(tmp_path / "keys.json", "feedback"))
+    app = add_erasure_routes_to(api)
+    secure(app, access_of(tmp_path / "keys.json", "feedback"))
+    api.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://feedback")
     assert (await api.erase()).status_code == 401
     assert (await api.erase(**bearer(keys["dpo"]))).json()["issued_by"] == "dpo"
     assert {request.issued_by for request in api.requests()} == {"dpo"}
@@ -217,7 +226,7 @@ async def test_retry_at_another_process_finds_the_first_in_the_log(api: ErasureA
     first = await api.erase()
     # The follower of the second process has not read the request yet.
     answer = api.handler(ErasureStatusView(), identity="process-2").post_erasure(
-        b'{"user_id": "alice", "request_id": "q1"}', None, None
+        b'{"user_id": "alice", "request_id": "q1"}', None, None, issued_by="dpo"
     )
     assert answer.status_code == 202
     assert first.status_code == 202

