@@ -18,6 +18,8 @@ PORTS = {
 }
 SERVICES = tuple(PORTS)
 TORCH_SERVICES = frozenset({"inference", "trainer"})
+TOKEN_KEY = "LOOPWRIGHT_FEEDBACK_TOKEN_KEY"
+"""Only feedback gets this variable."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 TORCH_TUNING = {

@@ -22,12 +22,13 @@ from deploy.local.redis import prepare_redis, wait_for_redis
 from deploy.local.services import (
     REPOSITORY,
     SERVICES,
+    TOKEN_KEY,
     port_setting,
     preferred_port,
     service_environment,
     torch_tuning,
 )
-from deploy.local.state_file import StackLock, delete_state, pseudonym_key, write_state
+from deploy.local.state_file import StackLock, delete_state, pseudonym_key, token_key, write_state
 from deploy.local.supervisord import Supervisord
 from shared.kafka_connection import KafkaConnection, KafkaProperties
 
@@ -248,7 +249,10 @@ class LocalStack:
         # `env` has the resolved values of these variables: another port may have been chosen.
         resolved = {"LOOPWRIGHT_BASE_MODEL", *(port_setting(service) for service in self.services)}
         overrides = {key: text for key, text in self._env.items() if key not in resolved}
-        return Program(name, argv, {**torch_tuning(name), **env, **overrides}, cwd=REPOSITORY, once=once)
+        secrets = {TOKEN_KEY: self._setting(TOKEN_KEY) or token_key(self.root)} if name == "feedback" else {}
+        return Program(
+            name, argv, {**torch_tuning(name), **env, **secrets, **overrides}, cwd=REPOSITORY, once=once
+        )
 
     def _resolve_base_model(self) -> str:
         """Return the base model for the services: an absolute folder or a Hugging Face id."""

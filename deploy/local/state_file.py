@@ -101,6 +101,11 @@ def pseudonym_key(root: Path) -> str:
     return _secret(root / "pseudonym.key")
 
 
+def token_key(root: Path) -> str:
+    """Return the key that signs browser tokens, creating it on first use."""
+    return _secret(root / "token.key")
+
+
 def _secret(path: Path) -> str:
     """Return the secret in `path`; create it, readable only by its owner, if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)

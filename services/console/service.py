@@ -22,8 +22,9 @@ from services.console.dead_letter_query import DeadLetterReader
 from services.console.pages.page import add_page
 from services.console.pages.refresher import PageRefresher
 from services.console.settings import ConsoleSettings
-from shared.adapters.access import Access, Rule
+from shared.adapters.access import Access
 from shared.adapters.access_middleware import secure
+from shared.adapters.access_rules import Rule
 from shared.adapters.http import serve
 from shared.adapters.topic_follower import TopicFollower
 from shared.ports import Cache, Clock, LogRanges, LogReader, Publisher

@@ -6,6 +6,7 @@ from functools import partial
 
 from uuid6 import uuid7
 
+from services.feedback.browser_tokens import BrowserTokens
 from services.feedback.command_consumer import KafkaCommandConsumer
 from services.feedback.service import Adapters, FeedbackService
 from services.feedback.settings import SERVICE, FeedbackSettings
@@ -31,6 +32,8 @@ def run(settings: FeedbackSettings) -> None:
 def build_adapters(settings: FeedbackSettings) -> Adapters:
     """Connect to Kafka and Redis."""
     kafka, ack_timeout_s = settings.kafka, settings.ack_timeout_s
+    token_key = settings.token_key
+    tokens = BrowserTokens(token_key.get_secret_value().encode(), SystemClock()) if token_key else None
     # A transactional id of its own per process, so that processes that write erasures at once do not fence each other.
     erasure_id = f"loopwright-{SERVICE}-erasure-{uuid7()}"
     folder = settings.data_dir / SERVICE / "receipts"
@@ -48,7 +51,8 @@ def build_adapters(settings: FeedbackSettings) -> Adapters:
             KafkaTransactionalPublisher, kafka, SERVICE, erasure_id, timeout_s=ack_timeout_s
         ),
         open_command_consumer=partial(KafkaCommandConsumer, kafka, SERVICE),
-        access=Access.from_settings(settings),
+        access=Access.from_settings(settings, tokens=tokens, origins=settings.origins),
+        tokens=tokens,
     )
 
 

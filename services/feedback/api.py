@@ -16,8 +16,9 @@ from services.feedback.core.receipts import Receipt
 from services.feedback.core.schemas import ERASURE_BODY, FEEDBACK_BODY, RESPONSE_BODY
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
-from shared.adapters.access import is_json, needs
+from shared.adapters.access_headers import is_json
 from shared.adapters.access_middleware import caller_of
+from shared.adapters.access_rules import needs
 from shared.adapters.http import add_service_routes, problem
 from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable, LoopwrightError, Malformed
@@ -60,7 +61,7 @@ def build_app(
 
 def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: TopicFollower) -> None:
     @app.post("/v1/feedback", status_code=202, openapi_extra=_request_body(FEEDBACK_BODY))
-    @needs("ingest")
+    @needs("ingest", for_browsers=True)
     async def post_feedback(
         request: Request,
         idempotency_key: EventKey = None,
@@ -70,7 +71,9 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
         if not is_json(request.headers.get("content-type")):
             return _not_json()
         try:
-            return await handlers.post_feedback(await request.body(), idempotency_key, traceparent)
+            return await handlers.post_feedback(
+                await request.body(), idempotency_key, traceparent, caller_of(request).grant
+            )
         except LoopwrightError as error:
             FEEDBACK_REFUSED.labels(error.code).inc()
             raise

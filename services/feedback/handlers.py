@@ -9,9 +9,9 @@ from typing import Any, Final
 from fastapi.responses import JSONResponse
 from uuid6 import uuid7
 
+from services.feedback.core.browser_feedback import parse_feedback
 from services.feedback.core.receipts import NoOutcome, Receipt, pending_receipt
 from services.feedback.core.schemas import (
-    FEEDBACK_BODY,
     RESPONSE_BODY,
     FeedbackBody,
     check_id,
@@ -25,6 +25,7 @@ from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import SERVICE, FeedbackSettings
 from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
 from shared.adapters import redis_keys
+from shared.adapters.access import BrowserGrant
 from shared.cloudevents import cloudevent, valid_traceparent
 from shared.composed_ids import join_ids
 from shared.errors import BrokerUnavailable, Conflict, NotPermitted, NotYet, Overloaded, Oversized
@@ -58,9 +59,13 @@ class FeedbackHandlers:
     receipts: ReceiptLookup
 
     async def post_feedback(
-        self, raw: bytes, idempotency_key: str | None, traceparent: str | None
+        self,
+        raw: bytes,
+        idempotency_key: str | None,
+        traceparent: str | None,
+        grant: BrowserGrant | None = None,
     ) -> JSONResponse:
-        """Accept a feedback event: 202, or 200 for a duplicate, or 429.
+        """Accept a feedback event: 202, or 200 for a duplicate, or 429. `grant` is that of a browser token.
 
         Raises:
             Oversized: if the body is too large (413).
@@ -71,7 +76,7 @@ class FeedbackHandlers:
         """
         if len(raw) > MAX_FEEDBACK_BYTES:
             raise Oversized(f"the body exceeds {MAX_FEEDBACK_BYTES} bytes: shorten the text")
-        body = parse_body(FEEDBACK_BODY, raw)
+        body = parse_feedback(raw, grant)
         event_id = resolve_id(body.event_id, idempotency_key)
         event = self._event(body, event_id or str(uuid7()))
         limit = self.settings.user_per_minute

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from services.feedback.api import add_erasure_routes, build_app
+from services.feedback.browser_tokens import BrowserTokens
 from services.feedback.command_consumer import CommandConsumer
 from services.feedback.dlq_replay_worker import DeadLetterReplayer, DeadLetterReplayThread
 from services.feedback.erasure_handler import ErasureHandler
@@ -20,6 +21,7 @@ from services.feedback.handlers import FeedbackHandlers
 from services.feedback.receipt_index import ReceiptIndex
 from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import FeedbackSettings
+from services.feedback.token_routes import add_token_routes
 from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
 from shared.adapters.access import Access
 from shared.adapters.access_middleware import secure
@@ -71,6 +73,8 @@ class Adapters:
     open_command_consumer: Callable[[], CommandConsumer]
     access: Access
     """Decides which requests are answered."""
+    tokens: BrowserTokens | None = None
+    """Makes browser tokens; None: nobody gets one."""
 
 
 class FeedbackService:
@@ -104,6 +108,7 @@ class FeedbackService:
         self._replays = DeadLetterReplayThread(self._replayer())
         self.app = build_app(self._handlers(), versions, self._readiness, self._lifespan)
         add_erasure_routes(self.app, self._erasure_handler(), erasures)
+        add_token_routes(self.app, adapters.tokens)
         if adapters.access.keys is not None:
             self._readiness.watch("api_keys", lambda: adapters.access.problem)
         secure(self.app, adapters.access)

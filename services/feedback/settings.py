@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from shared.events import Line
@@ -58,6 +58,17 @@ class FeedbackSettings(Settings):
         8.0,
         gt=0,
         description="Seconds that a request may spend reading earlier erasures in Kafka before it gets 503.",
+    )
+    token_key: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="Secret that signs browser tokens. Without it none are made or accepted. A new secret makes "
+        "all present tokens invalid.",
+    )
+    origins: tuple[str, ...] = Field(
+        (),
+        description="Origins whose pages may send feedback with a browser token, as a JSON list: "
+        '["https://app.example.org"].',
     )
     erasures_per_minute: int = Field(
         60, ge=1, description="Erasure requests accepted per minute from all callers; further ones get 429."

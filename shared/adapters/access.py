@@ -1,30 +1,31 @@
 """Who may do what: Host, Origin, API keys and scopes, for every HTTP API.
 
 `Access` decides. Two thin adapters ask it about each request: `access_middleware.py` for ASGI apps and
-`shared/stream/web_access.py` for the views of the stream engine. A route declares its scope with `needs`, or is
-`public` (no key), or a `health` route (no check at all). The reasons are in `docs/decisions/access.md`.
+`shared/stream/web_access.py` for the views of the stream engine. Routes declare what they need
+(`access_rules.py`). The reasons are in `docs/decisions/access.md`.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Protocol, Self
 
 import structlog
 
+from shared.adapters.access_headers import check_content_type, presented_key
+from shared.adapters.access_rules import Denied, Rule
 from shared.adapters.clock import SystemClock
 from shared.adapters.key_file import KeyFile
 from shared.api_keys import SCOPES, KeyFault, Scope, key_fault
-from shared.errors import Misconfigured, Rejected
+from shared.errors import Misconfigured
 from shared.events import from_ms
 from shared.ports import Clock
 from shared.request_origin import (
     Authority,
     BadHost,
+    Origin,
     is_in,
     is_known_host,
     is_loopback,
@@ -36,21 +37,7 @@ from shared.request_origin import (
 from shared.settings import Settings
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-F = TypeVar("F", bound=Callable[..., Any])
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-HEADERS_READ: Final = frozenset(
-    {
-        b"host",
-        b"origin",
-        b"authorization",
-        b"content-type",
-        b"accept",
-        b"x-forwarded-host",
-        b"x-forwarded-proto",
-    }
-)
-SINGLE_HEADERS: Final = frozenset({"host", "origin", "authorization", "content-type"})
-JSON_TYPES: Final = frozenset({"application/json", "application/x-ndjson"})
 FAULTS: Final[dict[KeyFault, str]] = {
     "malformed": "the credentials are not an API key of Loopwright (lw_...)",
     "unknown": "this API key does not exist",
@@ -60,16 +47,23 @@ FAULTS: Final[dict[KeyFault, str]] = {
 log = structlog.get_logger(__name__)
 
 
-class Denied(Rejected):
-    """The request is refused. `reason` is the code of the answer."""
+TOKEN_PREFIX: Final = "lwt_"  # noqa: S105 - how browser tokens begin
 
-    code = "denied"
 
-    def __init__(self, status: int, reason: str, title: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.reason = reason
-        self.title = title
+@dataclass(frozen=True, slots=True)
+class BrowserGrant:
+    """What a browser token allows: feedback on one response."""
+
+    response_id: str
+    user_id: str | None
+    """The only user whose feedback it may be; None: any."""
+
+
+class TokenCheck(Protocol):
+    """Checks browser tokens."""
+
+    def redeem(self, token: str) -> BrowserGrant:
+        """Return what a token allows. Raises `Denied` if it is not valid (401)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,80 +75,13 @@ class Caller:
     scopes: frozenset[Scope]
     key_id: str | None = None
     """None without keys."""
+    grant: BrowserGrant | None = None
+    """Set for a browser token: the request may do only this."""
 
 
 ANONYMOUS: Final = Caller("operator", frozenset(SCOPES) - {"erase"})
 """The caller while no keys are configured. An erasure cannot be undone and must name who asked for it, so it always
 needs a key."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What a route needs."""
-
-    scope: Scope | None
-    """None: no key."""
-    check_host: bool = True
-    is_page: bool = False
-    """Whether browsers show it, so that they may ask their user for a key, and its own scripts may send any content."""
-
-
-HEALTH: Final = Rule(None, check_host=False)
-PUBLIC: Final = Rule(None)
-ANY_KEY: Final = Rule("read")
-"""For paths that no route has: only callers with a key learn that."""
-_RULE: Final = "__loopwright_rule__"
-
-
-def needs(scope: Scope, *, page: bool = False) -> Callable[[F], F]:
-    """Declare the scope of a route, below its `@app.get(...)`."""
-    return _declare(Rule(scope, is_page=page))
-
-
-def public(endpoint: F) -> F:
-    """Declare that a route needs no key. Host and Origin are checked."""
-    return _declare(PUBLIC)(endpoint)
-
-
-def health(endpoint: F) -> F:
-    """Declare a route for orchestrators and Prometheus, which use any host name. It shows nothing about users."""
-    return _declare(HEALTH)(endpoint)
-
-
-def _declare(rule: Rule) -> Callable[[F], F]:
-    def declare(endpoint: F) -> F:
-        setattr(endpoint, _RULE, rule)
-        return endpoint
-
-    return declare
-
-
-def declared_rule(endpoint: object) -> Rule | None:
-    """Return the rule that a route's function declares, or None."""
-    rule = getattr(endpoint, _RULE, None)
-    return rule if isinstance(rule, Rule) else None
-
-
-def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return the headers that the checks need, by lower-case name.
-
-    Raises:
-        Denied: if one that must be unique is repeated (400): two readers could take different ones.
-
-    """
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in raw:
-        lower = raw_name.lower()
-        if lower not in HEADERS_READ:
-            continue
-        name, value = lower.decode("ascii"), raw_value.decode("latin-1").strip()
-        if name not in headers:
-            headers[name] = value
-        elif name in SINGLE_HEADERS:
-            raise Denied(400, "bad_request", "Repeated header", f"send the header {name} once")
-        else:
-            headers[name] += f",{value}"
-    return headers
 
 
 class Access:
@@ -166,6 +93,8 @@ class Access:
         *,
         hosts: Iterable[str] = (),
         proxies: Iterable[Network] = (),
+        tokens: TokenCheck | None = None,
+        origins: Iterable[str] = (),
         clock: Clock | None = None,
     ) -> None:
         """Store the parts.
@@ -174,40 +103,58 @@ class Access:
             keys: The keys. None: nobody needs one.
             hosts: Host names of this service, besides localhost and IP addresses.
             proxies: Addresses whose X-Forwarded-Host and X-Forwarded-Proto are believed.
+            tokens: Checks browser tokens. None: none are accepted.
+            origins: Origins whose pages may use browser tokens.
             clock: The time, for keys that expire.
+
+        Raises:
+            Misconfigured: if one of `origins` is none.
 
         """
         self.keys = keys
         self._hosts = frozenset(normal_name(host) for host in hosts)
         self._proxies = tuple(proxies)
+        self._tokens = tokens
+        self._origins = frozenset(_configured_origin(origin) for origin in origins)
         self._clock = clock or SystemClock()
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
+    def from_settings(
+        cls, settings: Settings, *, tokens: TokenCheck | None = None, origins: Iterable[str] = ()
+    ) -> Self:
         """Return the access that the settings describe, and log whether keys are needed.
 
         Raises:
             Misconfigured: if the service would listen on the network without keys.
 
         """
-        clock = SystemClock()
+        clock, keys = SystemClock(), None
         if settings.api_keys is not None:
             keys = KeyFile(settings.api_keys, clock)
             keys.keys()
-            return cls(keys, hosts=settings.hosts, proxies=settings.trusted_proxies, clock=clock)
-        if not is_loopback(settings.host) and not settings.allow_without_keys:
+        elif not is_loopback(settings.host) and not settings.allow_without_keys:
             raise Misconfigured(
                 f"LOOPWRIGHT_HOST={settings.host} can be reached from other machines, but no API keys are configured. "
                 "Set LOOPWRIGHT_API_KEYS to a file made with `loopwright keys create`, or listen on 127.0.0.1. Set "
                 "LOOPWRIGHT_ALLOW_WITHOUT_KEYS=true only if something else decides who can connect."
             )
-        reach = (
-            "every process on this machine"
-            if is_loopback(settings.host)
-            else f"all that reach {settings.host}"
+        else:
+            reach = (
+                "every process on this machine"
+                if is_loopback(settings.host)
+                else f"all that reach {settings.host}"
+            )
+            log.warning(
+                "no_api_keys", effect=f"{reach} may use this API, except for erasures, which need a key"
+            )
+        return cls(
+            keys,
+            hosts=settings.hosts,
+            proxies=settings.trusted_proxies,
+            tokens=tokens,
+            origins=origins,
+            clock=clock,
         )
-        log.warning("no_api_keys", effect=f"{reach} may use this API, except for erasures, which need a key")
-        return cls(hosts=settings.hosts, proxies=settings.trusted_proxies, clock=clock)
 
     @property
     def problem(self) -> str | None:
@@ -240,22 +187,58 @@ class Access:
         if not rule.check_host:
             return ANONYMOUS
         self._check_host(host)
-        self._check_origin(headers.get("origin"), host, scheme)
+        presented = presented_key(headers.get("authorization"))
+        is_token = presented is not None and presented.startswith(TOKEN_PREFIX)
+        # A page of a configured origin may use a token, but no key: a key in a page is everybody's.
+        if not (is_token and self.cors_origin(rule, headers)):
+            self._check_origin(headers.get("origin"), host, scheme)
         if rule.scope is None:
             return ANONYMOUS
-        caller = self.authenticate(headers.get("authorization"))
-        authorize(caller, rule.scope)
+        if presented is not None and is_token:
+            caller = self._redeem(rule, presented)
+        else:
+            caller = self._authenticate(presented)
+            authorize(caller, rule.scope)
         if not rule.is_page and not is_socket and method not in SAFE_METHODS:
-            _check_content_type(method, headers.get("content-type"))
+            check_content_type(method, headers.get("content-type"))
         return caller
 
-    def authenticate(self, authorization: str | None) -> Caller:
-        """Return the caller whose key a header has.
+    def preflight(self, rule: Rule, headers: Mapping[str, str], peer: str | None) -> str:
+        """Return the origin of a page that asks whether it may send a request.
 
         Raises:
-            Denied: if it has no valid key (401), or the keys cannot be read (503).
+            Denied: if it may not.
 
         """
+        host, _ = self._addressed_as(headers, peer)
+        self._check_host(host)
+        origin = self.cors_origin(rule, headers)
+        if origin is None:
+            raise _foreign_page()
+        return origin
+
+    def cors_origin(self, rule: Rule, headers: Mapping[str, str]) -> str | None:
+        """Return the origin of the page that sends a request, if it may read the response of this route."""
+        text = headers.get("origin")
+        if text is None or not rule.for_browsers or not self._origins:
+            return None
+        return text if parse_origin(text) in self._origins else None
+
+    def _redeem(self, rule: Rule, token: str) -> Caller:
+        if not rule.for_browsers:
+            raise Denied(
+                403,
+                "token_not_accepted",
+                "Browser tokens are not accepted here",
+                "a browser token is for POST /v1/feedback only: use an API key for this, from your server",
+            )
+        if self._tokens is None:
+            raise _unauthorized(
+                "this service accepts no browser tokens (LOOPWRIGHT_FEEDBACK_TOKEN_KEY is not set)"
+            )
+        return Caller("browser", frozenset(), grant=self._tokens.redeem(token))
+
+    def _authenticate(self, presented: str | None) -> Caller:
         if self.keys is None:
             return ANONYMOUS
         table = self.keys.keys()
@@ -267,7 +250,6 @@ class Access:
                 "the service cannot read its API keys, so it refuses all requests: its operator finds the reason in "
                 "/readyz. Try again later.",
             )
-        presented = presented_key(authorization)
         if presented is None:
             raise _unauthorized("the request has no API key")
         found = table.find(presented, from_ms(self._clock.now_ms()))
@@ -318,13 +300,28 @@ class Access:
             return
         origin = parse_origin(text)
         if origin is None or not is_same_origin(origin, host, scheme):
-            raise Denied(
-                403,
-                "foreign_origin",
-                "Foreign page",
-                "pages of other origins may not use this service: call it from your server. Behind a proxy, pass the "
-                "original Host on, or see LOOPWRIGHT_TRUSTED_PROXIES",
-            )
+            raise _foreign_page()
+
+
+def _configured_origin(text: str) -> Origin:
+    origin = parse_origin(text)
+    if origin is None:
+        raise Misconfigured(
+            f"LOOPWRIGHT_FEEDBACK_ORIGINS: {text!r} is not the origin of a page: write scheme, host and, if it is not "
+            'the default, port, for example "https://app.example.org"'
+        )
+    return origin
+
+
+def _foreign_page() -> Denied:
+    return Denied(
+        403,
+        "foreign_origin",
+        "Foreign page",
+        "pages of other origins may not use this service: call it from your server, or send feedback with a browser "
+        "token from an origin in LOOPWRIGHT_FEEDBACK_ORIGINS. Behind a proxy, pass the original Host on, or see "
+        "LOOPWRIGHT_TRUSTED_PROXIES",
+    )
 
 
 def authorize(caller: Caller, scope: Scope) -> None:
@@ -353,21 +350,6 @@ def authorize(caller: Caller, scope: Scope) -> None:
     )
 
 
-def presented_key(authorization: str | None) -> str | None:
-    """Return the key in a header: `Bearer KEY`, or `Basic` with the key as password. None if there is none."""
-    scheme, _, credentials = (authorization or "").partition(" ")
-    credentials = credentials.strip()
-    if scheme.lower() == "bearer":
-        return credentials or None
-    if scheme.lower() == "basic":
-        try:
-            _, _, password = base64.b64decode(credentials, validate=True).decode().partition(":")
-        except (binascii.Error, ValueError):
-            return None
-        return password or None
-    return None
-
-
 def _unauthorized(reason: str) -> Denied:
     return Denied(
         401,
@@ -375,24 +357,4 @@ def _unauthorized(reason: str) -> Denied:
         "Missing or wrong API key",
         f"{reason}: send `Authorization: Bearer lw_...` (in the SDK api_key= or LOOPWRIGHT_API_KEY). An operator makes "
         "keys with `loopwright keys create`.",
-    )
-
-
-def is_json(content_type: str | None) -> bool:
-    """Return whether a Content-Type header is application/json."""
-    return (content_type or "").partition(";")[0].strip().lower() == "application/json"
-
-
-def _check_content_type(method: str, content_type: str | None) -> None:
-    # A foreign page can send the other types without asking the service first (CORS).
-    essence = (content_type or "").partition(";")[0].strip().lower()
-    if essence in JSON_TYPES or (essence.startswith("application/") and essence.endswith("+json")):
-        return
-    if method == "DELETE" and not essence:
-        return
-    raise Denied(
-        415,
-        "media_type",
-        "Not JSON",
-        "the Content-Type is not application/json: send the body as JSON, with Content-Type: application/json",
     )

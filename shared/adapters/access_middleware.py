@@ -9,25 +9,23 @@ from typing import Final
 
 from fastapi import FastAPI, Request
 from fastapi.routing import iter_route_contexts
+from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.routing import Mount, compile_path
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.adapters.access import (
-    ANONYMOUS,
-    ANY_KEY,
-    PUBLIC,
-    Access,
-    Caller,
-    Denied,
-    Rule,
-    declared_rule,
-    read_headers,
-)
+from shared.adapters.access import ANONYMOUS, Access, Caller
+from shared.adapters.access_headers import read_headers
+from shared.adapters.access_rules import ANY_KEY, PUBLIC, Denied, Rule, declared_rule
 from shared.adapters.http import problem
 from shared.errors import Misconfigured
 
 CALLER: Final = "loopwright.caller"
+CORS_HEADERS: Final = {
+    "Access-Control-Allow-Methods": "POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, traceparent",
+    "Access-Control-Max-Age": "600",
+}
 POLICY_VIOLATION: Final = 1008
 """Close code of a WebSocket that is refused (RFC 6455, section 7.4.1)."""
 
@@ -148,11 +146,19 @@ class AccessMiddleware:
             self._rules = self._routes()
         is_socket = scope["type"] == "websocket"
         method = "GET" if is_socket else scope["method"]
-        rule = rule_for(self._rules, route_path(scope), method)
-        headers: dict[str, str] = {}
+        path, headers = route_path(scope), dict[str, str]()
+        rule = rule_for(self._rules, path, method)
         try:
             headers = read_headers(scope["headers"])
             peer = scope["client"][0] if scope.get("client") else None
+            asked = headers.get("access-control-request-method")
+            if method == "OPTIONS" and asked is not None:
+                rule = rule_for(self._rules, path, asked)
+                origin = self._access.preflight(rule, headers, peer)
+                await Response(status_code=204, headers=CORS_HEADERS | _allowing(origin))(
+                    scope, receive, send
+                )
+                return
             scope[CALLER] = self._access.admit(rule, method, headers, peer, is_socket=is_socket)
         except Denied as error:
             if is_socket:
@@ -160,10 +166,13 @@ class AccessMiddleware:
                 return
             await self._answer(error, rule, headers)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        page = self._access.cors_origin(rule, headers)
+        await self._app(scope, receive, send if page is None else _with_cors(send, page))
 
     def _answer(self, error: Denied, rule: Rule, headers: dict[str, str]) -> Response:
         response = self._refuse(error)
+        if origin := self._access.cors_origin(rule, headers):
+            response.headers.update(_allowing(origin))  # so that the page can read why
         if error.status == 401:
             # Browsers ask their user for a key (as the password) where they show a page.
             shows_page = rule.is_page and "text/html" in headers.get("accept", "")
@@ -171,3 +180,18 @@ class AccessMiddleware:
                 'Basic realm="Loopwright: API key as password", charset="UTF-8"' if shows_page else "Bearer"
             )
         return response
+
+
+def _allowing(origin: str) -> dict[str, str]:
+    return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+
+
+def _with_cors(send: Send, origin: str) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(
+                _allowing(origin) | {"Access-Control-Expose-Headers": "Retry-After"}
+            )
+        await send(message)
+
+    return send_with_headers

@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.adapters.access import health
+from shared.adapters.access_rules import health
 from shared.errors import (
     Conflict,
     LoopwrightError,

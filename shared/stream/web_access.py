@@ -7,7 +7,9 @@ from typing import Final
 
 from aiohttp import web
 
-from shared.adapters.access import HEALTH, Access, Denied, Rule, read_headers
+from shared.adapters.access import Access
+from shared.adapters.access_headers import read_headers
+from shared.adapters.access_rules import HEALTH, Denied, Rule
 
 HEALTH_PATHS: Final = frozenset({"/livez", "/readyz", "/metrics"})
 VIEW: Final = Rule("read", is_page=True)

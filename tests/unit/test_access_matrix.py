@@ -33,8 +33,9 @@ from services.rollout.service import build as build_rollout
 from services.rollout.settings import RolloutSettings
 from services.trainer.__main__ import build_app as build_trainer
 from services.trainer.settings import TrainerSettings
-from shared.adapters.access import Access, needs
+from shared.adapters.access import Access
 from shared.adapters.access_middleware import AccessMiddleware, route_rules, secure
+from shared.adapters.access_rules import needs
 from shared.adapters.http import add_service_routes
 from shared.adapters.in_memory import InMemoryLog
 from shared.api_keys import SCOPES
@@ -52,6 +53,7 @@ ENDPOINTS: Final[dict[str, dict[str, str]]] = {
     | {
         "POST /v1/feedback": "ingest",
         "POST /v1/responses": "ingest",
+        "POST /v1/feedback-tokens": "ingest",
         "GET /v1/feedback/{response_id}/{event_id:path}": "read",
         "GET /v1/feedback/{ids:path}": "read",
         "POST /v1/erasure": "erase",

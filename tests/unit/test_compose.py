@@ -81,6 +81,7 @@ def test_no_secret_has_a_default() -> None:
     }
     assert given == {
         "${LOOPWRIGHT_PSEUDONYM_KEY:?run `make env` first}",
+        "${LOOPWRIGHT_FEEDBACK_TOKEN_KEY:?run `make env` first}",
         "${HF_TOKEN:-}",
     }
 
@@ -96,6 +97,14 @@ def test_only_pseudonymising_services_get_the_key() -> None:
         if "pseudonym_key" in path.read_text()
     }
     assert holders == users != set()
+
+
+def test_only_feedback_gets_the_token_key() -> None:
+    holders = [
+        name for name, container in CONTAINERS.items()
+        if "LOOPWRIGHT_FEEDBACK_TOKEN_KEY" in container.get("environment", {})
+    ]  # fmt: skip
+    assert holders == ["feedback"]
 
 
 @pytest.mark.parametrize("name", sorted(PORTS))
@@ -118,6 +127,7 @@ def test_env_example_contains_no_secret() -> None:
     }
     assert secrets == {
         "LOOPWRIGHT_PSEUDONYM_KEY": "",
+        "LOOPWRIGHT_FEEDBACK_TOKEN_KEY": "",
         "HF_TOKEN": "",
     }
 

@@ -50,7 +50,9 @@ def test_env_file_is_private_and_its_key_is_accepted(checkout: Path) -> None:
     assert stat.S_IMODE((checkout / ".env").stat().st_mode) == 0o600
     key = assignment(checkout / ".env").partition("=")[2]
     assert Settings(pseudonym_key=key).require_pseudonym_key() == key.encode()
-    assert len(key) == 64
+    token_key = assignment(checkout / ".env", "LOOPWRIGHT_FEEDBACK_TOKEN_KEY").partition("=")[2]
+    assert len(key) == len(token_key) == 64
+    assert key != token_key
 
 
 def test_each_env_file_has_new_secrets(checkout: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import httpx
 
+from services.feedback.browser_tokens import BrowserTokens
 from services.feedback.command_consumer import CommandConsumer
 from services.feedback.service import Adapters, FeedbackService
 from services.feedback.settings import FeedbackSettings
@@ -31,7 +32,7 @@ def no_consumer() -> CommandConsumer:
     raise AssertionError("the replay thread was not started")
 
 
-def adapters(log: InMemoryLog, access: Access | None = None) -> Adapters:
+def adapters(log: InMemoryLog, access: Access | None = None, tokens: BrowserTokens | None = None) -> Adapters:
     clock = ManualClock()
 
     def open_reader(
@@ -54,6 +55,7 @@ def adapters(log: InMemoryLog, access: Access | None = None) -> Adapters:
         open_erasure_publisher=lambda: InMemoryTransactionalPublisher(log, "feedback", "process-1"),
         open_command_consumer=no_consumer,
         access=access or Access(hosts=["feedback"]),
+        tokens=tokens,
     )
 
 

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from deploy.local.state_file import (
     owner_pid,
     pseudonym_key,
     read_state,
+    token_key,
     write_state,
 )
 from deploy.local.supervisord import SOCKET_BYTES, escape_percent, socket_path
@@ -135,9 +137,12 @@ def test_state_of_a_killed_stack_is_ignored(tmp_path: Path) -> None:
     assert read_state(tmp_path) is None
 
 
-def test_secret_is_created_once_and_is_private(tmp_path: Path) -> None:
-    created = pseudonym_key(tmp_path / "root")
-    assert pseudonym_key(tmp_path / "root") == created
-    assert pseudonym_key(tmp_path / "other") != created
-    assert (tmp_path / "root" / "pseudonym.key").stat().st_mode & 0o777 == 0o600
-    assert [path.name for path in (tmp_path / "root").iterdir()] == ["pseudonym.key"]
+@pytest.mark.parametrize(("secret", "name"), [(pseudonym_key, "pseudonym.key"), (token_key, "token.key")])
+def test_secret_is_created_once_and_is_private(
+    secret: Callable[[Path], str], name: str, tmp_path: Path
+) -> None:
+    created = secret(tmp_path / "root")
+    assert secret(tmp_path / "root") == created
+    assert secret(tmp_path / "other") != created
+    assert (tmp_path / "root" / name).stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [name]

@@ -31,6 +31,7 @@ from loopwright.event_ids import new_event_id
 from loopwright.feedback_kinds import FeedbackKind
 from loopwright.models import (
     Accepted,
+    BrowserToken,
     CanaryArm,
     CanaryTest,
     Command,
@@ -70,6 +71,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Accepted",
     "AsyncLoopwright",
+    "BrowserToken",
     "CanaryArm",
     "CanaryTest",
     "Command",

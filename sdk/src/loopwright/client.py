@@ -17,6 +17,7 @@ from loopwright.event_ids import new_event_id
 from loopwright.feedback_kinds import FeedbackKind
 from loopwright.models import (
     Accepted,
+    BrowserToken,
     Command,
     CommandKind,
     CommandResult,
@@ -267,6 +268,22 @@ class Loopwright:
     def receipt(self, response_id: str, event_id: str) -> Receipt:
         """Return the receipt of a feedback event: its outcome, followed to the version that serves."""
         return parse(self._get("feedback", path_of("v1", "feedback", response_id, event_id)), Receipt)
+
+    def browser_token(
+        self, response_id: str, user_id: str | None = None, *, lifetime_s: int | None = None
+    ) -> BrowserToken:
+        """Make a token with which a page may send feedback on one response, without an API key.
+
+        Needs an API key with the scope `ingest`. `loopwright.browser_tokens` makes tokens without a request.
+
+        Args:
+            response_id: The `id` of the chat completion.
+            user_id: Your id of the user. With it, the token is for the feedback of this user only.
+            lifetime_s: Seconds for which the token is valid; the default is an hour.
+
+        """
+        wanted = {"response_id": response_id, "user_id": user_id, "lifetime_s": lifetime_s}
+        return parse(self._post("feedback", path_of("v1", "feedback-tokens"), wanted), BrowserToken)
 
     # --- erasure ----------------------------------------------------------------------------------------------------
 

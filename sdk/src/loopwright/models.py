@@ -305,6 +305,17 @@ class Command(ResponseModel):
     """Id of the command, with which its result is queried."""
 
 
+class BrowserToken(ResponseModel):
+    """A token with which a page may send feedback on one response."""
+
+    token: str
+    """Give it to the page, which sends it as `Authorization: Bearer ...`."""
+    response_id: str
+    """The response."""
+    expires_at: datetime
+    """When it expires."""
+
+
 class CommandResult(ResponseModel):
     """Result of a command."""
 

@@ -14,7 +14,7 @@ from services.console.backend import ConsoleBackend
 from services.console.core import dead_letter_json
 from services.console.core.responses import Json
 from services.console.dead_letter_query import MAX_PAGE, DeadLetterFilter, DeadLetterReader
-from shared.adapters.access import needs
+from shared.adapters.access_rules import needs
 from shared.adapters.http import problem
 from shared.adapters.topic_follower import TopicFollower
 from shared.dead_letter_replay import DeadLetterPosition

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from services.console.api.routes import LineQuery, require_complete
 from services.console.backend import ConsoleBackend
 from services.console.core.responses import Json
-from shared.adapters.access import needs
+from shared.adapters.access_rules import needs
 from shared.adapters.topic_follower import TopicFollower
 
 

@@ -13,8 +13,9 @@ from starlette.types import StatelessLifespan
 from services.console.backend import ConsoleBackend
 from services.console.core.command_requests import CommandRequest, parse_command_request
 from services.console.core.responses import Json
-from shared.adapters.access import is_json, needs
+from shared.adapters.access_headers import is_json
 from shared.adapters.access_middleware import caller_of
+from shared.adapters.access_rules import needs
 from shared.adapters.http import add_service_routes, problem
 from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable

@@ -20,7 +20,8 @@ from services.inference.api.error_schemas import error_response, http_error_resp
 from services.inference.api.request_schemas import MAX_NAMED, parse_chat_request
 from services.inference.version_registry import ServingState, VersionRegistry
 from services.inference.version_swap import Refusal
-from shared.adapters.access import Denied, is_json, needs
+from shared.adapters.access_headers import is_json
+from shared.adapters.access_rules import Denied, needs
 from shared.adapters.http import BodyLimit, add_service_routes
 from shared.errors import LoopwrightError, Oversized, UnknownVersion
 from shared.limits import MAX_HEADER_BYTES

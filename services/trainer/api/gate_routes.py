@@ -18,7 +18,7 @@ from services.trainer.database import open_read_only
 from services.trainer.run import run_table
 from services.trainer.run.folder import GATE_REPORT, GATE_RESULT
 from services.trainer.settings import TrainerSettings
-from shared.adapters.access import needs
+from shared.adapters.access_rules import needs
 from shared.errors import UnknownVersion
 from shared.events import VersionName
 from shared.request_origin import is_loopback

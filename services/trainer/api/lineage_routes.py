@@ -17,7 +17,7 @@ from services.trainer.settings import TrainerSettings
 from services.trainer.versions import lineage
 from services.trainer.versions.lineage import Json, LineRecords
 from services.trainer.versions.publish import OpenReader, line_records
-from shared.adapters.access import needs
+from shared.adapters.access_rules import needs
 from shared.errors import Malformed
 from shared.events import Id, VersionName
 from shared.ports import ArtifactStore
