@@ -11,9 +11,11 @@ from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 from starlette.types import StatelessLifespan
 
+from services.feedback.browser_tokens import BrowserTokens
+from services.feedback.core.browser_feedback import DEFAULT_LIFETIME_S, TOKEN_BODY, Token
 from services.feedback.core.erasure_status import ErasureStatus
 from services.feedback.core.receipts import Receipt
-from services.feedback.core.schemas import ERASURE_BODY, FEEDBACK_BODY, RESPONSE_BODY
+from services.feedback.core.schemas import ERASURE_BODY, FEEDBACK_BODY, RESPONSE_BODY, parse_body
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
 from shared.adapters.access_headers import is_json
@@ -131,6 +133,30 @@ def add_erasure_routes(app: FastAPI, handler: ErasureHandler, erasures: TopicFol
         _require_caught_up(erasures)
         status = handler.get_status(unquote(_raw_path(request).removeprefix(ERASURE_PATH)))
         return JSONResponse(status.model_dump(mode="json", exclude_none=True))
+
+
+def add_token_routes(app: FastAPI, tokens: BrowserTokens | None) -> None:
+    """Add the route. Without `tokens` it answers 403."""
+
+    @app.post(
+        "/v1/feedback-tokens", status_code=201, response_model=Token, openapi_extra=_request_body(TOKEN_BODY)
+    )
+    @needs("ingest")
+    async def post_token(request: Request) -> JSONResponse:
+        """Make a token with which a browser may send feedback on one response, without an API key."""
+        if tokens is None:
+            return problem(
+                403,
+                "tokens_not_configured",
+                "Browser tokens are not configured",
+                "LOOPWRIGHT_FEEDBACK_TOKEN_KEY is not set: set it to 32 random characters, and restart feedback",
+            )
+        wanted = parse_body(TOKEN_BODY, await request.body())
+        token, expires_at = tokens.issue(
+            wanted.response_id, wanted.user_id, wanted.lifetime_s or DEFAULT_LIFETIME_S
+        )
+        made = Token(token=token, response_id=wanted.response_id, expires_at=expires_at)
+        return JSONResponse(made.model_dump(mode="json"), 201)
 
 
 def _require_caught_up(erasures: TopicFollower) -> None:

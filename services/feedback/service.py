@@ -12,7 +12,7 @@ from typing import Protocol
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from services.feedback.api import add_erasure_routes, build_app
+from services.feedback.api import add_erasure_routes, add_token_routes, build_app
 from services.feedback.browser_tokens import BrowserTokens
 from services.feedback.command_consumer import CommandConsumer
 from services.feedback.dlq_replay_worker import DeadLetterReplayer, DeadLetterReplayThread
@@ -21,7 +21,6 @@ from services.feedback.handlers import FeedbackHandlers
 from services.feedback.receipt_index import ReceiptIndex
 from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import FeedbackSettings
-from services.feedback.token_routes import add_token_routes
 from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
 from shared.adapters.access import Access
 from shared.adapters.access_middleware import secure

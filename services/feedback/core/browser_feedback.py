@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Final, Protocol
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from services.feedback.core.schemas import FEEDBACK_BODY, Body, FeedbackBody, parse_body
 from shared.errors import Rejected
@@ -51,6 +52,14 @@ class TokenBody(Body):
 class _BrowserBody(FeedbackBody):
     # Empty is no user id, so it stands for "not given"; defaults are not validated.
     user_id: UserId = ""
+
+
+class Token(BaseModel):
+    """Response body of `POST /v1/feedback-tokens`."""
+
+    token: str
+    response_id: str
+    expires_at: datetime
 
 
 TOKEN_BODY = TypeAdapter(TokenBody)
