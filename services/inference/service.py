@@ -181,6 +181,7 @@ class InferenceService:
             settings.port,
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=settings.drain_s,
         )
         self.server = uvicorn.Server(config)

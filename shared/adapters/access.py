@@ -192,12 +192,14 @@ class Access:
         # A page of a configured origin may use a token, but no key: a key in a page is everybody's.
         if not (is_token and self.cors_origin(rule, headers)):
             self._check_origin(headers.get("origin"), host, scheme)
-        if rule.scope is None:
+        if rule.scope is None and not rule.any_key:
             return ANONYMOUS
         if presented is not None and is_token:
             caller = self._redeem(rule, presented)
         else:
             caller = self._authenticate(presented)
+            if rule.scope is None:
+                return caller
             authorize(caller, rule.scope)
         if not rule.is_page and not is_socket and method not in SAFE_METHODS:
             check_content_type(method, headers.get("content-type"))

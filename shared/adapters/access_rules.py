@@ -32,7 +32,9 @@ class Rule:
     """What a route needs."""
 
     scope: Scope | None
-    """None: no key."""
+    """None: no key, unless `any_key` is set."""
+    any_key: bool = False
+    """Whether a valid key is needed, whatever its scopes."""
     check_host: bool = True
     is_page: bool = False
     """Whether browsers show it, so that they may ask their user for a key, and its own scripts may send any content."""
@@ -42,7 +44,7 @@ class Rule:
 
 HEALTH: Final = Rule(None, check_host=False)
 PUBLIC: Final = Rule(None)
-ANY_KEY: Final = Rule("read")
+ANY_KEY: Final = Rule(None, any_key=True)
 """For paths that no route has: only callers with a key learn that."""
 _RULE: Final = "__loopwright_rule__"
 

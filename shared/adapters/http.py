@@ -156,7 +156,9 @@ class ServerThread:
     """Serves an app in a thread, next to a service's own main loop (used by the trainer)."""
 
     def __init__(self, app: ASGIApp, host: str, port: int) -> None:
-        self._server = uvicorn.Server(uvicorn.Config(app, host, port, log_config=None, access_log=False))
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, host, port, log_config=None, access_log=False, proxy_headers=False)
+        )
         self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
 
     def start(self) -> None:
@@ -172,7 +174,13 @@ class ServerThread:
 def serve(app: ASGIApp, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT, then finish open requests for at most ten seconds and return."""
     config = uvicorn.Config(
-        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=10,
     )
     server = uvicorn.Server(config)
     stop_gracefully(server)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,6 +47,7 @@ from tests.console_app import console_app
 from tests.inference_factories import BASE, LINE
 from tests.unit.test_feedback_service import adapters
 
+ROOT: Final = Path(__file__).resolve().parents[2]
 HEALTH: Final = {"GET /livez": "health", "GET /readyz": "health", "GET /metrics": "health"}
 PAGE: Final = "read"
 ENDPOINTS: Final[dict[str, dict[str, str]]] = {
@@ -402,6 +404,28 @@ async def test_health_is_found_below_a_prefix(path: str) -> None:
     transport = httpx.ASGITransport(app, root_path="/loop")
     async with httpx.AsyncClient(transport=transport, base_url="http://any.name") as http:
         assert (await http.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+async def test_unknown_path_is_not_found_with_any_key_and_refused_without(tmp_path: Path, scope: str) -> None:
+    key = make_keys(tmp_path / "keys.json", {"one": [scope]})["one"]
+    app = add_service_routes(FastAPI(), Readiness())
+    secure(app, access_of(tmp_path / "keys.json"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
+        assert (await http.post("/v1/embeddings", headers=bearer(key))).status_code == 404
+        assert (await http.post("/v1/embeddings")).status_code == 401
+
+
+def test_servers_pass_the_address_of_the_peer_on() -> None:
+    """By default uvicorn believes X-Forwarded-For from loopback, so a page could claim to be a trusted proxy."""
+    files = [file for folder in ("services", "shared") for file in (ROOT / folder).rglob("*.py")]
+    configs = [
+        call
+        for file in files
+        for call in re.findall(r"uvicorn\.Config\((?:[^()]|\([^()]*\))*\)", file.read_text())
+    ]
+    assert len(configs) >= 3
+    assert [config for config in configs if "proxy_headers=False" not in config] == []
 
 
 async def test_unusable_keys_close_every_route_but_health(tmp_path: Path) -> None:
