@@ -214,3 +214,45 @@ class Cache(Protocol):
 
     def alive(self) -> bool:
         """Return whether Redis answers. For readiness details only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Add `by` to a counter; the result is the new count. The first addition starts its lifetime of `ttl_s` seconds."""
+
+    key: str
+    ttl_s: float
+    by: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Read a value; the result is the value, or None."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutIfAbsent:
+    """Store a value for `ttl_s` seconds if the key is free. There is no result."""
+
+    key: str
+    value: bytes
+    ttl_s: float
+
+
+CacheCommand = Count | Get | PutIfAbsent
+
+
+class AsyncCache(Protocol):
+    """`Cache` for requests on an event loop: several commands in one round trip."""
+
+    async def run(self, commands: Sequence[CacheCommand]) -> list[int | bytes | None]:
+        """Execute commands in order and return the result of each.
+
+        During an outage all results are None and writes are lost. It never raises, and never takes longer than the
+        adapter's timeout.
+        """
+
+    async def close(self) -> None:
+        """Release the connection."""

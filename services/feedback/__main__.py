@@ -15,6 +15,7 @@ from shared.adapters.clock import SystemClock
 from shared.adapters.kafka import KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.log_lookup import KafkaLogEnds, KafkaLogRanges
 from shared.adapters.redis import RedisCache
+from shared.adapters.redis_pipeline import RedisPipeline
 from shared.adapters.topic_admin import CheckedReaders
 from shared.entry_point import run_service
 from shared.errors import Fatal
@@ -42,6 +43,7 @@ def build_adapters(settings: FeedbackSettings) -> Adapters:
         publisher=KafkaPublisher(kafka, SERVICE, timeout_s=ack_timeout_s),
         replay_publisher=KafkaPublisher(kafka, SERVICE, timeout_s=ack_timeout_s),
         cache=RedisCache(settings.redis_url),
+        async_cache=RedisPipeline(settings.redis_url),
         clock=SystemClock(),
         log_ranges=KafkaLogRanges(kafka, SERVICE),
         open_reader=CheckedReaders(kafka, SERVICE, settings.partitions),

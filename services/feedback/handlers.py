@@ -20,18 +20,19 @@ from services.feedback.core.schemas import (
     to_event,
     to_response,
 )
-from services.feedback.rate_limit import retry_after_s, too_many_requests
+from services.feedback.rate_limit import count_request, too_many_requests, wait_s
 from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import SERVICE, FeedbackSettings
 from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
 from shared.adapters import redis_keys
 from shared.adapters.access import BrowserGrant
+from shared.adapters.async_publisher import AsyncPublisher
 from shared.cloudevents import cloudevent, valid_traceparent
 from shared.composed_ids import join_ids
 from shared.errors import BrokerUnavailable, Conflict, NotPermitted, NotYet, Overloaded, Oversized
 from shared.events import Feedback, from_ms
 from shared.feedback_kinds import hint_for
-from shared.ports import Acked, Cache, Clock, Publisher
+from shared.ports import Acked, AsyncCache, Clock, Get, PutIfAbsent
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output
 from shared.telemetry import FEEDBACK_ACCEPTED
@@ -49,8 +50,8 @@ class FeedbackHandlers:
     """Handlers of the routes, and the parts that they use."""
 
     settings: FeedbackSettings
-    publisher: Publisher
-    cache: Cache
+    publisher: AsyncPublisher
+    cache: AsyncCache
     clock: Clock
     pseudonymiser: Pseudonymiser
     lines: KnownLines
@@ -79,12 +80,19 @@ class FeedbackHandlers:
         body = parse_feedback(raw, grant)
         event_id = resolve_id(body.event_id, idempotency_key)
         event = self._event(body, event_id or str(uuid7()))
-        limit = self.settings.user_per_minute
-        wait_s = await asyncio.to_thread(retry_after_s, self.cache, self.clock, event.user_id, limit)
-        if wait_s:
-            return too_many_requests(f"one user may send {limit} events per minute", wait_s)
-        if event_id is not None and await asyncio.to_thread(self._is_duplicate, event):
-            return _response(event, "duplicate", 200)
+        limit, now_ms = self.settings.user_per_minute, self.clock.now_ms()
+        identity = PutIfAbsent(
+            redis_keys.identity(event.response_id, event.event_id, self.erasures.count(event.user_id)),
+            event.content_digest().encode(),
+            self.settings.identity_ttl_s,
+        )
+        count, *known = await self.cache.run(
+            [count_request(event.user_id, now_ms), *([Get(identity.key)] if event_id is not None else [])]
+        )
+        if wait := wait_s(count, limit, now_ms):
+            return too_many_requests(f"one user may send {limit} events per minute", wait)
+        if known and known[0] is not None:
+            return _repeated(event, known[0] == identity.value)
         await self._publish(
             cloudevent(
                 FEEDBACK_EVENTS,
@@ -97,7 +105,8 @@ class FeedbackHandlers:
             )
         )
         FEEDBACK_ACCEPTED.labels(event.kind).inc()
-        await asyncio.to_thread(self._remember, event)
+        # Only after the acknowledgement: a key without its event would turn a retry away, and the event would be lost.
+        await self.cache.run([identity])
         return _response(event, "accepted", 202, note=None if event_id else ID_ISSUED)
 
     async def post_response(self, raw: bytes, traceparent: str | None) -> JSONResponse:
@@ -115,10 +124,11 @@ class FeedbackHandlers:
         line = self.lines.check(body.line or self.settings.line)
         response = to_response(body, line=line, pseudonym=pseudonym, now=now)
         limit, sender = self.settings.responses_per_minute, pseudonym or f"line/{line}"
-        wait_s = await asyncio.to_thread(retry_after_s, self.cache, self.clock, f"responses/{sender}", limit)
-        if wait_s:
+        now_ms = self.clock.now_ms()
+        (count,) = await self.cache.run([count_request(f"responses/{sender}", now_ms)])
+        if wait := wait_s(count, limit, now_ms):
             of = "one user" if pseudonym else "requests without a user"
-            return too_many_requests(f"{of} may record {limit} responses per minute", wait_s)
+            return too_many_requests(f"{of} may record {limit} responses per minute", wait)
         await self._publish(
             cloudevent(
                 CHAT_RESPONSES,
@@ -159,30 +169,6 @@ class FeedbackHandlers:
         line = self.lines.check(body.line or self.settings.line)
         return to_event(body, event_id=event_id, line=line, pseudonym=pseudonym, now=now)
 
-    def _is_duplicate(self, event: Feedback) -> bool:
-        """Return whether the same event was acknowledged before. Best effort: the processor decides.
-
-        Raises:
-            Conflict: if another event was acknowledged under the same id.
-
-        """
-        digest = self.cache.get(self._identity_key(event))
-        if digest is not None and digest.decode() != event.content_digest():
-            raise Conflict(
-                f"event {event.event_id} on response {event.response_id} was already accepted with other content, "
-                "which stands: send the change under a new event_id"
-            )
-        return digest is not None
-
-    def _remember(self, event: Feedback) -> None:
-        # Only after the acknowledgement: a key without its event would turn a retry away, and the event would be lost.
-        digest = event.content_digest().encode()
-        self.cache.put_if_absent(self._identity_key(event), digest, ttl_s=self.settings.identity_ttl_s)
-
-    def _identity_key(self, event: Feedback) -> str:
-        erasures = self.erasures.count(event.user_id)
-        return redis_keys.identity(event.response_id, event.event_id, erasures)
-
     async def _publish(self, record: Output) -> Acked:
         """Publish a record and wait until Kafka has acknowledged it.
 
@@ -194,7 +180,8 @@ class FeedbackHandlers:
         timeout_s = self.settings.ack_timeout_s
         try:
             # The publisher has the same timeout; one more second lets its own error arrive first.
-            return await asyncio.wait_for(asyncio.wrap_future(self.publisher.publish(record)), timeout_s + 1)
+            async with asyncio.timeout(timeout_s + 1):
+                return await self.publisher.publish(record)
         except NotPermitted:
             raise
         except (TimeoutError, BrokerUnavailable, Overloaded) as error:
@@ -202,6 +189,21 @@ class FeedbackHandlers:
                 f"Kafka did not acknowledge within {timeout_s:g} s ({str(error) or 'no answer'}), so this may be lost: "
                 "send it again under the same id"
             ) from error
+
+
+def _repeated(event: Feedback, same_content: bool) -> JSONResponse:
+    """Return the response to an event whose id was acknowledged before. Best effort: the processor decides.
+
+    Raises:
+        Conflict: if that event had other content.
+
+    """
+    if not same_content:
+        raise Conflict(
+            f"event {event.event_id} on response {event.response_id} was already accepted with other content, "
+            "which stands: send the change under a new event_id"
+        )
+    return _response(event, "duplicate", 200)
 
 
 def _response(event: Feedback, status: str, code: int, note: str | None = None) -> JSONResponse:

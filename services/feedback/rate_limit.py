@@ -10,16 +10,28 @@ from services.feedback.settings import SERVICE
 from shared.adapters import redis_keys
 from shared.adapters.http import problem
 from shared.errors import Overloaded
-from shared.ports import Cache, Clock
+from shared.ports import Cache, Clock, Count
 
 WINDOW_MS: Final = 60_000
+TTL_S: Final = 120
 
 
 def retry_after_s(cache: Cache, clock: Clock, caller: str, per_minute: int) -> int:
     """Count one request of `caller`; return 0 if it is within the limit, else the seconds until the next window."""
-    window, elapsed_ms = divmod(clock.now_ms(), WINDOW_MS)
-    count = cache.count(redis_keys.rate_limit(SERVICE, caller, window), ttl_s=120)
-    return 0 if count is None or count <= per_minute else 1 + (WINDOW_MS - elapsed_ms) // 1000
+    now_ms = clock.now_ms()
+    command = count_request(caller, now_ms)
+    return wait_s(cache.count(command.key, ttl_s=command.ttl_s), per_minute, now_ms)
+
+
+def count_request(caller: str, now_ms: int) -> Count:
+    """Return the command that counts one request of `caller`. `wait_s` judges its result."""
+    return Count(redis_keys.rate_limit(SERVICE, caller, now_ms // WINDOW_MS), TTL_S)
+
+
+def wait_s(count: object, per_minute: int, now_ms: int) -> int:
+    """Return 0 if a count is within the limit or not known, else the seconds until the next window."""
+    is_allowed = not isinstance(count, int) or count <= per_minute
+    return 0 if is_allowed else 1 + (WINDOW_MS - now_ms % WINDOW_MS) // 1000
 
 
 def too_many_requests(limit: str, wait_s: int) -> JSONResponse:

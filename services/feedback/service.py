@@ -24,9 +24,19 @@ from services.feedback.settings import FeedbackSettings
 from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
 from shared.adapters.access import Access
 from shared.adapters.access_middleware import secure
+from shared.adapters.async_publisher import AsyncPublisher
 from shared.adapters.http import serve
 from shared.adapters.topic_follower import TopicFollower
-from shared.ports import Cache, Clock, LogRanges, LogReader, Position, Publisher, TransactionalPublisher
+from shared.ports import (
+    AsyncCache,
+    Cache,
+    Clock,
+    LogRanges,
+    LogReader,
+    Position,
+    Publisher,
+    TransactionalPublisher,
+)
 from shared.pseudonym import Pseudonymiser
 from shared.records import Record
 from shared.stream.state_store import StateStore
@@ -61,6 +71,7 @@ class Adapters:
     replay_publisher: Publisher
     """A publisher of its own for replays, so that they do not delay requests."""
     cache: Cache
+    async_cache: AsyncCache
     clock: Clock
     log_ranges: LogRanges
     open_reader: OpenReader
@@ -132,6 +143,7 @@ class FeedbackService:
                 await run_in_threadpool(follower.stop)
             await run_in_threadpool(self._receipts.stop)
             await run_in_threadpool(self._adapters.publisher.close)
+            await self._adapters.async_cache.close()
 
     def _follow(
         self, check: str, topics: Sequence[str], apply: Callable[[Sequence[Record]], None]
@@ -144,8 +156,8 @@ class FeedbackService:
         settings, adapters = self._settings, self._adapters
         return FeedbackHandlers(
             settings=settings,
-            publisher=adapters.publisher,
-            cache=adapters.cache,
+            publisher=AsyncPublisher(adapters.publisher),
+            cache=adapters.async_cache,
             clock=adapters.clock,
             pseudonymiser=self._pseudonymiser,
             lines=self._lines,

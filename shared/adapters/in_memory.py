@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from shared.adapters.clock import ManualClock
 from shared.errors import BrokerUnavailable, Fatal, Fenced, LoopwrightError, Misconfigured, Oversized
 from shared.partitioning import partition_for
-from shared.ports import Acked, Clock, Position
+from shared.ports import Acked, CacheCommand, Clock, Count, Get, Position, PutIfAbsent
 from shared.records import Output, Record
 from shared.topics import MAX_MESSAGE_BYTES, TOPICS, may_write
 
@@ -284,6 +284,30 @@ class InMemoryCache:
     def _live(self, key: str) -> bytes | None:
         value, until = self._kept.get(key, (None, 0.0))
         return None if self.away or self._clock.now_ms() >= until else value
+
+
+class InMemoryAsyncCache:
+    """`AsyncCache` over an `InMemoryCache`."""
+
+    def __init__(self, cache: InMemoryCache) -> None:
+        self._cache = cache
+
+    async def run(self, commands: Sequence[CacheCommand]) -> list[int | bytes | None]:
+        """Execute commands in order."""
+        return [self._run(command) for command in commands]
+
+    async def close(self) -> None:
+        """Do nothing; there is nothing to release."""
+
+    def _run(self, command: CacheCommand) -> int | bytes | None:
+        match command:
+            case Count(key, ttl_s, by):
+                return self._cache.count(key, by=by, ttl_s=ttl_s)
+            case Get(key):
+                return self._cache.get(key)
+            case PutIfAbsent(key, value, ttl_s):
+                self._cache.put_if_absent(key, value, ttl_s=ttl_s)
+                return None
 
 
 def _check_writer(service: str, record: Output) -> None:

@@ -11,8 +11,9 @@ from pydantic import SecretStr
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.settings import FeedbackSettings
 from services.feedback.views import ErasureStatusView, VersionsView
+from shared.adapters.async_publisher import AsyncPublisher
 from shared.adapters.clock import ManualClock
-from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryPublisher
+from shared.adapters.in_memory import InMemoryAsyncCache, InMemoryCache, InMemoryLog, InMemoryPublisher
 from shared.errors import LoopwrightError
 from shared.records import Output, Record
 from tests.fault.i13 import requests, values
@@ -26,8 +27,8 @@ def handlers(log: InMemoryLog, clock: ManualClock) -> FeedbackHandlers:
     cache = InMemoryCache(clock)
     return FeedbackHandlers(
         settings=FeedbackSettings(user_per_minute=10_000, pseudonym_key=SecretStr("k" * 32)),
-        publisher=InMemoryPublisher(log, "feedback"),
-        cache=cache,
+        publisher=AsyncPublisher(InMemoryPublisher(log, "feedback")),
+        cache=InMemoryAsyncCache(cache),
         clock=clock,
         pseudonymiser=requests.PSEUDONYMS,
         lines=requests.LINES,

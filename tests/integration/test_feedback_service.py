@@ -21,8 +21,9 @@ from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.settings import FeedbackSettings
 from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
+from shared.adapters.async_publisher import AsyncPublisher
 from shared.adapters.clock import SystemClock
-from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader
+from shared.adapters.in_memory import InMemoryAsyncCache, InMemoryCache, InMemoryLog, InMemoryLogReader
 from shared.adapters.kafka import KafkaLogReader, KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.topic_admin import create_topics
 from shared.adapters.topic_follower import TopicFollower
@@ -339,8 +340,8 @@ def app_with(publisher: KafkaPublisher) -> FastAPI:
     log, versions, cache = InMemoryLog(P), VersionsView(), InMemoryCache()
     handlers = FeedbackHandlers(
         settings=FeedbackSettings(ack_timeout_s=1.0, pseudonym_key=SecretStr(KEY)),
-        publisher=publisher,
-        cache=cache,
+        publisher=AsyncPublisher(publisher),
+        cache=InMemoryAsyncCache(cache),
         clock=SystemClock(),
         pseudonymiser=Pseudonymiser(KEY.encode()),
         lines=KnownLines(frozenset({"assistant"}), versions, lambda: True),

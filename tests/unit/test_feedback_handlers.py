@@ -20,8 +20,15 @@ from services.feedback.receipt_index import INDEXED_TOPICS
 from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import FeedbackSettings
 from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
+from shared.adapters.async_publisher import AsyncPublisher
 from shared.adapters.clock import ManualClock
-from shared.adapters.in_memory import InMemoryCache, InMemoryLog, InMemoryLogReader, InMemoryPublisher
+from shared.adapters.in_memory import (
+    InMemoryAsyncCache,
+    InMemoryCache,
+    InMemoryLog,
+    InMemoryLogReader,
+    InMemoryPublisher,
+)
 from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable, Overloaded
 from shared.events import (
@@ -86,8 +93,8 @@ async def api() -> AsyncIterator[FeedbackApi]:
             pseudonym_key=SecretStr(KEY.decode()),
             ack_timeout_s=0.2,
         ),
-        publisher=publisher,
-        cache=cache,
+        publisher=AsyncPublisher(publisher),
+        cache=InMemoryAsyncCache(cache),
         clock=clock,
         pseudonymiser=Pseudonymiser(KEY),
         lines=KnownLines(frozenset({"assistant"}), versions, lambda: follower.caught_up),

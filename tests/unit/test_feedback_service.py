@@ -14,6 +14,7 @@ from services.feedback.settings import FeedbackSettings
 from shared.adapters.access import Access
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import (
+    InMemoryAsyncCache,
     InMemoryCache,
     InMemoryLog,
     InMemoryLogRanges,
@@ -47,6 +48,7 @@ def adapters(log: InMemoryLog, access: Access | None = None, tokens: BrowserToke
         publisher=InMemoryPublisher(log, "feedback"),
         replay_publisher=InMemoryPublisher(log, "feedback"),
         cache=InMemoryCache(clock),
+        async_cache=InMemoryAsyncCache(InMemoryCache(clock)),
         clock=clock,
         log_ranges=InMemoryLogRanges(log),
         open_reader=open_reader,
