@@ -15,6 +15,8 @@ from shared.ports import CacheCommand, Count, Get, PutIfAbsent
 from shared.telemetry import CACHE_FAILURES
 
 TIMEOUT_S = 0.25
+MAX_BATCH = 64
+"""Requests that share a round trip. With more, a busy process could need the timeout for their results alone."""
 PAUSE_S = 1.0
 """How long to skip calls after Redis did not answer, so that requests do not queue behind timeouts."""
 log = structlog.get_logger(__name__)
@@ -57,7 +59,8 @@ class RedisPipeline:
     async def _send(self) -> None:
         try:
             while self._collected:
-                batch, self._collected = self._collected, []
+                batch = self._collected[:MAX_BATCH]
+                del self._collected[:MAX_BATCH]
                 results = await self._round_trip([command for commands, _ in batch for command in commands])
                 at = 0
                 for commands, future in batch:

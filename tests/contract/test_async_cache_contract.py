@@ -29,7 +29,11 @@ class Caching:
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def caching(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[Caching]:
+async def caching(
+    request: pytest.FixtureRequest, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Caching]:
+    # A machine that runs other tests may be slower than a request may wait.
+    monkeypatch.setattr("shared.adapters.redis_pipeline.TIMEOUT_S", 5.0)
     if request.param == "redis":
         made = Caching(RedisPipeline(redis_url), RedisPipeline("redis://127.0.0.1:1/0"), asyncio.sleep)
         yield made
