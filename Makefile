@@ -1,6 +1,6 @@
 # Paths are relative and quoted, because the repository's own path may contain spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test test-vllm test-fault test-clients compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-gate bench-rollout bench-serving bench-worlds experiment lint format lock clean
+.PHONY: help install setup demo chapter up down env test test-vllm test-fault test-clients compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-gate bench-rollout bench-serving bench-feedback bench-receipts bench-worlds experiment lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -97,6 +97,12 @@ bench-rollout: install ## Measure false rollbacks and power of the canary by sim
 
 bench-serving: setup ## Compare serving with its peers, and swap under load; writes benchmarks/serving.json
 	@"$(PYTHON)" -m benchmarks.serving $(ARGS)
+
+bench-feedback: install ## Compare the feedback API with plain handlers; writes benchmarks/feedback.json
+	@"$(PYTHON)" -m benchmarks.feedback $(ARGS)
+
+bench-receipts: install ## Measure receipts from an index of five million outcomes; writes benchmarks/receipts.json
+	@"$(PYTHON)" -m benchmarks.receipts $(ARGS)
 
 bench-worlds: setup ## Train one recipe on three worlds unlike the demo's (hours; resumable); writes benchmarks/worlds.json
 	@"$(PYTHON)" -m benchmarks.worlds $(ARGS)

@@ -126,6 +126,17 @@ MODEL_VERSIONS = Topic(
     "model.versions", "version", _by("trainer"), compact=True, single_partition=True, append_time=True
 )
 MODEL_ROLLOUT = Topic("model.rollout", "line", _by("rollout"), compact=True, single_partition=True)
+MODEL_SERVING = Topic(
+    "model.serving",
+    "line, replica",
+    _by("inference"),
+    keep_days=1,
+    compact=True,
+    single_partition=True,
+    append_time=True,
+    config=COMPACTED,
+)
+"""Reports are repeated every few seconds, so a day is enough to forget replicas that ended without saying so."""
 MODEL_CANARY = Topic("model.canary", "line", _by("rollout"), compact=True, single_partition=True)
 OPERATOR_COMMANDS = Topic(
     "operator.commands",
@@ -164,6 +175,7 @@ TOPICS: dict[str, Topic] = {
         MODEL_VERSIONS,
         MODEL_ROLLOUT,
         MODEL_CANARY,
+        MODEL_SERVING,
         OPERATOR_COMMANDS,
         OPERATOR_RESULTS,
         ROLLOUT_CHANGELOG,

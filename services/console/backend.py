@@ -21,6 +21,7 @@ from shared.events import from_ms
 from shared.live_status import CollectedStatus, QuarantineStatus, RunProgress
 from shared.ports import Cache, Clock, Publisher
 from shared.records import Record
+from shared.serving import ServingReport
 from shared.topics import OPERATOR_COMMANDS
 
 
@@ -88,12 +89,13 @@ class ConsoleBackend:
                 since_ms=None if complete else since_ms,
                 collected=collected,
                 run=run,
+                live=self._live(line),
             )
 
     def versions(self, line: str) -> list[Json]:
         """Return all versions of the line with their verdicts and gate metrics."""
         with self._lock:
-            return responses.versions(self.state, line)
+            return responses.versions(self.state, line, self._live(line))
 
     def rollout(self, line: str) -> list[Json]:
         """Return the line's rollout records, newest first."""
@@ -103,7 +105,7 @@ class ConsoleBackend:
     def rollout_state(self, line: str) -> Json | None:
         """Return what serves and the figures of the canary, or None before the line's base is adopted."""
         with self._lock:
-            return responses.rollout_state(self.state, line)
+            return responses.rollout_state(self.state, line, self._live(line))
 
     def dead_letters(self) -> list[Json]:
         """Return the newest dead letters, newest first, without their content."""
@@ -119,6 +121,10 @@ class ConsoleBackend:
         """Return how many records of a topic are replays of dead letters."""
         with self._lock:
             return self.state.replayed_by_topic[topic]
+
+    def _live(self, line: str) -> list[ServingReport]:
+        """Return the reports of the replicas that run. The caller holds the lock."""
+        return self.state.replicas.live(line, self.clock.now_ms())
 
     # --- commands ---
 

@@ -31,9 +31,14 @@ RECEIPT_PATH: Final = "/v1/feedback/"
 ERASURE_PATH: Final = "/v1/erasure/"
 # Annotations are strings in this module; FastAPI resolves them among the module's names.
 TraceParent = Annotated[str | None, Header(description="W3C trace context.")]
-EventKey = Annotated[
-    str | None, Header(alias="Idempotency-Key", description="The event_id, if the body has none.")
+_EVENT_HEADERS: Final = [
+    {"name": name, "in": "header", "required": False, "schema": {"type": "string"}, "description": text}
+    for name, text in (
+        ("Idempotency-Key", "The event_id, if the body has none."),
+        ("traceparent", "W3C trace context."),
+    )
 ]
+"""Headers of `POST /v1/feedback`. FastAPI's parameters take a fifth of the time that its handler needs."""
 RequestKey = Annotated[
     str | None, Header(alias="Idempotency-Key", description="The request_id, if the body has none.")
 ]
@@ -62,19 +67,22 @@ def build_app(
 
 
 def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: TopicFollower) -> None:
-    @app.post("/v1/feedback", status_code=202, openapi_extra=_request_body(FEEDBACK_BODY))
+    @app.post(
+        "/v1/feedback",
+        status_code=202,
+        openapi_extra=_request_body(FEEDBACK_BODY) | {"parameters": _EVENT_HEADERS},
+    )
     @needs("ingest", for_browsers=True)
-    async def post_feedback(
-        request: Request,
-        idempotency_key: EventKey = None,
-        traceparent: TraceParent = None,
-    ) -> JSONResponse:
+    async def post_feedback(request: Request) -> Response:
         """Send feedback on a response. The answer comes only once the event is durable in Kafka."""
         if not is_json(request.headers.get("content-type")):
             return _not_json()
         try:
             return await handlers.post_feedback(
-                await request.body(), idempotency_key, traceparent, caller_of(request).grant
+                await request.body(),
+                request.headers.get("idempotency-key"),
+                request.headers.get("traceparent"),
+                caller_of(request).grant,
             )
         except LoopwrightError as error:
             FEEDBACK_REFUSED.labels(error.code).inc()

@@ -6,7 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fastapi.responses import JSONResponse
+import orjson
+from fastapi.responses import JSONResponse, Response
 from uuid6 import uuid7
 
 from services.feedback.core.browser_feedback import parse_feedback
@@ -65,7 +66,7 @@ class FeedbackHandlers:
         idempotency_key: str | None,
         traceparent: str | None,
         grant: BrowserGrant | None = None,
-    ) -> JSONResponse:
+    ) -> Response:
         """Accept a feedback event: 202, or 200 for a duplicate, or 429. `grant` is that of a browser token.
 
         Raises:
@@ -161,7 +162,7 @@ class FeedbackHandlers:
             )
         if outcome is NoOutcome.PENDING:
             return pending_receipt(response_id, event_id)
-        return self.versions.receipt(outcome)
+        return self.versions.receipt(outcome, self.clock.now_ms())
 
     def _event(self, body: FeedbackBody, event_id: str) -> Feedback:
         now = from_ms(self.clock.now_ms())
@@ -191,7 +192,7 @@ class FeedbackHandlers:
             ) from error
 
 
-def _repeated(event: Feedback, same_content: bool) -> JSONResponse:
+def _repeated(event: Feedback, same_content: bool) -> Response:
     """Return the response to an event whose id was acknowledged before. Best effort: the processor decides.
 
     Raises:
@@ -206,7 +207,7 @@ def _repeated(event: Feedback, same_content: bool) -> JSONResponse:
     return _response(event, "duplicate", 200)
 
 
-def _response(event: Feedback, status: str, code: int, note: str | None = None) -> JSONResponse:
+def _response(event: Feedback, status: str, code: int, note: str | None = None) -> Response:
     hint = hint_for(event)
     body: dict[str, Any] = {
         "event_id": event.event_id,
@@ -214,4 +215,6 @@ def _response(event: Feedback, status: str, code: int, note: str | None = None) 
         "actionable": hint is None,
         "hint": hint,
     }
-    return JSONResponse(body | ({"note": note} if note else {}), code)
+    if note is not None:
+        body["note"] = note
+    return Response(orjson.dumps(body), code, media_type="application/json")

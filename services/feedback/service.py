@@ -45,6 +45,7 @@ from shared.topics import (
     ERASURE_REPORTS,
     ERASURE_REQUESTS,
     MODEL_ROLLOUT,
+    MODEL_SERVING,
     MODEL_VERSIONS,
     OPERATOR_RESULTS,
 )
@@ -98,7 +99,11 @@ class FeedbackService:
         self._readiness.watch("publisher", lambda: adapters.publisher.problem)
         self._versions = VersionsView()
         self._erasures = ErasureStatusView()
-        versions = self._follow("versions", [MODEL_VERSIONS.name, MODEL_ROLLOUT.name], self._versions.apply)
+        versions = self._follow(
+            "versions",
+            [MODEL_VERSIONS.name, MODEL_ROLLOUT.name, MODEL_SERVING.name],
+            self._versions.apply,
+        )
         self._lines = KnownLines(
             frozenset({settings.line, *settings.lines}), self._versions, lambda: versions.caught_up
         )

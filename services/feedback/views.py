@@ -19,11 +19,13 @@ from services.feedback.core.receipts import Receipt, make_receipt
 from shared.errors import BrokerUnavailable, Rejected, UnknownLine
 from shared.events import ErasureReport, ErasureRequest, Outcome
 from shared.records import Record
+from shared.serving import Replicas, ServingReport
 from shared.telemetry import ERASURES_OPEN
 from shared.topics import (
     ERASURE_REPORTS,
     ERASURE_REQUESTS,
     MODEL_ROLLOUT,
+    MODEL_SERVING,
     MODEL_VERSIONS,
 )
 from shared.versions import ModelVersion, RolloutRecord
@@ -33,17 +35,21 @@ log = structlog.get_logger(__name__)
 
 
 class VersionsView:
-    """The versions and the newest rollout record of every line."""
+    """The versions, the newest rollout record and what the replicas serve, of every line."""
 
     def __init__(self) -> None:
+        self._replicas = Replicas()
         self._lock = threading.Lock()
         self._versions: dict[str, dict[str, ModelVersion]] = {}
         self._rollout: dict[str, RolloutRecord] = {}
 
     def apply(self, records: Sequence[Record]) -> None:
-        """Apply records of `model.versions` and `model.rollout`, in any order. Unreadable ones are logged."""
+        """Apply records of `model.versions`, `model.rollout` and `model.serving`. Unreadable ones are logged."""
         for record in records:
             if record.value is None:
+                if record.topic == MODEL_SERVING.name:
+                    with self._lock:
+                        self._replicas.remove((record.key or b"").decode())
                 continue
             try:
                 self._apply(record)
@@ -55,12 +61,13 @@ class VersionsView:
         with self._lock:
             return set(self._versions)
 
-    def receipt(self, outcome: Outcome) -> Receipt:
+    def receipt(self, outcome: Outcome, now_ms: int) -> Receipt:
         """Return the receipt of an event with this outcome."""
         with self._lock:
             versions = list(self._versions.get(outcome.line, {}).values())
             rollout = self._rollout.get(outcome.line)
-        return make_receipt(outcome, versions, rollout)
+            live = self._replicas.live(outcome.line, now_ms)
+        return make_receipt(outcome, versions, rollout, live)
 
     def _apply(self, record: Record) -> None:
         if record.topic == MODEL_VERSIONS.name:
@@ -73,6 +80,10 @@ class VersionsView:
                 newest = self._rollout.get(rollout.line)
                 if newest is None or rollout.seq > newest.seq:
                     self._rollout[rollout.line] = rollout
+        elif record.topic == MODEL_SERVING.name:
+            report = ServingReport.from_json(record.value)
+            with self._lock:
+                self._replicas.add(report, record.timestamp)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 
 import structlog
@@ -21,6 +23,7 @@ from services.inference.response_publisher import (
     StrictResponsePublisher,
 )
 from services.inference.rollout_reader import RolloutReader, describe_refusals
+from services.inference.serving_reporter import ServingReporter
 from services.inference.settings import InferenceSettings
 from services.inference.spool import Spool
 from services.inference.version_registry import VersionRegistry
@@ -159,8 +162,16 @@ class InferenceService:
             registry,
             open_artifacts(settings.artifacts, settings.artifact_cache),
             self._engine,
-            lambda refusals: self._readiness.set("rollout", ok=True, detail=describe_refusals(refusals)),
+            self._on_refusals,
             settings.chat_template_kwargs,
+        )
+        self._reporter = ServingReporter(
+            settings.replica or f"{socket.gethostname()}-{settings.port or os.getpid()}",
+            registry,
+            lambda: swap.refusals,
+            lambda: self._readiness.report()[0],
+            self._publisher,
+            SystemClock(),
         )
         self._rollout_reader = RolloutReader(
             self._open_rollout, swap, self._publisher, self._readiness, self._fail
@@ -202,6 +213,10 @@ class InferenceService:
         self._spool_sender = SpoolSender(self._spool, self._publisher, self._readiness)
         return SpoolResponsePublisher(self._spool, self._readiness)
 
+    def _on_refusals(self, refusals: tuple[Refusal, ...]) -> None:
+        self._readiness.set("rollout", ok=True, detail=describe_refusals(refusals))
+        self._reporter.wake()
+
     def _open_rollout(self) -> LogReader:
         return self._readers([MODEL_ROLLOUT.name])
 
@@ -216,6 +231,7 @@ class InferenceService:
         if self._spool_sender is not None:
             self._spool_sender.start()
         self._rollout_reader.start()
+        self._reporter.start()
         try:
             self.server.run()
         finally:
@@ -240,6 +256,7 @@ class InferenceService:
         """Stop the parts after the server. The records of requests that end now are still sent or spooled."""
         self._engine.stop(ENGINE_STOP_S)
         self._rollout_reader.stop()
+        self._reporter.stop()
         if self._spool_sender is not None and self._spool is not None:
             self._spool_sender.stop(self._settings.flush_s)
             self._spool.close()

@@ -95,6 +95,13 @@ class InferenceSettings(Settings):
         gt=0,
         description="With strict delivery, how long to wait for Kafka before the request fails with status 503.",
     )
+    replica: str = Field(
+        "",
+        max_length=128,
+        pattern=r"^[!-~]*$",
+        description="Name of this replica in its reports of what it serves, different for each. The default is the "
+        "host's name and the port.",
+    )
     drain_s: int = Field(
         20, ge=1, le=600, description="At shutdown, how long running requests may take to finish, in seconds."
     )

@@ -248,8 +248,11 @@ class Trainer:
                 if caught_up:
                     self._maybe_export()
             elif run is None:
-                if caught_up and not any(task.busy for task in self.version_tasks):
+                busy = any(task.busy for task in self.version_tasks)
+                if caught_up and not busy:
                     self._maybe_start_run()
+                elif busy:
+                    self._write_status(Decision(False, "a published version is gated again or reproduced"))
             elif run.stage == RunStage.GATED:
                 self._publish(run)
             else:

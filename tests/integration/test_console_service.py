@@ -22,6 +22,7 @@ from shared.events import LogRecord, Outcome, OutcomeKind, Thumbs
 from shared.kafka_connection import KafkaConnection
 from shared.live_status import CollectedStatus
 from shared.records import Output
+from shared.serving import ServingReport
 from shared.versions import ModelVersion, RolloutRecord, VersionRef
 from tests.integration.service_process import Service, running
 
@@ -68,6 +69,8 @@ def adopt_base(kafka: str, line: str) -> None:
         line=line, seq=1, action="adopt_base", stable=base, reason="the base", decided_at=NOW
     )
     put(kafka, "rollout", "model.rollout", line, record)
+    report = ServingReport(line=line, replica="one", seq=1, stable=base.version, reported_at=NOW)
+    put(kafka, "inference", "model.serving", report.key, report)
 
 
 def test_ledger_follows_the_log(console: Service, kafka: str, fresh: str) -> None:

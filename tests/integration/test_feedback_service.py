@@ -34,6 +34,7 @@ from shared.kafka_connection import KafkaConnection
 from shared.partitioning import partition_for
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output, Record
+from shared.serving import ServingReport
 from shared.telemetry import Readiness
 from shared.versions import DatasetRef, GateReport, ModelVersion, RolloutRecord, VersionRef
 from tests.access import bearer, make_keys
@@ -181,9 +182,13 @@ def test_receipt_follows_the_log_from_pending_to_serving(feedback: Service, kafk
     )
     rollout = KafkaPublisher(KafkaConnection(kafka), "rollout")
     rollout.publish(Output("model.rollout", fresh.encode(), decided.to_json())).result(10)
+    assert wait_for_stage(feedback.http, path, "ordered")["serving"] is False
+    inference = KafkaPublisher(KafkaConnection(kafka), "inference")
+    report = ServingReport(line=fresh, replica="one", seq=2, stable=ref.version, reported_at=NOW)
+    inference.publish(Output("model.serving", report.key.encode(), report.to_json())).result(10)
     receipt = wait_for_stage(feedback.http, path, "serving")
     assert (receipt["serving"], receipt["run_id"], receipt["verdict"]) == (True, "run-1", "passed")
-    for publisher in (processor, trainer, rollout):
+    for publisher in (processor, trainer, rollout, inference):
         publisher.close()
 
 

@@ -91,6 +91,7 @@ def serving(**fields: Any) -> dict[str, Any]:
         "canary": None,
         "share": 0.0,
         "paused": False,
+        "replicas": {"live": 2, "serving": 2, "canary": 2, "refused": None},
     }
     return defaults | fields
 
@@ -291,6 +292,21 @@ def test_serving_says_since_when_and_why() -> None:
     assert card is not None
     assert (card.version, card.age, card.reason) == (V1, f"3{fmt.THIN}h ago", "v1 passed")
     assert card.at == "2026-03-04 09:00 UTC"
+    assert card.replicas == "Serving on 2 of 2 replicas."
+
+
+def test_version_that_no_replica_serves_is_shown_as_ordered() -> None:
+    replicas = {"live": 2, "serving": 0, "canary": 0, "refused": "Replica a refuses it: altered."}
+    shown = view(status(serving=serving(replicas=replicas, canary="assistant@v2-22222222", share=0.05)))
+    assert shown.serving is not None
+    assert shown.serving.replicas == (
+        "Ordered; none of 2 replicas serves it yet. Replica a refuses it: altered."
+    )
+    assert "ordered" in (shown.serving.canary or "")
+    assert "altered" in render(shown)["serving"]
+    silent = view(status(serving=serving(replicas=replicas | {"live": 0}))).serving
+    assert silent is not None
+    assert "no replica" in silent.replicas
 
 
 def test_canary_and_pause_are_headlines() -> None:
@@ -402,6 +418,7 @@ def test_unchanged_data_renders_the_same_html() -> None:
 # --- text from outside --------------------------------------------------------------------------------------------
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}"
+REFUSED = {"live": 1, "serving": 0, "canary": 0, "refused": EVIL}
 
 
 def evil_data() -> Iterator[tuple[str, PageData]]:
@@ -412,7 +429,19 @@ def evil_data() -> Iterator[tuple[str, PageData]]:
     evil_version = version(EVIL, reasons=[EVIL], figures=[METRIC | {"name": EVIL}])
     yield "dead_letters", page_data(status(dead_letters=1), dead_letters=(letter,))
     yield "rollout", page_data(status(), rollout=(decision,))
-    yield "serving", page_data(status(serving=serving(reason=EVIL, version=EVIL, canary=EVIL)))
+    yield (
+        "serving",
+        page_data(
+            status(
+                serving=serving(
+                    reason=EVIL,
+                    version=EVIL,
+                    canary=EVIL,
+                    replicas={"live": 1, "serving": 0, "canary": 0, "refused": EVIL},
+                )
+            )
+        ),
+    )
     yield "run", page_data(status(), run=run)
     evil_status = {"held": {EVIL: 3}, "device": EVIL, "device_problem": EVIL}
     yield "threshold", page_data(status(), collected=COLLECTED.model_copy(update=evil_status))

@@ -15,6 +15,7 @@ from services.console.core.projection import Projection
 from shared.commands import CommandResult, Promote, Replayed
 from shared.events import Batch, ErasureReport, LogRecord, Outcome, OutcomeKind
 from shared.records import Record
+from shared.serving import ServingReport
 from shared.versions import GateReport, ModelVersion, RolloutRecord, VersionRef
 from tests.canary_factories import CANARY, canary_status, canary_test
 
@@ -77,6 +78,17 @@ def rollout(seq: int, stable: VersionRef, **fields: Any) -> Record:
         **fields,
     )
     return record("model.rollout", content)
+
+
+def serving_report(stable: VersionRef, canary: VersionRef | None = None) -> Record:
+    content = ServingReport(
+        line="assistant",
+        replica="one",
+        stable=stable.version,
+        canary=canary.version if canary else None,
+        reported_at=NOW,
+    )
+    return record("model.serving", content)
 
 
 COMMAND = record(
@@ -241,14 +253,26 @@ def test_version_with_erased_data_is_not_reproducible() -> None:
 
 def test_versions_have_their_verdict_and_whether_they_serve() -> None:
     state = projection(version(V1, 1), version(BASE), rollout(1, BASE))
+    assert [v["serving"] for v in responses.versions(state, "assistant")] == [False, False], "only ordered"
+    state.apply([serving_report(BASE)])
+    live = state.replicas.live("assistant", 0)
     assert [
-        (v["version"], v["kind"], v["verdict"], v["serving"]) for v in responses.versions(state, "assistant")
+        (v["version"], v["kind"], v["verdict"], v["serving"])
+        for v in responses.versions(state, "assistant", live)
     ] == [
         (BASE.version, "base", None, True),
         (V1.version, "lora", "passed", False),
     ]
     state.apply([rollout(2, BASE, canary=V1, share=0.05)])
-    assert [v["serving"] for v in responses.versions(state, "assistant")] == [True, True]
+    assert [v["serving"] for v in responses.versions(state, "assistant", live)] == [True, False]
+    state.apply([serving_report(BASE, canary=V1)])
+    live = state.replicas.live("assistant", 0)
+    assert [v["serving"] for v in responses.versions(state, "assistant", live)] == [True, True]
+    decision = responses.rollout_state(state, "assistant", live)
+    assert decision is not None
+    assert decision["replicas"] == {"live": 1, "serving": 1, "canary": 1, "refused": None}
+    state.apply([Record("model.serving", 0, 9, 0, b"assistant/one", None, ())])
+    assert state.replicas.live("assistant", 0) == []
     assert status(state)["versions"] == 2
 
 

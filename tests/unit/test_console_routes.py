@@ -26,6 +26,7 @@ from shared.errors import BrokerUnavailable
 from shared.events import LogRecord, Outcome, OutcomeKind, parse_union
 from shared.live_status import CollectedStatus, RunProgress
 from shared.records import Output
+from shared.serving import ServingReport
 from shared.telemetry import Readiness
 from shared.versions import ModelVersion, RolloutRecord, VersionRef
 
@@ -132,7 +133,12 @@ async def test_status_combines_the_log_and_the_live_status(api: ConsoleApi) -> N
     assert (status["accepted"], status["ledger"], status["pending"]) == (5, {"batched": 1}, 4)
     assert status["collected"] == json.loads(COLLECTED.to_json())
     assert status["run"] == json.loads(RUN.to_json())
+    assert [v["serving"] for v in await api.get("/api/versions")] == [False]
+    report = ServingReport(line="assistant", replica="one", stable=BASE.version, reported_at=NOW)
+    await api.write("model.serving", report)
     assert [v["serving"] for v in await api.get("/api/versions")] == [True]
+    served = await api.get("/api/status")
+    assert served["serving"]["replicas"] == {"live": 1, "serving": 1, "canary": 0, "refused": None}
     assert [r["seq"] for r in await api.get("/api/rollout")] == [1]
 
 

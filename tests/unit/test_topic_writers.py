@@ -29,6 +29,7 @@ WRITERS = {
     "model.versions": {"trainer"},
     "model.rollout": {"rollout"},
     "model.canary": {"rollout"},
+    "model.serving": {"inference"},
     "operator.commands": {"console", "rollout", "trainer"},
     "operator.results": {"inference", "feedback", "processor", "trainer", "rollout"},
 }

@@ -83,7 +83,8 @@ class Receipt(ResponseModel):
     remedy: str | None = None
     """What to do about the outcome, if anything can be done."""
     stage: str
-    """The outcome; a batched event moves on to `trained`, `published`, `canary` and `serving`, or to `rolled_back`."""
+    """The outcome; a batched event moves on to `trained`, `published`, `ordered`, `canary` and `serving`, or to
+    `rolled_back`."""
     detail: str = ""
     """The same in a sentence."""
 
@@ -131,8 +132,21 @@ class Erasure(ResponseModel):
 # --- console --------------------------------------------------------------------------------------------------------
 
 
+class ReplicaCounts(ResponseModel):
+    """What the replicas of inference report about the stable version of a line."""
+
+    live: int = 0
+    """Replicas that have reported within the last minute."""
+    serving: int = 0
+    """How many of them serve the stable version."""
+    canary: int = 0
+    """How many of them serve the canary."""
+    refused: str | None = None
+    """Why replicas refuse the stable version or the canary, if one does."""
+
+
 class Serving(ResponseModel):
-    """The version that serves a line, from the line's newest rollout record."""
+    """The version that a line should serve, from its newest rollout record, and how many replicas serve it."""
 
     version: str
     """The stable version."""
@@ -152,6 +166,8 @@ class Serving(ResponseModel):
     """A version that passed its gate and waits: until promotions are resumed, or for a new gate."""
     earlier: tuple[str, ...] = ()
     """The versions to which repeated rollbacks return, newest first."""
+    replicas: ReplicaCounts = ReplicaCounts()
+    """What the replicas report."""
 
 
 class CanaryArm(ResponseModel):
@@ -223,6 +239,8 @@ class RolloutState(ResponseModel):
     """Whether automatic promotions are paused."""
     waiting: str | None = None
     """A version that passed its gate and waits."""
+    replicas: ReplicaCounts = ReplicaCounts()
+    """What the replicas report."""
     waits_for: tuple[str, ...] = ()
     """What the canary needs for its next step."""
     test: CanaryTest | None = None
@@ -293,7 +311,7 @@ class Version(ResponseModel):
     figures: tuple[Figure, ...] = ()
     """What the gate measured."""
     serving: bool = False
-    """Whether it serves users now, as stable version or canary."""
+    """Whether a replica reports that it serves it now, as stable version or canary."""
     created_at: datetime | None = None
     """When it was published."""
 

@@ -19,6 +19,7 @@ from shared.dead_letters import DeadLetterOrigin, parse_origin
 from shared.errors import Rejected
 from shared.events import ErasureReport, LogRecord, Outcome, OutcomeKind, parse_union
 from shared.records import Record
+from shared.serving import Replicas, ServingReport
 from shared.topics import (
     DEAD_LETTERS,
     ERASURE_REPORTS,
@@ -26,6 +27,7 @@ from shared.topics import (
     FEEDBACK_OUTCOMES,
     MODEL_CANARY,
     MODEL_ROLLOUT,
+    MODEL_SERVING,
     MODEL_VERSIONS,
     OPERATOR_COMMANDS,
     OPERATOR_RESULTS,
@@ -39,6 +41,7 @@ FOLLOWED_TOPICS: Final = (
     MODEL_VERSIONS,
     MODEL_ROLLOUT,
     MODEL_CANARY,
+    MODEL_SERVING,
     OPERATOR_COMMANDS,
     OPERATOR_RESULTS,
     DEAD_LETTERS,
@@ -96,6 +99,8 @@ class Projection:
     """Line -> seq -> its record."""
     canaries: dict[str, CanaryStatus] = field(default_factory=dict)
     """Line -> progress of its newest canary."""
+    replicas: Replicas = field(default_factory=Replicas)
+    """What the replicas of inference serve, by their own reports."""
     commands: dict[str, Command] = field(default_factory=dict)
     results: dict[str, CommandResult] = field(default_factory=dict)
     replayed: dict[str, str] = field(default_factory=dict)
@@ -107,7 +112,7 @@ class Projection:
         """Fold records of the followed topics into the state. Records that cannot be parsed are counted."""
         for record in records:
             fold = _FOLDS.get(record.topic)
-            if fold is None or (record.value is None and record.topic != DEAD_LETTERS.name):
+            if fold is None or (record.value is None and record.topic not in _FOLDS_OF_EMPTY_RECORDS):
                 continue
             try:
                 fold(self, record)
@@ -168,6 +173,13 @@ def _fold_canary(state: Projection, record: Record) -> None:
         state.canaries[status.line] = status
 
 
+def _fold_serving(state: Projection, record: Record) -> None:
+    if record.value is None:
+        state.replicas.remove((record.key or b"").decode())
+    else:
+        state.replicas.add(ServingReport.from_json(record.value), record.timestamp)
+
+
 def _fold_command(state: Projection, record: Record) -> None:
     state.add_command(parse_union(_COMMAND, record.value))
 
@@ -182,6 +194,7 @@ def _fold_result(state: Projection, record: Record) -> None:
 
 
 _COMMAND: TypeAdapter[Command] = COMMAND
+_FOLDS_OF_EMPTY_RECORDS = {DEAD_LETTERS.name, MODEL_SERVING.name}
 _FOLDS: dict[str, Callable[[Projection, Record], None]] = {
     FEEDBACK_OUTCOMES.name: _fold_outcome,
     TRAINING_BATCHES.name: _fold_batch,
@@ -189,6 +202,7 @@ _FOLDS: dict[str, Callable[[Projection, Record], None]] = {
     ERASURE_REPORTS.name: _fold_erasure,
     MODEL_ROLLOUT.name: _fold_rollout,
     MODEL_CANARY.name: _fold_canary,
+    MODEL_SERVING.name: _fold_serving,
     OPERATOR_COMMANDS.name: _fold_command,
     OPERATOR_RESULTS.name: _fold_result,
     DEAD_LETTERS.name: _fold_dead_letter,

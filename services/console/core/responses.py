@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 from services.console.core.ledger import LedgerCounts
 from services.console.core.projection import Projection
 from shared.events import from_ms
 from shared.live_status import CollectedStatus, LiveStatus, QuarantineStatus, RunProgress
+from shared.serving import ServingReport, canary_versions, describe_refusals, stable_versions
 from shared.versions import ModelVersion, RolloutRecord
 
 Json = dict[str, Any]
@@ -24,6 +26,7 @@ def status(
     since_ms: int | None = None,
     collected: CollectedStatus | None,
     run: RunProgress | None,
+    live: Sequence[ServingReport] = (),
 ) -> Json:
     """Return the body of `GET /api/status`.
 
@@ -36,12 +39,13 @@ def status(
         since_ms: start of the ledger, or None if the log still has everything.
         collected: the trainer's progress towards the next run, or None if it is not known.
         run: the progress of the newest run, or None if it is not known.
+        live: the reports of the line's replicas that run now.
 
     """
     batches = state.batches.get(line, {})
     return {
         "line": line,
-        "serving": _serving(state.newest_rollout(line)),
+        "serving": _serving(state.newest_rollout(line), live),
         "ledger": _counts(counts.outcomes),
         "ledger_since": None if since_ms is None else from_ms(since_ms).isoformat(),
         "refused": _counts(counts.refusals),
@@ -57,11 +61,12 @@ def status(
     }
 
 
-def versions(state: Projection, line: str) -> list[Json]:
-    """Return the body of `GET /api/versions`: the base, then the other versions by number."""
-    rollout_record = state.newest_rollout(line)
-    refs = (rollout_record.stable, rollout_record.canary) if rollout_record is not None else ()
-    serving = {ref.version for ref in refs if ref is not None}
+def versions(state: Projection, line: str, live: Sequence[ServingReport] = ()) -> list[Json]:
+    """Return the body of `GET /api/versions`: the base, then the other versions by number.
+
+    A version serves if one of the replicas in `live` reports that.
+    """
+    serving = stable_versions(live) | canary_versions(live)
     ordered = sorted(state.versions.get(line, {}).values(), key=lambda v: (v.number or 0, v.created_at))
     return [
         _version(
@@ -80,9 +85,10 @@ def rollout(state: Projection, line: str) -> list[Json]:
     return [records[seq].model_dump(mode="json") for seq in newest]
 
 
-def rollout_state(state: Projection, line: str) -> Json | None:
-    """Return the body of `GET /api/rollout/{line}`: what serves, and the canary or the last one with its intervals.
+def rollout_state(state: Projection, line: str, live: Sequence[ServingReport] = ()) -> Json | None:
+    """Return the body of `GET /api/rollout/{line}`: the decision, and the canary or the last one with its intervals.
 
+    `replicas` says how many of those in `live` serve the stable version.
     None before the line's base is adopted. `test` has the figures of the present step or, after a canary, those of
     the decision that ended it; `points` the intervals of that canary over time.
     """
@@ -110,6 +116,7 @@ def rollout_state(state: Projection, line: str) -> Json | None:
         "share": record.share,
         "paused": record.paused,
         "waiting": record.waiting,
+        "replicas": _replicas(record, live),
         "waits_for": [] if record.canary is None or test is None else list(test.waits_for),
         "test": None if test is None else test.model_dump(mode="json"),
         "points": [point.model_dump(mode="json") for point in points],
@@ -170,7 +177,23 @@ def _live(record: LiveStatus | None) -> Json | None:
     return None if record is None else record.model_dump(mode="json", exclude_none=True)
 
 
-def _serving(record: RolloutRecord | None) -> Json | None:
+def _replicas(record: RolloutRecord, live: Sequence[ServingReport]) -> Json:
+    """Return how many replicas run, how many serve the record's versions, and why others refuse it."""
+    version = record.stable.version
+    return {
+        "live": len(live),
+        "serving": sum(report.stable == version for report in live),
+        "canary": sum(
+            record.canary is not None and report.canary == record.canary.version for report in live
+        ),
+        "refused": "".join(
+            describe_refusals(ref.version, live) for ref in (record.stable, record.canary) if ref is not None
+        ).strip()
+        or None,
+    }
+
+
+def _serving(record: RolloutRecord | None, live: Sequence[ServingReport]) -> Json | None:
     if record is None:
         return None
     return {
@@ -183,6 +206,7 @@ def _serving(record: RolloutRecord | None) -> Json | None:
         "paused": record.paused,
         "waiting": record.waiting,
         "earlier": [ref.version for ref in record.history],
+        "replicas": _replicas(record, live),
     }
 
 

@@ -92,6 +92,8 @@ class ServingView:
     canary_version: str | None
     paused: bool
     waiting: str | None
+    replicas: str
+    """How many replicas serve the version, by their own reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,8 @@ def _serving(record: Json | None, data: PageData) -> ServingView | None:
     since = fmt.parse_time(record["since"]) or data.now
     canary = None
     if record["canary"] is not None:
-        canary = f"Canary {fmt.short_version(record['canary'])} serves {record['share']:.0%} of the users"
+        does = "serves" if record["replicas"]["canary"] else "is ordered, but not served yet, for"
+        canary = f"Canary {fmt.short_version(record['canary'])} {does} {record['share']:.0%} of the users"
     return ServingView(
         version=record["version"],
         age=fmt.ago(since, data.now),
@@ -257,7 +260,18 @@ def _serving(record: Json | None, data: PageData) -> ServingView | None:
         canary_version=record["canary"],
         paused=record["paused"],
         waiting=_waiting(record),
+        replicas=_replicas(record["replicas"]),
     )
+
+
+def _replicas(replicas: Json) -> str:
+    serving, live = replicas["serving"], replicas["live"]
+    refused = f" {replicas['refused']}" if replicas["refused"] else ""
+    if not live:
+        return "Ordered; no replica of inference has reported within a minute."
+    if not serving:
+        return f"Ordered; none of {fmt.count(live, 'replica', 'replicas')} serves it yet.{refused}"
+    return f"Serving on {fmt.number(serving)} of {fmt.count(live, 'replica', 'replicas')}.{refused}"
 
 
 def _waiting(record: Json) -> str | None:

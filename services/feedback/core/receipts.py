@@ -13,6 +13,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.events import Outcome, OutcomeKind, RefusalReason
+from shared.serving import ServingReport, canary_versions, describe_refusals, stable_versions
 from shared.versions import ModelVersion, RolloutRecord
 
 PENDING: Final = "pending"
@@ -66,15 +67,16 @@ class Receipt(BaseModel):
     )
     verdict: str | None = Field(None, description="The gate's verdict on `version`.")
     serving: bool = Field(
-        False, description="Whether a version whose dataset includes the batch is serving now."
+        False,
+        description="Whether a replica of inference reports that it serves a version whose dataset includes the batch.",
     )
     serving_version: str | None = Field(None, description="That serving version.")
     reason: RefusalReason | None = Field(None, description="Why it was refused, if the outcome is `refused`.")
     remedy: str | None = Field(None, description="What to do about the outcome, if anything can be done.")
     stage: str = Field(
         description="The outcome. A batched event moves on from `batched` to `trained` (the gate passed no version "
-        "with it), `published`, `canary` and `serving`; a canary that was rolled back is `rolled_back` until the next "
-        "decision."
+        "with it), `published`, `ordered` (by rollout, but no replica serves it yet), `canary` and `serving`; a canary "
+        "that was rolled back is `rolled_back` until the next decision."
     )
     detail: str = Field(description="The same in a sentence.")
 
@@ -91,7 +93,10 @@ def pending_receipt(response_id: str, event_id: str) -> Receipt:
 
 
 def make_receipt(
-    outcome: Outcome, versions: Iterable[ModelVersion], rollout: RolloutRecord | None
+    outcome: Outcome,
+    versions: Iterable[ModelVersion],
+    rollout: RolloutRecord | None,
+    live: Sequence[ServingReport],
 ) -> Receipt:
     """Return the receipt of an event with this outcome.
 
@@ -99,6 +104,7 @@ def make_receipt(
         outcome: the event's outcome.
         versions: all versions of the outcome's line.
         rollout: the newest rollout record of that line.
+        live: the reports of that line's replicas that run now.
 
     """
     if outcome.outcome != OutcomeKind.BATCHED or outcome.batch_id is None:
@@ -108,7 +114,7 @@ def make_receipt(
         (v for v in versions if v.ref.kind == "lora" and v.dataset is not None and v.dataset.holds(batch_id)),
         key=lambda v: v.number or 0,
     )
-    return _trained(outcome, trained, rollout) if trained else _batched(outcome)
+    return _trained(outcome, trained, rollout, live) if trained else _batched(outcome)
 
 
 def _event_id(outcome: Outcome) -> str:
@@ -141,13 +147,20 @@ def _batched(outcome: Outcome) -> Receipt:
     )
 
 
-def _trained(outcome: Outcome, trained: Sequence[ModelVersion], rollout: RolloutRecord | None) -> Receipt:
+def _trained(
+    outcome: Outcome,
+    trained: Sequence[ModelVersion],
+    rollout: RolloutRecord | None,
+    live: Sequence[ServingReport],
+) -> Receipt:
     version = next((v for v in trained if _verdict(v) == "passed"), trained[0])
-    names = {v.ref.version for v in trained}
-    stable = rollout.stable.version if rollout is not None else None
-    canary = rollout.canary.version if rollout is not None and rollout.canary is not None else None
-    serving = next((name for name in (stable, canary) if name in names), None)
-    stage, detail = _stage(version, serving, stable, rollout)
+    names = [v.ref.version for v in trained]
+    stable, canary = stable_versions(live), canary_versions(live)
+    serving = next((name for found in (stable, canary) for name in reversed(names) if name in found), None)
+    if serving is not None:
+        stage, detail = _serving_stage(serving, live)
+    else:
+        stage, detail = _stage(version, set(names), rollout, live)
     return Receipt(
         response_id=outcome.response_id,
         event_id=_event_id(outcome),
@@ -163,18 +176,32 @@ def _trained(outcome: Outcome, trained: Sequence[ModelVersion], rollout: Rollout
     )
 
 
+def _serving_stage(serving: str, live: Sequence[ServingReport]) -> tuple[str, str]:
+    """Return the stage of a version that replicas serve."""
+    count = sum(report.stable == serving for report in live)
+    if count:
+        return "serving", f"{serving} is serving now, on {count} of {len(live)} replicas."
+    share = max(report.share for report in live if report.canary == serving)
+    return "canary", f"{serving} is the canary and serves {share:.0%} of the users."
+
+
 def _stage(
-    version: ModelVersion, serving: str | None, stable: str | None, rollout: RolloutRecord | None
+    version: ModelVersion, names: set[str], rollout: RolloutRecord | None, live: Sequence[ServingReport]
 ) -> tuple[str, str]:
-    if serving is not None and serving == stable:
-        return "serving", f"{serving} is serving now."
-    if serving is not None and rollout is not None:
-        return "canary", f"{serving} is the canary and serves {rollout.share:.0%} of the users."
-    if _was_rolled_back(version, rollout):
-        assert rollout is not None
-        return "rolled_back", f"It was rolled back; {stable} is serving: {rollout.reason}."
+    """Return the stage of a version that no replica serves, although the dataset of all `names` has the batch."""
+    refs = (rollout.stable, rollout.canary) if rollout is not None else ()
+    ordered = next((ref.version for ref in refs if ref is not None and ref.version in names), None)
+    if ordered is not None:
+        refusals = describe_refusals(ordered, live)
+        return (
+            "ordered",
+            f"Rollout has ordered {ordered}, but no replica reports that it serves it.{refusals}",
+        )
+    others = f"; {', '.join(sorted(stable_versions(live)))} is" if live else ""
+    if rollout is not None and _was_rolled_back(version, rollout):
+        return "rolled_back", f"It was rolled back: {rollout.reason}."
     if _verdict(version) == "passed":
-        return "published", f"It passed the gate but is not serving{f'; {stable} is' if stable else ''}."
+        return "published", f"It passed the gate but is not serving{others}."
     reasons = "; ".join(version.gate.reasons) if version.gate is not None else ""
     return (
         "trained",
@@ -182,11 +209,10 @@ def _stage(
     )
 
 
-def _was_rolled_back(version: ModelVersion, rollout: RolloutRecord | None) -> bool:
+def _was_rolled_back(version: ModelVersion, rollout: RolloutRecord) -> bool:
     """Return whether the newest decision about a canary rolled back this version."""
     return (
-        rollout is not None
-        and rollout.action == "rollback"
+        rollout.action == "rollback"
         and rollout.test is not None
         and rollout.test.canary.version == version.ref.version
     )

@@ -6,6 +6,7 @@ import json
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, TypeVar
 
+import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from shared.chat_messages import CONTENT_TAGS, ChatMessage
@@ -250,7 +251,11 @@ def check_time(field: str, moment: datetime | None, now: datetime) -> None:
 
 def _validate(adapter: TypeAdapter[T], fields: dict[str, Any]) -> T:
     # Strict validation takes times as strings only from JSON, and still refuses "5" for 5 and true for 1.
-    return adapter.validate_json(json.dumps(fields), strict=True)
+    try:
+        raw: str | bytes = orjson.dumps(fields)
+    except TypeError:  # a number that orjson cannot write; the validation refuses it
+        raw = json.dumps(fields)
+    return adapter.validate_json(raw, strict=True)
 
 
 def _without_tag(faults: str, kind: str) -> str:

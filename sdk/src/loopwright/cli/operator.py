@@ -89,9 +89,18 @@ def rollout_status(
         print_json(state.model_dump(mode="json", exclude_none=True))
         return
     paused = ", promotions are paused" if state.paused else ""
-    out.print(f"[bold]{escape(state.stable)}[/] serves{paused}")
+    replicas = state.replicas
+    reported = (
+        f"serves on {replicas.serving} of {replicas.live} replicas" if replicas.serving else "is ordered"
+    )
+    out.print(f"[bold]{escape(state.stable)}[/] {reported}{paused}")
+    if not replicas.serving:
+        out.print(f"[yellow]none of {replicas.live} replicas reports that it serves this version[/]")
+    if replicas.refused is not None:
+        out.print(f"[yellow]{escape(replicas.refused)}[/]")
     if state.canary is not None:
-        out.print(f"[bold]{escape(state.canary)}[/] is the canary of {state.share:.0%} of the users")
+        served = "" if state.replicas.canary else ", which no replica serves yet,"
+        out.print(f"[bold]{escape(state.canary)}[/]{served} is the canary of {state.share:.0%} of the users")
     if state.waiting is not None:
         out.print(f"[bold]{escape(state.waiting)}[/] waits")
     out.print(f"decision {state.seq}, {state.action}: {escape(state.reason)}")
