@@ -130,13 +130,13 @@ MODEL_SERVING = Topic(
     "model.serving",
     "line, replica",
     _by("inference"),
-    keep_days=1,
+    keep_days=2,
     compact=True,
     single_partition=True,
     append_time=True,
     config=COMPACTED,
 )
-"""Reports are repeated every few seconds, so a day is enough to forget replicas that ended without saying so."""
+"""Reports are repeated every few seconds, so two days are enough to forget replicas that ended without saying so."""
 MODEL_CANARY = Topic("model.canary", "line", _by("rollout"), compact=True, single_partition=True)
 OPERATOR_COMMANDS = Topic(
     "operator.commands",
