@@ -142,7 +142,12 @@ def _filled(template: bytes, n: int) -> bytes:
 
 
 _ARRIVAL = Thumbs(
-    line="assistant", response_id="RESPONSE", event_id="EVENT", user_id="u" * 32, value="up", received_at=BEGAN
+    line="assistant",
+    response_id="RESPONSE",
+    event_id="EVENT",
+    user_id="u" * 32,
+    value="up",
+    received_at=BEGAN,
 ).to_json()
 _OUTCOME = Outcome(
     line="assistant",

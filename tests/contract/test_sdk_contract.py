@@ -24,6 +24,7 @@ from shared.commands import CommandResult as LoggedResult
 from shared.events import Outcome, OutcomeKind, RefusalReason, Retract
 from shared.feedback_kinds import FEEDBACK_KINDS
 from shared.records import Record
+from shared.serving import ServingReport
 from shared.versions import Figure, GateReport, GateTest, ModelVersion, RolloutRecord, VersionRef
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -111,7 +112,10 @@ def test_console_status_is_parsed() -> None:
         )
         known.apply([Record("feedback.outcomes", 0, 0, 86_400_000, b"r", refused.to_json())])
     counts = known.ledger.counts(0)
-    body = responses.status(known, "assistant", counts, records=4, since_ms=0, collected=None, run=None)
+    live = [ServingReport(line="assistant", replica="one", seq=2, stable=FIRST.version, reported_at=AT)]
+    body = responses.status(
+        known, "assistant", counts, records=4, since_ms=0, collected=None, run=None, live=live
+    )
     status = Status.model_validate(over_the_wire(body))
     assert status.serving is not None
     assert (status.serving.version, status.serving.reason, status.serving.since) == (
@@ -119,13 +123,16 @@ def test_console_status_is_parsed() -> None:
         "It passed.",
         AT,
     )
+    assert (status.serving.replicas.live, status.serving.replicas.serving) == (1, 1)
     assert (status.accepted, status.pending, status.ledger) == (4, 3, {"refused": 1})
     assert (status.refused, status.refused_responses) == ({"too_many": 1}, {"conflict": 1})
     assert status.ledger_since == datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def test_console_versions_are_parsed_with_gate_figures() -> None:
-    base, first = (Version.model_validate(over_the_wire(v)) for v in responses.versions(state(), "assistant"))
+    live = [ServingReport(line="assistant", replica="one", seq=2, stable=FIRST.version, reported_at=AT)]
+    found = responses.versions(state(), "assistant", live)
+    base, first = (Version.model_validate(over_the_wire(version)) for version in found)
     assert (base.version, base.verdict, base.serving) == (BASE.version, None, False)
     assert (first.verdict, first.reasons, first.number, first.serving) == ("passed", ("it wins",), 1, True)
     assert (first.figures[0].name, first.figures[0].low, first.created_at) == ("wins", 0.7, AT)
