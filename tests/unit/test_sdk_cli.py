@@ -236,10 +236,13 @@ def test_rollout_status_shows_both_arms_and_what_is_missing() -> None:
         "line": "a", "seq": 7, "action": "canary", "reason": "v3 passed", "decided_at": "2026-03-04T00:00:00Z",
         "stable": "v2", "canary": "v3", "share": 0.05, "waits_for": ["12 more users with feedback on the canary"],
         "test": canary_test().model_dump(mode="json"),
+        "replicas": {"live": 2, "serving": 1, "canary": 1, "refused": "Replica b refuses it: altered."},
     }  # fmt: skip
     line = json_response({"line": "a"})
     text = " ".join(loopwright("rollout", "status", answers=[line, json_response(body)]).stdout.split())
     assert "v3 is the canary of 5% of the users" in text
+    assert "v2 serves on 1 of 2 replicas" in text
+    assert "Replica b refuses it: altered." in text
     assert "74% (55% to 88%)" in text and "waits for 12 more users" in text
     service = FakeService([json_response(body)])
     as_json = json.loads(run(service, "rollout", "status", "--line", "a", "--json").stdout)
