@@ -31,7 +31,7 @@ from shared.adapters.async_publisher import AsyncPublisher
 from shared.cloudevents import cloudevent, valid_traceparent
 from shared.composed_ids import join_ids
 from shared.errors import BrokerUnavailable, Conflict, NotPermitted, NotYet, Overloaded, Oversized
-from shared.events import Feedback, from_ms
+from shared.events import Feedback, Retract, from_ms
 from shared.feedback_kinds import hint_for
 from shared.ports import Acked, AsyncCache, Clock, Get, PutIfAbsent
 from shared.pseudonym import Pseudonymiser
@@ -142,6 +142,26 @@ class FeedbackHandlers:
             )
         )
         return JSONResponse({"response_id": response.response_id, "status": "accepted"}, 202)
+
+    async def retract(self, event: Retract, traceparent: str | None) -> None:
+        """Publish a retraction of an event whose user's pseudonym is known from the log.
+
+        Raises:
+            BrokerUnavailable: if Kafka does not acknowledge in time (503).
+
+        """
+        await self._publish(
+            cloudevent(
+                FEEDBACK_EVENTS,
+                event.response_id,
+                event,
+                source=SERVICE,
+                ce_id=join_ids(event.response_id, event.event_id),
+                at=event.received_at,
+                traceparent=valid_traceparent(traceparent),
+            )
+        )
+        FEEDBACK_ACCEPTED.labels(event.kind).inc()
 
     def get_receipt(self, response_id: str, event_id: str) -> Receipt:
         """Return the receipt of an event. Blocks.

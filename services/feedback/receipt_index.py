@@ -7,6 +7,7 @@ damaged index is built again from the beginning of the topics.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from services.feedback.core.event_facts import (
     fact_of,
     resolve,
 )
+from services.feedback.core.langfuse_edits import ScoreEvent, decode, encode, score_event_of
 from services.feedback.core.receipts import NoOutcome
 from shared.errors import Rejected
 from shared.events import Outcome
@@ -34,7 +36,8 @@ INDEXED_TOPICS: Final = tuple(KIND_OF_TOPIC)
 MIN_TRIMMED: Final = 8
 """Groups of facts that a batch may remove, even if it adds few."""
 _FACT: Final = b"f"
-"""Prefix of: event key, kind, partition offset -> the fact's value."""
+"""Prefix of: event key, kind, partition offset -> the fact's value. An event of a Langfuse score has a second entry,
+whose event key is a digest of the score's key and the partition; it is removed with the event's own."""
 _GROUP: Final = b"g"
 """Prefix of: kind, day, partition, offset -> the keys of all facts that one batch added for that kind and day."""
 _POSITION: Final = b"p"
@@ -139,6 +142,24 @@ class ReceiptIndex:
                 self._failure = error
                 raise
 
+    def find_score(self, score: str) -> list[ScoreEvent]:
+        """Return the events of a Langfuse score, in log order per response.
+
+        Args:
+            score: the key of the score (`langfuse_edits.score_key`).
+
+        Raises:
+            StoreFailed: as for `find`.
+
+        """
+        prefix = _FACT + _score_prefix(score)
+        with self._lock:
+            try:
+                return [decode(value) for _, value in self._opened().scan(prefix, prefix + b"\xff" * 4)]
+            except StoreFailed as error:
+                self._failure = error
+                raise
+
     def wait_for(self, position: Position, offset: int, timeout_s: float) -> bool:
         """Wait until everything before `offset` was applied; return whether it was."""
         with self._moved:
@@ -172,7 +193,14 @@ class ReceiptIndex:
             writes[key] = fact.value
             day = _group_prefix(fact.kind) + _day(record.timestamp).to_bytes(4)
             first = day + record.partition.to_bytes(4) + record.offset.to_bytes(8)
-            groups.setdefault(day, (first, []))[1].append(key)
+            keys = groups.setdefault(day, (first, []))[1]
+            keys.append(key)
+            if fact.kind is FactKind.ARRIVAL and (scored := score_event_of(record)) is not None:
+                score, event = scored
+                place = record.partition.to_bytes(4) + bytes((fact.kind,)) + record.offset.to_bytes(8)
+                key = _FACT + _score_prefix(score) + place
+                writes[key] = encode(event)
+                keys.append(key)
         for group, keys in groups.values():
             writes[group] = b"".join(keys)
         self._count += sum(len(keys) for _, keys in groups.values())
@@ -252,6 +280,11 @@ class BuildProgress:
 def _facts(store: StateStore, prefix: bytes) -> Iterator[tuple[FactKind, bytes]]:
     for key, value in store.scan(prefix, prefix + b"\xff"):
         yield FactKind(key[len(prefix)]), value
+
+
+def _score_prefix(score: str) -> bytes:
+    """Return a digest of a score's key, as long as an event key without the partition."""
+    return hashlib.blake2b(b"langfuse-score\0" + score.encode(), digest_size=EVENT_KEY_BYTES - 4).digest()
 
 
 def _positions(store: StateStore) -> Iterator[tuple[Position, int]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import structlog
 
+from services.feedback.core.langfuse_edits import ScoreEvent
 from services.feedback.core.receipts import NoOutcome
 from services.feedback.receipt_index import INDEXED_TOPICS, BuildProgress, ReceiptIndex
 from shared.adapters.topic_follower import TopicFollower
@@ -80,30 +81,53 @@ class ReceiptLookup:
         found = self._find(response_id, event_id)
         if found is not NoOutcome.NOT_FOUND:
             return found
-        if not self._waiting.acquire(blocking=False):
-            raise Overloaded("too many unknown events are looked up at once: try again in a few seconds")
-        try:
-            position = (FEEDBACK_EVENTS.name, partition_for(response_id.encode(), self._partitions))
-            if not self.index.wait_for(position, self._end_of(position), WAIT_S):
-                raise BrokerUnavailable(
-                    f"the index of receipts has not read the newest events within {WAIT_S:g} s: try again later"
-                )
-        finally:
-            self._waiting.release()
+        self._wait_for_newest([partition_for(response_id.encode(), self._partitions)])
         return self._find(response_id, event_id)
+
+    def score_events(self, score: str, response_id: str | None = None) -> list[ScoreEvent]:
+        """Return the events of a Langfuse score, in log order per response, with the newest ones. Blocks.
+
+        Args:
+            score: the key of the score (`langfuse_edits.score_key`).
+            response_id: the only response whose newest events matter, if it is known.
+
+        Raises:
+            Retryable: as for `find`.
+
+        """
+        if not self.follower.caught_up:
+            raise BrokerUnavailable(f"{self._described}. Try again later")
+        known = None if response_id is None else partition_for(response_id.encode(), self._partitions)
+        self._wait_for_newest(range(self._partitions) if known is None else [known])
+        try:
+            return self.index.find_score(score)
+        except StoreFailed as error:
+            raise _unreadable() from error
 
     def stop(self) -> None:
         """Stop following the log and close the index."""
         self.follower.stop()
         self.index.close()
 
+    def _wait_for_newest(self, partitions: Iterable[int]) -> None:
+        """Wait until the index has what these partitions of `feedback.events` hold now."""
+        if not self._waiting.acquire(blocking=False):
+            raise Overloaded("too many unknown events are looked up at once: try again in a few seconds")
+        try:
+            for partition in partitions:
+                position = (FEEDBACK_EVENTS.name, partition)
+                if not self.index.wait_for(position, self._end_of(position), WAIT_S):
+                    raise BrokerUnavailable(
+                        f"the index of receipts has not read the newest events within {WAIT_S:g} s: try again later"
+                    )
+        finally:
+            self._waiting.release()
+
     def _find(self, response_id: str, event_id: str) -> Outcome | NoOutcome:
         try:
             return self.index.find(response_id, event_id)
         except StoreFailed as error:
-            raise BrokerUnavailable(
-                "the index of receipts cannot be read and is opened again, or built again: try again in a minute"
-            ) from error
+            raise _unreadable() from error
 
     def _open(self) -> LogReader:
         starts = self.index.open()
@@ -131,3 +155,9 @@ class ReceiptLookup:
         if not self.follower.caught_up:
             self._described = self._progress.describe(reached)
             self._readiness.set(CHECK, False, self._described)
+
+
+def _unreadable() -> BrokerUnavailable:
+    return BrokerUnavailable(
+        "the index of receipts cannot be read and is opened again, or built again: try again in a minute"
+    )

@@ -18,6 +18,8 @@ from services.feedback.command_consumer import CommandConsumer
 from services.feedback.dlq_replay_worker import DeadLetterReplayer, DeadLetterReplayThread
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
+from services.feedback.langfuse.routes import add_langfuse_routes
+from services.feedback.langfuse.score_handlers import ScoreHandlers
 from services.feedback.receipt_index import ReceiptIndex
 from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import FeedbackSettings
@@ -121,7 +123,9 @@ class FeedbackService:
         )
         self._followers = (versions, self._receipts.follower, erasures)
         self._replays = DeadLetterReplayThread(self._replayer())
-        self.app = build_app(self._handlers(), versions, self._readiness, self._lifespan)
+        handlers = self._handlers()
+        self.app = build_app(handlers, versions, self._readiness, self._lifespan)
+        add_langfuse_routes(self.app, ScoreHandlers(handlers))
         add_erasure_routes(self.app, self._erasure_handler(), erasures)
         add_token_routes(self.app, adapters.tokens)
         if adapters.access.keys is not None:

@@ -7,6 +7,7 @@ from typing import Final
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from services.feedback.core.langfuse_scores import ScoreUse
 from shared.events import Line
 from shared.settings import Settings
 
@@ -44,6 +45,12 @@ class FeedbackSettings(Settings):
         gt=0,
         description="Seconds for which a repeated event is answered with 200 `duplicate`. Later repetitions are "
         "accepted again and deduplicated by the processor.",
+    )
+    langfuse_scores: dict[str, ScoreUse] = Field(
+        {},
+        description="What Langfuse scores mean by their name, as a JSON object: `thumbs`, `rating`, `comment` or "
+        "`ignore`. Known without it: `user-feedback` and `thumbs`, `user-rating` and `rating`, `comment`, and a few "
+        "alike. Scores with other names get 422.",
     )
     receipt_records: int = Field(
         50_000_000,

@@ -1,0 +1,1 @@
+"""Langfuse-compatible API: scores as feedback, and traces as responses."""

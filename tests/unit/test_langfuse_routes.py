@@ -1,0 +1,168 @@
+"""The Langfuse-compatible routes of the feedback service, over a log in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from services.feedback.service import FeedbackService
+from services.feedback.settings import FeedbackSettings
+from shared.adapters.in_memory import InMemoryLog
+from tests.unit.test_feedback_service import P, adapters
+
+TRACE = hashlib.sha256(b"message-1").hexdigest()[:32]
+SCORES = "/api/public/scores"
+
+
+class Langfuse:
+    """A client of the routes, and the log behind them."""
+
+    def __init__(self, log: InMemoryLog, http: httpx.AsyncClient) -> None:
+        self.log = log
+        self.http = http
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(record.value or b"") for record in self.log.records("feedback.events")]
+
+    async def librechat(self, rating: str | None, text: str | None = None) -> httpx.Response:
+        """Send what LibreChat sends when a user likes, dislikes or clears a message."""
+        score_id = f"feedback-{TRACE}"
+        if rating is None:
+            return await self.http.delete(f"{SCORES}/{quote(score_id, safe='')}")
+        body = {
+            "id": score_id,
+            "traceId": TRACE,
+            "name": "user-feedback",
+            "value": 1 if rating == "thumbsUp" else 0,
+            "dataType": "BOOLEAN",
+            "metadata": {"rating": rating, "userId": "ann"},
+            "environment": "production",
+        }
+        return await self.http.post(SCORES, json=body | ({"comment": text} if text else {}))
+
+    async def ingest(self, *events: dict[str, Any]) -> dict[str, Any]:
+        response = await self.http.post(
+            "/api/public/ingestion", json={"batch": events, "metadata": {"sdk": 1}}
+        )
+        assert response.status_code == 207
+        body: dict[str, Any] = response.json()
+        return body
+
+
+@pytest.fixture
+async def langfuse() -> AsyncIterator[Langfuse]:
+    log = InMemoryLog(P)
+    service = FeedbackService(FeedbackSettings(partitions=P), b"a key that is long enough", adapters(log))
+    transport = httpx.ASGITransport(service.app)
+    async with (
+        httpx.AsyncClient(transport=transport, base_url="http://feedback", auth=("pk-lf-1", "lw_1")) as http,
+        service.app.router.lifespan_context(service.app),
+        asyncio.timeout(30),
+    ):
+        while (await http.get("/readyz")).status_code != 200:
+            pass
+        yield Langfuse(log, http)
+
+
+async def test_librechat_likes_edits_and_clears(langfuse: Langfuse) -> None:
+    assert (await langfuse.librechat("thumbsUp")).json() == {"id": f"feedback-{TRACE}"}
+    assert (await langfuse.librechat("thumbsUp")).status_code == 200
+    assert [(event["kind"], event["value"]) for event in langfuse.events] == [("thumbs", "up")]
+    await langfuse.librechat("thumbsDown", "inaccurate — It is Bergen.")
+    await langfuse.librechat("thumbsDown")
+    down, comment, withdrawn = langfuse.events[1:]
+    assert (down["value"], comment["value"]) == ("down", "inaccurate — It is Bergen.")
+    assert (withdrawn["kind"], withdrawn["value"]) == ("retract", comment["event_id"])
+    assert (await langfuse.librechat(None)).status_code == 202
+    assert (langfuse.events[-1]["kind"], langfuse.events[-1]["value"]) == ("retract", down["event_id"])
+    sent = len(langfuse.events)
+    assert (await langfuse.librechat(None)).status_code == 202
+    assert len(langfuse.events) == sent, "nothing is left to withdraw"
+    await langfuse.librechat("thumbsDown")
+    assert langfuse.events[-1]["value"] == "down"
+    assert len({event["event_id"] for event in langfuse.events}) == len(langfuse.events)
+    assert {event["response_id"] for event in langfuse.events} == {TRACE}
+    assert len({event["user_id"] for event in langfuse.events}) == 1
+    assert b"ann" not in b"".join(record.value or b"" for record in langfuse.log.records("feedback.events"))
+
+
+async def test_unknown_score_is_not_found(langfuse: Langfuse) -> None:
+    response = await langfuse.http.delete(f"{SCORES}/a%2Fb")
+    assert response.status_code == 404
+    assert "check the id" in response.json()["detail"]
+
+
+async def test_score_ids_may_contain_slashes(langfuse: Langfuse) -> None:
+    body = {"id": "a/b ü", "traceId": "t1", "name": "thumbs", "value": 1}
+    assert (await langfuse.http.post(SCORES, json=body)).json() == {"id": "a/b ü"}
+    assert (await langfuse.http.delete(f"{SCORES}/{quote('a/b ü', safe='')}")).status_code == 202
+    assert [event["kind"] for event in langfuse.events] == ["thumbs", "retract"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        [],
+        {"name": "thumbs", "value": 1},
+        {"traceId": "a trace", "name": "thumbs", "value": 1},
+        {"traceId": "t1", "name": "hallucination", "value": 0},
+        {"traceId": "t1", "name": "thumbs", "value": {"a": 1}},
+        {"traceId": "t1", "name": "thumbs", "value": 1, "metadata": {"userId": "a\nb"}},
+    ],
+)
+async def test_wrong_scores_are_refused_with_the_reason(langfuse: Langfuse, body: Any) -> None:
+    response = await langfuse.http.post(SCORES, json=body)
+    assert response.status_code == 422
+    assert response.json()["detail"]
+    assert langfuse.events == []
+
+
+async def test_score_without_id_gets_one_that_deletes_it(langfuse: Langfuse) -> None:
+    body = {"traceId": "t1", "name": "user-rating", "value": 5}
+    score_id = (await langfuse.http.post(SCORES, json=body)).json()["id"]
+    assert (await langfuse.http.delete(f"{SCORES}/{score_id}")).status_code == 202
+
+
+async def test_batch_answers_for_each_event(langfuse: Langfuse) -> None:
+    chat = [{"role": "user", "content": "What is Norway's capital?"}]
+    score = {"id": "s1", "traceId": "t1", "name": "user-feedback", "value": 1}
+    answer = await langfuse.ingest(
+        {"id": "e1", "type": "score-create", "timestamp": "2026-01-01T00:00:00Z", "body": score},
+        {
+            "id": "e2",
+            "type": "trace-create",
+            "body": {"id": "t1", "userId": "ann", "input": chat, "output": "Oslo"},
+        },
+        {"id": "e3", "type": "span-create", "body": {"traceId": "t1"}},
+        {"id": "e4", "type": "score-create", "body": score | {"id": "s2", "value": 0.5}},
+        {"id": "e5", "type": "surprise", "body": {}},
+        {"type": "score-create"},
+        {"id": "e7", "type": "trace-create", "body": {"id": "a trace", "input": chat, "output": "Oslo"}},
+    )
+    assert answer["successes"] == [{"id": name, "status": 201} for name in ("e1", "e2", "e3")]
+    assert [(error["id"], error["status"]) for error in answer["errors"]] == [
+        ("e4", 400),
+        ("e5", 400),
+        ("", 400),
+        ("e7", 400),
+    ]
+    assert all(error["message"] for error in answer["errors"])
+    [response] = [json.loads(record.value or b"") for record in langfuse.log.records("chat.responses")]
+    [event] = langfuse.events
+    assert response["response_id"] == event["response_id"] == "t1"
+    assert response["user_id"] == event["user_id"], "the score's user is that of its trace"
+    again = await langfuse.ingest({"id": "e8", "type": "score-create", "body": score})
+    assert (again["successes"], again["errors"]) == ([{"id": "e8", "status": 201}], [])
+
+
+async def test_broken_batch_is_refused(langfuse: Langfuse) -> None:
+    assert (await langfuse.http.post("/api/public/ingestion", json={"batch": 1})).status_code == 422
