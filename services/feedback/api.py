@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Annotated, Any, Final
 from urllib.parse import unquote
 
@@ -18,6 +19,7 @@ from services.feedback.core.receipts import Receipt
 from services.feedback.core.schemas import ERASURE_BODY, FEEDBACK_BODY, RESPONSE_BODY, parse_body
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
+from services.feedback.langfuse.score_handlers import ScoreHandlers
 from shared.adapters.access_headers import is_json
 from shared.adapters.access_middleware import caller_of
 from shared.adapters.access_rules import needs
@@ -28,6 +30,7 @@ from shared.events import MAX_RECORD_BYTES
 from shared.telemetry import FEEDBACK_REFUSED, Readiness
 
 RECEIPT_PATH: Final = "/v1/feedback/"
+SCORES_PATH: Final = "/api/public/scores"
 ERASURE_PATH: Final = "/v1/erasure/"
 # Annotations are strings in this module; FastAPI resolves them among the module's names.
 TraceParent = Annotated[str | None, Header(description="W3C trace context.")]
@@ -165,6 +168,41 @@ def add_token_routes(app: FastAPI, tokens: BrowserTokens | None) -> None:
         )
         made = Token(token=token, response_id=wanted.response_id, expires_at=expires_at)
         return JSONResponse(made.model_dump(mode="json"), 201)
+
+
+def add_langfuse_routes(app: FastAPI, handlers: ScoreHandlers) -> None:
+    """Add Langfuse-compatible routes. Their definition is Langfuse's own, so the OpenAPI document leaves them out.
+
+    Langfuse clients authenticate with Basic: the password, their secret key, is the API key; their public key may be
+    anything.
+    """
+
+    @app.post(SCORES_PATH, include_in_schema=False)
+    @needs("ingest")
+    async def post_score(request: Request, traceparent: TraceParent = None) -> JSONResponse:
+        """Create a score, replace the one with this id, or take a list of scores."""
+        return await _counting_refusals(handlers.post_score(await request.body(), traceparent))
+
+    @app.delete(SCORES_PATH + "/{score_id:path}", include_in_schema=False)
+    @needs("ingest")
+    async def delete_score(request: Request, traceparent: TraceParent = None) -> JSONResponse:
+        """Delete a score."""
+        score_id = unquote(_raw_path(request).partition(f"{SCORES_PATH}/")[2])
+        return await _counting_refusals(handlers.delete_score(score_id, traceparent))
+
+    @app.post("/api/public/ingestion", include_in_schema=False)
+    @needs("ingest")
+    async def post_batch(request: Request, traceparent: TraceParent = None) -> JSONResponse:
+        """Take a batch of events."""
+        return await _counting_refusals(handlers.post_batch(await request.body(), traceparent))
+
+
+async def _counting_refusals(answer: Awaitable[JSONResponse]) -> JSONResponse:
+    try:
+        return await answer
+    except LoopwrightError as error:
+        FEEDBACK_REFUSED.labels(error.code).inc()
+        raise
 
 
 def _require_caught_up(erasures: TopicFollower) -> None:

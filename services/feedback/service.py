@@ -12,13 +12,12 @@ from typing import Protocol
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from services.feedback.api import add_erasure_routes, add_token_routes, build_app
+from services.feedback.api import add_erasure_routes, add_langfuse_routes, add_token_routes, build_app
 from services.feedback.browser_tokens import BrowserTokens
 from services.feedback.command_consumer import CommandConsumer
 from services.feedback.dlq_replay_worker import DeadLetterReplayer, DeadLetterReplayThread
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
-from services.feedback.langfuse.routes import add_langfuse_routes
 from services.feedback.langfuse.score_handlers import ScoreHandlers
 from services.feedback.receipt_index import ReceiptIndex
 from services.feedback.receipt_lookup import ReceiptLookup

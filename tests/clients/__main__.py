@@ -1,8 +1,8 @@
-"""`make test-clients`: try other people's clients of OpenAI's API against inference, over HTTP.
+"""`make test-clients`: try clients of OpenAI's and Langfuse's APIs against inference and feedback, over HTTP.
 
-LangChain, litellm, the Vercel AI SDK and `openai` for Node are installed from lock files into environments of their
-own, below `.loopwright/clients`. Inference runs in this process, on the in-memory engine. Each script in this folder
-exits with 0 if every call of its client does what it should.
+LangChain, litellm, Langfuse, the Vercel AI SDK and `openai` for Node are installed from lock files into environments
+of their own, below `.loopwright/clients`. Inference and feedback run in this process, on the in-memory engine and log.
+Each script in this folder exits with 0 if every call of its client does what it should.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from tests.feedback_app import served_feedback
 from tests.inference_app import App, served, weather_answer, weather_calls
 
 HERE = Path(__file__).resolve().parent
@@ -28,7 +30,9 @@ UNCHECKED = "====== CLIENTS NOT TRIED: {} ======"
 
 def main() -> int:
     """Prepare the environments, run all scripts, and return the exit status."""
-    parser = argparse.ArgumentParser(prog="make test-clients", description="Try clients against inference.")
+    parser = argparse.ArgumentParser(
+        prog="make test-clients", description="Try clients against inference and feedback."
+    )
     parser.add_argument(
         "--allow-missing", action="store_true", help="pass if the clients cannot be installed, and say so"
     )
@@ -98,7 +102,7 @@ def run(script: Path) -> bool:
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     print(script.name, flush=True)
-    with served(App(max_context=10_000, answer=weather_answer, calls=weather_calls)) as url:
+    with serve_for(script) as url:
         try:
             subprocess.run([*command, url], cwd=ENVIRONMENTS, env=environment, check=True, timeout=SCRIPT_S)
         except subprocess.SubprocessError as error:
@@ -107,8 +111,15 @@ def run(script: Path) -> bool:
     return True
 
 
+def serve_for(script: Path) -> AbstractContextManager[str]:
+    """Serve the API that a script's client uses."""
+    if script.name == "langfuse_scores.py":
+        return served_feedback()
+    return served(App(max_context=10_000, answer=weather_answer, calls=weather_calls))
+
+
 SCRIPTS: dict[Callable[[], None], tuple[Path, ...]] = {
-    prepare_python: (HERE / "langchain_chat.py", HERE / "litellm_chat.py"),
+    prepare_python: (HERE / "langchain_chat.py", HERE / "litellm_chat.py", HERE / "langfuse_scores.py"),
     prepare_node: (HERE / "vercel_ai.mjs",),
 }
 

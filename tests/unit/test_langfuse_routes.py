@@ -111,7 +111,8 @@ async def test_score_ids_may_contain_slashes(langfuse: Langfuse) -> None:
     "body",
     [
         {},
-        [],
+        7,
+        [7],
         {"name": "thumbs", "value": 1},
         {"traceId": "a trace", "name": "thumbs", "value": 1},
         {"traceId": "t1", "name": "hallucination", "value": 0},
@@ -130,6 +131,29 @@ async def test_score_without_id_gets_one_that_deletes_it(langfuse: Langfuse) -> 
     body = {"traceId": "t1", "name": "user-rating", "value": 5}
     score_id = (await langfuse.http.post(SCORES, json=body)).json()["id"]
     assert (await langfuse.http.delete(f"{SCORES}/{score_id}")).status_code == 202
+
+
+async def test_list_of_scores_counts_accepted_and_rejected(langfuse: Langfuse) -> None:
+    good = [{"id": f"s{n}", "traceId": f"t{n}", "name": "thumbs", "value": 1.0} for n in range(2)]
+    whole = await langfuse.http.post(SCORES, json=good)
+    assert (whole.status_code, whole.json()) == (202, {"message": "Accepted"})
+    mixed = await langfuse.http.post(
+        SCORES, json=[{"name": "accuracy", "value": 1, "traceId": "t"}, *good, {}]
+    )
+    assert mixed.status_code == 207
+    body = mixed.json()
+    assert (body["accepted"], body["rejected"]) == (2, 2)
+    assert all(error["message"] for error in body["errors"])
+    assert len(langfuse.events) == 2, "repeated scores add nothing"
+
+
+async def test_list_fails_as_a_whole_if_a_score_can_be_accepted_later(langfuse: Langfuse) -> None:
+    limit = FeedbackSettings().user_per_minute
+    scores = [
+        {"id": f"s{n}", "traceId": "t1", "name": "thumbs", "value": n % 2, "metadata": {"userId": "ann"}}
+        for n in range(limit + 1)
+    ]
+    assert (await langfuse.http.post(SCORES, json=scores)).status_code == 429
 
 
 async def test_batch_answers_for_each_event(langfuse: Langfuse) -> None:

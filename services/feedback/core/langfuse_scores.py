@@ -46,6 +46,7 @@ DOWN: Final = frozenset(
     {"down", "thumbsdown", "negative", "bad", "dislike", "disliked", "unhelpful", "no", "false", "0", "-1"}
 )
 MAX_SCORE_ID: Final = 256
+MAX_SCORES: Final = 1_000
 USER_FIELDS: Final = ("userId", "user_id", "user")
 RESPONSE_FIELDS: Final = ("response_id", "responseId")
 DataType = Literal["NUMERIC", "BOOLEAN", "CATEGORICAL", "TEXT", "CORRECTION"]
@@ -66,6 +67,8 @@ class ScoreBody(BaseModel):
 
 
 SCORE_BODY: Final = TypeAdapter(ScoreBody)
+SCORES_BODY: Final = TypeAdapter(Annotated[list[dict[str, Any]], Field(max_length=MAX_SCORES)])
+"""Several scores in one request, as Langfuse's SDK for Python sends them from version 5 on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class Signal:
 
 
 def signals_of(score: ScoreBody, uses: Mapping[str, ScoreUse]) -> tuple[Signal, ...]:
-    """Return what a user said by a score, at most one signal per kind; none if its name is to be ignored.
+    """Return what a user said by a score, at most one signal per kind; none if the use of its name is `ignore`.
 
     Args:
         score: the score.

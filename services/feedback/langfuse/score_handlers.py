@@ -27,6 +27,7 @@ from services.feedback.core.langfuse_ingestion import (
 from services.feedback.core.langfuse_scores import (
     MAX_SCORE_ID,
     SCORE_BODY,
+    SCORES_BODY,
     ScoreBody,
     response_id_of,
     signals_of,
@@ -50,17 +51,43 @@ class ScoreHandlers:
     feedback: FeedbackHandlers
 
     async def post_score(self, raw: bytes, traceparent: str | None) -> JSONResponse:
-        """Create or replace a score: 200 with its id, or 429.
+        """Create or replace a score: 200 with its id, or 429. For a list of scores: 202, 207 or 429.
 
         Raises:
             Rejected: if the score cannot be understood as feedback (422).
             BrokerUnavailable: if Kafka does not acknowledge in time, or the index is not complete (503).
 
         """
+        if raw.lstrip()[:1] == b"[":
+            return await self._post_scores(raw, traceparent)
         score = parse_body(SCORE_BODY, raw)
         score_id = score.id or f"score-{uuid7()}"
         refusal = await self._apply(score, score_id, None, traceparent)
         return refusal or JSONResponse({"id": score_id})
+
+    async def _post_scores(self, raw: bytes, traceparent: str | None) -> JSONResponse:
+        """Take a list of scores: 202, or 207 if some are refused.
+
+        Clients do not send refused scores again. So if one can be accepted later, the whole request fails; to repeat it
+        has no further effect on those that were accepted.
+        """
+        errors = []
+        bodies = parse_body(SCORES_BODY, raw)
+        for body in bodies:
+            try:
+                score = SCORE_BODY.validate_python(body)
+                refusal = await self._apply(score, score.id or f"score-{uuid7()}", None, traceparent)
+            except ValidationError as error:
+                errors.append({"message": describe_faults(error)})
+            except Rejected as error:
+                errors.append({"message": str(error)})
+            else:
+                if refusal is not None:
+                    return refusal
+        accepted = len(bodies) - len(errors)
+        if not errors:
+            return JSONResponse({"message": "Accepted"}, 202)
+        return JSONResponse({"accepted": accepted, "rejected": len(errors), "errors": errors}, 207)
 
     async def delete_score(self, score_id: str, traceparent: str | None) -> JSONResponse:
         """Withdraw all signals of a score: 202. Repeating it has no further effect.
@@ -113,7 +140,7 @@ class ScoreHandlers:
     async def _record_responses(
         self, events: Sequence[Envelope], traceparent: str | None
     ) -> dict[str, LoopwrightError | JSONResponse]:
-        """Record the responses of a batch. Return what was refused, by the id of its envelope."""
+        """Record the responses of a batch. Return the refusals by id of the envelope."""
         failed: dict[str, LoopwrightError | JSONResponse] = {}
         for response in responses_of(events):
             try:
