@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
 
+from services.inference.last_record import LastRecord
 from services.inference.version_swap import Refusal, VersionSwap
 from shared.dead_letters import make_dead_letter
 from shared.errors import Fatal, LoopwrightError, NotPermitted, Rejected, Retryable, TopicUnavailable
@@ -20,6 +23,8 @@ POLL_S = 0.25
 RETRY_S = 15.0
 """Time between two attempts to apply a record that was refused for a temporary reason."""
 RECONNECT_S = 1.0
+FALLBACK_S = 10.0
+"""Time after the start for which Kafka may be unreachable before the last known record is served."""
 log = structlog.get_logger(__name__)
 
 
@@ -29,12 +34,16 @@ class RolloutReader:
     Of the records that exist at start only the newest one is applied, so that a replica does not load every version
     there ever was. The replica is ready once it has been applied or refused. Unreadable records become dead letters.
 
+    If Kafka is not reachable for `FALLBACK_S` seconds after the start, the record that this replica served last is
+    applied instead, and the replica is ready with it.
+
     Args:
         open_reader: Opens the topic at its beginning; called again after a connection error.
         swap: Applies the records.
         publisher: Publishes dead letters.
         readiness: Its check `rollout` is set here.
         on_fatal: Called with the error that ended the thread.
+        last: The record that this replica served last.
 
     """
 
@@ -45,12 +54,15 @@ class RolloutReader:
         publisher: Publisher,
         readiness: Readiness,
         on_fatal: Callable[[LoopwrightError], None],
+        last: LastRecord | None = None,
     ) -> None:
         self._open_reader = open_reader
         self._swap = swap
         self._publisher = publisher
         self._readiness = readiness
         self._on_fatal = on_fatal
+        self._last = last
+        self._fallback_at = math.inf
         self._newest_at_start: RolloutRecord | None = None
         self._caught_up = False
         self._stopping = threading.Event()
@@ -66,12 +78,14 @@ class RolloutReader:
         self._thread.join(10.0)
 
     def _run(self) -> None:
+        self._fallback_at = time.monotonic() + FALLBACK_S
         while not self._stopping.is_set():
             try:
                 self._follow()
             except Retryable as error:
-                if not self._caught_up or isinstance(error, NotPermitted | TopicUnavailable):
-                    # Once caught up, an unreachable broker does not stop this replica from serving.
+                is_unreachable = not isinstance(error, NotPermitted | TopicUnavailable)
+                # Once caught up, an unreachable broker does not stop this replica from serving.
+                if not is_unreachable or not (self._caught_up or self._serve_last(str(error))):
                     self._caught_up = False
                     self._readiness.set("rollout", ok=False, detail=str(error))
                 log.warning("rollout_unreadable", error=str(error))
@@ -84,6 +98,24 @@ class RolloutReader:
                 log.exception("rollout_reader_failed")
                 self._on_fatal(Fatal(f"cannot follow model.rollout: {type(error).__name__}: {error}"))
                 return
+
+    def _serve_last(self, problem: str) -> bool:
+        """Serve the record that this replica served last, once it is time for that. Return whether it is served."""
+        record = (
+            self._last.read() if self._last is not None and time.monotonic() >= self._fallback_at else None
+        )
+        if record is None:
+            return False
+        if self._swap.is_newer(record):
+            self._swap.apply(record)
+        else:
+            self._swap.retry()
+        served = (
+            f"Kafka is unreachable, so rollout record {record.seq} is served, the last one known: {problem}"
+        )
+        refused = describe_refusals(self._swap.refusals)
+        self._readiness.set("rollout", ok=True, detail=f"{refused}; {served}" if refused else served)
+        return True
 
     def _follow(self) -> None:
         reader = self._open_reader()

@@ -16,6 +16,7 @@ from services.inference.engine.chat_tokenizer import ChatTokenizer
 from services.inference.engine.port import InferenceEngine
 from services.inference.engine.vllm.addresses import parse_urls
 from services.inference.engine.vllm.engine import VllmEngine, vllm_base
+from services.inference.last_record import LastRecord
 from services.inference.response_publisher import (
     ResponsePublisher,
     SpoolResponsePublisher,
@@ -158,12 +159,14 @@ class InferenceService:
             keep_previous=settings.engine == "vllm",  # an adapter more costs a server little
         )
         response_publisher = self._build_delivery()
+        last = LastRecord(settings.data_dir / SERVICE / "last_rollout.json", settings.line)
         swap = VersionSwap(
             registry,
             open_artifacts(settings.artifacts, settings.artifact_cache),
             self._engine,
             self._on_refusals,
             settings.chat_template_kwargs,
+            last.write,
         )
         self._reporter = ServingReporter(
             settings.replica or f"{socket.gethostname()}-{settings.port or os.getpid()}",
@@ -174,7 +177,7 @@ class InferenceService:
             SystemClock(),
         )
         self._rollout_reader = RolloutReader(
-            self._open_rollout, swap, self._publisher, self._readiness, self._fail
+            self._open_rollout, swap, self._publisher, self._readiness, self._fail, last
         )
         chats = ChatHandler(
             settings=settings,

@@ -91,9 +91,15 @@ class ServingReporter:
         while not self._stopping:
             ready = self._is_ready()
             if ready:
-                self._publish(self._record(self.report()))
+                self._report_now()
             self._changed.wait(REPORT_INTERVAL_S if ready else 0.2)
             self._changed.clear()
+
+    def _report_now(self) -> None:
+        try:
+            self._publish(self._record(self.report()))
+        except Exception:  # a thread that ended would leave an old report standing
+            log.exception("serving_report_failed")
 
     def _record(self, report: ServingReport) -> Output:
         return cloudevent(

@@ -42,6 +42,7 @@ class VersionSwap:
         store: Has the artifacts.
         engine: Loads the versions.
         on_refusals: Called after each attempt with the versions that were refused.
+        on_served: Called with each record that the log ordered and that is served now.
         template_kwargs: Arguments of the chat template with which prompts are built here.
 
     """
@@ -53,11 +54,13 @@ class VersionSwap:
         engine: InferenceEngine,
         on_refusals: Callable[[tuple[Refusal, ...]], None],
         template_kwargs: TemplateKwargs | None = None,
+        on_served: Callable[[RolloutRecord], None] = lambda _: None,
     ) -> None:
         self._registry = registry
         self._store = store
         self._engine = engine
         self._on_refusals = on_refusals
+        self._on_served = on_served
         self._template_kwargs = dict(template_kwargs or {})
         self._newest: RolloutRecord | None = None
         self._to_retry: RolloutRecord | None = None
@@ -92,6 +95,7 @@ class VersionSwap:
             share = record.share if canary else 0.0
             self._registry.activate(record.model_copy(update={"canary": canary, "share": share}))
             log.info("version_swapped", seq=record.seq, stable=record.stable.version, reason=record.reason)
+            self._on_served(record)
         elif not self._activate_previous(record):
             self._registry.unload_unreferenced()
         self.refusals = tuple(refusals)

@@ -10,6 +10,7 @@ from threading import Event
 import pytest
 
 from services.inference import rollout_reader
+from services.inference.last_record import LastRecord
 from services.inference.rollout_reader import RolloutReader
 from services.inference.version_registry import VersionRegistry
 from services.inference.version_swap import Refusal, VersionSwap
@@ -38,9 +39,14 @@ class Setup:
         self.caught_up, self.applied, self.fatal = Event(), Event(), Event()
         self.error: LoopwrightError | None = None
         self.open_reader: Callable[[], LogReader] = lambda: InMemoryLogReader(self.log, [TOPIC])
-        swap = VersionSwap(self.registry, self.store, self.engine, self.on_refusals)
+        self.last = LastRecord(folder / "last.json", LINE)
+        swap = VersionSwap(
+            self.registry, self.store, self.engine, self.on_refusals, on_served=self.last.write
+        )
         publisher = InMemoryPublisher(self.log, "inference")
-        self.reader = RolloutReader(self.open_current_reader, swap, publisher, self.readiness, self.on_fatal)
+        self.reader = RolloutReader(
+            self.open_current_reader, swap, publisher, self.readiness, self.on_fatal, self.last
+        )
         set_readiness = self.readiness.set
 
         def observe_readiness(name: str, ok: bool, detail: str = "") -> None:
@@ -175,3 +181,99 @@ def test_fatal_error_of_the_reader_ends_the_process(setup: Setup) -> None:
     setup.reader.start()
     assert setup.fatal.wait(5)
     assert "no longer holds" in str(setup.error)
+
+
+# --- without Kafka ------------------------------------------------------------------------------------------------
+
+
+def without_kafka() -> LogReader:
+    raise BrokerUnavailable("no broker answers")
+
+
+def test_replica_without_kafka_serves_what_it_served_last(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And follows the log again once it can be read."""
+    monkeypatch.setattr(rollout_reader, "FALLBACK_S", 0.0)
+    monkeypatch.setattr(rollout_reader, "RECONNECT_S", 0.05)
+    v1, v2 = setup.put_version(1), setup.put_version(2)
+    setup.last.write(rollout_record(4, v1))
+    read_log, setup.open_reader = setup.open_reader, without_kafka
+    setup.reader.start()
+    assert setup.caught_up.wait(5)
+    assert setup.registry.state().stable == v1
+    ready, checks = setup.readiness.report()
+    assert ready and "record 4" in checks["rollout"] and "no broker answers" in checks["rollout"]
+    setup.write(rollout_record(4, v1))
+    setup.write(rollout_record(5, v2))
+    setup.open_reader = read_log
+    wait_until(lambda: setup.registry.state().stable == v2)
+    assert setup.engine.loads == [v1.version, v2.version]
+    wait_until(lambda: setup.last.read() == rollout_record(5, v2))
+
+
+def test_last_record_waits_for_a_kafka_that_is_only_slow(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that was rolled back meanwhile must not serve again because a broker is a second late."""
+    monkeypatch.setattr(rollout_reader, "RECONNECT_S", 0.05)
+    v1 = setup.put_version(1)
+    setup.last.write(rollout_record(4, v1))
+    setup.write(rollout_record(5, BASE))
+    attempts: list[None] = []
+
+    def slow() -> LogReader:
+        attempts.append(None)
+        return without_kafka() if len(attempts) < 5 else InMemoryLogReader(setup.log, [TOPIC])
+
+    setup.open_reader = slow
+    setup.reader.start()
+    assert setup.caught_up.wait(5)
+    assert setup.registry.state().stable == BASE
+    assert setup.engine.loads == []
+
+
+def test_first_start_without_kafka_is_not_ready(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_reader, "FALLBACK_S", 0.0)
+    monkeypatch.setattr(rollout_reader, "RECONNECT_S", 0.02)
+    setup.open_reader = without_kafka
+    setup.reader.start()
+    assert not setup.caught_up.wait(0.3)
+
+
+def test_missing_permission_is_not_an_outage(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_reader, "FALLBACK_S", 0.0)
+    monkeypatch.setattr(rollout_reader, "RECONNECT_S", 0.02)
+    setup.last.write(rollout_record(4, setup.put_version(1)))
+
+    def forbidden() -> LogReader:
+        raise NotPermitted("may not read model.rollout")
+
+    setup.open_reader = forbidden
+    setup.reader.start()
+    assert not setup.caught_up.wait(0.3)
+    assert setup.engine.loads == []
+
+
+def test_last_record_is_tried_again_while_its_artifact_is_away(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_reader, "FALLBACK_S", 0.0)
+    monkeypatch.setattr(rollout_reader, "RECONNECT_S", 0.02)
+    v1 = setup.put_version(1)
+    setup.last.write(rollout_record(4, v1))
+    away = setup.folder / "away"
+    (setup.folder / "store").rename(away)
+    setup.open_reader = without_kafka
+    setup.reader.start()
+    assert setup.applied.wait(5)
+    assert setup.registry.state().stable == BASE
+    away.rename(setup.folder / "store")
+    wait_until(lambda: setup.registry.state().stable == v1)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -25,7 +25,7 @@ RESPONSES = [
 LINEAGE = {
     "version": V1,
     "verdict": "passed",
-    "serving": "stable",
+    "role": "stable",
     "base": "assistant@base-0a1b2c3d",
     "base_model": "tiny",
     "reproducible": False,

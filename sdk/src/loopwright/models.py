@@ -561,8 +561,8 @@ class Lineage(ResponseModel):
     """Name of the base model."""
     verdict: str | None = None
     """The gate's verdict: `passed`, `failed` or `inconclusive`."""
-    serving: str | None = None
-    """`stable`, `canary`, or None if the version serves no user."""
+    role: str | None = None
+    """`stable` or `canary`, as the newest rollout record orders it, or None if it is to serve no user."""
     reproducible: bool
     """Whether the version can be trained again from its snapshot."""
     why_not_reproducible: tuple[str, ...] = ()
@@ -595,8 +595,8 @@ class TraceRun(ResponseModel):
     """The version that the run published."""
     verdict: str | None = None
     """The gate's verdict on that version."""
-    serving: str | None = None
-    """`stable`, `canary`, or None if that version serves no user."""
+    role: str | None = None
+    """`stable` or `canary`, as the newest rollout record orders it, or None if it is to serve no user."""
 
 
 class TraceResponse(ResponseModel):

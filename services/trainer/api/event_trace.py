@@ -153,7 +153,7 @@ def _trace_version(version: ModelVersion, published: LineRecords, batches: Seque
         "reason": "its batch was read, but the run's data is lost" if read else LATER,
         "version": version.ref.version,
         "verdict": version.gate.verdict if version.gate else None,
-        "serving": published.serving(version.ref.version),
+        "role": published.role(version.ref.version),
     }
 
 
@@ -176,7 +176,7 @@ def _trace_run(
         "reason": reason,
         "version": version.ref.version if version else None,
         "verdict": version.gate.verdict if version and version.gate else None,
-        "serving": published.serving(version.ref.version) if version else None,
+        "role": published.role(version.ref.version) if version else None,
     }
 
 

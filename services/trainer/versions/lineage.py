@@ -50,8 +50,8 @@ class LineRecords:
         """Return the reports of erasures that removed rows the version was trained on."""
         return [report for report in self.erasures if name in report.versions]
 
-    def serving(self, name: str) -> str | None:
-        """Return `stable` or `canary`, or None if the version serves no user."""
+    def role(self, name: str) -> str | None:
+        """Return `stable` or `canary`, as the newest rollout record orders it, or None if it is to serve no user."""
         record = self.rollout
         if record is None:
             return None
@@ -142,7 +142,7 @@ def _head(version: ModelVersion, records: LineRecords) -> Json:
         "base": version.base,
         "base_model": version.base_model,
         "created_at": rfc3339(version.created_at),
-        "serving": records.serving(version.ref.version),
+        "role": records.role(version.ref.version),
         "verdict": gate.verdict if gate else None,
         "gated_against": gate.gated_against if gate else None,
     }

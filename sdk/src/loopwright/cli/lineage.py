@@ -73,8 +73,8 @@ def diff(
 
 
 def _lineage_tree(found: Lineage, limit: int) -> Tree:
-    serving = f", serving as {found.serving}" if found.serving else ""
-    tree = Tree(f"[bold]{escape(found.version)}[/] {escape(found.verdict or found.kind)}{serving}")
+    role = f", {found.role}" if found.role else ""
+    tree = Tree(f"[bold]{escape(found.version)}[/] {escape(found.verdict or found.kind)}{role}")
     tree.add(f"base {escape(found.base)} ({escape(found.base_model)})")
     if found.detail:
         tree.add(escape(found.detail))
@@ -133,11 +133,11 @@ def _add_response(tree: Tree, response: TraceResponse) -> None:
 
 
 def _format_run(run: TraceRun) -> str:
-    serving = f", serving as {run.serving}" if run.serving else ""
+    role = f", {run.role}" if run.role else ""
     if run.stage == "failed":
         result = "failed"
     elif run.version:
-        result = f"{escape(run.version)} {escape(run.verdict or '')}{serving}"
+        result = f"{escape(run.version)} {escape(run.verdict or '')}{role}"
     else:
         result = "no version yet"
     reason = f" ({escape(run.reason)})" if run.reason else ""
