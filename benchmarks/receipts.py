@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -24,6 +25,7 @@ import psutil
 import typer
 
 from benchmarks.machine import machine
+from services.feedback.__main__ import SWITCH_INTERVAL_S
 from services.feedback.core.receipts import NoOutcome
 from services.feedback.receipt_index import ReceiptIndex
 from services.feedback.views import VersionsView
@@ -50,7 +52,7 @@ def main(
     output: Annotated[Path, typer.Option(help="File for the JSON.")] = OUTPUT,
 ) -> None:
     """Measure, and print one JSON line."""
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with tempfile.TemporaryDirectory() as name:
         report = measure(Path(name), events, lookups)
     print(json.dumps(report, indent=1))
     output.write_text(json.dumps(report, indent=1) + "\n")
@@ -59,6 +61,7 @@ def main(
 
 def measure(folder: Path, events: int, lookups: int) -> dict[str, Any]:
     """Build the index, open it again, and ask for receipts."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     factory = RocksDBStoreFactory(folder, CACHE_MB)
     open_store = partial(factory, 0)
     before = rss_mb()
@@ -70,7 +73,7 @@ def measure(folder: Path, events: int, lookups: int) -> dict[str, Any]:
         records += len(batch)
         if records % (POLL_RECORDS * 200) == 0:
             peak = max(peak, rss_mb())
-            print(f"{records:,} records", end="\r", flush=True)
+            print(f"{records:,} records", end="\r", file=sys.stderr, flush=True)
     built_s = time.perf_counter() - began
     index.close()
     began = time.perf_counter()

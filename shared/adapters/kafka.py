@@ -82,13 +82,20 @@ def _arguments(record: Output) -> dict[str, Any]:
 class KafkaPublisher:
     """`Publisher` with its own delivery thread. `timeout_s` limits the wait for an acknowledgement.
 
+    Records wait up to `linger_ms` for others, which then share a request.
+
     A client that became fatal (for instance because a broker lost the end of its log) never delivers again, so it is
     replaced. Records that it had not delivered fail with `BrokerUnavailable`: publish them again.
     """
 
-    def __init__(self, kafka: KafkaConnection, service: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, kafka: KafkaConnection, service: str, *, timeout_s: float = 10.0, linger_ms: int = 5
+    ) -> None:
         self._kafka = kafka
-        self._config = producer_config(service) | {"delivery.timeout.ms": round(timeout_s * 1000)}
+        self._config = producer_config(service) | {
+            "delivery.timeout.ms": round(timeout_s * 1000),
+            "linger.ms": linger_ms,
+        }
         self._service = service
         self._lock = threading.Lock()
         """Held while a record is queued, so that none is queued in a client that was just replaced."""
