@@ -85,7 +85,7 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
                 await request.body(),
                 request.headers.get("idempotency-key"),
                 request.headers.get("traceparent"),
-                caller_of(request).grant,
+                caller_of(request),
             )
         except LoopwrightError as error:
             FEEDBACK_REFUSED.labels(error.code).inc()
@@ -97,7 +97,7 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
         """Record a response of your own model, so that feedback on it can be trained on."""
         if not is_json(request.headers.get("content-type")):
             return _not_json()
-        return await handlers.post_response(await request.body(), traceparent)
+        return await handlers.post_response(await request.body(), traceparent, caller_of(request))
 
     # Ids may contain slashes, sent as %2F. Only the raw path distinguishes them from separators. The second route is
     # for a response_id that begins with one, which the first cannot match.

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from uuid6 import uuid7
 
 from services.feedback.core.browser_feedback import parse_feedback
+from services.feedback.core.caller_limits import CallerLimits, RateLimit
 from services.feedback.core.receipts import NoOutcome, Receipt, pending_receipt
 from services.feedback.core.schemas import (
     RESPONSE_BODY,
@@ -26,7 +27,7 @@ from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import SERVICE, FeedbackSettings
 from services.feedback.views import ErasureStatusView, KnownLines, VersionsView
 from shared.adapters import redis_keys
-from shared.adapters.access import BrowserGrant
+from shared.adapters.access import ANONYMOUS, Caller
 from shared.adapters.async_publisher import AsyncPublisher
 from shared.cloudevents import cloudevent, valid_traceparent
 from shared.composed_ids import join_ids
@@ -65,9 +66,9 @@ class FeedbackHandlers:
         raw: bytes,
         idempotency_key: str | None,
         traceparent: str | None,
-        grant: BrowserGrant | None = None,
+        caller: Caller = ANONYMOUS,
     ) -> Response:
-        """Accept a feedback event: 202, or 200 for a duplicate, or 429. `grant` is that of a browser token.
+        """Accept a feedback event: 202, or 200 for a duplicate, or 429.
 
         Raises:
             Oversized: if the body is too large (413).
@@ -78,20 +79,25 @@ class FeedbackHandlers:
         """
         if len(raw) > MAX_FEEDBACK_BYTES:
             raise Oversized(f"the body exceeds {MAX_FEEDBACK_BYTES} bytes: shorten the text")
-        body = parse_feedback(raw, grant)
+        body = parse_feedback(raw, caller.grant)
         event_id = resolve_id(body.event_id, idempotency_key)
         event = self._event(body, event_id or str(uuid7()))
-        limit, now_ms = self.settings.user_per_minute, self.clock.now_ms()
+        now_ms, per_user = self.clock.now_ms(), self.settings.user_per_minute
+        limits = (
+            *self._caller_limits(caller),
+            RateLimit(event.user_id, per_user, f"one user may send {per_user} events per minute"),
+        )
         identity = PutIfAbsent(
             redis_keys.identity(event.response_id, event.event_id, self.erasures.count(event.user_id)),
             event.content_digest().encode(),
             self.settings.identity_ttl_s,
         )
-        count, *known = await self.cache.run(
-            [count_request(event.user_id, now_ms), *([Get(identity.key)] if event_id is not None else [])]
-        )
-        if wait := wait_s(count, limit, now_ms):
-            return too_many_requests(f"one user may send {limit} events per minute", wait)
+        counting = [count_request(limit.counted, now_ms) for limit in limits]
+        results = await self.cache.run([*counting, *([Get(identity.key)] if event_id is not None else [])])
+        for limit, count in zip(limits, results, strict=False):
+            if wait := wait_s(count, limit.per_minute, now_ms):
+                return too_many_requests(limit.text, wait)
+        known = results[len(limits) :]
         if known and known[0] is not None:
             return _repeated(event, known[0] == identity.value)
         await self._publish(
@@ -110,7 +116,9 @@ class FeedbackHandlers:
         await self.cache.run([identity])
         return _response(event, "accepted", 202, note=None if event_id else ID_ISSUED)
 
-    async def post_response(self, raw: bytes, traceparent: str | None) -> JSONResponse:
+    async def post_response(
+        self, raw: bytes, traceparent: str | None, caller: Caller = ANONYMOUS
+    ) -> JSONResponse:
         """Accept a response of an app's own model: 202, or 429.
 
         Raises:
@@ -124,12 +132,20 @@ class FeedbackHandlers:
         now = from_ms(self.clock.now_ms())
         line = self.lines.check(body.line or self.settings.line)
         response = to_response(body, line=line, pseudonym=pseudonym, now=now)
-        limit, sender = self.settings.responses_per_minute, pseudonym or f"line/{line}"
-        now_ms = self.clock.now_ms()
-        (count,) = await self.cache.run([count_request(f"responses/{sender}", now_ms)])
-        if wait := wait_s(count, limit, now_ms):
-            of = "one user" if pseudonym else "requests without a user"
-            return too_many_requests(f"{of} may record {limit} responses per minute", wait)
+        now_ms, per_sender = self.clock.now_ms(), self.settings.responses_per_minute
+        of = "one user" if pseudonym else "requests without a user"
+        limits = (
+            *self._caller_limits(caller),
+            RateLimit(
+                f"responses/{pseudonym or f'line/{line}'}",
+                per_sender,
+                f"{of} may record {per_sender} responses per minute",
+            ),
+        )
+        counts = await self.cache.run([count_request(limit.counted, now_ms) for limit in limits])
+        for limit, count in zip(limits, counts, strict=True):
+            if wait := wait_s(count, limit.per_minute, now_ms):
+                return too_many_requests(limit.text, wait)
         await self._publish(
             cloudevent(
                 CHAT_RESPONSES,
@@ -183,6 +199,10 @@ class FeedbackHandlers:
         if outcome is NoOutcome.PENDING:
             return pending_receipt(response_id, event_id)
         return self.versions.receipt(outcome, self.clock.now_ms())
+
+    def _caller_limits(self, caller: Caller) -> tuple[RateLimit, ...]:
+        limits = CallerLimits(self.settings.key_per_minute, self.settings.token_per_minute)
+        return limits.of(caller.key_id, caller.grant.response_id if caller.grant is not None else None)
 
     def _event(self, body: FeedbackBody, event_id: str) -> Feedback:
         now = from_ms(self.clock.now_ms())

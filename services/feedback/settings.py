@@ -29,6 +29,16 @@ class FeedbackSettings(Settings):
     user_per_minute: int = Field(
         600, ge=1, description="Feedback events accepted per user and minute; further events get 429."
     )
+    key_per_minute: int = Field(
+        60_000,
+        ge=1,
+        description="Feedback events and responses accepted per API key and minute; further ones get 429.",
+    )
+    token_per_minute: int = Field(
+        60,
+        ge=1,
+        description="Events with browser tokens accepted per response and minute; further ones get 429.",
+    )
     responses_per_minute: int = Field(
         6_000,
         ge=1,

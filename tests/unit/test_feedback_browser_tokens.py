@@ -55,7 +55,7 @@ class Door:
 
 @pytest.fixture
 async def door(tmp_path: Path) -> AsyncIterator[Door]:
-    keys = make_keys(tmp_path / "keys.json", {"app": ["ingest"], "reader": ["read"]})
+    keys = make_keys(tmp_path / "keys.json", {"app": ["ingest"], "other": ["ingest"], "reader": ["read"]})
     clock, log = SystemClock(), InMemoryLog(3)
     tokens = BrowserTokens(KEY.encode(), clock)
     access = Access(
@@ -64,7 +64,8 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
         tokens=tokens,
         origins=[PAGE, "http://x:8"],
     )
-    service = FeedbackService(FeedbackSettings(partitions=3), PSEUDONYM_KEY, adapters(log, access, tokens))
+    settings = FeedbackSettings(partitions=3, key_per_minute=5, token_per_minute=3)
+    service = FeedbackService(settings, PSEUDONYM_KEY, adapters(log, access, tokens))
     transport = httpx.ASGITransport(service.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://feedback") as http:
         yield Door(http, log, keys)
@@ -171,6 +172,32 @@ async def test_clients_make_tokens(door: Door) -> None:
     assert 100 < made.expires_at.timestamp() - time.time() <= 120
     assert (await door.send(made.token)).status_code == 202
     assert hasattr(Loopwright, "browser_token")
+
+
+async def test_key_and_pages_of_a_response_have_limits_of_their_own(door: Door) -> None:
+    on_r1 = [sign_browser_token("r1", key=KEY, user_id=user) for user in ("ann", "bob")]
+    statuses = [(await door.send(on_r1[n % 2], event_id=f"e{n}")).status_code for n in range(4)]
+    assert statuses == [202, 202, 202, 429], "the tokens of a response share its limit"
+    on_r2 = sign_browser_token("r2", key=KEY, user_id="ann")
+    assert (await door.send(on_r2, response_id="r2")).status_code == 202
+    body = THUMBS | {"response_id": "r3"}
+    headers = bearer(door.keys["app"])
+    sent = [
+        await door.http.post(
+            "/v1/feedback", json=body | {"event_id": f"k{n}", "user_id": f"u{n}"}, headers=headers
+        )
+        for n in range(6)
+    ]
+    assert [response.status_code for response in sent] == [202] * 5 + [429]
+    assert "one API key" in sent[-1].json()["detail"]
+    assert int(sent[-1].headers["retry-after"]) >= 1
+    recorded = {"response_id": "r4", "version": "v", "messages": [{"role": "user", "content": "q"}],
+                "choices": [{"index": 0, "text": "a"}]}  # fmt: skip
+    assert (await door.http.post("/v1/responses", json=recorded, headers=headers)).status_code == 429
+    other = await door.http.post(
+        "/v1/feedback", json=body | {"user_id": "z"}, headers=bearer(door.keys["other"])
+    )
+    assert other.status_code == 202
 
 
 # --- the tokens themselves ------------------------------------------------------------------------------------------
