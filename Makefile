@@ -1,6 +1,6 @@
 # Paths are relative and quoted, because the repository's own path may contain spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test test-vllm test-fault test-clients compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-gate bench-rollout bench-serving bench-feedback bench-receipts bench-worlds experiment lint format lock clean
+.PHONY: help install setup demo chapter up down env test test-vllm test-fault test-js test-clients compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-gate bench-rollout bench-serving bench-feedback bench-receipts bench-worlds experiment lint format lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -63,6 +63,9 @@ test-vllm: setup ## Run the tests of the vLLM engine on a real server (installs 
 
 test-fault: setup ## Inject faults (kills, rebalances, broker, disk and clock failures), each with SEEDS=20 workloads
 	@LOOPWRIGHT_FAULT_SEEDS=$(SEEDS) "$(PYTHON)" -m pytest tests/fault -v -n $(JOBS) --dist worksteal $(ARGS)
+
+test-js: install ## Test the JavaScript SDK (installs its tools with npm; part of make test)
+	@"$(PYTHON)" -m pytest tests/integration/test_javascript_sdk.py $(ARGS)
 
 test-clients: install ## Try LangChain, litellm and the Vercel AI SDK against inference (installs them on their own; needs npm)
 	@"$(PYTHON)" -m tests.clients $(ARGS)
@@ -129,6 +132,7 @@ lock: ## Recompile all lock files (UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) --no-deps -c requirements/dev.txt requirements/redis.in -o requirements/redis.txt
 	@$(COMPILE) tests/clients/python.in -o tests/clients/python.txt
 	@cd tests/clients && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
+	@cd sdk-js && npm install --package-lock-only --omit-lockfile-registry-resolved --no-audit --no-fund
 	@$(COMPILE) --override requirements/vllm-overrides.txt requirements/vllm.in -o requirements/vllm.txt
 	@$(COMPILE) benchmarks/processor/quixstreams.in -o benchmarks/processor/quixstreams.txt
 

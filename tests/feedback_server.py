@@ -1,0 +1,70 @@
+"""The feedback service on adapters in memory, served over HTTP."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import httpx
+import uvicorn
+
+from services.feedback.service import FeedbackService
+from services.feedback.settings import FeedbackSettings
+from shared.adapters.clock import SystemClock
+from shared.adapters.in_memory import InMemoryCache, InMemoryLog
+from shared.events import FEEDBACK, ChatResponse, Feedback, parse_union
+from tests.unit.test_feedback_service import P, adapters
+
+START_S = 10
+
+
+@dataclass(frozen=True)
+class FeedbackApp:
+    """A running service: its address and its log."""
+
+    url: str
+    log: InMemoryLog
+
+    def events(self) -> list[Feedback]:
+        """Return the feedback events in the log."""
+        return [parse_union(FEEDBACK, record.value) for record in self.log.records("feedback.events")]
+
+    def responses(self) -> list[ChatResponse]:
+        """Return the recorded responses in the log."""
+        return [ChatResponse.from_json(record.value) for record in self.log.records("chat.responses")]
+
+
+@contextmanager
+def served(settings: FeedbackSettings | None = None) -> Iterator[FeedbackApp]:
+    """Serve the feedback service on a port of this machine, with the system's clock."""
+    clock = SystemClock()
+    log = InMemoryLog(P, clock)
+    parts = replace(adapters(log), clock=clock, cache=InMemoryCache(clock))
+    service = FeedbackService(settings or FeedbackSettings(partitions=P), b"a key that is long enough", parts)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    config = uvicorn.Config(service.app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        wait_until_ready(url)
+        yield FeedbackApp(url, log)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+
+
+def wait_until_ready(url: str) -> None:
+    """Return once the service is ready. Raise `TimeoutError` if that takes too long."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if httpx.get(f"{url}/readyz", timeout=START_S).status_code == httpx.codes.OK:
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"{url} did not become ready")
