@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import httpx
 import uvicorn
+from starlette.types import ASGIApp
 
 from services.feedback.service import FeedbackService
 from services.feedback.settings import FeedbackSettings
@@ -39,14 +40,19 @@ class FeedbackApp:
 
 
 @contextmanager
-def served(settings: FeedbackSettings | None = None) -> Iterator[FeedbackApp]:
-    """Serve the feedback service on a port of this machine, with the system's clock."""
+def served(around: Callable[[ASGIApp], ASGIApp] = lambda app: app) -> Iterator[FeedbackApp]:
+    """Serve the feedback service on a port of this machine, with the system's clock.
+
+    `around` may put an app in front of it.
+    """
     clock = SystemClock()
     log = InMemoryLog(P, clock)
     parts = replace(adapters(log), clock=clock, cache=InMemoryCache(clock))
-    service = FeedbackService(settings or FeedbackSettings(partitions=P), b"a key that is long enough", parts)
+    service = FeedbackService(FeedbackSettings(partitions=P), b"a key that is long enough", parts)
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    config = uvicorn.Config(service.app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        around(service.app), log_config=None, access_log=False, timeout_graceful_shutdown=5
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -20,9 +20,10 @@ from services.feedback.core.schemas import ERASURE_BODY, FEEDBACK_BODY, RESPONSE
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.langfuse.score_handlers import ScoreHandlers
+from services.feedback.widget import WidgetScript
 from shared.adapters.access_headers import is_json
 from shared.adapters.access_middleware import caller_of
-from shared.adapters.access_rules import needs
+from shared.adapters.access_rules import needs, public
 from shared.adapters.http import add_service_routes, problem
 from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable, LoopwrightError, Malformed
@@ -66,6 +67,7 @@ def build_app(
         title="Loopwright feedback", version="1", lifespan=lifespan, docs_url="/docs", redoc_url=None
     )
     _add_feedback_routes(app, handlers, versions)
+    add_widget_route(app)
     return add_service_routes(app, readiness, MAX_RECORD_BYTES)
 
 
@@ -112,6 +114,18 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
                 "feedback is still reading the versions from Kafka: try again in a few seconds"
             )
         return await run_in_threadpool(handlers.get_receipt, response_id, event_id)
+
+
+def add_widget_route(app: FastAPI) -> None:
+    """Add the route of the feedback widget's script."""
+    widget = WidgetScript()
+
+    # Without a key: the script is the same for everybody.
+    @app.get("/v1/widget.js", response_class=Response)
+    @public
+    async def get_widget(if_none_match: Annotated[str | None, Header()] = None) -> Response:
+        """Return the script that defines `<loopwright-feedback>`."""
+        return widget.response(if_none_match)
 
 
 def add_erasure_routes(app: FastAPI, handler: ErasureHandler, erasures: TopicFollower) -> None:

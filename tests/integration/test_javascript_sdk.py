@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import re
@@ -24,6 +25,7 @@ SDK = ROOT / "sdk-js"
 BLOCK = re.compile(r"^```js\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SNIPPETS = BLOCK.findall((SDK / "README.md").read_text())
 INSTALL_S, RUN_S = 300, 100
+MAX_WIDGET_BYTES = 6000
 
 
 def run(*command: str, cwd: Path = SDK, timeout: int = RUN_S, **env: str) -> str:
@@ -68,6 +70,19 @@ def feedback() -> Iterator[FeedbackApp]:
 @pytest.mark.timeout(INSTALL_S + 2 * RUN_S)
 def test_types_are_correct_and_wrong_calls_are_refused(sdk: Path) -> None:
     run("npm", "run", "check", cwd=sdk)
+
+
+def test_served_widget_is_built_from_its_sources(sdk: Path) -> None:
+    built = (sdk / "dist" / "widget.min.js").read_bytes()
+    assert (ROOT / "services" / "feedback" / "widget.min.js").read_bytes() == built, (
+        "run `npm run widget` in sdk-js"
+    )
+
+
+def test_widget_is_smaller_than_6_kb() -> None:
+    script = (ROOT / "services" / "feedback" / "widget.min.js").read_bytes()
+    assert len(script) < MAX_WIDGET_BYTES
+    assert len(gzip.compress(script)) < MAX_WIDGET_BYTES / 2
 
 
 @pytest.mark.timeout(INSTALL_S + 2 * RUN_S)

@@ -53,6 +53,7 @@ PAGE: Final = "read"
 ENDPOINTS: Final[dict[str, dict[str, str]]] = {
     "feedback": HEALTH
     | {
+        "GET /v1/widget.js": "public",
         "POST /v1/feedback": "ingest",
         "POST /v1/responses": "ingest",
         "POST /v1/feedback-tokens": "ingest",
