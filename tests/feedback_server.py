@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import httpx
-import uvicorn
 from starlette.types import ASGIApp
 
 from services.feedback.service import FeedbackService
@@ -18,6 +15,7 @@ from services.feedback.settings import FeedbackSettings
 from shared.adapters.clock import SystemClock
 from shared.adapters.in_memory import InMemoryCache, InMemoryLog
 from shared.events import FEEDBACK, ChatResponse, Feedback, parse_union
+from tests.asgi_server import listening
 from tests.unit.test_feedback_service import P, adapters
 
 START_S = 10
@@ -49,21 +47,9 @@ def served(around: Callable[[ASGIApp], ASGIApp] = lambda app: app) -> Iterator[F
     log = InMemoryLog(P, clock)
     parts = replace(adapters(log), clock=clock, cache=InMemoryCache(clock))
     service = FeedbackService(FeedbackSettings(partitions=P), b"a key that is long enough", parts)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    config = uvicorn.Config(
-        around(service.app), log_config=None, access_log=False, timeout_graceful_shutdown=5
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    try:
+    with listening(around(service.app)) as url:
         wait_until_ready(url)
         yield FeedbackApp(url, log)
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
 
 
 def wait_until_ready(url: str) -> None:

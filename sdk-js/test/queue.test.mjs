@@ -16,7 +16,7 @@ test('events are sent in the background, each once, and flush waits for them', a
   const { loop, failures } = clientOf(url)
   const ids = Array.from({ length: 200 }, (_, n) => loop.enqueue(feedback(n)))
   assert.equal(requests.length, 0, 'enqueue does not wait')
-  assert.deepEqual(await loop.flush(), { delivered: 200, failed: 0, pending: 0 })
+  assert.deepEqual(await loop.flush(60_000), { delivered: 200, failed: 0, pending: 0 })
   assert.deepEqual(requests.map(({ body }) => body.event_id).sort(), [...ids].sort())
   assert.deepEqual(failures, [])
 })
@@ -26,7 +26,7 @@ test('an outage that ends in time loses nothing', async (t) => {
   const { url, requests } = await scriptedServer(t, [() => (calls++ < 60 ? (calls % 2 ? 'reset' : problem(503)) : ACCEPTED)])
   const { loop, failures } = clientOf(url)
   const ids = Array.from({ length: 20 }, (_, n) => loop.enqueue(feedback(n)))
-  assert.deepEqual(await loop.flush(), { delivered: 20, failed: 0, pending: 0 })
+  assert.deepEqual(await loop.flush(60_000), { delivered: 20, failed: 0, pending: 0 })
   assert.ok(requests.length > 60)
   const seen = new Set(requests.map(({ body }) => body.event_id))
   assert.deepEqual([...seen].sort(), [...ids].sort(), 'retries keep the id')
@@ -37,7 +37,7 @@ test('what the service refuses is reported with its body, and stops nothing', as
   const { url } = await scriptedServer(t, [({ body }) => (body.response_id === 'r-1' ? problem(409) : ACCEPTED)])
   const { loop, failures } = clientOf(url)
   const ids = [0, 1, 2].map((n) => loop.enqueue(feedback(n)))
-  assert.deepEqual(await loop.flush(), { delivered: 2, failed: 1, pending: 0 })
+  assert.deepEqual(await loop.flush(60_000), { delivered: 2, failed: 1, pending: 0 })
   assert.ok(failures[0].error instanceof Conflict)
   assert.deepEqual([failures[0].responseId, failures[0].path], ['r-1', '/v1/feedback'])
   assert.equal(JSON.parse(failures[0].body).event_id, ids[1])
@@ -47,7 +47,7 @@ test('an outage beyond the maximum age is reported for every event', async (t) =
   const { url, requests } = await scriptedServer(t, [problem(503, 'c', { 'retry-after': '0' })])
   const { loop, failures } = clientOf(url, { queue: { maxAgeMs: 60, concurrency: 1 } })
   for (let n = 0; n < 5; n++) loop.enqueue(feedback(n))
-  assert.deepEqual(await loop.flush(), { delivered: 0, failed: 5, pending: 0 })
+  assert.deepEqual(await loop.flush(60_000), { delivered: 0, failed: 5, pending: 0 })
   const tried = new Set(requests.map(({ body }) => body.event_id))
   assert.ok(tried.size < 5, 'what waited behind it for too long is not tried any more')
   assert.ok(failures.every(({ error }) => error instanceof Unavailable))
@@ -63,9 +63,9 @@ test('a full queue refuses, by number and by size', async (t) => {
   const small = clientOf(url, { queue: { maxSize: 1000 } }).loop
   const long = { ...feedback(0), kind: 'comment', value: 'x'.repeat(900) }
   assert.throws(() => small.enqueue(long), { name: 'QueueFull', message: /flush\(\)/ })
-  await few.loop.flush()
+  await few.loop.flush(60_000)
   assert.ok(few.loop.enqueue(feedback(3)), 'there is space again')
-  await few.loop.flush()
+  await few.loop.flush(60_000)
 })
 
 test('flush returns in time and says what still waits', async (t) => {
@@ -85,7 +85,7 @@ test('a callback that throws does not stop the queue', async (t) => {
   const { loop } = clientOf(url, { onError, queue: { concurrency: 1 } })
   loop.enqueue(feedback(0))
   loop.enqueue(feedback(1))
-  assert.deepEqual(await loop.flush(), { delivered: 1, failed: 1, pending: 0 })
+  assert.deepEqual(await loop.flush(60_000), { delivered: 1, failed: 1, pending: 0 })
   assert.equal(error.mock.callCount(), 1)
 })
 
