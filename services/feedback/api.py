@@ -193,25 +193,25 @@ def add_langfuse_routes(app: FastAPI, handlers: ScoreHandlers) -> None:
 
     @app.post(SCORES_PATH, include_in_schema=False)
     @needs("ingest")
-    async def post_score(request: Request, traceparent: TraceParent = None) -> JSONResponse:
+    async def post_score(request: Request, traceparent: TraceParent = None) -> Response:
         """Create a score, replace the one with this id, or take a list of scores."""
         return await _counting_refusals(handlers.post_score(await request.body(), traceparent))
 
     @app.delete(SCORES_PATH + "/{score_id:path}", include_in_schema=False)
     @needs("ingest")
-    async def delete_score(request: Request, traceparent: TraceParent = None) -> JSONResponse:
+    async def delete_score(request: Request, traceparent: TraceParent = None) -> Response:
         """Delete a score."""
         score_id = unquote(_raw_path(request).partition(f"{SCORES_PATH}/")[2])
         return await _counting_refusals(handlers.delete_score(score_id, traceparent))
 
     @app.post("/api/public/ingestion", include_in_schema=False)
     @needs("ingest")
-    async def post_batch(request: Request, traceparent: TraceParent = None) -> JSONResponse:
+    async def post_batch(request: Request, traceparent: TraceParent = None) -> Response:
         """Take a batch of events."""
         return await _counting_refusals(handlers.post_batch(await request.body(), traceparent))
 
 
-async def _counting_refusals(answer: Awaitable[JSONResponse]) -> JSONResponse:
+async def _counting_refusals(answer: Awaitable[Response]) -> Response:
     try:
         return await answer
     except LoopwrightError as error:

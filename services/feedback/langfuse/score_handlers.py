@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from uuid6 import uuid7
@@ -50,7 +50,7 @@ class ScoreHandlers:
 
     feedback: FeedbackHandlers
 
-    async def post_score(self, raw: bytes, traceparent: str | None) -> JSONResponse:
+    async def post_score(self, raw: bytes, traceparent: str | None) -> Response:
         """Create or replace a score: 200 with its id, or 429. For a list of scores: 202, 207 or 429.
 
         Raises:
@@ -65,7 +65,7 @@ class ScoreHandlers:
         refusal = await self._apply(score, score_id, None, traceparent)
         return refusal or JSONResponse({"id": score_id})
 
-    async def _post_scores(self, raw: bytes, traceparent: str | None) -> JSONResponse:
+    async def _post_scores(self, raw: bytes, traceparent: str | None) -> Response:
         """Take a list of scores: 202, or 207 if some are refused.
 
         Clients do not send refused scores again. So if one can be accepted later, the whole request fails; to repeat it
@@ -110,7 +110,7 @@ class ScoreHandlers:
             await self._withdraw(step, traceparent)
         return JSONResponse({"message": "Score deletion accepted: its feedback is withdrawn."}, 202)
 
-    async def post_batch(self, raw: bytes, traceparent: str | None) -> JSONResponse:
+    async def post_batch(self, raw: bytes, traceparent: str | None) -> Response:
         """Take a batch: 207 with the result of each event.
 
         Raises:
@@ -118,7 +118,7 @@ class ScoreHandlers:
 
         """
         entries = parse_body(BATCH, raw).batch
-        results: dict[int, LoopwrightError | JSONResponse | None] = {}
+        results: dict[int, LoopwrightError | Response | None] = {}
         events: dict[int, Envelope] = {}
         for at, entry in enumerate(entries):
             try:
@@ -139,9 +139,9 @@ class ScoreHandlers:
 
     async def _record_responses(
         self, events: Sequence[Envelope], traceparent: str | None
-    ) -> dict[str, LoopwrightError | JSONResponse]:
+    ) -> dict[str, LoopwrightError | Response]:
         """Record the responses of a batch. Return the refusals by id of the envelope."""
-        failed: dict[str, LoopwrightError | JSONResponse] = {}
+        failed: dict[str, LoopwrightError | Response] = {}
         for response in responses_of(events):
             try:
                 answer = await self.feedback.post_response(json.dumps(response.body).encode(), traceparent)
@@ -154,7 +154,7 @@ class ScoreHandlers:
 
     async def _apply_event(
         self, event: Envelope, users: Mapping[str, str], traceparent: str | None
-    ) -> LoopwrightError | JSONResponse | None:
+    ) -> LoopwrightError | Response | None:
         try:
             score = SCORE_BODY.validate_python(event.body)
             # The envelope's id is the same whenever the client sends the event again.
@@ -168,7 +168,7 @@ class ScoreHandlers:
 
     async def _apply(
         self, score: ScoreBody, score_id: str, trace_user: str | None, traceparent: str | None
-    ) -> JSONResponse | None:
+    ) -> Response | None:
         """Make a score's signals the present ones. Return the response to a refused request, or None."""
         signals = signals_of(score, self.feedback.settings.langfuse_scores)
         if not signals:
@@ -222,7 +222,7 @@ def _check_type(event: Envelope) -> LoopwrightError | None:
 
 
 def _multi_status(
-    entries: Sequence[Any], results: Mapping[int, LoopwrightError | JSONResponse | None]
+    entries: Sequence[Any], results: Mapping[int, LoopwrightError | Response | None]
 ) -> dict[str, list[dict[str, Any]]]:
     successes, errors = [], []
     for at, result in results.items():
