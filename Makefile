@@ -1,6 +1,6 @@
 # Paths are relative and quoted, because the repository's own path may contain spaces.
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo chapter up down env test test-vllm test-fault test-js test-clients compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-gate bench-rollout bench-serving bench-feedback bench-receipts bench-worlds experiment lint format lock clean
+.PHONY: help install setup demo chapter up down env test test-vllm test-fault test-js test-clients compose-test base-answers bench-trainer bench-dataset bench-processor bench-soak bench-gate bench-rollout bench-serving bench-feedback bench-receipts bench-worlds experiment lint format openapi lock clean
 .NOTPARALLEL:
 
 PYTHON := .venv/bin/python
@@ -121,6 +121,10 @@ lint: install ## Run ruff and mypy --strict
 format: install ## Format the code and apply ruff's fixes
 	@"$(PYTHON)" -m ruff check --fix .
 	@"$(PYTHON)" -m ruff format .
+
+openapi: install ## Write the schemas of topics and HTTP APIs to docs/schemas
+	@"$(PYTHON)" -m shared.schemas
+	@"$(PYTHON)" -m tests.http_apis
 
 lock: ## Recompile all lock files (UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) --extra dev pyproject.toml -o requirements/dev.txt

@@ -38,7 +38,7 @@ class TextPart(_Input):
     @model_validator(mode="after")
     def _require_text(self) -> TextPart:
         if (self.text if self.type == "text" else self.refusal) is None:
-            raise ValueError(f"the field {self.type} is missing")
+            raise ValueError(f"the field {self.type} is missing: send it")
         return self
 
     def content(self) -> str:
@@ -66,7 +66,7 @@ def _part_kind(value: Any) -> Any:
     kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind not in ("text", "refusal"):
         named = kind if kind in _OTHER_PARTS else "this type"
-        raise UnsupportedContent(f"parts of type {named} are not supported, only text")
+        raise UnsupportedContent(f"parts of type {named} are not supported: send text")
     return value
 
 
@@ -106,7 +106,7 @@ class ChatMessage(_Input):
         if self.content is None and self.role != "assistant":
             raise ValueError(f"a message of role {self.role} needs the field content")
         if self.tool_calls and self.role != "assistant":
-            raise ValueError("only a message of role assistant has tool_calls")
+            raise ValueError("only a message of role assistant has tool_calls: leave them out elsewhere")
         return self
 
     def text(self) -> str:

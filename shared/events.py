@@ -43,8 +43,9 @@ MAX_SIGNALS = 256
 """Maximum number of signals per response. The processor enforces it, whichever producer wrote the events."""
 
 Line = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-Id = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
-"""Printable ASCII without spaces, 1 to 128 characters."""
+Id = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^(\.?\.?[!-\-/-~]|\.\.\.)[!-~]*$")]
+"""Printable ASCII without spaces, 1 to 128 characters. Not `.` and not `..`, which clients and proxies remove from the
+path of a URL (`docs/decisions/ids-and-values.md`)."""
 NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Content = Annotated[str, Field(max_length=MAX_CONTENT)]
 ToolName = Annotated[str, Field(max_length=MAX_TOOL_NAME)]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 
+from shared.user_ids import normalize_user_id
+
 
 class Pseudonymiser:
     """HMAC-SHA256 with one key per deployment, shared by `feedback` and `inference`.
 
-    A user id has the same pseudonym as long as the key stays the same; it cannot be computed or reversed without the
-    key. After a key rotation, earlier records can no longer be linked to their users, so erase before rotating.
+    A user id has the same pseudonym in every Unicode form, and as long as the key stays the same; it cannot be computed
+    or reversed without the key. After a key rotation, earlier records can no longer be linked to their users, so erase
+    before rotating.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -18,4 +21,5 @@ class Pseudonymiser:
 
     def of(self, user_id: str) -> str:
         """Return the pseudonym: `u_` and 32 hex digits (128 bits)."""
-        return "u_" + hmac.new(self._key, user_id.encode(), hashlib.sha256).hexdigest()[:32]
+        name = normalize_user_id(user_id).encode()
+        return "u_" + hmac.new(self._key, name, hashlib.sha256).hexdigest()[:32]

@@ -17,6 +17,7 @@ from shared.events import (
     ChatResponse,
     Comment,
     Correction,
+    Id,
     LogRecord,
     Preference,
     Rating,
@@ -30,7 +31,6 @@ FOLDER: Final = Path(__file__).resolve().parent.parent / "docs" / "schemas"
 Json = dict[str, Any]
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _FEEDBACK: Final = (Thumbs, Rating, Correction, Comment, Preference, Retract)
-_ID_PATTERN: Final = "^[!-~]{1,128}$"
 _SASL: Final = {
     "tls": {"type": "X509", "description": "TLS with a client certificate."},
     "plain": {"type": "plain", "description": "SASL/PLAIN over TLS."},
@@ -50,7 +50,7 @@ Topics that an app may write to directly, in any language. `docs/producers.md` e
 - The key of a record is its `response_id` in UTF-8. Producers must partition by murmur2 of the key, as Java clients do
   (librdkafka: `partitioner=murmur2_random`).
 - Produce with `acks=all` and idempotence. A record that is sent twice counts once.
-- `user_id` is a pseudonym: `u_` and the first 32 hex digits of HMAC-SHA256(key, user id in UTF-8), with the
+- `user_id` is a pseudonym: `u_` and the first 32 hex digits of HMAC-SHA256(key, user id in NFC and UTF-8), with the
   deployment's `LOOPWRIGHT_PSEUDONYM_KEY`. Never write the user id itself: it could not be erased.
 - Records that do not fit become dead letters; they disturb no other record."""
 
@@ -198,7 +198,7 @@ def _message(record: type[LogRecord]) -> Json:
         "payload": {"$ref": f"#/components/schemas/{record.__name__}"},
         "bindings": {
             "kafka": {
-                "key": {"type": "string", "pattern": _ID_PATTERN, "description": "The response_id."},
+                "key": TypeAdapter(Id).json_schema() | {"description": "The response_id."},
                 "bindingVersion": "0.5.0",
             }
         },

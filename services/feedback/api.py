@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import unquote
 
 from fastapi import FastAPI, Header, Request, Response
@@ -13,6 +13,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import StatelessLifespan
 
 from services.feedback.browser_tokens import BrowserTokens
+from services.feedback.core.answers import (
+    ERASURE_EXAMPLES,
+    FEEDBACK_EXAMPLES,
+    RESPONSE_EXAMPLES,
+    TOKEN_EXAMPLES,
+    FeedbackAnswer,
+    ResponseAnswer,
+)
 from services.feedback.core.browser_feedback import DEFAULT_LIFETIME_S, TOKEN_BODY, Token
 from services.feedback.core.erasure_status import ErasureStatus
 from services.feedback.core.receipts import Receipt
@@ -25,14 +33,20 @@ from shared.adapters.access_headers import is_json
 from shared.adapters.access_middleware import caller_of
 from shared.adapters.access_rules import needs, public
 from shared.adapters.http import add_service_routes, problem
+from shared.adapters.openapi import json_body, path_parameter, problems, publish_openapi
 from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable, LoopwrightError, Malformed
-from shared.events import MAX_RECORD_BYTES
+from shared.events import MAX_RECORD_BYTES, Id
 from shared.telemetry import FEEDBACK_REFUSED, Readiness
 
 RECEIPT_PATH: Final = "/v1/feedback/"
 SCORES_PATH: Final = "/api/public/scores"
 ERASURE_PATH: Final = "/v1/erasure/"
+DESCRIPTION: Final = (
+    "Send users' feedback on answers of a model, record answers of your own model, follow what became of feedback, and "
+    "erase users. `docs/decisions/ids-and-values.md` has the rules for ids, numbers, texts and times."
+)
+ID_SCHEMA: Final = TypeAdapter(Id).json_schema()
 # Annotations are strings in this module; FastAPI resolves them among the module's names.
 TraceParent = Annotated[str | None, Header(description="W3C trace context.")]
 _EVENT_HEADERS: Final = [
@@ -66,6 +80,7 @@ def build_app(
     app = FastAPI(
         title="Loopwright feedback", version="1", lifespan=lifespan, docs_url="/docs", redoc_url=None
     )
+    publish_openapi(app, DESCRIPTION)
     _add_feedback_routes(app, handlers, versions)
     add_widget_route(app)
     return add_service_routes(app, readiness, MAX_RECORD_BYTES)
@@ -75,7 +90,18 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
     @app.post(
         "/v1/feedback",
         status_code=202,
-        openapi_extra=_request_body(FEEDBACK_BODY) | {"parameters": _EVENT_HEADERS},
+        response_model=FeedbackAnswer,
+        responses=problems(
+            408,
+            409,
+            413,
+            415,
+            422,
+            429,
+            503,
+            besides={200: {"model": FeedbackAnswer, "description": "The same event was accepted before."}},
+        ),
+        openapi_extra=json_body(FEEDBACK_BODY, FEEDBACK_EXAMPLES) | {"parameters": _EVENT_HEADERS},
     )
     @needs("ingest", for_browsers=True)
     async def post_feedback(request: Request) -> Response:
@@ -93,7 +119,13 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
             FEEDBACK_REFUSED.labels(error.code).inc()
             raise
 
-    @app.post("/v1/responses", status_code=202, openapi_extra=_request_body(RESPONSE_BODY))
+    @app.post(
+        "/v1/responses",
+        status_code=202,
+        response_model=ResponseAnswer,
+        responses=problems(408, 413, 415, 422, 429, 503),
+        openapi_extra=json_body(RESPONSE_BODY, RESPONSE_EXAMPLES),
+    )
     @needs("ingest")
     async def post_response(request: Request, traceparent: TraceParent = None) -> JSONResponse:
         """Record a response of your own model, so that feedback on it can be trained on."""
@@ -103,7 +135,17 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
 
     # Ids may contain slashes, sent as %2F. Only the raw path distinguishes them from separators. The second route is
     # for a response_id that begins with one, which the first cannot match.
-    @app.get(RECEIPT_PATH + "{response_id}/{event_id:path}", response_model=Receipt)
+    @app.get(
+        RECEIPT_PATH + "{response_id}/{event_id:path}",
+        response_model=Receipt,
+        responses=problems(404, 422, 429, 503),
+        openapi_extra={
+            "parameters": [
+                path_parameter("response_id", ID_SCHEMA, "Id of the response; a slash within it as %2F."),
+                path_parameter("event_id", ID_SCHEMA, "Id of the event, likewise."),
+            ]
+        },
+    )
     @app.get(RECEIPT_PATH + "{ids:path}", response_model=Receipt, include_in_schema=False)
     @needs("read")
     async def get_receipt(request: Request) -> Receipt:
@@ -131,7 +173,13 @@ def add_widget_route(app: FastAPI) -> None:
 def add_erasure_routes(app: FastAPI, handler: ErasureHandler, erasures: TopicFollower) -> None:
     """Add the routes of erasure. `erasures` follows the progress of erasures; until it has caught up, they get 503."""
 
-    @app.post("/v1/erasure", status_code=202, openapi_extra=_request_body(ERASURE_BODY))
+    @app.post(
+        "/v1/erasure",
+        status_code=202,
+        response_model=ErasureStatus,
+        responses=problems(401, 403, 408, 409, 413, 415, 422, 429, 503),
+        openapi_extra=json_body(ERASURE_BODY, ERASURE_EXAMPLES),
+    )
     @needs("erase")
     async def post_erasure(
         request: Request,
@@ -151,7 +199,14 @@ def add_erasure_routes(app: FastAPI, handler: ErasureHandler, erasures: TopicFol
             FEEDBACK_REFUSED.labels(error.code).inc()
             raise
 
-    @app.get(ERASURE_PATH + "{request_id:path}", response_model=ErasureStatus)
+    @app.get(
+        ERASURE_PATH + "{request_id:path}",
+        response_model=ErasureStatus,
+        responses=problems(401, 403, 404, 503),
+        openapi_extra={
+            "parameters": [path_parameter("request_id", ID_SCHEMA, "Id of the request; a slash as %2F.")]
+        },
+    )
     @needs("erase")
     async def get_erasure(request: Request) -> Response:
         """Show how far an erasure is, and which versions were trained on the erased data."""
@@ -164,7 +219,11 @@ def add_token_routes(app: FastAPI, tokens: BrowserTokens | None) -> None:
     """Add the route. Without `tokens` it answers 403."""
 
     @app.post(
-        "/v1/feedback-tokens", status_code=201, response_model=Token, openapi_extra=_request_body(TOKEN_BODY)
+        "/v1/feedback-tokens",
+        status_code=201,
+        response_model=Token,
+        responses=problems(401, 403, 408, 413, 415, 422, 503),
+        openapi_extra=json_body(TOKEN_BODY, TOKEN_EXAMPLES),
     )
     @needs("ingest")
     async def post_token(request: Request) -> JSONResponse:
@@ -249,9 +308,3 @@ def _not_json() -> JSONResponse:
         "Not JSON",
         "the Content-Type is not application/json: send the body as JSON, with Content-Type: application/json",
     )
-
-
-def _request_body(adapter: TypeAdapter[Any]) -> dict[str, Any]:
-    # FastAPI does not parse the bodies, because parsing here bounds their depth and keeps user text out of errors.
-    schema = adapter.json_schema(ref_template="#/components/schemas/{model}")
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -79,7 +79,7 @@ class ErasureHandler:
         request = ErasureRequest(
             line=self.lines.check(body.line or self.settings.line),
             request_id=request_id or str(uuid7()),
-            subject=self.pseudonymiser.of(body.user_id),
+            subject=body.subject_of(self.pseudonymiser.of),
             issued_by=issued_by,
             requested_at=now,
             deadline=now + timedelta(days=ERASED_WITHIN_DAYS),

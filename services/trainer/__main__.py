@@ -13,8 +13,8 @@ from typing import IO, Final, TypeVar
 import structlog
 from fastapi import FastAPI
 
-from services.trainer.api.gate_routes import add_gate_routes
-from services.trainer.api.lineage_routes import LineageQueries, add_lineage_routes
+from services.trainer.api.app import trainer_app
+from services.trainer.api.lineage_routes import LineageQueries
 from services.trainer.base.replay_prompt_file import read_replay_prompts
 from services.trainer.consumer import TOPICS_READ
 from services.trainer.database import lock_folder, open_database
@@ -32,7 +32,7 @@ from shared.adapters.artifacts import open_artifacts
 from shared.adapters.base_model import PinnedBase, find_base
 from shared.adapters.clock import SystemClock
 from shared.adapters.group_lease import GroupLease
-from shared.adapters.http import ServerThread, add_service_routes
+from shared.adapters.http import ServerThread
 from shared.adapters.kafka import KafkaPublisher, KafkaTransactionalPublisher
 from shared.adapters.redis import RedisCache
 from shared.adapters.topic_admin import CheckedReaders, check_partitions
@@ -125,8 +125,7 @@ def build_app(settings: TrainerSettings, readiness: Readiness) -> FastAPI:
     access = Access.from_settings(settings)
     if access.keys is not None:
         readiness.watch("api_keys", lambda: access.problem)
-    app = add_service_routes(FastAPI(title="Loopwright trainer", docs_url=None, redoc_url=None), readiness)
-    add_gate_routes(add_lineage_routes(app, lineage_queries(settings)), settings)
+    app = trainer_app(lineage_queries(settings), readiness)
     secure(app, access)
     return app
 

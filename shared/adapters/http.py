@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
@@ -31,6 +32,7 @@ from shared.errors import (
     UnknownVersion,
 )
 from shared.limits import MAX_HEADER_BYTES
+from shared.request_values import readable_fault
 from shared.telemetry import Readiness
 
 MAX_BODY_BYTES = 262_144
@@ -44,6 +46,12 @@ _STATUS: tuple[tuple[type[LoopwrightError], int], ...] = (
     (Overloaded, 429),
     (Retryable, 503),
 )
+
+
+_HTTP_ADVICE = {
+    404: "there is no such path: check it against /openapi.json",
+    405: "this path does not accept the method: use one that the header Allow names",
+}
 
 
 def problem(status: int, code: str, title: str, detail: str, **extra: Any) -> JSONResponse:
@@ -93,13 +101,18 @@ def add_service_routes(app: FastAPI, readiness: Readiness, max_body: int = MAX_B
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        faults = [{"where": ".".join(map(str, e["loc"])), "fault": e["msg"]} for e in error.errors()[:20]]
+        faults = [
+            {"where": ".".join(map(str, e["loc"])), "fault": readable_fault(e)} for e in error.errors()[:20]
+        ]
         detail = "; ".join(f"{fault['where']}: {fault['fault']}" for fault in faults)
         return problem(422, "invalid", "The request is not valid", detail, errors=faults)
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, "http", str(error.detail), str(error.detail))
+        detail = _HTTP_ADVICE.get(error.status_code, str(error.detail))
+        response = problem(error.status_code, "http", HTTPStatus(error.status_code).phrase, detail)
+        response.headers.update(error.headers or {})
+        return response
 
     return app
 

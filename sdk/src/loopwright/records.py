@@ -11,6 +11,7 @@ import hmac
 import json
 import re
 import secrets
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -37,11 +38,11 @@ MAX_USER_ID: Final = 256
 EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 MAX_CLOCK_LEAD: Final = timedelta(days=1)
 MIN_KEY_BYTES: Final = 16
-_USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f]+")
+_USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 Line = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-Id = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
+Id = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^(\.?\.?[!-\-/-~]|\.\.\.)[!-~]*$")]
 Content = Annotated[str, Field(max_length=MAX_CONTENT)]
 ToolName = Annotated[str, Field(max_length=256)]
 NonEmptyText = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
@@ -250,7 +251,8 @@ class Pseudonymiser:
         """
         if len(user_id) > MAX_USER_ID or not _USER_ID.fullmatch(user_id):
             raise InvalidRecord(f"a user id has 1 to {MAX_USER_ID} characters and no control characters")
-        return "u_" + hmac.new(self._key, user_id.encode(), hashlib.sha256).hexdigest()[:32]
+        normal = unicodedata.normalize("NFC", user_id)
+        return "u_" + hmac.new(self._key, normal.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 class RecordFactory:

@@ -16,6 +16,7 @@ from services.console.core.responses import Json
 from services.console.dead_letter_query import MAX_PAGE, DeadLetterFilter, DeadLetterReader
 from shared.adapters.access_rules import needs
 from shared.adapters.http import problem
+from shared.adapters.openapi import problems
 from shared.adapters.topic_follower import TopicFollower
 from shared.dead_letter_replay import DeadLetterPosition
 from shared.events import to_ms
@@ -44,7 +45,11 @@ def add_dead_letter_routes(
     app: FastAPI, backend: ConsoleBackend, follower: TopicFollower, reader: DeadLetterReader
 ) -> None:
     """Add the routes to the console's app."""
-    api = APIRouter(prefix="/api/dead-letters", dependencies=[Depends(require_complete(follower))])
+    api = APIRouter(
+        prefix="/api/dead-letters",
+        dependencies=[Depends(require_complete(follower))],
+        responses=problems(403, 422, 503),
+    )
 
     @api.get("")
     @needs("read")
@@ -73,7 +78,7 @@ def add_dead_letter_routes(
         entries = [dead_letter_json.summary(entry.letter, entry.size, replayed_by) for entry in page.entries]
         return {"dead_letters": entries, "next": page.next}
 
-    @api.get("/{position}")
+    @api.get("/{position}", responses=problems(404))
     @needs("read")
     async def get_dead_letter(position: str) -> JSONResponse:
         """Show one dead letter with the bytes of the original record."""

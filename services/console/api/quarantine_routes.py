@@ -9,12 +9,17 @@ from services.console.api.routes import LineQuery, require_complete
 from services.console.backend import ConsoleBackend
 from services.console.core.responses import Json
 from shared.adapters.access_rules import needs
+from shared.adapters.openapi import problems
 from shared.adapters.topic_follower import TopicFollower
 
 
 def add_quarantine_routes(app: FastAPI, backend: ConsoleBackend, follower: TopicFollower) -> None:
     """Add the route to the console's app."""
-    api = APIRouter(prefix="/api/quarantine", dependencies=[Depends(require_complete(follower))])
+    api = APIRouter(
+        prefix="/api/quarantine",
+        dependencies=[Depends(require_complete(follower))],
+        responses=problems(403, 422, 503),
+    )
 
     @api.get("")
     @needs("read")

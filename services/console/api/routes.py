@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse
+from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 from starlette.types import StatelessLifespan
 
@@ -17,11 +18,20 @@ from shared.adapters.access_headers import is_json
 from shared.adapters.access_middleware import caller_of
 from shared.adapters.access_rules import needs
 from shared.adapters.http import add_service_routes, problem
+from shared.adapters.openapi import json_body, problems, publish_openapi
 from shared.adapters.topic_follower import TopicFollower
 from shared.errors import BrokerUnavailable
 from shared.events import Line
 from shared.telemetry import Readiness
 
+DESCRIPTION = (
+    "Read the state of the loop, and send commands to it. A command is executed once per `command_id`."
+)
+COMMAND_EXAMPLES: dict[str, Json] = {
+    "promote": {"kind": "promote", "version": "assistant@v3-1f2e3d4c", "command_id": "change-17"},
+    "pause": {"kind": "pause"},
+    "train": {"kind": "train_now", "dry_run": True},
+}
 LineQuery = Annotated[Line | None, Query(description="The default is the console's line.")]
 
 
@@ -41,6 +51,7 @@ def build_app(
 
     """
     app = FastAPI(title="Loopwright console", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    publish_openapi(app, DESCRIPTION)
     add_service_routes(app, readiness)
     app.include_router(_routes(backend, follower))
     return app
@@ -69,7 +80,11 @@ def require_complete(follower: TopicFollower) -> Callable[[], Awaitable[None]]:
 
 
 def _routes(backend: ConsoleBackend, follower: TopicFollower) -> APIRouter:
-    api = APIRouter(prefix="/api", dependencies=[Depends(require_complete(follower))])
+    api = APIRouter(
+        prefix="/api",
+        dependencies=[Depends(require_complete(follower))],
+        responses=problems(403, 422, 503),
+    )
     default_line = backend.settings.line
 
     @api.get("/status")
@@ -94,7 +109,7 @@ def _routes(backend: ConsoleBackend, follower: TopicFollower) -> APIRouter:
         """List the line's rollout records, newest first."""
         return backend.rollout(line or default_line)
 
-    @api.get("/rollout/{line}")
+    @api.get("/rollout/{line}", responses=problems(404))
     @needs("read")
     async def get_rollout_state(line: Line) -> JSONResponse:
         """Show what serves, both arms of the canary with their intervals over time, and why it waits."""
@@ -108,14 +123,12 @@ def _routes(backend: ConsoleBackend, follower: TopicFollower) -> APIRouter:
             )
         return JSONResponse(state)
 
-    schema = {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": CommandRequest.model_json_schema()}},
-        }
-    }
-
-    @api.post("/commands", status_code=202, openapi_extra=schema)
+    @api.post(
+        "/commands",
+        status_code=202,
+        responses=problems(404, 408, 409, 413, 415, 422, 503),
+        openapi_extra=json_body(TypeAdapter(CommandRequest), COMMAND_EXAMPLES),
+    )
     @needs("operate")
     async def post_command(
         request: Request,
@@ -137,7 +150,10 @@ def _routes(backend: ConsoleBackend, follower: TopicFollower) -> APIRouter:
         command_id = await backend.send_command(command, issued_by=caller_of(request).name)
         return JSONResponse({"command_id": command_id}, 202)
 
-    @api.get("/commands/{command_id}")
+    @api.get(
+        "/commands/{command_id}",
+        responses=problems(404, besides={202: {"description": "The command is pending."}}),
+    )
     @needs("read")
     async def get_command(command_id: str) -> JSONResponse:
         """Return the result of a command: 202 while it is pending, then 200."""

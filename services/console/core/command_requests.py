@@ -14,6 +14,7 @@ from shared.commands import COMMAND, EXECUTORS, Command
 from shared.dead_letter_replay import POSITION_PATTERN
 from shared.errors import Conflict, Malformed, Rejected, UnknownVersion
 from shared.events import Id, Line
+from shared.request_values import check_json_numbers, readable_fault
 
 KINDS: Final[tuple[str, ...]] = tuple(
     kind.model_fields["kind"].default for kind in get_args(get_args(Command)[0])
@@ -74,6 +75,7 @@ def parse_command_request(raw: bytes, idempotency_key: str | None = None) -> Com
         Malformed: if the body does not fit, or if the header names another id than the body.
 
     """
+    check_json_numbers(raw)
     try:
         request = CommandRequest.model_validate_json(raw, strict=True)
         if idempotency_key is None or idempotency_key == request.command_id:
@@ -157,7 +159,7 @@ def to_command(
     for version in (request.version, request.leaving):
         if version is not None and version not in versions:
             raise UnknownVersion(
-                f"line {line} has no version {version}; its versions are: "
+                f"line {line} has no version {version}: check its name. Its versions are: "
                 f"{', '.join(sorted(versions)) or 'none yet'}"
             )
     return command
@@ -165,4 +167,6 @@ def to_command(
 
 def _describe_faults(error: ValidationError) -> str:
     faults = error.errors(include_url=False, include_input=False, include_context=False)[:MAX_FAULTS]
-    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults)
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'body'}: {readable_fault(fault)}" for fault in faults
+    )

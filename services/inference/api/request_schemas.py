@@ -10,18 +10,13 @@ from typing import Annotated, Any, Final
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
     field_validator,
 )
 
-from services.inference.core.generation_options import (
-    WHOLE_NUMBER,
-    GenerationOptions,
-    effective_options,
-)
+from services.inference.core.generation_options import GenerationOptions, effective_options
 from services.inference.core.generation_request import (
     InvalidParameter,
     Sampling,
@@ -29,12 +24,10 @@ from services.inference.core.generation_request import (
     UnsupportedParameter,
 )
 from shared.chat_messages import CONTENT_TAGS, ChatMessage, UnsupportedContent
-from shared.events import (
-    MAX_CHOICES,
-    MAX_MESSAGES,
-    Metadata,
-)
-from shared.user_ids import UserId
+from shared.errors import Malformed
+from shared.events import MAX_CHOICES, MAX_MESSAGES, Metadata
+from shared.request_values import WHOLE_NUMBER, check_json_numbers, readable_fault
+from shared.user_ids import OptionalUserId
 
 MAX_STOP_STRINGS: Final = 4
 MAX_STOP_LENGTH: Final = 256
@@ -78,14 +71,6 @@ UNSUPPORTED_FIELDS: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
     "guided_grammar": ((), "use `structured_outputs`"),
 }
 """Known fields that nothing supports, with the values that have no effect and are accepted, and what to do instead."""
-
-
-def _none_if_empty(value: Any) -> Any:
-    return None if value == "" else value
-
-
-OptionalUserId = Annotated[UserId | None, BeforeValidator(_none_if_empty)]
-"""Some clients send an empty text instead of no user."""
 
 
 class _Input(BaseModel):
@@ -185,7 +170,10 @@ def parse_chat_request(body: bytes) -> ChatRequest:
 
     """
     try:
+        check_json_numbers(body)
         chat = ChatRequest.model_validate_json(body)
+    except Malformed as error:
+        raise InvalidParameter(str(error), None) from None
     except ValidationError as error:
         raise _describe(dict(error.errors(include_url=False, include_input=False)[0])) from None
     for name, value in (chat.model_extra or {}).items():
@@ -219,7 +207,7 @@ def _unsupported(param: str, remedy: str) -> UnsupportedParameter:
 
 
 def _describe(fault: dict[str, Any]) -> InvalidParameter:
-    param, reason = _path(fault["loc"]), fault["msg"].removeprefix("Value error, ")
+    param, reason = _path(fault["loc"]), readable_fault(fault)
     message = f"{param}: {reason}" if param else f"the body is not valid: {reason}"
     cause = fault.get("ctx", {}).get("error")
     kind = UnsupportedParameter if isinstance(cause, UnsupportedContent) else InvalidParameter

@@ -17,12 +17,22 @@ from starlette.types import Receive, Scope, Send
 
 from services.inference.api.chat_handler import CLIENT_CLOSED_REQUEST, ChatHandler
 from services.inference.api.error_schemas import error_response, http_error_response
+from services.inference.api.openapi_schemas import (
+    CHAT_ANSWERS,
+    CHAT_BODY,
+    DESCRIPTION,
+    ErrorObject,
+    ModelList,
+    ModelObject,
+    errors,
+)
 from services.inference.api.request_schemas import MAX_NAMED, parse_chat_request
 from services.inference.version_registry import ServingState, VersionRegistry
 from services.inference.version_swap import Refusal
 from shared.adapters.access_headers import is_json
 from shared.adapters.access_rules import Denied, needs
 from shared.adapters.http import BodyLimit, add_service_routes
+from shared.adapters.openapi import publish_openapi
 from shared.errors import LoopwrightError, Oversized, UnknownVersion
 from shared.limits import MAX_HEADER_BYTES
 from shared.telemetry import CHAT_REQUESTS, Readiness
@@ -69,26 +79,39 @@ def create_app(
         refusals: Returns the versions that the last swap refused.
 
     """
-    app = FastAPI(title="Loopwright inference", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Loopwright inference", version="1", docs_url=None, redoc_url=None)
+    publish_openapi(app, DESCRIPTION, ErrorObject)
     add_service_routes(app, readiness, MAX_BODY_BYTES)
     app.add_middleware(ChatBodyLimit, max_bytes=MAX_BODY_BYTES)
     _add_error_handlers(app)
 
-    @app.post(CHAT_PATH, response_model=None)
+    @app.post(
+        CHAT_PATH,
+        response_model=None,
+        responses=errors(400, 404, 408, 413, 415, 429, 503, besides=CHAT_ANSWERS),
+        openapi_extra=CHAT_BODY,
+    )
     @needs("chat")
     async def complete_chat(request: Request) -> Response:
+        """Answer a conversation, whole or streamed, and record the answer."""
         if not is_json(request.headers.get("content-type")):
             raise HTTPException(415, "the request must have the header Content-Type: application/json")
         return await chats.handle(parse_chat_request(await request.body()), request)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", response_model=None, responses=errors(besides={200: {"model": ModelList}}))
     @needs("chat")
     async def list_models() -> dict[str, Any]:
+        """List the line and its loaded versions."""
         return {"object": "list", "data": model_objects(registry.state(), registry.line, refusals())}
 
-    @app.get("/v1/models/{model}")
+    @app.get(
+        "/v1/models/{model}",
+        response_model=None,
+        responses=errors(404, besides={200: {"model": ModelObject}}),
+    )
     @needs("chat")
     async def get_model(model: str) -> dict[str, Any]:
+        """Show the line, or one loaded version."""
         models = {each["id"]: each for each in model_objects(registry.state(), registry.line, refusals())}
         if model not in models:
             raise UnknownVersion(

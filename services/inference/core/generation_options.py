@@ -10,21 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from shared.request_values import WHOLE_NUMBER
 
 MAX_TOOLS: Final = 128
 MAX_TOP_LOGPROBS: Final = 20
 MAX_BIASED_TOKENS: Final = 1024
 MAX_LISTED_TOKENS: Final = 1024
 MAX_TOKEN_ID: Final = 2**31 - 1
-
-
-def _whole_number(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-WHOLE_NUMBER: Final = BeforeValidator(_whole_number)
-"""Makes an `int` field accept 16.0 as 16: some clients write every number with a fraction."""
 
 FunctionName = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]

@@ -19,6 +19,7 @@ from services.trainer.run import run_table
 from services.trainer.run.folder import GATE_REPORT, GATE_RESULT
 from services.trainer.settings import TrainerSettings
 from shared.adapters.access_rules import needs
+from shared.adapters.openapi import problems
 from shared.errors import UnknownVersion
 from shared.events import VersionName
 from shared.request_origin import is_loopback
@@ -69,15 +70,15 @@ def _run_folder(settings: TrainerSettings, version: str) -> Path:
         run = run_table.by_version(db, version)
     if run is None:
         raise UnknownVersion(
-            f"this trainer did not make {version}: `loopwright versions` lists the versions of its line; "
-            "the base has no gate report"
+            f"this trainer did not make {version}: check the name. `loopwright versions` lists "
+            "the versions of its line; the base has no gate report"
         )
     return settings.runs / run.config.run_id
 
 
 def add_gate_routes(app: FastAPI, settings: TrainerSettings) -> FastAPI:
     """Add the routes to the trainer's app and return it. The app handles errors."""
-    router = APIRouter()
+    router = APIRouter(responses=problems(403, 404, 422))
 
     @router.get("/api/gate")
     @needs("read")
@@ -85,7 +86,7 @@ def add_gate_routes(app: FastAPI, settings: TrainerSettings) -> FastAPI:
         """Return verdict, reasons and figures, and the examples if they may be returned."""
         return load_report(settings, version)
 
-    @router.get("/gate")
+    @router.get("/gate", response_class=HTMLResponse)
     @needs("read", page=True)
     def get_gate_page(version: Version) -> HTMLResponse:
         """Return the same as a page."""

@@ -18,6 +18,7 @@ from services.trainer.versions import lineage
 from services.trainer.versions.lineage import Json, LineRecords
 from services.trainer.versions.publish import OpenReader, line_records
 from shared.adapters.access_rules import needs
+from shared.adapters.openapi import problems
 from shared.errors import Malformed
 from shared.events import Id, VersionName
 from shared.ports import ArtifactStore
@@ -67,7 +68,7 @@ class LineageQueries:
 
 def add_lineage_routes(app: FastAPI, queries: LineageQueries) -> FastAPI:
     """Add the routes to the trainer's app."""
-    api = APIRouter(prefix="/api")
+    api = APIRouter(prefix="/api", responses=problems(403, 404, 422, 503))
 
     @api.get("/lineage")
     @needs("read")

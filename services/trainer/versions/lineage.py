@@ -39,7 +39,9 @@ class LineRecords:
         version = next((version for version in self.versions if version.ref.version == name), None)
         if version is None:
             newest = ", ".join(version.ref.version for version in self.versions[-10:]) or "none yet"
-            raise UnknownVersion(f"line {self.line} has no version {name}; the newest: {newest}")
+            raise UnknownVersion(
+                f"line {self.line} has no version {name}; the newest: {newest}. Check the name"
+            )
         return version
 
     def of_run(self, run_id: str) -> ModelVersion | None:
