@@ -25,10 +25,30 @@ _UNINFORMATIVE_WORDS: Final = frozenset(
 )
 """Words that do not say what to change. A comment that has no other words is vague."""
 
+VAGUE_CODE: Final = "vague_comment"
+"""The hint without a language, for apps that have texts of their own."""
 VAGUE_HINT: Final = (
     "Too vague to learn from: say what is missing or wrong, "
     'for example "Add details about the atmosphere of Mars", or send the right answer as a correction.'
 )
+
+_HINTS: Final = (
+    (
+        re.compile("[\u3041-\u30ff]"),
+        "具体的でないため学習に使えません。何が足りないか、何が間違っているかを書いてください"
+        "（例：「火星の大気について説明を加えてください」）。または、正しい回答を修正として送ってください。",
+    ),
+    (
+        re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]"),
+        "내용이 너무 모호해서 학습에 사용할 수 없습니다. 무엇이 빠졌거나 틀렸는지 적어 주세요"
+        "(예: “화성의 대기에 대한 설명을 추가해 주세요”). 또는 올바른 답변을 수정으로 보내 주세요.",
+    ),
+    (
+        re.compile("[\u3400-\u9fff\uf900-\ufaff]"),
+        "内容太笼统，无法用于学习。请说明缺少什么或哪里有误（例如：“请补充火星大气的成分”），或者把正确的回答作为更正发送。",
+    ),
+)
+"""Hints in languages that their script identifies: Japanese (Kana), Korean (Hangul), Chinese (Han without Kana)."""
 
 
 def is_vague(comment: str) -> bool:
@@ -42,5 +62,10 @@ def is_vague(comment: str) -> bool:
 
 
 def hint_for_comment(comment: str) -> str | None:
-    """Return what to write instead of a vague comment, or None if it can be trained on."""
-    return VAGUE_HINT if is_vague(comment) else None
+    """Return what to write instead of a vague comment, or None if it can be trained on.
+
+    The hint is in the comment's language if its script identifies one, else in English; `VAGUE_CODE` has no language.
+    """
+    if not is_vague(comment):
+        return None
+    return next((hint for script, hint in _HINTS if script.search(comment)), VAGUE_HINT)

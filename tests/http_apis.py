@@ -48,6 +48,7 @@ from shared.adapters.access_middleware import secure
 from shared.adapters.artifacts_local import LocalArtifactStore
 from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import (
+    InMemoryAsyncCache,
     InMemoryCache,
     InMemoryLog,
     InMemoryLogRanges,
@@ -98,6 +99,7 @@ class Feedback:
         default_factory=lambda: FeedbackSettings(
             line=LINE,
             pseudonym_key=SecretStr(KEY),
+            certificate_key=SecretStr("11" * 32),
             user_per_minute=1_000_000,
             responses_per_minute=1_000_000,
             erasures_per_minute=1_000_000,
@@ -121,8 +123,10 @@ class Feedback:
             publisher=self.publisher,
             replay_publisher=InMemoryPublisher(self.log, "feedback"),
             cache=self.cache,
+            async_cache=InMemoryAsyncCache(self.cache),
             clock=self.clock,
             log_ranges=InMemoryLogRanges(self.log),
+            export_ranges=InMemoryLogRanges(self.log),
             open_reader=lambda topics, starts=None, *, partitions=None: InMemoryLogReader(
                 self.log, list(topics), starts, partitions=partitions
             ),

@@ -27,6 +27,8 @@ from shared.stream.rocksdb_store import RocksDBStoreFactory
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long one thread may keep the others waiting. At Python's 5 ms, threads that ask for receipts queue behind the one
 that indexes new records: the slowest hundredth took ten times as long."""
+EXPORT_TIMEOUT_S: Final = 3_600.0
+"""Longest time to read one topic for an export."""
 
 
 def run(settings: FeedbackSettings) -> None:
@@ -54,6 +56,7 @@ def build_adapters(settings: FeedbackSettings) -> Adapters:
         async_cache=RedisPipeline(settings.redis_url),
         clock=SystemClock(),
         log_ranges=KafkaLogRanges(kafka, SERVICE),
+        export_ranges=KafkaLogRanges(kafka, SERVICE, timeout_s=EXPORT_TIMEOUT_S),
         open_reader=CheckedReaders(kafka, SERVICE, settings.partitions),
         end_of=KafkaLogEnds(kafka, SERVICE),
         open_receipt_store=partial(stores, 0),

@@ -34,6 +34,7 @@ from shared.composed_ids import join_ids
 from shared.errors import BrokerUnavailable, Conflict, NotPermitted, NotYet, Overloaded, Oversized
 from shared.events import Feedback, Retract, from_ms
 from shared.feedback_kinds import hint_for
+from shared.feedback_quality import VAGUE_CODE
 from shared.ports import Acked, AsyncCache, Clock, Get, PutIfAbsent
 from shared.pseudonym import Pseudonymiser
 from shared.records import Output
@@ -255,6 +256,8 @@ def _response(event: Feedback, status: str, code: int, note: str | None = None) 
         "actionable": hint is None,
         "hint": hint,
     }
+    if hint is not None:
+        body["hint_code"] = VAGUE_CODE
     if note is not None:
         body["note"] = note
     return Response(orjson.dumps(body), code, media_type="application/json")

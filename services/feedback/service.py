@@ -16,9 +16,12 @@ from services.feedback.api import add_erasure_routes, add_langfuse_routes, add_t
 from services.feedback.browser_tokens import BrowserTokens
 from services.feedback.command_consumer import CommandConsumer
 from services.feedback.dlq_replay_worker import DeadLetterReplayer, DeadLetterReplayThread
+from services.feedback.erasure_certificate import CertificateSigner
 from services.feedback.erasure_handler import ErasureHandler
+from services.feedback.export_handler import ExportHandler
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.langfuse.score_handlers import ScoreHandlers
+from services.feedback.privacy_api import add_privacy_routes
 from services.feedback.receipt_index import ReceiptIndex
 from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import FeedbackSettings
@@ -76,6 +79,8 @@ class Adapters:
     async_cache: AsyncCache
     clock: Clock
     log_ranges: LogRanges
+    export_ranges: LogRanges
+    """Reads whole topics, so it may take long."""
     open_reader: OpenReader
     end_of: Callable[[Position], int]
     """Returns the next offset to be written of a partition, or raises `Retryable`."""
@@ -125,7 +130,16 @@ class FeedbackService:
         handlers = self._handlers()
         self.app = build_app(handlers, versions, self._readiness, self._lifespan)
         add_langfuse_routes(self.app, ScoreHandlers(handlers))
-        add_erasure_routes(self.app, self._erasure_handler(), erasures)
+        erasure = self._erasure_handler()
+        add_erasure_routes(self.app, erasure, erasures)
+        key = settings.certificate_key
+        add_privacy_routes(
+            self.app,
+            erasure,
+            erasures,
+            ExportHandler(adapters.export_ranges, self._pseudonymiser),
+            CertificateSigner(key.get_secret_value()) if key is not None else None,
+        )
         add_token_routes(self.app, adapters.tokens)
         if adapters.access.keys is not None:
             self._readiness.watch("api_keys", lambda: adapters.access.problem)

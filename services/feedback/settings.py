@@ -87,6 +87,12 @@ class FeedbackSettings(Settings):
         description="Origins whose pages may send feedback with a browser token, as a JSON list: "
         '["https://app.example.org"].',
     )
+    certificate_key: SecretStr | None = Field(
+        None,
+        description="Ed25519 key that signs certificates of erasures: 64 hex digits, made with `openssl rand -hex 32`. "
+        "Without it, requests for certificates get 403. Keep the public key of a key that you replace: it verifies the "
+        "certificates that the old key signed.",
+    )
     erasures_per_minute: int = Field(
         60, ge=1, description="Erasure requests accepted per minute from all callers; further ones get 429."
     )

@@ -51,6 +51,7 @@ def adapters(log: InMemoryLog, access: Access | None = None, tokens: BrowserToke
         async_cache=InMemoryAsyncCache(InMemoryCache(clock)),
         clock=clock,
         log_ranges=InMemoryLogRanges(log),
+        export_ranges=InMemoryLogRanges(log),
         open_reader=open_reader,
         end_of=log.end,
         open_receipt_store=MemoryStore,

@@ -18,6 +18,7 @@ from loopwright.feedback_kinds import FeedbackKind
 from loopwright.models import (
     Accepted,
     BrowserToken,
+    CertificateKey,
     Command,
     CommandKind,
     CommandResult,
@@ -31,6 +32,7 @@ from loopwright.models import (
     Receipt,
     Recorded,
     RolloutState,
+    SignedCertificate,
     Status,
     Trace,
     Version,
@@ -42,6 +44,7 @@ from loopwright.wire import (
     Service,
     check,
     choices_of,
+    exported_records,
     format_time,
     parse,
     path_of,
@@ -336,6 +339,40 @@ class Loopwright:
             time.sleep(poll)
         return erasure
 
+    def certificate(self, request_id: str) -> SignedCertificate:
+        """Return the signed certificate of a finished erasure. Needs a key with the scope `erase`.
+
+        Raises:
+            NotFound: The erasure is not done yet, or there is none with this id.
+
+        """
+        path = path_of("v1", "erasure-certificates", request_id)
+        return parse(self._get("feedback", path), SignedCertificate)
+
+    def certificate_key(self) -> str:
+        """Return the public key that verifies this deployment's certificates, as 64 hex digits."""
+        response = self._get("feedback", path_of("v1", "erasure-certificate-key"))
+        return parse(response, CertificateKey).public_key
+
+    def export(
+        self,
+        user_id: str,
+        *,
+        timeout: float = 3600.0,
+    ) -> list[dict[str, Any]]:
+        """Return everything that the log has about a user. Needs a key with the scope `erase`.
+
+        Args:
+            user_id: Your id of the user.
+            timeout: Longest wait for the next record, in seconds. The service reads the whole log.
+
+        Raises:
+            Unavailable: The service could not read the whole log.
+
+        """
+        response = self._post("feedback", path_of("v1", "export"), {"user_id": user_id}, timeout)
+        return exported_records(response)
+
     # --- state of the loop ------------------------------------------------------------------------------------------
 
     def status(self, line: str | None = None) -> Status:
@@ -593,8 +630,9 @@ class Loopwright:
         service: Service,
         path: str,
         body: Mapping[str, Any],
+        timeout: float | None = None,
     ) -> httpx.Response:
-        return self._request("POST", service, path, without_none(body))
+        return self._request("POST", service, path, without_none(body), timeout)
 
     def _request(
         self,
@@ -602,6 +640,7 @@ class Loopwright:
         service: Service,
         path: str,
         json: Mapping[str, Any] | None,
+        timeout: float | None = None,
     ) -> httpx.Response:
         """Send a request and return the successful response.
 
@@ -614,9 +653,10 @@ class Loopwright:
             retry_error_callback=last_response,
         )
         base_url = self._base_urls.of(service)
+        options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
         try:
             response: httpx.Response = retrying(
-                self._http.request, method, base_url + path, json=json, headers=self._headers
+                self._http.request, method, base_url + path, json=json, headers=self._headers, **options
             )
         except httpx.TransportError as error:
             raise Unreachable(base_url, self._base_urls.variable(service), str(error)) from error

@@ -129,6 +129,33 @@ class Erasure(ResponseModel):
     """The same in a sentence."""
 
 
+class CertificateSignature(ResponseModel):
+    """Ed25519 signature over the canonical JSON of a certificate: sorted keys, no spaces, UTF-8."""
+
+    algorithm: Literal["Ed25519"]
+    """Always `Ed25519`."""
+    public_key: str
+    """The key that signed it, as 64 hex digits."""
+    value: str
+    """The signature, as 128 hex digits."""
+
+
+class SignedCertificate(ResponseModel):
+    """Certificate of a finished erasure. `loopwright.certificates.verify` checks it."""
+
+    certificate: dict[str, Any]
+    """What was erased: topics, batches, snapshots, versions and dates, as it was signed."""
+    signature: CertificateSignature
+    """The signature."""
+
+
+class CertificateKey(ResponseModel):
+    """The key that verifies a deployment's certificates."""
+
+    public_key: str
+    """64 hex digits."""
+
+
 # --- console --------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -94,6 +95,25 @@ def parse(response: httpx.Response, type_: type[T]) -> T:
         return TypeAdapter(type_).validate_python(response.json())
     except ValueError as error:
         raise _unexpected_response(response, error) from error
+
+
+def exported_records(response: httpx.Response) -> list[dict[str, Any]]:
+    """Return the records of an export.
+
+    Raises:
+        Unavailable: The export is not complete.
+
+    """
+    lines = [json.loads(line) for line in response.text.split("\n") if line]
+    if not lines or not lines[-1].get("complete"):
+        detail = str(lines[-1].get("detail", "")) if lines else "the answer is empty"
+        raise Unavailable(
+            503,
+            "export_incomplete",
+            "Incomplete export",
+            f"the log could not be read to its end ({detail}): try again",
+        )
+    return lines[:-1]
 
 
 def check(response: httpx.Response) -> httpx.Response:

@@ -26,6 +26,9 @@ class ErasureStatus(BaseModel):
         "batches contained data of the user."
     )
     issued_by: str | None = Field(None, description="Name of the API key that requested it.")
+    lines: tuple[str, ...] = Field(
+        (), description="Lines whose batches had data of the user, and the request's."
+    )
     requested_at: datetime | None = None
     deadline: datetime | None = Field(
         None,
@@ -111,6 +114,7 @@ class ErasureProgress:
             subject=self.subject,
             status=stage,
             issued_by=self.request.issued_by if self.request is not None else None,
+            lines=tuple(sorted({self.line} | self.affected_lines)),
             requested_at=self.request.requested_at if self.request is not None else None,
             deadline=deadline,
             partitions_done=len(partitions),

@@ -136,7 +136,7 @@ def erasure(body: dict[str, Any], now_ms: int) -> Output | None:
         request = ErasureRequest(
             line=LINES.check(parsed.line or LINE),
             request_id=request_id,
-            subject=PSEUDONYMS.of(parsed.user_id),
+            subject=parsed.subject_of(PSEUDONYMS.of),
             requested_at=now,
             deadline=now + timedelta(days=ERASED_WITHIN_DAYS),
         )
@@ -193,7 +193,10 @@ def a_feedback_body(
     if rng.random() < 0.2:
         body["choice"] = rng.choice((0, 1, 7, 8, -1))
     if rng.random() < 0.2:
-        body["tags"] = [values.a_text(rng, 64) for _ in range(rng.choice((1, 16, 17)))]
+        tags = [values.a_text(rng, 64) for _ in range(rng.choice((1, 16, 17)))]
+        body["tags"] = rng.choice((tags, {f"name-{n}": tag[:20] for n, tag in enumerate(tags)}, None))
+    if kind == "rating" and rng.random() < 0.3:
+        body["value"] = float(rng.randint(1, 5))
     if rng.random() < 0.1:
         body["line"] = rng.choice((LINE, "coder", "z" * 63, "A"))
     if (occurred_at := values.a_time(rng, now_ms)) is not None:
@@ -220,6 +223,8 @@ def a_response_body(rng: random.Random, now_ms: int, *, response_id: str, user: 
         ],
         "status": rng.choice(("completed", "completed", "completed", "failed", "cancelled")),
     }
+    if rng.random() < 0.3:
+        body |= _as_openai_holds_it(rng, texts)
     if user is not None:
         body["user_id"] = user
     if rng.random() < 0.1:
@@ -227,6 +232,23 @@ def a_response_body(rng: random.Random, now_ms: int, *, response_id: str, user: 
     if (created_at := values.a_time(rng, now_ms)) is not None:
         body["created_at"] = created_at
     return body
+
+
+def _as_openai_holds_it(rng: random.Random, texts: list[str]) -> dict[str, Any]:
+    """Return fields of a response in OpenAI's form, with nulls, tool calls, usage and latency."""
+    call = {"id": "c1", "type": "function", "function": {"name": values.a_text(rng, 64), "arguments": "{"}}
+    choices: list[dict[str, Any]] = [
+        {"index": float(n), "message": {"role": "assistant", "content": text}, "logprobs": None}
+        for n, text in enumerate(texts)
+    ]
+    choices[0]["message"] = {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None}
+    return {
+        "choices": choices,
+        "usage": rng.choice((None, {"prompt_tokens": 3.0, "completion_tokens": None, "total_tokens": 3})),
+        "latency_ms": rng.choice((None, 0, 1e9, 1.5)),
+        "metadata": rng.choice((None, {}, {"screen": values.a_text(rng, 512)})),
+        "status": None,
+    }
 
 
 def a_chat_body(rng: random.Random, user: str | None) -> dict[str, Any]:
@@ -250,6 +272,8 @@ def a_chat_body(rng: random.Random, user: str | None) -> dict[str, Any]:
 def an_erasure_body(rng: random.Random, user: str) -> dict[str, Any]:
     """Return a body of `POST /v1/erasure`."""
     body: dict[str, Any] = {"user_id": user, "request_id": values.an_id(rng)}
+    if rng.random() < 0.2:
+        body = {"subject": values.an_id(rng), "request_id": values.an_id(rng)}
     if rng.random() < 0.2:
         body["line"] = rng.choice(("coder", "z" * 63))
     return body

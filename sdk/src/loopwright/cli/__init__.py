@@ -11,6 +11,7 @@ from loopwright.cli import (
     keys,
     lineage,
     operator,
+    privacy,
     quarantine,
     watch,
 )
@@ -20,6 +21,8 @@ app.command("send")(feedback.send)
 app.add_typer(import_.app, name="import")
 app.command("receipt")(feedback.receipt)
 app.command("erase")(erase.erase)
+app.command("export")(privacy.export)
+app.add_typer(privacy.certificate, name="certificate")
 app.add_typer(keys.app, name="keys")
 app.command("status")(operator.status)
 app.command("watch")(watch.watch)

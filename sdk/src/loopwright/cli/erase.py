@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -55,6 +57,14 @@ def erase(
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, help="Longest wait with --wait, in seconds.")
     ] = 600.0,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            "--certificate",
+            metavar="FILE",
+            help="Write the signed certificate of the erasure to this file. Needs --wait, or an erasure that is done.",
+        ),
+    ] = None,
     yes: AssumeYes = False,
     line: LineName = None,
     feedback_url: FeedbackUrl = None,
@@ -81,6 +91,9 @@ def erase(
             if not as_json:
                 err.print(f"erasure {escape(erasure.request_id)} is accepted; waiting until it is done")
             erasure = loop.wait_for_erasure(erasure.request_id, timeout=timeout)
+        if certificate is not None:
+            signed = loop.certificate(erasure.request_id)
+            certificate.write_text(json.dumps(signed.model_dump(mode="json"), indent=2) + "\n")
     if as_json:
         print_model(erasure)
     else:
