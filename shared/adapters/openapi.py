@@ -96,7 +96,7 @@ def publish_openapi(app: FastAPI, description: str, *models: type[BaseModel]) ->
 
 
 def _with_components(document: Json, models: tuple[type[BaseModel], ...]) -> Json:
-    """Move all definitions within the document to its components, and add those of `models`.
+    """Move all definitions within the document to its components, add those of `models`, and problems to all routes.
 
     Raises:
         ValueError: if two different schemas have one name.
@@ -106,6 +106,8 @@ def _with_components(document: Json, models: tuple[type[BaseModel], ...]) -> Jso
     for model in models:
         schema = model.model_json_schema(ref_template=_REFERENCE)
         _add(schemas, {**schema.pop(_DEFINITIONS, {}), model.__name__: schema})
+    for operation in (each for methods in document["paths"].values() for each in methods.values()):
+        operation["responses"].setdefault("default", problems()["default"])
     _move_definitions(document["paths"], schemas)
     _move_definitions(schemas, schemas)
     document["components"]["schemas"] = dict(sorted(schemas.items()))
