@@ -12,7 +12,8 @@ from typing import Protocol
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from services.feedback.api import add_erasure_routes, add_langfuse_routes, add_token_routes, build_app
+from services.feedback.api.privacy_routes import add_privacy_routes
+from services.feedback.api.routes import add_erasure_routes, add_langfuse_routes, add_token_routes, build_app
 from services.feedback.browser_tokens import BrowserTokens
 from services.feedback.command_consumer import CommandConsumer
 from services.feedback.dlq_replay_worker import DeadLetterReplayer, DeadLetterReplayThread
@@ -21,7 +22,6 @@ from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.export_handler import ExportHandler
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.langfuse.score_handlers import ScoreHandlers
-from services.feedback.privacy_api import add_privacy_routes
 from services.feedback.receipt_index import ReceiptIndex
 from services.feedback.receipt_lookup import ReceiptLookup
 from services.feedback.settings import FeedbackSettings

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from deploy.local.ports import choose_ports
 from loopwright import AsyncLoopwright, Conflict, Denied, Erasure, Invalid, Loopwright, NotFound, Retry
 from loopwright.cli import app as cli
-from services.feedback.api import add_erasure_routes
+from services.feedback.api.routes import add_erasure_routes
 from services.feedback.core.erasure_status import ErasureStatus
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.settings import FeedbackSettings

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_fixed
 
-from services.feedback.api import build_app
+from services.feedback.api.routes import build_app
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.settings import FeedbackSettings

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from services.feedback.api import add_erasure_routes
+from services.feedback.api.routes import add_erasure_routes
 from services.feedback.erasure_handler import ErasureHandler
 from services.feedback.settings import FeedbackSettings
 from services.feedback.views import ErasureStatusView, KnownLines, VersionsView

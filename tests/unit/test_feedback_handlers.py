@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from loopwright.wire import path_of
-from services.feedback.api import build_app
+from services.feedback.api.routes import build_app
 from services.feedback.handlers import FeedbackHandlers
 from services.feedback.receipt_index import INDEXED_TOPICS
 from services.feedback.receipt_lookup import ReceiptLookup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from services.feedback.api import add_widget_route
+from services.feedback.api.routes import add_widget_route
 
 
 def test_widget_is_cached_until_it_changes() -> None:
