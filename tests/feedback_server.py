@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 import httpx
 from starlette.types import ASGIApp
 
+from services.feedback.browser_tokens import BrowserTokens
 from services.feedback.service import FeedbackService
 from services.feedback.settings import FeedbackSettings
+from shared.adapters.access import Access
 from shared.adapters.clock import SystemClock
 from shared.adapters.in_memory import InMemoryCache, InMemoryLog
 from shared.events import FEEDBACK, ChatResponse, Feedback, parse_union
@@ -38,14 +40,19 @@ class FeedbackApp:
 
 
 @contextmanager
-def served(around: Callable[[ASGIApp], ASGIApp] = lambda app: app) -> Iterator[FeedbackApp]:
+def served(
+    around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+    *,
+    access: Access | None = None,
+    tokens: BrowserTokens | None = None,
+) -> Iterator[FeedbackApp]:
     """Serve the feedback service on a port of this machine, with the system's clock.
 
-    `around` may put an app in front of it.
+    `around` may put an app in front of it. Without `access`, nobody needs a key.
     """
     clock = SystemClock()
     log = InMemoryLog(P, clock)
-    parts = replace(adapters(log), clock=clock, cache=InMemoryCache(clock))
+    parts = replace(adapters(log, access, tokens), clock=clock, cache=InMemoryCache(clock))
     service = FeedbackService(FeedbackSettings(partitions=P), b"a key that is long enough", parts)
     with listening(around(service.app)) as url:
         wait_until_ready(url)

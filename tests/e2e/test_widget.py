@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from selenium.webdriver import ActionChains, Chrome, Keys
+from starlette.responses import HTMLResponse
+from starlette.types import Receive, Scope, Send
 
+from loopwright.browser_tokens import sign_browser_token
+from services.feedback.browser_tokens import BrowserTokens
+from shared.adapters.access import Access
+from shared.adapters.clock import SystemClock
+from shared.adapters.key_file import KeyFile
 from shared.events import Feedback
+from tests import feedback_server
+from tests.access import make_keys
+from tests.asgi_server import listening
 from tests.e2e import widget_pages
 from tests.e2e.browser import open_browser, set_color_scheme, set_screen_size, wait_until
 from tests.e2e.widget_pages import WidgetPages
+from tests.feedback_server import FeedbackApp
 
 WIDGET = '<p>Pellworth was founded by Ada Fenwick.</p><loopwright-feedback response-id="{}" user-id="ann"{}>'
 GERMAN = '{"up": "Gute Antwort", "question": "Was hätte sie sagen sollen?", "thumbs": "Danke."}'
@@ -318,3 +330,51 @@ def test_strict_content_policy_is_enough(chromium: Chrome, pages: WidgetPages) -
     ]
     assert severe == []
     assert widget.run("return violations") == []
+
+
+# --- on pages of another origin -----------------------------------------------------------------------------------
+
+TOKEN_KEY = "the token key of this test, which is long"
+PAGE = """<!doctype html><html lang=en><meta charset=utf-8><title>App</title>
+<script src="{url}/v1/widget.js" defer></script>
+<body><loopwright-feedback response-id="{response_id}" user-id="ann" token="{token}"></loopwright-feedback>"""
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Iterator[tuple[FeedbackApp, dict[str, str], str]]:
+    """The feedback service with API keys, and an app on another origin: service, pages by path, origin of the app."""
+    pages: dict[str, str] = {}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await HTMLResponse(pages.get(scope.get("path", ""), ""))(scope, receive, send)
+
+    make_keys(tmp_path / "keys.json", {"app": ["ingest"]})
+    clock = SystemClock()
+    tokens = BrowserTokens(TOKEN_KEY.encode(), clock)
+    with listening(app) as origin:
+        access = Access(KeyFile(tmp_path / "keys.json", clock), tokens=tokens, origins=[origin], clock=clock)
+        with feedback_server.served(access=access, tokens=tokens) as service:
+            yield service, pages, origin
+
+
+def test_page_of_another_origin_sends_with_a_token(
+    chromium: Chrome, foreign: tuple[FeedbackApp, dict[str, str], str]
+) -> None:
+    """And shows the refusal where the token is for another response, or missing."""
+    service, pages, origin = foreign
+    tokens = {
+        "right": sign_browser_token("f-right", key=TOKEN_KEY, user_id="ann"),
+        "other": sign_browser_token("f-else", key=TOKEN_KEY, user_id="ann"),
+        "none": "",
+    }
+    for name, token in tokens.items():
+        pages[f"/{name}"] = PAGE.format(url=service.url, response_id=f"f-{name}", token=token)
+        chromium.get(f"{origin}/{name}")
+        wait_until(chromium, lambda: bool(chromium.execute_script(f"return !!{PART}", "#up")), "the widget")
+        chromium.execute_script(f"{PART}.click()", "#up")
+        wait_until(
+            chromium, lambda: bool(chromium.execute_script(f"return {PART}.textContent", "span")), "a message"
+        )
+        message = chromium.execute_script(f"return {PART}.textContent", "span")
+        assert (message == "Thank you.") == (name == "right"), (name, message)
+    assert [event.response_id for event in service.events()] == ["f-right"]
