@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +16,11 @@ import pytest
 
 from services.feedback.service import FeedbackService
 from services.feedback.settings import FeedbackSettings
+from shared.adapters.access import Access
+from shared.adapters.clock import ManualClock
 from shared.adapters.in_memory import InMemoryLog
+from shared.adapters.key_file import KeyFile
+from tests.access import make_keys
 from tests.unit.test_feedback_service import P, adapters
 
 TRACE = hashlib.sha256(b"message-1").hexdigest()[:32]
@@ -57,18 +63,24 @@ class Langfuse:
         return body
 
 
-@pytest.fixture
-async def langfuse() -> AsyncIterator[Langfuse]:
-    log = InMemoryLog(P)
-    service = FeedbackService(FeedbackSettings(partitions=P), b"a key that is long enough", adapters(log))
+@asynccontextmanager
+async def serving(service: FeedbackService, auth: tuple[str, str]) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(service.app)
     async with (
-        httpx.AsyncClient(transport=transport, base_url="http://feedback", auth=("pk-lf-1", "lw_1")) as http,
+        httpx.AsyncClient(transport=transport, base_url="http://feedback", auth=auth) as http,
         service.app.router.lifespan_context(service.app),
         asyncio.timeout(30),
     ):
         while (await http.get("/readyz")).status_code != 200:
             pass
+        yield http
+
+
+@pytest.fixture
+async def langfuse() -> AsyncIterator[Langfuse]:
+    log = InMemoryLog(P)
+    service = FeedbackService(FeedbackSettings(partitions=P), b"a key that is long enough", adapters(log))
+    async with serving(service, auth=("pk-lf-1", "lw_1")) as http:
         yield Langfuse(log, http)
 
 
@@ -154,6 +166,27 @@ async def test_list_fails_as_a_whole_if_a_score_can_be_accepted_later(langfuse: 
         for n in range(limit + 1)
     ]
     assert (await langfuse.http.post(SCORES, json=scores)).status_code == 429
+
+
+@pytest.mark.parametrize("route", ["score", "scores", "ingestion"])
+async def test_limits_of_an_api_key_count_for_langfuse_routes(tmp_path: Path, route: str) -> None:
+    log, limit = InMemoryLog(P), 3
+    keys = make_keys(tmp_path / "keys.json", {"app": ["ingest"]})
+    access = Access(KeyFile(tmp_path / "keys.json", ManualClock()), hosts=["feedback"])
+    settings = FeedbackSettings(partitions=P, key_per_minute=limit)
+    service = FeedbackService(settings, b"a key that is long enough", adapters(log, access))
+    scores = [{"id": f"s{n}", "traceId": f"t{n}", "name": "thumbs", "value": 1} for n in range(limit + 1)]
+    async with serving(service, auth=("pk-lf-1", keys["app"])) as http:
+        if route == "score":
+            statuses = [(await http.post(SCORES, json=score)).status_code for score in scores]
+            assert statuses == [200] * limit + [429]
+        elif route == "scores":
+            assert (await http.post(SCORES, json=scores)).status_code == 429
+        else:
+            batch = [{"id": score["id"], "type": "score-create", "body": score} for score in scores]
+            answer = (await http.post("/api/public/ingestion", json={"batch": batch})).json()
+            assert [error["status"] for error in answer["errors"]] == [429]
+    assert len(log.records("feedback.events")) == limit
 
 
 async def test_batch_answers_for_each_event(langfuse: Langfuse) -> None:

@@ -254,7 +254,9 @@ def add_langfuse_routes(app: FastAPI, handlers: ScoreHandlers) -> None:
     @needs("ingest")
     async def post_score(request: Request, traceparent: TraceParent = None) -> Response:
         """Create a score, replace the one with this id, or take a list of scores."""
-        return await _counting_refusals(handlers.post_score(await request.body(), traceparent))
+        return await _counting_refusals(
+            handlers.post_score(await request.body(), traceparent, caller_of(request))
+        )
 
     @app.delete(SCORES_PATH + "/{score_id:path}", include_in_schema=False)
     @needs("ingest")
@@ -267,7 +269,9 @@ def add_langfuse_routes(app: FastAPI, handlers: ScoreHandlers) -> None:
     @needs("ingest")
     async def post_batch(request: Request, traceparent: TraceParent = None) -> Response:
         """Take a batch of events."""
-        return await _counting_refusals(handlers.post_batch(await request.body(), traceparent))
+        return await _counting_refusals(
+            handlers.post_batch(await request.body(), traceparent, caller_of(request))
+        )
 
 
 async def _counting_refusals(answer: Awaitable[Response]) -> Response:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
+from pydantic import ValidationError
 
 from services.feedback.core.langfuse_scores import Signal
 from shared.composed_ids import digest_id
+from shared.events import FEEDBACK, Retract
 from shared.records import Record
 
 PREFIX: Final = "langfuse."
@@ -70,17 +72,16 @@ def score_event_of(record: Record) -> tuple[str, ScoreEvent] | None:
     if PREFIX.encode() not in (record.value or b""):
         return None
     try:
-        fields: Any = orjson.loads(record.value or b"")
-        event_id = fields["event_id"]
-        if not event_id.startswith(PREFIX):
-            return None
-        value = fields["value"] if fields["kind"] == RETRACT else value_digest(fields["value"])
-        texts = [fields[name] for name in ("line", "response_id", "user_id", "event_id", "kind")] + [value]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None  # unreadable records are the processor's to report
-    if not all(isinstance(text, str) for text in texts):
+        event = FEEDBACK.validate_json(record.value or b"")
+    except ValidationError:
+        return None  # wrong records are the processor's to report
+    if not event.event_id.startswith(PREFIX):
         return None
-    return event_id.removeprefix(PREFIX).partition(".")[0], ScoreEvent(*texts)
+    value = (
+        event.value if isinstance(event, Retract) else value_digest(event.model_dump(mode="json")["value"])
+    )
+    score = event.event_id.removeprefix(PREFIX).partition(".")[0]
+    return score, ScoreEvent(event.line, event.response_id, event.user_id, event.event_id, event.kind, value)
 
 
 def encode(event: ScoreEvent) -> bytes:

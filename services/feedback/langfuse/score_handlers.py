@@ -35,6 +35,7 @@ from services.feedback.core.langfuse_scores import (
 )
 from services.feedback.core.schemas import check_id, describe_faults, parse_body
 from services.feedback.handlers import FeedbackHandlers
+from shared.adapters.access import Caller
 from shared.adapters.http import status_of
 from shared.errors import LoopwrightError, Malformed, NotYet, Rejected
 from shared.events import Retract, from_ms
@@ -50,7 +51,7 @@ class ScoreHandlers:
 
     feedback: FeedbackHandlers
 
-    async def post_score(self, raw: bytes, traceparent: str | None) -> Response:
+    async def post_score(self, raw: bytes, traceparent: str | None, caller: Caller) -> Response:
         """Create or replace a score: 200 with its id, or 429. For a list of scores: 202, 207 or 429.
 
         Raises:
@@ -59,13 +60,13 @@ class ScoreHandlers:
 
         """
         if raw.lstrip()[:1] == b"[":
-            return await self._post_scores(raw, traceparent)
+            return await self._post_scores(raw, traceparent, caller)
         score = parse_body(SCORE_BODY, raw)
         score_id = score.id or f"score-{uuid7()}"
-        refusal = await self._apply(score, score_id, None, traceparent)
+        refusal = await self._apply(score, score_id, None, traceparent, caller)
         return refusal or JSONResponse({"id": score_id})
 
-    async def _post_scores(self, raw: bytes, traceparent: str | None) -> Response:
+    async def _post_scores(self, raw: bytes, traceparent: str | None, caller: Caller) -> Response:
         """Take a list of scores: 202, or 207 if some are refused.
 
         Clients do not send refused scores again. So if one can be accepted later, the whole request fails; to repeat it
@@ -76,7 +77,7 @@ class ScoreHandlers:
         for body in bodies:
             try:
                 score = SCORE_BODY.validate_python(body)
-                refusal = await self._apply(score, score.id or f"score-{uuid7()}", None, traceparent)
+                refusal = await self._apply(score, score.id or f"score-{uuid7()}", None, traceparent, caller)
             except ValidationError as error:
                 errors.append({"message": describe_faults(error)})
             except Rejected as error:
@@ -110,7 +111,7 @@ class ScoreHandlers:
             await self._withdraw(step, traceparent)
         return JSONResponse({"message": "Score deletion accepted: its feedback is withdrawn."}, 202)
 
-    async def post_batch(self, raw: bytes, traceparent: str | None) -> Response:
+    async def post_batch(self, raw: bytes, traceparent: str | None, caller: Caller) -> JSONResponse:
         """Take a batch: 207 with the result of each event.
 
         Raises:
@@ -129,22 +130,24 @@ class ScoreHandlers:
         readable = list(events.values())
         users = users_of_traces(readable)
         # Responses come first, so that feedback in the same batch seldom waits for its response.
-        failed = await self._record_responses(readable, traceparent)
+        failed = await self._record_responses(readable, traceparent, caller)
         for at, event in events.items():
             if event.type == SCORE:
-                results[at] = await self._apply_event(event, users, traceparent)
+                results[at] = await self._apply_event(event, users, traceparent, caller)
             elif event.id in failed:
                 results[at] = failed[event.id]
         return JSONResponse(_multi_status(entries, results), 207)
 
     async def _record_responses(
-        self, events: Sequence[Envelope], traceparent: str | None
+        self, events: Sequence[Envelope], traceparent: str | None, caller: Caller
     ) -> dict[str, LoopwrightError | Response]:
         """Record the responses of a batch. Return the refusals by id of the envelope."""
         failed: dict[str, LoopwrightError | Response] = {}
         for response in responses_of(events):
             try:
-                answer = await self.feedback.post_response(json.dumps(response.body).encode(), traceparent)
+                answer = await self.feedback.post_response(
+                    json.dumps(response.body).encode(), traceparent, caller
+                )
             except LoopwrightError as error:
                 failed[response.envelope_id] = error
                 continue
@@ -153,13 +156,13 @@ class ScoreHandlers:
         return failed
 
     async def _apply_event(
-        self, event: Envelope, users: Mapping[str, str], traceparent: str | None
+        self, event: Envelope, users: Mapping[str, str], traceparent: str | None, caller: Caller
     ) -> LoopwrightError | Response | None:
         try:
             score = SCORE_BODY.validate_python(event.body)
             # The envelope's id is the same whenever the client sends the event again.
             return await self._apply(
-                score, score.id or event.id, users.get(score.trace_id or ""), traceparent
+                score, score.id or event.id, users.get(score.trace_id or ""), traceparent, caller
             )
         except ValidationError as error:
             return Malformed(describe_faults(error))
@@ -167,7 +170,12 @@ class ScoreHandlers:
             return error
 
     async def _apply(
-        self, score: ScoreBody, score_id: str, trace_user: str | None, traceparent: str | None
+        self,
+        score: ScoreBody,
+        score_id: str,
+        trace_user: str | None,
+        traceparent: str | None,
+        caller: Caller,
     ) -> Response | None:
         """Make a score's signals the present ones. Return the response to a refused request, or None."""
         signals = signals_of(score, self.feedback.settings.langfuse_scores)
@@ -195,7 +203,7 @@ class ScoreHandlers:
                 "kind": step.signal.kind,
                 "value": step.signal.value,
             }
-            answer = await self.feedback.post_feedback(json.dumps(body).encode(), None, traceparent)
+            answer = await self.feedback.post_feedback(json.dumps(body).encode(), None, traceparent, caller)
             if answer.status_code >= 400:
                 return answer
         return None
