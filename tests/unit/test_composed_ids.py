@@ -58,7 +58,6 @@ COMPOSED = {
     "join_ids": join_ids,
     "digest_id": lambda a, b: digest_id("retract:", a, b),
     "identity key": lambda a, b: redis_keys.identity(a, b, 0),
-    "receipt key": redis_keys.receipt,
     "outcome ce_id": ce_id,
     "training row": row_identity,
 }
@@ -81,10 +80,8 @@ def test_callers_never_share_a_rate_limit(one: str, other: str, now: int, then: 
 @given(ids, ids)
 def test_redis_keys_of_different_things_differ(response_id: str, event_id: str) -> None:
     keys = [
-        redis_keys.receipt(response_id, event_id),
         redis_keys.identity(response_id, event_id, 0),
         redis_keys.identity(response_id, event_id, 1),
-        redis_keys.receipt_positions(),
         redis_keys.rate_limit("feedback", event_id, 1),
     ]
     assert len(set(keys)) == len(keys)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.trainer.base import memory
 from services.trainer.base.memory import BatchLimit, is_out_of_memory, run_in_batches
 from services.trainer.run import eval_batch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_garbage_collection() -> Iterator[None]:
+    """In a process that has loaded torch, each collection takes about a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "release_memory", lambda: None)
+        yield
 
 
 @given(rows=st.integers(0, 200), limit=st.integers(1, 80), capacity=st.integers(1, 100))
