@@ -23,9 +23,9 @@ def retry_after_s(cache: Cache, clock: Clock, caller: str, per_minute: int) -> i
     return wait_s(cache.count(command.key, ttl_s=command.ttl_s), per_minute, now_ms)
 
 
-def count_request(caller: str, now_ms: int) -> Count:
-    """Return the command that counts one request of `caller`. `wait_s` judges its result."""
-    return Count(redis_keys.rate_limit(SERVICE, caller, now_ms // WINDOW_MS), TTL_S)
+def count_request(caller: str, now_ms: int, by: int = 1) -> Count:
+    """Return the command that counts requests of `caller`. `wait_s` judges its result."""
+    return Count(redis_keys.rate_limit(SERVICE, caller, now_ms // WINDOW_MS), TTL_S, by)
 
 
 def wait_s(count: object, per_minute: int, now_ms: int) -> int:

@@ -45,6 +45,12 @@ class FeedbackSettings(Settings):
         description="Responses accepted per minute from one user, or on one line from requests that name no user; "
         "further ones get 429.",
     )
+    bulk_per_minute: int = Field(
+        600_000,
+        ge=1,
+        description="Rows of bulk requests accepted per minute about one user, or on one line from responses that name "
+        "no user; further rows get 429. Bulk requests do not count against the limits of single ones.",
+    )
     lines: tuple[Line, ...] = Field(
         (),
         description="Lines to accept besides LOOPWRIGHT_LINE and those that have a version, as a JSON list. Requests "

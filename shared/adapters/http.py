@@ -5,6 +5,7 @@ Only services with an HTTP API import this module; it needs fastapi and uvicorn.
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from http import HTTPStatus
@@ -18,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.adapters.access_rules import health
@@ -36,6 +38,10 @@ from shared.request_values import readable_fault
 from shared.telemetry import Readiness
 
 MAX_BODY_BYTES = 262_144
+BODY_IDLE_S = 30.0
+"""Longest wait for the next part of a body."""
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status code for a client that disconnected. It only shows up in logs."""
 log = structlog.get_logger(__name__)
 _STATUS: tuple[tuple[type[LoopwrightError], int], ...] = (
     (Conflict, 409),
@@ -75,9 +81,17 @@ def status_of(error: LoopwrightError) -> int:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
-def add_service_routes(app: FastAPI, readiness: Readiness, max_body: int = MAX_BODY_BYTES) -> FastAPI:
-    """Add `/livez`, `/readyz`, `/metrics`, problem documents and the body limit to `app`; return it."""
-    app.add_middleware(BodyLimit, max_bytes=max_body)
+def add_service_routes(
+    app: FastAPI,
+    readiness: Readiness,
+    max_body: int = MAX_BODY_BYTES,
+    streamed: frozenset[str] = frozenset(),
+) -> FastAPI:
+    """Add `/livez`, `/readyz`, `/metrics`, problem documents and the body limit to `app`; return it.
+
+    `streamed` are paths whose routes bound their bodies themselves.
+    """
+    app.add_middleware(BodyLimit, max_bytes=max_body, streamed=streamed)
 
     @app.get("/livez", include_in_schema=False)
     @health
@@ -107,6 +121,10 @@ def add_service_routes(app: FastAPI, readiness: Readiness, max_body: int = MAX_B
         detail = "; ".join(f"{fault['where']}: {fault['fault']}" for fault in faults)
         return problem(422, "invalid", "The request is not valid", detail, errors=faults)
 
+    @app.exception_handler(ClientDisconnect)
+    async def disconnected(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:
         detail = _HTTP_ADVICE.get(error.status_code, str(error.detail))
@@ -120,13 +138,21 @@ def add_service_routes(app: FastAPI, readiness: Readiness, max_body: int = MAX_B
 class BodyLimit:
     """ASGI middleware that bounds requests.
 
-    It answers 413 to bodies over `max_bytes`, by declared length or once they exceed it, and 431 to headers over
-    `MAX_HEADER_BYTES`.
+    It answers 413 to bodies over `max_bytes`, by declared length or once they exceed it, 408 to bodies that stop
+    arriving for `idle_s` seconds, and 431 to headers over `MAX_HEADER_BYTES`. Bodies of `streamed` paths are passed on.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        streamed: frozenset[str] = frozenset(),
+        idle_s: float = BODY_IDLE_S,
+    ) -> None:
         self._app = app
         self._max = max_bytes
+        self._streamed = streamed
+        self._idle_s = idle_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, unless its body is too large."""
@@ -136,15 +162,28 @@ class BodyLimit:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             await self._refuse_headers(scope, receive, send)
             return
+        if scope["path"] in self._streamed:
+            await self._app(scope, receive, send)
+            return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max:
             await self._refuse(scope, receive, send)
             return
         seen = 0
+        is_complete = False
 
         async def bounded() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, is_complete
+            if is_complete:  # the next message is the disconnection, which may come at any time
+                return await receive()
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(
+                    408, f"no part of the body arrived for {self._idle_s:g} s: send the request again"
+                ) from None
+            is_complete = not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > self._max:
                 raise Oversized(

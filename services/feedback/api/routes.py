@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 from urllib.parse import unquote
 
 from fastapi import FastAPI, Header, Request, Response
@@ -12,7 +12,9 @@ from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 from starlette.types import StatelessLifespan
 
+from services.feedback.api.bulk_routes import BULK_PATHS, BulkResult, DryRun, add_bulk_routes
 from services.feedback.browser_tokens import BrowserTokens
+from services.feedback.bulk_handlers import BulkHandlers
 from services.feedback.core.answers import (
     ERASURE_EXAMPLES,
     FEEDBACK_EXAMPLES,
@@ -46,6 +48,14 @@ DESCRIPTION: Final = (
     "Send users' feedback on answers of a model, record answers of your own model, follow what became of feedback, and "
     "erase users. `docs/decisions/ids-and-values.md` has the rules for ids, numbers, texts and times."
 )
+VALID_RESPONSE: Final[dict[str, Any]] = {"model": ResponseAnswer, "description": "A dry run found no fault."}
+_DRY_RUN: Final[dict[str, Any]] = {
+    "name": "dryrun",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "boolean", "default": False},
+    "description": "Validate, and report hints and conflicts, but write nothing.",
+}
 ID_SCHEMA: Final = TypeAdapter(Id).json_schema()
 # Annotations are strings in this module; FastAPI resolves them among the module's names.
 TraceParent = Annotated[str | None, Header(description="W3C trace context.")]
@@ -80,10 +90,11 @@ def build_app(
     app = FastAPI(
         title="Loopwright feedback", version="1", lifespan=lifespan, docs_url="/docs", redoc_url=None
     )
-    publish_openapi(app, DESCRIPTION)
+    publish_openapi(app, DESCRIPTION, BulkResult)
     _add_feedback_routes(app, handlers, versions)
     add_widget_route(app)
-    return add_service_routes(app, readiness, MAX_RECORD_BYTES)
+    add_bulk_routes(app, BulkHandlers(handlers))
+    return add_service_routes(app, readiness, MAX_RECORD_BYTES, BULK_PATHS)
 
 
 def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: TopicFollower) -> None:
@@ -99,9 +110,10 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
             422,
             429,
             503,
-            besides={200: {"model": FeedbackAnswer, "description": "The same event was accepted before."}},
+            besides={200: {"model": FeedbackAnswer, "description": "A repeated event, or a dry run."}},
         ),
-        openapi_extra=json_body(FEEDBACK_BODY, FEEDBACK_EXAMPLES) | {"parameters": _EVENT_HEADERS},
+        openapi_extra=json_body(FEEDBACK_BODY, FEEDBACK_EXAMPLES)
+        | {"parameters": [*_EVENT_HEADERS, _DRY_RUN]},
     )
     @needs("ingest", for_browsers=True)
     async def post_feedback(request: Request) -> Response:
@@ -114,6 +126,7 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
                 request.headers.get("idempotency-key"),
                 request.headers.get("traceparent"),
                 caller_of(request),
+                dry_run=_is_dry_run(request),
             )
         except LoopwrightError as error:
             FEEDBACK_REFUSED.labels(error.code).inc()
@@ -123,15 +136,19 @@ def _add_feedback_routes(app: FastAPI, handlers: FeedbackHandlers, versions: Top
         "/v1/responses",
         status_code=202,
         response_model=ResponseAnswer,
-        responses=problems(408, 413, 415, 422, 429, 503),
+        responses=problems(408, 413, 415, 422, 429, 503, besides={200: VALID_RESPONSE}),
         openapi_extra=json_body(RESPONSE_BODY, RESPONSE_EXAMPLES),
     )
     @needs("ingest")
-    async def post_response(request: Request, traceparent: TraceParent = None) -> JSONResponse:
+    async def post_response(
+        request: Request, traceparent: TraceParent = None, dry_run: DryRun = False
+    ) -> Response:
         """Record a response of your own model, so that feedback on it can be trained on."""
         if not is_json(request.headers.get("content-type")):
             return _not_json()
-        return await handlers.post_response(await request.body(), traceparent, caller_of(request))
+        return await handlers.post_response(
+            await request.body(), traceparent, caller_of(request), dry_run=dry_run
+        )
 
     # Ids may contain slashes, sent as %2F. Only the raw path distinguishes them from separators. The second route is
     # for a response_id that begins with one, which the first cannot match.
@@ -302,6 +319,17 @@ def _receipt_ids(request: Request) -> tuple[str, str]:
             "as %2F"
         )
     return unquote(parts[0]), unquote(parts[1])
+
+
+def _is_dry_run(request: Request) -> bool:
+    """Return the query parameter `dryrun`. Raise `Malformed` if it is neither true nor false."""
+    value = request.query_params.get("dryrun", "false").lower()
+    if value not in _BOOLEANS:
+        raise Malformed("dryrun is neither true nor false: send dryrun=true, or leave it out")
+    return _BOOLEANS[value]
+
+
+_BOOLEANS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def _not_json() -> JSONResponse:
