@@ -32,6 +32,12 @@ ADVICE = (
 quick = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
+@schemathesis.serializer("application/x-ndjson")
+def as_rows(_: object, value: Any) -> bytes:
+    """Send a generated body as the only row."""
+    return value if isinstance(value, bytes) else json.dumps(value).encode() + b"\n"
+
+
 @dataclass(frozen=True)
 class Api:
     name: str
