@@ -67,6 +67,8 @@ ENDPOINTS: Final[dict[str, dict[str, str]]] = {
         "GET /v1/erasure-certificates/{request_id:path}": "erase",
         "GET /v1/erasure-certificate-key": "read",
         "POST /v1/export": "erase",
+        "POST /v1/feedback:bulk": "ingest",
+        "POST /v1/responses:bulk": "ingest",
         "GET /openapi.json": "public",
         "GET /docs": "public",
         "GET /docs/oauth2-redirect": "public",
