@@ -101,6 +101,8 @@ class Erasure(ResponseModel):
     partitions have. `done`: so have the trainers."""
     line: str = ""
     """Line of the request."""
+    lines: tuple[str, ...] = ()
+    """Lines whose batches had data of the user, and the request's."""
     issued_by: str | None = None
     """Name of the API key that requested it."""
     requested_at: datetime | None = None

@@ -297,9 +297,10 @@ class RecordFactory:
             "occurred_at": None if occurred_at is None else occurred_at.isoformat(),
             "received_at": now.isoformat(),
             "kind": kind,
-            "value": value,
+            "value": _whole(value),
         }
         record = _validate(FEEDBACK, fields)
+        _check_use(record)
         made = self._record(
             FEEDBACK_EVENTS, record, response_id, _join_ids(response_id, event_id), now, traceparent
         )
@@ -380,6 +381,34 @@ def _validate(adapter: TypeAdapter[T], fields: Mapping[str, Any]) -> T:
         ) from None
     except (TypeError, ValueError) as error:
         raise InvalidRecord(f"the content is not JSON: {error}") from None
+
+
+def _whole(value: Any) -> Any:
+    """Return a rating, or the choices in a preference, as whole numbers if they are given as 5.0."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {name: _whole(part) if isinstance(part, float) else part for name, part in value.items()}
+    return value
+
+
+def _check_use(event: Feedback) -> None:
+    """Raise `InvalidRecord` if nothing could ever be done with the event."""
+    if isinstance(event, Retract):
+        if event.value == event.event_id:
+            raise InvalidRecord(
+                "value: an event cannot retract itself; give the event_id of the earlier event"
+            )
+        return
+    other: Any = event.value
+    if isinstance(event, Preference):
+        other = next(iter(dict(event.value).values()))
+        if isinstance(other, int) and other == event.choice:
+            raise InvalidRecord(
+                "value: the preference compares a choice with itself; name another choice or a text"
+            )
+    if isinstance(other, str) and not other.strip():
+        raise InvalidRecord("value: the text is blank; give what the user wrote")
 
 
 def _check_time(name: str, moment: datetime | None, now: datetime) -> None:

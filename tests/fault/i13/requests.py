@@ -218,7 +218,7 @@ def a_response_body(rng: random.Random, now_ms: int, *, response_id: str, user: 
         "version": rng.choice(("own", f"{LINE}@base-00000000", "x/y", "x|y", "v" * 256, "\x00\x1f")),
         "messages": messages,
         "choices": [
-            {"index": rng.choice((n, n, n, 0)), "text": text, "finish_reason": None}
+            {"index": rng.choice((n,) * 15 + (0,)), "text": text, "finish_reason": None}
             for n, text in enumerate(texts)
         ],
         "status": rng.choice(("completed", "completed", "completed", "failed", "cancelled")),
