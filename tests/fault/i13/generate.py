@@ -17,7 +17,7 @@ from typing import Any
 
 from services.processor.core.batches import BatchLimits
 from services.processor.core.state import JUMP_MS
-from shared.events import EARLIEST_MS, from_ms, rfc3339
+from shared.events import EARLIEST_MS, MAX_CHOICES, from_ms, rfc3339
 from shared.records import Output
 from shared.topics import CHAT_RESPONSES, DAY_MS, ERASURE_REQUESTS, FEEDBACK_EVENTS
 from tests.fault.i13 import floods, foreign, requests, stored, values
@@ -316,7 +316,7 @@ def _honest_value(rng: random.Random, kind: str, target: str, event_id: str) -> 
         "rating": rng.randint(1, 5),
         "correction": f"It was 18{rng.randrange(10, 99)}.",
         "comment": rng.choice(("bad", "Name the year in which it was founded, please")),
-        "preference": {"over": rng.choice((1, "Something else."))},
+        "preference": {"over": rng.choice((MAX_CHOICES - 1, "Something else."))},
         "retract": target if target != event_id else "never-sent",
     }[kind]
 
