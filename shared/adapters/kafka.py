@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -23,6 +24,7 @@ from confluent_kafka import (
 
 from shared.adapters.kafka_clients import build_consumer, build_producer
 from shared.adapters.kafka_errors import AUTHORIZATION_ERRORS, CREDENTIAL_ERRORS, TOPIC_ERRORS, to_error
+from shared.adapters.topic_partitions import read_partitions
 from shared.errors import (
     BrokerUnavailable,
     Fatal,
@@ -45,6 +47,8 @@ QUEUE_KB = 16_384
 CONNECT_S = 30.0
 PROBLEM_S = 10.0
 """How long a publisher reports a failure. It then counts as able again, so that readiness lets it try."""
+REPLACE_S = 1.0
+"""Shortest time between two replacements of a client."""
 UNREADABLE = AUTHORIZATION_ERRORS | CREDENTIAL_ERRORS | TOPIC_ERRORS
 """Errors with which a reader no longer follows its topics. They last until a person acts."""
 QUIET = {"log_level": 2}
@@ -151,7 +155,8 @@ class KafkaPublisher:
 
     def close(self) -> None:
         """Flush within bounds and release the client."""
-        self._producer.flush(5.0)
+        with suppress(KafkaException):  # a fatal client has nothing to flush
+            self._producer.flush(5.0)
         self._open = False
         self._deliveries.join()
 
@@ -168,14 +173,14 @@ class KafkaPublisher:
     def _to_raise(self, error: KafkaError, topic: str) -> LoopwrightError:
         """Return the error for a record that was not delivered. A fatal one is the client's, not the record's."""
         translated = to_error(error, topic=self._kafka.prefix + topic)
-        if error.name() in ("_FATAL", "_PURGE_QUEUE", "_PURGE_INFLIGHT") or isinstance(translated, Fatal):
-            if error.name() == "_FATAL" or error.fatal():
-                self._broken.set()
+        if error.name() == "_FATAL" or error.fatal():
+            self._broken.set()
+        if isinstance(translated, NotPermitted | TopicUnavailable):
+            self._note_problem(str(translated))
+        elif error.name() in ("_FATAL", "_PURGE_QUEUE", "_PURGE_INFLIGHT") or isinstance(translated, Fatal):
             translated = BrokerUnavailable(
                 f"the Kafka client failed and is being replaced ({error.str()}): publish the record again"
             )
-            self._note_problem(str(translated))
-        elif isinstance(translated, NotPermitted | TopicUnavailable):
             self._note_problem(str(translated))
         return translated
 
@@ -184,9 +189,14 @@ class KafkaPublisher:
 
     def _serve(self) -> None:
         while self._open:
-            self._producer.poll(0.1)
+            try:
+                self._producer.poll(0.1)
+            except KafkaException as error:  # the client is fatal
+                self._to_raise(error.args[0], "")
             if self._broken.is_set():
                 self._replace()
+                # A new client meets the same error if a permission is missing.
+                time.sleep(REPLACE_S)
 
     def _replace(self) -> None:
         log.error("kafka_client_replaced", service=self._service)
@@ -195,7 +205,8 @@ class KafkaPublisher:
         with self._lock:
             broken, self._producer = self._producer, self._new_client()
         broken.purge()
-        broken.flush(1.0)  # calls back for the records that were purged
+        with suppress(KafkaException):
+            broken.flush(1.0)  # calls back for the records that were purged
 
 
 class KafkaTransactionalPublisher:
@@ -337,14 +348,8 @@ class KafkaLogReader:
     def _assign(self, topics: Sequence[str], wanted: Collection[int] | None) -> None:
         parts: list[Position] = []
         for topic in topics:
-            found = self._consumer.list_topics(topic, timeout=CONNECT_S).topics[topic]
-            if found.error is not None and found.error.name() in AUTHORIZATION_ERRORS:
-                raise to_error(found.error, topic=self._prefix + topic, reading=True)
-            if found.error is not None or not found.partitions:
-                raise Misconfigured(
-                    f"topic {topic} does not exist: run the topics job (`python -m shared.adapters.topic_admin`)"
-                )
-            parts += [(topic, p) for p in sorted(found.partitions) if wanted is None or p in wanted]
+            found = read_partitions(self._consumer, topic, prefix=self._prefix, timeout_s=CONNECT_S)
+            parts += [(topic, p) for p in found if wanted is None or p in wanted]
         self._assigned = parts
         self._read_from_next()
 

@@ -11,7 +11,8 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from shared.adapters.kafka import QUIET, to_record
 from shared.adapters.kafka_clients import build_consumer
 from shared.adapters.kafka_errors import to_error
-from shared.errors import BrokerUnavailable, Misconfigured
+from shared.adapters.topic_partitions import read_partitions
+from shared.errors import BrokerUnavailable
 from shared.kafka_connection import KafkaConnection
 from shared.ports import Position
 from shared.records import Record
@@ -33,12 +34,12 @@ class KafkaLogRanges:
     def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
         """Return the lowest and the next offset per partition."""
         with self._connected() as consumer:
-            return {part.partition: _bounds(consumer, part) for part in _parts(consumer, topic)}
+            return {part.partition: _bounds(consumer, part) for part in self._parts(consumer, topic)}
 
     def since(self, topic: str, at_ms: int) -> dict[int, int]:
         """Return the first offset per partition that is at least as new as `at_ms`."""
         with self._connected() as consumer:
-            parts = _parts(consumer, topic)
+            parts = self._parts(consumer, topic)
             queries = [TopicPartition(topic, part.partition, max(0, at_ms)) for part in parts]
             found = {
                 part.partition: part.offset for part in consumer.offsets_for_times(queries, timeout=CALL_S)
@@ -63,6 +64,10 @@ class KafkaLogRanges:
                     stops[partition] = min(stop, high)
             consumer.assign(starts)
             yield from self._read(consumer, stops)
+
+    def _parts(self, consumer: Consumer, topic: str) -> list[TopicPartition]:
+        found = read_partitions(consumer, topic, prefix=self._kafka.prefix)
+        return [TopicPartition(topic, partition) for partition in found]
 
     def _read(self, consumer: Consumer, stops: dict[int, int]) -> Iterator[Record]:
         """Read until each partition yields a record at or after its stop, or its end. Offsets may have gaps."""
@@ -146,15 +151,6 @@ class KafkaLogEnds:
     def close(self) -> None:
         """Close the connection."""
         self._consumer.close()
-
-
-def _parts(consumer: Consumer, topic: str) -> list[TopicPartition]:
-    found = consumer.list_topics(topic, timeout=CALL_S).topics[topic]
-    if found.error is not None or not found.partitions:
-        raise Misconfigured(
-            f"topic {topic} does not exist: run the topics job (`python -m shared.adapters.topic_admin`)"
-        )
-    return [TopicPartition(topic, partition) for partition in sorted(found.partitions)]
 
 
 def _bounds(consumer: Consumer, part: TopicPartition) -> tuple[int, int]:

@@ -16,8 +16,9 @@ from confluent_kafka import (
 
 from shared.adapters.clock import SystemClock
 from shared.adapters.kafka_clients import build_consumer
-from shared.adapters.kafka_errors import TOPIC_ERRORS, describe_refusal, to_error
-from shared.errors import Fatal, Misconfigured, NotYet
+from shared.adapters.kafka_errors import TOPIC_ERRORS, describe_refusal
+from shared.adapters.topic_partitions import read_partitions
+from shared.errors import Fatal, Misconfigured, NotYet, TopicUnavailable
 from shared.ports import Clock
 from shared.records import Headers, Record
 from shared.stream.config import EngineConfig
@@ -68,18 +69,19 @@ class InputConsumer:
     def check_topics(self) -> int:
         """Check that inputs and changelog have the same number of partitions, and return it.
 
-        Raises `TopicMissing` if one of them does not exist, `NotPermitted` if one may not be read, `Misconfigured` if
-        they differ, and `KafkaException`.
+        Raises `TopicMissing` if one of them does not exist, `NotPermitted` if one may not be read, `BrokerUnavailable`
+        if the broker does not know, `Misconfigured` if they differ, and `KafkaException`.
         """
         config = self._config
         counts: dict[str, int] = {}
         for topic in (*config.inputs, config.changelog):
-            metadata = self._consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
-            if metadata.error is not None and describe_refusal(metadata.error) is not None:
-                raise to_error(metadata.error, topic=config.kafka.prefix + topic, reading=True)
-            if metadata.error is not None or not metadata.partitions:
-                raise TopicMissing(f"the topic {topic} to be created")
-            counts[topic] = len(metadata.partitions)
+            try:
+                found = read_partitions(
+                    self._consumer, topic, prefix=config.kafka.prefix, timeout_s=METADATA_TIMEOUT_S
+                )
+            except TopicUnavailable as missing:
+                raise TopicMissing(f"the topic {topic} to be created") from missing
+            counts[topic] = len(found)
         expected = config.partitions or counts[config.changelog]
         if set(counts.values()) != {expected}:
             raise Misconfigured(

@@ -25,6 +25,8 @@ from tests.e2e.browser import open_browser, set_color_scheme, set_screen_size, w
 from tests.integration.service_process import running
 
 P = 6
+NAMESPACE = "chat-page"
+"""Other tests write anything to the topics without one."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ class Page:
 @pytest.fixture(scope="module")
 def served(kafka: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the page, with a feedback service that has API keys, and inference on the in-memory engine."""
-    create_topics(KafkaConnection(kafka), P)
+    create_topics(KafkaConnection(kafka, NAMESPACE), P)
     folder = tmp_path_factory.mktemp("feedback")
     key = make_keys(folder / "keys.json", {"page": ["ingest", "read"]})["page"]
     env = {
         "KAFKA_BOOTSTRAP_SERVERS": kafka,
+        "LOOPWRIGHT_NAMESPACE": NAMESPACE,
         "REDIS_URL": redis_url,
         "LOOPWRIGHT_PARTITIONS": str(P),
         "LOOPWRIGHT_PSEUDONYM_KEY": "a key for these tests only",
@@ -80,7 +83,7 @@ def page(served: str) -> Iterator[Page]:
 
 
 def events_about(kafka: str, response_id: str) -> list[Feedback]:
-    reader = KafkaLogReader(KafkaConnection(kafka), "test", ["feedback.events"])
+    reader = KafkaLogReader(KafkaConnection(kafka, NAMESPACE), "test", ["feedback.events"])
     try:
         events: list[Feedback] = []
         while not reader.at_end():

@@ -285,6 +285,8 @@ def test_services_wait_for_credentials_and_permissions(
             secured.allow(acls_of(service, "gamma", users[service]))
         stack.wait_ready(90)
         assert {service: stack.pid_of(service) for service in WITHOUT_INFERENCE} == pids, "none was restarted"
+        with make_client(stack) as loop:
+            loop.thumbs_down("resp-gamma", "gamma-user-1")
     finally:
         stack.stop()
 
