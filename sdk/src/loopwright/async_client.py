@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 import httpx
 from tenacity import AsyncRetrying, stop_after_attempt
 
+from loopwright import bulk
 from loopwright.base_urls import resolve_api_key, resolve_base_urls
 from loopwright.errors import LoopwrightError, StillRunning, Unreachable
 from loopwright.event_ids import new_event_id
@@ -36,6 +37,7 @@ from loopwright.models import (
     Receipt,
     Recorded,
     RolloutState,
+    RowResult,
     SignedCertificate,
     Status,
     Trace,
@@ -53,6 +55,7 @@ from loopwright.wire import (
     parse,
     path_of,
     preference_value,
+    unexpected_response,
     without_none,
 )
 
@@ -271,6 +274,36 @@ class AsyncLoopwright:
             "line": line,
         }
         return parse(await self._post("feedback", path_of("v1", "responses"), response), Recorded)
+
+    async def send_many(
+        self, events: Iterable[Mapping[str, Any]], *, dry_run: bool = False
+    ) -> list[RowResult]:
+        """Send many feedback events, and return one result per event, in order. A bad event stops no other.
+
+        Events are sent in batches of at most 1000, so `events` may be a generator. The results of all of them are kept
+        in memory: call this in portions if there are millions.
+
+        Args:
+            events: The fields of `send` as mappings: `response_id`, `user_id`, `kind`, `value`, and optionally the
+                others, with times as ISO 8601. Pass your own `event_id`s: then all can be sent again, and count once.
+            dry_run: Only validate, and report hints, duplicates and conflicts.
+
+        """
+        rows = ({**event, "event_id": event.get("event_id") or new_event_id()} for event in events)
+        return await self._send_rows(bulk.FEEDBACK_ROWS, rows, dry_run)
+
+    async def record_many(
+        self, responses: Iterable[Mapping[str, Any]], *, dry_run: bool = False
+    ) -> list[RowResult]:
+        """Record many responses, and return one result per response, in order. A bad response stops no other.
+
+        Args:
+            responses: Bodies of `POST /v1/responses`: `response_id`, `version`, `messages`, `choices`, and optionally
+                others.
+            dry_run: Only validate.
+
+        """
+        return await self._send_rows(bulk.RESPONSE_ROWS, responses, dry_run)
 
     async def receipt(self, response_id: str, event_id: str) -> Receipt:
         """Return the receipt of a feedback event: its outcome, followed to the version that serves."""
@@ -638,6 +671,29 @@ class AsyncLoopwright:
     ) -> httpx.Response:
         return await self._request("POST", service, path, without_none(body), timeout)
 
+    async def _send_rows(
+        self, path: str, rows: Iterable[Mapping[str, Any]], dry_run: bool
+    ) -> list[RowResult]:
+        path += "?dryrun=true" if dry_run else ""
+        results: list[RowResult] = []
+        for batch in bulk.batches(rows):
+            await self._send_batch(path, batch)
+            results += batch.final_results(len(results))
+        return results
+
+    async def _send_batch(self, path: str, batch: bulk.Batch) -> None:
+        """Send a batch, and again what the service could not take yet."""
+        for attempt in range(1, self._retry.attempts + 1):
+            if not batch.waiting:
+                return
+            if attempt > 1:
+                await asyncio.sleep(self._retry.backoff(attempt - 1))
+            response = await self._request("POST", "feedback", path, None, bulk.TIMEOUT_S, rows=batch.body())
+            try:
+                batch.take(response.text)
+            except ValueError as error:
+                raise unexpected_response(response, error) from error
+
     async def _request(
         self,
         method: Literal["GET", "POST"],
@@ -645,6 +701,7 @@ class AsyncLoopwright:
         path: str,
         json: Mapping[str, Any] | None,
         timeout: float | None = None,  # noqa: ASYNC109 - passed on to httpx
+        rows: bytes | None = None,
     ) -> httpx.Response:
         """Send a request and return the successful response.
 
@@ -658,9 +715,13 @@ class AsyncLoopwright:
         )
         base_url = self._base_urls.of(service)
         options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        headers = self._headers
+        if rows is not None:
+            options["content"] = rows
+            headers = headers | {"Content-Type": bulk.MEDIA_TYPE}
         try:
             response: httpx.Response = await retrying(
-                self._http.request, method, base_url + path, json=json, headers=self._headers, **options
+                self._http.request, method, base_url + path, json=json, headers=headers, **options
             )
         except httpx.TransportError as error:
             raise Unreachable(base_url, self._base_urls.variable(service), str(error)) from error

@@ -56,6 +56,34 @@ class Recorded(ResponseModel):
     """Always `accepted`."""
 
 
+class RowResult(ResponseModel):
+    """What became of one row of a bulk request."""
+
+    line: int
+    """Position of the row, from 1."""
+    status_code: int
+    """HTTP status that a single request would have got. With 429 and 503 the row can be accepted later."""
+    status: Literal["accepted", "duplicate", "valid"] | None = None
+    """`valid`: a dry run found no fault. None if the row was refused."""
+    event_id: str | None = None
+    """Id of the event, in rows of feedback."""
+    response_id: str | None = None
+    """Id of the response, in rows of responses."""
+    actionable: bool = True
+    """Whether a model can be trained on the event."""
+    hint: str | None = None
+    """How to make the event actionable, if it is not."""
+    code: str | None = None
+    """Stable identifier of the error, if the row was refused."""
+    detail: str | None = None
+    """What is wrong with the row, and what to do."""
+
+    @property
+    def is_refused(self) -> bool:
+        """Return whether the row was not accepted."""
+        return self.status_code >= 400
+
+
 class Receipt(ResponseModel):
     """Outcome of one feedback event, followed to its batch, version and serving state."""
 

@@ -30,8 +30,12 @@ class Retry:
         requested = retry_after(_response(state), datetime.now(UTC))
         if requested is not None:
             return min(requested, self.longest_wait_s)
-        backoff = min(self.first_wait_s * 2.0 ** (state.attempt_number - 1), self.longest_wait_s)
-        return backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads clients, hides nothing
+        return self.backoff(state.attempt_number)
+
+    def backoff(self, attempt: int) -> float:
+        """Return the wait after this attempt, counted from 1, if the service asked for none, in seconds."""
+        wait = min(self.first_wait_s * 2.0 ** (attempt - 1), self.longest_wait_s)
+        return wait * random.uniform(0.5, 1.0)  # noqa: S311 - spreads clients, hides nothing
 
 
 def should_retry(state: RetryCallState) -> bool:

@@ -94,7 +94,7 @@ def parse(response: httpx.Response, type_: type[T]) -> T:
     try:
         return TypeAdapter(type_).validate_python(response.json())
     except ValueError as error:
-        raise _unexpected_response(response, error) from error
+        raise unexpected_response(response, error) from error
 
 
 def exported_records(response: httpx.Response) -> list[dict[str, Any]]:
@@ -123,7 +123,8 @@ def check(response: httpx.Response) -> httpx.Response:
     return response
 
 
-def _unexpected_response(response: httpx.Response, error: ValueError) -> Unavailable:
+def unexpected_response(response: httpx.Response, error: ValueError) -> Unavailable:
+    """Return the error for a successful response whose body is not what the service would send."""
     fault = error.errors(include_input=False)[0]["msg"] if isinstance(error, ValidationError) else "not JSON"
     return Unavailable(
         response.status_code,
