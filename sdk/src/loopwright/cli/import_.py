@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from loopwright.cli import import_files
 from loopwright.cli.common import (
     EXIT_REFUSED,
     AsJson,
@@ -19,6 +20,7 @@ from loopwright.cli.common import (
     out,
     print_json,
 )
+from loopwright.cli.import_files import SAFE
 from loopwright.retry import Retry
 from loopwright.seed_import import (
     DEFAULT_USER,
@@ -34,13 +36,14 @@ from loopwright.seed_import import (
 RATE_LIMIT_RETRY = Retry(longest_wait_s=65.0)
 """The feedback service limits the events per user and minute; an import waits for the next minute."""
 
-HELP = "Import existing feedback."
+HELP = f"Import existing feedback. {SAFE}"
 app = typer.Typer(help=HELP, no_args_is_help=True)
 
 
-@app.callback(help=HELP)
-def root() -> None:
-    """Make `import` a group of commands although it has only one."""
+app.command("langfuse")(import_files.langfuse)
+app.command("openai")(import_files.openai)
+app.command("preferences")(import_files.preferences)
+app.command("csv")(import_files.csv)
 
 
 @app.command("seed")
