@@ -391,4 +391,4 @@ def test_array_does_not_depend_on_how_the_file_is_read(values: list[Any], size: 
     raw = json.dumps(values).encode()
     chunks = iter([raw[at : at + size] for at in range(0, len(raw), size)])
     buffer = json_buffer.JsonBuffer(chunks)
-    assert [value.content for value in json_values._array_values(buffer)] == values
+    assert [value.content for value in json_values.array_values(buffer)] == values

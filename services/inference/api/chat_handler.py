@@ -22,6 +22,7 @@ from services.inference.api.response_schemas import (
     usage_object,
 )
 from services.inference.core.generation_request import GenerationRequest, Piece
+from services.inference.core.openwebui_headers import OpenWebuiIds, openwebui_ids
 from services.inference.engine.port import Generation, InferenceEngine
 from services.inference.response_publisher import ResponsePublisher
 from services.inference.response_stream import RequestDetails, ResponseEnd, ResponseStream
@@ -85,7 +86,8 @@ class ChatHandler:
             LoopwrightError: if the chat is refused, or fails before its first byte.
 
         """
-        stream, generation = await self._submit(chat, http_request.headers.get("traceparent"))
+        ids = openwebui_ids(http_request.headers, streamed=bool(chat.stream))
+        stream, generation = await self._submit(chat, ids, http_request.headers.get("traceparent"))
         try:
             created = self._clock.now_ms() // 1000
             if chat.stream:
@@ -111,16 +113,18 @@ class ChatHandler:
             generation.cancel()  # no effect if it has ended
             raise
 
-    async def _submit(self, chat: ChatRequest, traceparent: str | None) -> tuple[ResponseStream, Generation]:
+    async def _submit(
+        self, chat: ChatRequest, ids: OpenWebuiIds, traceparent: str | None
+    ) -> tuple[ResponseStream, Generation]:
         chat.require_support(self._engine.supported_options())
         self._require_ready()
         settings = self._settings
-        user_id = chat.user_id()
+        user_id = chat.user_id() or ids.user_id
         user = self._pseudonyms.of(user_id) if user_id else None
         version = self._registry.acquire(chat.model, user)
         try:
             request = GenerationRequest(
-                response_id=f"chatcmpl-{uuid7().hex}",
+                response_id=ids.response_id or f"chatcmpl-{uuid7().hex}",
                 version=version,
                 messages=tuple(message.to_message() for message in chat.messages),
                 max_tokens=min(chat.token_limit() or settings.default_tokens, settings.max_tokens),
@@ -132,7 +136,7 @@ class ChatHandler:
             details = RequestDetails(
                 line=settings.line,
                 user_id=user,
-                metadata=dict(chat.metadata or {}),
+                metadata=dict(chat.metadata or ids.metadata()),
                 created_at=from_ms(self._clock.now_ms()),
                 traceparent=valid_traceparent(traceparent),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loopwright.cli import (
+    connect,
     dead_letters,
     erase,
     feedback,
@@ -19,6 +20,7 @@ from loopwright.cli.common import app
 
 app.command("send")(feedback.send)
 app.add_typer(import_.app, name="import")
+app.add_typer(connect.app, name="connect")
 app.command("receipt")(feedback.receipt)
 app.command("erase")(erase.erase)
 app.command("export")(privacy.export)

@@ -131,11 +131,11 @@ class Importer:
         results: Iterator[RowResult] = iter(send(together, dry_run=self.dry_run) if together else ())
         found = [list(islice(results, len(part))) for part in parts]
         for result in (result for part in found for result in part):
-            _raise_if_not_taken(result)
+            raise_if_not_taken(result)
         return found
 
 
-def _raise_if_not_taken(result: RowResult) -> None:
+def raise_if_not_taken(result: RowResult) -> None:
     """Raise if the service could not take a row, after all retries: it is not the row's fault."""
     if result.status_code == 429:
         raise Overloaded(

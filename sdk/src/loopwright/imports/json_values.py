@@ -62,7 +62,7 @@ def read_values(stream: BinaryIO) -> Iterator[Value]:
             break
     everything = itertools.chain(read, chunks)
     if opening.startswith("["):
-        yield from _array_values(JsonBuffer(everything))
+        yield from array_values(JsonBuffer(everything))
     elif _PAGE.match(opening):
         yield from _page_values(JsonBuffer(everything))
     elif _OBJECT_OVER_LINES.match(opening):
@@ -118,12 +118,13 @@ def _page_values(buffer: JsonBuffer) -> Iterator[Value]:
     """Yield the values of API pages, one after the other. Their position counts over all pages."""
     number = 0
     while buffer.skip_to(_PAGE, _LONGEST_PAGE_OPENING):
-        for value in _array_values(buffer, number, is_page=True):
+        for value in array_values(buffer, number, is_page=True):
             yield value
             number = value.number
 
 
-def _array_values(buffer: JsonBuffer, number: int = 0, *, is_page: bool = False) -> Iterator[Value]:
+def array_values(buffer: JsonBuffer, number: int = 0, *, is_page: bool = False) -> Iterator[Value]:
+    """Yield the values of the array that begins next. Their numbers follow after `number`."""
     buffer.skip_to(_BRACKET, 1)
     buffer.drop(1)
     while True:

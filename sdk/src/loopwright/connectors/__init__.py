@@ -1,0 +1,1 @@
+"""Connectors that fetch feedback from chat applications."""
