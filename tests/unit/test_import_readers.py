@@ -278,7 +278,7 @@ def test_reading_takes_no_more_memory_for_a_longer_file() -> None:
     row = json.dumps({**TUNING, "padding": "x" * 2_000}) + "\n"
 
     class Long(io.RawIOBase):
-        left = 15_000
+        left = 4_000
 
         def read(self, size: int = -1) -> bytes:
             self.left -= 1
@@ -287,8 +287,8 @@ def test_reading_takes_no_more_memory_for_a_longer_file() -> None:
     tracemalloc.start()
     try:
         rows = read_fine_tuning(cast("BinaryIO", Long()), Defaults())
-        assert sum(isinstance(each, Row) for each in rows) == 15_000
-        assert tracemalloc.get_traced_memory()[1] < 3_000_000, "the file has 32 MB"
+        assert sum(isinstance(each, Row) for each in rows) == 4_000
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000, "the file has 8 MB"
     finally:
         tracemalloc.stop()
 
@@ -354,9 +354,7 @@ def test_anything_gives_one_result_per_row(name: str, data: st.DataObject) -> No
         # A quoted cell may take the lines after it, and blank lines are no rows.
         assert numbers == sorted(set(numbers))
     else:
-        expected = [
-            at for at, line in enumerate([first, *lines], 1) if line.encode("utf-8", "replace").strip()
-        ]
+        expected = [at for at, line in enumerate([first, *lines], 1) if line.strip(json_values.JSON_SPACE)]
         assert sorted(set(numbers)) == expected
 
 

@@ -16,6 +16,8 @@ DATA: Final = "data"
 _PAGE: Final = re.compile(r'\{\s{0,64}"data"\s{0,64}:\s{0,64}\[')
 _LONGEST_PAGE_OPENING: Final = 256
 _OBJECT_OVER_LINES: Final = re.compile(r"\{[ \t\r]*\n")
+JSON_SPACE: Final = " \t\r\n"
+"""White space in JSON. A line of other white space, such as a no-break space, is a wrong row."""
 SHOWN_CHARS: Final = 2_000
 """Characters of a row that is not JSON that a report of refused rows repeats."""
 NOT_READ: Final = "; the rest of the array was not read"
@@ -57,7 +59,7 @@ def read_values(stream: BinaryIO) -> Iterator[Value]:
     opening = ""
     for chunk in chunks:
         read.append(chunk)
-        opening += chunk.decode("utf-8", "replace").lstrip() if not opening else ""
+        opening += chunk.decode("utf-8", "replace").lstrip(JSON_SPACE) if not opening else ""
         if opening:
             break
     everything = itertools.chain(read, chunks)
@@ -75,7 +77,7 @@ def _line_values(lines: Iterator[Line]) -> Iterator[Value]:
     for line in lines:
         if line.fault is not None:
             yield Value(line.number, None, line.fault)
-        elif line.text.strip():
+        elif line.text.strip(JSON_SPACE):
             yield from _unwrapped(_decoded(line))
 
 
