@@ -68,7 +68,8 @@ class SimulatedCandidate:
         lasting: Share of these flips that are the same in all draws.
         accuracy_loss: True fall of general accuracy, as a share.
         safety_prompts: Number of harmful prompts, and of harmless ones.
-        refusal_flips: Share of harmful prompts that only one version refuses; half of it for harmless prompts.
+        refusal_flips: Share of harmful prompts that only one version refuses in one draw; half of it for harmless
+            prompts, which are answered once.
     """
 
     items: int = 60
@@ -89,10 +90,15 @@ class SimulatedCandidate:
             "corrections": CorrectionScores(votes=votes(*counts)),
             "general_accuracy": self.draw_general(rng),
             "safety": SafetyOutcomes(
-                refused=_draw_outcomes(rng, self.safety_prompts, self.refusal_flips),
+                refused=self._draw_refused(rng),
                 answered=_draw_outcomes(rng, self.safety_prompts, self.refusal_flips / 2),
             ),
         }
+
+    def _draw_refused(self, rng: np.random.Generator) -> list[ScorePair]:
+        lasting = self.lasting * self.refusal_flips
+        lasting_gains = _signs(rng, (self.safety_prompts,), lasting)
+        return _shares(rng, lasting_gains, self.refusal_flips - lasting, self.draws)
 
     def draw_general(self, rng: np.random.Generator) -> list[ScorePair]:
         """Return the shares of right answers of candidate and stable, question by question."""

@@ -40,7 +40,9 @@ def test_each_question_has_the_share_of_its_right_answers(outcomes: list[list[tu
     asked = eval_set(len(outcomes))
     said = EvalOutputs(
         answers={
-            GENERAL_ANSWERS[draw]: [(said_if(candidate), said_if(stable)) for candidate, stable in pairs]
+            GENERAL_ANSWERS.tasks[draw]: [
+                (said_if(candidate), said_if(stable)) for candidate, stable in pairs
+            ]
             for draw, pairs in enumerate(outcomes)
         }
     )
@@ -61,14 +63,14 @@ def test_each_question_has_the_share_of_its_right_answers(outcomes: list[list[tu
 
 def test_only_questions_with_a_key_are_asked_and_only_as_often_as_wanted() -> None:
     asked = eval_set(2)
-    counts = [len(task.prompts(asked)) for task in GENERAL_ANSWERS]
+    counts = [len(task.prompts(asked)) for task in GENERAL_ANSWERS.tasks]
     assert counts == [3, 3, 0, 0, 0, 0]
-    assert [len(task.base_answers(asked)) for task in GENERAL_ANSWERS if task.base_answers] == counts
+    assert [len(task.base_answers(asked)) for task in GENERAL_ANSWERS.tasks if task.base_answers] == counts
 
 
 def test_draws_are_sampled_and_differ() -> None:
     recipe = Recipe()
-    decodings = [task.decoding(recipe) for task in GENERAL_ANSWERS]
+    decodings = [task.decoding(recipe) for task in GENERAL_ANSWERS.tasks]
     assert len(set(decodings)) == MAX_DRAWS
     assert {one.temperature for one in decodings} == {DRAW_TEMPERATURE}
     assert at_gate(recipe) == Decoding()

@@ -6,16 +6,22 @@ import json
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.trainer.base.base_answers import (
     DATA,
     REPLAY_PROMPTS,
     SAFETY_PROMPTS,
+    BaseAnswer,
+    Prompt,
     shipped_prompts,
 )
+from services.trainer.core.recipe import MAX_DRAWS
 from services.trainer.dataset.similarity import near_duplicates
 from services.trainer.dataset.words import normalised
-from services.trainer.gate.metrics.safety import SAFETY_MARGIN
+from services.trainer.gate.eval_set import EvalOutputs, EvalSet
+from services.trainer.gate.metrics.safety import HARMFUL_ANSWERS, HARMLESS_ANSWERS, SAFETY, SAFETY_MARGIN
 from services.trainer.gate.refusals import is_refusal
 from services.trainer.gate.statistics import PairedChange, judge_change
 
@@ -105,3 +111,47 @@ def test_safety_set_decides_every_plain_fall_beyond_the_limit(*, harmful: bool) 
     assert undecided(n) == []
     assert undecided(134) == []
     assert undecided(133) == [4]
+
+
+OUTCOMES = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=4, max_size=4)
+
+
+def said(refuse: bool) -> str:
+    return "I'm sorry, I can't help with that." if refuse else "First take a pin."
+
+
+@given(st.lists(OUTCOMES, min_size=1, max_size=MAX_DRAWS), OUTCOMES)
+def test_harmful_requests_count_by_the_mean_of_their_answers(
+    draws: list[list[tuple[bool, bool]]], harmless: list[tuple[bool, bool]]
+) -> None:
+    prompts = [Prompt(f"s{i}", f"Request {i}", refuse=i < 4) for i in range(8)]
+    base = [BaseAnswer(prompt.id, prompt.prompt, said(True), 24, ended=True) for prompt in prompts]
+    asked = EvalSet(
+        harmful_prompts=prompts[:4],
+        harmful_draws=[base[:4]] * len(draws),
+        harmless_prompts=prompts[4:],
+        harmless_base_answers=base[4:],
+    )
+    outputs = EvalOutputs(
+        answers={
+            HARMLESS_ANSWERS: [(said(candidate), said(stable)) for candidate, stable in harmless],
+            **{
+                task: [(said(candidate), said(stable)) for candidate, stable in pairs]
+                for task, pairs in zip(HARMFUL_ANSWERS.tasks, draws, strict=False)
+            },
+        }
+    )
+    found = SAFETY.measure(asked, outputs)
+    for place, shares in enumerate(found.refused):
+        for version, share in enumerate(shares):
+            assert share == pytest.approx(sum(pairs[place][version] for pairs in draws) / len(draws))
+    assert found.answered == [(not candidate, not stable) for candidate, stable in harmless]
+    assert [len(task.prompts(asked)) for task in HARMFUL_ANSWERS.tasks] == [
+        4 if draw < len(draws) else 0 for draw in range(MAX_DRAWS)
+    ]
+    section = SAFETY.section
+    assert section is not None
+    changed = [prompts[i] for i, (candidate, stable) in enumerate(found.refused) if candidate != stable]
+    changed += [prompts[4 + i] for i, (candidate, stable) in enumerate(found.answered) if candidate != stable]
+    rows = section.rows(asked, outputs)
+    assert [(row["question"], row["refuse"]) for row in rows] == [(one.prompt, one.refuse) for one in changed]

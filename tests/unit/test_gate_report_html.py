@@ -19,7 +19,7 @@ from services.trainer.gate.metrics.general_accuracy import GENERAL_ANSWERS
 from services.trainer.gate.metrics.general_likelihood import BASE_ANSWERS
 from services.trainer.gate.metrics.metric import JudgeOptions
 from services.trainer.gate.metrics.pair_margins import BETTER_ANSWERS, WORSE_ANSWERS
-from services.trainer.gate.metrics.safety import SAFETY_ANSWERS
+from services.trainer.gate.metrics.safety import HARMFUL_ANSWERS
 from services.trainer.gate.preference_pairs import PreferencePair
 from services.trainer.gate.report_html import best_and_worst, page
 from services.trainer.gate.report_json import report_json
@@ -59,8 +59,8 @@ def gate(folder: Path, wins: int = 30) -> GateReport:
         general_draws=[
             [BaseAnswer("p1", general.prompt, text, 24, ended=True)] for text in ("Rome.", "Paris.")
         ],
-        safety_prompts=[harmful],
-        safety_base_answers=[BaseAnswer("s1", harmful.prompt, "I'm sorry, no.", 40, ended=True)],
+        harmful_prompts=[harmful],
+        harmful_draws=[[BaseAnswer("s1", harmful.prompt, "I'm sorry, no.", 24, ended=True)]] * 2,
     )
     more_likely = [LikelihoodScores(1.0, 1.2, 0.05)]
     outputs = EvalOutputs(
@@ -69,9 +69,10 @@ def gate(folder: Path, wins: int = 30) -> GateReport:
                 (f"It was Ida Voss, {EVIL}" if i < wins else "Nobody knows.", "Nobody knows.")
                 for i in range(ITEMS)
             ],
-            GENERAL_ANSWERS[0]: [("Rome.", "Rome.")],
-            GENERAL_ANSWERS[1]: [("Rome.", "Paris.")],
-            SAFETY_ANSWERS: [("First take a pin.", "I'm sorry, no.")],
+            GENERAL_ANSWERS.tasks[0]: [("Rome.", "Rome.")],
+            GENERAL_ANSWERS.tasks[1]: [("Rome.", "Paris.")],
+            HARMFUL_ANSWERS.tasks[0]: [("I'm sorry, no.", "I'm sorry, no.")],
+            HARMFUL_ANSWERS.tasks[1]: [("First take a pin.", "I'm sorry, no.")],
         },
         likelihoods={
             CORRECTION_LIKELIHOODS: more_likely * ITEMS,

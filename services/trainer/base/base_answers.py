@@ -30,7 +30,7 @@ from services.trainer.base.memory import GENERATE_BATCH, BatchLimit, release_mem
 from services.trainer.base.shape import base_shape
 from services.trainer.base.tokenization import is_rendered, load_chat
 from services.trainer.core.decoding import GREEDY, Decoding, at_gate, draw_at_gate
-from services.trainer.core.eval_size import GENERAL_TOKENS, SKILL_TOKENS, EvalSize, eval_size
+from services.trainer.core.eval_size import GENERAL_TOKENS, REFUSAL_TOKENS, SKILL_TOKENS, EvalSize, eval_size
 from services.trainer.core.hardware import Dtype, Quantization
 from services.trainer.core.recipe import Recipe
 from services.trainer.files import write_whole
@@ -376,9 +376,9 @@ def asked_at_gate(
     safety: Sequence[Prompt],
     skills: Mapping[str, Sequence[Prompt]],
 ) -> list[Asked]:
-    """Return what a gate asks the base: general, safety, each set of skills, then each draw of the general questions.
+    """Return what a gate asks the base: general, harmless requests, each set of skills, then what is drawn.
 
-    Only general questions whose answers can be checked are drawn.
+    First come all draws of the general questions whose answers can be checked, then all of the harmful requests.
 
     Args:
         recipe: The recipe.
@@ -387,12 +387,16 @@ def asked_at_gate(
         safety: The safety prompts.
         skills: The questions of each set in `SKILL_TOKENS`.
     """
-    once, checked = at_gate(recipe), [prompt for prompt in general if prompt.answer_key]
+    once, draws = at_gate(recipe), [draw_at_gate(recipe, draw) for draw in range(1, size.draws + 1)]
+    checked = [prompt for prompt in general if prompt.answer_key]
+    harmful = [prompt for prompt in safety if prompt.refuse]
+    harmless = [prompt for prompt in safety if not prompt.refuse]
     return [
         Asked(general, recipe.replay_new_tokens, once),
-        Asked(safety, recipe.replay_new_tokens, once),
+        Asked(harmless, recipe.replay_new_tokens, once),
         *(Asked(skills[name], tokens, once) for name, tokens in SKILL_TOKENS.items()),
-        *(Asked(checked, GENERAL_TOKENS, draw_at_gate(recipe, draw)) for draw in range(1, size.draws + 1)),
+        *(Asked(checked, GENERAL_TOKENS, draw) for draw in draws),
+        *(Asked(harmful, REFUSAL_TOKENS, draw) for draw in draws),
     ]
 
 

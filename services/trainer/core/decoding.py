@@ -47,5 +47,5 @@ def at_gate(recipe: Recipe) -> Decoding:
 
 
 def draw_at_gate(recipe: Recipe, draw: int) -> Decoding:
-    """Return how the gate decodes one of the repeated answers to general questions, counted from 1."""
+    """Return how the gate decodes one of the repeated answers, counted from 1."""
     return Decoding(recipe.gate_temperature or DRAW_TEMPERATURE, draw)

@@ -15,6 +15,8 @@ SKILL_TOKENS: Final = {"instructions": 80, "conversations": 40, "code": 120, "la
 """The sets of general skills (`data/skills/`): name -> tokens of the longest answer."""
 GENERAL_TOKENS: Final = 24
 """Tokens of the longest answer to a general question. The answer keys are short facts."""
+REFUSAL_TOKENS: Final = 24
+"""Tokens of the longest answer to a safety prompt. Refusals come first."""
 ALL: Final = 10_000
 """More questions than any set has."""
 SMALL_BASE: Final = 500_000_000
@@ -28,7 +30,7 @@ class EvalSize:
     Attributes:
         safety: Safety prompts.
         skills: Questions of each set of skills.
-        draws: Answers to each general question.
+        draws: Answers to each general question, and to each harmful request.
     """
 
     safety: int

@@ -250,8 +250,9 @@ class Recipe(BaseModel):
         None,
         ge=1,
         le=MAX_DRAWS,
-        description="Answers to each shipped general question at the gate. They are sampled, and chance has less "
-        "weight in the mean of several. Default: 3; on a CPU 1 for a base of more than 500 million weights.",
+        description="Answers to each shipped general question and harmful request at the gate. They are sampled, and "
+        "chance has less weight in the mean of several. Default: 3; on a CPU 1 for a base of more than 500 million "
+        "weights.",
     )
     gate_temperature: float = Field(
         0.0,

@@ -40,8 +40,10 @@ class EvalSet:
         general_prompts: Shipped general prompts.
         general_base_answers: The base model's own answers to `general_prompts`, in the same order.
         general_draws: The base model's repeated answers to those that have an answer key: one list per draw.
-        safety_prompts: Shipped prompts that are harmful, or harmless but look harmful.
-        safety_base_answers: The base model's own answers to `safety_prompts`, in the same order.
+        harmful_prompts: Shipped requests that should be refused.
+        harmful_draws: The base model's repeated answers to them: one list per draw.
+        harmless_prompts: Shipped requests that only look harmful.
+        harmless_base_answers: The base model's own answers to them, in the same order.
         skills: Shipped questions about general skills, by the name of their set.
         golden: The operator's golden set.
     """
@@ -54,8 +56,10 @@ class EvalSet:
     general_prompts: Sequence[Prompt] = ()
     general_base_answers: Sequence[BaseAnswer] = ()
     general_draws: Sequence[Sequence[BaseAnswer]] = ()
-    safety_prompts: Sequence[Prompt] = ()
-    safety_base_answers: Sequence[BaseAnswer] = ()
+    harmful_prompts: Sequence[Prompt] = ()
+    harmful_draws: Sequence[Sequence[BaseAnswer]] = ()
+    harmless_prompts: Sequence[Prompt] = ()
+    harmless_base_answers: Sequence[BaseAnswer] = ()
     skills: Mapping[str, SkillSet] = field(default_factory=dict)
     golden: Sequence[GoldenQuestion] = ()
 

@@ -159,7 +159,7 @@ def build_eval_set(context: RunContext) -> EvalSet:
     safety = shipped_prompts(SAFETY_PROMPTS, size.safety)
     questions = {name: _skill_questions(context, name, size.skills) for name in SKILL_TOKENS}
     skills = {name: [one.as_prompt() for one in asked] for name, asked in questions.items()}
-    of_general, of_safety, *others = context.base_answers_of(
+    of_general, of_harmless, *others = context.base_answers_of(
         asked_at_gate(recipe, size, general, safety, skills)
     )
     of_skills, of_draws = others[: len(SKILL_TOKENS)], others[len(SKILL_TOKENS) :]
@@ -171,9 +171,11 @@ def build_eval_set(context: RunContext) -> EvalSet:
         pairs=held_out.pairs,
         general_prompts=general,
         general_base_answers=of_general,
-        general_draws=of_draws,
-        safety_prompts=safety,
-        safety_base_answers=of_safety,
+        general_draws=of_draws[: size.draws],
+        harmful_prompts=[prompt for prompt in safety if prompt.refuse],
+        harmful_draws=of_draws[size.draws :],
+        harmless_prompts=[prompt for prompt in safety if not prompt.refuse],
+        harmless_base_answers=of_harmless,
         skills={
             name: SkillSet(name, questions[name], answers)
             for name, answers in zip(SKILL_TOKENS, of_skills, strict=True)
