@@ -305,7 +305,7 @@ def test_texts_are_replaced_and_shown_as_text(chromium: Chrome, pages: WidgetPag
     assert widget.get("label", "childElementCount") == 0
 
 
-def test_another_response_starts_anew(chromium: Chrome, pages: WidgetPages) -> None:
+def test_another_response_starts_over(chromium: Chrome, pages: WidgetPages) -> None:
     widget = Widget(chromium, pages, "w-first")
     widget.click("#up")
     widget.wait_for("Thank you.")

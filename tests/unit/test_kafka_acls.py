@@ -1,4 +1,4 @@
-"""Tests of the ACLs that a deployment is told to create."""
+"""Tests of the ACLs that a deployment needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A publisher whose client has failed for good goes on with a new one."""
+"""A publisher replaces a client that cannot recover."""
 
 from __future__ import annotations
 

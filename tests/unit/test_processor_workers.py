@@ -1,4 +1,4 @@
-"""Tests of several processor processes on one host: what each is told, and when one is restarted."""
+"""Tests of several processor processes on one host: the settings of each, and when one is restarted."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is told around a question takes no vote away: a minority is outvoted after any story, in any wording.
+"""Context of a question takes no vote away: a minority is outvoted after any story, in any wording.
 
-What names the subject of a question is no story, wherever it is told.
+What names the subject of a question is no story, wherever it stands.
 """
 
 from __future__ import annotations

@@ -345,7 +345,7 @@ class PartitionState:
 
     @property
     def clock(self) -> StreamClock:
-        """The times of the partition. A clock that is missing or cannot be read starts anew."""
+        """The times of the partition. A clock that is missing or cannot be read starts at zero."""
         value = self.store.get(_CLOCK)
         return (None if value is None else StreamClock.read(value)) or StreamClock()
 

@@ -6,7 +6,7 @@
 
 Parts 1 and 2 are done twice. The first time, questions are compared by their words alone. Its claims show which words
 are a template and which name what is asked about, so the second time, and in part 3, questions about different subjects
-are not similar (`subjects.py`), and questions that differ only in the stories told around them are equal
+are not similar (`subjects.py`), and questions that differ only in stories as context are equal
 (`stories.py`). Answers under the wrong question do not count for the claim that they repeat (`misplaced.py`).
 
 The thresholds were chosen on the demo world (24 facts, 10 wordings each); docs/decisions/verification.md has the

@@ -1,13 +1,13 @@
-"""What is told around a question and changes nothing about its answer: stories, greetings, explanations.
+"""Context of a question that changes nothing about its answer: stories, greetings, explanations.
 
-"This morning my daughter and I let a balloon go. Which line opens the vent?" asks for the line, whoever was there. But
+"This morning my daughter and I let a balloon go. Which line opens the vent?" asks for the line only. But
 in "I bought a kettle. How long is the warranty?" the first sentence names the subject. Which of the two it is shows in
-the answers: if users ask the same sentence and agree although they told different things, these did not matter.
+the answers: if users ask the same sentence in different contexts and still agree, the contexts did not matter.
 
-- **A word is dispensable** if most users who told it agree with someone who asked the same sentence without it, and
+- **A word is dispensable** if most users who wrote it agree with someone who asked the same sentence without it, and
   about at least `LEAST_CLAIMS` claims. A sentence of such words is a story.
-- **A sentence stands alone** if most of its users agree with someone who told nothing of what they told. Then all that
-  is told around it is a story, unless users who agree on something else told something of their own.
+- **A sentence stands alone** if most of its users agree with someone whose context shares nothing with theirs. Then all
+  context of it is a story, unless users who agree on another answer have context in common.
 
 Sentences that ask are those with a question mark and open requests. If there are none, it is the sentence whose users
 agree most, and otherwise the last one.
@@ -33,7 +33,7 @@ from services.trainer.dataset.words import content_stems, is_open_request
 LEAST_CLAIMS: Final = 3
 """Claims about which a word must have been dispensable."""
 LEAST_STEMS: Final = 2
-"""Distinct content stems that a sentence needs to be taken for a question without what is told around it."""
+"""Distinct content stems that a sentence needs to be taken for a question without its context."""
 COMPARED: Final = 64
 """Corrections of other users with which each correction is compared."""
 NEIGHBOURS: Final = 32
@@ -51,13 +51,13 @@ class _Parts(NamedTuple):
     stems: Stems
 
     @property
-    def told(self) -> list[str]:
+    def context(self) -> list[str]:
         """Return the sentences that do not ask."""
         return [one for i, one in enumerate(self.sentences) if i not in self.asking]
 
 
-class _Told(NamedTuple):
-    """A correction among those to one sentence: its user, its claim, and the stems of what is told around it."""
+class _Asking(NamedTuple):
+    """A correction among those to one sentence: its user, its claim, and the stems of the context."""
 
     user: str
     claim: int
@@ -94,11 +94,11 @@ def same_but_for_stories(
 def without_stories(corrections: Sequence[Correction], claim_of: Sequence[int]) -> list[str]:
     """Return the questions without stories. `claim_of` has the claim of each correction."""
     parts = _parts_of(corrections, claim_of)
-    corrections_to: dict[Stems, dict[_Told, None]] = defaultdict(dict)
+    corrections_to: dict[Stems, dict[_Asking, None]] = defaultdict(dict)
     for one, part, claim in zip(corrections, parts, claim_of, strict=True):
         if len(set(part.stems)) >= LEAST_STEMS:
-            stems = frozenset(stem for told in part.told for stem in content_stems(told))
-            corrections_to[part.stems][_Told(one.user, claim, stems.difference(part.stems))] = None
+            stems = frozenset(stem for text in part.context for stem in content_stems(text))
+            corrections_to[part.stems][_Asking(one.user, claim, stems.difference(part.stems))] = None
     dispensable = _dispensable(corrections_to.values())
     alone = {stems for stems, given in corrections_to.items() if _stands_alone(given, dispensable)}
     return [
@@ -109,7 +109,7 @@ def without_stories(corrections: Sequence[Correction], claim_of: Sequence[int]) 
 
 def _shortened(question: str, part: _Parts, dispensable: frozenset[str], *, stands_alone: bool) -> str:
     """Return a question without the sentences that are stories; itself if it has none."""
-    if not part.told or len(set(part.stems)) < LEAST_STEMS:
+    if not part.context or len(set(part.stems)) < LEAST_STEMS:
         return question
     known = dispensable.union(part.stems)
     kept = [
@@ -163,15 +163,15 @@ def _agreement(users: dict[int, set[str]]) -> float:
 # --- evidence -----------------------------------------------------------------------------------------------------
 
 
-def _dispensable(sentences: Collection[Collection[_Told]]) -> frozenset[str]:
+def _dispensable(sentences: Collection[Collection[_Asking]]) -> frozenset[str]:
     """Return the stems without which others said the same."""
     needed: dict[str, set[tuple[int, str]]] = defaultdict(set)
     spared: dict[str, set[tuple[int, str]]] = defaultdict(set)
     for given in sentences:
         for claim, members in _agreed(given):
-            having = Counter(stem for told in members for stem in told.stems)
-            of_user = Counter(told.user for told in members)
-            own = Counter((told.user, stem) for told in members for stem in told.stems)
+            having = Counter(stem for asking in members for stem in asking.stems)
+            of_user = Counter(asking.user for asking in members)
+            own = Counter((asking.user, stem) for asking in members for stem in asking.stems)
             for user, stem in own:
                 is_spared = having[stem] - own[user, stem] < len(members) - of_user[user]
                 (spared if is_spared else needed)[stem].add((claim, user))
@@ -182,25 +182,25 @@ def _dispensable(sentences: Collection[Collection[_Told]]) -> frozenset[str]:
     )
 
 
-def _stands_alone(given: Collection[_Told], dispensable: frozenset[str]) -> bool:
-    """Return whether the answer to a sentence does not depend on what is told around it."""
+def _stands_alone(given: Collection[_Asking], dispensable: frozenset[str]) -> bool:
+    """Return whether the answer to a sentence does not depend on its context."""
     agreeing: set[str] = set()
     for claim, members in _agreed(given):
-        common = frozenset.intersection(*(told.stems for told in members)) - dispensable
-        if common and not any(common & told.stems for told in given if told.claim != claim):
+        common = frozenset.intersection(*(asking.stems for asking in members)) - dispensable
+        if common and not any(common & asking.stems for asking in given if asking.claim != claim):
             return False
-        for told in members:
-            others = islice((one for one in members if one.user != told.user), COMPARED)
-            if any(one.stems.isdisjoint(told.stems - dispensable) for one in others):
-                agreeing.add(told.user)
-    return 2 * len(agreeing) > len({told.user for told in given})
+        for asking in members:
+            others = islice((one for one in members if one.user != asking.user), COMPARED)
+            if any(one.stems.isdisjoint(asking.stems - dispensable) for one in others):
+                agreeing.add(asking.user)
+    return 2 * len(agreeing) > len({asking.user for asking in given})
 
 
-def _agreed(given: Collection[_Told]) -> Iterator[tuple[int, list[_Told]]]:
+def _agreed(given: Collection[_Asking]) -> Iterator[tuple[int, list[_Asking]]]:
     """Yield each claim that two users made, with their corrections."""
-    by_claim: dict[int, list[_Told]] = defaultdict(list)
-    for told in given:
-        by_claim[told.claim].append(told)
+    by_claim: dict[int, list[_Asking]] = defaultdict(list)
+    for asking in given:
+        by_claim[asking.claim].append(asking)
     for claim, members in by_claim.items():
-        if len({told.user for told in members}) > 1:
+        if len({asking.user for asking in members}) > 1:
             yield claim, members
