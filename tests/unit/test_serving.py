@@ -23,7 +23,9 @@ def report(replica: str, stable: str = "assistant@base-00000000", line: str = "a
     return ServingReport(line=line, replica=replica, stable=stable, reported_at=NOW)
 
 
-ids = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=4)
+ids = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=4).filter(
+    lambda text: text not in (".", "..")
+)
 
 
 @given(
