@@ -117,6 +117,7 @@ lint: install ## Run ruff and mypy --strict
 	@"$(PYTHON)" -m ruff check .
 	@"$(PYTHON)" -m ruff format --check .
 	@"$(PYTHON)" -m mypy --strict $(CHECKED)
+	@"$(PYTHON)" -m mypy --strict --python-version 3.10 sdk
 
 format: install ## Format the code and apply ruff's fixes
 	@"$(PYTHON)" -m ruff check --fix .

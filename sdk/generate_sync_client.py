@@ -27,7 +27,6 @@ REPLACEMENTS: Final = (
     (r"an `async with` block", "a `with` block"),
     (r"\(await (\w+\.[^\n]*?\))\)\.", r"\1."),
     (r"^import asyncio\n", ""),
-    (r" *# noqa: ASYNC.*$", ""),
     (r"\basyncio\.sleep\b", "time.sleep"),
     (r"\basync (def|with)\b", r"\1"),
     (r"\bawait ", ""),

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import uvicorn
@@ -17,6 +18,7 @@ import uvicorn
 from services.feedback.service import FeedbackService
 from services.feedback.settings import FeedbackSettings
 from shared.adapters.access_rules import public
+from shared.adapters.clock import SystemClock
 from shared.adapters.in_memory import InMemoryLog
 from tests.unit.test_feedback_service import P, adapters
 
@@ -25,14 +27,20 @@ START_S: Final = 20.0
 
 @contextmanager
 def served_feedback() -> Iterator[str]:
-    """Serve the application, with its log at `/events`, and return its URL once it is ready."""
+    """Serve the application, with its log at `/events` and `/responses`, and return its URL once it is ready."""
     log = InMemoryLog(P)
-    service = FeedbackService(FeedbackSettings(partitions=P), b"a key that is long enough", adapters(log))
+    parts = replace(adapters(log), clock=SystemClock())  # clients send the time of the event
+    service = FeedbackService(FeedbackSettings(partitions=P), b"a key that is long enough", parts)
 
     @service.app.get("/events")
     @public
     async def events() -> list[Any]:
         return [json.loads(record.value or b"") for record in log.records("feedback.events")]
+
+    @service.app.get("/responses")
+    @public
+    async def responses() -> list[Any]:
+        return [json.loads(record.value or b"") for record in log.records("chat.responses")]
 
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
     server = uvicorn.Server(

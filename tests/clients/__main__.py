@@ -22,6 +22,8 @@ from tests.inference_app import App, served, weather_answer, weather_calls
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE.parents[1] / ".loopwright" / "clients"
+SDK = HERE.parents[1] / "sdk" / "src"
+"""The SDK for Python, whose callbacks are tried with their frameworks."""
 PYTHON = ENVIRONMENTS / "python" / "bin" / "python"
 NODE_FOLDER = ENVIRONMENTS / "node"
 INSTALL_S, SCRIPT_S = 600, 180
@@ -100,7 +102,7 @@ def run(script: Path) -> bool:
     command = (
         ["node", str(NODE_FOLDER / script.name)] if script.suffix == ".mjs" else [str(PYTHON), str(script)]
     )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = os.environ | {"PYTHONPATH": str(SDK)}
     print(script.name, flush=True)
     with serve_for(script) as url:
         try:
@@ -113,13 +115,21 @@ def run(script: Path) -> bool:
 
 def serve_for(script: Path) -> AbstractContextManager[str]:
     """Serve the API that a script's client uses."""
-    if script.name == "langfuse_scores.py":
+    if script.name in FEEDBACK_CLIENTS:
         return served_feedback()
     return served(App(max_context=10_000, answer=weather_answer, calls=weather_calls))
 
 
+FEEDBACK_CLIENTS = {"langfuse_scores.py", "langchain_handler.py", "litellm_logger.py"}
+"""Scripts whose clients use the feedback service; the others use inference."""
 SCRIPTS: dict[Callable[[], None], tuple[Path, ...]] = {
-    prepare_python: (HERE / "langchain_chat.py", HERE / "litellm_chat.py", HERE / "langfuse_scores.py"),
+    prepare_python: (
+        HERE / "langchain_chat.py",
+        HERE / "langchain_handler.py",
+        HERE / "litellm_chat.py",
+        HERE / "litellm_logger.py",
+        HERE / "langfuse_scores.py",
+    ),
     prepare_node: (HERE / "vercel_ai.mjs",),
 }
 

@@ -6,11 +6,13 @@
         sent = loop.correct(response_id, user_id="u-17", text="Wellington is the capital.")
         print(loop.receipt(response_id, sent.event_id).detail)
 
-`AsyncLoopwright` has the same methods as coroutines. Apps that write to Kafka directly use `loopwright.kafka`, with the
-extra `loopwright[kafka]`.
+`AsyncLoopwright` has the same methods as coroutines. `BackgroundLoopwright` sends from a thread, so that an app never
+waits. `loopwright.integrations` records the answers of an app's models. Apps that write to Kafka directly use
+`loopwright.kafka`, with the extra `loopwright[kafka]`.
 """
 
 from loopwright.async_client import AsyncLoopwright
+from loopwright.background import BackgroundLoopwright, Counts
 from loopwright.client import Loopwright
 from loopwright.errors import (
     Conflict,
@@ -72,6 +74,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Accepted",
     "AsyncLoopwright",
+    "BackgroundLoopwright",
     "BrowserToken",
     "CanaryArm",
     "CanaryTest",
@@ -79,6 +82,7 @@ __all__ = [
     "CommandKind",
     "CommandResult",
     "Conflict",
+    "Counts",
     "DeadLetter",
     "DeadLetterContent",
     "DeadLetterPage",

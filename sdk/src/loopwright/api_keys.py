@@ -14,7 +14,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ class ApiKeyFile:
         if unknown or not scopes:
             raise KeyFileError(f"unknown scope {', '.join(unknown)}: use {', '.join(SCOPES)}" if unknown else
                                f"a key needs at least one scope: {', '.join(SCOPES)}")  # fmt: skip
-        now = datetime.now(UTC)
+        now = datetime.now(timezone.utc)
         with self._locked():
             entries = self.entries()
             if any(entry.name == name for entry in entries):
@@ -142,7 +142,7 @@ class ApiKeyFile:
                 names = ", ".join(entry.name for entry in entries) or "none"
                 raise KeyFileError(f"{self.path} has no key {name_or_id}: its keys are {names}")
             if found.revoked_at is None:
-                found.revoked_at = datetime.now(UTC)
+                found.revoked_at = datetime.now(timezone.utc)
                 self._write(entries)
         return found
 

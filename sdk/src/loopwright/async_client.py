@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import httpx
 from tenacity import AsyncRetrying, stop_after_attempt
@@ -355,7 +355,7 @@ class AsyncLoopwright:
         self,
         request_id: str,
         *,
-        timeout: float = 600.0,  # noqa: ASYNC109 - the synchronous client has the same parameters
+        timeout: float = 600.0,
         poll: float = POLL_INTERVAL_S,
     ) -> Erasure:
         """Wait until an erasure is done and return it. Needs an API key with the scope `erase`.
@@ -395,7 +395,7 @@ class AsyncLoopwright:
         self,
         user_id: str,
         *,
-        timeout: float = 3600.0,  # noqa: ASYNC109 - the synchronous client has the same parameters
+        timeout: float = 3600.0,
     ) -> list[dict[str, Any]]:
         """Return everything that the log has about a user. Needs a key with the scope `erase`.
 
@@ -502,7 +502,7 @@ class AsyncLoopwright:
         self,
         command_id: str,
         *,
-        timeout: float = 600.0,  # noqa: ASYNC109 - the synchronous client has the same parameters
+        timeout: float = 600.0,
         poll: float = POLL_INTERVAL_S,
     ) -> CommandResult:
         """Wait until a command has been executed and return its result.
@@ -639,7 +639,7 @@ class AsyncLoopwright:
         """Close the connections."""
         await self._http.aclose()
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> AsyncLoopwright:
         return self
 
     async def __aexit__(
@@ -667,7 +667,7 @@ class AsyncLoopwright:
         service: Service,
         path: str,
         body: Mapping[str, Any],
-        timeout: float | None = None,  # noqa: ASYNC109 - passed on to httpx
+        timeout: float | None = None,
     ) -> httpx.Response:
         return await self._request("POST", service, path, without_none(body), timeout)
 
@@ -700,7 +700,7 @@ class AsyncLoopwright:
         service: Service,
         path: str,
         json: Mapping[str, Any] | None,
-        timeout: float | None = None,  # noqa: ASYNC109 - passed on to httpx
+        timeout: float | None = None,
         rows: bytes | None = None,
     ) -> httpx.Response:
         """Send a request and return the successful response.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import httpx
 from tenacity import Retrying, stop_after_attempt
@@ -633,7 +633,7 @@ class Loopwright:
         """Close the connections."""
         self._http.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Loopwright:
         return self
 
     def __exit__(

@@ -7,6 +7,7 @@ LoopwrightError
 ├── InvalidRecord   a record for Kafka is not valid
 ├── NotDelivered    Kafka did not acknowledge a record
 ├── QueueFull       too many records wait for Kafka
+├── OutboxFull      no space for what waits to be sent (in `outbox`)
 └── Problem         the service answered with an error
     ├── Invalid         the request is wrong (other 4xx)
     ├── Denied          401, 403
@@ -77,6 +78,12 @@ class QueueFull(LoopwrightError):
     """Too many records wait for Kafka's acknowledgement. Nothing was sent; wait with `flush`, then send it again."""
 
     code = "queue_full"
+
+
+class OutboxFull(LoopwrightError):
+    """There is no space for another row in an outbox, or its file cannot be written."""
+
+    code = "outbox_full"
 
 
 class Problem(LoopwrightError):

@@ -15,11 +15,11 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 try:
     from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -69,7 +69,7 @@ class Delivery:
         """Whether Kafka acknowledged the record or refused it."""
         return self._done
 
-    def wait(self, timeout: float = 10.0) -> Self:
+    def wait(self, timeout: float = 10.0) -> Delivery:
         """Wait until Kafka has acknowledged the record; return self.
 
         Raises:
@@ -215,7 +215,7 @@ class LoopPublisher:
             occurred_at=occurred_at,
             line=line,
             traceparent=traceparent,
-            now=datetime.now(UTC),
+            now=datetime.now(timezone.utc),
         )
         return self._produce(event_id, record)
 
@@ -314,7 +314,7 @@ class LoopPublisher:
             created_at=created_at,
             line=line,
             traceparent=traceparent,
-            now=datetime.now(UTC),
+            now=datetime.now(timezone.utc),
         )
         return self._produce(None, record)
 
@@ -342,7 +342,7 @@ class LoopPublisher:
         """Wait for outstanding acknowledgements, as `flush` does. The publisher must not be used afterwards."""
         self.flush(timeout)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> LoopPublisher:
         """Return the publisher."""
         return self
 

@@ -14,7 +14,7 @@ import secrets
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -35,7 +35,7 @@ MAX_RESPONSE_BYTES: Final = 380_416
 MAX_EVENT_BYTES: Final = 139_264
 """Maximum size of a feedback event as JSON."""
 MAX_USER_ID: Final = 256
-EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+EARLIEST: Final = datetime(2000, 1, 1, tzinfo=timezone.utc)
 MAX_CLOCK_LEAD: Final = timedelta(days=1)
 MIN_KEY_BYTES: Final = 16
 _USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
@@ -362,7 +362,7 @@ class RecordFactory:
             ("ce_id", ce_id.encode()),
             ("ce_source", f"/loopwright/{self._source}".encode()),
             ("ce_type", record.event_type.encode()),
-            ("ce_time", now.astimezone(UTC).isoformat().replace("+00:00", "Z").encode()),
+            ("ce_time", now.astimezone(timezone.utc).isoformat().replace("+00:00", "Z").encode()),
             ("content-type", b"application/json"),
             ("traceparent", _valid_traceparent(traceparent).encode()),
         )
@@ -415,7 +415,9 @@ def _check_time(name: str, moment: datetime | None, now: datetime) -> None:
     if moment is None:
         return
     if moment.tzinfo is None:
-        raise InvalidRecord(f"{name} has no time zone; use an aware datetime, for example datetime.now(UTC)")
+        raise InvalidRecord(
+            f"{name} has no time zone; use an aware datetime, for example datetime.now(timezone.utc)"
+        )
     if not EARLIEST <= moment <= now + MAX_CLOCK_LEAD:
         raise InvalidRecord(
             f"{name} is out of range: times from 2000-01-01T00:00:00Z until one day in the future are accepted"

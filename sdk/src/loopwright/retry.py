@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
 import httpx
@@ -27,7 +27,7 @@ class Retry:
 
     def wait(self, state: RetryCallState) -> float:
         """Return the wait before the next attempt, in seconds (tenacity's `wait`)."""
-        requested = retry_after(_response(state), datetime.now(UTC))
+        requested = retry_after(_response(state), datetime.now(timezone.utc))
         if requested is not None:
             return min(requested, self.longest_wait_s)
         return self.backoff(state.attempt_number)

@@ -61,7 +61,9 @@ def format_time(name: str, time: datetime | None) -> str | None:
     if time is None:
         return None
     if time.tzinfo is None:
-        raise ValueError(f"{name} has no time zone; use an aware datetime, for example datetime.now(UTC)")
+        raise ValueError(
+            f"{name} has no time zone; use an aware datetime, for example datetime.now(timezone.utc)"
+        )
     return time.isoformat()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Annotated
 
 import typer
@@ -48,7 +48,7 @@ def parse_time(text: str) -> datetime:
     """
     age = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
     if age is not None:
-        return datetime.now(UTC) - timedelta(**{UNITS[age[2]]: int(age[1])})
+        return datetime.now(timezone.utc) - timedelta(**{UNITS[age[2]]: int(age[1])})
     try:
         return datetime.fromisoformat(text).astimezone()
     except ValueError:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any, Final
 
 from loopwright.connectors.openwebui_state import SentEvent
@@ -68,7 +68,7 @@ class OpenWebuiFeedback:
             "kind": kind,
             "value": self.signals[kind],
             "tags": list(self.tags) or None,
-            "occurred_at": datetime.fromtimestamp(self.changed_at, UTC).isoformat(),
+            "occurred_at": datetime.fromtimestamp(self.changed_at, timezone.utc).isoformat(),
             "line": line,
         }
         return {name: part for name, part in event.items() if part is not None}

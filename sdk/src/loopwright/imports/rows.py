@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any, Final, TypeAlias
 
 DEFAULT_USER: Final = "import"
@@ -146,6 +146,6 @@ def time_of(value: Any, name: str) -> str | None:
         return None
     try:
         time = datetime.fromisoformat(value)
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).isoformat()
+        return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).isoformat()
     except (TypeError, ValueError):
         raise BadRow(f"{name} is no time in ISO 8601, for example 2026-03-01T12:00:00Z") from None
