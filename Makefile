@@ -56,7 +56,7 @@ env: ## Create .env with new secrets for docker compose (an existing .env is not
 
 test: setup ## Run all tests; install what they need first
 	@sh deploy/local/chromium.sh
-	@"$(PYTHON)" -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@"$(PYTHON)" -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-vllm: setup ## Run the tests of the vLLM engine on a real server (installs vLLM for CPUs: 5.9 GB)
 	@"$(PYTHON)" -m pytest tests/vllm -v $(ARGS)

@@ -172,7 +172,8 @@ def of_ours(
 def assert_equal(
     one: tuple[float, Gradients], other: tuple[float, Gradients], tolerance: float = 1e-5
 ) -> None:
-    assert one[0] == pytest.approx(other[0], rel=tolerance)
+    # Divergences are small differences of large numbers: of 0.002, rounding changed 3e-8 on one processor.
+    assert one[0] == pytest.approx(other[0], rel=tolerance, abs=tolerance / 100)
     assert one[1].keys() == other[1].keys()
     for name, gradient in one[1].items():
         torch.testing.assert_close(gradient, other[1][name], rtol=1e-3, atol=tolerance / 10)

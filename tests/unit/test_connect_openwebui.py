@@ -380,11 +380,12 @@ def test_signal_ends_polling_with_what_was_sent_remembered(
             return webui(request)
 
     state = str(tmp_path / "webui.sqlite")
+    before = signal.getsignal(signal.SIGINT)
     result = run(service[0], Interrupting(), "--interval", "600", "--state", state)
     assert (result.exit_code, result.stderr) == (0, ""), result.output
     assert "1 feedback objects, 1 events sent" in result.stdout
     assert "0 events sent" in run(service[0], webui, "--once", "--state", state).stdout
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_outage_ends_one_fetch_and_not_polling(service: tuple[str, Feedback], tmp_path: Path) -> None:
