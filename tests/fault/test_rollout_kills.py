@@ -201,6 +201,8 @@ def test_canary_takes_over_though_the_rollout_is_killed_at_each_step(
         LOOPWRIGHT_ROLLOUT_CANARY_DWELL_MINUTES="0.03",
         LOOPWRIGHT_ROLLOUT_CANARY_MIN_USERS="5",
         LOOPWRIGHT_ROLLOUT_CANARY_MARGIN="0.4",
+        # Users who come between a decision and the next look at the decisions have the share of before.
+        LOOPWRIGHT_ROLLOUT_CANARY_SETTLE_SECONDS="2",
     )
     for share in (0.05, 0.25):
         rig.kill()
