@@ -145,7 +145,8 @@ def time_of(value: Any, name: str) -> str | None:
     if value is None or value == "":
         return None
     try:
-        time = datetime.fromisoformat(value)
+        # Python 3.10 does not read the Z.
+        time = datetime.fromisoformat(value[:-1] + "+00:00" if value.endswith("Z") else value)
         return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).isoformat()
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         raise BadRow(f"{name} is no time in ISO 8601, for example 2026-03-01T12:00:00Z") from None
