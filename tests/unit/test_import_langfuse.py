@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -111,6 +111,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
+@example([{"role": [], "content": "hi"}])
 def test_traces_hold_what_the_feedback_service_finds_in_them(value: Any) -> None:
     assert conversation_of(value) == langfuse_ingestion.messages_of(value)
     assert answer_of(value) == langfuse_ingestion.answer_of(value)

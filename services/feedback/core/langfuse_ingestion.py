@@ -111,7 +111,8 @@ def messages_of(value: Any) -> list[dict[str, str]]:
         role, content = (
             (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         )
-        if role not in {"system", "developer", "user", "assistant"} or not isinstance(content, str):
+        # A role may be a list, too, which no set can be asked for.
+        if role not in ("system", "developer", "user", "assistant") or not isinstance(content, str):
             return []
         messages.append({"role": role, "content": content})
     return messages
