@@ -1,0 +1,1 @@
+"""A Gradio chat whose like buttons send feedback."""
