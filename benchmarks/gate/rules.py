@@ -90,21 +90,21 @@ class SimulatedCandidate:
             "corrections": CorrectionScores(votes=votes(*counts)),
             "general_accuracy": self.draw_general(rng),
             "safety": SafetyOutcomes(
-                refused=self._draw_refused(rng),
+                refused=self._draw_shares(rng, self.safety_prompts, self.refusal_flips),
                 answered=_draw_outcomes(rng, self.safety_prompts, self.refusal_flips / 2),
             ),
         }
 
-    def _draw_refused(self, rng: np.random.Generator) -> list[ScorePair]:
-        lasting = self.lasting * self.refusal_flips
-        lasting_gains = _signs(rng, (self.safety_prompts,), lasting)
-        return _shares(rng, lasting_gains, self.refusal_flips - lasting, self.draws)
-
     def draw_general(self, rng: np.random.Generator) -> list[ScorePair]:
         """Return the shares of right answers of candidate and stable, question by question."""
-        lasting = max(self.lasting * self.flips, self.accuracy_loss)
-        lasting_gains = _signs(rng, (self.questions,), lasting, self.accuracy_loss)
-        return _shares(rng, lasting_gains, self.flips - lasting, self.draws)
+        return self._draw_shares(rng, self.questions, self.flips, self.accuracy_loss)
+
+    def _draw_shares(
+        self, rng: np.random.Generator, prompts: int, flips: float, loss: float = 0.0
+    ) -> list[ScorePair]:
+        """Return the shares of right answers of candidate and stable, prompt by prompt."""
+        lasting = max(self.lasting * flips, loss)
+        return _shares(rng, _signs(rng, (prompts,), lasting, loss), flips - lasting, self.draws)
 
 
 def _signs(rng: np.random.Generator, shape: tuple[int, ...], flips: float, loss: float = 0.0) -> Floats:
@@ -126,8 +126,8 @@ def _draw_counts(rng: np.random.Generator, n: int, first: float, second: float) 
     return int(counts[0]), int(counts[1]), int(counts[2])
 
 
-def _draw_outcomes(rng: np.random.Generator, n: int, flips: float, loss: float = 0.0) -> list[OutcomePair]:
-    lost, won, same = _draw_counts(rng, n, (flips + loss) / 2, (flips - loss) / 2)
+def _draw_outcomes(rng: np.random.Generator, n: int, flips: float) -> list[OutcomePair]:
+    lost, won, same = _draw_counts(rng, n, flips / 2, flips / 2)
     return [(False, True)] * lost + [(True, False)] * won + [(True, True)] * same
 
 
