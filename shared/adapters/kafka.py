@@ -131,7 +131,7 @@ class KafkaPublisher:
             if not future.set_running_or_notify_cancel():
                 return
             if error is not None:
-                future.set_exception(self._to_raise(error, record.topic))
+                future.set_exception(self._noted(error, record.topic))
                 return
             topic, partition, offset = message.topic(), message.partition(), message.offset()
             assert topic is not None and partition is not None and offset is not None
@@ -142,7 +142,7 @@ class KafkaPublisher:
             with self._lock:
                 self._producer.produce(record.topic, **_arguments(record), on_delivery=delivered)
         except KafkaException as error:
-            future.set_exception(self._to_raise(error.args[0], record.topic))
+            future.set_exception(self._noted(error.args[0], record.topic))
         except BufferError:
             future.set_exception(
                 Overloaded("the queue of records to send is full: Kafka is slow or unavailable")
@@ -170,11 +170,10 @@ class KafkaPublisher:
             # Records only time out for this reason.
             self._note_problem(str(to_error(error)))
 
-    def _to_raise(self, error: KafkaError, topic: str) -> LoopwrightError:
-        """Return the error for a record that was not delivered. A fatal one is the client's, not the record's."""
+    def _noted(self, error: KafkaError, topic: str = "") -> LoopwrightError:
+        """Note an error, and return the one to raise for a record. A fatal one is the client's, not the record's."""
+        self._note_client_error(error)
         translated = to_error(error, topic=self._kafka.prefix + topic)
-        if error.name() == "_FATAL" or error.fatal():
-            self._broken.set()
         if isinstance(translated, NotPermitted | TopicUnavailable):
             self._note_problem(str(translated))
         elif error.name() in ("_FATAL", "_PURGE_QUEUE", "_PURGE_INFLIGHT") or isinstance(translated, Fatal):
@@ -192,7 +191,7 @@ class KafkaPublisher:
             try:
                 self._producer.poll(0.1)
             except KafkaException as error:  # the client is fatal
-                self._to_raise(error.args[0], "")
+                self._noted(error.args[0])
             if self._broken.is_set():
                 self._replace()
                 # A new client meets the same error if a permission is missing.
