@@ -51,10 +51,12 @@ from loopwright.wire import (
     check,
     choices_of,
     exported_records,
+    feedback_body,
     format_time,
     parse,
     path_of,
     preference_value,
+    response_body,
     unexpected_response,
     without_none,
 )
@@ -143,17 +145,17 @@ class AsyncLoopwright:
             ValueError: `occurred_at` has no time zone.
 
         """
-        event = {
-            "event_id": event_id or new_event_id(),
-            "response_id": response_id,
-            "user_id": user_id,
-            "kind": kind,
-            "value": value,
-            "choice": choice,
-            "tags": list(tags) or None,
-            "occurred_at": format_time("occurred_at", occurred_at),
-            "line": line,
-        }
+        event = feedback_body(
+            response_id,
+            user_id,
+            kind,
+            value,
+            event_id=event_id or new_event_id(),
+            choice=choice,
+            tags=tags,
+            occurred_at=occurred_at,
+            line=line,
+        )
         return parse(await self._post("feedback", path_of("v1", "feedback"), event), Accepted)
 
     async def thumbs_up(
@@ -261,18 +263,18 @@ class AsyncLoopwright:
             Invalid: The response is larger than a training batch can hold (code `oversized`), or a field is invalid.
 
         """
-        response = {
-            "response_id": response_id,
-            "version": version,
-            "messages": [dict(message) for message in messages],
-            "choices": choices_of(text, finish_reason),
-            "user_id": user_id,
-            "metadata": dict(metadata) if metadata else None,
-            "usage": dict(usage) if usage else None,
-            "latency_ms": latency_ms,
-            "created_at": format_time("created_at", created_at),
-            "line": line,
-        }
+        response = response_body(
+            response_id,
+            messages,
+            choices_of(text, finish_reason),
+            version=version,
+            user_id=user_id,
+            metadata=metadata,
+            usage=usage,
+            latency_ms=latency_ms,
+            created_at=created_at,
+            line=line,
+        )
         return parse(await self._post("feedback", path_of("v1", "responses"), response), Recorded)
 
     async def send_many(

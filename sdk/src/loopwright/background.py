@@ -24,7 +24,14 @@ from loopwright.feedback_kinds import FeedbackKind
 from loopwright.models import RowResult
 from loopwright.outbox import FileOutbox, Item, Kind, MemoryOutbox, Outbox, Refusal
 from loopwright.retry import Retry
-from loopwright.wire import FeedbackValue, choices_of, format_time, preference_value, without_none
+from loopwright.wire import (
+    FeedbackValue,
+    choices_of,
+    feedback_body,
+    preference_value,
+    response_body,
+    without_none,
+)
 
 MAX_WAITING: Final = 10_000
 MAX_SPOOL_BYTES: Final = 256 * 1024 * 1024
@@ -126,18 +133,18 @@ class BackgroundLoopwright:
     ) -> str:
         """Send one feedback event, and return its id. See `Loopwright.send`."""
         event_id = event_id or new_event_id()
-        event = {
-            "response_id": response_id,
-            "user_id": user_id,
-            "kind": kind,
-            "value": value,
-            "event_id": event_id,
-            "choice": choice or None,
-            "tags": list(tags) or None,
+        event = feedback_body(
+            response_id,
+            user_id,
+            kind,
+            value,
+            event_id=event_id,
+            choice=choice,
+            tags=tags,
             # When the user gave it, not when an outage has ended.
-            "occurred_at": format_time("occurred_at", occurred_at or datetime.now().astimezone()),
-            "line": line,
-        }
+            occurred_at=occurred_at or datetime.now().astimezone(),
+            line=line,
+        )
         self._put("feedback", event)
         return event_id
 
@@ -206,20 +213,18 @@ class BackgroundLoopwright:
         if (text is None) == (choices is None):
             raise ValueError("pass either text or choices")
         self.record(
-            {
-                "response_id": response_id,
-                "version": version,
-                "messages": [dict(message) for message in messages],
-                "choices": choices_of(text, finish_reason)
-                if text is not None
-                else [dict(one) for one in choices or ()],
-                "user_id": user_id,
-                "metadata": dict(metadata) if metadata else None,
-                "usage": dict(usage) if usage else None,
-                "latency_ms": latency_ms,
-                "created_at": format_time("created_at", created_at or datetime.now().astimezone()),
-                "line": line,
-            }
+            response_body(
+                response_id,
+                messages,
+                choices_of(text, finish_reason) if text is not None else choices or (),
+                version=version,
+                user_id=user_id,
+                metadata=metadata,
+                usage=usage,
+                latency_ms=latency_ms,
+                created_at=created_at or datetime.now().astimezone(),
+                line=line,
+            )
         )
 
     def record(self, response: Mapping[str, Any]) -> None:
@@ -325,14 +330,11 @@ class BackgroundLoopwright:
             loop = self._client()
             send = loop.record_many if kind == "response" else loop.send_many
             results = send([item.row for item in items])
-        except LoopwrightError as error:
-            # Also a wrong key is one that a person corrects while the rows wait.
-            self._outbox.release(numbers)
-            self._warn("failed", f"{len(items)} rows wait for Loopwright: {error}")
-            return False
         except Exception as error:  # noqa: BLE001 - the thread must not end
+            # All rows wait, also with a wrong key: a person corrects it.
             self._outbox.release(numbers)
-            self._warn("failed", f"{len(items)} rows wait for Loopwright: {error!r}")
+            reason = str(error) if isinstance(error, LoopwrightError) else repr(error)
+            self._warn("failed", f"{len(items)} rows wait for Loopwright: {reason}")
             return False
         found = list(zip(items, results, strict=True))
         later = [item.number for item, result in found if result.status_code in LATER]

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from loopwright.event_ids import new_event_id
+from loopwright.wire import response_body, version_name, without_none
 
 Ending = Literal["completed", "failed", "cancelled"]
 MAX_CHOICES: Final = 8
 MAX_ERROR: Final = 2_000
-MAX_VERSION: Final = 256
 _OWN_VERSION: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}@(v[1-9][0-9]*|base)-[0-9a-f]{8}")
 """Version names that only Loopwright's inference has. It records its answers itself."""
 _ID: Final = re.compile(r"[!-~]{1,128}")
@@ -34,8 +34,8 @@ class _Choice:
             }
             for _, call in sorted(self.calls.items())
         ]
-        found = {"index": index, "text": self.text, "finish_reason": self.finish_reason, "tool_calls": calls}
-        return {name: value for name, value in found.items() if value not in (None, [])}
+        found = {"index": index, "text": self.text, "finish_reason": self.finish_reason}
+        return without_none({**found, "tool_calls": calls or None})
 
 
 class CompletionReader:
@@ -75,31 +75,34 @@ class CompletionReader:
             return None
         message = self._error if self._error is not None or error is None else str(error)
         failed = ending == "failed" or self._error is not None
+        counted = self._usage or {}
         usage = {
-            name: (self._usage or {}).get(name)
+            name: counted[name]
             for name in ("prompt_tokens", "completion_tokens")
-            if isinstance((self._usage or {}).get(name), int)
+            if isinstance(counted.get(name), int)
         }
-        metadata = {**(self._request.get("metadata") or {}), **(self._labels.get("metadata") or {})}
-        body = {
-            "response_id": self._id if self._id and _ID.fullmatch(self._id) else new_event_id(),
-            "version": version[:MAX_VERSION] or "unknown",
-            "messages": list(self._request["messages"]),
-            "choices": [choice.to_json(index) for index, choice in sorted(self._choices.items())],
-            "user_id": self._labels.get("user_id")
+        body = response_body(
+            self._id if self._id and _ID.fullmatch(self._id) else new_event_id(),
+            self._request["messages"],
+            [choice.to_json(index) for index, choice in sorted(self._choices.items())],
+            version=version_name(version),
+            user_id=self._labels.get("user_id")
             or self._request.get("safety_identifier")
             or self._request.get("user"),
+            metadata={**(self._request.get("metadata") or {}), **(self._labels.get("metadata") or {})},
+            usage=usage,
+            latency_ms=self._milliseconds(now),
+            line=self._labels.get("line"),
+        )
+        body |= {
             "status": "failed" if failed else ending,
             "error": (message or "")[:MAX_ERROR] or None if failed else None,
-            "metadata": metadata or None,
-            "usage": usage or None,
-            "latency_ms": (now - self._started) * 1000,
-            "first_token_ms": None
-            if self._first_token is None
-            else (self._first_token - self._started) * 1000,
-            "line": self._labels.get("line"),
+            "first_token_ms": None if self._first_token is None else self._milliseconds(self._first_token),
         }
-        return {name: value for name, value in body.items() if value is not None}
+        return without_none(body)
+
+    def _milliseconds(self, until: float) -> float:
+        return (until - self._started) * 1000
 
     def _take(self, part: Mapping[str, Any], now: float, field_name: str) -> None:
         error = part.get("error")

@@ -178,10 +178,7 @@ class FileOutbox:
         """Add a row; see `Outbox.put`. Takes at most `LOCK_S` seconds."""
         try:
             with self._transaction() as database:
-                used = sum(_pragma(database, name) * sign for name, sign in _USED) * _pragma(
-                    database, "page_size"
-                )
-                if used + len(row) > self._max_bytes:
+                if _used_bytes(database) + len(row) > self._max_bytes:
                     raise OutboxFull(f"{self._path} has reached its limit of {self._max_bytes} bytes")
                 database.execute("INSERT INTO waiting (kind, row) VALUES (?, ?)", (kind, row))
         except sqlite3.Error as error:
@@ -283,12 +280,13 @@ class FileOutbox:
         return self._opened
 
 
-_USED: Final = (("page_count", 1), ("freelist_count", -1))
-"""Pages that hold something: those of the file, without the free ones."""
+def _used_bytes(database: sqlite3.Connection) -> int:
+    """Return the size of the file without its free pages."""
 
+    def pragma(name: str) -> int:
+        return int(database.execute(f"PRAGMA {name}").fetchone()[0])
 
-def _pragma(database: sqlite3.Connection, name: str) -> int:
-    return int(database.execute(f"PRAGMA {name}").fetchone()[0])
+    return (pragma("page_count") - pragma("freelist_count")) * pragma("page_size")
 
 
 def _item(number: int, kind: Kind, row: bytes) -> Item:

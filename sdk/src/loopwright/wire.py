@@ -12,6 +12,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from loopwright.errors import Unavailable, problem_from
+from loopwright.feedback_kinds import FeedbackKind
 
 Service = Literal["feedback", "console", "trainer"]
 """Services that the clients call."""
@@ -30,6 +31,8 @@ FeedbackValue: TypeAlias = str | int | Mapping[str, str | int]
 POLL_INTERVAL_S = 0.5
 """Default interval between two requests while a client waits for a result, in seconds."""
 
+MAX_VERSION = 256
+UNKNOWN_MODEL = "unknown"
 T = TypeVar("T")
 
 
@@ -84,6 +87,65 @@ def preference_value(over: str | int | None, under: str | int | None) -> Feedbac
 def choices_of(text: str, finish_reason: str | None) -> Sequence[Mapping[str, str | int]]:
     """Return the only choice of a recorded response."""
     return [without_none({"index": 0, "text": text, "finish_reason": finish_reason})]
+
+
+def feedback_body(
+    response_id: str,
+    user_id: str,
+    kind: FeedbackKind,
+    value: FeedbackValue,
+    *,
+    event_id: str,
+    choice: int,
+    tags: Sequence[str],
+    occurred_at: datetime | None,
+    line: str | None,
+) -> dict[str, Any]:
+    """Return the body of `POST /v1/feedback`. Raises `ValueError` if `occurred_at` has no time zone."""
+    return {
+        "event_id": event_id,
+        "response_id": response_id,
+        "user_id": user_id,
+        "kind": kind,
+        "value": value,
+        "choice": choice,
+        "tags": list(tags) or None,
+        "occurred_at": format_time("occurred_at", occurred_at),
+        "line": line,
+    }
+
+
+def response_body(
+    response_id: str,
+    messages: Sequence[Mapping[str, Any]],
+    choices: Sequence[Mapping[str, Any]],
+    *,
+    version: str,
+    user_id: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    usage: Mapping[str, int] | None = None,
+    latency_ms: float | None = None,
+    created_at: datetime | None = None,
+    line: str | None = None,
+) -> dict[str, Any]:
+    """Return the body of `POST /v1/responses`. Raises `ValueError` if `created_at` has no time zone."""
+    return {
+        "response_id": response_id,
+        "version": version,
+        "messages": [dict(message) for message in messages],
+        "choices": [dict(choice) for choice in choices],
+        "user_id": user_id,
+        "metadata": dict(metadata) if metadata else None,
+        "usage": dict(usage) if usage else None,
+        "latency_ms": latency_ms,
+        "created_at": format_time("created_at", created_at),
+        "line": line,
+    }
+
+
+def version_name(model: object) -> str:
+    """Return the version of a response, from the name of the model that answered."""
+    return str(model)[:MAX_VERSION] if model else UNKNOWN_MODEL
 
 
 def parse(response: httpx.Response, type_: type[T]) -> T:

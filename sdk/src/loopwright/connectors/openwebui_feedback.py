@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from typing import Any, Final
 
 from loopwright.connectors.openwebui_state import SentEvent
+from loopwright.wire import without_none
 
 Json = dict[str, Any]
 RESPONSE_PREFIX: Final = "openwebui-"
@@ -71,7 +72,7 @@ class OpenWebuiFeedback:
             "occurred_at": datetime.fromtimestamp(self.changed_at, timezone.utc).isoformat(),
             "line": line,
         }
-        return {name: part for name, part in event.items() if part is not None}
+        return without_none(event)
 
 
 def retraction(event: SentEvent, line: str | None) -> Json:

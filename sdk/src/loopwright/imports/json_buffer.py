@@ -42,7 +42,7 @@ class JsonBuffer:
             space = _SPACE.match(self._text, self._at)
             self._at = space.end() if space else self._at
             if self.peek():
-                if not self._text[self._at].isspace() or self._text[self._at] not in " \t\r\n":
+                if self._text[self._at] not in " \t\r\n":
                     return
             elif self.is_complete:
                 return

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Final, TypeAlias
 
+from loopwright.wire import without_none
+
 DEFAULT_USER: Final = "import"
 DEFAULT_VERSION: Final = "imported"
 IMPORT_TAG: Final = "imported"
@@ -64,7 +66,7 @@ class Defaults:
 
     def response(self, response_id: str, messages: Any, answer: str, **fields: Any) -> Json:
         """Return a row of `responses:bulk`. Fields that are None are left out."""
-        return _present(
+        return without_none(
             {
                 "response_id": response_id,
                 "version": fields.pop("version", None) or self.version,
@@ -82,7 +84,7 @@ class Defaults:
         event_id = fields.pop("event_id", None) or content_id(
             response_id, user or self.user, kind, value, fields.get("occurred_at")
         )
-        return _present(
+        return without_none(
             {
                 "response_id": response_id,
                 "event_id": event_id,
@@ -94,10 +96,6 @@ class Defaults:
                 **fields,
             }
         )
-
-
-def _present(fields: Json) -> Json:
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def content_id(*content: Any) -> str:

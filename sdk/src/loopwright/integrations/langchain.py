@@ -31,6 +31,7 @@ except ImportError as error:
 
 from loopwright.background import BackgroundLoopwright
 from loopwright.integrations.recording import never_raise, response_body
+from loopwright.wire import without_none
 
 RUN_PREFIX: Final = "lc_run--"
 """LangChain's prefix of the id of an answer, before the id of its run."""
@@ -160,5 +161,5 @@ def _choices(chats: Sequence[ChatGeneration]) -> list[dict[str, Any]]:
             "message": converted,
             "finish_reason": reason if isinstance(reason, str) else None,
         }
-        choices.append({name: value for name, value in choice.items() if value is not None})
+        choices.append(without_none(choice))
     return choices

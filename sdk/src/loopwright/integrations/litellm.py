@@ -26,6 +26,7 @@ except ImportError as error:
 
 from loopwright.background import BackgroundLoopwright
 from loopwright.integrations.recording import never_raise, response_body
+from loopwright.wire import without_none
 
 CHAT_CALLS: Final = frozenset({"completion", "acompletion", None})
 """LiteLLM's names of chats. Embeddings, images and others have no answer to record."""
@@ -104,7 +105,7 @@ def _choice(choice: Any) -> dict[str, Any] | None:
         "message": _plain(message),
         "finish_reason": getattr(choice, "finish_reason", None),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return without_none(found)
 
 
 def _plain(message: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import copy
 from typing import Any, Protocol, TypeVar
 
@@ -144,6 +145,20 @@ def _async_send(inner: Any, recording: _Recording) -> Callable[..., Awaitable[An
     return send
 
 
+@contextmanager
+def _ends(observer: AnswerObserver) -> Iterator[None]:
+    """Report how reading the body ends."""
+    try:
+        yield
+    except (GeneratorExit, asyncio.CancelledError):
+        observer.end("cancelled")
+        raise
+    except BaseException as error:
+        observer.end("failed", error)
+        raise
+    observer.end("completed")
+
+
 class _ObservedBody:
     """Shows the body of a response to an observer while the app reads it."""
 
@@ -161,19 +176,12 @@ class _ObservedBody:
 
     def iter_bytes(self, chunk_size: int | None = None) -> Iterator[bytes]:
         self._reading = True
-        try:
+        with _ends(self._observer):
             for content in self._read(chunk_size):
                 self._observer.data(content)
                 self._reading = False
                 yield content
                 self._reading = True
-        except GeneratorExit:
-            self._observer.end("cancelled")
-            raise
-        except BaseException as error:
-            self._observer.end("failed", error)
-            raise
-        self._observer.end("completed")
 
     def close(self) -> None:
         if not self._reading:
@@ -196,19 +204,12 @@ class _AsyncObservedBody:
 
     async def aiter_bytes(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
         self._reading = True
-        try:
+        with _ends(self._observer):
             async for content in self._read(chunk_size):
                 self._observer.data(content)
                 self._reading = False
                 yield content
                 self._reading = True
-        except (GeneratorExit, asyncio.CancelledError):
-            self._observer.end("cancelled")
-            raise
-        except BaseException as error:
-            self._observer.end("failed", error)
-            raise
-        self._observer.end("completed")
 
     async def aclose(self) -> None:
         if not self._reading:

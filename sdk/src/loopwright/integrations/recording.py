@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Any, Final, ParamSpec
+from typing import Any, ParamSpec
 
-MAX_VERSION: Final = 256
-UNKNOWN_MODEL: Final = "unknown"
+from loopwright import wire
+
 log = logging.getLogger("loopwright.integrations")
 P = ParamSpec("P")
 
@@ -37,15 +37,14 @@ def response_body(
     latency_ms: float | None = None,
     line: str | None = None,
 ) -> dict[str, Any]:
-    """Return the body of `POST /v1/responses`, without the fields that are None."""
-    body = {
-        "response_id": response_id,
-        "version": str(model)[:MAX_VERSION] if model else UNKNOWN_MODEL,
-        "messages": list(messages),
-        "choices": list(choices),
-        "user_id": user_id if isinstance(user_id, str) and user_id else None,
-        "usage": dict(usage) if usage else None,
-        "latency_ms": latency_ms,
-        "line": line,
-    }
-    return {name: value for name, value in body.items() if value is not None}
+    """Return the body of `POST /v1/responses`, with what frameworks call the model and the user."""
+    return wire.response_body(
+        response_id,
+        messages,
+        choices,
+        version=wire.version_name(model),
+        user_id=user_id if isinstance(user_id, str) and user_id else None,
+        usage=usage,
+        latency_ms=latency_ms,
+        line=line,
+    )
